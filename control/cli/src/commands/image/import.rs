@@ -1,0 +1,94 @@
+//! `image import`: begun invisible, filled, published; whatever goes wrong before that removes it.
+
+use std::ffi::OsStr;
+
+use archipelago_node::api::types::{BeginImport, Bulk, Done, VolumeView};
+use archipelago_node::bulk::{BulkClient, BulkOp};
+use archipelago_node::client::{Client, Method, path_segment};
+use archipelago_protocol::{Error, ErrorCode, Name};
+
+use super::interrupt::Interrupt;
+use super::source::{Source, whole_sectors};
+use super::{progress, zeros};
+use crate::output::Output;
+
+pub(super) fn run(file: &OsStr, name: &Name, client: &Client, output: Output) -> Result<(), Error> {
+    let interrupt = Interrupt::new()?;
+    let mut source = Source::open(file, &interrupt)?;
+    let size = whole_sectors(source.len());
+    let bulk: Bulk = client.call(
+        Method::Post,
+        "/v1/images",
+        &BeginImport {
+            name: name.clone(),
+            size,
+        },
+    )?;
+    let path = format!("/v1/images/{}", path_segment(name.as_str()));
+    let published = copy(&mut source, &bulk, &interrupt, output)
+        .and_then(|()| client.call::<_, VolumeView>(Method::Post, &format!("{path}/publish"), &()));
+    match published {
+        Ok(view) => {
+            let (len, filled) = (source.len(), size - source.len());
+            if filled > 0 {
+                output.note(&format!(
+                    "note: {len} bytes are not a multiple of 512: filled up with {filled} zeros"
+                ));
+            }
+            output.print(&view, |_quiet| String::new())
+        }
+        Err(error) => {
+            let removed = client.call::<_, Done>(Method::Delete, &path, &());
+            if let Err(left) = removed.or_else(not_there) {
+                let text = format!("note: the unfinished import `{name}` was not removed: {left}");
+                output.note(&text);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// An import that is gone already needs no removal.
+fn not_there(error: Error) -> Result<Done, Error> {
+    if error.code == ErrorCode::NotFound {
+        Ok(Done {})
+    } else {
+        Err(error)
+    }
+}
+
+/// Copies everything and closes the volume.
+fn copy(
+    source: &mut Source,
+    bulk: &Bulk,
+    interrupt: &Interrupt,
+    output: Output,
+) -> Result<(), Error> {
+    let mut channel = BulkClient::connect(&bulk.socket, interrupt.descriptor())?;
+    let bar = progress(source.len(), output);
+    let mut buffer = vec![0; channel.cell_len()];
+    let mut free: Vec<usize> = (0..channel.cells()).collect();
+    while let Some(piece) = source.next(&mut buffer, interrupt)? {
+        for part in zeros::filled(&buffer[..piece.len]) {
+            let cell = match free.pop() {
+                Some(cell) => cell,
+                None => channel.wait()?,
+            };
+            channel.fill(cell, &buffer[part.clone()]);
+            channel.submit(
+                cell,
+                BulkOp::Write,
+                piece.offset + part.start as u64,
+                part.len(),
+            )?;
+        }
+        bar.set_position(source.position());
+    }
+    while channel.in_flight() > 0 {
+        free.push(channel.wait()?);
+    }
+    channel.submit(0, BulkOp::Finish, 0, 0)?;
+    channel.wait()?;
+    bar.finish_and_clear();
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! What each command does.
+
+mod image;
+mod node;
+mod pool;
+mod volume;
+
+use archipelago_node::client::Client;
+use archipelago_node::config::{InitOptions, Pool, init};
+use archipelago_node::layout::Layout;
+use archipelago_protocol::Error;
+use serde::Serialize;
+
+use crate::options::{Command, Init, Options};
+use crate::output::Output;
+
+/// Runs the command of `options`.
+///
+/// # Errors
+/// Why it failed; the code tells the exit code.
+pub fn run(options: Options, output: Output) -> Result<(), Error> {
+    let layout = Layout::new(options.root.as_deref())?;
+    let client = Client::new(layout.clone());
+    match options.command {
+        Command::Init(options) => initialise(&layout, options, output),
+        Command::Node(command) => node::run(command, &layout, &client, output),
+        Command::Pool(command) => pool::run(command, &client, output),
+        Command::Volume(command) => volume::run(command, &client, output),
+        Command::Image(command) => image::run(command, &client, output),
+    }
+}
+
+fn initialise(layout: &Layout, options: Init, output: Output) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Made<'a> {
+        config: &'a std::path::Path,
+        pool_dir: &'a std::path::Path,
+        placement: String,
+    }
+    let config = init(
+        layout,
+        &InitOptions {
+            pool_dir: options.pool_dir,
+            placement: options.placement,
+        },
+    )?;
+    let (_, Pool::File { directory }) = config.pool();
+    let made = Made {
+        config: layout.config(),
+        pool_dir: directory,
+        placement: config.placement.to_string(),
+    };
+    output.print(&made, |made| {
+        let (config, pool) = (made.config.display(), made.pool_dir.display());
+        format!(
+            "configuration {config}, pool `default` in {pool}\nnext: {} node start",
+            layout.command()
+        )
+    })
+}

@@ -1,0 +1,364 @@
+//! `node run|start|stop|status`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use archipelago_node::api::types::{Done, NodeStatus};
+use archipelago_node::client::{Client, Method};
+use archipelago_node::config::Config;
+use archipelago_node::daemon::NodeLock;
+use archipelago_node::layout::{Layout, role_name};
+use archipelago_protocol::{Error, ErrorCode};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+
+use crate::options::Node;
+use crate::output::{Output, Table};
+
+/// How long a daemon may take until it serves: recovery of the catalogue included.
+const START_PATIENCE: Duration = Duration::from_secs(90);
+/// Characters of a line of counters: with the columns before it some 110.
+const COUNTERS_WIDTH: usize = 64;
+/// Lines of the log that are shown when it does not.
+const TAIL_LINES: usize = 12;
+/// A log of this length is kept as `.old` at a start, and a new one begun.
+const LOG_LEN_MAX: u64 = 16 << 20;
+
+/// What `start` and `stop` say to scripts.
+#[derive(Debug, Serialize)]
+struct Running {
+    running: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+}
+
+pub(super) fn run(
+    command: Node,
+    layout: &Layout,
+    client: &Client,
+    output: Output,
+) -> Result<(), Error> {
+    match command {
+        Node::Run => {
+            let error = daemon(layout).exec();
+            Err(Error::new(
+                ErrorCode::Internal,
+                format!("archipelagod: {error}"),
+            ))
+        }
+        Node::Start => start(layout, output),
+        Node::Stop => stop(layout, client, output),
+        Node::Status => {
+            let status: NodeStatus = client.get("/v1/node/status")?;
+            output.print(&status, render)
+        }
+    }
+}
+
+/// The daemon's program: beside ours, else wherever `PATH` says.
+fn daemon(layout: &Layout) -> Command {
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|program| program.with_file_name("archipelagod"));
+    let program = beside
+        .filter(|program| program.exists())
+        .unwrap_or_else(|| PathBuf::from("archipelagod"));
+    let mut command = Command::new(program);
+    command.env_remove(archipelago_node::layout::ROOT_VARIABLE);
+    if let Some(root) = layout.root() {
+        command.arg("--root").arg(root);
+    }
+    command
+}
+
+fn start(layout: &Layout, output: Output) -> Result<(), Error> {
+    // Judged here, where the person who can mend it looks.
+    Config::read(layout.config())?;
+    let (log, from) = open_log(layout)?;
+    let mut child = daemon(layout)
+        .arg("--background")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(|error| {
+            Error::new(
+                ErrorCode::Unavailable,
+                format!("starting archipelagod: {error}"),
+            )
+        })?;
+    let beginning = await_ready(&mut child);
+    if beginning != Beginning::Ready {
+        return Err(not_started(layout, &mut child, beginning, from, output));
+    }
+    output.print(
+        &Running {
+            running: true,
+            pid: Some(child.id()),
+        },
+        |_quiet| String::new(),
+    )
+}
+
+fn open_log(layout: &Layout) -> Result<(File, u64), Error> {
+    let path = layout.log();
+    let failed =
+        |error: std::io::Error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display()));
+    std::fs::create_dir_all(layout.run()).map_err(failed)?;
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_LEN_MAX) {
+        std::fs::rename(&path, path.with_extension("log.old")).map_err(failed)?;
+    }
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    Ok((file, len))
+}
+
+/// What became of a daemon that was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    Ready,
+    /// It closed its output without a word: it is about to exit.
+    Ended,
+    Late,
+}
+
+/// Waits until the daemon says that it serves, ends, or takes too long.
+fn await_ready(child: &mut Child) -> Beginning {
+    let Some(mut stdout) = child.stdout.take() else {
+        return Beginning::Late;
+    };
+    let patience = PollTimeout::try_from(START_PATIENCE).unwrap_or(PollTimeout::MAX);
+    let mut descriptors = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+    if !matches!(poll(&mut descriptors, patience), Ok(1..)) {
+        return Beginning::Late;
+    }
+    let mut word = [0; 6];
+    if stdout.read_exact(&mut word).is_ok() && &word == b"ready\n" {
+        Beginning::Ready
+    } else {
+        Beginning::Ended
+    }
+}
+
+/// Why the daemon did not start: its last words and its exit code say so.
+fn not_started(
+    layout: &Layout,
+    child: &mut Child,
+    beginning: Beginning,
+    from: u64,
+    output: Output,
+) -> Error {
+    // Not asked whether it has exited: one that is just ending would be taken for a late one.
+    let late = beginning == Beginning::Late;
+    if late {
+        let _gone = child.kill();
+    }
+    let exit = child
+        .wait()
+        .ok()
+        .and_then(|status| status.code())
+        .and_then(|code| u8::try_from(code).ok());
+    let in_use = exit == Some(ErrorCode::InUse.exit_code());
+    if in_use && let Err(held) = NodeLock::take(layout) {
+        return held;
+    }
+    let tail = tail(layout, from);
+    output.note(&tail.join("\n"));
+    let code = exit
+        .and_then(|exit| {
+            ErrorCode::ALL
+                .into_iter()
+                .find(|code| exit != 1 && code.exit_code() == exit)
+        })
+        .unwrap_or(ErrorCode::Unavailable);
+    let last = tail
+        .iter()
+        .rev()
+        .find_map(|line| line.split_once(" ERROR "))
+        .map(|(_, text)| text);
+    let why = match (late, last) {
+        (true, _) => format!("it did not serve within {} s", START_PATIENCE.as_secs()),
+        (false, Some(text)) => text
+            .split_once(": ")
+            .map_or(text, |(_, text)| text)
+            .to_owned(),
+        (false, None) => "it ended without a word".to_owned(),
+    };
+    Error::new(code, format!("the node daemon did not start: {why}"))
+        .with_hint(format!("its log: {}", layout.log().display()))
+}
+
+fn tail(layout: &Layout, from: u64) -> Vec<String> {
+    let mut text = Vec::new();
+    let read = File::open(layout.log()).and_then(|mut file| {
+        file.seek(SeekFrom::Start(from))?;
+        file.take(LOG_LEN_MAX).read_to_end(&mut text)
+    });
+    if let Err(error) = read {
+        return vec![format!("{}: {error}", layout.log().display())];
+    }
+    let lines: Vec<String> = String::from_utf8_lossy(&text)
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].to_vec()
+}
+
+fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
+    let asked: Result<Done, Error> = client.call(Method::Post, "/v1/node/stop", &());
+    match asked {
+        Ok(Done {}) => {}
+        // Nobody there is what was asked for; a daemon that is just ending is waited for below.
+        Err(error) if error.code == ErrorCode::Unavailable => {}
+        Err(error) => return Err(error),
+    }
+    NodeLock::wait_free(layout)?;
+    output.print(
+        &Running {
+            running: false,
+            pid: None,
+        },
+        |_quiet| String::new(),
+    )
+}
+
+/// The counters that count something, in lines of at most [`COUNTERS_WIDTH`].
+fn wrap(counters: &[(String, u64)]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for (name, value) in counters.iter().filter(|(_, value)| *value != 0) {
+        let counter = format!("{name} {value}");
+        match lines.last_mut() {
+            // 3: the comma and the space before it, and the comma that may follow.
+            Some(line) if line.len() + counter.len() + 3 <= COUNTERS_WIDTH => {
+                line.push_str(", ");
+                line.push_str(&counter);
+            }
+            Some(line) => {
+                line.push(',');
+                lines.push(counter);
+            }
+            None => lines.push(counter),
+        }
+    }
+    lines
+}
+
+fn render(status: &NodeStatus) -> String {
+    let mut text = format!(
+        "archipelagod {}, process {}, placement {}\n\n",
+        status.version, status.pid, status.placement
+    );
+    let mut peers = Table::new(&["PEER", "PROCESS", "RESTARTS", "STATE", "COUNTERS"]);
+    let mut channels = Table::new(&[
+        "CHANNEL",
+        "TRANSPORT",
+        "REQUESTS",
+        "IN FLIGHT",
+        "CONNECTIONS",
+    ]);
+    for process in &status.processes {
+        let pid = if process.pid == 0 {
+            "-".to_owned()
+        } else {
+            process.pid.to_string()
+        };
+        let state = if process.serving {
+            "serving"
+        } else {
+            "not serving"
+        };
+        if process.peers.is_empty() {
+            let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
+            peers.row([
+                roles.join("+"),
+                pid,
+                process.restarts.to_string(),
+                state.to_owned(),
+                String::new(),
+            ]);
+            continue;
+        }
+        for peer in &process.peers {
+            let mut lines = wrap(&peer.counters).into_iter();
+            peers.row([
+                peer.name.clone(),
+                pid.clone(),
+                process.restarts.to_string(),
+                state.to_owned(),
+                lines.next().unwrap_or_default(),
+            ]);
+            for line in lines {
+                let blank = String::new;
+                peers.row([blank(), blank(), blank(), blank(), line]);
+            }
+        }
+        for channel in &process.channels {
+            channels.row([
+                format!("{} -> {}", channel.client, channel.server),
+                channel.transport.clone(),
+                channel.requests.to_string(),
+                channel.in_flight.to_string(),
+                channel.incarnation.to_string(),
+            ]);
+        }
+    }
+    text.push_str(&peers.render());
+    if !channels.is_empty() {
+        text.push('\n');
+        text.push_str(&channels.render());
+    }
+    let mut attachments = Table::new(&["ATTACHED", "MODE", "QUEUES", "SOCKET"]);
+    for attachment in &status.attachments {
+        let mode = if attachment.read_only {
+            "read-only"
+        } else {
+            "read-write"
+        };
+        attachments.row([
+            attachment.name.to_string(),
+            mode.to_owned(),
+            attachment.queues.to_string(),
+            attachment.socket.display().to_string(),
+        ]);
+    }
+    if !attachments.is_empty() {
+        text.push('\n');
+        text.push_str(&attachments.render());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_of_counters_wrap_and_lose_nothing() {
+        let counters: Vec<(String, u64)> = (0..40)
+            .map(|number| (format!("counter_{number}"), number * 1_000_003))
+            .collect();
+        let lines = wrap(&counters);
+        assert!(
+            lines.iter().all(|line| line.len() <= COUNTERS_WIDTH),
+            "{lines:?}"
+        );
+        let told = lines.join(" ");
+        let expected: Vec<String> = counters[1..]
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        assert_eq!(told, expected.join(", "));
+        assert!(wrap(&counters[..1]).is_empty());
+    }
+}

@@ -1,0 +1,195 @@
+//! `volume ...`: each is one request to the daemon, a listing one for each page.
+
+use archipelago_node::api::types::{
+    AttachVolume, Attachment, CloneVolume, CreateVolume, Done, RenameVolume, ResizeVolume,
+    SnapshotVolume, VolumePage, VolumeView,
+};
+use archipelago_node::client::{Client, Method, path_segment};
+use archipelago_protocol::{Error, Name};
+use serde::Serialize;
+
+use crate::options::Volume;
+use crate::output::{Output, Table, date, facts, kind_name, tree};
+use crate::size::human;
+
+/// Everything that has a name.
+#[derive(Debug, Serialize)]
+struct VolumeList {
+    volumes: Vec<VolumeView>,
+}
+
+pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<(), Error> {
+    match command {
+        Volume::Create {
+            name,
+            size,
+            pool,
+            object_size,
+        } => {
+            let body = CreateVolume {
+                name,
+                size,
+                pool,
+                object_size,
+            };
+            made(client.call(Method::Post, "/v1/volumes", &body)?, output)
+        }
+        Volume::Snapshot { volume, name } => made(
+            client.call(
+                Method::Post,
+                &path(&volume, "/snapshot"),
+                &SnapshotVolume { name },
+            )?,
+            output,
+        ),
+        Volume::Clone { source, name, size } => made(
+            client.call(
+                Method::Post,
+                &path(&source, "/clone"),
+                &CloneVolume { name, size },
+            )?,
+            output,
+        ),
+        Volume::List { tree: as_tree } => {
+            let list = VolumeList {
+                volumes: list(client)?,
+            };
+            output.print(&list, |list| {
+                if as_tree {
+                    tree(&list.volumes)
+                } else {
+                    table(&list.volumes)
+                }
+            })
+        }
+        Volume::Info { name } => {
+            let view: VolumeView = client.get(&path(&name, ""))?;
+            output.print(&view, info)
+        }
+        Volume::Resize { name, size, force } => made(
+            client.call(
+                Method::Post,
+                &path(&name, "/resize"),
+                &ResizeVolume { size, force },
+            )?,
+            output,
+        ),
+        Volume::Rename { old, new } => made(
+            client.call(
+                Method::Post,
+                &path(&old, "/rename"),
+                &RenameVolume { to: new },
+            )?,
+            output,
+        ),
+        Volume::Remove { name } => {
+            done(client.call(Method::Delete, &path(&name, ""), &())?, output)
+        }
+        Volume::Attach {
+            name,
+            queues,
+            read_only,
+        } => {
+            let body = AttachVolume {
+                queues,
+                read_only: read_only.then_some(true),
+            };
+            let attachment: Attachment =
+                client.call(Method::Post, &path(&name, "/attach"), &body)?;
+            output.print(&attachment, |attachment| {
+                attachment.socket.display().to_string()
+            })
+        }
+        Volume::Detach { name } => done(
+            client.call(Method::Post, &path(&name, "/detach"), &())?,
+            output,
+        ),
+    }
+}
+
+/// Path of what is done to `name`.
+pub(super) fn path(name: &Name, action: &str) -> String {
+    format!("/v1/volumes/{}{action}", path_segment(name.as_str()))
+}
+
+fn made(view: VolumeView, output: Output) -> Result<(), Error> {
+    output.print(&view, |_quiet| String::new())
+}
+
+fn done(done: Done, output: Output) -> Result<(), Error> {
+    output.print(&done, |_quiet| String::new())
+}
+
+fn list(client: &Client) -> Result<Vec<VolumeView>, Error> {
+    let mut volumes = Vec::new();
+    let mut path = "/v1/volumes".to_owned();
+    loop {
+        let page: VolumePage = client.get(&path)?;
+        volumes.extend(page.volumes);
+        match page.next {
+            None => return Ok(volumes),
+            Some(after) => path = format!("/v1/volumes?after={}", path_segment(after.as_str())),
+        }
+    }
+}
+
+fn parent(view: &VolumeView) -> String {
+    view.entry
+        .parent
+        .as_ref()
+        .map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+fn table(volumes: &[VolumeView]) -> String {
+    let mut table = Table::new(&["NAME", "KIND", "SIZE", "PARENT", "ATTACHED", "CREATED"]);
+    for view in volumes {
+        let attached = match &view.attachment {
+            None => "-",
+            Some(attachment) if attachment.read_only => "read-only",
+            Some(_) => "yes",
+        };
+        table.row([
+            view.entry.name.to_string(),
+            kind_name(view.entry.kind).to_owned(),
+            human(view.entry.size),
+            parent(view),
+            attached.to_owned(),
+            date(view.entry.created),
+        ]);
+    }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render()
+    }
+}
+
+fn info(view: &VolumeView) -> String {
+    let entry = &view.entry;
+    let mut rows = vec![
+        ("name", entry.name.to_string()),
+        ("kind", kind_name(entry.kind).to_owned()),
+        (
+            "size",
+            format!("{} ({} bytes)", human(entry.size), entry.size),
+        ),
+        ("object size", human(entry.object_size.bytes())),
+        ("pool", view.pool.to_string()),
+        ("parent", parent(view)),
+        ("lineage", entry.lineage.to_string()),
+        ("created", date(entry.created)),
+    ];
+    match &view.attachment {
+        None => rows.push(("attached", "no".to_owned())),
+        Some(attachment) => {
+            let mode = if attachment.read_only {
+                "read-only"
+            } else {
+                "read-write"
+            };
+            rows.push(("attached", format!("{mode}, queues: {}", attachment.queues)));
+            rows.push(("socket", attachment.socket.display().to_string()));
+        }
+    }
+    facts(&rows)
+}

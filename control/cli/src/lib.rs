@@ -1,0 +1,20 @@
+//! The `archipelago` command.
+//!
+//! * [`options`]: the command line, parsed into checked types.
+//! * [`commands`]: what each command does: mostly one request to the node daemon.
+//! * [`output`]: tables for people, one JSON object for scripts, and errors for both.
+//!
+//! One design decision: the command holds no state and takes no lock; whatever it changes, it asks the daemon for. The
+//! exceptions are `init`, which must work before there is a daemon, and the bytes of an image, which it copies itself over
+//! a segment channel.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.
+//!
+//! This crate never opens a pool.
+
+#![forbid(unsafe_code)]
+
+pub mod commands;
+pub mod options;
+pub mod output;
+mod size;

@@ -1,0 +1,54 @@
+//! The `archipelago` command: parse, run, print, exit with the code.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use archipelago_cli::commands;
+use archipelago_cli::options::Options;
+use archipelago_cli::output::Output;
+use archipelago_protocol::{Error, ErrorCode};
+use clap::Parser;
+use clap::error::ErrorKind;
+
+fn main() -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => return usage(&error),
+    };
+    let output = Output::new(options.json);
+    match commands::run(options, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.fail(&error);
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+/// A command line that does not parse, or a request for help.
+fn usage(error: &clap::Error) -> ExitCode {
+    let help = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if !help && std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.render().to_string();
+        let message = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ")
+            .to_owned();
+        Output::new(true)
+            .fail(&Error::new(ErrorCode::Invalid, message).with_hint("archipelago --help"));
+    } else {
+        // A reader that has gone is no reason to fail.
+        let _printed = error.print();
+    }
+    ExitCode::from(if help {
+        0
+    } else {
+        ErrorCode::Invalid.exit_code()
+    })
+}

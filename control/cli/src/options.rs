@@ -1,0 +1,191 @@
+//! The command line. Others script against it: names, options and exit codes are fixed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use archipelago_node::config::Placement;
+use archipelago_node::layout::ROOT_VARIABLE;
+use archipelago_protocol::{Name, ObjectSize};
+use clap::{Args, Parser, Subcommand};
+
+use crate::size::{object_size, volume_size};
+
+const AFTER: &str = "Names are 1 to 255 of A-Z a-z 0-9 . _ @ : + -, not starting with a dot or dash; volumes, snapshots and images share one
+name space. Sizes are bytes, or a number with K M G T (binary): multiples of 512, up to 1 PiB.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
+
+/// Thin volumes for virtual machines: instant clones and snapshots, attached over vhost-user.
+#[derive(Debug, Parser)]
+#[command(name = "archipelago", version, after_help = AFTER, disable_help_subcommand = true)]
+pub struct Options {
+    /// Directory that holds everything of the node; without it /etc, /run and /var/lib/archipelago
+    #[arg(long, global = true, value_name = "DIR", env = ROOT_VARIABLE)]
+    pub root: Option<PathBuf>,
+    /// Print one JSON object, errors too
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a configuration and make its directories
+    Init(Init),
+    /// The node daemon
+    #[command(subcommand)]
+    Node(Node),
+    /// Pools: where volumes are stored
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Volumes and snapshots
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Images: frozen, to be cloned from
+    #[command(subcommand)]
+    Image(Image),
+}
+
+/// Options of `init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Directory of the pool `default`
+    #[arg(long, value_name = "DIR")]
+    pub pool_dir: Option<PathBuf>,
+    /// Where the peers run: fused (one data process) or split (a process each)
+    #[arg(long, value_name = "fused|split", default_value_t = Placement::Fused)]
+    pub placement: Placement,
+}
+
+/// Commands on the node.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Node {
+    /// Run the daemon in the foreground
+    Run,
+    /// Start the daemon; returns when requests are served
+    Start,
+    /// Stop the daemon; returns when all is drained
+    Stop,
+    /// Show the processes, the channels between them and what is attached
+    Status,
+}
+
+/// Commands on pools.
+#[derive(Debug, Subcommand)]
+pub enum Pool {
+    /// List the pools
+    List,
+    /// Show a pool
+    Info {
+        /// The pool
+        name: Name,
+    },
+}
+
+/// Commands on volumes.
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// Make an empty volume
+    Create {
+        /// Its name
+        name: Name,
+        /// Its size
+        #[arg(long, value_parser = volume_size)]
+        size: u64,
+        /// The pool
+        #[arg(long)]
+        pool: Option<Name>,
+        /// Size of its objects: a power of two from 64K to 32M
+        #[arg(long, value_name = "SIZE", value_parser = object_size)]
+        object_size: Option<ObjectSize>,
+    },
+    /// Make a snapshot of a volume, which may be running
+    Snapshot {
+        /// The volume
+        volume: Name,
+        /// Name of the snapshot
+        name: Name,
+    },
+    /// Make a volume that begins as a snapshot or image
+    Clone {
+        /// A snapshot or image
+        source: Name,
+        /// Name of the clone
+        name: Name,
+        /// Its size, at least the source's
+        #[arg(long, value_parser = volume_size)]
+        size: Option<u64>,
+    },
+    /// List volumes, snapshots and images
+    List {
+        /// Show what was made from what
+        #[arg(long)]
+        tree: bool,
+    },
+    /// Show a volume, snapshot or image
+    Info {
+        /// Its name
+        name: Name,
+    },
+    /// Give a volume another size; a running guest is told
+    Resize {
+        /// The volume
+        name: Name,
+        /// The new size
+        #[arg(value_parser = volume_size)]
+        size: u64,
+        /// Allow to shrink a detached volume: what lies beyond is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give it another name
+    Rename {
+        /// The old name
+        old: Name,
+        /// The new name
+        new: Name,
+    },
+    /// Remove a volume, snapshot or image; clones of it live on
+    Remove {
+        /// Its name
+        name: Name,
+    },
+    /// Serve a volume at a vhost-user socket and print its path; the same again prints the same
+    Attach {
+        /// The volume
+        name: Name,
+        /// Request queues offered [default: 1]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_node::hosting::QUEUES_MAX)))]
+        queues: Option<u16>,
+        /// Refuse writes
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Serve a volume no longer
+    Detach {
+        /// The volume
+        name: Name,
+    },
+}
+
+/// Commands on images.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Make an image of a raw file or device
+    Import {
+        /// A raw file or device, - for the standard input
+        file: OsString,
+        /// Name of the image
+        name: Name,
+    },
+    /// Copy an image, a snapshot or a detached volume to a raw file or device
+    Export {
+        /// What to copy
+        name: Name,
+        /// A raw file or device, - for the standard output
+        file: OsString,
+    },
+}

@@ -1,0 +1,308 @@
+//! The whole of it: a real daemon in a temporary directory, asked by the real command, in both placements.
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Output, Stdio};
+    use std::time::Duration;
+
+    use nix::poll::{PollTimeout, poll};
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use serde_json::Value;
+
+    const PLACEMENTS: [&str; 2] = ["fused", "split"];
+    /// How long anything may take before a test gives up.
+    const DEADLINE: Duration = Duration::from_secs(60);
+    const STEP_MS: u16 = 10;
+
+    /// The daemon's program: where Cargo put it, beside this test's own.
+    fn programs() -> PathBuf {
+        let own = std::env::current_exe().unwrap();
+        own.ancestors().nth(2).unwrap().to_owned()
+    }
+
+    /// A node; its daemon is killed when the test ends, whatever way it ends.
+    struct Node {
+        dir: tempfile::TempDir,
+    }
+
+    impl Node {
+        /// `None`: the daemon's program was not built along.
+        fn start(placement: &str) -> Option<Node> {
+            if !programs().join("archipelagod").exists() {
+                let hint = "cargo build -p archipelago-node";
+                println!("skipped: there is no archipelagod beside the tests; {hint}");
+                return None;
+            }
+            let node = Node {
+                dir: tempfile::tempdir().unwrap(),
+            };
+            node.done(&["init", "--placement", placement]);
+            node.done(&["node", "start"]);
+            Some(node)
+        }
+
+        fn root(&self) -> &Path {
+            self.dir.path()
+        }
+
+        fn command(&self, arguments: &[&str]) -> Command {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
+            command.args(arguments).env("ARCHIPELAGO_ROOT", self.root());
+            command
+        }
+
+        fn output(&self, arguments: &[&str]) -> Output {
+            self.command(arguments).output().unwrap()
+        }
+
+        /// Expects success; gives the standard output.
+        fn done(&self, arguments: &[&str]) -> String {
+            let output = self.output(arguments);
+            let log = || std::fs::read_to_string(self.root().join("run/archipelagod.log"));
+            assert!(
+                output.status.success(),
+                "{arguments:?}: {output:?}\n{:?}",
+                log()
+            );
+            String::from_utf8(output.stdout).unwrap()
+        }
+
+        fn json(&self, arguments: &[&str]) -> Value {
+            let all: Vec<&str> = ["--json"].iter().chain(arguments).copied().collect();
+            serde_json::from_str(&self.done(&all)).unwrap()
+        }
+
+        /// Expects exit code `code`, a hint for people and an error object for scripts.
+        fn refused(&self, arguments: &[&str], code: i32, name: &str) {
+            let all: Vec<&str> = ["--json"].iter().chain(arguments).copied().collect();
+            let output = self.output(&all);
+            assert_eq!(
+                output.status.code(),
+                Some(code),
+                "{arguments:?}: {output:?}"
+            );
+            let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(value["error"]["code"], name, "{arguments:?}: {value}");
+            assert!(!value["error"]["message"].as_str().unwrap().is_empty());
+        }
+
+        fn write(&self, name: &str, parts: &[(u64, &[u8])], len: u64) -> String {
+            let path = self.root().join(name);
+            let file = std::fs::File::create(&path).unwrap();
+            file.set_len(len).unwrap();
+            for (offset, data) in parts {
+                file.write_all_at(data, *offset).unwrap();
+            }
+            path.to_str().unwrap().to_owned()
+        }
+
+        fn exported(&self, name: &str) -> Vec<u8> {
+            let path = self.root().join("exported");
+            self.done(&["image", "export", name, path.to_str().unwrap()]);
+            std::fs::read(path).unwrap()
+        }
+
+        fn kill(&self, pid: &Value) {
+            let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
+            assert!(pid > 1);
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        }
+
+        fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
+            for _ in 0..DEADLINE.as_millis() / u128::from(STEP_MS) {
+                if condition() {
+                    return;
+                }
+                poll(&mut [], PollTimeout::from(STEP_MS)).unwrap();
+            }
+            panic!("waited for {what}");
+        }
+
+        fn daemon(&self) -> Option<i32> {
+            let text = std::fs::read_to_string(self.root().join("run/lock")).ok()?;
+            text.trim().parse().ok()
+        }
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            let stopped = self.output(&["node", "stop"]).status.success();
+            if let (false, Some(pid)) = (stopped, self.daemon()) {
+                // Its children die with it.
+                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn pattern(seed: u8, len: usize) -> Vec<u8> {
+        // 251 is a prime, so no two blocks near each other look alike.
+        let numbers = (0..251_u8).cycle().take(len);
+        numbers.map(|number| number.wrapping_add(seed)).collect()
+    }
+
+    #[test]
+    fn volumes_live_through_all_commands() {
+        for placement in PLACEMENTS {
+            let Some(node) = Node::start(placement) else {
+                return;
+            };
+            node.done(&[
+                "volume",
+                "create",
+                "a",
+                "--size",
+                "1G",
+                "--object-size",
+                "1M",
+            ]);
+            node.refused(&["volume", "create", "a", "--size", "1G"], 4, "exists");
+            node.refused(
+                &["volume", "create", "b", "--size", "1G", "--pool", "x"],
+                3,
+                "not-found",
+            );
+            node.done(&["volume", "snapshot", "a", "s"]);
+            node.refused(&["volume", "snapshot", "a", "s"], 4, "exists");
+            node.refused(&["volume", "snapshot", "s", "t"], 2, "invalid");
+            node.done(&["volume", "clone", "s", "c", "--size", "2G"]);
+            node.refused(&["volume", "clone", "a", "d"], 2, "invalid");
+            node.refused(&["volume", "clone", "s", "d", "--size", "1M"], 2, "invalid");
+            node.refused(&["volume", "clone", "nothing", "d"], 3, "not-found");
+            let tree = node.done(&["volume", "list", "--tree"]);
+            assert_eq!(
+                tree,
+                "a  (volume, 1G)\n└─ s  (snapshot, 1G)\n   └─ c  (volume, 2G)\n"
+            );
+            let socket = node.done(&["volume", "attach", "a", "--queues", "2"]);
+            assert_eq!(node.done(&["volume", "attach", "a"]), socket);
+            assert!(Path::new(socket.trim()).exists());
+            node.refused(&["volume", "attach", "a", "--queues", "3"], 5, "in-use");
+            node.refused(&["volume", "attach", "s"], 2, "invalid");
+            node.refused(&["volume", "attach", "nothing"], 3, "not-found");
+            node.refused(&["volume", "remove", "a"], 5, "in-use");
+            node.refused(&["volume", "resize", "a", "512M", "--force"], 5, "in-use");
+            node.done(&["volume", "resize", "a", "3G"]);
+            node.done(&["volume", "rename", "a", "z"]);
+            assert_eq!(node.json(&["volume", "info", "z"])["size"], 3_u64 << 30);
+            node.refused(&["volume", "info", "a"], 3, "not-found");
+            node.done(&["volume", "detach", "z"]);
+            assert!(!Path::new(socket.trim()).exists());
+            node.refused(&["volume", "detach", "z"], 3, "not-found");
+            node.refused(&["volume", "resize", "z", "1G"], 2, "invalid");
+            node.done(&["volume", "resize", "z", "1G", "--force"]);
+            node.done(&["volume", "remove", "s"]);
+            node.done(&["volume", "remove", "z"]);
+            let list = node.json(&["volume", "list"]);
+            let names: Vec<&Value> = list["volumes"].as_array().unwrap().iter().collect();
+            assert_eq!(names.len(), 1, "{list}");
+            assert_eq!(names[0]["name"], "c");
+            assert_eq!(node.json(&["pool", "info", "default"])["entries"], 1);
+        }
+    }
+
+    #[test]
+    fn images_come_back_as_they_went_in() {
+        for placement in PLACEMENTS {
+            let Some(node) = Node::start(placement) else {
+                return;
+            };
+            let (first, last) = (pattern(1, 3_000_000), pattern(2, 777));
+            let len = (40 << 20) + 777;
+            let file = node.write("disk", &[(4096, &first), (40 << 20, &last)], len);
+            node.done(&["image", "import", &file, "i"]);
+            let mut expected = std::fs::read(&file).unwrap();
+            expected.resize(expected.len().next_multiple_of(512), 0);
+            assert!(node.exported("i") == expected);
+            node.refused(&["image", "import", &file, "i"], 4, "exists");
+            node.refused(&["image", "import", "/nonexistent", "j"], 3, "not-found");
+            let mut child = node
+                .command(&["image", "import", "-", "p"])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(&expected).unwrap();
+            assert!(child.wait().unwrap().success());
+            assert!(node.output(&["image", "export", "p", "-"]).stdout == expected);
+            node.done(&["volume", "clone", "i", "v"]);
+            assert!(node.exported("v") == expected);
+            node.done(&["volume", "snapshot", "v", "s"]);
+            assert!(node.exported("s") == expected);
+            // After a restart too: nothing of this was only in memory.
+            node.done(&["node", "stop"]);
+            node.done(&["node", "start"]);
+            assert!(node.exported("s") == expected);
+        }
+    }
+
+    #[test]
+    fn a_killed_daemon_or_process_comes_back_with_everything() {
+        for placement in PLACEMENTS {
+            let Some(node) = Node::start(placement) else {
+                return;
+            };
+            let file = node.write("disk", &[(0, &pattern(3, 1_000_000))], 8 << 20);
+            node.done(&["image", "import", &file, "i"]);
+            node.done(&["volume", "clone", "i", "v"]);
+            let socket = node.done(&["volume", "attach", "v"]);
+            let count = node.json(&["node", "status"])["processes"]
+                .as_array()
+                .unwrap()
+                .len();
+            assert_eq!(count, if placement == "fused" { 1 } else { 3 });
+            for index in 0..count {
+                let before = node.json(&["node", "status"])["processes"][index].clone();
+                node.kill(&before["pid"]);
+                node.wait("a new life", || {
+                    let process = &node.json(&["node", "status"])["processes"][index];
+                    process["restarts"] == 1 && process["serving"] == true
+                });
+                node.wait("the socket", || Path::new(socket.trim()).exists());
+                assert_eq!(node.done(&["volume", "attach", "v"]), socket, "{before}");
+                assert!(node.exported("i") == std::fs::read(&file).unwrap());
+            }
+            let status = node.json(&["node", "status"]);
+            node.kill(&status["pid"]);
+            node.wait("the children's end", || {
+                status["processes"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|process| !Path::new(&format!("/proc/{}", process["pid"])).exists())
+            });
+            node.done(&["node", "start"]);
+            assert_eq!(node.done(&["volume", "attach", "v"]), socket);
+            assert!(node.exported("i") == std::fs::read(&file).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_second_daemon_hears_who_holds_the_node() {
+        let Some(node) = Node::start("fused") else {
+            return;
+        };
+        let pid = node.json(&["node", "status"])["pid"].to_string();
+        node.refused(&["node", "start"], 5, "in-use");
+        let output = node.output(&["node", "run"]);
+        assert_eq!(output.status.code(), Some(5));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(&pid));
+        node.done(&["node", "stop"]);
+        node.done(&["node", "stop"]);
+        node.refused(&["node", "status"], 1, "unavailable");
+    }
+
+    #[test]
+    fn damaged_run_state_is_named_and_nothing_starts() {
+        let Some(node) = Node::start("fused") else {
+            return;
+        };
+        node.done(&["node", "stop"]);
+        std::fs::write(node.root().join("state/attachments.json"), "{").unwrap();
+        node.refused(&["node", "start"], 7, "damaged");
+        std::fs::remove_file(node.root().join("state/attachments.json")).unwrap();
+        node.done(&["node", "start"]);
+    }
+}

@@ -1,0 +1,275 @@
+//! Routes: a path, a method, and the call of the node that answers it.
+//!
+//! The table [`ROUTES`] is compared with `openapi.json` by a test, and the router is built from the same table.
+
+use std::sync::Arc;
+
+use archipelago_protocol::catalogue::PAGE_MAX;
+use archipelago_protocol::{Error, ErrorCode, Name};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::types::{Done, Failure, PoolList};
+use crate::daemon::Node;
+
+/// The description of the API.
+const OPENAPI: &str = include_str!("openapi.json");
+/// Longest body of a request: names and numbers.
+const BODY_LEN_MAX: usize = 64 << 10;
+
+type Shared = State<Arc<Node>>;
+type Answer = Result<Response, Refusal>;
+type Routes = Vec<(&'static str, &'static str, MethodRouter<Arc<Node>>)>;
+
+/// Path, method and handler of everything that the API offers.
+fn routes() -> Routes {
+    vec![
+        ("/v1/openapi.json", "get", get(openapi)),
+        ("/v1/node/status", "get", get(status)),
+        ("/v1/node/stop", "post", post(stop)),
+        ("/v1/pools", "get", get(pools)),
+        ("/v1/pools/{name}", "get", get(pool)),
+        ("/v1/volumes", "get", get(list)),
+        ("/v1/volumes", "post", post(create)),
+        ("/v1/volumes/{name}", "get", get(info)),
+        ("/v1/volumes/{name}", "delete", delete(remove)),
+        ("/v1/volumes/{name}/snapshot", "post", post(snapshot)),
+        ("/v1/volumes/{name}/clone", "post", post(clone)),
+        ("/v1/volumes/{name}/resize", "post", post(resize)),
+        ("/v1/volumes/{name}/rename", "post", post(rename)),
+        ("/v1/volumes/{name}/attach", "post", post(attach)),
+        ("/v1/volumes/{name}/detach", "post", post(detach)),
+        ("/v1/volumes/{name}/export", "post", post(export)),
+        ("/v1/images", "post", post(import)),
+        ("/v1/images/{name}", "delete", delete(abort_import)),
+        ("/v1/images/{name}/publish", "post", post(publish)),
+    ]
+}
+
+/// The API of `node`.
+pub(crate) fn router(node: Arc<Node>) -> Router {
+    let mut router = Router::new();
+    for (path, _, handler) in routes() {
+        router = router.route(path, handler);
+    }
+    router
+        .fallback(nowhere)
+        .method_not_allowed_fallback(nowhere)
+        .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .with_state(node)
+}
+
+/// A failure on its way to the client.
+struct Refusal(Error);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        Refusal(error)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match self.0.code {
+            ErrorCode::Invalid => StatusCode::BAD_REQUEST,
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::Exists | ErrorCode::InUse | ErrorCode::Stale => StatusCode::CONFLICT,
+            ErrorCode::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            ErrorCode::ReadOnly => StatusCode::FORBIDDEN,
+            ErrorCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Damaged | ErrorCode::Io | ErrorCode::SyncFailed | ErrorCode::Internal => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        (status, axum::Json(Failure { error: self.0 })).into_response()
+    }
+}
+
+fn ok(body: impl Serialize) -> Answer {
+    Ok(axum::Json(body).into_response())
+}
+
+fn made(body: impl Serialize) -> Answer {
+    Ok((StatusCode::CREATED, axum::Json(body)).into_response())
+}
+
+/// The body of a request; an empty one counts as `{}`.
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
+    let bytes: &[u8] = if body.is_empty() { b"{}" } else { body };
+    serde_json::from_slice(bytes).map_err(|error| {
+        Refusal(Error::new(
+            ErrorCode::Invalid,
+            format!("body of the request: {error}"),
+        ))
+    })
+}
+
+fn name(text: &str) -> Result<Name, Refusal> {
+    Ok(text.parse::<Name>()?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    #[serde(default)]
+    prefix: String,
+    after: Option<Name>,
+    limit: Option<usize>,
+}
+
+async fn nowhere(method: axum::http::Method, uri: axum::http::Uri) -> Refusal {
+    let what = format!("the API has no {method} {}", uri.path());
+    Refusal(Error::new(ErrorCode::Unsupported, what).with_hint("GET /v1/openapi.json describes it"))
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+async fn status(State(node): Shared) -> Answer {
+    ok(node.status().await)
+}
+
+async fn stop(State(node): Shared) -> Answer {
+    node.stop.notify_one();
+    ok(Done {})
+}
+
+async fn pools(State(node): Shared) -> Answer {
+    let pool = node.pool_info(node.pool()).await?;
+    ok(PoolList { pools: vec![pool] })
+}
+
+async fn pool(State(node): Shared, Path(text): Path<String>) -> Answer {
+    ok(node.pool_info(&name(&text)?).await?)
+}
+
+async fn list(
+    State(node): Shared,
+    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+) -> Answer {
+    let Query(query) =
+        query.map_err(|error| Refusal(Error::new(ErrorCode::Invalid, error.body_text())))?;
+    let limit = query.limit.unwrap_or(PAGE_MAX);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        return Err(Refusal(Error::new(
+            ErrorCode::Invalid,
+            format!("limit {limit} is not in 1..={PAGE_MAX}"),
+        )));
+    }
+    ok(node.list(query.prefix, query.after, limit).await?)
+}
+
+async fn create(State(node): Shared, body: Bytes) -> Answer {
+    made(node.create(parse(&body)?).await?)
+}
+
+async fn info(State(node): Shared, Path(text): Path<String>) -> Answer {
+    ok(node.info(&name(&text)?).await?)
+}
+
+async fn remove(State(node): Shared, Path(text): Path<String>) -> Answer {
+    node.remove(&name(&text)?).await?;
+    ok(Done {})
+}
+
+async fn snapshot(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+    made(node.snapshot(&name(&text)?, parse(&body)?).await?)
+}
+
+async fn clone(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+    made(node.clone_volume(&name(&text)?, parse(&body)?).await?)
+}
+
+async fn resize(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+    ok(node.resize(&name(&text)?, parse(&body)?).await?)
+}
+
+async fn rename(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+    ok(node.rename(&name(&text)?, parse(&body)?).await?)
+}
+
+async fn attach(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+    ok(node.attach(&name(&text)?, parse(&body)?).await?)
+}
+
+async fn detach(State(node): Shared, Path(text): Path<String>) -> Answer {
+    node.detach(&name(&text)?).await?;
+    ok(Done {})
+}
+
+async fn export(State(node): Shared, Path(text): Path<String>) -> Answer {
+    ok(node.begin_export(&name(&text)?).await?)
+}
+
+async fn import(State(node): Shared, body: Bytes) -> Answer {
+    made(node.begin_import(parse(&body)?).await?)
+}
+
+async fn abort_import(State(node): Shared, Path(text): Path<String>) -> Answer {
+    node.abort_import(&name(&text)?).await?;
+    ok(Done {})
+}
+
+async fn publish(State(node): Shared, Path(text): Path<String>) -> Answer {
+    ok(node.publish(&name(&text)?).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_description_lists_exactly_the_routes() {
+        let description: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, methods) in description["paths"].as_object().unwrap() {
+            for method in methods
+                .as_object()
+                .unwrap()
+                .keys()
+                .filter(|key| *key != "parameters")
+            {
+                described.insert((path.clone(), method.clone()));
+            }
+        }
+        let served: BTreeSet<_> = routes()
+            .into_iter()
+            .map(|(path, method, _)| (path.to_owned(), method.to_owned()))
+            .collect();
+        assert_eq!(described, served);
+    }
+
+    #[test]
+    fn every_reference_of_the_description_leads_somewhere() {
+        let description: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut pending = vec![&description];
+        let mut references = 0;
+        while let Some(value) = pending.pop() {
+            match value {
+                serde_json::Value::Object(map) => {
+                    if let Some(serde_json::Value::String(reference)) = map.get("$ref") {
+                        references += 1;
+                        let pointer = reference
+                            .strip_prefix('#')
+                            .expect("references stay in the file");
+                        assert!(description.pointer(pointer).is_some(), "{reference}");
+                    }
+                    pending.extend(map.values());
+                }
+                serde_json::Value::Array(items) => pending.extend(items),
+                _ => {}
+            }
+        }
+        assert!(references > 20, "{references}");
+    }
+}

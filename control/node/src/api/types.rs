@@ -1,0 +1,205 @@
+//! Bodies of requests and answers.
+
+use std::path::PathBuf;
+
+use archipelago_protocol::catalogue::Entry;
+use archipelago_protocol::control::{ChannelStatus, PeerStatus, Role};
+use archipelago_protocol::{Error, Lineage, Name, ObjectSize};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Placement;
+
+/// Body of every failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why.
+    pub error: Error,
+}
+
+/// Makes a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name.
+    pub name: Name,
+    /// Bytes.
+    pub size: u64,
+    /// The pool; left out: the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
+    /// Bytes of its objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_size: Option<ObjectSize>,
+}
+
+/// Makes a snapshot of the volume in the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotVolume {
+    /// Name of the snapshot.
+    pub name: Name,
+}
+
+/// Makes a volume that begins as the snapshot or image in the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVolume {
+    /// Name of the clone.
+    pub name: Name,
+    /// Bytes, at least the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// Gives the volume in the path another size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// Bytes.
+    pub size: u64,
+    /// Allow to lose what lies beyond.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Gives what is in the path another name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameVolume {
+    /// The new name.
+    pub to: Name,
+}
+
+/// Serves the volume in the path at a vhost-user socket. What is left out matches any attachment that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachVolume {
+    /// Request queues offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Refuse writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+}
+
+/// Something attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// The volume.
+    pub name: Name,
+    /// Its id.
+    pub lineage: Lineage,
+    /// Its vhost-user socket.
+    pub socket: PathBuf,
+    /// Request queues offered.
+    pub queues: u16,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// A named thing with what the node knows of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeView {
+    /// What the catalogue says.
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// Its pool.
+    pub pool: Name,
+    /// How it is attached on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
+    /// What was found damaged of it since the mapper started; told of single volumes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+}
+
+/// A page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePage {
+    /// In order of their names.
+    pub volumes: Vec<VolumeView>,
+    /// The name to list after for the next page; null: this was the last.
+    pub next: Option<Name>,
+}
+
+/// Begins an import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeginImport {
+    /// Name of the image.
+    pub name: Name,
+    /// Bytes: a multiple of 512.
+    pub size: u64,
+}
+
+/// Where to copy to or from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bulk {
+    /// The map being copied.
+    pub lineage: Lineage,
+    /// Bytes of it.
+    pub size: u64,
+    /// Socket of the segment channel, see [`crate::bulk`].
+    pub socket: PathBuf,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// Its name.
+    pub name: Name,
+    /// Its backend.
+    pub kind: String,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Bytes free.
+    pub free: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Volumes, snapshots and images.
+    pub entries: u64,
+}
+
+/// The pools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolList {
+    /// In order of their names.
+    pub pools: Vec<PoolView>,
+}
+
+/// A data process of the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProcessView {
+    /// What it hosts.
+    pub roles: Vec<Role>,
+    /// Its process id; 0: between two lives.
+    pub pid: u32,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// Whether it answers.
+    pub serving: bool,
+    /// The peers in it.
+    pub peers: Vec<PeerStatus>,
+    /// The channels that its peers are clients of.
+    pub channels: Vec<ChannelStatus>,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Where its peers run.
+    pub placement: Placement,
+    /// Its data processes.
+    pub processes: Vec<ProcessView>,
+    /// What is attached.
+    pub attachments: Vec<Attachment>,
+}
+
+/// Done, nothing to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Done {}

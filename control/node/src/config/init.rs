@@ -1,0 +1,119 @@
+//! `archipelago init`: a fresh configuration and its directories.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::{Error, ErrorCode};
+
+use super::{
+    CHANNEL_MEMORY_MIB, CHANNEL_REQUESTS, Config, DEFAULT_POOL, DataPath, POLL_US, Placement,
+    SUBMISSION_CHUNK,
+};
+use crate::layout::Layout;
+
+/// What a fresh node shall be.
+#[derive(Debug, Clone, Default)]
+pub struct InitOptions {
+    /// Directory of the pool `default`.
+    pub pool_dir: Option<PathBuf>,
+    /// Where the peers run.
+    pub placement: Placement,
+}
+
+/// Creates the directories (0700) and writes the configuration, which must not be there yet.
+///
+/// # Errors
+/// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Io`] and [`ErrorCode::NoSpace`] naming the path.
+pub fn init(layout: &Layout, options: &InitOptions) -> Result<Config, Error> {
+    let pool = match &options.pool_dir {
+        Some(dir) => std::path::absolute(dir).map_err(|error| failed(dir, &error))?,
+        None => layout.default_pool(),
+    };
+    let Some(pool_text) = pool.to_str() else {
+        return Err(Error::new(
+            ErrorCode::Invalid,
+            format!("pool directory `{}` is not UTF-8", pool.display()),
+        ));
+    };
+    let path = layout.config();
+    if path.exists() {
+        return Err(exists(path));
+    }
+    let parents = [path.parent(), Some(layout.run()), Some(layout.state())];
+    for directory in parents.into_iter().flatten() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|error| failed(directory, &error))?;
+    }
+    archipelago_blocker_file::create(&pool)?;
+    let text = render(options.placement, pool_text);
+    let config = Config::parse(&text)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| {
+            if error.kind() == ErrorKind::AlreadyExists {
+                exists(path)
+            } else {
+                failed(path, &error)
+            }
+        })?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(|error| failed(path, &error))?;
+    Ok(config)
+}
+
+fn exists(path: &Path) -> Error {
+    Error::new(
+        ErrorCode::Exists,
+        format!("there is a configuration already: {}", path.display()),
+    )
+    .with_hint("edit it, or choose another root directory")
+}
+
+fn failed(path: &Path, error: &std::io::Error) -> Error {
+    let code = if error.kind() == ErrorKind::StorageFull {
+        ErrorCode::NoSpace
+    } else {
+        ErrorCode::Io
+    };
+    Error::new(code, format!("{}: {error}", path.display()))
+}
+
+fn render(placement: Placement, pool: &str) -> String {
+    let DataPath {
+        poll_us,
+        submission_chunk,
+        channel_requests,
+        channel_memory_mib,
+    } = DataPath::default();
+    let pool = toml::Value::String(pool.to_owned());
+    format!(
+        "# Configuration of an Archipelago node. Unknown keys and values out of range are refused.
+
+# Where the peers run: \"fused\" (one data process) or \"split\" (a process each, over shared-memory channels).
+placement = \"{placement}\"
+
+[data]
+# Microseconds that an idle data thread polls before it sleeps: {POLL_US:?}.
+poll_us = {poll_us}
+# Requests handed to the kernel at once: {SUBMISSION_CHUNK:?}.
+submission_chunk = {submission_chunk}
+# Requests in flight on a channel between two peers: a power of two in {CHANNEL_REQUESTS:?}.
+channel_requests = {channel_requests}
+# MiB of memory of a channel of its own, for bounce buffers and metadata: {CHANNEL_MEMORY_MIB:?}.
+channel_memory_mib = {channel_memory_mib}
+
+[pool.{DEFAULT_POOL}]
+kind = \"file\"
+directory = {pool}
+"
+    )
+}

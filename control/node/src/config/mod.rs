@@ -1,0 +1,283 @@
+//! The configuration file: parsed into checked types at the edge; nothing deeper sees strings.
+//!
+//! Unknown keys, wrong types and values out of range are refused with the key, the value and the legal range.
+
+mod init;
+mod section;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use archipelago_protocol::{Error, ErrorCode, Name};
+use serde::{Deserialize, Serialize};
+
+pub use init::{InitOptions, init};
+use section::Section;
+
+/// Name of the pool of a fresh node.
+pub const DEFAULT_POOL: &str = "default";
+/// Legal `data.poll_us`. More than a millisecond of spinning only burns a core.
+pub const POLL_US: RangeInclusive<u32> = 0..=1000;
+/// Legal `data.submission_chunk`.
+pub const SUBMISSION_CHUNK: RangeInclusive<u32> = 1..=64;
+/// Legal `data.channel_requests`, powers of two: the tag of a request holds a slot of 16 bits.
+pub const CHANNEL_REQUESTS: RangeInclusive<u32> = 16..=4096;
+/// Legal `data.channel_memory_mib`.
+pub const CHANNEL_MEMORY_MIB: RangeInclusive<u32> = 1..=1024;
+/// Largest configuration file that is read, in bytes.
+const FILE_LEN_MAX: u64 = 1 << 20;
+
+/// Where the peers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// Endpoint, mapper and blocker in one thread of one process.
+    #[default]
+    Fused,
+    /// A process each, over shared-memory channels.
+    Split,
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Placement::Fused => "fused",
+            Placement::Split => "split",
+        })
+    }
+}
+
+impl FromStr for Placement {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "fused" => Ok(Placement::Fused),
+            "split" => Ok(Placement::Split),
+            _ => Err(Error::new(
+                ErrorCode::Invalid,
+                format!("placement `{text}` is none of: fused, split"),
+            )),
+        }
+    }
+}
+
+/// Knobs of the data path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPath {
+    /// Microseconds that an idle data thread polls before it sleeps.
+    pub poll_us: u32,
+    /// Requests handed to the kernel at once: a whole kick at once makes device and server take turns.
+    pub submission_chunk: u32,
+    /// Requests in flight on a channel between two peers.
+    pub channel_requests: u32,
+    /// MiB of a channel's own memory: bounce buffers and metadata.
+    pub channel_memory_mib: u32,
+}
+
+impl Default for DataPath {
+    fn default() -> Self {
+        DataPath {
+            poll_us: 50,
+            submission_chunk: 8,
+            channel_requests: 1024,
+            channel_memory_mib: 64,
+        }
+    }
+}
+
+/// A configured pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Pool {
+    /// Container files of a directory.
+    File {
+        /// The directory.
+        directory: PathBuf,
+    },
+}
+
+/// The configuration of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the peers run.
+    pub placement: Placement,
+    /// Knobs of the data path.
+    pub data: DataPath,
+    /// The pools by name.
+    pub pools: BTreeMap<Name, Pool>,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`] if there is none, [`ErrorCode::Invalid`] naming key, value and legal range.
+    pub fn read(path: &Path) -> Result<Config, Error> {
+        let at = path.display();
+        let long = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > FILE_LEN_MAX);
+        if long {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("{at}: longer than {FILE_LEN_MAX} bytes"),
+            ));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::new(
+                ErrorCode::NotFound,
+                format!("there is no configuration {at}"),
+            )
+            .with_hint(
+                "`archipelago init` writes one; `--root DIR` or $ARCHIPELAGO_ROOT says where",
+            ),
+            std::io::ErrorKind::InvalidData => {
+                Error::new(ErrorCode::Invalid, format!("{at}: not UTF-8 text"))
+            }
+            _ => Error::new(ErrorCode::Io, format!("{at}: {error}")),
+        })?;
+        Config::parse(&text).map_err(|error| Error {
+            message: format!("{at}: {}", error.message),
+            ..error
+        })
+    }
+
+    /// Checks the text of a configuration.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] naming key, value and legal range.
+    pub fn parse(text: &str) -> Result<Config, Error> {
+        let table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| syntax(text, &error))?;
+        let mut top = Section::new(String::new(), table);
+        let placement = match top.text("placement")? {
+            None => Placement::default(),
+            Some(text) => match text.parse() {
+                Ok(placement) => placement,
+                Err(_unknown) => {
+                    return Err(top.refuse(
+                        "placement",
+                        &format!("\"{text}\""),
+                        "\"fused\" or \"split\"",
+                    ));
+                }
+            },
+        };
+        let data = match top.section("data")? {
+            None => DataPath::default(),
+            Some(section) => data_path(section)?,
+        };
+        let mut pools = BTreeMap::new();
+        if let Some(section) = top.section("pool")? {
+            for (name, section) in section.into_sections()? {
+                let name: Name = name.parse().map_err(|error: Error| {
+                    Error::new(
+                        ErrorCode::Invalid,
+                        format!("key `pool.{name}`: {}", error.message),
+                    )
+                })?;
+                pools.insert(name, pool(section)?);
+            }
+        }
+        top.finish(&["placement", "data", "pool"])?;
+        one_pool(&pools)?;
+        Ok(Config {
+            placement,
+            data,
+            pools,
+        })
+    }
+
+    /// The pool that this node serves.
+    ///
+    /// # Panics
+    /// Never: a configuration that was parsed has exactly one.
+    #[must_use]
+    pub fn pool(&self) -> (&Name, &Pool) {
+        self.pools
+            .first_key_value()
+            .expect("a checked configuration has exactly one pool")
+    }
+}
+
+fn data_path(mut section: Section) -> Result<DataPath, Error> {
+    let standard = DataPath::default();
+    let data = DataPath {
+        poll_us: section
+            .integer("poll_us", POLL_US)?
+            .unwrap_or(standard.poll_us),
+        submission_chunk: section
+            .integer("submission_chunk", SUBMISSION_CHUNK)?
+            .unwrap_or(standard.submission_chunk),
+        channel_requests: section
+            .integer("channel_requests", CHANNEL_REQUESTS)?
+            .unwrap_or(standard.channel_requests),
+        channel_memory_mib: section
+            .integer("channel_memory_mib", CHANNEL_MEMORY_MIB)?
+            .unwrap_or(standard.channel_memory_mib),
+    };
+    if !data.channel_requests.is_power_of_two() {
+        let legal = format!("a power of two in {CHANNEL_REQUESTS:?}");
+        return Err(section.refuse(
+            "channel_requests",
+            &data.channel_requests.to_string(),
+            &legal,
+        ));
+    }
+    section.finish(&[
+        "poll_us",
+        "submission_chunk",
+        "channel_requests",
+        "channel_memory_mib",
+    ])?;
+    Ok(data)
+}
+
+fn pool(mut section: Section) -> Result<Pool, Error> {
+    match section.text("kind")?.as_deref() {
+        Some("file") => {}
+        Some(other) => return Err(section.refuse("kind", &format!("\"{other}\""), "\"file\"")),
+        None => return Err(section.missing("kind", "\"file\"")),
+    }
+    let Some(directory) = section.text("directory")? else {
+        return Err(section.missing("directory", "an absolute path"));
+    };
+    if !directory.starts_with('/') {
+        return Err(section.refuse("directory", &format!("\"{directory}\""), "an absolute path"));
+    }
+    section.finish(&["kind", "directory"])?;
+    Ok(Pool::File {
+        directory: directory.into(),
+    })
+}
+
+/// A node serves one pool so far; a second one must not be ignored silently.
+fn one_pool(pools: &BTreeMap<Name, Pool>) -> Result<(), Error> {
+    if pools.len() == 1 {
+        return Ok(());
+    }
+    let names: Vec<String> = pools.keys().map(|name| format!("pool.{name}")).collect();
+    let found = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    Err(Error::new(
+        ErrorCode::Invalid,
+        format!("section `pool`: {found}; legal: exactly one pool"),
+    ))
+}
+
+fn syntax(text: &str, error: &toml::de::Error) -> Error {
+    let line = error.span().map_or(1, |span| {
+        text[..span.start.min(text.len())].matches('\n').count() + 1
+    });
+    let what = error.message().lines().collect::<Vec<_>>().join(", ");
+    Error::new(ErrorCode::Invalid, format!("line {line}: {what}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+use super::*;
+use crate::layout::Layout;
+
+const POOL: &str = "[pool.default]\nkind = \"file\"\ndirectory = \"/p\"\n";
+
+#[test]
+fn what_is_left_out_has_a_default() {
+    let config = Config::parse(POOL).unwrap();
+    assert_eq!(config.placement, Placement::Fused);
+    assert_eq!(config.data, DataPath::default());
+    assert_eq!(
+        config.pool().1,
+        &Pool::File {
+            directory: "/p".into()
+        }
+    );
+}
+
+#[test]
+fn each_bad_key_and_value_is_named_with_its_legal_range() {
+    let cases = [
+        (
+            "placement = \"fast\"",
+            "placement = \"fast\" is not legal: \"fused\" or \"split\"",
+        ),
+        ("placement = 3", "placement = 3 is not legal: a string"),
+        (
+            "colour = \"red\"",
+            "unknown key colour = \"red\"; legal keys: placement, data, pool",
+        ),
+        ("data = 7", "data = 7 is not legal: a table"),
+        (
+            "[data]\npoll_us = 1001",
+            "data.poll_us = 1001 is not legal: a number in 0..=1000",
+        ),
+        (
+            "[data]\npoll_us = -1",
+            "data.poll_us = -1 is not legal: a number in 0..=1000",
+        ),
+        (
+            "[data]\nsubmission_chunk = 0",
+            "data.submission_chunk = 0 is not legal: a number in 1..=64",
+        ),
+        (
+            "[data]\nchannel_requests = 100",
+            "data.channel_requests = 100 is not legal: a power of two in 16..=4096",
+        ),
+        (
+            "[data]\nspeed = 1",
+            "unknown key data.speed = 1; legal keys: poll_us, submission_chunk, channel_requests, channel_memory_mib",
+        ),
+        (
+            "[pool.\".x\"]\nkind = \"file\"",
+            "key `pool..x`: `.x` cannot be a name: it must not start with a dot or a dash",
+        ),
+        (
+            "[pool.other]\nkind = \"tape\"",
+            "pool.other.kind = \"tape\" is not legal: \"file\"",
+        ),
+        (
+            "[pool.other]\nkind = \"file\"",
+            "pool.other.directory is missing: an absolute path",
+        ),
+        (
+            "[pool.other]\nkind = \"file\"\ndirectory = \"p\"",
+            "pool.other.directory = \"p\" is not legal: an absolute path",
+        ),
+        (
+            "[pool.other]\nkind = \"file\"\ndirectory = \"/q\"",
+            "section `pool`: pool.default, pool.other; legal: exactly one pool",
+        ),
+    ];
+    for (text, expected) in cases {
+        let error = Config::parse(&format!("{text}\n{POOL}")).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Invalid, "{text}");
+        assert_eq!(error.message, expected, "{text}");
+    }
+    assert_eq!(
+        Config::parse("").unwrap_err().message,
+        "section `pool`: none; legal: exactly one pool"
+    );
+}
+
+#[test]
+fn broken_syntax_names_the_line() {
+    let error = Config::parse("placement = \"fused\"\n[data\n").unwrap_err();
+    assert_eq!(error.code, ErrorCode::Invalid);
+    assert!(error.message.starts_with("line 2: "), "{}", error.message);
+}
+
+#[test]
+fn init_writes_what_parse_accepts_and_never_overwrites() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(Some(dir.path())).unwrap();
+    let options = InitOptions {
+        pool_dir: None,
+        placement: Placement::Split,
+    };
+    let written = init(&layout, &options).unwrap();
+    assert_eq!(Config::read(layout.config()).unwrap(), written);
+    assert_eq!(written.placement, Placement::Split);
+    for directory in [layout.run(), layout.state(), &layout.default_pool()] {
+        assert_eq!(
+            directory.metadata().unwrap().permissions().mode() & 0o777,
+            0o700,
+            "{}",
+            directory.display()
+        );
+    }
+    let before = std::fs::read(layout.config()).unwrap();
+    assert_eq!(
+        init(&layout, &InitOptions::default()).unwrap_err().code,
+        ErrorCode::Exists
+    );
+    assert_eq!(std::fs::read(layout.config()).unwrap(), before);
+}
+
+#[test]
+fn a_missing_file_says_how_to_make_one() {
+    let error = Config::read(Path::new("/nonexistent/archipelago.toml")).unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotFound);
+    assert!(error.hint.contains("archipelago init"));
+}

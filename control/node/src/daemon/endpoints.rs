@@ -1,0 +1,177 @@
+//! Attachments: a volume served at a vhost-user socket.
+//!
+//! Attaching takes no lock and is idempotent. What the file of attachments says is what the endpoint is told: at an
+//! attach, and again whenever its process has started.
+
+use archipelago_protocol::catalogue::{Entry, Kind};
+use archipelago_protocol::control::{ControlRequest, Role};
+use archipelago_protocol::{Error, ErrorCode, Name};
+
+use super::node::Node;
+use crate::api::types::{AttachVolume, Attachment};
+use crate::hosting::QUEUES_MAX;
+
+/// Request queues when nobody says how many.
+const QUEUES_DEFAULT: u16 = 1;
+/// Bytes of the serial number that a guest sees.
+const SERIAL_LEN: usize = 20;
+
+impl Node {
+    /// Serves `name` at a socket; the same again answers the same.
+    pub(crate) async fn attach(
+        &self,
+        name: &Name,
+        request: AttachVolume,
+    ) -> Result<Attachment, Error> {
+        if let Some(queues) = request
+            .queues
+            .filter(|queues| !(1..=QUEUES_MAX).contains(queues))
+        {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("{queues} queues are not in 1..={QUEUES_MAX}"),
+            ));
+        }
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(name).await?;
+        let present = self.attachments().get(entry.lineage).cloned();
+        if let Some(attachment) = present {
+            self.same(&attachment, &request)?;
+            // Told again: harmless, and it repairs what a failed attempt may have left.
+            self.serve(&entry, &attachment).await?;
+            return Ok(attachment);
+        }
+        let read_only = request.read_only.unwrap_or(false);
+        if entry.kind == Kind::Importing {
+            return Err(Error::new(
+                ErrorCode::InUse,
+                format!("`{name}` is being imported"),
+            ));
+        }
+        if entry.kind != Kind::Volume && !read_only {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("`{name}` is frozen: it is attached only with --read-only"),
+            )
+            .with_hint(format!(
+                "or attach a clone of it: `{} volume clone {name} NAME`",
+                self.layout.command()
+            )));
+        }
+        let attachment = Attachment {
+            name: name.clone(),
+            lineage: entry.lineage,
+            socket: self.layout.volume_socket(entry.lineage),
+            queues: request.queues.unwrap_or(QUEUES_DEFAULT),
+            read_only,
+        };
+        self.serve(&entry, &attachment).await?;
+        let noted = self.attachments().insert(attachment.clone());
+        if let Err(error) = noted {
+            let detach = ControlRequest::Detach {
+                lineage: entry.lineage,
+                force: true,
+            };
+            if let Err(error) = self.tell(Role::Endpoint, &detach).await {
+                tracing::warn!("taking back the attachment of `{name}`: {error}");
+            }
+            return Err(error);
+        }
+        Ok(attachment)
+    }
+
+    /// Refuses an attach that asks for something else than what is there.
+    fn same(&self, attachment: &Attachment, request: &AttachVolume) -> Result<(), Error> {
+        let queues = request.queues.unwrap_or(attachment.queues);
+        let read_only = request.read_only.unwrap_or(attachment.read_only);
+        if queues == attachment.queues && read_only == attachment.read_only {
+            return Ok(());
+        }
+        let mode = if attachment.read_only {
+            "read-only"
+        } else {
+            "read-write"
+        };
+        Err(Error::new(
+            ErrorCode::InUse,
+            format!(
+                "`{}` is attached already, with {} queues, {mode}",
+                attachment.name, attachment.queues
+            ),
+        )
+        .with_hint(format!(
+            "detach it first: `{} volume detach {}`",
+            self.layout.command(),
+            attachment.name
+        )))
+    }
+
+    async fn serve(&self, entry: &Entry, attachment: &Attachment) -> Result<(), Error> {
+        let mut serial = entry.lineage.to_string();
+        serial.truncate(SERIAL_LEN);
+        let request = ControlRequest::Attach {
+            lineage: entry.lineage,
+            size: entry.size,
+            object_size: entry.object_size,
+            socket: attachment.socket.clone(),
+            queues: attachment.queues,
+            read_only: attachment.read_only,
+            serial,
+        };
+        self.tell(Role::Endpoint, &request).await
+    }
+
+    /// Serves `name` no longer. Refused while a guest runs on it.
+    pub(crate) async fn detach(&self, name: &Name) -> Result<(), Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(name).await?;
+        if self.attachments().get(entry.lineage).is_none() {
+            return Err(
+                Error::new(ErrorCode::NotFound, format!("`{name}` is not attached")).with_hint(
+                    format!("`{} node status` shows what is", self.layout.command()),
+                ),
+            );
+        }
+        let detach = ControlRequest::Detach {
+            lineage: entry.lineage,
+            force: false,
+        };
+        match self.tell(Role::Endpoint, &detach).await {
+            Ok(()) => {}
+            // The endpoint does not know it: what is left is to forget it.
+            Err(error) if error.code == ErrorCode::NotFound => {}
+            Err(error) if error.code == ErrorCode::InUse => {
+                return Err(Error::new(
+                    ErrorCode::InUse,
+                    format!("`{name}` is in use: a front end is connected to it"),
+                )
+                .with_hint("stop the virtual machine or unplug the disk, then detach"));
+            }
+            Err(error) => return Err(error),
+        }
+        self.attachments().remove(entry.lineage)
+    }
+
+    /// Tells a fresh endpoint what is attached. What cannot be served is logged and stays noted.
+    pub(crate) async fn serve_all(&self) {
+        let _one_at_a_time = self.changes.lock().await;
+        let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
+        for attachment in attachments {
+            let name = &attachment.name;
+            let served = match self.lookup(name).await {
+                Ok(entry) if entry.lineage == attachment.lineage => {
+                    self.serve(&entry, &attachment).await
+                }
+                Ok(_other) => Err(Error::new(
+                    ErrorCode::NotFound,
+                    "another volume has its name now",
+                )),
+                Err(error) => Err(error),
+            };
+            match served {
+                Ok(()) => tracing::info!("`{name}` is served at {}", attachment.socket.display()),
+                Err(error) => tracing::error!("`{name}` is attached but cannot be served: {error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Images: a bulk copy into a map that becomes visible when it is whole, and bulk copies out of frozen or detached maps.
+
+use std::time::Duration;
+
+use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
+use archipelago_protocol::control::{ControlRequest, Role};
+use archipelago_protocol::ids::check_volume_size;
+use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
+
+use super::node::Node;
+use crate::api::types::{BeginImport, Bulk, VolumeView};
+use crate::fresh::{fresh_lineage, seconds_since_1970};
+
+/// How long the endpoint may take to close a volume whose writer has gone.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked after.
+const CLOSE_STEP: Duration = Duration::from_millis(10);
+
+impl Node {
+    /// Makes an invisible image and opens it for one writer.
+    pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
+        let size = check_volume_size(request.size)?;
+        let _one_at_a_time = self.changes.lock().await;
+        let lineage = fresh_lineage()?;
+        let create = CatalogueRequest::Create {
+            name: request.name.clone(),
+            lineage,
+            kind: Kind::Importing,
+            size,
+            object_size: ObjectSize::DEFAULT,
+            created: seconds_since_1970(),
+        };
+        match self.catalogue(create.clone()).await {
+            Ok(_made) => {}
+            Err(error) if error.code == ErrorCode::Exists => {
+                self.forget_abandoned(&request.name, error).await?;
+                self.catalogue(create).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        let socket = self.layout.bulk_socket(lineage);
+        let open = ControlRequest::OpenBulk {
+            lineage,
+            write: true,
+            socket: socket.clone(),
+        };
+        if let Err(error) = self.tell(Role::Endpoint, &open).await {
+            let remove = CatalogueRequest::Remove {
+                name: request.name.clone(),
+            };
+            if let Err(error) = self.catalogue(remove).await {
+                tracing::warn!("forgetting the import `{}`: {error}", request.name);
+            }
+            return Err(error);
+        }
+        Ok(Bulk {
+            lineage,
+            size,
+            socket,
+        })
+    }
+
+    /// Removes the import that holds `name` if nobody writes it any more.
+    async fn forget_abandoned(&self, name: &Name, exists: Error) -> Result<(), Error> {
+        match self.lookup(name).await {
+            Ok(entry) if entry.kind == Kind::Importing => {}
+            _ => return Err(exists),
+        }
+        match self
+            .catalogue(CatalogueRequest::Remove { name: name.clone() })
+            .await
+        {
+            Ok(_removed) => Ok(()),
+            Err(error) if error.code == ErrorCode::InUse => Err(Error::new(
+                ErrorCode::InUse,
+                format!("`{name}` is being imported by somebody else"),
+            )),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a filled import visible. Its writer has closed it.
+    pub(crate) async fn publish(&self, name: &Name) -> Result<VolumeView, Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        self.catalogue(CatalogueRequest::Publish { name: name.clone() })
+            .await?;
+        self.info(name).await
+    }
+
+    /// Forgets an import.
+    pub(crate) async fn abort_import(&self, name: &Name) -> Result<(), Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(name).await?;
+        if entry.kind != Kind::Importing {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("`{name}` is not an import in progress"),
+            )
+            .with_hint(format!(
+                "`{} volume remove {name}` removes what is there",
+                self.layout.command()
+            )));
+        }
+        // Its writer may have gone just now: the endpoint closes the volume first.
+        let deadline = tokio::time::Instant::now() + CLOSE_PATIENCE;
+        loop {
+            match self
+                .catalogue(CatalogueRequest::Remove { name: name.clone() })
+                .await
+            {
+                Err(error)
+                    if error.code == ErrorCode::InUse && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(CLOSE_STEP).await;
+                }
+                result => return result.map(|_removed| ()),
+            }
+        }
+    }
+
+    /// Opens something for one reader.
+    pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(name).await?;
+        let socket = self.layout.bulk_socket(fresh_lineage()?);
+        let open = ControlRequest::OpenBulk {
+            lineage: entry.lineage,
+            write: false,
+            socket: socket.clone(),
+        };
+        match self.tell(Role::Endpoint, &open).await {
+            Ok(()) => Ok(Bulk {
+                lineage: entry.lineage,
+                size: entry.size,
+                socket,
+            }),
+            Err(error) if error.code == ErrorCode::InUse => Err(Error::new(
+                ErrorCode::InUse,
+                format!("`{name}` is open for writing: it changes while it is copied"),
+            )
+            .with_hint(format!(
+                "export a snapshot of it: `{} volume snapshot {name} NAME`",
+                self.layout.command()
+            ))),
+            Err(error) => Err(self.explained(entry.lineage, error).await),
+        }
+    }
+}

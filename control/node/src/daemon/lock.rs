@@ -1,0 +1,118 @@
+//! One daemon per node: it holds a lock on a file as long as it lives.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use archipelago_protocol::{Error, ErrorCode};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::layout::Layout;
+
+/// The lock of a node. Given back when dropped, or when the process dies.
+#[derive(Debug)]
+pub struct NodeLock {
+    _file: Flock<std::fs::File>,
+}
+
+impl NodeLock {
+    /// Takes the lock and leaves our process id in it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] naming the process that holds it.
+    pub fn take(layout: &Layout) -> Result<NodeLock, Error> {
+        let path = layout.lock();
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                // A holder that has not written its id yet is named by nothing.
+                file.read_to_string(&mut holder).map_err(failed)?;
+                return Err(held(layout, holder.trim()));
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        let id = format!("{}\n", std::process::id());
+        file.rewind()
+            .and_then(|()| file.set_len(0))
+            .and_then(|()| file.write_all(id.as_bytes()))
+            .map_err(failed)?;
+        Ok(NodeLock { _file: file })
+    }
+
+    /// Waits until nobody holds the lock.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Io`] if the file cannot be locked at all.
+    pub fn wait_free(layout: &Layout) -> Result<(), Error> {
+        let path = layout.lock();
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
+        };
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        match Flock::lock(file, FlockArg::LockExclusive) {
+            Ok(_free) => Ok(()),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+}
+
+fn held(layout: &Layout, holder: &str) -> Error {
+    let who = if holder.is_empty() {
+        "another process".to_owned()
+    } else {
+        format!("process {holder}")
+    };
+    Error::new(
+        ErrorCode::InUse,
+        format!(
+            "{who} (archipelagod) serves this node: it holds {}",
+            layout.lock().display()
+        ),
+    )
+    .with_hint(format!(
+        "`{} node status` shows it, `node stop` ends it",
+        layout.command()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_second_taker_hears_who_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(Path::new(dir.path()))).unwrap();
+        std::fs::create_dir(layout.run()).unwrap();
+        let first = NodeLock::take(&layout).unwrap();
+        let error = NodeLock::take(&layout).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InUse);
+        assert!(
+            error.message.contains(&std::process::id().to_string()),
+            "{}",
+            error.message
+        );
+        drop(first);
+        NodeLock::wait_free(&layout).unwrap();
+        NodeLock::take(&layout).unwrap();
+    }
+}

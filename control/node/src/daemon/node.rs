@@ -1,0 +1,248 @@
+//! The node as the API sees it: its processes, and how they are asked.
+//!
+//! Invariants
+//! - Changes of names, sizes and attachments are made one at a time, under [`Node::changes`].
+//! - A request whose process died over it is sent again to the next life. Requests that make something carry its fresh
+//!   lineage, so a repetition is recognised and not reported as a failure.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry};
+use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
+use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
+use tokio::sync::Notify;
+
+use super::attachments::Attachments;
+use super::process::{AskError, Life, Process};
+use crate::config::{Config, Placement};
+use crate::hosting::PeerSettings;
+use crate::layout::Layout;
+
+/// How long a request may take, lives of the process in between included.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a request may meet the death of its process before it is taken for the cause.
+const DEATHS_MAX: u32 = 3;
+
+/// A node: one per daemon.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) layout: Layout,
+    pub(crate) config: Config,
+    pub(crate) processes: Vec<Arc<Process>>,
+    /// Held while something is changed.
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    attachments: Mutex<Attachments>,
+    /// Asks the main loop for a clean stop.
+    pub(crate) stop: Notify,
+}
+
+/// An answer and whether the request had to be sent more than once.
+struct Answer {
+    reply: ControlReply,
+    repeated: bool,
+}
+
+impl Node {
+    /// The node at `layout`; nothing runs yet. The caller holds its lock.
+    pub(crate) fn new(layout: Layout, config: Config) -> Result<Node, Error> {
+        let attachments = Attachments::read(layout.attachments())?;
+        let settings = PeerSettings::new(&layout, &config);
+        let groups: Vec<Vec<Role>> = match config.placement {
+            Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
+            Placement::Split => vec![
+                vec![Role::Blocker],
+                vec![Role::Mapper],
+                vec![Role::Endpoint],
+            ],
+        };
+        let processes = groups
+            .into_iter()
+            .map(|roles| Process::new(&layout, roles, settings.clone()).map(Arc::new))
+            .collect::<Result<Vec<_>, Error>>()?;
+        Ok(Node {
+            layout,
+            config,
+            processes,
+            changes: tokio::sync::Mutex::new(()),
+            attachments: Mutex::new(attachments),
+            stop: Notify::new(),
+        })
+    }
+
+    /// Name of the pool.
+    pub(crate) fn pool(&self) -> &Name {
+        self.config.pool().0
+    }
+
+    /// What is attached. Held for no longer than a look or a change.
+    pub(crate) fn attachments(&self) -> MutexGuard<'_, Attachments> {
+        // A panic while it was held has left the old or the new content: both are whole.
+        self.attachments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process that hosts `role`.
+    pub(crate) fn process(&self, role: Role) -> &Arc<Process> {
+        self.processes
+            .iter()
+            .find(|process| process.roles().contains(&role))
+            .expect("every placement hosts every role")
+    }
+
+    async fn answer(&self, role: Role, request: &ControlRequest) -> Result<Answer, Error> {
+        let process = self.process(role);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let mut deaths = 0;
+        loop {
+            if *process.life().borrow() == Life::Ended {
+                return Err(Error::new(ErrorCode::Unavailable, "the node is stopping"));
+            }
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            match process.ask(request, left).await {
+                Ok(reply) => {
+                    return Ok(Answer {
+                        reply,
+                        repeated: deaths > 0,
+                    });
+                }
+                Err(AskError::Failed(error)) => return Err(error),
+                Err(AskError::Lost) if deaths < DEATHS_MAX => deaths += 1,
+                Err(AskError::Lost) => {
+                    return Err(Error::new(
+                        ErrorCode::Unavailable,
+                        format!(
+                            "the {} process died {} times over this request",
+                            process.title(),
+                            deaths + 1
+                        ),
+                    )
+                    .with_hint(format!("look at {}", self.layout.log().display())));
+                }
+            }
+        }
+    }
+
+    /// Asks the process that hosts `role`.
+    pub(crate) async fn ask(
+        &self,
+        role: Role,
+        request: &ControlRequest,
+    ) -> Result<ControlReply, Error> {
+        match self.answer(role, request).await?.reply {
+            ControlReply::Failed(error) => Err(error),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Asks for something that answers nothing.
+    pub(crate) async fn tell(&self, role: Role, request: &ControlRequest) -> Result<(), Error> {
+        match self.ask(role, request).await? {
+            ControlReply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks the mapper about names.
+    pub(crate) async fn catalogue(
+        &self,
+        request: CatalogueRequest,
+    ) -> Result<CatalogueReply, Error> {
+        let answer = self
+            .answer(Role::Mapper, &ControlRequest::Catalogue(request.clone()))
+            .await?;
+        let error = match answer.reply {
+            ControlReply::Catalogue(CatalogueReply::Failed(error))
+            | ControlReply::Failed(error) => error,
+            ControlReply::Catalogue(reply) => return Ok(reply),
+            other => return Err(unexpected(&other)),
+        };
+        if answer.repeated && self.was_done(&request, error.code).await {
+            return Ok(CatalogueReply::Done);
+        }
+        Err(error)
+    }
+
+    /// Whether the failure of a repeated request says that the first one was carried out.
+    async fn was_done(&self, request: &CatalogueRequest, code: ErrorCode) -> bool {
+        use CatalogueRequest::{Clone, Create, Remove, Rename, Snapshot};
+        let look = |name: &Name| CatalogueRequest::Lookup { name: name.clone() };
+        let (name, expected) = match (request, code) {
+            (
+                Create { name, lineage, .. }
+                | Clone { name, lineage, .. }
+                | Snapshot { name, lineage, .. },
+                ErrorCode::Exists,
+            ) => (name, Some(*lineage)),
+            (Rename { to, .. }, ErrorCode::NotFound) => (to, None),
+            (Remove { .. }, ErrorCode::NotFound) => return true,
+            _ => return false,
+        };
+        match self
+            .answer(Role::Mapper, &ControlRequest::Catalogue(look(name)))
+            .await
+        {
+            Ok(Answer {
+                reply: ControlReply::Catalogue(CatalogueReply::Entry(entry)),
+                ..
+            }) => expected.is_none_or(|lineage| entry.lineage == lineage),
+            _ => false,
+        }
+    }
+
+    /// Names what is damaged, where a peer knows only that something of the volume is.
+    pub(crate) async fn explained(&self, lineage: Lineage, error: Error) -> Error {
+        if error.code != ErrorCode::Damaged {
+            return error;
+        }
+        self.damage(lineage).await.unwrap_or(error)
+    }
+
+    /// What was found damaged of a volume.
+    pub(crate) async fn damage(&self, lineage: Lineage) -> Option<Error> {
+        let damage = self
+            .ask(Role::Mapper, &ControlRequest::Damage { lineage })
+            .await;
+        damage
+            .err()
+            .filter(|error| error.code == ErrorCode::Damaged)
+    }
+
+    /// The entry `name`.
+    pub(crate) async fn lookup(&self, name: &Name) -> Result<Entry, Error> {
+        match self
+            .catalogue(CatalogueRequest::Lookup { name: name.clone() })
+            .await
+        {
+            Ok(CatalogueReply::Entry(entry)) => Ok(entry),
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) if error.code == ErrorCode::NotFound && error.hint.is_empty() => Err(error
+                .with_hint(format!(
+                    "`{} volume list` shows what there is",
+                    self.layout.command()
+                ))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries out a change that answers the entry `name`.
+    pub(crate) async fn change(
+        &self,
+        request: CatalogueRequest,
+        name: &Name,
+    ) -> Result<Entry, Error> {
+        match self.catalogue(request).await? {
+            CatalogueReply::Entry(entry) => Ok(entry),
+            _ => self.lookup(name).await,
+        }
+    }
+}
+
+/// An answer of another kind than the request's.
+pub(crate) fn unexpected(what: &dyn std::fmt::Debug) -> Error {
+    Error::new(
+        ErrorCode::Internal,
+        format!("a peer answered something else than was asked: {what:?}"),
+    )
+}

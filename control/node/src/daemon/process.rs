@@ -1,0 +1,192 @@
+//! A data process of the node: how it is started, asked and kept alive.
+//!
+//! Invariants
+//! - The daemon owns the listening control socket and gives it to each life of the process as its standard input: a
+//!   request that comes between two lives waits in the socket's queue for the next one.
+//! - One connection a request. A connection that ends before the answer says that the process died over it.
+//! - A life whose daemon dies is killed by the kernel (`PR_SET_PDEATHSIG`), so there are never two of them for long; what
+//!   keeps a dead one's I/O from hurting is the pool's lock.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
+use archipelago_protocol::{Error, ErrorCode};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use crate::hosting::PeerSettings;
+use crate::layout::{Layout, role_name};
+
+/// Longest answer of a process, in bytes: a page of 1000 entries has less than 1 KiB each.
+pub(crate) const LINE_LEN_MAX: u64 = 16 << 20;
+
+/// Where a process stands in its lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Not there at the moment.
+    Between,
+    /// There, with this process id.
+    Running(u32),
+    /// Ended for good.
+    Ended,
+}
+
+/// Why an answer did not come.
+#[derive(Debug)]
+pub(crate) enum AskError {
+    /// The process died over the request: it may or may not have been carried out.
+    Lost,
+    /// No answer in time, or none that makes sense.
+    Failed(Error),
+}
+
+/// One process and its control socket.
+#[derive(Debug)]
+pub(crate) struct Process {
+    roles: Vec<Role>,
+    socket: PathBuf,
+    listener: UnixListener,
+    settings: PeerSettings,
+    life: watch::Sender<Life>,
+    restarts: watch::Sender<u64>,
+}
+
+impl Process {
+    /// Prepares the process that hosts `roles`; nothing runs yet.
+    pub(crate) fn new(
+        layout: &Layout,
+        roles: Vec<Role>,
+        settings: PeerSettings,
+    ) -> Result<Process, Error> {
+        let socket = layout.control_socket(roles[0]);
+        let listener = crate::socket::listen(&socket)?;
+        Ok(Process {
+            roles,
+            socket,
+            listener,
+            settings,
+            life: watch::Sender::new(Life::Between),
+            restarts: watch::Sender::new(0),
+        })
+    }
+
+    pub(crate) fn roles(&self) -> &[Role] {
+        &self.roles
+    }
+
+    /// Its roles as they stand in logs.
+    pub(crate) fn title(&self) -> String {
+        self.roles
+            .iter()
+            .map(|role| role_name(*role))
+            .collect::<Vec<_>>()
+            .join("+")
+    }
+
+    pub(crate) fn life(&self) -> watch::Receiver<Life> {
+        self.life.subscribe()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        match *self.life.borrow() {
+            Life::Running(pid) => pid,
+            Life::Between | Life::Ended => 0,
+        }
+    }
+
+    pub(crate) fn restarts(&self) -> u64 {
+        *self.restarts.borrow()
+    }
+
+    pub(crate) fn set_life(&self, life: Life) {
+        self.life.send_replace(life);
+    }
+
+    pub(crate) fn count_restart(&self) {
+        self.restarts.send_modify(|count| *count += 1);
+    }
+
+    /// Starts a life of the process.
+    ///
+    /// The caller is the main thread: the kernel ties the child's death to the thread that started it.
+    pub(crate) fn spawn(&self) -> std::io::Result<Child> {
+        let program = std::env::current_exe()?;
+        let listener: OwnedFd = self.listener.try_clone()?.into();
+        let settings = serde_json::to_string(&self.settings).map_err(std::io::Error::other)?;
+        let mut command = Command::new(program);
+        command
+            .arg("peer")
+            .arg("--parent")
+            .arg(std::process::id().to_string())
+            .arg("--settings")
+            .arg(settings);
+        for role in &self.roles {
+            command.arg("--role").arg(role_name(*role));
+        }
+        // A group of its own: ^C in the daemon's terminal must reach only the daemon, which stops peers in order.
+        command
+            .stdin(Stdio::from(listener))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+    }
+
+    /// Asks the process and waits up to `patience` for its answer.
+    pub(crate) async fn ask(
+        &self,
+        request: &ControlRequest,
+        patience: Duration,
+    ) -> Result<ControlReply, AskError> {
+        match tokio::time::timeout(patience, self.exchange(request)).await {
+            Ok(answer) => answer,
+            Err(_late) => Err(AskError::Failed(Error::new(
+                ErrorCode::Unavailable,
+                format!(
+                    "the {} process did not answer within {} s",
+                    self.title(),
+                    patience.as_secs()
+                ),
+            ))),
+        }
+    }
+
+    async fn exchange(&self, request: &ControlRequest) -> Result<ControlReply, AskError> {
+        let unreachable = |error: std::io::Error| {
+            AskError::Failed(Error::new(
+                ErrorCode::Unavailable,
+                format!("{}: {error}", self.socket.display()),
+            ))
+        };
+        let mut stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(unreachable)?;
+        let mut line = serde_json::to_vec(request).expect("requests have string keys");
+        line.push(b'\n');
+        stream
+            .write_all(&line)
+            .await
+            .map_err(|_hung_up| AskError::Lost)?;
+        let mut answer = Vec::new();
+        let mut reader = BufReader::new(tokio::io::AsyncReadExt::take(stream, LINE_LEN_MAX));
+        reader
+            .read_until(b'\n', &mut answer)
+            .await
+            .map_err(|_hung_up| AskError::Lost)?;
+        if answer.last() != Some(&b'\n') {
+            return Err(AskError::Lost);
+        }
+        serde_json::from_slice(&answer).map_err(|error| {
+            AskError::Failed(Error::new(
+                ErrorCode::Internal,
+                format!("the {} process answers nonsense: {error}", self.title()),
+            ))
+        })
+    }
+}

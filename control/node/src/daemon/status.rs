@@ -1,0 +1,54 @@
+//! What the node is and what went through it.
+
+use std::time::Duration;
+
+use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
+
+use super::node::Node;
+use super::process::Process;
+use crate::api::types::{Attachment, NodeStatus, ProcessView};
+use crate::hosting::device_name;
+
+/// A process that does not say how it is within this time is shown as not serving.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Node {
+    /// The processes, their peers and channels, and what is attached.
+    pub(crate) async fn status(&self) -> NodeStatus {
+        let mut processes = Vec::with_capacity(self.processes.len());
+        for process in &self.processes {
+            processes.push(view(process).await);
+        }
+        let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
+        let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
+        for peer in peers {
+            let of_peer = |one: &&Attachment| peer.name == device_name(&one.lineage);
+            if let Some(attachment) = attachments.iter().find(of_peer) {
+                peer.name = device_name(&attachment.name);
+            }
+        }
+        NodeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            placement: self.config.placement,
+            processes,
+            attachments,
+        }
+    }
+}
+
+async fn view(process: &Process) -> ProcessView {
+    let answer = process.ask(&ControlRequest::Status, PATIENCE).await;
+    let (serving, status) = match answer {
+        Ok(ControlReply::Status(status)) => (true, status),
+        _ => (false, ProcessStatus::default()),
+    };
+    ProcessView {
+        roles: process.roles().to_vec(),
+        pid: process.pid(),
+        restarts: process.restarts(),
+        serving,
+        peers: status.peers,
+        channels: status.channels,
+    }
+}

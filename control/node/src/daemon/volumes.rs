@@ -1,0 +1,324 @@
+//! Volumes, snapshots and clones: what the API does, in terms of mapper and endpoint.
+
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
+use archipelago_protocol::control::{ControlRequest, Role};
+use archipelago_protocol::ids::check_volume_size;
+use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
+
+use super::node::{Node, unexpected};
+use crate::api::types::{
+    CloneVolume, CreateVolume, PoolView, RenameVolume, ResizeVolume, SnapshotVolume, VolumePage,
+    VolumeView,
+};
+use crate::config::Pool;
+use crate::fresh::{fresh_lineage, seconds_since_1970};
+
+/// How often a snapshot changes its way because a guest opened or closed the volume meanwhile.
+const SNAPSHOT_TRIES: u32 = 3;
+
+impl Node {
+    fn view(&self, entry: Entry) -> VolumeView {
+        let attachment = self.attachments().get(entry.lineage).cloned();
+        VolumeView {
+            pool: self.pool().clone(),
+            attachment,
+            damage: None,
+            entry,
+        }
+    }
+
+    fn command(&self, rest: &str) -> String {
+        format!("`{} {rest}`", self.layout.command())
+    }
+
+    /// Refuses a pool that is not there.
+    fn check_pool(&self, name: &Name) -> Result<(), Error> {
+        if name == self.pool() {
+            return Ok(());
+        }
+        Err(
+            Error::new(ErrorCode::NotFound, format!("there is no pool `{name}`"))
+                .with_hint(format!("{} shows the pools", self.command("pool list"))),
+        )
+    }
+
+    /// The pool `name`.
+    pub(crate) async fn pool_info(&self, name: &Name) -> Result<PoolView, Error> {
+        self.check_pool(name)?;
+        let (name, Pool::File { directory }) = self.config.pool();
+        match self.catalogue(CatalogueRequest::PoolInfo).await? {
+            CatalogueReply::Pool {
+                free,
+                total,
+                entries,
+            } => Ok(PoolView {
+                name: name.clone(),
+                kind: "file".to_owned(),
+                directory: directory.clone(),
+                free,
+                total,
+                entries,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A page of volumes, snapshots and images.
+    pub(crate) async fn list(
+        &self,
+        prefix: String,
+        after: Option<Name>,
+        limit: usize,
+    ) -> Result<VolumePage, Error> {
+        match self
+            .catalogue(CatalogueRequest::List {
+                prefix,
+                after,
+                limit,
+            })
+            .await?
+        {
+            CatalogueReply::Page(page) => {
+                let visible = page
+                    .entries
+                    .into_iter()
+                    .filter(|entry| entry.kind != Kind::Importing);
+                Ok(VolumePage {
+                    volumes: visible.map(|entry| self.view(entry)).collect(),
+                    next: page.next,
+                })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One of them.
+    pub(crate) async fn info(&self, name: &Name) -> Result<VolumeView, Error> {
+        let entry = self.lookup(name).await?;
+        let damage = self.damage(entry.lineage).await;
+        Ok(VolumeView {
+            damage: damage.map(|error| error.message),
+            ..self.view(entry)
+        })
+    }
+
+    /// A new, empty volume.
+    pub(crate) async fn create(&self, request: CreateVolume) -> Result<VolumeView, Error> {
+        check_volume_size(request.size)?;
+        if let Some(pool) = &request.pool {
+            self.check_pool(pool)?;
+        }
+        let _one_at_a_time = self.changes.lock().await;
+        let create = CatalogueRequest::Create {
+            name: request.name.clone(),
+            lineage: fresh_lineage()?,
+            kind: Kind::Volume,
+            size: request.size,
+            object_size: request.object_size.unwrap_or(ObjectSize::DEFAULT),
+            created: seconds_since_1970(),
+        };
+        Ok(self.view(self.change(create, &request.name).await?))
+    }
+
+    /// A writable volume that begins as `source`.
+    pub(crate) async fn clone_volume(
+        &self,
+        source: &Name,
+        request: CloneVolume,
+    ) -> Result<VolumeView, Error> {
+        if let Some(size) = request.size {
+            check_volume_size(size)?;
+        }
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(source).await?;
+        if !matches!(entry.kind, Kind::Snapshot | Kind::Image) {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("`{source}` is a live volume: only snapshots and images are cloned"),
+            )
+            .with_hint(format!(
+                "make a snapshot first: {}",
+                self.command(&format!("volume snapshot {source} NAME"))
+            )));
+        }
+        if let Some(size) = request.size.filter(|size| *size < entry.size) {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!(
+                    "size {size} is smaller than the {} bytes of `{source}`",
+                    entry.size
+                ),
+            )
+            .with_hint("a clone is as large as its source or larger"));
+        }
+        let clone = CatalogueRequest::Clone {
+            source: source.clone(),
+            name: request.name.clone(),
+            lineage: fresh_lineage()?,
+            size: request.size,
+            created: seconds_since_1970(),
+        };
+        Ok(self.view(self.change(clone, &request.name).await?))
+    }
+
+    /// A snapshot, of a volume that a guest may be running on.
+    pub(crate) async fn snapshot(
+        &self,
+        volume: &Name,
+        request: SnapshotVolume,
+    ) -> Result<VolumeView, Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(volume).await?;
+        if entry.kind != Kind::Volume {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("`{volume}` is frozen already: snapshots are made of volumes"),
+            )
+            .with_hint(format!(
+                "clone it: {}",
+                self.command(&format!("volume clone {volume} NAME"))
+            )));
+        }
+        for _ in 0..SNAPSHOT_TRIES {
+            match self.snapshot_closed(&entry, &request.name).await {
+                Err(error) if error.code == ErrorCode::InUse => {}
+                result => return result.map(|entry| self.view(entry)),
+            }
+            match self.snapshot_open(&entry, &request.name).await {
+                // Not open in our endpoint any more: try the other way once more.
+                Err(error) if error.code == ErrorCode::NotFound => {}
+                result => return result.map(|entry| self.view(entry)),
+            }
+        }
+        Err(Error::new(
+            ErrorCode::InUse,
+            format!("`{volume}` is opened and closed all the time"),
+        )
+        .with_hint("try again"))
+    }
+
+    async fn snapshot_closed(&self, volume: &Entry, name: &Name) -> Result<Entry, Error> {
+        let request = CatalogueRequest::Snapshot {
+            volume: volume.name.clone(),
+            name: name.clone(),
+            lineage: fresh_lineage()?,
+            created: seconds_since_1970(),
+        };
+        self.change(request, name).await
+    }
+
+    async fn snapshot_open(&self, volume: &Entry, name: &Name) -> Result<Entry, Error> {
+        let request = CatalogueRequest::PrepareSnapshot {
+            volume: volume.name.clone(),
+            name: name.clone(),
+            lineage: fresh_lineage()?,
+            created: seconds_since_1970(),
+        };
+        match self.catalogue(request).await? {
+            CatalogueReply::Token { token } => {
+                self.tell(
+                    Role::Endpoint,
+                    &ControlRequest::Snapshot {
+                        lineage: volume.lineage,
+                        token,
+                    },
+                )
+                .await?;
+            }
+            other => return Err(unexpected(&other)),
+        }
+        self.lookup(name).await
+    }
+
+    /// Another size; a running guest is told.
+    pub(crate) async fn resize(
+        &self,
+        name: &Name,
+        request: ResizeVolume,
+    ) -> Result<VolumeView, Error> {
+        check_volume_size(request.size)?;
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(name).await?;
+        if entry.kind != Kind::Volume {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("`{name}` is frozen: only volumes are resized"),
+            )
+            .with_hint(format!(
+                "clone it larger: {}",
+                self.command(&format!("volume clone {name} NAME --size SIZE"))
+            )));
+        }
+        let attached = self.attachments().get(entry.lineage).is_some();
+        if request.size < entry.size {
+            let what = format!(
+                "shrinking `{name}` from {} to {} bytes loses what lies beyond",
+                entry.size, request.size
+            );
+            if attached {
+                return Err(Error::new(
+                    ErrorCode::InUse,
+                    format!("`{name}` is attached: it can only grow"),
+                )
+                .with_hint(format!(
+                    "detach it first: {}",
+                    self.command(&format!("volume detach {name}"))
+                )));
+            }
+            if !request.force {
+                return Err(
+                    Error::new(ErrorCode::Invalid, what).with_hint("say --force if that is meant")
+                );
+            }
+        }
+        let resize = CatalogueRequest::Resize {
+            name: name.clone(),
+            size: request.size,
+            force: request.force,
+        };
+        let entry = self.change(resize, name).await?;
+        if attached {
+            let resized = ControlRequest::Resized {
+                lineage: entry.lineage,
+                size: entry.size,
+            };
+            self.tell(Role::Endpoint, &resized).await?;
+        }
+        Ok(self.view(entry))
+    }
+
+    /// Another name; what is attached stays at its path.
+    pub(crate) async fn rename(
+        &self,
+        from: &Name,
+        request: RenameVolume,
+    ) -> Result<VolumeView, Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        // A missing name is found here, with its hint.
+        self.lookup(from).await?;
+        let rename = CatalogueRequest::Rename {
+            from: from.clone(),
+            to: request.to.clone(),
+        };
+        let entry = self.change(rename, &request.to).await?;
+        self.attachments().rename(entry.lineage, &request.to)?;
+        Ok(self.view(entry))
+    }
+
+    /// Forgets a name; what clones still need stays.
+    pub(crate) async fn remove(&self, name: &Name) -> Result<(), Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        let entry = self.lookup(name).await?;
+        if self.attachments().get(entry.lineage).is_some() {
+            return Err(
+                Error::new(ErrorCode::InUse, format!("`{name}` is attached")).with_hint(format!(
+                    "detach it first: {}",
+                    self.command(&format!("volume detach {name}"))
+                )),
+            );
+        }
+        self.catalogue(CatalogueRequest::Remove { name: name.clone() })
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! Where the clients of a peer connect: the sockets of shared channels.
+//!
+//! Invariant: the successor of a client is served only when nothing of its predecessor is under way any more, so an old
+//! request can never overtake a new one.
+
+use std::path::Path;
+
+use archipelago_protocol::{Error, ErrorCode};
+use xseg::Server;
+use xseg::shared::{Listener, SharedServer};
+
+use super::event_loop::{EventLoop, WatchId};
+
+/// A client that is being served.
+#[derive(Debug)]
+struct Served<C> {
+    client: u64,
+    channel: C,
+    watches: Vec<WatchId>,
+}
+
+/// A client that waits for the end of its predecessor.
+#[derive(Debug)]
+struct Waiting {
+    port: SharedServer,
+    watches: Vec<WatchId>,
+}
+
+/// What an acceptor asks of the peer that it accepts for.
+pub(crate) trait Channels {
+    /// A channel of the peer.
+    type Channel: Copy;
+
+    /// Serves `port`.
+    fn add(&mut self, port: Server) -> Self::Channel;
+
+    /// Accepts nothing more from it.
+    fn remove(&mut self, channel: Self::Channel);
+
+    /// Whether it has ended and all that it started has finished.
+    fn is_idle(&self, channel: Self::Channel) -> bool;
+}
+
+/// The clients of one peer.
+#[derive(Debug)]
+pub(crate) struct Acceptor<C> {
+    listener: Listener,
+    served: Vec<Served<C>>,
+    waiting: Vec<Waiting>,
+}
+
+impl<C: Copy> Acceptor<C> {
+    /// Listens at `path`.
+    pub(crate) fn listen(path: &Path, events: &mut EventLoop) -> Result<Acceptor<C>, Error> {
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
+        };
+        let listener = Listener::bind(path, &[]).map_err(failed)?;
+        events.watch(listener.fd()).map_err(failed)?;
+        Ok(Acceptor {
+            listener,
+            served: Vec::new(),
+            waiting: Vec::new(),
+        })
+    }
+
+    /// Takes what has come. To be called when something was signalled, and after each poll while somebody waits.
+    pub(crate) fn service(
+        &mut self,
+        channels: &mut impl Channels<Channel = C>,
+        events: &mut EventLoop,
+    ) {
+        while let Some(port) = self.listener.accept() {
+            let watches = port
+                .fds()
+                .into_iter()
+                .filter_map(|fd| events.watch(fd).ok())
+                .collect();
+            self.waiting.push(Waiting { port, watches });
+        }
+        self.forget_ended(channels, events);
+        let mut index = 0;
+        while index < self.waiting.len() {
+            let client = self.waiting[index].port.client_id();
+            // Only the newest of several is alive.
+            let superseded = self.waiting[index + 1..]
+                .iter()
+                .any(|later| later.port.client_id() == client);
+            let predecessor = self.served.iter().find(|served| served.client == client);
+            match predecessor {
+                Some(served) if !superseded => {
+                    channels.remove(served.channel);
+                    while self.waiting[index].port.service() {}
+                    index += 1;
+                }
+                _ => {
+                    let Waiting { mut port, watches } = self.waiting.remove(index);
+                    if superseded {
+                        watches.into_iter().for_each(|watch| events.unwatch(watch));
+                        continue;
+                    }
+                    port.start();
+                    let channel = channels.add(Server::from(port));
+                    self.served.push(Served {
+                        client,
+                        channel,
+                        watches,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Whether a client waits for its predecessor's end.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    fn forget_ended(&mut self, channels: &impl Channels<Channel = C>, events: &mut EventLoop) {
+        self.served.retain_mut(|served| {
+            let idle = channels.is_idle(served.channel);
+            if idle {
+                served
+                    .watches
+                    .drain(..)
+                    .for_each(|watch| events.unwatch(watch));
+            }
+            !idle
+        });
+    }
+}

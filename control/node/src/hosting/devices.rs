@@ -1,0 +1,206 @@
+//! What the control threads do themselves: devices are made and ended beside the data thread.
+//!
+//! Ending a device waits for the data thread, so it must not happen on it.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use archipelago_protocol::control::{ControlReply, ControlRequest, PeerStatus};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_runtime::Handle;
+use archipelago_vhost_user::{AttachConfig, Counters, Detach, Endpoint};
+
+use super::control::{Answer, ask};
+use super::host::Job;
+
+/// The devices of a process, and the way to its data thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Devices {
+    jobs: Sender<Job>,
+    handle: Handle,
+    /// Held while a device is made or ended: one at a time.
+    endpoints: Arc<Mutex<BTreeMap<Lineage, Endpoint>>>,
+}
+
+impl Devices {
+    pub(crate) fn new(jobs: Sender<Job>, handle: Handle) -> Devices {
+        Devices {
+            jobs,
+            handle,
+            endpoints: Arc::default(),
+        }
+    }
+
+    fn send(&self, job: Job) {
+        // A data thread that has ended takes the process with it; whoever waits for an answer sees that.
+        let _ended = self.jobs.send(job);
+        // An empty call: only to wake the thread.
+        let _ended = self.handle.call(|_context| ());
+    }
+
+    /// Carries a request out, or hands it to the data thread.
+    pub(crate) fn deliver(&self, request: ControlRequest, answer: Answer) {
+        match request {
+            ControlRequest::Attach {
+                lineage,
+                size,
+                object_size,
+                socket,
+                queues,
+                read_only,
+                serial,
+            } => {
+                let socket_mode = AttachConfig::SOCKET_MODE;
+                let config = AttachConfig {
+                    lineage,
+                    size,
+                    object_size,
+                    socket,
+                    socket_mode,
+                    queues,
+                    read_only,
+                    serial,
+                };
+                answer.result(self.attach(config));
+            }
+            ControlRequest::Resized { lineage, size } => {
+                let endpoints = self
+                    .endpoints
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if let Some(endpoint) = endpoints.get(&lineage) {
+                    endpoint.resized(size);
+                }
+                drop(endpoints);
+                self.send(Job::Request(
+                    ControlRequest::Resized { lineage, size },
+                    answer,
+                ));
+            }
+            ControlRequest::Detach { lineage, force } => answer.result(self.detach(lineage, force)),
+            ControlRequest::Status => answer.send(self.status()),
+            ControlRequest::Stop => {
+                self.detach_all();
+                self.send(Job::Request(ControlRequest::Stop, answer));
+            }
+            other => self.send(Job::Request(other, answer)),
+        }
+    }
+
+    /// What the data thread says, and the figures of each device.
+    fn status(&self) -> ControlReply {
+        let peers = ask(|answer| self.send(Job::Request(ControlRequest::Status, answer)));
+        let Some(ControlReply::Status(mut status)) = peers else {
+            return ControlReply::Failed(Error::new(
+                ErrorCode::Unavailable,
+                "the data thread has ended",
+            ));
+        };
+        // A device that is just made or ended holds the lock for as long as that takes: figures do not wait for it.
+        if let Ok(endpoints) = self.endpoints.try_lock() {
+            status.peers.extend(
+                endpoints
+                    .iter()
+                    .map(|(lineage, endpoint)| device_status(*lineage, &endpoint.status())),
+            );
+        }
+        ControlReply::Status(status)
+    }
+
+    fn attach(&self, config: AttachConfig) -> Result<(), Error> {
+        let mut endpoints = self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if endpoints.contains_key(&config.lineage) {
+            return Ok(());
+        }
+        let lineage = config.lineage;
+        let (endpoint, seed) = Endpoint::attach(config)?;
+        match ask(|answer| self.send(Job::Device(Box::new(seed), answer))) {
+            Some(ControlReply::Done) => {
+                endpoints.insert(lineage, endpoint);
+                Ok(())
+            }
+            Some(ControlReply::Failed(error)) => Err(error),
+            _ => Err(Error::new(
+                ErrorCode::Internal,
+                "the data thread did not take the device",
+            )),
+        }
+    }
+
+    fn detach(&self, lineage: Lineage, force: bool) -> Result<(), Error> {
+        let mut endpoints = self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(endpoint) = endpoints.remove(&lineage) else {
+            return Err(Error::new(
+                ErrorCode::NotFound,
+                "the volume is not attached here",
+            ));
+        };
+        endpoint
+            .detach(if force {
+                Detach::Force
+            } else {
+                Detach::IfUnused
+            })
+            .map_err(|(endpoint, error)| {
+                endpoints.insert(lineage, endpoint);
+                error
+            })
+    }
+
+    fn detach_all(&self) {
+        let mut endpoints = self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (lineage, endpoint) in std::mem::take(&mut *endpoints) {
+            if let Err((_, error)) = endpoint.detach(Detach::Force) {
+                tracing::warn!("detaching {lineage}: {error}");
+            }
+        }
+    }
+}
+
+/// Figures of the device of `lineage`: the daemon, which knows names, puts the name in its place.
+fn device_status(lineage: Lineage, counters: &Counters) -> PeerStatus {
+    let counters = [
+        ("in_flight", counters.in_flight),
+        ("reads", counters.reads),
+        ("writes", counters.writes),
+        ("flushes", counters.flushes),
+        ("discards", counters.discards),
+        ("write_zeroes", counters.write_zeroes),
+        ("others", counters.others),
+        ("read_bytes", counters.read_bytes),
+        ("written_bytes", counters.written_bytes),
+        ("errors", counters.errors),
+        ("unsupported", counters.unsupported),
+        ("malformed", counters.malformed),
+        ("broken_rings", counters.broken_rings),
+        ("kicks", counters.kicks),
+        ("calls", counters.calls),
+        ("calls_suppressed", counters.calls_suppressed),
+        ("resubmitted", counters.resubmitted),
+        ("held_back", counters.held_back),
+        ("open_failures", counters.open_failures),
+        ("connections", counters.connections),
+    ];
+    PeerStatus {
+        name: device_name(&lineage),
+        counters: counters
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    }
+}
+
+/// Name of the device of a volume, by its lineage or, for people, by its name.
+pub(crate) fn device_name(volume: &impl std::fmt::Display) -> String {
+    format!("vhost-user:{volume}")
+}

@@ -1,0 +1,292 @@
+//! The endpoint in a data process: the volume peer, the devices and the bulk copies that use it.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use archipelago_protocol::control::{ChannelStatus, PeerStatus};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_runtime::{Peer, Progress};
+use archipelago_vhost_user::{Device, DeviceSeed};
+use archipelago_volume::{ControlEvent, Shared, VolumePeer};
+use xseg::shared::Listener;
+use xseg::{Client, Server};
+
+use super::control::Answer;
+use super::event_loop::{EventLoop, LoopWakeups, WatchId};
+use super::port::{Attention, HostedServer};
+use crate::bulk::{BULK_ROLE, BulkServer, Step};
+
+/// A bulk copy to which nobody has connected for this long is given up.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// Bulk copies at a time: each holds a volume open and some MiB.
+const BULKS_MAX: usize = 64;
+
+type Volumes = Shared<Client, Client>;
+
+/// A bulk copy and its socket.
+#[derive(Debug)]
+struct Bulk {
+    server: BulkServer<HostedServer>,
+    socket: PathBuf,
+    listener: Listener,
+    watches: Vec<WatchId>,
+    /// Until the volume is open.
+    answer: Option<Answer>,
+    since: Duration,
+}
+
+/// The volume peer and its drivers.
+pub(crate) struct EndpointHost {
+    volumes: Volumes,
+    /// The same, as devices hold it.
+    for_devices: Rc<RefCell<Volumes>>,
+    devices: Vec<Device<Volumes, LoopWakeups>>,
+    bulks: Vec<Bulk>,
+    snapshots: VecDeque<(u64, Answer)>,
+    next_snapshot: u64,
+    events: Rc<RefCell<EventLoop>>,
+    attention: Attention,
+}
+
+impl EndpointHost {
+    pub(crate) fn new(
+        mapper: Client,
+        blocker: Client,
+        events: &Rc<RefCell<EventLoop>>,
+        attention: &Attention,
+    ) -> Result<EndpointHost, Error> {
+        let volumes = Shared::new(VolumePeer::new(mapper, blocker)?);
+        Ok(EndpointHost {
+            for_devices: Rc::new(RefCell::new(volumes.clone())),
+            volumes,
+            devices: Vec::new(),
+            bulks: Vec::new(),
+            snapshots: VecDeque::new(),
+            next_snapshot: 1,
+            events: Rc::clone(events),
+            attention: attention.clone(),
+        })
+    }
+
+    /// Serves a device that a thread of control has prepared.
+    pub(crate) fn add_device(&mut self, seed: DeviceSeed) -> Result<(), Error> {
+        let device = seed
+            .build(Rc::clone(&self.for_devices), LoopWakeups::new(&self.events))
+            .map_err(|error| {
+                Error::new(
+                    ErrorCode::Io,
+                    format!("watching a vhost-user socket: {error}"),
+                )
+            })?;
+        self.devices.push(device);
+        Ok(())
+    }
+
+    /// Snapshots an open volume; the answer follows.
+    pub(crate) fn snapshot(&mut self, lineage: Lineage, token: u64, answer: Answer) {
+        let id = self.next_snapshot;
+        self.next_snapshot += 1;
+        self.snapshots.push_back((id, answer));
+        self.volumes.snapshot(lineage, token, id);
+    }
+
+    /// The catalogue has a new size.
+    pub(crate) fn resized(&mut self, lineage: Lineage, size: u64) {
+        self.volumes.resized(lineage, size);
+    }
+
+    /// Opens a volume for a bulk copy; answers when it is open.
+    pub(crate) fn open_bulk(
+        &mut self,
+        lineage: Lineage,
+        write: bool,
+        socket: &Path,
+        answer: Answer,
+    ) {
+        if self.bulks.len() >= BULKS_MAX {
+            return answer.fail(Error::new(
+                ErrorCode::NoSpace,
+                format!("{BULKS_MAX} bulk copies are under way already"),
+            ));
+        }
+        let listener = Listener::bind(socket, &[]).and_then(|listener| {
+            self.events
+                .borrow_mut()
+                .watch(listener.fd())
+                .map(|watch| (listener, watch))
+        });
+        match listener {
+            Ok((listener, watch)) => self.bulks.push(Bulk {
+                server: BulkServer::open(&mut self.volumes, lineage, write),
+                socket: socket.to_owned(),
+                listener,
+                watches: vec![watch],
+                answer: Some(answer),
+                since: self.events.borrow().now(),
+            }),
+            Err(error) => answer.fail(Error::new(
+                ErrorCode::Io,
+                format!("{}: {error}", socket.display()),
+            )),
+        }
+    }
+
+    /// Ends bulk copies: the process stops.
+    pub(crate) fn give_up(&mut self) {
+        for bulk in &mut self.bulks {
+            bulk.server.give_up(&mut self.volumes);
+        }
+    }
+
+    /// Whether every device and bulk copy has ended.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.devices.is_empty() && self.bulks.is_empty() && self.snapshots.is_empty()
+    }
+
+    /// Looks after sockets: new clients of bulk copies, the ports' connections.
+    pub(crate) fn service(&mut self) {
+        self.volumes.with(|peer| {
+            let (mapper, blocker) = peer.ports_mut();
+            while mapper.service() {}
+            while blocker.service() {}
+        });
+        let now = self.events.borrow().now();
+        for bulk in &mut self.bulks {
+            while let Some(mut port) = bulk.listener.accept() {
+                if port.role() != BULK_ROLE || !bulk.server.is_waiting() {
+                    continue;
+                }
+                let mut events = self.events.borrow_mut();
+                bulk.watches.extend(
+                    port.fds()
+                        .into_iter()
+                        .filter_map(|fd| events.watch(fd).ok()),
+                );
+                drop(events);
+                port.start();
+                bulk.server.connect(
+                    &mut self.volumes,
+                    HostedServer::new(Server::from(port), &self.attention),
+                );
+            }
+            if bulk.server.is_waiting() && now.saturating_sub(bulk.since) > CONNECT_PATIENCE {
+                tracing::warn!("nobody came to {} for a bulk copy", bulk.socket.display());
+                bulk.server.give_up(&mut self.volumes);
+            }
+        }
+    }
+
+    /// Whether all servers are there.
+    pub(crate) fn is_connected(&self) -> bool {
+        use xseg::ClientPort;
+        self.volumes
+            .with(|peer| peer.mapper_port().is_connected() && peer.blocker_port().is_connected())
+    }
+
+    /// Figures of the volume peer, and its channels.
+    pub(crate) fn status(&self) -> (Vec<PeerStatus>, Vec<ChannelStatus>) {
+        let endpoint = PeerStatus {
+            name: "endpoint".to_owned(),
+            counters: vec![
+                ("devices".to_owned(), self.devices.len() as u64),
+                ("bulk_copies".to_owned(), self.bulks.len() as u64),
+            ],
+        };
+        let channels = self.volumes.with(|peer| {
+            vec![
+                super::channel_status("volume", "mapper", peer.mapper_port()),
+                super::channel_status("volume", "blocker", peer.blocker_port()),
+            ]
+        });
+        (vec![endpoint, self.volumes.status()], channels)
+    }
+
+    fn poll_bulks(&mut self) -> Progress {
+        let mut progress = Progress::Idle;
+        let mut index = 0;
+        while index < self.bulks.len() {
+            let bulk = &mut self.bulks[index];
+            let (moved, step) = bulk.server.poll(&mut self.volumes);
+            progress = progress.or(moved);
+            let ended = match step {
+                Step::None => false,
+                Step::Opened(result) => {
+                    let failed = result.is_err();
+                    bulk.since = self.events.borrow().now();
+                    if let Some(answer) = bulk.answer.take() {
+                        answer.result(result);
+                    }
+                    failed
+                }
+                Step::Ended => true,
+            };
+            if ended {
+                let bulk = self.bulks.swap_remove(index);
+                bulk.watches
+                    .iter()
+                    .for_each(|watch| self.events.borrow_mut().unwatch(*watch));
+                // A socket that nobody can use any more; one that is gone is fine.
+                let _removed = std::fs::remove_file(&bulk.socket);
+            } else {
+                index += 1;
+            }
+        }
+        progress
+    }
+
+    fn take_control_events(&mut self) -> Progress {
+        let mut progress = Progress::Idle;
+        while let Some(ControlEvent::SnapshotDone { id, result, .. }) =
+            self.volumes.next_control_event()
+        {
+            progress = Progress::Busy;
+            let index = self.snapshots.iter().position(|(known, _)| *known == id);
+            if let Some((_, answer)) = index.and_then(|index| self.snapshots.remove(index)) {
+                answer.result(result);
+            }
+        }
+        progress
+    }
+}
+
+impl Peer for EndpointHost {
+    fn name(&self) -> &str {
+        "endpoint"
+    }
+
+    fn poll(&mut self) -> Progress {
+        let mut progress = self.volumes.poll();
+        for device in &mut self.devices {
+            progress = progress.or(device.poll());
+        }
+        self.devices.retain(|device| !device.is_finished());
+        progress
+            .or(self.poll_bulks())
+            .or(self.take_control_events())
+            .or(self.volumes.poll())
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        let mut quiet = self.volumes.prepare_sleep();
+        for device in &mut self.devices {
+            quiet &= device.prepare_sleep();
+        }
+        for bulk in &mut self.bulks {
+            quiet &= bulk.server.prepare_sleep();
+        }
+        quiet
+    }
+
+    fn wake(&mut self) {
+        self.volumes.wake();
+        for device in &mut self.devices {
+            device.wake();
+        }
+        for bulk in &mut self.bulks {
+            bulk.server.wake();
+        }
+    }
+}

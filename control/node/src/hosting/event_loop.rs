@@ -1,0 +1,119 @@
+//! What the data thread sleeps on, as the shells use it: descriptors under watch, and moments.
+//!
+//! Invariant: what a signal means does not matter. Any one of them makes every shell look after its sockets and poll.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use archipelago_runtime::{Clock, Source, Watch};
+
+/// Token of every watch.
+const TOKEN: u64 = 1;
+
+/// Watches of one process.
+pub(crate) struct EventLoop {
+    source: Source,
+    clock: Arc<dyn Clock>,
+    watched: Vec<(WatchId, Watch)>,
+    next: u64,
+    /// A timeout that is still to come.
+    alarm: Option<Duration>,
+}
+
+/// A watched descriptor. Never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WatchId(u64);
+
+impl EventLoop {
+    pub(crate) fn new(source: Source, clock: Arc<dyn Clock>) -> EventLoop {
+        EventLoop {
+            source,
+            clock,
+            watched: Vec::new(),
+            next: 1,
+            alarm: None,
+        }
+    }
+
+    /// Monotonic time.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// Signals whenever `fd` becomes readable.
+    pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>) -> std::io::Result<WatchId> {
+        let watch = self.source.poll_readable(fd, TOKEN)?;
+        let id = WatchId(self.next);
+        self.next += 1;
+        self.watched.push((id, watch));
+        Ok(id)
+    }
+
+    /// Ends a watch.
+    pub(crate) fn unwatch(&mut self, id: WatchId) {
+        self.watched.retain(|(known, _)| *known != id);
+    }
+
+    /// Signals in `patience` from now, unless an earlier signal of this kind is under way.
+    pub(crate) fn alarm(&mut self, patience: Duration) {
+        let now = self.clock.now();
+        if self.alarm.is_none_or(|alarm| alarm <= now) {
+            let deadline = now + patience;
+            self.source.timeout(deadline, TOKEN);
+            self.alarm = Some(deadline);
+        }
+    }
+
+    /// Takes all signals. Whether there were any.
+    pub(crate) fn take_signals(&mut self) -> bool {
+        let mut any = false;
+        while self.source.next().is_some() {
+            any = true;
+        }
+        any
+    }
+
+    /// Whether a signal waits.
+    pub(crate) fn has_signals(&self) -> bool {
+        self.source.has_events()
+    }
+}
+
+/// An event loop as a device sees it.
+pub(crate) struct LoopWakeups {
+    events: Rc<RefCell<EventLoop>>,
+    watched: Vec<WatchId>,
+}
+
+impl LoopWakeups {
+    pub(crate) fn new(events: &Rc<RefCell<EventLoop>>) -> LoopWakeups {
+        LoopWakeups {
+            events: Rc::clone(events),
+            watched: Vec::new(),
+        }
+    }
+}
+
+impl archipelago_vhost_user::Wakeups for LoopWakeups {
+    fn watch(&mut self, fd: OwnedFd) -> std::io::Result<archipelago_vhost_user::WatchId> {
+        let id = self.events.borrow_mut().watch(fd.as_fd())?;
+        self.watched.push(id);
+        Ok(archipelago_vhost_user::WatchId(id.0))
+    }
+
+    fn unwatch(&mut self, id: archipelago_vhost_user::WatchId) {
+        self.watched.retain(|known| known.0 != id.0);
+        self.events.borrow_mut().unwatch(WatchId(id.0));
+    }
+}
+
+impl Drop for LoopWakeups {
+    fn drop(&mut self) {
+        for id in self.watched.drain(..) {
+            self.events.borrow_mut().unwatch(id);
+        }
+    }
+}

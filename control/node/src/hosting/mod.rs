@@ -1,0 +1,283 @@
+//! What runs in a data process: the shells around mapper, blocker and endpoint, on one thread.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `host` | all peers of the process as one, and the loop that polls them |
+//! | `endpoint`, `mapper`, `blocker` | the shell of each role |
+//! | `objects`, `arena` | the mapper's object requests through a port |
+//! | `journal` | presence journals in mapped files |
+//! | `acceptor`, `port` | shared channels: who connects, who succeeds whom |
+//! | `control`, `devices` | requests of the daemon, on threads of their own |
+//! | `owner` | the host's number in the heads |
+//! | `event_loop`, `pool` | what a thread sleeps on; its backend |
+//!
+//! One design decision: a process hosts any set of roles with the same code. Roles that live together are joined by local
+//! channels, the others by shared ones; nothing above the ports can tell.
+
+mod acceptor;
+mod arena;
+mod blocker;
+mod control;
+mod devices;
+mod endpoint;
+mod event_loop;
+mod host;
+mod journal;
+mod mapper;
+mod objects;
+mod owner;
+mod pool;
+mod port;
+mod settings;
+
+use std::cell::RefCell;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use archipelago_mapper::{Mapper, MapperConfig};
+use archipelago_protocol::control::{ChannelStatus, Role};
+use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::{Config, Context, Panicked, Reactor, SystemClock};
+use xseg::shared::{ConnectOptions, OnServerDeath, SharedClient};
+use xseg::{Client, Server};
+
+use acceptor::{Acceptor, Channels};
+use blocker::BlockerHost;
+use devices::Devices;
+pub(crate) use devices::device_name;
+use endpoint::EndpointHost;
+use event_loop::EventLoop;
+use host::Host;
+use journal::FileJournals;
+use mapper::MapperPeer;
+use port::Attention;
+pub use settings::{PeerSettings, QUEUES_MAX};
+
+use crate::layout::role_name;
+
+/// How long a process waits after a stop for its answer to be sent.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of the arena of a channel that carries no data.
+const SMALL_ARENA_LEN: usize = 64 << 10;
+
+/// Has the kernel kill this process when its parent dies.
+///
+/// # Errors
+/// [`ErrorCode::Unavailable`] if the parent is gone already: nobody would stop us.
+pub fn die_with(parent: i32) -> Result<(), Error> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+        .map_err(|errno| Error::new(ErrorCode::Internal, format!("PR_SET_PDEATHSIG: {errno}")))?;
+    // Asked after the call above: a parent that died before it is noticed here, one that dies later kills us.
+    if nix::unistd::getppid().as_raw() != parent {
+        return Err(Error::new(
+            ErrorCode::Unavailable,
+            "the daemon died while this process started",
+        ));
+    }
+    Ok(())
+}
+
+/// Hosts `roles` until told to stop. The standard input is the control socket, which the daemon listens on.
+///
+/// # Errors
+/// Why they cannot be served.
+pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
+    let failed =
+        |what: &str, error: std::io::Error| Error::new(ErrorCode::Io, format!("{what}: {error}"));
+    let listener = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| failed("control socket", error))?;
+    let config = Config {
+        name: "data".to_owned(),
+        poll: Duration::from_micros(u64::from(settings.data.poll_us)),
+        submit_chunk: settings.data.submission_chunk as usize,
+        ..Config::default()
+    };
+    // Whatever panicked shares its state with the rest of this process: a fresh life is the safe answer.
+    let hook = Box::new(|panicked: &Panicked| {
+        tracing::error!(
+            "`{}` panicked: {}; this process ends",
+            panicked.name,
+            panicked.message
+        );
+        std::process::abort();
+    });
+    let mut reactor = Reactor::new(config, Arc::new(SystemClock), hook)
+        .map_err(|error| failed("io_uring or eventfd", error))?;
+    let (sender, jobs) = mpsc::channel();
+    let devices = Devices::new(sender, reactor.handle());
+    let mut context = reactor.context();
+    let host = build(roles, &settings, &mut context, jobs)?;
+    context.add_peer(Box::new(host));
+    let answered = control::serve(UnixListener::from(listener), move |request, answer| {
+        devices.deliver(request, answer);
+    })
+    .map_err(|error| failed("control thread", error))?;
+    reactor.run();
+    // Whether it was sent in time or not: the process is done.
+    let _answered = answered.recv_timeout(ANSWER_PATIENCE);
+    Ok(())
+}
+
+/// Makes channels and peers.
+struct Builder<'a> {
+    roles: &'a [Role],
+    settings: &'a PeerSettings,
+    events: Rc<RefCell<EventLoop>>,
+    attention: Attention,
+}
+
+impl Builder<'_> {
+    fn hosts(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
+    fn socket(&self, role: Role) -> PathBuf {
+        self.settings
+            .run
+            .join(format!("segment-{}.sock", role_name(role)))
+    }
+
+    /// A channel from `client` to `server`, and its other end if that lives here.
+    fn channel(&self, client: Role, server: Role) -> Result<(Client, Option<Server>), Error> {
+        let failed = |error: std::io::Error| {
+            Error::new(
+                ErrorCode::Io,
+                format!(
+                    "channel {} to {}: {error}",
+                    role_name(client),
+                    role_name(server)
+                ),
+            )
+        };
+        let requests = self.settings.data.channel_requests as usize;
+        let arena_len = if server == Role::Blocker {
+            (self.settings.data.channel_memory_mib as usize) << 20
+        } else {
+            SMALL_ARENA_LEN
+        };
+        if self.hosts(server) {
+            let (client, server) = xseg::local::channel(requests, arena_len).map_err(failed)?;
+            return Ok((Client::from(client), Some(Server::from(server))));
+        }
+        let options = ConnectOptions {
+            role: client as u8,
+            client_id: client as u64 + 1,
+            ring_size: requests,
+            arena_len,
+            // Object requests may be done twice; a new mapper knows nothing of the sessions of the old one.
+            on_server_death: if server == Role::Blocker {
+                OnServerDeath::Replay
+            } else {
+                OnServerDeath::Report
+            },
+            allowed_uids: Vec::new(),
+        };
+        let port = SharedClient::connect(&self.socket(server), options).map_err(failed)?;
+        let mut events = self.events.borrow_mut();
+        for fd in port.fds() {
+            events.watch(fd).map_err(failed)?;
+        }
+        Ok((Client::from(port), None))
+    }
+
+    /// Where clients of `role` connect, if any live elsewhere.
+    fn acceptor<C: Copy>(&self, role: Role) -> Result<Option<Acceptor<C>>, Error> {
+        let all_here = [Role::Endpoint, Role::Mapper, Role::Blocker]
+            .iter()
+            .all(|role| self.hosts(*role));
+        if all_here {
+            return Ok(None);
+        }
+        Acceptor::listen(&self.socket(role), &mut self.events.borrow_mut()).map(Some)
+    }
+}
+
+fn build(
+    roles: &[Role],
+    settings: &PeerSettings,
+    context: &mut Context<'_>,
+    jobs: mpsc::Receiver<host::Job>,
+) -> Result<Host<pool::Backend>, Error> {
+    let events = EventLoop::new(context.source(), context.clock());
+    let (events, attention) = (Rc::new(RefCell::new(events)), Attention::default());
+    let builder = Builder {
+        roles,
+        settings,
+        events: Rc::clone(&events),
+        attention: attention.clone(),
+    };
+    let mut host = Host {
+        events,
+        attention,
+        jobs,
+        endpoint: None,
+        mapper: None,
+        blocker: None,
+        stopping: None,
+        handle: context.handle(),
+    };
+    if builder.hosts(Role::Blocker) {
+        let backend = pool::open(settings, context)?;
+        host.blocker = Some((
+            BlockerHost::new(backend, &builder.attention),
+            builder.acceptor(Role::Blocker)?,
+        ));
+    }
+    if builder.hosts(Role::Mapper) {
+        let (port, server) = builder.channel(Role::Mapper, Role::Blocker)?;
+        if let (Some(server), Some((blocker, _))) = (server, &mut host.blocker) {
+            blocker.add(server);
+        }
+        let journals = FileJournals::new(settings.journals.clone())?;
+        let config = MapperConfig {
+            owner: owner::owner(),
+            pending_max: journal::RECORDS,
+            ..MapperConfig::default()
+        };
+        let mut mapper = Mapper::new(config, Box::new(journals));
+        mapper.start();
+        host.mapper = Some((
+            MapperPeer::new(mapper, port, &builder.attention),
+            builder.acceptor(Role::Mapper)?,
+        ));
+    }
+    if builder.hosts(Role::Endpoint) {
+        let (to_mapper, mapper_end) = builder.channel(Role::Endpoint, Role::Mapper)?;
+        let (to_blocker, blocker_end) = builder.channel(Role::Endpoint, Role::Blocker)?;
+        if let (Some(server), Some((mapper, _))) = (mapper_end, &mut host.mapper) {
+            mapper.add(server);
+        }
+        if let (Some(server), Some((blocker, _))) = (blocker_end, &mut host.blocker) {
+            blocker.add(server);
+        }
+        host.endpoint = Some(EndpointHost::new(
+            to_mapper,
+            to_blocker,
+            &builder.events,
+            &builder.attention,
+        )?);
+    }
+    // Connections are made from here on; the alarm goes on from one to the next.
+    host.service();
+    host.events.borrow_mut().alarm(Duration::ZERO);
+    Ok(host)
+}
+
+/// What a channel tells of itself.
+fn channel_status(client: &str, server: &str, port: &Client) -> ChannelStatus {
+    let figures = port.figures();
+    ChannelStatus {
+        client: client.to_owned(),
+        server: server.to_owned(),
+        transport: figures.transport.to_owned(),
+        requests: figures.submitted,
+        in_flight: figures.in_flight as u64,
+        incarnation: figures.incarnation,
+    }
+}

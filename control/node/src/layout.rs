@@ -1,0 +1,208 @@
+//! Where a node keeps its things.
+//!
+//! | what | with a root directory | without |
+//! |---|---|---|
+//! | configuration | `DIR/archipelago.toml` | `/etc/archipelago/archipelago.toml` |
+//! | sockets, lock, log | `DIR/run` | `/run/archipelago` |
+//! | what outlives a reboot | `DIR/state` | `/var/lib/archipelago` |
+//! | the pool `default`, unless configured elsewhere | `DIR/pool` | `/var/lib/archipelago/pool` |
+//!
+//! Socket names are derived from lineages, not from names: they survive a rename and fit a socket address.
+
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::control::Role;
+use archipelago_protocol::{Error, ErrorCode, Lineage};
+
+/// Environment variable that names the root directory.
+pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
+/// Longest path of a UNIX socket: `sun_path` less its final zero.
+pub const SOCKET_PATH_MAX: usize = 107;
+/// Longest path of the run directory: what is left of a socket's path for `/volume-`, 32 digits and `.sock`.
+pub const RUN_PATH_MAX: usize = SOCKET_PATH_MAX - ("/volume-".len() + 32 + ".sock".len());
+
+/// The paths of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: Option<PathBuf>,
+    config: PathBuf,
+    run: PathBuf,
+    state: PathBuf,
+}
+
+impl Layout {
+    /// The layout under `root`, or the system's without one.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] if the working directory is unknown, or the path is too long for sockets in it.
+    pub fn new(root: Option<&Path>) -> Result<Layout, Error> {
+        let layout = match root {
+            Some(root) => {
+                let root = std::path::absolute(root).map_err(|error| {
+                    Error::new(
+                        ErrorCode::Invalid,
+                        format!("root directory `{}`: {error}", root.display()),
+                    )
+                })?;
+                Layout {
+                    config: root.join("archipelago.toml"),
+                    run: root.join("run"),
+                    state: root.join("state"),
+                    root: Some(root),
+                }
+            }
+            None => Layout {
+                root: None,
+                config: "/etc/archipelago/archipelago.toml".into(),
+                run: "/run/archipelago".into(),
+                state: "/var/lib/archipelago".into(),
+            },
+        };
+        let len = layout.run.as_os_str().len();
+        if len > RUN_PATH_MAX {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!(
+                    "`{}` has {len} bytes, sockets in it need a path of at most {RUN_PATH_MAX}",
+                    layout.run.display()
+                ),
+            )
+            .with_hint("use a root directory with a shorter path"));
+        }
+        Ok(layout)
+    }
+
+    /// The root directory that was given.
+    #[must_use]
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Directory of sockets, lock and log.
+    #[must_use]
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// Directory of what outlives a reboot.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Directory of the pool `default`, unless configured elsewhere.
+    #[must_use]
+    pub fn default_pool(&self) -> PathBuf {
+        match &self.root {
+            Some(root) => root.join("pool"),
+            None => self.state.join("pool"),
+        }
+    }
+
+    /// Locked by the daemon as long as it lives; holds its process id.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.run.join("lock")
+    }
+
+    /// Socket of the HTTP API.
+    #[must_use]
+    pub fn api_socket(&self) -> PathBuf {
+        self.run.join("api.sock")
+    }
+
+    /// Log of a daemon in the background.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.run.join("archipelagod.log")
+    }
+
+    /// What is attached.
+    #[must_use]
+    pub fn attachments(&self) -> PathBuf {
+        self.state.join("attachments.json")
+    }
+
+    /// Presence journals of the open volumes.
+    #[must_use]
+    pub fn journals(&self) -> PathBuf {
+        self.run.join("journal")
+    }
+
+    /// Control socket of the process that hosts `role` first.
+    #[must_use]
+    pub fn control_socket(&self, role: Role) -> PathBuf {
+        self.run.join(format!("control-{}.sock", role_name(role)))
+    }
+
+    /// The vhost-user socket of a volume.
+    #[must_use]
+    pub fn volume_socket(&self, lineage: Lineage) -> PathBuf {
+        self.run.join(format!("volume-{lineage}.sock"))
+    }
+
+    /// The socket of a bulk copy of a volume.
+    #[must_use]
+    pub fn bulk_socket(&self, lineage: Lineage) -> PathBuf {
+        self.run.join(format!("bulk-{lineage}.sock"))
+    }
+
+    /// The option that makes the command find this layout, for hints.
+    #[must_use]
+    pub fn command(&self) -> String {
+        match &self.root {
+            Some(root) => format!("archipelago --root {}", root.display()),
+            None => "archipelago".to_owned(),
+        }
+    }
+}
+
+/// A role as it stands in file names and options.
+#[must_use]
+pub fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Endpoint => "endpoint",
+        Role::Mapper => "mapper",
+        Role::Blocker => "blocker",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_holds_everything() {
+        let layout = Layout::new(Some(Path::new("/srv/a"))).unwrap();
+        for path in [
+            layout.config(),
+            layout.run(),
+            layout.state(),
+            &layout.default_pool(),
+            &layout.api_socket(),
+        ] {
+            assert!(path.starts_with("/srv/a"), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn the_longest_run_directory_still_fits_every_socket() {
+        let root = format!("/{}", "x".repeat(RUN_PATH_MAX - "/run".len() - 1));
+        let layout = Layout::new(Some(Path::new(&root))).unwrap();
+        for path in [
+            layout.volume_socket(Lineage(1)),
+            layout.bulk_socket(Lineage(1)),
+            layout.api_socket(),
+        ] {
+            assert!(path.as_os_str().len() <= SOCKET_PATH_MAX);
+        }
+        let error = Layout::new(Some(Path::new(&format!("{root}x")))).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Invalid);
+    }
+}

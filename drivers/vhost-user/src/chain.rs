@@ -1,0 +1,256 @@
+//! Descriptor chains: from a head index to the request's readable and writable pieces.
+//!
+//! Invariants
+//! - Each descriptor is copied once, and only the copy is looked at.
+//! - A walk ends after [`CHAIN_MAX`] descriptors whatever the ring says, so loops and long chains cost a bounded amount.
+//! - A bad address or a piece out of order does not end the walk ([`Chain::fault`]), so that such a request still gets
+//!   its status byte. What hides the chain's end does end it.
+
+use std::sync::atomic::Ordering;
+
+use archipelago_protocol::volume::Segment;
+
+use crate::memory::{MemoryTable, Place};
+
+/// Descriptors of one request at most: 254 data segments, header, status, and room for guests that split those.
+pub const CHAIN_MAX: usize = 512;
+/// Bytes of a descriptor.
+pub const DESCRIPTOR_LEN: u64 = 16;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// Why a chain cannot be a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// An index is not below the size of the table.
+    #[error("a descriptor index is outside the table")]
+    Index,
+    /// A loop, or more than [`CHAIN_MAX`] descriptors or pieces.
+    #[error("the chain is too long or loops")]
+    TooLong,
+    /// An address is not in guest memory.
+    #[error("an address is not in guest memory")]
+    Address,
+    /// An indirect descriptor where there may be none, or an indirect table of odd length.
+    #[error("an indirect descriptor is malformed")]
+    Indirect,
+    /// A readable piece after a writable one.
+    #[error("a readable descriptor follows a writable one")]
+    Order,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// A request's pieces. One is kept per device and filled again for each request.
+#[derive(Debug, Default)]
+pub struct Chain {
+    /// What the device may read.
+    pub readable: Vec<Segment>,
+    /// What the device may write.
+    pub writable: Vec<Segment>,
+    /// Guest addresses of `writable`.
+    pub addresses: Vec<u64>,
+    /// What makes this no request, though its end was found.
+    pub fault: Option<ChainError>,
+    /// Whether the last descriptor was a writable one that could be found.
+    ends_writable: bool,
+    scratch: Vec<u64>,
+}
+
+impl Chain {
+    /// A chain with room for any request.
+    #[must_use]
+    pub fn new() -> Self {
+        Chain {
+            readable: Vec::with_capacity(CHAIN_MAX),
+            writable: Vec::with_capacity(CHAIN_MAX),
+            addresses: Vec::with_capacity(CHAIN_MAX),
+            scratch: Vec::with_capacity(CHAIN_MAX),
+            fault: None,
+            ends_writable: false,
+        }
+    }
+
+    /// Walks the chain that starts at `head` of the table of `size` descriptors at `table`.
+    ///
+    /// # Errors
+    /// What hides the end of the chain, and with it the place of the status byte.
+    pub fn walk(
+        &mut self,
+        memory: &MemoryTable,
+        table: &Place,
+        size: u16,
+        head: u16,
+        indirect: Allowed,
+    ) -> Result<(), ChainError> {
+        self.readable.clear();
+        self.writable.clear();
+        self.addresses.clear();
+        self.fault = None;
+        let mut table = table.clone();
+        let mut size = u32::from(size);
+        let mut indirect = indirect;
+        let mut index = head;
+        for _ in 0..CHAIN_MAX {
+            if u32::from(index) >= size {
+                return Err(ChainError::Index);
+            }
+            let place = table.offset + u64::from(index) * DESCRIPTOR_LEN;
+            let descriptor = load(&table, place).ok_or(ChainError::Address)?;
+            if descriptor.flags & INDIRECT != 0 {
+                let len = descriptor.len;
+                let odd = u64::from(len) % DESCRIPTOR_LEN != 0 || len == 0;
+                if indirect == Allowed::No || odd || descriptor.flags & (NEXT | WRITE) != 0 {
+                    return Err(ChainError::Indirect);
+                }
+                table = memory
+                    .guest_place(descriptor.address, u64::from(len))
+                    .ok_or(ChainError::Address)?;
+                size = len / 16;
+                indirect = Allowed::No;
+                index = 0;
+                continue;
+            }
+            self.append(memory, descriptor)?;
+            if descriptor.flags & NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+        }
+        Err(ChainError::TooLong)
+    }
+
+    fn append(&mut self, memory: &MemoryTable, descriptor: Descriptor) -> Result<(), ChainError> {
+        let writable = descriptor.flags & WRITE != 0;
+        let (segments, addresses) = if writable {
+            (&mut self.writable, &mut self.addresses)
+        } else {
+            if !self.writable.is_empty() {
+                self.fault = self.fault.or(Some(ChainError::Order));
+            }
+            self.scratch.clear();
+            (&mut self.readable, &mut self.scratch)
+        };
+        let (address, len) = (descriptor.address, descriptor.len);
+        let found = memory.translate(address, len, CHAIN_MAX, segments, addresses);
+        if !found && segments.len() >= CHAIN_MAX {
+            return Err(ChainError::TooLong);
+        }
+        if !found {
+            self.fault = self.fault.or(Some(ChainError::Address));
+        }
+        self.ends_writable = found && writable && len > 0;
+        Ok(())
+    }
+
+    /// Takes the last writable byte away: the status byte. Where it is, and its guest address.
+    pub fn take_status(&mut self) -> Option<(Segment, u64)> {
+        if !self.ends_writable {
+            return None;
+        }
+        let last = self.writable.last_mut()?;
+        let address = *self.addresses.last()?;
+        last.len -= 1;
+        let status = Segment {
+            region: last.region,
+            len: 1,
+            offset: last.offset + u64::from(last.len),
+        };
+        let address = address + u64::from(last.len);
+        if last.len == 0 {
+            self.writable.pop();
+            self.addresses.pop();
+        }
+        Some((status, address))
+    }
+
+    /// Takes the first `into.len()` readable bytes away, into `into`. `false`: there are not so many.
+    #[must_use]
+    pub fn take_readable(&mut self, memory: &MemoryTable, into: &mut [u8]) -> bool {
+        let mut done = 0;
+        let mut whole = 0;
+        for segment in &mut self.readable {
+            if done == into.len() {
+                break;
+            }
+            let len = usize::try_from(segment.len).map_or(into.len(), |len| len);
+            let here = len.min(into.len() - done);
+            let Some(region) = memory.region(segment.region) else {
+                return false;
+            };
+            if region
+                .read(segment.offset, &mut into[done..done + here])
+                .is_err()
+            {
+                return false;
+            }
+            done += here;
+            let taken = u32::try_from(here).unwrap_or(segment.len);
+            segment.offset += u64::from(taken);
+            segment.len -= taken;
+            if segment.len == 0 {
+                whole += 1;
+            }
+        }
+        self.readable.drain(..whole);
+        done == into.len()
+    }
+
+    /// Bytes of `segments`.
+    #[must_use]
+    pub fn bytes(segments: &[Segment]) -> u64 {
+        segments.iter().map(|segment| u64::from(segment.len)).sum()
+    }
+}
+
+/// Whether an indirect descriptor may stand here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowed {
+    /// The feature was negotiated and this is the ring's own table.
+    Yes,
+    /// Not negotiated, or this is an indirect table already.
+    No,
+}
+
+fn load(table: &Place, offset: u64) -> Option<Descriptor> {
+    // Relaxed: the acquire load of the avail index came before, and a guest that changes the descriptor afterwards
+    // harms its own request only.
+    let address = table.region.load_u64(offset, Ordering::Relaxed).ok();
+    let rest = table.region.load_u64(offset + 8, Ordering::Relaxed).ok();
+    match (address, rest) {
+        (Some(address), Some(rest)) => Some(Descriptor::from_words(address, rest)),
+        // An indirect table need not be aligned.
+        _ => {
+            let mut bytes = [0; 16];
+            table.region.read(offset, &mut bytes).ok()?;
+            let (address, rest) = bytes.split_at(8);
+            Some(Descriptor::from_words(
+                u64::from_le_bytes(address.try_into().ok()?),
+                u64::from_le_bytes(rest.try_into().ok()?),
+            ))
+        }
+    }
+}
+
+impl Descriptor {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields are cut out of a packed word"
+    )]
+    fn from_words(address: u64, rest: u64) -> Self {
+        Descriptor {
+            address,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The device on the data thread: state, its turn, and the volume's life. `serve` has the data path, `control` the
+//! changes that a front end asks for.
+//!
+//! The volume is opened when the first ring runs and closed when the last one has stopped:
+//!
+//! | state | leaves it when |
+//! |---|---|
+//! | Closed | a ring runs: opens |
+//! | Opening | `Opened`: Open, or Failed |
+//! | Open | no ring is started and nothing is in flight: closes |
+//! | Closing | `Closed`: Closed |
+//! | Failed (requests get IOERR) | no ring is started: Closed, so the next start tries again |
+
+mod control;
+mod serve;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeHandle, Volumes};
+use archipelago_runtime::{Peer, Progress};
+use crossbeam_channel::Receiver;
+use tracing::{error, info};
+use xseg::Region;
+
+use crate::chain::Chain;
+use crate::command::Message;
+use crate::config::{AttachConfig, feature};
+use crate::dirty_log::DirtyLog;
+use crate::memory::MemoryTable;
+use crate::metrics::add;
+use crate::queue::Queue;
+use crate::request::Range;
+use crate::shared::Shared;
+use crate::wakeups::Wakeups;
+
+/// Events of the volume taken in one turn.
+const EVENTS_PER_TURN: usize = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum VolumeState {
+    Closed,
+    Opening(VolumeHandle),
+    Open(VolumeHandle),
+    Closing(VolumeHandle),
+    Failed,
+}
+
+/// A part of a request that the volume could not take at once.
+#[derive(Debug, Clone, Copy)]
+struct Deferred {
+    queue: u16,
+    head: u16,
+    range: Range,
+    kind: crate::request::Kind,
+}
+
+#[derive(Debug)]
+struct InFlightArea {
+    region: Region,
+    start: u64,
+    queues: u16,
+    size: u16,
+}
+
+/// A vhost-user-blk device. Lives on one thread; made by [`DeviceSeed::build`].
+pub struct Device<V, W> {
+    name: String,
+    config: AttachConfig,
+    shared: Arc<Shared>,
+    volumes: Rc<RefCell<V>>,
+    wakeups: W,
+    commands: Receiver<Message>,
+    queues: Vec<Queue>,
+    /// Queue whose turn is first.
+    first: usize,
+    memory: MemoryTable,
+    /// Raised with each change that older requests must not outlive.
+    generation: u64,
+    /// Whether the volume peer knows every region.
+    regions_ready: bool,
+    features: u64,
+    log: Option<DirtyLog>,
+    area: Option<InFlightArea>,
+    volume: VolumeState,
+    chain: Chain,
+    ranges: Vec<Range>,
+    deferred: Vec<Deferred>,
+    waits: Vec<control::Waiting>,
+    /// The volume has refused a request since its last event.
+    held_back: bool,
+    /// Completions are not shown any more: the front end is gone, or has reset the device.
+    dropping: bool,
+    awake: bool,
+}
+
+/// What the data thread needs to make the device; comes with its [`Endpoint`](crate::Endpoint).
+#[derive(Debug)]
+pub struct DeviceSeed {
+    pub(crate) config: AttachConfig,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) commands: Receiver<Message>,
+    pub(crate) bell: OwnedFd,
+}
+
+impl DeviceSeed {
+    /// Makes the device; called on the data thread.
+    ///
+    /// # Errors
+    /// If the bell of the connection's thread cannot be watched.
+    pub fn build<V: Volumes, W: Wakeups>(
+        self,
+        volumes: Rc<RefCell<V>>,
+        mut wakeups: W,
+    ) -> std::io::Result<Device<V, W>> {
+        wakeups.watch(self.bell)?;
+        let mut queues = Vec::new();
+        queues.resize_with(usize::from(self.config.queues), Queue::default);
+        Ok(Device {
+            name: format!("vhost-user {}", self.config.socket.display()),
+            config: self.config,
+            shared: self.shared,
+            volumes,
+            wakeups,
+            commands: self.commands,
+            queues,
+            first: 0,
+            memory: MemoryTable::default(),
+            generation: 0,
+            regions_ready: true,
+            features: 0,
+            log: None,
+            area: None,
+            volume: VolumeState::Closed,
+            chain: Chain::new(),
+            ranges: Vec::with_capacity(crate::config::RANGES_MAX),
+            deferred: Vec::with_capacity(crate::config::RANGES_MAX),
+            waits: Vec::new(),
+            held_back: false,
+            dropping: false,
+            awake: true,
+        })
+    }
+}
+
+impl<V: Volumes, W: Wakeups> Device<V, W> {
+    /// Whether the device has been detached and can be dropped.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.shared.finished.load(Ordering::Acquire)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.queues.iter().map(|queue| queue.in_flight).sum()
+    }
+
+    /// Takes what the volume has to say.
+    fn take_events(&mut self) -> bool {
+        let mut any = false;
+        for _ in 0..EVENTS_PER_TURN {
+            let (VolumeState::Opening(handle)
+            | VolumeState::Open(handle)
+            | VolumeState::Closing(handle)) = self.volume
+            else {
+                break;
+            };
+            let Some(event) = self.volumes.borrow_mut().next_event(handle) else {
+                break;
+            };
+            any = true;
+            match event {
+                VolumeEvent::Done { cookie, result } => self.done(cookie, result),
+                VolumeEvent::Opened { result: Ok(volume) } => {
+                    info!(volume = %volume.lineage, size = volume.size, "volume opened");
+                    self.shared.set_size(volume.size);
+                    self.volume = VolumeState::Open(handle);
+                }
+                VolumeEvent::Opened { result: Err(error) } => {
+                    add(&self.shared.metrics.open_failures, 1);
+                    error!(volume = %self.config.lineage, %error, "the volume cannot be opened; its guest gets I/O errors");
+                    self.volume = VolumeState::Failed;
+                }
+                VolumeEvent::Closed { result } => {
+                    if let Err(error) = result {
+                        error!(volume = %self.config.lineage, %error, "closing the volume failed");
+                    }
+                    self.volume = VolumeState::Closed;
+                }
+                VolumeEvent::Resized { size } => self.shared.set_size(size),
+            }
+        }
+        if any {
+            self.held_back = false;
+        }
+        any
+    }
+
+    /// Opens and closes the volume as the rings need it.
+    fn settle_volume(&mut self) -> bool {
+        let wanted = !self.dropping && self.queues.iter().any(Queue::wants_volume);
+        let idle = !self.queues.iter().any(Queue::started) && self.in_flight() == 0;
+        match self.volume {
+            VolumeState::Closed if wanted => {
+                let mode = if self.config.read_only {
+                    OpenMode::ReadOnly
+                } else {
+                    OpenMode::Exclusive
+                };
+                let handle = self.volumes.borrow_mut().open(self.config.lineage, mode);
+                self.volume = VolumeState::Opening(handle);
+            }
+            VolumeState::Open(handle) if idle => {
+                self.volumes.borrow_mut().close(handle);
+                self.volume = VolumeState::Closing(handle);
+            }
+            VolumeState::Failed if idle => self.volume = VolumeState::Closed,
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// The log to mark, if the front end wants marks.
+fn dirty_log(features: u64, log: Option<&DirtyLog>) -> Option<&DirtyLog> {
+    log.filter(|_| features & feature::LOG_ALL != 0)
+}
+
+impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn poll(&mut self) -> Progress {
+        if self.is_finished() {
+            // Whoever still asks is told by the dropped answer.
+            while self.commands.try_recv().is_ok() {}
+            return Progress::Idle;
+        }
+        let mut busy = self.take_commands();
+        busy |= self.take_events();
+        busy |= self.serve();
+        self.publish();
+        busy |= self.settle_volume();
+        busy |= self.settle_waits();
+        let in_flight = self.in_flight() as u64;
+        self.shared
+            .metrics
+            .in_flight
+            .store(in_flight, Ordering::Relaxed);
+        if busy { Progress::Busy } else { Progress::Idle }
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        self.awake = false;
+        let mut quiet = self.commands.is_empty();
+        let serving = matches!(self.volume, VolumeState::Open(_) | VolumeState::Failed)
+            && self.regions_ready
+            && !self.held_back;
+        let dirty = dirty_log(self.features, self.log.as_ref());
+        for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
+            let waiting = queue.ask_for_kicks(dirty);
+            quiet &= !(waiting && serving);
+        }
+        quiet
+    }
+
+    fn wake(&mut self) {
+        self.awake = true;
+        let dirty = dirty_log(self.features, self.log.as_ref());
+        for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
+            if queue.asked() && queue.waiting().is_ok_and(|waiting| waiting > 0) {
+                add(&self.shared.metrics.kicks, 1);
+            }
+            queue.refuse_kicks(dirty);
+        }
+    }
+}
+
+impl<V, W> fmt::Debug for Device<V, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device")
+            .field("name", &self.name)
+            .field("volume", &self.volume)
+            .finish_non_exhaustive()
+    }
+}

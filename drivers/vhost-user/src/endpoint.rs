@@ -1,0 +1,186 @@
+//! Attaching a volume: the socket, its thread, and the seed of the device.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use archipelago_protocol::{Error, ErrorCode};
+use crossbeam_channel::unbounded;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::command::Command;
+use crate::config::AttachConfig;
+use crate::device::DeviceSeed;
+use crate::handler::Line;
+use crate::metrics::Counters;
+use crate::session::{Session, Stop};
+use crate::shared::Shared;
+
+/// How far a detach may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detach {
+    /// Refused while a front end is connected.
+    IfUnused,
+    /// Hangs up on the front end.
+    Force,
+}
+
+/// An attached volume, as the node sees it.
+#[derive(Debug)]
+pub struct Endpoint {
+    config: AttachConfig,
+    shared: Arc<Shared>,
+    line: Line,
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+    /// Device and inode of the socket.
+    identity: (u64, u64),
+}
+
+impl Endpoint {
+    /// Makes the socket and starts its thread. The seed becomes the device on the data thread; until then front ends
+    /// wait.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] for a configuration out of range, [`ErrorCode::Io`] if the socket cannot be made.
+    pub fn attach(config: AttachConfig) -> Result<(Endpoint, DeviceSeed), Error> {
+        config.check()?;
+        let failed = |cause: std::io::Error| {
+            let path = config.socket.display();
+            Error::new(ErrorCode::Io, format!("cannot attach at {path}: {cause}"))
+        };
+        let listener = listen(&config.socket, config.socket_mode).map_err(failed)?;
+        let made = fs::symlink_metadata(&config.socket).map_err(failed)?;
+        let [notice, bell, stop_bell] = [eventfd(), eventfd(), eventfd()];
+        let notice = notice.map_err(failed)?;
+        let bell = bell.map_err(failed)?;
+        let heard = notice.try_clone().map_err(failed)?;
+        let watched = bell.try_clone().map_err(failed)?;
+        let shared = Arc::new(Shared::new(config.size, notice));
+        let (sender, commands) = unbounded();
+        let line = Line {
+            commands: sender,
+            bell: Arc::new(bell),
+        };
+        let stop = Arc::new(Stop {
+            wanted: AtomicBool::new(false),
+            bell: stop_bell.map_err(failed)?,
+            stream: Mutex::new(None),
+        });
+        let session = Session {
+            config: config.clone(),
+            shared: Arc::clone(&shared),
+            line: line.clone(),
+            stop: Arc::clone(&stop),
+            notice: heard,
+        };
+        let thread = std::thread::Builder::new()
+            .name("vhost-user".to_owned())
+            .spawn(move || session.run(&listener))
+            .map_err(failed)?;
+        let seed = DeviceSeed {
+            config: config.clone(),
+            shared: Arc::clone(&shared),
+            commands,
+            bell: OwnedFd::from(watched),
+        };
+        let endpoint = Endpoint {
+            config,
+            shared,
+            line,
+            stop,
+            thread: Some(thread),
+            identity: (made.dev(), made.ino()),
+        };
+        Ok((endpoint, seed))
+    }
+
+    /// How it is attached.
+    #[must_use]
+    pub fn config(&self) -> &AttachConfig {
+        &self.config
+    }
+
+    /// Whether a front end is connected.
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        self.stop.in_use()
+    }
+
+    /// Figures since the volume was attached.
+    #[must_use]
+    pub fn status(&self) -> Counters {
+        self.shared.metrics.read()
+    }
+
+    /// The volume has `size` bytes now; the guest is told.
+    pub fn resized(&self, size: u64) {
+        self.shared.set_size(size);
+    }
+
+    /// Hangs up, waits until nothing is in flight and the volume is closed, and removes the socket. Never called on the
+    /// data thread, which it waits for.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] while a front end is connected, unless forced.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the endpoint comes back, once in its life"
+    )]
+    pub fn detach(mut self, how: Detach) -> Result<(), (Endpoint, Error)> {
+        if how == Detach::IfUnused && self.in_use() {
+            let text = format!("a front end uses {}", self.config.socket.display());
+            let error = Error::new(ErrorCode::InUse, text)
+                .with_hint("shut the guest down, or detach with force");
+            return Err((self, error));
+        }
+        self.stop.request();
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
+        }
+        let _gone_already = self.line.call(Command::Detach);
+        Ok(())
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.stop.request();
+        // A successor may have put its own socket there.
+        let ours = fs::symlink_metadata(&self.config.socket)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if ours {
+            let _gone_already = fs::remove_file(&self.config.socket);
+        }
+    }
+}
+
+/// Binds beside `path` and renames, so that the socket never exists with other mode bits, and a stale one is replaced.
+fn listen(path: &Path, mode: u32) -> std::io::Result<UnixListener> {
+    if let Ok(found) = fs::symlink_metadata(path)
+        && !found.file_type().is_socket()
+    {
+        let text = "something that is no socket stands there";
+        return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
+    }
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push("~");
+    let _not_there = fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(mode))?;
+    fs::rename(&fresh, path)?;
+    // A front end may be gone again before it is accepted.
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn eventfd() -> std::io::Result<File> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let made = EventFd::from_value_and_flags(0, flags)?;
+    Ok(File::from(OwnedFd::from(made)))
+}

@@ -1,0 +1,331 @@
+//! Messages of a front end, as the crate `vhost` gives them, turned into commands for the device.
+//!
+//! Runs on the thread of the connection; mapping memory and checking descriptors happens here.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use crossbeam_channel::{Sender, bounded};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tracing::warn;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use xseg::Region;
+
+use crate::back_channel::is_eventfd;
+use crate::command::{Answer, Command, Message};
+use crate::config::{AttachConfig, RING_SIZE_MAX, WRITEBACK_AT, protocol_features};
+use crate::dirty_log::DirtyLog;
+use crate::inflight::queue_len;
+use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX};
+use crate::queue::RingAddresses;
+use crate::shared::{Shared, TRAILER_LEN, signal};
+
+/// The way to the device: commands, and the bell that wakes its thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    pub(crate) commands: Sender<Message>,
+    pub(crate) bell: Arc<File>,
+}
+
+impl Line {
+    /// Gives `command` to the device and waits for the answer. `None`: the device is gone.
+    pub(crate) fn call(&self, command: Command) -> Option<Answer> {
+        let (reply, answer) = bounded(1);
+        self.commands.send(Message { command, reply }).ok()?;
+        signal(&self.bell);
+        answer.recv().ok()
+    }
+}
+
+/// Handles the messages of one front end.
+#[derive(Debug)]
+pub(crate) struct Handler {
+    pub(crate) config: AttachConfig,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) line: Line,
+    /// Set when a message was refused: then the connection itself is sound.
+    pub(crate) refused: bool,
+}
+
+impl Handler {
+    fn ask(&mut self, command: Command) -> Result<Answer> {
+        match self.line.call(command) {
+            Some(Answer::Refused(why)) => Err(self.refuse(why)),
+            Some(answer) => Ok(answer),
+            None => Err(Error::BackendInternalError),
+        }
+    }
+
+    fn tell(&mut self, command: Command) -> Result<()> {
+        self.ask(command).map(drop)
+    }
+
+    fn refuse(&mut self, why: &str) -> Error {
+        warn!(socket = %self.config.socket.display(), why, "a message of the front end is refused");
+        self.refused = true;
+        Error::InvalidParam
+    }
+
+    fn index(&mut self, index: u32) -> Result<u16> {
+        u16::try_from(index).map_err(|_too_large| self.refuse("there is no such queue"))
+    }
+
+    fn slot(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<GuestSlot> {
+        let (guest, user) = (region.guest_phys_addr, region.user_addr);
+        GuestSlot::map(guest, user, region.memory_size, file, region.mmap_offset)
+            .map_err(|cause| self.refuse(&format!("guest memory cannot be mapped: {cause}")))
+    }
+
+    /// An eventfd that can be rung without blocking.
+    fn ringable(&mut self, file: Option<File>) -> Result<Option<File>> {
+        let Some(file) = file else { return Ok(None) };
+        let unblocked = OFlag::O_NONBLOCK | OFlag::O_RDWR;
+        if !is_eventfd(&file) || fcntl(file.as_fd(), FcntlArg::F_SETFL(unblocked)).is_err() {
+            return Err(self.refuse("a descriptor is no eventfd"));
+        }
+        Ok(Some(file))
+    }
+}
+
+fn unsupported<T>(what: &'static str) -> Result<T> {
+    Err(Error::InvalidOperation(what))
+}
+
+impl VhostUserBackendReqHandlerMut for Handler {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        // Deprecated, and understood in different ways: stopping rings is what GET_VRING_BASE and RESET_DEVICE are for.
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.shared.set_writeback(true);
+        self.tell(Command::Reset)
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.config.features())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        self.tell(Command::Features(features))
+    }
+
+    fn set_mem_table(
+        &mut self,
+        table: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<u64>>> {
+        let mut slots = Vec::with_capacity(table.len());
+        for (region, file) in table.iter().zip(files) {
+            slots.push(self.slot(region, file)?);
+        }
+        self.tell(Command::SetSlots(slots))?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let index = self.index(index)?;
+        let size = u16::try_from(num).unwrap_or(0);
+        self.tell(Command::RingSize(index, size))
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        flags: VhostUserVringAddrFlags,
+        descriptors: u64,
+        used: u64,
+        avail: u64,
+        log: u64,
+    ) -> Result<()> {
+        let index = self.index(index)?;
+        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        // Far beyond any guest's memory, and so that sums of it cannot overflow.
+        let log = logged.then_some(log).filter(|log| *log < 1 << 56);
+        self.tell(Command::RingAddresses(
+            index,
+            RingAddresses {
+                descriptors,
+                avail,
+                used,
+                log,
+            },
+        ))
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let index = self.index(index)?;
+        let base = u16::try_from(base & 0xffff).unwrap_or(0);
+        self.tell(Command::RingBase(index, base))
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let queue = self.index(index)?;
+        match self.ask(Command::StopRing(queue))? {
+            Answer::Base(base) => Ok(VhostUserVringState::new(index, u32::from(base))),
+            Answer::Done | Answer::Refused(_) => Err(Error::BackendInternalError),
+        }
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        match self.ringable(fd)? {
+            Some(kick) => self.tell(Command::Kick(u16::from(index), OwnedFd::from(kick))),
+            None => Err(self.refuse("a ring without an eventfd would have to be polled")),
+        }
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let call = self.ringable(fd)?;
+        self.tell(Command::Call(u16::from(index), call))
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let error = self.ringable(fd)?;
+        self.tell(Command::Error(u16::from(index), error))
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(protocol_features())
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        if features & !protocol_features().bits() != 0 {
+            return Err(self.refuse("protocol features that were not offered"));
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(self.config.queues))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let index = self.index(index)?;
+        self.tell(Command::Enable(index, enable))
+    }
+
+    fn get_config(
+        &mut self,
+        offset: u32,
+        size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> Result<Vec<u8>> {
+        let space = self
+            .config
+            .space(self.shared.size(), self.shared.writeback());
+        // Front ends ask for prefixes, or for more than there is: zeros follow. The crate has bounded the size.
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let take = usize::try_from(size).unwrap_or(0);
+        let bytes = space.into_iter().chain(std::iter::repeat(0));
+        Ok(bytes.skip(skip).take(take).collect())
+    }
+
+    fn set_config(
+        &mut self,
+        offset: u32,
+        bytes: &[u8],
+        _flags: VhostUserConfigFlags,
+    ) -> Result<()> {
+        match (offset, bytes) {
+            (WRITEBACK_AT, [writeback @ (0 | 1)]) => {
+                self.shared.set_writeback(*writeback == 1);
+                Ok(())
+            }
+            _ => Err(self.refuse("only the write-cache byte can be written")),
+        }
+    }
+
+    fn set_gpu_socket(&mut self, _gpu: GpuBackend) -> Result<()> {
+        unsupported("no GPU")
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        unsupported("no shared objects")
+    }
+
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (queues, size) = (asked.num_queues, asked.queue_size);
+        if queues > self.config.queues || size > RING_SIZE_MAX {
+            return Err(self.refuse("an in-flight area for more than there can be"));
+        }
+        let len = queue_len(size) * u64::from(queues) + TRAILER_LEN;
+        let made = usize::try_from(len)
+            .map_err(std::io::Error::other)
+            .and_then(Region::anonymous)
+            .and_then(|region| region.descriptor().0.try_clone());
+        match made {
+            Ok(fd) => Ok((VhostUserInflight::new(len, 0, queues, size), File::from(fd))),
+            Err(cause) => Err(self.refuse(&format!("no in-flight area: {cause}"))),
+        }
+    }
+
+    fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
+        let (size, queues) = (area.queue_size, area.num_queues);
+        let slot = GuestSlot::map(0, 0, area.mmap_size, file, area.mmap_offset)
+            .map_err(|cause| self.refuse(&format!("the in-flight area: {cause}")))?;
+        self.tell(Command::InFlight {
+            region: slot.region,
+            start: slot.start,
+            queues,
+            size,
+        })
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MEMORY_SLOTS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<u64>> {
+        let slot = self.slot(region, file)?;
+        self.tell(Command::AddSlot(slot))?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.tell(Command::RemoveSlot {
+            guest: region.guest_phys_addr,
+            user: region.user_addr,
+            len: region.memory_size,
+        })
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Result<Option<File>> {
+        unsupported("no device state")
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        unsupported("no device state")
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        unsupported("no shared memory regions")
+    }
+
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        match DirtyLog::map(file, log.mmap_offset, log.mmap_size) {
+            Ok(log) => self.tell(Command::Log(log)),
+            Err(cause) => Err(self.refuse(&format!("the dirty log: {cause}"))),
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! vhost-user-blk endpoint: a volume as a virtio block device of a virtual machine.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`endpoint`] | attach and detach: the socket, the thread beside it |
+//! | `session`, `handler`, `back_channel` | one front end's connection: messages, descriptors, config notices |
+//! | [`command`] | what the connection's thread asks of the device |
+//! | [`device`] | the device on the data thread: its turn, the volume's life |
+//! | [`queue`], [`chain`], [`request`] | split ring, descriptor chains, virtio-blk requests |
+//! | [`memory`] | guest addresses to (region, offset) |
+//! | [`inflight`], [`dirty_log`] | what outlives the endpoint; what a migration copies |
+//! | [`config`], [`metrics`], [`wakeups`] | features and configuration space; figures; the event loop's seam |
+//!
+//! One design decision: the crate `vhost` parses messages on a plain thread per attached volume, because it blocks in the
+//! middle of a message; the ring is our own, on the data thread, because in-flight tracking, logging and draining need
+//! hooks that `vhost-user-backend` lacks. The two meet in a channel of commands.
+//!
+//! ```text
+//! let (endpoint, seed) = Endpoint::attach(config)?;            // any thread
+//! let device = seed.build(volumes, EpollWakeups::new()?)?;     // on the data thread; then poll it as a peer
+//! endpoint.detach(Detach::Force)?;                             // any other thread
+//! ```
+//!
+//! This crate never knows maps, objects or names, never allocates for a request, and never blocks the data thread.
+
+#![forbid(unsafe_code)]
+
+mod back_channel;
+pub mod chain;
+pub mod command;
+pub mod config;
+pub mod device;
+pub mod dirty_log;
+pub mod endpoint;
+mod handler;
+pub mod inflight;
+pub mod memory;
+#[cfg(feature = "test-utils")]
+pub mod memory_volumes;
+pub mod metrics;
+pub mod queue;
+pub mod request;
+mod session;
+mod shared;
+pub mod wakeups;
+
+pub use config::AttachConfig;
+pub use device::{Device, DeviceSeed};
+pub use endpoint::{Detach, Endpoint};
+pub use metrics::Counters;
+pub use wakeups::{EpollWakeups, Wakeups, WatchId};

@@ -1,0 +1,290 @@
+//! Guest memory: which piece of which region a guest's or a front end's address means.
+//!
+//! Invariants
+//! - Every address is checked against the private table for its whole length; a range may run on into the next slot.
+//! - A slot that is being taken back is no longer found by address, but keeps its region until the requests that may
+//!   name it are done (it is retired until then).
+//! - Each slot has a region of its own in the volume peer, so a slot comes and goes without regard to the others.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use archipelago_protocol::volume::Segment;
+use xseg::{Region, RegionId};
+
+/// Memory slots that a front end may use: what QEMU can have with memory hotplug.
+pub const MEMORY_SLOTS_MAX: usize = 509;
+
+/// `mmap` places are multiples of this.
+const PAGE: u64 = 4096;
+
+/// A memory slot as a front end describes it, mapped.
+#[derive(Debug, Clone)]
+pub struct GuestSlot {
+    /// First guest-physical address: what descriptors name.
+    pub guest: u64,
+    /// First address in the front end: what ring addresses name.
+    pub user: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// The mapping; may begin before the slot.
+    pub region: Region,
+    /// Where in `region` the slot begins.
+    pub start: u64,
+}
+
+impl GuestSlot {
+    /// Maps `len` bytes at `file_offset` of `file`.
+    ///
+    /// # Errors
+    /// What the kernel says to `mmap`, and `InvalidInput` for a file that is shorter or numbers that overflow.
+    pub fn map(
+        guest: u64,
+        user: u64,
+        len: u64,
+        file: File,
+        file_offset: u64,
+    ) -> std::io::Result<GuestSlot> {
+        let refused = |text| std::io::Error::new(std::io::ErrorKind::InvalidInput, text);
+        let ends = [guest, user, file_offset].map(|first| first.checked_add(len));
+        if len == 0 || ends.contains(&None) {
+            return Err(refused("a memory slot that wraps or is empty"));
+        }
+        let start = file_offset % PAGE;
+        let whole = start
+            .checked_add(len)
+            .and_then(|whole| usize::try_from(whole).ok())
+            .ok_or_else(|| refused("a memory slot larger than the address space"))?;
+        let region = Region::from_fd(OwnedFd::from(file), file_offset - start, whole)?;
+        Ok(GuestSlot {
+            guest,
+            user,
+            len,
+            region,
+            start,
+        })
+    }
+}
+
+/// A place in guest memory, of one slot.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The slot's mapping.
+    pub region: Region,
+    /// Offset in it.
+    pub offset: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    slot: GuestSlot,
+    id: RegionId,
+    /// Set when the slot is being taken back: the memory generation that still may name it.
+    retired: Option<u64>,
+}
+
+/// The memory slots of one front end.
+#[derive(Debug, Default)]
+pub struct MemoryTable {
+    slots: Vec<Slot>,
+}
+
+impl MemoryTable {
+    /// Enters a slot under the region number that the volume peer knows it by.
+    pub fn insert(&mut self, slot: GuestSlot, id: RegionId) {
+        self.slots.push(Slot {
+            slot,
+            id,
+            retired: None,
+        });
+    }
+
+    /// Slots that are in use.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.iter().filter(|s| s.retired.is_none()).count()
+    }
+
+    /// Whether no slot is in use.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a slot in use shares guest or front-end addresses with `slot`.
+    #[must_use]
+    pub fn overlaps(&self, slot: &GuestSlot) -> bool {
+        let cross = |a: u64, b: u64, b_len: u64| a < b + b_len && b < a + slot.len;
+        self.slots.iter().any(|s| {
+            s.retired.is_none()
+                && (cross(slot.guest, s.slot.guest, s.slot.len)
+                    || cross(slot.user, s.slot.user, s.slot.len))
+        })
+    }
+
+    /// Takes back the slot that was described like this. `false`: there is none.
+    pub fn retire(&mut self, guest: u64, user: u64, len: u64, generation: u64) -> bool {
+        let found = self.slots.iter_mut().find(|s| {
+            s.retired.is_none() && (s.slot.guest, s.slot.user, s.slot.len) == (guest, user, len)
+        });
+        found.is_some_and(|slot| {
+            slot.retired = Some(generation);
+            true
+        })
+    }
+
+    /// Takes back every slot.
+    pub fn retire_all(&mut self, generation: u64) {
+        for slot in self.slots.iter_mut().filter(|s| s.retired.is_none()) {
+            slot.retired = Some(generation);
+        }
+    }
+
+    /// A retired slot that no request of generation `oldest` or later can name; it leaves the table.
+    pub fn take_retired(&mut self, oldest: Option<u64>) -> Option<RegionId> {
+        let index = self.slots.iter().position(|slot| {
+            slot.retired
+                .is_some_and(|generation| oldest.is_none_or(|oldest| oldest > generation))
+        })?;
+        Some(self.slots.swap_remove(index).id)
+    }
+
+    /// Whether a retired slot is still in the table.
+    #[must_use]
+    pub fn has_retired(&self) -> bool {
+        self.slots.iter().any(|slot| slot.retired.is_some())
+    }
+
+    /// The region numbers in use.
+    pub fn regions(&self) -> impl Iterator<Item = RegionId> + '_ {
+        self.slots.iter().map(|slot| slot.id)
+    }
+
+    fn find(&self, address: u64) -> Option<(&Slot, u64)> {
+        self.slots.iter().find_map(|slot| {
+            let inside = address.checked_sub(slot.slot.guest)?;
+            (slot.retired.is_none() && inside < slot.slot.len).then_some((slot, inside))
+        })
+    }
+
+    /// Appends the pieces that the guest's `len` bytes at `address` consist of, at most `room` of them, each with the
+    /// guest address that it begins at. `false`: some byte is not in memory, or there is no room.
+    #[must_use]
+    pub fn translate(
+        &self,
+        mut address: u64,
+        len: u32,
+        room: usize,
+        segments: &mut Vec<Segment>,
+        addresses: &mut Vec<u64>,
+    ) -> bool {
+        let mut left = len;
+        while left > 0 {
+            if segments.len() >= room {
+                return false;
+            }
+            let Some((slot, inside)) = self.find(address) else {
+                return false;
+            };
+            let here = u32::try_from(slot.slot.len - inside).map_or(left, |rest| rest.min(left));
+            segments.push(Segment {
+                region: slot.id.0,
+                len: here,
+                offset: slot.slot.start + inside,
+            });
+            addresses.push(address);
+            left -= here;
+            match address.checked_add(u64::from(here)) {
+                Some(next) => address = next,
+                None => return left == 0,
+            }
+        }
+        true
+    }
+
+    /// The guest's `len` bytes at `address`, if they lie in one slot.
+    #[must_use]
+    pub fn guest_place(&self, address: u64, len: u64) -> Option<Place> {
+        let (slot, inside) = self.find(address)?;
+        (len <= slot.slot.len - inside).then(|| Place {
+            region: slot.slot.region.clone(),
+            offset: slot.slot.start + inside,
+        })
+    }
+
+    /// The front end's `len` bytes at its own `address`, if they lie in one slot: where a ring is.
+    #[must_use]
+    pub fn user_place(&self, address: u64, len: u64) -> Option<Place> {
+        self.slots.iter().find_map(|slot| {
+            let inside = address.checked_sub(slot.slot.user)?;
+            let fits = inside < slot.slot.len && len <= slot.slot.len - inside;
+            (slot.retired.is_none() && fits).then(|| Place {
+                region: slot.slot.region.clone(),
+                offset: slot.slot.start + inside,
+            })
+        })
+    }
+
+    /// The region of a segment that [`MemoryTable::translate`] made, also of a retired slot.
+    #[must_use]
+    pub fn region(&self, id: u32) -> Option<&Region> {
+        self.slots
+            .iter()
+            .find(|slot| slot.id.0 == id)
+            .map(|slot| &slot.slot.region)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> MemoryTable {
+        let mut table = MemoryTable::default();
+        for (number, guest) in [(1, 0x1000), (2, 0x3000)] {
+            let slot = GuestSlot {
+                guest,
+                user: guest + 0x10_0000,
+                len: 0x2000,
+                region: Region::anonymous(0x2000).unwrap(),
+                start: 0,
+            };
+            assert!(!table.overlaps(&slot));
+            table.insert(slot, RegionId(number));
+        }
+        table
+    }
+
+    #[test]
+    fn a_range_runs_on_into_the_next_slot_and_not_beyond() {
+        let table = table();
+        let (mut segments, mut addresses) = (Vec::new(), Vec::new());
+        assert!(table.translate(0x2ff0, 0x20, 8, &mut segments, &mut addresses));
+        assert_eq!(addresses, [0x2ff0, 0x3000]);
+        assert_eq!((segments[0].len, segments[1].len), (0x10, 0x10));
+        assert!(!table.translate(0x4ff0, 0x20, 8, &mut segments, &mut addresses));
+        assert!(!table.translate(u64::MAX - 4, 8, 8, &mut segments, &mut addresses));
+        assert!(!table.translate(0xfff, 2, 8, &mut segments, &mut addresses));
+    }
+
+    #[test]
+    fn front_end_addresses_are_not_guest_addresses() {
+        let table = table();
+        assert!(table.user_place(0x10_1000, 0x2000).is_some());
+        assert!(table.user_place(0x10_1000, 0x2001).is_none());
+        assert!(table.user_place(0x1000, 1).is_none());
+        assert!(table.guest_place(0x10_1000, 1).is_none());
+    }
+
+    #[test]
+    fn a_retired_slot_is_not_found_but_stays_until_old_requests_are_done() {
+        let mut table = table();
+        assert!(table.retire(0x1000, 0x10_1000, 0x2000, 7));
+        assert!(!table.retire(0x1000, 0x10_1000, 0x2000, 7));
+        assert!(table.guest_place(0x1000, 1).is_none());
+        assert!(table.region(1).is_some());
+        assert_eq!(table.take_retired(Some(7)), None);
+        assert_eq!(table.take_retired(Some(8)), Some(RegionId(1)));
+        assert!(table.region(1).is_none());
+    }
+}

@@ -1,0 +1,225 @@
+//! A volume peer in memory, for tests of drivers: holds requests back, refuses them, fails them and keeps a journal.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use archipelago_protocol::ids::ObjectSize;
+use archipelago_protocol::volume::{
+    OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeInfo, VolumeOp, VolumeRequest, Volumes,
+};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
+use xseg::{Region, RegionId, RegionTable};
+
+/// A request as it was submitted.
+#[derive(Debug, Clone)]
+pub struct Submitted {
+    /// What to do.
+    pub op: VolumeOp,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    cookie: u64,
+    segments: Vec<Segment>,
+}
+
+/// What a test sees and steers.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The volume.
+    pub data: Vec<u8>,
+    /// Requests in the order of their submission.
+    pub journal: Vec<Submitted>,
+    /// Requests wait for [`State::release`].
+    pub hold: bool,
+    /// Requests that wait.
+    pub held: Vec<Submitted>,
+    /// Requests taken before the next is refused with Unavailable; `None`: any number.
+    pub credits: Option<usize>,
+    /// Every request fails.
+    pub fail: bool,
+    /// Opens fail.
+    pub fail_open: bool,
+    /// How often the volume was opened and closed.
+    pub opens: usize,
+    /// As `opens`.
+    pub closes: usize,
+    /// Whether it is open.
+    pub open: bool,
+    regions: RegionTable,
+    region_count: usize,
+    next_region: u32,
+    events: VecDeque<VolumeEvent>,
+}
+
+impl State {
+    /// Completes the held request at `index`.
+    pub fn release(&mut self, index: usize) {
+        let request = self.held.remove(index);
+        self.run(&request);
+    }
+
+    /// Regions known.
+    #[must_use]
+    pub fn regions(&self) -> usize {
+        self.region_count
+    }
+
+    fn run(&mut self, request: &Submitted) {
+        let result = if self.fail {
+            Err(ErrorCode::Io)
+        } else {
+            self.execute(request).ok_or(ErrorCode::Invalid)
+        };
+        let cookie = request.cookie;
+        self.events.push_back(VolumeEvent::Done { cookie, result });
+    }
+
+    fn execute(&mut self, request: &Submitted) -> Option<()> {
+        let start = usize::try_from(request.offset).ok()?;
+        let end = start.checked_add(usize::try_from(request.len).ok()?)?;
+        let data = self.data.get_mut(start..end)?;
+        match request.op {
+            VolumeOp::Flush => {}
+            VolumeOp::Discard | VolumeOp::WriteZeroes { .. } => data.fill(0),
+            VolumeOp::Read | VolumeOp::Write { .. } => {
+                let mut at = 0;
+                for segment in &request.segments {
+                    let region = self.regions.get(RegionId(segment.region))?;
+                    let piece = data.get_mut(at..at + segment.len as usize)?;
+                    if request.op == VolumeOp::Read {
+                        region.write(segment.offset, piece).ok()?;
+                    } else {
+                        region.read(segment.offset, piece).ok()?;
+                    }
+                    at += piece.len();
+                }
+                if at != data.len() {
+                    return None;
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+/// One volume in memory.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryVolumes {
+    state: Arc<Mutex<State>>,
+}
+
+impl MemoryVolumes {
+    /// A volume of `size` zeros.
+    #[must_use]
+    pub fn new(size: usize) -> Self {
+        let volumes = MemoryVolumes::default();
+        volumes.state().data = vec![0; size];
+        volumes
+    }
+
+    /// What a test sees and steers, from any thread.
+    ///
+    /// # Panics
+    /// Never: a poisoned lock is taken as it is.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Volumes for MemoryVolumes {
+    fn add_region(&mut self, id: RegionId, region: Region) -> Result<(), ErrorCode> {
+        let mut state = self.state();
+        state.region_count += 1;
+        if state.regions.insert(id, region) {
+            Ok(())
+        } else {
+            Err(ErrorCode::NoSpace)
+        }
+    }
+
+    fn region_ready(&self, id: RegionId) -> bool {
+        self.state().regions.get(id).is_some()
+    }
+
+    fn remove_region(&mut self, id: RegionId) {
+        let mut state = self.state();
+        let named = |request: &Submitted| request.segments.iter().any(|s| s.region == id.0);
+        assert!(
+            !state.held.iter().any(named),
+            "a request in flight names the region"
+        );
+        assert!(state.regions.remove(id).is_some(), "a region known");
+        state.region_count -= 1;
+    }
+
+    fn fresh_region(&mut self) -> RegionId {
+        let mut state = self.state();
+        state.next_region += 1;
+        RegionId(state.next_region)
+    }
+
+    fn open(&mut self, lineage: Lineage, _mode: OpenMode) -> VolumeHandle {
+        let mut state = self.state();
+        assert!(!state.open, "opened once");
+        state.opens += 1;
+        let result = if state.fail_open {
+            Err(Error::new(ErrorCode::InUse, "open elsewhere"))
+        } else {
+            state.open = true;
+            Ok(VolumeInfo {
+                lineage,
+                size: state.data.len() as u64,
+                object_size: ObjectSize::DEFAULT,
+            })
+        };
+        state.events.push_back(VolumeEvent::Opened { result });
+        VolumeHandle(1)
+    }
+
+    fn close(&mut self, _volume: VolumeHandle) {
+        let mut state = self.state();
+        assert!(
+            state.held.is_empty() && state.open,
+            "closed when nothing is in flight"
+        );
+        state.open = false;
+        state.closes += 1;
+        state
+            .events
+            .push_back(VolumeEvent::Closed { result: Ok(()) });
+    }
+
+    fn submit(
+        &mut self,
+        _volume: VolumeHandle,
+        cookie: u64,
+        request: VolumeRequest<'_>,
+    ) -> Result<(), ErrorCode> {
+        let mut state = self.state();
+        assert!(state.open, "requests come after the open");
+        match &mut state.credits {
+            Some(0) => return Err(ErrorCode::Unavailable),
+            Some(credits) => *credits -= 1,
+            None => {}
+        }
+        let request = Submitted {
+            op: request.op,
+            offset: request.offset,
+            len: request.len,
+            cookie,
+            segments: request.segments.to_vec(),
+        };
+        state.journal.push(request.clone());
+        if state.hold {
+            state.held.push(request);
+        } else {
+            state.run(&request);
+        }
+        Ok(())
+    }
+
+    fn next_event(&mut self, _volume: VolumeHandle) -> Option<VolumeEvent> {
+        self.state().events.pop_front()
+    }
+}

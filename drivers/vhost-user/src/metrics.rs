@@ -1,0 +1,75 @@
+//! Figures of one device.
+//!
+//! Invariant: only the data thread adds, so an addition is a load and a store, not a locked instruction.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Live figures, shared between the device and whoever reads them.
+        #[derive(Debug, Default)]
+        pub struct Metrics { $($(#[$doc])* pub(crate) $name: AtomicU64,)* }
+
+        /// Figures at one moment, counted since the device was attached.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Metrics {
+            /// The figures now.
+            #[must_use]
+            pub fn read(&self) -> Counters {
+                Counters { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Read requests completed.
+    reads,
+    /// Write requests completed.
+    writes,
+    /// Flush requests completed.
+    flushes,
+    /// Discard requests completed.
+    discards,
+    /// Write-zeroes requests completed.
+    write_zeroes,
+    /// Other requests completed: GET_ID and unknown ones.
+    others,
+    /// Bytes read with success.
+    read_bytes,
+    /// Bytes written with success.
+    written_bytes,
+    /// Requests completed with IOERR.
+    errors,
+    /// Requests completed with UNSUPP.
+    unsupported,
+    /// Chains that were no request.
+    malformed,
+    /// Rings given up for good because they made no sense.
+    broken_rings,
+    /// Times a ring had work after its guest was asked to kick.
+    kicks,
+    /// Interrupts sent.
+    calls,
+    /// Batches published without an interrupt, because the guest wanted none.
+    calls_suppressed,
+    /// Requests taken over from an endpoint that died or a connection that broke.
+    resubmitted,
+    /// Times the volume could not take a request at once.
+    held_back,
+    /// Times the volume could not be opened.
+    open_failures,
+    /// Requests in flight now.
+    in_flight,
+    /// Front ends that have connected.
+    connections,
+}
+
+/// Adds `amount` to `counter`, which only the calling thread changes.
+pub(crate) fn add(counter: &AtomicU64, amount: u64) {
+    // Relaxed: figures order nothing.
+    let sum = counter.load(Ordering::Relaxed).wrapping_add(amount);
+    counter.store(sum, Ordering::Relaxed);
+}

@@ -1,0 +1,202 @@
+//! Requests of virtio-blk (virtio 1.2, section 5.2.6): from a chain to what is asked of the volume.
+
+use archipelago_protocol::ids::SECTOR_SIZE;
+
+use crate::chain::Chain;
+use crate::config::{RANGE_SECTORS_MAX, RANGES_MAX, SERIAL_LEN};
+use crate::memory::MemoryTable;
+
+/// Status bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Success.
+    Ok = 0,
+    /// Failure.
+    IoErr = 1,
+    /// The device does not know such a request.
+    Unsupported = 2,
+}
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+const HEADER_LEN: usize = 16;
+const RANGE_LEN: usize = 16;
+const UNMAP: u32 = 1;
+
+/// A part of a volume, from a discard or write-zeroes request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Whether space may be given back.
+    pub unmap: bool,
+}
+
+/// Kinds of requests, for counting and completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Flushes.
+    Flush,
+    /// Discards.
+    Discard,
+    /// Writes zeroes.
+    WriteZeroes,
+    /// GET_ID, and what nobody knows.
+    #[default]
+    Other,
+}
+
+/// What a chain asks for. Data stands in the chain; ranges in the vector given to [`parse`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Reads `len` bytes into the writable pieces.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Writes the readable pieces.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Makes completed writes durable.
+    Flush,
+    /// Discards ranges.
+    Discard,
+    /// Zeroes ranges.
+    WriteZeroes,
+    /// Asks for the serial.
+    GetId,
+}
+
+/// Takes the request out of `chain`, whose status byte is already taken away.
+///
+/// # Errors
+/// The status to answer, and for which kind of request.
+pub fn parse(
+    chain: &mut Chain,
+    memory: &MemoryTable,
+    size: u64,
+    read_only: bool,
+    ranges: &mut Vec<Range>,
+) -> Result<Request, (Kind, Status)> {
+    ranges.clear();
+    let mut header = [0; HEADER_LEN];
+    if !chain.take_readable(memory, &mut header) {
+        return Err((Kind::Other, Status::IoErr));
+    }
+    let [kind, _reserved, low, high] = words(header);
+    let sector = u64::from(low) | u64::from(high) << 32;
+    let refuse_write = |kind| {
+        if read_only {
+            Err((kind, Status::IoErr))
+        } else {
+            Ok(())
+        }
+    };
+    match kind {
+        IN => {
+            let len = Chain::bytes(&chain.writable);
+            let offset = checked(sector, len, size).ok_or((Kind::Read, Status::IoErr))?;
+            Ok(Request::Read { offset, len })
+        }
+        OUT => {
+            refuse_write(Kind::Write)?;
+            let len = Chain::bytes(&chain.readable);
+            let offset = checked(sector, len, size).ok_or((Kind::Write, Status::IoErr))?;
+            Ok(Request::Write { offset, len })
+        }
+        FLUSH => Ok(Request::Flush),
+        GET_ID => {
+            if Chain::bytes(&chain.writable) < SERIAL_LEN as u64 {
+                return Err((Kind::Other, Status::IoErr));
+            }
+            Ok(Request::GetId)
+        }
+        DISCARD => {
+            refuse_write(Kind::Discard)?;
+            let known = |flags| flags == 0;
+            take_ranges(chain, memory, size, known, ranges)
+                .map_err(|status| (Kind::Discard, status))?;
+            Ok(Request::Discard)
+        }
+        WRITE_ZEROES => {
+            refuse_write(Kind::WriteZeroes)?;
+            let known = |flags| flags & !UNMAP == 0;
+            take_ranges(chain, memory, size, known, ranges)
+                .map_err(|status| (Kind::WriteZeroes, status))?;
+            Ok(Request::WriteZeroes)
+        }
+        _ => Err((Kind::Other, Status::Unsupported)),
+    }
+}
+
+/// The byte at which `sector` begins, if `len` bytes there are whole sectors inside the volume.
+fn checked(sector: u64, len: u64, size: u64) -> Option<u64> {
+    let offset = sector.checked_mul(SECTOR_SIZE)?;
+    let end = offset.checked_add(len)?;
+    (len.is_multiple_of(SECTOR_SIZE) && end <= size).then_some(offset)
+}
+
+fn take_ranges(
+    chain: &mut Chain,
+    memory: &MemoryTable,
+    size: u64,
+    known: impl Fn(u32) -> bool,
+    ranges: &mut Vec<Range>,
+) -> Result<(), Status> {
+    let bytes = Chain::bytes(&chain.readable);
+    let whole = bytes.is_multiple_of(RANGE_LEN as u64);
+    if bytes == 0 || !whole || bytes > (RANGES_MAX * RANGE_LEN) as u64 {
+        return Err(Status::IoErr);
+    }
+    let mut unsupported = false;
+    for _ in 0..bytes / RANGE_LEN as u64 {
+        let mut range = [0; RANGE_LEN];
+        if !chain.take_readable(memory, &mut range) {
+            return Err(Status::IoErr);
+        }
+        let [low, high, sectors, flags] = words(range);
+        unsupported |= !known(flags);
+        let sector = u64::from(low) | u64::from(high) << 32;
+        let len = u64::from(sectors) * SECTOR_SIZE;
+        let offset = checked(sector, len, size).ok_or(Status::IoErr)?;
+        if sectors > RANGE_SECTORS_MAX {
+            return Err(Status::IoErr);
+        }
+        if sectors > 0 {
+            let unmap = flags & UNMAP != 0;
+            ranges.push(Range { offset, len, unmap });
+        }
+    }
+    if unsupported {
+        return Err(Status::Unsupported);
+    }
+    Ok(())
+}
+
+fn words(bytes: [u8; 16]) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, four) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        let mut copy = [0; 4];
+        copy.copy_from_slice(four);
+        *word = u32::from_le_bytes(copy);
+    }
+    words
+}

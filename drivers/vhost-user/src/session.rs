@@ -1,0 +1,187 @@
+//! The thread beside an attached volume: takes one front end after the other.
+//!
+//! Invariant: whatever a front end sends, or leaves half sent, holds up this thread only.
+
+use std::fs::File;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::{debug, info, warn};
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use crate::back_channel::{BackChannel, peek};
+use crate::command::Command;
+use crate::config::AttachConfig;
+use crate::handler::{Handler, Line};
+use crate::shared::Shared;
+
+/// Requests that leave the front end without an answer when they fail: GET_FEATURES, SET_LOG_BASE, GET_VRING_BASE,
+/// GET_INFLIGHT_FD. All that is left then is to hang up.
+const UNANSWERED: [u32; 4] = [1, 6, 11, 31];
+
+/// What ends the thread.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    pub(crate) wanted: AtomicBool,
+    pub(crate) bell: File,
+    pub(crate) stream: Mutex<Option<UnixStream>>,
+}
+
+impl Stop {
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire)
+    }
+
+    /// Makes the thread hang up and end.
+    pub(crate) fn request(&self) {
+        self.wanted.store(true, Ordering::Release);
+        crate::shared::signal(&self.bell);
+        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = &*stream {
+            let _gone_already = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether a front end is connected.
+    pub(crate) fn in_use(&self) -> bool {
+        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.is_some()
+    }
+
+    fn set(&self, stream: Option<UnixStream>) {
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream;
+    }
+}
+
+/// One attached volume's connections.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) config: AttachConfig,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) line: Line,
+    pub(crate) stop: Arc<Stop>,
+    /// Rung when the configuration space has changed.
+    pub(crate) notice: File,
+}
+
+impl Session {
+    /// Takes front ends until told to stop.
+    pub(crate) fn run(&self, listener: &UnixListener) {
+        while !self.stop.is_wanted() {
+            let mut fds = [
+                PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.stop.bell.as_fd(), PollFlags::POLLIN),
+            ];
+            if poll(&mut fds, PollTimeout::NONE).is_err() || self.stop.is_wanted() {
+                continue;
+            }
+            match listener.accept() {
+                Ok((stream, _)) => self.serve(stream),
+                Err(error) => warn!(%error, "a front end could not be accepted"),
+            }
+        }
+    }
+
+    fn serve(&self, stream: UnixStream) {
+        let socket = self.config.socket.display();
+        info!(%socket, "front end connected");
+        let (Ok(ours), Ok(own)) = (stream.try_clone(), stream.try_clone()) else {
+            return;
+        };
+        self.stop.set(Some(own));
+        if self.stop.is_wanted() || self.line.call(Command::Connected).is_none() {
+            self.stop.set(None);
+            return;
+        }
+        let handler = Arc::new(Mutex::new(Handler {
+            config: self.config.clone(),
+            shared: Arc::clone(&self.shared),
+            line: self.line.clone(),
+            refused: false,
+        }));
+        let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
+        let mut back_channel = BackChannel::default();
+        while self.wait(&ours, &back_channel)
+            && self.message(&ours, &mut requests, &handler, &mut back_channel)
+        {}
+        // Requests in flight end, memory is given back and the volume is closed before the next front end comes in.
+        if self.line.call(Command::HangUp).is_none() {
+            debug!(%socket, "the device has gone first");
+        }
+        self.stop.set(None);
+        info!(%socket, "front end gone");
+    }
+
+    /// Waits for a message; passes notices on meanwhile. `false`: told to stop.
+    fn wait(&self, stream: &UnixStream, back_channel: &BackChannel) -> bool {
+        loop {
+            if self.stop.is_wanted() {
+                return false;
+            }
+            let mut fds = [
+                PollFd::new(stream.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.notice.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.stop.bell.as_fd(), PollFlags::POLLIN),
+            ];
+            if poll(&mut fds, PollTimeout::NONE).is_err() {
+                continue;
+            }
+            let [message, notice, _stop] = fds.map(|fd| fd.any().unwrap_or(true));
+            if notice {
+                clear(&self.notice);
+                back_channel.config_changed();
+            }
+            if message {
+                return true;
+            }
+        }
+    }
+
+    /// Handles one message. `false`: hang up.
+    fn message(
+        &self,
+        stream: &UnixStream,
+        requests: &mut BackendReqHandler<Mutex<Handler>>,
+        handler: &Mutex<Handler>,
+        back_channel: &mut BackChannel,
+    ) -> bool {
+        let Some(header) = peek(stream) else {
+            return false;
+        };
+        match back_channel.take(stream, header) {
+            Ok(true) => return true,
+            Ok(false) => {}
+            Err(error) => {
+                warn!(%error, "hanging up on the front end");
+                return false;
+            }
+        }
+        let Err(error) = requests.handle_request() else {
+            return true;
+        };
+        let refused = {
+            let mut handler = handler.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut handler.refused)
+        };
+        // A refusal that the front end was told of leaves the connection usable; nothing else does.
+        if refused && header.needs_reply() && !UNANSWERED.contains(&header.request) {
+            return true;
+        }
+        if !matches!(error, Error::Disconnected) {
+            warn!(request = header.request, %error, "hanging up on the front end");
+        }
+        false
+    }
+}
+
+fn clear(eventfd: &File) {
+    use std::io::Read;
+    let mut eventfd = eventfd;
+    let mut count = [0; 8];
+    // Non-blocking: somebody else may have taken the count.
+    let _taken_already = eventfd.read(&mut count);
+}

@@ -1,0 +1,121 @@
+//! What the device and the threads around it share: figures, and the few values of the configuration space that change.
+
+use std::fs::File;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tracing::debug;
+use xseg::Region;
+
+use crate::inflight::queue_len;
+use crate::metrics::Metrics;
+
+/// Bytes after an in-flight area of ours, in which the state of the write cache outlives the endpoint.
+pub(crate) const TRAILER_LEN: u64 = 64;
+const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"aWCE");
+
+/// State shared between the device and its threads.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) metrics: Metrics,
+    size: AtomicU64,
+    writeback: AtomicBool,
+    pub(crate) finished: AtomicBool,
+    /// Rung when the volume's size has changed, for the connection's thread to tell the front end.
+    pub(crate) notice: File,
+    trailer: Mutex<Option<(Region, u64)>>,
+}
+
+impl Shared {
+    pub(crate) fn new(size: u64, notice: File) -> Self {
+        Shared {
+            metrics: Metrics::default(),
+            size: AtomicU64::new(size),
+            writeback: AtomicBool::new(true),
+            finished: AtomicBool::new(false),
+            notice,
+            trailer: Mutex::new(None),
+        }
+    }
+
+    /// Bytes of the volume.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Changes the size; the front end is told if it is another one.
+    pub(crate) fn set_size(&self, size: u64) {
+        // Relaxed: requests are checked by the volume as well.
+        if self.size.swap(size, Ordering::Relaxed) != size {
+            signal(&self.notice);
+        }
+    }
+
+    /// Whether the guest has its write cache on.
+    pub(crate) fn writeback(&self) -> bool {
+        // Acquire: pairs with the release in `set_writeback`, whose acknowledgement the guest sees after it.
+        self.writeback.load(Ordering::Acquire)
+    }
+
+    /// Switches the guest's write cache.
+    pub(crate) fn set_writeback(&self, writeback: bool) {
+        self.writeback.store(writeback, Ordering::Release);
+        let trailer = self
+            .trailer
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((region, at)) = &*trailer {
+            note(region, *at, writeback);
+        }
+    }
+
+    /// Takes the write cache's state from behind an in-flight area, if a predecessor noted it there: a guest that has
+    /// switched its cache off does not say so again to the endpoint's successor.
+    pub(crate) fn recall_writeback(&self, region: &Region, start: u64, queues: u16, size: u16) {
+        let at = queue_len(size)
+            .checked_mul(u64::from(queues))
+            .and_then(|len| len.checked_add(start));
+        let Some(at) = at.filter(|at| at.is_multiple_of(8)) else {
+            return;
+        };
+        let Ok(magic) = region.load_u32(at, Ordering::Acquire) else {
+            return;
+        };
+        if magic == TRAILER_MAGIC {
+            let noted = region.load_u32(at + 4, Ordering::Acquire).unwrap_or(0);
+            self.writeback.store(noted == 1, Ordering::Release);
+        } else if magic == 0 {
+            note(region, at, self.writeback());
+        } else {
+            return;
+        }
+        let mut trailer = self
+            .trailer
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *trailer = Some((region.clone(), at));
+    }
+}
+
+fn note(region: &Region, at: u64, writeback: bool) {
+    let stored = region
+        .store_u32(at + 4, u32::from(writeback), Ordering::Release)
+        .and_then(|()| region.store_u32(at, TRAILER_MAGIC, Ordering::Release));
+    if let Err(error) = stored {
+        debug!(%error, "no room behind the in-flight area");
+    }
+}
+
+/// Rings an eventfd. It does not block: the descriptor is one, and full means that nobody has answered the last ring.
+pub(crate) fn signal(eventfd: &File) {
+    use std::io::Write;
+    let mut eventfd = eventfd;
+    // An eventfd takes its number in the host's byte order.
+    #[expect(clippy::host_endian_bytes, reason = "the kernel's interface")]
+    let one = 1u64.to_ne_bytes();
+    match eventfd.write(&one) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+        Err(error) => debug!(%error, "an eventfd cannot be rung"),
+    }
+}

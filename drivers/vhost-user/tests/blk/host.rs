@@ -1,0 +1,100 @@
+//! A data thread with one device, and a way to wait.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::thread::JoinHandle;
+
+use archipelago_protocol::{Lineage, ObjectSize};
+use archipelago_runtime::{Peer, Progress};
+use archipelago_vhost_user::memory_volumes::MemoryVolumes;
+use archipelago_vhost_user::{AttachConfig, Detach, Endpoint, EpollWakeups};
+
+pub(crate) const SIZE: usize = 16 << 20;
+
+pub(crate) struct Host {
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) volumes: MemoryVolumes,
+    pub(crate) socket: String,
+    thread: Option<JoinHandle<()>>,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Host {
+    pub(crate) fn new() -> Host {
+        Host::with(MemoryVolumes::new(SIZE), |_| {})
+    }
+
+    pub(crate) fn with(volumes: MemoryVolumes, change: impl FnOnce(&mut AttachConfig)) -> Host {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = AttachConfig {
+            lineage: Lineage(7),
+            size: SIZE as u64,
+            object_size: ObjectSize::DEFAULT,
+            socket: directory.path().join("v"),
+            socket_mode: AttachConfig::SOCKET_MODE,
+            queues: 2,
+            read_only: false,
+            serial: "serial-of-this-volume-cut".to_owned(),
+        };
+        change(&mut config);
+        let socket = config.socket.to_str().unwrap().to_owned();
+        let (endpoint, seed) = Endpoint::attach(config).unwrap();
+        let served = volumes.clone();
+        let thread = std::thread::spawn(move || {
+            let wakeups = EpollWakeups::new().unwrap();
+            let signals = wakeups.descriptor().unwrap();
+            let mut device = seed.build(Rc::new(RefCell::new(served)), wakeups).unwrap();
+            while !device.is_finished() {
+                if device.poll() == Progress::Busy {
+                    continue;
+                }
+                if device.prepare_sleep() {
+                    // Short, because a test completes held requests without ringing.
+                    let signals = signals.try_clone().unwrap();
+                    EpollWakeups::wait(signals, 2u8.into()).unwrap();
+                }
+                device.wake();
+            }
+        });
+        Host {
+            endpoint: Some(endpoint),
+            volumes,
+            socket,
+            thread: Some(thread),
+            _directory: Some(directory),
+        }
+    }
+
+    pub(crate) fn status(&self) -> archipelago_vhost_user::Counters {
+        self.endpoint.as_ref().unwrap().status()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let mut state = self.volumes.state();
+        state.hold = false;
+        while !state.held.is_empty() {
+            state.release(0);
+        }
+        drop(state);
+        if let Some(endpoint) = self.endpoint.take() {
+            endpoint.detach(Detach::Force).unwrap();
+        }
+        let ended = self.thread.take().unwrap().join();
+        assert!(
+            std::thread::panicking() || ended.is_ok(),
+            "the data thread ended well"
+        );
+    }
+}
+
+/// Waits for `condition`, at most ten seconds.
+#[expect(clippy::disallowed_methods, reason = "a deadline of a test")]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}

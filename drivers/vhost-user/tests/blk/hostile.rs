@@ -1,0 +1,143 @@
+//! Guests and front ends that lie: they harm nobody but themselves.
+
+use std::io::Write;
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use crate::front_end::{AVAIL, FrontEnd, GUEST, MEMORY, RING, WRITE};
+use crate::host::{Host, eventually};
+
+/// The device still serves a front end that behaves.
+fn check_alive(host: &Host) {
+    let mut guest = FrontEnd::connect(&host.socket);
+    guest.start();
+    guest.submit(0, 0, 0, 512, WRITE);
+    assert_eq!((guest.used(), guest.status(0)), ((0, 513), 0));
+}
+
+#[test]
+fn a_malformed_chain_with_a_status_byte_gets_a_status() {
+    let host = Host::new();
+    let mut guest = FrontEnd::connect(&host.socket);
+    guest.start();
+    // A bad address, and a readable piece after a writable one.
+    for (address, flags) in [(GUEST + MEMORY, WRITE), (u64::MAX - 5, WRITE)] {
+        guest.submit(0, 0, 0, 512, WRITE);
+        guest.used();
+        guest.descriptor(1, address, 512, 1 | flags, 2);
+        guest.offer(0);
+        guest.ring();
+        assert_eq!((guest.used(), guest.status(0)), ((0, 1), 1));
+    }
+    assert_eq!(host.status().malformed, 2);
+    assert!(guest.error.read().is_err());
+}
+
+#[test]
+fn a_chain_without_an_end_breaks_its_ring_only() {
+    type Lie = fn(&mut FrontEnd);
+    let lies: [(&str, Lie); 7] = [
+        ("a loop", |guest| guest.descriptor(0, GUEST, 16, 1, 0)),
+        ("an index outside", |guest| {
+            guest.descriptor(0, GUEST, 16, 1, RING);
+        }),
+        ("no status byte", |guest| {
+            guest.descriptor(0, GUEST, 16, 0, 0);
+        }),
+        ("an indirect table in itself", |guest| {
+            guest.descriptor(0, GUEST, 16, 4, 0);
+        }),
+        ("an odd indirect table", |guest| {
+            guest.descriptor(0, GUEST, 17, 4, 0);
+        }),
+        ("an indirect table outside", |guest| {
+            guest.descriptor(0, GUEST + MEMORY - 8, 16, 4, 0);
+        }),
+        ("an avail index far ahead", |guest| {
+            guest
+                .memory
+                .store_u16(AVAIL + 2, 999, Ordering::Release)
+                .unwrap();
+        }),
+    ];
+    let host = Host::new();
+    for (count, (what, lie)) in lies.into_iter().enumerate() {
+        let mut guest = FrontEnd::connect(&host.socket);
+        guest.start();
+        lie(&mut guest);
+        if what != "an avail index far ahead" {
+            guest.offer(0);
+        }
+        guest.ring();
+        eventually(what, || guest.error.read().is_ok());
+        assert_eq!(host.status().broken_rings, count as u64 + 1, "{what}");
+        drop(guest);
+        check_alive(&host);
+    }
+}
+
+#[test]
+fn a_head_offered_twice_breaks_the_ring_and_is_done_once() {
+    let host = Host::new();
+    let mut guest = FrontEnd::connect(&host.socket);
+    guest.start();
+    host.volumes.state().hold = true;
+    guest.submit(0, 1, 0, 512, 0);
+    guest.offer(0);
+    guest.ring();
+    eventually("the error", || guest.error.read().is_ok());
+    host.volumes.state().release(0);
+    assert_eq!(guest.used().0, 0);
+    assert_eq!(host.volumes.state().journal.len(), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn random_rings_and_descriptors_harm_nobody(
+        bytes in proptest::collection::vec(any::<u8>(), 16 * usize::from(RING)),
+        nearly in any::<bool>(),
+        heads in proptest::collection::vec(0..RING + 2, 1..20),
+    ) {
+        let host = Host::new();
+        let mut guest = FrontEnd::connect(&host.socket);
+        guest.features |= 1 << 29;
+        guest.start();
+        guest.memory.write(0, &bytes).unwrap();
+        if nearly {
+            for index in 0..RING {
+                let at = usize::from(index) * 16;
+                let address = GUEST + u64::from(bytes[at]) * 4096 + u64::from(bytes[at + 1]);
+                let flags = u16::from(bytes[at + 2] & 7);
+                let next = u16::from(bytes[at + 3]) % RING;
+                guest.descriptor(index, address, u32::from(bytes[at + 4]) * 64, flags, next);
+            }
+        }
+        for head in heads {
+            guest.offer(head);
+        }
+        guest.ring();
+        drop(guest);
+        check_alive(&host);
+    }
+
+    #[test]
+    fn random_messages_harm_nobody(messages in proptest::collection::vec(
+        (0..45u32, 0..16u32, proptest::collection::vec(any::<u8>(), 0..64)), 1..20)) {
+        let host = Host::new();
+        let mut guest = FrontEnd::connect(&host.socket);
+        guest.negotiate();
+        for (request, flags, body) in messages {
+            let header: Vec<u8> = [request, flags, u32::try_from(body.len()).unwrap()]
+                .iter().flat_map(|word| word.to_le_bytes()).collect();
+            let sent = guest.stream.write_all(&header).and_then(|()| guest.stream.write_all(&body));
+            if sent.is_err() {
+                break;
+            }
+        }
+        drop(guest);
+        check_alive(&host);
+    }
+}

@@ -1,0 +1,15 @@
+//! The device behind its socket, on a volume in memory: through the client crate `virtio-driver` and through a front end
+//! written by hand.
+
+#![expect(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "an integration test is all test"
+)]
+
+mod driver;
+mod front_end;
+mod host;
+mod hostile;
+mod recovery;
+mod requests;

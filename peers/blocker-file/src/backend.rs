@@ -1,0 +1,339 @@
+//! The backend: takes requests, drives transfers and syncs on the ring, hands the rest to the slow threads.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use archipelago_blocker::{Backend, Capabilities, Fencing};
+use archipelago_protocol::object::{
+    FLAG_DURABLE, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+};
+use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::{Clock, Source, Watch};
+use xseg::Span;
+
+use crate::bounce::Bounces;
+use crate::counters::Counters;
+use crate::errors::{code_of, sync_code_of};
+use crate::files::{Files, Missing, Open};
+use crate::layout::{FileId, Layout};
+use crate::pool::{self, Access};
+use crate::slow::{Job, Slow};
+use crate::transfer::Transfer;
+
+/// The token of the slow threads' bells; all others are places in the table.
+const BELL: u64 = u64::MAX;
+
+/// What a file backend can be told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The pool's directory.
+    pub directory: PathBuf,
+    /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
+    pub lock_patience: Duration,
+}
+
+/// What waits for answers.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    Transfer(Transfer),
+    Sync {
+        ticket: u64,
+        open: Rc<Open>,
+        waiting: u32,
+        failed: Option<ErrorCode>,
+    },
+    Slow {
+        ticket: u64,
+    },
+}
+
+/// Objects in the files of a directory. Lives on its reactor's thread.
+#[derive(Debug)]
+pub struct FileBackend {
+    pub(crate) source: Source,
+    pub(crate) access: Access,
+    pub(crate) files: Files,
+    pub(crate) slow: Slow,
+    deleter: Slow,
+    pub(crate) bounces: Bounces,
+    pub(crate) pending: Vec<Option<Pending>>,
+    pub(crate) free: Vec<usize>,
+    /// Transfers that need their file for themselves, and those behind them, in order.
+    pub(crate) waiting: VecDeque<usize>,
+    done: VecDeque<(u64, ObjectReply)>,
+    /// Lists of spans for the next transfers: their memory is used again.
+    pub(crate) spare: Vec<Vec<Span>>,
+    pub(crate) counters: Counters,
+    _bells: [Watch; 2],
+}
+
+impl FileBackend {
+    /// Opens the pool for this process alone: waits for the lock, makes what a dead predecessor wrote durable.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] naming the holder, [`ErrorCode::Damaged`] for an unknown version, or what the system says.
+    pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
+        let layout = Layout::new(&options.directory);
+        pool::check_marker(&layout)?;
+        let lock = pool::lock(&layout, clock, clock.now() + options.lock_patience)?;
+        let failed = |what: &str, error: io::Error| {
+            Error::new(
+                code_of(&error),
+                format!("{what} for pool `{}`: {error}", options.directory.display()),
+            )
+        };
+        source
+            .keep_until_ring_ends(lock)
+            .map_err(|error| failed("keep the lock", error))?;
+        let access = pool::probe(&layout, &source)?;
+        let synced =
+            std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
+        synced.map_err(|error| failed("sync the file system", error))?;
+        let start = |name: &str| {
+            Slow::start(name, layout.clone()).map_err(|error| failed("start a thread", error))
+        };
+        let (slow, deleter) = (start("blocker-slow")?, start("blocker-delete")?);
+        let watch = |slow: &Slow| {
+            let watch = source.poll_readable(slow.bell(), BELL);
+            watch.map_err(|error| failed("watch a thread", error))
+        };
+        let bells = [watch(&slow)?, watch(&deleter)?];
+        Ok(FileBackend {
+            source,
+            access,
+            files: Files::new(layout, access),
+            slow,
+            deleter,
+            bounces: Bounces::default(),
+            pending: Vec::new(),
+            free: Vec::new(),
+            waiting: VecDeque::new(),
+            done: VecDeque::new(),
+            spare: Vec::new(),
+            counters: Counters::default(),
+            _bells: bells,
+        })
+    }
+
+    /// What went through.
+    #[must_use]
+    pub fn figures(&self) -> Counters {
+        Counters {
+            opens: self.files.opens,
+            creations: self.files.creations,
+            ..self.counters
+        }
+    }
+
+    pub(crate) fn insert(&mut self, pending: Pending) -> usize {
+        if let Some(index) = self.free.pop() {
+            self.pending[index] = Some(pending);
+            return index;
+        }
+        self.pending.push(Some(pending));
+        self.pending.len() - 1
+    }
+
+    pub(crate) fn remove(&mut self, index: usize) -> Option<Pending> {
+        let pending = self.pending.get_mut(index)?.take();
+        if pending.is_some() {
+            self.free.push(index);
+        }
+        pending
+    }
+
+    pub(crate) fn transfer_mut(&mut self, index: usize) -> Option<&mut Transfer> {
+        match self.pending.get_mut(index)? {
+            Some(Pending::Transfer(transfer)) => Some(transfer),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn answer(&mut self, ticket: u64, reply: ObjectReply) {
+        self.done.push_back((ticket, reply));
+    }
+
+    fn start_sync(&mut self, ticket: u64, request: &ObjectRequest) -> Result<(), ErrorCode> {
+        let (id, _) = FileId::locate(request.id, request.offset);
+        let open = match self.files.get(id, Missing::Refuse) {
+            Ok(open) => open,
+            // Nothing was ever written there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.answer(ticket, ObjectReply::done(0));
+                return Ok(());
+            }
+            Err(error) => return Err(code_of(&error)),
+        };
+        self.counters.file_syncs += 1;
+        let fresh = open.fresh.get();
+        let waiting = 1 + u32::from(fresh);
+        let index = self.insert(Pending::Sync {
+            ticket,
+            open: Rc::clone(&open),
+            waiting,
+            failed: None,
+        });
+        self.source.sync(&open.file, index as u64);
+        if fresh {
+            self.slow.send(index, Job::Names(id.object.lineage));
+        }
+        Ok(())
+    }
+
+    /// The ring is done with something.
+    fn on_event(&mut self, index: usize, result: i32) {
+        match self.pending.get_mut(index) {
+            Some(Some(Pending::Transfer(transfer))) if transfer.waiting > 0 => {
+                let failed =
+                    (result < 0).then(|| sync_code_of(&io::Error::from_raw_os_error(-result)));
+                self.on_part(index, failed);
+            }
+            Some(Some(Pending::Transfer(_))) => self.on_moved(index, result),
+            Some(Some(Pending::Sync { .. })) => {
+                let failed =
+                    (result < 0).then(|| sync_code_of(&io::Error::from_raw_os_error(-result)));
+                self.on_part(index, failed);
+            }
+            _ => {}
+        }
+    }
+
+    /// One of several answers that make something durable.
+    fn on_part(&mut self, index: usize, code: Option<ErrorCode>) {
+        match self.pending.get_mut(index) {
+            Some(Some(Pending::Transfer(transfer))) => {
+                transfer.waiting -= 1;
+                transfer.failed = transfer.failed.or(code);
+                if transfer.waiting > 0 {
+                    return;
+                }
+                let result = transfer.failed.map_or(Ok(()), Err);
+                if result.is_ok() {
+                    transfer.open.fresh.set(false);
+                }
+                self.finish_transfer(index, result);
+            }
+            Some(Some(Pending::Sync {
+                waiting,
+                failed,
+                open,
+                ticket,
+            })) => {
+                *waiting -= 1;
+                *failed = failed.or(code);
+                if *waiting > 0 {
+                    return;
+                }
+                let (ticket, failed) = (*ticket, *failed);
+                if failed.is_none() {
+                    open.fresh.set(false);
+                }
+                self.remove(index);
+                self.answer(
+                    ticket,
+                    failed.map_or_else(|| ObjectReply::done(0), ObjectReply::failed),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn on_slow(&mut self, index: usize, reply: ObjectReply) {
+        if let Some(Some(Pending::Slow { ticket })) = self.pending.get(index) {
+            let ticket = *ticket;
+            self.remove(index);
+            self.answer(ticket, reply);
+        } else {
+            self.on_part(index, reply.result.err());
+        }
+    }
+
+    fn start_slow(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
+        let id = request.id;
+        match request.op {
+            ObjectOp::Delete => self.files.forget(|known| known.object == id),
+            ObjectOp::DeleteLineage => self
+                .files
+                .forget(|known| known.object.lineage == id.lineage),
+            ObjectOp::SyncPool => self.counters.pool_syncs += 1,
+            _ => {}
+        }
+        let index = self.insert(Pending::Slow { ticket });
+        let thread = match request.op {
+            ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => &self.deleter,
+            _ => &self.slow,
+        };
+        let memory = memory.to_vec();
+        let request = *request;
+        thread.send(index, Job::Request { request, memory });
+    }
+}
+
+impl Backend for FileBackend {
+    fn name(&self) -> &str {
+        "file"
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.figures().named().to_vec()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let alignment = match self.access {
+            Access::Direct { alignment } => alignment,
+            Access::Cached => 1,
+        };
+        Capabilities {
+            fencing: Fencing::Enforced,
+            alignment,
+        }
+    }
+
+    fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
+        debug_assert!(request.flags & !FLAG_DURABLE == 0, "judged by the peer");
+        let swapped = request.id.kind == ObjectKind::Head;
+        let result = match request.op {
+            // Small objects change by swaps only.
+            ObjectOp::Read | ObjectOp::Write if swapped => Err(ErrorCode::Invalid),
+            ObjectOp::Read | ObjectOp::Write => self.start_transfer(ticket, request, memory),
+            ObjectOp::Sync if swapped => {
+                self.answer(ticket, ObjectReply::done(0));
+                Ok(())
+            }
+            ObjectOp::Sync => self.start_sync(ticket, request),
+            ObjectOp::Barrier => {
+                self.answer(ticket, ObjectReply::done(0));
+                Ok(())
+            }
+            ObjectOp::CompareAndSwap | ObjectOp::ReadSwapped if !swapped => Err(ErrorCode::Invalid),
+            _ => {
+                self.start_slow(ticket, request, memory);
+                Ok(())
+            }
+        };
+        if let Err(code) = result {
+            self.answer(ticket, ObjectReply::failed(code));
+        }
+    }
+
+    fn poll(&mut self) -> Option<(u64, ObjectReply)> {
+        if let Some(done) = self.done.pop_front() {
+            return Some(done);
+        }
+        while let Some(event) = self.source.next() {
+            if event.token == BELL {
+                while let Some((index, reply)) =
+                    self.slow.next_done().or_else(|| self.deleter.next_done())
+                {
+                    self.on_slow(index, reply);
+                }
+            } else if let Ok(index) = usize::try_from(event.token) {
+                self.on_event(index, event.result);
+            }
+        }
+        self.done.pop_front()
+    }
+}

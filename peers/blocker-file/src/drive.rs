@@ -1,0 +1,327 @@
+//! Transfers on their way: started, moved by the ring or at once, settled, answered.
+//!
+//! | fit of place and memory | how |
+//! |---|---|
+//! | both fit the medium | straight between the client's memory and the medium |
+//! | only the place does | through a buffer |
+//! | not even the place | the blocks around are read, changed and written by plain calls, with the file to itself |
+//! | the page cache serves | plain calls, at once |
+//!
+//! The third kind is for contents of odd length; none of our own clients sends such a request on the data path.
+
+use std::io;
+use std::rc::Rc;
+
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::object::{ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_runtime::Durability;
+use xseg::Span;
+
+use crate::backend::{FileBackend, Pending};
+use crate::errors::code_of;
+use crate::files::Missing;
+use crate::layout::{CONTAINER_LEN, FileId};
+use crate::pool::Access;
+use crate::slow::Job;
+use crate::transfer::{Fit, Transfer, Way};
+
+impl FileBackend {
+    pub(crate) fn start_transfer(
+        &mut self,
+        ticket: u64,
+        request: &ObjectRequest,
+        memory: &[Span],
+    ) -> Result<(), ErrorCode> {
+        let (id, offset) = FileId::locate(request.id, request.offset);
+        if request.id.kind == ObjectKind::Data && offset + u64::from(request.len) > CONTAINER_LEN {
+            // An object never crosses a container: its size divides the container's.
+            return Err(ErrorCode::Invalid);
+        }
+        let missing = if request.op == ObjectOp::Read {
+            Missing::Refuse
+        } else {
+            Missing::Create
+        };
+        let open = self
+            .files
+            .get(id, missing)
+            .map_err(|error| code_of(&error))?;
+        if request.len == 0 {
+            self.answer(ticket, ObjectReply::done(0));
+            return Ok(());
+        }
+        let mut kept = self.spare.pop().unwrap_or_default();
+        kept.extend_from_slice(memory);
+        let transfer = Transfer::new(ticket, open, request, offset, kept);
+        let index = self.insert(Pending::Transfer(transfer));
+        if self.waiting.is_empty() {
+            self.launch(index);
+        } else {
+            self.waiting.push_back(index);
+        }
+        Ok(())
+    }
+
+    /// Starts a transfer, or has it wait for its file. Whether it was started.
+    fn launch(&mut self, index: usize) -> bool {
+        let alignment = match self.access {
+            Access::Direct { alignment } => alignment,
+            Access::Cached => 1,
+        };
+        let Some(transfer) = self.transfer_mut(index) else {
+            return true;
+        };
+        if !transfer.open.direct {
+            self.move_now(index);
+            return true;
+        }
+        match transfer.fit(alignment) {
+            Fit::Whole => {}
+            Fit::Memory => {
+                if let Err(code) = self.bounce(index) {
+                    self.finish_transfer(index, Err(code));
+                    return true;
+                }
+            }
+            Fit::Place if transfer.open.in_flight.get() > 0 => {
+                self.waiting.push_back(index);
+                return false;
+            }
+            Fit::Place => {
+                self.counters.bounces += 1;
+                let result = self.move_around(index, u64::from(alignment));
+                self.settle(index, result);
+                return true;
+            }
+        }
+        if let Some(transfer) = self.transfer_mut(index) {
+            transfer
+                .open
+                .in_flight
+                .set(transfer.open.in_flight.get() + 1);
+        }
+        self.submit(index);
+        true
+    }
+
+    fn submit(&mut self, index: usize) {
+        let Some(Some(Pending::Transfer(transfer))) = self.pending.get(index) else {
+            return;
+        };
+        let (file, token) = (&transfer.open.file, index as u64);
+        let at = transfer.offset + u64::from(transfer.moved);
+        let rest;
+        let spans = if transfer.moved == 0 && transfer.bounce.is_none() {
+            transfer.memory.as_slice()
+        } else {
+            rest = transfer.rest();
+            rest.as_slice()
+        };
+        match transfer.way {
+            Way::Read => self.source.read(file, spans, at, token),
+            Way::Write => self
+                .source
+                .write(file, spans, at, transfer.durability(), token),
+        }
+    }
+
+    /// Gives the transfer a buffer that the medium takes.
+    fn bounce(&mut self, index: usize) -> Result<(), ErrorCode> {
+        self.counters.bounces += 1;
+        let len = self.transfer_mut(index).map_or(0, |transfer| transfer.len);
+        let bounce = self
+            .bounces
+            .take(u64::from(len))
+            .map_err(|error| code_of(&error))?;
+        let Some(transfer) = self.transfer_mut(index) else {
+            return Err(ErrorCode::Internal);
+        };
+        if transfer.way == Way::Write {
+            let mut bytes = vec![0; len as usize];
+            transfer.copy(&mut bytes);
+            bounce
+                .write(0, &bytes)
+                .map_err(|_short| ErrorCode::Internal)?;
+        }
+        transfer.bounce = Some(bounce);
+        Ok(())
+    }
+
+    /// Through the page cache, at once.
+    fn move_now(&mut self, index: usize) {
+        let source = self.source.clone();
+        let Some(transfer) = self.transfer_mut(index) else {
+            return;
+        };
+        let result = loop {
+            let (rest, at) = (transfer.rest(), transfer.offset + u64::from(transfer.moved));
+            if rest.is_empty() {
+                break Ok(());
+            }
+            let moved = match transfer.way {
+                Way::Read => source.read_now(&transfer.open.file, &rest, at),
+                Way::Write => source.write_now(&transfer.open.file, &rest, at, Durability::Later),
+            };
+            match (moved, transfer.way) {
+                (Err(error), _) => break Err(code_of(&error)),
+                (Ok(0), Way::Read) => {
+                    transfer.zero_rest();
+                    break Ok(());
+                }
+                (Ok(0), Way::Write) => break Err(ErrorCode::NoSpace),
+                (Ok(count), _) => transfer.moved += u32::try_from(count).unwrap_or(u32::MAX),
+            }
+        };
+        self.settle(index, result);
+    }
+
+    /// The blocks around an odd place are read, changed, and written if they have changed. Nobody else uses the file.
+    fn move_around(&mut self, index: usize, unit: u64) -> Result<(), ErrorCode> {
+        let Some(transfer) = self.transfer_mut(index) else {
+            return Err(ErrorCode::Internal);
+        };
+        let (offset, len) = (transfer.offset, u64::from(transfer.len));
+        let (open, way) = (Rc::clone(&transfer.open), transfer.way);
+        let start = offset / unit * unit;
+        let around = (offset + len).next_multiple_of(unit) - start;
+        let buffer = self.bounces.take(around).map_err(|error| code_of(&error))?;
+        let span = buffer
+            .span(0, around)
+            .map_err(|_short| ErrorCode::Internal)?;
+        buffer
+            .fill(0, around, 0)
+            .map_err(|_short| ErrorCode::Internal)?;
+        // Up to the end of the file, beyond which there are zeros: a read that stops earlier must not pass for one.
+        let mut filled = 0;
+        while filled < span.len() {
+            let rest = span.part(filled, span.len() - filled);
+            let rest = [rest.map_err(|_short| ErrorCode::Internal)?];
+            let at = start + filled as u64;
+            match self.source.read_now(&open.file, &rest, at) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) => return Err(code_of(&error)),
+            }
+        }
+        let mut bytes = vec![0; transfer_len(len)?];
+        let Some(transfer) = self.transfer_mut(index) else {
+            return Err(ErrorCode::Internal);
+        };
+        if way == Way::Read {
+            buffer
+                .read(offset - start, &mut bytes)
+                .map_err(|_short| ErrorCode::Internal)?;
+            transfer.copy(&mut bytes);
+        } else {
+            transfer.copy(&mut bytes);
+            buffer
+                .write(offset - start, &bytes)
+                .map_err(|_short| ErrorCode::Internal)?;
+            let written = self
+                .source
+                .write_now(&open.file, &[span], start, Durability::Later);
+            match written {
+                Ok(count) if count as u64 == around => {}
+                Ok(_) => return Err(ErrorCode::NoSpace),
+                Err(error) => return Err(code_of(&error)),
+            }
+        }
+        self.bounces.give(buffer);
+        Ok(())
+    }
+
+    /// A transfer that was moved by plain calls: a durable write still has to be synced.
+    fn settle(&mut self, index: usize, result: Result<(), ErrorCode>) {
+        let Some(Some(Pending::Transfer(transfer))) = self.pending.get_mut(index) else {
+            return;
+        };
+        if result.is_err() || !transfer.durable {
+            return self.finish_transfer(index, result);
+        }
+        transfer.waiting += 1;
+        self.counters.file_syncs += 1;
+        self.source.sync(&transfer.open.file, index as u64);
+        self.name_if_fresh(index);
+    }
+
+    /// Has the slow thread make the name of the transfer's file durable, if it is not.
+    fn name_if_fresh(&mut self, index: usize) {
+        let Some(Some(Pending::Transfer(transfer))) = self.pending.get_mut(index) else {
+            return;
+        };
+        if transfer.open.fresh.get() {
+            transfer.waiting += 1;
+            self.slow
+                .send(index, Job::Names(transfer.open.id.object.lineage));
+        }
+    }
+
+    pub(crate) fn finish_transfer(&mut self, index: usize, result: Result<(), ErrorCode>) {
+        let Some(Pending::Transfer(mut transfer)) = self.remove(index) else {
+            return;
+        };
+        if let Some(bounce) = transfer.bounce.take() {
+            if transfer.way == Way::Read && result.is_ok() {
+                let mut bytes = vec![0; transfer.len as usize];
+                // The buffer is as long as the transfer.
+                if bounce.read(0, &mut bytes).is_ok() {
+                    transfer.copy(&mut bytes);
+                }
+            }
+            self.bounces.give(bounce);
+        }
+        let reply = result.map_or_else(ObjectReply::failed, |()| ObjectReply::done(transfer.len));
+        self.answer(transfer.ticket, reply);
+        transfer.memory.clear();
+        self.spare.push(transfer.memory);
+    }
+
+    pub(crate) fn on_moved(&mut self, index: usize, result: i32) {
+        let again = |errno: i32| errno == libc::EAGAIN || errno == libc::EINTR;
+        let Some(transfer) = self.transfer_mut(index) else {
+            return;
+        };
+        let outcome = match (u32::try_from(result), transfer.way) {
+            (Err(_negative), _) if again(-result) => None,
+            (Err(_negative), _) => Some(Err(code_of(&io::Error::from_raw_os_error(-result)))),
+            (Ok(0), Way::Read) => {
+                transfer.zero_rest();
+                Some(Ok(()))
+            }
+            (Ok(0), Way::Write) => Some(Err(ErrorCode::NoSpace)),
+            (Ok(count), _) => {
+                transfer.moved += count;
+                (transfer.moved >= transfer.len).then_some(Ok(()))
+            }
+        };
+        let Some(outcome) = outcome else {
+            return self.submit(index);
+        };
+        let open = Rc::clone(&transfer.open);
+        open.in_flight.set(open.in_flight.get() - 1);
+        let needs_name = outcome.is_ok() && transfer.durable && open.fresh.get();
+        if needs_name {
+            self.name_if_fresh(index);
+        } else {
+            self.finish_transfer(index, outcome);
+        }
+        self.relaunch();
+    }
+
+    /// Starts what waited for a file, as far as it goes.
+    fn relaunch(&mut self) {
+        while let Some(index) = self.waiting.pop_front() {
+            if !self.launch(index) {
+                // It has queued itself at the end: it belongs at the front.
+                if let Some(index) = self.waiting.pop_back() {
+                    self.waiting.push_front(index);
+                }
+                return;
+            }
+        }
+    }
+}
+
+fn transfer_len(len: u64) -> Result<usize, ErrorCode> {
+    usize::try_from(len).map_err(|_too_long| ErrorCode::Internal)
+}

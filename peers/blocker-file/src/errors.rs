@@ -1,0 +1,49 @@
+//! What a failed system call means to the other peers.
+
+use std::io;
+
+use archipelago_protocol::ErrorCode;
+
+/// The code for a failed read, write, open or the like.
+pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => ErrorCode::NoSpace,
+        Some(libc::ESTALE) => ErrorCode::Stale,
+        Some(libc::ENOENT) => ErrorCode::NotFound,
+        Some(libc::EROFS) => ErrorCode::ReadOnly,
+        Some(libc::EINVAL) => ErrorCode::Invalid,
+        _ => ErrorCode::Io,
+    }
+}
+
+/// The code for a failed sync: final, whatever the reason.
+pub(crate) fn sync_code_of(error: &io::Error) -> ErrorCode {
+    match code_of(error) {
+        ErrorCode::Stale => ErrorCode::Stale,
+        _ => ErrorCode::SyncFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errnos_become_codes() {
+        for (errno, code, sync) in [
+            (libc::ENOSPC, ErrorCode::NoSpace, ErrorCode::SyncFailed),
+            (libc::EDQUOT, ErrorCode::NoSpace, ErrorCode::SyncFailed),
+            (libc::EIO, ErrorCode::Io, ErrorCode::SyncFailed),
+            (libc::ESTALE, ErrorCode::Stale, ErrorCode::Stale),
+            (libc::EROFS, ErrorCode::ReadOnly, ErrorCode::SyncFailed),
+            (libc::EMFILE, ErrorCode::Io, ErrorCode::SyncFailed),
+        ] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(
+                (code_of(&error), sync_code_of(&error)),
+                (code, sync),
+                "{error}"
+            );
+        }
+    }
+}

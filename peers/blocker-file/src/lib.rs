@@ -1,0 +1,32 @@
+//! Objects in container files of a directory, on a local file system.
+//!
+//! * [`FileBackend`]: the backend; lives on its reactor's ring.
+//! * [`Options`]: what it can be told.
+//! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it.
+//!
+//! One design decision: all blocks that a lineage wrote in one epoch lie in one sparse file for each 64 GiB of volume,
+//! placed by arithmetic. So there are few descriptors, one `fdatasync` covers any number of dirty objects, and no name
+//! is made on the way of a write but the first. What each file is for: `docs/pool-format.md`.
+//!
+//! This crate never knows volumes, maps or names of volumes, and never writes outside its directory.
+
+#![forbid(unsafe_code)]
+
+mod backend;
+mod bounce;
+mod counters;
+mod drive;
+mod errors;
+mod files;
+mod layout;
+mod pool;
+mod slow;
+mod transfer;
+
+pub use backend::{FileBackend, Options};
+pub use counters::Counters;
+pub use layout::{CONTAINER_LEN, Layout};
+pub use pool::create;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! What each kind of storage implements.
+
+use archipelago_protocol::object::{ObjectReply, ObjectRequest};
+use xseg::Span;
+
+/// How a pool stops the writes of a former owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fencing {
+    /// By the storage or the kernel: after a takeover no old write arrives.
+    Enforced,
+    /// By a lease that the old owner keeps watch on itself.
+    Lease,
+}
+
+/// What a backend has natively.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// How stale writers are stopped.
+    pub fencing: Fencing,
+    /// Alignment in bytes that addresses, offsets and lengths need to go to the medium without a copy.
+    pub alignment: u32,
+}
+
+/// Storage for objects, polled from one thread. The contract is [`archipelago_protocol::object`]'s.
+///
+/// Requests come judged for form; `memory` holds exactly `request.len` bytes and stays mapped until the reply.
+pub trait Backend {
+    /// What it is called in logs and figures.
+    fn name(&self) -> &str;
+
+    /// What it has natively.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Figures of its own by name, in the order in which they are told.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    /// Takes a request; exactly one reply with `ticket` follows from [`Backend::poll`]. Never blocks the thread for
+    /// longer than one system call on cached data.
+    fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]);
+
+    /// The next reply, in any order.
+    fn poll(&mut self) -> Option<(u64, ObjectReply)>;
+}

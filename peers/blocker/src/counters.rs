@@ -1,0 +1,61 @@
+//! What went through a blocker peer.
+
+use archipelago_protocol::control::PeerStatus;
+
+/// Counters of a blocker peer since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests accepted from channels, good and bad.
+    pub requests: u64,
+    /// Of these, reads of data or metadata.
+    pub reads: u64,
+    /// Of these, writes.
+    pub writes: u64,
+    /// Of these, syncs of an object or of the pool.
+    pub syncs: u64,
+    /// Of these, compare-and-swaps.
+    pub swaps: u64,
+    /// Bytes read successfully.
+    pub read_bytes: u64,
+    /// Bytes written successfully.
+    pub written_bytes: u64,
+    /// Requests answered with an error code.
+    pub failed: u64,
+    /// Of these, refused for their form or memory before the backend saw them.
+    pub refused: u64,
+    /// Answers dropped because their client was gone.
+    pub dropped: u64,
+    /// Channels added so far.
+    pub channels: u64,
+    /// Channels cut off for breaking the protocol.
+    pub broken: u64,
+}
+
+impl Counters {
+    /// The counters under `name`, as the node daemon asks for them.
+    #[must_use]
+    pub fn status(&self, name: &str) -> PeerStatus {
+        let counters = [
+            ("requests", self.requests),
+            ("reads", self.reads),
+            ("writes", self.writes),
+            ("syncs", self.syncs),
+            ("swaps", self.swaps),
+            ("read_bytes", self.read_bytes),
+            ("written_bytes", self.written_bytes),
+            ("failed", self.failed),
+            ("refused", self.refused),
+            ("dropped", self.dropped),
+            ("channels", self.channels),
+            ("broken", self.broken),
+        ];
+        let counters = counters
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        PeerStatus {
+            name: name.to_owned(),
+            counters,
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The peer that serves one backend to any number of channels.
+//!
+//! Invariants
+//! - Each accepted request is answered exactly once, or its channel is closed by then and the answer is dropped.
+//! - No channel gets more than [`ENTRIES_PER_TURN`] requests started before the next one has its turn, and the first turn
+//!   goes round, so a busy client delays another by a bounded amount.
+//! - What was started finishes, whatever becomes of its client: [`BlockerPeer::channel_idle`] says when.
+//! - A slot of the request table keeps the spans of its request until the reply, so the memory stays mapped; slots and
+//!   their spans are reused, so a steady load allocates nothing.
+
+use archipelago_protocol::control::PeerStatus;
+use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_runtime::{Peer, Progress};
+use tracing::warn;
+use xseg::{ServerPort, Span, Submission};
+
+use crate::backend::Backend;
+use crate::channel::{Channel, ChannelId};
+use crate::counters::Counters;
+use crate::scatter::ScatterBuffer;
+
+/// Requests of one channel started in one turn: an eighth of a ring.
+pub const ENTRIES_PER_TURN: usize = 32;
+/// Unanswered requests of one channel. More than a ring has room for; a client with more than that has broken the protocol.
+pub const IN_FLIGHT_MAX: usize = 4096;
+/// Replies taken from the backend in one turn, so that a fast backend does not keep new requests waiting.
+const REPLIES_PER_TURN: usize = 1024;
+
+/// A started request.
+#[derive(Debug)]
+struct Started {
+    channel: ChannelId,
+    tag: u64,
+    /// Where in the channel's order it stands, for barriers.
+    stretch: u64,
+    op: ObjectOp,
+    len: u32,
+    /// Keeps the memory mapped until the reply.
+    spans: Vec<Span>,
+    /// Raised with each use, and part of the ticket, so that a reply given twice hits nobody.
+    turn: u32,
+    busy: bool,
+}
+
+/// Serves a [`Backend`] on any number of channels. Lives on one thread.
+#[derive(Debug)]
+pub struct BlockerPeer<B, P = xseg::Server> {
+    name: String,
+    backend: B,
+    channels: Vec<Channel<P>>,
+    /// Index of the channel whose turn is first.
+    first: usize,
+    next_channel: u64,
+    started: Vec<Started>,
+    free: Vec<u32>,
+    scatter: ScatterBuffer,
+    counters: Counters,
+}
+
+impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
+    /// Serves `backend`; nobody is connected yet.
+    pub fn new(backend: B) -> Self {
+        BlockerPeer {
+            name: format!("blocker-{}", backend.name()),
+            backend,
+            channels: Vec::new(),
+            first: 0,
+            next_channel: 0,
+            started: Vec::new(),
+            free: Vec::new(),
+            scatter: ScatterBuffer::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Serves `port` from the next poll on.
+    pub fn add_channel(&mut self, port: P) -> ChannelId {
+        let id = ChannelId(self.next_channel);
+        self.next_channel += 1;
+        self.counters.channels += 1;
+        self.channels.push(Channel::new(id, port));
+        id
+    }
+
+    /// Accepts nothing more from the channel; what was started finishes. A channel whose port is closed is removed
+    /// without being asked for.
+    pub fn remove_channel(&mut self, id: ChannelId) {
+        if let Some(channel) = self.channels.iter_mut().find(|channel| channel.id == id) {
+            channel.leaving = true;
+        }
+    }
+
+    /// Whether the channel has ended and all that it started has finished: from then on its client's successor may be
+    /// served, for nothing old can overtake anything new.
+    #[must_use]
+    pub fn channel_idle(&self, id: ChannelId) -> bool {
+        self.channels.iter().all(|channel| channel.id != id)
+    }
+
+    /// Channels served or still finishing.
+    #[must_use]
+    pub fn channel_count(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Requests started and not yet answered, of all channels.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.started.len() - self.free.len()
+    }
+
+    /// What went through so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The counters, as the node daemon asks for them.
+    #[must_use]
+    pub fn status(&self) -> PeerStatus {
+        let mut status = self.counters.status(&self.name);
+        let own = self.backend.counters();
+        let told = own
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        status.counters.extend(told);
+        status
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The backend, for what its own kind offers.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    fn accept_all(&mut self) -> Progress {
+        let mut progress = Progress::Idle;
+        let count = self.channels.len();
+        for turn in 0..count {
+            let index = (self.first + turn) % count;
+            progress = progress.or(self.accept_from(index));
+        }
+        self.first = if count == 0 {
+            0
+        } else {
+            (self.first + 1) % count
+        };
+        progress
+    }
+
+    fn accept_from(&mut self, index: usize) -> Progress {
+        let mut progress = Progress::Idle;
+        for _ in 0..ENTRIES_PER_TURN {
+            let channel = &mut self.channels[index];
+            if channel.leaving || channel.port.is_closed() {
+                break;
+            }
+            let Some(entry) = channel.port.accept() else {
+                break;
+            };
+            progress = Progress::Busy;
+            self.counters.requests += 1;
+            if channel.in_flight() >= IN_FLIGHT_MAX {
+                warn!(
+                    channel = channel.id.0,
+                    "more than {IN_FLIGHT_MAX} requests in flight: channel cut off"
+                );
+                channel
+                    .port
+                    .break_channel("more requests in flight than a ring has room for");
+                self.counters.broken += 1;
+                break;
+            }
+            self.start(index, &entry);
+        }
+        progress
+    }
+
+    fn start(&mut self, index: usize, entry: &Submission) {
+        let channel = &mut self.channels[index];
+        let request = match ObjectRequest::decode(entry) {
+            Ok(request) => request,
+            Err(code) => {
+                self.counters.refused += 1;
+                self.counters.failed += 1;
+                return channel.answer(entry.tag, &ObjectReply::failed(code));
+            }
+        };
+        if request.op == ObjectOp::Barrier {
+            return channel.barrier(entry.tag);
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.started.push(Started {
+                channel: channel.id,
+                tag: 0,
+                stretch: 0,
+                op: request.op,
+                len: 0,
+                spans: Vec::new(),
+                turn: 0,
+                busy: false,
+            });
+            u32::try_from(self.started.len() - 1)
+                .expect("channels times IN_FLIGHT_MAX stay below 2^32")
+        });
+        let started = &mut self.started[slot as usize];
+        if uses_memory(&request) {
+            let resolved = self.scatter.resolve(
+                channel.port.regions(),
+                &request.memory,
+                request.len,
+                &mut started.spans,
+            );
+            if let Err(code) = resolved {
+                started.spans.clear();
+                self.free.push(slot);
+                self.counters.refused += 1;
+                self.counters.failed += 1;
+                return channel.answer(entry.tag, &ObjectReply::failed(code));
+            }
+        }
+        started.channel = channel.id;
+        started.tag = entry.tag;
+        started.stretch = channel.started();
+        started.op = request.op;
+        started.len = request.len;
+        started.turn = started.turn.wrapping_add(1);
+        started.busy = true;
+        let ticket = u64::from(started.turn) << 32 | u64::from(slot);
+        match request.op {
+            ObjectOp::Read | ObjectOp::ReadSwapped => self.counters.reads += 1,
+            ObjectOp::Write => self.counters.writes += 1,
+            ObjectOp::Sync | ObjectOp::SyncPool => self.counters.syncs += 1,
+            ObjectOp::CompareAndSwap => self.counters.swaps += 1,
+            _ => {}
+        }
+        self.backend.start(ticket, &request, &started.spans);
+    }
+
+    fn answer_all(&mut self) -> Progress {
+        let mut progress = Progress::Idle;
+        for _ in 0..REPLIES_PER_TURN {
+            let Some((ticket, reply)) = self.backend.poll() else {
+                break;
+            };
+            progress = Progress::Busy;
+            self.answer(ticket, &reply);
+        }
+        progress
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a ticket is two packed 32-bit words"
+    )]
+    fn answer(&mut self, ticket: u64, reply: &ObjectReply) {
+        let (turn, slot) = ((ticket >> 32) as u32, ticket as u32);
+        let started = self
+            .started
+            .get_mut(slot as usize)
+            .expect("a backend replies to tickets that it was given");
+        assert!(
+            started.busy && started.turn == turn,
+            "a backend replies once to each ticket"
+        );
+        started.busy = false;
+        started.spans.clear();
+        self.free.push(slot);
+        match (started.op, reply.result) {
+            (ObjectOp::Read | ObjectOp::ReadSwapped, Ok(len)) => {
+                self.counters.read_bytes += u64::from(len);
+            }
+            (ObjectOp::Write, Ok(_)) => self.counters.written_bytes += u64::from(started.len),
+            (_, Ok(_)) => {}
+            (_, Err(_)) => self.counters.failed += 1,
+        }
+        let channel = self
+            .channels
+            .iter_mut()
+            .find(|channel| channel.id == started.channel);
+        let channel = channel.expect("a channel stays until its requests have finished");
+        if channel.port.is_closed() {
+            self.counters.dropped += 1;
+        }
+        channel.finished(started.stretch, started.tag, reply);
+    }
+
+    fn forget_ended(&mut self) {
+        self.channels.retain(|channel| {
+            let ended = channel.leaving || channel.port.is_closed();
+            !(ended && channel.in_flight() == 0)
+        });
+    }
+}
+
+/// Whether the operation moves bytes; the others' `len` is a range or nothing.
+fn uses_memory(request: &ObjectRequest) -> bool {
+    use ObjectOp::{CompareAndSwap, List, Read, ReadSwapped, Write};
+    matches!(
+        request.op,
+        Read | Write | CompareAndSwap | ReadSwapped | List
+    ) && request.len > 0
+}
+
+impl<B: Backend, P: ServerPort> Peer for BlockerPeer<B, P> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn poll(&mut self) -> Progress {
+        let accepted = self.accept_all();
+        let answered = self.answer_all();
+        for channel in &mut self.channels {
+            channel.publish();
+        }
+        self.forget_ended();
+        accepted.or(answered)
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        // Every port is asked, so that `wake` takes back what was announced and nothing else.
+        let mut quiet = true;
+        for channel in &mut self.channels {
+            quiet &= channel.port.prepare_sleep();
+        }
+        quiet
+    }
+
+    fn wake(&mut self) {
+        for channel in &mut self.channels {
+            channel.port.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

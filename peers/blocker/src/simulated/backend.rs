@@ -1,0 +1,252 @@
+//! The backend: calls in flight, faults, counters, crashes.
+//!
+//! Invariants
+//! - A call has its effect when its reply is taken, so between start and reply it is in flight in the full sense.
+//! - Data is what the memory held when the call was started.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use archipelago_protocol::error::ErrorCode;
+use archipelago_protocol::ids::Lineage;
+use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
+use xseg::Span;
+
+use super::choose::{Chooser, Random};
+use super::fault::Fault;
+use super::store::{Call, Store};
+use crate::backend::{Backend, Capabilities, Fencing};
+
+/// Operations are numbered below this.
+const OPS: usize = 14;
+
+#[derive(Debug, Clone)]
+struct InFlight {
+    ticket: u64,
+    call: Call,
+    memory: Vec<Span>,
+    fault: Option<Fault>,
+}
+
+/// A pool that keeps written apart from durable, and fails on demand.
+#[derive(Debug, Clone)]
+pub struct SimulatedBackend {
+    store: Store,
+    in_flight: Vec<InFlight>,
+    calls: u64,
+    counts: [u64; OPS],
+    faults: BTreeMap<u64, Fault>,
+    /// Whether calls complete in another order than they were started in.
+    shuffled: bool,
+    random: Random,
+}
+
+impl SimulatedBackend {
+    /// An empty pool whose calls complete in their order.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        SimulatedBackend {
+            store: Store::default(),
+            in_flight: Vec::new(),
+            calls: 0,
+            counts: [0; OPS],
+            faults: BTreeMap::new(),
+            shuffled: false,
+            random: Random::new(seed),
+        }
+    }
+
+    /// The same, with calls in flight together completing in an order that the seed says.
+    #[must_use]
+    pub fn shuffled(mut self) -> Self {
+        self.shuffled = true;
+        self
+    }
+
+    /// Goes on with other random numbers: for the images of one run.
+    #[must_use]
+    pub fn reseeded(mut self, seed: u64) -> Self {
+        self.random = Random::new(seed);
+        self
+    }
+
+    /// Calls started so far; the first is number 1.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// Calls of `op` started so far.
+    #[must_use]
+    pub fn count(&self, op: ObjectOp) -> u64 {
+        self.counts[op as usize]
+    }
+
+    /// Calls started and not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Requests of the calls in flight.
+    pub fn in_flight_requests(&self) -> impl Iterator<Item = &ObjectRequest> {
+        self.in_flight.iter().map(|flight| &flight.call.request)
+    }
+
+    /// Makes call number `call` fail with `code`.
+    pub fn fail_call(&mut self, call: u64, code: ErrorCode) {
+        self.set_fault(call, Fault::Fail(code));
+    }
+
+    /// Gives call number `call` a fault. Calls that were started already have none.
+    pub fn set_fault(&mut self, call: u64, fault: Fault) {
+        self.faults.insert(call, fault);
+    }
+
+    /// Forgets faults that have not struck yet.
+    pub fn clear_faults(&mut self) {
+        self.faults.clear();
+    }
+
+    /// The pool after a power cut: of everything that was not durable, calls in flight included, what `chooser` says.
+    #[must_use]
+    pub fn power_cut(mut self, chooser: &mut dyn Chooser) -> Self {
+        for flight in std::mem::take(&mut self.in_flight) {
+            self.store.begin(&flight.call, chooser);
+        }
+        self.store.power_cut(chooser);
+        self.faults.clear();
+        self
+    }
+
+    /// The pool after the death of the processes that use it: what was written stays, durable or not; each call in
+    /// flight has happened or not, as `chooser` says, and is not answered.
+    #[must_use]
+    pub fn process_kill(mut self, chooser: &mut dyn Chooser) -> Self {
+        for flight in std::mem::take(&mut self.in_flight) {
+            if chooser.choose(2) == 1 {
+                let _ = self.store.execute(&flight.call);
+            }
+        }
+        self.faults.clear();
+        self
+    }
+
+    /// The objects that are there, in order.
+    #[must_use]
+    pub fn objects(&self) -> Vec<ObjectId> {
+        self.store.objects()
+    }
+
+    /// Whether `lineage` has any object.
+    #[must_use]
+    pub fn has_lineage(&self, lineage: Lineage) -> bool {
+        self.store.has_lineage(lineage)
+    }
+
+    /// Whether anything but zeros was written to the `len` bytes at `offset` of `id`, durable or not: what must never be
+    /// given out as fresh.
+    #[must_use]
+    pub fn has_data(&self, id: ObjectId, offset: u64, len: usize) -> bool {
+        self.store.has_data(id, offset, len)
+    }
+
+    /// The call at `index` among those in flight completes now: its ticket and its reply.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn complete(&mut self, index: usize) -> (u64, ObjectReply) {
+        let flight = self.in_flight.remove(index);
+        if let Some(Fault::Fail(code)) = flight.fault {
+            self.store.execute_failing(&flight.call, &mut self.random);
+            return (flight.ticket, ObjectReply::failed(code));
+        }
+        let reply = match self.store.execute(&flight.call) {
+            Ok((reply, bytes)) => {
+                scatter(&bytes, &flight.memory);
+                reply
+            }
+            Err(code) => ObjectReply::failed(code),
+        };
+        (flight.ticket, reply)
+    }
+}
+
+impl Backend for SimulatedBackend {
+    fn name(&self) -> &str {
+        "simulated"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            fencing: Fencing::Enforced,
+            alignment: 1,
+        }
+    }
+
+    fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
+        self.calls += 1;
+        self.counts[request.op as usize] += 1;
+        let data: Arc<[u8]> = match request.op {
+            ObjectOp::Write | ObjectOp::CompareAndSwap => gather(memory),
+            _ => Arc::new([]),
+        };
+        let call = Call {
+            request: *request,
+            data,
+            moment: self.store.now + 1,
+        };
+        let fault = self.faults.remove(&self.calls);
+        self.in_flight.push(InFlight {
+            ticket,
+            call,
+            memory: memory.to_vec(),
+            fault,
+        });
+    }
+
+    fn poll(&mut self) -> Option<(u64, ObjectReply)> {
+        let hangs = |flight: &InFlight| flight.fault == Some(Fault::Hang);
+        let ready = self
+            .in_flight
+            .iter()
+            .filter(|flight| !hangs(flight))
+            .count();
+        if ready == 0 {
+            return None;
+        }
+        let chosen = if self.shuffled {
+            self.random.choose(ready)
+        } else {
+            0
+        };
+        let index = (0..self.in_flight.len())
+            .filter(|index| !hangs(&self.in_flight[*index]))
+            .nth(chosen);
+        Some(self.complete(index.expect("as many as were counted")))
+    }
+}
+
+fn gather(memory: &[Span]) -> Arc<[u8]> {
+    let mut bytes = vec![0; memory.iter().map(Span::len).sum()];
+    let mut rest = bytes.as_mut_slice();
+    for span in memory {
+        let (piece, after) = rest.split_at_mut(span.len());
+        span.read(piece);
+        rest = after;
+    }
+    bytes.into()
+}
+
+fn scatter(mut rest: &[u8], memory: &[Span]) {
+    for span in memory {
+        let (piece, after) = rest.split_at(span.len().min(rest.len()));
+        if piece.is_empty() {
+            return;
+        }
+        span.part(0, piece.len())
+            .expect("not longer than the span")
+            .write(piece);
+        rest = after;
+    }
+}

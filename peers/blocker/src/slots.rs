@@ -1,0 +1,386 @@
+//! Two-slot codec: how a small compare-and-swap object lies in 8 KiB of a medium that writes sectors.
+//!
+//! Version `v` stands in slot `v odd: 0, v even: 1`, so a swap never touches the version that holds. Each sector carries a
+//! checksum of its own, seeded with version and place. So a torn write and a damaged medium can be told apart:
+//! - torn: every sector is whole, but they belong to different versions. The other slot holds.
+//! - damaged: a sector that belongs to no version that could be there. Falling back to the other slot would silently
+//!   undo a swap that was acknowledged, so this is an error instead.
+//!
+//! Invariants
+//! - Sectors of 512 bytes are written whole or not at all; nothing is assumed of their order.
+//! - A swap is acknowledged only after its slot is durable, and is judged only against what is durable: after a failed
+//!   write the backend makes the object durable, or refuses it, before it reads it again. Otherwise a next swap would
+//!   overwrite the last durable version.
+//! - Of two whole slots the versions differ by one.
+//!
+//! | offset in a slot | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | magic `AHS1` |
+//! | 4 | 2 | format version: 1 |
+//! | 6 | 2 | length of the content |
+//! | 8 | 8 | version |
+//! | 16 | 4 | CRC32C of the content |
+//! | 20 | 12 | zeros |
+//! | 32 | | content, 476 bytes in the first sector, 508 in each other |
+//! | 508 of each sector | 4 | CRC32C of version, sector number (u64 each) and the sector's first 508 bytes |
+//!
+//! All numbers are little-endian.
+
+use archipelago_protocol::object::SWAP_LEN_MAX;
+
+/// Bytes of one slot.
+pub const SLOT_LEN: usize = 4096;
+/// Bytes of a small object on the medium: two slots.
+pub const SLOTS_LEN: usize = 2 * SLOT_LEN;
+
+const SECTOR: usize = 512;
+const SECTORS: usize = SLOT_LEN / SECTOR;
+/// Bytes of a sector that its checksum covers.
+const BODY: usize = SECTOR - 4;
+const HEADER: usize = 32;
+const MAGIC: [u8; 4] = *b"AHS1";
+const FORMAT: u16 = 1;
+// 8 * 508 - 32 = 4032: exactly what the contract promises.
+const _: () = assert!(SECTORS * BODY - HEADER == SWAP_LEN_MAX as usize);
+
+/// The slots contradict every history of swaps and crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("slot {slot}, sector {sector} of a small object is damaged")]
+pub struct SlotDamage {
+    /// The slot that cannot be.
+    pub slot: usize,
+    /// The first sector of it that cannot be.
+    pub sector: usize,
+}
+
+/// What a small object holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Current {
+    /// Swaps so far, the creation included.
+    pub version: u64,
+    /// What the last of them wrote.
+    pub content: Vec<u8>,
+}
+
+/// What has to be done for a swap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Swap {
+    /// Write `slot` durably at `offset`; the object has `version` then.
+    Write {
+        /// Where in the 8 KiB.
+        offset: u64,
+        /// What.
+        slot: Box<[u8; SLOT_LEN]>,
+        /// The version that it brings.
+        version: u64,
+    },
+    /// A repetition of the swap that won: nothing to do. The version is this.
+    Done {
+        /// The version that is there.
+        version: u64,
+    },
+    /// Another version is there.
+    Stale {
+        /// That one; 0: none.
+        version: u64,
+    },
+}
+
+/// Judges a swap of `current` to `content` by somebody who expects `expected` to be there.
+///
+/// A [`Swap::Done`] may answer a crash between write and sync: the backend syncs before it says so.
+///
+/// # Panics
+/// If `content` is longer than [`SWAP_LEN_MAX`]: refuse it before.
+#[must_use]
+pub fn swap(current: Option<&Current>, expected: u64, content: &[u8]) -> Swap {
+    let version = current.map_or(0, |current| current.version);
+    match current {
+        _ if version == expected => {
+            let version = version + 1;
+            Swap::Write {
+                offset: slot_offset(version),
+                slot: encode(version, content),
+                version,
+            }
+        }
+        Some(current) if version - 1 == expected && current.content == content => {
+            Swap::Done { version }
+        }
+        _ => Swap::Stale { version },
+    }
+}
+
+/// Where in the 8 KiB the slot of `version` begins.
+#[must_use]
+pub fn slot_offset(version: u64) -> u64 {
+    if version.is_multiple_of(2) {
+        SLOT_LEN as u64
+    } else {
+        0
+    }
+}
+
+/// The slot that holds `content` as `version`.
+///
+/// # Panics
+/// If `content` is longer than [`SWAP_LEN_MAX`].
+#[must_use]
+pub fn encode(version: u64, content: &[u8]) -> Box<[u8; SLOT_LEN]> {
+    assert!(
+        content.len() <= SWAP_LEN_MAX as usize,
+        "{} bytes are too many for a slot",
+        content.len()
+    );
+    let len = u16::try_from(content.len()).expect("at most SWAP_LEN_MAX");
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&MAGIC);
+    header[4..6].copy_from_slice(&FORMAT.to_le_bytes());
+    header[6..8].copy_from_slice(&len.to_le_bytes());
+    header[8..16].copy_from_slice(&version.to_le_bytes());
+    header[16..20].copy_from_slice(&crc32c::crc32c(content).to_le_bytes());
+    let mut slot = Box::new([0; SLOT_LEN]);
+    let mut bytes = header.iter().chain(content);
+    for (index, sector) in slot.chunks_exact_mut(SECTOR).enumerate() {
+        for (to, from) in sector[..BODY].iter_mut().zip(&mut bytes) {
+            *to = *from;
+        }
+        let sum = checksum(version, index, &sector[..BODY]);
+        sector[BODY..].copy_from_slice(&sum.to_le_bytes());
+    }
+    slot
+}
+
+/// What the 8 KiB in `bytes` hold; `None`: nothing was ever completely written. A medium that holds less than 8 KiB is
+/// filled up with zeros.
+///
+/// # Errors
+/// [`SlotDamage`]: something is there that no interrupted swap leaves behind.
+pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotDamage> {
+    let (first, second) = bytes.split_at(SLOT_LEN);
+    match (decode_whole(first, 0), decode_whole(second, 1)) {
+        (Some(odd), Some(even)) if odd.version.abs_diff(even.version) == 1 => {
+            Ok(Some(if odd.version > even.version {
+                odd
+            } else {
+                even
+            }))
+        }
+        // Two versions that no swap leaves side by side: the older one is out of place.
+        (Some(odd), Some(even)) => Err(SlotDamage {
+            slot: usize::from(even.version < odd.version),
+            sector: 0,
+        }),
+        (Some(holds), None) => judge_torn(second, 1, holds.version).map(|()| Some(holds)),
+        (None, Some(holds)) => judge_torn(first, 0, holds.version).map(|()| Some(holds)),
+        (None, None) => {
+            judge_torn(first, 0, 0)?;
+            // Version 2 is written only when version 1 is durable.
+            match second.iter().position(|byte| *byte != 0) {
+                None => Ok(None),
+                Some(at) => Err(SlotDamage {
+                    slot: 1,
+                    sector: at / SECTOR,
+                }),
+            }
+        }
+    }
+}
+
+/// The content of `slot` if all of it belongs together and it stands where its version belongs.
+fn decode_whole(slot: &[u8], place: usize) -> Option<Current> {
+    let field = |at: usize| u16::from_le_bytes([slot[at], slot[at + 1]]);
+    let len = usize::from(field(6));
+    if slot[..4] != MAGIC || field(4) != FORMAT || len > SWAP_LEN_MAX as usize {
+        return None;
+    }
+    let version = u64::from_le_bytes(slot[8..16].try_into().expect("eight bytes"));
+    let in_place = version > 0 && slot_offset(version) == (place * SLOT_LEN) as u64;
+    let sectors = slot.chunks_exact(SECTOR);
+    let whole = sectors
+        .clone()
+        .enumerate()
+        .all(|(index, sector)| is_of(version, index, sector));
+    if !in_place || !whole {
+        return None;
+    }
+    let body = sectors.flat_map(|sector| &sector[..BODY]);
+    let content: Vec<u8> = body.skip(HEADER).take(len).copied().collect();
+    let sum = u32::from_le_bytes(slot[16..20].try_into().expect("four bytes"));
+    (crc32c::crc32c(&content) == sum).then_some(Current { version, content })
+}
+
+/// Whether the slot that does not hold can be what an interrupted swap from version `holds` left: sectors of the
+/// version before and of the one after, zeros if there was none before.
+fn judge_torn(slot: &[u8], place: usize, holds: u64) -> Result<(), SlotDamage> {
+    for (index, sector) in slot.chunks_exact(SECTOR).enumerate() {
+        let before = match holds.checked_sub(1) {
+            None | Some(0) => sector.iter().all(|byte| *byte == 0),
+            Some(before) => is_of(before, index, sector),
+        };
+        if !before && !is_of(holds + 1, index, sector) {
+            return Err(SlotDamage {
+                slot: place,
+                sector: index,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn is_of(version: u64, index: usize, sector: &[u8]) -> bool {
+    let sum = u32::from_le_bytes(sector[BODY..].try_into().expect("four bytes"));
+    checksum(version, index, &sector[..BODY]) == sum
+}
+
+fn checksum(version: u64, index: usize, body: &[u8]) -> u32 {
+    let seed = crc32c::crc32c(&version.to_le_bytes());
+    let seed = crc32c::crc32c_append(seed, &(index as u64).to_le_bytes());
+    crc32c::crc32c_append(seed, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Medium = [u8; SLOTS_LEN];
+
+    fn content(version: u64) -> Vec<u8> {
+        (0..u64::from(SWAP_LEN_MAX))
+            .map(|index| (version * 31 + index * 7).to_le_bytes()[0])
+            .collect()
+    }
+
+    /// The medium after `version` swaps.
+    fn history(version: u64) -> Medium {
+        let mut medium = [0; SLOTS_LEN];
+        for version in version.saturating_sub(1).max(1)..=version {
+            put(&mut medium, version, &content(version), 0xff);
+        }
+        medium
+    }
+
+    /// Writes the sectors in `mask` of the slot of `version`.
+    fn put(medium: &mut Medium, version: u64, content: &[u8], mask: u8) {
+        let slot = encode(version, content);
+        let start = usize::try_from(slot_offset(version)).unwrap();
+        for sector in (0..SECTORS).filter(|sector| mask >> sector & 1 == 1) {
+            let at = sector * SECTOR;
+            medium[start + at..][..SECTOR].copy_from_slice(&slot[at..][..SECTOR]);
+        }
+    }
+
+    fn holds(version: u64) -> Option<Current> {
+        (version > 0).then(|| Current {
+            version,
+            content: content(version),
+        })
+    }
+
+    #[test]
+    fn every_history_reads_back() {
+        for version in 0..6 {
+            assert_eq!(decode(&history(version)), Ok(holds(version)));
+        }
+    }
+
+    #[test]
+    fn a_swap_interrupted_anywhere_leaves_old_or_new() {
+        for version in 0..5 {
+            for mask in 0..=0xff {
+                let mut medium = history(version);
+                put(&mut medium, version + 1, &content(version + 1), mask);
+                let expected = if mask == 0xff {
+                    holds(version + 1)
+                } else {
+                    holds(version)
+                };
+                assert_eq!(
+                    decode(&medium),
+                    Ok(expected),
+                    "version {version}, sectors {mask:08b}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_swap_interrupted_twice_leaves_old_or_the_second() {
+        for first in 0..=0xff_u8 {
+            for second in [1_u8, 0x0f, 0x80, 0x7f, 0xfe, !first, first] {
+                let mut medium = history(3);
+                put(&mut medium, 4, &content(77), first);
+                put(&mut medium, 4, &content(4), second);
+                let expected = match (first, second) {
+                    (_, 0xff) => holds(4),
+                    (0xff, 0) => Some(Current {
+                        version: 4,
+                        content: content(77),
+                    }),
+                    _ => holds(3),
+                };
+                assert_eq!(
+                    decode(&medium),
+                    Ok(expected),
+                    "sectors {first:08b} then {second:08b}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_told() {
+        let medium = history(5);
+        for at in 0..SLOTS_LEN {
+            let mut flipped = medium;
+            flipped[at] ^= 1 << (at % 8);
+            let damage = decode(&flipped).expect_err("a flipped bit");
+            assert_eq!(
+                damage.slot * SLOT_LEN + damage.sector * SECTOR,
+                at / SECTOR * SECTOR
+            );
+        }
+    }
+
+    #[test]
+    fn lost_and_foreign_sectors_are_told() {
+        for sector in 0..2 * SECTORS {
+            let mut zeroed = history(5);
+            zeroed[sector * SECTOR..][..SECTOR].fill(0);
+            assert!(decode(&zeroed).is_err(), "sector {sector} lost");
+        }
+        let mut swapped = history(5);
+        swapped.rotate_left(SLOT_LEN);
+        assert!(decode(&swapped).is_err(), "slots exchanged");
+        let mut old = history(5);
+        put(&mut old, 2, &content(2), 0xff);
+        assert!(decode(&old).is_err(), "a version of long ago");
+        assert!(decode(&[0x5a; SLOTS_LEN]).is_err(), "something else");
+    }
+
+    #[test]
+    fn swaps_are_judged_by_version_and_content() {
+        let three = holds(3);
+        let check = |expected, content: &[u8]| swap(three.as_ref(), expected, content);
+        assert!(matches!(
+            check(3, b"new"),
+            Swap::Write {
+                offset: 4096,
+                version: 4,
+                ..
+            }
+        ));
+        assert_eq!(check(2, &content(3)), Swap::Done { version: 3 });
+        assert_eq!(check(2, b"other"), Swap::Stale { version: 3 });
+        assert_eq!(check(4, &content(3)), Swap::Stale { version: 3 });
+        assert_eq!(swap(None, 1, b"none"), Swap::Stale { version: 0 });
+        assert!(matches!(
+            swap(None, 0, b"first"),
+            Swap::Write {
+                offset: 0,
+                version: 1,
+                ..
+            }
+        ));
+    }
+}

@@ -1,0 +1,236 @@
+//! The catalogue: names, volumes, snapshots and images of the pool, all in memory, changed by durable batches.
+//!
+//! Invariants
+//! - One batch is one atomic change; memory changes when the batch is durable. Changes go one after another.
+//! - After a failed append it is not known what is durable: the next request reads the catalogue again.
+//! - What others descend from keeps its entry without a name; the last descendant takes it along (in the background).
+
+mod checkpoint;
+mod names;
+mod record;
+mod request;
+mod sweep;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use archipelago_protocol::catalogue::Kind;
+use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{ErrorCode, Generation, Lineage};
+
+use crate::core::Core;
+use crate::failure::{Failure, Outcome};
+use crate::format::Writer;
+use crate::head::CatalogueHead;
+use crate::log::Log;
+use crate::task::{Guard, Lock, Scheduler};
+
+pub(crate) use names::Names;
+pub(crate) use record::{Change, Item};
+pub(crate) use request::{answer, enter_snapshot};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Unread,
+    Ready,
+    Failed(Failure),
+}
+
+/// The catalogue and where it is stored.
+#[derive(Debug)]
+pub(crate) struct Catalogue {
+    /// Held while the catalogue is read or changed.
+    pub(crate) lock: Lock,
+    state: RefCell<State>,
+    pub(crate) names: RefCell<Names>,
+    log: RefCell<Log>,
+    head: Cell<(CatalogueHead, u64)>,
+    /// Packs begun by this mapper.
+    packs: Cell<u64>,
+    tokens: Cell<u64>,
+    sweeping: Cell<bool>,
+}
+
+impl Catalogue {
+    pub(crate) fn new(scheduler: &Rc<Scheduler>) -> Self {
+        let head = CatalogueHead {
+            generation: Generation(0),
+            owner: 0,
+            log_number: 1,
+            log_len: 0,
+            log_start: 0,
+            pack: 0,
+            pack_len: 0,
+            entries: 0,
+        };
+        Catalogue {
+            lock: Lock::new(scheduler),
+            state: RefCell::new(State::Unread),
+            names: RefCell::default(),
+            log: RefCell::new(log_of(&head)),
+            head: Cell::new((head, 0)),
+            packs: Cell::new(0),
+            tokens: Cell::new(0),
+            sweeping: Cell::new(false),
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        *self.state.borrow() == State::Ready
+    }
+
+    /// Why it cannot be used, if it cannot.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match &*self.state.borrow() {
+            State::Failed(failure) => Some(failure.clone()),
+            State::Unread | State::Ready => None,
+        }
+    }
+
+    /// A number for a prepared snapshot that no earlier mapper gave either.
+    pub(crate) fn fresh_token(&self) -> u64 {
+        self.tokens.set(self.tokens.get() + 1);
+        self.head.get().0.generation.0 << 32 | self.tokens.get()
+    }
+
+    /// Waits until the catalogue can be used, and locks it.
+    pub(crate) async fn locked(&self, core: &Rc<Core>) -> Outcome<Guard> {
+        let guard = self.lock.acquire().await;
+        let state = self.state.borrow().clone();
+        let first = state == State::Unread;
+        match state {
+            State::Ready => return Ok(guard),
+            State::Failed(failure) if failure.code == ErrorCode::Damaged => return Err(failure),
+            State::Failed(_) | State::Unread => {}
+        }
+        if let Err(failure) = self.read(core).await {
+            // An unread catalogue stays so: what an import left behind is removed by the first read that succeeds.
+            if !first || failure.code == ErrorCode::Damaged {
+                *self.state.borrow_mut() = State::Failed(failure.clone());
+            }
+            return Err(failure);
+        }
+        *self.state.borrow_mut() = State::Ready;
+        if first {
+            self.drop_imports(core, &guard).await?;
+            sweep::start(core);
+        }
+        Ok(guard)
+    }
+
+    /// Waits until the catalogue can be used.
+    pub(crate) async fn ready(&self, core: &Rc<Core>) -> Outcome<()> {
+        if self.is_ready() {
+            return Ok(());
+        }
+        self.locked(core).await.map(drop)
+    }
+
+    /// Reads head, checkpoint and log, and takes ownership with a new generation.
+    async fn read(&self, core: &Rc<Core>) -> Outcome<()> {
+        let id = ObjectId::head(Lineage::CATALOGUE);
+        let (mut head, version) = match core.disk.read_swapped(id).await? {
+            Some((version, bytes)) => (CatalogueHead::decode(&bytes)?, version),
+            None => (self.create(core).await?, 0),
+        };
+        let mut names = checkpoint::read(core, &head).await?;
+        let mut log = log_of(&head);
+        for payload in log.replay(&core.disk, Generation(0)).await? {
+            for change in Change::decode_all(&payload).map_err(|why| log.damaged(&why))? {
+                names.apply(change);
+            }
+        }
+        names
+            .check()
+            .map_err(|why| Failure::damaged(format!("the catalogue contradicts itself: {why}")))?;
+        head.generation = Generation(head.generation.0 + 1);
+        head.owner = core.config.owner;
+        let version = core.disk.swap(id, version, head.encode()).await?;
+        log.generation = head.generation;
+        names.keep_reservations(&self.names.borrow());
+        *self.names.borrow_mut() = names;
+        *self.log.borrow_mut() = log;
+        self.head.set((head, version));
+        Ok(())
+    }
+
+    async fn create(&self, core: &Rc<Core>) -> Outcome<CatalogueHead> {
+        if core.disk.holds_volumes().await? {
+            return Err(Failure::damaged(
+                "the head of the catalogue is missing, but the pool holds volumes",
+            ));
+        }
+        let head = CatalogueHead {
+            log_len: core.config.catalogue_log_len,
+            ..self.head.get().0
+        };
+        Log::create(
+            &core.disk,
+            ObjectId::log(Lineage::CATALOGUE, head.log_number),
+            head.log_len,
+        )
+        .await?;
+        Ok(head)
+    }
+
+    async fn drop_imports(&self, core: &Rc<Core>, guard: &Guard) -> Outcome<()> {
+        let left: Vec<Lineage> = self.names.borrow().of_kind(Kind::Importing);
+        // A batch each: there are few, and a batch is bounded.
+        for lineage in left {
+            core.journals.borrow_mut().remove(lineage);
+            self.change(core, guard, vec![Change::Doom(lineage)])
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Makes `changes` durable as one batch, then visible. The guard is of [`Catalogue::lock`].
+    pub(crate) async fn change(
+        &self,
+        core: &Rc<Core>,
+        _guard: &Guard,
+        changes: Vec<Change>,
+    ) -> Outcome<()> {
+        let mut payload = Writer::bare();
+        changes
+            .iter()
+            .for_each(|change| change.encode(&mut payload));
+        let payload = payload.into_bytes();
+        let batch_max = self.log.borrow().batch_max(core.config.io_len_max);
+        if payload.len() > Log::payload_max(batch_max) {
+            return Err(Failure::new(ErrorCode::Invalid, "too many changes at once"));
+        }
+        let result = self.append(core, &payload, batch_max).await;
+        if let Err(failure) = &result
+            && failure.code != ErrorCode::NoSpace
+        {
+            *self.state.borrow_mut() = State::Failed(failure.clone());
+        }
+        result?;
+        let mut names = self.names.borrow_mut();
+        changes.into_iter().for_each(|change| names.apply(change));
+        core.count(|counters| counters.catalogue_changes += 1);
+        Ok(())
+    }
+
+    async fn append(&self, core: &Rc<Core>, payload: &[u8], batch_max: usize) -> Outcome<()> {
+        if !self
+            .log
+            .borrow()
+            .has_room(Log::batch_len(payload.len()), batch_max)
+        {
+            self.checkpoint(core).await?;
+        }
+        Log::append(&self.log, &core.disk, payload).await
+    }
+}
+
+fn log_of(head: &CatalogueHead) -> Log {
+    Log {
+        id: ObjectId::log(Lineage::CATALOGUE, head.log_number),
+        len: head.log_len,
+        start: head.log_start,
+        position: head.log_start,
+        generation: head.generation,
+    }
+}

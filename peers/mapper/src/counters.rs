@@ -1,0 +1,57 @@
+//! What happened so far.
+
+/// Counts since the mapper began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Locates answered, whatever the answer.
+    pub locates: u64,
+    /// Locates that waited for a page.
+    pub locate_misses: u64,
+    /// First writes and zeroed ranges taken.
+    pub presence_records: u64,
+    /// Batches appended to volumes' logs.
+    pub log_batches: u64,
+    /// Checkpoints of volumes, those of closing included.
+    pub checkpoints: u64,
+    /// Map pages written.
+    pub pages_written: u64,
+    /// Map pages read.
+    pub pages_read: u64,
+    /// Opens that recovered from an unclean end.
+    pub recoveries: u64,
+    /// Snapshots born while their volume was open.
+    pub snapshots: u64,
+    /// Answers held back because too much was not logged.
+    pub held_back: u64,
+    /// Batches appended to the catalogue's log.
+    pub catalogue_changes: u64,
+    /// Checkpoints of the catalogue.
+    pub catalogue_checkpoints: u64,
+    /// Lineages whose objects were deleted.
+    pub lineages_deleted: u64,
+    /// Damage found.
+    pub damages: u64,
+}
+
+impl Counters {
+    /// Names and values, in order.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, u64); 14] {
+        [
+            ("locates", self.locates),
+            ("locate_misses", self.locate_misses),
+            ("presence_records", self.presence_records),
+            ("log_batches", self.log_batches),
+            ("checkpoints", self.checkpoints),
+            ("pages_written", self.pages_written),
+            ("pages_read", self.pages_read),
+            ("recoveries", self.recoveries),
+            ("snapshots", self.snapshots),
+            ("held_back", self.held_back),
+            ("catalogue_changes", self.catalogue_changes),
+            ("catalogue_checkpoints", self.catalogue_checkpoints),
+            ("lineages_deleted", self.lineages_deleted),
+            ("damages", self.damages),
+        ]
+    }
+}

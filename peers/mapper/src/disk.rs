@@ -1,0 +1,324 @@
+//! Object requests as awaitable calls.
+//!
+//! Invariants
+//! - A short count is a failure; a reply for nothing is ignored.
+//! - Requests larger than the limit are cut; each piece waits for the one before.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+use archipelago_protocol::object::{
+    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
+};
+use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
+use rustc_hash::FxHashMap;
+
+use crate::effect::{Effect, EffectId};
+use crate::failure::{Failure, Outcome};
+use crate::task::Scheduler;
+
+/// The way to the blocker.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    scheduler: Rc<Scheduler>,
+    io_len_max: usize,
+    next: Cell<u64>,
+    calls: RefCell<FxHashMap<EffectId, Call>>,
+    /// What the shell shall do, answers to clients included: one order for all.
+    pub(crate) effects: RefCell<VecDeque<Effect>>,
+    /// Object requests so far.
+    pub(crate) requests: Cell<u64>,
+}
+
+#[derive(Debug)]
+enum Call {
+    Sent { task: u64 },
+    Answered(ObjectReply, Vec<u8>),
+}
+
+impl Disk {
+    pub(crate) fn new(scheduler: &Rc<Scheduler>, io_len_max: usize) -> Self {
+        Disk {
+            scheduler: Rc::clone(scheduler),
+            io_len_max,
+            next: Cell::new(0),
+            calls: RefCell::default(),
+            effects: RefCell::default(),
+            requests: Cell::new(0),
+        }
+    }
+
+    /// Takes the reply to a request.
+    pub(crate) fn done(&self, id: EffectId, reply: ObjectReply, data: Vec<u8>) {
+        let mut calls = self.calls.borrow_mut();
+        if let Some(call) = calls.get_mut(&id)
+            && let Call::Sent { task } = *call
+        {
+            *call = Call::Answered(reply, data);
+            self.scheduler.wake(task);
+        }
+    }
+
+    async fn call(&self, request: ObjectRequest, data: Vec<u8>) -> (ObjectReply, Vec<u8>) {
+        let id = EffectId(self.next.get());
+        self.next.set(id.0 + 1);
+        self.requests.set(self.requests.get() + 1);
+        let task = self.scheduler.current();
+        self.calls.borrow_mut().insert(id, Call::Sent { task });
+        self.effects
+            .borrow_mut()
+            .push_back(Effect::Object { id, request, data });
+        poll_fn(|_context| {
+            let mut calls = self.calls.borrow_mut();
+            match calls.remove(&id) {
+                Some(Call::Answered(reply, data)) => Poll::Ready((reply, data)),
+                Some(sent) => {
+                    calls.insert(id, sent);
+                    Poll::Pending
+                }
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    async fn simple(&self, op: ObjectOp, id: ObjectId) -> Outcome<ObjectReply> {
+        let (reply, _) = self.call(ObjectRequest::new(op, id), Vec::new()).await;
+        match reply.result {
+            Ok(_) => Ok(reply),
+            Err(code) => Err(failed(op, id, code)),
+        }
+    }
+
+    /// Reads `len` bytes of an object at `offset`.
+    pub(crate) async fn read(&self, id: ObjectId, offset: u64, len: usize) -> Outcome<Vec<u8>> {
+        self.read_data(id, ObjectSize::DEFAULT, offset, len).await
+    }
+
+    /// The same for a volume's data.
+    pub(crate) async fn read_data(
+        &self,
+        id: ObjectId,
+        object_size: ObjectSize,
+        offset: u64,
+        len: usize,
+    ) -> Outcome<Vec<u8>> {
+        let mut whole = Vec::with_capacity(len.min(1 << 20));
+        while whole.len() < len {
+            let piece = (len - whole.len()).min(self.io_len_max);
+            let request = ObjectRequest {
+                object_size,
+                offset: offset + whole.len() as u64,
+                len: u32::try_from(piece).expect("at most io_len_max"),
+                ..ObjectRequest::new(ObjectOp::Read, id)
+            };
+            let (reply, data) = self.call(request, Vec::new()).await;
+            reply
+                .result
+                .map_err(|code| failed(ObjectOp::Read, id, code))?;
+            if reply.result != Ok(request.len) || data.len() != piece {
+                return Err(failed(ObjectOp::Read, id, ErrorCode::Io));
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(whole)
+    }
+
+    /// Writes `data` to an object at `offset`.
+    pub(crate) async fn write(&self, id: ObjectId, offset: u64, data: &[u8]) -> Outcome<()> {
+        self.write_pieces(id, ObjectSize::DEFAULT, offset, data, 0)
+            .await
+    }
+
+    /// The same, and it is durable afterwards. One request: `data` is at most one batch.
+    pub(crate) async fn write_durable(
+        &self,
+        id: ObjectId,
+        offset: u64,
+        data: &[u8],
+    ) -> Outcome<()> {
+        self.write_pieces(id, ObjectSize::DEFAULT, offset, data, FLAG_DURABLE)
+            .await
+    }
+
+    /// Writes a volume's data.
+    pub(crate) async fn write_data(
+        &self,
+        id: ObjectId,
+        object_size: ObjectSize,
+        offset: u64,
+        data: &[u8],
+    ) -> Outcome<()> {
+        self.write_pieces(id, object_size, offset, data, 0).await
+    }
+
+    async fn write_pieces(
+        &self,
+        id: ObjectId,
+        object_size: ObjectSize,
+        offset: u64,
+        data: &[u8],
+        flags: u8,
+    ) -> Outcome<()> {
+        let mut at = offset;
+        for piece in data.chunks(self.io_len_max) {
+            let request = ObjectRequest {
+                flags,
+                object_size,
+                offset: at,
+                len: u32::try_from(piece.len()).expect("at most io_len_max"),
+                ..ObjectRequest::new(ObjectOp::Write, id)
+            };
+            let (reply, _) = self.call(request, piece.to_vec()).await;
+            reply
+                .result
+                .map_err(|code| failed(ObjectOp::Write, id, code))?;
+            if reply.result != Ok(request.len) {
+                return Err(failed(ObjectOp::Write, id, ErrorCode::Io));
+            }
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes an object's completed writes durable.
+    pub(crate) async fn sync(&self, id: ObjectId) -> Outcome<()> {
+        self.simple(ObjectOp::Sync, id)
+            .await
+            .map(drop)
+            .map_err(final_sync)
+    }
+
+    /// Makes a block of a volume's data durable.
+    pub(crate) async fn sync_data(
+        &self,
+        id: ObjectId,
+        object_size: ObjectSize,
+        offset: u64,
+    ) -> Outcome<()> {
+        let request = ObjectRequest {
+            object_size,
+            offset,
+            ..ObjectRequest::new(ObjectOp::Sync, id)
+        };
+        let (reply, _) = self.call(request, Vec::new()).await;
+        reply
+            .result
+            .map(drop)
+            .map_err(|code| final_sync(failed(ObjectOp::Sync, id, code)))
+    }
+
+    /// Makes all completed writes to the pool durable.
+    pub(crate) async fn sync_pool(&self) -> Outcome<()> {
+        let id = ObjectId::head(Lineage::CATALOGUE);
+        self.simple(ObjectOp::SyncPool, id)
+            .await
+            .map(drop)
+            .map_err(final_sync)
+    }
+
+    /// Content and version of a head; `None`: there is none.
+    pub(crate) async fn read_swapped(&self, id: ObjectId) -> Outcome<Option<(u64, Vec<u8>)>> {
+        let request = ObjectRequest {
+            len: SWAP_LEN_MAX,
+            ..ObjectRequest::new(ObjectOp::ReadSwapped, id)
+        };
+        let (reply, mut data) = self.call(request, Vec::new()).await;
+        match reply.result {
+            Ok(len) if data.len() >= len as usize => {
+                data.truncate(len as usize);
+                Ok(Some((reply.values[0], data)))
+            }
+            Ok(_) => Err(failed(ObjectOp::ReadSwapped, id, ErrorCode::Io)),
+            Err(ErrorCode::NotFound) => Ok(None),
+            Err(code) => Err(failed(ObjectOp::ReadSwapped, id, code)),
+        }
+    }
+
+    /// Replaces a head of version `version`; its version afterwards.
+    pub(crate) async fn swap(&self, id: ObjectId, version: u64, content: Vec<u8>) -> Outcome<u64> {
+        let request = ObjectRequest {
+            offset: version,
+            len: u32::try_from(content.len()).expect("heads are small"),
+            ..ObjectRequest::new(ObjectOp::CompareAndSwap, id)
+        };
+        let (reply, _) = self.call(request, content).await;
+        match reply.result {
+            Ok(_) => Ok(reply.values[0]),
+            Err(code) => Err(failed(ObjectOp::CompareAndSwap, id, code)),
+        }
+    }
+
+    pub(crate) async fn delete(&self, id: ObjectId) -> Outcome<()> {
+        self.simple(ObjectOp::Delete, id).await.map(drop)
+    }
+
+    pub(crate) async fn delete_lineage(&self, lineage: Lineage) -> Outcome<()> {
+        self.simple(ObjectOp::DeleteLineage, ObjectId::head(lineage))
+            .await
+            .map(drop)
+    }
+
+    /// Length of an object.
+    pub(crate) async fn len(&self, id: ObjectId) -> Outcome<u64> {
+        Ok(self.simple(ObjectOp::Stat, id).await?.values[1])
+    }
+
+    /// Bytes free and bytes in all.
+    pub(crate) async fn stat_pool(&self) -> Outcome<[u64; 2]> {
+        let id = ObjectId::head(Lineage::CATALOGUE);
+        Ok(self.simple(ObjectOp::StatPool, id).await?.values)
+    }
+
+    /// Whether the pool holds any object that is not the catalogue's.
+    pub(crate) async fn holds_volumes(&self) -> Outcome<bool> {
+        let above = ObjectId {
+            lineage: Lineage::CATALOGUE,
+            kind: ObjectKind::Content,
+            number: u64::MAX,
+        };
+        let request = ObjectRequest {
+            len: 32,
+            ..ObjectRequest::new(ObjectOp::List, above)
+        };
+        let (reply, _) = self.call(request, Vec::new()).await;
+        match reply.result {
+            Ok(len) => Ok(len > 0),
+            Err(code) => Err(failed(ObjectOp::List, above, code)),
+        }
+    }
+}
+
+/// A sync or durable write that failed leaves unknown what is durable; lack of space is found out before.
+pub(crate) fn final_sync(failure: Failure) -> Failure {
+    match failure.code {
+        ErrorCode::NoSpace | ErrorCode::Stale => failure,
+        _ => Failure {
+            code: ErrorCode::SyncFailed,
+            ..failure
+        },
+    }
+}
+
+/// An object's id for people.
+pub(crate) fn name_of(id: ObjectId) -> String {
+    let owner = if id.lineage == Lineage::CATALOGUE {
+        "the catalogue".to_owned()
+    } else {
+        id.lineage.to_string()
+    };
+    match id.kind {
+        ObjectKind::Data => format!("data of epoch {} of {owner}", id.number),
+        ObjectKind::Head => format!("head of {owner}"),
+        ObjectKind::Log => format!("log {} of {owner}", id.number),
+        ObjectKind::Pack => format!("pack {} of {owner}", id.number),
+        ObjectKind::Content => format!("content object {} of {owner}", id.number),
+    }
+}
+
+fn failed(op: ObjectOp, id: ObjectId, code: ErrorCode) -> Failure {
+    Failure::new(code, format!("{op:?} of {} failed: {code:?}", name_of(id)))
+}

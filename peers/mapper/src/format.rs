@@ -1,0 +1,273 @@
+//! The envelope of every durable structure, and little-endian fields.
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | magic: what it is |
+//! | 8 | 4 | format version |
+//! | 12 | 4 | length in bytes, envelope and padding included |
+//! | 16 | 4 | CRC32C of all other bytes of the length |
+//! | 20 | 4 | 0 |
+//! | 24 | 16 | lineage that wrote it (high word, low word) |
+//! | 40 | | body |
+
+use std::fmt;
+
+use archipelago_protocol::Lineage;
+
+/// Version of all formats of the mapper. 1: the first.
+pub(crate) const VERSION: u32 = 1;
+/// Bytes of the envelope.
+pub(crate) const ENVELOPE_LEN: usize = 40;
+const CRC_AT: usize = 16;
+
+/// What is wrong with bytes that should have been a structure of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// Another magic, or too short for an envelope: never written, or something else.
+    Foreign,
+    /// A version that this program does not know.
+    Version(u32),
+    /// A length that does not fit the bytes.
+    Length(u32),
+    /// The checksum does not match.
+    Checksum,
+    /// It belongs to another lineage.
+    Lineage(Lineage),
+    /// The envelope is right, a field inside is not.
+    Field(&'static str),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::Foreign => f.write_str("it does not begin as it must"),
+            Problem::Version(found) => {
+                write!(
+                    f,
+                    "it has format version {found}, this program knows version {VERSION}"
+                )
+            }
+            Problem::Length(found) => write!(f, "its length {found} is impossible"),
+            Problem::Checksum => f.write_str("its checksum does not match"),
+            Problem::Lineage(found) => write!(f, "it belongs to lineage {found}"),
+            Problem::Field(name) => write!(f, "its field `{name}` is impossible"),
+        }
+    }
+}
+
+/// Builds a structure.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    bytes: Vec<u8>,
+}
+
+impl Writer {
+    /// Begins a structure of kind `magic`.
+    pub(crate) fn sealed(magic: [u8; 8], lineage: Lineage) -> Self {
+        let mut writer = Writer::bare();
+        writer.bytes.extend_from_slice(&magic);
+        writer.u32(VERSION);
+        writer.u32(0);
+        writer.u32(0);
+        writer.u32(0);
+        writer.lineage(lineage);
+        writer
+    }
+
+    /// Begins fields without an envelope: a part of a structure.
+    pub(crate) fn bare() -> Self {
+        Writer { bytes: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn u8(&mut self, value: u8) {
+        self.bytes.push(value);
+    }
+
+    pub(crate) fn u16(&mut self, value: u16) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(crate) fn u32(&mut self, value: u32) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(crate) fn u64(&mut self, value: u64) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(crate) fn lineage(&mut self, lineage: Lineage) {
+        let [high, low] = lineage.to_words();
+        self.u64(high);
+        self.u64(low);
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Fills up with zeros to a multiple of `unit` bytes.
+    pub(crate) fn pad(&mut self, unit: usize) {
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(unit), 0);
+    }
+
+    /// Fills up with zeros to `len` bytes.
+    pub(crate) fn pad_to(&mut self, len: usize) {
+        debug_assert!(len >= self.bytes.len());
+        self.bytes.resize(len, 0);
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Puts length and checksum into the envelope.
+    pub(crate) fn seal(mut self) -> Vec<u8> {
+        let len = u32::try_from(self.bytes.len()).expect("structures are far below 4 GiB");
+        self.bytes[12..16].copy_from_slice(&len.to_le_bytes());
+        let crc = checksum(&self.bytes);
+        self.bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        self.bytes
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&bytes[..CRC_AT]), &bytes[CRC_AT + 4..])
+}
+
+/// The checksum that a sealed structure carries.
+pub(crate) fn sealed_crc(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes[CRC_AT..CRC_AT + 4].try_into().expect("four bytes"))
+}
+
+/// Reads fields; `None` when the bytes end before.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Reader { bytes }
+    }
+
+    /// Judges the envelope at the beginning of `bytes`: the fields behind it, and the structure's length.
+    pub(crate) fn open(
+        magic: [u8; 8],
+        lineage: Option<Lineage>,
+        bytes: &'a [u8],
+    ) -> Result<(Self, usize), Problem> {
+        let envelope = bytes.get(..ENVELOPE_LEN).ok_or(Problem::Foreign)?;
+        let mut fields = Reader::new(envelope);
+        if fields.take(8) != Some(&magic) {
+            return Err(Problem::Foreign);
+        }
+        let mut word = || fields.u32().ok_or(Problem::Foreign);
+        let (version, len, crc, _reserved) = (word()?, word()?, word()?, word()?);
+        let whole = usize::try_from(len).map_err(|_too_large| Problem::Length(len))?;
+        let structure = bytes
+            .get(..whole)
+            .filter(|found| found.len() >= ENVELOPE_LEN);
+        let structure = structure.ok_or(Problem::Length(len))?;
+        if checksum(structure) != crc {
+            return Err(Problem::Checksum);
+        }
+        // After the checksum: a flipped bit is damage, not another version.
+        if version != VERSION {
+            return Err(Problem::Version(version));
+        }
+        let writer = fields.lineage().ok_or(Problem::Foreign)?;
+        if lineage.is_some_and(|expected| expected != writer) {
+            return Err(Problem::Lineage(writer));
+        }
+        Ok((Reader::new(&structure[ENVELOPE_LEN..]), whole))
+    }
+
+    pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.bytes.split_at_checked(len)?;
+        self.bytes = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    pub(crate) fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    pub(crate) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn lineage(&mut self) -> Option<Lineage> {
+        Some(Lineage::from_words(self.u64()?, self.u64()?))
+    }
+
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sealed() -> Vec<u8> {
+        let mut writer = Writer::sealed(*b"ARCHTEST", Lineage(7));
+        writer.u64(1234);
+        writer.seal()
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let good = sealed();
+        let (mut fields, len) = Reader::open(*b"ARCHTEST", Some(Lineage(7)), &good).unwrap();
+        assert_eq!((fields.u64(), len), (Some(1234), good.len()));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                Reader::open(*b"ARCHTEST", Some(Lineage(7)), &bad).is_err(),
+                "bit {bit}"
+            );
+        }
+        for len in 0..good.len() {
+            assert!(
+                Reader::open(*b"ARCHTEST", None, &good[..len]).is_err(),
+                "cut at {len}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut writer = Writer::sealed(*b"ARCHTEST", Lineage(7));
+        writer.bytes[8] = 9;
+        let found = Reader::open(*b"ARCHTEST", None, &writer.seal()).unwrap_err();
+        assert_eq!(found, Problem::Version(9));
+        assert!(found.to_string().contains("version 9"));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(Reader::open(*b"ARCHTEST", None, &bytes).is_err());
+        }
+    }
+}

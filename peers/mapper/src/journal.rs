@@ -1,0 +1,387 @@
+//! The presence journal: what became present and is not logged yet, in memory that outlives the process.
+//!
+//! The mapper says what to keep; a shell gives the memory ([`JournalMemory`], a mapped file in the run directory); the
+//! record format in between is here ([`JournalArea`]), so that it is tested without a file. It survives the death of
+//! every process of ours, and is void after a power cut: the boot id tells.
+//!
+//! Layout: 128 bytes head (envelope, boot id 16 bytes, generation u64, slots u64), then slots of 48 bytes: crc u32,
+//! kind u8, 3 × 0, blocks u32, 0 u32, sequence u64, generation u64, first block u64, epoch u64. The record with
+//! sequence `n` stands in slot `n` modulo the count.
+//!
+//! Invariants
+//! - A record is whole when `append` returns. A death inside `append` leaves a slot that fails its checksum.
+//! - Only what the log covers is overwritten. So the newest unbroken run of sequence numbers holds all that is needed,
+//!   and replaying it in order is right even if the log has its older part already: the last word on each block wins.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::rc::Rc;
+
+use archipelago_protocol::{Epoch, ErrorCode, Generation, Lineage};
+
+use crate::format::{Reader, Writer};
+
+const MAGIC: [u8; 8] = *b"ARCHJRNL";
+const HEAD_LEN: u64 = 128;
+const SLOT_LEN: u64 = 48;
+
+/// A first write, or blocks that became zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalRecord {
+    /// Counts without gaps from 1 in each generation.
+    pub sequence: u64,
+    /// First block.
+    pub start: u64,
+    /// How many.
+    pub blocks: u32,
+    /// Where they are present; for zeros, the epoch of the time.
+    pub epoch: Epoch,
+    /// Zeros instead of presence.
+    pub zero: bool,
+}
+
+/// The journal has no room: what it holds must be logged first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the presence journal is full")]
+pub struct JournalFull;
+
+/// What a journal held when its process died.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// Of the session that wrote it.
+    pub generation: Generation,
+    /// In order, without gaps.
+    pub records: Vec<JournalRecord>,
+}
+
+/// The journal of an open volume.
+pub trait Journal: fmt::Debug {
+    /// Adds a record. It survives the death of this process from the return on.
+    ///
+    /// # Errors
+    /// [`JournalFull`]; nothing changed.
+    fn append(&mut self, record: JournalRecord) -> Result<(), JournalFull>;
+
+    /// The records up to `sequence` are covered by the log.
+    fn truncate(&mut self, sequence: u64);
+}
+
+/// Where journals are.
+pub trait JournalStore: fmt::Debug {
+    /// A new, empty journal of `generation`, in place of any older one of `lineage`.
+    ///
+    /// # Errors
+    /// Why there is no memory for it; the volume is not opened then.
+    fn open(
+        &mut self,
+        lineage: Lineage,
+        generation: Generation,
+    ) -> Result<Box<dyn Journal>, ErrorCode>;
+
+    /// What the last journal of `lineage` holds, if it is of this boot.
+    fn load(&mut self, lineage: Lineage) -> Option<Recovered>;
+
+    /// Forgets the journal of `lineage`. Removing nothing is no error.
+    fn remove(&mut self, lineage: Lineage);
+}
+
+/// Bytes that outlive the process. Written by this process only.
+pub trait JournalMemory: fmt::Debug {
+    /// How many.
+    fn len(&self) -> u64;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes at `offset` out; inside the length.
+    fn read(&self, offset: u64, into: &mut [u8]);
+
+    /// Copies bytes to `offset`; inside the length.
+    fn write(&mut self, offset: u64, bytes: &[u8]);
+}
+
+/// A journal in a piece of memory.
+#[derive(Debug)]
+pub struct JournalArea<M> {
+    memory: M,
+    generation: Generation,
+    slots: u64,
+    /// The oldest record that is still needed.
+    tail: u64,
+    /// The next record.
+    next: u64,
+}
+
+fn slots_in(len: u64) -> u64 {
+    len.saturating_sub(HEAD_LEN) / SLOT_LEN
+}
+
+impl<M: JournalMemory> JournalArea<M> {
+    /// Makes `memory` the empty journal of a session. Its old content is void.
+    pub fn create(mut memory: M, boot: u128, lineage: Lineage, generation: Generation) -> Self {
+        let slots = slots_in(memory.len());
+        let mut head = Writer::sealed(MAGIC, lineage);
+        head.lineage(Lineage(boot));
+        head.u64(generation.0);
+        head.u64(slots);
+        head.pad_to(128);
+        if slots > 0 {
+            // Slots carry the generation: those of an older one need not be cleared.
+            memory.write(0, &head.seal());
+        }
+        JournalArea {
+            memory,
+            generation,
+            slots,
+            tail: 1,
+            next: 1,
+        }
+    }
+
+    /// Records that fit.
+    pub fn capacity(&self) -> u64 {
+        self.slots
+    }
+}
+
+/// What the journal in `memory` holds; `None`: none of this lineage and boot.
+pub fn load<M: JournalMemory>(memory: &M, boot: u128, lineage: Lineage) -> Option<Recovered> {
+    let slots = slots_in(memory.len());
+    if slots == 0 {
+        return None;
+    }
+    let mut head = [0; 128];
+    memory.read(0, &mut head);
+    let (mut fields, _) = Reader::open(MAGIC, Some(lineage), &head).ok()?;
+    if fields.lineage() != Some(Lineage(boot)) {
+        return None;
+    }
+    let generation = Generation(fields.u64()?);
+    if fields.u64() != Some(slots) {
+        return None;
+    }
+    let mut found = BTreeMap::new();
+    for slot in 0..slots {
+        let mut bytes = [0; 48];
+        memory.read(HEAD_LEN + slot * SLOT_LEN, &mut bytes);
+        if let Some(record) = decode_slot(&bytes, generation)
+            && record.sequence % slots == slot
+        {
+            found.insert(record.sequence, record);
+        }
+    }
+    // The newest unbroken run.
+    let mut records: Vec<JournalRecord> = Vec::new();
+    for (sequence, record) in found.into_iter().rev() {
+        if records
+            .last()
+            .is_some_and(|newer| newer.sequence != sequence + 1)
+        {
+            break;
+        }
+        records.push(record);
+    }
+    records.reverse();
+    Some(Recovered {
+        generation,
+        records,
+    })
+}
+
+fn encode_slot(record: &JournalRecord, generation: Generation) -> Vec<u8> {
+    let mut slot = Writer::bare();
+    slot.u8(if record.zero { 2 } else { 1 });
+    slot.bytes(&[0; 3]);
+    slot.u32(record.blocks);
+    slot.u32(0);
+    slot.u64(record.sequence);
+    slot.u64(generation.0);
+    slot.u64(record.start);
+    slot.u64(record.epoch.0);
+    let fields = slot.into_bytes();
+    let mut bytes = crc32c::crc32c(&fields).to_le_bytes().to_vec();
+    bytes.extend_from_slice(&fields);
+    bytes
+}
+
+fn decode_slot(bytes: &[u8; 48], generation: Generation) -> Option<JournalRecord> {
+    let mut fields = Reader::new(bytes);
+    let crc = fields.u32()?;
+    if crc32c::crc32c(fields.rest()) != crc {
+        return None;
+    }
+    let zero = match fields.u8()? {
+        1 => false,
+        2 => true,
+        _ => return None,
+    };
+    fields.take(3)?;
+    let blocks = fields.u32()?;
+    fields.u32()?;
+    let sequence = fields.u64()?;
+    if fields.u64()? != generation.0 {
+        return None;
+    }
+    let (start, epoch) = (fields.u64()?, Epoch(fields.u64()?));
+    Some(JournalRecord {
+        sequence,
+        start,
+        blocks,
+        epoch,
+        zero,
+    })
+}
+
+impl<M: JournalMemory> Journal for JournalArea<M> {
+    fn append(&mut self, record: JournalRecord) -> Result<(), JournalFull> {
+        debug_assert_eq!(record.sequence, self.next);
+        if self.next - self.tail >= self.slots {
+            return Err(JournalFull);
+        }
+        let at = HEAD_LEN + record.sequence % self.slots * SLOT_LEN;
+        self.memory
+            .write(at, &encode_slot(&record, self.generation));
+        self.next += 1;
+        Ok(())
+    }
+
+    fn truncate(&mut self, sequence: u64) {
+        self.tail = self.tail.max(sequence.saturating_add(1)).min(self.next);
+    }
+}
+
+/// Journals in ordinary memory, for tests and simulations: clones share them, so they outlive a mapper.
+#[derive(Debug, Clone)]
+pub struct MemoryJournals {
+    boot: u128,
+    len: usize,
+    areas: Rc<RefCell<BTreeMap<Lineage, MemoryArea>>>,
+}
+
+/// A piece of ordinary memory that several may hold.
+#[derive(Debug, Clone)]
+pub struct MemoryArea(Rc<RefCell<Vec<u8>>>);
+
+impl MemoryJournals {
+    /// Journals with room for `records` each.
+    #[must_use]
+    pub fn new(records: usize) -> Self {
+        let len = 128 + records * 48;
+        MemoryJournals {
+            boot: 1,
+            len,
+            areas: Rc::default(),
+        }
+    }
+
+    /// What a power cut does: all journals are void from now on.
+    pub fn power_cut(&self) {
+        self.areas.borrow_mut().clear();
+    }
+}
+
+impl JournalMemory for MemoryArea {
+    fn len(&self) -> u64 {
+        self.0.borrow().len() as u64
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        let at = usize::try_from(offset).expect("inside the length");
+        into.copy_from_slice(&self.0.borrow()[at..at + into.len()]);
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let at = usize::try_from(offset).expect("inside the length");
+        self.0.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+impl JournalStore for MemoryJournals {
+    fn open(
+        &mut self,
+        lineage: Lineage,
+        generation: Generation,
+    ) -> Result<Box<dyn Journal>, ErrorCode> {
+        let area = MemoryArea(Rc::new(RefCell::new(vec![0; self.len])));
+        self.areas.borrow_mut().insert(lineage, area.clone());
+        Ok(Box::new(JournalArea::create(
+            area, self.boot, lineage, generation,
+        )))
+    }
+
+    fn load(&mut self, lineage: Lineage) -> Option<Recovered> {
+        let areas = self.areas.borrow();
+        load(areas.get(&lineage)?, self.boot, lineage)
+    }
+
+    fn remove(&mut self, lineage: Lineage) {
+        self.areas.borrow_mut().remove(&lineage);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: Lineage = Lineage(3);
+
+    fn record(sequence: u64) -> JournalRecord {
+        JournalRecord {
+            sequence,
+            start: sequence * 10,
+            blocks: 2,
+            epoch: Epoch(1),
+            zero: sequence.is_multiple_of(3),
+        }
+    }
+
+    fn area(slots: usize) -> MemoryArea {
+        MemoryArea(Rc::new(RefCell::new(vec![0; 128 + 48 * slots])))
+    }
+
+    #[test]
+    fn records_are_found_in_order_also_after_the_circle_closed() {
+        let memory = area(4);
+        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        for sequence in 1..=4 {
+            journal.append(record(sequence)).unwrap();
+        }
+        assert_eq!(journal.append(record(5)), Err(JournalFull));
+        journal.truncate(2);
+        journal.append(record(5)).unwrap();
+        journal.append(record(6)).unwrap();
+        assert_eq!(journal.append(record(7)), Err(JournalFull));
+        let found = load(&memory, 7, US).unwrap();
+        assert_eq!(found.generation, Generation(2));
+        assert_eq!(found.records, (3..=6).map(record).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_death_inside_an_append_loses_only_that_record() {
+        let memory = area(4);
+        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        for sequence in 1..=3 {
+            journal.append(record(sequence)).unwrap();
+        }
+        memory.0.borrow_mut()[128 + 48 * 3 + 20] ^= 1;
+        assert_eq!(
+            load(&memory, 7, US).unwrap().records,
+            vec![record(1), record(2)]
+        );
+    }
+
+    #[test]
+    fn another_boot_lineage_or_generation_finds_nothing() {
+        let memory = area(4);
+        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        journal.append(record(1)).unwrap();
+        assert_eq!(load(&memory, 8, US), None);
+        assert_eq!(load(&memory, 7, Lineage(4)), None);
+        JournalArea::create(memory.clone(), 7, US, Generation(3));
+        assert!(load(&memory, 7, US).unwrap().records.is_empty());
+        assert_eq!(load(&area(0), 7, US), None);
+    }
+}

@@ -1,0 +1,151 @@
+//! A log: an object of fixed size, written in full when it is made, then overwritten in a circle.
+//!
+//! Invariants
+//! - Positions only grow; a batch at position `p` stands at `p` modulo the log's length and never wraps.
+//! - One batch in flight at a time. So a bad batch with a valid later one behind it is damage, not a torn tail.
+//! - Nothing is appended over a position that the head still needs.
+
+mod batch;
+mod record;
+
+use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{ErrorCode, Generation};
+
+use crate::disk::{Disk, final_sync, name_of};
+use crate::failure::{Failure, Outcome};
+
+pub(crate) use batch::{Scan, UNIT, encode_batch, scan};
+pub(crate) use record::{Record, RecordKind};
+
+/// Largest batch in bytes: one durable write, copied through the channel's arena.
+pub(crate) const BATCH_MAX: usize = 256 * 1024;
+
+/// A log and where it is written next.
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    pub(crate) id: ObjectId,
+    pub(crate) len: u64,
+    /// What the head needs for a replay begins here.
+    pub(crate) start: u64,
+    /// The next batch.
+    pub(crate) position: u64,
+    pub(crate) generation: Generation,
+}
+
+impl Log {
+    pub(crate) fn used(&self) -> u64 {
+        self.position - self.start
+    }
+
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.used() * 2 >= self.len
+    }
+
+    /// Longest batch of this log.
+    pub(crate) fn batch_max(&self, io_len_max: usize) -> usize {
+        let quarter = usize::try_from(self.len / 4).unwrap_or(usize::MAX);
+        BATCH_MAX.min(quarter).min(io_len_max) / UNIT * UNIT
+    }
+
+    /// Whether `len` bytes in batches of at most `batch_max` fit, with the padding at the end of the circle.
+    pub(crate) fn has_room(&self, len: usize, batch_max: usize) -> bool {
+        self.used() + len as u64 + batch_max as u64 <= self.len
+    }
+
+    /// Bytes of log that `payload` bytes in one batch take.
+    pub(crate) fn batch_len(payload: usize) -> usize {
+        (batch::HEAD_LEN + payload).next_multiple_of(UNIT)
+    }
+
+    /// Most payload of one batch.
+    pub(crate) fn payload_max(batch_max: usize) -> usize {
+        batch_max - batch::HEAD_LEN
+    }
+
+    fn remaining(&self) -> u64 {
+        self.len - self.position % self.len
+    }
+
+    /// Appends one batch durably. The caller holds the log's lock and has asked for room.
+    ///
+    /// The position moves only when the batch is durable; after a failure it is not known what the medium holds.
+    pub(crate) async fn append(
+        log: &std::cell::RefCell<Log>,
+        disk: &Disk,
+        payload: &[u8],
+    ) -> Outcome<()> {
+        let len = Log::batch_len(payload.len()) as u64;
+        let now = log.borrow().clone();
+        if now.remaining() < len {
+            // Empty, up to the end of the circle.
+            let rest = usize::try_from(now.remaining()).expect("shorter than a batch");
+            Self::put(log, disk, &[], rest).await?;
+        }
+        Self::put(log, disk, payload, 0).await
+    }
+
+    async fn put(
+        log: &std::cell::RefCell<Log>,
+        disk: &Disk,
+        payload: &[u8],
+        len_min: usize,
+    ) -> Outcome<()> {
+        let now = log.borrow().clone();
+        let batch = encode_batch(
+            now.id.lineage,
+            now.generation,
+            now.position,
+            payload,
+            len_min,
+        );
+        disk.write_durable(now.id, now.position % now.len, &batch)
+            .await
+            .map_err(final_sync)?;
+        log.borrow_mut().position = now.position + batch.len() as u64;
+        Ok(())
+    }
+
+    /// Writes a new log in full, durably.
+    pub(crate) async fn create(disk: &Disk, id: ObjectId, len: u64) -> Outcome<()> {
+        let zeros = vec![0; BATCH_MAX];
+        let mut at = 0;
+        while at < len {
+            let piece = usize::try_from(len - at)
+                .unwrap_or(usize::MAX)
+                .min(BATCH_MAX);
+            disk.write(id, at, &zeros[..piece]).await?;
+            at += piece as u64;
+        }
+        disk.sync(id).await
+    }
+
+    /// Reads what was appended since `start`; the position is behind it afterwards. Batches of newer generations than
+    /// the log's are not there, nor are those of older ones than `oldest`: an append that failed may have left them.
+    pub(crate) async fn replay(
+        &mut self,
+        disk: &Disk,
+        oldest: Generation,
+    ) -> Outcome<Vec<Vec<u8>>> {
+        let len = usize::try_from(self.len)
+            .map_err(|_too_large| self.damaged("its length is impossible"))?;
+        let missing = |failure: Failure| match failure.code {
+            ErrorCode::NotFound => self.damaged("it is missing"),
+            _ => failure,
+        };
+        // It was written in full; what is read beyond its end would look like the end of the batches.
+        let found = disk.len(self.id).await.map_err(missing)?;
+        if found < self.len {
+            return Err(self.damaged(&format!("it has {found} bytes of {}", self.len)));
+        }
+        let bytes = disk.read(self.id, 0, len).await.map_err(missing)?;
+        let Scan { payloads, end } =
+            scan(&bytes, self.id.lineage, self.start, oldest, self.generation)
+                .map_err(|why| self.damaged(&why))?;
+        self.position = end;
+        Ok(payloads)
+    }
+
+    pub(crate) fn damaged(&self, why: &str) -> Failure {
+        Failure::damaged(format!("{} is damaged: {why}", name_of(self.id)))
+    }
+}

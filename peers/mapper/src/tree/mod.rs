@@ -1,0 +1,282 @@
+//! The map of a volume: a persistent tree from blocks to the layers that hold them.
+//!
+//! A leaf holds 512 objects, an inner node 256 children. A copy of a tree costs one pointer; what a later change
+//! touches is copied on its way down, so a frozen tree and the live one share everything else.
+//!
+//! Invariants
+//! - A node whose `page` is set is stored with exactly its content; any change clears it.
+//! - Runs of an object are sorted, disjoint, not empty, and neighbours differ in their layer: a lookup is one run.
+//! - What no run covers reads as zeros.
+//! - A change is made whole or not at all: [`Tree::missing`] names the pages that it needs beforehand.
+
+mod cache;
+mod leaf;
+mod page;
+mod set;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::cell::OnceCell;
+use std::rc::Rc;
+
+use archipelago_protocol::{Epoch, Lineage, ObjectSize};
+
+pub(crate) use cache::Cache;
+pub(crate) use leaf::{Leaf, Run};
+pub(crate) use page::{decode, read_ref, write_ref};
+
+/// Objects of a leaf.
+pub(crate) const LEAF_OBJECTS: u64 = 512;
+/// Children of an inner node.
+pub(crate) const FAN_OUT: u64 = 256;
+/// The same as lengths of tables.
+const LEAF_SLOTS: usize = 512;
+const FAN_SLOTS: usize = 256;
+const _: () = assert!(LEAF_SLOTS as u64 == LEAF_OBJECTS && FAN_SLOTS as u64 == FAN_OUT);
+/// Highest level: 512 objects of 64 KiB times 256^4 are 2^57 bytes, more than the largest volume.
+pub(crate) const LEVEL_MAX: u8 = 4;
+
+/// The objects of one epoch of one lineage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Layer {
+    pub(crate) lineage: Lineage,
+    pub(crate) epoch: Epoch,
+}
+
+/// Where a page is stored, and what it must hash to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct PageRef {
+    /// Whose pack: a clone's tree refers to pages of its ancestors.
+    pub(crate) lineage: Lineage,
+    pub(crate) pack: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
+    pub(crate) crc: u32,
+}
+
+/// A page that has to be loaded first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) page: PageRef,
+    pub(crate) level: u8,
+}
+
+/// The root of a stored tree. `None`: everything is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Root {
+    pub(crate) page: Option<PageRef>,
+    pub(crate) level: u8,
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    page: OnceCell<PageRef>,
+    body: Body,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    Inner(Vec<Child>),
+    Leaf(Leaf),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Child {
+    Empty,
+    Stored(PageRef),
+    Node(Rc<Node>),
+}
+
+impl Clone for Node {
+    /// A copy is made to be changed: it is not stored.
+    fn clone(&self) -> Self {
+        Node {
+            page: OnceCell::new(),
+            body: self.body.clone(),
+        }
+    }
+}
+
+impl Node {
+    fn empty(level: u8) -> Self {
+        let body = match level {
+            0 => Body::Leaf(Leaf::new()),
+            _ => Body::Inner(vec![Child::Empty; FAN_SLOTS]),
+        };
+        Node {
+            page: OnceCell::new(),
+            body,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match &self.body {
+            Body::Inner(children) => children.iter().all(|child| matches!(child, Child::Empty)),
+            Body::Leaf(leaf) => leaf.is_empty(),
+        }
+    }
+}
+
+/// A run of blocks in the tree's numbering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl Range {
+    pub(crate) fn is_empty(self) -> bool {
+        self.start >= self.end
+    }
+
+    pub(crate) fn cut(self, other: Range) -> Range {
+        Range {
+            start: self.start.max(other.start),
+            end: self.end.min(other.end),
+        }
+    }
+}
+
+/// A map, live or frozen.
+#[derive(Debug, Clone)]
+pub(crate) struct Tree {
+    root: Child,
+    level: u8,
+    /// Blocks of an object.
+    object_blocks: u64,
+    object_size: ObjectSize,
+}
+
+impl Tree {
+    pub(crate) fn new(root: Root, object_size: ObjectSize) -> Self {
+        let child = root.page.map_or(Child::Empty, Child::Stored);
+        Tree {
+            root: child,
+            level: root.level,
+            object_blocks: object_size.blocks(),
+            object_size,
+        }
+    }
+
+    /// Blocks under a node of `level`.
+    fn span(&self, level: u8) -> u64 {
+        self.object_blocks * LEAF_OBJECTS * FAN_OUT.pow(u32::from(level))
+    }
+
+    /// Raises the root until block `end - 1` is under it.
+    fn grow(&mut self, end: u64) {
+        while self.span(self.level) < end {
+            self.level += 1;
+            assert!(self.level <= LEVEL_MAX, "volumes are at most 1 PiB");
+            if matches!(self.root, Child::Empty) {
+                continue;
+            }
+            let mut node = Node::empty(self.level);
+            if let Body::Inner(children) = &mut node.body {
+                children[0] = std::mem::replace(&mut self.root, Child::Empty);
+            }
+            self.root = Child::Node(Rc::new(node));
+        }
+    }
+
+    /// Calls `see` with the leaf that holds `block` and the object's index in it; `None`: it is all zeros.
+    /// `Err`: what has to be loaded first.
+    pub(crate) fn with_object<T>(
+        &self,
+        cache: &Cache,
+        block: u64,
+        see: impl FnOnce(Option<(&Leaf, usize)>) -> T,
+    ) -> Result<T, Missing> {
+        if block >= self.span(self.level) {
+            return Ok(see(None));
+        }
+        let object = block / self.object_blocks;
+        let mut child = &self.root;
+        let mut level = self.level;
+        loop {
+            let node = match child {
+                Child::Empty => return Ok(see(None)),
+                Child::Stored(page) => cache.get(page).ok_or(Missing { page: *page, level })?,
+                Child::Node(node) => node,
+            };
+            match &node.body {
+                Body::Leaf(leaf) => return Ok(see(Some((leaf, index(object % LEAF_OBJECTS))))),
+                Body::Inner(children) => {
+                    level -= 1;
+                    let below = LEAF_OBJECTS * FAN_OUT.pow(u32::from(level));
+                    child = &children[index(object / below % FAN_OUT)];
+                }
+            }
+        }
+    }
+
+    /// The run that holds `block`: its layer (`None`: zeros) and its end, inside the object.
+    pub(crate) fn lookup(
+        &self,
+        cache: &Cache,
+        block: u64,
+    ) -> Result<(Option<Layer>, u64), Missing> {
+        let first = block - block % self.object_blocks;
+        self.with_object(cache, block, |found| {
+            let Some((leaf, object)) = found else {
+                return (None, first + self.object_blocks);
+            };
+            let (layer, end) = leaf.lookup(object, small(block - first));
+            let end = end.map_or(self.object_blocks, u64::from);
+            (layer, first + end)
+        })
+    }
+
+    /// The end of what is not owned from `block` on, inside its object; `block` itself if it is owned.
+    pub(crate) fn unowned_end(
+        &self,
+        cache: &Cache,
+        block: u64,
+        owned: impl Fn(&Layer) -> bool,
+    ) -> Result<u64, Missing> {
+        let first = block - block % self.object_blocks;
+        self.with_object(cache, block, |found| {
+            let Some((leaf, object)) = found else {
+                return first + self.object_blocks;
+            };
+            let from = small(block - first);
+            let next = leaf
+                .runs(object)
+                .iter()
+                .find(|run| run.end() > from && owned(&leaf.layer(run)));
+            next.map_or(first + self.object_blocks, |run| {
+                first + u64::from(run.start.max(from))
+            })
+        })
+    }
+
+    pub(crate) fn is_stored(&self) -> bool {
+        match &self.root {
+            Child::Node(node) => node.page.get().is_some(),
+            Child::Empty | Child::Stored(_) => true,
+        }
+    }
+
+    /// Root of a tree of which every page is stored.
+    pub(crate) fn stored_root(&self) -> Option<Root> {
+        let page = match &self.root {
+            Child::Empty => None,
+            Child::Stored(page) => Some(*page),
+            Child::Node(node) => Some(*node.page.get()?),
+        };
+        Some(Root {
+            page,
+            level: self.level,
+        })
+    }
+}
+
+/// Where a block of an object is: object sizes are at most 8192 blocks.
+fn small(blocks: u64) -> u16 {
+    u16::try_from(blocks).expect("an object has at most 8192 blocks")
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("below the fan-out")
+}

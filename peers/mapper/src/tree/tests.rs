@@ -1,0 +1,182 @@
+//! The tree against an array, and its pages against damage.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const OWN: Lineage = Lineage(5);
+/// Two leaves and a bit of objects of 16 blocks.
+const BLOCKS: u64 = 16 * 1100;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Set {
+        start: u64,
+        len: u64,
+        epoch: u64,
+    },
+    Zero {
+        start: u64,
+        len: u64,
+    },
+    /// Keeps a copy that must never change.
+    Freeze,
+    /// Stores everything and forgets the nodes.
+    Store,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let range = || (0..BLOCKS, prop_oneof![4 => 1u64..40, 1 => 1..BLOCKS]);
+    prop_oneof![
+        6 => (range(), 1u64..6).prop_map(|((start, len), epoch)| Step::Set { start, len, epoch }),
+        3 => range().prop_map(|(start, len)| Step::Zero { start, len }),
+        1 => Just(Step::Freeze),
+        1 => Just(Step::Store),
+    ]
+}
+
+fn layer(epoch: u64) -> Layer {
+    Layer {
+        lineage: OWN,
+        epoch: Epoch(epoch),
+    }
+}
+
+/// A tree whose pages are kept as bytes.
+struct Stored {
+    tree: Tree,
+    cache: Cache,
+    pack: Vec<u8>,
+}
+
+impl Stored {
+    fn new() -> Self {
+        let tree = Tree::new(Root::default(), ObjectSize::MIN);
+        Stored {
+            tree,
+            cache: Cache::new(1 << 20),
+            pack: Vec::new(),
+        }
+    }
+
+    fn set(&mut self, start: u64, end: u64, layer: Option<Layer>) {
+        let range = Range { start, end };
+        while let Some(missing) = self.tree.missing(&self.cache, range, layer) {
+            self.load(missing);
+        }
+        self.tree.set(&self.cache, range, layer);
+    }
+
+    fn load(&mut self, missing: Missing) {
+        let page = missing.page;
+        let from = usize::try_from(page.offset).unwrap();
+        let bytes = &self.pack[from..from + page.len as usize];
+        let node = decode(&page, missing.level, ObjectSize::MIN, bytes).unwrap();
+        self.cache.insert(page, node);
+    }
+
+    fn store(&mut self) {
+        let (written, root) = self.tree.pages(OWN, 1, self.pack.len() as u64);
+        self.pack.extend_from_slice(&written.bytes);
+        self.tree = Tree::new(root, ObjectSize::MIN);
+        self.cache = Cache::new(1 << 20);
+    }
+
+    fn content(&mut self, tree: &Tree) -> Vec<u64> {
+        let mut content = Vec::new();
+        let mut at = 0;
+        while at < BLOCKS {
+            match tree.lookup(&self.cache, at) {
+                Ok((layer, end)) => {
+                    assert!(
+                        end > at && end <= (at / 16 + 1) * 16,
+                        "a run stays inside its object"
+                    );
+                    let epoch = layer.map_or(0, |layer| layer.epoch.0);
+                    content.extend((at..end.min(BLOCKS)).map(|_| epoch));
+                    at = end;
+                }
+                Err(missing) => self.load(missing),
+            }
+        }
+        content
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_tree_is_an_array_and_a_copy_never_changes(steps in prop::collection::vec(step(), 1..40)) {
+        let mut stored = Stored::new();
+        let mut model = vec![0; usize::try_from(BLOCKS).unwrap()];
+        let mut frozen: Vec<(Tree, Vec<u64>)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Set { start, len, epoch } => {
+                    let end = BLOCKS.min(start + len);
+                    stored.set(start, end, Some(layer(epoch)));
+                    model[usize::try_from(start).unwrap()..usize::try_from(end).unwrap()].fill(epoch);
+                }
+                Step::Zero { start, len } => {
+                    let end = BLOCKS.min(start + len);
+                    stored.set(start, end, None);
+                    model[usize::try_from(start).unwrap()..usize::try_from(end).unwrap()].fill(0);
+                }
+                Step::Freeze => frozen.push((stored.tree.clone(), model.clone())),
+                Step::Store => stored.store(),
+            }
+        }
+        let live = stored.tree.clone();
+        prop_assert_eq!(stored.content(&live), model);
+        for (tree, content) in frozen {
+            prop_assert_eq!(stored.content(&tree), content);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_or_a_cut_of_a_page_is_noticed(bit in any::<prop::sample::Index>(), cut in any::<prop::sample::Index>()) {
+        let mut stored = Stored::new();
+        stored.set(3, 90, Some(layer(2)));
+        stored.set(10, 20, None);
+        stored.store();
+        let root = stored.tree.stored_root().unwrap();
+        let page = root.page.unwrap();
+        let good = stored.pack[..page.len as usize].to_vec();
+        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &good).is_ok());
+        let mut bad = good.clone();
+        let bit = bit.index(bad.len() * 8);
+        bad[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &bad).is_err());
+        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &good[..cut.index(good.len())]).is_err());
+        prop_assert!(decode(&page, root.level + 1, ObjectSize::MIN, &good).is_err());
+        prop_assert!(decode(&page, root.level, ObjectSize::MAX, &good).is_err());
+    }
+
+    #[test]
+    fn a_sealed_page_of_random_fields_never_panics(fields in prop::collection::vec(any::<u8>(), 0..300), level in 0u8..3) {
+        let mut writer = crate::format::Writer::sealed(*b"ARCHPAGE", OWN);
+        writer.bytes(&[level, 16, 0, 0]);
+        writer.bytes(&fields);
+        let bytes = writer.seal();
+        let len = u32::try_from(bytes.len()).unwrap();
+        let page = PageRef { lineage: OWN, pack: 1, offset: 0, len, crc: crate::format::sealed_crc(&bytes) };
+        let _judged = decode(&page, level, ObjectSize::MIN, &bytes);
+    }
+}
+
+#[test]
+fn a_stored_node_that_is_changed_is_stored_again() {
+    let mut stored = Stored::new();
+    stored.set(3, 90, Some(layer(2)));
+    let (written, first) = stored.tree.pages(OWN, 1, 0);
+    written.mark_stored(&mut stored.cache);
+    assert!(stored.tree.is_stored());
+    assert_eq!(stored.tree.pages(OWN, 1, 4096).0.count(), 0);
+    drop(written);
+    stored.cache = Cache::new(0);
+    stored.set(3, 4, None);
+    assert!(!stored.tree.is_stored());
+    let (written, second) = stored.tree.pages(OWN, 1, 4096);
+    assert!(written.count() > 0 && first != second);
+}

@@ -1,0 +1,159 @@
+//! Checkpoints: the tree as pages, then a head that names them, so that the log can begin anew.
+//!
+//! The picture is taken while no batch is in flight. What is pending at that moment is in the picture too: the pool is
+//! synced before its pages are written. It stays pending: replaying it over the picture changes nothing.
+
+use std::rc::Rc;
+
+use archipelago_protocol::Epoch;
+use archipelago_protocol::object::ObjectId;
+
+use super::Volume;
+use crate::core::Core;
+use crate::failure::Outcome;
+use crate::head::VolumeHead;
+use crate::task::Guard;
+use crate::tree::{Root, Tree};
+
+/// A volume at a moment without a batch in flight.
+struct Picture {
+    tree: Tree,
+    epoch: Epoch,
+    frozen: Epoch,
+    log_position: u64,
+    /// Whether it shows what the log does not: its data may not be durable.
+    unsynced: bool,
+}
+
+impl Volume {
+    fn picture(&self) -> Picture {
+        let live = self.live.borrow();
+        Picture {
+            tree: live.tree.clone(),
+            epoch: live.epoch,
+            frozen: live.frozen,
+            log_position: self.log.borrow().position,
+            unsynced: !live.pending.is_empty(),
+        }
+    }
+
+    /// A checkpoint while the caller keeps batches away until it is done.
+    pub(super) async fn checkpoint_holding(&self, core: &Rc<Core>, _commit: &Guard) -> Outcome<()> {
+        let _alone = self.checkpoint.acquire().await;
+        self.check()?;
+        let picture = self.picture();
+        self.store(core, picture, false).await
+    }
+
+    /// A checkpoint beside which commits go on.
+    async fn checkpoint(&self, core: &Rc<Core>) -> Outcome<()> {
+        let commit = self.commit.acquire().await;
+        let _alone = self.checkpoint.acquire().await;
+        self.check()?;
+        if !self.log.borrow().is_half_full() {
+            return Ok(());
+        }
+        let picture = self.picture();
+        drop(commit);
+        self.store(core, picture, false).await
+    }
+
+    /// The last checkpoint of a session: its head says that nothing is to be replayed.
+    pub(super) async fn checkpoint_clean(&self, core: &Rc<Core>) -> Outcome<()> {
+        let _commit = self.commit.acquire().await;
+        let _alone = self.checkpoint.acquire().await;
+        self.check()?;
+        let picture = self.picture();
+        self.store(core, picture, true).await?;
+        let mut live = self.live.borrow_mut();
+        live.pending.clear();
+        Ok(())
+    }
+
+    async fn store(&self, core: &Rc<Core>, picture: Picture, clean: bool) -> Outcome<()> {
+        if picture.unsynced {
+            let synced = core.disk.sync_pool().await;
+            self.judge(core, synced)?;
+        }
+        let root = self.store_tree(core, &picture.tree).await?;
+        let (head, version) = {
+            let live = self.live.borrow();
+            let head = VolumeHead {
+                clean,
+                epoch: picture.epoch,
+                frozen: picture.frozen,
+                root,
+                log_start: picture.log_position,
+                ..live.head
+            };
+            (head, live.head_version)
+        };
+        self.swap_head(core, head, version).await?;
+        self.log.borrow_mut().start = picture.log_position;
+        drop(picture);
+        self.live.borrow_mut().tree.release_stored();
+        core.count(|counters| counters.checkpoints += 1);
+        Ok(())
+    }
+
+    pub(super) async fn swap_head(
+        &self,
+        core: &Rc<Core>,
+        head: VolumeHead,
+        version: u64,
+    ) -> Outcome<()> {
+        let id = ObjectId::head(self.lineage);
+        let swapped = core.disk.swap(id, version, head.encode(self.lineage)).await;
+        let version = self.judge(core, swapped)?;
+        let mut live = self.live.borrow_mut();
+        (live.head, live.head_version) = (head, version);
+        Ok(())
+    }
+
+    /// Makes the pages of `tree` that are not stored durable.
+    pub(super) async fn store_tree(&self, core: &Rc<Core>, tree: &Tree) -> Outcome<Root> {
+        if tree.is_stored()
+            && let Some(root) = tree.stored_root()
+        {
+            return Ok(root);
+        }
+        let (pack, offset, written, root) = {
+            let mut live = self.live.borrow_mut();
+            let (pack, offset) = (live.pack, live.pack_offset);
+            let (written, root) = tree.pages(self.lineage, pack, offset);
+            // Never written twice, whatever becomes of it.
+            live.pack_offset = offset + written.bytes.len().next_multiple_of(4096) as u64;
+            (ObjectId::pack(self.lineage, pack), offset, written, root)
+        };
+        let mut bytes = written.bytes.clone();
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        // Nothing durable refers to these pages yet: a failed write loses nothing, a failed sync is final as any other.
+        core.disk.write(pack, offset, &bytes).await?;
+        let synced = core.disk.sync(pack).await;
+        self.judge(core, synced)?;
+        written.mark_stored(&mut core.cache.borrow_mut());
+        core.count(|counters| counters.pages_written += written.count());
+        Ok(root)
+    }
+}
+
+/// Starts a checkpoint if the log is half full and none is under way.
+pub(super) fn when_due(core: &Rc<Core>, volume: &Rc<Volume>) {
+    let due = volume.log.borrow().is_half_full();
+    let mut live = volume.live.borrow_mut();
+    if !due || live.checkpointing || live.poison.is_some() {
+        return;
+    }
+    live.checkpointing = true;
+    let (core, volume) = (Rc::clone(core), Rc::clone(volume));
+    core.scheduler.clone().spawn(async move {
+        if let Err(failure) = volume.checkpoint(&core).await {
+            tracing::warn!(
+                "checkpoint of {} put off: {}",
+                volume.lineage,
+                failure.message
+            );
+        }
+        volume.live.borrow_mut().checkpointing = false;
+    });
+}

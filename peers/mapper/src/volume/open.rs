@@ -1,0 +1,243 @@
+//! Opening for writing: the head, recovery after an unclean end, a new generation.
+//!
+//! Recovery, in this order: sync the pool (what a dead process had acknowledged is durable afterwards), replay the log,
+//! then the presence journal of the same generation and boot, store the tree that results, and only then swap the head:
+//! new generation, new epoch, new root, log from its end on. A crash before the swap leaves everything as it was.
+//!
+//! Epochs: a session after an unclean end begins with epoch `generation << 32`. Generations are durable before they are
+//! used and epochs count up within them, so no epoch is ever used twice, logged or not.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{BLOCK_SIZE, Epoch, Generation, Lineage};
+
+use super::{Live, Volume, with_pages};
+use crate::catalogue::Item;
+use crate::core::Core;
+use crate::disk::name_of;
+use crate::failure::{Failure, Outcome};
+use crate::head::VolumeHead;
+use crate::log::{Log, Record, RecordKind};
+use crate::tree::{Layer, Missing, Range, Root, Tree};
+
+/// Whether the last session had ended cleanly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LastEnd {
+    Clean,
+    Unclean,
+}
+
+/// A volume's head and its version; `None`: it was never opened for writing.
+pub(super) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(VolumeHead, u64)>> {
+    let id = ObjectId::head(item.lineage);
+    let Some((version, bytes)) = core.disk.read_swapped(id).await? else {
+        return Ok(None);
+    };
+    let head = VolumeHead::decode(item.lineage, &bytes)?;
+    if head.object_size != item.object_size {
+        let why = format!(
+            "{} is damaged: its object size is not the catalogue's",
+            name_of(id)
+        );
+        return Err(Failure::damaged(why));
+    }
+    Ok(Some((head, version)))
+}
+
+/// Opens for writing. The caller holds the lineage's lock and knows that nobody has it open.
+pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
+    let lineage = item.lineage;
+    let found = read_head(core, item).await?;
+    let mut last_end = LastEnd::Clean;
+    let (volume, head, version) = match found {
+        None => {
+            let head = first_head(core, item);
+            Log::create(
+                &core.disk,
+                ObjectId::log(lineage, head.log_number),
+                head.log_len,
+            )
+            .await?;
+            (volume_of(core, item, &head, 0), head, 0)
+        }
+        Some((head, version)) => {
+            let generation = Generation(head.generation.0 + 1);
+            let mut next = VolumeHead {
+                generation,
+                owner: core.config.owner,
+                clean: false,
+                ..head
+            };
+            let volume = volume_of(core, item, &head, version);
+            if !head.clean {
+                last_end = LastEnd::Unclean;
+                next = recover(core, &volume, next).await?;
+            }
+            (volume, next, version)
+        }
+    };
+    volume.swap_head(core, head, version).await?;
+    let journal = core.journals.borrow_mut().open(lineage, head.generation);
+    let journal = journal.map_err(|code| {
+        Failure::new(
+            code,
+            format!("there is no memory for the presence journal of {lineage}"),
+        )
+    })?;
+    {
+        let mut log = volume.log.borrow_mut();
+        log.start = head.log_start;
+        log.position = head.log_start;
+        log.generation = head.generation;
+        let mut live = volume.live.borrow_mut();
+        (live.epoch, live.frozen, live.sealed) = (head.epoch, head.frozen, head.frozen);
+        live.journal = Some(journal);
+        live.tree.release_stored();
+    }
+    core.damages.borrow_mut().remove(&lineage);
+    Ok((volume, last_end))
+}
+
+fn first_head(core: &Core, item: &Item) -> VolumeHead {
+    VolumeHead {
+        generation: Generation(1),
+        owner: core.config.owner,
+        clean: false,
+        object_size: item.object_size,
+        epoch: Epoch(1 << 32),
+        frozen: Epoch(0),
+        root: item.root,
+        log_number: 1,
+        log_len: core.config.log_len,
+        log_start: 0,
+    }
+}
+
+/// A volume as `head` says, before any replay. Its pages will go to a pack of the next generation.
+fn volume_of(core: &Core, item: &Item, head: &VolumeHead, head_version: u64) -> Rc<Volume> {
+    let log = Log {
+        id: ObjectId::log(item.lineage, head.log_number),
+        len: head.log_len,
+        start: head.log_start,
+        position: head.log_start,
+        generation: head.generation,
+    };
+    let pack = if head_version == 0 {
+        head.generation.0
+    } else {
+        head.generation.0 + 1
+    };
+    Volume::new(
+        core,
+        item.lineage,
+        item.object_size,
+        log,
+        live_of(item, head, head_version, pack),
+    )
+}
+
+fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u64) -> Live {
+    Live {
+        size: item.size,
+        writer: None,
+        readers: 0,
+        poison: None,
+        read_only: false,
+        tree: Tree::new(head.root, item.object_size),
+        epoch: head.epoch,
+        frozen: head.frozen,
+        sealed: head.frozen,
+        head: *head,
+        head_version,
+        pending: VecDeque::new(),
+        next_sequence: 1,
+        journal: None,
+        snapshot: None,
+        held: VecDeque::new(),
+        relieving: false,
+        checkpointing: false,
+        pack,
+        pack_offset: 0,
+        lineages: vec![item.lineage],
+    }
+}
+
+/// Something frozen, or a closed volume: for reading only.
+pub(super) fn read_only(core: &Core, item: &Item, root: Root) -> Rc<Volume> {
+    let head = VolumeHead {
+        root,
+        ..first_head(core, item)
+    };
+    let volume = volume_of(core, item, &head, 0);
+    volume.live.borrow_mut().read_only = true;
+    volume
+}
+
+/// Brings the tree to the state that must survive and stores it; the head that shall be swapped in.
+async fn recover(
+    core: &Rc<Core>,
+    volume: &Rc<Volume>,
+    mut next: VolumeHead,
+) -> Outcome<VolumeHead> {
+    if let Err(failure) = core.disk.sync_pool().await {
+        // Final: another sync may succeed without the data, so what only the journal knows is lost.
+        core.journals.borrow_mut().remove(volume.lineage);
+        return Err(failure);
+    }
+    let mut log = volume.log.borrow().clone();
+    let mut records = Vec::new();
+    for payload in log.replay(&core.disk, log.generation).await? {
+        records.extend(Record::decode_all(&payload).map_err(|why| log.damaged(&why))?);
+    }
+    let journal = core.journals.borrow_mut().load(volume.lineage);
+    if let Some(journal) = journal
+        && journal.generation == log.generation
+    {
+        records.extend(journal.records.iter().map(|record| Record {
+            kind: if record.zero {
+                RecordKind::Zero
+            } else {
+                RecordKind::Present
+            },
+            blocks: record.blocks,
+            start: record.start,
+            epoch: record.epoch,
+            sequence: record.sequence,
+        }));
+    }
+    for record in &records {
+        replay(core, volume, record).await?;
+    }
+    let tree = volume.live.borrow().tree.clone();
+    next.root = volume.store_tree(core, &tree).await?;
+    next.log_start = log.position;
+    next.frozen = volume.live.borrow().frozen;
+    next.epoch = Epoch(next.generation.0 << 32);
+    core.count(|counters| counters.recoveries += 1);
+    Ok(next)
+}
+
+async fn replay(core: &Rc<Core>, volume: &Volume, record: &Record) -> Outcome<()> {
+    let lineage: Lineage = volume.lineage;
+    let layer = (record.kind == RecordKind::Present).then_some(Layer {
+        lineage,
+        epoch: record.epoch,
+    });
+    let range = Range {
+        start: record.start,
+        end: record.end(),
+    };
+    with_pages(core, volume, || {
+        let cache = core.cache.borrow();
+        let mut live = volume.live.borrow_mut();
+        // The volume may have been grown since, never shrunk: a record beyond any volume was refused when decoded.
+        debug_assert!(record.end() <= archipelago_protocol::ids::VOLUME_SIZE_MAX / BLOCK_SIZE);
+        let missing: Option<Missing> = live.tree.missing(&cache, range, layer);
+        missing.map_or(Ok(()), Err)?;
+        live.replay(&cache, lineage, record);
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,229 @@
+//! Names: what exists, under which name, after any restart.
+
+#![cfg(test)]
+
+mod rig;
+
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind, Page};
+use archipelago_protocol::map::{MapOp, MapRequest};
+use archipelago_protocol::{ErrorCode, Name, ObjectSize};
+
+use rig::{Rig, small};
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn list(rig: &mut Rig, prefix: &str, after: Option<Name>, limit: usize) -> Page {
+    match rig.control(CatalogueRequest::List {
+        prefix: prefix.to_owned(),
+        after,
+        limit,
+    }) {
+        CatalogueReply::Page(page) => page,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names(page: &Page) -> Vec<&str> {
+    page.entries
+        .iter()
+        .map(|entry| entry.name.as_str())
+        .collect()
+}
+
+#[test]
+fn names_list_by_prefix_in_pages_and_survive_checkpoints() {
+    let mut rig = Rig::new(small());
+    for number in 0..600 {
+        rig.create(&format!("vm-{number:04}"), 1 << 20, ObjectSize::MIN);
+    }
+    rig.create("a", 512, ObjectSize::MIN);
+    rig.create("z", 512, ObjectSize::MIN);
+    assert!(rig.mapper.counters().catalogue_checkpoints > 0);
+    rig.power_cut(|| false);
+    let mut seen = Vec::new();
+    let mut after = None;
+    loop {
+        let page = list(&mut rig, "vm-", after.take(), 100);
+        seen.extend(page.entries.iter().map(|entry| entry.name.to_string()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(
+        seen,
+        (0..600)
+            .map(|number| format!("vm-{number:04}"))
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(names(&list(&mut rig, "", None, 1)), ["a"]);
+    assert_eq!(
+        names(&list(&mut rig, "vm-059", Some(name("vm-0597")), 9)),
+        ["vm-0598", "vm-0599"]
+    );
+    assert_eq!(list(&mut rig, "/", None, 9).entries, []);
+}
+
+#[test]
+fn what_clones_need_stays_until_the_last_is_gone() {
+    let mut rig = Rig::new(small());
+    let base = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(base, true);
+    rig.write(base, handle, 1, 9);
+    rig.close(handle);
+    rig.snapshot_closed("v", "s");
+    let clone = rig.clone_of("s", "c", None);
+    let remove = |text: &str| CatalogueRequest::Remove { name: name(text) };
+    assert_eq!(rig.control(remove("v")), CatalogueReply::Done);
+    let entry = rig.entry(CatalogueRequest::Lookup { name: name("s") });
+    assert_eq!(entry.parent, None, "its name is gone");
+    assert_eq!(rig.control(remove("s")), CatalogueReply::Done);
+    assert_eq!(names(&list(&mut rig, "", None, 9)), ["c"]);
+    rig.power_cut(|| false);
+    assert!(rig.pool.holds(base));
+    let handle = rig.open(clone, true);
+    assert_eq!(rig.read(handle, 1), 9);
+    assert_eq!(rig.refused(remove("c")), ErrorCode::InUse);
+    rig.close(handle);
+    assert_eq!(rig.control(remove("c")), CatalogueReply::Done);
+    assert!(!rig.pool.holds(base) && !rig.pool.holds(clone));
+    assert_eq!(rig.mapper.counters().lineages_deleted, 3);
+    assert_eq!(rig.refused(remove("c")), ErrorCode::NotFound);
+}
+
+#[test]
+fn a_rename_is_seen_by_descendants_and_a_taken_name_is_refused() {
+    let mut rig = Rig::new(small());
+    rig.create("v", 1 << 20, ObjectSize::MIN);
+    rig.create("w", 1 << 20, ObjectSize::MIN);
+    rig.snapshot_closed("v", "s");
+    let rename = |from: &str, to: &str| CatalogueRequest::Rename {
+        from: name(from),
+        to: name(to),
+    };
+    assert_eq!(rig.refused(rename("v", "w")), ErrorCode::Exists);
+    assert_eq!(rig.entry(rename("v", "u")).name, name("u"));
+    rig.restart();
+    assert_eq!(
+        rig.entry(CatalogueRequest::Lookup { name: name("s") })
+            .parent,
+        Some(name("u"))
+    );
+    assert_eq!(
+        rig.refused(CatalogueRequest::Lookup { name: name("v") }),
+        ErrorCode::NotFound
+    );
+    let lineage = rig.fresh();
+    let clone = |source: &str, size| CatalogueRequest::Clone {
+        source: name(source),
+        name: name("c"),
+        lineage,
+        size,
+        created: 0,
+    };
+    assert_eq!(rig.refused(clone("u", None)), ErrorCode::Invalid);
+    assert_eq!(rig.refused(clone("s", Some(512))), ErrorCode::Invalid);
+    assert_eq!(rig.refused(clone("x", None)), ErrorCode::NotFound);
+}
+
+#[test]
+fn an_import_is_hidden_until_published_and_forgotten_by_a_restart() {
+    let mut rig = Rig::new(small());
+    let import = |rig: &mut Rig, text: &str| {
+        let lineage = rig.fresh();
+        rig.entry(CatalogueRequest::Create {
+            name: name(text),
+            lineage,
+            kind: Kind::Importing,
+            size: 1 << 20,
+            object_size: ObjectSize::MIN,
+            created: 0,
+        });
+        lineage
+    };
+    let kept = import(&mut rig, "kept");
+    let handle = rig.open(kept, true);
+    rig.write(kept, handle, 3, 4);
+    let publish = CatalogueRequest::Publish { name: name("kept") };
+    assert_eq!(rig.refused(publish.clone()), ErrorCode::InUse);
+    rig.close(handle);
+    assert_eq!(list(&mut rig, "", None, 9).entries, []);
+    assert_eq!(rig.entry(publish).kind, Kind::Image);
+    let left = import(&mut rig, "left");
+    let handle = rig.open(left, true);
+    rig.write(left, handle, 3, 4);
+    rig.restart();
+    assert_eq!(names(&list(&mut rig, "", None, 9)), ["kept"]);
+    assert!(!rig.pool.holds(left));
+    assert_eq!(
+        rig.ask(MapRequest::open(kept, true)).result,
+        Err(ErrorCode::ReadOnly)
+    );
+    let (first, second) = (rig.open(kept, false), rig.open(kept, false));
+    assert_eq!([rig.read(first, 3), rig.read(second, 3)], [4, 4]);
+    assert_eq!(rig.zero(first, 0, 1).result, Err(ErrorCode::ReadOnly));
+    assert_eq!(
+        rig.locate(first, 0, 1, true).result,
+        Err(ErrorCode::ReadOnly)
+    );
+}
+
+#[test]
+fn a_prepared_name_is_reserved_until_the_snapshot_is_over() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    let (token, lineage) = rig.prepare("v", "s");
+    let create = CatalogueRequest::Snapshot {
+        volume: name("v"),
+        name: name("s"),
+        lineage,
+        created: 0,
+    };
+    assert_eq!(rig.refused(create), ErrorCode::Exists);
+    rig.op(MapOp::SnapshotBegin, handle, token).result.unwrap();
+    rig.op(MapOp::SnapshotAbort, handle, token).result.unwrap();
+    assert_eq!(
+        rig.op(MapOp::SnapshotCommit, handle, token).result,
+        Err(ErrorCode::NotFound)
+    );
+    rig.create("s", 512, ObjectSize::MIN);
+}
+
+#[test]
+fn a_failed_append_is_read_again_before_anything_is_changed() {
+    let mut rig = Rig::new(small());
+    rig.create("v", 1 << 20, ObjectSize::MIN);
+    let lineage = rig.fresh();
+    let create = CatalogueRequest::Create {
+        name: name("w"),
+        lineage,
+        kind: Kind::Volume,
+        size: 512,
+        object_size: ObjectSize::MIN,
+        created: 0,
+    };
+    rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::Io));
+    assert_eq!(rig.refused(create.clone()), ErrorCode::SyncFailed);
+    rig.pool.fail = None;
+    rig.entry(create);
+    rig.power_cut(|| false);
+    assert_eq!(names(&list(&mut rig, "", None, 9)), ["v", "w"]);
+}
+
+#[test]
+fn a_session_that_was_asked_for_by_a_dead_client_ends_at_once() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    rig.stalled = true;
+    rig.send(MapRequest::open(own, true));
+    let gone = rig.client;
+    rig.mapper.client_gone(gone);
+    rig.stalled = false;
+    rig.run();
+    assert_eq!(rig.mapper.sessions(), 0);
+    rig.client = archipelago_mapper::ClientId(2);
+    rig.open(own, true);
+}

@@ -1,0 +1,563 @@
+//! A mapper, a pool in memory with everything that a crash can do to it, and a volume peer in a few lines.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "test support: small numbers"
+)]
+#![allow(dead_code, reason = "each test uses a part")]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use archipelago_mapper::journal::MemoryJournals;
+use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
+use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
+use archipelago_protocol::object::{
+    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+};
+use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
+
+const SECTOR: usize = 512;
+
+type Sectors = BTreeMap<usize, [u8; SECTOR]>;
+
+/// An object as reads see it, and as the medium has it.
+#[derive(Debug, Clone, Default)]
+struct Object {
+    now: Sectors,
+    durable: Sectors,
+    dirty: BTreeSet<usize>,
+}
+
+/// Objects in memory: written and durable kept apart.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pool {
+    objects: BTreeMap<ObjectId, Object>,
+    swapped: BTreeMap<ObjectId, (u64, Vec<u8>)>,
+    /// Requests so far.
+    pub(crate) log: Vec<(ObjectOp, ObjectId, u8)>,
+    /// The request with this number fails so.
+    pub(crate) fail: Option<(usize, ErrorCode)>,
+}
+
+impl Pool {
+    pub(crate) fn serve(&mut self, request: &ObjectRequest, data: &[u8]) -> (ObjectReply, Vec<u8>) {
+        self.log.push((request.op, request.id, request.flags));
+        if let Some((at, code)) = self.fail
+            && at == self.log.len()
+        {
+            return (ObjectReply::failed(code), Vec::new());
+        }
+        let id = request.id;
+        let offset = request.offset as usize;
+        match request.op {
+            ObjectOp::Read => {
+                let Some(object) = self.objects.get(&id) else {
+                    return (ObjectReply::failed(ErrorCode::NotFound), Vec::new());
+                };
+                let mut bytes = vec![0; request.len as usize];
+                for_sectors(offset, bytes.len(), |sector, within, range| {
+                    if let Some(known) = object.now.get(&sector) {
+                        let len = range.len();
+                        bytes[range].copy_from_slice(&known[within..within + len]);
+                    }
+                });
+                (ObjectReply::done(request.len), bytes)
+            }
+            ObjectOp::Write => {
+                let object = self.objects.entry(id).or_default();
+                let end = offset + data.len();
+                for_sectors(offset, data.len(), |sector, within, range| {
+                    let known = object.now.entry(sector).or_insert([0; SECTOR]);
+                    known[within..within + range.len()].copy_from_slice(&data[range]);
+                    object.dirty.insert(sector);
+                });
+                if request.flags & FLAG_DURABLE != 0 {
+                    object.sync_sectors(offset / SECTOR, end.div_ceil(SECTOR));
+                }
+                (ObjectReply::done(request.len), Vec::new())
+            }
+            ObjectOp::Sync => {
+                if let Some(object) = self.objects.get_mut(&id) {
+                    object.sync();
+                }
+                (ObjectReply::done(0), Vec::new())
+            }
+            ObjectOp::SyncPool => {
+                self.objects.values_mut().for_each(Object::sync);
+                (ObjectReply::done(0), Vec::new())
+            }
+            ObjectOp::CompareAndSwap => {
+                let version = self.swapped.get(&id).map_or(0, |(version, _)| *version);
+                if version != request.offset {
+                    return (ObjectReply::failed(ErrorCode::Stale), Vec::new());
+                }
+                self.swapped.insert(id, (version + 1, data.to_vec()));
+                (
+                    ObjectReply {
+                        result: Ok(0),
+                        values: [version + 1, 0],
+                    },
+                    Vec::new(),
+                )
+            }
+            ObjectOp::ReadSwapped => match self.swapped.get(&id) {
+                Some((version, bytes)) => {
+                    let reply = ObjectReply {
+                        result: Ok(bytes.len() as u32),
+                        values: [*version, 0],
+                    };
+                    (reply, bytes.clone())
+                }
+                None => (ObjectReply::failed(ErrorCode::NotFound), Vec::new()),
+            },
+            ObjectOp::Delete => {
+                self.objects.remove(&id);
+                self.swapped.remove(&id);
+                (ObjectReply::done(0), Vec::new())
+            }
+            ObjectOp::DeleteLineage => {
+                self.objects.retain(|known, _| known.lineage != id.lineage);
+                self.swapped.retain(|known, _| known.lineage != id.lineage);
+                (ObjectReply::done(0), Vec::new())
+            }
+            ObjectOp::Stat => match self.objects.get(&id) {
+                Some(object) => {
+                    let last = object.now.last_key_value();
+                    let len = last.map_or(0, |(sector, _)| (*sector as u64 + 1) * 512);
+                    let reply = ObjectReply {
+                        result: Ok(0),
+                        values: [len, len],
+                    };
+                    (reply, Vec::new())
+                }
+                None => (ObjectReply::failed(ErrorCode::NotFound), Vec::new()),
+            },
+            ObjectOp::StatPool => (
+                ObjectReply {
+                    result: Ok(0),
+                    values: [5, 10],
+                },
+                Vec::new(),
+            ),
+            ObjectOp::List => {
+                let any = self
+                    .objects
+                    .keys()
+                    .chain(self.swapped.keys())
+                    .any(|known| *known > id);
+                (ObjectReply::done(if any { 32 } else { 0 }), Vec::new())
+            }
+            _ => (ObjectReply::done(0), Vec::new()),
+        }
+    }
+
+    /// A power cut: of the sectors that were not synced, those stay that `keep` says.
+    pub(crate) fn power_cut(&mut self, mut keep: impl FnMut() -> bool) {
+        for object in self.objects.values_mut() {
+            for sector in std::mem::take(&mut object.dirty) {
+                if keep() {
+                    object.durable.insert(sector, object.now[&sector]);
+                }
+            }
+            object.now.clone_from(&object.durable);
+        }
+        // An object of which nothing reached the medium is not there.
+        self.objects.retain(|_, object| !object.now.is_empty());
+    }
+
+    pub(crate) fn holds(&self, lineage: Lineage) -> bool {
+        self.objects
+            .keys()
+            .chain(self.swapped.keys())
+            .any(|id| id.lineage == lineage)
+    }
+
+    pub(crate) fn count(&self, from: usize, op: ObjectOp, kind: ObjectKind) -> usize {
+        self.log[from..]
+            .iter()
+            .filter(|(known, id, _)| *known == op && id.kind == kind)
+            .count()
+    }
+
+    /// Flips a bit of an object.
+    pub(crate) fn damage(&mut self, kind: ObjectKind, lineage: Lineage, at: usize) {
+        if kind == ObjectKind::Head {
+            self.swapped.get_mut(&ObjectId::head(lineage)).unwrap().1[at] ^= 1;
+            return;
+        }
+        let (_, object) = self
+            .objects
+            .iter_mut()
+            .find(|(id, _)| id.kind == kind && id.lineage == lineage)
+            .unwrap();
+        object.now.get_mut(&(at / SECTOR)).unwrap()[at % SECTOR] ^= 1;
+        object.durable.clone_from(&object.now);
+    }
+}
+
+impl Object {
+    fn sync_sectors(&mut self, from: usize, to: usize) {
+        let dirty: Vec<usize> = self.dirty.range(from..to).copied().collect();
+        for sector in dirty {
+            self.dirty.remove(&sector);
+            self.durable.insert(sector, self.now[&sector]);
+        }
+    }
+
+    fn sync(&mut self) {
+        self.sync_sectors(0, usize::MAX);
+    }
+}
+
+/// Calls `each` with (sector, offset in it, range of the buffer).
+fn for_sectors(
+    offset: usize,
+    len: usize,
+    mut each: impl FnMut(usize, usize, std::ops::Range<usize>),
+) {
+    let mut done = 0;
+    while done < len {
+        let at = offset + done;
+        let piece = (SECTOR - at % SECTOR).min(len - done);
+        each(at / SECTOR, at % SECTOR, done..done + piece);
+        done += piece;
+    }
+}
+
+/// Everything that a test needs.
+pub(crate) struct Rig {
+    pub(crate) mapper: Mapper,
+    pub(crate) pool: Pool,
+    pub(crate) journals: MemoryJournals,
+    pub(crate) config: MapperConfig,
+    pub(crate) client: ClientId,
+    next_tag: u64,
+    next_lineage: u128,
+    replies: BTreeMap<u64, MapReply>,
+    catalogue: BTreeMap<u64, CatalogueReply>,
+    /// Object requests that are not served while this is set.
+    pub(crate) stalled: bool,
+    waiting: VecDeque<Effect>,
+}
+
+pub(crate) fn small() -> MapperConfig {
+    MapperConfig {
+        owner: 7,
+        log_len: 64 << 10,
+        catalogue_log_len: 64 << 10,
+        cache_bytes: 1 << 20,
+        pending_max: 64,
+        io_len_max: 64 << 10,
+    }
+}
+
+impl Rig {
+    pub(crate) fn new(config: MapperConfig) -> Self {
+        Self::on(
+            config,
+            Pool::default(),
+            MemoryJournals::new(config.pending_max),
+        )
+    }
+
+    pub(crate) fn on(config: MapperConfig, pool: Pool, journals: MemoryJournals) -> Self {
+        let mut mapper = Mapper::new(config, Box::new(journals.clone()));
+        mapper.start();
+        let mut rig = Rig {
+            mapper,
+            pool,
+            journals,
+            config,
+            client: ClientId(1),
+            next_tag: 0,
+            next_lineage: 100,
+            replies: BTreeMap::new(),
+            catalogue: BTreeMap::new(),
+            stalled: false,
+            waiting: VecDeque::new(),
+        };
+        rig.run();
+        rig
+    }
+
+    /// The mapper's process dies and comes again; what was written stays written.
+    pub(crate) fn restart(&mut self) {
+        let next = self.next_lineage;
+        *self = Rig::on(
+            self.config,
+            std::mem::take(&mut self.pool),
+            self.journals.clone(),
+        );
+        self.next_lineage = next;
+    }
+
+    pub(crate) fn power_cut(&mut self, keep: impl FnMut() -> bool) {
+        self.journals.power_cut();
+        self.pool.power_cut(keep);
+        self.restart();
+    }
+
+    pub(crate) fn run(&mut self) {
+        // No request of these tests takes more than a few hundred steps: more is a circle.
+        for _ in 0..20_000 {
+            while let Some(effect) = self.mapper.next_effect() {
+                match effect {
+                    Effect::MapReply { tag, reply, .. } => {
+                        assert!(self.replies.insert(tag, reply).is_none(), "answered twice");
+                    }
+                    Effect::CatalogueReply { tag, reply } => {
+                        self.catalogue.insert(tag, reply);
+                    }
+                    object => self.waiting.push_back(object),
+                }
+            }
+            if self.stalled {
+                return;
+            }
+            let Some(Effect::Object { id, request, data }) = self.waiting.pop_front() else {
+                return;
+            };
+            let (reply, data) = self.pool.serve(&request, &data);
+            self.mapper.object_done(id, reply, data);
+        }
+        panic!(
+            "the mapper goes round in circles: {:?}",
+            &self.pool.log[self.pool.log.len() - 20..]
+        );
+    }
+
+    pub(crate) fn fresh(&mut self) -> Lineage {
+        self.next_lineage += 1;
+        Lineage(self.next_lineage)
+    }
+
+    pub(crate) fn send(&mut self, request: MapRequest) -> u64 {
+        self.next_tag += 1;
+        self.mapper.map_request(self.client, self.next_tag, request);
+        self.run();
+        self.next_tag
+    }
+
+    pub(crate) fn reply(&mut self, tag: u64) -> Option<MapReply> {
+        self.replies.remove(&tag)
+    }
+
+    pub(crate) fn ask(&mut self, request: MapRequest) -> MapReply {
+        let tag = self.send(request);
+        self.reply(tag)
+            .unwrap_or_else(|| panic!("{request:?} was not answered"))
+    }
+
+    pub(crate) fn control(&mut self, request: CatalogueRequest) -> CatalogueReply {
+        self.next_tag += 1;
+        let tag = self.next_tag;
+        self.mapper.catalogue_request(tag, request);
+        self.run();
+        self.catalogue.remove(&tag).expect("answered")
+    }
+
+    pub(crate) fn entry(&mut self, request: CatalogueRequest) -> Entry {
+        match self.control(request) {
+            CatalogueReply::Entry(entry) => entry,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn refused(&mut self, request: CatalogueRequest) -> ErrorCode {
+        match self.control(request) {
+            CatalogueReply::Failed(error) => error.code,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn create(&mut self, name: &str, size: u64, object_size: ObjectSize) -> Lineage {
+        let lineage = self.fresh();
+        self.entry(CatalogueRequest::Create {
+            name: name.parse().unwrap(),
+            lineage,
+            kind: Kind::Volume,
+            size,
+            object_size,
+            created: 1,
+        });
+        lineage
+    }
+
+    pub(crate) fn clone_of(&mut self, source: &str, name: &str, size: Option<u64>) -> Lineage {
+        let lineage = self.fresh();
+        let (source, name) = (source.parse().unwrap(), name.parse().unwrap());
+        self.entry(CatalogueRequest::Clone {
+            source,
+            name,
+            lineage,
+            size,
+            created: 2,
+        });
+        lineage
+    }
+
+    pub(crate) fn snapshot_closed(&mut self, volume: &str, name: &str) -> Lineage {
+        let lineage = self.fresh();
+        let (volume, name) = (volume.parse().unwrap(), name.parse().unwrap());
+        self.entry(CatalogueRequest::Snapshot {
+            volume,
+            name,
+            lineage,
+            created: 3,
+        });
+        lineage
+    }
+
+    pub(crate) fn prepare(&mut self, volume: &str, name: &str) -> (u64, Lineage) {
+        let lineage = self.fresh();
+        let (volume, name) = (volume.parse().unwrap(), name.parse().unwrap());
+        match self.control(CatalogueRequest::PrepareSnapshot {
+            volume,
+            name,
+            lineage,
+            created: 3,
+        }) {
+            CatalogueReply::Token { token } => (token, lineage),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn open(&mut self, lineage: Lineage, write: bool) -> u32 {
+        self.ask(MapRequest::open(lineage, write)).result.unwrap()
+    }
+
+    pub(crate) fn op(&mut self, op: MapOp, handle: u32, operand: u64) -> MapReply {
+        self.ask(MapRequest {
+            operand: [operand, 0],
+            ..MapRequest::new(op, handle)
+        })
+    }
+
+    pub(crate) fn close(&mut self, handle: u32) {
+        self.op(MapOp::Close, handle, 0).result.unwrap();
+    }
+
+    pub(crate) fn locate(&mut self, handle: u32, block: u64, blocks: u64, write: bool) -> MapReply {
+        let flags = if write { FLAG_WRITE } else { 0 };
+        let request = MapRequest {
+            offset: block * 4096,
+            len: blocks * 4096,
+            flags,
+            ..MapRequest::new(MapOp::Locate, handle)
+        };
+        self.ask(request)
+    }
+
+    pub(crate) fn lineage(&mut self, handle: u32, index: u64) -> Lineage {
+        let [high, low] = self.op(MapOp::Lineage, handle, index).values;
+        Lineage::from_words(high, low)
+    }
+
+    /// Writes a block as a volume peer does; whether it was a first write.
+    pub(crate) fn write(&mut self, own: Lineage, handle: u32, block: u64, stamp: u64) -> bool {
+        let place = self.locate(handle, block, 1, true);
+        let epoch = Epoch(place.values[0]);
+        self.put(own, epoch, block, stamp);
+        let first = place.placement() == Some(Placement::First);
+        if first {
+            self.written(handle, block, 1, epoch).result.unwrap();
+        }
+        first
+    }
+
+    pub(crate) fn put(&mut self, own: Lineage, epoch: Epoch, block: u64, stamp: u64) {
+        let bytes: Vec<u8> = stamp
+            .to_le_bytes()
+            .iter()
+            .copied()
+            .cycle()
+            .take(4096)
+            .collect();
+        let request = ObjectRequest {
+            offset: block * 4096,
+            len: 4096,
+            ..ObjectRequest::new(ObjectOp::Write, ObjectId::data(own, epoch))
+        };
+        self.pool.serve(&request, &bytes);
+    }
+
+    pub(crate) fn written(
+        &mut self,
+        handle: u32,
+        block: u64,
+        blocks: u64,
+        epoch: Epoch,
+    ) -> MapReply {
+        self.ask(MapRequest {
+            offset: block * 4096,
+            len: blocks * 4096,
+            operand: [epoch.0, 0],
+            ..MapRequest::new(MapOp::Written, handle)
+        })
+    }
+
+    pub(crate) fn zero(&mut self, handle: u32, block: u64, blocks: u64) -> MapReply {
+        self.ask(MapRequest {
+            offset: block * 4096,
+            len: blocks * 4096,
+            ..MapRequest::new(MapOp::Zero, handle)
+        })
+    }
+
+    /// What a guest reads of a block: the stamp, 0 for zeros.
+    pub(crate) fn read(&mut self, handle: u32, block: u64) -> u64 {
+        let sectors = self.sectors(handle, block);
+        assert!(
+            sectors.iter().all(|stamp| *stamp == sectors[0]),
+            "torn block {block}: {sectors:?}"
+        );
+        sectors[0]
+    }
+
+    /// The stamp of each sector of a block.
+    pub(crate) fn sectors(&mut self, handle: u32, block: u64) -> Vec<u64> {
+        let place = self.locate(handle, block, 1, false);
+        assert_eq!(place.result, Ok(4096));
+        if place.placement() == Some(Placement::Zero) {
+            return vec![0; 8];
+        }
+        let lineage = self.lineage(handle, place.values[1]);
+        let id = ObjectId::data(lineage, Epoch(place.values[0]));
+        let request = ObjectRequest {
+            offset: block * 4096,
+            len: 4096,
+            ..ObjectRequest::new(ObjectOp::Read, id)
+        };
+        let (reply, data) = self.pool.serve(&request, &[]);
+        reply.result.unwrap();
+        let sector = |bytes: &[u8]| u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        data.chunks(SECTOR).map(sector).collect()
+    }
+
+    /// A guest's flush.
+    pub(crate) fn flush(&mut self, handle: u32) -> Result<u32, ErrorCode> {
+        let begun = self.op(MapOp::FlushBegin, handle, 0);
+        self.sync();
+        match begun.result? {
+            0 => Ok(0),
+            _ => self.op(MapOp::FlushCommit, handle, begun.values[0]).result,
+        }
+    }
+
+    pub(crate) fn sync(&mut self) {
+        let request = ObjectRequest::new(ObjectOp::SyncPool, ObjectId::head(Lineage::CATALOGUE));
+        self.pool.serve(&request, &[]);
+    }
+
+    /// A snapshot of an open volume.
+    pub(crate) fn snapshot(&mut self, handle: u32, volume: &str, name: &str) -> Lineage {
+        let (token, lineage) = self.prepare(volume, name);
+        self.op(MapOp::SnapshotBegin, handle, token).result.unwrap();
+        self.sync();
+        self.op(MapOp::SnapshotCommit, handle, token)
+            .result
+            .unwrap();
+        lineage
+    }
+}

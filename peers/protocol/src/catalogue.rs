@@ -1,0 +1,180 @@
+//! What control asks of the mapper: names, volumes, snapshots and images. Typed values, off the data path.
+//!
+//! Whatever is not deterministic comes in with the request: fresh lineages and the time.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::ids::{Lineage, Name, ObjectSize};
+
+/// The three kinds of named map, and the one that is not yet visible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Writable.
+    Volume,
+    /// Frozen.
+    Snapshot,
+    /// Frozen and meant to be cloned from.
+    Image,
+    /// An image that is still being filled: writable by its importer, forgotten when that fails.
+    Importing,
+}
+
+/// One named thing as people and scripts see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its name.
+    pub name: Name,
+    /// What it is.
+    pub kind: Kind,
+    /// Its id.
+    pub lineage: Lineage,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of its objects.
+    pub object_size: ObjectSize,
+    /// Name of what it was cloned from or is a snapshot of, as long as that exists.
+    pub parent: Option<Name>,
+    /// Seconds since 1970 when it was made, for people.
+    pub created: u64,
+}
+
+/// A page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// In order of their names.
+    pub entries: Vec<Entry>,
+    /// The name to list after for the next page; `None`: this was the last.
+    pub next: Option<Name>,
+}
+
+/// Most entries of a page.
+pub const PAGE_MAX: usize = 1000;
+
+/// A request about names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum CatalogueRequest {
+    /// A new, empty volume (or an image to be filled).
+    Create {
+        /// Its name.
+        name: Name,
+        /// Its id, fresh.
+        lineage: Lineage,
+        /// [`Kind::Volume`] or [`Kind::Importing`].
+        kind: Kind,
+        /// Bytes.
+        size: u64,
+        /// Bytes of its objects.
+        object_size: ObjectSize,
+        /// Now.
+        created: u64,
+    },
+    /// A writable volume that begins as `source`, a snapshot or an image.
+    Clone {
+        /// What to clone.
+        source: Name,
+        /// Name of the clone.
+        name: Name,
+        /// Its id, fresh.
+        lineage: Lineage,
+        /// Bytes, at least the source's; `None`: the source's.
+        size: Option<u64>,
+        /// Now.
+        created: u64,
+    },
+    /// A snapshot of a volume that nobody has open. Of one that is open: [`crate::error::ErrorCode::InUse`]; prepare
+    /// it then and let its volume peer do it.
+    Snapshot {
+        /// The volume.
+        volume: Name,
+        /// Name of the snapshot.
+        name: Name,
+        /// Its id, fresh.
+        lineage: Lineage,
+        /// Now.
+        created: u64,
+    },
+    /// Reserves name and id of a snapshot; answers [`CatalogueReply::Token`] for the volume peer.
+    PrepareSnapshot {
+        /// The volume.
+        volume: Name,
+        /// Name of the snapshot.
+        name: Name,
+        /// Its id, fresh.
+        lineage: Lineage,
+        /// Now.
+        created: u64,
+    },
+    /// Makes a filled import visible as an image. Closed before.
+    Publish {
+        /// The import.
+        name: Name,
+    },
+    /// One entry.
+    Lookup {
+        /// Its name.
+        name: Name,
+    },
+    /// Entries by prefix.
+    List {
+        /// What the names begin with.
+        prefix: String,
+        /// Only names after this one.
+        after: Option<Name>,
+        /// Most entries, up to [`PAGE_MAX`].
+        limit: usize,
+    },
+    /// Another size. Growing works at any time; shrinking only when nobody has it open, and with `force`.
+    Resize {
+        /// The volume.
+        name: Name,
+        /// Bytes.
+        size: u64,
+        /// Allow to lose what lies beyond.
+        force: bool,
+    },
+    /// Another name.
+    Rename {
+        /// The old name.
+        from: Name,
+        /// The new name.
+        to: Name,
+    },
+    /// Forgets the name; what clones still need stays.
+    Remove {
+        /// The name.
+        name: Name,
+    },
+    /// Figures of the pool.
+    PoolInfo,
+}
+
+/// The answer to a [`CatalogueRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum CatalogueReply {
+    /// The entry as it is now.
+    Entry(Entry),
+    /// A page of entries.
+    Page(Page),
+    /// A snapshot is prepared.
+    Token {
+        /// For [`crate::map::MapOp::SnapshotBegin`].
+        token: u64,
+    },
+    /// Done, nothing to say.
+    Done,
+    /// Figures of the pool.
+    Pool {
+        /// Bytes free.
+        free: u64,
+        /// Bytes in all.
+        total: u64,
+        /// Named things.
+        entries: u64,
+    },
+    /// It failed.
+    Failed(Error),
+}

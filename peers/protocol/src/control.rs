@@ -1,0 +1,140 @@
+//! What the node daemon asks of the peer processes that it started: one JSON object a line, over a UNIX socket.
+//!
+//! A peer process serves the requests of the roles that it hosts and answers [`ErrorCode::Unsupported`] to the others.
+//!
+//! [`ErrorCode::Unsupported`]: crate::error::ErrorCode::Unsupported
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::{CatalogueReply, CatalogueRequest};
+use crate::error::Error;
+use crate::ids::{Lineage, ObjectSize};
+
+/// What a process hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Drivers and the volume peer.
+    Endpoint,
+    /// The mapper.
+    Mapper,
+    /// The blocker of the pool.
+    Blocker,
+}
+
+/// A request to a peer process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum ControlRequest {
+    /// Mapper: names.
+    Catalogue(CatalogueRequest),
+    /// Endpoint: serve a volume at a vhost-user socket. The same again is not an error.
+    Attach {
+        /// The volume.
+        lineage: Lineage,
+        /// Bytes, as the catalogue has them.
+        size: u64,
+        /// Bytes of its objects.
+        object_size: ObjectSize,
+        /// Where the socket shall be.
+        socket: PathBuf,
+        /// Request queues offered.
+        queues: u16,
+        /// Refuse writes.
+        read_only: bool,
+        /// What GET_ID answers: at most 20 bytes.
+        serial: String,
+    },
+    /// Endpoint: stop serving; refused with in-use while a front end runs a ring, unless `force`.
+    Detach {
+        /// The volume.
+        lineage: Lineage,
+        /// Cut a connected front end off.
+        force: bool,
+    },
+    /// Endpoint: snapshot an open volume, with the mapper's token.
+    Snapshot {
+        /// The volume.
+        lineage: Lineage,
+        /// From [`CatalogueReply::Token`].
+        token: u64,
+    },
+    /// Endpoint: the catalogue has a new size for a volume.
+    Resized {
+        /// The volume.
+        lineage: Lineage,
+        /// Bytes.
+        size: u64,
+    },
+    /// Endpoint: serve a volume to one local client over a segment channel, for bulk copies.
+    OpenBulk {
+        /// The volume.
+        lineage: Lineage,
+        /// Whether the client will write.
+        write: bool,
+        /// Where the client will connect.
+        socket: PathBuf,
+    },
+    /// Mapper: what is damaged of a volume, if anything was found. Answers a failure that names it.
+    Damage {
+        /// The volume.
+        lineage: Lineage,
+    },
+    /// Any role: what it is and what went through it.
+    Status,
+    /// Any role: finish what is in flight, give ownership back, exit.
+    Stop,
+}
+
+/// The answer to a [`ControlRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum ControlReply {
+    /// From the mapper.
+    Catalogue(CatalogueReply),
+    /// Figures.
+    Status(ProcessStatus),
+    /// Done.
+    Done,
+    /// It failed.
+    Failed(Error),
+}
+
+/// A peer process and what went through it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// The peers in it.
+    pub peers: Vec<PeerStatus>,
+    /// The channels that its peers are clients of.
+    pub channels: Vec<ChannelStatus>,
+}
+
+/// A peer's figures.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// `endpoint`, `volume`, `mapper`, `blocker-file`.
+    pub name: String,
+    /// Counters by name, in the order in which they are told.
+    pub counters: Vec<(String, u64)>,
+}
+
+/// A channel's figures, from its client's side.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// The peer that asks.
+    pub client: String,
+    /// The peer that answers.
+    pub server: String,
+    /// `local` (one thread) or `shared` (a segment).
+    pub transport: String,
+    /// Requests submitted so far.
+    pub requests: u64,
+    /// In flight now.
+    pub in_flight: u64,
+    /// Connections so far: more than one after a restart of the server.
+    pub incarnation: u64,
+}

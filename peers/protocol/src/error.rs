@@ -1,0 +1,146 @@
+//! Errors that cross a seam: a stable code, what it concerns, and what to do.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Stable error codes. The number travels in ring entries (negated), the name in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum ErrorCode {
+    /// A request or argument that can never be right: out of range, misaligned, malformed.
+    Invalid = 1,
+    /// No such volume, snapshot, image, pool or object.
+    NotFound = 2,
+    /// The name is taken, or the object is there already.
+    Exists = 3,
+    /// Somebody else owns it, or it is attached.
+    InUse = 4,
+    /// The pool, a quota or a table is full. Goes on when there is space.
+    NoSpace = 5,
+    /// Metadata that fails its checksum or contradicts itself. Nothing was changed.
+    Damaged = 6,
+    /// The backend failed the request; what is durable is unchanged.
+    Io = 7,
+    /// A sync failed: what was not yet durable is lost, the volume must be reopened.
+    SyncFailed = 8,
+    /// A newer session owns the volume: this one may not write any more.
+    Stale = 9,
+    /// The operation is not offered.
+    Unsupported = 10,
+    /// The thing is read-only.
+    ReadOnly = 11,
+    /// The other side is not there; try again later.
+    Unavailable = 12,
+    /// A mistake of ours.
+    Internal = 13,
+}
+
+impl ErrorCode {
+    /// All codes, in order of their numbers.
+    pub const ALL: [ErrorCode; 13] = [
+        ErrorCode::Invalid,
+        ErrorCode::NotFound,
+        ErrorCode::Exists,
+        ErrorCode::InUse,
+        ErrorCode::NoSpace,
+        ErrorCode::Damaged,
+        ErrorCode::Io,
+        ErrorCode::SyncFailed,
+        ErrorCode::Stale,
+        ErrorCode::Unsupported,
+        ErrorCode::ReadOnly,
+        ErrorCode::Unavailable,
+        ErrorCode::Internal,
+    ];
+
+    /// The code as the negative result of a completion.
+    #[must_use]
+    pub fn to_result(self) -> i32 {
+        -i32::from(self as u8)
+    }
+
+    /// The code that a negative `result` stands for; numbers unknown to this version are [`ErrorCode::Internal`].
+    #[must_use]
+    pub fn from_result(result: i32) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|code| code.to_result() == result)
+            .unwrap_or(ErrorCode::Internal)
+    }
+
+    /// Exit code of the command: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space,
+    /// 7 damaged data.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ErrorCode::Invalid => 2,
+            ErrorCode::NotFound => 3,
+            ErrorCode::Exists => 4,
+            ErrorCode::InUse => 5,
+            ErrorCode::NoSpace => 6,
+            ErrorCode::Damaged => 7,
+            ErrorCode::Io
+            | ErrorCode::SyncFailed
+            | ErrorCode::Stale
+            | ErrorCode::Unsupported
+            | ErrorCode::ReadOnly
+            | ErrorCode::Unavailable
+            | ErrorCode::Internal => 1,
+        }
+    }
+}
+
+/// An error for people and scripts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[expect(clippy::error_impl_error, reason = "the one error that crosses seams")]
+pub struct Error {
+    /// What kind of failure.
+    pub code: ErrorCode,
+    /// What failed and why, naming the thing and the value.
+    pub message: String,
+    /// What to do next; empty if there is nothing to say.
+    #[serde(default)]
+    pub hint: String,
+}
+
+impl Error {
+    /// An error without a hint.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Error {
+            code,
+            message: message.into(),
+            hint: String::new(),
+        }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Result of what crosses a seam.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_survives_a_completion() {
+        for code in ErrorCode::ALL {
+            assert!(code.to_result() < 0);
+            assert_eq!(ErrorCode::from_result(code.to_result()), code);
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The vocabulary that peers share: who asks whom for what, and how it looks in a ring entry.
+//!
+//! | module | spoken between |
+//! |---|---|
+//! | [`ids`] | everybody: lineages, epochs, blocks, sizes, names |
+//! | [`volume`] | a driver and the volume peer (function calls in one thread) |
+//! | [`map`] | the volume peer and the mapper (ring entries) |
+//! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
+//! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
+//! | [`control`] | the node daemon and the processes that it started |
+//! | [`error`] | everybody: stable error codes |
+//!
+//! One design decision: ids are structured numbers, never strings, so that every request of the data path fits in one
+//! 64-byte entry, and names appear only in [`catalogue`].
+//!
+//! This crate never does I/O, reads no clock and keeps no state.
+
+#![forbid(unsafe_code)]
+
+pub mod catalogue;
+pub mod control;
+pub mod error;
+pub mod ids;
+pub mod map;
+pub mod object;
+pub mod volume;
+
+pub use error::{Error, ErrorCode, Result};
+pub use ids::{BLOCK_SIZE, Epoch, Generation, Lineage, Name, ObjectSize};

@@ -1,0 +1,287 @@
+//! What the volume peer asks of the mapper, as ring entries.
+//!
+//! | op | asks | answer: result; flags; values |
+//! |---|---|---|
+//! | [`MapOp::Open`] | session on a lineage | handle; [`FLAG_UNCLEAN`]..; size, object size log2 |
+//! | [`MapOp::Close`] | give it back, everything flushed before | 0 |
+//! | [`MapOp::Locate`] | where `len` bytes at `offset` live, or shall be written | bytes of the run; a [`Placement`]; epoch, lineage index |
+//! | [`MapOp::Lineage`] | which lineage an index stands for | 0; -; high and low word |
+//! | [`MapOp::Written`] | `len` bytes at `offset` were written where a locate said `First` | 0; [`FLAG_FLUSH_SOON`] |
+//! | [`MapOp::Zero`] | whole blocks read as zeros from now on | 0; [`FLAG_FLUSH_SOON`] |
+//! | [`MapOp::FlushBegin`] | cut: what is present now | 0 nothing new, 1 something; -; the cut |
+//! | [`MapOp::FlushCommit`] | data up to the cut is synced: log it, sync the log | 0 |
+//! | [`MapOp::SnapshotBegin`] | raise the epoch, for a prepared snapshot | 0; -; new epoch |
+//! | [`MapOp::SnapshotCommit`] | the old epoch's data is synced: make the snapshot | 0 |
+//! | [`MapOp::SnapshotAbort`] | forget it; the raised epoch stays | 0 |
+//! | [`MapOp::Abandon`] | a sync failed: drop what is not durable, end the session | 0 |
+//!
+//! Rules
+//! - Answers to one handle's `Locate` and `SnapshotBegin` come in the order in which they took effect: a place that was
+//!   located before the answer to `SnapshotBegin` belongs to the old epoch. The volume peer has all such writes
+//!   completed and reported before it syncs and commits.
+//! - A write to a `First` place is acknowledged upward only after `Written` was answered: from then on the map knows it,
+//!   also after the death of the mapper's process.
+//! - Presence that is not covered by a cut is never logged by that cut's commit: data is synced before it is logged.
+
+use xseg::{Completion, Submission};
+
+use crate::error::ErrorCode;
+use crate::ids::{Epoch, Lineage, ObjectSize};
+
+/// Operations of the mapper on the data path. The numbers are the wire's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(
+    missing_docs,
+    reason = "the table at the top of the module describes them"
+)]
+#[repr(u8)]
+pub enum MapOp {
+    Open = 1,
+    Close = 2,
+    Locate = 3,
+    Lineage = 4,
+    Written = 5,
+    Zero = 6,
+    FlushBegin = 7,
+    FlushCommit = 8,
+    SnapshotBegin = 9,
+    SnapshotCommit = 10,
+    SnapshotAbort = 11,
+    Abandon = 12,
+}
+
+impl MapOp {
+    fn from_bits(bits: u8) -> Option<Self> {
+        use MapOp::{
+            Abandon, Close, FlushBegin, FlushCommit, Lineage, Locate, Open, SnapshotAbort,
+            SnapshotBegin, SnapshotCommit, Written, Zero,
+        };
+        [
+            Open,
+            Close,
+            Locate,
+            Lineage,
+            Written,
+            Zero,
+            FlushBegin,
+            FlushCommit,
+            SnapshotBegin,
+            SnapshotCommit,
+            SnapshotAbort,
+            Abandon,
+        ]
+        .into_iter()
+        .find(|op| *op as u8 == bits)
+    }
+}
+
+/// Flag of [`MapOp::Open`]: open for writing. Flag of [`MapOp::Locate`]: for writing.
+pub const FLAG_WRITE: u8 = 1;
+/// Flag in an answer: the last session did not end cleanly; it was recovered.
+pub const FLAG_UNCLEAN: u32 = 1;
+/// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
+pub const FLAG_FLUSH_SOON: u32 = 1 << 8;
+/// Longest [`MapOp::Locate`] and [`MapOp::Written`]: one object.
+pub const LOCATE_LEN_MAX: u64 = 32 << 20;
+
+/// What an answer to [`MapOp::Locate`] says of its run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Placement {
+    /// Reads as zeros; nothing is stored.
+    Zero = 0,
+    /// Stored at (lineage, epoch): read it there. In answer to a write: owned, write it there, no metadata.
+    Stored = 1,
+    /// In answer to a write: write whole blocks to (own lineage, epoch), then say [`MapOp::Written`].
+    First = 2,
+}
+
+impl Placement {
+    fn from_bits(bits: u32) -> Option<Self> {
+        match bits & 0xff {
+            0 => Some(Placement::Zero),
+            1 => Some(Placement::Stored),
+            2 => Some(Placement::First),
+            _ => None,
+        }
+    }
+}
+
+/// A request to the mapper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapRequest {
+    /// What to do.
+    pub op: MapOp,
+    /// [`FLAG_WRITE`] or 0.
+    pub flags: u8,
+    /// Session that [`MapOp::Open`] gave.
+    pub handle: u32,
+    /// Byte offset in the volume: of a block.
+    pub offset: u64,
+    /// Length in bytes: whole blocks.
+    pub len: u64,
+    /// The lineage to open, the cut, the snapshot's token, the epoch written, the lineage index.
+    pub operand: [u64; 2],
+}
+
+impl MapRequest {
+    /// A request of `op` on session `handle` with nothing else.
+    #[must_use]
+    pub fn new(op: MapOp, handle: u32) -> Self {
+        MapRequest {
+            op,
+            flags: 0,
+            handle,
+            offset: 0,
+            len: 0,
+            operand: [0; 2],
+        }
+    }
+
+    /// Opens `lineage`.
+    #[must_use]
+    pub fn open(lineage: Lineage, for_writing: bool) -> Self {
+        let flags = if for_writing { FLAG_WRITE } else { 0 };
+        MapRequest {
+            flags,
+            operand: lineage.to_words(),
+            ..MapRequest::new(MapOp::Open, 0)
+        }
+    }
+
+    /// The request as a ring entry.
+    #[must_use]
+    pub fn encode(&self) -> Submission {
+        Submission {
+            op: self.op as u8,
+            flags: self.flags,
+            handle: self.handle,
+            offset: self.offset,
+            args: [self.operand[0], self.operand[1], self.len],
+            ..Submission::default()
+        }
+    }
+
+    /// The request in a ring entry, judged for form.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] for an unknown operation, [`ErrorCode::Invalid`] for any other field.
+    pub fn decode(entry: &Submission) -> Result<Self, ErrorCode> {
+        let op = MapOp::from_bits(entry.op).ok_or(ErrorCode::Unsupported)?;
+        let [first, second, len] = entry.args;
+        if entry.flags & !FLAG_WRITE != 0 || entry.offset.checked_add(len).is_none() {
+            return Err(ErrorCode::Invalid);
+        }
+        Ok(MapRequest {
+            op,
+            flags: entry.flags,
+            handle: entry.handle,
+            offset: entry.offset,
+            len,
+            operand: [first, second],
+        })
+    }
+}
+
+/// The answer to a [`MapRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapReply {
+    /// The number that the operation's row names, or why it failed.
+    pub result: Result<u32, ErrorCode>,
+    /// Placement and flags.
+    pub flags: u32,
+    /// The values that the operation's row names.
+    pub values: [u64; 2],
+}
+
+impl MapReply {
+    /// Success with `result` and nothing else.
+    #[must_use]
+    pub fn done(result: u32) -> Self {
+        MapReply {
+            result: Ok(result),
+            flags: 0,
+            values: [0; 2],
+        }
+    }
+
+    /// Failure.
+    #[must_use]
+    pub fn failed(code: ErrorCode) -> Self {
+        MapReply {
+            result: Err(code),
+            flags: 0,
+            values: [0; 2],
+        }
+    }
+
+    /// The answer to a locate: `len` bytes lie at `placement` in (`lineage_index`, `epoch`).
+    #[must_use]
+    pub fn run(len: u32, placement: Placement, epoch: Epoch, lineage_index: u32) -> Self {
+        MapReply {
+            result: Ok(len),
+            flags: placement as u32,
+            values: [epoch.0, u64::from(lineage_index)],
+        }
+    }
+
+    /// Where the located run lies; `None` from a mapper that speaks another protocol.
+    #[must_use]
+    pub fn placement(&self) -> Option<Placement> {
+        Placement::from_bits(self.flags)
+    }
+
+    /// The object size in the answer to an open.
+    #[must_use]
+    pub fn object_size(&self) -> Option<ObjectSize> {
+        u8::try_from(self.values[1])
+            .ok()
+            .and_then(ObjectSize::from_log2)
+    }
+
+    /// The reply as a ring entry to the request with `tag`.
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Completion {
+        let result = match self.result {
+            // Handles and runs stay below 2^31; a larger one would be our mistake.
+            Ok(count) => i32::try_from(count).unwrap_or(ErrorCode::Internal.to_result()),
+            Err(code) => code.to_result(),
+        };
+        Completion {
+            tag,
+            result,
+            flags: self.flags,
+            values: self.values,
+        }
+    }
+
+    /// The reply in a ring entry.
+    #[must_use]
+    pub fn decode(entry: &Completion) -> Self {
+        let result =
+            u32::try_from(entry.result).map_err(|_negative| ErrorCode::from_result(entry.result));
+        MapReply {
+            result,
+            flags: entry.flags,
+            values: entry.values,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_replies_survive_the_ring() {
+        let request = MapRequest {
+            offset: 4096,
+            len: 8192,
+            ..MapRequest::open(Lineage(5 << 64 | 6), true)
+        };
+        assert_eq!(MapRequest::decode(&request.encode()), Ok(request));
+        let reply = MapReply::run(4096, Placement::First, Epoch(7), 2);
+        assert_eq!(MapReply::decode(&reply.encode(1)), reply);
+        assert_eq!(reply.placement(), Some(Placement::First));
+    }
+}

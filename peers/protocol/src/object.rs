@@ -1,0 +1,447 @@
+//! The object contract: what a blocker does for volume peers and mappers.
+//!
+//! An object is addressed by structured numbers. Data lies in an address space of its own for each (lineage, epoch):
+//! byte `offset` of it is byte `offset` of the volume, so object `i` is `offset / object_size == i`, and each backend
+//! places it as suits it: the file blocker by arithmetic in a container, RADOS as one RADOS object.
+//!
+//! Guarantees
+//! - Requests in flight at the same time are not ordered. What was completed before another was submitted precedes it.
+//! - A completed [`ObjectOp::Write`] is seen by every later read, and is durable after a later completed
+//!   [`ObjectOp::Sync`] of its object or pool. Until then any subset of its sectors may survive a power cut. With
+//!   [`FLAG_DURABLE`] it is durable when completed.
+//! - [`ObjectOp::CompareAndSwap`] is atomic and durable when completed: after a crash the object is old or new.
+//! - What was never written reads as zeros, in objects that exist; an object that does not exist is
+//!   [`ErrorCode::NotFound`] to read (data and metadata alike), and is created by its first write.
+//! - Every request may be repeated: the same write, swap, punch or delete again leaves the same state.
+
+use xseg::{Completion, Submission};
+
+use crate::error::ErrorCode;
+use crate::ids::{Epoch, Lineage, ObjectSize};
+
+/// What an object holds. A part of its identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ObjectKind {
+    /// Blocks of a volume: `number` is the epoch, `offset` the volume's byte offset.
+    Data = 0,
+    /// A small object changed by compare-and-swap only: a volume's or the catalogue's head. `number` is 0.
+    Head = 1,
+    /// A log, overwritten in a circle. `number` counts logs of this lineage.
+    Log = 2,
+    /// Map or catalogue pages, appended, never changed. `number` counts packs of this lineage.
+    Pack = 3,
+    /// Reserved: immutable content, named by its hash.
+    Content = 4,
+}
+
+impl ObjectKind {
+    fn from_bits(bits: u32) -> Option<Self> {
+        Some(match bits {
+            0 => ObjectKind::Data,
+            1 => ObjectKind::Head,
+            2 => ObjectKind::Log,
+            3 => ObjectKind::Pack,
+            4 => ObjectKind::Content,
+            _ => return None,
+        })
+    }
+}
+
+/// Identity of an address space of objects: a container for the file blocker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// Whose it is.
+    pub lineage: Lineage,
+    /// What it holds.
+    pub kind: ObjectKind,
+    /// Epoch of data, running number of logs and packs, 0 for heads.
+    pub number: u64,
+}
+
+impl ObjectId {
+    /// The blocks that `lineage` wrote in `epoch`.
+    #[must_use]
+    pub fn data(lineage: Lineage, epoch: Epoch) -> Self {
+        ObjectId {
+            lineage,
+            kind: ObjectKind::Data,
+            number: epoch.0,
+        }
+    }
+
+    /// The head of `lineage`.
+    #[must_use]
+    pub fn head(lineage: Lineage) -> Self {
+        ObjectId {
+            lineage,
+            kind: ObjectKind::Head,
+            number: 0,
+        }
+    }
+
+    /// Log `number` of `lineage`.
+    #[must_use]
+    pub fn log(lineage: Lineage, number: u64) -> Self {
+        ObjectId {
+            lineage,
+            kind: ObjectKind::Log,
+            number,
+        }
+    }
+
+    /// Pack `number` of `lineage`.
+    #[must_use]
+    pub fn pack(lineage: Lineage, number: u64) -> Self {
+        ObjectId {
+            lineage,
+            kind: ObjectKind::Pack,
+            number,
+        }
+    }
+
+    /// The id as [`ObjectOp::List`] tells it: lineage (high word, low word), number, kind; each a little-endian u64.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; OBJECT_ID_LEN] {
+        let [high, low] = self.lineage.to_words();
+        let mut bytes = [0; OBJECT_ID_LEN];
+        for (index, word) in [high, low, self.number, self.kind as u64]
+            .into_iter()
+            .enumerate()
+        {
+            bytes[index * 8..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The id in an entry of a listing; `None`: no kind of that number.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; OBJECT_ID_LEN]) -> Option<Self> {
+        let word = |index: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[index * 8..][..8]);
+            u64::from_le_bytes(word)
+        };
+        let kind = u32::try_from(word(3))
+            .ok()
+            .and_then(ObjectKind::from_bits)?;
+        Some(ObjectId {
+            lineage: Lineage::from_words(word(0), word(1)),
+            kind,
+            number: word(2),
+        })
+    }
+}
+
+/// Operations of the contract. The numbers are the wire's; retired numbers are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ObjectOp {
+    /// Reads `len` bytes at `offset`. Result: `len`; a shorter count never happens. Beyond what was written: zeros.
+    Read = 1,
+    /// Writes `len` bytes at `offset`, creating the object if need be. Result: `len`; a shorter count never happens.
+    Write = 2,
+    /// Makes all completed writes to `id` durable, its name included. For data: the 64 GiB around `offset`.
+    Sync = 3,
+    /// Makes all completed writes to the pool durable.
+    SyncPool = 4,
+    /// Replaces the content of a small object (at most [`SWAP_LEN_MAX`] bytes) if its version is `offset`; version 0:
+    /// it does not exist yet. Value 0 of the reply: the version after the call. Another version there:
+    /// [`ErrorCode::Stale`] with that version as value 0. A repetition of the swap that won succeeds if the content
+    /// is the same.
+    CompareAndSwap = 5,
+    /// Reads a small object that compare-and-swap wrote. Result: its length; value 0: its version.
+    ReadSwapped = 6,
+    /// Deletes the object, in steps if it is large; its space is free when this completes. Deleting nothing succeeds.
+    Delete = 7,
+    /// Deletes every object of the lineage but its head, then the head.
+    DeleteLineage = 8,
+    /// Gives the space of `[offset, offset + len)` back; it reads as zeros afterwards.
+    Punch = 9,
+    /// Result 0; values: bytes that the object occupies, and its length.
+    Stat = 10,
+    /// Result 0; values: bytes free and bytes in all of the pool.
+    StatPool = 11,
+    /// Lists objects with (lineage, kind, number) above the given id as [`ObjectId`]s of 32 bytes into the memory.
+    /// Result: bytes filled; 0: no more. No room for one id:
+    /// [`ErrorCode::Invalid`].
+    List = 12,
+    /// Does nothing, and is completed when all earlier requests of this channel are.
+    Barrier = 13,
+}
+
+impl ObjectOp {
+    fn from_bits(bits: u8) -> Option<Self> {
+        use ObjectOp::{
+            Barrier, CompareAndSwap, Delete, DeleteLineage, List, Punch, Read, ReadSwapped, Stat,
+            StatPool, Sync, SyncPool, Write,
+        };
+        [
+            Read,
+            Write,
+            Sync,
+            SyncPool,
+            CompareAndSwap,
+            ReadSwapped,
+            Delete,
+            DeleteLineage,
+            Punch,
+            Stat,
+            StatPool,
+            List,
+            Barrier,
+        ]
+        .into_iter()
+        .find(|op| *op as u8 == bits)
+    }
+}
+
+/// [`ObjectRequest::flags`]: a write is durable when it completes.
+pub const FLAG_DURABLE: u8 = 1;
+/// Longest content of a compare-and-swap object: a 4 KiB slot less its own head.
+pub const SWAP_LEN_MAX: u32 = 4096 - 64;
+/// Most bytes of one read or write: larger ones are split by the client.
+pub const IO_LEN_MAX: u32 = 32 << 20;
+/// Bytes of an id in a listing.
+pub const OBJECT_ID_LEN: usize = 32;
+/// Most entries of a scatter list.
+pub const SCATTER_MAX: u16 = 1024;
+/// Bytes of an entry of a scatter list: region u32, length u32, offset u64, little-endian.
+pub const SCATTER_ENTRY_LEN: usize = 16;
+
+/// Where the bytes of a request are: a buffer, or a list of buffers, in memory that the channel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// Region of the buffer, or of the scatter list.
+    pub region: u32,
+    /// Entries of the scatter list; 0: the buffer itself is at `offset`.
+    pub count: u16,
+    /// Offset in the region, in bytes.
+    pub offset: u64,
+}
+
+/// A request to a blocker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectRequest {
+    /// What to do.
+    pub op: ObjectOp,
+    /// [`FLAG_DURABLE`] or 0.
+    pub flags: u8,
+    /// Which object.
+    pub id: ObjectId,
+    /// Size of the pieces into which the volume's data is cut; matters to backends with one object each.
+    pub object_size: ObjectSize,
+    /// Byte offset in the object's address space; for [`ObjectOp::CompareAndSwap`] the expected version.
+    pub offset: u64,
+    /// Bytes of data in memory.
+    pub len: u32,
+    /// Where the data is.
+    pub memory: Memory,
+}
+
+impl ObjectRequest {
+    /// A request of `op` on `id`, with no data and at offset 0.
+    #[must_use]
+    pub fn new(op: ObjectOp, id: ObjectId) -> Self {
+        ObjectRequest {
+            op,
+            flags: 0,
+            id,
+            object_size: ObjectSize::DEFAULT,
+            offset: 0,
+            len: 0,
+            memory: Memory::default(),
+        }
+    }
+
+    /// The request as a ring entry.
+    #[must_use]
+    pub fn encode(&self) -> Submission {
+        let [high, low] = self.id.lineage.to_words();
+        Submission {
+            tag: 0,
+            op: self.op as u8,
+            flags: self.flags,
+            count: self.memory.count,
+            len: self.len,
+            handle: u32::from(self.id.kind as u8) | u32::from(self.object_size.log2()) << 8,
+            region: self.memory.region,
+            offset: self.offset,
+            region_offset: self.memory.offset,
+            args: [high, low, self.id.number],
+        }
+    }
+
+    /// The request in a ring entry, judged for form: operation, kind and sizes are known ones. Memory is not judged.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] for an unknown operation, [`ErrorCode::Invalid`] for any other field.
+    pub fn decode(entry: &Submission) -> Result<Self, ErrorCode> {
+        let op = ObjectOp::from_bits(entry.op).ok_or(ErrorCode::Unsupported)?;
+        let kind = ObjectKind::from_bits(entry.handle & 0xff).ok_or(ErrorCode::Invalid)?;
+        let log2 = u8::try_from(entry.handle >> 8).map_err(|_too_large| ErrorCode::Invalid)?;
+        let object_size = ObjectSize::from_log2(log2).ok_or(ErrorCode::Invalid)?;
+        let fits = entry.len <= IO_LEN_MAX
+            && entry.count <= SCATTER_MAX
+            && entry.flags & !FLAG_DURABLE == 0
+            && entry.offset.checked_add(u64::from(entry.len)).is_some();
+        if !fits {
+            return Err(ErrorCode::Invalid);
+        }
+        Ok(ObjectRequest {
+            op,
+            flags: entry.flags,
+            id: ObjectId {
+                lineage: Lineage::from_words(entry.args[0], entry.args[1]),
+                kind,
+                number: entry.args[2],
+            },
+            object_size,
+            offset: entry.offset,
+            len: entry.len,
+            memory: Memory {
+                region: entry.region,
+                count: entry.count,
+                offset: entry.region_offset,
+            },
+        })
+    }
+}
+
+/// The answer to an [`ObjectRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectReply {
+    /// Count that the operation's description names, or why it failed.
+    pub result: Result<u32, ErrorCode>,
+    /// Values that the operation's description names.
+    pub values: [u64; 2],
+}
+
+impl ObjectReply {
+    /// Success with count `result` and no values.
+    #[must_use]
+    pub fn done(result: u32) -> Self {
+        ObjectReply {
+            result: Ok(result),
+            values: [0; 2],
+        }
+    }
+
+    /// Failure without values.
+    #[must_use]
+    pub fn failed(code: ErrorCode) -> Self {
+        ObjectReply {
+            result: Err(code),
+            values: [0; 2],
+        }
+    }
+
+    /// The reply as a ring entry to the request with `tag`.
+    #[must_use]
+    pub fn encode(&self, tag: u64) -> Completion {
+        let result = match self.result {
+            // Counts are at most IO_LEN_MAX; a larger one would be our mistake.
+            Ok(count) => i32::try_from(count).unwrap_or(ErrorCode::Internal.to_result()),
+            Err(code) => code.to_result(),
+        };
+        Completion {
+            tag,
+            result,
+            flags: 0,
+            values: self.values,
+        }
+    }
+
+    /// The reply in a ring entry.
+    #[must_use]
+    pub fn decode(entry: &Completion) -> Self {
+        let result =
+            u32::try_from(entry.result).map_err(|_negative| ErrorCode::from_result(entry.result));
+        ObjectReply {
+            result,
+            values: entry.values,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_survives_the_ring() {
+        let request = ObjectRequest {
+            op: ObjectOp::Write,
+            flags: FLAG_DURABLE,
+            id: ObjectId::data(Lineage(7 << 70 | 3), Epoch(9)),
+            object_size: ObjectSize::MAX,
+            offset: 1 << 40,
+            len: 4096,
+            memory: Memory {
+                region: 3,
+                count: 2,
+                offset: 8192,
+            },
+        };
+        assert_eq!(ObjectRequest::decode(&request.encode()), Ok(request));
+    }
+
+    #[test]
+    fn an_id_survives_a_listing() {
+        let id = ObjectId {
+            lineage: Lineage(9 << 64 | 1),
+            kind: ObjectKind::Pack,
+            number: u64::MAX,
+        };
+        assert_eq!(ObjectId::from_bytes(&id.to_bytes()), Some(id));
+        assert_eq!(ObjectId::from_bytes(&[0xff; OBJECT_ID_LEN]), None);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let good = ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode();
+        let cases = [
+            (Submission { op: 0, ..good }, ErrorCode::Unsupported),
+            (Submission { op: 200, ..good }, ErrorCode::Unsupported),
+            (
+                Submission {
+                    handle: 0xff,
+                    ..good
+                },
+                ErrorCode::Invalid,
+            ),
+            (
+                Submission {
+                    handle: 1 | 99 << 8,
+                    ..good
+                },
+                ErrorCode::Invalid,
+            ),
+            (
+                Submission {
+                    flags: 0x80,
+                    ..good
+                },
+                ErrorCode::Invalid,
+            ),
+            (
+                Submission {
+                    len: IO_LEN_MAX + 1,
+                    ..good
+                },
+                ErrorCode::Invalid,
+            ),
+            (
+                Submission {
+                    offset: u64::MAX,
+                    len: 1,
+                    ..good
+                },
+                ErrorCode::Invalid,
+            ),
+        ];
+        for (entry, expected) in cases {
+            assert_eq!(ObjectRequest::decode(&entry), Err(expected), "{entry:?}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What a reactor can be told.
+
+use std::time::Duration;
+
+/// Settings of a reactor.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of the thread, and in logs; the kernel shows 15 characters.
+    pub name: String,
+    /// CPU to pin the thread to; `None`: the scheduler's choice.
+    pub cpu: Option<usize>,
+    /// How long to look for work before sleeping. Longer saves wake-ups of the device and costs CPU.
+    pub poll: Duration,
+    /// Requests handed to the kernel at once. A whole batch in one call makes the device and us take turns.
+    pub submit_chunk: usize,
+    /// Entries of the submission ring: a power of two. More requests wait in memory.
+    pub entries: u32,
+    /// Longest sleep. Work arrives by wake-ups; this only bounds what a lost one costs.
+    pub sleep_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            name: "reactor".to_owned(),
+            cpu: None,
+            poll: Duration::from_micros(20),
+            submit_chunk: 8,
+            entries: 256,
+            sleep_max: Duration::from_secs(1),
+        }
+    }
+}

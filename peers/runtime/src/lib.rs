@@ -1,0 +1,34 @@
+//! The reactor: a pinned thread with its own io_uring that hosts any set of peers.
+//!
+//! * [`Peer`] and [`Progress`]: what the reactor polls.
+//! * [`Reactor`]: the thread's loop; [`Handle`]: how other threads reach it; [`Context`]: what they find there.
+//! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
+//! * [`Clock`]: time, handed in.
+//!
+//! One design decision: peers are polled, never called back and never awaited; a peer is an ordinary value with a
+//! `poll` method, so the same peer runs in production, in the simulator and in a test on the stack.
+//!
+//! This crate never knows what a peer does: no volumes, objects or names.
+
+#![deny(unsafe_code)]
+
+mod clock;
+mod config;
+mod file;
+mod handle;
+mod peer;
+mod reactor;
+#[expect(
+    unsafe_code,
+    reason = "what the kernel is handed; the rules stand at the top of the module"
+)]
+mod ring;
+mod source;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use config::Config;
+pub use file::File;
+pub use handle::{Ended, Handle};
+pub use peer::{Peer, Progress};
+pub use reactor::{Context, PanicHook, Panicked, PeerId, Reactor};
+pub use source::{Durability, Event, Source, Watch};

@@ -1,0 +1,330 @@
+//! The loop: poll all peers; when none has work, look again for a while; then sleep in the kernel.
+//!
+//! Invariants
+//! - No sleep while a peer has work: each peer announces its sleep first, and any that refuses keeps all awake.
+//! - No spinning while only syncs are in flight: they run on kernel workers that may need this CPU.
+//! - No spinning beside somebody who computes on this CPU: whoever yields to him waits for his whole slice.
+//! - A peer that panics is dropped and reported; the others go on.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_setaffinity, sched_yield};
+use nix::unistd::Pid;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::handle::{Handle, Inbox};
+use crate::peer::{Peer, Progress};
+use crate::ring::Ring;
+use crate::source::{Source, Watch};
+
+/// Number of a peer in its reactor. Never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub u64);
+
+/// A peer that panicked, or a call from a handle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panicked {
+    /// The peer; `None`: a call.
+    pub peer: Option<PeerId>,
+    /// What it was called.
+    pub name: String,
+    /// What it said.
+    pub message: String,
+}
+
+/// Told about each panic, on the reactor's thread.
+pub type PanicHook = Box<dyn FnMut(&Panicked) + Send>;
+
+/// Calls from handles that are run before the peers have their turn again.
+const CALLS_PER_TURN: usize = 64;
+/// A yield that takes longer gave the CPU to somebody who computes: a slice of some ms, far more than spinning saves.
+/// What the kernel's own workers do for us takes a tenth of this.
+const YIELD_MAX: Duration = Duration::from_micros(200);
+/// After such a yield the thread sleeps rather than spins for this long: a sleeper that wakes goes first.
+const SPIN_PAUSE: Duration = Duration::from_millis(100);
+/// Token of the handles' bell.
+const TOKEN_BELL: u64 = 0;
+
+struct Hosted {
+    id: PeerId,
+    peer: Box<dyn Peer>,
+}
+
+/// A loop on the thread that made it.
+pub struct Reactor {
+    config: Config,
+    clock: Arc<dyn Clock>,
+    hook: PanicHook,
+    inbox: Inbox,
+    peers: Vec<Hosted>,
+    next_peer: u64,
+    bell_source: Source,
+    _bell: Watch,
+    /// Last: peers and sources go first.
+    ring: Rc<RefCell<Ring>>,
+}
+
+impl Reactor {
+    /// A reactor on this thread; [`Config::cpu`] does not apply.
+    ///
+    /// # Errors
+    /// What the kernel says to `io_uring_setup` or `eventfd`.
+    pub fn new(config: Config, clock: Arc<dyn Clock>, hook: PanicHook) -> io::Result<Reactor> {
+        let ring = Rc::new(RefCell::new(Ring::new(&config)?));
+        let inbox = Handle::open()?;
+        let bell_source = Source::new(&ring);
+        let bell = bell_source.poll_readable(inbox.handle.bell(), TOKEN_BELL)?;
+        Ok(Reactor {
+            config,
+            clock,
+            hook,
+            inbox,
+            peers: Vec::new(),
+            next_peer: 1,
+            bell_source,
+            _bell: bell,
+            ring,
+        })
+    }
+
+    /// A reactor on a thread of its own, pinned as `config` says.
+    ///
+    /// # Errors
+    /// What the kernel says to a new thread, its pinning, `io_uring_setup` or `eventfd`.
+    pub fn spawn(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        hook: PanicHook,
+    ) -> io::Result<(Handle, JoinHandle<()>)> {
+        let (sender, started) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name(config.name.clone());
+        let joined = thread.spawn(move || {
+            let reactor = config
+                .cpu
+                .map_or(Ok(()), pin)
+                .and_then(|()| Reactor::new(config, clock, hook));
+            match reactor {
+                Ok(mut reactor) => {
+                    let _ = sender.send(Ok(reactor.handle()));
+                    reactor.run();
+                }
+                Err(error) => {
+                    let _ = sender.send(Err(error));
+                }
+            }
+        })?;
+        let handle = started
+            .recv()
+            .map_err(|_gone| io::Error::other("the reactor's thread ended at once"))??;
+        Ok((handle, joined))
+    }
+
+    /// A way to this reactor for other threads.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.inbox.handle.clone()
+    }
+
+    /// What a call from a handle would get.
+    pub fn context(&mut self) -> Context<'_> {
+        Context { reactor: self }
+    }
+
+    /// Runs until a handle asks for the end, then drops the peers and waits for what is in flight.
+    pub fn run(&mut self) {
+        let handle = self.handle();
+        let mut idle_since = None;
+        let mut spin_from = Duration::ZERO;
+        while !handle.is_stopping() {
+            if self.turn() == Progress::Busy {
+                idle_since = None;
+                continue;
+            }
+            let now = self.clock.now();
+            let since = *idle_since.get_or_insert(now);
+            if now >= spin_from && self.may_spin() && now.saturating_sub(since) < self.config.poll {
+                let _ = sched_yield();
+                let back = self.clock.now();
+                if back.saturating_sub(now) > YIELD_MAX {
+                    spin_from = back + SPIN_PAUSE;
+                }
+                continue;
+            }
+            self.sleep(self.config.sleep_max);
+            idle_since = None;
+        }
+        self.peers.clear();
+    }
+
+    /// One round: what the kernel has finished, calls from handles, each peer once.
+    pub fn turn(&mut self) -> Progress {
+        let mut progress = Progress::Idle;
+        if self.ring.borrow_mut().turn() {
+            progress = Progress::Busy;
+        }
+        progress = progress.or(self.run_calls());
+        let mut index = 0;
+        while index < self.peers.len() {
+            let hosted = &mut self.peers[index];
+            match catch_unwind(AssertUnwindSafe(|| hosted.peer.poll())) {
+                Ok(did) => {
+                    progress = progress.or(did);
+                    index += 1;
+                }
+                Err(payload) => self.contain(index, payload.as_ref()),
+            }
+        }
+        progress
+    }
+
+    /// Sleeps until something happens, at most for `longest`; not at all if a peer has work.
+    pub fn sleep(&mut self, longest: Duration) {
+        let mut quiet = true;
+        let mut index = 0;
+        while index < self.peers.len() {
+            let hosted = &mut self.peers[index];
+            match catch_unwind(AssertUnwindSafe(|| hosted.peer.prepare_sleep())) {
+                Ok(ready) => {
+                    quiet &= ready;
+                    index += 1;
+                }
+                Err(payload) => {
+                    quiet = false;
+                    self.contain(index, payload.as_ref());
+                }
+            }
+        }
+        if quiet {
+            self.ring.borrow_mut().wait(longest);
+        }
+        let mut index = 0;
+        while index < self.peers.len() {
+            let hosted = &mut self.peers[index];
+            match catch_unwind(AssertUnwindSafe(|| hosted.peer.wake())) {
+                Ok(()) => index += 1,
+                Err(payload) => self.contain(index, payload.as_ref()),
+            }
+        }
+    }
+
+    fn may_spin(&self) -> bool {
+        let load = self.ring.borrow().load();
+        load.syncs == 0 || load.transfers > 0
+    }
+
+    fn run_calls(&mut self) -> Progress {
+        while self.bell_source.next().is_some() {
+            // Only to reset the counter, so that the bell can be rung for ever.
+            let _ = self.inbox.handle.bell().read();
+        }
+        let mut progress = Progress::Idle;
+        for _ in 0..CALLS_PER_TURN {
+            let Ok(call) = self.inbox.calls.try_recv() else {
+                break;
+            };
+            progress = Progress::Busy;
+            let mut context = Context { reactor: self };
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(&mut context))) {
+                self.report(None, "call".to_owned(), payload.as_ref());
+            }
+        }
+        progress
+    }
+
+    fn contain(&mut self, index: usize, payload: &(dyn Any + Send)) {
+        let hosted = self.peers.remove(index);
+        let name = catch_unwind(AssertUnwindSafe(|| hosted.peer.name().to_owned()));
+        let id = hosted.id;
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(hosted)));
+        self.report(Some(id), name.unwrap_or_default(), payload);
+    }
+
+    fn report(&mut self, peer: Option<PeerId>, name: String, payload: &(dyn Any + Send)) {
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned());
+        let message = text
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        tracing::error!(peer = name, message, "panic contained");
+        (self.hook)(&Panicked {
+            peer,
+            name,
+            message,
+        });
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor")
+            .field("config", &self.config)
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What can be done on a reactor's own thread.
+pub struct Context<'a> {
+    reactor: &'a mut Reactor,
+}
+
+impl Context<'_> {
+    /// A new source for one peer.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        Source::new(&self.reactor.ring)
+    }
+
+    /// Hosts `peer` from the next round on.
+    pub fn add_peer(&mut self, peer: Box<dyn Peer>) -> PeerId {
+        let id = PeerId(self.reactor.next_peer);
+        self.reactor.next_peer += 1;
+        self.reactor.peers.push(Hosted { id, peer });
+        id
+    }
+
+    /// Takes a peer back; `None`: it is not there, or has panicked.
+    pub fn remove_peer(&mut self, id: PeerId) -> Option<Box<dyn Peer>> {
+        let peers = &mut self.reactor.peers;
+        let index = peers.iter().position(|hosted| hosted.id == id)?;
+        Some(peers.remove(index).peer)
+    }
+
+    /// The reactor's clock.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.reactor.clock)
+    }
+
+    /// A way to this reactor for other threads.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.reactor.handle()
+    }
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+fn pin(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

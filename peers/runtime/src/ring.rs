@@ -1,0 +1,573 @@
+//! The io_uring glue: every `unsafe` of this crate.
+//!
+//! Invariants
+//! - What a request points to (memory, vector, time) and its file are owned by its entry in the table of operations from
+//!   before the request is pushed until its last completion has been seen.
+//! - The ring is not given back before the table is empty; if that cannot be reached, the table is leaked.
+//! - A slot of the table is reused only after the last completion of its request, so a completion's number is always
+//!   that of the request it belongs to.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, TimeoutFlags, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use xseg::Span;
+
+use crate::config::Config;
+use crate::file::File;
+use crate::source::{Event, Queue};
+
+/// User data of requests whose completion nobody waits for.
+const IGNORED: u64 = u64::MAX;
+/// How often a request is tried again after EINTR or EAGAIN before the error is told.
+const RETRIES_MAX: u8 = 64;
+/// Slots of the fixed-file table, for descriptors that shall live as long as the ring.
+const KEPT_FILES_MAX: u32 = 16;
+/// How often the end of the ring waits for outstanding requests, 100 ms each.
+const DRAIN_WAITS_MAX: u32 = 300;
+/// Vectors of addresses kept for reuse.
+const VECTORS_KEPT_MAX: usize = 256;
+
+/// Addresses of a scattered request, and what keeps them valid.
+#[derive(Default)]
+struct Vector {
+    addresses: Vec<libc::iovec>,
+    spans: Vec<Span>,
+}
+
+/// What a request needs to stay alive.
+enum Keep {
+    Nothing,
+    Span { _span: Span },
+    Vector(Box<Vector>),
+    Time { _time: Box<Timespec> },
+    Watched { fd: OwnedFd, queued: Rc<Cell<bool>> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A read or write.
+    Transfer,
+    Sync,
+    /// A watch or timeout: outlasts idleness.
+    Standing,
+}
+
+struct Operation {
+    queue: Queue,
+    token: u64,
+    kind: Kind,
+    retries: u8,
+    /// Tells this request from later ones in its slot.
+    serial: u64,
+    /// A watch that was cancelled: not armed again.
+    cancelled: bool,
+    entry: squeue::Entry,
+    keep: Keep,
+    _file: Option<File>,
+}
+
+/// Requests in the kernel, by what they mean for polling.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) transfers: usize,
+    pub(crate) syncs: usize,
+    pub(crate) standing: usize,
+}
+
+pub(crate) struct Ring {
+    /// Always there; an option so that a ring that cannot be drained can be leaked.
+    ring: Option<IoUring>,
+    operations: Vec<Option<Operation>>,
+    free: Vec<u32>,
+    load: Load,
+    /// Requests that found the submission ring full.
+    backlog: VecDeque<squeue::Entry>,
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel reads them while the table may grow"
+    )]
+    vectors: Vec<Box<Vector>>,
+    unsubmitted: usize,
+    serial: u64,
+    chunk: usize,
+    kept_files: u32,
+    /// Whether the fixed-file table is registered.
+    table: bool,
+}
+
+impl Ring {
+    /// The ring of this thread. Falls back to fewer features on older kernels, and says so once.
+    pub(crate) fn new(config: &Config) -> io::Result<Ring> {
+        let entries = config.entries;
+        let base = || {
+            let mut builder = IoUring::builder();
+            builder.setup_clamp().setup_cqsize(entries * 4);
+            builder
+        };
+        let deferred = base()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(entries);
+        let ring = deferred
+            .or_else(|error| {
+                tracing::warn!(%error, "io_uring without deferred task work: kernel older than 6.1");
+                base()
+                    .setup_coop_taskrun()
+                    .setup_taskrun_flag()
+                    .build(entries)
+            })
+            .or_else(|error| {
+                tracing::warn!(%error, "io_uring without cooperative task work: kernel older than 5.19");
+                base().build(entries)
+            })?;
+        let parameters = ring.params();
+        if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "io_uring of this kernel is older than 5.11",
+            ));
+        }
+        Ok(Ring {
+            ring: Some(ring),
+            operations: Vec::with_capacity(entries as usize),
+            free: Vec::new(),
+            load: Load::default(),
+            backlog: VecDeque::new(),
+            vectors: Vec::new(),
+            unsubmitted: 0,
+            serial: 0,
+            chunk: config.submit_chunk.max(1),
+            kept_files: 0,
+            table: false,
+        })
+    }
+
+    fn ring(&mut self) -> &mut IoUring {
+        self.ring.as_mut().expect("taken only by drop")
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        self.load
+    }
+
+    /// Puts `fd` into the fixed-file table, where it lives until the kernel has freed the ring, and closes it here.
+    pub(crate) fn keep_file(&mut self, fd: OwnedFd) -> io::Result<()> {
+        if !self.table {
+            self.ring()
+                .submitter()
+                .register_files_sparse(KEPT_FILES_MAX)?;
+            self.table = true;
+        }
+        if self.kept_files == KEPT_FILES_MAX {
+            return Err(io::Error::other(format!(
+                "all {KEPT_FILES_MAX} slots of kept files are taken"
+            )));
+        }
+        let slot = self.kept_files;
+        self.ring()
+            .submitter()
+            .register_files_update(slot, &[fd.as_raw_fd()])?;
+        self.kept_files += 1;
+        Ok(())
+    }
+
+    /// Reads into or writes from `spans` in their order.
+    pub(crate) fn transfer(
+        &mut self,
+        queue: &Queue,
+        token: u64,
+        file: &File,
+        direction: Direction,
+        spans: &[Span],
+        offset: u64,
+    ) {
+        let fd = Fd(file.raw());
+        let flags = direction.flags();
+        let (entry, keep) = if let [span] = spans {
+            let len = u32::try_from(span.len()).expect("a request is below 4 GiB");
+            let address = span.address();
+            let entry = match direction {
+                Direction::Read => opcode::Read::new(fd, address, len).offset(offset).build(),
+                Direction::Write { .. } => opcode::Write::new(fd, address, len)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            };
+            (
+                entry,
+                Keep::Span {
+                    _span: span.clone(),
+                },
+            )
+        } else {
+            let mut vector = self.vectors.pop().unwrap_or_default();
+            vector.spans.extend_from_slice(spans);
+            vector.addresses.extend(spans.iter().map(address_of));
+            let (first, count) = (vector.addresses.as_ptr(), vector.addresses.len());
+            let count = u32::try_from(count).expect("at most 1024 spans");
+            let entry = match direction {
+                Direction::Read => opcode::Readv::new(fd, first, count).offset(offset).build(),
+                Direction::Write { .. } => opcode::Writev::new(fd, first, count)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            };
+            (entry, Keep::Vector(vector))
+        };
+        self.start(
+            queue,
+            token,
+            direction.kind(),
+            entry,
+            keep,
+            Some(file.clone()),
+        );
+    }
+
+    /// Syncs the data of `file`, and what is needed to read it back.
+    pub(crate) fn sync(&mut self, queue: &Queue, token: u64, file: &File) {
+        let entry = opcode::Fsync::new(Fd(file.raw()))
+            .flags(FsyncFlags::DATASYNC)
+            .build();
+        self.start(
+            queue,
+            token,
+            Kind::Sync,
+            entry,
+            Keep::Nothing,
+            Some(file.clone()),
+        );
+        // A sync is waited for, and runs on a worker: it gains nothing from a batch.
+        self.submit();
+    }
+
+    pub(crate) fn timeout(&mut self, queue: &Queue, token: u64, deadline: Duration) {
+        let time = Box::new(timespec(deadline));
+        let entry = opcode::Timeout::new(&raw const *time)
+            .flags(TimeoutFlags::ABS)
+            .build();
+        self.start(
+            queue,
+            token,
+            Kind::Standing,
+            entry,
+            Keep::Time { _time: time },
+            None,
+        );
+    }
+
+    /// Watches `fd` until [`Ring::unwatch`]; number and serial of the watch.
+    pub(crate) fn watch(&mut self, queue: &Queue, token: u64, fd: OwnedFd) -> (u32, u64) {
+        let entry = watch_entry(&fd);
+        let queued = Rc::new(Cell::new(false));
+        let keep = Keep::Watched { fd, queued };
+        let number = self.start(queue, token, Kind::Standing, entry, keep, None);
+        (number, self.serial)
+    }
+
+    /// Ends the watch, unless it has ended by itself.
+    pub(crate) fn unwatch(&mut self, (number, serial): (u32, u64)) {
+        if let Some(Some(operation)) = self.operations.get_mut(number as usize)
+            && operation.serial == serial
+        {
+            operation.cancelled = true;
+            self.cancel(u64::from(number));
+            self.submit();
+        }
+    }
+
+    fn cancel(&mut self, number: u64) {
+        let cancel = CancelBuilder::user_data(number);
+        self.push(opcode::AsyncCancel2::new(cancel).build().user_data(IGNORED));
+    }
+
+    fn start(
+        &mut self,
+        queue: &Queue,
+        token: u64,
+        kind: Kind,
+        entry: squeue::Entry,
+        keep: Keep,
+        file: Option<File>,
+    ) -> u32 {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.operations.push(None);
+            u32::try_from(self.operations.len() - 1).expect("fewer than 2^32 requests in flight")
+        });
+        let entry = entry.user_data(u64::from(number));
+        self.serial += 1;
+        self.operations[number as usize] = Some(Operation {
+            queue: Rc::clone(queue),
+            token,
+            kind,
+            retries: 0,
+            serial: self.serial,
+            cancelled: false,
+            entry: entry.clone(),
+            keep,
+            _file: file,
+        });
+        *self.load.count(kind) += 1;
+        self.push(entry);
+        number
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        if !self.backlog.is_empty() || !self.push_now(&entry) {
+            self.backlog.push_back(entry);
+        }
+        self.unsubmitted += 1;
+        if self.unsubmitted >= self.chunk {
+            self.submit();
+        }
+    }
+
+    /// `false`: the submission ring is full.
+    fn push_now(&mut self, entry: &squeue::Entry) -> bool {
+        let mut submission = self.ring().submission();
+        // SAFETY: whatever `entry` points to is owned by its slot in `operations` until its last completion (module
+        // invariants), at an address that does not move: a mapping, a boxed time or the heap part of a vector.
+        unsafe { submission.push(entry) }.is_ok()
+    }
+
+    /// Hands what was pushed to the kernel, and lets it finish deferred work.
+    pub(crate) fn submit(&mut self) {
+        loop {
+            match self.ring().submit() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // EBUSY, EAGAIN: too many completions wait, or no memory. What was not taken stays in the ring.
+                Err(error) => {
+                    tracing::debug!(%error, "io_uring_enter");
+                    break;
+                }
+            }
+            if self.backlog.is_empty() || !self.refill() {
+                break;
+            }
+        }
+        self.unsubmitted = 0;
+    }
+
+    /// Moves requests from the backlog into the submission ring; `false`: there was no room.
+    fn refill(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.push_now(&entry) {
+                self.backlog.push_front(entry);
+                break;
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// Submits, and takes over what has completed; whether something had.
+    pub(crate) fn turn(&mut self) -> bool {
+        let submission = self.ring().submission();
+        let pending = submission.taskrun() || submission.cq_overflow() || !submission.is_empty();
+        drop(submission);
+        if pending || !self.backlog.is_empty() {
+            self.submit();
+        }
+        self.reap()
+    }
+
+    /// Sleeps until something completes or `longest` has passed.
+    pub(crate) fn wait(&mut self, longest: Duration) {
+        self.unsubmitted = 0;
+        let time = timespec(longest);
+        let arguments = SubmitArgs::new().timespec(&time);
+        let result = self.ring().submitter().submit_with_args(1, &arguments);
+        if let Err(error) = result {
+            let expected = [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN];
+            if !error
+                .raw_os_error()
+                .is_some_and(|errno| expected.contains(&errno))
+            {
+                tracing::error!(%error, "io_uring_enter");
+            }
+        }
+        self.reap();
+    }
+
+    fn reap(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let next = self.ring().completion().next();
+            let Some(completion) = next else { break };
+            any = true;
+            self.finish(&completion);
+        }
+        any
+    }
+
+    fn finish(&mut self, completion: &cqueue::Entry) {
+        let (number, result) = (completion.user_data(), completion.result());
+        if number == IGNORED {
+            return;
+        }
+        let slot = usize::try_from(number).expect("numbers are indices");
+        let operation = self.operations[slot]
+            .as_mut()
+            .expect("completions belong to requests");
+        let event = Event {
+            token: operation.token,
+            result,
+        };
+        if let Keep::Watched { fd, queued } = &operation.keep {
+            if result != -libc::ECANCELED && !queued.replace(true) {
+                operation
+                    .queue
+                    .borrow_mut()
+                    .push_back((event, Some(Rc::clone(queued))));
+            }
+            let ended = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
+            if cqueue::more(completion.flags()) {
+                return;
+            }
+            if result >= 0 && result & i32::from(ended) == 0 && !operation.cancelled {
+                let entry = watch_entry(fd).user_data(number);
+                self.push(entry);
+                return;
+            }
+        } else {
+            let again = [-libc::EINTR, -libc::EAGAIN].contains(&result);
+            if again && operation.kind != Kind::Standing && operation.retries < RETRIES_MAX {
+                operation.retries += 1;
+                let entry = operation.entry.clone();
+                self.push(entry);
+                return;
+            }
+            operation.queue.borrow_mut().push_back((event, None));
+        }
+        let operation = self.operations[slot].take().expect("looked at above");
+        *self.load.count(operation.kind) -= 1;
+        self.free
+            .push(u32::try_from(slot).expect("numbers are u32"));
+        if let Keep::Vector(mut vector) = operation.keep
+            && self.vectors.len() < VECTORS_KEPT_MAX
+        {
+            vector.addresses.clear();
+            vector.spans.clear();
+            self.vectors.push(vector);
+        }
+    }
+}
+
+impl Drop for Ring {
+    /// Waits for what is in the kernel: it may still write into memory that goes with the table.
+    fn drop(&mut self) {
+        for number in 0..self.operations.len() {
+            if let Some(operation) = &mut self.operations[number]
+                && operation.kind == Kind::Standing
+            {
+                operation.cancelled = true;
+                self.cancel(number as u64);
+            }
+        }
+        for _ in 0..DRAIN_WAITS_MAX {
+            self.submit();
+            self.reap();
+            if self.load == Load::default() {
+                return;
+            }
+            self.wait(Duration::from_millis(100));
+        }
+        tracing::error!(load = ?self.load, "requests do not end: their memory is never given back");
+        std::mem::forget(std::mem::take(&mut self.operations));
+        std::mem::forget(self.ring.take());
+    }
+}
+
+impl Load {
+    fn count(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Transfer => &mut self.transfers,
+            Kind::Sync => &mut self.syncs,
+            Kind::Standing => &mut self.standing,
+        }
+    }
+}
+
+/// Which way the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Read,
+    Write { durable: bool },
+}
+
+impl Direction {
+    /// A durable write ends in kernel threads, as a sync does: a spinning thread would starve them.
+    fn kind(self) -> Kind {
+        match self {
+            Direction::Write { durable: true } => Kind::Sync,
+            Direction::Read | Direction::Write { durable: false } => Kind::Transfer,
+        }
+    }
+
+    fn flags(self) -> i32 {
+        match self {
+            Direction::Write { durable: true } => libc::RWF_DSYNC,
+            Direction::Read | Direction::Write { durable: false } => 0,
+        }
+    }
+}
+
+/// One `preadv2` or `pwritev2` on the calling thread.
+pub(crate) fn transfer_now(
+    file: &File,
+    direction: Direction,
+    spans: &[Span],
+    offset: u64,
+) -> io::Result<usize> {
+    let one;
+    let many: Vec<libc::iovec>;
+    let addresses: &[libc::iovec] = if let [span] = spans {
+        one = [address_of(span)];
+        &one
+    } else {
+        many = spans.iter().map(address_of).collect();
+        &many
+    };
+    let offset =
+        i64::try_from(offset).map_err(|_too_large| io::Error::from_raw_os_error(libc::EFBIG))?;
+    let count = i32::try_from(addresses.len())
+        .map_err(|_too_many| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let (fd, flags) = (file.raw(), direction.flags());
+    let done = match direction {
+        // SAFETY: each address comes from a span that outlives the call, so its memory is mapped and writable.
+        Direction::Read => unsafe { libc::preadv2(fd, addresses.as_ptr(), count, offset, flags) },
+        // SAFETY: each address comes from a span that outlives the call, so its memory is mapped.
+        Direction::Write { .. } => unsafe {
+            libc::pwritev2(fd, addresses.as_ptr(), count, offset, flags)
+        },
+    };
+    usize::try_from(done).map_err(|_negative| io::Error::last_os_error())
+}
+
+fn address_of(span: &Span) -> libc::iovec {
+    libc::iovec {
+        iov_base: span.address().cast(),
+        iov_len: span.len(),
+    }
+}
+
+fn watch_entry(fd: &OwnedFd) -> squeue::Entry {
+    opcode::PollAdd::new(Fd(fd.as_raw_fd()), u32::from(libc::POLLIN.cast_unsigned()))
+        .multi(true)
+        .build()
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec::new()
+        .sec(time.as_secs())
+        .nsec(time.subsec_nanos())
+}

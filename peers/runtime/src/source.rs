@@ -1,0 +1,206 @@
+//! How a peer does I/O: requests go in, events come out, nothing blocks.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use xseg::Span;
+
+use crate::file::File;
+use crate::ring::{Direction, Ring, transfer_now};
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// The request's token.
+    pub token: u64,
+    /// What the system call would have returned: a count, for watches the poll mask, or a negative errno.
+    pub result: i32,
+}
+
+impl Event {
+    /// The count, or the error.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn outcome(&self) -> io::Result<u32> {
+        u32::try_from(self.result).map_err(|_negative| io::Error::from_raw_os_error(-self.result))
+    }
+}
+
+/// Events that wait, each with the mark of its watch.
+pub(crate) type Queue = Rc<RefCell<VecDeque<(Event, Option<Rc<Cell<bool>>>)>>>;
+
+/// Whether a write is durable when it completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Durable after a later sync.
+    Later,
+    /// Durable when completed (`RWF_DSYNC`).
+    Now,
+}
+
+impl Durability {
+    fn direction(self) -> Direction {
+        Direction::Write {
+            durable: self == Durability::Now,
+        }
+    }
+}
+
+/// A peer's access to its reactor's io_uring. Clones share one queue of events; each peer takes its own source.
+///
+/// Memory and file of a request are kept alive by the runtime until it completes, also if the source is dropped.
+#[derive(Clone)]
+pub struct Source {
+    ring: Rc<RefCell<Ring>>,
+    queue: Queue,
+}
+
+impl Source {
+    pub(crate) fn new(ring: &Rc<RefCell<Ring>>) -> Self {
+        Source {
+            ring: Rc::clone(ring),
+            queue: Queue::default(),
+        }
+    }
+
+    /// Reads into `spans`, in their order, from `offset` on. May be short, like `preadv`.
+    pub fn read(&self, file: &File, spans: &[Span], offset: u64, token: u64) {
+        let mut ring = self.ring.borrow_mut();
+        ring.transfer(&self.queue, token, file, Direction::Read, spans, offset);
+    }
+
+    /// Writes `spans`, in their order, at `offset`. May be short, like `pwritev`.
+    pub fn write(
+        &self,
+        file: &File,
+        spans: &[Span],
+        offset: u64,
+        durability: Durability,
+        token: u64,
+    ) {
+        let mut ring = self.ring.borrow_mut();
+        ring.transfer(
+            &self.queue,
+            token,
+            file,
+            durability.direction(),
+            spans,
+            offset,
+        );
+    }
+
+    /// `fdatasync` on a kernel worker.
+    pub fn sync(&self, file: &File, token: u64) {
+        self.ring.borrow_mut().sync(&self.queue, token, file);
+    }
+
+    /// Reads on this thread, now: for file systems where that only copies memory.
+    ///
+    /// # Errors
+    /// What `preadv2` says.
+    pub fn read_now(&self, file: &File, spans: &[Span], offset: u64) -> io::Result<usize> {
+        transfer_now(file, Direction::Read, spans, offset)
+    }
+
+    /// Writes on this thread, now: for file systems where that only copies memory.
+    ///
+    /// # Errors
+    /// What `pwritev2` says.
+    pub fn write_now(
+        &self,
+        file: &File,
+        spans: &[Span],
+        offset: u64,
+        durability: Durability,
+    ) -> io::Result<usize> {
+        transfer_now(file, durability.direction(), spans, offset)
+    }
+
+    /// An event with `token` whenever `fd` becomes readable or hangs up, until the watch is dropped. Edges, not
+    /// levels: take all that is there. Several edges may come as one event.
+    ///
+    /// # Errors
+    /// What `dup` says.
+    pub fn poll_readable(&self, fd: impl AsFd, token: u64) -> io::Result<Watch> {
+        let fd: OwnedFd = fd.as_fd().try_clone_to_owned()?;
+        let number = self.ring.borrow_mut().watch(&self.queue, token, fd);
+        Ok(Watch {
+            ring: Rc::downgrade(&self.ring),
+            number,
+        })
+    }
+
+    /// An event with `token` and result `-ETIME` when the system's monotonic clock reaches `deadline`.
+    pub fn timeout(&self, deadline: Duration, token: u64) {
+        self.ring.borrow_mut().timeout(&self.queue, token, deadline);
+    }
+
+    /// Puts `fd` where it stays open until the kernel has finished every request of this ring, and closes it here. A
+    /// lock on it so outlives this process until its last write has ended.
+    ///
+    /// # Errors
+    /// What io_uring says, or that there are too many.
+    pub fn keep_until_ring_ends(&self, fd: OwnedFd) -> io::Result<()> {
+        self.ring.borrow_mut().keep_file(fd)
+    }
+
+    /// The next event of this source.
+    #[must_use]
+    pub fn next(&self) -> Option<Event> {
+        let (event, mark) = self.queue.borrow_mut().pop_front()?;
+        if let Some(mark) = mark {
+            mark.set(false);
+        }
+        Some(event)
+    }
+
+    /// Whether an event waits.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.queue.borrow().is_empty()
+    }
+
+    /// Reads, writes and syncs of the whole reactor that are in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        let load = self.ring.borrow().load();
+        load.transfers + load.syncs
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("events", &self.queue.borrow().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A descriptor under watch; dropping it ends the watch. An event that had already come may still be told.
+#[must_use = "dropping it ends the watch"]
+pub struct Watch {
+    ring: Weak<RefCell<Ring>>,
+    number: (u32, u64),
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(ring) = self.ring.upgrade() {
+            ring.borrow_mut().unwatch(self.number);
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! Faults and orders that must not lose data, one by one.
+
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::map::MapOp;
+use archipelago_protocol::object::{ObjectOp, ObjectRequest};
+use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeOp, Volumes};
+
+use super::fakes::{OWN, PARENT};
+use super::world::{SIZE, World};
+use crate::ControlEvent;
+
+const WRITE: VolumeOp = VolumeOp::Write { durable: false };
+const FUA: VolumeOp = VolumeOp::Write { durable: true };
+
+/// Answers the first request of `op` that waits for the mapper.
+fn map_answers(world: &mut World, op: MapOp) {
+    world.poll();
+    let index = world
+        .map_index(op)
+        .unwrap_or_else(|| panic!("{op:?} is asked"));
+    world.map_step(index, None);
+    world.poll();
+}
+
+fn object_answers(world: &mut World, op: ObjectOp) {
+    world.poll();
+    let index = world
+        .object_index(op)
+        .unwrap_or_else(|| panic!("{op:?} is asked"));
+    world.object_step(index, None);
+    world.poll();
+}
+
+/// Polls until nothing moves; the fakes answer nothing.
+fn poll_out(world: &mut World) {
+    while world.poll() {}
+}
+
+#[test]
+fn a_first_write_is_acknowledged_after_written_was_answered() {
+    let mut world = World::opened();
+    world.submit(WRITE, 0, 8192, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    object_answers(&mut world, ObjectOp::Write);
+    poll_out(&mut world);
+    assert!(world.results.is_empty());
+    while world.map_waiting() > 1 || world.object_waiting() > 0 || world.results.is_empty() {
+        if world.object_waiting() > 0 {
+            world.object_step(0, None);
+        } else {
+            assert!(world.results.is_empty());
+            world.map_step(0, None);
+        }
+        poll_out(&mut world);
+    }
+    let written = world
+        .map_log
+        .iter()
+        .filter(|request| request.op == MapOp::Written)
+        .count();
+    assert!(written >= 1);
+    assert!(
+        (0..2).all(|block| world.mapper.owns(block)),
+        "acknowledged: the map knows it"
+    );
+}
+
+#[test]
+fn a_commit_is_sent_after_the_last_sync_and_a_sync_after_the_cut() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.snapshot(1);
+    world.settle();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.submit(WRITE, 4096, 4096, &[]);
+    world.settle();
+    world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    poll_out(&mut world);
+    assert_eq!(world.object_waiting(), 0, "no sync before the cut is known");
+    map_answers(&mut world, MapOp::FlushBegin);
+    poll_out(&mut world);
+    assert_eq!(world.object_waiting(), 1);
+    assert!(
+        world.map_index(MapOp::FlushCommit).is_none(),
+        "no commit before the sync"
+    );
+    object_answers(&mut world, ObjectOp::Sync);
+    poll_out(&mut world);
+    assert!(world.map_index(MapOp::FlushCommit).is_some());
+    assert!(
+        world.pending[0].is_some(),
+        "not acknowledged before the commit"
+    );
+    world.settle();
+    assert!(world.pending.iter().all(Option::is_none));
+}
+
+#[test]
+fn flushes_that_come_during_a_round_share_the_next_one() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    poll_out(&mut world);
+    world.submit(WRITE, 4096, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::FlushBegin);
+    while world.object_index(ObjectOp::Write).is_none() {
+        map_answers(&mut world, MapOp::Locate);
+    }
+    object_answers(&mut world, ObjectOp::Write);
+    map_answers(&mut world, MapOp::Written);
+    for _ in 0..5 {
+        world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    }
+    world.map_log.clear();
+    world.settle();
+    let begins = world
+        .map_log
+        .iter()
+        .filter(|request| request.op == MapOp::FlushBegin)
+        .count();
+    assert_eq!(begins, 1);
+    // What was written after the syncs of the first round were sent is synced by the second.
+    assert_eq!(
+        world
+            .object_log
+            .iter()
+            .filter(|request| request.op == ObjectOp::Sync)
+            .count(),
+        2
+    );
+    assert_eq!(world.results.len(), 7);
+}
+
+#[test]
+fn a_merge_waits_for_writes_in_flight_and_later_ones_wait_for_it() {
+    let zeroes = VolumeOp::WriteZeroes {
+        unmap: true,
+        durable: false,
+    };
+    for (other, offset, len) in [(WRITE, 0, 4096), (WRITE, 1024, 512), (zeroes, 0, 4096)] {
+        for order in 0..2 {
+            let mut world = World::opened();
+            let submit_other = |world: &mut World| world.submit(other, offset, len, &[]).unwrap();
+            if order == 0 {
+                submit_other(&mut world);
+            }
+            let merged = world.submit(WRITE, 512, 512, &[]).unwrap();
+            if order == 0 {
+                // The merge is located first, and may not read before the other is done.
+                poll_out(&mut world);
+                world.map_step(world.map_waiting() - 1, None);
+                poll_out(&mut world);
+                assert_eq!(world.map_waiting(), 1, "only the other is asked about");
+                assert_eq!(world.object_index(ObjectOp::Read), None);
+            } else {
+                poll_out(&mut world);
+                while world.object_index(ObjectOp::Read).is_none() {
+                    world.map_step(0, None);
+                    poll_out(&mut world);
+                }
+                submit_other(&mut world);
+                poll_out(&mut world);
+                assert_eq!(world.map_waiting(), 0, "waits for the merge");
+            }
+            world.settle();
+            assert_eq!(world.results.len(), 2);
+            assert!(world.results.contains(&(merged, Ok(()))));
+            world.read_all();
+        }
+    }
+    let mut world = World::opened();
+    for area in 0..16 {
+        world.submit(WRITE, 4096 * area + 512, 3584, &[]).unwrap();
+    }
+    world.settle();
+    world.read_all();
+}
+
+#[test]
+fn a_late_report_does_not_bring_back_what_was_cleared() {
+    let mut world = World::opened();
+    // Lands, and is not reported yet.
+    let slow = world.submit(WRITE, 0, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    object_answers(&mut world, ObjectOp::Write);
+    poll_out(&mut world);
+    assert!(world.map_index(MapOp::Written).is_some());
+    // Lands at the same place, and is answered.
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    object_answers(&mut world, ObjectOp::Write);
+    poll_out(&mut world);
+    world.map_step(world.map_waiting() - 1, None);
+    poll_out(&mut world);
+    assert_eq!(world.results.pop().map(|result| result.1), Some(Ok(())));
+    // Would be undone by the report.
+    world.submit(VolumeOp::Discard, 0, 8192, &[]).unwrap();
+    poll_out(&mut world);
+    assert!(world.map_index(MapOp::Zero).is_none());
+    // A write that comes later waits for the clear in turn.
+    let later = world.submit(WRITE, 4096, 4096, &[]).unwrap();
+    poll_out(&mut world);
+    assert!(world.map_index(MapOp::Locate).is_none());
+    world.settle();
+    assert_eq!(world.results[0], (slow, Ok(())));
+    assert_eq!(world.results[2], (later, Ok(())));
+    world.read_all();
+}
+
+#[test]
+fn a_snapshot_waits_for_the_writes_that_were_located_before_it() {
+    let mut world = World::opened();
+    let old = world.submit(WRITE, 0, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    world.snapshot(7);
+    map_answers(&mut world, MapOp::SnapshotBegin);
+    // A write of the new epoch goes on, and nobody waits for it.
+    world.submit(WRITE, 4096, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    poll_out(&mut world);
+    assert_eq!(world.object_waiting(), 2);
+    assert_eq!(
+        world.object_index(ObjectOp::Sync),
+        None,
+        "the old epoch's write is in flight"
+    );
+    world.object_step(0, None);
+    poll_out(&mut world);
+    assert_eq!(
+        world.object_index(ObjectOp::Sync),
+        None,
+        "and not yet reported"
+    );
+    map_answers(&mut world, MapOp::Written);
+    assert_eq!(world.results, [(old, Ok(()))]);
+    poll_out(&mut world);
+    let sync = world.object_index(ObjectOp::Sync).expect("now it is");
+    assert!(world.map_index(MapOp::SnapshotCommit).is_none());
+    world.object_step(sync, None);
+    poll_out(&mut world);
+    assert!(world.map_index(MapOp::SnapshotCommit).is_some());
+    // A flush does not wait for the commit.
+    world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    poll_out(&mut world);
+    assert!(world.map_index(MapOp::FlushBegin).is_some());
+    world.settle();
+    assert_eq!(
+        world.control,
+        [ControlEvent::SnapshotDone {
+            id: 107,
+            token: 7,
+            result: Ok(())
+        }]
+    );
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.read_all();
+}
+
+#[test]
+fn a_failed_sync_fails_what_is_in_flight_and_the_volume_goes_on_from_what_is_durable() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
+    assert_eq!(world.run(WRITE, 0, 8192), Ok(()));
+    world.results.clear();
+    let flush = world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    world.snapshot(3);
+    map_answers(&mut world, MapOp::FlushBegin);
+    poll_out(&mut world);
+    let write = world.submit(WRITE, 0, 4096, &[]).unwrap();
+    world.settle_one_locate();
+    let sync = world.object_index(ObjectOp::Sync).unwrap();
+    world.object_step(sync, Some(ErrorCode::Io));
+    poll_out(&mut world);
+    assert!(
+        world.map_index(MapOp::Abandon).is_none(),
+        "a write is in flight"
+    );
+    let later = world.submit(WRITE, 8192, 4096, &[]).unwrap();
+    world.settle();
+    world.results.sort_unstable_by_key(|result| result.0);
+    let lost = Err(ErrorCode::SyncFailed);
+    assert_eq!(
+        world.results,
+        [(flush, lost), (write, lost), (later, Ok(()))]
+    );
+    assert!(matches!(
+        &world.control[..],
+        [ControlEvent::SnapshotDone { result: Err(_), .. }]
+    ));
+    let ops: Vec<MapOp> = world.map_log.iter().map(|request| request.op).collect();
+    let abandon = ops.iter().position(|op| *op == MapOp::Abandon).unwrap();
+    assert_eq!(ops[abandon + 1], MapOp::Open);
+    world.results.clear();
+    world.read_all();
+    assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
+}
+
+#[test]
+fn a_failed_commit_fails_the_flush_only_and_the_next_one_commits_again() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    map_answers(&mut world, MapOp::FlushBegin);
+    object_answers(&mut world, ObjectOp::Sync);
+    poll_out(&mut world);
+    let commit = world.map_index(MapOp::FlushCommit).unwrap();
+    world.map_step(commit, Some(ErrorCode::NoSpace));
+    world.settle();
+    assert_eq!(world.results.pop(), Some((0, Err(ErrorCode::NoSpace))));
+    world.map_log.clear();
+    assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
+    assert!(
+        world
+            .map_log
+            .iter()
+            .any(|request| request.op == MapOp::FlushBegin)
+    );
+}
+
+#[test]
+fn after_the_death_of_the_mapper_unfinished_requests_start_again_when_nothing_is_in_flight() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.submit(WRITE, 4096, 4096, &[]).unwrap();
+    world.submit(WRITE, 12288, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    map_answers(&mut world, MapOp::Locate);
+    poll_out(&mut world);
+    world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    poll_out(&mut world);
+    world.kill_mapper();
+    poll_out(&mut world);
+    // Submitted while nobody is there.
+    let late = world.submit(VolumeOp::Read, 16384, 4096, &[]).unwrap();
+    world.revive_mapper();
+    poll_out(&mut world);
+    assert_eq!(world.map_waiting(), 0, "two writes are in flight");
+    world.object_step(1, None);
+    world.object_step(0, None);
+    poll_out(&mut world);
+    assert_eq!((world.map_waiting(), world.results.len()), (1, 0));
+    world.map_log.clear();
+    world.map_step(0, None);
+    poll_out(&mut world);
+    let asked: Vec<u64> = (0..world.map_waiting())
+        .map(|_| world.map_step_offset())
+        .collect();
+    assert_eq!(
+        asked
+            .iter()
+            .filter(|offset| **offset > 0)
+            .copied()
+            .collect::<Vec<_>>(),
+        [4096, 12288, 16384]
+    );
+    world.recovery_syncs = false;
+    world.settle();
+    assert_eq!(
+        world
+            .results
+            .iter()
+            .filter(|result| result.1.is_ok())
+            .count(),
+        4
+    );
+    assert!(world.results.contains(&(late, Ok(()))));
+    let first_epoch =
+        |request: &ObjectRequest| request.op == ObjectOp::Sync && request.id.number == 7;
+    assert!(
+        world.object_log.iter().any(first_epoch),
+        "dirty stays dirty"
+    );
+    world.read_all();
+}
+
+#[test]
+fn a_stale_session_writes_no_more() {
+    let mut world = World::opened();
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    poll_out(&mut world);
+    world.map_step(0, Some(ErrorCode::Stale));
+    world.settle();
+    world.object_log.clear();
+    for op in [WRITE, FUA, VolumeOp::Discard, VolumeOp::Flush] {
+        assert_eq!(world.run(op, 0, 4096), Err(ErrorCode::Stale));
+    }
+    assert!(world.object_log.is_empty());
+    world.read_all();
+}
+
+#[test]
+fn an_object_that_the_map_knows_and_the_blocker_does_not_is_damage() {
+    let mut world = World::opened();
+    world
+        .blocker
+        .containers
+        .remove(&(PARENT, archipelago_protocol::Epoch(3)));
+    assert_eq!(world.run(VolumeOp::Read, 0, 4096), Err(ErrorCode::Damaged));
+    assert_eq!(world.run(WRITE, 512, 512), Err(ErrorCode::Damaged));
+    assert_eq!(world.run(VolumeOp::Read, 4096, 4096), Ok(()));
+    // And no write of a block that could not be merged.
+    assert!(
+        world
+            .object_log
+            .iter()
+            .all(|request| request.op == ObjectOp::Read)
+    );
+}
+
+#[test]
+fn an_error_fails_its_request_only() {
+    let mut world = World::opened();
+    for code in [ErrorCode::Io, ErrorCode::NoSpace] {
+        world.submit(WRITE, 0, 4096, &[]).unwrap();
+        world.submit(WRITE, 4096, 4096, &[]).unwrap();
+        map_answers(&mut world, MapOp::Locate);
+        map_answers(&mut world, MapOp::Locate);
+        world.object_step(0, Some(code));
+        world.settle();
+        world.results.sort_unstable_by_key(|result| result.0);
+        assert_eq!(world.results, [(0, Err(code)), (1, Ok(()))]);
+        world.results.clear();
+        assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
+    }
+    // A write that failed was not reported.
+    assert!(!world.mapper.owns(0));
+    world.read_all();
+}
+
+#[test]
+fn a_full_ring_and_a_blocker_that_is_away_only_delay() {
+    let mut world = World::new(1, 20480);
+    world.settle();
+    for area in 0..16 {
+        world
+            .submit(WRITE, area * 4096 + 512, 8192, &[700, 800])
+            .unwrap();
+    }
+    world.object_port.wire.borrow_mut().connected = false;
+    world.settle();
+    assert!(world.results.is_empty());
+    world.object_port.wire.borrow_mut().connected = true;
+    world.settle();
+    assert_eq!(world.results.len(), 16);
+    world.read_all();
+}
+
+#[test]
+fn volumes_take_turns_when_credits_are_short() {
+    let mut world = World::new(4, 1 << 20);
+    world.settle();
+    let busy = world.handle;
+    let other = world
+        .peer
+        .open(archipelago_protocol::Lineage(9), OpenMode::ReadOnly);
+    world.poll();
+    // The fake mapper knows one volume only: give the other its session by hand.
+    let reply = archipelago_protocol::map::MapReply {
+        values: [SIZE, 16],
+        ..archipelago_protocol::map::MapReply::done(500)
+    };
+    world.map_port.wire.borrow_mut().answer(0, reply.encode(0));
+    world.poll();
+    for area in 0..8 {
+        world
+            .submit(VolumeOp::Read, area * 4096, 4096, &[])
+            .unwrap();
+        let segment = archipelago_protocol::volume::Segment {
+            region: 1,
+            len: 512,
+            offset: 0,
+        };
+        let request = archipelago_protocol::volume::VolumeRequest {
+            op: VolumeOp::Read,
+            offset: area * 512,
+            len: 512,
+            segments: &[segment],
+        };
+        world.peer.submit(other, area, request).unwrap();
+    }
+    let mut order = Vec::new();
+    while world
+        .peer
+        .next_event(other)
+        .is_none_or(|event| matches!(event, VolumeEvent::Opened { .. }))
+    {
+        world.poll();
+        let wire = std::rc::Rc::clone(&world.map_port.wire);
+        let handle = wire.borrow().queue[0].1.handle;
+        order.push(handle);
+        let reply = archipelago_protocol::map::MapReply::failed(ErrorCode::Io);
+        wire.borrow_mut().answer(0, reply.encode(0));
+        assert!(order.len() <= 12, "the other volume starves: {order:?}");
+    }
+    assert_eq!(world.handle, busy);
+}
+
+#[test]
+fn a_volume_that_cannot_be_opened_says_so_once() {
+    let mut world = World::new(8, 1 << 20);
+    world.poll();
+    world.map_step(0, Some(ErrorCode::InUse));
+    world.settle();
+    let code = |event: VolumeEvent| match event {
+        VolumeEvent::Opened { result: Err(error) } => error.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(code(world.events.pop().unwrap()), ErrorCode::InUse);
+    assert_eq!(world.peer.status().counters[0].1, 0);
+    // A token for a volume that is not open here.
+    world.peer.snapshot(OWN, 1, 2);
+    world.settle();
+    assert!(matches!(
+        &world.control[..],
+        [ControlEvent::SnapshotDone {
+            id: 2,
+            result: Err(_),
+            ..
+        }]
+    ));
+}

@@ -1,0 +1,276 @@
+//! Damaged metadata is named and refused, and nothing is written over it.
+
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is all test"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use archipelago_bench::disk::Op;
+use archipelago_crash_tests::model::Model;
+use archipelago_crash_tests::node::Node;
+use archipelago_crash_tests::pattern::SECTOR;
+use archipelago_crash_tests::verifier::Verifier;
+
+const SIZE: usize = 16 << 20;
+
+/// Exit code of a command that met damaged data.
+const DAMAGED: i32 = 7;
+
+/// All files below `dir` that hold metadata: heads, logs and packs.
+fn metadata_files(dir: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if ["head", "log-", "pack-"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+            {
+                let content = fs::read(&path)?;
+                files.insert(path, content);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// How the error names a metadata file: its kind, and whose it is.
+fn named(path: &Path) -> Result<[String; 2]> {
+    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+    let (kind, lineage) = name(path)
+        .zip(path.parent().and_then(name))
+        .context("a metadata file lies in a lineage's directory")?;
+    let kind = kind.split('-').next().unwrap_or_default().to_owned();
+    // The catalogue is lineage 0.
+    if lineage.bytes().all(|digit| digit == b'0') {
+        return Ok([kind, "catalogue".to_owned()]);
+    }
+    Ok([kind, lineage])
+}
+
+/// Breaks one metadata file of a stopped node, and sees that a command which needs it names it, exits with
+/// [`DAMAGED`] and writes nothing; then mends it.
+fn refuses(
+    node: &Node,
+    good: &BTreeMap<PathBuf, Vec<u8>>,
+    path: &Path,
+    broken: &[u8],
+    command: &[&str],
+) -> Result<()> {
+    fs::write(path, broken)?;
+    // A damaged catalogue keeps the node from serving at all.
+    let started = node.output(&["--json", "node", "start"])?;
+    let output = if started.status.success() {
+        node.output(command)?
+    } else {
+        started
+    };
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // A node that never started has nothing to stop; one that serves may try to close what is damaged.
+    node.output(&["node", "stop"])?;
+    ensure!(
+        output.status.code() == Some(DAMAGED),
+        "exit {:?}, expected {DAMAGED}: {said}",
+        output.status.code()
+    );
+    for name in named(path)? {
+        ensure!(
+            said.contains(&name),
+            "the error does not say {name}: {said}"
+        );
+    }
+    // Only the catalogue's head may change when it is not what is damaged: each start of a mapper is noted in it.
+    let catalogue_head = good
+        .keys()
+        .find(|path| named(path).is_ok_and(|name| name == ["head", "catalogue"]))
+        .context("a pool has a catalogue")?;
+    let of_volume = named(path)?[1] != "catalogue";
+    for (other, content) in good {
+        let expected = if other == path { broken } else { content };
+        let same = fs::read(other)? == expected;
+        ensure!(
+            same || of_volume && other == catalogue_head,
+            "{} was written",
+            other.display()
+        );
+    }
+    for (path, content) in good {
+        fs::write(path, content)?;
+    }
+    Ok(())
+}
+
+/// Every metadata file of `kind`, broken in each of the ways that `breaks` gives.
+fn all_refused(
+    node: &Node,
+    kind: &str,
+    command: &[&str],
+    breaks: impl Fn(&[u8]) -> Vec<(&'static str, Vec<u8>)>,
+) -> Result<usize> {
+    let good = metadata_files(node.root())?;
+    let mut failures = Vec::new();
+    let mut rounds = 0;
+    for (path, content) in &good {
+        if named(path)?[0] != kind {
+            continue;
+        }
+        for (what, broken) in breaks(content) {
+            rounds += 1;
+            if let Err(error) = refuses(node, &good, path, &broken, command) {
+                failures.push(format!("{what} of {}: {error:#}", path.display()));
+                for (path, content) in &good {
+                    fs::write(path, content)?;
+                }
+            }
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(rounds)
+}
+
+/// A node with a volume that has been written, stopped or killed.
+fn written_node(kill: bool) -> Result<Node> {
+    let node = Node::start("fused")?;
+    let socket = node.create("disk", SIZE)?;
+    // A bad last batch of a log is what a crash leaves: each log gets more than one.
+    node.call(&["volume", "create", "other", "--size", "1M"])?;
+    let mut disk = Verifier::connect(&socket, Model::new(1, SIZE / SECTOR), 1)?;
+    for _ in 0..4 {
+        disk.run(40)?;
+        disk.flush()?;
+    }
+    if kill {
+        Node::kill(node.daemon()?)?;
+        return Ok(node);
+    }
+    drop(disk);
+    node.detach("disk")?;
+    node.call(&["volume", "snapshot", "disk", "before"])?;
+    node.call(&["node", "stop"])?;
+    Ok(node)
+}
+
+/// Reads all of the volume, which needs its head, its log and its map pages.
+const EXPORT: [&str; 5] = ["--json", "image", "export", "disk", "/dev/null"];
+
+#[test]
+fn damaged_heads_are_refused_by_name() -> Result<()> {
+    let node = written_node(false)?;
+    let rounds = all_refused(&node, "head", &EXPORT, |content| {
+        // Both slots: one bad slot of two is what a crash leaves, and is survived.
+        let mut flipped = content.to_vec();
+        for slot in flipped.chunks_mut(4096) {
+            slot[100] ^= 0x10;
+        }
+        vec![
+            ("bit flips", flipped),
+            ("foreign content", vec![0x5a; content.len()]),
+            ("truncation to 100 bytes", content[..100].to_vec()),
+        ]
+    })?;
+    ensure!(rounds == 6, "the volume and the catalogue have a head each");
+    node.call(&["node", "start"])?;
+    node.call(&EXPORT).map(drop)
+}
+
+#[test]
+fn damaged_packs_are_refused_by_name() -> Result<()> {
+    let node = written_node(false)?;
+    let rounds = all_refused(&node, "pack", &EXPORT, |content| {
+        let used = content.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+        let mut flipped = content.to_vec();
+        flipped[used] ^= 1;
+        vec![
+            ("a bit flip", flipped),
+            ("truncation", content[..used / 2].to_vec()),
+            ("truncation to nothing", Vec::new()),
+        ]
+    })?;
+    ensure!(rounds >= 3, "a volume closed cleanly has map pages");
+    node.call(&["node", "start"])?;
+    node.call(&EXPORT).map(drop)
+}
+
+#[test]
+fn damaged_logs_are_refused_by_name() -> Result<()> {
+    let node = written_node(true)?;
+    let rounds = all_refused(&node, "log", &EXPORT, |content| {
+        let mut flipped = content.to_vec();
+        flipped[60] ^= 1;
+        vec![
+            ("a bit flip before a good batch", flipped),
+            ("truncation", content[..4096].to_vec()),
+        ]
+    })?;
+    ensure!(rounds == 4, "the volume and the catalogue have a log each");
+    node.call(&["node", "start"])?;
+    node.call(&["volume", "info", "disk"]).map(drop)
+}
+
+#[test]
+fn a_full_pool_refuses_writes_and_goes_on_when_there_is_room() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let flags = nix::mount::MsFlags::empty();
+    if let Err(errno) = nix::mount::mount(
+        Some("tmpfs"),
+        dir.path(),
+        Some("tmpfs"),
+        flags,
+        Some("size=48m"),
+    ) {
+        println!("skipped: mounting a small tmpfs needs privileges: {errno}");
+        return Ok(());
+    }
+    let result = fill_and_go_on(dir.path());
+    nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH)?;
+    result
+}
+
+fn fill_and_go_on(pool: &Path) -> Result<()> {
+    let ballast = pool.join("ballast");
+    fs::write(&ballast, vec![1; 16 << 20])?;
+    let node = Node::start_on("fused", Some(&pool.join("pool")))?;
+    let socket = node.create("disk", 256 << 20)?;
+    let mut disk = archipelago_bench::compare::connect(&socket)?;
+    let patience = std::time::Duration::from_secs(20);
+    let write = |disk: &mut archipelago_bench::disk::Disk, piece: u64| {
+        disk.run(Op::Write, piece << 20, 1 << 20, patience)
+    };
+    disk.fill(0, &vec![7; 1 << 20])?;
+    let full = (0..64)
+        .find(|piece| write(&mut disk, *piece).is_err())
+        .context("48 MiB took 64 MiB")?;
+    ensure!(full >= 8, "full after {full} MiB only");
+    // What was written before reads on, and there is an answer to every request.
+    let mut data = vec![0; 1 << 20];
+    for piece in 0..full {
+        disk.run(Op::Read, piece << 20, 1 << 20, patience)?;
+        disk.take(0, &mut data)?;
+        ensure!(
+            data.iter().all(|byte| *byte == 7),
+            "MiB {piece} changed when the pool was full"
+        );
+    }
+    fs::remove_file(&ballast)?;
+    disk.fill(0, &vec![8; 1 << 20])?;
+    write(&mut disk, full).context("after room was made")?;
+    disk.run(Op::Flush, 0, 0, patience)
+        .context("after room was made")
+}

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the tests, the demo and the benchmark need. Says what it installs, nothing when all is there.
+# Without root it prints the line to run. Rust itself is not installed: rustup does that.
+set -euo pipefail
+
+# What each is for:
+#   gcc make libc6-dev      the linker of Rust, and fio for the guest
+#   qemu-system-x86         the virtual machine; its qemu-system-common brings qemu-storage-daemon
+#   qemu-utils              qemu-img, for the benchmark's qcow2 clone
+#   busybox-static cpio     the guest's first file system
+#   e2fsprogs util-linux    its tools, and the file systems of disk images
+#   grub-common             grub-mkimage: the boot loader on the bootable image
+#   binutils xz-utils       unpacking kernel and modules
+#   jq                      JSON in scripts
+packages=(
+    gcc make libc6-dev
+    qemu-system-x86 qemu-utils
+    busybox-static cpio
+    e2fsprogs util-linux
+    grub-common
+    binutils xz-utils zstd
+    jq ca-certificates
+)
+
+missing=()
+for package in "${packages[@]}"; do
+    status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "missing packages; as root run: apt-get update && apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+fi
+echo "installing: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    exit 1
+fi

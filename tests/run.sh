@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# `make test`: everything a release needs. Runs all stages, says how long each took, and at the end what failed and how to replay it.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+failures=()
+stage() {
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n==== %s: %s\n' "$name" "$*"
+    if "$@"; then
+        printf '==== %s: passed, %d s (total %d s)\n' "$name" $((SECONDS - began)) "$SECONDS"
+    else
+        printf '==== %s: FAILED, %d s (total %d s)\n' "$name" $((SECONDS - began)) "$SECONDS"
+        failures+=("$name: $*")
+    fi
+}
+
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target"
+target=$(realpath "$target")
+export ARCHIPELAGO_BIN_DIR=$target/release
+
+# loom replaces the atomics of the whole build: a target folder of its own.
+loom() {
+    RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$target/loom cargo test --package xseg --release --lib model::
+}
+
+stage packages tests/install/packages.sh
+stage check tests/check.sh
+stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli
+stage simulation cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
+stage loom loom
+stage whole-system cargo test --release --no-fail-fast --package archipelago-node --package archipelago-cli --package archipelago-vhost-user --test '*'
+stage crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
+stage guest-parts tests/vm/guest/build.sh
+# Two guests at a time: each emulated processor takes a core.
+stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2
+
+if [ ${#failures[@]} -gt 0 ]; then
+    printf '\ntest: %d stages failed in %d s; each runs alone (seeds are printed above, programs: export ARCHIPELAGO_BIN_DIR=%s):\n' \
+        ${#failures[@]} "$SECONDS" "$ARCHIPELAGO_BIN_DIR"
+    printf '  %s\n' "${failures[@]}"
+    exit 1
+fi
+printf '\ntest: all stages passed in %d s\n' "$SECONDS"

@@ -1,0 +1,30 @@
+//! The production mapper over the simulated backend, against a model, with a crash at every backend call.
+//!
+//! * [`oracle`]: what may be read: the promises as a model.
+//! * [`plan`]: what a run does, random or enumerated.
+//! * [`machine`]: mapper, backend and tasks, interleaved by a seed.
+//! * [`volume`]: a small volume peer that follows the protocol.
+//! * [`journal`]: what survives the death of a process.
+//! * [`run`]: a plan carried out.
+//! * [`trouble`]: why a run ends early.
+//! * [`crashes`]: crash images of every crash point, recovered and judged.
+//!
+//! One design decision: a crash point is a clone of everything that survives, taken while the run goes on. So a run of
+//! hundreds of backend calls costs one pass, and each image is an independent little world.
+//!
+//! A failure prints the command that replays it.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "a test harness: it panics only on its own mistakes"
+)]
+
+pub mod crashes;
+pub mod journal;
+pub mod machine;
+pub mod oracle;
+pub mod plan;
+pub mod run;
+pub mod trouble;
+pub mod volume;

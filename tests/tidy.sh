@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# What neither compiler nor clippy checks: left-over notes, files and clocks where none belong, who may know whom. Reports every
+# finding. (Clocks and sleeping anywhere else: clippy.toml.)
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+found=0
+# Prints what it reads on standard input as findings of the rule $1.
+report() {
+    local line
+    while IFS= read -r line; do
+        printf '%s: %s\n' "$1" "$line"
+        found=$((found + 1))
+    done
+}
+
+sources() { git ls-files --cached --others --exclude-standard -- '*.rs'; }
+# Lines of Rust sources below the folders $2... that match $1, comments left out.
+code_with() {
+    local pattern=$1
+    shift
+    git ls-files --cached --others --exclude-standard -- "${@/%//*.rs}" |
+        xargs --no-run-if-empty grep --line-number --with-filename --extended-regexp -e "$pattern" |
+        grep --invert-match --extended-regexp '^[^:]+:[0-9]+: *//' || true
+}
+
+report 'left-over note' < <(git grep --untracked --line-number --extended-regexp -w -e 'FIXM[E]|XX[X]|TOD[O]' -- '*.rs' '*.sh' '*.toml' '*.md' || true)
+report 'unfinished code' < <(code_with '\b(todo|unimplemented)!\(' xseg peers drivers control bench tests)
+report 'codecs and state machines read no clock, no files' < <(code_with '^[^"]*(Instant::now|SystemTime::now|std::fs|File::open)' peers/mapper/src peers/volume/src peers/protocol/src |
+    grep --invert-match --extended-regexp '/tests?(/|\.rs)' || true)
+report 'unsafe code outside its places' < <(sources | grep 'src/lib\.rs$' | grep --invert-match --extended-regexp '^(xseg|peers/runtime)/' |
+    xargs --no-run-if-empty grep --files-without-match --extended-regexp 'forbid\(unsafe_code\)|deny\(unsafe_code\)' || true)
+report 'lints of the workspace not taken' < <(git ls-files --cached --others --exclude-standard -- '*/Cargo.toml' |
+    xargs --no-run-if-empty grep --files-without-match --fixed-strings '[lints]' || true)
+report 'a shell script that does not stop at a failure' < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run |
+    xargs --no-run-if-empty grep --files-without-match --extended-regexp '^set -[eu]*uo? ?pipefail|^set -euo pipefail|^#!/bin/busybox|^# What the tests ask a guest' || true)
+
+# Who may know whom (DESIGN of the layers: ARCHITECTURE.md). Normal dependencies; tests may use what they replace.
+metadata=$(cargo metadata --format-version 1 --no-deps --offline 2>/dev/null || cargo metadata --format-version 1 --no-deps)
+edges=$(jq --raw-output '
+    (.workspace_root + "/") as $root
+    | (.packages | map({ key: .name, value: (.manifest_path | ltrimstr($root) | rtrimstr("/Cargo.toml")) }) | from_entries) as $home
+    | .packages[] | $home[.name] as $from
+    | .dependencies[] | select(.kind == null and $home[.name] != null)
+    | $from + " " + $home[.name]' <<<"$metadata")
+
+report 'forbidden dependency' < <(while read -r from to; do
+    case "$from $to" in
+    'peers/protocol peers/'*) echo "$from -> $to" ;;
+    # Only these wire parts together.
+    control/* | tests/* | bench*) continue ;;
+    # What all share.
+    'peers/'*' peers/protocol' | 'peers/'*' xseg' | 'drivers/'*' peers/protocol' | 'drivers/'*' xseg') continue ;;
+    'peers/'*' peers/runtime' | 'drivers/'*' peers/runtime') continue ;;
+    # A backend implements the contract.
+    'peers/blocker-'*' peers/blocker') continue ;;
+    *) echo "$from -> $to" ;;
+    esac
+done <<<"$edges")
+
+if [ "$found" -gt 0 ]; then
+    echo "tidy: $found findings"
+    exit 1
+fi

@@ -1,0 +1,105 @@
+# What the tests ask a guest to do. Sourced by its init; each function fails with a word about what is wrong.
+
+# Busybox takes its own programs of the same name first, whatever the path says.
+for tool in blkdiscard fstrim blockdev lsblk mke2fs e2fsck; do
+    eval "$tool() { /tools/$tool \"\$@\"; }"
+done
+
+fail() { echo "FAILED: $*"; return 1; }
+
+# Waits until the condition $2... holds, for $1 seconds of the guest's time.
+await() {
+    local deadline=$(($(date +%s) + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$(date +%s)" -lt "$deadline" ] || { fail "not within the time: $*"; return 1; }
+        usleep 50000
+    done
+}
+
+is_disk() { [ -b "/dev/$1" ]; }
+is_gone() { [ ! -e "/sys/block/$1" ]; }
+sectors_are() { [ "$(cat "/sys/block/$1/size")" = "$2" ]; }
+
+# No block or file system error since the boot.
+no_errors() {
+    ! dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|Buffer I/O|JBD2.*(error|abort)|blk_update_request|timed out|BUG:|hung task'
+}
+
+# A file system on $1, mounted on /mnt.
+make_fs() { mkfs.ext4 -q -F "$1" && mount -t ext4 "$1" /mnt; }
+
+check_fs() { e2fsck -fn "$1" >/tmp/fsck.log 2>&1 || { cat /tmp/fsck.log; fail "e2fsck of $1"; }; }
+
+# Replays the journal of a file system that was not unmounted, then checks that nothing else is wrong.
+recover_fs() { mount -t ext4 "$1" /mnt && umount /mnt && check_fs "$1"; }
+
+# $1 files of $2 KiB of noise and their sums, all on the medium when it returns.
+make_files() {
+    mkdir -p /mnt/files && (
+        cd /mnt/files || exit 1
+        for i in $(seq "$1"); do head -c "$(($2 * 1024))" /dev/urandom >"f$i" || exit 1; done
+        md5sum f* >sums
+    ) && sync
+}
+
+check_files() { (cd /mnt/files && md5sum -c -s sums) || fail "files differ from their sums"; }
+
+# Verified random I/O: fio writes blocks with a crc32c each, then reads all of them back. More options may follow.
+verify() {
+    local target=$1 size=$2
+    shift 2
+    fio --name=verify --filename="$target" --size="$size" --rw=randwrite --bsrange=512-64k --ioengine=io_uring --iodepth=16 \
+        --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0 --norandommap=0 --serialize_overlap=1 \
+        --output=/tmp/fio.log --eta=never --allow_mounted_write=1 "$@" || { tail -n 30 /tmp/fio.log; dmesg | tail -n 5; fail "fio"; }
+}
+
+# The same in the background, over and over until stop_load; its result is asked for by end_load.
+start_load() {
+    rm -f /tmp/stop /tmp/load.result /tmp/load.passes
+    (
+        passes=0
+        while [ ! -e /tmp/stop ]; do
+            verify "$@" >/tmp/load.log 2>&1 || { echo failed >/tmp/load.result; exit 1; }
+            passes=$((passes + 1))
+            echo $passes >/tmp/load.passes
+        done
+        echo passed >/tmp/load.result
+    ) &
+}
+load_passes() { cat /tmp/load.passes 2>/dev/null || echo 0; }
+end_load() {
+    touch /tmp/stop
+    await 300 test -e /tmp/load.result || return 1
+    [ "$(cat /tmp/load.result)" = passed ] || { cat /tmp/load.log; fail "verified load"; }
+}
+
+# Requests in flight on disk $1.
+in_flight() { awk '{ print $1 + $2 }' "/sys/block/$1/inflight"; }
+
+is_zero() {
+    local device=$1 skip=$2 count=$3
+    dd if="$device" bs=512 skip="$skip" count="$count" 2>/dev/null | cmp -s -n "$((count * 512))" - /dev/zero
+}
+sum_of() { dd if="$1" bs=512 skip="$2" count="$3" 2>/dev/null | md5sum | cut -d' ' -f1; }
+
+# File system, verified I/O, trim, and zeroes at the granularity of a sector on a whole disk.
+battery() {
+    local disk=/dev/$1 before after
+    make_fs "$disk" && make_files 20 256 || return 1
+    verify /mnt/fio 32m || return 1
+    rm /mnt/fio
+    check_files && umount /mnt && check_fs "$disk" || return 1
+    mount -t ext4 "$disk" /mnt && fstrim -v /mnt && check_files && umount /mnt && check_fs "$disk" || return 1
+    blkdiscard -f -z "$disk" || return 1
+    is_zero "$disk" 0 131072 || fail "blkdiscard -z left data" || return 1
+    # A sector in the middle of a block: its neighbours stay.
+    dd if=/dev/urandom of="$disk" bs=64k count=16 oflag=direct 2>/dev/null
+    before=$(sum_of "$disk" 0 9)$(sum_of "$disk" 10 100)
+    blkdiscard -f -z -o $((9 * 512)) -l 512 "$disk" || return 1
+    blockdev --flushbufs "$disk"
+    after=$(sum_of "$disk" 0 9)$(sum_of "$disk" 10 100)
+    is_zero "$disk" 9 1 || fail "BLKZEROOUT of a sector left data" || return 1
+    [ "$before" = "$after" ] || fail "BLKZEROOUT of a sector touched its neighbours" || return 1
+    blkdiscard -f "$disk" && verify "$disk" 64m && no_errors
+}

@@ -1,0 +1,107 @@
+//! Sleep words and the rule of the bell: who publishes wakes a sleeper, once, and nobody else.
+//!
+//! The race: the publisher stores a cursor and then reads the other end's sleep word; the sleeper stores its sleep word
+//! and then reads the cursor. Each has a full fence between its store and its load, so at least one of them sees the
+//! other's store: either the bell is rung, or the sleeper finds the work and does not sleep.
+//!
+//! Invariants
+//! - A sleep word is odd while its owner sleeps or is about to; it only grows.
+//! - The publisher cannot clear it (it may only read it), so it remembers privately for which value it has rung.
+
+use std::sync::atomic::Ordering;
+
+use crate::ring::{OwnWords, Words};
+
+/// The end that may sleep.
+#[derive(Debug)]
+pub(crate) struct Sleeper<W> {
+    own: W,
+    word: usize,
+    value: u64,
+}
+
+impl<W: OwnWords> Sleeper<W> {
+    pub(crate) fn new(own: W, word: usize) -> Self {
+        Sleeper {
+            own,
+            word,
+            value: 0,
+        }
+    }
+
+    /// Announces sleep. After this the caller looks at all its inputs once more, and sleeps only if all are empty.
+    pub(crate) fn announce(&mut self) {
+        if self.value.is_multiple_of(2) {
+            self.value += 1;
+            self.own.store(self.word, self.value, Ordering::Relaxed);
+        }
+        // SeqCst: pairs with the fence in `Bell::needed`; see the race above.
+        self.own.full_fence();
+    }
+
+    /// Takes the announcement back. Whether there was one.
+    pub(crate) fn wake(&mut self) -> bool {
+        if self.value.is_multiple_of(2) {
+            return false;
+        }
+        self.value += 1;
+        // Relaxed: seen late it costs a bell too many, never one too few.
+        self.own.store(self.word, self.value, Ordering::Relaxed);
+        true
+    }
+}
+
+/// The end that rings.
+#[derive(Debug)]
+pub(crate) struct Bell<R> {
+    peer: R,
+    word: usize,
+    rung: u64,
+}
+
+impl<R: Words> Bell<R> {
+    pub(crate) fn new(peer: R, word: usize) -> Self {
+        // 0 is even, so it is no value for which a bell is rung.
+        Bell {
+            peer,
+            word,
+            rung: 0,
+        }
+    }
+
+    /// Whether the bell must be rung, after something was published.
+    pub(crate) fn needed(&mut self) -> bool {
+        // SeqCst: pairs with the fence in `Sleeper::announce`; see the race above.
+        self.peer.full_fence();
+        let value = self.peer.load(self.word, Ordering::Relaxed);
+        let needed = !value.is_multiple_of(2) && value != self.rung;
+        if needed {
+            self.rung = value;
+        }
+        needed
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::tests::VecWords;
+
+    #[test]
+    fn the_bell_rings_once_per_sleep() {
+        let words = VecWords::new(1);
+        let mut sleeper = Sleeper::new(words.clone(), 0);
+        let mut bell = Bell::new(words, 0);
+        assert!(!bell.needed(), "nobody sleeps");
+        for _ in 0..3 {
+            sleeper.announce();
+            sleeper.announce();
+            assert!(bell.needed());
+            assert!(!bell.needed(), "rung already");
+            assert!(sleeper.wake());
+            assert!(!sleeper.wake());
+            assert!(!bell.needed());
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Ring entries: 64 bytes down, 32 bytes up, inline, little-endian words.
+//!
+//! Invariants
+//! - An entry is eight (four) 64-bit words; a transport moves words and never looks inside, but for the tag.
+//! - `tag` belongs to the port: it is written by the client's port and echoed by the server's.
+//!
+//! Word layout: `docs/segment-format.md`, version 1.
+
+/// Words of a submission: 64 bytes, one cache line.
+pub const SUBMISSION_WORDS: usize = 8;
+/// Words of a completion: 32 bytes, two to a cache line.
+pub const COMPLETION_WORDS: usize = 4;
+
+/// A request on its way from a client to a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Submission {
+    /// Slot (low 16 bits) and sequence (high 48 bits) of the client's private table. Set by the port.
+    pub tag: u64,
+    /// What to do; the numbers belong to the protocol spoken on the channel.
+    pub op: u8,
+    /// Modifiers of `op`.
+    pub flags: u8,
+    /// Entries of the scatter list that stands at (`region`, `region_offset`); 0: that place is the buffer itself.
+    pub count: u16,
+    /// Length of the data in bytes.
+    pub len: u32,
+    /// What the request is about: a handle from the server's private table.
+    pub handle: u32,
+    /// Memory region of the data, or of the scatter list.
+    pub region: u32,
+    /// Offset in what the handle names, in bytes.
+    pub offset: u64,
+    /// Offset in the region, in bytes.
+    pub region_offset: u64,
+    /// Further operands.
+    pub args: [u64; 3],
+}
+
+impl Submission {
+    /// The entry as words, in ring order.
+    #[must_use]
+    pub fn to_words(&self) -> [u64; SUBMISSION_WORDS] {
+        let head = u64::from(self.op)
+            | u64::from(self.flags) << 8
+            | u64::from(self.count) << 16
+            | u64::from(self.len) << 32;
+        let place = u64::from(self.handle) | u64::from(self.region) << 32;
+        [
+            self.tag,
+            head,
+            place,
+            self.offset,
+            self.region_offset,
+            self.args[0],
+            self.args[1],
+            self.args[2],
+        ]
+    }
+
+    /// The entry that `words` hold. Every bit pattern is an entry: what it asks for is judged by the server.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields are cut out of packed words"
+    )]
+    pub fn from_words(words: [u64; SUBMISSION_WORDS]) -> Self {
+        let [tag, head, place, offset, region_offset, a, b, c] = words;
+        Submission {
+            tag,
+            op: head as u8,
+            flags: (head >> 8) as u8,
+            count: (head >> 16) as u16,
+            len: (head >> 32) as u32,
+            handle: place as u32,
+            region: (place >> 32) as u32,
+            offset,
+            region_offset,
+            args: [a, b, c],
+        }
+    }
+}
+
+/// The one answer to a submission.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Completion {
+    /// The submission's tag.
+    pub tag: u64,
+    /// Not negative: success, usually a count of bytes. Negative: an error code of the channel's protocol.
+    pub result: i32,
+    /// Modifiers of the result.
+    pub flags: u32,
+    /// Further results.
+    pub values: [u64; 2],
+}
+
+impl Completion {
+    /// The entry as words, in ring order.
+    #[must_use]
+    pub fn to_words(&self) -> [u64; COMPLETION_WORDS] {
+        let head = u64::from(self.result.cast_unsigned()) | u64::from(self.flags) << 32;
+        [self.tag, head, self.values[0], self.values[1]]
+    }
+
+    /// The entry that `words` hold. Every bit pattern is an entry.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields are cut out of packed words"
+    )]
+    pub fn from_words(words: [u64; COMPLETION_WORDS]) -> Self {
+        let [tag, head, a, b] = words;
+        Completion {
+            tag,
+            result: (head as u32).cast_signed(),
+            flags: (head >> 32) as u32,
+            values: [a, b],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_survive_the_way_through_words() {
+        let submission = Submission {
+            tag: 1,
+            op: 2,
+            flags: 3,
+            count: 4,
+            len: 5,
+            handle: 6,
+            region: 7,
+            offset: 8,
+            region_offset: 9,
+            args: [10, 11, 12],
+        };
+        assert_eq!(Submission::from_words(submission.to_words()), submission);
+        let completion = Completion {
+            tag: 1,
+            result: -2,
+            flags: 3,
+            values: [4, 5],
+        };
+        assert_eq!(Completion::from_words(completion.to_words()), completion);
+    }
+}

@@ -1,0 +1,176 @@
+//! Files that are truncated under a mapping: an access beyond the new end is a SIGBUS, which would end the process.
+//!
+//! A front end can truncate the file of its guest's memory at any time, so one hostile front end could end a process
+//! that serves many. The handler maps a zero page of our own over the missing one and marks the mapping as damaged:
+//! the access goes on, its owner finds the mark and stops serving that guest.
+//!
+//! Invariants
+//! - The handler uses only what is async-signal-safe: atomics of a fixed table, `mmap`, `sigaction`, and it keeps `errno`.
+//! - Faults outside registered mappings, and machine checks, end the process as they always did.
+//! - An entry is taken out before its addresses are unmapped, so a fault never finds a mapping that is gone.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+
+/// Mappings watched at most: all regions that the channels of a process can name twice over, 24 bytes each.
+const ENTRIES: usize = 32_768;
+
+const FREE: u8 = 0;
+const CHANGING: u8 = 1;
+const USED: u8 = 2;
+
+struct Watched {
+    state: AtomicU8,
+    damaged: AtomicBool,
+    base: AtomicUsize,
+    len: AtomicUsize,
+}
+
+static TABLE: [Watched; ENTRIES] = [const {
+    Watched {
+        state: AtomicU8::new(FREE),
+        damaged: AtomicBool::new(false),
+        base: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+    }
+}; ENTRIES];
+/// No entry at or beyond this was ever used: how far the handler has to look.
+static USED_END: AtomicUsize = AtomicUsize::new(0);
+
+/// A mapping's place in the table; dropping it frees the place.
+#[derive(Debug)]
+pub(super) struct Entry(usize);
+
+impl Entry {
+    pub(super) fn is_damaged(&self) -> bool {
+        // Relaxed: a flag that stands for itself. The thread that faulted sees it after the access that did.
+        TABLE[self.0].damaged.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        TABLE[self.0].state.store(FREE, Ordering::Release);
+    }
+}
+
+/// Enters a mapping. `None`: the table is full, and the mapping unguarded.
+pub(super) fn register(base: usize, len: usize) -> Option<Entry> {
+    for (index, watched) in TABLE.iter().enumerate() {
+        let taken =
+            watched
+                .state
+                .compare_exchange(FREE, CHANGING, Ordering::Acquire, Ordering::Relaxed);
+        if taken.is_ok() {
+            watched.damaged.store(false, Ordering::Relaxed);
+            watched.base.store(base, Ordering::Relaxed);
+            watched.len.store(len, Ordering::Relaxed);
+            // Release: pairs with the Acquire in `find`; base and length are complete.
+            watched.state.store(USED, Ordering::Release);
+            USED_END.fetch_max(index + 1, Ordering::Release);
+            return Some(Entry(index));
+        }
+    }
+    tracing::warn!(
+        entries = ENTRIES,
+        "too many mappings to guard against truncation"
+    );
+    None
+}
+
+/// The mapping that holds `address`.
+fn find(address: usize) -> Option<&'static Watched> {
+    TABLE[..USED_END.load(Ordering::Acquire).min(ENTRIES)]
+        .iter()
+        .find(|watched| {
+            watched.state.load(Ordering::Acquire) == USED
+                && address.wrapping_sub(watched.base.load(Ordering::Relaxed))
+                    < watched.len.load(Ordering::Relaxed)
+        })
+}
+
+/// Makes this process survive accesses to mappings whose file was truncated; see [`Region::is_damaged`].
+///
+/// Installs a SIGBUS handler, once; call it before serving memory of others.
+///
+/// # Errors
+/// What the kernel says to `sigaction`.
+///
+/// [`Region::is_damaged`]: crate::Region::is_damaged
+pub fn guard_against_truncation() -> io::Result<()> {
+    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+    INSTALLED
+        .get_or_init(install)
+        .map_err(io::Error::from_raw_os_error)
+}
+
+fn install() -> Result<(), i32> {
+    let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = on_bus_error;
+    // SAFETY: `sigaction` is plain data, for which zeros are the documented empty value.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler as usize;
+    // ONSTACK: a fault in deep recursion still finds a stack, if the thread has an alternative one.
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: `action` is initialised, the handler is async-signal-safe (see the module) and lives as long as the program.
+    if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) } < 0 {
+        return Err(io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EINVAL));
+    }
+    Ok(())
+}
+
+extern "C" fn on_bus_error(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the C library gives each thread its own `errno`, always at a valid address.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above: valid, and this thread's own.
+    let kept = unsafe { errno.read() };
+    // SAFETY: with SA_SIGINFO the kernel passes a complete siginfo that is there until the handler returns.
+    let info = unsafe { &*info };
+    // SAFETY: SIGBUS fills in the address, whatever its code.
+    let address = unsafe { info.si_addr() }.addr();
+    let code = info.si_code;
+    let repaired =
+        code == libc::BUS_ADRERR && find(address).is_some_and(|watched| replace(watched, address));
+    if !repaired {
+        // Returning to the faulting instruction ends the process now, as if there were no handler.
+        // SAFETY: plain system call; SIG_DFL is a valid disposition.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        if code <= 0 {
+            // Not a fault but sent by a process, so there is no instruction to return to.
+            // SAFETY: plain and async-signal-safe; blocked until the handler returns, and deadly then.
+            unsafe { libc::raise(libc::SIGBUS) };
+        }
+    }
+    // SAFETY: as above.
+    unsafe { errno.write(kept) };
+}
+
+/// Puts zeros of our own in place of the page at `address`, or of the whole mapping where single pages cannot be had
+/// (huge pages).
+fn replace(watched: &Watched, address: usize) -> bool {
+    const PAGE: usize = 4096;
+    let base = watched.base.load(Ordering::Relaxed);
+    let len = watched.len.load(Ordering::Relaxed);
+    watched.damaged.store(true, Ordering::Relaxed);
+    map_zeros(address & !(PAGE - 1), PAGE) || map_zeros(base, len)
+}
+
+fn map_zeros(start: usize, len: usize) -> bool {
+    // SAFETY: the range lies in a registered mapping, whose owner is alive (an entry is dropped before its mapping) and
+    // which is accessed only through copies and atomics that expect its bytes to change at any time.
+    let mapped = unsafe {
+        libc::mmap(
+            ptr::without_provenance_mut(start),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+            -1,
+            0,
+        )
+    };
+    mapped != libc::MAP_FAILED
+}

@@ -1,0 +1,46 @@
+//! The bell of one side: an eventfd that both processes hold.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// An eventfd takes its increment as a native integer: the kernel's interface, not a format of ours.
+#[expect(clippy::host_endian_bytes, reason = "the kernel's interface")]
+const ONE: [u8; 8] = 1u64.to_ne_bytes();
+
+/// An eventfd that wakes one side.
+#[derive(Debug)]
+pub(crate) struct BellFd(OwnedFd);
+
+impl BellFd {
+    pub(crate) fn new() -> io::Result<BellFd> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(BellFd(EventFd::from_value_and_flags(0, flags)?.into()))
+    }
+
+    /// Takes over a bell that the other side has made. It must not block us, whatever it is.
+    pub(crate) fn of_peer(fd: OwnedFd) -> io::Result<BellFd> {
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(BellFd(fd))
+    }
+
+    /// Wakes who watches. An error is no loss: a full counter is a bell that rings already, and a descriptor that is
+    /// no eventfd harms only the side that made it, which then sleeps on.
+    pub(crate) fn ring(&self) {
+        let _ringing_already = nix::unistd::write(&self.0, &ONE);
+    }
+
+    /// Silences the bell.
+    pub(crate) fn silence(&self) {
+        let _was_silent = nix::unistd::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for BellFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,516 @@
+//! The end of a shared channel that sends requests, over the deaths of any number of servers.
+//!
+//! | state | rings | requests submitted now |
+//! |---|---|---|
+//! | `Idle`: no connection; each call of `service` tries once | none | kept (`Replay`) or refused (`Report`) |
+//! | `Greeting`: hello sent | none | as above |
+//! | `Settling`: welcomed; regions go to the server | new, empty | as above |
+//! | `Live`: all regions are answered for | working | sent |
+//!
+//! `Settling` to `Live` sends what is in flight, in the order of submission: no request reaches a server before the regions
+//! that it names. Any state falls back to `Idle` when the server hangs up or breaks the protocol.
+//!
+//! Invariants
+//! - The private table is the truth. An answer that fits no entry breaks the connection.
+//! - Before what is in flight is sent again, the answers that the dead server had published are taken; its memory is given
+//!   up then, so nothing that it might still do is seen.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::Violation;
+use super::announced::Announced;
+use super::bell_fd::BellFd;
+use super::layout::{self, Direction, Header, RING_MAX};
+use super::message::{Message, Refusal};
+use super::socket::{self, Received, Watch};
+use crate::bell::{Bell, Sleeper};
+use crate::entry::{COMPLETION_WORDS, Completion, SUBMISSION_WORDS, Submission};
+use crate::inflight::InFlight;
+use crate::mapping::{OwnHalf, PeerHalf};
+use crate::port::{ClientPort, PortError};
+use crate::region::{Region, RegionId};
+use crate::ring::{Consumer, Producer};
+
+/// Messages handled per call, as at the server's.
+const MESSAGES_PER_CALL: usize = 64;
+/// What becomes of requests in flight when the server dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnServerDeath {
+    /// They are sent again to the next server, in order: for requests that may be done twice.
+    Replay,
+    /// They are forgotten, and the incarnation changes: the caller starts its work again.
+    Report,
+}
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// What the client wants to be served as; the meaning belongs to the callers.
+    pub role: u8,
+    /// Who the client is: a restarted client keeps the number, so that its server holds it back until the requests of
+    /// its former self are done.
+    pub client_id: u64,
+    /// Requests in flight at most: a power of two up to 4096.
+    pub ring_size: usize,
+    /// Length of the arena in bytes.
+    pub arena_len: usize,
+    /// What becomes of requests in flight when the server dies.
+    pub on_server_death: OnServerDeath,
+    /// Users that may be the server, besides this one and root.
+    pub allowed_uids: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Rings {
+    requests: Producer<SUBMISSION_WORDS, OwnHalf, PeerHalf>,
+    completions: Consumer<COMPLETION_WORDS, OwnHalf, PeerHalf>,
+    sleeper: Sleeper<OwnHalf>,
+    bell: Bell<PeerHalf>,
+}
+
+#[derive(Debug)]
+struct Session {
+    socket: OwnedFd,
+    own: OwnHalf,
+    request_bell: BellFd,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Greeting(Session),
+    Settling(Session, Rings),
+    Live(Session, Rings),
+}
+
+/// What becomes of answers that a server had published before its connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Published {
+    /// It died: they are as good as any.
+    Taken,
+    /// It lied: its requests go to another one.
+    Distrusted,
+}
+
+/// The end of a channel that sends requests to a server in another process.
+#[derive(Debug)]
+pub struct SharedClient {
+    path: PathBuf,
+    options: ConnectOptions,
+    arena: Region,
+    state: State,
+    inflight: InFlight,
+    /// Answers of a dead server that the caller has not taken yet.
+    drained: VecDeque<(u64, Completion)>,
+    regions: Announced,
+    incarnation: u64,
+    completion_bell: BellFd,
+    watch: Watch,
+    violations: u64,
+    last_violation: Option<Violation>,
+    refusal: Option<u64>,
+}
+
+impl SharedClient {
+    /// Makes the client's end of a channel to the server at `path` and says hello, if a server is there already. Never
+    /// waits: the rest happens in [`SharedClient::service`], in whatever order the two processes start.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a ring size that is no power of two up to 4096; what the kernel says to making memory.
+    pub fn connect(path: &Path, options: ConnectOptions) -> io::Result<SharedClient> {
+        let size = options.ring_size;
+        if !size.is_power_of_two() || size > RING_MAX {
+            let text = format!("ring size {size} is not a power of two in 1..={RING_MAX}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let mut client = SharedClient {
+            path: path.to_owned(),
+            arena: Region::anonymous(options.arena_len)?,
+            state: State::Idle,
+            inflight: InFlight::new(size),
+            drained: VecDeque::with_capacity(size),
+            regions: Announced::default(),
+            incarnation: 1,
+            completion_bell: BellFd::new()?,
+            watch: Watch::new()?,
+            violations: 0,
+            last_violation: None,
+            refusal: None,
+            options,
+        };
+        client.greet();
+        Ok(client)
+    }
+
+    /// What to watch for reading: the bell, and the socket behind a descriptor of its own. Neither ever changes.
+    #[must_use]
+    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.completion_bell.as_fd(), self.watch.as_fd()]
+    }
+
+    /// Requests submitted so far.
+    #[must_use]
+    pub fn submitted(&self) -> u64 {
+        self.inflight.entered()
+    }
+
+    /// Requests submitted whose completion has not been taken.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.inflight.len() + self.drained.len()
+    }
+
+    /// How often a server broke the protocol, and how it did last.
+    #[must_use]
+    pub fn violations(&self) -> (u64, Option<Violation>) {
+        (self.violations, self.last_violation)
+    }
+
+    /// Whether the server that is there speaks another version: waiting does not help.
+    #[must_use]
+    pub fn is_refused_for_version(&self) -> bool {
+        self.refusal == Some(Refusal::Version as u64)
+    }
+
+    /// Handles what came over the socket, notices the server's death, and connects again. To be called when the second
+    /// of [`SharedClient::fds`] is readable, and on every tick while the port is not connected. `true`: there may be
+    /// more, call again.
+    pub fn service(&mut self) -> bool {
+        if matches!(self.state, State::Idle) {
+            self.greet();
+        }
+        let mut more = true;
+        for _ in 0..MESSAGES_PER_CALL {
+            let (State::Greeting(session) | State::Settling(session, _) | State::Live(session, _)) =
+                &self.state
+            else {
+                more = false;
+                break;
+            };
+            match socket::next(&session.socket) {
+                Received::Nothing => {
+                    more = false;
+                    break;
+                }
+                Received::HungUp | Received::Message(Message::Goodbye, _) => {
+                    self.lost(Published::Taken);
+                    // Its successor may be there already.
+                    self.greet();
+                }
+                Received::Message(message, descriptors) => self.handle(message, descriptors),
+                Received::Unreadable(_) => self.violated(Violation::Message),
+            }
+        }
+        self.send_regions();
+        self.go_live();
+        more
+    }
+
+    /// Tries to connect once.
+    fn greet(&mut self) {
+        let Ok(socket) = socket::connect_to(&self.path) else {
+            return;
+        };
+        match self.hello(socket) {
+            Ok(session) => self.state = State::Greeting(session),
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot greet the server");
+            }
+        }
+    }
+
+    fn hello(&mut self, socket: OwnedFd) -> io::Result<Session> {
+        if !socket::admitted(&socket, &self.options.allowed_uids)?.0 {
+            self.violations += 1;
+            self.last_violation = Some(Violation::Credentials);
+            return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+        }
+        let own = OwnHalf::new(layout::memory_len(self.options.ring_size))?;
+        self.header(Direction::ClientToServer).write(&own);
+        let request_bell = BellFd::new()?;
+        let hello = Message::Hello {
+            role: self.options.role,
+            client_id: self.options.client_id,
+            incarnation: self.incarnation,
+            size: self.options.ring_size as u64,
+            arena_len: self.arena.len(),
+        };
+        let descriptors = [
+            own.descriptor().as_fd(),
+            self.arena.descriptor().0.as_fd(),
+            request_bell.as_fd(),
+            self.completion_bell.as_fd(),
+        ];
+        socket::send(&socket, &hello, &descriptors)?;
+        self.watch.add(&socket)?;
+        Ok(Session {
+            socket,
+            own,
+            request_bell,
+        })
+    }
+
+    fn header(&self, direction: Direction) -> Header {
+        Header {
+            direction,
+            size: self.options.ring_size,
+            client_id: self.options.client_id,
+            incarnation: self.incarnation,
+        }
+    }
+
+    fn handle(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        match message {
+            Message::Welcome {
+                client_id,
+                incarnation,
+            } if client_id == self.options.client_id && incarnation == self.incarnation => {
+                if let Err(violation) = self.settle(descriptors) {
+                    self.violated(violation);
+                }
+            }
+            Message::Refused { reason } if matches!(self.state, State::Greeting(_)) => {
+                if self.refusal != Some(reason) {
+                    tracing::error!(path = %self.path.display(), reason, "the server turned this client away");
+                }
+                self.refusal = Some(reason);
+                self.state = State::Idle;
+            }
+            Message::RegionAck { serial, errno, .. }
+                if !matches!(self.state, State::Greeting(_)) =>
+            {
+                self.regions.acknowledged(serial, errno);
+            }
+            _ => self.violated(Violation::Message),
+        }
+    }
+
+    /// Takes the server's memory into use.
+    fn settle(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Violation> {
+        let [memory] =
+            <[OwnedFd; 1]>::try_from(descriptors).map_err(|_count| Violation::Message)?;
+        let size = self.options.ring_size;
+        let State::Greeting(session) = std::mem::replace(&mut self.state, State::Idle) else {
+            return Err(Violation::Message);
+        };
+        let peer =
+            PeerHalf::new(memory, layout::memory_len(size)).map_err(|_error| Violation::Memory)?;
+        if !self.header(Direction::ServerToClient).is_in(&peer) {
+            return Err(Violation::Header);
+        }
+        let own = session.own.clone();
+        let rings = Rings {
+            requests: Producer::new(own.clone(), peer.clone(), layout::request_ring(size)),
+            completions: Consumer::new(own.clone(), peer.clone(), layout::completion_ring(size)),
+            sleeper: Sleeper::new(own, layout::SLEEP),
+            bell: Bell::new(peer, layout::SLEEP),
+        };
+        self.refusal = None;
+        self.regions.start_again();
+        self.state = State::Settling(session, rings);
+        Ok(())
+    }
+
+    fn send_regions(&mut self) {
+        if let State::Settling(session, _) | State::Live(session, _) = &self.state {
+            self.regions.send(&session.socket);
+        } else {
+            self.regions.keep_silent();
+        }
+    }
+
+    /// Sends what is in flight, once the server has all regions.
+    fn go_live(&mut self) {
+        if !matches!(self.state, State::Settling(..)) || !self.regions.are_answered() {
+            return;
+        }
+        let State::Settling(session, rings) = std::mem::replace(&mut self.state, State::Idle)
+        else {
+            return;
+        };
+        self.state = State::Live(session, rings);
+        for submission in self.inflight.in_order() {
+            self.send(&submission);
+        }
+        self.publish();
+    }
+
+    fn send(&mut self, submission: &Submission) {
+        let State::Live(_, rings) = &mut self.state else {
+            return;
+        };
+        // As many entries as credits: only a server that lies about its cursor can leave no room.
+        if rings.requests.push(submission.to_words()).is_err() {
+            self.violated(Violation::Cursor);
+        }
+    }
+
+    /// The server broke the protocol: it gets no second message. The next tick looks for another.
+    fn violated(&mut self, violation: Violation) {
+        tracing::warn!(path = %self.path.display(), %violation, "channel closed: its server broke the protocol");
+        self.violations += 1;
+        self.last_violation = Some(violation);
+        self.lost(Published::Distrusted);
+    }
+
+    /// Ends the connection.
+    fn lost(&mut self, published: Published) {
+        let state = std::mem::replace(&mut self.state, State::Idle);
+        let (State::Settling(_, mut rings) | State::Live(_, mut rings)) = state else {
+            return;
+        };
+        match self.options.on_server_death {
+            OnServerDeath::Report => {
+                self.inflight.clear();
+                self.drained.clear();
+            }
+            OnServerDeath::Replay => {
+                // Bounded by the table: each turn takes one request out of it.
+                while published == Published::Taken
+                    && let Ok(Some(words)) = rings.completions.pop()
+                {
+                    let completion = Completion::from_words(words);
+                    let Some(cookie) = self.inflight.take(&completion) else {
+                        break;
+                    };
+                    self.drained.push_back((cookie, completion));
+                }
+            }
+        }
+        self.incarnation += 1;
+        self.regions.start_again();
+    }
+
+    fn keeps_requests(&self) -> bool {
+        self.options.on_server_death == OnServerDeath::Replay
+            || matches!(self.state, State::Live(..))
+    }
+}
+
+impl ClientPort for SharedClient {
+    fn credits(&self) -> usize {
+        if self.keeps_requests() {
+            self.inflight.free().saturating_sub(self.drained.len())
+        } else {
+            0
+        }
+    }
+
+    fn submit(&mut self, cookie: u64, submission: Submission) -> Result<(), PortError> {
+        if !self.keeps_requests() {
+            return Err(PortError::Broken);
+        }
+        if self.inflight.free() <= self.drained.len() {
+            return Err(PortError::Full);
+        }
+        let submission = self
+            .inflight
+            .enter(cookie, submission)
+            .ok_or(PortError::Full)?;
+        self.send(&submission);
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        if let State::Live(session, rings) = &mut self.state {
+            // Room for completions first, then requests that will need it.
+            rings.completions.publish();
+            if rings.requests.publish() && rings.bell.needed() {
+                session.request_bell.ring();
+            }
+        }
+    }
+
+    fn complete(&mut self) -> Option<(u64, Completion)> {
+        if let Some(answer) = self.drained.pop_front() {
+            return Some(answer);
+        }
+        let State::Live(_, rings) = &mut self.state else {
+            return None;
+        };
+        let Ok(words) = rings.completions.pop() else {
+            self.violated(Violation::Cursor);
+            return None;
+        };
+        let completion = Completion::from_words(words?);
+        let Some(cookie) = self.inflight.take(&completion) else {
+            self.violated(Violation::Completion);
+            return None;
+        };
+        Some((cookie, completion))
+    }
+
+    fn add_region(&mut self, id: RegionId, region: Region) -> Result<(), PortError> {
+        debug_assert_ne!(id, RegionId::ARENA, "the arena belongs to the channel");
+        if !self.regions.add(id, region) {
+            return Err(PortError::Full);
+        }
+        self.send_regions();
+        Ok(())
+    }
+
+    fn region_ready(&self, id: RegionId) -> bool {
+        let live = matches!(self.state, State::Live(..));
+        live && (id == RegionId::ARENA || self.regions.is_ready(id))
+    }
+
+    fn remove_region(&mut self, id: RegionId) {
+        debug_assert_ne!(id, RegionId::ARENA, "the arena belongs to the channel");
+        self.regions.remove(id);
+        self.send_regions();
+    }
+
+    fn arena(&self) -> &Region {
+        &self.arena
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    fn is_connected(&self) -> bool {
+        matches!(self.state, State::Live(..))
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        if !self.drained.is_empty() {
+            return false;
+        }
+        let State::Live(_, rings) = &mut self.state else {
+            return true;
+        };
+        rings.sleeper.announce();
+        match rings.completions.refresh() {
+            Ok(false) => return true,
+            Ok(true) => {
+                rings.sleeper.wake();
+            }
+            Err(_cursor) => self.violated(Violation::Cursor),
+        }
+        false
+    }
+
+    fn wake(&mut self) {
+        let silence = match &mut self.state {
+            State::Live(_, rings) => rings.sleeper.wake(),
+            // Without rings at work nobody says when the bell rang, and it must not ring for ever.
+            _ => true,
+        };
+        if silence {
+            self.completion_bell.silence();
+        }
+    }
+}
+
+impl Drop for SharedClient {
+    fn drop(&mut self) {
+        if let State::Greeting(session) | State::Settling(session, _) | State::Live(session, _) =
+            &self.state
+        {
+            let _hang_up_says_it_too = socket::send(&session.socket, &Message::Goodbye, &[]);
+        }
+    }
+}

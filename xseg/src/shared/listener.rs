@@ -1,0 +1,175 @@
+//! Where clients of other processes arrive.
+//!
+//! Invariants
+//! - Nothing here blocks: a client that connects and says nothing occupies one of a bounded number of places.
+//! - The socket's file appears under its name only when it can be connected to, readable by its owner only.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{Backlog, UnixAddr, bind, listen};
+use std::os::fd::AsRawFd;
+
+use super::Violation;
+use super::message::{Message, Refusal, Unreadable};
+use super::server::{Greeting, SharedServer};
+use super::socket::{self, Received, Watch};
+
+/// Connections that have not said hello yet; one more drops the oldest. A node has three roles of peers and a few dozen
+/// endpoints at most.
+const PENDING_MAX: usize = 64;
+
+#[derive(Debug)]
+struct Pending {
+    socket: OwnedFd,
+    pid: i32,
+}
+
+/// A named socket to which clients connect.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    watch: Watch,
+    allowed_uids: Vec<u32>,
+    pending: Vec<Pending>,
+    refused: u64,
+    last_refusal: Option<Violation>,
+}
+
+impl Listener {
+    /// Listens at `path`, in place of a socket that a dead process has left there. Clients are admitted that run as this
+    /// user, as root, or as one of `allowed_uids`.
+    ///
+    /// The file stays behind when the listener is dropped: by then it may be a successor's.
+    ///
+    /// # Errors
+    /// `AddrInUse` if a living process listens there; else what the kernel says to the socket or its file.
+    pub fn bind(path: &Path, allowed_uids: &[u32]) -> io::Result<Listener> {
+        match socket::connect_to(path) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) => {}
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            _alive => return Err(io::ErrorKind::AddrInUse.into()),
+        }
+        let mut hidden = path.as_os_str().to_owned();
+        hidden.push("~");
+        let hidden = PathBuf::from(hidden);
+        match fs::remove_file(&hidden) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = socket::unconnected()?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(&hidden)?)?;
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
+        listen(&socket, Backlog::new(64)?)?;
+        fs::rename(&hidden, path)?;
+        let watch = Watch::new()?;
+        watch.add(&socket)?;
+        Ok(Listener {
+            listener: UnixListener::from(socket),
+            watch,
+            allowed_uids: allowed_uids.to_vec(),
+            pending: Vec::new(),
+            refused: 0,
+            last_refusal: None,
+        })
+    }
+
+    /// What to watch for reading; it covers connections on their way too, and never changes.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
+
+    /// Connections turned away so far, and why the last one was.
+    #[must_use]
+    pub fn refused(&self) -> (u64, Option<Violation>) {
+        (self.refused, self.last_refusal)
+    }
+
+    /// The next client that has said hello. Call it until it says `None`, whenever [`Listener::fd`] is readable.
+    pub fn accept(&mut self) -> Option<SharedServer> {
+        self.take_connections();
+        let mut index = 0;
+        while index < self.pending.len() {
+            let received = socket::next(&self.pending[index].socket);
+            if matches!(received, Received::Nothing) {
+                index += 1;
+                continue;
+            }
+            let Pending { socket, pid } = self.pending.remove(index);
+            match received {
+                Received::Message(
+                    Message::Hello {
+                        role,
+                        client_id,
+                        incarnation,
+                        size,
+                        arena_len,
+                    },
+                    descriptors,
+                ) => {
+                    let greeting = Greeting {
+                        role,
+                        client_id,
+                        incarnation,
+                        size,
+                        arena_len,
+                        pid,
+                    };
+                    match SharedServer::welcome(socket, greeting, descriptors) {
+                        Ok(server) => return Some(server),
+                        Err((socket, violation)) => self.refuse(&socket, Refusal::Hello, violation),
+                    }
+                }
+                Received::Unreadable(Unreadable::Version) => {
+                    self.refuse(&socket, Refusal::Version, Violation::Message);
+                }
+                Received::Message(..) | Received::Unreadable(Unreadable::Garbage) => {
+                    self.refuse(&socket, Refusal::Hello, Violation::Message);
+                }
+                Received::Nothing | Received::HungUp => {}
+            }
+        }
+        None
+    }
+
+    /// Bounded: one call takes at most as many connections as may wait.
+    fn take_connections(&mut self) {
+        for _ in 0..PENDING_MAX {
+            let Ok((stream, _unnamed)) = self.listener.accept() else {
+                return;
+            };
+            let socket = OwnedFd::from(stream);
+            match socket::admitted(&socket, &self.allowed_uids) {
+                Ok((true, pid)) if self.watch.add(&socket).is_ok() => {
+                    if self.pending.len() == PENDING_MAX {
+                        self.pending.remove(0);
+                    }
+                    self.pending.push(Pending { socket, pid });
+                }
+                _ => self.refuse(&socket, Refusal::Hello, Violation::Credentials),
+            }
+        }
+    }
+
+    fn refuse(&mut self, socket: &OwnedFd, refusal: Refusal, violation: Violation) {
+        tracing::warn!(%violation, ?refusal, "client turned away");
+        self.refused += 1;
+        self.last_refusal = Some(violation);
+        let _gone_already = socket::send(
+            socket,
+            &Message::Refused {
+                reason: refusal as u64,
+            },
+            &[],
+        );
+    }
+}

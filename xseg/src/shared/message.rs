@@ -1,0 +1,208 @@
+//! What is said over the socket: messages of 64 bytes, with the descriptors that belong to them.
+//!
+//! Invariants
+//! - Every message has magic, version and kind; every byte that has no meaning is zero and ignored.
+//! - Decoding never fails in a way that harms: a message that is not one ends the channel it came on.
+
+use super::layout::{MAJOR, MINOR};
+
+/// `XSEGMSG1`.
+const MAGIC: u64 = u64::from_le_bytes(*b"XSEGMSG1");
+pub(crate) const MESSAGE_BYTES: usize = 64;
+const WORDS: usize = MESSAGE_BYTES / 8;
+
+/// Why a server turned a client away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Another major version; the server's is in the message.
+    Version = 1,
+    /// Sizes, seals or header are not as they must be.
+    Hello = 2,
+}
+
+/// A message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// Client: with its memory, its arena, the request bell and the completion bell.
+    Hello {
+        role: u8,
+        client_id: u64,
+        incarnation: u64,
+        size: u64,
+        arena_len: u64,
+    },
+    /// Server: with its memory. From now on the rings work.
+    Welcome { client_id: u64, incarnation: u64 },
+    /// Server: no; the connection ends.
+    Refused { reason: u64 },
+    /// Client: with the region's file.
+    RegionAdd {
+        id: u32,
+        serial: u64,
+        offset: u64,
+        len: u64,
+    },
+    /// Server: the region with this serial is mapped, or (an errno) is not.
+    RegionAck { id: u32, serial: u64, errno: u64 },
+    /// Client: no request names the region any more.
+    RegionRemove { id: u32 },
+    /// Either: this was the last message, on purpose.
+    Goodbye,
+}
+
+/// Why a message could not be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// Of another major version.
+    Version,
+    /// No message at all.
+    Garbage,
+}
+
+impl Message {
+    /// The message as it travels.
+    pub(crate) fn encode(&self) -> [u8; MESSAGE_BYTES] {
+        let (kind, role, operands) = match *self {
+            Message::Hello {
+                role,
+                client_id,
+                incarnation,
+                size,
+                arena_len,
+            } => (1, role, [client_id, incarnation, size, arena_len]),
+            Message::Welcome {
+                client_id,
+                incarnation,
+            } => (2, 0, [client_id, incarnation, 0, 0]),
+            Message::Refused { reason } => (3, 0, [reason, 0, 0, 0]),
+            Message::RegionAdd {
+                id,
+                serial,
+                offset,
+                len,
+            } => (4, 0, [id.into(), serial, offset, len]),
+            Message::RegionAck { id, serial, errno } => (5, 0, [id.into(), serial, errno, 0]),
+            Message::RegionRemove { id } => (6, 0, [id.into(), 0, 0, 0]),
+            Message::Goodbye => (7, 0, [0; 4]),
+        };
+        let mut words = [0u64; WORDS];
+        words[0] = MAGIC;
+        words[1] = u64::from(MAJOR) | u64::from(MINOR) << 16 | kind << 32 | u64::from(role) << 40;
+        words[2..6].copy_from_slice(&operands);
+        let mut bytes = [0; MESSAGE_BYTES];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The message that `bytes` hold.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Message, Unreadable> {
+        let bytes: &[u8; MESSAGE_BYTES] = bytes.try_into().map_err(|_size| Unreadable::Garbage)?;
+        let mut words = [0u64; WORDS];
+        for (word, place) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(place.try_into().expect("chunks of eight"));
+        }
+        if words[0] != MAGIC {
+            return Err(Unreadable::Garbage);
+        }
+        if words[1] & 0xffff != u64::from(MAJOR) {
+            return Err(Unreadable::Version);
+        }
+        let id = || u32::try_from(words[2]).map_err(|_too_large| Unreadable::Garbage);
+        let [_, role, ..] = (words[1] >> 32).to_le_bytes();
+        Ok(match words[1] >> 32 & 0xff {
+            1 => Message::Hello {
+                role,
+                client_id: words[2],
+                incarnation: words[3],
+                size: words[4],
+                arena_len: words[5],
+            },
+            2 => Message::Welcome {
+                client_id: words[2],
+                incarnation: words[3],
+            },
+            3 => Message::Refused { reason: words[2] },
+            4 => Message::RegionAdd {
+                id: id()?,
+                serial: words[3],
+                offset: words[4],
+                len: words[5],
+            },
+            5 => Message::RegionAck {
+                id: id()?,
+                serial: words[3],
+                errno: words[4],
+            },
+            6 => Message::RegionRemove { id: id()? },
+            7 => Message::Goodbye,
+            _ => return Err(Unreadable::Garbage),
+        })
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_way() {
+        for message in [
+            Message::Hello {
+                role: 255,
+                client_id: 1,
+                incarnation: 2,
+                size: 3,
+                arena_len: 4,
+            },
+            Message::Welcome {
+                client_id: 5,
+                incarnation: 6,
+            },
+            Message::Refused {
+                reason: Refusal::Version as u64,
+            },
+            Message::RegionAdd {
+                id: u32::MAX,
+                serial: 7,
+                offset: 8,
+                len: 9,
+            },
+            Message::RegionAck {
+                id: 10,
+                serial: 11,
+                errno: 12,
+            },
+            Message::RegionRemove { id: 13 },
+            Message::Goodbye,
+        ] {
+            assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn another_major_version_is_told_from_garbage() {
+        let mut bytes = Message::Goodbye.encode();
+        bytes[8] = 2;
+        assert_eq!(Message::decode(&bytes), Err(Unreadable::Version));
+        bytes[0] = b'?';
+        assert_eq!(Message::decode(&bytes), Err(Unreadable::Garbage));
+        assert_eq!(Message::decode(&[0; 63]), Err(Unreadable::Garbage));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..80), sane in any::<bool>()) {
+            let mut bytes = bytes;
+            if sane && bytes.len() >= 12 {
+                bytes.resize(MESSAGE_BYTES, 0);
+                bytes[..12].copy_from_slice(&Message::Goodbye.encode()[..12]);
+            }
+            let _either_way = Message::decode(&bytes);
+        }
+    }
+}

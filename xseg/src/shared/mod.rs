@@ -1,0 +1,30 @@
+//! A channel between two processes.
+//!
+//! * [`SharedClient`]: connects, reconnects after the server's death, and keeps the truth about what is in flight.
+//! * [`Listener`] and [`SharedServer`]: the other end.
+//! * `layout`: where everything stands in the two memories; `message`: what is said over the socket.
+//!
+//! Two memfds, one per direction, each written by exactly one process and sealed so that the kernel enforces it; a third
+//! one, the arena, is bulk memory that both write and nobody trusts. The socket carries descriptors and ends with its
+//! process, which is how a death is noticed.
+//!
+//! Byte tables, versions and what survives which death: `docs/segment-format.md`.
+
+mod announced;
+mod bell_fd;
+mod client;
+mod layout;
+mod listener;
+mod message;
+mod server;
+mod socket;
+mod violation;
+
+pub use client::{ConnectOptions, OnServerDeath, SharedClient};
+pub use listener::Listener;
+pub use server::SharedServer;
+pub use violation::Violation;
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests;

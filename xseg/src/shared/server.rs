@@ -1,0 +1,408 @@
+//! The end of a shared channel that answers requests.
+//!
+//! Invariants
+//! - A request is handed out once, and only under a tag whose slot has no other request in flight: whatever the client
+//!   writes, no more requests are open than the ring has entries.
+//! - A violation closes this channel and nothing else. After the end answers are dropped, but what was started is
+//!   counted until it is answered, so that the layer above knows when nothing of the client is under way any more.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::Violation;
+use super::bell_fd::BellFd;
+use super::layout::{self, Direction, Header, RING_MAX};
+use super::message::Message;
+use super::socket::{self, Received, Watch};
+use crate::bell::{Bell, Sleeper};
+use crate::entry::{COMPLETION_WORDS, Completion, SUBMISSION_WORDS, Submission};
+use crate::mapping::{OwnHalf, PeerHalf};
+use crate::port::ServerPort;
+use crate::region::{Region, RegionId, RegionTable};
+use crate::ring::{Consumer, Producer};
+
+/// Messages handled per call: enough for any burst of a guest's memory slots, few enough not to be noticed.
+const MESSAGES_PER_CALL: usize = 64;
+const SLOT_MASK: u64 = 0xffff;
+
+/// What a client said in its hello.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Greeting {
+    pub(crate) role: u8,
+    pub(crate) client_id: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) size: u64,
+    pub(crate) arena_len: u64,
+    pub(crate) pid: i32,
+}
+
+/// The end of a channel that answers the requests of a client in another process.
+#[derive(Debug)]
+pub struct SharedServer {
+    greeting: Greeting,
+    socket: Option<OwnedFd>,
+    watch: Watch,
+    #[cfg(all(test, not(loom)))]
+    own: OwnHalf,
+    requests: Consumer<SUBMISSION_WORDS, OwnHalf, PeerHalf>,
+    completions: Producer<COMPLETION_WORDS, OwnHalf, PeerHalf>,
+    sleeper: Sleeper<OwnHalf>,
+    bell: Bell<PeerHalf>,
+    request_bell: BellFd,
+    completion_bell: BellFd,
+    regions: RegionTable,
+    /// Per slot the tag of the request that was handed out and not answered; 0: none.
+    open: Vec<u64>,
+    in_flight: usize,
+    accepted: u64,
+    started: bool,
+    violation: Option<Violation>,
+}
+
+impl SharedServer {
+    /// Answers a hello. The error says what was wrong with it.
+    pub(crate) fn welcome(
+        socket: OwnedFd,
+        greeting: Greeting,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<SharedServer, (OwnedFd, Violation)> {
+        match SharedServer::build(&socket, greeting, descriptors) {
+            Ok(mut server) => {
+                server.socket = Some(socket);
+                Ok(server)
+            }
+            Err(violation) => Err((socket, violation)),
+        }
+    }
+
+    /// All but the socket, which its owner needs to say no.
+    fn build(
+        socket: &OwnedFd,
+        greeting: Greeting,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<SharedServer, Violation> {
+        let [memory, arena, request_bell, completion_bell]: [OwnedFd; 4] =
+            descriptors
+                .try_into()
+                .map_err(|_count| Violation::Message)?;
+        let size = usize::try_from(greeting.size).map_err(|_size| Violation::Header)?;
+        if !size.is_power_of_two() || size > RING_MAX {
+            return Err(Violation::Header);
+        }
+        let arena_len = usize::try_from(greeting.arena_len).map_err(|_size| Violation::Memory)?;
+        let refused = |error: io::Error| {
+            tracing::debug!(%error, "memory of a client refused");
+            Violation::Memory
+        };
+        let len = layout::memory_len(size);
+        let peer = PeerHalf::new(memory, len).map_err(refused)?;
+        let mut header = Header {
+            direction: Direction::ClientToServer,
+            size,
+            client_id: greeting.client_id,
+            incarnation: greeting.incarnation,
+        };
+        if !header.is_in(&peer) {
+            return Err(Violation::Header);
+        }
+        let mut regions = RegionTable::default();
+        regions.insert(
+            RegionId::ARENA,
+            Region::arena_of_peer(arena, arena_len).map_err(refused)?,
+        );
+        let request_bell = BellFd::of_peer(request_bell).map_err(refused)?;
+        let completion_bell = BellFd::of_peer(completion_bell).map_err(refused)?;
+
+        let own = OwnHalf::new(len).map_err(refused)?;
+        header.direction = Direction::ServerToClient;
+        header.write(&own);
+        let watch = Watch::new().map_err(refused)?;
+        watch.add(socket).map_err(refused)?;
+        let welcome = Message::Welcome {
+            client_id: greeting.client_id,
+            incarnation: greeting.incarnation,
+        };
+        socket::send(socket, &welcome, &[own.descriptor().as_fd()]).map_err(refused)?;
+        Ok(SharedServer {
+            greeting,
+            socket: None,
+            watch,
+            #[cfg(all(test, not(loom)))]
+            own: own.clone(),
+            requests: Consumer::new(own.clone(), peer.clone(), layout::request_ring(size)),
+            completions: Producer::new(own.clone(), peer.clone(), layout::completion_ring(size)),
+            sleeper: Sleeper::new(own, layout::SLEEP),
+            bell: Bell::new(peer, layout::SLEEP),
+            request_bell,
+            completion_bell,
+            regions,
+            open: vec![0; size],
+            in_flight: 0,
+            accepted: 0,
+            started: false,
+            violation: None,
+        })
+    }
+
+    /// The socket and the memory, for tests that lie in the server's name.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn into_parts(mut self) -> (OwnedFd, OwnHalf) {
+        let socket = self.socket.take().expect("not closed");
+        (socket, self.own.clone())
+    }
+
+    /// What the client wants to be served as.
+    #[must_use]
+    pub fn role(&self) -> u8 {
+        self.greeting.role
+    }
+
+    /// Who the client is: the same number as its predecessor's, if it had one.
+    #[must_use]
+    pub fn client_id(&self) -> u64 {
+        self.greeting.client_id
+    }
+
+    /// How often the client has connected.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.greeting.incarnation
+    }
+
+    /// The client's process.
+    #[must_use]
+    pub fn peer_pid(&self) -> i32 {
+        self.greeting.pid
+    }
+
+    /// Begins to take requests. Until then the channel only maps regions, because the requests of a predecessor with
+    /// the same client id may still be under way.
+    pub fn start(&mut self) {
+        self.started = true;
+    }
+
+    /// Requests handed out so far.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    /// Requests handed out and not answered, also after the client has gone.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// What the client did wrong, if that ended the channel.
+    #[must_use]
+    pub fn violation(&self) -> Option<Violation> {
+        self.violation
+    }
+
+    /// What to watch for reading: the bell, and the socket behind a descriptor of its own. Neither ever changes.
+    #[must_use]
+    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.request_bell.as_fd(), self.watch.as_fd()]
+    }
+
+    /// Handles what came over the socket: regions, the client's end. To be called when the second of
+    /// [`SharedServer::fds`] is readable. `true`: there may be more, call again.
+    pub fn service(&mut self) -> bool {
+        for _ in 0..MESSAGES_PER_CALL {
+            let Some(socket) = &self.socket else {
+                return false;
+            };
+            match socket::next(socket) {
+                Received::Nothing => return false,
+                Received::HungUp | Received::Message(Message::Goodbye, _) => self.socket = None,
+                Received::Message(
+                    Message::RegionAdd {
+                        id,
+                        serial,
+                        offset,
+                        len,
+                    },
+                    descriptors,
+                ) => {
+                    self.add_region(RegionId(id), serial, (offset, len), descriptors);
+                }
+                Received::Message(Message::RegionRemove { id }, _)
+                    if RegionId(id) != RegionId::ARENA =>
+                {
+                    self.regions.remove(RegionId(id));
+                }
+                Received::Message(..) | Received::Unreadable(_) => {
+                    self.violated(Violation::Message);
+                }
+            }
+        }
+        true
+    }
+
+    fn add_region(
+        &mut self,
+        id: RegionId,
+        serial: u64,
+        place: (u64, u64),
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let Ok([fd]) = <[OwnedFd; 1]>::try_from(descriptors) else {
+            return self.violated(Violation::Message);
+        };
+        if id == RegionId::ARENA {
+            return self.violated(Violation::Message);
+        }
+        let mapped = usize::try_from(place.1)
+            .map_err(io::Error::other)
+            .and_then(|len| Region::from_fd(fd, place.0, len));
+        let errno = match mapped {
+            Ok(region) => {
+                if self.regions.insert(id, region) {
+                    0
+                } else {
+                    libc::ENOSPC
+                }
+            }
+            Err(error) => {
+                tracing::warn!(region = id.0, %error, "region of a client cannot be mapped");
+                error.raw_os_error().unwrap_or(libc::EINVAL)
+            }
+        };
+        let ack = Message::RegionAck {
+            id: id.0,
+            serial,
+            errno: u64::from(errno.unsigned_abs()),
+        };
+        let Some(socket) = &self.socket else { return };
+        // An honest client waits for its acknowledgements, so there is always room for one.
+        if let Err(error) = socket::send(socket, &ack, &[]) {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.violated(Violation::Message);
+            } else {
+                self.socket = None;
+            }
+        }
+    }
+
+    fn violated(&mut self, violation: Violation) {
+        if self.socket.take().is_some() {
+            let Greeting {
+                role,
+                client_id,
+                pid,
+                ..
+            } = self.greeting;
+            tracing::warn!(role, client_id, pid, %violation, "channel closed: its client broke the protocol");
+            self.violation = Some(violation);
+        }
+    }
+
+    /// The slot of a tag, if the ring has it and the tag is not the mark of a free slot.
+    fn slot(&mut self, tag: u64) -> Option<&mut u64> {
+        let slot = usize::try_from(tag & SLOT_MASK).ok()?;
+        if tag == 0 {
+            None
+        } else {
+            self.open.get_mut(slot)
+        }
+    }
+}
+
+impl ServerPort for SharedServer {
+    fn accept(&mut self) -> Option<Submission> {
+        if !self.started || self.socket.is_none() {
+            return None;
+        }
+        let Ok(entry) = self.requests.pop() else {
+            self.violated(Violation::Cursor);
+            return None;
+        };
+        let submission = Submission::from_words(entry?);
+        match self.slot(submission.tag) {
+            Some(open) if *open == 0 => *open = submission.tag,
+            _ => {
+                self.violated(Violation::Tag);
+                return None;
+            }
+        }
+        self.in_flight += 1;
+        self.accepted += 1;
+        Some(submission)
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        match self.slot(completion.tag) {
+            Some(open) if *open == completion.tag => *open = 0,
+            _ => {
+                debug_assert!(
+                    false,
+                    "tag {:#x} answered twice or never asked",
+                    completion.tag
+                );
+                tracing::error!(
+                    tag = completion.tag,
+                    "answer to nothing that was asked: dropped"
+                );
+                return;
+            }
+        }
+        self.in_flight -= 1;
+        // Twice as many entries as credits: only a client that lies about its cursor can be out of room.
+        if self.socket.is_some() && self.completions.push(completion.to_words()).is_err() {
+            self.violated(Violation::Cursor);
+        }
+    }
+
+    fn publish(&mut self) {
+        if self.socket.is_none() {
+            return;
+        }
+        // The cursor of requests first: a client that sees a completion finds the slot of its request free.
+        self.requests.publish();
+        if self.completions.publish() && self.bell.needed() {
+            self.completion_bell.ring();
+        }
+    }
+
+    fn regions(&self) -> &RegionTable {
+        &self.regions
+    }
+
+    fn break_channel(&mut self, why: &str) {
+        tracing::warn!(why, "channel closed by its server");
+        self.violated(Violation::Protocol);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.socket.is_none()
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        if !self.started || self.socket.is_none() {
+            return true;
+        }
+        self.sleeper.announce();
+        match self.requests.refresh() {
+            Ok(false) => return true,
+            Ok(true) => {}
+            Err(_cursor) => self.violated(Violation::Cursor),
+        }
+        self.sleeper.wake();
+        false
+    }
+
+    fn wake(&mut self) {
+        // Without rings at work nobody says when the bell rang, and it must not ring for ever.
+        if self.sleeper.wake() || !self.started || self.socket.is_none() {
+            self.request_bell.silence();
+        }
+    }
+}
+
+impl Drop for SharedServer {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _hang_up_says_it_too = socket::send(socket, &Message::Goodbye, &[]);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The control socket of a channel: messages, descriptors and credentials, never blocking.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt,
+    sendmsg, socket, sockopt::PeerCredentials,
+};
+
+use super::message::{MESSAGE_BYTES, Message, Unreadable};
+use crate::mapping;
+
+/// What came out of a socket.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A message and its descriptors.
+    Message(Message, Vec<OwnedFd>),
+    /// What came is no message of ours.
+    Unreadable(Unreadable),
+    /// Nothing there.
+    Nothing,
+    /// The other side is gone.
+    HungUp,
+}
+
+/// A fresh socket of the kind that channels use.
+pub(crate) fn unconnected() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        flags,
+        None,
+    )?)
+}
+
+/// Connects to the server at `path`; an error says that none is there now.
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let fd = unconnected()?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(fd)
+}
+
+/// Sends `message` with `descriptors`. `WouldBlock`: the buffer is full, nothing was sent.
+pub(crate) fn send(
+    fd: &OwnedFd,
+    message: &Message,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = message.encode();
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let control: &[ControlMessage<'_>] = if numbers.is_empty() { &[] } else { &rights };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<()>(
+        fd.as_raw_fd(),
+        &[IoSlice::new(&bytes)],
+        control,
+        flags,
+        None,
+    )?;
+    Ok(())
+}
+
+/// Takes the next message.
+pub(crate) fn next(fd: &OwnedFd) -> Received {
+    let mut buffer = [0; MESSAGE_BYTES];
+    match mapping::receive(fd, &mut buffer) {
+        Ok(None) => Received::HungUp,
+        Ok(Some((len, descriptors))) => match Message::decode(&buffer[..len]) {
+            Ok(message) => Received::Message(message, descriptors),
+            Err(why) => Received::Unreadable(why),
+        },
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Received::Nothing,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Received::Unreadable(Unreadable::Garbage)
+        }
+        Err(_gone) => Received::HungUp,
+    }
+}
+
+/// Whether the process at the other end is of this user, of root, or of `others`; and its process id.
+pub(crate) fn admitted(fd: &OwnedFd, others: &[u32]) -> io::Result<(bool, i32)> {
+    let peer = getsockopt(fd, PeerCredentials)?;
+    let uid = peer.uid();
+    let admitted = uid == 0 || uid == nix::unistd::geteuid().as_raw() || others.contains(&uid);
+    Ok((admitted, peer.pid()))
+}
+
+/// A set of sockets behind one descriptor that never changes: a reactor watches that one, whoever comes and goes.
+#[derive(Debug)]
+pub(crate) struct Watch(Epoll);
+
+impl Watch {
+    pub(crate) fn new() -> io::Result<Watch> {
+        Ok(Watch(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
+    }
+
+    pub(crate) fn add(&self, fd: &impl AsFd) -> io::Result<()> {
+        Ok(self.0.add(
+            fd,
+            EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, 0),
+        )?)
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}

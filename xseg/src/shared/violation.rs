@@ -1,0 +1,31 @@
+//! What a peer can do that ends its channel.
+
+/// Why a channel was broken off. Each is a fault of the other side; none harms another channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A cursor that no honest peer stores: more entries than the ring holds, or less than before.
+    #[error("a ring cursor that cannot be")]
+    Cursor,
+    /// A request whose tag names a slot beyond the ring's size, or one that is in flight.
+    #[error("a request under a tag that is not free")]
+    Tag,
+    /// A completion for a request that is not in flight.
+    #[error("a completion of nothing in flight")]
+    Completion,
+    /// A header that contradicts the hello or its own checksum.
+    #[error("a segment header that is not what was agreed")]
+    Header,
+    /// Memory without its seals, or of another size than announced.
+    #[error("memory without its seals or of another size")]
+    Memory,
+    /// A message that does not belong here.
+    #[error("a message that does not belong here")]
+    Message,
+    /// A process of another user.
+    #[error("a process of a user who is not admitted")]
+    Credentials,
+    /// The layer above found requests that no honest client sends.
+    #[error("refused by the layer above")]
+    Protocol,
+}
