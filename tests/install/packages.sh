@@ -22,22 +22,36 @@ packages=(
     jq ca-certificates
 )
 
-missing=()
-for package in "${packages[@]}"; do
-    status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing+=("$package")
-done
+find_missing() {
+    local package status
+    missing=()
+    for package in "${packages[@]}"; do
+        status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+        [ "$status" = installed ] || missing+=("$package")
+    done
+}
+
+find_missing
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if [ "$(id -u)" -ne 0 ]; then
     echo "missing packages; as root run: apt-get update && apt-get install --no-install-recommends ${missing[*]}" >&2
     exit 1
 fi
-echo "installing: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-if ! { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
-    tail -n 20 "$log" >&2
+# Twice: a package of another origin (backports) may have to go for one of these, and is installed anew then.
+for _ in 1 2; do
+    [ ${#missing[@]} -gt 0 ] || break
+    echo "installing: ${missing[*]}"
+    if ! { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        exit 1
+    fi
+    find_missing
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "cannot be installed together: ${missing[*]}" >&2
     exit 1
 fi

@@ -11,6 +11,10 @@ pub struct Counters {
     pub presence_records: u64,
     /// Batches appended to volumes' logs.
     pub log_batches: u64,
+    /// Blocks that flushes carried in volumes' logs.
+    pub carried_blocks: u64,
+    /// Carried blocks that a recovery wrote where they belong.
+    pub carried_home: u64,
     /// Checkpoints of volumes, those of closing included.
     pub checkpoints: u64,
     /// Map pages written.
@@ -36,12 +40,14 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in order.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 14] {
+    pub fn list(&self) -> [(&'static str, u64); 16] {
         [
             ("locates", self.locates),
             ("locate_misses", self.locate_misses),
             ("presence_records", self.presence_records),
             ("log_batches", self.log_batches),
+            ("carried_blocks", self.carried_blocks),
+            ("carried_home", self.carried_home),
             ("checkpoints", self.checkpoints),
             ("pages_written", self.pages_written),
             ("pages_read", self.pages_read),

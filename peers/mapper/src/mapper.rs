@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::CatalogueRequest;
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::ObjectReply;
@@ -92,9 +93,16 @@ impl Mapper {
         self.run();
     }
 
-    /// Takes a request of a volume peer. Exactly one [`Effect::MapReply`] follows, unless the client is gone.
-    pub fn map_request(&mut self, client: ClientId, tag: u64, request: MapRequest) {
-        volume::dispatch(&self.core, client, tag, request);
+    /// Takes a request of a volume peer; `carried` is what its area holds, if it names one. Exactly one
+    /// [`Effect::MapReply`] follows, unless the client is gone.
+    pub fn map_request(
+        &mut self,
+        client: ClientId,
+        tag: u64,
+        request: MapRequest,
+        carried: Carried,
+    ) {
+        volume::dispatch(&self.core, client, tag, request, carried);
         self.run();
     }
 

@@ -5,6 +5,7 @@
 //! | [`ids`] | everybody: lineages, epochs, blocks, sizes, names |
 //! | [`volume`] | a driver and the volume peer (function calls in one thread) |
 //! | [`map`] | the volume peer and the mapper (ring entries) |
+//! | [`carry`] | the same: blocks that a small flush hands to the log |
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
@@ -17,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod carry;
 pub mod catalogue;
 pub mod control;
 pub mod error;

@@ -9,7 +9,7 @@
 //! | [`MapOp::Written`] | `len` bytes at `offset` were written where a locate said `First` | 0; [`FLAG_FLUSH_SOON`] |
 //! | [`MapOp::Zero`] | whole blocks read as zeros from now on | 0; [`FLAG_FLUSH_SOON`] |
 //! | [`MapOp::FlushBegin`] | cut: what is present now | 0 nothing new, 1 something; -; the cut |
-//! | [`MapOp::FlushCommit`] | data up to the cut is synced: log it, sync the log | 0 |
+//! | [`MapOp::FlushCommit`] | data up to the cut is synced, or carried: log it, sync the log | 0 |
 //! | [`MapOp::SnapshotBegin`] | raise the epoch, for a prepared snapshot | 0; -; new epoch |
 //! | [`MapOp::SnapshotCommit`] | the old epoch's data is synced: make the snapshot | 0 |
 //! | [`MapOp::SnapshotAbort`] | forget it; the raised epoch stays | 0 |
@@ -22,6 +22,8 @@
 //! - A write to a `First` place is acknowledged upward only after `Written` was answered: from then on the map knows it,
 //!   also after the death of the mapper's process.
 //! - Presence that is not covered by a cut is never logged by that cut's commit: data is synced before it is logged.
+//! - A commit either follows a sync of everything that was dirty and says [`FLAG_HOME`], or it carries a copy of every
+//!   block that was written since the commit or snapshot before it ([`crate::carry`]).
 
 use xseg::{Completion, Submission};
 
@@ -77,6 +79,8 @@ impl MapOp {
 
 /// Flag of [`MapOp::Open`]: open for writing. Flag of [`MapOp::Locate`]: for writing.
 pub const FLAG_WRITE: u8 = 1;
+/// Flag of [`MapOp::FlushCommit`]: all that was ever carried is synced where it belongs.
+pub const FLAG_HOME: u8 = 2;
 /// Flag in an answer: the last session did not end cleanly; it was recovered.
 pub const FLAG_UNCLEAN: u32 = 1;
 /// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
@@ -112,13 +116,13 @@ impl Placement {
 pub struct MapRequest {
     /// What to do.
     pub op: MapOp,
-    /// [`FLAG_WRITE`] or 0.
+    /// [`FLAG_WRITE`], [`FLAG_HOME`] or 0.
     pub flags: u8,
     /// Session that [`MapOp::Open`] gave.
     pub handle: u32,
-    /// Byte offset in the volume: of a block.
+    /// Byte offset in the volume: of a block. Of [`MapOp::FlushCommit`]: of the area in the channel's arena.
     pub offset: u64,
-    /// Length in bytes: whole blocks.
+    /// Length in bytes: whole blocks. Of [`MapOp::FlushCommit`]: of the area, 0 if nothing is carried.
     pub len: u64,
     /// The lineage to open, the cut, the snapshot's token, the epoch written, the lineage index.
     pub operand: [u64; 2],
@@ -169,7 +173,7 @@ impl MapRequest {
     pub fn decode(entry: &Submission) -> Result<Self, ErrorCode> {
         let op = MapOp::from_bits(entry.op).ok_or(ErrorCode::Unsupported)?;
         let [first, second, len] = entry.args;
-        if entry.flags & !FLAG_WRITE != 0 || entry.offset.checked_add(len).is_none() {
+        if entry.flags & !(FLAG_WRITE | FLAG_HOME) != 0 || entry.offset.checked_add(len).is_none() {
             return Err(ErrorCode::Invalid);
         }
         Ok(MapRequest {

@@ -91,6 +91,9 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         if let Some(cell) = self.pieces[p].cell.take() {
             self.arena.give(cell);
         }
+        if let Some(slots) = self.pieces[p].copy.take() {
+            self.volumes[v].flush.carry.give(slots);
+        }
         if std::mem::take(&mut self.pieces[p].clearing) {
             self.volumes[v].clears.retain(|clear| *clear != p);
         }
@@ -103,6 +106,15 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         if was_active || was_merging {
             self.unblock(v);
         }
+    }
+
+    /// Whether another write in flight touches a block of piece `p`.
+    pub(crate) fn meets_another(&self, p: u32) -> bool {
+        let piece = &self.pieces[p];
+        self.volumes[piece.volume]
+            .active
+            .iter()
+            .any(|other| *other != p && piece.meets(&self.pieces[*other]))
     }
 
     pub(crate) fn leave_active(&mut self, p: u32) -> bool {

@@ -1,20 +1,27 @@
 //! Flush rounds: what is dirty, what is new to the map, and who waits for it.
 //!
-//! A round, strictly in this order: `FlushBegin` gives the cut; the containers that completed writes dirtied are synced;
-//! `FlushCommit` logs the cut; whoever joined is answered. Each step starts when the one before was answered.
+//! An ordinary round, strictly in this order: `FlushBegin` gives the cut; the containers that completed writes dirtied are
+//! synced; `FlushCommit` logs the cut; whoever joined is answered. Each step starts when the one before was answered.
+//!
+//! A carrying round has no syncs: its `FlushCommit` hands over copies of all that was written since the last round
+//! (`carry`), and the containers stay dirty. The next ordinary round then says [`FLAG_HOME`], also if nothing else is
+//! new: without that a replay could put a carried block over a newer one that was written in place and synced.
 //!
 //! Invariants
 //! - One round at a time in a volume. Flushes that come while it runs join the next one (group commit).
 //! - A container is dirty before the mapper hears of the write that dirtied it, and the dirty ones are taken after the
 //!   cut was answered: so all data that the cut covers is in the containers that are synced.
 //! - A container that is dirtied while it is synced is dirty again afterwards.
+//! - Whether a round carries is decided after the cut was answered: each write that the cut covers has a copy by then, or
+//!   makes the round an ordinary one. So do a close, the mapper's wish for a round, and a missing area.
 //! - Nothing is asked of anybody when nothing is dirty and nothing is new; only the mapper is spared if nothing is new.
 
-use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
+use archipelago_protocol::map::{FLAG_HOME, MapOp, MapReply, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 use xseg::ClientPort;
 
+use crate::carry::{Carry, Slots};
 use crate::model::{Phase, Place};
 use crate::peer::{Kind, VolumePeer};
 use crate::slab::Queue;
@@ -109,10 +116,16 @@ pub(crate) enum Round {
 pub(crate) struct Flush {
     /// Dirtied by completed writes.
     pub(crate) dirty: Dirty,
+    /// Copies of what was written since the last round.
+    pub(crate) carry: Carry,
+    /// The log carries blocks of which the mapper was not told that they are home.
+    home_due: bool,
     /// Taken by the round.
     syncing: Dirty,
     /// The mapper was told of something since the last `FlushBegin`.
     pub(crate) news: bool,
+    /// Acknowledged writes were lost and no flush has heard of it: the next one fails.
+    pub(crate) untold: bool,
     /// The mapper asks for a round.
     pub(crate) soon: bool,
     /// Requests for the next round.
@@ -122,6 +135,10 @@ pub(crate) struct Flush {
     pub(crate) round: Round,
     /// The round is a snapshot's sync: no cut, no commit.
     for_snapshot: bool,
+    /// The round syncs containers, whatever could be carried.
+    ordinary: bool,
+    /// What the round carries: offset and length of its area in the mapper channel's arena.
+    area: Option<(u64, u64)>,
     sent: usize,
     in_flight: usize,
     failed: bool,
@@ -130,7 +147,12 @@ pub(crate) struct Flush {
 }
 
 impl Flush {
-    pub(crate) fn mark_dirty(&mut self, place: Place, offset: u64) {
+    /// A write to `place` has completed, with a copy or not.
+    pub(crate) fn mark_dirty(&mut self, place: Place, offset: u64, copy: Option<Slots>) {
+        match copy {
+            Some(slots) => self.carry.complete(slots, offset, place.epoch),
+            None => self.carry.plain = true,
+        }
         self.dirty.add(Container {
             lineage: place.lineage,
             epoch: place.epoch,
@@ -140,7 +162,7 @@ impl Flush {
 
     /// Whether a round would have anything to make durable.
     pub(crate) fn is_clean(&self) -> bool {
-        self.dirty.is_empty() && !self.news && self.round == Round::Idle
+        self.dirty.is_empty() && !self.news && !self.home_due && self.round == Round::Idle
     }
 
     pub(crate) fn has_work(&self) -> bool {
@@ -156,9 +178,11 @@ impl Flush {
     pub(crate) fn forget_round(&mut self) {
         let syncing = std::mem::take(&mut self.syncing);
         self.dirty.add_all(&syncing);
-        let dirty = self.dirty;
+        let (dirty, untold) = (self.dirty, self.untold);
         *self = Flush {
             dirty,
+            untold,
+            carry: Carry::without_copies(),
             news: true,
             ..Flush::default()
         };
@@ -193,8 +217,13 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
                 }
                 Round::Commit => {
                     let cut = flush.cut.unwrap_or_default();
+                    let (offset, len) = flush.area.unwrap_or_default();
+                    let flags = if flush.ordinary { FLAG_HOME } else { 0 };
                     let session = self.volumes[v].session;
                     let request = MapRequest {
+                        flags,
+                        offset,
+                        len,
                         operand: [cut, 0],
                         ..MapRequest::new(MapOp::FlushCommit, session)
                     };
@@ -227,18 +256,58 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         flush.for_snapshot = false;
         flush.joined = std::mem::take(&mut flush.waiting);
         self.counters.flush_rounds += 1;
-        if flush.news {
+        if flush.untold && !flush.joined.is_empty() {
+            flush.untold = false;
+            self.end_round(v, Err(ErrorCode::SyncFailed));
+            return true;
+        }
+        flush.ordinary = flush.soon || leaving || flush.carry.plain;
+        if flush.news || flush.ordinary && flush.home_due {
             flush.round = Round::Begin;
-        } else {
+        } else if flush.ordinary {
             flush.soon = false;
             self.start_syncs(v);
+        } else {
+            // All that is dirty is in the log.
+            self.end_round(v, Ok(()));
         }
         true
+    }
+
+    /// The cut was taken: hand copies over, or sync.
+    fn carry_or_sync(&mut self, v: u32) {
+        let flush = &mut self.volumes[v].flush;
+        flush.ordinary |= flush.carry.plain;
+        if flush.ordinary {
+            return self.start_syncs(v);
+        }
+        if flush.cut.is_none() {
+            // What has a copy was not reported yet: it is for the next round.
+            return self.end_round(v, Ok(()));
+        }
+        if !flush.carry.is_empty() {
+            let Some(at) = self.areas.pop() else {
+                flush.ordinary = true;
+                return self.start_syncs(v);
+            };
+            let len = flush.carry.hand_over(self.mapper.arena(), at);
+            flush.area = Some((at, len));
+            self.counters.carrying_rounds += 1;
+        }
+        flush.round = Round::Commit;
+    }
+
+    /// Gives the round's area back: nobody reads it any more.
+    pub(crate) fn give_area(&mut self, v: u32) {
+        if let Some((at, _)) = self.volumes[v].flush.area.take() {
+            self.areas.push(at);
+        }
     }
 
     fn start_syncs(&mut self, v: u32) {
         let flush = &mut self.volumes[v].flush;
         flush.syncing = std::mem::take(&mut flush.dirty);
+        flush.carry.clear();
         (flush.sent, flush.in_flight, flush.failed) = (0, 0, false);
         flush.round = Round::Syncing;
         if flush.syncing.is_empty() {
@@ -262,12 +331,16 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
 
     /// Answers all who joined.
     fn end_round(&mut self, v: u32, result: Result<(), ErrorCode>) {
+        let carried = self.volumes[v].flush.area.is_some();
+        self.give_area(v);
         let flush = &mut self.volumes[v].flush;
+        flush.home_due = (flush.home_due && !flush.ordinary) || carried;
         flush.round = Round::Idle;
         flush.cut = None;
         let mut joined = std::mem::take(&mut flush.joined);
         if let Err(code) = result {
-            flush.news = true;
+            // What was handed over is only at home now, and what the log has of it is not known.
+            (flush.news, flush.home_due, flush.carry.plain) = (true, true, true);
             self.round_failed(v, code);
         }
         while let Some(r) = joined.pop(&mut self.requests) {
@@ -282,7 +355,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             (_, Err(ErrorCode::SyncFailed)) => self.fail_volume(v),
             (Round::Beginning, Ok(something)) => {
                 flush.cut = (something != 0).then_some(reply.values[0]);
-                self.start_syncs(v);
+                self.carry_or_sync(v);
             }
             (Round::Committing, Ok(_)) => self.end_round(v, Ok(())),
             (_, Err(code)) => self.end_round(v, Err(code)),
@@ -315,12 +388,12 @@ mod tests {
             epoch: Epoch(epoch),
         };
         for epoch in 0..8 {
-            flush.mark_dirty(place(epoch), 5);
-            flush.mark_dirty(place(epoch), 4096);
+            flush.mark_dirty(place(epoch), 5, None);
+            flush.mark_dirty(place(epoch), 4096, None);
         }
         assert_eq!(flush.dirty.syncs(), 8);
         assert_eq!(flush.dirty.request(3).op, ObjectOp::Sync);
-        flush.mark_dirty(place(0), 1 << 36);
+        flush.mark_dirty(place(0), 1 << 36, None);
         assert_eq!(
             (flush.dirty.syncs(), flush.dirty.request(0).op),
             (1, ObjectOp::SyncPool)
@@ -330,7 +403,7 @@ mod tests {
     #[test]
     fn what_a_forgotten_round_did_not_sync_is_dirty_again() {
         let mut flush = Flush::default();
-        flush.mark_dirty(Place::default(), 0);
+        flush.mark_dirty(Place::default(), 0, None);
         flush.syncing = std::mem::take(&mut flush.dirty);
         flush.forget_round();
         assert_eq!(

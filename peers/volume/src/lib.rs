@@ -13,6 +13,7 @@
 //! | `exclusion` | which pieces may be in flight together: blocks that are merged |
 //! | `transfer` | where the bytes of a piece are |
 //! | `flush` | rounds: cut, sync, commit |
+//! | `carry` | copies of small first writes, handed over with a commit |
 //! | `snapshot` | snapshots of open volumes |
 //! | `session` | open, close, failed syncs, death of the mapper |
 //! | `peer` | tables, ports, turns |
@@ -27,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod carry;
 mod driver;
 mod exclusion;
 mod flush;

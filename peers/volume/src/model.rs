@@ -7,6 +7,7 @@ use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeOp};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, Error, ErrorCode, Lineage, ObjectSize};
 
 use crate::arena::Cell;
+use crate::carry::Slots;
 use crate::flush::Flush;
 use crate::slab::{Linked, NONE, Queue};
 use crate::snapshot::Snapshots;
@@ -165,6 +166,8 @@ pub(crate) struct Piece {
     /// The only one that may write its block.
     pub(crate) exclusive: bool,
     pub(crate) cell: Option<Cell>,
+    /// Where the copy of what it writes is, until the write has completed.
+    pub(crate) copy: Option<Slots>,
     /// Counted in [`Volume::located`] under this phase.
     pub(crate) located: Option<usize>,
     /// Its place in [`Volume::active`].
@@ -197,6 +200,7 @@ impl Piece {
             clearing: false,
             exclusive: false,
             cell: None,
+            copy: None,
             located: None,
             active_at: None,
             next: NONE,

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 
+use archipelago_protocol::carry::AREA_LEN;
 use archipelago_protocol::control::PeerStatus;
 use archipelago_protocol::map::{MapReply, MapRequest};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
@@ -63,6 +64,7 @@ pub(crate) struct Counters {
     pub(crate) map_requests: u64,
     pub(crate) object_requests: u64,
     pub(crate) flush_rounds: u64,
+    pub(crate) carrying_rounds: u64,
     pub(crate) merges: u64,
     pub(crate) sync_failures: u64,
     pub(crate) mapper_restarts: u64,
@@ -87,6 +89,8 @@ pub struct VolumePeer<M, B> {
     pub(crate) segments: Vec<Vec<archipelago_protocol::volume::Segment>>,
     pub(crate) pieces: Slab<Piece>,
     pub(crate) arena: Arena,
+    /// Areas of the mapper channel's arena that are free, by their offset.
+    pub(crate) areas: Vec<u64>,
     pub(crate) regions: FxHashMap<u32, Known>,
     pub(crate) next_region: u32,
     pub(crate) next_serial: u16,
@@ -120,6 +124,8 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             return Err(Error::new(ErrorCode::Invalid, message));
         }
         let incarnation = mapper.incarnation();
+        let areas = (0..mapper.arena().len() / AREA_LEN).map(|index| index * AREA_LEN);
+        let areas = areas.rev().collect();
         Ok(VolumePeer {
             mapper,
             blocker,
@@ -128,6 +134,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             segments: vec![Vec::new(); REQUESTS_MAX as usize],
             pieces: Slab::new(PIECES_MAX),
             arena: Arena::new(arena_len),
+            areas,
             regions: FxHashMap::default(),
             next_region: 1,
             next_serial: 1,
@@ -171,6 +178,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             ("map_requests", counters.map_requests),
             ("object_requests", counters.object_requests),
             ("flush_rounds", counters.flush_rounds),
+            ("carrying_rounds", counters.carrying_rounds),
             ("merged_blocks", counters.merges),
             ("sync_failures", counters.sync_failures),
             ("mapper_restarts", counters.mapper_restarts),

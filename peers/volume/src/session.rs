@@ -2,7 +2,8 @@
 //!
 //! * A failed sync: nothing more is sent for the volume; when nothing is in flight, every request that was submitted
 //!   before the failure fails, the session is abandoned, the volume is opened again from what is durable, and goes on
-//!   with what came meanwhile.
+//!   with what came meanwhile. If no flush was among those that failed (the sync was a snapshot's, or the mapper's own),
+//!   the next one fails: it would cover writes that were acknowledged and are lost.
 //! * A mapper that died (its port has another incarnation): when no object request of any volume is in flight, every
 //!   volume is opened again, and its unfinished requests start from the beginning, in the order of submission. What was
 //!   dirty stays dirty. Requests whose data was written and reported only wait for a flush again.
@@ -11,7 +12,7 @@
 //! answered. Both were in flight together, so their order was never promised.
 
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
-use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeInfo};
+use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeInfo, VolumeOp};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use xseg::ClientPort;
 
@@ -76,6 +77,14 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         let volume = &mut self.volumes[v];
         let leaving = volume.closing && volume.live == 0 && volume.snapshots.is_idle();
         if volume.state == State::Serving && leaving && volume.flush.is_clean() {
+            if volume.flush.untold {
+                let lineage = volume.lineage;
+                volume.lost = Some(refused(
+                    lineage,
+                    "lost what was not flushed",
+                    ErrorCode::SyncFailed,
+                ));
+            }
             (volume.state, volume.asked) = (State::Closing, false);
             moved = true;
         }
@@ -103,7 +112,10 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
                 self.closed(v, lost);
             }
             (State::Abandoning, _) => volume.state = State::Opening,
-            (State::Closing, Ok(_)) => self.closed(v, None),
+            (State::Closing, Ok(_)) => {
+                let lost = volume.lost.take();
+                self.closed(v, lost);
+            }
             (State::Closing, Err(code)) => {
                 volume.lost = Some(refused(lineage, "could not be closed", code));
                 volume.state = State::Abandoning;
@@ -229,12 +241,14 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     /// Nothing of a failing volume is in flight any more: requests older than `limit` fail.
     fn fail_drained(&mut self, v: u32, limit: u64) {
         self.wipe(v);
+        self.give_area(v);
         self.fail_snapshots(v, ErrorCode::SyncFailed);
-        self.fail_requests(v, limit, ErrorCode::SyncFailed);
+        let told = self.fail_requests(v, limit, ErrorCode::SyncFailed);
         let volume = &mut self.volumes[v];
         // What was dirty is abandoned, not to be synced by somebody later.
         volume.flush = Flush::default();
         volume.flush.news = true;
+        volume.flush.untold = !told;
         volume.asked = false;
         if volume.closing {
             volume.lost = Some(refused(
@@ -245,14 +259,19 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    fn fail_requests(&mut self, v: u32, limit: u64, code: ErrorCode) {
+    /// Requests of `v` older than `limit` fail; whether a flush was among them.
+    fn fail_requests(&mut self, v: u32, limit: u64, code: ErrorCode) -> bool {
         let live = self.collect_live(v);
+        let mut flush = false;
         for r in &live {
-            if self.requests[*r].sequence < limit {
+            let request = &self.requests[*r];
+            if request.sequence < limit {
+                flush |= request.op == VolumeOp::Flush || request.is_durable();
                 self.finish(*r, Err(code));
             }
         }
         self.scratch = live;
+        flush
     }
 
     /// Forgets every piece of `v` and what waits for them. Its requests start again or fail.
@@ -312,6 +331,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
                 State::Failing(limit) => self.fail_drained(v, limit),
                 State::Opening | State::Serving | State::Abandoning | State::Closing => {
                     self.wipe(v);
+                    self.give_area(v);
                     let volume = &mut self.volumes[v];
                     volume.flush.forget_round();
                     volume.flush.news = volume.mode == OpenMode::Exclusive;

@@ -1,7 +1,7 @@
 //! Fixed tables with free lists, and queues that are threaded through their slots.
 //!
 //! Invariants
-//! - A slab never grows: what it holds is allocated once. A full slab is an ordinary answer.
+//! - A slab never grows: its memory is allocated once, and touched when it is used. A full slab is an ordinary answer.
 //! - An item is in at most one [`Queue`] at a time: its one link says which comes next.
 
 /// The link that leads nowhere.
@@ -18,19 +18,27 @@ pub(crate) trait Linked {
 pub(crate) struct Slab<T> {
     slots: Vec<Option<T>>,
     free: Vec<u32>,
+    capacity: u32,
 }
 
 impl<T> Slab<T> {
     pub(crate) fn new(capacity: u32) -> Self {
         Slab {
-            slots: (0..capacity).map(|_| None).collect(),
-            free: (0..capacity).rev().collect(),
+            slots: Vec::with_capacity(capacity as usize),
+            free: Vec::with_capacity(capacity as usize),
+            capacity,
         }
     }
 
     /// Puts `item` in a free slot; `None`: there is none.
     pub(crate) fn insert(&mut self, item: T) -> Option<u32> {
-        let index = self.free.pop()?;
+        if self.is_full() {
+            return None;
+        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("below the capacity")
+        });
         self.slots[index as usize] = Some(item);
         Some(index)
     }
@@ -62,7 +70,7 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.free.is_empty()
+        self.len() == self.capacity as usize
     }
 }
 

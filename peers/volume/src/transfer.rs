@@ -1,7 +1,8 @@
 //! Where the bytes of a piece are: guest memory, a scatter list, or a cell of the arena.
 //!
 //! Invariants
-//! - A transfer of guest memory copies nothing: one segment goes as it is, several as a list in a cell.
+//! - A transfer of guest memory copies nothing: one segment goes as it is, several as a list in a cell. Only the first
+//!   few first writes after a flush are copied beside it (`carry`).
 //! - The bytes that are merged into a block are copied out of the guest's memory once; what was copied is written.
 //! - A cell is taken only when there is a credit, so a piece that holds one is in flight or next to be sent.
 
@@ -37,6 +38,9 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         if step == Step::Merge {
             self.overlay(p)?;
         }
+        if step == Step::Transfer {
+            self.copy_to_carry(p);
+        }
         let piece = &self.pieces[p];
         let (block, len) = (block_start(piece.offset), BLOCK_SIZE);
         let (op, place, offset, len) = match step {
@@ -55,6 +59,33 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             ..ObjectRequest::new(op, ObjectId::data(place.lineage, place.epoch))
         };
         Ok(self.send_object(v, Kind::Piece, p, &request))
+    }
+
+    /// Keeps a copy of what piece `p` is about to write, if the next flush could carry it.
+    fn copy_to_carry(&mut self, p: u32) {
+        let piece = &self.pieces[p];
+        let v = piece.volume;
+        if piece.work != Work::Write || !piece.first || piece.copy.is_some() {
+            return;
+        }
+        let (offset, len) = (piece.offset, piece.len);
+        let carry = &mut self.volumes[v].flush.carry;
+        let Some(slots) = carry.reserve(len) else {
+            return;
+        };
+        if self.meets_another(p) {
+            return self.volumes[v].flush.carry.give(slots);
+        }
+        let r = self.pieces[p].request;
+        let from = offset - self.requests[r].offset;
+        let parts = Parts::new(&self.segments[r as usize], from, len);
+        let region = |id| self.regions.get(&id).map(|known| &known.region);
+        let carry = &mut self.volumes[v].flush.carry;
+        if carry.copy(slots, parts, region) {
+            self.pieces[p].copy = Some(slots);
+        } else {
+            carry.give(slots);
+        }
     }
 
     /// The cell of a merge; taken at the first need of it.
@@ -179,13 +210,14 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
 
     /// A completed write dirties its container, before anybody hears of it.
     pub(crate) fn note_written(&mut self, p: u32, reply: &ObjectReply) {
-        let piece = &self.pieces[p];
+        let piece = &mut self.pieces[p];
         let is_write =
             piece.step == Step::Merge || piece.step == Step::Transfer && piece.work != Work::Read;
         if is_write && reply.result.is_ok() {
+            let copy = piece.copy.take();
             self.volumes[piece.volume]
                 .flush
-                .mark_dirty(piece.place, piece.offset);
+                .mark_dirty(piece.place, piece.offset, copy);
         }
     }
 }

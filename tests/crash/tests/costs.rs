@@ -85,6 +85,15 @@ fn writes_and_flushes(placement: &str) -> Result<()> {
     let write = |disk: &mut Disk| disk.run(Op::Write, 0, BLOCK, PATIENCE);
     let flush = |disk: &mut Disk| disk.run(Op::Flush, 0, 0, PATIENCE);
     write(&mut disk)?;
+    let (blocker, _) = cost(&node, || flush(&mut disk))?;
+    let one_append = [
+        ("requests", 1),
+        ("writes", 1),
+        ("written_bytes", 2 * BLOCK as u64),
+    ];
+    expect("a flush of a first write", &blocker, &one_append);
+    // The first ordinary flush after it says that the block is home.
+    write(&mut disk)?;
     flush(&mut disk)?;
 
     let (blocker, mapper) = cost(&node, || write(&mut disk))?;

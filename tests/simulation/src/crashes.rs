@@ -1,15 +1,14 @@
 //! Crash images: what each crash point of a run may leave, recovered and judged.
 
-use archipelago_blocker::simulated::{Random, SimulatedBackend};
-use archipelago_protocol::error::ErrorCode;
-use xseg::Region;
-
 use crate::journal::Journals;
-use crate::machine::{BUFFER_LEN, CrashPoint};
+use crate::machine::CrashPoint;
+use crate::memory::MemoryPool;
 use crate::oracle::Crash;
 use crate::plan::{self, Op};
 use crate::run::{Counters, Run};
 use crate::trouble::Trouble;
+use archipelago_blocker::simulated::{Random, SimulatedBackend};
+use archipelago_protocol::error::ErrorCode;
 
 /// How closely a run is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +33,7 @@ impl Depth {
 /// Looks at crash images, and counts them.
 #[derive(Debug)]
 pub struct Inspector {
-    region: Region,
+    memory: MemoryPool,
     depth: Depth,
     /// Images recovered and judged.
     pub images: u64,
@@ -42,14 +41,10 @@ pub struct Inspector {
 
 impl Inspector {
     /// With images as `depth` says.
-    ///
-    /// # Panics
-    /// If there is no memory for a buffer.
     #[must_use]
     pub fn new(depth: Depth) -> Self {
-        let region = Region::anonymous(BUFFER_LEN).expect("memory for a test buffer");
         Inspector {
-            region,
+            memory: MemoryPool::default(),
             depth,
             images: 0,
         }
@@ -61,7 +56,7 @@ impl Inspector {
     /// What contradicts the promises.
     pub fn run(&mut self, seed: u64, plan: &[(Op, usize)]) -> Result<(), Trouble> {
         let empty = CrashPoint::empty(SimulatedBackend::new(seed));
-        let mut run = Run::recover(empty, self.region.clone(), None, Counters::default(), seed)?;
+        let mut run = Run::recover(empty, &self.memory, None, Counters::default(), seed)?;
         run.record();
         run.create();
         let mut random = Random::new(seed ^ 0x0c4a_54e5);
@@ -92,12 +87,11 @@ impl Inspector {
         let mut backend = SimulatedBackend::new(seed);
         backend.fail_call(call, code);
         let empty = CrashPoint::empty(backend);
-        let mut run =
-            match Run::recover(empty, self.region.clone(), None, Counters::default(), seed) {
-                Ok(run) => run,
-                Err(Trouble::Refused(..)) => return Ok(()),
-                Err(wrong) => return Err(wrong),
-            };
+        let mut run = match Run::recover(empty, &self.memory, None, Counters::default(), seed) {
+            Ok(run) => run,
+            Err(Trouble::Refused(..)) => return Ok(()),
+            Err(wrong) => return Err(wrong),
+        };
         let outcome = run_all(&mut run, plan);
         if let Err(wrong @ Trouble::Wrong(_)) = outcome {
             return Err(wrong);
@@ -115,12 +109,12 @@ impl Inspector {
             journals: kill.journals.snapshot(),
             ..kill
         };
-        for point in [cut, kill] {
+        for (crash, point) in [(Crash::PowerCut, cut), (Crash::Kill, kill)] {
             self.images += 1;
-            let what = format_args!("{code:?} at backend call {call}, {outcome:?}");
+            let what = format_args!("{code:?} at backend call {call}, {outcome:?}, then {crash:?}");
             Run::recover(
                 point,
-                self.region.clone(),
+                &self.memory,
                 Some(Crash::PowerCut),
                 run.counters(),
                 seed,
@@ -167,7 +161,7 @@ impl Inspector {
         let mut random = Random::new(seed);
         let point = crash_with(point, crash, &mut random);
         self.images += 1;
-        let mut run = Run::recover(point, self.region.clone(), Some(crash), counters, seed)?;
+        let mut run = Run::recover(point, &self.memory, Some(crash), counters, seed)?;
         if !again {
             return Ok(());
         }

@@ -1,9 +1,11 @@
-//! The production mapper over the simulated backend, against a model, with a crash at every backend call.
+//! The production mapper and volume peer over the simulated backend, against a model, with a crash at every backend call.
 //!
 //! * [`oracle`]: what may be read: the promises as a model.
 //! * [`plan`]: what a run does, random or enumerated.
-//! * [`machine`]: mapper, backend and tasks, interleaved by a seed.
-//! * [`volume`]: a small volume peer that follows the protocol.
+//! * [`machine`]: mapper, volume peer, backend and tasks, interleaved by a seed.
+//! * [`wiring`]: the two peers, their channels and the backend.
+//! * [`volume`]: an open volume, as a task uses it.
+//! * [`memory`]: memory of machines.
 //! * [`journal`]: what survives the death of a process.
 //! * [`run`]: a plan carried out.
 //! * [`trouble`]: why a run ends early.
@@ -23,8 +25,10 @@
 pub mod crashes;
 pub mod journal;
 pub mod machine;
+pub mod memory;
 pub mod oracle;
 pub mod plan;
 pub mod run;
 pub mod trouble;
 pub mod volume;
+pub mod wiring;

@@ -184,6 +184,15 @@ impl Oracle {
         }
     }
 
+    /// A sync failed, and a flush has told so: what was not flushed before may be lost, and no later flush covers it.
+    pub fn flush_failed(&mut self, name: &Name) {
+        for sector in self.live_mut(name) {
+            for later in &mut sector.later {
+                later.acknowledged = None;
+            }
+        }
+    }
+
     /// What a snapshot of `name` that is begun now may hold.
     #[must_use]
     pub fn frozen(&self, name: &Name) -> Content {

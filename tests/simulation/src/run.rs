@@ -12,13 +12,15 @@ use std::rc::Rc;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind, PAGE_MAX};
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Lineage, Name, ObjectSize, SECTOR_SIZE};
-use xseg::Region;
+use archipelago_protocol::volume::OpenMode;
 
 use crate::machine::{CrashPoint, Link, Machine};
+use crate::memory::MemoryPool;
 use crate::oracle::{Change, Content, Crash, Sector, Thing, Value};
 use crate::plan::{BLOCKS, Op};
 use crate::trouble::Trouble;
 use crate::volume::Volume;
+use crate::wiring::Wiring;
 
 const SECTORS_PER_BLOCK: usize = 8;
 /// Volumes at most, so that an image is read in no time.
@@ -58,12 +60,12 @@ impl Run {
     /// What contradicts the promises.
     pub fn recover(
         point: CrashPoint,
-        region: Region,
+        memory: &MemoryPool,
         crash: Option<Crash>,
         counters: Counters,
         seed: u64,
     ) -> Result<Run, Trouble> {
-        let mut machine = Machine::start(point, region, seed);
+        let mut machine = Machine::start(point, memory, seed);
         let link = machine.link();
         let open = Open::default();
         machine.spawn(recover(link.clone(), Rc::clone(&open), crash));
@@ -120,12 +122,7 @@ impl Run {
     /// # Errors
     /// What contradicts the promises.
     pub fn abandon(&mut self) -> Result<(), Trouble> {
-        for volume in std::mem::take(&mut *self.open.borrow_mut()).into_values() {
-            self.machine.spawn(async move {
-                volume.abandon().await;
-                Ok(())
-            });
-        }
+        self.link.with(Wiring::abandon);
         // Each refusal ends one task; there are not many.
         for _ in 0..REFUSALS_MAX {
             match self.machine.finish() {
@@ -256,9 +253,15 @@ impl Run {
                 };
                 self.machine.spawn(async move {
                     let submitted = link.with(|shared| shared.oracle.now());
-                    volume.flush().await.map_err(in_op(op))?;
-                    link.with(|shared| shared.oracle.flush_acknowledged(&name, submitted));
-                    Ok(())
+                    let flushed = volume.flush().await;
+                    link.with(|shared| match flushed {
+                        Ok(()) => shared.oracle.flush_acknowledged(&name, submitted),
+                        Err(Trouble::Refused(ErrorCode::SyncFailed, _)) => {
+                            shared.oracle.flush_failed(&name);
+                        }
+                        Err(_) => {}
+                    });
+                    flushed.map_err(in_op(op))
                 });
             }
             Op::Snapshot { volume } => {
@@ -552,7 +555,7 @@ async fn reopen(link: &Link, open: &Open, name: &Name) -> Result<(), Trouble> {
         let thing = shared.oracle.thing(name);
         (thing.lineage, thing.sectors())
     });
-    let (volume, size) = Volume::open(link, lineage, true)
+    let (volume, size) = Volume::open(link, lineage, OpenMode::Exclusive)
         .await
         .map_err(|trouble| trouble.during(format_args!("opening {name}")))?;
     if size != sectors as u64 * SECTOR_SIZE {
@@ -569,7 +572,7 @@ async fn close(link: &Link, open: &Open, name: &Name, volume: Rc<Volume>) -> Res
     open.borrow_mut().remove(name);
     let submitted = link.with(|shared| shared.oracle.now());
     volume
-        .close(true)
+        .close()
         .await
         .map_err(|trouble| trouble.during(format_args!("closing {name}")))?;
     link.with(|shared| shared.oracle.flush_acknowledged(name, submitted));
@@ -593,12 +596,12 @@ async fn judge(
 /// Reads a frozen thing.
 async fn read_and_judge(link: &Link, name: &Name, crash: Option<Crash>) -> Result<(), Trouble> {
     let lineage = link.with(|shared| shared.oracle.thing(name).lineage);
-    let (volume, _) = Volume::open(link, lineage, false)
+    let (volume, _) = Volume::open(link, lineage, OpenMode::ReadOnly)
         .await
         .map_err(|trouble| trouble.during(format_args!("opening {name}")))?;
     judge(link, name, &volume, crash).await?;
     volume
-        .close(false)
+        .close()
         .await
         .map_err(|trouble| trouble.during(format_args!("closing {name}")))
 }
@@ -629,6 +632,7 @@ async fn change(
 }
 
 async fn resize(link: &Link, name: Name, sectors: usize) -> Result<(), Trouble> {
+    let lineage = link.with(|shared| shared.oracle.thing(&name).lineage);
     let after = link.with(|shared| {
         let before = shared.oracle.thing(&name).sectors();
         if sectors < before {
@@ -654,7 +658,10 @@ async fn resize(link: &Link, name: Name, sectors: usize) -> Result<(), Trouble> 
         name,
         Some(after),
     )
-    .await
+    .await?;
+    // As control does: the volume peer hears of it if it has the volume open.
+    link.with(|wiring| wiring.resized(lineage, size));
+    Ok(())
 }
 
 async fn snapshot_open(

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use archipelago_protocol::error::ErrorCode;
+use archipelago_protocol::error::{Error, ErrorCode};
 
 /// Why a task or a run ended early.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,12 @@ impl Trouble {
 impl From<ErrorCode> for Trouble {
     fn from(code: ErrorCode) -> Self {
         Trouble::Refused(code, String::new())
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Trouble::Refused(error.code, error.to_string())
     }
 }
 

@@ -6,12 +6,13 @@
 use std::collections::VecDeque;
 
 use archipelago_mapper::{ClientId, Effect, Mapper};
+use archipelago_protocol::carry::{AREA_LEN, Carried};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::{ControlReply, PeerStatus};
-use archipelago_protocol::map::{MapReply, MapRequest};
+use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::{Peer, Progress};
-use xseg::{Client, Server, ServerPort};
+use xseg::{Client, RegionId, Server, ServerPort};
 
 use super::acceptor::Channels;
 use super::control::Answer;
@@ -28,6 +29,23 @@ struct Channel {
     /// Accepted and not answered.
     in_flight: usize,
     leaving: bool,
+}
+
+/// A private copy of what a flush carries in its channel's arena.
+fn carried(port: &HostedServer, request: &MapRequest) -> Result<Carried, ErrorCode> {
+    if request.op != MapOp::FlushCommit || request.len == 0 {
+        return Ok(Carried::default());
+    }
+    if request.len > AREA_LEN {
+        return Err(ErrorCode::Invalid);
+    }
+    let arena = port.regions().get(RegionId::ARENA);
+    let arena = arena.ok_or(ErrorCode::Invalid)?;
+    let mut area = vec![0; usize::try_from(request.len).expect("at most AREA_LEN")];
+    arena
+        .read(request.offset, &mut area)
+        .map_err(|_outside| ErrorCode::Invalid)?;
+    Carried::new(area)
 }
 
 /// The mapper and its ports.
@@ -126,10 +144,13 @@ impl MapperPeer {
                 };
                 progress = Progress::Busy;
                 self.requests += 1;
-                match MapRequest::decode(&entry) {
-                    Ok(request) => {
+                let request = MapRequest::decode(&entry)
+                    .and_then(|request| Ok((request, carried(&channel.port, &request)?)));
+                match request {
+                    Ok((request, carried)) => {
                         channel.in_flight += 1;
-                        self.mapper.map_request(channel.client, entry.tag, request);
+                        self.mapper
+                            .map_request(channel.client, entry.tag, request, carried);
                     }
                     Err(code) => channel
                         .port

@@ -61,8 +61,9 @@ use crate::layout::role_name;
 
 /// How long a process waits after a stop for its answer to be sent.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of the arena of a channel that carries no data.
-const SMALL_ARENA_LEN: usize = 64 << 10;
+/// Bytes of the arena of a channel to the mapper: what small flushes of 15 volumes carry at a time. One that finds no room
+/// is an ordinary flush.
+const MAPPER_ARENA_LEN: usize = 1 << 20;
 
 /// Has the kernel kill this process when its parent dies.
 ///
@@ -159,7 +160,7 @@ impl Builder<'_> {
         let arena_len = if server == Role::Blocker {
             (self.settings.data.channel_memory_mib as usize) << 20
         } else {
-            SMALL_ARENA_LEN
+            MAPPER_ARENA_LEN
         };
         if self.hosts(server) {
             let (client, server) = xseg::local::channel(requests, arena_len).map_err(failed)?;

@@ -22,7 +22,7 @@ use crate::core::Core;
 use crate::failure::{Failure, Outcome};
 use crate::format::Writer;
 use crate::head::CatalogueHead;
-use crate::log::Log;
+use crate::log::{Content, Log};
 use crate::task::{Guard, Lock, Scheduler};
 
 pub(crate) use names::Names;
@@ -135,8 +135,8 @@ impl Catalogue {
         };
         let mut names = checkpoint::read(core, &head).await?;
         let mut log = log_of(&head);
-        for payload in log.replay(&core.disk, Generation(0)).await? {
-            for change in Change::decode_all(&payload).map_err(|why| log.damaged(&why))? {
+        for content in log.replay(&core.disk, Generation(0)).await? {
+            for change in Change::decode_all(&content.payload).map_err(|why| log.damaged(&why))? {
                 names.apply(change);
             }
         }
@@ -195,12 +195,12 @@ impl Catalogue {
         changes
             .iter()
             .for_each(|change| change.encode(&mut payload));
-        let payload = payload.into_bytes();
+        let content = Content::records(payload.into_bytes());
         let batch_max = self.log.borrow().batch_max(core.config.io_len_max);
-        if payload.len() > Log::payload_max(batch_max) {
+        if content.batch_len() > batch_max {
             return Err(Failure::new(ErrorCode::Invalid, "too many changes at once"));
         }
-        let result = self.append(core, &payload, batch_max).await;
+        let result = self.append(core, &content, batch_max).await;
         if let Err(failure) = &result
             && failure.code != ErrorCode::NoSpace
         {
@@ -213,15 +213,11 @@ impl Catalogue {
         Ok(())
     }
 
-    async fn append(&self, core: &Rc<Core>, payload: &[u8], batch_max: usize) -> Outcome<()> {
-        if !self
-            .log
-            .borrow()
-            .has_room(Log::batch_len(payload.len()), batch_max)
-        {
+    async fn append(&self, core: &Rc<Core>, content: &Content, batch_max: usize) -> Outcome<()> {
+        if !self.log.borrow().has_room(content.batch_len(), batch_max) {
             self.checkpoint(core).await?;
         }
-        Log::append(&self.log, &core.disk, payload).await
+        Log::append(&self.log, &core.disk, content).await
     }
 }
 

@@ -1,31 +1,80 @@
 //! Batches: what one append writes. Layout: `docs/map-format.md`, "Log batches".
 //!
-//! Body behind the envelope: generation u64, position u64, payload length u32, 0 u32; payload; zeros to 4096.
+//! Body behind the envelope: generation u64, position u64, payload length u32, carried blocks u32; the first 8 bytes
+//! of each carried block; payload; zeros to 4096; the carried blocks, each with [`CARRIED_MARK`] for its first 8 bytes.
+//!
+//! What a guest wrote is never taken for a batch: batches begin at multiples of 4096 bytes. Carried blocks do too, but
+//! with a mark that is not a batch's; their first bytes stand where no multiple is, and records are not a guest's.
 
 use archipelago_protocol::{Generation, Lineage};
 
 use crate::format::{ENVELOPE_LEN, Problem, Reader, Writer};
 
 const MAGIC: [u8; 8] = *b"ARCHBTCH";
+/// Stands where a carried block begins.
+const CARRIED_MARK: [u8; 8] = *b"ARCHCARR";
 /// Batches are multiples of this, so that no append touches a durable one.
 pub(crate) const UNIT: usize = 4096;
 /// Bytes in front of the payload.
 pub(super) const HEAD_LEN: usize = ENVELOPE_LEN + 24;
+
+/// What a batch says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// Records.
+    pub(crate) payload: Vec<u8>,
+    /// Carried blocks, one behind the other.
+    pub(crate) blocks: Vec<u8>,
+}
+
+impl Content {
+    /// Only records.
+    pub(crate) fn records(payload: Vec<u8>) -> Self {
+        Content {
+            payload,
+            blocks: Vec::new(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.payload.is_empty() && self.blocks.is_empty()
+    }
+
+    /// Bytes of the batch.
+    pub(crate) fn batch_len(&self) -> usize {
+        batch_len(self.payload.len(), self.blocks.len() / UNIT)
+    }
+}
+
+/// Bytes of a batch with `payload` bytes of records and `blocks` carried blocks.
+pub(crate) fn batch_len(payload: usize, blocks: usize) -> usize {
+    (HEAD_LEN + payload + 8 * blocks).next_multiple_of(UNIT) + blocks * UNIT
+}
 
 /// A batch of at least `len_min` bytes.
 pub(crate) fn encode_batch(
     lineage: Lineage,
     generation: Generation,
     position: u64,
-    payload: &[u8],
+    content: &Content,
     len_min: usize,
 ) -> Vec<u8> {
+    let Content { payload, blocks } = content;
+    let count = blocks.len() / UNIT;
     let mut batch = Writer::sealed(MAGIC, lineage);
     batch.u64(generation.0);
     batch.u64(position);
     batch.u32(u32::try_from(payload.len()).expect("at most BATCH_MAX"));
-    batch.u32(0);
+    batch.u32(u32::try_from(count).expect("at most BATCH_MAX"));
+    for block in blocks.chunks_exact(UNIT) {
+        batch.bytes(&block[..8]);
+    }
     batch.bytes(payload);
+    batch.pad(UNIT);
+    for block in blocks.chunks_exact(UNIT) {
+        batch.bytes(&CARRIED_MARK);
+        batch.bytes(&block[8..]);
+    }
     let len = batch.len().max(len_min).next_multiple_of(UNIT);
     batch.pad_to(len);
     batch.seal()
@@ -34,19 +83,19 @@ pub(crate) fn encode_batch(
 /// What a replay found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Scan {
-    /// The payloads in order.
-    pub(crate) payloads: Vec<Vec<u8>>,
+    /// What the batches say, in order.
+    pub(crate) contents: Vec<Content>,
     /// The position behind the last.
     pub(crate) end: u64,
 }
 
-struct Batch<'a> {
+struct Batch {
     generation: u64,
-    payload: &'a [u8],
+    content: Content,
     len: u64,
 }
 
-fn decode(bytes: &[u8], lineage: Lineage, position: u64) -> Result<Batch<'_>, Problem> {
+fn decode(bytes: &[u8], lineage: Lineage, position: u64) -> Result<Batch, Problem> {
     // The position first: a leftover of the last round is the common case, and not worth a checksum.
     let mut fields = Reader::new(bytes.get(ENVELOPE_LEN..).ok_or(Problem::Foreign)?);
     let short = || Problem::Field("batch end");
@@ -58,14 +107,27 @@ fn decode(bytes: &[u8], lineage: Lineage, position: u64) -> Result<Batch<'_>, Pr
     let generation = fields.u64().ok_or_else(short)?;
     fields.u64().ok_or_else(short)?;
     let payload_len = fields.u32().ok_or_else(short)?;
-    fields.u32().ok_or_else(short)?;
-    if len % UNIT != 0 {
+    let count = fields.u32().ok_or_else(short)? as usize;
+    if len % UNIT != 0 || count > len / UNIT {
         return Err(Problem::Field("batch length"));
     }
+    let firsts = fields.take(8 * count).ok_or_else(short)?;
     let payload = fields.take(payload_len as usize).ok_or_else(short)?;
+    let at = batch_len(payload.len(), count) - count * UNIT;
+    let stored = bytes.get(at..at + count * UNIT).ok_or_else(short)?;
+    let mut blocks = stored.to_vec();
+    for (block, first) in blocks.chunks_exact_mut(UNIT).zip(firsts.chunks_exact(8)) {
+        if block[..8] != CARRIED_MARK {
+            return Err(Problem::Field("carried block"));
+        }
+        block[..8].copy_from_slice(first);
+    }
     Ok(Batch {
         generation,
-        payload,
+        content: Content {
+            payload: payload.to_vec(),
+            blocks,
+        },
         len: len as u64,
     })
 }
@@ -92,7 +154,7 @@ pub(crate) fn scan(
         decode(&bytes[offset..], lineage, position)
     };
     let mut found = Scan {
-        payloads: Vec::new(),
+        contents: Vec::new(),
         end: start,
     };
     let mut generation = oldest.0;
@@ -107,8 +169,8 @@ pub(crate) fn scan(
                 if found.end - start > len {
                     return Err(format!("the batches from position {start} on overlap"));
                 }
-                if !batch.payload.is_empty() {
-                    found.payloads.push(batch.payload.to_vec());
+                if !batch.content.is_empty() {
+                    found.contents.push(batch.content);
                 }
             }
             Err(problem) => break problem,
@@ -152,13 +214,15 @@ mod tests {
         let mut positions = Vec::new();
         for (index, len) in payloads.iter().enumerate() {
             let payload = vec![u8::try_from(index).unwrap() + 1; *len];
-            let mut batch = encode_batch(US, Generation(3), position, &payload, 0);
+            let content = Content::records(payload);
+            let mut batch = encode_batch(US, Generation(3), position, &content, 0);
             let mut at = usize::try_from(position).unwrap() % LOG_LEN;
             if at + batch.len() > LOG_LEN {
-                let pad = encode_batch(US, Generation(3), position, &[], LOG_LEN - at);
+                let nothing = Content::default();
+                let pad = encode_batch(US, Generation(3), position, &nothing, LOG_LEN - at);
                 bytes[at..].copy_from_slice(&pad);
                 position += pad.len() as u64;
-                batch = encode_batch(US, Generation(3), position, &payload, 0);
+                batch = encode_batch(US, Generation(3), position, &content, 0);
                 at = 0;
             }
             bytes[at..at + batch.len()].copy_from_slice(&batch);
@@ -171,7 +235,11 @@ mod tests {
 
     fn found(bytes: &[u8], start: u64) -> Result<Vec<u8>, String> {
         let scan = scan(bytes, US, start, Generation(0), Generation(3))?;
-        Ok(scan.payloads.iter().map(|payload| payload[0]).collect())
+        Ok(scan
+            .contents
+            .iter()
+            .map(|content| content.payload[0])
+            .collect())
     }
 
     #[test]
@@ -200,8 +268,34 @@ mod tests {
         let (bytes, positions) = filled(0, &[10, 10]);
         assert_eq!(found(&bytes, LOG_LEN as u64), Ok(vec![]));
         let scan = scan(&bytes, US, 0, Generation(0), Generation(2)).unwrap();
-        assert_eq!((scan.payloads.len(), scan.end), (0, 0));
+        assert_eq!((scan.contents.len(), scan.end), (0, 0));
         assert_eq!(positions[1], UNIT as u64);
+    }
+
+    #[test]
+    fn carried_blocks_come_back_and_are_never_taken_for_a_batch() {
+        // A guest that knows all and writes whole batches into its blocks: as if it followed at the positions behind.
+        let forged = |position: u64| {
+            let content = Content::records(vec![9; 32]);
+            encode_batch(US, Generation(3), position, &content, 0)
+        };
+        for records in [0, 32, 4000, 4032, 4096] {
+            let first = batch_len(records, 2) - 2 * UNIT;
+            let blocks = [forged(first as u64), forged((first + UNIT) as u64)].concat();
+            let content = Content {
+                payload: vec![1; records],
+                blocks,
+            };
+            let batch = encode_batch(US, Generation(3), 0, &content, 0);
+            assert_eq!(batch.len(), content.batch_len());
+            let mut log = vec![0; LOG_LEN];
+            log[..batch.len()].copy_from_slice(&batch);
+            let scan = |log: &[u8]| super::scan(log, US, 0, Generation(0), Generation(3));
+            assert_eq!(scan(&log).unwrap().contents, [content]);
+            // Torn: what lies behind its beginning is its own rest, nobody's batch.
+            log[100] ^= 1;
+            assert_eq!(scan(&log).unwrap().contents, []);
+        }
     }
 
     #[test]
@@ -233,7 +327,7 @@ mod tests {
         fn random_logs_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2), start in 0u64..100) {
             let mut log = vec![0; UNIT * 4];
             log[..bytes.len()].copy_from_slice(&bytes);
-            prop_assert!(scan(&log, US, start * UNIT as u64, Generation(0), Generation(1)).unwrap().payloads.is_empty());
+            prop_assert!(scan(&log, US, start * UNIT as u64, Generation(0), Generation(1)).unwrap().contents.is_empty());
         }
     }
 }

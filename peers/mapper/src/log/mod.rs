@@ -14,7 +14,7 @@ use archipelago_protocol::{ErrorCode, Generation};
 use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 
-pub(crate) use batch::{Scan, UNIT, encode_batch, scan};
+pub(crate) use batch::{Content, Scan, UNIT, batch_len, encode_batch, scan};
 pub(crate) use record::{Record, RecordKind};
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
@@ -52,16 +52,6 @@ impl Log {
         self.used() + len as u64 + batch_max as u64 <= self.len
     }
 
-    /// Bytes of log that `payload` bytes in one batch take.
-    pub(crate) fn batch_len(payload: usize) -> usize {
-        (batch::HEAD_LEN + payload).next_multiple_of(UNIT)
-    }
-
-    /// Most payload of one batch.
-    pub(crate) fn payload_max(batch_max: usize) -> usize {
-        batch_max - batch::HEAD_LEN
-    }
-
     fn remaining(&self) -> u64 {
         self.len - self.position % self.len
     }
@@ -72,22 +62,22 @@ impl Log {
     pub(crate) async fn append(
         log: &std::cell::RefCell<Log>,
         disk: &Disk,
-        payload: &[u8],
+        content: &Content,
     ) -> Outcome<()> {
-        let len = Log::batch_len(payload.len()) as u64;
+        let len = content.batch_len() as u64;
         let now = log.borrow().clone();
         if now.remaining() < len {
             // Empty, up to the end of the circle.
             let rest = usize::try_from(now.remaining()).expect("shorter than a batch");
-            Self::put(log, disk, &[], rest).await?;
+            Self::put(log, disk, &Content::default(), rest).await?;
         }
-        Self::put(log, disk, payload, 0).await
+        Self::put(log, disk, content, 0).await
     }
 
     async fn put(
         log: &std::cell::RefCell<Log>,
         disk: &Disk,
-        payload: &[u8],
+        content: &Content,
         len_min: usize,
     ) -> Outcome<()> {
         let now = log.borrow().clone();
@@ -95,7 +85,7 @@ impl Log {
             now.id.lineage,
             now.generation,
             now.position,
-            payload,
+            content,
             len_min,
         );
         disk.write_durable(now.id, now.position % now.len, &batch)
@@ -125,7 +115,7 @@ impl Log {
         &mut self,
         disk: &Disk,
         oldest: Generation,
-    ) -> Outcome<Vec<Vec<u8>>> {
+    ) -> Outcome<Vec<Content>> {
         let len = usize::try_from(self.len)
             .map_err(|_too_large| self.damaged("its length is impossible"))?;
         let missing = |failure: Failure| match failure.code {
@@ -138,11 +128,11 @@ impl Log {
             return Err(self.damaged(&format!("it has {found} bytes of {}", self.len)));
         }
         let bytes = disk.read(self.id, 0, len).await.map_err(missing)?;
-        let Scan { payloads, end } =
+        let Scan { contents, end } =
             scan(&bytes, self.id.lineage, self.start, oldest, self.generation)
                 .map_err(|why| self.damaged(&why))?;
         self.position = end;
-        Ok(payloads)
+        Ok(contents)
     }
 
     pub(crate) fn damaged(&self, why: &str) -> Failure {

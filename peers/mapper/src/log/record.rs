@@ -7,7 +7,7 @@ use archipelago_protocol::Epoch;
 
 use crate::format::{Reader, Writer};
 
-/// What a record says. Numbers 4 to 6 are reserved: blocks carried in the log, "synced up to", discard of such blocks.
+/// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum RecordKind {
@@ -17,6 +17,10 @@ pub(crate) enum RecordKind {
     Zero = 2,
     /// Nothing of this epoch or older ones is owned any more.
     Freeze = 3,
+    /// The next of the batch's carried blocks is this one: it may not be durable where the map says it is.
+    Carried = 4,
+    /// All that was carried before is durable where the map says it is.
+    Home = 5,
 }
 
 /// A change to a volume, as logged and as journalled.
@@ -66,6 +70,8 @@ impl Record {
             1 => RecordKind::Present,
             2 => RecordKind::Zero,
             3 => RecordKind::Freeze,
+            4 => RecordKind::Carried,
+            5 => RecordKind::Home,
             kind => return Err(format!("record kind {kind} is unknown to this program")),
         };
         fields.u8().ok_or_else(short)?;

@@ -145,6 +145,8 @@ impl Live {
             }
             RecordKind::Zero => self.tree.set(cache, range, None),
             RecordKind::Freeze => self.frozen = self.frozen.max(record.epoch),
+            // Of content, not of places.
+            RecordKind::Carried | RecordKind::Home => {}
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Checkpoints: the tree as pages, then a head that names them, so that the log can begin anew.
 //!
 //! The picture is taken while no batch is in flight. What is pending at that moment is in the picture too: the pool is
-//! synced before its pages are written. It stays pending: replaying it over the picture changes nothing.
+//! synced before its pages are written, and so it is if the log carries blocks: their log space is given up. What is
+//! pending stays so: replaying it over the picture changes nothing.
 
 use std::rc::Rc;
 
@@ -21,7 +22,7 @@ struct Picture {
     epoch: Epoch,
     frozen: Epoch,
     log_position: u64,
-    /// Whether it shows what the log does not: its data may not be durable.
+    /// Whether it shows what the log does not, or carries: that data may not be durable.
     unsynced: bool,
 }
 
@@ -33,7 +34,7 @@ impl Volume {
             epoch: live.epoch,
             frozen: live.frozen,
             log_position: self.log.borrow().position,
-            unsynced: !live.pending.is_empty(),
+            unsynced: !live.pending.is_empty() || self.carries(&self.log.borrow()),
         }
     }
 

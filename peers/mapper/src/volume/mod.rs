@@ -3,11 +3,12 @@
 //! Invariants
 //! - Locks are taken in this order: the lineage's, `commit`, `checkpoint`. One batch and one head swap in flight.
 //! - `pending` holds, in order, what the tree knows and the log does not; a record leaves it when its batch is durable.
-//! - A page or batch is durable only after the data that it speaks of: commits carry what the volume peer has synced,
-//!   checkpoints and closes sync the pool first if anything is pending.
+//! - A page or batch is durable only after the data that it speaks of, or a batch together with it: commits take what the
+//!   volume peer has synced, or carry it; checkpoints and closes sync the pool first if anything is pending or carried.
 //! - After a failed sync, append or swap the volume is poisoned: it writes nothing until it was opened again.
 
 mod apply;
+mod carried;
 mod checkpoint;
 mod closed;
 mod commit;
@@ -69,6 +70,8 @@ pub(crate) struct Live {
     head: VolumeHead,
     head_version: u64,
     pending: VecDeque<Record>,
+    /// Log position behind the last batch with carried blocks; 0: none of this session, or all of them are home.
+    carried_until: u64,
     next_sequence: u64,
     journal: Option<Box<dyn Journal>>,
     snapshot: Option<Snapshotting>,
@@ -112,6 +115,11 @@ impl Volume {
             log: RefCell::new(log),
             live: RefCell::new(live),
         })
+    }
+
+    /// Whether `log` carries blocks that may not be durable where the map says they are.
+    fn carries(&self, log: &Log) -> bool {
+        self.live.borrow().carried_until > log.start
     }
 
     fn check(&self) -> Outcome<()> {

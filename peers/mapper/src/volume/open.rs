@@ -1,8 +1,8 @@
 //! Opening for writing: the head, recovery after an unclean end, a new generation.
 //!
 //! Recovery, in this order: sync the pool (what a dead process had acknowledged is durable afterwards), replay the log,
-//! then the presence journal of the same generation and boot, store the tree that results, and only then swap the head:
-//! new generation, new epoch, new root, log from its end on. A crash before the swap leaves everything as it was.
+//! then the presence journal of the same generation and boot, or else write home what the log carried; store the tree that
+//! results, and only then swap the head: new generation, new epoch, new root, log from its end on. A crash before the swap leaves everything as it was.
 //!
 //! Epochs: a session after an unclean end begins with epoch `generation << 32`. Generations are durable before they are
 //! used and epochs count up within them, so no epoch is ever used twice, logged or not.
@@ -13,6 +13,7 @@ use std::rc::Rc;
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{BLOCK_SIZE, Epoch, Generation, Lineage};
 
+use super::carried::CarriedBlocks;
 use super::{Live, Volume, with_pages};
 use crate::catalogue::Item;
 use crate::core::Core;
@@ -152,6 +153,7 @@ fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u64) -> Live
         head: *head,
         head_version,
         pending: VecDeque::new(),
+        carried_until: 0,
         next_sequence: 1,
         journal: None,
         snapshot: None,
@@ -188,13 +190,18 @@ async fn recover(
     }
     let mut log = volume.log.borrow().clone();
     let mut records = Vec::new();
-    for payload in log.replay(&core.disk, log.generation).await? {
-        records.extend(Record::decode_all(&payload).map_err(|why| log.damaged(&why))?);
+    let mut carried = CarriedBlocks::default();
+    for content in log.replay(&core.disk, log.generation).await? {
+        let said = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
+        carried
+            .replay(&said, content.blocks)
+            .map_err(|why| log.damaged(&why))?;
+        records.extend(said);
     }
     let journal = core.journals.borrow_mut().load(volume.lineage);
-    if let Some(journal) = journal
-        && journal.generation == log.generation
-    {
+    let journal = journal.filter(|journal| journal.generation == log.generation);
+    if let Some(journal) = journal {
+        // The machine lives: what was carried is where it belongs, or something newer is.
         records.extend(journal.records.iter().map(|record| Record {
             kind: if record.zero {
                 RecordKind::Zero
@@ -206,6 +213,8 @@ async fn recover(
             epoch: record.epoch,
             sequence: record.sequence,
         }));
+    } else {
+        carried.bring_home(core, volume).await?;
     }
     for record in &records {
         replay(core, volume, record).await?;

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::map::{
     FLAG_FLUSH_SOON, FLAG_UNCLEAN, FLAG_WRITE, LOCATE_LEN_MAX, MapOp, MapReply, MapRequest,
@@ -10,7 +11,7 @@ use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 
 use super::apply::NotYet;
 use super::closed::{close_clean, item, settle};
-use super::commit::{Select, commit};
+use super::commit::{Home, Select, commit, flush_commit};
 use super::locate::locate;
 use super::open::{LastEnd, open_writer, read_only};
 use super::{Volume, checkpoint, snapshot, with_pages};
@@ -20,7 +21,13 @@ use crate::failure::{Failure, Outcome};
 use crate::tree::Missing;
 
 /// Answers a request, now or later.
-pub(crate) fn dispatch(core: &Rc<Core>, client: ClientId, tag: u64, request: MapRequest) {
+pub(crate) fn dispatch(
+    core: &Rc<Core>,
+    client: ClientId,
+    tag: u64,
+    request: MapRequest,
+    carried: Carried,
+) {
     if request.op == MapOp::Open {
         let core = Rc::clone(core);
         core.scheduler.clone().spawn(async move {
@@ -36,7 +43,7 @@ pub(crate) fn dispatch(core: &Rc<Core>, client: ClientId, tag: u64, request: Map
         return;
     }
     match admit(core, client, &request) {
-        Ok(session) => serve(core, &session, tag, request),
+        Ok(session) => serve(core, &session, tag, request, carried),
         Err(code) => core.reply(client, tag, MapReply::failed(code)),
     }
 }
@@ -64,7 +71,7 @@ fn admit(core: &Core, client: ClientId, request: &MapRequest) -> Result<Session,
     }
 }
 
-fn serve(core: &Rc<Core>, session: &Session, tag: u64, request: MapRequest) {
+fn serve(core: &Rc<Core>, session: &Session, tag: u64, request: MapRequest, carried: Carried) {
     let (client, volume) = (session.client, &session.volume);
     let reply = match request.op {
         MapOp::Locate => {
@@ -78,14 +85,15 @@ fn serve(core: &Rc<Core>, session: &Session, tag: u64, request: MapRequest) {
         MapOp::Written | MapOp::Zero => return change(core, session, tag, request),
         MapOp::FlushBegin => {
             let live = volume.live.borrow();
-            let mut reply = MapReply::done(u32::from(!live.pending.is_empty()));
+            let something = !live.pending.is_empty() || volume.carries(&volume.log.borrow());
+            let mut reply = MapReply::done(u32::from(something));
             reply.values[0] = live.next_sequence - 1;
             reply
         }
         MapOp::SnapshotBegin => snapshot::begin(core, volume, request.operand[0]),
         MapOp::SnapshotAbort => snapshot::abort(core, volume, request.operand[0]),
         MapOp::FlushCommit | MapOp::SnapshotCommit | MapOp::Close | MapOp::Abandon => {
-            return later(core, session, tag, request);
+            return later(core, session, tag, request, carried);
         }
         MapOp::Open => MapReply::failed(ErrorCode::Internal),
     };
@@ -93,13 +101,13 @@ fn serve(core: &Rc<Core>, session: &Session, tag: u64, request: MapRequest) {
 }
 
 /// What takes more than memory.
-fn later(core: &Rc<Core>, session: &Session, tag: u64, request: MapRequest) {
+fn later(core: &Rc<Core>, session: &Session, tag: u64, request: MapRequest, carried: Carried) {
     let (core, session) = (Rc::clone(core), session.clone());
     core.scheduler.clone().spawn(async move {
         let volume = &session.volume;
         let operand = request.operand[0];
         let done = match request.op {
-            MapOp::FlushCommit => commit(&core, volume, Select::UpTo(operand)).await,
+            MapOp::FlushCommit => flush_commit(&core, volume, &request, carried).await,
             MapOp::SnapshotCommit => snapshot::commit_snapshot(&core, volume, operand).await,
             MapOp::Close => close(&core, &session, request.handle).await,
             _ => {
@@ -254,7 +262,8 @@ fn hold(core: &Rc<Core>, volume: &Rc<Volume>, client: ClientId, tag: u64, reques
     live.relieving = true;
     let (core, volume) = (Rc::clone(core), Rc::clone(volume));
     core.scheduler.clone().spawn(async move {
-        let relieved = sync_and_commit(&core, &volume).await;
+        // Flushes of the client go on beside: what they carry may be written after this sync.
+        let relieved = sync_and_commit(&core, &volume, Home::Unknown).await;
         volume.live.borrow_mut().relieving = false;
         if let Err(failure) = relieved {
             let held = std::mem::take(&mut volume.live.borrow_mut().held);
@@ -268,17 +277,18 @@ fn hold(core: &Rc<Core>, volume: &Rc<Volume>, client: ClientId, tag: u64, reques
 }
 
 /// Logs all that is pending, after a sync of the pool.
-async fn sync_and_commit(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
+async fn sync_and_commit(core: &Rc<Core>, volume: &Rc<Volume>, home: Home) -> Outcome<()> {
     let cut = volume.live.borrow().next_sequence - 1;
     let synced = core.disk.sync_pool().await;
     volume.judge(core, synced)?;
-    commit(core, volume, Select::UpTo(cut)).await
+    commit(core, volume, Select::UpTo(cut), &Carried::default(), home).await
 }
 
 fn release_held(core: &Rc<Core>, volume: &Rc<Volume>) {
     let held = std::mem::take(&mut volume.live.borrow_mut().held);
     for (client, tag, request) in held {
-        dispatch(core, client, tag, request);
+        // Only reports of writes and zeroes are held.
+        dispatch(core, client, tag, request, Carried::default());
     }
 }
 
@@ -337,7 +347,7 @@ async fn writable(
     if let Some(volume) = left {
         if volume.check().is_ok() {
             // What the client had written may be in doubt; what it told is not. New writes keep off both.
-            let synced = sync_and_commit(core, &volume).await;
+            let synced = sync_and_commit(core, &volume, Home::Synced).await;
             if volume.check().is_err() {
                 // A failed sync is final: the next open has what is durable and nothing else.
                 core.forget(item.lineage);

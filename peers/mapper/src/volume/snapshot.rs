@@ -5,10 +5,11 @@
 
 use std::rc::Rc;
 
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::map::MapReply;
 use archipelago_protocol::{Epoch, ErrorCode};
 
-use super::commit::{Select, commit};
+use super::commit::{Home, Select, commit};
 use super::{Snapshotting, Volume};
 use crate::catalogue;
 use crate::core::Core;
@@ -100,7 +101,8 @@ async fn make(
     epoch: Epoch,
     size: u64,
 ) -> Outcome<()> {
-    commit(core, volume, Select::Freeze(epoch)).await?;
+    let nothing = Carried::default();
+    commit(core, volume, Select::Freeze(epoch), &nothing, Home::Unknown).await?;
     let root = volume.store_tree(core, tree).await?;
     // The session may have ended meanwhile, and with it the reservation of the name.
     let prepared = core.prepared.borrow().get(&token).cloned();

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use archipelago_mapper::journal::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{
@@ -334,7 +335,8 @@ impl Rig {
 
     pub(crate) fn send(&mut self, request: MapRequest) -> u64 {
         self.next_tag += 1;
-        self.mapper.map_request(self.client, self.next_tag, request);
+        self.mapper
+            .map_request(self.client, self.next_tag, request, Carried::default());
         self.run();
         self.next_tag
     }

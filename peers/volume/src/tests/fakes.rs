@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
+use archipelago_protocol::carry::{Carried, CarriedBlock};
+use archipelago_protocol::map::{FLAG_HOME, FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 use xseg::{RegionId, RegionTable};
@@ -24,9 +25,13 @@ pub(crate) struct FakeMapper {
     pub(crate) is_open: bool,
     pub(crate) epoch: Epoch,
     pub(crate) frozen: Epoch,
+    /// Epochs up to this one belong to snapshots that were made.
+    sealed: Epoch,
     pub(crate) live: Vec<Block>,
     /// What a power cut leaves.
     pub(crate) logged: Vec<Block>,
+    /// Blocks in the log that were not said to be home: a recovery after a power cut writes them there.
+    pub(crate) carried: BTreeMap<CarriedBlock, Vec<u8>>,
     /// The live map at each cut.
     cuts: BTreeMap<u64, Vec<Block>>,
     cut: u64,
@@ -46,7 +51,9 @@ impl FakeMapper {
             is_open: false,
             epoch: Epoch(6),
             frozen: Epoch(6),
+            sealed: Epoch(6),
             logged: live.clone(),
+            carried: BTreeMap::new(),
             live,
             cuts: BTreeMap::new(),
             cut: 0,
@@ -68,7 +75,7 @@ impl FakeMapper {
         self.cuts.clear();
     }
 
-    pub(crate) fn serve(&mut self, request: &MapRequest) -> MapReply {
+    pub(crate) fn serve(&mut self, request: &MapRequest, carried: &Carried) -> MapReply {
         if request.op == MapOp::Open {
             assert!(!self.is_open, "one session at a time");
             self.is_open = true;
@@ -137,7 +144,7 @@ impl FakeMapper {
                 self.cut += 1;
                 self.cuts.insert(self.cut, self.live.clone());
                 // Until it is committed it is new, also if a commit failed or never came.
-                let something = self.live != self.logged;
+                let something = self.live != self.logged || !self.carried.is_empty();
                 MapReply {
                     values: [self.cut, 0],
                     ..MapReply::done(u32::from(something))
@@ -148,6 +155,17 @@ impl FakeMapper {
                     .cuts
                     .remove(&request.operand[0])
                     .expect("a cut that was given");
+                if request.flags & FLAG_HOME != 0 {
+                    assert!(carried.is_empty(), "home, and something new to carry");
+                    self.carried.clear();
+                }
+                for (of, copy) in carried.iter() {
+                    assert!(
+                        of.epoch > self.sealed,
+                        "a snapshot's block is carried: {of:?}"
+                    );
+                    self.carried.insert(of, copy.to_vec());
+                }
                 MapReply::done(0)
             }
             MapOp::SnapshotBegin => {
@@ -161,7 +179,9 @@ impl FakeMapper {
                 }
             }
             MapOp::SnapshotCommit => {
-                let (token, _, tree) = self.pending.take().expect("begun");
+                let (token, epoch, tree) = self.pending.take().expect("begun");
+                self.sealed = epoch;
+                self.carried.retain(|of, _| of.epoch > epoch);
                 assert_eq!(token, request.operand[0]);
                 self.snapshots.push((token, tree));
                 MapReply::done(0)
@@ -180,6 +200,7 @@ impl FakeMapper {
                     self.live, self.logged,
                     "everything is logged before a close"
                 );
+                assert!(self.carried.is_empty(), "everything is home before a close");
                 self.is_open = false;
                 MapReply::done(0)
             }
@@ -238,6 +259,16 @@ impl FakeBlocker {
         self.containers
             .values_mut()
             .for_each(|container| container.durable = container.live.clone());
+    }
+
+    /// Recovery after a power cut: carried blocks are written where they belong.
+    pub(crate) fn bring_home(&mut self, carried: BTreeMap<CarriedBlock, Vec<u8>>) {
+        for (of, copy) in carried {
+            let at = usize::try_from(of.block).unwrap() * 4096;
+            let container = self.container(OWN, of.epoch);
+            container.live[at..at + 4096].copy_from_slice(&copy);
+            container.durable[at..at + 4096].copy_from_slice(&copy);
+        }
     }
 
     /// A sync failed: what was not durable is gone.

@@ -1,6 +1,7 @@
 //! The volume peer between fakes.
 
 mod basics;
+mod carrying;
 mod fakes;
 mod random;
 mod safety;

@@ -36,6 +36,8 @@ enum Action {
 struct Setup {
     credits: usize,
     arena_len: usize,
+    /// Flushes that may carry at a time.
+    areas: usize,
     run_max: u64,
     flush_soon: bool,
     /// Requests fail.
@@ -101,22 +103,27 @@ fn setup() -> impl Strategy<Value = Setup> {
     let arena_len = prop_oneof![Just(20_480usize), Just(40_960), Just(1 << 20)];
     let run_max = prop_oneof![Just(1u64), Just(3), Just(u64::MAX)];
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let areas = prop_oneof![1 => Just(0usize), 3 => Just(1)];
     (
         credits,
         arena_len,
+        areas,
         run_max,
         prop::bool::weighted(0.2),
         flags,
     )
         .prop_map(
-            |(credits, arena_len, run_max, flush_soon, (faults, syncs, recovery_syncs))| Setup {
-                credits,
-                arena_len,
-                run_max,
-                flush_soon,
-                faults,
-                sync_faults: syncs && recovery_syncs,
-                recovery_syncs,
+            |(credits, arena_len, areas, run_max, flush_soon, (faults, syncs, recovery_syncs))| {
+                Setup {
+                    credits,
+                    arena_len,
+                    areas,
+                    run_max,
+                    flush_soon,
+                    faults,
+                    sync_faults: syncs && recovery_syncs,
+                    recovery_syncs,
+                }
             },
         )
 }
@@ -147,7 +154,7 @@ fn object_fault(world: &World, index: usize, setup: Setup) -> Option<ErrorCode> 
 }
 
 fn play(setup: Setup, actions: &[Action]) {
-    let mut world = World::new(setup.credits, setup.arena_len);
+    let mut world = World::with_areas(setup.credits, setup.arena_len, setup.areas);
     world.mapper.run_max = setup.run_max;
     world.mapper.flush_soon = setup.flush_soon;
     world.recovery_syncs = setup.recovery_syncs;

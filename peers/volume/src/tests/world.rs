@@ -3,6 +3,7 @@
 //! Each 512-byte sector is a register, each write a value of its own. A value may be seen while its write was submitted
 //! and no write that began after its answer was itself answered before the reader began.
 
+use archipelago_protocol::carry::{AREA_LEN, Carried, CarriedBlock};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::volume::{
@@ -73,7 +74,13 @@ pub(crate) struct World {
 impl World {
     /// A world whose volume is a clone: every third block is in the parent, and which are zero is known.
     pub(crate) fn new(credits: usize, arena_len: usize) -> Self {
-        let map_port = TestPort::new(credits, 4096);
+        Self::with_areas(credits, arena_len, 0)
+    }
+
+    /// The same, with room for what so many flushes carry.
+    pub(crate) fn with_areas(credits: usize, arena_len: usize, areas: usize) -> Self {
+        let area_len = usize::try_from(AREA_LEN).unwrap();
+        let map_port = TestPort::new(credits, 4096 + areas * area_len);
         let object_port = TestPort::new(credits, arena_len);
         let mut peer = VolumePeer::new(map_port.clone(), object_port.clone()).unwrap();
         let blocks = usize::try_from(SIZE.div_ceil(BLOCK_SIZE)).unwrap();
@@ -329,7 +336,18 @@ impl World {
             } else {
                 &container.live
             };
-            image[block * 4096..][..4096].copy_from_slice(&from[block * 4096..][..4096]);
+            let mut from = &from[block * 4096..][..4096];
+            // As a recovery would find it.
+            if let Some((OWN, epoch)) = place
+                && durable
+            {
+                let of = CarriedBlock {
+                    epoch: *epoch,
+                    block: block as u64,
+                };
+                from = self.mapper.carried.get(&of).map_or(from, Vec::as_slice);
+            }
+            image[block * 4096..][..4096].copy_from_slice(from);
         }
         image
     }
@@ -401,7 +419,11 @@ impl World {
                         self.blocker.sync_all();
                     }
                 }
-                self.mapper.serve(&request)
+                if request.op == MapOp::Open && !self.mapper.carried.is_empty() {
+                    self.mapper.carried.clear();
+                    self.blocker.sync_all();
+                }
+                self.mapper.serve(&request, &self.carried(&request))
             }
         };
         let now = self.tick();
@@ -410,11 +432,25 @@ impl World {
             (MapOp::SnapshotCommit, None) => self.check_snapshot(request.operand[0]),
             (MapOp::Abandon, None) => {
                 self.blocker.lose();
+                let carried = std::mem::take(&mut self.mapper.carried);
+                self.blocker.bring_home(carried);
                 self.lose();
             }
             _ => {}
         }
         wire.borrow_mut().answer(index, reply.encode(entry.tag));
+    }
+
+    /// What a request to the mapper carries.
+    fn carried(&self, request: &MapRequest) -> Carried {
+        if request.op != MapOp::FlushCommit {
+            return Carried::default();
+        }
+        let wire = self.map_port.wire.borrow();
+        let mut area = vec![0; usize::try_from(request.len).unwrap()];
+        let arena = wire.regions.get(RegionId::ARENA).unwrap();
+        arena.read(request.offset, &mut area).unwrap();
+        Carried::new(area).unwrap()
     }
 
     /// The blocker answers its request number `index`.

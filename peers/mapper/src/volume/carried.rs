@@ -1,0 +1,135 @@
+//! Blocks that the log carried, at a recovery: which of them have to be written where they belong.
+//!
+//! Invariants
+//! - Older data is never put over newer: a block that was synced at home (a home mark, or a freeze of its epoch) or that
+//!   reads as zeros by now is not written; of several copies the last one is.
+//! - Nothing is written into what a snapshot holds: the freeze came after a sync of all that its epoch held.
+//! - A block may be written that the map does not name: its presence was not logged. Nobody reads it, and the next
+//!   epoch never writes there.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use archipelago_protocol::BLOCK_SIZE;
+use archipelago_protocol::carry::CarriedBlock;
+use archipelago_protocol::object::ObjectId;
+
+use super::Volume;
+use crate::core::Core;
+use crate::failure::Outcome;
+use crate::log::{Record, RecordKind, UNIT};
+
+/// The last copy of each carried block that may not be home.
+#[derive(Debug, Default)]
+pub(super) struct CarriedBlocks {
+    copies: BTreeMap<CarriedBlock, Vec<u8>>,
+}
+
+impl CarriedBlocks {
+    /// Takes the next batch: its records, then the blocks that it carries.
+    ///
+    /// # Errors
+    /// What is wrong: the checksum was right, so another version wrote it, or we did wrongly.
+    pub(super) fn replay(&mut self, records: &[Record], blocks: Vec<u8>) -> Result<(), String> {
+        for record in records {
+            match record.kind {
+                RecordKind::Home => self.copies.clear(),
+                RecordKind::Freeze => self.copies.retain(|of, _| of.epoch > record.epoch),
+                RecordKind::Zero => self
+                    .copies
+                    .retain(|of, _| !(record.start..record.end()).contains(&of.block)),
+                RecordKind::Present | RecordKind::Carried => {}
+            }
+        }
+        let carried = |record: &&Record| record.kind == RecordKind::Carried;
+        let mut blocks = blocks.chunks_exact(UNIT);
+        for record in records.iter().filter(carried) {
+            let block = blocks.next().ok_or("a carried block is missing")?;
+            let of = CarriedBlock {
+                epoch: record.epoch,
+                block: record.start,
+            };
+            self.copies.insert(of, block.to_vec());
+        }
+        match blocks.next() {
+            None => Ok(()),
+            Some(_) => Err("a carried block is nobody's".to_owned()),
+        }
+    }
+
+    /// Writes the copies where they belong, durably.
+    pub(super) async fn bring_home(self, core: &Rc<Core>, volume: &Volume) -> Outcome<()> {
+        if self.copies.is_empty() {
+            return Ok(());
+        }
+        let count = self.copies.len() as u64;
+        for (of, content) in self.copies {
+            let id = ObjectId::data(volume.lineage, of.epoch);
+            core.disk
+                .write_data(id, volume.object_size, of.block * BLOCK_SIZE, &content)
+                .await?;
+        }
+        core.disk.sync_pool().await?;
+        core.count(|counters| counters.carried_home += count);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::Epoch;
+
+    use super::*;
+
+    fn record(kind: RecordKind, start: u64, epoch: u64) -> Record {
+        Record {
+            kind,
+            blocks: 1,
+            start,
+            epoch: Epoch(epoch),
+            sequence: 0,
+        }
+    }
+
+    fn left(batches: &[(&[Record], &[u8])]) -> Vec<(u64, u64, u8)> {
+        let mut carried = CarriedBlocks::default();
+        for (records, values) in batches {
+            let blocks = values.iter().flat_map(|value| vec![*value; UNIT]).collect();
+            carried.replay(records, blocks).unwrap();
+        }
+        let copies = carried.copies.iter();
+        copies
+            .map(|(of, content)| (of.block, of.epoch.0, content[0]))
+            .collect()
+    }
+
+    #[test]
+    fn only_the_last_copies_that_are_not_home_are_left() {
+        use RecordKind::{Carried, Freeze, Home, Present, Zero};
+        let one = [record(Carried, 5, 1), record(Present, 5, 1)];
+        assert_eq!(left(&[(&one, &[7])]), [(5, 1, 7)]);
+        assert_eq!(left(&[(&one, &[7]), (&one, &[8])]), [(5, 1, 8)]);
+        let home = [record(Home, 0, 0)];
+        assert_eq!(left(&[(&one, &[7]), (&home, &[])]), []);
+        assert_eq!(left(&[(&home, &[]), (&one, &[7])]), [(5, 1, 7)]);
+        let zero = [record(Zero, 5, 2)];
+        assert_eq!(left(&[(&one, &[7]), (&zero, &[])]), []);
+        // Zeroed and written again between two flushes.
+        let again = [record(Zero, 5, 1), record(Carried, 5, 1)];
+        assert_eq!(left(&[(&one, &[7]), (&again, &[8])]), [(5, 1, 8)]);
+        let newer = [record(Carried, 6, 2), record(Carried, 5, 2)];
+        let freeze = [record(Freeze, 0, 1)];
+        assert_eq!(
+            left(&[(&one, &[7]), (&newer, &[1, 2]), (&freeze, &[])]),
+            [(5, 2, 2), (6, 2, 1)]
+        );
+    }
+
+    #[test]
+    fn blocks_and_records_that_do_not_match_are_damage() {
+        let mut carried = CarriedBlocks::default();
+        let one = [record(RecordKind::Carried, 5, 1)];
+        assert!(carried.replay(&one, Vec::new()).is_err());
+        assert!(carried.replay(&[], vec![0; UNIT]).is_err());
+    }
+}

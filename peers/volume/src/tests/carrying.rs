@@ -1,0 +1,137 @@
+//! Small flushes: what is carried, what is not, and what the mapper is told.
+
+use archipelago_protocol::carry::{CARRIED_MAX, area_len};
+use archipelago_protocol::map::{FLAG_HOME, MapOp};
+use archipelago_protocol::object::ObjectOp;
+use archipelago_protocol::volume::{VolumeEvent, VolumeOp};
+use archipelago_protocol::{BLOCK_SIZE, ErrorCode};
+
+use super::world::World;
+
+const WRITE: VolumeOp = VolumeOp::Write { durable: false };
+const FLUSH: VolumeOp = VolumeOp::Flush;
+
+fn opened() -> World {
+    let mut world = World::with_areas(64, 1 << 20, 1);
+    world.settle();
+    assert!(matches!(
+        world.events.pop(),
+        Some(VolumeEvent::Opened { result: Ok(_) })
+    ));
+    world.map_log.clear();
+    world
+}
+
+/// Flushes; the syncs of containers, and the bytes carried and home mark of each commit.
+fn flush(world: &mut World) -> (usize, Vec<(u64, bool)>) {
+    world.map_log.clear();
+    world.object_log.clear();
+    assert_eq!(world.run(FLUSH, 0, 0), Ok(()));
+    let is_sync = |op: ObjectOp| matches!(op, ObjectOp::Sync | ObjectOp::SyncPool);
+    let syncs = world
+        .object_log
+        .iter()
+        .filter(|request| is_sync(request.op));
+    let commits = world
+        .map_log
+        .iter()
+        .filter(|request| request.op == MapOp::FlushCommit)
+        .map(|request| (request.len, request.flags & FLAG_HOME != 0));
+    (syncs.count(), commits.collect())
+}
+
+#[test]
+fn a_small_flush_of_first_writes_is_one_append_and_the_next_is_free() {
+    let mut world = opened();
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    world.run(WRITE, 8 * BLOCK_SIZE, 2 * BLOCK_SIZE).unwrap();
+    assert_eq!(flush(&mut world), (0, vec![(area_len(3), false)]));
+    assert_eq!(flush(&mut world), (0, vec![]));
+    assert!(world.map_log.is_empty(), "nothing is new");
+}
+
+#[test]
+fn a_write_in_place_makes_the_flush_ordinary_and_brings_home_what_was_carried() {
+    let mut world = opened();
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    flush(&mut world);
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    assert_eq!(flush(&mut world), (1, vec![(0, true)]));
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    assert_eq!(flush(&mut world), (1, vec![]), "it is home already");
+}
+
+#[test]
+fn merges_and_what_is_too_much_are_not_carried() {
+    let mut world = opened();
+    world.run(WRITE, 512, 512).unwrap();
+    assert_eq!(flush(&mut world), (1, vec![(0, true)]));
+    let blocks = CARRIED_MAX as u64;
+    world
+        .run(WRITE, 2 * BLOCK_SIZE, blocks * BLOCK_SIZE)
+        .unwrap();
+    assert_eq!(flush(&mut world), (0, vec![(area_len(CARRIED_MAX), false)]));
+    world
+        .run(WRITE, 20 * BLOCK_SIZE, (blocks + 1) * BLOCK_SIZE)
+        .unwrap();
+    assert_eq!(flush(&mut world).0, 1);
+}
+
+#[test]
+fn writes_that_meet_in_flight_are_not_carried() {
+    let mut world = opened();
+    world.submit(WRITE, 0, BLOCK_SIZE, &[]).unwrap();
+    world.submit(WRITE, 0, BLOCK_SIZE, &[]).unwrap();
+    world.settle();
+    world.results.clear();
+    assert_eq!(flush(&mut world), (1, vec![(0, true)]));
+}
+
+#[test]
+fn a_flush_without_room_for_copies_is_ordinary() {
+    let mut world = World::with_areas(64, 1 << 20, 0);
+    world.settle();
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    assert_eq!(flush(&mut world), (1, vec![(0, true)]));
+}
+
+#[test]
+fn a_failed_commit_of_what_was_carried_is_followed_by_an_ordinary_round() {
+    let mut world = opened();
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    world.submit(FLUSH, 0, 0, &[]).unwrap();
+    while world.map_index(MapOp::FlushCommit).is_none() {
+        world.poll();
+        if let Some(index) = world.map_index(MapOp::FlushBegin) {
+            world.map_step(index, None);
+        }
+    }
+    let index = world.map_index(MapOp::FlushCommit).unwrap();
+    world.map_step(index, Some(ErrorCode::NoSpace));
+    world.settle();
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    assert_eq!(flush(&mut world), (1, vec![(0, true)]));
+}
+
+#[test]
+fn a_failure_that_no_flush_has_heard_of_fails_the_next_one() {
+    let mut world = opened();
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    // The mapper's own sync failed: a write hears of it, and the one before it is lost.
+    world.submit(WRITE, BLOCK_SIZE, BLOCK_SIZE, &[]).unwrap();
+    while world.map_index(MapOp::Written).is_none() {
+        world.poll();
+        if world.object_waiting() > 0 {
+            world.object_step(0, None);
+        } else if let Some(index) = world.map_index(MapOp::Locate) {
+            world.map_step(index, None);
+        }
+    }
+    let index = world.map_index(MapOp::Written).unwrap();
+    world.map_step(index, Some(ErrorCode::SyncFailed));
+    world.settle();
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::SyncFailed));
+    assert_eq!(world.run(FLUSH, 0, 0), Err(ErrorCode::SyncFailed));
+    assert_eq!(world.run(FLUSH, 0, 0), Ok(()), "once");
+    world.read_all();
+}
