@@ -35,6 +35,13 @@ report 'lints of the workspace not taken' < <(git ls-files --cached --others --e
 report 'a shell script that does not stop at a failure' < <(git ls-files --cached --others --exclude-standard -- '*.sh' .ci/run |
     xargs --no-run-if-empty grep --files-without-match --extended-regexp '^set -[eu]*uo? ?pipefail|^set -euo pipefail|^#!/bin/busybox|^# What the tests ask a guest' || true)
 
+# Links from one document to a file.
+report 'a link that leads nowhere' < <(git ls-files --cached --others --exclude-standard -- '*.md' | while IFS= read -r page; do
+    grep --only-matching --extended-regexp '\]\([^)#:]+' "$page" | sed 's/^](//' | sort -u | while IFS= read -r target; do
+        [ -e "$(dirname "$page")/$target" ] || echo "$page -> $target"
+    done
+done)
+
 # Who may know whom (DESIGN of the layers: ARCHITECTURE.md). Normal dependencies; tests may use what they replace.
 metadata=$(cargo metadata --format-version 1 --no-deps --offline 2>/dev/null || cargo metadata --format-version 1 --no-deps)
 edges=$(jq --raw-output '
@@ -57,6 +64,13 @@ report 'forbidden dependency' < <(while read -r from to; do
     *) echo "$from -> $to" ;;
     esac
 done <<<"$edges")
+
+# Licences of everything that is linked into our programs: those that Apache-2.0 goes together with.
+report 'a licence that nobody looked at' < <(cargo metadata --format-version 1 2>/dev/null | jq --raw-output '
+    .packages[] | select(.source != null)
+    | select((.license // "none") | gsub("[()]"; "") | gsub("/"; " OR ") | split(" OR ")
+        | any(test("^(Apache-2.0|MIT|BSD-2-Clause|BSD-3-Clause|ISC|Zlib|CC0-1.0|Unicode-3.0|Unlicense|MIT-0|0BSD|Apache-2.0 WITH LLVM-exception|(MIT|Apache-2.0|BSD-3-Clause)( AND (MIT|Apache-2.0|BSD-3-Clause|Unicode-3.0))+)$")) | not)
+    | .name + " " + .version + ": " + (.license // "none")')
 
 if [ "$found" -gt 0 ]; then
     echo "tidy: $found findings"

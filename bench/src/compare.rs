@@ -245,7 +245,7 @@ impl Results {
         let goal = |case: &Case| match (case.ground, case.workload.name) {
             (Ground::Filled, "rr1" | "rr32" | "rw1" | "rw32") => Some(1.0),
             (Ground::FreshClone, "rw32") => Some(5.0),
-            (Ground::FreshClone, "fl1") => Some(2.0),
+            (Ground::FreshClone, "fl1") => Some(3.0),
             _ => None,
         };
         let missed = |(row, case): (usize, &Case)| {

@@ -21,7 +21,7 @@ pub(crate) const RECORDS: usize = 32_768;
 /// Bytes of a journal: a head of 128 and 48 a record.
 const JOURNAL_LEN: usize = 128 + RECORDS * 48;
 /// Where the kernel tells which boot this is.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The journals in one directory.
 #[derive(Debug)]

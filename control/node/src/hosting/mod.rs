@@ -9,6 +9,7 @@
 //! | `acceptor`, `port` | shared channels: who connects, who succeeds whom |
 //! | `control`, `devices` | requests of the daemon, on threads of their own |
 //! | `owner` | the host's number in the heads |
+//! | `confine` | what the process may not do any more |
 //! | `event_loop`, `pool` | what a thread sleeps on; its backend |
 //!
 //! One design decision: a process hosts any set of roles with the same code. Roles that live together are joined by local
@@ -17,6 +18,7 @@
 mod acceptor;
 mod arena;
 mod blocker;
+mod confine;
 mod control;
 mod devices;
 mod endpoint;
@@ -47,6 +49,7 @@ use xseg::{Client, Server};
 
 use acceptor::{Acceptor, Channels};
 use blocker::BlockerHost;
+pub use confine::confine;
 use devices::Devices;
 pub(crate) use devices::device_name;
 use endpoint::EndpointHost;
@@ -89,6 +92,7 @@ pub fn die_with(parent: i32) -> Result<(), Error> {
 pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
     let failed =
         |what: &str, error: std::io::Error| Error::new(ErrorCode::Io, format!("{what}: {error}"));
+    confine(roles, &settings)?;
     let listener = std::io::stdin()
         .as_fd()
         .try_clone_to_owned()

@@ -135,3 +135,31 @@ fn a_failure_that_no_flush_has_heard_of_fails_the_next_one() {
     assert_eq!(world.run(FLUSH, 0, 0), Ok(()), "once");
     world.read_all();
 }
+
+#[test]
+fn a_write_in_place_that_completes_before_the_cut_is_answered_is_synced() {
+    let mut world = opened();
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    flush(&mut world);
+    world.run(WRITE, 8 * BLOCK_SIZE, BLOCK_SIZE).unwrap();
+    // In place, on its way when the flush comes.
+    world.submit(WRITE, 0, BLOCK_SIZE, &[]).unwrap();
+    world.settle_map();
+    assert!(world.object_index(ObjectOp::Write).is_some());
+    world.submit(FLUSH, 0, 0, &[]).unwrap();
+    for _ in 0..10 {
+        world.poll();
+    }
+    assert!(world.map_index(MapOp::FlushBegin).is_some());
+    world.object_step(0, None);
+    world.poll();
+    world.object_log.clear();
+    world.settle();
+    assert!(world.results.drain(..).all(|(_, result)| result.is_ok()));
+    let synced = |world: &World| {
+        let mut log = world.object_log.iter();
+        log.any(|request| request.op == ObjectOp::Sync)
+    };
+    assert!(synced(&world), "the round knows of the write in place");
+    assert_eq!(world.run(FLUSH, 0, 0), Ok(()));
+}
