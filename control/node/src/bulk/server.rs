@@ -5,6 +5,7 @@
 //! | opening | the volume is being opened | `Opened` |
 //! | waiting | open, nobody is connected | a channel, or given up |
 //! | copying | requests go through | `Finish`, or the channel ends |
+//! | breaking | the channel has ended; what is in flight finishes | nothing is in flight |
 //! | closing | no more requests; the volume is being closed | `Closed` |
 //! | parting | closed; the client reads its last answer | the channel ends |
 //! | ended | nothing left | - |
@@ -43,6 +44,7 @@ enum State {
     Opening,
     Waiting,
     Copying,
+    Breaking,
     Closing,
     Parting,
     Ended,
@@ -111,16 +113,25 @@ impl<P: ServerPort> BulkServer<P> {
             State::Opening | State::Waiting => self.close(volumes),
             State::Copying => self.break_off(volumes, "the endpoint stops"),
             State::Parting => self.state = State::Ended,
-            State::Closing | State::Ended => {}
+            State::Breaking | State::Closing | State::Ended => {}
         }
     }
 
+    /// Ends the copy without its `Finish`.
     fn break_off(&mut self, volumes: &mut impl Volumes, why: &str) {
-        if let Some(port) = &mut self.port {
-            port.break_channel(why);
+        match &mut self.port {
+            // A client that has gone, interrupted perhaps, is nothing to look into.
+            Some(port) if port.is_closed() => tracing::info!("a bulk copy ends early: {why}"),
+            Some(port) => port.break_channel(why),
+            None => {}
         }
         self.waiting.clear();
         self.finish = None;
+        self.state = State::Breaking;
+        self.close_when_drained(volumes);
+    }
+
+    fn close_when_drained(&mut self, volumes: &mut impl Volumes) {
         if self.in_flight == 0 {
             self.close(volumes);
         }
@@ -146,6 +157,9 @@ impl<P: ServerPort> BulkServer<P> {
         }
         if self.state == State::Copying {
             progress = progress.or(self.copy(volumes));
+        }
+        if self.state == State::Breaking {
+            self.close_when_drained(volumes);
         }
         if self.state == State::Parting {
             self.part();
@@ -342,3 +356,6 @@ impl<P: ServerPort> BulkServer<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
