@@ -77,7 +77,7 @@ mod tests {
         }
 
         /// Expects exit code `code`, a hint for people and an error object for scripts.
-        fn refused(&self, arguments: &[&str], code: i32, name: &str) {
+        fn refused(&self, arguments: &[&str], code: i32, name: &str) -> Value {
             let all: Vec<&str> = ["--json"].iter().chain(arguments).copied().collect();
             let output = self.output(&all);
             assert_eq!(
@@ -88,6 +88,7 @@ mod tests {
             let value: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(value["error"]["code"], name, "{arguments:?}: {value}");
             assert!(!value["error"]["message"].as_str().unwrap().is_empty());
+            value["error"].clone()
         }
 
         fn write(&self, name: &str, parts: &[(u64, &[u8])], len: u64) -> String {
@@ -289,6 +290,8 @@ mod tests {
         let output = node.output(&["node", "run"]);
         assert_eq!(output.status.code(), Some(5));
         assert!(String::from_utf8_lossy(&output.stderr).contains(&pid));
+        let error = node.refused(&["node", "run"], 5, "in-use");
+        assert!(error["message"].as_str().unwrap().contains(&pid));
         node.done(&["node", "stop"]);
         node.done(&["node", "stop"]);
         node.refused(&["node", "status"], 1, "unavailable");
@@ -304,5 +307,26 @@ mod tests {
         node.refused(&["node", "start"], 7, "damaged");
         std::fs::remove_file(node.root().join("state/attachments.json")).unwrap();
         node.done(&["node", "start"]);
+    }
+
+    #[test]
+    fn a_process_that_cannot_start_says_why_at_the_command_line() {
+        for placement in PLACEMENTS {
+            let Some(node) = Node::start(placement) else {
+                return;
+            };
+            node.done(&["node", "stop"]);
+            let path = node.root().join("pool/pool.toml");
+            let good = std::fs::read(&path).unwrap();
+            std::fs::write(&path, "version = 9\n").unwrap();
+            let error = node.refused(&["node", "start"], 7, "damaged");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("pool.toml"), "{placement}: {error}");
+            // The other processes wait for this one for ever: they are not waited for.
+            let log = std::fs::read_to_string(node.root().join("run/archipelagod.log")).unwrap();
+            assert!(!log.contains("did not answer"), "{placement}: {log}");
+            std::fs::write(&path, good).unwrap();
+            node.done(&["node", "start"]);
+        }
     }
 }

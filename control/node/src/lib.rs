@@ -3,6 +3,7 @@
 //! * [`layout`]: where a node keeps its things; [`config`]: its configuration.
 //! * [`daemon`]: `archipelagod`, one per node; [`api`]: what it offers; [`client`]: how to ask it.
 //! * [`hosting`]: what runs in a data process: the shells around mapper, blocker and endpoint.
+//! * [`last_words`]: how a process says why it could not go on.
 //! * [`bulk`]: copies of whole volumes over a segment channel.
 //!
 //! One design decision: the daemon never touches data. It is the parent of the data processes in every placement, so its
@@ -30,6 +31,7 @@ pub mod daemon;
 mod durable;
 mod fresh;
 pub mod hosting;
+pub mod last_words;
 pub mod layout;
 pub mod logging;
 mod socket;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use archipelago_node::hosting::{self, PeerSettings};
 use archipelago_node::layout::{Layout, ROOT_VARIABLE};
-use archipelago_node::{daemon, logging};
+use archipelago_node::{daemon, last_words, logging};
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use clap::{Args, Parser, Subcommand};
@@ -23,6 +23,9 @@ struct Options {
     /// Leave the terminal, and write a line to the standard output when requests are served
     #[arg(long, hide = true)]
     background: bool,
+    /// Write why it could not run to the standard output, as a JSON object
+    #[arg(long)]
+    json: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -53,6 +56,7 @@ fn parse_role(text: &str) -> Result<Role, Error> {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    let somebody_listens = options.background || options.json || options.command.is_some();
     let result = match options.command {
         Some(Command::Peer(peer)) => run_peer(&peer),
         None => run_daemon(options.root.as_deref(), options.background),
@@ -65,6 +69,9 @@ fn main() -> ExitCode {
                 if error.hint.is_empty() { "" } else { "; " },
                 error.hint
             );
+            if somebody_listens {
+                last_words::say(&error);
+            }
             ExitCode::from(error.code.exit_code())
         }
     }

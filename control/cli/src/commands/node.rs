@@ -13,6 +13,7 @@ use archipelago_node::api::types::{Done, NodeStatus};
 use archipelago_node::client::{Client, Method};
 use archipelago_node::config::Config;
 use archipelago_node::daemon::NodeLock;
+use archipelago_node::last_words;
 use archipelago_node::layout::{Layout, role_name};
 use archipelago_protocol::{Error, ErrorCode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,6 +26,8 @@ use crate::output::{Output, Table};
 const START_PATIENCE: Duration = Duration::from_secs(90);
 /// Characters of a line of counters: with the columns before it some 110.
 const COUNTERS_WIDTH: usize = 64;
+/// What a daemon in the background says when it serves.
+const READY: &[u8; 6] = b"ready\n";
 /// Lines of the log that are shown when it does not.
 const TAIL_LINES: usize = 12;
 /// A log of this length is kept as `.old` at a start, and a new one begun.
@@ -46,7 +49,11 @@ pub(super) fn run(
 ) -> Result<(), Error> {
     match command {
         Node::Run => {
-            let error = daemon(layout).exec();
+            let mut daemon = daemon(layout);
+            if output.is_json() {
+                daemon.arg("--json");
+            }
+            let error = daemon.exec();
             Err(Error::new(
                 ErrorCode::Internal,
                 format!("archipelagod: {error}"),
@@ -94,7 +101,7 @@ fn start(layout: &Layout, output: Output) -> Result<(), Error> {
             )
         })?;
     let beginning = await_ready(&mut child);
-    if beginning != Beginning::Ready {
+    if !matches!(beginning, Beginning::Ready) {
         return Err(not_started(layout, &mut child, beginning, from, output));
     }
     output.print(
@@ -125,11 +132,11 @@ fn open_log(layout: &Layout) -> Result<(File, u64), Error> {
 }
 
 /// What became of a daemon that was started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Beginning {
     Ready,
-    /// It closed its output without a word: it is about to exit.
-    Ended,
+    /// It closed its output: it is about to exit. What it said before, if it could.
+    Ended(Option<Error>),
     Late,
 }
 
@@ -143,15 +150,21 @@ fn await_ready(child: &mut Child) -> Beginning {
     if !matches!(poll(&mut descriptors, patience), Ok(1..)) {
         return Beginning::Late;
     }
-    let mut word = [0; 6];
-    if stdout.read_exact(&mut word).is_ok() && &word == b"ready\n" {
-        Beginning::Ready
-    } else {
-        Beginning::Ended
+    let mut word = [0; READY.len()];
+    let mut said = Vec::new();
+    match stdout.read_exact(&mut word) {
+        Ok(()) if word == *READY => return Beginning::Ready,
+        Ok(()) => said.extend(word),
+        // Shorter than the word: nothing that could be heard.
+        Err(_ended) => return Beginning::Ended(None),
+    }
+    match stdout.take(last_words::LEN_MAX).read_to_end(&mut said) {
+        Ok(_) => Beginning::Ended(last_words::hear(&said)),
+        Err(_lost) => Beginning::Ended(None),
     }
 }
 
-/// Why the daemon did not start: its last words and its exit code say so.
+/// Why the daemon did not start: in its own words, or else what its log ends with.
 fn not_started(
     layout: &Layout,
     child: &mut Child,
@@ -159,44 +172,24 @@ fn not_started(
     from: u64,
     output: Output,
 ) -> Error {
-    // Not asked whether it has exited: one that is just ending would be taken for a late one.
-    let late = beginning == Beginning::Late;
-    if late {
-        let _gone = child.kill();
-    }
-    let exit = child
-        .wait()
-        .ok()
-        .and_then(|status| status.code())
-        .and_then(|code| u8::try_from(code).ok());
-    let in_use = exit == Some(ErrorCode::InUse.exit_code());
-    if in_use && let Err(held) = NodeLock::take(layout) {
-        return held;
-    }
-    let tail = tail(layout, from);
-    output.note(&tail.join("\n"));
-    let code = exit
-        .and_then(|exit| {
-            ErrorCode::ALL
-                .into_iter()
-                .find(|code| exit != 1 && code.exit_code() == exit)
-        })
-        .unwrap_or(ErrorCode::Unavailable);
-    let last = tail
-        .iter()
-        .rev()
-        .find_map(|line| line.split_once(" ERROR "))
-        .map(|(_, text)| text);
-    let why = match (late, last) {
-        (true, _) => format!("it did not serve within {} s", START_PATIENCE.as_secs()),
-        (false, Some(text)) => text
-            .split_once(": ")
-            .map_or(text, |(_, text)| text)
-            .to_owned(),
-        (false, None) => "it ended without a word".to_owned(),
+    let why = match beginning {
+        Beginning::Ended(Some(error)) => {
+            let _reaped = child.wait();
+            return error;
+        }
+        Beginning::Late => {
+            let _gone = child.kill();
+            format!("it did not serve within {} s", START_PATIENCE.as_secs())
+        }
+        Beginning::Ended(None) | Beginning::Ready => "it ended without a word".to_owned(),
     };
-    Error::new(code, format!("the node daemon did not start: {why}"))
-        .with_hint(format!("its log: {}", layout.log().display()))
+    let _reaped = child.wait();
+    output.note(&tail(layout, from).join("\n"));
+    Error::new(
+        ErrorCode::Unavailable,
+        format!("the node daemon did not start: {why}"),
+    )
+    .with_hint(format!("its log: {}", layout.log().display()))
 }
 
 fn tail(layout: &Layout, from: u64) -> Vec<String> {

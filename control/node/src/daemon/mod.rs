@@ -16,7 +16,6 @@ mod supervisor;
 mod volumes;
 
 use std::path::Path;
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use tokio::task::JoinHandle;
 pub use lock::NodeLock;
 pub(crate) use node::Node;
 pub(crate) use process::LINE_LEN_MAX;
-use supervisor::{Event, Wish, supervise};
+use supervisor::{End, Event, Wish, supervise};
 
 use crate::config::Config;
 use crate::layout::Layout;
@@ -81,7 +80,11 @@ async fn serve(layout: Layout, config: Config, ready: impl FnOnce()) -> Result<(
     let mut supervision = start_processes(&node);
     let started = tokio::select! {
         started = start_up(&node) => started,
-        (title, status) = first_death(&mut supervision.events) => Err(died_at_start(&node, &title, status)),
+        (title, end) = first_death(&mut supervision.events) => {
+            // The others may wait for the dead one: there is nothing to drain yet.
+            kill_processes(&node, &mut supervision).await;
+            return Err(died_at_start(&node, &title, end));
+        }
         () = end.next() => Err(Error::new(ErrorCode::Unavailable, "stopped before it served")),
     };
     if let Err(error) = started {
@@ -170,19 +173,23 @@ async fn start_up(node: &Arc<Node>) -> Result<(), Error> {
     Ok(())
 }
 
-async fn first_death(events: &mut mpsc::UnboundedReceiver<Event>) -> (String, Option<ExitStatus>) {
+async fn first_death(events: &mut mpsc::UnboundedReceiver<Event>) -> (String, End) {
     loop {
         match events.recv().await {
-            Some(Event::Died(process, status)) => return (process.title(), status),
+            Some(Event::Died(process, end)) => return (process.title(), end),
             Some(Event::Started(_)) => {}
             None => std::future::pending().await,
         }
     }
 }
 
-/// A process that cannot even start says why in the log; its exit code tells the kind of failure.
-fn died_at_start(node: &Node, title: &str, status: Option<ExitStatus>) -> Error {
-    let exit = status
+/// A process that cannot even start says why; one that does not is known by its exit code.
+fn died_at_start(node: &Node, title: &str, end: End) -> Error {
+    if let Some(error) = end.last_words {
+        return error;
+    }
+    let exit = end
+        .status
         .and_then(|status| status.code())
         .and_then(|code| u8::try_from(code).ok());
     let code = exit
@@ -192,7 +199,7 @@ fn died_at_start(node: &Node, title: &str, status: Option<ExitStatus>) -> Error 
                 .find(|code| exit != 1 && code.exit_code() == exit)
         })
         .unwrap_or(ErrorCode::Unavailable);
-    let how = status.map_or_else(
+    let how = end.status.map_or_else(
         || "could not be started".to_owned(),
         |status| format!("ended with {status}"),
     );
@@ -266,6 +273,19 @@ async fn stop_processes(node: &Node, supervision: &mut Supervision) {
             let _killed = tokio::time::timeout(EXIT_PATIENCE, task).await;
         }
         unlink(&node.layout.control_socket(role));
+    }
+}
+
+/// Ends all processes at once: nothing was served yet, and a kill is what they are made to survive.
+async fn kill_processes(node: &Node, supervision: &mut Supervision) {
+    for wish in &supervision.wishes {
+        wish.send_replace(Wish::Kill);
+    }
+    for (process, task) in node.processes.iter().zip(&mut supervision.tasks) {
+        if tokio::time::timeout(EXIT_PATIENCE, task).await.is_err() {
+            tracing::warn!("the {} process cannot be killed", process.title());
+        }
+        unlink(&node.layout.control_socket(process.roles()[0]));
     }
 }
 

@@ -132,7 +132,8 @@ impl Process {
         // A group of its own: ^C in the daemon's terminal must reach only the daemon, which stops peers in order.
         command
             .stdin(Stdio::from(listener))
-            .stdout(Stdio::null())
+            // For its last words; it says nothing else there.
+            .stdout(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true)
             .spawn()

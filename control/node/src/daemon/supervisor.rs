@@ -9,10 +9,14 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use archipelago_protocol::Error;
+use tokio::io::AsyncReadExt;
+use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::process::{Life, Process};
+use crate::last_words;
 
 /// A life this long forgives all earlier deaths.
 const STABLE: Duration = Duration::from_secs(10);
@@ -28,7 +32,7 @@ pub(crate) enum Wish {
     Live,
     /// It was told to stop: its end is no accident.
     Stop,
-    /// It did not stop in time.
+    /// It did not stop in time, or is not worth waiting for.
     Kill,
 }
 
@@ -38,7 +42,16 @@ pub(crate) enum Event {
     /// A life began.
     Started(Arc<Process>),
     /// A life ended, though nobody wished it.
-    Died(Arc<Process>, Option<ExitStatus>),
+    Died(Arc<Process>, End),
+}
+
+/// How a life ended.
+#[derive(Debug, Default)]
+pub(crate) struct End {
+    /// `None`: it could not begin.
+    pub(crate) status: Option<ExitStatus>,
+    /// Why, if it could still say so.
+    pub(crate) last_words: Option<Error>,
 }
 
 /// How long to wait before the next life.
@@ -82,7 +95,7 @@ pub(crate) async fn supervise(
         }
         process.set_life(Life::Between);
         let wait = backoff.after(began.elapsed());
-        match end {
+        match end.status {
             Some(status) => tracing::warn!(
                 "the {} process died ({status}), next life in {wait:?}",
                 process.title()
@@ -102,17 +115,17 @@ pub(crate) async fn supervise(
     process.set_life(Life::Ended);
 }
 
-/// One life; `None`: it could not begin.
+/// One life.
 async fn live(
     process: &Arc<Process>,
     wish: &mut watch::Receiver<Wish>,
     events: &mpsc::UnboundedSender<Event>,
-) -> Option<ExitStatus> {
+) -> End {
     let mut child = match process.spawn() {
         Ok(child) => child,
         Err(error) => {
             tracing::error!("starting the {} process: {error}", process.title());
-            return None;
+            return End::default();
         }
     };
     let pid = child.id().unwrap_or(0);
@@ -121,17 +134,34 @@ async fn live(
     let _ended = events.send(Event::Started(Arc::clone(process)));
     loop {
         tokio::select! {
-            status = child.wait() => return status.ok(),
+            status = child.wait() => return end(status.ok(), &mut child).await,
             changed = wish.changed() => {
                 if changed.is_err() || *wish.borrow() == Wish::Kill {
-                    tracing::warn!("the {} process {pid} is killed: it did not stop in time", process.title());
+                    tracing::warn!("the {} process {pid} is killed", process.title());
                     if let Err(error) = child.start_kill() {
                         tracing::warn!("killing {pid}: {error}");
                     }
-                    return child.wait().await.ok();
+                    return end(child.wait().await.ok(), &mut child).await;
                 }
             }
         }
+    }
+}
+
+/// Listens to what a process that has ended had to say. Nobody else holds its output, so this does not wait.
+async fn end(status: Option<ExitStatus>, child: &mut Child) -> End {
+    let mut said = Vec::new();
+    if let Some(stdout) = child.stdout.take()
+        && let Err(error) = stdout
+            .take(last_words::LEN_MAX)
+            .read_to_end(&mut said)
+            .await
+    {
+        tracing::debug!("the last words are lost: {error}");
+    }
+    End {
+        status,
+        last_words: last_words::hear(&said),
     }
 }
 
