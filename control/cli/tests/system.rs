@@ -3,15 +3,21 @@
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
+    use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Output, Stdio};
     use std::time::Duration;
 
+    use archipelago_node::bulk::BulkClient;
+    use archipelago_node::client::{Client, Method};
+    use archipelago_node::layout::Layout;
+    use archipelago_protocol::ErrorCode;
     use nix::poll::{PollTimeout, poll};
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     const PLACEMENTS: [&str; 2] = ["fused", "split"];
     /// How long anything may take before a test gives up.
@@ -53,6 +59,10 @@ mod tests {
             let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
             command.args(arguments).env("ARCHIPELAGO_ROOT", self.root());
             command
+        }
+
+        fn client(&self) -> Client {
+            Client::new(Layout::new(Some(self.root())).unwrap())
         }
 
         fn output(&self, arguments: &[&str]) -> Output {
@@ -307,6 +317,84 @@ mod tests {
         node.refused(&["node", "start"], 7, "damaged");
         std::fs::remove_file(node.root().join("state/attachments.json")).unwrap();
         node.done(&["node", "start"]);
+    }
+
+    #[test]
+    fn the_interface_answers_every_failure_as_an_object() {
+        let Some(node) = Node::start("fused") else {
+            return;
+        };
+        let client = node.client();
+        let long = "a".repeat(100_000);
+        let answers: [(Method, &str, Value, ErrorCode); 5] = [
+            (
+                Method::Get,
+                "/v1/volumes/%ff",
+                Value::Null,
+                ErrorCode::Invalid,
+            ),
+            (
+                Method::Get,
+                "/v1/volumes/a",
+                Value::Null,
+                ErrorCode::NotFound,
+            ),
+            (
+                Method::Get,
+                "/v1/nothing",
+                Value::Null,
+                ErrorCode::Unsupported,
+            ),
+            (
+                Method::Get,
+                "/v1/volumes?limit=x",
+                Value::Null,
+                ErrorCode::Invalid,
+            ),
+            (
+                Method::Post,
+                "/v1/volumes",
+                json!({ "name": long }),
+                ErrorCode::Invalid,
+            ),
+        ];
+        for (method, path, body, code) in answers {
+            let error = client.call::<_, Value>(method, path, &body).unwrap_err();
+            assert_eq!(error.code, code, "{path}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn an_import_in_progress_holds_its_name_and_is_left_alone() {
+        let Some(node) = Node::start("fused") else {
+            return;
+        };
+        let client = node.client();
+        let begin = json!({ "name": "i", "size": 1 << 20 });
+        let bulk: Value = client.call(Method::Post, "/v1/images", &begin).unwrap();
+        let (quiet, _other) = UnixStream::pair().unwrap();
+        let socket = Path::new(bulk["socket"].as_str().unwrap());
+        let channel = BulkClient::connect(socket, quiet.as_fd()).unwrap();
+        for arguments in [
+            &["volume", "rename", "i", "j"][..],
+            &["volume", "resize", "i", "2M"],
+            &["volume", "snapshot", "i", "j"],
+            &["volume", "clone", "i", "j"],
+            &["volume", "attach", "i", "--read-only"],
+            &["volume", "remove", "i"],
+            &["image", "export", "i", "-"],
+        ] {
+            let error = node.refused(arguments, 5, "in-use");
+            assert!(!error["hint"].as_str().unwrap().is_empty(), "{error}");
+        }
+        let error = node.refused(&["volume", "create", "i", "--size", "1M"], 4, "exists");
+        let hint = error["hint"].as_str().unwrap();
+        assert!(hint.contains("being imported"), "{error}");
+        drop(channel);
+        let _done: Value = client.call(Method::Delete, "/v1/images/i", &()).unwrap();
+        node.done(&["volume", "create", "i", "--size", "1M"]);
+        let error = node.refused(&["volume", "create", "i", "--size", "1M"], 4, "exists");
+        assert!(error["hint"].as_str().unwrap().contains("volume info i"));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use archipelago_protocol::catalogue::PAGE_MAX;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
@@ -100,6 +101,40 @@ fn made(body: impl Serialize) -> Answer {
     Ok((StatusCode::CREATED, axum::Json(body)).into_response())
 }
 
+/// The name in a path. What cannot be one is refused as everything else is, in JSON.
+struct Segment(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Segment, Refusal> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(text)) => Ok(Segment(text)),
+            Err(error) => Err(Refusal(Error::new(ErrorCode::Invalid, error.body_text()))),
+        }
+    }
+}
+
+/// The bytes of a body, of bounded length.
+struct Body(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Body, Refusal> {
+        match Bytes::from_request(request, state).await {
+            Ok(bytes) => Ok(Body(bytes)),
+            Err(error) => Err(Refusal(Error::new(
+                ErrorCode::Invalid,
+                format!(
+                    "body of the request: {}; at most {BODY_LEN_MAX} bytes are read",
+                    error.body_text()
+                ),
+            ))),
+        }
+    }
+}
+
 /// The body of a request; an empty one counts as `{}`.
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
     let bytes: &[u8] = if body.is_empty() { b"{}" } else { body };
@@ -147,7 +182,7 @@ async fn pools(State(node): Shared) -> Answer {
     ok(PoolList { pools: vec![pool] })
 }
 
-async fn pool(State(node): Shared, Path(text): Path<String>) -> Answer {
+async fn pool(State(node): Shared, Segment(text): Segment) -> Answer {
     ok(node.pool_info(&name(&text)?).await?)
 }
 
@@ -167,58 +202,58 @@ async fn list(
     ok(node.list(query.prefix, query.after, limit).await?)
 }
 
-async fn create(State(node): Shared, body: Bytes) -> Answer {
+async fn create(State(node): Shared, Body(body): Body) -> Answer {
     made(node.create(parse(&body)?).await?)
 }
 
-async fn info(State(node): Shared, Path(text): Path<String>) -> Answer {
+async fn info(State(node): Shared, Segment(text): Segment) -> Answer {
     ok(node.info(&name(&text)?).await?)
 }
 
-async fn remove(State(node): Shared, Path(text): Path<String>) -> Answer {
+async fn remove(State(node): Shared, Segment(text): Segment) -> Answer {
     node.remove(&name(&text)?).await?;
     ok(Done {})
 }
 
-async fn snapshot(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+async fn snapshot(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     made(node.snapshot(&name(&text)?, parse(&body)?).await?)
 }
 
-async fn clone(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+async fn clone(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     made(node.clone_volume(&name(&text)?, parse(&body)?).await?)
 }
 
-async fn resize(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+async fn resize(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     ok(node.resize(&name(&text)?, parse(&body)?).await?)
 }
 
-async fn rename(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+async fn rename(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     ok(node.rename(&name(&text)?, parse(&body)?).await?)
 }
 
-async fn attach(State(node): Shared, Path(text): Path<String>, body: Bytes) -> Answer {
+async fn attach(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     ok(node.attach(&name(&text)?, parse(&body)?).await?)
 }
 
-async fn detach(State(node): Shared, Path(text): Path<String>) -> Answer {
+async fn detach(State(node): Shared, Segment(text): Segment) -> Answer {
     node.detach(&name(&text)?).await?;
     ok(Done {})
 }
 
-async fn export(State(node): Shared, Path(text): Path<String>) -> Answer {
+async fn export(State(node): Shared, Segment(text): Segment) -> Answer {
     ok(node.begin_export(&name(&text)?).await?)
 }
 
-async fn import(State(node): Shared, body: Bytes) -> Answer {
+async fn import(State(node): Shared, Body(body): Body) -> Answer {
     made(node.begin_import(parse(&body)?).await?)
 }
 
-async fn abort_import(State(node): Shared, Path(text): Path<String>) -> Answer {
+async fn abort_import(State(node): Shared, Segment(text): Segment) -> Answer {
     node.abort_import(&name(&text)?).await?;
     ok(Done {})
 }
 
-async fn publish(State(node): Shared, Path(text): Path<String>) -> Answer {
+async fn publish(State(node): Shared, Segment(text): Segment) -> Answer {
     ok(node.publish(&name(&text)?).await?)
 }
 

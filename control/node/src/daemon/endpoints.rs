@@ -33,7 +33,7 @@ impl Node {
             ));
         }
         let _one_at_a_time = self.changes.lock().await;
-        let entry = self.lookup(name).await?;
+        let entry = self.lookup_whole(name).await?;
         let present = self.attachments().get(entry.lineage).cloned();
         if let Some(attachment) = present {
             self.same(&attachment, &request)?;
@@ -42,12 +42,6 @@ impl Node {
             return Ok(attachment);
         }
         let read_only = request.read_only.unwrap_or(false);
-        if entry.kind == Kind::Importing {
-            return Err(Error::new(
-                ErrorCode::InUse,
-                format!("`{name}` is being imported"),
-            ));
-        }
         if entry.kind != Kind::Volume && !read_only {
             return Err(Error::new(
                 ErrorCode::Invalid,
@@ -95,7 +89,7 @@ impl Node {
         Err(Error::new(
             ErrorCode::InUse,
             format!(
-                "`{}` is attached already, with {} queues, {mode}",
+                "`{}` is attached already, {mode}, queues: {}",
                 attachment.name, attachment.queues
             ),
         )

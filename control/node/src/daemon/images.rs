@@ -64,7 +64,7 @@ impl Node {
     async fn forget_abandoned(&self, name: &Name, exists: Error) -> Result<(), Error> {
         match self.lookup(name).await {
             Ok(entry) if entry.kind == Kind::Importing => {}
-            _ => return Err(exists),
+            _ => return Err(self.taken(name, exists).await),
         }
         match self
             .catalogue(CatalogueRequest::Remove { name: name.clone() })
@@ -121,7 +121,7 @@ impl Node {
     /// Opens something for one reader.
     pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
         let _one_at_a_time = self.changes.lock().await;
-        let entry = self.lookup(name).await?;
+        let entry = self.lookup_whole(name).await?;
         let socket = self.layout.bulk_socket(fresh_lineage()?);
         let open = ControlRequest::OpenBulk {
             lineage: entry.lineage,

@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry};
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 use tokio::sync::Notify;
@@ -226,15 +226,51 @@ impl Node {
         }
     }
 
+    /// The entry `name`, which must be whole.
+    pub(crate) async fn lookup_whole(&self, name: &Name) -> Result<Entry, Error> {
+        let entry = self.lookup(name).await?;
+        if entry.kind == Kind::Importing {
+            return Err(
+                Error::new(ErrorCode::InUse, format!("`{name}` is being imported")).with_hint(
+                    format!(
+                        "wait until it is whole; if nobody imports it any more: `{} volume remove {name}`",
+                        self.layout.command()
+                    ),
+                ),
+            );
+        }
+        Ok(entry)
+    }
+
+    /// Says of a name that is taken what has it: listings do not show an import.
+    pub(crate) async fn taken(&self, name: &Name, error: Error) -> Error {
+        if error.code != ErrorCode::Exists || !error.hint.is_empty() {
+            return error;
+        }
+        match self.lookup_whole(name).await {
+            Err(importing) if importing.code == ErrorCode::InUse => Error {
+                hint: format!("{}; {}", importing.message, importing.hint),
+                ..error
+            },
+            _ => {
+                let command = self.layout.command();
+                error.with_hint(format!(
+                    "choose another name; `{command} volume info {name}` shows what has it"
+                ))
+            }
+        }
+    }
+
     /// Carries out a change that answers the entry `name`.
     pub(crate) async fn change(
         &self,
         request: CatalogueRequest,
         name: &Name,
     ) -> Result<Entry, Error> {
-        match self.catalogue(request).await? {
-            CatalogueReply::Entry(entry) => Ok(entry),
-            _ => self.lookup(name).await,
+        match self.catalogue(request).await {
+            Ok(CatalogueReply::Entry(entry)) => Ok(entry),
+            Ok(_) => self.lookup(name).await,
+            Err(error) => Err(self.taken(name, error).await),
         }
     }
 }

@@ -130,7 +130,7 @@ impl Node {
             check_volume_size(size)?;
         }
         let _one_at_a_time = self.changes.lock().await;
-        let entry = self.lookup(source).await?;
+        let entry = self.lookup_whole(source).await?;
         if !matches!(entry.kind, Kind::Snapshot | Kind::Image) {
             return Err(Error::new(
                 ErrorCode::Invalid,
@@ -168,7 +168,7 @@ impl Node {
         request: SnapshotVolume,
     ) -> Result<VolumeView, Error> {
         let _one_at_a_time = self.changes.lock().await;
-        let entry = self.lookup(volume).await?;
+        let entry = self.lookup_whole(volume).await?;
         if entry.kind != Kind::Volume {
             return Err(Error::new(
                 ErrorCode::Invalid,
@@ -214,8 +214,9 @@ impl Node {
             lineage: fresh_lineage()?,
             created: seconds_since_1970(),
         };
-        match self.catalogue(request).await? {
-            CatalogueReply::Token { token } => {
+        match self.catalogue(request).await {
+            Err(error) => return Err(self.taken(name, error).await),
+            Ok(CatalogueReply::Token { token }) => {
                 self.tell(
                     Role::Endpoint,
                     &ControlRequest::Snapshot {
@@ -225,7 +226,7 @@ impl Node {
                 )
                 .await?;
             }
-            other => return Err(unexpected(&other)),
+            Ok(other) => return Err(unexpected(&other)),
         }
         self.lookup(name).await
     }
@@ -238,7 +239,7 @@ impl Node {
     ) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
         let _one_at_a_time = self.changes.lock().await;
-        let entry = self.lookup(name).await?;
+        let entry = self.lookup_whole(name).await?;
         if entry.kind != Kind::Volume {
             return Err(Error::new(
                 ErrorCode::Invalid,
@@ -294,8 +295,8 @@ impl Node {
         request: RenameVolume,
     ) -> Result<VolumeView, Error> {
         let _one_at_a_time = self.changes.lock().await;
-        // A missing name is found here, with its hint.
-        self.lookup(from).await?;
+        // A missing name is found here, with its hint; an import's is held by whoever fills it.
+        self.lookup_whole(from).await?;
         let rename = CatalogueRequest::Rename {
             from: from.clone(),
             to: request.to.clone(),
@@ -317,8 +318,14 @@ impl Node {
                 )),
             );
         }
-        self.catalogue(CatalogueRequest::Remove { name: name.clone() })
-            .await?;
-        Ok(())
+        let remove = CatalogueRequest::Remove { name: name.clone() };
+        match self.catalogue(remove).await {
+            Ok(_removed) => Ok(()),
+            Err(error) if error.code == ErrorCode::InUse && error.hint.is_empty() => {
+                Err(error
+                    .with_hint("an import or export of it goes on: wait for its end, or end it"))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
