@@ -33,15 +33,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
     if !help && std::env::args_os().any(|argument| argument == "--json") {
-        let text = error.render().to_string();
-        let message = text
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .trim_start_matches("error: ")
-            .to_owned();
-        Output::new(true)
-            .fail(&Error::new(ErrorCode::Invalid, message).with_hint("archipelago --help"));
+        Output::new(true).fail(&told(&error.render().to_string()));
     } else {
         // A reader that has gone is no reason to fail.
         let _printed = error.print();
@@ -51,4 +43,23 @@ fn usage(error: &clap::Error) -> ExitCode {
     } else {
         ErrorCode::Invalid.exit_code()
     })
+}
+
+/// What `clap` says to people, for scripts: its first paragraph, and as a hint its tips and its usage.
+fn told(text: &str) -> Error {
+    let mut paragraphs = text.split("\n\n").map(|paragraph| {
+        let words: Vec<&str> = paragraph.split_whitespace().collect();
+        words.join(" ")
+    });
+    let message = paragraphs.next().unwrap_or_default();
+    let message = message.trim_start_matches("error: ");
+    let next: Vec<String> = paragraphs
+        .filter(|paragraph| paragraph.starts_with("tip:") || paragraph.starts_with("Usage:"))
+        .collect();
+    let hint = if next.is_empty() {
+        "archipelago --help".to_owned()
+    } else {
+        next.join("; ")
+    };
+    Error::new(ErrorCode::Invalid, message).with_hint(hint)
 }

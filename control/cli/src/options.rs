@@ -17,17 +17,27 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in u
 
 /// Thin volumes for virtual machines: instant clones and snapshots, attached over vhost-user.
 #[derive(Debug, Parser)]
-#[command(name = "archipelago", version, after_help = AFTER, disable_help_subcommand = true)]
+#[command(name = "archipelago", version, after_help = AFTER)]
 pub struct Options {
-    /// Directory that holds everything of the node; without it /etc, /run and /var/lib/archipelago
-    #[arg(long, global = true, value_name = "DIR", env = ROOT_VARIABLE)]
-    pub root: Option<PathBuf>,
+    /// Directory that holds everything of the node, also $ARCHIPELAGO_ROOT; without either /etc, /run and /var/lib/archipelago
+    // Not `env`: a variable that is set would make usage texts ask for the option.
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
     /// Print one JSON object, errors too
     #[arg(long, global = true)]
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Options {
+    /// The root directory that was given: by the option, else by the environment.
+    #[must_use]
+    pub fn root(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os(ROOT_VARIABLE).map(PathBuf::from);
+        self.root.clone().or_else(variable)
+    }
 }
 
 /// Commands.

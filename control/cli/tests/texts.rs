@@ -91,6 +91,10 @@ mod tests {
         ]);
         case(&["volume", "attach", "a", "--queues", "0"]);
         case(&["--json", "volume", "create", "a/b", "--size", "1G"]);
+        case(&["--json"]);
+        case(&["--json", "volume", "create", "a"]);
+        case(&["--json", "volume", "creat", "a"]);
+        case(&["--root", "", "volume", "info", "a"]);
         case(&["volume", "info", "a"]);
         case(&["image", "import", "/nonexistent", "a"]);
         insta::assert_snapshot!(cases.join("\n"));
@@ -109,12 +113,41 @@ mod tests {
             ("poll_us", "pole_us"),
             ("\"fused\"", "\"fast\""),
             ("[data]", "[data"),
+            ("[data]", "[dat]"),
         ] {
             std::fs::write(&path, good.replace(from, to)).unwrap();
             cases.push(told(root, &["node", "start"]));
         }
         insta::assert_snapshot!(cases.join("\n"));
         assert!(!root.join("run/api.sock").exists());
+    }
+
+    #[test]
+    fn help_is_a_command_too() {
+        for arguments in [&["help"][..], &["help", "volume", "create"]] {
+            let asked = archipelago(None, arguments);
+            let mut option = arguments[1..].to_vec();
+            option.push("--help");
+            assert!(asked.status.success(), "{arguments:?}");
+            assert_eq!(asked.stdout, archipelago(None, &option).stdout);
+        }
+    }
+
+    #[test]
+    fn directories_that_are_in_the_way_are_named() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("node");
+        std::fs::write(&root, "").unwrap();
+        insta::assert_snapshot!(told(&root, &["init"]));
+        std::fs::remove_file(&root).unwrap();
+        assert!(archipelago(Some(&root), &["init"]).status.success());
+        // As after a reboot: /run is empty. The daemon does not get far, but what it needs has been made.
+        std::fs::remove_dir_all(root.join("run")).unwrap();
+        std::fs::write(root.join("state/attachments.json"), "{").unwrap();
+        let _damaged = archipelago(Some(&root), &["node", "start"]);
+        let mode = root.join("run").metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::types::Failure;
-use crate::layout::Layout;
+use crate::layout::{Layout, path_error};
 
 /// Longest answer: a page of 1000 entries has less than 1 KiB each.
 const ANSWER_LEN_MAX: u64 = 16 << 20;
@@ -132,10 +132,10 @@ impl Client {
                 format!("no node daemon serves {}", path.display()),
             )
             .with_hint(format!("start it: {} node start", self.layout.command())),
-            _ => Error::new(
-                ErrorCode::Unavailable,
-                format!("{}: {error}", path.display()),
-            ),
+            _ => Error {
+                code: ErrorCode::Unavailable,
+                ..path_error(&path, error)
+            },
         }
     }
 }

@@ -9,6 +9,9 @@
 //!
 //! Socket names are derived from lineages, not from names: they survive a rename and fit a socket address.
 
+use std::fs::DirBuilder;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use archipelago_protocol::control::Role;
@@ -20,6 +23,24 @@ pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
 pub const SOCKET_PATH_MAX: usize = 107;
 /// Longest path of the run directory: what is left of a socket's path for `/volume-`, 32 digits and `.sock`.
 pub const RUN_PATH_MAX: usize = SOCKET_PATH_MAX - ("/volume-".len() + 32 + ".sock".len());
+
+/// Why something at `path`, one of a node's, could not be made, read or written.
+#[must_use]
+pub fn path_error(path: &Path, error: &io::Error) -> Error {
+    let at = path.display();
+    match error.kind() {
+        ErrorKind::PermissionDenied => Error::new(ErrorCode::Io, format!("{at}: {error}"))
+            .with_hint(
+                "be the user whom it belongs to, or say --root DIR with a directory of your own",
+            ),
+        ErrorKind::StorageFull => Error::new(ErrorCode::NoSpace, format!("{at}: {error}")),
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Error::new(
+            ErrorCode::Invalid,
+            format!("{at}: a directory is needed here: {error}"),
+        ),
+        _ => Error::new(ErrorCode::Io, format!("{at}: {error}")),
+    }
+}
 
 /// The paths of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +91,18 @@ impl Layout {
             .with_hint("use a root directory with a shorter path"));
         }
         Ok(layout)
+    }
+
+    /// Makes the directories of state and sockets, for their owner only; those that are there stay as they are. `/run` is
+    /// empty after a reboot, so this is done at every start.
+    ///
+    /// # Errors
+    /// What [`path_error`] says.
+    pub fn make_directories(&self) -> Result<(), Error> {
+        for path in [self.run(), self.state(), &self.journals()] {
+            make_directory(path)?;
+        }
+        Ok(())
     }
 
     /// The root directory that was given.
@@ -163,6 +196,18 @@ impl Layout {
     }
 }
 
+/// Makes a directory and those above it, for their owner only.
+///
+/// # Errors
+/// What [`path_error`] says.
+pub fn make_directory(path: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| path_error(path, &error))
+}
+
 /// A role as it stands in file names and options.
 #[must_use]
 pub fn role_name(role: Role) -> &'static str {
@@ -189,6 +234,24 @@ mod tests {
         ] {
             assert!(path.starts_with("/srv/a"), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn directories_are_their_owners_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(&dir.path().join("node"))).unwrap();
+        for _again in 0..2 {
+            layout.make_directories().unwrap();
+        }
+        for path in [layout.run(), layout.state(), &layout.journals()] {
+            let mode = path.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{}", path.display());
+        }
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let layout = Layout::new(Some(&dir.path().join("file"))).unwrap();
+        let error = layout.make_directories().unwrap_err();
+        assert_eq!(error.code, ErrorCode::Invalid, "{error:?}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::output::Output;
 /// # Errors
 /// Why it failed; the code tells the exit code.
 pub fn run(options: Options, output: Output) -> Result<(), Error> {
-    let layout = Layout::new(options.root.as_deref())?;
+    let layout = Layout::new(options.root().as_deref())?;
     let client = Client::new(layout.clone());
     match options.command {
         Command::Init(options) => initialise(&layout, options, output),

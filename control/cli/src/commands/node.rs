@@ -14,7 +14,7 @@ use archipelago_node::client::{Client, Method};
 use archipelago_node::config::Config;
 use archipelago_node::daemon::NodeLock;
 use archipelago_node::last_words;
-use archipelago_node::layout::{Layout, role_name};
+use archipelago_node::layout::{Layout, path_error, role_name};
 use archipelago_protocol::{Error, ErrorCode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
@@ -115,9 +115,8 @@ fn start(layout: &Layout, output: Output) -> Result<(), Error> {
 
 fn open_log(layout: &Layout) -> Result<(File, u64), Error> {
     let path = layout.log();
-    let failed =
-        |error: std::io::Error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display()));
-    std::fs::create_dir_all(layout.run()).map_err(failed)?;
+    let failed = |error: std::io::Error| path_error(&path, &error);
+    layout.make_directories()?;
     if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_LEN_MAX) {
         std::fs::rename(&path, path.with_extension("log.old")).map_err(failed)?;
     }

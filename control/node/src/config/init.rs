@@ -1,8 +1,8 @@
 //! `archipelago init`: a fresh configuration and its directories.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use archipelago_protocol::{Error, ErrorCode};
@@ -11,7 +11,7 @@ use super::{
     CHANNEL_MEMORY_MIB, CHANNEL_REQUESTS, Config, DEFAULT_POOL, DataPath, POLL_US, Placement,
     SUBMISSION_CHUNK,
 };
-use crate::layout::Layout;
+use crate::layout::{Layout, make_directory, path_error};
 
 /// What a fresh node shall be.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +28,7 @@ pub struct InitOptions {
 /// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Io`] and [`ErrorCode::NoSpace`] naming the path.
 pub fn init(layout: &Layout, options: &InitOptions) -> Result<Config, Error> {
     let pool = match &options.pool_dir {
-        Some(dir) => std::path::absolute(dir).map_err(|error| failed(dir, &error))?,
+        Some(dir) => std::path::absolute(dir).map_err(|error| path_error(dir, &error))?,
         None => layout.default_pool(),
     };
     let Some(pool_text) = pool.to_str() else {
@@ -41,14 +41,10 @@ pub fn init(layout: &Layout, options: &InitOptions) -> Result<Config, Error> {
     if path.exists() {
         return Err(exists(path));
     }
-    let parents = [path.parent(), Some(layout.run()), Some(layout.state())];
-    for directory in parents.into_iter().flatten() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(|error| failed(directory, &error))?;
+    if let Some(parent) = path.parent() {
+        make_directory(parent)?;
     }
+    layout.make_directories()?;
     archipelago_blocker_file::create(&pool)?;
     let text = render(options.placement, pool_text);
     let config = Config::parse(&text)?;
@@ -61,12 +57,12 @@ pub fn init(layout: &Layout, options: &InitOptions) -> Result<Config, Error> {
             if error.kind() == ErrorKind::AlreadyExists {
                 exists(path)
             } else {
-                failed(path, &error)
+                path_error(path, &error)
             }
         })?;
     file.write_all(text.as_bytes())
         .and_then(|()| file.sync_all())
-        .map_err(|error| failed(path, &error))?;
+        .map_err(|error| path_error(path, &error))?;
     Ok(config)
 }
 
@@ -76,15 +72,6 @@ fn exists(path: &Path) -> Error {
         format!("there is a configuration already: {}", path.display()),
     )
     .with_hint("edit it, or choose another root directory")
-}
-
-fn failed(path: &Path, error: &std::io::Error) -> Error {
-    let code = if error.kind() == ErrorKind::StorageFull {
-        ErrorCode::NoSpace
-    } else {
-        ErrorCode::Io
-    };
-    Error::new(code, format!("{}: {error}", path.display()))
 }
 
 fn render(placement: Placement, pool: &str) -> String {

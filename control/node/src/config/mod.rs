@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use init::{InitOptions, init};
 use section::Section;
 
+use crate::layout::path_error;
+
 /// Name of the pool of a fresh node.
 pub const DEFAULT_POOL: &str = "default";
 /// Legal `data.poll_us`. More than a millisecond of spinning only burns a core.
@@ -29,6 +31,8 @@ pub const CHANNEL_REQUESTS: RangeInclusive<u32> = 16..=4096;
 pub const CHANNEL_MEMORY_MIB: RangeInclusive<u32> = 1..=1024;
 /// Largest configuration file that is read, in bytes.
 const FILE_LEN_MAX: u64 = 1 << 20;
+/// What to do about a bad configuration.
+const MEND: &str = "correct it, or move it away and let `archipelago init` write a fresh one";
 
 /// Where the peers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -123,7 +127,8 @@ impl Config {
             return Err(Error::new(
                 ErrorCode::Invalid,
                 format!("{at}: longer than {FILE_LEN_MAX} bytes"),
-            ));
+            )
+            .with_hint(MEND));
         }
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::new(
@@ -134,12 +139,13 @@ impl Config {
                 "`archipelago init` writes one; `--root DIR` or $ARCHIPELAGO_ROOT says where",
             ),
             std::io::ErrorKind::InvalidData => {
-                Error::new(ErrorCode::Invalid, format!("{at}: not UTF-8 text"))
+                Error::new(ErrorCode::Invalid, format!("{at}: not UTF-8 text")).with_hint(MEND)
             }
-            _ => Error::new(ErrorCode::Io, format!("{at}: {error}")),
+            _ => path_error(path, &error),
         })?;
         Config::parse(&text).map_err(|error| Error {
             message: format!("{at}: {}", error.message),
+            hint: MEND.to_owned(),
             ..error
         })
     }

@@ -8,7 +8,7 @@ use archipelago_protocol::{Error, ErrorCode};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::layout::Layout;
+use crate::layout::{Layout, path_error};
 
 /// The lock of a node. Given back when dropped, or when the process dies.
 #[derive(Debug)]
@@ -23,9 +23,7 @@ impl NodeLock {
     /// [`ErrorCode::InUse`] naming the process that holds it.
     pub fn take(layout: &Layout) -> Result<NodeLock, Error> {
         let path = layout.lock();
-        let failed = |error: std::io::Error| {
-            Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
-        };
+        let failed = |error: std::io::Error| path_error(&path, &error);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -58,9 +56,7 @@ impl NodeLock {
     /// [`ErrorCode::Io`] if the file cannot be locked at all.
     pub fn wait_free(layout: &Layout) -> Result<(), Error> {
         let path = layout.lock();
-        let failed = |error: std::io::Error| {
-            Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
-        };
+        let failed = |error: std::io::Error| path_error(&path, &error);
         let file = match std::fs::File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

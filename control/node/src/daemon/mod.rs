@@ -51,26 +51,13 @@ struct Supervision {
 /// Why it could not start. A clean stop is no error.
 pub fn run(layout: Layout, ready: impl FnOnce()) -> Result<(), Error> {
     let config = Config::read(layout.config())?;
-    make_directories(&layout)?;
+    layout.make_directories()?;
     let _lock = NodeLock::take(&layout)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::new(ErrorCode::Io, format!("starting the daemon: {error}")))?;
     runtime.block_on(serve(layout, config, ready))
-}
-
-fn make_directories(layout: &Layout) -> Result<(), Error> {
-    use std::os::unix::fs::DirBuilderExt;
-    let journals = layout.journals();
-    for path in [layout.run(), layout.state(), &journals] {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display())))?;
-    }
-    Ok(())
 }
 
 async fn serve(layout: Layout, config: Config, ready: impl FnOnce()) -> Result<(), Error> {
