@@ -6,6 +6,7 @@
 //! * [`slots`]: how a small compare-and-swap object lies on a medium of sectors, for backends that need it.
 //! * `battery` (feature `test-utils`): the conformance battery that every backend passes.
 //! * `simulated` (feature `test-utils`): a backend that keeps written apart from durable, fails and crashes on demand.
+//! * `delayed` (feature `test-utils`): any backend, with requests done late and out of order.
 //!
 //! Requests are judged here once for all backends: form, memory, fairness and barriers are the peer's, so that a
 //! backend is storage and nothing else.
@@ -24,6 +25,8 @@ pub mod slots;
 
 #[cfg(any(test, feature = "test-utils"))]
 pub mod battery;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod delayed;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod simulated;
 
