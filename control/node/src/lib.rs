@@ -4,7 +4,7 @@
 //! * [`daemon`]: `archipelagod`, one per node; [`api`]: what it offers; [`client`]: how to ask it.
 //! * [`hosting`]: what runs in a data process: the shells around mapper, blocker and endpoint.
 //! * [`last_words`]: how a process says why it could not go on.
-//! * [`bulk`]: copies of whole volumes over a segment channel.
+//! * [`bulk`]: copies of whole volumes over a segment channel; [`program`]: the command line of `archipelagod`.
 //!
 //! One design decision: the daemon never touches data. It is the parent of the data processes in every placement, so its
 //! own restart, its API and its bookkeeping are the same whether they are one or three.
@@ -34,4 +34,5 @@ pub mod hosting;
 pub mod last_words;
 pub mod layout;
 pub mod logging;
+pub mod program;
 mod socket;

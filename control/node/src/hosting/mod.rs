@@ -40,6 +40,8 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use archipelago_blocker::Backend;
+use archipelago_blocker_file::FileBackend;
 use archipelago_mapper::{Mapper, MapperConfig};
 use archipelago_protocol::control::{ChannelStatus, Role};
 use archipelago_protocol::{Error, ErrorCode};
@@ -90,6 +92,18 @@ pub fn die_with(parent: i32) -> Result<(), Error> {
 /// # Errors
 /// Why they cannot be served.
 pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
+    run_with(roles, settings, |backend, _context| backend)
+}
+
+/// The same with another backend around the pool's own: how tests delay and fail.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with<B: Backend + 'static>(
+    roles: &[Role],
+    settings: PeerSettings,
+    wrap: impl FnOnce(FileBackend, &Context<'_>) -> B,
+) -> Result<(), Error> {
     let failed =
         |what: &str, error: std::io::Error| Error::new(ErrorCode::Io, format!("{what}: {error}"));
     confine(roles, &settings)?;
@@ -117,7 +131,7 @@ pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
     let (sender, jobs) = mpsc::channel();
     let devices = Devices::new(sender, reactor.handle());
     let mut context = reactor.context();
-    let host = build(roles, &settings, &mut context, jobs)?;
+    let host = build(roles, &settings, &mut context, jobs, wrap)?;
     context.add_peer(Box::new(host));
     let answered = control::serve(UnixListener::from(listener), move |request, answer| {
         devices.deliver(request, answer);
@@ -203,12 +217,13 @@ impl Builder<'_> {
     }
 }
 
-fn build(
+fn build<B: Backend>(
     roles: &[Role],
     settings: &PeerSettings,
     context: &mut Context<'_>,
     jobs: mpsc::Receiver<host::Job>,
-) -> Result<Host<pool::Backend>, Error> {
+    wrap: impl FnOnce(FileBackend, &Context<'_>) -> B,
+) -> Result<Host<B>, Error> {
     let events = EventLoop::new(context.source(), context.clock());
     let (events, attention) = (Rc::new(RefCell::new(events)), Attention::default());
     let builder = Builder {
@@ -228,7 +243,7 @@ fn build(
         handle: context.handle(),
     };
     if builder.hosts(Role::Blocker) {
-        let backend = pool::open(settings, context)?;
+        let backend = wrap(pool::open(settings, context)?, context);
         host.blocker = Some((
             BlockerHost::new(backend, &builder.attention),
             builder.acceptor(Role::Blocker)?,

@@ -12,11 +12,8 @@ use crate::config::Pool;
 /// How long a dead predecessor's last writes may hold the pool's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 
-/// The backend of a node's pool.
-pub(crate) type Backend = FileBackend;
-
 /// Opens the pool for this process alone.
-pub(crate) fn open(settings: &PeerSettings, context: &Context<'_>) -> Result<Backend, Error> {
+pub(crate) fn open(settings: &PeerSettings, context: &Context<'_>) -> Result<FileBackend, Error> {
     let Pool::File { directory } = &settings.pool;
     let options = Options {
         directory: directory.clone(),

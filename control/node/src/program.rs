@@ -1,0 +1,132 @@
+//! The program `archipelagod`: its command line, as the daemon and as the data processes that the daemon starts.
+//!
+//! A library, so that a test can build the same program around another backend: what delays or fails on purpose is then
+//! in no binary that anybody installs.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use archipelago_protocol::control::Role;
+use archipelago_protocol::{Error, ErrorCode};
+use clap::{Args, Parser, Subcommand};
+
+use crate::hosting::PeerSettings;
+use crate::layout::{Layout, ROOT_VARIABLE, role_name};
+use crate::{daemon, last_words, logging};
+
+/// Node daemon of Archipelago: serves a node until it is stopped. `archipelago node start` runs it in the background.
+#[derive(Debug, Parser)]
+#[command(name = "archipelagod", version, args_conflicts_with_subcommands = true)]
+struct Options {
+    /// Directory that holds everything of the node; without it /etc, /run and /var/lib/archipelago
+    #[arg(long, value_name = "DIR", env = ROOT_VARIABLE)]
+    root: Option<PathBuf>,
+    /// Leave the terminal, and write a line to the standard output when requests are served
+    #[arg(long, hide = true)]
+    background: bool,
+    /// Write why it could not run to the standard output, as a JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A data process, started by the daemon with its control socket as standard input
+    #[command(hide = true)]
+    Peer(PeerOptions),
+}
+
+#[derive(Debug, Args)]
+struct PeerOptions {
+    #[arg(long)]
+    parent: i32,
+    #[arg(long)]
+    settings: String,
+    #[arg(long, value_parser = parse_role, required = true)]
+    role: Vec<Role>,
+}
+
+/// What a data process is to be.
+#[derive(Debug)]
+pub struct DataProcess {
+    /// Process id of the daemon that started it.
+    pub parent: i32,
+    /// What it hosts.
+    pub roles: Vec<Role>,
+    /// What the daemon tells it.
+    pub settings: PeerSettings,
+}
+
+fn parse_role(text: &str) -> Result<Role, Error> {
+    [Role::Endpoint, Role::Mapper, Role::Blocker]
+        .into_iter()
+        .find(|role| role_name(*role) == text)
+        .ok_or_else(|| Error::new(ErrorCode::Invalid, format!("`{text}` is no role")))
+}
+
+/// Does what the command line says; `host` is what a data process does.
+pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
+    let options = Options::parse();
+    let somebody_listens = options.background || options.json || options.command.is_some();
+    let result = match options.command {
+        Some(Command::Peer(peer)) => run_peer(peer, host),
+        None => run_daemon(options.root.as_deref(), options.background),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(
+                "{error}{}{}",
+                if error.hint.is_empty() { "" } else { "; " },
+                error.hint
+            );
+            if somebody_listens {
+                last_words::say(&error);
+            }
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+fn run_daemon(root: Option<&Path>, background: bool) -> Result<(), Error> {
+    logging::start("archipelagod");
+    if background {
+        // Fails only for the leader of a group, which has no terminal to leave.
+        let _led = nix::unistd::setsid();
+    }
+    daemon::run(Layout::new(root)?, || {
+        if background {
+            let told =
+                writeln!(std::io::stdout(), "ready").and_then(|()| std::io::stdout().flush());
+            if let Err(error) = told {
+                tracing::debug!("whoever started the daemon has gone: {error}");
+            }
+        }
+    })
+}
+
+fn run_peer(
+    options: PeerOptions,
+    host: impl FnOnce(DataProcess) -> Result<(), Error>,
+) -> Result<(), Error> {
+    logging::start(match options.role.as_slice() {
+        [Role::Endpoint] => "endpoint",
+        [Role::Mapper] => "mapper",
+        [Role::Blocker] => "blocker",
+        _ => "data",
+    });
+    let settings = serde_json::from_str(&options.settings).map_err(|error| {
+        Error::new(
+            ErrorCode::Invalid,
+            format!("settings of a data process: {error}"),
+        )
+    })?;
+    host(DataProcess {
+        parent: options.parent,
+        roles: options.role,
+        settings,
+    })
+}
