@@ -2,17 +2,35 @@
 //!
 //! * [`pattern`]: sectors that say whose they are, where they belong and which write made them.
 //! * [`model`]: what each sector of a volume must hold, and what a snapshot may hold.
+//! * [`ring`], [`disk`]: a guest's ring and requests in flight, which outlive the server, and their front end.
 //! * [`verifier`]: random requests over vhost-user, checked against the model, also across the death of the server.
-//! * [`node`]: a real node in a private directory, its processes, and `kill -9`.
+//! * [`node`]: a real node in a private directory, its processes, and signals to them.
+//! * [`fleet`]: several volumes under load at once, and how long each went without service.
+//! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
 //!
-//! One design decision: requests in flight never overlap, so that every read has exactly one right answer, and what was
-//! in flight when a server died is simply sent again: whether it had happened before cannot matter.
+//! One design decision: requests in flight never overlap, so that every read has exactly one right answer; and a guest
+//! submits nothing again, so that what was in flight when a server died must be done by its successor, once.
 //!
 //! A failure prints the seed; `CRASH_SEED=<seed>` runs the same sequence again.
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
+pub mod fleet;
 pub mod model;
 pub mod node;
 pub mod pattern;
+pub mod ring;
 pub mod verifier;
+
+/// The seed of this run: `$CRASH_SEED`, else 1. Prints how to replay it.
+#[must_use]
+#[expect(clippy::print_stdout, reason = "how to replay")]
+pub fn seed() -> u64 {
+    let seed = std::env::var("CRASH_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    println!("replay with CRASH_SEED={seed}");
+    seed
+}

@@ -1,4 +1,7 @@
 //! A real node in a private directory: started, asked, killed, and stopped by pid whatever happens.
+//!
+//! How to know a dead process: a process that was killed is dead when the lock or socket that it held is free, which is
+//! some time after the signal; whoever starts a successor tries until it can.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,38 +18,106 @@ use tempfile::TempDir;
 /// Longest wait until the node has noticed that a front end has gone.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Says to `archipelagod-delaying` how long a request is delayed at most, in milliseconds.
+pub const DELAY_VARIABLE: &str = "CRASH_DELAY_MS";
+/// Has the data processes of `archipelagod-delaying` outlive their daemon.
+pub const ORPHANS_VARIABLE: &str = "CRASH_ORPHANS";
+
 /// A node and everything that belongs to it.
 #[derive(Debug)]
 pub struct Node {
     dir: TempDir,
     command: PathBuf,
+    variables: Vec<(&'static str, String)>,
 }
 
-impl Node {
-    /// Initialises a node with `placement` in a fresh directory below the target folder, and starts it.
-    ///
-    /// # Errors
-    /// If it does not start.
-    pub fn start(placement: &str) -> Result<Self> {
-        Node::start_on(placement, None)
+/// What a node is to be.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    placement: &'a str,
+    pool: Option<&'a Path>,
+    daemon: Option<&'a Path>,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl<'a> Builder<'a> {
+    /// With its pool in `pool` rather than in the root directory.
+    #[must_use]
+    pub fn pool(mut self, pool: &'a Path) -> Self {
+        self.pool = Some(pool);
+        self
     }
 
-    /// The same with the pool in `pool` rather than in the root directory.
+    /// Served by `program`, an `archipelagod-delaying`, with delays of up to `longest_ms`.
+    #[must_use]
+    pub fn delaying(mut self, program: &'a str, longest_ms: u64) -> Self {
+        self.daemon = Some(Path::new(program));
+        self.variables
+            .push((DELAY_VARIABLE, longest_ms.to_string()));
+        self
+    }
+
+    /// With data processes that outlive their daemon: only a delaying node has them.
+    #[must_use]
+    pub fn orphans(mut self) -> Self {
+        self.variables.push((ORPHANS_VARIABLE, "1".to_owned()));
+        self
+    }
+
+    /// Initialises the node in a fresh directory below the target folder, and starts it.
     ///
     /// # Errors
     /// If it does not start.
-    pub fn start_on(placement: &str, pool: Option<&Path>) -> Result<Self> {
+    pub fn start(self) -> Result<Node> {
         let command = own_program("archipelago")?;
         let base = command.parent().context("a program is in a directory")?;
         let dir = tempfile::Builder::new().prefix("crash-").tempdir_in(base)?;
-        let node = Node { dir, command };
-        let mut init = vec!["init", "--placement", placement];
-        if let Some(pool) = pool {
+        let mut node = Node {
+            dir,
+            command,
+            variables: self.variables,
+        };
+        if let Some(daemon) = self.daemon {
+            node.command = node.install(daemon)?;
+        }
+        let mut init = vec!["init", "--placement", self.placement];
+        if let Some(pool) = self.pool {
             init.extend(["--pool-dir", pool.to_str().context("a path in UTF-8")?]);
         }
         node.call(&init)?;
         node.call(&["node", "start"])?;
         Ok(node)
+    }
+}
+
+impl Node {
+    /// A node with `placement`.
+    #[must_use]
+    pub fn builder(placement: &str) -> Builder<'_> {
+        Builder {
+            placement,
+            pool: None,
+            daemon: None,
+            variables: Vec::new(),
+        }
+    }
+
+    /// Starts a plain node with `placement`.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start(placement: &str) -> Result<Self> {
+        Node::builder(placement).start()
+    }
+
+    /// Puts the command and `daemon` beside each other, since the command starts the daemon that is beside it.
+    fn install(&self, daemon: &Path) -> Result<PathBuf> {
+        let programs = self.root().join("programs");
+        std::fs::create_dir(&programs)?;
+        let command = programs.join("archipelago");
+        std::fs::hard_link(&self.command, &command)?;
+        std::fs::hard_link(daemon, programs.join("archipelagod"))?;
+        Ok(command)
     }
 
     /// Its root directory.
@@ -78,6 +149,7 @@ impl Node {
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.command);
         command.arg("--root").arg(self.root()).args(arguments);
+        command.envs(self.variables.iter().cloned());
         Ok(command.stdin(Stdio::null()).output()?)
     }
 
@@ -154,16 +226,82 @@ impl Node {
         )
     }
 
+    /// Starts the node again after its daemon was killed, as soon as the dying one has let go.
+    ///
+    /// # Errors
+    /// If it does not start within [`DETACH_PATIENCE`].
+    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
+    pub fn restart(&self) -> Result<()> {
+        let deadline = Instant::now() + DETACH_PATIENCE;
+        loop {
+            let result = self.call(&["node", "start"]).map(drop);
+            let dying =
+                matches!(&result, Err(error) if error.to_string().contains("serves this node"));
+            if !dying || Instant::now() > deadline {
+                return result;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// `kill -9`.
     ///
     /// # Errors
     /// If the process cannot be killed.
     pub fn kill(pid: Pid) -> Result<()> {
-        match kill(pid, Signal::SIGKILL) {
+        Node::signal(pid, Signal::SIGKILL)
+    }
+
+    /// Stops a process where it is, and waits until it stands still.
+    ///
+    /// # Errors
+    /// If it does not within [`DETACH_PATIENCE`].
+    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
+    pub fn freeze(pid: Pid) -> Result<()> {
+        Node::signal(pid, Signal::SIGSTOP)?;
+        let deadline = Instant::now() + DETACH_PATIENCE;
+        while Node::moves(pid) {
+            ensure!(Instant::now() < deadline, "process {pid} does not stop");
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Lets a stopped process go on.
+    ///
+    /// # Errors
+    /// If it cannot be signalled; one that is dead by now is fine.
+    pub fn thaw(pid: Pid) -> Result<()> {
+        Node::signal(pid, Signal::SIGCONT)
+    }
+
+    /// Whether any thread of the process may still run.
+    fn moves(pid: Pid) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+        tasks.into_iter().flatten().flatten().any(|task| {
+            state_of(&task.path()).is_some_and(|state| !matches!(state, 'T' | 'Z' | 'X'))
+        })
+    }
+
+    /// Whether the process is dead: gone, or waiting for its parent to take note.
+    #[must_use]
+    pub fn is_dead(pid: Pid) -> bool {
+        let state = state_of(Path::new(&format!("/proc/{pid}")));
+        state.is_none_or(|state| matches!(state, 'Z' | 'X'))
+    }
+
+    fn signal(pid: Pid, signal: Signal) -> Result<()> {
+        match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// The state letter in a `stat` of proc(5), behind the command, which stands in parentheses.
+fn state_of(process: &Path) -> Option<char> {
+    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 fn pid_of(value: &Value) -> Result<Pid> {

@@ -1,21 +1,43 @@
 //! Random requests over vhost-user, checked against the model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use archipelago_bench::disk::{Disk, Done, Op};
+use archipelago_bench::disk::{Done, Op};
 use archipelago_bench::load::Random;
 
+use crate::disk::{Disk, InFlight, Waited};
 use crate::model::{Model, Window};
 use crate::pattern::SECTOR;
 
-/// Requests in flight.
-pub const DEPTH: usize = 16;
-/// Longest wait for a completion: a restart of everything fits in.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Sectors of the longest request: 1 MiB.
-const SECTORS_MAX: usize = 2048;
+/// What load a verifier makes.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Requests in flight.
+    pub depth: usize,
+    /// Sectors of the longest request.
+    pub sectors_max: usize,
+    /// What its front end keeps over the death of a server.
+    pub in_flight: InFlight,
+    /// Longest wait for a completion.
+    pub patience: Duration,
+    /// Rests after each step of a [`Fleet`](crate::fleet::Fleet): for volumes that are in use, but not busy.
+    pub rest: Duration,
+}
+
+impl Default for Load {
+    /// 16 requests of up to 1 MiB; a restart of everything fits into the patience.
+    fn default() -> Self {
+        Load {
+            depth: 16,
+            sectors_max: 2048,
+            in_flight: InFlight::Tracked,
+            patience: Duration::from_secs(60),
+            rest: Duration::ZERO,
+        }
+    }
+}
 
 /// A request in flight.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +46,12 @@ struct Pending {
     first: usize,
     sectors: usize,
     write: u64,
+    since: Instant,
+}
+
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 impl Pending {
@@ -35,42 +63,48 @@ impl Pending {
 /// A volume under random load.
 #[derive(Debug)]
 pub struct Verifier {
-    socket: PathBuf,
     disk: Disk,
+    load: Load,
     model: Model,
     random: Random,
-    pending: [Option<Pending>; DEPTH],
+    pending: Vec<Option<Pending>>,
     last_write: u64,
     window: Option<Window>,
     buffer: Vec<u8>,
     /// Requests done so far.
     pub done: u64,
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn connect(socket: &Path) -> Result<Disk> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match Disk::connect(socket, DEPTH, SECTORS_MAX * SECTOR) {
-            Ok(disk) => return Ok(disk),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error.context(format!(
-                    "no server at {} after {PATIENCE:?}",
-                    socket.display()
-                )));
-            }
-            Err(_not_yet) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
+    /// Servers that were met after the first one.
+    pub successors: u64,
 }
 
 impl Verifier {
+    /// The load that it makes.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        self.load
+    }
+
     /// Connects to a volume that holds what `model` says.
     ///
     /// # Errors
     /// If there is no server, or the volume has another size.
     pub fn connect(socket: &Path, model: Model, seed: u64) -> Result<Self> {
-        let disk = connect(socket)?;
+        Verifier::with_load(socket, model, seed, Load::default())
+    }
+
+    /// The same with another load.
+    ///
+    /// # Errors
+    /// As [`Verifier::connect`].
+    pub fn with_load(socket: &Path, model: Model, seed: u64, load: Load) -> Result<Self> {
+        let buffer_len = load.sectors_max * SECTOR;
+        let disk = Disk::connect(
+            socket,
+            load.depth,
+            buffer_len,
+            load.in_flight,
+            load.patience,
+        )?;
         ensure!(
             disk.capacity() == (model.sectors() * SECTOR) as u64,
             "the disk has {} bytes, the model {} sectors",
@@ -78,15 +112,16 @@ impl Verifier {
             model.sectors()
         );
         Ok(Verifier {
-            socket: socket.to_path_buf(),
             disk,
+            load,
             last_write: seed << 32,
             model,
             random: Random::new(seed),
-            pending: [None; DEPTH],
+            pending: vec![None; load.depth],
             window: None,
-            buffer: vec![0; SECTORS_MAX * SECTOR],
+            buffer: vec![0; buffer_len],
             done: 0,
+            successors: 0,
         })
     }
 
@@ -97,10 +132,18 @@ impl Verifier {
     pub fn run(&mut self, requests: u64) -> Result<()> {
         let end = self.done + requests;
         while self.done < end {
-            self.top_up()?;
-            self.reap()?;
+            self.step()?;
         }
         self.top_up()
+    }
+
+    /// Tops the requests in flight up and takes what is done: how many, at least one unless the server died.
+    ///
+    /// # Errors
+    /// As [`Verifier::run`].
+    pub fn step(&mut self) -> Result<u64> {
+        self.top_up()?;
+        self.reap()
     }
 
     /// Waits until nothing is in flight.
@@ -120,7 +163,7 @@ impl Verifier {
     /// As [`Verifier::run`].
     pub fn flush(&mut self) -> Result<()> {
         self.drain()?;
-        self.disk.run(Op::Flush, 0, 0, PATIENCE)
+        self.disk.run(Op::Flush, 0, 0, self.load.patience)
     }
 
     /// Reads and checks the whole volume.
@@ -130,27 +173,13 @@ impl Verifier {
     pub fn check_all(&mut self) -> Result<()> {
         self.drain()?;
         let mut data = std::mem::take(&mut self.buffer);
-        for first in (0..self.model.sectors()).step_by(SECTORS_MAX) {
-            let len = SECTORS_MAX.min(self.model.sectors() - first) * SECTOR;
+        for first in (0..self.model.sectors()).step_by(self.load.sectors_max) {
+            let len = self.load.sectors_max.min(self.model.sectors() - first) * SECTOR;
             self.read(first, &mut data[..len])?;
             self.model.check(&data[..len], first)?;
         }
         self.buffer = data;
         Ok(())
-    }
-
-    /// The server was killed and comes back: connects again and sends what was in flight again.
-    ///
-    /// # Errors
-    /// If no server comes back.
-    pub fn reconnect(&mut self) -> Result<()> {
-        self.disk = connect(&self.socket)?;
-        for slot in 0..DEPTH {
-            if let Some(pending) = self.pending[slot] {
-                self.send(slot, pending)?;
-            }
-        }
-        self.disk.kick()
     }
 
     /// What the volume holds now; nothing may be in flight.
@@ -189,13 +218,17 @@ impl Verifier {
     /// # Errors
     /// If the read fails.
     pub fn read(&mut self, first: usize, data: &mut [u8]) -> Result<()> {
-        self.disk
-            .run(Op::Read, (first * SECTOR) as u64, data.len(), PATIENCE)?;
+        self.disk.run(
+            Op::Read,
+            (first * SECTOR) as u64,
+            data.len(),
+            self.load.patience,
+        )?;
         self.disk.take(0, data)
     }
 
     fn top_up(&mut self) -> Result<()> {
-        for slot in 0..DEPTH {
+        for slot in 0..self.load.depth {
             if self.pending[slot].is_some() {
                 continue;
             }
@@ -216,11 +249,12 @@ impl Verifier {
         let total = self.model.sectors() as u64;
         let sectors = match self.random.below(8) {
             0 => 1 + self.random.below(7),
-            1 => SECTORS_MAX as u64,
+            1 => self.load.sectors_max as u64,
             2 => 8 * (1 + self.random.below(32)),
             _ => 8,
         }
-        .min(total);
+        .min(total)
+        .min(self.load.sectors_max as u64);
         let mut first = self.random.below(total - sectors + 1);
         if self.random.below(4) > 0 {
             first = first / 8 * 8;
@@ -255,6 +289,7 @@ impl Verifier {
             first,
             sectors,
             write,
+            since: now(),
         })
     }
 
@@ -269,11 +304,20 @@ impl Verifier {
             .submit(slot, pending.op, (pending.first * SECTOR) as u64, len)
     }
 
-    fn reap(&mut self) -> Result<()> {
-        let mut any = false;
-        while let Some(Done { slot, result }) = self.disk.next_done() {
-            any = true;
-            let Some(pending) = self.pending[slot].take() else {
+    /// Finds a request that is not done while others are.
+    fn miss_none(&self) -> Result<()> {
+        let patience = self.load.patience;
+        let lost = |pending: &&Pending| pending.since.elapsed() > patience;
+        match self.pending.iter().flatten().find(lost) {
+            Some(pending) => bail!("not done within {patience:?}: {pending:?}"),
+            None => Ok(()),
+        }
+    }
+
+    fn reap(&mut self) -> Result<u64> {
+        let before = self.done;
+        while let Some(Done { slot, result }) = self.disk.next_done()? {
+            let Some(pending) = self.pending.get_mut(slot).and_then(Option::take) else {
                 bail!("slot {slot} completed twice")
             };
             ensure!(result == 0, "{pending:?} failed with {result}");
@@ -293,10 +337,12 @@ impl Verifier {
             }
             self.done += 1;
         }
-        if !any {
-            self.disk.wait(PATIENCE)?;
+        self.miss_none()?;
+        if self.done == before && self.disk.wait(self.load.patience)? == Waited::HungUp {
+            self.disk.reconnect(self.load.patience)?;
+            self.successors += 1;
         }
-        Ok(())
+        Ok(self.done - before)
     }
 }
 

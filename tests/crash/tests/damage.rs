@@ -246,7 +246,7 @@ fn a_full_pool_refuses_writes_and_goes_on_when_there_is_room() -> Result<()> {
 fn fill_and_go_on(pool: &Path) -> Result<()> {
     let ballast = pool.join("ballast");
     fs::write(&ballast, vec![1; 16 << 20])?;
-    let node = Node::start_on("fused", Some(&pool.join("pool")))?;
+    let node = Node::builder("fused").pool(&pool.join("pool")).start()?;
     let socket = node.create("disk", 256 << 20)?;
     let mut disk = archipelago_bench::compare::connect(&socket)?;
     let patience = std::time::Duration::from_secs(20);

@@ -1,179 +1,340 @@
-//! Verified load on real processes, and `kill -9` of each of them, in both placements.
+//! SIGKILL, and SIGSTOP with SIGCONT, of every process under verified load, with requests done late and out of order, in
+//! both placements.
+//!
+//! | variable | says |
+//! |---|---|
+//! | `CRASH_SEED` | which sequence; the seed of a failure is printed |
+//! | `CRASH_KILLS` | signals in all, shared by the placements |
 
 #![expect(
     clippy::tests_outside_test_module,
     reason = "an integration test is all test"
 )]
-#![expect(
-    clippy::print_stdout,
-    reason = "how to replay, and why something is skipped"
-)]
+#![expect(clippy::print_stdout, reason = "figures, and how to replay")]
 
-use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use archipelago_bench::disk::Op;
 use archipelago_bench::load::Random;
-use archipelago_crash_tests::model::Model;
+use archipelago_crash_tests::disk::{Disk, InFlight, Waited};
+use archipelago_crash_tests::fleet::Fleet;
 use archipelago_crash_tests::node::Node;
-use archipelago_crash_tests::pattern::SECTOR;
-use archipelago_crash_tests::verifier::Verifier;
+use archipelago_crash_tests::seed;
+use archipelago_crash_tests::verifier::Load;
+use nix::unistd::Pid;
 
-const SIZE: usize = 64 << 20;
-const SECTORS: usize = SIZE / SECTOR;
+/// The daemon with a delaying backend.
+const DELAYING: &str = env!("CARGO_BIN_EXE_archipelagod-delaying");
+/// Longest delay before a request and before its reply: far longer than a request takes, far shorter than a restart.
+const DELAY_MS: u64 = 20;
+const VOLUMES: usize = 4;
+/// Small, so that what is written is soon written again: a request done twice or too late is then seen.
+const SIZE: usize = 8 << 20;
+const LOAD: Load = Load {
+    depth: 32,
+    sectors_max: 256,
+    in_flight: InFlight::Tracked,
+    patience: Duration::from_secs(60),
+    rest: Duration::ZERO,
+};
+/// Each volume has done this many after a kill when it counts as served again: more than were in flight.
+const SERVED: u64 = 64;
+/// How long a front end without the region waits for what will never come.
+const FORGOTTEN_PATIENCE: Duration = Duration::from_secs(3);
+const BLOCK: usize = 4096;
+/// Signals when nobody says how many.
+const KILLS: u64 = 200;
 
 /// Who is killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Victim {
     Daemon,
     Role(&'static str),
 }
 
-fn seed() -> u64 {
-    let seed = std::env::var("CRASH_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1);
-    println!("replay with CRASH_SEED={seed}");
-    seed
+const FUSED: &[Victim] = &[Victim::Daemon, Victim::Role("endpoint")];
+const SPLIT: &[Victim] = &[
+    Victim::Daemon,
+    Victim::Role("endpoint"),
+    Victim::Role("mapper"),
+    Victim::Role("blocker"),
+];
+
+impl Victim {
+    fn pid(self, node: &Node) -> Result<Pid> {
+        match self {
+            Victim::Daemon => node.daemon(),
+            Victim::Role(role) => node.process_of(role),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Victim::Daemon => "daemon",
+            Victim::Role(role) => role,
+        }
+    }
+
+    /// Kills it, and starts again what nobody else starts.
+    fn kill(self, node: &Node, pid: Pid) -> Result<()> {
+        Node::kill(pid)?;
+        if self == Victim::Daemon {
+            node.restart()?;
+        }
+        Ok(())
+    }
+}
+
+/// What is done to the node in one round.
+#[derive(Debug, Clone, Copy)]
+enum Blow {
+    /// Killed under load.
+    Kill(Victim),
+    /// Stopped for a while.
+    Stop(Victim),
+    /// The first is stopped, the second killed meanwhile, the first goes on if it is alive.
+    StopAndKill(Victim, Victim),
+}
+
+impl Blow {
+    fn draw(random: &mut Random, victims: &[Victim]) -> Blow {
+        let mut victim = || {
+            let index = random.below(victims.len() as u64);
+            victims[usize::try_from(index).expect("below a handful")]
+        };
+        let (first, second) = (victim(), victim());
+        match random.below(5) {
+            0 => Blow::Stop(first),
+            1 => Blow::StopAndKill(first, second),
+            _ => Blow::Kill(first),
+        }
+    }
+
+    /// Signals that count.
+    fn signals(self) -> u64 {
+        match self {
+            Blow::Kill(_) | Blow::Stop(_) => 1,
+            Blow::StopAndKill(..) => 2,
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Blow::Kill(victim) => format!("kill {}", victim.name()),
+            Blow::Stop(victim) => format!("stop {}", victim.name()),
+            Blow::StopAndKill(..) => "stop one, kill one".to_owned(),
+        }
+    }
+
+    fn strike(self, node: &Node, pause: Duration) -> Result<()> {
+        match self {
+            Blow::Kill(victim) => victim.kill(node, victim.pid(node)?),
+            Blow::Stop(victim) => {
+                let pid = victim.pid(node)?;
+                Node::freeze(pid)?;
+                rest(pause);
+                Node::thaw(pid)
+            }
+            Blow::StopAndKill(stopped, killed) => {
+                let (stopped, killed_pid) = (stopped.pid(node)?, killed.pid(node)?);
+                Node::freeze(stopped)?;
+                killed.kill(node, killed_pid)?;
+                rest(pause);
+                Node::thaw(stopped)
+            }
+        }
+    }
+}
+
+/// How long something stands still is what is tried here, not what is waited for.
+#[expect(clippy::disallowed_methods, reason = "the length of a stop")]
+fn rest(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Gaps in service by kind of blow.
+#[derive(Debug, Default)]
+struct Gaps(BTreeMap<String, Vec<Duration>>);
+
+impl Gaps {
+    fn note(&mut self, blow: Blow, gap: Duration) {
+        self.0.entry(blow.name()).or_default().push(gap);
+    }
+
+    fn print(mut self, what: &str) {
+        println!("{what}: gap in service, ms");
+        println!("  {:<20} {:>5} {:>7} {:>7}", "", "times", "median", "worst");
+        for (name, gaps) in &mut self.0 {
+            gaps.sort_unstable();
+            let worst = gaps.last().copied().unwrap_or_default();
+            println!(
+                "  {name:<20} {:>5} {:>7} {:>7}",
+                gaps.len(),
+                gaps[gaps.len() / 2].as_millis(),
+                worst.as_millis()
+            );
+        }
+    }
 }
 
 fn kills() -> u64 {
     std::env::var("CRASH_KILLS")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(8)
+        .unwrap_or(KILLS)
 }
 
-fn survives_kills(placement: &str, victims: &[Victim]) -> Result<()> {
+fn survives(placement: &str, victims: &[Victim], kills: u64) -> Result<()> {
     let seed = seed();
     let mut random = Random::new(seed);
-    let node = Node::start(placement)?;
-    let socket = node.create("disk", SIZE)?;
-    let mut verifier = Verifier::connect(&socket, Model::new(seed, SECTORS), seed)?;
-    for round in 0..kills() {
-        verifier.run(random.below(400))?;
-        let victim = victims[usize::try_from(random.below(victims.len() as u64))?];
-        let pid = match victim {
-            Victim::Daemon => node.daemon()?,
-            Victim::Role(role) => node.process_of(role)?,
-        };
-        verifier.run(1 + random.below(100))?;
-        Node::kill(pid)?;
-        if victim == Victim::Daemon {
-            node.call(&["node", "start"])?;
-        }
-        let endpoint_died =
-            placement == "fused" || matches!(victim, Victim::Daemon | Victim::Role("endpoint"));
-        if endpoint_died {
-            verifier.reconnect()?;
-        }
-        verifier
-            .run(50)
-            .and_then(|()| verifier.check_all())
+    let node = Node::builder(placement)
+        .delaying(DELAYING, DELAY_MS)
+        .start()?;
+    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, LOAD, seed)?;
+    let (mut signals, mut gaps) = (0, Gaps::default());
+    while signals < kills {
+        fleet.run(random.below(1000))?;
+        let blow = Blow::draw(&mut random, victims);
+        let pause = Duration::from_millis(random.below(200));
+        signals += blow.signals();
+        fleet.begin();
+        let gap = blow
+            .strike(&node, pause)
+            .and_then(|()| fleet.served(SERVED))
             .with_context(|| {
-                format!(
-                    "after kill {round} ({victim:?}, {placement}); replay with CRASH_SEED={seed}"
-                )
+                format!("{blow:?}, signal {signals} of {placement}; replay with CRASH_SEED={seed}")
             })?;
+        gaps.note(blow, gap);
     }
-    verifier.flush()
+    let done = fleet.done();
+    fleet
+        .finish()
+        .with_context(|| format!("at the end of {placement}; replay with CRASH_SEED={seed}"))?;
+    gaps.print(&format!(
+        "{placement}, {signals} signals, {done} requests verified"
+    ));
+    Ok(())
 }
 
 #[test]
-fn fused_survives_kills_of_the_data_process() -> Result<()> {
-    survives_kills("fused", &[Victim::Role("endpoint")])
-}
-
-#[test]
-fn fused_survives_kills_of_the_daemon() -> Result<()> {
-    survives_kills("fused", &[Victim::Daemon])
-}
-
-#[test]
-fn split_survives_kills_of_the_blocker() -> Result<()> {
-    survives_kills("split", &[Victim::Role("blocker")])
-}
-
-#[test]
-fn split_survives_kills_of_the_mapper() -> Result<()> {
-    survives_kills("split", &[Victim::Role("mapper")])
-}
-
-#[test]
-fn split_survives_kills_of_the_endpoint() -> Result<()> {
-    survives_kills("split", &[Victim::Role("endpoint")])
+fn fused_survives_kills_of_anybody() -> Result<()> {
+    survives("fused", FUSED, kills() * 3 / 10)
 }
 
 #[test]
 fn split_survives_kills_of_anybody() -> Result<()> {
-    let anybody = [
-        Victim::Daemon,
-        Victim::Role("endpoint"),
-        Victim::Role("mapper"),
-        Victim::Role("blocker"),
-    ];
-    survives_kills("split", &anybody)
+    survives("split", SPLIT, kills() * 7 / 10)
 }
 
-/// Snapshots at rest and under load, clones of them, and what each holds after further writes.
-fn snapshots_and_clones_hold(placement: &str) -> Result<()> {
+/// What saves the requests of the tests above: the same, but for a front end that keeps no in-flight region.
+#[test]
+fn the_same_without_the_in_flight_region_fails() -> Result<()> {
     let seed = seed();
-    let node = Node::start(placement)?;
+    let mut random = Random::new(seed);
+    let load = Load {
+        in_flight: InFlight::Forgotten,
+        patience: FORGOTTEN_PATIENCE,
+        ..LOAD
+    };
+    let node = Node::builder("fused")
+        .delaying(DELAYING, DELAY_MS)
+        .start()?;
+    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, load, seed)?;
+    for kill in 1..=20 {
+        fleet.run(random.below(1000))?;
+        let victim = Victim::Role("endpoint");
+        victim.kill(&node, victim.pid(&node)?)?;
+        if let Err(error) = fleet.served(SERVED) {
+            let error = format!("{error:#}");
+            println!("after kill {kill} without the region: {error}");
+            // The ring breaks when the device finds a request offered that it is doing already.
+            let signs = [
+                "completed twice",
+                "not done within",
+                "nothing was completed",
+                "the ring is broken",
+                "holds write",
+            ];
+            let seen = signs.iter().any(|sign| error.contains(sign));
+            ensure!(seen, "another failure: {error}");
+            return Ok(());
+        }
+    }
+    bail!("20 kills did no harm without the region, so the kills with it prove nothing")
+}
+
+/// What became of requests that a kill met.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Fate {
+    /// Not done by the dead server.
+    met: usize,
+    lost: usize,
+    doubled: usize,
+}
+
+/// Writes that are offered once, a kill when some of them are done, and what comes back of the rest.
+fn fate_of_requests(node: &Node, socket: &Path, in_flight: InFlight) -> Result<Fate> {
+    let patience = Duration::from_secs(60);
+    let mut disk = Disk::connect(socket, LOAD.depth, BLOCK, in_flight, patience)?;
+    let mut times = vec![0; LOAD.depth];
+    let data_process = node.process_of("endpoint")?;
+    for slot in 0..LOAD.depth {
+        disk.submit(slot, Op::Write, (slot * BLOCK) as u64, BLOCK)?;
+    }
+    disk.kick()?;
+    while times.iter().sum::<usize>() < LOAD.depth / 2 {
+        match disk.next_done()? {
+            Some(done) => times[done.slot] += 1,
+            None => ensure!(
+                disk.wait(patience)? == Waited::Rung,
+                "who killed the server?"
+            ),
+        }
+    }
+    Node::kill(data_process)?;
+    let mut fate = Fate::default();
+    loop {
+        match disk.next_done()? {
+            Some(done) => times[done.slot] += 1,
+            None => match disk.wait(FORGOTTEN_PATIENCE) {
+                Ok(Waited::Rung) => {}
+                Ok(Waited::HungUp) => {
+                    fate.met = times.iter().filter(|times| **times == 0).count();
+                    disk.reconnect(patience)?;
+                }
+                // Nothing more comes.
+                Err(_late) => break,
+            },
+        }
+    }
+    fate.lost = times.iter().filter(|times| **times == 0).count();
+    fate.doubled = times.iter().filter(|times| **times > 1).count();
+    Ok(fate)
+}
+
+#[test]
+fn the_in_flight_region_is_what_keeps_requests() -> Result<()> {
+    let node = Node::builder("fused")
+        .delaying(DELAYING, DELAY_MS)
+        .start()?;
     let socket = node.create("disk", SIZE)?;
-    let mut disk = Verifier::connect(&socket, Model::new(seed, SECTORS), seed)?;
-    let mut frozen = Vec::new();
-    for round in 0..4_u64 {
-        disk.run(400)?;
-        let at_rest = format!("rest-{round}");
-        let model = disk.settled_model()?;
-        node.call(&["volume", "snapshot", "disk", &at_rest])?;
-        frozen.push((at_rest, model));
-        disk.run(100)?;
-        disk.open_window();
-        let under_load = format!("load-{round}");
-        std::thread::scope(|scope| -> Result<()> {
-            let (node, name) = (&node, &under_load);
-            let asked = scope.spawn(move || node.call(&["volume", "snapshot", "disk", name]));
-            while !asked.is_finished() {
-                disk.run(20)?;
-            }
-            asked.join().expect("the command does not panic").map(drop)
-        })?;
-        disk.drain()?;
-        let window = disk.close_window()?;
-        // Read through a clone, since only volumes are attached for writing.
-        let clone = format!("read-{round}");
-        node.call(&["volume", "clone", &under_load, &clone])?;
-        let socket = node.attach(&clone)?;
-        let mut reader = Verifier::connect(&socket, Model::new(seed, SECTORS), seed)?;
-        let model = window.settle(1024, |first, data| reader.read(first, data))?;
-        drop(reader);
-        frozen.push((under_load, model));
+    for in_flight in [InFlight::Tracked, InFlight::Forgotten] {
+        let mut sum = Fate::default();
+        for _kill in 0..4 {
+            let fate = fate_of_requests(&node, &socket, in_flight)?;
+            sum.met += fate.met;
+            sum.lost += fate.lost;
+            sum.doubled += fate.doubled;
+        }
+        println!("{in_flight:?}: {sum:?}");
+        ensure!(sum.met > 0, "no kill met a request in flight");
+        match in_flight {
+            InFlight::Tracked => ensure!(sum.lost == 0 && sum.doubled == 0, "with the region"),
+            InFlight::Forgotten => ensure!(sum.lost > 0 && sum.doubled > 0, "without the region"),
+        }
     }
-    disk.check_all()?;
-    for (index, (name, model)) in frozen.iter().enumerate() {
-        let volume = 1000 + index as u64;
-        let clone = format!("{name}-clone");
-        node.call(&["volume", "clone", name, &clone])?;
-        let socket = node.attach(&clone)?;
-        let mut clone = Verifier::connect(&socket, model.clone_as(volume), volume)?;
-        clone
-            .check_all()
-            .with_context(|| format!("a fresh clone of {name}"))?;
-        clone.run(200)?;
-        clone
-            .check_all()
-            .with_context(|| format!("a clone of {name} after writes"))?;
-        clone.flush()?;
-    }
-    disk.check_all()
-        .context("the volume after its clones were written")
-}
-
-#[test]
-fn fused_snapshots_and_clones_hold() -> Result<()> {
-    snapshots_and_clones_hold("fused")
-}
-
-#[test]
-fn split_snapshots_and_clones_hold() -> Result<()> {
-    snapshots_and_clones_hold("split")
+    Ok(())
 }

@@ -1,0 +1,132 @@
+//! Processes that were stopped, whose successors started, and that are continued then: they write nothing any more.
+//!
+//! Nobody replaces a process because it stands still: its supervisor only sees it die. So a successor of a living
+//! process can come from a new daemon only, and there are two lines of defence:
+//!
+//! 1. The kernel kills the data processes of a daemon that dies, stopped or not, so that none of them can be continued.
+//! 2. Where that failed, the pool's lock keeps a second blocker out for as long as the first one lives.
+
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is all test"
+)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use archipelago_crash_tests::fleet::Fleet;
+use archipelago_crash_tests::node::Node;
+use archipelago_crash_tests::seed;
+use archipelago_crash_tests::verifier::Load;
+use nix::unistd::Pid;
+
+const DELAYING: &str = env!("CARGO_BIN_EXE_archipelagod-delaying");
+const DELAY_MS: u64 = 20;
+const VOLUMES: usize = 2;
+const SIZE: usize = 8 << 20;
+/// Requests of each volume after which it counts as served again.
+const SERVED: u64 = 64;
+/// For so long a successor is seen not to serve beside a zombie that holds the pool.
+const BESIDE: Duration = Duration::from_secs(1);
+
+fn load() -> Load {
+    Load {
+        depth: 32,
+        sectors_max: 256,
+        ..Load::default()
+    }
+}
+
+fn a_stopped_process_is_dead_before_its_successor_serves(
+    placement: &str,
+    roles: &[&str],
+) -> Result<()> {
+    let seed = seed();
+    let node = Node::builder(placement)
+        .delaying(DELAYING, DELAY_MS)
+        .start()?;
+    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, load(), seed)?;
+    for role in roles {
+        fleet.run(300)?;
+        let (zombie, daemon) = (node.process_of(role)?, node.daemon()?);
+        Node::freeze(zombie)?;
+        Node::kill(daemon)?;
+        node.restart()?;
+        ensure!(
+            Node::is_dead(zombie),
+            "the stopped {role} outlived the start of its successor"
+        );
+        Node::thaw(zombie)?;
+        fleet
+            .served(SERVED)
+            .with_context(|| format!("after the {role}'s end; replay with CRASH_SEED={seed}"))?;
+    }
+    fleet
+        .finish()
+        .with_context(|| format!("replay with CRASH_SEED={seed}"))
+}
+
+#[test]
+fn fused_a_stopped_process_is_dead_before_its_successor_serves() -> Result<()> {
+    a_stopped_process_is_dead_before_its_successor_serves("fused", &["endpoint"])
+}
+
+#[test]
+fn split_a_stopped_process_is_dead_before_its_successor_serves() -> Result<()> {
+    let roles = ["endpoint", "mapper", "blocker"];
+    a_stopped_process_is_dead_before_its_successor_serves("split", &roles)
+}
+
+/// With data processes that the kernel does not kill: those of the product cannot be had like this.
+#[test]
+fn nobody_serves_a_pool_beside_a_process_that_lives() -> Result<()> {
+    let seed = seed();
+    let node = Node::builder("fused")
+        .delaying(DELAYING, DELAY_MS)
+        .orphans()
+        .start()?;
+    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, load(), seed)?;
+    fleet.run(300)?;
+    let (zombie, daemon) = (node.process_of("endpoint")?, node.daemon()?);
+    // In this order: the kernel hangs up on a stopped process whose process group becomes an orphan.
+    Node::kill(daemon)?;
+    await_death(daemon)?;
+    Node::freeze(zombie)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let successor = scope.spawn(|| node.restart());
+        rest(BESIDE);
+        if successor.is_finished() {
+            successor.join().expect("the command does not panic")?;
+            bail!("a successor served beside a stopped process");
+        }
+        // It has no successor, so it may go on, and does; then it makes way.
+        Node::thaw(zombie)?;
+        let served = fleet.served(SERVED);
+        Node::kill(zombie)?;
+        successor.join().expect("the command does not panic")?;
+        served.map(drop)
+    })
+    .with_context(|| format!("replay with CRASH_SEED={seed}"))?;
+    fleet.served(SERVED)?;
+    fleet
+        .finish()
+        .with_context(|| format!("replay with CRASH_SEED={seed}"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+fn await_death(pid: Pid) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !Node::is_dead(pid) {
+        ensure!(Instant::now() < deadline, "process {pid} does not die");
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "sees that nothing happens in this time"
+)]
+fn rest(time: Duration) {
+    std::thread::sleep(time);
+}
