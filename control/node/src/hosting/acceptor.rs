@@ -4,12 +4,19 @@
 //! request can never overtake a new one.
 
 use std::path::Path;
+use std::time::Duration;
 
 use archipelago_protocol::{Error, ErrorCode};
+use nix::poll::PollTimeout;
 use xseg::Server;
 use xseg::shared::{Listener, SharedServer};
 
 use super::event_loop::{EventLoop, WatchId};
+
+/// How long a dying predecessor may keep the socket.
+const DEATH_PATIENCE: Duration = Duration::from_secs(20);
+/// How often the socket is tried meanwhile.
+const BIND_RETRY_MS: u16 = 5;
 
 /// A client that is being served.
 #[derive(Debug)]
@@ -50,12 +57,23 @@ pub(crate) struct Acceptor<C> {
 }
 
 impl<C: Copy> Acceptor<C> {
-    /// Listens at `path`.
+    /// Listens at `path`, in place of a predecessor. One that is dying still listens until the kernel has taken its
+    /// memory apart, which takes longer the more volumes it served.
     pub(crate) fn listen(path: &Path, events: &mut EventLoop) -> Result<Acceptor<C>, Error> {
         let failed = |error: std::io::Error| {
             Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
         };
-        let listener = Listener::bind(path, &[]).map_err(failed)?;
+        let deadline = events.now() + DEATH_PATIENCE;
+        let listener = loop {
+            match Listener::bind(path, &[]) {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::AddrInUse && events.now() < deadline =>
+                {
+                    let _interrupted = nix::poll::poll(&mut [], PollTimeout::from(BIND_RETRY_MS));
+                }
+                result => break result.map_err(failed)?,
+            }
+        };
         events.watch(listener.fd()).map_err(failed)?;
         Ok(Acceptor {
             listener,
@@ -126,6 +144,34 @@ impl<C: Copy> Acceptor<C> {
                     .for_each(|watch| events.unwatch(watch));
             }
             !idle
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use archipelago_runtime::{Config, Reactor, SystemClock};
+
+    use super::*;
+
+    #[test]
+    fn a_successor_waits_until_its_predecessor_has_let_the_socket_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let predecessor = Listener::bind(&path, &[]).unwrap();
+        let clock = Arc::new(SystemClock);
+        let mut reactor =
+            Reactor::new(Config::default(), clock.clone(), Box::new(|_: &_| {})).unwrap();
+        let mut events = EventLoop::new(reactor.context().source(), clock);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // Dies while it is waited for, or before: both are fine.
+                let _waited = nix::poll::poll(&mut [], PollTimeout::from(50_u16));
+                drop(predecessor);
+            });
+            Acceptor::<()>::listen(&path, &mut events).unwrap();
         });
     }
 }
