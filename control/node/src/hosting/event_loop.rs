@@ -60,8 +60,11 @@ impl EventLoop {
     /// Signals in `patience` from now, unless an earlier signal of this kind is under way.
     pub(crate) fn alarm(&mut self, patience: Duration) {
         let now = self.clock.now();
-        if self.alarm.is_none_or(|alarm| alarm <= now) {
-            let deadline = now + patience;
+        let deadline = now + patience;
+        if self
+            .alarm
+            .is_none_or(|alarm| alarm <= now || deadline < alarm)
+        {
             self.source.timeout(deadline, TOKEN);
             self.alarm = Some(deadline);
         }
@@ -115,5 +118,32 @@ impl Drop for LoopWakeups {
         for id in self.watched.drain(..) {
             self.events.borrow_mut().unwatch(id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_runtime::{Config, ManualClock, Reactor};
+
+    use super::*;
+
+    #[test]
+    fn an_earlier_alarm_does_not_wait_for_a_later_one() {
+        let clock = Arc::new(ManualClock::default());
+        let mut reactor =
+            Reactor::new(Config::default(), clock.clone(), Box::new(|_: &_| {})).unwrap();
+        let mut events = EventLoop::new(reactor.context().source(), clock.clone());
+        events.alarm(Duration::from_secs(1));
+        events.alarm(Duration::from_millis(10));
+        assert_eq!(events.alarm, Some(Duration::from_millis(10)));
+        events.alarm(Duration::from_secs(1));
+        assert_eq!(
+            events.alarm,
+            Some(Duration::from_millis(10)),
+            "still to come"
+        );
+        clock.advance(Duration::from_millis(10));
+        events.alarm(Duration::from_secs(1));
+        assert_eq!(events.alarm, Some(Duration::from_millis(1010)));
     }
 }
