@@ -19,7 +19,7 @@ use super::process::{Life, Process};
 use crate::last_words;
 
 /// A life this long forgives all earlier deaths.
-const STABLE: Duration = Duration::from_secs(10);
+const STABLE: Duration = Duration::from_secs(1);
 /// First wait of a process that dies repeatedly.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait.
