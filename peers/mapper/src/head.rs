@@ -8,6 +8,7 @@ use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize};
 use crate::disk::name_of;
 use crate::failure::{Failure, Outcome};
 use crate::format::{Problem, Reader, Writer};
+use crate::log::POSITION_MAX;
 use crate::tree::{LEVEL_MAX, Root};
 use crate::tree::{read_ref, write_ref};
 
@@ -154,7 +155,8 @@ fn word(fields: &mut Reader<'_>) -> Result<u64, Problem> {
 fn check_log(len: u64, start: u64) -> Result<(), Problem> {
     let unit = crate::log::UNIT as u64;
     // 1 GiB is far more than anybody asks for; replay reads a log whole.
-    if len == 0 || !len.is_multiple_of(unit) || len > 1 << 30 || !start.is_multiple_of(unit) {
+    let possible = len > 0 && len.is_multiple_of(unit) && len <= 1 << 30;
+    if !possible || !start.is_multiple_of(unit) || start > POSITION_MAX {
         return Err(Problem::Field("log"));
     }
     Ok(())
@@ -252,6 +254,16 @@ mod tests {
             entries: 8,
         };
         assert_eq!(CatalogueHead::decode(&catalogue.encode()), Ok(catalogue));
+    }
+
+    #[test]
+    fn a_log_at_the_end_of_positions_is_damage() {
+        let far = VolumeHead {
+            log_start: POSITION_MAX + 4096,
+            ..head()
+        };
+        let failure = VolumeHead::decode(Lineage(9), &far.encode(Lineage(9))).unwrap_err();
+        assert!(failure.message.contains("`log`"), "{}", failure.message);
     }
 
     #[test]

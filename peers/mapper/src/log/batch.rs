@@ -15,6 +15,8 @@ const MAGIC: [u8; 8] = *b"ARCHBTCH";
 const CARRIED_MARK: [u8; 8] = *b"ARCHCARR";
 /// Batches are multiples of this, so that no append touches a durable one.
 pub(crate) const UNIT: usize = 4096;
+/// Positions end here, so that sums of positions and lengths cannot overflow: at 10 GB/s a log gets there in 14 years.
+pub(crate) const POSITION_MAX: u64 = 1 << 62;
 /// Bytes in front of the payload.
 pub(super) const HEAD_LEN: usize = ENVELOPE_LEN + 24;
 
@@ -148,6 +150,9 @@ pub(crate) fn scan(
         return Err(format!(
             "length {len} and start {start} are not multiples of {UNIT}"
         ));
+    }
+    if start > POSITION_MAX {
+        return Err(format!("start {start} is beyond {POSITION_MAX}"));
     }
     let at = |position: u64| {
         let offset = usize::try_from(position % len).expect("inside the bytes");
@@ -296,6 +301,17 @@ mod tests {
             log[100] ^= 1;
             assert_eq!(scan(&log).unwrap().contents, []);
         }
+    }
+
+    #[test]
+    fn a_position_at_the_end_of_numbers_is_refused() {
+        let last = u64::MAX - u64::MAX % LOG_LEN as u64;
+        for start in [last, last - LOG_LEN as u64, POSITION_MAX + UNIT as u64] {
+            let (bytes, _) = filled(0, &[10]);
+            assert!(found(&bytes, start).unwrap_err().contains("beyond"));
+        }
+        let (bytes, _) = filled(POSITION_MAX, &[10]);
+        assert_eq!(found(&bytes, POSITION_MAX), Ok(vec![1]));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use archipelago_protocol::{ErrorCode, Generation};
 use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 
-pub(crate) use batch::{Content, Scan, UNIT, batch_len, encode_batch, scan};
+pub(crate) use batch::{Content, POSITION_MAX, Scan, UNIT, batch_len, encode_batch, scan};
 pub(crate) use record::{Record, RecordKind};
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
