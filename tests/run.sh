@@ -28,6 +28,8 @@ loom() {
 
 stage packages tests/install/packages.sh
 stage check tests/check.sh
+# Not a release build: sums that overflow and broken assertions of our own shall be seen.
+stage fuzz-replay cargo test --no-fail-fast --package archipelago-fuzz-tests --test replay
 stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli
 stage simulation cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
 stage loom loom

@@ -37,6 +37,9 @@
 mod bell;
 mod channel;
 mod entry;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inflight;
 pub mod local;
 #[expect(

@@ -179,7 +179,7 @@ fn listen(path: &Path, mode: u32) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn eventfd() -> std::io::Result<File> {
+pub(crate) fn eventfd() -> std::io::Result<File> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let made = EventFd::from_value_and_flags(0, flags)?;
     Ok(File::from(OwnedFd::from(made)))

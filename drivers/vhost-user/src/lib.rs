@@ -32,6 +32,9 @@ pub mod config;
 pub mod device;
 pub mod dirty_log;
 pub mod endpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 pub mod inflight;
 pub mod memory;

@@ -37,6 +37,9 @@ mod disk;
 mod effect;
 mod failure;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 pub mod journal;
 mod log;

@@ -22,6 +22,8 @@ mod violation;
 
 pub use client::{ConnectOptions, OnServerDeath, SharedClient};
 pub use listener::Listener;
+#[cfg(feature = "fuzzing")]
+pub(crate) use message::Message;
 pub use server::SharedServer;
 pub use violation::Violation;
 

@@ -33,7 +33,7 @@ fn page(records: &[u8]) -> Vec<u8> {
     page.seal()
 }
 
-fn decode(bytes: &[u8]) -> Result<(Vec<Change>, usize), String> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<(Vec<Change>, usize), String> {
     let (mut fields, len) = Reader::open(MAGIC, Some(Lineage::CATALOGUE), bytes)
         .map_err(|problem| problem.to_string())?;
     let short = || Problem::Field("page end").to_string();

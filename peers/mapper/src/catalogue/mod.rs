@@ -25,6 +25,8 @@ use crate::head::CatalogueHead;
 use crate::log::{Content, Log};
 use crate::task::{Guard, Lock, Scheduler};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use checkpoint::decode as decode_page;
 pub(crate) use names::Names;
 pub(crate) use record::{Change, Item};
 pub(crate) use request::{answer, enter_snapshot};

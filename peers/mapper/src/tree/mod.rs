@@ -24,6 +24,8 @@ use archipelago_protocol::{Epoch, Lineage, ObjectSize};
 
 pub(crate) use cache::Cache;
 pub(crate) use leaf::{Leaf, Run};
+#[cfg(feature = "fuzzing")]
+pub(crate) use page::reencode;
 pub(crate) use page::{decode, read_ref, write_ref};
 
 /// Objects of a leaf.

@@ -236,3 +236,37 @@ fn decode_inner(fields: &mut Reader<'_>, entries: u32) -> Result<Vec<Child>, Pro
     }
     Ok(children)
 }
+
+/// The page of a node as it was decoded, with an edit of a leaf: blocks of an object put into a layer of `lineage`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn reencode(
+    lineage: archipelago_protocol::Lineage,
+    size: ObjectSize,
+    level: u8,
+    node: &Node,
+    edit: Option<(usize, u16, u16)>,
+) -> Vec<u8> {
+    match &node.body {
+        Body::Leaf(leaf) => {
+            let mut leaf = leaf.clone();
+            if let Some((object, start, end)) = edit {
+                let epoch = Epoch(7);
+                leaf.set(object, start, end, Some(Layer { lineage, epoch }));
+                let (layer, run_end) = leaf.lookup(object, start);
+                assert_eq!(layer, Some(Layer { lineage, epoch }));
+                assert!(run_end.is_some_and(|found| found >= end));
+            }
+            encode_leaf(lineage, size, &leaf)
+        }
+        Body::Inner(children) => {
+            let stored = children
+                .iter()
+                .enumerate()
+                .filter_map(|(index, child)| match child {
+                    Child::Stored(page) => Some((index, *page)),
+                    Child::Empty | Child::Node(_) => None,
+                });
+            encode_inner(lineage, size, level, &stored.collect::<Vec<_>>())
+        }
+    }
+}

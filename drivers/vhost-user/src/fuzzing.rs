@@ -1,0 +1,42 @@
+//! A device without socket or threads, for fuzzing only: feature `fuzzing`, no promise to anybody.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::command::{Answer, Command, Message};
+use crate::config::AttachConfig;
+use crate::device::DeviceSeed;
+use crate::endpoint::eventfd;
+use crate::shared::Shared;
+
+/// The way to a device that nobody listens for.
+#[derive(Debug)]
+pub struct Line(Sender<Message>);
+
+impl Line {
+    /// Gives `command` to the device, which takes it at its next turn.
+    #[must_use]
+    pub fn send(&self, command: Command) -> Receiver<Answer> {
+        let (reply, answer) = bounded(1);
+        // A device that is gone answers nothing.
+        let _gone = self.0.send(Message { command, reply });
+        answer
+    }
+}
+
+/// A device to be.
+///
+/// # Errors
+/// What the kernel says to eventfds.
+pub fn seed(config: AttachConfig) -> std::io::Result<(Line, DeviceSeed)> {
+    let (sender, commands) = unbounded();
+    let seed = DeviceSeed {
+        shared: Arc::new(Shared::new(config.size, eventfd()?)),
+        commands,
+        bell: OwnedFd::from(eventfd()?),
+        config,
+    };
+    Ok((Line(sender), seed))
+}

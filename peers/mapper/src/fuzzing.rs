@@ -1,0 +1,105 @@
+//! The private decoders, for fuzzing only: feature `fuzzing`, no promise to anybody.
+//!
+//! Each takes foreign bytes; what it accepts comes back encoded again.
+
+use archipelago_protocol::{Generation, Lineage, ObjectSize};
+
+use crate::catalogue::{Change, Names, decode_page};
+use crate::format::{Writer, sealed_crc};
+use crate::head::{CatalogueHead, VolumeHead};
+use crate::log::{Record, scan};
+use crate::tree::{PageRef, decode, reencode};
+
+/// A batch of at least `len_min` bytes.
+#[must_use]
+pub fn encode_batch(
+    lineage: Lineage,
+    generation: Generation,
+    position: u64,
+    payload: &[u8],
+    len_min: usize,
+) -> Vec<u8> {
+    crate::log::encode_batch(lineage, generation, position, payload, len_min)
+}
+
+#[must_use]
+pub fn volume_head(lineage: Lineage, bytes: &[u8]) -> Option<Vec<u8>> {
+    let head = VolumeHead::decode(lineage, bytes).ok()?;
+    Some(head.encode(lineage))
+}
+
+#[must_use]
+pub fn catalogue_head(bytes: &[u8]) -> Option<Vec<u8>> {
+    CatalogueHead::decode(bytes).ok().map(|head| head.encode())
+}
+
+/// Payloads and end.
+#[must_use]
+pub fn scan_log(
+    bytes: &[u8],
+    lineage: Lineage,
+    start: u64,
+    oldest: Generation,
+    newest: Generation,
+) -> Option<(Vec<Vec<u8>>, u64)> {
+    let found = scan(bytes, lineage, start, oldest, newest).ok()?;
+    Some((found.payloads, found.end))
+}
+
+#[must_use]
+pub fn log_records(payload: &[u8]) -> Option<Vec<u8>> {
+    let mut writer = Writer::bare();
+    for record in Record::decode_all(payload).ok()? {
+        record.encode(&mut writer);
+    }
+    Some(writer.into_bytes())
+}
+
+/// A page as whoever refers to it with the right length and checksum reads it; `edit` puts blocks `start .. end` of an
+/// object into a layer of `lineage` first.
+#[must_use]
+pub fn map_page(
+    lineage: Lineage,
+    level: u8,
+    size: ObjectSize,
+    bytes: &[u8],
+    edit: Option<(usize, u16, u16)>,
+) -> Option<Vec<u8>> {
+    // Shorter than an envelope: no reference to such a page can be made.
+    let crc = sealed_crc(bytes.get(..40)?);
+    let page = PageRef {
+        lineage,
+        pack: 1,
+        offset: 0,
+        len: u32::try_from(bytes.len()).ok()?,
+        crc,
+    };
+    let node = decode(&page, level, size, bytes).ok()?;
+    Some(reencode(lineage, size, level, &node, edit))
+}
+
+/// The records, and what the catalogue that they make writes into its next checkpoint.
+#[must_use]
+pub fn catalogue_records(payload: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+    let encode = |changes: &mut dyn Iterator<Item = Change>| {
+        let mut writer = Writer::bare();
+        changes.for_each(|change| change.encode(&mut writer));
+        writer.into_bytes()
+    };
+    let changes = Change::decode_all(payload).ok()?;
+    let again = encode(&mut changes.iter().cloned());
+    let mut names = Names::default();
+    changes.into_iter().for_each(|change| names.apply(change));
+    let dump = names.check().is_ok().then(|| {
+        let page = names.list("", None, usize::MAX);
+        assert!(page.entries.len() as u64 <= names.len());
+        encode(&mut names.dump())
+    });
+    Some((again, dump))
+}
+
+/// How long the page is.
+#[must_use]
+pub fn catalogue_page(bytes: &[u8]) -> Option<usize> {
+    decode_page(bytes).ok().map(|(_, len)| len)
+}

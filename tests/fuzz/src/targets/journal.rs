@@ -1,0 +1,86 @@
+//! The presence journal: a mapped file that an unclean end left behind.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use archipelago_mapper::journal::{Journal, JournalArea, JournalMemory, load};
+use archipelago_protocol::{Generation, Lineage};
+
+use crate::sealed::sealed;
+
+const HEAD_LEN: usize = 128;
+const SLOT_LEN: usize = 48;
+const US: Lineage = Lineage(3);
+const BOOT: u128 = 7;
+
+#[derive(Debug, Clone)]
+struct Memory(Rc<RefCell<Vec<u8>>>);
+
+impl JournalMemory for Memory {
+    fn len(&self) -> u64 {
+        self.0.borrow().len() as u64
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        let at = usize::try_from(offset).expect("inside the length");
+        into.copy_from_slice(&self.0.borrow()[at..at + into.len()]);
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let at = usize::try_from(offset).expect("inside the length");
+        self.0.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+pub(crate) fn journal(bytes: &[u8]) {
+    check(bytes.to_vec());
+    check(repaired(bytes));
+}
+
+/// The bytes with a head that fits them and slots whose checksums do.
+fn repaired(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(bytes.len().max(HEAD_LEN + SLOT_LEN), 0);
+    let slots = ((bytes.len() - HEAD_LEN) / SLOT_LEN) as u64;
+    let mut head = bytes[..HEAD_LEN].to_vec();
+    head[24..40].fill(0);
+    head[32] = 3;
+    head[40..56].fill(0);
+    head[48] = 7;
+    head[64..72].copy_from_slice(&slots.to_le_bytes());
+    bytes[..HEAD_LEN].copy_from_slice(&sealed(*b"ARCHJRNL", &head));
+    for slot in bytes[HEAD_LEN..].chunks_exact_mut(SLOT_LEN) {
+        let sum = crc32c::crc32c(&slot[4..]);
+        slot[..4].copy_from_slice(&sum.to_le_bytes());
+    }
+    bytes
+}
+
+fn check(bytes: Vec<u8>) {
+    let memory = Memory(Rc::new(RefCell::new(bytes)));
+    let Some(found) = load(&memory, BOOT, US) else {
+        return;
+    };
+    let in_order = found.records.windows(2);
+    assert!(
+        in_order
+            .map(|pair| (pair[0].sequence, pair[1].sequence))
+            .all(|(a, b)| a + 1 == b)
+    );
+    assert_eq!(
+        load(&memory, BOOT, US).as_ref(),
+        Some(&found),
+        "a load changes nothing"
+    );
+    // What was found, numbered from 1, is found again by whoever comes next. A new journal is a new file.
+    let memory = Memory(Rc::new(RefCell::new(vec![0; memory.0.borrow().len()])));
+    let next = Generation(found.generation.0.wrapping_add(1));
+    let mut journal = JournalArea::create(memory.clone(), BOOT, US, next);
+    let mut records = found.records;
+    for (record, sequence) in records.iter_mut().zip(1..) {
+        record.sequence = sequence;
+        journal.append(*record).expect("they were all there before");
+    }
+    let again = load(&memory, BOOT, US).expect("a journal of ours");
+    assert_eq!((again.generation, again.records), (next, records));
+}

@@ -1,0 +1,84 @@
+//! What peers say to each other: ring entries, and JSON between the daemon and its processes. And the configuration.
+
+use archipelago_node::config::Config;
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
+use archipelago_protocol::control::{ControlReply, ControlRequest};
+use archipelago_protocol::map::{MapReply, MapRequest};
+use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use xseg::{Completion, Submission};
+
+use crate::input::Input;
+
+fn submission(bytes: &[u8]) -> Submission {
+    let mut input = Input::new(bytes);
+    let words = std::array::from_fn(|_| input.u64());
+    let entry = Submission::from_words(words);
+    assert_eq!(entry.to_words(), words);
+    entry
+}
+
+fn completion(bytes: &[u8]) -> Completion {
+    let mut input = Input::new(bytes);
+    let words = std::array::from_fn(|_| input.u64());
+    let entry = Completion::from_words(words);
+    assert_eq!(entry.to_words(), words);
+    entry
+}
+
+pub(crate) fn map_entry(bytes: &[u8]) {
+    if let Ok(request) = MapRequest::decode(&submission(bytes)) {
+        assert_eq!(MapRequest::decode(&request.encode()), Ok(request));
+    }
+    let entry = completion(bytes);
+    let reply = MapReply::decode(&entry);
+    let again = MapReply::decode(&reply.encode(entry.tag));
+    assert_eq!((again, again.placement()), (reply, reply.placement()));
+    assert_eq!(again.object_size(), reply.object_size());
+}
+
+pub(crate) fn object_entry(bytes: &[u8]) {
+    if let Ok(request) = ObjectRequest::decode(&submission(bytes)) {
+        assert_eq!(ObjectRequest::decode(&request.encode()), Ok(request));
+    }
+    let entry = completion(bytes);
+    let reply = ObjectReply::decode(&entry);
+    assert_eq!(ObjectReply::decode(&reply.encode(entry.tag)), reply);
+    let listed = Input::new(bytes).array();
+    if let Some(id) = ObjectId::from_bytes(&listed) {
+        assert_eq!(id.to_bytes(), listed);
+    }
+}
+
+fn json<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
+    if let Ok(value) = serde_json::from_slice::<T>(bytes) {
+        let text = serde_json::to_vec(&value).expect("string keys");
+        let again: T = serde_json::from_slice(&text).expect("text of ours");
+        assert_eq!(again, value);
+    }
+}
+
+pub(crate) fn control_json(bytes: &[u8]) {
+    json::<CatalogueRequest>(bytes);
+    json::<CatalogueReply>(bytes);
+    json::<ControlRequest>(bytes);
+    json::<ControlReply>(bytes);
+}
+
+pub(crate) fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    match Config::parse(text) {
+        Ok(config) => {
+            assert!(config.data.channel_requests.is_power_of_two());
+            let (_name, _pool) = config.pool();
+        }
+        Err(error) => assert!(
+            error.code == ErrorCode::Invalid && !error.message.is_empty(),
+            "{error:?}"
+        ),
+    }
+}
