@@ -40,6 +40,8 @@ const BODY: usize = SECTOR - 4;
 const HEADER: usize = 32;
 const MAGIC: [u8; 4] = *b"AHS1";
 const FORMAT: u16 = 1;
+/// Versions end here, so that the next one is always a number: one swap a nanosecond gets there in 146 years.
+const VERSION_MAX: u64 = 1 << 62;
 // 8 * 508 - 32 = 4032: exactly what the contract promises.
 const _: () = assert!(SECTORS * BODY - HEADER == SWAP_LEN_MAX as usize);
 
@@ -195,7 +197,8 @@ fn decode_whole(slot: &[u8], place: usize) -> Option<Current> {
         return None;
     }
     let version = u64::from_le_bytes(slot[8..16].try_into().expect("eight bytes"));
-    let in_place = version > 0 && slot_offset(version) == (place * SLOT_LEN) as u64;
+    let possible = (1..=VERSION_MAX).contains(&version);
+    let in_place = possible && slot_offset(version) == (place * SLOT_LEN) as u64;
     let sectors = slot.chunks_exact(SECTOR);
     let whole = sectors
         .clone()
@@ -356,6 +359,9 @@ mod tests {
         put(&mut old, 2, &content(2), 0xff);
         assert!(decode(&old).is_err(), "a version of long ago");
         assert!(decode(&[0x5a; SLOTS_LEN]).is_err(), "something else");
+        let mut last = [0; SLOTS_LEN];
+        put(&mut last, u64::MAX, b"whole", 0xff);
+        assert!(decode(&last).is_err(), "a version that none can follow");
     }
 
     #[test]

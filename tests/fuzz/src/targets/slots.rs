@@ -45,7 +45,8 @@ pub(crate) fn slots(bytes: &[u8]) {
     // Whatever was accepted can be swapped, and the new content holds.
     let Ok(current) = decode(&medium) else { return };
     let version = current.as_ref().map_or(0, |current| current.version);
-    if version == u64::MAX {
+    if version == 1 << 62 {
+        // The last one.
         return;
     }
     let Swap::Write {
