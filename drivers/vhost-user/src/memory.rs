@@ -155,6 +155,14 @@ impl MemoryTable {
         self.slots.iter().any(|slot| slot.retired.is_some())
     }
 
+    /// Whether the file of a slot in use was truncated: what the guest had there is gone.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.slots
+            .iter()
+            .any(|s| s.retired.is_none() && s.slot.region.is_damaged())
+    }
+
     /// The region numbers in use.
     pub fn regions(&self) -> impl Iterator<Item = RegionId> + '_ {
         self.slots.iter().map(|slot| slot.id)

@@ -10,6 +10,7 @@
 //! | `control`, `devices` | requests of the daemon, on threads of their own |
 //! | `owner` | the host's number in the heads |
 //! | `confine` | what the process may not do any more |
+//! | `containment` | what a panic ends, and what a hostile front end does not |
 //! | `event_loop`, `pool` | what a thread sleeps on; its backend |
 //!
 //! One design decision: a process hosts any set of roles with the same code. Roles that live together are joined by local
@@ -19,6 +20,7 @@ mod acceptor;
 mod arena;
 mod blocker;
 mod confine;
+mod containment;
 mod control;
 mod devices;
 mod endpoint;
@@ -117,15 +119,9 @@ pub fn run_with<B: Backend + 'static>(
         submit_chunk: settings.data.submission_chunk as usize,
         ..Config::default()
     };
-    // Whatever panicked shares its state with the rest of this process: a fresh life is the safe answer.
-    let hook = Box::new(|panicked: &Panicked| {
-        tracing::error!(
-            "`{}` panicked: {}; this process ends",
-            panicked.name,
-            panicked.message
-        );
-        std::process::abort();
-    });
+    containment::contain()?;
+    // Never called: `contain` has ended the process before.
+    let hook = Box::new(|_: &Panicked| std::process::abort());
     let mut reactor = Reactor::new(config, Arc::new(SystemClock), hook)
         .map_err(|error| failed("io_uring or eventfd", error))?;
     let (sender, jobs) = mpsc::channel();

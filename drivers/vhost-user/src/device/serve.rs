@@ -54,6 +54,9 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         if !self.submit_deferred() {
             return false;
         }
+        if self.memory.is_damaged() {
+            self.break_rings("the file of the guest's memory was truncated");
+        }
         let mut any = false;
         let count = self.queues.len();
         self.first = (self.first + 1) % count.max(1);
@@ -88,6 +91,14 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         queue.broken = true;
         if let Some(error) = &queue.error {
             signal(error);
+        }
+    }
+
+    fn break_rings(&mut self, why: &'static str) {
+        for index in 0..self.queues.len() {
+            if self.queues[index].takes() {
+                self.break_ring(index, Broken(why));
+            }
         }
     }
 

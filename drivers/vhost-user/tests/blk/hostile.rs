@@ -4,8 +4,9 @@ use std::io::Write;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
+use xseg::Region;
 
-use crate::front_end::{AVAIL, FrontEnd, GUEST, MEMORY, RING, WRITE};
+use crate::front_end::{AVAIL, BUFFERS, FrontEnd, GUEST, MEMORY, RING, WRITE};
 use crate::host::{Host, eventually};
 
 /// The device still serves a front end that behaves.
@@ -90,6 +91,32 @@ fn a_head_offered_twice_breaks_the_ring_and_is_done_once() {
     host.volumes.state().release(0);
     assert_eq!(guest.used().0, 0);
     assert_eq!(host.volumes.state().journal.len(), 1);
+}
+
+#[test]
+fn memory_that_is_truncated_under_the_device_breaks_its_rings_only() {
+    xseg::guard_against_truncation().unwrap();
+    let (host, neighbour) = (Host::new(), Host::new());
+    let mut other = FrontEnd::connect(&neighbour.socket);
+    other.start();
+    let mut guest = FrontEnd::connect(&host.socket);
+    // Not sealed, as a memfd of QEMU's is not either.
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MEMORY).unwrap();
+    let fd = file.try_clone().unwrap().into();
+    guest.memory = Region::from_fd(fd, 0, usize::try_from(MEMORY).unwrap()).unwrap();
+    guest.start();
+    guest.submit(0, 0, 0, 512, WRITE);
+    assert_eq!((guest.used(), guest.status(0)), ((0, 513), 0));
+    // The rings stay, the buffers go.
+    file.set_len(BUFFERS).unwrap();
+    guest.submit(1, 0, 0, 512, WRITE);
+    eventually("the error", || guest.error.read().is_ok());
+    assert_eq!(host.status().broken_rings, 1);
+    drop(guest);
+    check_alive(&host);
+    other.submit(0, 0, 0, 512, WRITE);
+    assert_eq!((other.used(), other.status(0)), ((0, 513), 0));
 }
 
 proptest! {

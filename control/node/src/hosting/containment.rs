@@ -1,0 +1,72 @@
+//! What ends a data process when something goes wrong in it, and what must not.
+//!
+//! | what | becomes of it |
+//! |---|---|
+//! | a panic, on whatever thread | the process ends at once (SIGABRT); the daemon starts the next life |
+//! | guest memory whose file was truncated | zeros in its place; the guest's rings are broken, the process goes on |
+//!
+//! Peers share state, and threads wait for each other's answers: half a process is worse than a fresh one, which finds
+//! what is unfinished in its clients' tables, journals and in-flight regions.
+
+use std::panic::PanicHookInfo;
+
+use archipelago_protocol::{Error, ErrorCode};
+
+/// Prepares this process; once, before it serves anybody.
+///
+/// # Errors
+/// [`ErrorCode::Internal`] if the kernel refuses the handler.
+pub(super) fn contain() -> Result<(), Error> {
+    std::panic::set_hook(Box::new(end));
+    xseg::guard_against_truncation().map_err(|error| {
+        Error::new(
+            ErrorCode::Internal,
+            format!("guarding against truncated memory: {error}"),
+        )
+    })
+}
+
+fn end(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("?");
+    tracing::error!("thread `{name}`: {panic}; this process ends");
+    std::process::abort();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set in the process that shall panic.
+    const PANICS: &str = "ARCHIPELAGO_TEST_PANICS";
+
+    #[test]
+    fn a_panic_of_any_thread_ends_the_process() {
+        if std::env::var_os(PANICS).is_some() {
+            crate::logging::start("test");
+            contain().unwrap();
+            let thread = std::thread::Builder::new().name("a-peer".to_owned());
+            let joined = thread.spawn(|| panic!("of no use")).unwrap().join();
+            unreachable!("the process outlived a panic: {joined:?}");
+        }
+        let this = "hosting::containment::tests::a_panic_of_any_thread_ends_the_process";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", this, "--nocapture"])
+            .env(PANICS, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.signal(),
+            Some(nix::sys::signal::Signal::SIGABRT as i32),
+            "{said}"
+        );
+        assert!(
+            said.contains("thread `a-peer`") && said.contains("of no use"),
+            "{said}"
+        );
+    }
+}
