@@ -14,5 +14,7 @@
 pub mod compare;
 #[expect(unsafe_code, reason = "virtio-driver takes addresses of buffers")]
 pub mod disk;
+pub mod hostile;
 pub mod load;
+pub mod neighbour;
 pub mod server;

@@ -1,13 +1,16 @@
 //! `archipelago-bench`: Archipelago in both placements beside `qemu-storage-daemon`, one client, one file system.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use archipelago_bench::compare::{self, CASES, Case, REQUEST_LEN_MAX};
+use archipelago_bench::hostile::{Torment, torment};
 use archipelago_bench::load;
+use archipelago_bench::neighbour;
 use archipelago_bench::server::{Archipelago, QemuStorageDaemon, Server};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -35,6 +38,22 @@ struct Options {
     /// Only servers whose name contains this; qemu-storage-daemon always takes part
     #[arg(long, default_value = "")]
     server: String,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures what a hostile front end does to a volume of the same process
+    Neighbour,
+    /// Is that hostile front end, until it is killed
+    Torment {
+        /// Only in this way; without it in all of them by turns
+        #[arg(long)]
+        way: Option<Torment>,
+        /// vhost-user socket of a volume that may be harmed
+        socket: PathBuf,
+    },
 }
 
 #[expect(
@@ -43,14 +62,30 @@ struct Options {
 )]
 fn main() -> Result<()> {
     let options = Options::parse();
+    if let Some(Command::Torment { way, socket }) = &options.command {
+        let ways = way.map_or(Torment::ALL.to_vec(), |way| vec![way]);
+        return torment(socket, &ways, &AtomicBool::new(false), 1).map(drop);
+    }
     let mut cpus = CpuSet::new();
     cpus.set(CLIENT_CPU)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("pin the client to its CPU")?;
     std::fs::create_dir_all(&options.dir)?;
     let dir = tempfile::tempdir_in(&options.dir)?;
     let size = options.size << 20;
-    let fill =
-        |socket: &std::path::Path| load::fill(&mut compare::connect(socket)?, REQUEST_LEN_MAX);
+    let fill = |socket: &Path| load::fill(&mut compare::connect(socket)?, REQUEST_LEN_MAX);
+    let time = Duration::from_millis(options.milliseconds);
+    if let Some(Command::Neighbour) = options.command {
+        for placement in ["fused", "split"] {
+            if placement.contains(&options.server) {
+                let mut server = Archipelago::start(dir.path(), placement, size, &fill)?;
+                let mut progress = |line: &str| eprintln!("{line}");
+                let table =
+                    neighbour::run(&mut server, options.rounds, time, CLIENT_CPU, &mut progress)?;
+                println!("{table}");
+            }
+        }
+        return Ok(());
+    }
     let mut servers: Vec<Box<dyn Server>> = Vec::new();
     for placement in ["fused", "split"]
         .into_iter()
@@ -70,7 +105,6 @@ fn main() -> Result<()> {
         .into_iter()
         .filter(|case| case.name().contains(&options.only))
         .collect();
-    let time = Duration::from_millis(options.milliseconds);
     let results = compare::run(&mut servers, &cases, options.rounds, time, &mut |line| {
         eprintln!("{line}");
     })?;

@@ -194,6 +194,15 @@ impl Archipelago {
         }
     }
 
+    /// A fresh volume of `size` bytes, attached.
+    ///
+    /// # Errors
+    /// If the node refuses.
+    pub fn volume(&self, name: &str, size: u64) -> Result<PathBuf> {
+        self.call(&["volume", "create", name, "--size", &size.to_string()])?;
+        Ok(self.call(&["volume", "attach", name])?.trim().into())
+    }
+
     fn call(&self, arguments: &[&str]) -> Result<String> {
         output(
             Command::new(&self.command)

@@ -290,7 +290,11 @@ impl Node {
         state.is_none_or(|state| matches!(state, 'Z' | 'X'))
     }
 
-    fn signal(pid: Pid, signal: Signal) -> Result<()> {
+    /// `kill`; a process that has gone already is no error.
+    ///
+    /// # Errors
+    /// If the process cannot be signalled.
+    pub fn signal(pid: Pid, signal: Signal) -> Result<()> {
         match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
