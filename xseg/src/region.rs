@@ -323,9 +323,11 @@ impl fmt::Debug for Span {
     }
 }
 
-/// The regions that one channel may name. Few, so a linear search beats a hash.
+/// The regions that one channel may name. A channel serves many guests, so what one of them adds must not be searched
+/// through for every request of the others.
 #[derive(Debug, Default, Clone)]
 pub struct RegionTable {
+    /// In the order of their numbers.
     regions: Vec<(RegionId, Region)>,
 }
 
@@ -336,25 +338,52 @@ impl RegionTable {
     /// The region with number `id`.
     #[must_use]
     pub fn get(&self, id: RegionId) -> Option<&Region> {
-        self.regions
-            .iter()
-            .find(|(known, _)| *known == id)
-            .map(|(_, region)| region)
+        let index = self.index(id).ok()?;
+        Some(&self.regions[index].1)
+    }
+
+    /// Where region `id` is, or would be.
+    fn index(&self, id: RegionId) -> Result<usize, usize> {
+        self.regions.binary_search_by_key(&id, |(known, _)| *known)
     }
 
     /// Enters `region` under `id`, in place of an older one. `false`: the table is full.
     pub fn insert(&mut self, id: RegionId, region: Region) -> bool {
-        self.remove(id);
-        if self.regions.len() >= REGIONS_MAX {
-            return false;
+        match self.index(id) {
+            Ok(index) => self.regions[index].1 = region,
+            Err(_) if self.regions.len() >= REGIONS_MAX => return false,
+            Err(index) => self.regions.insert(index, (id, region)),
         }
-        self.regions.push((id, region));
         true
     }
 
     /// Forgets region `id`; spans of it stay valid.
     pub fn remove(&mut self, id: RegionId) -> Option<Region> {
-        let index = self.regions.iter().position(|(known, _)| *known == id)?;
-        Some(self.regions.swap_remove(index).1)
+        let index = self.index(id).ok()?;
+        Some(self.regions.remove(index).1)
+    }
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_found_whatever_the_order_in_which_they_came_and_went() {
+        let region = |len| Region::anonymous(len).unwrap();
+        let mut table = RegionTable::default();
+        let found = |table: &RegionTable, id| table.get(RegionId(id)).map(Region::len);
+        for id in [9, 2, 7, 4] {
+            assert!(table.insert(RegionId(id), region(id as usize * 4096)));
+        }
+        assert!(table.insert(RegionId(7), region(4096)), "in place of it");
+        assert_eq!(
+            table.remove(RegionId(2)).map(|region| region.len()),
+            Some(8192)
+        );
+        assert!(table.remove(RegionId(3)).is_none());
+        let lens = [2, 4, 7, 9, 10].map(|id| found(&table, id));
+        assert_eq!(lens, [None, Some(16_384), Some(4096), Some(36_864), None]);
     }
 }
