@@ -58,6 +58,8 @@ pub struct Chain {
     pub writable: Vec<Segment>,
     /// Guest addresses of `writable`.
     pub addresses: Vec<u64>,
+    /// Descriptors looked at.
+    pub descriptors: usize,
     /// What makes this no request, though its end was found.
     pub fault: Option<ChainError>,
     /// Whether the last descriptor was a writable one that could be found.
@@ -74,6 +76,7 @@ impl Chain {
             writable: Vec::with_capacity(CHAIN_MAX),
             addresses: Vec::with_capacity(CHAIN_MAX),
             scratch: Vec::with_capacity(CHAIN_MAX),
+            descriptors: 0,
             fault: None,
             ends_writable: false,
         }
@@ -95,6 +98,7 @@ impl Chain {
         self.writable.clear();
         self.addresses.clear();
         self.fault = None;
+        self.descriptors = 0;
         let mut table = table.clone();
         let mut size = u32::from(size);
         let mut indirect = indirect;
@@ -103,6 +107,7 @@ impl Chain {
             if u32::from(index) >= size {
                 return Err(ChainError::Index);
             }
+            self.descriptors += 1;
             let place = table.offset + u64::from(index) * DESCRIPTOR_LEN;
             let descriptor = load(&table, place).ok_or(ChainError::Address)?;
             if descriptor.flags & INDIRECT != 0 {

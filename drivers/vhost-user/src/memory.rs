@@ -4,6 +4,8 @@
 //! - Every address is checked against the private table for its whole length; a range may run on into the next slot.
 //! - A slot that is being taken back is no longer found by address, but keeps its region until the requests that may
 //!   name it are done (it is retired until then).
+//! - What an address or a region costs to find grows with the logarithm of the slots: a guest may have 509 of them, and
+//!   requests of 512 pieces.
 //! - Each slot has a region of its own in the volume peer, so a slot comes and goes without regard to the others.
 
 use std::fs::File;
@@ -87,6 +89,10 @@ struct Slot {
 #[derive(Debug, Default)]
 pub struct MemoryTable {
     slots: Vec<Slot>,
+    /// Slots in use, by guest address; they do not overlap.
+    by_guest: Vec<usize>,
+    /// All slots, by region number.
+    by_region: Vec<usize>,
 }
 
 impl MemoryTable {
@@ -97,6 +103,21 @@ impl MemoryTable {
             id,
             retired: None,
         });
+        self.index();
+    }
+
+    /// Orders the slots anew after a change.
+    fn index(&mut self) {
+        let slots = &self.slots;
+        self.by_guest.clear();
+        self.by_guest
+            .extend((0..slots.len()).filter(|index| slots[*index].retired.is_none()));
+        self.by_guest
+            .sort_unstable_by_key(|index| slots[*index].slot.guest);
+        self.by_region.clear();
+        self.by_region.extend(0..slots.len());
+        self.by_region
+            .sort_unstable_by_key(|index| slots[*index].id);
     }
 
     /// Slots that are in use.
@@ -127,10 +148,9 @@ impl MemoryTable {
         let found = self.slots.iter_mut().find(|s| {
             s.retired.is_none() && (s.slot.guest, s.slot.user, s.slot.len) == (guest, user, len)
         });
-        found.is_some_and(|slot| {
-            slot.retired = Some(generation);
-            true
-        })
+        let found = found.map(|slot| slot.retired = Some(generation));
+        self.index();
+        found.is_some()
     }
 
     /// Takes back every slot.
@@ -138,6 +158,7 @@ impl MemoryTable {
         for slot in self.slots.iter_mut().filter(|s| s.retired.is_none()) {
             slot.retired = Some(generation);
         }
+        self.index();
     }
 
     /// A retired slot that no request of generation `oldest` or later can name; it leaves the table.
@@ -146,7 +167,9 @@ impl MemoryTable {
             slot.retired
                 .is_some_and(|generation| oldest.is_none_or(|oldest| oldest > generation))
         })?;
-        Some(self.slots.swap_remove(index).id)
+        let id = self.slots.swap_remove(index).id;
+        self.index();
+        Some(id)
     }
 
     /// Whether a retired slot is still in the table.
@@ -169,10 +192,11 @@ impl MemoryTable {
     }
 
     fn find(&self, address: u64) -> Option<(&Slot, u64)> {
-        self.slots.iter().find_map(|slot| {
-            let inside = address.checked_sub(slot.slot.guest)?;
-            (slot.retired.is_none() && inside < slot.slot.len).then_some((slot, inside))
-        })
+        let begin_before = |index: &usize| self.slots[*index].slot.guest <= address;
+        let after = self.by_guest.partition_point(begin_before);
+        let slot = &self.slots[self.by_guest[after.checked_sub(1)?]];
+        let inside = address - slot.slot.guest;
+        (inside < slot.slot.len).then_some((slot, inside))
     }
 
     /// Appends the pieces that the guest's `len` bytes at `address` consist of, at most `room` of them, each with the
@@ -236,10 +260,9 @@ impl MemoryTable {
     /// The region of a segment that [`MemoryTable::translate`] made, also of a retired slot.
     #[must_use]
     pub fn region(&self, id: u32) -> Option<&Region> {
-        self.slots
-            .iter()
-            .find(|slot| slot.id.0 == id)
-            .map(|slot| &slot.slot.region)
+        let id_of = |index: &usize| self.slots[*index].id.0;
+        let found = self.by_region.binary_search_by_key(&id, id_of).ok()?;
+        Some(&self.slots[self.by_region[found]].slot.region)
     }
 }
 
@@ -282,6 +305,39 @@ mod tests {
         assert!(table.user_place(0x10_1000, 0x2001).is_none());
         assert!(table.user_place(0x1000, 1).is_none());
         assert!(table.guest_place(0x10_1000, 1).is_none());
+    }
+
+    #[test]
+    fn slots_are_found_whatever_the_order_in_which_they_came_and_went() {
+        let mut table = MemoryTable::default();
+        let region = Region::anonymous(0x1000).unwrap();
+        for (number, page) in [(7, 3), (2, 9), (5, 1), (4, 6)] {
+            let guest = page << 12;
+            let user = guest + 0x10_0000;
+            let (len, region, start) = (0x1000, region.clone(), 0);
+            table.insert(
+                GuestSlot {
+                    guest,
+                    user,
+                    len,
+                    region,
+                    start,
+                },
+                RegionId(number),
+            );
+        }
+        let found = |table: &MemoryTable| {
+            (0..11u64)
+                .filter(|page| table.guest_place((page << 12) + 5, 9).is_some())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(found(&table), [1, 3, 6, 9]);
+        assert!(table.retire(0x3000, 0x10_3000, 0x1000, 1));
+        assert_eq!(found(&table), [1, 6, 9]);
+        assert!([2, 4, 5, 7].iter().all(|id| table.region(*id).is_some()));
+        assert_eq!(table.take_retired(None), Some(RegionId(7)));
+        assert!(table.region(7).is_none() && table.region(2).is_some());
+        assert_eq!(found(&table), [1, 6, 9]);
     }
 
     #[test]
