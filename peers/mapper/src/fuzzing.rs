@@ -7,19 +7,24 @@ use archipelago_protocol::{Generation, Lineage, ObjectSize};
 use crate::catalogue::{Change, Names, decode_page};
 use crate::format::{Writer, sealed_crc};
 use crate::head::{CatalogueHead, VolumeHead};
-use crate::log::{Record, scan};
+use crate::log::{Content, Record, scan};
 use crate::tree::{PageRef, decode, reencode};
 
-/// A batch of at least `len_min` bytes.
+/// A batch of at least `len_min` bytes; `blocks` are carried, 4096 bytes each.
 #[must_use]
 pub fn encode_batch(
     lineage: Lineage,
     generation: Generation,
     position: u64,
     payload: &[u8],
+    blocks: &[u8],
     len_min: usize,
 ) -> Vec<u8> {
-    crate::log::encode_batch(lineage, generation, position, payload, len_min)
+    let content = Content {
+        payload: payload.to_vec(),
+        blocks: blocks.to_vec(),
+    };
+    crate::log::encode_batch(lineage, generation, position, &content, len_min)
 }
 
 #[must_use]
@@ -33,7 +38,10 @@ pub fn catalogue_head(bytes: &[u8]) -> Option<Vec<u8>> {
     CatalogueHead::decode(bytes).ok().map(|head| head.encode())
 }
 
-/// Payloads and end.
+/// Payload and carried blocks of a batch.
+pub type Batch = (Vec<u8>, Vec<u8>);
+
+/// The batches, and the end.
 #[must_use]
 pub fn scan_log(
     bytes: &[u8],
@@ -41,9 +49,11 @@ pub fn scan_log(
     start: u64,
     oldest: Generation,
     newest: Generation,
-) -> Option<(Vec<Vec<u8>>, u64)> {
+) -> Option<(Vec<Batch>, u64)> {
     let found = scan(bytes, lineage, start, oldest, newest).ok()?;
-    Some((found.payloads, found.end))
+    let contents = found.contents.into_iter();
+    let contents = contents.map(|content| (content.payload, content.blocks));
+    Some((contents.collect(), found.end))
 }
 
 #[must_use]

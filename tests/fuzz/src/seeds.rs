@@ -83,8 +83,12 @@ fn payloads(wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         .into_iter()
         .filter(|structure| structure.starts_with(b"ARCHBTCH"))
         .filter_map(|batch| {
-            let len = u32::from_le_bytes(batch[56..60].try_into().ok()?);
-            batch.get(64..64 + len as usize).map(<[u8]>::to_vec)
+            let word =
+                |at: usize| u32::from_le_bytes(batch[at..at + 4].try_into().expect("4 bytes"));
+            let start = 64 + 8 * word(60) as usize;
+            batch
+                .get(start..start + word(56) as usize)
+                .map(<[u8]>::to_vec)
         })
         .filter(|payload| !payload.is_empty() && wanted(payload))
         .collect();

@@ -3,6 +3,7 @@
 use archipelago_blocker::{Backend, MemoryBackend};
 use archipelago_mapper::journal::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{
@@ -118,7 +119,8 @@ impl Rig {
     fn ask(&mut self, request: MapRequest) -> Option<MapReply> {
         self.tags += 1;
         self.replies.clear();
-        self.mapper.map_request(ClientId(1), self.tags, request);
+        self.mapper
+            .map_request(ClientId(1), self.tags, request, Carried::default());
         self.settle();
         if let (MapOp::Open, Some(reply)) = (request.op, self.replies.last())
             && let Ok(handle) = reply.result

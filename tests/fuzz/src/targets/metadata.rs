@@ -76,9 +76,17 @@ pub(crate) fn log_scan(bytes: &[u8]) {
         } else {
             input.below(3 * UNIT)
         };
+        // Carried blocks look like batches as far as the input has its way.
+        let blocks: Vec<u8> = (0..kind >> 3 & 1)
+            .flat_map(|_| {
+                let mut block = input.take(64).to_vec();
+                block.resize(UNIT, 0);
+                block
+            })
+            .collect();
         let payload_len = usize::from(input.u8());
         let payload = input.take(payload_len);
-        let batch = fuzzing::encode_batch(US, generation, position, payload, len_min);
+        let batch = fuzzing::encode_batch(US, generation, position, payload, &blocks, len_min);
         let at = usize::try_from(position % len).expect("inside the log");
         let room = log.len() - at;
         log[at..at + batch.len().min(room)].copy_from_slice(&batch[..batch.len().min(room)]);
@@ -88,17 +96,17 @@ pub(crate) fn log_scan(bytes: &[u8]) {
             expected = None;
         }
         if let Some(expected) = expected.as_mut()
-            && !payload.is_empty()
+            && !(payload.is_empty() && blocks.is_empty())
         {
-            expected.push(payload.to_vec());
+            expected.push((payload.to_vec(), blocks));
         }
         last = generation;
         next = end.unwrap_or(start);
     }
     let found = fuzzing::scan_log(&log, US, start, Generation(0), newest);
-    if let Some((payloads, end)) = &found {
+    if let Some((contents, end)) = &found {
         assert!(end.wrapping_sub(start) <= len, "one round at most");
-        assert!(payloads.len() as u64 <= len / UNIT as u64);
+        assert!(contents.len() as u64 <= len / UNIT as u64);
     }
     if let Some(expected) = expected
         && start < 1 << 62
