@@ -320,5 +320,8 @@ pub(crate) fn name_of(id: ObjectId) -> String {
 }
 
 fn failed(op: ObjectOp, id: ObjectId, code: ErrorCode) -> Failure {
+    if code == ErrorCode::Damaged {
+        return Failure::damaged(format!("{} is damaged", name_of(id)));
+    }
     Failure::new(code, format!("{op:?} of {} failed: {code:?}", name_of(id)))
 }
