@@ -230,6 +230,7 @@ mod tests {
             assert!(node.exported("i") == expected);
             node.refused(&["image", "import", &file, "i"], 4, "exists");
             node.refused(&["image", "import", "/nonexistent", "j"], 3, "not-found");
+            node.refused(&["image", "export", "i", "/"], 2, "invalid");
             let mut child = node
                 .command(&["image", "import", "-", "p"])
                 .stdin(Stdio::piped())
@@ -316,6 +317,24 @@ mod tests {
         std::fs::write(node.root().join("state/attachments.json"), "{").unwrap();
         node.refused(&["node", "start"], 7, "damaged");
         std::fs::remove_file(node.root().join("state/attachments.json")).unwrap();
+        node.done(&["node", "start"]);
+    }
+
+    #[test]
+    fn a_damaged_catalogue_is_named_and_left_alone() {
+        let Some(node) = Node::start("fused") else {
+            return;
+        };
+        node.done(&["node", "stop"]);
+        let catalogue = format!("pool/00/{}/head", "0".repeat(32));
+        let path = node.root().join(catalogue);
+        let good = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &good[..100]).unwrap();
+        let error = node.refused(&["node", "start"], 7, "damaged");
+        assert_eq!(error["message"], "head of the catalogue is damaged");
+        assert!(!error["hint"].as_str().unwrap().is_empty());
+        assert_eq!(std::fs::read(&path).unwrap(), good[..100]);
+        std::fs::write(&path, good).unwrap();
         node.done(&["node", "start"]);
     }
 

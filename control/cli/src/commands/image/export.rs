@@ -208,6 +208,7 @@ fn write_error(title: &str, error: &std::io::Error) -> Error {
     let code = match error.kind() {
         ErrorKind::StorageFull => ErrorCode::NoSpace,
         ErrorKind::NotFound => ErrorCode::NotFound,
+        ErrorKind::IsADirectory => ErrorCode::Invalid,
         _ => ErrorCode::Io,
     };
     Error::new(code, format!("{title}: {error}"))

@@ -14,7 +14,7 @@ use crate::output::Output;
 
 pub(super) fn run(file: &OsStr, name: &Name, client: &Client, output: Output) -> Result<(), Error> {
     let interrupt = Interrupt::new()?;
-    let mut source = Source::open(file, &interrupt)?;
+    let mut source = Source::open(file, &interrupt, output)?;
     let size = whole_sectors(source.len());
     let bulk: Bulk = client.call(
         Method::Post,

@@ -15,7 +15,8 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::interrupt::Interrupt;
-use super::zeros;
+use super::{arrival, zeros};
+use crate::output::Output;
 
 /// Bytes that are taken from a pipe at once.
 const PIPE_STEP: usize = 1 << 20;
@@ -48,7 +49,11 @@ pub(super) fn whole_sectors(len: u64) -> u64 {
 
 impl Source {
     /// Opens `name`; `-` is the standard input.
-    pub(super) fn open(name: &OsStr, interrupt: &Interrupt) -> Result<Source, Error> {
+    pub(super) fn open(
+        name: &OsStr,
+        interrupt: &Interrupt,
+        output: Output,
+    ) -> Result<Source, Error> {
         let standard = name == "-";
         let title = if standard {
             "standard input".to_owned()
@@ -68,7 +73,7 @@ impl Source {
         }
         match file.stream_position() {
             Err(error) if error.raw_os_error() == Some(Errno::ESPIPE as i32) => {
-                file = spool(file, &title, interrupt)?;
+                file = spool(file, &title, interrupt, output)?;
             }
             Ok(0) => {}
             Ok(begin) => return refused(format!("somebody has read its first {begin} bytes")),
@@ -130,7 +135,12 @@ impl Source {
 }
 
 /// Copies a pipe to an unnamed file, sparse.
-fn spool(mut input: File, title: &str, interrupt: &Interrupt) -> Result<File, Error> {
+fn spool(
+    mut input: File,
+    title: &str,
+    interrupt: &Interrupt,
+    output: Output,
+) -> Result<File, Error> {
     let failed = |error: std::io::Error| {
         let code = if error.kind() == ErrorKind::StorageFull {
             ErrorCode::NoSpace
@@ -143,6 +153,7 @@ fn spool(mut input: File, title: &str, interrupt: &Interrupt) -> Result<File, Er
     let file = tempfile::tempfile().map_err(failed)?;
     let mut buffer = vec![0; PIPE_STEP];
     let mut len = 0;
+    let bar = arrival(output);
     loop {
         let part = fill(&mut input, &mut buffer, title, interrupt)?;
         for range in zeros::filled(&buffer[..part]) {
@@ -150,12 +161,14 @@ fn spool(mut input: File, title: &str, interrupt: &Interrupt) -> Result<File, Er
             file.write_all_at(&buffer[range], offset).map_err(failed)?;
         }
         len += part as u64;
+        bar.set_position(len);
         if len > VOLUME_SIZE_MAX {
             let text = format!("{title}: more than {VOLUME_SIZE_MAX} bytes");
             return Err(Error::new(ErrorCode::Invalid, text));
         }
         if part < buffer.len() {
             file.set_len(len).map_err(failed)?;
+            bar.finish_and_clear();
             return Ok(file);
         }
     }
@@ -232,7 +245,7 @@ mod tests {
         file.write_all_at(&[9; 100], 16 << 20).unwrap();
         drop(file);
         let interrupt = Interrupt::new().unwrap();
-        let mut source = Source::open(path.as_os_str(), &interrupt).unwrap();
+        let mut source = Source::open(path.as_os_str(), &interrupt, Output::new(true)).unwrap();
         assert_eq!(source.len(), (16 << 20) + 100);
         let mut buffer = vec![1; 1 << 20];
         let mut seen = Vec::new();
