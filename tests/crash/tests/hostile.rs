@@ -94,9 +94,6 @@ fn goes_on_after_an_abort(placement: &str, roles: &[&str]) -> Result<()> {
         verifier.run(200)?;
         let victim = node.process_of(role)?;
         Node::signal(victim, Signal::SIGABRT)?;
-        if placement == "fused" || *role == "endpoint" {
-            verifier.reconnect()?;
-        }
         verifier
             .run(200)
             .and_then(|()| verifier.check_all())
