@@ -134,6 +134,7 @@ impl Host {
             match stream.read(&mut answers) {
                 Ok(0) => break,
                 Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
                 Err(error) => panic!("the endpoint does not hang up: {error}"),
             }
