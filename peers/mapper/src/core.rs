@@ -173,7 +173,7 @@ impl Core {
 
     /// Brings a page into the cache, once for all who wait for it. It stays there as long as the caller holds the node.
     pub(crate) async fn load(&self, missing: Missing, size: ObjectSize) -> Outcome<Rc<Node>> {
-        let Missing { page, level } = missing;
+        let page = missing.page;
         let lock = {
             let mut loading = self.loading.borrow_mut();
             loading.retain(|_, lock| !lock.is_unused());
@@ -186,6 +186,14 @@ impl Core {
         if let Some(node) = self.cache.borrow().get(&page) {
             return Ok(Rc::clone(node));
         }
+        let node = self.read_page(missing, size).await?;
+        self.cache.borrow_mut().insert(page, Rc::clone(&node));
+        Ok(node)
+    }
+
+    /// Reads a page from the pool and judges it.
+    pub(crate) async fn read_page(&self, missing: Missing, size: ObjectSize) -> Outcome<Rc<Node>> {
+        let Missing { page, level } = missing;
         let id = ObjectId::pack(page.lineage, page.pack);
         let damaged = |why: &str| {
             Failure::damaged(format!(
@@ -208,9 +216,7 @@ impl Core {
                 _ => failure,
             })?;
         let from = usize::try_from(skip).expect("below 4096");
-        let node = decode(&page, level, size, &bytes[from..from + page.len as usize])
-            .map_err(|problem| damaged(&problem.to_string()))?;
-        self.cache.borrow_mut().insert(page, Rc::clone(&node));
-        Ok(node)
+        decode(&page, level, size, &bytes[from..from + page.len as usize])
+            .map_err(|problem| damaged(&problem.to_string()))
     }
 }

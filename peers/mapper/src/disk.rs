@@ -11,7 +11,8 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use archipelago_protocol::object::{
-    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
+    FLAG_DURABLE, OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+    SWAP_LEN_MAX,
 };
 use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
 use rustc_hash::FxHashMap;
@@ -19,6 +20,10 @@ use rustc_hash::FxHashMap;
 use crate::effect::{Effect, EffectId};
 use crate::failure::{Failure, Outcome};
 use crate::task::Scheduler;
+
+/// Bytes of a page of a listing: 512 ids.
+const LISTED_AT_ONCE: u32 = 16 << 10;
+const _: () = assert!((LISTED_AT_ONCE as usize).is_multiple_of(OBJECT_ID_LEN));
 
 /// The way to the blocker.
 #[derive(Debug)]
@@ -260,6 +265,32 @@ impl Disk {
         self.simple(ObjectOp::DeleteLineage, ObjectId::head(lineage))
             .await
             .map(drop)
+    }
+
+    /// Objects above `id`, in order; none: that was all.
+    pub(crate) async fn list_above(&self, id: ObjectId) -> Outcome<Vec<ObjectId>> {
+        let request = ObjectRequest {
+            len: LISTED_AT_ONCE,
+            ..ObjectRequest::new(ObjectOp::List, id)
+        };
+        let (reply, data) = self.call(request, Vec::new()).await;
+        let len = reply
+            .result
+            .map_err(|code| failed(ObjectOp::List, id, code))?;
+        let (ids, rest) = data.as_chunks::<OBJECT_ID_LEN>();
+        if data.len() != len as usize || !rest.is_empty() {
+            return Err(failed(ObjectOp::List, id, ErrorCode::Io));
+        }
+        Ok(ids.iter().filter_map(ObjectId::from_bytes).collect())
+    }
+
+    /// Bytes that an object occupies; `None`: it is not there.
+    pub(crate) async fn occupied(&self, id: ObjectId) -> Outcome<Option<u64>> {
+        match self.simple(ObjectOp::Stat, id).await {
+            Ok(reply) => Ok(Some(reply.values[0])),
+            Err(failure) if failure.code == ErrorCode::NotFound => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Length of an object.

@@ -18,7 +18,8 @@ use archipelago_protocol::Lineage;
 pub(crate) const VERSION: u32 = 1;
 /// Bytes of the envelope.
 pub(crate) const ENVELOPE_LEN: usize = 40;
-const CRC_AT: usize = 16;
+/// Where the checksum stands.
+pub(crate) const CRC_AT: usize = 16;
 
 /// What is wrong with bytes that should have been a structure of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +136,8 @@ impl Writer {
     }
 }
 
-fn checksum(bytes: &[u8]) -> u32 {
+/// The checksum that a structure must carry.
+pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&bytes[..CRC_AT]), &bytes[CRC_AT + 4..])
 }
 

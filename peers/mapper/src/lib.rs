@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `mapper`, `effect` | the surface |
 //! | `catalogue` | names, and what exists |
+//! | `check` | what is damaged, missing or leaked in a pool |
 //! | `volume` | sessions, locate, flush, snapshot, checkpoint, recovery |
 //! | `tree` | the map: persistent nodes, their pages, their cache |
 //! | `log`, `head`, `format` | what is durable; byte tables in `docs/map-format.md` |
@@ -31,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod catalogue;
+mod check;
 mod core;
 mod counters;
 mod disk;

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::check::Report;
 use crate::error::Error;
 use crate::ids::{Lineage, Name, ObjectSize};
 
@@ -149,6 +150,12 @@ pub enum CatalogueRequest {
     },
     /// Figures of the pool.
     PoolInfo,
+    /// Looks for damage, missing and leaked objects; also in a pool whose catalogue cannot be used. Nothing is changed
+    /// without `repair`.
+    Check {
+        /// Delete what provably nobody needs. Refused with [`crate::error::ErrorCode::InUse`] by a mapper that serves.
+        repair: bool,
+    },
 }
 
 /// The answer to a [`CatalogueRequest`].
@@ -175,6 +182,8 @@ pub enum CatalogueReply {
         /// Named things.
         entries: u64,
     },
+    /// What a check found.
+    Report(Report),
     /// It failed.
     Failed(Error),
 }

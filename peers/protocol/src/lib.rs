@@ -20,6 +20,7 @@
 
 pub mod carry;
 pub mod catalogue;
+pub mod check;
 pub mod control;
 pub mod error;
 pub mod ids;

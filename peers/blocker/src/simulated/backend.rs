@@ -144,6 +144,17 @@ impl SimulatedBackend {
         self.store.has_lineage(lineage)
     }
 
+    /// What an object other than data holds, as reads see it; heads: both slots.
+    #[must_use]
+    pub fn bytes(&self, id: ObjectId) -> Option<Vec<u8>> {
+        self.store.bytes(id)
+    }
+
+    /// Damages the medium: changes the bits `mask` of byte `offset` of an object that is there.
+    pub fn flip(&mut self, id: ObjectId, offset: u64, mask: u8) {
+        self.store.flip(id, offset, mask);
+    }
+
     /// Whether anything but zeros was written to the `len` bytes at `offset` of `id`, durable or not: what must never be
     /// given out as fresh.
     #[must_use]

@@ -247,6 +247,21 @@ impl Store {
         ids
     }
 
+    pub(super) fn bytes(&self, id: ObjectId) -> Option<Vec<u8>> {
+        let file = self.files.get(&(id, 0))?;
+        let len = usize::try_from(file.len()).expect("objects other than data are small");
+        let mut bytes = vec![0; len];
+        file.read(0, &mut bytes);
+        Some(bytes)
+    }
+
+    pub(super) fn flip(&mut self, id: ObjectId, offset: u64, mask: u8) {
+        let file = self.file_mut(key(id, offset));
+        let mut byte = [0];
+        file.read(offset, &mut byte);
+        file.write(offset, &[byte[0] ^ mask], Keep::Durable, || true);
+    }
+
     pub(super) fn has_data(&self, id: ObjectId, offset: u64, len: usize) -> bool {
         self.files
             .get(&key(id, offset))

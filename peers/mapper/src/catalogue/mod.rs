@@ -81,6 +81,11 @@ impl Catalogue {
         *self.state.borrow() == State::Ready
     }
 
+    /// Whether nobody has asked for it yet.
+    pub(crate) fn is_unread(&self) -> bool {
+        *self.state.borrow() == State::Unread
+    }
+
     /// Why it cannot be used, if it cannot.
     pub(crate) fn failure(&self) -> Option<Failure> {
         match &*self.state.borrow() {
@@ -135,16 +140,7 @@ impl Catalogue {
             Some((version, bytes)) => (CatalogueHead::decode(&bytes)?, version),
             None => (self.create(core).await?, 0),
         };
-        let mut names = checkpoint::read(core, &head).await?;
-        let mut log = log_of(&head);
-        for content in log.replay(&core.disk, Generation(0)).await? {
-            for change in Change::decode_all(&content.payload).map_err(|why| log.damaged(&why))? {
-                names.apply(change);
-            }
-        }
-        names
-            .check()
-            .map_err(|why| Failure::damaged(format!("the catalogue contradicts itself: {why}")))?;
+        let (mut names, mut log) = stored(core, &head).await?;
         head.generation = Generation(head.generation.0 + 1);
         head.owner = core.config.owner;
         let version = core.disk.swap(id, version, head.encode()).await?;
@@ -221,6 +217,21 @@ impl Catalogue {
         }
         Log::append(&self.log, &core.disk, content).await
     }
+}
+
+/// What checkpoint and log hold.
+pub(crate) async fn stored(core: &Rc<Core>, head: &CatalogueHead) -> Outcome<(Names, Log)> {
+    let mut names = checkpoint::read(core, head).await?;
+    let mut log = log_of(head);
+    for content in log.replay(&core.disk, Generation(0)).await? {
+        for change in Change::decode_all(&content.payload).map_err(|why| log.damaged(&why))? {
+            names.apply(change);
+        }
+    }
+    names
+        .check()
+        .map_err(|why| Failure::damaged(format!("the catalogue contradicts itself: {why}")))?;
+    Ok((names, log))
 }
 
 fn log_of(head: &CatalogueHead) -> Log {

@@ -90,6 +90,15 @@ impl Names {
         self.items.get(&lineage)
     }
 
+    /// All items, those without a name included, in order of their lineages.
+    pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.values()
+    }
+
+    pub(crate) fn is_doomed(&self, lineage: Lineage) -> bool {
+        self.doomed.contains(&lineage)
+    }
+
     pub(crate) fn find(&self, name: &Name) -> Option<&Item> {
         self.by_name
             .get(name)

@@ -8,6 +8,7 @@ use archipelago_protocol::{ErrorCode, Lineage, Name};
 
 use super::record::{Change, Item};
 use super::{Names, sweep};
+use crate::check;
 use crate::core::{Core, Prepared};
 use crate::failure::{Failure, Outcome};
 use crate::tree::Root;
@@ -62,6 +63,10 @@ fn in_use(name: &Name) -> Failure {
 }
 
 async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueReply> {
+    if let CatalogueRequest::Check { repair } = request {
+        // Reads for itself: a damaged catalogue is what it may be asked about.
+        return check::run(core, repair).await.map(CatalogueReply::Report);
+    }
     core.catalogue.ready(core).await?;
     match request {
         CatalogueRequest::Create {
@@ -144,6 +149,10 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
                 entries: core.catalogue.names.borrow().len(),
             })
         }
+        CatalogueRequest::Check { .. } => Err(Failure::new(
+            ErrorCode::Internal,
+            "a check is begun without the catalogue",
+        )),
     }
 }
 

@@ -10,7 +10,7 @@ use archipelago_protocol::{Generation, Lineage};
 
 use crate::format::{ENVELOPE_LEN, Problem, Reader, Writer};
 
-const MAGIC: [u8; 8] = *b"ARCHBTCH";
+pub(super) const MAGIC: [u8; 8] = *b"ARCHBTCH";
 /// Stands where a carried block begins.
 const CARRIED_MARK: [u8; 8] = *b"ARCHCARR";
 /// Batches are multiples of this, so that no append touches a durable one.
@@ -91,13 +91,13 @@ pub(crate) struct Scan {
     pub(crate) end: u64,
 }
 
-struct Batch {
+pub(super) struct Batch {
     generation: u64,
     content: Content,
     len: u64,
 }
 
-fn decode(bytes: &[u8], lineage: Lineage, position: u64) -> Result<Batch, Problem> {
+pub(super) fn decode(bytes: &[u8], lineage: Lineage, position: u64) -> Result<Batch, Problem> {
     // The position first: a leftover of the last round is the common case, and not worth a checksum.
     let mut fields = Reader::new(bytes.get(ENVELOPE_LEN..).ok_or(Problem::Foreign)?);
     let short = || Problem::Field("batch end");

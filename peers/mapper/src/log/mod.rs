@@ -6,6 +6,7 @@
 //! - Nothing is appended over a position that the head still needs.
 
 mod batch;
+mod flip;
 mod record;
 
 use archipelago_protocol::object::ObjectId;
@@ -15,6 +16,7 @@ use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 
 pub(crate) use batch::{Content, POSITION_MAX, Scan, UNIT, batch_len, encode_batch, scan};
+pub(crate) use flip::is_one_bit_off;
 pub(crate) use record::{Record, RecordKind};
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.

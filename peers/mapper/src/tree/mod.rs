@@ -101,6 +101,10 @@ impl Clone for Node {
 }
 
 impl Node {
+    pub(crate) fn body(&self) -> &Body {
+        &self.body
+    }
+
     fn empty(level: u8) -> Self {
         let body = match level {
             0 => Body::Leaf(Leaf::new()),

@@ -8,11 +8,12 @@
 //!   epoch never writes there.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
-use archipelago_protocol::BLOCK_SIZE;
 use archipelago_protocol::carry::CarriedBlock;
 use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{BLOCK_SIZE, Epoch};
 
 use super::Volume;
 use crate::core::Core;
@@ -21,7 +22,7 @@ use crate::log::{Record, RecordKind, UNIT};
 
 /// The last copy of each carried block that may not be home.
 #[derive(Debug, Default)]
-pub(super) struct CarriedBlocks {
+pub(crate) struct CarriedBlocks {
     copies: BTreeMap<CarriedBlock, Vec<u8>>,
 }
 
@@ -30,7 +31,7 @@ impl CarriedBlocks {
     ///
     /// # Errors
     /// What is wrong: the checksum was right, so another version wrote it, or we did wrongly.
-    pub(super) fn replay(&mut self, records: &[Record], blocks: Vec<u8>) -> Result<(), String> {
+    pub(crate) fn replay(&mut self, records: &[Record], blocks: Vec<u8>) -> Result<(), String> {
         for record in records {
             match record.kind {
                 RecordKind::Home => self.copies.clear(),
@@ -57,6 +58,13 @@ impl CarriedBlocks {
         }
     }
 
+    /// Those of `blocks` in `epoch` that may not be home, in order.
+    pub(crate) fn of(&self, epoch: Epoch, blocks: Range<u64>) -> impl Iterator<Item = u64> {
+        let key = |block| CarriedBlock { epoch, block };
+        let found = self.copies.range(key(blocks.start)..key(blocks.end));
+        found.map(|(of, _)| of.block)
+    }
+
     /// Writes the copies where they belong, durably.
     pub(super) async fn bring_home(self, core: &Rc<Core>, volume: &Volume) -> Outcome<()> {
         if self.copies.is_empty() {
@@ -77,8 +85,6 @@ impl CarriedBlocks {
 
 #[cfg(test)]
 mod tests {
-    use archipelago_protocol::Epoch;
-
     use super::*;
 
     fn record(kind: RecordKind, start: u64, epoch: u64) -> Record {

@@ -30,10 +30,12 @@ use crate::failure::{Failure, Outcome};
 use crate::head::VolumeHead;
 use crate::journal::Journal;
 use crate::log::{Log, Record};
-use crate::task::Lock;
+use crate::task::{Guard, Lock};
 use crate::tree::{Missing, Range, Tree};
 
+pub(crate) use carried::CarriedBlocks;
 pub(crate) use closed::{freeze_closed, shrink};
+pub(crate) use open::read_head;
 pub(crate) use session::{client_gone, dispatch};
 
 /// A volume, snapshot or image that is open, or whose client has gone.
@@ -120,6 +122,11 @@ impl Volume {
     /// Whether `log` carries blocks that may not be durable where the map says they are.
     fn carries(&self, log: &Log) -> bool {
         self.live.borrow().carried_until > log.start
+    }
+
+    /// While held, no batch is in flight and the head stays. Locks are taken in the order that the module says.
+    pub(crate) async fn stand_still(&self) -> [Guard; 2] {
+        [self.commit.acquire().await, self.checkpoint.acquire().await]
     }
 
     fn check(&self) -> Outcome<()> {

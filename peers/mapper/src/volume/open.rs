@@ -31,7 +31,7 @@ pub(super) enum LastEnd {
 }
 
 /// A volume's head and its version; `None`: it was never opened for writing.
-pub(super) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(VolumeHead, u64)>> {
+pub(crate) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(VolumeHead, u64)>> {
     let id = ObjectId::head(item.lineage);
     let Some((version, bytes)) = core.disk.read_swapped(id).await? else {
         return Ok(None);

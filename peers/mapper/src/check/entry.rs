@@ -1,0 +1,161 @@
+//! Volumes, snapshots and images: the head, the log, and the root from which the map is walked.
+
+use std::rc::Rc;
+
+use archipelago_protocol::catalogue::Kind;
+use archipelago_protocol::check::FindingKind;
+use archipelago_protocol::object::{ObjectId, ObjectKind};
+use archipelago_protocol::{BLOCK_SIZE, Lineage};
+
+use super::Inspection;
+use crate::catalogue::Item;
+use crate::disk::name_of;
+use crate::failure::{Failure, Outcome};
+use crate::head::VolumeHead;
+use crate::log::{Log, Record, RecordKind};
+use crate::tree::{Layer, Root};
+use crate::volume::{CarriedBlocks, read_head};
+
+impl Inspection {
+    pub(super) async fn check_entries(&mut self) {
+        let items: Vec<Item> = self.names.items().cloned().collect();
+        for item in items {
+            let (found, more, clean) = (
+                self.report.findings.len(),
+                self.report.more,
+                self.report.clean,
+            );
+            self.report.checked.entries += u64::from(item.name.is_some());
+            if let Err(failure) = self.check_entry(&item).await {
+                self.failed(failure, item.name.as_ref());
+            }
+            if self.was_removed(item.lineage) {
+                self.report.findings.truncate(found);
+                (self.report.more, self.report.clean) = (more, clean);
+            }
+        }
+    }
+
+    /// Whether an entry was removed since the catalogue was read.
+    pub(super) fn was_removed(&self, lineage: Lineage) -> bool {
+        let names = self.core.catalogue.names.borrow();
+        self.is_online() && names.get(lineage).is_none()
+    }
+
+    async fn check_entry(&mut self, item: &Item) -> Outcome<()> {
+        if item.name.is_none() || matches!(item.kind, Kind::Snapshot | Kind::Image) {
+            self.check_former_head(item).await?;
+        }
+        let root = match item.kind {
+            // What has no name any more is never read again: its descendants have roots of their own.
+            _ if item.name.is_none() => return Ok(()),
+            Kind::Snapshot | Kind::Image => item.root,
+            Kind::Volume | Kind::Importing => self.check_volume(item).await?,
+        };
+        self.walk(root, item).await;
+        Ok(())
+    }
+
+    /// A head that is not needed any more: of an image since it was frozen, of a volume that lost its name.
+    async fn check_former_head(&mut self, item: &Item) -> Outcome<()> {
+        if self.listed.contains(&ObjectId::head(item.lineage)) {
+            self.report.checked.heads += 1;
+            read_head(&self.core, item).await?;
+        }
+        Ok(())
+    }
+
+    /// Head and log of a volume; its root.
+    async fn check_volume(&mut self, item: &Item) -> Outcome<Root> {
+        let core = Rc::clone(&self.core);
+        let _alone = core.lock(item.lineage).await;
+        let open = core.volume(item.lineage);
+        let _still = match &open {
+            Some(volume) => Some(volume.stand_still().await),
+            None => None,
+        };
+        if self.was_removed(item.lineage) {
+            return Ok(Root::default());
+        }
+        let Some((head, _)) = read_head(&core, item).await? else {
+            self.check_headless(item);
+            return Ok(item.root);
+        };
+        self.report.checked.heads += 1;
+        if open.is_some() || !head.clean {
+            self.unsettled.insert(item.lineage);
+        }
+        if let Err(failure) = self.check_log(item, &head).await {
+            self.failed(failure, item.name.as_ref());
+        }
+        Ok(head.root)
+    }
+
+    /// A head is durable before anything is written that it leads to, but for the log that it names.
+    fn check_headless(&mut self, item: &Item) {
+        let id = ObjectId::head(item.lineage);
+        let rest = self
+            .listed
+            .iter()
+            .filter(|object| object.lineage == item.lineage);
+        let lost = rest
+            .filter(|object| matches!(object.kind, ObjectKind::Data | ObjectKind::Pack))
+            .count();
+        if lost > 0 {
+            let why = format!(
+                "{} is missing, but there are {lost} objects of data and pages",
+                name_of(id)
+            );
+            self.find(FindingKind::Missing, why, item.name.as_ref());
+        }
+    }
+
+    async fn check_log(&mut self, item: &Item, head: &VolumeHead) -> Outcome<()> {
+        self.report.checked.logs += 1;
+        let id = ObjectId::log(item.lineage, head.log_number);
+        let mut log = Log {
+            id,
+            len: head.log_len,
+            start: head.log_start,
+            position: head.log_start,
+            generation: head.generation,
+        };
+        if head.clean {
+            // Nothing in it is needed; but the next session writes into it and relies on its length.
+            let missing = |_not_there: Failure| log.damaged("it is missing");
+            let found = self.core.disk.len(id).await.map_err(missing)?;
+            return match found < head.log_len {
+                true => Err(log.damaged(&format!("it has {found} bytes of {}", head.log_len))),
+                false => Ok(()),
+            };
+        }
+        let core = Rc::clone(&self.core);
+        let mut records = Vec::new();
+        let mut carried = CarriedBlocks::default();
+        for content in log.replay(&core.disk, head.generation).await? {
+            let said = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
+            carried
+                .replay(&said, content.blocks)
+                .map_err(|why| log.damaged(&why))?;
+            records.extend(said);
+        }
+        for record in records
+            .iter()
+            .filter(|record| record.kind == RecordKind::Present)
+        {
+            let layer = Layer {
+                lineage: item.lineage,
+                epoch: record.epoch,
+            };
+            // What the log carries may be nowhere else yet.
+            let mut start = record.start;
+            for block in carried.of(record.epoch, record.start..record.end()) {
+                self.need(item, layer, start * BLOCK_SIZE, block * BLOCK_SIZE);
+                start = block + 1;
+            }
+            self.need(item, layer, start * BLOCK_SIZE, record.end() * BLOCK_SIZE);
+        }
+        self.judge_tail(&log, item.name.as_ref()).await;
+        Ok(())
+    }
+}

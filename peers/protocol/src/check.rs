@@ -1,0 +1,112 @@
+//! What a check of a pool found, for people and scripts. Asked for by [`crate::catalogue::CatalogueRequest::Check`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Name;
+
+/// Findings that are told one by one; more are counted only. A damaged page of a parent can be met very often.
+pub const FINDINGS_MAX: usize = 1000;
+
+/// What kind of thing was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FindingKind {
+    /// Metadata that cannot be read, fails its checksum or contradicts itself.
+    Damaged,
+    /// An object that metadata names is not there, or is shorter than it must be.
+    Missing,
+    /// Bytes behind the end of a log: what an interrupted append leaves, or the damaged last batch. A note.
+    Remnant,
+    /// Objects that nothing names: they take space. A note.
+    Leaked,
+}
+
+impl FindingKind {
+    /// Whether something that was acknowledged may be lost: notes are not.
+    #[must_use]
+    pub fn is_damage(self) -> bool {
+        matches!(self, FindingKind::Damaged | FindingKind::Missing)
+    }
+}
+
+/// One thing that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What kind of thing.
+    pub kind: FindingKind,
+    /// What and why, naming the object.
+    pub message: String,
+    /// A volume, snapshot or image that needs it; others may too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed_by: Option<Name>,
+}
+
+/// How much was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Checked {
+    /// Volumes, snapshots and images.
+    pub entries: u64,
+    /// Heads, the catalogue's included.
+    pub heads: u64,
+    /// Logs, likewise.
+    pub logs: u64,
+    /// Map pages.
+    pub pages: u64,
+    /// Objects with data that a map names.
+    pub data_objects: u64,
+    /// Objects in the pool.
+    pub objects: u64,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Whether nothing is damaged or missing. Notes do not count.
+    pub clean: bool,
+    /// What was found, up to [`FINDINGS_MAX`].
+    pub findings: Vec<Finding>,
+    /// Findings beyond.
+    pub more: u64,
+    /// What was looked at.
+    pub checked: Checked,
+    /// What was repaired, if that was asked for.
+    pub repaired: Vec<String>,
+}
+
+impl Report {
+    /// Adds a finding.
+    pub fn add(&mut self, finding: Finding) {
+        self.clean &= !finding.kind.is_damage();
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(finding);
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_no_damage_and_findings_are_bounded() {
+        let finding = |kind| Finding {
+            kind,
+            message: "log 1 of the catalogue".to_owned(),
+            needed_by: None,
+        };
+        let mut report = Report {
+            clean: true,
+            ..Report::default()
+        };
+        for _ in 0..=FINDINGS_MAX {
+            report.add(finding(FindingKind::Leaked));
+        }
+        report.add(finding(FindingKind::Remnant));
+        assert!(report.clean);
+        assert_eq!((report.findings.len(), report.more), (FINDINGS_MAX, 2));
+        report.add(finding(FindingKind::Missing));
+        assert!(!report.clean);
+    }
+}
