@@ -5,12 +5,12 @@
 //! * [`output`]: tables for people, one JSON object for scripts, and errors for both.
 //!
 //! One design decision: the command holds no state and takes no lock; whatever it changes, it asks the daemon for. The
-//! exceptions are `init`, which must work before there is a daemon, and the bytes of an image, which it copies itself over
-//! a segment channel.
+//! exceptions are `init`, which must work before there is a daemon, `doctor`, which must work when none can start, and the
+//! bytes of an image, which it copies itself over a segment channel.
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.
 //!
-//! This crate never opens a pool.
+//! This crate never opens a pool: `doctor` has the node's library do it.
 
 #![forbid(unsafe_code)]
 

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     };
     let output = Output::new(options.json);
     match commands::run(options, output) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             output.fail(&error);
             ExitCode::from(error.code.exit_code())

@@ -57,6 +57,19 @@ pub enum Command {
     /// Images: frozen, to be cloned from
     #[command(subcommand)]
     Image(Image),
+    /// Look for damage, missing and leaked objects in a pool, served or not
+    Doctor(Doctor),
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The pool; left out: the node's
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<Name>,
+    /// Delete objects that provably nobody needs; the node must be stopped
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// Options of `init`.

@@ -436,4 +436,86 @@ mod tests {
             node.done(&["node", "start"]);
         }
     }
+
+    /// The files of the pool whose names begin with `kind`.
+    fn objects(node: &Node, kind: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![node.root().join("pool")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if name.starts_with(kind) {
+                    found.push(path);
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_doctor_finds_damage_and_leaks_served_or_not() {
+        for placement in PLACEMENTS {
+            let Some(node) = Node::start(placement) else {
+                return;
+            };
+            let raw = node.write("raw", &[(0, &pattern(3, 100_000))], 8 << 20);
+            node.done(&["image", "import", &raw, "image"]);
+            node.done(&["volume", "clone", "image", "vm"]);
+            let report = node.json(&["doctor"]);
+            assert_eq!(
+                (&report["online"], &report["clean"]),
+                (&true.into(), &true.into())
+            );
+            assert_eq!(report["checked"]["entries"], 2, "{report}");
+            node.refused(&["doctor", "--repair"], 5, "in-use");
+            node.refused(&["doctor", "--pool", "other"], 3, "not-found");
+            node.done(&["node", "stop"]);
+            let report = node.json(&["doctor", "--pool", "default"]);
+            assert_eq!(
+                (&report["online"], &report["clean"]),
+                (&false.into(), &true.into())
+            );
+
+            // Objects of a lineage that nothing names.
+            let stray = node.root().join(format!("pool/77/{}", "7".repeat(32)));
+            std::fs::create_dir_all(&stray).unwrap();
+            std::fs::write(stray.join(format!("pack-{:016x}", 1)), [7; 4096]).unwrap();
+            let report = node.json(&["doctor"]);
+            assert_eq!(report["findings"][0]["kind"], "leaked", "{report}");
+            assert!(stray.exists());
+            let report = node.json(&["doctor", "--repair"]);
+            assert_eq!(report["repaired"].as_array().unwrap().len(), 1, "{report}");
+            assert!(!stray.exists());
+            assert_eq!(node.json(&["doctor"])["findings"], Value::Array(Vec::new()));
+
+            let pack = objects(&node, "pack-").pop().unwrap();
+            let mut bytes = std::fs::read(&pack).unwrap();
+            bytes[50] ^= 1;
+            std::fs::write(&pack, &bytes).unwrap();
+            let owner = pack
+                .parent()
+                .unwrap()
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap();
+            for served in [false, true] {
+                let output = node.output(&["doctor"]);
+                assert_eq!(output.status.code(), Some(7), "{output:?}");
+                let said = String::from_utf8(output.stdout).unwrap();
+                assert!(
+                    said.contains(&format!("pack 1 of {owner} is damaged")),
+                    "{said}"
+                );
+                assert!(said.contains("needed by `"), "{said}");
+                if !served {
+                    node.done(&["node", "start"]);
+                }
+            }
+            assert_eq!(std::fs::read(&pack).unwrap(), bytes);
+        }
+    }
 }

@@ -49,6 +49,7 @@ mod tests {
             "image",
             "image import",
             "image export",
+            "doctor",
         ];
         for command in commands {
             let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();

@@ -71,6 +71,19 @@ fn refuses(
     command: &[&str],
 ) -> Result<()> {
     fs::write(path, broken)?;
+    let checked = node.output(&["--json", "doctor"])?;
+    let found = String::from_utf8_lossy(&checked.stdout);
+    ensure!(
+        checked.status.code() == Some(DAMAGED),
+        "the doctor exits with {:?}: {found}",
+        checked.status.code()
+    );
+    for name in named(path)? {
+        ensure!(
+            found.contains(&name),
+            "the doctor does not say {name}: {found}"
+        );
+    }
     // A damaged catalogue keeps the node from serving at all.
     let started = node.output(&["--json", "node", "start"])?;
     let output = if started.status.success() {

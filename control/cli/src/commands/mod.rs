@@ -1,9 +1,12 @@
 //! What each command does.
 
+mod doctor;
 mod image;
 mod node;
 mod pool;
 mod volume;
+
+use std::process::ExitCode;
 
 use archipelago_node::client::Client;
 use archipelago_node::config::{InitOptions, Pool, init};
@@ -14,11 +17,11 @@ use serde::Serialize;
 use crate::options::{Command, Init, Options};
 use crate::output::Output;
 
-/// Runs the command of `options`.
+/// Runs the command of `options`; the exit code of what was done, which is not 0 if a check found damage.
 ///
 /// # Errors
 /// Why it failed; the code tells the exit code.
-pub fn run(options: Options, output: Output) -> Result<(), Error> {
+pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
     let layout = Layout::new(options.root().as_deref())?;
     let client = Client::new(layout.clone());
     match options.command {
@@ -27,7 +30,11 @@ pub fn run(options: Options, output: Output) -> Result<(), Error> {
         Command::Pool(command) => pool::run(command, &client, output),
         Command::Volume(command) => volume::run(command, &client, output),
         Command::Image(command) => image::run(command, &client, output),
-    }
+        Command::Doctor(options) => {
+            return doctor::run(&options, &layout, &client, output);
+        }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn initialise(layout: &Layout, options: Init, output: Output) -> Result<(), Error> {

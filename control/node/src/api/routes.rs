@@ -36,6 +36,7 @@ fn routes() -> Routes {
         ("/v1/node/stop", "post", post(stop)),
         ("/v1/pools", "get", get(pools)),
         ("/v1/pools/{name}", "get", get(pool)),
+        ("/v1/pools/{name}/check", "get", get(check)),
         ("/v1/volumes", "get", get(list)),
         ("/v1/volumes", "post", post(create)),
         ("/v1/volumes/{name}", "get", get(info)),
@@ -184,6 +185,10 @@ async fn pools(State(node): Shared) -> Answer {
 
 async fn pool(State(node): Shared, Segment(text): Segment) -> Answer {
     ok(node.pool_info(&name(&text)?).await?)
+}
+
+async fn check(State(node): Shared, Path(text): Path<String>) -> Answer {
+    ok(node.check_pool(&name(&text)?).await?)
 }
 
 async fn list(

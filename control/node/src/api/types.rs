@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use archipelago_protocol::catalogue::Entry;
+use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Role};
 use archipelago_protocol::{Error, Lineage, Name, ObjectSize};
 use serde::{Deserialize, Serialize};
@@ -159,6 +160,18 @@ pub struct PoolView {
     pub total: u64,
     /// Volumes, snapshots and images.
     pub entries: u64,
+}
+
+/// What a check of a pool found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolCheck {
+    /// The pool.
+    pub pool: Name,
+    /// Whether it was served meanwhile.
+    pub online: bool,
+    /// What was found.
+    #[serde(flatten)]
+    pub report: Report,
 }
 
 /// The pools.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
+use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 use tokio::sync::Notify;
@@ -21,6 +22,8 @@ use crate::layout::Layout;
 
 /// How long a request may take, lives of the process in between included.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a check of the pool may take: less than the client of the API waits. Some 100,000 map pages.
+const CHECK_PATIENCE: Duration = Duration::from_secs(180);
 /// How often a request may meet the death of its process before it is taken for the cause.
 const DEATHS_MAX: u32 = 3;
 
@@ -92,8 +95,17 @@ impl Node {
     }
 
     async fn answer(&self, role: Role, request: &ControlRequest) -> Result<Answer, Error> {
+        self.answer_within(role, request, PATIENCE).await
+    }
+
+    async fn answer_within(
+        &self,
+        role: Role,
+        request: &ControlRequest,
+        patience: Duration,
+    ) -> Result<Answer, Error> {
         let process = self.process(role);
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + patience;
         let mut deaths = 0;
         loop {
             if *process.life().borrow() == Life::Ended {
@@ -121,6 +133,18 @@ impl Node {
                     .with_hint(format!("look at {}", self.layout.log().display())));
                 }
             }
+        }
+    }
+
+    /// Has the mapper check the pool beside its other work.
+    pub(crate) async fn check(&self) -> Result<Report, Error> {
+        let request = ControlRequest::Catalogue(CatalogueRequest::Check { repair: false });
+        let answer = self.answer_within(Role::Mapper, &request, CHECK_PATIENCE);
+        match answer.await?.reply {
+            ControlReply::Catalogue(CatalogueReply::Report(report)) => Ok(report),
+            ControlReply::Catalogue(CatalogueReply::Failed(error))
+            | ControlReply::Failed(error) => Err(error),
+            other => Err(unexpected(&other)),
         }
     }
 

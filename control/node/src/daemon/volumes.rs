@@ -7,8 +7,8 @@ use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 
 use super::node::{Node, unexpected};
 use crate::api::types::{
-    CloneVolume, CreateVolume, PoolView, RenameVolume, ResizeVolume, SnapshotVolume, VolumePage,
-    VolumeView,
+    CloneVolume, CreateVolume, PoolCheck, PoolView, RenameVolume, ResizeVolume, SnapshotVolume,
+    VolumePage, VolumeView,
 };
 use crate::config::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
@@ -32,7 +32,7 @@ impl Node {
     }
 
     /// Refuses a pool that is not there.
-    fn check_pool(&self, name: &Name) -> Result<(), Error> {
+    fn know_pool(&self, name: &Name) -> Result<(), Error> {
         if name == self.pool() {
             return Ok(());
         }
@@ -42,9 +42,19 @@ impl Node {
         )
     }
 
+    /// What is damaged, missing or leaked in the pool `name`.
+    pub(crate) async fn check_pool(&self, name: &Name) -> Result<PoolCheck, Error> {
+        self.know_pool(name)?;
+        Ok(PoolCheck {
+            pool: name.clone(),
+            online: true,
+            report: self.check().await?,
+        })
+    }
+
     /// The pool `name`.
     pub(crate) async fn pool_info(&self, name: &Name) -> Result<PoolView, Error> {
-        self.check_pool(name)?;
+        self.know_pool(name)?;
         let (name, Pool::File { directory }) = self.config.pool();
         match self.catalogue(CatalogueRequest::PoolInfo).await? {
             CatalogueReply::Pool {
@@ -106,7 +116,7 @@ impl Node {
     pub(crate) async fn create(&self, request: CreateVolume) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
         if let Some(pool) = &request.pool {
-            self.check_pool(pool)?;
+            self.know_pool(pool)?;
         }
         let _one_at_a_time = self.changes.lock().await;
         let create = CatalogueRequest::Create {

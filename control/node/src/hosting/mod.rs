@@ -8,6 +8,7 @@
 //! | `journal` | presence journals in mapped files |
 //! | `acceptor`, `port` | shared channels: who connects, who succeeds whom |
 //! | `control`, `devices` | requests of the daemon, on threads of their own |
+//! | `doctor` | a check of a pool that nobody serves |
 //! | `owner` | the host's number in the heads |
 //! | `confine` | what the process may not do any more |
 //! | `containment` | what a panic ends, and what a hostile front end does not |
@@ -23,6 +24,7 @@ mod confine;
 mod containment;
 mod control;
 mod devices;
+mod doctor;
 mod endpoint;
 mod event_loop;
 mod host;
@@ -56,6 +58,7 @@ use blocker::BlockerHost;
 pub use confine::confine;
 use devices::Devices;
 pub(crate) use devices::device_name;
+pub use doctor::check_offline;
 use endpoint::EndpointHost;
 use event_loop::EventLoop;
 use host::Host;

@@ -1,0 +1,131 @@
+//! `doctor`: through the daemon if one serves the node, else with the pool to ourselves.
+
+use std::process::ExitCode;
+
+use archipelago_node::api::types::{PoolCheck, PoolView};
+use archipelago_node::client::{Client, path_segment};
+use archipelago_node::config::Config;
+use archipelago_node::hosting::check_offline;
+use archipelago_node::layout::Layout;
+use archipelago_protocol::check::{Finding, FindingKind};
+use archipelago_protocol::{Error, ErrorCode, Name};
+
+use crate::options::Doctor;
+use crate::output::Output;
+
+pub(super) fn run(
+    options: &Doctor,
+    layout: &Layout,
+    client: &Client,
+    output: Output,
+) -> Result<ExitCode, Error> {
+    let config = Config::read(layout.config())?;
+    let pool = options.pool.as_ref().unwrap_or(config.pool().0);
+    let served = if options.repair {
+        refused_online(layout, client, pool)
+    } else {
+        online(client, pool)
+    };
+    let check = match served {
+        Err(error) if error.code == ErrorCode::Unavailable => {
+            offline(layout, &config, pool, options.repair)?
+        }
+        answer => answer?,
+    };
+    output.print(&check, |check| render(check, layout, options.repair))?;
+    Ok(match check.report.clean {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(ErrorCode::Damaged.exit_code()),
+    })
+}
+
+fn online(client: &Client, pool: &Name) -> Result<PoolCheck, Error> {
+    client.get(&format!("/v1/pools/{}/check", path_segment(pool.as_str())))
+}
+
+/// A daemon that answers is one in whose way a repair would be.
+fn refused_online(layout: &Layout, client: &Client, pool: &Name) -> Result<PoolCheck, Error> {
+    let _served: PoolView = client.get(&format!("/v1/pools/{}", path_segment(pool.as_str())))?;
+    Err(Error::new(
+        ErrorCode::InUse,
+        format!("pool `{pool}` is being served: repairs are made offline"),
+    )
+    .with_hint(format!("{} node stop", layout.command())))
+}
+
+fn offline(
+    layout: &Layout,
+    config: &Config,
+    pool: &Name,
+    repair: bool,
+) -> Result<PoolCheck, Error> {
+    if pool != config.pool().0 {
+        return Err(Error::new(
+            ErrorCode::NotFound,
+            format!("there is no pool `{pool}`"),
+        ));
+    }
+    Ok(PoolCheck {
+        pool: pool.clone(),
+        online: false,
+        report: check_offline(layout, config, repair)?,
+    })
+}
+
+fn render(check: &PoolCheck, layout: &Layout, repair: bool) -> String {
+    let report = &check.report;
+    let checked = report.checked;
+    let how = if check.online {
+        "while it is served"
+    } else {
+        "offline"
+    };
+    let mut lines = vec![format!(
+        "pool {}, checked {how}: {} volumes, snapshots and images, {} heads, {} logs, {} map pages, \
+         {} data objects; {} objects in all",
+        check.pool,
+        checked.entries,
+        checked.heads,
+        checked.logs,
+        checked.pages,
+        checked.data_objects,
+        checked.objects
+    )];
+    lines.extend(report.findings.iter().map(line));
+    if report.more > 0 {
+        lines.push(format!("and {} findings more", report.more));
+    }
+    lines.extend(
+        report
+            .repaired
+            .iter()
+            .map(|what| format!("repaired: {what}")),
+    );
+    let leaks = report
+        .findings
+        .iter()
+        .any(|finding| finding.kind == FindingKind::Leaked);
+    lines.push(match report.clean {
+        true if leaks && !repair => format!(
+            "clean; `{} doctor --repair` deletes what nothing will ever name, with the node stopped",
+            layout.command()
+        ),
+        true => "clean".to_owned(),
+        false => "damaged: nothing was changed; restore the objects named, or the pool, from a copy"
+            .to_owned(),
+    });
+    lines.join("\n")
+}
+
+fn line(finding: &Finding) -> String {
+    let kind = match finding.kind {
+        FindingKind::Damaged => "damaged",
+        FindingKind::Missing => "missing",
+        FindingKind::Remnant | FindingKind::Leaked => "note",
+    };
+    let needed = finding
+        .needed_by
+        .as_ref()
+        .map_or(String::new(), |name| format!(" (needed by `{name}`)"));
+    format!("{kind}: {}{needed}", finding.message)
+}
