@@ -1,6 +1,7 @@
 //! What a device offers: how it is attached, feature bits, and the configuration space of virtio-blk.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use archipelago_protocol::ids::SECTOR_SIZE;
 use archipelago_protocol::{Error, ErrorCode, Lineage, ObjectSize};
@@ -74,11 +75,17 @@ pub struct AttachConfig {
     pub read_only: bool,
     /// What GET_ID says; cut off after [`SERIAL_LEN`] bytes.
     pub serial: String,
+    /// A front end that connects, or starts its rings, again and again waits until this has passed for each time; a burst
+    /// is free.
+    /// Zero: never. [`AttachConfig::START_INTERVAL`] unless front ends are trusted.
+    pub start_interval: Duration,
 }
 
 impl AttachConfig {
     /// The owner alone.
     pub const SOCKET_MODE: u32 = 0o600;
+    /// Four a second: each start costs the pool some synced writes.
+    pub const START_INTERVAL: Duration = Duration::from_millis(250);
 
     /// Checks the ranges.
     ///

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Sender, bounded};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -24,7 +24,9 @@ use crate::dirty_log::DirtyLog;
 use crate::inflight::queue_len;
 use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX};
 use crate::queue::RingAddresses;
+use crate::session::Stop;
 use crate::shared::{Shared, TRAILER_LEN, signal};
+use crate::throttle::{self, Throttle};
 
 /// The way to the device: commands, and the bell that wakes its thread.
 #[derive(Debug, Clone)]
@@ -51,6 +53,11 @@ pub(crate) struct Handler {
     pub(crate) line: Line,
     /// Set when a message was refused: then the connection itself is sound.
     pub(crate) refused: bool,
+    /// Of all connections of the volume, one at a time.
+    pub(crate) throttle: Arc<Mutex<Throttle>>,
+    pub(crate) stop: Arc<Stop>,
+    /// Whether the next start is counted already: with the connection, or with another ring.
+    pub(crate) started: bool,
 }
 
 impl Handler {
@@ -82,6 +89,13 @@ impl Handler {
             .map_err(|cause| self.refuse(&format!("guest memory cannot be mapped: {cause}")))
     }
 
+    /// Waits before the first start of a run, if there were too many of them.
+    fn wait_to_start(&mut self) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.stop.wait(throttle::start(&self.throttle));
+        }
+    }
+
     /// An eventfd that can be rung without blocking.
     fn ringable(&mut self, file: Option<File>) -> Result<Option<File>> {
         let Some(file) = file else { return Ok(None) };
@@ -109,6 +123,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn reset_device(&mut self) -> Result<()> {
         self.shared.set_writeback(true);
+        self.started = false;
         self.tell(Command::Reset)
     }
 
@@ -172,6 +187,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let queue = self.index(index)?;
+        self.started = false;
         match self.ask(Command::StopRing(queue))? {
             Answer::Base(base) => Ok(VhostUserVringState::new(index, u32::from(base))),
             Answer::Done | Answer::Refused(_) => Err(Error::BackendInternalError),
@@ -180,7 +196,10 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         match self.ringable(fd)? {
-            Some(kick) => self.tell(Command::Kick(u16::from(index), OwnedFd::from(kick))),
+            Some(kick) => {
+                self.wait_to_start();
+                self.tell(Command::Kick(u16::from(index), OwnedFd::from(kick)))
+            }
             None => Err(self.refuse("a ring without an eventfd would have to be polled")),
         }
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`endpoint`] | attach and detach: the socket, the thread beside it |
 //! | `session`, `handler`, `back_channel` | one front end's connection: messages, descriptors, config notices |
+//! | `throttle` | how often a front end may connect, or start its rings anew |
 //! | [`command`] | what the connection's thread asks of the device |
 //! | [`device`] | the device on the data thread: its turn, the volume's life |
 //! | [`queue`], [`chain`], [`request`] | split ring, descriptor chains, virtio-blk requests |
@@ -45,6 +46,7 @@ pub mod queue;
 pub mod request;
 mod session;
 mod shared;
+mod throttle;
 pub mod wakeups;
 
 pub use config::AttachConfig;

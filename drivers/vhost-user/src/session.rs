@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{debug, info, warn};
@@ -18,6 +19,7 @@ use crate::command::Command;
 use crate::config::AttachConfig;
 use crate::handler::{Handler, Line};
 use crate::shared::Shared;
+use crate::throttle::{self, Throttle};
 
 /// Requests that leave the front end without an answer when they fail: GET_FEATURES, SET_LOG_BASE, GET_VRING_BASE,
 /// GET_INFLIGHT_FD. All that is left then is to hang up.
@@ -46,6 +48,16 @@ impl Stop {
         }
     }
 
+    /// Waits until told to stop, at most for `patience`.
+    pub(crate) fn wait(&self, patience: Duration) {
+        let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        if !patience.is_zero() {
+            // An interrupted wait is a shorter one.
+            let _told = poll(&mut fds, timeout);
+        }
+    }
+
     /// Whether a front end is connected.
     pub(crate) fn in_use(&self) -> bool {
         let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,6 +78,7 @@ pub(crate) struct Session {
     pub(crate) stop: Arc<Stop>,
     /// Rung when the configuration space has changed.
     pub(crate) notice: File,
+    pub(crate) throttle: Arc<Mutex<Throttle>>,
 }
 
 impl Session {
@@ -93,6 +106,7 @@ impl Session {
             return;
         };
         self.stop.set(Some(own));
+        self.stop.wait(throttle::start(&self.throttle));
         if self.stop.is_wanted() || self.line.call(Command::Connected).is_none() {
             self.stop.set(None);
             return;
@@ -102,6 +116,9 @@ impl Session {
             shared: Arc::clone(&self.shared),
             line: self.line.clone(),
             refused: false,
+            throttle: Arc::clone(&self.throttle),
+            stop: Arc::clone(&self.stop),
+            started: true,
         }));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
         let mut back_channel = BackChannel::default();

@@ -61,6 +61,7 @@ impl Devices {
                     queues,
                     read_only,
                     serial,
+                    start_interval: AttachConfig::START_INTERVAL,
                 };
                 answer.result(self.attach(config));
             }

@@ -35,6 +35,7 @@ impl Host {
             queues: 2,
             read_only: false,
             serial: "serial-of-this-volume-cut".to_owned(),
+            start_interval: AttachConfig::START_INTERVAL,
         };
         change(&mut config);
         let socket = config.socket.to_str().unwrap().to_owned();

@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::sync::atomic::Ordering;
 
+use archipelago_vhost_user::memory_volumes::MemoryVolumes;
 use proptest::prelude::*;
 use xseg::Region;
 
 use crate::front_end::{AVAIL, BUFFERS, FrontEnd, GUEST, MEMORY, RING, WRITE};
-use crate::host::{Host, eventually};
+use crate::host::{Host, SIZE, eventually};
 
 /// The device still serves a front end that behaves.
 fn check_alive(host: &Host) {
@@ -117,6 +118,28 @@ fn memory_that_is_truncated_under_the_device_breaks_its_rings_only() {
     check_alive(&host);
     other.submit(0, 0, 0, 512, WRITE);
     assert_eq!((other.used(), other.status(0)), ((0, 513), 0));
+}
+
+#[test]
+fn a_front_end_that_starts_again_and_again_opens_the_volume_a_few_times_only() {
+    let interval = std::time::Duration::from_secs(3600);
+    let volumes = MemoryVolumes::new(SIZE);
+    let host = Host::with(volumes, |config| config.start_interval = interval);
+    let restless = || {
+        let mut guest = FrontEnd::connect(&host.socket);
+        guest.start();
+        // Within one connection too.
+        guest.stop_ring();
+        guest.start_ring(0, None);
+    };
+    (0..8).for_each(|_| restless());
+    // The next one is heard an hour later; a detach does not wait for that (when the host is dropped).
+    let mut guest = FrontEnd::connect(&host.socket);
+    guest.send(1, 0, &[], &[]);
+    let patience = std::time::Duration::from_millis(300);
+    guest.stream.set_read_timeout(Some(patience)).unwrap();
+    assert!(guest.answer().is_none(), "the seventeenth start waits");
+    assert_eq!(host.volumes.state().opens, 16);
 }
 
 proptest! {

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use archipelago_protocol::{Lineage, ObjectSize};
 use archipelago_runtime::Peer;
@@ -77,6 +78,7 @@ impl Rig {
             queues: QUEUES,
             read_only: false,
             serial: "serial".to_owned(),
+            start_interval: Duration::ZERO,
         };
         let (line, seed) = seed(config).expect("eventfds");
         let device = seed

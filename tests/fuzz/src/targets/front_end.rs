@@ -52,6 +52,7 @@ impl Host {
             queues: 2,
             read_only: false,
             serial: "serial".to_owned(),
+            start_interval: Duration::ZERO,
         };
         let (endpoint, seed) = Endpoint::attach(config).expect("an endpoint");
         let thread = std::thread::spawn(move || {
