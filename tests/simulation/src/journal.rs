@@ -45,9 +45,17 @@ impl Journals {
     }
 }
 
-/// The production mapper with these journals.
+/// The production mapper with these journals, started.
 #[must_use]
 pub fn mapper(journals: &Journals) -> Mapper {
+    let mut mapper = unstarted(journals);
+    mapper.start();
+    mapper
+}
+
+/// The same before it has read anything: as it checks a pool that nobody serves.
+#[must_use]
+pub fn unstarted(journals: &Journals) -> Mapper {
     let config = MapperConfig {
         owner: 1,
         log_len: LOG_LEN,
@@ -56,9 +64,7 @@ pub fn mapper(journals: &Journals) -> Mapper {
         pending_max: RECORDS,
         io_len_max: 64 << 10,
     };
-    let mut mapper = Mapper::new(config, Box::new(journals.clone()));
-    mapper.start();
-    mapper
+    Mapper::new(config, Box::new(journals.clone()))
 }
 
 impl JournalMemory for Area {

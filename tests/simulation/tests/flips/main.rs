@@ -1,0 +1,234 @@
+//! Every bit of every metadata object of a small pool, flipped one at a time: a check reports it by the object's name, what
+//! needs it refuses, and nothing else is ever served. What may change unnoticed is listed in `free`.
+//!
+//! | variable | what |
+//! |---|---|
+//! | `FLIP` | only this one: an object as it is printed, a colon, the bit |
+//! | `FLIPS` | `all`: every bit of empty log space too |
+//!
+//! Every bit of heads, packs and of what logs hold. Of log space that holds nothing, where all bits are alike: every bit
+//! where a batch would begin, and every 61st elsewhere. Without optimisation every 1009th of these only.
+
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod free;
+#[cfg(test)]
+mod repairs;
+#[cfg(test)]
+mod world;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use archipelago_blocker::simulated::SimulatedBackend;
+    use archipelago_protocol::check::{FindingKind, Report};
+    use archipelago_protocol::error::ErrorCode;
+    use archipelago_protocol::ids::Lineage;
+    use archipelago_protocol::object::{ObjectId, ObjectKind};
+    use xseg::Region;
+
+    use crate::free::{self, Free};
+    use crate::world::{IMAGE, Served, World, small_pool};
+
+    const STEP: usize = if cfg!(debug_assertions) { 1009 } else { 1 };
+    const EMPTY_STEP: usize = 61;
+    const THREADS: usize = 2;
+
+    /// As the mapper calls it.
+    fn name_of(id: ObjectId) -> String {
+        let owner = match id.lineage {
+            Lineage::CATALOGUE => "the catalogue".to_owned(),
+            lineage => lineage.to_string(),
+        };
+        match id.kind {
+            ObjectKind::Head => format!("head of {owner}"),
+            ObjectKind::Log => format!("log {} of {owner}", id.number),
+            ObjectKind::Pack => format!("pack {} of {owner}", id.number),
+            other => panic!("{other:?} is no metadata"),
+        }
+    }
+
+    /// What became of a flip.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    enum Fate {
+        /// Refused where it is needed, reported by the check; both name the object.
+        Refused,
+        /// The check says that it is damaged; what needs it takes it for the torn end of the log.
+        LastBatch,
+        /// The check says that it is damaged; nothing needs it now.
+        Reported,
+        /// The check notes it; nothing needs it.
+        Noted,
+        /// Nobody notices, and nobody needs to.
+        Free(free::Reason),
+    }
+
+    struct Pool {
+        backend: SimulatedBackend,
+        region: Region,
+        served: Served,
+        report: Report,
+        free: BTreeMap<ObjectId, Free>,
+    }
+
+    impl Pool {
+        fn new() -> Pool {
+            let backend = small_pool();
+            let region = Region::anonymous(256 << 10).unwrap();
+            let served = World::started(backend.clone(), region.clone()).serve();
+            let report = World::on(backend.clone(), region.clone()).checked(false);
+            let free = free::of(&backend);
+            Pool {
+                backend,
+                region,
+                served,
+                report,
+                free,
+            }
+        }
+
+        fn flip(&self, id: ObjectId, bit: usize) -> Result<Fate, String> {
+            let name = name_of(id);
+            let mut flipped = self.backend.clone();
+            flipped.flip(id, bit as u64 / 8, 1 << (bit % 8));
+            let damaged = flipped.bytes(id);
+            let mut checker = World::on(flipped.clone(), self.region.clone());
+            let report = checker.checked(false);
+            if checker.backend.bytes(id) != damaged {
+                return Err("the check wrote to it".to_owned());
+            }
+            let mut server = World::started(flipped, self.region.clone());
+            let served = server.serve();
+            let mut refused = false;
+            let mut different = Vec::new();
+            for (lineage, expected) in &self.served {
+                // Without a catalogue nothing is served.
+                let found = served
+                    .get(lineage)
+                    .or_else(|| served.get(&Lineage::CATALOGUE));
+                match found {
+                    Some(Err((ErrorCode::Damaged, why))) if why.contains(&name) => refused = true,
+                    Some(Err((code, why))) => return Err(format!("{lineage}: {code:?} {why}")),
+                    Some(Ok(_)) if served.get(lineage) == Some(expected) => {}
+                    _ => different.push(*lineage),
+                }
+            }
+            if served
+                .keys()
+                .any(|lineage| *lineage != Lineage::CATALOGUE && !self.served.contains_key(lineage))
+            {
+                return Err(format!("something else is served: {served:?}"));
+            }
+            if refused && server.backend.bytes(id) != damaged {
+                return Err("it was refused, and then written".to_owned());
+            }
+            let finding = report
+                .findings
+                .iter()
+                .find(|finding| finding.message.contains(&name));
+            let kind = finding.map(|finding| finding.kind);
+            let at = bit / 8;
+            let free = &self.free[&id];
+            let in_last = free
+                .last_batch
+                .as_ref()
+                .is_some_and(|last| last.contains(&at));
+            match (refused, kind.is_some_and(FindingKind::is_damage), kind) {
+                (true, true, _) if different.is_empty() => Ok(Fate::Refused),
+                (false, true, _) if in_last => Ok(Fate::LastBatch),
+                (false, true, _) if different.is_empty() => Ok(Fate::Reported),
+                (false, false, Some(FindingKind::Remnant)) if different.is_empty() && !in_last => {
+                    Ok(Fate::Noted)
+                }
+                (false, false, None) if different.is_empty() && report == self.report => {
+                    match free.reason(at) {
+                        Some(reason) => Ok(Fate::Free(reason)),
+                        None => Err("nobody notices".to_owned()),
+                    }
+                }
+                _ => Err(format!(
+                    "refused {refused}, served otherwise {different:?}, {report:?}"
+                )),
+            }
+        }
+    }
+
+    type Fates = BTreeMap<(String, Fate), u64>;
+
+    fn judge(pool: &Pool, id: ObjectId, bit: usize) -> Fate {
+        let judged = catch_unwind(AssertUnwindSafe(|| pool.flip(id, bit)));
+        let failed = |why: &str| {
+            let flip = format!("{}:{bit}", name_of(id));
+            panic!(
+                "{flip}: {why}\nreplay: FLIP='{flip}' cargo test --release -p archipelago-simulation --test flips"
+            )
+        };
+        match judged {
+            Ok(Ok(fate)) => fate,
+            Ok(Err(why)) => failed(&why),
+            Err(_panic) => failed("it panics"),
+        }
+    }
+
+    fn part(thread: usize) -> Fates {
+        let pool = Pool::new();
+        let mut fates = Fates::new();
+        let all = std::env::var("FLIPS").is_ok_and(|flips| flips == "all");
+        for id in pool.free.keys() {
+            let bits = pool.backend.bytes(*id).unwrap().len() * 8;
+            for bit in (thread * STEP..bits).step_by(STEP * THREADS) {
+                if pool.free[id].is_empty_space(bit / 8) && bit % EMPTY_STEP != 0 && !all {
+                    continue;
+                }
+                let fate = judge(&pool, *id, bit);
+                *fates.entry((name_of(*id), fate)).or_default() += 1;
+            }
+            println!("thread {thread}: {}", name_of(*id));
+        }
+        fates
+    }
+
+    #[test]
+    fn every_flipped_bit_is_reported_and_refused_or_provably_free() {
+        let pool = Pool::new();
+        println!("{:?}", pool.report);
+        assert!(pool.report.clean, "{:?}", pool.report);
+        assert!(pool.served.values().all(Result::is_ok), "{:?}", pool.served);
+        assert_eq!(pool.served.len(), 5);
+        if let Ok(flip) = std::env::var("FLIP") {
+            let (name, bit) = flip.rsplit_once(':').expect("object:bit");
+            let id = pool.free.keys().find(|id| name_of(**id) == name);
+            let fate = judge(&pool, *id.expect("an object"), bit.parse().unwrap());
+            println!("{flip}: {fate:?}");
+            return;
+        }
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| std::thread::spawn(move || part(thread)))
+            .collect();
+        let mut all = Fates::new();
+        for thread in threads {
+            for (key, count) in thread.join().expect("a flip was noticed by nobody") {
+                *all.entry(key).or_default() += count;
+            }
+        }
+        let mut kinds: BTreeMap<Fate, u64> = BTreeMap::new();
+        for ((name, fate), count) in &all {
+            println!("{count:>8} bits of {name}: {fate:?}");
+            *kinds.entry(*fate).or_default() += count;
+            // An image is found through the catalogue; its head was needed while it was filled.
+            let fit = match name == &name_of(ObjectId::head(IMAGE)) {
+                true => Fate::Reported,
+                false => Fate::Refused,
+            };
+            let of_head = name.starts_with("head");
+            assert!(!of_head || *fate == fit, "{name}: {fate:?}");
+        }
+        println!("{} flips: {kinds:?}", kinds.values().sum::<u64>());
+        for fate in [Fate::Refused, Fate::LastBatch, Fate::Noted] {
+            assert!(kinds.contains_key(&fate), "no flip was {fate:?}: {kinds:?}");
+        }
+    }
+}
