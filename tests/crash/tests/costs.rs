@@ -191,8 +191,12 @@ fn names_cost_the_same_at_any_size() -> Result<()> {
     costs("1M")?;
     let (small, large) = (costs("1G")?, costs("10T")?);
     ensure!(small == large, "1G: {small:?}\n10T: {large:?}");
-    for (figures, what) in small.iter().zip(["create", "snapshot", "clone"]) {
-        ensure!(figures["requests"] <= 2, "{what}: {figures:?}");
+    // A snapshot of a volume that was never opened looks for its head, then for its log: neither must have been lost.
+    for (figures, (what, most)) in small
+        .iter()
+        .zip([("create", 2), ("snapshot", 3), ("clone", 2)])
+    {
+        ensure!(figures["requests"] <= most, "{what}: {figures:?}");
     }
     Ok(())
 }

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::object::{ObjectId, ObjectKind};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, Generation, Lineage};
 
 use super::carried::CarriedBlocks;
@@ -34,6 +34,13 @@ pub(super) enum LastEnd {
 pub(crate) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(VolumeHead, u64)>> {
     let id = ObjectId::head(item.lineage);
     let Some((version, bytes)) = core.disk.read_swapped(id).await? else {
+        if was_opened(core, item.lineage).await? {
+            let why = format!(
+                "{} is missing, but there are data or pages that it led to",
+                name_of(id)
+            );
+            return Err(Failure::damaged(why));
+        }
         return Ok(None);
     };
     let head = VolumeHead::decode(item.lineage, &bytes)?;
@@ -45,6 +52,24 @@ pub(crate) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(V
         return Err(Failure::damaged(why));
     }
     Ok(Some((head, version)))
+}
+
+/// Whether a volume without a head must have had one: only its log is written before its head is.
+async fn was_opened(core: &Core, lineage: Lineage) -> Outcome<bool> {
+    // A volume that was never opened has no log either, which is cheap to see.
+    if core
+        .disk
+        .occupied(ObjectId::log(lineage, 1))
+        .await?
+        .is_none()
+    {
+        return Ok(false);
+    }
+    let first = ObjectId::data(lineage, Epoch(0));
+    let objects = core.disk.list_above(first).await?;
+    Ok(objects.iter().any(|object| {
+        object.lineage == lineage && matches!(object.kind, ObjectKind::Data | ObjectKind::Pack)
+    }))
 }
 
 /// Opens for writing. The caller holds the lineage's lock and knows that nobody has it open.

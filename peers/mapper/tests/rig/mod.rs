@@ -142,12 +142,15 @@ impl Pool {
                 Vec::new(),
             ),
             ObjectOp::List => {
-                let any = self
-                    .objects
-                    .keys()
-                    .chain(self.swapped.keys())
-                    .any(|known| *known > id);
-                (ObjectReply::done(if any { 32 } else { 0 }), Vec::new())
+                let all = self.objects.keys().chain(self.swapped.keys());
+                let above: BTreeSet<ObjectId> = all.filter(|known| **known > id).copied().collect();
+                let room = request.len as usize / 32;
+                let ids: Vec<u8> = above
+                    .into_iter()
+                    .take(room)
+                    .flat_map(ObjectId::to_bytes)
+                    .collect();
+                (ObjectReply::done(ids.len() as u32), ids)
             }
             _ => (ObjectReply::done(0), Vec::new()),
         }

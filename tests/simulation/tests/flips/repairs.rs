@@ -158,3 +158,20 @@ fn a_check_beside_open_volumes_is_clean() {
         }
     }
 }
+
+#[test]
+fn a_volume_whose_head_is_lost_is_refused_and_not_begun_anew() {
+    for lineage in [DISK, CLONE] {
+        let mut world = World::on(small_pool(), region());
+        world.delete(ObjectId::head(lineage));
+        let mut world = World::started(world.backend, region());
+        let served = world.serve();
+        let (code, why) = served[&lineage].clone().unwrap_err();
+        assert_eq!(code, ErrorCode::Damaged);
+        assert!(
+            why.contains(&format!("head of {lineage} is missing")),
+            "{why}"
+        );
+        assert!(world.backend.bytes(ObjectId::head(lineage)).is_none());
+    }
+}
