@@ -10,7 +10,7 @@ use archipelago_blocker::{Backend, Capabilities, Fencing};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::{Clock, Source, Watch};
 use xseg::Span;
 
@@ -25,6 +25,9 @@ use crate::transfer::Transfer;
 
 /// The token of the slow threads' bells; all others are places in the table.
 const BELL: u64 = u64::MAX;
+/// Threads for what may take long, by lineage: swaps are synced one by one, and a takeover of all volumes of a node is at
+/// least one swap each.
+const SLOW_THREADS: usize = 8;
 
 /// What a file backend can be told.
 #[derive(Debug, Clone)]
@@ -56,7 +59,8 @@ pub struct FileBackend {
     pub(crate) source: Source,
     pub(crate) access: Access,
     pub(crate) files: Files,
-    pub(crate) slow: Slow,
+    slow: Vec<Slow>,
+    syncer: Slow,
     deleter: Slow,
     pub(crate) bounces: Bounces,
     pub(crate) pending: Vec<Option<Pending>>,
@@ -67,7 +71,7 @@ pub struct FileBackend {
     /// Lists of spans for the next transfers: their memory is used again.
     pub(crate) spare: Vec<Vec<Span>>,
     pub(crate) counters: Counters,
-    _bells: [Watch; 2],
+    _bells: Vec<Watch>,
 }
 
 impl FileBackend {
@@ -95,17 +99,25 @@ impl FileBackend {
         let start = |name: &str| {
             Slow::start(name, layout.clone()).map_err(|error| failed("start a thread", error))
         };
-        let (slow, deleter) = (start("blocker-slow")?, start("blocker-delete")?);
+        let slow: Vec<Slow> = (0..SLOW_THREADS)
+            .map(|_| start("blocker-slow"))
+            .collect::<Result<_, Error>>()?;
+        let (syncer, deleter) = (start("blocker-sync")?, start("blocker-delete")?);
         let watch = |slow: &Slow| {
             let watch = source.poll_readable(slow.bell(), BELL);
             watch.map_err(|error| failed("watch a thread", error))
         };
-        let bells = [watch(&slow)?, watch(&deleter)?];
+        let bells = slow
+            .iter()
+            .chain([&syncer, &deleter])
+            .map(watch)
+            .collect::<Result<_, Error>>()?;
         Ok(FileBackend {
             source,
             access,
             files: Files::new(layout, access),
             slow,
+            syncer,
             deleter,
             bounces: Bounces::default(),
             pending: Vec::new(),
@@ -178,9 +190,31 @@ impl FileBackend {
         });
         self.source.sync(&open.file, index as u64);
         if fresh {
-            self.slow.send(index, Job::Names(id.object.lineage));
+            self.send_names(index, id.object.lineage);
         }
         Ok(())
+    }
+
+    /// The thread that does the swaps of `lineage`.
+    fn slow_of(&self, lineage: Lineage) -> &Slow {
+        let [high, low] = lineage.to_words();
+        let count = self.slow.len() as u64;
+        // Lineages are random; a fixed one, the catalogue's, has its place too.
+        let index = usize::try_from((high ^ low) % count).unwrap_or(0);
+        &self.slow[index]
+    }
+
+    /// Has the names of the files of `lineage` made durable, for what is at `index`.
+    pub(crate) fn send_names(&self, index: usize, lineage: Lineage) {
+        self.slow_of(lineage).send(index, Job::Names(lineage));
+    }
+
+    /// The next job that a thread has done.
+    fn next_slow(&self) -> Option<(usize, ObjectReply)> {
+        self.slow
+            .iter()
+            .chain([&self.syncer, &self.deleter])
+            .find_map(Slow::next_done)
     }
 
     /// The ring is done with something.
@@ -264,7 +298,8 @@ impl FileBackend {
         let index = self.insert(Pending::Slow { ticket });
         let thread = match request.op {
             ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => &self.deleter,
-            _ => &self.slow,
+            ObjectOp::SyncPool => &self.syncer,
+            _ => self.slow_of(id.lineage),
         };
         let memory = memory.to_vec();
         let request = *request;
@@ -325,9 +360,7 @@ impl Backend for FileBackend {
         }
         while let Some(event) = self.source.next() {
             if event.token == BELL {
-                while let Some((index, reply)) =
-                    self.slow.next_done().or_else(|| self.deleter.next_done())
-                {
+                while let Some((index, reply)) = self.next_slow() {
                     self.on_slow(index, reply);
                 }
             } else if let Ok(index) = usize::try_from(event.token) {

@@ -22,7 +22,6 @@ use crate::errors::code_of;
 use crate::files::Missing;
 use crate::layout::{CONTAINER_LEN, FileId};
 use crate::pool::Access;
-use crate::slow::Job;
 use crate::transfer::{Fit, Transfer, Way};
 
 impl FileBackend {
@@ -251,8 +250,8 @@ impl FileBackend {
         };
         if transfer.open.fresh.get() {
             transfer.waiting += 1;
-            self.slow
-                .send(index, Job::Names(transfer.open.id.object.lineage));
+            let lineage = transfer.open.id.object.lineage;
+            self.send_names(index, lineage);
         }
     }
 

@@ -2,12 +2,16 @@
 //! nothing else may wait.
 //!
 //! Invariants
-//! - A thread does its jobs in order, and one thread does all swaps, so a swap is atomic among swaps.
+//! - A thread does its jobs in order, and one thread does all swaps of a lineage, so a swap is atomic among swaps of its
+//!   object. Swaps of several lineages go on side by side, and the file system commits them together.
+//! - Syncs of the pool that wait for the thread are one sync: what it covers was completed before any of them was asked
+//!   for, so a sync that begins later covers it. If it fails, it fails for all.
 //! - Jobs are bounded by the credits of the clients whose requests they are.
 //! - A swap is judged only against what is durable: a slot whose write or sync failed is synced before it is read again.
 //! - Large files are shortened in steps before they are unlinked: freeing many extents at once blocks the file system for
 //!   everybody.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -49,6 +53,25 @@ pub(crate) enum Job {
     Names(Lineage),
 }
 
+impl Job {
+    fn syncs_pool(&self) -> bool {
+        matches!(self, Job::Request { request, .. } if request.op == ObjectOp::SyncPool)
+    }
+}
+
+/// Takes the syncs of the pool out of `jobs`, and leaves the others in their order: their tokens.
+fn take_pool_syncs(jobs: &mut VecDeque<(usize, Job)>) -> Vec<usize> {
+    let mut tokens = Vec::new();
+    jobs.retain(|(token, job)| {
+        let taken = job.syncs_pool();
+        if taken {
+            tokens.push(*token);
+        }
+        !taken
+    });
+    tokens
+}
+
 /// The thread, and the two ways to it.
 #[derive(Debug)]
 pub(crate) struct Slow {
@@ -70,11 +93,19 @@ impl Slow {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                for (token, job) in incoming {
+                let mut jobs = VecDeque::new();
+                while let Some((token, job)) = jobs.pop_front().or_else(|| incoming.recv().ok()) {
+                    let mut tokens = vec![token];
+                    if job.syncs_pool() {
+                        jobs.extend(incoming.try_iter());
+                        tokens.extend(take_pool_syncs(&mut jobs));
+                    }
                     let reply = work(&layout, &job).unwrap_or_else(ObjectReply::failed);
                     drop(job);
-                    if outgoing.send((token, reply)).is_err() {
-                        return;
+                    for token in tokens {
+                        if outgoing.send((token, reply)).is_err() {
+                            return;
+                        }
                     }
                     // The counter of an eventfd cannot overflow in the life of a machine.
                     let _rung = rung.write(1);
@@ -454,4 +485,28 @@ fn lineages(layout: &Layout) -> io::Result<Vec<Lineage>> {
         }
     }
     Ok(lineages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_syncs_of_the_pool_become_one_and_the_rest_keeps_its_order() {
+        let job = |op: ObjectOp| Job::Request {
+            request: ObjectRequest::new(op, ObjectId::head(Lineage(1))),
+            memory: Vec::new(),
+        };
+        let ops = [
+            ObjectOp::CompareAndSwap,
+            ObjectOp::SyncPool,
+            ObjectOp::Stat,
+            ObjectOp::SyncPool,
+        ];
+        let mut jobs: VecDeque<(usize, Job)> = ops.into_iter().map(job).enumerate().collect();
+        jobs.push_back((4, Job::Names(Lineage(1))));
+        assert_eq!(take_pool_syncs(&mut jobs), [1, 3]);
+        let left: Vec<usize> = jobs.iter().map(|(token, _)| *token).collect();
+        assert_eq!(left, [0, 2, 4]);
+    }
 }
