@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use archipelago_blocker::Backend;
 use archipelago_blocker::simulated::SimulatedBackend;
 use archipelago_mapper::{ClientId, Effect, Mapper};
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::error::ErrorCode;
@@ -106,7 +107,8 @@ impl World {
 
     pub(crate) fn map(&mut self, request: MapRequest) -> MapReply {
         self.tag += 1;
-        self.mapper.map_request(CLIENT, self.tag, request);
+        self.mapper
+            .map_request(CLIENT, self.tag, request, Carried::default());
         self.run();
         self.maps.remove(&self.tag).unwrap()
     }
