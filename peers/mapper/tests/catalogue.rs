@@ -6,7 +6,8 @@ mod rig;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind, Page};
 use archipelago_protocol::map::{MapOp, MapRequest};
-use archipelago_protocol::{ErrorCode, Name, ObjectSize};
+use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
+use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
 
 use rig::{Rig, small};
 
@@ -226,4 +227,27 @@ fn a_session_that_was_asked_for_by_a_dead_client_ends_at_once() {
     assert_eq!(rig.mapper.sessions(), 0);
     rig.client = archipelago_mapper::ClientId(2);
     rig.open(own, true);
+}
+
+#[test]
+fn a_catalogue_whose_head_is_lost_is_refused_not_begun_anew() {
+    let mut rig = Rig::new(small());
+    // Never opened: nothing but the catalogue's log tells of it.
+    rig.create("v", 1 << 20, ObjectSize::MIN);
+    let head = ObjectRequest::new(ObjectOp::Delete, ObjectId::head(Lineage::CATALOGUE));
+    rig.pool.serve(&head, &[]);
+    rig.power_cut(|| false);
+    let failure = rig.mapper.failure().unwrap();
+    assert_eq!(failure.code, ErrorCode::Damaged);
+    assert!(failure.message.contains("its log holds names"), "{failure}");
+}
+
+#[test]
+fn a_first_start_that_was_cut_short_is_begun_anew() {
+    let mut rig = Rig::new(small());
+    let head = ObjectRequest::new(ObjectOp::Delete, ObjectId::head(Lineage::CATALOGUE));
+    rig.pool.serve(&head, &[]);
+    rig.power_cut(|| false);
+    assert!(rig.mapper.failure().is_none());
+    rig.create("v", 1 << 20, ObjectSize::MIN);
 }

@@ -162,6 +162,21 @@ impl Catalogue {
             log_len: core.config.catalogue_log_len,
             ..self.head.get().0
         };
+        // A first start that was cut short leaves part of a log, or an empty one, never one with names in it.
+        let mut left = Log {
+            generation: Generation(u64::MAX),
+            ..log_of(&head)
+        };
+        let whole = match core.disk.len(left.id).await {
+            Ok(len) => len >= left.len,
+            Err(failure) if failure.code == ErrorCode::NotFound => false,
+            Err(failure) => return Err(failure),
+        };
+        if whole && !left.replay(&core.disk, Generation(0)).await?.is_empty() {
+            return Err(Failure::damaged(
+                "the head of the catalogue is missing, but its log holds names",
+            ));
+        }
         Log::create(
             &core.disk,
             ObjectId::log(Lineage::CATALOGUE, head.log_number),
