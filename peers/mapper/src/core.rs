@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::map::MapReply;
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
@@ -52,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) gone: RefCell<BTreeSet<ClientId>>,
     pub(crate) prepared: RefCell<BTreeMap<u64, Prepared>>,
     pub(crate) damages: RefCell<BTreeMap<Lineage, String>>,
+    /// Volumes whose journals were voided by a failed sync of the pool.
+    pub(crate) lost: RefCell<BTreeSet<Lineage>>,
     locks: RefCell<BTreeMap<Lineage, Lock>>,
     loading: RefCell<BTreeMap<PageRef, Lock>>,
     counters: Cell<Counters>,
@@ -71,6 +74,7 @@ impl Core {
             gone: RefCell::default(),
             prepared: RefCell::default(),
             damages: RefCell::default(),
+            lost: RefCell::default(),
             locks: RefCell::default(),
             loading: RefCell::default(),
             counters: Cell::default(),
@@ -169,6 +173,32 @@ impl Core {
                 .borrow_mut()
                 .insert(lineage, failure.message.clone());
         }
+    }
+
+    /// Makes all completed writes to the pool durable.
+    ///
+    /// A failure is final, and everybody's: it does not say what was lost, and another sync may succeed without it. So
+    /// nothing that is not durable counts any more, of no volume: those that are open stop, what journals know is void, and
+    /// whoever opens such a volume next is told.
+    pub(crate) async fn sync_pool(&self) -> Outcome<()> {
+        let synced = self.disk.sync_pool().await;
+        if synced.is_err() {
+            self.volumes
+                .borrow()
+                .values()
+                .for_each(|volume| volume.poison());
+            let names = self.catalogue.names.borrow();
+            let mut journals = self.journals.borrow_mut();
+            for kind in [Kind::Volume, Kind::Importing] {
+                for lineage in names.of_kind(kind) {
+                    if self.volume(lineage).is_none() && journals.load(lineage).is_some() {
+                        self.lost.borrow_mut().insert(lineage);
+                    }
+                    journals.remove(lineage);
+                }
+            }
+        }
+        synced
     }
 
     /// Brings a page into the cache, once for all who wait for it. It stays there as long as the caller holds the node.

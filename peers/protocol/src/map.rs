@@ -81,6 +81,9 @@ impl MapOp {
 pub const FLAG_WRITE: u8 = 1;
 /// Flag of [`MapOp::FlushCommit`]: all that was ever carried is synced where it belongs.
 pub const FLAG_HOME: u8 = 2;
+/// Flag of [`MapOp::Open`]: a sync failed in the last session, and a dead mapper was not told ([`MapOp::Abandon`]): drop what
+/// is not durable.
+pub const FLAG_DROP: u8 = 4;
 /// Flag in an answer: the last session did not end cleanly; it was recovered.
 pub const FLAG_UNCLEAN: u32 = 1;
 /// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
@@ -116,7 +119,7 @@ impl Placement {
 pub struct MapRequest {
     /// What to do.
     pub op: MapOp,
-    /// [`FLAG_WRITE`], [`FLAG_HOME`] or 0.
+    /// [`FLAG_WRITE`], [`FLAG_HOME`], [`FLAG_DROP`] or 0.
     pub flags: u8,
     /// Session that [`MapOp::Open`] gave.
     pub handle: u32,
@@ -173,7 +176,9 @@ impl MapRequest {
     pub fn decode(entry: &Submission) -> Result<Self, ErrorCode> {
         let op = MapOp::from_bits(entry.op).ok_or(ErrorCode::Unsupported)?;
         let [first, second, len] = entry.args;
-        if entry.flags & !(FLAG_WRITE | FLAG_HOME) != 0 || entry.offset.checked_add(len).is_none() {
+        if entry.flags & !(FLAG_WRITE | FLAG_HOME | FLAG_DROP) != 0
+            || entry.offset.checked_add(len).is_none()
+        {
             return Err(ErrorCode::Invalid);
         }
         Ok(MapRequest {

@@ -257,6 +257,10 @@ pub(crate) struct Volume {
     pub(crate) asked: bool,
     /// Whether the driver was told that it is open.
     pub(crate) opened: bool,
+    /// A sync failed, and no session has begun since.
+    pub(crate) dropped: bool,
+    /// The last try to open it again met a failed sync.
+    pub(crate) reopened: bool,
     /// Whether it closes when everything is done.
     pub(crate) closing: bool,
     /// Whether a driver still collects events.
@@ -309,6 +313,8 @@ impl Volume {
             state: State::Opening,
             asked: false,
             opened: false,
+            dropped: false,
+            reopened: false,
             closing: false,
             listening: true,
             lost: None,

@@ -272,6 +272,9 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         self.make_ready(v);
         if kind == Kind::Piece {
             self.note_written(index, &reply);
+        } else if self.recovering && reply.result.is_err() {
+            // Final, although its round is forgotten: syncing again would succeed without the data.
+            self.fail_volume(v);
         }
         // Whoever drains has the requests start again or fail: an answer only says that the memory is free.
         if self.recovering || matches!(self.volumes[v].state, State::Failing(_)) {

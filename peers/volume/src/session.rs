@@ -6,12 +6,13 @@
 //!   the next one fails: it would cover writes that were acknowledged and are lost.
 //! * A mapper that died (its port has another incarnation): when no object request of any volume is in flight, every
 //!   volume is opened again, and its unfinished requests start from the beginning, in the order of submission. What was
-//!   dirty stays dirty. Requests whose data was written and reported only wait for a flush again.
+//!   dirty stays dirty. Requests whose data was written and reported only wait for a flush again. If the open says that
+//!   a sync failed, that is as above. So is a sync that fails while the mapper is dead: its successor hears of it.
 //!
 //! Starting from the beginning may write bytes a second time after a later, overlapping write of the same driver was
 //! answered. Both were in flight together, so their order was never promised.
 
-use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
+use archipelago_protocol::map::{FLAG_DROP, MapOp, MapReply, MapRequest};
 use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeInfo, VolumeOp};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use xseg::ClientPort;
@@ -31,7 +32,11 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         let volume = &self.volumes[v];
         match volume.state {
             State::Opening => {
-                let request = MapRequest::open(volume.lineage, volume.mode == OpenMode::Exclusive);
+                let mut request =
+                    MapRequest::open(volume.lineage, volume.mode == OpenMode::Exclusive);
+                if volume.dropped {
+                    request.flags |= FLAG_DROP;
+                }
                 self.ask(v, request)
             }
             State::Abandoning => self.ask(v, MapRequest::new(MapOp::Abandon, volume.session)),
@@ -106,6 +111,12 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             },
             // Guests only wait while nobody is there.
             (State::Opening, Err(ErrorCode::Unavailable)) if volume.opened => {}
+            // What was not flushed is lost; the next open has what is durable. Once: a disk that fails for good ends it.
+            (State::Opening, Err(ErrorCode::SyncFailed)) if volume.opened && !volume.reopened => {
+                volume.reopened = true;
+                self.fail_drained(v, u64::MAX);
+                self.make_ready(v);
+            }
             (State::Opening, Err(code)) => self.open_failed(v, code),
             (State::Abandoning, _) if volume.closing => {
                 let lost = volume.lost.take();
@@ -127,6 +138,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     fn opened(&mut self, v: u32, size: u64) {
         let volume = &mut self.volumes[v];
         volume.state = State::Serving;
+        (volume.dropped, volume.reopened) = (false, false);
         volume.lineages.clear();
         let first = !std::mem::replace(&mut volume.opened, true);
         let old_size = std::mem::replace(&mut volume.size, size);
@@ -249,6 +261,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         volume.flush = Flush::default();
         volume.flush.news = true;
         volume.flush.untold = !told;
+        volume.dropped = true;
         volume.asked = false;
         if volume.closing {
             volume.lost = Some(refused(

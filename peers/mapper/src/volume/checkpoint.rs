@@ -73,7 +73,7 @@ impl Volume {
 
     async fn store(&self, core: &Rc<Core>, picture: Picture, clean: bool) -> Outcome<()> {
         if picture.unsynced {
-            let synced = core.disk.sync_pool().await;
+            let synced = core.sync_pool().await;
             self.judge(core, synced)?;
         }
         let root = self.store_tree(core, &picture.tree).await?;

@@ -5,7 +5,8 @@
 //! - `pending` holds, in order, what the tree knows and the log does not; a record leaves it when its batch is durable.
 //! - A page or batch is durable only after the data that it speaks of, or a batch together with it: commits take what the
 //!   volume peer has synced, or carry it; checkpoints and closes sync the pool first if anything is pending or carried.
-//! - After a failed sync, append or swap the volume is poisoned: it writes nothing until it was opened again.
+//! - After a failed sync, append or swap the volume is poisoned: it writes nothing until it was opened again. After a
+//!   failed sync of the pool all are.
 
 mod apply;
 mod carried;
@@ -139,6 +140,14 @@ impl Volume {
                     self.lineage
                 ),
             )),
+        }
+    }
+
+    /// What this volume wrote may be lost: it writes nothing until it was opened again.
+    pub(crate) fn poison(&self) {
+        let mut live = self.live.borrow_mut();
+        if !live.read_only {
+            live.poison.get_or_insert(ErrorCode::SyncFailed);
         }
     }
 

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use archipelago_protocol::object::{ObjectId, ObjectKind};
-use archipelago_protocol::{BLOCK_SIZE, Epoch, Generation, Lineage};
+use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Generation, Lineage};
 
 use super::carried::CarriedBlocks;
 use super::{Live, Volume, with_pages};
@@ -72,7 +72,8 @@ async fn was_opened(core: &Core, lineage: Lineage) -> Outcome<bool> {
     }))
 }
 
-/// Opens for writing. The caller holds the lineage's lock and knows that nobody has it open.
+/// Opens for writing. A sync of the pool that failed since the last session is told once, as [`ErrorCode::SyncFailed`]; the
+/// next open has what is durable. The caller holds the lineage's lock and knows that nobody has it open.
 pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
     let lineage = item.lineage;
     let found = read_head(core, item).await?;
@@ -208,10 +209,14 @@ async fn recover(
     volume: &Rc<Volume>,
     mut next: VolumeHead,
 ) -> Outcome<VolumeHead> {
-    if let Err(failure) = core.disk.sync_pool().await {
-        // Final: another sync may succeed without the data, so what only the journal knows is lost.
-        core.journals.borrow_mut().remove(volume.lineage);
-        return Err(failure);
+    let synced = core.sync_pool().await;
+    // Told now, whosever sync it was that failed.
+    let lost = core.lost.borrow_mut().remove(&volume.lineage);
+    synced?;
+    if lost {
+        let lineage = volume.lineage;
+        let why = format!("a sync of the pool failed: what {lineage} had not flushed may be lost");
+        return Err(Failure::new(ErrorCode::SyncFailed, why));
     }
     let mut log = volume.log.borrow().clone();
     let mut records = Vec::new();

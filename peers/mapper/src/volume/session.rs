@@ -5,7 +5,8 @@ use std::rc::Rc;
 use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::map::{
-    FLAG_FLUSH_SOON, FLAG_UNCLEAN, FLAG_WRITE, LOCATE_LEN_MAX, MapOp, MapReply, MapRequest,
+    FLAG_DROP, FLAG_FLUSH_SOON, FLAG_UNCLEAN, FLAG_WRITE, LOCATE_LEN_MAX, MapOp, MapReply,
+    MapRequest,
 };
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 
@@ -32,7 +33,7 @@ pub(crate) fn dispatch(
         let core = Rc::clone(core);
         core.scheduler.clone().spawn(async move {
             let lineage = Lineage::from_words(request.operand[0], request.operand[1]);
-            let opened = open(&core, client, lineage, request.flags & FLAG_WRITE != 0).await;
+            let opened = open(&core, client, lineage, request.flags).await;
             let reply = opened.unwrap_or_else(|failure| {
                 core.note(lineage, &failure);
                 tracing::warn!("open of {lineage} failed: {}", failure.message);
@@ -279,7 +280,7 @@ fn hold(core: &Rc<Core>, volume: &Rc<Volume>, client: ClientId, tag: u64, reques
 /// Logs all that is pending, after a sync of the pool.
 async fn sync_and_commit(core: &Rc<Core>, volume: &Rc<Volume>, home: Home) -> Outcome<()> {
     let cut = volume.live.borrow().next_sequence - 1;
-    let synced = core.disk.sync_pool().await;
+    let synced = core.sync_pool().await;
     volume.judge(core, synced)?;
     commit(core, volume, Select::UpTo(cut), &Carried::default(), home).await
 }
@@ -292,12 +293,8 @@ fn release_held(core: &Rc<Core>, volume: &Rc<Volume>) {
     }
 }
 
-async fn open(
-    core: &Rc<Core>,
-    client: ClientId,
-    lineage: Lineage,
-    write: bool,
-) -> Outcome<MapReply> {
+async fn open(core: &Rc<Core>, client: ClientId, lineage: Lineage, flags: u8) -> Outcome<MapReply> {
+    let write = flags & FLAG_WRITE != 0;
     core.catalogue.ready(core).await?;
     let _alone = core.lock(lineage).await;
     let item = item(core, lineage)?;
@@ -317,6 +314,9 @@ async fn open(
             return Err(Failure::new(ErrorCode::InUse, format!("{lineage} is open")));
         }
         return Ok(add(core, client, volume, write, LastEnd::Clean));
+    }
+    if write && flags & FLAG_DROP != 0 {
+        core.forget(lineage);
     }
     let (volume, last_end) = match (frozen, write) {
         (true, _) => (read_only(core, &item, item.root), LastEnd::Clean),
