@@ -20,10 +20,18 @@ use crate::core::Core;
 use crate::failure::Outcome;
 use crate::log::{Record, RecordKind, UNIT};
 
+/// A block as the log carried it.
+#[derive(Debug)]
+struct Copy {
+    content: Vec<u8>,
+    /// The cut of its flush: zeros up to it came before the block was written.
+    cut: u64,
+}
+
 /// The last copy of each carried block that may not be home.
 #[derive(Debug, Default)]
 pub(crate) struct CarriedBlocks {
-    copies: BTreeMap<CarriedBlock, Vec<u8>>,
+    copies: BTreeMap<CarriedBlock, Copy>,
 }
 
 impl CarriedBlocks {
@@ -36,9 +44,10 @@ impl CarriedBlocks {
             match record.kind {
                 RecordKind::Home => self.copies.clear(),
                 RecordKind::Freeze => self.copies.retain(|of, _| of.epoch > record.epoch),
-                RecordKind::Zero => self
-                    .copies
-                    .retain(|of, _| !(record.start..record.end()).contains(&of.block)),
+                RecordKind::Zero => self.copies.retain(|of, copy| {
+                    let zeroed = (record.start..record.end()).contains(&of.block);
+                    !zeroed || record.sequence <= copy.cut
+                }),
                 RecordKind::Present | RecordKind::Carried => {}
             }
         }
@@ -50,7 +59,11 @@ impl CarriedBlocks {
                 epoch: record.epoch,
                 block: record.start,
             };
-            self.copies.insert(of, block.to_vec());
+            let copy = Copy {
+                content: block.to_vec(),
+                cut: record.sequence,
+            };
+            self.copies.insert(of, copy);
         }
         match blocks.next() {
             None => Ok(()),
@@ -71,13 +84,13 @@ impl CarriedBlocks {
             return Ok(());
         }
         let count = self.copies.len() as u64;
-        for (of, content) in self.copies {
+        for (of, Copy { content, .. }) in self.copies {
             let id = ObjectId::data(volume.lineage, of.epoch);
             core.disk
                 .write_data(id, volume.object_size, of.block * BLOCK_SIZE, &content)
                 .await?;
         }
-        core.disk.sync_pool().await?;
+        core.sync_pool().await?;
         core.count(|counters| counters.carried_home += count);
         Ok(())
     }
@@ -105,7 +118,7 @@ mod tests {
         }
         let copies = carried.copies.iter();
         copies
-            .map(|(of, content)| (of.block, of.epoch.0, content[0]))
+            .map(|(of, copy)| (of.block, of.epoch.0, copy.content[0]))
             .collect()
     }
 
@@ -118,11 +131,20 @@ mod tests {
         let home = [record(Home, 0, 0)];
         assert_eq!(left(&[(&one, &[7]), (&home, &[])]), []);
         assert_eq!(left(&[(&home, &[]), (&one, &[7])]), [(5, 1, 7)]);
-        let zero = [record(Zero, 5, 2)];
+        let zero = [Record {
+            sequence: 1,
+            ..record(Zero, 5, 2)
+        }];
         assert_eq!(left(&[(&one, &[7]), (&zero, &[])]), []);
         // Zeroed and written again between two flushes.
         let again = [record(Zero, 5, 1), record(Carried, 5, 1)];
         assert_eq!(left(&[(&one, &[7]), (&again, &[8])]), [(5, 1, 8)]);
+        // The same, and the records did not fit into the batch with the block.
+        let at = |record: Record, sequence| [Record { sequence, ..record }];
+        let late = [at(one[0], 2), at(zero[0], 1)];
+        assert_eq!(left(&[(&late[0], &[8]), (&late[1], &[])]), [(5, 1, 8)]);
+        let after = [at(one[0], 2), at(zero[0], 3)];
+        assert_eq!(left(&[(&after[0], &[8]), (&after[1], &[])]), []);
         let newer = [record(Carried, 6, 2), record(Carried, 5, 2)];
         let freeze = [record(Freeze, 0, 1)];
         assert_eq!(

@@ -38,6 +38,14 @@ impl Select {
             Select::Freeze(epoch) => record.epoch <= epoch,
         }
     }
+
+    /// Everything up to this sequence number is taken.
+    fn cut(self) -> u64 {
+        match self {
+            Select::UpTo(sequence) => sequence,
+            Select::Freeze(_) => 0,
+        }
+    }
 }
 
 impl Record {
@@ -79,12 +87,14 @@ impl Live {
 }
 
 /// Records and carried blocks as batches of at most `batch_max` bytes, carried blocks first: one whose presence is not
-/// logged yet does no harm, presence without content would.
-fn batches(records: &[Record], carried: &Carried, batch_max: usize) -> Vec<Content> {
+/// logged yet does no harm, presence without content would. Carried blocks get the sequence number `cut`: what became
+/// zeros before it was written again, although its record may stand in a later batch.
+fn batches(records: &[Record], carried: &Carried, cut: u64, batch_max: usize) -> Vec<Content> {
     let blocks = carried.iter().map(|(of, content)| {
         let record = Record {
             blocks: 1,
             start: of.block,
+            sequence: cut,
             ..Record::mark(RecordKind::Carried, of.epoch)
         };
         (record, content)
@@ -162,7 +172,7 @@ pub(super) async fn commit(
         return Ok(());
     }
     let batch_max = volume.log.borrow().batch_max(core.config.io_len_max);
-    for content in batches(&records, carried, batch_max) {
+    for content in batches(&records, carried, select.cut(), batch_max) {
         make_room(core, volume, &guard, content.batch_len(), batch_max).await?;
         let appended = Log::append(&volume.log, &core.disk, &content).await;
         volume.judge(core, appended)?;
