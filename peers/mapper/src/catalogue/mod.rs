@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - One batch is one atomic change; memory changes when the batch is durable. Changes go one after another.
-//! - After a failed append it is not known what is durable: the next request reads the catalogue again.
+//! - After a failed append it is not known what is durable: the next request reads the catalogue again, and stores what
+//!   it found anew before anybody hears of it.
 //! - What others descend from keeps its entry without a name; the last descendant takes it along (in the background).
 
 mod checkpoint;
@@ -110,7 +111,12 @@ impl Catalogue {
             State::Failed(failure) if failure.code == ErrorCode::Damaged => return Err(failure),
             State::Failed(_) | State::Unread => {}
         }
-        if let Err(failure) = self.read(core).await {
+        let mut read = self.read(core).await;
+        if read.is_ok() && !first {
+            // What a failed append left may be read and not be durable; syncing it again would prove nothing.
+            read = self.checkpoint(core).await;
+        }
+        if let Err(failure) = read {
             // An unread catalogue stays so: what an import left behind is removed by the first read that succeeds.
             if !first || failure.code == ErrorCode::Damaged {
                 *self.state.borrow_mut() = State::Failed(failure.clone());
@@ -140,6 +146,8 @@ impl Catalogue {
             Some((version, bytes)) => (CatalogueHead::decode(&bytes)?, version),
             None => (self.create(core).await?, 0),
         };
+        // A predecessor may have died between writing and syncing: what is read must be durable.
+        core.disk.sync(log_of(&head).id).await?;
         let (mut names, mut log) = stored(core, &head).await?;
         head.generation = Generation(head.generation.0 + 1);
         head.owner = core.config.owner;
