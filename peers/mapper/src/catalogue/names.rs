@@ -149,8 +149,9 @@ impl Names {
             .collect()
     }
 
-    pub(crate) fn doomed(&self) -> Option<Lineage> {
-        self.doomed.first().copied()
+    /// Gone, but not their objects.
+    pub(crate) fn doomed(&self) -> impl Iterator<Item = Lineage> + '_ {
+        self.doomed.iter().copied()
     }
 
     pub(crate) fn len(&self) -> u64 {

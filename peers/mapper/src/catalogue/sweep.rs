@@ -1,15 +1,18 @@
 //! Background: entries that nobody needs any more go, then their objects.
 //!
-//! A lineage is doomed by a durable record first; then its objects are deleted; then it is forgotten. A crash anywhere
-//! goes on at the next start.
+//! A lineage is doomed by a durable record first; then its objects are deleted, durably; then it is forgotten. A crash
+//! anywhere goes on at the next start. Deletes are durable after a sync of the pool: without it a power cut could bring
+//! objects back that nobody knows of any more.
 
 use std::rc::Rc;
+
+use archipelago_protocol::Lineage;
 
 use super::record::Change;
 use crate::core::Core;
 use crate::failure::Outcome;
 
-/// Most entries doomed by one batch.
+/// Most entries doomed, or forgotten, by one batch.
 const DOOMED_AT_ONCE: usize = 64;
 
 /// Starts the sweep unless it runs; it looks again at its end.
@@ -39,16 +42,21 @@ async fn sweep(core: &Rc<Core>) -> Outcome<()> {
             core.catalogue.change(core, &guard, changes).await?;
             continue;
         }
-        let doomed = core.catalogue.names.borrow().doomed();
-        drop(guard);
-        let Some(lineage) = doomed else {
-            return Ok(());
+        let doomed: Vec<Lineage> = {
+            let names = core.catalogue.names.borrow();
+            names.doomed().take(DOOMED_AT_ONCE).collect()
         };
-        core.disk.delete_lineage(lineage).await?;
+        drop(guard);
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        for lineage in &doomed {
+            core.disk.delete_lineage(*lineage).await?;
+        }
+        core.sync_pool().await?;
         let guard = core.catalogue.locked(core).await?;
-        core.catalogue
-            .change(core, &guard, vec![Change::Forget(lineage)])
-            .await?;
-        core.count(|counters| counters.lineages_deleted += 1);
+        let changes = doomed.iter().copied().map(Change::Forget).collect();
+        core.catalogue.change(core, &guard, changes).await?;
+        core.count(|counters| counters.lineages_deleted += doomed.len() as u64);
     }
 }
