@@ -221,6 +221,9 @@ fn play(setup: Setup, actions: &[Action]) {
     assert!(world.control.iter().filter(made).count() <= world.mapper.snapshots.len());
     world.results.clear();
     world.read_all();
+    // What a failed sync lost is told by the next flush, or by the close.
+    let flushed = world.run(VolumeOp::Flush, 0, 0);
+    assert!(flushed.is_ok() || setup.sync_faults, "{flushed:?}");
     world.events.clear();
     world.peer.close(world.handle);
     world.settle();
