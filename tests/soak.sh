@@ -24,6 +24,9 @@ while [ "$done" -lt "$total" ] && [ "$SECONDS" -lt "$end" ]; do
     echo "== soak: $done of $total kills, $((done * 60 / (SECONDS - began + 1))) a minute"
 done
 
+echo '== soak: gaps in service with a hundred volumes'
+cargo test --release --package archipelago-crash-tests --test gaps -- --ignored --nocapture --test-threads 1
+
 if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
     echo '== soak: no fuzzing: it needs `rustup toolchain install nightly` and `cargo install cargo-fuzz`'
     exit 0
