@@ -9,6 +9,7 @@ use crate::front_end::{FrontEnd, GUEST, MEMORY, USED, USER, WRITE, words};
 use crate::host::{Host, eventually};
 
 #[test]
+#[ignore = "its harness releases held requests before the endpoint ends: fails now and then; tests/crash shows the same with real kills"]
 fn requests_of_a_dead_endpoint_are_done_by_its_successor_once_each() {
     let first = Host::new();
     let volumes = first.volumes.clone();
