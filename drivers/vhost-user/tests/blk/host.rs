@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use archipelago_protocol::{Lineage, ObjectSize};
@@ -16,6 +18,8 @@ pub(crate) struct Host {
     pub(crate) volumes: MemoryVolumes,
     pub(crate) socket: String,
     thread: Option<JoinHandle<()>>,
+    /// The data thread ends where it is.
+    killed: Arc<AtomicBool>,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -41,11 +45,14 @@ impl Host {
         let socket = config.socket.to_str().unwrap().to_owned();
         let (endpoint, seed) = Endpoint::attach(config).unwrap();
         let served = volumes.clone();
+        let killed = Arc::new(AtomicBool::new(false));
+        let is_killed = Arc::clone(&killed);
         let thread = std::thread::spawn(move || {
             let wakeups = EpollWakeups::new().unwrap();
             let signals = wakeups.descriptor().unwrap();
             let mut device = seed.build(Rc::new(RefCell::new(served)), wakeups).unwrap();
-            while !device.is_finished() {
+            // Relaxed: nothing else is handed over with it.
+            while !device.is_finished() && !is_killed.load(Ordering::Relaxed) {
                 if device.poll() == Progress::Busy {
                     continue;
                 }
@@ -62,8 +69,16 @@ impl Host {
             volumes,
             socket,
             thread: Some(thread),
+            killed,
             _directory: Some(directory),
         }
+    }
+
+    /// Dies with what it holds, as a process does: nothing is shown after that, and nobody drains.
+    pub(crate) fn die(mut self) {
+        self.killed.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().unwrap();
+        thread.join().expect("the data thread ended well");
     }
 
     pub(crate) fn status(&self) -> archipelago_vhost_user::Counters {
@@ -82,11 +97,13 @@ impl Drop for Host {
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.detach(Detach::Force).unwrap();
         }
-        let ended = self.thread.take().unwrap().join();
-        assert!(
-            std::thread::panicking() || ended.is_ok(),
-            "the data thread ended well"
-        );
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(
+                std::thread::panicking() || ended.is_ok(),
+                "the data thread ended well"
+            );
+        }
     }
 }
 
