@@ -5,7 +5,9 @@
 mod rig;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
-use archipelago_protocol::map::{FLAG_FLUSH_SOON, FLAG_UNCLEAN, MapOp, MapRequest, Placement};
+use archipelago_protocol::map::{
+    FLAG_DROP, FLAG_FLUSH_SOON, FLAG_UNCLEAN, MapOp, MapRequest, Placement,
+};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
@@ -492,4 +494,80 @@ fn a_damaged_catalogue_refuses_everything() {
         "{}",
         error.message
     );
+}
+
+/// A volume that was written, closed and removed; the requests to the pool that the removal took.
+fn removed(rig: &mut Rig, name: &str) -> Vec<(ObjectOp, ObjectKind)> {
+    let own = rig.create(name, 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 0, 1);
+    rig.close(handle);
+    let from = rig.pool.log.len();
+    let removal = CatalogueRequest::Remove {
+        name: name.parse().unwrap(),
+    };
+    assert!(matches!(rig.control(removal), CatalogueReply::Done));
+    let took = rig.pool.log[from..].iter();
+    took.map(|(op, id, _)| (*op, id.kind)).collect()
+}
+
+#[test]
+fn a_removed_volume_is_forgotten_when_its_deletion_is_durable() {
+    let mut rig = Rig::new(small());
+    let took = removed(&mut rig, "v");
+    let after_doom = took
+        .iter()
+        .skip_while(|(op, _)| *op != ObjectOp::DeleteLineage);
+    let order: Vec<ObjectOp> = after_doom.map(|(op, _)| *op).collect();
+    assert_eq!(
+        order,
+        [
+            ObjectOp::DeleteLineage,
+            ObjectOp::SyncPool,
+            ObjectOp::Write // forgotten
+        ]
+    );
+}
+
+#[test]
+fn a_failed_sync_of_the_pool_stops_every_volume() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 3, 7);
+    assert!(rig.flush(handle).is_ok());
+    let took = removed(&mut rig, "first");
+    let sync = took.iter().position(|(op, _)| *op == ObjectOp::SyncPool);
+    // The same again, and this time the sync fails: it is nobody's in particular, so it is everybody's.
+    let second = rig.create("second", 1 << 20, ObjectSize::MIN);
+    let session = rig.open(second, true);
+    rig.write(second, session, 0, 1);
+    rig.close(session);
+    rig.pool.fail = Some((rig.pool.log.len() + 1 + sync.unwrap(), ErrorCode::Io));
+    let removal = CatalogueRequest::Remove {
+        name: "second".parse().unwrap(),
+    };
+    assert!(matches!(rig.control(removal), CatalogueReply::Done));
+    rig.pool.fail = None;
+    let asked = rig.locate(handle, 3, 1, true).result;
+    assert_eq!(asked, Err(ErrorCode::SyncFailed));
+    rig.op(MapOp::Abandon, handle, 0).result.unwrap();
+    let handle = rig.open(own, true);
+    assert_eq!(rig.read(handle, 3), 7, "what was flushed is there");
+}
+
+#[test]
+fn a_session_that_was_lost_is_dropped_when_its_successor_says_so() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 1, 1);
+    rig.flush(handle).unwrap();
+    rig.write(own, handle, 2, 2);
+    // A sync failed, and the mapper died before it was told: the journal speaks for data that may be gone.
+    rig.restart();
+    let mut request = MapRequest::open(own, true);
+    request.flags |= FLAG_DROP;
+    let handle = rig.ask(request).result.unwrap();
+    assert_eq!((rig.read(handle, 1), rig.read(handle, 2)), (1, 0));
 }
