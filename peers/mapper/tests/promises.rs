@@ -571,3 +571,47 @@ fn a_session_that_was_lost_is_dropped_when_its_successor_says_so() {
     let handle = rig.ask(request).result.unwrap();
     assert_eq!((rig.read(handle, 1), rig.read(handle, 2)), (1, 0));
 }
+
+#[test]
+fn a_sync_that_fails_beside_a_recovery_costs_it_nothing_that_its_own_made_durable() {
+    for own_first in [true, false] {
+        let mut rig = Rig::new(small());
+        let [mine, other] = ["mine", "other"].map(|name| {
+            let own = rig.create(name, 1 << 20, ObjectSize::MIN);
+            let handle = rig.open(own, true);
+            rig.write(own, handle, 3, 7);
+            own
+        });
+        rig.restart();
+        rig.stalled = true;
+        let first = if own_first { mine } else { other };
+        let second = if own_first { other } else { mine };
+        let tags = [first, second].map(|lineage| rig.send(MapRequest::open(lineage, true)));
+        // Both have read their heads and sync the pool; of the two syncs the second one fails.
+        rig.step(ObjectOp::ReadSwapped, None);
+        rig.step(ObjectOp::ReadSwapped, None);
+        if own_first {
+            rig.step(ObjectOp::SyncPool, None);
+            rig.step(ObjectOp::SyncPool, Some(ErrorCode::Io));
+        } else {
+            // Told, because what it had not flushed may have been dropped before its own sync.
+            rig.step(ObjectOp::SyncPool, Some(ErrorCode::Io));
+            rig.step(ObjectOp::SyncPool, None);
+        }
+        rig.stalled = false;
+        rig.run();
+        let of_mine = tags[usize::from(!own_first)];
+        let opened = rig.reply(of_mine).unwrap().result;
+        if own_first {
+            assert_eq!(rig.read(opened.unwrap(), 3), 7);
+            let abandoned = rig.op(MapOp::Abandon, opened.unwrap(), 0);
+            assert!(abandoned.result.is_ok());
+            assert!(
+                rig.ask(MapRequest::open(mine, true)).result.is_ok(),
+                "nothing is left to be told"
+            );
+        } else {
+            assert_eq!(opened, Err(ErrorCode::SyncFailed));
+        }
+    }
+}

@@ -106,6 +106,8 @@ pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Vol
         }
     };
     volume.swap_head(core, head, version).await?;
+    // What a failed sync could have dropped since the recovery's own is none of this volume's.
+    core.lost.borrow_mut().remove(&lineage);
     let journal = core.journals.borrow_mut().open(lineage, head.generation);
     let journal = journal.map_err(|code| {
         Failure::new(
@@ -209,6 +211,9 @@ async fn recover(
     volume: &Rc<Volume>,
     mut next: VolumeHead,
 ) -> Outcome<VolumeHead> {
+    // Taken before the sync that makes it true: a failed sync of somebody else voids journals, and this one is right if our
+    // own sync succeeds before that.
+    let journal = core.journals.borrow_mut().load(volume.lineage);
     let synced = core.sync_pool().await;
     // Told now, whosever sync it was that failed.
     let lost = core.lost.borrow_mut().remove(&volume.lineage);
@@ -228,7 +233,6 @@ async fn recover(
             .map_err(|why| log.damaged(&why))?;
         records.extend(said);
     }
-    let journal = core.journals.borrow_mut().load(volume.lineage);
     let journal = journal.filter(|journal| journal.generation == log.generation);
     if let Some(journal) = journal {
         // The machine lives: what was carried is where it belongs, or something newer is.

@@ -331,6 +331,23 @@ impl Rig {
         );
     }
 
+    /// Answers the first request of `op` that waits in a stalled rig, with `fault` instead of doing it if there is one.
+    pub(crate) fn step(&mut self, op: ObjectOp, fault: Option<ErrorCode>) {
+        let wanted =
+            |effect: &Effect| matches!(effect, Effect::Object { request, .. } if request.op == op);
+        let index = self.waiting.iter().position(wanted);
+        let index = index.unwrap_or_else(|| panic!("{op:?} does not wait: {:?}", self.waiting));
+        let Some(Effect::Object { id, request, data }) = self.waiting.remove(index) else {
+            unreachable!("found above");
+        };
+        let (reply, data) = match fault {
+            Some(code) => (ObjectReply::failed(code), Vec::new()),
+            None => self.pool.serve(&request, &data),
+        };
+        self.mapper.object_done(id, reply, data);
+        self.run();
+    }
+
     pub(crate) fn fresh(&mut self) -> Lineage {
         self.next_lineage += 1;
         Lineage(self.next_lineage)
