@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# `make soak`: kills of every process by the thousand, under verified load, with new seeds each round; then libFuzzer on each target. Stops
-# at the first failure, whose seed or input it prints, and says its rate.
+# `make soak`: kills of every process by the thousand, under verified load, and a million crash images after each round, with new seeds;
+# then libFuzzer on each target. Stops at the first failure, whose seed or input it prints, and says its rates.
 #   CRASH_KILLS   signals in all (10000)
-#   MINUTES       of kills, at most about so long (no limit)
+#   MINUTES       of kills and images, at most about so long (no limit)
 #   CRASH_SEED    seed of the first round (the time)
+#   SOAK_IMAGES   crash images of a round (1000000)
 #   FUZZ_SECONDS  of each fuzz target (600)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,6 +23,11 @@ while [ "$done" -lt "$total" ] && [ "$SECONDS" -lt "$end" ]; do
         --test kills --test zombies --test snapshots -- --nocapture
     done=$((done + round)) seed=$((seed + 1))
     echo "== soak: $done of $total kills, $((done * 60 / (SECONDS - began + 1))) a minute"
+    simulated=$SECONDS images=${SOAK_IMAGES:-1000000}
+    echo "== soak: simulation with FIRST_SEED=$seed"
+    # The enumerated sequences interleave in other ways with every seed; then random ones.
+    FIRST_SEED=$((seed * 100000)) IMAGES=$images cargo test --release --package archipelago-simulation every_short -- --nocapture
+    echo "== soak: at least $((images / (SECONDS - simulated + 1))) crash images a second"
 done
 
 echo '== soak: gaps in service with a hundred volumes'

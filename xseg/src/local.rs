@@ -20,11 +20,18 @@ use crate::region::{Region, RegionId, RegionTable};
 /// # Errors
 /// `InvalidInput` for a capacity that is not 1 to 65536; what the kernel says to mapping the arena.
 pub fn channel(capacity: usize, arena_len: usize) -> io::Result<(LocalClient, LocalServer)> {
+    channel_over(capacity, Region::anonymous(arena_len)?)
+}
+
+/// The same with `arena`, which nobody else uses.
+///
+/// # Errors
+/// `InvalidInput` for a capacity that is not 1 to 65536.
+pub fn channel_over(capacity: usize, arena: Region) -> io::Result<(LocalClient, LocalServer)> {
     if !(1..=SLOTS_MAX).contains(&capacity) {
         let text = format!("channel capacity {capacity} is not in 1..={SLOTS_MAX}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    let arena = Region::anonymous(arena_len)?;
     let mut table = RegionTable::default();
     table.insert(RegionId::ARENA, arena.clone());
     let regions = Rc::new(Version {

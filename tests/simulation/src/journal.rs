@@ -45,19 +45,19 @@ impl Journals {
     }
 }
 
-/// The production mapper with these journals, started.
+/// The production mapper of the node `owner` with these journals, started.
 #[must_use]
-pub fn mapper(journals: &Journals) -> Mapper {
-    let mut mapper = unstarted(journals);
+pub fn mapper(owner: u128, journals: &Journals) -> Mapper {
+    let mut mapper = unstarted(owner, journals);
     mapper.start();
     mapper
 }
 
 /// The same before it has read anything: as it checks a pool that nobody serves.
 #[must_use]
-pub fn unstarted(journals: &Journals) -> Mapper {
+pub fn unstarted(owner: u128, journals: &Journals) -> Mapper {
     let config = MapperConfig {
-        owner: 1,
+        owner,
         log_len: LOG_LEN,
         catalogue_log_len: LOG_LEN,
         cache_bytes: 1 << 20,

@@ -2,12 +2,13 @@
 //!
 //! * [`oracle`]: what may be read: the promises as a model.
 //! * [`plan`]: what a run does, random or enumerated.
-//! * [`machine`]: mapper, volume peer, backend and tasks, interleaved by a seed.
-//! * [`wiring`]: the two peers, their channels and the backend.
+//! * [`machine`]: nodes, backend and tasks, interleaved by a seed.
+//! * [`wiring`]: nodes and the backend.
+//! * [`node`]: a mapper, a volume peer and their channels.
 //! * [`volume`]: an open volume, as a task uses it.
 //! * [`memory`]: memory of machines.
 //! * [`journal`]: what survives the death of a process.
-//! * [`run`]: a plan carried out.
+//! * [`run`]: a plan carried out, by tasks.
 //! * [`trouble`]: why a run ends early.
 //! * [`crashes`]: crash images of every crash point, recovered and judged.
 //!
@@ -26,9 +27,12 @@ pub mod crashes;
 pub mod journal;
 pub mod machine;
 pub mod memory;
+pub mod node;
 pub mod oracle;
 pub mod plan;
+mod port;
 pub mod run;
+mod tasks;
 pub mod trouble;
 pub mod volume;
 pub mod wiring;

@@ -17,6 +17,7 @@ use archipelago_protocol::object::ObjectId;
 
 use crate::journal::Journals;
 use crate::memory::MemoryPool;
+use crate::node::Node;
 use crate::oracle::Oracle;
 use crate::trouble::Trouble;
 use crate::wiring::Wiring;
@@ -32,6 +33,8 @@ pub struct CrashPoint {
     pub oracle: Oracle,
     /// Blocks that may be given out as fresh although they hold data: written, zeroed and closed cleanly.
     pub firsts: BTreeSet<(ObjectId, u64)>,
+    /// A sync has failed, and the mapper was not told: the journals may speak for what is lost.
+    pub doubtful: bool,
 }
 
 impl CrashPoint {
@@ -43,16 +46,18 @@ impl CrashPoint {
             journals: Journals::default(),
             oracle: Oracle::default(),
             firsts: BTreeSet::new(),
+            doubtful: false,
         }
     }
 }
 
 type Task = Pin<Box<dyn Future<Output = Result<(), Trouble>>>>;
 
-/// What a task does its requests with.
+/// What a task does its requests with: a node.
 #[derive(Debug, Clone)]
 pub struct Link {
     wiring: Rc<RefCell<Wiring>>,
+    node: usize,
 }
 
 impl Link {
@@ -61,15 +66,26 @@ impl Link {
         look(&mut self.wiring.borrow_mut())
     }
 
+    /// Looks at, or changes, the node.
+    pub fn node<T>(&self, look: impl FnOnce(&mut Node) -> T) -> T {
+        look(self.wiring.borrow_mut().node(self.node))
+    }
+
     /// Waits until `take` gives something.
-    pub async fn wait<T>(&self, take: impl Fn(&mut Wiring) -> Option<T>) -> T {
-        poll_fn(|_context| self.with(&take).map_or(Poll::Pending, Poll::Ready)).await
+    pub async fn wait<T>(&self, take: impl Fn(&mut Node) -> Option<T>) -> T {
+        poll_fn(|_context| self.node(&take).map_or(Poll::Pending, Poll::Ready)).await
+    }
+
+    /// A piece of guest memory, as soon as there is one.
+    pub async fn take_area(&self) -> usize {
+        let take = || self.with(Wiring::take_area);
+        poll_fn(|_context| take().map_or(Poll::Pending, Poll::Ready)).await
     }
 
     /// Asks the mapper about names.
     pub async fn catalogue(&self, request: CatalogueRequest) -> CatalogueReply {
-        let tag = self.with(|wiring| wiring.ask_catalogue(request));
-        self.wait(|wiring| wiring.take_catalogue(tag)).await
+        let tag = self.node(|node| node.ask_catalogue(request));
+        self.wait(|node| node.take_catalogue(tag)).await
     }
 }
 
@@ -95,6 +111,7 @@ impl Machine {
         let wiring = Wiring::start(point, memory);
         let link = Link {
             wiring: Rc::new(RefCell::new(wiring)),
+            node: 0,
         };
         Machine {
             link,
@@ -109,6 +126,20 @@ impl Machine {
         self.link.clone()
     }
 
+    /// The node that has the pool is fenced.
+    pub fn fence(&mut self) {
+        let random = &mut self.random;
+        self.link.with(|wiring| wiring.fence(random));
+    }
+
+    /// Another node takes the pool: what its tasks use. The tasks of the one that had it are forgotten.
+    pub fn hand_over(&mut self) -> Link {
+        self.tasks.clear();
+        self.link.with(Wiring::hand_over);
+        self.link.node += 1;
+        self.link.clone()
+    }
+
     /// Adds a task.
     pub fn spawn(&mut self, task: impl Future<Output = Result<(), Trouble>> + 'static) {
         self.tasks.push(Box::pin(task));
@@ -120,19 +151,27 @@ impl Machine {
         self.tasks.len()
     }
 
-    /// Runs everything that can run, then lets one backend call complete. `false`: nothing is left to do.
+    /// Runs everything that can run without the backend.
     ///
     /// # Errors
-    /// What a task found wrong, or that it waits for nothing.
-    pub fn step(&mut self) -> Result<bool, Trouble> {
+    /// What a task found wrong.
+    pub fn quiet(&mut self) -> Result<(), Trouble> {
         loop {
             let before = self.tasks.len();
             self.poll_tasks()?;
             let moved = self.link.with(Wiring::run)?;
             if !moved && before == self.tasks.len() {
-                break;
+                return Ok(());
             }
         }
+    }
+
+    /// Runs everything that can run, then lets one backend call complete. `false`: nothing is left to do.
+    ///
+    /// # Errors
+    /// What a task found wrong, or that it waits for nothing.
+    pub fn step(&mut self) -> Result<bool, Trouble> {
+        self.quiet()?;
         let in_flight = self.link.with(|wiring| wiring.backend.in_flight());
         if in_flight == 0 {
             return if self.tasks.is_empty() {
@@ -174,7 +213,13 @@ impl Machine {
             .retain_mut(|task| match task.as_mut().poll(&mut context) {
                 Poll::Pending => true,
                 Poll::Ready(result) => {
-                    failed = std::mem::replace(&mut failed, Ok(())).and(result);
+                    let excused = matches!(result, Err(Trouble::Refused(..)))
+                        && self.link.with(|wiring| wiring.tolerant);
+                    if excused {
+                        self.link.with(|wiring| wiring.upset = true);
+                    } else {
+                        failed = std::mem::replace(&mut failed, Ok(())).and(result);
+                    }
                     false
                 }
             });

@@ -2,6 +2,7 @@
 //! spares the next one the page faults.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use xseg::Region;
@@ -9,27 +10,29 @@ use xseg::Region;
 /// Regions that no machine uses now.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryPool {
-    free: Rc<RefCell<Vec<Region>>>,
+    free: Rc<RefCell<BTreeMap<usize, Vec<Region>>>>,
 }
 
 /// A region of a pool, given back when it is dropped.
 #[derive(Debug)]
 pub struct Memory {
     region: Region,
+    len: usize,
     pool: MemoryPool,
 }
 
 impl MemoryPool {
-    /// A region of `len` bytes, which all of the pool have. What it holds is anything.
+    /// A region of `len` bytes. What it holds is anything.
     ///
     /// # Panics
     /// If there is no memory.
     #[must_use]
     pub fn take(&self, len: usize) -> Memory {
-        let free = self.free.borrow_mut().pop();
+        let free = self.free.borrow_mut().entry(len).or_default().pop();
         let region = free.unwrap_or_else(|| Region::anonymous(len).expect("memory for a machine"));
         Memory {
             region,
+            len,
             pool: self.clone(),
         }
     }
@@ -45,6 +48,7 @@ impl std::ops::Deref for Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.pool.free.borrow_mut().push(self.region.clone());
+        let mut free = self.pool.free.borrow_mut();
+        free.entry(self.len).or_default().push(self.region.clone());
     }
 }

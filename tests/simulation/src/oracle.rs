@@ -1,15 +1,16 @@
 //! What may be read: per sector, the values that the promises allow.
 //!
-//! A value is the stamp of the write that put it there; 0 is zeros. A sector's history since the last acknowledged
-//! flush tells all:
-//! - live, or after the death of a process: the last acknowledged value, or one that was written after it and not
-//!   acknowledged;
-//! - after a power cut: the flushed value, or any written since.
+//! A value is the stamp of the write that put it there; 0 is zeros. Each write of a sector has a beginning and an end, so
+//! writes that were in flight together may have happened in either order:
+//! - live, or after the death of a process: any write that no acknowledged one has followed;
+//! - after a power cut: any write that no flushed one has followed.
 //!
-//! What is read after a recovery is pinned: it must be read again until a further crash.
+//! What is read is pinned: that order, if there was a choice, is the order from then on; after a crash it is all there is.
 //! Snapshots hold what the volume held when they were begun, and are pinned when first read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
 
 use archipelago_protocol::ids::{Lineage, Name};
 
@@ -20,7 +21,7 @@ pub type Value = u32;
 pub type Tick = u64;
 
 /// What ended a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Crash {
     /// All processes died; memory shared with the kernel and what was written stay.
     Kill,
@@ -28,47 +29,156 @@ pub enum Crash {
     PowerCut,
 }
 
-/// A write since the last acknowledged flush.
+/// What is known of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Later {
-    value: Value,
-    acknowledged: Option<Tick>,
+enum Fate {
+    InFlight,
+    Acknowledged,
+    /// Acknowledged, then a sync failed that may have taken it away, and nobody was told yet.
+    Doubtful,
+    /// It failed, or was reported as lost: may be there or not.
+    Failed,
+    Flushed,
 }
 
-/// One sector's history.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+impl Fate {
+    fn is_certain(self) -> bool {
+        matches!(self, Fate::Acknowledged | Fate::Flushed)
+    }
+
+    fn is_flushed(self) -> bool {
+        self == Fate::Flushed
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Write {
+    value: Value,
+    started: Tick,
+    ended: Tick,
+    fate: Fate,
+}
+
+impl Write {
+    fn settled(value: Value) -> Self {
+        Write {
+            value,
+            started: 0,
+            ended: 0,
+            fate: Fate::Flushed,
+        }
+    }
+
+    /// Whether `later` has certainly followed this one.
+    fn is_before(&self, later: &Write) -> bool {
+        self.fate != Fate::InFlight && later.started > self.ended
+    }
+}
+
+/// One sector's history: the writes that matter still.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sector {
-    flushed: Value,
-    later: Vec<Later>,
+    first: Write,
+    rest: Vec<Write>,
+}
+
+impl Default for Sector {
+    fn default() -> Self {
+        Sector::pinned(0)
+    }
 }
 
 impl Sector {
     fn pinned(value: Value) -> Self {
         Sector {
-            flushed: value,
-            later: Vec::new(),
+            first: Write::settled(value),
+            rest: Vec::new(),
         }
     }
 
-    /// Values that may be read now.
-    fn live(&self) -> Vec<Value> {
-        let last = self
-            .later
-            .iter()
-            .rposition(|later| later.acknowledged.is_some());
-        let known = last.map_or(self.flushed, |index| self.later[index].value);
-        let after = self.later[last.map_or(0, |index| index + 1)..]
-            .iter()
-            .map(|later| later.value);
-        std::iter::once(known).chain(after).collect()
+    fn writes(&self) -> impl Iterator<Item = &Write> {
+        std::iter::once(&self.first).chain(&self.rest)
     }
 
-    fn allowed(&self, crash: Crash) -> Vec<Value> {
+    fn writes_mut(&mut self) -> impl Iterator<Item = &mut Write> {
+        std::iter::once(&mut self.first).chain(&mut self.rest)
+    }
+
+    /// Writes that no other for which `holds` has followed.
+    fn last(&self, holds: impl Fn(Fate) -> bool) -> impl Iterator<Item = &Write> {
+        self.writes().filter(move |write| {
+            !self
+                .writes()
+                .any(|other| holds(other.fate) && write.is_before(other))
+        })
+    }
+
+    fn live(&self) -> Vec<Value> {
+        if self.rest.is_empty() {
+            return vec![self.first.value];
+        }
+        self.last(Fate::is_certain)
+            .map(|write| write.value)
+            .collect()
+    }
+
+    fn allowed(&self, crash: Option<Crash>) -> Vec<Value> {
         match crash {
-            Crash::Kill => self.live(),
-            Crash::PowerCut => std::iter::once(self.flushed)
-                .chain(self.later.iter().map(|later| later.value))
+            Some(Crash::PowerCut) => self
+                .last(Fate::is_flushed)
+                .map(|write| write.value)
                 .collect(),
+            Some(Crash::Kill) | None => self.live(),
+        }
+    }
+
+    /// Forgets what a flushed write has followed.
+    fn forget(&mut self) {
+        if self.rest.is_empty() {
+            return;
+        }
+        let mut kept: Vec<Write> = self.last(Fate::is_flushed).copied().collect();
+        self.first = kept.remove(0);
+        self.rest = kept;
+    }
+
+    /// `value` was read at `now` by somebody who began after `since`.
+    fn read(&mut self, value: Value, crash: Option<Crash>, since: Tick, now: Tick) {
+        if self.rest.is_empty() {
+            return;
+        }
+        if crash == Some(Crash::PowerCut) {
+            *self = Sector::pinned(value);
+            return;
+        }
+        if crash == Some(Crash::Kill) {
+            // The asker is dead: what was in flight has happened or never will.
+            for write in self
+                .writes_mut()
+                .filter(|write| write.fate == Fate::InFlight)
+            {
+                (write.fate, write.ended) = (Fate::Failed, since);
+            }
+        }
+        // Its place in the order is known now, unless it may change still.
+        let open = |write: &Write| {
+            matches!(write.fate, Fate::InFlight | Fate::Doubtful) || write.ended >= since
+        };
+        if crash.is_none() && self.writes().any(open) {
+            return;
+        }
+        let candidates: Vec<Write> = self.last(Fate::is_certain).copied().collect();
+        let mut same = candidates.iter().filter(|write| write.value == value);
+        let (Some(chosen), None) = (same.next().copied(), same.next()) else {
+            return;
+        };
+        if candidates.len() > 1 {
+            for write in self.writes_mut().filter(|write| **write == chosen) {
+                (write.started, write.ended) = (now, now);
+                if write.fate == Fate::Failed {
+                    write.fate = Fate::Acknowledged;
+                }
+            }
         }
     }
 }
@@ -77,46 +187,84 @@ impl Sector {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// A volume.
-    Live(Vec<Sector>),
+    Live(Rc<Vec<Sector>>),
     /// A snapshot: what each sector may be. One value each once it was read.
-    Frozen(Vec<Vec<Value>>),
+    Frozen(Rc<Vec<Vec<Value>>>),
 }
 
-/// A named thing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Thing {
-    /// Its id.
-    pub lineage: Lineage,
-    /// What it holds.
-    pub content: Content,
-}
-
-impl Thing {
-    /// Sectors of it.
+impl Content {
+    /// A new volume's.
     #[must_use]
-    pub fn sectors(&self) -> usize {
-        match &self.content {
+    pub fn zeros(sectors: usize) -> Self {
+        Content::Live(Rc::new(vec![Sector::default(); sectors]))
+    }
+
+    fn sectors(&self) -> usize {
+        match self {
             Content::Live(sectors) => sectors.len(),
             Content::Frozen(sectors) => sectors.len(),
         }
     }
 }
 
-/// A change of names that is under way: afterwards `name` is `after`; `None`: gone.
+/// A named thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Whose.
+pub struct Thing {
+    /// Its name.
     pub name: Name,
-    /// What it will be.
-    pub after: Option<Thing>,
+    /// What it was cloned from, or is a snapshot of.
+    pub parent: Option<Lineage>,
+    /// What it holds.
+    pub content: Content,
+    /// The worst that has happened since it was read.
+    crashed: Option<Crash>,
+}
+
+impl Thing {
+    /// One that nothing has happened to.
+    #[must_use]
+    pub fn new(name: Name, parent: Option<Lineage>, content: Content) -> Self {
+        Thing {
+            name,
+            parent,
+            content,
+            crashed: None,
+        }
+    }
+
+    /// Sectors of it.
+    #[must_use]
+    pub fn sectors(&self) -> usize {
+        self.content.sectors()
+    }
+
+    /// Whether it can be written.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self.content, Content::Live(_))
+    }
+}
+
+/// What a change that is under way makes of a thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum After {
+    /// It is there.
+    Is(Thing),
+    /// It is gone.
+    Gone,
+    /// It has another name.
+    Named(Name),
+    /// It has another size, in sectors.
+    Sized(usize),
 }
 
 /// All that is known of a pool.
 #[derive(Debug, Clone, Default)]
 pub struct Oracle {
-    things: BTreeMap<Name, Thing>,
+    things: BTreeMap<Lineage, Thing>,
     /// Not acknowledged: may have happened or not.
-    changes: Vec<Change>,
+    changes: Vec<(Lineage, After)>,
+    parents: BTreeMap<Lineage, Lineage>,
     tick: Tick,
 }
 
@@ -129,7 +277,7 @@ impl Oracle {
 
     /// The things that are there for sure.
     #[must_use]
-    pub fn things(&self) -> &BTreeMap<Name, Thing> {
+    pub fn things(&self) -> &BTreeMap<Lineage, Thing> {
         &self.things
     }
 
@@ -138,66 +286,125 @@ impl Oracle {
     /// # Panics
     /// If it is not: a mistake of the test.
     #[must_use]
-    pub fn thing(&self, name: &Name) -> &Thing {
-        self.things.get(name).expect("the plan uses what is there")
+    pub fn thing(&self, lineage: Lineage) -> &Thing {
+        self.things
+            .get(&lineage)
+            .expect("the plan uses what is there")
     }
 
-    fn live_mut(&mut self, name: &Name) -> &mut Vec<Sector> {
-        match self.things.get_mut(name).map(|thing| &mut thing.content) {
-            Some(Content::Live(sectors)) => sectors,
-            other => panic!("{name} is no volume: {other:?}"),
+    fn live_mut(&mut self, lineage: Lineage) -> &mut Vec<Sector> {
+        match self
+            .things
+            .get_mut(&lineage)
+            .map(|thing| &mut thing.content)
+        {
+            Some(Content::Live(sectors)) => Rc::make_mut(sectors),
+            other => panic!("{lineage} is no volume: {other:?}"),
         }
     }
 
-    /// A write of `value` to `count` sectors at `first` is under way.
-    pub fn write_started(&mut self, name: &Name, first: usize, count: usize, value: Value) {
-        for sector in &mut self.live_mut(name)[first..first + count] {
-            sector.later.push(Later {
-                value,
-                acknowledged: None,
-            });
+    /// A write of `value` to the sectors `range` is under way.
+    pub fn write_started(&mut self, lineage: Lineage, range: Range<usize>, value: Value) -> Tick {
+        let started = self.now();
+        let write = Write {
+            value,
+            started,
+            ended: 0,
+            fate: Fate::InFlight,
+        };
+        for sector in &mut self.live_mut(lineage)[range] {
+            sector.rest.push(write);
         }
+        started
     }
 
-    /// It was acknowledged.
-    pub fn write_acknowledged(&mut self, name: &Name, first: usize, count: usize, value: Value) {
+    /// The write that was `started` then has ended, well or not.
+    pub fn write_ended(
+        &mut self,
+        lineage: Lineage,
+        range: Range<usize>,
+        started: Tick,
+        well: bool,
+    ) {
         let now = self.now();
-        for sector in &mut self.live_mut(name)[first..first + count] {
-            let later = sector
-                .later
-                .iter_mut()
-                .rev()
-                .find(|later| later.value == value);
-            // A flush cannot have taken away what was not acknowledged.
-            later.expect("was started").acknowledged = Some(now);
+        for sector in &mut self.live_mut(lineage)[range] {
+            let mut all = sector.writes_mut();
+            let write = all.find(|write| write.started == started && write.fate == Fate::InFlight);
+            let write = write.expect("what is in flight is not forgotten");
+            write.ended = now;
+            write.fate = if well {
+                Fate::Acknowledged
+            } else {
+                Fate::Failed
+            };
+        }
+    }
+
+    /// A durable write that was `started` then was acknowledged: as if a flush of its own had followed it.
+    pub fn write_is_durable(&mut self, lineage: Lineage, range: Range<usize>, started: Tick) {
+        self.write_ended(lineage, range.clone(), started, true);
+        for sector in &mut self.live_mut(lineage)[range] {
+            for write in sector.writes_mut().filter(|write| write.started == started) {
+                write.fate = Fate::Flushed;
+            }
+            sector.forget();
         }
     }
 
     /// A flush that was submitted at `submitted` was acknowledged.
-    pub fn flush_acknowledged(&mut self, name: &Name, submitted: Tick) {
-        for sector in self.live_mut(name) {
-            let covered = |later: &Later| later.acknowledged.is_some_and(|tick| tick < submitted);
-            if let Some(last) = sector.later.iter().rposition(covered) {
-                sector.flushed = sector.later[last].value;
-                sector.later.drain(..=last);
+    pub fn flush_acknowledged(&mut self, lineage: Lineage, submitted: Tick) {
+        for sector in self.live_mut(lineage).iter_mut() {
+            if sector.rest.is_empty() {
+                continue;
+            }
+            for write in sector.writes_mut() {
+                if write.ended < submitted
+                    && matches!(write.fate, Fate::Acknowledged | Fate::Doubtful)
+                {
+                    write.fate = Fate::Flushed;
+                }
+            }
+            sector.forget();
+        }
+    }
+
+    /// A sync failed, and the guest was told: what was not flushed before may be lost, and no later flush covers it.
+    pub fn sync_failed(&mut self, lineage: Lineage) {
+        for write in self
+            .live_mut(lineage)
+            .iter_mut()
+            .flat_map(Sector::writes_mut)
+        {
+            if matches!(write.fate, Fate::Acknowledged | Fate::Doubtful) {
+                write.fate = Fate::Failed;
             }
         }
     }
 
-    /// A sync failed, and a flush has told so: what was not flushed before may be lost, and no later flush covers it.
-    pub fn flush_failed(&mut self, name: &Name) {
-        for sector in self.live_mut(name) {
-            for later in &mut sector.later {
-                later.acknowledged = None;
+    /// A sync has failed that may have covered `lineage`; `None`: any volume.
+    pub fn sync_in_doubt(&mut self, lineage: Option<Lineage>) {
+        let concerned: Vec<Lineage> = self
+            .things
+            .iter()
+            .filter(|(known, thing)| thing.is_live() && lineage.is_none_or(|one| one == **known))
+            .map(|(known, _)| *known)
+            .collect();
+        for known in concerned {
+            for write in self.live_mut(known).iter_mut().flat_map(Sector::writes_mut) {
+                if write.fate == Fate::Acknowledged {
+                    write.fate = Fate::Doubtful;
+                }
             }
         }
     }
 
-    /// What a snapshot of `name` that is begun now may hold.
+    /// What a snapshot of `lineage` that is begun now may hold.
     #[must_use]
-    pub fn frozen(&self, name: &Name) -> Content {
-        match &self.thing(name).content {
-            Content::Live(sectors) => Content::Frozen(sectors.iter().map(Sector::live).collect()),
+    pub fn frozen(&self, lineage: Lineage) -> Content {
+        match &self.thing(lineage).content {
+            Content::Live(sectors) => {
+                Content::Frozen(Rc::new(sectors.iter().map(Sector::live).collect()))
+            }
             frozen @ Content::Frozen(_) => frozen.clone(),
         }
     }
@@ -205,11 +412,11 @@ impl Oracle {
     /// What a clone of a frozen thing begins with.
     ///
     /// # Panics
-    /// If `name` was not read and pinned before: a mistake of the test.
+    /// If it was not read and pinned before: a mistake of the test.
     #[must_use]
-    pub fn cloned(&self, name: &Name, sectors: usize) -> Content {
-        let Content::Frozen(values) = &self.thing(name).content else {
-            panic!("{name} is not frozen")
+    pub fn cloned(&self, lineage: Lineage, sectors: usize) -> Content {
+        let Content::Frozen(values) = &self.thing(lineage).content else {
+            panic!("{lineage} is not frozen")
         };
         let mut content: Vec<Sector> = values
             .iter()
@@ -219,123 +426,162 @@ impl Oracle {
             })
             .collect();
         content.resize(sectors, Sector::default());
-        Content::Live(content)
+        Content::Live(Rc::new(content))
     }
 
-    /// Names begin to change.
-    pub fn change_started(&mut self, change: Change) {
-        self.changes.push(change);
+    /// A thing begins to change.
+    pub fn change_started(&mut self, lineage: Lineage, after: After) {
+        if let After::Is(Thing {
+            parent: Some(parent),
+            ..
+        }) = &after
+        {
+            self.parents.insert(lineage, *parent);
+        }
+        self.changes.push((lineage, after));
     }
 
-    /// What the snapshot that is under way as `name` may hold is known now.
-    pub fn change_is(&mut self, name: &Name, content: Content) {
-        let change = self
-            .changes
-            .iter_mut()
-            .find(|change| change.name == *name)
-            .expect("was started");
-        change
-            .after
-            .as_mut()
-            .expect("something will be there")
-            .content = content;
-    }
-
-    /// The change of `name` has happened.
-    pub fn change_acknowledged(&mut self, name: &Name) {
-        let index = self
-            .changes
-            .iter()
-            .position(|change| change.name == *name)
-            .expect("was started");
-        let change = self.changes.remove(index);
-        match change.after {
-            Some(thing) => drop(self.things.insert(change.name, thing)),
-            None => drop(self.things.remove(&change.name)),
+    /// What the snapshot that is under way as `lineage` may hold is known now.
+    pub fn change_is(&mut self, lineage: Lineage, known: Content) {
+        let change = self.changes.iter_mut().find(|(whose, _)| *whose == lineage);
+        if let Some((_, After::Is(thing))) = change {
+            thing.content = known;
         }
     }
 
-    /// The change of `name` was refused and has not happened.
-    pub fn change_refused(&mut self, name: &Name) {
-        self.changes.retain(|change| change.name != *name);
+    /// The change of `lineage` has happened.
+    pub fn change_acknowledged(&mut self, lineage: Lineage) {
+        let index = self.changes.iter().position(|(whose, _)| *whose == lineage);
+        if let Some(index) = index {
+            let (_, after) = self.changes.remove(index);
+            self.apply(lineage, after);
+        }
     }
 
-    /// Takes in what is there after a crash: `found` are all names and sizes in sectors.
+    /// The change of `lineage` was refused and has not happened.
+    pub fn change_refused(&mut self, lineage: Lineage) {
+        self.changes.retain(|(whose, _)| *whose != lineage);
+    }
+
+    fn apply(&mut self, lineage: Lineage, after: After) {
+        match after {
+            After::Is(thing) => drop(self.things.insert(lineage, thing)),
+            After::Gone => drop(self.things.remove(&lineage)),
+            After::Named(name) => {
+                if let Some(thing) = self.things.get_mut(&lineage) {
+                    thing.name = name;
+                }
+            }
+            After::Sized(sectors) => self.live_mut(lineage).resize(sectors, Sector::default()),
+        }
+    }
+
+    /// Something ended all processes, or the node that had the volumes.
+    pub fn crash(&mut self, crash: Crash) {
+        let things = self.things.values_mut();
+        let changing = self
+            .changes
+            .iter_mut()
+            .filter_map(|(_, after)| match after {
+                After::Is(thing) => Some(thing),
+                _ => None,
+            });
+        for thing in things.chain(changing) {
+            thing.crashed = thing.crashed.max(Some(crash));
+        }
+    }
+
+    /// Takes in what is there after a crash or a refusal: `found` are all names and sizes in sectors.
     ///
     /// # Errors
     /// What contradicts the promises.
-    pub fn names_after_crash(
-        &mut self,
-        found: &BTreeMap<Name, (Lineage, usize)>,
-    ) -> Result<(), String> {
-        for Change { name, after } in std::mem::take(&mut self.changes) {
-            let there = found.get(&name).copied();
-            let will = after.as_ref().map(|thing| (thing.lineage, thing.sectors()));
-            if there == will {
-                match after {
-                    Some(thing) => drop(self.things.insert(name, thing)),
-                    None => drop(self.things.remove(&name)),
-                }
+    pub fn names_are(&mut self, found: &BTreeMap<Lineage, (Name, usize)>) -> Result<(), String> {
+        for (lineage, after) in std::mem::take(&mut self.changes) {
+            let there = found.get(&lineage);
+            let happened = match &after {
+                After::Is(thing) => there == Some(&(thing.name.clone(), thing.sectors())),
+                After::Gone => there.is_none(),
+                After::Named(name) => there.is_some_and(|(found, _)| found == name),
+                After::Sized(sectors) => there.is_some_and(|(_, found)| found == sectors),
+            };
+            if happened {
+                self.apply(lineage, after);
             }
         }
-        let expected: BTreeMap<Name, (Lineage, usize)> = self
+        let expected: BTreeMap<Lineage, (Name, usize)> = self
             .things
             .iter()
-            .map(|(name, thing)| (name.clone(), (thing.lineage, thing.sectors())))
+            .map(|(lineage, thing)| (*lineage, (thing.name.clone(), thing.sectors())))
             .collect();
         if *found == expected {
             return Ok(());
         }
         Err(format!(
-            "names and sizes after the crash: found {found:?}, expected {expected:?}"
+            "names and sizes: found {found:?}, expected {expected:?}"
         ))
     }
 
-    /// Judges what was read of `name` after `crash` (`None`: live), and pins it if it was a crash or is frozen.
+    /// Lineages that may have objects: what is there, and what that descends from.
+    #[must_use]
+    pub fn needed(&self) -> BTreeSet<Lineage> {
+        let mut needed = BTreeSet::new();
+        let there = self.things.keys().copied();
+        for lineage in there.chain(self.changes.iter().map(|(whose, _)| *whose)) {
+            let mut next = Some(lineage);
+            while let Some(lineage) = next.filter(|lineage| needed.insert(*lineage)) {
+                next = self.parents.get(&lineage).copied();
+            }
+        }
+        needed
+    }
+
+    /// Judges what was read of `lineage` by somebody who began at `since`, and pins it.
     ///
     /// # Errors
     /// What contradicts the promises.
-    pub fn judge(
-        &mut self,
-        name: &Name,
-        read: &[Value],
-        crash: Option<Crash>,
-    ) -> Result<(), String> {
+    pub fn judge(&mut self, lineage: Lineage, read: &[Value], since: Tick) -> Result<(), String> {
+        let now = self.now();
         let thing = self
             .things
-            .get_mut(name)
-            .ok_or_else(|| format!("{name} is not known"))?;
+            .get_mut(&lineage)
+            .ok_or_else(|| format!("{lineage} is not known"))?;
         if read.len() != thing.sectors() {
+            let (name, sectors) = (&thing.name, thing.sectors());
             return Err(format!(
-                "{name}: {} sectors instead of {}",
-                read.len(),
-                thing.sectors()
+                "{name}: {} sectors instead of {sectors}",
+                read.len()
             ));
         }
+        let crash = thing.crashed.take();
         for (index, value) in read.iter().enumerate() {
             let allowed = match &thing.content {
-                Content::Live(sectors) => crash.map_or_else(
-                    || sectors[index].live(),
-                    |crash| sectors[index].allowed(crash),
-                ),
+                Content::Live(sectors) => {
+                    let sector = &sectors[index];
+                    if sector.rest.is_empty() && sector.first.value == *value {
+                        continue;
+                    }
+                    sector.allowed(crash)
+                }
+                Content::Frozen(sectors) if sectors[index].contains(value) => continue,
                 Content::Frozen(sectors) => sectors[index].clone(),
             };
             if !allowed.contains(value) {
+                let name = &thing.name;
                 return Err(format!(
                     "{name}, sector {index}: read {value}, allowed {allowed:?} ({crash:?})"
                 ));
             }
         }
         match &mut thing.content {
-            Content::Frozen(sectors) => *sectors = read.iter().map(|value| vec![*value]).collect(),
-            // Not yet durable for sure: what was read after a kill may be lost by a power cut, unless it was flushed.
+            Content::Frozen(sectors) => {
+                if sectors.iter().any(|values| values.len() > 1) {
+                    *sectors = Rc::new(read.iter().map(|value| vec![*value]).collect());
+                }
+            }
+            Content::Live(sectors) if sectors.iter().all(|sector| sector.rest.is_empty()) => {}
             Content::Live(sectors) => {
-                for (sector, value) in sectors.iter_mut().zip(read) {
-                    match crash {
-                        Some(Crash::PowerCut) => *sector = Sector::pinned(*value),
-                        Some(Crash::Kill) => sector.survived(*value),
-                        None => {}
-                    }
+                for (sector, value) in Rc::make_mut(sectors).iter_mut().zip(read) {
+                    sector.read(*value, crash, since, now);
                 }
             }
         }
@@ -343,93 +589,130 @@ impl Oracle {
     }
 }
 
-impl Sector {
-    /// `value` was read after the death of the processes: it stays until a power cut, which may still take it back.
-    fn survived(&mut self, value: Value) {
-        if self.later.is_empty() {
-            return;
-        }
-        self.later.retain(|later| later.value != value);
-        self.later.push(Later {
-            value,
-            acknowledged: Some(0),
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn volume() -> (Oracle, Name) {
-        let name: Name = "v".parse().unwrap();
-        let content = Content::Live(vec![Sector::default(); 2]);
+    const V: Lineage = Lineage(1);
+
+    fn volume() -> Oracle {
         let mut oracle = Oracle::default();
-        oracle.change_started(Change {
-            name: name.clone(),
-            after: Some(Thing {
-                lineage: Lineage(1),
-                content,
-            }),
-        });
-        oracle.change_acknowledged(&name);
-        (oracle, name)
+        let thing = Thing::new("v".parse().unwrap(), None, Content::zeros(2));
+        oracle.change_started(V, After::Is(thing));
+        oracle.change_acknowledged(V);
+        oracle
     }
 
-    fn check(oracle: &Oracle, name: &Name, crash: Option<Crash>, good: &[Value], bad: &[Value]) {
+    fn check(oracle: &Oracle, crash: Option<Crash>, good: &[Value], bad: &[Value]) {
+        let judge = |value: Value| {
+            let mut oracle = oracle.clone();
+            if let Some(crash) = crash {
+                oracle.crash(crash);
+            }
+            let since = oracle.now();
+            oracle.judge(V, &[value, 0], since)
+        };
         for value in good {
-            assert_eq!(
-                oracle.clone().judge(name, &[*value, 0], crash),
-                Ok(()),
-                "{value} {crash:?}"
-            );
+            assert_eq!(judge(*value), Ok(()), "{value} {crash:?}");
         }
         for value in bad {
-            assert!(
-                oracle.clone().judge(name, &[*value, 0], crash).is_err(),
-                "{value} {crash:?}"
-            );
+            assert!(judge(*value).is_err(), "{value} {crash:?}");
         }
+    }
+
+    fn read(oracle: &mut Oracle, value: Value, crash: Option<Crash>) {
+        if let Some(crash) = crash {
+            oracle.crash(crash);
+        }
+        let since = oracle.now();
+        assert_eq!(oracle.judge(V, &[value, 0], since), Ok(()));
     }
 
     #[test]
     fn acknowledged_writes_survive_kills_and_flushed_ones_power_cuts() {
-        let (mut oracle, name) = volume();
-        oracle.write_started(&name, 0, 1, 7);
-        check(&oracle, &name, None, &[0, 7], &[8]);
-        oracle.write_acknowledged(&name, 0, 1, 7);
-        check(&oracle, &name, Some(Crash::Kill), &[7], &[0]);
-        check(&oracle, &name, Some(Crash::PowerCut), &[0, 7], &[8]);
+        let mut oracle = volume();
+        let seven = oracle.write_started(V, 0..1, 7);
+        check(&oracle, None, &[0, 7], &[8]);
+        oracle.write_ended(V, 0..1, seven, true);
+        check(&oracle, Some(Crash::Kill), &[7], &[0]);
+        check(&oracle, Some(Crash::PowerCut), &[0, 7], &[8]);
         let submitted = oracle.now();
-        oracle.write_started(&name, 0, 1, 8);
-        oracle.write_acknowledged(&name, 0, 1, 8);
-        oracle.flush_acknowledged(&name, submitted);
-        check(&oracle, &name, None, &[8], &[7, 0]);
-        check(&oracle, &name, Some(Crash::PowerCut), &[7, 8], &[0]);
+        let eight = oracle.write_started(V, 0..1, 8);
+        oracle.write_ended(V, 0..1, eight, true);
+        oracle.flush_acknowledged(V, submitted);
+        check(&oracle, None, &[8], &[7, 0]);
+        check(&oracle, Some(Crash::PowerCut), &[7, 8], &[0]);
+    }
+
+    #[test]
+    fn writes_that_meet_happen_in_either_order_and_then_stay() {
+        let mut oracle = volume();
+        let seven = oracle.write_started(V, 0..1, 7);
+        let eight = oracle.write_started(V, 0..1, 8);
+        oracle.write_ended(V, 0..1, seven, true);
+        oracle.write_ended(V, 0..1, eight, true);
+        check(&oracle, None, &[7, 8], &[0]);
+        let mut seen = oracle.clone();
+        read(&mut seen, 7, None);
+        check(&seen, None, &[7], &[8]);
+        check(&seen, Some(Crash::PowerCut), &[0, 7, 8], &[]);
+        let submitted = seen.now();
+        seen.flush_acknowledged(V, submitted);
+        check(&seen, Some(Crash::PowerCut), &[7], &[8]);
+        let submitted = oracle.now();
+        oracle.flush_acknowledged(V, submitted);
+        check(&oracle, Some(Crash::PowerCut), &[7, 8], &[0]);
     }
 
     #[test]
     fn what_was_read_after_a_crash_stays() {
-        let (mut oracle, name) = volume();
-        oracle.write_started(&name, 0, 1, 7);
+        let mut oracle = volume();
+        oracle.write_started(V, 0..1, 7);
         let mut kept = oracle.clone();
-        assert_eq!(kept.judge(&name, &[7, 0], Some(Crash::PowerCut)), Ok(()));
-        check(&kept, &name, Some(Crash::PowerCut), &[7], &[0]);
-        assert_eq!(oracle.judge(&name, &[0, 0], Some(Crash::PowerCut)), Ok(()));
-        check(&oracle, &name, None, &[0], &[7]);
+        read(&mut kept, 7, Some(Crash::PowerCut));
+        check(&kept, Some(Crash::PowerCut), &[7], &[0]);
+        read(&mut oracle, 0, Some(Crash::PowerCut));
+        check(&oracle, None, &[0], &[7]);
+    }
+
+    #[test]
+    fn a_crash_during_a_recovery_counts_for_what_was_not_read() {
+        let mut oracle = volume();
+        let seven = oracle.write_started(V, 0..1, 7);
+        oracle.write_ended(V, 0..1, seven, true);
+        oracle.crash(Crash::PowerCut);
+        check(&oracle, Some(Crash::Kill), &[0, 7], &[]);
+    }
+
+    #[test]
+    fn a_failed_sync_excuses_nothing_until_it_was_told() {
+        let mut oracle = volume();
+        let seven = oracle.write_started(V, 0..1, 7);
+        oracle.write_ended(V, 0..1, seven, true);
+        oracle.sync_in_doubt(None);
+        check(&oracle, None, &[0, 7], &[]);
+        let mut silent = oracle.clone();
+        let submitted = silent.now();
+        silent.flush_acknowledged(V, submitted);
+        check(&silent, None, &[7], &[0]);
+        oracle.sync_failed(V);
+        read(&mut oracle, 0, None);
+        check(&oracle, None, &[0], &[7]);
     }
 
     #[test]
     fn a_change_under_way_has_happened_or_not_and_others_have() {
-        let (mut oracle, name) = volume();
-        oracle.change_started(Change {
-            name: name.clone(),
-            after: None,
-        });
-        assert_eq!(oracle.clone().names_after_crash(&BTreeMap::new()), Ok(()));
-        let there = BTreeMap::from([(name.clone(), (Lineage(1), 2))]);
-        assert_eq!(oracle.clone().names_after_crash(&there), Ok(()));
-        oracle.change_acknowledged(&name);
-        assert!(oracle.names_after_crash(&there).is_err());
+        let mut oracle = volume();
+        let renamed: Name = "w".parse().unwrap();
+        oracle.change_started(V, After::Named(renamed.clone()));
+        let old = BTreeMap::from([(V, ("v".parse().unwrap(), 2))]);
+        let new = BTreeMap::from([(V, (renamed, 2))]);
+        assert_eq!(oracle.clone().names_are(&old), Ok(()));
+        assert_eq!(oracle.clone().names_are(&new), Ok(()));
+        oracle.change_acknowledged(V);
+        assert!(oracle.clone().names_are(&old).is_err());
+        oracle.change_started(V, After::Gone);
+        assert_eq!(oracle.clone().names_are(&BTreeMap::new()), Ok(()));
+        assert_eq!(oracle.names_are(&new), Ok(()));
     }
 }

@@ -5,7 +5,7 @@
 //! - Guest memory of a request is not used again before its answer.
 
 use archipelago_protocol::error::ErrorCode;
-use archipelago_protocol::ids::{BLOCK_SIZE, Lineage, SECTOR_SIZE};
+use archipelago_protocol::ids::{Lineage, SECTOR_SIZE};
 use archipelago_protocol::volume::{OpenMode, VolumeHandle, VolumeOp};
 
 use crate::machine::Link;
@@ -33,8 +33,8 @@ impl Volume {
         lineage: Lineage,
         mode: OpenMode,
     ) -> Result<(Volume, u64), Trouble> {
-        let handle = link.with(|wiring| wiring.open(lineage, mode));
-        let info = link.wait(|wiring| wiring.take_opened(handle)).await?;
+        let handle = link.node(|node| node.open(lineage, mode));
+        let info = link.wait(|node| node.take_opened(handle)).await?;
         let volume = Volume {
             link: link.clone(),
             handle,
@@ -52,12 +52,8 @@ impl Volume {
     ) -> Result<(), Trouble> {
         let cookie = self
             .link
-            .with(|wiring| wiring.submit(self.handle, op, offset, len, area))?;
-        Ok(self.link.wait(|wiring| wiring.take_result(cookie)).await?)
-    }
-
-    async fn take_area(&self) -> usize {
-        self.link.wait(|wiring| wiring.take_area()).await
+            .node(|node| node.submit(self.handle, op, offset, len, area))?;
+        Ok(self.link.wait(|node| node.take_result(cookie)).await?)
     }
 
     /// The stamps of `count` sectors from the beginning.
@@ -67,7 +63,7 @@ impl Volume {
     pub async fn read_all(&self, count: usize) -> Result<Vec<Value>, Trouble> {
         let len = count * SECTOR;
         assert!(len <= GUEST_AREA_LEN, "volumes here are small");
-        let area = self.take_area().await;
+        let area = self.link.take_area().await;
         let read = self
             .request(VolumeOp::Read, 0, len as u64, Some(area))
             .await;
@@ -89,18 +85,24 @@ impl Volume {
             .collect()
     }
 
-    /// Writes `value` to `count` sectors at `first`.
+    /// Writes `value` to `count` sectors at `first`, durably or not.
     ///
     /// # Errors
     /// What the volume peer says.
-    pub async fn write(&self, first: usize, count: usize, value: Value) -> Result<(), Trouble> {
+    pub async fn write(
+        &self,
+        first: usize,
+        count: usize,
+        value: Value,
+        durable: bool,
+    ) -> Result<(), Trouble> {
         let bytes: Vec<u8> = (first..first + count)
             .flat_map(|index| stamp(value, index))
             .collect();
-        let area = self.take_area().await;
+        let area = self.link.take_area().await;
         self.link.with(|wiring| wiring.fill(area, &bytes));
         let offset = first as u64 * SECTOR_SIZE;
-        let op = VolumeOp::Write { durable: false };
+        let op = VolumeOp::Write { durable };
         let result = self
             .request(op, offset, bytes.len() as u64, Some(area))
             .await;
@@ -108,13 +110,13 @@ impl Volume {
         result
     }
 
-    /// `count` blocks at `first` read as zeros from now on.
+    /// `count` sectors at `first` read as zeros from now on, because of `op`.
     ///
     /// # Errors
     /// What the volume peer says.
-    pub async fn zero(&self, first: u64, count: u64) -> Result<(), Trouble> {
-        let (offset, len) = (first * BLOCK_SIZE, count * BLOCK_SIZE);
-        self.request(VolumeOp::Discard, offset, len, None).await
+    pub async fn zero(&self, first: usize, count: usize, op: VolumeOp) -> Result<(), Trouble> {
+        let (offset, len) = (first as u64 * SECTOR_SIZE, count as u64 * SECTOR_SIZE);
+        self.request(op, offset, len, None).await
     }
 
     /// Makes durable what was completed before.
@@ -130,13 +132,12 @@ impl Volume {
     /// # Errors
     /// What the volume peer says.
     pub async fn snapshot(&self, token: u64, begun: impl FnOnce()) -> Result<(), Trouble> {
+        self.link.node(|node| node.snapshot(self.lineage, token));
         self.link
-            .with(|wiring| wiring.snapshot(self.lineage, token));
-        self.link
-            .wait(|wiring| wiring.has_begun(token).then_some(()))
+            .wait(|node| node.has_begun(token).then_some(()))
             .await;
         begun();
-        Ok(self.link.wait(|wiring| wiring.take_snapshot(token)).await?)
+        Ok(self.link.wait(|node| node.take_snapshot(token)).await?)
     }
 
     /// Flushes and gives ownership back.
@@ -144,11 +145,8 @@ impl Volume {
     /// # Errors
     /// What the volume peer says.
     pub async fn close(&self) -> Result<(), Trouble> {
-        self.link.with(|wiring| wiring.close(self.handle));
-        Ok(self
-            .link
-            .wait(|wiring| wiring.take_closed(self.handle))
-            .await?)
+        self.link.node(|node| node.close(self.handle));
+        Ok(self.link.wait(|node| node.take_closed(self.handle)).await?)
     }
 }
 

@@ -1,93 +1,93 @@
-//! The mapper, the volume peer and the backend, wired as in one thread of a node.
+//! Nodes and the backend, wired as in one thread of each node.
 //!
 //! Invariants
 //! - Peers run until nothing moves before any backend call completes, so a run depends on its seed and nothing else.
 //! - Each backend call that changes something is a crash point: a clone of all that survives the processes.
 //! - What is given out for a first write was never written before, but by ourselves since the last unclean end.
+//! - A node that was taken over is fenced: what it has in flight has happened or never will, and the backend refuses what
+//!   it asks from then on. But for swaps: those are judged by what they compare, whenever they come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_blocker::Backend;
-use archipelago_blocker::simulated::SimulatedBackend;
-use archipelago_mapper::{ClientId, Effect, EffectId, Mapper};
-use archipelago_protocol::carry::{AREA_LEN, Carried};
-use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
-use archipelago_protocol::error::{Error, ErrorCode};
+use archipelago_blocker::simulated::{Random, SimulatedBackend};
+use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Epoch, Lineage};
-use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
-use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
-use archipelago_protocol::volume::{
-    OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeInfo, VolumeOp, VolumeRequest, Volumes,
+use archipelago_protocol::map::{FLAG_WRITE, MapOp, Placement};
+use archipelago_protocol::object::{
+    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
-use archipelago_runtime::{Peer, Progress};
-use archipelago_volume::{ControlEvent, VolumePeer};
-use xseg::local::{LocalClient, LocalServer};
-use xseg::{RegionId, ServerPort};
 
 use crate::journal::Journals;
 use crate::machine::CrashPoint;
 use crate::memory::{Memory, MemoryPool};
-use crate::oracle::Oracle;
+use crate::node::{Asked, Node, Owner, Told};
+use crate::oracle::{Crash, Oracle};
 use crate::trouble::Trouble;
 
-/// The memory of a machine: first what the mapper's calls move, then the guest's areas.
+/// The memory of a machine: first what the mappers' calls move, then the guests' areas.
 const MEMORY_LEN: usize = AREAS_START + AREA_COUNT * GUEST_AREA_LEN;
 const AREAS_START: usize = 1 << 20;
 /// Bytes of a request of the guest at most: all of the largest volume.
 pub const GUEST_AREA_LEN: usize = 512 << 10;
 const AREA_COUNT: usize = 64;
-/// The volume peer's connection.
-const CLIENT: ClientId = ClientId(1);
-/// Requests in flight on a channel.
-const CHANNEL_LEN: usize = 256;
-/// Bytes of the blocker channel's arena: some cells.
-const ARENA_LEN: usize = 64 << 10;
 /// Turns of the peers between two completions: more is a circle.
 const TURNS_MAX: usize = 10_000;
 
-/// Who waits for a backend call.
-#[derive(Debug, Clone, Copy)]
-enum Owner {
-    Mapper(EffectId),
-    /// The volume peer, by the tag of its submission.
-    Volume(u64),
+/// A call in flight.
+#[derive(Debug)]
+struct Call {
+    node: usize,
+    owner: Owner,
+    request: ObjectRequest,
 }
 
-/// The peers and what tasks share with them.
+/// The nodes and what tasks share with them.
 #[derive(Debug)]
 pub struct Wiring {
-    mapper: Mapper,
-    peer: VolumePeer<LocalClient, LocalClient>,
-    map_server: LocalServer,
-    object_server: LocalServer,
+    nodes: Vec<Node>,
     /// The pool.
     pub backend: SimulatedBackend,
-    journals: Journals,
     /// What may be read.
     pub oracle: Oracle,
     memory: Memory,
-    guest: RegionId,
+    pool: MemoryPool,
     areas: Vec<usize>,
-    calls: BTreeMap<u64, (Owner, ObjectRequest)>,
+    calls: BTreeMap<u64, Call>,
+    /// Answers that are due although the backend gives none.
+    refused: Vec<(usize, Owner)>,
     next: u64,
-    /// Requests to the mapper that it has not answered, by tag.
-    asked: BTreeMap<u64, MapRequest>,
-    /// Lineages by the mapper's handle.
-    sessions: BTreeMap<u32, Lineage>,
-    handles: BTreeSet<VolumeHandle>,
-    results: BTreeMap<u64, Result<(), ErrorCode>>,
-    opened: BTreeMap<VolumeHandle, Result<VolumeInfo, Error>>,
-    closed: BTreeMap<VolumeHandle, Result<(), Error>>,
-    catalogues: BTreeMap<u64, CatalogueReply>,
-    begun: BTreeSet<u64>,
-    snapshots: BTreeMap<u64, Result<(), Error>>,
     /// Blocks that were written first, as far as no unclean end came between.
-    pub firsts: BTreeSet<(ObjectId, u64)>,
+    firsts: BTreeSet<(ObjectId, u64)>,
     /// Volumes that are open for writing: a crash now is their unclean end.
     writing: BTreeSet<Lineage>,
+    /// Volumes whose journals may speak for what a failed sync took away.
+    doubtful: BTreeSet<Lineage>,
+    /// The node that has the pool lost it, and no other has it yet.
+    fenced: bool,
+    /// The next call that makes something durable fails.
+    pub fail_next_sync: bool,
+    /// Requests may be refused: something was made to fail.
+    pub tolerant: bool,
+    /// Something was refused, and that was to be expected.
+    pub upset: bool,
+    /// A log is being filled: calls that are like those before are no crash points.
+    pub filling: bool,
     /// Crash points since they were last taken; `None`: none are taken.
     pub points: Option<Vec<CrashPoint>>,
     wrong: Option<String>,
+}
+
+fn makes_durable(request: &ObjectRequest) -> bool {
+    match request.op {
+        ObjectOp::Sync | ObjectOp::SyncPool => true,
+        ObjectOp::Write => request.flags & FLAG_DURABLE != 0,
+        _ => false,
+    }
+}
+
+fn reads(op: ObjectOp) -> bool {
+    matches!(op, ObjectOp::Read | ObjectOp::ReadSwapped | ObjectOp::List)
 }
 
 impl Wiring {
@@ -99,52 +99,45 @@ impl Wiring {
             journals,
             oracle,
             firsts,
+            ..
         } = point;
-        let map_arena_len = usize::try_from(AREA_LEN).expect("an area is small");
-        let (map_client, map_server) =
-            xseg::local::channel(CHANNEL_LEN, map_arena_len).expect("memory for a channel");
-        let (object_client, object_server) =
-            xseg::local::channel(CHANNEL_LEN, ARENA_LEN).expect("memory for a channel");
-        let mut peer = VolumePeer::new(map_client, object_client).expect("cells fit the arena");
-        let guest = peer.fresh_region();
-        let memory = memory.take(MEMORY_LEN);
-        peer.add_region(guest, (*memory).clone())
-            .expect("the first region");
+        let pool = memory.clone();
+        let memory = pool.take(MEMORY_LEN);
         Wiring {
-            mapper: crate::journal::mapper(&journals),
-            peer,
-            map_server,
-            object_server,
+            nodes: vec![Node::start(1, journals, &memory, &pool)],
             backend,
-            journals,
             oracle,
             memory,
-            guest,
+            pool,
             areas: (0..AREA_COUNT)
                 .rev()
                 .map(|index| AREAS_START + index * GUEST_AREA_LEN)
                 .collect(),
             calls: BTreeMap::new(),
+            refused: Vec::new(),
             next: 0,
-            asked: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            handles: BTreeSet::new(),
-            results: BTreeMap::new(),
-            opened: BTreeMap::new(),
-            closed: BTreeMap::new(),
-            catalogues: BTreeMap::new(),
-            begun: BTreeSet::new(),
-            snapshots: BTreeMap::new(),
             firsts,
             writing: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
+            fenced: false,
+            fail_next_sync: false,
+            tolerant: false,
+            upset: false,
+            filling: false,
             points: None,
             wrong: None,
         }
     }
 
-    fn ticket(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    /// The node that has the pool.
+    #[must_use]
+    pub fn owner(&self) -> usize {
+        self.nodes.len() - 1
+    }
+
+    /// A node.
+    pub fn node(&mut self, number: usize) -> &mut Node {
+        &mut self.nodes[number]
     }
 
     /// What survives the processes now.
@@ -152,39 +145,16 @@ impl Wiring {
     pub fn crash_point(&self) -> CrashPoint {
         CrashPoint {
             backend: self.backend.clone(),
-            journals: self.journals.snapshot(),
+            journals: self.nodes[self.owner()].journals.snapshot(),
             oracle: self.oracle.clone(),
             firsts: self
                 .firsts
                 .iter()
-                .filter(|(id, _)| !self.writing.contains(&id.lineage))
+                .filter(|(id, _)| !self.ends_uncleanly(id.lineage))
                 .copied()
                 .collect(),
+            doubtful: !self.doubtful.is_empty(),
         }
-    }
-
-    // What tasks ask for.
-
-    /// Starts to open a volume.
-    pub fn open(&mut self, lineage: Lineage, mode: OpenMode) -> VolumeHandle {
-        let handle = self.peer.open(lineage, mode);
-        self.handles.insert(handle);
-        handle
-    }
-
-    /// The answer to an open.
-    pub fn take_opened(&mut self, handle: VolumeHandle) -> Option<Result<VolumeInfo, Error>> {
-        self.opened.remove(&handle)
-    }
-
-    /// Starts to close a volume.
-    pub fn close(&mut self, handle: VolumeHandle) {
-        self.peer.close(handle);
-    }
-
-    /// The answer to a close.
-    pub fn take_closed(&mut self, handle: VolumeHandle) -> Option<Result<(), Error>> {
-        self.closed.remove(&handle)
     }
 
     /// A piece of guest memory. `None`: more requests are in flight than there are areas.
@@ -214,80 +184,60 @@ impl Wiring {
         self.areas.push(area);
     }
 
-    /// Submits a request; its cookie.
-    ///
-    /// # Errors
-    /// What the volume peer says.
-    pub fn submit(
-        &mut self,
-        handle: VolumeHandle,
-        op: VolumeOp,
-        offset: u64,
-        len: u64,
-        area: Option<usize>,
-    ) -> Result<u64, Trouble> {
-        let cookie = self.ticket();
-        let segment = area.map(|area| Segment {
-            region: self.guest.0,
-            len: u32::try_from(len).expect("requests are small"),
-            offset: area as u64,
-        });
-        let request = VolumeRequest {
-            op,
-            offset,
-            len,
-            segments: segment.as_slice(),
-        };
-        self.peer.submit(handle, cookie, request)?;
-        Ok(cookie)
+    /// Whether a crash now is certainly an unclean end of the volume.
+    fn ends_uncleanly(&self, lineage: Lineage) -> bool {
+        let closing = &self.nodes[self.owner()].closing;
+        self.writing.contains(&lineage) && !closing.contains(&lineage)
     }
 
-    /// The answer to a request.
-    pub fn take_result(&mut self, cookie: u64) -> Option<Result<(), ErrorCode>> {
-        self.results.remove(&cookie)
+    /// Volumes end uncleanly: what was given out as fresh is so no more.
+    fn end_uncleanly(&mut self) {
+        let mut firsts = std::mem::take(&mut self.firsts);
+        firsts.retain(|(id, _)| !self.ends_uncleanly(id.lineage));
+        self.firsts = firsts;
+        self.writing.clear();
     }
 
-    /// Starts a snapshot of an open volume.
-    pub fn snapshot(&mut self, lineage: Lineage, token: u64) {
-        self.peer.snapshot(lineage, token, token);
+    /// The mapper of the node that has the pool dies, alone.
+    pub fn kill_mapper(&mut self) {
+        self.end_uncleanly();
+        let owner = self.owner();
+        self.nodes[owner].kill_mapper();
     }
 
-    /// Whether the snapshot's epoch has begun.
-    #[must_use]
-    pub fn has_begun(&self, token: u64) -> bool {
-        self.begun.contains(&token) || self.snapshots.contains_key(&token)
-    }
-
-    /// The answer to a snapshot.
-    pub fn take_snapshot(&mut self, token: u64) -> Option<Result<(), Error>> {
-        self.snapshots.remove(&token)
-    }
-
-    /// The volume has another size.
-    pub fn resized(&mut self, lineage: Lineage, size: u64) {
-        self.peer.resized(lineage, size);
-    }
-
-    /// Asks about names.
-    pub fn ask_catalogue(&mut self, request: CatalogueRequest) -> u64 {
-        let tag = self.ticket();
-        self.mapper.catalogue_request(tag, request);
-        tag
-    }
-
-    /// The answer about names.
-    pub fn take_catalogue(&mut self, tag: u64) -> Option<CatalogueReply> {
-        self.catalogues.remove(&tag)
-    }
-
-    /// Has the mapper drop what is not durable, of all sessions: what a failed sync means.
-    pub fn abandon(&mut self) {
-        for handle in std::mem::take(&mut self.sessions).into_keys() {
-            let tag = self.ticket();
-            let request = MapRequest::new(MapOp::Abandon, handle);
-            self.mapper
-                .map_request(CLIENT, tag, request, Carried::default());
+    /// The backend takes nothing more from the node that has the pool; what is in flight has happened or never will.
+    pub fn fence(&mut self, random: &mut Random) {
+        let tickets: Vec<u64> = self.calls.keys().copied().collect();
+        for ticket in tickets {
+            if self.calls[&ticket].request.op == ObjectOp::CompareAndSwap {
+                continue;
+            }
+            if random.below(2) == 0 {
+                self.backend.happen(ticket);
+            } else {
+                self.backend.forget(ticket);
+            }
+            let call = self.calls.remove(&ticket).expect("listed just now");
+            self.refused.push((call.node, call.owner));
         }
+        self.fenced = true;
+    }
+
+    /// Another node takes the pool of the one that was fenced, which lives.
+    pub fn hand_over(&mut self) {
+        self.fenced = false;
+        self.end_uncleanly();
+        self.doubtful.clear();
+        self.oracle.crash(Crash::PowerCut);
+        let owner = self.nodes.len() as u128 + 1;
+        let node = Node::start(owner, Journals::default(), &self.memory, &self.pool);
+        self.nodes.push(node);
+    }
+
+    /// Has the mapper drop what is not durable, of all sessions.
+    pub fn abandon(&mut self) {
+        let owner = self.owner();
+        self.nodes[owner].abandon();
     }
 
     // What the peers do.
@@ -299,11 +249,22 @@ impl Wiring {
     pub fn run(&mut self) -> Result<bool, Trouble> {
         let mut any = false;
         for _ in 0..TURNS_MAX {
-            let mut moved = self.peer.poll() == Progress::Busy;
-            moved |= self.take_events();
-            moved |= self.serve_map();
-            moved |= self.serve_mapper();
-            moved |= self.serve_objects();
+            let mut moved = false;
+            for (node, owner) in std::mem::take(&mut self.refused) {
+                let reply = ObjectReply::failed(ErrorCode::Stale);
+                self.nodes[node].answer(owner, reply, Vec::new());
+                moved = true;
+            }
+            for number in 0..self.nodes.len() {
+                let (mut asked, mut told) = (Vec::new(), Vec::new());
+                moved |= self.nodes[number].turn(&mut asked, &mut told);
+                if number == self.owner() {
+                    told.iter().for_each(|told| self.look_at(told));
+                }
+                asked
+                    .into_iter()
+                    .for_each(|asked| self.begin(number, asked));
+            }
             if let Some(wrong) = self.wrong.take() {
                 return Err(Trouble::Wrong(wrong));
             }
@@ -315,108 +276,26 @@ impl Wiring {
         Err(Trouble::Wrong("the peers go round in circles".to_owned()))
     }
 
-    fn take_events(&mut self) -> bool {
-        let mut any = false;
-        for handle in self.handles.clone() {
-            while let Some(event) = self.peer.next_event(handle) {
-                any = true;
-                match event {
-                    VolumeEvent::Done { cookie, result } => {
-                        self.results.insert(cookie, result);
-                    }
-                    VolumeEvent::Opened { result } => {
-                        self.opened.insert(handle, result);
-                    }
-                    VolumeEvent::Closed { result } => {
-                        self.handles.remove(&handle);
-                        self.closed.insert(handle, result);
-                    }
-                    VolumeEvent::Resized { .. } => {}
-                }
+    fn look_at(&mut self, told: &Told) {
+        let (Ok(result), Some(lineage)) = (told.reply.result, told.lineage) else {
+            return;
+        };
+        match told.request.op {
+            MapOp::Open if told.request.flags & FLAG_WRITE != 0 => {
+                self.writing.insert(lineage);
             }
-        }
-        while let Some(ControlEvent::SnapshotDone { token, result, .. }) =
-            self.peer.next_control_event()
-        {
-            any = true;
-            self.snapshots.insert(token, result);
-        }
-        any
-    }
-
-    /// Passes on what the volume peer asks of the mapper.
-    fn serve_map(&mut self) -> bool {
-        let mut any = false;
-        while let Some(entry) = self.map_server.accept() {
-            any = true;
-            let request = MapRequest::decode(&entry).expect("the volume peer speaks the protocol");
-            let lineage = self.sessions.get(&request.handle);
-            if let (MapOp::Close, Some(lineage)) = (request.op, lineage) {
-                self.writing.remove(lineage);
+            MapOp::Close => {
+                self.writing.remove(&lineage);
+                self.doubtful.remove(&lineage);
             }
-            let carried = self.carried(&request);
-            self.asked.insert(entry.tag, request);
-            self.mapper.map_request(CLIENT, entry.tag, request, carried);
-        }
-        any
-    }
-
-    fn carried(&self, request: &MapRequest) -> Carried {
-        if request.op != MapOp::FlushCommit || request.len == 0 {
-            return Carried::default();
-        }
-        let mut area = vec![0; usize::try_from(request.len).expect("an area is small")];
-        let arena = self.map_server.regions().get(RegionId::ARENA);
-        arena
-            .expect("a channel has an arena")
-            .read(request.offset, &mut area)
-            .expect("areas lie in the arena");
-        Carried::new(area).expect("the volume peer hands over whole areas")
-    }
-
-    /// Carries out what the mapper asks for.
-    fn serve_mapper(&mut self) -> bool {
-        let mut any = false;
-        while let Some(effect) = self.mapper.next_effect() {
-            any = true;
-            match effect {
-                Effect::Object { id, request, data } => {
-                    self.memory
-                        .write(0, &data)
-                        .expect("the mapper's requests are small");
-                    let span = self.memory.span(0, u64::from(request.len));
-                    let span = span.expect("the mapper's requests are small");
-                    self.begin(Owner::Mapper(id), request, &[span]);
-                }
-                Effect::MapReply { tag, reply, .. } => {
-                    if let Some(request) = self.asked.remove(&tag) {
-                        self.look_at(&request, &reply);
-                        self.map_server.complete(reply.encode(tag));
-                    }
-                }
-                Effect::CatalogueReply { tag, reply } => drop(self.catalogues.insert(tag, reply)),
+            MapOp::Abandon => {
+                self.writing.remove(&lineage);
+                self.firsts.retain(|(id, _)| id.lineage != lineage);
+                self.doubtful.remove(&lineage);
             }
-        }
-        any
-    }
-
-    fn look_at(&mut self, request: &MapRequest, reply: &MapReply) {
-        let Ok(result) = reply.result else { return };
-        match request.op {
-            MapOp::Open => {
-                let [high, low] = request.operand;
-                let lineage = Lineage::from_words(high, low);
-                self.sessions.insert(result, lineage);
-                if request.flags & FLAG_WRITE != 0 {
-                    self.writing.insert(lineage);
-                }
-            }
-            MapOp::Close | MapOp::Abandon => drop(self.sessions.remove(&request.handle)),
-            MapOp::SnapshotBegin => drop(self.begun.insert(request.operand[0])),
-            MapOp::Locate if reply.placement() == Some(Placement::First) => {
-                let lineage = self.sessions[&request.handle];
-                let id = ObjectId::data(lineage, Epoch(reply.values[0]));
-                self.check_fresh(id, request.offset, u64::from(result));
+            MapOp::Locate if told.reply.placement() == Some(Placement::First) => {
+                let id = ObjectId::data(lineage, Epoch(told.reply.values[0]));
+                self.check_fresh(id, told.request.offset, u64::from(result));
             }
             _ => {}
         }
@@ -436,42 +315,44 @@ impl Wiring {
         }
     }
 
-    /// Passes on what the volume peer asks of the backend.
-    fn serve_objects(&mut self) -> bool {
-        let mut any = false;
-        while let Some(entry) = self.object_server.accept() {
-            any = true;
-            let request =
-                ObjectRequest::decode(&entry).expect("the volume peer speaks the protocol");
-            let memory = request.memory;
-            assert_eq!(memory.count, 0, "requests here have one segment");
-            let region = self.object_server.regions().get(RegionId(memory.region));
-            let span = region
-                .and_then(|region| region.span(memory.offset, u64::from(request.len)).ok())
-                .expect("the volume peer names memory that it has");
-            self.begin(Owner::Volume(entry.tag), request, &[span]);
+    fn begin(&mut self, node: usize, asked: Asked) {
+        let Asked {
+            owner,
+            request,
+            data,
+            memory,
+        } = asked;
+        let ours = node == self.owner() && !self.fenced;
+        if !ours && request.op != ObjectOp::CompareAndSwap {
+            return self.refused.push((node, owner));
         }
-        any
-    }
-
-    fn begin(&mut self, owner: Owner, request: ObjectRequest, memory: &[xseg::Span]) {
-        let ticket = self.ticket();
-        let moves = matches!(
-            request.op,
-            ObjectOp::Read
-                | ObjectOp::Write
-                | ObjectOp::CompareAndSwap
-                | ObjectOp::ReadSwapped
-                | ObjectOp::List
-        );
-        self.backend
-            .start(ticket, &request, if moves { memory } else { &[] });
-        self.calls.insert(ticket, (owner, request));
-        let changes = !matches!(
-            request.op,
-            ObjectOp::Read | ObjectOp::ReadSwapped | ObjectOp::List | ObjectOp::Stat
-        );
-        if changes && self.points.is_some() {
+        self.next += 1;
+        if ours && self.fail_next_sync && makes_durable(&request) {
+            self.fail_next_sync = false;
+            let call = self.backend.calls() + 1;
+            self.backend.fail_call(call, ErrorCode::SyncFailed);
+        }
+        let span = memory.unwrap_or_else(|| {
+            self.memory
+                .write(0, &data)
+                .and_then(|()| self.memory.span(0, u64::from(request.len)))
+                .expect("the mapper's requests are small")
+        });
+        let moves =
+            reads(request.op) || matches!(request.op, ObjectOp::Write | ObjectOp::CompareAndSwap);
+        let spans = if moves { &[span][..] } else { &[] };
+        self.backend.start(self.next, &request, spans);
+        let call = Call {
+            node,
+            owner,
+            request,
+        };
+        self.calls.insert(self.next, call);
+        let changes = !reads(request.op) && request.op != ObjectOp::Stat;
+        let filler = self.filling
+            && request.op == ObjectOp::Write
+            && matches!(request.id.kind, ObjectKind::Data | ObjectKind::Log);
+        if changes && !filler && self.points.is_some() {
             let point = self.crash_point();
             self.points.get_or_insert_default().push(point);
         }
@@ -480,24 +361,44 @@ impl Wiring {
     /// Lets the backend call number `index` among those in flight complete.
     pub fn complete(&mut self, index: usize) {
         let (ticket, reply) = self.backend.complete(index);
-        let (owner, request) = self.calls.remove(&ticket).expect("every call has an owner");
-        match owner {
-            Owner::Mapper(id) => {
-                let data = self.data_of(&request, &reply);
-                self.mapper.object_done(id, reply, data);
+        let Call {
+            node,
+            owner,
+            request,
+        } = self.calls.remove(&ticket).expect("every call has an owner");
+        let swaps = request.op == ObjectOp::CompareAndSwap;
+        if reply.result.is_err() && node == self.owner() && (swaps || makes_durable(&request)) {
+            self.note_failure(&request);
+        }
+        let data = match (owner, reply.result) {
+            (Owner::Mapper(..), Ok(len)) if reads(request.op) => self.bytes(0, len as usize),
+            _ => Vec::new(),
+        };
+        self.nodes[node].answer(owner, reply, data);
+    }
+
+    fn note_failure(&mut self, request: &ObjectRequest) {
+        let lineage = request.id.lineage;
+        if request.op == ObjectOp::SyncPool {
+            self.oracle.sync_in_doubt(None);
+            self.doubtful.extend(&self.writing);
+        } else if lineage == Lineage::CATALOGUE {
+            // A snapshot that fails for it ends its volume's session, as a failed sync of the volume would.
+            self.oracle.sync_in_doubt(None);
+        } else {
+            self.oracle.sync_in_doubt(Some(lineage));
+            if self.writing.contains(&lineage) {
+                self.doubtful.insert(lineage);
             }
-            Owner::Volume(tag) => self.object_server.complete(reply.encode(tag)),
         }
     }
 
-    fn data_of(&self, request: &ObjectRequest, reply: &ObjectReply) -> Vec<u8> {
-        let reads = matches!(
-            request.op,
-            ObjectOp::Read | ObjectOp::ReadSwapped | ObjectOp::List
-        );
-        match reply.result {
-            Ok(len) if reads => self.bytes(0, len as usize),
-            _ => Vec::new(),
-        }
+    /// Objects of things that are gone.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<ObjectId> {
+        let needed = self.oracle.needed();
+        let mut objects = self.backend.objects();
+        objects.retain(|id| id.lineage != Lineage::CATALOGUE && !needed.contains(&id.lineage));
+        objects
     }
 }

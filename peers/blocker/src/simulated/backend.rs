@@ -128,6 +128,7 @@ impl SimulatedBackend {
                 let _ = self.store.execute(&flight.call);
             }
         }
+        self.store.forget_losses();
         self.faults.clear();
         self
     }
@@ -160,6 +161,24 @@ impl SimulatedBackend {
     #[must_use]
     pub fn has_data(&self, id: ObjectId, offset: u64, len: usize) -> bool {
         self.store.has_data(id, offset, len)
+    }
+
+    /// A call in flight happens now, and is not answered: its client was fenced just after.
+    pub fn happen(&mut self, ticket: u64) {
+        if let Some(flight) = self.take(ticket) {
+            let _ = self.store.execute(&flight.call);
+        }
+    }
+
+    /// A call in flight never happens, and is not answered: its client was fenced before.
+    pub fn forget(&mut self, ticket: u64) {
+        self.take(ticket);
+    }
+
+    fn take(&mut self, ticket: u64) -> Option<InFlight> {
+        let mut flights = self.in_flight.iter();
+        let index = flights.position(|flight| flight.ticket == ticket)?;
+        Some(self.in_flight.remove(index))
     }
 
     /// The call at `index` among those in flight completes now: its ticket and its reply.

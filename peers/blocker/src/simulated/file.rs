@@ -64,6 +64,8 @@ pub(super) struct File {
     durable_len: u64,
     /// Whether its name is durable.
     pub(super) named: bool,
+    /// A sync of the pool has dropped some of it, and no sync of its own has told so.
+    pub(super) lost: bool,
 }
 
 impl File {
@@ -160,6 +162,12 @@ impl File {
         self.durable_len = self.len;
     }
 
+    /// Forgets what is not durable, because a sync of the pool failed: the next sync of its own tells, as `fsync` does.
+    pub(super) fn lose_written(&mut self) {
+        self.lost |= !self.dirty.is_empty();
+        self.drop_written();
+    }
+
     /// Forgets what is not durable.
     pub(super) fn drop_written(&mut self) {
         for number in std::mem::take(&mut self.dirty) {
@@ -188,7 +196,7 @@ impl File {
         }
         self.len = end;
         self.durable_len = end;
-        self.named = true;
+        (self.named, self.lost) = (true, false);
     }
 }
 

@@ -89,7 +89,12 @@ impl Store {
             }
             ObjectOp::Sync => {
                 if let Some(file) = self.files.get_mut(&key(id, request.offset)) {
-                    Arc::make_mut(file).sync(*moment);
+                    let file = Arc::make_mut(file);
+                    if std::mem::take(&mut file.lost) {
+                        file.drop_written();
+                        return Err(ErrorCode::SyncFailed);
+                    }
+                    file.sync(*moment);
                 }
                 done(0)
             }
@@ -171,9 +176,16 @@ impl Store {
             ObjectOp::SyncPool => {
                 self.files
                     .values_mut()
-                    .for_each(|file| Arc::make_mut(file).drop_written());
+                    .for_each(|file| Arc::make_mut(file).lose_written());
             }
             _ => {}
+        }
+    }
+
+    /// Whoever opens objects from now on is not told what was lost before.
+    pub(super) fn forget_losses(&mut self) {
+        for file in self.files.values_mut().filter(|file| file.lost) {
+            Arc::make_mut(file).lost = false;
         }
     }
 

@@ -26,6 +26,8 @@ const SIZE: u64 = 48 << 20;
 /// Where the pool's blocks are: one part in each leaf.
 const WRITTEN: [std::ops::Range<u64>; 2] = [0..2 << 20, 35 << 20..36 << 20];
 const OBJECT_SIZE: ObjectSize = ObjectSize::MIN;
+/// The node that serves it.
+const OWNER: u128 = 1;
 const CLIENT: ClientId = ClientId(1);
 
 /// A mapper and its pool.
@@ -50,7 +52,7 @@ pub(crate) type Served = BTreeMap<Lineage, Result<Vec<Run>, (ErrorCode, String)>
 impl World {
     pub(crate) fn on(backend: SimulatedBackend, region: Region) -> World {
         World {
-            mapper: journal::unstarted(&Journals::default()),
+            mapper: journal::unstarted(OWNER, &Journals::default()),
             backend,
             region,
             stop_at: None,
