@@ -91,7 +91,6 @@ impl Store {
                 if let Some(file) = self.files.get_mut(&key(id, request.offset)) {
                     let file = Arc::make_mut(file);
                     if std::mem::take(&mut file.lost) {
-                        file.drop_written();
                         return Err(ErrorCode::SyncFailed);
                     }
                     file.sync(*moment);
