@@ -115,6 +115,7 @@ impl SimulatedBackend {
             self.store.begin(&flight.call, chooser);
         }
         self.store.power_cut(chooser);
+        self.store.forget_losses();
         self.faults.clear();
         self
     }
