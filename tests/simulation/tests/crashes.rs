@@ -21,7 +21,7 @@ mod tests {
     use archipelago_blocker::simulated::Random;
     use archipelago_protocol::error::ErrorCode;
     use archipelago_simulation::crashes::{Depth, Inspector};
-    use archipelago_simulation::plan::{self, ALPHABET};
+    use archipelago_simulation::plan::{self, ALPHABET, Op};
 
     /// Without optimisation a check looks at a little of all.
     const SMALL: bool = cfg!(debug_assertions);
@@ -32,7 +32,7 @@ mod tests {
     /// Letters of the longest enumerated sequences.
     const LENGTH: usize = if SMALL { 2 } else { 4 };
     /// Random runs that found something, beyond those that a check comes to.
-    const FOUND: [u64; 5] = [393, 499, 745, 1834, 2032];
+    const FOUND: [u64; 9] = [22, 253, 356, 393, 483, 499, 745, 1834, 2032];
     /// Images between two lines of progress.
     const PROGRESS: u64 = 100_000;
 
@@ -213,7 +213,11 @@ mod tests {
         let mut inspector = Inspector::new(Depth::RANDOM);
         let only = variable("SEED");
         for seed in only.map_or(0..40, |only| only..only + 1) {
-            let plan = plan::random(&mut Random::new(seed), 12);
+            // One failure at a time: two that meet are the matter of the random runs.
+            let mut plan = plan::random(&mut Random::new(seed), 12);
+            plan.retain(|(op, _)| {
+                !matches!(op, Op::FailedSync { .. } | Op::MapperDeath | Op::TakeOver)
+            });
             for call in 1..60_u64 {
                 let code = codes[usize::try_from((seed + call) % 4).expect("small")];
                 if let Err(what) = inspector.run_with_fault(seed, &plan, call, code) {
