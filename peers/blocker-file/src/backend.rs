@@ -16,12 +16,13 @@ use xseg::Span;
 
 use crate::bounce::Bounces;
 use crate::counters::Counters;
-use crate::errors::{code_of, sync_code_of};
-use crate::files::{Files, Missing, Open};
-use crate::layout::{FileId, Layout};
+use crate::errors::code_of;
+use crate::files::{Files, Open};
+use crate::layout::Layout;
 use crate::pool::{self, Access};
 use crate::slow::{Job, Slow};
 use crate::transfer::Transfer;
+use crate::unsynced::Turn;
 
 /// The token of the slow threads' bells; all others are places in the table.
 const BELL: u64 = u64::MAX;
@@ -45,11 +46,20 @@ pub(crate) enum Pending {
     Sync {
         ticket: u64,
         open: Rc<Open>,
+        /// What it covers.
+        began: Turn,
         waiting: u32,
         failed: Option<ErrorCode>,
     },
+    /// A sync of the pool, on its thread.
+    SyncPool {
+        ticket: u64,
+        began: Turn,
+    },
     Slow {
         ticket: u64,
+        /// It syncs something on its way.
+        syncs: bool,
     },
 }
 
@@ -67,10 +77,12 @@ pub struct FileBackend {
     pub(crate) free: Vec<usize>,
     /// Transfers that need their file for themselves, and those behind them, in order.
     pub(crate) waiting: VecDeque<usize>,
-    done: VecDeque<(u64, ObjectReply)>,
+    pub(crate) done: VecDeque<(u64, ObjectReply)>,
     /// Lists of spans for the next transfers: their memory is used again.
     pub(crate) spare: Vec<Vec<Span>>,
     pub(crate) counters: Counters,
+    /// The next sync of the pool fails: one before it did, and nobody was there to be told.
+    pub(crate) untold: bool,
     _bells: Vec<Watch>,
 }
 
@@ -95,7 +107,6 @@ impl FileBackend {
         let access = pool::probe(&layout, &source)?;
         let synced =
             std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
-        synced.map_err(|error| failed("sync the file system", error))?;
         let start = |name: &str| {
             Slow::start(name, layout.clone()).map_err(|error| failed("start a thread", error))
         };
@@ -112,7 +123,7 @@ impl FileBackend {
             .chain([&syncer, &deleter])
             .map(watch)
             .collect::<Result<_, Error>>()?;
-        Ok(FileBackend {
+        let mut backend = FileBackend {
             source,
             access,
             files: Files::new(layout, access),
@@ -126,8 +137,15 @@ impl FileBackend {
             done: VecDeque::new(),
             spare: Vec::new(),
             counters: Counters::default(),
+            untold: false,
             _bells: bells,
-        })
+        };
+        if let Err(error) = synced {
+            let error = failed("sync the file system", error);
+            tracing::error!("{}: what was not flushed may be lost", error.message);
+            backend.suspect_all();
+        }
+        Ok(backend)
     }
 
     /// What went through.
@@ -168,45 +186,13 @@ impl FileBackend {
         self.done.push_back((ticket, reply));
     }
 
-    fn start_sync(&mut self, ticket: u64, request: &ObjectRequest) -> Result<(), ErrorCode> {
-        let (id, _) = FileId::locate(request.id, request.offset);
-        let open = match self.files.get(id, Missing::Refuse) {
-            Ok(open) => open,
-            // Nothing was ever written there.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.answer(ticket, ObjectReply::done(0));
-                return Ok(());
-            }
-            Err(error) => return Err(code_of(&error)),
-        };
-        self.counters.file_syncs += 1;
-        let fresh = open.fresh.get();
-        let waiting = 1 + u32::from(fresh);
-        let index = self.insert(Pending::Sync {
-            ticket,
-            open: Rc::clone(&open),
-            waiting,
-            failed: None,
-        });
-        self.source.sync(&open.file, index as u64);
-        if fresh {
-            self.send_names(index, id.object.lineage);
-        }
-        Ok(())
-    }
-
     /// The thread that does the swaps of `lineage`.
-    fn slow_of(&self, lineage: Lineage) -> &Slow {
+    pub(crate) fn slow_of(&self, lineage: Lineage) -> &Slow {
         let [high, low] = lineage.to_words();
         let count = self.slow.len() as u64;
         // Lineages are random; a fixed one, the catalogue's, has its place too.
         let index = usize::try_from((high ^ low) % count).unwrap_or(0);
         &self.slow[index]
-    }
-
-    /// Has the names of the files of `lineage` made durable, for what is at `index`.
-    pub(crate) fn send_names(&self, index: usize, lineage: Lineage) {
-        self.slow_of(lineage).send(index, Job::Names(lineage));
     }
 
     /// The next job that a thread has done.
@@ -221,72 +207,50 @@ impl FileBackend {
     fn on_event(&mut self, index: usize, result: i32) {
         match self.pending.get_mut(index) {
             Some(Some(Pending::Transfer(transfer))) if transfer.waiting > 0 => {
-                let failed =
-                    (result < 0).then(|| sync_code_of(&io::Error::from_raw_os_error(-result)));
+                let failed = self.sync_failure(result);
                 self.on_part(index, failed);
             }
             Some(Some(Pending::Transfer(_))) => self.on_moved(index, result),
             Some(Some(Pending::Sync { .. })) => {
-                let failed =
-                    (result < 0).then(|| sync_code_of(&io::Error::from_raw_os_error(-result)));
+                let failed = self.sync_failure(result);
                 self.on_part(index, failed);
             }
             _ => {}
         }
     }
 
-    /// One of several answers that make something durable.
-    fn on_part(&mut self, index: usize, code: Option<ErrorCode>) {
-        match self.pending.get_mut(index) {
-            Some(Some(Pending::Transfer(transfer))) => {
-                transfer.waiting -= 1;
-                transfer.failed = transfer.failed.or(code);
-                if transfer.waiting > 0 {
-                    return;
-                }
-                let result = transfer.failed.map_or(Ok(()), Err);
-                if result.is_ok() {
-                    transfer.open.fresh.set(false);
-                }
-                self.finish_transfer(index, result);
-            }
-            Some(Some(Pending::Sync {
-                waiting,
-                failed,
-                open,
-                ticket,
-            })) => {
-                *waiting -= 1;
-                *failed = failed.or(code);
-                if *waiting > 0 {
-                    return;
-                }
-                let (ticket, failed) = (*ticket, *failed);
-                if failed.is_none() {
-                    open.fresh.set(false);
+    pub(crate) fn on_slow(&mut self, index: usize, reply: ObjectReply) {
+        match self.pending.get(index) {
+            Some(&Some(Pending::Slow { ticket, syncs })) => {
+                if syncs && matches!(reply.result, Err(ErrorCode::Io | ErrorCode::SyncFailed)) {
+                    self.lose_unsynced();
                 }
                 self.remove(index);
-                self.answer(
-                    ticket,
-                    failed.map_or_else(|| ObjectReply::done(0), ObjectReply::failed),
-                );
+                self.answer(ticket, reply);
             }
-            _ => {}
-        }
-    }
-
-    fn on_slow(&mut self, index: usize, reply: ObjectReply) {
-        if let Some(Some(Pending::Slow { ticket })) = self.pending.get(index) {
-            let ticket = *ticket;
-            self.remove(index);
-            self.answer(ticket, reply);
-        } else {
-            self.on_part(index, reply.result.err());
+            Some(&Some(Pending::SyncPool { ticket, began })) => {
+                match reply.result {
+                    Ok(_) => self.files.pool_synced(began),
+                    Err(_) => self.lose_unsynced(),
+                }
+                self.remove(index);
+                self.answer(ticket, reply);
+            }
+            _ => {
+                let failed = reply.result.err();
+                if failed.is_some() {
+                    self.lose_unsynced();
+                }
+                self.on_part(index, failed);
+            }
         }
     }
 
     fn start_slow(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
         let id = request.id;
+        if request.op == ObjectOp::SyncPool && std::mem::take(&mut self.untold) {
+            return self.answer(ticket, ObjectReply::failed(ErrorCode::SyncFailed));
+        }
         match request.op {
             ObjectOp::Delete => self.files.forget(|known| known.object == id),
             ObjectOp::DeleteLineage => self
@@ -295,7 +259,16 @@ impl FileBackend {
             ObjectOp::SyncPool => self.counters.pool_syncs += 1,
             _ => {}
         }
-        let index = self.insert(Pending::Slow { ticket });
+        let index = self.insert(match request.op {
+            ObjectOp::SyncPool => Pending::SyncPool {
+                ticket,
+                began: self.files.now(),
+            },
+            op => Pending::Slow {
+                ticket,
+                syncs: matches!(op, ObjectOp::CompareAndSwap | ObjectOp::ReadSwapped),
+            },
+        });
         let thread = match request.op {
             ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => &self.deleter,
             ObjectOp::SyncPool => &self.syncer,

@@ -18,7 +18,7 @@ use archipelago_runtime::Durability;
 use xseg::Span;
 
 use crate::backend::{FileBackend, Pending};
-use crate::errors::code_of;
+use crate::errors::{code_of, is_of_one_file};
 use crate::files::Missing;
 use crate::layout::{CONTAINER_LEN, FileId};
 use crate::pool::Access;
@@ -269,6 +269,11 @@ impl FileBackend {
             }
             self.bounces.give(bounce);
         }
+        // What a failed sync took with it, though the transfer itself went well.
+        let result = result.and(transfer.failed.map_or(Ok(()), Err));
+        if transfer.way == Way::Write && !(transfer.durable && result.is_ok()) {
+            self.files.wrote(&transfer.open);
+        }
         let reply = result.map_or_else(ObjectReply::failed, |()| ObjectReply::done(transfer.len));
         self.answer(transfer.ticket, reply);
         transfer.memory.clear();
@@ -280,9 +285,14 @@ impl FileBackend {
         let Some(transfer) = self.transfer_mut(index) else {
             return;
         };
+        let mut syncs = false;
         let outcome = match (u32::try_from(result), transfer.way) {
             (Err(_negative), _) if again(-result) => None,
-            (Err(_negative), _) => Some(Err(code_of(&io::Error::from_raw_os_error(-result)))),
+            (Err(_negative), way) => {
+                let error = io::Error::from_raw_os_error(-result);
+                syncs = transfer.durable && way == Way::Write && !is_of_one_file(&error);
+                Some(Err(code_of(&error)))
+            }
             (Ok(0), Way::Read) => {
                 transfer.zero_rest();
                 Some(Ok(()))
@@ -296,9 +306,13 @@ impl FileBackend {
         let Some(outcome) = outcome else {
             return self.submit(index);
         };
-        let open = Rc::clone(&transfer.open);
+        let (open, durable) = (Rc::clone(&transfer.open), transfer.durable);
+        if syncs {
+            // Its bytes may be the part that went well.
+            self.lose_unsynced();
+        }
         open.in_flight.set(open.in_flight.get() - 1);
-        let needs_name = outcome.is_ok() && transfer.durable && open.fresh.get();
+        let needs_name = outcome.is_ok() && durable && open.fresh.get();
         if needs_name {
             self.name_if_fresh(index);
         } else {

@@ -16,6 +16,15 @@ pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     }
 }
 
+/// Whether a failed sync concerns the file that was synced, and no other: its file system had no room for it, or lost it.
+/// Anything else may be the disk's cache, in which everybody's data is.
+pub(crate) fn is_of_one_file(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::ESTALE)
+    )
+}
+
 /// The code for a failed sync: final, whatever the reason.
 pub(crate) fn sync_code_of(error: &io::Error) -> ErrorCode {
     match code_of(error) {

@@ -3,6 +3,7 @@
 //! Invariants
 //! - A file with a request in flight is never closed.
 //! - A file that was made here is `fresh` until its name is durable.
+//! - What is not durable of a file is known also while it is closed.
 
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -18,6 +19,7 @@ use rustc_hash::FxHashMap;
 
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
 use crate::pool::Access;
+use crate::unsynced::{Turn, Unsynced};
 
 /// Descriptors left for everything but objects: sockets, eventfds, memory regions.
 const OTHERS: u64 = 512;
@@ -35,6 +37,8 @@ pub(crate) struct Open {
     pub(crate) direct: bool,
     /// Its name is not durable yet.
     pub(crate) fresh: Cell<bool>,
+    /// What of it is not durable.
+    pub(crate) unsynced: Unsynced,
     /// Transfers on it.
     pub(crate) in_flight: Cell<u32>,
     used: Cell<u64>,
@@ -54,7 +58,13 @@ pub(crate) struct Files {
     access: Access,
     limit: usize,
     open: FxHashMap<FileId, Rc<Open>>,
+    /// Of files that were closed with something to remember.
+    closed: FxHashMap<FileId, Unsynced>,
+    /// What a predecessor wrote may be lost: each file's first sync tells.
+    suspect: bool,
     turn: u64,
+    /// When the last sync of the pool that succeeded began.
+    pool_synced: Turn,
     pub(crate) opens: u64,
     pub(crate) creations: u64,
 }
@@ -69,7 +79,10 @@ impl Files {
             access,
             limit,
             open: FxHashMap::default(),
+            closed: FxHashMap::default(),
+            suspect: false,
             turn: 0,
+            pool_synced: Turn(0),
             opens: 0,
             creations: 0,
         }
@@ -96,6 +109,7 @@ impl Files {
             file: file.into(),
             direct: self.is_direct(id),
             fresh: Cell::new(fresh),
+            unsynced: self.unsynced_of(id, fresh),
             in_flight: Cell::new(0),
             used: Cell::new(self.turn),
         });
@@ -106,6 +120,47 @@ impl Files {
     /// Closes what is open of the files that `which` names. Requests in flight keep theirs to their end.
     pub(crate) fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         self.open.retain(|id, _| !which(id));
+        self.closed.retain(|id, _| !which(id));
+    }
+
+    /// The sync of what a predecessor wrote failed. Told by the first sync of each file that it may have written.
+    pub(crate) fn suspect_all(&mut self) {
+        self.suspect = true;
+    }
+
+    fn unsynced_of(&mut self, id: FileId, fresh: bool) -> Unsynced {
+        match self.closed.remove(&id) {
+            Some(known) => known,
+            None if self.suspect && !fresh => Unsynced::suspect(),
+            None => Unsynced::default(),
+        }
+    }
+
+    /// A write to `open` ended, whatever came of it.
+    pub(crate) fn wrote(&mut self, open: &Open) {
+        self.turn += 1;
+        open.unsynced.wrote(self.now());
+    }
+
+    /// What a sync that begins now covers.
+    pub(crate) fn now(&self) -> Turn {
+        Turn(self.turn)
+    }
+
+    /// A sync of the pool that began at `began` succeeded.
+    pub(crate) fn pool_synced(&mut self, began: Turn) {
+        self.pool_synced = self.pool_synced.max(began);
+        let pool_synced = self.pool_synced;
+        self.closed
+            .retain(|_, unsynced| self.suspect || unsynced.matters(pool_synced));
+    }
+
+    /// A sync failed, and does not say whose data it dropped.
+    pub(crate) fn lose_unsynced(&mut self) {
+        let open = self.open.values().map(|open| &open.unsynced);
+        for unsynced in open.chain(self.closed.values()) {
+            unsynced.lose(self.pool_synced);
+        }
     }
 
     /// Packs are read and written in odd lengths, once: the page cache serves them best.
@@ -157,7 +212,53 @@ impl Files {
             .values()
             .filter(|open| Rc::strong_count(open) == 1 && !open.fresh.get());
         if let Some(oldest) = idle.min_by_key(|open| open.used.get()).map(|open| open.id) {
-            self.open.remove(&oldest);
+            let closed = self.open.remove(&oldest);
+            let unsynced = closed.map(|open| open.unsynced.clone());
+            if let Some(unsynced) =
+                unsynced.filter(|it| self.suspect || it.matters(self.pool_synced))
+            {
+                self.closed.insert(oldest, unsynced);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::object::ObjectId;
+    use archipelago_protocol::{Epoch, Lineage};
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_durable_is_known_of_closed_files_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = Files::new(Layout::new(dir.path()), Access::Cached);
+        files.limit = 1;
+        let [first, second] = [1, 2].map(|n| {
+            let id = ObjectId::data(Lineage(n), Epoch(1));
+            FileId::locate(id, 0).0
+        });
+        let open = files.get(first, Missing::Create).unwrap();
+        open.fresh.set(false);
+        files.wrote(&open);
+        drop(open);
+        let other = files.get(second, Missing::Create).unwrap();
+        other.fresh.set(false);
+        drop(other);
+        assert!(!files.open.contains_key(&first));
+        files.lose_unsynced();
+        let open = files.get(first, Missing::Refuse).unwrap();
+        assert!(!open.unsynced.synced(files.now()), "told");
+        assert!(open.unsynced.synced(files.now()), "once");
+        drop(open);
+        // What there was before this process is suspect once, too.
+        files.suspect_all();
+        for told in [true, false] {
+            let open = files.get(second, Missing::Refuse).unwrap();
+            assert_eq!(open.unsynced.synced(files.now()), !told);
+            drop(open);
+            drop(files.get(first, Missing::Refuse).unwrap());
         }
     }
 }

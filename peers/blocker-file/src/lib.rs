@@ -21,7 +21,9 @@ mod files;
 mod layout;
 mod pool;
 mod slow;
+mod syncs;
 mod transfer;
+mod unsynced;
 
 pub use backend::{FileBackend, Options};
 pub use counters::Counters;

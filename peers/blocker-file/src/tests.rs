@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_blocker::battery::{self, Driver};
-use archipelago_protocol::object::{ObjectId, ObjectOp};
+use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 use archipelago_runtime::{Config, Reactor, SystemClock};
 
@@ -87,6 +87,90 @@ fn two_hundred_dirty_objects_are_one_sync() {
     assert_eq!(backend.borrow().figures().file_syncs, 1);
     assert_eq!(backend.borrow().figures().creations, 1);
     driver.finish();
+}
+
+#[test]
+fn a_failed_sync_of_the_pool_is_told_by_the_next_sync_of_what_it_may_have_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path().join("pool");
+    create(&pool).unwrap();
+    let (backend, reactor) = open(&pool);
+    let reactor = RefCell::new(reactor);
+    let backend = Rc::new(RefCell::new(backend));
+    let mut pump = || {
+        reactor.borrow_mut().turn();
+        reactor.borrow_mut().sleep(Duration::from_millis(1));
+    };
+    let mut driver = Driver::new(
+        Box::new(SharedBackend(Rc::clone(&backend))),
+        &mut pump,
+        "failed-sync",
+    );
+    let [dirty, synced, pooled] = [1, 2, 3].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
+    assert_eq!(driver.write(pooled, 0, &[1; 4096]), Ok(4096));
+    assert_eq!(driver.simple(ObjectOp::SyncPool, pooled).result, Ok(0));
+    for id in [dirty, synced] {
+        assert_eq!(driver.write(id, 0, &[1; 4096]), Ok(4096));
+    }
+    assert_eq!(driver.simple(ObjectOp::Sync, synced).result, Ok(0));
+    backend.borrow_mut().fail_pool_sync();
+    // A sync of the pool that succeeds now is another one's: it says nothing of what was dropped.
+    assert_eq!(driver.simple(ObjectOp::SyncPool, pooled).result, Ok(0));
+    let mut sync = |id| driver.simple(ObjectOp::Sync, id).result;
+    assert_eq!(sync(synced), Ok(0));
+    assert_eq!(sync(pooled), Ok(0));
+    assert_eq!(sync(dirty), Err(ErrorCode::SyncFailed));
+    assert_eq!(sync(dirty), Ok(0), "told once");
+    // What is under way when a sync fails does not know which of the two the disk did first.
+    assert_eq!(driver.write(dirty, 0, &[2; 4096]), Ok(4096));
+    let write = ObjectRequest {
+        offset: 4096,
+        len: 4096,
+        flags: FLAG_DURABLE,
+        ..ObjectRequest::new(ObjectOp::Write, synced)
+    };
+    let under_way = [
+        driver.start(&ObjectRequest::new(ObjectOp::Sync, dirty), &[]),
+        driver.start(&ObjectRequest::new(ObjectOp::Sync, dirty), &[]),
+        driver.start(&write, &[(0, 4096)]),
+    ];
+    backend.borrow_mut().fail_pool_sync();
+    for ticket in under_way {
+        assert_eq!(driver.wait(ticket).result, Err(ErrorCode::SyncFailed));
+    }
+    assert_eq!(driver.simple(ObjectOp::Sync, dirty).result, Ok(0));
+    driver.finish();
+}
+
+#[test]
+fn a_failed_sync_at_the_start_is_told_by_the_first_sync_of_the_pool_and_of_each_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path().join("pool");
+    create(&pool).unwrap();
+    let [before, after] = [1, 2].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
+    for life in 0..2 {
+        let (mut backend, mut reactor) = open(&pool);
+        if life == 1 {
+            backend.suspect_all();
+        }
+        let mut pump = || {
+            reactor.turn();
+            reactor.sleep(Duration::from_millis(1));
+        };
+        let mut driver = Driver::new(Box::new(backend), &mut pump, "suspect");
+        if life == 0 {
+            assert_eq!(driver.write(before, 0, &[1; 4096]), Ok(4096));
+            driver.finish();
+            continue;
+        }
+        assert_eq!(driver.write(after, 0, &[1; 4096]), Ok(4096));
+        for told in [Err(ErrorCode::SyncFailed), Ok(0)] {
+            assert_eq!(driver.simple(ObjectOp::SyncPool, before).result, told);
+            assert_eq!(driver.simple(ObjectOp::Sync, before).result, told);
+            assert_eq!(driver.simple(ObjectOp::Sync, after).result, Ok(0));
+        }
+        driver.finish();
+    }
 }
 
 /// A backend of which the test keeps hold.

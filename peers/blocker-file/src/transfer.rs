@@ -44,7 +44,7 @@ pub(crate) struct Transfer {
     pub(crate) moved: u32,
     /// Answers that are still to come before a durable write is one.
     pub(crate) waiting: u32,
-    /// The first of these that failed.
+    /// Why it is no durable write, though its bytes were moved.
     pub(crate) failed: Option<ErrorCode>,
 }
 
