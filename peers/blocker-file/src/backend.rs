@@ -18,6 +18,7 @@ use crate::bounce::Bounces;
 use crate::counters::Counters;
 use crate::errors::code_of;
 use crate::files::{Files, Open};
+use crate::heads::Heads;
 use crate::layout::Layout;
 use crate::pool::{self, Access};
 use crate::slow::{Job, Slow};
@@ -108,7 +109,12 @@ impl FileBackend {
         let synced =
             std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
         let start = |name: &str| {
-            Slow::start(name, layout.clone()).map_err(|error| failed("start a thread", error))
+            let heads = match &synced {
+                Ok(()) => Heads::default(),
+                Err(_) => Heads::suspect(),
+            };
+            Slow::start(name, layout.clone(), heads)
+                .map_err(|error| failed("start a thread", error))
         };
         let slow: Vec<Slow> = (0..SLOW_THREADS)
             .map(|_| start("blocker-slow"))

@@ -37,6 +37,7 @@ pub(crate) struct Open {
     pub(crate) direct: bool,
     /// Its name is not durable yet.
     pub(crate) fresh: Cell<bool>,
+    opened: Turn,
     /// What of it is not durable.
     pub(crate) unsynced: Unsynced,
     /// Transfers on it.
@@ -109,6 +110,7 @@ impl Files {
             file: file.into(),
             direct: self.is_direct(id),
             fresh: Cell::new(fresh),
+            opened: self.now(),
             unsynced: self.unsynced_of(id, fresh),
             in_flight: Cell::new(0),
             used: Cell::new(self.turn),
@@ -151,6 +153,11 @@ impl Files {
     pub(crate) fn pool_synced(&mut self, began: Turn) {
         self.pool_synced = self.pool_synced.max(began);
         let pool_synced = self.pool_synced;
+        for open in self.open.values() {
+            if open.opened <= pool_synced {
+                open.fresh.set(false);
+            }
+        }
         self.closed
             .retain(|_, unsynced| self.suspect || unsynced.matters(pool_synced));
     }

@@ -18,6 +18,7 @@ mod counters;
 mod drive;
 mod errors;
 mod files;
+mod heads;
 mod layout;
 mod pool;
 mod slow;

@@ -7,23 +7,19 @@
 //! - Syncs of the pool that wait for the thread are one sync: what it covers was completed before any of them was asked
 //!   for, so a sync that begins later covers it. If it fails, it fails for all.
 //! - Jobs are bounded by the credits of the clients whose requests they are.
-//! - A swap is judged only against what is durable: a slot whose write or sync failed is synced before it is read again.
 //! - Large files are shortened in steps before they are unlinked: freeing many extents at once blocks the file system for
 //!   everybody.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use archipelago_blocker::slots::{self, SLOTS_LEN, Swap};
-use archipelago_protocol::object::{
-    ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
-};
+use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage};
 use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
@@ -34,6 +30,7 @@ use nix::unistd::{Whence, lseek};
 use xseg::Span;
 
 use crate::errors::{code_of, sync_code_of};
+use crate::heads::{Heads, scatter};
 use crate::layout::{FileId, Layout, parse};
 
 /// A file is shortened by this much at a time when it is deleted; holes cost nothing.
@@ -82,8 +79,8 @@ pub(crate) struct Slow {
 }
 
 impl Slow {
-    /// Starts a thread called `name`.
-    pub(crate) fn start(name: &str, layout: Layout) -> io::Result<Slow> {
+    /// Starts a thread called `name`; `heads` is what it knows of those that it swaps.
+    pub(crate) fn start(name: &str, layout: Layout, mut heads: Heads) -> io::Result<Slow> {
         let (jobs, incoming) = channel::<(usize, Job)>();
         let (outgoing, done) = channel();
         let bell = Arc::new(EventFd::from_flags(
@@ -100,7 +97,7 @@ impl Slow {
                         jobs.extend(incoming.try_iter());
                         tokens.extend(take_pool_syncs(&mut jobs));
                     }
-                    let reply = work(&layout, &job).unwrap_or_else(ObjectReply::failed);
+                    let reply = work(&layout, &mut heads, &job).unwrap_or_else(ObjectReply::failed);
                     drop(job);
                     for token in tokens {
                         if outgoing.send((token, reply)).is_err() {
@@ -145,7 +142,7 @@ impl Drop for Slow {
     }
 }
 
-fn work(layout: &Layout, job: &Job) -> Result<ObjectReply, ErrorCode> {
+fn work(layout: &Layout, heads: &mut Heads, job: &Job) -> Result<ObjectReply, ErrorCode> {
     let (request, memory) = match job {
         Job::Names(lineage) => {
             return sync_names(layout, *lineage)
@@ -161,8 +158,8 @@ fn work(layout: &Layout, job: &Job) -> Result<ObjectReply, ErrorCode> {
             .map_err(|error| code_of(&error))
     };
     match request.op {
-        ObjectOp::CompareAndSwap => swap(layout, request, memory),
-        ObjectOp::ReadSwapped => read_swapped(layout, request, memory),
+        ObjectOp::CompareAndSwap => heads.swap(layout, request, memory),
+        ObjectOp::ReadSwapped => heads.read_swapped(layout, request, memory),
         ObjectOp::SyncPool => {
             let synced =
                 File::open(layout.directory()).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
@@ -182,7 +179,7 @@ fn work(layout: &Layout, job: &Job) -> Result<ObjectReply, ErrorCode> {
     }
 }
 
-fn sync_names(layout: &Layout, lineage: Lineage) -> io::Result<()> {
+pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> io::Result<()> {
     let own = layout.lineage(lineage);
     for directory in own
         .ancestors()
@@ -191,126 +188,6 @@ fn sync_names(layout: &Layout, lineage: Lineage) -> io::Result<()> {
         File::open(directory)?.sync_all()?;
     }
     Ok(())
-}
-
-/// The bytes of both slots, zeros where the file is shorter; `None` without a file.
-fn read_slots(path: &Path) -> Result<Option<Box<[u8; SLOTS_LEN]>>, ErrorCode> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(code_of(&error)),
-    };
-    // A predecessor may have died between writing and syncing: what is judged must be durable.
-    file.sync_data().map_err(|error| sync_code_of(&error))?;
-    let mut bytes = Vec::with_capacity(SLOTS_LEN);
-    file.by_ref()
-        .take(SLOTS_LEN as u64)
-        .read_to_end(&mut bytes)
-        .map_err(|error| code_of(&error))?;
-    let mut slots = Box::new([0; SLOTS_LEN]);
-    slots[..bytes.len()].copy_from_slice(&bytes);
-    Ok(Some(slots))
-}
-
-fn current(layout: &Layout, id: ObjectId) -> Result<Option<slots::Current>, ErrorCode> {
-    let path = layout.file(FileId::locate(id, 0).0);
-    let Some(bytes) = read_slots(&path)? else {
-        return Ok(None);
-    };
-    slots::decode(&bytes).map_err(|damage| {
-        tracing::error!("{}: {damage}", path.display());
-        ErrorCode::Damaged
-    })
-}
-
-fn swap(
-    layout: &Layout,
-    request: &ObjectRequest,
-    memory: &[Span],
-) -> Result<ObjectReply, ErrorCode> {
-    if request.len > SWAP_LEN_MAX {
-        return Err(ErrorCode::Invalid);
-    }
-    let content = gather(memory);
-    let reply = |result, version| {
-        Ok(ObjectReply {
-            result,
-            values: [version, 0],
-        })
-    };
-    match slots::swap(
-        current(layout, request.id)?.as_ref(),
-        request.offset,
-        &content,
-    ) {
-        Swap::Done { version } => reply(Ok(0), version),
-        Swap::Stale { version } => reply(Err(ErrorCode::Stale), version),
-        Swap::Write {
-            offset,
-            slot,
-            version,
-        } => {
-            let path = layout.file(FileId::locate(request.id, 0).0);
-            let fresh = !path.exists();
-            let write = || -> io::Result<()> {
-                fs::create_dir_all(layout.lineage(request.id.lineage))?;
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .mode(0o600)
-                    .open(&path)?;
-                file.write_all_at(&*slot, offset)?;
-                file.sync_data()?;
-                if fresh {
-                    sync_names(layout, request.id.lineage)
-                } else {
-                    Ok(())
-                }
-            };
-            write().map_err(|error| code_of(&error))?;
-            reply(Ok(0), version)
-        }
-    }
-}
-
-fn read_swapped(
-    layout: &Layout,
-    request: &ObjectRequest,
-    memory: &[Span],
-) -> Result<ObjectReply, ErrorCode> {
-    let current = current(layout, request.id)?.ok_or(ErrorCode::NotFound)?;
-    let len = u32::try_from(current.content.len()).map_err(|_too_long| ErrorCode::Damaged)?;
-    if len > request.len {
-        return Err(ErrorCode::Invalid);
-    }
-    scatter(&current.content, memory);
-    Ok(ObjectReply {
-        result: Ok(len),
-        values: [current.version, 0],
-    })
-}
-
-fn gather(memory: &[Span]) -> Vec<u8> {
-    let mut bytes = vec![0; memory.iter().map(Span::len).sum()];
-    let mut rest = bytes.as_mut_slice();
-    for span in memory {
-        let (part, after) = rest.split_at_mut(span.len());
-        span.read(part);
-        rest = after;
-    }
-    bytes
-}
-
-fn scatter(mut bytes: &[u8], memory: &[Span]) {
-    for span in memory {
-        let len = span.len().min(bytes.len());
-        let (part, rest) = bytes.split_at(len);
-        if let Ok(place) = span.part(0, len) {
-            place.write(part);
-        }
-        bytes = rest;
-    }
 }
 
 /// The files of `lineage`, in order; none if it has no directory.

@@ -1,0 +1,215 @@
+//! Small objects that change by swaps: two slots in a file, as `archipelago_blocker::slots` has them.
+//!
+//! Invariants
+//! - A swap is judged only against what is durable. What was there when the process began is, by the sync of its start, and
+//!   what it swapped since is, unless that failed: then the slots are written and synced again before they are judged.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use archipelago_blocker::slots::{self, SLOTS_LEN, Swap};
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LEN_MAX};
+use rustc_hash::FxHashSet;
+use xseg::Span;
+
+use crate::errors::{code_of, sync_code_of};
+use crate::layout::{FileId, Layout};
+use crate::slow::sync_names;
+
+/// What one thread knows of the heads that it swaps.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heads {
+    /// Their last swap failed: their files may say what the medium does not.
+    doubtful: FxHashSet<ObjectId>,
+    /// So may all others: the sync at the start failed.
+    suspect: bool,
+}
+
+impl Heads {
+    /// Of a pool whose sync at the start failed.
+    pub(crate) fn suspect() -> Self {
+        Heads {
+            suspect: true,
+            ..Heads::default()
+        }
+    }
+
+    pub(crate) fn swap(
+        &mut self,
+        layout: &Layout,
+        request: &ObjectRequest,
+        memory: &[Span],
+    ) -> Result<ObjectReply, ErrorCode> {
+        if request.len > SWAP_LEN_MAX {
+            return Err(ErrorCode::Invalid);
+        }
+        let content = gather(memory);
+        let reply = |result, version| {
+            Ok(ObjectReply {
+                result,
+                values: [version, 0],
+            })
+        };
+        let current = self.current(layout, request.id)?;
+        match slots::swap(current.as_ref(), request.offset, &content) {
+            Swap::Done { version } => reply(Ok(0), version),
+            Swap::Stale { version } => reply(Err(ErrorCode::Stale), version),
+            Swap::Write {
+                offset,
+                slot,
+                version,
+            } => {
+                if let Err(error) = write(layout, request.id, offset, &*slot) {
+                    self.doubtful.insert(request.id);
+                    return Err(code_of(&error));
+                }
+                reply(Ok(0), version)
+            }
+        }
+    }
+
+    pub(crate) fn read_swapped(
+        &mut self,
+        layout: &Layout,
+        request: &ObjectRequest,
+        memory: &[Span],
+    ) -> Result<ObjectReply, ErrorCode> {
+        let current = self
+            .current(layout, request.id)?
+            .ok_or(ErrorCode::NotFound)?;
+        let len = u32::try_from(current.content.len()).map_err(|_too_long| ErrorCode::Damaged)?;
+        if len > request.len {
+            return Err(ErrorCode::Invalid);
+        }
+        scatter(&current.content, memory);
+        Ok(ObjectReply {
+            result: Ok(len),
+            values: [current.version, 0],
+        })
+    }
+
+    fn current(
+        &mut self,
+        layout: &Layout,
+        id: ObjectId,
+    ) -> Result<Option<slots::Current>, ErrorCode> {
+        let path = layout.file(FileId::locate(id, 0).0);
+        let Some(bytes) = read_slots(&path)? else {
+            return Ok(None);
+        };
+        if self.suspect || self.doubtful.contains(&id) {
+            // Written again: a sync alone would not, once the kernel has given up on these pages.
+            write(layout, id, 0, &bytes[..])
+                .and_then(|()| sync_names(layout, id.lineage))
+                .map_err(|error| sync_code_of(&error))?;
+            self.doubtful.remove(&id);
+        }
+        slots::decode(&bytes).map_err(|damage| {
+            tracing::error!("{}: {damage}", path.display());
+            ErrorCode::Damaged
+        })
+    }
+}
+
+/// Writes `bytes` at `offset`, durably, name and all.
+fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let path = layout.file(FileId::locate(id, 0).0);
+    let fresh = !path.exists();
+    fs::create_dir_all(layout.lineage(id.lineage))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all_at(bytes, offset)?;
+    file.sync_data()?;
+    if fresh {
+        sync_names(layout, id.lineage)?;
+    }
+    Ok(())
+}
+
+/// The bytes of both slots, zeros where the file is shorter; `None` without a file.
+fn read_slots(path: &Path) -> Result<Option<Box<[u8; SLOTS_LEN]>>, ErrorCode> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(code_of(&error)),
+    };
+    let mut bytes = Vec::with_capacity(SLOTS_LEN);
+    file.by_ref()
+        .take(SLOTS_LEN as u64)
+        .read_to_end(&mut bytes)
+        .map_err(|error| code_of(&error))?;
+    let mut slots = Box::new([0; SLOTS_LEN]);
+    slots[..bytes.len()].copy_from_slice(&bytes);
+    Ok(Some(slots))
+}
+
+fn gather(memory: &[Span]) -> Vec<u8> {
+    let mut bytes = vec![0; memory.iter().map(Span::len).sum()];
+    let mut rest = bytes.as_mut_slice();
+    for span in memory {
+        let (part, after) = rest.split_at_mut(span.len());
+        span.read(part);
+        rest = after;
+    }
+    bytes
+}
+
+/// Copies as much of `bytes` into `memory` as has room.
+pub(crate) fn scatter(mut bytes: &[u8], memory: &[Span]) {
+    for span in memory {
+        let len = span.len().min(bytes.len());
+        let (part, rest) = bytes.split_at(len);
+        if let Ok(place) = span.part(0, len) {
+            place.write(part);
+        }
+        bytes = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::Lineage;
+    use archipelago_protocol::object::ObjectOp;
+
+    use super::*;
+
+    #[test]
+    fn what_a_failed_swap_left_is_written_again_before_it_is_judged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, mut heads) = (Layout::new(dir.path()), Heads::default());
+        let id = ObjectId::head(Lineage(1));
+        let path = layout.file(FileId::locate(id, 0).0);
+        let swap = ObjectRequest::new(ObjectOp::CompareAndSwap, id);
+        let read = ObjectRequest::new(ObjectOp::ReadSwapped, id);
+        assert_eq!(
+            heads.swap(&layout, &swap, &[]).map(|done| done.values[0]),
+            Ok(1)
+        );
+        let changed = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        let age = |path: &Path| File::open(path).unwrap().set_modified(long_ago).unwrap();
+        // A link that leads nowhere in its place: nothing is there to be read, and nothing can be written.
+        let aside = dir.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("nowhere/head"), &path).unwrap();
+        assert!(heads.swap(&layout, &swap, &[]).is_err());
+        fs::remove_file(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        for written in [true, false] {
+            age(&path);
+            assert!(heads.read_swapped(&layout, &read, &[]).is_ok());
+            assert_eq!(changed(&path) != long_ago, written);
+        }
+        let mut heads = Heads::suspect();
+        age(&path);
+        assert!(heads.read_swapped(&layout, &read, &[]).is_ok());
+        assert!(changed(&path) != long_ago, "so is what a predecessor left");
+    }
+}
