@@ -38,6 +38,7 @@ stage crash cargo test --release --no-fail-fast --package archipelago-crash-test
 stage guest-parts tests/vm/guest/build.sh
 # Two guests at a time: each emulated processor takes a core.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2
+stage power-cut cargo test --release --no-fail-fast --package archipelago-power-cut-tests -- --nocapture
 
 if [ ${#failures[@]} -gt 0 ]; then
     printf '\ntest: %d stages failed in %d s; each runs alone (seeds are printed above, programs: export ARCHIPELAGO_BIN_DIR=%s):\n' \

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # `make soak`: kills of every process by the thousand, under verified load, and a million crash images after each round, with new seeds;
-# then libFuzzer on each target. Stops at the first failure, whose seed or input it prints, and says its rates.
+# then power cuts under guests, and libFuzzer on each target. Stops at the first failure, whose seed or input it prints, and says its rates.
 #   CRASH_KILLS   signals in all (10000)
 #   MINUTES       of kills and images, at most about so long (no limit)
 #   CRASH_SEED    seed of the first round (the time)
 #   SOAK_IMAGES   crash images of a round (1000000)
+#   POWER_CUT_MARKS  power cuts under a guest's file systems, after the rounds (100000)
 #   FUZZ_SECONDS  of each fuzz target (600)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,6 +30,10 @@ while [ "$done" -lt "$total" ] && [ "$SECONDS" -lt "$end" ]; do
     FIRST_SEED=$((seed * 100000)) IMAGES=$images cargo test --release --package archipelago-simulation every_short -- --nocapture
     echo "== soak: at least $((images / (SECONDS - simulated + 1))) crash images a second"
 done
+
+echo "== soak: power cuts with POWER_CUT_SEED=$seed"
+POWER_CUT_SEED=$seed POWER_CUT_MARKS=${POWER_CUT_MARKS:-100000} cargo test --release --package archipelago-power-cut-tests \
+    --test power_cut survives -- --nocapture
 
 echo '== soak: gaps in service with a hundred volumes'
 cargo test --release --package archipelago-crash-tests --test gaps -- --ignored --nocapture --test-threads 1

@@ -7,6 +7,7 @@
 //! * `battery` (feature `test-utils`): the conformance battery that every backend passes.
 //! * `simulated` (feature `test-utils`): a backend that keeps written apart from durable, fails and crashes on demand.
 //! * `delayed` (feature `test-utils`): any backend, with requests done late and out of order.
+//! * `recording` (feature `test-utils`): any backend, with its requests and answers written down.
 //!
 //! Requests are judged here once for all backends: form, memory, fairness and barriers are the peer's, so that a
 //! backend is storage and nothing else.
@@ -27,6 +28,8 @@ pub mod slots;
 pub mod battery;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod delayed;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod recording;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod simulated;
 

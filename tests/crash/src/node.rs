@@ -22,6 +22,8 @@ pub const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 pub const DELAY_VARIABLE: &str = "CRASH_DELAY_MS";
 /// Has the data processes of `archipelagod-delaying` outlive their daemon.
 pub const ORPHANS_VARIABLE: &str = "CRASH_ORPHANS";
+/// Says to `archipelagod-recording` which file to append to.
+pub const RECORDING_VARIABLE: &str = "CRASH_RECORDING";
 
 /// A node and everything that belongs to it.
 #[derive(Debug)]
@@ -54,6 +56,15 @@ impl<'a> Builder<'a> {
         self.daemon = Some(Path::new(program));
         self.variables
             .push((DELAY_VARIABLE, longest_ms.to_string()));
+        self
+    }
+
+    /// Served by `program`, an `archipelagod-recording`, which appends to `file`.
+    #[must_use]
+    pub fn recording(mut self, program: &'a str, file: &Path) -> Self {
+        self.daemon = Some(Path::new(program));
+        self.variables
+            .push((RECORDING_VARIABLE, file.display().to_string()));
         self
     }
 

@@ -85,6 +85,22 @@ impl Volume {
             .collect()
     }
 
+    /// `len` bytes at `offset`, whatever they are.
+    ///
+    /// # Errors
+    /// What the volume peer says.
+    pub async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Trouble> {
+        let area = self.link.take_area().await;
+        let read = self
+            .request(VolumeOp::Read, offset, len as u64, Some(area))
+            .await;
+        let bytes = self.link.with(|wiring| {
+            wiring.give_area(area);
+            wiring.bytes(area, len)
+        });
+        read.map(|()| bytes)
+    }
+
     /// Writes `value` to `count` sectors at `first`, durably or not.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 # Builds what a guest needs, once, into the cache (default .cache/guest, elsewhere with $ARCHIPELAGO_GUEST_DIR):
 #
 #   vmlinux      the newest cloud kernel that the configured package lists offer, unpacked: boots faster when emulated
-#   initrd.cpio  busybox, fio, e2fsprogs, util-linux, and the functions of functions.sh; commands arrive on the serial console
+#   initrd.cpio  busybox, fio, e2fsprogs, xfsprogs, util-linux, and the functions of functions.sh; commands arrive on the serial console
 #   boot.img     a disk that boots by itself: boot sector, GRUB, the kernel, and a root file system with the same tools
 #
 # Quiet when all is there; safe to run several times at once. Needs no root, only packages of tests/install/packages.sh.
@@ -125,13 +125,13 @@ build_tree() {
     mkdir -p "$root"/{bin,tools,dev,proc,sys,tmp,mnt,lib/modules,etc}
     ln -s bin "$root/sbin"
     add_program "$root" busybox bin
-    for program in mke2fs e2fsck resize2fs blkdiscard fstrim lsblk blockdev; do
+    for program in mke2fs e2fsck resize2fs mkfs.xfs blkdiscard fstrim lsblk blockdev; do
         add_program "$root" "$program" tools
     done
     ln -s mke2fs "$root/tools/mkfs.ext4"
     # In the order in which they depend on each other; what a kernel has built in has no file.
     : >"$root/lib/modules/order"
-    for module in crc32c_generic libcrc32c crc16 mbcache jbd2 ext4 \
+    for module in crc32c_generic libcrc32c crc16 mbcache jbd2 ext4 xfs \
         virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
         file=$(find "$cache/kernel" -name "$module.ko*" -print -quit)
         case $file in

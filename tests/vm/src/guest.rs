@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::deadline::{BOOT, COMMAND, Deadline};
 use crate::parts::Parts;
+use crate::programs;
 use crate::qmp::Qmp;
 
 /// Kernel parameters. An emulated clock is steady only without the TSC, and a busy host must not fail the timer check.
@@ -65,6 +66,7 @@ pub struct Builder {
     disks: Vec<Disk>,
     processors: u16,
     waits_for_migration: bool,
+    programs: Vec<PathBuf>,
 }
 
 impl Builder {
@@ -79,6 +81,13 @@ impl Builder {
     #[must_use]
     pub fn processors(mut self, processors: u16) -> Self {
         self.processors = processors;
+        self
+    }
+
+    /// With a program of the host, to be called by its name.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.programs.push(program.to_owned());
         self
     }
 
@@ -158,11 +167,16 @@ impl Builder {
                 .arg(format!("unix:{}", dir.join("migration").display()));
         }
         if !self.disks.iter().any(|disk| disk.boots) {
+            let initrd = if self.programs.is_empty() {
+                parts.initrd.clone()
+            } else {
+                programs::add(&self.programs, &parts.initrd, dir)?
+            };
             command
                 .arg("-kernel")
                 .arg(&parts.kernel)
                 .arg("-initrd")
-                .arg(&parts.initrd);
+                .arg(&initrd);
             command.args(["-append", KERNEL_COMMAND_LINE]);
         }
         for (index, disk) in self.disks.iter().enumerate() {

@@ -29,4 +29,5 @@
 pub mod deadline;
 pub mod guest;
 pub mod parts;
+mod programs;
 pub mod qmp;
