@@ -1,0 +1,168 @@
+//! What is called, on what, when: a call site; and what may become of it.
+
+use std::fmt;
+use std::path::Path;
+
+/// What the file system is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Find a name; `open` and `stat` begin with it.
+    Lookup,
+    /// `stat`.
+    Stat,
+    /// Open a file that is there.
+    Open,
+    /// Make a file and open it.
+    Create,
+    /// Make a directory.
+    MakeDirectory,
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// Write that is durable when it is done.
+    DurableWrite,
+    /// Set the length.
+    Resize,
+    /// `fsync`, `fdatasync`.
+    Sync,
+    /// `fsync` of a directory.
+    SyncNames,
+    /// `syncfs`, which the kernel tells no FUSE file system: the opening of the pool's directory for it.
+    SyncPool,
+    /// Open a directory.
+    OpenDirectory,
+    /// List a directory.
+    List,
+    /// Remove a file.
+    Unlink,
+    /// Remove a directory.
+    RemoveDirectory,
+    /// Punch a hole, or allocate.
+    Allocate,
+    /// Look for data.
+    Seek,
+    /// `statvfs`.
+    StatPool,
+}
+
+/// What a file is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// The pool's directory.
+    Pool,
+    /// `pool.toml`.
+    Marker,
+    /// The lock.
+    Lock,
+    /// The file that tries direct I/O.
+    Probe,
+    /// A directory of lineages, or of one.
+    Directory,
+    /// Blocks of a volume.
+    Data,
+    /// A volume's head.
+    Head,
+    /// A volume's log.
+    Log,
+    /// Pages of a volume's map.
+    Pack,
+    /// The catalogue's head.
+    CatalogueHead,
+    /// The catalogue's log.
+    CatalogueLog,
+    /// The catalogue's pages.
+    CataloguePack,
+}
+
+impl Class {
+    /// What the file at `path`, below the mounted directory, is for. The pool is its child.
+    #[must_use]
+    pub fn of(path: &Path) -> Class {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let catalogue = path
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str())
+            .is_some_and(|lineage| {
+                lineage.len() == 32 && lineage.bytes().all(|digit| digit == b'0')
+            });
+        let kind = name.and_then(|name| name.split('-').next());
+        match (kind, catalogue) {
+            (Some("pool"), _) => Class::Pool,
+            (Some("pool.toml"), _) => Class::Marker,
+            (Some("lock"), _) => Class::Lock,
+            (Some("probe"), _) => Class::Probe,
+            (Some("data"), _) => Class::Data,
+            (Some("head"), false) => Class::Head,
+            (Some("log"), false) => Class::Log,
+            (Some("pack"), false) => Class::Pack,
+            (Some("head"), true) => Class::CatalogueHead,
+            (Some("log"), true) => Class::CatalogueLog,
+            (Some("pack"), true) => Class::CataloguePack,
+            _ => Class::Directory,
+        }
+    }
+}
+
+/// A place in the life of a pool where the file system is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site {
+    /// What the client of the volume was doing.
+    pub phase: &'static str,
+    /// What was called.
+    pub kind: Kind,
+    /// On what.
+    pub class: Class,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {:?}", self.phase, self.kind, self.class)
+    }
+}
+
+/// What becomes of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
+    /// It fails with this number, having done nothing. A failed sync also drops what it should have made durable.
+    Errno(i32),
+    /// It moves a part only.
+    Short,
+    /// It is done, but does not return for [`HOLD`](super::HOLD): for ever, as far as its caller knows.
+    Never,
+}
+
+impl Fault {
+    /// All faults that a call of `kind` can have.
+    #[must_use]
+    pub fn of(kind: Kind) -> Vec<Fault> {
+        let errnos = [
+            libc::EIO,
+            libc::ENOSPC,
+            libc::EDQUOT,
+            libc::ESTALE,
+            libc::ENOENT,
+            libc::EMFILE,
+            libc::EINTR,
+        ];
+        let mut faults: Vec<Fault> = errnos.into_iter().map(Fault::Errno).collect();
+        if matches!(kind, Kind::Read | Kind::Write | Kind::DurableWrite) {
+            faults.push(Fault::Short);
+        }
+        faults.push(Fault::Never);
+        faults
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Errno(errno) => {
+                write!(f, "{:?}", nix::errno::Errno::from_raw(*errno))
+            }
+            Fault::Short => write!(f, "short"),
+            Fault::Never => write!(f, "never"),
+        }
+    }
+}

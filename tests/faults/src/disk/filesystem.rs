@@ -1,0 +1,607 @@
+//! The file system: each call is judged, done on the directory behind, and answered.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    FileAttr, FileType, Filesystem, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
+};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+
+use super::{HOLD, Kind, State, Verdict};
+
+/// Nothing is remembered by the kernel, so that every call comes here.
+const TTL: Duration = Duration::ZERO;
+/// `FOPEN_DIRECT_IO` of `linux/fuse.h`: reads and writes come as they are called.
+const DIRECT_IO: u32 = 1;
+/// The thread of the file blocker that does the syncs of the pool.
+const POOL_SYNC_THREAD: &str = "blocker-sync";
+
+type Answer<T> = Result<T, i32>;
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// A directory shown as it is, but for what is planned.
+pub(crate) struct PassThrough {
+    store: PathBuf,
+    state: Arc<Mutex<State>>,
+    paths: HashMap<u64, PathBuf>,
+    numbers: HashMap<PathBuf, u64>,
+    next: u64,
+    files: HashMap<u64, (PathBuf, File)>,
+}
+
+impl PassThrough {
+    pub(crate) fn new(store: PathBuf, state: Arc<Mutex<State>>) -> Self {
+        let root = PathBuf::new();
+        PassThrough {
+            store,
+            state,
+            paths: HashMap::from([(1, root.clone())]),
+            numbers: HashMap::from([(root, 1)]),
+            next: 2,
+            files: HashMap::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, number: u64) -> Answer<PathBuf> {
+        self.paths.get(&number).cloned().ok_or(libc::ESTALE)
+    }
+
+    fn child(&self, parent: u64, name: &OsStr) -> Answer<PathBuf> {
+        Ok(self.path(parent)?.join(name))
+    }
+
+    fn number(&mut self, path: &Path) -> u64 {
+        if let Some(number) = self.numbers.get(path) {
+            return *number;
+        }
+        let number = self.next;
+        self.next += 1;
+        self.numbers.insert(path.to_owned(), number);
+        self.paths.insert(number, path.to_owned());
+        number
+    }
+
+    fn attributes(&mut self, path: &Path) -> Answer<FileAttr> {
+        let metadata =
+            fs::symlink_metadata(self.store.join(path)).map_err(|error| errno(&error))?;
+        let number = self.number(path);
+        Ok(attributes_of(number, &metadata))
+    }
+
+    fn keep_open(&mut self, path: &Path, file: File) -> u64 {
+        let handle = self.next;
+        self.next += 1;
+        self.files.insert(handle, (path.to_owned(), file));
+        self.state().open = self.files.len();
+        handle
+    }
+
+    /// Judges a call and does it, unless it is to fail; whether it may be answered now.
+    fn call<T>(
+        &mut self,
+        kind: Kind,
+        path: Answer<PathBuf>,
+        act: impl FnOnce(&mut Self, &Path, Verdict) -> Answer<T>,
+    ) -> (Answer<T>, Verdict) {
+        let path = match path {
+            Ok(path) => path,
+            Err(errno) => return (Err(errno), Verdict::Go),
+        };
+        let verdict = self.state().judge(kind, &path);
+        let result = match verdict {
+            Verdict::Fail(errno) => self.fail(kind, &path).and(Err(errno)),
+            verdict => act(self, &path, verdict),
+        };
+        (result, verdict)
+    }
+
+    /// A sync that fails loses what it was for.
+    fn fail(&mut self, kind: Kind, path: &Path) -> Answer<()> {
+        let store = self.store.clone();
+        let mut state = self.state();
+        match kind {
+            Kind::Sync => {
+                if let Some(mut undo) = state.undo.remove(path) {
+                    let file = OpenOptions::new().write(true).open(store.join(path));
+                    file.and_then(|file| undo.lose(&file))
+                        .map_err(|error| errno(&error))?;
+                }
+            }
+            Kind::SyncPool => state.lose_all(&store).map_err(|_lost| libc::EIO)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Sends an answer, now or much later.
+    #[expect(clippy::disallowed_methods, reason = "what it is to do is to be late")]
+    fn answer<T: Send + 'static>(
+        &self,
+        (result, verdict): (Answer<T>, Verdict),
+        send: impl FnOnce(Answer<T>) + Send + 'static,
+    ) {
+        if verdict == Verdict::Hold {
+            std::thread::spawn(move || {
+                std::thread::sleep(HOLD);
+                send(result);
+            });
+        } else {
+            send(result);
+        }
+    }
+
+    fn open_file(&self, handle: u64) -> Answer<&(PathBuf, File)> {
+        self.files.get(&handle).ok_or(libc::EBADF)
+    }
+
+    fn change(
+        &mut self,
+        handle: u64,
+        offset: u64,
+        len: u64,
+        durable: bool,
+        change: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Answer<()> {
+        let (path, file) = self.open_file(handle)?;
+        let mut state = self.state();
+        let undo = state.undo.entry(path.clone()).or_default();
+        let done = undo
+            .keep(file, offset, len)
+            .and_then(|()| change(file))
+            .map_err(|error| errno(&error));
+        if durable && done.is_ok() {
+            undo.settle(offset, len);
+        }
+        done
+    }
+}
+
+fn attributes_of(number: u64, metadata: &Metadata) -> FileAttr {
+    let kind = if metadata.is_dir() {
+        FileType::Directory
+    } else {
+        FileType::RegularFile
+    };
+    let time = |time: io::Result<SystemTime>| time.unwrap_or(SystemTime::UNIX_EPOCH);
+    FileAttr {
+        ino: number,
+        size: metadata.len(),
+        blocks: metadata.blocks(),
+        atime: time(metadata.accessed()),
+        mtime: time(metadata.modified()),
+        ctime: time(metadata.modified()),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind,
+        perm: u16::try_from(metadata.mode() & 0o7777).unwrap_or(0),
+        nlink: u32::try_from(metadata.nlink()).unwrap_or(1),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn unsigned(value: i64) -> Answer<u64> {
+    u64::try_from(value).map_err(|_negative| libc::EINVAL)
+}
+
+/// Half of `len`, in whole sectors if there are two: what direct I/O moves of a short transfer.
+fn part(len: usize) -> usize {
+    match len / 2 / 512 * 512 {
+        0 => len / 2,
+        sectors => sectors,
+    }
+}
+
+fn empty(reply: ReplyEmpty) -> impl FnOnce(Answer<()>) + Send + 'static {
+    move |result| match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+impl Filesystem for PassThrough {
+    fn lookup(&mut self, _: &Request<'_>, parent: u64, name: &OsStr, reply: ReplyEntry) {
+        let path = self.child(parent, name);
+        let answer = self.call(Kind::Lookup, path, |files, path, _| files.attributes(path));
+        self.answer(answer, move |result| match result {
+            Ok(attributes) => reply.entry(&TTL, &attributes, 0),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn getattr(&mut self, _: &Request<'_>, number: u64, _: Option<u64>, reply: ReplyAttr) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Stat, path, |files, path, _| files.attributes(path));
+        self.answer(answer, move |result| match result {
+            Ok(attributes) => reply.attr(&TTL, &attributes),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setattr(
+        &mut self,
+        _: &Request<'_>,
+        number: u64,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        size: Option<u64>,
+        _accessed: Option<TimeOrNow>,
+        _modified: Option<TimeOrNow>,
+        _changed: Option<SystemTime>,
+        _handle: Option<u64>,
+        _created: Option<SystemTime>,
+        _mode_changed: Option<SystemTime>,
+        _backed_up: Option<SystemTime>,
+        _flags: Option<u32>,
+        reply: ReplyAttr,
+    ) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Resize, path, |files, path, _| {
+            if let Some(size) = size {
+                let file = OpenOptions::new().write(true).open(files.store.join(path));
+                file.and_then(|file| file.set_len(size))
+                    .map_err(|error| errno(&error))?;
+                // What is cut off is gone at once.
+                if let Some(undo) = files.state().undo.get_mut(path) {
+                    undo.cut(size);
+                }
+            }
+            files.attributes(path)
+        });
+        self.answer(answer, move |result| match result {
+            Ok(attributes) => reply.attr(&TTL, &attributes),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn mkdir(
+        &mut self,
+        _: &Request<'_>,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let path = self.child(parent, name);
+        let answer = self.call(Kind::MakeDirectory, path, |files, path, _| {
+            let made = DirBuilder::new()
+                .mode(mode & !umask)
+                .create(files.store.join(path));
+            made.map_err(|error| errno(&error))?;
+            files.attributes(path)
+        });
+        self.answer(answer, move |result| match result {
+            Ok(attributes) => reply.entry(&TTL, &attributes, 0),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn unlink(&mut self, _: &Request<'_>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+        let path = self.child(parent, name);
+        let answer = self.call(Kind::Unlink, path, |files, path, _| {
+            fs::remove_file(files.store.join(path)).map_err(|error| errno(&error))?;
+            // Another file of this name is another file.
+            files.numbers.remove(path);
+            files.state().undo.remove(path);
+            Ok(())
+        });
+        self.answer(answer, empty(reply));
+    }
+
+    fn rmdir(&mut self, _: &Request<'_>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+        let path = self.child(parent, name);
+        let answer = self.call(Kind::RemoveDirectory, path, |files, path, _| {
+            fs::remove_dir(files.store.join(path)).map_err(|error| errno(&error))?;
+            files.numbers.remove(path);
+            Ok(())
+        });
+        self.answer(answer, empty(reply));
+    }
+
+    fn open(&mut self, _: &Request<'_>, number: u64, flags: i32, reply: ReplyOpen) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Open, path, |files, path, _| {
+            // What the kernel still holds of an earlier file of this name.
+            if files.numbers.get(path) != Some(&number) {
+                return Err(libc::ESTALE);
+            }
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .truncate(flags & libc::O_TRUNC != 0)
+                .open(files.store.join(path))
+                .map_err(|error| errno(&error))?;
+            Ok(files.keep_open(path, file))
+        });
+        self.answer(answer, move |result| match result {
+            Ok(handle) => reply.opened(handle, DIRECT_IO),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn create(
+        &mut self,
+        _: &Request<'_>,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let path = self.child(parent, name);
+        let answer = self.call(Kind::Create, path, |files, path, _| {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(flags & libc::O_TRUNC != 0)
+                .mode(mode & !umask)
+                .open(files.store.join(path))
+                .map_err(|error| errno(&error))?;
+            let attributes = files.attributes(path)?;
+            Ok((attributes, files.keep_open(path, file)))
+        });
+        self.answer(answer, move |result| match result {
+            Ok((attributes, handle)) => reply.created(&TTL, &attributes, 0, handle, DIRECT_IO),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn read(
+        &mut self,
+        _: &Request<'_>,
+        number: u64,
+        handle: u64,
+        offset: i64,
+        size: u32,
+        _flags: i32,
+        _owner: Option<u64>,
+        reply: ReplyData,
+    ) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Read, path, |files, _, verdict| {
+            let (_, file) = files.open_file(handle)?;
+            let mut bytes = vec![0; size as usize];
+            let mut filled = 0;
+            while filled < bytes.len() {
+                let at = unsigned(offset)? + filled as u64;
+                match file.read_at(&mut bytes[filled..], at) {
+                    Ok(0) => break,
+                    Ok(count) => filled += count,
+                    Err(error) => return Err(errno(&error)),
+                }
+            }
+            if verdict == Verdict::Short {
+                filled = part(filled);
+            }
+            bytes.truncate(filled);
+            Ok(bytes)
+        });
+        self.answer(answer, move |result| match result {
+            Ok(bytes) => reply.data(&bytes),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn write(
+        &mut self,
+        _: &Request<'_>,
+        number: u64,
+        handle: u64,
+        offset: i64,
+        data: &[u8],
+        _write_flags: u32,
+        flags: i32,
+        _owner: Option<u64>,
+        reply: ReplyWrite,
+    ) {
+        let durable = flags & libc::O_DSYNC != 0;
+        let kind = if durable {
+            Kind::DurableWrite
+        } else {
+            Kind::Write
+        };
+        let path = self.path(number);
+        let answer = self.call(kind, path, |files, _, verdict| {
+            let len = match verdict {
+                Verdict::Short => part(data.len()),
+                _ => data.len(),
+            };
+            let at = unsigned(offset)?;
+            files.change(handle, at, len as u64, durable, |file| {
+                file.write_all_at(&data[..len], at)
+            })?;
+            u32::try_from(len).map_err(|_too_long| libc::EINVAL)
+        });
+        self.answer(answer, move |result| match result {
+            Ok(count) => reply.written(count),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn flush(&mut self, _: &Request<'_>, _: u64, _: u64, _: u64, reply: ReplyEmpty) {
+        // The kernel does not ask again.
+        reply.error(libc::ENOSYS);
+    }
+
+    fn release(
+        &mut self,
+        _: &Request<'_>,
+        _number: u64,
+        handle: u64,
+        _flags: i32,
+        _owner: Option<u64>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.files.remove(&handle);
+        self.state().open = self.files.len();
+        reply.ok();
+    }
+
+    fn fsync(&mut self, _: &Request<'_>, number: u64, _: u64, _: bool, reply: ReplyEmpty) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Sync, path, |files, path, _| {
+            files.state().undo.remove(path);
+            Ok(())
+        });
+        self.answer(answer, empty(reply));
+    }
+
+    fn opendir(&mut self, request: &Request<'_>, number: u64, _: i32, reply: ReplyOpen) {
+        let thread = fs::read_to_string(format!("/proc/{}/comm", request.pid()));
+        let kind = if thread.is_ok_and(|name| name.trim() == POOL_SYNC_THREAD) {
+            Kind::SyncPool
+        } else {
+            Kind::OpenDirectory
+        };
+        let path = self.path(number);
+        let answer = self.call(kind, path, |files, _, _| {
+            if kind == Kind::SyncPool {
+                files.state().undo.clear();
+            }
+            Ok(())
+        });
+        self.answer(answer, move |result| match result {
+            Ok(()) => reply.opened(0, 0),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readdir(
+        &mut self,
+        _: &Request<'_>,
+        number: u64,
+        _handle: u64,
+        offset: i64,
+        mut reply: ReplyDirectory,
+    ) {
+        let path = self.path(number);
+        let answer = self.call(Kind::List, path, |files, path, _| {
+            let mut entries = Vec::new();
+            let list = fs::read_dir(files.store.join(path)).map_err(|error| errno(&error))?;
+            for entry in list {
+                let entry = entry.map_err(|error| errno(&error))?;
+                let number = files.number(&path.join(entry.file_name()));
+                let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                entries.push((number, directory, entry.file_name()));
+            }
+            // In the order of numbers: names that come meanwhile are at the end.
+            entries.sort_unstable();
+            Ok(entries)
+        });
+        self.answer(answer, move |result| match result {
+            Ok(entries) => {
+                let past = entries.into_iter().filter(|(number, ..)| {
+                    i64::try_from(*number).is_ok_and(|number| number > offset)
+                });
+                for (number, directory, name) in past {
+                    let kind = if directory {
+                        FileType::Directory
+                    } else {
+                        FileType::RegularFile
+                    };
+                    let next = i64::try_from(number).unwrap_or(i64::MAX);
+                    if reply.add(number, next, kind, name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn fsyncdir(&mut self, _: &Request<'_>, number: u64, _: u64, _: bool, reply: ReplyEmpty) {
+        let path = self.path(number);
+        let answer = self.call(Kind::SyncNames, path, |_, _, _| Ok(()));
+        self.answer(answer, empty(reply));
+    }
+
+    fn statfs(&mut self, _: &Request<'_>, number: u64, reply: ReplyStatfs) {
+        let path = self.path(number);
+        let answer = self.call(Kind::StatPool, path, |files, _, _| {
+            nix::sys::statvfs::statvfs(&files.store).map_err(|errno| errno as i32)
+        });
+        self.answer(answer, move |result| match result {
+            Ok(stat) => reply.statfs(
+                stat.blocks(),
+                stat.blocks_free(),
+                stat.blocks_available(),
+                stat.files(),
+                stat.files_free(),
+                4096,
+                255,
+                u32::try_from(stat.fragment_size()).unwrap_or(4096),
+            ),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn fallocate(
+        &mut self,
+        _: &Request<'_>,
+        number: u64,
+        handle: u64,
+        offset: i64,
+        length: i64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Allocate, path, |files, _, _| {
+            let (at, len) = (unsigned(offset)?, unsigned(length)?);
+            files.change(handle, at, len, false, |file| {
+                let mode = FallocateFlags::from_bits_truncate(mode);
+                Ok(fallocate(file, mode, offset, length)?)
+            })
+        });
+        self.answer(answer, empty(reply));
+    }
+
+    fn lseek(
+        &mut self,
+        _: &Request<'_>,
+        number: u64,
+        handle: u64,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Seek, path, |files, _, _| {
+            let (_, file) = files.open_file(handle)?;
+            let whence = match whence {
+                libc::SEEK_DATA => Whence::SeekData,
+                libc::SEEK_HOLE => Whence::SeekHole,
+                _ => return Err(libc::EINVAL),
+            };
+            lseek(file, offset, whence).map_err(|errno| errno as i32)
+        });
+        self.answer(answer, move |result| match result {
+            Ok(offset) => reply.offset(offset),
+            Err(errno) => reply.error(errno),
+        });
+    }
+}

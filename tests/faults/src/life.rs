@@ -1,0 +1,442 @@
+//! The life of a pool, the same each time: made, written, flushed, frozen, cloned, stopped, started, cut off, read.
+//!
+//! A step that fails is tried again; if that does not help, after the volumes were closed and opened; if that does not
+//! help either, after a restart of the node. Then it must work: a fault strikes once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::disk::{Disk, Fault, Site};
+use crate::guest::{Guest, Status};
+use crate::oracle::Oracle;
+use crate::server::{Answer, Server, wait_until};
+
+/// Sectors of a volume: 512 KiB.
+const SECTORS: usize = 1024;
+/// Attempts of a step before something is opened or started anew.
+const TRIES: usize = 2;
+
+/// What it took to go on after the fault, from the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// Nobody outside saw anything.
+    Unseen,
+    /// A request or command failed; the same again worked.
+    Again,
+    /// The volume had to be closed and opened.
+    Reopened,
+    /// The node had to be started again.
+    Restarted,
+}
+
+impl Outcome {
+    /// One letter for a table.
+    #[must_use]
+    pub fn letter(self) -> char {
+        match self {
+            Outcome::Unseen => '.',
+            Outcome::Again => 'e',
+            Outcome::Reopened => 'o',
+            Outcome::Restarted => 'r',
+        }
+    }
+}
+
+/// How a life went.
+#[derive(Debug)]
+pub struct Report {
+    /// What it took after each fault.
+    pub outcomes: BTreeMap<Site, Outcome>,
+    /// What was called.
+    pub seen: BTreeMap<Site, u64>,
+    /// Errors that somebody was told.
+    pub told: Vec<String>,
+}
+
+/// A volume of this life.
+#[derive(Debug)]
+struct Volume {
+    name: &'static str,
+    oracle: Oracle,
+    guest: Option<Guest>,
+    attached: bool,
+}
+
+impl Volume {
+    fn new(name: &'static str, oracle: Oracle) -> Volume {
+        Volume {
+            name,
+            oracle,
+            guest: None,
+            attached: false,
+        }
+    }
+}
+
+/// Why a step has to be done again.
+struct Refusal(String);
+
+/// What a step comes to: an error is a failure of the test.
+type Step = Result<Result<(), Refusal>>;
+
+/// A pool and all that uses it.
+struct Life {
+    server: Server,
+    disk: Disk,
+    volumes: Vec<Volume>,
+    frozen: Option<Oracle>,
+    /// What it took after each fault, by the order of their happening.
+    outcomes: BTreeMap<Site, Outcome>,
+    told: Vec<String>,
+}
+
+fn refuse(text: impl fmt::Display) -> Step {
+    Ok(Err(Refusal(text.to_string())))
+}
+
+/// What has happened already needs not to happen again.
+fn plain(answer: Answer, fine: &[i32]) -> Step {
+    match answer {
+        Answer::Refused(code, text) if !fine.contains(&code) => refuse(format!("{code}: {text}")),
+        _ => Ok(Ok(())),
+    }
+}
+
+/// Nothing is called for so long when a step is over.
+const QUIET: Duration = Duration::from_millis(8);
+const NOT_FOUND: i32 = 3;
+const EXISTS: i32 = 4;
+
+impl Life {
+    /// One step, until it works.
+    fn step(&mut self, phase: &'static str, mut act: impl FnMut(&mut Life) -> Step) -> Result<()> {
+        self.disk.enter(phase);
+        for level in [Outcome::Again, Outcome::Reopened, Outcome::Restarted] {
+            for _ in 0..TRIES {
+                let Err(Refusal(text)) = act(self).with_context(|| phase)? else {
+                    return self.settle();
+                };
+                self.told.push(format!("{phase}: {text}"));
+                self.took(level)?;
+                for volume in &mut self.volumes {
+                    volume.oracle.lose();
+                }
+            }
+            match level {
+                Outcome::Again => self.reopen(phase)?,
+                Outcome::Reopened => self.restart(phase)?,
+                _ => {}
+            }
+        }
+        bail!(
+            "DOES NOT GO ON: {phase} fails after a restart: {}",
+            self.told.join("; ")
+        )
+    }
+
+    /// Waits until what goes on behind a step is over, so that its calls belong to it.
+    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
+    fn settle(&self) -> Result<()> {
+        let mut before = self.disk.calls();
+        wait_until("what a step began", || {
+            std::thread::sleep(QUIET);
+            let calls = self.disk.calls();
+            std::mem::replace(&mut before, calls) == calls
+        })
+    }
+
+    /// Something was needed to go on: the last fault is to blame.
+    fn took(&mut self, level: Outcome) -> Result<()> {
+        let Some(site) = self.disk.struck().pop() else {
+            bail!("FAILS WITHOUT A FAULT: {}", self.told.join("; "));
+        };
+        let outcome = self.outcomes.entry(site).or_insert(level);
+        *outcome = level.max(*outcome);
+        Ok(())
+    }
+
+    fn open(&mut self, index: usize) -> Step {
+        let volume = &mut self.volumes[index];
+        volume.guest = None;
+        let socket = match self.server.call(&["volume", "attach", volume.name])? {
+            Answer::Done(socket) => PathBuf::from(socket),
+            Answer::Refused(code, text) => return refuse(format!("attach: {code}: {text}")),
+        };
+        volume.attached = true;
+        volume.guest = Some(Guest::connect(&socket)?);
+        // The volume is opened behind the connection: the first answer tells how that went.
+        self.guest(index, Guest::touch)
+    }
+
+    fn close(&mut self, index: usize) -> Step {
+        let volume = &mut self.volumes[index];
+        volume.guest = None;
+        let mut refused = None;
+        // A front end that has just gone is noticed a moment later.
+        wait_until("detach", || {
+            match self.server.call(&["volume", "detach", volume.name]) {
+                Ok(Answer::Refused(5, _)) => false,
+                Ok(Answer::Refused(code, text)) if code != NOT_FOUND => {
+                    refused = Some(format!("detach: {code}: {text}"));
+                    true
+                }
+                _ => true,
+            }
+        })?;
+        match refused {
+            Some(text) => refuse(text),
+            None => {
+                volume.attached = false;
+                Ok(Ok(()))
+            }
+        }
+    }
+
+    /// Closes what is open and opens it again, as far as that goes.
+    fn reopen(&mut self, phase: &'static str) -> Result<()> {
+        for index in 0..self.volumes.len() {
+            if self.volumes[index].attached {
+                for step in [self.close(index)?, self.open(index)?] {
+                    if let Err(Refusal(text)) = step {
+                        self.told.push(format!("{phase}, reopen: {text}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the node, however, and starts it again with what was open.
+    fn restart(&mut self, phase: &'static str) -> Result<()> {
+        for volume in &mut self.volumes {
+            volume.guest = None;
+        }
+        if let Answer::Refused(code, text) = self.server.stop()? {
+            self.told.push(format!("{phase}, stop: {code}: {text}"));
+            self.server.kill();
+        }
+        if let Answer::Refused(code, text) = self.server.start()? {
+            self.told.push(format!("{phase}, start: {code}: {text}"));
+            return Ok(());
+        }
+        for index in 0..self.volumes.len() {
+            if self.volumes[index].attached
+                && let Err(Refusal(text)) = self.open(index)?
+            {
+                self.told.push(format!("{phase}, open: {text}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Something that the guest of a volume does.
+    fn guest(
+        &mut self,
+        index: usize,
+        act: impl FnOnce(&mut Guest, &mut Oracle) -> Result<Status>,
+    ) -> Step {
+        let volume = &mut self.volumes[index];
+        let Some(guest) = &mut volume.guest else {
+            return refuse("not open");
+        };
+        match act(guest, &mut volume.oracle)? {
+            Status::Ok => Ok(Ok(())),
+            Status::Failed => refuse("an error status"),
+        }
+    }
+
+    fn write(
+        &mut self,
+        phase: &'static str,
+        index: usize,
+        writes: &[(usize, usize, u64)],
+    ) -> Result<()> {
+        for (first, sectors, write) in writes.iter().copied() {
+            self.step(phase, |life| {
+                life.guest(index, |guest, oracle| {
+                    guest.write(oracle, first, sectors, write)
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Flushes; after a flush that failed all that may be lost is written again, as a careful guest does.
+    fn flush(
+        &mut self,
+        phase: &'static str,
+        index: usize,
+        writes: &[(usize, usize, u64)],
+    ) -> Result<()> {
+        let mut failed = false;
+        self.step(phase, |life| {
+            if failed {
+                for (first, sectors, write) in writes.iter().copied() {
+                    let again = life.guest(index, |guest, oracle| {
+                        guest.write(oracle, first, sectors, write)
+                    })?;
+                    if again.is_err() {
+                        return Ok(again);
+                    }
+                }
+            }
+            failed = true;
+            life.guest(index, Guest::flush)
+        })
+    }
+
+    fn check(&mut self, phase: &'static str, index: usize) -> Result<()> {
+        self.step(phase, |life| {
+            life.guest(index, |guest, oracle| guest.check_all(oracle))
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let pool = self.disk.path().join("pool");
+        let pool = pool.to_str().context("a path in UTF-8")?.to_owned();
+        self.step("init", |life| {
+            plain(life.server.call(&["init", "--pool-dir", &pool])?, &[])
+        })?;
+        self.step("start", |life| plain(life.server.start()?, &[]))?;
+        self.step("create", |life| {
+            let size = (SECTORS * 512).to_string();
+            let create = ["volume", "create", "disk", "--size", &size];
+            plain(life.server.call(&create)?, &[EXISTS])
+        })?;
+        self.volumes
+            .push(Volume::new("disk", Oracle::new(1, SECTORS)));
+        self.step("open", |life| life.open(0))?;
+        let writes = [(0, 128, 1), (512, 8, 2), (601, 2, 3)];
+        self.write("write", 0, &writes)?;
+        self.flush("flush", 0, &writes)?;
+        let writes = [(0, 128, 4), (601, 3, 5)];
+        self.write("overwrite", 0, &writes)?;
+        self.flush("flush owned", 0, &writes)?;
+        let writes = [(32, 32, 0)];
+        self.write("discard", 0, &writes)?;
+        self.flush("flush discard", 0, &writes)?;
+        self.check("read", 0)?;
+        self.write("write", 0, &[(700, 4, 6)])?;
+        self.step("snapshot", |life| {
+            let snapshot = ["volume", "snapshot", "disk", "frozen"];
+            plain(life.server.call(&snapshot)?, &[EXISTS])
+        })?;
+        self.volumes[0].oracle.flushed();
+        self.frozen = Some(self.volumes[0].oracle.clone());
+        let writes = [(0, 64, 7), (514, 2, 8)];
+        self.write("write above", 0, &writes)?;
+        self.flush("flush above", 0, &writes)?;
+        self.clone("clone", 2, "clone")?;
+        self.step("open clone", |life| life.open(1))?;
+        let writes = [(64, 16, 9), (602, 1, 10)];
+        self.write("write clone", 1, &writes)?;
+        self.flush("flush clone", 1, &writes)?;
+        self.check("read clone", 1)?;
+        self.step("close", |life| match life.close(0)? {
+            Ok(()) => life.close(1),
+            refused => Ok(refused),
+        })?;
+        self.step("stop", |life| plain(life.server.stop()?, &[]))?;
+        self.step("restart", |life| plain(life.server.start()?, &[]))?;
+        self.step("reopen", |life| match life.open(0)? {
+            Ok(()) => life.open(1),
+            refused => Ok(refused),
+        })?;
+        self.check("read all", 0)?;
+        self.check("read all", 1)?;
+        self.write("write last", 0, &[(900, 8, 11)])?;
+        Ok(())
+    }
+
+    fn clone(&mut self, phase: &'static str, number: u64, name: &'static str) -> Result<()> {
+        self.step(phase, |life| {
+            let clone = ["volume", "clone", "frozen", name];
+            plain(life.server.call(&clone)?, &[EXISTS])
+        })?;
+        let frozen = self.frozen.as_ref().context("a snapshot was made")?;
+        let oracle = frozen.clone_as(number);
+        self.volumes.push(Volume::new(name, oracle));
+        Ok(())
+    }
+
+    /// Cuts the power, starts without faults, and looks at everything: also the snapshot, which then is removed.
+    fn judge(&mut self) -> Result<()> {
+        for volume in &mut self.volumes {
+            volume.guest = None;
+            volume.oracle.lose();
+        }
+        self.server.kill();
+        wait_until("the death of all processes", || !self.disk.in_use())?;
+        self.disk.cut_power()?;
+        self.disk.enter("recover");
+        self.step("recover", |life| plain(life.server.start()?, &[]))?;
+        self.step("open recovered", |life| match life.open(0)? {
+            Ok(()) => life.open(1),
+            refused => Ok(refused),
+        })?;
+        self.clone("clone frozen", 3, "proof")?;
+        self.step("open proof", |life| life.open(2))?;
+        for index in 0..3 {
+            self.check("read recovered", index)?;
+        }
+        self.step("remove", |life| {
+            let remove = ["volume", "remove", "frozen"];
+            plain(life.server.call(&remove)?, &[NOT_FOUND])
+        })?;
+        for index in 0..3 {
+            let writes = [(100, 16, 20), (803, 2, 21)];
+            self.write("write recovered", index, &writes)?;
+            self.flush("flush recovered", index, &writes)?;
+            self.check("read last", index)?;
+        }
+        self.step("close last", |life| life.close(2))?;
+        self.step("remove proof", |life| {
+            let remove = ["volume", "remove", "proof"];
+            plain(life.server.call(&remove)?, &[NOT_FOUND])
+        })?;
+        self.volumes.pop();
+        self.step("doctor", |life| plain(life.server.call(&["doctor"])?, &[]))?;
+        self.step("close last", |life| match life.close(0)? {
+            Ok(()) => life.close(1),
+            refused => Ok(refused),
+        })?;
+        self.step("stop last", |life| plain(life.server.stop()?, &[]))?;
+        // The kernel tells the end of a file's use a moment later.
+        wait_until("the end of all use", || !self.disk.in_use())
+    }
+}
+
+/// Lives once, with these faults, at most one in a phase.
+///
+/// # Errors
+/// If a promise was broken, with what led there.
+pub fn live(faults: &[(Site, Fault)]) -> Result<Report> {
+    let mut life = Life {
+        server: Server::new()?,
+        disk: Disk::mount()?,
+        volumes: Vec::new(),
+        frozen: None,
+        outcomes: BTreeMap::new(),
+        told: Vec::new(),
+    };
+    life.disk.plan(faults);
+    let lived = life.run().and_then(|()| life.judge());
+    if let Err(error) = lived {
+        let told = life.told.join("\n  ");
+        let struck: Vec<String> = life.disk.struck().iter().map(Site::to_string).collect();
+        let (struck, log) = (struck.join(", "), life.server.log());
+        return Err(error.context(format!("struck: {struck}\ntold:\n  {told}\nlog:\n{log}\n")));
+    }
+    for site in life.disk.struck() {
+        life.outcomes.entry(site).or_insert(Outcome::Unseen);
+    }
+    Ok(Report {
+        outcomes: life.outcomes.clone(),
+        seen: life.disk.seen(),
+        told: std::mem::take(&mut life.told),
+    })
+}

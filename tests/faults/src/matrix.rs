@@ -1,0 +1,158 @@
+//! The matrix: every call site of a life, with every fault, several to a life, each in a phase of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Result, ensure};
+
+use crate::disk::{Fault, Site};
+use crate::life::{Outcome, live};
+
+/// A call site and what becomes of its first call.
+pub type Case = (Site, Fault);
+
+/// Lives at a time: most of a life is waiting.
+const THREADS: usize = 8;
+/// Faults in one life at most.
+const FAULTS_MAX: usize = 8;
+/// Lives that are recorded without a fault: background work falls into one phase or another.
+const RECORDINGS: usize = 4;
+/// How often a fault that did not happen is tried again.
+const ROUNDS: usize = 4;
+
+/// What came of all cases.
+#[derive(Debug, Default)]
+pub struct Matrix {
+    /// What it took to go on.
+    pub outcomes: BTreeMap<Case, Outcome>,
+    /// Broken promises.
+    pub failures: Vec<String>,
+    /// Faults that never happened, since their call was not made again.
+    pub missed: Vec<Case>,
+    /// Lives that were lived.
+    pub lives: usize,
+}
+
+fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS.min(count) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        break;
+                    }
+                    let result = work(index);
+                    done.lock().expect("no thread panics here").push(result);
+                }
+            });
+        }
+    });
+    done.into_inner().expect("no thread panics here")
+}
+
+/// The call sites of some lives without a fault.
+///
+/// # Errors
+/// If such a life fails.
+pub fn record() -> Result<BTreeSet<Site>> {
+    let mut sites = BTreeSet::new();
+    for report in in_parallel(RECORDINGS, |_| live(&[])) {
+        let report = report?;
+        ensure!(
+            report.told.is_empty(),
+            "failed without a fault: {:?}",
+            report.told
+        );
+        sites.extend(
+            report
+                .seen
+                .into_keys()
+                .filter(|site| site.phase != PHASE_AFTER),
+        );
+    }
+    Ok(sites)
+}
+
+/// The phase in which nothing fails any more.
+pub const PHASE_AFTER: &str = "after";
+
+/// All cases of `sites`.
+#[must_use]
+pub fn cases(sites: &BTreeSet<Site>) -> BTreeSet<Case> {
+    let of = |site: &Site| {
+        let site = *site;
+        Fault::of(site.kind)
+            .into_iter()
+            .map(move |fault| (site, fault))
+    };
+    sites.iter().flat_map(of).collect()
+}
+
+/// Packs cases into lives: one fault to a phase, [`FAULTS_MAX`] to a life.
+#[must_use]
+pub fn pack(cases: &BTreeSet<Case>) -> Vec<Vec<Case>> {
+    let mut phases: BTreeMap<&str, Vec<Case>> = BTreeMap::new();
+    for case in cases {
+        phases.entry(case.0.phase).or_default().push(*case);
+    }
+    let mut lives = Vec::new();
+    loop {
+        // From where most is left, so that no phase is left over for itself.
+        let mut longest: Vec<&mut Vec<Case>> = phases
+            .values_mut()
+            .filter(|left| !left.is_empty())
+            .collect();
+        if longest.is_empty() {
+            return lives;
+        }
+        longest.sort_by_key(|left| std::cmp::Reverse(left.len()));
+        lives.push(
+            longest
+                .into_iter()
+                .take(FAULTS_MAX)
+                .filter_map(Vec::pop)
+                .collect(),
+        );
+    }
+}
+
+/// Runs all cases.
+#[must_use]
+pub fn run(cases: &BTreeSet<Case>) -> Matrix {
+    let mut matrix = Matrix::default();
+    let mut left = cases.clone();
+    for _ in 0..ROUNDS {
+        let lives = pack(&left);
+        matrix.lives += lives.len();
+        for (index, result) in in_parallel(lives.len(), |index| (index, live(&lives[index]))) {
+            match result {
+                Ok(report) => {
+                    for case in &lives[index] {
+                        if let Some(outcome) = report.outcomes.get(&case.0) {
+                            matrix.outcomes.insert(*case, *outcome);
+                            left.remove(case);
+                        }
+                    }
+                }
+                Err(error) => {
+                    let names: Vec<String> = lives[index]
+                        .iter()
+                        .map(|(site, fault)| format!("{site} {fault}"))
+                        .collect();
+                    matrix
+                        .failures
+                        .push(format!("[{}]: {error:#}", names.join(", ")));
+                    left.retain(|case| !lives[index].contains(case));
+                }
+            }
+        }
+        if left.is_empty() {
+            break;
+        }
+    }
+    matrix.missed = left.into_iter().collect();
+    matrix
+}

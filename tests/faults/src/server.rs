@@ -1,0 +1,167 @@
+//! A node whose commands have deadlines, ended by pid whatever happens.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use archipelago_bench::server::own_program;
+use archipelago_crash_tests::node::Node;
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Longest time for a command, whatever fails below it.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// How often a command is asked whether it is done.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// What it printed.
+    Done(String),
+    /// Its exit code, and what it said.
+    Refused(i32, String),
+}
+
+/// A node: its root directory and its daemon.
+#[derive(Debug)]
+pub struct Server {
+    dir: TempDir,
+    command: PathBuf,
+    daemon: Option<Pid>,
+}
+
+/// Waits until `done`, at most [`DEADLINE`].
+///
+/// # Errors
+/// If it is not done in that time.
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    while !done() {
+        if Instant::now() > deadline {
+            bail!("HANG: {what} is not done after {DEADLINE:?}");
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+fn drained(pipe: Option<impl Read>) -> String {
+    let mut text = Vec::new();
+    // What cannot be read was not said.
+    let _read = pipe.map(|mut pipe| pipe.read_to_end(&mut text));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+impl Server {
+    /// An empty directory for a node.
+    ///
+    /// # Errors
+    /// If there is no program, or no directory.
+    pub fn new() -> Result<Server> {
+        let dir = tempfile::Builder::new().prefix("faults-node-").tempdir()?;
+        Ok(Server {
+            dir,
+            command: own_program("archipelago")?,
+            daemon: None,
+        })
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// If it does not end within [`DEADLINE`]: it is killed then.
+    pub fn call(&self, arguments: &[&str]) -> Result<Answer> {
+        let mut child = Command::new(&self.command)
+            .arg("--root")
+            .arg(self.dir.path())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let ended = wait_until(&format!("archipelago {arguments:?}"), || {
+            has_ended(&mut child)
+        });
+        if ended.is_err() {
+            let _gone = child.kill();
+        }
+        let status = child.wait()?;
+        ended?;
+        let (said, error) = (drained(child.stdout.take()), drained(child.stderr.take()));
+        Ok(match status.code() {
+            Some(0) => Answer::Done(said.trim().to_owned()),
+            code => Answer::Refused(code.unwrap_or(-1), error.trim().to_owned()),
+        })
+    }
+
+    /// `node start`.
+    ///
+    /// # Errors
+    /// As [`Server::call`].
+    pub fn start(&mut self) -> Result<Answer> {
+        let answer = self.call(&["--json", "node", "start"])?;
+        if let Answer::Done(said) = &answer {
+            let said: serde_json::Value = serde_json::from_str(said)?;
+            let pid = said["pid"].as_i64().context("`node start` tells no pid")?;
+            self.daemon = Some(Pid::from_raw(i32::try_from(pid)?));
+        }
+        Ok(answer)
+    }
+
+    /// `node stop`.
+    ///
+    /// # Errors
+    /// As [`Server::call`].
+    pub fn stop(&mut self) -> Result<Answer> {
+        let answer = self.call(&["node", "stop"])?;
+        if let Answer::Done(_) = answer {
+            self.daemon = None;
+        }
+        Ok(answer)
+    }
+
+    /// `kill -9` of the daemon, with which its processes die.
+    pub fn kill(&mut self) {
+        if let Some(pid) = self.daemon.take() {
+            // Already dead is dead.
+            let _dead = Node::kill(pid);
+        }
+    }
+
+    /// The last lines of the daemon's log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let text = find_log(self.dir.path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+}
+
+fn find_log(root: &Path) -> Option<String> {
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).ok()?.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "log") {
+                return std::fs::read_to_string(path).ok();
+            }
+        }
+    }
+    None
+}
+
+fn has_ended(child: &mut Child) -> bool {
+    matches!(child.try_wait(), Ok(Some(_)) | Err(_))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
