@@ -176,14 +176,17 @@ fn a_prepared_name_is_reserved_until_the_snapshot_is_over() {
     let mut rig = Rig::new(small());
     let own = rig.create("v", 1 << 20, ObjectSize::MIN);
     let handle = rig.open(own, true);
+    rig.create("other", 1 << 20, ObjectSize::MIN);
     let (token, lineage) = rig.prepare("v", "s");
-    let create = CatalogueRequest::Snapshot {
-        volume: name("v"),
+    let snapshot_of = |volume: &str| CatalogueRequest::Snapshot {
+        volume: name(volume),
         name: name("s"),
         lineage,
         created: 0,
     };
-    assert_eq!(rig.refused(create), ErrorCode::Exists);
+    assert_eq!(rig.refused(snapshot_of("other")), ErrorCode::Exists);
+    // Whoever hears this prepares anew, which is what frees the name.
+    assert_eq!(rig.refused(snapshot_of("v")), ErrorCode::InUse);
     rig.op(MapOp::SnapshotBegin, handle, token).result.unwrap();
     rig.op(MapOp::SnapshotAbort, handle, token).result.unwrap();
     assert_eq!(
@@ -191,6 +194,17 @@ fn a_prepared_name_is_reserved_until_the_snapshot_is_over() {
         Err(ErrorCode::NotFound)
     );
     rig.create("s", 512, ObjectSize::MIN);
+}
+
+#[test]
+fn a_prepared_name_that_no_session_took_up_is_free() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    rig.prepare("v", "s");
+    rig.snapshot_closed("v", "s");
+    let handle = rig.open(own, true);
+    rig.prepare("v", "t");
+    rig.snapshot(handle, "v", "t");
 }
 
 #[test]

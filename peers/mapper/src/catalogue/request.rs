@@ -247,15 +247,14 @@ async fn snapshot_closed(
     lineage: Lineage,
     created: u64,
 ) -> Outcome<CatalogueReply> {
-    let item = {
-        let names = core.catalogue.names.borrow();
-        check_fresh(&names, &name, lineage)?;
-        volume_named(&names, &volume)?
-    };
+    let item = volume_named(&core.catalogue.names.borrow(), &volume)?;
     let _alone = core.lock(item.lineage).await;
     if core.is_open(item.lineage) {
         return Err(in_use(&volume));
     }
+    // What was prepared for a session that never took it up: its name is free.
+    core.forget_prepared(item.lineage);
+    check_fresh(&core.catalogue.names.borrow(), &name, lineage)?;
     let root = volume::freeze_closed(core, item.lineage).await?;
     enter(core, |names| {
         Ok(snapshot_of(
