@@ -48,17 +48,23 @@ pub fn create(directory: &Path) -> Result<(), Error> {
         return Err(Error::new(ErrorCode::Exists, message)
             .with_hint("choose an empty directory for the pool"));
     }
-    let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(layout.marker())?;
+    let marker = layout.marker();
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&marker);
+    let mut file = made.map_err(|error| failed("make", &marker, &error))?;
+    let mut write = || -> std::io::Result<()> {
         file.write_all(MARKER.as_bytes())?;
         file.sync_all()?;
         File::open(directory)?.sync_all()
     };
-    write().map_err(|error| failed("write", &layout.marker(), &error))
+    write().map_err(|error| {
+        // Half a marker would be refused for ever, as one of an unknown version.
+        let _gone = fs::remove_file(&marker);
+        failed("write", &marker, &error)
+    })
 }
 
 /// Refuses a directory that is no pool, or one of an unknown version.
