@@ -35,6 +35,7 @@ stage simulation cargo test --release --package archipelago-simulation --package
 stage loom loom
 stage whole-system cargo test --release --no-fail-fast --package archipelago-node --package archipelago-cli --package archipelago-vhost-user --test '*'
 stage crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
+stage faults cargo test --release --package archipelago-fault-tests -- --nocapture
 stage guest-parts tests/vm/guest/build.sh
 # Two guests at a time: each emulated processor takes a core.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
 
-use crate::disk::{Fault, Site};
+use crate::disk::{Class, Fault, Kind, Site};
 use crate::life::{Outcome, live};
 
 /// A call site and what becomes of its first call.
@@ -32,6 +32,58 @@ pub struct Matrix {
     pub missed: Vec<Case>,
     /// Lives that were lived.
     pub lives: usize,
+}
+
+impl Matrix {
+    /// How many cases came to which outcome.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut counts: BTreeMap<Outcome, usize> = BTreeMap::new();
+        for outcome in self.outcomes.values() {
+            *counts.entry(*outcome).or_default() += 1;
+        }
+        let (cases, lives) = (self.outcomes.len(), self.lives);
+        let (failed, missed) = (self.failures.len(), self.missed.len());
+        format!(
+            "{cases} cases in {lives} lives: {counts:?}; {failed} lives failed, {missed} cases missed"
+        )
+    }
+
+    /// The worst outcome of each call with each fault, over all phases, in the form of the documentation.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut rows: BTreeMap<(Kind, Class), BTreeMap<Fault, Outcome>> = BTreeMap::new();
+        let mut sites: BTreeMap<(Kind, Class), BTreeSet<Site>> = BTreeMap::new();
+        for ((site, fault), outcome) in &self.outcomes {
+            let row = rows.entry((site.kind, site.class)).or_default();
+            let worst = row.entry(*fault).or_insert(*outcome);
+            *worst = (*worst).max(*outcome);
+            sites
+                .entry((site.kind, site.class))
+                .or_default()
+                .insert(*site);
+        }
+        let faults = Fault::of(Kind::Write);
+        let names: Vec<String> = faults.iter().map(Fault::to_string).collect();
+        let mut text = format!("| call | phases | {} |\n", names.join(" | "));
+        text += &format!("|---|--:|{}\n", ":-:|".repeat(faults.len()));
+        for ((kind, class), row) in &rows {
+            let cells: Vec<String> = faults
+                .iter()
+                .map(|fault| {
+                    row.get(fault)
+                        .map_or(' ', |outcome| outcome.letter())
+                        .to_string()
+                })
+                .collect();
+            let phases = sites.get(&(*kind, *class)).map_or(0, BTreeSet::len);
+            text += &format!(
+                "| {kind:?} {class:?} | {phases} | {} |\n",
+                cells.join(" | ")
+            );
+        }
+        text
+    }
 }
 
 fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
@@ -66,18 +118,10 @@ pub fn record() -> Result<BTreeSet<Site>> {
             "failed without a fault: {:?}",
             report.told
         );
-        sites.extend(
-            report
-                .seen
-                .into_keys()
-                .filter(|site| site.phase != PHASE_AFTER),
-        );
+        sites.extend(report.seen.into_keys());
     }
     Ok(sites)
 }
-
-/// The phase in which nothing fails any more.
-pub const PHASE_AFTER: &str = "after";
 
 /// All cases of `sites`.
 #[must_use]

@@ -22,6 +22,16 @@ use super::{HOLD, Kind, State, Verdict};
 const TTL: Duration = Duration::ZERO;
 /// `FOPEN_DIRECT_IO` of `linux/fuse.h`: reads and writes come as they are called.
 const DIRECT_IO: u32 = 1;
+
+/// How a file is opened so that every read and write comes here. Not [`DIRECT_IO`] for what is opened with `O_DIRECT`: a short
+/// transfer by io_uring would be continued at its own beginning (Linux 6.18 does not move the position in that case).
+fn uncached(flags: i32) -> u32 {
+    if flags & libc::O_DIRECT == 0 {
+        DIRECT_IO
+    } else {
+        0
+    }
+}
 /// The thread of the file blocker that does the syncs of the pool.
 const POOL_SYNC_THREAD: &str = "blocker-sync";
 
@@ -105,6 +115,8 @@ impl PassThrough {
         };
         let verdict = self.state().judge(kind, &path);
         let result = match verdict {
+            // A sync that was interrupted has failed to do anything, not lost anything.
+            Verdict::Fail(libc::EINTR) => Err(libc::EINTR),
             Verdict::Fail(errno) => self.fail(kind, &path).and(Err(errno)),
             verdict => act(self, &path, verdict),
         };
@@ -334,7 +346,7 @@ impl Filesystem for PassThrough {
             Ok(files.keep_open(path, file))
         });
         self.answer(answer, move |result| match result {
-            Ok(handle) => reply.opened(handle, DIRECT_IO),
+            Ok(handle) => reply.opened(handle, uncached(flags)),
             Err(errno) => reply.error(errno),
         });
     }
@@ -363,7 +375,9 @@ impl Filesystem for PassThrough {
             Ok((attributes, files.keep_open(path, file)))
         });
         self.answer(answer, move |result| match result {
-            Ok((attributes, handle)) => reply.created(&TTL, &attributes, 0, handle, DIRECT_IO),
+            Ok((attributes, handle)) => {
+                reply.created(&TTL, &attributes, 0, handle, uncached(flags));
+            }
             Err(errno) => reply.error(errno),
         });
     }

@@ -145,6 +145,17 @@ impl Disk {
         self.state().seen.clone()
     }
 
+    /// Directories of lineages in the pool.
+    #[must_use]
+    pub fn lineages(&self) -> usize {
+        let pool = self.dir.path().join("store/pool");
+        let shards = std::fs::read_dir(pool).into_iter().flatten().flatten();
+        shards
+            .filter_map(|shard| std::fs::read_dir(shard.path()).ok())
+            .map(Iterator::count)
+            .sum()
+    }
+
     /// Whether anybody has a file open.
     #[must_use]
     pub fn in_use(&self) -> bool {
