@@ -374,6 +374,20 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_before_damage_is_not_replayed_without_what_was_damaged() {
+        let memory = area(4);
+        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        for sequence in 1..=4 {
+            journal.append(record(sequence)).unwrap();
+        }
+        memory.0.borrow_mut()[128 + 48 * 2 + 20] ^= 1;
+        assert_eq!(
+            load(&memory, 7, US).unwrap().records,
+            vec![record(3), record(4)]
+        );
+    }
+
+    #[test]
     fn another_boot_lineage_or_generation_finds_nothing() {
         let memory = area(4);
         let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));

@@ -4,6 +4,7 @@
 
 mod rig;
 
+use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::{
     FLAG_DROP, FLAG_FLUSH_SOON, FLAG_UNCLEAN, MapOp, MapRequest, Placement,
@@ -11,7 +12,7 @@ use archipelago_protocol::map::{
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-use rig::{Rig, small};
+use rig::{Rig, small, stamped};
 
 const TIB: u64 = 1 << 40;
 
@@ -350,6 +351,93 @@ fn too_much_unlogged_is_warned_of_then_held_back_never_lost() {
     let handle = rig.open(own, true);
     for block in 0..200 {
         assert_eq!(rig.read(handle, block * 2), block + 1);
+    }
+}
+
+/// What a flush hands over: blocks of `epoch`, each full of its own number.
+fn carrying(epoch: Epoch, blocks: &[u64]) -> Carried {
+    let mut area =
+        vec![0; usize::try_from(area_len(blocks.len()) - 4096 * blocks.len() as u64).unwrap()];
+    for (index, block) in blocks.iter().enumerate() {
+        let of = CarriedBlock {
+            epoch,
+            block: *block,
+        };
+        area[index * CarriedBlock::LEN..][..CarriedBlock::LEN].copy_from_slice(&of.encode());
+        area.extend(stamped(*block));
+    }
+    Carried::new(area).unwrap()
+}
+
+#[test]
+fn what_a_flush_carries_while_the_mapper_relieves_itself_is_not_taken_for_home() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    let epoch = Epoch(rig.locate(handle, 0, 1, true).values[0]);
+    for block in 0..64 {
+        rig.put(own, epoch, block * 2, 1);
+        rig.written(handle, block * 2, 1, epoch).result.unwrap();
+    }
+    // One more is too much: it is held back, and the mapper syncs the pool.
+    rig.stalled = true;
+    rig.put(own, epoch, 200, 200);
+    let report = |block: u64| MapRequest {
+        offset: block * 4096,
+        len: 4096,
+        operand: [epoch.0, 0],
+        ..MapRequest::new(MapOp::Written, handle)
+    };
+    let commit = |cut: u64| MapRequest {
+        operand: [cut, 0],
+        ..MapRequest::new(MapOp::FlushCommit, handle)
+    };
+    let held = rig.send(report(200));
+    // Meanwhile an ordinary flush makes room, and another one carries what was written after that sync had begun.
+    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
+    rig.send(commit(cut));
+    rig.step(ObjectOp::Write, None);
+    rig.reply(held).unwrap().result.unwrap();
+    rig.ask(report(202)).result.unwrap();
+    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
+    let flushed = rig.send_carrying(commit(cut), carrying(epoch, &[200, 202]));
+    rig.step(ObjectOp::SyncPool, None);
+    rig.put(own, epoch, 202, 202);
+    rig.stalled = false;
+    rig.run();
+    rig.reply(flushed).unwrap().result.unwrap();
+    rig.power_cut(|| false);
+    let handle = rig.open(own, true);
+    assert_eq!((rig.read(handle, 200), rig.read(handle, 202)), (200, 202));
+}
+
+#[test]
+fn a_first_write_stays_in_the_journal_until_it_is_logged_itself() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    let old = Epoch(rig.locate(handle, 0, 1, true).values[0]);
+    let (token, _) = rig.prepare("v", "s");
+    let begun = rig.op(MapOp::SnapshotBegin, handle, token);
+    let new = Epoch(begun.values[0]);
+    let first = |rig: &mut Rig, epoch: Epoch, block: u64| {
+        rig.put(own, epoch, block, block);
+        rig.written(handle, block, 1, epoch).result.unwrap();
+    };
+    // The snapshot logs what came after this one, and not this one.
+    first(&mut rig, new, 1000);
+    for block in 1..64 {
+        first(&mut rig, old, block * 2);
+    }
+    rig.sync();
+    let committed = rig.op(MapOp::SnapshotCommit, handle, token);
+    committed.result.unwrap();
+    // The next record's slot is that of the first.
+    first(&mut rig, new, 2000);
+    rig.restart();
+    let handle = rig.open(own, true);
+    for block in [1000, 2000, 2, 126] {
+        assert_eq!(rig.read(handle, block), block);
     }
 }
 

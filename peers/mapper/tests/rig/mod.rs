@@ -256,6 +256,12 @@ pub(crate) fn small() -> MapperConfig {
     }
 }
 
+/// A block full of `stamp`.
+pub(crate) fn stamped(stamp: u64) -> Vec<u8> {
+    let bytes = stamp.to_le_bytes();
+    bytes.iter().copied().cycle().take(4096).collect()
+}
+
 impl Rig {
     pub(crate) fn new(config: MapperConfig) -> Self {
         Self::on(
@@ -354,9 +360,13 @@ impl Rig {
     }
 
     pub(crate) fn send(&mut self, request: MapRequest) -> u64 {
+        self.send_carrying(request, Carried::default())
+    }
+
+    pub(crate) fn send_carrying(&mut self, request: MapRequest, carried: Carried) -> u64 {
         self.next_tag += 1;
         self.mapper
-            .map_request(self.client, self.next_tag, request, Carried::default());
+            .map_request(self.client, self.next_tag, request, carried);
         self.run();
         self.next_tag
     }
@@ -489,13 +499,7 @@ impl Rig {
     }
 
     pub(crate) fn put(&mut self, own: Lineage, epoch: Epoch, block: u64, stamp: u64) {
-        let bytes: Vec<u8> = stamp
-            .to_le_bytes()
-            .iter()
-            .copied()
-            .cycle()
-            .take(4096)
-            .collect();
+        let bytes = stamped(stamp);
         let request = ObjectRequest {
             offset: block * 4096,
             len: 4096,
