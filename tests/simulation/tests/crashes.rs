@@ -87,11 +87,13 @@ mod tests {
 
         fn finish(self, what: &str) {
             let failures = self.failures.into_inner().expect("all threads ended");
-            assert!(failures.is_empty(), "{}", failures.join("\n"));
-            println!(
-                "{what}: {} images, no promise broken",
-                self.images.into_inner()
+            let images = self.images.into_inner();
+            assert!(
+                failures.is_empty(),
+                "{what}\nfound after {images} images\n{}",
+                failures.join("\n")
             );
+            println!("{what}: {images} images, no promise broken");
         }
 
         /// `letters` and every longer sequence that begins with them, as far as each letter has something to do.

@@ -1,0 +1,106 @@
+//! `cargo run --release -p archipelago-mutants [-- --quick] [words of names]`: breaks the sources in each named way, one
+//! after another, and sees that the test that the list names fails. Prints the rows of the table in `docs/mutants.md`.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "the table")]
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Result, bail, ensure};
+use archipelago_mutants::{List, Mutant, Runner, Tree, Verdict};
+use clap::Parser;
+
+/// Breaks the protocol in named ways and sees that a test notices.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Only the few that every run looks at.
+    #[arg(long)]
+    quick: bool,
+    /// Only from this one on, by its whole name: goes on with a run that was cut short.
+    #[arg(long)]
+    from: Option<String>,
+    /// The tests are known to pass without a mutant.
+    #[arg(long)]
+    trusted: bool,
+    /// Only those whose names contain all of these words.
+    words: Vec<String>,
+}
+
+impl Arguments {
+    fn wants(&self, mutant: &Mutant) -> bool {
+        let named = self.words.iter().all(|word| mutant.name.contains(word));
+        named && (mutant.quick || !self.quick)
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.join("../..").canonicalize()?;
+    let list = List::read(here)?;
+    let stale = list.stale(&root);
+    ensure!(stale.is_empty(), "{}", stale.join("\n"));
+    let begins = |mutant: &&Mutant| match &arguments.from {
+        Some(name) => mutant.name == *name,
+        None => true,
+    };
+    let wanted: Vec<&Mutant> = list
+        .mutant
+        .iter()
+        .skip_while(|mutant| !begins(mutant))
+        .filter(|mutant| arguments.wants(mutant))
+        .collect();
+    ensure!(!wanted.is_empty(), "no mutant has such a name");
+
+    let below = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or(root.join("target"), |dir| root.join(dir))
+        .join("mutants");
+    let tree = Tree::bring(&root, &below.join("tree"))?;
+    let runner = Runner::new(&list, &tree, &below.join("build"));
+
+    // A test that fails by itself would catch everything.
+    let tests: BTreeSet<&str> = wanted.iter().map(|mutant| mutant.test.as_str()).collect();
+    for name in tests.iter().filter(|_| !arguments.trusted) {
+        let outcome = runner.test(&list.test[*name])?;
+        println!(
+            "unbroken, {name}: {} s to build, {} s",
+            outcome.build, outcome.test
+        );
+        ensure!(
+            outcome.verdict == Verdict::Survived,
+            "test {name} fails without a mutant: {}",
+            outcome.verdict
+        );
+    }
+
+    println!("\n| mistake | where | caught by | after | s |\n|---|---|---|---|---|");
+    let mut wrong = Vec::new();
+    for mutant in &wanted {
+        let outcome = runner.mutant(mutant)?;
+        println!(
+            "| {} | {} | {} | {} |",
+            mutant.name, mutant.place, outcome.verdict, outcome.test
+        );
+        std::io::stdout().flush()?;
+        let right = match outcome.verdict {
+            Verdict::Caught(..) => mutant.survives.is_none(),
+            Verdict::Survived => mutant.survives.is_some(),
+            _ => false,
+        };
+        if !right {
+            wrong.push(mutant.name.as_str());
+        }
+    }
+    if !wrong.is_empty() {
+        bail!(
+            "{} of {} mutants did not fare as the list says:\n  {}",
+            wrong.len(),
+            wanted.len(),
+            wrong.join("\n  ")
+        );
+    }
+    println!("\nmutants: all {} fared as the list says", wanted.len());
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! A copy of the sources, in which one mutant at a time stands.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::list::Mutant;
+
+/// The copy. Files keep their times as long as they do not change, so that little is built again.
+#[derive(Debug)]
+pub struct Tree {
+    source: PathBuf,
+    copy: PathBuf,
+}
+
+impl Tree {
+    /// Brings the copy at `copy` in line with the sources at `source`: what Git knows, and what is new.
+    ///
+    /// # Errors
+    /// Git, or a file.
+    pub fn bring(source: &Path, copy: &Path) -> Result<Tree> {
+        let listed = Command::new("git")
+            .current_dir(source)
+            .args([
+                "ls-files",
+                "-z",
+                "--cached",
+                "--others",
+                "--exclude-standard",
+            ])
+            .output()?;
+        ensure!(listed.status.success(), "git ls-files failed");
+        let tree = Tree {
+            source: source.to_owned(),
+            copy: copy.to_owned(),
+        };
+        for name in String::from_utf8(listed.stdout)?.split_terminator('\0') {
+            if source.join(name).is_file() {
+                tree.restore(name).with_context(|| name.to_owned())?;
+            }
+        }
+        Ok(tree)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.copy
+    }
+
+    fn restore(&self, name: &str) -> Result<()> {
+        let right = fs::read(self.source.join(name))?;
+        self.put(name, &right)
+    }
+
+    fn put(&self, name: &str, content: &[u8]) -> Result<()> {
+        let to = self.copy.join(name);
+        if fs::read(&to).is_ok_and(|found| found == content) {
+            return Ok(());
+        }
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        Ok(fs::write(to, content)?)
+    }
+
+    /// Calls `work` while `mutant` stands in the copy.
+    ///
+    /// # Errors
+    /// The mutant is stale; or `work`'s.
+    pub fn with<T>(&self, mutant: &Mutant, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let placed = self.place(mutant);
+        let result = placed.and_then(|()| work());
+        for edit in &mutant.edit {
+            self.restore(&edit.file)?;
+        }
+        result
+    }
+
+    fn place(&self, mutant: &Mutant) -> Result<()> {
+        for edit in &mutant.edit {
+            let now = fs::read_to_string(self.copy.join(&edit.file))?;
+            self.put(&edit.file, edit.apply(&now)?.as_bytes())?;
+        }
+        Ok(())
+    }
+}
