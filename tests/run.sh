@@ -32,8 +32,8 @@ stage check tests/check.sh
 stage fuzz-replay cargo test --no-fail-fast --package archipelago-fuzz-tests --test replay
 stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli
 stage simulation cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
-# Ten ways to break the protocol, each noticed; all of them: tests/soak.sh.
-stage mutants cargo run --release --quiet --package archipelago-mutants -- --quick
+# A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
+stage mutants cargo run --release --quiet --package archipelago-mutants -- --quick --trusted
 stage loom loom
 stage whole-system cargo test --release --no-fail-fast --package archipelago-node --package archipelago-cli --package archipelago-vhost-user --test '*'
 stage crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture

@@ -278,6 +278,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_stale_writer_appends_is_not_there() {
+        let batch = |generation, position| {
+            let content = Content::records(vec![9; 10]);
+            encode_batch(US, Generation(generation), position, &content, 0)
+        };
+        let unit = UNIT as u64;
+        let mut log = vec![0; LOG_LEN];
+        log[..UNIT].copy_from_slice(&batch(3, 0));
+        log[UNIT..2 * UNIT].copy_from_slice(&batch(2, unit));
+        let end = |start, oldest| {
+            let scan = scan(&log, US, start, Generation(oldest), Generation(3));
+            scan.unwrap().end
+        };
+        assert_eq!(end(0, 0), unit, "older than the batch before it");
+        assert_eq!(end(unit, 3), unit, "older than the head's");
+        assert_eq!(end(unit, 2), 2 * unit, "the last before a head was swapped");
+    }
+
+    #[test]
     fn carried_blocks_come_back_and_are_never_taken_for_a_batch() {
         // A guest that knows all and writes whole batches into its blocks: as if it followed at the positions behind.
         let forged = |position: u64| {
