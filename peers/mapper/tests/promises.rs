@@ -4,6 +4,7 @@
 
 mod rig;
 
+use archipelago_mapper::journal::MemoryJournals;
 use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::{
@@ -439,6 +440,27 @@ fn a_first_write_stays_in_the_journal_until_it_is_logged_itself() {
     for block in [1000, 2000, 2, 126] {
         assert_eq!(rig.read(handle, block), block);
     }
+}
+
+#[test]
+fn a_journal_says_nothing_of_what_another_node_wrote_since() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 3, 7);
+    rig.flush(handle).unwrap();
+    rig.zero(handle, 3, 1).result.unwrap();
+    // The node is cut off. Another one takes the volume, writes, and dies; then the first is there again, not rebooted.
+    let pool = std::mem::take(&mut rig.pool);
+    let mut other = Rig::on(small(), pool, MemoryJournals::new(64));
+    let handle = other.open(own, true);
+    assert_eq!(other.read(handle, 3), 7);
+    other.write(own, handle, 3, 8);
+    other.sync();
+    let pool = std::mem::take(&mut other.pool);
+    let mut rig = Rig::on(small(), pool, rig.journals.clone());
+    let handle = rig.open(own, true);
+    assert_eq!(rig.read(handle, 3), 8);
 }
 
 #[test]
