@@ -18,6 +18,9 @@ struct Arguments {
     /// Only the few that every run looks at.
     #[arg(long)]
     quick: bool,
+    /// Only those of this test of the list.
+    #[arg(long)]
+    test: Option<String>,
     /// Only from this one on, by its whole name: goes on with a run that was cut short.
     #[arg(long)]
     from: Option<String>,
@@ -31,7 +34,8 @@ struct Arguments {
 impl Arguments {
     fn wants(&self, mutant: &Mutant) -> bool {
         let named = self.words.iter().all(|word| mutant.name.contains(word));
-        named && (mutant.quick || !self.quick)
+        let tested = self.test.as_ref().is_none_or(|test| mutant.test == *test);
+        named && tested && (mutant.quick || !self.quick)
     }
 }
 
