@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make soak`: kills of every process by the thousand, under verified load, and a million crash images after each round, with new seeds;
-# then power cuts under guests, and libFuzzer on each target. Stops at the first failure, whose seed or input it prints, and says its rates.
-# then every mutant of the protocol, and libFuzzer on each target. Stops at the first failure, whose seed or input it prints, and says its rates.
+# then power cuts under guests, every mutant of the protocol, and libFuzzer on each target. Stops at the first failure, whose seed or
+# input it prints, and says its rates.
 #   CRASH_KILLS   signals in all (10000)
 #   MINUTES       of kills and images, at most about so long (no limit)
 #   CRASH_SEED    seed of the first round (the time)
@@ -35,6 +35,7 @@ done
 echo "== soak: power cuts with POWER_CUT_SEED=$seed"
 POWER_CUT_SEED=$seed POWER_CUT_MARKS=${POWER_CUT_MARKS:-100000} cargo test --release --package archipelago-power-cut-tests \
     --test power_cut survives -- --nocapture
+
 echo '== soak: every mutant is noticed'
 cargo run --release --package archipelago-mutants
 
