@@ -25,11 +25,11 @@ const TRIES: usize = 2;
 pub enum Outcome {
     /// Nobody outside saw anything.
     Unseen,
-    /// A request or command failed; the same again worked.
+    /// A request or command failed; the same again worked, at once or after the volume was closed and opened.
     Again,
-    /// The volume had to be closed and opened.
+    /// It failed after that too, and worked after a restart of the node.
     Reopened,
-    /// The node had to be started again.
+    /// It failed also after a restart, and worked at last.
     Restarted,
 }
 
