@@ -14,8 +14,8 @@ use std::fmt;
 
 use archipelago_protocol::Lineage;
 
-/// Version of all formats of the mapper. 1: the first.
-pub(crate) const VERSION: u32 = 1;
+/// Version of all formats of the mapper. 2: logs of sectors with checksums of their own. 1: the first.
+pub(crate) const VERSION: u32 = 2;
 /// Bytes of the envelope.
 pub(crate) const ENVELOPE_LEN: usize = 40;
 /// Where the checksum stands.

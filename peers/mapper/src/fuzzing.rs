@@ -27,6 +27,12 @@ pub fn encode_batch(
     crate::log::encode_batch(lineage, generation, position, &content, len_min)
 }
 
+/// A log that was only made.
+#[must_use]
+pub fn blank_log(lineage: Lineage, len: u64) -> Vec<u8> {
+    crate::log::blank(lineage, 0..len)
+}
+
 #[must_use]
 pub fn volume_head(lineage: Lineage, bytes: &[u8]) -> Option<Vec<u8>> {
     let head = VolumeHead::decode(lineage, bytes).ok()?;

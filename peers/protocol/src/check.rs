@@ -15,7 +15,7 @@ pub enum FindingKind {
     Damaged,
     /// An object that metadata names is not there, or is shorter than it must be.
     Missing,
-    /// Bytes behind the end of a log: what an interrupted append leaves, or the damaged last batch. A note.
+    /// Sectors behind the end of a log: what an interrupted append leaves. A note.
     Remnant,
     /// Objects that nothing names: they take space. A note.
     Leaked,

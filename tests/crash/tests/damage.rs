@@ -162,7 +162,7 @@ fn all_refused(
 fn written_node(kill: bool) -> Result<Node> {
     let node = Node::start("fused")?;
     let socket = node.create("disk", SIZE)?;
-    // A bad last batch of a log is what a crash leaves: each log gets more than one.
+    // So that each log gets more than one batch.
     node.call(&["volume", "create", "other", "--size", "1M"])?;
     let mut disk = Verifier::connect(&socket, Model::new(1, SIZE / SECTOR), 1)?;
     for _ in 0..4 {
@@ -227,12 +227,18 @@ fn damaged_logs_are_refused_by_name() -> Result<()> {
     let rounds = all_refused(&node, "log", &EXPORT, |content| {
         let mut flipped = content.to_vec();
         flipped[60] ^= 1;
+        // Sectors to which something was appended have a number of their own.
+        let mut sectors = content.chunks(512);
+        let last = sectors.rposition(|sector| sector[8..12] != [0xff; 4]);
+        let mut last_flipped = content.to_vec();
+        last_flipped[last.unwrap_or(0) * 512 + 100] ^= 1;
         vec![
             ("a bit flip before a good batch", flipped),
+            ("a bit flip in the last batch", last_flipped),
             ("truncation", content[..4096].to_vec()),
         ]
     })?;
-    ensure!(rounds == 4, "the volume and the catalogue have a log each");
+    ensure!(rounds == 6, "the volume and the catalogue have a log each");
     node.call(&["node", "start"])?;
     node.call(&["volume", "info", "disk"]).map(drop)
 }

@@ -13,7 +13,7 @@ pub(crate) fn sealed(magic: [u8; 8], bytes: &[u8]) -> Vec<u8> {
     }
     let len = u32::try_from(sealed.len()).expect("inputs are small");
     sealed[..8].copy_from_slice(&magic);
-    sealed[8..12].copy_from_slice(&1_u32.to_le_bytes());
+    sealed[8..12].copy_from_slice(&2_u32.to_le_bytes());
     sealed[12..16].copy_from_slice(&len.to_le_bytes());
     reseal(&mut sealed);
     sealed

@@ -85,10 +85,7 @@ fn payloads(wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         .filter_map(|batch| {
             let word =
                 |at: usize| u32::from_le_bytes(batch[at..at + 4].try_into().expect("4 bytes"));
-            let start = 64 + 8 * word(60) as usize;
-            batch
-                .get(start..start + word(56) as usize)
-                .map(<[u8]>::to_vec)
+            batch.get(64..64 + word(56) as usize).map(<[u8]>::to_vec)
         })
         .filter(|payload| !payload.is_empty() && wanted(payload))
         .collect();

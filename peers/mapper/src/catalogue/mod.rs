@@ -171,16 +171,13 @@ impl Catalogue {
             ..self.head.get().0
         };
         // A first start that was cut short leaves part of a log, or an empty one, never one with names in it.
-        let mut left = Log {
-            generation: Generation(u64::MAX),
-            ..log_of(&head)
-        };
+        let left = log_of(&head);
         let whole = match core.disk.len(left.id).await {
             Ok(len) => len >= left.len,
             Err(failure) if failure.code == ErrorCode::NotFound => false,
             Err(failure) => return Err(failure),
         };
-        if whole && !left.replay(&core.disk, Generation(0)).await?.is_empty() {
+        if whole && left.is_used(&core.disk).await? {
             return Err(Failure::damaged(
                 "the head of the catalogue is missing, but its log holds names",
             ));

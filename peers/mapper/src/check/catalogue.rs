@@ -50,7 +50,10 @@ impl Inspection {
         self.report.checked.logs += 1;
         let (names, log): (_, Log) = stored(&self.core, &head).await?;
         self.names = names;
-        self.judge_tail(&log, None).await;
+        // What replay does not need hides no name.
+        if let Err(failure) = self.judge_tail(&log, None).await {
+            self.failed(failure, None);
+        }
         Ok(true)
     }
 }

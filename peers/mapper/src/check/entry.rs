@@ -10,7 +10,7 @@ use archipelago_protocol::{BLOCK_SIZE, Lineage};
 use super::Inspection;
 use crate::catalogue::Item;
 use crate::disk::name_of;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::head::VolumeHead;
 use crate::log::{Log, Record, RecordKind};
 use crate::tree::{Layer, Root};
@@ -58,11 +58,18 @@ impl Inspection {
 
     /// A head that is not needed any more: of an image since it was frozen, of a volume that lost its name.
     async fn check_former_head(&mut self, item: &Item) -> Outcome<()> {
-        if self.listed.contains(&ObjectId::head(item.lineage)) {
-            self.report.checked.heads += 1;
-            read_head(&self.core, item).await?;
+        if !self.listed.contains(&ObjectId::head(item.lineage)) {
+            return Ok(());
         }
-        Ok(())
+        self.report.checked.heads += 1;
+        let Some((head, _)) = read_head(&self.core, item).await? else {
+            return Ok(());
+        };
+        let log = log_of(item.lineage, &head);
+        match self.listed.contains(&log.id) {
+            true => log.judge(&self.core.disk).await,
+            false => Ok(()),
+        }
     }
 
     /// Head and log of a volume; its root.
@@ -112,22 +119,10 @@ impl Inspection {
 
     async fn check_log(&mut self, item: &Item, head: &VolumeHead) -> Outcome<()> {
         self.report.checked.logs += 1;
-        let id = ObjectId::log(item.lineage, head.log_number);
-        let mut log = Log {
-            id,
-            len: head.log_len,
-            start: head.log_start,
-            position: head.log_start,
-            generation: head.generation,
-        };
+        let mut log = log_of(item.lineage, head);
         if head.clean {
             // Nothing in it is needed; but the next session writes into it and relies on its length.
-            let missing = |_not_there: Failure| log.damaged("it is missing");
-            let found = self.core.disk.len(id).await.map_err(missing)?;
-            return match found < head.log_len {
-                true => Err(log.damaged(&format!("it has {found} bytes of {}", head.log_len))),
-                false => Ok(()),
-            };
+            return log.judge(&self.core.disk).await;
         }
         let core = Rc::clone(&self.core);
         let mut records = Vec::new();
@@ -155,7 +150,17 @@ impl Inspection {
             }
             self.need(item, layer, start * BLOCK_SIZE, record.end() * BLOCK_SIZE);
         }
-        self.judge_tail(&log, item.name.as_ref()).await;
-        Ok(())
+        self.judge_tail(&log, item.name.as_ref()).await
+    }
+}
+
+/// A volume's log as its head says.
+fn log_of(lineage: Lineage, head: &VolumeHead) -> Log {
+    Log {
+        id: ObjectId::log(lineage, head.log_number),
+        len: head.log_len,
+        start: head.log_start,
+        position: head.log_start,
+        generation: head.generation,
     }
 }

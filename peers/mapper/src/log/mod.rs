@@ -3,11 +3,12 @@
 //! Invariants
 //! - Positions only grow; a batch at position `p` stands at `p` modulo the log's length and never wraps.
 //! - One batch in flight at a time. So a bad batch with a valid later one behind it is damage, not a torn tail.
+//! - Every sector is whole at any time, also of a torn append. So one that is not is damage ([`sector`]).
 //! - Nothing is appended over a position that the head still needs.
 
 mod batch;
-mod flip;
 mod record;
+mod sector;
 
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{ErrorCode, Generation};
@@ -15,9 +16,12 @@ use archipelago_protocol::{ErrorCode, Generation};
 use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 
+use sector::{SECTOR_LEN, Sector, first_damaged};
+
 pub(crate) use batch::{Content, POSITION_MAX, Scan, UNIT, batch_len, encode_batch, scan};
-pub(crate) use flip::is_one_bit_off;
 pub(crate) use record::{Record, RecordKind};
+#[cfg(feature = "fuzzing")]
+pub(crate) use sector::blank;
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
 pub(crate) const BATCH_MAX: usize = 256 * 1024;
@@ -99,14 +103,12 @@ impl Log {
 
     /// Writes a new log in full, durably.
     pub(crate) async fn create(disk: &Disk, id: ObjectId, len: u64) -> Outcome<()> {
-        let zeros = vec![0; BATCH_MAX];
         let mut at = 0;
         while at < len {
-            let piece = usize::try_from(len - at)
-                .unwrap_or(usize::MAX)
-                .min(BATCH_MAX);
-            disk.write(id, at, &zeros[..piece]).await?;
-            at += piece as u64;
+            let end = len.min(at + BATCH_MAX as u64);
+            let blank = sector::blank(id.lineage, at..end);
+            disk.write(id, at, &blank).await?;
+            at = end;
         }
         disk.sync(id).await
     }
@@ -118,6 +120,16 @@ impl Log {
         disk: &Disk,
         oldest: Generation,
     ) -> Outcome<Vec<Content>> {
+        let bytes = self.read(disk).await?;
+        let Scan { contents, end } =
+            scan(&bytes, self.id.lineage, self.start, oldest, self.generation)
+                .map_err(|why| self.damaged(&why))?;
+        self.position = end;
+        Ok(contents)
+    }
+
+    /// All of it.
+    async fn read(&self, disk: &Disk) -> Outcome<Vec<u8>> {
         let len = usize::try_from(self.len)
             .map_err(|_too_large| self.damaged("its length is impossible"))?;
         let missing = |failure: Failure| match failure.code {
@@ -129,12 +141,40 @@ impl Log {
         if found < self.len {
             return Err(self.damaged(&format!("it has {found} bytes of {}", self.len)));
         }
-        let bytes = disk.read(self.id, 0, len).await.map_err(missing)?;
-        let Scan { contents, end } =
-            scan(&bytes, self.id.lineage, self.start, oldest, self.generation)
-                .map_err(|why| self.damaged(&why))?;
-        self.position = end;
-        Ok(contents)
+        disk.read(self.id, 0, len).await.map_err(missing)
+    }
+
+    /// Whether anything but its creation, finished or not, has written into it.
+    pub(crate) async fn is_used(&self, disk: &Disk) -> Outcome<bool> {
+        let bytes = self.read(disk).await?;
+        let is_unused = |bytes: &[u8]| {
+            let sector = Sector::open(bytes, self.id.lineage);
+            sector.is_some_and(|sector| sector.is_blank()) || bytes.iter().all(|byte| *byte == 0)
+        };
+        Ok(!bytes.chunks(SECTOR_LEN).all(is_unused))
+    }
+
+    /// Judges every sector, also those that no replay needs. For a check.
+    pub(crate) async fn judge(&self, disk: &Disk) -> Outcome<()> {
+        let bytes = self.read(disk).await?;
+        match first_damaged(&bytes, self.id.lineage, 0..bytes.len()) {
+            None => Ok(()),
+            Some(at) => Err(self.damaged(&format!(
+                "the sector at byte {at} is not what was ever written there"
+            ))),
+        }
+    }
+
+    /// Where behind the end that a replay found an interrupted append has left something.
+    pub(crate) async fn remnant(&self, disk: &Disk) -> Outcome<Option<u64>> {
+        let bytes = self.read(disk).await?;
+        let sectors = bytes.chunks(SECTOR_LEN);
+        let whole = sectors.filter_map(|bytes| Sector::open(bytes, self.id.lineage));
+        let appended = whole.filter(|sector| !sector.is_blank());
+        let positions = appended.map(|sector| sector.position);
+        Ok(positions
+            .filter(|position| *position >= self.position)
+            .min())
     }
 
     pub(crate) fn damaged(&self, why: &str) -> Failure {

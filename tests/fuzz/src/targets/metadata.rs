@@ -50,8 +50,8 @@ pub(crate) fn log_scan(bytes: &[u8]) {
     const US: Lineage = Lineage(5);
     let mut input = Input::new(bytes);
     let start = log_start(&mut input);
-    let mut log = vec![0; UNIT * (1 + usize::from(input.u8() % 16))];
-    let len = log.len() as u64;
+    let len = UNIT as u64 * (1 + u64::from(input.u8() % 16));
+    let mut log = fuzzing::blank_log(US, len);
     let newest = Generation(u64::from(input.u8() % 8));
     // As long as nobody interferes, what was appended is what is found.
     let mut expected = Some(Vec::new());

@@ -1,14 +1,11 @@
 //! Which bits of a pool are free: judged from the bytes by `docs/map-format.md` alone, not by the code that is tested.
 //!
 //! Only these bits may change unnoticed, each for the reason given:
-//! - a log of a volume whose head is clean: the session ended, and the next one overwrites it from where it begins;
-//! - a log's batches before the head's position: they are in the checkpoint that the head names;
-//! - a log's space behind its last batch, in its second round: leftovers of the first one, never read as batches because
-//!   their position is another;
 //! - padding between pages of a pack: outside every envelope, never read as anything;
 //! - a page that no head, catalogue record or live page refers to: superseded by a later checkpoint.
 //!
-//! No bit of a head is free, also not of the slot that is superseded: it must be what the last swap left.
+//! No bit of a head is free, also not of the slot that is superseded: it must be what the last swap left. No bit of a log
+//! is free: its sectors are whole wherever they stand. What replay reads must be refused, the rest reported.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,8 +16,10 @@ use archipelago_protocol::object::{ObjectId, ObjectKind};
 
 const UNIT: usize = 4096;
 const ENVELOPE: usize = 40;
-/// Bytes of a batch in front of its payload.
-const BATCH_HEAD: usize = 64;
+/// Bytes of a sector of a log, of its header, and of the contents of a unit.
+pub(crate) const SECTOR: usize = 512;
+const SECTOR_HEADER: usize = 16;
+const UNIT_CONTENT: usize = 3968;
 
 /// Why a byte is free.
 pub(crate) type Reason = &'static str;
@@ -30,7 +29,7 @@ pub(crate) type Reason = &'static str;
 pub(crate) struct Free {
     ranges: Vec<(Range<usize>, Reason)>,
     pub(crate) last_batch: Option<Range<usize>>,
-    /// Of a log: whether the unit at this place holds part of a batch that replay needs.
+    /// Of a log: whether the unit at this place holds part of a batch that replay needs. Empty for others.
     in_use: Vec<bool>,
 }
 
@@ -40,10 +39,15 @@ impl Free {
         Some(reason)
     }
 
-    /// Whether a byte lies in a part of a log that holds nothing now, and not where a batch would begin.
+    /// Whether a byte is part of a batch that replay needs.
+    pub(crate) fn is_replayed(&self, at: usize) -> bool {
+        self.in_use.get(at / UNIT) == Some(&true)
+    }
+
+    /// Whether a byte lies in a part of a log that nobody needs now, and not where a batch would begin.
     pub(crate) fn is_empty_space(&self, at: usize) -> bool {
         let unit = self.in_use.get(at / UNIT);
-        unit == Some(&false) && at % UNIT >= BATCH_HEAD
+        unit == Some(&false) && at % UNIT >= SECTOR_HEADER + ENVELOPE
     }
 }
 
@@ -82,47 +86,29 @@ pub(crate) fn of(pool: &SimulatedBackend) -> BTreeMap<ObjectId, Free> {
 fn of_log(pool: &SimulatedBackend, id: ObjectId) -> Free {
     let (head, bytes) = (head(pool, id), pool.bytes(id).unwrap());
     let is_volume = head.starts_with(b"ARCHHEAD");
+    let mut free = Free {
+        in_use: vec![false; bytes.len() / UNIT],
+        ..Free::default()
+    };
     if is_volume && head[64] == 1 {
-        let reason = "log of a clean head";
-        return Free {
-            ranges: vec![(0..bytes.len(), reason)],
-            last_batch: None,
-            in_use: vec![false; bytes.len() / UNIT],
-        };
+        return free;
     }
     let start = word(&head, if is_volume { 104 } else { 80 });
     let len = bytes.len() as u64;
-    let place = |position: u64| usize::try_from(position % len).unwrap();
-    let (mut end, mut last_batch) = (start, None);
-    let mut in_use = vec![false; bytes.len() / UNIT];
+    let mut end = start;
     while end < start + len {
-        let at = place(end);
-        if !bytes[at..].starts_with(b"ARCHBTCH") || word(&bytes, at + 48) != end {
+        let at = usize::try_from(end % len).unwrap();
+        let content = at + SECTOR_HEADER;
+        let is_first = word(&bytes, at) == end && bytes[at + 8..at + 12] == [0; 4];
+        if !is_first || !bytes[content..].starts_with(b"ARCHBTCH") {
             break;
         }
-        let batch = length(&bytes, at);
-        last_batch = Some(at..at + batch);
-        in_use[at / UNIT..(at + batch) / UNIT].fill(true);
+        let batch = length(&bytes, content) / UNIT_CONTENT * UNIT;
+        free.last_batch = Some(at..at + batch);
+        free.in_use[at / UNIT..(at + batch) / UNIT].fill(true);
         end += batch as u64;
     }
-    let mut ranges = Vec::new();
-    let mut position = end;
-    while position < start + len {
-        let at = place(position);
-        // Behind the end the circle goes on with what was written before the start.
-        if position >= len {
-            ranges.push((
-                at..at + UNIT,
-                "log before the start or behind the end of its second round",
-            ));
-        }
-        position += UNIT as u64;
-    }
-    Free {
-        ranges,
-        last_batch,
-        in_use,
-    }
+    free
 }
 
 /// Begin and end of each page, by the envelopes at multiples of 64.
@@ -182,7 +168,15 @@ fn is_live(pool: &SimulatedBackend, reference: &[u8]) -> bool {
     let holds = |bytes: &[u8]| bytes.windows(reference.len()).any(|part| part == reference);
     pool.objects().into_iter().any(|id| match id.kind {
         ObjectKind::Head => holds(&head(pool, id)),
-        ObjectKind::Log => holds(&pool.bytes(id).unwrap()),
+        ObjectKind::Log => {
+            let bytes = pool.bytes(id).unwrap();
+            let sectors = bytes.chunks(SECTOR);
+            let contents: Vec<u8> = sectors
+                .flat_map(|sector| &sector[SECTOR_HEADER..])
+                .copied()
+                .collect();
+            holds(&contents)
+        }
         ObjectKind::Pack => {
             let bytes = pool.bytes(id).unwrap();
             pages(&bytes).iter().any(|page| {

@@ -32,6 +32,24 @@ fn with(backend: SimulatedBackend, id: ObjectId) -> SimulatedBackend {
     world.backend
 }
 
+/// A pool whose last append, to the log of [`CLONE`], lost its first sector in a power cut.
+fn torn(backend: SimulatedBackend) -> SimulatedBackend {
+    let log = ObjectId::log(CLONE, 1);
+    let mut world = World::started(backend, region());
+    let handle = world.open(CLONE);
+    let before = world.backend.bytes(log).unwrap();
+    world.write(CLONE, handle, 77);
+    world.flush(handle);
+    let after = world.backend.bytes(log).unwrap();
+    let first = (0..after.len()).find(|at| after[*at] != before[*at]);
+    let first = first.unwrap() / 512 * 512;
+    for at in first..first + 512 {
+        let mask = before[at] ^ after[at];
+        world.backend.flip(log, at as u64, mask);
+    }
+    world.backend
+}
+
 #[test]
 fn leaks_are_notes_and_a_repair_deletes_exactly_them() {
     let good = small_pool();
@@ -95,14 +113,17 @@ fn nothing_is_repaired_beside_damage_or_doubt_or_a_serving_mapper() {
     let leaky = with(small_pool(), ObjectId::data(Lineage(77), Epoch(1)));
     let mut damaged = leaky.clone();
     damaged.flip(ObjectId::head(DISK), 100, 1);
-    let mut doubtful = leaky.clone();
-    // Behind the end of a log that is in its first round.
-    doubtful.flip(ObjectId::log(CLONE, 1), (64 << 10) - 5, 1);
-    for (backend, clean) in [(damaged, false), (doubtful, true)] {
+    let mut unneeded = leaky.clone();
+    // Behind the end of a log.
+    unneeded.flip(ObjectId::log(CLONE, 1), (64 << 10) - 5, 1);
+    let doubtful = torn(leaky.clone());
+    let (report, _) = check(&doubtful, false);
+    assert_eq!(messages(&report, FindingKind::Remnant).len(), 1);
+    for (backend, clean) in [(damaged, false), (unneeded, false), (doubtful, true)] {
         let (report, after) = check(&backend, true);
         assert_eq!(report.clean, clean, "{report:?}");
         assert!(report.repaired.is_empty());
-        assert_eq!(after.objects(), leaky.objects());
+        assert_eq!(after.objects(), backend.objects());
     }
     let mut world = World::started(leaky.clone(), region());
     match world.control(CatalogueRequest::Check { repair: true }) {

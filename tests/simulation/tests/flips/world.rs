@@ -146,7 +146,7 @@ impl World {
         });
     }
 
-    fn open(&mut self, lineage: Lineage) -> u32 {
+    pub(crate) fn open(&mut self, lineage: Lineage) -> u32 {
         self.map(MapRequest::open(lineage, true)).result.unwrap()
     }
 
