@@ -8,16 +8,16 @@
 
 use std::ops::Range;
 
-use archipelago_protocol::Lineage;
+use archipelago_protocol::{Generation, Lineage};
 
 use super::batch::UNIT;
 
 /// What a medium writes whole or not at all (`docs/assumptions.md`).
 pub(super) const SECTOR_LEN: usize = 512;
 const _: () = assert!(UNIT.is_multiple_of(SECTOR_LEN));
-/// Position u64, index u32, checksum u32.
-const HEADER_LEN: usize = 16;
-const CRC_AT: usize = 12;
+/// Position u64, generation u64, index u32, checksum u32.
+const HEADER_LEN: usize = 24;
+const CRC_AT: usize = 20;
 /// What a sector holds of its batch.
 pub(super) const CONTENT_LEN: usize = SECTOR_LEN - HEADER_LEN;
 /// In place of the index: nothing was ever appended here.
@@ -28,6 +28,8 @@ const BLANK: u32 = u32::MAX;
 pub(super) struct Sector<'a> {
     /// In the log; of a blank one its place.
     pub(super) position: u64,
+    /// Of its batch. An append that tears over what another left torn mixes sectors of both; no two of them pass for one.
+    pub(super) generation: u64,
     /// In its batch, from 0.
     index: u32,
     pub(super) content: &'a [u8],
@@ -41,7 +43,8 @@ impl<'a> Sector<'a> {
         (crc == checksum(bytes, lineage)).then_some(())?;
         Some(Sector {
             position: position_of(bytes)?,
-            index: u32::from_le_bytes(bytes[8..CRC_AT].try_into().ok()?),
+            generation: u64::from_le_bytes(bytes[8..16].try_into().ok()?),
+            index: u32::from_le_bytes(bytes[16..CRC_AT].try_into().ok()?),
             content: &bytes[HEADER_LEN..],
         })
     }
@@ -72,9 +75,17 @@ fn checksum(sector: &[u8], lineage: Lineage) -> u32 {
     parts.into_iter().fold(0, crc32c::crc32c_append)
 }
 
-fn write(to: &mut Vec<u8>, lineage: Lineage, position: u64, index: u32, content: &[u8]) {
+fn write(
+    to: &mut Vec<u8>,
+    lineage: Lineage,
+    position: u64,
+    generation: Generation,
+    index: u32,
+    content: &[u8],
+) {
     let at = to.len();
     to.extend_from_slice(&position.to_le_bytes());
+    to.extend_from_slice(&generation.0.to_le_bytes());
     to.extend_from_slice(&index.to_le_bytes());
     to.extend_from_slice(&[0; 4]);
     to.extend_from_slice(content);
@@ -83,12 +94,17 @@ fn write(to: &mut Vec<u8>, lineage: Lineage, position: u64, index: u32, content:
 }
 
 /// The sectors of a batch of `content`, a multiple of [`CONTENT_LEN`].
-pub(super) fn sectors(content: &[u8], lineage: Lineage, position: u64) -> Vec<u8> {
+pub(super) fn sectors(
+    content: &[u8],
+    lineage: Lineage,
+    position: u64,
+    generation: Generation,
+) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(content.len() / CONTENT_LEN * SECTOR_LEN);
     for (content, index) in content.chunks_exact(CONTENT_LEN).zip(0..) {
         // A log that claims to be at the end of numbers is refused when it is read, not here.
         let position = position.wrapping_add(bytes.len() as u64);
-        write(&mut bytes, lineage, position, index, content);
+        write(&mut bytes, lineage, position, generation, index, content);
     }
     bytes
 }
@@ -97,7 +113,14 @@ pub(super) fn sectors(content: &[u8], lineage: Lineage, position: u64) -> Vec<u8
 pub(crate) fn blank(lineage: Lineage, places: Range<u64>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for place in places.step_by(SECTOR_LEN) {
-        write(&mut bytes, lineage, place, BLANK, &[0; CONTENT_LEN]);
+        write(
+            &mut bytes,
+            lineage,
+            place,
+            Generation(0),
+            BLANK,
+            &[0; CONTENT_LEN],
+        );
     }
     bytes
 }
@@ -121,7 +144,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_another_place_and_another_log_are_noticed() {
         let content: Vec<u8> = (0..=250).cycle().take(CONTENT_LEN).collect();
-        let written = sectors(&content, US, 512);
+        let written = sectors(&content, US, 512, Generation(1));
         let mut log = blank(US, 0..2048);
         assert_eq!(first_damaged(&log, US, 0..2048), None);
         log[512..1024].copy_from_slice(&written);
@@ -141,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_sector_knows_its_batch() {
-        let written = sectors(&[1; 2 * CONTENT_LEN], US, 4096);
+        let written = sectors(&[1; 2 * CONTENT_LEN], US, 4096, Generation(1));
         let second = Sector::open(&written[SECTOR_LEN..], US).unwrap();
         assert_eq!(second.content, [1; CONTENT_LEN]);
         assert!(second.is_of(4096, 1) && !second.is_blank());

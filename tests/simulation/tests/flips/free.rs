@@ -19,7 +19,7 @@ const ENVELOPE: usize = 40;
 /// Bytes of a sector of a log, of its header, and of the contents of a unit.
 pub(crate) const SECTOR: usize = 512;
 const SECTOR_HEADER: usize = 16;
-const UNIT_CONTENT: usize = 3968;
+const UNIT_CONTENT: usize = 3904;
 
 /// Why a byte is free.
 pub(crate) type Reason = &'static str;
