@@ -135,7 +135,7 @@ pub fn cases(sites: &BTreeSet<Site>) -> BTreeSet<Case> {
     sites.iter().flat_map(of).collect()
 }
 
-/// Packs cases into lives: one fault to a phase, [`FAULTS_MAX`] to a life.
+/// Packs cases into lives: one fault to a phase, 8 to a life.
 #[must_use]
 pub fn pack(cases: &BTreeSet<Case>) -> Vec<Vec<Case>> {
     let mut phases: BTreeMap<&str, Vec<Case>> = BTreeMap::new();
