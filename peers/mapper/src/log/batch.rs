@@ -358,7 +358,7 @@ mod tests {
             encode_batch(US, Generation(generation), position, &content, 0)
         };
         let unit = UNIT as u64;
-        let mut log = vec![0; LOG_LEN];
+        let mut log = unused();
         log[..UNIT].copy_from_slice(&batch(3, 0));
         log[UNIT..2 * UNIT].copy_from_slice(&batch(2, unit));
         let end = |start, oldest| {
