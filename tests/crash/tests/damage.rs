@@ -229,7 +229,7 @@ fn damaged_logs_are_refused_by_name() -> Result<()> {
         flipped[60] ^= 1;
         // Sectors to which something was appended have a number of their own.
         let mut sectors = content.chunks(512);
-        let last = sectors.rposition(|sector| sector[8..12] != [0xff; 4]);
+        let last = sectors.rposition(|sector| sector[16..20] != [0xff; 4]);
         let mut last_flipped = content.to_vec();
         last_flipped[last.unwrap_or(0) * 512 + 100] ^= 1;
         vec![

@@ -419,7 +419,7 @@ pub(crate) fn real_structures() -> Vec<Vec<u8>> {
         let (_, mut bytes) = rig.raw(op, id, 0, len, &[]);
         if id.kind == ObjectKind::Log {
             // Batches lie in the contents of sectors.
-            let contents = bytes.chunks(512).flat_map(|sector| &sector[16..]);
+            let contents = bytes.chunks(512).flat_map(|sector| &sector[24..]);
             bytes = contents.copied().collect();
         }
         let mut at = 0;

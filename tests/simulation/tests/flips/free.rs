@@ -18,7 +18,7 @@ const UNIT: usize = 4096;
 const ENVELOPE: usize = 40;
 /// Bytes of a sector of a log, of its header, and of the contents of a unit.
 pub(crate) const SECTOR: usize = 512;
-const SECTOR_HEADER: usize = 16;
+const SECTOR_HEADER: usize = 24;
 const UNIT_CONTENT: usize = 3904;
 
 /// Why a byte is free.
@@ -99,7 +99,7 @@ fn of_log(pool: &SimulatedBackend, id: ObjectId) -> Free {
     while end < start + len {
         let at = usize::try_from(end % len).unwrap();
         let content = at + SECTOR_HEADER;
-        let is_first = word(&bytes, at) == end && bytes[at + 8..at + 12] == [0; 4];
+        let is_first = word(&bytes, at) == end && bytes[at + 16..at + 20] == [0; 4];
         if !is_first || !bytes[content..].starts_with(b"ARCHBTCH") {
             break;
         }
