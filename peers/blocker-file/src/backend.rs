@@ -21,7 +21,7 @@ use crate::files::{Files, Open};
 use crate::heads::Heads;
 use crate::layout::Layout;
 use crate::pool::{self, Access};
-use crate::slow::{Job, Slow};
+use crate::slow::{Done, Job, Slow};
 use crate::transfer::Transfer;
 use crate::unsynced::Turn;
 
@@ -59,8 +59,6 @@ pub(crate) enum Pending {
     },
     Slow {
         ticket: u64,
-        /// It syncs something on its way.
-        syncs: bool,
     },
 }
 
@@ -202,7 +200,7 @@ impl FileBackend {
     }
 
     /// The next job that a thread has done.
-    fn next_slow(&self) -> Option<(usize, ObjectReply)> {
+    fn next_slow(&self) -> Option<(usize, Done)> {
         self.slow
             .iter()
             .chain([&self.syncer, &self.deleter])
@@ -225,31 +223,23 @@ impl FileBackend {
         }
     }
 
-    pub(crate) fn on_slow(&mut self, index: usize, reply: ObjectReply) {
-        match self.pending.get(index) {
-            Some(&Some(Pending::Slow { ticket, syncs })) => {
-                if syncs && matches!(reply.result, Err(ErrorCode::Io | ErrorCode::SyncFailed)) {
-                    self.lose_unsynced();
-                }
-                self.remove(index);
-                self.answer(ticket, reply);
-            }
-            Some(&Some(Pending::SyncPool { ticket, began })) => {
-                match reply.result {
-                    Ok(_) => self.files.pool_synced(began),
-                    Err(_) => self.lose_unsynced(),
-                }
-                self.remove(index);
-                self.answer(ticket, reply);
-            }
-            _ => {
-                let failed = reply.result.err();
-                if failed.is_some() {
-                    self.lose_unsynced();
-                }
-                self.on_part(index, failed);
-            }
+    pub(crate) fn on_slow(&mut self, index: usize, done: Done) {
+        if done.is_err_and(|failed| failed.lost) {
+            self.lose_unsynced();
         }
+        let ticket = match self.pending.get(index) {
+            Some(&Some(Pending::Slow { ticket })) => ticket,
+            Some(&Some(Pending::SyncPool { ticket, began })) => {
+                if done.is_ok() {
+                    self.files.pool_synced(began);
+                }
+                ticket
+            }
+            _ => return self.on_part(index, done.err().map(|failed| failed.code)),
+        };
+        self.remove(index);
+        let reply = done.unwrap_or_else(|failed| ObjectReply::failed(failed.code));
+        self.answer(ticket, reply);
     }
 
     fn start_slow(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
@@ -270,10 +260,7 @@ impl FileBackend {
                 ticket,
                 began: self.files.now(),
             },
-            op => Pending::Slow {
-                ticket,
-                syncs: matches!(op, ObjectOp::CompareAndSwap | ObjectOp::ReadSwapped),
-            },
+            _ => Pending::Slow { ticket },
         });
         let thread = match request.op {
             ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => &self.deleter,
@@ -339,8 +326,8 @@ impl Backend for FileBackend {
         }
         while let Some(event) = self.source.next() {
             if event.token == BELL {
-                while let Some((index, reply)) = self.next_slow() {
-                    self.on_slow(index, reply);
+                while let Some((index, done)) = self.next_slow() {
+                    self.on_slow(index, done);
                 }
             } else if let Ok(index) = usize::try_from(event.token) {
                 self.on_event(index, event.result);

@@ -16,6 +16,36 @@ pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     }
 }
 
+/// Why a job of a slow thread failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failed {
+    pub(crate) code: ErrorCode,
+    /// It was a sync, which may have dropped what others wrote.
+    pub(crate) lost: bool,
+}
+
+impl From<ErrorCode> for Failed {
+    fn from(code: ErrorCode) -> Self {
+        Failed { code, lost: false }
+    }
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        code_of(&error).into()
+    }
+}
+
+impl Failed {
+    /// A sync has failed.
+    pub(crate) fn sync(error: &io::Error) -> Self {
+        Failed {
+            code: sync_code_of(error),
+            lost: !is_of_one_file(error),
+        }
+    }
+}
+
 /// Whether a failed sync concerns the file that was synced, and no other: its file system had no room for it, or lost it.
 /// Anything else may be the disk's cache, in which everybody's data is.
 pub(crate) fn is_of_one_file(error: &io::Error) -> bool {

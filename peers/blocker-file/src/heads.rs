@@ -15,7 +15,7 @@ use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LE
 use rustc_hash::FxHashSet;
 use xseg::Span;
 
-use crate::errors::{code_of, sync_code_of};
+use crate::errors::{Failed, code_of};
 use crate::layout::{FileId, Layout};
 use crate::slow::sync_names;
 
@@ -42,9 +42,9 @@ impl Heads {
         layout: &Layout,
         request: &ObjectRequest,
         memory: &[Span],
-    ) -> Result<ObjectReply, ErrorCode> {
+    ) -> Result<ObjectReply, Failed> {
         if request.len > SWAP_LEN_MAX {
-            return Err(ErrorCode::Invalid);
+            return Err(ErrorCode::Invalid.into());
         }
         let content = gather(memory);
         let reply = |result, version| {
@@ -62,9 +62,9 @@ impl Heads {
                 slot,
                 version,
             } => {
-                if let Err(error) = write(layout, request.id, offset, &*slot) {
+                if let Err(failed) = write(layout, request.id, offset, &*slot) {
                     self.doubtful.insert(request.id);
-                    return Err(code_of(&error));
+                    return Err(failed);
                 }
                 reply(Ok(0), version)
             }
@@ -76,13 +76,13 @@ impl Heads {
         layout: &Layout,
         request: &ObjectRequest,
         memory: &[Span],
-    ) -> Result<ObjectReply, ErrorCode> {
+    ) -> Result<ObjectReply, Failed> {
         let current = self
             .current(layout, request.id)?
             .ok_or(ErrorCode::NotFound)?;
         let len = u32::try_from(current.content.len()).map_err(|_too_long| ErrorCode::Damaged)?;
         if len > request.len {
-            return Err(ErrorCode::Invalid);
+            return Err(ErrorCode::Invalid.into());
         }
         scatter(&current.content, memory);
         Ok(ObjectReply {
@@ -91,31 +91,26 @@ impl Heads {
         })
     }
 
-    fn current(
-        &mut self,
-        layout: &Layout,
-        id: ObjectId,
-    ) -> Result<Option<slots::Current>, ErrorCode> {
+    fn current(&mut self, layout: &Layout, id: ObjectId) -> Result<Option<slots::Current>, Failed> {
         let path = layout.file(FileId::locate(id, 0).0);
         let Some(bytes) = read_slots(&path)? else {
             return Ok(None);
         };
         if self.suspect || self.doubtful.contains(&id) {
             // Written again: a sync alone would not, once the kernel has given up on these pages.
-            write(layout, id, 0, &bytes[..])
-                .and_then(|()| sync_names(layout, id.lineage))
-                .map_err(|error| sync_code_of(&error))?;
+            write(layout, id, 0, &bytes[..])?;
+            sync_names(layout, id.lineage)?;
             self.doubtful.remove(&id);
         }
         slots::decode(&bytes).map_err(|damage| {
             tracing::error!("{}: {damage}", path.display());
-            ErrorCode::Damaged
+            ErrorCode::Damaged.into()
         })
     }
 }
 
 /// Writes `bytes` at `offset`, durably, name and all.
-fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(), Failed> {
     let path = layout.file(FileId::locate(id, 0).0);
     let fresh = !path.exists();
     fs::create_dir_all(layout.lineage(id.lineage))?;
@@ -126,7 +121,10 @@ fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> io::Result
         .mode(0o600)
         .open(&path)?;
     file.write_all_at(bytes, offset)?;
-    file.sync_data()?;
+    file.sync_data().map_err(|error| Failed {
+        code: code_of(&error),
+        ..Failed::sync(&error)
+    })?;
     if fresh {
         sync_names(layout, id.lineage)?;
     }

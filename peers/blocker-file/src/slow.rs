@@ -29,7 +29,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{Whence, lseek};
 use xseg::Span;
 
-use crate::errors::{code_of, sync_code_of};
+use crate::errors::{Failed, code_of, sync_code_of};
 use crate::heads::{Heads, scatter};
 use crate::layout::{FileId, Layout, parse};
 
@@ -56,6 +56,9 @@ impl Job {
     }
 }
 
+/// What came of it.
+pub(crate) type Done = Result<ObjectReply, Failed>;
+
 /// Takes the syncs of the pool out of `jobs`, and leaves the others in their order: their tokens.
 fn take_pool_syncs(jobs: &mut VecDeque<(usize, Job)>) -> Vec<usize> {
     let mut tokens = Vec::new();
@@ -73,7 +76,7 @@ fn take_pool_syncs(jobs: &mut VecDeque<(usize, Job)>) -> Vec<usize> {
 #[derive(Debug)]
 pub(crate) struct Slow {
     jobs: Option<Sender<(usize, Job)>>,
-    done: Receiver<(usize, ObjectReply)>,
+    done: Receiver<(usize, Done)>,
     bell: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -97,10 +100,10 @@ impl Slow {
                         jobs.extend(incoming.try_iter());
                         tokens.extend(take_pool_syncs(&mut jobs));
                     }
-                    let reply = work(&layout, &mut heads, &job).unwrap_or_else(ObjectReply::failed);
+                    let done = work(&layout, &mut heads, &job);
                     drop(job);
                     for token in tokens {
-                        if outgoing.send((token, reply)).is_err() {
+                        if outgoing.send((token, done)).is_err() {
                             return;
                         }
                     }
@@ -127,7 +130,7 @@ impl Slow {
             .expect("the thread ends only when this is dropped");
     }
 
-    pub(crate) fn next_done(&self) -> Option<(usize, ObjectReply)> {
+    pub(crate) fn next_done(&self) -> Option<(usize, Done)> {
         self.done.try_recv().ok()
     }
 }
@@ -142,50 +145,53 @@ impl Drop for Slow {
     }
 }
 
-fn work(layout: &Layout, heads: &mut Heads, job: &Job) -> Result<ObjectReply, ErrorCode> {
+fn work(layout: &Layout, heads: &mut Heads, job: &Job) -> Done {
     let (request, memory) = match job {
         Job::Names(lineage) => {
-            return sync_names(layout, *lineage)
-                .map(|()| ObjectReply::done(0))
-                .map_err(|error| sync_code_of(&error));
+            return sync_names(layout, *lineage).map(|()| ObjectReply::done(0));
         }
         Job::Request { request, memory } => (request, memory),
     };
     let id = request.id;
-    let plain = |result: io::Result<()>| {
-        result
-            .map(|()| ObjectReply::done(0))
-            .map_err(|error| code_of(&error))
-    };
+    let plain =
+        |result: io::Result<()>| result.map(|()| ObjectReply::done(0)).map_err(Failed::from);
     match request.op {
         ObjectOp::CompareAndSwap => heads.swap(layout, request, memory),
         ObjectOp::ReadSwapped => heads.read_swapped(layout, request, memory),
         ObjectOp::SyncPool => {
             let synced =
                 File::open(layout.directory()).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
-            synced
-                .map(|()| ObjectReply::done(0))
-                .map_err(|error| sync_code_of(&error))
+            // Told to all, whatever the reason: whoever asked takes it so.
+            let failed = |error: io::Error| Failed {
+                code: sync_code_of(&error),
+                lost: true,
+            };
+            synced.map(|()| ObjectReply::done(0)).map_err(failed)
         }
         ObjectOp::Delete => plain(delete(layout, |known| known.object == id, id.lineage)),
         ObjectOp::DeleteLineage => plain(delete_lineage(layout, id.lineage)),
         ObjectOp::Punch => plain(punch(layout, request)),
-        ObjectOp::Stat => stat(layout, id),
-        ObjectOp::StatPool => stat_pool(layout),
-        ObjectOp::List => list(layout, request, memory),
+        ObjectOp::Stat => Ok(stat(layout, id)?),
+        ObjectOp::StatPool => Ok(stat_pool(layout)?),
+        ObjectOp::List => Ok(list(layout, request, memory)?),
         ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync | ObjectOp::Barrier => {
-            Err(ErrorCode::Internal)
+            Err(ErrorCode::Internal.into())
         }
     }
 }
 
-pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> io::Result<()> {
+/// Makes the names of a lineage's files durable. Whatever fails, they may not be.
+pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> Result<(), Failed> {
     let own = layout.lineage(lineage);
     for directory in own
         .ancestors()
         .take_while(|path| path.starts_with(layout.directory()))
     {
-        File::open(directory)?.sync_all()?;
+        let directory = File::open(directory).map_err(|error| Failed {
+            lost: false,
+            ..Failed::sync(&error)
+        })?;
+        directory.sync_all().map_err(|error| Failed::sync(&error))?;
     }
     Ok(())
 }

@@ -7,6 +7,8 @@ use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage};
 
 use crate::backend::{FileBackend, Pending};
+#[cfg(test)]
+use crate::errors::Failed;
 use crate::errors::{code_of, is_of_one_file, sync_code_of};
 use crate::files::Missing;
 use crate::layout::FileId;
@@ -132,7 +134,8 @@ impl FileBackend {
     pub(crate) fn fail_pool_sync(&mut self) {
         let (ticket, began) = (u64::MAX, self.files.now());
         let index = self.insert(Pending::SyncPool { ticket, began });
-        self.on_slow(index, ObjectReply::failed(ErrorCode::SyncFailed));
+        let failed = Failed::sync(&io::Error::from_raw_os_error(libc::EIO));
+        self.on_slow(index, Err(failed));
         self.done.retain(|(ticket, _)| *ticket != u64::MAX);
     }
 }

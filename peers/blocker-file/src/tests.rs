@@ -62,84 +62,88 @@ fn the_battery_passes_in_memory() {
     battery_in(Path::new("/dev/shm"));
 }
 
-#[test]
-fn two_hundred_dirty_objects_are_one_sync() {
+/// Has `test` drive a backend on a fresh pool in this directory, and look into it meanwhile.
+fn with_backend(test: impl FnOnce(&Path, &RefCell<FileBackend>, &mut Driver<'_>)) {
     let dir = tempfile::tempdir().unwrap();
     let pool = dir.path().join("pool");
     create(&pool).unwrap();
-    let (backend, reactor) = open(&pool);
-    let reactor = RefCell::new(reactor);
+    let (backend, mut reactor) = open(&pool);
     let backend = Rc::new(RefCell::new(backend));
     let mut pump = || {
-        reactor.borrow_mut().turn();
-        reactor.borrow_mut().sleep(Duration::from_millis(1));
+        reactor.turn();
+        reactor.sleep(Duration::from_millis(1));
     };
-    let mut driver = Driver::new(
-        Box::new(SharedBackend(Rc::clone(&backend))),
-        &mut pump,
-        "sync",
-    );
-    let id = ObjectId::data(Lineage(1), Epoch(1));
-    for object in 0..200_u64 {
-        assert_eq!(driver.write(id, object << 22, &[1; 4096]), Ok(4096));
-    }
-    assert_eq!(driver.simple(ObjectOp::Sync, id).result, Ok(0));
-    assert_eq!(backend.borrow().figures().file_syncs, 1);
-    assert_eq!(backend.borrow().figures().creations, 1);
+    let shared = Box::new(SharedBackend(Rc::clone(&backend)));
+    let mut driver = Driver::new(shared, &mut pump, "shared");
+    test(&pool, &backend, &mut driver);
     driver.finish();
 }
 
 #[test]
+fn two_hundred_dirty_objects_are_one_sync() {
+    with_backend(|_, backend, driver| {
+        let id = ObjectId::data(Lineage(1), Epoch(1));
+        for object in 0..200_u64 {
+            assert_eq!(driver.write(id, object << 22, &[1; 4096]), Ok(4096));
+        }
+        assert_eq!(driver.simple(ObjectOp::Sync, id).result, Ok(0));
+        assert_eq!(backend.borrow().figures().file_syncs, 1);
+        assert_eq!(backend.borrow().figures().creations, 1);
+    });
+}
+
+#[test]
 fn a_failed_sync_of_the_pool_is_told_by_the_next_sync_of_what_it_may_have_dropped() {
-    let dir = tempfile::tempdir().unwrap();
-    let pool = dir.path().join("pool");
-    create(&pool).unwrap();
-    let (backend, reactor) = open(&pool);
-    let reactor = RefCell::new(reactor);
-    let backend = Rc::new(RefCell::new(backend));
-    let mut pump = || {
-        reactor.borrow_mut().turn();
-        reactor.borrow_mut().sleep(Duration::from_millis(1));
-    };
-    let mut driver = Driver::new(
-        Box::new(SharedBackend(Rc::clone(&backend))),
-        &mut pump,
-        "failed-sync",
-    );
-    let [dirty, synced, pooled] = [1, 2, 3].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
-    assert_eq!(driver.write(pooled, 0, &[1; 4096]), Ok(4096));
-    assert_eq!(driver.simple(ObjectOp::SyncPool, pooled).result, Ok(0));
-    for id in [dirty, synced] {
-        assert_eq!(driver.write(id, 0, &[1; 4096]), Ok(4096));
-    }
-    assert_eq!(driver.simple(ObjectOp::Sync, synced).result, Ok(0));
-    backend.borrow_mut().fail_pool_sync();
-    // A sync of the pool that succeeds now is another one's: it says nothing of what was dropped.
-    assert_eq!(driver.simple(ObjectOp::SyncPool, pooled).result, Ok(0));
-    let mut sync = |id| driver.simple(ObjectOp::Sync, id).result;
-    assert_eq!(sync(synced), Ok(0));
-    assert_eq!(sync(pooled), Ok(0));
-    assert_eq!(sync(dirty), Err(ErrorCode::SyncFailed));
-    assert_eq!(sync(dirty), Ok(0), "told once");
-    // What is under way when a sync fails does not know which of the two the disk did first.
-    assert_eq!(driver.write(dirty, 0, &[2; 4096]), Ok(4096));
-    let write = ObjectRequest {
-        offset: 4096,
-        len: 4096,
-        flags: FLAG_DURABLE,
-        ..ObjectRequest::new(ObjectOp::Write, synced)
-    };
-    let under_way = [
-        driver.start(&ObjectRequest::new(ObjectOp::Sync, dirty), &[]),
-        driver.start(&ObjectRequest::new(ObjectOp::Sync, dirty), &[]),
-        driver.start(&write, &[(0, 4096)]),
-    ];
-    backend.borrow_mut().fail_pool_sync();
-    for ticket in under_way {
-        assert_eq!(driver.wait(ticket).result, Err(ErrorCode::SyncFailed));
-    }
-    assert_eq!(driver.simple(ObjectOp::Sync, dirty).result, Ok(0));
-    driver.finish();
+    with_backend(|_, backend, driver| {
+        let [dirty, synced, pooled] = [1, 2, 3].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
+        assert_eq!(driver.write(pooled, 0, &[1; 4096]), Ok(4096));
+        assert_eq!(driver.simple(ObjectOp::SyncPool, pooled).result, Ok(0));
+        for id in [dirty, synced] {
+            assert_eq!(driver.write(id, 0, &[1; 4096]), Ok(4096));
+        }
+        assert_eq!(driver.simple(ObjectOp::Sync, synced).result, Ok(0));
+        backend.borrow_mut().fail_pool_sync();
+        // A sync of the pool that succeeds now is another one's: it says nothing of what was dropped.
+        assert_eq!(driver.simple(ObjectOp::SyncPool, pooled).result, Ok(0));
+        let mut sync = |id| driver.simple(ObjectOp::Sync, id).result;
+        assert_eq!(sync(synced), Ok(0));
+        assert_eq!(sync(pooled), Ok(0));
+        assert_eq!(sync(dirty), Err(ErrorCode::SyncFailed));
+        assert_eq!(sync(dirty), Ok(0), "told once");
+        // What is under way when a sync fails does not know which of the two the disk did first.
+        assert_eq!(driver.write(dirty, 0, &[2; 4096]), Ok(4096));
+        let write = ObjectRequest {
+            offset: 4096,
+            len: 4096,
+            flags: FLAG_DURABLE,
+            ..ObjectRequest::new(ObjectOp::Write, synced)
+        };
+        let under_way = [
+            driver.start(&ObjectRequest::new(ObjectOp::Sync, dirty), &[]),
+            driver.start(&ObjectRequest::new(ObjectOp::Sync, dirty), &[]),
+            driver.start(&write, &[(0, 4096)]),
+        ];
+        backend.borrow_mut().fail_pool_sync();
+        for ticket in under_way {
+            assert_eq!(driver.wait(ticket).result, Err(ErrorCode::SyncFailed));
+        }
+        assert_eq!(driver.simple(ObjectOp::Sync, dirty).result, Ok(0));
+    });
+}
+
+#[test]
+fn what_fails_without_a_sync_costs_nobody_else_anything() {
+    with_backend(|pool, _, driver| {
+        let dirty = ObjectId::data(Lineage(1), Epoch(1));
+        assert_eq!(driver.write(dirty, 0, &[1; 4096]), Ok(4096));
+        // A directory where a head should be: neither read nor swapped.
+        let head = ObjectId::head(Lineage(2));
+        let path = Layout::new(pool).file(crate::layout::FileId::locate(head, 0).0);
+        std::fs::create_dir_all(path).unwrap();
+        assert_eq!(driver.read_swapped(head), Err(ErrorCode::Io));
+        assert_eq!(driver.swap(head, 0, &[1]).result, Err(ErrorCode::Io));
+        assert_eq!(driver.simple(ObjectOp::Sync, dirty).result, Ok(0));
+    });
 }
 
 #[test]
