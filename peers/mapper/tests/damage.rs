@@ -1,0 +1,79 @@
+//! What was damaged is named and refused, and nothing is written.
+
+#![cfg(test)]
+
+mod rig;
+
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
+use archipelago_protocol::map::MapRequest;
+use archipelago_protocol::object::{ObjectKind, ObjectOp};
+use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
+
+use rig::{Rig, small};
+
+#[test]
+fn damage_is_named_and_nothing_is_written() {
+    for (kind, at) in [(ObjectKind::Head, 50), (ObjectKind::Pack, 70)] {
+        let mut rig = Rig::new(small());
+        let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+        let handle = rig.open(own, true);
+        rig.write(own, handle, 1, 1);
+        rig.close(handle);
+        rig.pool.damage(kind, own, at);
+        rig.restart();
+        let before = rig.pool.log.len();
+        let result = match rig.ask(MapRequest::open(own, false)).result {
+            Ok(handle) => rig.locate(handle, 1, 1, false).result,
+            refused => refused,
+        };
+        assert_eq!(result, Err(ErrorCode::Damaged), "{kind:?}");
+        let message = rig.mapper.damage(own).unwrap();
+        assert!(message.contains(&own.to_string()), "{message}");
+        let wrote = |op: &ObjectOp| matches!(op, ObjectOp::Write | ObjectOp::CompareAndSwap);
+        assert!(
+            !rig.pool.log[before..].iter().any(|(op, _, _)| wrote(op)),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn a_hole_in_the_log_is_damage() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    for block in 0..3 {
+        rig.write(own, handle, block, 1);
+        rig.flush(handle).unwrap();
+    }
+    rig.pool.damage(ObjectKind::Log, own, 4096 + 80);
+    rig.power_cut(|| false);
+    assert_eq!(
+        rig.ask(MapRequest::open(own, true)).result,
+        Err(ErrorCode::Damaged)
+    );
+    assert!(rig.mapper.damage(own).unwrap().contains("follows it"));
+}
+
+#[test]
+fn a_damaged_catalogue_refuses_everything() {
+    let mut rig = Rig::new(small());
+    rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    rig.pool.damage(ObjectKind::Head, Lineage::CATALOGUE, 50);
+    rig.restart();
+    assert_eq!(
+        rig.refused(CatalogueRequest::Lookup {
+            name: "v".parse().unwrap()
+        }),
+        ErrorCode::Damaged
+    );
+    assert_eq!(rig.mapper.failure().unwrap().code, ErrorCode::Damaged);
+    let CatalogueReply::Failed(error) = rig.control(CatalogueRequest::PoolInfo) else {
+        panic!()
+    };
+    assert!(
+        error.message.contains("head of the catalogue"),
+        "{}",
+        error.message
+    );
+}
