@@ -67,7 +67,7 @@ impl Inspection {
         };
         let log = log_of(item.lineage, &head);
         match self.listed.contains(&log.id) {
-            true => log.judge(&self.core.disk).await,
+            true => log.judge(&self.core.disk).await.map(drop),
             false => Ok(()),
         }
     }
@@ -122,7 +122,7 @@ impl Inspection {
         let mut log = log_of(item.lineage, head);
         if head.clean {
             // Nothing in it is needed; but the next session writes into it and relies on its length.
-            return log.judge(&self.core.disk).await;
+            return log.judge(&self.core.disk).await.map(drop);
         }
         let core = Rc::clone(&self.core);
         let mut records = Vec::new();

@@ -14,8 +14,7 @@ use crate::log::Log;
 impl Inspection {
     /// `log` was replayed: its position is the end that was found.
     pub(super) async fn judge_tail(&mut self, log: &Log, needed_by: Option<&Name>) -> Outcome<()> {
-        log.judge(&self.core.disk).await?;
-        if let Some(found) = log.remnant(&self.core.disk).await? {
+        if let Some(found) = log.judge(&self.core.disk).await? {
             let why = format!(
                 "{} ends at position {}, an append was interrupted: something stands at position {found}",
                 name_of(log.id),

@@ -154,20 +154,15 @@ impl Log {
         Ok(!bytes.chunks(SECTOR_LEN).all(is_unused))
     }
 
-    /// Judges every sector, also those that no replay needs. For a check.
-    pub(crate) async fn judge(&self, disk: &Disk) -> Outcome<()> {
+    /// Judges every sector, also those that no replay needs; where behind the end that a replay found an interrupted
+    /// append has left something. For a check.
+    pub(crate) async fn judge(&self, disk: &Disk) -> Outcome<Option<u64>> {
         let bytes = self.read(disk).await?;
-        match first_damaged(&bytes, self.id.lineage, 0..bytes.len()) {
-            None => Ok(()),
-            Some(at) => Err(self.damaged(&format!(
+        if let Some(at) = first_damaged(&bytes, self.id.lineage, 0..bytes.len()) {
+            return Err(self.damaged(&format!(
                 "the sector at byte {at} is not what was ever written there"
-            ))),
+            )));
         }
-    }
-
-    /// Where behind the end that a replay found an interrupted append has left something.
-    pub(crate) async fn remnant(&self, disk: &Disk) -> Outcome<Option<u64>> {
-        let bytes = self.read(disk).await?;
         let sectors = bytes.chunks(SECTOR_LEN);
         let whole = sectors.filter_map(|bytes| Sector::open(bytes, self.id.lineage));
         let appended = whole.filter(|sector| !sector.is_blank());
