@@ -167,11 +167,7 @@ impl Inspector {
         random: &mut Random,
     ) -> Result<(), Trouble> {
         for _ in 0..self.depth.images {
-            let crash = if random.below(self.depth.kill_of) == 0 {
-                Crash::Kill
-            } else {
-                Crash::PowerCut
-            };
+            let crash = kill_or_cut(random, self.depth.kill_of);
             self.image(point, counters, crash, random.next_u64(), Again::Perhaps)?;
         }
         Ok(())
@@ -233,11 +229,7 @@ impl Inspector {
         for _ in 0..2.min(points.len()) {
             let chosen = usize::try_from(random.below(points.len() as u64)).expect("an index");
             let (point, counters) = &points[chosen];
-            let crash = if random.below(3) == 0 {
-                Crash::Kill
-            } else {
-                Crash::PowerCut
-            };
+            let crash = kill_or_cut(&mut random, 3);
             self.image(point, *counters, crash, random.next_u64(), Again::Never)
                 .map_err(|trouble| trouble.during(format_args!("again, after {plan:?}")))?;
         }
@@ -297,4 +289,13 @@ fn crash_with(point: &CrashPoint, crash: Crash, random: &mut Random) -> CrashPoi
     };
     point.doubtful = false;
     point
+}
+
+/// One of so many crashes is a kill.
+fn kill_or_cut(random: &mut Random, kill_of: u64) -> Crash {
+    if random.below(kill_of) == 0 {
+        Crash::Kill
+    } else {
+        Crash::PowerCut
+    }
 }
