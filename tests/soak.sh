@@ -40,7 +40,7 @@ echo '== soak: every mutant is noticed'
 cargo run --release --package archipelago-mutants
 
 echo '== soak: gaps in service with a hundred volumes'
-cargo test --release --package archipelago-crash-tests --test gaps -- --ignored --nocapture --test-threads 1
+cargo run --release --package archipelago-crash-tests --bin service-gaps
 
 if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
     echo '== soak: no fuzzing: it needs `rustup toolchain install nightly` and `cargo install cargo-fuzz`'

@@ -7,6 +7,7 @@
 //! * [`node`]: a real node in a private directory, its processes, and signals to them.
 //! * [`fleet`]: several volumes under load at once, and how long each went without service.
 //! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
+//! * `service-gaps`: how long a guest waits when a process dies.
 //!
 //! One design decision: requests in flight never overlap, so that every read has exactly one right answer; and a guest
 //! submits nothing again, so that what was in flight when a server died must be done by its successor, once.
@@ -33,4 +34,18 @@ pub fn seed() -> u64 {
         .unwrap_or(1);
     println!("replay with CRASH_SEED={seed}");
     seed
+}
+
+/// Ends a test for which this machine lacks something, saying `what`.
+///
+/// # Errors
+/// With `$CI` set: there everything is to be had, and a test that does not run is a failure.
+#[expect(clippy::print_stdout, reason = "why nothing was tested")]
+pub fn skip(what: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        std::env::var_os("CI").is_none(),
+        "not to be skipped: {what}"
+    );
+    println!("skipped: {what}");
+    Ok(())
 }

@@ -8,6 +8,7 @@
 //! * [`judge`]: whether the files are as promised.
 //! * `archipelagod-recording`: the node daemon, with its disk's requests written down.
 //! * `power-cut-workload`: what runs in the guest.
+//! * `power-cut-replay`: looks at one point of a recording again.
 //!
 //! One design decision: the guest reports in the volume itself, with a write past all caches after each step. So one
 //! recording has both what was asked of the disk and what had been promised by then, in one order, and no clocks are compared.

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | `POWER_CUT_SEED` | which steps, and what each cut leaves |
 //! | `POWER_CUT_MARKS` | syncs to be looked at in all, shared by the file systems |
-//! | `POWER_CUT_RECORDING`, `POWER_CUT_FILE_SYSTEM`, `POWER_CUT_POINT` | of `replay`: what a failure printed |
 
 #![expect(
     clippy::tests_outside_test_module,
@@ -18,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use archipelago_crash_tests::skip;
 use archipelago_power_cut_tests::medium::{FileSystem, Medium};
 use archipelago_power_cut_tests::record::{Programs, record};
 use archipelago_power_cut_tests::replay::{Figures, Replay};
@@ -44,8 +44,7 @@ fn now() -> Instant {
 
 fn survives(kind: FileSystem) -> Result<()> {
     if let Some(obstacle) = Medium::new(kind)?.obstacle()? {
-        println!("skipped: this test mounts images: {obstacle}");
-        return Ok(());
+        return skip(&format!("this test mounts images: {obstacle}"));
     }
     let marks = number("POWER_CUT_MARKS", MARKS) / FILE_SYSTEMS;
     let first = number("POWER_CUT_SEED", 1);
@@ -57,7 +56,7 @@ fn survives(kind: FileSystem) -> Result<()> {
         record(PROGRAMS, kind, seed, (marks - done).min(FLUSHES_MAX), &file)?;
         let recorded = began.elapsed();
         let began = now();
-        let figures = replay(kind, seed, &file, None)?;
+        let figures = replay(kind, seed, &file)?;
         let replayed = began.elapsed();
         println!(
             "{} seed {seed}: {} marks, {} reports, {} MiB written; recorded in {} s, replayed in {} s: {} ms a point",
@@ -77,21 +76,18 @@ fn survives(kind: FileSystem) -> Result<()> {
     Ok(())
 }
 
-fn replay(kind: FileSystem, seed: u64, file: &Path, only: Option<u64>) -> Result<Figures> {
+fn replay(kind: FileSystem, seed: u64, file: &Path) -> Result<Figures> {
     let mut recording = BufReader::new(File::open(file)?);
     Replay::new(kind, seed)?
-        .run(&mut recording, only)
+        .run(&mut recording, None)
         .map_err(|failure| {
+            let (name, point) = (kind.name(), failure.point);
             let kept = keep(kind, seed, file).unwrap_or_else(|_error| file.to_owned());
             anyhow!(
-                "{} seed {seed}, point {}: {:#}\nreplay: POWER_CUT_RECORDING={} POWER_CUT_FILE_SYSTEM={} POWER_CUT_SEED={seed} \
-                 POWER_CUT_POINT={} cargo test --release -p archipelago-power-cut-tests --test power_cut replay -- --ignored --nocapture",
-                kind.name(),
-                failure.point,
+                "{name} seed {seed}, point {point}: {:#}\nreplay: cargo run --release -p archipelago-power-cut-tests \
+                 --bin power-cut-replay -- {} {name} {seed} {point}",
                 failure.error,
                 kept.display(),
-                kind.name(),
-                failure.point
             )
         })
 }
@@ -100,9 +96,7 @@ fn replay(kind: FileSystem, seed: u64, file: &Path, only: Option<u64>) -> Result
 fn keep(kind: FileSystem, seed: u64, file: &Path) -> Result<PathBuf> {
     let programs = Path::new(PROGRAMS.daemon).parent().context("a directory")?;
     let kept = programs.join(format!("power-cut-{}-{seed}.recording", kind.name()));
-    if kept != file {
-        fs::copy(file, &kept)?;
-    }
+    fs::copy(file, &kept)?;
     Ok(kept)
 }
 
@@ -114,17 +108,4 @@ fn ext4_survives_a_power_cut_at_every_mark() -> Result<()> {
 #[test]
 fn xfs_survives_a_power_cut_at_every_mark() -> Result<()> {
     survives(FileSystem::Xfs)
-}
-
-#[test]
-#[ignore = "replays what a failure printed"]
-fn replay_a_recording() -> Result<()> {
-    let file = std::env::var("POWER_CUT_RECORDING").context("POWER_CUT_RECORDING")?;
-    let kind = std::env::var("POWER_CUT_FILE_SYSTEM").context("POWER_CUT_FILE_SYSTEM")?;
-    let kind = FileSystem::named(&kind).context("no such file system")?;
-    let point = std::env::var("POWER_CUT_POINT").ok();
-    let only = point.map(|point| point.parse()).transpose()?;
-    let figures = replay(kind, number("POWER_CUT_SEED", 1), Path::new(&file), only)?;
-    println!("{figures:?}");
-    Ok(())
 }

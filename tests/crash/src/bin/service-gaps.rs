@@ -1,12 +1,11 @@
-//! How long a guest waits when a process of ours is killed, with a hundred volumes in use: the product as it is.
+//! How long a guest waits when a process of ours is killed, with a hundred volumes in use: the product as it is. A program
+//! and no test, since it measures: two minutes on an idle machine.
+//!
+//!     service-gaps [fused|split]
 
-#![expect(
-    clippy::tests_outside_test_module,
-    reason = "an integration test is all test"
-)]
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "figures")]
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -27,8 +26,6 @@ const SERVED: u64 = 64;
 const BETWEEN: u64 = 12;
 /// Kills of each process.
 const ROUNDS: usize = 2;
-/// The placements are measured one after the other.
-static ALONE: Mutex<()> = Mutex::new(());
 const AIM: Duration = Duration::from_millis(500);
 
 #[expect(clippy::disallowed_methods, reason = "measures other processes")]
@@ -37,7 +34,6 @@ fn now() -> Instant {
 }
 
 fn gaps(placement: &str, victims: &[&str]) -> Result<()> {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let seed = seed();
     let node = Node::start(placement)?;
     let busy = Load {
@@ -97,14 +93,16 @@ fn gaps(placement: &str, victims: &[&str]) -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "measures, two minutes on an idle machine: make soak"]
-fn fused_gaps_with_a_hundred_volumes() -> Result<()> {
-    gaps("fused", &["endpoint", "daemon"])
-}
-
-#[test]
-#[ignore = "measures, two minutes on an idle machine: make soak"]
-fn split_gaps_with_a_hundred_volumes() -> Result<()> {
-    gaps("split", &["endpoint", "mapper", "blocker", "daemon"])
+fn main() -> Result<()> {
+    let wanted = std::env::args().nth(1);
+    let victims = [
+        ("fused", &["endpoint", "daemon"][..]),
+        ("split", &["endpoint", "mapper", "blocker", "daemon"][..]),
+    ];
+    for (placement, victims) in victims {
+        if wanted.as_deref().is_none_or(|wanted| wanted == placement) {
+            gaps(placement, victims)?;
+        }
+    }
+    Ok(())
 }
