@@ -6,6 +6,7 @@
 mod calls;
 mod durable;
 mod filesystem;
+mod pass_through;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -20,7 +21,7 @@ use tempfile::TempDir;
 
 pub use calls::{Class, Fault, Kind, Site};
 use durable::Undo;
-use filesystem::PassThrough;
+use pass_through::PassThrough;
 
 /// How long a call that never returns is held: longer than anybody waits who does not wait for it.
 pub const HOLD: Duration = Duration::from_millis(400);
