@@ -1,5 +1,6 @@
 //! A copy of the sources, in which one mutant at a time stands.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +17,8 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Brings the copy at `copy` in line with the sources at `source`: what Git knows, and what is new.
+    /// Brings the copy at `copy` in line with the sources at `source`: what Git knows, and what is new. Nothing else stays:
+    /// a file that has moved would be there twice.
     ///
     /// # Errors
     /// Git, or a file.
@@ -36,11 +38,14 @@ impl Tree {
             source: source.to_owned(),
             copy: copy.to_owned(),
         };
+        let mut kept = BTreeSet::new();
         for name in String::from_utf8(listed.stdout)?.split_terminator('\0') {
             if source.join(name).is_file() {
                 tree.restore(name).with_context(|| name.to_owned())?;
+                kept.insert(copy.join(name));
             }
         }
+        remove_others(copy, &kept)?;
         Ok(tree)
     }
 
@@ -85,5 +90,42 @@ impl Tree {
             self.put(&edit.file, edit.apply(&now)?.as_bytes())?;
         }
         Ok(())
+    }
+}
+
+/// Removes the files below `folder` that are not among those `kept`.
+fn remove_others(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(&path, kept)?;
+        } else if !kept.contains(&path) {
+            fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_moved_in_the_sources_moves_in_the_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, copy) = (dir.path().join("source"), dir.path().join("copy"));
+        fs::create_dir_all(source.join("oracle")).unwrap();
+        let made = Command::new("git")
+            .arg("init")
+            .arg("-q")
+            .arg(&source)
+            .status();
+        assert!(made.unwrap().success());
+        fs::write(source.join("oracle.rs"), "fn a() {}").unwrap();
+        Tree::bring(&source, &copy).unwrap();
+        assert!(copy.join("oracle.rs").exists());
+        fs::rename(source.join("oracle.rs"), source.join("oracle/mod.rs")).unwrap();
+        Tree::bring(&source, &copy).unwrap();
+        assert!(!copy.join("oracle.rs").exists() && copy.join("oracle/mod.rs").exists());
     }
 }
