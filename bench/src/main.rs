@@ -32,7 +32,7 @@ struct Options {
     /// Size of the volumes in MiB
     #[arg(long, default_value_t = 1024)]
     size: u64,
-    /// Only workloads whose name contains this
+    /// Only workloads whose name contains this; of a neighbour, as in `rr1 Pieces`, of the torment too
     #[arg(long, default_value = "")]
     only: String,
     /// Only servers whose name contains this; qemu-storage-daemon always takes part
@@ -79,8 +79,15 @@ fn main() -> Result<()> {
             if placement.contains(&options.server) {
                 let mut server = Archipelago::start(dir.path(), placement, size, &fill)?;
                 let mut progress = |line: &str| eprintln!("{line}");
-                let table =
-                    neighbour::run(&mut server, options.rounds, time, CLIENT_CPU, &mut progress)?;
+                let only = |name: &str| name.contains(&options.only);
+                let table = neighbour::run(
+                    &mut server,
+                    &only,
+                    options.rounds,
+                    time,
+                    CLIENT_CPU,
+                    &mut progress,
+                )?;
                 println!("{table}");
             }
         }

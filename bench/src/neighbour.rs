@@ -58,12 +58,13 @@ fn median(figures: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// Measures each workload without and with each torment, by turns; a Markdown table.
+/// Measures each workload without and with each torment, by turns, where `only` likes the two names; a Markdown table.
 ///
 /// # Errors
 /// If a request of the neighbour fails, or the server stops serving the hostile one.
 pub fn run(
     server: &mut Archipelago,
+    only: &dyn Fn(&str) -> bool,
     rounds: usize,
     time: Duration,
     cpu: usize,
@@ -77,6 +78,9 @@ pub fn run(
     );
     for workload in WORKLOADS {
         for way in Torment::ALL {
+            if !only(&format!("{} {way:?}", workload.name)) {
+                continue;
+            }
             let (mut alone, mut beside) = (Vec::new(), Vec::new());
             for round in 0..rounds {
                 let seed = round as u64;

@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeHandle, Volumes};
 use archipelago_runtime::{Peer, Progress};
@@ -36,6 +37,7 @@ use crate::metrics::add;
 use crate::queue::Queue;
 use crate::request::Range;
 use crate::shared::Shared;
+use crate::throttle::Throttle;
 use crate::wakeups::Wakeups;
 
 /// Events of the volume taken in one turn.
@@ -93,6 +95,10 @@ pub struct Device<V, W> {
     waits: Vec<control::Waiting>,
     /// The volume has refused a request since its last event.
     held_back: bool,
+    /// Counts what was answered without the volume.
+    answers: Throttle,
+    /// The rings are left alone until then: too much was answered without the volume.
+    rest_until: Option<Duration>,
     /// Completions are not shown any more: the front end is gone, or has reset the device.
     dropping: bool,
     awake: bool,
@@ -141,6 +147,8 @@ impl DeviceSeed {
             deferred: Vec::with_capacity(crate::config::RANGES_MAX),
             waits: Vec::new(),
             held_back: false,
+            answers: Throttle::of_answers(),
+            rest_until: None,
             dropping: false,
             awake: true,
         })
@@ -257,9 +265,14 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
     fn prepare_sleep(&mut self) -> bool {
         self.awake = false;
         let mut quiet = self.commands.is_empty();
+        let rests = self.rests();
+        if let Some(until) = self.rest_until {
+            self.wakeups.alarm(until);
+        }
         let serving = matches!(self.volume, VolumeState::Open(_) | VolumeState::Failed)
             && self.regions_ready
-            && !self.held_back;
+            && !self.held_back
+            && !rests;
         let dirty = dirty_log(self.features, self.log.as_ref());
         for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
             let waiting = queue.ask_for_kicks(dirty);

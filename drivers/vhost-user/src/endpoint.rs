@@ -20,7 +20,7 @@ use crate::handler::Line;
 use crate::metrics::Counters;
 use crate::session::{Session, Stop};
 use crate::shared::Shared;
-use crate::throttle::Throttle;
+use crate::throttle::Allowance;
 
 /// How far a detach may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Endpoint {
             line: line.clone(),
             stop: Arc::clone(&stop),
             notice: heard,
-            throttle: Arc::new(Mutex::new(Throttle::new(config.start_interval))),
+            allowance: Arc::new(Allowance::new(config.start_interval)),
         };
         let thread = std::thread::Builder::new()
             .name("vhost-user".to_owned())

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crossbeam_channel::{Sender, bounded};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -26,7 +26,7 @@ use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX};
 use crate::queue::RingAddresses;
 use crate::session::Stop;
 use crate::shared::{Shared, TRAILER_LEN, signal};
-use crate::throttle::{self, Throttle};
+use crate::throttle::Allowance;
 
 /// The way to the device: commands, and the bell that wakes its thread.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ pub(crate) struct Handler {
     /// Set when a message was refused: then the connection itself is sound.
     pub(crate) refused: bool,
     /// Of all connections of the volume, one at a time.
-    pub(crate) throttle: Arc<Mutex<Throttle>>,
+    pub(crate) allowance: Arc<Allowance>,
     pub(crate) stop: Arc<Stop>,
     /// Whether the next start is counted already: with the connection, or with another ring.
     pub(crate) started: bool,
@@ -92,7 +92,7 @@ impl Handler {
     /// Waits before the first start of a run, if there were too many of them.
     fn wait_to_start(&mut self) {
         if !std::mem::replace(&mut self.started, true) {
-            self.stop.wait(throttle::start(&self.throttle));
+            self.stop.wait(self.allowance.start());
         }
     }
 
@@ -141,6 +141,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
+        self.stop.wait(self.allowance.slots(table.len()));
         let mut slots = Vec::with_capacity(table.len());
         for (region, file) in table.iter().zip(files) {
             slots.push(self.slot(region, file)?);
@@ -311,6 +312,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
+        self.stop.wait(self.allowance.slots(1));
         let slot = self.slot(region, file)?;
         self.tell(Command::AddSlot(slot))?;
         Ok(None)

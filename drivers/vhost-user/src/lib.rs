@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`endpoint`] | attach and detach: the socket, the thread beside it |
 //! | `session`, `handler`, `back_channel` | one front end's connection: messages, descriptors, config notices |
-//! | `throttle` | how often a front end may connect, or start its rings anew |
+//! | `throttle` | how much may be asked that costs the asker nothing: starts, memory slots, refused requests |
 //! | [`command`] | what the connection's thread asks of the device |
 //! | [`device`] | the device on the data thread: its turn, the volume's life |
 //! | [`queue`], [`chain`], [`request`] | split ring, descriptor chains, virtio-blk requests |

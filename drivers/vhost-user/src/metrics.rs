@@ -59,6 +59,8 @@ counters! {
     resubmitted,
     /// Times the volume could not take a request at once.
     held_back,
+    /// Times the rings were left alone because too much was answered without the volume.
+    rests,
     /// Times the volume could not be opened.
     open_failures,
     /// Requests in flight now.

@@ -19,7 +19,7 @@ use crate::command::Command;
 use crate::config::AttachConfig;
 use crate::handler::{Handler, Line};
 use crate::shared::Shared;
-use crate::throttle::{self, Throttle};
+use crate::throttle::Allowance;
 
 /// Requests that leave the front end without an answer when they fail: GET_FEATURES, SET_LOG_BASE, GET_VRING_BASE,
 /// GET_INFLIGHT_FD. All that is left then is to hang up.
@@ -51,7 +51,9 @@ impl Stop {
     /// Waits until told to stop, at most for `patience`.
     pub(crate) fn wait(&self, patience: Duration) {
         let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        // Whole milliseconds, rounded up.
+        let timeout = PollTimeout::try_from(patience + Duration::from_nanos(999_999));
+        let timeout = timeout.unwrap_or(PollTimeout::MAX);
         if !patience.is_zero() {
             // An interrupted wait is a shorter one.
             let _told = poll(&mut fds, timeout);
@@ -78,7 +80,7 @@ pub(crate) struct Session {
     pub(crate) stop: Arc<Stop>,
     /// Rung when the configuration space has changed.
     pub(crate) notice: File,
-    pub(crate) throttle: Arc<Mutex<Throttle>>,
+    pub(crate) allowance: Arc<Allowance>,
 }
 
 impl Session {
@@ -106,7 +108,7 @@ impl Session {
             return;
         };
         self.stop.set(Some(own));
-        self.stop.wait(throttle::start(&self.throttle));
+        self.stop.wait(self.allowance.start());
         if self.stop.is_wanted() || self.line.call(Command::Connected).is_none() {
             self.stop.set(None);
             return;
@@ -116,7 +118,7 @@ impl Session {
             shared: Arc::clone(&self.shared),
             line: self.line.clone(),
             refused: false,
-            throttle: Arc::clone(&self.throttle),
+            allowance: Arc::clone(&self.allowance),
             stop: Arc::clone(&self.stop),
             started: true,
         }));

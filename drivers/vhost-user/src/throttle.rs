@@ -1,45 +1,101 @@
-//! How often a front end may connect, or start its rings anew.
+//! Bounds on what costs a guest or front end nothing and its neighbours much.
 //!
-//! The first start after a connection or a stop opens the volume, and the end of the run closes it: some synced writes
-//! of metadata each, which every volume of the pool feels; and a connection is told in the log. An honest guest starts a few times in a row (firmware, boot
-//! loader, kernel) and then not for hours; so a burst is free, and whoever goes on waits, on his own thread.
+//! * Connecting, and starting the rings anew. The first start after a connection or a stop opens the volume, and the end of
+//!   the run closes it: some synced writes of metadata each, which every volume of the pool feels; and a connection is told
+//!   in the log. An honest guest starts a few times in a row (firmware, boot loader, kernel) and then not for hours.
+//! * Memory slots. Each is mapped here and in the blocker's process, and a message waits for both. An honest guest has a
+//!   few, and adds one now and then.
+//! * Requests that are answered without the volume: refused ones, empty ones, the serial. No device makes their guest wait,
+//!   so it could keep the data thread busy with them alone. An honest guest asks for its serial, and now and then for
+//!   something that we do not have.
+//!
+//! So a burst is free, and whoever goes on waits: a front end on its own thread, a guest because its rings are left alone
+//! for a while.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use archipelago_runtime::{Clock, SystemClock};
 
-/// Starts in quick succession that need not wait.
-pub(crate) const BURST: u32 = 16;
+use crate::memory::MEMORY_SLOTS_MAX;
 
-/// A bucket of [`BURST`] starts, one more for each interval.
+/// Starts in quick succession that need not wait.
+pub(crate) const STARTS: u32 = 16;
+/// Memory slots that need not wait: twice as many as there may be at a time.
+const SLOTS: u32 = 1018;
+const _: () = assert!(SLOTS as usize == 2 * MEMORY_SLOTS_MAX);
+/// What each further one costs: ten times the work that it is.
+const SLOT_INTERVAL: Duration = Duration::from_millis(1);
+/// Descriptors of requests that are answered at once, that need not wait.
+const DESCRIPTORS: u32 = 256;
+/// What each further one costs: 250 a millisecond, some 10 ns of work each.
+const DESCRIPTOR_INTERVAL: Duration = Duration::from_micros(4);
+
+/// A bucket of units, one more for each interval.
 #[derive(Debug)]
 pub(crate) struct Throttle {
+    burst: u32,
     interval: Duration,
-    /// When the starts so far are all paid for.
+    /// When the units so far are all paid for.
     paid: Duration,
 }
 
 impl Throttle {
-    pub(crate) fn new(interval: Duration) -> Self {
+    /// For requests that are answered at once, by their descriptors.
+    pub(crate) fn of_answers() -> Self {
+        Throttle::new(DESCRIPTORS, DESCRIPTOR_INTERVAL)
+    }
+
+    fn new(burst: u32, interval: Duration) -> Self {
         Throttle {
+            burst,
             interval,
             paid: Duration::ZERO,
         }
     }
 
-    /// Counts a start at `now`: how long it has to wait.
-    pub(crate) fn start(&mut self, now: Duration) -> Duration {
-        let due = self.paid.max(now);
-        self.paid = due + self.interval;
-        due.saturating_sub(now + self.interval * (BURST - 1))
+    /// Counts units at `now`: how long to wait before the next one; for starts, before this one.
+    pub(crate) fn count(&mut self, units: u32, now: Duration) -> Duration {
+        self.paid = self.paid.max(now) + self.interval * units;
+        self.paid.saturating_sub(now + self.interval * self.burst)
+    }
+
+    /// When the units so far are all paid for: then a whole burst is free again.
+    pub(crate) fn paid(&self) -> Duration {
+        self.paid
     }
 }
 
-/// Counts a start now: how long it has to wait.
-pub(crate) fn start(throttle: &Mutex<Throttle>) -> Duration {
+/// What the front ends of one volume may do without a wait, all of them together: one is connected at a time.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    starts: Mutex<Throttle>,
+    slots: Mutex<Throttle>,
+}
+
+impl Allowance {
+    /// One more start for each interval.
+    pub(crate) fn new(start_interval: Duration) -> Self {
+        Allowance {
+            starts: Mutex::new(Throttle::new(STARTS, start_interval)),
+            slots: Mutex::new(Throttle::new(SLOTS, SLOT_INTERVAL)),
+        }
+    }
+
+    /// Counts a start now: how long it has to wait.
+    pub(crate) fn start(&self) -> Duration {
+        count(&self.starts, 1)
+    }
+
+    /// Counts memory slots now: how long they have to wait.
+    pub(crate) fn slots(&self, number: usize) -> Duration {
+        count(&self.slots, u32::try_from(number).unwrap_or(u32::MAX))
+    }
+}
+
+fn count(throttle: &Mutex<Throttle>, units: u32) -> Duration {
     let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
-    throttle.start(SystemClock.now())
+    throttle.count(units, SystemClock.now())
 }
 
 #[cfg(test)]
@@ -49,19 +105,32 @@ mod tests {
     #[test]
     fn a_burst_is_free_and_then_each_start_waits_for_its_turn() {
         let second = Duration::from_secs(1);
-        let mut throttle = Throttle::new(second);
+        let mut throttle = Throttle::new(STARTS, second);
         let mut now = Duration::from_secs(100);
-        for _ in 0..BURST {
-            assert_eq!(throttle.start(now), Duration::ZERO);
+        for _ in 0..STARTS {
+            assert_eq!(throttle.count(1, now), Duration::ZERO);
         }
         for _ in 0..3 {
-            let wait = throttle.start(now);
+            let wait = throttle.count(1, now);
             assert_eq!(wait, second, "as if it had waited before");
             now += wait;
         }
-        now += second * (BURST + 1);
-        assert_eq!(throttle.start(now), Duration::ZERO, "a long rest pays all");
-        let mut unlimited = Throttle::new(Duration::ZERO);
-        assert!((0..1000).all(|_| unlimited.start(now).is_zero()));
+        now += second * (STARTS + 1);
+        assert_eq!(
+            throttle.count(1, now),
+            Duration::ZERO,
+            "a long rest pays all"
+        );
+        let mut unlimited = Throttle::new(STARTS, Duration::ZERO);
+        assert!((0..1000).all(|_| unlimited.count(1, now).is_zero()));
+    }
+
+    #[test]
+    fn long_requests_wait_longer() {
+        let mut throttle = Throttle::of_answers();
+        let now = Duration::from_secs(100);
+        assert_eq!(throttle.count(DESCRIPTORS, now), Duration::ZERO);
+        assert_eq!(throttle.count(2, now), 2 * DESCRIPTOR_INTERVAL);
+        assert_eq!(throttle.count(510, now), 512 * DESCRIPTOR_INTERVAL);
     }
 }

@@ -1,11 +1,14 @@
-//! What wakes the data thread for a device: eventfds.
+//! What wakes the data thread for a device: eventfds and time.
 //!
 //! Invariant: a signal on a watched descriptor makes the device's thread run [`Device::poll`](crate::Device) again, though
 //! nobody reads the eventfd: watches are edge-triggered.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
+use archipelago_runtime::{Clock, SystemClock};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 /// A watched descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,12 +24,23 @@ pub trait Wakeups {
 
     /// Ends a watch and closes the descriptor.
     fn unwatch(&mut self, id: WatchId);
+
+    /// Monotonic time.
+    fn now(&self) -> Duration;
+
+    /// Polls the device when it is `deadline`, and perhaps before: whoever has to wait longer calls again.
+    fn alarm(&mut self, deadline: Duration);
 }
+
+const EDGES: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
+/// What the timer is called; watches are counted from 0.
+const TIMER: u64 = u64::MAX;
 
 /// Watches on an epoll descriptor of the device's own, which an event loop watches as one.
 #[derive(Debug)]
 pub struct EpollWakeups {
     epoll: Epoll,
+    timer: TimerFd,
     watched: Vec<(WatchId, OwnedFd)>,
     next: u64,
 }
@@ -37,8 +51,12 @@ impl EpollWakeups {
     /// # Errors
     /// What the kernel says.
     pub fn new() -> std::io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
+        epoll.add(&timer, EpollEvent::new(EDGES, TIMER))?;
         Ok(EpollWakeups {
-            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            epoll,
+            timer,
             watched: Vec::new(),
             next: 0,
         })
@@ -69,8 +87,7 @@ impl EpollWakeups {
 impl Wakeups for EpollWakeups {
     fn watch(&mut self, fd: OwnedFd) -> std::io::Result<WatchId> {
         let id = WatchId(self.next);
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        self.epoll.add(&fd, EpollEvent::new(flags, id.0))?;
+        self.epoll.add(&fd, EpollEvent::new(EDGES, id.0))?;
         self.next += 1;
         self.watched.push((id, fd));
         Ok(id)
@@ -82,5 +99,15 @@ impl Wakeups for EpollWakeups {
             // The front end holds the same eventfd, so closing ours would not end the watch.
             let _gone_already = self.epoll.delete(&fd);
         }
+    }
+
+    fn now(&self) -> Duration {
+        SystemClock.now()
+    }
+
+    fn alarm(&mut self, deadline: Duration) {
+        let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
+        let set = self.timer.set(Expiration::OneShot(deadline.into()), flags);
+        debug_assert!(set.is_ok(), "a time of the same clock");
     }
 }

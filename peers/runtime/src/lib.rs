@@ -24,6 +24,7 @@ mod reactor;
 )]
 mod ring;
 mod source;
+mod yields;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::Config;

@@ -3,7 +3,8 @@
 //! Invariants
 //! - No sleep while a peer has work: each peer announces its sleep first, and any that refuses keeps all awake.
 //! - No spinning while only syncs are in flight: they run on kernel workers that may need this CPU.
-//! - No spinning beside somebody who computes on this CPU: whoever yields to him waits for his whole slice.
+//! - A thread that always has work yields its CPU now and then, to its node's other processes; nobody yields or spins
+//!   beside somebody who computes on this CPU, whose whole slice he would wait for (`yields`).
 //! - A peer that panics is dropped and reported; the others go on.
 
 use std::any::Any;
@@ -25,6 +26,7 @@ use crate::handle::{Handle, Inbox};
 use crate::peer::{Peer, Progress};
 use crate::ring::Ring;
 use crate::source::{Source, Watch};
+use crate::yields::Yields;
 
 /// Number of a peer in its reactor. Never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,11 +48,6 @@ pub type PanicHook = Box<dyn FnMut(&Panicked) + Send>;
 
 /// Calls from handles that are run before the peers have their turn again.
 const CALLS_PER_TURN: usize = 64;
-/// A yield that takes longer gave the CPU to somebody who computes: a slice of some ms, far more than spinning saves.
-/// What the kernel's own workers do for us takes a tenth of this.
-const YIELD_MAX: Duration = Duration::from_micros(200);
-/// After such a yield the thread sleeps rather than spins for this long: a sleeper that wakes goes first.
-const SPIN_PAUSE: Duration = Duration::from_millis(100);
 /// Token of the handles' bell.
 const TOKEN_BELL: u64 = 0;
 
@@ -143,23 +140,28 @@ impl Reactor {
     pub fn run(&mut self) {
         let handle = self.handle();
         let mut idle_since = None;
-        let mut spin_from = Duration::ZERO;
+        let mut yields = Yields::default();
+        let clock = Arc::clone(&self.clock);
+        let yield_cpu = || {
+            // It cannot fail on Linux.
+            let _ = sched_yield();
+        };
         while !handle.is_stopping() {
-            if self.turn() == Progress::Busy {
+            let progress = self.turn();
+            let now = clock.now();
+            if progress == Progress::Busy {
                 idle_since = None;
+                yields.busy(now, &*clock, yield_cpu);
                 continue;
             }
-            let now = self.clock.now();
             let since = *idle_since.get_or_insert(now);
-            if now >= spin_from && self.may_spin() && now.saturating_sub(since) < self.config.poll {
-                let _ = sched_yield();
-                let back = self.clock.now();
-                if back.saturating_sub(now) > YIELD_MAX {
-                    spin_from = back + SPIN_PAUSE;
-                }
+            let patient = now.saturating_sub(since) < self.config.poll;
+            if patient && self.may_spin() && yields.may_spin(now) {
+                yields.spin(now, &*clock, yield_cpu);
                 continue;
             }
             self.sleep(self.config.sleep_max);
+            yields.slept(now, &*clock, yield_cpu);
             idle_since = None;
         }
         self.peers.clear();

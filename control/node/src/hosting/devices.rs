@@ -189,6 +189,7 @@ fn device_status(lineage: Lineage, counters: &Counters) -> PeerStatus {
         ("calls_suppressed", counters.calls_suppressed),
         ("resubmitted", counters.resubmitted),
         ("held_back", counters.held_back),
+        ("rests", counters.rests),
         ("open_failures", counters.open_failures),
         ("connections", counters.connections),
     ];

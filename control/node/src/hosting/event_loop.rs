@@ -19,8 +19,8 @@ pub(crate) struct EventLoop {
     clock: Arc<dyn Clock>,
     watched: Vec<(WatchId, Watch)>,
     next: u64,
-    /// A timeout that is still to come.
-    alarm: Option<Duration>,
+    /// Timeouts that are still to come: a few.
+    alarms: Vec<Duration>,
 }
 
 /// A watched descriptor. Never given twice.
@@ -34,7 +34,7 @@ impl EventLoop {
             clock,
             watched: Vec::new(),
             next: 1,
-            alarm: None,
+            alarms: Vec::new(),
         }
     }
 
@@ -57,16 +57,13 @@ impl EventLoop {
         self.watched.retain(|(known, _)| *known != id);
     }
 
-    /// Signals in `patience` from now, unless an earlier signal of this kind is under way.
-    pub(crate) fn alarm(&mut self, patience: Duration) {
+    /// Signals at `deadline`, or earlier.
+    pub(crate) fn alarm(&mut self, deadline: Duration) {
         let now = self.clock.now();
-        let deadline = now + patience;
-        if self
-            .alarm
-            .is_none_or(|alarm| alarm <= now || deadline < alarm)
-        {
+        self.alarms.retain(|alarm| *alarm > now);
+        if self.alarms.iter().all(|alarm| deadline < *alarm) {
             self.source.timeout(deadline, TOKEN);
-            self.alarm = Some(deadline);
+            self.alarms.push(deadline);
         }
     }
 
@@ -111,6 +108,14 @@ impl archipelago_vhost_user::Wakeups for LoopWakeups {
         self.watched.retain(|known| known.0 != id.0);
         self.events.borrow_mut().unwatch(WatchId(id.0));
     }
+
+    fn now(&self) -> Duration {
+        self.events.borrow().now()
+    }
+
+    fn alarm(&mut self, deadline: Duration) {
+        self.events.borrow_mut().alarm(deadline);
+    }
 }
 
 impl Drop for LoopWakeups {
@@ -128,22 +133,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_earlier_alarm_does_not_wait_for_a_later_one() {
+    fn an_earlier_alarm_does_not_wait_for_a_later_one_and_serves_for_it() {
         let clock = Arc::new(ManualClock::default());
         let mut reactor =
             Reactor::new(Config::default(), clock.clone(), Box::new(|_: &_| {})).unwrap();
         let mut events = EventLoop::new(reactor.context().source(), clock.clone());
-        events.alarm(Duration::from_secs(1));
-        events.alarm(Duration::from_millis(10));
-        assert_eq!(events.alarm, Some(Duration::from_millis(10)));
-        events.alarm(Duration::from_secs(1));
-        assert_eq!(
-            events.alarm,
-            Some(Duration::from_millis(10)),
-            "still to come"
-        );
-        clock.advance(Duration::from_millis(10));
-        events.alarm(Duration::from_secs(1));
-        assert_eq!(events.alarm, Some(Duration::from_millis(1010)));
+        let ms = Duration::from_millis(1);
+        events.alarm(1000 * ms);
+        events.alarm(10 * ms);
+        assert_eq!(events.alarms, [1000 * ms, 10 * ms]);
+        events.alarm(1000 * ms);
+        assert_eq!(events.alarms, [1000 * ms, 10 * ms], "still to come");
+        clock.advance(10 * ms);
+        events.alarm(1010 * ms);
+        assert_eq!(events.alarms, [1000 * ms], "comes before");
+        clock.advance(1000 * ms);
+        events.alarm(1010 * ms + ms);
+        assert_eq!(events.alarms, [1011 * ms]);
     }
 }

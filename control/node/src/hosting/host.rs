@@ -197,7 +197,9 @@ impl<B: Backend> Peer for Host<B> {
             } else {
                 TICK
             };
-            self.events.borrow_mut().alarm(patience);
+            let mut events = self.events.borrow_mut();
+            let deadline = events.now() + patience;
+            events.alarm(deadline);
         }
         let mut progress = self.take_jobs();
         if let Some(endpoint) = &mut self.endpoint {

@@ -53,6 +53,9 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         if self.dropping || !self.regions_ready {
             return false;
         }
+        if self.rests() {
+            return false;
+        }
         // Others' completions make room as well as ours, so each turn tries again.
         self.held_back = false;
         if !self.submit_deferred() {
@@ -68,7 +71,8 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             let index = (self.first + turn) % count;
             let mut descriptors = 0;
             for _ in 0..CHAINS_PER_TURN {
-                if !self.queues[index].takes() || descriptors >= DESCRIPTORS_PER_TURN {
+                let over = descriptors >= DESCRIPTORS_PER_TURN || self.rest_until.is_some();
+                if over || !self.queues[index].takes() {
                     break;
                 }
                 match self.step(index, handle) {
@@ -187,8 +191,30 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
         if pieces == 0 {
             self.finish(index, head, at_once);
+            self.count_answer();
         }
         Ok(Step::Taken)
+    }
+
+    /// The chain was answered without the volume: its guest has waited for nothing, and may have to.
+    fn count_answer(&mut self) {
+        let descriptors = u32::try_from(self.chain.descriptors).unwrap_or(u32::MAX);
+        let now = self.wakeups.now();
+        if !self.answers.count(descriptors, now).is_zero() {
+            add(&self.shared.metrics.rests, 1);
+            self.rest_until = Some(self.answers.paid());
+        }
+    }
+
+    /// Whether the rings are to be left alone for now.
+    pub(super) fn rests(&mut self) -> bool {
+        let rests = self
+            .rest_until
+            .is_some_and(|until| self.wakeups.now() < until);
+        if !rests {
+            self.rest_until = None;
+        }
+        rests
     }
 
     /// Gives `request` to the volume: the bytes that the guest will get, and the pieces to wait for. `None`: no room.

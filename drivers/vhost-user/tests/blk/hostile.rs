@@ -7,7 +7,7 @@ use archipelago_vhost_user::memory_volumes::MemoryVolumes;
 use proptest::prelude::*;
 use xseg::Region;
 
-use crate::front_end::{AVAIL, BUFFERS, FrontEnd, GUEST, MEMORY, RING, WRITE};
+use crate::front_end::{AVAIL, BUFFERS, FrontEnd, GUEST, MEMORY, RING, USER, WRITE, words};
 use crate::host::{Host, SIZE, eventually};
 
 /// The device still serves a front end that behaves.
@@ -140,6 +140,57 @@ fn a_front_end_that_starts_again_and_again_opens_the_volume_a_few_times_only() {
     guest.stream.set_read_timeout(Some(patience)).unwrap();
     assert!(guest.answer().is_none(), "the seventeenth start waits");
     assert_eq!(host.volumes.state().opens, 16);
+}
+
+/// The time is only ever too long: a slow machine passes.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a lower bound on the time")]
+fn a_front_end_that_changes_its_memory_again_and_again_waits_for_its_turn() {
+    let host = Host::new();
+    let mut guest = FrontEnd::connect(&host.socket);
+    guest.negotiate();
+    let start = std::time::Instant::now();
+    let slot = words(&[0, GUEST, MEMORY, USER, 0]);
+    for _ in 0..1300 {
+        guest.add_memory();
+        assert_eq!(guest.ask(38, &slot, &[]), Some(0));
+    }
+    let least = std::time::Duration::from_millis(1300 - 1018);
+    assert!(start.elapsed() >= least, "one a millisecond after 1018");
+}
+
+#[test]
+fn a_guest_whose_requests_cost_it_nothing_is_left_alone_for_a_while_and_served_again() {
+    const PIECES: u16 = 511;
+    let host = Host::new();
+    let mut guest = FrontEnd::connect(&host.socket);
+    guest.start();
+    // A request of no known kind, as long as one may be, and each entry of the ring is it.
+    let (header, status, table) = (BUFFERS, BUFFERS + 16, BUFFERS + 0x4000);
+    guest.memory.write(header, &words(&[77, 0])).unwrap();
+    for piece in 0..PIECES {
+        let last = piece == PIECES - 1;
+        let (at, flags) = if last { (status, WRITE) } else { (header, 1) };
+        let rest = 1 << if piece == 0 { 4 } else { 0 } | u64::from(flags) << 32;
+        let entry = words(&[GUEST + at, rest | u64::from(piece + 1) << 48]);
+        let place = table + 16 * u64::from(piece);
+        guest.memory.write(place, &entry).unwrap();
+    }
+    for head in 0..RING {
+        guest.descriptor(head, GUEST + table, 16 * u32::from(PIECES), 4, 0);
+    }
+    eventually("a rest", || {
+        (0..RING).for_each(|head| guest.offer(head));
+        guest.ring();
+        for _ in 0..RING {
+            guest.used();
+        }
+        host.status().rests > 0
+    });
+    let answered = host.status();
+    assert_eq!(answered.unsupported, answered.others, "understood, refused");
+    guest.submit(0, 0, 0, 512, WRITE);
+    assert_eq!((guest.used(), guest.status(0)), ((0, 513), 0));
 }
 
 proptest! {

@@ -1,7 +1,7 @@
 //! A whole vhost-user device on one thread: commands as its connection would give them, a guest that writes what it
 //! likes, and a volume that answers late, in any order, or with errors.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -38,8 +38,11 @@ thread_local! {
     static MEMORIES: [Region; 2] = [MEMORY, 4096].map(|len| Region::anonymous(len).expect("memory"));
 }
 
-/// Nothing to wake: the target polls.
-struct NoWakeups;
+/// Nothing to wake: the target polls. Time goes on by 100 us with each look, the same in each run.
+#[derive(Default)]
+struct NoWakeups {
+    looks: Cell<u32>,
+}
 
 impl Wakeups for NoWakeups {
     fn watch(&mut self, _fd: OwnedFd) -> std::io::Result<WatchId> {
@@ -47,6 +50,13 @@ impl Wakeups for NoWakeups {
     }
 
     fn unwatch(&mut self, _id: WatchId) {}
+
+    fn now(&self) -> Duration {
+        self.looks.set(self.looks.get() + 1);
+        Duration::from_micros(100) * self.looks.get()
+    }
+
+    fn alarm(&mut self, _deadline: Duration) {}
 }
 
 struct Rig {
@@ -82,7 +92,7 @@ impl Rig {
         };
         let (line, seed) = seed(config).expect("eventfds");
         let device = seed
-            .build(Rc::new(RefCell::new(volumes.clone())), NoWakeups)
+            .build(Rc::new(RefCell::new(volumes.clone())), NoWakeups::default())
             .expect("nothing is watched");
         let [memory, aux] = MEMORIES.with(Clone::clone);
         for region in [&memory, &aux] {
