@@ -16,6 +16,16 @@ use crate::head::VolumeHead;
 use crate::task::Guard;
 use crate::tree::{Root, Tree};
 
+/// How pages become durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageSync {
+    /// By a sync of their pack: the volume's own affair.
+    Pack,
+    /// By a sync of the pool, one for all volumes that ask meanwhile: a hundred that are opened together after a crash
+    /// would sync a new pack and its names each.
+    Pool,
+}
+
 /// A volume at a moment without a batch in flight.
 struct Picture {
     tree: Tree,
@@ -76,7 +86,7 @@ impl Volume {
             let synced = core.sync_pool().await;
             self.judge(core, synced)?;
         }
-        let root = self.store_tree(core, &picture.tree).await?;
+        let root = self.store_tree(core, &picture.tree, PageSync::Pack).await?;
         let (head, version) = {
             let live = self.live.borrow();
             let head = VolumeHead {
@@ -112,7 +122,12 @@ impl Volume {
     }
 
     /// Makes the pages of `tree` that are not stored durable.
-    pub(super) async fn store_tree(&self, core: &Rc<Core>, tree: &Tree) -> Outcome<Root> {
+    pub(super) async fn store_tree(
+        &self,
+        core: &Rc<Core>,
+        tree: &Tree,
+        sync: PageSync,
+    ) -> Outcome<Root> {
         if tree.is_stored()
             && let Some(root) = tree.stored_root()
         {
@@ -130,7 +145,10 @@ impl Volume {
         bytes.resize(bytes.len().next_multiple_of(4096), 0);
         // Nothing durable refers to these pages yet: a failed write loses nothing, a failed sync is final as any other.
         core.disk.write(pack, offset, &bytes).await?;
-        let synced = core.disk.sync(pack).await;
+        let synced = match sync {
+            PageSync::Pack => core.disk.sync(pack).await,
+            PageSync::Pool => core.sync_pool().await,
+        };
         self.judge(core, synced)?;
         written.mark_stored(&mut core.cache.borrow_mut());
         core.count(|counters| counters.pages_written += written.count());

@@ -14,6 +14,7 @@ use archipelago_protocol::object::{ObjectId, ObjectKind};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Generation, Lineage};
 
 use super::carried::CarriedBlocks;
+use super::checkpoint::PageSync;
 use super::{Live, Volume, with_pages};
 use crate::catalogue::Item;
 use crate::core::Core;
@@ -254,7 +255,7 @@ async fn recover(
         replay(core, volume, record).await?;
     }
     let tree = volume.live.borrow().tree.clone();
-    next.root = volume.store_tree(core, &tree).await?;
+    next.root = volume.store_tree(core, &tree, PageSync::Pool).await?;
     next.log_start = log.position;
     next.frozen = volume.live.borrow().frozen;
     next.epoch = Epoch(next.generation.0 << 32);

@@ -9,6 +9,7 @@ use archipelago_protocol::carry::Carried;
 use archipelago_protocol::map::MapReply;
 use archipelago_protocol::{Epoch, ErrorCode};
 
+use super::checkpoint::PageSync;
 use super::commit::{Home, Select, commit};
 use super::{Snapshotting, Volume};
 use crate::catalogue;
@@ -103,7 +104,7 @@ async fn make(
 ) -> Outcome<()> {
     let nothing = Carried::default();
     commit(core, volume, Select::Freeze(epoch), &nothing, Home::Unknown).await?;
-    let root = volume.store_tree(core, tree).await?;
+    let root = volume.store_tree(core, tree, PageSync::Pack).await?;
     // The session may have ended meanwhile, and with it the reservation of the name.
     let prepared = core.prepared.borrow().get(&token).cloned();
     let prepared = prepared.ok_or_else(|| {
