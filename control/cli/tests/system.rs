@@ -36,19 +36,17 @@ mod tests {
     }
 
     impl Node {
-        /// `None`: the daemon's program was not built along.
-        fn start(placement: &str) -> Option<Node> {
-            if !programs().join("archipelagod").exists() {
-                let hint = "cargo build -p archipelago-node";
-                println!("skipped: there is no archipelagod beside the tests; {hint}");
-                return None;
-            }
+        fn start(placement: &str) -> Node {
+            assert!(
+                programs().join("archipelagod").exists(),
+                "there is no archipelagod beside the tests: cargo build -p archipelago-node, with the same profile"
+            );
             let node = Node {
                 dir: tempfile::tempdir().unwrap(),
             };
             node.done(&["init", "--placement", placement]);
             node.done(&["node", "start"]);
-            Some(node)
+            node
         }
 
         fn root(&self) -> &Path {
@@ -158,9 +156,7 @@ mod tests {
     #[test]
     fn volumes_live_through_all_commands() {
         for placement in PLACEMENTS {
-            let Some(node) = Node::start(placement) else {
-                return;
-            };
+            let node = Node::start(placement);
             node.done(&[
                 "volume",
                 "create",
@@ -218,9 +214,7 @@ mod tests {
     #[test]
     fn images_come_back_as_they_went_in() {
         for placement in PLACEMENTS {
-            let Some(node) = Node::start(placement) else {
-                return;
-            };
+            let node = Node::start(placement);
             let (first, last) = (pattern(1, 3_000_000), pattern(2, 777));
             let len = (40 << 20) + 777;
             let file = node.write("disk", &[(4096, &first), (40 << 20, &last)], len);
@@ -253,9 +247,7 @@ mod tests {
     #[test]
     fn a_killed_daemon_or_process_comes_back_with_everything() {
         for placement in PLACEMENTS {
-            let Some(node) = Node::start(placement) else {
-                return;
-            };
+            let node = Node::start(placement);
             let file = node.write("disk", &[(0, &pattern(3, 1_000_000))], 8 << 20);
             node.done(&["image", "import", &file, "i"]);
             node.done(&["volume", "clone", "i", "v"]);
@@ -293,9 +285,7 @@ mod tests {
 
     #[test]
     fn a_second_daemon_hears_who_holds_the_node() {
-        let Some(node) = Node::start("fused") else {
-            return;
-        };
+        let node = Node::start("fused");
         let pid = node.json(&["node", "status"])["pid"].to_string();
         node.refused(&["node", "start"], 5, "in-use");
         let output = node.output(&["node", "run"]);
@@ -310,9 +300,7 @@ mod tests {
 
     #[test]
     fn damaged_run_state_is_named_and_nothing_starts() {
-        let Some(node) = Node::start("fused") else {
-            return;
-        };
+        let node = Node::start("fused");
         node.done(&["node", "stop"]);
         std::fs::write(node.root().join("state/attachments.json"), "{").unwrap();
         node.refused(&["node", "start"], 7, "damaged");
@@ -322,9 +310,7 @@ mod tests {
 
     #[test]
     fn a_damaged_catalogue_is_named_and_left_alone() {
-        let Some(node) = Node::start("fused") else {
-            return;
-        };
+        let node = Node::start("fused");
         node.done(&["node", "stop"]);
         let catalogue = format!("pool/00/{}/head", "0".repeat(32));
         let path = node.root().join(catalogue);
@@ -340,9 +326,7 @@ mod tests {
 
     #[test]
     fn the_interface_answers_every_failure_as_an_object() {
-        let Some(node) = Node::start("fused") else {
-            return;
-        };
+        let node = Node::start("fused");
         let client = node.client();
         let long = "a".repeat(100_000);
         let answers: [(Method, &str, Value, ErrorCode); 5] = [
@@ -385,9 +369,7 @@ mod tests {
 
     #[test]
     fn an_import_in_progress_holds_its_name_and_is_left_alone() {
-        let Some(node) = Node::start("fused") else {
-            return;
-        };
+        let node = Node::start("fused");
         let client = node.client();
         let begin = json!({ "name": "i", "size": 1 << 20 });
         let bulk: Value = client.call(Method::Post, "/v1/images", &begin).unwrap();
@@ -419,9 +401,7 @@ mod tests {
     #[test]
     fn a_process_that_cannot_start_says_why_at_the_command_line() {
         for placement in PLACEMENTS {
-            let Some(node) = Node::start(placement) else {
-                return;
-            };
+            let node = Node::start(placement);
             node.done(&["node", "stop"]);
             let path = node.root().join("pool/pool.toml");
             let good = std::fs::read(&path).unwrap();
@@ -458,9 +438,7 @@ mod tests {
     #[test]
     fn the_doctor_finds_damage_and_leaks_served_or_not() {
         for placement in PLACEMENTS {
-            let Some(node) = Node::start(placement) else {
-                return;
-            };
+            let node = Node::start(placement);
             let raw = node.write("raw", &[(0, &pattern(3, 100_000))], 8 << 20);
             node.done(&["image", "import", &raw, "image"]);
             node.done(&["volume", "clone", "image", "vm"]);
