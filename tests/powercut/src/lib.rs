@@ -3,7 +3,9 @@
 //! * [`plan`]: what the guest does to its files, from a seed.
 //! * [`report`]: how the guest says that a step is over.
 //! * [`record`]: runs the guest, and keeps what the blocker asked of the disk.
-//! * [`replay`]: the pool at each sync and each report, with the power cut there, opened by the production peers.
+//! * [`replay`]: the recording, done again up to each sync and each report.
+//! * [`point`]: the pool there, with the power cut, opened by the production peers.
+//! * [`judges`]: the threads that look at points.
 //! * [`medium`]: the file systems: made, mounted after the cut, checked.
 //! * [`judge`]: whether the files are as promised.
 //! * `archipelagod-recording`: the node daemon, with its disk's requests written down.
@@ -18,8 +20,10 @@
 #![forbid(unsafe_code)]
 
 pub mod judge;
+pub mod judges;
 pub mod medium;
 pub mod plan;
+pub mod point;
 pub mod record;
 pub mod replay;
 pub mod report;

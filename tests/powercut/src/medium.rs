@@ -167,6 +167,12 @@ impl Medium {
         Ok(Medium { kind, dir })
     }
 
+    /// Bytes of an image.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.kind.size()
+    }
+
     /// The image; whoever fills it begins with [`Medium::blank`].
     #[must_use]
     pub fn image(&self) -> PathBuf {

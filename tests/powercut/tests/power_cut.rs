@@ -81,7 +81,7 @@ fn replay(kind: FileSystem, seed: u64, file: &Path) -> Result<Figures> {
     Replay::new(kind, seed)?
         .run(&mut recording, None)
         .map_err(|failure| {
-            let (name, point) = (kind.name(), failure.point);
+            let (name, point) = (kind.name(), failure.number);
             let kept = keep(kind, seed, file).unwrap_or_else(|_error| file.to_owned());
             anyhow!(
                 "{name} seed {seed}, point {point}: {:#}\nreplay: cargo run --release -p archipelago-power-cut-tests \

@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     let only = next().ok().map(|point| point.parse()).transpose()?;
     let figures = Replay::new(kind, seed)?
         .run(&mut BufReader::new(recording), only)
-        .map_err(|failure| anyhow!("point {}: {:#}", failure.point, failure.error))?;
+        .map_err(|failure| anyhow!("point {}: {:#}", failure.number, failure.error))?;
     println!("{figures:?}");
     Ok(())
 }
