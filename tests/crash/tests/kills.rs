@@ -19,12 +19,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::disk::Op;
 use archipelago_bench::load::Random;
+use archipelago_crash_tests::blow::{Blow, FUSED, SPLIT, Victim};
 use archipelago_crash_tests::disk::{Disk, InFlight, Waited};
 use archipelago_crash_tests::fleet::Fleet;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::seed;
 use archipelago_crash_tests::verifier::Load;
-use nix::unistd::Pid;
 
 /// The daemon with a delaying backend.
 const DELAYING: &str = env!("CARGO_BIN_EXE_archipelagod-delaying");
@@ -47,113 +47,6 @@ const FORGOTTEN_PATIENCE: Duration = Duration::from_secs(3);
 const BLOCK: usize = 4096;
 /// Signals when nobody says how many.
 const KILLS: u64 = 200;
-
-/// Who is killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Victim {
-    Daemon,
-    Role(&'static str),
-}
-
-const FUSED: &[Victim] = &[Victim::Daemon, Victim::Role("endpoint")];
-const SPLIT: &[Victim] = &[
-    Victim::Daemon,
-    Victim::Role("endpoint"),
-    Victim::Role("mapper"),
-    Victim::Role("blocker"),
-];
-
-impl Victim {
-    fn pid(self, node: &Node) -> Result<Pid> {
-        match self {
-            Victim::Daemon => node.daemon(),
-            Victim::Role(role) => node.process_of(role),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Victim::Daemon => "daemon",
-            Victim::Role(role) => role,
-        }
-    }
-
-    /// Kills it, and starts again what nobody else starts.
-    fn kill(self, node: &Node, pid: Pid) -> Result<()> {
-        Node::kill(pid)?;
-        if self == Victim::Daemon {
-            node.restart()?;
-        }
-        Ok(())
-    }
-}
-
-/// What is done to the node in one round.
-#[derive(Debug, Clone, Copy)]
-enum Blow {
-    /// Killed under load.
-    Kill(Victim),
-    /// Stopped for a while.
-    Stop(Victim),
-    /// The first is stopped, the second killed meanwhile, the first goes on if it is alive.
-    StopAndKill(Victim, Victim),
-}
-
-impl Blow {
-    fn draw(random: &mut Random, victims: &[Victim]) -> Blow {
-        let mut victim = || {
-            let index = random.below(victims.len() as u64);
-            victims[usize::try_from(index).expect("below a handful")]
-        };
-        let (first, second) = (victim(), victim());
-        match random.below(5) {
-            0 => Blow::Stop(first),
-            1 => Blow::StopAndKill(first, second),
-            _ => Blow::Kill(first),
-        }
-    }
-
-    /// Signals that count.
-    fn signals(self) -> u64 {
-        match self {
-            Blow::Kill(_) | Blow::Stop(_) => 1,
-            Blow::StopAndKill(..) => 2,
-        }
-    }
-
-    fn name(self) -> String {
-        match self {
-            Blow::Kill(victim) => format!("kill {}", victim.name()),
-            Blow::Stop(victim) => format!("stop {}", victim.name()),
-            Blow::StopAndKill(..) => "stop one, kill one".to_owned(),
-        }
-    }
-
-    fn strike(self, node: &Node, pause: Duration) -> Result<()> {
-        match self {
-            Blow::Kill(victim) => victim.kill(node, victim.pid(node)?),
-            Blow::Stop(victim) => {
-                let pid = victim.pid(node)?;
-                Node::freeze(pid)?;
-                rest(pause);
-                Node::thaw(pid)
-            }
-            Blow::StopAndKill(stopped, killed) => {
-                let (stopped, killed_pid) = (stopped.pid(node)?, killed.pid(node)?);
-                Node::freeze(stopped)?;
-                killed.kill(node, killed_pid)?;
-                rest(pause);
-                Node::thaw(stopped)
-            }
-        }
-    }
-}
-
-/// How long something stands still is what is tried here, not what is waited for.
-#[expect(clippy::disallowed_methods, reason = "the length of a stop")]
-fn rest(time: Duration) {
-    std::thread::sleep(time);
-}
 
 /// Gaps in service by kind of blow.
 #[derive(Debug, Default)]
