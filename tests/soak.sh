@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # `make soak`: kills of every process by the thousand, under verified load, and a million crash images after each round, with new seeds;
-# then power cuts under guests, every mutant of the protocol, and libFuzzer on each target. Stops at the first failure, whose seed or
+# then kills and power cuts under guests, every mutant of the protocol, and libFuzzer on each target. Stops at the first failure, whose seed or
 # input it prints, and says its rates.
 #   CRASH_KILLS   signals in all (10000)
 #   MINUTES       of kills and images, at most about so long (no limit)
 #   CRASH_SEED    seed of the first round (the time)
 #   SOAK_IMAGES   crash images of a round (1000000)
+#   GUEST_KILLS   signals under QEMU guests, after the rounds (1000)
 #   POWER_CUT_MARKS  power cuts under a guest's file systems, after the rounds (100000)
 #   FUZZ_SECONDS  of each fuzz target (600)
 set -euo pipefail
@@ -31,6 +32,9 @@ while [ "$done" -lt "$total" ] && [ "$SECONDS" -lt "$end" ]; do
     FIRST_SEED=$((seed * 100000)) IMAGES=$images cargo test --release --package archipelago-simulation every_short -- --nocapture
     echo "== soak: at least $((images / (SECONDS - simulated + 1))) crash images a second"
 done
+
+echo "== soak: kills under guests with GUEST_KILLS_SEED=$seed"
+GUEST_KILLS_SEED=$seed GUEST_KILLS=${GUEST_KILLS:-1000} cargo test --release --package archipelago-vm-tests --test kills -- --nocapture
 
 echo "== soak: power cuts with POWER_CUT_SEED=$seed"
 POWER_CUT_SEED=$seed POWER_CUT_MARKS=${POWER_CUT_MARKS:-100000} cargo test --release --package archipelago-power-cut-tests \

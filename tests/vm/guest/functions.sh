@@ -56,22 +56,41 @@ verify() {
 
 # The same in the background, over and over until stop_load; its result is asked for by end_load.
 start_load() {
-    rm -f /tmp/stop /tmp/load.result /tmp/load.passes
+    rm -f /tmp/stop /tmp/load.result
     (
-        passes=0
         while [ ! -e /tmp/stop ]; do
             verify "$@" >/tmp/load.log 2>&1 || { echo failed >/tmp/load.result; exit 1; }
-            passes=$((passes + 1))
-            echo $passes >/tmp/load.passes
         done
         echo passed >/tmp/load.result
     ) &
 }
-load_passes() { cat /tmp/load.passes 2>/dev/null || echo 0; }
 end_load() {
     touch /tmp/stop
     await 300 test -e /tmp/load.result || return 1
     [ "$(cat /tmp/load.result)" = passed ] || { cat /tmp/load.log; fail "verified load"; }
+}
+
+# Load that knows at any moment what it must read, with seed $1 on the places that follow; see disk-verifier.
+start_verifier() {
+    mkdir -p /tmp/verifier
+    (disk-verifier run /tmp/verifier "$@" >/tmp/verifier/log 2>&1; echo $? >/tmp/verifier/result) &
+    await 60 test -s /tmp/verifier/progress
+}
+# Waits until more than $1 rounds are over, unless it ends before that.
+await_verifier() {
+    await 60 is_beyond "$1" && [ ! -e /tmp/verifier/result ] || { cat /tmp/verifier/log /tmp/verifier/progress; fail "verified load"; }
+}
+is_beyond() {
+    local rounds rest
+    read -r rounds rest </tmp/verifier/progress
+    [ "$rounds" -gt "$1" ] || [ -e /tmp/verifier/result ]
+}
+# Has it flush, and prints the digest of what it left.
+end_verifier() {
+    touch /tmp/verifier/stop
+    await 60 test -s /tmp/verifier/result || return 1
+    cat /tmp/verifier/log
+    [ "$(cat /tmp/verifier/result)" = 0 ] || fail "verified load"
 }
 
 # Requests in flight on disk $1.

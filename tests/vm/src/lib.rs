@@ -4,6 +4,7 @@
 //! * [`guest`]: a virtual machine with vhost-user disks, asked and answered on its serial console.
 //! * [`qmp`]: QEMU's monitor: reset, hotplug, migration.
 //! * [`deadline`]: how long anything may take.
+//! * `disk-verifier`: runs in a guest, and knows what each sector of its disk must hold.
 //!
 //! One design decision: a guest takes commands one by one from its serial console and answers each with its exit code, so
 //! that a test can do something to the server between two commands, or while one of them runs in the background, and one

@@ -1,59 +1,155 @@
-//! `kill -9` of our processes under a guest's verified I/O: the guest waits and never sees an error. Both placements.
+//! SIGKILL, and SIGSTOP with SIGCONT, of every process under a guest with a file system and verified load, with requests done
+//! late and out of order, in both placements: the guest waits and never sees an error. At the end the power goes, too.
+//!
+//! | variable | says |
+//! |---|---|
+//! | `GUEST_KILLS_SEED` | which sequence; the seed of a failure is printed |
+//! | `GUEST_KILLS` | signals in all, shared by the placements |
 
 #![expect(
     clippy::tests_outside_test_module,
     reason = "an integration test is all test"
 )]
-#![expect(clippy::print_stdout, reason = "how much load each kill met")]
+#![expect(clippy::print_stdout, reason = "figures, and how to replay")]
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use archipelago_bench::load::Random;
+use archipelago_bench::server::own_program;
+use archipelago_crash_tests::blow::{Blow, FUSED, SPLIT, Victim};
 use archipelago_crash_tests::node::Node;
 use archipelago_vm_tests::guest::{Disk, Guest};
 
-/// A file system with files and sums in front, verified load on the raw end behind it.
+/// Runs in the guest.
+const VERIFIER: &str = env!("CARGO_BIN_EXE_disk-verifier");
+/// Longest delay before a request and before its reply: far longer than a request takes, far shorter than a restart.
+const DELAY_MS: u64 = 20;
+/// A file system in the first half; behind it a raw place.
 const SIZE: usize = 256 << 20;
-const LOAD: &str = "start_load /dev/vda 32m --offset=192m";
+/// What the load works on: 3 MiB of the raw end with twelve workers, and a file of 1 MiB with four.
+const PLACES: &str = "/dev/vda:201326592:3145728:12 /mnt/load:0:1048576:4";
+/// Signals when nobody says how many.
+const KILLS: u64 = 200;
 
-fn survives(placement: &str, victims: &[&str]) -> Result<()> {
-    let node = Node::start(placement)?;
-    let socket = node.create("disk", SIZE)?;
-    let guest = Guest::builder().disk(Disk::new(&socket)).boot()?;
-    guest
-        .run("mkfs.ext4 -q -F /dev/vda 128M && mount -t ext4 /dev/vda /mnt && make_files 10 200")?;
-    guest.run(LOAD)?;
-    let mut met = 0;
-    for victim in victims {
-        guest.run("await 60 eval '[ $(in_flight vda) -gt 0 ]'")?;
-        let pid = match *victim {
-            "daemon" => node.daemon()?,
-            role => node.process_of(role)?,
-        };
-        Node::kill(pid)?;
-        if *victim == "daemon" {
-            // Its peers die with it, so what is in flight now waits for the next one.
-            let waiting = guest.run("usleep 300000; in_flight vda")?;
-            met += usize::from(waiting != "0");
-            println!("{victim} killed with {waiting} requests in flight");
-            node.call(&["node", "start"])?;
-        }
-        // Served again: a write by the file system comes back from the medium, and the load makes progress.
-        guest.run("echo alive >/mnt/alive && sync && no_errors")?;
-        let passes = guest.run("load_passes")?;
-        guest.run(&format!(
-            "await 200 eval '[ $(load_passes) -gt {passes} ] || [ -e /tmp/load.result ]'"
+fn number(variable: &str, or: u64) -> u64 {
+    let text = std::env::var(variable).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(or)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a figure for people")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn boot(socket: &Path) -> Result<Guest> {
+    Guest::builder()
+        .disk(Disk::new(socket))
+        .program(Path::new(VERIFIER))
+        .boot()
+}
+
+/// What a guest says of its load.
+struct Progress {
+    in_flight: u64,
+    /// In each of which every worker has done a request.
+    rounds: u64,
+    requests: u64,
+}
+
+impl Progress {
+    /// After a pause.
+    fn of(guest: &Guest, pause: Duration) -> Result<Self> {
+        let text = guest.run(&format!(
+            "usleep {}; in_flight vda; cat /tmp/verifier/progress",
+            pause.as_micros()
         ))?;
+        let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok([in_flight, rounds, requests]) => Ok(Progress {
+                in_flight: *in_flight,
+                rounds: *rounds,
+                requests: *requests,
+            }),
+            _ => anyhow::bail!("the guest tells no progress: {text}"),
+        }
     }
-    guest.run("end_load && check_files && umount /mnt && check_fs /dev/vda && no_errors")?;
-    ensure!(met > 0, "no kill met a request in flight");
+}
+
+fn survives(placement: &str, victims: &[Victim], kills: u64) -> Result<()> {
+    let seed = number("GUEST_KILLS_SEED", 1);
+    let mut random = Random::new(seed);
+    let daemon = own_program("archipelagod-delaying")?;
+    let daemon = daemon.to_str().context("a path in UTF-8")?;
+    let node = Node::builder(placement)
+        .delaying(daemon, DELAY_MS)
+        .start()?;
+    let socket = node.create("disk", SIZE)?;
+    let guest = boot(&socket)?;
+    guest.run(
+        "mkfs.ext4 -q -F /dev/vda 128M && mount -t ext4 /dev/vda /mnt && make_files 10 200 && truncate -s 1M /mnt/load",
+    )?;
+    guest.run(&format!("start_verifier {seed} {PLACES}"))?;
+    let (mut signals, mut blows, mut met, mut gap_max) = (0, 0, 0, Duration::ZERO);
+    let began = now();
+    while signals < kills {
+        let blow = Blow::draw(&mut random, victims);
+        let before = Duration::from_millis(random.below(200));
+        let pause = Duration::from_millis(random.below(200));
+        signals += blow.signals();
+        blows += 1;
+        let mut strike = || -> Result<()> {
+            let progress = Progress::of(&guest, before)?;
+            met += u64::from(progress.in_flight > 0);
+            let struck = now();
+            blow.strike(&node, pause)?;
+            // The round after the one under way began after the blow: nobody waits for what will never come.
+            guest.run(&format!("await_verifier {}", progress.rounds + 1))?;
+            gap_max = gap_max.max(struck.elapsed());
+            Ok(())
+        };
+        strike().with_context(|| {
+            format!(
+                "{blow:?}, signal {signals} of {placement}; replay with GUEST_KILLS_SEED={seed}"
+            )
+        })?;
+    }
+    let last = Progress::of(&guest, Duration::ZERO)?;
+    println!(
+        "{placement}, seed {seed}: {signals} signals in {} s, {blows} blows, {met} with requests in flight, \
+         {} requests, every worker served again after {} ms at most",
+        began.elapsed().as_secs(),
+        last.requests,
+        gap_max.as_millis()
+    );
+    power_off(&node, guest, &socket).with_context(|| {
+        format!("at the end of {placement}; replay with GUEST_KILLS_SEED={seed}")
+    })?;
+    ensure!(2 * met > blows, "most blows met no request in flight");
+    Ok(())
+}
+
+/// Stops the load, then all processes at once, the guest's too: what was flushed is there after the next boot.
+fn power_off(node: &Node, guest: Guest, socket: &Path) -> Result<()> {
+    let digest = guest.run("end_verifier && check_files && no_errors")?;
+    Node::kill(node.daemon()?)?;
+    drop(guest);
+    node.restart()?;
+    let guest = boot(socket)?;
+    guest.run("recover_fs /dev/vda && mount -t ext4 /dev/vda /mnt && check_files")?;
+    let found = guest.run(&format!("disk-verifier digest {PLACES}"))?;
+    ensure!(found == digest, "flushed: {digest}, found: {found}");
+    guest.run("umount /mnt && check_fs /dev/vda && no_errors")?;
     Ok(())
 }
 
 #[test]
-fn a_guest_outlives_the_daemon_fused() -> Result<()> {
-    survives("fused", &["daemon", "endpoint", "daemon"])
+fn a_guest_outlives_kills_of_anybody_fused() -> Result<()> {
+    survives("fused", FUSED, number("GUEST_KILLS", KILLS) * 3 / 10)
 }
 
 #[test]
-fn a_guest_outlives_the_daemon_and_each_peer_split() -> Result<()> {
-    survives("split", &["daemon", "endpoint", "mapper", "blocker"])
+fn a_guest_outlives_kills_of_anybody_split() -> Result<()> {
+    survives("split", SPLIT, number("GUEST_KILLS", KILLS) * 7 / 10)
 }
