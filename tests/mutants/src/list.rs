@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 /// How a test is called.
@@ -44,6 +44,9 @@ pub struct Mutant {
     pub place: String,
     /// The test that must fail.
     pub test: String,
+    /// Others that must fail, too: suites of another kind.
+    #[serde(default)]
+    pub also: Vec<String>,
     /// One of the few that every run looks at.
     #[serde(default)]
     pub quick: bool,
@@ -51,6 +54,15 @@ pub struct Mutant {
     pub survives: Option<String>,
     /// What is changed.
     pub edit: Vec<Edit>,
+}
+
+impl Mutant {
+    /// The tests that must fail, the quickest first.
+    pub fn tests(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.test)
+            .chain(&self.also)
+            .map(String::as_str)
+    }
 }
 
 impl Edit {
@@ -114,8 +126,9 @@ impl List {
         let mut names = BTreeSet::new();
         for mutant in &self.mutant {
             ensure!(names.insert(&mutant.name), "two mutants: {}", mutant.name);
-            if !self.test.contains_key(&mutant.test) {
-                bail!("{}: there is no test {}", mutant.name, mutant.test);
+            for test in mutant.tests() {
+                let known = self.test.contains_key(test);
+                ensure!(known, "{}: there is no test {test}", mutant.name);
             }
             ensure!(!mutant.edit.is_empty(), "{}: no edit", mutant.name);
         }

@@ -34,8 +34,15 @@ struct Arguments {
 impl Arguments {
     fn wants(&self, mutant: &Mutant) -> bool {
         let named = self.words.iter().all(|word| mutant.name.contains(word));
-        let tested = self.test.as_ref().is_none_or(|test| mutant.test == *test);
-        named && tested && (mutant.quick || !self.quick)
+        named && (mutant.quick || !self.quick)
+    }
+
+    /// The tests of `mutant` that are to be run.
+    fn tests<'a>(&self, mutant: &'a Mutant) -> impl Iterator<Item = &'a str> {
+        // The others take longer than what is quick.
+        let count = if self.quick { 1 } else { usize::MAX };
+        let wants = |test: &&str| self.test.as_ref().is_none_or(|wanted| wanted == test);
+        mutant.tests().take(count).filter(wants)
     }
 }
 
@@ -50,11 +57,12 @@ fn main() -> Result<()> {
         Some(name) => mutant.name == *name,
         None => true,
     };
-    let wanted: Vec<&Mutant> = list
+    let wanted: Vec<(&Mutant, &str)> = list
         .mutant
         .iter()
         .skip_while(|mutant| !begins(mutant))
         .filter(|mutant| arguments.wants(mutant))
+        .flat_map(|mutant| arguments.tests(mutant).map(move |test| (mutant, test)))
         .collect();
     ensure!(!wanted.is_empty(), "no mutant has such a name");
 
@@ -62,10 +70,10 @@ fn main() -> Result<()> {
         .map_or(root.join("target"), |dir| root.join(dir))
         .join("mutants");
     let tree = Tree::bring(&root, &below.join("tree"))?;
-    let runner = Runner::new(&list, &tree, &below.join("build"));
+    let runner = Runner::new(&root, &tree, &below.join("build"));
 
     // A test that fails by itself would catch everything.
-    let tests: BTreeSet<&str> = wanted.iter().map(|mutant| mutant.test.as_str()).collect();
+    let tests: BTreeSet<&str> = wanted.iter().map(|(_, test)| *test).collect();
     for name in tests.iter().filter(|_| !arguments.trusted) {
         let outcome = runner.test(&list.test[*name])?;
         println!(
@@ -81,8 +89,8 @@ fn main() -> Result<()> {
 
     println!("\n| mistake | where | caught by | after | s |\n|---|---|---|---|---|");
     let mut wrong = Vec::new();
-    for mutant in &wanted {
-        let outcome = runner.mutant(mutant)?;
+    for (mutant, test) in &wanted {
+        let outcome = runner.mutant(mutant, &list.test[*test])?;
         println!(
             "| {} | {} | {} | {} |",
             mutant.name, mutant.place, outcome.verdict, outcome.test
@@ -99,7 +107,7 @@ fn main() -> Result<()> {
     }
     if !wrong.is_empty() {
         bail!(
-            "{} of {} mutants did not fare as the list says:\n  {}",
+            "{} of {} tests of mutants did not fare as the list says:\n  {}",
             wrong.len(),
             wanted.len(),
             wrong.join("\n  ")

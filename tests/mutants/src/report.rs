@@ -108,6 +108,11 @@ pub fn steps_of(output: &str) -> Option<String> {
             .find(|(name, _)| matches!(*name, "SEED" | "SEQUENCE"))?;
         Some(format!("{} {}", word.0.to_lowercase(), word.1))
     });
+    // Of a power cut: which moment of a recording.
+    let point = output.lines().find_map(|line| {
+        let (_, rest) = line.split_once(", point ")?;
+        Some(format!("point {}", rest.split_once(':')?.0))
+    });
     let inputs = output
         .lines()
         .find_map(|line| line.trim().strip_prefix("successes: "))
@@ -116,6 +121,7 @@ pub fn steps_of(output: &str) -> Option<String> {
         .map(str::to_owned)
         .into_iter()
         .chain(replay)
+        .chain(point)
         .chain(inputs)
         .collect();
     (!parts.is_empty()).then(|| parts.join(", "))
@@ -134,6 +140,9 @@ mod tests {
             caught.to_string(),
             "`every_short` | 190 images, sequence 9,0"
         );
+        let cut = "ext4 seed 1, point 3: a block is missing\nfailures:\n    survives\n\n";
+        let caught = Verdict::of(Some(101), cut);
+        assert_eq!(caught.to_string(), "`survives` | point 3");
         assert_eq!(Verdict::of(Some(0), output), Verdict::Survived);
         assert_eq!(Verdict::of(Some(124), output), Verdict::TimedOut);
         assert!(matches!(

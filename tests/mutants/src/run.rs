@@ -1,12 +1,13 @@
 //! Builds and runs a test in the copy.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::list::{List, Mutant, Test};
+use crate::list::{Mutant, Test};
 use crate::report::{Outcome, Verdict};
 use crate::tree::Tree;
 
@@ -16,28 +17,27 @@ const BUILD_SECONDS: u32 = 900;
 /// Runs mutants one after another.
 #[derive(Debug)]
 pub struct Runner<'a> {
-    list: &'a List,
+    root: &'a Path,
     tree: &'a Tree,
     target: PathBuf,
 }
 
 impl<'a> Runner<'a> {
-    /// With build results below `target`.
+    /// With build results below `target`, of a copy of the sources at `root`.
     #[must_use]
-    pub fn new(list: &'a List, tree: &'a Tree, target: &Path) -> Self {
+    pub fn new(root: &'a Path, tree: &'a Tree, target: &Path) -> Self {
         Runner {
-            list,
+            root,
             tree,
             target: target.to_owned(),
         }
     }
 
-    /// What the test of `mutant` says of it.
+    /// What `test` says of `mutant`.
     ///
     /// # Errors
     /// The mutant is stale, or a program could not be started.
-    pub fn mutant(&self, mutant: &Mutant) -> Result<Outcome> {
-        let test = &self.list.test[&mutant.test];
+    pub fn mutant(&self, mutant: &Mutant, test: &Test) -> Result<Outcome> {
         self.tree
             .with(mutant, || self.test(test))
             .with_context(|| mutant.name.clone())
@@ -83,6 +83,15 @@ impl<'a> Runner<'a> {
             .args(arguments)
             .current_dir(self.tree.path())
             .env("CARGO_TARGET_DIR", &self.target)
+            // What tests of the whole system take from elsewhere: the command, which only starts the mutant, and guests.
+            .env(
+                "ARCHIPELAGO_BIN_DIR",
+                or("ARCHIPELAGO_BIN_DIR", self.root.join("target/release")),
+            )
+            .env(
+                "ARCHIPELAGO_GUEST_DIR",
+                or("ARCHIPELAGO_GUEST_DIR", self.root.join(".cache/guest")),
+            )
             .env("CARGO_INCREMENTAL", "1")
             .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
             // Each build is run for seconds: what takes long is the compiler.
@@ -93,6 +102,11 @@ impl<'a> Runner<'a> {
             .output()
             .context("timeout cargo test")
     }
+}
+
+/// What the environment says, or `path`.
+fn or(variable: &str, path: PathBuf) -> OsString {
+    std::env::var_os(variable).unwrap_or_else(|| path.into())
 }
 
 #[expect(clippy::disallowed_methods, reason = "measures other processes")]

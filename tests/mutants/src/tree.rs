@@ -56,8 +56,11 @@ impl Tree {
     }
 
     fn restore(&self, name: &str) -> Result<()> {
-        let right = fs::read(self.source.join(name))?;
-        self.put(name, &right)
+        let from = self.source.join(name);
+        self.put(name, &fs::read(&from)?)?;
+        // Tests run scripts.
+        let mode = fs::metadata(&from)?.permissions();
+        Ok(fs::set_permissions(self.copy.join(name), mode)?)
     }
 
     fn put(&self, name: &str, content: &[u8]) -> Result<()> {
@@ -109,6 +112,31 @@ fn remove_others(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scripts_can_be_run_in_the_copy() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (source, copy) = (dir.path().join("source"), dir.path().join("copy"));
+        let made = Command::new("git")
+            .arg("init")
+            .arg("-q")
+            .arg(&source)
+            .status();
+        assert!(made.unwrap().success());
+        fs::write(source.join("run.sh"), "#!/bin/sh").unwrap();
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(source.join("run.sh"), mode).unwrap();
+        Tree::bring(&source, &copy).unwrap();
+        assert_eq!(
+            fs::metadata(copy.join("run.sh"))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o755
+        );
+    }
 
     #[test]
     fn what_has_moved_in_the_sources_moves_in_the_copy() {
