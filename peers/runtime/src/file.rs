@@ -1,29 +1,97 @@
 //! A descriptor that requests may be in flight on.
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 /// An open file. Clones share the descriptor; it is closed when the last clone and the last request on it are gone.
 #[derive(Debug, Clone)]
 pub struct File {
-    fd: Rc<OwnedFd>,
+    held: Rc<Held>,
+}
+
+/// Who makes the calls on a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Calls {
+    /// The thread that asks, as far as the file system does not wait; else a worker of the ring.
+    First,
+    /// A worker of the ring: the file system waits although it is asked not to.
+    Workers,
+}
+
+/// Who closes a descriptor.
+type Closer = Box<dyn Fn(OwnedFd)>;
+
+struct Held {
+    /// Always there; an option so that it can be given to the closer.
+    fd: Option<OwnedFd>,
+    calls: Calls,
+    closer: Option<Closer>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let (Some(fd), Some(close)) = (self.fd.take(), &self.closer) {
+            close(fd);
+        }
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Held").field(&self.fd).finish()
+    }
+}
+
+impl Held {
+    fn fd(&self) -> &OwnedFd {
+        self.fd.as_ref().expect("taken only by drop")
+    }
 }
 
 impl File {
+    /// A file that `close` closes, wherever its last clone goes: a close may write, and wait.
+    #[must_use]
+    pub fn closed_by(
+        fd: impl Into<OwnedFd>,
+        calls: Calls,
+        close: impl Fn(OwnedFd) + 'static,
+    ) -> File {
+        let held = Held {
+            fd: Some(fd.into()),
+            calls,
+            closer: Some(Box::new(close)),
+        };
+        File {
+            held: Rc::new(held),
+        }
+    }
+
     /// Whether no request and no other clone uses the descriptor.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        Rc::strong_count(&self.fd) == 1
+        Rc::strong_count(&self.held) == 1
+    }
+
+    pub(crate) fn calls(&self) -> Calls {
+        self.held.calls
     }
 
     pub(crate) fn raw(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.held.fd().as_raw_fd()
     }
 }
 
 impl From<OwnedFd> for File {
     fn from(fd: OwnedFd) -> Self {
-        File { fd: Rc::new(fd) }
+        let held = Held {
+            fd: Some(fd),
+            calls: Calls::First,
+            closer: None,
+        };
+        File {
+            held: Rc::new(held),
+        }
     }
 }
 
@@ -35,6 +103,6 @@ impl From<std::fs::File> for File {
 
 impl AsFd for File {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.held.fd().as_fd()
     }
 }

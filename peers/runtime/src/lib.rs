@@ -28,7 +28,7 @@ mod yields;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::Config;
-pub use file::File;
+pub use file::{Calls, File};
 pub use handle::{Ended, Handle};
 pub use peer::{Peer, Progress};
 pub use reactor::{Context, PanicHook, Panicked, PeerId, Reactor};

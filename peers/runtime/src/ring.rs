@@ -19,7 +19,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use xseg::Span;
 
 use crate::config::Config;
-use crate::file::File;
+use crate::file::{Calls, File};
 use crate::source::{Event, Queue};
 
 /// User data of requests whose completion nobody waits for.
@@ -30,6 +30,8 @@ const RETRIES_MAX: u8 = 64;
 const KEPT_FILES_MAX: u32 = 16;
 /// How often the end of the ring waits for outstanding requests, 100 ms each.
 const DRAIN_WAITS_MAX: u32 = 300;
+/// Workers beyond the kernel's own limit, at most: as many calls as two channels have in flight when all of it hangs.
+const SPARE_WORKERS_MAX: u32 = 2048;
 /// Vectors of addresses kept for reuse.
 const VECTORS_KEPT_MAX: usize = 256;
 
@@ -99,6 +101,9 @@ pub(crate) struct Ring {
     kept_files: u32,
     /// Whether the fixed-file table is registered.
     table: bool,
+    /// The kernel's limit of workers for files, once it was asked.
+    workers: Option<u32>,
+    spare_workers: u32,
 }
 
 impl Ring {
@@ -146,6 +151,8 @@ impl Ring {
             chunk: config.submit_chunk.max(1),
             kept_files: 0,
             table: false,
+            workers: None,
+            spare_workers: 0,
         })
     }
 
@@ -221,6 +228,10 @@ impl Ring {
             };
             (entry, Keep::Vector(vector))
         };
+        let entry = match file.calls() {
+            Calls::First => entry,
+            Calls::Workers => entry.flags(squeue::Flags::ASYNC),
+        };
         self.start(
             queue,
             token,
@@ -246,6 +257,46 @@ impl Ring {
         );
         // A sync is waited for, and runs on a worker: it gains nothing from a batch.
         self.submit();
+    }
+
+    /// Lets the kernel have `spare` workers more than it would: so many may be kept by calls that do not return.
+    pub(crate) fn spare_workers(&mut self, spare: u32) {
+        let spare = spare.min(SPARE_WORKERS_MAX);
+        if spare == self.spare_workers {
+            return;
+        }
+        let limit = match self.workers {
+            Some(limit) => Ok(limit),
+            None => self.limit_workers(0),
+        };
+        let set = limit.and_then(|limit| {
+            self.workers = Some(limit);
+            self.limit_workers(limit.saturating_add(spare))
+        });
+        match set {
+            Ok(_before) => {
+                if spare > self.spare_workers {
+                    // The kernel starts a worker when it is given something to do, not when it may have more.
+                    let nothing = opcode::Nop::new().build();
+                    let nothing = nothing.flags(squeue::Flags::ASYNC).user_data(IGNORED);
+                    self.push(nothing);
+                    self.submit();
+                }
+                self.spare_workers = spare;
+            }
+            // Older than 5.15: others wait for those that hang once there are too many of them.
+            Err(error) => tracing::debug!(%error, "the limit of io_uring's workers"),
+        }
+    }
+
+    /// Sets the limit of workers for calls on files, unless it is 0; the limit before.
+    fn limit_workers(&mut self, limit: u32) -> io::Result<u32> {
+        // The other limit is that of calls on everything else.
+        let mut limits = [limit, 0];
+        self.ring()
+            .submitter()
+            .register_iowq_max_workers(&mut limits)?;
+        Ok(limits[0])
     }
 
     pub(crate) fn timeout(&mut self, queue: &Queue, token: u64, deadline: Duration) {

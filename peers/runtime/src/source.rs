@@ -150,6 +150,12 @@ impl Source {
         self.ring.borrow_mut().keep_file(fd)
     }
 
+    /// Lets the ring have `spare` workers more than the kernel's own limit: for the others, while calls that do not return keep
+    /// theirs.
+    pub fn spare_workers(&self, spare: u32) {
+        self.ring.borrow_mut().spare_workers(spare);
+    }
+
     /// The next event of this source.
     #[must_use]
     pub fn next(&self) -> Option<Event> {
