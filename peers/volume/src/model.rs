@@ -27,6 +27,12 @@ pub(crate) const SEGMENTS_MAX: usize = SCATTER_MAX as usize;
 /// Blocks of a volume that are being merged, or wait for it: a queue of small writes into a fresh clone, half of it.
 pub(crate) const MERGES_MAX: usize = 64;
 
+/// Whether a volume that holds `held` of what all volumes share may take another while `free` are left. So one that hangs
+/// keeps half of it, two keep a third each, and there is always something left for those that do not.
+pub(crate) fn may_take(held: usize, free: usize) -> bool {
+    held < free
+}
+
 /// First byte of the block that holds byte `offset`.
 pub(crate) fn block_start(offset: u64) -> u64 {
     offset - offset % BLOCK_SIZE

@@ -2,6 +2,8 @@
 //!
 //! One poll takes what both ports answered (bounded), then lets volumes with work send, in turn and a few requests each,
 //! until nothing can move or the credits are used up. A request that finds no credit stays where it is in its queue.
+//! Of what all volumes share (credits, slots) none takes more than it leaves ([`may_take`]): one whose requests do not come
+//! back, because storage hangs, does not stop the others.
 //!
 //! Cookies of submissions say which table and slot the completion belongs to. Those of the mapper's port also carry the
 //! port's incarnation: answers of a mapper that is gone are ignored.
@@ -18,7 +20,9 @@ use rustc_hash::FxHashMap;
 use xseg::{ClientPort, Region};
 
 use crate::arena::{ARENA_LEN_MIN, Arena};
-use crate::model::{PIECES_MAX, Piece, REQUESTS_MAX, Request, State, VOLUMES_MAX, Volume};
+use crate::model::{
+    PIECES_MAX, Piece, REQUESTS_MAX, Request, State, VOLUMES_MAX, Volume, may_take,
+};
 use crate::slab::Slab;
 use crate::snapshot::ControlEvent;
 
@@ -194,12 +198,14 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    /// Sends `request` for volume `v`. `false`: no credit or no connection; nothing changed.
+    /// Sends `request` for volume `v`. `false`: no credit for it or no connection; nothing changed.
     pub(crate) fn send_map(&mut self, v: u32, kind: Kind, index: u32, request: MapRequest) -> bool {
-        let sent = self
-            .mapper
-            .submit(cookie(kind, self.incarnation, index), request.encode())
-            .is_ok();
+        let held = self.volumes[v].map_in_flight as usize;
+        let sent = may_take(held, self.mapper.credits())
+            && self
+                .mapper
+                .submit(cookie(kind, self.incarnation, index), request.encode())
+                .is_ok();
         if sent {
             self.volumes[v].map_in_flight += 1;
             self.counters.map_requests += 1;
@@ -207,7 +213,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         sent
     }
 
-    /// Sends `request` for volume `v`. `false`: no credit or no connection; nothing changed.
+    /// Sends `request` for volume `v`. `false`: no credit for it or no connection; nothing changed.
     pub(crate) fn send_object(
         &mut self,
         v: u32,
@@ -215,10 +221,12 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         index: u32,
         request: &ObjectRequest,
     ) -> bool {
-        let sent = self
-            .blocker
-            .submit(cookie(kind, 0, index), request.encode())
-            .is_ok();
+        let held = self.volumes[v].object_in_flight as usize;
+        let sent = may_take(held, self.blocker.credits())
+            && self
+                .blocker
+                .submit(cookie(kind, 0, index), request.encode())
+                .is_ok();
         if sent {
             self.volumes[v].object_in_flight += 1;
             self.object_in_flight += 1;

@@ -18,7 +18,9 @@ use archipelago_protocol::object::ObjectReply;
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage};
 use xseg::ClientPort;
 
-use crate::model::{PIECES_PER_VOLUME, Phase, Piece, Place, Step, Work, block_end, block_start};
+use crate::model::{
+    PIECES_PER_VOLUME, Phase, Piece, Place, Step, Work, block_end, block_start, may_take,
+};
 use crate::peer::{Kind, QUANTUM, VolumePeer};
 
 /// Lineages that one volume's blocks can lie in: clones as deep as that.
@@ -28,7 +30,8 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     /// Makes a piece of request `r` and starts it; `false`: no slot.
     pub(crate) fn add_piece(&mut self, r: u32, work: Work, offset: u64, len: u64) -> bool {
         let v = self.requests[r].volume;
-        if self.volumes[v].pieces >= PIECES_PER_VOLUME {
+        let held = self.volumes[v].pieces;
+        if held >= PIECES_PER_VOLUME || !may_take(held as usize, self.pieces.vacant()) {
             return false;
         }
         let Some(p) = self.pieces.insert(Piece::new(v, r, work, offset, len)) else {

@@ -12,6 +12,7 @@ use xseg::{ClientPort, RegionId};
 
 use crate::model::{
     Phase, REQUESTS_PER_VOLUME, Request, SEGMENTS_MAX, State, Volume, Work, block_end, block_start,
+    may_take,
 };
 use crate::peer::{QUANTUM, VolumePeer};
 use crate::slab::NONE;
@@ -98,7 +99,10 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         if volume.closing || volume.state == State::Dead {
             return Err(ErrorCode::NotFound);
         }
-        if !volume.opened || volume.slots >= REQUESTS_PER_VOLUME || self.requests.is_full() {
+        if !volume.opened
+            || volume.slots >= REQUESTS_PER_VOLUME
+            || !may_take(volume.slots as usize, self.requests.vacant())
+        {
             return Err(ErrorCode::Unavailable);
         }
         let mut verdict = judge(volume, asked);

@@ -70,7 +70,12 @@ impl<T> Slab<T> {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.len() == self.capacity as usize
+        self.vacant() == 0
+    }
+
+    /// Items that there is room for.
+    pub(crate) fn vacant(&self) -> usize {
+        self.capacity as usize - self.len()
     }
 }
 

@@ -12,7 +12,7 @@ use archipelago_protocol::object::{
 use archipelago_protocol::{BLOCK_SIZE, ErrorCode};
 use xseg::{ClientPort, RegionId};
 
-use crate::model::{Step, Work, block_start};
+use crate::model::{Step, Work, block_start, may_take};
 use crate::peer::{Kind, VolumePeer};
 use crate::segments::{Parts, scatter_entry};
 
@@ -25,7 +25,8 @@ const _: () = assert!(BLOCK_LEN as u64 == BLOCK_SIZE);
 impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     /// `Ok(false)`: no credit or no cell, try again later.
     pub(crate) fn send_piece_to_blocker(&mut self, v: u32, p: u32) -> Result<bool, ErrorCode> {
-        if self.blocker.credits() == 0 {
+        let held = self.volumes[v].object_in_flight as usize;
+        if !may_take(held, self.blocker.credits()) {
             return Ok(false);
         }
         let step = self.pieces[p].step;
