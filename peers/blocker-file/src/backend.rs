@@ -1,4 +1,7 @@
 //! The backend: takes requests, drives transfers and syncs on the ring, hands the rest to the slow threads.
+//!
+//! Invariant: no call on the pool's file system is made on this thread once the pool is open, but those of a file system in
+//! memory. Any of them may never return, and all volumes share the thread.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,29 +10,31 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use archipelago_blocker::{Backend, Capabilities, Fencing};
+use archipelago_protocol::control::Wait;
 use archipelago_protocol::object::{
-    FLAG_DURABLE, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
-use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, Source, Watch};
+use rustc_hash::FxHashMap;
 use xseg::Span;
 
+use crate::awaited::Awaited;
 use crate::bounce::Bounces;
 use crate::counters::Counters;
-use crate::errors::code_of;
+use crate::errors::{Failed, code_of};
 use crate::files::{Files, Open};
 use crate::heads::Heads;
-use crate::layout::Layout;
-use crate::pool::{self, Access};
-use crate::slow::{Done, Job, Slow};
+use crate::jobs::{Done, Job};
+use crate::layout::{FileId, Layout};
+use crate::pool::{self, Access, Below};
+use crate::slow::{Line, Slow, THREADS_MAX};
 use crate::transfer::Transfer;
 use crate::unsynced::Turn;
+use crate::watching::Steps;
 
 /// The token of the slow threads' bells; all others are places in the table.
 const BELL: u64 = u64::MAX;
-/// Threads for what may take long, by lineage: swaps are synced one by one, and a takeover of all volumes of a node is at
-/// least one swap each.
-const SLOW_THREADS: usize = 8;
 
 /// What a file backend can be told.
 #[derive(Debug, Clone)]
@@ -59,23 +64,35 @@ pub(crate) enum Pending {
     },
     Slow {
         ticket: u64,
+        op: ObjectOp,
+        id: ObjectId,
     },
+    /// A file is being opened, for those who wait.
+    Open(Awaited),
 }
 
 /// Objects in the files of a directory. Lives on its reactor's thread.
 #[derive(Debug)]
 pub struct FileBackend {
     pub(crate) source: Source,
+    pub(crate) layout: Layout,
     pub(crate) access: Access,
     pub(crate) files: Files,
-    slow: Vec<Slow>,
+    pub(crate) below: Below,
+    pub(crate) slow: Slow,
     syncer: Slow,
-    deleter: Slow,
+    pub(crate) deleter: Slow,
+    pub(crate) listings: Steps,
+    pub(crate) deletions: Steps,
     pub(crate) bounces: Bounces,
     pub(crate) pending: Vec<Option<Pending>>,
+    /// When each of them began, in seconds as [`FileBackend::seconds`] counts them.
+    pub(crate) since: Vec<u64>,
+    /// Monotonic time, as it was told last.
+    pub(crate) seconds: u64,
     pub(crate) free: Vec<usize>,
-    /// Transfers that need their file for themselves, and those behind them, in order.
-    pub(crate) waiting: VecDeque<usize>,
+    /// Files that are being opened: their places in the table.
+    pub(crate) opening: FxHashMap<FileId, usize>,
     pub(crate) done: VecDeque<(u64, ObjectReply)>,
     /// Lists of spans for the next transfers: their memory is used again.
     pub(crate) spare: Vec<Vec<Span>>,
@@ -106,38 +123,42 @@ impl FileBackend {
         let access = pool::probe(&layout, &source)?;
         let synced =
             std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
-        let start = |name: &str| {
+        let start = |name, threads_max| {
             let heads = match &synced {
                 Ok(()) => Heads::default(),
                 Err(_) => Heads::suspect(),
             };
-            Slow::start(name, layout.clone(), heads)
+            Slow::start(name, threads_max, layout.clone(), heads)
                 .map_err(|error| failed("start a thread", error))
         };
-        let slow: Vec<Slow> = (0..SLOW_THREADS)
-            .map(|_| start("blocker-slow"))
-            .collect::<Result<_, Error>>()?;
-        let (syncer, deleter) = (start("blocker-sync")?, start("blocker-delete")?);
+        let slow = start("blocker-slow", THREADS_MAX)?;
+        let (syncer, deleter) = (start("blocker-sync", 1)?, start("blocker-delete", 1)?);
         let watch = |slow: &Slow| {
             let watch = source.poll_readable(slow.bell(), BELL);
             watch.map_err(|error| failed("watch a thread", error))
         };
-        let bells = slow
-            .iter()
-            .chain([&syncer, &deleter])
+        let bells = [&slow, &syncer, &deleter]
+            .into_iter()
             .map(watch)
             .collect::<Result<_, Error>>()?;
+        let below = Below::of(&layout);
         let mut backend = FileBackend {
             source,
+            below,
+            layout,
             access,
-            files: Files::new(layout, access),
+            files: Files::new(access, below.calls()),
             slow,
             syncer,
             deleter,
+            listings: Steps::default(),
+            deletions: Steps::default(),
             bounces: Bounces::default(),
             pending: Vec::new(),
+            since: Vec::new(),
+            seconds: clock.now().as_secs(),
             free: Vec::new(),
-            waiting: VecDeque::new(),
+            opening: FxHashMap::default(),
             done: VecDeque::new(),
             spare: Vec::new(),
             counters: Counters::default(),
@@ -165,9 +186,11 @@ impl FileBackend {
     pub(crate) fn insert(&mut self, pending: Pending) -> usize {
         if let Some(index) = self.free.pop() {
             self.pending[index] = Some(pending);
+            self.since[index] = self.seconds;
             return index;
         }
         self.pending.push(Some(pending));
+        self.since.push(self.seconds);
         self.pending.len() - 1
     }
 
@@ -190,20 +213,10 @@ impl FileBackend {
         self.done.push_back((ticket, reply));
     }
 
-    /// The thread that does the swaps of `lineage`.
-    pub(crate) fn slow_of(&self, lineage: Lineage) -> &Slow {
-        let [high, low] = lineage.to_words();
-        let count = self.slow.len() as u64;
-        // Lineages are random; a fixed one, the catalogue's, has its place too.
-        let index = usize::try_from((high ^ low) % count).unwrap_or(0);
-        &self.slow[index]
-    }
-
     /// The next job that a thread has done.
     fn next_slow(&self) -> Option<(usize, Done)> {
-        self.slow
-            .iter()
-            .chain([&self.syncer, &self.deleter])
+        [&self.slow, &self.syncer, &self.deleter]
+            .into_iter()
             .find_map(Slow::next_done)
     }
 
@@ -223,17 +236,28 @@ impl FileBackend {
         }
     }
 
-    pub(crate) fn on_slow(&mut self, index: usize, done: Done) {
+    fn on_done(&mut self, index: usize, done: Done) {
+        match done {
+            Done::Replied(result) => self.on_slow(index, result),
+            Done::Opened(result) => self.on_opened(index, result),
+        }
+    }
+
+    pub(crate) fn on_slow(&mut self, index: usize, done: Result<ObjectReply, Failed>) {
         if done.is_err_and(|failed| failed.lost) {
             self.lose_unsynced();
         }
         let ticket = match self.pending.get(index) {
-            Some(&Some(Pending::Slow { ticket })) => ticket,
+            Some(&Some(Pending::Slow { ticket, .. })) => ticket,
             Some(&Some(Pending::SyncPool { ticket, began })) => {
                 if done.is_ok() {
                     self.files.pool_synced(began);
                 }
                 ticket
+            }
+            // Nothing of a transfer is on its way but that.
+            Some(Some(Pending::Transfer(transfer))) if transfer.waiting == 0 => {
+                return self.on_moved_around(index, done.map(drop).map_err(|failed| failed.code));
             }
             _ => return self.on_part(index, done.err().map(|failed| failed.code)),
         };
@@ -248,10 +272,8 @@ impl FileBackend {
             return self.answer(ticket, ObjectReply::failed(ErrorCode::SyncFailed));
         }
         match request.op {
-            ObjectOp::Delete => self.files.forget(|known| known.object == id),
-            ObjectOp::DeleteLineage => self
-                .files
-                .forget(|known| known.object.lineage == id.lineage),
+            ObjectOp::Delete => self.forget(|known| known.object == id),
+            ObjectOp::DeleteLineage => self.forget(|known| known.object.lineage == id.lineage),
             ObjectOp::SyncPool => self.counters.pool_syncs += 1,
             _ => {}
         }
@@ -260,16 +282,19 @@ impl FileBackend {
                 ticket,
                 began: self.files.now(),
             },
-            _ => Pending::Slow { ticket },
+            op => Pending::Slow { ticket, op, id },
         });
-        let thread = match request.op {
-            ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => &self.deleter,
-            ObjectOp::SyncPool => &self.syncer,
-            _ => self.slow_of(id.lineage),
+        let (threads, line) = match request.op {
+            ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => {
+                (&self.deleter, Line::Pool)
+            }
+            ObjectOp::SyncPool => (&self.syncer, Line::Pool),
+            ObjectOp::List | ObjectOp::StatPool => (&self.slow, Line::Pool),
+            _ => (&self.slow, Line::Swaps(id.lineage)),
         };
         let memory = memory.to_vec();
         let request = *request;
-        thread.send(index, Job::Request { request, memory });
+        threads.send(line, index, Job::Request { request, memory });
     }
 }
 
@@ -293,18 +318,26 @@ impl Backend for FileBackend {
         }
     }
 
+    fn look(&mut self, now: Duration) {
+        self.look_at(now);
+    }
+
+    fn waits(&self) -> Vec<Wait> {
+        self.told_waits()
+    }
+
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
         debug_assert!(request.flags & !FLAG_DURABLE == 0, "judged by the peer");
         let swapped = request.id.kind == ObjectKind::Head;
         let result = match request.op {
             // Small objects change by swaps only.
             ObjectOp::Read | ObjectOp::Write if swapped => Err(ErrorCode::Invalid),
-            ObjectOp::Read | ObjectOp::Write => self.start_transfer(ticket, request, memory),
+            ObjectOp::Read | ObjectOp::Write => self.start_on_file(ticket, request, memory),
             ObjectOp::Sync if swapped => {
                 self.answer(ticket, ObjectReply::done(0));
                 Ok(())
             }
-            ObjectOp::Sync => self.start_sync(ticket, request),
+            ObjectOp::Sync => self.start_on_file(ticket, request, memory),
             ObjectOp::Barrier => {
                 self.answer(ticket, ObjectReply::done(0));
                 Ok(())
@@ -327,7 +360,7 @@ impl Backend for FileBackend {
         while let Some(event) = self.source.next() {
             if event.token == BELL {
                 while let Some((index, done)) = self.next_slow() {
-                    self.on_slow(index, done);
+                    self.on_done(index, done);
                 }
             } else if let Ok(index) = usize::try_from(event.token) {
                 self.on_event(index, event.result);

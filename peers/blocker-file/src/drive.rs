@@ -4,77 +4,84 @@
 //! |---|---|
 //! | both fit the medium | straight between the client's memory and the medium |
 //! | only the place does | through a buffer |
-//! | not even the place | the blocks around are read, changed and written by plain calls, with the file to itself |
-//! | the page cache serves | plain calls, at once |
+//! | not even the place | a thread reads, changes and writes the blocks around ([`crate::around`]), with the file to itself |
+//! | the page cache serves | as it is; if there is nothing but memory below it, by plain calls, at once |
 //!
 //! The third kind is for contents of odd length; none of our own clients sends such a request on the data path.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use archipelago_protocol::ErrorCode;
-use archipelago_protocol::object::{ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::Durability;
 use xseg::Span;
 
+use crate::around::Around;
 use crate::backend::{FileBackend, Pending};
 use crate::errors::{code_of, is_of_one_file};
-use crate::files::Missing;
-use crate::layout::{CONTAINER_LEN, FileId};
-use crate::pool::Access;
+use crate::files::Open;
+use crate::jobs::Job;
+use crate::layout::FileId;
+use crate::pool::{Access, Below};
+use crate::slow::Line;
 use crate::transfer::{Fit, Transfer, Way};
 
 impl FileBackend {
+    /// Starts a transfer on its file.
     pub(crate) fn start_transfer(
         &mut self,
         ticket: u64,
         request: &ObjectRequest,
         memory: &[Span],
-    ) -> Result<(), ErrorCode> {
-        let (id, offset) = FileId::locate(request.id, request.offset);
-        if request.id.kind == ObjectKind::Data && offset + u64::from(request.len) > CONTAINER_LEN {
-            // An object never crosses a container: its size divides the container's.
-            return Err(ErrorCode::Invalid);
-        }
-        let missing = if request.op == ObjectOp::Read {
-            Missing::Refuse
-        } else {
-            Missing::Create
-        };
-        let open = self
-            .files
-            .get(id, missing)
-            .map_err(|error| code_of(&error))?;
+        open: Rc<Open>,
+    ) {
         if request.len == 0 {
-            self.answer(ticket, ObjectReply::done(0));
-            return Ok(());
+            return self.answer(ticket, ObjectReply::done(0));
         }
+        let (_, offset) = FileId::locate(request.id, request.offset);
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.extend_from_slice(memory);
         let transfer = Transfer::new(ticket, open, request, offset, kept);
+        let waits = !transfer.open.waiting.borrow().is_empty();
         let index = self.insert(Pending::Transfer(transfer));
-        if self.waiting.is_empty() {
-            self.launch(index);
-        } else {
-            self.waiting.push_back(index);
+        if waits || !self.launch(index) {
+            self.wait_for_file(index);
         }
-        Ok(())
     }
 
-    /// Starts a transfer, or has it wait for its file. Whether it was started.
+    fn wait_for_file(&mut self, index: usize) {
+        if let Some(transfer) = self.transfer_mut(index) {
+            transfer.open.waiting.borrow_mut().push_back(index);
+        }
+    }
+
+    /// Starts a transfer, unless it has to wait for its file. Whether it was started.
     fn launch(&mut self, index: usize) -> bool {
         let alignment = match self.access {
             Access::Direct { alignment } => alignment,
             Access::Cached => 1,
         };
+        let in_memory = self.below == Below::Memory;
         let Some(transfer) = self.transfer_mut(index) else {
             return true;
         };
-        if !transfer.open.direct {
-            self.move_now(index);
-            return true;
+        let open = &transfer.open;
+        if open.alone.get() {
+            return false;
         }
-        match transfer.fit(alignment) {
+        let fit = if open.direct {
+            transfer.fit(alignment)
+        } else {
+            Fit::Whole
+        };
+        let others = open.in_flight.get();
+        match fit {
+            Fit::Whole if !open.direct && in_memory => {
+                self.move_now(index);
+                return true;
+            }
             Fit::Whole => {}
             Fit::Memory => {
                 if let Err(code) = self.bounce(index) {
@@ -82,24 +89,17 @@ impl FileBackend {
                     return true;
                 }
             }
-            Fit::Place if transfer.open.in_flight.get() > 0 => {
-                self.waiting.push_back(index);
-                return false;
-            }
-            Fit::Place => {
-                self.counters.bounces += 1;
-                let result = self.move_around(index, u64::from(alignment));
-                self.settle(index, result);
-                return true;
-            }
+            Fit::Place if others > 0 => return false,
+            Fit::Place => open.alone.set(true),
         }
         if let Some(transfer) = self.transfer_mut(index) {
-            transfer
-                .open
-                .in_flight
-                .set(transfer.open.in_flight.get() + 1);
+            transfer.open.in_flight.set(others + 1);
         }
-        self.submit(index);
+        if fit == Fit::Place {
+            self.move_around(index, alignment);
+        } else {
+            self.submit(index);
+        }
         true
     }
 
@@ -146,7 +146,7 @@ impl FileBackend {
         Ok(())
     }
 
-    /// Through the page cache, at once.
+    /// By plain calls, which only copy memory.
     fn move_now(&mut self, index: usize) {
         let source = self.source.clone();
         let Some(transfer) = self.transfer_mut(index) else {
@@ -174,59 +174,38 @@ impl FileBackend {
         self.settle(index, result);
     }
 
-    /// The blocks around an odd place are read, changed, and written if they have changed. Nobody else uses the file.
-    fn move_around(&mut self, index: usize, unit: u64) -> Result<(), ErrorCode> {
+    /// Has a thread move what is at an odd place. Nobody else uses the file.
+    fn move_around(&mut self, index: usize, unit: u32) {
+        self.counters.bounces += 1;
         let Some(transfer) = self.transfer_mut(index) else {
-            return Err(ErrorCode::Internal);
+            return;
         };
-        let (offset, len) = (transfer.offset, u64::from(transfer.len));
-        let (open, way) = (Rc::clone(&transfer.open), transfer.way);
-        let start = offset / unit * unit;
-        let around = (offset + len).next_multiple_of(unit) - start;
-        let buffer = self.bounces.take(around).map_err(|error| code_of(&error))?;
-        let span = buffer
-            .span(0, around)
-            .map_err(|_short| ErrorCode::Internal)?;
-        buffer
-            .fill(0, around, 0)
-            .map_err(|_short| ErrorCode::Internal)?;
-        // Up to the end of the file, beyond which there are zeros: a read that stops earlier must not pass for one.
-        let mut filled = 0;
-        while filled < span.len() {
-            let rest = span.part(filled, span.len() - filled);
-            let rest = [rest.map_err(|_short| ErrorCode::Internal)?];
-            let at = start + filled as u64;
-            match self.source.read_now(&open.file, &rest, at) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) => return Err(code_of(&error)),
-            }
+        let line = Line::Files(transfer.open.id.object.lineage);
+        let around = transfer.open.file.as_fd().try_clone_to_owned();
+        let around = around.map(|file| Around {
+            file: file.into(),
+            way: transfer.way,
+            offset: transfer.offset,
+            len: transfer.len as usize,
+            unit: unit as usize,
+            memory: transfer.memory.clone(),
+        });
+        match around {
+            Ok(around) => self.slow.send(line, index, Job::Around(around)),
+            Err(error) => self.on_moved_around(index, Err(code_of(&error))),
         }
-        let mut bytes = vec![0; transfer_len(len)?];
+    }
+
+    /// What is at an odd place was moved.
+    pub(crate) fn on_moved_around(&mut self, index: usize, result: Result<(), ErrorCode>) {
         let Some(transfer) = self.transfer_mut(index) else {
-            return Err(ErrorCode::Internal);
+            return;
         };
-        if way == Way::Read {
-            buffer
-                .read(offset - start, &mut bytes)
-                .map_err(|_short| ErrorCode::Internal)?;
-            transfer.copy(&mut bytes);
-        } else {
-            transfer.copy(&mut bytes);
-            buffer
-                .write(offset - start, &bytes)
-                .map_err(|_short| ErrorCode::Internal)?;
-            let written = self
-                .source
-                .write_now(&open.file, &[span], start, Durability::Later);
-            match written {
-                Ok(count) if count as u64 == around => {}
-                Ok(_) => return Err(ErrorCode::NoSpace),
-                Err(error) => return Err(code_of(&error)),
-            }
-        }
-        self.bounces.give(buffer);
-        Ok(())
+        let open = Rc::clone(&transfer.open);
+        open.alone.set(false);
+        open.in_flight.set(0);
+        self.settle(index, result);
+        self.relaunch(&open);
     }
 
     /// A transfer that was moved by plain calls: a durable write still has to be synced.
@@ -318,23 +297,17 @@ impl FileBackend {
         } else {
             self.finish_transfer(index, outcome);
         }
-        self.relaunch();
+        self.relaunch(&open);
     }
 
     /// Starts what waited for a file, as far as it goes.
-    fn relaunch(&mut self) {
-        while let Some(index) = self.waiting.pop_front() {
+    fn relaunch(&mut self, open: &Open) {
+        loop {
+            let first = open.waiting.borrow_mut().pop_front();
+            let Some(index) = first else { return };
             if !self.launch(index) {
-                // It has queued itself at the end: it belongs at the front.
-                if let Some(index) = self.waiting.pop_back() {
-                    self.waiting.push_front(index);
-                }
-                return;
+                return open.waiting.borrow_mut().push_front(index);
             }
         }
     }
-}
-
-fn transfer_len(len: u64) -> Result<usize, ErrorCode> {
-    usize::try_from(len).map_err(|_too_long| ErrorCode::Internal)
 }

@@ -2,23 +2,24 @@
 //!
 //! Invariants
 //! - A file with a request in flight is never closed.
+//! - Opening and closing is done by threads that may wait for it, never here.
 //! - A file that was made here is `fresh` until its name is durable.
 //! - What is not durable of a file is known also while it is closed.
 
-use std::cell::Cell;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use archipelago_protocol::object::ObjectKind;
-use archipelago_runtime::File;
-use nix::fcntl::OFlag;
+use archipelago_runtime::{Calls, File};
 use nix::sys::resource::{Resource, getrlimit};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::layout::{CONTAINER_LEN, FileId, Layout};
+use crate::jobs::Job;
+use crate::layout::FileId;
+use crate::opening::{Opened, Opening};
 use crate::pool::Access;
+use crate::slow::{Line, Sending};
 use crate::unsynced::{Turn, Unsynced};
 
 /// Descriptors left for everything but objects: sockets, eventfds, memory regions.
@@ -42,6 +43,10 @@ pub(crate) struct Open {
     pub(crate) unsynced: Unsynced,
     /// Transfers on it.
     pub(crate) in_flight: Cell<u32>,
+    /// The one on it needs it for itself.
+    pub(crate) alone: Cell<bool>,
+    /// Transfers that wait for that one's end, or to be it, and those behind them, in order.
+    pub(crate) waiting: RefCell<VecDeque<usize>>,
     used: Cell<u64>,
 }
 
@@ -55,12 +60,14 @@ pub(crate) enum Missing {
 /// The open files of a pool.
 #[derive(Debug)]
 pub(crate) struct Files {
-    layout: Layout,
     access: Access,
+    calls: Calls,
     limit: usize,
     open: FxHashMap<FileId, Rc<Open>>,
     /// Of files that were closed with something to remember.
     closed: FxHashMap<FileId, Unsynced>,
+    /// Whose creation failed: a name that is there is not durable.
+    half_made: FxHashSet<FileId>,
     /// What a predecessor wrote may be lost: each file's first sync tells.
     suspect: bool,
     turn: u64,
@@ -71,16 +78,17 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn new(layout: Layout, access: Access) -> Self {
+    pub(crate) fn new(access: Access, calls: Calls) -> Self {
         let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
         let limit = (soft.saturating_sub(OTHERS) / 2).clamp(OPEN_MIN, OPEN_MAX);
         let limit = usize::try_from(limit).expect("at most OPEN_MAX");
         Files {
-            layout,
             access,
+            calls,
             limit,
             open: FxHashMap::default(),
             closed: FxHashMap::default(),
+            half_made: FxHashSet::default(),
             suspect: false,
             turn: 0,
             pool_synced: Turn(0),
@@ -89,40 +97,68 @@ impl Files {
         }
     }
 
-    /// The file `id`, opened if need be.
-    pub(crate) fn get(&mut self, id: FileId, missing: Missing) -> io::Result<Rc<Open>> {
+    /// The file `id`, if it is open.
+    pub(crate) fn find(&mut self, id: FileId) -> Option<Rc<Open>> {
         self.turn += 1;
-        if let Some(open) = self.open.get(&id) {
-            open.used.set(self.turn);
-            return Ok(Rc::clone(open));
+        let open = self.open.get(&id)?;
+        open.used.set(self.turn);
+        Some(Rc::clone(open))
+    }
+
+    /// How `id` is opened.
+    pub(crate) fn opening(&self, id: FileId, missing: Missing) -> Opening {
+        Opening {
+            id,
+            missing,
+            direct: self.is_direct(id),
         }
+    }
+
+    /// Takes over a file that was opened. One that is `forgotten` is only for those who wait for it.
+    pub(crate) fn opened(
+        &mut self,
+        id: FileId,
+        opened: Opened,
+        closing: &Sending,
+        forgotten: bool,
+    ) -> Rc<Open> {
+        self.turn += 1;
         self.make_room();
-        let (file, fresh) = match self.open_file(id, false) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Create => {
-                (self.open_file(id, true)?, true)
-            }
-            other => (other?, false),
-        };
+        // A creation that failed half way may have left a name.
+        let fresh = self.half_made.remove(&id) || opened.created;
         self.opens += 1;
-        self.creations += u64::from(fresh);
+        self.creations += u64::from(opened.created);
+        let (closing, line) = (closing.clone(), Line::Files(id.object.lineage));
+        let close = move |fd| closing.send(line, Job::Close(fd));
+        let file = File::closed_by(opened.file, self.calls, close);
         let open = Rc::new(Open {
             id,
-            file: file.into(),
+            file,
             direct: self.is_direct(id),
             fresh: Cell::new(fresh),
             opened: self.now(),
-            unsynced: self.unsynced_of(id, fresh),
+            unsynced: self.unsynced_of(id, opened.created),
             in_flight: Cell::new(0),
+            alone: Cell::new(false),
+            waiting: RefCell::default(),
             used: Cell::new(self.turn),
         });
-        self.open.insert(id, Rc::clone(&open));
-        Ok(open)
+        if !forgotten {
+            self.open.insert(id, Rc::clone(&open));
+        }
+        open
+    }
+
+    /// The file `id` could not be made; its name may be there all the same.
+    pub(crate) fn half_made(&mut self, id: FileId) {
+        self.half_made.insert(id);
     }
 
     /// Closes what is open of the files that `which` names. Requests in flight keep theirs to their end.
     pub(crate) fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         self.open.retain(|id, _| !which(id));
         self.closed.retain(|id, _| !which(id));
+        self.half_made.retain(|id| !which(id));
     }
 
     /// The sync of what a predecessor wrote failed. Told by the first sync of each file that it may have written.
@@ -176,40 +212,6 @@ impl Files {
             && matches!(id.object.kind, ObjectKind::Data | ObjectKind::Log)
     }
 
-    fn open_file(&self, id: FileId, create: bool) -> io::Result<fs::File> {
-        let path = self.layout.file(id);
-        let direct = if self.is_direct(id) {
-            OFlag::O_DIRECT
-        } else {
-            OFlag::empty()
-        };
-        let open = |flags: OFlag| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(create)
-                .mode(0o600)
-                .custom_flags(flags.bits())
-                .open(&path)
-        };
-        if create {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(self.layout.lineage(id.object.lineage))?;
-        }
-        let file = match open(direct | OFlag::O_NOATIME) {
-            // Only the owner of a file may say that.
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(direct)?,
-            other => other?,
-        };
-        if create && id.object.kind == ObjectKind::Data {
-            // Its full length at once, all hole: writes beyond the end of a file are serialised.
-            file.set_len(CONTAINER_LEN)?;
-        }
-        Ok(file)
-    }
-
     fn make_room(&mut self) {
         if self.open.len() < self.limit {
             return;
@@ -236,36 +238,63 @@ mod tests {
     use archipelago_protocol::{Epoch, Lineage};
 
     use super::*;
+    use crate::heads::Heads;
+    use crate::layout::Layout;
+    use crate::slow::Slow;
 
     #[test]
     fn what_is_not_durable_is_known_of_closed_files_too() {
         let dir = tempfile::tempdir().unwrap();
-        let mut files = Files::new(Layout::new(dir.path()), Access::Cached);
+        let layout = Layout::new(dir.path());
+        let slow = Slow::start("test", 1, layout.clone(), Heads::default()).unwrap();
+        let mut files = Files::new(Access::Cached, Calls::First);
         files.limit = 1;
+        let get = |files: &mut Files, id, missing| {
+            let known = files.find(id);
+            known.unwrap_or_else(|| {
+                let opened = files.opening(id, missing).open(&layout).unwrap();
+                files.opened(id, opened, &slow.sending(), false)
+            })
+        };
         let [first, second] = [1, 2].map(|n| {
             let id = ObjectId::data(Lineage(n), Epoch(1));
             FileId::locate(id, 0).0
         });
-        let open = files.get(first, Missing::Create).unwrap();
+        let open = get(&mut files, first, Missing::Create);
         open.fresh.set(false);
         files.wrote(&open);
         drop(open);
-        let other = files.get(second, Missing::Create).unwrap();
+        let other = get(&mut files, second, Missing::Create);
         other.fresh.set(false);
         drop(other);
         assert!(!files.open.contains_key(&first));
         files.lose_unsynced();
-        let open = files.get(first, Missing::Refuse).unwrap();
+        let open = get(&mut files, first, Missing::Refuse);
         assert!(!open.unsynced.synced(files.now()), "told");
         assert!(open.unsynced.synced(files.now()), "once");
         drop(open);
         // What there was before this process is suspect once, too.
         files.suspect_all();
         for told in [true, false] {
-            let open = files.get(second, Missing::Refuse).unwrap();
+            let open = get(&mut files, second, Missing::Refuse);
             assert_eq!(open.unsynced.synced(files.now()), !told);
             drop(open);
-            drop(files.get(first, Missing::Refuse).unwrap());
+            drop(get(&mut files, first, Missing::Refuse));
         }
+    }
+
+    #[test]
+    fn a_name_that_a_failed_creation_may_have_left_is_not_taken_for_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let slow = Slow::start("test", 1, layout.clone(), Heads::default()).unwrap();
+        let mut files = Files::new(Access::Cached, Calls::First);
+        let (id, _) = FileId::locate(ObjectId::data(Lineage(1), Epoch(1)), 0);
+        drop(files.opening(id, Missing::Create).open(&layout).unwrap());
+        files.half_made(id);
+        let opened = files.opening(id, Missing::Refuse).open(&layout).unwrap();
+        assert!(!opened.created);
+        let open = files.opened(id, opened, &slow.sending(), false);
+        assert!(open.fresh.get());
     }
 }

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use archipelago_blocker::slots::{self, SLOTS_LEN, Swap};
 use archipelago_protocol::ErrorCode;
@@ -16,14 +17,14 @@ use rustc_hash::FxHashSet;
 use xseg::Span;
 
 use crate::errors::{Failed, code_of};
+use crate::jobs::sync_names;
 use crate::layout::{FileId, Layout};
-use crate::slow::sync_names;
 
-/// What one thread knows of the heads that it swaps.
-#[derive(Debug, Clone, Default)]
+/// What is known of heads beside their files. One thread at a time swaps a head.
+#[derive(Debug, Default)]
 pub(crate) struct Heads {
     /// Their last swap failed: their files may say what the medium does not.
-    doubtful: FxHashSet<ObjectId>,
+    doubtful: Mutex<FxHashSet<ObjectId>>,
     /// So may all others: the sync at the start failed.
     suspect: bool,
 }
@@ -37,8 +38,13 @@ impl Heads {
         }
     }
 
+    fn doubtful(&self) -> MutexGuard<'_, FxHashSet<ObjectId>> {
+        // Nothing panics while it is held.
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn swap(
-        &mut self,
+        &self,
         layout: &Layout,
         request: &ObjectRequest,
         memory: &[Span],
@@ -63,7 +69,7 @@ impl Heads {
                 version,
             } => {
                 if let Err(failed) = write(layout, request.id, offset, &*slot) {
-                    self.doubtful.insert(request.id);
+                    self.doubtful().insert(request.id);
                     return Err(failed);
                 }
                 reply(Ok(0), version)
@@ -72,7 +78,7 @@ impl Heads {
     }
 
     pub(crate) fn read_swapped(
-        &mut self,
+        &self,
         layout: &Layout,
         request: &ObjectRequest,
         memory: &[Span],
@@ -91,16 +97,16 @@ impl Heads {
         })
     }
 
-    fn current(&mut self, layout: &Layout, id: ObjectId) -> Result<Option<slots::Current>, Failed> {
+    fn current(&self, layout: &Layout, id: ObjectId) -> Result<Option<slots::Current>, Failed> {
         let path = layout.file(FileId::locate(id, 0).0);
         let Some(bytes) = read_slots(&path)? else {
             return Ok(None);
         };
-        if self.suspect || self.doubtful.contains(&id) {
+        if self.suspect || self.doubtful().contains(&id) {
             // Written again: a sync alone would not, once the kernel has given up on these pages.
             write(layout, id, 0, &bytes[..])?;
             sync_names(layout, id.lineage)?;
-            self.doubtful.remove(&id);
+            self.doubtful().remove(&id);
         }
         slots::decode(&bytes).map_err(|damage| {
             tracing::error!("{}: {damage}", path.display());
@@ -148,7 +154,7 @@ fn read_slots(path: &Path) -> Result<Option<Box<[u8; SLOTS_LEN]>>, ErrorCode> {
     Ok(Some(slots))
 }
 
-fn gather(memory: &[Span]) -> Vec<u8> {
+pub(crate) fn gather(memory: &[Span]) -> Vec<u8> {
     let mut bytes = vec![0; memory.iter().map(Span::len).sum()];
     let mut rest = bytes.as_mut_slice();
     for span in memory {
@@ -181,7 +187,7 @@ mod tests {
     #[test]
     fn what_a_failed_swap_left_is_written_again_before_it_is_judged() {
         let dir = tempfile::tempdir().unwrap();
-        let (layout, mut heads) = (Layout::new(dir.path()), Heads::default());
+        let (layout, heads) = (Layout::new(dir.path()), Heads::default());
         let id = ObjectId::head(Lineage(1));
         let path = layout.file(FileId::locate(id, 0).0);
         let swap = ObjectRequest::new(ObjectOp::CompareAndSwap, id);
@@ -205,7 +211,7 @@ mod tests {
             assert!(heads.read_swapped(&layout, &read, &[]).is_ok());
             assert_eq!(changed(&path) != long_ago, written);
         }
-        let mut heads = Heads::suspect();
+        let heads = Heads::suspect();
         age(&path);
         assert!(heads.read_swapped(&layout, &read, &[]).is_ok());
         assert!(changed(&path) != long_ago, "so is what a predecessor left");

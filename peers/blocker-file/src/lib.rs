@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+mod around;
+mod awaited;
 mod backend;
 mod bounce;
 mod counters;
@@ -19,12 +21,15 @@ mod drive;
 mod errors;
 mod files;
 mod heads;
+mod jobs;
 mod layout;
+mod opening;
 mod pool;
 mod slow;
 mod syncs;
 mod transfer;
 mod unsynced;
+mod watching;
 
 pub use backend::{FileBackend, Options};
 pub use counters::Counters;

@@ -8,10 +8,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use archipelago_protocol::{Error, ErrorCode};
-use archipelago_runtime::{Clock, Durability, Source};
+use archipelago_runtime::{Calls, Clock, Durability, Source};
 use nix::errno::Errno;
 use nix::fcntl::{FlockArg, OFlag};
 use nix::poll::PollTimeout;
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 
 use crate::layout::Layout;
 
@@ -128,9 +129,10 @@ pub(crate) fn lock(
                     layout.directory().display(),
                     holder.trim()
                 );
-                return Err(
-                    Error::new(ErrorCode::InUse, message).with_hint("stop the node that serves it")
-                );
+                return Err(Error::new(ErrorCode::InUse, message).with_hint(
+                    "stop the node that serves it; if that has ended, its last call on the file system has not returned: \
+                     try again when the storage answers",
+                ));
             }
             Err(errno) => return Err(failed("lock", &path, &errno.into())),
         }
@@ -150,6 +152,35 @@ pub(crate) enum Access {
     Direct { alignment: u32 },
     /// Through the page cache, by plain calls.
     Cached,
+}
+
+/// What is below the page cache, and so how calls on the file system are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Memory: calls only copy, and io_uring would hand them to its workers.
+    Memory,
+    /// Something that a call does not wait for if it is asked not to, or that io_uring knows not to ask.
+    Device,
+    /// Another process (FUSE): its kernel side waits, for a lock of the file at least, also if it is asked not to.
+    Process,
+}
+
+impl Below {
+    pub(crate) fn of(layout: &Layout) -> Below {
+        match statfs(layout.directory()).map(|found| found.filesystem_type()) {
+            Ok(TMPFS_MAGIC) => Below::Memory,
+            Ok(FUSE_SUPER_MAGIC) => Below::Process,
+            _ => Below::Device,
+        }
+    }
+
+    /// Who makes the calls that the ring is asked for.
+    pub(crate) fn calls(self) -> Calls {
+        match self {
+            Below::Memory | Below::Device => Calls::First,
+            Below::Process => Calls::Workers,
+        }
+    }
 }
 
 /// Finds out what the file system takes, by trying it.

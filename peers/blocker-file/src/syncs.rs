@@ -3,34 +3,21 @@
 use std::io;
 use std::rc::Rc;
 
-use archipelago_protocol::object::{ObjectReply, ObjectRequest};
+use archipelago_protocol::object::ObjectReply;
 use archipelago_protocol::{ErrorCode, Lineage};
 
 use crate::backend::{FileBackend, Pending};
 #[cfg(test)]
 use crate::errors::Failed;
-use crate::errors::{code_of, is_of_one_file, sync_code_of};
-use crate::files::Missing;
-use crate::layout::FileId;
-use crate::slow::Job;
+use crate::errors::{is_of_one_file, sync_code_of};
+use crate::files::Open;
+use crate::jobs::Job;
+use crate::slow::Line;
 use crate::transfer::Way;
 
 impl FileBackend {
-    pub(crate) fn start_sync(
-        &mut self,
-        ticket: u64,
-        request: &ObjectRequest,
-    ) -> Result<(), ErrorCode> {
-        let (id, _) = FileId::locate(request.id, request.offset);
-        let open = match self.files.get(id, Missing::Refuse) {
-            Ok(open) => open,
-            // Nothing was ever written there.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.answer(ticket, ObjectReply::done(0));
-                return Ok(());
-            }
-            Err(error) => return Err(code_of(&error)),
-        };
+    /// Makes what was written to `open` durable.
+    pub(crate) fn start_sync(&mut self, ticket: u64, open: Rc<Open>) {
         self.counters.file_syncs += 1;
         let fresh = open.fresh.get();
         let waiting = 1 + u32::from(fresh);
@@ -43,14 +30,14 @@ impl FileBackend {
         });
         self.source.sync(&open.file, index as u64);
         if fresh {
-            self.send_names(index, id.object.lineage);
+            self.send_names(index, open.id.object.lineage);
         }
-        Ok(())
     }
 
     /// Has the names of the files of `lineage` made durable, for what is at `index`.
     pub(crate) fn send_names(&self, index: usize, lineage: Lineage) {
-        self.slow_of(lineage).send(index, Job::Names(lineage));
+        self.slow
+            .send(Line::Swaps(lineage), index, Job::Names(lineage));
     }
 
     /// What a sync on the ring came to, if it failed.

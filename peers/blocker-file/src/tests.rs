@@ -6,12 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use archipelago_blocker::Backend as _;
 use archipelago_blocker::battery::{self, Driver};
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 use archipelago_runtime::{Config, Reactor, SystemClock};
 
 use super::*;
+use crate::backend::Pending;
 use crate::pool::check_marker;
 
 fn options(directory: &Path) -> Options {
@@ -77,6 +79,45 @@ fn with_backend(test: impl FnOnce(&Path, &RefCell<FileBackend>, &mut Driver<'_>)
     let mut driver = Driver::new(shared, &mut pump, "shared");
     test(&pool, &backend, &mut driver);
     driver.finish();
+}
+
+#[test]
+fn what_a_short_write_left_is_written_before_the_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = dir.path().join("pool");
+    create(&pool).unwrap();
+    let (mut backend, mut reactor) = open(&pool);
+    let id = ObjectId::data(Lineage(1), Epoch(1));
+    let request = ObjectRequest {
+        len: 8192,
+        ..ObjectRequest::new(ObjectOp::Write, id)
+    };
+    let memory = xseg::Region::anonymous(8192).unwrap();
+    backend.start(7, &request, &[memory.span(0, 8192).unwrap()]);
+    let mut pump = |backend: &mut FileBackend| {
+        reactor.turn();
+        reactor.sleep(Duration::from_millis(1));
+        backend.poll()
+    };
+    let index = loop {
+        // A thread opens the file first.
+        assert_eq!(pump(&mut backend), None);
+        let is_moving = |pending: &Option<Pending>| matches!(pending, Some(Pending::Transfer(_)));
+        if let Some(index) = backend.pending.iter().position(is_moving) {
+            break index;
+        }
+    };
+    // As if the kernel had moved a half; it says so only of what it cannot continue itself.
+    backend.on_moved(index, 4096);
+    assert!(backend.done.is_empty(), "answered after a half");
+    assert_eq!(backend.transfer_mut(index).unwrap().moved, 4096);
+    let reply = loop {
+        if let Some((ticket, reply)) = pump(&mut backend) {
+            assert_eq!(ticket, 7);
+            break reply;
+        }
+    };
+    assert_eq!(reply.result, Ok(8192));
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! What each kind of storage implements.
 
+use std::time::Duration;
+
+use archipelago_protocol::control::Wait;
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::Span;
 
@@ -36,8 +39,16 @@ pub trait Backend {
         Vec::new()
     }
 
-    /// Takes a request; exactly one reply with `ticket` follows from [`Backend::poll`]. Never blocks the thread for
-    /// longer than one system call on cached data.
+    /// Told the monotonic time about once a second.
+    fn look(&mut self, _now: Duration) {}
+
+    /// Calls on its storage that have not returned for a second or longer as of the last [`Backend::look`], the oldest first.
+    fn waits(&self) -> Vec<Wait> {
+        Vec::new()
+    }
+
+    /// Takes a request; exactly one reply with `ticket` follows from [`Backend::poll`]. Never waits for
+    /// storage: what does, does so elsewhere.
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]);
 
     /// The next reply, in any order.

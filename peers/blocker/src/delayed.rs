@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use archipelago_protocol::control::Wait;
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
 use xseg::Span;
@@ -141,6 +142,14 @@ impl<B: Backend> Backend for Delayed<B> {
 
     fn capabilities(&self) -> Capabilities {
         self.backend.capabilities()
+    }
+
+    fn look(&mut self, now: Duration) {
+        self.backend.look(now);
+    }
+
+    fn waits(&self) -> Vec<Wait> {
+        self.backend.waits()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -19,7 +19,9 @@
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Result, Write};
+use std::time::Duration;
 
+use archipelago_protocol::control::Wait;
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Span, Submission};
 
@@ -201,6 +203,14 @@ impl<B: Backend, W: Write> Backend for Recording<B, W> {
 
     fn capabilities(&self) -> Capabilities {
         self.backend.capabilities()
+    }
+
+    fn look(&mut self, now: Duration) {
+        self.backend.look(now);
+    }
+
+    fn waits(&self) -> Vec<Wait> {
+        self.backend.waits()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

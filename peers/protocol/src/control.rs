@@ -111,6 +111,20 @@ pub struct ProcessStatus {
     pub peers: Vec<PeerStatus>,
     /// The channels that its peers are clients of.
     pub channels: Vec<ChannelStatus>,
+    /// Calls on the pool's storage that have not returned for a second or longer: the oldest, at most some.
+    #[serde(default)]
+    pub waits: Vec<Wait>,
+}
+
+/// A call on storage that has not returned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// The volume that it is for; the catalogue's, if it is for the pool.
+    pub lineage: Lineage,
+    /// What was called, and on what.
+    pub what: String,
+    /// For how long.
+    pub seconds: u64,
 }
 
 /// A peer's figures.

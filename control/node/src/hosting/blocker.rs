@@ -1,7 +1,9 @@
 //! The blocker in a data process: its backend, and the channels of its clients.
 
+use std::time::Duration;
+
 use archipelago_blocker::{Backend, BlockerPeer, ChannelId};
-use archipelago_protocol::control::PeerStatus;
+use archipelago_protocol::control::{PeerStatus, Wait};
 use archipelago_runtime::{Peer, Progress};
 use xseg::Server;
 
@@ -25,6 +27,16 @@ impl<B: Backend> BlockerHost<B> {
 
     pub(crate) fn status(&self) -> PeerStatus {
         self.peer.status()
+    }
+
+    /// Tells the backend the time.
+    pub(crate) fn look(&mut self, now: Duration) {
+        self.peer.backend_mut().look(now);
+    }
+
+    /// Calls on the pool's storage that have not returned.
+    pub(crate) fn waits(&self) -> Vec<Wait> {
+        self.peer.backend().waits()
     }
 
     pub(crate) fn is_idle(&self) -> bool {

@@ -131,6 +131,7 @@ impl<B: Backend> Host<B> {
         }
         if let Some((blocker, _)) = &self.blocker {
             status.peers.push(blocker.status());
+            status.waits = blocker.waits();
         }
         status
     }
@@ -146,8 +147,11 @@ impl<B: Backend> Host<B> {
                 acceptor.service(mapper, &mut self.events.borrow_mut());
             }
         }
-        if let Some((blocker, Some(acceptor))) = &mut self.blocker {
-            acceptor.service(blocker, &mut self.events.borrow_mut());
+        if let Some((blocker, acceptor)) = &mut self.blocker {
+            blocker.look(self.events.borrow().now());
+            if let Some(acceptor) = acceptor {
+                acceptor.service(blocker, &mut self.events.borrow_mut());
+            }
         }
     }
 

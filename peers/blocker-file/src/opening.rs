@@ -1,0 +1,82 @@
+//! Opening a file, on a thread that may wait for it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+
+use archipelago_protocol::object::ObjectKind;
+use nix::fcntl::OFlag;
+
+use crate::files::Missing;
+use crate::layout::{CONTAINER_LEN, FileId, Layout};
+
+/// What shall be opened, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening {
+    pub(crate) id: FileId,
+    pub(crate) missing: Missing,
+    /// Past the page cache.
+    pub(crate) direct: bool,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) file: fs::File,
+    /// It was not there before.
+    pub(crate) created: bool,
+}
+
+impl Opening {
+    pub(crate) fn open(&self, layout: &Layout) -> io::Result<Opened> {
+        match self.open_file(layout, false) {
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && self.missing == Missing::Create =>
+            {
+                let file = self.open_file(layout, true)?;
+                Ok(Opened {
+                    file,
+                    created: true,
+                })
+            }
+            file => Ok(Opened {
+                file: file?,
+                created: false,
+            }),
+        }
+    }
+
+    fn open_file(&self, layout: &Layout, create: bool) -> io::Result<fs::File> {
+        let path = layout.file(self.id);
+        let direct = if self.direct {
+            OFlag::O_DIRECT
+        } else {
+            OFlag::empty()
+        };
+        let open = |flags: OFlag| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(create)
+                .mode(0o600)
+                .custom_flags(flags.bits())
+                .open(&path)
+        };
+        if create {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(layout.lineage(self.id.object.lineage))?;
+        }
+        let file = match open(direct | OFlag::O_NOATIME) {
+            // Only the owner of a file may say that.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(direct)?,
+            other => other?,
+        };
+        if create && self.id.object.kind == ObjectKind::Data {
+            // Its full length at once, all hole: writes beyond the end of a file are serialised.
+            file.set_len(CONTAINER_LEN)?;
+        }
+        Ok(file)
+    }
+}
