@@ -28,7 +28,12 @@ pub(super) fn run(
     };
     let check = match served {
         Err(error) if error.code == ErrorCode::Unavailable => {
-            offline(layout, &config, pool, options.repair)?
+            let checked = offline(layout, &config, pool, options.repair);
+            // There is a daemon after all: what it said counts.
+            checked.map_err(|found| match found.code {
+                ErrorCode::InUse => error,
+                _ => found,
+            })?
         }
         answer => answer?,
     };

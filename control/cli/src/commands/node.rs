@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use archipelago_node::api::types::{Done, NodeStatus};
+use archipelago_node::api::types::{NodeStatus, Stopped};
 use archipelago_node::client::{Client, Method};
 use archipelago_node::config::Config;
 use archipelago_node::daemon::NodeLock;
@@ -24,6 +24,8 @@ use crate::output::{Output, Table};
 
 /// How long a daemon may take until it serves: recovery of the catalogue included.
 const START_PATIENCE: Duration = Duration::from_secs(90);
+/// How long a daemon that is stopping may take: it drains for 60 s, and three processes have some seconds to end.
+const END_PATIENCE: Duration = Duration::from_secs(100);
 /// Characters of a line of counters: with the columns before it some 110.
 const COUNTERS_WIDTH: usize = 64;
 /// What a daemon in the background says when it serves.
@@ -39,6 +41,9 @@ struct Running {
     running: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
+    /// What a stop ended by force.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unfinished: Vec<String>,
 }
 
 pub(super) fn run(
@@ -108,6 +113,7 @@ fn start(layout: &Layout, output: Output) -> Result<(), Error> {
         &Running {
             running: true,
             pid: Some(child.id()),
+            unfinished: Vec::new(),
         },
         |_quiet| String::new(),
     )
@@ -208,18 +214,22 @@ fn tail(layout: &Layout, from: u64) -> Vec<String> {
 }
 
 fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
-    let asked: Result<Done, Error> = client.call(Method::Post, "/v1/node/stop", &());
-    match asked {
-        Ok(Done {}) => {}
+    let asked: Result<Stopped, Error> = client.call(Method::Post, "/v1/node/stop", &());
+    let unfinished = match asked {
+        Ok(Stopped { unfinished }) => unfinished,
         // Nobody there is what was asked for; a daemon that is just ending is waited for below.
-        Err(error) if error.code == ErrorCode::Unavailable => {}
+        Err(error) if error.code == ErrorCode::Unavailable => Vec::new(),
         Err(error) => return Err(error),
+    };
+    NodeLock::wait_free(layout, END_PATIENCE)?;
+    for line in &unfinished {
+        output.note(line);
     }
-    NodeLock::wait_free(layout)?;
     output.print(
         &Running {
             running: false,
             pid: None,
+            unfinished,
         },
         |_quiet| String::new(),
     )
@@ -251,6 +261,19 @@ fn render(status: &NodeStatus) -> String {
         "archipelagod {}, process {}, placement {}\n\n",
         status.version, status.pid, status.placement
     );
+    let mut waits = Table::new(&["STORAGE DOES NOT ANSWER", "SECONDS", "VOLUME"]);
+    for wait in &status.waits {
+        let volume = wait.volume.as_ref().map_or("-", |name| name.as_str());
+        waits.row([
+            wait.what.clone(),
+            wait.seconds.to_string(),
+            volume.to_owned(),
+        ]);
+    }
+    if !waits.is_empty() {
+        text.push_str(&waits.render());
+        text.push('\n');
+    }
     let mut peers = Table::new(&["PEER", "PROCESS", "RESTARTS", "STATE", "COUNTERS"]);
     let mut channels = Table::new(&[
         "CHANNEL",

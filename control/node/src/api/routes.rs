@@ -16,7 +16,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::types::{Done, Failure, PoolList};
+use super::types::{Done, Failure, PoolList, Stopped};
 use crate::daemon::Node;
 
 /// The description of the API.
@@ -174,8 +174,13 @@ async fn status(State(node): Shared) -> Answer {
 }
 
 async fn stop(State(node): Shared) -> Answer {
+    let mut stopped = node.stopped.subscribe();
     node.stop.notify_one();
-    ok(Done {})
+    let stopped = stopped.wait_for(Option::is_some).await;
+    let unfinished = stopped.ok().and_then(|unfinished| unfinished.clone());
+    ok(Stopped {
+        unfinished: unfinished.unwrap_or_default(),
+    })
 }
 
 async fn pools(State(node): Shared) -> Answer {

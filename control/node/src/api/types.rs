@@ -211,6 +211,26 @@ pub struct NodeStatus {
     pub processes: Vec<ProcessView>,
     /// What is attached.
     pub attachments: Vec<Attachment>,
+    /// Calls on storage that have not returned for a second or longer: the oldest, at most some.
+    pub waits: Vec<WaitView>,
+}
+
+/// A call on storage that has not returned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitView {
+    /// The attached volume that it is for; null: the pool, or a volume that is not attached.
+    pub volume: Option<Name>,
+    /// What was called, and on what.
+    pub what: String,
+    /// For how long.
+    pub seconds: u64,
+}
+
+/// The node has stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stopped {
+    /// What was ended by force, and why; empty: all was finished.
+    pub unfinished: Vec<String>,
 }
 
 /// Done, nothing to say.

@@ -32,7 +32,7 @@ impl Node {
                 format!("{queues} queues are not in 1..={QUEUES_MAX}"),
             ));
         }
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         let present = self.attachments().get(entry.lineage).cloned();
         if let Some(attachment) = present {
@@ -117,7 +117,7 @@ impl Node {
 
     /// Serves `name` no longer. Refused while a guest runs on it.
     pub(crate) async fn detach(&self, name: &Name) -> Result<(), Error> {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
         if self.attachments().get(entry.lineage).is_none() {
             return Err(
@@ -148,7 +148,10 @@ impl Node {
 
     /// Tells a fresh endpoint what is attached. What cannot be served is logged and stays noted.
     pub(crate) async fn serve_all(&self) {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = match self.change_alone().await {
+            Ok(turn) => turn,
+            Err(error) => return tracing::error!("what is attached is not served: {error}"),
+        };
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
         for attachment in attachments {
             let name = &attachment.name;

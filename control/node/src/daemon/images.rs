@@ -20,7 +20,7 @@ impl Node {
     /// Makes an invisible image and opens it for one writer.
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let size = check_volume_size(request.size)?;
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let lineage = fresh_lineage()?;
         let create = CatalogueRequest::Create {
             name: request.name.clone(),
@@ -81,7 +81,7 @@ impl Node {
 
     /// Makes a filled import visible. Its writer has closed it.
     pub(crate) async fn publish(&self, name: &Name) -> Result<VolumeView, Error> {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         self.catalogue(CatalogueRequest::Publish { name: name.clone() })
             .await?;
         self.info(name).await
@@ -89,7 +89,7 @@ impl Node {
 
     /// Forgets an import.
     pub(crate) async fn abort_import(&self, name: &Name) -> Result<(), Error> {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
         if entry.kind != Kind::Importing {
             return Err(Error::new(
@@ -120,7 +120,7 @@ impl Node {
 
     /// Opens something for one reader.
     pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         let socket = self.layout.bulk_socket(fresh_lineage()?);
         let open = ControlRequest::OpenBulk {

@@ -3,12 +3,17 @@
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::layout::{Layout, path_error};
+
+/// Milliseconds between two tries of whoever waits for the lock.
+const RETRY: u8 = 10;
 
 /// The lock of a node. Given back when dropped, or when the process dies.
 #[derive(Debug)]
@@ -50,21 +55,32 @@ impl NodeLock {
         Ok(NodeLock { _file: file })
     }
 
-    /// Waits until nobody holds the lock.
+    /// Waits until nobody holds the lock, for `patience` at most.
     ///
     /// # Errors
-    /// [`ErrorCode::Io`] if the file cannot be locked at all.
-    pub fn wait_free(layout: &Layout) -> Result<(), Error> {
+    /// [`ErrorCode::Unavailable`] if it is still held then, [`ErrorCode::Io`] if the file cannot be locked at all.
+    pub fn wait_free(layout: &Layout, patience: Duration) -> Result<(), Error> {
         let path = layout.lock();
         let failed = |error: std::io::Error| path_error(&path, &error);
-        let file = match std::fs::File::open(&path) {
+        let mut file = match std::fs::File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        match Flock::lock(file, FlockArg::LockExclusive) {
-            Ok(_free) => Ok(()),
-            Err((_, errno)) => Err(failed(errno.into())),
+        let deadline = SystemClock.now() + patience;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(_free) => return Ok(()),
+                Err((held, Errno::EWOULDBLOCK)) if SystemClock.now() < deadline => file = held,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    let message = format!("the node daemon has not ended after {patience:?}");
+                    return Err(Error::new(ErrorCode::Unavailable, message)
+                        .with_hint(format!("its log: {}", layout.log().display())));
+                }
+                Err((_, errno)) => return Err(failed(errno.into())),
+            }
+            // Waiting for nothing: a signal that ends it early does no harm.
+            let _rested = nix::poll::poll(&mut [], RETRY);
         }
     }
 }
@@ -108,7 +124,7 @@ mod tests {
             error.message
         );
         drop(first);
-        NodeLock::wait_free(&layout).unwrap();
+        NodeLock::wait_free(&layout, Duration::ZERO).unwrap();
         NodeLock::take(&layout).unwrap();
     }
 }

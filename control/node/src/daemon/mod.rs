@@ -17,6 +17,7 @@ mod volumes;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
@@ -30,11 +31,15 @@ pub(crate) use node::Node;
 pub(crate) use process::LINE_LEN_MAX;
 use supervisor::{End, Event, Wish, supervise};
 
-use crate::config::Config;
+use crate::config::{Config, Pool};
 use crate::layout::Layout;
 
-/// How long a process may take to drain.
+/// How long all processes together may take to drain; less, once storage hangs.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
+/// How long each of them has at least, whatever the others took.
+const DRAIN_PATIENCE_MIN: Duration = Duration::from_secs(2);
+/// How long a process has to drain beside a call that hangs already.
+const DRAIN_BESIDE: Duration = Duration::from_secs(5);
 /// How long a process may take to exit after it has said that it drained.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -75,9 +80,11 @@ async fn serve(layout: Layout, config: Config, ready: impl FnOnce()) -> Result<(
         () = end.next() => Err(Error::new(ErrorCode::Unavailable, "stopped before it served")),
     };
     if let Err(error) = started {
-        stop_processes(&node, &mut supervision).await;
+        // Nothing was served yet: there is nothing to drain.
+        kill_processes(&node, &mut supervision).await;
         return Err(error);
     }
+    node.started.store(true, Ordering::Relaxed);
     let (api, hang_up) = serve_api(&node)?;
     tracing::info!(
         "serving {} ({})",
@@ -93,7 +100,8 @@ async fn serve(layout: Layout, config: Config, ready: impl FnOnce()) -> Result<(
         }
     }
     tracing::info!("stopping");
-    stop_processes(&node, &mut supervision).await;
+    let unfinished = stop_processes(&node, &mut supervision).await;
+    node.stopped.send_replace(Some(unfinished));
     // The answer to the request that asked for the stop is still on its way.
     let _finished = hang_up.send(());
     let _in_time = tokio::time::timeout(EXIT_PATIENCE, api).await;
@@ -150,9 +158,18 @@ fn start_processes(node: &Arc<Node>) -> Supervision {
 async fn start_up(node: &Arc<Node>) -> Result<(), Error> {
     for process in &node.processes {
         let role = process.roles()[0];
-        match node.ask(role, &ControlRequest::Status).await? {
-            ControlReply::Status(_) => {}
-            other => return Err(node::unexpected(&other)),
+        match node.ask(role, &ControlRequest::Status).await {
+            Ok(ControlReply::Status(_)) => {}
+            Ok(other) => return Err(node::unexpected(&other)),
+            Err(error) if process.roles().contains(&Role::Blocker) => {
+                let Pool::File { directory } = node.config.pool().1;
+                let hint = format!(
+                    "it opens `{}` first: does that file system answer?",
+                    directory.display()
+                );
+                return Err(error.with_hint(hint));
+            }
+            Err(error) => return Err(error),
         }
     }
     node.pool_info(node.pool()).await?;
@@ -227,8 +244,11 @@ fn serve_api(node: &Arc<Node>) -> Result<Api, Error> {
     Ok((task, hang_up))
 }
 
-/// Stops endpoint, mapper and blocker in this order: each when nobody needs it any more.
-async fn stop_processes(node: &Node, supervision: &mut Supervision) {
+/// Stops endpoint, mapper and blocker in this order: each when nobody needs it any more. What could not be finished is
+/// ended by force, as by a kill, and told.
+async fn stop_processes(node: &Node, supervision: &mut Supervision) -> Vec<String> {
+    let deadline = tokio::time::Instant::now() + DRAIN_PATIENCE;
+    let mut unfinished = Vec::new();
     for role in [Role::Endpoint, Role::Mapper, Role::Blocker] {
         let Some(index) = node
             .processes
@@ -243,24 +263,43 @@ async fn stop_processes(node: &Node, supervision: &mut Supervision) {
             &mut supervision.tasks[index],
         );
         wish.send_replace(Wish::Stop);
-        if process.pid() != 0 {
-            match process.ask(&ControlRequest::Stop, DRAIN_PATIENCE).await {
-                Ok(ControlReply::Done) | Err(process::AskError::Lost) => {}
-                Ok(other) => tracing::warn!("stopping the {} process: {other:?}", process.title()),
-                Err(process::AskError::Failed(error)) => {
-                    tracing::warn!("stopping the {} process: {error}", process.title());
-                }
-            }
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let mut drained = Ok(());
+        let pid = process.pid();
+        if pid != 0 {
+            let stop = ControlRequest::Stop;
+            let patience = left.max(DRAIN_PATIENCE_MIN);
+            let asked = node.ask_watched(process, &stop, patience, DRAIN_BESIDE);
+            drained = match asked.await {
+                Ok(ControlReply::Done) | Err(process::AskError::Lost) => Ok(()),
+                Ok(other) => Err(format!("{other:?}")),
+                Err(process::AskError::Failed(error)) => Err(error.message),
+            };
         }
-        if tokio::time::timeout(EXIT_PATIENCE, &mut *task)
-            .await
-            .is_err()
-        {
+        let title = process.title();
+        if let Err(why) = &drained {
+            unfinished.push(format!(
+                "the {title} process was killed before it had finished: {why}"
+            ));
+        }
+        let ends = drained.is_ok()
+            && tokio::time::timeout(EXIT_PATIENCE, &mut *task)
+                .await
+                .is_ok();
+        if !ends {
             wish.send_replace(Wish::Kill);
-            let _killed = tokio::time::timeout(EXIT_PATIENCE, task).await;
+            if tokio::time::timeout(EXIT_PATIENCE, task).await.is_err() {
+                unfinished.push(format!(
+                    "the {title} process {pid} ends, and gives the pool back, only when its last call on the storage returns"
+                ));
+            }
         }
         unlink(&node.layout.control_socket(role));
     }
+    for line in &unfinished {
+        tracing::warn!("{line}");
+    }
+    unfinished
 }
 
 /// Ends all processes at once: nothing was served yet, and a kill is what they are made to survive.

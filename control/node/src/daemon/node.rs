@@ -5,14 +5,15 @@
 //! - A request whose process died over it is sent again to the next life. Requests that make something carry its fresh
 //!   lineage, so a repetition is recognised and not reported as a failure.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::check::Report;
-use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
+use archipelago_protocol::control::{ControlReply, ControlRequest, Role, Wait};
 use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::attachments::Attachments;
 use super::process::{AskError, Life, Process};
@@ -20,10 +21,19 @@ use crate::config::{Config, Placement};
 use crate::hosting::PeerSettings;
 use crate::layout::Layout;
 
+type MutexGuardOf<'a, T> = tokio::sync::MutexGuard<'a, T>;
+
 /// How long a request may take, lives of the process in between included.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a check of the pool may take: less than the client of the API waits. Some 100,000 map pages.
 const CHECK_PATIENCE: Duration = Duration::from_secs(180);
+/// A call on storage that has not returned for so long hangs: whoever waits as long for an answer is told instead. A sync of
+/// a busy disk takes a few seconds; an NFS client tries a server that does not answer for ever.
+const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// The same while the node starts: what syncs and recovers a whole pool may take longer, and nobody is served meanwhile.
+const HUNG_AFTER_AT_START: Duration = Duration::from_secs(50);
+/// How often it is asked whether one does, and how long the answer may take.
+const HUNG_STEP: Duration = Duration::from_secs(1);
 /// How often a request may meet the death of its process before it is taken for the cause.
 const DEATHS_MAX: u32 = 3;
 
@@ -33,11 +43,15 @@ pub(crate) struct Node {
     pub(crate) layout: Layout,
     pub(crate) config: Config,
     pub(crate) processes: Vec<Arc<Process>>,
-    /// Held while something is changed.
-    pub(crate) changes: tokio::sync::Mutex<()>,
+    /// Held while something is changed: [`Node::change_alone`].
+    changes: tokio::sync::Mutex<()>,
     attachments: Mutex<Attachments>,
+    /// The node serves.
+    pub(crate) started: AtomicBool,
     /// Asks the main loop for a clean stop.
     pub(crate) stop: Notify,
+    /// What was left unfinished, once all processes have stopped.
+    pub(crate) stopped: watch::Sender<Option<Vec<String>>>,
 }
 
 /// An answer and whether the request had to be sent more than once.
@@ -69,7 +83,9 @@ impl Node {
             processes,
             changes: tokio::sync::Mutex::new(()),
             attachments: Mutex::new(attachments),
+            started: AtomicBool::new(false),
             stop: Notify::new(),
+            stopped: watch::Sender::new(None),
         })
     }
 
@@ -107,12 +123,18 @@ impl Node {
         let process = self.process(role);
         let deadline = tokio::time::Instant::now() + patience;
         let mut deaths = 0;
+        // Only a hint: nothing is ordered by it.
+        let beside = if self.started.load(Ordering::Relaxed) {
+            HUNG_AFTER
+        } else {
+            HUNG_AFTER_AT_START
+        };
         loop {
             if *process.life().borrow() == Life::Ended {
                 return Err(Error::new(ErrorCode::Unavailable, "the node is stopping"));
             }
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            match process.ask(request, left).await {
+            match self.ask_watched(process, request, left, beside).await {
                 Ok(reply) => {
                     return Ok(Answer {
                         reply,
@@ -134,6 +156,81 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Asks `process`; from `beside` on waits no longer once storage hangs.
+    pub(crate) async fn ask_watched(
+        &self,
+        process: &Process,
+        request: &ControlRequest,
+        patience: Duration,
+        mut beside: Duration,
+    ) -> Result<ControlReply, AskError> {
+        let asked = process.ask(request, patience);
+        tokio::pin!(asked);
+        loop {
+            match tokio::time::timeout(beside, &mut asked).await {
+                Ok(answer) => return answer,
+                Err(_not_yet) => beside = HUNG_STEP,
+            }
+            if let Some(wait) = self.hung().await {
+                return Err(AskError::Failed(self.hanging(&wait)));
+            }
+        }
+    }
+
+    /// The call on storage that hangs longest, if one does.
+    async fn hung(&self) -> Option<Wait> {
+        let blocker = self.process(Role::Blocker);
+        let reply = blocker.ask(&ControlRequest::Status, HUNG_STEP).await;
+        let Ok(ControlReply::Status(status)) = reply else {
+            return None;
+        };
+        let hangs = |wait: &Wait| wait.seconds >= HUNG_AFTER.as_secs();
+        status.waits.into_iter().find(hangs)
+    }
+
+    /// What `wait` is, for people.
+    pub(crate) fn described(&self, wait: &Wait) -> String {
+        let name = self
+            .attachments()
+            .get(wait.lineage)
+            .map(|it| it.name.clone());
+        let volume = name.map_or_else(String::new, |name| format!("volume `{name}`: "));
+        format!(
+            "{volume}{} has not returned for {} s",
+            wait.what, wait.seconds
+        )
+    }
+
+    fn hanging(&self, wait: &Wait) -> Error {
+        let message = format!(
+            "the storage of pool `{}` does not answer: {}",
+            self.pool(),
+            self.described(wait)
+        );
+        Error::new(ErrorCode::Unavailable, message).with_hint(format!(
+            "what was asked may still be done once it answers; `{} node status` shows what hangs",
+            self.layout.command()
+        ))
+    }
+
+    /// Lets one change be made at a time: waits for its turn, and while what is returned is held nobody else has it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] if others take too long.
+    pub(crate) async fn change_alone(&self) -> Result<MutexGuardOf<'_, ()>, Error> {
+        let turn = tokio::time::timeout(PATIENCE, self.changes.lock()).await;
+        turn.map_err(|_late| {
+            let message = format!(
+                "other changes have been under way for {} s",
+                PATIENCE.as_secs()
+            );
+            Error::new(ErrorCode::Unavailable, message).with_hint(format!(
+                "nothing was changed; `{} node status` shows whether the storage hangs",
+                self.layout.command()
+            ))
+        })
     }
 
     /// Has the mapper check the pool beside its other work.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
+use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Wait};
 
 use super::node::Node;
 use super::process::Process;
-use crate::api::types::{Attachment, NodeStatus, ProcessView};
+use crate::api::types::{Attachment, NodeStatus, ProcessView, WaitView};
 use crate::hosting::device_name;
 
 /// A process that does not say how it is within this time is shown as not serving.
@@ -16,8 +16,11 @@ impl Node {
     /// The processes, their peers and channels, and what is attached.
     pub(crate) async fn status(&self) -> NodeStatus {
         let mut processes = Vec::with_capacity(self.processes.len());
+        let mut waits = Vec::new();
         for process in &self.processes {
-            processes.push(view(process).await);
+            let (view, found) = view(process).await;
+            processes.push(view);
+            waits.extend(found);
         }
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
         let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
@@ -32,23 +35,35 @@ impl Node {
             pid: std::process::id(),
             placement: self.config.placement,
             processes,
+            waits: waits
+                .into_iter()
+                .map(|wait| WaitView {
+                    volume: attachments
+                        .iter()
+                        .find(|one| one.lineage == wait.lineage)
+                        .map(|one| one.name.clone()),
+                    what: wait.what,
+                    seconds: wait.seconds,
+                })
+                .collect(),
             attachments,
         }
     }
 }
 
-async fn view(process: &Process) -> ProcessView {
+async fn view(process: &Process) -> (ProcessView, Vec<Wait>) {
     let answer = process.ask(&ControlRequest::Status, PATIENCE).await;
     let (serving, status) = match answer {
         Ok(ControlReply::Status(status)) => (true, status),
         _ => (false, ProcessStatus::default()),
     };
-    ProcessView {
+    let view = ProcessView {
         roles: process.roles().to_vec(),
         pid: process.pid(),
         restarts: process.restarts(),
         serving,
         peers: status.peers,
         channels: status.channels,
-    }
+    };
+    (view, status.waits)
 }

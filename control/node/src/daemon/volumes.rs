@@ -118,7 +118,7 @@ impl Node {
         if let Some(pool) = &request.pool {
             self.know_pool(pool)?;
         }
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let create = CatalogueRequest::Create {
             name: request.name.clone(),
             lineage: fresh_lineage()?,
@@ -139,7 +139,7 @@ impl Node {
         if let Some(size) = request.size {
             check_volume_size(size)?;
         }
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(source).await?;
         if !matches!(entry.kind, Kind::Snapshot | Kind::Image) {
             return Err(Error::new(
@@ -177,7 +177,7 @@ impl Node {
         volume: &Name,
         request: SnapshotVolume,
     ) -> Result<VolumeView, Error> {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(volume).await?;
         if entry.kind != Kind::Volume {
             return Err(Error::new(
@@ -248,7 +248,7 @@ impl Node {
         request: ResizeVolume,
     ) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         if entry.kind != Kind::Volume {
             return Err(Error::new(
@@ -304,7 +304,7 @@ impl Node {
         from: &Name,
         request: RenameVolume,
     ) -> Result<VolumeView, Error> {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         // A missing name is found here, with its hint; an import's is held by whoever fills it.
         self.lookup_whole(from).await?;
         let rename = CatalogueRequest::Rename {
@@ -318,7 +318,7 @@ impl Node {
 
     /// Forgets a name; what clones still need stays.
     pub(crate) async fn remove(&self, name: &Name) -> Result<(), Error> {
-        let _one_at_a_time = self.changes.lock().await;
+        let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
         if self.attachments().get(entry.lineage).is_some() {
             return Err(

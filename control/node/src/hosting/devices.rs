@@ -2,9 +2,9 @@
 //!
 //! Ending a device waits for the data thread, so it must not happen on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use archipelago_protocol::control::{ControlReply, ControlRequest, PeerStatus};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
@@ -19,8 +19,15 @@ use super::host::Job;
 pub(crate) struct Devices {
     jobs: Sender<Job>,
     handle: Handle,
-    /// Held while a device is made or ended: one at a time.
-    endpoints: Arc<Mutex<BTreeMap<Lineage, Endpoint>>>,
+    /// Held while a device is made, not while one ends: that may take as long as storage does not answer.
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    endpoints: BTreeMap<Lineage, Endpoint>,
+    /// Those that are being ended.
+    leaving: BTreeSet<Lineage>,
 }
 
 impl Devices {
@@ -28,8 +35,12 @@ impl Devices {
         Devices {
             jobs,
             handle,
-            endpoints: Arc::default(),
+            known: Arc::default(),
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(&self, job: Job) {
@@ -66,14 +77,9 @@ impl Devices {
                 answer.result(self.attach(config));
             }
             ControlRequest::Resized { lineage, size } => {
-                let endpoints = self
-                    .endpoints
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                if let Some(endpoint) = endpoints.get(&lineage) {
+                if let Some(endpoint) = self.known().endpoints.get(&lineage) {
                     endpoint.resized(size);
                 }
-                drop(endpoints);
                 self.send(Job::Request(
                     ControlRequest::Resized { lineage, size },
                     answer,
@@ -98,10 +104,11 @@ impl Devices {
                 "the data thread has ended",
             ));
         };
-        // A device that is just made or ended holds the lock for as long as that takes: figures do not wait for it.
-        if let Ok(endpoints) = self.endpoints.try_lock() {
+        // A device that is just made holds the lock for as long as that takes: figures do not wait for it.
+        if let Ok(known) = self.known.try_lock() {
             status.peers.extend(
-                endpoints
+                known
+                    .endpoints
                     .iter()
                     .map(|(lineage, endpoint)| device_status(*lineage, &endpoint.status())),
             );
@@ -110,18 +117,22 @@ impl Devices {
     }
 
     fn attach(&self, config: AttachConfig) -> Result<(), Error> {
-        let mut endpoints = self
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if endpoints.contains_key(&config.lineage) {
+        let mut known = self.known();
+        if known.endpoints.contains_key(&config.lineage) {
             return Ok(());
         }
         let lineage = config.lineage;
+        if known.leaving.contains(&lineage) {
+            return Err(Error::new(
+                ErrorCode::InUse,
+                "the volume is still being detached: its last requests are not answered",
+            )
+            .with_hint("`node status` shows whether the storage hangs; attach it again later"));
+        }
         let (endpoint, seed) = Endpoint::attach(config)?;
         match ask(|answer| self.send(Job::Device(Box::new(seed), answer))) {
             Some(ControlReply::Done) => {
-                endpoints.insert(lineage, endpoint);
+                known.endpoints.insert(lineage, endpoint);
                 Ok(())
             }
             Some(ControlReply::Failed(error)) => Err(error),
@@ -133,34 +144,39 @@ impl Devices {
     }
 
     fn detach(&self, lineage: Lineage, force: bool) -> Result<(), Error> {
-        let mut endpoints = self
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(endpoint) = endpoints.remove(&lineage) else {
-            return Err(Error::new(
-                ErrorCode::NotFound,
-                "the volume is not attached here",
-            ));
+        let endpoint = {
+            let mut known = self.known();
+            if known.leaving.contains(&lineage) {
+                return Err(Error::new(
+                    ErrorCode::InUse,
+                    "the volume is being detached already: its last requests are not answered",
+                ));
+            }
+            let Some(endpoint) = known.endpoints.remove(&lineage) else {
+                return Err(Error::new(
+                    ErrorCode::NotFound,
+                    "the volume is not attached here",
+                ));
+            };
+            known.leaving.insert(lineage);
+            endpoint
         };
-        endpoint
-            .detach(if force {
-                Detach::Force
-            } else {
-                Detach::IfUnused
-            })
-            .map_err(|(endpoint, error)| {
-                endpoints.insert(lineage, endpoint);
-                error
-            })
+        let ended = endpoint.detach(if force {
+            Detach::Force
+        } else {
+            Detach::IfUnused
+        });
+        let mut known = self.known();
+        known.leaving.remove(&lineage);
+        ended.map_err(|(endpoint, error)| {
+            known.endpoints.insert(lineage, endpoint);
+            error
+        })
     }
 
     fn detach_all(&self) {
-        let mut endpoints = self
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (lineage, endpoint) in std::mem::take(&mut *endpoints) {
+        let endpoints = std::mem::take(&mut self.known().endpoints);
+        for (lineage, endpoint) in endpoints {
             if let Err((_, error)) = endpoint.detach(Detach::Force) {
                 tracing::warn!("detaching {lineage}: {error}");
             }
