@@ -1,6 +1,7 @@
 //! A guest that takes an error status for an answer, but not silence.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use archipelago_bench::disk::Op;
@@ -26,6 +27,8 @@ pub enum Status {
 #[derive(Debug)]
 pub struct Guest {
     disk: Disk,
+    /// How long a request may take.
+    pub patience: Duration,
     /// Servers that died meanwhile.
     pub successors: u64,
 }
@@ -39,6 +42,7 @@ impl Guest {
         let disk = Disk::connect(socket, 1, BUFFER_LEN, InFlight::Tracked, DEADLINE)?;
         Ok(Guest {
             disk,
+            patience: DEADLINE,
             successors: 0,
         })
     }
@@ -55,11 +59,11 @@ impl Guest {
                     other => bail!("{op:?} ended with {other}, which is no error status"),
                 };
             }
-            match self.disk.wait(DEADLINE) {
+            match self.disk.wait(self.patience) {
                 Ok(Waited::Rung) => {}
                 Ok(Waited::HungUp) => {
                     self.successors += 1;
-                    self.disk.reconnect(DEADLINE)?;
+                    self.disk.reconnect(self.patience)?;
                 }
                 Err(error) => return Err(error.context(format!("HANG: {op:?} at {first}"))),
             }

@@ -2,6 +2,7 @@
 //!
 //! * [`disk`]: a file system, served by the test, that fails on order and forgets what was not synced.
 //! * [`server`], [`guest`]: the real node and a guest, neither of which may keep anybody waiting.
+//! * [`watch`], [`neighbour`]: what must go on while a call does not return.
 //! * [`oracle`]: what may be read.
 //! * [`life`]: the life of a pool, with some faults.
 //! * [`matrix`]: all faults at all call sites.
@@ -15,5 +16,7 @@ pub mod disk;
 pub mod guest;
 pub mod life;
 pub mod matrix;
+pub mod neighbour;
 pub mod oracle;
 pub mod server;
+pub mod watch;

@@ -9,15 +9,23 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::disk::{Disk, Fault, Site};
+use crate::disk::{Disk, Fault, QUIET, Site};
 use crate::guest::{Guest, Status};
+use crate::neighbour::Neighbour;
 use crate::oracle::Oracle;
-use crate::server::{Answer, Server, wait_until};
+use crate::server::{Answer, DEADLINE, Server, wait_for, wait_until};
+use crate::watch::{Judge, Watch};
 
 /// Sectors of a volume: 512 KiB.
 const SECTORS: usize = 1024;
+/// How long a guest waits for a request while the node is stopped and started.
+const STOP_PATIENCE: Duration = Duration::from_secs(150);
+/// What says that a call hangs, rather than that something failed.
+const HUNG: [&str; 2] = ["does not answer", "does that file system answer"];
+/// What says that the node is being stopped.
+const STOPPED: [&str; 3] = ["no node daemon", "is stopping", "went away"];
 /// Attempts of a step before something is opened or started anew.
 const TRIES: usize = 2;
 
@@ -56,6 +64,26 @@ pub struct Report {
     pub seen: BTreeMap<Site, u64>,
     /// Errors that somebody was told.
     pub told: Vec<String>,
+    /// Calls that did not return, and what was judged meanwhile.
+    pub judged: usize,
+}
+
+/// Where the node's peers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// All in one thread.
+    Fused,
+    /// A process each.
+    Split,
+}
+
+impl Placement {
+    fn name(self) -> &'static str {
+        match self {
+            Placement::Fused => "fused",
+            Placement::Split => "split",
+        }
+    }
 }
 
 /// A volume of this life.
@@ -85,9 +113,11 @@ struct Refusal(String);
 type Step = Result<Result<(), Refusal>>;
 
 /// A pool and all that uses it.
-struct Life {
-    server: Server,
-    disk: Disk,
+struct Life<'a> {
+    placement: Placement,
+    server: &'a Server,
+    disk: &'a Disk,
+    watch: &'a Watch<'a>,
     volumes: Vec<Volume>,
     frozen: Option<Oracle>,
     /// What it took after each fault, by the order of their happening.
@@ -109,13 +139,17 @@ fn plain(answer: Answer, fine: &[i32]) -> Step {
 
 /// Nothing is called for so long when a step is over. A call that comes later still counts for the next step, which the
 /// matrix stands: a fault whose call was not made is tried again. So this decides how often, not what is found.
-const QUIET: Duration = Duration::from_millis(12);
+const STILL: Duration = Duration::from_millis(12);
 const NOT_FOUND: i32 = 3;
 const EXISTS: i32 = 4;
 
-impl Life {
+impl<'a> Life<'a> {
     /// One step, until it works.
-    fn step(&mut self, phase: &'static str, mut act: impl FnMut(&mut Life) -> Step) -> Result<()> {
+    fn step(
+        &mut self,
+        phase: &'static str,
+        mut act: impl FnMut(&mut Life<'a>) -> Step,
+    ) -> Result<()> {
         self.disk.enter(phase);
         for remedy in [Outcome::Again, Outcome::Reopened, Outcome::Restarted] {
             if remedy > Outcome::Again {
@@ -127,12 +161,22 @@ impl Life {
                 Outcome::Unseen | Outcome::Again => {}
             }
             for _ in 0..TRIES {
-                let Err(Refusal(text)) = act(self).with_context(|| phase)? else {
+                let watch = self.watch;
+                let acted = watch.during(|| act(self)).with_context(|| phase)?;
+                let Err(Refusal(text)) = acted else {
                     return self.settle();
                 };
                 self.told.push(format!("{phase}: {text}"));
-                for volume in &mut self.volumes {
-                    volume.oracle.lose();
+                let hung = HUNG.iter().any(|words| text.contains(words));
+                if watch.judges() == Judge::Stop {
+                    let stopped = STOPPED.iter().any(|words| text.contains(words));
+                    ensure!(hung || stopped, "UNCLEAR: {phase} was told: {text}");
+                }
+                // Who was told that something hangs was not told of a loss.
+                if !hung {
+                    for volume in &mut self.volumes {
+                        volume.oracle.lose();
+                    }
                 }
                 self.took(Outcome::Again)?;
             }
@@ -148,7 +192,7 @@ impl Life {
     fn settle(&self) -> Result<()> {
         let mut before = self.disk.calls();
         wait_until("what a step began", || {
-            std::thread::sleep(QUIET);
+            std::thread::sleep(STILL);
             let calls = self.disk.calls();
             std::mem::replace(&mut before, calls) == calls
         })
@@ -172,7 +216,11 @@ impl Life {
             Answer::Refused(code, text) => return refuse(format!("attach: {code}: {text}")),
         };
         volume.attached = true;
-        volume.guest = Some(Guest::connect(&socket)?);
+        let mut guest = Guest::connect(&socket)?;
+        if self.watch.judges() == Judge::Stop {
+            guest.patience = STOP_PATIENCE;
+        }
+        volume.guest = Some(guest);
         // The volume is opened behind the connection: the first answer tells how that went.
         self.guest(index, Guest::touch)
     }
@@ -182,7 +230,11 @@ impl Life {
         volume.guest = None;
         let mut refused = None;
         // A front end that has just gone is noticed a moment later.
-        wait_until("detach", || {
+        let patience = match self.watch.judges() {
+            Judge::Beside => DEADLINE,
+            Judge::Stop => STOP_PATIENCE,
+        };
+        wait_for("detach", patience, || {
             match self.server.call(&["volume", "detach", volume.name]) {
                 Ok(Answer::Refused(5, _)) => false,
                 Ok(Answer::Refused(code, text)) if code != NOT_FOUND => {
@@ -304,9 +356,13 @@ impl Life {
         let pool = self.disk.path().join("pool");
         let pool = pool.to_str().context("a path in UTF-8")?.to_owned();
         self.step("init", |life| {
-            plain(life.server.call(&["init", "--pool-dir", &pool])?, &[])
+            let placement = life.placement.name();
+            let init = ["init", "--placement", placement, "--pool-dir", &pool];
+            plain(life.server.call(&init)?, &[])
         })?;
         self.step("start", |life| plain(life.server.start()?, &[]))?;
+        *self.watch.neighbour() = Some(Neighbour::make(self.server, self.disk)?);
+        self.watch.serves(true);
         self.step("create", |life| {
             let size = (SECTORS * 512).to_string();
             let create = ["volume", "create", "disk", "--size", &size];
@@ -345,8 +401,10 @@ impl Life {
             Ok(()) => life.close(1),
             refused => Ok(refused),
         })?;
+        self.watch.serves(false);
         self.step("stop", |life| plain(life.server.stop()?, &[]))?;
         self.step("restart", |life| plain(life.server.start()?, &[]))?;
+        self.serve()?;
         self.step("reopen", |life| match life.open(0)? {
             Ok(()) => life.open(1),
             refused => Ok(refused),
@@ -354,6 +412,16 @@ impl Life {
         self.check("read all", 0)?;
         self.check("read all", 1)?;
         self.write("write last", 0, &[(900, 8, 11)])?;
+        Ok(())
+    }
+
+    /// The node has started again: the neighbour goes on.
+    fn serve(&mut self) -> Result<()> {
+        self.disk.enter(QUIET);
+        if let Some(neighbour) = self.watch.neighbour().as_mut() {
+            neighbour.go_on()?;
+        }
+        self.watch.serves(true);
         Ok(())
     }
 
@@ -374,11 +442,13 @@ impl Life {
             volume.guest = None;
             volume.oracle.lose();
         }
+        self.watch.serves(false);
         self.server.kill();
         wait_until("the death of all processes", || !self.disk.in_use())?;
         self.disk.cut_power()?;
         self.disk.enter("recover");
         self.step("recover", |life| plain(life.server.start()?, &[]))?;
+        self.serve()?;
         self.step("open recovered", |life| match life.open(0)? {
             Ok(()) => life.open(1),
             refused => Ok(refused),
@@ -417,6 +487,7 @@ impl Life {
             Ok(()) => life.close(1),
             refused => Ok(refused),
         })?;
+        self.watch.serves(false);
         self.step("stop last", |life| plain(life.server.stop()?, &[]))?;
         // The kernel tells the end of a file's use a moment later.
         wait_until("the end of all use", || !self.disk.in_use())
@@ -427,10 +498,32 @@ impl Life {
 ///
 /// # Errors
 /// If a promise was broken, with what led there.
-pub fn live(faults: &[(Site, Fault)]) -> Result<Report> {
+pub fn live(placement: Placement, judge: Judge, faults: &[(Site, Fault)]) -> Result<Report> {
+    // The server goes first: it uses the disk.
+    let disk = Disk::mount()?;
+    let server = Server::new()?;
+    let watch = Watch::new(&disk, &server, judge);
+    std::thread::scope(|scope| {
+        scope.spawn(|| watch.run());
+        let report = live_watched(placement, &watch, &disk, &server, faults);
+        watch.end();
+        disk.release();
+        report
+    })
+}
+
+fn live_watched<'a>(
+    placement: Placement,
+    watch: &'a Watch<'a>,
+    disk: &'a Disk,
+    server: &'a Server,
+    faults: &[(Site, Fault)],
+) -> Result<Report> {
     let mut life = Life {
-        server: Server::new()?,
-        disk: Disk::mount()?,
+        placement,
+        server,
+        disk,
+        watch,
         volumes: Vec::new(),
         frozen: None,
         outcomes: BTreeMap::new(),
@@ -451,5 +544,6 @@ pub fn live(faults: &[(Site, Fault)]) -> Result<Report> {
         outcomes: life.outcomes.clone(),
         seen: life.disk.seen(),
         told: std::mem::take(&mut life.told),
+        judged: watch.judged(),
     })
 }

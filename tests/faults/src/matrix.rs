@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
 
-use crate::disk::{Class, Fault, Kind, Site};
-use crate::life::{Outcome, live};
+use crate::disk::{Call, Class, Fault, Kind, Site};
+use crate::life::{Outcome, Placement, live};
+use crate::watch::Judge;
 
-/// A call site and what becomes of its first call.
+/// A call site and what becomes of its call.
 pub type Case = (Site, Fault);
 
 /// Lives at a time: most of a life is waiting.
 const THREADS: usize = 8;
+/// The same where a life waits for a deadline of the product.
+const HANGING_THREADS: usize = 24;
 /// Faults in one life at most.
 const FAULTS_MAX: usize = 8;
 /// Lives that are recorded without a fault: background work falls into one phase or another.
@@ -36,6 +39,8 @@ pub struct Matrix {
     pub by_chance: usize,
     /// Lives that were lived.
     pub lives: usize,
+    /// Calls that were held, and what was judged meanwhile.
+    pub judged: usize,
 }
 
 impl Matrix {
@@ -49,8 +54,9 @@ impl Matrix {
         let (cases, lives) = (self.outcomes.len(), self.lives);
         let (failed, missed, by_chance) = (self.failures.len(), self.missed.len(), self.by_chance);
         format!(
-            "{cases} cases in {lives} lives: {counts:?}; {failed} lives failed, {missed} cases missed, \
-             {by_chance} of calls that are made by chance did not happen again"
+            "{cases} cases in {lives} lives: {counts:?}; {} calls held and judged; {failed} lives failed, \
+             {missed} cases missed, {by_chance} of calls that are made by chance did not happen again",
+            self.judged
         )
     }
 
@@ -91,10 +97,10 @@ impl Matrix {
     }
 }
 
-fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+fn in_parallel<T: Send>(threads: usize, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..THREADS.min(count) {
+        for _ in 0..threads.min(count) {
             scope.spawn(|| {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
@@ -117,27 +123,40 @@ pub struct Sites {
     pub all: BTreeSet<Site>,
     /// Those that each life had: their faults must happen.
     pub always: BTreeSet<Site>,
+    /// The last calls of sites that are called several times: how many there are varies.
+    pub last: BTreeSet<Site>,
 }
 
 /// Lives without a fault.
 ///
 /// # Errors
 /// If such a life fails.
-pub fn record() -> Result<Sites> {
+pub fn record(placement: Placement) -> Result<Sites> {
     let mut counts: BTreeMap<Site, usize> = BTreeMap::new();
-    for report in in_parallel(RECORDINGS, |_| live(&[])) {
+    let mut calls: BTreeMap<Site, u64> = BTreeMap::new();
+    let record = |_| live(placement, Judge::Beside, &[]);
+    for report in in_parallel(THREADS, RECORDINGS, record) {
         let report = report?;
         ensure!(
             report.told.is_empty(),
             "failed without a fault: {:?}",
             report.told
         );
-        for site in report.seen.into_keys() {
+        for (site, times) in report.seen {
             *counts.entry(site).or_default() += 1;
+            let fewest = calls.entry(site).or_insert(times);
+            *fewest = times.min(*fewest);
         }
     }
     let always = counts.iter().filter(|(_, count)| **count == RECORDINGS);
+    let several = calls.into_iter().filter(|(_, times)| *times > 1);
     Ok(Sites {
+        last: several
+            .map(|(site, times)| Site {
+                call: Call::Number(times),
+                ..site
+            })
+            .collect(),
         always: always.map(|(site, _)| *site).collect(),
         all: counts.into_keys().collect(),
     })
@@ -153,6 +172,66 @@ pub fn cases(sites: &BTreeSet<Site>) -> BTreeSet<Case> {
             .map(move |fault| (site, fault))
     };
     sites.iter().flat_map(of).collect()
+}
+
+/// The cases of `sites` with the two faults that say most: a call that fails, and one that does not return.
+#[must_use]
+pub fn main_cases(sites: &BTreeSet<Site>) -> BTreeSet<Case> {
+    cases(sites)
+        .into_iter()
+        .filter(|(_, fault)| matches!(fault, Fault::Errno(libc::EIO) | Fault::Never))
+        .collect()
+}
+
+/// One call of each kind that does not return, while a volume is served, at a start and at a stop.
+#[must_use]
+pub fn hanging_cases(sites: &BTreeSet<Site>) -> Vec<Case> {
+    let mut chosen: BTreeMap<(&str, Kind), Site> = BTreeMap::new();
+    for site in sites {
+        let part = match site.phase {
+            // A command on the file system: it waits, and can be interrupted.
+            "init" => continue,
+            // Before the pool is open nobody can say which call hangs, so which it is makes no difference.
+            "start" | "restart" | "recover" => ("start", Kind::Lookup),
+            "stop" | "stop last" => ("stop", Kind::Lookup),
+            _ => ("", site.kind),
+        };
+        chosen.entry(part).or_insert(*site);
+    }
+    chosen
+        .into_values()
+        .map(|site| (site, Fault::Never))
+        .collect()
+}
+
+/// Stops and starts the node while a call of each case does not return.
+#[must_use]
+pub fn hang(placement: Placement, cases: &[Case]) -> Matrix {
+    let mut matrix = Matrix {
+        lives: cases.len(),
+        ..Matrix::default()
+    };
+    let lived = in_parallel(HANGING_THREADS, cases.len(), |index| {
+        (
+            cases[index],
+            live(placement, Judge::Stop, &cases[index..=index]),
+        )
+    });
+    for (case, result) in lived {
+        match result {
+            Ok(report) => {
+                matrix.judged += report.judged;
+                match report.outcomes.get(&case.0) {
+                    Some(outcome) => _ = matrix.outcomes.insert(case, *outcome),
+                    None => matrix.missed.push(case),
+                }
+            }
+            Err(error) => matrix
+                .failures
+                .push(format!("[{} {}]: {error:#}", case.0, case.1)),
+        }
+    }
+    matrix
 }
 
 /// Packs cases into lives: one fault to a phase, so many to a life.
@@ -185,7 +264,7 @@ pub fn pack(cases: &BTreeSet<Case>) -> Vec<Vec<Case>> {
 
 /// Runs all cases; those at sites that are `always` there until they have happened.
 #[must_use]
-pub fn run(cases: &BTreeSet<Case>, always: &BTreeSet<Site>) -> Matrix {
+pub fn run(placement: Placement, cases: &BTreeSet<Case>, always: &BTreeSet<Site>) -> Matrix {
     let mut matrix = Matrix::default();
     let mut left = cases.clone();
     for round in 0..ROUNDS {
@@ -196,9 +275,13 @@ pub fn run(cases: &BTreeSet<Case>, always: &BTreeSet<Site>) -> Matrix {
         }
         let lives = pack(&left);
         matrix.lives += lives.len();
-        for (index, result) in in_parallel(lives.len(), |index| (index, live(&lives[index]))) {
+        let lived = in_parallel(THREADS, lives.len(), |index| {
+            (index, live(placement, Judge::Beside, &lives[index]))
+        });
+        for (index, result) in lived {
             match result {
                 Ok(report) => {
+                    matrix.judged += report.judged;
                     for case in &lives[index] {
                         if let Some(outcome) = report.outcomes.get(&case.0) {
                             matrix.outcomes.insert(*case, *outcome);

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -11,8 +12,12 @@ use archipelago_crash_tests::node::Node;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// Longest time for a command, whatever fails below it.
+/// Longest time for a command, whatever fails below it. One that waits for a call that hangs is told after 10 s.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Longest time for `node start`: opening a pool that hangs is given up after 60 s.
+pub const START_DEADLINE: Duration = Duration::from_secs(80);
+/// Longest time for `node stop` while something hangs: noticed after 10 s, then three processes are ended within 10 s each.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(45);
 /// How often a command is asked whether it is done.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -30,19 +35,27 @@ pub enum Answer {
 pub struct Server {
     dir: TempDir,
     command: PathBuf,
-    daemon: Option<Pid>,
+    daemon: Mutex<Option<Pid>>,
 }
 
 /// Waits until `done`, at most [`DEADLINE`].
 ///
 /// # Errors
 /// If it is not done in that time.
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) -> Result<()> {
+    wait_for(what, DEADLINE, done)
+}
+
+/// Waits until `done`, at most for `patience`.
+///
+/// # Errors
+/// If it is not done in that time.
 #[expect(clippy::disallowed_methods, reason = "waits for another process")]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
+pub fn wait_for(what: &str, patience: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + patience;
     while !done() {
         if Instant::now() > deadline {
-            bail!("HANG: {what} is not done after {DEADLINE:?}");
+            bail!("HANG: {what} is not done after {patience:?}");
         }
         std::thread::sleep(LOOK);
     }
@@ -66,7 +79,7 @@ impl Server {
         Ok(Server {
             dir,
             command: own_program("archipelago")?,
-            daemon: None,
+            daemon: Mutex::new(None),
         })
     }
 
@@ -75,6 +88,14 @@ impl Server {
     /// # Errors
     /// If it does not end within [`DEADLINE`]: it is killed then.
     pub fn call(&self, arguments: &[&str]) -> Result<Answer> {
+        self.call_within(arguments, DEADLINE)
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// If it does not end within `patience`: it is killed then.
+    pub fn call_within(&self, arguments: &[&str], patience: Duration) -> Result<Answer> {
         let mut child = Command::new(&self.command)
             .arg("--root")
             .arg(self.dir.path())
@@ -83,7 +104,7 @@ impl Server {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let ended = wait_until(&format!("archipelago {arguments:?}"), || {
+        let ended = wait_for(&format!("archipelago {arguments:?}"), patience, || {
             has_ended(&mut child)
         });
         if ended.is_err() {
@@ -93,7 +114,8 @@ impl Server {
         ended?;
         let (said, error) = (drained(child.stdout.take()), drained(child.stderr.take()));
         Ok(match status.code() {
-            Some(0) => Answer::Done(said.trim().to_owned()),
+            // What a command that succeeds has to say besides belongs to it.
+            Some(0) => Answer::Done(format!("{}{}", said.trim(), error.trim())),
             code => Answer::Refused(code.unwrap_or(-1), error.trim().to_owned()),
         })
     }
@@ -102,12 +124,12 @@ impl Server {
     ///
     /// # Errors
     /// As [`Server::call`].
-    pub fn start(&mut self) -> Result<Answer> {
-        let answer = self.call(&["--json", "node", "start"])?;
+    pub fn start(&self) -> Result<Answer> {
+        let answer = self.call_within(&["--json", "node", "start"], START_DEADLINE)?;
         if let Answer::Done(said) = &answer {
             let said: serde_json::Value = serde_json::from_str(said)?;
             let pid = said["pid"].as_i64().context("`node start` tells no pid")?;
-            self.daemon = Some(Pid::from_raw(i32::try_from(pid)?));
+            *self.daemon() = Some(Pid::from_raw(i32::try_from(pid)?));
         }
         Ok(answer)
     }
@@ -116,17 +138,36 @@ impl Server {
     ///
     /// # Errors
     /// As [`Server::call`].
-    pub fn stop(&mut self) -> Result<Answer> {
-        let answer = self.call(&["node", "stop"])?;
+    pub fn stop(&self) -> Result<Answer> {
+        let answer = self.call_within(&["node", "stop"], STOP_DEADLINE)?;
         if let Answer::Done(_) = answer {
-            self.daemon = None;
+            *self.daemon() = None;
         }
         Ok(answer)
     }
 
+    fn daemon(&self) -> MutexGuard<'_, Option<Pid>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Process ids of its data processes.
+    ///
+    /// # Errors
+    /// If `node status` does not say them in time.
+    pub fn processes(&self, patience: Duration) -> Result<Vec<Pid>> {
+        let status = match self.call_within(&["--json", "node", "status"], patience)? {
+            Answer::Done(status) => serde_json::from_str::<serde_json::Value>(&status)?,
+            Answer::Refused(code, text) => bail!("node status: {code}: {text}"),
+        };
+        let processes = status["processes"].as_array().context("no processes")?;
+        let pids = processes.iter().filter_map(|one| one["pid"].as_i64());
+        pids.map(|pid| Ok(Pid::from_raw(i32::try_from(pid)?)))
+            .collect()
+    }
+
     /// `kill -9` of the daemon, with which its processes die.
-    pub fn kill(&mut self) {
-        if let Some(pid) = self.daemon.take() {
+    pub fn kill(&self) {
+        if let Some(pid) = self.daemon().take() {
             // Already dead is dead.
             let _dead = Node::kill(pid);
         }

@@ -40,6 +40,8 @@ pub enum Kind {
     RemoveDirectory,
     /// Punch a hole, or allocate.
     Allocate,
+    /// Close a file, which may still write.
+    Close,
     /// Look for data.
     Seek,
     /// `statvfs`.
@@ -105,6 +107,15 @@ impl Class {
     }
 }
 
+/// Which of the calls of a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Call {
+    /// The first.
+    First,
+    /// The one with this number, from 1 on.
+    Number(u64),
+}
+
 /// A place in the life of a pool where the file system is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site {
@@ -114,11 +125,17 @@ pub struct Site {
     pub kind: Kind,
     /// On what.
     pub class: Class,
+    /// Which time.
+    pub call: Call,
 }
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?} {:?}", self.phase, self.kind, self.class)
+        write!(f, "{} {:?} {:?}", self.phase, self.kind, self.class)?;
+        match self.call {
+            Call::First => Ok(()),
+            Call::Number(number) => write!(f, " {number}"),
+        }
     }
 }
 
@@ -129,7 +146,10 @@ pub enum Fault {
     Errno(i32),
     /// It moves a part only.
     Short,
-    /// It is done, but does not return for [`HOLD`](super::HOLD): for ever, as far as its caller knows.
+    /// It moves a part only, and the next call of its kind on its file fails with EIO: the kernel continues short transfers
+    /// of io_uring by itself, and tells the part only if it cannot.
+    Part,
+    /// It does not return until [`Disk::release`](super::Disk::release), if it is a write with nothing done before that.
     Never,
 }
 
@@ -146,9 +166,15 @@ impl Fault {
             libc::EMFILE,
             libc::EINTR,
         ];
-        let mut faults: Vec<Fault> = errnos.into_iter().map(Fault::Errno).collect();
+        // What closes a file learns nothing from it.
+        let errnos = if kind == Kind::Close {
+            &errnos[..1]
+        } else {
+            &errnos[..]
+        };
+        let mut faults: Vec<Fault> = errnos.iter().copied().map(Fault::Errno).collect();
         if matches!(kind, Kind::Read | Kind::Write | Kind::DurableWrite) {
-            faults.push(Fault::Short);
+            faults.extend([Fault::Short, Fault::Part]);
         }
         faults.push(Fault::Never);
         faults
@@ -162,6 +188,7 @@ impl fmt::Display for Fault {
                 write!(f, "{:?}", nix::errno::Errno::from_raw(*errno))
             }
             Fault::Short => write!(f, "short"),
+            Fault::Part => write!(f, "part"),
             Fault::Never => write!(f, "never"),
         }
     }

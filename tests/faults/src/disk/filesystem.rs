@@ -6,8 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    FileAttr, FileType, Filesystem, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
+    FileAttr, FileType, Filesystem, KernelConfig, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    Request, TimeOrNow,
 };
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
@@ -66,6 +67,12 @@ fn attributes(reply: ReplyAttr) -> impl FnOnce(Answer<FileAttr>) + Send + 'stati
 }
 
 impl Filesystem for PassThrough {
+    fn init(&mut self, _: &Request<'_>, config: &mut KernelConfig) -> Result<(), i32> {
+        // Else the kernel keeps everybody waiting when a few calls are held.
+        let set = config.set_max_background(u16::MAX);
+        set.map(drop).map_err(|_nearest| libc::EINVAL)
+    }
+
     fn lookup(&mut self, _: &Request<'_>, parent: u64, name: &OsStr, reply: ReplyEntry) {
         let path = self.child(parent, name);
         let answer = self.call(Kind::Lookup, path, |files, path, _| files.attributes(path));
@@ -261,9 +268,11 @@ impl Filesystem for PassThrough {
             Kind::Write
         };
         let path = self.path(number);
-        let answer = self.call(kind, path, |files, _, verdict| {
+        let (answer, verdict) = self.call(kind, path, |files, _, verdict| {
             let len = match verdict {
                 Verdict::Short => part(data.len()),
+                // Nothing is there before it returns, and all when it does: also when its caller is dead by then.
+                Verdict::Hold => return Ok(0),
                 _ => data.len(),
             };
             let at = unsigned(offset)?;
@@ -272,15 +281,25 @@ impl Filesystem for PassThrough {
             })?;
             u32::try_from(len).map_err(|_too_long| libc::EINVAL)
         });
-        self.answer(answer, move |result| match result {
+        let send = move |result: Answer<u32>| match result {
             Ok(count) => reply.written(count),
             Err(errno) => reply.error(errno),
-        });
+        };
+        if verdict == Verdict::Hold {
+            let at = unsigned(offset);
+            match at.and_then(|at| self.late_write(handle, at, durable, data)) {
+                Ok(write) => self.answer_late(write, send),
+                Err(errno) => send(Err(errno)),
+            }
+        } else {
+            self.answer((answer, verdict), send);
+        }
     }
 
-    fn flush(&mut self, _: &Request<'_>, _: u64, _: u64, _: u64, reply: ReplyEmpty) {
-        // The kernel does not ask again.
-        reply.error(libc::ENOSYS);
+    fn flush(&mut self, _: &Request<'_>, number: u64, _: u64, _: u64, reply: ReplyEmpty) {
+        let path = self.path(number);
+        let answer = self.call(Kind::Close, path, |_, _, _| Ok(()));
+        self.answer(answer, empty(reply));
     }
 
     fn release(

@@ -6,6 +6,7 @@
 mod calls;
 mod durable;
 mod filesystem;
+mod gate;
 mod pass_through;
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,18 +14,18 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
-pub use calls::{Class, Fault, Kind, Site};
+pub use calls::{Call, Class, Fault, Kind, Site};
 use durable::Undo;
+use gate::Gate;
 use pass_through::PassThrough;
 
-/// How long a call that never returns is held: longer than anybody waits who does not wait for it.
-pub const HOLD: Duration = Duration::from_millis(400);
+/// Calls of this phase meet no fault, and make no site.
+pub const QUIET: &str = "quiet";
 
 /// What the file system and its owner share.
 #[derive(Default)]
@@ -33,6 +34,12 @@ pub(crate) struct State {
     seen: BTreeMap<Site, u64>,
     plan: BTreeMap<Site, Fault>,
     struck: Vec<Site>,
+    /// The next call of this kind on this file fails: the rest of a part.
+    rest: Option<(Kind, PathBuf)>,
+    /// Directory whose files meet no fault, and make no site.
+    exempt: Option<String>,
+    /// Directories on whose files no call returns.
+    frozen: Vec<String>,
     calls: u64,
     /// Files that somebody has open.
     open: usize,
@@ -51,20 +58,49 @@ pub(crate) enum Verdict {
 
 impl State {
     fn judge(&mut self, kind: Kind, path: &Path) -> Verdict {
-        let site = Site {
+        self.calls += 1;
+        let is_in = |name: &String| path.components().any(|part| part.as_os_str() == &name[..]);
+        let first = Site {
             phase: self.phase,
             kind,
             class: Class::of(path),
+            call: Call::First,
         };
-        *self.seen.entry(site).or_default() += 1;
-        self.calls += 1;
-        let Some(fault) = self.plan.remove(&site) else {
+        if self.frozen.iter().any(is_in) {
+            self.struck.push(first);
+            return Verdict::Hold;
+        }
+        if self.phase == QUIET || self.exempt.iter().any(is_in) {
+            return Verdict::Go;
+        }
+        if self
+            .rest
+            .as_ref()
+            .is_some_and(|(of, on)| *of == kind && on == path)
+        {
+            self.rest = None;
+            return Verdict::Fail(libc::EIO);
+        }
+        let count = self.seen.entry(first).or_default();
+        *count += 1;
+        let numbered = Site {
+            call: Call::Number(*count),
+            ..first
+        };
+        let met = [first, numbered]
+            .into_iter()
+            .find_map(|site| Some((site, self.plan.remove(&site)?)));
+        let Some((site, fault)) = met else {
             return Verdict::Go;
         };
         self.struck.push(site);
         match fault {
             Fault::Errno(errno) => Verdict::Fail(errno),
             Fault::Short => Verdict::Short,
+            Fault::Part => {
+                self.rest = Some((kind, path.to_owned()));
+                Verdict::Short
+            }
             Fault::Never => Verdict::Hold,
         }
     }
@@ -83,6 +119,7 @@ impl State {
 /// The disk. Unmounted when dropped.
 pub struct Disk {
     state: Arc<Mutex<State>>,
+    gate: Arc<Gate>,
     session: Option<fuser::BackgroundSession>,
     dir: TempDir,
 }
@@ -98,11 +135,13 @@ impl Disk {
         std::fs::create_dir(&store)?;
         std::fs::create_dir(&mount)?;
         let state = Arc::new(Mutex::new(State::default()));
-        let files = PassThrough::new(store, Arc::clone(&state));
+        let gate = Arc::new(Gate::default());
+        let files = PassThrough::new(store, Arc::clone(&state), Arc::clone(&gate));
         let options = [fuser::MountOption::FSName("archipelago-faults".to_owned())];
         let session = fuser::spawn_mount2(files, mount, &options)?;
         Ok(Disk {
             state,
+            gate,
             session: Some(session),
             dir,
         })
@@ -126,6 +165,28 @@ impl Disk {
     /// The next call at each of these sites meets its fault.
     pub fn plan(&self, faults: &[(Site, Fault)]) {
         self.state().plan = faults.iter().copied().collect();
+    }
+
+    /// Calls on files below a directory called `name` meet no fault, and make no site.
+    pub fn exempt(&self, name: &str) {
+        self.state().exempt = Some(name.to_owned());
+    }
+
+    /// From now on no call on files below directories with these names returns; until [`Disk::release`].
+    pub fn freeze(&self, names: Vec<String>) {
+        self.state().frozen = names;
+    }
+
+    /// Calls that do not return.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.gate.held()
+    }
+
+    /// All calls that are held return, and no more are.
+    pub fn release(&self) {
+        self.state().frozen.clear();
+        self.gate.open();
     }
 
     /// Where faults have happened, in order.
@@ -183,6 +244,7 @@ impl fmt::Debug for Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         self.state().plan.clear();
+        self.release();
         // Detached: whoever still uses it must not keep this process.
         let _gone = umount2(&self.path(), MntFlags::MNT_DETACH);
         drop(self.session.take());

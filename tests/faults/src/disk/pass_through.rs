@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use fuser::{FileAttr, FileType};
 
-use super::{HOLD, Kind, State, Verdict};
+use super::gate::Gate;
+use super::{Kind, State, Verdict};
 
 pub(super) type Answer<T> = Result<T, i32>;
 
@@ -23,6 +24,7 @@ pub(super) fn errno(error: &io::Error) -> i32 {
 pub(super) struct PassThrough {
     pub(super) store: PathBuf,
     state: Arc<Mutex<State>>,
+    gate: Arc<Gate>,
     paths: HashMap<u64, PathBuf>,
     pub(super) numbers: HashMap<PathBuf, u64>,
     next: u64,
@@ -30,11 +32,12 @@ pub(super) struct PassThrough {
 }
 
 impl PassThrough {
-    pub(super) fn new(store: PathBuf, state: Arc<Mutex<State>>) -> Self {
+    pub(super) fn new(store: PathBuf, state: Arc<Mutex<State>>, gate: Arc<Gate>) -> Self {
         let root = PathBuf::new();
         PassThrough {
             store,
             state,
+            gate,
             paths: HashMap::from([(1, root.clone())]),
             numbers: HashMap::from([(root, 1)]),
             next: 2,
@@ -119,21 +122,32 @@ impl PassThrough {
         Ok(())
     }
 
-    /// Sends an answer, now or much later.
-    #[expect(clippy::disallowed_methods, reason = "what it is to do is to be late")]
+    /// Sends an answer, now or when what is held is let go.
     pub(super) fn answer<T: Send + 'static>(
         &self,
         (result, verdict): (Answer<T>, Verdict),
         send: impl FnOnce(Answer<T>) + Send + 'static,
     ) {
         if verdict == Verdict::Hold {
-            std::thread::spawn(move || {
-                std::thread::sleep(HOLD);
-                send(result);
-            });
+            self.answer_late(move || result, send);
         } else {
             send(result);
         }
+    }
+
+    /// Does something and sends the answer when what is held is let go.
+    pub(super) fn answer_late<T>(
+        &self,
+        act: impl FnOnce() -> Answer<T> + Send + 'static,
+        send: impl FnOnce(Answer<T>) + Send + 'static,
+    ) {
+        let gate = Arc::clone(&self.gate);
+        let ticket = gate.arrive();
+        std::thread::spawn(move || {
+            gate.pass(ticket);
+            send(act());
+            gate.leave();
+        });
     }
 
     pub(super) fn open_file(&self, handle: u64) -> Answer<&(PathBuf, File)> {
@@ -149,8 +163,42 @@ impl PassThrough {
         change: impl FnOnce(&File) -> io::Result<()>,
     ) -> Answer<()> {
         let (path, file) = self.open_file(handle)?;
-        let mut state = self.state();
-        let undo = state.undo.entry(path.clone()).or_default();
+        self.state()
+            .change(path, file, (offset, len), durable, change)
+    }
+
+    /// The same as one write, for somebody who does it later.
+    pub(super) fn late_write(
+        &self,
+        handle: u64,
+        offset: u64,
+        durable: bool,
+        data: &[u8],
+    ) -> Answer<impl FnOnce() -> Answer<u32> + Send + 'static> {
+        let (path, file) = self.open_file(handle)?;
+        let (path, data, state) = (path.clone(), data.to_vec(), Arc::clone(&self.state));
+        let file = file.try_clone().map_err(|error| errno(&error))?;
+        Ok(move || {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = (offset, data.len() as u64);
+            state.change(&path, &file, place, durable, |file| {
+                file.write_all_at(&data, offset)
+            })?;
+            u32::try_from(data.len()).map_err(|_too_long| libc::EINVAL)
+        })
+    }
+}
+
+impl State {
+    fn change(
+        &mut self,
+        path: &Path,
+        file: &File,
+        (offset, len): (u64, u64),
+        durable: bool,
+        change: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Answer<()> {
+        let undo = self.undo.entry(path.to_owned()).or_default();
         let done = undo
             .keep(file, offset, len)
             .and_then(|()| change(file))

@@ -1,0 +1,219 @@
+//! While a call does not return: whom it keeps waiting, how the node is stopped, and started again.
+//!
+//! A thread of the test waits for held calls, judges what must go on beside them, and lets them go. What a life does
+//! meanwhile waits, as its guests and commands do.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::kill;
+
+use crate::disk::Disk;
+use crate::neighbour::{NEIGHBOUR_DEADLINE, Neighbour, answers};
+use crate::server::{Answer, START_DEADLINE, Server, wait_for};
+
+/// What is judged while a call is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judge {
+    /// What goes on beside it; then it is let go.
+    Beside,
+    /// Besides: that whoever waits is told, that the node can be stopped, and started again when the call returns.
+    Stop,
+}
+
+/// After that long whoever waits was told: the product calls 10 s hanging, and looks each second.
+const HANGS: Duration = Duration::from_secs(15);
+/// How long a call is held at least, when there is nobody to look at.
+const HELD_MIN: Duration = Duration::from_millis(100);
+/// How long a start has to find the pool locked.
+const START_AHEAD: Duration = Duration::from_millis(300);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// The thread's and the life's common view.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    disk: &'a Disk,
+    server: &'a Server,
+    judge: Judge,
+    neighbour: Mutex<Option<Neighbour>>,
+    /// The node serves: in the phases between its start and its stop.
+    serving: AtomicBool,
+    /// A command or request is under way.
+    acting: AtomicBool,
+    /// A held call is being judged: the node may be stopped and started.
+    judging: AtomicBool,
+    ended: AtomicBool,
+    judged: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+fn rest(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl<'a> Watch<'a> {
+    /// Nobody is watched yet.
+    #[must_use]
+    pub fn new(disk: &'a Disk, server: &'a Server, judge: Judge) -> Watch<'a> {
+        Watch {
+            disk,
+            server,
+            judge,
+            neighbour: Mutex::new(None),
+            serving: AtomicBool::new(false),
+            acting: AtomicBool::new(false),
+            judging: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            judged: AtomicUsize::new(0),
+            failures: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// What is judged.
+    #[must_use]
+    pub fn judges(&self) -> Judge {
+        self.judge
+    }
+
+    /// The neighbour, if there is one by now.
+    pub fn neighbour(&self) -> MutexGuard<'_, Option<Neighbour>> {
+        self.neighbour
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the node serves from now on.
+    pub fn serves(&self, serving: bool) {
+        self.serving.store(serving, Ordering::SeqCst);
+    }
+
+    /// Calls that were held and judged.
+    #[must_use]
+    pub fn judged(&self) -> usize {
+        self.judged.load(Ordering::SeqCst)
+    }
+
+    /// Ends the thread.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Does one act of a life. What was held meanwhile is judged and let go when this returns.
+    ///
+    /// # Errors
+    /// What `act` says, and what was found meanwhile.
+    pub fn during<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.acting.store(true, Ordering::SeqCst);
+        let result = act();
+        self.acting.store(false, Ordering::SeqCst);
+        // In this order: what is held is let go only by who judges it.
+        while self.disk.held() > 0 || self.judging.load(Ordering::SeqCst) {
+            rest(LOOK);
+        }
+        let failures = self
+            .failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .join("; ");
+        ensure!(failures.is_empty(), "{failures}");
+        result
+    }
+
+    /// The thread: judges held calls until [`Watch::end`].
+    pub fn run(&self) {
+        while !self.ended.load(Ordering::SeqCst) {
+            if self.disk.held() == 0 {
+                rest(LOOK);
+                continue;
+            }
+            self.judging.store(true, Ordering::SeqCst);
+            let site = self.disk.struck().pop();
+            if let Err(error) = self.look() {
+                let site = site.map_or_else(String::new, |site| site.to_string());
+                let text = format!("while {site} did not return: {error:#}");
+                self.failures
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(text);
+            }
+            self.judged.fetch_add(1, Ordering::SeqCst);
+            self.disk.release();
+            while self.disk.held() > 0 {
+                rest(LOOK);
+            }
+            self.judging.store(false, Ordering::SeqCst);
+        }
+    }
+
+    fn look(&self) -> Result<()> {
+        let since = now();
+        rest(HELD_MIN);
+        if !self.serving.load(Ordering::SeqCst) {
+            // A start or a stop: it ends by itself.
+            if self.judge == Judge::Stop {
+                wait_for("a start or stop", START_DEADLINE, || {
+                    !self.acting.load(Ordering::SeqCst)
+                })?;
+            }
+            return Ok(());
+        }
+        self.look_beside()?;
+        if self.judge == Judge::Stop {
+            while now() < since + HANGS {
+                rest(LOOK);
+            }
+            self.look_beside()?;
+            self.stop_and_start()?;
+        }
+        Ok(())
+    }
+
+    fn look_beside(&self) -> Result<()> {
+        let mut neighbour = self.neighbour();
+        if let Some(it) = neighbour.as_mut()
+            && let Err(error) = it.work()
+        {
+            // Its request is still in flight: it is of no more use.
+            *neighbour = None;
+            return Err(error.context("STALLED: the neighbour"));
+        }
+        answers(self.server).context("STALLED: the node's API")
+    }
+
+    /// Stops the node, which has to leave something behind, and starts it again while it is still there.
+    fn stop_and_start(&self) -> Result<()> {
+        let before = self.server.processes(NEIGHBOUR_DEADLINE)?;
+        let said = match self.server.stop()? {
+            Answer::Done(said) => said,
+            Answer::Refused(code, text) => bail!("node stop: {code}: {text}"),
+        };
+        let left = before.iter().any(|pid| kill(*pid, None).is_ok());
+        ensure!(
+            !left || said.contains("returns"),
+            "SILENT: `node stop` left a process behind and said: {said:?}"
+        );
+        self.serves(false);
+        std::thread::scope(|scope| {
+            let starting = scope.spawn(|| self.server.start());
+            rest(START_AHEAD);
+            self.disk.release();
+            match starting.join() {
+                Ok(Ok(Answer::Done(_))) => Ok(()),
+                Ok(Ok(Answer::Refused(code, text))) => bail!("node start: {code}: {text}"),
+                Ok(Err(error)) => Err(error),
+                Err(_panic) => bail!("node start: the test panicked"),
+            }
+        })?;
+        self.serves(true);
+        Ok(())
+    }
+}
