@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use xseg::shared::{ConnectOptions, Listener, OnServerDeath, SharedClient};
+use xseg::shared::{Admission, ConnectOptions, Listener, OnServerDeath, SharedClient};
 use xseg::{ClientPort, Completion, RegionId, ServerPort, Submission};
 
 const TEXT: &[u8] = b"through the arena";
@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn serve(path: &Path) -> Result<(), Box<dyn Error>> {
-    let mut listener = Listener::bind(path, &[])?;
+    let mut listener = Listener::bind(path, Admission::own([1]))?;
     let mut server = loop {
         if let Some(server) = listener.accept() {
             break server;

@@ -12,7 +12,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use xseg::shared::{ConnectOptions, Listener, OnServerDeath, SharedClient};
+    use xseg::shared::{Admission, ConnectOptions, Listener, OnServerDeath, SharedClient};
     use xseg::{ClientPort, Completion, Region, RegionId, ServerPort, Submission};
 
     const SOCKET: &str = "XSEG_TEST_SOCKET";
@@ -78,7 +78,7 @@ mod tests {
         let Some(path) = std::env::var_os(SOCKET) else {
             return;
         };
-        let mut listener = Listener::bind(Path::new(&path), &[]).unwrap();
+        let mut listener = Listener::bind(Path::new(&path), Admission::own([1])).unwrap();
         let mut server = loop {
             wait(&[listener.fd()], 1000);
             if let Some(server) = listener.accept() {

@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::Violation;
+use super::admission::is_own;
 use super::announced::Announced;
 use super::bell_fd::BellFd;
 use super::layout::{self, Direction, Header, RING_MAX};
@@ -175,6 +176,12 @@ impl SharedClient {
         self.refusal == Some(Refusal::Version as u64)
     }
 
+    /// Whether the server that is there does not admit this user, or not in this role: waiting does not help.
+    #[must_use]
+    pub fn is_refused_for_credentials(&self) -> bool {
+        self.refusal == Some(Refusal::Credentials as u64)
+    }
+
     /// Handles what came over the socket, notices the server's death, and connects again. To be called when the second
     /// of [`SharedClient::fds`] is readable, and on every tick while the port is not connected. `true`: there may be
     /// more, call again.
@@ -223,7 +230,8 @@ impl SharedClient {
     }
 
     fn hello(&mut self, socket: OwnedFd) -> io::Result<Session> {
-        if !socket::admitted(&socket, &self.options.allowed_uids)?.0 {
+        let server = socket::peer(&socket)?.uid;
+        if !is_own(server) && !self.options.allowed_uids.contains(&server) {
             self.violations += 1;
             self.last_violation = Some(Violation::Credentials);
             return Err(io::Error::from(io::ErrorKind::PermissionDenied));

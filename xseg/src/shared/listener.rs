@@ -2,7 +2,9 @@
 //!
 //! Invariants
 //! - Nothing here blocks: a client that connects and says nothing occupies one of a bounded number of places.
-//! - The socket's file appears under its name only when it can be connected to, readable by its owner only.
+//! - The socket's file appears under its name only when it can be connected to, and with its mode: for its owner only, or
+//!   for its group too if anybody else is admitted.
+//! - A client is served only as what its user is admitted as, whatever it says in its hello.
 
 use std::fs;
 use std::io;
@@ -15,9 +17,10 @@ use nix::sys::socket::{Backlog, UnixAddr, bind, listen};
 use std::os::fd::AsRawFd;
 
 use super::Violation;
+use super::admission::Admission;
 use super::message::{Message, Refusal, Unreadable};
 use super::server::{Greeting, SharedServer};
-use super::socket::{self, Received, Watch};
+use super::socket::{self, Peer, Received, Watch};
 
 /// Connections that have not said hello yet; one more drops the oldest. A node has three roles of peers and a few dozen
 /// endpoints at most.
@@ -26,7 +29,7 @@ const PENDING_MAX: usize = 64;
 #[derive(Debug)]
 struct Pending {
     socket: OwnedFd,
-    pid: i32,
+    peer: Peer,
 }
 
 /// A named socket to which clients connect.
@@ -34,21 +37,21 @@ struct Pending {
 pub struct Listener {
     listener: UnixListener,
     watch: Watch,
-    allowed_uids: Vec<u32>,
+    admission: Admission,
     pending: Vec<Pending>,
     refused: u64,
     last_refusal: Option<Violation>,
 }
 
 impl Listener {
-    /// Listens at `path`, in place of a socket that a dead process has left there. Clients are admitted that run as this
-    /// user, as root, or as one of `allowed_uids`.
+    /// Listens at `path`, in place of a socket that a dead process has left there, for those whom `admission` admits. If they
+    /// are more than this user and root, the socket is open to its group: a directory with the set-group-ID bit says which.
     ///
     /// The file stays behind when the listener is dropped: by then it may be a successor's.
     ///
     /// # Errors
     /// `AddrInUse` if a living process listens there; else what the kernel says to the socket or its file.
-    pub fn bind(path: &Path, allowed_uids: &[u32]) -> io::Result<Listener> {
+    pub fn bind(path: &Path, admission: Admission) -> io::Result<Listener> {
         match socket::connect_to(path) {
             Err(error)
                 if matches!(
@@ -67,7 +70,8 @@ impl Listener {
         }
         let socket = socket::unconnected()?;
         bind(socket.as_raw_fd(), &UnixAddr::new(&hidden)?)?;
-        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
+        let mode = if admission.has_others() { 0o660 } else { 0o600 };
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(mode))?;
         listen(&socket, Backlog::new(64)?)?;
         fs::rename(&hidden, path)?;
         let watch = Watch::new()?;
@@ -75,7 +79,7 @@ impl Listener {
         Ok(Listener {
             listener: UnixListener::from(socket),
             watch,
-            allowed_uids: allowed_uids.to_vec(),
+            admission,
             pending: Vec::new(),
             refused: 0,
             last_refusal: None,
@@ -104,8 +108,13 @@ impl Listener {
                 index += 1;
                 continue;
             }
-            let Pending { socket, pid } = self.pending.remove(index);
+            let Pending { socket, peer } = self.pending.remove(index);
             match received {
+                Received::Message(Message::Hello { role, .. }, _)
+                    if !self.admission.admits(peer.uid, role) =>
+                {
+                    self.refuse(&socket, peer.uid, Refusal::Credentials, Violation::Role);
+                }
                 Received::Message(
                     Message::Hello {
                         role,
@@ -122,18 +131,20 @@ impl Listener {
                         incarnation,
                         size,
                         arena_len,
-                        pid,
+                        peer,
                     };
                     match SharedServer::welcome(socket, greeting, descriptors) {
                         Ok(server) => return Some(server),
-                        Err((socket, violation)) => self.refuse(&socket, Refusal::Hello, violation),
+                        Err((socket, violation)) => {
+                            self.refuse(&socket, peer.uid, Refusal::Hello, violation);
+                        }
                     }
                 }
                 Received::Unreadable(Unreadable::Version) => {
-                    self.refuse(&socket, Refusal::Version, Violation::Message);
+                    self.refuse(&socket, peer.uid, Refusal::Version, Violation::Message);
                 }
                 Received::Message(..) | Received::Unreadable(Unreadable::Garbage) => {
-                    self.refuse(&socket, Refusal::Hello, Violation::Message);
+                    self.refuse(&socket, peer.uid, Refusal::Hello, Violation::Message);
                 }
                 Received::Nothing | Received::HungUp => {}
             }
@@ -148,20 +159,23 @@ impl Listener {
                 return;
             };
             let socket = OwnedFd::from(stream);
-            match socket::admitted(&socket, &self.allowed_uids) {
-                Ok((true, pid)) if self.watch.add(&socket).is_ok() => {
-                    if self.pending.len() == PENDING_MAX {
-                        self.pending.remove(0);
-                    }
-                    self.pending.push(Pending { socket, pid });
+            let Ok(peer) = socket::peer(&socket) else {
+                continue;
+            };
+            if !self.admission.admits_user(peer.uid) {
+                let (reason, violation) = (Refusal::Credentials, Violation::Credentials);
+                self.refuse(&socket, peer.uid, reason, violation);
+            } else if self.watch.add(&socket).is_ok() {
+                if self.pending.len() == PENDING_MAX {
+                    self.pending.remove(0);
                 }
-                _ => self.refuse(&socket, Refusal::Hello, Violation::Credentials),
+                self.pending.push(Pending { socket, peer });
             }
         }
     }
 
-    fn refuse(&mut self, socket: &OwnedFd, refusal: Refusal, violation: Violation) {
-        tracing::warn!(%violation, ?refusal, "client turned away");
+    fn refuse(&mut self, socket: &OwnedFd, uid: u32, refusal: Refusal, violation: Violation) {
+        tracing::warn!(uid, %violation, ?refusal, "client turned away");
         self.refused += 1;
         self.last_refusal = Some(violation);
         let _gone_already = socket::send(

@@ -18,6 +18,8 @@ pub(crate) enum Refusal {
     Version = 1,
     /// Sizes, seals or header are not as they must be.
     Hello = 2,
+    /// Not this user, or not in this role.
+    Credentials = 3,
 }
 
 /// A message.

@@ -1,7 +1,7 @@
 //! A channel between two processes.
 //!
 //! * [`SharedClient`]: connects, reconnects after the server's death, and keeps the truth about what is in flight.
-//! * [`Listener`] and [`SharedServer`]: the other end.
+//! * [`Listener`] and [`SharedServer`]: the other end; [`Admission`]: who may connect to it, and as what.
 //! * `layout`: where everything stands in the two memories; `message`: what is said over the socket.
 //!
 //! Two memfds, one per direction, each written by exactly one process and sealed so that the kernel enforces it; a third
@@ -10,6 +10,7 @@
 //!
 //! Byte tables, versions and what survives which death: `docs/segment-format.md`.
 
+mod admission;
 mod announced;
 mod bell_fd;
 mod client;
@@ -20,6 +21,7 @@ mod server;
 mod socket;
 mod violation;
 
+pub use admission::Admission;
 pub use client::{ConnectOptions, OnServerDeath, SharedClient};
 pub use listener::Listener;
 #[cfg(feature = "fuzzing")]

@@ -13,7 +13,7 @@ use super::Violation;
 use super::bell_fd::BellFd;
 use super::layout::{self, Direction, Header, RING_MAX};
 use super::message::Message;
-use super::socket::{self, Received, Watch};
+use super::socket::{self, Peer, Received, Watch};
 use crate::bell::{Bell, Sleeper};
 use crate::entry::{COMPLETION_WORDS, Completion, SUBMISSION_WORDS, Submission};
 use crate::mapping::{OwnHalf, PeerHalf};
@@ -33,7 +33,7 @@ pub(crate) struct Greeting {
     pub(crate) incarnation: u64,
     pub(crate) size: u64,
     pub(crate) arena_len: u64,
-    pub(crate) pid: i32,
+    pub(crate) peer: Peer,
 }
 
 /// The end of a channel that answers the requests of a client in another process.
@@ -172,7 +172,13 @@ impl SharedServer {
     /// The client's process.
     #[must_use]
     pub fn peer_pid(&self) -> i32 {
-        self.greeting.pid
+        self.greeting.peer.pid
+    }
+
+    /// The client's user, as the kernel knows it.
+    #[must_use]
+    pub fn peer_uid(&self) -> u32 {
+        self.greeting.peer.uid
     }
 
     /// Begins to take requests. Until then the channel only maps regions, because the requests of a predecessor with
@@ -289,10 +295,10 @@ impl SharedServer {
             let Greeting {
                 role,
                 client_id,
-                pid,
+                peer: Peer { uid, pid },
                 ..
             } = self.greeting;
-            tracing::warn!(role, client_id, pid, %violation, "channel closed: its client broke the protocol");
+            tracing::warn!(role, client_id, uid, pid, %violation, "channel closed: its client broke the protocol");
             self.violation = Some(violation);
         }
     }

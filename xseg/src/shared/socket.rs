@@ -83,12 +83,20 @@ pub(crate) fn next(fd: &OwnedFd) -> Received {
     }
 }
 
-/// Whether the process at the other end is of this user, of root, or of `others`; and its process id.
-pub(crate) fn admitted(fd: &OwnedFd, others: &[u32]) -> io::Result<(bool, i32)> {
-    let peer = getsockopt(fd, PeerCredentials)?;
-    let uid = peer.uid();
-    let admitted = uid == 0 || uid == nix::unistd::geteuid().as_raw() || others.contains(&uid);
-    Ok((admitted, peer.pid()))
+/// The process at the other end, as it was when it connected or listened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    pub(crate) uid: u32,
+    pub(crate) pid: i32,
+}
+
+/// Who is at the other end.
+pub(crate) fn peer(fd: &OwnedFd) -> io::Result<Peer> {
+    let credentials = getsockopt(fd, PeerCredentials)?;
+    Ok(Peer {
+        uid: credentials.uid(),
+        pid: credentials.pid(),
+    })
 }
 
 /// A set of sockets behind one descriptor that never changes: a reactor watches that one, whoever comes and goes.

@@ -25,6 +25,9 @@ pub enum Violation {
     /// A process of another user.
     #[error("a process of a user who is not admitted")]
     Credentials,
+    /// A process of a user who is admitted, but not as what it claims to be.
+    #[error("a role that its user is not admitted in")]
+    Role,
     /// The layer above found requests that no honest client sends.
     #[error("refused by the layer above")]
     Protocol,

@@ -6,10 +6,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::poll::PollTimeout;
 use xseg::Server;
-use xseg::shared::{Listener, SharedServer};
+use xseg::shared::{Admission, Listener, SharedServer};
 
 use super::event_loop::{EventLoop, WatchId};
 
@@ -18,10 +19,35 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(20);
 /// How often the socket is tried meanwhile.
 const BIND_RETRY_MS: u16 = 5;
 
+/// Whom a channel belongs to: a user in a role has one, and the next one that comes is the successor of the last. What
+/// the client calls itself does not matter, so nobody is taken for another one's successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) uid: u32,
+    pub(crate) role: u8,
+}
+
+impl Caller {
+    /// A peer of this process.
+    pub(crate) fn within(role: Role) -> Caller {
+        Caller {
+            uid: nix::unistd::geteuid().as_raw(),
+            role: role as u8,
+        }
+    }
+
+    fn of(port: &SharedServer) -> Caller {
+        Caller {
+            uid: port.peer_uid(),
+            role: port.role(),
+        }
+    }
+}
+
 /// A client that is being served.
 #[derive(Debug)]
 struct Served<C> {
-    client: u64,
+    client: Caller,
     channel: C,
     watches: Vec<WatchId>,
 }
@@ -38,8 +64,8 @@ pub(crate) trait Channels {
     /// A channel of the peer.
     type Channel: Copy;
 
-    /// Serves `port`.
-    fn add(&mut self, port: Server) -> Self::Channel;
+    /// Serves `port`, as what `caller` may be.
+    fn add(&mut self, port: Server, caller: Caller) -> Self::Channel;
 
     /// Accepts nothing more from it.
     fn remove(&mut self, channel: Self::Channel);
@@ -57,15 +83,19 @@ pub(crate) struct Acceptor<C> {
 }
 
 impl<C: Copy> Acceptor<C> {
-    /// Listens at `path`, in place of a predecessor. One that is dying still listens until the kernel has taken its
-    /// memory apart, which takes longer the more volumes it served.
-    pub(crate) fn listen(path: &Path, events: &mut EventLoop) -> Result<Acceptor<C>, Error> {
+    /// Listens at `path` for those whom `admission` admits, in place of a predecessor. One that is dying still listens until
+    /// the kernel has taken its memory apart, which takes longer the more volumes it served.
+    pub(crate) fn listen(
+        path: &Path,
+        admission: &Admission,
+        events: &mut EventLoop,
+    ) -> Result<Acceptor<C>, Error> {
         let failed = |error: std::io::Error| {
             Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
         };
         let deadline = events.now() + DEATH_PATIENCE;
         let listener = loop {
-            match Listener::bind(path, &[]) {
+            match Listener::bind(path, admission.clone()) {
                 Err(error)
                     if error.kind() == std::io::ErrorKind::AddrInUse && events.now() < deadline =>
                 {
@@ -99,11 +129,11 @@ impl<C: Copy> Acceptor<C> {
         self.forget_ended(channels, events);
         let mut index = 0;
         while index < self.waiting.len() {
-            let client = self.waiting[index].port.client_id();
+            let client = Caller::of(&self.waiting[index].port);
             // Only the newest of several is alive.
             let superseded = self.waiting[index + 1..]
                 .iter()
-                .any(|later| later.port.client_id() == client);
+                .any(|later| Caller::of(&later.port) == client);
             let predecessor = self.served.iter().find(|served| served.client == client);
             match predecessor {
                 Some(served) if !superseded => {
@@ -118,7 +148,7 @@ impl<C: Copy> Acceptor<C> {
                         continue;
                     }
                     port.start();
-                    let channel = channels.add(Server::from(port));
+                    let channel = channels.add(Server::from(port), client);
                     self.served.push(Served {
                         client,
                         channel,
@@ -153,17 +183,85 @@ mod tests {
     use std::sync::Arc;
 
     use archipelago_runtime::{Config, Reactor, SystemClock};
+    use xseg::ClientPort;
+    use xseg::shared::{ConnectOptions, OnServerDeath, SharedClient};
 
     use super::*;
+
+    /// Serves all, and says whom.
+    #[derive(Default)]
+    struct Peer {
+        ports: Vec<(Server, Caller)>,
+        removed: Vec<usize>,
+    }
+
+    impl Channels for Peer {
+        type Channel = usize;
+
+        fn add(&mut self, port: Server, caller: Caller) -> usize {
+            self.ports.push((port, caller));
+            self.ports.len() - 1
+        }
+
+        fn remove(&mut self, channel: usize) {
+            self.removed.push(channel);
+        }
+
+        fn is_idle(&self, channel: usize) -> bool {
+            self.removed.contains(&channel)
+        }
+    }
+
+    fn reactor() -> (Reactor, Arc<SystemClock>) {
+        let clock = Arc::new(SystemClock);
+        let config = Config::default();
+        let reactor = Reactor::new(config, clock.clone(), Box::new(|_: &_| {}));
+        (reactor.unwrap(), clock)
+    }
+
+    #[test]
+    fn a_client_takes_the_place_of_its_own_role_and_of_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (mut reactor, clock) = reactor();
+        let mut events = EventLoop::new(reactor.context().source(), clock);
+        let admission = Admission::own([1, 2]);
+        let mut acceptor = Acceptor::listen(&path, &admission, &mut events).unwrap();
+        let mut peer = Peer::default();
+        let mut connect = |role: u8, client_id: u64| {
+            let options = ConnectOptions {
+                role,
+                client_id,
+                ring_size: 4,
+                arena_len: 4096,
+                on_server_death: OnServerDeath::Report,
+                allowed_uids: Vec::new(),
+            };
+            let mut client = SharedClient::connect(&path, options).unwrap();
+            acceptor.service(&mut peer, &mut events);
+            // Once more for a successor: its predecessor is idle by then.
+            acceptor.service(&mut peer, &mut events);
+            client.service();
+            assert!(client.is_connected());
+            let callers: Vec<u8> = peer.ports.iter().map(|(_, caller)| caller.role).collect();
+            (client, callers, peer.removed.clone())
+        };
+        let (_first, callers, removed) = connect(1, 7);
+        assert_eq!((callers, removed), (vec![1], vec![]));
+        // Says that it is the first one.
+        let (_second, callers, removed) = connect(2, 7);
+        assert_eq!((callers, removed), (vec![1, 2], vec![]));
+        // Does not say so, and is.
+        let (_third, callers, removed) = connect(2, 8);
+        assert_eq!((callers, removed), (vec![1, 2, 2], vec![1]));
+    }
 
     #[test]
     fn a_successor_waits_until_its_predecessor_has_let_the_socket_go() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let predecessor = Listener::bind(&path, &[]).unwrap();
-        let clock = Arc::new(SystemClock);
-        let mut reactor =
-            Reactor::new(Config::default(), clock.clone(), Box::new(|_: &_| {})).unwrap();
+        let predecessor = Listener::bind(&path, Admission::own([1])).unwrap();
+        let (mut reactor, clock) = reactor();
         let mut events = EventLoop::new(reactor.context().source(), clock);
         std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -171,7 +269,7 @@ mod tests {
                 let _waited = nix::poll::poll(&mut [], PollTimeout::from(50_u16));
                 drop(predecessor);
             });
-            Acceptor::<()>::listen(&path, &mut events).unwrap();
+            Acceptor::<()>::listen(&path, &Admission::own([1]), &mut events).unwrap();
         });
     }
 }

@@ -7,7 +7,7 @@ use archipelago_protocol::control::{PeerStatus, Wait};
 use archipelago_runtime::{Peer, Progress};
 use xseg::Server;
 
-use super::acceptor::Channels;
+use super::acceptor::{Caller, Channels};
 use super::port::{Attention, HostedServer};
 
 /// A blocker and what its ports listen to.
@@ -65,7 +65,7 @@ impl<B: Backend> Peer for BlockerHost<B> {
 impl<B: Backend> Channels for BlockerHost<B> {
     type Channel = ChannelId;
 
-    fn add(&mut self, port: Server) -> ChannelId {
+    fn add(&mut self, port: Server, _caller: Caller) -> ChannelId {
         self.peer
             .add_channel(HostedServer::new(port, &self.attention))
     }

@@ -13,12 +13,12 @@ use archipelago_mapper::journal::MemoryJournals;
 use archipelago_mapper::{Mapper, MapperConfig};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::Report;
-use archipelago_protocol::control::ControlReply;
+use archipelago_protocol::control::{ControlReply, Role};
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Config, Handle, Panicked, Peer, Progress, Reactor, SystemClock};
 use xseg::{Client, Server};
 
-use super::acceptor::Channels;
+use super::acceptor::{Caller, Channels};
 use super::blocker::BlockerHost;
 use super::control::{Answer, Answered};
 use super::mapper::MapperPeer;
@@ -60,7 +60,7 @@ pub fn check_offline(
     let mut context = reactor.context();
     let mut blocker = BlockerHost::new(pool::open(&settings, &context)?, &Attention::default());
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
-    blocker.add(Server::from(server));
+    blocker.add(Server::from(server), Caller::within(Role::Mapper));
     let mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(0)));
     let mut mapper = MapperPeer::new(mapper, Client::from(client), &Attention::default());
     let (answer, answered) = Answer::pair();

@@ -11,7 +11,7 @@ use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use archipelago_vhost_user::{Device, DeviceSeed};
 use archipelago_volume::{ControlEvent, Shared, VolumePeer};
-use xseg::shared::Listener;
+use xseg::shared::{Admission, Listener};
 use xseg::{Client, Server};
 
 use super::control::Answer;
@@ -112,7 +112,8 @@ impl EndpointHost {
                 format!("{BULKS_MAX} bulk copies are under way already"),
             ));
         }
-        let listener = Listener::bind(socket, &[]).and_then(|listener| {
+        let admission = Admission::own([BULK_ROLE]);
+        let listener = Listener::bind(socket, admission).and_then(|listener| {
             self.events
                 .borrow_mut()
                 .watch(listener.fd())
@@ -156,7 +157,7 @@ impl EndpointHost {
         let now = self.events.borrow().now();
         for bulk in &mut self.bulks {
             while let Some(mut port) = bulk.listener.accept() {
-                if port.role() != BULK_ROLE || !bulk.server.is_waiting() {
+                if !bulk.server.is_waiting() {
                     continue;
                 }
                 let mut events = self.events.borrow_mut();

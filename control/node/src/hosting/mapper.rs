@@ -14,7 +14,7 @@ use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use xseg::{Client, RegionId, Server, ServerPort};
 
-use super::acceptor::Channels;
+use super::acceptor::{Caller, Channels};
 use super::control::Answer;
 use super::objects::Objects;
 use super::port::{Attention, HostedServer};
@@ -256,7 +256,7 @@ impl Peer for MapperPeer {
 impl Channels for MapperPeer {
     type Channel = ClientId;
 
-    fn add(&mut self, port: Server) -> ClientId {
+    fn add(&mut self, port: Server, _caller: Caller) -> ClientId {
         let client = ClientId(self.next_client);
         self.next_client += 1;
         let port = HostedServer::new(port, &self.attention);

@@ -50,10 +50,10 @@ use archipelago_mapper::{Mapper, MapperConfig};
 use archipelago_protocol::control::{ChannelStatus, Role};
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Config, Context, Panicked, Reactor, SystemClock};
-use xseg::shared::{ConnectOptions, OnServerDeath, SharedClient};
+use xseg::shared::{Admission, ConnectOptions, OnServerDeath, SharedClient};
 use xseg::{Client, Server};
 
-use acceptor::{Acceptor, Channels};
+use acceptor::{Acceptor, Caller, Channels};
 use blocker::BlockerHost;
 pub use confine::confine;
 use devices::Devices;
@@ -212,7 +212,15 @@ impl Builder<'_> {
         if all_here {
             return Ok(None);
         }
-        Acceptor::listen(&self.socket(role), &mut self.events.borrow_mut()).map(Some)
+        // Those who have `role` for their server.
+        let clients: &[Role] = match role {
+            Role::Blocker => &[Role::Mapper, Role::Endpoint],
+            Role::Mapper => &[Role::Endpoint],
+            Role::Endpoint => &[],
+        };
+        let admission = Admission::own(clients.iter().map(|role| *role as u8));
+        let events = &mut self.events.borrow_mut();
+        Acceptor::listen(&self.socket(role), &admission, events).map(Some)
     }
 }
 
@@ -251,7 +259,7 @@ fn build<B: Backend>(
     if builder.hosts(Role::Mapper) {
         let (port, server) = builder.channel(Role::Mapper, Role::Blocker)?;
         if let (Some(server), Some((blocker, _))) = (server, &mut host.blocker) {
-            blocker.add(server);
+            blocker.add(server, Caller::within(Role::Mapper));
         }
         let journals = FileJournals::new(settings.journals.clone())?;
         let config = MapperConfig {
@@ -269,11 +277,12 @@ fn build<B: Backend>(
     if builder.hosts(Role::Endpoint) {
         let (to_mapper, mapper_end) = builder.channel(Role::Endpoint, Role::Mapper)?;
         let (to_blocker, blocker_end) = builder.channel(Role::Endpoint, Role::Blocker)?;
+        let volume = Caller::within(Role::Endpoint);
         if let (Some(server), Some((mapper, _))) = (mapper_end, &mut host.mapper) {
-            mapper.add(server);
+            mapper.add(server, volume);
         }
         if let (Some(server), Some((blocker, _))) = (blocker_end, &mut host.blocker) {
-            blocker.add(server);
+            blocker.add(server, volume);
         }
         host.endpoint = Some(EndpointHost::new(
             to_mapper,

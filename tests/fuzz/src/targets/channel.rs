@@ -15,7 +15,9 @@ use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
     listen, recv, sendmsg, socket,
 };
-use xseg::shared::{ConnectOptions, Listener, OnServerDeath, SharedClient, SharedServer};
+use xseg::shared::{
+    Admission, ConnectOptions, Listener, OnServerDeath, SharedClient, SharedServer,
+};
 use xseg::{ClientPort, Completion, Region, RegionId, ServerPort, Submission};
 
 use crate::input::Input;
@@ -181,7 +183,9 @@ pub(crate) fn server_port(bytes: &[u8]) {
     SERVED.with_borrow_mut(|place| {
         let place = place.get_or_insert_with(|| {
             let directory = tempfile::tempdir().expect("a directory");
-            let listener = Listener::bind(&directory.path().join("s"), &[]).expect("a listener");
+            let admission = Admission::own(0..=u8::MAX);
+            let listener =
+                Listener::bind(&directory.path().join("s"), admission).expect("a listener");
             Place {
                 directory,
                 listener,

@@ -115,15 +115,17 @@ fn many_regions_are_all_acknowledged() {
 fn a_listener_replaces_a_dead_socket_but_not_a_living_one() {
     use std::os::unix::fs::PermissionsExt;
     let place = place();
-    let first = Listener::bind(&place.path, &[]).unwrap();
+    let first = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let mode = std::fs::metadata(&place.path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(
-        Listener::bind(&place.path, &[]).unwrap_err().kind(),
+        Listener::bind(&place.path, Admission::own([ROLE]))
+            .unwrap_err()
+            .kind(),
         std::io::ErrorKind::AddrInUse
     );
     drop(first);
-    let mut second = Listener::bind(&place.path, &[]).unwrap();
+    let mut second = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let silent: Vec<OwnedFd> = (0..60)
         .map(|_| socket::connect_to(&place.path).unwrap())
         .collect();

@@ -43,7 +43,7 @@ fn lying_client(
     let arena = Region::anonymous(4096).unwrap();
     let bells = [(); 2].map(|()| BellFd::new().unwrap());
     let hello = Message::Hello {
-        role: 0,
+        role: ROLE,
         client_id: 1,
         incarnation: 1,
         size: SIZE as u64,
@@ -79,7 +79,7 @@ fn lying_client(
 
 fn lying_server(place: &Place) -> (Liar, SharedClient) {
     // A plain socket in the place of a listener, so that the welcome can lie.
-    let mut listener = Listener::bind(&place.path, &[]).unwrap();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let mut client = SharedClient::connect(&place.path, options(OnServerDeath::Replay)).unwrap();
     let server = listener.accept().unwrap();
     client.service();
@@ -103,7 +103,7 @@ const ENTRIES: usize = 0x1000 / 8;
 #[test]
 fn lies_of_a_client_end_its_channel_by_their_name() {
     let place = place();
-    let mut listener = Listener::bind(&place.path, &[]).unwrap();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let (_, _header_lie) = lying_client(&place, &mut listener, |own| {
         own.store(6, 5, Ordering::Relaxed);
     });
@@ -111,7 +111,7 @@ fn lies_of_a_client_end_its_channel_by_their_name() {
 
     let tail = |own: &OwnHalf, tail| own.store(TAIL_OF_REQUESTS, tail, Ordering::Release);
     let check = |lie: &dyn Fn(&OwnHalf), accepted: usize, wanted: Violation| {
-        let mut listener = Listener::bind(&place.path, &[]);
+        let mut listener = Listener::bind(&place.path, Admission::own([ROLE]));
         let listener = listener.as_mut().expect("the last one is gone");
         let (liar, server) = lying_client(&place, listener, |_| {});
         let mut server = server.unwrap();
@@ -144,7 +144,7 @@ fn lies_of_a_client_end_its_channel_by_their_name() {
 #[test]
 fn a_client_that_does_not_take_its_answers_or_lies_about_it_is_cut_off() {
     let place = place();
-    let mut listener = Listener::bind(&place.path, &[]).unwrap();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let (liar, server) = lying_client(&place, &mut listener, |_| {});
     let mut server = server.unwrap();
     let mut rounds = 0;
@@ -223,7 +223,7 @@ fn lies_of_a_server_end_its_channel_and_harm_no_request() {
         assert!(!client.is_connected());
         assert_eq!(client.violations(), (1, Some(wanted)));
         assert_eq!(client.in_flight(), 1, "an honest successor gets it");
-        let mut listener = Listener::bind(&place.path, &[]).unwrap();
+        let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
         let mut server = meet(&mut listener, &mut client);
         let submission = server.accept().unwrap();
         server.complete(answer(&submission));
@@ -253,7 +253,7 @@ fn a_peer_that_scribbles_without_end_harms_only_its_own_channel() {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
     let place = place();
-    let mut listener = Listener::bind(&place.path, &[]).unwrap();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let mut neighbour = SharedClient::connect(&place.path, options(OnServerDeath::Replay)).unwrap();
     let mut neighbours_server = meet(&mut listener, &mut neighbour);
     for seed in 1..=20u64 {
@@ -324,7 +324,7 @@ proptest! {
     #[test]
     fn any_half_of_a_client_is_survived(words in proptest::collection::vec((0usize..32, any::<u64>()), 1..20), tail in 0u64..10) {
         let place = place();
-        let mut listener = Listener::bind(&place.path, &[]).unwrap();
+        let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
         let (liar, server) = lying_client(&place, &mut listener, |_| {});
         let mut server = server.unwrap();
         for (index, value) in words {

@@ -1,9 +1,11 @@
 //! Both ends in one process, and peers that lie. Real deaths of real processes: `tests/death.rs`.
 //!
+//! * `admission`: who is served, and as what.
 //! * `exchange`: how they meet, and what passes between honest ones.
 //! * `recovery`: what becomes of requests when one of them goes.
 //! * `liars`: a peer that breaks the rules, and what it costs.
 
+mod admission;
 mod exchange;
 mod liars;
 mod recovery;
@@ -16,6 +18,8 @@ use crate::port::ClientPort;
 
 /// Entries of a ring.
 const SIZE: usize = 4;
+/// What the clients say that they are.
+const ROLE: u8 = 7;
 
 struct Place {
     _directory: tempfile::TempDir,
@@ -33,7 +37,7 @@ fn place() -> Place {
 
 fn options(on_server_death: OnServerDeath) -> ConnectOptions {
     ConnectOptions {
-        role: 7,
+        role: ROLE,
         client_id: 42,
         ring_size: SIZE,
         arena_len: 8192,
@@ -43,7 +47,7 @@ fn options(on_server_death: OnServerDeath) -> ConnectOptions {
 }
 
 fn pair(place: &Place, on_server_death: OnServerDeath) -> (Listener, SharedClient, SharedServer) {
-    let mut listener = Listener::bind(&place.path, &[]).unwrap();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let mut client = SharedClient::connect(&place.path, options(on_server_death)).unwrap();
     let server = meet(&mut listener, &mut client);
     (listener, client, server)

@@ -40,7 +40,7 @@ fn replay_sends_what_is_in_flight_again_in_order_and_with_its_regions() {
     assert_eq!(client.complete().unwrap().0, 101);
     client.submit(104, request(4)).unwrap();
 
-    let mut listener = Listener::bind(&place.path, &[]).unwrap();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     client.service();
     let mut server = listener.accept().unwrap();
     server.start();
@@ -113,7 +113,7 @@ fn report_forgets_what_was_in_flight_and_says_so() {
 #[test]
 fn a_server_takes_nothing_before_it_is_started_and_counts_what_a_dead_client_left() {
     let place = place();
-    let mut listener = Listener::bind(&place.path, &[]).unwrap();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let mut client = SharedClient::connect(&place.path, options(OnServerDeath::Replay)).unwrap();
     let mut server = listener.accept().unwrap();
     for n in 0..3 {

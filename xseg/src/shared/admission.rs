@@ -1,0 +1,103 @@
+//! Who may connect to a listener, and as what.
+//!
+//! Invariants
+//! - A user comes from the kernel (`SO_PEERCRED`), a role is claimed: what a claim is worth is said here, by user.
+//! - Role numbers mean what the callers agree. Here they are numbers.
+
+use std::collections::BTreeMap;
+
+use nix::unistd::geteuid;
+
+/// Roles, one bit for each number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Roles([u64; 4]);
+
+impl Roles {
+    fn new(roles: impl IntoIterator<Item = u8>) -> Roles {
+        let mut set = Roles::default();
+        for role in roles {
+            set.0[usize::from(role >> 6)] |= 1 << (role & 63);
+        }
+        set
+    }
+
+    fn has(self, role: u8) -> bool {
+        self.0[usize::from(role >> 6)] >> (role & 63) & 1 == 1
+    }
+}
+
+/// Who may connect, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    own: Roles,
+    others: BTreeMap<u32, Roles>,
+}
+
+impl Admission {
+    /// This user and root, as any of `roles`, and nobody else.
+    pub fn own(roles: impl IntoIterator<Item = u8>) -> Admission {
+        Admission {
+            own: Roles::new(roles),
+            others: BTreeMap::new(),
+        }
+    }
+
+    /// The user `uid` too, as any of `roles` and nothing else.
+    #[must_use]
+    pub fn and(mut self, uid: u32, roles: impl IntoIterator<Item = u8>) -> Admission {
+        self.others.insert(uid, Roles::new(roles));
+        self
+    }
+
+    /// Whether anybody else than this user and root gets in.
+    pub(crate) fn has_others(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    /// What `uid` may be; `None`: nothing at all.
+    fn roles(&self, uid: u32) -> Option<Roles> {
+        if is_own(uid) {
+            return Some(self.own);
+        }
+        self.others.get(&uid).copied()
+    }
+
+    pub(crate) fn admits_user(&self, uid: u32) -> bool {
+        self.roles(uid).is_some()
+    }
+
+    pub(crate) fn admits(&self, uid: u32, role: u8) -> bool {
+        self.roles(uid).is_some_and(|roles| roles.has(role))
+    }
+}
+
+/// Whether `uid` is this process's own user, or root: who could do to it what they want anyway.
+pub(crate) fn is_own(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+#[cfg(not(loom))]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_admitted_in_the_roles_that_were_granted_and_in_no_other() {
+        let stranger = geteuid().as_raw() + 1;
+        let admission = Admission::own([0, 63, 64, 255]).and(stranger, [64]);
+        for uid in [0, geteuid().as_raw()] {
+            for role in 0..=255 {
+                let granted = [0, 63, 64, 255].contains(&role);
+                assert_eq!(admission.admits(uid, role), granted, "{uid} as {role}");
+            }
+        }
+        for role in 0..=255 {
+            assert_eq!(admission.admits(stranger, role), role == 64, "as {role}");
+            assert!(!admission.admits(stranger + 1, role));
+        }
+        assert!(admission.admits_user(stranger));
+        assert!(!admission.admits_user(stranger + 1));
+        assert!(admission.has_others());
+        assert!(!Admission::own([0]).has_others());
+    }
+}
