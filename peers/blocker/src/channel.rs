@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use archipelago_protocol::object::ObjectReply;
 use xseg::ServerPort;
 
+use crate::rights::Rights;
+
 /// A channel that the peer serves. Never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelId(pub u64);
@@ -26,6 +28,7 @@ struct Stretch {
 pub(crate) struct Channel<P> {
     pub(crate) id: ChannelId,
     pub(crate) port: P,
+    pub(crate) rights: Rights,
     /// Accept no more: removed by its owner, or closed.
     pub(crate) leaving: bool,
     /// Something was answered since the last publish.
@@ -38,11 +41,12 @@ pub(crate) struct Channel<P> {
 }
 
 impl<P: ServerPort> Channel<P> {
-    pub(crate) fn new(id: ChannelId, port: P) -> Self {
+    pub(crate) fn new(id: ChannelId, port: P, rights: Rights) -> Self {
         let stretches = VecDeque::from([Stretch::default()]);
         Channel {
             id,
             port,
+            rights,
             leaving: false,
             unpublished: false,
             in_flight: 0,

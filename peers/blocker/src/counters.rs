@@ -23,6 +23,8 @@ pub struct Counters {
     pub failed: u64,
     /// Of these, refused for their form or memory before the backend saw them.
     pub refused: u64,
+    /// Of these, denied: more than the channel may ask for.
+    pub denied: u64,
     /// Answers dropped because their client was gone.
     pub dropped: u64,
     /// Channels added so far.
@@ -45,6 +47,7 @@ impl Counters {
             ("written_bytes", self.written_bytes),
             ("failed", self.failed),
             ("refused", self.refused),
+            ("denied", self.denied),
             ("dropped", self.dropped),
             ("channels", self.channels),
             ("broken", self.broken),

@@ -1,7 +1,7 @@
 //! The object contract as code: what a backend is, what serves it to other peers, and what proves it.
 //!
 //! * [`Backend`]: what each kind of storage implements; the contract itself is [`archipelago_protocol::object`]'s.
-//! * [`BlockerPeer`]: the peer that serves one backend to any number of channels.
+//! * [`BlockerPeer`]: the peer that serves one backend to any number of channels, each within its [`Rights`].
 //! * [`MemoryBackend`]: objects in memory, for tests and for measuring everything but storage.
 //! * [`slots`]: how a small compare-and-swap object lies on a medium of sectors, for backends that need it.
 //! * `battery` (feature `test-utils`): the conformance battery that every backend passes.
@@ -9,7 +9,7 @@
 //! * `delayed` (feature `test-utils`): any backend, with requests done late and out of order.
 //! * `recording` (feature `test-utils`): any backend, with its requests and answers written down.
 //!
-//! Requests are judged here once for all backends: form, memory, fairness and barriers are the peer's, so that a
+//! Requests are judged here once for all backends: form, rights, memory, fairness and barriers are the peer's, so that a
 //! backend is storage and nothing else.
 //!
 //! This crate never knows volumes, maps or names.
@@ -21,6 +21,7 @@ mod channel;
 mod counters;
 mod memory;
 mod peer;
+mod rights;
 mod scatter;
 pub mod slots;
 
@@ -38,3 +39,4 @@ pub use channel::ChannelId;
 pub use counters::Counters;
 pub use memory::MemoryBackend;
 pub use peer::{BlockerPeer, ENTRIES_PER_TURN, IN_FLIGHT_MAX};
+pub use rights::Rights;

@@ -8,6 +8,7 @@
 //! - A slot of the request table keeps the spans of its request until the reply, so the memory stays mapped; slots and
 //!   their spans are reused, so a steady load allocates nothing.
 
+use archipelago_protocol::ErrorCode;
 use archipelago_protocol::control::PeerStatus;
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_runtime::{Peer, Progress};
@@ -17,6 +18,7 @@ use xseg::{ServerPort, Span, Submission};
 use crate::backend::Backend;
 use crate::channel::{Channel, ChannelId};
 use crate::counters::Counters;
+use crate::rights::Rights;
 use crate::scatter::ScatterBuffer;
 
 /// Requests of one channel started in one turn: an eighth of a ring.
@@ -73,12 +75,12 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         }
     }
 
-    /// Serves `port` from the next poll on.
-    pub fn add_channel(&mut self, port: P) -> ChannelId {
+    /// Serves `port` from the next poll on, within `rights`.
+    pub fn add_channel(&mut self, port: P, rights: Rights) -> ChannelId {
         let id = ChannelId(self.next_channel);
         self.next_channel += 1;
         self.counters.channels += 1;
-        self.channels.push(Channel::new(id, port));
+        self.channels.push(Channel::new(id, port, rights));
         id
     }
 
@@ -190,6 +192,11 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
                 return channel.answer(entry.tag, &ObjectReply::failed(code));
             }
         };
+        if !channel.rights.allow(&request) {
+            self.counters.denied += 1;
+            self.counters.failed += 1;
+            return channel.answer(entry.tag, &ObjectReply::failed(ErrorCode::Denied));
+        }
         if request.op == ObjectOp::Barrier {
             return channel.barrier(entry.tag);
         }

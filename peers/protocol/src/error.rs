@@ -35,11 +35,13 @@ pub enum ErrorCode {
     Unavailable = 12,
     /// A mistake of ours.
     Internal = 13,
+    /// The credentials of whoever asks do not allow it.
+    Denied = 14,
 }
 
 impl ErrorCode {
     /// All codes, in order of their numbers.
-    pub const ALL: [ErrorCode; 13] = [
+    pub const ALL: [ErrorCode; 14] = [
         ErrorCode::Invalid,
         ErrorCode::NotFound,
         ErrorCode::Exists,
@@ -53,6 +55,7 @@ impl ErrorCode {
         ErrorCode::ReadOnly,
         ErrorCode::Unavailable,
         ErrorCode::Internal,
+        ErrorCode::Denied,
     ];
 
     /// The code as the negative result of a completion.
@@ -87,7 +90,8 @@ impl ErrorCode {
             | ErrorCode::Unsupported
             | ErrorCode::ReadOnly
             | ErrorCode::Unavailable
-            | ErrorCode::Internal => 1,
+            | ErrorCode::Internal
+            | ErrorCode::Denied => 1,
         }
     }
 }

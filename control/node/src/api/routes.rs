@@ -83,7 +83,7 @@ impl IntoResponse for Refusal {
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::Exists | ErrorCode::InUse | ErrorCode::Stale => StatusCode::CONFLICT,
             ErrorCode::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
-            ErrorCode::ReadOnly => StatusCode::FORBIDDEN,
+            ErrorCode::ReadOnly | ErrorCode::Denied => StatusCode::FORBIDDEN,
             ErrorCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
             ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Damaged | ErrorCode::Io | ErrorCode::SyncFailed | ErrorCode::Internal => {

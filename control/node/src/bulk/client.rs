@@ -225,6 +225,7 @@ fn what(code: ErrorCode) -> &'static str {
         ErrorCode::Stale => "somebody else has taken the volume over",
         ErrorCode::ReadOnly => "it is read-only",
         ErrorCode::Unavailable => "a peer is not there",
+        ErrorCode::Denied => "the endpoint may not do that",
         ErrorCode::Invalid | ErrorCode::Unsupported => "the endpoint refuses the request",
         ErrorCode::NotFound | ErrorCode::Exists | ErrorCode::InUse | ErrorCode::Internal => {
             "a mistake of ours"

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use archipelago_blocker::{Backend, BlockerPeer, ChannelId};
-use archipelago_protocol::control::{PeerStatus, Wait};
+use archipelago_blocker::{Backend, BlockerPeer, ChannelId, Rights};
+use archipelago_protocol::control::{PeerStatus, Role, Wait};
 use archipelago_runtime::{Peer, Progress};
 use xseg::Server;
 
@@ -65,9 +65,14 @@ impl<B: Backend> Peer for BlockerHost<B> {
 impl<B: Backend> Channels for BlockerHost<B> {
     type Channel = ChannelId;
 
-    fn add(&mut self, port: Server, _caller: Caller) -> ChannelId {
-        self.peer
-            .add_channel(HostedServer::new(port, &self.attention))
+    fn add(&mut self, port: Server, caller: Caller) -> ChannelId {
+        let rights = if caller.role == Role::Mapper as u8 {
+            Rights::All
+        } else {
+            Rights::Data
+        };
+        let port = HostedServer::new(port, &self.attention);
+        self.peer.add_channel(port, rights)
     }
 
     fn remove(&mut self, channel: ChannelId) {

@@ -274,7 +274,7 @@ impl<P: ClientPort> Objects<P> {
 
 #[cfg(test)]
 mod tests {
-    use archipelago_blocker::{BlockerPeer, MemoryBackend};
+    use archipelago_blocker::{BlockerPeer, MemoryBackend, Rights};
     use archipelago_protocol::Lineage;
     use archipelago_protocol::object::ObjectId;
     use archipelago_runtime::Peer;
@@ -285,7 +285,7 @@ mod tests {
     fn large_requests_are_cut_and_put_together_again_in_a_small_arena() {
         let (client, server) = xseg::local::channel(4, 2 << 20).unwrap();
         let mut blocker = BlockerPeer::new(MemoryBackend::new());
-        blocker.add_channel(xseg::Server::from(server));
+        blocker.add_channel(xseg::Server::from(server), Rights::All);
         let mut objects = Objects::new(client);
         let data: Vec<u8> = (0..5_000_000_u32)
             .map(|number| (number % 251) as u8)

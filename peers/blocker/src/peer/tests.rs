@@ -47,8 +47,12 @@ impl Manual {
 }
 
 fn connect<B: Backend>(peer: &mut BlockerPeer<B>) -> (LocalClient, ChannelId) {
+    connect_with(peer, Rights::All)
+}
+
+fn connect_with<B: Backend>(peer: &mut BlockerPeer<B>, rights: Rights) -> (LocalClient, ChannelId) {
     let (client, server) = channel(256, 1 << 20).unwrap();
-    let id = peer.add_channel(Server::from(server));
+    let id = peer.add_channel(Server::from(server), rights);
     (client, id)
 }
 
@@ -69,6 +73,35 @@ fn completions(client: &mut LocalClient) -> Vec<(u64, Result<u32, ErrorCode>)> {
     std::iter::from_fn(|| client.complete())
         .map(|(cookie, completion)| (cookie, ObjectReply::decode(&completion).result))
         .collect()
+}
+
+#[test]
+fn what_a_channel_may_not_ask_for_is_denied_and_reaches_no_backend() {
+    let mut peer = BlockerPeer::new(Manual::default());
+    let (mut volume, _) = connect_with(&mut peer, Rights::Data);
+    let (mut mapper, _) = connect(&mut peer);
+    let swap = ObjectRequest::new(ObjectOp::CompareAndSwap, ObjectId::head(Lineage(1)));
+    let log = ObjectRequest::new(ObjectOp::Write, ObjectId::log(Lineage(1), 1));
+    for (cookie, request) in [swap, log].into_iter().enumerate() {
+        volume.submit(cookie as u64, request.encode()).unwrap();
+    }
+    let write = request(ObjectOp::Write, 0, 512);
+    volume.submit(2, write.encode()).unwrap();
+    mapper.submit(3, swap.encode()).unwrap();
+    peer.poll();
+    assert_eq!(
+        completions(&mut volume),
+        [0, 1].map(|cookie| (cookie, Err(ErrorCode::Denied)))
+    );
+    let started: Vec<ObjectOp> = peer
+        .backend()
+        .started
+        .iter()
+        .map(|(_, request)| request.op)
+        .collect();
+    assert_eq!(started, [ObjectOp::Write, ObjectOp::CompareAndSwap]);
+    let counters = peer.counters();
+    assert_eq!((counters.denied, counters.failed), (2, 2));
 }
 
 #[test]

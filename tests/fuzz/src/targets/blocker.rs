@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use archipelago_blocker::{BlockerPeer, MemoryBackend};
+use archipelago_blocker::{BlockerPeer, MemoryBackend, Rights};
 use archipelago_protocol::Lineage;
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_runtime::Peer;
@@ -16,7 +16,7 @@ pub(crate) fn blocker(bytes: &[u8]) {
     let (client, server) = local::channel(16, 16 << 10).expect("memory");
     let mut client = Client::from(client);
     let mut peer: BlockerPeer<MemoryBackend> = BlockerPeer::new(MemoryBackend::new());
-    peer.add_channel(Server::from(server));
+    peer.add_channel(Server::from(server), Rights::All);
     let region = Region::anonymous(4096).expect("memory");
     client
         .add_region(RegionId(1), region)

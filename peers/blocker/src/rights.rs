@@ -1,0 +1,90 @@
+//! What a channel may ask for, whatever its client asks.
+//!
+//! Metadata is the mapper's alone: who could write a head or a log would own every volume of the pool. A volume peer, which
+//! shares its process with the driver that guests talk to, moves data and makes it durable.
+
+use archipelago_protocol::object::{ObjectKind, ObjectOp, ObjectRequest};
+
+/// What the client of a channel may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// The whole contract: a mapper.
+    All,
+    /// Reads, writes and syncs of data, and a sync of the pool: a volume peer.
+    Data,
+}
+
+impl Rights {
+    /// Whether `request` is within them. Looks at two bytes of it.
+    #[must_use]
+    pub fn allow(self, request: &ObjectRequest) -> bool {
+        let of_data = request.id.kind == ObjectKind::Data;
+        match (self, request.op) {
+            (Rights::All, _) | (Rights::Data, ObjectOp::SyncPool | ObjectOp::Barrier) => true,
+            (Rights::Data, ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync) => of_data,
+            (Rights::Data, _) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::Lineage;
+    use archipelago_protocol::object::ObjectId;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_peer_moves_data_and_asks_for_nothing_else() {
+        use ObjectOp::{
+            Barrier, CompareAndSwap, Delete, DeleteLineage, List, Punch, Read, ReadSwapped, Stat,
+            StatPool, Sync, SyncPool, Write,
+        };
+        let kinds = [
+            ObjectKind::Data,
+            ObjectKind::Head,
+            ObjectKind::Log,
+            ObjectKind::Pack,
+            ObjectKind::Content,
+        ];
+        let ops = [
+            (Read, true),
+            (Write, true),
+            (Sync, true),
+            (CompareAndSwap, false),
+            (ReadSwapped, false),
+            (Delete, false),
+            (DeleteLineage, false),
+            (Punch, false),
+            (Stat, false),
+            (StatPool, false),
+            (List, false),
+        ];
+        for kind in kinds {
+            let request = |op| {
+                let (lineage, number) = (Lineage(1), 0);
+                let id = ObjectId {
+                    lineage,
+                    kind,
+                    number,
+                };
+                ObjectRequest::new(op, id)
+            };
+            for (op, of_data) in ops {
+                let allowed = of_data && kind == ObjectKind::Data;
+                let request = request(op);
+                for (rights, allowed) in [(Rights::All, true), (Rights::Data, allowed)] {
+                    assert_eq!(
+                        rights.allow(&request),
+                        allowed,
+                        "{rights:?} for {op:?} of {kind:?}"
+                    );
+                }
+            }
+            // They name no object.
+            for op in [SyncPool, Barrier] {
+                assert!(Rights::Data.allow(&request(op)), "{op:?}");
+            }
+        }
+    }
+}
