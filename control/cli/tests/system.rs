@@ -375,7 +375,7 @@ mod tests {
         let bulk: Value = client.call(Method::Post, "/v1/images", &begin).unwrap();
         let (quiet, _other) = UnixStream::pair().unwrap();
         let socket = Path::new(bulk["socket"].as_str().unwrap());
-        let channel = BulkClient::connect(socket, quiet.as_fd()).unwrap();
+        let channel = BulkClient::connect(socket, None, quiet.as_fd()).unwrap();
         for arguments in [
             &["volume", "rename", "i", "j"][..],
             &["volume", "resize", "i", "2M"],

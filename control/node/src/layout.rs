@@ -3,26 +3,30 @@
 //! | what | with a root directory | without |
 //! |---|---|---|
 //! | configuration | `DIR/archipelago.toml` | `/etc/archipelago/archipelago.toml` |
-//! | sockets, lock, log | `DIR/run` | `/run/archipelago` |
+//! | sockets, lock, log, grants | `DIR/run` | `/run/archipelago` |
+//! | sockets of volumes | `DIR/run/volume` | `/run/archipelago/volume` |
 //! | what outlives a reboot | `DIR/state` | `/var/lib/archipelago` |
 //! | the pool `default`, unless configured elsewhere | `DIR/pool` | `/var/lib/archipelago/pool` |
 //!
 //! Socket names are derived from lineages, not from names: they survive a rename and fit a socket address.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode, Lineage};
+use nix::unistd::{getegid, geteuid};
+
+use crate::hosting::Identity;
 
 /// Environment variable that names the root directory.
 pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
 /// Longest path of a UNIX socket: `sun_path` less its final zero.
 pub const SOCKET_PATH_MAX: usize = 107;
-/// Longest path of the run directory: what is left of a socket's path for `/volume-`, 32 digits and `.sock`.
-pub const RUN_PATH_MAX: usize = SOCKET_PATH_MAX - ("/volume-".len() + 32 + ".sock".len());
+/// Longest path of the run directory: what is left of a socket's path for `/volume/`, 32 digits and `.sock`.
+pub const RUN_PATH_MAX: usize = SOCKET_PATH_MAX - ("/volume/".len() + 32 + ".sock".len());
 
 /// Why something at `path`, one of a node's, could not be made, read or written.
 #[must_use]
@@ -99,10 +103,47 @@ impl Layout {
     /// # Errors
     /// What [`path_error`] says.
     pub fn make_directories(&self) -> Result<(), Error> {
-        for path in [self.run(), self.state(), &self.journals()] {
+        for path in [self.run(), self.state(), &self.journals(), &self.volumes()] {
             make_directory(path)?;
         }
         Ok(())
+    }
+
+    /// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's; they are there. The endpoint
+    /// and those who may connect get through the run directory, and so to the peers' sockets; what else is in it, and who
+    /// may read it, stays as it is.
+    ///
+    /// # Errors
+    /// What [`path_error`] says.
+    pub fn give_sockets_to(&self, endpoint: Option<Identity>) -> Result<(), Error> {
+        let set = |path: &Path, uid: u32, gid: u32, mode: u32| {
+            // In this order: a change of the owner may take mode bits away.
+            chown(path, Some(uid), Some(gid))
+                .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+                .map_err(|error| path_error(path, &error))
+        };
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        let volumes = self.volumes();
+        match endpoint {
+            Some(user) => {
+                // The set-group-ID bit: sockets get the group too, without anybody's right to give files away. Front ends
+                // are not in the user's group: they get through `run`, and to no socket of a peer.
+                let (run, others, mode) = match user.front_ends {
+                    None => (0o2710, user.gid, 0o700),
+                    Some(group) => (0o2711, group, 0o2710),
+                };
+                set(self.run(), uid, user.gid, run)?;
+                set(&volumes, user.uid, others, mode)
+            }
+            None => {
+                let found = std::fs::metadata(&volumes);
+                let owner = found.map_err(|error| path_error(&volumes, &error))?.uid();
+                if owner == uid {
+                    return Ok(());
+                }
+                set(&volumes, uid, gid, 0o700)
+            }
+        }
     }
 
     /// The root directory that was given.
@@ -168,6 +209,18 @@ impl Layout {
         self.run.join("journal")
     }
 
+    /// Directory of the sockets of volumes: all that an endpoint with a user of its own can write to.
+    #[must_use]
+    pub fn volumes(&self) -> PathBuf {
+        self.run.join("volume")
+    }
+
+    /// What an endpoint with a user of its own may open.
+    #[must_use]
+    pub fn grants(&self) -> PathBuf {
+        self.run.join("grants.json")
+    }
+
     /// Control socket of the process that hosts `role` first.
     #[must_use]
     pub fn control_socket(&self, role: Role) -> PathBuf {
@@ -177,13 +230,13 @@ impl Layout {
     /// The vhost-user socket of a volume.
     #[must_use]
     pub fn volume_socket(&self, lineage: Lineage) -> PathBuf {
-        self.run.join(format!("volume-{lineage}.sock"))
+        self.volumes().join(format!("{lineage}.sock"))
     }
 
     /// The socket of a bulk copy of a volume.
     #[must_use]
     pub fn bulk_socket(&self, lineage: Lineage) -> PathBuf {
-        self.run.join(format!("bulk-{lineage}.sock"))
+        self.volumes().join(format!("{lineage}.bulk"))
     }
 
     /// The option that makes the command find this layout, for hints.
@@ -244,7 +297,12 @@ mod tests {
         for _again in 0..2 {
             layout.make_directories().unwrap();
         }
-        for path in [layout.run(), layout.state(), &layout.journals()] {
+        for path in [
+            layout.run(),
+            layout.state(),
+            &layout.journals(),
+            &layout.volumes(),
+        ] {
             let mode = path.metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{}", path.display());
         }
@@ -252,6 +310,38 @@ mod tests {
         let layout = Layout::new(Some(&dir.path().join("file"))).unwrap();
         let error = layout.make_directories().unwrap_err();
         assert_eq!(error.code, ErrorCode::Invalid, "{error:?}");
+    }
+
+    #[test]
+    fn sockets_are_given_to_the_endpoints_user_and_taken_back() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(&dir.path().join("node"))).unwrap();
+        layout.make_directories().unwrap();
+        let of = |path: &Path| {
+            let found = path.metadata().unwrap();
+            (found.uid(), found.gid(), found.mode() & 0o7777)
+        };
+        let mut user = Identity {
+            uid: 64_001,
+            gid: 64_002,
+            front_ends: None,
+        };
+        for (front_ends, run, group, mode) in [
+            (None, 0o2710, 64_002, 0o700),
+            (Some(64_003), 0o2711, 64_003, 0o2710),
+        ] {
+            user.front_ends = front_ends;
+            layout.give_sockets_to(Some(user)).unwrap();
+            assert_eq!(of(layout.run()), (0, 64_002, run));
+            assert_eq!(of(&layout.volumes()), (64_001, group, mode));
+            let group = getegid().as_raw();
+            assert_eq!(of(&layout.journals()), (0, group, 0o700), "as it was");
+        }
+        layout.give_sockets_to(None).unwrap();
+        assert_eq!(of(&layout.volumes()), (0, getegid().as_raw(), 0o700));
     }
 
     #[test]

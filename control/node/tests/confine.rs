@@ -21,9 +21,12 @@ mod tests {
     fn settings(root: &Path) -> PeerSettings {
         PeerSettings {
             run: root.join("run"),
+            volumes: root.join("run/volume"),
             journals: root.join("run/journal"),
+            grants: root.join("run/grants.json"),
             placement: Placement::Split,
             data: DataPath::default(),
+            endpoint: None,
             pool: Pool::File {
                 directory: root.join("pool"),
             },
@@ -78,7 +81,10 @@ mod tests {
         assert_eq!(write("run/journal/a"), mapper);
         assert_eq!(read(Path::new("/proc/sys/kernel/random/boot_id")), mapper);
         // Sockets.
-        assert_eq!(errno(UnixListener::bind(root.join("run/a.sock"))), None);
+        let endpoint = roles == [Role::Endpoint];
+        let bind = |path: &str| errno(UnixListener::bind(root.join(path)));
+        assert_eq!(bind("run/a.sock"), expected(!endpoint));
+        assert_eq!(bind("run/volume/a.sock"), None);
         assert_eq!(
             errno(UnixListener::bind(root.join("pool/a.sock"))),
             Some(Errno::EACCES)
@@ -103,6 +109,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         fs::create_dir_all(root.join("run/journal")).unwrap();
+        fs::create_dir(root.join("run/volume")).unwrap();
         fs::create_dir(root.join("pool")).unwrap();
         fs::write(root.join("pool/secret"), b"data").unwrap();
         let output = Command::new(std::env::current_exe().unwrap())

@@ -8,9 +8,9 @@
 //! - A slot of the request table keeps the spans of its request until the reply, so the memory stays mapped; slots and
 //!   their spans are reused, so a steady load allocates nothing.
 
-use archipelago_protocol::ErrorCode;
 use archipelago_protocol::control::PeerStatus;
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::{ErrorCode, Grants};
 use archipelago_runtime::{Peer, Progress};
 use tracing::warn;
 use xseg::{ServerPort, Span, Submission};
@@ -53,6 +53,7 @@ pub struct BlockerPeer<B, P = xseg::Server> {
     /// Index of the channel whose turn is first.
     first: usize,
     next_channel: u64,
+    grants: Grants,
     started: Vec<Started>,
     free: Vec<u32>,
     scatter: ScatterBuffer,
@@ -68,6 +69,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             channels: Vec::new(),
             first: 0,
             next_channel: 0,
+            grants: Grants::default(),
             started: Vec::new(),
             free: Vec::new(),
             scatter: ScatterBuffer::new(),
@@ -82,6 +84,11 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         self.counters.channels += 1;
         self.channels.push(Channel::new(id, port, rights));
         id
+    }
+
+    /// Says what channels with [`Rights::Granted`] may write from now on; until then it is nothing.
+    pub fn set_grants(&mut self, grants: Grants) {
+        self.grants = grants;
     }
 
     /// Accepts nothing more from the channel; what was started finishes. A channel whose port is closed is removed
@@ -192,7 +199,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
                 return channel.answer(entry.tag, &ObjectReply::failed(code));
             }
         };
-        if !channel.rights.allow(&request) {
+        if !channel.rights.allow(&request, &self.grants) {
             self.counters.denied += 1;
             self.counters.failed += 1;
             return channel.answer(entry.tag, &ObjectReply::failed(ErrorCode::Denied));

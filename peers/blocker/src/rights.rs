@@ -1,9 +1,11 @@
 //! What a channel may ask for, whatever its client asks.
 //!
 //! Metadata is the mapper's alone: who could write a head or a log would own every volume of the pool. A volume peer, which
-//! shares its process with the driver that guests talk to, moves data and makes it durable.
+//! shares its process with the driver that guests talk to, moves data and makes it durable. One that is less trusted than
+//! the blocker writes only volumes that control has granted it. Why reads are not bound like that: `docs/decisions/`, 7.
 
 use archipelago_protocol::object::{ObjectKind, ObjectOp, ObjectRequest};
+use archipelago_protocol::{Access, Grants};
 
 /// What the client of a channel may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,17 +14,22 @@ pub enum Rights {
     All,
     /// Reads, writes and syncs of data, and a sync of the pool: a volume peer.
     Data,
+    /// The same, and no writes but to volumes that are granted: a volume peer of another user.
+    Granted,
 }
 
 impl Rights {
-    /// Whether `request` is within them. Looks at two bytes of it.
+    /// Whether `request` is within them. Looks at two bytes of it, and for [`Rights::Granted`] a write's volume up.
     #[must_use]
-    pub fn allow(self, request: &ObjectRequest) -> bool {
+    pub fn allow(self, request: &ObjectRequest, grants: &Grants) -> bool {
         let of_data = request.id.kind == ObjectKind::Data;
         match (self, request.op) {
-            (Rights::All, _) | (Rights::Data, ObjectOp::SyncPool | ObjectOp::Barrier) => true,
-            (Rights::Data, ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync) => of_data,
-            (Rights::Data, _) => false,
+            (Rights::All, _) | (_, ObjectOp::SyncPool | ObjectOp::Barrier) => true,
+            (Rights::Granted, ObjectOp::Write) => {
+                of_data && grants.permit(request.id.lineage, Access::Write)
+            }
+            (_, ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync) => of_data,
+            _ => false,
         }
     }
 }
@@ -60,6 +67,11 @@ mod tests {
             (StatPool, false),
             (List, false),
         ];
+        let none = Grants::default();
+        let (mut read, mut written) = (Grants::default(), Grants::default());
+        read.allow(Lineage(1), Access::Read);
+        read.allow(Lineage(2), Access::Write);
+        written.allow(Lineage(1), Access::Write);
         for kind in kinds {
             let request = |op| {
                 let (lineage, number) = (Lineage(1), 0);
@@ -73,17 +85,23 @@ mod tests {
             for (op, of_data) in ops {
                 let allowed = of_data && kind == ObjectKind::Data;
                 let request = request(op);
-                for (rights, allowed) in [(Rights::All, true), (Rights::Data, allowed)] {
+                for (rights, grants, allowed) in [
+                    (Rights::All, &none, true),
+                    (Rights::Data, &none, allowed),
+                    (Rights::Granted, &none, allowed && op != Write),
+                    (Rights::Granted, &read, allowed && op != Write),
+                    (Rights::Granted, &written, allowed),
+                ] {
                     assert_eq!(
-                        rights.allow(&request),
+                        rights.allow(&request, grants),
                         allowed,
-                        "{rights:?} for {op:?} of {kind:?}"
+                        "{rights:?} for {op:?} of {kind:?} with {grants:?}"
                     );
                 }
             }
             // They name no object.
             for op in [SyncPool, Barrier] {
-                assert!(Rights::Data.allow(&request(op)), "{op:?}");
+                assert!(Rights::Granted.allow(&request(op), &none), "{op:?}");
             }
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::{CatalogueReply, CatalogueRequest};
 use crate::error::Error;
+use crate::grants::Grants;
 use crate::ids::{Lineage, ObjectSize};
 
 /// What a process hosts.
@@ -81,6 +82,11 @@ pub enum ControlRequest {
     Damage {
         /// The volume.
         lineage: Lineage,
+    },
+    /// Mapper and blocker: all that an endpoint with a user of its own may open from now on.
+    Grants {
+        /// The volumes.
+        grants: Grants,
     },
     /// Any role: what it is and what went through it.
     Status,

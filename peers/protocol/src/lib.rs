@@ -9,6 +9,7 @@
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
+//! | [`grants`] | the same: which volumes an endpoint may open |
 //! | [`error`] | everybody: stable error codes |
 //!
 //! One design decision: ids are structured numbers, never strings, so that every request of the data path fits in one
@@ -23,10 +24,12 @@ pub mod catalogue;
 pub mod check;
 pub mod control;
 pub mod error;
+pub mod grants;
 pub mod ids;
 pub mod map;
 pub mod object;
 pub mod volume;
 
 pub use error::{Error, ErrorCode, Result};
+pub use grants::{Access, Grants};
 pub use ids::{BLOCK_SIZE, Epoch, Generation, Lineage, Name, ObjectSize};

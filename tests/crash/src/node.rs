@@ -3,6 +3,8 @@
 //! How to know a dead process: a process that was killed is dead when the lock or socket that it held is free, which is
 //! some time after the signal; whoever starts a successor tries until it can.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -39,6 +41,7 @@ pub struct Builder<'a> {
     placement: &'a str,
     pool: Option<&'a Path>,
     daemon: Option<&'a Path>,
+    endpoint: Option<&'a str>,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -75,6 +78,13 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// With an endpoint that has a user of its own: `section` is what stands in `[endpoint]` of the configuration. Needs root.
+    #[must_use]
+    pub fn endpoint(mut self, section: &'a str) -> Self {
+        self.endpoint = Some(section);
+        self
+    }
+
     /// Initialises the node in a fresh directory below the target folder, and starts it.
     ///
     /// # Errors
@@ -96,6 +106,9 @@ impl<'a> Builder<'a> {
             init.extend(["--pool-dir", pool.to_str().context("a path in UTF-8")?]);
         }
         node.call(&init)?;
+        if let Some(section) = self.endpoint {
+            node.configure_endpoint(section)?;
+        }
         node.call(&["node", "start"])?;
         Ok(node)
     }
@@ -109,6 +122,7 @@ impl Node {
             placement,
             pool: None,
             daemon: None,
+            endpoint: None,
             variables: Vec::new(),
         }
     }
@@ -129,6 +143,19 @@ impl Node {
         std::fs::hard_link(&self.command, &command)?;
         std::fs::hard_link(daemon, programs.join("archipelagod"))?;
         Ok(command)
+    }
+
+    /// Writes the section `[endpoint]`, and lets its user through to the sockets.
+    fn configure_endpoint(&self, section: &str) -> Result<()> {
+        let path = self.root().join("archipelago.toml");
+        let text = std::fs::read_to_string(&path)?;
+        let (before, pool) = text.split_once("[pool.").context("a fresh configuration")?;
+        std::fs::write(
+            &path,
+            format!("{before}[endpoint]\n{section}\n[pool.{pool}"),
+        )?;
+        std::fs::set_permissions(self.root(), Permissions::from_mode(0o711))?;
+        Ok(())
     }
 
     /// Its root directory.

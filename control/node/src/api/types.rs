@@ -143,6 +143,9 @@ pub struct Bulk {
     pub size: u64,
     /// Socket of the segment channel, see [`crate::bulk`].
     pub socket: PathBuf,
+    /// User of the process behind it, if it is not the daemon's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 /// A pool.

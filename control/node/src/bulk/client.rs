@@ -35,18 +35,23 @@ pub struct BulkClient<'a> {
 }
 
 impl<'a> BulkClient<'a> {
-    /// Connects to the endpoint at `socket`. Waiting ends when `interrupt` becomes readable.
+    /// Connects to the endpoint at `socket`, a process of the user `server`, of this one or of root. Waiting ends when
+    /// `interrupt` becomes readable.
     ///
     /// # Errors
     /// [`ErrorCode::Unavailable`] if nobody is there.
-    pub fn connect(socket: &Path, interrupt: BorrowedFd<'a>) -> Result<BulkClient<'a>, Error> {
+    pub fn connect(
+        socket: &Path,
+        server: Option<u32>,
+        interrupt: BorrowedFd<'a>,
+    ) -> Result<BulkClient<'a>, Error> {
         let options = ConnectOptions {
             role: BULK_ROLE,
             client_id: u64::from(std::process::id()),
             ring_size: RING_SIZE,
             arena_len: CELLS_MAX * CELL_LEN,
             on_server_death: OnServerDeath::Report,
-            allowed_uids: Vec::new(),
+            allowed_uids: server.into_iter().collect(),
         };
         let port = SharedClient::connect(socket, options).map_err(|error| {
             Error::new(

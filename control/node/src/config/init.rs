@@ -98,6 +98,12 @@ channel_requests = {channel_requests}
 # MiB of memory of a channel of its own, for bounce buffers and metadata: {CHANNEL_MEMORY_MIB:?}.
 channel_memory_mib = {channel_memory_mib}
 
+# A user of its own for the endpoint, which is what guests talk to: by name or number; only with placement = \"split\" and
+# a daemon of root. `group`: whose members may connect to the sockets of volumes, beside that user and root.
+#[endpoint]
+#user = \"archipelago\"
+#group = \"kvm\"
+
 [pool.{DEFAULT_POOL}]
 kind = \"file\"
 directory = {pool}

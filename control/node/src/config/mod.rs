@@ -2,6 +2,7 @@
 //!
 //! Unknown keys, wrong types and values out of range are refused with the key, the value and the legal range.
 
+mod endpoint;
 mod init;
 mod section;
 
@@ -14,6 +15,7 @@ use std::str::FromStr;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use serde::{Deserialize, Serialize};
 
+pub use endpoint::{Account, Endpoint};
 pub use init::{InitOptions, init};
 use section::Section;
 
@@ -111,6 +113,8 @@ pub struct Config {
     pub placement: Placement,
     /// Knobs of the data path.
     pub data: DataPath,
+    /// The user of the endpoint's process, if it has one of its own.
+    pub endpoint: Option<Endpoint>,
     /// The pools by name.
     pub pools: BTreeMap<Name, Pool>,
 }
@@ -176,6 +180,17 @@ impl Config {
             None => DataPath::default(),
             Some(section) => data_path(section)?,
         };
+        let endpoint = top.section("endpoint")?.map(Endpoint::parse).transpose()?;
+        if let (Some(endpoint), Placement::Fused) = (&endpoint, placement) {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!(
+                    "endpoint.user = {} needs placement = \"{}\": in \"{placement}\" the endpoint has no process of its own",
+                    endpoint.user,
+                    Placement::Split
+                ),
+            ));
+        }
         let mut pools = BTreeMap::new();
         if let Some(section) = top.section("pool")? {
             for (name, section) in section.into_sections()? {
@@ -188,11 +203,12 @@ impl Config {
                 pools.insert(name, pool(section)?);
             }
         }
-        top.finish(&["placement", "data", "pool"])?;
+        top.finish(&["placement", "data", "endpoint", "pool"])?;
         one_pool(&pools)?;
         Ok(Config {
             placement,
             data,
+            endpoint,
             pools,
         })
     }

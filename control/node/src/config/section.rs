@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use archipelago_protocol::{Error, ErrorCode};
 use toml::{Table, Value};
 
+use super::Account;
+
 /// A table and its name, for messages.
 #[derive(Debug)]
 pub(super) struct Section {
@@ -63,6 +65,20 @@ impl Section {
         match number {
             Some(number) if legal.contains(&number) => Ok(Some(number)),
             _ => Err(self.refuse(key, &value.to_string(), &format!("a number in {legal:?}"))),
+        }
+    }
+
+    /// A user or a group.
+    pub(super) fn account(&mut self, key: &str) -> Result<Option<Account>, Error> {
+        let legal = "a name, or a number other than 0";
+        match self.table.remove(key) {
+            None => Ok(None),
+            Some(Value::String(name)) if !name.is_empty() => Ok(Some(Account::Name(name))),
+            Some(value) => match value.as_integer().map(u32::try_from) {
+                // The last number is what system calls take for "no change".
+                Some(Ok(id)) if id != 0 && id != u32::MAX => Ok(Some(Account::Id(id))),
+                _ => Err(self.refuse(key, &value.to_string(), legal)),
+            },
         }
     }
 

@@ -26,7 +26,7 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         ("placement = 3", "placement = 3 is not legal: a string"),
         (
             "colour = \"red\"",
-            "unknown key colour = \"red\"; legal keys: placement, data, pool",
+            "unknown key colour = \"red\"; legal keys: placement, data, endpoint, pool",
         ),
         ("data = 7", "data = 7 is not legal: a table"),
         (
@@ -48,6 +48,26 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         (
             "[data]\nspeed = 1",
             "unknown key data.speed = 1; legal keys: poll_us, submission_chunk, channel_requests, channel_memory_mib",
+        ),
+        (
+            "[endpoint]\nuser = \"a\"",
+            "endpoint.user = \"a\" needs placement = \"split\": in \"fused\" the endpoint has no process of its own",
+        ),
+        (
+            "placement = \"split\"\n[endpoint]",
+            "endpoint.user is missing: the name or number of a user",
+        ),
+        (
+            "placement = \"split\"\n[endpoint]\nuser = 0",
+            "endpoint.user = 0 is not legal: a name, or a number other than 0",
+        ),
+        (
+            "placement = \"split\"\n[endpoint]\nuser = 4294967295",
+            "endpoint.user = 4294967295 is not legal: a name, or a number other than 0",
+        ),
+        (
+            "placement = \"split\"\n[endpoint]\nuser = 7\ngroup = \"\"",
+            "endpoint.group = \"\" is not legal: a name, or a number other than 0",
         ),
         (
             "[pool.\".x\"]\nkind = \"file\"",
@@ -79,6 +99,20 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         Config::parse("").unwrap_err().message,
         "section `pool`: none; legal: exactly one pool"
     );
+}
+
+#[test]
+fn the_endpoint_has_a_user_by_name_or_by_number() {
+    let parse = |section: &str| {
+        let text = format!("placement = \"split\"\n[endpoint]\n{section}\n{POOL}");
+        Config::parse(&text).unwrap().endpoint.unwrap()
+    };
+    let named = parse("user = \"archipelago\"");
+    assert_eq!(named.user, Account::Name("archipelago".to_owned()));
+    assert_eq!(named.group, None);
+    let numbered = parse("user = 64001\ngroup = \"kvm\"");
+    assert_eq!(numbered.user, Account::Id(64_001));
+    assert_eq!(numbered.group, Some(Account::Name("kvm".to_owned())));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
-use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_protocol::{Access, Error, ErrorCode, Name};
 
 use super::node::Node;
 use crate::api::types::{AttachVolume, Attachment};
@@ -59,7 +59,19 @@ impl Node {
             queues: request.queues.unwrap_or(QUEUES_DEFAULT),
             read_only,
         };
-        self.serve(&entry, &attachment).await?;
+        let access = if read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        let served = match self.grant(entry.lineage, access).await {
+            Ok(()) => self.serve(&entry, &attachment).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            self.withdraw(entry.lineage).await;
+            return Err(error);
+        }
         let noted = self.attachments().insert(attachment.clone());
         if let Err(error) = noted {
             let detach = ControlRequest::Detach {
@@ -69,6 +81,7 @@ impl Node {
             if let Err(error) = self.tell(Role::Endpoint, &detach).await {
                 tracing::warn!("taking back the attachment of `{name}`: {error}");
             }
+            self.withdraw(entry.lineage).await;
             return Err(error);
         }
         Ok(attachment)
@@ -143,7 +156,9 @@ impl Node {
             }
             Err(error) => return Err(error),
         }
-        self.attachments().remove(entry.lineage)
+        self.attachments().remove(entry.lineage)?;
+        self.withdraw(entry.lineage).await;
+        Ok(())
     }
 
     /// Tells a fresh endpoint what is attached. What cannot be served is logged and stays noted.

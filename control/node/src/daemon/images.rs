@@ -5,7 +5,7 @@ use std::time::Duration;
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
+use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize};
 
 use super::node::Node;
 use crate::api::types::{BeginImport, Bulk, VolumeView};
@@ -44,7 +44,12 @@ impl Node {
             write: true,
             socket: socket.clone(),
         };
-        if let Err(error) = self.tell(Role::Endpoint, &open).await {
+        let opened = match self.grant(lineage, Access::Write).await {
+            Ok(()) => self.tell(Role::Endpoint, &open).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = opened {
+            self.withdraw(lineage).await;
             let remove = CatalogueRequest::Remove {
                 name: request.name.clone(),
             };
@@ -57,20 +62,24 @@ impl Node {
             lineage,
             size,
             socket,
+            uid: self.endpoint.map(|user| user.uid),
         })
     }
 
     /// Removes the import that holds `name` if nobody writes it any more.
     async fn forget_abandoned(&self, name: &Name, exists: Error) -> Result<(), Error> {
-        match self.lookup(name).await {
-            Ok(entry) if entry.kind == Kind::Importing => {}
+        let lineage = match self.lookup(name).await {
+            Ok(entry) if entry.kind == Kind::Importing => entry.lineage,
             _ => return Err(self.taken(name, exists).await),
-        }
+        };
         match self
             .catalogue(CatalogueRequest::Remove { name: name.clone() })
             .await
         {
-            Ok(_removed) => Ok(()),
+            Ok(_removed) => {
+                self.withdraw(lineage).await;
+                Ok(())
+            }
             Err(error) if error.code == ErrorCode::InUse => Err(Error::new(
                 ErrorCode::InUse,
                 format!("`{name}` is being imported by somebody else"),
@@ -84,7 +93,9 @@ impl Node {
         let _one_at_a_time = self.change_alone().await?;
         self.catalogue(CatalogueRequest::Publish { name: name.clone() })
             .await?;
-        self.info(name).await
+        let image = self.info(name).await?;
+        self.withdraw(image.entry.lineage).await;
+        Ok(image)
     }
 
     /// Forgets an import.
@@ -113,15 +124,19 @@ impl Node {
                 {
                     tokio::time::sleep(CLOSE_STEP).await;
                 }
-                result => return result.map(|_removed| ()),
+                Err(error) => return Err(error),
+                Ok(_removed) => break,
             }
         }
+        self.withdraw(entry.lineage).await;
+        Ok(())
     }
 
     /// Opens something for one reader.
     pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
+        self.grant_export(entry.lineage).await?;
         let socket = self.layout.bulk_socket(fresh_lineage()?);
         let open = ControlRequest::OpenBulk {
             lineage: entry.lineage,
@@ -133,6 +148,7 @@ impl Node {
                 lineage: entry.lineage,
                 size: entry.size,
                 socket,
+                uid: self.endpoint.map(|user| user.uid),
             }),
             Err(error) if error.code == ErrorCode::InUse => Err(Error::new(
                 ErrorCode::InUse,

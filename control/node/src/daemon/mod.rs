@@ -7,6 +7,7 @@
 
 mod attachments;
 mod endpoints;
+mod grants;
 mod images;
 mod lock;
 mod node;
@@ -31,7 +32,8 @@ pub(crate) use node::Node;
 pub(crate) use process::LINE_LEN_MAX;
 use supervisor::{End, Event, Wish, supervise};
 
-use crate::config::{Config, Pool};
+use crate::config::{Config, Endpoint, Pool};
+use crate::hosting::Identity;
 use crate::layout::Layout;
 
 /// How long all processes together may take to drain; less, once storage hangs.
@@ -56,19 +58,27 @@ struct Supervision {
 /// Why it could not start. A clean stop is no error.
 pub fn run(layout: Layout, ready: impl FnOnce()) -> Result<(), Error> {
     let config = Config::read(layout.config())?;
+    let endpoint = config.endpoint.as_ref().map(Endpoint::identity);
+    let endpoint = endpoint.transpose()?;
     layout.make_directories()?;
     let _lock = NodeLock::take(&layout)?;
+    layout.give_sockets_to(endpoint)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::new(ErrorCode::Io, format!("starting the daemon: {error}")))?;
-    runtime.block_on(serve(layout, config, ready))
+    runtime.block_on(serve(layout, config, endpoint, ready))
 }
 
-async fn serve(layout: Layout, config: Config, ready: impl FnOnce()) -> Result<(), Error> {
+async fn serve(
+    layout: Layout,
+    config: Config,
+    endpoint: Option<Identity>,
+    ready: impl FnOnce(),
+) -> Result<(), Error> {
     let mut end =
         Signals::new().map_err(|error| Error::new(ErrorCode::Io, format!("signals: {error}")))?;
-    let node = Arc::new(Node::new(layout, config)?);
+    let node = Arc::new(Node::new(layout, config, endpoint)?);
     let mut supervision = start_processes(&node);
     let started = tokio::select! {
         started = start_up(&node) => started,

@@ -16,9 +16,10 @@ use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 use tokio::sync::{Notify, watch};
 
 use super::attachments::Attachments;
+use super::grants::Granted;
 use super::process::{AskError, Life, Process};
 use crate::config::{Config, Placement};
-use crate::hosting::PeerSettings;
+use crate::hosting::{Identity, PeerSettings};
 use crate::layout::Layout;
 
 type MutexGuardOf<'a, T> = tokio::sync::MutexGuard<'a, T>;
@@ -42,10 +43,13 @@ const DEATHS_MAX: u32 = 3;
 pub(crate) struct Node {
     pub(crate) layout: Layout,
     pub(crate) config: Config,
+    /// The user of the endpoint's process, if it has one of its own.
+    pub(crate) endpoint: Option<Identity>,
     pub(crate) processes: Vec<Arc<Process>>,
     /// Held while something is changed: [`Node::change_alone`].
     changes: tokio::sync::Mutex<()>,
     attachments: Mutex<Attachments>,
+    granted: Mutex<Granted>,
     /// The node serves.
     pub(crate) started: AtomicBool,
     /// Asks the main loop for a clean stop.
@@ -61,10 +65,18 @@ struct Answer {
 }
 
 impl Node {
-    /// The node at `layout`; nothing runs yet. The caller holds its lock.
-    pub(crate) fn new(layout: Layout, config: Config) -> Result<Node, Error> {
+    /// The node at `layout`, whose endpoint runs as `endpoint`; nothing runs yet. The caller holds its lock.
+    pub(crate) fn new(
+        layout: Layout,
+        config: Config,
+        endpoint: Option<Identity>,
+    ) -> Result<Node, Error> {
         let attachments = Attachments::read(layout.attachments())?;
-        let settings = PeerSettings::new(&layout, &config);
+        let granted = Granted::new(layout.grants(), &attachments);
+        if endpoint.is_some() {
+            granted.write()?;
+        }
+        let settings = PeerSettings::new(&layout, &config, endpoint);
         let groups: Vec<Vec<Role>> = match config.placement {
             Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
             Placement::Split => vec![
@@ -80,9 +92,11 @@ impl Node {
         Ok(Node {
             layout,
             config,
+            endpoint,
             processes,
             changes: tokio::sync::Mutex::new(()),
             attachments: Mutex::new(attachments),
+            granted: Mutex::new(granted),
             started: AtomicBool::new(false),
             stop: Notify::new(),
             stopped: watch::Sender::new(None),
@@ -100,6 +114,12 @@ impl Node {
         self.attachments
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the endpoint may open. Held for no longer than a change.
+    pub(crate) fn granted(&self) -> MutexGuard<'_, Granted> {
+        // As above.
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The process that hosts `role`.

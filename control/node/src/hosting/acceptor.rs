@@ -12,6 +12,7 @@ use nix::poll::PollTimeout;
 use xseg::Server;
 use xseg::shared::{Admission, Listener, SharedServer};
 
+use super::Identity;
 use super::event_loop::{EventLoop, WatchId};
 
 /// How long a dying predecessor may keep the socket.
@@ -34,6 +35,11 @@ impl Caller {
             uid: nix::unistd::geteuid().as_raw(),
             role: role as u8,
         }
+    }
+
+    /// Whether it is an endpoint with a user of its own, `endpoint`.
+    pub(crate) fn is(self, endpoint: Option<Identity>) -> bool {
+        endpoint.is_some_and(|user| user.uid == self.uid)
     }
 
     fn of(port: &SharedServer) -> Caller {

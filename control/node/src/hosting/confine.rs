@@ -3,7 +3,8 @@
 //! | means | what is left |
 //! |---|---|
 //! | capabilities | none, also if the daemon runs as root |
-//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), the run directory's sockets; no TCP |
+//! | user | the endpoint's own, if it has one (`identity`) |
+//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), sockets of the role; no TCP |
 //! | seccomp | no new programs, no sockets but UNIX ones, no tracing, mounting, modules, namespaces, other users' ids |
 //!
 //! Done first of all, by the main thread: threads and descriptors that come later have it too. What the daemon hands over
@@ -121,7 +122,12 @@ fn restrict_files(roles: &[Role], settings: &PeerSettings) -> Result<(), Error> 
         | AccessFs::Refer;
     let sockets =
         AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::MakeSock | AccessFs::RemoveFile;
-    ruleset = allow(ruleset, &settings.run, sockets)?;
+    if roles.contains(&Role::Endpoint) {
+        ruleset = allow(ruleset, &settings.volumes, sockets)?;
+    }
+    if roles.contains(&Role::Mapper) || roles.contains(&Role::Blocker) {
+        ruleset = allow(ruleset, &settings.run, sockets)?;
+    }
     if roles.contains(&Role::Blocker) {
         let Pool::File { directory } = &settings.pool;
         ruleset = allow(ruleset, directory, files)?;

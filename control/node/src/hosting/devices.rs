@@ -13,12 +13,15 @@ use archipelago_vhost_user::{AttachConfig, Counters, Detach, Endpoint};
 
 use super::control::{Answer, ask};
 use super::host::Job;
+use super::{Identity, PeerSettings};
 
 /// The devices of a process, and the way to its data thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Devices {
     jobs: Sender<Job>,
     handle: Handle,
+    /// Mode bits of the devices' sockets.
+    socket_mode: u32,
     /// Held while a device is made, not while one ends: that may take as long as storage does not answer.
     known: Arc<Mutex<Known>>,
 }
@@ -31,10 +34,13 @@ struct Known {
 }
 
 impl Devices {
-    pub(crate) fn new(jobs: Sender<Job>, handle: Handle) -> Devices {
+    pub(crate) fn new(jobs: Sender<Job>, handle: Handle, settings: &PeerSettings) -> Devices {
         Devices {
             jobs,
             handle,
+            socket_mode: settings
+                .endpoint
+                .map_or(AttachConfig::SOCKET_MODE, Identity::socket_mode),
             known: Arc::default(),
         }
     }
@@ -62,13 +68,12 @@ impl Devices {
                 read_only,
                 serial,
             } => {
-                let socket_mode = AttachConfig::SOCKET_MODE;
                 let config = AttachConfig {
                     lineage,
                     size,
                     object_size,
                     socket,
-                    socket_mode,
+                    socket_mode: self.socket_mode,
                     queues,
                     read_only,
                     serial,

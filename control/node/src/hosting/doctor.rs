@@ -46,7 +46,7 @@ pub fn check_offline(
     let _lock = NodeLock::take(layout)?;
     let failed = |error: std::io::Error| Error::new(ErrorCode::Io, format!("check: {error}"));
     let told = Rc::new(RefCell::new(None));
-    let settings = PeerSettings::new(layout, config);
+    let settings = PeerSettings::new(layout, config, None);
     let reactor_config = Config {
         name: "doctor".to_owned(),
         poll: Duration::ZERO,
@@ -58,11 +58,15 @@ pub fn check_offline(
     });
     let mut reactor = Reactor::new(reactor_config, Arc::new(SystemClock), hook).map_err(failed)?;
     let mut context = reactor.context();
-    let mut blocker = BlockerHost::new(pool::open(&settings, &context)?, &Attention::default());
+    let mut blocker = BlockerHost::new(
+        pool::open(&settings, &context)?,
+        &Attention::default(),
+        None,
+    );
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
     blocker.add(Server::from(server), Caller::within(Role::Mapper));
     let mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(0)));
-    let mut mapper = MapperPeer::new(mapper, Client::from(client), &Attention::default());
+    let mut mapper = MapperPeer::new(mapper, Client::from(client), &Attention::default(), None);
     let (answer, answered) = Answer::pair();
     mapper.ask(CatalogueRequest::Check { repair }, answer);
     let reply = Rc::clone(&told);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use archipelago_blocker::{Backend, ChannelId};
 use archipelago_mapper::ClientId;
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Error, ErrorCode, Grants};
 use archipelago_runtime::{Handle, Peer, Progress};
 use archipelago_vhost_user::DeviceSeed;
 use xseg::ClientPort;
@@ -102,6 +102,10 @@ impl<B: Backend> Host<B> {
             ) => {
                 endpoint.open_bulk(lineage, write, &socket, answer);
             }
+            (ControlRequest::Grants { grants }, _, _) => {
+                self.set_grants(grants);
+                answer.send(ControlReply::Done);
+            }
             (ControlRequest::Status, _, _) => answer.send(ControlReply::Status(self.status())),
             (ControlRequest::Stop, _, _) => {
                 if let Some(endpoint) = &mut self.endpoint {
@@ -112,6 +116,16 @@ impl<B: Backend> Host<B> {
                 }
             }
             (_, _, _) => Self::unsupported(answer),
+        }
+    }
+
+    /// Says what an endpoint with a user of its own may open.
+    pub(crate) fn set_grants(&mut self, grants: Grants) {
+        if let Some((mapper, _)) = &mut self.mapper {
+            mapper.set_grants(grants.clone());
+        }
+        if let Some((blocker, _)) = &mut self.blocker {
+            blocker.set_grants(grants);
         }
     }
 

@@ -9,11 +9,12 @@ use archipelago_mapper::{ClientId, Effect, Mapper};
 use archipelago_protocol::carry::{AREA_LEN, Carried};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::{ControlReply, PeerStatus};
-use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
-use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest};
+use archipelago_protocol::{Access, Error, ErrorCode, Grants, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use xseg::{Client, RegionId, Server, ServerPort};
 
+use super::Identity;
 use super::acceptor::{Caller, Channels};
 use super::control::Answer;
 use super::objects::Objects;
@@ -29,6 +30,8 @@ struct Channel {
     /// Accepted and not answered.
     in_flight: usize,
     leaving: bool,
+    /// Opens only what is granted.
+    granted_only: bool,
 }
 
 /// A private copy of what a flush carries in its channel's arena.
@@ -48,6 +51,17 @@ fn carried(port: &HostedServer, request: &MapRequest) -> Result<Carried, ErrorCo
     Carried::new(area)
 }
 
+/// Whether `request` opens something that `grants` do not permit.
+fn opens_more_than(grants: &Grants, request: &MapRequest) -> bool {
+    let access = if request.flags & FLAG_WRITE == 0 {
+        Access::Read
+    } else {
+        Access::Write
+    };
+    let [high, low] = request.operand;
+    request.op == MapOp::Open && !grants.permit(Lineage::from_words(high, low), access)
+}
+
 /// The mapper and its ports.
 #[derive(Debug)]
 pub(crate) struct MapperPeer {
@@ -59,13 +73,22 @@ pub(crate) struct MapperPeer {
     asked: VecDeque<(u64, Answer)>,
     next_tag: u64,
     attention: Attention,
+    /// The user of the endpoint's process, if it has one of its own; and what it may open.
+    endpoint: Option<Identity>,
+    grants: Grants,
     requests: u64,
+    denied: u64,
     object_requests: u64,
     catalogue_requests: u64,
 }
 
 impl MapperPeer {
-    pub(crate) fn new(mapper: Mapper, blocker: Client, attention: &Attention) -> MapperPeer {
+    pub(crate) fn new(
+        mapper: Mapper,
+        blocker: Client,
+        attention: &Attention,
+        endpoint: Option<Identity>,
+    ) -> MapperPeer {
         MapperPeer {
             mapper,
             objects: Objects::new(blocker),
@@ -74,7 +97,10 @@ impl MapperPeer {
             asked: VecDeque::new(),
             next_tag: 1,
             attention: attention.clone(),
+            endpoint,
+            grants: Grants::default(),
             requests: 0,
+            denied: 0,
             object_requests: 0,
             catalogue_requests: 0,
         }
@@ -87,6 +113,11 @@ impl MapperPeer {
         self.catalogue_requests += 1;
         self.asked.push_back((tag, answer));
         self.mapper.catalogue_request(tag, request);
+    }
+
+    /// Says what an endpoint with a user of its own may open from now on; until then it is nothing.
+    pub(crate) fn set_grants(&mut self, grants: Grants) {
+        self.grants = grants;
     }
 
     /// What was found damaged of a volume.
@@ -119,6 +150,7 @@ impl MapperPeer {
         let shell = [
             ("clients", self.channels.len() as u64),
             ("requests", self.requests),
+            ("denied", self.denied),
             ("catalogue_requests", self.catalogue_requests),
             ("object_requests", self.object_requests),
         ];
@@ -147,6 +179,13 @@ impl MapperPeer {
                 let request = MapRequest::decode(&entry)
                     .and_then(|request| Ok((request, carried(&channel.port, &request)?)));
                 match request {
+                    Ok((request, _))
+                        if channel.granted_only && opens_more_than(&self.grants, &request) =>
+                    {
+                        self.denied += 1;
+                        let denied = MapReply::failed(ErrorCode::Denied);
+                        channel.port.complete(denied.encode(entry.tag));
+                    }
                     Ok((request, carried)) => {
                         channel.in_flight += 1;
                         self.mapper
@@ -256,7 +295,7 @@ impl Peer for MapperPeer {
 impl Channels for MapperPeer {
     type Channel = ClientId;
 
-    fn add(&mut self, port: Server, _caller: Caller) -> ClientId {
+    fn add(&mut self, port: Server, caller: Caller) -> ClientId {
         let client = ClientId(self.next_client);
         self.next_client += 1;
         let port = HostedServer::new(port, &self.attention);
@@ -265,6 +304,7 @@ impl Channels for MapperPeer {
             port,
             in_flight: 0,
             leaving: false,
+            granted_only: caller.is(self.endpoint),
         });
         client
     }
@@ -281,5 +321,65 @@ impl Channels for MapperPeer {
 
     fn is_idle(&self, client: ClientId) -> bool {
         self.channels.iter().all(|channel| channel.client != client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_mapper::MapperConfig;
+    use archipelago_mapper::journal::MemoryJournals;
+    use archipelago_protocol::control::Role;
+    use xseg::ClientPort;
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_with_a_user_of_its_own_opens_what_is_granted() {
+        let user = Identity {
+            uid: 64_001,
+            gid: 64_001,
+            front_ends: None,
+        };
+        let (to_blocker, _blocker) = xseg::local::channel(4, 4096).unwrap();
+        let mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(0)));
+        let mut mapper = MapperPeer::new(
+            mapper,
+            Client::from(to_blocker),
+            &Attention::default(),
+            Some(user),
+        );
+        let mut grants = Grants::default();
+        grants.allow(Lineage(1), Access::Read);
+        grants.allow(Lineage(2), Access::Write);
+        for (uid, granted, denied) in [
+            (user.uid, &Grants::default(), vec![0, 1, 2, 3, 4]),
+            (user.uid, &grants, vec![0, 2]),
+            (0, &Grants::default(), vec![]),
+        ] {
+            mapper.set_grants(granted.clone());
+            let (mut client, server) = xseg::local::channel(8, 4096).unwrap();
+            let role = Role::Endpoint as u8;
+            mapper.add(Server::from(server), Caller { uid, role });
+            for (cookie, lineage, write) in [
+                (0, 3, false),
+                (1, 1, false),
+                (2, 1, true),
+                (3, 2, false),
+                (4, 2, true),
+            ] {
+                let request = MapRequest::open(Lineage(lineage), write);
+                client.submit(cookie, request.encode()).unwrap();
+            }
+            client.publish();
+            mapper.poll();
+            // What is not denied waits for a blocker that does not answer.
+            let mut answers = Vec::new();
+            while let Some((cookie, completion)) = client.complete() {
+                let result = MapReply::decode(&completion).result;
+                assert_eq!(result, Err(ErrorCode::Denied));
+                answers.push(cookie);
+            }
+            assert_eq!(answers, denied, "user {uid} with {granted:?}");
+        }
     }
 }

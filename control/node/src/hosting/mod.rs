@@ -10,6 +10,7 @@
 //! | `control`, `devices` | requests of the daemon, on threads of their own |
 //! | `doctor` | a check of a pool that nobody serves |
 //! | `owner` | the host's number in the heads |
+//! | `identity` | the user that the process runs as |
 //! | `confine` | what the process may not do any more |
 //! | `containment` | what a panic ends, and what a hostile front end does not |
 //! | `event_loop`, `pool` | what a thread sleeps on; its backend |
@@ -28,6 +29,7 @@ mod doctor;
 mod endpoint;
 mod event_loop;
 mod host;
+mod identity;
 mod journal;
 mod mapper;
 mod objects;
@@ -62,6 +64,7 @@ pub use doctor::check_offline;
 use endpoint::EndpointHost;
 use event_loop::EventLoop;
 use host::Host;
+pub use identity::Identity;
 use journal::FileJournals;
 use mapper::MapperPeer;
 use port::Attention;
@@ -111,6 +114,15 @@ pub fn run_with<B: Backend + 'static>(
 ) -> Result<(), Error> {
     let failed =
         |what: &str, error: std::io::Error| Error::new(ErrorCode::Io, format!("{what}: {error}"));
+    let grants = match (settings.endpoint, roles) {
+        (Some(user), [Role::Endpoint]) => {
+            user.take_on()?;
+            user.check_reach(&settings.volumes)?;
+            None
+        }
+        // Out of reach afterwards.
+        _ => settings.read_grants()?,
+    };
     confine(roles, &settings)?;
     let listener = std::io::stdin()
         .as_fd()
@@ -128,9 +140,12 @@ pub fn run_with<B: Backend + 'static>(
     let mut reactor = Reactor::new(config, Arc::new(SystemClock), hook)
         .map_err(|error| failed("io_uring or eventfd", error))?;
     let (sender, jobs) = mpsc::channel();
-    let devices = Devices::new(sender, reactor.handle());
+    let devices = Devices::new(sender, reactor.handle(), &settings);
     let mut context = reactor.context();
-    let host = build(roles, &settings, &mut context, jobs, wrap)?;
+    let mut host = build(roles, &settings, &mut context, jobs, wrap)?;
+    if let Some(grants) = grants {
+        host.set_grants(grants);
+    }
     context.add_peer(Box::new(host));
     let answered = control::serve(UnixListener::from(listener), move |request, answer| {
         devices.deliver(request, answer);
@@ -218,7 +233,10 @@ impl Builder<'_> {
             Role::Mapper => &[Role::Endpoint],
             Role::Endpoint => &[],
         };
-        let admission = Admission::own(clients.iter().map(|role| *role as u8));
+        let mut admission = Admission::own(clients.iter().map(|role| *role as u8));
+        if let Some(user) = self.settings.endpoint {
+            admission = admission.and(user.uid, [Role::Endpoint as u8]);
+        }
         let events = &mut self.events.borrow_mut();
         Acceptor::listen(&self.socket(role), &admission, events).map(Some)
     }
@@ -252,7 +270,7 @@ fn build<B: Backend>(
     if builder.hosts(Role::Blocker) {
         let backend = wrap(pool::open(settings, context)?, context);
         host.blocker = Some((
-            BlockerHost::new(backend, &builder.attention),
+            BlockerHost::new(backend, &builder.attention, settings.endpoint),
             builder.acceptor(Role::Blocker)?,
         ));
     }
@@ -270,7 +288,7 @@ fn build<B: Backend>(
         let mut mapper = Mapper::new(config, Box::new(journals));
         mapper.start();
         host.mapper = Some((
-            MapperPeer::new(mapper, port, &builder.attention),
+            MapperPeer::new(mapper, port, &builder.attention, settings.endpoint),
             builder.acceptor(Role::Mapper)?,
         ));
     }

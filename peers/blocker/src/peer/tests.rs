@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 
+use archipelago_protocol::Access;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{Epoch, Lineage};
 use archipelago_protocol::object::{Memory, ObjectId, SCATTER_MAX};
@@ -78,7 +79,7 @@ fn completions(client: &mut LocalClient) -> Vec<(u64, Result<u32, ErrorCode>)> {
 #[test]
 fn what_a_channel_may_not_ask_for_is_denied_and_reaches_no_backend() {
     let mut peer = BlockerPeer::new(Manual::default());
-    let (mut volume, _) = connect_with(&mut peer, Rights::Data);
+    let (mut volume, _) = connect_with(&mut peer, Rights::Granted);
     let (mut mapper, _) = connect(&mut peer);
     let swap = ObjectRequest::new(ObjectOp::CompareAndSwap, ObjectId::head(Lineage(1)));
     let log = ObjectRequest::new(ObjectOp::Write, ObjectId::log(Lineage(1), 1));
@@ -91,17 +92,22 @@ fn what_a_channel_may_not_ask_for_is_denied_and_reaches_no_backend() {
     peer.poll();
     assert_eq!(
         completions(&mut volume),
-        [0, 1].map(|cookie| (cookie, Err(ErrorCode::Denied)))
+        [0, 1, 2].map(|cookie| (cookie, Err(ErrorCode::Denied)))
     );
+    let mut grants = Grants::default();
+    grants.allow(write.id.lineage, Access::Write);
+    peer.set_grants(grants);
+    volume.submit(4, write.encode()).unwrap();
+    peer.poll();
     let started: Vec<ObjectOp> = peer
         .backend()
         .started
         .iter()
         .map(|(_, request)| request.op)
         .collect();
-    assert_eq!(started, [ObjectOp::Write, ObjectOp::CompareAndSwap]);
+    assert_eq!(started, [ObjectOp::CompareAndSwap, ObjectOp::Write]);
     let counters = peer.counters();
-    assert_eq!((counters.denied, counters.failed), (2, 2));
+    assert_eq!((counters.denied, counters.failed), (3, 3));
 }
 
 #[test]

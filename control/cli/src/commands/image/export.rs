@@ -47,7 +47,7 @@ enum TargetKind {
 pub(super) fn run(name: &Name, file: &OsStr, client: &Client, output: Output) -> Result<(), Error> {
     let interrupt = Interrupt::new()?;
     let bulk: Bulk = client.call(Method::Post, &volume::path(name, "/export"), &())?;
-    let mut channel = BulkClient::connect(&bulk.socket, interrupt.descriptor())?;
+    let mut channel = BulkClient::connect(&bulk.socket, bulk.uid, interrupt.descriptor())?;
     let mut target = Target::open(file, bulk.size)?;
     let copied = copy(&mut channel, &mut target, bulk.size, &interrupt, output)
         .and_then(|()| target.finish());

@@ -64,7 +64,7 @@ fn copy(
     interrupt: &Interrupt,
     output: Output,
 ) -> Result<(), Error> {
-    let mut channel = BulkClient::connect(&bulk.socket, interrupt.descriptor())?;
+    let mut channel = BulkClient::connect(&bulk.socket, bulk.uid, interrupt.descriptor())?;
     let bar = progress(source.len(), output);
     let mut buffer = vec![0; channel.cell_len()];
     let mut free: Vec<usize> = (0..channel.cells()).collect();

@@ -1,0 +1,177 @@
+//! The section `[endpoint]`: whom the endpoint's process runs as, and what that user may do.
+//!
+//! What stands in the file is checked here for its form; whether the system knows the accounts is asked by
+//! [`Endpoint::identity`], at the start of a daemon.
+
+use std::fmt;
+
+use archipelago_protocol::{Error, ErrorCode};
+use nix::unistd::{Gid, Group, Uid, User, geteuid};
+
+use super::section::Section;
+use crate::hosting::Identity;
+
+/// A user or a group, by name or by number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Account {
+    /// As the system's tables have it.
+    Name(String),
+    /// Need not be in them.
+    Id(u32),
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Account::Name(name) => write!(f, "\"{name}\""),
+            Account::Id(id) => write!(f, "{id}"),
+        }
+    }
+}
+
+/// The section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The user.
+    pub user: Account,
+    /// Whose members may connect to the sockets of volumes; without it only the user and root may.
+    pub group: Option<Account>,
+}
+
+impl Endpoint {
+    /// Checks the section's keys.
+    pub(super) fn parse(mut section: Section) -> Result<Endpoint, Error> {
+        let Some(user) = section.account("user")? else {
+            return Err(section.missing("user", "the name or number of a user"));
+        };
+        let group = section.account("group")?;
+        section.finish(&["user", "group"])?;
+        Ok(Endpoint { user, group })
+    }
+
+    /// Looks the accounts up, for a process that shall take them on.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] naming the key: the system does not know the account, it is root's, or this process is not
+    /// root's and cannot change its user.
+    pub fn identity(&self) -> Result<Identity, Error> {
+        let own = geteuid();
+        if !own.is_root() {
+            let why = format!(
+                "only a daemon of root starts a process of another user, and this one runs as {own}"
+            );
+            return Err(refused("user", &self.user, &why));
+        }
+        let known = match &self.user {
+            Account::Name(name) => User::from_name(name),
+            Account::Id(id) => User::from_uid(Uid::from_raw(*id)),
+        };
+        let known = known.map_err(|errno| failed("user", &self.user, errno))?;
+        let (uid, own_group) = match (&self.user, known) {
+            (_, Some(user)) => (user.uid.as_raw(), user.gid.as_raw()),
+            (Account::Id(id), None) => (*id, *id),
+            (Account::Name(_), None) => {
+                return Err(refused("user", &self.user, "there is no such user"));
+            }
+        };
+        if uid == 0 {
+            let why = "it shall be a user who may do less than root";
+            return Err(refused("user", &self.user, why));
+        }
+        Ok(Identity {
+            uid,
+            gid: own_group,
+            front_ends: self.group.as_ref().map(gid).transpose()?,
+        })
+    }
+}
+
+fn gid(group: &Account) -> Result<u32, Error> {
+    let known = match group {
+        Account::Id(id) => return Ok(*id),
+        Account::Name(name) => Group::from_name(name),
+    };
+    known
+        .map_err(|errno| failed("group", group, errno))?
+        .map(|group| Gid::as_raw(group.gid))
+        .ok_or_else(|| refused("group", group, "there is no such group"))
+}
+
+fn refused(key: &str, account: &Account, why: &str) -> Error {
+    Error::new(
+        ErrorCode::Invalid,
+        format!("endpoint.{key} = {account}: {why}"),
+    )
+    .with_hint(super::MEND)
+}
+
+fn failed(key: &str, account: &Account, errno: nix::errno::Errno) -> Error {
+    Error::new(
+        ErrorCode::Io,
+        format!("endpoint.{key} = {account}: looking it up: {errno}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(user: Account, group: Option<Account>) -> Endpoint {
+        Endpoint { user, group }
+    }
+
+    #[test]
+    fn an_account_that_cannot_be_taken_on_is_named_with_the_reason() {
+        if !geteuid().is_root() {
+            let error = endpoint(Account::Id(1), None).identity().unwrap_err();
+            assert!(error.message.contains("only a daemon of root"), "{error}");
+            return;
+        }
+        let cases = [
+            (
+                endpoint(Account::Name("no-such-user".to_owned()), None),
+                "endpoint.user = \"no-such-user\": there is no such user",
+            ),
+            (
+                endpoint(Account::Name("root".to_owned()), None),
+                "endpoint.user = \"root\": it shall be a user who may do less than root",
+            ),
+            (
+                endpoint(
+                    Account::Id(64_001),
+                    Some(Account::Name("no-such-group".to_owned())),
+                ),
+                "endpoint.group = \"no-such-group\": there is no such group",
+            ),
+        ];
+        for (endpoint, expected) in cases {
+            let error = endpoint.identity().unwrap_err();
+            assert_eq!(
+                (error.code, error.message.as_str()),
+                (ErrorCode::Invalid, expected)
+            );
+        }
+    }
+
+    #[test]
+    fn a_number_that_the_system_does_not_know_is_its_own_group() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let expected = Identity {
+            uid: 64_001,
+            gid: 64_001,
+            front_ends: None,
+        };
+        let alone = endpoint(Account::Id(64_001), None);
+        assert_eq!(alone.identity().unwrap(), expected);
+        let shared = endpoint(Account::Id(64_001), Some(Account::Id(64_002)));
+        assert_eq!(
+            shared.identity().unwrap(),
+            Identity {
+                front_ends: Some(64_002),
+                ..expected
+            }
+        );
+    }
+}
