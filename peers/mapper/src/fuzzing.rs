@@ -7,7 +7,7 @@ use archipelago_protocol::{Generation, Lineage, ObjectSize};
 use crate::catalogue::{Change, Names, decode_page};
 use crate::format::{Writer, sealed_crc};
 use crate::head::{CatalogueHead, VolumeHead};
-use crate::log::{Content, Record, scan};
+use crate::log::{Content, Record, Wanted, scan};
 use crate::tree::{PageRef, decode, reencode};
 
 /// A batch of at least `len_min` bytes; `blocks` are carried, 4096 bytes each.
@@ -56,7 +56,13 @@ pub fn scan_log(
     oldest: Generation,
     newest: Generation,
 ) -> Option<(Vec<Batch>, u64)> {
-    let found = scan(bytes, lineage, start, oldest, newest).ok()?;
+    let wanted = Wanted {
+        lineage,
+        start,
+        oldest,
+        newest,
+    };
+    let found = scan(bytes, wanted).ok()?;
     let contents = found.contents.into_iter();
     let contents = contents.map(|content| (content.payload, content.blocks));
     Some((contents.collect(), found.end))

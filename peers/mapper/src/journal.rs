@@ -4,12 +4,13 @@
 //! record format in between is here ([`JournalArea`]), so that it is tested without a file. It survives the death of
 //! every process of ours, and is void after a power cut: the boot id tells.
 //!
-//! Layout: 128 bytes head (envelope, boot id 16 bytes, generation u64, slots u64), then slots of 48 bytes: crc u32,
-//! kind u8, 3 × 0, blocks u32, 0 u32, sequence u64, generation u64, first block u64, epoch u64. The record with
-//! sequence `n` stands in slot `n` modulo the count.
+//! Layout: 128 bytes head (envelope, boot id 16 bytes, generation u64, slots u64); two marks of 24 bytes: crc u32, 0 u32,
+//! generation u64, position u64; then slots of 48 bytes: crc u32, kind u8, 3 × 0, blocks u32, 0 u32, sequence u64,
+//! generation u64, first block u64, epoch u64. The record with sequence `n` stands in slot `n` modulo the count.
 //!
 //! Invariants
 //! - A record is whole when `append` returns. A death inside `append` leaves a slot that fails its checksum.
+//! - Marks are written by turns, so one of them is whole at any time: the log is durable up to there at least.
 //! - Only what the log covers is overwritten. So the newest unbroken run of sequence numbers holds all that is needed,
 //!   and replaying it in order is right even if the log has its older part already: the last word on each block wins.
 
@@ -23,8 +24,17 @@ use archipelago_protocol::{Epoch, ErrorCode, Generation, Lineage};
 use crate::format::{Reader, Writer};
 
 const MAGIC: [u8; 8] = *b"ARCHJRNL";
-const HEAD_LEN: u64 = 128;
-const SLOT_LEN: u64 = 48;
+const HEAD_LEN: usize = 128;
+const MARK_LEN: usize = 24;
+const MARKS: usize = 2;
+const SLOTS_AT: usize = HEAD_LEN + MARKS * MARK_LEN;
+const SLOT_LEN: usize = 48;
+
+/// Bytes of a journal with room for `records`.
+#[must_use]
+pub const fn len_for(records: usize) -> usize {
+    SLOTS_AT + records * SLOT_LEN
+}
 
 /// A first write, or blocks that became zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +61,8 @@ pub struct JournalFull;
 pub struct Recovered {
     /// Of the session that wrote it.
     pub generation: Generation,
+    /// The position up to which its log is durable, or one shortly before that; 0: not known.
+    pub logged: u64,
     /// In order, without gaps.
     pub records: Vec<JournalRecord>,
 }
@@ -65,6 +77,10 @@ pub trait Journal: fmt::Debug {
 
     /// The records up to `sequence` are covered by the log.
     fn truncate(&mut self, sequence: u64);
+
+    /// The log is durable up to `position`, which never falls: a replay need not look for more than what was in flight
+    /// behind it, and finds damage if it does not get there.
+    fn mark(&mut self, position: u64);
 }
 
 /// Where journals are.
@@ -89,12 +105,7 @@ pub trait JournalStore: fmt::Debug {
 /// Bytes that outlive the process. Written by this process only.
 pub trait JournalMemory: fmt::Debug {
     /// How many.
-    fn len(&self) -> u64;
-
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    fn size(&self) -> u64;
 
     /// Copies bytes at `offset` out; inside the length.
     fn read(&self, offset: u64, into: &mut [u8]);
@@ -113,21 +124,31 @@ pub struct JournalArea<M> {
     tail: u64,
     /// The next record.
     next: u64,
+    /// Where the next mark goes, the older one.
+    next_mark: usize,
 }
 
 fn slots_in(len: u64) -> u64 {
-    len.saturating_sub(HEAD_LEN) / SLOT_LEN
+    len.saturating_sub(SLOTS_AT as u64) / SLOT_LEN as u64
+}
+
+fn slot_at(slot: u64) -> u64 {
+    SLOTS_AT as u64 + slot * SLOT_LEN as u64
+}
+
+fn mark_at(mark: usize) -> u64 {
+    (HEAD_LEN + mark * MARK_LEN) as u64
 }
 
 impl<M: JournalMemory> JournalArea<M> {
     /// Makes `memory` the empty journal of a session. Its old content is void.
     pub fn create(mut memory: M, boot: u128, lineage: Lineage, generation: Generation) -> Self {
-        let slots = slots_in(memory.len());
+        let slots = slots_in(memory.size());
         let mut head = Writer::sealed(MAGIC, lineage);
         head.lineage(Lineage(boot));
         head.u64(generation.0);
         head.u64(slots);
-        head.pad_to(128);
+        head.pad_to(HEAD_LEN);
         if slots > 0 {
             // Slots carry the generation: those of an older one need not be cleared.
             memory.write(0, &head.seal());
@@ -138,22 +159,18 @@ impl<M: JournalMemory> JournalArea<M> {
             slots,
             tail: 1,
             next: 1,
+            next_mark: 0,
         }
-    }
-
-    /// Records that fit.
-    pub fn capacity(&self) -> u64 {
-        self.slots
     }
 }
 
 /// What the journal in `memory` holds; `None`: none of this lineage and boot.
 pub fn load<M: JournalMemory>(memory: &M, boot: u128, lineage: Lineage) -> Option<Recovered> {
-    let slots = slots_in(memory.len());
+    let slots = slots_in(memory.size());
     if slots == 0 {
         return None;
     }
-    let mut head = [0; 128];
+    let mut head = [0; HEAD_LEN];
     memory.read(0, &mut head);
     let (mut fields, _) = Reader::open(MAGIC, Some(lineage), &head).ok()?;
     if fields.lineage() != Some(Lineage(boot)) {
@@ -164,9 +181,14 @@ pub fn load<M: JournalMemory>(memory: &M, boot: u128, lineage: Lineage) -> Optio
         return None;
     }
     let mut found = BTreeMap::new();
-    for slot in 0..slots {
-        let mut bytes = [0; 48];
-        memory.read(HEAD_LEN + slot * SLOT_LEN, &mut bytes);
+    // In the order of the first round.
+    for slot in (1..slots).chain([0]) {
+        let mut bytes = [0; SLOT_LEN];
+        memory.read(slot_at(slot), &mut bytes);
+        if bytes == [0; SLOT_LEN] {
+            // Never written, so those behind it were not either: most of a journal, most of the time.
+            break;
+        }
         if let Some(record) = decode_slot(&bytes, generation)
             && record.sequence % slots == slot
         {
@@ -185,10 +207,45 @@ pub fn load<M: JournalMemory>(memory: &M, boot: u128, lineage: Lineage) -> Optio
         records.push(record);
     }
     records.reverse();
+    let marks = (0..MARKS).filter_map(|mark| {
+        let mut bytes = [0; MARK_LEN];
+        memory.read(mark_at(mark), &mut bytes);
+        decode_mark(&bytes, generation)
+    });
     Some(Recovered {
         generation,
+        logged: marks.max().unwrap_or(0),
         records,
     })
+}
+
+/// `fields` behind their checksum.
+fn with_crc(fields: &[u8]) -> Vec<u8> {
+    let mut bytes = crc32c::crc32c(fields).to_le_bytes().to_vec();
+    bytes.extend_from_slice(fields);
+    bytes
+}
+
+/// What stands behind a checksum that is right.
+fn behind_crc(bytes: &[u8]) -> Option<Reader<'_>> {
+    let mut fields = Reader::new(bytes);
+    let crc = fields.u32()?;
+    (crc32c::crc32c(fields.rest()) == crc).then_some(fields)
+}
+
+fn encode_mark(position: u64, generation: Generation) -> Vec<u8> {
+    let mut mark = Writer::bare();
+    mark.u32(0);
+    mark.u64(generation.0);
+    mark.u64(position);
+    with_crc(&mark.into_bytes())
+}
+
+fn decode_mark(bytes: &[u8; MARK_LEN], generation: Generation) -> Option<u64> {
+    let mut fields = behind_crc(bytes)?;
+    fields.u32()?;
+    (fields.u64()? == generation.0).then_some(())?;
+    fields.u64()
 }
 
 fn encode_slot(record: &JournalRecord, generation: Generation) -> Vec<u8> {
@@ -201,18 +258,11 @@ fn encode_slot(record: &JournalRecord, generation: Generation) -> Vec<u8> {
     slot.u64(generation.0);
     slot.u64(record.start);
     slot.u64(record.epoch.0);
-    let fields = slot.into_bytes();
-    let mut bytes = crc32c::crc32c(&fields).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&fields);
-    bytes
+    with_crc(&slot.into_bytes())
 }
 
-fn decode_slot(bytes: &[u8; 48], generation: Generation) -> Option<JournalRecord> {
-    let mut fields = Reader::new(bytes);
-    let crc = fields.u32()?;
-    if crc32c::crc32c(fields.rest()) != crc {
-        return None;
-    }
+fn decode_slot(bytes: &[u8; SLOT_LEN], generation: Generation) -> Option<JournalRecord> {
+    let mut fields = behind_crc(bytes)?;
     let zero = match fields.u8()? {
         1 => false,
         2 => true,
@@ -241,15 +291,28 @@ impl<M: JournalMemory> Journal for JournalArea<M> {
         if self.next - self.tail >= self.slots {
             return Err(JournalFull);
         }
-        let at = HEAD_LEN + record.sequence % self.slots * SLOT_LEN;
-        self.memory
-            .write(at, &encode_slot(&record, self.generation));
+        self.memory.write(
+            slot_at(record.sequence % self.slots),
+            &encode_slot(&record, self.generation),
+        );
         self.next += 1;
         Ok(())
     }
 
     fn truncate(&mut self, sequence: u64) {
         self.tail = self.tail.max(sequence.saturating_add(1)).min(self.next);
+    }
+
+    fn mark(&mut self, position: u64) {
+        if self.slots == 0 {
+            // Too little memory for any.
+            return;
+        }
+        self.memory.write(
+            mark_at(self.next_mark),
+            &encode_mark(position, self.generation),
+        );
+        self.next_mark = (self.next_mark + 1) % MARKS;
     }
 }
 
@@ -269,7 +332,7 @@ impl MemoryJournals {
     /// Journals with room for `records` each.
     #[must_use]
     pub fn new(records: usize) -> Self {
-        let len = 128 + records * 48;
+        let len = len_for(records);
         MemoryJournals {
             boot: 1,
             len,
@@ -284,7 +347,7 @@ impl MemoryJournals {
 }
 
 impl JournalMemory for MemoryArea {
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.0.borrow().len() as u64
     }
 
@@ -339,7 +402,7 @@ mod tests {
     }
 
     fn area(slots: usize) -> MemoryArea {
-        MemoryArea(Rc::new(RefCell::new(vec![0; 128 + 48 * slots])))
+        MemoryArea(Rc::new(RefCell::new(vec![0; len_for(slots)])))
     }
 
     #[test]
@@ -366,7 +429,7 @@ mod tests {
         for sequence in 1..=3 {
             journal.append(record(sequence)).unwrap();
         }
-        memory.0.borrow_mut()[128 + 48 * 3 + 20] ^= 1;
+        memory.0.borrow_mut()[SLOTS_AT + 48 * 3 + 20] ^= 1;
         assert_eq!(
             load(&memory, 7, US).unwrap().records,
             vec![record(1), record(2)]
@@ -380,7 +443,7 @@ mod tests {
         for sequence in 1..=4 {
             journal.append(record(sequence)).unwrap();
         }
-        memory.0.borrow_mut()[128 + 48 * 2 + 20] ^= 1;
+        memory.0.borrow_mut()[SLOTS_AT + 48 * 2 + 20] ^= 1;
         assert_eq!(
             load(&memory, 7, US).unwrap().records,
             vec![record(3), record(4)]
@@ -397,5 +460,74 @@ mod tests {
         JournalArea::create(memory.clone(), 7, US, Generation(3));
         assert!(load(&memory, 7, US).unwrap().records.is_empty());
         assert_eq!(load(&area(0), 7, US), None);
+    }
+
+    #[test]
+    fn bytes_of_a_journal() {
+        let memory = area(2);
+        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        journal.mark(0x1000);
+        journal.append(record(1)).unwrap();
+        let bytes = memory.0.borrow();
+        assert_eq!(bytes[..8], *b"ARCHJRNL");
+        let numbers = |at: usize, count: usize| -> Vec<u64> {
+            bytes[at..at + 8 * count]
+                .as_chunks()
+                .0
+                .iter()
+                .map(|word| u64::from_le_bytes(*word))
+                .collect()
+        };
+        // Boot id, high word first; generation; slots.
+        assert_eq!(numbers(40, 4), [0, 7, 2, 2]);
+        let crc = |at: usize, len: usize| {
+            let said = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+            assert_eq!(said, crc32c::crc32c(&bytes[at + 4..at + len]));
+        };
+        crc(HEAD_LEN, 24);
+        assert_eq!(bytes[HEAD_LEN + 4..HEAD_LEN + 8], [0; 4]);
+        assert_eq!(numbers(HEAD_LEN + 8, 2), [2, 0x1000]);
+        assert_eq!(numbers(HEAD_LEN + 24, 3), [0; 3]);
+        // Slot 0 is that of record 2.
+        assert_eq!(numbers(SLOTS_AT, 6), [0; 6]);
+        let slot = SLOTS_AT + 48;
+        crc(slot, 48);
+        assert_eq!(
+            bytes[slot + 4..slot + 16],
+            [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(numbers(slot + 16, 4), [1, 2, 10, 1]);
+    }
+
+    #[test]
+    fn a_death_inside_a_mark_leaves_the_one_before_it() {
+        let memory = area(4);
+        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        let logged = || load(&memory, 7, US).unwrap().logged;
+        assert_eq!(logged(), 0);
+        journal.mark(4096);
+        assert_eq!(logged(), 4096);
+        journal.mark(8192);
+        journal.mark(12288);
+        assert_eq!(logged(), 12288);
+        memory.0.borrow_mut()[HEAD_LEN + 20] ^= 1;
+        assert_eq!(logged(), 8192);
+        // Those of an older session say nothing of this one's.
+        JournalArea::create(memory.clone(), 7, US, Generation(3));
+        assert_eq!(logged(), 0);
+    }
+
+    #[test]
+    fn memory_without_room_for_a_record_is_no_journal() {
+        let memory = area(1);
+        assert_eq!(memory.size(), len_for(1) as u64);
+        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        journal.append(record(1)).unwrap();
+        assert_eq!(journal.append(record(2)), Err(JournalFull));
+        assert_eq!(load(&memory, 7, US).unwrap().records, vec![record(1)]);
+        let none = area(0);
+        let mut journal = JournalArea::create(none.clone(), 7, US, Generation(2));
+        assert_eq!(journal.append(record(1)), Err(JournalFull));
+        assert_eq!(load(&none, 7, US), None);
     }
 }

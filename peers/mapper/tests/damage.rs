@@ -56,6 +56,26 @@ fn a_hole_in_the_log_is_damage() {
 }
 
 #[test]
+fn appends_that_a_medium_lost_are_missed_while_the_machine_lives() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    let empty = rig.pool.clone();
+    for block in 0..2 {
+        rig.write(own, handle, block, 1);
+        rig.flush(handle).unwrap();
+    }
+    rig.pool.lose_appends(own, &empty);
+    rig.restart();
+    assert_eq!(
+        rig.ask(MapRequest::open(own, true)).result,
+        Err(ErrorCode::Damaged)
+    );
+    let why = rig.mapper.damage(own).unwrap();
+    assert!(why.contains("batches were appended up to 8192"), "{why}");
+}
+
+#[test]
 fn a_damaged_catalogue_refuses_everything() {
     let mut rig = Rig::new(small());
     rig.create("v", 1 << 30, ObjectSize::DEFAULT);

@@ -4,6 +4,7 @@
 
 mod rig;
 
+use archipelago_mapper::MapperConfig;
 use archipelago_mapper::journal::MemoryJournals;
 use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::CatalogueRequest;
@@ -200,6 +201,36 @@ fn a_snapshot_takes_late_writes_of_its_epoch_and_nothing_newer() {
     );
     let frozen = rig.open(snapshot, false);
     assert_eq!(read(&mut rig, frozen), [11, 12, 13]);
+}
+
+#[test]
+fn a_takeover_reads_no_more_of_a_log_than_was_appended() {
+    let mut rig = Rig::new(MapperConfig {
+        log_len: 256 << 10,
+        io_len_max: 16 << 10,
+        ..small()
+    });
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    let mut reads = Vec::new();
+    // Of 4096 bytes each. The second takeover begins where the first one ended.
+    for flushes in [3, 1] {
+        for block in 0..flushes {
+            rig.write(own, handle, block, 1);
+            rig.flush(handle).unwrap();
+        }
+        rig.restart();
+        let before = rig.pool.log.len();
+        rig.open(own, true);
+        reads.push(rig.pool.count(before, ObjectOp::Read, ObjectKind::Log));
+    }
+    assert_eq!(reads, [1, 1]);
+    // After a power cut nothing is known of it.
+    rig.power_cut(|| true);
+    let before = rig.pool.log.len();
+    rig.open(own, true);
+    let all = rig.pool.count(before, ObjectOp::Read, ObjectKind::Log);
+    assert_eq!(all, 16);
 }
 
 #[test]

@@ -265,8 +265,10 @@ fn messages() -> Vec<Vec<u8>> {
 /// A journal with `count` records in three or more slots.
 fn journal(count: u8) -> Vec<u8> {
     let slots = usize::from(count.max(3));
-    let mut bytes = vec![0; 128 + 48 * slots];
-    for (slot, place) in bytes[128..]
+    let mut bytes = vec![0; 128 + 2 * 24 + 48 * slots];
+    // The second mark: position 4096 of generation 0.
+    bytes[128 + 24 + 17] = 0x10;
+    for (slot, place) in bytes[128 + 2 * 24..]
         .chunks_exact_mut(48)
         .enumerate()
         .take(usize::from(count))

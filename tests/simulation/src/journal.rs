@@ -13,7 +13,7 @@ use archipelago_protocol::ids::{Generation, Lineage};
 
 /// Records that fit.
 const RECORDS: usize = 128;
-const LEN: usize = 128 + RECORDS * 48;
+const LEN: usize = journal::len_for(RECORDS);
 /// The shortest logs that there are, so that runs go round them and checkpoint.
 const LOG_LEN: u64 = 64 << 10;
 const BOOT: u128 = 1;
@@ -68,7 +68,7 @@ pub fn unstarted(owner: u128, journals: &Journals) -> Mapper {
 }
 
 impl JournalMemory for Area {
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         LEN as u64
     }
 

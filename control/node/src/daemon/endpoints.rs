@@ -6,6 +6,7 @@
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::{Access, Error, ErrorCode, Name};
+use futures_util::stream::{self, StreamExt};
 
 use super::node::Node;
 use crate::api::types::{AttachVolume, Attachment};
@@ -15,6 +16,8 @@ use crate::hosting::QUEUES_MAX;
 const QUEUES_DEFAULT: u16 = 1;
 /// Bytes of the serial number that a guest sees.
 const SERIAL_LEN: usize = 20;
+/// A fresh endpoint is told of as many attachments at once: a connection and a thread for each.
+const SERVED_AT_ONCE: usize = 16;
 
 impl Node {
     /// Serves `name` at a socket; the same again answers the same.
@@ -168,22 +171,27 @@ impl Node {
             Err(error) => return tracing::error!("what is attached is not served: {error}"),
         };
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
-        for attachment in attachments {
-            let name = &attachment.name;
-            let served = match self.lookup(name).await {
-                Ok(entry) if entry.lineage == attachment.lineage => {
-                    self.serve(&entry, &attachment).await
-                }
-                Ok(_other) => Err(Error::new(
-                    ErrorCode::NotFound,
-                    "another volume has its name now",
-                )),
-                Err(error) => Err(error),
-            };
-            match served {
-                Ok(()) => tracing::info!("`{name}` is served at {}", attachment.socket.display()),
-                Err(error) => tracing::error!("`{name}` is attached but cannot be served: {error}"),
+        // Guests wait meanwhile.
+        stream::iter(&attachments)
+            .for_each_concurrent(SERVED_AT_ONCE, |attachment| self.serve_again(attachment))
+            .await;
+    }
+
+    async fn serve_again(&self, attachment: &Attachment) {
+        let name = &attachment.name;
+        let served = match self.lookup(name).await {
+            Ok(entry) if entry.lineage == attachment.lineage => {
+                self.serve(&entry, attachment).await
             }
+            Ok(_other) => Err(Error::new(
+                ErrorCode::NotFound,
+                "another volume has its name now",
+            )),
+            Err(error) => Err(error),
+        };
+        match served {
+            Ok(()) => tracing::info!("`{name}` is served at {}", attachment.socket.display()),
+            Err(error) => tracing::error!("`{name}` is attached but cannot be served: {error}"),
         }
     }
 }

@@ -18,8 +18,7 @@ use xseg::Region;
 
 /// Records that a journal has room for at least.
 pub(crate) const RECORDS: usize = 32_768;
-/// Bytes of a journal: a head of 128 and 48 a record.
-const JOURNAL_LEN: usize = 128 + RECORDS * 48;
+const JOURNAL_LEN: usize = journal::len_for(RECORDS);
 /// Where the kernel tells which boot this is.
 pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -123,7 +122,7 @@ impl JournalStore for FileJournals {
 }
 
 impl JournalMemory for MappedFile {
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.region.len()
     }
 

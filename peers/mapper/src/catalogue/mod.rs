@@ -23,7 +23,7 @@ use crate::core::Core;
 use crate::failure::{Failure, Outcome};
 use crate::format::Writer;
 use crate::head::CatalogueHead;
-use crate::log::{Content, Log};
+use crate::log::{Content, Log, Reach};
 use crate::task::{Guard, Lock, Scheduler};
 
 #[cfg(feature = "fuzzing")]
@@ -243,7 +243,10 @@ impl Catalogue {
 pub(crate) async fn stored(core: &Rc<Core>, head: &CatalogueHead) -> Outcome<(Names, Log)> {
     let mut names = checkpoint::read(core, head).await?;
     let mut log = log_of(head);
-    for content in log.replay(&core.disk, Generation(0)).await? {
+    for content in log
+        .replay(&core.disk, Generation(0), Reach::Unknown)
+        .await?
+    {
         for change in Change::decode_all(&content.payload).map_err(|why| log.damaged(&why))? {
             names.apply(change);
         }

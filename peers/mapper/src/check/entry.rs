@@ -12,7 +12,7 @@ use crate::catalogue::Item;
 use crate::disk::name_of;
 use crate::failure::Outcome;
 use crate::head::VolumeHead;
-use crate::log::{Log, Record, RecordKind};
+use crate::log::{Log, Reach, Record, RecordKind};
 use crate::tree::{Layer, Root};
 use crate::volume::{CarriedBlocks, read_head};
 
@@ -127,7 +127,10 @@ impl Inspection {
         let core = Rc::clone(&self.core);
         let mut records = Vec::new();
         let mut carried = CarriedBlocks::default();
-        for content in log.replay(&core.disk, head.generation).await? {
+        for content in log
+            .replay(&core.disk, head.generation, Reach::Unknown)
+            .await?
+        {
             let said = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
             carried
                 .replay(&said, content.blocks)

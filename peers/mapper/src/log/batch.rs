@@ -78,6 +78,18 @@ pub(crate) fn encode_batch(
     sectors(&batch.seal(), lineage, position, generation)
 }
 
+/// Which batches a replay takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) lineage: Lineage,
+    /// From this position on.
+    pub(crate) start: u64,
+    /// Of this generation and newer ones,
+    pub(crate) oldest: Generation,
+    /// up to this one.
+    pub(crate) newest: Generation,
+}
+
 /// What a replay found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Scan {
@@ -85,6 +97,14 @@ pub(crate) struct Scan {
     pub(crate) contents: Vec<Content>,
     /// The position behind the last.
     pub(crate) end: u64,
+}
+
+/// What a replay found that does not have the whole log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Found(Scan),
+    /// It needs what lies before this position, too.
+    ReadOn(u64),
 }
 
 struct Batch {
@@ -159,23 +179,88 @@ fn judge_end(log: &[u8], lineage: Lineage, place: usize, end: u64) -> Result<(),
     if let Some(at) = damaged(SECTOR_LEN) {
         return Err(at);
     }
-    let begun = Sector::open(&log[place..], lineage).filter(|first| first.is_of(end, 0));
-    let units = begun.and_then(|first| units_of(&first).ok()).unwrap_or(0);
-    damaged(units.saturating_mul(UNIT)).map_or(Ok(()), Err)
+    damaged(begun_len(log, lineage, place, end)).map_or(Ok(()), Err)
 }
 
-/// Finds the batches from `start` on in the `bytes` of a whole log. What follows a torn or missing batch is its tail.
+/// As many bytes as the batch at position `end`, at `place` of the `log`, says that it has; 0: none begins there.
+fn begun_len(log: &[u8], lineage: Lineage, place: usize, end: u64) -> usize {
+    let begun = Sector::open(&log[place..], lineage).filter(|first| first.is_of(end, 0));
+    let units = begun.and_then(|first| units_of(&first).ok()).unwrap_or(0);
+    units.saturating_mul(UNIT)
+}
+
+/// Finds the batches in the `bytes` of a whole log. What follows a torn or missing batch is its tail.
 ///
 /// # Errors
 /// What is damaged: a bad batch with a valid one behind it, a last one that no torn append leaves so, or one that this
 /// program cannot read.
-pub(crate) fn scan(
+pub(crate) fn scan(bytes: &[u8], wanted: Wanted) -> Result<Scan, String> {
+    let (found, end) = batches(bytes, wanted)?;
+    let Some(why) = end else { return Ok(found) };
+    let len = bytes.len() as u64;
+    let generations = wanted.oldest.0..=wanted.newest.0;
+    let mut later = found.end + UNIT as u64;
+    while later < wanted.start + len {
+        let place = usize::try_from(later % len).expect("inside the bytes");
+        let batch = decode(&bytes[place..], wanted.lineage, later);
+        if batch.is_ok_and(|batch| generations.contains(&batch.generation)) {
+            let bad = found.end;
+            return Err(format!(
+                "the batch at position {bad} is bad ({why}), one at {later} follows it"
+            ));
+        }
+        later += UNIT as u64;
+    }
+    judged(bytes, wanted, found)
+}
+
+/// The same in a log of which `bytes` holds what lies before position `read_to`, and zeros in place of the rest. Its batches
+/// are known to go on to `known` at least.
+///
+/// # Errors
+/// What is damaged: a bad batch before `known`, a last one that no torn append leaves so, or one that this program cannot read.
+pub(crate) fn scan_known(
     bytes: &[u8],
-    lineage: Lineage,
-    start: u64,
-    oldest: Generation,
-    newest: Generation,
-) -> Result<Scan, String> {
+    wanted: Wanted,
+    known: u64,
+    read_to: u64,
+) -> Result<Step, String> {
+    let (found, end) = batches(bytes, wanted)?;
+    let Some(why) = end else {
+        return Ok(Step::Found(found));
+    };
+    let len = bytes.len() as u64;
+    let place = usize::try_from(found.end % len).expect("inside the bytes");
+    let begun = begun_len(bytes, wanted.lineage, place, found.end).max(UNIT) as u64;
+    let needed = found.end.saturating_add(begun).min(wanted.start + len);
+    if needed > read_to {
+        return Ok(Step::ReadOn(needed));
+    }
+    if found.end < known {
+        return Err(format!(
+            "the batch at position {} is bad ({why}), and batches were appended up to {known}",
+            found.end
+        ));
+    }
+    judged(bytes, wanted, found).map(Step::Found)
+}
+
+/// What was found, if nothing is wrong with its end.
+fn judged(bytes: &[u8], wanted: Wanted, found: Scan) -> Result<Scan, String> {
+    let place = found.end % bytes.len() as u64;
+    let place = usize::try_from(place).expect("inside the bytes");
+    match judge_end(bytes, wanted.lineage, place, found.end) {
+        Ok(()) => Ok(found),
+        Err(at) => Err(format!(
+            "its last batch, at position {}, is no torn append: the sector at byte {at} is not what was ever written there",
+            found.end
+        )),
+    }
+}
+
+/// The batches from the start on, and why what follows the last is none; `None`: the circle is full.
+fn batches(bytes: &[u8], wanted: Wanted) -> Result<(Scan, Option<Problem>), String> {
+    let Wanted { lineage, start, .. } = wanted;
     let len = bytes.len() as u64;
     if len == 0 || !len.is_multiple_of(UNIT as u64) || !start.is_multiple_of(UNIT as u64) {
         return Err(format!(
@@ -193,10 +278,10 @@ pub(crate) fn scan(
         contents: Vec::new(),
         end: start,
     };
-    let mut generation = oldest.0;
+    let mut generation = wanted.oldest.0;
     let why = loop {
         match at(found.end) {
-            Ok(batch) if batch.generation < generation || batch.generation > newest.0 => {
+            Ok(batch) if batch.generation < generation || batch.generation > wanted.newest.0 => {
                 break Problem::Field("generation");
             }
             Ok(batch) => {
@@ -212,7 +297,7 @@ pub(crate) fn scan(
             Err(problem) => break problem,
         }
         if found.end - start == len {
-            return Ok(found);
+            return Ok((found, None));
         }
     };
     if let Problem::Version(_) = why {
@@ -221,24 +306,7 @@ pub(crate) fn scan(
             found.end
         ));
     }
-    let mut later = found.end + UNIT as u64;
-    while later < start + len {
-        if at(later).is_ok_and(|batch| (oldest.0..=newest.0).contains(&batch.generation)) {
-            let bad = found.end;
-            return Err(format!(
-                "the batch at position {bad} is bad ({why}), one at {later} follows it"
-            ));
-        }
-        later += UNIT as u64;
-    }
-    let place = usize::try_from(found.end % len).expect("inside the bytes");
-    match judge_end(bytes, lineage, place, found.end) {
-        Ok(()) => Ok(found),
-        Err(at) => Err(format!(
-            "its last batch, at position {}, is no torn append: the sector at byte {at} is not what was ever written there",
-            found.end
-        )),
-    }
+    Ok((found, Some(why)))
 }
 
 #[cfg(test)]
@@ -289,12 +357,43 @@ mod tests {
     }
 
     fn found(bytes: &[u8], start: u64) -> Result<Vec<u8>, String> {
-        let scan = scan(bytes, US, start, Generation(0), Generation(3))?;
-        Ok(scan
-            .contents
-            .iter()
-            .map(|content| content.payload[0])
-            .collect())
+        scan(bytes, wanted(start, 0, 3)).map(|scan| firsts(&scan))
+    }
+
+    fn wanted(start: u64, oldest: u64, newest: u64) -> Wanted {
+        Wanted {
+            lineage: US,
+            start,
+            oldest: Generation(oldest),
+            newest: Generation(newest),
+        }
+    }
+
+    /// The first byte of each payload.
+    fn firsts(scan: &Scan) -> Vec<u8> {
+        let firsts = scan.contents.iter().map(|content| content.payload[0]);
+        firsts.collect()
+    }
+
+    /// What is found by who knows that batches go on to `known`, and reads piece by piece; up to where it has read.
+    fn found_known(log: &[u8], start: u64, known: u64) -> (Result<Vec<u8>, String>, u64) {
+        let mut bytes = vec![0; LOG_LEN];
+        let (mut read, mut to) = (start, known + UNIT as u64);
+        loop {
+            to = to.min(start + LOG_LEN as u64);
+            for position in (read..to).step_by(UNIT) {
+                let at = usize::try_from(position).unwrap() % LOG_LEN;
+                bytes[at..at + UNIT].copy_from_slice(&log[at..at + UNIT]);
+            }
+            match scan_known(&bytes, wanted(start, 0, 3), known, to) {
+                Ok(Step::ReadOn(further)) => {
+                    assert!(further > to, "it comes to an end");
+                    (read, to) = (to, further);
+                }
+                Ok(Step::Found(scan)) => return (Ok(firsts(&scan)), to),
+                Err(why) => return (Err(why), to),
+            }
+        }
     }
 
     #[test]
@@ -305,6 +404,37 @@ mod tests {
         let start = LOG_LEN as u64 * 7 - 2 * UNIT as u64;
         let (bytes, _) = filled(start, &[10, 9000, 1]);
         assert_eq!(found(&bytes, start), Ok(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn who_knows_how_far_batches_go_reads_no_further() {
+        for start in [0, LOG_LEN as u64 * 7 - 2 * UNIT as u64] {
+            let (bytes, positions) = filled(start, &[10, 9000, 1]);
+            let unit = UNIT as u64;
+            let end = positions[3];
+            let all = Ok(vec![1, 2, 3]);
+            assert_eq!(found_known(&bytes, start, end), (all.clone(), end + unit));
+            // What was in flight at the end.
+            let before = positions[1];
+            assert_eq!(found_known(&bytes, start, before), (all, end + unit));
+        }
+        let (full, positions) = filled(0, &[3800; 16]);
+        let known = positions[15];
+        let (found, read) = found_known(&full, 0, known);
+        assert_eq!((found.unwrap().len(), read), (16, LOG_LEN as u64));
+    }
+
+    #[test]
+    fn who_knows_how_far_batches_go_misses_lost_ones() {
+        let (bytes, positions) = filled(0, &[10, 5000, 1]);
+        let place = |index: usize| usize::try_from(positions[index]).unwrap();
+        let mut lost = bytes;
+        lost[place(1)..place(3)].copy_from_slice(&unused()[place(1)..place(3)]);
+        // Nothing whole follows, so that only who knows better can tell.
+        assert_eq!(found(&lost, 0), Ok(vec![1]));
+        let why = found_known(&lost, 0, positions[3]).0.unwrap_err();
+        assert!(why.contains("batches were appended up to"), "{why}");
+        assert_eq!(found_known(&lost, 0, positions[1]).0, Ok(vec![1]));
     }
 
     #[test]
@@ -346,7 +476,7 @@ mod tests {
     fn leftovers_of_the_last_round_and_of_newer_generations_are_not_there() {
         let (bytes, positions) = filled(0, &[10, 10]);
         assert_eq!(found(&bytes, LOG_LEN as u64), Ok(vec![]));
-        let scan = scan(&bytes, US, 0, Generation(0), Generation(2)).unwrap();
+        let scan = scan(&bytes, wanted(0, 0, 2)).unwrap();
         assert_eq!((scan.contents.len(), scan.end), (0, 0));
         assert_eq!(positions[1], UNIT as u64);
     }
@@ -362,7 +492,7 @@ mod tests {
         log[..UNIT].copy_from_slice(&batch(3, 0));
         log[UNIT..2 * UNIT].copy_from_slice(&batch(2, unit));
         let end = |start, oldest| {
-            let scan = scan(&log, US, start, Generation(oldest), Generation(3));
+            let scan = scan(&log, wanted(start, oldest, 3));
             scan.unwrap().end
         };
         assert_eq!(end(0, 0), unit, "older than the batch before it");
@@ -393,7 +523,7 @@ mod tests {
             assert_eq!(batch.len(), len);
             let mut log = unused();
             log[..batch.len()].copy_from_slice(&batch);
-            let scan = |log: &[u8]| super::scan(log, US, 0, Generation(0), Generation(3));
+            let scan = |log: &[u8]| super::scan(log, wanted(0, 0, 3));
             assert_eq!(scan(&log).unwrap().contents, [content]);
             // Torn: what lies behind its beginning is its own rest, nobody's batch.
             log[..SECTOR_LEN].copy_from_slice(&unused()[..SECTOR_LEN]);
@@ -445,7 +575,7 @@ mod tests {
                 let place = sector * SECTOR_LEN..(sector + 1) * SECTOR_LEN;
                 log[place.clone()].copy_from_slice(&from[place]);
             }
-            let found = super::scan(&log, US, 0, Generation(0), Generation(9)).unwrap();
+            let found = super::scan(&log, wanted(0, 0, 9)).unwrap();
             assert_eq!((found.contents, found.end), (Vec::new(), 0), "{kept:b}");
         }
     }
@@ -497,17 +627,22 @@ mod tests {
             }
             let expected = if whole { lens.len() } else { all.len() };
             prop_assert_eq!(found(&torn, start).unwrap().len(), expected);
+            // In flight when its session died.
+            prop_assert_eq!(found_known(&torn, start, position).0, found(&torn, start));
             // Damaged after it was acknowledged: refused, whatever byte it is.
             let (index, mask) = damage;
             bytes[at + index.index(len)] ^= mask;
             prop_assert!(found(&bytes, start).is_err());
+            for known in [position, position + len as u64] {
+                prop_assert!(found_known(&bytes, start, known).0.is_err());
+            }
         }
 
         #[test]
         fn random_logs_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2), start in 0u64..100) {
             let mut log = blank(US, 0..4 * UNIT as u64);
             log[..bytes.len()].copy_from_slice(&bytes);
-            if let Ok(found) = scan(&log, US, start * UNIT as u64, Generation(0), Generation(1)) {
+            if let Ok(found) = scan(&log, wanted(start * UNIT as u64, 0, 1)) {
                 prop_assert!(found.contents.is_empty());
             }
         }

@@ -10,21 +10,34 @@ mod batch;
 mod record;
 mod sector;
 
+use std::ops::Range;
+
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{ErrorCode, Generation};
 
 use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 
+use batch::{Step, scan_known};
 use sector::{SECTOR_LEN, Sector, first_damaged};
 
-pub(crate) use batch::{Content, POSITION_MAX, Scan, UNIT, batch_len, encode_batch, scan};
+pub(crate) use batch::{Content, POSITION_MAX, Scan, UNIT, Wanted, batch_len, encode_batch, scan};
 pub(crate) use record::{Record, RecordKind};
 #[cfg(feature = "fuzzing")]
 pub(crate) use sector::blank;
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
 pub(crate) const BATCH_MAX: usize = 256 * 1024;
+
+/// What is known of a log's end before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Nothing: all of it is read, and a whole batch behind a bad one tells of damage.
+    Unknown,
+    /// The batches go on up to this position, of a session that died while the machine lives: what is behind them is one
+    /// append that was in flight.
+    AtLeast(u64),
+}
 
 /// A log and where it is written next.
 #[derive(Debug, Clone)]
@@ -119,29 +132,89 @@ impl Log {
         &mut self,
         disk: &Disk,
         oldest: Generation,
+        reach: Reach,
     ) -> Outcome<Vec<Content>> {
-        let bytes = self.read(disk).await?;
-        let Scan { contents, end } =
-            scan(&bytes, self.id.lineage, self.start, oldest, self.generation)
-                .map_err(|why| self.damaged(&why))?;
+        let Scan { contents, end } = match reach {
+            Reach::Unknown => {
+                let bytes = self.read(disk).await?;
+                scan(&bytes, self.wanted(oldest)).map_err(|why| self.damaged(&why))?
+            }
+            Reach::AtLeast(known) => self.scan_known(disk, self.wanted(oldest), known).await?,
+        };
         self.position = end;
         Ok(contents)
     }
 
+    fn wanted(&self, oldest: Generation) -> Wanted {
+        Wanted {
+            lineage: self.id.lineage,
+            start: self.start,
+            oldest,
+            newest: self.generation,
+        }
+    }
+
+    /// Reads no more than the batches that are known and what an append may have been writing behind them.
+    async fn scan_known(&self, disk: &Disk, wanted: Wanted, known: u64) -> Outcome<Scan> {
+        let known = known.max(self.start);
+        if known > POSITION_MAX || known - self.start > self.len {
+            return Err(self.damaged(&format!("it cannot go on to position {known}")));
+        }
+        let mut bytes = vec![0; self.checked_len(disk).await?];
+        let mut read_to = self.start;
+        let mut needed = (known + UNIT as u64).min(self.start + self.len);
+        loop {
+            self.fill(disk, &mut bytes, read_to..needed).await?;
+            read_to = needed;
+            match scan_known(&bytes, wanted, known, read_to) {
+                Ok(Step::Found(scan)) => return Ok(scan),
+                Ok(Step::ReadOn(to)) => needed = to,
+                Err(why) => return Err(self.damaged(&why)),
+            }
+        }
+    }
+
+    /// Reads what stands at `positions` to its place in `bytes`, those of the whole log.
+    async fn fill(&self, disk: &Disk, bytes: &mut [u8], positions: Range<u64>) -> Outcome<()> {
+        let mut at = positions.start;
+        while at < positions.end {
+            let place = at % self.len;
+            let len = (positions.end - at).min(self.len - place);
+            let to = usize::try_from(place).expect("inside the bytes");
+            let len = usize::try_from(len).expect("inside the bytes");
+            let found = disk.read(self.id, place, len).await;
+            let found = found.map_err(|failure| self.missing(failure))?;
+            bytes[to..to + len].copy_from_slice(&found);
+            at += len as u64;
+        }
+        Ok(())
+    }
+
     /// All of it.
     async fn read(&self, disk: &Disk) -> Outcome<Vec<u8>> {
+        let len = self.checked_len(disk).await?;
+        let found = disk.read(self.id, 0, len).await;
+        found.map_err(|failure| self.missing(failure))
+    }
+
+    /// Its length, if it is there as a whole.
+    async fn checked_len(&self, disk: &Disk) -> Outcome<usize> {
         let len = usize::try_from(self.len)
             .map_err(|_too_large| self.damaged("its length is impossible"))?;
-        let missing = |failure: Failure| match failure.code {
-            ErrorCode::NotFound => self.damaged("it is missing"),
-            _ => failure,
-        };
         // It was written in full; what is read beyond its end would look like the end of the batches.
-        let found = disk.len(self.id).await.map_err(missing)?;
+        let found = disk.len(self.id).await;
+        let found = found.map_err(|failure| self.missing(failure))?;
         if found < self.len {
             return Err(self.damaged(&format!("it has {found} bytes of {}", self.len)));
         }
-        disk.read(self.id, 0, len).await.map_err(missing)
+        Ok(len)
+    }
+
+    fn missing(&self, failure: Failure) -> Failure {
+        match failure.code {
+            ErrorCode::NotFound => self.damaged("it is missing"),
+            _ => failure,
+        }
     }
 
     /// Whether anything but its creation, finished or not, has written into it.

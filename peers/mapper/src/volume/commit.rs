@@ -176,6 +176,10 @@ pub(super) async fn commit(
         make_room(core, volume, &guard, content.batch_len(), batch_max).await?;
         let appended = Log::append(&volume.log, &core.disk, &content).await;
         volume.judge(core, appended)?;
+        let position = volume.log.borrow().position;
+        if let Some(journal) = &mut volume.live.borrow_mut().journal {
+            journal.mark(position);
+        }
         core.count(|counters| {
             counters.log_batches += 1;
             counters.carried_blocks += (content.blocks.len() / UNIT) as u64;

@@ -21,7 +21,7 @@ use crate::core::Core;
 use crate::disk::name_of;
 use crate::failure::{Failure, Outcome};
 use crate::head::VolumeHead;
-use crate::log::{Log, Record, RecordKind};
+use crate::log::{Log, Reach, Record, RecordKind};
 use crate::tree::{Layer, Missing, Range, Root, Tree};
 
 /// Whether the last session had ended cleanly.
@@ -225,16 +225,20 @@ async fn recover(
         return Err(Failure::new(ErrorCode::SyncFailed, why));
     }
     let mut log = volume.log.borrow().clone();
+    let journal = journal.filter(|journal| journal.generation == log.generation);
+    let reach = journal
+        .as_ref()
+        .map_or(Reach::Unknown, |journal| Reach::AtLeast(journal.logged));
     let mut records = Vec::new();
     let mut carried = CarriedBlocks::default();
-    for content in log.replay(&core.disk, log.generation).await? {
+    let oldest = log.generation;
+    for content in log.replay(&core.disk, oldest, reach).await? {
         let said = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
         carried
             .replay(&said, content.blocks)
             .map_err(|why| log.damaged(&why))?;
         records.extend(said);
     }
-    let journal = journal.filter(|journal| journal.generation == log.generation);
     if let Some(journal) = journal {
         // The machine lives: what was carried is where it belongs, or something newer is.
         records.extend(journal.records.iter().map(|record| Record {

@@ -184,6 +184,14 @@ impl Pool {
             .count()
     }
 
+    /// The log of `lineage` is as it was in `earlier`: what was written since is lost.
+    pub(crate) fn lose_appends(&mut self, lineage: Lineage, earlier: &Pool) {
+        let mut logs = earlier.objects.iter();
+        let log = logs.find(|(id, _)| id.kind == ObjectKind::Log && id.lineage == lineage);
+        let (id, object) = log.unwrap();
+        self.objects.insert(*id, object.clone());
+    }
+
     /// Flips a bit of an object.
     pub(crate) fn damage(&mut self, kind: ObjectKind, lineage: Lineage, at: usize) {
         if kind == ObjectKind::Head {

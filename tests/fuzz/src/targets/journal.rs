@@ -9,6 +9,8 @@ use archipelago_protocol::{Generation, Lineage};
 use crate::sealed::sealed;
 
 const HEAD_LEN: usize = 128;
+const MARK_LEN: usize = 24;
+const SLOTS_AT: usize = HEAD_LEN + 2 * MARK_LEN;
 const SLOT_LEN: usize = 48;
 const US: Lineage = Lineage(3);
 const BOOT: u128 = 7;
@@ -17,7 +19,7 @@ const BOOT: u128 = 7;
 struct Memory(Rc<RefCell<Vec<u8>>>);
 
 impl JournalMemory for Memory {
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.0.borrow().len() as u64
     }
 
@@ -40,8 +42,8 @@ pub(crate) fn journal(bytes: &[u8]) {
 /// The bytes with a head that fits them and slots whose checksums do.
 fn repaired(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
-    bytes.resize(bytes.len().max(HEAD_LEN + SLOT_LEN), 0);
-    let slots = ((bytes.len() - HEAD_LEN) / SLOT_LEN) as u64;
+    bytes.resize(bytes.len().max(SLOTS_AT + SLOT_LEN), 0);
+    let slots = ((bytes.len() - SLOTS_AT) / SLOT_LEN) as u64;
     let mut head = bytes[..HEAD_LEN].to_vec();
     head[24..40].fill(0);
     head[32] = 3;
@@ -49,9 +51,11 @@ fn repaired(bytes: &[u8]) -> Vec<u8> {
     head[48] = 7;
     head[64..72].copy_from_slice(&slots.to_le_bytes());
     bytes[..HEAD_LEN].copy_from_slice(&sealed(*b"ARCHJRNL", &head));
-    for slot in bytes[HEAD_LEN..].chunks_exact_mut(SLOT_LEN) {
-        let sum = crc32c::crc32c(&slot[4..]);
-        slot[..4].copy_from_slice(&sum.to_le_bytes());
+    let (front, slots) = bytes.split_at_mut(SLOTS_AT);
+    let marks = front[HEAD_LEN..].chunks_exact_mut(MARK_LEN);
+    for part in marks.chain(slots.chunks_exact_mut(SLOT_LEN)) {
+        let sum = crc32c::crc32c(&part[4..]);
+        part[..4].copy_from_slice(&sum.to_le_bytes());
     }
     bytes
 }
@@ -81,6 +85,8 @@ fn check(bytes: Vec<u8>) {
         record.sequence = sequence;
         journal.append(*record).expect("they were all there before");
     }
+    journal.mark(found.logged);
     let again = load(&memory, BOOT, US).expect("a journal of ours");
-    assert_eq!((again.generation, again.records), (next, records));
+    let told = (again.generation, again.logged, again.records);
+    assert_eq!(told, (next, found.logged, records));
 }
