@@ -134,4 +134,23 @@ mod tests {
         assert!(Carried::new(Vec::new()).unwrap().is_empty());
         assert_eq!(Carried::new(vec![0; 17 * 4096]).unwrap().len(), 16);
     }
+
+    #[test]
+    fn an_area_is_a_table_and_its_blocks() {
+        assert_eq!(AREA_LEN, 69_632);
+        assert_eq!([0, 1, 16].map(area_len), [0, 8192, AREA_LEN]);
+        let of = CarriedBlock {
+            epoch: Epoch(0x0807_0605_0403_0201),
+            block: 0x1817_1615_1413_1211,
+        };
+        let entry = [
+            0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 1, 2, 3, 4, 5, 6, 7, 8,
+        ];
+        assert_eq!(of.encode(), entry);
+        let mut area = entry.to_vec();
+        area.resize(8192, 0);
+        let carried = Carried::new(area).unwrap();
+        assert!(!carried.is_empty());
+        assert!(carried.iter().eq([(of, [0; 4096].as_slice())]));
+    }
 }

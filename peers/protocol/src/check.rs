@@ -109,4 +109,11 @@ mod tests {
         report.add(finding(FindingKind::Missing));
         assert!(!report.clean);
     }
+
+    #[test]
+    fn what_is_damaged_or_missing_is_damage() {
+        use FindingKind::{Damaged, Leaked, Missing, Remnant};
+        let told = [Damaged, Missing, Remnant, Leaked].map(FindingKind::is_damage);
+        assert_eq!(told, [true, true, false, false]);
+    }
 }

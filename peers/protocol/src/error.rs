@@ -147,4 +147,20 @@ mod tests {
             assert_eq!(ErrorCode::from_result(code.to_result()), code);
         }
     }
+
+    #[test]
+    fn codes_are_numbered_from_one_on() {
+        for (code, number) in ErrorCode::ALL.into_iter().zip(1..) {
+            assert_eq!(code.to_result(), -number, "{code:?}");
+        }
+        for unknown in [0, 1, -15, i32::MIN] {
+            assert_eq!(ErrorCode::from_result(unknown), ErrorCode::Internal);
+        }
+    }
+
+    #[test]
+    fn a_command_ends_with_the_code_of_what_scripts_tell_apart() {
+        let told = ErrorCode::ALL.map(ErrorCode::exit_code);
+        assert_eq!(told, [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1]);
+    }
 }

@@ -63,7 +63,8 @@ impl FromStr for Lineage {
                 format!("`{text}` is not a lineage: 32 hexadecimal digits"),
             )
         };
-        if text.len() != 32 {
+        // A sign would be taken for a digit's place.
+        if text.len() != 32 || text.starts_with('+') {
             return Err(refused());
         }
         u128::from_str_radix(text, 16)
@@ -239,13 +240,18 @@ pub fn check_volume_size(bytes: u64) -> Result<u64, Error> {
 
 #[cfg(test)]
 mod tests {
+    use serde::de::IntoDeserializer;
+    use serde::de::value::{Error as Refused, StrDeserializer};
+
     use super::*;
 
     #[test]
     fn names_are_judged_by_their_characters() {
         let long = "x".repeat(NAME_LEN_MAX);
         for good in ["a", "vm-1.disk_0@a:b+c", long.as_str()] {
-            assert!(good.parse::<Name>().is_ok(), "{good}");
+            let name = good.parse::<Name>().unwrap();
+            assert_eq!((name.as_str(), name.to_string().as_str()), (good, good));
+            assert_eq!(String::from(name), good);
         }
         let too_long = "x".repeat(NAME_LEN_MAX + 1);
         for bad in ["", ".a", "-a", "a/b", "a b", "ä", too_long.as_str()] {
@@ -267,7 +273,18 @@ mod tests {
             (3 << 20, false),
             (1 << 26, false),
         ] {
-            assert_eq!(ObjectSize::try_from(bytes).is_ok(), legal, "{bytes}");
+            let size = ObjectSize::try_from(bytes);
+            assert_eq!(size.is_ok(), legal, "{bytes}");
+            if let Ok(size) = size {
+                assert_eq!((size.bytes(), u64::from(size)), (bytes, bytes));
+                assert_eq!(size.blocks() * 4096, bytes);
+                assert_eq!(ObjectSize::from_log2(size.log2()), Some(size));
+            }
+        }
+        for log2 in 0..=u8::MAX {
+            let legal = (16..=25).contains(&log2);
+            let size = ObjectSize::from_log2(log2);
+            assert_eq!(size.map(ObjectSize::log2), legal.then_some(log2));
         }
     }
 
@@ -276,6 +293,44 @@ mod tests {
         let lineage = Lineage(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
         assert_eq!(lineage.to_string().parse::<Lineage>().unwrap(), lineage);
         let [high, low] = lineage.to_words();
+        assert_eq!((high, low), (0x0123_4567_89ab_cdef, 0x0011_2233_4455_6677));
         assert_eq!(Lineage::from_words(high, low), lineage);
+    }
+
+    #[test]
+    fn a_lineage_is_32_digits_as_text() {
+        let read = |text: &'static str| {
+            let text: StrDeserializer<'_, Refused> = text.into_deserializer();
+            Lineage::deserialize(text).ok()
+        };
+        assert_eq!(
+            read("00000000000000000000000000000a0b"),
+            Some(Lineage(0xa0b))
+        );
+        for bad in [
+            "a0b",
+            "0000000000000000000000000000000a0b",
+            "0000000000000000000000000000000g",
+            "+0000000000000000000000000000a0b",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_volume_has_whole_sectors_up_to_a_pebibyte() {
+        const PEBIBYTE: u64 = 1_125_899_906_842_624;
+        for (bytes, legal) in [
+            (0, false),
+            (511, false),
+            (512, true),
+            (513, false),
+            (PEBIBYTE - 512, true),
+            (PEBIBYTE, true),
+            (PEBIBYTE + 512, false),
+        ] {
+            let size = check_volume_size(bytes).ok();
+            assert_eq!(size, legal.then_some(bytes), "{bytes}");
+        }
     }
 }

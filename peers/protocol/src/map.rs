@@ -293,4 +293,133 @@ mod tests {
         assert_eq!(MapReply::decode(&reply.encode(1)), reply);
         assert_eq!(reply.placement(), Some(Placement::First));
     }
+
+    #[test]
+    fn fields_stand_where_the_wire_has_them() {
+        let request = MapRequest {
+            flags: FLAG_WRITE | FLAG_HOME | FLAG_DROP,
+            handle: 9,
+            offset: 4096,
+            len: 8192,
+            ..MapRequest::open(Lineage(5 << 64 | 6), false)
+        };
+        let entry = Submission {
+            tag: 0,
+            op: 1,
+            flags: 7,
+            count: 0,
+            len: 0,
+            handle: 9,
+            region: 0,
+            offset: 4096,
+            region_offset: 0,
+            args: [5, 6, 8192],
+        };
+        assert_eq!(request.encode(), entry);
+        assert_eq!(MapRequest::decode(&entry), Ok(request));
+        let reply = MapReply {
+            flags: 2 | FLAG_FLUSH_SOON,
+            ..MapReply::run(4096, Placement::Zero, Epoch(7), 3)
+        };
+        let entry = Completion {
+            tag: 8,
+            result: 4096,
+            flags: 0x102,
+            values: [7, 3],
+        };
+        assert_eq!(reply.encode(8), entry);
+        assert_eq!(MapReply::decode(&entry), reply);
+        let failed = MapReply::failed(ErrorCode::Stale);
+        assert_eq!(failed.encode(8).result, -9);
+        assert_eq!(MapReply::decode(&failed.encode(8)), failed);
+    }
+
+    #[test]
+    fn every_operation_has_its_number() {
+        for bits in 0..=u8::MAX {
+            let entry = Submission {
+                op: bits,
+                ..Submission::default()
+            };
+            let op = MapRequest::decode(&entry).map(|request| request.op as u8);
+            let expected = match bits {
+                1..=12 => Ok(bits),
+                _ => Err(ErrorCode::Unsupported),
+            };
+            assert_eq!(op, expected);
+        }
+    }
+
+    #[test]
+    fn unknown_flags_and_ranges_beyond_the_end_are_refused() {
+        let good = MapRequest::new(MapOp::Written, 1).encode();
+        for flags in 0..=u8::MAX {
+            let decoded = MapRequest::decode(&Submission { flags, ..good });
+            assert_eq!(decoded.is_ok(), flags < 8, "flags {flags:#x}");
+        }
+        let at_end = |len| Submission {
+            offset: u64::MAX - 4096,
+            args: [0, 0, len],
+            ..good
+        };
+        assert!(MapRequest::decode(&at_end(4096)).is_ok());
+        assert_eq!(
+            MapRequest::decode(&at_end(4097)),
+            Err(ErrorCode::Invalid),
+            "with flags that are known"
+        );
+    }
+
+    #[test]
+    fn an_open_asks_to_write_or_not() {
+        let [to_read, to_write] = [false, true].map(|write| MapRequest::open(Lineage(1), write));
+        assert_eq!((to_read.flags, to_write.flags), (0, FLAG_WRITE));
+        assert_eq!((to_read.op, to_read.operand), (MapOp::Open, [0, 1]));
+    }
+
+    #[test]
+    fn an_answer_says_its_placement_beside_its_flags() {
+        let said = |flags| {
+            MapReply {
+                flags,
+                ..MapReply::done(4096)
+            }
+            .placement()
+        };
+        for (bits, placement) in [
+            (0, Some(Placement::Zero)),
+            (1, Some(Placement::Stored)),
+            (2, Some(Placement::First)),
+            (3, None),
+            (0xff, None),
+        ] {
+            assert_eq!(said(bits), placement);
+            assert_eq!(said(bits | FLAG_FLUSH_SOON), placement);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_an_open_says_the_object_size() {
+        let said = |log2| {
+            MapReply {
+                values: [1 << 30, log2],
+                ..MapReply::done(1)
+            }
+            .object_size()
+        };
+        assert_eq!(said(22), Some(ObjectSize::DEFAULT));
+        // The low byte alone would be a legal size.
+        for log2 in [0, 15, 26, 256 + 22, u64::MAX] {
+            assert_eq!(said(log2), None, "{log2}");
+        }
+    }
+
+    #[test]
+    fn a_count_that_no_answer_can_have_is_a_mistake_of_ours() {
+        let entry = MapReply::done(u32::MAX).encode(0);
+        assert_eq!(
+            MapReply::decode(&entry),
+            MapReply::failed(ErrorCode::Internal)
+        );
+    }
 }

@@ -398,6 +398,107 @@ mod tests {
     }
 
     #[test]
+    fn fields_stand_where_the_wire_has_them() {
+        let request = ObjectRequest {
+            op: ObjectOp::Write,
+            flags: 1,
+            id: ObjectId::pack(Lineage(5 << 64 | 6), 7),
+            object_size: ObjectSize::MAX,
+            offset: 1 << 40,
+            len: 4096,
+            memory: Memory {
+                region: 3,
+                count: 2,
+                offset: 8192,
+            },
+        };
+        let entry = Submission {
+            tag: 0,
+            op: 2,
+            flags: 1,
+            count: 2,
+            len: 4096,
+            handle: 0x1903,
+            region: 3,
+            offset: 1 << 40,
+            region_offset: 8192,
+            args: [5, 6, 7],
+        };
+        assert_eq!(request.encode(), entry);
+        assert_eq!(ObjectRequest::decode(&entry), Ok(request));
+        let reply = ObjectReply {
+            values: [1, 2],
+            ..ObjectReply::done(3)
+        };
+        let entry = Completion {
+            tag: 4,
+            result: 3,
+            flags: 0,
+            values: [1, 2],
+        };
+        assert_eq!(reply.encode(4), entry);
+        assert_eq!(ObjectReply::decode(&entry), reply);
+        let failed = ObjectReply::failed(ErrorCode::NoSpace);
+        assert_eq!(failed.encode(4).result, -5);
+        assert_eq!(ObjectReply::decode(&failed.encode(4)), failed);
+        let mistake = ObjectReply::done(u32::MAX).encode(4);
+        let internal = ObjectReply::failed(ErrorCode::Internal);
+        assert_eq!(ObjectReply::decode(&mistake), internal);
+    }
+
+    #[test]
+    fn every_operation_and_kind_has_its_number() {
+        let good = ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode();
+        for bits in 0..=u8::MAX {
+            let op = ObjectRequest::decode(&Submission { op: bits, ..good });
+            let expected = match bits {
+                1..=13 => Ok(bits),
+                _ => Err(ErrorCode::Unsupported),
+            };
+            assert_eq!(op.map(|request| request.op as u8), expected);
+            let kind = ObjectRequest::decode(&Submission {
+                handle: 22 << 8 | u32::from(bits),
+                ..good
+            });
+            let expected = match bits {
+                0..=4 => Ok(bits),
+                _ => Err(ErrorCode::Invalid),
+            };
+            assert_eq!(kind.map(|request| request.id.kind as u8), expected);
+        }
+        let lineage = Lineage(9);
+        let ids = [
+            ObjectId::data(lineage, Epoch(7)),
+            ObjectId::head(lineage),
+            ObjectId::log(lineage, 7),
+            ObjectId::pack(lineage, 7),
+        ];
+        let told = ids.map(|id| (id.lineage, id.kind as u8, id.number));
+        let expected = [(0, 7), (1, 0), (2, 7), (3, 7)];
+        assert_eq!(told, expected.map(|(kind, number)| (lineage, kind, number)));
+    }
+
+    #[test]
+    fn a_listing_has_four_words_for_an_id() {
+        let bytes = ObjectId::log(Lineage(1 << 64 | 2), 3).to_bytes();
+        let words = bytes.chunks_exact(8).map(|word| (word[0], &word[1..]));
+        assert!(words.eq([1, 2, 3, 2].map(|low| (low, [0; 7].as_slice()))));
+    }
+
+    #[test]
+    fn the_largest_of_everything_is_taken() {
+        assert_eq!(IO_LEN_MAX, 33_554_432);
+        assert_eq!(SWAP_LEN_MAX, 4032);
+        let largest = Submission {
+            count: 1024,
+            len: IO_LEN_MAX,
+            offset: u64::MAX - u64::from(IO_LEN_MAX),
+            ..ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode()
+        };
+        assert!(ObjectRequest::decode(&largest).is_ok());
+    }
+
+    #[test]
     fn unknown_fields_are_refused() {
         let good = ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode();
         let cases = [
@@ -419,7 +520,22 @@ mod tests {
             ),
             (
                 Submission {
+                    // The low byte alone would be a legal size.
+                    handle: 1 | 22 << 8 | 1 << 16,
+                    ..good
+                },
+                ErrorCode::Invalid,
+            ),
+            (
+                Submission {
                     flags: 0x80,
+                    ..good
+                },
+                ErrorCode::Invalid,
+            ),
+            (
+                Submission {
+                    count: SCATTER_MAX + 1,
                     ..good
                 },
                 ErrorCode::Invalid,
