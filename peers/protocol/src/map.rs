@@ -176,7 +176,7 @@ impl MapRequest {
     pub fn decode(entry: &Submission) -> Result<Self, ErrorCode> {
         let op = MapOp::from_bits(entry.op).ok_or(ErrorCode::Unsupported)?;
         let [first, second, len] = entry.args;
-        if entry.flags & !(FLAG_WRITE | FLAG_HOME | FLAG_DROP) != 0
+        if entry.flags & !FLAG_WRITE & !FLAG_HOME & !FLAG_DROP != 0
             || entry.offset.checked_add(len).is_none()
         {
             return Err(ErrorCode::Invalid);
@@ -368,6 +368,11 @@ mod tests {
             Err(ErrorCode::Invalid),
             "with flags that are known"
         );
+    }
+
+    #[test]
+    fn a_locate_covers_the_largest_object_at_most() {
+        assert_eq!(LOCATE_LEN_MAX, ObjectSize::MAX.bytes());
     }
 
     #[test]
