@@ -258,6 +258,35 @@ mod tests {
     }
 
     #[test]
+    fn an_envelope_stands_in_front() {
+        let good = sealed();
+        let (crc, rest) = (&good[16..20], [&good[..16], &good[20..]].concat());
+        assert_eq!(
+            rest,
+            [
+                b"ARCHTEST".as_slice(),
+                &[2, 0, 0, 0, 48, 0, 0, 0],
+                &[0; 12],
+                &[7, 0, 0, 0, 0, 0, 0, 0],
+                &[0xd2, 4, 0, 0, 0, 0, 0, 0],
+            ]
+            .concat()
+        );
+        assert_eq!(crc, crc32c::crc32c(&rest).to_le_bytes());
+        assert_eq!(sealed_crc(&good).to_le_bytes(), crc);
+    }
+
+    #[test]
+    fn padding_fills_up_and_no_more() {
+        let mut writer = Writer::bare();
+        writer.u8(1);
+        writer.pad(8);
+        writer.pad(4);
+        assert_eq!(writer.len(), 8);
+        assert_eq!(writer.into_bytes(), [1, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
     fn another_version_is_named() {
         let mut writer = Writer::sealed(*b"ARCHTEST", Lineage(7));
         writer.bytes[8] = 9;

@@ -267,6 +267,57 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_whole_units_up_to_a_gibibyte() {
+        const GIB: u64 = 1 << 30;
+        for (log_len, log_start, legal) in [
+            (0, 0, false),
+            (4095, 0, false),
+            (4096, 0, true),
+            (6144, 0, false),
+            (GIB, 0, true),
+            (GIB + 4096, 0, false),
+            (GIB, 2048, false),
+            (GIB, POSITION_MAX, true),
+            (GIB, POSITION_MAX + 4096, false),
+        ] {
+            let with = VolumeHead {
+                log_len,
+                log_start,
+                ..head()
+            };
+            let judged = VolumeHead::decode(Lineage(9), &with.encode(Lineage(9)));
+            assert_eq!(judged.is_ok(), legal, "{log_len} from {log_start} on");
+        }
+    }
+
+    #[test]
+    fn an_epoch_that_is_frozen_and_fields_that_cannot_be_are_damage() {
+        for (epoch, legal) in [(5, true), (4, false), (3, false)] {
+            let epoch = Epoch(epoch);
+            let with = VolumeHead { epoch, ..head() };
+            let judged = VolumeHead::decode(Lineage(9), &with.encode(Lineage(9)));
+            assert_eq!(judged.is_ok(), legal, "{epoch:?}");
+        }
+        // Clean flag, object size, level of the root, whether there is one.
+        for (at, value, legal) in [
+            (64, 0, true),
+            (64, 2, false),
+            (65, 15, false),
+            (112, LEVEL_MAX, true),
+            (112, LEVEL_MAX + 1, false),
+            (113, 0, true),
+            (113, 2, false),
+        ] {
+            let mut bytes = head().encode(Lineage(9));
+            bytes[at] = value;
+            let crc = crate::format::checksum(&bytes);
+            bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+            let judged = VolumeHead::decode(Lineage(9), &bytes);
+            assert_eq!(judged.is_ok(), legal, "{value} at {at}");
+        }
+    }
+
+    #[test]
     fn a_damaged_head_is_named() {
         let mut bytes = head().encode(Lineage(9));
         bytes[60] ^= 4;

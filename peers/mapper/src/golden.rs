@@ -1,0 +1,208 @@
+//! Every durable structure as bytes, written out by hand from the tables of `docs/map-format.md`: a change of a layout
+//! is a change here too. Batches are beside their code, in `log`.
+
+use archipelago_protocol::catalogue::Kind;
+use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize};
+
+use crate::catalogue::{Change, Item};
+use crate::format::Writer;
+use crate::head::{CatalogueHead, VolumeHead};
+use crate::log::{Record, RecordKind};
+use crate::tree::{Cache, Layer, PageRef, Range, Root, Tree};
+
+const US: Lineage = Lineage(1 << 64 | 2);
+const PARENT: Lineage = Lineage(3 << 64 | 4);
+const OWNER: u128 = 7 << 64 | 8;
+
+/// Whether `bytes` are those that stand in `golden`, in hexadecimal digits and spaces.
+#[track_caller]
+fn check(bytes: &[u8], golden: &str) {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digits, golden.replace([' ', '\n'], ""));
+}
+
+fn root() -> Root {
+    Root {
+        page: Some(PageRef {
+            lineage: PARENT,
+            pack: 5,
+            offset: 64,
+            len: 900,
+            crc: 7,
+        }),
+        level: 2,
+    }
+}
+
+#[test]
+fn a_volume_head() {
+    let head = VolumeHead {
+        generation: Generation(6),
+        owner: OWNER,
+        clean: true,
+        object_size: ObjectSize::MIN,
+        epoch: Epoch(9),
+        frozen: Epoch(4),
+        root: root(),
+        log_number: 1,
+        log_len: 1 << 20,
+        log_start: 8192,
+    };
+    let bytes = head.encode(US);
+    check(
+        &bytes,
+        "4152434848454144 02000000 a8000000 01088c0e 00000000 0100000000000000 0200000000000000
+         0600000000000000 0700000000000000 0800000000000000 01 10 000000000000
+         0900000000000000 0400000000000000 0100000000000000 0000100000000000 0020000000000000
+         02 01 000000000000 84030000 07000000 00000000 0300000000000000 0400000000000000
+         0500000000000000 4000000000000000 00000000",
+    );
+    assert_eq!(VolumeHead::decode(US, &bytes), Ok(head));
+}
+
+#[test]
+fn a_catalogue_head() {
+    let head = CatalogueHead {
+        generation: Generation(6),
+        owner: OWNER,
+        log_number: 1,
+        log_len: 1 << 20,
+        log_start: 8192,
+        pack: 1 << 16 | 1,
+        pack_len: 12288,
+        entries: 10,
+    };
+    let bytes = head.encode();
+    check(
+        &bytes,
+        "415243484341544c 02000000 70000000 0ecb21c0 00000000 0000000000000000 0000000000000000
+         0600000000000000 0700000000000000 0800000000000000
+         0100000000000000 0000100000000000 0020000000000000
+         0100010000000000 0030000000000000 0a00000000000000",
+    );
+    assert_eq!(CatalogueHead::decode(&bytes), Ok(head));
+}
+
+#[test]
+fn map_pages() {
+    // A leaf of objects of 16 blocks, below a root that has no other child.
+    let mut tree = Tree::new(Root::default(), ObjectSize::MIN);
+    let cache = Cache::new(0);
+    let layer = |lineage, epoch| {
+        Some(Layer {
+            lineage,
+            epoch: Epoch(epoch),
+        })
+    };
+    for (start, end, layer) in [
+        (16 + 2, 16 + 5, layer(US, 9)),
+        (16 + 5, 16 + 6, layer(PARENT, 8)),
+        (511 * 16, 512 * 16, layer(PARENT, 8)),
+        (512 * 16, 512 * 16 + 1, layer(US, 9)),
+        (512 * 16, 512 * 16 + 1, None),
+    ] {
+        tree.set(&cache, Range { start, end }, layer);
+    }
+    let (written, root) = tree.pages(US, 5, 4096);
+    let (leaf, inner) = written.bytes.split_at(192);
+    check(
+        leaf,
+        "4152434850414745 02000000 a8000000 7fded685 00000000 0100000000000000 0200000000000000
+         00 10 0000 02000000 02000000 00000000
+         0100000000000000 0200000000000000 0900000000000000 0000000000000000 01000000 00000000
+         0300000000000000 0400000000000000 0800000000000000 0000000000000000 01000000 00000000
+         0100 0200 0200 0300 00000000 0500 0100 01000000
+         ff01 0100 0000 1000 01000000
+         0000000000000000 0000000000000000 0000000000000000",
+    );
+    check(
+        inner,
+        "4152434850414745 02000000 68000000 5bfb0567 00000000 0100000000000000 0200000000000000
+         01 10 0000 01000000 00000000 00000000
+         0000 0000 a8000000 7fded685 00000000 0100000000000000 0200000000000000
+         0500000000000000 0010000000000000
+         0000000000000000 0000000000000000 0000000000000000",
+    );
+    let expected = PageRef {
+        lineage: US,
+        pack: 5,
+        offset: 4096 + 192,
+        len: 104,
+        crc: u32::from_le_bytes([0x5b, 0xfb, 0x05, 0x67]),
+    };
+    assert_eq!((root.page, root.level), (Some(expected), 1));
+}
+
+#[test]
+fn records_of_a_volume_s_log() {
+    let record = |kind, blocks, start, epoch, sequence| Record {
+        kind,
+        blocks,
+        start,
+        epoch: Epoch(epoch),
+        sequence,
+    };
+    let records = vec![
+        record(RecordKind::Present, 3, 4, 5, 6),
+        record(RecordKind::Zero, 6, 7, 8, 9),
+        record(RecordKind::Freeze, 0, 0, 10, 0),
+        record(RecordKind::Carried, 1, 11, 12, 13),
+        record(RecordKind::Home, 0, 0, 0, 0),
+    ];
+    let mut bytes = Writer::bare();
+    records.iter().for_each(|record| record.encode(&mut bytes));
+    let bytes = bytes.into_bytes();
+    check(
+        &bytes,
+        "01 00 2000 03000000 0400000000000000 0500000000000000 0600000000000000
+         02 00 2000 06000000 0700000000000000 0800000000000000 0900000000000000
+         03 00 2000 00000000 0000000000000000 0a00000000000000 0000000000000000
+         04 00 2000 01000000 0b00000000000000 0c00000000000000 0d00000000000000
+         05 00 2000 00000000 0000000000000000 0000000000000000 0000000000000000",
+    );
+    assert_eq!(Record::decode_all(&bytes), Ok(records));
+}
+
+#[test]
+fn catalogue_records() {
+    let snapshot = Item {
+        name: Some("vm@1".parse().unwrap()),
+        kind: Kind::Snapshot,
+        lineage: US,
+        parent: Some(PARENT),
+        size: 1 << 20,
+        object_size: ObjectSize::MIN,
+        created: 1234,
+        root: root(),
+    };
+    let hidden = Item {
+        name: None,
+        kind: Kind::Volume,
+        parent: None,
+        root: Root::default(),
+        ..snapshot.clone()
+    };
+    let changes = vec![
+        Change::Put(snapshot),
+        Change::Put(hidden),
+        Change::Doom(US),
+        Change::Forget(US),
+    ];
+    let mut bytes = Writer::bare();
+    changes.iter().for_each(|change| change.encode(&mut bytes));
+    let bytes = bytes.into_bytes();
+    check(
+        &bytes,
+        "01 00 7000 02 10 0400 0100000000000000 0200000000000000 0300000000000000 0400000000000000
+         0000100000000000 d204000000000000
+         02 01 000000000000 84030000 07000000 00000000 0300000000000000 0400000000000000
+         0500000000000000 4000000000000000 766d4031
+         01 00 7000 01 10 0000 0100000000000000 0200000000000000 0000000000000000 0000000000000000
+         0000100000000000 d204000000000000
+         00 00 000000000000 00000000 00000000 00000000 0000000000000000 0000000000000000
+         0000000000000000 0000000000000000 00000000
+         02 00 1800 00000000 0100000000000000 0200000000000000
+         03 00 1800 00000000 0100000000000000 0200000000000000",
+    );
+    assert_eq!(Change::decode_all(&bytes), Ok(changes));
+}
