@@ -46,6 +46,8 @@ pub mod fuzzing;
 mod golden;
 mod head;
 pub mod journal;
+#[cfg(test)]
+mod limits;
 mod log;
 mod mapper;
 mod task;
