@@ -145,4 +145,47 @@ mod tests {
         };
         assert_eq!(Completion::from_words(completion.to_words()), completion);
     }
+
+    #[test]
+    fn fields_stand_where_the_segment_has_them() {
+        let submission = Submission {
+            tag: 0x0706_0504_0302_0100,
+            op: 0x10,
+            flags: 0x11,
+            count: 0x1312,
+            len: 0x1716_1514,
+            handle: 0x2322_2120,
+            region: 0x2726_2524,
+            offset: 0x3736_3534_3332_3130,
+            region_offset: 0x4746_4544_4342_4140,
+            args: [
+                0x5756_5554_5352_5150,
+                0x6766_6564_6362_6160,
+                0x7776_7574_7372_7170,
+            ],
+        };
+        // The bytes of word `w` are 0x10 * w and up, as they lie in memory.
+        let words: [u64; SUBMISSION_WORDS] = std::array::from_fn(|word| {
+            let first = 0x10 * u8::try_from(word).unwrap();
+            u64::from_le_bytes(std::array::from_fn(|byte| {
+                first + u8::try_from(byte).unwrap()
+            }))
+        });
+        assert_eq!(submission.to_words(), words);
+        assert_eq!(Submission::from_words(words), submission);
+        let completion = Completion {
+            tag: 0x0706_0504_0302_0100,
+            result: -0x0c0d_0e0f,
+            flags: 0x1716_1514,
+            values: [0x2726_2524_2322_2120, 0x3736_3534_3332_3130],
+        };
+        let words = [
+            0x0706_0504_0302_0100,
+            0x1716_1514_f3f2_f1f1,
+            0x2726_2524_2322_2120,
+            0x3736_3534_3332_3130,
+        ];
+        assert_eq!(completion.to_words(), words);
+        assert_eq!(Completion::from_words(words), completion);
+    }
 }

@@ -200,6 +200,45 @@ mod tests {
         );
     }
 
+    #[test]
+    fn fields_of_a_header_stand_where_the_segment_has_them() {
+        // Words of `docs/segment-format.md`, "Header": lengths, direction and entries, checksum.
+        let header = |entries: u64, crc: u64| {
+            let magic = u64::from_le_bytes(*b"XSEGCH01");
+            let fields = [
+                magic,
+                128 << 32 | 1,
+                0x2000,
+                entries,
+                0x1000,
+                0,
+                HEADER.client_id,
+                HEADER.incarnation,
+            ];
+            std::array::from_fn(|word| match word {
+                0..8 => fields[word],
+                15 => crc,
+                _ => 0,
+            })
+        };
+        assert_eq!(HEADER.words(), header(0x0040_0601, 0x7bef_1b8a));
+        let back = Header {
+            direction: Direction::ServerToClient,
+            ..HEADER
+        };
+        assert_eq!(back.words(), header(0x0020_0702, 0x7af2_4e2f));
+    }
+
+    #[test]
+    fn cursors_and_entries_stand_where_the_segment_has_them() {
+        let (down, up) = (request_ring(64), completion_ring(64));
+        // Offsets 0x80, 0x100, 0x180 and 0x1000, in words.
+        assert_eq!((down.tail, down.head, down.slots), (16, 16, 512));
+        assert_eq!((up.tail, up.head, up.slots), (32, 32, 512));
+        assert_eq!((down.capacity, up.capacity, SLEEP), (64, 128, 48));
+        assert_eq!([1, 64, 65, 128].map(memory_len), [8192, 8192, 12288, 12288]);
+    }
+
     proptest! {
         #[test]
         fn a_header_with_any_bit_turned_is_refused(index in 0..HEADER_WORDS, bit in 0..64u32) {

@@ -196,6 +196,51 @@ mod tests {
         assert_eq!(Message::decode(&[0; 63]), Err(Unreadable::Garbage));
     }
 
+    #[test]
+    fn fields_stand_where_the_segment_has_them() {
+        let hello = Message::Hello {
+            role: 9,
+            client_id: 2,
+            incarnation: 3,
+            size: 4,
+            arena_len: 5,
+        };
+        let add = Message::RegionAdd {
+            id: 2,
+            serial: 3,
+            offset: 4,
+            len: 5,
+        };
+        let ack = Message::RegionAck {
+            id: 2,
+            serial: 3,
+            errno: 4,
+        };
+        let welcome = Message::Welcome {
+            client_id: 2,
+            incarnation: 3,
+        };
+        for (message, kind, role, operands) in [
+            (hello, 1, 9, [2, 3, 4, 5]),
+            (welcome, 2, 0, [2, 3, 0, 0]),
+            (Message::Refused { reason: 2 }, 3, 0, [2, 0, 0, 0]),
+            (add, 4, 0, [2, 3, 4, 5]),
+            (ack, 5, 0, [2, 3, 4, 0]),
+            (Message::RegionRemove { id: 2 }, 6, 0, [2, 0, 0, 0]),
+            (Message::Goodbye, 7, 0, [0; 4]),
+        ] {
+            let mut bytes = [0; MESSAGE_BYTES];
+            bytes[..8].copy_from_slice(b"XSEGMSG1");
+            // Version 1.0, kind, role.
+            bytes[8..14].copy_from_slice(&[1, 0, 0, 0, kind, role]);
+            for (index, operand) in operands.into_iter().enumerate() {
+                bytes[16 + 8 * index] = operand;
+            }
+            assert_eq!(message.encode(), bytes, "{message:?}");
+            assert_eq!(Message::decode(&bytes), Ok(message));
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..80), sane in any::<bool>()) {
