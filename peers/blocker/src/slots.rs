@@ -162,11 +162,7 @@ pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotDamage> {
     let (first, second) = bytes.split_at(SLOT_LEN);
     match (decode_whole(first, 0), decode_whole(second, 1)) {
         (Some(odd), Some(even)) if odd.version.abs_diff(even.version) == 1 => {
-            Ok(Some(if odd.version > even.version {
-                odd
-            } else {
-                even
-            }))
+            Ok([odd, even].into_iter().max_by_key(|slot| slot.version))
         }
         // Two versions that no swap leaves side by side: the older one is out of place.
         (Some(odd), Some(even)) => Err(SlotDamage {
