@@ -6,13 +6,12 @@ mod rig;
 
 use archipelago_mapper::MapperConfig;
 use archipelago_mapper::journal::MemoryJournals;
-use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::CatalogueRequest;
 use archipelago_protocol::map::{FLAG_FLUSH_SOON, FLAG_UNCLEAN, MapOp, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, ObjectSize};
 
-use rig::{Rig, small, stamped};
+use rig::{Rig, carrying, small};
 
 const TIB: u64 = 1 << 40;
 
@@ -320,21 +319,6 @@ fn too_much_unlogged_is_warned_of_then_held_back_never_lost() {
     for block in 0..200 {
         assert_eq!(rig.read(handle, block * 2), block + 1);
     }
-}
-
-/// What a flush hands over: blocks of `epoch`, each full of its own number.
-fn carrying(epoch: Epoch, blocks: &[u64]) -> Carried {
-    let mut area =
-        vec![0; usize::try_from(area_len(blocks.len()) - 4096 * blocks.len() as u64).unwrap()];
-    for (index, block) in blocks.iter().enumerate() {
-        let of = CarriedBlock {
-            epoch,
-            block: *block,
-        };
-        area[index * CarriedBlock::LEN..][..CarriedBlock::LEN].copy_from_slice(&of.encode());
-        area.extend(stamped(*block));
-    }
-    Carried::new(area).unwrap()
 }
 
 #[test]

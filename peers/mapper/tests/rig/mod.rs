@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use archipelago_mapper::journal::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
-use archipelago_protocol::carry::Carried;
+use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{
@@ -268,6 +268,21 @@ pub(crate) fn small() -> MapperConfig {
 pub(crate) fn stamped(stamp: u64) -> Vec<u8> {
     let bytes = stamp.to_le_bytes();
     bytes.iter().copied().cycle().take(4096).collect()
+}
+
+/// What a flush hands over: blocks of `epoch`, each full of its own number.
+pub(crate) fn carrying(epoch: Epoch, blocks: &[u64]) -> Carried {
+    let mut area =
+        vec![0; usize::try_from(area_len(blocks.len()) - 4096 * blocks.len() as u64).unwrap()];
+    for (index, block) in blocks.iter().enumerate() {
+        let of = CarriedBlock {
+            epoch,
+            block: *block,
+        };
+        area[index * CarriedBlock::LEN..][..CarriedBlock::LEN].copy_from_slice(&of.encode());
+        area.extend(stamped(*block));
+    }
+    Carried::new(area).unwrap()
 }
 
 impl Rig {

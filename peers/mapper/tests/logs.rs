@@ -1,0 +1,177 @@
+//! Logs go round, also in batches of several units, and what stands in them is told apart.
+
+#![cfg(test)]
+
+mod rig;
+
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
+use archipelago_protocol::check::{FindingKind, Report};
+use archipelago_protocol::map::{MapOp, MapRequest};
+use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectRequest};
+use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
+
+use rig::{Pool, Rig, carrying, small};
+
+fn read(pool: &mut Pool, id: ObjectId, offset: u64, len: u32) -> Vec<u8> {
+    let request = ObjectRequest {
+        offset,
+        len,
+        ..ObjectRequest::new(ObjectOp::Read, id)
+    };
+    let (reply, data) = pool.serve(&request, &[]);
+    reply.result.unwrap();
+    data
+}
+
+fn write(pool: &mut Pool, id: ObjectId, offset: u64, data: &[u8]) {
+    let request = ObjectRequest {
+        offset,
+        flags: FLAG_DURABLE,
+        len: u32::try_from(data.len()).unwrap(),
+        ..ObjectRequest::new(ObjectOp::Write, id)
+    };
+    pool.serve(&request, data).0.result.unwrap();
+}
+
+fn delete(pool: &mut Pool, id: ObjectId) {
+    let request = ObjectRequest::new(ObjectOp::Delete, id);
+    pool.serve(&request, &[]).0.result.unwrap();
+}
+
+#[test]
+fn batches_of_every_length_go_round_the_log() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let mut handle = rig.open(own, true);
+    for round in 1..60 {
+        // Up to three blocks: one to four units of a log of sixteen.
+        let blocks: Vec<u64> = (0..round % 4).map(|index| round * 4 + index).collect();
+        let epoch = Epoch(rig.locate(handle, round * 4, 1, true).values[0]);
+        for block in &blocks {
+            rig.put(own, epoch, *block, *block);
+            rig.written(handle, *block, 1, epoch).result.unwrap();
+        }
+        if blocks.is_empty() {
+            rig.write(own, handle, round * 4, round * 4);
+            rig.flush(handle).unwrap();
+        } else {
+            let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
+            let commit = MapRequest {
+                operand: [cut, 0],
+                ..MapRequest::new(MapOp::FlushCommit, handle)
+            };
+            let tag = rig.send_carrying(commit, carrying(epoch, &blocks));
+            rig.reply(tag).unwrap().result.unwrap();
+        }
+        if round % 7 == 0 {
+            rig.power_cut(|| false);
+            handle = rig.open(own, true);
+            for block in 4..round * 4 {
+                let written = block % 4 == 0 || block % 4 < block / 4 % 4;
+                let expected = if written { block } else { 0 };
+                assert_eq!(rig.read(handle, block), expected, "after round {round}");
+            }
+        }
+    }
+    assert!(rig.mapper.counters().checkpoints > 0);
+    let stat = ObjectRequest::new(ObjectOp::Stat, ObjectId::log(own, 1));
+    let (stat, _) = rig.pool.serve(&stat, &[]);
+    assert_eq!(
+        stat.values[1],
+        64 << 10,
+        "nothing was written behind its end"
+    );
+}
+
+#[test]
+fn a_batch_that_ends_with_the_circle_needs_no_padding() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    let before = rig.pool.log.len();
+    for block in 0..40 {
+        rig.write(own, handle, block * 2, 1);
+        rig.flush(handle).unwrap();
+    }
+    let appended = rig.pool.count(before, ObjectOp::Write, ObjectKind::Log);
+    assert_eq!(appended, 40, "as many units");
+}
+
+#[test]
+fn a_log_that_is_missing_or_too_short_is_damage() {
+    for kept in [0, 32 << 10, (64 << 10) - 512, 64 << 10] {
+        let mut rig = Rig::new(small());
+        let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+        let handle = rig.open(own, true);
+        rig.write(own, handle, 1, 1);
+        rig.flush(handle).unwrap();
+        let log = ObjectId::log(own, 1);
+        let whole = read(&mut rig.pool, log, 0, 64 << 10);
+        delete(&mut rig.pool, log);
+        if kept > 0 {
+            write(&mut rig.pool, log, 0, &whole[..kept]);
+        }
+        rig.power_cut(|| false);
+        let opened = rig.ask(MapRequest::open(own, true)).result;
+        if kept == whole.len() {
+            assert!(opened.is_ok());
+            continue;
+        }
+        assert_eq!(opened, Err(ErrorCode::Damaged), "{kept} bytes are left");
+        let why = rig.mapper.damage(own).unwrap();
+        let expected = match kept {
+            0 => "it is missing".to_owned(),
+            _ => format!("it has {kept} bytes of 65536"),
+        };
+        assert!(why.contains(&expected), "{why}");
+    }
+}
+
+fn checked(rig: &mut Rig) -> Report {
+    match rig.control(CatalogueRequest::Check { repair: false }) {
+        CatalogueReply::Report(report) => report,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_an_interrupted_append_left_is_a_note() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 1, 1);
+    rig.flush(handle).unwrap();
+    let before = rig.pool.clone();
+    rig.write(own, handle, 2, 2);
+    rig.flush(handle).unwrap();
+    let log = ObjectId::log(own, 1);
+    let second = read(&mut rig.pool, log, 4096, 512);
+    rig.pool = before;
+    rig.restart();
+    let report = checked(&mut rig);
+    assert!(report.clean && report.findings.is_empty(), "{report:?}");
+    write(&mut rig.pool, log, 4096, &second);
+    rig.restart();
+    let report = checked(&mut rig);
+    let [found] = report.findings.as_slice() else {
+        panic!("{report:?}");
+    };
+    assert!(report.clean);
+    assert_eq!(found.kind, FindingKind::Remnant);
+    let place =
+        "ends at position 4096, an append was interrupted: something stands at position 4096";
+    assert!(found.message.contains(place), "{}", found.message);
+}
+
+#[test]
+fn a_log_that_was_not_finished_is_not_taken_for_one_with_names() {
+    // What a first start was writing when the power went: sectors that hold nothing yet. And what it never wrote.
+    for (left, begun_anew) in [(0, true), (1, false)] {
+        let mut rig = Rig::new(small());
+        delete(&mut rig.pool, ObjectId::head(Lineage::CATALOGUE));
+        let log = ObjectId::log(Lineage::CATALOGUE, 1);
+        write(&mut rig.pool, log, 8192, &[left; 1024]);
+        rig.power_cut(|| false);
+        assert_eq!(rig.mapper.failure().is_none(), begun_anew, "{left}");
+    }
+}
