@@ -22,7 +22,7 @@ fn check(bytes: &[u8], golden: &str) {
 struct Area(Rc<RefCell<Vec<u8>>>);
 
 impl JournalMemory for Area {
-    fn len(&self) -> u64 {
+    fn size(&self) -> u64 {
         self.0.borrow().len() as u64
     }
 
@@ -40,8 +40,8 @@ impl JournalMemory for Area {
 #[test]
 fn a_presence_journal() {
     let area = |len| Area(Rc::new(RefCell::new(vec![0; len])));
-    // Room for four records, and a bit that is not enough for another one.
-    let memory = area(128 + 4 * 48 + 47);
+    // Room for two marks and four records, and a bit that is not enough for another one.
+    let memory = area(128 + 2 * 24 + 4 * 48 + 47);
     let mut journal = JournalArea::create(memory.clone(), BOOT, US, Generation(6));
     let record = |sequence, blocks, start, zero| JournalRecord {
         sequence,
@@ -54,24 +54,30 @@ fn a_presence_journal() {
     for record in &records {
         journal.append(*record).unwrap();
     }
+    journal.mark(0x1000);
     let bytes = memory.0.borrow().clone();
     check(
         &bytes[..80],
         "415243484a524e4c 02000000 80000000 95ebe269 00000000 0100000000000000 0200000000000000
          0700000000000000 0800000000000000 0600000000000000 0400000000000000 0000000000000000",
     );
-    assert!(bytes[80..128 + 48].iter().all(|byte| *byte == 0));
+    assert!(bytes[80..128].iter().all(|byte| *byte == 0));
     check(
-        &bytes[128 + 48..128 + 3 * 48],
+        &bytes[128..128 + 24],
+        "7e6d6e07 00000000 0600000000000000 0010000000000000",
+    );
+    // The second mark, and the slot of record 4.
+    assert!(bytes[128 + 24..176 + 48].iter().all(|byte| *byte == 0));
+    check(
+        &bytes[176 + 48..176 + 3 * 48],
         "3698db00 01000000 02000000 00000000 0100000000000000 0600000000000000
          0300000000000000 0900000000000000
          01cfa729 02000000 05000000 00000000 0200000000000000 0600000000000000
          0400000000000000 0900000000000000",
     );
     assert_eq!(load(&memory, BOOT, US).unwrap().records, records);
-    assert_eq!(journal.capacity(), 4);
-    assert!(!memory.is_empty() && area(0).is_empty());
     // Nothing is written where not even a head has room.
-    let none = JournalArea::create(area(100), BOOT, US, Generation(6));
-    assert_eq!(none.capacity(), 0);
+    let none = area(100);
+    JournalArea::create(none.clone(), BOOT, US, Generation(6)).mark(0x1000);
+    assert!(none.0.borrow().iter().all(|byte| *byte == 0));
 }

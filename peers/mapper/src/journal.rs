@@ -463,43 +463,6 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_a_journal() {
-        let memory = area(2);
-        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-        journal.mark(0x1000);
-        journal.append(record(1)).unwrap();
-        let bytes = memory.0.borrow();
-        assert_eq!(bytes[..8], *b"ARCHJRNL");
-        let numbers = |at: usize, count: usize| -> Vec<u64> {
-            bytes[at..at + 8 * count]
-                .as_chunks()
-                .0
-                .iter()
-                .map(|word| u64::from_le_bytes(*word))
-                .collect()
-        };
-        // Boot id, high word first; generation; slots.
-        assert_eq!(numbers(40, 4), [0, 7, 2, 2]);
-        let crc = |at: usize, len: usize| {
-            let said = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-            assert_eq!(said, crc32c::crc32c(&bytes[at + 4..at + len]));
-        };
-        crc(HEAD_LEN, 24);
-        assert_eq!(bytes[HEAD_LEN + 4..HEAD_LEN + 8], [0; 4]);
-        assert_eq!(numbers(HEAD_LEN + 8, 2), [2, 0x1000]);
-        assert_eq!(numbers(HEAD_LEN + 24, 3), [0; 3]);
-        // Slot 0 is that of record 2.
-        assert_eq!(numbers(SLOTS_AT, 6), [0; 6]);
-        let slot = SLOTS_AT + 48;
-        crc(slot, 48);
-        assert_eq!(
-            bytes[slot + 4..slot + 16],
-            [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]
-        );
-        assert_eq!(numbers(slot + 16, 4), [1, 2, 10, 1]);
-    }
-
-    #[test]
     fn a_death_inside_a_mark_leaves_the_one_before_it() {
         let memory = area(4);
         let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));

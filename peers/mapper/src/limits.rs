@@ -5,7 +5,7 @@ use archipelago_protocol::{Epoch, Generation, Lineage};
 
 use crate::format::Writer;
 use crate::log::{
-    BATCH_MAX, Content, Log, Record, RecordKind, UNIT, batch_len, encode_batch, scan,
+    BATCH_MAX, Content, Log, Record, RecordKind, UNIT, Wanted, batch_len, encode_batch, scan,
 };
 
 const US: Lineage = Lineage(5);
@@ -77,7 +77,13 @@ fn a_log_is_whole_units_and_so_is_where_it_starts() {
         4 * UNIT,
     );
     let judged = |len: usize, start| {
-        let found = scan(&batch[..len], US, start, Generation(0), Generation(1));
+        let wanted = Wanted {
+            lineage: US,
+            start,
+            oldest: Generation(0),
+            newest: Generation(1),
+        };
+        let found = scan(&batch[..len], wanted);
         found.map(|found| found.contents.len())
     };
     assert_eq!(judged(4 * UNIT, 0), Ok(1));
