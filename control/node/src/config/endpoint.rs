@@ -156,6 +156,7 @@ mod tests {
     #[test]
     fn a_number_that_the_system_does_not_know_is_its_own_group() {
         if !geteuid().is_root() {
+            println!("skipped: needs root");
             return;
         }
         let expected = Identity {
