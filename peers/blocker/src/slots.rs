@@ -385,4 +385,65 @@ mod tests {
             }
         ));
     }
+
+    #[test]
+    fn fields_stand_where_the_format_has_them() {
+        let slot = encode(1, b"abc");
+        // Magic, format, length, version, checksum of the content.
+        let header = b"AHS1\x01\0\x03\0\x01\0\0\0\0\0\0\0";
+        assert_eq!(slot[..16], *header);
+        assert_eq!(slot[16..20], 0x364b_3fb7_u32.to_le_bytes());
+        assert_eq!(slot[20..32], [0; 12]);
+        assert_eq!(slot[32..36], *b"abc\0");
+        assert_eq!(slot[508..512], 0xc607_5575_u32.to_le_bytes());
+        assert_eq!(slot[1020..1024], 0x523d_a4c1_u32.to_le_bytes());
+    }
+
+    /// The slot of `version` with a header that is not ours, and checksums that are.
+    fn forged(version: u64, at: usize, value: u8) -> Box<[u8; SLOT_LEN]> {
+        let mut slot = encode(version, b"abc");
+        slot[at] = value;
+        let sum = checksum(version, 0, &slot[..BODY]);
+        slot[BODY..SECTOR].copy_from_slice(&sum.to_le_bytes());
+        slot
+    }
+
+    #[test]
+    fn a_slot_is_read_only_if_all_of_its_header_is_ours() {
+        assert!(decode_whole(forged(1, 0, b'A').as_slice(), 0).is_some());
+        for (what, at, value) in [
+            ("magic", 0, b'B'),
+            ("format", 4, 2),
+            ("length", 7, 16),
+            ("length", 6, 4),
+            ("checksum", 16, 0),
+        ] {
+            assert_eq!(
+                decode_whole(forged(1, at, value).as_slice(), 0),
+                None,
+                "{what}"
+            );
+        }
+        assert_eq!(decode_whole(encode(1, b"abc").as_slice(), 1), None, "place");
+        let longest = encode(1, &[7; SWAP_LEN_MAX as usize]);
+        assert!(decode_whole(longest.as_slice(), 0).is_some());
+    }
+
+    #[test]
+    fn damage_is_told_by_its_place() {
+        let both = |odd, even| {
+            let mut medium = [0; SLOTS_LEN];
+            put(&mut medium, odd, &content(odd), 0xff);
+            put(&mut medium, even, &content(even), 0xff);
+            decode(&medium)
+        };
+        let damage = |slot, sector| Err(SlotDamage { slot, sector });
+        assert_eq!(both(5, 2), damage(1, 0));
+        assert_eq!(both(1, 4), damage(0, 0));
+        for at in [0, 511, 512, 1500, SLOT_LEN - 1] {
+            let mut medium = [0; SLOTS_LEN];
+            medium[SLOT_LEN + at] = 1;
+            assert_eq!(decode(&medium), damage(1, at / 512));
+        }
+    }
 }
