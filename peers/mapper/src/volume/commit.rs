@@ -1,12 +1,13 @@
 //! Logging what is present, and the blocks that a small flush carries.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use archipelago_protocol::carry::Carried;
 use archipelago_protocol::map::{FLAG_HOME, MapRequest};
 use archipelago_protocol::{Epoch, ErrorCode};
 
-use super::{Live, Volume};
+use super::Volume;
 use crate::core::Core;
 use crate::failure::{Failure, Outcome};
 use crate::format::Writer;
@@ -61,29 +62,27 @@ impl Record {
     }
 }
 
-impl Live {
-    /// The records to be logged, neighbours joined.
-    fn selected(&self, select: Select) -> Vec<Record> {
-        let mut records: Vec<Record> = Vec::new();
-        for record in self.pending.iter().filter(|record| select.takes(record)) {
-            match records.last_mut() {
-                Some(last)
-                    if last.kind == record.kind
-                        && last.epoch == record.epoch
-                        && last.end() == record.start
-                        && last.blocks.checked_add(record.blocks).is_some() =>
-                {
-                    last.blocks += record.blocks;
-                    last.sequence = record.sequence;
-                }
-                _ => records.push(*record),
+/// Those of the `pending` records that are to be logged, neighbours joined.
+fn selected(pending: &VecDeque<Record>, select: Select) -> Vec<Record> {
+    let mut records: Vec<Record> = Vec::new();
+    for record in pending.iter().filter(|record| select.takes(record)) {
+        match records.last_mut() {
+            Some(last)
+                if last.kind == record.kind
+                    && last.epoch == record.epoch
+                    && last.end() == record.start
+                    && last.blocks.checked_add(record.blocks).is_some() =>
+            {
+                last.blocks += record.blocks;
+                last.sequence = record.sequence;
             }
+            _ => records.push(*record),
         }
-        if let Select::Freeze(epoch) = select {
-            records.push(Record::mark(RecordKind::Freeze, epoch));
-        }
-        records
     }
+    if let Select::Freeze(epoch) = select {
+        records.push(Record::mark(RecordKind::Freeze, epoch));
+    }
+    records
 }
 
 /// Records and carried blocks as batches of at most `batch_max` bytes, carried blocks first: one whose presence is not
@@ -162,7 +161,7 @@ pub(super) async fn commit(
     volume.check()?;
     let (mut records, last) = {
         let live = volume.live.borrow();
-        (live.selected(select), live.next_sequence)
+        (selected(&live.pending, select), live.next_sequence)
     };
     let says_home = home == Home::Synced && volume.carries(&volume.log.borrow());
     if says_home {
@@ -224,4 +223,122 @@ async fn make_room(
         ErrorCode::Internal,
         "the log is too small for a batch",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::carry::{CarriedBlock, area_len};
+
+    use super::*;
+
+    fn present(start: u64, blocks: u32, epoch: u64, sequence: u64) -> Record {
+        Record {
+            kind: RecordKind::Present,
+            blocks,
+            start,
+            epoch: Epoch(epoch),
+            sequence,
+        }
+    }
+
+    #[test]
+    fn neighbours_of_a_kind_and_epoch_become_one_record() {
+        let zero = |record: Record| Record {
+            kind: RecordKind::Zero,
+            ..record
+        };
+        let join = |first: Record, second: Record| {
+            let pending = VecDeque::from([first, second]);
+            selected(&pending, Select::UpTo(9))
+        };
+        let first = present(4, 2, 1, 1);
+        assert_eq!(join(first, present(6, 3, 1, 2)), [present(4, 5, 1, 2)]);
+        let most = present(0, u32::MAX - 1, 1, 1);
+        let end = most.end();
+        assert_eq!(join(most, present(end, 1, 1, 2)).len(), 1);
+        for (first, second) in [
+            (first, present(7, 3, 1, 2)),
+            (first, present(5, 3, 1, 2)),
+            (first, present(6, 3, 2, 2)),
+            (first, zero(present(6, 3, 1, 2))),
+            (most, present(end, 2, 1, 2)),
+        ] {
+            assert_eq!(join(first, second), [first, second]);
+        }
+    }
+
+    #[test]
+    fn a_commit_takes_up_to_its_cut_or_of_its_epoch() {
+        let pending = VecDeque::from([
+            present(0, 1, 2, 1),
+            present(10, 1, 1, 2),
+            present(20, 1, 3, 3),
+            present(30, 1, 2, 4),
+        ]);
+        let taken = |select| -> Vec<u64> {
+            let records = selected(&pending, select);
+            records.iter().map(|record| record.sequence).collect()
+        };
+        assert_eq!(taken(Select::UpTo(2)), [1, 2]);
+        // The freeze itself comes last, without a number.
+        assert_eq!(taken(Select::Freeze(Epoch(2))), [1, 2, 4, 0]);
+        let freeze = selected(&pending, Select::Freeze(Epoch(2)))[3];
+        assert_eq!((freeze.kind, freeze.epoch), (RecordKind::Freeze, Epoch(2)));
+        assert_eq!(Select::UpTo(7).cut(), 7);
+    }
+
+    fn carrying(blocks: &[u64]) -> Carried {
+        let mut area = vec![0; usize::try_from(area_len(blocks.len())).unwrap()];
+        for (index, block) in blocks.iter().enumerate() {
+            let of = CarriedBlock {
+                epoch: Epoch(3),
+                block: *block,
+            };
+            area[index * CarriedBlock::LEN..][..CarriedBlock::LEN].copy_from_slice(&of.encode());
+            area[(index + 1) * UNIT..][..UNIT].fill(u8::try_from(*block).unwrap());
+        }
+        Carried::new(area).unwrap()
+    }
+
+    /// Records and carried blocks of each batch of at most four units.
+    fn lens(records: usize, blocks: &[u64]) -> Vec<(usize, usize)> {
+        let records = vec![present(0, 1, 3, 1); records];
+        let batches = batches(&records, &carrying(blocks), 9, 4 * UNIT);
+        let len = |content: &Content| {
+            assert!(content.batch_len() <= 4 * UNIT);
+            (
+                content.payload.len() / Record::LEN,
+                content.blocks.len() / UNIT,
+            )
+        };
+        batches.iter().map(len).collect()
+    }
+
+    #[test]
+    fn a_batch_is_filled_before_another_is_begun() {
+        // Four units of 3904 bytes, less 64: 486 records, or three blocks with 102.
+        assert_eq!(batches(&[], &Carried::default(), 9, 4 * UNIT), []);
+        assert_eq!(lens(486, &[]), [(486, 0)]);
+        assert_eq!(lens(487, &[]), [(486, 0), (1, 0)]);
+        assert_eq!(lens(99, &[1, 2, 3]), [(102, 3)]);
+        assert_eq!(lens(100, &[1, 2, 3]), [(102, 3), (1, 0)]);
+        assert_eq!(lens(1, &[1, 2, 3, 4]), [(3, 3), (2, 1)]);
+    }
+
+    #[test]
+    fn a_carried_block_has_a_record_with_the_cut_of_its_flush() {
+        let batches = batches(&[present(5, 1, 3, 8)], &carrying(&[5, 7]), 9, 4 * UNIT);
+        let [content] = batches.as_slice() else {
+            panic!("{}", batches.len());
+        };
+        let carried = |start| Record {
+            kind: RecordKind::Carried,
+            ..present(start, 1, 3, 9)
+        };
+        assert_eq!(
+            Record::decode_all(&content.payload).unwrap(),
+            [carried(5), carried(7), present(5, 1, 3, 8)]
+        );
+        assert_eq!(content.blocks, [[5; UNIT], [7; UNIT]].concat());
+    }
 }
