@@ -175,3 +175,47 @@ fn a_log_that_was_not_finished_is_not_taken_for_one_with_names() {
         assert_eq!(rig.mapper.failure().is_none(), begun_anew, "{left}");
     }
 }
+
+#[test]
+fn a_log_that_is_half_full_is_begun_anew_beside_the_flushes() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    for units in 1..=17 {
+        rig.write(own, handle, units * 2, 1);
+        rig.flush(handle).unwrap();
+        assert_eq!(
+            rig.mapper.counters().checkpoints,
+            units / 8,
+            "{units} units"
+        );
+    }
+}
+
+#[test]
+fn what_the_log_carries_is_not_missed() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    let epoch = Epoch(rig.locate(handle, 5, 1, true).values[0]);
+    rig.written(handle, 5, 1, epoch).result.unwrap();
+    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
+    let commit = MapRequest {
+        operand: [cut, 0],
+        ..MapRequest::new(MapOp::FlushCommit, handle)
+    };
+    let tag = rig.send_carrying(commit, carrying(epoch, &[5]));
+    rig.reply(tag).unwrap().result.unwrap();
+    rig.power_cut(|| false);
+    let report = checked(&mut rig);
+    assert!(report.clean && report.findings.is_empty(), "{report:?}");
+    // The same without the copy is a block that is missing.
+    let handle = rig.open(own, true);
+    let epoch = Epoch(rig.locate(handle, 40, 1, true).values[0]);
+    rig.written(handle, 40, 1, epoch).result.unwrap();
+    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
+    rig.op(MapOp::FlushCommit, handle, cut).result.unwrap();
+    rig.power_cut(|| false);
+    let report = checked(&mut rig);
+    assert!(!report.clean, "{report:?}");
+}
