@@ -179,7 +179,60 @@ fn subtract(parts: &mut Vec<Range>, gone: Range) {
 
 #[cfg(test)]
 mod tests {
+    use archipelago_protocol::catalogue::Kind;
+    use archipelago_protocol::{Generation, Lineage, ObjectSize};
+
     use super::*;
+    use crate::catalogue::Item;
+    use crate::head::VolumeHead;
+    use crate::tree::Root;
+    use crate::volume::open::live_of;
+
+    #[test]
+    fn a_replay_leaves_what_is_in_a_newer_epoch() {
+        let item = Item {
+            name: None,
+            kind: Kind::Volume,
+            lineage: Lineage(5),
+            parent: None,
+            size: 1 << 20,
+            object_size: ObjectSize::MIN,
+            created: 0,
+            root: Root::default(),
+        };
+        let head = VolumeHead {
+            generation: Generation(1),
+            owner: 1,
+            clean: false,
+            object_size: item.object_size,
+            epoch: Epoch(8),
+            frozen: Epoch(0),
+            root: item.root,
+            log_number: 1,
+            log_len: 1 << 16,
+            log_start: 0,
+        };
+        let mut live = live_of(&item, &head, 1, 2);
+        let cache = Cache::new(1 << 20);
+        for (epoch, start, blocks) in [(7, 3, 2), (6, 2, 4)] {
+            let record = Record {
+                kind: RecordKind::Present,
+                blocks,
+                start,
+                epoch: Epoch(epoch),
+                sequence: 1,
+            };
+            live.replay(&cache, item.lineage, &record);
+        }
+        let epoch_of = |block| {
+            let (layer, _) = live.tree.lookup(&cache, block).unwrap();
+            layer.map(|layer| layer.epoch.0)
+        };
+        assert_eq!(
+            [1, 2, 3, 4, 5, 6].map(epoch_of),
+            [None, Some(6), Some(7), Some(7), Some(6), None]
+        );
+    }
 
     #[test]
     fn what_is_taken_out_leaves_the_rest() {

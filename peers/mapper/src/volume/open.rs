@@ -168,7 +168,7 @@ fn volume_of(core: &Core, item: &Item, head: &VolumeHead, head_version: u64) -> 
     )
 }
 
-fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u64) -> Live {
+pub(super) fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u64) -> Live {
     Live {
         size: item.size,
         writer: None,
