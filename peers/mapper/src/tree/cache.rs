@@ -92,3 +92,89 @@ fn weight(node: &Node) -> usize {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::{Epoch, Lineage};
+
+    use super::super::{Layer, Leaf};
+    use super::*;
+
+    /// Tables of an empty leaf.
+    const EMPTY: usize = 512 * 24 + 64;
+
+    fn page(number: u64) -> PageRef {
+        PageRef {
+            lineage: Lineage(1),
+            pack: 1,
+            offset: number * 64,
+            len: 56,
+            crc: 0,
+        }
+    }
+
+    fn node(body: Body) -> Rc<Node> {
+        Rc::new(Node {
+            page: page(0).into(),
+            body,
+        })
+    }
+
+    fn leaf() -> Rc<Node> {
+        node(Body::Leaf(Leaf::new()))
+    }
+
+    fn kept(cache: &Cache, pages: &[u64]) -> Vec<bool> {
+        let is_kept = |number: &u64| cache.nodes.contains_key(&page(*number));
+        pages.iter().map(is_kept).collect()
+    }
+
+    #[test]
+    fn a_node_weighs_what_its_tables_and_runs_take() {
+        let mut full = Leaf::new();
+        for (object, epoch) in [(0, 1), (0, 2), (511, 2)] {
+            let layer = Layer {
+                lineage: Lineage(1),
+                epoch: Epoch(epoch),
+            };
+            let start = u16::try_from(epoch).unwrap() * 4;
+            full.set(object, start, start + 4, Some(layer));
+        }
+        assert_eq!(weight(&leaf()), EMPTY);
+        assert_eq!(weight(&node(Body::Leaf(full))), EMPTY + 3 * 8 + 2 * 24);
+        let children = vec![super::super::Child::Empty; 256];
+        let inner = weight(&node(Body::Inner(children)));
+        assert_eq!(inner, 256 * size_of::<super::super::Child>());
+    }
+
+    #[test]
+    fn what_was_used_since_the_last_round_stays_for_another() {
+        let mut cache = Cache::new(2 * EMPTY);
+        cache.insert(page(1), leaf());
+        cache.insert(page(2), leaf());
+        assert_eq!(cache.bytes(), 2 * EMPTY, "as many as fit");
+        cache.insert(page(2), leaf());
+        assert_eq!(cache.bytes(), 2 * EMPTY, "once");
+        cache.insert(page(3), leaf());
+        assert_eq!(kept(&cache, &[1, 2, 3]), [false, true, true]);
+        assert!(cache.get(&page(2)).is_some() && cache.get(&page(1)).is_none());
+        cache.insert(page(4), leaf());
+        assert_eq!(kept(&cache, &[2, 3, 4]), [true, false, true]);
+        assert_eq!(cache.bytes(), 2 * EMPTY);
+    }
+
+    #[test]
+    fn what_somebody_holds_stays_until_it_is_let_go() {
+        let mut cache = Cache::new(0);
+        let held: Vec<_> = (1..=3).map(|_| leaf()).collect();
+        for (number, node) in (1..).zip(&held) {
+            cache.insert(page(number), Rc::clone(node));
+        }
+        assert_eq!(kept(&cache, &[1, 2, 3]), [true; 3]);
+        assert!((1..=3).all(|number| cache.get(&page(number)).is_some()));
+        drop(held);
+        cache.insert(page(4), leaf());
+        assert_eq!(kept(&cache, &[1, 2, 3, 4]), [false; 4]);
+        assert_eq!(cache.bytes(), 0);
+    }
+}

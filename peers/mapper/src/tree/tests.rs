@@ -293,3 +293,116 @@ fn what_a_page_must_be_is_told_apart() {
     });
     assert!(longer.unwrap_err().contains("page end"));
 }
+
+impl Stored {
+    /// Epoch of a block, 0 for zeros, and where its run ends.
+    fn at(&mut self, block: u64) -> (u64, u64) {
+        loop {
+            match self.tree.lookup(&self.cache, block) {
+                Ok((layer, end)) => return (layer.map_or(0, |layer| layer.epoch.0), end),
+                Err(missing) => self.load(missing),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tree_of_every_height_finds_its_blocks() {
+    // The first and last block of a leaf, of an inner node of each level, and of the largest volume.
+    const LEAF: u64 = 16 * 512;
+    const END: u64 = 1 << 38;
+    let mut edges = vec![0, 15, 16, END - 1];
+    for level in 0..4 {
+        let span = LEAF * 256_u64.pow(level);
+        edges.extend([span - 1, span, 3 * span - 1, 3 * span]);
+    }
+    edges.retain(|block| *block < END);
+    edges.sort_unstable();
+    edges.dedup();
+    let mut stored = Stored::new();
+    let mut expected = Vec::new();
+    for (epoch, block) in (1..).zip(&edges) {
+        // What is beyond what was ever written reads as zeros, to the end of its object.
+        assert_eq!(stored.at(*block).0, 0, "{block}");
+        stored.set(*block, block + 1, Some(layer(epoch)));
+        expected.push((epoch, block + 1));
+        if epoch % 3 == 0 {
+            stored.store();
+        }
+        for (block, expected) in edges.iter().zip(&expected) {
+            assert_eq!(stored.at(*block), *expected, "{block} at epoch {epoch}");
+        }
+    }
+    assert_eq!(stored.at(END - 17), (0, END - 16));
+    assert_eq!(stored.at(END / 2 + 16), (0, END / 2 + 32));
+    // Zeros from inside of one leaf to inside of another one far away.
+    stored.set(15, 3 * LEAF * 256, None);
+    stored.store();
+    for (block, (epoch, end)) in edges.iter().zip(expected) {
+        let gone = (15..3 * LEAF * 256).contains(block);
+        let found = stored.at(*block);
+        if gone {
+            assert_eq!(found.0, 0, "{block}");
+        } else {
+            assert_eq!(found, (epoch, end), "{block}");
+        }
+    }
+    stored.set(0, END, None);
+    assert_eq!(stored.tree.stored_root().map(|root| root.page), Some(None));
+}
+
+#[test]
+fn what_is_not_owned_ends_where_a_run_that_is_begins() {
+    let mut stored = Stored::new();
+    for (start, end, epoch) in [(18, 20, 1), (20, 23, 2), (25, 30, 3)] {
+        stored.set(start, end, Some(layer(epoch)));
+    }
+    let owned = |block, from: u64| {
+        let found = stored
+            .tree
+            .unowned_end(&stored.cache, block, |layer| layer.epoch.0 >= from);
+        found.unwrap()
+    };
+    for (block, from, end) in [
+        (16, 1, 18),
+        (18, 1, 18),
+        (19, 1, 19),
+        (18, 2, 20),
+        (22, 2, 22),
+        (23, 2, 25),
+        (16, 3, 25),
+        (16, 4, 32),
+        (30, 1, 32),
+        (31, 1, 32),
+        (0, 1, 16),
+        (1 << 30, 1, (1 << 30) + 16),
+    ] {
+        assert_eq!(owned(block, from), end, "{block}, epochs from {from}");
+    }
+}
+
+#[test]
+fn only_a_newer_epoch_of_the_same_lineage_stays() {
+    let mut stored = Stored::new();
+    let foreign = Layer {
+        lineage: Lineage(6),
+        epoch: Epoch(9),
+    };
+    for (start, end, layer) in [
+        (2, 4, layer(1)),
+        (4, 6, layer(3)),
+        (6, 8, layer(2)),
+        (8, 10, foreign),
+    ] {
+        stored.set(start, end, Some(layer));
+    }
+    let older = |start, end| -> Vec<(u64, u64)> {
+        let range = Range { start, end };
+        let parts = stored.tree.not_newer(&stored.cache, range, layer(2));
+        parts.iter().map(|part| (part.start, part.end)).collect()
+    };
+    assert_eq!(older(0, 40), [(0, 4), (6, 40)]);
+    assert_eq!(older(4, 6), []);
+    assert_eq!(older(5, 7), [(6, 7)]);
+    assert_eq!(older(3, 5), [(3, 4)]);
+}
