@@ -234,3 +234,173 @@ impl Names {
             .chain(doomed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::ObjectSize;
+
+    use super::*;
+    use crate::tree::Root;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    /// An item whose lineage is `id`; no name: hidden, parent 0: none.
+    fn item(id: u128, text: &str, kind: Kind, parent: u128) -> Item {
+        Item {
+            name: (!text.is_empty()).then(|| name(text)),
+            kind,
+            lineage: Lineage(id),
+            parent: (parent != 0).then_some(Lineage(parent)),
+            size: 512,
+            object_size: ObjectSize::MIN,
+            created: 7,
+            root: Root::default(),
+        }
+    }
+
+    fn names_of(items: &[Item]) -> Names {
+        let mut names = Names::default();
+        for item in items {
+            names.apply(Change::Put(item.clone()));
+        }
+        names
+    }
+
+    fn family() -> Names {
+        names_of(&[
+            item(1, "v", Kind::Volume, 0),
+            item(2, "", Kind::Snapshot, 1),
+            item(3, "c", Kind::Volume, 2),
+            item(4, "d", Kind::Volume, 2),
+            item(5, "", Kind::Snapshot, 1),
+            item(6, "i", Kind::Importing, 0),
+        ])
+    }
+
+    #[test]
+    fn a_parent_has_children_until_the_last_is_gone() {
+        let mut names = family();
+        let children = |names: &Names| names.has_children(Lineage(2));
+        assert!(children(&names) && !names.has_children(Lineage(3)));
+        names.apply(Change::Doom(Lineage(3)));
+        assert!(children(&names));
+        // Put again, of another parent.
+        names.apply(Change::Put(item(4, "d", Kind::Volume, 1)));
+        assert!(!children(&names) && names.has_children(Lineage(1)));
+    }
+
+    #[test]
+    fn hidden_items_without_descendants_are_orphans() {
+        let mut names = family();
+        assert_eq!(names.orphans(), [Lineage(5)]);
+        names.apply(Change::Doom(Lineage(3)));
+        names.apply(Change::Doom(Lineage(4)));
+        assert_eq!(names.orphans(), [Lineage(2), Lineage(5)]);
+        assert_eq!(names.of_kind(Kind::Importing), [Lineage(6)]);
+        assert_eq!(names.of_kind(Kind::Snapshot), [Lineage(2), Lineage(5)]);
+    }
+
+    #[test]
+    fn a_lineage_is_used_once_and_a_name_by_one() {
+        let mut names = family();
+        names.apply(Change::Doom(Lineage(3)));
+        names.reserve(name("r"), Lineage(9));
+        for (lineage, used) in [(0, true), (1, true), (3, true), (9, true), (7, false)] {
+            assert_eq!(names.is_used(Lineage(lineage)), used, "{lineage}");
+        }
+        for (text, taken) in [("v", true), ("r", true), ("c", false), ("x", false)] {
+            assert_eq!(names.is_taken(&name(text)), taken, "{text}");
+        }
+        assert!(names.is_doomed(Lineage(3)) && !names.is_doomed(Lineage(1)));
+        assert!(names.doomed().eq([Lineage(3)]));
+        // What is reserved outlives a catalogue that is read again.
+        let mut again = family();
+        again.keep_reservations(&names);
+        assert!(again.is_taken(&name("r")) && again.is_used(Lineage(9)));
+        again.release(&name("r"), Lineage(9));
+        assert!(!again.is_taken(&name("r")) && !again.is_used(Lineage(9)));
+        names.apply(Change::Forget(Lineage(3)));
+        assert!(!names.is_used(Lineage(3)));
+    }
+
+    #[test]
+    fn a_catalogue_that_contradicts_itself_is_told() {
+        assert_eq!(family().check(), Ok(()));
+        let twice = names_of(&[item(1, "v", Kind::Volume, 0), item(2, "v", Kind::Volume, 0)]);
+        assert!(twice.check().unwrap_err().contains("two things"));
+        let orphan = names_of(&[item(2, "c", Kind::Volume, 1)]);
+        assert!(orphan.check().unwrap_err().contains("no entry"));
+    }
+
+    #[test]
+    fn an_entry_names_its_parent_as_long_as_that_has_a_name() {
+        let names = family();
+        let entry = |text: &str| names.entry(names.find(&name(text))?);
+        assert_eq!(entry("c").unwrap().parent, None);
+        let shown = names.entry(names.get(Lineage(5)).unwrap());
+        assert_eq!(shown, None, "hidden itself");
+        let named = names_of(&[item(1, "v", Kind::Volume, 0), item(2, "s", Kind::Image, 1)]);
+        let shown = named.entry(named.get(Lineage(2)).unwrap()).unwrap();
+        let expected = Entry {
+            name: name("s"),
+            kind: Kind::Image,
+            lineage: Lineage(2),
+            size: 512,
+            object_size: ObjectSize::MIN,
+            parent: Some(name("v")),
+            created: 7,
+        };
+        assert_eq!((shown, named.len()), (expected, 2));
+    }
+
+    #[test]
+    fn a_listing_goes_on_after_any_name() {
+        let items: Vec<Item> = (1..)
+            .zip(["a", "b1", "b2", "b3", "c"])
+            .map(|(id, text)| item(id, text, Kind::Volume, 0))
+            .chain([item(9, "b4", Kind::Importing, 0)])
+            .collect();
+        let names = names_of(&items);
+        let list = |prefix: &str, after: &str, limit| {
+            let after = (!after.is_empty()).then(|| name(after));
+            let page = names.list(prefix, after.as_ref(), limit);
+            let found: Vec<String> = page
+                .entries
+                .iter()
+                .map(|entry| entry.name.to_string())
+                .collect();
+            (found.join(" "), page.next.map(|next| next.to_string()))
+        };
+        let more = |text: &str| Some(text.to_owned());
+        assert_eq!(list("b", "", 9), ("b1 b2 b3".to_owned(), None));
+        assert_eq!(list("b", "", 2), ("b1 b2".to_owned(), more("b2")));
+        assert_eq!(list("b", "b2", 2), ("b3".to_owned(), None));
+        assert_eq!(list("b", "", 3), ("b1 b2 b3".to_owned(), None));
+        // After one in front of all with the prefix, or behind them.
+        assert_eq!(list("b", "a", 9), ("b1 b2 b3".to_owned(), None));
+        assert_eq!(list("b", "c", 9), (String::new(), None));
+        assert_eq!(list("", "", 9), ("a b1 b2 b3 c".to_owned(), None));
+        assert_eq!(list("", "", 0), ("a".to_owned(), more("a")), "one at least");
+        assert_eq!(list("/", "", 9), (String::new(), None));
+        assert_eq!(list("x", "", 9), (String::new(), None));
+    }
+
+    #[test]
+    fn a_dump_is_named_ones_by_name_then_hidden_then_doomed() {
+        let mut names = family();
+        names.apply(Change::Doom(Lineage(4)));
+        let dumped: Vec<u128> = names
+            .dump()
+            .map(|change| match change {
+                Change::Put(item) => item.lineage.0,
+                Change::Doom(lineage) | Change::Forget(lineage) => 100 + lineage.0,
+            })
+            .collect();
+        assert_eq!(dumped, [3, 6, 1, 2, 5, 104]);
+        let mut again = Names::default();
+        names.dump().for_each(|change| again.apply(change));
+        assert!(again.dump().eq(names.dump()));
+    }
+}
