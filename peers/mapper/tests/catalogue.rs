@@ -4,7 +4,7 @@
 
 mod rig;
 
-use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind, Page};
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind, Page};
 use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
@@ -264,4 +264,149 @@ fn a_first_start_that_was_cut_short_is_begun_anew() {
     rig.power_cut(|| false);
     assert!(rig.mapper.failure().is_none());
     rig.create("v", 1 << 20, ObjectSize::MIN);
+}
+
+#[test]
+fn an_entry_says_what_it_was_made_of_and_when() {
+    let mut rig = Rig::new(small());
+    let [volume, snapshot, clone, larger, import] = [(); 5].map(|()| rig.fresh());
+    let entry = |text: &str, kind, lineage, size, parent: Option<&str>, created| Entry {
+        name: name(text),
+        kind,
+        lineage,
+        size,
+        object_size: ObjectSize::MAX,
+        parent: parent.map(name),
+        created,
+    };
+    let create = |text: &str, lineage, kind, created| CatalogueRequest::Create {
+        name: name(text),
+        lineage,
+        kind,
+        size: 1 << 20,
+        object_size: ObjectSize::MAX,
+        created,
+    };
+    let cloned = |text: &str, lineage, size| CatalogueRequest::Clone {
+        source: name("s"),
+        name: name(text),
+        lineage,
+        size,
+        created: 13,
+    };
+    let made = [
+        (
+            create("v", volume, Kind::Volume, 11),
+            entry("v", Kind::Volume, volume, 1 << 20, None, 11),
+        ),
+        (
+            CatalogueRequest::Snapshot {
+                volume: name("v"),
+                name: name("s"),
+                lineage: snapshot,
+                created: 12,
+            },
+            entry("s", Kind::Snapshot, snapshot, 1 << 20, Some("v"), 12),
+        ),
+        (
+            cloned("c", clone, None),
+            entry("c", Kind::Volume, clone, 1 << 20, Some("s"), 13),
+        ),
+        (
+            cloned("d", larger, Some(2 << 20)),
+            entry("d", Kind::Volume, larger, 2 << 20, Some("s"), 13),
+        ),
+        (
+            create("i", import, Kind::Importing, 14),
+            entry("i", Kind::Importing, import, 1 << 20, None, 14),
+        ),
+        (
+            CatalogueRequest::Publish { name: name("i") },
+            entry("i", Kind::Image, import, 1 << 20, None, 14),
+        ),
+    ];
+    for (request, expected) in made.clone() {
+        assert_eq!(rig.entry(request), expected);
+    }
+    rig.restart();
+    for (_, expected) in made
+        .into_iter()
+        .filter(|(_, entry)| entry.kind != Kind::Importing)
+    {
+        let lookup = CatalogueRequest::Lookup {
+            name: expected.name.clone(),
+        };
+        assert_eq!(rig.entry(lookup), expected);
+    }
+    let CatalogueReply::Pool {
+        free,
+        total,
+        entries,
+    } = rig.control(CatalogueRequest::PoolInfo)
+    else {
+        panic!()
+    };
+    assert_eq!((free, total, entries), (5, 10, 5));
+    // As large as its source, and under its own name.
+    let same = rig.fresh();
+    assert_eq!(rig.entry(cloned("e", same, Some(1 << 20))).size, 1 << 20);
+    let rename = |from: &str, to: &str| CatalogueRequest::Rename {
+        from: name(from),
+        to: name(to),
+    };
+    assert_eq!(rig.entry(rename("e", "e")).name, name("e"));
+    for (request, code) in [
+        (create("x", volume, Kind::Volume, 0), ErrorCode::Exists),
+        (create("v", Lineage(77), Kind::Volume, 0), ErrorCode::Exists),
+        (create("x", Lineage(77), Kind::Image, 0), ErrorCode::Invalid),
+        (
+            create("x", Lineage(77), Kind::Snapshot, 0),
+            ErrorCode::Invalid,
+        ),
+        (
+            cloned("x", Lineage(77), Some((1 << 20) - 512)),
+            ErrorCode::Invalid,
+        ),
+        (
+            CatalogueRequest::Publish { name: name("v") },
+            ErrorCode::Invalid,
+        ),
+        (
+            CatalogueRequest::Snapshot {
+                volume: name("s"),
+                name: name("x"),
+                lineage: Lineage(77),
+                created: 0,
+            },
+            ErrorCode::Invalid,
+        ),
+    ] {
+        assert_eq!(rig.refused(request.clone()), code, "{request:?}");
+    }
+}
+
+#[test]
+fn a_volume_that_is_open_grows_and_does_not_shrink() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    let resize = |size, force| CatalogueRequest::Resize {
+        name: name("v"),
+        size,
+        force,
+    };
+    assert_eq!(rig.entry(resize(1 << 20, false)).size, 1 << 20, "as it is");
+    assert_eq!(rig.refused(resize((1 << 20) - 512, true)), ErrorCode::InUse);
+    let (token, snapshot) = rig.prepare("v", "s");
+    rig.op(MapOp::SnapshotBegin, handle, token).result.unwrap();
+    assert_eq!(rig.entry(resize(2 << 20, false)).size, 2 << 20);
+    rig.write(own, handle, 256, 9);
+    rig.op(MapOp::SnapshotCommit, handle, token).result.unwrap();
+    let entry = rig.entry(CatalogueRequest::Lookup { name: name("s") });
+    assert_eq!(
+        (entry.lineage, entry.size),
+        (snapshot, 1 << 20),
+        "as it was begun"
+    );
+    assert_eq!(rig.read(handle, 256), 9);
 }

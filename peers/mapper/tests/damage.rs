@@ -6,7 +6,7 @@ mod rig;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::map::MapRequest;
-use archipelago_protocol::object::{ObjectKind, ObjectOp};
+use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
 
 use rig::{Rig, small};
@@ -96,4 +96,60 @@ fn a_damaged_catalogue_refuses_everything() {
         "{}",
         error.message
     );
+}
+
+#[test]
+fn a_pack_that_is_missing_is_damage() {
+    let delete = |rig: &mut Rig, id| {
+        let request = ObjectRequest::new(ObjectOp::Delete, id);
+        rig.pool.serve(&request, &[]).0.result.unwrap();
+        rig.restart();
+    };
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 1, 1);
+    rig.close(handle);
+    delete(&mut rig, ObjectId::pack(own, 1));
+    let reader = rig.open(own, false);
+    let located = rig.locate(reader, 1, 1, false).result;
+    assert_eq!(located, Err(ErrorCode::Damaged));
+    let why = rig.mapper.damage(own).unwrap();
+    assert!(
+        why.contains("pack 1 of") && why.contains("it is missing"),
+        "{why}"
+    );
+    // And the catalogue's: the first checkpoint of the first mapper.
+    for number in 0..20 {
+        rig.create(&format!("w{number}"), 1 << 20, ObjectSize::MIN);
+    }
+    assert_eq!(rig.mapper.counters().catalogue_checkpoints, 1);
+    delete(&mut rig, ObjectId::pack(Lineage::CATALOGUE, 2 << 16 | 1));
+    let failure = rig.mapper.failure().unwrap();
+    assert_eq!(failure.code, ErrorCode::Damaged);
+    let why = failure.message;
+    assert!(
+        why.contains("pack 131073 of the catalogue is missing"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_page_is_found_wherever_its_pack_has_it() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 40, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    // Leaves far apart: pages that begin anywhere in their pack, and one that ends in another unit.
+    let places: Vec<u64> = (0..60).map(|leaf| leaf * 16 * 512 * 3 + leaf).collect();
+    for place in &places {
+        rig.write(own, handle, *place, place + 1);
+    }
+    rig.close(handle);
+    rig.restart();
+    let reader = rig.open(own, false);
+    for place in &places {
+        assert_eq!(rig.read(reader, *place), place + 1);
+    }
+    let pages = rig.mapper.counters().pages_read;
+    assert_eq!(pages, 61, "each once, and what is above them");
 }

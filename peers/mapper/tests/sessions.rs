@@ -462,3 +462,71 @@ fn a_reader_of_a_volume_that_did_not_end_cleanly_sees_what_was_flushed() {
     let reader = rig.open(snapshot, false);
     assert_eq!([1, 2].map(|block| rig.read(reader, block)), [7, 8]);
 }
+
+#[test]
+fn of_two_who_open_at_the_same_time_one_waits_and_is_refused() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let other = rig.create("w", 1 << 20, ObjectSize::MIN);
+    rig.stalled = true;
+    let asked = [own, own, other].map(|lineage| rig.send(MapRequest::open(lineage, true)));
+    rig.stalled = false;
+    rig.run();
+    let opened = asked.map(|tag| rig.reply(tag).unwrap().result);
+    assert!(opened[0].is_ok() && opened[2].is_ok(), "{opened:?}");
+    assert_eq!(opened[1], Err(ErrorCode::InUse));
+    assert_eq!(rig.mapper.sessions(), 2);
+}
+
+#[test]
+fn the_end_of_a_volume_that_is_shrunk_is_written_beside_what_was_there() {
+    let (mut rig, own, handle, epoch) = volume();
+    rig.write(own, handle, 2, 7);
+    rig.close(handle);
+    let before = rig.pool.log.len();
+    rig.entry(archipelago_protocol::catalogue::CatalogueRequest::Resize {
+        name: "v".parse().unwrap(),
+        size: 2 * 4096 + 512,
+        force: true,
+    });
+    let data: Vec<u64> = rig.pool.log[before..]
+        .iter()
+        .filter(|(op, id, _)| *op == ObjectOp::Write && id.kind == ObjectKind::Data)
+        .map(|(_, id, _)| id.number)
+        .collect();
+    assert_eq!(data, [epoch.0 + 1]);
+    let handle = rig.open(own, true);
+    assert_eq!(rig.sectors(handle, 2), [7, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_mapper_says_whether_it_is_ready_and_what_it_does() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    assert!(rig.mapper.is_ready() && rig.mapper.is_idle());
+    for block in 0..100 {
+        rig.write(own, handle, block * 16, 1);
+    }
+    assert_eq!(rig.mapper.cache_bytes(), 0, "nothing is stored yet");
+    rig.stalled = true;
+    let closing = rig.send(MapRequest::new(MapOp::Close, handle));
+    assert!(!rig.mapper.is_idle());
+    rig.stalled = false;
+    rig.run();
+    assert_eq!(rig.reply(closing).unwrap().result, Ok(0));
+    assert!(rig.mapper.is_idle());
+    // One leaf: its tables, a hundred runs of one layer, and some.
+    assert_eq!(rig.mapper.cache_bytes(), 512 * 24 + 100 * 8 + 24 + 64);
+    let writes = 100;
+    assert_eq!(
+        rig.mapper.object_requests(),
+        rig.pool.log.len() as u64 - writes
+    );
+    assert!(rig.mapper.failure().is_none() && rig.mapper.damage(own).is_none());
+    let journals = archipelago_mapper::journal::MemoryJournals::new(64);
+    let mut unread = archipelago_mapper::Mapper::new(small(), Box::new(journals));
+    assert!(!unread.is_ready() && unread.is_idle());
+    unread.start();
+    assert!(!unread.is_ready() && !unread.is_idle());
+}
