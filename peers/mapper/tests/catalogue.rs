@@ -410,3 +410,36 @@ fn a_volume_that_is_open_grows_and_does_not_shrink() {
     );
     assert_eq!(rig.read(handle, 256), 9);
 }
+
+#[test]
+fn no_two_prepared_snapshots_have_one_token() {
+    let mut rig = Rig::new(small());
+    rig.create("v", 1 << 20, ObjectSize::MIN);
+    rig.create("w", 1 << 20, ObjectSize::MIN);
+    let mut tokens = std::collections::BTreeSet::new();
+    for _mapper in 0..3 {
+        tokens.insert(rig.prepare("v", "s").0);
+        tokens.insert(rig.prepare("w", "t").0);
+        rig.restart();
+    }
+    assert_eq!(tokens.len(), 6);
+}
+
+#[test]
+fn a_log_that_cannot_be_looked_at_is_not_begun_anew() {
+    let mut rig = Rig::new(small());
+    rig.create("v", 1 << 20, ObjectSize::MIN);
+    let head = ObjectRequest::new(ObjectOp::Delete, ObjectId::head(Lineage::CATALOGUE));
+    rig.pool.serve(&head, &[]);
+    // There is no head, there are no volumes' objects, and then the length of the log is asked for.
+    let before = rig.pool.log.len();
+    rig.pool.fail = Some((before + 3, ErrorCode::Io));
+    rig.restart();
+    let asked: Vec<ObjectOp> = rig.pool.log[before..]
+        .iter()
+        .map(|(op, _, _)| *op)
+        .collect();
+    use ObjectOp::{List, ReadSwapped, Stat};
+    assert_eq!(asked, [ReadSwapped, List, Stat]);
+    assert!(!rig.mapper.is_ready());
+}

@@ -144,3 +144,150 @@ impl Catalogue {
         pieces
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use archipelago_protocol::catalogue::Kind;
+    use archipelago_protocol::object::ObjectReply;
+    use archipelago_protocol::{ErrorCode, ObjectSize};
+
+    use super::super::record::Item;
+    use super::*;
+    use crate::effect::Effect;
+    use crate::head::CatalogueHead;
+    use crate::journal::MemoryJournals;
+    use crate::mapper::MapperConfig;
+    use crate::task::{Scheduler, Tasks};
+    use crate::tree::Root;
+
+    /// A catalogue of so many volumes with the longest names: records of 368 bytes.
+    fn catalogue(volumes: u128) -> Catalogue {
+        let catalogue = Catalogue::new(&Rc::new(Scheduler::default()));
+        for number in 1..=volumes {
+            let item = Item {
+                name: Some(format!("{number:0>255}").parse().unwrap()),
+                kind: Kind::Volume,
+                lineage: Lineage(number),
+                parent: None,
+                size: 512,
+                object_size: ObjectSize::MIN,
+                created: 0,
+                root: Root::default(),
+            };
+            let mut names = catalogue.names.borrow_mut();
+            names.apply(Change::Put(item));
+        }
+        catalogue
+    }
+
+    #[test]
+    fn a_page_has_its_records_behind_their_length() {
+        let mut record = Writer::bare();
+        Change::Doom(Lineage(1 << 64 | 2)).encode(&mut record);
+        let page = page(&record.into_bytes());
+        let golden = "4152434843504147 02000000 00100000 0e2959e1 00000000 \
+                      0000000000000000 0000000000000000 18000000 00000000 \
+                      02 00 1800 00000000 0100000000000000 0200000000000000";
+        let digits: String = page[..72]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(digits, golden.replace(' ', ""));
+        assert!(page.len() == 4096 && page[72..].iter().all(|byte| *byte == 0));
+        let (changes, len) = decode(&page).unwrap();
+        assert_eq!(
+            (changes, len),
+            (vec![Change::Doom(Lineage(1 << 64 | 2))], 4096)
+        );
+    }
+
+    #[test]
+    fn pages_are_closed_behind_64_kib_and_written_a_mebibyte_at_a_time() {
+        assert!(catalogue(0).pages().is_empty());
+        // 183 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB. Sixteen of them pass a mebibyte.
+        const PAGE: usize = 17 * 4096;
+        let lens = |volumes| -> Vec<usize> {
+            let pieces = catalogue(volumes).pages();
+            pieces.iter().map(Vec::len).collect()
+        };
+        assert_eq!(lens(179), [PAGE]);
+        assert_eq!(lens(180), [PAGE + 4096]);
+        assert_eq!(lens(16 * 179), [16 * PAGE]);
+        assert_eq!(lens(16 * 179 + 1), [16 * PAGE, 4096]);
+    }
+
+    /// What is read of `pack`, if `told` bytes of it are the last checkpoint.
+    fn read_back(pack: &[u8], told: u64, answer: Option<ErrorCode>) -> Outcome<Names> {
+        let journals = Box::new(MemoryJournals::new(1));
+        let core = Rc::new(Core::new(MapperConfig::default(), journals));
+        let head = CatalogueHead {
+            pack: 7,
+            pack_len: told,
+            ..core.catalogue.head.get().0
+        };
+        let found = Rc::new(RefCell::new(None));
+        let (task, result) = (Rc::clone(&core), Rc::clone(&found));
+        core.scheduler.spawn(async move {
+            let names = read(&task, &head).await;
+            *result.borrow_mut() = Some(names);
+        });
+        let mut tasks = Tasks::default();
+        tasks.run(&core.scheduler);
+        loop {
+            let effect = core.disk.effects.borrow_mut().pop_front();
+            let Some(Effect::Object { id, request, .. }) = effect else {
+                break;
+            };
+            assert_eq!(request.id, ObjectId::pack(Lineage::CATALOGUE, 7));
+            let at = usize::try_from(request.offset).unwrap();
+            match answer {
+                Some(code) => core.disk.done(id, ObjectReply::failed(code), Vec::new()),
+                None => {
+                    let bytes = pack[at..][..request.len as usize].to_vec();
+                    core.disk.done(id, ObjectReply::done(request.len), bytes);
+                }
+            }
+            tasks.run(&core.scheduler);
+        }
+        let names = found.borrow_mut().take();
+        names.expect("it was read to its end")
+    }
+
+    #[test]
+    fn what_was_written_in_pieces_is_read_in_pieces() {
+        for volumes in [0, 1, 180, 16 * 179 + 1, 40 * 179] {
+            let catalogue = catalogue(volumes);
+            let pack = catalogue.pages().concat();
+            let names = read_back(&pack, pack.len() as u64, None).unwrap();
+            assert!(
+                names.dump().eq(catalogue.names.borrow().dump()),
+                "{volumes}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pack_that_is_damaged_missing_or_cut_is_told() {
+        let pack = catalogue(400).pages().concat();
+        let len = pack.len() as u64;
+        let why = |outcome: Outcome<Names>| {
+            let failure = outcome.unwrap_err();
+            (failure.code, failure.message)
+        };
+        let mut bad = pack.clone();
+        bad[100_000] ^= 1;
+        let (code, message) = why(read_back(&bad, len, None));
+        assert_eq!(code, ErrorCode::Damaged);
+        assert!(message.contains("checksum does not match"), "{message}");
+        let (code, message) = why(read_back(&pack, len - 4096, None));
+        assert_eq!(code, ErrorCode::Damaged);
+        assert!(message.contains("its length"), "{message}");
+        let missing = why(read_back(&pack, len, Some(ErrorCode::NotFound)));
+        let expected = "pack 7 of the catalogue is missing".to_owned();
+        assert_eq!(missing, (ErrorCode::Damaged, expected));
+        let (code, _) = why(read_back(&pack, len, Some(ErrorCode::Io)));
+        assert_eq!(code, ErrorCode::Io);
+    }
+}
