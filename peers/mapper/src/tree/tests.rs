@@ -406,3 +406,26 @@ fn only_a_newer_epoch_of_the_same_lineage_stays() {
     assert_eq!(older(5, 7), [(6, 7)]);
     assert_eq!(older(3, 5), [(3, 4)]);
 }
+
+#[test]
+fn a_page_is_the_one_that_its_reference_means() {
+    let mut stored = Stored::new();
+    stored.set(3, 90, Some(layer(2)));
+    stored.store();
+    let root = stored.tree.stored_root().unwrap();
+    let page = root.page.unwrap();
+    let bytes = &stored.pack[..page.len as usize];
+    let judged = |page: PageRef, bytes: &[u8]| decode(&page, 0, ObjectSize::MIN, bytes).is_ok();
+    assert!(judged(page, bytes));
+    let crc = page.crc ^ 1;
+    assert!(
+        !judged(PageRef { crc, ..page }, bytes),
+        "whole, but another one"
+    );
+    let lineage = Lineage(6);
+    assert!(!judged(PageRef { lineage, ..page }, bytes));
+    assert!(
+        !judged(page, &[bytes, &[0; 8]].concat()),
+        "and more behind it"
+    );
+}
