@@ -530,3 +530,37 @@ fn a_mapper_says_whether_it_is_ready_and_what_it_does() {
     unread.start();
     assert!(!unread.is_ready() && !unread.is_idle());
 }
+
+#[test]
+fn the_mapper_s_own_commit_takes_nothing_that_came_after_its_sync_began() {
+    let (mut rig, own, handle, epoch) = volume();
+    for block in 0..64 {
+        rig.put(own, epoch, block * 2, 1);
+        rig.written(handle, block * 2, 1, epoch).result.unwrap();
+    }
+    // One more is held back, and the mapper syncs the pool. Meanwhile a flush makes room for it and for others.
+    rig.stalled = true;
+    let report = |block: u64| MapRequest {
+        offset: block * 4096,
+        len: 4096,
+        operand: [epoch.0, 0],
+        ..MapRequest::new(MapOp::Written, handle)
+    };
+    let held = rig.send(report(200));
+    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
+    let flushed = rig.send(MapRequest {
+        operand: [cut, 0],
+        ..MapRequest::new(MapOp::FlushCommit, handle)
+    });
+    rig.step(ObjectOp::Write, None);
+    assert_eq!(rig.reply(flushed).unwrap().result, Ok(0));
+    assert_eq!(rig.reply(held).unwrap().result, Ok(0));
+    rig.ask(report(202)).result.unwrap();
+    let before = rig.pool.log.len();
+    rig.step(ObjectOp::SyncPool, None);
+    rig.stalled = false;
+    rig.run();
+    let appended = rig.pool.count(before, ObjectOp::Write, ObjectKind::Log);
+    assert_eq!(appended, 0, "their data may not be durable");
+    assert_eq!(rig.op(MapOp::FlushBegin, handle, 0).result, Ok(1));
+}
