@@ -429,3 +429,44 @@ fn a_page_is_the_one_that_its_reference_means() {
         "and more behind it"
     );
 }
+
+#[test]
+fn a_tree_is_no_higher_than_its_blocks_need() {
+    for (end, level) in [
+        (1, 0),
+        (8192, 0),
+        (8193, 1),
+        (8192 * 256, 1),
+        (8192 * 256 + 1, 2),
+    ] {
+        let mut stored = Stored::new();
+        stored.set(end - 1, end, Some(layer(1)));
+        stored.store();
+        assert_eq!(stored.tree.stored_root().unwrap().level, level, "{end}");
+    }
+}
+
+#[test]
+fn nodes_that_are_stored_are_let_go_also_below_one_that_is_not() {
+    let mut stored = Stored::new();
+    stored.set(0, 1, Some(layer(1)));
+    stored.set(8192, 8193, Some(layer(1)));
+    let store = |stored: &mut Stored, offset| {
+        let (written, _) = stored.tree.pages(OWN, 1, offset);
+        written.mark_stored(&mut stored.cache);
+        written.count()
+    };
+    assert_eq!(store(&mut stored, 0), 3);
+    // The second leaf and the root change, the first leaf is as it is stored.
+    stored.set(8193, 8194, Some(layer(2)));
+    let in_memory =
+        |stored: &Stored| [0, 8192].map(|block| stored.tree.lookup(&stored.cache, block).is_ok());
+    stored.cache = Cache::new(0);
+    assert_eq!(in_memory(&stored), [true, true]);
+    stored.tree.release_stored();
+    assert_eq!(in_memory(&stored), [false, true]);
+    assert_eq!(store(&mut stored, 4096), 2);
+    stored.tree.release_stored();
+    stored.cache = Cache::new(0);
+    assert_eq!(in_memory(&stored), [false, false]);
+}
