@@ -134,6 +134,26 @@ fn a_failed_sync_of_the_pool_stops_every_volume() {
 }
 
 #[test]
+fn a_failed_sync_of_the_pool_voids_what_journals_know() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 3, 7);
+    rig.flush(handle).unwrap();
+    rig.write(own, handle, 4, 8);
+    rig.create("removed", 1 << 20, ObjectSize::MIN);
+    rig.pool.fail_next(ObjectOp::SyncPool, ErrorCode::Io);
+    let removal = CatalogueRequest::Remove {
+        name: "removed".parse().unwrap(),
+    };
+    assert!(matches!(rig.control(removal), CatalogueReply::Done));
+    // The mapper dies before anybody was told. What the sync lost is not known: nothing that was not flushed counts.
+    rig.restart();
+    let handle = rig.open(own, true);
+    assert_eq!((rig.read(handle, 3), rig.read(handle, 4)), (7, 0));
+}
+
+#[test]
 fn a_session_that_was_lost_is_dropped_when_its_successor_says_so() {
     let mut rig = Rig::new(small());
     let own = rig.create("v", 1 << 20, ObjectSize::MIN);

@@ -39,6 +39,7 @@ pub(crate) struct Pool {
     pub(crate) log: Vec<(ObjectOp, ObjectId, u8)>,
     /// The request with this number fails so.
     pub(crate) fail: Option<(usize, ErrorCode)>,
+    fail_next: Option<(ObjectOp, ErrorCode)>,
 }
 
 impl Pool {
@@ -47,6 +48,9 @@ impl Pool {
         if let Some((at, code)) = self.fail
             && at == self.log.len()
         {
+            return (ObjectReply::failed(code), Vec::new());
+        }
+        if let Some((_, code)) = self.fail_next.take_if(|(op, _)| *op == request.op) {
             return (ObjectReply::failed(code), Vec::new());
         }
         let id = request.id;
@@ -190,6 +194,11 @@ impl Pool {
         let log = logs.find(|(id, _)| id.kind == ObjectKind::Log && id.lineage == lineage);
         let (id, object) = log.unwrap();
         self.objects.insert(*id, object.clone());
+    }
+
+    /// The next such request fails.
+    pub(crate) fn fail_next(&mut self, op: ObjectOp, code: ErrorCode) {
+        self.fail_next = Some((op, code));
     }
 
     /// Flips a bit of an object.
