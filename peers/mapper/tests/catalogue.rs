@@ -9,7 +9,7 @@ use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
 
-use rig::{Rig, small};
+use rig::{Left, Rig, small};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -226,6 +226,36 @@ fn a_failed_append_is_read_again_before_anything_is_changed() {
     rig.entry(create);
     rig.power_cut(|| false);
     assert_eq!(names(&list(&mut rig, "", None, 9)), ["v", "w"]);
+}
+
+#[test]
+fn what_is_listed_after_a_failed_append_stays_so() {
+    for left in [Left::Durable, Left::Unsynced, Left::Lost] {
+        for dies in [false, true] {
+            let mut rig = Rig::new(small());
+            rig.create("v", 1 << 20, ObjectSize::MIN);
+            let removal = CatalogueRequest::Remove { name: name("v") };
+            rig.pool.fail_done(left);
+            assert_eq!(rig.refused(removal), ErrorCode::SyncFailed);
+            if dies {
+                if matches!(left, Left::Lost) {
+                    // The blocker remembers a sync that failed, so that the next one of the log fails, too.
+                    continue;
+                }
+                rig.restart();
+            }
+            let listed = names(&list(&mut rig, "", None, 9)).len();
+            rig.restart();
+            let again = names(&list(&mut rig, "", None, 9)).len();
+            assert_eq!(again, listed, "{left:?}, dies: {dies}");
+            rig.power_cut(|| false);
+            let again = names(&list(&mut rig, "", None, 9)).len();
+            assert_eq!(
+                again, listed,
+                "{left:?}, dies: {dies}, then the power fails"
+            );
+        }
+    }
 }
 
 #[test]

@@ -30,6 +30,17 @@ struct Object {
     dirty: BTreeSet<usize>,
 }
 
+/// What a durable write that failed has left, where everybody reads it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Left {
+    /// All of it.
+    Durable,
+    /// What a sync makes durable.
+    Unsynced,
+    /// What no sync makes durable any more, though it succeeds.
+    Lost,
+}
+
 /// Objects in memory: written and durable kept apart.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pool {
@@ -40,6 +51,7 @@ pub(crate) struct Pool {
     /// The request with this number fails so.
     pub(crate) fail: Option<(usize, ErrorCode)>,
     fail_next: Option<(ObjectOp, ErrorCode)>,
+    fail_done: Option<Left>,
 }
 
 impl Pool {
@@ -52,6 +64,19 @@ impl Pool {
         }
         if let Some((_, code)) = self.fail_next.take_if(|(op, _)| *op == request.op) {
             return (ObjectReply::failed(code), Vec::new());
+        }
+        if request.op == ObjectOp::Write
+            && let Some(left) = self.fail_done.take()
+        {
+            let mut done = *request;
+            if !matches!(left, Left::Durable) {
+                done.flags &= !FLAG_DURABLE;
+            }
+            self.serve(&done, data).0.result.unwrap();
+            if matches!(left, Left::Lost) {
+                self.objects.get_mut(&request.id).unwrap().dirty.clear();
+            }
+            return (ObjectReply::failed(ErrorCode::Io), Vec::new());
         }
         let id = request.id;
         let offset = request.offset as usize;
@@ -199,6 +224,11 @@ impl Pool {
     /// The next such request fails.
     pub(crate) fn fail_next(&mut self, op: ObjectOp, code: ErrorCode) {
         self.fail_next = Some((op, code));
+    }
+
+    /// The next write fails when it is done.
+    pub(crate) fn fail_done(&mut self, left: Left) {
+        self.fail_done = Some(left);
     }
 
     /// Flips a bit of an object.
