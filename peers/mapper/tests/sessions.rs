@@ -324,13 +324,17 @@ fn a_snapshot_is_begun_ended_and_made_by_its_token() {
     let not_found = Err(ErrorCode::NotFound);
     let in_use = Err(ErrorCode::InUse);
     assert_eq!(ask(&mut rig, SnapshotBegin, others, token), not_found);
-    assert_eq!(ask(&mut rig, SnapshotBegin, handle, token + 1), not_found);
+    assert_eq!(ask(&mut rig, SnapshotBegin, handle, token + 9), not_found);
     assert_eq!(ask(&mut rig, SnapshotCommit, handle, token), not_found);
     assert_eq!(ask(&mut rig, SnapshotBegin, handle, token), Ok(0));
     assert_eq!(ask(&mut rig, SnapshotBegin, handle, token), in_use);
-    assert_eq!(ask(&mut rig, SnapshotCommit, handle, token + 1), not_found);
-    // Of another one: this one stays.
-    assert_eq!(ask(&mut rig, SnapshotAbort, handle, token + 1), Ok(0));
+    assert_eq!(ask(&mut rig, SnapshotCommit, handle, token + 9), not_found);
+    // One at a time.
+    let (second, _) = rig.prepare("v", "u");
+    assert_eq!(ask(&mut rig, SnapshotBegin, handle, second), in_use);
+    assert_eq!(ask(&mut rig, SnapshotAbort, handle, second), Ok(0));
+    // Of one that is not known: this one stays.
+    assert_eq!(ask(&mut rig, SnapshotAbort, handle, token + 9), Ok(0));
     rig.stalled = true;
     let making = rig.send(MapRequest {
         operand: [token, 0],
