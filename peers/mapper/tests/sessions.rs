@@ -127,6 +127,8 @@ fn a_flush_has_something_to_do_until_all_is_logged_and_home() {
     assert_eq!(begin(&mut rig), (1, 2));
     assert_eq!(flush_commit(&mut rig, handle, 0, epoch, &[1, 3]), None);
     assert_eq!(begin(&mut rig), (1, 2), "what is carried is not home");
+    let counters = rig.mapper.counters();
+    assert_eq!((counters.log_batches, counters.carried_blocks), (1, 2));
     rig.sync();
     assert_eq!(flush_commit(&mut rig, handle, FLAG_HOME, epoch, &[]), None);
     assert_eq!(begin(&mut rig), (0, 2));
