@@ -1,5 +1,8 @@
-//! Every durable structure as bytes, written out by hand from the tables of `docs/map-format.md`: a change of a layout
-//! is a change here too. Batches are beside their code, in `log`.
+//! Every durable structure and the presence journal as bytes, written out by hand from the tables of `docs/map-format.md`: a
+//! change of a layout is a change here too. Batches are beside their code, in `log`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize};
@@ -7,11 +10,13 @@ use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize};
 use crate::catalogue::{Change, Item};
 use crate::format::Writer;
 use crate::head::{CatalogueHead, VolumeHead};
+use crate::journal::{Journal, JournalArea, JournalMemory, JournalRecord, load};
 use crate::log::{Record, RecordKind};
 use crate::tree::{Cache, Layer, PageRef, Range, Root, Tree};
 
 const US: Lineage = Lineage(1 << 64 | 2);
 const PARENT: Lineage = Lineage(3 << 64 | 4);
+/// Of a head; of a journal the boot.
 const OWNER: u128 = 7 << 64 | 8;
 
 /// Whether `bytes` are those that stand in `golden`, in hexadecimal digits and spaces.
@@ -205,4 +210,69 @@ fn catalogue_records() {
          03 00 1800 00000000 0100000000000000 0200000000000000",
     );
     assert_eq!(Change::decode_all(&bytes), Ok(changes));
+}
+
+/// Memory of a journal that can be looked at.
+#[derive(Debug, Clone)]
+struct Area(Rc<RefCell<Vec<u8>>>);
+
+impl JournalMemory for Area {
+    fn size(&self) -> u64 {
+        self.0.borrow().len() as u64
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        let at = usize::try_from(offset).unwrap();
+        into.copy_from_slice(&self.0.borrow()[at..at + into.len()]);
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let at = usize::try_from(offset).unwrap();
+        self.0.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+#[test]
+fn a_presence_journal() {
+    let area = |len| Area(Rc::new(RefCell::new(vec![0; len])));
+    // Room for two marks and four records, and a bit that is not enough for another one.
+    let memory = area(128 + 2 * 24 + 4 * 48 + 47);
+    let mut journal = JournalArea::create(memory.clone(), OWNER, US, Generation(6));
+    let record = |sequence, blocks, start, zero| JournalRecord {
+        sequence,
+        start,
+        blocks,
+        epoch: Epoch(9),
+        zero,
+    };
+    let records = vec![record(1, 2, 3, false), record(2, 5, 4, true)];
+    for record in &records {
+        journal.append(*record).unwrap();
+    }
+    journal.mark(0x1000);
+    let bytes = memory.0.borrow().clone();
+    check(
+        &bytes[..80],
+        "415243484a524e4c 02000000 80000000 95ebe269 00000000 0100000000000000 0200000000000000
+         0700000000000000 0800000000000000 0600000000000000 0400000000000000 0000000000000000",
+    );
+    assert!(bytes[80..128].iter().all(|byte| *byte == 0));
+    check(
+        &bytes[128..128 + 24],
+        "7e6d6e07 00000000 0600000000000000 0010000000000000",
+    );
+    // The second mark, and the slot of record 4.
+    assert!(bytes[128 + 24..176 + 48].iter().all(|byte| *byte == 0));
+    check(
+        &bytes[176 + 48..176 + 3 * 48],
+        "3698db00 01000000 02000000 00000000 0100000000000000 0600000000000000
+         0300000000000000 0900000000000000
+         01cfa729 02000000 05000000 00000000 0200000000000000 0600000000000000
+         0400000000000000 0900000000000000",
+    );
+    assert_eq!(load(&memory, OWNER, US).unwrap().records, records);
+    // Nothing is written where not even a head has room.
+    let none = area(100);
+    JournalArea::create(none.clone(), OWNER, US, Generation(6)).mark(0x1000);
+    assert!(none.0.borrow().iter().all(|byte| *byte == 0));
 }

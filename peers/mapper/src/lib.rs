@@ -44,8 +44,6 @@ mod format;
 pub mod fuzzing;
 #[cfg(test)]
 mod golden;
-#[cfg(test)]
-mod golden_journal;
 mod head;
 pub mod journal;
 #[cfg(test)]
