@@ -94,6 +94,10 @@ impl Drop for Host {
             state.release(0);
         }
         drop(state);
+        if std::thread::panicking() {
+            // A device that does wrong need not come to an end by itself.
+            self.killed.store(true, Ordering::Relaxed);
+        }
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.detach(Detach::Force).unwrap();
         }
