@@ -19,7 +19,7 @@ const PAGE_ALIGN: usize = 64;
 pub(crate) struct Written {
     /// To be written at the offset that they were made for.
     pub(crate) bytes: Vec<u8>,
-    nodes: Vec<(Rc<Node>, PageRef)>,
+    pub(super) nodes: Vec<(Rc<Node>, PageRef)>,
 }
 
 impl Written {

@@ -166,6 +166,31 @@ proptest! {
 }
 
 #[test]
+fn zeros_over_whole_nodes_read_none_of_their_pages_and_leave_none() {
+    let mut stored = Stored::new();
+    // A leaf of objects of 16 blocks each, the one behind it, and the rest.
+    let leaf = LEAF_OBJECTS * 16;
+    for start in [0, leaf, 2 * leaf] {
+        stored.set(start, start + 8, Some(layer(1)));
+    }
+    stored.store();
+    let zeros = Range {
+        start: leaf,
+        end: 3 * leaf,
+    };
+    let first = stored.tree.missing(&stored.cache, zeros, None);
+    stored.load(first.expect("the root is not there yet"));
+    assert_eq!(stored.tree.missing(&stored.cache, zeros, None), None);
+    stored.tree.set(&stored.cache, zeros, None);
+    let (written, _) = stored.tree.pages(OWN, 1, stored.pack.len() as u64);
+    assert_eq!(written.nodes.len(), 1, "the root alone");
+    // Nothing is made to hold zeros where there was nothing.
+    let mut empty = Tree::new(Root::default(), ObjectSize::MIN);
+    empty.set(&stored.cache, Range { start: 3, end: 5 }, None);
+    assert_eq!(empty.pages(OWN, 1, 0).1.page, None);
+}
+
+#[test]
 fn a_stored_node_that_is_changed_is_stored_again() {
     let mut stored = Stored::new();
     stored.set(3, 90, Some(layer(2)));
