@@ -61,8 +61,8 @@ pub struct JournalFull;
 pub struct Recovered {
     /// Of the session that wrote it.
     pub generation: Generation,
-    /// The position up to which its log is durable, or one shortly before that; 0: not known.
-    pub logged: u64,
+    /// The position up to which its log is durable, or one shortly before that; `None`: no mark is whole.
+    pub logged: Option<u64>,
     /// In order, without gaps.
     pub records: Vec<JournalRecord>,
 }
@@ -214,7 +214,7 @@ pub fn load<M: JournalMemory>(memory: &M, boot: u128, lineage: Lineage) -> Optio
     });
     Some(Recovered {
         generation,
-        logged: marks.max().unwrap_or(0),
+        logged: marks.max(),
         records,
     })
 }
@@ -344,6 +344,13 @@ impl MemoryJournals {
     pub fn power_cut(&self) {
         self.areas.borrow_mut().clear();
     }
+
+    /// What damage to their memory does: no mark is whole.
+    pub fn lose_marks(&self) {
+        for area in self.areas.borrow().values() {
+            area.0.borrow_mut()[HEAD_LEN..SLOTS_AT].fill(0xff);
+        }
+    }
 }
 
 impl JournalMemory for MemoryArea {
@@ -467,17 +474,17 @@ mod tests {
         let memory = area(4);
         let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
         let logged = || load(&memory, 7, US).unwrap().logged;
-        assert_eq!(logged(), 0);
+        assert_eq!(logged(), None);
         journal.mark(4096);
-        assert_eq!(logged(), 4096);
+        assert_eq!(logged(), Some(4096));
         journal.mark(8192);
         journal.mark(12288);
-        assert_eq!(logged(), 12288);
+        assert_eq!(logged(), Some(12288));
         memory.0.borrow_mut()[HEAD_LEN + 20] ^= 1;
-        assert_eq!(logged(), 8192);
+        assert_eq!(logged(), Some(8192));
         // Those of an older session say nothing of this one's.
         JournalArea::create(memory.clone(), 7, US, Generation(3));
-        assert_eq!(logged(), 0);
+        assert_eq!(logged(), None);
     }
 
     #[test]

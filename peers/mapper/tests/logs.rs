@@ -127,6 +127,26 @@ fn a_log_that_is_missing_or_too_short_is_damage() {
     }
 }
 
+#[test]
+fn without_a_mark_of_its_journal_all_of_a_log_is_judged() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+    let handle = rig.open(own, true);
+    let log = ObjectId::log(own, 1);
+    let blank = read(&mut rig.pool, log, 0, 4096);
+    for block in 0..2 {
+        rig.write(own, handle, block, 1);
+        rig.flush(handle).unwrap();
+    }
+    // A lost append: nothing is wrong with what stands there, but for what follows it.
+    write(&mut rig.pool, log, 0, &blank);
+    rig.journals.lose_marks();
+    rig.restart();
+    let opened = rig.ask(MapRequest::open(own, true)).result;
+    assert_eq!(opened, Err(ErrorCode::Damaged));
+    assert!(rig.mapper.damage(own).unwrap().contains("follows it"));
+}
+
 fn checked(rig: &mut Rig) -> Report {
     match rig.control(CatalogueRequest::Check { repair: false }) {
         CatalogueReply::Report(report) => report,

@@ -225,7 +225,7 @@ fn a_takeover_reads_no_more_of_a_log_than_was_appended() {
     }
     assert_eq!(reads, [1, 1]);
     // After a power cut nothing is known of it.
-    rig.power_cut(|| true);
+    rig.power_cut(|| false);
     let before = rig.pool.log.len();
     rig.open(own, true);
     let all = rig.pool.count(before, ObjectOp::Read, ObjectKind::Log);

@@ -110,12 +110,13 @@ pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Vol
     // What a failed sync could have dropped since the recovery's own is none of this volume's.
     core.lost.borrow_mut().remove(&lineage);
     let journal = core.journals.borrow_mut().open(lineage, head.generation);
-    let journal = journal.map_err(|code| {
+    let mut journal = journal.map_err(|code| {
         Failure::new(
             code,
             format!("there is no memory for the presence journal of {lineage}"),
         )
     })?;
+    journal.mark(head.log_start);
     {
         let mut log = volume.log.borrow_mut();
         log.start = head.log_start;
@@ -226,9 +227,8 @@ async fn recover(
     }
     let mut log = volume.log.borrow().clone();
     let journal = journal.filter(|journal| journal.generation == log.generation);
-    let reach = journal
-        .as_ref()
-        .map_or(Reach::Unknown, |journal| Reach::AtLeast(journal.logged));
+    let logged = journal.as_ref().and_then(|journal| journal.logged);
+    let reach = logged.map_or(Reach::Unknown, Reach::AtLeast);
     let mut records = Vec::new();
     let mut carried = CarriedBlocks::default();
     let oldest = log.generation;
