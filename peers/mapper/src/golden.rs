@@ -1,5 +1,5 @@
 //! Every durable structure and the presence journal as bytes, written out by hand from the tables of `docs/map-format.md`: a
-//! change of a layout is a change here too. Batches are beside their code, in `log`.
+//! change of a layout is a change here too.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use crate::catalogue::{Change, Item};
 use crate::format::Writer;
 use crate::head::{CatalogueHead, VolumeHead};
 use crate::journal::{Journal, JournalArea, JournalMemory, JournalRecord, load};
-use crate::log::{Record, RecordKind};
+use crate::log::{Content, Record, RecordKind, UNIT, encode_batch};
 use crate::tree::{Cache, Layer, PageRef, Range, Root, Tree};
 
 const US: Lineage = Lineage(1 << 64 | 2);
@@ -21,7 +21,7 @@ const OWNER: u128 = 7 << 64 | 8;
 
 /// Whether `bytes` are those that stand in `golden`, in hexadecimal digits and spaces.
 #[track_caller]
-fn check(bytes: &[u8], golden: &str) {
+pub(crate) fn check(bytes: &[u8], golden: &str) {
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(digits, golden.replace([' ', '\n'], ""));
 }
@@ -210,6 +210,26 @@ fn catalogue_records() {
          03 00 1800 00000000 0100000000000000 0200000000000000",
     );
     assert_eq!(Change::decode_all(&bytes), Ok(changes));
+}
+
+#[test]
+fn a_batch() {
+    let content = Content {
+        payload: (0..32).collect(),
+        blocks: vec![0xab; UNIT],
+    };
+    let batch = encode_batch(Lineage(5), Generation(3), 1 << 20, &content, 0);
+    assert_eq!(
+        (batch.len(), crc32c::crc32c(&batch)),
+        (2 * UNIT, 0x69ad_88c4)
+    );
+    // Header of the sector, envelope, body.
+    check(
+        &batch[..92],
+        "0000100000000000 0300000000000000 00000000 249309c7
+         4152434842544348 02000000 801e0000 aa0c2941 00000000 00000000000000000500000000000000
+         0300000000000000 0000100000000000 20000000 01000000 00010203",
+    );
 }
 
 /// Memory of a journal that can be looked at.

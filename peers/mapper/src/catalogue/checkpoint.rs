@@ -156,6 +156,7 @@ mod tests {
     use super::super::record::Item;
     use super::*;
     use crate::effect::Effect;
+    use crate::golden::check;
     use crate::head::CatalogueHead;
     use crate::journal::MemoryJournals;
     use crate::mapper::MapperConfig;
@@ -187,14 +188,12 @@ mod tests {
         let mut record = Writer::bare();
         Change::Doom(Lineage(1 << 64 | 2)).encode(&mut record);
         let page = page(&record.into_bytes());
-        let golden = "4152434843504147 02000000 00100000 0e2959e1 00000000 \
-                      0000000000000000 0000000000000000 18000000 00000000 \
-                      02 00 1800 00000000 0100000000000000 0200000000000000";
-        let digits: String = page[..72]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        assert_eq!(digits, golden.replace(' ', ""));
+        check(
+            &page[..72],
+            "4152434843504147 02000000 00100000 0e2959e1 00000000
+             0000000000000000 0000000000000000 18000000 00000000
+             02 00 1800 00000000 0100000000000000 0200000000000000",
+        );
         assert!(page.len() == 4096 && page[72..].iter().all(|byte| *byte == 0));
         let (changes, len) = decode(&page).unwrap();
         assert_eq!(

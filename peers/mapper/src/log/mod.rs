@@ -8,6 +8,7 @@
 
 mod batch;
 mod record;
+mod scan;
 mod sector;
 
 use std::ops::Range;
@@ -18,11 +19,12 @@ use archipelago_protocol::{ErrorCode, Generation};
 use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 
-use batch::{Step, scan_known};
+use scan::{Scan, Step, scan_known};
 use sector::{SECTOR_LEN, Sector, first_damaged};
 
-pub(crate) use batch::{Content, POSITION_MAX, Scan, UNIT, Wanted, batch_len, encode_batch, scan};
+pub(crate) use batch::{Content, POSITION_MAX, UNIT, batch_len, encode_batch};
 pub(crate) use record::{Record, RecordKind};
+pub(crate) use scan::{Wanted, scan};
 #[cfg(feature = "fuzzing")]
 pub(crate) use sector::blank;
 
