@@ -9,7 +9,8 @@ use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
 
-use rig::{Left, Rig, small};
+use rig::pool::Left;
+use rig::{Rig, small};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()

@@ -141,12 +141,12 @@ fn a_failed_sync_of_the_pool_voids_what_journals_know() {
     rig.write(own, handle, 3, 7);
     rig.flush(handle).unwrap();
     rig.write(own, handle, 4, 8);
-    rig.create("removed", 1 << 20, ObjectSize::MIN);
-    rig.pool.fail_next(ObjectOp::SyncPool, ErrorCode::Io);
-    let removal = CatalogueRequest::Remove {
-        name: "removed".parse().unwrap(),
-    };
-    assert!(matches!(rig.control(removal), CatalogueReply::Done));
+    let other = rig.create("other", 1 << 20, ObjectSize::MIN);
+    let session = rig.open(other, true);
+    rig.write(other, session, 1, 1);
+    rig.stalled = true;
+    rig.send(MapRequest::new(MapOp::Close, session));
+    rig.step(ObjectOp::SyncPool, Some(ErrorCode::Io));
     // The mapper dies before anybody was told. What the sync lost is not known: nothing that was not flushed counts.
     rig.restart();
     let handle = rig.open(own, true);

@@ -4,13 +4,15 @@
 
 mod rig;
 
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::{FindingKind, Report};
-use archipelago_protocol::map::{MapOp, MapRequest};
+use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-use rig::{Pool, Rig, carrying, small};
+use rig::pool::Pool;
+use rig::{Rig, carrying, small};
 
 fn read(pool: &mut Pool, id: ObjectId, offset: u64, len: u32) -> Vec<u8> {
     let request = ObjectRequest {
@@ -55,13 +57,8 @@ fn batches_of_every_length_go_round_the_log() {
             rig.write(own, handle, round * 4, round * 4);
             rig.flush(handle).unwrap();
         } else {
-            let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
-            let commit = MapRequest {
-                operand: [cut, 0],
-                ..MapRequest::new(MapOp::FlushCommit, handle)
-            };
-            let tag = rig.send_carrying(commit, carrying(epoch, &blocks));
-            rig.reply(tag).unwrap().result.unwrap();
+            rig.flush_carrying(handle, 0, carrying(epoch, &blocks))
+                .unwrap();
         }
         if round % 7 == 0 {
             rig.power_cut(|| false);
@@ -219,13 +216,8 @@ fn what_the_log_carries_is_not_missed() {
     let handle = rig.open(own, true);
     let epoch = Epoch(rig.locate(handle, 5, 1, true).values[0]);
     rig.written(handle, 5, 1, epoch).result.unwrap();
-    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
-    let commit = MapRequest {
-        operand: [cut, 0],
-        ..MapRequest::new(MapOp::FlushCommit, handle)
-    };
-    let tag = rig.send_carrying(commit, carrying(epoch, &[5]));
-    rig.reply(tag).unwrap().result.unwrap();
+    rig.flush_carrying(handle, 0, carrying(epoch, &[5]))
+        .unwrap();
     rig.power_cut(|| false);
     let report = checked(&mut rig);
     assert!(report.clean && report.findings.is_empty(), "{report:?}");
@@ -233,8 +225,7 @@ fn what_the_log_carries_is_not_missed() {
     let handle = rig.open(own, true);
     let epoch = Epoch(rig.locate(handle, 40, 1, true).values[0]);
     rig.written(handle, 40, 1, epoch).result.unwrap();
-    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
-    rig.op(MapOp::FlushCommit, handle, cut).result.unwrap();
+    rig.flush_carrying(handle, 0, Carried::default()).unwrap();
     rig.power_cut(|| false);
     let report = checked(&mut rig);
     assert!(!report.clean, "{report:?}");

@@ -5,6 +5,7 @@
 mod rig;
 
 use archipelago_mapper::ClientId;
+use archipelago_protocol::carry::Carried;
 use archipelago_protocol::map::{
     FLAG_DROP, FLAG_FLUSH_SOON, FLAG_HOME, LOCATE_LEN_MAX, MapOp, MapRequest, Placement,
 };
@@ -21,6 +22,7 @@ fn volume() -> (Rig, Lineage, u32, Epoch) {
     (rig, own, handle, epoch)
 }
 
+/// A flush that carries these blocks of `epoch`; what is wrong with it.
 fn flush_commit(
     rig: &mut Rig,
     handle: u32,
@@ -28,18 +30,11 @@ fn flush_commit(
     epoch: Epoch,
     blocks: &[u64],
 ) -> Option<ErrorCode> {
-    let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
-    let commit = MapRequest {
-        flags,
-        operand: [cut, 0],
-        ..MapRequest::new(MapOp::FlushCommit, handle)
-    };
     let carried = match blocks {
-        [] => archipelago_protocol::carry::Carried::default(),
+        [] => Carried::default(),
         blocks => carrying(epoch, blocks),
     };
-    let tag = rig.send_carrying(commit, carried);
-    rig.reply(tag).unwrap().result.err()
+    rig.flush_carrying(handle, flags, carried).err()
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A mapper, a pool in memory with everything that a crash can do to it, and a volume peer in a few lines.
+//! A mapper, a pool in memory, and a volume peer in a few lines.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -6,275 +6,19 @@
 )]
 #![allow(dead_code, reason = "each test uses a part")]
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+pub(crate) mod pool;
+
+use std::collections::{BTreeMap, VecDeque};
 
 use archipelago_mapper::journal::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
 use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
-use archipelago_protocol::object::{
-    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
-};
+use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-const SECTOR: usize = 512;
-
-type Sectors = BTreeMap<usize, [u8; SECTOR]>;
-
-/// An object as reads see it, and as the medium has it.
-#[derive(Debug, Clone, Default)]
-struct Object {
-    now: Sectors,
-    durable: Sectors,
-    dirty: BTreeSet<usize>,
-}
-
-/// What a durable write that failed has left, where everybody reads it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Left {
-    /// All of it.
-    Durable,
-    /// What a sync makes durable.
-    Unsynced,
-    /// What no sync makes durable any more, though it succeeds.
-    Lost,
-}
-
-/// Objects in memory: written and durable kept apart.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Pool {
-    objects: BTreeMap<ObjectId, Object>,
-    swapped: BTreeMap<ObjectId, (u64, Vec<u8>)>,
-    /// Requests so far.
-    pub(crate) log: Vec<(ObjectOp, ObjectId, u8)>,
-    /// The request with this number fails so.
-    pub(crate) fail: Option<(usize, ErrorCode)>,
-    fail_next: Option<(ObjectOp, ErrorCode)>,
-    fail_done: Option<Left>,
-}
-
-impl Pool {
-    pub(crate) fn serve(&mut self, request: &ObjectRequest, data: &[u8]) -> (ObjectReply, Vec<u8>) {
-        self.log.push((request.op, request.id, request.flags));
-        if let Some((at, code)) = self.fail
-            && at == self.log.len()
-        {
-            return (ObjectReply::failed(code), Vec::new());
-        }
-        if let Some((_, code)) = self.fail_next.take_if(|(op, _)| *op == request.op) {
-            return (ObjectReply::failed(code), Vec::new());
-        }
-        if request.op == ObjectOp::Write
-            && let Some(left) = self.fail_done.take()
-        {
-            let mut done = *request;
-            if !matches!(left, Left::Durable) {
-                done.flags &= !FLAG_DURABLE;
-            }
-            self.serve(&done, data).0.result.unwrap();
-            if matches!(left, Left::Lost) {
-                self.objects.get_mut(&request.id).unwrap().dirty.clear();
-            }
-            return (ObjectReply::failed(ErrorCode::Io), Vec::new());
-        }
-        let id = request.id;
-        let offset = request.offset as usize;
-        match request.op {
-            ObjectOp::Read => {
-                let Some(object) = self.objects.get(&id) else {
-                    return (ObjectReply::failed(ErrorCode::NotFound), Vec::new());
-                };
-                let mut bytes = vec![0; request.len as usize];
-                for_sectors(offset, bytes.len(), |sector, within, range| {
-                    if let Some(known) = object.now.get(&sector) {
-                        let len = range.len();
-                        bytes[range].copy_from_slice(&known[within..within + len]);
-                    }
-                });
-                (ObjectReply::done(request.len), bytes)
-            }
-            ObjectOp::Write => {
-                let object = self.objects.entry(id).or_default();
-                let end = offset + data.len();
-                for_sectors(offset, data.len(), |sector, within, range| {
-                    let known = object.now.entry(sector).or_insert([0; SECTOR]);
-                    known[within..within + range.len()].copy_from_slice(&data[range]);
-                    object.dirty.insert(sector);
-                });
-                if request.flags & FLAG_DURABLE != 0 {
-                    object.sync_sectors(offset / SECTOR, end.div_ceil(SECTOR));
-                }
-                (ObjectReply::done(request.len), Vec::new())
-            }
-            ObjectOp::Sync => {
-                if let Some(object) = self.objects.get_mut(&id) {
-                    object.sync();
-                }
-                (ObjectReply::done(0), Vec::new())
-            }
-            ObjectOp::SyncPool => {
-                self.objects.values_mut().for_each(Object::sync);
-                (ObjectReply::done(0), Vec::new())
-            }
-            ObjectOp::CompareAndSwap => {
-                let version = self.swapped.get(&id).map_or(0, |(version, _)| *version);
-                if version != request.offset {
-                    return (ObjectReply::failed(ErrorCode::Stale), Vec::new());
-                }
-                self.swapped.insert(id, (version + 1, data.to_vec()));
-                (
-                    ObjectReply {
-                        result: Ok(0),
-                        values: [version + 1, 0],
-                    },
-                    Vec::new(),
-                )
-            }
-            ObjectOp::ReadSwapped => match self.swapped.get(&id) {
-                Some((version, bytes)) => {
-                    let reply = ObjectReply {
-                        result: Ok(bytes.len() as u32),
-                        values: [*version, 0],
-                    };
-                    (reply, bytes.clone())
-                }
-                None => (ObjectReply::failed(ErrorCode::NotFound), Vec::new()),
-            },
-            ObjectOp::Delete => {
-                self.objects.remove(&id);
-                self.swapped.remove(&id);
-                (ObjectReply::done(0), Vec::new())
-            }
-            ObjectOp::DeleteLineage => {
-                self.objects.retain(|known, _| known.lineage != id.lineage);
-                self.swapped.retain(|known, _| known.lineage != id.lineage);
-                (ObjectReply::done(0), Vec::new())
-            }
-            ObjectOp::Stat => match self.objects.get(&id) {
-                Some(object) => {
-                    let last = object.now.last_key_value();
-                    let len = last.map_or(0, |(sector, _)| (*sector as u64 + 1) * 512);
-                    let reply = ObjectReply {
-                        result: Ok(0),
-                        values: [len, len],
-                    };
-                    (reply, Vec::new())
-                }
-                None => (ObjectReply::failed(ErrorCode::NotFound), Vec::new()),
-            },
-            ObjectOp::StatPool => (
-                ObjectReply {
-                    result: Ok(0),
-                    values: [5, 10],
-                },
-                Vec::new(),
-            ),
-            ObjectOp::List => {
-                let all = self.objects.keys().chain(self.swapped.keys());
-                let above: BTreeSet<ObjectId> = all.filter(|known| **known > id).copied().collect();
-                let room = request.len as usize / 32;
-                let ids: Vec<u8> = above
-                    .into_iter()
-                    .take(room)
-                    .flat_map(ObjectId::to_bytes)
-                    .collect();
-                (ObjectReply::done(ids.len() as u32), ids)
-            }
-            _ => (ObjectReply::done(0), Vec::new()),
-        }
-    }
-
-    /// A power cut: of the sectors that were not synced, those stay that `keep` says.
-    pub(crate) fn power_cut(&mut self, mut keep: impl FnMut() -> bool) {
-        for object in self.objects.values_mut() {
-            for sector in std::mem::take(&mut object.dirty) {
-                if keep() {
-                    object.durable.insert(sector, object.now[&sector]);
-                }
-            }
-            object.now.clone_from(&object.durable);
-        }
-        // An object of which nothing reached the medium is not there.
-        self.objects.retain(|_, object| !object.now.is_empty());
-    }
-
-    pub(crate) fn holds(&self, lineage: Lineage) -> bool {
-        self.objects
-            .keys()
-            .chain(self.swapped.keys())
-            .any(|id| id.lineage == lineage)
-    }
-
-    pub(crate) fn count(&self, from: usize, op: ObjectOp, kind: ObjectKind) -> usize {
-        self.log[from..]
-            .iter()
-            .filter(|(known, id, _)| *known == op && id.kind == kind)
-            .count()
-    }
-
-    /// The log of `lineage` is as it was in `earlier`: what was written since is lost.
-    pub(crate) fn lose_appends(&mut self, lineage: Lineage, earlier: &Pool) {
-        let mut logs = earlier.objects.iter();
-        let log = logs.find(|(id, _)| id.kind == ObjectKind::Log && id.lineage == lineage);
-        let (id, object) = log.unwrap();
-        self.objects.insert(*id, object.clone());
-    }
-
-    /// The next such request fails.
-    pub(crate) fn fail_next(&mut self, op: ObjectOp, code: ErrorCode) {
-        self.fail_next = Some((op, code));
-    }
-
-    /// The next write fails when it is done.
-    pub(crate) fn fail_done(&mut self, left: Left) {
-        self.fail_done = Some(left);
-    }
-
-    /// Flips a bit of an object.
-    pub(crate) fn damage(&mut self, kind: ObjectKind, lineage: Lineage, at: usize) {
-        if kind == ObjectKind::Head {
-            self.swapped.get_mut(&ObjectId::head(lineage)).unwrap().1[at] ^= 1;
-            return;
-        }
-        let (_, object) = self
-            .objects
-            .iter_mut()
-            .find(|(id, _)| id.kind == kind && id.lineage == lineage)
-            .unwrap();
-        object.now.get_mut(&(at / SECTOR)).unwrap()[at % SECTOR] ^= 1;
-        object.durable.clone_from(&object.now);
-    }
-}
-
-impl Object {
-    fn sync_sectors(&mut self, from: usize, to: usize) {
-        let dirty: Vec<usize> = self.dirty.range(from..to).copied().collect();
-        for sector in dirty {
-            self.dirty.remove(&sector);
-            self.durable.insert(sector, self.now[&sector]);
-        }
-    }
-
-    fn sync(&mut self) {
-        self.sync_sectors(0, usize::MAX);
-    }
-}
-
-/// Calls `each` with (sector, offset in it, range of the buffer).
-fn for_sectors(
-    offset: usize,
-    len: usize,
-    mut each: impl FnMut(usize, usize, std::ops::Range<usize>),
-) {
-    let mut done = 0;
-    while done < len {
-        let at = offset + done;
-        let piece = (SECTOR - at % SECTOR).min(len - done);
-        each(at / SECTOR, at % SECTOR, done..done + piece);
-        done += piece;
-    }
-}
+use pool::{Pool, SECTOR};
 
 /// Everything that a test needs.
 pub(crate) struct Rig {
@@ -631,6 +375,23 @@ impl Rig {
             0 => Ok(0),
             _ => self.op(MapOp::FlushCommit, handle, begun.values[0]).result,
         }
+    }
+
+    /// A flush of what was written up to now, which is durable already or in `carried`.
+    pub(crate) fn flush_carrying(
+        &mut self,
+        handle: u32,
+        flags: u8,
+        carried: Carried,
+    ) -> Result<u32, ErrorCode> {
+        let cut = self.op(MapOp::FlushBegin, handle, 0).values[0];
+        let commit = MapRequest {
+            flags,
+            operand: [cut, 0],
+            ..MapRequest::new(MapOp::FlushCommit, handle)
+        };
+        let tag = self.send_carrying(commit, carried);
+        self.reply(tag).unwrap().result
     }
 
     pub(crate) fn sync(&mut self) {
