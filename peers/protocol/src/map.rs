@@ -176,7 +176,7 @@ impl MapRequest {
     pub fn decode(entry: &Submission) -> Result<Self, ErrorCode> {
         let op = MapOp::from_bits(entry.op).ok_or(ErrorCode::Unsupported)?;
         let [first, second, len] = entry.args;
-        if entry.flags & !FLAG_WRITE & !FLAG_HOME & !FLAG_DROP != 0
+        if entry.flags & !(FLAG_WRITE | FLAG_HOME | FLAG_DROP) != 0
             || entry.offset.checked_add(len).is_none()
         {
             return Err(ErrorCode::Invalid);
