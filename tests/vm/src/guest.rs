@@ -139,13 +139,11 @@ impl Builder {
     fn command(&self, dir: &Path) -> Result<Command> {
         let parts = Parts::get()?;
         let mut command = Command::new("qemu-system-x86_64");
+        // One thread for all processors: with one for each, QEMU before 8.1 may run code that another processor patches
+        // as it was before, and the kernel panics over a stray breakpoint ("int3").
+        command.args(["-accel", "tcg,thread=single"]);
         // Without cx16: QEMU 7.2 emulates cmpxchg16b wrongly and kernels of 6.12 panic.
-        command.args([
-            "-M",
-            "q35,accel=tcg,memory-backend=mem",
-            "-cpu",
-            "max,-cx16",
-        ]);
+        command.args(["-M", "q35,memory-backend=mem", "-cpu", "max,-cx16"]);
         command.args(["-smp", &self.processors.max(1).to_string(), "-m", "512"]);
         command.args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
