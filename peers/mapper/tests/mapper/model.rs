@@ -3,10 +3,6 @@
 //! A power cut may take any subset of unsynced sectors. What was flushed must be there; each block holds what it held at
 //! the last flush or something written since; what is read after recovery is what it is from then on.
 
-#![cfg(test)]
-
-mod rig;
-
 use std::collections::BTreeMap;
 
 use archipelago_mapper::MapperConfig;
@@ -14,7 +10,7 @@ use archipelago_protocol::catalogue::CatalogueRequest;
 use archipelago_protocol::{Lineage, ObjectSize};
 use proptest::prelude::*;
 
-use rig::{Rig, small};
+use crate::rig::{Rig, small};
 
 /// Blocks that are used: in several objects, at both ends of leaves.
 const BLOCKS: u64 = 48;

@@ -1,9 +1,5 @@
 //! What a session may ask, what is refused, and what the answers say.
 
-#![cfg(test)]
-
-mod rig;
-
 use archipelago_mapper::ClientId;
 use archipelago_protocol::carry::Carried;
 use archipelago_protocol::map::{
@@ -12,7 +8,7 @@ use archipelago_protocol::map::{
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-use rig::{Rig, carrying, small};
+use crate::rig::{Rig, carrying, small};
 
 fn volume() -> (Rig, Lineage, u32, Epoch) {
     let mut rig = Rig::new(small());

@@ -1,9 +1,5 @@
 //! Logs go round, also in batches of several units, and what stands in them is told apart.
 
-#![cfg(test)]
-
-mod rig;
-
 use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::{FindingKind, Report};
@@ -11,8 +7,8 @@ use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-use rig::pool::Pool;
-use rig::{Rig, carrying, small};
+use crate::rig::pool::Pool;
+use crate::rig::{Rig, carrying, small};
 
 fn read(pool: &mut Pool, id: ObjectId, offset: u64, len: u32) -> Vec<u8> {
     let request = ObjectRequest {

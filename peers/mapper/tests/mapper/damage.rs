@@ -1,15 +1,11 @@
 //! What was damaged is named and refused, and nothing is written.
 
-#![cfg(test)]
-
-mod rig;
-
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
 
-use rig::{Rig, small};
+use crate::rig::{Rig, small};
 
 #[test]
 fn damage_is_named_and_nothing_is_written() {

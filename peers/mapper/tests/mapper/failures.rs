@@ -1,15 +1,11 @@
 //! What fails on the way to the disk: who is told, and what is still there.
 
-#![cfg(test)]
-
-mod rig;
-
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{ErrorCode, ObjectSize};
 
-use rig::{Rig, small};
+use crate::rig::{Rig, small};
 
 #[test]
 fn a_failed_append_is_final_until_reopened() {

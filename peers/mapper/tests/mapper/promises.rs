@@ -1,9 +1,5 @@
 //! The promises that a volume makes, each by what reaches the pool or is read afterwards.
 
-#![cfg(test)]
-
-mod rig;
-
 use archipelago_mapper::MapperConfig;
 use archipelago_mapper::journal::MemoryJournals;
 use archipelago_protocol::catalogue::CatalogueRequest;
@@ -11,7 +7,7 @@ use archipelago_protocol::map::{FLAG_FLUSH_SOON, FLAG_UNCLEAN, MapOp, MapRequest
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, ObjectSize};
 
-use rig::{Rig, carrying, small};
+use crate::rig::{Rig, carrying, small};
 
 const TIB: u64 = 1 << 40;
 

@@ -1,15 +1,11 @@
 //! The first open, and opens after an unclean end.
 
-#![cfg(test)]
-
-mod rig;
-
 use archipelago_mapper::MapperConfig;
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-use rig::{Rig, small};
+use crate::rig::{Rig, small};
 
 #[test]
 fn a_first_open_that_was_cut_short_is_begun_anew_beside_other_volumes() {

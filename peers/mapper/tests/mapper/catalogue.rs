@@ -1,16 +1,12 @@
 //! Names: what exists, under which name, after any restart.
 
-#![cfg(test)]
-
-mod rig;
-
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind, Page};
 use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
 
-use rig::pool::Left;
-use rig::{Rig, small};
+use crate::rig::pool::Left;
+use crate::rig::{Rig, small};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()

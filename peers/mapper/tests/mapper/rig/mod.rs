@@ -4,8 +4,6 @@
     clippy::cast_possible_truncation,
     reason = "test support: small numbers"
 )]
-#![allow(dead_code, reason = "each test uses a part")]
-
 pub(crate) mod pool;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,7 +16,7 @@ use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placeme
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-use pool::{Pool, SECTOR};
+use self::pool::{Pool, SECTOR};
 
 /// Everything that a test needs.
 pub(crate) struct Rig {

@@ -1,0 +1,13 @@
+//! The mapper as its clients and its disk see it: over a pool in memory, one history for each promise.
+
+#![cfg(test)]
+
+mod catalogue;
+mod damage;
+mod failures;
+mod logs;
+mod model;
+mod promises;
+mod recovery;
+mod rig;
+mod sessions;
