@@ -64,16 +64,22 @@ pub(super) async fn read(core: &Rc<Core>, head: &CatalogueHead) -> Outcome<Names
             })?;
         at += bytes.len() as u64;
         rest.extend_from_slice(&bytes);
-        let mut used = 0;
-        while used < rest.len() && (rest.len() - used >= PAGE_LEN_MAX || at == head.pack_len) {
-            let (changes, len) = decode(&rest[used..])
-                .map_err(|why| Failure::damaged(format!("{} is damaged: {why}", name_of(id))))?;
-            changes.into_iter().for_each(|change| names.apply(change));
-            used += len;
-        }
-        rest.drain(..used);
+        apply_pages(&mut names, &mut rest, at == head.pack_len)
+            .map_err(|why| Failure::damaged(format!("{} is damaged: {why}", name_of(id))))?;
     }
     Ok(names)
+}
+
+/// Applies the pages at the front of `bytes` and takes them off: those that are there whole for sure, or all at the `end`.
+fn apply_pages(names: &mut Names, bytes: &mut Vec<u8>, end: bool) -> Result<(), String> {
+    let mut used = 0;
+    while used < bytes.len() && (end || bytes.len() - used >= PAGE_LEN_MAX) {
+        let (changes, len) = decode(&bytes[used..])?;
+        changes.into_iter().for_each(|change| names.apply(change));
+        used += len;
+    }
+    bytes.drain(..used);
+    Ok(())
 }
 
 impl Catalogue {
@@ -163,6 +169,9 @@ mod tests {
     use crate::task::{Scheduler, Tasks};
     use crate::tree::Root;
 
+    /// 179 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB. Sixteen of them pass a mebibyte.
+    const PAGE: usize = 17 * 4096;
+
     /// A catalogue of so many volumes with the longest names: records of 368 bytes.
     fn catalogue(volumes: u128) -> Catalogue {
         let catalogue = Catalogue::new(&Rc::new(Scheduler::default()));
@@ -205,8 +214,6 @@ mod tests {
     #[test]
     fn pages_are_closed_behind_64_kib_and_written_a_mebibyte_at_a_time() {
         assert!(catalogue(0).pages().is_empty());
-        // 183 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB. Sixteen of them pass a mebibyte.
-        const PAGE: usize = 17 * 4096;
         let lens = |volumes| -> Vec<usize> {
             let pieces = catalogue(volumes).pages();
             pieces.iter().map(Vec::len).collect()
@@ -215,6 +222,27 @@ mod tests {
         assert_eq!(lens(180), [PAGE + 4096]);
         assert_eq!(lens(16 * 179), [16 * PAGE]);
         assert_eq!(lens(16 * 179 + 1), [16 * PAGE, 4096]);
+    }
+
+    #[test]
+    fn pages_are_applied_when_they_are_there_whole() {
+        let pages = catalogue(2 * 179).pages().concat();
+        let mut names = Names::default();
+        for (there, end, left, volumes) in [
+            // A page may be longer than this one: it waits for more.
+            (PAGE_LEN_MAX - 1, false, PAGE_LEN_MAX - 1, 0),
+            (PAGE_LEN_MAX, false, PAGE_LEN_MAX - PAGE, 179),
+            (2 * PAGE, false, PAGE, 179),
+            (2 * PAGE, true, 0, 2 * 179),
+        ] {
+            let mut bytes = pages[..there].to_vec();
+            apply_pages(&mut names, &mut bytes, end).unwrap();
+            assert_eq!(
+                (bytes.len(), names.len()),
+                (left, volumes),
+                "{there}, {end}"
+            );
+        }
     }
 
     /// What is read of `pack`, if `told` bytes of it are the last checkpoint.

@@ -177,19 +177,12 @@ impl Names {
 
     pub(crate) fn list(&self, prefix: &str, after: Option<&Name>, limit: usize) -> Page {
         let limit = limit.clamp(1, PAGE_MAX);
-        // Names order as their text does, so a prefix is a range; `Name` cannot hold every prefix, so walk from `after`
-        // or from the first name that is not below the prefix.
-        let start = match after {
-            Some(name) if name.as_str() >= prefix => Bound::Excluded(name.clone()),
-            _ => match self.first_from(prefix) {
-                Some(name) => Bound::Included(name),
-                None => {
-                    return Page {
-                        entries: Vec::new(),
-                        next: None,
-                    };
-                }
-            },
+        // Names order as their text does, so a prefix is a range.
+        let start = match (after, prefix.parse::<Name>()) {
+            (Some(name), _) if name.as_str() >= prefix => Bound::Excluded(name.clone()),
+            (_, Ok(first)) => Bound::Included(first),
+            // None at all, or no name begins so, as the first one shows.
+            (_, Err(_illegal)) => Bound::Unbounded,
         };
         let mut entries: Vec<Entry> = Vec::new();
         let mut next = None;
@@ -208,19 +201,6 @@ impl Names {
             entries.extend(self.entry(item));
         }
         Page { entries, next }
-    }
-
-    fn first_from(&self, prefix: &str) -> Option<Name> {
-        // A prefix that is a legal name itself is found by the tree; the others (empty) begin at the front.
-        match prefix.parse::<Name>() {
-            Ok(name) => self
-                .by_name
-                .range(name..)
-                .next()
-                .map(|(name, _)| name.clone()),
-            Err(_) if prefix.is_empty() => self.by_name.keys().next().cloned(),
-            Err(_illegal) => None,
-        }
     }
 
     /// Everything as changes, names in order, for a checkpoint.
@@ -358,7 +338,7 @@ mod tests {
     #[test]
     fn a_listing_goes_on_after_any_name() {
         let items: Vec<Item> = (1..)
-            .zip(["a", "b1", "b2", "b3", "c"])
+            .zip(["a", "a2", "b1", "b2", "b3", "c"])
             .map(|(id, text)| item(id, text, Kind::Volume, 0))
             .chain([item(9, "b4", Kind::Importing, 0)])
             .collect();
@@ -381,10 +361,12 @@ mod tests {
         // After one in front of all with the prefix, or behind them.
         assert_eq!(list("b", "a", 9), ("b1 b2 b3".to_owned(), None));
         assert_eq!(list("b", "c", 9), (String::new(), None));
-        assert_eq!(list("", "", 9), ("a b1 b2 b3 c".to_owned(), None));
+        assert_eq!(list("", "", 9), ("a a2 b1 b2 b3 c".to_owned(), None));
+        assert_eq!(list("", "b2", 9), ("b3 c".to_owned(), None));
         assert_eq!(list("", "", 0), ("a".to_owned(), more("a")), "one at least");
         assert_eq!(list("/", "", 9), (String::new(), None));
         assert_eq!(list("x", "", 9), (String::new(), None));
+        assert_eq!(names_of(&[]).list("", None, 9).entries, []);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Names: what exists, under which name, after any restart.
 
+use archipelago_mapper::Mapper;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind, Page};
 use archipelago_protocol::map::{MapOp, MapRequest};
-use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
+use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
 
 use crate::rig::pool::Left;
@@ -126,21 +127,22 @@ fn a_rename_is_seen_by_descendants_and_a_taken_name_is_refused() {
     assert_eq!(rig.refused(clone("x", None)), ErrorCode::NotFound);
 }
 
+fn import(rig: &mut Rig, text: &str) -> Lineage {
+    let lineage = rig.fresh();
+    rig.entry(CatalogueRequest::Create {
+        name: name(text),
+        lineage,
+        kind: Kind::Importing,
+        size: 1 << 20,
+        object_size: ObjectSize::MIN,
+        created: 0,
+    });
+    lineage
+}
+
 #[test]
 fn an_import_is_hidden_until_published_and_forgotten_by_a_restart() {
     let mut rig = Rig::new(small());
-    let import = |rig: &mut Rig, text: &str| {
-        let lineage = rig.fresh();
-        rig.entry(CatalogueRequest::Create {
-            name: name(text),
-            lineage,
-            kind: Kind::Importing,
-            size: 1 << 20,
-            object_size: ObjectSize::MIN,
-            created: 0,
-        });
-        lineage
-    };
     let kept = import(&mut rig, "kept");
     let handle = rig.open(kept, true);
     rig.write(kept, handle, 3, 4);
@@ -258,6 +260,42 @@ fn what_is_listed_after_a_failed_append_stays_so() {
             );
         }
     }
+}
+
+#[test]
+fn a_first_read_that_failed_leaves_its_work_to_the_next() {
+    let mut rig = Rig::new(small());
+    let left = import(&mut rig, "left");
+    rig.create("v", 1 << 20, ObjectSize::MIN);
+    rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::Io));
+    rig.restart();
+    assert!(rig.mapper.failure().is_none(), "not for good");
+    assert_eq!(names(&list(&mut rig, "", None, 9)), ["v"]);
+    rig.create("left", 1 << 20, ObjectSize::MIN);
+    assert!(!rig.pool.holds(left));
+}
+
+#[test]
+fn a_damaged_catalogue_is_refused_without_another_look() {
+    let mut rig = Rig::new(small());
+    rig.create("v", 1 << 20, ObjectSize::MIN);
+    rig.pool.damage(ObjectKind::Head, Lineage::CATALOGUE, 20);
+    rig.restart();
+    let looks = rig.pool.log.len();
+    let lookup = CatalogueRequest::Lookup { name: name("v") };
+    for _ in 0..2 {
+        assert_eq!(rig.refused(lookup.clone()), ErrorCode::Damaged);
+    }
+    assert_eq!(rig.pool.log.len(), looks);
+}
+
+#[test]
+fn a_pool_is_repaired_by_a_mapper_that_does_not_serve_it() {
+    let mut rig = Rig::new(small());
+    let repair = CatalogueRequest::Check { repair: true };
+    assert_eq!(rig.refused(repair.clone()), ErrorCode::InUse);
+    rig.mapper = Mapper::new(rig.config, Box::new(rig.journals.clone()));
+    assert!(matches!(rig.control(repair), CatalogueReply::Report(report) if report.clean));
 }
 
 #[test]
