@@ -250,3 +250,36 @@ impl Core {
             .map_err(|problem| damaged(&problem.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::journal::MemoryJournals;
+
+    fn poll(future: Pin<&mut impl Future<Output = Guard>>) -> Option<Guard> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(guard) => Some(guard),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_lock_is_there_as_long_as_somebody_holds_it_or_waits() {
+        let core = Core::new(MapperConfig::default(), Box::new(MemoryJournals::new(1)));
+        let mut first = pin!(core.lock(Lineage(1)));
+        let held = poll(first.as_mut());
+        assert!(held.is_some());
+        let mut waiting = pin!(core.lock(Lineage(1)));
+        assert!(poll(waiting.as_mut()).is_none());
+        assert!(poll(pin!(core.lock(Lineage(2)))).is_some(), "another one");
+        drop(held);
+        assert!(poll(waiting.as_mut()).is_some());
+        // What nobody knows any more goes with the next one that is made.
+        assert!(poll(pin!(core.lock(Lineage(3)))).is_some());
+        let known: Vec<Lineage> = core.locks.borrow().keys().copied().collect();
+        assert_eq!(known, [Lineage(3)]);
+    }
+}

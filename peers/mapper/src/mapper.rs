@@ -189,3 +189,49 @@ impl Mapper {
         self.tasks.run(&self.core.scheduler);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+    use crate::journal::MemoryJournals;
+
+    fn is_taken(config: MapperConfig) -> bool {
+        catch_unwind(|| Mapper::new(config, Box::new(MemoryJournals::new(1)))).is_ok()
+    }
+
+    #[test]
+    fn sizes_that_are_not_what_their_descriptions_say_are_refused() {
+        let default = MapperConfig::default();
+        for (log_len, good) in [
+            (64 << 10, true),
+            (1 << 30, true),
+            (60 << 10, false),
+            ((64 << 10) + 512, false),
+            ((1 << 30) + 4096, false),
+        ] {
+            let catalogue_log_len = log_len;
+            assert_eq!(is_taken(MapperConfig { log_len, ..default }), good);
+            let other = MapperConfig {
+                catalogue_log_len,
+                ..default
+            };
+            assert_eq!(is_taken(other), good, "{log_len}");
+        }
+        for (io_len_max, good) in [(16384, true), (12288, false), (16384 + 512, false)] {
+            let config = MapperConfig {
+                io_len_max,
+                ..default
+            };
+            assert_eq!(is_taken(config), good, "{io_len_max}");
+        }
+        for (pending_max, good) in [(1, true), (0, false)] {
+            let config = MapperConfig {
+                pending_max,
+                ..default
+            };
+            assert_eq!(is_taken(config), good, "{pending_max}");
+        }
+    }
+}
