@@ -156,6 +156,34 @@ fn a_locate_that_waits_for_a_page_blocks_nobody() {
 }
 
 #[test]
+fn a_page_is_read_once_for_all_who_wait_for_it() {
+    let pages_read = |at_once: u64| {
+        let mut rig = Rig::new(small());
+        let own = rig.create("v", TIB, ObjectSize::DEFAULT);
+        let handle = rig.open(own, true);
+        rig.write(own, handle, 5, 1);
+        rig.close(handle);
+        rig.restart();
+        let handle = rig.open(own, true);
+        rig.stalled = true;
+        let locate = MapRequest {
+            offset: 5 * 4096,
+            len: 4096,
+            ..MapRequest::new(MapOp::Locate, handle)
+        };
+        let waiting: Vec<u64> = (0..at_once).map(|_| rig.send(locate)).collect();
+        rig.stalled = false;
+        rig.run();
+        for tag in waiting {
+            let reply = rig.reply(tag).unwrap();
+            assert_eq!(reply.placement(), Some(Placement::Stored));
+        }
+        rig.mapper.counters().pages_read
+    };
+    assert_eq!(pages_read(3), pages_read(1));
+}
+
+#[test]
 fn a_snapshot_takes_late_writes_of_its_epoch_and_nothing_newer() {
     let mut rig = Rig::new(small());
     let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
