@@ -68,6 +68,11 @@ impl Pool {
         let offset = request.offset as usize;
         match request.op {
             ObjectOp::Read => {
+                let whole = request.offset.is_multiple_of(4096) && request.len.is_multiple_of(4096);
+                assert!(
+                    whole || id.kind != ObjectKind::Pack,
+                    "a backend would copy: {request:?}"
+                );
                 let Some(object) = self.objects.get(&id) else {
                     return (ObjectReply::failed(ErrorCode::NotFound), Vec::new());
                 };
