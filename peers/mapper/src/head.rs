@@ -105,6 +105,7 @@ pub(crate) struct CatalogueHead {
     /// Pack of the last checkpoint; 0: there was none.
     pub(crate) pack: u64,
     pub(crate) pack_len: u64,
+    /// Names in it.
     pub(crate) entries: u64,
 }
 

@@ -67,6 +67,11 @@ pub(super) async fn read(core: &Rc<Core>, head: &CatalogueHead) -> Outcome<Names
         apply_pages(&mut names, &mut rest, at == head.pack_len)
             .map_err(|why| Failure::damaged(format!("{} is damaged: {why}", name_of(id))))?;
     }
+    if names.len() != head.entries {
+        let why = format!("{} of {} names are there", names.len(), head.entries);
+        let pack = name_of(id);
+        return Err(Failure::damaged(format!("{pack} is damaged: {why}")));
+    }
     Ok(names)
 }
 
@@ -245,13 +250,14 @@ mod tests {
         }
     }
 
-    /// What is read of `pack`, if `told` bytes of it are the last checkpoint.
-    fn read_back(pack: &[u8], told: u64, answer: Option<ErrorCode>) -> Outcome<Names> {
+    /// What is read of `pack`, if the last checkpoint is `told`: bytes of it, and names.
+    fn read_back(pack: &[u8], told: (u64, u64), answer: Option<ErrorCode>) -> Outcome<Names> {
         let journals = Box::new(MemoryJournals::new(1));
         let core = Rc::new(Core::new(MapperConfig::default(), journals));
         let head = CatalogueHead {
             pack: 7,
-            pack_len: told,
+            pack_len: told.0,
+            entries: told.1,
             ..core.catalogue.head.get().0
         };
         let found = Rc::new(RefCell::new(None));
@@ -287,7 +293,8 @@ mod tests {
         for volumes in [0, 1, 180, 16 * 179 + 1, 40 * 179] {
             let catalogue = catalogue(volumes);
             let pack = catalogue.pages().concat();
-            let names = read_back(&pack, pack.len() as u64, None).unwrap();
+            let entries = u64::try_from(volumes).unwrap();
+            let names = read_back(&pack, (pack.len() as u64, entries), None).unwrap();
             assert!(
                 names.dump().eq(catalogue.names.borrow().dump()),
                 "{volumes}"
@@ -305,16 +312,19 @@ mod tests {
         };
         let mut bad = pack.clone();
         bad[100_000] ^= 1;
-        let (code, message) = why(read_back(&bad, len, None));
+        let (code, message) = why(read_back(&bad, (len, 400), None));
         assert_eq!(code, ErrorCode::Damaged);
         assert!(message.contains("checksum does not match"), "{message}");
-        let (code, message) = why(read_back(&pack, len - 4096, None));
+        let (code, message) = why(read_back(&pack, (len - 4096, 400), None));
         assert_eq!(code, ErrorCode::Damaged);
         assert!(message.contains("its length"), "{message}");
-        let missing = why(read_back(&pack, len, Some(ErrorCode::NotFound)));
+        let (code, message) = why(read_back(&pack, (PAGE as u64, 400), None));
+        assert_eq!(code, ErrorCode::Damaged);
+        assert!(message.contains("179 of 400 names"), "{message}");
+        let missing = why(read_back(&pack, (len, 400), Some(ErrorCode::NotFound)));
         let expected = "pack 7 of the catalogue is missing".to_owned();
         assert_eq!(missing, (ErrorCode::Damaged, expected));
-        let (code, _) = why(read_back(&pack, len, Some(ErrorCode::Io)));
+        let (code, _) = why(read_back(&pack, (len, 400), Some(ErrorCode::Io)));
         assert_eq!(code, ErrorCode::Io);
     }
 }

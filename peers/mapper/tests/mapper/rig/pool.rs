@@ -197,6 +197,12 @@ impl Pool {
             .any(|id| id.lineage == lineage)
     }
 
+    /// How many packs there are of `lineage`.
+    pub(crate) fn packs(&self, lineage: Lineage) -> usize {
+        let pack = |id: &&ObjectId| id.kind == ObjectKind::Pack && id.lineage == lineage;
+        self.objects.keys().filter(pack).count()
+    }
+
     pub(crate) fn count(&self, from: usize, op: ObjectOp, kind: ObjectKind) -> usize {
         self.log[from..]
             .iter()
