@@ -150,11 +150,12 @@ fn heads_are_read_and_swapped_with_their_version() {
     let id = ObjectId::head(US);
     let read = |reply, data: &[u8]| {
         let answer = [(reply, data.to_vec())];
-        run(
+        let (read, asked) = run(
             move |disk| async move { disk.read_swapped(id).await },
             &answer,
-        )
-        .0
+        );
+        assert_eq!(asked[0].0.len, SWAP_LEN_MAX, "room for any head");
+        read
     };
     let bytes = vec![1, 2, 3];
     assert_eq!(
