@@ -159,7 +159,7 @@ impl Log {
     /// Reads no more than the batches that are known and what an append may have been writing behind them.
     async fn scan_known(&self, disk: &Disk, wanted: Wanted, known: u64) -> Outcome<Scan> {
         let known = known.max(self.start);
-        if known > POSITION_MAX || known - self.start > self.len {
+        if known - self.start > self.len {
             return Err(self.damaged(&format!("it cannot go on to position {known}")));
         }
         let mut bytes = vec![0; self.checked_len(disk).await?];

@@ -418,8 +418,10 @@ mod tests {
 
     #[test]
     fn a_full_circle_is_read_once() {
-        let (bytes, _) = filled(0, &[3 * UNIT; 4]);
-        assert_eq!(found(&bytes, 0), Ok(vec![1, 2, 3, 4]));
+        for start in [0, 4 * UNIT as u64, 7 * LOG_LEN as u64 - 4 * UNIT as u64] {
+            let (bytes, _) = filled(start, &[3 * UNIT; 4]);
+            assert_eq!(found(&bytes, start), Ok(vec![1, 2, 3, 4]));
+        }
     }
 
     #[test]
