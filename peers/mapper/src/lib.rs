@@ -36,6 +36,8 @@ mod check;
 mod core;
 mod counters;
 mod disk;
+#[cfg(test)]
+mod driven;
 mod effect;
 mod failure;
 mod format;

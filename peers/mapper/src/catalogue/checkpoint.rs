@@ -158,20 +158,18 @@ impl Catalogue {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use archipelago_protocol::catalogue::Kind;
     use archipelago_protocol::object::ObjectReply;
     use archipelago_protocol::{ErrorCode, ObjectSize};
 
     use super::super::record::Item;
     use super::*;
-    use crate::effect::Effect;
+    use crate::driven::driven;
     use crate::golden::check;
     use crate::head::CatalogueHead;
     use crate::journal::MemoryJournals;
     use crate::mapper::MapperConfig;
-    use crate::task::{Scheduler, Tasks};
+    use crate::task::Scheduler;
     use crate::tree::Root;
 
     /// 179 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB. Sixteen of them pass a mebibyte.
@@ -260,32 +258,19 @@ mod tests {
             entries: told.1,
             ..core.catalogue.head.get().0
         };
-        let found = Rc::new(RefCell::new(None));
-        let (task, result) = (Rc::clone(&core), Rc::clone(&found));
-        core.scheduler.spawn(async move {
-            let names = read(&task, &head).await;
-            *result.borrow_mut() = Some(names);
-        });
-        let mut tasks = Tasks::default();
-        tasks.run(&core.scheduler);
-        loop {
-            let effect = core.disk.effects.borrow_mut().pop_front();
-            let Some(Effect::Object { id, request, .. }) = effect else {
-                break;
-            };
+        let (scheduler, task) = (Rc::clone(&core.scheduler), Rc::clone(&core));
+        let names = async move { read(&task, &head).await };
+        driven(&scheduler, &core.disk, names, |request| {
             assert_eq!(request.id, ObjectId::pack(Lineage::CATALOGUE, 7));
             let at = usize::try_from(request.offset).unwrap();
             match answer {
-                Some(code) => core.disk.done(id, ObjectReply::failed(code), Vec::new()),
+                Some(code) => (ObjectReply::failed(code), Vec::new()),
                 None => {
                     let bytes = pack[at..][..request.len as usize].to_vec();
-                    core.disk.done(id, ObjectReply::done(request.len), bytes);
+                    (ObjectReply::done(request.len), bytes)
                 }
             }
-            tasks.run(&core.scheduler);
-        }
-        let names = found.borrow_mut().take();
-        names.expect("it was read to its end")
+        })
     }
 
     #[test]

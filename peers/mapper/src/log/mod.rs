@@ -10,6 +10,8 @@ mod batch;
 mod record;
 mod scan;
 mod sector;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
