@@ -118,6 +118,20 @@ mod tests {
         }
     }
 
+    /// Enters a request for `offset`; its tag.
+    fn enter(table: &mut InFlight, offset: u64) -> u64 {
+        let submission = Submission {
+            offset,
+            ..Submission::default()
+        };
+        table.enter(offset, submission).unwrap().tag
+    }
+
+    fn order(table: &InFlight) -> Vec<u64> {
+        let offsets = table.in_order().into_iter();
+        offsets.map(|submission| submission.offset).collect()
+    }
+
     #[test]
     fn an_answer_fits_once_and_only_its_own_request() {
         let mut table = InFlight::new(2);
@@ -153,43 +167,26 @@ mod tests {
     #[test]
     fn replay_keeps_the_order_of_submission_whatever_the_slots() {
         let mut table = InFlight::new(4);
-        let tags: Vec<u64> = (0..4)
-            .map(|n| {
-                table
-                    .enter(
-                        n,
-                        Submission {
-                            offset: n,
-                            ..Submission::default()
-                        },
-                    )
-                    .unwrap()
-                    .tag
-            })
-            .collect();
+        let tags: Vec<u64> = (0..4).map(|n| enter(&mut table, n)).collect();
         table.take(&answer(tags[2]));
         table.take(&answer(tags[0]));
-        table.enter(
-            4,
-            Submission {
-                offset: 4,
-                ..Submission::default()
-            },
-        );
-        table.enter(
-            5,
-            Submission {
-                offset: 5,
-                ..Submission::default()
-            },
-        );
-        let order: Vec<u64> = table
-            .in_order()
-            .iter()
-            .map(|submission| submission.offset)
-            .collect();
-        assert_eq!(order, [1, 3, 4, 5]);
+        enter(&mut table, 4);
+        enter(&mut table, 5);
+        assert_eq!(order(&table), [1, 3, 4, 5]);
         table.clear();
         assert_eq!((table.len(), table.free()), (0, 4));
+    }
+
+    #[test]
+    fn a_sequence_that_begins_anew_is_no_older() {
+        // 48 bits of it stand in a tag.
+        for entered in [(1 << 48) - 2, (1 << 48) + (1 << 16) - 2] {
+            let mut table = InFlight::new(4);
+            table.entered = entered;
+            for offset in 0..4 {
+                enter(&mut table, offset);
+            }
+            assert_eq!(order(&table), [0, 1, 2, 3]);
+        }
     }
 }
