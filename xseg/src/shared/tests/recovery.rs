@@ -1,6 +1,7 @@
 //! What becomes of requests when one of them goes.
 
 use super::*;
+use crate::channel::Client;
 use crate::port::{ClientPort, PortError, ServerPort};
 use crate::region::{Region, RegionId};
 
@@ -79,6 +80,8 @@ fn replay_sends_what_is_in_flight_again_in_order_and_with_its_regions() {
     let cookies: Vec<u64> = std::iter::from_fn(|| client.complete())
         .map(|(cookie, _)| cookie)
         .collect();
+    let client = Client::Shared(Box::new(client));
+    assert_eq!(client.figures().incarnation, 2);
     assert_eq!(cookies, [100, 102, 103, 104], "each once");
 }
 
