@@ -4,6 +4,7 @@ use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::{ObjectOp, ObjectRequest};
 use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeHandle, VolumeOp, Volumes};
+use xseg::Completion;
 
 use super::fakes::{OWN, PARENT};
 use super::world::{SIZE, World};
@@ -93,6 +94,40 @@ fn a_commit_is_sent_after_the_last_sync_and_a_sync_after_the_cut() {
     );
     world.settle();
     assert!(world.pending.iter().all(Option::is_none));
+}
+
+#[test]
+fn what_is_dirtied_until_the_cut_is_answered_is_synced() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    // In place: nothing that could be carried.
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    // Keeps a snapshot waiting, whose new epoch is a container of its own.
+    let old = world.submit(WRITE, 4096, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    world.snapshot(1);
+    map_answers(&mut world, MapOp::SnapshotBegin);
+    world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    poll_out(&mut world);
+    // Reported before the cut is taken, which knows of it.
+    world.submit(WRITE, 8192, 4096, &[]).unwrap();
+    map_answers(&mut world, MapOp::Locate);
+    poll_out(&mut world);
+    world.object_step(world.object_waiting() - 1, None);
+    map_answers(&mut world, MapOp::Written);
+    map_answers(&mut world, MapOp::FlushBegin);
+    poll_out(&mut world);
+    world.object_log.clear();
+    while world.map_index(MapOp::FlushCommit).is_none() {
+        object_answers(&mut world, ObjectOp::Sync);
+        poll_out(&mut world);
+    }
+    let mut synced: Vec<u64> = world.object_log.iter().map(|sync| sync.id.number).collect();
+    synced.sort_unstable();
+    assert_eq!(synced, [7, 8]);
+    world.settle();
+    assert!(world.results.contains(&(old, Ok(()))));
+    world.read_all();
 }
 
 #[test]
@@ -371,6 +406,34 @@ fn after_the_death_of_the_mapper_unfinished_requests_start_again_when_nothing_is
         world.object_log.iter().any(first_epoch),
         "dirty stays dirty"
     );
+    world.read_all();
+}
+
+#[test]
+fn an_answer_of_a_dead_mapper_that_comes_late_is_nobodys() {
+    let mut world = World::opened();
+    let read = world.submit(VolumeOp::Read, 0, 4096, &[]).unwrap();
+    poll_out(&mut world);
+    let (cookie, _) = world.map_port.wire.borrow().queue[0];
+    world.kill_mapper();
+    world.revive_mapper();
+    world.settle();
+    assert_eq!(world.results.pop(), Some((read, Ok(()))));
+    // It had answered, behind more than a poll takes.
+    let late = |world: &mut World| {
+        let mut wire = world.map_port.wire.borrow_mut();
+        wire.in_flight += 1;
+        wire.completions.push_back((cookie, Completion::default()));
+    };
+    late(&mut world);
+    poll_out(&mut world);
+    let again = world.submit(VolumeOp::Read, 0, 4096, &[]).unwrap();
+    poll_out(&mut world);
+    late(&mut world);
+    poll_out(&mut world);
+    assert_eq!(world.results, [], "not answered by that");
+    world.settle();
+    assert_eq!(world.results, [(again, Ok(()))]);
     world.read_all();
 }
 
