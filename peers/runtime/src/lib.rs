@@ -24,6 +24,11 @@ mod reactor;
 )]
 mod ring;
 mod source;
+#[expect(
+    unsafe_code,
+    reason = "`preadv2` and `pwritev2`, of spans that outlive the call"
+)]
+mod transfer;
 mod yields;
 
 pub use clock::{Clock, ManualClock, SystemClock};

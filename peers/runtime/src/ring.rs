@@ -1,4 +1,4 @@
-//! The io_uring glue: every `unsafe` of this crate.
+//! The io_uring glue.
 //!
 //! Invariants
 //! - What a request points to (memory, vector, time) and its file are owned by its entry in the table of operations from
@@ -21,6 +21,7 @@ use xseg::Span;
 use crate::config::Config;
 use crate::file::{Calls, File};
 use crate::source::{Event, Queue};
+use crate::transfer::{Direction, address_of};
 
 /// User data of requests whose completion nobody waits for.
 const IGNORED: u64 = u64::MAX;
@@ -58,6 +59,16 @@ enum Kind {
     Sync,
     /// A watch or timeout: outlasts idleness.
     Standing,
+}
+
+impl Kind {
+    /// A durable write ends in kernel threads, as a sync does: a spinning thread would starve them.
+    fn of(direction: Direction) -> Kind {
+        match direction {
+            Direction::Write { durable: true } => Kind::Sync,
+            Direction::Read | Direction::Write { durable: false } => Kind::Transfer,
+        }
+    }
 }
 
 struct Operation {
@@ -235,7 +246,7 @@ impl Ring {
         self.start(
             queue,
             token,
-            direction.kind(),
+            Kind::of(direction),
             entry,
             keep,
             Some(file.clone()),
@@ -545,69 +556,6 @@ impl Load {
             Kind::Sync => &mut self.syncs,
             Kind::Standing => &mut self.standing,
         }
-    }
-}
-
-/// Which way the bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    Read,
-    Write { durable: bool },
-}
-
-impl Direction {
-    /// A durable write ends in kernel threads, as a sync does: a spinning thread would starve them.
-    fn kind(self) -> Kind {
-        match self {
-            Direction::Write { durable: true } => Kind::Sync,
-            Direction::Read | Direction::Write { durable: false } => Kind::Transfer,
-        }
-    }
-
-    fn flags(self) -> i32 {
-        match self {
-            Direction::Write { durable: true } => libc::RWF_DSYNC,
-            Direction::Read | Direction::Write { durable: false } => 0,
-        }
-    }
-}
-
-/// One `preadv2` or `pwritev2` on the calling thread.
-pub(crate) fn transfer_now(
-    file: &File,
-    direction: Direction,
-    spans: &[Span],
-    offset: u64,
-) -> io::Result<usize> {
-    let one;
-    let many: Vec<libc::iovec>;
-    let addresses: &[libc::iovec] = if let [span] = spans {
-        one = [address_of(span)];
-        &one
-    } else {
-        many = spans.iter().map(address_of).collect();
-        &many
-    };
-    let offset =
-        i64::try_from(offset).map_err(|_too_large| io::Error::from_raw_os_error(libc::EFBIG))?;
-    let count = i32::try_from(addresses.len())
-        .map_err(|_too_many| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let (fd, flags) = (file.raw(), direction.flags());
-    let done = match direction {
-        // SAFETY: each address comes from a span that outlives the call, so its memory is mapped and writable.
-        Direction::Read => unsafe { libc::preadv2(fd, addresses.as_ptr(), count, offset, flags) },
-        // SAFETY: each address comes from a span that outlives the call, so its memory is mapped.
-        Direction::Write { .. } => unsafe {
-            libc::pwritev2(fd, addresses.as_ptr(), count, offset, flags)
-        },
-    };
-    usize::try_from(done).map_err(|_negative| io::Error::last_os_error())
-}
-
-fn address_of(span: &Span) -> libc::iovec {
-    libc::iovec {
-        iov_base: span.address().cast(),
-        iov_len: span.len(),
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 use xseg::Span;
 
 use crate::file::File;
-use crate::ring::{Direction, Ring, transfer_now};
+use crate::ring::Ring;
+use crate::transfer::{Direction, transfer_now};
 
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
