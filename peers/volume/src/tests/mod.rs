@@ -2,6 +2,7 @@
 
 mod basics;
 mod carrying;
+mod credits;
 mod fakes;
 mod random;
 mod safety;
