@@ -128,8 +128,8 @@ fn the_hundredth_clone_reads_as_many_pages_as_the_first() {
     assert!(costs.iter().all(|cost| *cost == costs[0]), "{costs:?}");
 }
 
-#[test]
-fn a_locate_that_waits_for_a_page_blocks_nobody() {
+/// A volume in use again, whose pages nobody has read yet, and the question where its block 5 is.
+fn unread() -> (Rig, MapRequest) {
     let mut rig = Rig::new(small());
     let own = rig.create("v", TIB, ObjectSize::DEFAULT);
     let handle = rig.open(own, true);
@@ -137,14 +137,20 @@ fn a_locate_that_waits_for_a_page_blocks_nobody() {
     rig.close(handle);
     rig.restart();
     let handle = rig.open(own, true);
-    rig.stalled = true;
-    let locate = |block: u64| MapRequest {
-        offset: block * 4096,
+    let locate = MapRequest {
+        offset: 5 * 4096,
         len: 4096,
         ..MapRequest::new(MapOp::Locate, handle)
     };
-    let slow = rig.send(locate(5));
-    let end = rig.send(MapRequest::new(MapOp::FlushBegin, handle));
+    (rig, locate)
+}
+
+#[test]
+fn a_locate_that_waits_for_a_page_blocks_nobody() {
+    let (mut rig, locate) = unread();
+    rig.stalled = true;
+    let slow = rig.send(locate);
+    let end = rig.send(MapRequest::new(MapOp::FlushBegin, locate.handle));
     assert!(rig.reply(slow).is_none());
     assert!(rig.reply(end).is_some());
     rig.stalled = false;
@@ -158,19 +164,8 @@ fn a_locate_that_waits_for_a_page_blocks_nobody() {
 #[test]
 fn a_page_is_read_once_for_all_who_wait_for_it() {
     let pages_read = |at_once: u64| {
-        let mut rig = Rig::new(small());
-        let own = rig.create("v", TIB, ObjectSize::DEFAULT);
-        let handle = rig.open(own, true);
-        rig.write(own, handle, 5, 1);
-        rig.close(handle);
-        rig.restart();
-        let handle = rig.open(own, true);
+        let (mut rig, locate) = unread();
         rig.stalled = true;
-        let locate = MapRequest {
-            offset: 5 * 4096,
-            len: 4096,
-            ..MapRequest::new(MapOp::Locate, handle)
-        };
         let waiting: Vec<u64> = (0..at_once).map(|_| rig.send(locate)).collect();
         rig.stalled = false;
         rig.run();
