@@ -10,9 +10,7 @@ use crate::rig::{Rig, small};
 #[test]
 fn damage_is_named_and_nothing_is_written() {
     for (kind, at) in [(ObjectKind::Head, 50), (ObjectKind::Pack, 70)] {
-        let mut rig = Rig::new(small());
-        let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-        let handle = rig.open(own, true);
+        let (mut rig, own, handle) = Rig::opened();
         rig.write(own, handle, 1, 1);
         rig.close(handle);
         rig.pool.damage(kind, own, at);
@@ -35,9 +33,7 @@ fn damage_is_named_and_nothing_is_written() {
 
 #[test]
 fn a_hole_in_the_log_is_damage() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     for block in 0..3 {
         rig.write(own, handle, block, 1);
         rig.flush(handle).unwrap();
@@ -53,9 +49,7 @@ fn a_hole_in_the_log_is_damage() {
 
 #[test]
 fn appends_that_a_medium_lost_are_missed_while_the_machine_lives() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     let empty = rig.pool.clone();
     for block in 0..2 {
         rig.write(own, handle, block, 1);
@@ -101,9 +95,7 @@ fn a_pack_that_is_missing_is_damage() {
         rig.pool.serve(&request, &[]).0.result.unwrap();
         rig.restart();
     };
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     rig.write(own, handle, 1, 1);
     rig.close(handle);
     delete(&mut rig, ObjectId::pack(own, 1));

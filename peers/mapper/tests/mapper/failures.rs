@@ -9,9 +9,7 @@ use crate::rig::{Rig, small};
 
 #[test]
 fn a_failed_append_is_final_until_reopened() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     rig.write(own, handle, 1, 1);
     rig.flush(handle).unwrap();
     rig.write(own, handle, 2, 2);
@@ -35,9 +33,7 @@ fn a_failed_append_is_final_until_reopened() {
 
 #[test]
 fn lack_of_space_changes_nothing_and_passes() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     rig.write(own, handle, 1, 1);
     let (token, _) = rig.prepare("v", "s");
     rig.op(MapOp::SnapshotBegin, handle, token).result.unwrap();

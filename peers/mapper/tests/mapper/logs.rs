@@ -78,9 +78,7 @@ fn batches_of_every_length_go_round_the_log() {
 
 #[test]
 fn a_batch_that_ends_with_the_circle_needs_no_padding() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     let before = rig.pool.log.len();
     for block in 0..40 {
         rig.write(own, handle, block * 2, 1);
@@ -93,9 +91,7 @@ fn a_batch_that_ends_with_the_circle_needs_no_padding() {
 #[test]
 fn a_log_that_is_missing_or_too_short_is_damage() {
     for kept in [0, 32 << 10, (64 << 10) - 512, 64 << 10] {
-        let mut rig = Rig::new(small());
-        let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-        let handle = rig.open(own, true);
+        let (mut rig, own, handle) = Rig::opened();
         rig.write(own, handle, 1, 1);
         rig.flush(handle).unwrap();
         let log = ObjectId::log(own, 1);
@@ -122,9 +118,7 @@ fn a_log_that_is_missing_or_too_short_is_damage() {
 
 #[test]
 fn without_a_mark_of_its_journal_all_of_a_log_is_judged() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     let log = ObjectId::log(own, 1);
     let blank = read(&mut rig.pool, log, 0, 4096);
     for block in 0..2 {
@@ -149,9 +143,7 @@ fn checked(rig: &mut Rig) -> Report {
 
 #[test]
 fn what_an_interrupted_append_left_is_a_note() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     rig.write(own, handle, 1, 1);
     rig.flush(handle).unwrap();
     let before = rig.pool.clone();
@@ -191,9 +183,7 @@ fn a_log_that_was_not_finished_is_not_taken_for_one_with_names() {
 
 #[test]
 fn a_log_that_is_half_full_is_begun_anew_beside_the_flushes() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     for units in 1..=17 {
         rig.write(own, handle, units * 2, 1);
         rig.flush(handle).unwrap();

@@ -13,9 +13,7 @@ const TIB: u64 = 1 << 40;
 
 #[test]
 fn the_first_write_is_told_and_the_next_costs_no_metadata() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     assert!(rig.write(own, handle, 5, 11));
     rig.flush(handle).unwrap();
     let before = rig.pool.log.len();
@@ -180,9 +178,7 @@ fn a_page_is_read_once_for_all_who_wait_for_it() {
 
 #[test]
 fn a_snapshot_takes_late_writes_of_its_epoch_and_nothing_newer() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     let old = Epoch(rig.locate(handle, 0, 1, true).values[0]);
     for block in [1, 2, 3] {
         rig.put(own, old, block, 10 + block);
@@ -253,9 +249,7 @@ fn a_takeover_reads_no_more_of_a_log_than_was_appended() {
 
 #[test]
 fn what_was_told_survives_a_death_and_what_was_flushed_a_power_cut() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     rig.write(own, handle, 1, 1);
     rig.flush(handle).unwrap();
     rig.write(own, handle, 2, 2);
@@ -285,9 +279,7 @@ fn what_was_told_survives_a_death_and_what_was_flushed_a_power_cut() {
 
 #[test]
 fn a_client_that_vanishes_leaves_what_it_told() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     assert_eq!(
         rig.ask(MapRequest::open(own, true)).result,
         Err(ErrorCode::InUse)
@@ -320,9 +312,7 @@ fn a_client_that_vanishes_leaves_what_it_told() {
 
 #[test]
 fn too_much_unlogged_is_warned_of_then_held_back_never_lost() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     let epoch = Epoch(rig.locate(handle, 0, 1, true).values[0]);
     let mut soon = 0;
     for block in 0..200 {
@@ -342,9 +332,7 @@ fn too_much_unlogged_is_warned_of_then_held_back_never_lost() {
 
 #[test]
 fn what_a_flush_carries_while_the_mapper_relieves_itself_is_not_taken_for_home() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     let epoch = Epoch(rig.locate(handle, 0, 1, true).values[0]);
     for block in 0..64 {
         rig.put(own, epoch, block * 2, 1);
@@ -384,9 +372,7 @@ fn what_a_flush_carries_while_the_mapper_relieves_itself_is_not_taken_for_home()
 
 #[test]
 fn a_first_write_stays_in_the_journal_until_it_is_logged_itself() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
-    let handle = rig.open(own, true);
+    let (mut rig, own, handle) = Rig::opened();
     let old = Epoch(rig.locate(handle, 0, 1, true).values[0]);
     let (token, _) = rig.prepare("v", "s");
     let begun = rig.op(MapOp::SnapshotBegin, handle, token);

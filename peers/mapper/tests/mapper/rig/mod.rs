@@ -4,6 +4,7 @@
     clippy::cast_possible_truncation,
     reason = "test support: small numbers"
 )]
+
 pub(crate) mod pool;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -73,6 +74,14 @@ impl Rig {
             Pool::default(),
             MemoryJournals::new(config.pending_max),
         )
+    }
+
+    /// With a volume `v` of 1 GiB that is open to be written; its lineage and handle.
+    pub(crate) fn opened() -> (Self, Lineage, u32) {
+        let mut rig = Rig::new(small());
+        let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+        let handle = rig.open(own, true);
+        (rig, own, handle)
     }
 
     pub(crate) fn on(config: MapperConfig, pool: Pool, journals: MemoryJournals) -> Self {
