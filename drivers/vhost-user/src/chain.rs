@@ -25,19 +25,55 @@ const INDIRECT: u16 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// An index is not below the size of the table.
-    #[error("a descriptor index is outside the table")]
-    Index,
+    #[error("descriptor index {index} is not below the table's size {size}")]
+    Index {
+        /// The index.
+        index: u16,
+        /// Descriptors of the table.
+        size: u32,
+    },
     /// A loop, or more than [`CHAIN_MAX`] descriptors or pieces.
-    #[error("the chain is too long or loops")]
+    #[error("the chain has no end within {CHAIN_MAX} descriptors: it loops or is too long")]
     TooLong,
-    /// An address is not in guest memory.
-    #[error("an address is not in guest memory")]
-    Address,
-    /// An indirect descriptor where there may be none, or an indirect table of odd length.
-    #[error("an indirect descriptor is malformed")]
-    Indirect,
+    /// A descriptor cannot be read.
+    #[error("descriptor {index} cannot be read from guest memory")]
+    Unreadable {
+        /// Its index.
+        index: u16,
+    },
+    /// A buffer is not in guest memory.
+    #[error("the buffer of {len} bytes at {address:#x} is not in guest memory")]
+    Buffer {
+        /// Its guest address.
+        address: u64,
+        /// Its bytes.
+        len: u32,
+    },
+    /// An indirect table is not in guest memory.
+    #[error("the indirect table of {len} bytes at {address:#x} is not in guest memory")]
+    Table {
+        /// Its guest address.
+        address: u64,
+        /// Its bytes.
+        len: u32,
+    },
+    /// An indirect table of no or of odd length.
+    #[error("an indirect table of {len} bytes is not a multiple of {DESCRIPTOR_LEN} above 0")]
+    TableLen {
+        /// Its bytes.
+        len: u32,
+    },
+    /// An indirect descriptor without the feature.
+    #[error("an indirect descriptor, but INDIRECT_DESC was not negotiated")]
+    NotNegotiated,
+    /// An indirect descriptor within an indirect table.
+    #[error("an indirect descriptor stands in an indirect table")]
+    Nested,
+    /// A chain that goes on after an indirect descriptor.
+    #[error("an indirect descriptor has the flag NEXT")]
+    NextAndIndirect,
     /// A readable piece after a writable one.
-    #[error("a readable descriptor follows a writable one")]
+    #[error("a device-readable descriptor follows a device-writable one")]
     Order,
 }
 
@@ -105,22 +141,25 @@ impl Chain {
         let mut index = head;
         for _ in 0..CHAIN_MAX {
             if u32::from(index) >= size {
-                return Err(ChainError::Index);
+                return Err(ChainError::Index { index, size });
             }
             self.descriptors += 1;
             let place = table.offset + u64::from(index) * DESCRIPTOR_LEN;
-            let descriptor = load(&table, place).ok_or(ChainError::Address)?;
+            let descriptor = load(&table, place).ok_or(ChainError::Unreadable { index })?;
             if descriptor.flags & INDIRECT != 0 {
-                let len = descriptor.len;
-                let odd = u64::from(len) % DESCRIPTOR_LEN != 0 || len == 0;
-                if indirect == Allowed::No || odd || descriptor.flags & (NEXT | WRITE) != 0 {
-                    return Err(ChainError::Indirect);
+                // WRITE means nothing here, and is ignored: section 2.7.5.3.2.
+                indirect = indirect.used()?;
+                let Descriptor { address, len, .. } = descriptor;
+                if descriptor.flags & NEXT != 0 {
+                    return Err(ChainError::NextAndIndirect);
+                }
+                if len == 0 || !u64::from(len).is_multiple_of(DESCRIPTOR_LEN) {
+                    return Err(ChainError::TableLen { len });
                 }
                 table = memory
-                    .guest_place(descriptor.address, u64::from(len))
-                    .ok_or(ChainError::Address)?;
+                    .guest_place(address, u64::from(len))
+                    .ok_or(ChainError::Table { address, len })?;
                 size = len / 16;
-                indirect = Allowed::No;
                 index = 0;
                 continue;
             }
@@ -150,7 +189,7 @@ impl Chain {
             return Err(ChainError::TooLong);
         }
         if !found {
-            self.fault = self.fault.or(Some(ChainError::Address));
+            self.fault = self.fault.or(Some(ChainError::Buffer { address, len }));
         }
         self.ends_writable = found && writable && len > 0;
         Ok(())
@@ -221,8 +260,21 @@ impl Chain {
 pub enum Allowed {
     /// The feature was negotiated and this is the ring's own table.
     Yes,
-    /// Not negotiated, or this is an indirect table already.
+    /// Not negotiated.
     No,
+    /// This is an indirect table already.
+    Nested,
+}
+
+impl Allowed {
+    /// What holds within the indirect table.
+    fn used(self) -> Result<Allowed, ChainError> {
+        match self {
+            Allowed::Yes => Ok(Allowed::Nested),
+            Allowed::No => Err(ChainError::NotNegotiated),
+            Allowed::Nested => Err(ChainError::Nested),
+        }
+    }
 }
 
 fn load(table: &Place, offset: u64) -> Option<Descriptor> {

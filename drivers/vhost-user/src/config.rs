@@ -44,8 +44,12 @@ pub mod feature {
     pub const DISCARD: u64 = 1 << 13;
     /// Write-zeroes requests.
     pub const WRITE_ZEROES: u64 = 1 << 14;
+    /// Legacy: an interrupt when the ring runs empty, whatever the guest asked for. Not offered.
+    pub const NOTIFY_ON_EMPTY: u64 = 1 << 24;
     /// vhost: log what is written into guest memory.
     pub const LOG_ALL: u64 = 1 << 26;
+    /// Legacy: requests are cut into descriptors in any way. Not offered.
+    pub const ANY_LAYOUT: u64 = 1 << 27;
     /// Indirect descriptors.
     pub const INDIRECT_DESC: u64 = 1 << 28;
     /// Notification thresholds.
@@ -54,6 +58,12 @@ pub mod feature {
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;
     /// Virtio 1.
     pub const VERSION_1: u64 = 1 << 32;
+    /// Memory is accessed in the order that the platform's devices keep. Not offered.
+    pub const ORDER_PLATFORM: u64 = 1 << 36;
+
+    /// What a front end may show to its guest without asking us, and what is kept without the guest's asking: any layout
+    /// is understood, and the ring is accessed with the barriers that a device of the platform would need.
+    pub const KEPT_UNASKED: u64 = ANY_LAYOUT | ORDER_PLATFORM;
 }
 
 /// How a volume is attached.
@@ -127,6 +137,13 @@ impl AttachConfig {
         };
         let many = if self.queues > 1 { MQ } else { 0 };
         always | ring | access | many
+    }
+
+    /// Virtio features that a front end may set: those offered, and some that QEMU shows to a guest without asking (legacy
+    /// guests see ANY_LAYOUT by default).
+    #[must_use]
+    pub fn accepted_features(&self) -> u64 {
+        self.features() | feature::KEPT_UNASKED | feature::NOTIFY_ON_EMPTY
     }
 
     /// The first bytes of the configuration space.

@@ -132,6 +132,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !self.config.accepted_features();
+        if unknown != 0 {
+            let why = format!("features {unknown:#x} were not offered");
+            return Err(self.refuse(&why));
+        }
         self.tell(Command::Features(features))
     }
 

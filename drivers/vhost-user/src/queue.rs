@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{Ordering, fence};
 
+use crate::chain::ChainError;
 use crate::dirty_log::DirtyLog;
 use crate::inflight::QueueLog;
 use crate::memory::{MemoryTable, Place};
@@ -64,9 +65,22 @@ pub(crate) struct Slot {
     pub(crate) dirty: Vec<(u64, u32)>,
 }
 
-/// A ring that made no sense.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Broken(pub(crate) &'static str);
+/// Why a ring makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("avail index {avail} is more than the ring's {size} entries ahead of {taken}")]
+    AvailIndex { avail: u16, taken: u16, size: u16 },
+    #[error("head {head} is not below the ring's size {size}")]
+    HeadOutside { head: u16, size: u16 },
+    #[error("head {head} was made available again while in flight")]
+    HeadTwice { head: u16 },
+    #[error("the chain at head {head} has no end that can be found")]
+    Chain { head: u16, source: ChainError },
+    #[error("the chain at head {head} does not end in a writable status byte in guest memory")]
+    NoStatus { head: u16 },
+    #[error("the file of the guest's memory was truncated")]
+    Truncated,
+}
 
 /// A queue: configuration, ring, requests in flight.
 #[derive(Debug, Default)]
@@ -82,6 +96,8 @@ pub(crate) struct Queue {
     /// Being stopped: nothing more is taken.
     pub(crate) stopping: bool,
     pub(crate) event_idx: bool,
+    /// The guest wants an interrupt when nothing is left, though it has suppressed them.
+    pub(crate) notify_on_empty: bool,
     pub(crate) memory: Option<RingMemory>,
     /// Whether `taken` and `used` are those of the running ring.
     live: bool,
@@ -157,7 +173,8 @@ impl Queue {
             self.batch = Vec::with_capacity(fit);
         }
         self.live = true;
-        self.asked = true;
+        // A predecessor that was killed may have left NO_NOTIFY in the ring: it goes before the first sleep.
+        self.asked = false;
         self.again.len()
     }
 
@@ -197,11 +214,11 @@ impl Queue {
 
     /// Requests that the guest has made available and that are not taken.
     pub(crate) fn waiting(&self) -> Result<u16, Broken> {
-        let waiting = self
-            .load(|ring| (&ring.avail, INDEX_AT))
-            .wrapping_sub(self.taken);
-        if waiting > self.size {
-            return Err(Broken("the avail index is more than a ring ahead"));
+        let avail = self.load(|ring| (&ring.avail, INDEX_AT));
+        let (taken, size) = (self.taken, self.size);
+        let waiting = avail.wrapping_sub(taken);
+        if waiting > size {
+            return Err(Broken::AvailIndex { avail, taken, size });
         }
         Ok(waiting)
     }
@@ -217,8 +234,11 @@ impl Queue {
             (self.load(|ring| (&ring.avail, at)), false)
         };
         match self.slots.get(usize::from(head)) {
-            None => Err(Broken("a head is outside the ring")),
-            Some(slot) if slot.busy => Err(Broken("a head is in flight already")),
+            None => {
+                let size = self.size;
+                Err(Broken::HeadOutside { head, size })
+            }
+            Some(slot) if slot.busy => Err(Broken::HeadTwice { head }),
             Some(_) => Ok(Some((head, before))),
         }
     }
@@ -316,6 +336,9 @@ impl Queue {
         // SeqCst: the used index is out before the threshold is read; pairs with the guest's fence between its store of
         // the threshold and its last look at the used index. Without both, each could miss the other's store.
         fence(Ordering::SeqCst);
+        if self.notify_on_empty && self.in_flight == 0 && self.waiting() == Ok(0) {
+            return Some(true);
+        }
         Some(if self.event_idx {
             let at = RING_AT + 2 * u64::from(self.size);
             let event = self.load(|ring| (&ring.avail, at));
@@ -377,5 +400,63 @@ impl Queue {
         self.batch.clear();
         self.again.clear();
         self.base
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xseg::RegionId;
+
+    use super::*;
+    use crate::memory::GuestSlot;
+
+    const AVAIL: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+
+    /// A ring of 16 whose used flags are `flags`, started.
+    fn queue(flags: u16, event_idx: bool) -> (Queue, xseg::Region) {
+        let region = xseg::Region::anonymous(0x4000).unwrap();
+        region.store_u16(USED, flags, Ordering::Relaxed).unwrap();
+        let mut memory = MemoryTable::default();
+        let slot = GuestSlot {
+            guest: 0,
+            user: 0,
+            len: 0x4000,
+            region: region.clone(),
+            start: 0,
+        };
+        memory.insert(slot, RegionId(1));
+        let mut queue = Queue {
+            size: 16,
+            addresses: Some(RingAddresses {
+                descriptors: 0,
+                avail: AVAIL,
+                used: USED,
+                log: None,
+            }),
+            kick: Some(WatchId(0)),
+            enabled: true,
+            event_idx,
+            ..Queue::default()
+        };
+        queue.resolve(&memory);
+        (queue, region)
+    }
+
+    #[test]
+    fn a_ring_whose_predecessor_died_awake_asks_for_kicks_at_its_first_sleep() {
+        let (mut queue, region) = queue(NO_NOTIFY, false);
+        assert!(!queue.ask_for_kicks(None));
+        assert_eq!(region.load_u16(USED, Ordering::Relaxed), Ok(0));
+    }
+
+    #[test]
+    fn the_flags_of_a_ring_with_thresholds_stay_zero() {
+        let (mut queue, region) = queue(0, true);
+        for _ in 0..2 {
+            queue.ask_for_kicks(None);
+            queue.refuse_kicks(None);
+        }
+        assert_eq!(region.load_u16(USED, Ordering::Relaxed), Ok(0));
     }
 }

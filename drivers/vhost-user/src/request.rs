@@ -166,7 +166,8 @@ fn take_ranges(
     if bytes == 0 || !whole || bytes > (RANGES_MAX * RANGE_LEN) as u64 {
         return Err(Status::IoErr);
     }
-    let mut unsupported = false;
+    // A flag that is not known is UNSUPP whatever else is wrong (section 5.2.6.2), so all ranges are looked at.
+    let (mut unsupported, mut outside) = (false, false);
     for _ in 0..bytes / RANGE_LEN as u64 {
         let mut range = [0; RANGE_LEN];
         if !chain.take_readable(memory, &mut range) {
@@ -176,19 +177,21 @@ fn take_ranges(
         unsupported |= !known(flags);
         let sector = u64::from(low) | u64::from(high) << 32;
         let len = u64::from(sectors) * SECTOR_SIZE;
-        let offset = checked(sector, len, size).ok_or(Status::IoErr)?;
-        if sectors > RANGE_SECTORS_MAX {
-            return Err(Status::IoErr);
-        }
-        if sectors > 0 {
-            let unmap = flags & UNMAP != 0;
-            ranges.push(Range { offset, len, unmap });
+        let unmap = flags & UNMAP != 0;
+        match checked(sector, len, size) {
+            Some(offset) if sectors <= RANGE_SECTORS_MAX => {
+                if sectors > 0 {
+                    ranges.push(Range { offset, len, unmap });
+                }
+            }
+            _ => outside = true,
         }
     }
-    if unsupported {
-        return Err(Status::Unsupported);
+    match (unsupported, outside) {
+        (true, _) => Err(Status::Unsupported),
+        (false, true) => Err(Status::IoErr),
+        (false, false) => Ok(()),
     }
-    Ok(())
 }
 
 fn words(bytes: [u8; 16]) -> [u32; 4] {

@@ -161,8 +161,13 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     }
 
     fn set_features(&mut self, features: u64) -> Result<Option<Until>, &'static str> {
-        if features & !self.config.features() != 0 {
+        if features & !self.config.accepted_features() != 0 {
             return Err("features that were not offered");
+        }
+        let features = features & !feature::KEPT_UNASKED;
+        if features & (feature::CONFIG_WCE | feature::FLUSH) == feature::CONFIG_WCE {
+            // Virtio 1.2, section 5.2.5.2: a guest that cannot flush begins without a write cache.
+            self.shared.set_writeback(false);
         }
         let logs_now = features & !self.features & feature::LOG_ALL != 0;
         self.features = features;
@@ -170,6 +175,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             if !queue.started() {
                 queue.event_idx = features & feature::EVENT_IDX != 0;
             }
+            queue.notify_on_empty = features & feature::NOTIFY_ON_EMPTY != 0;
             // Without the extension rings are served as soon as they start.
             queue.enabled |= features & feature::PROTOCOL_FEATURES == 0;
         }

@@ -1,5 +1,7 @@
 //! The data path: chains to the volume, completions to the guest.
 
+use std::error::Error;
+
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::{VolumeHandle, VolumeOp, VolumeRequest, Volumes};
 use tracing::warn;
@@ -36,11 +38,9 @@ fn cookie(queue: usize, head: u16) -> u64 {
 impl<V: Volumes, W: Wakeups> Device<V, W> {
     /// Whether every completed write must be durable: the guest has no write cache, or believes that it has none.
     fn write_through(&self) -> bool {
-        if self.features & feature::CONFIG_WCE != 0 {
-            !self.shared.writeback()
-        } else {
-            self.features & feature::FLUSH == 0
-        }
+        // A guest that cannot flush has no other way to make a write durable, whatever it wrote into the write-cache byte.
+        let switched_off = self.features & feature::CONFIG_WCE != 0 && !self.shared.writeback();
+        switched_off || self.features & feature::FLUSH == 0
     }
 
     /// Takes chains from the rings, a bounded number.
@@ -62,7 +62,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             return false;
         }
         if self.memory.is_damaged() {
-            self.break_rings("the file of the guest's memory was truncated");
+            self.break_rings(Broken::Truncated);
         }
         let mut any = false;
         let count = self.queues.len();
@@ -96,8 +96,9 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         any
     }
 
-    fn break_ring(&mut self, index: usize, Broken(why): Broken) {
-        warn!(device = %self.name, queue = index, why, "the guest has broken its ring; it is served no more until it is set up again");
+    fn break_ring(&mut self, index: usize, broken: Broken) {
+        let cause = broken.source().map(tracing::field::display);
+        warn!(device = %self.name, queue = index, error = %broken, cause, "the guest has broken its ring; it is served no more until it is set up again");
         add(&self.shared.metrics.broken_rings, 1);
         let queue = &mut self.queues[index];
         queue.broken = true;
@@ -106,10 +107,10 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    fn break_rings(&mut self, why: &'static str) {
+    fn break_rings(&mut self, broken: Broken) {
         for index in 0..self.queues.len() {
             if self.queues[index].takes() {
-                self.break_ring(index, Broken(why));
+                self.break_ring(index, broken);
             }
         }
     }
@@ -130,13 +131,13 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         let walked = self
             .chain
             .walk(&self.memory, &ring.descriptors, queue.size, head, indirect);
-        if walked.is_err() {
+        if let Err(source) = walked {
             add(&self.shared.metrics.malformed, 1);
-            return Err(Broken("a descriptor chain has no end"));
+            return Err(Broken::Chain { head, source });
         }
         let Some((status, status_address)) = self.chain.take_status() else {
             add(&self.shared.metrics.malformed, 1);
-            return Err(Broken("a request has no status byte"));
+            return Err(Broken::NoStatus { head });
         };
         let parsed = if self.chain.fault.is_some() {
             add(&self.shared.metrics.malformed, 1);

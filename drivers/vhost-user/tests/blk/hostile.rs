@@ -9,6 +9,9 @@ use xseg::Region;
 
 use crate::front_end::{AVAIL, BUFFERS, FrontEnd, GUEST, MEMORY, RING, USER, WRITE, words};
 use crate::host::{Host, SIZE, eventually};
+use crate::log::{collect, lines};
+
+const FAR_AHEAD: &str = "avail index 999 is more than the ring's 16 entries ahead of 0";
 
 /// The device still serves a front end that behaves.
 fn check_alive(host: &Host) {
@@ -39,41 +42,63 @@ fn a_malformed_chain_with_a_status_byte_gets_a_status() {
 #[test]
 fn a_chain_without_an_end_breaks_its_ring_only() {
     type Lie = fn(&mut FrontEnd);
-    let lies: [(&str, Lie); 7] = [
-        ("a loop", |guest| guest.descriptor(0, GUEST, 16, 1, 0)),
-        ("an index outside", |guest| {
+    let lies: [(&str, Lie); 10] = [
+        ("has no end within 512 descriptors", |guest| {
+            guest.descriptor(0, GUEST, 16, 1, 0);
+        }),
+        ("index 16 is not below the table's size 16", |guest| {
             guest.descriptor(0, GUEST, 16, 1, RING);
         }),
-        ("no status byte", |guest| {
+        ("does not end in a writable status byte", |guest| {
             guest.descriptor(0, GUEST, 16, 0, 0);
         }),
-        ("an indirect table in itself", |guest| {
+        ("stands in an indirect table", |guest| {
             guest.descriptor(0, GUEST, 16, 4, 0);
         }),
-        ("an odd indirect table", |guest| {
+        ("indirect table of 17 bytes", |guest| {
             guest.descriptor(0, GUEST, 17, 4, 0);
         }),
-        ("an indirect table outside", |guest| {
-            guest.descriptor(0, GUEST + MEMORY - 8, 16, 4, 0);
+        ("indirect table of 0 bytes", |guest| {
+            guest.descriptor(0, GUEST, 0, 4, 0);
         }),
-        ("an avail index far ahead", |guest| {
+        ("has the flag NEXT", |guest| {
+            guest.descriptor(0, GUEST, 16, 4 | 1, 1);
+        }),
+        (
+            "indirect table of 16 bytes at 0x1ffff8 is not in",
+            |guest| {
+                guest.descriptor(0, GUEST + MEMORY - 8, 16, 4, 0);
+            },
+        ),
+        ("not negotiated", |guest| {
+            guest.features &= !(1 << 28);
+            assert_eq!(guest.ask(2, &words(&[guest.features]), &[]), Some(0));
+            guest.descriptor(0, GUEST, 16, 4, 0);
+        }),
+        (FAR_AHEAD, |guest| {
             guest
                 .memory
                 .store_u16(AVAIL + 2, 999, Ordering::Release)
                 .unwrap();
         }),
     ];
+    collect();
     let host = Host::new();
     for (count, (what, lie)) in lies.into_iter().enumerate() {
         let mut guest = FrontEnd::connect(&host.socket);
         guest.start();
         lie(&mut guest);
-        if what != "an avail index far ahead" {
+        if what != FAR_AHEAD {
             guest.offer(0);
         }
         guest.ring();
         eventually(what, || guest.error.read().is_ok());
         assert_eq!(host.status().broken_rings, count as u64 + 1, "{what}");
+        let lines = lines(&host.socket, what);
+        assert_eq!(lines.len(), 1, "{what}");
+        assert!(lines[0].contains("queue=0"), "{lines:?}");
+        let head = what == FAR_AHEAD || lines[0].contains("at head 0");
+        assert!(head, "{lines:?}");
         drop(guest);
         check_alive(&host);
     }

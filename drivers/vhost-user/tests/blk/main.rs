@@ -11,5 +11,7 @@ mod driver;
 mod front_end;
 mod host;
 mod hostile;
+mod log;
 mod recovery;
 mod requests;
+mod specification;
