@@ -21,6 +21,7 @@ mod drive;
 mod errors;
 mod files;
 mod heads;
+mod holder;
 mod jobs;
 mod layout;
 mod opening;
@@ -33,6 +34,7 @@ mod watching;
 
 pub use backend::{FileBackend, Options};
 pub use counters::Counters;
+pub use holder::{Holder, holder};
 pub use layout::{CONTAINER_LEN, Layout};
 pub use pool::create;
 

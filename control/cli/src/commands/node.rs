@@ -11,12 +11,16 @@ use std::time::Duration;
 
 use archipelago_node::api::types::{NodeStatus, Stopped};
 use archipelago_node::client::{Client, Method};
-use archipelago_node::config::Config;
-use archipelago_node::daemon::NodeLock;
+use archipelago_node::config::{Config, Pool};
+use archipelago_node::daemon::{NodeLock, PoolUser, ServingNode};
 use archipelago_node::last_words;
 use archipelago_node::layout::{Layout, path_error, role_name};
 use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::{Clock, SystemClock};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::options::Node;
@@ -26,6 +30,10 @@ use crate::output::{Output, Table};
 const START_PATIENCE: Duration = Duration::from_secs(90);
 /// How long a daemon that is stopping may take: it drains for 60 s, and three processes have some seconds to end.
 const END_PATIENCE: Duration = Duration::from_secs(100);
+/// How long the kernel may take to close what a daemon's dead processes had open of the pool.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Milliseconds between two looks at a pool that is waited for.
+const RETRY_MS: u8 = 10;
 /// Characters of a line of counters: with the columns before it some 110.
 const COUNTERS_WIDTH: usize = 64;
 /// What a daemon in the background says when it serves.
@@ -218,7 +226,11 @@ fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
     let unfinished = match asked {
         Ok(Stopped { unfinished }) => unfinished,
         // Nobody there is what was asked for; a daemon that is just ending is waited for below.
-        Err(error) if error.code == ErrorCode::Unavailable => Vec::new(),
+        Err(error) if error.code == ErrorCode::Unavailable => {
+            NodeLock::wait_free(layout, END_PATIENCE)?;
+            stop_found_by_pool(layout, output)?;
+            Vec::new()
+        }
         Err(error) => return Err(error),
     };
     NodeLock::wait_free(layout, END_PATIENCE)?;
@@ -233,6 +245,95 @@ fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
         },
         |_quiet| String::new(),
     )
+}
+
+/// Ends a daemon whose run directory was removed under it, which only the pool's lock still knows; waits until the kernel has
+/// closed what a daemon that has died had open.
+fn stop_found_by_pool(layout: &Layout, output: Output) -> Result<(), Error> {
+    let Ok(config) = Config::read(layout.config()) else {
+        // Nothing says which pool would be served.
+        return Ok(());
+    };
+    let Pool::File { directory } = config.pool().1;
+    let pool = directory.display();
+    let deadline = SystemClock.now() + END_PATIENCE;
+    let release_deadline = SystemClock.now() + RELEASE_TIMEOUT;
+    let mut stopping: Option<ServingNode> = None;
+    loop {
+        let user = PoolUser::of(directory);
+        let ends = stopping.as_ref().is_some_and(ServingNode::is_alive);
+        match user {
+            PoolUser::Nobody if !ends => return Ok(()),
+            PoolUser::Node(node) if node.run != layout.run() => {
+                output.note(&format!(
+                    "note: pool `{pool}` is served by another node, process {} with its sockets in {}, which goes on",
+                    node.daemon,
+                    node.run.display()
+                ));
+                return Ok(());
+            }
+            PoolUser::Node(node) if stopping.is_none() => {
+                output.note(&format!(
+                    "note: {} was removed under the daemon, process {}: it is told to stop by a signal",
+                    node.run.display(),
+                    node.daemon
+                ));
+                end(&node)?;
+                stopping = Some(node);
+            }
+            PoolUser::Process(pid)
+                if stopping.is_none() && SystemClock.now() >= release_deadline =>
+            {
+                let who =
+                    pid.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
+                return Err(Error::new(
+                    ErrorCode::Unavailable,
+                    format!("{who} still has pool `{pool}` open, and no daemon to stop it"),
+                )
+                .with_hint(
+                    "if it has ended, its last call on the storage has not returned; a process of another host or \
+                     container is ended there",
+                ));
+            }
+            PoolUser::Nobody | PoolUser::Node(_) | PoolUser::Process(_) => {}
+        }
+        if let Some(node) = &stopping
+            && SystemClock.now() >= deadline
+        {
+            let message = format!(
+                "process {} (archipelagod) has not stopped after {} s",
+                node.daemon,
+                END_PATIENCE.as_secs()
+            );
+            return Err(Error::new(ErrorCode::Unavailable, message)
+                .with_hint(format!("`kill -9 {}` ends it by force", node.daemon)));
+        }
+        let _interrupted = poll(&mut [], RETRY_MS);
+    }
+}
+
+/// Tells a daemon to stop, by the signal for that.
+fn end(node: &ServingNode) -> Result<(), Error> {
+    let refused = |why: &str| {
+        Error::new(
+            ErrorCode::Denied,
+            format!(
+                "process {} (archipelagod) cannot be told to stop: {why}",
+                node.daemon
+            ),
+        )
+        .with_hint(format!(
+            "as its user or root: `kill {}` stops it cleanly",
+            node.daemon
+        ))
+    };
+    let Ok(pid) = i32::try_from(node.daemon) else {
+        return Err(refused("no process has this number"));
+    };
+    match kill(Pid::from_raw(pid), Signal::SIGTERM) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(refused(errno.desc())),
+    }
 }
 
 /// The counters that count something, in lines of at most [`COUNTERS_WIDTH`].

@@ -11,6 +11,7 @@ mod grants;
 mod images;
 mod lock;
 mod node;
+mod pool_user;
 mod process;
 mod status;
 mod supervisor;
@@ -29,6 +30,7 @@ use tokio::task::JoinHandle;
 
 pub use lock::NodeLock;
 pub(crate) use node::Node;
+pub use pool_user::{PoolUser, ServingNode};
 pub(crate) use process::LINE_LEN_MAX;
 use supervisor::{End, Event, Wish, supervise};
 
@@ -42,6 +44,8 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 const DRAIN_PATIENCE_MIN: Duration = Duration::from_secs(2);
 /// How long a process has to drain beside a call that hangs already.
 const DRAIN_BESIDE: Duration = Duration::from_secs(5);
+/// How long the kernel may take to close what ended processes had open of the pool: milliseconds, more under load.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to exit after it has said that it drained.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -62,6 +66,10 @@ pub fn run(layout: Layout, ready: impl FnOnce()) -> Result<(), Error> {
     let endpoint = endpoint.transpose()?;
     layout.make_directories()?;
     let _lock = NodeLock::take(&layout)?;
+    // The lock is a new one if the run directory was removed under a node that serves.
+    if let Some(other) = ServingNode::of_pool(config.pool().1) {
+        return Err(other.in_use(&layout));
+    }
     layout.give_sockets_to(endpoint)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -200,7 +208,11 @@ async fn first_death(events: &mut mpsc::UnboundedReceiver<Event>) -> (String, En
 /// A process that cannot even start says why; one that does not is known by its exit code.
 fn died_at_start(node: &Node, title: &str, end: End) -> Error {
     if let Some(error) = end.last_words {
-        return error;
+        let Pool::File { directory } = node.config.pool().1;
+        return match PoolUser::of(directory) {
+            PoolUser::Node(other) if error.code == ErrorCode::InUse => other.in_use(&node.layout),
+            _ => error,
+        };
     }
     let exit = end
         .status
@@ -259,6 +271,7 @@ fn serve_api(node: &Arc<Node>) -> Result<Api, Error> {
 async fn stop_processes(node: &Node, supervision: &mut Supervision) -> Vec<String> {
     let deadline = tokio::time::Instant::now() + DRAIN_PATIENCE;
     let mut unfinished = Vec::new();
+    let mut all_ended = true;
     for role in [Role::Endpoint, Role::Mapper, Role::Blocker] {
         let Some(index) = node
             .processes
@@ -282,7 +295,7 @@ async fn stop_processes(node: &Node, supervision: &mut Supervision) -> Vec<Strin
             let asked = node.ask_watched(process, &stop, patience, DRAIN_BESIDE);
             drained = match asked.await {
                 Ok(ControlReply::Done) | Err(process::AskError::Lost) => Ok(()),
-                Ok(other) => Err(format!("{other:?}")),
+                Ok(_other) => Err("its answer is not understood".to_owned()),
                 Err(process::AskError::Failed(error)) => Err(error.message),
             };
         }
@@ -299,6 +312,7 @@ async fn stop_processes(node: &Node, supervision: &mut Supervision) -> Vec<Strin
         if !ends {
             wish.send_replace(Wish::Kill);
             if tokio::time::timeout(EXIT_PATIENCE, task).await.is_err() {
+                all_ended = false;
                 unfinished.push(format!(
                     "the {title} process {pid} ends, and gives the pool back, only when its last call on the storage returns"
                 ));
@@ -306,10 +320,32 @@ async fn stop_processes(node: &Node, supervision: &mut Supervision) -> Vec<Strin
         }
         unlink(&node.layout.control_socket(role));
     }
+    if all_ended && let Err(left) = release_of_pool(node).await {
+        unfinished.push(left);
+    }
     for line in &unfinished {
         tracing::warn!("{line}");
     }
     unfinished
+}
+
+/// Waits until the pool can be unmounted: the kernel closes what a process had open some time after its end was seen.
+async fn release_of_pool(node: &Node) -> Result<(), String> {
+    let Pool::File { directory } = node.config.pool().1.clone();
+    let pool = directory.display().to_string();
+    let (sender, released) = tokio::sync::oneshot::channel();
+    // On a thread of its own: the file system may not answer, which must not keep the daemon.
+    let thread = std::thread::Builder::new().name("release".to_owned());
+    let started = thread.spawn(move || {
+        let _late = sender.send(PoolUser::wait_free(&directory, RELEASE_TIMEOUT));
+    });
+    let unknown =
+        |why: &dyn std::fmt::Display| format!("whether pool `{pool}` is closed is unknown: {why}");
+    started.map_err(|error| unknown(&error))?;
+    match tokio::time::timeout(RELEASE_TIMEOUT + EXIT_PATIENCE, released).await {
+        Ok(Ok(left)) => left,
+        Ok(Err(_)) | Err(_) => Err(unknown(&"its file system does not answer")),
+    }
 }
 
 /// Ends all processes at once: nothing was served yet, and a kill is what they are made to survive.

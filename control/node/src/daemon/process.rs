@@ -7,7 +7,9 @@
 //! - A life whose daemon dies is killed by the kernel (`PR_SET_PDEATHSIG`), so there are never two of them for long; what
 //!   keeps a dead one's I/O from hurting is the pool's lock.
 
-use std::os::fd::OwnedFd;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -15,13 +17,14 @@ use std::time::Duration;
 
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Error, ErrorCode};
+use nix::fcntl::OFlag;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use crate::hosting::PeerSettings;
-use crate::layout::{Layout, role_name};
+use crate::layout::{Layout, path_error, role_name};
 
 /// Longest answer of a process, in bytes: a page of 1000 entries has less than 1 KiB each.
 pub(crate) const LINE_LEN_MAX: u64 = 16 << 20;
@@ -52,6 +55,8 @@ pub(crate) struct Process {
     roles: Vec<Role>,
     socket: PathBuf,
     listener: UnixListener,
+    /// The socket's inode: leads there also when its name has been removed.
+    inode: File,
     settings: PeerSettings,
     life: watch::Sender<Life>,
     restarts: watch::Sender<u64>,
@@ -66,10 +71,16 @@ impl Process {
     ) -> Result<Process, Error> {
         let socket = layout.control_socket(roles[0]);
         let listener = crate::socket::listen(&socket)?;
+        let inode = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_PATH.bits())
+            .open(&socket)
+            .map_err(|error| path_error(&socket, &error))?;
         Ok(Process {
             roles,
             socket,
             listener,
+            inode,
             settings,
             life: watch::Sender::new(Life::Between),
             restarts: watch::Sender::new(0),
@@ -158,6 +169,17 @@ impl Process {
         }
     }
 
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        let by_inode = format!("/proc/self/fd/{}", self.inode.as_raw_fd());
+        match UnixStream::connect(by_inode).await {
+            // Without /proc.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                UnixStream::connect(&self.socket).await
+            }
+            connected => connected,
+        }
+    }
+
     async fn exchange(&self, request: &ControlRequest) -> Result<ControlReply, AskError> {
         let unreachable = |error: std::io::Error| {
             AskError::Failed(Error::new(
@@ -165,9 +187,7 @@ impl Process {
                 format!("{}: {error}", self.socket.display()),
             ))
         };
-        let mut stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(unreachable)?;
+        let mut stream = self.connect().await.map_err(unreachable)?;
         let mut line = serde_json::to_vec(request).expect("requests have string keys");
         line.push(b'\n');
         stream

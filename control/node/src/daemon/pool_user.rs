@@ -1,0 +1,196 @@
+//! Which node serves a pool, found without its sockets: they are gone when somebody removed the run directory.
+//!
+//! The pool's lock names the data process, whose command line names its daemon and its run directory. A daemon is believed
+//! in only if it is the parent of that process: a process whose daemon has died is about to end.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use archipelago_blocker_file::holder;
+use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::{Clock, SystemClock};
+
+use crate::config::Pool;
+use crate::hosting::PeerSettings;
+use crate::layout::Layout;
+
+/// How long a file system may take to say who holds a lock.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Milliseconds between two looks of whoever waits.
+const RETRY_MS: u8 = 5;
+
+/// A node that serves a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServingNode {
+    /// Process id of its daemon.
+    pub daemon: u32,
+    /// Its run directory, as its processes were told.
+    pub run: PathBuf,
+    pool: PathBuf,
+}
+
+/// Who has a pool open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolUser {
+    /// Nobody, or the file system does not say.
+    Nobody,
+    /// A node whose daemon lives.
+    Node(ServingNode),
+    /// A process that has ended or is about to, or one that cannot be seen from here.
+    Process(Option<u32>),
+}
+
+impl PoolUser {
+    /// Who has the pool in `directory` open.
+    #[must_use]
+    pub fn of(directory: &Path) -> PoolUser {
+        let (sender, receiver) = mpsc::channel();
+        let asked = directory.to_owned();
+        // On a thread of its own: a file system that does not answer keeps only that one.
+        let thread = std::thread::Builder::new().name("pool-user".to_owned());
+        let _thread = thread.spawn(move || {
+            let _late = sender.send(holder(&asked));
+        });
+        match receiver.recv_timeout(LOOK_TIMEOUT) {
+            Ok(Ok(Some(holder))) => match holder.pid.and_then(ServingNode::of_process) {
+                Some(node) => PoolUser::Node(node),
+                None => PoolUser::Process(holder.pid),
+            },
+            Ok(Ok(None)) | Ok(Err(_)) | Err(_) => PoolUser::Nobody,
+        }
+    }
+
+    /// Waits until nobody has the pool in `directory` open, for `timeout` at most. What is left then, for people.
+    ///
+    /// # Errors
+    /// Whoever still has the pool open, or why that is not known.
+    pub(crate) fn wait_free(directory: &Path, timeout: Duration) -> Result<(), String> {
+        let deadline = SystemClock.now() + timeout;
+        loop {
+            let pool = directory.display();
+            let left = match holder(directory) {
+                Ok(None) => return Ok(()),
+                Ok(Some(holder)) => match holder.pid {
+                    Some(pid) => format!(
+                        "process {pid}, which has ended, still has files of pool `{pool}` open"
+                    ),
+                    None => format!("pool `{pool}` is still open"),
+                },
+                Err(error) => {
+                    return Err(format!(
+                        "whether pool `{pool}` is closed is unknown: {error}"
+                    ));
+                }
+            };
+            if SystemClock.now() >= deadline {
+                return Err(format!(
+                    "{left} after {} s: its file system cannot be unmounted yet",
+                    timeout.as_secs()
+                ));
+            }
+            let _interrupted = nix::poll::poll(&mut [], RETRY_MS);
+        }
+    }
+}
+
+impl ServingNode {
+    /// The node that serves `pool`, by what its processes were told; the pool is not touched.
+    pub(crate) fn of_pool(pool: &Pool) -> Option<ServingNode> {
+        let Pool::File { directory } = pool;
+        let processes = std::fs::read_dir("/proc").ok()?;
+        processes
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter_map(ServingNode::of_process)
+            .find(|node| node.pool == *directory)
+    }
+
+    /// The node that the data process `pid` belongs to.
+    fn of_process(pid: u32) -> Option<ServingNode> {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let arguments: Vec<&str> = line
+            .split(|byte| *byte == 0)
+            .map(std::str::from_utf8)
+            .collect::<Result<_, _>>()
+            .ok()?;
+        if arguments.get(1) != Some(&"peer") {
+            return None;
+        }
+        let value = |name: &str| {
+            let at = arguments.iter().position(|argument| *argument == name)?;
+            arguments.get(at + 1).copied()
+        };
+        let daemon = value("--parent")?.parse().ok()?;
+        let settings: PeerSettings = serde_json::from_str(value("--settings")?).ok()?;
+        let Pool::File { directory } = settings.pool;
+        (parent_of(pid) == Some(daemon)).then_some(ServingNode {
+            daemon,
+            run: settings.run,
+            pool: directory,
+        })
+    }
+
+    /// Whether its daemon still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        status_of(self.daemon, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
+    }
+
+    /// The failure of who needs the pool of the node at `layout` for itself.
+    pub(crate) fn in_use(&self, layout: &Layout) -> Error {
+        let ServingNode { daemon, run, pool } = self;
+        let (pool, run_directory) = (pool.display(), run.display());
+        let (message, hint) = if run == layout.run() {
+            (
+                format!(
+                    "process {daemon} (archipelagod) serves this node and its pool `{pool}`; {run_directory} was removed under it"
+                ),
+                format!("`{} node stop` ends it", layout.command()),
+            )
+        } else {
+            (
+                format!(
+                    "pool `{pool}` is served by another node: process {daemon} (archipelagod), with its sockets in {run_directory}"
+                ),
+                format!("stop that node first: `kill {daemon}` ends it cleanly"),
+            )
+        };
+        Error::new(ErrorCode::InUse, message).with_hint(hint)
+    }
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    status_of(pid, "PPid")?.parse().ok()
+}
+
+/// A line of what the kernel says about a process.
+fn status_of(pid: u32, key: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.map(|value| value.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_are_no_data_process_are_no_node() {
+        let own = std::process::id();
+        assert_eq!(ServingNode::of_process(own), None);
+        assert_eq!(
+            parent_of(own),
+            Some(nix::unistd::getppid().as_raw().unsigned_abs())
+        );
+        assert_eq!(status_of(own, "Pp"), None, "a whole key");
+        let node = |daemon| ServingNode {
+            daemon,
+            run: "/run".into(),
+            pool: "/pool".into(),
+        };
+        assert!(node(own).is_alive());
+        assert!(!node(u32::MAX).is_alive());
+    }
+}
