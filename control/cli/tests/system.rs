@@ -22,6 +22,8 @@ mod tests {
     const PLACEMENTS: [&str; 2] = ["fused", "split"];
     /// How long anything may take before a test gives up.
     const DEADLINE: Duration = Duration::from_secs(60);
+    /// How long a command may take: `node stop` ends whatever hangs within 90 s.
+    const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
     const STEP_MS: u16 = 10;
 
     /// The daemon's program: where Cargo put it, beside this test's own.
@@ -64,7 +66,22 @@ mod tests {
         }
 
         fn output(&self, arguments: &[&str]) -> Output {
-            self.command(arguments).output().unwrap()
+            let mut command = self.command(arguments);
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            let child = command.stderr(Stdio::piped()).spawn().unwrap();
+            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+            let (sender, ended) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                // Nobody listens any more after the deadline.
+                let _late = sender.send(child.wait_with_output());
+            });
+            ended.recv_timeout(COMMAND_DEADLINE).map_or_else(
+                |_late| {
+                    let _gone = kill(pid, Signal::SIGKILL);
+                    panic!("{arguments:?} has not ended after {COMMAND_DEADLINE:?}")
+                },
+                Result::unwrap,
+            )
         }
 
         /// Expects success; gives the standard output.

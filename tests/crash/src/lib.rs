@@ -5,6 +5,7 @@
 //! * [`ring`], [`disk`]: a guest's ring and requests in flight, which outlive the server, and their front end.
 //! * [`verifier`]: random requests over vhost-user, checked against the model, also across the death of the server.
 //! * [`node`]: a real node in a private directory, its processes, and signals to them.
+//! * [`command`]: a program's run to its end, with a deadline.
 //! * [`blow`]: a kill, a stop, or both, of random ones of them.
 //! * [`fleet`]: several volumes under load at once, and how long each went without service.
 //! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blow;
+pub mod command;
 pub mod disk;
 pub mod fleet;
 pub mod model;

@@ -6,7 +6,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::command;
 
 /// Longest wait until the node has noticed that a front end has gone.
 pub const DETACH_PATIENCE: Duration = Duration::from_secs(10);
@@ -183,12 +185,12 @@ impl Node {
     /// Runs the command to its end, however it ends.
     ///
     /// # Errors
-    /// If it cannot be run.
+    /// If it cannot be run, or does not end within [`command::DEADLINE`].
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.command);
         command.arg("--root").arg(self.root()).args(arguments);
         command.envs(self.variables.iter().cloned());
-        Ok(command.stdin(Stdio::null()).output()?)
+        command::output(&mut command)
     }
 
     /// Creates a volume of `size` bytes and attaches it: the path of its socket.

@@ -17,6 +17,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use archipelago_crash_tests::command;
 use archipelago_crash_tests::model::Model;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::pattern::SECTOR;
@@ -60,12 +61,13 @@ fn lineage(node: &Node, name: &str) -> Result<Lineage> {
 /// Runs this program's test `intruder` as `user`, and says what it said.
 fn intrude(node: &Node, user: u32, volumes: &[Lineage]) -> Result<()> {
     let volumes: Vec<String> = volumes.iter().map(Lineage::to_string).collect();
-    let output = Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    command
         .args(["--exact", "intruder", "--nocapture"])
         .env(ROOT, node.root())
         .env(USER, user.to_string())
-        .env(VOLUMES, volumes.join(" "))
-        .output()?;
+        .env(VOLUMES, volumes.join(" "));
+    let output = command::output(&mut command)?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(
         output.status.success() && said.contains("all tried"),

@@ -12,7 +12,7 @@ use nix::sys::signal::kill;
 
 use crate::disk::Disk;
 use crate::neighbour::{NEIGHBOUR_DEADLINE, Neighbour, answers};
-use crate::server::{Answer, START_DEADLINE, Server, wait_for};
+use crate::server::{Answer, DEADLINE, START_DEADLINE, STOP_DEADLINE, Server, wait_for};
 
 /// What is judged while a call is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,11 @@ const HANGS: Duration = Duration::from_secs(15);
 const HELD_MIN: Duration = Duration::from_millis(100);
 /// How long a start has to find the pool locked.
 const START_AHEAD: Duration = Duration::from_millis(300);
+/// Longest time to judge what is held: as long as it takes to find the worst, a stop and two starts that hang; once more
+/// for a call that is held meanwhile.
+const JUDGED_DEADLINE: Duration = Duration::from_secs(
+    2 * (HANGS.as_secs() + STOP_DEADLINE.as_secs() + 2 * START_DEADLINE.as_secs()),
+);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -115,10 +120,11 @@ impl<'a> Watch<'a> {
         self.acting.store(true, Ordering::SeqCst);
         let result = act();
         self.acting.store(false, Ordering::SeqCst);
-        // In this order: what is held is let go only by who judges it.
-        while self.disk.held() > 0 || self.judging.load(Ordering::SeqCst) {
-            rest(LOOK);
-        }
+        // In this order: what is held is let go only by who judges it, and has returned when he is done.
+        wait_for("judging the calls that are held", JUDGED_DEADLINE, || {
+            self.disk.held() == 0 && !self.judging.load(Ordering::SeqCst)
+        })
+        .with_context(|| self.held())?;
         let failures = self
             .failures
             .lock()
@@ -140,18 +146,37 @@ impl<'a> Watch<'a> {
             if let Err(error) = self.look() {
                 let site = site.map_or_else(String::new, |site| site.to_string());
                 let text = format!("while {site} did not return: {error:#}");
-                self.failures
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(text);
+                self.fail(text);
             }
             self.judged.fetch_add(1, Ordering::SeqCst);
             self.disk.release();
-            while self.disk.held() > 0 {
-                rest(LOOK);
+            // Only those: a call that has arrived meanwhile is held, and judged next.
+            let left = wait_for("the answers of calls that were let go", DEADLINE, || {
+                self.disk.leaving() == 0
+            });
+            if let Err(error) = left.with_context(|| self.held()) {
+                self.fail(format!("{error:#}"));
             }
             self.judging.store(false, Ordering::SeqCst);
         }
+    }
+
+    fn fail(&self, text: String) {
+        self.failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(text);
+    }
+
+    /// What keeps a life waiting.
+    fn held(&self) -> String {
+        let struck = self.disk.struck().pop();
+        format!(
+            "{} calls held, {} let go and not answered, the last at {}",
+            self.disk.held(),
+            self.disk.leaving(),
+            struck.map_or_else(|| "no site".to_owned(), |site| site.to_string())
+        )
     }
 
     fn look(&self) -> Result<()> {

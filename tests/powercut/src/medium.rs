@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use archipelago_crash_tests::command::output;
 use archipelago_vm_tests::deadline::{COMMAND, Deadline};
 use nix::errno::Errno;
 use nix::mount::umount;
@@ -86,7 +87,7 @@ impl FileSystem {
                 command
             }
         };
-        let output = command.arg(image).output().context(self.name())?;
+        let output = output(command.arg(image)).context(self.name())?;
         let text = said(&output);
         // The first is what a kernel leaves that has met an error, and e2fsck excuses with its exit code.
         ensure!(
@@ -196,7 +197,7 @@ impl Medium {
     pub fn obstacle(&self) -> Result<Option<String>> {
         self.blank()?;
         let make = self.kind.make(0, &self.image().display().to_string());
-        let output = administration("sh").args(["-c", &make]).output()?;
+        let output = output(administration("sh").args(["-c", &make]))?;
         // One of these is linked to the other, but not everywhere.
         ensure!(output.status.success(), "{make}: {}", said(&output));
         match self.mount() {
@@ -207,11 +208,12 @@ impl Medium {
 
     fn mount(&self) -> Result<Mounted> {
         let root = self.dir.path().join("root");
-        let output = Command::new("mount")
+        let mut command = Command::new("mount");
+        command
             .args(["-t", self.kind.name(), "-o", self.kind.mount_options()])
             .arg(self.image())
-            .arg(&root)
-            .output()?;
+            .arg(&root);
+        let output = output(&mut command)?;
         ensure!(
             output.status.success(),
             "mounting {}: {}",

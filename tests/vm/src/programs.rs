@@ -3,9 +3,10 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use archipelago_crash_tests::command::output;
 
 /// An archive begins at a multiple of this.
 const ALIGNMENT: usize = 512;
@@ -37,18 +38,19 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// Paths of the shared libraries of a program; a static one has none.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output().context("ldd")?;
+    let output = output(Command::new("ldd").arg(program)).context("ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let words = text.split_whitespace().filter(|word| word.starts_with('/'));
     Ok(words.map(PathBuf::from).collect())
 }
 
 fn pack(tree: &Path) -> Result<Vec<u8>> {
-    let output = Command::new("sh")
+    let mut command = Command::new("sh");
+    command
         .args(["-c", "find . | cpio --quiet --create --format newc"])
-        .current_dir(tree)
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "cpio: {}", output.status);
+        .current_dir(tree);
+    let output = output(&mut command)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cpio: {}: {said}", output.status);
     Ok(output.stdout)
 }

@@ -4,7 +4,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
 struct Count {
+    /// Calls that wait for the next opening.
     held: usize,
+    /// Calls that an opening has let go, and that are not answered yet.
+    leaving: usize,
     /// How often the gate was opened.
     opened: u64,
 }
@@ -45,15 +48,43 @@ impl Gate {
 
     /// A call that has passed is answered.
     pub(super) fn leave(&self) {
-        self.count().held -= 1;
+        self.count().leaving -= 1;
     }
 
     pub(super) fn held(&self) -> usize {
         self.count().held
     }
 
+    pub(super) fn leaving(&self) -> usize {
+        self.count().leaving
+    }
+
     pub(super) fn open(&self) {
-        self.count().opened += 1;
+        let mut count = self.count();
+        count.opened += 1;
+        count.leaving += std::mem::take(&mut count.held);
+        drop(count);
         self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_arrives_after_an_opening_is_held_for_the_next() {
+        let gate = Gate::default();
+        let first = gate.arrive();
+        gate.open();
+        let late = gate.arrive();
+        assert_eq!((gate.held(), gate.leaving()), (1, 1));
+        gate.pass(first);
+        gate.leave();
+        assert_eq!((gate.held(), gate.leaving()), (1, 0));
+        gate.open();
+        gate.pass(late);
+        gate.leave();
+        assert_eq!((gate.held(), gate.leaving()), (0, 0));
     }
 }

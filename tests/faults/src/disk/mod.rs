@@ -183,7 +183,13 @@ impl Disk {
         self.gate.held()
     }
 
-    /// All calls that are held return, and no more are.
+    /// Calls that were held, may return, and have not yet.
+    #[must_use]
+    pub fn leaving(&self) -> usize {
+        self.gate.leaving()
+    }
+
+    /// All calls that are held return; one that the plan or a fault holds later waits for the next release.
     pub fn release(&self) {
         self.state().frozen.clear();
         self.gate.open();
