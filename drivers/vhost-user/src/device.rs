@@ -32,6 +32,7 @@ use crate::chain::Chain;
 use crate::command::Message;
 use crate::config::{AttachConfig, feature};
 use crate::dirty_log::DirtyLog;
+use crate::failure::FailureLog;
 use crate::memory::MemoryTable;
 use crate::metrics::add;
 use crate::queue::Queue;
@@ -95,6 +96,7 @@ pub struct Device<V, W> {
     waits: Vec<control::Waiting>,
     /// The volume has refused a request since its last event.
     held_back: bool,
+    failures: FailureLog,
     /// Counts what was answered without the volume.
     answers: Throttle,
     /// The rings are left alone until then: too much was answered without the volume.
@@ -147,6 +149,7 @@ impl DeviceSeed {
             deferred: Vec::with_capacity(crate::config::RANGES_MAX),
             waits: Vec::new(),
             held_back: false,
+            failures: FailureLog::default(),
             answers: Throttle::of_answers(),
             rest_until: None,
             dropping: false,
@@ -252,6 +255,7 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
         busy |= self.take_events();
         busy |= self.serve();
         self.publish();
+        self.report_failures();
         busy |= self.settle_volume();
         busy |= self.settle_waits();
         let in_flight = self.in_flight() as u64;
@@ -266,7 +270,7 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
         self.awake = false;
         let mut quiet = self.commands.is_empty();
         let rests = self.rests();
-        if let Some(until) = self.rest_until {
+        if let Some(until) = self.rest_until.into_iter().chain(self.failures.due()).min() {
             self.wakeups.alarm(until);
         }
         let serving = matches!(self.volume, VolumeState::Open(_) | VolumeState::Failed)

@@ -8,6 +8,7 @@
 //! | [`command`] | what the connection's thread asks of the device |
 //! | [`device`] | the device on the data thread: its turn, the volume's life |
 //! | [`queue`], [`chain`], [`request`] | split ring, descriptor chains, virtio-blk requests |
+//! | [`failure`] | why guests get error statuses, and which of them are logged |
 //! | [`memory`] | guest addresses to (region, offset) |
 //! | [`inflight`], [`dirty_log`] | what outlives the endpoint; what a migration copies |
 //! | [`config`], [`metrics`], [`wakeups`] | features and configuration space; figures; the event loop's seam |
@@ -33,6 +34,7 @@ pub mod config;
 pub mod device;
 pub mod dirty_log;
 pub mod endpoint;
+pub mod failure;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -36,8 +36,8 @@ pub struct State {
     pub held: Vec<Submitted>,
     /// Requests taken before the next is refused with Unavailable; `None`: any number.
     pub credits: Option<usize>,
-    /// Every request fails.
-    pub fail: bool,
+    /// Every request fails with this.
+    pub fail: Option<ErrorCode>,
     /// Opens fail.
     pub fail_open: bool,
     /// How often the volume was opened and closed.
@@ -66,8 +66,8 @@ impl State {
     }
 
     fn run(&mut self, request: &Submitted) {
-        let result = if self.fail {
-            Err(ErrorCode::Io)
+        let result = if let Some(code) = self.fail {
+            Err(code)
         } else {
             self.execute(request).ok_or(ErrorCode::Invalid)
         };

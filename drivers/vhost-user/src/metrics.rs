@@ -4,6 +4,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use archipelago_protocol::ErrorCode;
+
+use crate::failure::Failure;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// Live figures, shared between the device and whoever reads them.
@@ -43,6 +47,22 @@ counters! {
     written_bytes,
     /// Requests completed with IOERR.
     errors,
+    /// Of these, because the request itself was wrong.
+    errors_refused,
+    /// Of these, because the volume could not be opened.
+    errors_not_open,
+    /// Of these, by the volume's answer: no space.
+    errors_no_space,
+    /// The backend failed.
+    errors_io,
+    /// A sync failed.
+    errors_sync_failed,
+    /// Another session owns the volume.
+    errors_stale,
+    /// The mapper or the blocker was not there.
+    errors_unavailable,
+    /// Any other answer.
+    errors_other,
     /// Requests completed with UNSUPP.
     unsupported,
     /// Chains that were no request.
@@ -67,6 +87,24 @@ counters! {
     in_flight,
     /// Front ends that have connected.
     connections,
+}
+
+impl Metrics {
+    /// Counts a request that is answered with IOERR.
+    pub(crate) fn count_error(&self, failure: Failure) {
+        add(&self.errors, 1);
+        let cause = match failure {
+            Failure::NotOpen => &self.errors_not_open,
+            Failure::Volume(ErrorCode::NoSpace) => &self.errors_no_space,
+            Failure::Volume(ErrorCode::Io) => &self.errors_io,
+            Failure::Volume(ErrorCode::SyncFailed) => &self.errors_sync_failed,
+            Failure::Volume(ErrorCode::Stale) => &self.errors_stale,
+            Failure::Volume(ErrorCode::Unavailable) => &self.errors_unavailable,
+            Failure::Volume(_) => &self.errors_other,
+            _ => &self.errors_refused,
+        };
+        add(cause, 1);
+    }
 }
 
 /// Adds `amount` to `counter`, which only the calling thread changes.

@@ -15,6 +15,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use crate::chain::ChainError;
 use crate::dirty_log::DirtyLog;
+use crate::failure::Failure;
 use crate::inflight::QueueLog;
 use crate::memory::{MemoryTable, Place};
 use crate::request::{Kind, Status};
@@ -54,7 +55,10 @@ pub(crate) struct Slot {
     pub(crate) kind: Kind,
     /// Pieces that the volume has not answered.
     pub(crate) pieces: u32,
-    pub(crate) failed: bool,
+    /// Why the request fails.
+    pub(crate) failure: Option<Failure>,
+    /// First byte of the volume that it concerns, and how many.
+    pub(crate) range: (u64, u64),
     /// Region and offset of the status byte.
     pub(crate) status: (u32, u64),
     /// Bytes for the guest, without the status byte.

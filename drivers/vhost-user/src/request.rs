@@ -1,9 +1,12 @@
 //! Requests of virtio-blk (virtio 1.2, section 5.2.6): from a chain to what is asked of the volume.
 
+use std::fmt;
+
 use archipelago_protocol::ids::SECTOR_SIZE;
 
 use crate::chain::Chain;
 use crate::config::{RANGE_SECTORS_MAX, RANGES_MAX, SERIAL_LEN};
+use crate::failure::Failure;
 use crate::memory::MemoryTable;
 
 /// Status bytes.
@@ -58,6 +61,19 @@ pub enum Kind {
     Other,
 }
 
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Read => "read",
+            Kind::Write => "write",
+            Kind::Flush => "flush",
+            Kind::Discard => "discard",
+            Kind::WriteZeroes => "write-zeroes",
+            Kind::Other => "other request",
+        })
+    }
+}
+
 /// What a chain asks for. Data stands in the chain; ranges in the vector given to [`parse`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
@@ -88,24 +104,24 @@ pub enum Request {
 /// Takes the request out of `chain`, whose status byte is already taken away.
 ///
 /// # Errors
-/// The status to answer, and for which kind of request.
+/// Why it fails, and which kind of request does.
 pub fn parse(
     chain: &mut Chain,
     memory: &MemoryTable,
     size: u64,
     read_only: bool,
     ranges: &mut Vec<Range>,
-) -> Result<Request, (Kind, Status)> {
+) -> Result<Request, (Kind, Failure)> {
     ranges.clear();
     let mut header = [0; HEADER_LEN];
     if !chain.take_readable(memory, &mut header) {
-        return Err((Kind::Other, Status::IoErr));
+        return Err((Kind::Other, Failure::Header));
     }
     let [kind, _reserved, low, high] = words(header);
     let sector = u64::from(low) | u64::from(high) << 32;
     let refuse_write = |kind| {
         if read_only {
-            Err((kind, Status::IoErr))
+            Err((kind, Failure::ReadOnly))
         } else {
             Ok(())
         }
@@ -113,45 +129,48 @@ pub fn parse(
     match kind {
         IN => {
             let len = Chain::bytes(&chain.writable);
-            let offset = checked(sector, len, size).ok_or((Kind::Read, Status::IoErr))?;
+            let offset = checked(sector, len, size).map_err(|why| (Kind::Read, why))?;
             Ok(Request::Read { offset, len })
         }
         OUT => {
             refuse_write(Kind::Write)?;
             let len = Chain::bytes(&chain.readable);
-            let offset = checked(sector, len, size).ok_or((Kind::Write, Status::IoErr))?;
+            let offset = checked(sector, len, size).map_err(|why| (Kind::Write, why))?;
             Ok(Request::Write { offset, len })
         }
         FLUSH => Ok(Request::Flush),
         GET_ID => {
-            if Chain::bytes(&chain.writable) < SERIAL_LEN as u64 {
-                return Err((Kind::Other, Status::IoErr));
+            let len = Chain::bytes(&chain.writable);
+            if len < SERIAL_LEN as u64 {
+                return Err((Kind::Other, Failure::Serial(len)));
             }
             Ok(Request::GetId)
         }
         DISCARD => {
             refuse_write(Kind::Discard)?;
             let known = |flags| flags == 0;
-            take_ranges(chain, memory, size, known, ranges)
-                .map_err(|status| (Kind::Discard, status))?;
+            take_ranges(chain, memory, size, known, ranges).map_err(|why| (Kind::Discard, why))?;
             Ok(Request::Discard)
         }
         WRITE_ZEROES => {
             refuse_write(Kind::WriteZeroes)?;
             let known = |flags| flags & !UNMAP == 0;
             take_ranges(chain, memory, size, known, ranges)
-                .map_err(|status| (Kind::WriteZeroes, status))?;
+                .map_err(|why| (Kind::WriteZeroes, why))?;
             Ok(Request::WriteZeroes)
         }
-        _ => Err((Kind::Other, Status::Unsupported)),
+        unknown => Err((Kind::Other, Failure::UnknownRequest(unknown))),
     }
 }
 
 /// The byte at which `sector` begins, if `len` bytes there are whole sectors inside the volume.
-fn checked(sector: u64, len: u64, size: u64) -> Option<u64> {
-    let offset = sector.checked_mul(SECTOR_SIZE)?;
-    let end = offset.checked_add(len)?;
-    (len.is_multiple_of(SECTOR_SIZE) && end <= size).then_some(offset)
+fn checked(sector: u64, len: u64, size: u64) -> Result<u64, Failure> {
+    let offset = sector.checked_mul(SECTOR_SIZE);
+    let end = offset.and_then(|offset| offset.checked_add(len));
+    match (offset, end) {
+        (Some(offset), Some(end)) if len.is_multiple_of(SECTOR_SIZE) && end <= size => Ok(offset),
+        _ => Err(Failure::Outside { sector, len, size }),
+    }
 }
 
 fn take_ranges(
@@ -160,37 +179,35 @@ fn take_ranges(
     size: u64,
     known: impl Fn(u32) -> bool,
     ranges: &mut Vec<Range>,
-) -> Result<(), Status> {
+) -> Result<(), Failure> {
     let bytes = Chain::bytes(&chain.readable);
     let whole = bytes.is_multiple_of(RANGE_LEN as u64);
     if bytes == 0 || !whole || bytes > (RANGES_MAX * RANGE_LEN) as u64 {
-        return Err(Status::IoErr);
+        return Err(Failure::Ranges(bytes));
     }
     // A flag that is not known is UNSUPP whatever else is wrong (section 5.2.6.2), so all ranges are looked at.
-    let (mut unsupported, mut outside) = (false, false);
+    let (mut unknown_flag, mut wrong) = (false, None);
     for _ in 0..bytes / RANGE_LEN as u64 {
         let mut range = [0; RANGE_LEN];
         if !chain.take_readable(memory, &mut range) {
-            return Err(Status::IoErr);
+            return Err(Failure::Ranges(bytes));
         }
         let [low, high, sectors, flags] = words(range);
-        unsupported |= !known(flags);
+        unknown_flag |= !known(flags);
         let sector = u64::from(low) | u64::from(high) << 32;
         let len = u64::from(sectors) * SECTOR_SIZE;
         let unmap = flags & UNMAP != 0;
         match checked(sector, len, size) {
-            Some(offset) if sectors <= RANGE_SECTORS_MAX => {
-                if sectors > 0 {
-                    ranges.push(Range { offset, len, unmap });
-                }
-            }
-            _ => outside = true,
+            Err(why) => wrong = Some(why),
+            Ok(_) if sectors > RANGE_SECTORS_MAX => wrong = Some(Failure::RangeLen(sectors)),
+            Ok(_) if sectors == 0 => {}
+            Ok(offset) => ranges.push(Range { offset, len, unmap }),
         }
     }
-    match (unsupported, outside) {
-        (true, _) => Err(Status::Unsupported),
-        (false, true) => Err(Status::IoErr),
-        (false, false) => Ok(()),
+    match (unknown_flag, wrong) {
+        (true, _) => Err(Failure::UnknownFlag),
+        (false, Some(why)) => Err(why),
+        (false, None) => Ok(()),
     }
 }
 

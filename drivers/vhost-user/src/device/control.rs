@@ -339,6 +339,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     self.stop(index);
                     self.queues[index].forget();
                 }
+                self.end_failures();
                 self.features = 0;
                 self.log = None;
                 self.area = None;

@@ -9,6 +9,7 @@ use tracing::warn;
 use super::{Deferred, Device, VolumeState, dirty_log};
 use crate::chain::Allowed;
 use crate::config::feature;
+use crate::failure::{Failed, Failure, INTERVAL};
 use crate::metrics::add;
 use crate::queue::Broken;
 use crate::request::{Kind, Range, Request, Status, parse};
@@ -139,9 +140,9 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             add(&self.shared.metrics.malformed, 1);
             return Err(Broken::NoStatus { head });
         };
-        let parsed = if self.chain.fault.is_some() {
+        let parsed = if let Some(fault) = self.chain.fault {
             add(&self.shared.metrics.malformed, 1);
-            Err((Kind::Other, Status::IoErr))
+            Err((Kind::Other, Failure::Chain(fault)))
         } else {
             let size = self.shared.size();
             let read_only = self.config.read_only;
@@ -154,22 +155,23 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             )
         };
         let parsed = match (parsed, handle) {
-            (Ok(request), None) => Err((kind_of(request), Status::IoErr)),
+            (Ok(request), None) => Err((kind_of(request), Failure::NotOpen)),
             (parsed, _) => parsed,
         };
         let durable = self.write_through();
-        let (kind, len, pieces, at_once) = match parsed {
-            Err((kind, status)) => (kind, 0, 0, status),
+        let range = parsed.map_or((0, 0), |request| self.range_of(request));
+        let (kind, len, pieces, failure) = match parsed {
+            Err((kind, failure)) => (kind, 0, 0, Some(failure)),
             Ok(Request::GetId) => {
                 let len = self.put_id();
-                (Kind::Other, len, 0, Status::Ok)
+                (Kind::Other, len, 0, None)
             }
             Ok(request) => {
                 let kind = kind_of(request);
                 let Some((len, pieces)) = self.submit(index, head, handle, request, durable) else {
                     return Ok(Step::HeldBack);
                 };
-                (kind, len, pieces, Status::Ok)
+                (kind, len, pieces, None)
             }
         };
         let queue = &mut self.queues[index];
@@ -177,7 +179,8 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         let slot = &mut queue.slots[usize::from(head)];
         slot.kind = kind;
         slot.pieces = pieces;
-        slot.failed = false;
+        slot.failure = failure;
+        slot.range = range;
         slot.status = (status.region, status.offset);
         slot.len = len;
         slot.generation = self.generation;
@@ -191,7 +194,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             }
         }
         if pieces == 0 {
-            self.finish(index, head, at_once);
+            self.finish(index, head);
             self.count_answer();
         }
         Ok(Step::Taken)
@@ -338,26 +341,21 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             return;
         };
         slot.pieces -= 1;
-        slot.failed |= result.is_err();
-        if slot.pieces > 0 {
-            return;
+        if let Err(code) = result {
+            slot.failure = Some(Failure::Volume(code));
         }
-        let status = if slot.failed {
-            Status::IoErr
-        } else {
-            Status::Ok
-        };
-        self.finish(index, head, status);
+        if slot.pieces == 0 {
+            self.finish(index, head);
+        }
     }
 
-    fn finish(&mut self, index: usize, head: u16, status: Status) {
+    fn finish(&mut self, index: usize, head: u16) {
         if self.dropping {
             self.queues[index].abandon(head);
             return;
         }
         let metrics = &self.shared.metrics;
-        let queue = &mut self.queues[index];
-        let slot = &queue.slots[usize::from(head)];
+        let slot = &self.queues[index].slots[usize::from(head)];
         let counter = match slot.kind {
             Kind::Read => &metrics.reads,
             Kind::Write => &metrics.writes,
@@ -367,14 +365,69 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             Kind::Other => &metrics.others,
         };
         add(counter, 1);
-        match status {
-            Status::Ok if slot.kind == Kind::Read => add(&metrics.read_bytes, slot.len),
-            Status::Ok => {}
-            Status::IoErr => add(&metrics.errors, 1),
-            Status::Unsupported => add(&metrics.unsupported, 1),
+        let status = slot.failure.map_or(Status::Ok, Failure::status);
+        match (status, slot.failure) {
+            (Status::Ok, _) if slot.kind == Kind::Read => add(&metrics.read_bytes, slot.len),
+            (Status::Unsupported, _) => add(&metrics.unsupported, 1),
+            (Status::IoErr, Some(failure)) => {
+                metrics.count_error(failure);
+                let failed = Failed {
+                    queue: index,
+                    kind: slot.kind,
+                    offset: slot.range.0,
+                    len: slot.range.1,
+                    failure,
+                };
+                if self.failures.note(failed, self.wakeups.now()) {
+                    self.log_failure(0, failed);
+                }
+            }
+            _ => {}
         }
         let dirty = dirty_log(self.features, self.log.as_ref());
+        let queue = &mut self.queues[index];
         queue.complete(head, status, &self.memory, dirty);
+    }
+
+    /// Logs an error that the guest gets, and how many came before that were not.
+    #[cold]
+    fn log_failure(&self, before: u64, failed: Failed) {
+        let (device, volume) = (&self.name, self.config.lineage);
+        let queue = failed.queue;
+        if before == 0 {
+            warn!(%device, %volume, queue, "the guest gets an I/O error: {failed}");
+        } else {
+            let seconds = INTERVAL.as_secs();
+            warn!(%device, %volume, queue, "the guest got {before} more I/O errors within {seconds} s, the last: {failed}");
+        }
+    }
+
+    /// Logs the number of errors that were only counted, when it is time.
+    pub(super) fn report_failures(&mut self) {
+        if self.failures.is_counting()
+            && let Some((count, last)) = self.failures.take(self.wakeups.now())
+        {
+            self.log_failure(count, last);
+        }
+    }
+
+    /// Logs what is not logged yet: the front end is gone.
+    pub(super) fn end_failures(&mut self) {
+        if let Some((count, last)) = self.failures.end() {
+            self.log_failure(count, last);
+        }
+    }
+
+    /// First byte of the volume that `request` concerns, and how many.
+    fn range_of(&self, request: Request) -> (u64, u64) {
+        match request {
+            Request::Read { offset, len } | Request::Write { offset, len } => (offset, len),
+            Request::Discard | Request::WriteZeroes => {
+                let first = self.ranges.first().map_or(0, |range| range.offset);
+                (first, self.ranges.iter().map(|range| range.len).sum())
+            }
+            Request::Flush | Request::GetId => (0, 0),
+        }
     }
 
     /// Drops the parts of requests that the volume has not taken.

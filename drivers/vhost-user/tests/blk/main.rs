@@ -8,6 +8,7 @@
 )]
 
 mod driver;
+mod errors;
 mod front_end;
 mod host;
 mod hostile;

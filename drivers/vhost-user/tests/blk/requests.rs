@@ -4,6 +4,7 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::VolumeOp;
 use archipelago_vhost_user::Detach;
 use archipelago_vhost_user::memory_volumes::MemoryVolumes;
@@ -169,7 +170,7 @@ fn errors_of_the_volume_reach_the_guest() {
     guest.start_ring(1, None);
     guest.submit(0, 0, 0, 512, WRITE);
     assert_eq!((guest.used(), guest.status(0)), ((0, 513), 0));
-    host.volumes.state().fail = true;
+    host.volumes.state().fail = Some(ErrorCode::Io);
     guest.submit(0, 0, 0, 512, WRITE);
     assert_eq!((guest.used(), guest.status(0)), ((0, 1), 1));
     assert_eq!(host.status().open_failures, 1);

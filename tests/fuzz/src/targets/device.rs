@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use archipelago_protocol::{Lineage, ObjectSize};
+use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
 use archipelago_runtime::Peer;
 use archipelago_vhost_user::command::Command;
 use archipelago_vhost_user::dirty_log::DirtyLog;
@@ -270,7 +270,7 @@ impl Rig {
             kind @ 192..=207 => {
                 let mut state = self.volumes.state();
                 state.hold = kind & 1 != 0;
-                state.fail = kind & 2 != 0;
+                state.fail = (kind & 2 != 0).then_some(ErrorCode::Io);
                 state.credits = (kind & 4 != 0).then_some(usize::from(kind >> 3 & 1));
                 state.fail_open = kind & 8 != 0;
             }
