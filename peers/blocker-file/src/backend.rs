@@ -117,9 +117,12 @@ impl FileBackend {
                 format!("{what} for pool `{}`: {error}", options.directory.display()),
             )
         };
-        source
-            .keep_until_ring_ends(lock)
-            .map_err(|error| failed("keep the lock", error))?;
+        source.keep_until_ring_ends(lock).map_err(|error| {
+            let hint = error.hint();
+            let what = format!("keep the lock by io_uring: {error}: {}", error.cause());
+            let text = format!("pool `{}`: {what}", options.directory.display());
+            Error::new(code_of(error.cause()), text).with_hint(hint)
+        })?;
         let access = pool::probe(&layout, &source)?;
         let synced =
             std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));

@@ -2,6 +2,7 @@
 //!
 //! * [`Peer`] and [`Progress`]: what the reactor polls.
 //! * [`Reactor`]: the thread's loop; [`Handle`]: how other threads reach it; [`Context`]: what they find there.
+//! * [`RingFailure`]: a call of io_uring that the kernel refuses for good, and what to do about it.
 //! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
 //! * [`Clock`]: time, handed in.
 //!
@@ -14,6 +15,7 @@
 
 mod clock;
 mod config;
+mod failure;
 mod file;
 mod handle;
 mod peer;
@@ -33,6 +35,7 @@ mod yields;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::Config;
+pub use failure::RingFailure;
 pub use file::{Calls, File};
 pub use handle::{Ended, Handle};
 pub use peer::{Peer, Progress};

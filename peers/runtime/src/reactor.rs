@@ -5,7 +5,8 @@
 //! - No spinning while only syncs are in flight: they run on kernel workers that may need this CPU.
 //! - A thread that always has work yields its CPU now and then, to its node's other processes; nobody yields or spins
 //!   beside somebody who computes on this CPU, whose whole slice he would wait for (`yields`).
-//! - A peer that panics is dropped and reported; the others go on.
+//! - A peer that panics is dropped and reported; the others go on. An io_uring that fails for good ends the thread, by a
+//!   panic with a [`RingFailure`].
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -22,6 +23,7 @@ use nix::unistd::Pid;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::failure::RingFailure;
 use crate::handle::{Handle, Inbox};
 use crate::peer::{Peer, Progress};
 use crate::ring::Ring;
@@ -75,11 +77,17 @@ impl Reactor {
     ///
     /// # Errors
     /// What the kernel says to `io_uring_setup` or `eventfd`.
-    pub fn new(config: Config, clock: Arc<dyn Clock>, hook: PanicHook) -> io::Result<Reactor> {
+    pub fn new(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        hook: PanicHook,
+    ) -> Result<Reactor, RingFailure> {
         let ring = Rc::new(RefCell::new(Ring::new(&config)?));
-        let inbox = Handle::open()?;
+        let inbox = Handle::open().map_err(|error| RingFailure::new("eventfd", error))?;
         let bell_source = Source::new(&ring);
-        let bell = bell_source.poll_readable(inbox.handle.bell(), TOKEN_BELL)?;
+        let bell = bell_source
+            .poll_readable(inbox.handle.bell(), TOKEN_BELL)
+            .map_err(|error| RingFailure::new("dup", error))?;
         Ok(Reactor {
             config,
             clock,
@@ -108,7 +116,7 @@ impl Reactor {
             let reactor = config
                 .cpu
                 .map_or(Ok(()), pin)
-                .and_then(|()| Reactor::new(config, clock, hook));
+                .and_then(|()| Ok(Reactor::new(config, clock, hook)?));
             match reactor {
                 Ok(mut reactor) => {
                     let _ = sender.send(Ok(reactor.handle()));
@@ -137,6 +145,9 @@ impl Reactor {
     }
 
     /// Runs until a handle asks for the end, then drops the peers and waits for what is in flight.
+    ///
+    /// # Panics
+    /// With a [`RingFailure`], if the kernel refuses to serve the ring.
     pub fn run(&mut self) {
         let handle = self.handle();
         let mut idle_since = None;
@@ -256,6 +267,10 @@ impl Reactor {
             .map(|text| (*text).to_owned());
         let message = text
             .or_else(|| payload.downcast_ref::<String>().cloned())
+            .or_else(|| {
+                let failure = payload.downcast_ref::<RingFailure>()?;
+                Some(format!("{failure}: {}", failure.cause()))
+            })
             .unwrap_or_else(|| "no message".to_owned());
         tracing::error!(peer = name, message, "panic contained");
         (self.hook)(&Panicked {

@@ -4,6 +4,7 @@
 //! - What a request points to (memory, vector, time) and its file are owned by its entry in the table of operations from
 //!   before the request is pushed until its last completion has been seen.
 //! - The ring is not given back before the table is empty; if that cannot be reached, the table is leaked.
+//! - A ring that the kernel refuses to serve is leaked, with the table: what it has in the kernel may still complete.
 //! - A slot of the table is reused only after the last completion of its request, so a completion's number is always
 //!   that of the request it belongs to.
 
@@ -16,9 +17,11 @@ use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, TimeoutFlags, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use nix::poll::{PollTimeout, poll};
 use xseg::Span;
 
 use crate::config::Config;
+use crate::failure::{Refusal, Refusals, RingFailure};
 use crate::file::{Calls, File};
 use crate::source::{Event, Queue};
 use crate::transfer::{Direction, address_of};
@@ -115,11 +118,14 @@ pub(crate) struct Ring {
     /// The kernel's limit of workers for files, once it was asked.
     workers: Option<u32>,
     spare_workers: u32,
+    refusals: Refusals,
+    /// The kernel has refused it for good.
+    given_up: bool,
 }
 
 impl Ring {
     /// The ring of this thread. Falls back to fewer features on older kernels, and says so once.
-    pub(crate) fn new(config: &Config) -> io::Result<Ring> {
+    pub(crate) fn new(config: &Config) -> Result<Ring, RingFailure> {
         let entries = config.entries;
         let base = || {
             let mut builder = IoUring::builder();
@@ -131,8 +137,13 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .build(entries);
+        // What an older kernel says to a flag; any other refusal has nothing to do with flags.
+        let is_older = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
         let ring = deferred
             .or_else(|error| {
+                if !is_older(&error) {
+                    return Err(error);
+                }
                 tracing::warn!(%error, "io_uring without deferred task work: kernel older than 6.1");
                 base()
                     .setup_coop_taskrun()
@@ -140,15 +151,20 @@ impl Ring {
                     .build(entries)
             })
             .or_else(|error| {
+                if !is_older(&error) {
+                    return Err(error);
+                }
                 tracing::warn!(%error, "io_uring without cooperative task work: kernel older than 5.19");
                 base().build(entries)
-            })?;
+            })
+            .map_err(|error| RingFailure::new("io_uring_setup", error))?;
         let parameters = ring.params();
         if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
-            return Err(io::Error::new(
+            let older = io::Error::new(
                 io::ErrorKind::Unsupported,
                 "io_uring of this kernel is older than 5.11",
-            ));
+            );
+            return Err(RingFailure::new("io_uring_setup", older));
         }
         Ok(Ring {
             ring: Some(ring),
@@ -164,6 +180,8 @@ impl Ring {
             table: false,
             workers: None,
             spare_workers: 0,
+            refusals: Refusals::default(),
+            given_up: false,
         })
     }
 
@@ -176,22 +194,25 @@ impl Ring {
     }
 
     /// Puts `fd` into the fixed-file table, where it lives until the kernel has freed the ring, and closes it here.
-    pub(crate) fn keep_file(&mut self, fd: OwnedFd) -> io::Result<()> {
+    pub(crate) fn keep_file(&mut self, fd: OwnedFd) -> Result<(), RingFailure> {
+        let failed = |error| RingFailure::new("io_uring_register", error);
         if !self.table {
             self.ring()
                 .submitter()
-                .register_files_sparse(KEPT_FILES_MAX)?;
+                .register_files_sparse(KEPT_FILES_MAX)
+                .map_err(failed)?;
             self.table = true;
         }
         if self.kept_files == KEPT_FILES_MAX {
-            return Err(io::Error::other(format!(
+            return Err(failed(io::Error::other(format!(
                 "all {KEPT_FILES_MAX} slots of kept files are taken"
-            )));
+            ))));
         }
         let slot = self.kept_files;
         self.ring()
             .submitter()
-            .register_files_update(slot, &[fd.as_raw_fd()])?;
+            .register_files_update(slot, &[fd.as_raw_fd()])
+            .map_err(failed)?;
         self.kept_files += 1;
         Ok(())
     }
@@ -401,13 +422,12 @@ impl Ring {
 
     /// Hands what was pushed to the kernel, and lets it finish deferred work.
     pub(crate) fn submit(&mut self) {
-        loop {
+        while !self.given_up {
             match self.ring().submit() {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // EBUSY, EAGAIN: too many completions wait, or no memory. What was not taken stays in the ring.
+                Ok(_) => self.refusals.end(),
+                // Too many completions wait, or no memory. What was not taken stays in the ring.
                 Err(error) => {
-                    tracing::debug!(%error, "io_uring_enter");
+                    self.refused(error);
                     break;
                 }
             }
@@ -416,6 +436,31 @@ impl Ring {
             }
         }
         self.unsubmitted = 0;
+    }
+
+    /// The kernel has refused `io_uring_enter`: what was not taken stays for the next turn, if there is one.
+    ///
+    /// # Panics
+    /// With a [`RingFailure`], if the refusal stays: nothing that this thread hosts can go on.
+    fn refused(&mut self, error: io::Error) {
+        match self.refusals.refused(error.raw_os_error()) {
+            Refusal::Expected => {}
+            Refusal::Again(pause) => {
+                if let Ok(pause) = PollTimeout::try_from(pause)
+                    && pause != PollTimeout::ZERO
+                {
+                    // Whatever ends it.
+                    let _paused = poll(&mut [], pause);
+                }
+            }
+            Refusal::Final => {
+                self.given_up = true;
+                // What unwinds already drops peers, and with them watches of a ring that has failed before.
+                if !std::thread::panicking() {
+                    std::panic::panic_any(RingFailure::new("io_uring_enter", error));
+                }
+            }
+        }
     }
 
     /// Moves requests from the backlog into the submission ring; `false`: there was no room.
@@ -444,20 +489,24 @@ impl Ring {
 
     /// Sleeps until something completes or `longest` has passed.
     pub(crate) fn wait(&mut self, longest: Duration) {
+        if self.given_up {
+            return;
+        }
         self.unsubmitted = 0;
         let time = timespec(longest);
         let arguments = SubmitArgs::new().timespec(&time);
         let result = self.ring().submitter().submit_with_args(1, &arguments);
-        if let Err(error) = result {
-            let expected = [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN];
-            if !error
-                .raw_os_error()
-                .is_some_and(|errno| expected.contains(&errno))
-            {
-                tracing::error!(%error, "io_uring_enter");
-            }
+        match result {
+            Ok(_) => self.refusals.end(),
+            Err(error) => self.refused(error),
         }
         self.reap();
+    }
+
+    /// Gives back neither the ring nor what its requests point to.
+    fn leak(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.operations));
+        std::mem::forget(self.ring.take());
     }
 
     fn reap(&mut self) -> bool {
@@ -467,6 +516,9 @@ impl Ring {
             let Some(completion) = next else { break };
             any = true;
             self.finish(&completion);
+        }
+        if any {
+            self.refusals.end();
         }
         any
     }
@@ -541,11 +593,15 @@ impl Drop for Ring {
             if self.load == Load::default() {
                 return;
             }
+            // Said already, and it will not get better.
+            if self.given_up {
+                self.leak();
+                return;
+            }
             self.wait(Duration::from_millis(100));
         }
         tracing::error!(load = ?self.load, "requests do not end: their memory is never given back");
-        std::mem::forget(std::mem::take(&mut self.operations));
-        std::mem::forget(self.ring.take());
+        self.leak();
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use xseg::Span;
 
+use crate::failure::RingFailure;
 use crate::file::File;
 use crate::ring::Ring;
 use crate::transfer::{Direction, transfer_now};
@@ -147,7 +148,7 @@ impl Source {
     ///
     /// # Errors
     /// What io_uring says, or that there are too many.
-    pub fn keep_until_ring_ends(&self, fd: OwnedFd) -> io::Result<()> {
+    pub fn keep_until_ring_ends(&self, fd: OwnedFd) -> Result<(), RingFailure> {
         self.ring.borrow_mut().keep_file(fd)
     }
 

@@ -3,6 +3,7 @@
 //! | what | becomes of it |
 //! |---|---|
 //! | a panic, on whatever thread | the process ends at once (SIGABRT); the daemon starts the next life |
+//! | an io_uring that the kernel refuses to serve | the same, with one line; the daemon is told the reason |
 //! | guest memory whose file was truncated | zeros in its place; the guest's rings are broken, the process goes on |
 //!
 //! Peers share state, and threads wait for each other's answers: half a process is worse than a fresh one, which finds
@@ -11,6 +12,9 @@
 use std::panic::PanicHookInfo;
 
 use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::RingFailure;
+
+use crate::last_words;
 
 /// Prepares this process; once, before it serves anybody.
 ///
@@ -26,7 +30,20 @@ pub(super) fn contain() -> Result<(), Error> {
     })
 }
 
+/// A refusal of io_uring, for people: the call, the kernel's word, what to do.
+pub(super) fn ring_failed(failure: &RingFailure) -> Error {
+    let text = format!("{failure}: {}", failure.cause());
+    Error::new(ErrorCode::Io, text).with_hint(failure.hint())
+}
+
 fn end(panic: &PanicHookInfo<'_>) {
+    if let Some(failure) = panic.payload().downcast_ref::<RingFailure>() {
+        let error = ring_failed(failure);
+        let hint = if error.hint.is_empty() { "" } else { "; " };
+        tracing::error!("{error}{hint}{}; this process ends", error.hint);
+        last_words::say(&error);
+        std::process::abort();
+    }
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("?");
     tracing::error!("thread `{name}`: {panic}; this process ends");

@@ -20,6 +20,7 @@ use xseg::{Client, Server};
 
 use super::acceptor::{Caller, Channels};
 use super::blocker::BlockerHost;
+use super::containment;
 use super::control::{Answer, Answered};
 use super::mapper::MapperPeer;
 use super::port::Attention;
@@ -56,7 +57,8 @@ pub fn check_offline(
         tracing::error!("`{}` panicked: {}", panicked.name, panicked.message);
         std::process::abort();
     });
-    let mut reactor = Reactor::new(reactor_config, Arc::new(SystemClock), hook).map_err(failed)?;
+    let mut reactor = Reactor::new(reactor_config, Arc::new(SystemClock), hook)
+        .map_err(|failure| containment::ring_failed(&failure))?;
     let mut context = reactor.context();
     let mut blocker = BlockerHost::new(
         pool::open(&settings, &context)?,

@@ -138,7 +138,7 @@ pub fn run_with<B: Backend + 'static>(
     // Never called: `contain` has ended the process before.
     let hook = Box::new(|_: &Panicked| std::process::abort());
     let mut reactor = Reactor::new(config, Arc::new(SystemClock), hook)
-        .map_err(|error| failed("io_uring or eventfd", error))?;
+        .map_err(|failure| containment::ring_failed(&failure))?;
     let (sender, jobs) = mpsc::channel();
     let devices = Devices::new(sender, reactor.handle(), &settings);
     let mut context = reactor.context();
