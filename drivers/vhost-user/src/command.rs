@@ -14,6 +14,7 @@ use xseg::Region;
 use crate::dirty_log::DirtyLog;
 use crate::memory::GuestSlot;
 use crate::queue::RingAddresses;
+use crate::ring_check::RingsSeen;
 
 /// A change to the device.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub enum Command {
         /// Entries of each.
         size: u16,
     },
+    /// Asks what the device sees of its rings; answered with [`Answer::Rings`].
+    Look,
     /// Back to the state at power-on, memory excepted.
     Reset,
     /// The front end is gone.
@@ -79,6 +82,8 @@ pub enum Answer {
     Done,
     /// The ring has stopped; it goes on here.
     Base(u16),
+    /// What is seen of the rings.
+    Rings(RingsSeen),
     /// Nothing was changed, and why.
     Refused(&'static str),
 }

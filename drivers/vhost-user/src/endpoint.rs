@@ -18,6 +18,7 @@ use crate::config::AttachConfig;
 use crate::device::DeviceSeed;
 use crate::handler::Line;
 use crate::metrics::Counters;
+use crate::ring_check::Problem;
 use crate::session::{Session, Stop};
 use crate::shared::Shared;
 use crate::throttle::Allowance;
@@ -118,6 +119,12 @@ impl Endpoint {
     #[must_use]
     pub fn status(&self) -> Counters {
         self.shared.metrics.read()
+    }
+
+    /// Why the guest is not served, though nothing has failed.
+    #[must_use]
+    pub fn problem(&self) -> Option<Problem> {
+        self.shared.problem()
     }
 
     /// The volume has `size` bytes now; the guest is told.

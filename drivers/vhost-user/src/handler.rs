@@ -6,9 +6,10 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use archipelago_runtime::{Clock, SystemClock};
 use crossbeam_channel::{Sender, bounded};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use tracing::warn;
+use tracing::{info, warn};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -24,6 +25,7 @@ use crate::dirty_log::DirtyLog;
 use crate::inflight::queue_len;
 use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX};
 use crate::queue::RingAddresses;
+use crate::ring_check::RingCheck;
 use crate::session::Stop;
 use crate::shared::{Shared, TRAILER_LEN, signal};
 use crate::throttle::Allowance;
@@ -58,6 +60,9 @@ pub(crate) struct Handler {
     pub(crate) stop: Arc<Stop>,
     /// Whether the next start is counted already: with the connection, or with another ring.
     pub(crate) started: bool,
+    pub(crate) check: RingCheck,
+    /// Whether a problem of this connection is in the log.
+    pub(crate) warned: bool,
 }
 
 impl Handler {
@@ -89,10 +94,40 @@ impl Handler {
             .map_err(|cause| self.refuse(&format!("guest memory cannot be mapped: {cause}")))
     }
 
+    /// Memory has changed: a problem may be one no more.
+    fn look_again(&mut self) {
+        if self.shared.problem().is_some() {
+            self.check.again(SystemClock.now());
+        }
+    }
+
     /// Waits before the first start of a run, if there were too many of them.
     fn wait_to_start(&mut self) {
         if !std::mem::replace(&mut self.started, true) {
             self.stop.wait(self.allowance.start());
+        }
+    }
+
+    /// Looks whether the guest's requests can be seen, if it is time.
+    pub(crate) fn check_rings(&mut self) {
+        let now = SystemClock.now();
+        if self.check.due().is_none_or(|due| now < due) {
+            return;
+        }
+        let Some(Answer::Rings(seen)) = self.line.call(Command::Look) else {
+            return;
+        };
+        let problem = self.check.look(seen, now);
+        let before = self.shared.set_problem(problem);
+        let socket = self.config.socket.display();
+        match problem {
+            Some(problem) if !std::mem::replace(&mut self.warned, true) => {
+                warn!(%socket, volume = %self.config.lineage, "{problem}");
+            }
+            None if before.is_some() => {
+                info!(%socket, volume = %self.config.lineage, "the guest's requests can be seen");
+            }
+            _ => {}
         }
     }
 
@@ -124,6 +159,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn reset_device(&mut self) -> Result<()> {
         self.shared.set_writeback(true);
         self.started = false;
+        self.check = RingCheck::new();
         self.tell(Command::Reset)
     }
 
@@ -152,6 +188,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             slots.push(self.slot(region, file)?);
         }
         self.tell(Command::SetSlots(slots))?;
+        self.look_again();
         Ok(None)
     }
 
@@ -194,9 +231,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let queue = self.index(index)?;
         self.started = false;
+        self.check.stop(queue);
         match self.ask(Command::StopRing(queue))? {
             Answer::Base(base) => Ok(VhostUserVringState::new(index, u32::from(base))),
-            Answer::Done | Answer::Refused(_) => Err(Error::BackendInternalError),
+            Answer::Done | Answer::Rings(_) | Answer::Refused(_) => {
+                Err(Error::BackendInternalError)
+            }
         }
     }
 
@@ -204,6 +244,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         match self.ringable(fd)? {
             Some(kick) => {
                 self.wait_to_start();
+                let now = SystemClock.now();
+                self.check.start(u16::from(index), &kick, now);
                 self.tell(Command::Kick(u16::from(index), OwnedFd::from(kick)))
             }
             None => Err(self.refuse("a ring without an eventfd would have to be polled")),
@@ -237,6 +279,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let index = self.index(index)?;
+        self.check.again(SystemClock.now());
         self.tell(Command::Enable(index, enable))
     }
 
@@ -320,6 +363,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         self.stop.wait(self.allowance.slots(1));
         let slot = self.slot(region, file)?;
         self.tell(Command::AddSlot(slot))?;
+        self.look_again();
         Ok(None)
     }
 

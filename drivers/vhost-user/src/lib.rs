@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`endpoint`] | attach and detach: the socket, the thread beside it |
 //! | `session`, `handler`, `back_channel` | one front end's connection: messages, descriptors, config notices |
+//! | [`ring_check`] | whether the device can see what the guest does: is the memory shared? |
 //! | `throttle` | how much may be asked that costs the asker nothing: starts, memory slots, refused requests |
 //! | [`command`] | what the connection's thread asks of the device |
 //! | [`device`] | the device on the data thread: its turn, the volume's life |
@@ -46,6 +47,7 @@ pub mod memory_volumes;
 pub mod metrics;
 pub mod queue;
 pub mod request;
+pub mod ring_check;
 mod session;
 mod shared;
 mod throttle;
@@ -55,4 +57,5 @@ pub use config::AttachConfig;
 pub use device::{Device, DeviceSeed};
 pub use endpoint::{Detach, Endpoint};
 pub use metrics::Counters;
+pub use ring_check::Problem;
 pub use wakeups::{EpollWakeups, Wakeups, WatchId};

@@ -227,6 +227,11 @@ impl Queue {
         Ok(waiting)
     }
 
+    /// Whether the guest has ever made a request available in this ring.
+    pub(crate) fn was_used(&self) -> bool {
+        self.taken != 0 || self.waiting() != Ok(0)
+    }
+
     /// The next head, which stays in the ring until [`Queue::take`]. `true`: it was taken by a predecessor.
     pub(crate) fn peek(&self) -> Result<Option<(u16, bool)>, Broken> {
         let (head, before) = if let Some(head) = self.again.front() {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use archipelago_runtime::{Clock, SystemClock};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{debug, info, warn};
 use vhost::vhost_user::{BackendReqHandler, Error};
@@ -18,6 +19,7 @@ use crate::back_channel::{BackChannel, peek};
 use crate::command::Command;
 use crate::config::AttachConfig;
 use crate::handler::{Handler, Line};
+use crate::ring_check::RingCheck;
 use crate::shared::Shared;
 use crate::throttle::Allowance;
 
@@ -121,23 +123,36 @@ impl Session {
             allowance: Arc::clone(&self.allowance),
             stop: Arc::clone(&self.stop),
             started: true,
+            check: RingCheck::new(),
+            warned: false,
         }));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
         let mut back_channel = BackChannel::default();
-        while self.wait(&ours, &back_channel)
+        while self.wait(&ours, &back_channel, &handler)
             && self.message(&ours, &mut requests, &handler, &mut back_channel)
         {}
         // Requests in flight end, memory is given back and the volume is closed before the next front end comes in.
         if self.line.call(Command::HangUp).is_none() {
             debug!(%socket, "the device has gone first");
         }
+        self.shared.set_problem(None);
         self.stop.set(None);
         info!(%socket, "front end gone");
     }
 
-    /// Waits for a message; passes notices on meanwhile. `false`: told to stop.
-    fn wait(&self, stream: &UnixStream, back_channel: &BackChannel) -> bool {
+    /// Waits for a message; passes notices on and looks at the rings meanwhile. `false`: told to stop.
+    fn wait(
+        &self,
+        stream: &UnixStream,
+        back_channel: &BackChannel,
+        handler: &Mutex<Handler>,
+    ) -> bool {
         loop {
+            let due = {
+                let mut handler = handler.lock().unwrap_or_else(PoisonError::into_inner);
+                handler.check_rings();
+                handler.check.due()
+            };
             if self.stop.is_wanted() {
                 return false;
             }
@@ -146,7 +161,7 @@ impl Session {
                 PollFd::new(self.notice.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.stop.bell.as_fd(), PollFlags::POLLIN),
             ];
-            if poll(&mut fds, PollTimeout::NONE).is_err() {
+            if poll(&mut fds, until(due)).is_err() {
                 continue;
             }
             let [message, notice, _stop] = fds.map(|fd| fd.any().unwrap_or(true));
@@ -195,6 +210,15 @@ impl Session {
         }
         false
     }
+}
+
+/// The time to wait until `due`, in whole milliseconds, rounded up.
+fn until(due: Option<Duration>) -> PollTimeout {
+    let Some(due) = due else {
+        return PollTimeout::NONE;
+    };
+    let left = due.saturating_sub(SystemClock.now()) + Duration::from_nanos(999_999);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
 }
 
 fn clear(eventfd: &File) {

@@ -1,14 +1,15 @@
 //! What the device and the threads around it share: figures, and the few values of the configuration space that change.
 
 use std::fs::File;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use tracing::debug;
 use xseg::Region;
 
 use crate::inflight::queue_len;
 use crate::metrics::Metrics;
+use crate::ring_check::Problem;
 
 /// Bytes after an in-flight area of ours, in which the state of the write cache outlives the endpoint.
 pub(crate) const TRAILER_LEN: u64 = 64;
@@ -24,6 +25,7 @@ pub(crate) struct Shared {
     /// Rung when the volume's size has changed, for the connection's thread to tell the front end.
     pub(crate) notice: File,
     trailer: Mutex<Option<(Region, u64)>>,
+    problem: Mutex<Option<Problem>>,
 }
 
 impl Shared {
@@ -35,6 +37,7 @@ impl Shared {
             finished: AtomicBool::new(false),
             notice,
             trailer: Mutex::new(None),
+            problem: Mutex::new(None),
         }
     }
 
@@ -51,6 +54,17 @@ impl Shared {
         }
     }
 
+    /// Why the guest is not served, if nothing has failed.
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the problem; gives the one before.
+    pub(crate) fn set_problem(&self, problem: Option<Problem>) -> Option<Problem> {
+        let mut now = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut now, problem)
+    }
+
     /// Whether the guest has its write cache on.
     pub(crate) fn writeback(&self) -> bool {
         // Acquire: pairs with the release in `set_writeback`, whose acknowledgement the guest sees after it.
@@ -60,10 +74,7 @@ impl Shared {
     /// Switches the guest's write cache.
     pub(crate) fn set_writeback(&self, writeback: bool) {
         self.writeback.store(writeback, Ordering::Release);
-        let trailer = self
-            .trailer
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let trailer = self.trailer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((region, at)) = &*trailer {
             note(region, *at, writeback);
         }
@@ -89,10 +100,7 @@ impl Shared {
         } else {
             return;
         }
-        let mut trailer = self
-            .trailer
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut trailer = self.trailer.lock().unwrap_or_else(PoisonError::into_inner);
         *trailer = Some((region.clone(), at));
     }
 }

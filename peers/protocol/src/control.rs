@@ -120,6 +120,18 @@ pub struct ProcessStatus {
     /// Calls on the pool's storage that have not returned for a second or longer: the oldest, at most some.
     #[serde(default)]
     pub waits: Vec<Wait>,
+    /// Guests that are not served, though nothing has failed.
+    #[serde(default)]
+    pub problems: Vec<DeviceProblem>,
+}
+
+/// Why the guest of a volume is not served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceProblem {
+    /// The volume.
+    pub lineage: Lineage,
+    /// What is wrong, and what to look at.
+    pub what: String,
 }
 
 /// A call on storage that has not returned.

@@ -362,6 +362,15 @@ fn render(status: &NodeStatus) -> String {
         "archipelagod {}, process {}, placement {}\n\n",
         status.version, status.pid, status.placement
     );
+    let mut problems = Table::new(&["VOLUME", "GUEST NOT SERVED"]);
+    for problem in &status.problems {
+        let volume = problem.volume.as_ref().map_or("-", |name| name.as_str());
+        problems.row([volume.to_owned(), problem.what.clone()]);
+    }
+    if !problems.is_empty() {
+        text.push_str(&problems.render());
+        text.push('\n');
+    }
     let mut waits = Table::new(&["STORAGE DOES NOT ANSWER", "SECONDS", "VOLUME"]);
     for wait in &status.waits {
         let volume = wait.volume.as_ref().map_or("-", |name| name.as_str());

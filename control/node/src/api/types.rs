@@ -216,6 +216,18 @@ pub struct NodeStatus {
     pub attachments: Vec<Attachment>,
     /// Calls on storage that have not returned for a second or longer: the oldest, at most some.
     pub waits: Vec<WaitView>,
+    /// Guests that are not served, though nothing has failed.
+    #[serde(default)]
+    pub problems: Vec<ProblemView>,
+}
+
+/// Why the guest of a volume is not served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemView {
+    /// The volume; null: it is not attached any more.
+    pub volume: Option<Name>,
+    /// What is wrong, and what to look at.
+    pub what: String,
 }
 
 /// A call on storage that has not returned.

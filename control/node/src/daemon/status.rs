@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Wait};
+use archipelago_protocol::Lineage;
+use archipelago_protocol::control::{
+    ControlReply, ControlRequest, DeviceProblem, ProcessStatus, Wait,
+};
 
 use super::node::Node;
 use super::process::Process;
-use crate::api::types::{Attachment, NodeStatus, ProcessView, WaitView};
+use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessView, WaitView};
 use crate::hosting::device_name;
 
 /// A process that does not say how it is within this time is shown as not serving.
@@ -17,10 +20,12 @@ impl Node {
     pub(crate) async fn status(&self) -> NodeStatus {
         let mut processes = Vec::with_capacity(self.processes.len());
         let mut waits = Vec::new();
+        let mut problems = Vec::new();
         for process in &self.processes {
-            let (view, found) = view(process).await;
+            let (view, status_waits, status_problems) = view(process).await;
             processes.push(view);
-            waits.extend(found);
+            waits.extend(status_waits);
+            problems.extend(status_problems);
         }
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
         let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
@@ -30,6 +35,11 @@ impl Node {
                 peer.name = device_name(&attachment.name);
             }
         }
+        let name_of = |lineage: Lineage| {
+            let mut all = attachments.iter();
+            all.find(|one| one.lineage == lineage)
+                .map(|one| one.name.clone())
+        };
         NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -38,12 +48,16 @@ impl Node {
             waits: waits
                 .into_iter()
                 .map(|wait| WaitView {
-                    volume: attachments
-                        .iter()
-                        .find(|one| one.lineage == wait.lineage)
-                        .map(|one| one.name.clone()),
+                    volume: name_of(wait.lineage),
                     what: wait.what,
                     seconds: wait.seconds,
+                })
+                .collect(),
+            problems: problems
+                .into_iter()
+                .map(|problem| ProblemView {
+                    volume: name_of(problem.lineage),
+                    what: problem.what,
                 })
                 .collect(),
             attachments,
@@ -51,7 +65,7 @@ impl Node {
     }
 }
 
-async fn view(process: &Process) -> (ProcessView, Vec<Wait>) {
+async fn view(process: &Process) -> (ProcessView, Vec<Wait>, Vec<DeviceProblem>) {
     let answer = process.ask(&ControlRequest::Status, PATIENCE).await;
     let (serving, status) = match answer {
         Ok(ControlReply::Status(status)) => (true, status),
@@ -65,5 +79,5 @@ async fn view(process: &Process) -> (ProcessView, Vec<Wait>) {
         peers: status.peers,
         channels: status.channels,
     };
-    (view, status.waits)
+    (view, status.waits, status.problems)
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use archipelago_protocol::control::{ControlReply, ControlRequest, PeerStatus};
+use archipelago_protocol::control::{ControlReply, ControlRequest, DeviceProblem, PeerStatus};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::Handle;
 use archipelago_vhost_user::{AttachConfig, Counters, Detach, Endpoint};
@@ -117,6 +117,7 @@ impl Devices {
                     .iter()
                     .map(|(lineage, endpoint)| device_status(*lineage, &endpoint.status())),
             );
+            status.problems = problems(&known.endpoints);
         }
         ControlReply::Status(status)
     }
@@ -187,6 +188,17 @@ impl Devices {
             }
         }
     }
+}
+
+/// What keeps guests from being served.
+fn problems(endpoints: &BTreeMap<Lineage, Endpoint>) -> Vec<DeviceProblem> {
+    let problem = |(lineage, endpoint): (&Lineage, &Endpoint)| {
+        endpoint.problem().map(|problem| DeviceProblem {
+            lineage: *lineage,
+            what: problem.to_string(),
+        })
+    };
+    endpoints.iter().filter_map(problem).collect()
 }
 
 /// Figures of the device of `lineage`: the daemon, which knows names, puts the name in its place.

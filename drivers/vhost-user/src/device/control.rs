@@ -13,6 +13,7 @@ use crate::inflight::QueueLog;
 use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX};
 use crate::metrics::add;
 use crate::queue::Queue;
+use crate::ring_check::RingsSeen;
 use crate::wakeups::Wakeups;
 
 /// When a command is done.
@@ -47,6 +48,10 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         // One thread per connection that waits for each answer, and one that detaches: few commands at a time.
         while let Ok(Message { command, reply }) = self.commands.try_recv() {
             any = true;
+            if let Command::Look = command {
+                answer(&reply, Answer::Rings(self.rings_seen()));
+                continue;
+            }
             match self.apply(command) {
                 Ok(None) => answer(&reply, Answer::Done),
                 Ok(Some(until)) => self.waits.push(Waiting { until, reply }),
@@ -144,6 +149,8 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     size,
                 });
             }
+            // Answered by `take_commands`: changes nothing.
+            Command::Look => {}
             Command::Reset => {
                 self.drop_requests();
                 return Ok(Some(Until::Reset));
@@ -158,6 +165,22 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             }
         }
         Ok(None)
+    }
+
+    fn rings_seen(&self) -> RingsSeen {
+        let started = || {
+            let queues = self.queues.iter();
+            queues.filter(|queue| queue.started() && queue.enabled)
+        };
+        if started().next().is_none() {
+            RingsSeen::NoneStarted
+        } else if started().any(|queue| queue.memory.is_none()) {
+            RingsSeen::NoMemory
+        } else if started().any(Queue::was_used) {
+            RingsSeen::Used
+        } else {
+            RingsSeen::Empty
+        }
     }
 
     fn set_features(&mut self, features: u64) -> Result<Option<Until>, &'static str> {

@@ -16,3 +16,4 @@ mod log;
 mod recovery;
 mod requests;
 mod specification;
+mod unshared;
