@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeHandle, Volumes};
+use archipelago_protocol::volume::{OnFull, OpenMode, VolumeEvent, VolumeHandle, Volumes};
 use archipelago_runtime::{Peer, Progress};
 use crossbeam_channel::Receiver;
 use tracing::{error, info};
@@ -221,7 +221,11 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 } else {
                     OpenMode::Exclusive
                 };
-                let handle = self.volumes.borrow_mut().open(self.config.lineage, mode);
+                let mut volumes = self.volumes.borrow_mut();
+                let handle = volumes.open(self.config.lineage, mode);
+                // A guest cannot tell a full pool from a broken disk: virtio-blk has no status for it.
+                volumes.on_full(handle, OnFull::Wait { limit: None });
+                drop(volumes);
                 self.volume = VolumeState::Opening(handle);
             }
             VolumeState::Open(handle) if idle => {

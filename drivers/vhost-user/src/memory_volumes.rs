@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use archipelago_protocol::ids::ObjectSize;
 use archipelago_protocol::volume::{
-    OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeInfo, VolumeOp, VolumeRequest, Volumes,
+    OnFull, OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeInfo, VolumeOp, VolumeRequest,
+    Volumes,
 };
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use xseg::{Region, RegionId, RegionTable};
@@ -189,6 +190,9 @@ impl Volumes for MemoryVolumes {
             .events
             .push_back(VolumeEvent::Closed { result: Ok(()) });
     }
+
+    /// There is always room.
+    fn on_full(&mut self, _volume: VolumeHandle, _policy: OnFull) {}
 
     fn submit(
         &mut self,

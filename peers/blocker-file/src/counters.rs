@@ -13,18 +13,21 @@ pub struct Counters {
     pub creations: u64,
     /// Transfers that went through a buffer of ours because of their alignment.
     pub bounces: u64,
+    /// Writes tried again because the file system said for a moment that it has no room.
+    pub space_retries: u64,
 }
 
 impl Counters {
     /// The figures by name, in the order in which they are told.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 5] {
+    pub fn named(&self) -> [(&'static str, u64); 6] {
         [
             ("file_syncs", self.file_syncs),
             ("pool_syncs", self.pool_syncs),
             ("opens", self.opens),
             ("creations", self.creations),
             ("bounces", self.bounces),
+            ("space_retries", self.space_retries),
         ]
     }
 }

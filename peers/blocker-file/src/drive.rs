@@ -162,6 +162,8 @@ impl FileBackend {
                 Way::Write => source.write_now(&transfer.open.file, &rest, at, Durability::Later),
             };
             match (moved, transfer.way) {
+                (Err(error), _) if transfer.may_retry(error.raw_os_error().unwrap_or_default()) => {
+                }
                 (Err(error), _) => break Err(code_of(&error)),
                 (Ok(0), Way::Read) => {
                     transfer.zero_rest();
@@ -267,6 +269,10 @@ impl FileBackend {
         let mut syncs = false;
         let outcome = match (u32::try_from(result), transfer.way) {
             (Err(_negative), _) if again(-result) => None,
+            (Err(_negative), _) if transfer.may_retry(-result) => {
+                self.counters.space_retries += 1;
+                return self.submit(index);
+            }
             (Err(_negative), way) => {
                 let error = io::Error::from_raw_os_error(-result);
                 syncs = transfer.durable && way == Way::Write && !is_of_one_file(&error);

@@ -9,6 +9,9 @@ use xseg::{Region, Span};
 
 use crate::files::Open;
 
+/// Times that a write without room is tried again at once: the first has always been enough, each costs a full pool a call.
+const REFUSALS_MAX: u8 = 3;
+
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -44,6 +47,8 @@ pub(crate) struct Transfer {
     pub(crate) moved: u32,
     /// Answers that are still to come before a durable write is one.
     pub(crate) waiting: u32,
+    /// How often the file system has said that it has no room.
+    pub(crate) refusals: u8,
     /// Why it is no durable write, though its bytes were moved.
     pub(crate) failed: Option<ErrorCode>,
 }
@@ -71,6 +76,7 @@ impl Transfer {
             bounce: None,
             moved: 0,
             waiting: 0,
+            refusals: 0,
             failed: None,
         }
     }
@@ -88,6 +94,16 @@ impl Transfer {
         } else {
             Fit::Memory
         }
+    }
+
+    /// Whether a write that failed with `errno` is to be tried again at once; counts it.
+    ///
+    /// A file system whose free blocks are reserved by others for a moment says that it has none: ext4 does so for a few of
+    /// 100,000 writes that allocate in many sparse files at once, and not a second time.
+    pub(crate) fn may_retry(&mut self, errno: i32) -> bool {
+        let retry = errno == libc::ENOSPC && self.way == Way::Write && self.refusals < REFUSALS_MAX;
+        self.refusals += u8::from(retry);
+        retry
     }
 
     pub(crate) fn durability(&self) -> Durability {

@@ -6,6 +6,8 @@
 //! - Offsets and lengths are multiples of 512 bytes, inside the volume.
 //! - [`VolumeOp::Discard`] and [`VolumeOp::WriteZeroes`] are block-exact: afterwards the range reads as zeros.
 
+use std::time::Duration;
+
 use xseg::{Region, RegionId};
 
 use crate::error::{Error, ErrorCode};
@@ -71,6 +73,18 @@ pub enum OpenMode {
     ReadOnly,
 }
 
+/// What happens to a write for which the pool has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnFull {
+    /// It fails with [`ErrorCode::NoSpace`] at once.
+    Report,
+    /// It waits until there is room, and fails only when the volume has been without room for as long as `limit`.
+    Wait {
+        /// `None`: it waits for ever.
+        limit: Option<Duration>,
+    },
+}
+
 /// What a driver needs to know of a volume to describe it to a guest; known before it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -132,6 +146,10 @@ pub trait Volumes {
     /// Starts to close: what is in flight finishes, is flushed, ownership is given back; [`VolumeEvent::Closed`] follows
     /// and the handle is dead.
     fn close(&mut self, volume: VolumeHandle);
+
+    /// What `volume` does from now on with writes for which the pool has no room; [`OnFull::Report`] unless this was
+    /// called. Writes that wait already are answered when the policy becomes that.
+    fn on_full(&mut self, volume: VolumeHandle, policy: OnFull);
 
     /// Submits a request; exactly one [`VolumeEvent::Done`] with `cookie` follows.
     ///

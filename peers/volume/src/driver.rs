@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use archipelago_protocol::control::PeerStatus;
-use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeHandle, VolumeRequest, Volumes};
+use archipelago_protocol::volume::{
+    OnFull, OpenMode, VolumeEvent, VolumeHandle, VolumeRequest, Volumes,
+};
 use archipelago_protocol::{ErrorCode, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use xseg::{ClientPort, Region, RegionId};
@@ -23,6 +25,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         while self.next_event(volume).is_some() {}
         if self.find(volume).is_some() {
             self.volumes[v].listening = false;
+            self.set_on_full(v, OnFull::Report);
             self.close(volume);
         }
     }
@@ -86,7 +89,13 @@ impl<M: ClientPort, B: ClientPort> Volumes for VolumePeer<M, B> {
         let Some(v) = self.find(volume) else { return };
         if self.volumes[v].state != State::Dead {
             self.volumes[v].closing = true;
-            self.make_ready(v);
+            self.set_on_full(v, OnFull::Report);
+        }
+    }
+
+    fn on_full(&mut self, volume: VolumeHandle, policy: OnFull) {
+        if let Some(v) = self.find(volume) {
+            self.set_on_full(v, policy);
         }
     }
 
@@ -194,6 +203,10 @@ impl<M: ClientPort, B: ClientPort> Volumes for Shared<M, B> {
 
     fn close(&mut self, volume: VolumeHandle) {
         self.0.borrow_mut().close(volume);
+    }
+
+    fn on_full(&mut self, volume: VolumeHandle, policy: OnFull) {
+        self.0.borrow_mut().on_full(volume, policy);
     }
 
     fn submit(

@@ -345,7 +345,9 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
         while let Some(r) = joined.pop(&mut self.requests) {
             debug_assert_eq!(self.requests[r].phase, Phase::Flushing);
-            self.finish(r, result);
+            if !result.is_err_and(|code| self.park(r, code)) {
+                self.finish(r, result);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! * [`VolumePeer`]: serves the [`Volumes`](archipelago_protocol::volume::Volumes) calls of drivers in its thread; asks
 //!   the mapper where blocks live and moves data between guest memory and the blocker.
 //! * [`Shared`]: the same peer, held by the reactor, by drivers and by control.
-//! * [`ControlEvent`]: what control hears of snapshots.
+//! * [`ControlEvent`]: what is reported to control: snapshots, volumes without room in the pool.
 //!
 //! | module | subject |
 //! |---|---|
@@ -13,6 +13,7 @@
 //! | `exclusion` | which pieces may be in flight together: blocks that are merged |
 //! | `transfer` | where the bytes of a piece are |
 //! | `flush` | rounds: cut, sync, commit |
+//! | `full` | writes without room: parked, probed, started again |
 //! | `carry` | copies of small first writes, handed over with a commit |
 //! | `snapshot` | snapshots of open volumes |
 //! | `session` | open, close, failed syncs, death of the mapper |
@@ -32,6 +33,7 @@ mod carry;
 mod driver;
 mod exclusion;
 mod flush;
+mod full;
 mod model;
 mod peer;
 mod pieces;

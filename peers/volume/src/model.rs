@@ -9,6 +9,7 @@ use archipelago_protocol::{BLOCK_SIZE, Epoch, Error, ErrorCode, Lineage, ObjectS
 use crate::arena::Cell;
 use crate::carry::Slots;
 use crate::flush::Flush;
+use crate::full::Full;
 use crate::slab::{Linked, NONE, Queue};
 use crate::snapshot::Snapshots;
 
@@ -299,6 +300,7 @@ pub(crate) struct Volume {
     pub(crate) map_in_flight: u32,
     pub(crate) object_in_flight: u32,
     pub(crate) flush: Flush,
+    pub(crate) full: Full,
     pub(crate) snapshots: Snapshots,
     /// Changes with each snapshot: which of the counters below counts new locations.
     pub(crate) phase: usize,
@@ -343,6 +345,7 @@ impl Volume {
             map_in_flight: 0,
             object_in_flight: 0,
             flush: Flush::default(),
+            full: Full::default(),
             snapshots: Snapshots::default(),
             phase: 0,
             located: [0; 2],

@@ -72,6 +72,7 @@ pub(crate) struct Counters {
     pub(crate) merges: u64,
     pub(crate) sync_failures: u64,
     pub(crate) mapper_restarts: u64,
+    pub(crate) space_waits: u64,
 }
 
 /// A region that a driver has added.
@@ -106,6 +107,10 @@ pub struct VolumePeer<M, B> {
     /// The mapper died: nothing is sent until the object requests in flight are back.
     pub(crate) recovering: bool,
     pub(crate) object_in_flight: u32,
+    /// Requests and sessions of all volumes that wait for space, and volumes that were reported for it.
+    pub(crate) parked: u32,
+    pub(crate) unopened: u32,
+    pub(crate) spaceless: u32,
     /// Something was asked of us since the last poll.
     pub(crate) kicked: bool,
     pub(crate) counters: Counters,
@@ -148,6 +153,9 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             incarnation,
             recovering: false,
             object_in_flight: 0,
+            parked: 0,
+            unopened: 0,
+            spaceless: 0,
             kicked: false,
             counters: Counters::default(),
             scratch: Vec::new(),
@@ -186,6 +194,8 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             ("merged_blocks", counters.merges),
             ("sync_failures", counters.sync_failures),
             ("mapper_restarts", counters.mapper_restarts),
+            ("waiting_for_space", u64::from(self.parked)),
+            ("space_waits", counters.space_waits),
             ("arena_cells_free", self.arena.free() as u64),
         ];
         let counters = figures

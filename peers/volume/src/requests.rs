@@ -218,7 +218,11 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         let request = &mut self.requests[r];
         if request.result.is_err() || !request.is_durable() {
             let result = request.result;
-            return self.finish(r, result);
+            let parked = result.is_err_and(|code| self.park(r, code));
+            if !parked {
+                self.finish(r, result);
+            }
+            return;
         }
         request.phase = Phase::Flushing;
         let v = request.volume;
@@ -233,7 +237,8 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         request.result = result;
         self.counters.failed += u64::from(result.is_err());
         self.kicked = true;
-        let volume = &mut self.volumes[request.volume];
+        let v = request.volume;
+        let volume = &mut self.volumes[v];
         volume.live -= 1;
         if volume.listening {
             volume.done.push(&mut self.requests, r);
@@ -241,6 +246,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             volume.slots -= 1;
             self.requests.remove(r);
         }
+        self.note_probe(v, r, result);
     }
 
     /// Requests of `v` that are not done, oldest first, in the scratch list.

@@ -117,7 +117,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
                 self.fail_drained(v, u64::MAX);
                 self.make_ready(v);
             }
-            (State::Opening, Err(code)) => self.open_failed(v, code),
+            (State::Opening, Err(code)) => self.open_refused(v, code),
             (State::Abandoning, _) if volume.closing => {
                 let lost = volume.lost.take();
                 self.closed(v, lost);
@@ -152,6 +152,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         } else if size != old_size {
             self.tell(v, VolumeEvent::Resized { size });
         }
+        self.forget_parked(v);
         let live = self.collect_live(v);
         // What came while there was no session stands in the queues already.
         let volume = &mut self.volumes[v];
@@ -163,10 +164,17 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         self.make_ready(v);
     }
 
+    fn open_refused(&mut self, v: u32, code: ErrorCode) {
+        if !self.park_open(v, code) {
+            self.open_failed(v, code);
+        }
+    }
+
     fn open_failed(&mut self, v: u32, code: ErrorCode) {
         let volume = &mut self.volumes[v];
         if volume.opened {
             volume.state = State::Broken(code);
+            self.forget_parked(v);
             self.fail_snapshots(v, code);
             self.fail_requests(v, u64::MAX, code);
             return self.make_ready(v);
@@ -303,6 +311,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             }
         }
         self.scratch = pieces;
+        self.forget_parked(v);
         let volume = &mut self.volumes[v];
         debug_assert_eq!(
             volume.object_in_flight, 0,

@@ -30,6 +30,16 @@ pub enum ControlEvent {
         /// Success, or why not. [`ErrorCode::Unavailable`]: the mapper died, look whether the name is there.
         result: Result<(), Error>,
     },
+    /// Writes of this volume wait: the pool has no room for them.
+    NoSpace {
+        /// Which volume.
+        lineage: Lineage,
+    },
+    /// They do not wait any more.
+    SpaceFound {
+        /// Which volume.
+        lineage: Lineage,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,11 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use archipelago_bench::disk::Op;
 use archipelago_crash_tests::model::Model;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::pattern::SECTOR;
-use archipelago_crash_tests::skip;
 use archipelago_crash_tests::verifier::Verifier;
 
 const SIZE: usize = 16 << 20;
@@ -242,54 +240,4 @@ fn damaged_logs_are_refused_by_name() -> Result<()> {
     ensure!(rounds == 6, "the volume and the catalogue have a log each");
     node.call(&["node", "start"])?;
     node.call(&["volume", "info", "disk"]).map(drop)
-}
-
-#[test]
-fn a_full_pool_refuses_writes_and_goes_on_when_there_is_room() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let flags = nix::mount::MsFlags::empty();
-    if let Err(errno) = nix::mount::mount(
-        Some("tmpfs"),
-        dir.path(),
-        Some("tmpfs"),
-        flags,
-        Some("size=48m"),
-    ) {
-        return skip(&format!("mounting a small tmpfs needs privileges: {errno}"));
-    }
-    let result = fill_and_go_on(dir.path());
-    nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH)?;
-    result
-}
-
-fn fill_and_go_on(pool: &Path) -> Result<()> {
-    let ballast = pool.join("ballast");
-    fs::write(&ballast, vec![1; 16 << 20])?;
-    let node = Node::builder("fused").pool(&pool.join("pool")).start()?;
-    let socket = node.create("disk", 256 << 20)?;
-    let mut disk = archipelago_bench::compare::connect(&socket)?;
-    let patience = std::time::Duration::from_secs(20);
-    let write = |disk: &mut archipelago_bench::disk::Disk, piece: u64| {
-        disk.run(Op::Write, piece << 20, 1 << 20, patience)
-    };
-    disk.fill(0, &vec![7; 1 << 20])?;
-    let full = (0..64)
-        .find(|piece| write(&mut disk, *piece).is_err())
-        .context("48 MiB took 64 MiB")?;
-    ensure!(full >= 8, "full after {full} MiB only");
-    // What was written before reads on, and there is an answer to every request.
-    let mut data = vec![0; 1 << 20];
-    for piece in 0..full {
-        disk.run(Op::Read, piece << 20, 1 << 20, patience)?;
-        disk.take(0, &mut data)?;
-        ensure!(
-            data.iter().all(|byte| *byte == 7),
-            "MiB {piece} changed when the pool was full"
-        );
-    }
-    fs::remove_file(&ballast)?;
-    disk.fill(0, &vec![8; 1 << 20])?;
-    write(&mut disk, full).context("after room was made")?;
-    disk.run(Op::Flush, 0, 0, patience)
-        .context("after room was made")
 }

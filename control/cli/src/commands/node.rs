@@ -371,7 +371,7 @@ fn render(status: &NodeStatus) -> String {
         text.push_str(&problems.render());
         text.push('\n');
     }
-    let mut waits = Table::new(&["STORAGE DOES NOT ANSWER", "SECONDS", "VOLUME"]);
+    let mut waits = Table::new(&["WAITS FOR STORAGE", "SECONDS", "VOLUME"]);
     for wait in &status.waits {
         let volume = wait.volume.as_ref().map_or("-", |name| name.as_str());
         waits.row([

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use archipelago_protocol::control::{ChannelStatus, PeerStatus};
+use archipelago_protocol::control::{ChannelStatus, PeerStatus, Wait};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use archipelago_vhost_user::{Device, DeviceSeed};
@@ -155,6 +155,7 @@ impl EndpointHost {
             while blocker.service() {}
         });
         let now = self.events.borrow().now();
+        self.volumes.with(|peer| peer.look_for_space(now));
         for bulk in &mut self.bulks {
             while let Some(mut port) = bulk.listener.accept() {
                 if !bulk.server.is_waiting() {
@@ -185,6 +186,23 @@ impl EndpointHost {
         use xseg::ClientPort;
         self.volumes
             .with(|peer| peer.mapper_port().is_connected() && peer.blocker_port().is_connected())
+    }
+
+    /// Whether some volume waits for space in the pool.
+    pub(crate) fn waits_for_space(&self) -> bool {
+        self.volumes.with(|peer| peer.waits_for_space())
+    }
+
+    /// The volumes whose writes wait for space in the pool.
+    pub(crate) fn waits(&self) -> Vec<Wait> {
+        let now = self.events.borrow().now();
+        let wait = |(lineage, waited): (Lineage, Duration)| Wait {
+            lineage,
+            what: "writes wait for space in the pool".to_owned(),
+            seconds: waited.as_secs(),
+        };
+        self.volumes
+            .with(|peer| peer.without_space(now).map(wait).collect())
     }
 
     /// Figures of the volume peer, and its channels.
@@ -240,10 +258,21 @@ impl EndpointHost {
 
     fn take_control_events(&mut self) -> Progress {
         let mut progress = Progress::Idle;
-        while let Some(ControlEvent::SnapshotDone { id, result, .. }) =
-            self.volumes.next_control_event()
-        {
+        while let Some(event) = self.volumes.next_control_event() {
             progress = Progress::Busy;
+            let (id, result) = match event {
+                ControlEvent::SnapshotDone { id, result, .. } => (id, result),
+                ControlEvent::NoSpace { lineage } => {
+                    tracing::warn!(
+                        "volume {lineage}: the pool is full, writes wait until there is space"
+                    );
+                    continue;
+                }
+                ControlEvent::SpaceFound { lineage } => {
+                    tracing::warn!("volume {lineage}: the pool has space again, no write waits");
+                    continue;
+                }
+            };
             let index = self.snapshots.iter().position(|(known, _)| *known == id);
             if let Some((_, answer)) = index.and_then(|index| self.snapshots.remove(index)) {
                 answer.result(result);

@@ -29,6 +29,8 @@ use super::port::Attention;
 
 /// The thread looks after its connections this often, also when nothing was signalled.
 const TICK: Duration = Duration::from_secs(1);
+/// This often while writes wait for space in the pool: they go on well within a second after there is some.
+const TICK_FULL: Duration = Duration::from_millis(250);
 /// And this often while a server is not there or a client waits.
 const TICK_UNCONNECTED: Duration = Duration::from_millis(10);
 
@@ -136,6 +138,7 @@ impl<B: Backend> Host<B> {
         };
         if let Some(endpoint) = &self.endpoint {
             (status.peers, status.channels) = endpoint.status();
+            status.waits = endpoint.waits();
         }
         if let Some((mapper, _)) = &self.mapper {
             status.peers.push(mapper.status());
@@ -145,7 +148,7 @@ impl<B: Backend> Host<B> {
         }
         if let Some((blocker, _)) = &self.blocker {
             status.peers.push(blocker.status());
-            status.waits = blocker.waits();
+            status.waits.extend(blocker.waits());
         }
         status
     }
@@ -185,6 +188,11 @@ impl<B: Backend> Host<B> {
         endpoint || mapper || blocker
     }
 
+    fn waits_for_space(&self) -> bool {
+        let endpoint = self.endpoint.as_ref();
+        endpoint.is_some_and(EndpointHost::waits_for_space)
+    }
+
     fn settle_stop(&mut self) {
         let quiet = self.endpoint.as_ref().is_none_or(EndpointHost::is_idle)
             && self
@@ -212,6 +220,8 @@ impl<B: Backend> Peer for Host<B> {
             self.service();
             let patience = if self.is_unconnected() {
                 TICK_UNCONNECTED
+            } else if self.waits_for_space() {
+                TICK_FULL
             } else {
                 TICK
             };

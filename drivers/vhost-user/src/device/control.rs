@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use archipelago_protocol::volume::Volumes;
+use archipelago_protocol::volume::{OnFull, Volumes};
 use crossbeam_channel::Sender;
 use tracing::warn;
 
@@ -266,6 +266,10 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     fn drop_requests(&mut self) {
         self.dropping = true;
         self.drop_deferred();
+        if let VolumeState::Open(handle) = self.volume {
+            // Nobody waits for them any more, and the memory that they name is about to go.
+            self.volumes.borrow_mut().on_full(handle, OnFull::Report);
+        }
         for index in 0..self.queues.len() {
             self.queues[index].stopping = true;
         }

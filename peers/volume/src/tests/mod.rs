@@ -4,6 +4,7 @@ mod basics;
 mod carrying;
 mod credits;
 mod fakes;
+mod full;
 mod random;
 mod safety;
 mod wire;

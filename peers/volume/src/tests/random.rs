@@ -1,9 +1,11 @@
 //! Random sequences of requests, answers in any order, faults, and deaths of the mapper, against the model in `world`.
 
+use std::time::Duration;
+
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectOp, ObjectRequest};
-use archipelago_protocol::volume::{VolumeEvent, VolumeOp, Volumes};
+use archipelago_protocol::volume::{OnFull, VolumeEvent, VolumeOp, Volumes};
 use proptest::prelude::*;
 
 use super::world::{SECTOR, SIZE, World};
@@ -42,6 +44,8 @@ struct Setup {
     flush_soon: bool,
     /// Requests fail.
     faults: bool,
+    /// Writes without room wait, and are probed at each poll.
+    waits: bool,
     /// Syncs fail.
     sync_faults: bool,
     /// Opening after a death makes durable what was written.
@@ -102,7 +106,7 @@ fn setup() -> impl Strategy<Value = Setup> {
     let credits = prop_oneof![Just(1usize), Just(3), Just(64)];
     let arena_len = prop_oneof![Just(20_480usize), Just(40_960), Just(1 << 20)];
     let run_max = prop_oneof![Just(1u64), Just(3), Just(u64::MAX)];
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let areas = prop_oneof![1 => Just(0usize), 3 => Just(1)];
     (
         credits,
@@ -113,13 +117,21 @@ fn setup() -> impl Strategy<Value = Setup> {
         flags,
     )
         .prop_map(
-            |(credits, arena_len, areas, run_max, flush_soon, (faults, syncs, recovery_syncs))| {
+            |(
+                credits,
+                arena_len,
+                areas,
+                run_max,
+                flush_soon,
+                (faults, waits, syncs, recovery_syncs),
+            )| {
                 Setup {
                     credits,
                     arena_len,
                     areas,
                     run_max,
                     flush_soon,
+                    waits,
                     faults,
                     sync_faults: syncs && recovery_syncs,
                     recovery_syncs,
@@ -158,6 +170,10 @@ fn play(setup: Setup, actions: &[Action]) {
     world.mapper.run_max = setup.run_max;
     world.mapper.flush_soon = setup.flush_soon;
     world.recovery_syncs = setup.recovery_syncs;
+    if setup.waits {
+        let policy = OnFull::Wait { limit: None };
+        world.peer.on_full(world.handle, policy);
+    }
     world.settle();
     world.events.clear();
     let mut snapshots = 0;
@@ -171,7 +187,10 @@ fn play(setup: Setup, actions: &[Action]) {
             } => {
                 world.submit(*op, sector * SECTOR, sectors * SECTOR, cuts);
             }
-            Action::Poll => _ = world.poll(),
+            Action::Poll => {
+                world.peer.look_for_space(Duration::ZERO);
+                world.poll();
+            }
             Action::Mapper { pick, fault } => {
                 if world.map_waiting() > 0 {
                     let index = pick.index(world.map_waiting());
@@ -196,13 +215,21 @@ fn play(setup: Setup, actions: &[Action]) {
     }
     world.revive_mapper();
     world.settle();
+    while world.peer.waits_for_space() {
+        world.peer.look_for_space(Duration::ZERO);
+        world.settle();
+    }
+    world
+        .control
+        .retain(|event| matches!(event, ControlEvent::SnapshotDone { .. }));
     assert!(
         world.pending.iter().all(Option::is_none),
         "every request is answered"
     );
     let failures = world.results.iter().filter_map(|(_, result)| result.err());
     let allowed = |code| match code {
-        ErrorCode::Io | ErrorCode::NoSpace => setup.faults,
+        ErrorCode::Io => setup.faults,
+        ErrorCode::NoSpace => setup.faults && !setup.waits,
         ErrorCode::SyncFailed => setup.sync_faults,
         _ => false,
     };

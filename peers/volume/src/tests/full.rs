@@ -1,0 +1,215 @@
+//! Writes without room in the pool wait, are probed, and go on.
+
+use std::time::Duration;
+
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::map::MapOp;
+use archipelago_protocol::object::ObjectOp;
+use archipelago_protocol::volume::{OnFull, VolumeOp, Volumes};
+
+use super::fakes::OWN;
+use super::world::World;
+use crate::ControlEvent;
+
+const WRITE: VolumeOp = VolumeOp::Write { durable: false };
+const TURN: Duration = Duration::from_millis(250);
+const NO_SPACE: Option<ErrorCode> = Some(ErrorCode::NoSpace);
+
+fn waiting(limit: Option<Duration>) -> World {
+    let mut world = World::opened();
+    world.peer.on_full(world.handle, OnFull::Wait { limit });
+    world
+}
+
+/// Everything is answered, each write of an object by a refusal, until nothing moves.
+fn settle_full(world: &mut World) {
+    loop {
+        let mut moved = world.poll();
+        if world.map_waiting() > 0 {
+            world.map_step(0, None);
+            moved = true;
+        }
+        if world.object_waiting() > 0 {
+            let refused = world.object_index(ObjectOp::Write) == Some(0);
+            world.object_step(0, refused.then_some(ErrorCode::NoSpace));
+            moved = true;
+        }
+        if !moved {
+            return;
+        }
+    }
+}
+
+fn parked(world: &World) -> u64 {
+    let status = world.peer.status();
+    let counter = status
+        .counters
+        .iter()
+        .find(|(name, _)| name == "waiting_for_space");
+    counter.unwrap().1
+}
+
+#[test]
+fn writes_without_room_wait_one_is_probed_and_all_go_on_with_it() {
+    let mut world = waiting(None);
+    for block in 0..3 {
+        world.submit(WRITE, block * 4096, 4096, &[]).unwrap();
+    }
+    settle_full(&mut world);
+    assert_eq!((world.results.len(), parked(&world)), (0, 3));
+    for turn in 1..100 {
+        world.object_log.clear();
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+        assert_eq!(world.object_log.len(), 1, "one probe a turn");
+        assert_eq!((world.results.len(), parked(&world)), (0, 3));
+    }
+    assert_eq!(world.control, [ControlEvent::NoSpace { lineage: OWN }]);
+    let waited: Vec<_> = world.peer.without_space(TURN * 100).collect();
+    assert_eq!(waited, [(OWN, TURN * 99)]);
+    world.peer.look_for_space(TURN * 100);
+    world.settle();
+    assert_eq!(parked(&world), 0);
+    assert_eq!(world.results.len(), 3);
+    assert!(world.results.iter().all(|(_, result)| result.is_ok()));
+    world.results.clear();
+    assert!(world.peer.waits_for_space(), "its end is to be reported");
+    (101..105).for_each(|turn| world.peer.look_for_space(TURN * turn));
+    world.settle();
+    assert_eq!(
+        world.control.pop(),
+        Some(ControlEvent::SpaceFound { lineage: OWN })
+    );
+    assert!(!world.peer.waits_for_space());
+    world.read_all();
+}
+
+#[test]
+fn probes_take_turns_since_there_may_be_room_for_one_only() {
+    let mut world = waiting(None);
+    for block in 0..3 {
+        world.submit(WRITE, block * 4096, 4096, &[]).unwrap();
+    }
+    settle_full(&mut world);
+    let mut probed = Vec::new();
+    for turn in 1..4 {
+        world.object_log.clear();
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+        probed.push(world.object_log[0].offset);
+    }
+    assert_eq!(probed, [0, 4096, 8192]);
+}
+
+#[test]
+fn reads_go_on_and_other_errors_are_reported_while_writes_wait() {
+    let mut world = waiting(None);
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    assert_eq!(world.run(VolumeOp::Read, 0, 8192), Ok(()));
+    world.submit(WRITE, 4096, 4096, &[]).unwrap();
+    while world.object_waiting() == 0 {
+        world.poll();
+        if world.map_waiting() > 0 {
+            world.map_step(0, None);
+        }
+    }
+    world.object_step(0, Some(ErrorCode::Io));
+    world.settle();
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::Io));
+    assert_eq!(parked(&world), 1);
+}
+
+#[test]
+fn a_flush_whose_commit_found_no_room_waits_as_well() {
+    let mut world = waiting(None);
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    while world.map_index(MapOp::FlushCommit).is_none() {
+        world.poll();
+        if let Some(index) = world.map_index(MapOp::FlushBegin) {
+            world.map_step(index, None);
+        } else if world.object_waiting() > 0 {
+            world.object_step(0, None);
+        }
+    }
+    let commit = world.map_index(MapOp::FlushCommit).unwrap();
+    world.map_step(commit, NO_SPACE);
+    world.settle();
+    assert_eq!((world.results.len(), parked(&world)), (0, 1));
+    world.peer.look_for_space(TURN);
+    world.settle();
+    // That what it covers is durable now is checked by the world.
+    assert_eq!(world.results.pop().unwrap().1, Ok(()));
+}
+
+#[test]
+fn a_limit_ends_the_wait_and_a_driver_that_gives_up_is_answered_at_once() {
+    let limit = TURN * 8;
+    let mut world = waiting(Some(limit));
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    for turn in 1..9 {
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+        assert_eq!(world.results.len(), 0, "turn {turn}");
+    }
+    world.peer.look_for_space(TURN * 9);
+    settle_full(&mut world);
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+
+    let mut world = waiting(None);
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    world.peer.on_full(world.handle, OnFull::Report);
+    settle_full(&mut world);
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    assert_eq!(parked(&world), 0);
+}
+
+#[test]
+fn a_mapper_without_room_for_the_session_is_asked_again() {
+    let mut world = waiting(None);
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    world.kill_mapper();
+    world.poll();
+    world.revive_mapper();
+    for turn in 1..4 {
+        while world.poll() {}
+        let open = world.map_index(MapOp::Open).expect("asked once a turn");
+        world.map_step(open, NO_SPACE);
+        while world.poll() {}
+        assert_eq!((world.results.len(), world.map_waiting()), (0, 0));
+        world.peer.look_for_space(TURN * turn);
+    }
+    world.settle();
+    assert_eq!(world.results.pop().unwrap().1, Ok(()));
+    (4..9).for_each(|turn| world.peer.look_for_space(TURN * turn));
+    assert!(!world.peer.waits_for_space());
+    // Without the policy the volume fails.
+    world.peer.on_full(world.handle, OnFull::Report);
+    world.kill_mapper();
+    world.poll();
+    world.revive_mapper();
+    while world.poll() {}
+    let open = world.map_index(MapOp::Open).expect("asked");
+    world.map_step(open, NO_SPACE);
+    assert_eq!(world.run(WRITE, 0, 4096), Err(ErrorCode::NoSpace));
+}
+
+#[test]
+fn what_waits_starts_again_with_the_next_mapper() {
+    let mut world = waiting(None);
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    assert_eq!(parked(&world), 1);
+    world.kill_mapper();
+    world.poll();
+    world.peer.look_for_space(TURN);
+    world.revive_mapper();
+    world.settle();
+    assert_eq!(world.results.pop().unwrap().1, Ok(()));
+    assert_eq!(parked(&world), 0);
+    world.read_all();
+}
