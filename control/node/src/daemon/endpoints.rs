@@ -9,8 +9,9 @@ use archipelago_protocol::{Access, Error, ErrorCode, Name};
 use futures_util::stream::{self, StreamExt};
 
 use super::node::Node;
+use super::passing::{Hindrance, Tries};
 use crate::api::types::{AttachVolume, Attachment};
-use crate::hosting::QUEUES_MAX;
+use crate::hosting::{LEAVING, QUEUES_MAX};
 
 /// Request queues when nobody says how many.
 const QUEUES_DEFAULT: u16 = 1;
@@ -35,11 +36,25 @@ impl Node {
                 format!("{queues} queues are not in 1..={QUEUES_MAX}"),
             ));
         }
+        let tries = Tries::new();
+        loop {
+            let tried = self.attach_once(name, &request).await;
+            if let Some(outcome) = tries.outcome(tried).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn attach_once(
+        &self,
+        name: &Name,
+        request: &AttachVolume,
+    ) -> Result<Attachment, Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         let present = self.attachments().get(entry.lineage).cloned();
         if let Some(attachment) = present {
-            self.same(&attachment, &request)?;
+            self.same(&attachment, request)?;
             // Told again: harmless, and it repairs what a failed attempt may have left.
             self.serve(&entry, &attachment).await?;
             return Ok(attachment);
@@ -53,7 +68,8 @@ impl Node {
             .with_hint(format!(
                 "or attach a clone of it: `{} volume clone {name} NAME`",
                 self.layout.command()
-            )));
+            ))
+            .into());
         }
         let attachment = Attachment {
             name: name.clone(),
@@ -73,7 +89,13 @@ impl Node {
         };
         if let Err(error) = served {
             self.withdraw(entry.lineage).await;
-            return Err(error);
+            return Err(match error.code {
+                ErrorCode::InUse => Hindrance::Passing(Error {
+                    message: format!("`{name}` is still being detached by another request"),
+                    ..error
+                }),
+                _ => error.into(),
+            });
         }
         let noted = self.attachments().insert(attachment.clone());
         if let Err(error) = noted {
@@ -85,7 +107,7 @@ impl Node {
                 tracing::warn!("taking back the attachment of `{name}`: {error}");
             }
             self.withdraw(entry.lineage).await;
-            return Err(error);
+            return Err(error.into());
         }
         Ok(attachment)
     }
@@ -131,15 +153,28 @@ impl Node {
         self.tell(Role::Endpoint, &request).await
     }
 
-    /// Serves `name` no longer. Refused while a guest runs on it.
+    /// Serves `name` no longer. Refused while a guest runs on it; one that is just ending is waited for.
     pub(crate) async fn detach(&self, name: &Name) -> Result<(), Error> {
+        let tries = Tries::new();
+        loop {
+            let tried = self.detach_once(name).await;
+            if let Some(outcome) = tries.outcome(tried).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn detach_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
         if self.attachments().get(entry.lineage).is_none() {
             return Err(
-                Error::new(ErrorCode::NotFound, format!("`{name}` is not attached")).with_hint(
-                    format!("`{} node status` shows what is", self.layout.command()),
-                ),
+                Error::new(ErrorCode::NotFound, format!("`{name}` is not attached"))
+                    .with_hint(format!(
+                        "`{} node status` shows what is",
+                        self.layout.command()
+                    ))
+                    .into(),
             );
         }
         let detach = ControlRequest::Detach {
@@ -151,17 +186,27 @@ impl Node {
             // The endpoint does not know it: what is left is to forget it.
             Err(error) if error.code == ErrorCode::NotFound => {}
             Err(error) if error.code == ErrorCode::InUse => {
-                return Err(Error::new(
-                    ErrorCode::InUse,
-                    format!("`{name}` is in use: a front end is connected to it"),
-                )
-                .with_hint("stop the virtual machine or unplug the disk, then detach"));
+                return Err(Hindrance::Passing(self.not_detached(name, &error)));
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         self.attachments().remove(entry.lineage)?;
         self.withdraw(entry.lineage).await;
         Ok(())
+    }
+
+    /// Why the endpoint did not detach `name`, which is in use.
+    fn not_detached(&self, name: &Name, error: &Error) -> Error {
+        if error.message == LEAVING {
+            let message = format!("`{name}` is being detached by another request already");
+            return Error::new(ErrorCode::InUse, message).with_hint(format!(
+                "its last requests are not answered yet: `{} node status` shows whether the storage hangs",
+                self.layout.command()
+            ));
+        }
+        let message = format!("`{name}` is in use: a virtual machine is connected to it");
+        Error::new(ErrorCode::InUse, message)
+            .with_hint("stop the virtual machine or unplug the disk, then detach")
     }
 
     /// Tells a fresh endpoint what is attached. What cannot be served is logged and stays noted.

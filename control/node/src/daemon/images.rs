@@ -8,6 +8,7 @@ use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize};
 
 use super::node::Node;
+use super::passing::{Hindrance, Tries};
 use crate::api::types::{BeginImport, Bulk, VolumeView};
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
@@ -20,10 +21,20 @@ impl Node {
     /// Makes an invisible image and opens it for one writer.
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let size = check_volume_size(request.size)?;
+        let tries = Tries::new();
+        loop {
+            let tried = self.begin_import_once(&request.name, size).await;
+            if let Some(outcome) = tries.outcome(tried).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn begin_import_once(&self, name: &Name, size: u64) -> Result<Bulk, Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let lineage = fresh_lineage()?;
         let create = CatalogueRequest::Create {
-            name: request.name.clone(),
+            name: name.clone(),
             lineage,
             kind: Kind::Importing,
             size,
@@ -33,10 +44,10 @@ impl Node {
         match self.catalogue(create.clone()).await {
             Ok(_made) => {}
             Err(error) if error.code == ErrorCode::Exists => {
-                self.forget_abandoned(&request.name, error).await?;
+                self.forget_abandoned(name, error).await?;
                 self.catalogue(create).await?;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         let socket = self.layout.bulk_socket(lineage);
         let open = ControlRequest::OpenBulk {
@@ -50,13 +61,11 @@ impl Node {
         };
         if let Err(error) = opened {
             self.withdraw(lineage).await;
-            let remove = CatalogueRequest::Remove {
-                name: request.name.clone(),
-            };
+            let remove = CatalogueRequest::Remove { name: name.clone() };
             if let Err(error) = self.catalogue(remove).await {
-                tracing::warn!("forgetting the import `{}`: {error}", request.name);
+                tracing::warn!("forgetting the import `{name}`: {error}");
             }
-            return Err(error);
+            return Err(error.into());
         }
         Ok(Bulk {
             lineage,
@@ -67,10 +76,10 @@ impl Node {
     }
 
     /// Removes the import that holds `name` if nobody writes it any more.
-    async fn forget_abandoned(&self, name: &Name, exists: Error) -> Result<(), Error> {
+    async fn forget_abandoned(&self, name: &Name, exists: Error) -> Result<(), Hindrance> {
         let lineage = match self.lookup(name).await {
             Ok(entry) if entry.kind == Kind::Importing => entry.lineage,
-            _ => return Err(self.taken(name, exists).await),
+            _ => return Err(self.taken(name, exists).await.into()),
         };
         match self
             .catalogue(CatalogueRequest::Remove { name: name.clone() })
@@ -80,11 +89,15 @@ impl Node {
                 self.withdraw(lineage).await;
                 Ok(())
             }
-            Err(error) if error.code == ErrorCode::InUse => Err(Error::new(
-                ErrorCode::InUse,
-                format!("`{name}` is being imported by somebody else"),
-            )),
-            Err(error) => Err(error),
+            // Its writer may have ended just now.
+            Err(error) if error.code == ErrorCode::InUse => {
+                let message = format!("`{name}` is being imported by another command");
+                Err(Hindrance::Passing(
+                    Error::new(ErrorCode::InUse, message)
+                        .with_hint("wait for its end, or choose another name"),
+                ))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -134,6 +147,16 @@ impl Node {
 
     /// Opens something for one reader.
     pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
+        let tries = Tries::new();
+        loop {
+            let tried = self.begin_export_once(name).await;
+            if let Some(outcome) = tries.outcome(tried).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn begin_export_once(&self, name: &Name) -> Result<Bulk, Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         self.grant_export(entry.lineage).await?;
@@ -150,15 +173,18 @@ impl Node {
                 socket,
                 uid: self.endpoint.map(|user| user.uid),
             }),
-            Err(error) if error.code == ErrorCode::InUse => Err(Error::new(
-                ErrorCode::InUse,
-                format!("`{name}` is open for writing: it changes while it is copied"),
-            )
-            .with_hint(format!(
-                "export a snapshot of it: `{} volume snapshot {name} NAME`",
-                self.layout.command()
-            ))),
-            Err(error) => Err(self.explained(entry.lineage, error).await),
+            Err(error) if error.code == ErrorCode::InUse => {
+                let message = format!(
+                    "`{name}` is in use by a virtual machine: it would change while it is copied"
+                );
+                Err(Hindrance::Passing(
+                    Error::new(ErrorCode::InUse, message).with_hint(format!(
+                        "export a snapshot of it: `{} volume snapshot {name} NAME`",
+                        self.layout.command()
+                    )),
+                ))
+            }
+            Err(error) => Err(self.explained(entry.lineage, error).await.into()),
         }
     }
 }

@@ -11,6 +11,7 @@ mod grants;
 mod images;
 mod lock;
 mod node;
+mod passing;
 mod pool_user;
 mod process;
 mod status;

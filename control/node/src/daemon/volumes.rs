@@ -6,15 +6,13 @@ use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 
 use super::node::{Node, unexpected};
+use super::passing::{Hindrance, Tries};
 use crate::api::types::{
     CloneVolume, CreateVolume, PoolCheck, PoolView, RenameVolume, ResizeVolume, SnapshotVolume,
     VolumePage, VolumeView,
 };
 use crate::config::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
-
-/// How often a snapshot changes its way because a guest opened or closed the volume meanwhile.
-const SNAPSHOT_TRIES: u32 = 3;
 
 impl Node {
     fn view(&self, entry: Entry) -> VolumeView {
@@ -177,6 +175,16 @@ impl Node {
         volume: &Name,
         request: SnapshotVolume,
     ) -> Result<VolumeView, Error> {
+        let tries = Tries::new();
+        loop {
+            let tried = self.snapshot_once(volume, &request.name).await;
+            if let Some(outcome) = tries.outcome(tried).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn snapshot_once(&self, volume: &Name, name: &Name) -> Result<VolumeView, Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(volume).await?;
         if entry.kind != Kind::Volume {
@@ -187,24 +195,32 @@ impl Node {
             .with_hint(format!(
                 "clone it: {}",
                 self.command(&format!("volume clone {volume} NAME"))
-            )));
+            ))
+            .into());
         }
-        for _ in 0..SNAPSHOT_TRIES {
-            match self.snapshot_closed(&entry, &request.name).await {
-                Err(error) if error.code == ErrorCode::InUse => {}
-                result => return result.map(|entry| self.view(entry)),
-            }
-            match self.snapshot_open(&entry, &request.name).await {
-                // Not open in our endpoint any more: try the other way once more.
-                Err(error) if error.code == ErrorCode::NotFound => {}
-                result => return result.map(|entry| self.view(entry)),
-            }
+        match self.snapshot_closed(&entry, name).await {
+            Err(error) if error.code == ErrorCode::InUse => {}
+            result => return Ok(self.view(result?)),
         }
-        Err(Error::new(
-            ErrorCode::InUse,
-            format!("`{volume}` is opened and closed all the time"),
-        )
-        .with_hint("try again"))
+        match self.snapshot_open(&entry, name).await {
+            // Open, but not for a guest of ours: it is being closed, or copied.
+            Err(error) if error.code == ErrorCode::NotFound => {
+                Err(Hindrance::Passing(self.open_elsewhere(&entry)))
+            }
+            result => Ok(self.view(result?)),
+        }
+    }
+
+    /// Who may have a volume open that no guest has.
+    pub(super) fn open_elsewhere(&self, volume: &Entry) -> Error {
+        let name = &volume.name;
+        if self.attachments().get(volume.lineage).is_some() {
+            let message = format!("`{name}` is being closed by another request");
+            Error::new(ErrorCode::InUse, message).with_hint("try again in a moment")
+        } else {
+            let message = format!("`{name}` is in use: an import or export of it goes on");
+            Error::new(ErrorCode::InUse, message).with_hint("wait for its end, or end it")
+        }
     }
 
     async fn snapshot_closed(&self, volume: &Entry, name: &Name) -> Result<Entry, Error> {
@@ -248,6 +264,20 @@ impl Node {
         request: ResizeVolume,
     ) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
+        let tries = Tries::new();
+        loop {
+            let tried = self.resize_once(name, &request).await;
+            if let Some(outcome) = tries.outcome(tried).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn resize_once(
+        &self,
+        name: &Name,
+        request: &ResizeVolume,
+    ) -> Result<VolumeView, Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         if entry.kind != Kind::Volume {
@@ -258,7 +288,8 @@ impl Node {
             .with_hint(format!(
                 "clone it larger: {}",
                 self.command(&format!("volume clone {name} NAME --size SIZE"))
-            )));
+            ))
+            .into());
         }
         let attached = self.attachments().get(entry.lineage).is_some();
         if request.size < entry.size {
@@ -274,12 +305,13 @@ impl Node {
                 .with_hint(format!(
                     "detach it first: {}",
                     self.command(&format!("volume detach {name}"))
-                )));
+                ))
+                .into());
             }
             if !request.force {
-                return Err(
-                    Error::new(ErrorCode::Invalid, what).with_hint("say --force if that is meant")
-                );
+                return Err(Error::new(ErrorCode::Invalid, what)
+                    .with_hint("say --force if that is meant")
+                    .into());
             }
         }
         let resize = CatalogueRequest::Resize {
@@ -287,7 +319,12 @@ impl Node {
             size: request.size,
             force: request.force,
         };
-        let entry = self.change(resize, name).await?;
+        let entry = match self.change(resize, name).await {
+            Err(error) if error.code == ErrorCode::InUse => {
+                return Err(Hindrance::Passing(self.open_elsewhere(&entry)));
+            }
+            resized => resized?,
+        };
         if attached {
             let resized = ControlRequest::Resized {
                 lineage: entry.lineage,
@@ -318,24 +355,35 @@ impl Node {
 
     /// Forgets a name; what clones still need stays.
     pub(crate) async fn remove(&self, name: &Name) -> Result<(), Error> {
+        let tries = Tries::new();
+        loop {
+            let tried = self.remove_once(name).await;
+            if let Some(outcome) = tries.outcome(tried).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn remove_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
         if self.attachments().get(entry.lineage).is_some() {
             return Err(
-                Error::new(ErrorCode::InUse, format!("`{name}` is attached")).with_hint(format!(
-                    "detach it first: {}",
-                    self.command(&format!("volume detach {name}"))
-                )),
+                Error::new(ErrorCode::InUse, format!("`{name}` is attached"))
+                    .with_hint(format!(
+                        "detach it first: {}",
+                        self.command(&format!("volume detach {name}"))
+                    ))
+                    .into(),
             );
         }
         let remove = CatalogueRequest::Remove { name: name.clone() };
         match self.catalogue(remove).await {
             Ok(_removed) => Ok(()),
-            Err(error) if error.code == ErrorCode::InUse && error.hint.is_empty() => {
-                Err(error
-                    .with_hint("an import or export of it goes on: wait for its end, or end it"))
+            Err(error) if error.code == ErrorCode::InUse => {
+                Err(Hindrance::Passing(self.open_elsewhere(&entry)))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -15,6 +15,10 @@ use super::control::{Answer, ask};
 use super::host::Job;
 use super::{Identity, PeerSettings};
 
+/// What a second detach is told while the first one waits.
+pub(crate) const LEAVING: &str =
+    "the volume is being detached already: its last requests are not answered";
+
 /// The devices of a process, and the way to its data thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Devices {
@@ -153,10 +157,7 @@ impl Devices {
         let endpoint = {
             let mut known = self.known();
             if known.leaving.contains(&lineage) {
-                return Err(Error::new(
-                    ErrorCode::InUse,
-                    "the volume is being detached already: its last requests are not answered",
-                ));
+                return Err(Error::new(ErrorCode::InUse, LEAVING));
             }
             let Some(endpoint) = known.endpoints.remove(&lineage) else {
                 return Err(Error::new(
