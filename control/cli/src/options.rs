@@ -11,7 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::size::{object_size, volume_size};
 
 const AFTER: &str = "Names are 1 to 255 of A-Z a-z 0-9 . _ @ : + -, not starting with a dot or dash; volumes, snapshots and images share one
-name space. Sizes are bytes, or a number with K M G T (binary): multiples of 512, up to 1 PiB.
+name space. Sizes are bytes, or a number with K M G T P or KiB..PiB (powers of 1024), or with KB..PB (powers of 1000):
+multiples of 512, up to 1 PiB.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
 

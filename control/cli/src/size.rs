@@ -1,33 +1,46 @@
-//! Sizes as people write and read them: bytes, or K M G T (binary).
+//! Sizes as people write and read them: bytes, or a number with a unit.
+//!
+//! `K`, `M`, `G`, `T`, `P` and `KiB` to `PiB` are powers of 1024, `KB` to `PB` powers of 1000; upper or lower case.
 
 use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Error, ErrorCode, ObjectSize};
 
 /// Suffixes and their exponents, smallest first.
-const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+const UNITS: [(char, u32); 5] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P', 50)];
 
 fn bytes(text: &str) -> Result<u64, Error> {
     let refused = || {
         Error::new(
             ErrorCode::Invalid,
-            format!("`{text}` is not a size: bytes, or a number with K M G T (binary)"),
+            format!(
+                "`{text}` is not a size: bytes, or a number with K M G T P or KiB..PiB (powers of 1024) or KB..PB (of 1000)"
+            ),
         )
     };
-    let (digits, shift) = match text.char_indices().last() {
-        Some((end, last)) if last.is_ascii_alphabetic() => {
-            let unit = UNITS
-                .iter()
-                .find(|(unit, _)| *unit == last.to_ascii_uppercase())
-                .ok_or_else(refused)?;
-            (&text[..end], unit.1)
-        }
-        _ => (text, 0),
+    let unit_at = text
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(unit_at);
+    let number: u64 = digits.parse().map_err(|_not_in_range| refused())?;
+    let factor = if unit.is_empty() {
+        1
+    } else {
+        factor(&unit.to_ascii_uppercase()).ok_or_else(refused)?
     };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(refused());
+    number.checked_mul(factor).ok_or_else(refused)
+}
+
+/// What a unit, in upper case, stands for.
+fn factor(unit: &str) -> Option<u64> {
+    let mut characters = unit.chars();
+    let first = characters.next()?;
+    let (_, shift) = UNITS.iter().find(|(letter, _)| *letter == first)?;
+    match characters.as_str() {
+        "" | "IB" => Some(1 << shift),
+        // 10 bits stand for three digits.
+        "B" => Some(1000_u64.pow(shift / 10)),
+        _ => None,
     }
-    let number: u64 = digits.parse().map_err(|_too_large| refused())?;
-    number.checked_mul(1 << shift).ok_or_else(refused)
 }
 
 /// Size of a volume: a multiple of 512, up to 1 PiB.
@@ -60,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_bytes_or_binary_units() {
+    fn sizes_are_bytes_or_numbers_with_a_unit() {
         let cases = [
             ("512", 512),
             ("4K", 4096),
@@ -68,6 +81,14 @@ mod tests {
             ("1G", 1 << 30),
             ("10T", 10 << 40),
             ("1024T", 1 << 50),
+            ("1P", 1 << 50),
+            ("1PiB", 1 << 50),
+            ("10GiB", 10 << 30),
+            ("10gib", 10 << 30),
+            ("4KiB", 4096),
+            ("10GB", 10_000_000_000),
+            ("512KB", 512_000),
+            ("1TB", 1_000_000_000_000),
         ];
         for (text, expected) in cases {
             assert_eq!(volume_size(text).unwrap(), expected, "{text}");
@@ -79,6 +100,12 @@ mod tests {
             "-1",
             "+1",
             "1KB",
+            "1B",
+            "1iB",
+            "1GI",
+            "1GBB",
+            "1E",
+            "2P",
             "1 G",
             "513",
             "0",
@@ -105,7 +132,8 @@ mod tests {
             (4096, "4K"),
             (1536, "1.5K"),
             (10 << 40, "10T"),
-            (u64::MAX, "16777215.9T"),
+            (1 << 50, "1P"),
+            (u64::MAX, "16383.9P"),
         ];
         for (bytes, expected) in cases {
             assert_eq!(human(bytes), expected);

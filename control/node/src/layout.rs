@@ -243,9 +243,22 @@ impl Layout {
     #[must_use]
     pub fn command(&self) -> String {
         match &self.root {
-            Some(root) => format!("archipelago --root {}", root.display()),
+            Some(root) => format!(
+                "archipelago --root {}",
+                for_shell(&root.display().to_string())
+            ),
             None => "archipelago".to_owned(),
         }
+    }
+}
+
+/// `text` as one word of a shell's command line.
+fn for_shell(text: &str) -> String {
+    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
+    if !text.is_empty() && text.bytes().all(harmless) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
     }
 }
 
@@ -286,6 +299,19 @@ mod tests {
             &layout.api_socket(),
         ] {
             assert!(path.starts_with("/srv/a"), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn hints_can_be_pasted_into_a_shell() {
+        for (root, word) in [
+            ("/srv/a-1", "/srv/a-1"),
+            ("/srv/my node", "'/srv/my node'"),
+            ("/srv/$HOME", "'/srv/$HOME'"),
+            ("/srv/it's", r"'/srv/it'\''s'"),
+        ] {
+            let layout = Layout::new(Some(Path::new(root))).unwrap();
+            assert_eq!(layout.command(), format!("archipelago --root {word}"));
         }
     }
 

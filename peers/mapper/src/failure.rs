@@ -32,7 +32,9 @@ impl From<Failure> for Error {
             ErrorCode::Damaged => {
                 "nothing was changed; restore the object named, or the pool, from a copy"
             }
-            ErrorCode::NoSpace => "free some space in the pool and try again",
+            ErrorCode::NoSpace => {
+                "free some space in the pool, or grow its file system, and try again"
+            }
             _ => "",
         };
         Error::new(failure.code, failure.message).with_hint(hint)

@@ -96,6 +96,28 @@ impl ErrorCode {
     }
 }
 
+/// In words, for the middle of a sentence.
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ErrorCode::Invalid => "the request is not valid",
+            ErrorCode::NotFound => "not found",
+            ErrorCode::Exists => "exists already",
+            ErrorCode::InUse => "in use",
+            ErrorCode::NoSpace => "the pool's file system is full",
+            ErrorCode::Damaged => "damaged",
+            ErrorCode::Io => "input or output error",
+            ErrorCode::SyncFailed => "the data could not be made durable",
+            ErrorCode::Stale => "another session has taken the volume over",
+            ErrorCode::Unsupported => "not supported",
+            ErrorCode::ReadOnly => "read-only",
+            ErrorCode::Unavailable => "not available",
+            ErrorCode::Internal => "internal error",
+            ErrorCode::Denied => "access denied",
+        })
+    }
+}
+
 /// An error for people and scripts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[expect(clippy::error_impl_error, reason = "the one error that crosses seams")]

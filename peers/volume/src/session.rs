@@ -23,7 +23,7 @@ use crate::peer::{Kind, VolumePeer};
 use crate::slab::Queue;
 
 fn refused(lineage: Lineage, what: &str, code: ErrorCode) -> Error {
-    Error::new(code, format!("volume {lineage} {what}: {code:?}"))
+    Error::new(code, format!("volume {lineage} {what}: {code}"))
 }
 
 impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {

@@ -142,10 +142,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
                 Error::new(code, "the mapper died while the snapshot was made")
                     .with_hint("look whether the snapshot is there, and make it again if not")
             }
-            _ => Error::new(
-                code,
-                format!("the snapshot with token {token} was refused: {code:?}"),
-            ),
+            _ => Error::new(code, format!("the snapshot was not made: {code}")),
         });
         self.control_events
             .push_back(ControlEvent::SnapshotDone { id, token, result });

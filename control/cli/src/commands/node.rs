@@ -1,11 +1,11 @@
 //! `node run|start|stop|status`.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -194,15 +194,36 @@ fn not_started(
             let _gone = child.kill();
             format!("it did not serve within {} s", START_PATIENCE.as_secs())
         }
-        Beginning::Ended(None) | Beginning::Ready => "it ended without a word".to_owned(),
+        Beginning::Ended(None) | Beginning::Ready => match child.wait() {
+            Ok(status) => format!("it ended ({status}) before it could say why"),
+            Err(error) => format!("it ended: {error}"),
+        },
     };
     let _reaped = child.wait();
-    output.note(&tail(layout, from).join("\n"));
+    let ending = tail(layout, from);
+    let log = layout.log();
+    if let Err(error) = log_line(&log, &format!("archipelagod did not start: {why}")) {
+        return Error::new(
+            ErrorCode::Unavailable,
+            format!(
+                "the node daemon did not start: {why}; its log could not be written: {}: {error}",
+                log.display()
+            ),
+        )
+        .with_hint(format!("make room for {} and start again", log.display()));
+    }
+    output.note(&ending.join("\n"));
     Error::new(
         ErrorCode::Unavailable,
         format!("the node daemon did not start: {why}"),
     )
     .with_hint(format!("its log: {}", layout.log().display()))
+}
+
+/// Says in the log what the daemon could not: and so finds out whether anything can be written there.
+fn log_line(log: &Path, line: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().append(true).open(log)?;
+    file.write_all(format!("{line}\n").as_bytes())
 }
 
 fn tail(layout: &Layout, from: u64) -> Vec<String> {

@@ -177,7 +177,13 @@ impl<'a> BulkClient<'a> {
                 self.in_flight -= 1;
                 if completion.result < 0 {
                     let code = ErrorCode::from_result(completion.result);
-                    return Err(Error::new(code, format!("copying failed: {}", what(code))));
+                    let error = Error::new(code, format!("copying failed: {}", what(code)));
+                    return Err(match code {
+                        ErrorCode::NoSpace => error.with_hint(
+                            "free some space in the pool, or grow its file system, and try again",
+                        ),
+                        _ => error,
+                    });
                 }
                 return Ok(usize::try_from(cookie).expect("cookies are cells"));
             }
@@ -223,7 +229,7 @@ fn gone() -> Error {
 /// A code as people read it.
 fn what(code: ErrorCode) -> &'static str {
     match code {
-        ErrorCode::NoSpace => "the pool is full",
+        ErrorCode::NoSpace => "the pool's file system is full",
         ErrorCode::Damaged => "the volume is damaged",
         ErrorCode::Io => "the pool reports an input or output error",
         ErrorCode::SyncFailed => "the pool failed to make it durable",

@@ -103,7 +103,7 @@ impl<P: ServerPort> BulkServer<P> {
         self.state = State::Copying;
         match volumes.add_region(region, arena) {
             Ok(()) => self.region = Some(region),
-            Err(code) => self.break_off(volumes, &format!("its memory cannot be added: {code:?}")),
+            Err(code) => self.break_off(volumes, &format!("its memory cannot be added: {code}")),
         }
     }
 

@@ -47,7 +47,10 @@ impl Node {
                 self.forget_abandoned(name, error).await?;
                 self.catalogue(create).await?;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let what = format!("`{name}` was not imported");
+                return Err(self.explain_full(&what, error).into());
+            }
         }
         let socket = self.layout.bulk_socket(lineage);
         let open = ControlRequest::OpenBulk {
@@ -65,7 +68,8 @@ impl Node {
             if let Err(error) = self.catalogue(remove).await {
                 tracing::warn!("forgetting the import `{name}`: {error}");
             }
-            return Err(error.into());
+            let what = format!("`{name}` was not imported");
+            return Err(self.explain_full(&what, error).into());
         }
         Ok(Bulk {
             lineage,
@@ -104,8 +108,11 @@ impl Node {
     /// Makes a filled import visible. Its writer has closed it.
     pub(crate) async fn publish(&self, name: &Name) -> Result<VolumeView, Error> {
         let _one_at_a_time = self.change_alone().await?;
-        self.catalogue(CatalogueRequest::Publish { name: name.clone() })
-            .await?;
+        let published = self.catalogue(CatalogueRequest::Publish { name: name.clone() });
+        let what = format!("`{name}` was not imported");
+        published
+            .await
+            .map_err(|error| self.explain_full(&what, error))?;
         let image = self.info(name).await?;
         self.withdraw(image.entry.lineage).await;
         Ok(image)

@@ -73,7 +73,10 @@ impl NodeLock {
                 Ok(_free) => return Ok(()),
                 Err((held, Errno::EWOULDBLOCK)) if SystemClock.now() < deadline => file = held,
                 Err((_, Errno::EWOULDBLOCK)) => {
-                    let message = format!("the node daemon has not ended after {patience:?}");
+                    let message = format!(
+                        "the node daemon has not ended after {} s",
+                        patience.as_secs()
+                    );
                     return Err(Error::new(ErrorCode::Unavailable, message)
                         .with_hint(format!("its log: {}", layout.log().display())));
                 }

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use super::attachments::Attachments;
 use super::grants::Granted;
 use super::process::{AskError, Life, Process};
-use crate::config::{Config, Placement};
+use crate::config::{Config, Placement, Pool};
 use crate::hosting::{Identity, PeerSettings};
 use crate::layout::Layout;
 
@@ -402,6 +402,22 @@ impl Node {
         }
     }
 
+    /// Says of a change that found no room in the pool what was not done, where the room is missing, and what helps.
+    pub(crate) fn explain_full(&self, what: &str, error: Error) -> Error {
+        if error.code != ErrorCode::NoSpace {
+            return error;
+        }
+        let (pool, Pool::File { directory }) = self.config.pool();
+        let message = format!(
+            "{what}: the file system of pool `{pool}` is full ({})",
+            directory.display()
+        );
+        Error::new(ErrorCode::NoSpace, message).with_hint(format!(
+            "free space there, or grow the file system, and try again; `{} pool info {pool}` shows what is free",
+            self.layout.command()
+        ))
+    }
+
     /// Carries out a change that answers the entry `name`.
     pub(crate) async fn change(
         &self,
@@ -418,8 +434,12 @@ impl Node {
 
 /// An answer of another kind than the request's.
 pub(crate) fn unexpected(what: &dyn std::fmt::Debug) -> Error {
+    tracing::error!("a data process answered something else than was asked: {what:?}");
     Error::new(
         ErrorCode::Internal,
-        format!("a peer answered something else than was asked: {what:?}"),
+        "a data process answered something else than was asked",
+    )
+    .with_hint(
+        "its log has the answer; restart the node: its programs may be of different versions",
     )
 }

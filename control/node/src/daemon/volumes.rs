@@ -125,7 +125,9 @@ impl Node {
             object_size: request.object_size.unwrap_or(ObjectSize::DEFAULT),
             created: seconds_since_1970(),
         };
-        Ok(self.view(self.change(create, &request.name).await?))
+        let what = format!("`{}` was not created", request.name);
+        let made = self.change(create, &request.name).await;
+        Ok(self.view(made.map_err(|error| self.explain_full(&what, error))?))
     }
 
     /// A writable volume that begins as `source`.
@@ -166,7 +168,9 @@ impl Node {
             size: request.size,
             created: seconds_since_1970(),
         };
-        Ok(self.view(self.change(clone, &request.name).await?))
+        let what = format!("`{}` was not made of `{source}`", request.name);
+        let made = self.change(clone, &request.name).await;
+        Ok(self.view(made.map_err(|error| self.explain_full(&what, error))?))
     }
 
     /// A snapshot, of a volume that a guest may be running on.
@@ -198,16 +202,18 @@ impl Node {
             ))
             .into());
         }
+        let what = format!("the snapshot `{name}` of `{volume}` was not made");
+        let full = |error| self.explain_full(&what, error);
         match self.snapshot_closed(&entry, name).await {
             Err(error) if error.code == ErrorCode::InUse => {}
-            result => return Ok(self.view(result?)),
+            result => return Ok(self.view(result.map_err(full)?)),
         }
         match self.snapshot_open(&entry, name).await {
             // Open, but not for a guest of ours: it is being closed, or copied.
             Err(error) if error.code == ErrorCode::NotFound => {
                 Err(Hindrance::Passing(self.open_elsewhere(&entry)))
             }
-            result => Ok(self.view(result?)),
+            result => Ok(self.view(result.map_err(full)?)),
         }
     }
 
@@ -323,7 +329,8 @@ impl Node {
             Err(error) if error.code == ErrorCode::InUse => {
                 return Err(Hindrance::Passing(self.open_elsewhere(&entry)));
             }
-            resized => resized?,
+            resized => resized
+                .map_err(|error| self.explain_full(&format!("`{name}` was not resized"), error))?,
         };
         if attached {
             let resized = ControlRequest::Resized {
@@ -348,7 +355,9 @@ impl Node {
             from: from.clone(),
             to: request.to.clone(),
         };
-        let entry = self.change(rename, &request.to).await?;
+        let what = format!("`{from}` was not renamed");
+        let renamed = self.change(rename, &request.to).await;
+        let entry = renamed.map_err(|error| self.explain_full(&what, error))?;
         self.attachments().rename(entry.lineage, &request.to)?;
         Ok(self.view(entry))
     }
@@ -383,7 +392,10 @@ impl Node {
             Err(error) if error.code == ErrorCode::InUse => {
                 Err(Hindrance::Passing(self.open_elsewhere(&entry)))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                let what = format!("`{name}` was not removed");
+                Err(self.explain_full(&what, error).into())
+            }
         }
     }
 }

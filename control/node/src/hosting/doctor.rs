@@ -84,10 +84,11 @@ pub fn check_offline(
     match reply {
         Some(ControlReply::Catalogue(CatalogueReply::Report(report))) => Ok(report),
         Some(ControlReply::Catalogue(CatalogueReply::Failed(error))) => Err(error),
-        other => Err(Error::new(
-            ErrorCode::Internal,
-            format!("the mapper answered {other:?} to a check"),
-        )),
+        other => {
+            tracing::error!("the mapper answered {other:?} to a check");
+            let message = "the mapper's answer to a check is not understood";
+            Err(Error::new(ErrorCode::Internal, message))
+        }
     }
 }
 

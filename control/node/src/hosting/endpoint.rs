@@ -107,10 +107,13 @@ impl EndpointHost {
         answer: Answer,
     ) {
         if self.bulks.len() >= BULKS_MAX {
-            return answer.fail(Error::new(
-                ErrorCode::NoSpace,
-                format!("{BULKS_MAX} bulk copies are under way already"),
-            ));
+            return answer.fail(
+                Error::new(
+                    ErrorCode::Unavailable,
+                    format!("{BULKS_MAX} imports and exports are under way already"),
+                )
+                .with_hint("try again when one of them has ended"),
+            );
         }
         let admission = Admission::own([BULK_ROLE]);
         let listener = Listener::bind(socket, admission).and_then(|listener| {

@@ -357,5 +357,14 @@ fn failed(op: ObjectOp, id: ObjectId, code: ErrorCode) -> Failure {
     if code == ErrorCode::Damaged {
         return Failure::damaged(format!("{} is damaged", name_of(id)));
     }
-    Failure::new(code, format!("{op:?} of {} failed: {code:?}", name_of(id)))
+    let what = match op {
+        ObjectOp::Read | ObjectOp::ReadSwapped => "reading",
+        ObjectOp::Write => "writing",
+        ObjectOp::Sync | ObjectOp::SyncPool | ObjectOp::Barrier => "syncing",
+        ObjectOp::CompareAndSwap => "replacing",
+        ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => "deleting",
+        ObjectOp::Stat | ObjectOp::StatPool => "looking up",
+        ObjectOp::List => "listing the objects up to",
+    };
+    Failure::new(code, format!("{what} {} failed: {code}", name_of(id)))
 }

@@ -26,6 +26,14 @@ pub(super) fn run(file: &OsStr, name: &Name, client: &Client, output: Output) ->
     )?;
     let path = format!("/v1/images/{}", path_segment(name.as_str()));
     let published = copy(&mut source, &bulk, &interrupt, output)
+        .and_then(|()| source.check_unchanged())
+        .map_err(|error| match error.code {
+            ErrorCode::NoSpace => Error {
+                message: format!("importing `{name}`: {}", error.message),
+                ..error
+            },
+            _ => error,
+        })
         .and_then(|()| client.call::<_, VolumeView>(Method::Post, &format!("{path}/publish"), &()));
     match published {
         Ok(view) => {

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use archipelago_protocol::ids::{BLOCK_SIZE, SECTOR_SIZE, VOLUME_SIZE_MAX};
 use archipelago_protocol::{Error, ErrorCode};
@@ -31,6 +31,28 @@ pub(super) struct Source {
     position: u64,
     /// End of the data that `position` is in.
     data_end: u64,
+    /// Of a regular file of somebody else's.
+    version: Option<Version>,
+}
+
+/// What tells that a file was written: length, and the times of the last change of its content and of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Version {
+    /// `None`: what is no regular file has no such times.
+    fn of(file: &File) -> std::io::Result<Option<Version>> {
+        let found = file.metadata()?;
+        Ok(found.is_file().then(|| Version {
+            len: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }))
+    }
 }
 
 /// A piece that was read.
@@ -71,6 +93,8 @@ impl Source {
         if file.metadata().map_err(failed)?.is_dir() {
             return refused("is a directory".to_owned());
         }
+        // Before anything is read, and before the length is taken.
+        let version = Version::of(&file).map_err(failed)?;
         match file.stream_position() {
             Err(error) if error.raw_os_error() == Some(Errno::ESPIPE as i32) => {
                 file = spool(file, &title, interrupt, output)?;
@@ -93,6 +117,7 @@ impl Source {
             len,
             position: 0,
             data_end: 0,
+            version,
         })
     }
 
@@ -104,6 +129,39 @@ impl Source {
     /// How far it was read.
     pub(super) fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Refuses what was written while it was read: it is neither what it was nor what it is now.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] saying how the file changed.
+    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
+        let Some(before) = self.version else {
+            return Ok(());
+        };
+        let now = Version::of(&self.file).map_err(|error| read_error(&self.title, &error))?;
+        match now {
+            Some(now) if now == before => Ok(()),
+            Some(now) if now.len < before.len => Err(self.shorter()),
+            Some(now) if now.len > before.len => {
+                Err(self.changed(&format!("grew from {} to {} bytes", before.len, now.len)))
+            }
+            _ => Err(self.changed("was written to")),
+        }
+    }
+
+    fn shorter(&self) -> Error {
+        let now = self.file.metadata().map_or(0, |found| found.len());
+        self.changed(&format!("shrank from {} to {now} bytes", self.len))
+    }
+
+    fn changed(&self, how: &str) -> Error {
+        let message = format!(
+            "{} {how} while it was imported: nothing was kept",
+            self.title
+        );
+        Error::new(ErrorCode::InUse, message)
+            .with_hint("import it when nobody writes to it, or import a copy or snapshot of it")
     }
 
     /// Reads the next piece into `buffer`, whose length is a multiple of a block. `None`: the end.
@@ -126,7 +184,10 @@ impl Source {
         let part = rest.min(buffer.len());
         self.file
             .read_exact_at(&mut buffer[..part], offset)
-            .map_err(|error| read_error(&self.title, &error))?;
+            .map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => self.shorter(),
+                _ => read_error(&self.title, &error),
+            })?;
         self.position += part as u64;
         let whole = part.next_multiple_of(usize::try_from(SECTOR_SIZE).expect("512"));
         buffer[part..whole].fill(0);
