@@ -174,7 +174,7 @@ mod tests {
             ),
             ("shrank from", |file| file.set_len(4096).unwrap()),
             ("was written to", |file| {
-                file.write_all_at(&[8; 4096], 0).unwrap()
+                file.write_all_at(&[8; 4096], 0).unwrap();
             }),
         ] {
             let file = std::fs::File::create(&path).unwrap();
