@@ -7,11 +7,12 @@ use archipelago_protocol::object::{ObjectKind, ObjectOp, ObjectReply, ObjectRequ
 use xseg::Span;
 
 use crate::backend::{FileBackend, Pending};
+use crate::descriptors::{Starved, is_exhausted, pause};
 use crate::errors::code_of;
 use crate::files::Missing;
 use crate::jobs::Job;
 use crate::layout::{CONTAINER_LEN, FileId};
-use crate::opening::Opened;
+use crate::opening::{Opened, Opening};
 use crate::slow::Line;
 
 /// A request that waits for its file.
@@ -35,6 +36,8 @@ pub(crate) struct Awaited {
     missing: Missing,
     /// It was deleted meanwhile.
     forgotten: bool,
+    /// Tries that found no descriptor free, and the episode that they belong to.
+    starved: Option<(u32, Starved)>,
     waiters: Vec<Waiter>,
 }
 
@@ -89,6 +92,7 @@ impl FileBackend {
             id,
             missing,
             forgotten: false,
+            starved: None,
             waiters: vec![waiter],
         }));
         self.opening.insert(id, index);
@@ -99,6 +103,10 @@ impl FileBackend {
 
     /// A thread has opened a file, or not.
     pub(crate) fn on_opened(&mut self, index: usize, result: io::Result<Opened>) {
+        let result = match result {
+            Err(error) if is_exhausted(&error) && self.open_again(index, &error) => return,
+            result => result,
+        };
         let Some(Pending::Open(awaited)) = self.remove(index) else {
             return;
         };
@@ -139,6 +147,33 @@ impl FileBackend {
                 _ => self.answer(waiter.ticket, ObjectReply::failed(code_of(&error))),
             }
         }
+    }
+
+    /// No descriptor was free: closes files that nobody uses, and tries once more. Requests wait meanwhile. Whether it does.
+    fn open_again(&mut self, index: usize, error: &io::Error) -> bool {
+        let Some(Some(Pending::Open(awaited))) = self.pending.get_mut(index) else {
+            return false;
+        };
+        if awaited.forgotten {
+            return false;
+        }
+        let (tries, starved) = match awaited.starved.take() {
+            Some((tries, starved)) => (tries + 1, starved),
+            None => (0, Starved::new(error)),
+        };
+        awaited.starved = Some((tries, starved));
+        let (id, missing) = (awaited.id, awaited.missing);
+        if missing == Missing::Create {
+            self.files.half_made(id);
+        }
+        self.files.give_back();
+        let opening = Opening {
+            pause: pause(tries),
+            ..self.files.opening(id, missing)
+        };
+        let line = Line::Files(id.object.lineage);
+        self.slow.send(line, index, Job::Open(opening));
+        true
     }
 
     /// Closes the files that `which` names: they are being deleted.

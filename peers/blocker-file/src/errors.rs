@@ -7,7 +7,10 @@ use archipelago_protocol::ErrorCode;
 /// The code for a failed read, write, open or the like.
 pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => ErrorCode::NoSpace,
+        // Of a full table of descriptors, too: it goes on when there are some.
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EMFILE | libc::ENFILE) => {
+            ErrorCode::NoSpace
+        }
         Some(libc::ESTALE) => ErrorCode::Stale,
         Some(libc::ENOENT) => ErrorCode::NotFound,
         Some(libc::EROFS) => ErrorCode::ReadOnly,
@@ -75,7 +78,7 @@ mod tests {
             (libc::EIO, ErrorCode::Io, ErrorCode::SyncFailed),
             (libc::ESTALE, ErrorCode::Stale, ErrorCode::Stale),
             (libc::EROFS, ErrorCode::ReadOnly, ErrorCode::SyncFailed),
-            (libc::EMFILE, ErrorCode::Io, ErrorCode::SyncFailed),
+            (libc::EMFILE, ErrorCode::NoSpace, ErrorCode::SyncFailed),
         ] {
             let error = io::Error::from_raw_os_error(errno);
             assert_eq!(

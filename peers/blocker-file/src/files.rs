@@ -9,12 +9,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use archipelago_protocol::object::ObjectKind;
 use archipelago_runtime::{Calls, File};
-use nix::sys::resource::{Resource, getrlimit};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::descriptors;
 use crate::jobs::Job;
 use crate::layout::FileId;
 use crate::opening::{Opened, Opening};
@@ -22,12 +23,8 @@ use crate::pool::Access;
 use crate::slow::{Line, Sending};
 use crate::unsynced::{Turn, Unsynced};
 
-/// Descriptors left for everything but objects: sockets, eventfds, memory regions.
-const OTHERS: u64 = 512;
-/// Files kept open at most, whatever the limit of descriptors: beyond that, looking for the oldest gets slow.
-const OPEN_MAX: u64 = 4096;
-/// Files kept open at least.
-const OPEN_MIN: u64 = 16;
+/// Files closed at once when no descriptor is free: what is opened next needs a few.
+const EVICTED_AT_ONCE: usize = 16;
 
 /// An open file.
 #[derive(Debug)]
@@ -79,9 +76,8 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) fn new(access: Access, calls: Calls) -> Self {
-        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-        let limit = (soft.saturating_sub(OTHERS) / 2).clamp(OPEN_MIN, OPEN_MAX);
-        let limit = usize::try_from(limit).expect("at most OPEN_MAX");
+        let limit = descriptors::files_kept(descriptors::limit());
+        let limit = usize::try_from(limit).expect("a few thousand at most");
         Files {
             access,
             calls,
@@ -111,6 +107,7 @@ impl Files {
             id,
             missing,
             direct: self.is_direct(id),
+            pause: Duration::ZERO,
         }
     }
 
@@ -213,22 +210,35 @@ impl Files {
     }
 
     fn make_room(&mut self) {
-        if self.open.len() < self.limit {
-            return;
+        if self.open.len() >= self.limit {
+            self.close_idle();
         }
+    }
+
+    /// No descriptor is free: closes some files that nobody uses.
+    pub(crate) fn give_back(&mut self) {
+        for _ in 0..EVICTED_AT_ONCE {
+            if !self.close_idle() {
+                return;
+            }
+        }
+    }
+
+    /// Closes the file that was not used for the longest time. Whether there was one.
+    fn close_idle(&mut self) -> bool {
         let idle = self
             .open
             .values()
             .filter(|open| Rc::strong_count(open) == 1 && !open.fresh.get());
-        if let Some(oldest) = idle.min_by_key(|open| open.used.get()).map(|open| open.id) {
-            let closed = self.open.remove(&oldest);
-            let unsynced = closed.map(|open| open.unsynced.clone());
-            if let Some(unsynced) =
-                unsynced.filter(|it| self.suspect || it.matters(self.pool_synced))
-            {
-                self.closed.insert(oldest, unsynced);
-            }
+        let Some(oldest) = idle.min_by_key(|open| open.used.get()).map(|open| open.id) else {
+            return false;
+        };
+        let closed = self.open.remove(&oldest);
+        let unsynced = closed.map(|open| open.unsynced.clone());
+        if let Some(unsynced) = unsynced.filter(|it| self.suspect || it.matters(self.pool_synced)) {
+            self.closed.insert(oldest, unsynced);
         }
+        true
     }
 }
 

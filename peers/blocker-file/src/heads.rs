@@ -16,6 +16,7 @@ use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LE
 use rustc_hash::FxHashSet;
 use xseg::Span;
 
+use crate::descriptors::patiently;
 use crate::errors::{Failed, code_of};
 use crate::jobs::sync_names;
 use crate::layout::{FileId, Layout};
@@ -120,12 +121,14 @@ fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(),
     let path = layout.file(FileId::locate(id, 0).0);
     let fresh = !path.exists();
     fs::create_dir_all(layout.lineage(id.lineage))?;
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)?;
+    let file = patiently(|| {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+    })?;
     file.write_all_at(bytes, offset)?;
     file.sync_data().map_err(|error| Failed {
         code: code_of(&error),
@@ -139,7 +142,7 @@ fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(),
 
 /// The bytes of both slots, zeros where the file is shorter; `None` without a file.
 fn read_slots(path: &Path) -> Result<Option<Box<[u8; SLOTS_LEN]>>, ErrorCode> {
-    let mut file = match File::open(path) {
+    let mut file = match patiently(|| File::open(path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(code_of(&error)),

@@ -20,6 +20,7 @@ use nix::unistd::{Whence, lseek};
 use xseg::Span;
 
 use crate::around::Around;
+use crate::descriptors::patiently;
 use crate::errors::{Failed, code_of, sync_code_of};
 use crate::heads::{Heads, scatter};
 use crate::layout::{FileId, Layout, parse};
@@ -128,7 +129,7 @@ fn carry_out(
         ObjectOp::ReadSwapped => heads.read_swapped(layout, request, memory),
         ObjectOp::SyncPool => {
             let synced =
-                File::open(layout.directory()).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
+                patiently(|| File::open(layout.directory())).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
             // Told to all, whatever the reason: whoever asked takes it so.
             let failed = |error: io::Error| Failed {
                 code: sync_code_of(&error),
@@ -155,7 +156,7 @@ pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> Result<(), Failed
         .ancestors()
         .take_while(|path| path.starts_with(layout.directory()))
     {
-        let directory = File::open(directory).map_err(|error| Failed {
+        let directory = patiently(|| File::open(directory)).map_err(|error| Failed {
             lost: false,
             ..Failed::sync(&error)
         })?;
@@ -166,7 +167,7 @@ pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> Result<(), Failed
 
 /// The files of `lineage`, in order; none if it has no directory.
 fn files_of(layout: &Layout, lineage: Lineage) -> io::Result<Vec<FileId>> {
-    let entries = match fs::read_dir(layout.lineage(lineage)) {
+    let entries = match patiently(|| fs::read_dir(layout.lineage(lineage))) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -205,7 +206,7 @@ fn pieces_with_data(file: &File) -> io::Result<Vec<u64>> {
 }
 
 fn delete_file(ground: &Ground, path: &Path) -> io::Result<()> {
-    let file = match OpenOptions::new().write(true).open(path) {
+    let file = match patiently(|| OpenOptions::new().write(true).open(path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -244,7 +245,8 @@ fn delete_lineage(ground: &Ground, lineage: Lineage) -> io::Result<()> {
 
 fn punch(layout: &Layout, request: &ObjectRequest) -> io::Result<()> {
     let (id, offset) = FileId::locate(request.id, request.offset);
-    let file = match OpenOptions::new().write(true).open(layout.file(id)) {
+    let path = layout.file(id);
+    let file = match patiently(|| OpenOptions::new().write(true).open(&path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -328,13 +330,13 @@ fn list(
 
 fn lineages(ground: &Ground) -> io::Result<Vec<Lineage>> {
     let mut lineages = Vec::new();
-    for shard in fs::read_dir(ground.layout.directory())? {
+    for shard in patiently(|| fs::read_dir(ground.layout.directory()))? {
         ground.step();
         let shard = shard?;
         if shard.file_name().len() != 2 || !shard.file_type()?.is_dir() {
             continue;
         }
-        for directory in fs::read_dir(shard.path())? {
+        for directory in patiently(|| fs::read_dir(shard.path()))? {
             let name = directory?.file_name();
             lineages.extend(name.to_str().and_then(|name| name.parse::<Lineage>().ok()));
         }

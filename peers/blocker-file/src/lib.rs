@@ -17,6 +17,7 @@ mod awaited;
 mod backend;
 mod bounce;
 mod counters;
+mod descriptors;
 mod drive;
 mod errors;
 mod files;
@@ -35,6 +36,7 @@ mod watching;
 pub use backend::{FileBackend, Options};
 pub use counters::Counters;
 pub use holder::{Holder, holder};
+pub use descriptors::files_kept;
 pub use layout::{CONTAINER_LEN, Layout};
 pub use pool::create;
 

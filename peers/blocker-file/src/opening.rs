@@ -3,10 +3,12 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::time::Duration;
 
 use archipelago_protocol::object::ObjectKind;
 use nix::fcntl::OFlag;
 
+use crate::descriptors::rest;
 use crate::files::Missing;
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
 
@@ -17,6 +19,8 @@ pub(crate) struct Opening {
     pub(crate) missing: Missing,
     /// Past the page cache.
     pub(crate) direct: bool,
+    /// To be waited before: no descriptor was free the last time.
+    pub(crate) pause: Duration,
 }
 
 /// An open file.
@@ -29,6 +33,9 @@ pub(crate) struct Opened {
 
 impl Opening {
     pub(crate) fn open(&self, layout: &Layout) -> io::Result<Opened> {
+        if !self.pause.is_zero() {
+            rest(self.pause);
+        }
         match self.open_file(layout, false) {
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound && self.missing == Missing::Create =>
