@@ -28,6 +28,7 @@ pub mod bulk;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod descriptors;
 mod durable;
 mod fresh;
 pub mod hosting;

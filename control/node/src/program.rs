@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::hosting::PeerSettings;
 use crate::layout::{Layout, ROOT_VARIABLE, role_name};
-use crate::{daemon, last_words, logging};
+use crate::{daemon, descriptors, last_words, logging};
 
 /// Node daemon of Archipelago: serves a node until it is stopped. `archipelago node start` runs it in the background.
 #[derive(Debug, Parser)]
@@ -93,6 +93,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
 
 fn run_daemon(root: Option<&Path>, background: bool) -> Result<(), Error> {
     logging::start("archipelagod");
+    descriptors::raise();
     if background {
         // Fails only for the leader of a group, which has no terminal to leave.
         let _led = nix::unistd::setsid();
@@ -118,6 +119,8 @@ fn run_peer(
         [Role::Blocker] => "blocker",
         _ => "data",
     });
+    // The daemon's own limit, unless somebody has changed it since.
+    descriptors::raise();
     let settings = serde_json::from_str(&options.settings).map_err(|error| {
         Error::new(
             ErrorCode::Invalid,

@@ -6,9 +6,10 @@
 //! | state | leaves it when |
 //! |---|---|
 //! | Closed | a ring runs: opens |
-//! | Opening | `Opened`: Open, or Failed |
+//! | Opening | `Opened`: Open, Refused or Failed |
 //! | Open | no ring is started and nothing is in flight: closes |
 //! | Closing | `Closed`: Closed |
+//! | Refused (no space; requests wait) | a moment later: opens again; no ring is started: Closed |
 //! | Failed (requests get IOERR) | no ring is started: Closed, so the next start tries again |
 
 mod control;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::{OnFull, OpenMode, VolumeEvent, VolumeHandle, Volumes};
 use archipelago_runtime::{Peer, Progress};
 use crossbeam_channel::Receiver;
@@ -41,6 +43,8 @@ use crate::shared::Shared;
 use crate::throttle::Throttle;
 use crate::wakeups::Wakeups;
 
+/// How long after an open that found no space the next one is tried.
+const OPEN_AGAIN: Duration = Duration::from_millis(500);
 /// Events of the volume taken in one turn.
 const EVENTS_PER_TURN: usize = 256;
 
@@ -50,6 +54,8 @@ enum VolumeState {
     Opening(VolumeHandle),
     Open(VolumeHandle),
     Closing(VolumeHandle),
+    /// There was no space for what an open volume needs. Until then it is not asked for again.
+    Refused(Duration),
     Failed,
 }
 
@@ -90,6 +96,8 @@ pub struct Device<V, W> {
     log: Option<DirtyLog>,
     area: Option<InFlightArea>,
     volume: VolumeState,
+    /// The last open found no space, which was logged.
+    without_space: bool,
     chain: Chain,
     ranges: Vec<Range>,
     deferred: Vec<Deferred>,
@@ -144,6 +152,7 @@ impl DeviceSeed {
             log: None,
             area: None,
             volume: VolumeState::Closed,
+            without_space: false,
             chain: Chain::new(),
             ranges: Vec::with_capacity(crate::config::RANGES_MAX),
             deferred: Vec::with_capacity(crate::config::RANGES_MAX),
@@ -188,7 +197,15 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 VolumeEvent::Opened { result: Ok(volume) } => {
                     info!(volume = %volume.lineage, size = volume.size, "volume opened");
                     self.shared.set_size(volume.size);
+                    self.without_space = false;
                     self.volume = VolumeState::Open(handle);
+                }
+                VolumeEvent::Opened { result: Err(error) } if error.code == ErrorCode::NoSpace => {
+                    add(&self.shared.metrics.open_failures, 1);
+                    if !std::mem::replace(&mut self.without_space, true) {
+                        error!(volume = %self.config.lineage, %error, "the volume cannot be opened yet; its guest waits");
+                    }
+                    self.volume = VolumeState::Refused(self.wakeups.now() + OPEN_AGAIN);
                 }
                 VolumeEvent::Opened { result: Err(error) } => {
                     add(&self.shared.metrics.open_failures, 1);
@@ -232,7 +249,12 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 self.volumes.borrow_mut().close(handle);
                 self.volume = VolumeState::Closing(handle);
             }
-            VolumeState::Failed if idle => self.volume = VolumeState::Closed,
+            VolumeState::Failed | VolumeState::Refused(_) if idle => {
+                self.volume = VolumeState::Closed;
+            }
+            VolumeState::Refused(until) if until <= self.wakeups.now() => {
+                self.volume = VolumeState::Closed;
+            }
             _ => return false,
         }
         true
@@ -275,6 +297,9 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
         let mut quiet = self.commands.is_empty();
         let rests = self.rests();
         if let Some(until) = self.rest_until.into_iter().chain(self.failures.due()).min() {
+            self.wakeups.alarm(until);
+        }
+        if let VolumeState::Refused(until) = self.volume {
             self.wakeups.alarm(until);
         }
         let serving = matches!(self.volume, VolumeState::Open(_) | VolumeState::Failed)

@@ -3,6 +3,7 @@
 //! Invariant: whatever a front end sends, or leaves half sent, holds up this thread only.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -26,6 +27,40 @@ use crate::throttle::Allowance;
 /// Requests that leave the front end without an answer when they fail: GET_FEATURES, SET_LOG_BASE, GET_VRING_BASE,
 /// GET_INFLIGHT_FD. All that is left then is to hang up.
 const UNANSWERED: [u32; 4] = [1, 6, 11, 31];
+
+/// Between two tries to take a front end for which there is no descriptor: at first, and at most.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A front end's connection, as often as it is needed.
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    /// To wait at.
+    ours: UnixStream,
+    /// To end it by.
+    own: UnixStream,
+}
+
+impl Connection {
+    /// The next front end; one that was `accepted` and could not be copied is kept for the next try.
+    fn take(
+        listener: &UnixListener,
+        accepted: &mut Option<UnixStream>,
+    ) -> std::io::Result<Connection> {
+        let stream = match accepted.take() {
+            Some(stream) => stream,
+            None => listener.accept()?.0,
+        };
+        match (stream.try_clone(), stream.try_clone()) {
+            (Ok(ours), Ok(own)) => Ok(Connection { stream, ours, own }),
+            (Err(error), _) | (_, Err(error)) => {
+                *accepted = Some(stream);
+                Err(error)
+            }
+        }
+    }
+}
 
 /// What ends the thread.
 #[derive(Debug)]
@@ -96,19 +131,38 @@ impl Session {
             if poll(&mut fds, PollTimeout::NONE).is_err() || self.stop.is_wanted() {
                 continue;
             }
-            match listener.accept() {
-                Ok((stream, _)) => self.serve(stream),
-                Err(error) => warn!(%error, "a front end could not be accepted"),
+            if let Some(connection) = self.accept(listener) {
+                self.serve(connection);
             }
         }
     }
 
-    fn serve(&self, stream: UnixStream) {
+    /// Takes the front end that waits. Without descriptors for it, goes on trying, ever slower: nothing is lost meanwhile, and
+    /// one line is logged. `None`: it has gone, or the thread shall stop.
+    fn accept(&self, listener: &UnixListener) -> Option<Connection> {
+        let mut pause = ACCEPT_PAUSE_MIN;
+        let mut accepted = None;
+        while !self.stop.is_wanted() {
+            let error = match Connection::take(listener, &mut accepted) {
+                Ok(connection) => return Some(connection),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => return None,
+                Err(error) => error,
+            };
+            if pause == ACCEPT_PAUSE_MIN {
+                let socket = self.config.socket.display();
+                warn!(%socket, %error, "a front end cannot be accepted yet, tried again until it can");
+            }
+            self.stop.wait(pause);
+            pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+        }
+        None
+    }
+
+    fn serve(&self, connection: Connection) {
+        let Connection { stream, ours, own } = connection;
         let socket = self.config.socket.display();
         info!(%socket, "front end connected");
-        let (Ok(ours), Ok(own)) = (stream.try_clone(), stream.try_clone()) else {
-            return;
-        };
         self.stop.set(Some(own));
         self.stop.wait(self.allowance.start());
         if self.stop.is_wanted() || self.line.call(Command::Connected).is_none() {

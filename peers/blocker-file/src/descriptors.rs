@@ -42,9 +42,7 @@ pub(crate) fn is_exhausted(error: &io::Error) -> bool {
 
 /// How long to wait before try number `tries` is followed by another one.
 pub(crate) fn pause(tries: u32) -> Duration {
-    PAUSE_MIN
-        .saturating_mul(1 << tries.min(16))
-        .min(PAUSE_MAX)
+    PAUSE_MIN.saturating_mul(1 << tries.min(16)).min(PAUSE_MAX)
 }
 
 /// Waits, on a thread that may.

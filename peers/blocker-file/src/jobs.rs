@@ -128,8 +128,8 @@ fn carry_out(
         ObjectOp::CompareAndSwap => heads.swap(layout, request, memory),
         ObjectOp::ReadSwapped => heads.read_swapped(layout, request, memory),
         ObjectOp::SyncPool => {
-            let synced =
-                patiently(|| File::open(layout.directory())).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
+            let synced = patiently(|| File::open(layout.directory()))
+                .and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
             // Told to all, whatever the reason: whoever asked takes it so.
             let failed = |error: io::Error| Failed {
                 code: sync_code_of(&error),

@@ -35,8 +35,8 @@ mod watching;
 
 pub use backend::{FileBackend, Options};
 pub use counters::Counters;
-pub use holder::{Holder, holder};
 pub use descriptors::files_kept;
+pub use holder::{Holder, holder};
 pub use layout::{CONTAINER_LEN, Layout};
 pub use pool::create;
 

@@ -85,6 +85,14 @@ pub trait Journal: fmt::Debug {
 
 /// Where journals are.
 pub trait JournalStore: fmt::Debug {
+    /// Sees to it that [`JournalStore::open`] of `lineage` will have memory. Whatever an older journal holds stays.
+    ///
+    /// # Errors
+    /// Why there is none; nothing changed.
+    fn prepare(&mut self, _lineage: Lineage) -> Result<(), ErrorCode> {
+        Ok(())
+    }
+
     /// A new, empty journal of `generation`, in place of any older one of `lineage`.
     ///
     /// # Errors

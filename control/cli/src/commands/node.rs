@@ -13,6 +13,7 @@ use archipelago_node::api::types::{NodeStatus, Stopped};
 use archipelago_node::client::{Client, Method};
 use archipelago_node::config::{Config, Pool};
 use archipelago_node::daemon::{NodeLock, PoolUser, ServingNode};
+use archipelago_node::descriptors::Descriptors;
 use archipelago_node::last_words;
 use archipelago_node::layout::{Layout, path_error, role_name};
 use archipelago_protocol::{Error, ErrorCode};
@@ -378,6 +379,30 @@ fn wrap(counters: &[(String, u64)]) -> Vec<String> {
     lines
 }
 
+/// File descriptors of each process, as far as they are known.
+fn descriptors(status: &NodeStatus) -> String {
+    let mut table = Table::new(&["PROCESS", "ROLES", "DESCRIPTORS", "ALLOWED"]);
+    let daemon = (status.pid, "daemon".to_owned(), status.descriptors);
+    let peers = status.processes.iter().map(|process| {
+        let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
+        (process.pid, roles.join("+"), process.descriptors)
+    });
+    for (pid, roles, descriptors) in std::iter::once(daemon).chain(peers) {
+        if let Some(Descriptors { used, allowed }) = descriptors {
+            table.row([
+                pid.to_string(),
+                roles,
+                used.to_string(),
+                allowed.to_string(),
+            ]);
+        }
+    }
+    if table.is_empty() {
+        return String::new();
+    }
+    table.render() + "\n"
+}
+
 fn render(status: &NodeStatus) -> String {
     let mut text = format!(
         "archipelagod {}, process {}, placement {}\n\n",
@@ -392,6 +417,7 @@ fn render(status: &NodeStatus) -> String {
         text.push_str(&problems.render());
         text.push('\n');
     }
+    text.push_str(&descriptors(status));
     let mut waits = Table::new(&["WAITS FOR STORAGE", "SECONDS", "VOLUME"]);
     for wait in &status.waits {
         let volume = wait.volume.as_ref().map_or("-", |name| name.as_str());

@@ -9,6 +9,7 @@ use archipelago_protocol::{Error, Lineage, Name, ObjectSize};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Placement;
+use crate::descriptors::Descriptors;
 
 /// Body of every failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +196,9 @@ pub struct ProcessView {
     pub restarts: u64,
     /// Whether it answers.
     pub serving: bool,
+    /// Its file descriptors; null: it does not run, or the kernel does not show them to the daemon.
+    #[serde(default)]
+    pub descriptors: Option<Descriptors>,
     /// The peers in it.
     pub peers: Vec<PeerStatus>,
     /// The channels that its peers are clients of.
@@ -208,6 +212,9 @@ pub struct NodeStatus {
     pub version: String,
     /// Process id of the daemon.
     pub pid: u32,
+    /// File descriptors of the daemon.
+    #[serde(default)]
+    pub descriptors: Option<Descriptors>,
     /// Where its peers run.
     pub placement: Placement,
     /// Its data processes.

@@ -5,13 +5,13 @@
 
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
-use archipelago_protocol::{Access, Error, ErrorCode, Name};
+use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name};
 use futures_util::stream::{self, StreamExt};
 
 use super::node::Node;
 use super::passing::{Hindrance, Tries};
 use crate::api::types::{AttachVolume, Attachment};
-use crate::hosting::{LEAVING, QUEUES_MAX};
+use crate::hosting::{JOURNAL_LEN, LEAVING, QUEUES_MAX};
 
 /// Request queues when nobody says how many.
 const QUEUES_DEFAULT: u16 = 1;
@@ -78,6 +78,9 @@ impl Node {
             queues: request.queues.unwrap_or(QUEUES_DEFAULT),
             read_only,
         };
+        if !read_only {
+            self.check_journal_room(&attachment)?;
+        }
         let access = if read_only {
             Access::Read
         } else {
@@ -110,6 +113,39 @@ impl Node {
             return Err(error.into());
         }
         Ok(attachment)
+    }
+
+    /// Refuses what the run directory has no room for: an open volume needs a presence journal there, and those that are
+    /// attached and not open yet were promised one before.
+    fn check_journal_room(&self, attachment: &Attachment) -> Result<(), Error> {
+        let directory = self.layout.journals();
+        let Ok(stat) = nix::sys::statvfs::statvfs(&directory) else {
+            // Whatever it is, the open will name it.
+            return Ok(());
+        };
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        let without_journal = |lineage: Lineage| !directory.join(lineage.to_string()).exists();
+        if !without_journal(attachment.lineage) {
+            return Ok(());
+        }
+        let promised = self
+            .attachments()
+            .all()
+            .filter(|one| !one.read_only && without_journal(one.lineage))
+            .count();
+        let promised = JOURNAL_LEN.saturating_mul(u64::try_from(promised).unwrap_or(u64::MAX));
+        if promised.saturating_add(JOURNAL_LEN) <= free {
+            return Ok(());
+        }
+        let message = format!(
+            "`{}` needs {JOURNAL_LEN} bytes in {} while it is open, for its presence journal: {free} are free there, and \
+             attached volumes that are not open need {promised} of them",
+            attachment.name,
+            directory.display(),
+        );
+        Err(Error::new(ErrorCode::NoSpace, message).with_hint(
+            "make room in that file system (a tmpfs: `mount -o remount,size=...`), or detach a volume",
+        ))
     }
 
     /// Refuses an attach that asks for something else than what is there.

@@ -10,6 +10,7 @@ use archipelago_protocol::control::{
 use super::node::Node;
 use super::process::Process;
 use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessView, WaitView};
+use crate::descriptors::Descriptors;
 use crate::hosting::device_name;
 
 /// A process that does not say how it is within this time is shown as not serving.
@@ -43,6 +44,7 @@ impl Node {
         NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            descriptors: Descriptors::of(std::process::id()),
             placement: self.config.placement,
             processes,
             waits: waits
@@ -71,9 +73,11 @@ async fn view(process: &Process) -> (ProcessView, Vec<Wait>, Vec<DeviceProblem>)
         Ok(ControlReply::Status(status)) => (true, status),
         _ => (false, ProcessStatus::default()),
     };
+    let pid = process.pid();
     let view = ProcessView {
         roles: process.roles().to_vec(),
-        pid: process.pid(),
+        pid,
+        descriptors: (pid != 0).then(|| Descriptors::of(pid)).flatten(),
         restarts: process.restarts(),
         serving,
         peers: status.peers,

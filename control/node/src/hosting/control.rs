@@ -17,6 +17,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::daemon::LINE_LEN_MAX;
 
+/// Before the next connection is tried when one could not be taken: the process has no descriptor or thread to spare.
+const ACCEPT_PAUSE_MS: u16 = 200;
+
 /// Where the one answer to a request goes.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -71,6 +74,7 @@ pub(crate) fn serve(
     std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
+            let mut failures = 0_u64;
             for stream in listener.incoming() {
                 let (deliver, stopped) = (deliver.clone(), stopped.clone());
                 let served = stream.and_then(|stream| {
@@ -78,8 +82,16 @@ pub(crate) fn serve(
                         .name("control-one".to_owned())
                         .spawn(move || one(stream, &deliver, &stopped))
                 });
-                if let Err(error) = served {
-                    tracing::warn!("a control connection: {error}");
+                match served {
+                    Ok(_thread) => failures = 0,
+                    Err(error) => {
+                        // One line for each episode: what fails now fails again at once.
+                        if failures == 0 {
+                            tracing::warn!("a control connection: {error}");
+                        }
+                        failures += 1;
+                        let _interrupted = poll(&mut [], PollTimeout::from(ACCEPT_PAUSE_MS));
+                    }
                 }
             }
         })?;

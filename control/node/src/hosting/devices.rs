@@ -14,6 +14,7 @@ use archipelago_vhost_user::{AttachConfig, Counters, Detach, Endpoint};
 use super::control::{Answer, ask};
 use super::host::Job;
 use super::{Identity, PeerSettings};
+use crate::descriptors::Budget;
 
 /// What a second detach is told while the first one waits.
 pub(crate) const LEAVING: &str =
@@ -26,6 +27,7 @@ pub(crate) struct Devices {
     handle: Handle,
     /// Mode bits of the devices' sockets.
     socket_mode: u32,
+    budget: Budget,
     /// Held while a device is made, not while one ends: that may take as long as storage does not answer.
     known: Arc<Mutex<Known>>,
 }
@@ -45,6 +47,7 @@ impl Devices {
             socket_mode: settings
                 .endpoint
                 .map_or(AttachConfig::SOCKET_MODE, Identity::socket_mode),
+            budget: Budget::own(),
             known: Arc::default(),
         }
     }
@@ -139,6 +142,11 @@ impl Devices {
             )
             .with_hint("`node status` shows whether the storage hangs; attach it again later"));
         }
+        let attached = known.endpoints.values();
+        self.budget.admit(
+            attached.map(|endpoint| endpoint.config().queues),
+            config.queues,
+        )?;
         let (endpoint, seed) = Endpoint::attach(config)?;
         match ask(|answer| self.send(Job::Device(Box::new(seed), answer))) {
             Some(ControlReply::Done) => {

@@ -66,6 +66,7 @@ use event_loop::EventLoop;
 use host::Host;
 pub use identity::Identity;
 use journal::FileJournals;
+pub(crate) use journal::JOURNAL_LEN_BYTES as JOURNAL_LEN;
 use mapper::MapperPeer;
 use port::Attention;
 pub use settings::{PeerSettings, QUEUES_MAX};

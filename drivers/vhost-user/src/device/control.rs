@@ -266,7 +266,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     fn drop_requests(&mut self) {
         self.dropping = true;
         self.drop_deferred();
-        if let VolumeState::Open(handle) = self.volume {
+        if let VolumeState::Open(handle) | VolumeState::Opening(handle) = self.volume {
             // Nobody waits for them any more, and the memory that they name is about to go.
             self.volumes.borrow_mut().on_full(handle, OnFull::Report);
         }

@@ -78,6 +78,9 @@ async fn was_opened(core: &Core, lineage: Lineage) -> Outcome<bool> {
 pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
     let lineage = item.lineage;
     let found = read_head(core, item).await?;
+    // Before anything is changed: an open that waits for memory is tried again and again.
+    let prepared = core.journals.borrow_mut().prepare(lineage);
+    prepared.map_err(|code| no_journal(lineage, code))?;
     let mut last_end = LastEnd::Clean;
     let (volume, head, version) = match found {
         None => {
@@ -110,12 +113,7 @@ pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Vol
     // What a failed sync could have dropped since the recovery's own is none of this volume's.
     core.lost.borrow_mut().remove(&lineage);
     let journal = core.journals.borrow_mut().open(lineage, head.generation);
-    let mut journal = journal.map_err(|code| {
-        Failure::new(
-            code,
-            format!("there is no memory for the presence journal of {lineage}"),
-        )
-    })?;
+    let mut journal = journal.map_err(|code| no_journal(lineage, code))?;
     journal.mark(head.log_start);
     {
         let mut log = volume.log.borrow_mut();
@@ -129,6 +127,11 @@ pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Vol
     }
     core.damages.borrow_mut().remove(&lineage);
     Ok((volume, last_end))
+}
+
+fn no_journal(lineage: Lineage, code: ErrorCode) -> Failure {
+    let why = format!("there is no memory for the presence journal of {lineage}");
+    Failure::new(code, why)
 }
 
 fn first_head(core: &Core, item: &Item) -> VolumeHead {

@@ -36,7 +36,12 @@ pub(crate) fn dispatch(
             let opened = open(&core, client, lineage, request.flags).await;
             let reply = opened.unwrap_or_else(|failure| {
                 core.note(lineage, &failure);
-                tracing::warn!("open of {lineage} failed: {}", failure.message);
+                if failure.code == ErrorCode::NoSpace {
+                    // Whoever asks goes on asking, and says so once.
+                    tracing::debug!("open of {lineage} failed: {}", failure.message);
+                } else {
+                    tracing::warn!("open of {lineage} failed: {}", failure.message);
+                }
                 MapReply::failed(failure.code)
             });
             core.reply(client, tag, reply);

@@ -1,0 +1,374 @@
+//! File descriptors and the run directory run out: attach refuses by number, and what runs waits and goes on by itself.
+
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is all test"
+)]
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use archipelago_bench::disk::Op;
+use archipelago_bench::server::own_program;
+use archipelago_crash_tests::disk::{Disk, InFlight, Waited};
+use archipelago_crash_tests::node::Node;
+use archipelago_crash_tests::skip;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const GIB: usize = 1 << 30;
+/// How long anything may take before a test gives up: a synced write takes some milliseconds, a retry half a second.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A request that has not been answered for so long waits.
+const WAITS: Duration = Duration::from_millis(1500);
+const BLOCK: usize = 4096;
+/// What an open volume takes in the run directory.
+const JOURNAL: u64 = 1_573_040;
+
+fn connect(socket: &Path) -> Result<Disk> {
+    Disk::connect(socket, 4, BLOCK, InFlight::Tracked, PATIENCE)
+}
+
+fn write(disk: &mut Disk, offset: usize) -> Result<()> {
+    disk.run(Op::Write, offset as u64, BLOCK, PATIENCE)
+        .with_context(|| format!("a write at {offset}"))
+}
+
+/// The result of the request in flight; `None`: it is not answered within `patience`.
+fn answer(disk: &mut Disk, patience: Duration) -> Result<Option<i32>> {
+    loop {
+        if let Some(done) = disk.next_done()? {
+            return Ok(Some(done.result));
+        }
+        match disk.wait(patience) {
+            Ok(Waited::HungUp) => disk.reconnect(PATIENCE)?,
+            Ok(Waited::Rung) => {}
+            Err(_nothing) => return Ok(None),
+        }
+    }
+}
+
+fn limit(pid: Pid, limits: &str) -> Result<()> {
+    let limited = Command::new("prlimit")
+        .args(["--pid", &pid.to_string()])
+        .arg(format!("--nofile={limits}"))
+        .status();
+    ensure!(limited?.success(), "prlimit {limits}");
+    Ok(())
+}
+
+/// A node whose processes start with the soft and hard limits `limits`.
+fn node_with(limits: &str) -> Result<Node> {
+    let node = Node::start("fused")?;
+    node.call(&["node", "stop"])?;
+    let started = Command::new("prlimit")
+        .arg(format!("--nofile={limits}"))
+        .arg(own_program("archipelago")?)
+        .arg("--root")
+        .arg(node.root())
+        .args(["node", "start"])
+        .status()?;
+    ensure!(started.success(), "the node starts with {limits}");
+    Ok(node)
+}
+
+/// Descriptors of the data process: used, allowed.
+fn descriptors(node: &Node) -> Result<(u64, u64)> {
+    let status = node.status()?;
+    let of = |value: &Value, name: &str| value["descriptors"][name].as_u64();
+    let process = &status["processes"][0];
+    ensure!(
+        of(&status, "allowed").is_some(),
+        "the daemon's own: {status}"
+    );
+    of(process, "used")
+        .zip(of(process, "allowed"))
+        .with_context(|| format!("{process}"))
+}
+
+#[test]
+fn two_hundred_volumes_are_attached_though_the_soft_limit_is_1024() -> Result<()> {
+    let node = node_with("1024:4096")?;
+    let (before, allowed) = descriptors(&node)?;
+    ensure!(allowed == 4096, "{allowed} are allowed");
+    let mut sockets = Vec::new();
+    for number in 0..200 {
+        sockets.push(node.create(&format!("v{number}"), GIB)?);
+    }
+    let (attached, _) = descriptors(&node)?;
+    let mut disks = Vec::new();
+    for socket in sockets.iter().take(20) {
+        let mut disk = connect(socket)?;
+        write(&mut disk, 0)?;
+        disk.run(Op::Flush, 0, 0, PATIENCE)?;
+        disks.push(disk);
+    }
+    let (running, _) = descriptors(&node)?;
+    println!(
+        "descriptors: {before} idle; {} for each of 200 attached; {} more for each of 20 that run, files of the pool included",
+        (attached - before) / 200,
+        (running - attached) / 20
+    );
+    let text = node.call(&["node", "status"])?;
+    ensure!(
+        text.contains("DESCRIPTORS") && text.contains("4096"),
+        "{text}"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_attach_beyond_the_limit_is_refused_by_number_and_all_that_are_attached_run() -> Result<()> {
+    let node = node_with("512:512")?;
+    let mut sockets: Vec<PathBuf> = Vec::new();
+    let refused = loop {
+        let name = format!("v{}", sockets.len());
+        node.call(&["volume", "create", &name, "--size", "1G"])?;
+        let output = node.output(&["volume", "attach", &name])?;
+        if !output.status.success() {
+            ensure!(output.status.code() == Some(6), "{output:?}");
+            break String::from_utf8(output.stderr)?;
+        }
+        sockets.push(String::from_utf8(output.stdout)?.trim().into());
+        ensure!(sockets.len() < 100, "nobody counts");
+    };
+    ensure!(sockets.len() == 20, "{} were attached", sockets.len());
+    for part in ["512 file descriptors", "20 attached volumes", "LimitNOFILE"] {
+        ensure!(refused.contains(part), "{refused}");
+    }
+    let mut disks = Vec::new();
+    for socket in &sockets {
+        let mut disk = connect(socket)?;
+        write(&mut disk, 0)?;
+        disks.push(disk);
+    }
+    let (used, allowed) = descriptors(&node)?;
+    ensure!(used <= allowed - 64, "{used} of {allowed}");
+    drop(disks);
+    node.detach("v3")?;
+    node.call(&["volume", "attach", "v20"]).map(drop)
+}
+
+#[test]
+fn without_descriptors_guests_wait_and_go_on_by_themselves() -> Result<()> {
+    let node = Node::start("fused")?;
+    let socket = node.create("disk", 400 * GIB)?;
+    let late = node.create("late", GIB)?;
+    let mut disk = connect(&socket)?;
+    write(&mut disk, 0)?;
+    let process = node.process_of("blocker")?;
+    let (_, allowed) = descriptors(&node)?;
+    for round in 1..3 {
+        // Each round in a container that was never opened.
+        limit(process, &format!("8:{allowed}"))?;
+        disk.submit(0, Op::Write, (round * 70 * GIB) as u64, BLOCK)?;
+        disk.kick()?;
+        let early = answer(&mut disk, WAITS)?;
+        ensure!(early.is_none(), "answered {early:?} without descriptors");
+        let connecting = std::thread::spawn({
+            let late = late.clone();
+            move || connect(&late)
+        });
+        // A flush needs descriptors, too: names, logs, heads.
+        disk.submit(1, Op::Flush, 0, 0)?;
+        disk.kick()?;
+        let early = answer(&mut disk, WAITS)?;
+        ensure!(early.is_none_or(|result| result == 0), "{early:?}");
+        limit(process, &format!("{allowed}:{allowed}"))?;
+        let left = if early.is_some() { 1 } else { 2 };
+        for _ in 0..left {
+            let result = answer(&mut disk, PATIENCE)?;
+            ensure!(
+                result == Some(0),
+                "{result:?} when there are descriptors again"
+            );
+        }
+        let mut other = connecting.join().expect("a front end reports errors")?;
+        write(&mut other, 0)?;
+    }
+    write(&mut disk, 0)?;
+    disk.run(Op::Flush, 0, 0, PATIENCE)?;
+    ensure!(
+        node.process_of("blocker")? == process,
+        "it lived through it"
+    );
+    let log = fs::read_to_string(node.root().join("run/archipelagod.log"))?;
+    let of = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+    let lines = (
+        of("no file descriptor is free"),
+        of("cannot be accepted yet"),
+    );
+    ensure!(
+        (1..=4).contains(&lines.0) && lines.1 <= 4,
+        "{lines:?}: {log}"
+    );
+    Ok(())
+}
+
+/// A small file system for presence journals, away when dropped.
+struct Small {
+    path: PathBuf,
+}
+
+impl Small {
+    /// `None`: not to be had here.
+    fn mount(path: &Path, journals: u64) -> Result<Option<Small>> {
+        // Some pages for directories and rounding.
+        let size = format!("size={}", journals * JOURNAL + (256 << 10));
+        let flags = MsFlags::empty();
+        if let Err(errno) = mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(&*size)) {
+            skip(&format!("mounting a small tmpfs needs privileges: {errno}"))?;
+            return Ok(None);
+        }
+        Ok(Some(Small {
+            path: path.to_owned(),
+        }))
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.path.join("ballast")
+    }
+
+    /// Takes all that is free.
+    fn fill(&self) -> Result<()> {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.ballast())?;
+        match file.write_all(&vec![1; 64 << 20]) {
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(()),
+            other => other.context("filled without an end"),
+        }
+    }
+
+    fn empty(&self) -> Result<()> {
+        Ok(fs::remove_file(self.ballast())?)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _gone = umount2(&self.path, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A node with room for `journals` presence journals.
+fn small_node(placement: &str, journals: u64) -> Result<Option<(Small, Node)>> {
+    let node = Node::start(placement)?;
+    node.call(&["node", "stop"])?;
+    let Some(small) = Small::mount(&node.root().join("run/journal"), journals)? else {
+        return Ok(None);
+    };
+    node.call(&["node", "start"])?;
+    Ok(Some((small, node)))
+}
+
+#[test]
+fn an_attach_without_room_for_its_journal_is_refused_by_path_and_size() -> Result<()> {
+    let Some((small, node)) = small_node("fused", 2)? else {
+        return Ok(());
+    };
+    let first = node.create("a", GIB)?;
+    node.create("b", GIB)?;
+    let mut disk = connect(&first)?;
+    write(&mut disk, 0)?;
+    node.call(&["volume", "create", "c", "--size", "1G"])?;
+    let output = node.output(&["volume", "attach", "c"])?;
+    ensure!(output.status.code() == Some(6), "{output:?}");
+    let refused = String::from_utf8(output.stderr)?;
+    for part in ["run/journal", "1573040", "remount"] {
+        ensure!(refused.contains(part), "{refused}");
+    }
+    node.detach("b")?;
+    node.call(&["volume", "attach", "c"])?;
+    drop(disk);
+    node.call(&["node", "stop"])?;
+    drop(small);
+    Ok(())
+}
+
+#[test]
+fn a_kill_with_a_full_run_directory_costs_an_open_volume_nothing() -> Result<()> {
+    for placement in ["fused", "split"] {
+        let Some((small, node)) = small_node(placement, 2)? else {
+            return Ok(());
+        };
+        let socket = node.create("disk", GIB)?;
+        let mut disk = connect(&socket)?;
+        write(&mut disk, 0)?;
+        small.fill()?;
+        // Its journal is used again in place; not flushed, so it is also what brings the write back.
+        disk.fill(0, &[7; BLOCK])?;
+        write(&mut disk, 1 << 20)?;
+        Node::kill(node.process_of("mapper")?)?;
+        write(&mut disk, 2 << 20)?;
+        disk.run(Op::Read, 1 << 20, BLOCK, PATIENCE)?;
+        let mut read = [0; BLOCK];
+        disk.take(0, &mut read)?;
+        ensure!(read == [7; BLOCK], "an acknowledged write is lost");
+        disk.run(Op::Flush, 0, 0, PATIENCE)?;
+        // Without any: it waits until there is room.
+        let journal = fs::read_dir(&small.path)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| *path != small.ballast())
+            .context("an open volume has a journal")?;
+        let process = node.process_of("mapper")?;
+        Node::freeze(process)?;
+        // Too short to be used again, and there is no room for another one.
+        OpenOptions::new()
+            .write(true)
+            .open(journal)?
+            .set_len(BLOCK as u64)?;
+        small.fill()?;
+        Node::kill(process)?;
+        disk.submit(0, Op::Write, 3 << 20, BLOCK)?;
+        // Its bell may have no server at the moment; whoever comes looks at the ring.
+        let _rung = disk.kick();
+        let early = answer(&mut disk, WAITS)?;
+        ensure!(
+            early.is_none(),
+            "{placement}: answered {early:?} without a journal"
+        );
+        small.empty()?;
+        let result = answer(&mut disk, PATIENCE)?;
+        ensure!(result == Some(0), "{result:?} when there is room again");
+        write(&mut disk, 4 << 20)?;
+        drop(disk);
+        node.call(&["node", "stop"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_first_guest_of_a_volume_waits_for_room_in_the_run_directory() -> Result<()> {
+    let Some((small, node)) = small_node("fused", 2)? else {
+        return Ok(());
+    };
+    let socket = node.create("disk", GIB)?;
+    small.fill()?;
+    let mut disk = connect(&socket)?;
+    disk.submit(0, Op::Write, 0, BLOCK)?;
+    disk.kick()?;
+    let early = answer(&mut disk, WAITS)?;
+    ensure!(early.is_none(), "answered {early:?} without a journal");
+    // A guest that goes away meanwhile leaves nothing behind.
+    drop(disk);
+    node.detach("disk")?;
+    small.empty()?;
+    let socket = node.attach("disk")?;
+    small.fill()?;
+    let mut disk = connect(&socket)?;
+    disk.submit(0, Op::Write, 0, BLOCK)?;
+    disk.kick()?;
+    ensure!(answer(&mut disk, WAITS)?.is_none(), "answered again");
+    small.empty()?;
+    let result = answer(&mut disk, PATIENCE)?;
+    ensure!(result == Some(0), "{result:?} when there is room again");
+    drop(disk);
+    node.call(&["node", "stop"]).map(drop)
+}
