@@ -69,7 +69,8 @@ fn result_of(disk: &mut Disk, slot: usize, patience: Duration) -> Result<Option<
         if left.is_zero() {
             return Ok(None);
         }
-        match disk.wait(left) {
+        // Waits are in whole milliseconds, rounded down: one more, so that a wait never ends before the deadline.
+        match disk.wait(left + Duration::from_millis(1)) {
             Ok(Waited::Rung) => {}
             Ok(Waited::HungUp) => disk.reconnect(PATIENCE)?,
             // Nothing came in that time.
