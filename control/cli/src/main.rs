@@ -10,8 +10,10 @@ use archipelago_cli::output::Output;
 use archipelago_protocol::{Error, ErrorCode};
 use clap::Parser;
 use clap::error::ErrorKind;
+use nix::sys::stat::{Mode, umask};
 
 fn main() -> ExitCode {
+    let_owner_use_files();
     let options = match Options::try_parse() {
         Ok(options) => options,
         Err(error) => return usage(&error),
@@ -24,6 +26,12 @@ fn main() -> ExitCode {
             ExitCode::from(error.code.exit_code())
         }
     }
+}
+
+/// Whatever umask this process inherits: who makes a file can read and write it. What others may is for the umask to say.
+fn let_owner_use_files() {
+    let inherited = umask(Mode::empty());
+    umask(inherited.difference(Mode::S_IRWXU));
 }
 
 /// A command line that does not parse, or a request for help.

@@ -129,7 +129,7 @@ impl Client {
     /// Who has the node's pool open, if it is configured.
     fn pool_user(&self) -> Option<PoolUser> {
         let config = Config::read(self.layout.config()).ok()?;
-        let Pool::File { directory } = config.pool().1;
+        let Pool::File { directory, .. } = config.pool().1;
         Some(PoolUser::of(directory))
     }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use clap::{Args, Parser, Subcommand};
+use nix::sys::stat::{Mode, umask};
 
 use crate::hosting::PeerSettings;
 use crate::layout::{Layout, ROOT_VARIABLE, role_name};
@@ -69,6 +70,8 @@ fn parse_role(text: &str) -> Result<Role, Error> {
 
 /// Does what the command line says; `host` is what a data process does.
 pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
+    // Whatever it inherits: files are their owner's, and the owner can use them.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let options = Options::parse();
     let somebody_listens = options.background || options.json || options.command.is_some();
     let result = match options.command {

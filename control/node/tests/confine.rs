@@ -29,6 +29,7 @@ mod tests {
             endpoint: None,
             pool: Pool::File {
                 directory: root.join("pool"),
+                direct: true,
             },
         }
     }

@@ -19,6 +19,7 @@ use archipelago_runtime::{Clock, Source, Watch};
 use rustc_hash::FxHashMap;
 use xseg::Span;
 
+use crate::access::{self, Access, Below};
 use crate::awaited::Awaited;
 use crate::bounce::Bounces;
 use crate::counters::Counters;
@@ -27,7 +28,8 @@ use crate::files::{Files, Open};
 use crate::heads::Heads;
 use crate::jobs::{Done, Job};
 use crate::layout::{FileId, Layout};
-use crate::pool::{self, Access, Below};
+use crate::lock;
+use crate::pool;
 use crate::slow::{Line, Slow, THREADS_MAX};
 use crate::transfer::Transfer;
 use crate::unsynced::Turn;
@@ -41,6 +43,8 @@ const BELL: u64 = u64::MAX;
 pub struct Options {
     /// The pool's directory.
     pub directory: PathBuf,
+    /// Whether to use `O_DIRECT` where the file system takes it.
+    pub direct: bool,
     /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
     pub lock_patience: Duration,
 }
@@ -77,6 +81,8 @@ pub struct FileBackend {
     pub(crate) source: Source,
     pub(crate) layout: Layout,
     pub(crate) access: Access,
+    /// The access in words, with its reason.
+    access_text: String,
     pub(crate) files: Files,
     pub(crate) below: Below,
     pub(crate) slow: Slow,
@@ -106,24 +112,29 @@ impl FileBackend {
     /// Opens the pool for this process alone: waits for the lock, makes what a dead predecessor wrote durable.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] naming the holder, [`ErrorCode::Damaged`] for an unknown version, or what the system says.
+    /// [`ErrorCode::InUse`] naming the holder, [`ErrorCode::Damaged`] for an unknown version, [`ErrorCode::Unsupported`] for a
+    /// file system whose locks exclude nobody, or what the system says.
     pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
         let layout = Layout::new(&options.directory);
         pool::check_marker(&layout)?;
-        let lock = pool::lock(&layout, clock, clock.now() + options.lock_patience)?;
+        let lock = lock::take(&layout, clock, clock.now() + options.lock_patience)?;
         let failed = |what: &str, error: io::Error| {
             Error::new(
                 code_of(&error),
                 format!("{what} for pool `{}`: {error}", options.directory.display()),
             )
         };
-        source.keep_until_ring_ends(lock).map_err(|error| {
+        source.keep_until_ring_ends(lock.into()).map_err(|error| {
             let hint = error.hint();
             let what = format!("keep the lock by io_uring: {error}: {}", error.cause());
             let text = format!("pool `{}`: {what}", options.directory.display());
             Error::new(code_of(error.cause()), text).with_hint(hint)
         })?;
-        let access = pool::probe(&layout, &source)?;
+        let found = match options.direct {
+            true => access::find(&layout, &source)?,
+            false => access::configured_cached(),
+        };
+        let access = found.access;
         let synced =
             std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
         let start = |name, threads_max| {
@@ -150,6 +161,7 @@ impl FileBackend {
             below,
             layout,
             access,
+            access_text: found.text,
             files: Files::new(access, below.calls()),
             slow,
             syncer,
@@ -308,6 +320,10 @@ impl Backend for FileBackend {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.figures().named().to_vec()
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        vec![("access", self.access_text.clone())]
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -18,13 +18,13 @@ use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::Durability;
 use xseg::Span;
 
+use crate::access::{Access, Below};
 use crate::around::Around;
 use crate::backend::{FileBackend, Pending};
 use crate::errors::{code_of, is_of_one_file};
 use crate::files::Open;
 use crate::jobs::Job;
 use crate::layout::FileId;
-use crate::pool::{Access, Below};
 use crate::slow::Line;
 use crate::transfer::{Fit, Transfer, Way};
 

@@ -15,11 +15,11 @@ use archipelago_protocol::object::ObjectKind;
 use archipelago_runtime::{Calls, File};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::access::Access;
 use crate::descriptors;
 use crate::jobs::Job;
 use crate::layout::FileId;
 use crate::opening::{Opened, Opening};
-use crate::pool::Access;
 use crate::slow::{Line, Sending};
 use crate::unsynced::{Turn, Unsynced};
 

@@ -129,6 +129,12 @@ fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(),
             .mode(0o600)
             .open(&path)
     })?;
+    let len = file.metadata()?.len();
+    if len < SLOTS_LEN as u64 {
+        // Room for both slots before either is written: later swaps need none. Zeros are what a shorter file means.
+        let missing = usize::try_from(len).map_or(0, |len| SLOTS_LEN - len);
+        file.write_all_at(&[0; SLOTS_LEN][..missing], len)?;
+    }
     file.write_all_at(bytes, offset)?;
     file.sync_data().map_err(|error| Failed {
         code: code_of(&error),

@@ -165,11 +165,19 @@ pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> Result<(), Failed
     Ok(())
 }
 
+/// Whether there is nothing, or something foreign, where a lineage's directory belongs.
+fn is_no_directory(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
 /// The files of `lineage`, in order; none if it has no directory.
 fn files_of(layout: &Layout, lineage: Lineage) -> io::Result<Vec<FileId>> {
     let entries = match patiently(|| fs::read_dir(layout.lineage(lineage))) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_no_directory(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let mut files = Vec::new();
@@ -337,7 +345,12 @@ fn lineages(ground: &Ground) -> io::Result<Vec<Lineage>> {
             continue;
         }
         for directory in patiently(|| fs::read_dir(shard.path()))? {
-            let name = directory?.file_name();
+            let directory = directory?;
+            if !directory.file_type()?.is_dir() {
+                // Not ours: `foreign` names it.
+                continue;
+            }
+            let name = directory.file_name();
             lineages.extend(name.to_str().and_then(|name| name.parse::<Lineage>().ok()));
         }
     }

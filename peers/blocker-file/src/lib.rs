@@ -2,7 +2,7 @@
 //!
 //! * [`FileBackend`]: the backend; lives on its reactor's ring.
 //! * [`Options`]: what it can be told.
-//! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it.
+//! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign`]: what is in their way.
 //!
 //! One design decision: all blocks that a lineage wrote in one epoch lie in one sparse file for each 64 GiB of volume,
 //! placed by arithmetic. So there are few descriptors, one `fdatasync` covers any number of dirty objects, and no name
@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod around;
 mod awaited;
 mod backend;
@@ -21,10 +22,12 @@ mod descriptors;
 mod drive;
 mod errors;
 mod files;
+mod foreign;
 mod heads;
 mod holder;
 mod jobs;
 mod layout;
+mod lock;
 mod opening;
 mod pool;
 mod slow;
@@ -36,6 +39,7 @@ mod watching;
 pub use backend::{FileBackend, Options};
 pub use counters::Counters;
 pub use descriptors::files_kept;
+pub use foreign::foreign;
 pub use holder::{Holder, holder};
 pub use layout::{CONTAINER_LEN, Layout};
 pub use pool::create;

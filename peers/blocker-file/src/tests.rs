@@ -19,6 +19,7 @@ use crate::pool::check_marker;
 fn options(directory: &Path) -> Options {
     Options {
         directory: directory.to_path_buf(),
+        direct: true,
         lock_patience: Duration::from_secs(5),
     }
 }
@@ -253,6 +254,7 @@ fn a_pool_is_served_by_one_process_and_known_by_its_version() {
     let (first, ring) = open(&pool);
     let mut other = reactor();
     let options = Options {
+        direct: true,
         lock_patience: Duration::from_millis(20),
         ..options(&pool)
     };

@@ -39,6 +39,11 @@ pub trait Backend {
         Vec::new()
     }
 
+    /// What else its kind has to say of itself, in words for people.
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Told the monotonic time about once a second.
     fn look(&mut self, _now: Duration) {}
 

@@ -59,6 +59,7 @@ impl Counters {
         PeerStatus {
             name: name.to_owned(),
             counters,
+            facts: Vec::new(),
         }
     }
 }

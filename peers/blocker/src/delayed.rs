@@ -152,6 +152,10 @@ impl<B: Backend> Backend for Delayed<B> {
         self.backend.waits()
     }
 
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        self.backend.facts()
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.backend.counters();
         counters.push(("delays", self.delays));

@@ -213,6 +213,10 @@ impl<B: Backend, W: Write> Backend for Recording<B, W> {
         self.backend.waits()
     }
 
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        self.backend.facts()
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.backend.counters();
         counters.push(("recorded", self.entries));

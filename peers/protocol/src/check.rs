@@ -19,6 +19,8 @@ pub enum FindingKind {
     Remnant,
     /// Objects that nothing names: they take space. A note.
     Leaked,
+    /// A file of somebody else's, where a directory of the pool belongs. A note.
+    Foreign,
 }
 
 impl FindingKind {
@@ -112,8 +114,8 @@ mod tests {
 
     #[test]
     fn what_is_damaged_or_missing_is_damage() {
-        use FindingKind::{Damaged, Leaked, Missing, Remnant};
-        let told = [Damaged, Missing, Remnant, Leaked].map(FindingKind::is_damage);
-        assert_eq!(told, [true, true, false, false]);
+        use FindingKind::{Damaged, Foreign, Leaked, Missing, Remnant};
+        let told = [Damaged, Missing, Remnant, Leaked, Foreign].map(FindingKind::is_damage);
+        assert_eq!(told, [true, true, false, false, false]);
     }
 }

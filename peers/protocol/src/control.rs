@@ -152,6 +152,9 @@ pub struct PeerStatus {
     pub name: String,
     /// Counters by name, in the order in which they are told.
     pub counters: Vec<(String, u64)>,
+    /// What else there is to know, by name, in words: how a pool is accessed, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub facts: Vec<(String, String)>,
 }
 
 /// A channel's figures, from its client's side.

@@ -5,6 +5,7 @@
 //! * [`RingFailure`]: a call of io_uring that the kernel refuses for good, and what to do about it.
 //! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
 //! * [`Clock`]: time, handed in.
+//! * [`direct_io`]: what a file system says of `O_DIRECT`.
 //!
 //! One design decision: peers are polled, never called back and never awaited; a peer is an ordinary value with a
 //! `poll` method, so the same peer runs in production, in the simulator and in a test on the stack.
@@ -15,6 +16,8 @@
 
 mod clock;
 mod config;
+#[expect(unsafe_code, reason = "`statx`, which nobody wraps")]
+mod direct;
 mod failure;
 mod file;
 mod handle;
@@ -35,6 +38,7 @@ mod yields;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::Config;
+pub use direct::{DirectIo, direct_io};
 pub use failure::RingFailure;
 pub use file::{Calls, File};
 pub use handle::{Ended, Handle};

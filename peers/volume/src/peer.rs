@@ -205,6 +205,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         PeerStatus {
             name: "volume".to_owned(),
             counters,
+            facts: Vec::new(),
         }
     }
 

@@ -126,7 +126,7 @@ fn line(finding: &Finding) -> String {
     let kind = match finding.kind {
         FindingKind::Damaged => "damaged",
         FindingKind::Missing => "missing",
-        FindingKind::Remnant | FindingKind::Leaked => "note",
+        FindingKind::Remnant | FindingKind::Leaked | FindingKind::Foreign => "note",
     };
     let needed = finding
         .needed_by

@@ -51,7 +51,7 @@ fn initialise(layout: &Layout, options: Init, output: Output) -> Result<(), Erro
             placement: options.placement,
         },
     )?;
-    let (_, Pool::File { directory }) = config.pool();
+    let (_, Pool::File { directory, .. }) = config.pool();
     let made = Made {
         config: layout.config(),
         pool_dir: directory,

@@ -276,7 +276,7 @@ fn stop_found_by_pool(layout: &Layout, output: Output) -> Result<(), Error> {
         // Nothing says which pool would be served.
         return Ok(());
     };
-    let Pool::File { directory } = config.pool().1;
+    let Pool::File { directory, .. } = config.pool().1;
     let pool = directory.display();
     let deadline = SystemClock.now() + END_PATIENCE;
     let release_deadline = SystemClock.now() + RELEASE_TIMEOUT;
@@ -358,8 +358,15 @@ fn end(node: &ServingNode) -> Result<(), Error> {
     }
 }
 
-/// The counters that count something, in lines of at most [`COUNTERS_WIDTH`].
-fn wrap(counters: &[(String, u64)]) -> Vec<String> {
+/// Facts, a line each, and the counters that count something, in lines of at most [`COUNTERS_WIDTH`].
+fn wrap(facts: &[(String, String)], counters: &[(String, u64)]) -> Vec<String> {
+    let told = facts.iter().map(|(name, text)| format!("{name}: {text}"));
+    let mut lines: Vec<String> = told.collect();
+    lines.extend(wrap_counters(counters));
+    lines
+}
+
+fn wrap_counters(counters: &[(String, u64)]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for (name, value) in counters.iter().filter(|(_, value)| *value != 0) {
         let counter = format!("{name} {value}");
@@ -462,7 +469,7 @@ fn render(status: &NodeStatus) -> String {
             continue;
         }
         for peer in &process.peers {
-            let mut lines = wrap(&peer.counters).into_iter();
+            let mut lines = wrap(&peer.facts, &peer.counters).into_iter();
             peers.row([
                 peer.name.clone(),
                 pid.clone(),
@@ -520,7 +527,7 @@ mod tests {
         let counters: Vec<(String, u64)> = (0..40)
             .map(|number| (format!("counter_{number}"), number * 1_000_003))
             .collect();
-        let lines = wrap(&counters);
+        let lines = wrap(&[], &counters);
         assert!(
             lines.iter().all(|line| line.len() <= COUNTERS_WIDTH),
             "{lines:?}"
@@ -531,6 +538,8 @@ mod tests {
             .map(|(name, value)| format!("{name} {value}"))
             .collect();
         assert_eq!(told, expected.join(", "));
-        assert!(wrap(&counters[..1]).is_empty());
+        assert!(wrap(&[], &counters[..1]).is_empty());
+        let fact = [("access".to_owned(), "page cache: why".to_owned())];
+        assert_eq!(wrap(&fact, &counters[..1]), ["access: page cache: why"]);
     }
 }

@@ -107,6 +107,8 @@ channel_memory_mib = {channel_memory_mib}
 [pool.{DEFAULT_POOL}]
 kind = \"file\"
 directory = {pool}
+# `false`: through the page cache although the file system takes O_DIRECT; `node status` shows which access is in use.
+#direct = true
 "
     )
 }

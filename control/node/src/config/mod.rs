@@ -103,6 +103,8 @@ pub enum Pool {
     File {
         /// The directory.
         directory: PathBuf,
+        /// Whether to use `O_DIRECT` where the file system takes it.
+        direct: bool,
     },
 }
 
@@ -270,9 +272,11 @@ fn pool(mut section: Section) -> Result<Pool, Error> {
     if !directory.starts_with('/') {
         return Err(section.refuse("directory", &format!("\"{directory}\""), "an absolute path"));
     }
-    section.finish(&["kind", "directory"])?;
+    let direct = section.switch("direct")?.unwrap_or(true);
+    section.finish(&["kind", "directory", "direct"])?;
     Ok(Pool::File {
         directory: directory.into(),
+        direct,
     })
 }
 

@@ -51,6 +51,14 @@ impl Section {
         }
     }
 
+    pub(super) fn switch(&mut self, key: &str) -> Result<Option<bool>, Error> {
+        match self.table.remove(key) {
+            None => Ok(None),
+            Some(Value::Boolean(on)) => Ok(Some(on)),
+            Some(other) => Err(self.refuse(key, &other.to_string(), "true or false")),
+        }
+    }
+
     pub(super) fn integer(
         &mut self,
         key: &str,

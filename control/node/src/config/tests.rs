@@ -11,7 +11,8 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(
         config.pool().1,
         &Pool::File {
-            directory: "/p".into()
+            directory: "/p".into(),
+            direct: true,
         }
     );
 }
@@ -86,6 +87,10 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
             "pool.other.directory = \"p\" is not legal: an absolute path",
         ),
         (
+            "[pool.other]\nkind = \"file\"\ndirectory = \"/q\"\ndirect = \"no\"",
+            "pool.other.direct = \"no\" is not legal: true or false",
+        ),
+        (
             "[pool.other]\nkind = \"file\"\ndirectory = \"/q\"",
             "section `pool`: pool.default, pool.other; legal: exactly one pool",
         ),
@@ -99,6 +104,18 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         Config::parse("").unwrap_err().message,
         "section `pool`: none; legal: exactly one pool"
     );
+}
+
+#[test]
+fn a_pool_may_be_told_not_to_use_direct_io() {
+    for direct in [true, false] {
+        let config = Config::parse(&format!("{POOL}direct = {direct}\n")).unwrap();
+        let expected = Pool::File {
+            directory: "/p".into(),
+            direct,
+        };
+        assert_eq!(config.pool().1, &expected);
+    }
 }
 
 #[test]

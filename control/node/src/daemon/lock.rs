@@ -1,8 +1,8 @@
 //! One daemon per node: it holds a lock on a file as long as it lives.
 
 use std::fs::OpenOptions;
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
 use archipelago_protocol::{Error, ErrorCode};
@@ -14,6 +14,8 @@ use crate::layout::{Layout, path_error};
 
 /// Milliseconds between two tries of whoever waits for the lock.
 const RETRY: u8 = 10;
+/// Room for any process id.
+const RECORD_LEN: usize = 15;
 
 /// The lock of a node. Given back when dropped, or when the process dies.
 #[derive(Debug)]
@@ -37,7 +39,7 @@ impl NodeLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut holder = String::new();
@@ -47,11 +49,14 @@ impl NodeLock {
             }
             Err((_, errno)) => return Err(failed(errno.into())),
         };
-        let id = format!("{}\n", std::process::id());
-        file.rewind()
-            .and_then(|()| file.set_len(0))
-            .and_then(|()| file.write_all(id.as_bytes()))
-            .map_err(failed)?;
+        // One length, in its place: a file that was there needs no room. Without its record the lock holds all the same.
+        let id = format!("{:<RECORD_LEN$}\n", std::process::id());
+        if let Err(error) = file.write_all_at(id.as_bytes(), 0) {
+            tracing::warn!(
+                "{}: the process id was not written: {error}",
+                path.display()
+            );
+        }
         Ok(NodeLock { _file: file })
     }
 

@@ -181,7 +181,7 @@ async fn start_up(node: &Arc<Node>) -> Result<(), Error> {
             Ok(ControlReply::Status(_)) => {}
             Ok(other) => return Err(node::unexpected(&other)),
             Err(error) if process.roles().contains(&Role::Blocker) => {
-                let Pool::File { directory } = node.config.pool().1;
+                let Pool::File { directory, .. } = node.config.pool().1;
                 let hint = format!(
                     "it opens `{}` first: does that file system answer?",
                     directory.display()
@@ -209,7 +209,7 @@ async fn first_death(events: &mut mpsc::UnboundedReceiver<Event>) -> (String, En
 /// A process that cannot even start says why; one that does not is known by its exit code.
 fn died_at_start(node: &Node, title: &str, end: End) -> Error {
     if let Some(error) = end.last_words {
-        let Pool::File { directory } = node.config.pool().1;
+        let Pool::File { directory, .. } = node.config.pool().1;
         return match PoolUser::of(directory) {
             PoolUser::Node(other) if error.code == ErrorCode::InUse => other.in_use(&node.layout),
             _ => error,
@@ -332,7 +332,7 @@ async fn stop_processes(node: &Node, supervision: &mut Supervision) -> Vec<Strin
 
 /// Waits until the pool can be unmounted: the kernel closes what a process had open some time after its end was seen.
 async fn release_of_pool(node: &Node) -> Result<(), String> {
-    let Pool::File { directory } = node.config.pool().1.clone();
+    let Pool::File { directory, .. } = node.config.pool().1.clone();
     let pool = directory.display().to_string();
     let (sender, released) = tokio::sync::oneshot::channel();
     // On a thread of its own: the file system may not answer, which must not keep the daemon.

@@ -407,7 +407,7 @@ impl Node {
         if error.code != ErrorCode::NoSpace {
             return error;
         }
-        let (pool, Pool::File { directory }) = self.config.pool();
+        let (pool, Pool::File { directory, .. }) = self.config.pool();
         let message = format!(
             "{what}: the file system of pool `{pool}` is full ({})",
             directory.display()

@@ -97,7 +97,7 @@ impl PoolUser {
 impl ServingNode {
     /// The node that serves `pool`, by what its processes were told; the pool is not touched.
     pub(crate) fn of_pool(pool: &Pool) -> Option<ServingNode> {
-        let Pool::File { directory } = pool;
+        let Pool::File { directory, .. } = pool;
         let processes = std::fs::read_dir("/proc").ok()?;
         processes
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -122,7 +122,7 @@ impl ServingNode {
         };
         let daemon = value("--parent")?.parse().ok()?;
         let settings: PeerSettings = serde_json::from_str(value("--settings")?).ok()?;
-        let Pool::File { directory } = settings.pool;
+        let Pool::File { directory, .. } = settings.pool;
         (parent_of(pid) == Some(daemon)).then_some(ServingNode {
             daemon,
             run: settings.run,

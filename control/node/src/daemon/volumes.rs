@@ -13,6 +13,7 @@ use crate::api::types::{
 };
 use crate::config::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
+use crate::hosting::add_foreign;
 
 impl Node {
     fn view(&self, entry: Entry) -> VolumeView {
@@ -43,17 +44,30 @@ impl Node {
     /// What is damaged, missing or leaked in the pool `name`.
     pub(crate) async fn check_pool(&self, name: &Name) -> Result<PoolCheck, Error> {
         self.know_pool(name)?;
+        let mut report = self.check().await?;
+        let pool = self.config.pool().1.clone();
+        // Storage that does not answer has kept the check above as well.
+        let looked = tokio::task::spawn_blocking(move || {
+            add_foreign(&pool, &mut report);
+            report
+        });
+        let report = looked.await.map_err(|error| {
+            Error::new(
+                ErrorCode::Internal,
+                format!("search for foreign files: {error}"),
+            )
+        })?;
         Ok(PoolCheck {
             pool: name.clone(),
             online: true,
-            report: self.check().await?,
+            report,
         })
     }
 
     /// The pool `name`.
     pub(crate) async fn pool_info(&self, name: &Name) -> Result<PoolView, Error> {
         self.know_pool(name)?;
-        let (name, Pool::File { directory }) = self.config.pool();
+        let (name, Pool::File { directory, .. }) = self.config.pool();
         match self.catalogue(CatalogueRequest::PoolInfo).await? {
             CatalogueReply::Pool {
                 free,

@@ -129,7 +129,7 @@ fn restrict_files(roles: &[Role], settings: &PeerSettings) -> Result<(), Error> 
         ruleset = allow(ruleset, &settings.run, sockets)?;
     }
     if roles.contains(&Role::Blocker) {
-        let Pool::File { directory } = &settings.pool;
+        let Pool::File { directory, .. } = &settings.pool;
         ruleset = allow(ruleset, directory, files)?;
     }
     if roles.contains(&Role::Mapper) {

@@ -82,7 +82,10 @@ pub fn check_offline(
     reactor.run();
     let reply = told.borrow_mut().take();
     match reply {
-        Some(ControlReply::Catalogue(CatalogueReply::Report(report))) => Ok(report),
+        Some(ControlReply::Catalogue(CatalogueReply::Report(mut report))) => {
+            pool::add_foreign(&settings.pool, &mut report);
+            Ok(report)
+        }
         Some(ControlReply::Catalogue(CatalogueReply::Failed(error))) => Err(error),
         other => {
             tracing::error!("the mapper answered {other:?} to a check");

@@ -161,6 +161,7 @@ impl MapperPeer {
         PeerStatus {
             name: "mapper".to_owned(),
             counters,
+            facts: Vec::new(),
         }
     }
 

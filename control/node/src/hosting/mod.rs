@@ -68,6 +68,7 @@ pub use identity::Identity;
 use journal::FileJournals;
 pub(crate) use journal::JOURNAL_LEN_BYTES as JOURNAL_LEN;
 use mapper::MapperPeer;
+pub(crate) use pool::add_foreign;
 use port::Attention;
 pub use settings::{PeerSettings, QUEUES_MAX};
 

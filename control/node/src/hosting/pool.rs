@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use archipelago_blocker_file::{FileBackend, Options};
 use archipelago_protocol::Error;
+use archipelago_protocol::check::{Finding, FindingKind, Report};
 use archipelago_runtime::Context;
 
 use super::PeerSettings;
@@ -12,11 +13,36 @@ use crate::config::Pool;
 /// How long a dead predecessor's last writes may hold the pool's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Adds to `report` the files in the pool that lie where directories belong.
+pub(crate) fn add_foreign(pool: &Pool, report: &mut Report) {
+    let Pool::File { directory, .. } = pool;
+    let note = |message| Finding {
+        kind: FindingKind::Foreign,
+        message,
+        needed_by: None,
+    };
+    match archipelago_blocker_file::foreign(directory) {
+        Ok(files) => {
+            for file in files {
+                report.add(note(format!(
+                    "`{}` is a file, and no part of the pool, where a directory of the pool belongs: move it away",
+                    file.display()
+                )));
+            }
+        }
+        Err(error) => report.add(note(format!(
+            "`{}` could not be searched for foreign files: {error}",
+            directory.display()
+        ))),
+    }
+}
+
 /// Opens the pool for this process alone.
 pub(crate) fn open(settings: &PeerSettings, context: &Context<'_>) -> Result<FileBackend, Error> {
-    let Pool::File { directory } = &settings.pool;
+    let Pool::File { directory, direct } = &settings.pool;
     let options = Options {
         directory: directory.clone(),
+        direct: *direct,
         lock_patience: LOCK_PATIENCE,
     };
     FileBackend::open(&options, context.source(), context.clock().as_ref())

@@ -55,10 +55,8 @@ pub enum Class {
     Pool,
     /// `pool.toml`.
     Marker,
-    /// The lock.
+    /// The lock, on which direct I/O is tried.
     Lock,
-    /// The file that tries direct I/O.
-    Probe,
     /// A directory of lineages, or of one.
     Directory,
     /// Blocks of a volume.
@@ -94,7 +92,6 @@ impl Class {
             (Some("pool"), _) => Class::Pool,
             (Some("pool.toml"), _) => Class::Marker,
             (Some("lock"), _) => Class::Lock,
-            (Some("probe"), _) => Class::Probe,
             (Some("data"), _) => Class::Data,
             (Some("head"), false) => Class::Head,
             (Some("log"), false) => Class::Log,

@@ -14,12 +14,15 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use super::pass_through::{Answer, PassThrough, errno};
-use super::{Kind, Verdict};
+use super::{Kind, Lack, Verdict};
 
 /// Nothing is remembered by the kernel, so that every call comes here.
 const TTL: Duration = Duration::ZERO;
 /// `FOPEN_DIRECT_IO` of `linux/fuse.h`: reads and writes come as they are called.
 const DIRECT_IO: u32 = 1;
+
+/// `FUSE_FLOCK_LOCKS` of `linux/fuse.h`: `flock` is asked of the file system.
+const FLOCK_LOCKS: u32 = 1 << 10;
 
 /// How a file is opened so that every read and write comes here. Not [`DIRECT_IO`] for what is opened with `O_DIRECT`: a short
 /// transfer by io_uring would be continued at its own beginning (Linux 6.18 does not move the position in that case).
@@ -69,6 +72,11 @@ fn attributes(reply: ReplyAttr) -> impl FnOnce(Answer<FileAttr>) + Send + 'stati
 impl Filesystem for PassThrough {
     fn init(&mut self, _: &Request<'_>, config: &mut KernelConfig) -> Result<(), i32> {
         // Else the kernel keeps everybody waiting when a few calls are held.
+        if self.lack == Lack::Locks {
+            // Else the kernel locks by itself.
+            let added = config.add_capabilities(FLOCK_LOCKS);
+            added.map_err(|_missing| libc::EOPNOTSUPP)?;
+        }
         let set = config.set_max_background(u16::MAX);
         set.map(drop).map_err(|_nearest| libc::EINVAL)
     }
@@ -164,6 +172,7 @@ impl Filesystem for PassThrough {
     fn open(&mut self, _: &Request<'_>, number: u64, flags: i32, reply: ReplyOpen) {
         let path = self.path(number);
         let answer = self.call(Kind::Open, path, |files, path, _| {
+            files.takes(flags)?;
             // What the kernel still holds of an earlier file of this name.
             if files.numbers.get(path) != Some(&number) {
                 return Err(libc::ESTALE);
@@ -194,6 +203,7 @@ impl Filesystem for PassThrough {
     ) {
         let path = self.child(parent, name);
         let answer = self.call(Kind::Create, path, |files, path, _| {
+            files.takes(flags)?;
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -294,6 +304,23 @@ impl Filesystem for PassThrough {
         } else {
             self.answer((answer, verdict), send);
         }
+    }
+
+    /// Only asked of a disk without locks: everybody has it.
+    fn setlk(
+        &mut self,
+        _: &Request<'_>,
+        _number: u64,
+        _handle: u64,
+        _owner: u64,
+        _start: u64,
+        _end: u64,
+        _type: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
     }
 
     fn flush(&mut self, _: &Request<'_>, number: u64, _: u64, _: u64, reply: ReplyEmpty) {

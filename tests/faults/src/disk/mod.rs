@@ -27,6 +27,18 @@ use pass_through::PassThrough;
 /// Calls of this phase meet no fault, and make no site.
 pub const QUIET: &str = "quiet";
 
+/// What a disk's file system lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lack {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Locks are granted to everybody who asks.
+    Locks,
+    /// Files cannot be opened with `O_DIRECT`: this error.
+    Direct(i32),
+}
+
 /// What the file system and its owner share.
 #[derive(Default)]
 pub(crate) struct State {
@@ -130,13 +142,21 @@ impl Disk {
     /// # Errors
     /// If this process may not mount.
     pub fn mount() -> Result<Disk> {
+        Disk::mount_without(Lack::Nothing)
+    }
+
+    /// Mounts an empty disk whose file system lacks something.
+    ///
+    /// # Errors
+    /// If this process may not mount.
+    pub fn mount_without(lack: Lack) -> Result<Disk> {
         let dir = tempfile::Builder::new().prefix("faults-").tempdir()?;
         let (store, mount) = (dir.path().join("store"), dir.path().join("mount"));
         std::fs::create_dir(&store)?;
         std::fs::create_dir(&mount)?;
         let state = Arc::new(Mutex::new(State::default()));
         let gate = Arc::new(Gate::default());
-        let files = PassThrough::new(store, Arc::clone(&state), Arc::clone(&gate));
+        let files = PassThrough::new(store, Arc::clone(&state), Arc::clone(&gate), lack);
         let options = [fuser::MountOption::FSName("archipelago-faults".to_owned())];
         let session = fuser::spawn_mount2(files, mount, &options)?;
         Ok(Disk {

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use fuser::{FileAttr, FileType};
 
 use super::gate::Gate;
-use super::{Kind, State, Verdict};
+use super::{Kind, Lack, State, Verdict};
 
 pub(super) type Answer<T> = Result<T, i32>;
 
@@ -25,6 +25,7 @@ pub(super) struct PassThrough {
     pub(super) store: PathBuf,
     state: Arc<Mutex<State>>,
     gate: Arc<Gate>,
+    pub(super) lack: Lack,
     paths: HashMap<u64, PathBuf>,
     pub(super) numbers: HashMap<PathBuf, u64>,
     next: u64,
@@ -32,12 +33,18 @@ pub(super) struct PassThrough {
 }
 
 impl PassThrough {
-    pub(super) fn new(store: PathBuf, state: Arc<Mutex<State>>, gate: Arc<Gate>) -> Self {
+    pub(super) fn new(
+        store: PathBuf,
+        state: Arc<Mutex<State>>,
+        gate: Arc<Gate>,
+        lack: Lack,
+    ) -> Self {
         let root = PathBuf::new();
         PassThrough {
             store,
             state,
             gate,
+            lack,
             paths: HashMap::from([(1, root.clone())]),
             numbers: HashMap::from([(root, 1)]),
             next: 2,
@@ -73,6 +80,14 @@ impl PassThrough {
             fs::symlink_metadata(self.store.join(path)).map_err(|error| errno(&error))?;
         let number = self.number(path);
         Ok(attributes_of(number, &metadata))
+    }
+
+    /// Whether a file can be opened with these flags.
+    pub(super) fn takes(&self, flags: i32) -> Answer<()> {
+        match self.lack {
+            Lack::Direct(errno) if flags & libc::O_DIRECT != 0 => Err(errno),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn keep_open(&mut self, path: &Path, file: File) -> u64 {

@@ -1,0 +1,204 @@
+//! How files of a pool can be accessed: what the file system says, and what it takes.
+//!
+//! Invariant: finding out needs no room. The lock file, whose length is fixed, is what is tried.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use archipelago_protocol::Error;
+use archipelago_runtime::{Calls, Durability, Source, direct_io};
+use nix::fcntl::OFlag;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
+    TMPFS_MAGIC, XFS_SUPER_MAGIC, statfs,
+};
+
+use crate::layout::Layout;
+use crate::lock::RECORD_LEN;
+use crate::pool::failed;
+
+/// Units of direct I/O that a pool can use, in the order in which they are tried.
+const ALIGNMENTS: [u32; 2] = [512, 4096];
+
+/// How files of the pool can be accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Past the page cache, by io_uring; offsets, lengths and addresses are multiples of this.
+    Direct { alignment: u32 },
+    /// Through the page cache, by plain calls.
+    Cached,
+}
+
+/// An access, and why it is that one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) access: Access,
+    /// For people.
+    pub(crate) text: String,
+}
+
+impl Found {
+    fn direct(alignment: u32) -> Found {
+        Found {
+            access: Access::Direct { alignment },
+            text: format!("direct, in units of {alignment} bytes"),
+        }
+    }
+
+    fn cached(why: &str) -> Found {
+        Found {
+            access: Access::Cached,
+            text: format!("page cache: {why}"),
+        }
+    }
+}
+
+/// What is below the page cache, and so how calls on the file system are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Memory: calls only copy, and io_uring would hand them to its workers.
+    Memory,
+    /// Something that a call does not wait for if it is asked not to, or that io_uring knows not to ask.
+    Device,
+    /// Another process (FUSE): its kernel side waits, for a lock of the file at least, also if it is asked not to.
+    Process,
+}
+
+impl Below {
+    pub(crate) fn of(layout: &Layout) -> Below {
+        match statfs(layout.directory()).map(|found| found.filesystem_type()) {
+            Ok(TMPFS_MAGIC) => Below::Memory,
+            Ok(FUSE_SUPER_MAGIC) => Below::Process,
+            _ => Below::Device,
+        }
+    }
+
+    /// Who makes the calls that the ring is asked for.
+    pub(crate) fn calls(self) -> Calls {
+        match self {
+            Below::Memory | Below::Device => Calls::First,
+            Below::Process => Calls::Workers,
+        }
+    }
+}
+
+/// The file system that `path` is on, for messages.
+pub(crate) fn file_system_name(path: &Path) -> String {
+    match statfs(path).map(|found| found.filesystem_type()) {
+        Ok(BTRFS_SUPER_MAGIC) => "btrfs".to_owned(),
+        Ok(EXT4_SUPER_MAGIC) => "ext4".to_owned(),
+        Ok(FUSE_SUPER_MAGIC) => "FUSE".to_owned(),
+        Ok(NFS_SUPER_MAGIC) => "NFS".to_owned(),
+        Ok(OVERLAYFS_SUPER_MAGIC) => "overlayfs".to_owned(),
+        Ok(TMPFS_MAGIC) => "tmpfs".to_owned(),
+        Ok(XFS_SUPER_MAGIC) => "xfs".to_owned(),
+        Ok(other) => format!("type {:#x}", other.0),
+        Err(errno) => format!("of unknown type: {errno}"),
+    }
+}
+
+/// Whether `error` says that there is no direct I/O here, and nothing worse: what file systems say differs.
+fn refuses(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINVAL
+                | libc::EOPNOTSUPP
+                | libc::ENOSYS
+                | libc::ENODEV
+                | libc::ENXIO
+                | libc::EIO
+                | libc::ENOTTY
+        )
+    )
+}
+
+/// Whether `error` says that there is no room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Finds out what the file system takes: by asking, and by writing a part of the lock file in its place. The caller holds the
+/// lock, and it has been written.
+pub(crate) fn find(layout: &Layout, source: &Source) -> Result<Found, Error> {
+    let found = attempt(&layout.lock(), source)
+        .map_err(|error| failed("try direct I/O in", layout.directory(), &error))?;
+    let directory = layout.directory().display();
+    match found.access {
+        Access::Direct { .. } => tracing::info!("pool {directory}: access: {}", found.text),
+        Access::Cached => tracing::warn!("pool {directory}: access: {}", found.text),
+    }
+    Ok(found)
+}
+
+/// The access of a pool that is told not to use `O_DIRECT`.
+pub(crate) fn configured_cached() -> Found {
+    Found::cached("`direct = false` in the configuration")
+}
+
+fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
+    let file = match OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_DIRECT.bits())
+        .open(path)
+    {
+        Ok(file) => file,
+        Err(error) if refuses(&error) => {
+            return Ok(Found::cached(&format!(
+                "the file system refuses O_DIRECT: {error}"
+            )));
+        }
+        Err(error) => return Err(error),
+    };
+    let told = match direct_io(&file) {
+        Ok(told) => told,
+        Err(error) => {
+            tracing::debug!("{}: statx: {error}", path.display());
+            None
+        }
+    };
+    let least = match told {
+        Some(told) if told.offset_alignment == 0 => {
+            return Ok(Found::cached(
+                "the file system takes O_DIRECT and does not follow it",
+            ));
+        }
+        Some(told) => told.offset_alignment.max(told.memory_alignment),
+        None => 0,
+    };
+    let memory = xseg::Region::anonymous(RECORD_LEN)?;
+    let whole = file.metadata()?.len() >= RECORD_LEN as u64;
+    let file = archipelago_runtime::File::from(file);
+    let mut refused = None;
+    for alignment in ALIGNMENTS {
+        if alignment < least {
+            continue;
+        }
+        let span = memory
+            .span(0, u64::from(alignment))
+            .map_err(io::Error::other)?;
+        // What is written is what was read: nobody else writes it.
+        let tried = source
+            .read_now(&file, std::slice::from_ref(&span), 0)
+            .and_then(|read| match read == span.len() {
+                true => source.write_now(&file, &[span], 0, Durability::Later),
+                false => Ok(read),
+            });
+        match tried {
+            // Too short a file is read without a word, whatever the alignment.
+            Ok(_) if !whole && u64::from(alignment) < RECORD_LEN as u64 => {}
+            Ok(_) => return Ok(Found::direct(alignment)),
+            // It was read like that, and rewriting needs room (btrfs): alignment was not what failed.
+            Err(error) if is_full(&error) => return Ok(Found::direct(alignment)),
+            Err(error) if refuses(&error) => refused = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Found::cached(&match refused {
+        Some(error) => format!("direct I/O of up to {RECORD_LEN} bytes is refused: {error}"),
+        None => format!("direct I/O needs units of {least} bytes, more than {RECORD_LEN}"),
+    }))
+}
