@@ -2,7 +2,7 @@
 //!
 //! A process that runs out of descriptors can neither take a front end nor open a file of the pool. So each process raises its
 //! soft limit to the hard one at its start, before anything derives its size from it, and an attach is refused when the
-//! descriptors that the volume may take in use are not left ([`Budget`]).
+//! descriptors that the volume may take in use are not left (`Budget`).
 
 use archipelago_blocker_file::files_kept;
 use archipelago_protocol::{Error, ErrorCode};

@@ -286,6 +286,6 @@ fn objects_are_named_for_people() {
     let failure = failed(ObjectOp::Read, pack(), ErrorCode::Io);
     assert_eq!(
         failure.message,
-        format!("Read of pack 3 of {us} failed: Io")
+        format!("reading pack 3 of {us} failed: input or output error")
     );
 }
