@@ -25,6 +25,8 @@ code_with() {
 }
 
 report 'left-over note' < <(git grep --untracked --line-number --extended-regexp -w -e 'FIXM[E]|XX[X]|TOD[O]' -- '*.rs' '*.sh' '*.toml' '*.md' || true)
+report 'a print that panics when nobody can read it (write with writeln!, or log)' < <(code_with '\be?print(ln)?!\(' xseg peers drivers control |
+    grep --invert-match --extended-regexp '/tests?(/|\.rs)|"skipped: ' || true)
 report 'unfinished code' < <(code_with '\b(todo|unimplemented)!\(' xseg peers drivers control bench tests)
 report 'codecs and state machines read no clock, no files' < <(code_with '^[^"]*(Instant::now|SystemTime::now|std::fs|File::open)' peers/mapper/src peers/volume/src peers/protocol/src |
     grep --invert-match --extended-regexp '/tests?(/|\.rs)' || true)

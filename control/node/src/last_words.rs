@@ -5,22 +5,21 @@
 
 use std::io::Write;
 
-use archipelago_protocol::Error;
+use archipelago_protocol::{Error, ErrorCode};
 
 use crate::api::types::Failure;
 
 /// Longest last words that are listened to: a message names a few things, each a path or a name.
 pub const LEN_MAX: u64 = 64 << 10;
 
-/// Says why this process ends.
-///
-/// # Panics
-/// If an error cannot be JSON: our own mistake.
+/// Says why this process ends. Never panics: it may be a panic that ends it.
 pub fn say(error: &Error) {
     let failure = Failure {
         error: error.clone(),
     };
-    let line = serde_json::to_string(&failure).expect("errors have string keys");
+    let Ok(line) = serde_json::to_string(&failure) else {
+        return;
+    };
     let mut stdout = std::io::stdout().lock();
     // A listener that has gone has the exit code and the log.
     let _heard = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
@@ -34,6 +33,15 @@ pub fn hear(output: &[u8]) -> Option<Error> {
         .rfind(|line| !line.is_empty())?;
     let failure: Failure = serde_json::from_slice(line).ok()?;
     Some(failure.error)
+}
+
+/// The last words of a process whose thread `thread` panicked.
+#[must_use]
+pub fn of_panic(thread: &str, panic: &std::panic::PanicHookInfo<'_>) -> Error {
+    Error::new(
+        ErrorCode::Internal,
+        format!("thread `{thread}` {panic}").replace('\n', " "),
+    )
 }
 
 #[cfg(test)]

@@ -97,6 +97,14 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
 fn run_daemon(root: Option<&Path>, background: bool) -> Result<(), Error> {
     logging::start("archipelagod");
     descriptors::raise();
+    // A task of the daemon that panics ends alone, and whoever keeps it running says so; this says where it was.
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        tracing::error!(
+            "{}",
+            last_words::of_panic(thread.name().unwrap_or("?"), panic)
+        );
+    }));
     if background {
         // Fails only for the leader of a group, which has no terminal to leave.
         let _led = nix::unistd::setsid();

@@ -27,7 +27,7 @@ use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::{OnFull, OpenMode, VolumeEvent, VolumeHandle, Volumes};
 use archipelago_runtime::{Peer, Progress};
 use crossbeam_channel::Receiver;
-use tracing::{error, info};
+use tracing::{debug, error};
 use xseg::Region;
 
 use crate::chain::Chain;
@@ -195,7 +195,8 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             match event {
                 VolumeEvent::Done { cookie, result } => self.done(cookie, result),
                 VolumeEvent::Opened { result: Ok(volume) } => {
-                    info!(volume = %volume.lineage, size = volume.size, "volume opened");
+                    // A guest opens its volume as often as it resets its device.
+                    debug!(volume = %volume.lineage, size = volume.size, "volume opened");
                     self.shared.set_size(volume.size);
                     self.without_space = false;
                     self.volume = VolumeState::Open(handle);

@@ -16,6 +16,7 @@ use archipelago_node::daemon::{NodeLock, PoolUser, ServingNode};
 use archipelago_node::descriptors::Descriptors;
 use archipelago_node::last_words;
 use archipelago_node::layout::{Layout, path_error, role_name};
+use archipelago_node::logging::rotation;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
@@ -41,8 +42,6 @@ const COUNTERS_WIDTH: usize = 64;
 const READY: &[u8; 6] = b"ready\n";
 /// Lines of the log that are shown when it does not.
 const TAIL_LINES: usize = 12;
-/// A log of this length is kept as `.old` at a start, and a new one begun.
-const LOG_LEN_MAX: u64 = 16 << 20;
 
 /// What `start` and `stop` say to scripts.
 #[derive(Debug, Serialize)]
@@ -132,8 +131,8 @@ fn open_log(layout: &Layout) -> Result<(File, u64), Error> {
     let path = layout.log();
     let failed = |error: std::io::Error| path_error(&path, &error);
     layout.make_directories()?;
-    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_LEN_MAX) {
-        std::fs::rename(&path, path.with_extension("log.old")).map_err(failed)?;
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > rotation::LEN_MAX) {
+        std::fs::rename(&path, rotation::predecessor(&path)).map_err(failed)?;
     }
     let file = OpenOptions::new()
         .append(true)
@@ -230,8 +229,10 @@ fn log_line(log: &Path, line: &str) -> std::io::Result<()> {
 fn tail(layout: &Layout, from: u64) -> Vec<String> {
     let mut text = Vec::new();
     let read = File::open(layout.log()).and_then(|mut file| {
-        file.seek(SeekFrom::Start(from))?;
-        file.take(LOG_LEN_MAX).read_to_end(&mut text)
+        // One that is shorter now was cut meanwhile.
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(if from <= len { from } else { 0 }))?;
+        file.take(rotation::LEN_MAX).read_to_end(&mut text)
     });
     if let Err(error) = read {
         return vec![format!("{}: {error}", layout.log().display())];
@@ -410,6 +411,25 @@ fn descriptors(status: &NodeStatus) -> String {
     table.render() + "\n"
 }
 
+/// The processes that do not serve, or ended since the daemon started, and why.
+fn ends(status: &NodeStatus) -> Table {
+    let mut ends = Table::new(&["PROCESS", "RESTARTS", "ENDED SECONDS AGO", "REASON"]);
+    for process in &status.processes {
+        let end = process.last_end.as_ref();
+        let Some(reason) = process.reason.as_ref().or(end.map(|end| &end.reason)) else {
+            continue;
+        };
+        let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
+        ends.row([
+            roles.join("+"),
+            process.restarts.to_string(),
+            end.map_or_else(|| "-".to_owned(), |end| end.seconds.to_string()),
+            reason.clone(),
+        ]);
+    }
+    ends
+}
+
 fn render(status: &NodeStatus) -> String {
     let mut text = format!(
         "archipelagod {}, process {}, placement {}\n\n",
@@ -436,6 +456,11 @@ fn render(status: &NodeStatus) -> String {
     }
     if !waits.is_empty() {
         text.push_str(&waits.render());
+        text.push('\n');
+    }
+    let ends = ends(status);
+    if !ends.is_empty() {
+        text.push_str(&ends.render());
         text.push('\n');
     }
     let mut peers = Table::new(&["PEER", "PROCESS", "RESTARTS", "STATE", "COUNTERS"]);

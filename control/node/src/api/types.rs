@@ -199,10 +199,25 @@ pub struct ProcessView {
     /// Its file descriptors; null: it does not run, or the kernel does not show them to the daemon.
     #[serde(default)]
     pub descriptors: Option<Descriptors>,
+    /// Why it does not; null: it does.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// How it ended last without being told to; null: it did not since the daemon started.
+    #[serde(default)]
+    pub last_end: Option<ProcessEnd>,
     /// The peers in it.
     pub peers: Vec<PeerStatus>,
     /// The channels that its peers are clients of.
     pub channels: Vec<ChannelStatus>,
+}
+
+/// The end of a process that should have gone on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEnd {
+    /// Why it ended, in its own words if it had any, or why it could not be started.
+    pub reason: String,
+    /// How long ago.
+    pub seconds: u64,
 }
 
 /// A node.

@@ -3,10 +3,14 @@
 //! Attaching takes no lock and is idempotent. What the file of attachments says is what the endpoint is told: at an
 //! attach, and again whenever its process has started.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name};
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::watch;
 
 use super::node::Node;
 use super::passing::{Hindrance, Tries};
@@ -19,6 +23,10 @@ const QUEUES_DEFAULT: u16 = 1;
 const SERIAL_LEN: usize = 20;
 /// A fresh endpoint is told of as many attachments at once: a connection and a thread for each.
 const SERVED_AT_ONCE: usize = 16;
+/// First wait before the endpoint is told again of what it could not serve.
+const SERVE_RETRY_MIN: Duration = Duration::from_secs(1);
+/// Longest wait: whoever frees a descriptor or some space shall see the volume come back.
+const SERVE_RETRY_MAX: Duration = Duration::from_secs(10);
 
 impl Node {
     /// Serves `name` at a socket; the same again answers the same.
@@ -245,20 +253,77 @@ impl Node {
             .with_hint("stop the virtual machine or unplug the disk, then detach")
     }
 
-    /// Tells a fresh endpoint what is attached. What cannot be served is logged and stays noted.
-    pub(crate) async fn serve_all(&self) {
-        let _one_at_a_time = match self.change_alone().await {
-            Ok(turn) => turn,
-            Err(error) => return tracing::error!("what is attached is not served: {error}"),
-        };
-        let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
-        // Guests wait meanwhile.
-        stream::iter(&attachments)
-            .for_each_concurrent(SERVED_AT_ONCE, |attachment| self.serve_again(attachment))
-            .await;
+    /// Tells each life of the endpoint what is attached. A life that begins ends what was to be told to the one before, so
+    /// there is one round under way, however many lives there were.
+    pub(crate) async fn serve_lives(self: Arc<Self>, mut lives: watch::Receiver<u64>) {
+        let mut begun = lives.changed().await;
+        while begun.is_ok() {
+            begun = tokio::select! {
+                // First: a round for a life that is over costs whoever waits for its answers.
+                biased;
+                begun = lives.changed() => begun,
+                () = self.serve_until_done() => lives.changed().await,
+            };
+        }
     }
 
-    async fn serve_again(&self, attachment: &Attachment) {
+    /// Tells the endpoint what is attached, and again what it could not serve.
+    async fn serve_until_done(&self) {
+        let mut wait = SERVE_RETRY_MIN;
+        let mut failed = self.serve_all(None).await;
+        while !failed.is_empty() {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(SERVE_RETRY_MAX);
+            failed = self.serve_all(Some(failed)).await;
+        }
+    }
+
+    /// Tells the endpoint what is attached, or those of `only`. What cannot be served is logged and stays noted; returned is
+    /// what may be served later.
+    pub(crate) async fn serve_all(&self, only: Option<Vec<Lineage>>) -> Vec<Lineage> {
+        let wanted = |attachment: &&Attachment| {
+            only.as_ref()
+                .is_none_or(|only| only.contains(&attachment.lineage))
+        };
+        let turn = self.change_alone().await;
+        let attachments: Vec<Attachment> =
+            self.attachments().all().filter(wanted).cloned().collect();
+        let _one_at_a_time = match turn {
+            Ok(turn) => turn,
+            Err(error) => {
+                tracing::error!("what is attached is not served: {error}");
+                return attachments.iter().map(|one| one.lineage).collect();
+            }
+        };
+        let all = attachments.len();
+        // Guests wait meanwhile.
+        let failed: Vec<(Lineage, ErrorCode)> = stream::iter(attachments)
+            .map(|attachment| async move {
+                let failed = self.serve_again(&attachment).await.err();
+                failed.map(|error| (attachment.lineage, error.code))
+            })
+            .buffer_unordered(SERVED_AT_ONCE)
+            .filter_map(|failed| async move { failed })
+            .collect()
+            .await;
+        if all > 0 {
+            let life = *self.endpoint_lives.borrow();
+            let served = all - failed.len();
+            tracing::info!("{served} of {all} attached volumes are served (endpoint life {life})");
+        }
+        let may_pass = |code: ErrorCode| {
+            !matches!(
+                code,
+                ErrorCode::NotFound | ErrorCode::Invalid | ErrorCode::Damaged
+            )
+        };
+        failed
+            .into_iter()
+            .filter_map(|(lineage, code)| may_pass(code).then_some(lineage))
+            .collect()
+    }
+
+    async fn serve_again(&self, attachment: &Attachment) -> Result<(), Error> {
         let name = &attachment.name;
         let served = match self.lookup(name).await {
             Ok(entry) if entry.lineage == attachment.lineage => {
@@ -270,9 +335,10 @@ impl Node {
             )),
             Err(error) => Err(error),
         };
-        match served {
-            Ok(()) => tracing::info!("`{name}` is served at {}", attachment.socket.display()),
+        match &served {
+            Ok(()) => tracing::debug!("`{name}` is served at {}", attachment.socket.display()),
             Err(error) => tracing::error!("`{name}` is attached but cannot be served: {error}"),
         }
+        served
     }
 }

@@ -33,11 +33,12 @@ pub use lock::NodeLock;
 pub(crate) use node::Node;
 pub use pool_user::{PoolUser, ServingNode};
 pub(crate) use process::LINE_LEN_MAX;
-use supervisor::{End, Event, Wish, supervise};
+use supervisor::{End, Event, Wish, keep_running, supervise_always};
 
 use crate::config::{Config, Endpoint, Pool};
 use crate::hosting::Identity;
 use crate::layout::Layout;
+use crate::logging;
 
 /// How long all processes together may take to drain; less, once storage hangs.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -50,11 +51,16 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to exit after it has said that it drained.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often the length of the log is looked at, and what it owes is written.
+const LOG_STEP: Duration = Duration::from_secs(1);
+
 /// The supervised processes: how to tell a supervisor what is wished, and how to wait for its end.
 struct Supervision {
     wishes: Vec<watch::Sender<Wish>>,
     tasks: Vec<JoinHandle<()>>,
     events: mpsc::UnboundedReceiver<Event>,
+    /// Kept so that `events` does not end, whatever becomes of the tasks.
+    _sender: mpsc::UnboundedSender<Event>,
 }
 
 /// Runs the daemon of the node at `layout` until it is told to stop. `ready` is called when requests are served.
@@ -88,6 +94,8 @@ async fn serve(
     let mut end =
         Signals::new().map_err(|error| Error::new(ErrorCode::Io, format!("signals: {error}")))?;
     let node = Arc::new(Node::new(layout, config, endpoint)?);
+    let lives = node.endpoint_lives.subscribe();
+    let keeper = tokio::spawn(keep_log(Arc::clone(&node)));
     let mut supervision = start_processes(&node);
     let started = tokio::select! {
         started = start_up(&node) => started,
@@ -104,6 +112,7 @@ async fn serve(
         return Err(error);
     }
     node.started.store(true, Ordering::Relaxed);
+    let server = tokio::spawn(serve_lives(Arc::clone(&node), lives));
     let (api, hang_up) = serve_api(&node)?;
     tracing::info!(
         "serving {} ({})",
@@ -119,11 +128,13 @@ async fn serve(
         }
     }
     tracing::info!("stopping");
+    server.abort();
     let unfinished = stop_processes(&node, &mut supervision).await;
     node.stopped.send_replace(Some(unfinished));
     // The answer to the request that asked for the stop is still on its way.
-    let _finished = hang_up.send(());
+    hang_up.send_replace(true);
     let _in_time = tokio::time::timeout(EXIT_PATIENCE, api).await;
+    keeper.abort();
     unlink(&node.layout.api_socket());
     tracing::info!("stopped");
     Ok(())
@@ -160,11 +171,12 @@ fn start_processes(node: &Arc<Node>) -> Supervision {
         wishes: Vec::new(),
         tasks: Vec::new(),
         events,
+        _sender: sender.clone(),
     };
     for process in &node.processes {
         let (wish, wished) = watch::channel(Wish::Live);
         supervision.wishes.push(wish);
-        supervision.tasks.push(tokio::spawn(supervise(
+        supervision.tasks.push(tokio::spawn(supervise_always(
             Arc::clone(process),
             wished,
             sender.clone(),
@@ -192,7 +204,10 @@ async fn start_up(node: &Arc<Node>) -> Result<(), Error> {
         }
     }
     node.pool_info(node.pool()).await?;
-    node.serve_all().await;
+    if !node.serve_all(None).await.is_empty() {
+        // Guests of the others are served meanwhile.
+        node.endpoint_lives.send_modify(|count| *count += 1);
+    }
     Ok(())
 }
 
@@ -237,14 +252,46 @@ fn died_at_start(node: &Node, title: &str, end: End) -> Error {
 fn on_event(node: &Arc<Node>, event: Option<Event>) {
     match event {
         Some(Event::Started(process)) if process.roles().contains(&Role::Endpoint) => {
-            let node = Arc::clone(node);
-            tokio::spawn(async move { node.serve_all().await });
+            node.endpoint_lives.send_modify(|count| *count += 1);
         }
         Some(Event::Started(_) | Event::Died(..)) | None => {}
     }
 }
 
-type Api = (JoinHandle<()>, tokio::sync::oneshot::Sender<()>);
+/// Has each life of the endpoint serve what is attached, from those on that `lives` has not seen.
+async fn serve_lives(node: Arc<Node>, lives: watch::Receiver<u64>) {
+    let make = || Arc::clone(&node).serve_lives(lives.clone());
+    keep_running("serving what is attached", make, |_logged| {}).await;
+}
+
+/// Keeps the log within its bounds.
+async fn keep_log(node: Arc<Node>) {
+    let make = || {
+        let path = node.layout.log();
+        async move {
+            loop {
+                tokio::time::sleep(LOG_STEP).await;
+                let path = path.clone();
+                let looked = tokio::task::spawn_blocking(move || {
+                    logging::catch_up();
+                    logging::rotation::rotate(&path)
+                });
+                match looked.await {
+                    Ok(Ok(false)) | Err(_) => {}
+                    Ok(Ok(true)) => tracing::info!(
+                        "the log was longer than it may be: what came before is in its predecessor, `.1`"
+                    ),
+                    Ok(Err(error)) => tracing::warn!(
+                        "the log was longer than it may be and is cut; what came before is lost: {error}"
+                    ),
+                }
+            }
+        }
+    };
+    keep_running("keeping the log", make, |_logged| {}).await;
+}
+
+type Api = (JoinHandle<()>, watch::Sender<bool>);
 
 fn serve_api(node: &Arc<Node>) -> Result<Api, Error> {
     let path = node.layout.api_socket();
@@ -252,17 +299,31 @@ fn serve_api(node: &Arc<Node>) -> Result<Api, Error> {
         |error: std::io::Error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display()));
     let listener = crate::socket::listen(&path)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
-    let (hang_up, hung_up) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, crate::api::router(Arc::clone(node)))
-        .with_graceful_shutdown(async move {
-            // A dropped sender means the same.
-            let _told = hung_up.await;
-        });
+    let (hang_up, hung_up) = watch::channel(false);
+    let node = Arc::clone(node);
     let task = tokio::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!("serving the API: {error}");
-        }
+        let make = || {
+            let listener = listener.try_clone();
+            let (node, mut hung_up) = (Arc::clone(&node), hung_up.clone());
+            async move {
+                let listener = listener.and_then(tokio::net::UnixListener::from_std);
+                let served = match listener {
+                    Ok(listener) => {
+                        axum::serve(listener, crate::api::router(node))
+                            .with_graceful_shutdown(async move {
+                                // A dropped sender means the same.
+                                let _told = hung_up.wait_for(|hung_up| *hung_up).await;
+                            })
+                            .await
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = served {
+                    tracing::error!("serving the API: {error}");
+                }
+            }
+        };
+        keep_running("serving the API", make, |_logged| {}).await;
     });
     Ok((task, hang_up))
 }

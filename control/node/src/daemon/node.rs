@@ -52,6 +52,8 @@ pub(crate) struct Node {
     granted: Mutex<Granted>,
     /// The node serves.
     pub(crate) started: AtomicBool,
+    /// Counts the lives of the endpoint that are to be told what is attached.
+    pub(crate) endpoint_lives: watch::Sender<u64>,
     /// Asks the main loop for a clean stop.
     pub(crate) stop: Notify,
     /// What was left unfinished, once all processes have stopped.
@@ -98,6 +100,7 @@ impl Node {
             attachments: Mutex::new(attachments),
             granted: Mutex::new(granted),
             started: AtomicBool::new(false),
+            endpoint_lives: watch::Sender::new(0),
             stop: Notify::new(),
             stopped: watch::Sender::new(None),
         })

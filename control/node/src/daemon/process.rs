@@ -22,6 +22,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::hosting::PeerSettings;
 use crate::layout::{Layout, path_error, role_name};
@@ -49,6 +50,13 @@ pub(crate) enum AskError {
     Failed(Error),
 }
 
+/// How a life ended that should not have, or why one could not begin.
+#[derive(Debug, Clone)]
+pub(crate) struct LastEnd {
+    pub(crate) reason: String,
+    pub(crate) at: Instant,
+}
+
 /// One process and its control socket.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -60,6 +68,7 @@ pub(crate) struct Process {
     settings: PeerSettings,
     life: watch::Sender<Life>,
     restarts: watch::Sender<u64>,
+    last_end: watch::Sender<Option<LastEnd>>,
 }
 
 impl Process {
@@ -84,6 +93,7 @@ impl Process {
             settings,
             life: watch::Sender::new(Life::Between),
             restarts: watch::Sender::new(0),
+            last_end: watch::Sender::new(None),
         })
     }
 
@@ -123,11 +133,26 @@ impl Process {
         self.restarts.send_modify(|count| *count += 1);
     }
 
+    /// The last life that ended though nobody wished it.
+    pub(crate) fn last_end(&self) -> Option<LastEnd> {
+        self.last_end.borrow().clone()
+    }
+
+    /// Notes why a life ended.
+    pub(crate) fn set_last_end(&self, reason: String) {
+        let at = Instant::now();
+        self.last_end.send_replace(Some(LastEnd { reason, at }));
+    }
+
     /// Starts a life of the process.
     ///
     /// The caller is the main thread: the kernel ties the child's death to the thread that started it.
     pub(crate) fn spawn(&self) -> std::io::Result<Child> {
-        let program = std::env::current_exe()?;
+        // A program that was replaced by an update has no path any more; the others are of the old version too.
+        let program = std::env::current_exe()
+            .ok()
+            .filter(|path| path.exists())
+            .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let listener: OwnedFd = self.listener.try_clone()?.into();
         let settings = serde_json::to_string(&self.settings).map_err(std::io::Error::other)?;
         let mut command = Command::new(program);

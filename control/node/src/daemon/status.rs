@@ -8,11 +8,13 @@ use archipelago_protocol::control::{
 };
 
 use super::node::Node;
-use super::process::Process;
-use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessView, WaitView};
+use super::process::{AskError, Process};
+use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView};
 use crate::descriptors::Descriptors;
 use crate::hosting::device_name;
 
+/// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two lives.
+const RECENT: Duration = Duration::from_secs(10);
 /// A process that does not say how it is within this time is shown as not serving.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -22,8 +24,9 @@ impl Node {
         let mut processes = Vec::with_capacity(self.processes.len());
         let mut waits = Vec::new();
         let mut problems = Vec::new();
-        for process in &self.processes {
-            let (view, status_waits, status_problems) = view(process).await;
+        // Beside each other: one that does not answer costs what it waits, not three of them.
+        let views = self.processes.iter().map(|process| view(process));
+        for (view, status_waits, status_problems) in futures_util::future::join_all(views).await {
             processes.push(view);
             waits.extend(status_waits);
             problems.extend(status_problems);
@@ -69,17 +72,34 @@ impl Node {
 
 async fn view(process: &Process) -> (ProcessView, Vec<Wait>, Vec<DeviceProblem>) {
     let answer = process.ask(&ControlRequest::Status, PATIENCE).await;
-    let (serving, status) = match answer {
-        Ok(ControlReply::Status(status)) => (true, status),
-        _ => (false, ProcessStatus::default()),
+    let title = process.title();
+    let (silence, status) = match answer {
+        Ok(ControlReply::Status(status)) => (None, status),
+        Ok(ControlReply::Failed(error)) | Err(AskError::Failed(error)) => {
+            (Some(error.message), ProcessStatus::default())
+        }
+        Ok(_) | Err(AskError::Lost) => {
+            let why = format!("the {title} process ended while it was asked");
+            (Some(why), ProcessStatus::default())
+        }
     };
     let pid = process.pid();
+    let last_end = process.last_end();
+    let reason = silence.map(|silence| match &last_end {
+        Some(end) if pid == 0 || end.at.elapsed() < RECENT => end.reason.clone(),
+        _ => silence,
+    });
     let view = ProcessView {
         roles: process.roles().to_vec(),
         pid,
         descriptors: (pid != 0).then(|| Descriptors::of(pid)).flatten(),
         restarts: process.restarts(),
-        serving,
+        serving: reason.is_none(),
+        reason,
+        last_end: last_end.map(|end| ProcessEnd {
+            reason: end.reason,
+            seconds: end.at.elapsed().as_secs(),
+        }),
         peers: status.peers,
         channels: status.channels,
     };

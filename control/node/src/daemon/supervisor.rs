@@ -4,15 +4,18 @@
 //! |---|---|
 //! | a life of at least [`STABLE`] | nothing |
 //! | a shorter one | nothing the first time, then 50 ms, doubled up to [`BACKOFF_MAX`] |
+//!
+//! Tries never end, and neither does a supervisor: one that panics is logged and begins anew ([`keep_running`]).
 
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_protocol::Error;
+use archipelago_protocol::{Error, ErrorCode};
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::process::{Life, Process};
@@ -24,6 +27,8 @@ const STABLE: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Wait before a task of the daemon that panicked runs again: a panic that repeats itself shall not keep the CPU busy.
+const PANIC_WAIT: Duration = Duration::from_secs(1);
 
 /// What the daemon shall do about a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +59,17 @@ pub(crate) struct End {
     pub(crate) last_words: Option<Error>,
 }
 
+impl End {
+    /// Why the `title` process ended, for people.
+    pub(crate) fn reason(&self, title: &str) -> String {
+        match (&self.last_words, self.status) {
+            (Some(error), _) => error.message.clone(),
+            (None, Some(status)) => format!("the {title} process ended with {status}"),
+            (None, None) => format!("the {title} process cannot be waited for"),
+        }
+    }
+}
+
 /// How long to wait before the next life.
 #[derive(Debug, Default)]
 struct Backoff {
@@ -75,8 +91,65 @@ impl Backoff {
     }
 }
 
+/// Runs what `make` makes until it returns, again after each panic: a task of the daemon that has gone is missed by
+/// nobody until somebody needs it. `report` hears of each.
+pub(crate) async fn keep_running<F>(
+    what: &str,
+    mut make: impl FnMut() -> F,
+    mut report: impl FnMut(String),
+) where
+    F: Future<Output = ()> + 'static + Send,
+{
+    loop {
+        let mut running = AbortOnDrop(tokio::spawn(make()));
+        match (&mut running.0).await {
+            Ok(()) => return,
+            Err(error) if error.is_panic() => {
+                let panic = error.into_panic();
+                let why = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("a panic without a text");
+                let message = format!("{what} of the daemon panicked and begins anew: {why}");
+                tracing::error!("{message}");
+                report(message);
+            }
+            // Nobody else can end it: the daemon is ending.
+            Err(_cancelled) => return,
+        }
+        tokio::time::sleep(PANIC_WAIT).await;
+    }
+}
+
+/// A task that ends with whoever waits for it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Runs `process` until `wish` says otherwise, whatever happens to the supervisor itself.
+pub(crate) async fn supervise_always(
+    process: Arc<Process>,
+    wish: watch::Receiver<Wish>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let what = format!("the supervisor of the {} process", process.title());
+    let make = || supervise(Arc::clone(&process), wish.clone(), events.clone());
+    keep_running(&what, make, |why| {
+        // Its child was killed with it.
+        process.set_life(Life::Between);
+        process.set_last_end(why);
+        process.count_restart();
+    })
+    .await;
+}
+
 /// Runs `process` until `wish` says otherwise.
-pub(crate) async fn supervise(
+async fn supervise(
     process: Arc<Process>,
     mut wish: watch::Receiver<Wish>,
     events: mpsc::UnboundedSender<Event>,
@@ -95,16 +168,20 @@ pub(crate) async fn supervise(
         }
         process.set_life(Life::Between);
         let wait = backoff.after(began.elapsed());
+        let title = process.title();
+        let reason = end.reason(&title);
         match end.status {
-            Some(status) => tracing::warn!(
-                "the {} process died ({status}), next life in {wait:?}",
-                process.title()
-            ),
-            None => tracing::error!(
-                "the {} process cannot be started, next try in {wait:?}",
-                process.title()
-            ),
+            Some(status) if end.last_words.is_none() => {
+                tracing::warn!("the {title} process died ({status}), next life in {wait:?}");
+            }
+            Some(status) => {
+                tracing::warn!(
+                    "the {title} process died ({status}: {reason}), next life in {wait:?}"
+                );
+            }
+            None => tracing::error!("{reason}, next try in {wait:?}"),
         }
+        process.set_last_end(reason);
         // Nobody listens any more when the daemon is ending.
         let _ended = events.send(Event::Died(Arc::clone(&process), end));
         tokio::select! {
@@ -124,8 +201,11 @@ async fn live(
     let mut child = match process.spawn() {
         Ok(child) => child,
         Err(error) => {
-            tracing::error!("starting the {} process: {error}", process.title());
-            return End::default();
+            let message = format!("the {} process cannot be started: {error}", process.title());
+            return End {
+                status: None,
+                last_words: Some(Error::new(ErrorCode::Unavailable, message)),
+            };
         }
     };
     let pid = child.id().unwrap_or(0);
@@ -167,6 +247,8 @@ async fn end(status: Option<ExitStatus>, child: &mut Child) -> End {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[test]
@@ -177,5 +259,30 @@ mod tests {
         assert_eq!(waits, [0, 50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         assert_eq!(backoff.after(STABLE), Duration::ZERO);
         assert_eq!(backoff.after(short), BACKOFF_MIN);
+    }
+
+    #[test]
+    fn a_task_that_panics_is_reported_and_runs_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let runs = Arc::new(AtomicU32::new(0));
+        let mut reports = Vec::new();
+        let make = || {
+            let runs = Arc::clone(&runs);
+            async move {
+                let run = runs.fetch_add(1, Ordering::Relaxed);
+                assert!(run == 2, "run {run} fails");
+            }
+        };
+        runtime.block_on(keep_running("a task", make, |why| reports.push(why)));
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+        assert_eq!(
+            reports,
+            [0, 1].map(|run| format!(
+                "a task of the daemon panicked and begins anew: run {run} fails"
+            ))
+        );
     }
 }

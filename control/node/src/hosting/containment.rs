@@ -47,6 +47,7 @@ fn end(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("?");
     tracing::error!("thread `{name}`: {panic}; this process ends");
+    last_words::say(&last_words::of_panic(name, panic));
     std::process::abort();
 }
 
@@ -84,6 +85,11 @@ mod tests {
         assert!(
             said.contains("thread `a-peer`") && said.contains("of no use"),
             "{said}"
+        );
+        let error = last_words::hear(&output.stdout).expect("last words");
+        assert!(
+            error.message.contains("thread `a-peer`") && error.message.contains("of no use"),
+            "{error}"
         );
     }
 }

@@ -1,0 +1,118 @@
+//! The log file of a daemon in the background: at most [`LEN_MAX`] bytes and one predecessor, `.1`.
+//!
+//! The daemon and its data processes have one descriptor of the file, opened for appending, and data processes could not
+//! open another: so the file is copied and cut, not renamed. A line written between the copy's end and the cut, a few
+//! microseconds, is lost. The daemon alone does it, once a second.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes after which a log is cut. The run directory is memory: with the predecessor 16 MiB, some 100,000 lines, and what is
+/// written within the second between two looks, which [`super::limit`] bounds.
+pub const LEN_MAX: u64 = 8 << 20;
+
+/// The part of the log at `path` that came before.
+#[must_use]
+pub fn predecessor(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
+}
+
+/// Cuts the log at `path`, if it is this process's stderr and longer than [`LEN_MAX`]; whether it was.
+///
+/// # Errors
+/// Why the predecessor could not be kept; the log was cut all the same.
+pub fn rotate(path: &Path) -> io::Result<bool> {
+    cut(path, std::io::stderr(), LEN_MAX)
+}
+
+fn cut(path: &Path, log: impl AsFd, len_max: u64) -> io::Result<bool> {
+    let Ok(open) = nix::sys::stat::fstat(&log) else {
+        return Ok(false);
+    };
+    // Somebody else's file, or one that somebody has moved away, is left alone.
+    let same = std::fs::metadata(path)
+        .is_ok_and(|named| (named.dev(), named.ino()) == (open.st_dev, open.st_ino));
+    let long = u64::try_from(open.st_size).is_ok_and(|len| len > len_max);
+    if long && open.st_nlink == 0 {
+        // Removed under us: nobody can read it, and it takes space all the same.
+        nix::unistd::ftruncate(&log, 0)?;
+    }
+    if !same || !long {
+        return Ok(false);
+    }
+    let kept = keep(path, 2 * len_max);
+    if kept.is_err() {
+        // Half of it, on a file system that is full.
+        let _removed = std::fs::remove_file(predecessor(path));
+    }
+    nix::unistd::ftruncate(&log, 0)?;
+    kept.map(|()| true)
+}
+
+/// Keeps the end of the log, `len_max` bytes at most.
+fn keep(path: &Path, len_max: u64) -> io::Result<()> {
+    let predecessor = predecessor(path);
+    match std::fs::remove_file(&predecessor) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut from = File::open(path)?;
+    let mut to = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&predecessor)?;
+    let len = from.metadata()?.len();
+    from.seek(SeekFrom::Start(len.saturating_sub(len_max)))?;
+    io::copy(&mut from.take(len_max), &mut to).map(|_len| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_cut_and_its_writers_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        let mut log = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
+        let other = File::options().append(true).open(dir.path().join("a.log"));
+        let mut other = other.unwrap();
+        for round in 0..3 {
+            writeln!(log, "round {round}").unwrap();
+            assert!(!cut(&path, &log, 100).unwrap(), "short");
+            writeln!(other, "{}", "x".repeat(100)).unwrap();
+            assert!(cut(&path, &log, 100).unwrap());
+            let kept = std::fs::read_to_string(predecessor(&path)).unwrap();
+            assert!(kept.starts_with(&format!("round {round}\nxxx")), "{kept}");
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+        }
+        std::fs::remove_file(predecessor(&path)).unwrap();
+        std::fs::create_dir(predecessor(&path)).unwrap();
+        writeln!(other, "{}", "x".repeat(200)).unwrap();
+        cut(&path, &log, 100).unwrap_err();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().len(),
+            0,
+            "cut all the same"
+        );
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        writeln!(other, "{}", "x".repeat(200)).unwrap();
+        assert!(!cut(&path, &log, 100).unwrap(), "somebody else's");
+        assert_eq!(log.metadata().unwrap().len(), 201);
+        std::fs::remove_file(dir.path().join("moved")).unwrap();
+        assert!(!cut(&path, &log, 100).unwrap(), "nobody's");
+        assert_eq!(log.metadata().unwrap().len(), 0);
+    }
+}
