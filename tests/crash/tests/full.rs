@@ -167,6 +167,11 @@ fn writes_wait_for_space(placement: &str, victim: &str, reads_go_on: bool) -> Re
 }
 
 #[test]
+fn fused_writes_wait_for_space_over_the_death_of_the_data_process() -> Result<()> {
+    writes_wait_for_space("fused", "endpoint", false)
+}
+
+#[test]
 fn split_writes_wait_for_space_over_the_death_of_the_mapper() -> Result<()> {
     writes_wait_for_space("split", "mapper", false)
 }
