@@ -1,9 +1,9 @@
 //! Logs: one line an event on stderr; under systemd with the level in front, as journald reads it (`sd-daemon(3)`).
 //!
 //! Invariants
-//! - A log only informs: no event panics, ends a process or keeps its thread waiting for longer than [`output`] says. What
+//! - A log only informs: no event panics, ends a process or keeps its thread waiting for longer than `output` says. What
 //!   cannot be written is dropped and counted, and the count is written once writing works again.
-//! - Equal events are written at once and then counted ([`limit`]), so nobody can fill a disk by repeating a fault.
+//! - Equal events are written at once and then counted (`limit`), so nobody can fill a disk by repeating a fault.
 //! - The file of a daemon in the background has a bound ([`rotation`]).
 //! - A thread that panics inside of this module does not wait for itself: locks are tried, never waited for.
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes after which a log is cut. The run directory is memory: with the predecessor 16 MiB, some 100,000 lines, and what is
-/// written within the second between two looks, which [`super::limit`] bounds.
+/// written within the second between two looks, which `super::limit` bounds.
 pub const LEN_MAX: u64 = 8 << 20;
 
 /// The part of the log at `path` that came before.
