@@ -1,8 +1,9 @@
 //! Writes without room in the pool: they wait until there is some, if the volume's policy says so.
 //!
 //! A request that failed for want of space and may wait is *parked*: it keeps its slot and is not answered. The host calls
-//! [`VolumePeer::look_for_space`] while [`VolumePeer::waits_for_space`]: each call starts one parked request of each volume
-//! again, from the beginning, as a probe. When the probe succeeds, all parked requests of its volume start again.
+//! [`VolumePeer::look_for_space`] while [`VolumePeer::waits_for_space`]. One turn each [`SPACE_INTERVAL`], however often it is
+//! called, starts one parked request of each volume again, from the beginning, as a probe. When the probe succeeds, all parked
+//! requests of its volume start again.
 //!
 //! Invariants
 //! - Nothing of a parked request is in flight, and it stands in no other queue.
@@ -19,14 +20,33 @@ use archipelago_protocol::volume::OnFull;
 use archipelago_protocol::{ErrorCode, Lineage};
 use xseg::ClientPort;
 
-use crate::model::{Phase, State};
+use crate::model::{Phase, State, Volume};
 use crate::peer::VolumePeer;
 use crate::slab::Queue;
 use crate::snapshot::ControlEvent;
 
+/// Between two turns: parked requests go on well within a second after there is room.
+pub const SPACE_INTERVAL: Duration = Duration::from_millis(250);
 /// Turns without a parked request after which a volume counts as served again: a volume at the edge of a full pool is
 /// reported once, not with each block that somebody frees.
 const CALM_TURNS: u8 = 4;
+
+/// What a volume waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Room for its writes, in the pool.
+    Writes,
+    /// Room for what an open volume needs, in the pool or in the run directory.
+    Session,
+}
+
+/// When the next turn is.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    /// Some volume may wait. Set when one begins to, and found out by each turn.
+    wanted: bool,
+    due: Duration,
+}
 
 /// What waits for space in one volume.
 #[derive(Debug)]
@@ -56,6 +76,29 @@ impl Default for Full {
 }
 
 impl Full {
+    /// Whether there is nothing to do for it in a turn.
+    fn is_idle(&self) -> bool {
+        self.is_served() && self.since.is_none()
+    }
+
+    /// Whether nothing waits.
+    fn is_served(&self) -> bool {
+        self.count == 0 && self.probe.is_none() && !self.unopened
+    }
+
+    fn waits_for(&self) -> WaitsFor {
+        if self.unopened {
+            WaitsFor::Session
+        } else {
+            WaitsFor::Writes
+        }
+    }
+
+    /// Requests that are parked.
+    pub(crate) fn parked(&self) -> u64 {
+        u64::from(self.count)
+    }
+
     /// Whether a request that found no room may wait.
     fn may_wait(&self) -> bool {
         self.policy != OnFull::Report
@@ -76,11 +119,12 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
         debug_assert_ne!(self.requests[r].phase, Phase::Done);
         let full = &mut volume.full;
-        full.probe = full.probe.filter(|probe| *probe != r);
+        let again = full.probe == Some(r);
+        full.probe = full.probe.filter(|_| !again);
         full.parked.push(&mut self.requests, r);
         full.count += 1;
-        self.parked += 1;
-        self.counters.space_waits += 1;
+        self.space_turns.wanted = true;
+        self.counters.space_waits += u64::from(!again);
         true
     }
 
@@ -107,7 +151,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
         // Asked already, as far as `advance` knows: the next turn asks again.
         (volume.full.unopened, volume.asked) = (true, true);
-        self.unopened += 1;
+        self.space_turns.wanted = true;
         true
     }
 
@@ -116,7 +160,6 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         let volume = &mut self.volumes[v];
         if std::mem::take(&mut volume.full.unopened) {
             volume.asked = false;
-            self.unopened -= 1;
             self.make_ready(v);
         }
     }
@@ -125,18 +168,14 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         let full = &mut self.volumes[v].full;
         let r = full.parked.pop(&mut self.requests)?;
         full.count -= 1;
-        self.parked -= 1;
         Some(r)
     }
 
     /// Nothing of `v` is parked any more: its requests are queued again or answered by the caller.
     pub(crate) fn forget_parked(&mut self, v: u32) {
         let full = &mut self.volumes[v].full;
-        self.parked -= full.count;
         (full.parked, full.count, full.probe) = (Queue::default(), 0, None);
-        if std::mem::take(&mut full.unopened) {
-            self.unopened -= 1;
-        }
+        full.unopened = false;
     }
 
     /// Answers every parked request of `v`.
@@ -159,44 +198,57 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     /// Whether [`VolumePeer::look_for_space`] has something to do.
     #[must_use]
     pub fn waits_for_space(&self) -> bool {
-        self.parked > 0 || self.unopened > 0 || self.spaceless > 0
+        self.space_turns.wanted
     }
 
-    /// One turn, at `now`: each volume with parked requests starts one of them again, or gives up when its time is over.
+    /// A turn, at `now`, if it is time for one: each volume with parked requests starts one of them again, or gives up when its
+    /// time is over.
     pub fn look_for_space(&mut self, now: Duration) {
-        if !self.waits_for_space() {
+        if !self.space_turns.wanted || now < self.space_turns.due {
             return;
         }
-        let volumes: Vec<u32> = self.volumes.iter().map(|(v, _)| v).collect();
-        for v in volumes {
-            self.look_for_space_of(v, now);
+        let mut waiting = std::mem::take(&mut self.scratch);
+        waiting.clear();
+        let waits = |volume: &Volume| !volume.full.is_idle();
+        waiting.extend(
+            self.volumes
+                .iter()
+                .filter(|(_, volume)| waits(volume))
+                .map(|(v, _)| v),
+        );
+        // Before the volumes are looked at: what begins to wait meanwhile wants another turn.
+        self.space_turns = Turns {
+            wanted: false,
+            due: now + SPACE_INTERVAL,
+        };
+        for v in &waiting {
+            self.look_for_space_of(*v, now);
+            self.space_turns.wanted |= waits(&self.volumes[*v]);
         }
+        self.scratch = waiting;
     }
 
     fn look_for_space_of(&mut self, v: u32, now: Duration) {
         let volume = &mut self.volumes[v];
         let (lineage, serving) = (volume.lineage, volume.state == State::Serving);
         let full = &mut volume.full;
-        if full.count == 0 && full.probe.is_none() && !full.unopened {
-            match &mut full.since {
-                None => {}
-                Some((_, calm)) if *calm + 1 < CALM_TURNS => *calm += 1,
-                Some(_) => {
-                    full.since = None;
-                    self.spaceless -= 1;
-                    let event = ControlEvent::SpaceFound { lineage };
-                    self.control_events.push_back(event);
-                }
+        match (full.is_served(), &mut full.since) {
+            (true, Some((_, calm))) if *calm + 1 < CALM_TURNS => *calm += 1,
+            (true, since) => {
+                *since = None;
+                let event = ControlEvent::SpaceFound { lineage };
+                self.control_events.push_back(event);
             }
-            return;
+            (false, Some((_, calm))) => *calm = 0,
+            (false, since) => {
+                *since = Some((now, 0));
+                let waits_for = full.waits_for();
+                let event = ControlEvent::NoSpace { lineage, waits_for };
+                self.control_events.push_back(event);
+            }
         }
-        if let Some((_, calm)) = &mut full.since {
-            *calm = 0;
-        } else {
-            full.since = Some((now, 0));
-            self.spaceless += 1;
-            let event = ControlEvent::NoSpace { lineage };
-            self.control_events.push_back(event);
+        if self.volumes[v].full.is_served() {
+            return;
         }
         self.reopen(v);
         let full = &mut self.volumes[v].full;
@@ -217,10 +269,14 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    /// Volumes that are without room at `now`, and for how long.
-    pub fn without_space(&self, now: Duration) -> impl Iterator<Item = (Lineage, Duration)> {
-        self.volumes
-            .iter()
-            .filter_map(move |(_, volume)| Some((volume.lineage, volume.full.waited(now)?)))
+    /// Volumes that are without room at `now`: for what, and for how long.
+    pub fn without_space(
+        &self,
+        now: Duration,
+    ) -> impl Iterator<Item = (Lineage, WaitsFor, Duration)> {
+        self.volumes.iter().filter_map(move |(_, volume)| {
+            let waited = volume.full.waited(now)?;
+            Some((volume.lineage, volume.full.waits_for(), waited))
+        })
     }
 }

@@ -45,6 +45,7 @@ mod snapshot;
 mod transfer;
 
 pub use driver::Shared;
+pub use full::{SPACE_INTERVAL, WaitsFor};
 pub use peer::VolumePeer;
 pub use snapshot::ControlEvent;
 

@@ -20,6 +20,7 @@ use rustc_hash::FxHashMap;
 use xseg::{ClientPort, Region};
 
 use crate::arena::{ARENA_LEN_MIN, Arena};
+use crate::full::Turns;
 use crate::model::{
     PIECES_MAX, Piece, REQUESTS_MAX, Request, State, VOLUMES_MAX, Volume, may_take,
 };
@@ -107,10 +108,7 @@ pub struct VolumePeer<M, B> {
     /// The mapper died: nothing is sent until the object requests in flight are back.
     pub(crate) recovering: bool,
     pub(crate) object_in_flight: u32,
-    /// Requests and sessions of all volumes that wait for space, and volumes that were reported for it.
-    pub(crate) parked: u32,
-    pub(crate) unopened: u32,
-    pub(crate) spaceless: u32,
+    pub(crate) space_turns: Turns,
     /// Something was asked of us since the last poll.
     pub(crate) kicked: bool,
     pub(crate) counters: Counters,
@@ -153,9 +151,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             incarnation,
             recovering: false,
             object_in_flight: 0,
-            parked: 0,
-            unopened: 0,
-            spaceless: 0,
+            space_turns: Turns::default(),
             kicked: false,
             counters: Counters::default(),
             scratch: Vec::new(),
@@ -181,6 +177,8 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     #[must_use]
     pub fn status(&self) -> PeerStatus {
         let counters = &self.counters;
+        let volumes = self.volumes.iter();
+        let parked = volumes.map(|(_, volume)| volume.full.parked()).sum();
         let figures = [
             ("volumes", self.volumes.len() as u64),
             ("requests", counters.requests),
@@ -194,7 +192,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             ("merged_blocks", counters.merges),
             ("sync_failures", counters.sync_failures),
             ("mapper_restarts", counters.mapper_restarts),
-            ("waiting_for_space", u64::from(self.parked)),
+            ("waiting_for_space", parked),
             ("space_waits", counters.space_waits),
             ("arena_cells_free", self.arena.free() as u64),
         ];

@@ -12,6 +12,7 @@ use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use xseg::ClientPort;
 
+use crate::full::WaitsFor;
 use crate::model::State;
 use crate::peer::{Kind, VolumePeer};
 
@@ -30,12 +31,14 @@ pub enum ControlEvent {
         /// Success, or why not. [`ErrorCode::Unavailable`]: the mapper died, look whether the name is there.
         result: Result<(), Error>,
     },
-    /// Writes of this volume wait: the pool has no room for them.
+    /// This volume waits: there is no room.
     NoSpace {
         /// Which volume.
         lineage: Lineage,
+        /// For what.
+        waits_for: WaitsFor,
     },
-    /// They do not wait any more.
+    /// It does not wait any more.
     SpaceFound {
         /// Which volume.
         lineage: Lineage,

@@ -10,7 +10,7 @@ use archipelago_protocol::control::{ChannelStatus, PeerStatus, Wait};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use archipelago_vhost_user::{Device, DeviceSeed};
-use archipelago_volume::{ControlEvent, Shared, VolumePeer};
+use archipelago_volume::{ControlEvent, Shared, VolumePeer, WaitsFor};
 use xseg::shared::{Admission, Listener};
 use xseg::{Client, Server};
 
@@ -25,6 +25,16 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 const BULKS_MAX: usize = 64;
 
 type Volumes = Shared<Client, Client>;
+
+/// Why a volume waits, for people.
+fn without_space(waits_for: WaitsFor) -> &'static str {
+    match waits_for {
+        WaitsFor::Writes => "writes wait for space in the pool",
+        WaitsFor::Session => {
+            "its open waits for space in the pool, or in the run directory for its presence journal"
+        }
+    }
+}
 
 /// A bulk copy and its socket.
 #[derive(Debug)]
@@ -191,17 +201,17 @@ impl EndpointHost {
             .with(|peer| peer.mapper_port().is_connected() && peer.blocker_port().is_connected())
     }
 
-    /// Whether some volume waits for space in the pool.
+    /// Whether some volume waits for space.
     pub(crate) fn waits_for_space(&self) -> bool {
         self.volumes.with(|peer| peer.waits_for_space())
     }
 
-    /// The volumes whose writes wait for space in the pool.
+    /// The volumes that wait for space.
     pub(crate) fn waits(&self) -> Vec<Wait> {
         let now = self.events.borrow().now();
-        let wait = |(lineage, waited): (Lineage, Duration)| Wait {
+        let wait = |(lineage, waits_for, waited): (Lineage, WaitsFor, Duration)| Wait {
             lineage,
-            what: "writes wait for space in the pool".to_owned(),
+            what: without_space(waits_for).to_owned(),
             seconds: waited.as_secs(),
         };
         self.volumes
@@ -266,14 +276,12 @@ impl EndpointHost {
             progress = Progress::Busy;
             let (id, result) = match event {
                 ControlEvent::SnapshotDone { id, result, .. } => (id, result),
-                ControlEvent::NoSpace { lineage } => {
-                    tracing::warn!(
-                        "volume {lineage}: the pool is full, writes wait until there is space"
-                    );
+                ControlEvent::NoSpace { lineage, waits_for } => {
+                    tracing::warn!("volume {lineage}: {}", without_space(waits_for));
                     continue;
                 }
                 ControlEvent::SpaceFound { lineage } => {
-                    tracing::warn!("volume {lineage}: the pool has space again, no write waits");
+                    tracing::info!("volume {lineage}: there is space again, nothing waits");
                     continue;
                 }
             };

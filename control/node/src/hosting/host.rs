@@ -17,6 +17,7 @@ use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus}
 use archipelago_protocol::{Error, ErrorCode, Grants};
 use archipelago_runtime::{Handle, Peer, Progress};
 use archipelago_vhost_user::DeviceSeed;
+use archipelago_volume::SPACE_INTERVAL;
 use xseg::ClientPort;
 
 use super::acceptor::Acceptor;
@@ -29,8 +30,6 @@ use super::port::Attention;
 
 /// The thread looks after its connections this often, also when nothing was signalled.
 const TICK: Duration = Duration::from_secs(1);
-/// This often while writes wait for space in the pool: they go on well within a second after there is some.
-const TICK_FULL: Duration = Duration::from_millis(250);
 /// And this often while a server is not there or a client waits.
 const TICK_UNCONNECTED: Duration = Duration::from_millis(10);
 
@@ -221,7 +220,7 @@ impl<B: Backend> Peer for Host<B> {
             let patience = if self.is_unconnected() {
                 TICK_UNCONNECTED
             } else if self.waits_for_space() {
-                TICK_FULL
+                SPACE_INTERVAL
             } else {
                 TICK
             };

@@ -9,10 +9,10 @@ use archipelago_protocol::volume::{OnFull, VolumeOp, Volumes};
 
 use super::fakes::OWN;
 use super::world::World;
-use crate::ControlEvent;
+use crate::{ControlEvent, SPACE_INTERVAL, WaitsFor};
 
 const WRITE: VolumeOp = VolumeOp::Write { durable: false };
-const TURN: Duration = Duration::from_millis(250);
+const TURN: Duration = SPACE_INTERVAL;
 const NO_SPACE: Option<ErrorCode> = Some(ErrorCode::NoSpace);
 
 fn waiting(limit: Option<Duration>) -> World {
@@ -64,9 +64,14 @@ fn writes_without_room_wait_one_is_probed_and_all_go_on_with_it() {
         assert_eq!(world.object_log.len(), 1, "one probe a turn");
         assert_eq!((world.results.len(), parked(&world)), (0, 3));
     }
-    assert_eq!(world.control, [ControlEvent::NoSpace { lineage: OWN }]);
+    let waits_for = WaitsFor::Writes;
+    let event = ControlEvent::NoSpace {
+        lineage: OWN,
+        waits_for,
+    };
+    assert_eq!(world.control, [event]);
     let waited: Vec<_> = world.peer.without_space(TURN * 100).collect();
-    assert_eq!(waited, [(OWN, TURN * 99)]);
+    assert_eq!(waited, [(OWN, waits_for, TURN * 99)]);
     world.peer.look_for_space(TURN * 100);
     world.settle();
     assert_eq!(parked(&world), 0);
@@ -82,6 +87,51 @@ fn writes_without_room_wait_one_is_probed_and_all_go_on_with_it() {
     );
     assert!(!world.peer.waits_for_space());
     world.read_all();
+}
+
+#[test]
+fn a_turn_is_taken_each_interval_however_often_the_host_looks() {
+    let mut world = waiting(None);
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    world.object_log.clear();
+    for look in 0..1000 {
+        world.peer.look_for_space(TURN + TURN * look / 1000);
+        settle_full(&mut world);
+    }
+    assert_eq!(world.object_log.len(), 1, "probes");
+    // The end of a wait is not reported sooner because somebody looks more often.
+    world.peer.look_for_space(TURN * 2);
+    world.settle();
+    world.control.clear();
+    for look in 0..1000 {
+        world.peer.look_for_space(TURN * 3 + TURN * look / 1000);
+    }
+    world.settle();
+    assert_eq!(world.control, []);
+}
+
+#[test]
+fn a_request_that_waits_is_counted_once_and_a_volume_that_is_closed_waits_no_more() {
+    let mut world = waiting(None);
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    for turn in 1..10 {
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+    }
+    let status = world.peer.status();
+    let waits = status
+        .counters
+        .iter()
+        .find(|(name, _)| name == "space_waits");
+    assert_eq!(waits.unwrap().1, 1);
+    world.peer.close(world.handle);
+    world.settle();
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    world.peer.look_for_space(TURN * 10);
+    assert!(!world.peer.waits_for_space());
+    assert_eq!(world.peer.without_space(TURN * 10).count(), 0);
 }
 
 #[test]

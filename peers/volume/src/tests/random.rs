@@ -9,7 +9,7 @@ use archipelago_protocol::volume::{OnFull, VolumeEvent, VolumeOp, Volumes};
 use proptest::prelude::*;
 
 use super::world::{SECTOR, SIZE, World};
-use crate::ControlEvent;
+use crate::{ControlEvent, SPACE_INTERVAL};
 
 #[derive(Debug, Clone)]
 enum Action {
@@ -177,6 +177,7 @@ fn play(setup: Setup, actions: &[Action]) {
     world.settle();
     world.events.clear();
     let mut snapshots = 0;
+    let mut now = Duration::ZERO;
     for action in actions {
         match action {
             Action::Submit {
@@ -188,7 +189,8 @@ fn play(setup: Setup, actions: &[Action]) {
                 world.submit(*op, sector * SECTOR, sectors * SECTOR, cuts);
             }
             Action::Poll => {
-                world.peer.look_for_space(Duration::ZERO);
+                now += SPACE_INTERVAL;
+                world.peer.look_for_space(now);
                 world.poll();
             }
             Action::Mapper { pick, fault } => {
@@ -216,7 +218,8 @@ fn play(setup: Setup, actions: &[Action]) {
     world.revive_mapper();
     world.settle();
     while world.peer.waits_for_space() {
-        world.peer.look_for_space(Duration::ZERO);
+        now += SPACE_INTERVAL;
+        world.peer.look_for_space(now);
         world.settle();
     }
     world
