@@ -143,9 +143,8 @@ impl Endpoint {
     )]
     pub fn detach(mut self, how: Detach) -> Result<(), (Endpoint, Error)> {
         if how == Detach::IfUnused && self.in_use() {
-            let text = format!("a front end uses {}", self.config.socket.display());
-            let error = Error::new(ErrorCode::InUse, text)
-                .with_hint("shut the guest down, or detach with force");
+            let error = Error::new(ErrorCode::InUse, "a virtual machine is connected to it")
+                .with_hint("stop the virtual machine or unplug the disk, then detach");
             return Err((self, error));
         }
         self.stop.request();

@@ -104,7 +104,7 @@ impl fmt::Display for ErrorCode {
             ErrorCode::NotFound => "not found",
             ErrorCode::Exists => "exists already",
             ErrorCode::InUse => "in use",
-            ErrorCode::NoSpace => "the pool's file system is full",
+            ErrorCode::NoSpace => "no space left",
             ErrorCode::Damaged => "damaged",
             ErrorCode::Io => "input or output error",
             ErrorCode::SyncFailed => "the data could not be made durable",

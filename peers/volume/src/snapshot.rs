@@ -120,7 +120,13 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         };
         let waiting = &mut self.volumes[v].snapshots.waiting;
         if waiting.len() >= SNAPSHOTS_WAITING_MAX {
-            return self.snapshot_done(asked, Err(ErrorCode::NoSpace));
+            let message = format!("{SNAPSHOTS_WAITING_MAX} snapshots of the volume are waiting");
+            return self.control_events.push_back(ControlEvent::SnapshotDone {
+                id,
+                token,
+                result: Err(Error::new(ErrorCode::InUse, message)
+                    .with_hint("try again when some of them are made")),
+            });
         }
         waiting.push_back(asked);
         self.make_ready(v);

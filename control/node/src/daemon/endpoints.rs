@@ -13,9 +13,9 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 
 use super::node::Node;
-use super::passing::{Hindrance, Tries};
+use super::passing::{Hindrance, wait_while_passing};
 use crate::api::types::{AttachVolume, Attachment};
-use crate::hosting::{JOURNAL_LEN, LEAVING, QUEUES_MAX};
+use crate::hosting::{JOURNAL_LEN, QUEUES_MAX};
 
 /// Request queues when nobody says how many.
 const QUEUES_DEFAULT: u16 = 1;
@@ -44,13 +44,7 @@ impl Node {
                 format!("{queues} queues are not in 1..={QUEUES_MAX}"),
             ));
         }
-        let tries = Tries::new();
-        loop {
-            let tried = self.attach_once(name, &request).await;
-            if let Some(outcome) = tries.outcome(tried).await {
-                return outcome;
-            }
-        }
+        wait_while_passing(|| self.attach_once(name, &request)).await
     }
 
     async fn attach_once(
@@ -199,13 +193,7 @@ impl Node {
 
     /// Serves `name` no longer. Refused while a guest runs on it; one that is just ending is waited for.
     pub(crate) async fn detach(&self, name: &Name) -> Result<(), Error> {
-        let tries = Tries::new();
-        loop {
-            let tried = self.detach_once(name).await;
-            if let Some(outcome) = tries.outcome(tried).await {
-                return outcome;
-            }
-        }
+        wait_while_passing(|| self.detach_once(name)).await
     }
 
     async fn detach_once(&self, name: &Name) -> Result<(), Hindrance> {
@@ -230,27 +218,14 @@ impl Node {
             // The endpoint does not know it: what is left is to forget it.
             Err(error) if error.code == ErrorCode::NotFound => {}
             Err(error) if error.code == ErrorCode::InUse => {
-                return Err(Hindrance::Passing(self.not_detached(name, &error)));
+                let message = format!("`{name}` is in use: {}", error.message);
+                return Err(Hindrance::Passing(Error { message, ..error }));
             }
             Err(error) => return Err(error.into()),
         }
         self.attachments().remove(entry.lineage)?;
         self.withdraw(entry.lineage).await;
         Ok(())
-    }
-
-    /// Why the endpoint did not detach `name`, which is in use.
-    fn not_detached(&self, name: &Name, error: &Error) -> Error {
-        if error.message == LEAVING {
-            let message = format!("`{name}` is being detached by another request already");
-            return Error::new(ErrorCode::InUse, message).with_hint(format!(
-                "its last requests are not answered yet: `{} node status` shows whether the storage hangs",
-                self.layout.command()
-            ));
-        }
-        let message = format!("`{name}` is in use: a virtual machine is connected to it");
-        Error::new(ErrorCode::InUse, message)
-            .with_hint("stop the virtual machine or unplug the disk, then detach")
     }
 
     /// Tells each life of the endpoint what is attached. A life that begins ends what was to be told to the one before, so

@@ -8,7 +8,7 @@ use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize};
 
 use super::node::Node;
-use super::passing::{Hindrance, Tries};
+use super::passing::{Hindrance, wait_while_passing};
 use crate::api::types::{BeginImport, Bulk, VolumeView};
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
@@ -21,13 +21,7 @@ impl Node {
     /// Makes an invisible image and opens it for one writer.
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let size = check_volume_size(request.size)?;
-        let tries = Tries::new();
-        loop {
-            let tried = self.begin_import_once(&request.name, size).await;
-            if let Some(outcome) = tries.outcome(tried).await {
-                return outcome;
-            }
-        }
+        wait_while_passing(|| self.begin_import_once(&request.name, size)).await
     }
 
     async fn begin_import_once(&self, name: &Name, size: u64) -> Result<Bulk, Hindrance> {
@@ -154,13 +148,7 @@ impl Node {
 
     /// Opens something for one reader.
     pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
-        let tries = Tries::new();
-        loop {
-            let tried = self.begin_export_once(name).await;
-            if let Some(outcome) = tries.outcome(tried).await {
-                return outcome;
-            }
-        }
+        wait_while_passing(|| self.begin_export_once(name)).await
     }
 
     async fn begin_export_once(&self, name: &Name) -> Result<Bulk, Hindrance> {

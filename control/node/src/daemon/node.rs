@@ -410,6 +410,7 @@ impl Node {
         if error.code != ErrorCode::NoSpace {
             return error;
         }
+        tracing::warn!("{what}: {error}");
         let (pool, Pool::File { directory, .. }) = self.config.pool();
         let message = format!(
             "{what}: the file system of pool `{pool}` is full ({})",

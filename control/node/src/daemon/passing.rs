@@ -25,31 +25,23 @@ impl From<Error> for Hindrance {
     }
 }
 
-/// The tries of one request.
-#[derive(Debug)]
-pub(crate) struct Tries {
-    deadline: tokio::time::Instant,
-}
-
-impl Tries {
-    pub(crate) fn new() -> Tries {
-        Tries {
-            deadline: tokio::time::Instant::now() + TIMEOUT,
-        }
-    }
-
-    /// What came of a try; `None`, after a wait: try again.
-    pub(crate) async fn outcome<T>(&self, tried: Result<T, Hindrance>) -> Option<Result<T, Error>> {
-        match tried {
-            Ok(done) => Some(Ok(done)),
-            Err(Hindrance::Final(error)) => Some(Err(error)),
-            Err(Hindrance::Passing(error)) if tokio::time::Instant::now() >= self.deadline => {
-                Some(Err(error))
+/// What `attempt` gives, tried again while something passing is in its way, for [`TIMEOUT`] at most.
+///
+/// # Errors
+/// What the last try says.
+pub(crate) async fn wait_while_passing<T, F>(attempt: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Hindrance>>,
+{
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(Hindrance::Final(error)) => return Err(error),
+            Err(Hindrance::Passing(error)) if tokio::time::Instant::now() >= deadline => {
+                return Err(error);
             }
-            Err(Hindrance::Passing(_)) => {
-                tokio::time::sleep(RETRY).await;
-                None
-            }
+            Err(Hindrance::Passing(_)) => tokio::time::sleep(RETRY).await,
         }
     }
 }

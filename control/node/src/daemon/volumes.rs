@@ -6,7 +6,7 @@ use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 
 use super::node::{Node, unexpected};
-use super::passing::{Hindrance, Tries};
+use super::passing::{Hindrance, wait_while_passing};
 use crate::api::types::{
     CloneVolume, CreateVolume, PoolCheck, PoolView, RenameVolume, ResizeVolume, SnapshotVolume,
     VolumePage, VolumeView,
@@ -193,13 +193,7 @@ impl Node {
         volume: &Name,
         request: SnapshotVolume,
     ) -> Result<VolumeView, Error> {
-        let tries = Tries::new();
-        loop {
-            let tried = self.snapshot_once(volume, &request.name).await;
-            if let Some(outcome) = tries.outcome(tried).await {
-                return outcome;
-            }
-        }
+        wait_while_passing(|| self.snapshot_once(volume, &request.name)).await
     }
 
     async fn snapshot_once(&self, volume: &Name, name: &Name) -> Result<VolumeView, Hindrance> {
@@ -284,13 +278,7 @@ impl Node {
         request: ResizeVolume,
     ) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
-        let tries = Tries::new();
-        loop {
-            let tried = self.resize_once(name, &request).await;
-            if let Some(outcome) = tries.outcome(tried).await {
-                return outcome;
-            }
-        }
+        wait_while_passing(|| self.resize_once(name, &request)).await
     }
 
     async fn resize_once(
@@ -378,13 +366,7 @@ impl Node {
 
     /// Forgets a name; what clones still need stays.
     pub(crate) async fn remove(&self, name: &Name) -> Result<(), Error> {
-        let tries = Tries::new();
-        loop {
-            let tried = self.remove_once(name).await;
-            if let Some(outcome) = tries.outcome(tried).await {
-                return outcome;
-            }
-        }
+        wait_while_passing(|| self.remove_once(name)).await
     }
 
     async fn remove_once(&self, name: &Name) -> Result<(), Hindrance> {

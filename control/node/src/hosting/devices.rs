@@ -16,10 +16,6 @@ use super::host::Job;
 use super::{Identity, PeerSettings};
 use crate::descriptors::Budget;
 
-/// What a second detach is told while the first one waits.
-pub(crate) const LEAVING: &str =
-    "the volume is being detached already: its last requests are not answered";
-
 /// The devices of a process, and the way to its data thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Devices {
@@ -165,7 +161,10 @@ impl Devices {
         let endpoint = {
             let mut known = self.known();
             if known.leaving.contains(&lineage) {
-                return Err(Error::new(ErrorCode::InUse, LEAVING));
+                let message = "it is being detached by another request already";
+                return Err(Error::new(ErrorCode::InUse, message).with_hint(
+                    "its last requests are not answered yet: `node status` shows whether the storage hangs",
+                ));
             }
             let Some(endpoint) = known.endpoints.remove(&lineage) else {
                 return Err(Error::new(

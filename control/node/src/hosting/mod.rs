@@ -59,7 +59,7 @@ use acceptor::{Acceptor, Caller, Channels};
 use blocker::BlockerHost;
 pub use confine::confine;
 use devices::Devices;
-pub(crate) use devices::{LEAVING, device_name};
+pub(crate) use devices::device_name;
 pub use doctor::check_offline;
 use endpoint::EndpointHost;
 use event_loop::EventLoop;

@@ -515,3 +515,19 @@ fn a_volume_that_cannot_be_opened_says_so_once() {
         }]
     ));
 }
+
+#[test]
+fn a_snapshot_beyond_those_that_may_wait_is_refused_and_the_others_are_made() {
+    let mut world = World::opened();
+    (0..70).for_each(|token| world.snapshot(token));
+    world.poll();
+    let code = |event: &ControlEvent| match event {
+        ControlEvent::SnapshotDone { result, .. } => result.as_ref().err().map(|error| error.code),
+        other => panic!("{other:?}"),
+    };
+    let refused: Vec<_> = world.control.drain(..).map(|event| code(&event)).collect();
+    assert_eq!(refused, vec![Some(ErrorCode::InUse); 70 - 64]);
+    world.settle();
+    assert_eq!(world.control.len(), 64);
+    assert!(world.control.iter().all(|event| code(event).is_none()));
+}
