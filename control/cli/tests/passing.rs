@@ -1,61 +1,31 @@
 //! What is in use only for a moment is waited for: a guest or a copy that has just ended.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::path::Path;
-    use std::process::{Command, Output};
 
     use archipelago_node::bulk::BulkClient;
-    use archipelago_node::client::{Client, Method};
-    use archipelago_node::layout::Layout;
+    use archipelago_node::client::Method;
+
     use nix::poll::{PollTimeout, poll};
     use serde_json::{Value, json};
+
+    use crate::harness::Node;
 
     /// How long what holds a volume stays: several tries of a command.
     const HELD_MS: u16 = 500;
 
-    /// A node, stopped when the test ends.
-    struct Node {
-        dir: tempfile::TempDir,
-    }
+    /// What these tests ask of a node besides.
+    struct Holding(Node);
 
-    impl Node {
-        fn start() -> Node {
-            let node = Node {
-                dir: tempfile::tempdir().unwrap(),
-            };
-            node.done(&["init"]);
-            node.done(&["node", "start"]);
-            node
-        }
-
-        fn root(&self) -> &Path {
-            self.dir.path()
-        }
-
-        fn client(&self) -> Client {
-            Client::new(Layout::new(Some(self.root())).unwrap())
-        }
-
-        fn output(&self, arguments: &[&str]) -> Output {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            command.args(arguments).env("ARCHIPELAGO_ROOT", self.root());
-            command.output().unwrap()
-        }
-
-        fn done(&self, arguments: &[&str]) -> String {
-            let output = self.output(arguments);
-            assert!(output.status.success(), "{arguments:?}: {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        }
-
-        /// Expects exit code 5; what was said to people.
-        fn in_use(&self, arguments: &[&str]) -> String {
-            let output = self.output(arguments);
-            assert_eq!(output.status.code(), Some(5), "{arguments:?}: {output:?}");
-            String::from_utf8(output.stderr).unwrap()
+    impl Holding {
+        fn start() -> Holding {
+            Holding(Node::start("fused"))
         }
 
         /// Has `arguments` done while `holder` lives for some time yet.
@@ -65,13 +35,13 @@ mod tests {
                     poll(&mut [], PollTimeout::from(HELD_MS)).unwrap();
                     drop(holder);
                 });
-                self.done(arguments);
+                self.0.done(arguments);
             });
         }
 
         /// Begins a copy by `request`; what is returned holds the volume open.
         fn copy(&self, method: Method, path: &str, request: &Value) -> Copy {
-            let begun: Value = self.client().call(method, path, request).unwrap();
+            let begun: Value = self.0.client().call(method, path, request).unwrap();
             let socket = begun["socket"].as_str().unwrap();
             let (quiet, other) = UnixStream::pair().unwrap();
             // The copy keeps the descriptor that could interrupt it for as long as it is there.
@@ -92,12 +62,6 @@ mod tests {
         }
     }
 
-    impl Drop for Node {
-        fn drop(&mut self) {
-            let _stopped = self.output(&["node", "stop"]);
-        }
-    }
-
     struct Copy {
         _client: BulkClient<'static>,
         _other: UnixStream,
@@ -105,44 +69,44 @@ mod tests {
 
     #[test]
     fn a_guest_that_has_just_ended_is_waited_for() {
-        let node = Node::start();
-        node.done(&["volume", "create", "v", "--size", "1G"]);
+        let node = Holding::start();
+        node.0.done(&["volume", "create", "v", "--size", "1G"]);
         for _ in 0..3 {
-            let socket = node.done(&["volume", "attach", "v"]);
+            let socket = node.0.done(&["volume", "attach", "v"]);
             let guest = UnixStream::connect(socket.trim()).unwrap();
             node.done_beside(guest, &["volume", "detach", "v"]);
         }
-        let socket = node.done(&["volume", "attach", "v"]);
+        let socket = node.0.done(&["volume", "attach", "v"]);
         let guest = UnixStream::connect(socket.trim()).unwrap();
-        let said = node.in_use(&["volume", "detach", "v"]);
+        let said = node.0.refused(&["volume", "detach", "v"], 5);
         assert!(
             said.contains("`v` is in use: a virtual machine is connected"),
             "{said}"
         );
         drop(guest);
-        node.done(&["volume", "detach", "v"]);
+        node.0.done(&["volume", "detach", "v"]);
     }
 
     #[test]
     fn a_copy_that_has_just_ended_is_waited_for() {
-        let node = Node::start();
-        node.done(&["volume", "create", "v", "--size", "1G"]);
+        let node = Holding::start();
+        node.0.done(&["volume", "create", "v", "--size", "1G"]);
         node.done_beside(node.export("v"), &["volume", "snapshot", "v", "s"]);
         node.done_beside(
             node.export("v"),
             &["volume", "resize", "v", "512M", "--force"],
         );
         let held = node.export("v");
-        let said = node.in_use(&["volume", "snapshot", "v", "t"]);
+        let said = node.0.refused(&["volume", "snapshot", "v", "t"], 5);
         assert!(said.contains("an import or export of it goes on"), "{said}");
         node.done_beside(held, &["volume", "remove", "v"]);
 
         let begin = json!({ "name": "i", "size": 1 << 20 });
         let held = node.copy(Method::Post, "/v1/images", &begin);
-        let source = node.root().join("source");
+        let source = node.0.root().join("source");
         std::fs::write(&source, [7; 4096]).unwrap();
         let source = source.to_str().unwrap();
-        let said = node.in_use(&["image", "import", source, "i"]);
+        let said = node.0.refused(&["image", "import", source, "i"], 5);
         assert!(
             said.contains("is being imported by another command"),
             "{said}"

@@ -3,36 +3,21 @@
 //! Needs root for mounts, and the tools of the file systems; says what it skips.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::fs::{self, File};
     use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
-    use std::process::{Command, Output, Stdio};
+    use std::process::Command;
 
-    use nix::poll::{PollTimeout, poll};
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use serde_json::Value;
 
-    /// Turns of [`STEP_MS`] that a command, or a condition, may take: 60 s.
-    const TURNS: u32 = 6000;
-    const STEP_MS: u16 = 10;
-
-    fn rest() {
-        // Waiting for nothing: a signal that ends it early does no harm.
-        let _rested = poll(&mut [], PollTimeout::from(STEP_MS));
-    }
-
-    fn wait(what: &str, mut done: impl FnMut() -> bool) {
-        for _ in 0..TURNS {
-            if done() {
-                return;
-            }
-            rest();
-        }
-        panic!("waited for {what}");
-    }
+    use crate::harness::{Node, run, skip, wait};
 
     /// Runs a tool of the system; `None` if there is none, or it may not.
     fn tool(name: &str, arguments: &[&str]) -> Option<String> {
@@ -52,7 +37,7 @@ mod tests {
         fn new(dir: &Path, kind: &str, options: &str) -> Option<Mount> {
             let mount = Mount::try_new(dir, kind, options);
             if mount.is_none() {
-                println!("skipped: no {kind} can be made and mounted here");
+                skip(&format!("no {kind} can be made and mounted here"));
             }
             mount
         }
@@ -117,106 +102,21 @@ mod tests {
         }
     }
 
-    /// A node with its pool elsewhere; its daemon is stopped, or killed, when the test ends, whatever way it ends.
-    struct Node {
-        root: PathBuf,
+    fn process(node: &Node) -> i64 {
+        node.status()["processes"][0]["pid"].as_i64().unwrap()
     }
 
-    impl Node {
-        fn new(dir: &Path) -> Node {
-            Node {
-                root: dir.join("node"),
-            }
-        }
-
-        fn command(&self, arguments: &[&str]) -> Command {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            command.args(arguments).env("ARCHIPELAGO_ROOT", &self.root);
-            command.stdin(Stdio::null());
-            command
-        }
-
-        /// Runs a command to its end, which comes in time or the test fails.
-        fn ended(&self, mut command: Command) -> Output {
-            let beside = self.root.parent().unwrap();
-            let (out, error) = (beside.join("out"), beside.join("error"));
-            command.stdout(File::create(&out).unwrap());
-            command.stderr(File::create(&error).unwrap());
-            let mut child = command.spawn().unwrap();
-            for _ in 0..TURNS {
-                if let Some(status) = child.try_wait().unwrap() {
-                    let (stdout, stderr) = (fs::read(&out).unwrap(), fs::read(&error).unwrap());
-                    return Output {
-                        status,
-                        stdout,
-                        stderr,
-                    };
-                }
-                rest();
-            }
-            let _killed = child.kill();
-            panic!("waited for the end of {command:?}");
-        }
-
-        fn output(&self, arguments: &[&str]) -> Output {
-            self.ended(self.command(arguments))
-        }
-
-        fn log(&self) -> String {
-            fs::read_to_string(self.root.join("run/archipelagod.log")).unwrap_or_default()
-        }
-
-        /// Expects success; gives the standard output.
-        fn done(&self, arguments: &[&str]) -> String {
-            let output = self.output(arguments);
-            let log = self.log();
-            assert!(output.status.success(), "{arguments:?}: {output:?}\n{log}");
-            String::from_utf8(output.stdout).unwrap()
-        }
-
-        fn json(&self, arguments: &[&str]) -> Value {
-            let all: Vec<&str> = ["--json"].iter().chain(arguments).copied().collect();
-            serde_json::from_str(&self.done(&all)).unwrap()
-        }
-
-        fn process(&self) -> i64 {
-            self.json(&["node", "status"])["processes"][0]["pid"]
-                .as_i64()
-                .unwrap()
-        }
-
-        /// How the pool is accessed, as the status says.
-        fn access(&self) -> String {
-            let status = self.json(&["node", "status"]);
-            let peers = status["processes"][0]["peers"].as_array().unwrap().clone();
-            let blocker = peers.iter().find(|peer| peer["name"] == "blocker-file");
-            let facts = &blocker.expect("there is a blocker")["facts"];
-            assert_eq!(facts[0][0], "access", "{status}");
-            let access = facts[0][1].as_str().unwrap().to_owned();
-            let text = self.done(&["node", "status"]);
-            assert!(text.contains(&format!("access: {access}")), "{text}");
-            access
-        }
-    }
-
-    impl Drop for Node {
-        fn drop(&mut self) {
-            if !self.root.exists() {
-                return;
-            }
-            let lock = self.root.join("run/lock");
-            let stopped = self
-                .command(&["node", "stop"])
-                .output()
-                .is_ok_and(|output| output.status.success());
-            let pid = fs::read_to_string(lock)
-                .ok()
-                .and_then(|text| text.trim().parse().ok());
-            if let (false, Some(pid)) = (stopped, pid) {
-                // Its children die with it.
-                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
+    /// How the pool is accessed, as the status says.
+    fn access(node: &Node) -> String {
+        let status = node.status();
+        let peers = status["processes"][0]["peers"].as_array().unwrap().clone();
+        let blocker = peers.iter().find(|peer| peer["name"] == "blocker-file");
+        let facts = &blocker.expect("there is a blocker")["facts"];
+        assert_eq!(facts[0][0], "access", "{status}");
+        let access = facts[0][1].as_str().unwrap().to_owned();
+        let text = node.done(&["node", "status"]);
+        assert!(text.contains(&format!("access: {access}")), "{text}");
+        access
     }
 
     fn path(path: &Path) -> &str {
@@ -229,7 +129,7 @@ mod tests {
         let Some(mount) = Mount::new(dir.path(), kind, "rw") else {
             return;
         };
-        let node = Node::new(dir.path());
+        let node = Node::new();
         let pool = mount.path.join("pool");
         node.done(&["init", "--pool-dir", path(&pool)]);
         node.done(&["node", "start"]);
@@ -249,7 +149,7 @@ mod tests {
                     node.done(&["node", "start"]);
                 }
                 _ => {
-                    let before = node.process();
+                    let before = process(&node);
                     kill(
                         Pid::from_raw(i32::try_from(before).unwrap()),
                         Signal::SIGKILL,
@@ -307,33 +207,33 @@ mod tests {
             let Some(mount) = Mount::new(dir.path(), "ext4", options) else {
                 return;
             };
-            let node = Node::new(dir.path());
+            let node = Node::new();
             // A fresh mount point holds what mkfs has left, and is taken.
             assert!(mount.path.join("lost+found").is_dir());
             node.done(&["init", "--pool-dir", path(&mount.path)]);
             node.done(&["node", "start"]);
-            let access = node.access();
-            assert!(access.starts_with(expected), "{options}: {access}");
+            let found = access(&node);
+            assert!(found.starts_with(expected), "{options}: {found}");
             node.done(&["node", "stop"]);
-            let config = node.root.join("archipelago.toml");
+            let config = node.path("archipelago.toml");
             let text = fs::read_to_string(&config).unwrap();
             assert!(text.contains("#direct = true"), "{text}");
             fs::write(&config, text.replace("#direct = true", "direct = false")).unwrap();
             node.done(&["node", "start"]);
             let expected = "page cache: `direct = false` in the configuration";
-            assert_eq!(node.access(), expected);
+            assert_eq!(access(&node), expected);
             node.done(&["node", "stop"]);
         }
     }
 
     #[test]
     fn foreign_files_where_directories_belong_are_named_and_nothing_else_suffers() {
-        let dir = tempfile::tempdir().unwrap();
-        let node = Node::new(dir.path());
+        let _dir = tempfile::tempdir().unwrap();
+        let node = Node::new();
         node.done(&["init"]);
         node.done(&["node", "start"]);
         node.done(&["volume", "create", "vm", "--size", "64M"]);
-        let pool = node.root.join("pool");
+        let pool = node.path("pool");
         let foreign = pool.join("ab").join(format!("ab{}", "7".repeat(30)));
         fs::create_dir_all(foreign.parent().unwrap()).unwrap();
         fs::write(&foreign, "somebody's").unwrap();
@@ -360,7 +260,7 @@ mod tests {
     #[test]
     fn whatever_the_mask_of_whoever_starts_it_the_owner_can_use_the_files() {
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::new(dir.path());
+        let node = Node::new();
         let source = dir.path().join("source");
         fs::write(&source, [7; 65536]).unwrap();
         let exported = dir.path().join("exported");
@@ -376,12 +276,12 @@ mod tests {
             let mut shell = Command::new("sh");
             shell.args(["-c", "umask 0777; exec \"$0\" \"$@\""]);
             shell.arg(env!("CARGO_BIN_EXE_archipelago")).args(arguments);
-            shell.env("ARCHIPELAGO_ROOT", &node.root);
-            let output = node.ended(shell);
+            shell.env("ARCHIPELAGO_ROOT", node.root());
+            let output = run(&mut shell);
             let log = node.log();
             assert!(output.status.success(), "{arguments:?}: {output:?}\n{log}");
         }
-        let mut folders = vec![node.root.clone()];
+        let mut folders = vec![node.root().to_owned()];
         let mut seen = 0;
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).unwrap() {

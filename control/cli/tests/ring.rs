@@ -1,20 +1,25 @@
 //! A kernel that refuses io_uring, by real seccomp filters and limits: `node start` says at once which call, and what to do.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     use std::path::{Path, PathBuf};
-    use std::process::{Command, Output, Stdio};
-    use std::sync::mpsc;
+    use std::process::{Command, Output};
+
     use std::time::Duration;
 
     use nix::errno::Errno;
     use nix::sys::resource::{Resource, setrlimit};
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::{Pid, Uid, geteuid};
+
+    use nix::unistd::{Uid, geteuid};
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+    use crate::harness::{Node, run_within, skip};
 
     // The same numbers on every architecture.
     const SETUP: i64 = 425;
@@ -36,89 +41,31 @@ mod tests {
     /// Log lines of a refused start: those of the daemon, and of two lives of three processes.
     const LOG_LINES_MAX: usize = 40;
 
-    struct Node {
-        dir: tempfile::TempDir,
-    }
-
     /// Runs `command` to its end, within [`DEADLINE`].
     fn output(command: &mut Command) -> Output {
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-        let (sender, ended) = mpsc::channel();
-        std::thread::spawn(move || {
-            // Nobody listens any more after the deadline.
-            let _late = sender.send(child.wait_with_output());
-        });
-        ended.recv_timeout(DEADLINE).map_or_else(
-            |_late| {
-                let _gone = kill(pid, Signal::SIGKILL);
-                panic!("{command:?} has not ended after {DEADLINE:?}")
-            },
-            Result::unwrap,
-        )
+        run_within(command, DEADLINE)
     }
 
-    impl Node {
-        fn new(placement: &str) -> Node {
-            let node = Node {
-                dir: tempfile::tempdir().unwrap(),
-            };
-            let init = node.run(&["init", "--placement", placement]);
-            assert!(init.status.success(), "{init:?}");
-            node
-        }
-
-        fn root(&self) -> &Path {
-            self.dir.path()
-        }
-
-        fn run(&self, arguments: &[&str]) -> Output {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            output(command.args(arguments).env("ARCHIPELAGO_ROOT", self.root()))
-        }
-
-        /// `node start` of `program`, of whose tree the kernel refuses `call` with `errno`.
-        fn start_without(&self, call: i64, errno: Errno, program: &Path) -> Command {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            command
-                .args(["--exact", "tests::inside", "--nocapture"])
-                .env("ARCHIPELAGO_ROOT", self.root())
-                .env(PROGRAM, program)
-                .env(CALL, call.to_string())
-                .env(ERRNO, (errno as i32).to_string());
-            command
-        }
-
-        fn log(&self) -> String {
-            std::fs::read_to_string(self.root().join("run/archipelagod.log")).unwrap_or_default()
-        }
-
-        /// What a refused start said; it must be in the log as well, in few lines.
-        fn refused(&self, command: &mut Command) -> String {
-            let output = output(command);
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(!output.status.success(), "{said}");
-            let log = self.log();
-            assert!(log.lines().count() < LOG_LINES_MAX, "{log}");
-            said
-        }
+    /// `node start` of `program`, of whose tree the kernel refuses `call` with `errno`.
+    fn start_without(node: &Node, call: i64, errno: Errno, program: &Path) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "tests::inside", "--nocapture"])
+            .env("ARCHIPELAGO_ROOT", node.root())
+            .env(PROGRAM, program)
+            .env(CALL, call.to_string())
+            .env(ERRNO, (errno as i32).to_string());
+        command
     }
 
-    impl Drop for Node {
-        fn drop(&mut self) {
-            let pid = std::fs::read_to_string(self.root().join("run/lock"))
-                .ok()
-                .and_then(|text| text.trim().parse().ok());
-            let stopped = self.run(&["node", "stop"]).status.success();
-            if let (false, Some(pid)) = (stopped, pid) {
-                let daemon = std::fs::read(format!("/proc/{pid}/comm"));
-                if daemon.is_ok_and(|name| name.starts_with(b"archipelagod")) {
-                    // Its children die with it.
-                    let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
-            }
-        }
+    /// What a refused start said; it must be in the log as well, in few lines.
+    fn refused(node: &Node, command: &mut Command) -> String {
+        let output = output(command);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{said}");
+        let log = node.log();
+        assert!(log.lines().count() < LOG_LINES_MAX, "{log}");
+        said
     }
 
     /// The process that becomes the command; a test only by the way that it is started.
@@ -156,9 +103,11 @@ mod tests {
                 (ENTER, "io_uring_enter"),
                 (REGISTER, "io_uring_register"),
             ] {
-                let node = Node::new(placement);
-                let said =
-                    node.refused(&mut node.start_without(call, Errno::EPERM, &own_program()));
+                let node = Node::init(placement);
+                let said = refused(
+                    &node,
+                    &mut start_without(&node, call, Errno::EPERM, &own_program()),
+                );
                 for word in [name, "not permitted", "kernel.io_uring_disabled", "seccomp"] {
                     assert!(said.contains(word), "{placement}, {name}: {said}");
                 }
@@ -170,8 +119,11 @@ mod tests {
     #[test]
     fn an_error_of_io_uring_enter_that_stays_is_one_line_of_the_process() {
         for errno in [Errno::EBADF, Errno::EINVAL, Errno::EFAULT, Errno::EAGAIN] {
-            let node = Node::new("fused");
-            let said = node.refused(&mut node.start_without(ENTER, errno, &own_program()));
+            let node = Node::init("fused");
+            let said = refused(
+                &node,
+                &mut start_without(&node, ENTER, errno, &own_program()),
+            );
             assert!(said.contains("io_uring_enter"), "{errno}: {said}");
             let number = format!("os error {}", errno as i32);
             assert!(said.contains(&number), "{errno}: {said}");
@@ -187,10 +139,9 @@ mod tests {
     #[test]
     fn without_locked_memory_a_plain_user_is_told_the_limit() {
         if !geteuid().is_root() {
-            println!("skipped: only root can become a plain user");
-            return;
+            return skip("only root can become a plain user");
         }
-        let node = Node::new("fused");
+        let node = Node::init("fused");
         let programs = node.root().join("programs");
         std::fs::create_dir(&programs).unwrap();
         let own = std::env::current_exe().unwrap();
@@ -218,6 +169,7 @@ mod tests {
         let output = output(&mut command);
         let said = String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
+            // From Linux 5.12 on: memory is charged to the control group instead.
             println!("skipped: this kernel counts no memory of io_uring");
             return;
         }

@@ -1,51 +1,31 @@
 //! What `node stop` leaves behind: nothing. Also when somebody has removed the run directory under the daemon.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
-    use std::path::{Path, PathBuf};
-    use std::process::{Command, Output, Stdio};
+    use std::path::PathBuf;
+    use std::process::{Command, Stdio};
 
-    use nix::poll::{PollTimeout, poll};
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::{Pid, geteuid};
-    use serde_json::Value;
+    use crate::harness::{Node, PLACEMENTS, may_mount, tool, wait};
 
-    const PLACEMENTS: [&str; 2] = ["fused", "split"];
     /// Stops and unmounts of each placement.
     const ROUNDS: usize = 4;
-    /// How often something that is waited for is looked at, and how long in between: 60 s in all.
-    const LOOKS: usize = 6000;
-    const LOOK_MS: u16 = 10;
-
-    /// A node whose pool may be on a file system of its own. What is left of both is ended when the test ends.
-    struct Node {
-        dir: tempfile::TempDir,
-        mounted: bool,
-        /// Daemons that were started: ended by number when the test fails.
-        daemons: Vec<i32>,
+    /// A node whose pool may be on a file system of its own.
+    struct Disk {
+        node: Node,
     }
 
-    impl Node {
-        fn new() -> Node {
-            Node {
-                dir: tempfile::tempdir().unwrap(),
-                mounted: false,
-                daemons: Vec::new(),
-            }
-        }
-
-        fn root(&self) -> &Path {
-            self.dir.path()
-        }
-
+    impl Disk {
         fn mount_point(&self) -> PathBuf {
-            self.root().join("disk")
+            self.node.root().join("disk")
         }
 
         /// Makes an ext4 file system in a file and mounts it by a loop device.
         fn make_disk(&mut self) {
-            let file = self.root().join("disk.img");
+            let file = self.node.root().join("disk.img");
             let image = std::fs::File::create(&file).unwrap();
             image.set_len(256 << 20).unwrap();
             tool(Command::new("mkfs.ext4").arg("-q").arg(&file));
@@ -54,77 +34,17 @@ mod tests {
         }
 
         fn mount(&mut self) {
-            let (file, at) = (self.root().join("disk.img"), self.mount_point());
+            let (file, at) = (self.node.root().join("disk.img"), self.mount_point());
             tool(Command::new("mount").args(["-o", "loop"]).arg(file).arg(at));
-            self.mounted = true;
-        }
-
-        fn command(&self, arguments: &[&str]) -> Command {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            command.args(arguments).env("ARCHIPELAGO_ROOT", self.root());
-            command
-        }
-
-        fn output(&self, arguments: &[&str]) -> Output {
-            self.command(arguments).output().unwrap()
-        }
-
-        fn done(&self, arguments: &[&str]) -> String {
-            let output = self.output(arguments);
-            assert!(output.status.success(), "{arguments:?}: {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        }
-
-        /// Expects exit code `code`; what was said to people.
-        fn refused(&self, arguments: &[&str], code: i32) -> String {
-            let output = self.output(arguments);
-            assert_eq!(
-                output.status.code(),
-                Some(code),
-                "{arguments:?}: {output:?}"
-            );
-            String::from_utf8(output.stderr).unwrap()
-        }
-
-        fn start(&mut self) -> i32 {
-            let started: Value =
-                serde_json::from_str(&self.done(&["--json", "node", "start"])).unwrap();
-            let pid = i32::try_from(started["pid"].as_i64().unwrap()).unwrap();
-            self.daemons.push(pid);
-            pid
+            let at = self.mount_point();
+            self.node.mounted(&at);
         }
     }
 
-    impl Drop for Node {
-        fn drop(&mut self) {
-            let _stopped = self.output(&["node", "stop"]);
-            for pid in &self.daemons {
-                let daemon = std::fs::read(format!("/proc/{pid}/comm"));
-                if daemon.is_ok_and(|name| name.starts_with(b"archipelagod")) {
-                    // Its children die with it.
-                    let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-                }
-            }
-            if self.mounted {
-                let at = self.mount_point();
-                let _gone = Command::new("umount").arg("-l").arg(at).status();
-            }
-        }
-    }
-
-    fn tool(command: &mut Command) {
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{command:?}: {output:?}");
-    }
-
-    fn wait(what: &str, mut condition: impl FnMut() -> bool) {
-        for _ in 0..LOOKS {
-            if condition() {
-                return;
-            }
-            poll(&mut [], PollTimeout::from(LOOK_MS)).unwrap();
-        }
-        panic!("waited for {what}");
+    /// Starts the node; its daemon.
+    fn start(node: &Node) -> i32 {
+        let started = node.json(&["node", "start"]);
+        i32::try_from(started["pid"].as_i64().unwrap()).unwrap()
     }
 
     fn runs(pid: i32) -> bool {
@@ -134,31 +54,31 @@ mod tests {
 
     #[test]
     fn the_pool_can_be_unmounted_as_soon_as_the_node_has_stopped() {
-        if !geteuid().is_root() {
-            println!("skipped: mounting needs root");
+        if !may_mount() {
             return;
         }
         for placement in PLACEMENTS {
-            let mut node = Node::new();
-            node.make_disk();
-            let pool = node.mount_point().join("pool");
-            node.done(&[
+            let mut disk = Disk { node: Node::new() };
+            disk.make_disk();
+            let pool = disk.mount_point().join("pool");
+            disk.node.done(&[
                 "init",
                 "--placement",
                 placement,
                 "--pool-dir",
                 pool.to_str().unwrap(),
             ]);
-            let source = node.root().join("source");
+            let source = disk.node.root().join("source");
             let file = std::fs::File::create(&source).unwrap();
             for megabyte in 0..64_u64 {
                 file.write_all_at(&[7; 1 << 16], megabyte << 20).unwrap();
             }
             let source = source.to_str().unwrap();
             for round in 0..ROUNDS {
-                node.start();
+                start(&disk.node);
                 // Something is under way when the node stops, and memory is dirty.
-                let mut import = node
+                let mut import = disk
+                    .node
                     .command(&["image", "import", source, &format!("i{round}")])
                     .stderr(Stdio::null())
                     .spawn()
@@ -166,9 +86,9 @@ mod tests {
                 if round % 2 == 0 {
                     import.wait().unwrap();
                 }
-                node.done(&["node", "stop"]);
+                disk.node.done(&["node", "stop"]);
                 let unmounted = Command::new("umount")
-                    .arg(node.mount_point())
+                    .arg(disk.mount_point())
                     .output()
                     .unwrap();
                 assert!(
@@ -176,7 +96,7 @@ mod tests {
                     "{placement}, {round}: {unmounted:?}"
                 );
                 import.wait().unwrap();
-                node.mount();
+                disk.mount();
             }
         }
     }
@@ -184,9 +104,9 @@ mod tests {
     #[test]
     fn a_node_whose_run_directory_was_removed_is_found_and_stopped() {
         for placement in PLACEMENTS {
-            let mut node = Node::new();
+            let node = Node::new();
             node.done(&["init", "--placement", placement]);
-            let daemon = node.start();
+            let daemon = start(&node);
             node.done(&["volume", "create", "v", "--size", "1G"]);
             node.done(&["volume", "attach", "v"]);
             std::fs::remove_dir_all(node.root().join("run")).unwrap();
@@ -204,7 +124,7 @@ mod tests {
             assert!(said.contains(&format!("process {daemon}")), "{said}");
             wait("the daemon's end", || !runs(daemon));
             // A clean stop: what is started next finds everything.
-            node.start();
+            start(&node);
             let list = node.done(&["volume", "list"]);
             assert!(
                 list.contains('v') && list.contains("yes"),
@@ -217,9 +137,9 @@ mod tests {
 
     #[test]
     fn the_node_of_another_root_is_named_and_left_alone() {
-        let mut node = Node::new();
+        let node = Node::new();
         node.done(&["init"]);
-        let daemon = node.start();
+        let daemon = start(&node);
         let other = Node::new();
         let pool = node.root().join("pool");
         other.done(&["init", "--pool-dir", pool.to_str().unwrap()]);

@@ -1,116 +1,29 @@
 //! Faults that only inform, and the supervision of processes: a full run directory, a log that grows, a process that cannot live.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::Write;
-    use std::path::{Path, PathBuf};
-    use std::process::Command;
-    use std::time::Duration;
+    use std::path::Path;
 
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
     use nix::poll::{PollTimeout, poll};
     use nix::sys::signal::{Signal, kill};
-    use nix::unistd::{Pid, geteuid};
+    use nix::unistd::Pid;
     use serde_json::Value;
 
-    const PLACEMENTS: [&str; 2] = ["fused", "split"];
-    /// How long anything may take before a test gives up.
-    const DEADLINE: Duration = Duration::from_secs(30);
-    const STEP_MS: u16 = 20;
+    use crate::harness::{Node, PLACEMENTS, may_mount, wait_for};
 
-    /// A node; its daemon is stopped when the test ends, and its run directory unmounted.
-    struct Node {
-        dir: tempfile::TempDir,
-        mounted: bool,
-    }
-
-    impl Node {
-        fn new(placement: &str) -> Node {
-            let node = Node {
-                dir: tempfile::tempdir().unwrap(),
-                mounted: false,
-            };
-            node.done(&["init", "--placement", placement]);
-            node
-        }
-
-        /// Mounts a file system of `len` as the run directory.
-        fn mount_run(&mut self, len: &str) {
-            let run = self.path("run");
-            std::fs::create_dir_all(&run).unwrap();
-            let options = format!("size={len},mode=700");
-            let none: Option<&str> = None;
-            let flags = MsFlags::empty();
-            mount(none, &run, Some("tmpfs"), flags, Some(options.as_str())).unwrap();
-            self.mounted = true;
-        }
-
-        fn path(&self, name: &str) -> PathBuf {
-            self.dir.path().join(name)
-        }
-
-        fn done(&self, arguments: &[&str]) -> String {
-            let output = Command::new(env!("CARGO_BIN_EXE_archipelago"))
-                .args(arguments)
-                .env("ARCHIPELAGO_ROOT", self.dir.path())
-                .output()
-                .unwrap();
-            assert!(
-                output.status.success(),
-                "{arguments:?}: {output:?}\n{}",
-                self.log()
-            );
-            String::from_utf8(output.stdout).unwrap()
-        }
-
-        fn status(&self) -> Value {
-            serde_json::from_str(&self.done(&["--json", "node", "status"])).unwrap()
-        }
-
-        fn log(&self) -> String {
-            let text = std::fs::read(self.path("run/archipelagod.log")).unwrap_or_default();
-            String::from_utf8_lossy(&text).into_owned()
-        }
-
-        /// Waits until `condition` holds, and says what it waited for and the log if it never does.
-        fn wait<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-            for _ in 0..DEADLINE.as_millis() / u128::from(STEP_MS) {
-                if let Some(found) = condition() {
-                    return found;
-                }
-                poll(&mut [], PollTimeout::from(STEP_MS)).unwrap();
-            }
-            panic!("waited for {what}\n{}\n{}", self.status(), self.log());
-        }
-
-        /// Waits until all processes serve; the status then.
-        fn wait_serving(&self, what: &str) -> Value {
-            self.wait(what, || {
-                let status = self.status();
-                let processes = status["processes"].as_array().unwrap();
-                let serve = processes.iter().all(|process| process["serving"] == true);
-                serve.then_some(status)
-            })
-        }
-    }
-
-    impl Drop for Node {
-        fn drop(&mut self) {
-            let lock = std::fs::read_to_string(self.path("run/lock")).unwrap_or_default();
-            let stopped = Command::new(env!("CARGO_BIN_EXE_archipelago"))
-                .args(["node", "stop"])
-                .env("ARCHIPELAGO_ROOT", self.dir.path())
-                .output()
-                .is_ok_and(|output| output.status.success());
-            if let (false, Ok(pid)) = (stopped, lock.trim().parse()) {
-                // Its children die with it.
-                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            if self.mounted {
-                let _unmounted = umount2(&self.path("run"), MntFlags::MNT_DETACH);
-            }
-        }
+    /// Waits until all processes serve; the status then.
+    fn wait_serving(node: &Node, what: &str) -> Value {
+        wait_for(what, || {
+            let status = node.status();
+            let processes = status["processes"].as_array().unwrap();
+            let serve = processes.iter().all(|process| process["serving"] == true);
+            serve.then_some(status)
+        })
     }
 
     fn pids(status: &Value) -> Vec<i32> {
@@ -135,17 +48,16 @@ mod tests {
 
     #[test]
     fn a_process_that_dies_while_the_run_directory_is_full_is_started_again_and_the_log_goes_on() {
-        if !geteuid().is_root() {
-            println!("skipped: mounting a tmpfs needs root");
+        if !may_mount() {
             return;
         }
         for placement in PLACEMENTS {
-            let mut node = Node::new(placement);
-            node.mount_run("8m");
+            let mut node = Node::init(placement);
+            node.mount_tmpfs("run", "8m");
             node.done(&["node", "start"]);
             node.done(&["volume", "create", "a", "--size", "64M"]);
             node.done(&["volume", "attach", "a"]);
-            let before = node.wait_serving("a node that serves");
+            let before = wait_serving(&node, "a node that serves");
             let filler = node.path("run/filler");
             // The log has no room either: its last page is filled with it.
             let log = File::options()
@@ -156,7 +68,7 @@ mod tests {
             while log.write_all(b"\n").is_ok() {}
             for _ in 0..3 {
                 kill_all(&node.status());
-                node.wait("processes that were started again", || {
+                wait_for("processes that were started again", || {
                     let now = node.status();
                     let restarted = now["processes"]
                         .as_array()
@@ -167,9 +79,9 @@ mod tests {
                 });
             }
             std::fs::remove_file(&filler).unwrap();
-            let after = node.wait_serving("the node that serves again, with room");
+            let after = wait_serving(&node, "the node that serves again, with room");
             assert_eq!(after["pid"], before["pid"], "{placement}: the same daemon");
-            node.wait("the count of what could not be written", || {
+            wait_for("the count of what could not be written", || {
                 node.log()
                     .contains("lines of this log could not be written: No space left on device")
                     .then_some(())
@@ -180,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_log_of_a_node_has_a_bound_and_all_processes_go_on_in_it() {
-        let node = Node::new("split");
+        let node = Node::init("split");
         node.done(&["node", "start"]);
         let path = node.path("run/archipelagod.log");
         let mut log = File::options().append(true).open(&path).unwrap();
@@ -189,17 +101,17 @@ mod tests {
             log.write_all(&[b'x'; 1 << 20]).unwrap();
         }
         writeln!(log).unwrap();
-        node.wait("a log that was cut", || {
+        wait_for("a log that was cut", || {
             (std::fs::metadata(&path).unwrap().len() < 1 << 20).then_some(())
         });
         let kept = std::fs::read_to_string(node.path("run/archipelagod.log.1")).unwrap();
         assert!(kept.contains("the first line") && kept.contains("serving"));
-        let before = node.wait_serving("a node that serves");
+        let before = wait_serving(&node, "a node that serves");
         kill_all(&before);
-        node.wait("lines of the daemon", || {
+        wait_for("lines of the daemon", || {
             node.log().contains("process died").then_some(())
         });
-        node.wait("lines of a data process", || {
+        wait_for("lines of a data process", || {
             node.log().contains("blocker[").then_some(())
         });
         assert!(std::fs::metadata(&path).unwrap().len() < 1 << 20);
@@ -210,13 +122,13 @@ mod tests {
         const LIVES: u64 = 4;
         const VOLUMES: [&str; 3] = ["a", "b", "c"];
         for placement in PLACEMENTS {
-            let node = Node::new(placement);
+            let node = Node::init(placement);
             node.done(&["node", "start"]);
             for name in VOLUMES {
                 node.done(&["volume", "create", name, "--size", "64M"]);
                 node.done(&["volume", "attach", name]);
             }
-            let before = node.wait_serving("a node that serves");
+            let before = wait_serving(&node, "a node that serves");
             let reasons = |status: &Value, field: &str| {
                 let processes = status["processes"].as_array().unwrap().clone();
                 processes
@@ -229,10 +141,10 @@ mod tests {
 
             // No life of the blocker can begin; in the split placement the others are killed beside it.
             let marker = node.path("pool/pool.toml");
-            let good = std::fs::read(&marker).unwrap();
+            let original = std::fs::read(&marker).unwrap();
             std::fs::write(&marker, "version = 9\n").unwrap();
             kill_all(&before);
-            let status = node.wait("lives that cannot begin, and why", || {
+            let status = wait_for("lives that cannot begin, and why", || {
                 let status = node.status();
                 let processes = reasons(&status, "reason");
                 let tried = processes.iter().any(|process| {
@@ -253,14 +165,14 @@ mod tests {
                 for _ in 0..LIVES {
                     let pid = pids(&node.status());
                     kill(Pid::from_raw(*pid.last().unwrap()), Signal::SIGKILL).unwrap();
-                    node.wait("the next life of the endpoint", || {
+                    wait_for("the next life of the endpoint", || {
                         let now = pids(&node.status());
                         (now.last() != pid.last()).then_some(())
                     });
                 }
             }
-            std::fs::write(&marker, good).unwrap();
-            let after = node.wait_serving("a node that serves again");
+            std::fs::write(&marker, original).unwrap();
+            let after = wait_serving(&node, "a node that serves again");
             let ended = reasons(&after, "last_end");
             assert!(!ended.is_empty(), "{after}");
             assert!(reasons(&after, "reason").is_empty(), "{after}");
@@ -269,12 +181,12 @@ mod tests {
                     .matches("3 of 3 attached volumes are served")
                     .count()
             };
-            node.wait("volumes that are attached again", || {
+            wait_for("volumes that are attached again", || {
                 (rounds() > 0).then_some(())
             });
             // Another round would come within moments: each of its requests takes about a millisecond.
             for _ in 0..25 {
-                poll(&mut [], PollTimeout::from(STEP_MS)).unwrap();
+                poll(&mut [], PollTimeout::from(20_u8)).unwrap();
             }
             assert_eq!(rounds(), 1, "{placement}: {}", node.log());
         }

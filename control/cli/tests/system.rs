@@ -1,167 +1,48 @@
 //! The whole of it: a real daemon in a temporary directory, asked by the real command, in both placements.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
-    use std::process::{Command, Output, Stdio};
-    use std::time::Duration;
+    use std::process::Stdio;
 
     use archipelago_node::bulk::BulkClient;
-    use archipelago_node::client::{Client, Method};
-    use archipelago_node::layout::Layout;
+    use archipelago_node::client::Method;
+
     use archipelago_protocol::ErrorCode;
-    use nix::poll::{PollTimeout, poll};
+
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use serde_json::{Value, json};
 
-    const PLACEMENTS: [&str; 2] = ["fused", "split"];
-    /// How long anything may take before a test gives up.
-    const DEADLINE: Duration = Duration::from_secs(60);
-    /// How long a command may take: `node stop` ends whatever hangs within 90 s.
-    const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
-    const STEP_MS: u16 = 10;
+    use crate::harness::{Node, PLACEMENTS, wait};
 
-    /// The daemon's program: where Cargo put it, beside this test's own.
-    fn programs() -> PathBuf {
-        let own = std::env::current_exe().unwrap();
-        own.ancestors().nth(2).unwrap().to_owned()
+    fn write(node: &Node, name: &str, parts: &[(u64, &[u8])], len: u64) -> String {
+        let path = node.root().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(len).unwrap();
+        for (offset, data) in parts {
+            file.write_all_at(data, *offset).unwrap();
+        }
+        path.to_str().unwrap().to_owned()
     }
 
-    /// A node; its daemon is killed when the test ends, whatever way it ends.
-    struct Node {
-        dir: tempfile::TempDir,
+    fn exported(node: &Node, name: &str) -> Vec<u8> {
+        let path = node.root().join("exported");
+        node.done(&["image", "export", name, path.to_str().unwrap()]);
+        std::fs::read(path).unwrap()
     }
 
-    impl Node {
-        fn start(placement: &str) -> Node {
-            assert!(
-                programs().join("archipelagod").exists(),
-                "there is no archipelagod beside the tests: cargo build -p archipelago-node, with the same profile"
-            );
-            let node = Node {
-                dir: tempfile::tempdir().unwrap(),
-            };
-            node.done(&["init", "--placement", placement]);
-            node.done(&["node", "start"]);
-            node
-        }
-
-        fn root(&self) -> &Path {
-            self.dir.path()
-        }
-
-        fn command(&self, arguments: &[&str]) -> Command {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            command.args(arguments).env("ARCHIPELAGO_ROOT", self.root());
-            command
-        }
-
-        fn client(&self) -> Client {
-            Client::new(Layout::new(Some(self.root())).unwrap())
-        }
-
-        fn output(&self, arguments: &[&str]) -> Output {
-            let mut command = self.command(arguments);
-            command.stdin(Stdio::null()).stdout(Stdio::piped());
-            let child = command.stderr(Stdio::piped()).spawn().unwrap();
-            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-            let (sender, ended) = std::sync::mpsc::channel();
-            std::thread::spawn(move || {
-                // Nobody listens any more after the deadline.
-                let _late = sender.send(child.wait_with_output());
-            });
-            ended.recv_timeout(COMMAND_DEADLINE).map_or_else(
-                |_late| {
-                    let _gone = kill(pid, Signal::SIGKILL);
-                    panic!("{arguments:?} has not ended after {COMMAND_DEADLINE:?}")
-                },
-                Result::unwrap,
-            )
-        }
-
-        /// Expects success; gives the standard output.
-        fn done(&self, arguments: &[&str]) -> String {
-            let output = self.output(arguments);
-            let log = || std::fs::read_to_string(self.root().join("run/archipelagod.log"));
-            assert!(
-                output.status.success(),
-                "{arguments:?}: {output:?}\n{:?}",
-                log()
-            );
-            String::from_utf8(output.stdout).unwrap()
-        }
-
-        fn json(&self, arguments: &[&str]) -> Value {
-            let all: Vec<&str> = ["--json"].iter().chain(arguments).copied().collect();
-            serde_json::from_str(&self.done(&all)).unwrap()
-        }
-
-        /// Expects exit code `code`, a hint for people and an error object for scripts.
-        fn refused(&self, arguments: &[&str], code: i32, name: &str) -> Value {
-            let all: Vec<&str> = ["--json"].iter().chain(arguments).copied().collect();
-            let output = self.output(&all);
-            assert_eq!(
-                output.status.code(),
-                Some(code),
-                "{arguments:?}: {output:?}"
-            );
-            let value: Value = serde_json::from_slice(&output.stdout).unwrap();
-            assert_eq!(value["error"]["code"], name, "{arguments:?}: {value}");
-            assert!(!value["error"]["message"].as_str().unwrap().is_empty());
-            value["error"].clone()
-        }
-
-        fn write(&self, name: &str, parts: &[(u64, &[u8])], len: u64) -> String {
-            let path = self.root().join(name);
-            let file = std::fs::File::create(&path).unwrap();
-            file.set_len(len).unwrap();
-            for (offset, data) in parts {
-                file.write_all_at(data, *offset).unwrap();
-            }
-            path.to_str().unwrap().to_owned()
-        }
-
-        fn exported(&self, name: &str) -> Vec<u8> {
-            let path = self.root().join("exported");
-            self.done(&["image", "export", name, path.to_str().unwrap()]);
-            std::fs::read(path).unwrap()
-        }
-
-        fn kill(&self, pid: &Value) {
-            let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
-            assert!(pid > 1);
-            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        }
-
-        fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
-            for _ in 0..DEADLINE.as_millis() / u128::from(STEP_MS) {
-                if condition() {
-                    return;
-                }
-                poll(&mut [], PollTimeout::from(STEP_MS)).unwrap();
-            }
-            panic!("waited for {what}");
-        }
-
-        fn daemon(&self) -> Option<i32> {
-            let text = std::fs::read_to_string(self.root().join("run/lock")).ok()?;
-            text.trim().parse().ok()
-        }
-    }
-
-    impl Drop for Node {
-        fn drop(&mut self) {
-            let stopped = self.output(&["node", "stop"]).status.success();
-            if let (false, Some(pid)) = (stopped, self.daemon()) {
-                // Its children die with it.
-                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
+    fn kill_process(pid: &Value) {
+        let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
+        assert!(pid > 1);
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
 
     fn pattern(seed: u8, len: usize) -> Vec<u8> {
@@ -183,19 +64,19 @@ mod tests {
                 "--object-size",
                 "1M",
             ]);
-            node.refused(&["volume", "create", "a", "--size", "1G"], 4, "exists");
-            node.refused(
+            node.refused_as(&["volume", "create", "a", "--size", "1G"], 4, "exists");
+            node.refused_as(
                 &["volume", "create", "b", "--size", "1G", "--pool", "x"],
                 3,
                 "not-found",
             );
             node.done(&["volume", "snapshot", "a", "s"]);
-            node.refused(&["volume", "snapshot", "a", "s"], 4, "exists");
-            node.refused(&["volume", "snapshot", "s", "t"], 2, "invalid");
+            node.refused_as(&["volume", "snapshot", "a", "s"], 4, "exists");
+            node.refused_as(&["volume", "snapshot", "s", "t"], 2, "invalid");
             node.done(&["volume", "clone", "s", "c", "--size", "2G"]);
-            node.refused(&["volume", "clone", "a", "d"], 2, "invalid");
-            node.refused(&["volume", "clone", "s", "d", "--size", "1M"], 2, "invalid");
-            node.refused(&["volume", "clone", "nothing", "d"], 3, "not-found");
+            node.refused_as(&["volume", "clone", "a", "d"], 2, "invalid");
+            node.refused_as(&["volume", "clone", "s", "d", "--size", "1M"], 2, "invalid");
+            node.refused_as(&["volume", "clone", "nothing", "d"], 3, "not-found");
             let tree = node.done(&["volume", "list", "--tree"]);
             assert_eq!(
                 tree,
@@ -204,19 +85,19 @@ mod tests {
             let socket = node.done(&["volume", "attach", "a", "--queues", "2"]);
             assert_eq!(node.done(&["volume", "attach", "a"]), socket);
             assert!(Path::new(socket.trim()).exists());
-            node.refused(&["volume", "attach", "a", "--queues", "3"], 5, "in-use");
-            node.refused(&["volume", "attach", "s"], 2, "invalid");
-            node.refused(&["volume", "attach", "nothing"], 3, "not-found");
-            node.refused(&["volume", "remove", "a"], 5, "in-use");
-            node.refused(&["volume", "resize", "a", "512M", "--force"], 5, "in-use");
+            node.refused_as(&["volume", "attach", "a", "--queues", "3"], 5, "in-use");
+            node.refused_as(&["volume", "attach", "s"], 2, "invalid");
+            node.refused_as(&["volume", "attach", "nothing"], 3, "not-found");
+            node.refused_as(&["volume", "remove", "a"], 5, "in-use");
+            node.refused_as(&["volume", "resize", "a", "512M", "--force"], 5, "in-use");
             node.done(&["volume", "resize", "a", "3G"]);
             node.done(&["volume", "rename", "a", "z"]);
             assert_eq!(node.json(&["volume", "info", "z"])["size"], 3_u64 << 30);
-            node.refused(&["volume", "info", "a"], 3, "not-found");
+            node.refused_as(&["volume", "info", "a"], 3, "not-found");
             node.done(&["volume", "detach", "z"]);
             assert!(!Path::new(socket.trim()).exists());
-            node.refused(&["volume", "detach", "z"], 3, "not-found");
-            node.refused(&["volume", "resize", "z", "1G"], 2, "invalid");
+            node.refused_as(&["volume", "detach", "z"], 3, "not-found");
+            node.refused_as(&["volume", "resize", "z", "1G"], 2, "invalid");
             node.done(&["volume", "resize", "z", "1G", "--force"]);
             node.done(&["volume", "remove", "s"]);
             node.done(&["volume", "remove", "z"]);
@@ -234,14 +115,14 @@ mod tests {
             let node = Node::start(placement);
             let (first, last) = (pattern(1, 3_000_000), pattern(2, 777));
             let len = (40 << 20) + 777;
-            let file = node.write("disk", &[(4096, &first), (40 << 20, &last)], len);
+            let file = write(&node, "disk", &[(4096, &first), (40 << 20, &last)], len);
             node.done(&["image", "import", &file, "i"]);
             let mut expected = std::fs::read(&file).unwrap();
             expected.resize(expected.len().next_multiple_of(512), 0);
-            assert!(node.exported("i") == expected);
-            node.refused(&["image", "import", &file, "i"], 4, "exists");
-            node.refused(&["image", "import", "/nonexistent", "j"], 3, "not-found");
-            node.refused(&["image", "export", "i", "/"], 2, "invalid");
+            assert!(exported(&node, "i") == expected);
+            node.refused_as(&["image", "import", &file, "i"], 4, "exists");
+            node.refused_as(&["image", "import", "/nonexistent", "j"], 3, "not-found");
+            node.refused_as(&["image", "export", "i", "/"], 2, "invalid");
             let mut child = node
                 .command(&["image", "import", "-", "p"])
                 .stdin(Stdio::piped())
@@ -251,13 +132,13 @@ mod tests {
             assert!(child.wait().unwrap().success());
             assert!(node.output(&["image", "export", "p", "-"]).stdout == expected);
             node.done(&["volume", "clone", "i", "v"]);
-            assert!(node.exported("v") == expected);
+            assert!(exported(&node, "v") == expected);
             node.done(&["volume", "snapshot", "v", "s"]);
-            assert!(node.exported("s") == expected);
+            assert!(exported(&node, "s") == expected);
             // After a restart too: nothing of this was only in memory.
             node.done(&["node", "stop"]);
             node.done(&["node", "start"]);
-            assert!(node.exported("s") == expected);
+            assert!(exported(&node, "s") == expected);
         }
     }
 
@@ -265,7 +146,7 @@ mod tests {
     fn a_killed_daemon_or_process_comes_back_with_everything() {
         for placement in PLACEMENTS {
             let node = Node::start(placement);
-            let file = node.write("disk", &[(0, &pattern(3, 1_000_000))], 8 << 20);
+            let file = write(&node, "disk", &[(0, &pattern(3, 1_000_000))], 8 << 20);
             node.done(&["image", "import", &file, "i"]);
             node.done(&["volume", "clone", "i", "v"]);
             let socket = node.done(&["volume", "attach", "v"]);
@@ -276,18 +157,18 @@ mod tests {
             assert_eq!(count, if placement == "fused" { 1 } else { 3 });
             for index in 0..count {
                 let before = node.json(&["node", "status"])["processes"][index].clone();
-                node.kill(&before["pid"]);
-                node.wait("a new life", || {
+                kill_process(&before["pid"]);
+                wait("a new life", || {
                     let process = &node.json(&["node", "status"])["processes"][index];
                     process["restarts"] == 1 && process["serving"] == true
                 });
-                node.wait("the socket", || Path::new(socket.trim()).exists());
+                wait("the socket", || Path::new(socket.trim()).exists());
                 assert_eq!(node.done(&["volume", "attach", "v"]), socket, "{before}");
-                assert!(node.exported("i") == std::fs::read(&file).unwrap());
+                assert!(exported(&node, "i") == std::fs::read(&file).unwrap());
             }
             let status = node.json(&["node", "status"]);
-            node.kill(&status["pid"]);
-            node.wait("the children's end", || {
+            kill_process(&status["pid"]);
+            wait("the children's end", || {
                 status["processes"]
                     .as_array()
                     .unwrap()
@@ -296,7 +177,7 @@ mod tests {
             });
             node.done(&["node", "start"]);
             assert_eq!(node.done(&["volume", "attach", "v"]), socket);
-            assert!(node.exported("i") == std::fs::read(&file).unwrap());
+            assert!(exported(&node, "i") == std::fs::read(&file).unwrap());
         }
     }
 
@@ -304,15 +185,15 @@ mod tests {
     fn a_second_daemon_hears_who_holds_the_node() {
         let node = Node::start("fused");
         let pid = node.json(&["node", "status"])["pid"].to_string();
-        node.refused(&["node", "start"], 5, "in-use");
+        node.refused_as(&["node", "start"], 5, "in-use");
         let output = node.output(&["node", "run"]);
         assert_eq!(output.status.code(), Some(5));
         assert!(String::from_utf8_lossy(&output.stderr).contains(&pid));
-        let error = node.refused(&["node", "run"], 5, "in-use");
+        let error = node.refused_as(&["node", "run"], 5, "in-use");
         assert!(error["message"].as_str().unwrap().contains(&pid));
         node.done(&["node", "stop"]);
         node.done(&["node", "stop"]);
-        node.refused(&["node", "status"], 1, "unavailable");
+        node.refused_as(&["node", "status"], 1, "unavailable");
     }
 
     #[test]
@@ -320,7 +201,7 @@ mod tests {
         let node = Node::start("fused");
         node.done(&["node", "stop"]);
         std::fs::write(node.root().join("state/attachments.json"), "{").unwrap();
-        node.refused(&["node", "start"], 7, "damaged");
+        node.refused_as(&["node", "start"], 7, "damaged");
         std::fs::remove_file(node.root().join("state/attachments.json")).unwrap();
         node.done(&["node", "start"]);
     }
@@ -333,7 +214,7 @@ mod tests {
         let path = node.root().join(catalogue);
         let good = std::fs::read(&path).unwrap();
         std::fs::write(&path, &good[..100]).unwrap();
-        let error = node.refused(&["node", "start"], 7, "damaged");
+        let error = node.refused_as(&["node", "start"], 7, "damaged");
         assert_eq!(error["message"], "head of the catalogue is damaged");
         assert!(!error["hint"].as_str().unwrap().is_empty());
         assert_eq!(std::fs::read(&path).unwrap(), good[..100]);
@@ -402,16 +283,16 @@ mod tests {
             &["volume", "remove", "i"],
             &["image", "export", "i", "-"],
         ] {
-            let error = node.refused(arguments, 5, "in-use");
+            let error = node.refused_as(arguments, 5, "in-use");
             assert!(!error["hint"].as_str().unwrap().is_empty(), "{error}");
         }
-        let error = node.refused(&["volume", "create", "i", "--size", "1M"], 4, "exists");
+        let error = node.refused_as(&["volume", "create", "i", "--size", "1M"], 4, "exists");
         let hint = error["hint"].as_str().unwrap();
         assert!(hint.contains("being imported"), "{error}");
         drop(channel);
         let _done: Value = client.call(Method::Delete, "/v1/images/i", &()).unwrap();
         node.done(&["volume", "create", "i", "--size", "1M"]);
-        let error = node.refused(&["volume", "create", "i", "--size", "1M"], 4, "exists");
+        let error = node.refused_as(&["volume", "create", "i", "--size", "1M"], 4, "exists");
         assert!(error["hint"].as_str().unwrap().contains("volume info i"));
     }
 
@@ -423,7 +304,7 @@ mod tests {
             let path = node.root().join("pool/pool.toml");
             let good = std::fs::read(&path).unwrap();
             std::fs::write(&path, "version = 9\n").unwrap();
-            let error = node.refused(&["node", "start"], 7, "damaged");
+            let error = node.refused_as(&["node", "start"], 7, "damaged");
             let message = error["message"].as_str().unwrap();
             assert!(message.contains("pool.toml"), "{placement}: {error}");
             // The other processes wait for this one for ever: they are not waited for.
@@ -456,7 +337,7 @@ mod tests {
     fn the_doctor_finds_damage_and_leaks_served_or_not() {
         for placement in PLACEMENTS {
             let node = Node::start(placement);
-            let raw = node.write("raw", &[(0, &pattern(3, 100_000))], 8 << 20);
+            let raw = write(&node, "raw", &[(0, &pattern(3, 100_000))], 8 << 20);
             node.done(&["image", "import", &raw, "image"]);
             node.done(&["volume", "clone", "image", "vm"]);
             let report = node.json(&["doctor"]);
@@ -465,8 +346,8 @@ mod tests {
                 (&true.into(), &true.into())
             );
             assert_eq!(report["checked"]["entries"], 2, "{report}");
-            node.refused(&["doctor", "--repair"], 5, "in-use");
-            node.refused(&["doctor", "--pool", "other"], 3, "not-found");
+            node.refused_as(&["doctor", "--repair"], 5, "in-use");
+            node.refused_as(&["doctor", "--pool", "other"], 3, "not-found");
             node.done(&["node", "stop"]);
             let report = node.json(&["doctor", "--pool", "default"]);
             assert_eq!(

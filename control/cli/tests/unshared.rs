@@ -2,82 +2,25 @@
 //! plain `-m` does (rings, and no memory).
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::io::{IoSlice, Read};
     use std::os::fd::{AsFd, AsRawFd, RawFd};
     use std::os::unix::net::UnixStream;
-    use std::path::{Path, PathBuf};
-    use std::process::Command;
-    use std::time::Duration;
+    use std::path::PathBuf;
 
-    use nix::poll::{PollTimeout, poll};
     use nix::sys::eventfd::EventFd;
-    use nix::sys::signal::{Signal, kill};
+
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    use nix::unistd::Pid;
+
     use serde_json::Value;
 
-    /// How long anything may take before the test gives up.
-    const DEADLINE: Duration = Duration::from_secs(30);
-    const STEP_MS: u16 = 20;
+    use crate::harness::{DEADLINE, Node, wait};
 
-    struct Node {
-        dir: tempfile::TempDir,
-    }
-
-    impl Node {
-        fn start() -> Node {
-            let node = Node {
-                dir: tempfile::tempdir().unwrap(),
-            };
-            node.done(&["init"]);
-            node.done(&["node", "start"]);
-            node
-        }
-
-        fn root(&self) -> &Path {
-            self.dir.path()
-        }
-
-        fn done(&self, arguments: &[&str]) -> String {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            command.args(arguments).env("ARCHIPELAGO_ROOT", self.root());
-            let output = command.output().unwrap();
-            assert!(output.status.success(), "{arguments:?}: {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        }
-
-        fn problems(&self) -> Vec<Value> {
-            let status = self.done(&["--json", "node", "status"]);
-            let status: Value = serde_json::from_str(&status).unwrap();
-            status["problems"].as_array().unwrap().clone()
-        }
-
-        fn wait(&self, what: &str, mut condition: impl FnMut(&Node) -> bool) {
-            for _ in 0..DEADLINE.as_millis() / u128::from(STEP_MS) {
-                if condition(self) {
-                    return;
-                }
-                poll(&mut [], PollTimeout::from(STEP_MS)).unwrap();
-            }
-            panic!("waited for {what}");
-        }
-    }
-
-    impl Drop for Node {
-        fn drop(&mut self) {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            command
-                .args(["node", "stop"])
-                .env("ARCHIPELAGO_ROOT", self.root());
-            let stopped = command.output().is_ok_and(|output| output.status.success());
-            let lock = std::fs::read_to_string(self.root().join("run/lock"));
-            let pid = lock.ok().and_then(|text| text.trim().parse().ok());
-            if let (false, Some(pid)) = (stopped, pid) {
-                // Its children die with it.
-                let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
+    fn problems(node: &Node) -> Vec<Value> {
+        node.status()["problems"].as_array().unwrap().clone()
     }
 
     /// Sends a message of the vhost-user protocol that asks for an acknowledgement, if `acknowledged`, and takes that.
@@ -117,11 +60,11 @@ mod tests {
 
     #[test]
     fn a_guest_whose_memory_is_not_shared_is_named_in_the_status_and_in_the_log() {
-        let node = Node::start();
+        let node = Node::start("fused");
         node.done(&["volume", "create", "v", "--size", "16M"]);
         let socket = node.done(&["volume", "attach", "v"]);
         let socket = PathBuf::from(socket.trim());
-        assert!(node.problems().is_empty());
+        assert!(problems(&node).is_empty());
         let mut front_end = UnixStream::connect(&socket).unwrap();
         front_end.set_read_timeout(Some(DEADLINE)).unwrap();
         let stream = &mut front_end;
@@ -150,8 +93,8 @@ mod tests {
         send(stream, 12, true, &[0], Some(fd));
         send(stream, 18, true, &[of_queue_0(1)], None);
 
-        node.wait("the problem", |node| !node.problems().is_empty());
-        let problem = &node.problems()[0];
+        wait("the problem", || !problems(&node).is_empty());
+        let problem = &problems(&node)[0];
         assert_eq!(problem["volume"], "v");
         let text = "is the guest's memory shared (QEMU: a memory backend with share=on)?";
         assert!(
@@ -166,6 +109,6 @@ mod tests {
         let log = std::fs::read_to_string(node.root().join("run/archipelagod.log")).unwrap();
         assert_eq!(log.matches(text).count(), 1, "{log}");
         drop(front_end);
-        node.wait("the end of the problem", |node| node.problems().is_empty());
+        wait("the end of the problem", || problems(&node).is_empty());
     }
 }

@@ -1,90 +1,22 @@
 //! What commands say when something is in their way: a full pool, a source that changes, a log without room.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::io::Write;
     use std::os::unix::fs::FileExt;
-    use std::path::{Path, PathBuf};
-    use std::process::{Command, Output, Stdio};
+    use std::path::Path;
+    use std::process::Stdio;
 
     use nix::poll::{PollTimeout, poll};
-    use nix::unistd::geteuid;
 
-    /// Looks at something that is waited for, and milliseconds in between: 60 s in all.
+    use crate::harness::{Node, may_mount};
+
+    /// How long the import may take until it has opened its source, in looks of a millisecond.
     const LOOKS: usize = 60_000;
     const LOOK_MS: u16 = 1;
-
-    /// A node, stopped when the test ends; what was mounted below it is unmounted then.
-    struct Node {
-        dir: tempfile::TempDir,
-        mounted: Vec<PathBuf>,
-    }
-
-    impl Node {
-        fn new() -> Node {
-            Node {
-                dir: tempfile::tempdir().unwrap(),
-                mounted: Vec::new(),
-            }
-        }
-
-        fn root(&self) -> &Path {
-            self.dir.path()
-        }
-
-        /// A tmpfs of `size` below the root.
-        fn mount(&mut self, name: &str, size: &str) -> PathBuf {
-            let at = self.root().join(name);
-            std::fs::create_dir_all(&at).unwrap();
-            let mut mount = Command::new("mount");
-            mount.args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={size},mode=700"),
-                "tmpfs",
-            ]);
-            let output = mount.arg(&at).output().unwrap();
-            assert!(output.status.success(), "{output:?}");
-            self.mounted.push(at.clone());
-            at
-        }
-
-        fn command(&self, arguments: &[&str]) -> Command {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
-            command.args(arguments).env("ARCHIPELAGO_ROOT", self.root());
-            command
-        }
-
-        fn output(&self, arguments: &[&str]) -> Output {
-            self.command(arguments).output().unwrap()
-        }
-
-        fn done(&self, arguments: &[&str]) {
-            let output = self.output(arguments);
-            assert!(output.status.success(), "{arguments:?}: {output:?}");
-        }
-
-        /// What was said to people by a command that ends with `code`.
-        fn refused(&self, arguments: &[&str], code: i32) -> String {
-            let output = self.output(arguments);
-            assert_eq!(
-                output.status.code(),
-                Some(code),
-                "{arguments:?}: {output:?}"
-            );
-            String::from_utf8(output.stderr).unwrap()
-        }
-    }
-
-    impl Drop for Node {
-        fn drop(&mut self) {
-            let _stopped = self.output(&["node", "stop"]);
-            for at in self.mounted.iter().rev() {
-                let _gone = Command::new("umount").arg("-l").arg(at).status();
-            }
-        }
-    }
 
     /// Takes the last byte of a file system.
     fn fill(directory: &Path) {
@@ -96,12 +28,11 @@ mod tests {
 
     #[test]
     fn a_full_pool_is_said_in_words_by_every_command() {
-        if !geteuid().is_root() {
-            println!("skipped: mounting needs root");
+        if !may_mount() {
             return;
         }
         let mut node = Node::new();
-        let disk = node.mount("disk", "64M");
+        let disk = node.mount_tmpfs("disk", "64M");
         let pool = disk.join("pool");
         node.done(&["init", "--pool-dir", pool.to_str().unwrap()]);
         node.done(&["node", "start"]);
