@@ -1,0 +1,81 @@
+//! A file system that says for a moment that it has no room: ext4 does so for a few of 100,000 writes that allocate in many
+//! sparse files at once, and takes them at the next try.
+
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is all test"
+)]
+
+use anyhow::{Result, bail, ensure};
+use archipelago_crash_tests::skip;
+use archipelago_fault_tests::disk::{Call, Class, Disk, Fault, Kind, QUIET, Site};
+use archipelago_fault_tests::server::{Answer, Server};
+
+const PHASE: &str = "import";
+/// Exit code of a command that found no room.
+const NO_SPACE: i32 = 6;
+
+fn done(answer: Answer) -> Result<String> {
+    match answer {
+        Answer::Done(text) => Ok(text),
+        Answer::Refused(code, text) => bail!("{code}: {text}"),
+    }
+}
+
+/// An import, which does not wait for room, while the first `refusals` writes of its data find none.
+fn import(server: &Server, disk: &Disk, name: &str, refusals: u64) -> Result<Answer> {
+    let source = tempfile::NamedTempFile::new()?;
+    std::fs::write(source.path(), [7; 4096])?;
+    let faults: Vec<(Site, Fault)> = (1..=refusals)
+        .map(|number| {
+            let site = Site {
+                phase: PHASE,
+                kind: Kind::Write,
+                class: Class::Data,
+                call: Call::Number(number),
+            };
+            (site, Fault::Errno(libc::ENOSPC))
+        })
+        .collect();
+    disk.plan(&faults);
+    disk.enter(PHASE);
+    let path = source.path().display().to_string();
+    let answer = server.call(&["image", "import", &path, name])?;
+    disk.enter(QUIET);
+    let met = disk.struck().len();
+    ensure!(
+        met == faults.len(),
+        "{met} of {refusals} writes were refused"
+    );
+    Ok(answer)
+}
+
+#[test]
+fn a_write_that_finds_no_room_for_a_moment_is_tried_again_and_a_full_disk_is_reported() -> Result<()>
+{
+    for (refusals, done_at_last) in [(1, true), (3, true), (4, false)] {
+        let disk = match Disk::mount() {
+            Ok(disk) => disk,
+            Err(error) => {
+                return skip(&format!("a FUSE file system cannot be mounted: {error:#}"));
+            }
+        };
+        disk.enter(QUIET);
+        let server = Server::new()?;
+        let pool = disk.path().join("pool");
+        done(server.call(&["init", "--pool-dir", &pool.display().to_string()])?)?;
+        done(server.start()?)?;
+        match import(&server, &disk, "image", refusals)? {
+            Answer::Done(_) => ensure!(done_at_last, "{refusals} refusals were survived"),
+            Answer::Refused(code, said) => {
+                ensure!(
+                    !done_at_last && code == NO_SPACE,
+                    "{refusals}: {code}: {said}"
+                );
+                ensure!(said.contains("full"), "{said}");
+            }
+        }
+        done(server.stop()?)?;
+    }
+    Ok(())
+}
