@@ -9,7 +9,7 @@
 //! | Opening | `Opened`: Open, Refused or Failed |
 //! | Open | no ring is started and nothing is in flight: closes |
 //! | Closing | `Closed`: Closed |
-//! | Refused (no space; requests wait) | a moment later: opens again; no ring is started: Closed |
+//! | Refused (no slot; requests wait) | a moment later: opens again; no ring is started: Closed |
 //! | Failed (requests get IOERR) | no ring is started: Closed, so the next start tries again |
 
 mod control;
@@ -43,7 +43,7 @@ use crate::shared::Shared;
 use crate::throttle::Throttle;
 use crate::wakeups::Wakeups;
 
-/// How long after an open that found no space the next one is tried.
+/// How long after an open that found no slot the next one is tried.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
 /// Events of the volume taken in one turn.
 const EVENTS_PER_TURN: usize = 256;
@@ -54,7 +54,8 @@ enum VolumeState {
     Opening(VolumeHandle),
     Open(VolumeHandle),
     Closing(VolumeHandle),
-    /// There was no space for what an open volume needs. Until then it is not asked for again.
+    /// The volume peer had no slot for it; what else an open has no space for, the peer waits for itself ([`OnFull::Wait`]).
+    /// Until then it is not asked for again.
     Refused(Duration),
     Failed,
 }
@@ -96,7 +97,7 @@ pub struct Device<V, W> {
     log: Option<DirtyLog>,
     area: Option<InFlightArea>,
     volume: VolumeState,
-    /// The last open found no space, which was logged.
+    /// The last open found no slot, which was logged.
     without_space: bool,
     chain: Chain,
     ranges: Vec<Range>,

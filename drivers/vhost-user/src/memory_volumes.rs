@@ -39,8 +39,8 @@ pub struct State {
     pub credits: Option<usize>,
     /// Every request fails with this.
     pub fail: Option<ErrorCode>,
-    /// Opens fail.
-    pub fail_open: bool,
+    /// Opens fail with this.
+    pub fail_open: Option<ErrorCode>,
     /// How often the volume was opened and closed.
     pub opens: usize,
     /// As `opens`.
@@ -164,8 +164,8 @@ impl Volumes for MemoryVolumes {
         let mut state = self.state();
         assert!(!state.open, "opened once");
         state.opens += 1;
-        let result = if state.fail_open {
-            Err(Error::new(ErrorCode::InUse, "open elsewhere"))
+        let result = if let Some(code) = state.fail_open {
+            Err(Error::new(code, "refused"))
         } else {
             state.open = true;
             Ok(VolumeInfo {

@@ -161,12 +161,12 @@ fn a_read_only_volume_refuses_writes() {
 #[test]
 fn errors_of_the_volume_reach_the_guest() {
     let host = Host::new();
-    host.volumes.state().fail_open = true;
+    host.volumes.state().fail_open = Some(ErrorCode::InUse);
     let mut guest = start(&host);
     guest.submit(0, 0, 0, 512, WRITE);
     assert_eq!((guest.used(), guest.status(0)), ((0, 1), 1));
     assert_eq!(guest.stop_ring(), 1);
-    host.volumes.state().fail_open = false;
+    host.volumes.state().fail_open = None;
     guest.start_ring(1, None);
     guest.submit(0, 0, 0, 512, WRITE);
     assert_eq!((guest.used(), guest.status(0)), ((0, 513), 0));
@@ -174,6 +174,25 @@ fn errors_of_the_volume_reach_the_guest() {
     guest.submit(0, 0, 0, 512, WRITE);
     assert_eq!((guest.used(), guest.status(0)), ((0, 1), 1));
     assert_eq!(host.status().open_failures, 1);
+}
+
+#[test]
+fn a_volume_for_which_there_is_no_slot_is_waited_for_and_not_reported() {
+    let host = Host::new();
+    host.volumes.state().fail_open = Some(ErrorCode::NoSpace);
+    let mut guest = start(&host);
+    guest.submit(0, 0, 0, 512, WRITE);
+    eventually("a second open", || host.volumes.state().opens >= 2);
+    assert_eq!(host.status().errors, 0);
+    host.volumes.state().fail_open = None;
+    assert_eq!((guest.used(), guest.status(0)), ((0, 513), 0));
+    // A ring that stops meanwhile does not wait for the slot.
+    guest.stop_ring();
+    host.volumes.state().fail_open = Some(ErrorCode::NoSpace);
+    guest.start_ring(1, None);
+    eventually("another open", || host.status().open_failures >= 2);
+    guest.stop_ring();
+    assert_eq!(host.status().errors, 0);
 }
 
 #[test]
