@@ -54,7 +54,7 @@ pub enum Failure {
     #[error("the volume could not be opened")]
     NotOpen,
     /// The volume's answer.
-    #[error("the volume answered {0:?}")]
+    #[error("the volume answered: {0}")]
     Volume(ErrorCode),
 }
 
@@ -191,7 +191,7 @@ mod tests {
         };
         assert_eq!(
             failed.to_string(),
-            "write of 512 bytes at 4096: the volume answered NoSpace"
+            "write of 512 bytes at 4096: the volume answered: no space left"
         );
     }
 }

@@ -35,6 +35,13 @@ enum Until {
     Detached,
 }
 
+/// What becomes of a command.
+#[derive(Debug)]
+enum Outcome {
+    Answered(Answer),
+    Waits(Until),
+}
+
 /// A command that is not done yet.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -48,13 +55,9 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         // One thread per connection that waits for each answer, and one that detaches: few commands at a time.
         while let Ok(Message { command, reply }) = self.commands.try_recv() {
             any = true;
-            if let Command::Look = command {
-                answer(&reply, Answer::Rings(self.rings_seen()));
-                continue;
-            }
             match self.apply(command) {
-                Ok(None) => answer(&reply, Answer::Done),
-                Ok(Some(until)) => self.waits.push(Waiting { until, reply }),
+                Ok(Outcome::Answered(with)) => answer(&reply, with),
+                Ok(Outcome::Waits(until)) => self.waits.push(Waiting { until, reply }),
                 Err(why) => answer(&reply, Answer::Refused(why)),
             }
         }
@@ -75,7 +78,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         Ok(queue)
     }
 
-    fn apply(&mut self, command: Command) -> Result<Option<Until>, &'static str> {
+    fn apply(&mut self, command: Command) -> Result<Outcome, &'static str> {
         match command {
             Command::Connected => {
                 self.dropping = false;
@@ -88,7 +91,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 }
                 self.add_slot(slot)?;
                 self.resolve();
-                return Ok(Some(Until::MemorySettled));
+                return Ok(Outcome::Waits(Until::MemorySettled));
             }
             Command::RemoveSlot { guest, user, len } => {
                 if !self.memory.retire(guest, user, len, self.generation) {
@@ -96,7 +99,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 }
                 self.generation += 1;
                 self.resolve();
-                return Ok(Some(Until::MemorySettled));
+                return Ok(Outcome::Waits(Until::MemorySettled));
             }
             Command::SetSlots(slots) => {
                 self.memory.retire_all(self.generation);
@@ -108,7 +111,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     self.add_slot(slot)?;
                 }
                 self.resolve();
-                return Ok(Some(Until::MemorySettled));
+                return Ok(Outcome::Waits(Until::MemorySettled));
             }
             Command::RingSize(index, size) => {
                 let queue = self.stopped_queue(index)?;
@@ -125,7 +128,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             Command::RingBase(index, base) => self.stopped_queue(index)?.base = base,
             Command::StopRing(index) => {
                 self.queue(index)?.stopping = true;
-                return Ok(Some(Until::Stopped(index)));
+                return Ok(Outcome::Waits(Until::Stopped(index)));
             }
             Command::Kick(index, fd) => self.start(index, fd)?,
             Command::Call(index, call) => self.queue(index)?.call = call,
@@ -149,22 +152,21 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     size,
                 });
             }
-            // Answered by `take_commands`: changes nothing.
-            Command::Look => {}
+            Command::Look => return Ok(Outcome::Answered(Answer::Rings(self.rings_seen()))),
             Command::Reset => {
                 self.drop_requests();
-                return Ok(Some(Until::Reset));
+                return Ok(Outcome::Waits(Until::Reset));
             }
             Command::HangUp => {
                 self.drop_requests();
-                return Ok(Some(Until::HungUp));
+                return Ok(Outcome::Waits(Until::HungUp));
             }
             Command::Detach => {
                 self.drop_requests();
-                return Ok(Some(Until::Detached));
+                return Ok(Outcome::Waits(Until::Detached));
             }
         }
-        Ok(None)
+        Ok(Outcome::Answered(Answer::Done))
     }
 
     fn rings_seen(&self) -> RingsSeen {
@@ -183,7 +185,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    fn set_features(&mut self, features: u64) -> Result<Option<Until>, &'static str> {
+    fn set_features(&mut self, features: u64) -> Result<Outcome, &'static str> {
         if features & !self.config.accepted_features() != 0 {
             return Err("features that were not offered");
         }
@@ -205,9 +207,9 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         if logs_now {
             // Requests taken before do not know what they will write: the front end copies memory after the answer.
             self.generation += 1;
-            return Ok(Some(Until::Newer(self.generation)));
+            return Ok(Outcome::Waits(Until::Newer(self.generation)));
         }
-        Ok(None)
+        Ok(Outcome::Answered(Answer::Done))
     }
 
     fn add_slot(&mut self, slot: GuestSlot) -> Result<(), &'static str> {

@@ -30,34 +30,38 @@ fn each_error_is_logged_with_its_cause_and_counted_by_it() {
             Some(ErrorCode::NoSpace),
             1,
             8,
-            "write of 512 bytes at 4096: the volume answered NoSpace",
+            "write of 512 bytes at 4096: the volume answered: no space left",
             |c| c.errors_no_space,
         ),
         (
             Some(ErrorCode::Io),
             0,
             8,
-            "read of 512 bytes at 4096: the volume answered Io",
+            "read of 512 bytes at 4096: the volume answered: input or output error",
             |c| c.errors_io,
         ),
         (
             Some(ErrorCode::SyncFailed),
             4,
             0,
-            "flush of 0 bytes at 0: the volume answered SyncFailed",
+            "flush of 0 bytes at 0: the volume answered: the data could not be made durable",
             |c| c.errors_sync_failed,
         ),
-        (Some(ErrorCode::Stale), 1, 0, "answered Stale", |c| {
-            c.errors_stale
-        }),
+        (
+            Some(ErrorCode::Stale),
+            1,
+            0,
+            "answered: another session has taken the volume over",
+            |c| c.errors_stale,
+        ),
         (
             Some(ErrorCode::Unavailable),
             1,
             0,
-            "answered Unavailable",
+            "answered: not available",
             |c| c.errors_unavailable,
         ),
-        (Some(ErrorCode::Damaged), 0, 0, "answered Damaged", |c| {
+        (Some(ErrorCode::Damaged), 0, 0, "answered: damaged", |c| {
             c.errors_other
         }),
         (
