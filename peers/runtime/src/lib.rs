@@ -21,6 +21,7 @@ mod direct;
 mod failure;
 mod file;
 mod handle;
+mod kept_files;
 mod peer;
 mod reactor;
 #[expect(
@@ -28,6 +29,7 @@ mod reactor;
     reason = "what the kernel is handed; the rules stand at the top of the module"
 )]
 mod ring;
+mod setup;
 mod source;
 #[expect(
     unsafe_code,

@@ -23,6 +23,8 @@ use xseg::Span;
 use crate::config::Config;
 use crate::failure::{Refusal, Refusals, RingFailure};
 use crate::file::{Calls, File};
+use crate::kept_files::KeptFiles;
+use crate::setup::set_up;
 use crate::source::{Event, Queue};
 use crate::transfer::{Direction, address_of};
 
@@ -30,8 +32,6 @@ use crate::transfer::{Direction, address_of};
 const IGNORED: u64 = u64::MAX;
 /// How often a request is tried again after EINTR or EAGAIN before the error is told.
 const RETRIES_MAX: u8 = 64;
-/// Slots of the fixed-file table, for descriptors that shall live as long as the ring.
-const KEPT_FILES_MAX: u32 = 16;
 /// How often the end of the ring waits for outstanding requests, 100 ms each.
 const DRAIN_WAITS_MAX: u32 = 300;
 /// Workers beyond the kernel's own limit, at most: as many calls as two channels have in flight when all of it hangs.
@@ -112,9 +112,7 @@ pub(crate) struct Ring {
     unsubmitted: usize,
     serial: u64,
     chunk: usize,
-    kept_files: u32,
-    /// Whether the fixed-file table is registered.
-    table: bool,
+    kept_files: KeptFiles,
     /// The kernel's limit of workers for files, once it was asked.
     workers: Option<u32>,
     spare_workers: u32,
@@ -127,45 +125,7 @@ impl Ring {
     /// The ring of this thread. Falls back to fewer features on older kernels, and says so once.
     pub(crate) fn new(config: &Config) -> Result<Ring, RingFailure> {
         let entries = config.entries;
-        let base = || {
-            let mut builder = IoUring::builder();
-            builder.setup_clamp().setup_cqsize(entries * 4);
-            builder
-        };
-        let deferred = base()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .build(entries);
-        // What an older kernel says to a flag; any other refusal has nothing to do with flags.
-        let is_older = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
-        let ring = deferred
-            .or_else(|error| {
-                if !is_older(&error) {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "io_uring without deferred task work: kernel older than 6.1");
-                base()
-                    .setup_coop_taskrun()
-                    .setup_taskrun_flag()
-                    .build(entries)
-            })
-            .or_else(|error| {
-                if !is_older(&error) {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "io_uring without cooperative task work: kernel older than 5.19");
-                base().build(entries)
-            })
-            .map_err(|error| RingFailure::new("io_uring_setup", error))?;
-        let parameters = ring.params();
-        if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
-            let older = io::Error::new(
-                io::ErrorKind::Unsupported,
-                "io_uring of this kernel is older than 5.11",
-            );
-            return Err(RingFailure::new("io_uring_setup", older));
-        }
+        let ring = set_up(entries)?;
         Ok(Ring {
             ring: Some(ring),
             operations: Vec::with_capacity(entries as usize),
@@ -176,8 +136,7 @@ impl Ring {
             unsubmitted: 0,
             serial: 0,
             chunk: config.submit_chunk.max(1),
-            kept_files: 0,
-            table: false,
+            kept_files: KeptFiles::default(),
             workers: None,
             spare_workers: 0,
             refusals: Refusals::default(),
@@ -193,28 +152,10 @@ impl Ring {
         self.load
     }
 
-    /// Puts `fd` into the fixed-file table, where it lives until the kernel has freed the ring, and closes it here.
+    /// Puts `fd` where it lives until the kernel has freed the ring, and closes it here.
     pub(crate) fn keep_file(&mut self, fd: OwnedFd) -> Result<(), RingFailure> {
-        let failed = |error| RingFailure::new("io_uring_register", error);
-        if !self.table {
-            self.ring()
-                .submitter()
-                .register_files_sparse(KEPT_FILES_MAX)
-                .map_err(failed)?;
-            self.table = true;
-        }
-        if self.kept_files == KEPT_FILES_MAX {
-            return Err(failed(io::Error::other(format!(
-                "all {KEPT_FILES_MAX} slots of kept files are taken"
-            ))));
-        }
-        let slot = self.kept_files;
-        self.ring()
-            .submitter()
-            .register_files_update(slot, &[fd.as_raw_fd()])
-            .map_err(failed)?;
-        self.kept_files += 1;
-        Ok(())
+        let ring = self.ring.as_ref().expect("taken only by drop");
+        self.kept_files.keep(&ring.submitter(), fd)
     }
 
     /// Reads into or writes from `spans` in their order.
