@@ -272,7 +272,7 @@ impl Rig {
                 state.hold = kind & 1 != 0;
                 state.fail = (kind & 2 != 0).then_some(ErrorCode::Io);
                 state.credits = (kind & 4 != 0).then_some(usize::from(kind >> 3 & 1));
-                state.fail_open = kind & 8 != 0;
+                state.fail_open = (kind & 8 != 0).then_some(ErrorCode::InUse);
             }
             208..=223 => {
                 if self.device.prepare_sleep() {
