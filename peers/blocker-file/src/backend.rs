@@ -46,7 +46,7 @@ pub struct Options {
     /// Whether to use `O_DIRECT` where the file system takes it.
     pub direct: bool,
     /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
-    pub lock_patience: Duration,
+    pub lock_timeout: Duration,
 }
 
 /// What waits for answers.
@@ -117,7 +117,7 @@ impl FileBackend {
     pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
         let layout = Layout::new(&options.directory);
         pool::check_marker(&layout)?;
-        let lock = lock::take(&layout, clock, clock.now() + options.lock_patience)?;
+        let lock = lock::take(&layout, clock, clock.now() + options.lock_timeout)?;
         let failed = |what: &str, error: io::Error| {
             Error::new(
                 code_of(&error),

@@ -78,7 +78,7 @@ impl Drop for Starved {
 }
 
 /// Repeats `call`, on a thread that may wait, until it does not fail for want of a descriptor.
-pub(crate) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn retry_while_exhausted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let (mut tries, mut starved) = (0, None);
     loop {
         match call() {
@@ -100,7 +100,7 @@ mod tests {
     fn a_call_without_a_descriptor_is_repeated_and_any_other_failure_told() {
         for errno in [libc::EMFILE, libc::ENFILE] {
             let mut left = 3;
-            let result = patiently(|| {
+            let result = retry_while_exhausted(|| {
                 left -= 1;
                 if left > 0 {
                     return Err(io::Error::from_raw_os_error(errno));
@@ -109,7 +109,8 @@ mod tests {
             });
             assert_eq!(result.unwrap(), 0);
         }
-        let failed = patiently(|| Err::<(), _>(io::Error::from_raw_os_error(libc::EIO)));
+        let failed =
+            retry_while_exhausted(|| Err::<(), _>(io::Error::from_raw_os_error(libc::EIO)));
         assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
     }
 

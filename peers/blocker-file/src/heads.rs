@@ -16,7 +16,7 @@ use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LE
 use rustc_hash::FxHashSet;
 use xseg::Span;
 
-use crate::descriptors::patiently;
+use crate::descriptors::retry_while_exhausted;
 use crate::errors::{Failed, code_of};
 use crate::jobs::sync_names;
 use crate::layout::{FileId, Layout};
@@ -121,7 +121,7 @@ fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(),
     let path = layout.file(FileId::locate(id, 0).0);
     let fresh = !path.exists();
     fs::create_dir_all(layout.lineage(id.lineage))?;
-    let file = patiently(|| {
+    let file = retry_while_exhausted(|| {
         OpenOptions::new()
             .write(true)
             .create(true)
@@ -148,7 +148,7 @@ fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(),
 
 /// The bytes of both slots, zeros where the file is shorter; `None` without a file.
 fn read_slots(path: &Path) -> Result<Option<Box<[u8; SLOTS_LEN]>>, ErrorCode> {
-    let mut file = match patiently(|| File::open(path)) {
+    let mut file = match retry_while_exhausted(|| File::open(path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(code_of(&error)),

@@ -20,7 +20,7 @@ use nix::unistd::{Whence, lseek};
 use xseg::Span;
 
 use crate::around::Around;
-use crate::descriptors::patiently;
+use crate::descriptors::retry_while_exhausted;
 use crate::errors::{Failed, code_of, sync_code_of};
 use crate::heads::{Heads, scatter};
 use crate::layout::{FileId, Layout, parse};
@@ -128,7 +128,7 @@ fn carry_out(
         ObjectOp::CompareAndSwap => heads.swap(layout, request, memory),
         ObjectOp::ReadSwapped => heads.read_swapped(layout, request, memory),
         ObjectOp::SyncPool => {
-            let synced = patiently(|| File::open(layout.directory()))
+            let synced = retry_while_exhausted(|| File::open(layout.directory()))
                 .and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
             // Told to all, whatever the reason: whoever asked takes it so.
             let failed = |error: io::Error| Failed {
@@ -156,10 +156,11 @@ pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> Result<(), Failed
         .ancestors()
         .take_while(|path| path.starts_with(layout.directory()))
     {
-        let directory = patiently(|| File::open(directory)).map_err(|error| Failed {
-            lost: false,
-            ..Failed::sync(&error)
-        })?;
+        let directory =
+            retry_while_exhausted(|| File::open(directory)).map_err(|error| Failed {
+                lost: false,
+                ..Failed::sync(&error)
+            })?;
         directory.sync_all().map_err(|error| Failed::sync(&error))?;
     }
     Ok(())
@@ -175,7 +176,7 @@ fn is_no_directory(error: &io::Error) -> bool {
 
 /// The files of `lineage`, in order; none if it has no directory.
 fn files_of(layout: &Layout, lineage: Lineage) -> io::Result<Vec<FileId>> {
-    let entries = match patiently(|| fs::read_dir(layout.lineage(lineage))) {
+    let entries = match retry_while_exhausted(|| fs::read_dir(layout.lineage(lineage))) {
         Ok(entries) => entries,
         Err(error) if is_no_directory(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -214,7 +215,7 @@ fn pieces_with_data(file: &File) -> io::Result<Vec<u64>> {
 }
 
 fn delete_file(ground: &Ground, path: &Path) -> io::Result<()> {
-    let file = match patiently(|| OpenOptions::new().write(true).open(path)) {
+    let file = match retry_while_exhausted(|| OpenOptions::new().write(true).open(path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -254,7 +255,7 @@ fn delete_lineage(ground: &Ground, lineage: Lineage) -> io::Result<()> {
 fn punch(layout: &Layout, request: &ObjectRequest) -> io::Result<()> {
     let (id, offset) = FileId::locate(request.id, request.offset);
     let path = layout.file(id);
-    let file = match patiently(|| OpenOptions::new().write(true).open(&path)) {
+    let file = match retry_while_exhausted(|| OpenOptions::new().write(true).open(&path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -338,13 +339,13 @@ fn list(
 
 fn lineages(ground: &Ground) -> io::Result<Vec<Lineage>> {
     let mut lineages = Vec::new();
-    for shard in patiently(|| fs::read_dir(ground.layout.directory()))? {
+    for shard in retry_while_exhausted(|| fs::read_dir(ground.layout.directory()))? {
         ground.step();
         let shard = shard?;
         if shard.file_name().len() != 2 || !shard.file_type()?.is_dir() {
             continue;
         }
-        for directory in patiently(|| fs::read_dir(shard.path()))? {
+        for directory in retry_while_exhausted(|| fs::read_dir(shard.path()))? {
             let directory = directory?;
             if !directory.file_type()?.is_dir() {
                 // Not ours: `foreign` names it.

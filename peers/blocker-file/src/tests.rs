@@ -20,7 +20,7 @@ fn options(directory: &Path) -> Options {
     Options {
         directory: directory.to_path_buf(),
         direct: true,
-        lock_patience: Duration::from_secs(5),
+        lock_timeout: Duration::from_secs(5),
     }
 }
 
@@ -255,7 +255,7 @@ fn a_pool_is_served_by_one_process_and_known_by_its_version() {
     let mut other = reactor();
     let options = Options {
         direct: true,
-        lock_patience: Duration::from_millis(20),
+        lock_timeout: Duration::from_millis(20),
         ..options(&pool)
     };
     let refused = FileBackend::open(&options, other.context().source(), &SystemClock).unwrap_err();

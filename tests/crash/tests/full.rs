@@ -18,7 +18,7 @@ use serde_json::Value;
 
 const MIB: usize = 1 << 20;
 /// Longest wait for anything that is to happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// A write that is not done by then waits for space.
 const WITHOUT_SPACE: Duration = Duration::from_secs(2);
 /// Space that becomes free is used within this.
@@ -57,9 +57,9 @@ fn content(piece: usize) -> Vec<u8> {
     vec![byte + 1; MIB]
 }
 
-/// Waits until the request in `slot` is done: its result. `None`: not within `patience`.
-fn result_of(disk: &mut Disk, slot: usize, patience: Duration) -> Result<Option<i32>> {
-    let deadline = now() + patience;
+/// Waits until the request in `slot` is done: its result. `None`: not within `timeout`.
+fn result_of(disk: &mut Disk, slot: usize, timeout: Duration) -> Result<Option<i32>> {
+    let deadline = now() + timeout;
     loop {
         if let Some(done) = disk.next_done()? {
             ensure!(done.slot == slot, "slot {} was done, not {slot}", done.slot);
@@ -72,7 +72,7 @@ fn result_of(disk: &mut Disk, slot: usize, patience: Duration) -> Result<Option<
         // Waits are in whole milliseconds, rounded down: one more, so that a wait never ends before the deadline.
         match disk.wait(left + Duration::from_millis(1)) {
             Ok(Waited::Rung) => {}
-            Ok(Waited::HungUp) => disk.reconnect(PATIENCE)?,
+            Ok(Waited::HungUp) => disk.reconnect(TIMEOUT)?,
             // Nothing came in that time.
             Err(_) if now() >= deadline => return Ok(None),
             Err(error) => return Err(error),
@@ -80,17 +80,17 @@ fn result_of(disk: &mut Disk, slot: usize, patience: Duration) -> Result<Option<
     }
 }
 
-fn write(disk: &mut Disk, piece: usize, patience: Duration) -> Result<Option<i32>> {
+fn write(disk: &mut Disk, piece: usize, timeout: Duration) -> Result<Option<i32>> {
     disk.fill(WRITES, &content(piece))?;
     disk.submit(WRITES, Op::Write, (piece * MIB) as u64, MIB)?;
     disk.kick()?;
-    result_of(disk, WRITES, patience)
+    result_of(disk, WRITES, timeout)
 }
 
 fn check(disk: &mut Disk, piece: usize) -> Result<()> {
     disk.submit(READS, Op::Read, (piece * MIB) as u64, MIB)?;
     disk.kick()?;
-    let result = result_of(disk, READS, PATIENCE)?.context("a read waits in a full pool")?;
+    let result = result_of(disk, READS, TIMEOUT)?.context("a read waits in a full pool")?;
     ensure!(result == 0, "reading MiB {piece} failed with {result}");
     let mut data = vec![0; MIB];
     disk.take(READS, &mut data)?;
@@ -104,7 +104,7 @@ fn check(disk: &mut Disk, piece: usize) -> Result<()> {
 /// Waits until `node status` says of the volume `disk` that its writes wait, or that nothing does.
 #[expect(clippy::disallowed_methods, reason = "waits for another process")]
 fn status_says(node: &Node, waits: bool) -> Result<()> {
-    let deadline = now() + PATIENCE;
+    let deadline = now() + TIMEOUT;
     loop {
         let status = node.status()?;
         let found = status["waits"].as_array().context("waits")?;
@@ -130,7 +130,7 @@ fn writes_wait_for_space(placement: &str, victim: &str, reads_go_on: bool) -> Re
         let pool = dir.join("pool");
         let node = Node::builder(placement).pool(&pool).start()?;
         let socket = node.create("disk", 256 * MIB)?;
-        let mut disk = Disk::connect(&socket, 2, MIB, InFlight::Tracked, PATIENCE)?;
+        let mut disk = Disk::connect(&socket, 2, MIB, InFlight::Tracked, TIMEOUT)?;
         let mut full = 0;
         loop {
             match write(&mut disk, full, WITHOUT_SPACE)? {
@@ -159,7 +159,7 @@ fn writes_wait_for_space(placement: &str, victim: &str, reads_go_on: bool) -> Re
         status_says(&node, false)?;
         disk.submit(WRITES, Op::Flush, 0, 0)?;
         disk.kick()?;
-        ensure!(result_of(&mut disk, WRITES, PATIENCE)? == Some(0), "flush");
+        ensure!(result_of(&mut disk, WRITES, TIMEOUT)? == Some(0), "flush");
         (0..=full).try_for_each(|piece| check(&mut disk, piece))?;
         drop(disk);
         node.detach("disk")
@@ -189,7 +189,7 @@ fn a_node_with_writes_that_wait_stops_and_they_go_on_with_the_next_one() -> Resu
         fs::write(&ballast, vec![1; 32 * MIB])?;
         let node = Node::builder("fused").pool(&dir.join("pool")).start()?;
         let socket = node.create("disk", 64 * MIB)?;
-        let mut disk = Disk::connect(&socket, 2, MIB, InFlight::Tracked, PATIENCE)?;
+        let mut disk = Disk::connect(&socket, 2, MIB, InFlight::Tracked, TIMEOUT)?;
         let mut full = 0;
         while write(&mut disk, full, WITHOUT_SPACE)? == Some(0) {
             full += 1;
@@ -198,7 +198,7 @@ fn a_node_with_writes_that_wait_stops_and_they_go_on_with_the_next_one() -> Resu
         node.call(&["node", "stop"])?;
         fs::remove_file(&ballast)?;
         node.call(&["node", "start"])?;
-        let result = result_of(&mut disk, WRITES, PATIENCE)?;
+        let result = result_of(&mut disk, WRITES, TIMEOUT)?;
         ensure!(result == Some(0), "after the restart: {result:?}");
         (0..=full).try_for_each(|piece| check(&mut disk, piece))?;
         drop(disk);

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 const GIB: usize = 1 << 30;
 /// How long anything may take before a test gives up: a synced write takes some milliseconds, a retry half a second.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// A request that has not been answered for so long waits.
 const WAITS: Duration = Duration::from_millis(1500);
 const BLOCK: usize = 4096;
@@ -31,22 +31,22 @@ const BLOCK: usize = 4096;
 const JOURNAL: u64 = 1_573_040;
 
 fn connect(socket: &Path) -> Result<Disk> {
-    Disk::connect(socket, 4, BLOCK, InFlight::Tracked, PATIENCE)
+    Disk::connect(socket, 4, BLOCK, InFlight::Tracked, TIMEOUT)
 }
 
 fn write(disk: &mut Disk, offset: usize) -> Result<()> {
-    disk.run(Op::Write, offset as u64, BLOCK, PATIENCE)
+    disk.run(Op::Write, offset as u64, BLOCK, TIMEOUT)
         .with_context(|| format!("a write at {offset}"))
 }
 
-/// The result of the request in flight; `None`: it is not answered within `patience`.
-fn answer(disk: &mut Disk, patience: Duration) -> Result<Option<i32>> {
+/// The result of the request in flight; `None`: it is not answered within `timeout`.
+fn answer(disk: &mut Disk, timeout: Duration) -> Result<Option<i32>> {
     loop {
         if let Some(done) = disk.next_done()? {
             return Ok(Some(done.result));
         }
-        match disk.wait(patience) {
-            Ok(Waited::HungUp) => disk.reconnect(PATIENCE)?,
+        match disk.wait(timeout) {
+            Ok(Waited::HungUp) => disk.reconnect(TIMEOUT)?,
             Ok(Waited::Rung) => {}
             Err(_nothing) => return Ok(None),
         }
@@ -105,7 +105,7 @@ fn two_hundred_volumes_are_attached_though_the_soft_limit_is_1024() -> Result<()
     for socket in sockets.iter().take(20) {
         let mut disk = connect(socket)?;
         write(&mut disk, 0)?;
-        disk.run(Op::Flush, 0, 0, PATIENCE)?;
+        disk.run(Op::Flush, 0, 0, TIMEOUT)?;
         disks.push(disk);
     }
     let (running, _) = descriptors(&node)?;
@@ -182,7 +182,7 @@ fn without_descriptors_guests_wait_and_go_on_by_themselves() -> Result<()> {
         limit(process, &format!("{allowed}:{allowed}"))?;
         let left = if early.is_some() { 1 } else { 2 };
         for _ in 0..left {
-            let result = answer(&mut disk, PATIENCE)?;
+            let result = answer(&mut disk, TIMEOUT)?;
             ensure!(
                 result == Some(0),
                 "{result:?} when there are descriptors again"
@@ -192,7 +192,7 @@ fn without_descriptors_guests_wait_and_go_on_by_themselves() -> Result<()> {
         write(&mut other, 0)?;
     }
     write(&mut disk, 0)?;
-    disk.run(Op::Flush, 0, 0, PATIENCE)?;
+    disk.run(Op::Flush, 0, 0, TIMEOUT)?;
     ensure!(
         node.process_of("blocker")? == process,
         "it lived through it"
@@ -307,11 +307,11 @@ fn a_kill_with_a_full_run_directory_costs_an_open_volume_nothing() -> Result<()>
         write(&mut disk, 1 << 20)?;
         Node::kill(node.process_of("mapper")?)?;
         write(&mut disk, 2 << 20)?;
-        disk.run(Op::Read, 1 << 20, BLOCK, PATIENCE)?;
+        disk.run(Op::Read, 1 << 20, BLOCK, TIMEOUT)?;
         let mut read = [0; BLOCK];
         disk.take(0, &mut read)?;
         ensure!(read == [7; BLOCK], "an acknowledged write is lost");
-        disk.run(Op::Flush, 0, 0, PATIENCE)?;
+        disk.run(Op::Flush, 0, 0, TIMEOUT)?;
         // Without any: it waits until there is room.
         let journal = fs::read_dir(&small.path)?
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -335,7 +335,7 @@ fn a_kill_with_a_full_run_directory_costs_an_open_volume_nothing() -> Result<()>
             "{placement}: answered {early:?} without a journal"
         );
         small.empty()?;
-        let result = answer(&mut disk, PATIENCE)?;
+        let result = answer(&mut disk, TIMEOUT)?;
         ensure!(result == Some(0), "{result:?} when there is room again");
         write(&mut disk, 4 << 20)?;
         drop(disk);
@@ -367,7 +367,7 @@ fn the_first_guest_of_a_volume_waits_for_room_in_the_run_directory() -> Result<(
     disk.kick()?;
     ensure!(answer(&mut disk, WAITS)?.is_none(), "answered again");
     small.empty()?;
-    let result = answer(&mut disk, PATIENCE)?;
+    let result = answer(&mut disk, TIMEOUT)?;
     ensure!(result == Some(0), "{result:?} when there is room again");
     drop(disk);
     node.call(&["node", "stop"]).map(drop)

@@ -120,7 +120,7 @@ impl<'a> Watch<'a> {
         self.acting.store(true, Ordering::SeqCst);
         let result = act();
         self.acting.store(false, Ordering::SeqCst);
-        // In this order: what is held is let go only by who judges it, and has returned when he is done.
+        // In this order: only the thread that checks a held call releases it, and the call has returned when that thread is done.
         wait_for("judging the calls that are held", JUDGED_DEADLINE, || {
             self.disk.held() == 0 && !self.judging.load(Ordering::SeqCst)
         })
@@ -151,7 +151,7 @@ impl<'a> Watch<'a> {
             self.judged.fetch_add(1, Ordering::SeqCst);
             self.disk.release();
             // Only those: a call that has arrived meanwhile is held, and judged next.
-            let left = wait_for("the answers of calls that were let go", DEADLINE, || {
+            let left = wait_for("the answers of calls that were released", DEADLINE, || {
                 self.disk.leaving() == 0
             });
             if let Err(error) = left.with_context(|| self.held()) {
@@ -172,7 +172,7 @@ impl<'a> Watch<'a> {
     fn held(&self) -> String {
         let struck = self.disk.struck().pop();
         format!(
-            "{} calls held, {} let go and not answered, the last at {}",
+            "{} calls held, {} released and not answered, the last at {}",
             self.disk.held(),
             self.disk.leaving(),
             struck.map_or_else(|| "no site".to_owned(), |site| site.to_string())

@@ -31,7 +31,7 @@ use crate::output::{Output, Table};
 /// How long a daemon may take until it serves: recovery of the catalogue included.
 const START_PATIENCE: Duration = Duration::from_secs(90);
 /// How long a daemon that is stopping may take: it drains for 60 s, and three processes have some seconds to end.
-const END_PATIENCE: Duration = Duration::from_secs(100);
+const END_TIMEOUT: Duration = Duration::from_secs(100);
 /// How long the kernel may take to close what a daemon's dead processes had open of the pool.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Milliseconds between two looks at a pool that is waited for.
@@ -250,13 +250,13 @@ fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
         Ok(Stopped { unfinished }) => unfinished,
         // Nobody there is what was asked for; a daemon that is just ending is waited for below.
         Err(error) if error.code == ErrorCode::Unavailable => {
-            NodeLock::wait_free(layout, END_PATIENCE)?;
+            NodeLock::wait_free(layout, END_TIMEOUT)?;
             stop_found_by_pool(layout, output)?;
             Vec::new()
         }
         Err(error) => return Err(error),
     };
-    NodeLock::wait_free(layout, END_PATIENCE)?;
+    NodeLock::wait_free(layout, END_TIMEOUT)?;
     for line in &unfinished {
         output.note(line);
     }
@@ -279,7 +279,7 @@ fn stop_found_by_pool(layout: &Layout, output: Output) -> Result<(), Error> {
     };
     let Pool::File { directory, .. } = config.pool().1;
     let pool = directory.display();
-    let deadline = SystemClock.now() + END_PATIENCE;
+    let deadline = SystemClock.now() + END_TIMEOUT;
     let release_deadline = SystemClock.now() + RELEASE_TIMEOUT;
     let mut stopping: Option<ServingNode> = None;
     loop {
@@ -326,7 +326,7 @@ fn stop_found_by_pool(layout: &Layout, output: Output) -> Result<(), Error> {
             let message = format!(
                 "process {} (archipelagod) has not stopped after {} s",
                 node.daemon,
-                END_PATIENCE.as_secs()
+                END_TIMEOUT.as_secs()
             );
             return Err(Error::new(ErrorCode::Unavailable, message)
                 .with_hint(format!("`kill -9 {}` ends it by force", node.daemon)));

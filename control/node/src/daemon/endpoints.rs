@@ -284,7 +284,9 @@ impl Node {
         if all > 0 {
             let life = *self.endpoint_lives.borrow();
             let served = all - failed.len();
-            tracing::info!("{served} of {all} attached volumes are served (endpoint life {life})");
+            tracing::info!(
+                "{served} of {all} attached volumes are served (process generation {life} of the endpoint)"
+            );
         }
         let may_pass = |code: ErrorCode| {
             !matches!(

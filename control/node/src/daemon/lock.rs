@@ -60,11 +60,11 @@ impl NodeLock {
         Ok(NodeLock { _file: file })
     }
 
-    /// Waits until nobody holds the lock, for `patience` at most.
+    /// Waits until nobody holds the lock, for `timeout` at most.
     ///
     /// # Errors
     /// [`ErrorCode::Unavailable`] if it is still held then, [`ErrorCode::Io`] if the file cannot be locked at all.
-    pub fn wait_free(layout: &Layout, patience: Duration) -> Result<(), Error> {
+    pub fn wait_free(layout: &Layout, timeout: Duration) -> Result<(), Error> {
         let path = layout.lock();
         let failed = |error: std::io::Error| path_error(&path, &error);
         let mut file = match std::fs::File::open(&path) {
@@ -72,7 +72,7 @@ impl NodeLock {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        let deadline = SystemClock.now() + patience;
+        let deadline = SystemClock.now() + timeout;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(_free) => return Ok(()),
@@ -80,7 +80,7 @@ impl NodeLock {
                 Err((_, Errno::EWOULDBLOCK)) => {
                     let message = format!(
                         "the node daemon has not ended after {} s",
-                        patience.as_secs()
+                        timeout.as_secs()
                     );
                     return Err(Error::new(ErrorCode::Unavailable, message)
                         .with_hint(format!("its log: {}", layout.log().display())));

@@ -49,7 +49,7 @@ const DRAIN_BESIDE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to close what ended processes had open of the pool: milliseconds, more under load.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to exit after it has said that it drained.
-const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the length of the log is looked at, and what it owes is written.
 const LOG_STEP: Duration = Duration::from_secs(1);
@@ -133,7 +133,7 @@ async fn serve(
     node.stopped.send_replace(Some(unfinished));
     // The answer to the request that asked for the stop is still on its way.
     hang_up.send_replace(true);
-    let _in_time = tokio::time::timeout(EXIT_PATIENCE, api).await;
+    let _in_time = tokio::time::timeout(EXIT_TIMEOUT, api).await;
     keeper.abort();
     unlink(&node.layout.api_socket());
     tracing::info!("stopped");
@@ -367,13 +367,10 @@ async fn stop_processes(node: &Node, supervision: &mut Supervision) -> Vec<Strin
                 "the {title} process was killed before it had finished: {why}"
             ));
         }
-        let ends = drained.is_ok()
-            && tokio::time::timeout(EXIT_PATIENCE, &mut *task)
-                .await
-                .is_ok();
+        let ends = drained.is_ok() && tokio::time::timeout(EXIT_TIMEOUT, &mut *task).await.is_ok();
         if !ends {
             wish.send_replace(Wish::Kill);
-            if tokio::time::timeout(EXIT_PATIENCE, task).await.is_err() {
+            if tokio::time::timeout(EXIT_TIMEOUT, task).await.is_err() {
                 all_ended = false;
                 unfinished.push(format!(
                     "the {title} process {pid} ends, and gives the pool back, only when its last call on the storage returns"
@@ -404,7 +401,7 @@ async fn release_of_pool(node: &Node) -> Result<(), String> {
     let unknown =
         |why: &dyn std::fmt::Display| format!("whether pool `{pool}` is closed is unknown: {why}");
     started.map_err(|error| unknown(&error))?;
-    match tokio::time::timeout(RELEASE_TIMEOUT + EXIT_PATIENCE, released).await {
+    match tokio::time::timeout(RELEASE_TIMEOUT + EXIT_TIMEOUT, released).await {
         Ok(Ok(left)) => left,
         Ok(Err(_)) | Err(_) => Err(unknown(&"its file system does not answer")),
     }
@@ -416,7 +413,7 @@ async fn kill_processes(node: &Node, supervision: &mut Supervision) {
         wish.send_replace(Wish::Kill);
     }
     for (process, task) in node.processes.iter().zip(&mut supervision.tasks) {
-        if tokio::time::timeout(EXIT_PATIENCE, task).await.is_err() {
+        if tokio::time::timeout(EXIT_TIMEOUT, task).await.is_err() {
             tracing::warn!("the {} process cannot be killed", process.title());
         }
         unlink(&node.layout.control_socket(process.roles()[0]));

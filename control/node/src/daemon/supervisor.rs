@@ -1,6 +1,6 @@
 //! Keeps a process alive: starts it again at once when it dies, more slowly when it dies repeatedly.
 //!
-//! | after | waits before the next life |
+//! | after | waits before the next start |
 //! |---|---|
 //! | a life of at least [`STABLE`] | nothing |
 //! | a shorter one | nothing the first time, then 50 ms, doubled up to [`BACKOFF_MAX`] |
@@ -70,7 +70,7 @@ impl End {
     }
 }
 
-/// How long to wait before the next life.
+/// How long to wait before the next start.
 #[derive(Debug, Default)]
 struct Backoff {
     deaths: u32,
@@ -92,7 +92,7 @@ impl Backoff {
 }
 
 /// Runs what `make` makes until it returns, again after each panic: a task of the daemon that has gone is missed by
-/// nobody until somebody needs it. `report` hears of each.
+/// nobody until somebody needs it. `report` is called for each.
 pub(crate) async fn keep_running<F>(
     what: &str,
     mut make: impl FnMut() -> F,
@@ -172,11 +172,11 @@ async fn supervise(
         let reason = end.reason(&title);
         match end.status {
             Some(status) if end.last_words.is_none() => {
-                tracing::warn!("the {title} process died ({status}), next life in {wait:?}");
+                tracing::warn!("the {title} process died ({status}), started again in {wait:?}");
             }
             Some(status) => {
                 tracing::warn!(
-                    "the {title} process died ({status}: {reason}), next life in {wait:?}"
+                    "the {title} process died ({status}: {reason}), started again in {wait:?}"
                 );
             }
             None => tracing::error!("{reason}, next try in {wait:?}"),

@@ -11,7 +11,7 @@ use super::PeerSettings;
 use crate::config::Pool;
 
 /// How long a dead predecessor's last writes may hold the pool's lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Adds to `report` the files in the pool that lie where directories belong.
 pub(crate) fn add_foreign(pool: &Pool, report: &mut Report) {
@@ -43,7 +43,7 @@ pub(crate) fn open(settings: &PeerSettings, context: &Context<'_>) -> Result<Fil
     let options = Options {
         directory: directory.clone(),
         direct: *direct,
-        lock_patience: LOCK_PATIENCE,
+        lock_timeout: LOCK_TIMEOUT,
     };
     FileBackend::open(&options, context.source(), context.clock().as_ref())
 }

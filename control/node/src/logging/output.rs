@@ -3,7 +3,7 @@
 //! | the descriptor | what becomes of a line |
 //! |---|---|
 //! | a full file, a pipe whose reader has gone | dropped and counted |
-//! | a pipe, socket or terminal that is not read | the first one waits [`PATIENCE`], the following ones not at all, until it is read |
+//! | a pipe, socket or terminal that is not read | the first one waits [`READER_TIMEOUT_MS`], the following ones not at all, until it is read |
 //!
 //! A line is one `write` of at most [`LINE_LEN_MAX`] bytes, so those of several processes do not mix.
 
@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// Bytes of a line: what a pipe takes whole (`PIPE_BUF`), and has room for when it says that it is writable.
 const LINE_LEN_MAX: usize = 4096;
 /// How long, in milliseconds, a reader that reads slowly is waited for: a log is worth less than what its writer does.
-const PATIENCE: u8 = 20;
+const READER_TIMEOUT_MS: u8 = 20;
 /// How often a call that a signal interrupted is made again.
 const INTERRUPTIONS_MAX: u32 = 8;
 
@@ -81,7 +81,7 @@ impl Output {
         let failing = self.dropped.load(Ordering::Relaxed) > 0;
         let mut written = 0;
         for _again in 0..INTERRUPTIONS_MAX {
-            await_writable(&to, if failing { 0 } else { PATIENCE })?;
+            await_writable(&to, if failing { 0 } else { READER_TIMEOUT_MS })?;
             match nix::unistd::write(&to, &bytes[written..]) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(more) => written += more,
@@ -104,9 +104,9 @@ impl Output {
     }
 }
 
-fn await_writable(to: impl AsFd, patience_ms: u8) -> Result<(), Errno> {
+fn await_writable(to: impl AsFd, timeout_ms: u8) -> Result<(), Errno> {
     let mut descriptors = [PollFd::new(to.as_fd(), PollFlags::POLLOUT)];
-    match poll(&mut descriptors, PollTimeout::from(patience_ms)) {
+    match poll(&mut descriptors, PollTimeout::from(timeout_ms)) {
         Ok(0) => Err(Errno::EAGAIN),
         // An interrupted wait is a short one: what follows may find no room, and says so.
         Ok(_) | Err(Errno::EINTR) => Ok(()),

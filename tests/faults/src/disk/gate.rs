@@ -1,4 +1,4 @@
-//! Where calls wait that do not return, until they are let go.
+//! Where calls wait that do not return, until they are released.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 struct Count {
     /// Calls that wait for the next opening.
     held: usize,
-    /// Calls that an opening has let go, and that are not answered yet.
+    /// Calls that an opening has released, and that are not answered yet.
     leaving: usize,
     /// How often the gate was opened.
     opened: u64,
