@@ -19,8 +19,8 @@ use tempfile::TempDir;
 
 use crate::command;
 
-/// Longest wait until the node has noticed that a front end has gone.
-pub const DETACH_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for something that the node, or a process of it, is to do soon.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Says to `archipelagod-delaying` how long a request is delayed at most, in milliseconds.
 pub const DELAY_VARIABLE: &str = "CRASH_DELAY_MS";
@@ -210,18 +210,34 @@ impl Node {
         Ok(self.call(&["volume", "attach", name])?.trim().into())
     }
 
-    /// Detaches a volume. A front end that has just gone may be noticed a moment later.
+    /// Detaches a volume. A front end that has just gone is waited for by the node.
     ///
     /// # Errors
-    /// If the node still refuses after [`DETACH_PATIENCE`].
-    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
+    /// If the node refuses.
     pub fn detach(&self, name: &str) -> Result<()> {
-        let deadline = Instant::now() + DETACH_PATIENCE;
+        self.call(&["volume", "detach", name]).map(drop)
+    }
+
+    /// Waits until `condition` holds of what `node status` tells, which is `what`.
+    ///
+    /// # Errors
+    /// If it does not within [`TIMEOUT`], with the status then.
+    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
+    pub fn wait_for_status(
+        &self,
+        what: &str,
+        mut condition: impl FnMut(&Value) -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            let result = self.call(&["volume", "detach", name]).map(drop);
-            if result.is_ok() || Instant::now() > deadline {
-                return result;
+            let status = self.status()?;
+            if condition(&status) {
+                return Ok(());
             }
+            ensure!(
+                Instant::now() < deadline,
+                "{what}, for {TIMEOUT:?} not in the status: {status}"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -269,10 +285,10 @@ impl Node {
     /// Starts the node again after its daemon was killed, as soon as the dying one has let go.
     ///
     /// # Errors
-    /// If it does not start within [`DETACH_PATIENCE`].
+    /// If it does not start within [`TIMEOUT`].
     #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     pub fn restart(&self) -> Result<()> {
-        let deadline = Instant::now() + DETACH_PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let result = self.call(&["node", "start"]).map(drop);
             let dying =
@@ -295,11 +311,11 @@ impl Node {
     /// Stops a process where it is, and waits until it stands still.
     ///
     /// # Errors
-    /// If it does not within [`DETACH_PATIENCE`].
+    /// If it does not within [`TIMEOUT`].
     #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     pub fn freeze(pid: Pid) -> Result<()> {
         Node::signal(pid, Signal::SIGSTOP)?;
-        let deadline = Instant::now() + DETACH_PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Node::moves(pid) {
             ensure!(Instant::now() < deadline, "process {pid} does not stop");
             std::thread::yield_now();

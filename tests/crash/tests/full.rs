@@ -102,24 +102,15 @@ fn check(disk: &mut Disk, piece: usize) -> Result<()> {
 }
 
 /// Waits until `node status` says of the volume `disk` that its writes wait, or that nothing does.
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
 fn status_says(node: &Node, waits: bool) -> Result<()> {
-    let deadline = now() + TIMEOUT;
-    loop {
-        let status = node.status()?;
-        let found = status["waits"].as_array().context("waits")?;
-        let waiting = |wait: &Value| {
-            wait["volume"] == "disk"
-                && wait["what"]
-                    .as_str()
-                    .is_some_and(|what| what.contains("space"))
-        };
-        if found.iter().any(waiting) == waits {
-            return Ok(());
-        }
-        ensure!(now() < deadline, "waiting is not {waits}: {status}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let is_ours = |wait: &Value| {
+        let what = wait["what"].as_str();
+        wait["volume"] == "disk" && what.is_some_and(|what| what.contains("space"))
+    };
+    node.wait_for_status(&format!("`disk` waits for space: {waits}"), |status| {
+        let found = status["waits"].as_array();
+        found.is_some_and(|found| found.iter().any(is_ours) == waits)
+    })
 }
 
 /// The process of `victim` is killed while writes wait. `reads_go_on`: its successor needs no space to serve reads.
