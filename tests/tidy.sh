@@ -25,6 +25,7 @@ code_with() {
 }
 
 report 'left-over note' < <(git grep --untracked --line-number --extended-regexp -w -e 'FIXM[E]|XX[X]|TOD[O]' -- '*.rs' '*.sh' '*.toml' '*.md' || true)
+# Unit tests stand among the sources: what they skip, they print.
 report 'a print that panics when nobody can read it (write with writeln!, or log)' < <(code_with '\be?print(ln)?!\(' xseg peers drivers control |
     grep --invert-match --extended-regexp '/tests?(/|\.rs)|"skipped: ' || true)
 report 'unfinished code' < <(code_with '\b(todo|unimplemented)!\(' xseg peers drivers control bench tests)
