@@ -9,7 +9,7 @@ use archipelago_bench::compare::{self, CASES, Case, REQUEST_LEN_MAX};
 use archipelago_bench::hostile::{Torment, torment};
 use archipelago_bench::load;
 use archipelago_bench::neighbour;
-use archipelago_bench::server::{Archipelago, QemuStorageDaemon, Server};
+use archipelago_bench::server::{Archipelago, Build, QemuStorageDaemon, Server, Volumes};
 use clap::{Parser, Subcommand};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -35,9 +35,12 @@ struct Options {
     /// Only workloads whose name contains this; of a neighbour, as in `rr1 Pieces`, of the torment too
     #[arg(long, default_value = "")]
     only: String,
-    /// Only servers whose name contains this; qemu-storage-daemon always takes part
+    /// Only servers whose name contains this, of other builds too; qemu-storage-daemon always takes part
     #[arg(long, default_value = "")]
     server: String,
+    /// Measures another build too, fused: the programs in a directory, with another setting if there is one
+    #[arg(long, value_name = "NAME=DIRECTORY[,poll_us=N]", value_parser = Build::parse)]
+    also: Vec<Build>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -71,43 +74,34 @@ fn main() -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &cpus).context("pin the client to its CPU")?;
     std::fs::create_dir_all(&options.dir)?;
     let dir = tempfile::tempdir_in(&options.dir)?;
-    let size = options.size << 20;
     let fill = |socket: &Path| load::fill(&mut compare::connect(socket)?, REQUEST_LEN_MAX);
     let time = Duration::from_millis(options.milliseconds);
+    let builds: Vec<Build> = ["fused", "split"]
+        .into_iter()
+        .map(Build::own)
+        .chain(options.also.into_iter().map(Ok))
+        .filter(|build| !matches!(build, Ok(build) if !build.name.contains(&options.server)))
+        .collect::<Result<_>>()?;
+    eprintln!("making the volumes");
+    let volumes = Volumes::make(dir.path(), options.size << 20, &fill)?;
     if let Some(Command::Neighbour) = options.command {
-        for placement in ["fused", "split"] {
-            if placement.contains(&options.server) {
-                let mut server = Archipelago::start(dir.path(), placement, size, &fill)?;
-                let mut progress = |line: &str| eprintln!("{line}");
-                let only = |name: &str| name.contains(&options.only);
-                let table = neighbour::run(
-                    &mut server,
-                    &only,
-                    options.rounds,
-                    time,
-                    CLIENT_CPU,
-                    &mut progress,
-                )?;
-                println!("{table}");
-            }
+        for build in &builds {
+            let mut server = Archipelago::new(dir.path(), build)?;
+            let mut progress = |line: &str| eprintln!("{line}");
+            let only = |name: &str| name.contains(&options.only);
+            let rounds = options.rounds;
+            let table =
+                neighbour::run(&mut server, &only, rounds, time, CLIENT_CPU, &mut progress)?;
+            println!("{table}");
+            server.release()?;
         }
         return Ok(());
     }
     let mut servers: Vec<Box<dyn Server>> = Vec::new();
-    for placement in ["fused", "split"]
-        .into_iter()
-        .filter(|name| name.contains(&options.server))
-    {
-        eprintln!("starting archipelago, {placement}");
-        servers.push(Box::new(Archipelago::start(
-            dir.path(),
-            placement,
-            size,
-            &fill,
-        )?));
+    for build in &builds {
+        servers.push(Box::new(Archipelago::new(dir.path(), build)?));
     }
-    eprintln!("starting qemu-storage-daemon");
-    servers.push(Box::new(QemuStorageDaemon::start(dir.path(), size, &fill)?));
+    servers.push(Box::new(QemuStorageDaemon::new(dir.path(), &volumes)?));
     let cases: Vec<Case> = CASES
         .into_iter()
         .filter(|case| case.name().contains(&options.only))
@@ -116,7 +110,7 @@ fn main() -> Result<()> {
         eprintln!("{line}");
     })?;
     println!(
-        "{} rounds of {} ms, {} MiB volumes, O_DIRECT, one queue; server on CPU 0, client on CPU {CLIENT_CPU}\n\n{}",
+        "{} rounds of {} ms, {} MiB volumes, the same blocks for all, O_DIRECT, one queue; server on CPU 0, client on CPU {CLIENT_CPU}\n\n{}",
         options.rounds,
         options.milliseconds,
         options.size,

@@ -70,7 +70,7 @@ pub fn run(
     cpu: usize,
     progress: &mut dyn FnMut(&str),
 ) -> Result<String> {
-    let hostile = server.volume("hostile", 64 << 20)?;
+    let hostile = server.volume(&format!("hostile-{}", server.name()), 64 << 20)?;
     let mut disk = connect(&server.filled()?)?;
     let mut text = format!(
         "| {} | torment | p50/p99 us alone | p50/p99 us beside it | p99 ratio | IOPS ratio |\n|---|---|--:|--:|--:|--:|\n",

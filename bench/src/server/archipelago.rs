@@ -1,0 +1,327 @@
+//! Archipelago, in either placement and of any build: nodes that serve one pool by turns.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::process::output;
+use super::{SERVER_CPU, Server, own_program};
+
+/// Bytes of a volume in one container (`docs/pool-format.md`).
+const CONTAINER_LEN: u64 = 64 << 30;
+/// The volume that is measured, written once in full.
+const OWNED: &str = "owned";
+/// The snapshot that clones are made of.
+const BASE: &str = "base";
+
+/// Programs and settings of a node.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// What the tables call it.
+    pub name: String,
+    /// `fused` or `split`.
+    pub placement: String,
+    /// The `archipelago` command; the daemon is beside it.
+    pub command: PathBuf,
+    /// `poll_us` in its configuration; `None`: as `init` writes it.
+    pub poll_us: Option<u32>,
+}
+
+impl Build {
+    /// This build in `placement`.
+    ///
+    /// # Errors
+    /// If there is no `archipelago` command.
+    pub fn own(placement: &str) -> Result<Build> {
+        Ok(Build {
+            name: format!("archipelago-{placement}"),
+            placement: placement.to_owned(),
+            command: own_program("archipelago")?,
+            poll_us: None,
+        })
+    }
+
+    /// Reads `NAME=DIRECTORY[,poll_us=N]`: another build, fused.
+    ///
+    /// # Errors
+    /// If that is not what `text` says.
+    pub fn parse(text: &str) -> Result<Build> {
+        let (name, rest) = text.split_once('=').context("NAME=DIRECTORY is wanted")?;
+        let (dir, poll_us) = match rest.split_once(",poll_us=") {
+            Some((dir, poll_us)) => (dir, Some(poll_us.parse().context("poll_us")?)),
+            None => (rest, None),
+        };
+        let command = Path::new(dir).join("archipelago");
+        ensure!(command.exists(), "{} does not exist", command.display());
+        Ok(Build {
+            name: name.to_owned(),
+            placement: "fused".to_owned(),
+            command,
+            poll_us,
+        })
+    }
+}
+
+/// The volumes that all servers serve, and where on the disk they are.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    /// Bytes of each.
+    pub size: u64,
+    /// Container of the filled volume: its first `size` bytes are the volume, every block of it written.
+    pub filled: PathBuf,
+    /// Container of what clones are made of, likewise. Nobody writes to it.
+    pub base: PathBuf,
+}
+
+impl Volumes {
+    /// Makes them in the pool below `dir`; `fill` writes a volume through its socket.
+    ///
+    /// # Errors
+    /// If a node refuses, or a volume has more than one container.
+    pub fn make(dir: &Path, size: u64, fill: &dyn Fn(&Path) -> Result<()>) -> Result<Volumes> {
+        ensure!(
+            size <= CONTAINER_LEN,
+            "a volume of {size} bytes has several containers: {CONTAINER_LEN} at most"
+        );
+        let build = Build {
+            name: "preparation".to_owned(),
+            ..Build::own("fused")?
+        };
+        let mut node = Archipelago::new(dir, &build)?;
+        let mut containers = Vec::new();
+        for name in ["filled", OWNED] {
+            fill(&node.volume(name, size)?)?;
+            containers.push(container(&dir.join("pool"), &node.lineage(name)?, size)?);
+        }
+        node.call(&["volume", "snapshot", "filled", BASE])?;
+        node.release()?;
+        let filled = containers.pop().context("two volumes were made")?;
+        let base = containers.pop().context("two volumes were made")?;
+        Ok(Volumes { size, filled, base })
+    }
+}
+
+/// The one file that has all `size` bytes of a volume which was written in one epoch.
+fn container(pool: &Path, lineage: &str, size: u64) -> Result<PathBuf> {
+    let prefix = lineage.get(..2).context("a lineage is 32 digits")?;
+    let dir = pool.join(prefix).join(lineage);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("data-") {
+            found.push((entry.path(), entry.metadata()?));
+        }
+    }
+    let [(path, metadata)] = found.as_slice() else {
+        bail!("{} has {} containers, not one", dir.display(), found.len());
+    };
+    let written = metadata.blocks() * 512;
+    ensure!(
+        written >= size,
+        "of the {size} bytes of {} only {written} were written",
+        path.display()
+    );
+    Ok(path.clone())
+}
+
+/// A node of the common pool; its processes run while it serves.
+#[derive(Debug)]
+pub struct Archipelago {
+    name: String,
+    root: PathBuf,
+    command: PathBuf,
+    running: bool,
+    /// Volumes to be detached.
+    attached: Vec<String>,
+    clones: u32,
+}
+
+impl Archipelago {
+    /// Configures a node of the pool `dir/pool`, with a root directory of its own.
+    ///
+    /// # Errors
+    /// If `init` refuses.
+    pub fn new(dir: &Path, build: &Build) -> Result<Self> {
+        let root = dir.join(&build.name);
+        fs::create_dir_all(&root)?;
+        let server = Archipelago {
+            name: build.name.clone(),
+            root,
+            command: build.command.clone(),
+            running: false,
+            attached: Vec::new(),
+            clones: 0,
+        };
+        let pool = dir.join("pool");
+        let pool = pool.to_str().context("the directory is not UTF-8")?;
+        server.call(&["init", "--placement", &build.placement, "--pool-dir", pool])?;
+        if let Some(poll_us) = build.poll_us {
+            server.configure("poll_us", poll_us)?;
+        }
+        Ok(server)
+    }
+
+    fn configure(&self, key: &str, value: u32) -> Result<()> {
+        let path = self.root.join("archipelago.toml");
+        let mut found = false;
+        let edit = |line: &str| {
+            if line.starts_with(key) {
+                found = true;
+                format!("{key} = {value}\n")
+            } else {
+                format!("{line}\n")
+            }
+        };
+        let text: String = fs::read_to_string(&path)?.lines().map(edit).collect();
+        ensure!(found, "{} has no `{key}`", path.display());
+        Ok(fs::write(&path, text)?)
+    }
+
+    fn start(&mut self) -> Result<()> {
+        if self.running {
+            return Ok(());
+        }
+        // Before the outcome is known: a start that was given up may have left a daemon.
+        self.running = true;
+        let mut start = Command::new("taskset");
+        start
+            .args(["-c", SERVER_CPU])
+            .arg(&self.command)
+            .arg("--root")
+            .arg(&self.root)
+            .args(["node", "start"]);
+        output(&mut start).map(drop)
+    }
+
+    /// A fresh volume of `size` bytes, attached.
+    ///
+    /// # Errors
+    /// If the node refuses.
+    pub fn volume(&mut self, name: &str, size: u64) -> Result<PathBuf> {
+        self.start()?;
+        self.call(&["volume", "create", name, "--size", &size.to_string()])?;
+        self.attach(name)
+    }
+
+    fn attach(&mut self, name: &str) -> Result<PathBuf> {
+        self.start()?;
+        let socket = self.call(&["volume", "attach", name])?.trim().into();
+        self.attached.push(name.to_owned());
+        Ok(socket)
+    }
+
+    fn lineage(&self, name: &str) -> Result<String> {
+        let info = self.json(&["--json", "volume", "info", name])?;
+        let lineage = info["lineage"].as_str();
+        Ok(lineage.context("`volume info` has no lineage")?.to_owned())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        Ok(serde_json::from_str(&self.call(arguments)?)?)
+    }
+
+    fn call(&self, arguments: &[&str]) -> Result<String> {
+        output(
+            Command::new(&self.command)
+                .arg("--root")
+                .arg(&self.root)
+                .args(arguments),
+        )
+    }
+}
+
+impl Server for Archipelago {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn filled(&mut self) -> Result<PathBuf> {
+        self.attach(OWNED)
+    }
+
+    fn fresh_clone(&mut self) -> Result<PathBuf> {
+        self.start()?;
+        self.clones += 1;
+        // Never removed: giving its space back in the background would disturb what is measured next.
+        let name = format!("{}-clone-{}", self.name, self.clones);
+        self.call(&["volume", "clone", BASE, &name])?;
+        self.attach(&name)
+    }
+
+    fn pids(&self) -> Result<Vec<u32>> {
+        let status = self.json(&["--json", "node", "status"])?;
+        status["processes"]
+            .as_array()
+            .context("`node status` shows no processes")?
+            .iter()
+            .filter_map(|process| process["pid"].as_u64())
+            .map(|pid| Ok(u32::try_from(pid)?))
+            .collect()
+    }
+
+    fn release(&mut self) -> Result<()> {
+        // Closed before the node stops: whatever waits to be written back is written now, not when another one serves.
+        while let Some(name) = self.attached.last() {
+            self.call(&["volume", "detach", name])?;
+            self.attached.pop();
+        }
+        if self.running {
+            self.call(&["node", "stop"])?;
+            self.running = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Archipelago {
+    fn drop(&mut self) {
+        if self.running
+            && let Err(error) = self.call(&["node", "stop"])
+        {
+            eprintln!(
+                "bench: the node of {} did not stop: {error:#}",
+                self.root.display()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_a_name_a_directory_and_a_poll() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("archipelago"), "").unwrap();
+        let dir = dir.path().to_str().unwrap();
+        let build = Build::parse(&format!("old={dir},poll_us=0")).unwrap();
+        assert_eq!((build.name.as_str(), build.poll_us), ("old", Some(0)));
+        assert_eq!(Build::parse(&format!("old={dir}")).unwrap().poll_us, None);
+        for wrong in [dir, "old=/nowhere", &format!("old={dir},poll_us=few")] {
+            Build::parse(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_volume_with_holes_or_several_containers_is_not_offered_to_a_peer() {
+        let pool = tempfile::tempdir().unwrap();
+        let lineage = "ab000000000000000000000000000000";
+        let dir = pool.path().join("ab").join(lineage);
+        fs::create_dir_all(&dir).unwrap();
+        let first = dir.join("data-0000000000000001-00000000");
+        let found = || container(pool.path(), lineage, 8192);
+        assert!(found().unwrap_err().to_string().contains("0 containers"));
+        let file = fs::File::create(&first).unwrap();
+        file.set_len(CONTAINER_LEN).unwrap();
+        assert!(found().unwrap_err().to_string().contains("only 0 were"));
+        fs::write(dir.join("head"), [1]).unwrap();
+        fs::write(&first, [1; 8192]).unwrap();
+        assert_eq!(found().unwrap(), first);
+        fs::write(dir.join("data-0000000000000002-00000000"), [1]).unwrap();
+        assert!(found().unwrap_err().to_string().contains("2 containers"));
+    }
+}
