@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use archipelago_protocol::Error;
+use archipelago_protocol::control::PoolAccess;
 use archipelago_runtime::{Calls, Durability, Source, direct_io};
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{
@@ -35,22 +36,24 @@ pub(crate) enum Access {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) access: Access,
-    /// For people.
-    pub(crate) text: String,
+    /// The same for the status.
+    pub(crate) told: PoolAccess,
 }
 
 impl Found {
     fn direct(alignment: u32) -> Found {
         Found {
             access: Access::Direct { alignment },
-            text: format!("direct, in units of {alignment} bytes"),
+            told: PoolAccess::Direct { alignment },
         }
     }
 
     fn cached(why: &str) -> Found {
         Found {
             access: Access::Cached,
-            text: format!("page cache: {why}"),
+            told: PoolAccess::Buffered {
+                why: why.to_owned(),
+            },
         }
     }
 }
@@ -127,8 +130,8 @@ pub(crate) fn find(layout: &Layout, source: &Source) -> Result<Found, Error> {
         .map_err(|error| failed("try direct I/O in", layout.directory(), &error))?;
     let directory = layout.directory().display();
     match found.access {
-        Access::Direct { .. } => tracing::info!("pool {directory}: access: {}", found.text),
-        Access::Cached => tracing::warn!("pool {directory}: access: {}", found.text),
+        Access::Direct { .. } => tracing::info!("pool {directory}: access: {}", found.told),
+        Access::Cached => tracing::warn!("pool {directory}: access: {}", found.told),
     }
     Ok(found)
 }

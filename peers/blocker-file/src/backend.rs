@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use archipelago_blocker::{Backend, Capabilities, Fencing};
-use archipelago_protocol::control::Wait;
+use archipelago_protocol::control::{PoolAccess, Wait};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
@@ -81,8 +81,8 @@ pub struct FileBackend {
     pub(crate) source: Source,
     pub(crate) layout: Layout,
     pub(crate) access: Access,
-    /// The access in words, with its reason.
-    access_text: String,
+    /// The access with its reason.
+    access_told: PoolAccess,
     pub(crate) files: Files,
     pub(crate) below: Below,
     pub(crate) slow: Slow,
@@ -161,7 +161,7 @@ impl FileBackend {
             below,
             layout,
             access,
-            access_text: found.text,
+            access_told: found.told,
             files: Files::new(access, below.calls()),
             slow,
             syncer,
@@ -323,7 +323,11 @@ impl Backend for FileBackend {
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
-        vec![("access", self.access_text.clone())]
+        vec![("access", self.access_told.to_string())]
+    }
+
+    fn pool_access(&self) -> Option<PoolAccess> {
+        Some(self.access_told.clone())
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -25,6 +25,7 @@ use crate::errors::{Failed, code_of, sync_code_of};
 use crate::heads::{Heads, scatter};
 use crate::layout::{FileId, Layout, parse};
 use crate::opening::{Opened, Opening};
+use crate::room::room;
 
 /// A file is shortened by this much at a time when it is deleted; holes cost nothing.
 const DELETE_STEP: u64 = 8 << 20;
@@ -294,12 +295,10 @@ fn stat(layout: &Layout, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
 }
 
 fn stat_pool(layout: &Layout) -> Result<ObjectReply, ErrorCode> {
-    let stat =
-        nix::sys::statvfs::statvfs(layout.directory()).map_err(|errno| code_of(&errno.into()))?;
-    let unit = stat.fragment_size();
+    let room = room(layout.directory()).map_err(|error| code_of(&error))?;
     Ok(ObjectReply {
         result: Ok(0),
-        values: [stat.blocks_available() * unit, stat.blocks() * unit],
+        values: [room.free, room.total],
     })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! * [`FileBackend`]: the backend; lives on its reactor's ring.
 //! * [`Options`]: what it can be told.
-//! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign`]: what is in their way.
+//! * [`room()`]: what is free in a pool's file system; [`holder()`]: who has the pool open.
+//! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign()`]: what is in their way.
 //!
 //! One design decision: all blocks that a lineage wrote in one epoch lie in one sparse file for each 64 GiB of volume,
 //! placed by arithmetic. So there are few descriptors, one `fdatasync` covers any number of dirty objects, and no name
@@ -30,6 +31,7 @@ mod layout;
 mod lock;
 mod opening;
 mod pool;
+mod room;
 mod slow;
 mod syncs;
 mod transfer;
@@ -43,6 +45,7 @@ pub use foreign::foreign;
 pub use holder::{Holder, holder};
 pub use layout::{CONTAINER_LEN, Layout};
 pub use pool::create;
+pub use room::{Room, room};
 
 #[cfg(test)]
 mod tests;

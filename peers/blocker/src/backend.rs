@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use archipelago_protocol::control::Wait;
+use archipelago_protocol::control::{PoolAccess, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::Span;
 
@@ -42,6 +42,11 @@ pub trait Backend {
     /// What else its kind has to say of itself, in words for people.
     fn facts(&self) -> Vec<(&'static str, String)> {
         Vec::new()
+    }
+
+    /// How it accesses the pool's files, if it has any.
+    fn pool_access(&self) -> Option<PoolAccess> {
+        None
     }
 
     /// Told the monotonic time about once a second.

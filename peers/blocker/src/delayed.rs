@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_protocol::control::Wait;
+use archipelago_protocol::control::{PoolAccess, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
 use xseg::Span;
@@ -154,6 +154,10 @@ impl<B: Backend> Backend for Delayed<B> {
 
     fn facts(&self) -> Vec<(&'static str, String)> {
         self.backend.facts()
+    }
+
+    fn pool_access(&self) -> Option<PoolAccess> {
+        self.backend.pool_access()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -21,7 +21,7 @@ use std::fmt;
 use std::io::{ErrorKind, Read, Result, Write};
 use std::time::Duration;
 
-use archipelago_protocol::control::Wait;
+use archipelago_protocol::control::{PoolAccess, Wait};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Span, Submission};
 
@@ -215,6 +215,10 @@ impl<B: Backend, W: Write> Backend for Recording<B, W> {
 
     fn facts(&self) -> Vec<(&'static str, String)> {
         self.backend.facts()
+    }
+
+    fn pool_access(&self) -> Option<PoolAccess> {
+        self.backend.pool_access()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -106,6 +106,11 @@ pub trait JournalStore: fmt::Debug {
     /// What the last journal of `lineage` holds, if it is of this boot.
     fn load(&mut self, lineage: Lineage) -> Option<Recovered>;
 
+    /// Whose journals are in use.
+    fn in_use(&self) -> Vec<Lineage> {
+        Vec::new()
+    }
+
     /// Forgets the journal of `lineage`. Removing nothing is no error.
     fn remove(&mut self, lineage: Lineage);
 }

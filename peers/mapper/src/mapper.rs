@@ -167,6 +167,12 @@ impl Mapper {
         self.core.counters()
     }
 
+    /// Volumes whose presence journal is in use.
+    #[must_use]
+    pub fn journals(&self) -> Vec<Lineage> {
+        self.core.journals.borrow().in_use()
+    }
+
     /// Sessions that are open.
     #[must_use]
     pub fn sessions(&self) -> usize {

@@ -4,6 +4,7 @@
 //!
 //! [`ErrorCode::Unsupported`]: crate::error::ErrorCode::Unsupported
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -123,6 +124,39 @@ pub struct ProcessStatus {
     /// Guests that are not served, though nothing has failed.
     #[serde(default)]
     pub problems: Vec<DeviceProblem>,
+    /// Blocker: how it accesses the pool's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<PoolAccess>,
+    /// Mapper: volumes whose presence journal is in use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub journals: Vec<Lineage>,
+}
+
+/// How the files of a pool are accessed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum PoolAccess {
+    /// Past the page cache.
+    Direct {
+        /// Offsets, lengths and addresses are multiples of this, in bytes.
+        alignment: u32,
+    },
+    /// Through the page cache.
+    Buffered {
+        /// Why not past it.
+        why: String,
+    },
+}
+
+impl fmt::Display for PoolAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PoolAccess::Direct { alignment } => {
+                write!(f, "direct, in units of {alignment} bytes")
+            }
+            PoolAccess::Buffered { why } => write!(f, "page cache: {why}"),
+        }
+    }
 }
 
 /// Why the guest of a volume is not served.

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use archipelago_node::api::types::{PoolCheck, PoolView};
+use archipelago_node::api::pools::PoolView;
+use archipelago_node::api::types::PoolCheck;
 use archipelago_node::client::{Client, path_segment};
 use archipelago_node::config::Config;
 use archipelago_node::hosting::check_offline;

@@ -4,6 +4,7 @@ mod doctor;
 mod image;
 mod node;
 mod pool;
+mod status;
 mod volume;
 
 use std::process::ExitCode;

@@ -13,9 +13,8 @@ use archipelago_node::api::types::{NodeStatus, Stopped};
 use archipelago_node::client::{Client, Method};
 use archipelago_node::config::{Config, Pool};
 use archipelago_node::daemon::{NodeLock, PoolUser, ServingNode};
-use archipelago_node::descriptors::Descriptors;
 use archipelago_node::last_words;
-use archipelago_node::layout::{Layout, path_error, role_name};
+use archipelago_node::layout::{Layout, path_error};
 use archipelago_node::logging::rotation;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
@@ -26,7 +25,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::options::Node;
-use crate::output::{Output, Table};
+use crate::output::Output;
 
 /// How long a daemon may take until it serves: recovery of the catalogue included.
 const START_PATIENCE: Duration = Duration::from_secs(90);
@@ -36,8 +35,6 @@ const END_TIMEOUT: Duration = Duration::from_secs(100);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Milliseconds between two looks at a pool that is waited for.
 const RETRY_MS: u8 = 10;
-/// Characters of a line of counters: with the columns before it some 110.
-const COUNTERS_WIDTH: usize = 64;
 /// What a daemon in the background says when it serves.
 const READY: &[u8; 6] = b"ready\n";
 /// Lines of the log that are shown when it does not.
@@ -76,7 +73,7 @@ pub(super) fn run(
         Node::Stop => stop(layout, client, output),
         Node::Status => {
             let status: NodeStatus = client.get("/v1/node/status")?;
-            output.print(&status, render)
+            output.print(&status, super::status::render)
         }
     }
 }
@@ -356,215 +353,5 @@ fn end(node: &ServingNode) -> Result<(), Error> {
     match kill(Pid::from_raw(pid), Signal::SIGTERM) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => Err(refused(errno.desc())),
-    }
-}
-
-/// Facts, a line each, and the counters that count something, in lines of at most [`COUNTERS_WIDTH`].
-fn wrap(facts: &[(String, String)], counters: &[(String, u64)]) -> Vec<String> {
-    let told = facts.iter().map(|(name, text)| format!("{name}: {text}"));
-    let mut lines: Vec<String> = told.collect();
-    lines.extend(wrap_counters(counters));
-    lines
-}
-
-fn wrap_counters(counters: &[(String, u64)]) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for (name, value) in counters.iter().filter(|(_, value)| *value != 0) {
-        let counter = format!("{name} {value}");
-        match lines.last_mut() {
-            // 3: the comma and the space before it, and the comma that may follow.
-            Some(line) if line.len() + counter.len() + 3 <= COUNTERS_WIDTH => {
-                line.push_str(", ");
-                line.push_str(&counter);
-            }
-            Some(line) => {
-                line.push(',');
-                lines.push(counter);
-            }
-            None => lines.push(counter),
-        }
-    }
-    lines
-}
-
-/// File descriptors of each process, as far as they are known.
-fn descriptors(status: &NodeStatus) -> String {
-    let mut table = Table::new(&["PROCESS", "ROLES", "DESCRIPTORS", "ALLOWED"]);
-    let daemon = (status.pid, "daemon".to_owned(), status.descriptors);
-    let peers = status.processes.iter().map(|process| {
-        let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
-        (process.pid, roles.join("+"), process.descriptors)
-    });
-    for (pid, roles, descriptors) in std::iter::once(daemon).chain(peers) {
-        if let Some(Descriptors { used, allowed }) = descriptors {
-            table.row([
-                pid.to_string(),
-                roles,
-                used.to_string(),
-                allowed.to_string(),
-            ]);
-        }
-    }
-    if table.is_empty() {
-        return String::new();
-    }
-    table.render() + "\n"
-}
-
-/// The processes that do not serve, or ended since the daemon started, and why.
-fn ends(status: &NodeStatus) -> Table {
-    let mut ends = Table::new(&["PROCESS", "RESTARTS", "ENDED SECONDS AGO", "REASON"]);
-    for process in &status.processes {
-        let end = process.last_end.as_ref();
-        let Some(reason) = process.reason.as_ref().or(end.map(|end| &end.reason)) else {
-            continue;
-        };
-        let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
-        ends.row([
-            roles.join("+"),
-            process.restarts.to_string(),
-            end.map_or_else(|| "-".to_owned(), |end| end.seconds.to_string()),
-            reason.clone(),
-        ]);
-    }
-    ends
-}
-
-fn render(status: &NodeStatus) -> String {
-    let mut text = format!(
-        "archipelagod {}, process {}, placement {}\n\n",
-        status.version, status.pid, status.placement
-    );
-    let mut problems = Table::new(&["VOLUME", "GUEST NOT SERVED"]);
-    for problem in &status.problems {
-        let volume = problem.volume.as_ref().map_or("-", |name| name.as_str());
-        problems.row([volume.to_owned(), problem.what.clone()]);
-    }
-    if !problems.is_empty() {
-        text.push_str(&problems.render());
-        text.push('\n');
-    }
-    text.push_str(&descriptors(status));
-    let mut waits = Table::new(&["WAITS FOR STORAGE", "SECONDS", "VOLUME"]);
-    for wait in &status.waits {
-        let volume = wait.volume.as_ref().map_or("-", |name| name.as_str());
-        waits.row([
-            wait.what.clone(),
-            wait.seconds.to_string(),
-            volume.to_owned(),
-        ]);
-    }
-    if !waits.is_empty() {
-        text.push_str(&waits.render());
-        text.push('\n');
-    }
-    let ends = ends(status);
-    if !ends.is_empty() {
-        text.push_str(&ends.render());
-        text.push('\n');
-    }
-    let mut peers = Table::new(&["PEER", "PROCESS", "RESTARTS", "STATE", "COUNTERS"]);
-    let mut channels = Table::new(&[
-        "CHANNEL",
-        "TRANSPORT",
-        "REQUESTS",
-        "IN FLIGHT",
-        "CONNECTIONS",
-    ]);
-    for process in &status.processes {
-        let pid = if process.pid == 0 {
-            "-".to_owned()
-        } else {
-            process.pid.to_string()
-        };
-        let state = if process.serving {
-            "serving"
-        } else {
-            "not serving"
-        };
-        if process.peers.is_empty() {
-            let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
-            peers.row([
-                roles.join("+"),
-                pid,
-                process.restarts.to_string(),
-                state.to_owned(),
-                String::new(),
-            ]);
-            continue;
-        }
-        for peer in &process.peers {
-            let mut lines = wrap(&peer.facts, &peer.counters).into_iter();
-            peers.row([
-                peer.name.clone(),
-                pid.clone(),
-                process.restarts.to_string(),
-                state.to_owned(),
-                lines.next().unwrap_or_default(),
-            ]);
-            for line in lines {
-                let blank = String::new;
-                peers.row([blank(), blank(), blank(), blank(), line]);
-            }
-        }
-        for channel in &process.channels {
-            channels.row([
-                format!("{} -> {}", channel.client, channel.server),
-                channel.transport.clone(),
-                channel.requests.to_string(),
-                channel.in_flight.to_string(),
-                channel.incarnation.to_string(),
-            ]);
-        }
-    }
-    text.push_str(&peers.render());
-    if !channels.is_empty() {
-        text.push('\n');
-        text.push_str(&channels.render());
-    }
-    let mut attachments = Table::new(&["ATTACHED", "MODE", "QUEUES", "SOCKET"]);
-    for attachment in &status.attachments {
-        let mode = if attachment.read_only {
-            "read-only"
-        } else {
-            "read-write"
-        };
-        attachments.row([
-            attachment.name.to_string(),
-            mode.to_owned(),
-            attachment.queues.to_string(),
-            attachment.socket.display().to_string(),
-        ]);
-    }
-    if !attachments.is_empty() {
-        text.push('\n');
-        text.push_str(&attachments.render());
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_lists_of_counters_wrap_and_lose_nothing() {
-        let counters: Vec<(String, u64)> = (0..40)
-            .map(|number| (format!("counter_{number}"), number * 1_000_003))
-            .collect();
-        let lines = wrap(&[], &counters);
-        assert!(
-            lines.iter().all(|line| line.len() <= COUNTERS_WIDTH),
-            "{lines:?}"
-        );
-        let told = lines.join(" ");
-        let expected: Vec<String> = counters[1..]
-            .iter()
-            .map(|(name, value)| format!("{name} {value}"))
-            .collect();
-        assert_eq!(told, expected.join(", "));
-        assert!(wrap(&[], &counters[..1]).is_empty());
-        let fact = [("access".to_owned(), "page cache: why".to_owned())];
-        assert_eq!(wrap(&fact, &counters[..1]), ["access: page cache: why"]);
     }
 }

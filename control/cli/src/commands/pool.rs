@@ -1,6 +1,6 @@
 //! `pool list|info`.
 
-use archipelago_node::api::types::{PoolList, PoolView};
+use archipelago_node::api::pools::{PoolList, PoolStatus, PoolView};
 use archipelago_node::client::{Client, path_segment};
 use archipelago_protocol::Error;
 
@@ -23,33 +23,86 @@ pub(super) fn run(command: Pool, client: &Client, output: Output) -> Result<(), 
 }
 
 fn render(list: &PoolList) -> String {
-    let mut table = Table::new(&["NAME", "KIND", "FREE", "TOTAL", "ENTRIES", "DIRECTORY"]);
+    let mut table = Table::new(&[
+        "NAME",
+        "KIND",
+        "FREE",
+        "TOTAL",
+        "USED",
+        "LEVEL",
+        "ENTRIES",
+        "DIRECTORY",
+    ]);
     for pool in &list.pools {
+        let space = pool.status.space;
+        let unknown = || "-".to_owned();
         table.row([
-            pool.name.to_string(),
-            pool.kind.clone(),
+            pool.status.name.to_string(),
+            pool.status.kind.clone(),
             human(pool.free),
             human(pool.total),
+            space.map_or_else(unknown, |space| format!("{} %", space.used_percent)),
+            space.map_or_else(unknown, |space| space.level.to_string()),
             pool.entries.to_string(),
-            pool.directory.display().to_string(),
+            pool.status.directory.display().to_string(),
         ]);
     }
     table.render()
 }
 
-fn info(pool: &PoolView) -> String {
-    facts(&[
-        ("name", pool.name.to_string()),
-        ("kind", pool.kind.clone()),
-        ("directory", pool.directory.display().to_string()),
-        (
+/// What is known of a pool beside its name, kind and directory: a fact and its value each.
+pub(super) fn told(pool: &PoolStatus) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    let access = pool.access.as_ref();
+    rows.push((
+        "access",
+        access.map_or_else(|| "not known".to_owned(), ToString::to_string),
+    ));
+    match pool.space {
+        None => rows.push((
             "free",
-            format!("{} ({} bytes)", human(pool.free), pool.free),
-        ),
-        (
-            "total",
-            format!("{} ({} bytes)", human(pool.total), pool.total),
-        ),
-        ("entries", pool.entries.to_string()),
-    ])
+            "not known: the file system does not answer".to_owned(),
+        )),
+        Some(space) => {
+            rows.push((
+                "free",
+                format!("{} ({} bytes)", human(space.free), space.free),
+            ));
+            rows.push((
+                "total",
+                format!("{} ({} bytes)", human(space.total), space.total),
+            ));
+            rows.push((
+                "used",
+                format!("{} %, level {}", space.used_percent, space.level),
+            ));
+            if let Some(inodes) = space.inodes {
+                rows.push((
+                    "inodes",
+                    format!("{} free of {}", inodes.free, inodes.total),
+                ));
+            }
+        }
+    }
+    let lock = match &pool.lock {
+        None => "held by nobody".to_owned(),
+        Some(lock) => match (lock.pid, lock.ours) {
+            (Some(pid), true) => format!("held by process {pid} of this node"),
+            (Some(pid), false) => format!("held by process {pid}, which is not of this node"),
+            (None, _) => "held by a process that has not said its number".to_owned(),
+        },
+    };
+    rows.push(("lock", lock));
+    rows
+}
+
+fn info(pool: &PoolView) -> String {
+    let mut rows = vec![
+        ("name", pool.status.name.to_string()),
+        ("kind", pool.status.kind.clone()),
+        ("directory", pool.status.directory.display().to_string()),
+    ];
+    rows.extend(told(&pool.status));
+    rows.push(("entries", pool.entries.to_string()));
+    facts(&rows)
 }

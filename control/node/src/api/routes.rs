@@ -16,7 +16,8 @@ use axum::routing::{MethodRouter, delete, get, post};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::types::{Done, Failure, PoolList, Stopped};
+use super::pools::PoolList;
+use super::types::{Done, Failure, Stopped};
 use crate::daemon::Node;
 
 /// The description of the API.

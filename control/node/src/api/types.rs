@@ -8,6 +8,7 @@ use archipelago_protocol::control::{ChannelStatus, PeerStatus, Role};
 use archipelago_protocol::{Error, Lineage, Name, ObjectSize};
 use serde::{Deserialize, Serialize};
 
+use super::pools::PoolStatus;
 use crate::config::Placement;
 use crate::descriptors::Descriptors;
 
@@ -149,23 +150,6 @@ pub struct Bulk {
     pub uid: Option<u32>,
 }
 
-/// A pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolView {
-    /// Its name.
-    pub name: Name,
-    /// Its backend.
-    pub kind: String,
-    /// Where it is.
-    pub directory: PathBuf,
-    /// Bytes free.
-    pub free: u64,
-    /// Bytes in all.
-    pub total: u64,
-    /// Volumes, snapshots and images.
-    pub entries: u64,
-}
-
 /// What a check of a pool found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCheck {
@@ -176,13 +160,6 @@ pub struct PoolCheck {
     /// What was found.
     #[serde(flatten)]
     pub report: Report,
-}
-
-/// The pools.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolList {
-    /// In order of their names.
-    pub pools: Vec<PoolView>,
 }
 
 /// A data process of the node.
@@ -238,16 +215,25 @@ pub struct NodeStatus {
     pub attachments: Vec<Attachment>,
     /// Calls on storage that have not returned for a second or longer: the oldest, at most some.
     pub waits: Vec<WaitView>,
-    /// Guests that are not served, though nothing has failed.
+    /// The pools: how each is accessed, what is free of it, and who has it open.
+    #[serde(default)]
+    pub pools: Vec<PoolStatus>,
+    /// Attached volumes whose presence journal is in use: those that a guest may write to now.
+    #[serde(default)]
+    pub journals: Vec<Name>,
+    /// Guests that are not served, though nothing has failed, and pools that soon cannot serve.
     #[serde(default)]
     pub problems: Vec<ProblemView>,
 }
 
-/// Why the guest of a volume is not served.
+/// Why the guest of a volume is not served, or what is wrong with a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProblemView {
-    /// The volume; null: it is not attached any more.
+    /// The volume; null: it is not attached any more, or the pool has the problem.
     pub volume: Option<Name>,
+    /// The pool, if it has the problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
     /// What is wrong, and what to look at.
     pub what: String,
 }

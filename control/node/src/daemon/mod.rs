@@ -7,12 +7,14 @@
 
 mod attachments;
 mod endpoints;
+mod gauge;
 mod grants;
 mod images;
 mod lock;
 mod node;
 mod passing;
 mod pool_user;
+mod pool_watch;
 mod process;
 mod status;
 mod supervisor;
@@ -113,6 +115,7 @@ async fn serve(
     }
     node.started.store(true, Ordering::Relaxed);
     let server = tokio::spawn(serve_lives(Arc::clone(&node), lives));
+    let watcher = tokio::spawn(pool_watch::watch_pool(Arc::clone(&node)));
     let (api, hang_up) = serve_api(&node)?;
     tracing::info!(
         "serving {} ({})",
@@ -129,6 +132,7 @@ async fn serve(
     }
     tracing::info!("stopping");
     server.abort();
+    watcher.abort();
     let unfinished = stop_processes(&node, &mut supervision).await;
     node.stopped.send_replace(Some(unfinished));
     // The answer to the request that asked for the stop is still on its way.

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, watch};
 
 use super::attachments::Attachments;
 use super::grants::Granted;
+use super::pool_watch::PoolWatch;
 use super::process::{AskError, Life, Process};
 use crate::config::{Config, Placement, Pool};
 use crate::hosting::{Identity, PeerSettings};
@@ -50,6 +51,8 @@ pub(crate) struct Node {
     changes: tokio::sync::Mutex<()>,
     attachments: Mutex<Attachments>,
     granted: Mutex<Granted>,
+    /// The looks at the pool's file system.
+    pub(crate) pool_watch: PoolWatch,
     /// The node serves.
     pub(crate) started: AtomicBool,
     /// Counts the lives of the endpoint that are to be told what is attached.
@@ -91,6 +94,8 @@ impl Node {
             .into_iter()
             .map(|roles| Process::new(&layout, roles, settings.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, Error>>()?;
+        let Pool::File { directory, .. } = config.pool().1;
+        let pool_watch = PoolWatch::new(directory);
         Ok(Node {
             layout,
             config,
@@ -99,6 +104,7 @@ impl Node {
             changes: tokio::sync::Mutex::new(()),
             attachments: Mutex::new(attachments),
             granted: Mutex::new(granted),
+            pool_watch,
             started: AtomicBool::new(false),
             endpoint_lives: watch::Sender::new(0),
             stop: Notify::new(),

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use archipelago_protocol::Lineage;
 use archipelago_protocol::control::{
-    ControlReply, ControlRequest, DeviceProblem, ProcessStatus, Wait,
+    ControlReply, ControlRequest, PoolAccess, ProcessStatus, Role,
 };
 
 use super::node::Node;
+use super::pool_watch::problem;
 use super::process::{AskError, Process};
 use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView};
 use crate::descriptors::Descriptors;
@@ -24,12 +25,17 @@ impl Node {
         let mut processes = Vec::with_capacity(self.processes.len());
         let mut waits = Vec::new();
         let mut problems = Vec::new();
+        let mut journals = Vec::new();
         // Beside each other: one that does not answer costs what it waits, not three of them.
         let views = self.processes.iter().map(|process| view(process));
-        for (view, status_waits, status_problems) in futures_util::future::join_all(views).await {
+        let views = futures_util::future::join_all(views);
+        let (mut pool, views) = futures_util::future::join(self.look_at_pool(), views).await;
+        for (view, status) in views {
             processes.push(view);
-            waits.extend(status_waits);
-            problems.extend(status_problems);
+            waits.extend(status.waits);
+            problems.extend(status.problems);
+            journals.extend(status.journals);
+            pool.access = pool.access.or(status.access);
         }
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
         let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
@@ -44,6 +50,15 @@ impl Node {
             all.find(|one| one.lineage == lineage)
                 .map(|one| one.name.clone())
         };
+        let mut problems: Vec<ProblemView> = problems
+            .into_iter()
+            .map(|problem| ProblemView {
+                volume: name_of(problem.lineage),
+                pool: None,
+                what: problem.what,
+            })
+            .collect();
+        problems.extend(problem(&pool));
         NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -58,22 +73,30 @@ impl Node {
                     seconds: wait.seconds,
                 })
                 .collect(),
-            problems: problems
-                .into_iter()
-                .map(|problem| ProblemView {
-                    volume: name_of(problem.lineage),
-                    what: problem.what,
-                })
-                .collect(),
+            journals: journals.into_iter().filter_map(name_of).collect(),
+            pools: vec![pool],
+            problems,
             attachments,
         }
     }
 }
 
-async fn view(process: &Process) -> (ProcessView, Vec<Wait>, Vec<DeviceProblem>) {
+impl Node {
+    /// How the pool is accessed; `None`: the process that serves it does not answer.
+    pub(crate) async fn pool_access(&self) -> Option<PoolAccess> {
+        let blocker = self.process(Role::Blocker);
+        match blocker.ask(&ControlRequest::Status, PATIENCE).await {
+            Ok(ControlReply::Status(status)) => status.access,
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+/// A process for people, and what it said of what is not its own.
+async fn view(process: &Process) -> (ProcessView, ProcessStatus) {
     let answer = process.ask(&ControlRequest::Status, PATIENCE).await;
     let title = process.title();
-    let (silence, status) = match answer {
+    let (silence, mut status) = match answer {
         Ok(ControlReply::Status(status)) => (None, status),
         Ok(ControlReply::Failed(error)) | Err(AskError::Failed(error)) => {
             (Some(error.message), ProcessStatus::default())
@@ -100,8 +123,8 @@ async fn view(process: &Process) -> (ProcessView, Vec<Wait>, Vec<DeviceProblem>)
             reason: end.reason,
             seconds: end.at.elapsed().as_secs(),
         }),
-        peers: status.peers,
-        channels: status.channels,
+        peers: std::mem::take(&mut status.peers),
+        channels: std::mem::take(&mut status.channels),
     };
-    (view, status.waits, status.problems)
+    (view, status)
 }

@@ -7,11 +7,11 @@ use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 
 use super::node::{Node, unexpected};
 use super::passing::{Hindrance, wait_while_passing};
+use crate::api::pools::PoolView;
 use crate::api::types::{
-    CloneVolume, CreateVolume, PoolCheck, PoolView, RenameVolume, ResizeVolume, SnapshotVolume,
-    VolumePage, VolumeView,
+    CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SnapshotVolume, VolumePage,
+    VolumeView,
 };
-use crate::config::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 use crate::hosting::add_foreign;
 
@@ -67,18 +67,18 @@ impl Node {
     /// The pool `name`.
     pub(crate) async fn pool_info(&self, name: &Name) -> Result<PoolView, Error> {
         self.know_pool(name)?;
-        let (name, Pool::File { directory, .. }) = self.config.pool();
+        let mut pool = self.look_at_pool().await;
+        pool.access = self.pool_access().await;
         match self.catalogue(CatalogueRequest::PoolInfo).await? {
             CatalogueReply::Pool {
                 free,
                 total,
                 entries,
             } => Ok(PoolView {
-                name: name.clone(),
-                kind: "file".to_owned(),
-                directory: directory.clone(),
-                free,
-                total,
+                // What the status tells, too.
+                free: pool.space.map_or(free, |space| space.free),
+                total: pool.space.map_or(total, |space| space.total),
+                status: pool,
                 entries,
             }),
             other => Err(unexpected(&other)),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use archipelago_blocker::{Backend, BlockerPeer, ChannelId, Rights};
 use archipelago_protocol::Grants;
-use archipelago_protocol::control::{PeerStatus, Role, Wait};
+use archipelago_protocol::control::{PeerStatus, PoolAccess, Role, Wait};
 use archipelago_runtime::{Peer, Progress};
 use xseg::Server;
 
@@ -41,6 +41,11 @@ impl<B: Backend> BlockerHost<B> {
 
     pub(crate) fn status(&self) -> PeerStatus {
         self.peer.status()
+    }
+
+    /// How the pool's files are accessed.
+    pub(crate) fn pool_access(&self) -> Option<PoolAccess> {
+        self.peer.backend().pool_access()
     }
 
     /// Tells the backend the time.

@@ -141,12 +141,14 @@ impl<B: Backend> Host<B> {
         }
         if let Some((mapper, _)) = &self.mapper {
             status.peers.push(mapper.status());
+            status.journals = mapper.journals();
             status
                 .channels
                 .push(super::channel_status("mapper", "blocker", mapper.blocker()));
         }
         if let Some((blocker, _)) = &self.blocker {
             status.peers.push(blocker.status());
+            status.access = blocker.pool_access();
             status.waits.extend(blocker.waits());
         }
         status

@@ -240,6 +240,14 @@ impl JournalStore for FileJournals {
         journal::load(&memory, self.boot, lineage)
     }
 
+    fn in_use(&self) -> Vec<Lineage> {
+        let in_use = self
+            .mapped
+            .iter()
+            .filter(|(_, alive)| alive.strong_count() > 0);
+        in_use.map(|(lineage, _)| *lineage).collect()
+    }
+
     fn remove(&mut self, lineage: Lineage) {
         if self.prepared.remove(&lineage).is_some() {
             // One that was used again in place has none beside it.

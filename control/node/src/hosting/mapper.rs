@@ -165,6 +165,11 @@ impl MapperPeer {
         }
     }
 
+    /// Volumes whose presence journal is in use.
+    pub(crate) fn journals(&self) -> Vec<Lineage> {
+        self.mapper.journals()
+    }
+
     fn accept(&mut self) -> Progress {
         let mut progress = Progress::Idle;
         for channel in &mut self.channels {

@@ -1,0 +1,115 @@
+//! Bodies of answers about pools.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use archipelago_protocol::Name;
+use archipelago_protocol::control::PoolAccess;
+use serde::{Deserialize, Serialize};
+
+/// A pool and its file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Its name.
+    pub name: Name,
+    /// Its backend.
+    pub kind: String,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// How its files are accessed; null: the process that serves it does not answer.
+    #[serde(default)]
+    pub access: Option<PoolAccess>,
+    /// The room in its file system; null: the file system does not answer.
+    #[serde(default)]
+    pub space: Option<PoolSpace>,
+    /// Who has it open; null: nobody, or the file system does not answer.
+    #[serde(default)]
+    pub lock: Option<PoolLock>,
+}
+
+/// The room in a pool's file system, as far as a process without privileges may use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSpace {
+    /// Bytes free.
+    pub free: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// How much of what may be used is used, in percent, rounded up.
+    pub used_percent: u8,
+    /// How full it is, by bytes or inodes, whichever is fuller.
+    pub level: SpaceLevel,
+    /// Inodes; null: the file system has no limit of them.
+    #[serde(default)]
+    pub inodes: Option<Inodes>,
+}
+
+/// Inodes of a file system that has a limit of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inodes {
+    /// Free.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// How full a file system is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SpaceLevel {
+    /// Less than 80 % are used.
+    #[serde(rename = "ok")]
+    Ok,
+    /// At least 80 % are used.
+    #[serde(rename = "80")]
+    Used80,
+    /// At least 90 % are used.
+    #[serde(rename = "90")]
+    Used90,
+    /// At least 95 % are used.
+    #[serde(rename = "95")]
+    Used95,
+    /// Nothing worth mentioning is left: writes that need room wait, or fail.
+    #[serde(rename = "full")]
+    Full,
+}
+
+impl fmt::Display for SpaceLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            SpaceLevel::Ok => "ok",
+            SpaceLevel::Used80 => "80 %",
+            SpaceLevel::Used90 => "90 %",
+            SpaceLevel::Used95 => "95 %",
+            SpaceLevel::Full => "full",
+        })
+    }
+}
+
+/// Who has a pool open, as its lock says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolLock {
+    /// The process that opened it; null: it has not said yet.
+    pub pid: Option<u32>,
+    /// Whether that is a process of this node.
+    pub ours: bool,
+}
+
+/// A pool, and what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// The pool and its file system.
+    #[serde(flatten)]
+    pub status: PoolStatus,
+    /// Bytes free.
+    pub free: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Volumes, snapshots and images.
+    pub entries: u64,
+}
+
+/// The pools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolList {
+    /// In order of their names.
+    pub pools: Vec<PoolView>,
+}

@@ -1,0 +1,222 @@
+//! What the daemon sees of its pool from outside: the room in its file system, and who has it open.
+//!
+//! Invariants
+//! - The file system is called on a thread of its own, and on one at a time: a call that does not return keeps that thread and
+//!   nothing else.
+//! - Each level that is reached or left is one line in the log.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use archipelago_blocker_file::{Holder, Room, holder, room};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::gauge::{Change, Described, Gauge, WHAT_TO_DO};
+use super::node::Node;
+use super::supervisor::keep_running;
+use crate::api::pools::{PoolLock, PoolSpace, PoolStatus, SpaceLevel};
+use crate::api::types::ProblemView;
+use crate::config::Pool;
+
+/// How often the daemon looks by itself.
+const STEP: Duration = Duration::from_secs(5);
+/// A file system that has not answered by then is told as one that does not.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What one look has found.
+#[derive(Debug)]
+struct Found {
+    room: io::Result<Room>,
+    holder: io::Result<Option<Holder>>,
+}
+
+impl Found {
+    fn of(directory: &Path) -> Found {
+        Found {
+            room: room(directory),
+            holder: holder(directory),
+        }
+    }
+}
+
+/// What a look tells.
+#[derive(Debug, Default)]
+pub(crate) struct Sight {
+    space: Option<PoolSpace>,
+    holder: Option<Holder>,
+}
+
+/// The looks at one pool.
+#[derive(Debug)]
+pub(crate) struct PoolWatch {
+    directory: PathBuf,
+    answer_timeout: Duration,
+    gauge: Mutex<Gauge>,
+    /// The look whose answer has not come yet.
+    under_way: tokio::sync::Mutex<Option<oneshot::Receiver<Found>>>,
+}
+
+impl PoolWatch {
+    pub(crate) fn new(directory: &Path) -> PoolWatch {
+        PoolWatch {
+            directory: directory.to_owned(),
+            answer_timeout: ANSWER_TIMEOUT,
+            gauge: Mutex::default(),
+            under_way: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn start(&self) -> io::Result<oneshot::Receiver<Found>> {
+        let (sender, answer) = oneshot::channel();
+        let directory = self.directory.clone();
+        let thread = std::thread::Builder::new().name("pool-watch".to_owned());
+        thread.spawn(move || {
+            // Nobody listens any more when the daemon has ended.
+            let _late = sender.send(Found::of(&directory));
+        })?;
+        Ok(answer)
+    }
+
+    /// The answer of the file system, of an earlier look if that has not returned yet.
+    async fn answer(&self) -> Option<Found> {
+        let mut under_way = self.under_way.lock().await;
+        if under_way.is_none() {
+            match self.start() {
+                Ok(answer) => *under_way = Some(answer),
+                Err(error) => {
+                    tracing::debug!("no look at {}: {error}", self.directory.display());
+                    return None;
+                }
+            }
+        }
+        let answer = under_way.as_mut()?.await;
+        *under_way = None;
+        answer.ok()
+    }
+
+    /// Looks at the pool `name`; says in the log what it has reached or left.
+    pub(crate) async fn look(&self, name: &impl std::fmt::Display) -> Sight {
+        let Ok(Some(found)) = timeout(self.answer_timeout, self.answer()).await else {
+            return Sight::default();
+        };
+        let at = self.directory.display();
+        let space = match found.room {
+            Ok(room) => Some(self.measure(name, &room)),
+            Err(error) => {
+                tracing::debug!("the room of {at}: {error}");
+                None
+            }
+        };
+        let holder = found.holder.unwrap_or_else(|error| {
+            tracing::debug!("the lock of {at}: {error}");
+            None
+        });
+        Sight { space, holder }
+    }
+
+    fn measure(&self, name: &impl std::fmt::Display, room: &Room) -> PoolSpace {
+        let (space, change) = {
+            // A panic while it was held has left the old level or the new one.
+            let mut gauge = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
+            gauge.look(room)
+        };
+        let at = self.directory.display();
+        let described = Described(&space);
+        match (change, space.level) {
+            (None, _) => {}
+            (Some(Change::Rose), SpaceLevel::Full) => {
+                tracing::error!("pool `{name}` ({at}): {described}; {WHAT_TO_DO}");
+            }
+            (Some(Change::Rose), _) => {
+                tracing::warn!("pool `{name}` ({at}): {described}; {WHAT_TO_DO}");
+            }
+            (Some(Change::Fell), level) => {
+                tracing::info!("pool `{name}` ({at}): {described}, the level falls to {level}");
+            }
+        }
+        space
+    }
+}
+
+impl Node {
+    /// The node's pool as it is now; but how it is accessed, which its process knows.
+    pub(crate) async fn look_at_pool(&self) -> PoolStatus {
+        let (name, Pool::File { directory, .. }) = self.config.pool();
+        let Sight { space, holder } = self.pool_watch.look(name).await;
+        let is_ours = |pid| self.processes.iter().any(|process| process.pid() == pid);
+        PoolStatus {
+            name: name.clone(),
+            kind: "file".to_owned(),
+            directory: directory.clone(),
+            access: None,
+            space,
+            lock: holder.map(|Holder { pid, .. }| PoolLock {
+                pid,
+                ours: pid.is_some_and(is_ours),
+            }),
+        }
+    }
+}
+
+/// What is wrong with a pool that fills up, or does not answer.
+pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
+    let at = pool.directory.display();
+    let what = match &pool.space {
+        Some(space) if space.level == SpaceLevel::Ok => return None,
+        Some(space) => format!("{at}: {}; {WHAT_TO_DO}", Described(space)),
+        None => format!(
+            "{at}: its file system has not said within {} s what is free",
+            ANSWER_TIMEOUT.as_secs()
+        ),
+    };
+    Some(ProblemView {
+        volume: None,
+        pool: Some(pool.name.clone()),
+        what,
+    })
+}
+
+/// Looks at the pool's file system from time to time, for the log.
+pub(crate) async fn watch_pool(node: Arc<Node>) {
+    let make = || {
+        let node = Arc::clone(&node);
+        async move {
+            loop {
+                node.pool_watch.look(node.pool()).await;
+                tokio::time::sleep(STEP).await;
+            }
+        }
+    };
+    keep_running("the look at the pool", make, |_logged| {}).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_does_not_answer_is_asked_once_and_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = PoolWatch::new(dir.path());
+        watch.answer_timeout = Duration::from_millis(20);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (sender, hangs) = oneshot::channel();
+            *watch.under_way.lock().await = Some(hangs);
+            for _ in 0..3 {
+                let sight = watch.look(&"p").await;
+                assert!(sight.space.is_none());
+                assert!(watch.under_way.lock().await.is_some(), "asked again");
+            }
+            watch.answer_timeout = ANSWER_TIMEOUT;
+            sender.send(Found::of(dir.path())).unwrap();
+            assert!(watch.look(&"p").await.space.is_some());
+        });
+    }
+}

@@ -1,0 +1,88 @@
+//! How a thread that spends the reserve has the data thread hold back data writes meanwhile: they would take what it frees.
+//!
+//! Invariants
+//! - Asked, closed and open again in this order; only the data thread closes, only who asked opens.
+//! - Nobody waits for ever: a data thread that does not answer, or writes that do not end, are not waited for any longer than
+//!   [`CLOSE_TIMEOUT`]. What is lost then is precedence, and nothing else.
+
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// How long data writes in flight may take to end: a disk needs milliseconds.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whether data writes may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// They may.
+    Open,
+    /// Somebody asks that they do not, and waits for those in flight.
+    Asked,
+    /// They do not, and none is in flight.
+    Closed,
+}
+
+/// The gate before data writes.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    passage: Mutex<Passage>,
+    changed: Condvar,
+    bell: EventFd,
+}
+
+impl Gate {
+    pub(crate) fn new() -> io::Result<Gate> {
+        Ok(Gate {
+            passage: Mutex::new(Passage::Open),
+            changed: Condvar::new(),
+            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Passage> {
+        // Nothing panics while it is held.
+        self.passage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, passage: Passage) {
+        *self.lock() = passage;
+        // The counter of an eventfd cannot overflow in the life of a machine.
+        let _rung = self.bell.write(1);
+    }
+
+    /// Asks for the gate to be closed, and waits until it is, or for some time.
+    pub(crate) fn close(&self) {
+        self.set(Passage::Asked);
+        let asked = self.lock();
+        let waited = self
+            .changed
+            .wait_timeout_while(asked, CLOSE_TIMEOUT, |passage| *passage == Passage::Asked);
+        drop(waited);
+    }
+
+    /// Opens the gate again.
+    pub(crate) fn open(&self) {
+        self.set(Passage::Open);
+    }
+
+    /// Rung whenever the data thread has to look.
+    pub(crate) fn bell(&self) -> &EventFd {
+        &self.bell
+    }
+
+    pub(crate) fn passage(&self) -> Passage {
+        *self.lock()
+    }
+
+    /// The data thread: no data write is in flight, and none begins.
+    pub(crate) fn closed(&self) {
+        let mut passage = self.lock();
+        if *passage == Passage::Asked {
+            *passage = Passage::Closed;
+            self.changed.notify_all();
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! The reserve: room for metadata when data has filled the file system.
+//!
+//! A file of the pool that is allocated and holds nothing. A call for metadata that finds no room shortens the file and is
+//! repeated; what it did not take becomes the reserve's again at once. Metadata are logs, heads, map and catalogue pages,
+//! names, and deletions, which need room on file systems that copy on write.
+//!
+//! Invariants
+//! - Data never takes what is given up: no data write begins, and none of ours is in flight, from before the file is shortened
+//!   until it has taken back what is left ([`crate::gate`]).
+//! - The reserve comes before data: when there is room again, the file grows first.
+//! - A new log, of megabytes, never takes the second half: that is for what exists already, above all for recoveries.
+//! - Without it, or with too little of it, a pool works; a call that finds no room fails as it did before.
+//!
+//! The file is allocated in pieces of [`PIECE`]: btrfs frees an extent only as a whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use crate::access::is_full;
+use crate::gate::Gate;
+use crate::layout::Layout;
+use crate::room::room;
+
+/// Allocated, and given up first, at once.
+const PIECE: u64 = 256 << 10;
+/// What is left of a piece is taken back in multiples of this.
+const UNIT: u64 = 4096;
+/// One byte in so many of the file system is the reserve's.
+const SHARE: u64 = 64;
+/// At least: some directories and heads, and map pages of a recovery.
+const LEN_MIN: u64 = 1 << 20;
+/// At most: fifteen new logs, or a recovery of many volumes.
+const LEN_MAX: u64 = 64 << 20;
+const _: () = assert!(LEN_MIN.is_multiple_of(PIECE) && LEN_MAX.is_multiple_of(PIECE));
+
+/// How much of the reserve a call may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// What is there.
+    All,
+    /// The first half.
+    Half,
+}
+
+/// What may be done about the file.
+#[derive(Debug)]
+enum Kept {
+    /// It is not there.
+    Missing,
+    File {
+        file: File,
+        len: u64,
+    },
+    /// The file system allocates nothing ahead.
+    Refused,
+}
+
+/// The reserve of a pool. Its calls are made by threads that may wait, but for the figures.
+#[derive(Debug)]
+pub(crate) struct Reserve {
+    directory: PathBuf,
+    path: PathBuf,
+    kept: Mutex<Kept>,
+    /// One spends at a time.
+    turn: Mutex<()>,
+    pub(crate) gate: Gate,
+    /// Bytes that it has, and should have: for whoever must not wait.
+    held: AtomicU64,
+    wanted: AtomicU64,
+    /// Bytes free when the last try to grow found no room: it is futile to try again with no more.
+    futile: AtomicU64,
+    /// Calls that took from it.
+    spent: AtomicU64,
+    /// Whether the log has said that it is being spent.
+    told: Mutex<bool>,
+}
+
+/// The length of the reserve of a file system of `total` bytes.
+fn wanted_of(total: u64) -> u64 {
+    match total {
+        // It has no limit that it knows of.
+        0 => 0,
+        _ => (total / SHARE / PIECE * PIECE).clamp(LEN_MIN, LEN_MAX),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whatever is held is whole between any two calls.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn signed(value: u64) -> io::Result<i64> {
+    i64::try_from(value).map_err(io::Error::other)
+}
+
+/// Whether `error` says that the file system does not allocate ahead.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV)
+    )
+}
+
+impl Reserve {
+    /// The reserve of the pool at `layout`, as it is; nothing is made.
+    pub(crate) fn open(layout: &Layout) -> io::Result<Reserve> {
+        let reserve = Reserve {
+            directory: layout.directory().to_owned(),
+            path: layout.reserve(),
+            kept: Mutex::new(Kept::Missing),
+            turn: Mutex::default(),
+            gate: Gate::new()?,
+            held: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            futile: AtomicU64::new(0),
+            spent: AtomicU64::new(0),
+            told: Mutex::default(),
+        };
+        match OpenOptions::new().write(true).open(&reserve.path) {
+            Ok(file) => {
+                let metadata = file.metadata()?;
+                let len = metadata.len().min(metadata.blocks() * 512);
+                reserve.keep(&mut lock(&reserve.kept), Kept::File { file, len });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!("{}: {error}", reserve.path.display()),
+        }
+        Ok(reserve)
+    }
+
+    /// Bytes that it has, and should have. At most a moment old; waits for nothing.
+    pub(crate) fn figures(&self) -> [u64; 2] {
+        // Only looked at: nothing else is ordered by them.
+        [&self.held, &self.wanted].map(|figure| figure.load(Ordering::Relaxed))
+    }
+
+    /// Calls that took from it so far.
+    pub(crate) fn spent(&self) -> u64 {
+        self.spent.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has less than it should have.
+    pub(crate) fn is_short(&self) -> bool {
+        let [held, wanted] = self.figures();
+        held < wanted
+    }
+
+    fn keep(&self, kept: &mut Kept, now: Kept) {
+        let (held, wanted) = match &now {
+            Kept::Missing => (0, self.wanted.load(Ordering::Relaxed)),
+            Kept::File { len, .. } => (*len, self.wanted.load(Ordering::Relaxed)),
+            Kept::Refused => (0, 0),
+        };
+        self.held.store(held, Ordering::Relaxed);
+        self.wanted.store(wanted, Ordering::Relaxed);
+        *kept = now;
+    }
+
+    /// Runs `call`, and if it finds no room again and again, each time with more of the reserve.
+    pub(crate) fn spend<T>(
+        &self,
+        claim: Claim,
+        mut call: impl FnMut() -> T,
+        finds_no_room: impl Fn(&T) -> bool,
+    ) -> T {
+        let mut result = call();
+        if !finds_no_room(&result) || self.figures()[0] == 0 {
+            return result;
+        }
+        let _turn = lock(&self.turn);
+        self.gate.close();
+        let mut give = PIECE;
+        while finds_no_room(&result) && self.give(give, claim) {
+            give *= 2;
+            result = call();
+        }
+        self.grow();
+        self.gate.open();
+        if !finds_no_room(&result) {
+            self.spent.fetch_add(1, Ordering::Relaxed);
+            self.tell_spent();
+        }
+        result
+    }
+
+    /// Frees `len` bytes or a little more. Whether any.
+    fn give(&self, len: u64, claim: Claim) -> bool {
+        let least = match claim {
+            Claim::All => 0,
+            Claim::Half => self.figures()[1] / 2,
+        };
+        let mut kept = lock(&self.kept);
+        let Kept::File { file, len: held } = &mut *kept else {
+            return false;
+        };
+        let left = held.saturating_sub(len).max(least) / PIECE * PIECE;
+        if left >= *held {
+            return false;
+        }
+        if let Err(error) = file.set_len(left) {
+            tracing::warn!("{}: {error}", self.path.display());
+            return false;
+        }
+        *held = left;
+        self.held.store(left, Ordering::Relaxed);
+        true
+    }
+
+    /// Grows to its length if there is room, before data takes it.
+    pub(crate) fn grow_if_room(&self) {
+        let _turn = lock(&self.turn);
+        let Ok(room) = room(&self.directory) else {
+            return;
+        };
+        if room.free < PIECE || room.free <= self.futile.load(Ordering::Relaxed) {
+            return;
+        }
+        self.gate.close();
+        self.grow();
+        self.gate.open();
+    }
+
+    /// Grows as far as there is room.
+    pub(crate) fn grow(&self) {
+        let mut kept = lock(&self.kept);
+        if let Err(error) = self.try_grow(&mut kept) {
+            tracing::debug!("{}: {error}", self.path.display());
+        }
+        drop(kept);
+        if !self.is_short() {
+            self.tell_whole();
+        }
+    }
+
+    fn try_grow(&self, kept: &mut Kept) -> io::Result<()> {
+        let room = room(&self.directory)?;
+        if matches!(kept, Kept::Refused) {
+            return Ok(());
+        }
+        self.wanted.store(wanted_of(room.total), Ordering::Relaxed);
+        let [_, wanted] = self.figures();
+        if wanted == 0 {
+            return Ok(());
+        }
+        if matches!(kept, Kept::Missing) {
+            if room.free < UNIT {
+                return Ok(());
+            }
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&self.path)?;
+            let len = file.metadata()?.len();
+            self.keep(kept, Kept::File { file, len });
+        }
+        let Kept::File { file, len } = kept else {
+            return Ok(());
+        };
+        let done = allocate(file, len, wanted, room.free);
+        self.held.store(*len, Ordering::Relaxed);
+        let futile = if self.is_short() { room.free } else { 0 };
+        self.futile.store(futile, Ordering::Relaxed);
+        match done {
+            Err(error) if is_unsupported(&error) => {
+                tracing::info!(
+                    "pool {}: without a reserve: the file system allocates nothing ahead ({error})",
+                    self.directory.display()
+                );
+                self.keep(kept, Kept::Refused);
+                fs::remove_file(&self.path)
+            }
+            done => done,
+        }
+    }
+
+    fn tell_spent(&self) {
+        if std::mem::replace(&mut *lock(&self.told), true) {
+            return;
+        }
+        let [held, wanted] = self.figures();
+        tracing::warn!(
+            "pool {}: its file system is full: metadata is written from the reserve, {held} of {wanted} bytes are left; \
+             free space there, or grow the file system",
+            self.directory.display()
+        );
+    }
+
+    fn tell_whole(&self) {
+        if std::mem::replace(&mut *lock(&self.told), false) {
+            tracing::info!("pool {}: the reserve is whole again", self.directory.display());
+        }
+    }
+}
+
+/// Allocates `file`, of which `len` bytes are, up to `wanted`, as far as the `free` bytes reach.
+fn allocate(file: &File, len: &mut u64, wanted: u64, mut free: u64) -> io::Result<()> {
+    while *len < wanted {
+        let piece = (PIECE - *len % PIECE).min(wanted - *len);
+        let mut size = piece.min(free / UNIT * UNIT);
+        loop {
+            if size < UNIT {
+                return Ok(());
+            }
+            let result = fallocate(file, FallocateFlags::empty(), signed(*len)?, signed(size)?);
+            match result.map_err(io::Error::from) {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_full(&error) => {
+                    // What there is of it may be a hole.
+                    file.set_len(*len)?;
+                    size = size / 2 / UNIT * UNIT;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        *len += size;
+        free -= size;
+        if size < piece {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fresh() -> (tempfile::TempDir, Reserve) {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let reserve = Reserve::open(&Layout::new(dir.path())).unwrap();
+        reserve.grow();
+        (dir, reserve)
+    }
+
+    fn allocated(reserve: &Reserve) -> u64 {
+        fs::metadata(&reserve.path).unwrap().blocks() * 512
+    }
+
+    #[test]
+    fn a_reserve_is_a_part_of_its_file_system_within_bounds() {
+        for (total, wanted) in [
+            (0, 0),
+            (16 << 20, LEN_MIN),
+            (1 << 30, 16 << 20),
+            ((1 << 30) + (1 << 23), 16 << 20),
+            (1 << 40, LEN_MAX),
+            (u64::MAX, LEN_MAX),
+        ] {
+            assert_eq!(wanted_of(total), wanted, "{total}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_up_and_not_taken_is_the_reserves_again() {
+        let (_dir, reserve) = fresh();
+        let [held, wanted] = reserve.figures();
+        assert_eq!((held, allocated(&reserve)), (wanted, wanted));
+        let mut left = Vec::new();
+        let done = reserve.spend(
+            Claim::All,
+            || {
+                left.push(wanted - allocated(&reserve));
+                left.len()
+            },
+            |tries| *tries < 4,
+        );
+        assert_eq!(done, 4);
+        // Twice as much more each time, in whole pieces.
+        assert_eq!(left, [0, PIECE, 3 * PIECE, 7 * PIECE]);
+        assert_eq!(reserve.figures(), [wanted, wanted]);
+        assert_eq!(allocated(&reserve), wanted);
+        assert_eq!(reserve.spent(), 1);
+        let again = Reserve::open(&Layout::new(&reserve.directory)).unwrap();
+        assert_eq!(again.figures()[0], wanted);
+    }
+
+    #[test]
+    fn a_new_log_leaves_half_of_it() {
+        let (_dir, reserve) = fresh();
+        let [_, wanted] = reserve.figures();
+        for (claim, least) in [(Claim::Half, wanted / 2), (Claim::All, 0)] {
+            let mut left = wanted;
+            let full = reserve.spend(
+                claim,
+                || {
+                    left = left.min(allocated(&reserve));
+                    false
+                },
+                |room| !room,
+            );
+            assert!(!full);
+            assert!(left <= least + PIECE && left >= least, "{claim:?}: {left}");
+        }
+        assert_eq!(reserve.spent(), 0, "it found no room with it either");
+    }
+
+    #[test]
+    fn a_call_that_finds_room_costs_nothing() {
+        let (_dir, reserve) = fresh();
+        let mut calls = 0;
+        reserve.spend(Claim::All, || calls += 1, |()| false);
+        assert_eq!((calls, reserve.spent()), (1, 0));
+    }
+}
