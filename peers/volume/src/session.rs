@@ -238,7 +238,10 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     pub(crate) fn round_failed(&mut self, v: u32, code: ErrorCode) {
         let volume = &mut self.volumes[v];
         volume.stale |= code == ErrorCode::Stale;
-        if volume.closing && volume.live == 0 {
+        if volume.closing && volume.live == 0 && code == ErrorCode::NoSpace {
+            // A close takes less room than a flush, and drops nothing for want of it.
+            (volume.state, volume.asked) = (State::Closing, false);
+        } else if volume.closing && volume.live == 0 {
             volume.lost = Some(refused(
                 volume.lineage,
                 "could not be flushed at its close",

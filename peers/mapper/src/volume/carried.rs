@@ -71,6 +71,11 @@ impl CarriedBlocks {
         }
     }
 
+    /// Whether all of them are home.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.copies.is_empty()
+    }
+
     /// Those of `blocks` in `epoch` that may not be home, in order.
     pub(crate) fn of(&self, epoch: Epoch, blocks: Range<u64>) -> impl Iterator<Item = u64> {
         let key = |block| CarriedBlock { epoch, block };

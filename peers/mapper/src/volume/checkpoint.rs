@@ -6,12 +6,12 @@
 
 use std::rc::Rc;
 
-use archipelago_protocol::Epoch;
 use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{Epoch, ErrorCode};
 
 use super::Volume;
 use crate::core::Core;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::head::VolumeHead;
 use crate::task::Guard;
 use crate::tree::{Root, Tree};
@@ -82,6 +82,10 @@ impl Volume {
     }
 
     async fn store(&self, core: &Rc<Core>, picture: Picture, clean: bool) -> Outcome<()> {
+        if self.is_before_head() {
+            let why = format!("the session of {} has not begun", self.lineage);
+            return Err(Failure::new(ErrorCode::NoSpace, why));
+        }
         if picture.unsynced {
             let synced = core.sync_pool().await;
             self.judge(core, synced)?;
@@ -144,7 +148,15 @@ impl Volume {
         let mut bytes = written.bytes.clone();
         bytes.resize(bytes.len().next_multiple_of(4096), 0);
         // Nothing durable refers to these pages yet: a failed write loses nothing, a failed sync is final as any other.
-        core.disk.write(pack, offset, &bytes).await?;
+        if let Err(failure) = core.disk.write(pack, offset, &bytes).await {
+            let mut live = self.live.borrow_mut();
+            if failure.code == ErrorCode::NoSpace && live.pack_offset == offset + bytes.len() as u64
+            {
+                // Tried again and again: what there is of these pages shall not take ever more room.
+                live.pack_offset = offset;
+            }
+            return Err(failure);
+        }
         let synced = match sync {
             PageSync::Pack => core.disk.sync(pack).await,
             PageSync::Pool => core.sync_pool().await,
@@ -160,18 +172,22 @@ impl Volume {
 pub(super) fn when_due(core: &Rc<Core>, volume: &Rc<Volume>) {
     let due = volume.log.borrow().is_half_full();
     let mut live = volume.live.borrow_mut();
-    if !due || live.checkpointing || live.poison.is_some() {
+    if !due || live.checkpointing || live.poison.is_some() || live.due.is_some() {
         return;
     }
     live.checkpointing = true;
     let (core, volume) = (Rc::clone(core), Rc::clone(volume));
     core.scheduler.clone().spawn(async move {
-        if let Err(failure) = volume.checkpoint(&core).await {
-            tracing::warn!(
-                "checkpoint of {} put off: {}",
-                volume.lineage,
-                failure.message
-            );
+        let (lineage, done) = (volume.lineage, volume.checkpoint(&core).await);
+        match done {
+            Ok(()) => {}
+            // As often as something is logged; who finds no room says so.
+            Err(failure) if failure.code == ErrorCode::NoSpace => {
+                tracing::debug!("checkpoint of {lineage} put off: {}", failure.message);
+            }
+            Err(failure) => {
+                tracing::warn!("checkpoint of {lineage} put off: {}", failure.message);
+            }
         }
         volume.live.borrow_mut().checkpointing = false;
     });

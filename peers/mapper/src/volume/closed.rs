@@ -5,7 +5,10 @@ use std::rc::Rc;
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage};
 
+use super::begin::begin;
+use super::commit::Home;
 use super::open::{open_writer, read_head};
+use super::session::sync_and_commit;
 use super::{Volume, with_pages};
 use crate::catalogue::Item;
 use crate::core::Core;
@@ -30,8 +33,17 @@ pub(super) fn item(core: &Core, lineage: Lineage) -> Outcome<Item> {
 
 /// Ends a session for good: everything durable, the head clean, nothing in memory.
 pub(super) async fn close_clean(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
+    begin(core, volume).await?;
     volume.checkpoint_clean(core).await?;
     core.forget(volume.lineage);
+    Ok(())
+}
+
+/// Ends a session for which there is no room to end for good: everything durable, in the log, which has its own. The next
+/// open recovers. Without room in the log all stays as it is, in memory and in the journal.
+pub(super) async fn leave_in_log(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
+    sync_and_commit(core, volume, Home::Synced).await?;
+    core.volumes.borrow_mut().remove(&volume.lineage);
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 //!   failed sync of the pool all are.
 
 mod apply;
+mod begin;
 mod carried;
 mod checkpoint;
 mod closed;
@@ -33,6 +34,8 @@ use crate::journal::Journal;
 use crate::log::{Log, Record};
 use crate::task::{Guard, Lock};
 use crate::tree::{Missing, Range, Tree};
+
+use begin::{Beginner, Due};
 
 pub(crate) use carried::CarriedBlocks;
 pub(crate) use closed::{freeze_closed, shrink};
@@ -77,6 +80,10 @@ pub(crate) struct Live {
     carried_until: u64,
     next_sequence: u64,
     journal: Option<Box<dyn Journal>>,
+    /// What has to be written before the session may write.
+    due: Option<Due>,
+    /// Requests that wait for a try to write it.
+    beginning: Vec<Beginner>,
     snapshot: Option<Snapshotting>,
     /// Requests that wait until something was logged.
     held: VecDeque<(ClientId, u64, MapRequest)>,

@@ -1,8 +1,9 @@
-//! Opening for writing: the head, recovery after an unclean end, a new generation.
+//! Opening for writing: the head, and recovery after an unclean end. What a session writes before it may write is in `begin`.
 //!
 //! Recovery, in this order: sync the pool (what a dead process had acknowledged is durable afterwards), replay the log,
-//! then the presence journal of the same generation and boot, or else write home what the log carried; store the tree that
-//! results, and only then swap the head: new generation, new epoch, new root, log from its end on. A crash before the swap leaves everything as it was.
+//! then the presence journal of the same generation and boot, or else write home what the log carried. The volume can be
+//! read then. `begin` stores the tree that results, and only then swaps the head: new generation, new epoch, new root, log
+//! from its end on. A crash before the swap leaves everything as it was.
 //!
 //! Epochs: a session after an unclean end begins with epoch `generation << 32`. Generations are durable before they are
 //! used and epochs count up within them, so no epoch is ever used twice, logged or not.
@@ -13,8 +14,8 @@ use std::rc::Rc;
 use archipelago_protocol::object::{ObjectId, ObjectKind};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Generation, Lineage};
 
+use super::begin::{Due, begin};
 use super::carried::CarriedBlocks;
-use super::checkpoint::PageSync;
 use super::{Live, Volume, with_pages};
 use crate::catalogue::Item;
 use crate::core::Core;
@@ -73,25 +74,22 @@ async fn was_opened(core: &Core, lineage: Lineage) -> Outcome<bool> {
     }))
 }
 
-/// Opens for writing. A sync of the pool that failed since the last session is told once, as [`ErrorCode::SyncFailed`]; the
-/// next open has what is durable. The caller holds the lineage's lock and knows that nobody has it open.
+/// Opens for writing, all of it: a session without room to begin is a failure. Otherwise as [`load_writer`].
 pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
-    let lineage = item.lineage;
-    let found = read_head(core, item).await?;
-    // Before anything is changed: an open that waits for memory is tried again and again.
-    let prepared = core.journals.borrow_mut().prepare(lineage);
-    prepared.map_err(|code| no_journal(lineage, code))?;
+    let (volume, last_end) = load_writer(core, item).await?;
+    begin(core, &volume).await?;
+    Ok((volume, last_end))
+}
+
+/// A volume as it is, for a session that is to begin: it can be read. A sync of the pool that failed since the last session
+/// is told once, as [`ErrorCode::SyncFailed`]; the next open has what is durable. The caller holds the lineage's lock and
+/// knows that nobody has it open.
+pub(super) async fn load_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
     let mut last_end = LastEnd::Clean;
-    let (volume, head, version) = match found {
+    let (volume, due) = match read_head(core, item).await? {
         None => {
             let head = first_head(core, item);
-            Log::create(
-                &core.disk,
-                ObjectId::log(lineage, head.log_number),
-                head.log_len,
-            )
-            .await?;
-            (volume_of(core, item, &head, 0), head, 0)
+            (volume_of(core, item, &head, 0), Due::First(head))
         }
         Some((head, version)) => {
             let generation = Generation(head.generation.0 + 1);
@@ -106,32 +104,11 @@ pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Vol
                 last_end = LastEnd::Unclean;
                 next = recover(core, &volume, next).await?;
             }
-            (volume, next, version)
+            (volume, Due::Next(next))
         }
     };
-    volume.swap_head(core, head, version).await?;
-    // What a failed sync could have dropped since the recovery's own is none of this volume's.
-    core.lost.borrow_mut().remove(&lineage);
-    let journal = core.journals.borrow_mut().open(lineage, head.generation);
-    let mut journal = journal.map_err(|code| no_journal(lineage, code))?;
-    journal.mark(head.log_start);
-    {
-        let mut log = volume.log.borrow_mut();
-        log.start = head.log_start;
-        log.position = head.log_start;
-        log.generation = head.generation;
-        let mut live = volume.live.borrow_mut();
-        (live.epoch, live.frozen, live.sealed) = (head.epoch, head.frozen, head.frozen);
-        live.journal = Some(journal);
-        live.tree.release_stored();
-    }
-    core.damages.borrow_mut().remove(&lineage);
+    volume.live.borrow_mut().due = Some(due);
     Ok((volume, last_end))
-}
-
-fn no_journal(lineage: Lineage, code: ErrorCode) -> Failure {
-    let why = format!("there is no memory for the presence journal of {lineage}");
-    Failure::new(code, why)
 }
 
 fn first_head(core: &Core, item: &Item) -> VolumeHead {
@@ -189,6 +166,8 @@ pub(super) fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u
         carried_until: 0,
         next_sequence: 1,
         journal: None,
+        due: None,
+        beginning: Vec::new(),
         snapshot: None,
         held: VecDeque::new(),
         relieving: false,
@@ -210,7 +189,8 @@ pub(super) fn read_only(core: &Core, item: &Item, root: Root) -> Rc<Volume> {
     volume
 }
 
-/// Brings the tree to the state that must survive and stores it; the head that shall be swapped in.
+/// Brings the tree in memory to the state that must survive; the head that is to name it. Of the log and the journal it
+/// takes nothing away: should the session never begin, another recovery finds both.
 async fn recover(
     core: &Rc<Core>,
     volume: &Rc<Volume>,
@@ -242,9 +222,10 @@ async fn recover(
             .map_err(|why| log.damaged(&why))?;
         records.extend(said);
     }
+    let (mut pending, carries) = (VecDeque::new(), !carried.is_empty());
     if let Some(journal) = journal {
         // The machine lives: what was carried is where it belongs, or something newer is.
-        records.extend(journal.records.iter().map(|record| Record {
+        pending.extend(journal.records.iter().map(|record| Record {
             kind: if record.zero {
                 RecordKind::Zero
             } else {
@@ -258,15 +239,17 @@ async fn recover(
     } else {
         carried.bring_home(core, volume).await?;
     }
+    records.extend(&pending);
     for record in &records {
         replay(core, volume, record).await?;
     }
-    let tree = volume.live.borrow().tree.clone();
-    next.root = volume.store_tree(core, &tree, PageSync::Pool).await?;
-    next.log_start = log.position;
-    next.frozen = volume.live.borrow().frozen;
     next.epoch = Epoch(next.generation.0 << 32);
-    core.count(|counters| counters.recoveries += 1);
+    let mut live = volume.live.borrow_mut();
+    // For a session that ends before it has begun.
+    live.next_sequence = pending.back().map_or(1, |record| record.sequence + 1);
+    live.carried_until = if carries { log.position } else { 0 };
+    live.pending = pending;
+    *volume.log.borrow_mut() = log;
     Ok(next)
 }
 

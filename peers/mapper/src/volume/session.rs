@@ -11,11 +11,13 @@ use archipelago_protocol::map::{
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 
 use super::apply::NotYet;
-use super::closed::{close_clean, item, settle};
+use super::begin::{Due, begin_first, begin_if_room};
+use super::closed::{close_clean, item, leave_in_log, settle};
 use super::commit::{Home, Select, commit, flush_commit};
 use super::locate::locate;
-use super::open::{LastEnd, open_writer, read_only};
+use super::open::{LastEnd, load_writer, read_only};
 use super::{Volume, checkpoint, snapshot, with_pages};
+use crate::catalogue::Item;
 use crate::core::{Core, Session};
 use crate::effect::ClientId;
 use crate::failure::{Failure, Outcome};
@@ -49,6 +51,9 @@ pub(crate) fn dispatch(
         return;
     }
     match admit(core, client, &request) {
+        Ok(session) if session.volume.waits_for_begin(&request) => {
+            begin_first(core, &session, tag, request, carried);
+        }
         Ok(session) => serve(core, &session, tag, request, carried),
         Err(code) => core.reply(client, tag, MapReply::failed(code)),
     }
@@ -283,7 +288,11 @@ fn hold(core: &Rc<Core>, volume: &Rc<Volume>, client: ClientId, tag: u64, reques
 }
 
 /// Logs all that is pending, after a sync of the pool.
-async fn sync_and_commit(core: &Rc<Core>, volume: &Rc<Volume>, home: Home) -> Outcome<()> {
+pub(super) async fn sync_and_commit(
+    core: &Rc<Core>,
+    volume: &Rc<Volume>,
+    home: Home,
+) -> Outcome<()> {
     let cut = volume.live.borrow().next_sequence - 1;
     let synced = core.sync_pool().await;
     volume.judge(core, synced)?;
@@ -326,12 +335,7 @@ async fn open(core: &Rc<Core>, client: ClientId, lineage: Lineage, flags: u8) ->
     let (volume, last_end) = match (frozen, write) {
         (true, _) => (read_only(core, &item, item.root), LastEnd::Clean),
         (false, true) => writable(core, &item).await?,
-        (false, false) => {
-            let root = settle(core, &item)
-                .await?
-                .map_or(item.root, |(head, _)| head.root);
-            (read_only(core, &item, root), LastEnd::Clean)
-        }
+        (false, false) => (readable(core, &item).await?, LastEnd::Clean),
     };
     core.volumes
         .borrow_mut()
@@ -343,30 +347,46 @@ async fn open(core: &Rc<Core>, client: ClientId, lineage: Lineage, flags: u8) ->
     Ok(add(core, client, volume, write, last_end))
 }
 
-/// A volume for writing: the one that a vanished client left in memory, or from the pool.
-async fn writable(
-    core: &Rc<Core>,
-    item: &crate::catalogue::Item,
-) -> Outcome<(Rc<Volume>, LastEnd)> {
+/// A volume for reading, as it is. Without room for what its last session has to write still, it is read from memory.
+async fn readable(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
+    match settle(core, item).await {
+        Ok(found) => {
+            let root = found.map_or(item.root, |(head, _)| head.root);
+            Ok(read_only(core, item, root))
+        }
+        Err(failure) if failure.code == ErrorCode::NoSpace => {
+            tracing::debug!("{} is read as it is: {}", item.lineage, failure.message);
+            if let Some(left) = core.volume(item.lineage) {
+                return Ok(left);
+            }
+            let (volume, _) = load_writer(core, item).await?;
+            volume.live.borrow_mut().read_only = true;
+            Ok(volume)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A volume for writing, as soon as there is room for what its session writes first: the one that a vanished client left
+/// in memory, or from the pool.
+async fn writable(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
     let left = core.volume(item.lineage);
     if let Some(volume) = left {
         if volume.check().is_ok() {
-            // What the client had written may be in doubt; what it told is not. New writes keep off both.
-            let synced = sync_and_commit(core, &volume, Home::Synced).await;
+            volume.live.borrow_mut().due.get_or_insert(Due::Left);
+            let begun = begin_if_room(core, &volume).await;
             if volume.check().is_err() {
                 // A failed sync is final: the next open has what is durable and nothing else.
                 core.forget(item.lineage);
             }
-            synced?;
-            let mut live = volume.live.borrow_mut();
-            live.epoch = Epoch(live.epoch.0 + 1);
-            live.lineages.truncate(1);
-            drop(live);
+            begun?;
             return Ok((volume, LastEnd::Unclean));
         }
         core.forget(item.lineage);
     }
-    open_writer(core, item).await
+    let (volume, last_end) = load_writer(core, item).await?;
+    begin_if_room(core, &volume).await?;
+    Ok((volume, last_end))
 }
 
 fn add(
@@ -424,7 +444,8 @@ fn end(core: &Core, session: &Session, handle: u32) {
         return;
     }
     live.readers -= 1;
-    let last = live.readers == 0;
+    // What a client that went had left stays.
+    let last = live.readers == 0 && live.read_only;
     drop(live);
     if last {
         core.volumes.borrow_mut().remove(&session.volume.lineage);
@@ -441,7 +462,13 @@ async fn close(core: &Rc<Core>, session: &Session, handle: u32) -> Outcome<()> {
         end(core, session, handle);
         return Ok(());
     }
-    let closed = close_clean(core, volume).await;
+    let mut closed = close_clean(core, volume).await;
+    if closed
+        .as_ref()
+        .is_err_and(|failure| failure.code == ErrorCode::NoSpace)
+    {
+        closed = leave_in_log(core, volume).await;
+    }
     // Also after a failure: what is not durable can be recovered by the next open, from memory or the journal.
     end(core, session, handle);
     if volume.live.borrow().poison.is_some() {

@@ -5,6 +5,7 @@
 mod catalogue;
 mod damage;
 mod failures;
+mod full;
 mod logs;
 mod model;
 mod promises;

@@ -31,6 +31,17 @@ pub(crate) enum Left {
     Lost,
 }
 
+/// What a pool has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Room {
+    #[default]
+    Enough,
+    /// For writes over what is there.
+    InPlace,
+    /// Of volumes for no write at all, as in a file system that copies what is written over.
+    None,
+}
+
 /// Objects in memory: written and durable kept apart.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pool {
@@ -41,15 +52,39 @@ pub(crate) struct Pool {
     /// The request with this number fails so.
     pub(crate) fail: Option<(usize, ErrorCode)>,
     fail_done: Option<Left>,
+    pub(crate) room: Room,
 }
 
 impl Pool {
+    /// Whether there is room for `request`.
+    fn has_room(&self, request: &ObjectRequest, len: usize) -> bool {
+        let is_there = match request.op {
+            ObjectOp::CompareAndSwap => self.swapped.contains_key(&request.id),
+            ObjectOp::Write => self.objects.get(&request.id).is_some_and(|object| {
+                let mut whole = true;
+                for_sectors(request.offset as usize, len, |sector, _, _| {
+                    whole &= object.now.contains_key(&sector);
+                });
+                whole
+            }),
+            _ => return true,
+        };
+        match self.room {
+            Room::Enough => true,
+            Room::InPlace => is_there,
+            Room::None => request.id.lineage == Lineage::CATALOGUE && is_there,
+        }
+    }
+
     pub(crate) fn serve(&mut self, request: &ObjectRequest, data: &[u8]) -> (ObjectReply, Vec<u8>) {
         self.log.push((request.op, request.id, request.flags));
         if let Some((at, code)) = self.fail
             && at == self.log.len()
         {
             return (ObjectReply::failed(code), Vec::new());
+        }
+        if !self.has_room(request, data.len()) {
+            return (ObjectReply::failed(ErrorCode::NoSpace), Vec::new());
         }
         if request.op == ObjectOp::Write
             && let Some(left) = self.fail_done.take()
@@ -201,6 +236,16 @@ impl Pool {
     pub(crate) fn packs(&self, lineage: Lineage) -> usize {
         let pack = |id: &&ObjectId| id.kind == ObjectKind::Pack && id.lineage == lineage;
         self.objects.keys().filter(pack).count()
+    }
+
+    /// Where the longest pack of `lineage` ends.
+    pub(crate) fn len_of_packs(&self, lineage: Lineage) -> usize {
+        let packs = self.objects.iter();
+        let packs = packs.filter(|(id, _)| id.kind == ObjectKind::Pack && id.lineage == lineage);
+        let ends = packs.filter_map(|(_, object)| object.now.last_key_value());
+        ends.map(|(sector, _)| (sector + 1) * SECTOR)
+            .max()
+            .unwrap_or(0)
     }
 
     pub(crate) fn count(&self, from: usize, op: ObjectOp, kind: ObjectKind) -> usize {
