@@ -13,6 +13,7 @@
 //! | Failed (requests get IOERR) | no ring is started: Closed, so the next start tries again |
 
 mod control;
+mod recall;
 mod serve;
 
 use std::cell::RefCell;
@@ -105,6 +106,8 @@ pub struct Device<V, W> {
     waits: Vec<control::Waiting>,
     /// The volume has refused a request since its last event.
     held_back: bool,
+    /// What the volume answers now was recalled from it, if it had no room for it.
+    recalling: bool,
     failures: FailureLog,
     /// Counts what was answered without the volume.
     answers: Throttle,
@@ -159,6 +162,7 @@ impl DeviceSeed {
             deferred: Vec::with_capacity(crate::config::RANGES_MAX),
             waits: Vec::new(),
             held_back: false,
+            recalling: false,
             failures: FailureLog::default(),
             answers: Throttle::of_answers(),
             rest_until: None,
@@ -298,7 +302,8 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
         self.awake = false;
         let mut quiet = self.commands.is_empty();
         let rests = self.rests();
-        if let Some(until) = self.rest_until.into_iter().chain(self.failures.due()).min() {
+        let due = self.rest_until.into_iter().chain(self.failures.due());
+        if let Some(until) = due.chain(self.recall_due()).min() {
             self.wakeups.alarm(until);
         }
         if let VolumeState::Refused(until) = self.volume {

@@ -137,6 +137,11 @@ impl QueueLog {
         taken.into_iter().map(|(_, head)| head).collect()
     }
 
+    /// Notes that `head` counts as not taken.
+    pub fn untaken(&self, head: u16) {
+        self.mark(head, 0);
+    }
+
     /// Notes that `head` was taken.
     pub fn taken(&mut self, head: u16) {
         let at = self.entry(head) + COUNTER_AT;

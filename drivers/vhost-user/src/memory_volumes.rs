@@ -39,6 +39,10 @@ pub struct State {
     pub credits: Option<usize>,
     /// Every request fails with this.
     pub fail: Option<ErrorCode>,
+    /// Writes wait for room, until [`State::make_room`].
+    pub full: bool,
+    /// Writes that wait for room.
+    pub parked: Vec<Submitted>,
     /// Opens fail with this.
     pub fail_open: Option<ErrorCode>,
     /// How often the volume was opened and closed.
@@ -58,6 +62,14 @@ impl State {
     pub fn release(&mut self, index: usize) {
         let request = self.held.remove(index);
         self.run(&request);
+    }
+
+    /// There is room from now on: what waited for it is done.
+    pub fn make_room(&mut self) {
+        self.full = false;
+        for request in std::mem::take(&mut self.parked) {
+            self.run(&request);
+        }
     }
 
     /// Regions known.
@@ -147,7 +159,7 @@ impl Volumes for MemoryVolumes {
         let mut state = self.state();
         let named = |request: &Submitted| request.segments.iter().any(|s| s.region == id.0);
         assert!(
-            !state.held.iter().any(named),
+            !state.held.iter().chain(&state.parked).any(named),
             "a request in flight names the region"
         );
         assert!(state.regions.remove(id).is_some(), "a region known");
@@ -181,7 +193,7 @@ impl Volumes for MemoryVolumes {
     fn close(&mut self, _volume: VolumeHandle) {
         let mut state = self.state();
         assert!(
-            state.held.is_empty() && state.open,
+            state.held.is_empty() && state.parked.is_empty() && state.open,
             "closed when nothing is in flight"
         );
         state.open = false;
@@ -191,8 +203,19 @@ impl Volumes for MemoryVolumes {
             .push_back(VolumeEvent::Closed { result: Ok(()) });
     }
 
-    /// There is always room.
-    fn on_full(&mut self, _volume: VolumeHandle, _policy: OnFull) {}
+    fn on_full(&mut self, volume: VolumeHandle, policy: OnFull) {
+        if policy == OnFull::Report {
+            self.recall(volume);
+        }
+    }
+
+    fn recall(&mut self, _volume: VolumeHandle) {
+        let mut state = self.state();
+        for Submitted { cookie, .. } in std::mem::take(&mut state.parked) {
+            let result = Err(ErrorCode::NoSpace);
+            state.events.push_back(VolumeEvent::Done { cookie, result });
+        }
+    }
 
     fn submit(
         &mut self,
@@ -215,7 +238,9 @@ impl Volumes for MemoryVolumes {
             segments: request.segments.to_vec(),
         };
         state.journal.push(request.clone());
-        if state.hold {
+        if state.full && matches!(request.op, VolumeOp::Write { .. }) {
+            state.parked.push(request);
+        } else if state.hold {
             state.held.push(request);
         } else {
             state.run(&request);

@@ -18,7 +18,7 @@ use crate::dirty_log::DirtyLog;
 use crate::failure::Failure;
 use crate::inflight::QueueLog;
 use crate::memory::{MemoryTable, Place};
-use crate::request::{Kind, Status};
+use crate::request::{Kind, Request, Status};
 use crate::wakeups::WatchId;
 
 const NO_INTERRUPT: u16 = 1;
@@ -57,8 +57,11 @@ pub(crate) struct Slot {
     pub(crate) pieces: u32,
     /// Why the request fails.
     pub(crate) failure: Option<Failure>,
-    /// First byte of the volume that it concerns, and how many.
-    pub(crate) range: (u64, u64),
+    /// It was given back, wholly or in part: it waited for room.
+    pub(crate) recalled: bool,
+    /// What it is, if it could be read; for lists of ranges, the first byte and the sum.
+    pub(crate) request: Option<Request>,
+    pub(crate) ranges: (u64, u64),
     /// Region and offset of the status byte.
     pub(crate) status: (u32, u64),
     /// Bytes for the guest, without the status byte.
@@ -99,6 +102,8 @@ pub(crate) struct Queue {
     pub(crate) broken: bool,
     /// Being stopped: nothing more is taken.
     pub(crate) stopping: bool,
+    /// Being stopped without those that wait for room: they are in `again`, and are not done again.
+    pub(crate) leaving: bool,
     pub(crate) event_idx: bool,
     /// The guest wants an interrupt when nothing is left, though it has suppressed them.
     pub(crate) notify_on_empty: bool,
@@ -128,7 +133,7 @@ impl Queue {
 
     /// Whether requests may be taken now; a ring that stops still does what a predecessor had taken.
     pub(crate) fn takes(&self) -> bool {
-        let unfinished = self.stopping && !self.again.is_empty();
+        let unfinished = self.stopping && !self.leaving && !self.again.is_empty();
         self.running() || (unfinished && self.memory.is_some() && !self.broken)
     }
 
@@ -139,7 +144,8 @@ impl Queue {
 
     /// Whether a stopping ring has nothing left to do.
     pub(crate) fn drained(&self) -> bool {
-        self.in_flight == 0 && (self.again.is_empty() || self.memory.is_none() || self.broken)
+        let none_again = self.again.is_empty() || self.leaving;
+        self.in_flight == 0 && (none_again || self.memory.is_none() || self.broken)
     }
 
     /// Back to the state before the front end set the queue up.
@@ -308,6 +314,51 @@ impl Queue {
         self.batch.push(head);
     }
 
+    /// Takes `head` back from the volume: it is done again, by this ring or by its next run.
+    pub(crate) fn put_back(&mut self, head: u16) {
+        self.slots[usize::from(head)].busy = false;
+        self.in_flight -= 1;
+        self.again.push_back(head);
+    }
+
+    /// Whether what is to be done again is just what was taken last: those heads then count as not taken, as if they had
+    /// been made available this moment.
+    pub(crate) fn untake(&mut self) -> bool {
+        let Ok(count) = u16::try_from(self.again.len()) else {
+            return false;
+        };
+        let first = self.taken.wrapping_sub(count);
+        let mut last: Vec<u16> = (0..count)
+            .map(|index| {
+                let entry = first.wrapping_add(index) % self.size.max(1);
+                self.load(|ring| (&ring.avail, RING_AT + 2 * u64::from(entry)))
+            })
+            .collect();
+        let mut left: Vec<u16> = self.again.iter().copied().collect();
+        last.sort_unstable();
+        left.sort_unstable();
+        if last != left {
+            return false;
+        }
+        if let Some(log) = &self.log {
+            left.iter().for_each(|head| log.untaken(*head));
+        }
+        self.again.clear();
+        self.taken = first;
+        true
+    }
+
+    /// Takes one that was put back as if it were in flight, to complete it. Of others only their predecessor knew where their
+    /// status is.
+    pub(crate) fn take_recalled(&mut self) -> Option<u16> {
+        let is_recalled = |head: &u16| self.slots[usize::from(*head)].recalled;
+        let index = self.again.iter().position(is_recalled)?;
+        let head = self.again.remove(index)?;
+        self.slots[usize::from(head)].busy = true;
+        self.in_flight += 1;
+        Some(head)
+    }
+
     /// Gives `head` up without telling the guest: its front end is gone.
     pub(crate) fn abandon(&mut self, head: u16) {
         let slot = &mut self.slots[usize::from(head)];
@@ -404,6 +455,7 @@ impl Queue {
         }
         self.live = false;
         self.stopping = false;
+        self.leaving = false;
         self.broken = false;
         self.memory = None;
         self.batch.clear();

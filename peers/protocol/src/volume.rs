@@ -151,6 +151,10 @@ pub trait Volumes {
     /// called. Writes that wait already are answered when the policy becomes that.
     fn on_full(&mut self, volume: VolumeHandle, policy: OnFull);
 
+    /// Answers what of `volume` waits for room now, with [`ErrorCode::NoSpace`], for a driver that cannot wait with it. Nothing
+    /// of it may have been done: it can be submitted again. What is asked later waits as before.
+    fn recall(&mut self, volume: VolumeHandle);
+
     /// Submits a request; exactly one [`VolumeEvent::Done`] with `cookie` follows.
     ///
     /// # Errors

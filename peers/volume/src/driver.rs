@@ -99,6 +99,12 @@ impl<M: ClientPort, B: ClientPort> Volumes for VolumePeer<M, B> {
         }
     }
 
+    fn recall(&mut self, volume: VolumeHandle) {
+        if let Some(v) = self.find(volume) {
+            self.recall_parked(v);
+        }
+    }
+
     fn submit(
         &mut self,
         volume: VolumeHandle,
@@ -207,6 +213,10 @@ impl<M: ClientPort, B: ClientPort> Volumes for Shared<M, B> {
 
     fn on_full(&mut self, volume: VolumeHandle, policy: OnFull) {
         self.0.borrow_mut().on_full(volume, policy);
+    }
+
+    fn recall(&mut self, volume: VolumeHandle) {
+        self.0.borrow_mut().recall(volume);
     }
 
     fn submit(

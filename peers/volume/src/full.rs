@@ -186,6 +186,12 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         self.make_ready(v);
     }
 
+    /// Gives every parked request of `v` back to its driver, which may submit it again: not a failure that anybody sees.
+    pub(crate) fn recall_parked(&mut self, v: u32) {
+        self.counters.failed -= self.volumes[v].full.parked();
+        self.fail_parked(v);
+    }
+
     /// What `v` does from now on with writes for which there is no room.
     pub(crate) fn set_on_full(&mut self, v: u32, policy: OnFull) {
         self.volumes[v].full.policy = policy;

@@ -1,11 +1,13 @@
 //! What a front end asks for besides requests, and the answers that have to wait.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use archipelago_protocol::volume::{OnFull, Volumes};
 use crossbeam_channel::Sender;
 use tracing::warn;
 
+use super::recall::RECALL_AFTER;
 use super::{Device, InFlightArea, VolumeState};
 use crate::command::{Answer, Command, Message};
 use crate::config::{RING_SIZE_MAX, feature};
@@ -18,7 +20,7 @@ use crate::wakeups::Wakeups;
 
 /// When a command is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
+pub(super) enum Until {
     /// The ring has drained; then `Closed` if it was the last one.
     Stopped(u16),
     /// The volume is closed, if no ring is started by then.
@@ -45,7 +47,9 @@ enum Outcome {
 /// A command that is not done yet.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    until: Until,
+    pub(super) until: Until,
+    /// When the volume is to give back what waits for room: the command does not wait with it.
+    pub(super) recall_at: Duration,
     reply: Sender<Answer>,
 }
 
@@ -57,7 +61,14 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             any = true;
             match self.apply(command) {
                 Ok(Outcome::Answered(with)) => answer(&reply, with),
-                Ok(Outcome::Waits(until)) => self.waits.push(Waiting { until, reply }),
+                Ok(Outcome::Waits(until)) => {
+                    let recall_at = self.wakeups.now() + RECALL_AFTER;
+                    self.waits.push(Waiting {
+                        until,
+                        recall_at,
+                        reply,
+                    });
+                }
                 Err(why) => answer(&reply, Answer::Refused(why)),
             }
         }
@@ -303,7 +314,11 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             match self.settle(self.waits[index].until) {
                 Err(until) => {
                     self.waits[index].until = until;
-                    index += 1;
+                    if self.recall_if_due(index) {
+                        any = true;
+                    } else {
+                        index += 1;
+                    }
                 }
                 Ok(done) => {
                     answer(&self.waits.swap_remove(index).reply, done);
@@ -321,6 +336,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 if !self.queues[usize::from(index)].drained() {
                     return Err(until);
                 }
+                self.leave(usize::from(index));
                 let base = self.stop(usize::from(index));
                 self.settle_volume();
                 self.settle(Until::Closed(Answer::Base(base)))

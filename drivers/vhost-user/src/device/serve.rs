@@ -11,7 +11,7 @@ use crate::chain::Allowed;
 use crate::config::feature;
 use crate::failure::{Failed, Failure, INTERVAL};
 use crate::metrics::add;
-use crate::queue::Broken;
+use crate::queue::{Broken, Slot};
 use crate::request::{Kind, Range, Request, Status, parse};
 use crate::shared::signal;
 use crate::wakeups::Wakeups;
@@ -32,7 +32,7 @@ enum Step {
     HeldBack,
 }
 
-fn cookie(queue: usize, head: u16) -> u64 {
+pub(super) fn cookie(queue: usize, head: u16) -> u64 {
     (queue as u64) << 16 | u64::from(head)
 }
 
@@ -159,7 +159,6 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             (parsed, _) => parsed,
         };
         let durable = self.write_through();
-        let range = parsed.map_or((0, 0), |request| self.range_of(request));
         let (kind, len, pieces, failure) = match parsed {
             Err((kind, failure)) => (kind, 0, 0, Some(failure)),
             Ok(Request::GetId) => {
@@ -180,7 +179,8 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         slot.kind = kind;
         slot.pieces = pieces;
         slot.failure = failure;
-        slot.range = range;
+        slot.recalled = false;
+        slot.request = parsed.ok();
         slot.status = (status.region, status.offset);
         slot.len = len;
         slot.generation = self.generation;
@@ -263,6 +263,9 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             Request::Discard | Request::WriteZeroes => {
                 let kind = kind_of(request);
                 let mut given = 0;
+                let slot = &mut self.queues[index].slots[usize::from(head)];
+                let sum = self.ranges.iter().map(|range| range.len).sum();
+                slot.ranges = (self.ranges.first().map_or(0, |range| range.offset), sum);
                 for range in &self.ranges {
                     let op = range_op(kind, *range, durable);
                     if given == 0 {
@@ -341,8 +344,11 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             return;
         };
         slot.pieces -= 1;
-        if let Err(code) = result {
-            slot.failure = Some(Failure::Volume(code));
+        match result {
+            // It waited for room, and the device cannot wait with it.
+            Err(ErrorCode::NoSpace) if self.recalling => slot.recalled = true,
+            Err(code) => slot.failure = Some(Failure::Volume(code)),
+            Ok(()) => {}
         }
         if slot.pieces == 0 {
             self.finish(index, head);
@@ -354,8 +360,12 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             self.queues[index].abandon(head);
             return;
         }
-        let metrics = &self.shared.metrics;
         let slot = &self.queues[index].slots[usize::from(head)];
+        if slot.recalled && slot.failure.is_none() {
+            self.queues[index].put_back(head);
+            return;
+        }
+        let metrics = &self.shared.metrics;
         let counter = match slot.kind {
             Kind::Read => &metrics.reads,
             Kind::Write => &metrics.writes,
@@ -371,11 +381,12 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             (Status::Unsupported, _) => add(&metrics.unsupported, 1),
             (Status::IoErr, Some(failure)) => {
                 metrics.count_error(failure);
+                let (offset, len) = range_of(slot);
                 let failed = Failed {
                     queue: index,
                     kind: slot.kind,
-                    offset: slot.range.0,
-                    len: slot.range.1,
+                    offset,
+                    len,
                     failure,
                 };
                 if self.failures.note(failed, self.wakeups.now()) {
@@ -418,18 +429,6 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    /// First byte of the volume that `request` concerns, and how many.
-    fn range_of(&self, request: Request) -> (u64, u64) {
-        match request {
-            Request::Read { offset, len } | Request::Write { offset, len } => (offset, len),
-            Request::Discard | Request::WriteZeroes => {
-                let first = self.ranges.first().map_or(0, |range| range.offset);
-                (first, self.ranges.iter().map(|range| range.len).sum())
-            }
-            Request::Flush | Request::GetId => (0, 0),
-        }
-    }
-
     /// Drops the parts of requests that the volume has not taken.
     pub(super) fn drop_deferred(&mut self) {
         while let Some(part) = self.deferred.pop() {
@@ -457,6 +456,16 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 }
             }
         }
+    }
+}
+
+/// First byte of the volume that the request in `slot` concerns, and how many.
+#[cold]
+fn range_of(slot: &Slot) -> (u64, u64) {
+    match slot.request {
+        Some(Request::Read { offset, len } | Request::Write { offset, len }) => (offset, len),
+        Some(Request::Discard | Request::WriteZeroes) => slot.ranges,
+        Some(Request::Flush | Request::GetId) | None => (0, 0),
     }
 }
 

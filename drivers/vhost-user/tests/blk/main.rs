@@ -10,6 +10,7 @@
 mod driver;
 mod errors;
 mod front_end;
+mod full;
 mod host;
 mod hostile;
 mod log;

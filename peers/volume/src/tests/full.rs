@@ -5,7 +5,7 @@ use std::time::Duration;
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::ObjectOp;
-use archipelago_protocol::volume::{OnFull, VolumeOp, Volumes};
+use archipelago_protocol::volume::{OnFull, VolumeEvent, VolumeOp, Volumes};
 
 use super::fakes::OWN;
 use super::world::World;
@@ -132,6 +132,39 @@ fn a_request_that_waits_is_counted_once_and_a_volume_that_is_closed_waits_no_mor
     world.peer.look_for_space(TURN * 10);
     assert!(!world.peer.waits_for_space());
     assert_eq!(world.peer.without_space(TURN * 10).count(), 0);
+}
+
+#[test]
+fn a_close_whose_flush_finds_no_room_is_asked_for_all_the_same_and_drops_nothing() {
+    for refused in [MapOp::FlushBegin, MapOp::FlushCommit] {
+        let mut world = waiting(None);
+        assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+        world.map_log.clear();
+        world.peer.close(world.handle);
+        while world.events.is_empty() {
+            let mut moved = world.poll();
+            if world.map_waiting() > 0 {
+                let without_room = world.map_index(refused) == Some(0);
+                world.map_step(0, without_room.then_some(ErrorCode::NoSpace));
+                if without_room {
+                    // A mapper's close makes durable and logs what is not yet.
+                    world.blocker.sync_all();
+                    world.mapper.logged = world.mapper.live.clone();
+                }
+                moved = true;
+            }
+            if world.object_waiting() > 0 {
+                world.object_step(0, None);
+                moved = true;
+            }
+            assert!(moved, "the volume is never closed");
+        }
+        let closed = Some(VolumeEvent::Closed { result: Ok(()) });
+        assert_eq!(world.events.pop(), closed, "{refused:?}");
+        let asked: Vec<MapOp> = world.map_log.iter().map(|request| request.op).collect();
+        assert_eq!(asked.last(), Some(&MapOp::Close));
+        assert!(!asked.contains(&MapOp::Abandon), "{asked:?}");
+    }
 }
 
 #[test]
