@@ -49,7 +49,8 @@ impl Endpoint {
     /// wait.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] for a configuration out of range, [`ErrorCode::Io`] if the socket cannot be made.
+    /// [`ErrorCode::Invalid`] for a configuration out of range, [`ErrorCode::Io`] if the socket cannot be made,
+    /// [`ErrorCode::Unavailable`] if there can be no thread.
     pub fn attach(config: AttachConfig) -> Result<(Endpoint, DeviceSeed), Error> {
         config.check()?;
         let failed = |cause: std::io::Error| {
@@ -85,7 +86,12 @@ impl Endpoint {
         let thread = std::thread::Builder::new()
             .name("vhost-user".to_owned())
             .spawn(move || session.run(&listener))
-            .map_err(failed)?;
+            .map_err(|cause| {
+                // Nobody listens there.
+                let _gone = fs::remove_file(&config.socket);
+                let path = config.socket.display();
+                Error::of_thread(format_args!("cannot attach at {path}"), &cause)
+            })?;
         let seed = DeviceSeed {
             config: config.clone(),
             shared: Arc::clone(&shared),

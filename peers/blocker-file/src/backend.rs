@@ -142,8 +142,12 @@ impl FileBackend {
                 Ok(()) => Heads::default(),
                 Err(_) => Heads::suspect(),
             };
-            Slow::start(name, threads_max, layout.clone(), heads)
-                .map_err(|error| failed("start a thread", error))
+            Slow::start(name, threads_max, layout.clone(), heads).map_err(|error| {
+                Error::of_thread(
+                    format_args!("pool `{}`", options.directory.display()),
+                    &error,
+                )
+            })
         };
         let slow = start("blocker-slow", THREADS_MAX)?;
         let (syncer, deleter) = (start("blocker-sync", 1)?, start("blocker-delete", 1)?);

@@ -141,6 +141,19 @@ impl Error {
         }
     }
 
+    /// `what`, which needs a thread, has failed with `cause`: [`ErrorCode::Unavailable`] if the limit of threads is reached.
+    #[must_use]
+    pub fn of_thread(what: impl fmt::Display, cause: &std::io::Error) -> Self {
+        let message = format!("{what}: no thread can be started: {cause}");
+        if cause.kind() != std::io::ErrorKind::WouldBlock {
+            return Error::new(ErrorCode::Io, message);
+        }
+        Error::new(ErrorCode::Unavailable, message).with_hint(
+            "the limit of threads is reached: raise `TasksMax=` of the service, `pids.max` of its control group, or \
+             `ulimit -u` of its user",
+        )
+    }
+
     /// The same with a hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
@@ -168,6 +181,16 @@ mod tests {
             assert!(code.to_result() < 0);
             assert_eq!(ErrorCode::from_result(code.to_result()), code);
         }
+    }
+
+    #[test]
+    fn only_a_shortage_of_threads_is_called_one() {
+        let of = |errno| Error::of_thread("a", &std::io::Error::from_raw_os_error(errno));
+        let short = of(11); // EAGAIN
+        assert_eq!(short.code, ErrorCode::Unavailable);
+        assert!(short.hint.contains("TasksMax"), "{}", short.hint);
+        let other = of(12); // ENOMEM
+        assert_eq!((other.code, other.hint.as_str()), (ErrorCode::Io, ""));
     }
 
     #[test]

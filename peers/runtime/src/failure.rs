@@ -21,6 +21,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(64);
 /// Refusals in a row before the ring is given up: 16 without a pause, 63 ms of growing ones, then 5 s of 64 ms each.
 const REFUSED_MAX: u32 = AT_ONCE_MAX + 6 + 80;
 
+/// The kernel's own call, which tells its result in the requests that it gives up.
+const WORKER: &str = "starting a worker of io_uring";
+
 /// A call of io_uring that the kernel refused for good.
 #[derive(Debug, thiserror::Error)]
 #[error("{call} failed")]
@@ -32,6 +35,18 @@ pub struct RingFailure {
 impl RingFailure {
     pub(crate) fn new(call: &'static str, source: io::Error) -> RingFailure {
         RingFailure { call, source }
+    }
+
+    /// The kernel cannot start a thread for calls that block.
+    pub(crate) fn no_worker() -> RingFailure {
+        let cause = io::Error::from_raw_os_error(libc::EAGAIN);
+        RingFailure::new(WORKER, cause)
+    }
+
+    /// Whether it is a shortage of threads.
+    #[must_use]
+    pub fn is_of_threads(&self) -> bool {
+        self.call == WORKER
     }
 
     /// What the kernel said.

@@ -36,6 +36,8 @@ mod source;
     reason = "`preadv2` and `pwritev2`, of spans that outlive the call"
 )]
 mod transfer;
+#[expect(unsafe_code, reason = "one request that points to nothing is pushed")]
+mod workers;
 mod yields;
 
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -27,9 +27,12 @@ use crate::kept_files::KeptFiles;
 use crate::setup::set_up;
 use crate::source::{Event, Queue};
 use crate::transfer::{Direction, address_of};
+use crate::workers::{Workerless, start_first};
 
 /// User data of requests whose completion nobody waits for.
 const IGNORED: u64 = u64::MAX;
+/// User data of the alarm that starts again what had no worker.
+const START_AGAIN: u64 = u64::MAX - 1;
 /// How often a request is tried again after EINTR or EAGAIN before the error is told.
 const RETRIES_MAX: u8 = 64;
 /// How often the end of the ring waits for outstanding requests, 100 ms each.
@@ -116,6 +119,7 @@ pub(crate) struct Ring {
     /// The kernel's limit of workers for files, once it was asked.
     workers: Option<u32>,
     spare_workers: u32,
+    workerless: Workerless,
     refusals: Refusals,
     /// The kernel has refused it for good.
     given_up: bool,
@@ -125,7 +129,8 @@ impl Ring {
     /// The ring of this thread. Falls back to fewer features on older kernels, and says so once.
     pub(crate) fn new(config: &Config) -> Result<Ring, RingFailure> {
         let entries = config.entries;
-        let ring = set_up(entries)?;
+        let mut ring = set_up(entries)?;
+        start_first(&mut ring)?;
         Ok(Ring {
             ring: Some(ring),
             operations: Vec::with_capacity(entries as usize),
@@ -139,6 +144,7 @@ impl Ring {
             kept_files: KeptFiles::default(),
             workers: None,
             spare_workers: 0,
+            workerless: Workerless::default(),
             refusals: Refusals::default(),
             given_up: false,
         })
@@ -466,8 +472,10 @@ impl Ring {
 
     fn finish(&mut self, completion: &cqueue::Entry) {
         let (number, result) = (completion.user_data(), completion.result());
-        if number == IGNORED {
-            return;
+        match number {
+            IGNORED => return,
+            START_AGAIN => return self.start_again(),
+            _ => {}
         }
         let slot = usize::try_from(number).expect("numbers are indices");
         let operation = self.operations[slot]
@@ -501,6 +509,13 @@ impl Ring {
                 self.push(entry);
                 return;
             }
+            if Workerless::is_meant_by(result) && operation.kind != Kind::Standing {
+                let slot = u32::try_from(slot).expect("numbers are u32");
+                if let Some(alarm) = self.workerless.add(slot) {
+                    self.push(alarm.user_data(START_AGAIN));
+                }
+                return;
+            }
             operation.queue.borrow_mut().push_back((event, None));
         }
         let operation = self.operations[slot].take().expect("looked at above");
@@ -513,6 +528,19 @@ impl Ring {
             vector.addresses.clear();
             vector.spans.clear();
             self.vectors.push(vector);
+        }
+    }
+
+    /// Starts again what found no worker.
+    fn start_again(&mut self) {
+        let (slots, alarm) = self.workerless.on_alarm();
+        for slot in slots {
+            let operation = self.operations[slot as usize].as_ref();
+            let entry = operation.expect("it was not completed").entry.clone();
+            self.push(entry);
+        }
+        if let Some(alarm) = alarm {
+            self.push(alarm.user_data(START_AGAIN));
         }
     }
 }

@@ -302,14 +302,22 @@ impl Disk {
     pub fn run(&mut self, op: Op, offset: u64, len: usize, patience: Duration) -> Result<()> {
         self.submit(0, op, offset, len)?;
         self.kick()?;
+        let result = self.answer(patience)?;
+        ensure!(
+            result == 0,
+            "{op:?} of {len} bytes at {offset} failed with {result}"
+        );
+        Ok(())
+    }
+
+    /// Waits for the one request in flight, also for the server's successor: 0, or a negative errno.
+    ///
+    /// # Errors
+    /// If it is not done within `patience`.
+    pub fn answer(&mut self, patience: Duration) -> Result<i32> {
         loop {
             if let Some(done) = self.next_done()? {
-                ensure!(
-                    done.result == 0,
-                    "{op:?} of {len} bytes at {offset} failed with {}",
-                    done.result
-                );
-                return Ok(());
+                return Ok(done.result);
             }
             if self.wait(patience)? == Waited::HungUp {
                 self.reconnect(patience)?;

@@ -5,6 +5,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ pub const RECORDING_VARIABLE: &str = "CRASH_RECORDING";
 pub struct Node {
     dir: TempDir,
     command: PathBuf,
+    user: Option<u32>,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -44,6 +46,7 @@ pub struct Builder<'a> {
     pool: Option<&'a Path>,
     daemon: Option<&'a Path>,
     endpoint: Option<&'a str>,
+    user: Option<u32>,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -87,20 +90,37 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Run by the plain user `user`, whose limits bind it, in a directory that every user can reach. Needs root.
+    #[must_use]
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
     /// Initialises the node in a fresh directory below the target folder, and starts it.
     ///
     /// # Errors
     /// If it does not start.
     pub fn start(self) -> Result<Node> {
         let command = own_program("archipelago")?;
-        let base = command.parent().context("a program is in a directory")?;
+        let programs = command.parent().context("a program is in a directory")?;
+        let base = match self.user {
+            // On a disk, which `/tmp` need not be.
+            Some(_) => Path::new("/var/tmp"),
+            None => programs,
+        };
         let dir = tempfile::Builder::new().prefix("crash-").tempdir_in(base)?;
         let mut node = Node {
             dir,
-            command,
+            command: command.clone(),
+            user: self.user,
             variables: self.variables,
         };
-        if let Some(daemon) = self.daemon {
+        if let Some(user) = self.user {
+            let own = programs.join("archipelagod");
+            node.command = node.install(self.daemon.unwrap_or(&own))?;
+            std::os::unix::fs::chown(node.root(), Some(user), Some(user))?;
+        } else if let Some(daemon) = self.daemon {
             node.command = node.install(daemon)?;
         }
         let mut init = vec!["init", "--placement", self.placement];
@@ -125,6 +145,7 @@ impl Node {
             pool: None,
             daemon: None,
             endpoint: None,
+            user: None,
             variables: Vec::new(),
         }
     }
@@ -142,8 +163,15 @@ impl Node {
         let programs = self.root().join("programs");
         std::fs::create_dir(&programs)?;
         let command = programs.join("archipelago");
-        std::fs::hard_link(&self.command, &command)?;
-        std::fs::hard_link(daemon, programs.join("archipelagod"))?;
+        for (from, to) in [
+            (self.command.as_path(), &command),
+            (daemon, &programs.join("archipelagod")),
+        ] {
+            // On another file system a copy.
+            if std::fs::hard_link(from, to).is_err() {
+                std::fs::copy(from, to)?;
+            }
+        }
         Ok(command)
     }
 
@@ -190,6 +218,9 @@ impl Node {
         let mut command = Command::new(&self.command);
         command.arg("--root").arg(self.root()).args(arguments);
         command.envs(self.variables.iter().cloned());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user).current_dir("/");
+        }
         command::output(&mut command)
     }
 

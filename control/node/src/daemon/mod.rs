@@ -52,6 +52,8 @@ const DRAIN_BESIDE: Duration = Duration::from_secs(5);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to exit after it has said that it drained.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a thread for calls that block is kept without work: as long as the daemon lives.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// How often the length of the log is looked at, and what it owes is written.
 const LOG_STEP: Duration = Duration::from_secs(1);
@@ -82,9 +84,24 @@ pub fn run(layout: Layout, ready: impl FnOnce()) -> Result<(), Error> {
     layout.give_sockets_to(endpoint)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(FOREVER)
         .build()
         .map_err(|error| Error::new(ErrorCode::Io, format!("starting the daemon: {error}")))?;
+    start_blocking_thread(&runtime)?;
     runtime.block_on(serve(layout, config, endpoint, ready))
+}
+
+/// Starts the first thread for calls that block. It stays: calls wait for it when the limit of threads is reached, and the
+/// runtime would panic if there were none.
+fn start_blocking_thread(runtime: &tokio::runtime::Runtime) -> Result<(), Error> {
+    // The runtime panics if it cannot start its thread, so whether one can be started is found out first.
+    std::thread::Builder::new()
+        .spawn(|| ())
+        // It does nothing, so it has not panicked.
+        .map(|thread| drop(thread.join()))
+        .map_err(|error| Error::of_thread("the daemon", &error))?;
+    let _started = runtime.spawn_blocking(|| ());
+    Ok(())
 }
 
 async fn serve(

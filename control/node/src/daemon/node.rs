@@ -187,7 +187,7 @@ impl Node {
         }
     }
 
-    /// Asks `process`; from `beside` on waits no longer once storage hangs.
+    /// Asks `process`; from `beside` on waits no longer once storage hangs, nor for a process that does not start.
     pub(crate) async fn ask_watched(
         &self,
         process: &Process,
@@ -201,6 +201,9 @@ impl Node {
             match tokio::time::timeout(beside, &mut asked).await {
                 Ok(answer) => return answer,
                 Err(_not_yet) => beside = HUNG_STEP,
+            }
+            if let Some(why) = process.absence() {
+                return Err(AskError::Failed(why));
             }
             if let Some(wait) = self.hung().await {
                 return Err(AskError::Failed(self.hanging(&wait)));

@@ -53,7 +53,7 @@ pub(crate) enum AskError {
 /// How a life ended that should not have, or why one could not begin.
 #[derive(Debug, Clone)]
 pub(crate) struct LastEnd {
-    pub(crate) reason: String,
+    pub(crate) error: Error,
     pub(crate) at: Instant,
 }
 
@@ -139,9 +139,9 @@ impl Process {
     }
 
     /// Notes why a life ended.
-    pub(crate) fn set_last_end(&self, reason: String) {
+    pub(crate) fn set_last_end(&self, error: Error) {
         let at = Instant::now();
-        self.last_end.send_replace(Some(LastEnd { reason, at }));
+        self.last_end.send_replace(Some(LastEnd { error, at }));
     }
 
     /// Starts a life of the process.
@@ -173,6 +173,13 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
+    }
+
+    /// Why it has ended, while it is not there.
+    pub(crate) fn absence(&self) -> Option<Error> {
+        let end = self.last_end().filter(|_end| self.pid() == 0)?;
+        let message = format!("the {} process does not run: {}", self.title(), end.error);
+        Some(Error::new(end.error.code, message).with_hint(end.error.hint))
     }
 
     /// Asks the process and waits up to `patience` for its answer.

@@ -109,7 +109,7 @@ async fn view(process: &Process) -> (ProcessView, ProcessStatus) {
     let pid = process.pid();
     let last_end = process.last_end();
     let reason = silence.map(|silence| match &last_end {
-        Some(end) if pid == 0 || end.at.elapsed() < RECENT => end.reason.clone(),
+        Some(end) if pid == 0 || end.at.elapsed() < RECENT => end.error.message.clone(),
         _ => silence,
     });
     let view = ProcessView {
@@ -120,7 +120,7 @@ async fn view(process: &Process) -> (ProcessView, ProcessStatus) {
         serving: reason.is_none(),
         reason,
         last_end: last_end.map(|end| ProcessEnd {
-            reason: end.reason,
+            reason: end.error.message,
             seconds: end.at.elapsed().as_secs(),
         }),
         peers: std::mem::take(&mut status.peers),

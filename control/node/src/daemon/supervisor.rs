@@ -60,12 +60,13 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// Why the `title` process ended, for people.
-    pub(crate) fn reason(&self, title: &str) -> String {
+    /// Why the `title` process ended.
+    pub(crate) fn error(&self, title: &str) -> Error {
+        let unsaid = |message| Error::new(ErrorCode::Unavailable, message);
         match (&self.last_words, self.status) {
-            (Some(error), _) => error.message.clone(),
-            (None, Some(status)) => format!("the {title} process ended with {status}"),
-            (None, None) => format!("the {title} process cannot be waited for"),
+            (Some(error), _) => error.clone(),
+            (None, Some(status)) => unsaid(format!("the {title} process ended with {status}")),
+            (None, None) => unsaid(format!("the {title} process cannot be waited for")),
         }
     }
 }
@@ -142,7 +143,7 @@ pub(crate) async fn supervise_always(
     keep_running(&what, make, |why| {
         // Its child was killed with it.
         process.set_life(Life::Between);
-        process.set_last_end(why);
+        process.set_last_end(Error::new(ErrorCode::Internal, why));
         process.count_restart();
     })
     .await;
@@ -169,19 +170,19 @@ async fn supervise(
         process.set_life(Life::Between);
         let wait = backoff.after(began.elapsed());
         let title = process.title();
-        let reason = end.reason(&title);
+        let error = end.error(&title);
         match end.status {
             Some(status) if end.last_words.is_none() => {
                 tracing::warn!("the {title} process died ({status}), started again in {wait:?}");
             }
             Some(status) => {
                 tracing::warn!(
-                    "the {title} process died ({status}: {reason}), started again in {wait:?}"
+                    "the {title} process died ({status}: {error}), started again in {wait:?}"
                 );
             }
-            None => tracing::error!("{reason}, next try in {wait:?}"),
+            None => tracing::error!("{error}, next try in {wait:?}"),
         }
-        process.set_last_end(reason);
+        process.set_last_end(error);
         // Nobody listens any more when the daemon is ending.
         let _ended = events.send(Event::Died(Arc::clone(&process), end));
         tokio::select! {

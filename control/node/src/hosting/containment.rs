@@ -32,6 +32,9 @@ pub(super) fn contain() -> Result<(), Error> {
 
 /// A refusal of io_uring, for people: the call, the kernel's word, what to do.
 pub(super) fn ring_failed(failure: &RingFailure) -> Error {
+    if failure.is_of_threads() {
+        return Error::of_thread("io_uring", failure.cause());
+    }
     let text = format!("{failure}: {}", failure.cause());
     Error::new(ErrorCode::Io, text).with_hint(failure.hint())
 }

@@ -4,21 +4,28 @@
 //! - One request a connection, one JSON object a line, each answered exactly once or the connection ends.
 //! - Nothing here touches a peer: a request goes to whoever delivers it, and its answer comes back over an [`Answer`].
 //! - A request whose asker has hung up while it waited in the socket's queue is not carried out.
+//! - A request has a thread of its own. [`THREADS_KEPT`] are there from the start; beyond them one is started, and when there
+//!   can be none (the limit of threads is reached), the request waits for one of those.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use archipelago_protocol::control::{ControlReply, ControlRequest};
 use archipelago_protocol::{Error, ErrorCode};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::daemon::LINE_LEN_MAX;
 
-/// Before the next connection is tried when one could not be taken: the process has no descriptor or thread to spare.
+/// Before the next connection is tried when one could not be taken: the process has no descriptor to spare.
 const ACCEPT_PAUSE_MS: u16 = 200;
+
+/// Threads for requests that are always there: one that hangs, one that changes something, and one for the status.
+const THREADS_KEPT: usize = 3;
 
 /// Where the one answer to a request goes.
 #[derive(Debug)]
@@ -68,22 +75,20 @@ impl Answer {
 /// answered: the process may end then.
 pub(crate) fn serve(
     listener: UnixListener,
-    deliver: impl Fn(ControlRequest, Answer) + Clone + Send + 'static,
+    deliver: impl Fn(ControlRequest, Answer) + Send + Sync + 'static,
 ) -> std::io::Result<mpsc::Receiver<()>> {
     let (stopped, told) = mpsc::channel();
+    let threads = Threads::start(deliver, stopped)?;
     std::thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
             let mut failures = 0_u64;
             for stream in listener.incoming() {
-                let (deliver, stopped) = (deliver.clone(), stopped.clone());
-                let served = stream.and_then(|stream| {
-                    std::thread::Builder::new()
-                        .name("control-one".to_owned())
-                        .spawn(move || one(stream, &deliver, &stopped))
-                });
-                match served {
-                    Ok(_thread) => failures = 0,
+                match stream {
+                    Ok(stream) => {
+                        failures = 0;
+                        threads.add(stream);
+                    }
                     Err(error) => {
                         // One line for each episode: what fails now fails again at once.
                         if failures == 0 {
@@ -103,6 +108,57 @@ pub(crate) fn ask(deliver: impl FnOnce(Answer)) -> Option<ControlReply> {
     let (sender, receiver) = mpsc::sync_channel(1);
     deliver(Answer { sender });
     receiver.recv().ok()
+}
+
+/// The threads that serve connections.
+struct Threads<D> {
+    waiting: (Sender<UnixStream>, Receiver<UnixStream>),
+    /// Connections that wait or are being served. Only counted, so Relaxed.
+    connections: AtomicUsize,
+    deliver: D,
+    stopped: mpsc::Sender<()>,
+}
+
+impl<D: Fn(ControlRequest, Answer) + Send + Sync + 'static> Threads<D> {
+    fn start(deliver: D, stopped: mpsc::Sender<()>) -> std::io::Result<Arc<Self>> {
+        let threads = Arc::new(Threads {
+            waiting: unbounded(),
+            connections: AtomicUsize::new(0),
+            deliver,
+            stopped,
+        });
+        for _ in 0..THREADS_KEPT {
+            let shared = Arc::clone(&threads);
+            // The channel's other end is here, too: it is never closed.
+            thread().spawn(move || shared.waiting.1.iter().for_each(|it| shared.serve(it)))?;
+        }
+        Ok(threads)
+    }
+
+    /// Has `stream` served by a thread that is kept, by one of its own if all of those may be busy.
+    fn add(self: &Arc<Self>, stream: UnixStream) {
+        let others = self.connections.fetch_add(1, Ordering::Relaxed);
+        // This end keeps the other one open.
+        let _sent = self.waiting.0.send(stream);
+        if others < THREADS_KEPT {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let started =
+            thread().spawn(move || shared.waiting.1.try_iter().for_each(|it| shared.serve(it)));
+        if let Err(error) = started {
+            tracing::warn!("a control request waits for a thread: {error}");
+        }
+    }
+
+    fn serve(&self, stream: UnixStream) {
+        one(stream, &self.deliver, &self.stopped);
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("control-one".to_owned())
 }
 
 fn one(

@@ -152,7 +152,7 @@ pub fn run_with<B: Backend + 'static>(
     let answered = control::serve(UnixListener::from(listener), move |request, answer| {
         devices.deliver(request, answer);
     })
-    .map_err(|error| failed("control thread", error))?;
+    .map_err(|error| Error::of_thread("control socket", &error))?;
     reactor.run();
     // Whether it was sent in time or not: the process is done.
     let _answered = answered.recv_timeout(ANSWER_PATIENCE);
