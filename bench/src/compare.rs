@@ -158,11 +158,12 @@ pub fn run(
                 let sample = measure(server, *case, time, seed)
                     .with_context(|| format!("{} on {}", case.name(), server.name()))?;
                 progress(&format!(
-                    "round {} {} {}: {:.0} IOPS",
+                    "round {} {} {}: {:.0} IOPS, CPU {:.1} us per I/O",
                     round + 1,
                     case.name(),
                     server.name(),
-                    sample.figures.iops
+                    sample.figures.iops,
+                    sample.cpu_us_per_request
                 ));
                 samples[row][column].push(sample);
             }
@@ -187,14 +188,20 @@ struct Spread {
 }
 
 fn spread(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> Spread {
-    let mut values: Vec<f64> = samples.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    let at = |index: usize| values.get(index).copied().unwrap_or_default();
+    let values: Vec<f64> = samples.iter().map(of).collect();
     Spread {
-        median: at(values.len() / 2),
-        low: at(0),
-        high: at(values.len().saturating_sub(1)),
+        low: values.iter().copied().min_by(f64::total_cmp).unwrap_or(0.0),
+        high: values.iter().copied().max_by(f64::total_cmp).unwrap_or(0.0),
+        median: median(values),
     }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    // Of an even number the mean of the two in the middle.
+    let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
+    let at = |index: usize| values.get(index).copied().unwrap_or_default();
+    f64::midpoint(at(low), at(high))
 }
 
 fn rate(sample: &Sample) -> f64 {
@@ -211,10 +218,17 @@ impl Results {
         self.servers.len() - 1
     }
 
-    /// Median of a server relative to the baseline's.
-    fn ratio(&self, row: usize, column: usize, of: impl Fn(&Sample) -> f64 + Copy) -> f64 {
-        let median = |column: usize| spread(&self.samples[row][column], of).median;
-        median(column) / median(self.baseline()).max(1e-9)
+    /// A server relative to the baseline: median of the rounds' ratios, whose measurements are seconds apart. The machine may
+    /// differ from round to round.
+    fn ratio(&self, row: usize, column: usize, of: impl Fn(&Sample) -> f64) -> f64 {
+        let own = &self.samples[row][column];
+        let baseline = &self.samples[row][self.baseline()];
+        let pairs = own.iter().zip(baseline);
+        median(
+            pairs
+                .map(|(own, baseline)| of(own) / of(baseline).max(1e-9))
+                .collect(),
+        )
     }
 
     /// The table as Markdown: rate and CPU (median, lowest and highest, ratio to the last server), latency.
@@ -326,18 +340,19 @@ mod tests {
         }
     }
 
+    /// Three rounds, in which the machine's speed is 1, 2 and 4.
     fn results(fused: Sample) -> Results {
-        let others = [sample(1000.0, 100.0); 3];
+        let rounds = |of: Sample| {
+            let at = |speed: f64| sample(of.figures.iops * speed, of.cpu_us_per_request / speed);
+            [1.0, 2.0, 4.0].map(at).to_vec()
+        };
         Results {
             cases: vec![Case {
                 workload: W1M,
                 ground: Ground::Filled,
             }],
             servers: vec![FUSED.to_owned(), "peer".to_owned()],
-            samples: vec![vec![
-                vec![sample(1.0, 1.0), fused, sample(9999.0, 999.0)],
-                others.to_vec(),
-            ]],
+            samples: vec![vec![rounds(fused), rounds(sample(1000.0, 100.0))]],
         }
     }
 
@@ -354,11 +369,17 @@ mod tests {
     }
 
     #[test]
-    fn tables_show_medians_with_their_spread_and_ratio() {
+    fn tables_show_medians_with_their_spread_and_the_ratio_of_rounds() {
         let table = results(sample(500.0, 50.0)).table();
-        let row =
-            "| w1m | archipelago-fused | 500 (1..9999) | 0.50 | 1/2 | 50.0 (1.0..999.0) | 0.50 |";
+        let row = "| w1m | archipelago-fused | 1000 (500..2000) | 0.50 | 1/2 | 25.0 (12.5..50.0) | 0.50 |";
         assert!(table.contains(row), "{table}");
         assert!(table.contains("peer: 2.0 MiB"), "{table}");
+    }
+
+    #[test]
+    fn a_median_of_two_is_between_them() {
+        assert!((median(vec![3.0, 1.0]) - 2.0).abs() < 1e-9);
+        assert!((median(vec![9.0, 3.0, 1.0]) - 3.0).abs() < 1e-9);
+        assert!(median(Vec::new()).abs() < 1e-9);
     }
 }

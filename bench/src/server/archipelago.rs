@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::process::output;
+use super::process::{output, wait};
 use super::{SERVER_CPU, Server, own_program};
 
 /// Bytes of a volume in one container (`docs/pool-format.md`).
@@ -265,7 +265,11 @@ impl Server for Archipelago {
     fn release(&mut self) -> Result<()> {
         // Closed before the node stops: whatever waits to be written back is written now, not when another one serves.
         while let Some(name) = self.attached.last() {
-            self.call(&["volume", "detach", name])?;
+            let refused = || format!("`{name}` is still in use, without a front end");
+            // A build that does not wait for what is just being closed refuses at once.
+            wait(refused, || {
+                Ok(self.call(&["volume", "detach", name]).ok().map(drop))
+            })?;
             self.attached.pop();
         }
         if self.running {

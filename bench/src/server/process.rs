@@ -38,8 +38,18 @@ impl Drop for Guarded {
 }
 
 /// Looks again and again until `look` finds something.
+///
+/// # Errors
+/// Those of `look`; after a minute with nothing found, `what` is the case.
+pub(super) fn wait<T>(
+    what: impl Fn() -> String,
+    look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    wait_within(DEADLINE, what, look)
+}
+
 #[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn wait<T>(
+fn wait_within<T>(
     deadline: Duration,
     what: impl Fn() -> String,
     mut look: impl FnMut() -> Result<Option<T>>,
@@ -74,7 +84,7 @@ fn output_within(command: &mut Command, deadline: Duration) -> Result<String> {
         .with_context(|| format!("run {command:?}"))?;
     let mut child = Guarded(child);
     let unfinished = || format!("{command:?} has not ended, and is killed");
-    let status = wait(deadline, unfinished, || Ok(child.0.try_wait()?))?;
+    let status = wait_within(deadline, unfinished, || Ok(child.0.try_wait()?))?;
     ensure!(
         status.success(),
         "{command:?} failed: {}",
@@ -96,7 +106,7 @@ fn all_of(file: &mut File) -> Result<Vec<u8>> {
 /// If it ends instead, or does not listen in time.
 pub(super) fn wait_for_socket(path: &Path, child: &mut Child) -> Result<()> {
     let silent = || format!("no server listens on {}", path.display());
-    wait(DEADLINE, silent, || {
+    wait(silent, || {
         if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
             return Ok(Some(()));
         }
