@@ -9,7 +9,8 @@ pub struct Config {
     pub name: String,
     /// CPU to pin the thread to; `None`: the scheduler's choice.
     pub cpu: Option<usize>,
-    /// How long to look for work before sleeping. Longer saves wake-ups of the device and costs CPU.
+    /// How long to poll for work before sleeping, at most: where that has paid, and never while requests are many or large.
+    /// Saves wake-ups, and costs CPU.
     pub poll: Duration,
     /// Requests handed to the kernel at once. A whole batch in one call makes the device and us take turns.
     pub submit_chunk: usize,

@@ -22,7 +22,9 @@ mod failure;
 mod file;
 mod handle;
 mod kept_files;
+mod load;
 mod peer;
+mod polling;
 mod reactor;
 #[expect(
     unsafe_code,

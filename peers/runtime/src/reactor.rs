@@ -1,4 +1,4 @@
-//! The loop: poll all peers; when none has work, look again for a while; then sleep in the kernel.
+//! The loop: poll all peers; when none has work, poll again for a while if that pays (`polling`); then sleep in the kernel.
 //!
 //! Invariants
 //! - No sleep while a peer has work: each peer announces its sleep first, and any that refuses keeps all awake.
@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::failure::RingFailure;
 use crate::handle::{Handle, Inbox};
 use crate::peer::{Peer, Progress};
+use crate::polling::{Activity, Polling, Wait};
 use crate::ring::Ring;
 use crate::source::{Source, Watch};
 use crate::yields::Yields;
@@ -150,7 +151,8 @@ impl Reactor {
     /// With a [`RingFailure`], if the kernel refuses to serve the ring.
     pub fn run(&mut self) {
         let handle = self.handle();
-        let mut idle_since = None;
+        let mut waiting: Option<Wait> = None;
+        let mut polling = Polling::new(self.config.poll);
         let mut yields = Yields::default();
         let clock = Arc::clone(&self.clock);
         let yield_cpu = || {
@@ -161,19 +163,20 @@ impl Reactor {
             let progress = self.turn();
             let now = clock.now();
             if progress == Progress::Busy {
-                idle_since = None;
+                if let Some(wait) = waiting.take() {
+                    polling.end(wait, now);
+                }
                 yields.busy(now, &*clock, yield_cpu);
                 continue;
             }
-            let since = *idle_since.get_or_insert(now);
-            let patient = now.saturating_sub(since) < self.config.poll;
-            if patient && self.may_spin() && yields.may_spin(now) {
+            let wait = waiting.get_or_insert_with(|| polling.begin(now, self.activity()));
+            if self.may_spin() && yields.may_spin(now) && wait.polls(now) {
                 yields.spin(now, &*clock, yield_cpu);
                 continue;
             }
+            wait.sleeps();
             self.sleep(self.config.sleep_max);
             yields.slept(now, &*clock, yield_cpu);
-            idle_since = None;
         }
         self.peers.clear();
     }
@@ -229,9 +232,12 @@ impl Reactor {
         }
     }
 
+    fn activity(&self) -> Activity {
+        self.ring.borrow_mut().activity()
+    }
+
     fn may_spin(&self) -> bool {
-        let load = self.ring.borrow().load();
-        load.syncs == 0 || load.transfers > 0
+        !self.ring.borrow().load().is_syncs_only()
     }
 
     fn run_calls(&mut self) -> Progress {

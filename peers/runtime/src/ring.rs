@@ -24,6 +24,8 @@ use crate::config::Config;
 use crate::failure::{Refusal, Refusals, RingFailure};
 use crate::file::{Calls, File};
 use crate::kept_files::KeptFiles;
+use crate::load::{Kind, Load};
+use crate::polling::Activity;
 use crate::setup::set_up;
 use crate::source::{Event, Queue};
 use crate::transfer::{Direction, address_of};
@@ -52,27 +54,19 @@ struct Vector {
 /// What a request needs to stay alive.
 enum Keep {
     Nothing,
-    Span { _span: Span },
+    Span(Span),
     Vector(Box<Vector>),
     Time { _time: Box<Timespec> },
     Watched { fd: OwnedFd, queued: Rc<Cell<bool>> },
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// A read or write.
-    Transfer,
-    Sync,
-    /// A watch or timeout: outlasts idleness.
-    Standing,
-}
-
-impl Kind {
-    /// A durable write ends in kernel threads, as a sync does: a spinning thread would starve them.
-    fn of(direction: Direction) -> Kind {
-        match direction {
-            Direction::Write { durable: true } => Kind::Sync,
-            Direction::Read | Direction::Write { durable: false } => Kind::Transfer,
+impl Keep {
+    /// Bytes of a read or write.
+    fn bytes(&self) -> usize {
+        match self {
+            Keep::Span(span) => span.len(),
+            Keep::Vector(vector) => vector.spans.iter().map(Span::len).sum(),
+            Keep::Nothing | Keep::Time { .. } | Keep::Watched { .. } => 0,
         }
     }
 }
@@ -89,14 +83,6 @@ struct Operation {
     entry: squeue::Entry,
     keep: Keep,
     _file: Option<File>,
-}
-
-/// Requests in the kernel, by what they mean for polling.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Load {
-    pub(crate) transfers: usize,
-    pub(crate) syncs: usize,
-    pub(crate) standing: usize,
 }
 
 pub(crate) struct Ring {
@@ -154,8 +140,13 @@ impl Ring {
         self.ring.as_mut().expect("taken only by drop")
     }
 
-    pub(crate) fn load(&self) -> Load {
-        self.load
+    pub(crate) fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// What has been in the kernel since this was called before.
+    pub(crate) fn activity(&mut self) -> Activity {
+        self.load.activity()
     }
 
     /// Puts `fd` where it lives until the kernel has freed the ring, and closes it here.
@@ -186,12 +177,7 @@ impl Ring {
                     .rw_flags(flags)
                     .build(),
             };
-            (
-                entry,
-                Keep::Span {
-                    _span: span.clone(),
-                },
-            )
+            (entry, Keep::Span(span.clone()))
         } else {
             let mut vector = self.vectors.pop().unwrap_or_default();
             vector.spans.extend_from_slice(spans);
@@ -332,6 +318,7 @@ impl Ring {
             u32::try_from(self.operations.len() - 1).expect("fewer than 2^32 requests in flight")
         });
         let entry = entry.user_data(u64::from(number));
+        self.load.begin(kind, keep.bytes());
         self.serial += 1;
         self.operations[number as usize] = Some(Operation {
             queue: Rc::clone(queue),
@@ -344,7 +331,6 @@ impl Ring {
             keep,
             _file: file,
         });
-        *self.load.count(kind) += 1;
         self.push(entry);
         number
     }
@@ -519,7 +505,7 @@ impl Ring {
             operation.queue.borrow_mut().push_back((event, None));
         }
         let operation = self.operations[slot].take().expect("looked at above");
-        *self.load.count(operation.kind) -= 1;
+        self.load.end(operation.kind);
         self.free
             .push(u32::try_from(slot).expect("numbers are u32"));
         if let Keep::Vector(mut vector) = operation.keep
@@ -559,7 +545,7 @@ impl Drop for Ring {
         for _ in 0..DRAIN_WAITS_MAX {
             self.submit();
             self.reap();
-            if self.load == Load::default() {
+            if self.load.is_empty() {
                 return;
             }
             // Said already, and it will not get better.
@@ -571,16 +557,6 @@ impl Drop for Ring {
         }
         tracing::error!(load = ?self.load, "requests do not end: their memory is never given back");
         self.leak();
-    }
-}
-
-impl Load {
-    fn count(&mut self, kind: Kind) -> &mut usize {
-        match kind {
-            Kind::Transfer => &mut self.transfers,
-            Kind::Sync => &mut self.syncs,
-            Kind::Standing => &mut self.standing,
-        }
     }
 }
 

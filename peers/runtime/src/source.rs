@@ -177,8 +177,7 @@ impl Source {
     /// Reads, writes and syncs of the whole reactor that are in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        let load = self.ring.borrow().load();
-        load.transfers + load.syncs
+        self.ring.borrow().load().in_flight()
     }
 }
 

@@ -89,7 +89,7 @@ fn render(placement: Placement, pool: &str) -> String {
 placement = \"{placement}\"
 
 [data]
-# Microseconds that an idle data thread polls before it sleeps: {POLL_US:?}.
+# Microseconds that an idle data thread polls before it sleeps, at most: {POLL_US:?}. It polls where that has paid.
 poll_us = {poll_us}
 # Requests handed to the kernel at once: {SUBMISSION_CHUNK:?}.
 submission_chunk = {submission_chunk}

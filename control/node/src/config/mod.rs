@@ -74,7 +74,7 @@ impl FromStr for Placement {
 /// Knobs of the data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPath {
-    /// Microseconds that an idle data thread polls before it sleeps.
+    /// Microseconds that an idle data thread polls before it sleeps, at most: where that has paid.
     pub poll_us: u32,
     /// Requests handed to the kernel at once: a whole kick at once makes device and server take turns.
     pub submission_chunk: u32,

@@ -178,3 +178,82 @@ fn a_thread_answers_calls_while_asleep_and_stops() {
     thread.join().unwrap();
     assert_eq!(handle.ask(|_| 1), Err(crate::Ended));
 }
+
+/// Has reads in the kernel that do not end, and advances the clock by a microsecond in each turn, until the reactor sleeps.
+struct Waiting {
+    source: Source,
+    clock: Arc<crate::ManualClock>,
+    handle: Handle,
+    /// Reads to begin with, of so many bytes each, from a pipe whose other end is kept.
+    reads: (u64, u64),
+    pipe: Option<(File, std::io::PipeWriter)>,
+    region: Region,
+    turns: Arc<Mutex<u32>>,
+}
+
+impl Peer for Waiting {
+    fn name(&self) -> &str {
+        "waiting"
+    }
+
+    fn poll(&mut self) -> Progress {
+        self.clock.advance(Duration::from_micros(1));
+        *self.turns.lock().unwrap() += 1;
+        let (count, bytes) = std::mem::take(&mut self.reads);
+        for token in 0..count {
+            let span = self.region.span(0, bytes).unwrap();
+            self.source
+                .read(&self.pipe.as_ref().unwrap().0, &[span], 0, token);
+        }
+        if count > 0 {
+            Progress::Busy
+        } else {
+            Progress::Idle
+        }
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        // The reads end with their pipe.
+        self.pipe = None;
+        self.handle.stop();
+        false
+    }
+}
+
+/// Turns of a reactor with a budget of 50 us before it first sleeps, when so many reads of so many bytes are in the kernel.
+fn turns_before_sleep(count: u64, bytes: u64) -> u32 {
+    let clock = Arc::new(crate::ManualClock::default());
+    let config = Config {
+        poll: Duration::from_micros(50),
+        ..Config::default()
+    };
+    let mut reactor = Reactor::new(
+        config,
+        Arc::<crate::ManualClock>::clone(&clock),
+        Box::new(|_| {}),
+    )
+    .unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let reader: File = std::fs::File::from(std::os::fd::OwnedFd::from(reader)).into();
+    let turns = Arc::new(Mutex::new(0));
+    let waiting = Waiting {
+        source: reactor.context().source(),
+        clock,
+        handle: reactor.handle(),
+        reads: (count, bytes),
+        pipe: Some((reader, writer)),
+        region: Region::anonymous(1 << 20).unwrap(),
+        turns: Arc::clone(&turns),
+    };
+    reactor.context().add_peer(Box::new(waiting));
+    reactor.run();
+    *turns.lock().unwrap()
+}
+
+#[test]
+fn few_and_small_requests_are_polled_for_and_others_slept_for() {
+    assert!(turns_before_sleep(1, 4096) >= 50);
+    assert!(turns_before_sleep(4, 65536) >= 50);
+    assert_eq!(turns_before_sleep(5, 4096), 2);
+    assert_eq!(turns_before_sleep(1, 1 << 20), 2);
+}

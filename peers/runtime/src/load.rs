@@ -1,0 +1,125 @@
+//! What is in the kernel, by what it means for polling and sleeping.
+
+use crate::polling::Activity;
+use crate::transfer::Direction;
+
+/// Kinds of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A read or write.
+    Transfer,
+    Sync,
+    /// A watch or timeout: outlasts idleness.
+    Standing,
+}
+
+/// Requests in the kernel, and the most since [`Load::activity`] was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    transfers: usize,
+    syncs: usize,
+    standing: usize,
+    transfers_max: usize,
+    bytes_max: usize,
+}
+
+impl Kind {
+    /// A durable write ends in kernel threads, as a sync does: a polling thread would starve them.
+    pub(crate) fn of(direction: Direction) -> Kind {
+        match direction {
+            Direction::Write { durable: true } => Kind::Sync,
+            Direction::Read | Direction::Write { durable: false } => Kind::Transfer,
+        }
+    }
+}
+
+impl Load {
+    /// A request of so many bytes (none, unless it is a read or write) goes to the kernel.
+    pub(crate) fn begin(&mut self, kind: Kind, bytes: usize) {
+        *self.count(kind) += 1;
+        if kind == Kind::Transfer {
+            self.transfers_max = self.transfers_max.max(self.transfers);
+            self.bytes_max = self.bytes_max.max(bytes);
+        }
+    }
+
+    /// A request has come back.
+    pub(crate) fn end(&mut self, kind: Kind) {
+        *self.count(kind) -= 1;
+    }
+
+    /// Reads, writes and syncs in the kernel.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.transfers + self.syncs
+    }
+
+    /// Whether nothing is in the kernel.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.in_flight() + self.standing == 0
+    }
+
+    /// Whether syncs are all that is waited for: they run on kernel workers that may need this CPU.
+    pub(crate) fn is_syncs_only(&self) -> bool {
+        self.syncs > 0 && self.transfers == 0
+    }
+
+    /// What is in the kernel, and has been since this was called before.
+    pub(crate) fn activity(&mut self) -> Activity {
+        let activity = Activity {
+            transfers: self.transfers,
+            syncs: self.syncs,
+            transfers_max: self.transfers_max,
+            bytes_max: self.bytes_max,
+        };
+        self.transfers_max = self.transfers;
+        self.bytes_max = 0;
+        activity
+    }
+
+    fn count(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Transfer => &mut self.transfers,
+            Kind::Sync => &mut self.syncs,
+            Kind::Standing => &mut self.standing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_is_remembered_until_it_is_asked_for() {
+        let mut load = Load::default();
+        load.begin(Kind::Transfer, 4096);
+        load.begin(Kind::Transfer, 8192);
+        load.begin(Kind::Sync, 1 << 20);
+        load.end(Kind::Transfer);
+        let activity = Activity {
+            transfers: 1,
+            syncs: 1,
+            transfers_max: 2,
+            bytes_max: 8192,
+        };
+        assert_eq!(load.activity(), activity);
+        let later = Activity {
+            transfers_max: 1,
+            bytes_max: 0,
+            ..activity
+        };
+        assert_eq!(load.activity(), later);
+    }
+
+    #[test]
+    fn watches_are_not_waited_for() {
+        let mut load = Load::default();
+        load.begin(Kind::Standing, 0);
+        assert_eq!((load.in_flight(), load.is_empty()), (0, false));
+        load.begin(Kind::Sync, 0);
+        assert!(load.is_syncs_only());
+        load.begin(Kind::Transfer, 1);
+        assert!(!load.is_syncs_only());
+        assert_eq!(load.in_flight(), 2);
+    }
+}

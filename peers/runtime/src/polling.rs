@@ -1,0 +1,240 @@
+//! Whether to poll for work before sleeping: learned from whether polling has paid.
+//!
+//! A poll that finds work saves a sleep and a wake-up, some 15 to 30 us of latency; one that finds none costs its CPU time
+//! and then the sleep besides. What it saves is shared by all requests that are waited for, and is nothing beside the time
+//! that a large one takes. So there is no polling while requests are many or large ([`REQUESTS_MAX`], [`BYTES_MAX`]);
+//! sleep gathers their completions instead. The few and small ones are polled for where that has paid. Waits are of two
+//! kinds that alternate, each with its own experience: for a guest (no request is in the kernel), and for a device.
+//!
+//! | state of a kind of waits | next wait | becomes |
+//! |---|---|---|
+//! | polling, with credit | poll for the budget, then sleep | sleeping, when the credit is gone |
+//! | sleeping, with credit | sleep at once | polling, when the credit is enough |
+//!
+//! Credit comes from waits that end while we poll, or in sleep within [`SHORT_BUDGETS`] (a sleep contains its wake-up), and
+//! goes with others. A change to polling that did not last doubles the credit that the next one takes.
+//!
+//! Invariant: waits that only syncs can end are never polled for and teach nothing: kernel workers may need this CPU.
+
+use std::time::Duration;
+
+/// Requests in the kernel beyond which there is no polling: each of four gains a quarter of a wake-up.
+const REQUESTS_MAX: usize = 4;
+/// Bytes of a request beyond which there is no polling: its transfer takes longer than a wake-up.
+const BYTES_MAX: usize = 64 << 10;
+/// Many or large requests are remembered for so many waits at least, and twice as many at most: a deep queue may be empty
+/// now and then.
+const WINDOW: u32 = 32;
+/// Credit for a wait that polling would shorten, one for each that is too long: polling pays if one in four is short.
+const CREDIT: u32 = 3;
+/// Credit of a thread that has polled with success for some time: so many waits in vain end polling.
+const CREDIT_MAX: u32 = 24;
+/// Credit with which polling begins: four times the budget are at stake, 200 us.
+const CREDIT_BEGIN: u32 = 4;
+/// Credit that a change to polling takes: at least 6 short sleeps.
+const CHANGE_MIN: u32 = 16;
+/// The same after changes in vain: at least 341 short sleeps, of 25 ms in all. What is at stake is a hundredth of that.
+const CHANGE_MAX: u32 = 1024;
+/// A sleep that lasted so many budgets may have been a shorter wait than a budget.
+const SHORT_BUDGETS: u32 = 2;
+
+/// What has been in the kernel since the wait before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Activity {
+    /// Reads and writes in the kernel now.
+    pub(crate) transfers: usize,
+    /// Syncs and durable writes in the kernel now.
+    pub(crate) syncs: usize,
+    /// Most reads and writes at one time.
+    pub(crate) transfers_max: usize,
+    /// Bytes of the largest of them.
+    pub(crate) bytes_max: usize,
+}
+
+/// A wait that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wait {
+    since: Duration,
+    kind: WaitKind,
+    /// Polling ends here.
+    poll_until: Duration,
+    polled: bool,
+    slept: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WaitKind {
+    Guest,
+    Device,
+    /// Only syncs are in the kernel, or many or large requests have been.
+    Sleep,
+}
+
+/// Experience with one kind of waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Experience {
+    state: PollState,
+    credit: u32,
+    /// Credit that a change to polling takes.
+    change: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PollState {
+    Polling,
+    Sleeping,
+}
+
+/// The largest of some number in the last waits: between one and two windows of them.
+#[derive(Debug, Default)]
+struct RecentMax {
+    current: usize,
+    before: usize,
+}
+
+/// What a thread has learned.
+#[derive(Debug)]
+pub(crate) struct Polling {
+    budget: Duration,
+    guest: Experience,
+    device: Experience,
+    transfers: RecentMax,
+    bytes: RecentMax,
+    /// Waits in the current window.
+    waits: u32,
+}
+
+impl Wait {
+    /// Whether to poll once more at `now`, instead of sleeping.
+    pub(crate) fn polls(&mut self, now: Duration) -> bool {
+        let polls = !self.slept && now < self.poll_until;
+        self.polled |= polls;
+        polls
+    }
+
+    /// The thread sleeps.
+    pub(crate) fn sleeps(&mut self) {
+        self.slept = true;
+    }
+}
+
+impl Polling {
+    /// A poll lasts `budget` at most; zero: there are none.
+    pub(crate) fn new(budget: Duration) -> Polling {
+        Polling {
+            budget,
+            guest: Experience::new(),
+            device: Experience::new(),
+            transfers: RecentMax::default(),
+            bytes: RecentMax::default(),
+            waits: 0,
+        }
+    }
+
+    /// The thread has no work at `now`.
+    pub(crate) fn begin(&mut self, now: Duration, activity: Activity) -> Wait {
+        self.remember(activity);
+        let busy = self.transfers.get() > REQUESTS_MAX || self.bytes.get() > BYTES_MAX;
+        let kind = match (activity.transfers, activity.syncs) {
+            _ if busy || self.budget.is_zero() => WaitKind::Sleep,
+            (0, 0) => WaitKind::Guest,
+            (0, _) => WaitKind::Sleep,
+            (_, _) => WaitKind::Device,
+        };
+        let polls = self
+            .experience(kind)
+            .is_some_and(|experience| experience.state == PollState::Polling);
+        Wait {
+            since: now,
+            kind,
+            poll_until: if polls { now + self.budget } else { now },
+            polled: false,
+            slept: false,
+        }
+    }
+
+    /// The thread has work again at `now`.
+    pub(crate) fn end(&mut self, wait: Wait, now: Duration) {
+        let short = now.saturating_sub(wait.since) <= self.budget * SHORT_BUDGETS;
+        if let Some(experience) = self.experience(wait.kind) {
+            match (wait.polled, wait.slept) {
+                (_, false) => experience.short(),
+                (true, true) => experience.long(),
+                // Sleep was all that was possible, or that there was reason for.
+                (false, true) if experience.state == PollState::Polling => {}
+                (false, true) if short => experience.short(),
+                (false, true) => experience.long(),
+            }
+        }
+    }
+
+    fn experience(&mut self, kind: WaitKind) -> Option<&mut Experience> {
+        match kind {
+            WaitKind::Guest => Some(&mut self.guest),
+            WaitKind::Device => Some(&mut self.device),
+            WaitKind::Sleep => None,
+        }
+    }
+
+    fn remember(&mut self, activity: Activity) {
+        if self.waits == WINDOW {
+            self.waits = 0;
+            self.transfers.rotate();
+            self.bytes.rotate();
+        }
+        self.waits += 1;
+        self.transfers.add(activity.transfers_max);
+        self.bytes.add(activity.bytes_max);
+    }
+}
+
+impl Experience {
+    /// Waits are short, until they prove to be long.
+    fn new() -> Experience {
+        Experience {
+            state: PollState::Polling,
+            credit: CREDIT_MAX,
+            change: CHANGE_MIN,
+        }
+    }
+
+    fn short(&mut self) {
+        self.credit += CREDIT;
+        match self.state {
+            PollState::Polling if self.credit >= CREDIT_MAX => {
+                self.credit = CREDIT_MAX;
+                self.change = CHANGE_MIN;
+            }
+            PollState::Sleeping if self.credit >= self.change => {
+                self.state = PollState::Polling;
+                self.credit = CREDIT_BEGIN;
+                self.change = (self.change * 2).min(CHANGE_MAX);
+            }
+            PollState::Polling | PollState::Sleeping => {}
+        }
+    }
+
+    fn long(&mut self) {
+        self.credit = self.credit.saturating_sub(1);
+        if self.credit == 0 {
+            self.state = PollState::Sleeping;
+        }
+    }
+}
+
+impl RecentMax {
+    fn get(&self) -> usize {
+        self.current.max(self.before)
+    }
+
+    fn add(&mut self, number: usize) {
+        self.current = self.current.max(number);
+    }
+
+    fn rotate(&mut self) {
+        self.before = std::mem::take(&mut self.current);
+    }
+}
+
+#[cfg(test)]
+mod tests;
