@@ -49,7 +49,7 @@ const DRAIN_PATIENCE_MIN: Duration = Duration::from_secs(2);
 /// How long a process has to drain beside a call that hangs already.
 const DRAIN_BESIDE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to close what ended processes had open of the pool: milliseconds, more under load.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to exit after it has said that it drained.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a thread for calls that block is kept without work: as long as the daemon lives.

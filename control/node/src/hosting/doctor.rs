@@ -2,6 +2,7 @@
 //!
 //! Invariants
 //! - The node's lock is taken first, then the pool's: no daemon starts meanwhile, and no other node's serves the pool.
+//! - The pool is closed when the check returns, so that its file system can be unmounted.
 //! - The mapper is never started: it takes no ownership of the catalogue, removes nothing, and answers only the check.
 
 use std::cell::RefCell;
@@ -26,7 +27,7 @@ use super::mapper::MapperPeer;
 use super::port::Attention;
 use super::{PeerSettings, pool};
 use crate::config;
-use crate::daemon::NodeLock;
+use crate::daemon::{NodeLock, PoolUser, RELEASE_TIMEOUT};
 use crate::layout::Layout;
 
 /// Requests in flight between mapper and blocker.
@@ -45,9 +46,20 @@ pub fn check_offline(
     repair: bool,
 ) -> Result<Report, Error> {
     let _lock = NodeLock::take(layout)?;
+    let settings = PeerSettings::new(layout, config, None);
+    let checked = check(&settings, repair);
+    // The ring is gone, but the kernel closes its files some time later: whoever asked may want to unmount the pool.
+    let config::Pool::File { directory, .. } = &settings.pool;
+    if let Err(left) = PoolUser::wait_free(directory, RELEASE_TIMEOUT) {
+        tracing::warn!("{left}");
+    }
+    checked
+}
+
+/// The check itself; the ring, and so the pool's files, are closed when this returns, as far as this process can.
+fn check(settings: &PeerSettings, repair: bool) -> Result<Report, Error> {
     let failed = |error: std::io::Error| Error::new(ErrorCode::Io, format!("check: {error}"));
     let told = Rc::new(RefCell::new(None));
-    let settings = PeerSettings::new(layout, config, None);
     let reactor_config = Config {
         name: "doctor".to_owned(),
         poll: Duration::ZERO,
@@ -60,11 +72,8 @@ pub fn check_offline(
     let mut reactor = Reactor::new(reactor_config, Arc::new(SystemClock), hook)
         .map_err(|failure| containment::ring_failed(&failure))?;
     let mut context = reactor.context();
-    let mut blocker = BlockerHost::new(
-        pool::open(&settings, &context)?,
-        &Attention::default(),
-        None,
-    );
+    let mut blocker =
+        BlockerHost::new(pool::open(settings, &context)?, &Attention::default(), None);
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
     blocker.add(Server::from(server), Caller::within(Role::Mapper));
     let mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(0)));
