@@ -6,6 +6,7 @@
 #   MINUTES       of kills and images, at most about so long (no limit)
 #   CRASH_SEED    seed of the first round (the time)
 #   SOAK_IMAGES   crash images of a round (1000000)
+#   FULL_SECONDS  of a full pool under five guests, and of load at limits (60)
 #   GUEST_KILLS   signals under QEMU guests, after the rounds (1000)
 #   POWER_CUT_MARKS  power cuts under a guest's file systems, after the rounds (100000)
 #   FUZZ_SECONDS  of each fuzz target (600)
@@ -32,6 +33,10 @@ while [ "$done" -lt "$total" ] && [ "$SECONDS" -lt "$end" ]; do
     FIRST_SEED=$((seed * 100000)) IMAGES=$images cargo test --release --package archipelago-simulation every_short -- --nocapture
     echo "== soak: at least $((images / (SECONDS - simulated + 1))) crash images a second"
 done
+
+echo '== soak: control commands at every free space, five guests of a full pool, load at limits'
+SWEEP=all GROWN_SECONDS=${FULL_SECONDS:-60} LIMITS_SECONDS=${FULL_SECONDS:-60} CRASH_SEED=$seed \
+    cargo test --release --package archipelago-crash-tests --test sweep --test grown --test limits -- --nocapture --test-threads 1
 
 echo "== soak: kills under guests with GUEST_KILLS_SEED=$seed"
 GUEST_KILLS_SEED=$seed GUEST_KILLS=${GUEST_KILLS:-1000} cargo test --release --package archipelago-vm-tests --test kills -- --nocapture

@@ -150,7 +150,7 @@ impl Fleet {
     pub fn run(&mut self, requests: u64) -> Result<()> {
         let end = self.done() + requests;
         while self.done() < end {
-            self.look()?;
+            self.check()?;
             rest(LOOK);
         }
         Ok(())
@@ -174,7 +174,7 @@ impl Fleet {
             .map(|member| member.progress().done + requests)
             .collect();
         loop {
-            self.look()?;
+            self.check()?;
             let behind = |(member, end): (&Member, &u64)| member.progress().done < *end;
             if !self.members.iter().zip(&ends).any(behind) {
                 let gaps = self.members.iter().map(|member| member.progress().longest);
@@ -184,8 +184,11 @@ impl Fleet {
         }
     }
 
-    /// Ends with the failure of a thread that has ended.
-    fn look(&mut self) -> Result<()> {
+    /// Finds out whether all volumes are still under way.
+    ///
+    /// # Errors
+    /// The failure of a thread that has ended.
+    pub fn check(&mut self) -> Result<()> {
         let Some(index) = self
             .members
             .iter()

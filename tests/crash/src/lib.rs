@@ -6,6 +6,9 @@
 //! * [`verifier`]: random requests over vhost-user, checked against the model, also across the death of the server.
 //! * [`node`]: a real node in a private directory, its processes, and signals to them.
 //! * [`command`]: a program's run to its end, with a deadline.
+//! * [`control`]: what the node is asked by its API or its command, and what its catalogue lists then.
+//! * [`filesystem`]: a small file system for a pool, with as much free as a test wants.
+//! * [`rewriter`]: a guest that needs no space, undisturbed or not.
 //! * [`blow`]: a kill, a stop, or both, of random ones of them.
 //! * [`fleet`]: several volumes under load at once, and how long each went without service.
 //! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
@@ -20,11 +23,14 @@
 
 pub mod blow;
 pub mod command;
+pub mod control;
 pub mod disk;
+pub mod filesystem;
 pub mod fleet;
 pub mod model;
 pub mod node;
 pub mod pattern;
+pub mod rewriter;
 pub mod ring;
 pub mod verifier;
 
