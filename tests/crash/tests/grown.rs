@@ -1,0 +1,203 @@
+//! Five guests fill a pool's file system, wait while processes die and the node is restarted, and go on when it is grown.
+//!
+//! `GROWN_SECONDS` says for how long it is full (6).
+
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is all test"
+)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use archipelago_crash_tests::filesystem::{FileSystem, Kind};
+use archipelago_crash_tests::fleet::Fleet;
+use archipelago_crash_tests::node::Node;
+use archipelago_crash_tests::verifier::Load;
+use archipelago_crash_tests::{seed, skip};
+use serde_json::Value;
+
+const GUESTS: usize = 5;
+const GIB: u64 = 1 << 30;
+/// Size of a guest's disk: together more than the file system has.
+const DISK: usize = 512 << 20;
+/// Longest time from an empty file system to a full one.
+const FILL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest time of anything else.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for what the kernel and the tools take to grow a file system, and a guest to go on.
+const GOES_ON: Duration = Duration::from_secs(10);
+/// What each guest does at least in the grown file system.
+const REQUESTS: u64 = 200;
+
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(50));
+}
+
+/// For how long the file system is full.
+fn full_time() -> Duration {
+    let seconds = std::env::var("GROWN_SECONDS").ok();
+    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(6))
+}
+
+/// How many volumes wait for space, as the status says.
+fn waiting(node: &Node) -> Result<usize> {
+    let status = node.status()?;
+    let waits = status["waits"].as_array().context("a list of waits")?;
+    let mut volumes: Vec<&str> = waits
+        .iter()
+        .filter(|wait| {
+            wait["what"]
+                .as_str()
+                .is_some_and(|what| what.contains("space"))
+        })
+        .filter_map(|wait| wait["volume"].as_str())
+        .collect();
+    volumes.sort_unstable();
+    volumes.dedup();
+    Ok(volumes.len())
+}
+
+/// Waits until all guests wait for space.
+fn all_wait(node: &Node, fleet: &mut Fleet, timeout: Duration) -> Result<()> {
+    let deadline = now() + timeout;
+    loop {
+        fleet.check()?;
+        let waiting = waiting(node)?;
+        if waiting == GUESTS {
+            return Ok(());
+        }
+        ensure!(
+            now() < deadline,
+            "{waiting} of {GUESTS} guests wait for space after {timeout:?}: {}",
+            node.call(&["node", "status"])?
+        );
+        pause();
+    }
+}
+
+/// Waits for `time`, in which no guest may fail.
+fn hold(fleet: &mut Fleet, time: Duration) -> Result<()> {
+    let deadline = now() + time;
+    while now() < deadline {
+        fleet.check()?;
+        pause();
+    }
+    Ok(())
+}
+
+/// The data process, by its status.
+fn another_process(node: &Node, role: &str) -> Result<()> {
+    let killed = node.process_of(role)?;
+    Node::kill(killed)?;
+    let pid = Value::from(killed.as_raw());
+    node.wait_for_status("a successor of the killed process", |status| {
+        let processes = status["processes"].as_array();
+        processes.is_some_and(|all| {
+            all.iter()
+                .all(|process| process["serving"] == true && process["pid"] != pid)
+        })
+    })
+}
+
+/// A file system of 1 GiB; half of it for the pool, if it cannot grow. `None`: not to be had here.
+#[expect(clippy::print_stdout, reason = "what differs here")]
+fn file_system(kind: Kind) -> Result<Option<FileSystem>> {
+    let files = match FileSystem::new(kind, GIB) {
+        Ok(files) => files,
+        Err(error) => {
+            skip(&format!("no {kind}: {error:#}"))?;
+            return Ok(None);
+        }
+    };
+    if !files.can_grow()? {
+        println!("{kind}: root may not grow it here; a file beside the pool is removed instead");
+        files.leave(files.free()? / 2)?;
+    }
+    Ok(Some(files))
+}
+
+fn make_room(files: &FileSystem) -> Result<()> {
+    if files.can_grow()? {
+        files.grow(4 * GIB)
+    } else {
+        files.remove_ballast()
+    }
+}
+
+/// Detaches and stops, and has pool and file system checked.
+fn finish(node: &Node, files: FileSystem) -> Result<()> {
+    for guest in 0..GUESTS {
+        node.detach(&format!("disk-{guest}"))?;
+    }
+    node.call(&["doctor"])?;
+    node.call(&["node", "stop"])?;
+    node.call(&["doctor"])?;
+    files.finish()
+}
+
+#[expect(clippy::print_stdout, reason = "the figures of a run")]
+fn five_guests(kind: Kind, placement: &str) -> Result<()> {
+    let Some(files) = file_system(kind)? else {
+        return Ok(());
+    };
+    let node = Node::builder(placement)
+        .pool(&files.path().join("pool"))
+        .start()?;
+    let load = Load {
+        patience: FILL_TIMEOUT + full_time() + TIMEOUT,
+        ..Load::default()
+    };
+    let began = now();
+    let mut fleet = Fleet::start(&node, GUESTS, DISK, load, seed())?;
+    all_wait(&node, &mut fleet, FILL_TIMEOUT)?;
+    println!(
+        "{kind}: full after {:?}, {} requests",
+        began.elapsed(),
+        fleet.done()
+    );
+
+    hold(&mut fleet, full_time() / 3)?;
+    another_process(&node, "mapper")?;
+    all_wait(&node, &mut fleet, TIMEOUT)?;
+    hold(&mut fleet, full_time() / 3)?;
+    node.call(&["node", "stop"])?;
+    node.call(&["node", "start"])?;
+    all_wait(&node, &mut fleet, TIMEOUT)?;
+    another_process(&node, "endpoint")?;
+    all_wait(&node, &mut fleet, TIMEOUT)?;
+    hold(&mut fleet, full_time() / 3)?;
+
+    let grown = now();
+    make_room(&files)?;
+    fleet.served(1)?;
+    let took = grown.elapsed();
+    println!("{kind}: all go on {took:?} after it was grown");
+    ensure!(took < GOES_ON, "the guests went on after {took:?}");
+    fleet.served(REQUESTS)?;
+    let done = fleet.done();
+    fleet.finish()?;
+    println!("{kind}: {done} requests, all verified");
+    finish(&node, files)
+}
+
+#[test]
+fn five_guests_fill_an_ext4_and_go_on_when_it_is_grown() -> Result<()> {
+    five_guests(Kind::Ext4, "fused")
+}
+
+#[test]
+fn five_guests_fill_an_xfs_and_go_on_when_it_is_grown() -> Result<()> {
+    five_guests(Kind::Xfs, "split")
+}
+
+#[test]
+fn five_guests_fill_a_tmpfs_and_go_on_when_it_is_grown() -> Result<()> {
+    five_guests(Kind::Tmpfs, "split")
+}
