@@ -1,9 +1,14 @@
 //! Help and error texts, as people read them. `cargo insta review` after a change that is meant.
 
 #[cfg(test)]
+mod harness;
+
+#[cfg(test)]
 mod tests {
     use std::path::Path;
     use std::process::{Command, Output};
+
+    use crate::harness::{COMMAND_DEADLINE, ended, run};
 
     fn archipelago(root: Option<&Path>, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_archipelago"));
@@ -14,7 +19,7 @@ mod tests {
         if let Some(root) = root {
             command.env("ARCHIPELAGO_ROOT", root);
         }
-        command.output().expect("the command runs")
+        run(&mut command)
     }
 
     /// Exit code, standard output and standard error, with the root directory made anonymous.
@@ -163,6 +168,11 @@ mod tests {
         let mut stdout = child.stdout.take().unwrap();
         stdout.read_exact(&mut byte).unwrap();
         drop(stdout);
-        assert!(child.wait().unwrap().success());
+        let output = ended(
+            child,
+            "the command whose reader has gone away",
+            COMMAND_DEADLINE,
+        );
+        assert!(output.status.success(), "{output:?}");
     }
 }

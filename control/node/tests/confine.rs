@@ -1,6 +1,9 @@
 //! What a data process may and may not do after it was confined, by trying it in a process of its own.
 
 #[cfg(test)]
+mod child;
+
+#[cfg(test)]
 mod tests {
     use std::fs::{self, File};
     use std::net::TcpListener;
@@ -12,6 +15,8 @@ mod tests {
     use archipelago_node::hosting::{PeerSettings, confine};
     use archipelago_protocol::control::Role;
     use nix::errno::Errno;
+
+    use crate::child::run_inside;
 
     /// Tells the program below where it is.
     const ROOT: &str = "CONFINED_IN";
@@ -113,21 +118,8 @@ mod tests {
         fs::create_dir(root.join("run/volume")).unwrap();
         fs::create_dir(root.join("pool")).unwrap();
         fs::write(root.join("pool/secret"), b"data").unwrap();
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "tests::inside", "--nocapture"])
-            .env(ROOT, root)
-            .env(ROLES, roles)
-            .output()
-            .unwrap();
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        assert!(
-            output.status.success() && said.contains("all tried"),
-            "{said}"
-        );
+        let said = run_inside(&[(ROOT, root), (ROLES, Path::new(roles))]);
+        assert!(said.contains("all tried"), "{said}");
     }
 
     #[test]

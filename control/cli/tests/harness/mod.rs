@@ -24,7 +24,7 @@ pub(crate) const PLACEMENTS: [&str; 2] = ["fused", "split"];
 /// How long anything may take before a test gives up.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// How long a command may take: `node stop` ends whatever hangs within 90 s.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 const STEP_MS: u16 = 10;
 
 /// Says why a test does not run here.
