@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use archipelago_node::config::Placement;
 use archipelago_node::layout::ROOT_VARIABLE;
-use archipelago_protocol::{Name, ObjectSize};
+use archipelago_protocol::{Name, ObjectSize, OnFull};
 use clap::{Args, Parser, Subcommand};
 
 use crate::size::{object_size, volume_size};
@@ -15,6 +15,9 @@ name space. Sizes are bytes, or a number with K M G T P or KiB..PiB (powers of 1
 multiples of 512, up to 1 PiB.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
+
+/// How a policy for a full pool is written.
+const ON_FULL: &str = "wait[:SECONDS]|report";
 
 /// Thin volumes for virtual machines: instant clones and snapshots, attached over vhost-user.
 #[derive(Debug, Parser)]
@@ -125,6 +128,9 @@ pub enum Volume {
         /// Size of its objects: a power of two from 64K to 32M
         #[arg(long, value_name = "SIZE", value_parser = object_size)]
         object_size: Option<ObjectSize>,
+        /// What its guest's writes do without space in the pool: wait for ever, wait for so many seconds and then fail, or fail at once [default: wait]
+        #[arg(long, value_name = ON_FULL)]
+        on_full: Option<OnFull>,
     },
     /// Make a snapshot of a volume, which may be running
     Snapshot {
@@ -142,6 +148,9 @@ pub enum Volume {
         /// Its size, at least the source's
         #[arg(long, value_parser = volume_size)]
         size: Option<u64>,
+        /// What its guest's writes do without space in the pool [default: as the source says]
+        #[arg(long, value_name = ON_FULL)]
+        on_full: Option<OnFull>,
     },
     /// List volumes, snapshots and images
     List {
@@ -164,6 +173,14 @@ pub enum Volume {
         /// Allow to shrink a detached volume: what lies beyond is lost
         #[arg(long)]
         force: bool,
+    },
+    /// Change a volume; a running guest is served so at once
+    Set {
+        /// The volume
+        name: Name,
+        /// What its guest's writes do without space in the pool: wait for ever, wait for so many seconds and then fail, or fail at once
+        #[arg(long, value_name = ON_FULL)]
+        on_full: OnFull,
     },
     /// Give it another name
     Rename {

@@ -50,6 +50,7 @@ mod tests {
             "volume clone",
             "volume list",
             "volume resize",
+            "volume set",
             "volume attach",
             "image",
             "image import",

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use archipelago_protocol::ids::SECTOR_SIZE;
-use archipelago_protocol::{Error, ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{Error, ErrorCode, Lineage, ObjectSize, OnFull};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 /// Queues of one device at most: QEMU's default is one per vCPU.
@@ -85,6 +85,8 @@ pub struct AttachConfig {
     pub read_only: bool,
     /// What GET_ID says; cut off after [`SERIAL_LEN`] bytes.
     pub serial: String,
+    /// What writes do for which the pool has no room, as long as no other policy is set.
+    pub on_full: OnFull,
     /// A front end that connects, or starts its rings, again and again waits until this has passed for each time; a burst
     /// is free.
     /// Zero: never. [`AttachConfig::START_INTERVAL`] unless front ends are trusted.

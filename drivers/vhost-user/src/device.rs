@@ -10,6 +10,7 @@
 //! | Open | no ring is started and nothing is in flight: closes |
 //! | Closing | `Closed`: Closed |
 //! | Refused (no slot; requests wait) | a moment later: opens again; no ring is started: Closed |
+//! | Full (no room for as long as the policy waits; requests get IOERR) | as Refused |
 //! | Failed (requests get IOERR) | no ring is started: Closed, so the next start tries again |
 
 mod control;
@@ -24,8 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::{OnFull, OpenMode, VolumeEvent, VolumeHandle, Volumes};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use crossbeam_channel::Receiver;
 use tracing::{debug, error};
@@ -44,7 +45,7 @@ use crate::shared::Shared;
 use crate::throttle::Throttle;
 use crate::wakeups::Wakeups;
 
-/// How long after an open that found no slot the next one is tried.
+/// How long after an open that found no slot or no room the next one is tried.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
 /// Events of the volume taken in one turn.
 const EVENTS_PER_TURN: usize = 256;
@@ -58,7 +59,19 @@ enum VolumeState {
     /// The volume peer had no slot for it; what else an open has no space for, the peer waits for itself ([`OnFull::Wait`]).
     /// Until then it is not asked for again.
     Refused(Duration),
+    /// It could not be opened for want of space for as long as its policy waits, or would not wait for it. Opened again then,
+    /// without waiting: whoever reports serves again when there is room.
+    Full(Duration),
     Failed,
+}
+
+/// What a guest gets whose volume cannot be opened for want of a slot or of room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shortage {
+    /// It waits.
+    Waits,
+    /// Its requests fail.
+    Reported,
 }
 
 /// A part of a request that the volume could not take at once.
@@ -98,8 +111,10 @@ pub struct Device<V, W> {
     log: Option<DirtyLog>,
     area: Option<InFlightArea>,
     volume: VolumeState,
-    /// The last open found no slot, which was logged.
-    without_space: bool,
+    /// What the last open found too little for, and was logged.
+    shortage: Option<Shortage>,
+    /// When an open was tried first, since one succeeded or no ring was started.
+    open_since: Option<Duration>,
     chain: Chain,
     ranges: Vec<Range>,
     deferred: Vec<Deferred>,
@@ -156,7 +171,8 @@ impl DeviceSeed {
             log: None,
             area: None,
             volume: VolumeState::Closed,
-            without_space: false,
+            shortage: None,
+            open_since: None,
             chain: Chain::new(),
             ranges: Vec::with_capacity(crate::config::RANGES_MAX),
             deferred: Vec::with_capacity(crate::config::RANGES_MAX),
@@ -203,15 +219,18 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     // A guest opens its volume as often as it resets its device.
                     debug!(volume = %volume.lineage, size = volume.size, "volume opened");
                     self.shared.set_size(volume.size);
-                    self.without_space = false;
+                    (self.shortage, self.open_since) = (None, None);
+                    // It may have been opened without waiting.
+                    let mut volumes = self.volumes.borrow_mut();
+                    if !self.dropping {
+                        volumes.on_full(handle, self.config.on_full);
+                    }
+                    drop(volumes);
                     self.volume = VolumeState::Open(handle);
                 }
                 VolumeEvent::Opened { result: Err(error) } if error.code == ErrorCode::NoSpace => {
                     add(&self.shared.metrics.open_failures, 1);
-                    if !std::mem::replace(&mut self.without_space, true) {
-                        error!(volume = %self.config.lineage, %error, "the volume cannot be opened yet; its guest waits");
-                    }
-                    self.volume = VolumeState::Refused(self.wakeups.now() + OPEN_AGAIN);
+                    self.volume = self.without_space(&error);
                 }
                 VolumeEvent::Opened { result: Err(error) } => {
                     add(&self.shared.metrics.open_failures, 1);
@@ -233,6 +252,62 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         any
     }
 
+    /// Whether an open has been tried for as long as the policy waits.
+    fn is_over(&self) -> bool {
+        let since = self.open_since.unwrap_or_default();
+        let waited = self.wakeups.now().saturating_sub(since);
+        let limit = self.config.on_full.limit();
+        limit.is_some_and(|limit| waited >= limit)
+    }
+
+    /// The volume cannot be opened for want of space: its next state.
+    fn without_space(&mut self, error: &Error) -> VolumeState {
+        let again = self.wakeups.now() + OPEN_AGAIN;
+        let (volume, policy) = (self.config.lineage, self.config.on_full);
+        if self.is_over() {
+            if self.shortage.replace(Shortage::Reported) != Some(Shortage::Reported) {
+                error!(%volume, %error, "the volume cannot be opened; its guest gets I/O errors until there is space (on full: {policy})");
+            }
+            return VolumeState::Full(again);
+        }
+        if self.shortage.replace(Shortage::Waits) != Some(Shortage::Waits) {
+            error!(%volume, %error, "the volume cannot be opened yet; its guest waits (on full: {policy})");
+        }
+        VolumeState::Refused(again)
+    }
+
+    /// Whether the volume cannot be opened for want of space, and when that was tried first. What an open waits for, the volume
+    /// peer tells.
+    #[must_use]
+    pub fn shortage(&self) -> Option<(Shortage, Duration)> {
+        self.shortage.zip(self.open_since)
+    }
+
+    /// The volume that it serves.
+    #[must_use]
+    pub fn lineage(&self) -> Lineage {
+        self.config.lineage
+    }
+
+    /// What writes do for which the pool has no room, from now on; those that wait already are answered at once if it is
+    /// [`OnFull::Report`].
+    pub fn set_on_full(&mut self, policy: OnFull) {
+        if std::mem::replace(&mut self.config.on_full, policy) == policy {
+            return;
+        }
+        match self.volume {
+            // Who drops its requests waits for nothing any more.
+            VolumeState::Opening(handle) | VolumeState::Open(handle) if !self.dropping => {
+                self.volumes.borrow_mut().on_full(handle, policy);
+            }
+            // Tried anew, as the policy says.
+            VolumeState::Refused(_) | VolumeState::Full(_) => {
+                (self.volume, self.open_since) = (VolumeState::Closed, None);
+            }
+            _ => {}
+        }
+    }
+
     /// Opens and closes the volume as the rings need it.
     fn settle_volume(&mut self) -> bool {
         let wanted = !self.dropping && self.queues.iter().any(Queue::wants_volume);
@@ -244,10 +319,15 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 } else {
                     OpenMode::Exclusive
                 };
+                self.open_since = self.open_since.or_else(|| Some(self.wakeups.now()));
+                let policy = if self.is_over() {
+                    OnFull::Report
+                } else {
+                    self.config.on_full
+                };
                 let mut volumes = self.volumes.borrow_mut();
                 let handle = volumes.open(self.config.lineage, mode);
-                // A guest cannot tell a full pool from a broken disk: virtio-blk has no status for it.
-                volumes.on_full(handle, OnFull::Wait { limit: None });
+                volumes.on_full(handle, policy);
                 drop(volumes);
                 self.volume = VolumeState::Opening(handle);
             }
@@ -255,10 +335,12 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 self.volumes.borrow_mut().close(handle);
                 self.volume = VolumeState::Closing(handle);
             }
-            VolumeState::Failed | VolumeState::Refused(_) if idle => {
-                self.volume = VolumeState::Closed;
+            VolumeState::Failed | VolumeState::Refused(_) | VolumeState::Full(_) if idle => {
+                (self.volume, self.open_since) = (VolumeState::Closed, None);
             }
-            VolumeState::Refused(until) if until <= self.wakeups.now() => {
+            VolumeState::Refused(until) | VolumeState::Full(until)
+                if until <= self.wakeups.now() =>
+            {
                 self.volume = VolumeState::Closed;
             }
             _ => return false,
@@ -306,13 +388,14 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
         if let Some(until) = due.chain(self.recall_due()).min() {
             self.wakeups.alarm(until);
         }
-        if let VolumeState::Refused(until) = self.volume {
+        if let VolumeState::Refused(until) | VolumeState::Full(until) = self.volume {
             self.wakeups.alarm(until);
         }
-        let serving = matches!(self.volume, VolumeState::Open(_) | VolumeState::Failed)
-            && self.regions_ready
-            && !self.held_back
-            && !rests;
+        let answers = matches!(
+            self.volume,
+            VolumeState::Open(_) | VolumeState::Full(_) | VolumeState::Failed
+        );
+        let serving = answers && self.regions_ready && !self.held_back && !rests;
         let dirty = dirty_log(self.features, self.log.as_ref());
         for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
             let waiting = queue.ask_for_kicks(dirty);

@@ -54,7 +54,7 @@ mod throttle;
 pub mod wakeups;
 
 pub use config::AttachConfig;
-pub use device::{Device, DeviceSeed};
+pub use device::{Device, DeviceSeed, Shortage};
 pub use endpoint::{Detach, Endpoint};
 pub use metrics::Counters;
 pub use ring_check::Problem;

@@ -45,6 +45,8 @@ pub struct State {
     pub parked: Vec<Submitted>,
     /// Opens fail with this.
     pub fail_open: Option<ErrorCode>,
+    /// Policies for a full pool, in the order in which they were set.
+    pub policies: Vec<OnFull>,
     /// How often the volume was opened and closed.
     pub opens: usize,
     /// As `opens`.
@@ -204,6 +206,7 @@ impl Volumes for MemoryVolumes {
     }
 
     fn on_full(&mut self, volume: VolumeHandle, policy: OnFull) {
+        self.state().policies.push(policy);
         if policy == OnFull::Report {
             self.recall(volume);
         }

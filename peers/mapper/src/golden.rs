@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use archipelago_protocol::catalogue::Kind;
-use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize};
+use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize, OnFull};
 
-use crate::catalogue::{Change, Item};
+use crate::catalogue::{Attributes, Change, Item};
 use crate::format::Writer;
 use crate::head::{CatalogueHead, VolumeHead};
 use crate::journal::{Journal, JournalArea, JournalMemory, JournalRecord, load};
@@ -179,6 +179,7 @@ fn catalogue_records() {
         object_size: ObjectSize::MIN,
         created: 1234,
         root: root(),
+        attributes: Attributes::default(),
     };
     let hidden = Item {
         name: None,
@@ -187,9 +188,14 @@ fn catalogue_records() {
         root: Root::default(),
         ..snapshot.clone()
     };
+    let reporting = Item {
+        attributes: Attributes::with_on_full(OnFull::Report),
+        ..snapshot.clone()
+    };
     let changes = vec![
         Change::Put(snapshot),
         Change::Put(hidden),
+        Change::Put(reporting),
         Change::Doom(US),
         Change::Forget(US),
     ];
@@ -206,6 +212,11 @@ fn catalogue_records() {
          0000100000000000 d204000000000000
          00 00 000000000000 00000000 00000000 00000000 0000000000000000 0000000000000000
          0000000000000000 0000000000000000 00000000
+         01 00 7800 02 10 0400 0100000000000000 0200000000000000 0300000000000000 0400000000000000
+         0000100000000000 d204000000000000
+         02 01 000000000000 84030000 07000000 00000000 0300000000000000 0400000000000000
+         0500000000000000 4000000000000000 766d4031
+         0100 0400 00000000
          02 00 1800 00000000 0100000000000000 0200000000000000
          03 00 1800 00000000 0100000000000000 0200000000000000",
     );

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::Report;
 use crate::error::Error;
 use crate::ids::{Lineage, Name, ObjectSize};
+use crate::on_full::OnFull;
 
 /// The three kinds of named map, and the one that is not yet visible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub struct Entry {
     pub parent: Option<Name>,
     /// Seconds since 1970 when it was made, for people.
     pub created: u64,
+    /// What its guest's writes do without room in the pool; of frozen things: what clones of them begin with.
+    #[serde(default)]
+    pub on_full: OnFull,
 }
 
 /// A page of a listing.
@@ -71,6 +75,9 @@ pub enum CatalogueRequest {
         object_size: ObjectSize,
         /// Now.
         created: u64,
+        /// Its policy for a full pool.
+        #[serde(default)]
+        on_full: OnFull,
     },
     /// A writable volume that begins as `source`, a snapshot or an image.
     Clone {
@@ -84,6 +91,9 @@ pub enum CatalogueRequest {
         size: Option<u64>,
         /// Now.
         created: u64,
+        /// Its policy for a full pool; `None`: the source's.
+        #[serde(default)]
+        on_full: Option<OnFull>,
     },
     /// A snapshot of a volume that nobody has open. Of one that is open: [`crate::error::ErrorCode::InUse`]; prepare
     /// it then and let its volume peer do it.
@@ -135,6 +145,13 @@ pub enum CatalogueRequest {
         size: u64,
         /// Allow to lose what lies beyond.
         force: bool,
+    },
+    /// Another policy for a full pool, open or not. Whoever serves the volume is told by the caller.
+    SetOnFull {
+        /// The volume.
+        name: Name,
+        /// The policy.
+        on_full: OnFull,
     },
     /// Another name.
     Rename {

@@ -13,6 +13,7 @@ use crate::catalogue::{CatalogueReply, CatalogueRequest};
 use crate::error::Error;
 use crate::grants::Grants;
 use crate::ids::{Lineage, ObjectSize};
+use crate::on_full::OnFull;
 
 /// What a process hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,6 +49,10 @@ pub enum ControlRequest {
         read_only: bool,
         /// What GET_ID answers: at most 20 bytes.
         serial: String,
+        /// What its guest's writes do without room in the pool. The same attachment again with another one is as
+        /// [`ControlRequest::OnFull`].
+        #[serde(default)]
+        on_full: OnFull,
     },
     /// Endpoint: stop serving; refused with in-use while a front end runs a ring, unless `force`.
     Detach {
@@ -69,6 +74,13 @@ pub enum ControlRequest {
         lineage: Lineage,
         /// Bytes.
         size: u64,
+    },
+    /// Endpoint: the catalogue has another policy for a full pool for a volume. Of one that is not attached: nothing to do.
+    OnFull {
+        /// The volume.
+        lineage: Lineage,
+        /// From now on, and for writes that wait.
+        policy: OnFull,
     },
     /// Endpoint: serve a volume to one local client over a segment channel, for bulk copies.
     OpenBulk {

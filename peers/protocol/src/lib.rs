@@ -10,6 +10,7 @@
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
 //! | [`grants`] | the same: which volumes an endpoint may open |
+//! | [`on_full`] | everybody: a volume's policy for a full pool |
 //! | [`error`] | everybody: stable error codes |
 //!
 //! One design decision: ids are structured numbers, never strings, so that every request of the data path fits in one
@@ -28,8 +29,10 @@ pub mod grants;
 pub mod ids;
 pub mod map;
 pub mod object;
+pub mod on_full;
 pub mod volume;
 
 pub use error::{Error, ErrorCode, Result};
 pub use grants::{Access, Grants};
 pub use ids::{BLOCK_SIZE, Epoch, Generation, Lineage, Name, ObjectSize};
+pub use on_full::OnFull;

@@ -6,12 +6,11 @@
 //! - Offsets and lengths are multiples of 512 bytes, inside the volume.
 //! - [`VolumeOp::Discard`] and [`VolumeOp::WriteZeroes`] are block-exact: afterwards the range reads as zeros.
 
-use std::time::Duration;
-
 use xseg::{Region, RegionId};
 
 use crate::error::{Error, ErrorCode};
 use crate::ids::{Lineage, ObjectSize};
+pub use crate::on_full::OnFull;
 
 /// Operations of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,18 +70,6 @@ pub enum OpenMode {
     Exclusive,
     /// Frozen things only: snapshots and images, or a volume attached read-only that nobody has open.
     ReadOnly,
-}
-
-/// What happens to a write for which the pool has no room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OnFull {
-    /// It fails with [`ErrorCode::NoSpace`] at once.
-    Report,
-    /// It waits until there is room, and fails only when the volume has been without room for as long as `limit`.
-    Wait {
-        /// `None`: it waits for ever.
-        limit: Option<Duration>,
-    },
 }
 
 /// What a driver needs to know of a volume to describe it to a guest; known before it is opened.
@@ -148,7 +135,7 @@ pub trait Volumes {
     fn close(&mut self, volume: VolumeHandle);
 
     /// What `volume` does from now on with writes for which the pool has no room; [`OnFull::Report`] unless this was
-    /// called. Writes that wait already are answered when the policy becomes that.
+    /// called. Writes that wait already are answered when the policy becomes that. A limit counts from when they began to.
     fn on_full(&mut self, volume: VolumeHandle, policy: OnFull);
 
     /// Answers what of `volume` waits for room now, with [`ErrorCode::NoSpace`], for a driver that cannot wait with it. Nothing

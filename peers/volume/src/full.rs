@@ -1,14 +1,23 @@
-//! Writes without room in the pool: they wait until there is some, if the volume's policy says so.
+//! Writes without room in the pool: they wait until there is some, if the volume's policy says so, and as long as it says.
 //!
 //! A request that failed for want of space and may wait is *parked*: it keeps its slot and is not answered. The host calls
 //! [`VolumePeer::look_for_space`] while [`VolumePeer::waits_for_space`]. One turn each [`SPACE_INTERVAL`], however often it is
 //! called, starts one parked request of each volume again, from the beginning, as a probe. When the probe succeeds, all parked
 //! requests of its volume start again.
 //!
+//! | [`Room`] | what finds no room | leaves it when |
+//! |---|---|---|
+//! | Enough | is parked, or answered at once if the policy is [`OnFull::Report`] | a turn finds something that waits: Short |
+//! | Short | is parked | nothing waits for a second: Enough; the policy's limit is over: Over |
+//! | Over | is answered at once | something found room, or another policy that waits is set: Enough |
+//!
 //! Invariants
 //! - Nothing of a parked request is in flight, and it stands in no other queue.
 //! - A volume without a session probes nothing but whether it can have one: its requests start again when it is opened again, the parked ones with them.
+//!   While it is refused ([`Full::refuses`]), they are answered at once, and it is asked for all the same: service comes back with the room.
 //! - A driver that gives up ([`OnFull::Report`], a close) is answered for each parked request at once.
+//! - The limit is compared with the time since something of the volume last found room, not with how long one request has waited: a
+//!   request that comes late waits for what is left, and one that comes after it does not wait.
 //!
 //! Starting from the beginning is safe for the reason given in `session`: a request that is not answered has no order among
 //! those in flight with it. A probe for each volume, not all requests: a full pool costs a failing write each turn, whatever
@@ -38,6 +47,8 @@ pub enum WaitsFor {
     Writes,
     /// Room for what an open volume needs, in the pool or in the run directory.
     Session,
+    /// Nothing any more: what finds no room fails at once, since the limit of the policy is over.
+    Nothing,
 }
 
 /// When the next turn is.
@@ -48,18 +59,46 @@ pub(crate) struct Turns {
     due: Duration,
 }
 
+/// Whether the pool has had room for a volume, as far as its requests tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Enough,
+    Short {
+        /// The first turn that found something that waits.
+        since: Duration,
+        /// As `since`, or the first turn after something found room: what the limit counts from.
+        limit_from: Duration,
+        /// Something has found room since the last turn.
+        found: bool,
+        /// Turns that found nothing that waits.
+        calm: u8,
+    },
+    Over {
+        since: Duration,
+    },
+}
+
+/// Whether there is room for what the begin of a session writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// As far as is known.
+    Possible,
+    /// There was none; the next turn asks again.
+    Refused,
+    /// There was none, and it is asked for again.
+    Asked,
+}
+
 /// What waits for space in one volume.
 #[derive(Debug)]
 pub(crate) struct Full {
     policy: OnFull,
     parked: Queue,
     count: u32,
-    /// The session cannot begin before there is room for what its begin writes.
-    unopened: bool,
+    begin: Begin,
     /// The request that was started again to find out.
     probe: Option<u32>,
-    /// When the first turn found something parked, and turns since then that found nothing.
-    since: Option<(Duration, u8)>,
+    room: Room,
 }
 
 impl Default for Full {
@@ -68,9 +107,9 @@ impl Default for Full {
             policy: OnFull::Report,
             parked: Queue::default(),
             count: 0,
-            unopened: false,
+            begin: Begin::Possible,
             probe: None,
-            since: None,
+            room: Room::Enough,
         }
     }
 }
@@ -78,19 +117,19 @@ impl Default for Full {
 impl Full {
     /// Whether there is nothing to do for it in a turn.
     fn is_idle(&self) -> bool {
-        self.is_served() && self.since.is_none()
+        self.is_served() && !matches!(self.room, Room::Short { .. })
     }
 
     /// Whether nothing waits.
     fn is_served(&self) -> bool {
-        self.count == 0 && self.probe.is_none() && !self.unopened
+        self.count == 0 && self.probe.is_none() && self.begin == Begin::Possible
     }
 
     fn waits_for(&self) -> WaitsFor {
-        if self.unopened {
-            WaitsFor::Session
-        } else {
-            WaitsFor::Writes
+        match self.room {
+            Room::Over { .. } => WaitsFor::Nothing,
+            _ if self.begin != Begin::Possible => WaitsFor::Session,
+            _ => WaitsFor::Writes,
         }
     }
 
@@ -99,14 +138,67 @@ impl Full {
         u64::from(self.count)
     }
 
-    /// Whether a request that found no room may wait.
-    fn may_wait(&self) -> bool {
-        self.policy != OnFull::Report
+    /// Whether what finds no room is answered at once.
+    fn refuses(&self) -> bool {
+        self.policy == OnFull::Report || matches!(self.room, Room::Over { .. })
     }
 
-    /// How long the volume has been without room at `now`; `None`: it is not.
-    fn waited(&self, now: Duration) -> Option<Duration> {
-        self.since.map(|(since, _)| now.saturating_sub(since))
+    /// Whether no request can be served, and none may wait.
+    pub(crate) fn refuses_all(&self) -> bool {
+        self.begin != Begin::Possible && self.refuses()
+    }
+
+    /// Since when the volume has been without room; `None`: it is not.
+    fn since(&self) -> Option<Duration> {
+        match self.room {
+            Room::Enough => None,
+            Room::Short { since, .. } | Room::Over { since } => Some(since),
+        }
+    }
+
+    /// A turn at `now`. Whether `room` has become another one.
+    fn turn(&mut self, now: Duration) -> bool {
+        let served = self.is_served();
+        let limit = self.policy.limit();
+        match &mut self.room {
+            Room::Enough if served => return false,
+            Room::Enough if self.policy == OnFull::Report => {
+                self.room = Room::Over { since: now };
+            }
+            Room::Enough => {
+                self.room = Room::Short {
+                    since: now,
+                    limit_from: now,
+                    found: false,
+                    calm: 0,
+                };
+            }
+            Room::Short { calm, .. } if served => {
+                *calm += 1;
+                if *calm < CALM_TURNS {
+                    return false;
+                }
+                self.room = Room::Enough;
+            }
+            Room::Short {
+                since,
+                limit_from,
+                found,
+                calm,
+            } => {
+                *calm = 0;
+                if std::mem::take(found) {
+                    *limit_from = now;
+                }
+                let waited = now.saturating_sub(*limit_from);
+                if limit.is_none_or(|limit| waited < limit) {
+                    return false;
+                }
+                self.room = Room::Over { since: *since };
+            }
+            Room::Over { .. } => return false,
+        }
+        true
     }
 }
 
@@ -114,7 +206,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     /// Parks request `r`, which failed with `code`. Whether it was: else it is to be answered.
     pub(crate) fn park(&mut self, r: u32, code: ErrorCode) -> bool {
         let volume = &mut self.volumes[self.requests[r].volume];
-        if code != ErrorCode::NoSpace || volume.closing || !volume.full.may_wait() {
+        if code != ErrorCode::NoSpace || volume.closing || volume.full.refuses() {
             return false;
         }
         debug_assert_ne!(self.requests[r].phase, Phase::Done);
@@ -136,6 +228,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
         full.probe = None;
         if result.is_ok() {
+            self.note_room(v);
             while let Some(parked) = self.unpark(v) {
                 self.queue_request(parked);
             }
@@ -143,22 +236,62 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    /// The mapper has no room for the session of `v`. Whether that is waited for.
+    /// Something of `v` that needed room has found it.
+    pub(crate) fn note_room(&mut self, v: u32) {
+        let volume = &mut self.volumes[v];
+        match &mut volume.full.room {
+            Room::Enough => {}
+            Room::Short { found, .. } => *found = true,
+            Room::Over { .. } => {
+                volume.full.room = Room::Enough;
+                let lineage = volume.lineage;
+                let event = ControlEvent::SpaceFound { lineage };
+                self.control_events.push_back(event);
+            }
+        }
+    }
+
+    /// The mapper has no room for the session of `v`. Whether it is asked for again in the next turn.
     pub(crate) fn park_open(&mut self, v: u32, code: ErrorCode) -> bool {
         let volume = &mut self.volumes[v];
-        if code != ErrorCode::NoSpace || !volume.full.may_wait() {
+        let refuses = volume.full.refuses();
+        // Who has never had it is told, and opens it again when it pleases.
+        let told = refuses && !volume.opened;
+        if code != ErrorCode::NoSpace || volume.closing || told {
             return false;
         }
         // Asked already, as far as `advance` knows: the next turn asks again.
-        (volume.full.unopened, volume.asked) = (true, true);
+        (volume.full.begin, volume.asked) = (Begin::Refused, true);
         self.space_turns.wanted = true;
+        if refuses {
+            self.fail_waiting(v);
+        }
         true
+    }
+
+    /// The session of `v` has begun, or there is no more waiting for it.
+    pub(crate) fn note_begin(&mut self, v: u32, result: Result<(), ErrorCode>) {
+        self.forget_parked(v);
+        let full = &mut self.volumes[v].full;
+        let refused = std::mem::replace(&mut full.begin, Begin::Possible) != Begin::Possible;
+        if refused && result.is_ok() {
+            self.note_room(v);
+        }
+    }
+
+    /// The session of `v` is asked for anew, for another reason than a turn.
+    pub(crate) fn note_asked(&mut self, v: u32) {
+        let full = &mut self.volumes[v].full;
+        if full.begin == Begin::Refused {
+            full.begin = Begin::Asked;
+        }
     }
 
     /// Asks for the session of `v` again, if that waits.
     fn reopen(&mut self, v: u32) {
         let volume = &mut self.volumes[v];
-        if std::mem::take(&mut volume.full.unopened) {
+        if volume.full.begin == Begin::Refused {
+            volume.full.begin = Begin::Asked;
             volume.asked = false;
             self.make_ready(v);
         }
@@ -175,7 +308,6 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     pub(crate) fn forget_parked(&mut self, v: u32) {
         let full = &mut self.volumes[v].full;
         (full.parked, full.count, full.probe) = (Queue::default(), 0, None);
-        full.unopened = false;
     }
 
     /// Answers every parked request of `v`.
@@ -192,12 +324,32 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         self.fail_parked(v);
     }
 
+    /// Answers every request of `v` that waits for room: the parked ones, and without a session all.
+    fn fail_waiting(&mut self, v: u32) {
+        if self.volumes[v].full.begin == Begin::Possible {
+            self.fail_parked(v);
+        } else {
+            self.fail_unserved(v, ErrorCode::NoSpace);
+        }
+    }
+
     /// What `v` does from now on with writes for which there is no room.
     pub(crate) fn set_on_full(&mut self, v: u32, policy: OnFull) {
-        self.volumes[v].full.policy = policy;
+        let full = &mut self.volumes[v].full;
+        let before = std::mem::replace(&mut full.policy, policy);
+        match full.room {
+            Room::Short { since, .. } if policy == OnFull::Report => {
+                full.room = Room::Over { since };
+            }
+            // Those to come wait, as another policy says; the same again is no change.
+            Room::Over { .. } if policy != before && policy != OnFull::Report => {
+                full.room = Room::Enough;
+            }
+            _ => {}
+        }
         if policy == OnFull::Report {
             self.reopen(v);
-            self.fail_parked(v);
+            self.fail_waiting(v);
         }
     }
 
@@ -235,36 +387,29 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     }
 
     fn look_for_space_of(&mut self, v: u32, now: Duration) {
+        self.reopen(v);
         let volume = &mut self.volumes[v];
         let (lineage, serving) = (volume.lineage, volume.state == State::Serving);
         let full = &mut volume.full;
-        match (full.is_served(), &mut full.since) {
-            (true, Some((_, calm))) if *calm + 1 < CALM_TURNS => *calm += 1,
-            (true, since) => {
-                *since = None;
-                let event = ControlEvent::SpaceFound { lineage };
-                self.control_events.push_back(event);
-            }
-            (false, Some((_, calm))) => *calm = 0,
-            (false, since) => {
-                *since = Some((now, 0));
-                let waits_for = full.waits_for();
-                let event = ControlEvent::NoSpace { lineage, waits_for };
-                self.control_events.push_back(event);
-            }
+        let changed = full.turn(now);
+        if changed {
+            let waits_for = full.waits_for();
+            let event = match full.room {
+                Room::Enough => ControlEvent::SpaceFound { lineage },
+                Room::Short { .. } | Room::Over { .. } => ControlEvent::NoSpace {
+                    lineage,
+                    waits_for,
+                    policy: full.policy,
+                },
+            };
+            self.control_events.push_back(event);
         }
-        if self.volumes[v].full.is_served() {
-            return;
-        }
-        self.reopen(v);
         let full = &mut self.volumes[v].full;
-        let limit = match full.policy {
-            OnFull::Wait { limit } => limit,
-            OnFull::Report => Some(Duration::ZERO),
-        };
-        let over = full.waited(now).zip(limit);
-        if over.is_some_and(|(waited, limit)| waited >= limit) {
-            self.fail_parked(v);
+        if full.refuses() {
+            // Later ones are answered as they come.
+            if changed {
+                self.fail_waiting(v);
+            }
         } else if serving
             && full.probe.is_none()
             && let Some(r) = self.unpark(v)
@@ -281,7 +426,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         now: Duration,
     ) -> impl Iterator<Item = (Lineage, WaitsFor, Duration)> {
         self.volumes.iter().filter_map(move |(_, volume)| {
-            let waited = volume.full.waited(now)?;
+            let waited = now.saturating_sub(volume.full.since()?);
             Some((volume.lineage, volume.full.waits_for(), waited))
         })
     }

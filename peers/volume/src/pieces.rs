@@ -292,6 +292,10 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         flush.news = true;
         flush.soon |= reply.flags & FLAG_FLUSH_SOON != 0;
         reply.result?;
+        let piece = &self.pieces[p];
+        if piece.first {
+            self.note_room(piece.volume);
+        }
         self.piece_done(p);
         Ok(())
     }

@@ -26,6 +26,9 @@ fn judge(volume: &Volume, request: &VolumeRequest<'_>) -> Result<(), ErrorCode> 
     if let State::Broken(code) = volume.state {
         return Err(code);
     }
+    if volume.full.refuses_all() {
+        return Err(ErrorCode::NoSpace);
+    }
     if volume.mode == OpenMode::ReadOnly && is_write(request.op) {
         return Err(ErrorCode::ReadOnly);
     }

@@ -152,7 +152,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         } else if size != old_size {
             self.tell(v, VolumeEvent::Resized { size });
         }
-        self.forget_parked(v);
+        self.note_begin(v, Ok(()));
         let live = self.collect_live(v);
         // What came while there was no session stands in the queues already.
         let volume = &mut self.volumes[v];
@@ -171,13 +171,11 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     }
 
     fn open_failed(&mut self, v: u32, code: ErrorCode) {
+        self.note_begin(v, Err(code));
         let volume = &mut self.volumes[v];
         if volume.opened {
             volume.state = State::Broken(code);
-            self.forget_parked(v);
-            self.fail_snapshots(v, code);
-            self.fail_requests(v, u64::MAX, code);
-            return self.make_ready(v);
+            return self.fail_unserved(v, code);
         }
         let error = refused(volume.lineage, "cannot be opened", code);
         let closing = volume.closing;
@@ -187,6 +185,16 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
         self.volumes[v].state = State::Dead;
         self.free_if_dead(v);
+    }
+
+    /// Every request of `v` fails, and every snapshot: it has no session, so nothing of them is in flight.
+    pub(crate) fn fail_unserved(&mut self, v: u32, code: ErrorCode) {
+        self.forget_parked(v);
+        let volume = &mut self.volumes[v];
+        (volume.flush.waiting, volume.cutting) = (Queue::default(), Queue::default());
+        self.fail_snapshots(v, code);
+        self.fail_requests(v, u64::MAX, code);
+        self.make_ready(v);
     }
 
     fn closed(&mut self, v: u32, lost: Option<Error>) {
@@ -372,6 +380,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
                 continue;
             }
             volume.state = State::Opening;
+            self.note_asked(v);
             self.make_ready(v);
         }
         true

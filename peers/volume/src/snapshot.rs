@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
-use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_protocol::{Error, ErrorCode, Lineage, OnFull};
 use xseg::ClientPort;
 
 use crate::full::WaitsFor;
@@ -31,14 +31,16 @@ pub enum ControlEvent {
         /// Success, or why not. [`ErrorCode::Unavailable`]: the mapper died, look whether the name is there.
         result: Result<(), Error>,
     },
-    /// This volume waits: there is no room.
+    /// This volume waits: there is no room. Or it has waited for as long as its policy says.
     NoSpace {
         /// Which volume.
         lineage: Lineage,
         /// For what.
         waits_for: WaitsFor,
+        /// For how long, by its policy.
+        policy: OnFull,
     },
-    /// It does not wait any more.
+    /// There is room again for what it asks.
     SpaceFound {
         /// Which volume.
         lineage: Lineage,

@@ -9,6 +9,7 @@
 //! * [`control`]: what the node is asked by its API or its command, and what its catalogue lists then.
 //! * [`filesystem`]: a small file system for a pool, with as much free as a test wants.
 //! * [`rewriter`]: a guest that needs no space, undisturbed or not.
+//! * [`small_pool`]: a file system that is soon full, and a guest that fills it.
 //! * [`blow`]: a kill, a stop, or both, of random ones of them.
 //! * [`fleet`]: several volumes under load at once, and how long each went without service.
 //! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
@@ -32,6 +33,7 @@ pub mod node;
 pub mod pattern;
 pub mod rewriter;
 pub mod ring;
+pub mod small_pool;
 pub mod verifier;
 
 /// The seed of this run: `$CRASH_SEED`, else 1. Prints how to replay it.

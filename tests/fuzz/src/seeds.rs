@@ -4,7 +4,7 @@ use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, K
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
-use archipelago_protocol::{Epoch, Error, ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{Epoch, Error, ErrorCode, Lineage, ObjectSize, OnFull};
 use serde::Serialize;
 
 use crate::targets::{chain, device, mapper};
@@ -341,6 +341,7 @@ fn json() -> Vec<Vec<u8>> {
     }
     let name = || "vm-1".parse().expect("a legal name");
     let entry = Entry {
+        on_full: OnFull::default(),
         name: name(),
         kind: Kind::Image,
         lineage: Lineage(7),
@@ -356,6 +357,7 @@ fn json() -> Vec<Vec<u8>> {
         size: 512,
         object_size: ObjectSize::MAX,
         created: 1,
+        on_full: OnFull::default(),
     };
     let list = CatalogueRequest::List {
         prefix: "v".to_owned(),
@@ -370,6 +372,7 @@ fn json() -> Vec<Vec<u8>> {
         queues: 2,
         read_only: true,
         serial: "s".to_owned(),
+        on_full: OnFull::Report,
     };
     vec![
         text(&create),

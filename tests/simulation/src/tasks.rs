@@ -8,7 +8,7 @@ use std::rc::Rc;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind, PAGE_MAX};
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Lineage, Name, ObjectSize, SECTOR_SIZE};
-use archipelago_protocol::volume::{OpenMode, VolumeOp};
+use archipelago_protocol::volume::{OnFull, OpenMode, VolumeOp};
 
 use crate::machine::Link;
 use crate::oracle::{After, Content, Thing, Tick, Value};
@@ -346,6 +346,7 @@ pub(crate) async fn create(
         size: BLOCKS * BLOCK_SIZE,
         object_size: ObjectSize::MIN,
         created: 0,
+        on_full: OnFull::default(),
     };
     let content = Content::zeros(index(BLOCKS) * SECTORS_PER_BLOCK);
     let after = After::Is(Thing::new(name, None, content));
@@ -426,6 +427,7 @@ pub(crate) async fn clone(
         lineage,
         size: Some(sectors as u64 * SECTOR_SIZE),
         created: 0,
+        on_full: None,
     };
     change(&link, request, lineage, after).await?;
     open_for_writing(&link, &open, lineage).await

@@ -2,7 +2,7 @@
 
 use archipelago_node::api::types::{
     AttachVolume, Attachment, CloneVolume, CreateVolume, Done, RenameVolume, ResizeVolume,
-    SnapshotVolume, VolumePage, VolumeView,
+    SetVolume, SnapshotVolume, VolumePage, VolumeView,
 };
 use archipelago_node::client::{Client, Method, path_segment};
 use archipelago_protocol::{Error, Name};
@@ -25,12 +25,14 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             size,
             pool,
             object_size,
+            on_full,
         } => {
             let body = CreateVolume {
                 name,
                 size,
                 pool,
                 object_size,
+                on_full,
             };
             made(client.call(Method::Post, "/v1/volumes", &body)?, output)
         }
@@ -42,14 +44,20 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             )?,
             output,
         ),
-        Volume::Clone { source, name, size } => made(
-            client.call(
-                Method::Post,
-                &path(&source, "/clone"),
-                &CloneVolume { name, size },
-            )?,
-            output,
-        ),
+        Volume::Clone {
+            source,
+            name,
+            size,
+            on_full,
+        } => {
+            let body = CloneVolume {
+                name,
+                size,
+                on_full,
+            };
+            let path = path(&source, "/clone");
+            made(client.call(Method::Post, &path, &body)?, output)
+        }
         Volume::List { tree: as_tree } => {
             let list = VolumeList {
                 volumes: list(client)?,
@@ -72,6 +80,10 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
                 &path(&name, "/resize"),
                 &ResizeVolume { size, force },
             )?,
+            output,
+        ),
+        Volume::Set { name, on_full } => made(
+            client.call(Method::Post, &path(&name, "/set"), &SetVolume { on_full })?,
             output,
         ),
         Volume::Rename { old, new } => made(
@@ -176,6 +188,7 @@ fn info(view: &VolumeView) -> String {
         ("object size", human(entry.object_size.bytes())),
         ("pool", view.pool.to_string()),
         ("parent", parent(view)),
+        ("on full", entry.on_full.to_string()),
         ("lineage", entry.lineage.to_string()),
         ("created", date(entry.created)),
     ];

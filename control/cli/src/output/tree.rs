@@ -84,7 +84,7 @@ pub(crate) fn kind_name(kind: archipelago_protocol::catalogue::Kind) -> &'static
 mod tests {
     use super::*;
     use archipelago_protocol::catalogue::{Entry, Kind};
-    use archipelago_protocol::{Lineage, ObjectSize};
+    use archipelago_protocol::{Lineage, ObjectSize, OnFull};
 
     fn view(name: &str, kind: Kind, parent: Option<&str>) -> VolumeView {
         let entry = Entry {
@@ -95,6 +95,7 @@ mod tests {
             object_size: ObjectSize::DEFAULT,
             parent: parent.map(|name| name.parse().unwrap()),
             created: 0,
+            on_full: OnFull::default(),
         };
         VolumeView {
             entry,

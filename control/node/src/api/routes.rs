@@ -45,6 +45,7 @@ fn routes() -> Routes {
         ("/v1/volumes/{name}/snapshot", "post", post(snapshot)),
         ("/v1/volumes/{name}/clone", "post", post(clone)),
         ("/v1/volumes/{name}/resize", "post", post(resize)),
+        ("/v1/volumes/{name}/set", "post", post(set)),
         ("/v1/volumes/{name}/rename", "post", post(rename)),
         ("/v1/volumes/{name}/attach", "post", post(attach)),
         ("/v1/volumes/{name}/detach", "post", post(detach)),
@@ -236,6 +237,10 @@ async fn clone(State(node): Shared, Segment(text): Segment, Body(body): Body) ->
 
 async fn resize(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     ok(node.resize(&name(&text)?, parse(&body)?).await?)
+}
+
+async fn set(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
+    ok(node.set(&name(&text)?, parse(&body)?).await?)
 }
 
 async fn rename(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {

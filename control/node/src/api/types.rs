@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use archipelago_protocol::catalogue::Entry;
 use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Role};
-use archipelago_protocol::{Error, Lineage, Name, ObjectSize};
+use archipelago_protocol::{Error, Lineage, Name, ObjectSize, OnFull};
 use serde::{Deserialize, Serialize};
 
 use super::pools::PoolStatus;
@@ -33,6 +33,9 @@ pub struct CreateVolume {
     /// Bytes of its objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_size: Option<ObjectSize>,
+    /// Its policy for a full pool; left out: wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
 }
 
 /// Makes a snapshot of the volume in the path.
@@ -52,6 +55,17 @@ pub struct CloneVolume {
     /// Bytes, at least the source's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// Its policy for a full pool; left out: the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
+}
+
+/// Gives the volume in the path other attributes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVolume {
+    /// Its policy for a full pool.
+    pub on_full: OnFull,
 }
 
 /// Gives the volume in the path another size.

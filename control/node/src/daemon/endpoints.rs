@@ -187,6 +187,7 @@ impl Node {
             queues: attachment.queues,
             read_only: attachment.read_only,
             serial,
+            on_full: entry.on_full,
         };
         self.tell(Role::Endpoint, &request).await
     }

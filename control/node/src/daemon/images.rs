@@ -5,7 +5,7 @@ use std::time::Duration;
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize};
+use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize, OnFull};
 
 use super::node::Node;
 use super::passing::{Hindrance, wait_while_passing};
@@ -34,6 +34,7 @@ impl Node {
             size,
             object_size: ObjectSize::DEFAULT,
             created: seconds_since_1970(),
+            on_full: OnFull::default(),
         };
         match self.catalogue(create.clone()).await {
             Ok(_made) => {}

@@ -9,8 +9,8 @@ use super::node::{Node, unexpected};
 use super::passing::{Hindrance, wait_while_passing};
 use crate::api::pools::PoolView;
 use crate::api::types::{
-    CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SnapshotVolume, VolumePage,
-    VolumeView,
+    CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
+    VolumePage, VolumeView,
 };
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 use crate::hosting::add_foreign;
@@ -138,6 +138,7 @@ impl Node {
             size: request.size,
             object_size: request.object_size.unwrap_or(ObjectSize::DEFAULT),
             created: seconds_since_1970(),
+            on_full: request.on_full.unwrap_or_default(),
         };
         let what = format!("`{}` was not created", request.name);
         let made = self.change(create, &request.name).await;
@@ -181,6 +182,7 @@ impl Node {
             lineage: fresh_lineage()?,
             size: request.size,
             created: seconds_since_1970(),
+            on_full: request.on_full,
         };
         let what = format!("`{}` was not made of `{source}`", request.name);
         let made = self.change(clone, &request.name).await;
@@ -340,6 +342,40 @@ impl Node {
                 size: entry.size,
             };
             self.tell(Role::Endpoint, &resized).await?;
+        }
+        Ok(self.view(entry))
+    }
+
+    /// Another policy for a full pool, which a running guest's writes follow at once.
+    pub(crate) async fn set(&self, name: &Name, request: SetVolume) -> Result<VolumeView, Error> {
+        let _one_at_a_time = self.change_alone().await?;
+        let entry = self.lookup_whole(name).await?;
+        if entry.kind != Kind::Volume {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!("`{name}` is frozen: only volumes are set"),
+            )
+            .with_hint(format!(
+                "its clones may have another policy: {}",
+                self.command(&format!(
+                    "volume clone {name} NAME --on-full {}",
+                    request.on_full
+                ))
+            )));
+        }
+        let set = CatalogueRequest::SetOnFull {
+            name: name.clone(),
+            on_full: request.on_full,
+        };
+        let what = format!("`{name}` was not set");
+        let set = self.change(set, name).await;
+        let entry = set.map_err(|error| self.explain_full(&what, error))?;
+        if self.attachments().get(entry.lineage).is_some() {
+            let told = ControlRequest::OnFull {
+                lineage: entry.lineage,
+                policy: entry.on_full,
+            };
+            self.tell(Role::Endpoint, &told).await?;
         }
         Ok(self.view(entry))
     }

@@ -70,6 +70,7 @@ impl Devices {
                 queues,
                 read_only,
                 serial,
+                on_full,
             } => {
                 let config = AttachConfig {
                     lineage,
@@ -80,6 +81,7 @@ impl Devices {
                     queues,
                     read_only,
                     serial,
+                    on_full,
                     start_interval: AttachConfig::START_INTERVAL,
                 };
                 answer.result(self.attach(config));
@@ -127,10 +129,14 @@ impl Devices {
 
     fn attach(&self, config: AttachConfig) -> Result<(), Error> {
         let mut known = self.known();
-        if known.endpoints.contains_key(&config.lineage) {
-            return Ok(());
-        }
         let lineage = config.lineage;
+        if known.endpoints.contains_key(&lineage) {
+            drop(known);
+            // An earlier change of it may not have come through.
+            let policy = config.on_full;
+            let request = ControlRequest::OnFull { lineage, policy };
+            return done(ask(|answer| self.send(Job::Request(request, answer))));
+        }
         if known.leaving.contains(&lineage) {
             return Err(Error::new(
                 ErrorCode::InUse,
@@ -144,17 +150,9 @@ impl Devices {
             config.queues,
         )?;
         let (endpoint, seed) = Endpoint::attach(config)?;
-        match ask(|answer| self.send(Job::Device(Box::new(seed), answer))) {
-            Some(ControlReply::Done) => {
-                known.endpoints.insert(lineage, endpoint);
-                Ok(())
-            }
-            Some(ControlReply::Failed(error)) => Err(error),
-            _ => Err(Error::new(
-                ErrorCode::Internal,
-                "the data thread did not take the device",
-            )),
-        }
+        done(ask(|answer| self.send(Job::Device(Box::new(seed), answer))))?;
+        known.endpoints.insert(lineage, endpoint);
+        Ok(())
     }
 
     fn detach(&self, lineage: Lineage, force: bool) -> Result<(), Error> {
@@ -195,6 +193,18 @@ impl Devices {
                 tracing::warn!("detaching {lineage}: {error}");
             }
         }
+    }
+}
+
+/// What the data thread made of a device.
+fn done(reply: Option<ControlReply>) -> Result<(), Error> {
+    match reply {
+        Some(ControlReply::Done) => Ok(()),
+        Some(ControlReply::Failed(error)) => Err(error),
+        _ => Err(Error::new(
+            ErrorCode::Internal,
+            "the data thread did not take the device",
+        )),
     }
 }
 

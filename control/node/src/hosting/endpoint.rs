@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Wait};
-use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_protocol::{Error, ErrorCode, Lineage, OnFull};
 use archipelago_runtime::{Peer, Progress};
-use archipelago_vhost_user::{Device, DeviceSeed};
+use archipelago_vhost_user::{Device, DeviceSeed, Shortage};
 use archipelago_volume::{ControlEvent, Shared, VolumePeer, WaitsFor};
 use xseg::shared::{Admission, Listener};
 use xseg::{Client, Server};
@@ -26,13 +26,14 @@ const BULKS_MAX: usize = 64;
 
 type Volumes = Shared<Client, Client>;
 
-/// Why a volume waits, for people.
+/// Why a volume waits, or does not any more, for people.
 fn without_space(waits_for: WaitsFor) -> &'static str {
     match waits_for {
         WaitsFor::Writes => "writes wait for space in the pool",
         WaitsFor::Session => {
             "its open waits for space in the pool, or in the run directory for its presence journal"
         }
+        WaitsFor::Nothing => "without space in the pool its guest gets I/O errors",
     }
 }
 
@@ -106,6 +107,14 @@ impl EndpointHost {
     /// The catalogue has a new size.
     pub(crate) fn resized(&mut self, lineage: Lineage, size: u64) {
         self.volumes.resized(lineage, size);
+    }
+
+    /// The catalogue has another policy for a full pool: for what waits, and what comes.
+    pub(crate) fn set_on_full(&mut self, lineage: Lineage, policy: OnFull) {
+        let of_volume = |device: &&mut Device<_, _>| device.lineage() == lineage;
+        for device in self.devices.iter_mut().filter(of_volume) {
+            device.set_on_full(policy);
+        }
     }
 
     /// Opens a volume for a bulk copy; answers when it is open.
@@ -214,8 +223,24 @@ impl EndpointHost {
             what: without_space(waits_for).to_owned(),
             seconds: waited.as_secs(),
         };
-        self.volumes
-            .with(|peer| peer.without_space(now).map(wait).collect())
+        let mut waits: Vec<Wait> = self
+            .volumes
+            .with(|peer| peer.without_space(now).map(wait).collect());
+        // Volumes that are not open, which the volume peer does not know.
+        let devices = self.devices.iter();
+        waits.extend(devices.filter_map(|device| {
+            let (shortage, since) = device.shortage()?;
+            let what = match shortage {
+                Shortage::Waits => "its open waits for a place among the open volumes",
+                Shortage::Reported => without_space(WaitsFor::Nothing),
+            };
+            Some(Wait {
+                lineage: device.lineage(),
+                what: what.to_owned(),
+                seconds: now.saturating_sub(since).as_secs(),
+            })
+        }));
+        waits
     }
 
     /// Figures of the volume peer, and its channels.
@@ -276,12 +301,17 @@ impl EndpointHost {
             progress = Progress::Busy;
             let (id, result) = match event {
                 ControlEvent::SnapshotDone { id, result, .. } => (id, result),
-                ControlEvent::NoSpace { lineage, waits_for } => {
-                    tracing::warn!("volume {lineage}: {}", without_space(waits_for));
+                ControlEvent::NoSpace {
+                    lineage,
+                    waits_for,
+                    policy,
+                } => {
+                    let what = without_space(waits_for);
+                    tracing::warn!("volume {lineage}: {what} (on full: {policy})");
                     continue;
                 }
                 ControlEvent::SpaceFound { lineage } => {
-                    tracing::info!("volume {lineage}: there is space again, nothing waits");
+                    tracing::info!("volume {lineage}: there is space again, its writes are served");
                     continue;
                 }
             };

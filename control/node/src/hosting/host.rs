@@ -92,6 +92,10 @@ impl<B: Backend> Host<B> {
                 endpoint.resized(lineage, size);
                 answer.send(ControlReply::Done);
             }
+            (ControlRequest::OnFull { lineage, policy }, Some(endpoint), _) => {
+                endpoint.set_on_full(lineage, policy);
+                answer.send(ControlReply::Done);
+            }
             (
                 ControlRequest::OpenBulk {
                     lineage,
@@ -247,6 +251,12 @@ impl<B: Backend> Peer for Host<B> {
     }
 
     fn prepare_sleep(&mut self) -> bool {
+        if self.waits_for_space() {
+            // What has begun to wait in this turn: the alarm that is set may be a second away.
+            let mut events = self.events.borrow_mut();
+            let deadline = events.now() + SPACE_INTERVAL;
+            events.alarm(deadline);
+        }
         let mut quiet = !self.events.borrow().has_signals();
         if let Some(endpoint) = &mut self.endpoint {
             quiet &= endpoint.prepare_sleep();

@@ -48,7 +48,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     pub(super) fn serve(&mut self) -> bool {
         let handle = match self.volume {
             VolumeState::Open(handle) => Some(handle),
-            VolumeState::Failed => None,
+            VolumeState::Full(_) | VolumeState::Failed => None,
             _ => return false,
         };
         if self.dropping || !self.regions_ready {
@@ -155,7 +155,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             )
         };
         let parsed = match (parsed, handle) {
-            (Ok(request), None) => Err((kind_of(request), Failure::NotOpen)),
+            (Ok(request), None) => Err((kind_of(request), self.not_open())),
             (parsed, _) => parsed,
         };
         let durable = self.write_through();
@@ -198,6 +198,14 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             self.count_answer();
         }
         Ok(Step::Taken)
+    }
+
+    /// Why a request fails that the volume does not get.
+    fn not_open(&self) -> Failure {
+        match self.volume {
+            VolumeState::Full(_) => Failure::Volume(ErrorCode::NoSpace),
+            _ => Failure::NotOpen,
+        }
     }
 
     /// The chain was answered without the volume: its guest has waited for nothing, and may have to.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use archipelago_protocol::{Lineage, ObjectSize};
+use archipelago_protocol::{Lineage, ObjectSize, OnFull};
 use archipelago_runtime::{Peer, Progress};
 use archipelago_vhost_user::memory_volumes::MemoryVolumes;
 use archipelago_vhost_user::{AttachConfig, Detach, Endpoint, EpollWakeups};
@@ -39,6 +39,7 @@ impl Host {
             queues: 2,
             read_only: false,
             serial: "serial-of-this-volume-cut".to_owned(),
+            on_full: OnFull::default(),
             start_interval: AttachConfig::START_INTERVAL,
         };
         change(&mut config);

@@ -16,5 +16,6 @@ mod hostile;
 mod log;
 mod recovery;
 mod requests;
+mod shortage;
 mod specification;
 mod unshared;

@@ -8,6 +8,7 @@ use archipelago_protocol::Lineage;
 use archipelago_protocol::object::ObjectId;
 
 use super::Catalogue;
+use super::attributes::ATTRIBUTES_LEN_MAX;
 use super::names::Names;
 use super::record::Change;
 use crate::core::Core;
@@ -19,8 +20,9 @@ use crate::head::CatalogueHead;
 const MAGIC: [u8; 8] = *b"ARCHCPAG";
 /// A page is closed when its records pass this.
 const PAGE_FULL: usize = 64 * 1024;
-/// Longest page: a full one and the longest record (below 512 bytes), rounded up.
+/// Longest page: a full one and the longest record (below 512 bytes and its attributes), rounded up.
 const PAGE_LEN_MAX: usize = PAGE_FULL + 8192;
+const _: () = assert!(48 + 512 + ATTRIBUTES_LEN_MAX <= PAGE_LEN_MAX - PAGE_FULL - 3072);
 /// Bytes written or read at a time.
 const PIECE: usize = 1 << 20;
 
@@ -162,6 +164,7 @@ mod tests {
     use archipelago_protocol::object::ObjectReply;
     use archipelago_protocol::{ErrorCode, ObjectSize};
 
+    use super::super::attributes::Attributes;
     use super::super::record::Item;
     use super::*;
     use crate::driven::driven;
@@ -188,6 +191,7 @@ mod tests {
                 object_size: ObjectSize::MIN,
                 created: 0,
                 root: Root::default(),
+                attributes: Attributes::default(),
             };
             let mut names = catalogue.names.borrow_mut();
             names.apply(Change::Put(item));

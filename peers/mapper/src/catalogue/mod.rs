@@ -6,6 +6,7 @@
 //!   it found anew before anybody hears of it.
 //! - What others descend from keeps its entry without a name; the last descendant takes it along (in the background).
 
+mod attributes;
 mod checkpoint;
 mod names;
 mod record;
@@ -26,6 +27,8 @@ use crate::head::CatalogueHead;
 use crate::log::{Content, Log, Reach};
 use crate::task::{Guard, Lock, Scheduler};
 
+#[cfg(test)]
+pub(crate) use attributes::Attributes;
 #[cfg(feature = "fuzzing")]
 pub(crate) use checkpoint::decode as decode_page;
 pub(crate) use names::Names;

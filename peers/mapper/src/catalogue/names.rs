@@ -172,6 +172,7 @@ impl Names {
             object_size: item.object_size,
             parent,
             created: item.created,
+            on_full: item.attributes.on_full(),
         })
     }
 
@@ -217,9 +218,10 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
-    use archipelago_protocol::ObjectSize;
+    use archipelago_protocol::{ObjectSize, OnFull};
 
     use super::*;
+    use crate::catalogue::Attributes;
     use crate::tree::Root;
 
     fn name(text: &str) -> Name {
@@ -237,6 +239,7 @@ mod tests {
             object_size: ObjectSize::MIN,
             created: 7,
             root: Root::default(),
+            attributes: Attributes::default(),
         }
     }
 
@@ -331,6 +334,7 @@ mod tests {
             object_size: ObjectSize::MIN,
             parent: Some(name("v")),
             created: 7,
+            on_full: OnFull::default(),
         };
         assert_eq!((shown, named.len()), (expected, 2));
     }

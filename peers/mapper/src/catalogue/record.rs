@@ -2,7 +2,7 @@
 //!
 //! Kind u8, 0 u8, length u16 of the record, then
 //! * 1 put: map kind u8, object size log2 u8, name length u16 (0: hidden), lineage, parent (0: none), size u64,
-//!   created u64, root (52 bytes), name, zeros to 8;
+//!   created u64, root (52 bytes), name, zeros to 8, [`attributes`](super::attributes);
 //! * 2 doom, 3 forget: 0 u32, lineage.
 //!
 //! The records of one batch take effect together.
@@ -10,9 +10,20 @@
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::{Lineage, Name, ObjectSize};
 
+use super::attributes::Attributes;
 use crate::format::{Reader, Writer};
 use crate::head::{read_root, write_root};
 use crate::tree::Root;
+
+/// Bytes of kind and length, in front of each record's body.
+const HEADER_LEN: usize = 4;
+/// Bytes of the body of a put before its name: kind, object size, length of the name, two lineages, size, time, root.
+const FIELDS_LEN: usize = 1 + 1 + 2 + 2 * 16 + 8 + 8 + 52;
+
+/// Where the attributes of a put begin in its body: at a multiple of 8 in the record.
+fn attributes_at(name_len: usize) -> usize {
+    (HEADER_LEN + FIELDS_LEN + name_len).next_multiple_of(8) - HEADER_LEN
+}
 
 /// A named map, or one whose name is gone while others still need it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +37,7 @@ pub(crate) struct Item {
     pub(crate) created: u64,
     /// Of frozen things, and of volumes until their first open.
     pub(crate) root: Root,
+    pub(crate) attributes: Attributes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +71,8 @@ impl Change {
         };
         to.u8(kind);
         to.u8(0);
-        let len = (4 + body.len()).next_multiple_of(8);
-        to.u16(u16::try_from(len).expect("a name and some fields"));
+        let len = (HEADER_LEN + body.len()).next_multiple_of(8);
+        to.u16(u16::try_from(len).expect("some fields, a name and bounded attributes"));
         to.bytes(&body.into_bytes());
         to.pad_to(start + len);
     }
@@ -84,7 +96,7 @@ impl Change {
         fields.u8().ok_or_else(short)?;
         let len = usize::from(fields.u16().ok_or_else(short)?);
         let body = len
-            .checked_sub(4)
+            .checked_sub(HEADER_LEN)
             .and_then(|len| fields.take(len))
             .ok_or_else(short)?;
         let mut body = Reader::new(body);
@@ -123,6 +135,8 @@ impl Item {
         to.u64(self.created);
         write_root(to, self.root);
         to.bytes(name.as_bytes());
+        to.pad_to(attributes_at(name.len()));
+        to.bytes(&self.attributes.encode());
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, String> {
@@ -147,6 +161,9 @@ impl Item {
         let name = from
             .take(usize::from(name_len))
             .ok_or_else(|| bad("name"))?;
+        let zeros = attributes_at(name.len()) - FIELDS_LEN - name.len();
+        from.take(zeros).ok_or_else(|| bad("length"))?;
+        let attributes = Attributes::decode(from)?;
         let name = match name {
             [] => None,
             bytes => {
@@ -163,12 +180,14 @@ impl Item {
             object_size,
             created,
             root,
+            attributes,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use archipelago_protocol::OnFull;
     use proptest::prelude::*;
 
     use super::*;
@@ -183,6 +202,7 @@ mod tests {
             object_size: ObjectSize::MAX,
             created: 77,
             root: Root::default(),
+            attributes: Attributes::default(),
         }
     }
 
@@ -199,6 +219,46 @@ mod tests {
         let mut bytes = Writer::bare();
         changes.iter().for_each(|change| change.encode(&mut bytes));
         assert_eq!(Change::decode_all(&bytes.into_bytes()), Ok(changes));
+    }
+
+    /// Records of programs that knew no attributes, with names of each length modulo 8, and each with garbage where they wrote
+    /// zeros: the padding is not an attribute.
+    #[test]
+    fn a_record_without_attributes_reads_as_before_and_its_padding_is_none() {
+        for name_len in [0, 1, 3, 4, 5, 8, 255] {
+            let change = Change::Put(item(&"x".repeat(name_len)));
+            let mut bytes = Writer::bare();
+            change.encode(&mut bytes);
+            let mut bytes = bytes.into_bytes();
+            assert_eq!(bytes.len(), (108 + name_len).next_multiple_of(8));
+            assert_eq!(Change::decode_all(&bytes), Ok(vec![change.clone()]));
+            bytes[108 + name_len..].fill(1);
+            assert_eq!(Change::decode_all(&bytes), Ok(vec![change]));
+        }
+    }
+
+    #[test]
+    fn attributes_survive_their_bytes_whatever_the_length_of_the_name() {
+        for name_len in [0, 1, 3, 4, 5, 8, 255] {
+            let report = Change::Put(Item {
+                attributes: Attributes::with_on_full(OnFull::Report),
+                ..item(&"x".repeat(name_len))
+            });
+            let mut bytes = Writer::bare();
+            report.encode(&mut bytes);
+            let mut bytes = bytes.into_bytes();
+            let at = (108 + name_len).next_multiple_of(8);
+            assert_eq!(bytes[at..], [1, 0, 4, 0, 0, 0, 0, 0]);
+            let read = |bytes: &[u8]| Change::decode_all(bytes);
+            assert_eq!(read(&bytes), Ok(vec![report]));
+            bytes[at] = 2;
+            let again = read(&bytes).unwrap();
+            let mut written = Writer::bare();
+            again[0].encode(&mut written);
+            assert_eq!(written.into_bytes(), bytes, "an unknown attribute");
+            bytes[at + 2] = 5;
+            assert!(read(&bytes).unwrap_err().contains("attribute"));
+        }
     }
 
     proptest! {

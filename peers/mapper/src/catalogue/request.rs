@@ -4,8 +4,9 @@ use std::rc::Rc;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{ErrorCode, Lineage, Name};
+use archipelago_protocol::{ErrorCode, Lineage, Name, OnFull};
 
+use super::attributes::Attributes;
 use super::record::{Change, Item};
 use super::{Names, sweep};
 use crate::check;
@@ -76,6 +77,7 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
             size,
             object_size,
             created,
+            on_full,
         } => {
             if !matches!(kind, Kind::Volume | Kind::Importing) {
                 return Err(Failure::new(
@@ -93,6 +95,7 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
                 object_size,
                 created,
                 root: Root::default(),
+                attributes: Attributes::with_on_full(on_full),
             };
             enter(core, |_names| Ok(item)).await
         }
@@ -102,9 +105,14 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
             lineage,
             size,
             created,
+            on_full,
         } => {
             enter(core, |names| {
-                clone_of(names, &source, name, lineage, size, created)
+                let mut clone = clone_of(names, &source, name, lineage, size, created)?;
+                if let Some(on_full) = on_full {
+                    clone.attributes.set_on_full(on_full);
+                }
+                Ok(clone)
             })
             .await
         }
@@ -139,6 +147,7 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
             limit,
         ))),
         CatalogueRequest::Resize { name, size, force } => resize(core, name, size, force).await,
+        CatalogueRequest::SetOnFull { name, on_full } => set_on_full(core, name, on_full).await,
         CatalogueRequest::Rename { from, to } => rename(core, from, to).await,
         CatalogueRequest::Remove { name } => remove(core, name).await,
         CatalogueRequest::PoolInfo => {
@@ -384,6 +393,19 @@ async fn resize(core: &Rc<Core>, name: Name, size: u64, force: bool) -> Outcome<
         .await?;
     if let Some(volume) = core.volume(lineage) {
         volume.live.borrow_mut().size = size;
+    }
+    Ok(entry(core, lineage))
+}
+
+async fn set_on_full(core: &Rc<Core>, name: Name, on_full: OnFull) -> Outcome<CatalogueReply> {
+    let guard = core.catalogue.locked(core).await?;
+    let mut volume = volume_named(&core.catalogue.names.borrow(), &name)?;
+    let lineage = volume.lineage;
+    // The same again costs nothing, not even room.
+    if volume.attributes.on_full() != on_full {
+        volume.attributes.set_on_full(on_full);
+        let change = vec![Change::Put(volume)];
+        core.catalogue.change(core, &guard, change).await?;
     }
     Ok(entry(core, lineage))
 }

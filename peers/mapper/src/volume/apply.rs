@@ -183,7 +183,7 @@ mod tests {
     use archipelago_protocol::{Generation, Lineage, ObjectSize};
 
     use super::*;
-    use crate::catalogue::Item;
+    use crate::catalogue::{Attributes, Item};
     use crate::head::VolumeHead;
     use crate::tree::Root;
     use crate::volume::open::live_of;
@@ -199,6 +199,7 @@ mod tests {
             object_size: ObjectSize::MIN,
             created: 0,
             root: Root::default(),
+            attributes: Attributes::default(),
         };
         let head = VolumeHead {
             generation: Generation(1),

@@ -4,7 +4,7 @@ use archipelago_mapper::Mapper;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind, Page};
 use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest};
-use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
+use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize, OnFull};
 
 use crate::rig::pool::Left;
 use crate::rig::{Rig, small};
@@ -122,6 +122,7 @@ fn a_rename_is_seen_by_descendants_and_a_taken_name_is_refused() {
         lineage,
         size,
         created: 0,
+        on_full: None,
     };
     assert_eq!(rig.refused(clone("u", None)), ErrorCode::Invalid);
     assert_eq!(rig.refused(clone("s", Some(512))), ErrorCode::Invalid);
@@ -137,6 +138,7 @@ fn import(rig: &mut Rig, text: &str) -> Lineage {
         size: 1 << 20,
         object_size: ObjectSize::MIN,
         created: 0,
+        on_full: OnFull::default(),
     });
     lineage
 }
@@ -219,6 +221,7 @@ fn a_failed_append_is_read_again_before_anything_is_changed() {
         size: 512,
         object_size: ObjectSize::MIN,
         created: 0,
+        on_full: OnFull::default(),
     };
     rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::Io));
     assert_eq!(rig.refused(create.clone()), ErrorCode::SyncFailed);
@@ -349,6 +352,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
         object_size: ObjectSize::MAX,
         parent: parent.map(name),
         created,
+        on_full: OnFull::default(),
     };
     let create = |text: &str, lineage, kind, created| CatalogueRequest::Create {
         name: name(text),
@@ -357,6 +361,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
         size: 1 << 20,
         object_size: ObjectSize::MAX,
         created,
+        on_full: OnFull::default(),
     };
     let cloned = |text: &str, lineage, size| CatalogueRequest::Clone {
         source: name("s"),
@@ -364,6 +369,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
         lineage,
         size,
         created: 13,
+        on_full: None,
     };
     let made = [
         (

@@ -3,7 +3,7 @@
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
-use archipelago_protocol::{ErrorCode, ObjectSize};
+use archipelago_protocol::{ErrorCode, ObjectSize, OnFull};
 
 use crate::rig::{Rig, small};
 
@@ -59,6 +59,7 @@ fn lack_of_space_changes_nothing_and_passes() {
         size: 512,
         object_size: ObjectSize::MIN,
         created: 0,
+        on_full: OnFull::default(),
     };
     rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::NoSpace));
     assert_eq!(rig.refused(create.clone()), ErrorCode::NoSpace);

@@ -8,6 +8,7 @@ mod failures;
 mod full;
 mod logs;
 mod model;
+mod policies;
 mod promises;
 mod recovery;
 mod rig;

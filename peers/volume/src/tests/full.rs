@@ -68,6 +68,7 @@ fn writes_without_room_wait_one_is_probed_and_all_go_on_with_it() {
     let event = ControlEvent::NoSpace {
         lineage: OWN,
         waits_for,
+        policy: OnFull::default(),
     };
     assert_eq!(world.control, [event]);
     let waited: Vec<_> = world.peer.without_space(TURN * 100).collect();
@@ -270,15 +271,203 @@ fn a_mapper_without_room_for_the_session_is_asked_again() {
     assert_eq!(world.results.pop().unwrap().1, Ok(()));
     (4..9).for_each(|turn| world.peer.look_for_space(TURN * turn));
     assert!(!world.peer.waits_for_space());
-    // Without the policy the volume fails.
-    world.peer.on_full(world.handle, OnFull::Report);
-    world.kill_mapper();
-    world.poll();
-    world.revive_mapper();
+}
+
+/// The session's begin is refused once more: requests that come meanwhile wait for it.
+fn refuse_open(world: &mut World) {
     while world.poll() {}
     let open = world.map_index(MapOp::Open).expect("asked");
     world.map_step(open, NO_SPACE);
-    assert_eq!(world.run(WRITE, 0, 4096), Err(ErrorCode::NoSpace));
+    while world.poll() {}
+    assert_eq!(world.map_waiting(), 0);
+}
+
+#[test]
+fn a_volume_that_reports_goes_on_when_there_is_room_for_its_session() {
+    let mut world = World::opened();
+    world.kill_mapper();
+    world.poll();
+    world.revive_mapper();
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    refuse_open(&mut world);
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    for turn in 1..20 {
+        // Between two turns nothing is asked of the mapper, and while it is asked nothing waits.
+        assert_eq!(world.run(WRITE, 0, 4096), Err(ErrorCode::NoSpace));
+        assert_eq!(world.run(VolumeOp::Read, 0, 4096), Err(ErrorCode::NoSpace));
+        world.peer.look_for_space(TURN * turn);
+        world.submit(WRITE, 4096, 4096, &[]).unwrap();
+        refuse_open(&mut world);
+        assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    }
+    let without: Vec<_> = world.peer.without_space(TURN * 21).collect();
+    assert_eq!(without, [(OWN, WaitsFor::Nothing, TURN * 20)]);
+    assert_eq!(world.control.len(), 1, "{:?}", world.control);
+    world.peer.look_for_space(TURN * 21);
+    world.settle();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    let found = ControlEvent::SpaceFound { lineage: OWN };
+    assert_eq!(world.control.pop(), Some(found));
+    world.peer.look_for_space(TURN * 22);
+    assert!(!world.peer.waits_for_space());
+    world.read_all();
+}
+
+/// A write that finds no room is answered at once, without a turn.
+fn fails_at_once(world: &mut World) {
+    world.submit(WRITE, 8192, 4096, &[]).unwrap();
+    settle_full(world);
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    assert_eq!(parked(world), 0);
+}
+
+#[test]
+fn after_its_limit_a_volume_reports_until_something_finds_room() {
+    let limit = TURN * 8;
+    let mut world = waiting(Some(limit));
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    for turn in 1..9 {
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+    }
+    // One that came late waits for what is left of the limit.
+    world.submit(WRITE, 4096, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    assert_eq!(world.results, []);
+    world.peer.look_for_space(TURN * 9);
+    settle_full(&mut world);
+    assert_eq!(world.results.len(), 2);
+    world.results.clear();
+    let event = |waits_for| ControlEvent::NoSpace {
+        lineage: OWN,
+        waits_for,
+        policy: OnFull::Wait { limit: Some(limit) },
+    };
+    let events = [event(WaitsFor::Writes), event(WaitsFor::Nothing)];
+    assert_eq!(world.control, events);
+    // However long after, and however often.
+    for turn in 10..100 {
+        fails_at_once(&mut world);
+        world.peer.look_for_space(TURN * turn);
+        let without: Vec<_> = world.peer.without_space(TURN * turn).collect();
+        assert_eq!(without, [(OWN, WaitsFor::Nothing, TURN * (turn - 1))]);
+    }
+    assert!(
+        !world.peer.waits_for_space(),
+        "nothing is left to be looked for"
+    );
+    assert_eq!(world.control, events);
+    // A write that needs no room tells nothing; one that needed some does.
+    world.results.clear();
+    assert_eq!(world.run(VolumeOp::Read, 0, 4096), Ok(()));
+    fails_at_once(&mut world);
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    let found = ControlEvent::SpaceFound { lineage: OWN };
+    assert_eq!(world.control.pop(), Some(found));
+    assert_eq!(world.peer.without_space(TURN * 100).count(), 0);
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()), "an owned block");
+    // And the next shortage is another one.
+    world.submit(WRITE, 8192, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    assert_eq!((world.results.len(), parked(&world)), (0, 1));
+}
+
+#[test]
+fn the_limit_begins_again_when_something_finds_room() {
+    let limit = TURN * 8;
+    let mut world = waiting(Some(limit));
+    for block in 0..2 {
+        world.submit(WRITE, block * 4096, 4096, &[]).unwrap();
+    }
+    settle_full(&mut world);
+    for turn in 1..=8 {
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+    }
+    // Room for one block, taken by a write that has not waited.
+    assert_eq!(world.run(WRITE, 8192, 4096), Ok(()));
+    for turn in 9..17 {
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+        assert_eq!((world.results.len(), parked(&world)), (0, 2), "turn {turn}");
+    }
+    world.peer.look_for_space(TURN * 17);
+    settle_full(&mut world);
+    assert_eq!((world.results.len(), parked(&world)), (2, 0));
+}
+
+#[test]
+fn a_policy_that_is_set_applies_to_what_waits_and_to_what_comes() {
+    // Shorter than what has been waited: over with the next turn.
+    let mut world = waiting(None);
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    for turn in 1..20 {
+        world.peer.look_for_space(TURN * turn);
+        settle_full(&mut world);
+    }
+    let limit = |turns| OnFull::Wait {
+        limit: Some(TURN * turns),
+    };
+    world.peer.on_full(world.handle, limit(40));
+    world.peer.look_for_space(TURN * 20);
+    settle_full(&mut world);
+    assert_eq!(world.results, []);
+    world.peer.on_full(world.handle, limit(4));
+    world.peer.look_for_space(TURN * 21);
+    settle_full(&mut world);
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    fails_at_once(&mut world);
+    // The same again is no change; another one is, for those to come.
+    world.peer.on_full(world.handle, limit(4));
+    fails_at_once(&mut world);
+    world.peer.on_full(world.handle, OnFull::default());
+    world.submit(WRITE, 0, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    assert_eq!((world.results.len(), parked(&world)), (0, 1));
+    world.peer.look_for_space(TURN * 22);
+    settle_full(&mut world);
+    // Whoever reports answers what waits, at once.
+    world.peer.on_full(world.handle, OnFull::Report);
+    settle_full(&mut world);
+    assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
+    fails_at_once(&mut world);
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    assert_eq!(world.peer.without_space(TURN * 23).count(), 0);
+    world.peer.on_full(world.handle, OnFull::default());
+    world.submit(WRITE, 8192, 4096, &[]).unwrap();
+    settle_full(&mut world);
+    assert_eq!((world.results.len(), parked(&world)), (0, 1));
+}
+
+#[test]
+fn an_open_without_room_waits_as_its_policy_says_and_no_longer() {
+    for (policy, turns) in [
+        (OnFull::Report, 0),
+        (
+            OnFull::Wait {
+                limit: Some(TURN * 4),
+            },
+            5,
+        ),
+    ] {
+        let mut world = World::new(64, 1 << 20);
+        world.peer.on_full(world.handle, policy);
+        for turn in 0..turns {
+            refuse_open(&mut world);
+            assert_eq!(world.events, []);
+            world.peer.look_for_space(TURN * (turn + 1));
+        }
+        refuse_open(&mut world);
+        let [VolumeEvent::Opened { result: Err(error) }] = &world.events[..] else {
+            panic!("{policy}: {:?}", world.events);
+        };
+        assert_eq!(error.code, ErrorCode::NoSpace);
+        world.peer.look_for_space(TURN * 10);
+        assert!(!world.peer.waits_for_space());
+        assert_eq!(world.peer.without_space(TURN * 10).count(), 0);
+    }
 }
 
 #[test]

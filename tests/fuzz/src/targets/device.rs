@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{ErrorCode, Lineage, ObjectSize, OnFull};
 use archipelago_runtime::Peer;
 use archipelago_vhost_user::command::Command;
 use archipelago_vhost_user::dirty_log::DirtyLog;
@@ -88,6 +88,7 @@ impl Rig {
             queues: QUEUES,
             read_only: false,
             serial: "serial".to_owned(),
+            on_full: OnFull::default(),
             start_interval: Duration::ZERO,
         };
         let (line, seed) = seed(config).expect("eventfds");

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use archipelago_protocol::{Lineage, ObjectSize};
+use archipelago_protocol::{Lineage, ObjectSize, OnFull};
 use archipelago_runtime::{Peer, Progress};
 use archipelago_vhost_user::memory_volumes::MemoryVolumes;
 use archipelago_vhost_user::{AttachConfig, Endpoint, EpollWakeups};
@@ -52,6 +52,7 @@ impl Host {
             queues: 2,
             read_only: false,
             serial: "serial".to_owned(),
+            on_full: OnFull::default(),
             start_interval: Duration::ZERO,
         };
         let (endpoint, seed) = Endpoint::attach(config).expect("an endpoint");

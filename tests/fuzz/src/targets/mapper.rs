@@ -9,7 +9,7 @@ use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placeme
 use archipelago_protocol::object::{
     OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
-use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, Name, ObjectSize};
+use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, Name, ObjectSize, OnFull};
 use xseg::Region;
 
 use crate::input::Input;
@@ -179,6 +179,7 @@ impl Rig {
                 size,
                 object_size: ObjectSize::MIN,
                 created: 1,
+                on_full: OnFull::default(),
             },
             1 => CatalogueRequest::Clone {
                 source: first,
@@ -186,6 +187,7 @@ impl Rig {
                 lineage: id,
                 size: (kind & 0x80 != 0).then_some(size),
                 created: 1,
+                on_full: None,
             },
             2 => CatalogueRequest::Snapshot {
                 volume: first,
@@ -200,6 +202,10 @@ impl Rig {
                 created: 1,
             },
             4 => CatalogueRequest::Publish { name: first },
+            5 if kind & 0x40 != 0 => CatalogueRequest::SetOnFull {
+                name: first,
+                on_full: OnFull::from_seconds(Some(u32::from(kind & 0x80))),
+            },
             5 => CatalogueRequest::Resize {
                 name: first,
                 size,
@@ -364,6 +370,8 @@ pub(crate) fn real_structures() -> Vec<Vec<u8>> {
             size,
             object_size: ObjectSize::MIN,
             created: 1,
+            // The second has an attribute.
+            on_full: OnFull::from_seconds((number == 2).then_some(7)),
         };
         rig.mapper.catalogue_request(0, request);
         rig.settle();

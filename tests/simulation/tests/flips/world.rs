@@ -12,6 +12,7 @@ use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Epoch, Lineage, ObjectSize};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
+use archipelago_protocol::on_full::OnFull;
 use archipelago_simulation::journal::{self, Journals};
 use xseg::Region;
 
@@ -143,6 +144,7 @@ impl World {
             size: SIZE,
             object_size: OBJECT_SIZE,
             created: 1,
+            on_full: OnFull::default(),
         });
     }
 
@@ -345,6 +347,7 @@ pub(crate) fn small_pool() -> SimulatedBackend {
         lineage: CLONE,
         size: None,
         created: 1,
+        on_full: None,
     });
     let clone = world.open(CLONE);
     world.fill(CLONE, clone, &[2, 100]);

@@ -15,7 +15,7 @@ use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
-use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize, OnFull};
 
 use self::pool::{Pool, SECTOR};
 
@@ -225,6 +225,7 @@ impl Rig {
             size,
             object_size,
             created: 1,
+            on_full: OnFull::default(),
         });
         lineage
     }
@@ -238,6 +239,7 @@ impl Rig {
             lineage,
             size,
             created: 2,
+            on_full: None,
         });
         lineage
     }
