@@ -54,8 +54,10 @@ impl QemuStorageDaemon {
         self.serving = None;
         let socket = self.dir.join("volume.sock");
         fs::remove_file(&socket).ok();
-        let mut command = Command::new("taskset");
-        command.args(["-c", SERVER_CPU, "qemu-storage-daemon"]);
+        // In a session of its own, as a node's daemon is: the scheduler shares a CPU among sessions (autogroup), and one that
+        // the client is in, or what else this terminal runs, has another share.
+        let mut command = Command::new("setsid");
+        command.args(["taskset", "-c", SERVER_CPU, "qemu-storage-daemon"]);
         command.args(["--object", "iothread,id=iot0"]);
         for device in devices {
             command.args(["--blockdev", device]);
