@@ -11,9 +11,9 @@ use archipelago_node::api::types::{
 use archipelago_node::bulk::{BulkClient, BulkOp};
 use archipelago_node::client::{Client, Method, path_segment};
 use archipelago_node::layout::Layout;
-use archipelago_protocol::Error;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::check::{FindingKind, Report};
+use archipelago_protocol::{Error, OnFull};
 use nix::sys::eventfd::EventFd;
 use serde_json::{Value, json};
 
@@ -27,6 +27,7 @@ pub struct Listed {
     kind: Kind,
     size: u64,
     parent: Option<String>,
+    on_full: OnFull,
     attached: bool,
 }
 
@@ -52,6 +53,10 @@ pub enum Command {
     Resize {
         name: &'static str,
         size: u64,
+    },
+    Set {
+        name: &'static str,
+        on_full: OnFull,
     },
     Rename {
         old: &'static str,
@@ -100,6 +105,7 @@ impl Command {
             | Command::Clone { .. }
             | Command::Snapshot { .. }
             | Command::Resize { .. }
+            | Command::Set { .. }
             | Command::Rename { .. }
             | Command::Attach { .. }
             | Command::Import { .. } => false,
@@ -124,6 +130,7 @@ impl Command {
             kind,
             size,
             parent: parent.map(str::to_owned),
+            on_full: OnFull::default(),
             attached: false,
         };
         let known = |listing: &Listing, name: &str| {
@@ -135,12 +142,20 @@ impl Command {
                 listing.insert(name.to_owned(), entry(Kind::Volume, size, None));
             }
             Command::Clone { source, name } => {
-                let size = known(listing, source)?.size;
-                listing.insert(name.to_owned(), entry(Kind::Volume, size, Some(source)));
+                let Listed { size, on_full, .. } = known(listing, source)?;
+                let clone = Listed {
+                    on_full,
+                    ..entry(Kind::Volume, size, Some(source))
+                };
+                listing.insert(name.to_owned(), clone);
             }
             Command::Snapshot { volume, name } => {
-                let size = known(listing, volume)?.size;
-                listing.insert(name.to_owned(), entry(Kind::Snapshot, size, Some(volume)));
+                let Listed { size, on_full, .. } = known(listing, volume)?;
+                let snapshot = Listed {
+                    on_full,
+                    ..entry(Kind::Snapshot, size, Some(volume))
+                };
+                listing.insert(name.to_owned(), snapshot);
             }
             Command::Resize { name, size } => {
                 let resized = Listed {
@@ -148,6 +163,13 @@ impl Command {
                     ..known(listing, name)?
                 };
                 listing.insert(name.to_owned(), resized);
+            }
+            Command::Set { name, on_full } => {
+                let set = Listed {
+                    on_full,
+                    ..known(listing, name)?
+                };
+                listing.insert(name.to_owned(), set);
             }
             Command::Rename { old, new } => {
                 let moved = known(listing, old)?;
@@ -202,6 +224,9 @@ impl Command {
             Command::Clone { source, name } => words(&["volume", "clone", source, name]),
             Command::Snapshot { volume, name } => words(&["volume", "snapshot", volume, name]),
             Command::Resize { name, size } => words(&["volume", "resize", name, &size.to_string()]),
+            Command::Set { name, on_full } => {
+                words(&["volume", "set", name, "--on-full", &on_full.to_string()])
+            }
             Command::Rename { old, new } => words(&["volume", "rename", old, new]),
             Command::Remove { name } => words(&["volume", "remove", name]),
             Command::Attach { name } => words(&["volume", "attach", name]),
@@ -250,6 +275,7 @@ impl Control {
                 kind: view.entry.kind,
                 size: view.entry.size,
                 parent: view.entry.parent.map(|name| name.to_string()),
+                on_full: view.entry.on_full,
                 attached: view.attachment.is_some(),
             };
             (view.entry.name.to_string(), listed)
@@ -289,6 +315,10 @@ impl Control {
             Command::Resize { name, size } => {
                 let body = json!({"size": size});
                 client.call::<_, VolumeView>(post, &volume(name, "/resize"), &body)?;
+            }
+            Command::Set { name, on_full } => {
+                let body = json!({"on_full": on_full});
+                client.call::<_, VolumeView>(post, &volume(name, "/set"), &body)?;
             }
             Command::Rename { old, new } => {
                 let body = json!({"to": new});

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use archipelago_crash_tests::filesystem::{FileSystem, Kind};
 use archipelago_crash_tests::fleet::Fleet;
 use archipelago_crash_tests::node::Node;
+use archipelago_crash_tests::small_pool::{MIB, Writer, Written};
 use archipelago_crash_tests::verifier::Load;
 use archipelago_crash_tests::{seed, skip};
 use serde_json::Value;
@@ -27,6 +28,10 @@ const FILL_TIMEOUT: Duration = Duration::from_secs(120);
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time for what the kernel and the tools take to grow a file system, and a guest to go on.
 const GOES_ON: Duration = Duration::from_secs(10);
+/// What fails at once fails within this, also on a machine that does something else.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// What a guest sees then: an I/O error.
+const IOERR: i32 = -nix::libc::EIO;
 /// What each guest does at least in the grown file system.
 const REQUESTS: u64 = 200;
 
@@ -200,4 +205,98 @@ fn five_guests_fill_an_xfs_and_go_on_when_it_is_grown() -> Result<()> {
 #[test]
 fn five_guests_fill_a_tmpfs_and_go_on_when_it_is_grown() -> Result<()> {
     five_guests(Kind::Tmpfs, "split")
+}
+
+/// With the policy `report` every write without space fails at once, and is in the log; then all are served.
+fn five_guests_report(kind: Kind, placement: &str) -> Result<()> {
+    let Some(files) = file_system(kind)? else {
+        return Ok(());
+    };
+    let node = Node::builder(placement)
+        .pool(&files.path().join("pool"))
+        .start()?;
+    let (mut guests, mut sockets) = (Vec::new(), Vec::new());
+    for guest in 0..GUESTS {
+        let (name, size) = (format!("disk-{guest}"), DISK.to_string());
+        let create = [
+            "volume",
+            "create",
+            &name,
+            "--size",
+            &size,
+            "--on-full",
+            "report",
+        ];
+        node.call(&create)?;
+        let socket = node.attach(&name)?;
+        guests.push(Writer::connect(&socket)?);
+        sockets.push(socket.display().to_string());
+    }
+    let mut full = 0;
+    for _ in 0..DISK / MIB {
+        full = 0;
+        for guest in &mut guests {
+            let written = guest.write()?;
+            if written.result != 0 {
+                fails_at_once(written)?;
+                full += 1;
+            }
+        }
+        if full == GUESTS {
+            break;
+        }
+    }
+    ensure!(full == GUESTS, "{full} of {GUESTS} guests found no space");
+    let fail = |guests: &mut [Writer], time: Duration| {
+        let deadline = now() + time;
+        loop {
+            for guest in &mut *guests {
+                fails_at_once(guest.write()?)?;
+            }
+            if now() > deadline {
+                return Ok::<_, anyhow::Error>(());
+            }
+            pause();
+        }
+    };
+    fail(&mut guests, full_time() / 3)?;
+    another_process(&node, "mapper")?;
+    fail(&mut guests, full_time() / 3)?;
+    node.call(&["node", "stop"])?;
+    node.call(&["node", "start"])?;
+    fail(&mut guests, full_time() / 3)?;
+    let log = std::fs::read_to_string(node.root().join("run/archipelagod.log"))?;
+    for socket in &sockets {
+        let of = |line: &&str| line.contains(socket) && line.contains("no space left");
+        let logged = log.lines().filter(of).count();
+        // Of each of three processes the first, and the sums of each 10 s.
+        let most = 3 * (2 + usize::try_from(full_time().as_secs() / 10)?);
+        ensure!(
+            (1..=most).contains(&logged),
+            "{logged} lines of {socket}: {log}"
+        );
+    }
+    make_room(&files)?;
+    for guest in &mut guests {
+        guest.write_within(GOES_ON)?;
+    }
+    guests.iter_mut().try_for_each(Writer::check)?;
+    drop(guests);
+    finish(&node, files)
+}
+
+fn fails_at_once(written: Written) -> Result<()> {
+    ensure!(written.result == IOERR, "{written:?}");
+    ensure!(written.after < AT_ONCE, "{written:?}");
+    Ok(())
+}
+
+#[test]
+fn five_guests_of_a_full_ext4_that_report_fail_at_once_and_are_served_after() -> Result<()> {
+    five_guests_report(Kind::Ext4, "split")
+}
+
+#[test]
+fn five_guests_of_a_full_tmpfs_that_report_fail_at_once_and_are_served_after() -> Result<()> {
+    five_guests_report(Kind::Tmpfs, "fused")
 }

@@ -21,7 +21,7 @@ use archipelago_crash_tests::filesystem::{BLOCK, FileSystem, Kind};
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::rewriter::{self, Rewriter};
 use archipelago_crash_tests::{seed, skip};
-use archipelago_protocol::ErrorCode;
+use archipelago_protocol::{ErrorCode, OnFull};
 
 const MIB: u64 = 1 << 20;
 /// The last step.
@@ -86,6 +86,13 @@ fn script() -> Vec<(&'static str, Command)> {
             Command::Resize {
                 name: "new",
                 size: larger,
+            },
+        ),
+        (
+            "set",
+            Command::Set {
+                name: "new",
+                on_full: OnFull::Report,
             },
         ),
         (
