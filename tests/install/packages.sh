@@ -9,7 +9,7 @@ set -euo pipefail
 #   qemu-utils              qemu-img, for the benchmark's qcow2 clone
 #   busybox-static cpio     the guest's first file system
 #   e2fsprogs util-linux    its tools, and the file systems of disk images
-#   xfsprogs                another file system, for power cuts
+#   xfsprogs btrfs-progs    other file systems, for power cuts and full pools
 #   grub-common             grub-mkimage: the boot loader on the bootable image
 #   binutils xz-utils       unpacking kernel and modules
 #   jq                      JSON in scripts
@@ -17,7 +17,7 @@ packages=(
     gcc make libc6-dev
     qemu-system-x86 qemu-utils
     busybox-static cpio
-    e2fsprogs util-linux xfsprogs
+    e2fsprogs util-linux xfsprogs btrfs-progs
     grub-common
     binutils xz-utils zstd
     jq ca-certificates

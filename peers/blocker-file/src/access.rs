@@ -2,7 +2,7 @@
 //!
 //! Invariant: finding out needs no room. The lock file, whose length is fixed, is what is tried.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -87,6 +87,19 @@ impl Below {
     }
 }
 
+/// Whether the file system of the pool writes what is overwritten somewhere else, unless it is told not to.
+pub(crate) fn copies_on_write(layout: &Layout) -> bool {
+    let found = statfs(layout.directory());
+    found.is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC)
+}
+
+/// Has `file`, which was made just now, overwritten in place; where that is refused it works as well, but not without room.
+pub(crate) fn overwrite_in_place(file: &File, path: &Path) {
+    if let Err(error) = archipelago_runtime::overwrite_in_place(file) {
+        tracing::debug!("{}: overwriting in place: {error}", path.display());
+    }
+}
+
 /// The file system that `path` is on, for messages.
 pub(crate) fn file_system_name(path: &Path) -> String {
     match statfs(path).map(|found| found.filesystem_type()) {
@@ -119,7 +132,7 @@ fn refuses(error: &io::Error) -> bool {
 }
 
 /// Whether `error` says that there is no room.
-fn is_full(error: &io::Error) -> bool {
+pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 

@@ -11,6 +11,7 @@ use xseg::Span;
 
 use crate::errors::code_of;
 use crate::heads::{gather, scatter};
+use crate::reserve::Claim;
 use crate::transfer::Way;
 
 /// What is to be moved.
@@ -23,6 +24,8 @@ pub(crate) struct Around {
     /// Places, lengths and addresses that the medium takes are multiples of this.
     pub(crate) unit: usize,
     pub(crate) memory: Vec<Span>,
+    /// What the write may take of the reserve if it finds no room.
+    pub(crate) claim: Option<Claim>,
 }
 
 impl Around {

@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_blocker::{Backend, Capabilities, Fencing};
-use archipelago_protocol::control::{PoolAccess, Wait};
+use archipelago_protocol::control::{PoolAccess, PoolReserve, Wait};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
@@ -26,10 +27,12 @@ use crate::counters::Counters;
 use crate::errors::{Failed, code_of};
 use crate::files::{Files, Open};
 use crate::heads::Heads;
+use crate::holding::Holding;
 use crate::jobs::{Done, Job};
 use crate::layout::{FileId, Layout};
 use crate::lock;
 use crate::pool;
+use crate::reserve::Reserve;
 use crate::slow::{Line, Slow, THREADS_MAX};
 use crate::transfer::Transfer;
 use crate::unsynced::Turn;
@@ -45,6 +48,8 @@ pub struct Options {
     pub directory: PathBuf,
     /// Whether to use `O_DIRECT` where the file system takes it.
     pub direct: bool,
+    /// Whether to set room aside for metadata; what was set aside before is used all the same.
+    pub reserve: bool,
     /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
     pub lock_timeout: Duration,
 }
@@ -105,6 +110,8 @@ pub struct FileBackend {
     pub(crate) counters: Counters,
     /// The next sync of the pool fails: one before it did, and nobody was there to be told.
     pub(crate) untold: bool,
+    /// Data writes while the reserve is spent.
+    pub(crate) holding: Holding,
     _bells: Vec<Watch>,
 }
 
@@ -135,14 +142,28 @@ impl FileBackend {
             false => access::configured_cached(),
         };
         let access = found.access;
+        let copies = access::copies_on_write(&layout);
         let synced =
             std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
+        let reserve = Reserve::open(&layout).map_err(|error| failed("open the reserve", error))?;
+        if options.reserve {
+            reserve.grow();
+            reserve.tell_start();
+        }
+        let reserve = Arc::new(reserve);
         let start = |name, threads_max| {
             let heads = match &synced {
-                Ok(()) => Heads::default(),
-                Err(_) => Heads::suspect(),
+                Ok(()) => Heads::new(copies),
+                Err(_) => Heads::suspect(copies),
             };
-            Slow::start(name, threads_max, layout.clone(), heads).map_err(|error| {
+            Slow::start(
+                name,
+                threads_max,
+                layout.clone(),
+                heads,
+                Arc::clone(&reserve),
+            )
+            .map_err(|error| {
                 Error::of_thread(
                     format_args!("pool `{}`", options.directory.display()),
                     &error,
@@ -151,12 +172,14 @@ impl FileBackend {
         };
         let slow = start("blocker-slow", THREADS_MAX)?;
         let (syncer, deleter) = (start("blocker-sync", 1)?, start("blocker-delete", 1)?);
-        let watch = |slow: &Slow| {
-            let watch = source.poll_readable(slow.bell(), BELL);
+        let watch = |bell| {
+            let watch = source.poll_readable(bell, BELL);
             watch.map_err(|error| failed("watch a thread", error))
         };
-        let bells = [&slow, &syncer, &deleter]
+        let threads = [&slow, &syncer, &deleter].map(Slow::bell);
+        let bells = threads
             .into_iter()
+            .chain([reserve.gate.bell()])
             .map(watch)
             .collect::<Result<_, Error>>()?;
         let below = Below::of(&layout);
@@ -166,7 +189,7 @@ impl FileBackend {
             layout,
             access,
             access_told: found.told,
-            files: Files::new(access, below.calls()),
+            files: Files::new(access, below.calls(), copies),
             slow,
             syncer,
             deleter,
@@ -182,6 +205,7 @@ impl FileBackend {
             spare: Vec::new(),
             counters: Counters::default(),
             untold: false,
+            holding: Holding::default(),
             _bells: bells,
         };
         if let Err(error) = synced {
@@ -198,6 +222,7 @@ impl FileBackend {
         Counters {
             opens: self.files.opens,
             creations: self.files.creations,
+            reserve_spent: self.slow.reserve().spent(),
             ..self.counters
         }
     }
@@ -274,6 +299,12 @@ impl FileBackend {
                 }
                 ticket
             }
+            Some(Some(Pending::Transfer(transfer)))
+                if transfer.waiting == 0 && transfer.from_reserve && !transfer.open.alone.get() =>
+            {
+                let result = done.map(drop).map_err(|failed| failed.code);
+                return self.on_written_from_reserve(index, result);
+            }
             // Nothing of a transfer is on its way but that.
             Some(Some(Pending::Transfer(transfer))) if transfer.waiting == 0 => {
                 return self.on_moved_around(index, done.map(drop).map_err(|failed| failed.code));
@@ -334,6 +365,11 @@ impl Backend for FileBackend {
         Some(self.access_told.clone())
     }
 
+    fn pool_reserve(&self) -> Option<PoolReserve> {
+        let [held, wanted] = self.slow.reserve().figures();
+        Some(PoolReserve { held, wanted })
+    }
+
     fn capabilities(&self) -> Capabilities {
         let alignment = match self.access {
             Access::Direct { alignment } => alignment,
@@ -384,8 +420,12 @@ impl Backend for FileBackend {
         if let Some(done) = self.done.pop_front() {
             return Some(done);
         }
+        if self.holding.is_on() {
+            self.tend_gate();
+        }
         while let Some(event) = self.source.next() {
             if event.token == BELL {
+                self.tend_gate();
                 while let Some((index, done)) = self.next_slow() {
                     self.on_done(index, done);
                 }

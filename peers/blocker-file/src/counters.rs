@@ -15,12 +15,14 @@ pub struct Counters {
     pub bounces: u64,
     /// Writes tried again because the file system said for a moment that it has no room.
     pub space_retries: u64,
+    /// Calls for metadata that found no room but in the reserve.
+    pub reserve_spent: u64,
 }
 
 impl Counters {
     /// The figures by name, in the order in which they are told.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 6] {
+    pub fn named(&self) -> [(&'static str, u64); 7] {
         [
             ("file_syncs", self.file_syncs),
             ("pool_syncs", self.pool_syncs),
@@ -28,6 +30,7 @@ impl Counters {
             ("creations", self.creations),
             ("bounces", self.bounces),
             ("space_retries", self.space_retries),
+            ("reserve_spent", self.reserve_spent),
         ]
     }
 }

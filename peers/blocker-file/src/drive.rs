@@ -23,6 +23,7 @@ use crate::around::Around;
 use crate::backend::{FileBackend, Pending};
 use crate::errors::{code_of, is_of_one_file};
 use crate::files::Open;
+use crate::holding::{claim_of, is_data_write};
 use crate::jobs::Job;
 use crate::layout::FileId;
 use crate::slow::Line;
@@ -46,7 +47,16 @@ impl FileBackend {
         let transfer = Transfer::new(ticket, open, request, offset, kept);
         let waits = !transfer.open.waiting.borrow().is_empty();
         let index = self.insert(Pending::Transfer(transfer));
-        if waits || !self.launch(index) {
+        if waits {
+            self.wait_for_file(index);
+        } else {
+            self.start_moving(index);
+        }
+    }
+
+    /// Starts a transfer that nothing stands in the way of but its file.
+    pub(crate) fn start_moving(&mut self, index: usize) {
+        if !self.launch(index) {
             self.wait_for_file(index);
         }
     }
@@ -59,6 +69,9 @@ impl FileBackend {
 
     /// Starts a transfer, unless it has to wait for its file. Whether it was started.
     fn launch(&mut self, index: usize) -> bool {
+        if self.holding.is_on() && self.hold_back(index) {
+            return true;
+        }
         let alignment = match self.access {
             Access::Direct { alignment } => alignment,
             Access::Cached => 1,
@@ -173,6 +186,14 @@ impl FileBackend {
                 (Ok(count), _) => transfer.moved += u32::try_from(count).unwrap_or(u32::MAX),
             }
         };
+        if result == Err(ErrorCode::NoSpace) {
+            let open = Rc::clone(&transfer.open);
+            open.in_flight.set(open.in_flight.get() + 1);
+            if self.write_from_reserve(index) {
+                return;
+            }
+            open.in_flight.set(open.in_flight.get() - 1);
+        }
         self.settle(index, result);
     }
 
@@ -183,6 +204,7 @@ impl FileBackend {
             return;
         };
         let line = Line::Files(transfer.open.id.object.lineage);
+        let claim = claim_of(transfer);
         let around = transfer.open.file.as_fd().try_clone_to_owned();
         let around = around.map(|file| Around {
             file: file.into(),
@@ -191,6 +213,7 @@ impl FileBackend {
             len: transfer.len as usize,
             unit: unit as usize,
             memory: transfer.memory.clone(),
+            claim,
         });
         match around {
             Ok(around) => self.slow.send(line, index, Job::Around(around)),
@@ -211,7 +234,7 @@ impl FileBackend {
     }
 
     /// A transfer that was moved by plain calls: a durable write still has to be synced.
-    fn settle(&mut self, index: usize, result: Result<(), ErrorCode>) {
+    pub(crate) fn settle(&mut self, index: usize, result: Result<(), ErrorCode>) {
         let Some(Some(Pending::Transfer(transfer))) = self.pending.get_mut(index) else {
             return;
         };
@@ -252,6 +275,9 @@ impl FileBackend {
         }
         // What a failed sync took with it, though the transfer itself went well.
         let result = result.and(transfer.failed.map_or(Ok(()), Err));
+        if is_data_write(&transfer) {
+            self.note_room(result);
+        }
         if transfer.way == Way::Write && !(transfer.durable && result.is_ok()) {
             self.files.wrote(&transfer.open);
         }
@@ -291,6 +317,12 @@ impl FileBackend {
         let Some(outcome) = outcome else {
             return self.submit(index);
         };
+        if outcome == Err(ErrorCode::NoSpace) && self.write_from_reserve(index) {
+            return;
+        }
+        let Some(transfer) = self.transfer_mut(index) else {
+            return;
+        };
         let (open, durable) = (Rc::clone(&transfer.open), transfer.durable);
         if syncs {
             // Its bytes may be the part that went well.
@@ -307,7 +339,7 @@ impl FileBackend {
     }
 
     /// Starts what waited for a file, as far as it goes.
-    fn relaunch(&mut self, open: &Open) {
+    pub(crate) fn relaunch(&mut self, open: &Open) {
         loop {
             let first = open.waiting.borrow_mut().pop_front();
             let Some(index) = first else { return };

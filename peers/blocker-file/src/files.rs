@@ -59,6 +59,8 @@ pub(crate) enum Missing {
 pub(crate) struct Files {
     access: Access,
     calls: Calls,
+    /// The file system copies on write.
+    copies: bool,
     limit: usize,
     open: FxHashMap<FileId, Rc<Open>>,
     /// Of files that were closed with something to remember.
@@ -75,12 +77,13 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn new(access: Access, calls: Calls) -> Self {
+    pub(crate) fn new(access: Access, calls: Calls, copies: bool) -> Self {
         let limit = descriptors::files_kept(descriptors::limit());
         let limit = usize::try_from(limit).expect("a few thousand at most");
         Files {
             access,
             calls,
+            copies,
             limit,
             open: FxHashMap::default(),
             closed: FxHashMap::default(),
@@ -107,6 +110,7 @@ impl Files {
             id,
             missing,
             direct: self.is_direct(id),
+            in_place: self.is_in_place(id),
             pause: Duration::ZERO,
         }
     }
@@ -209,6 +213,17 @@ impl Files {
             && matches!(id.object.kind, ObjectKind::Data | ObjectKind::Log)
     }
 
+    /// Logs are overwritten in circles, also with no room left. Blocks of volumes would be checked by sums of the file system that
+    /// a guest which changes its memory under a write makes wrong; whoever wants them says `direct = false`.
+    fn is_in_place(&self, id: FileId) -> bool {
+        self.copies
+            && match id.object.kind {
+                ObjectKind::Log => true,
+                ObjectKind::Data => self.is_direct(id),
+                _ => false,
+            }
+    }
+
     fn make_room(&mut self) {
         if self.open.len() >= self.limit {
             self.close_idle();
@@ -248,7 +263,6 @@ mod tests {
     use archipelago_protocol::{Epoch, Lineage};
 
     use super::*;
-    use crate::heads::Heads;
     use crate::layout::Layout;
     use crate::slow::Slow;
 
@@ -256,8 +270,8 @@ mod tests {
     fn what_is_not_durable_is_known_of_closed_files_too() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
-        let slow = Slow::start("test", 1, layout.clone(), Heads::default()).unwrap();
-        let mut files = Files::new(Access::Cached, Calls::First);
+        let slow = Slow::for_test(1, layout.clone());
+        let mut files = Files::new(Access::Cached, Calls::First, false);
         files.limit = 1;
         let get = |files: &mut Files, id, missing| {
             let known = files.find(id);
@@ -297,8 +311,8 @@ mod tests {
     fn a_name_that_a_failed_creation_may_have_left_is_not_taken_for_durable() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
-        let slow = Slow::start("test", 1, layout.clone(), Heads::default()).unwrap();
-        let mut files = Files::new(Access::Cached, Calls::First);
+        let slow = Slow::for_test(1, layout.clone());
+        let mut files = Files::new(Access::Cached, Calls::First, false);
         let (id, _) = FileId::locate(ObjectId::data(Lineage(1), Epoch(1)), 0);
         drop(files.opening(id, Missing::Create).open(&layout).unwrap());
         files.half_made(id);

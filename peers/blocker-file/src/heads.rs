@@ -16,6 +16,7 @@ use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LE
 use rustc_hash::FxHashSet;
 use xseg::Span;
 
+use crate::access::overwrite_in_place;
 use crate::descriptors::retry_while_exhausted;
 use crate::errors::{Failed, code_of};
 use crate::jobs::sync_names;
@@ -28,14 +29,24 @@ pub(crate) struct Heads {
     doubtful: Mutex<FxHashSet<ObjectId>>,
     /// So may all others: the sync at the start failed.
     suspect: bool,
+    /// The file system copies on write: new heads are to be overwritten in place.
+    copies: bool,
 }
 
 impl Heads {
-    /// Of a pool whose sync at the start failed.
-    pub(crate) fn suspect() -> Self {
+    /// Of a pool on a file system that `copies` on write, or does not.
+    pub(crate) fn new(copies: bool) -> Self {
+        Heads {
+            copies,
+            ..Heads::default()
+        }
+    }
+
+    /// The same, of a pool whose sync at the start failed.
+    pub(crate) fn suspect(copies: bool) -> Self {
         Heads {
             suspect: true,
-            ..Heads::default()
+            ..Heads::new(copies)
         }
     }
 
@@ -69,7 +80,7 @@ impl Heads {
                 slot,
                 version,
             } => {
-                if let Err(failed) = write(layout, request.id, offset, &*slot) {
+                if let Err(failed) = write(self, layout, request.id, offset, &*slot) {
                     self.doubtful().insert(request.id);
                     return Err(failed);
                 }
@@ -105,7 +116,7 @@ impl Heads {
         };
         if self.suspect || self.doubtful().contains(&id) {
             // Written again: a sync alone would not, once the kernel has given up on these pages.
-            write(layout, id, 0, &bytes[..])?;
+            write(self, layout, id, 0, &bytes[..])?;
             sync_names(layout, id.lineage)?;
             self.doubtful().remove(&id);
         }
@@ -117,7 +128,13 @@ impl Heads {
 }
 
 /// Writes `bytes` at `offset`, durably, name and all.
-fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(), Failed> {
+fn write(
+    heads: &Heads,
+    layout: &Layout,
+    id: ObjectId,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(), Failed> {
     let path = layout.file(FileId::locate(id, 0).0);
     let fresh = !path.exists();
     fs::create_dir_all(layout.lineage(id.lineage))?;
@@ -129,6 +146,9 @@ fn write(layout: &Layout, id: ObjectId, offset: u64, bytes: &[u8]) -> Result<(),
             .mode(0o600)
             .open(&path)
     })?;
+    if fresh && heads.copies {
+        overwrite_in_place(&file, &path);
+    }
     let len = file.metadata()?.len();
     if len < SLOTS_LEN as u64 {
         // Room for both slots before either is written: later swaps need none. Zeros are what a shorter file means.
@@ -220,7 +240,7 @@ mod tests {
             assert!(heads.read_swapped(&layout, &read, &[]).is_ok());
             assert_eq!(changed(&path) != long_ago, written);
         }
-        let heads = Heads::suspect();
+        let heads = Heads::suspect(false);
         age(&path);
         assert!(heads.read_swapped(&layout, &read, &[]).is_ok());
         assert!(changed(&path) != long_ago, "so is what a predecessor left");

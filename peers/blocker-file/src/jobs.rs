@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
@@ -19,12 +20,14 @@ use nix::poll::PollTimeout;
 use nix::unistd::{Whence, lseek};
 use xseg::Span;
 
+use crate::access::is_full;
 use crate::around::Around;
 use crate::descriptors::retry_while_exhausted;
 use crate::errors::{Failed, code_of, sync_code_of};
 use crate::heads::{Heads, scatter};
 use crate::layout::{FileId, Layout, parse};
 use crate::opening::{Opened, Opening};
+use crate::reserve::{Claim, Reserve};
 use crate::room::room;
 
 /// A file is shortened by this much at a time when it is deleted; holes cost nothing.
@@ -46,6 +49,8 @@ pub(crate) enum Job {
     Open(Opening),
     /// Close one: that may write, and wait.
     Close(OwnedFd),
+    /// Have the reserve grow if there is room.
+    Grow,
     /// Move something to or from a place that the medium does not take as it is.
     Around(Around),
     /// A call that does not return before it is told to.
@@ -54,6 +59,16 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    /// What it may take of the reserve if it finds no room.
+    fn claim(&self) -> Option<Claim> {
+        match self {
+            Job::Request { .. } => Some(Claim::All),
+            Job::Open(opening) if opening.id.object.kind != ObjectKind::Data => Some(Claim::All),
+            Job::Around(around) => around.claim,
+            _ => None,
+        }
+    }
+
     pub(crate) fn syncs_pool(&self) -> bool {
         matches!(self, Job::Request { request, .. } if request.op == ObjectOp::SyncPool)
     }
@@ -73,15 +88,17 @@ pub(crate) enum Done {
 pub(crate) struct Ground {
     pub(crate) layout: Layout,
     pub(crate) heads: Heads,
+    pub(crate) reserve: Arc<Reserve>,
     /// Steps done of jobs that consist of many calls: as long as it grows, none of them hangs.
     pub(crate) steps: AtomicU64,
 }
 
 impl Ground {
-    pub(crate) fn new(layout: Layout, heads: Heads) -> Ground {
+    pub(crate) fn new(layout: Layout, heads: Heads, reserve: Arc<Reserve>) -> Ground {
         Ground {
             layout,
             heads,
+            reserve,
             steps: AtomicU64::new(0),
         }
     }
@@ -92,19 +109,48 @@ impl Ground {
     }
 }
 
-/// Does `job`, for as long as that takes.
-pub(crate) fn work(ground: &Ground, job: Job) -> Done {
-    let layout = &ground.layout;
-    match job {
-        Job::Names(lineage) => {
-            Done::Replied(sync_names(layout, lineage).map(|()| ObjectReply::done(0)))
+impl Done {
+    /// Whether it found no room.
+    fn found_no_room(&self) -> bool {
+        match self {
+            Done::Replied(result) => result.is_err_and(|failed| failed.code == ErrorCode::NoSpace),
+            Done::Opened(result) => result.as_ref().is_err_and(is_full),
         }
-        Job::Request { request, memory } => Done::Replied(carry_out(ground, &request, &memory)),
-        Job::Open(opening) => Done::Opened(opening.open(layout)),
+    }
+}
+
+/// Does `job`, for as long as that takes; what is metadata with room from the reserve if there is no other.
+pub(crate) fn work(ground: &Ground, job: Job) -> Done {
+    match job {
         Job::Close(file) => {
             drop(file);
             Done::Replied(Ok(ObjectReply::done(0)))
         }
+        job => match job.claim() {
+            Some(claim) => {
+                let call = || attempt(ground, &job);
+                ground.reserve.spend(claim, call, Done::found_no_room)
+            }
+            None => attempt(ground, &job),
+        },
+    }
+}
+
+/// Does `job`, which can be done again.
+fn attempt(ground: &Ground, job: &Job) -> Done {
+    let layout = &ground.layout;
+    match job {
+        Job::Names(lineage) => {
+            Done::Replied(sync_names(layout, *lineage).map(|()| ObjectReply::done(0)))
+        }
+        Job::Request { request, memory } => Done::Replied(carry_out(ground, request, memory)),
+        Job::Open(opening) => Done::Opened(opening.open(layout)),
+        Job::Grow => {
+            ground.reserve.grow_if_room();
+            Done::Replied(Ok(ObjectReply::done(0)))
+        }
+        // Done by whoever calls this.
+        Job::Close(_) => Done::Replied(Err(ErrorCode::Internal.into())),
         #[cfg(test)]
         Job::Wait(told) => {
             let _told = told.recv();

@@ -86,6 +86,12 @@ impl Layout {
         self.directory.join("lock")
     }
 
+    /// The file whose room is set aside for metadata.
+    #[must_use]
+    pub fn reserve(&self) -> PathBuf {
+        self.directory.join("reserve")
+    }
+
     /// The directory of the objects of `lineage`.
     #[must_use]
     pub fn lineage(&self, lineage: Lineage) -> PathBuf {

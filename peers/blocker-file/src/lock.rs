@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::FlockArg;
 use nix::poll::PollTimeout;
 
+use crate::access::{copies_on_write, overwrite_in_place};
 use crate::layout::Layout;
 use crate::pool::failed;
 
@@ -125,6 +126,9 @@ pub(crate) fn reserve(layout: &Layout) -> std::io::Result<()> {
         .truncate(false)
         .mode(0o600)
         .open(layout.lock())?;
+    if copies_on_write(layout) {
+        overwrite_in_place(&file, &layout.lock());
+    }
     let mut record = [b' '; RECORD_LEN];
     record[RECORD_LEN - 1] = b'\n';
     file.write_all_at(&record, 0)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use archipelago_protocol::object::ObjectKind;
 use nix::fcntl::OFlag;
 
+use crate::access::overwrite_in_place;
 use crate::descriptors::rest;
 use crate::files::Missing;
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
@@ -19,6 +20,8 @@ pub(crate) struct Opening {
     pub(crate) missing: Missing,
     /// Past the page cache.
     pub(crate) direct: bool,
+    /// What is made is to be overwritten in place, on a file system that would not by itself.
+    pub(crate) in_place: bool,
     /// To be waited before: no descriptor was free the last time.
     pub(crate) pause: Duration,
 }
@@ -80,6 +83,9 @@ impl Opening {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(direct)?,
             other => other?,
         };
+        if create && self.in_place {
+            overwrite_in_place(&file, &path);
+        }
         if create && self.id.object.kind == ObjectKind::Data {
             // Its full length at once, all hole: writes beyond the end of a file are serialised.
             file.set_len(CONTAINER_LEN)?;

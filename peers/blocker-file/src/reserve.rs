@@ -17,7 +17,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -73,10 +73,12 @@ pub(crate) struct Reserve {
     /// Bytes that it has, and should have: for whoever must not wait.
     held: AtomicU64,
     wanted: AtomicU64,
-    /// Bytes free when the last try to grow found no room: it is futile to try again with no more.
+    /// Bytes free after the last try to grow found no room: it is futile to try again with no more.
     futile: AtomicU64,
     /// Calls that took from it.
     spent: AtomicU64,
+    /// A thread was told to have it grow.
+    growing: AtomicBool,
     /// Whether the log has said that it is being spent.
     told: Mutex<bool>,
 }
@@ -120,6 +122,7 @@ impl Reserve {
             wanted: AtomicU64::new(0),
             futile: AtomicU64::new(0),
             spent: AtomicU64::new(0),
+            growing: AtomicBool::new(false),
             told: Mutex::default(),
         };
         match OpenOptions::new().write(true).open(&reserve.path) {
@@ -212,13 +215,19 @@ impl Reserve {
         true
     }
 
+    /// Whether nobody has been told to have it grow: whoever asks tells a thread.
+    pub(crate) fn may_begin_growing(&self) -> bool {
+        !self.growing.swap(true, Ordering::Relaxed)
+    }
+
     /// Grows to its length if there is room, before data takes it.
     pub(crate) fn grow_if_room(&self) {
+        self.growing.store(false, Ordering::Relaxed);
         let _turn = lock(&self.turn);
         let Ok(room) = room(&self.directory) else {
             return;
         };
-        if room.free < PIECE || room.free <= self.futile.load(Ordering::Relaxed) {
+        if room.free < UNIT || room.free <= self.futile.load(Ordering::Relaxed) {
             return;
         }
         self.gate.close();
@@ -264,9 +273,11 @@ impl Reserve {
         let Kept::File { file, len } = kept else {
             return Ok(());
         };
+        let before = *len;
         let done = allocate(file, len, wanted, room.free);
         self.held.store(*len, Ordering::Relaxed);
-        let futile = if self.is_short() { room.free } else { 0 };
+        let left = room.free.saturating_sub(*len - before);
+        let futile = if self.is_short() { left } else { 0 };
         self.futile.store(futile, Ordering::Relaxed);
         match done {
             Err(error) if is_unsupported(&error) => {
@@ -278,6 +289,19 @@ impl Reserve {
                 fs::remove_file(&self.path)
             }
             done => done,
+        }
+    }
+
+    /// Says in the log if there is less than there should be.
+    pub(crate) fn tell_start(&self) {
+        let [held, wanted] = self.figures();
+        if held < wanted {
+            *lock(&self.told) = true;
+            tracing::warn!(
+                "pool {}: its file system has room for {held} of {wanted} bytes of the reserve: while it is full, commands may \
+                 be refused; free space there, or grow the file system",
+                self.directory.display()
+            );
         }
     }
 
@@ -295,7 +319,10 @@ impl Reserve {
 
     fn tell_whole(&self) {
         if std::mem::replace(&mut *lock(&self.told), false) {
-            tracing::info!("pool {}: the reserve is whole again", self.directory.display());
+            tracing::info!(
+                "pool {}: the reserve is whole again",
+                self.directory.display()
+            );
         }
     }
 }
@@ -398,7 +425,7 @@ mod tests {
                 |room| !room,
             );
             assert!(!full);
-            assert!(left <= least + PIECE && left >= least, "{claim:?}: {left}");
+            assert!(left.abs_diff(least) < PIECE, "{claim:?}: {left}");
         }
         assert_eq!(reserve.spent(), 0, "it found no room with it either");
     }

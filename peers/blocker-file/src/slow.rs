@@ -23,6 +23,7 @@ use rustc_hash::FxHashMap;
 use crate::heads::Heads;
 use crate::jobs::{Done, Ground, Job, work};
 use crate::layout::Layout;
+use crate::reserve::Reserve;
 
 /// Threads of the volumes' lines: two for each of 32 volumes that hang. They are started when there is nobody to do a job.
 pub(crate) const THREADS_MAX: usize = 64;
@@ -160,13 +161,14 @@ impl Slow {
         threads_max: usize,
         layout: Layout,
         heads: Heads,
+        reserve: Arc<Reserve>,
     ) -> io::Result<Slow> {
         let (sender, done) = channel();
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             called: Condvar::new(),
             name,
-            ground: Ground::new(layout, heads),
+            ground: Ground::new(layout, heads, reserve),
             bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             done: sender,
             threads_max,
@@ -175,6 +177,13 @@ impl Slow {
         // One at once: that there can be none is known at the start.
         slow.sending().thread(&mut slow.shared.state())?;
         Ok(slow)
+    }
+
+    /// The threads of a test.
+    #[cfg(test)]
+    pub(crate) fn for_test(threads_max: usize, layout: Layout) -> Slow {
+        let reserve = Arc::new(Reserve::open(&layout).expect("an eventfd"));
+        Slow::start("test", threads_max, layout, Heads::default(), reserve).expect("a thread")
     }
 
     /// Rung whenever a job is done.
@@ -188,6 +197,11 @@ impl Slow {
 
     pub(crate) fn sending(&self) -> Sending {
         Sending(Arc::clone(&self.shared))
+    }
+
+    /// The room that is set aside for metadata.
+    pub(crate) fn reserve(&self) -> &Reserve {
+        &self.shared.ground.reserve
     }
 
     /// Steps done so far of jobs that consist of many calls.
@@ -295,7 +309,7 @@ mod tests {
     fn a_call_that_hangs_keeps_its_own_line_and_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
-        let slow = Slow::start("test", THREADS_MAX, layout, Heads::default()).unwrap();
+        let slow = Slow::for_test(THREADS_MAX, layout);
         let hang = |line, token| {
             let (let_go, told) = channel();
             slow.send(line, token, Job::Wait(told));

@@ -1,5 +1,7 @@
 //! The conformance battery on a disk and in memory, and what only files have.
 
+mod full;
+
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
@@ -20,6 +22,7 @@ fn options(directory: &Path) -> Options {
     Options {
         directory: directory.to_path_buf(),
         direct: true,
+        reserve: false,
         lock_timeout: Duration::from_secs(5),
     }
 }
@@ -255,6 +258,7 @@ fn a_pool_is_served_by_one_process_and_known_by_its_version() {
     let mut other = reactor();
     let options = Options {
         direct: true,
+        reserve: false,
         lock_timeout: Duration::from_millis(20),
         ..options(&pool)
     };

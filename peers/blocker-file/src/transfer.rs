@@ -49,6 +49,8 @@ pub(crate) struct Transfer {
     pub(crate) waiting: u32,
     /// How often the file system has said that it has no room.
     pub(crate) refusals: u8,
+    /// A thread makes it, with room from the reserve.
+    pub(crate) from_reserve: bool,
     /// Why it is no durable write, though its bytes were moved.
     pub(crate) failed: Option<ErrorCode>,
 }
@@ -77,6 +79,7 @@ impl Transfer {
             moved: 0,
             waiting: 0,
             refusals: 0,
+            from_reserve: false,
             failed: None,
         }
     }

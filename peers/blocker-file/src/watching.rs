@@ -35,6 +35,7 @@ impl FileBackend {
     /// Time goes on. Once a call hangs, the ring may have a worker for each call: others on the same file will hang, too.
     pub(crate) fn look_at(&mut self, now: Duration) {
         self.seconds = now.as_secs();
+        self.look_after_reserve();
         self.listings.look(self.slow.steps(), self.seconds);
         self.deletions.look(self.deleter.steps(), self.seconds);
         let (mut calls, mut hangs) = (0, false);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use archipelago_protocol::control::{PoolAccess, Wait};
+use archipelago_protocol::control::{PoolAccess, PoolReserve, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::Span;
 
@@ -46,6 +46,11 @@ pub trait Backend {
 
     /// How it accesses the pool's files, if it has any.
     fn pool_access(&self) -> Option<PoolAccess> {
+        None
+    }
+
+    /// The room that it has set aside for metadata, if it does so.
+    fn pool_reserve(&self) -> Option<PoolReserve> {
         None
     }
 

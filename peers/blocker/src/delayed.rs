@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_protocol::control::{PoolAccess, Wait};
+use archipelago_protocol::control::{PoolAccess, PoolReserve, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
 use xseg::Span;
@@ -158,6 +158,10 @@ impl<B: Backend> Backend for Delayed<B> {
 
     fn pool_access(&self) -> Option<PoolAccess> {
         self.backend.pool_access()
+    }
+
+    fn pool_reserve(&self) -> Option<PoolReserve> {
+        self.backend.pool_reserve()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -139,9 +139,21 @@ pub struct ProcessStatus {
     /// Blocker: how it accesses the pool's files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<PoolAccess>,
+    /// Blocker: the room that it has set aside for metadata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<PoolReserve>,
     /// Mapper: volumes whose presence journal is in use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub journals: Vec<Lineage>,
+}
+
+/// Room in a pool that only metadata takes, when there is no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReserve {
+    /// Bytes that are set aside.
+    pub held: u64,
+    /// Bytes that should be; 0: the file system cannot set room aside.
+    pub wanted: u64,
 }
 
 /// How the files of a pool are accessed.

@@ -21,6 +21,8 @@ mod direct;
 mod failure;
 mod file;
 mod handle;
+#[expect(unsafe_code, reason = "`FS_IOC_SETFLAGS`, which nobody wraps")]
+mod in_place;
 mod kept_files;
 mod load;
 mod peer;
@@ -48,6 +50,7 @@ pub use direct::{DirectIo, direct_io};
 pub use failure::RingFailure;
 pub use file::{Calls, File};
 pub use handle::{Ended, Handle};
+pub use in_place::overwrite_in_place;
 pub use peer::{Peer, Progress};
 pub use reactor::{Context, PanicHook, Panicked, PeerId, Reactor};
 pub use source::{Durability, Event, Source, Watch};

@@ -3,6 +3,7 @@
 use archipelago_node::api::pools::{PoolList, PoolStatus, PoolView};
 use archipelago_node::client::{Client, path_segment};
 use archipelago_protocol::Error;
+use archipelago_protocol::control::PoolReserve;
 
 use crate::options::Pool;
 use crate::output::{Output, Table, facts};
@@ -84,6 +85,9 @@ pub(super) fn told(pool: &PoolStatus) -> Vec<(&'static str, String)> {
             }
         }
     }
+    if let Some(reserve) = pool.reserve {
+        rows.push(("reserve", reserve_text(reserve)));
+    }
     let lock = match &pool.lock {
         None => "held by nobody".to_owned(),
         Some(lock) => match (lock.pid, lock.ours) {
@@ -94,6 +98,19 @@ pub(super) fn told(pool: &PoolStatus) -> Vec<(&'static str, String)> {
     };
     rows.push(("lock", lock));
     rows
+}
+
+fn reserve_text(reserve: PoolReserve) -> String {
+    let PoolReserve { held, wanted } = reserve;
+    match (held, wanted) {
+        (_, 0) => "none: the file system cannot set room aside".to_owned(),
+        _ if held < wanted => format!(
+            "{} of {} are set aside for metadata",
+            human(held),
+            human(wanted)
+        ),
+        _ => format!("{} are set aside for metadata", human(held)),
+    }
 }
 
 fn info(pool: &PoolView) -> String {

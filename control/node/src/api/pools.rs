@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use archipelago_protocol::Name;
-use archipelago_protocol::control::PoolAccess;
+use archipelago_protocol::control::{PoolAccess, PoolReserve};
 use serde::{Deserialize, Serialize};
 
 /// A pool and its file system.
@@ -22,6 +22,9 @@ pub struct PoolStatus {
     /// The room in its file system; null: the file system does not answer.
     #[serde(default)]
     pub space: Option<PoolSpace>,
+    /// The room that is set aside for metadata; null: the process that serves the pool does not answer.
+    #[serde(default)]
+    pub reserve: Option<PoolReserve>,
     /// Who has it open; null: nobody, or the file system does not answer.
     #[serde(default)]
     pub lock: Option<PoolLock>,

@@ -142,7 +142,7 @@ impl PoolWatch {
 }
 
 impl Node {
-    /// The node's pool as it is now; but how it is accessed, which its process knows.
+    /// The node's pool as it is now; but for what its process knows: access and reserve.
     pub(crate) async fn look_at_pool(&self) -> PoolStatus {
         let (name, Pool::File { directory, .. }) = self.config.pool();
         let Sight { space, holder } = self.pool_watch.look(name).await;
@@ -152,6 +152,7 @@ impl Node {
             kind: "file".to_owned(),
             directory: directory.clone(),
             access: None,
+            reserve: None,
             space,
             lock: holder.map(|Holder { pid, .. }| PoolLock {
                 pid,

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use archipelago_protocol::Lineage;
-use archipelago_protocol::control::{
-    ControlReply, ControlRequest, PoolAccess, ProcessStatus, Role,
-};
+use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Role};
 
 use super::node::Node;
 use super::pool_watch::problem;
 use super::process::{AskError, Process};
+use crate::api::pools::PoolStatus;
 use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView};
 use crate::descriptors::Descriptors;
 use crate::hosting::device_name;
@@ -36,6 +35,7 @@ impl Node {
             problems.extend(status.problems);
             journals.extend(status.journals);
             pool.access = pool.access.or(status.access);
+            pool.reserve = pool.reserve.or(status.reserve);
         }
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
         let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
@@ -82,13 +82,15 @@ impl Node {
 }
 
 impl Node {
-    /// How the pool is accessed; `None`: the process that serves it does not answer.
-    pub(crate) async fn pool_access(&self) -> Option<PoolAccess> {
+    /// The pool as it is now, with what the process says that serves it, if it answers.
+    pub(crate) async fn pool_status(&self) -> PoolStatus {
         let blocker = self.process(Role::Blocker);
-        match blocker.ask(&ControlRequest::Status, PATIENCE).await {
-            Ok(ControlReply::Status(status)) => status.access,
-            Ok(_) | Err(_) => None,
+        let asked = blocker.ask(&ControlRequest::Status, PATIENCE);
+        let (mut pool, answer) = futures_util::future::join(self.look_at_pool(), asked).await;
+        if let Ok(ControlReply::Status(status)) = answer {
+            (pool.access, pool.reserve) = (status.access, status.reserve);
         }
+        pool
     }
 }
 

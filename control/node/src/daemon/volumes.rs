@@ -67,8 +67,7 @@ impl Node {
     /// The pool `name`.
     pub(crate) async fn pool_info(&self, name: &Name) -> Result<PoolView, Error> {
         self.know_pool(name)?;
-        let mut pool = self.look_at_pool().await;
-        pool.access = self.pool_access().await;
+        let pool = self.pool_status().await;
         match self.catalogue(CatalogueRequest::PoolInfo).await? {
             CatalogueReply::Pool {
                 free,

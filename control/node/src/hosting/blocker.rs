@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use archipelago_blocker::{Backend, BlockerPeer, ChannelId, Rights};
 use archipelago_protocol::Grants;
-use archipelago_protocol::control::{PeerStatus, PoolAccess, Role, Wait};
+use archipelago_protocol::control::{PeerStatus, PoolAccess, PoolReserve, Role, Wait};
 use archipelago_runtime::{Peer, Progress};
 use xseg::Server;
 
@@ -46,6 +46,11 @@ impl<B: Backend> BlockerHost<B> {
     /// How the pool's files are accessed.
     pub(crate) fn pool_access(&self) -> Option<PoolAccess> {
         self.peer.backend().pool_access()
+    }
+
+    /// The room that is set aside for metadata.
+    pub(crate) fn pool_reserve(&self) -> Option<PoolReserve> {
+        self.peer.backend().pool_reserve()
     }
 
     /// Tells the backend the time.

@@ -24,6 +24,7 @@ use super::blocker::BlockerHost;
 use super::containment;
 use super::control::{Answer, Answered};
 use super::mapper::MapperPeer;
+use super::pool::Purpose;
 use super::port::Attention;
 use super::{PeerSettings, pool};
 use crate::config;
@@ -72,8 +73,11 @@ fn check(settings: &PeerSettings, repair: bool) -> Result<Report, Error> {
     let mut reactor = Reactor::new(reactor_config, Arc::new(SystemClock), hook)
         .map_err(|failure| containment::ring_failed(&failure))?;
     let mut context = reactor.context();
-    let mut blocker =
-        BlockerHost::new(pool::open(settings, &context)?, &Attention::default(), None);
+    let mut blocker = BlockerHost::new(
+        pool::open(settings, &context, Purpose::Check)?,
+        &Attention::default(),
+        None,
+    );
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
     blocker.add(Server::from(server), Caller::within(Role::Mapper));
     let mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(0)));

@@ -68,6 +68,7 @@ pub use identity::Identity;
 use journal::FileJournals;
 pub(crate) use journal::JOURNAL_LEN_BYTES as JOURNAL_LEN;
 use mapper::MapperPeer;
+use pool::Purpose;
 pub(crate) use pool::add_foreign;
 use port::Attention;
 pub use settings::{PeerSettings, QUEUES_MAX};
@@ -270,7 +271,7 @@ fn build<B: Backend>(
         handle: context.handle(),
     };
     if builder.hosts(Role::Blocker) {
-        let backend = wrap(pool::open(settings, context)?, context);
+        let backend = wrap(pool::open(settings, context, Purpose::Serve)?, context);
         host.blocker = Some((
             BlockerHost::new(backend, &builder.attention, settings.endpoint),
             builder.acceptor(Role::Blocker)?,

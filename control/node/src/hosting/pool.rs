@@ -37,12 +37,26 @@ pub(crate) fn add_foreign(pool: &Pool, report: &mut Report) {
     }
 }
 
+/// What a pool is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be served: room is set aside for metadata.
+    Serve,
+    /// To be looked at.
+    Check,
+}
+
 /// Opens the pool for this process alone.
-pub(crate) fn open(settings: &PeerSettings, context: &Context<'_>) -> Result<FileBackend, Error> {
+pub(crate) fn open(
+    settings: &PeerSettings,
+    context: &Context<'_>,
+    purpose: Purpose,
+) -> Result<FileBackend, Error> {
     let Pool::File { directory, direct } = &settings.pool;
     let options = Options {
         directory: directory.clone(),
         direct: *direct,
+        reserve: purpose == Purpose::Serve,
         lock_timeout: LOCK_TIMEOUT,
     };
     FileBackend::open(&options, context.source(), context.clock().as_ref())
