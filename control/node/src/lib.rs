@@ -30,6 +30,7 @@ pub mod config;
 pub mod daemon;
 pub mod descriptors;
 mod durable;
+mod file_size;
 mod fresh;
 pub mod hosting;
 pub mod last_words;

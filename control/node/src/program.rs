@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::hosting::PeerSettings;
 use crate::layout::{Layout, ROOT_VARIABLE, role_name};
-use crate::{daemon, descriptors, last_words, logging};
+use crate::{daemon, descriptors, file_size, last_words, logging};
 
 /// Node daemon of Archipelago: serves a node until it is stopped. `archipelago node start` runs it in the background.
 #[derive(Debug, Parser)]
@@ -97,6 +97,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
 fn run_daemon(root: Option<&Path>, background: bool) -> Result<(), Error> {
     logging::start("archipelagod");
     descriptors::raise();
+    file_size::raise();
     // A task of the daemon that panics ends alone, and whoever keeps it running says so; this says where it was.
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -132,6 +133,7 @@ fn run_peer(
     });
     // The daemon's own limit, unless somebody has changed it since.
     descriptors::raise();
+    file_size::raise();
     let settings = serde_json::from_str(&options.settings).map_err(|error| {
         Error::new(
             ErrorCode::Invalid,

@@ -1,4 +1,18 @@
 //! What a failed system call means to the other peers.
+//!
+//! | errno | code | what follows |
+//! |---|---|---|
+//! | ENOSPC, EDQUOT | `no-space` | a guest's write waits for room |
+//! | EMFILE, ENFILE | `no-descriptors` | waits |
+//! | ENOMEM | `no-memory` | waits |
+//! | EFBIG | `too-large` | fails: a limit of the file system or of the process (RLIMIT_FSIZE), which room does not lift |
+//! | ESTALE | `stale` | the volume stops |
+//! | ENOENT | `not-found` | is for whoever asks to judge |
+//! | EROFS | `read-only` | fails |
+//! | EINVAL | `invalid` | fails |
+//! | any other | `io` | fails |
+//!
+//! A sync that fails is final, whatever the reason, but for ESTALE.
 
 use std::io;
 
@@ -7,10 +21,10 @@ use archipelago_protocol::ErrorCode;
 /// The code for a failed read, write, open or the like.
 pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     match error.raw_os_error() {
-        // Of a full table of descriptors, too: it goes on when there are some.
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EMFILE | libc::ENFILE) => {
-            ErrorCode::NoSpace
-        }
+        Some(libc::ENOSPC | libc::EDQUOT) => ErrorCode::NoSpace,
+        Some(libc::EMFILE | libc::ENFILE) => ErrorCode::NoDescriptors,
+        Some(libc::ENOMEM) => ErrorCode::NoMemory,
+        Some(libc::EFBIG) => ErrorCode::TooLarge,
         Some(libc::ESTALE) => ErrorCode::Stale,
         Some(libc::ENOENT) => ErrorCode::NotFound,
         Some(libc::EROFS) => ErrorCode::ReadOnly,
@@ -78,7 +92,21 @@ mod tests {
             (libc::EIO, ErrorCode::Io, ErrorCode::SyncFailed),
             (libc::ESTALE, ErrorCode::Stale, ErrorCode::Stale),
             (libc::EROFS, ErrorCode::ReadOnly, ErrorCode::SyncFailed),
-            (libc::EMFILE, ErrorCode::NoSpace, ErrorCode::SyncFailed),
+            (
+                libc::EMFILE,
+                ErrorCode::NoDescriptors,
+                ErrorCode::SyncFailed,
+            ),
+            (
+                libc::ENFILE,
+                ErrorCode::NoDescriptors,
+                ErrorCode::SyncFailed,
+            ),
+            (libc::ENOMEM, ErrorCode::NoMemory, ErrorCode::SyncFailed),
+            (libc::EFBIG, ErrorCode::TooLarge, ErrorCode::SyncFailed),
+            (libc::ENOENT, ErrorCode::NotFound, ErrorCode::SyncFailed),
+            (libc::EINVAL, ErrorCode::Invalid, ErrorCode::SyncFailed),
+            (libc::EPERM, ErrorCode::Io, ErrorCode::SyncFailed),
         ] {
             let error = io::Error::from_raw_os_error(errno);
             assert_eq!(

@@ -35,6 +35,7 @@ impl From<Failure> for Error {
             ErrorCode::NoSpace => {
                 "free some space in the pool, or grow its file system, and try again"
             }
+            code if code.passes() => "try again when there is some",
             _ => "",
         };
         Error::new(failure.code, failure.message).with_hint(hint)

@@ -17,7 +17,7 @@ pub enum ErrorCode {
     Exists = 3,
     /// Somebody else owns it, or it is attached.
     InUse = 4,
-    /// The pool, a quota or a table is full. Goes on when there is space.
+    /// The pool's file system, a quota or a table is full. Passes: goes on when there is space.
     NoSpace = 5,
     /// Metadata that fails its checksum or contradicts itself. Nothing was changed.
     Damaged = 6,
@@ -37,11 +37,19 @@ pub enum ErrorCode {
     Internal = 13,
     /// The credentials of whoever asks do not allow it.
     Denied = 14,
+    /// The process or the host has no file descriptor left. Passes.
+    NoDescriptors = 15,
+    /// The process or the host has no memory left. Passes.
+    NoMemory = 16,
+    /// The run directory is full. Passes.
+    NoRunSpace = 17,
+    /// A file of the pool may not get so large: a limit of its file system or of the process. Room does not help.
+    TooLarge = 18,
 }
 
 impl ErrorCode {
     /// All codes, in order of their numbers.
-    pub const ALL: [ErrorCode; 14] = [
+    pub const ALL: [ErrorCode; 18] = [
         ErrorCode::Invalid,
         ErrorCode::NotFound,
         ErrorCode::Exists,
@@ -56,7 +64,23 @@ impl ErrorCode {
         ErrorCode::Unavailable,
         ErrorCode::Internal,
         ErrorCode::Denied,
+        ErrorCode::NoDescriptors,
+        ErrorCode::NoMemory,
+        ErrorCode::NoRunSpace,
+        ErrorCode::TooLarge,
     ];
+
+    /// Whether something has run out that comes back by itself, or when somebody frees it: the same request can be done then.
+    #[must_use]
+    pub fn passes(self) -> bool {
+        matches!(
+            self,
+            ErrorCode::NoSpace
+                | ErrorCode::NoDescriptors
+                | ErrorCode::NoMemory
+                | ErrorCode::NoRunSpace
+        )
+    }
 
     /// The code as the negative result of a completion.
     #[must_use]
@@ -82,7 +106,10 @@ impl ErrorCode {
             ErrorCode::NotFound => 3,
             ErrorCode::Exists => 4,
             ErrorCode::InUse => 5,
-            ErrorCode::NoSpace => 6,
+            ErrorCode::NoSpace
+            | ErrorCode::NoDescriptors
+            | ErrorCode::NoMemory
+            | ErrorCode::NoRunSpace => 6,
             ErrorCode::Damaged => 7,
             ErrorCode::Io
             | ErrorCode::SyncFailed
@@ -91,7 +118,8 @@ impl ErrorCode {
             | ErrorCode::ReadOnly
             | ErrorCode::Unavailable
             | ErrorCode::Internal
-            | ErrorCode::Denied => 1,
+            | ErrorCode::Denied
+            | ErrorCode::TooLarge => 1,
         }
     }
 }
@@ -114,6 +142,10 @@ impl fmt::Display for ErrorCode {
             ErrorCode::Unavailable => "not available",
             ErrorCode::Internal => "internal error",
             ErrorCode::Denied => "access denied",
+            ErrorCode::NoDescriptors => "no file descriptor is free",
+            ErrorCode::NoMemory => "out of memory",
+            ErrorCode::NoRunSpace => "the run directory is full",
+            ErrorCode::TooLarge => "larger than a file may get",
         })
     }
 }
@@ -198,7 +230,7 @@ mod tests {
         for (code, number) in ErrorCode::ALL.into_iter().zip(1..) {
             assert_eq!(code.to_result(), -number, "{code:?}");
         }
-        for unknown in [0, 1, -15, i32::MIN] {
+        for unknown in [0, 1, -19, i32::MIN] {
             assert_eq!(ErrorCode::from_result(unknown), ErrorCode::Internal);
         }
     }
@@ -206,6 +238,6 @@ mod tests {
     #[test]
     fn a_command_ends_with_the_code_of_what_scripts_tell_apart() {
         let told = ErrorCode::ALL.map(ErrorCode::exit_code);
-        assert_eq!(told, [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(told, [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1, 6, 6, 6, 1]);
     }
 }

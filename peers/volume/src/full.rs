@@ -45,10 +45,16 @@ const CALM_TURNS: u8 = 4;
 pub enum WaitsFor {
     /// Room for its writes, in the pool.
     Writes,
-    /// Room for what an open volume needs, in the pool or in the run directory.
+    /// Room for its open, in the pool.
     Session,
     /// Nothing any more: what finds no room fails at once, since the limit of the policy is over.
     Nothing,
+    /// A file descriptor.
+    Descriptor,
+    /// Memory.
+    Memory,
+    /// Room in the run directory, for its presence journal.
+    RunDirectory,
 }
 
 /// When the next turn is.
@@ -96,6 +102,8 @@ pub(crate) struct Full {
     parked: Queue,
     count: u32,
     begin: Begin,
+    /// What there was none of the last time: a code that passes.
+    lacks: ErrorCode,
     /// The request that was started again to find out.
     probe: Option<u32>,
     room: Room,
@@ -108,6 +116,7 @@ impl Default for Full {
             parked: Queue::default(),
             count: 0,
             begin: Begin::Possible,
+            lacks: ErrorCode::NoSpace,
             probe: None,
             room: Room::Enough,
         }
@@ -126,8 +135,13 @@ impl Full {
     }
 
     fn waits_for(&self) -> WaitsFor {
-        match self.room {
-            Room::Over { .. } => WaitsFor::Nothing,
+        if matches!(self.room, Room::Over { .. }) {
+            return WaitsFor::Nothing;
+        }
+        match self.lacks {
+            ErrorCode::NoDescriptors => WaitsFor::Descriptor,
+            ErrorCode::NoMemory => WaitsFor::Memory,
+            ErrorCode::NoRunSpace => WaitsFor::RunDirectory,
             _ if self.begin != Begin::Possible => WaitsFor::Session,
             _ => WaitsFor::Writes,
         }
@@ -206,11 +220,12 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     /// Parks request `r`, which failed with `code`. Whether it was: else it is to be answered.
     pub(crate) fn park(&mut self, r: u32, code: ErrorCode) -> bool {
         let volume = &mut self.volumes[self.requests[r].volume];
-        if code != ErrorCode::NoSpace || volume.closing || volume.full.refuses() {
+        if !code.passes() || volume.closing || volume.full.refuses() {
             return false;
         }
         debug_assert_ne!(self.requests[r].phase, Phase::Done);
         let full = &mut volume.full;
+        full.lacks = code;
         let again = full.probe == Some(r);
         full.probe = full.probe.filter(|_| !again);
         full.parked.push(&mut self.requests, r);
@@ -257,9 +272,10 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         let refuses = volume.full.refuses();
         // Who has never had it is told, and opens it again when it pleases.
         let told = refuses && !volume.opened;
-        if code != ErrorCode::NoSpace || volume.closing || told {
+        if !code.passes() || volume.closing || told {
             return false;
         }
+        volume.full.lacks = code;
         // Asked already, as far as `advance` knows: the next turn asks again.
         (volume.full.begin, volume.asked) = (Begin::Refused, true);
         self.space_turns.wanted = true;

@@ -246,7 +246,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     pub(crate) fn round_failed(&mut self, v: u32, code: ErrorCode) {
         let volume = &mut self.volumes[v];
         volume.stale |= code == ErrorCode::Stale;
-        if volume.closing && volume.live == 0 && code == ErrorCode::NoSpace {
+        if volume.closing && volume.live == 0 && code.passes() {
             // A close takes less room than a flush, and drops nothing for want of it.
             (volume.state, volume.asked) = (State::Closing, false);
         } else if volume.closing && volume.live == 0 {

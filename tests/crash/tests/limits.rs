@@ -419,3 +419,41 @@ fn the_first_guest_of_a_volume_waits_for_room_in_the_run_directory() -> Result<(
     drop(disk);
     node.call(&["node", "stop"]).map(drop)
 }
+
+/// A node whose processes start with the limits of file sizes `limits`.
+fn node_with_file_sizes(limits: &str) -> Result<Node> {
+    let node = Node::start("fused")?;
+    node.call(&["node", "stop"])?;
+    let started = Command::new("prlimit")
+        .arg(format!("--fsize={limits}"))
+        .arg(own_program("archipelago")?)
+        .arg("--root")
+        .arg(node.root())
+        .args(["node", "start"])
+        .status()?;
+    ensure!(started.success(), "the node starts with {limits}");
+    Ok(node)
+}
+
+/// The kernel ends a process that writes beyond the limit, and no room lifts the limit: the guest's write fails, nothing else.
+#[test]
+fn a_write_beyond_the_limit_of_file_sizes_fails_and_ends_nothing() -> Result<()> {
+    const SOFT: u64 = 64 << 20;
+    let node = node_with_file_sizes(&format!("{SOFT}:"))?;
+    let mut disk = connect(&node.create("disk", GIB)?)?;
+    write(&mut disk, GIB - BLOCK).context("a soft limit is raised")?;
+    drop(disk);
+    node.call(&["node", "stop"])?;
+    let node = node_with_file_sizes(&format!("{SOFT}:{SOFT}"))?;
+    let mut disk = connect(&node.create("disk", GIB)?)?;
+    disk.submit(0, Op::Write, (GIB - BLOCK) as u64, BLOCK)?;
+    disk.kick()?;
+    let result = answer(&mut disk, TIMEOUT)?.context("the write waits for what never comes")?;
+    ensure!(result != 0, "written beyond the limit");
+    write(&mut disk, 0).context("within the limit")?;
+    disk.run(Op::Flush, 0, 0, TIMEOUT)?;
+    let restarts = &node.status()?["processes"][0]["restarts"];
+    ensure!(restarts == 0, "{restarts} restarts");
+    drop(disk);
+    node.detach("disk")
+}

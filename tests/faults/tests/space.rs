@@ -22,8 +22,8 @@ fn done(answer: Answer) -> Result<String> {
     }
 }
 
-/// An import, which does not wait for room, while the first `refusals` writes of its data find none.
-fn import(server: &Server, disk: &Disk, name: &str, refusals: u64) -> Result<Answer> {
+/// An import, which waits for nothing, while the first `refusals` writes of its data fail with `errno`.
+fn import(server: &Server, disk: &Disk, name: &str, errno: i32, refusals: u64) -> Result<Answer> {
     let source = tempfile::NamedTempFile::new()?;
     std::fs::write(source.path(), [7; 4096])?;
     let faults: Vec<(Site, Fault)> = (1..=refusals)
@@ -34,7 +34,7 @@ fn import(server: &Server, disk: &Disk, name: &str, refusals: u64) -> Result<Ans
                 class: Class::Data,
                 call: Call::Number(number),
             };
-            (site, Fault::Errno(libc::ENOSPC))
+            (site, Fault::Errno(errno))
         })
         .collect();
     disk.plan(&faults);
@@ -65,7 +65,7 @@ fn a_write_that_finds_no_room_for_a_moment_is_tried_again_and_a_full_disk_is_rep
         let pool = disk.path().join("pool");
         done(server.call(&["init", "--pool-dir", &pool.display().to_string()])?)?;
         done(server.start()?)?;
-        match import(&server, &disk, "image", refusals)? {
+        match import(&server, &disk, "image", libc::ENOSPC, refusals)? {
             Answer::Done(_) => ensure!(done_at_last, "{refusals} refusals were survived"),
             Answer::Refused(code, said) => {
                 ensure!(
@@ -73,6 +73,39 @@ fn a_write_that_finds_no_room_for_a_moment_is_tried_again_and_a_full_disk_is_rep
                     "{refusals}: {code}: {said}"
                 );
                 ensure!(said.contains("full"), "{said}");
+            }
+        }
+        done(server.stop()?)?;
+    }
+    Ok(())
+}
+
+/// What is said of a failed write, and its exit code: by what would have to change, not by what is likely.
+#[test]
+fn each_reason_of_a_failed_write_has_its_words() -> Result<()> {
+    for (errno, expected, words) in [
+        (libc::EDQUOT, NO_SPACE, "file system is full"),
+        (libc::ENOMEM, NO_SPACE, "no memory"),
+        (libc::EFBIG, 1, "may not get so large"),
+        (libc::EROFS, 1, "read-only"),
+        (libc::EIO, 1, "input or output error"),
+    ] {
+        let disk = match Disk::mount() {
+            Ok(disk) => disk,
+            Err(error) => {
+                return skip(&format!("a FUSE file system cannot be mounted: {error:#}"));
+            }
+        };
+        disk.enter(QUIET);
+        let server = Server::new()?;
+        let pool = disk.path().join("pool");
+        done(server.call(&["init", "--pool-dir", &pool.display().to_string()])?)?;
+        done(server.start()?)?;
+        match import(&server, &disk, "image", errno, 1)? {
+            Answer::Done(_) => bail!("errno {errno} was survived"),
+            Answer::Refused(code, said) => {
+                ensure!(code == expected, "errno {errno}: {code}: {said}");
+                ensure!(said.contains(words), "errno {errno}: {said}");
             }
         }
         done(server.stop()?)?;

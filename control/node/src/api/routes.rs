@@ -84,7 +84,11 @@ impl IntoResponse for Refusal {
             ErrorCode::Invalid => StatusCode::BAD_REQUEST,
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::Exists | ErrorCode::InUse | ErrorCode::Stale => StatusCode::CONFLICT,
-            ErrorCode::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            ErrorCode::NoSpace
+            | ErrorCode::NoDescriptors
+            | ErrorCode::NoMemory
+            | ErrorCode::NoRunSpace
+            | ErrorCode::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
             ErrorCode::ReadOnly | ErrorCode::Denied => StatusCode::FORBIDDEN,
             ErrorCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
             ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,

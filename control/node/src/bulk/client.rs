@@ -10,6 +10,7 @@ use xseg::shared::{ConnectOptions, OnServerDeath, SharedClient};
 use xseg::{ClientPort, PortError};
 
 use super::{BULK_ROLE, BulkOp, BulkRequest};
+use crate::file_size::TOO_LARGE_HINT;
 
 /// Bytes of a cell: large enough that a request costs little beside its data.
 const CELL_LEN: usize = 1 << 20;
@@ -182,6 +183,7 @@ impl<'a> BulkClient<'a> {
                         ErrorCode::NoSpace => error.with_hint(
                             "free some space in the pool, or grow its file system, and try again",
                         ),
+                        ErrorCode::TooLarge => error.with_hint(TOO_LARGE_HINT),
                         _ => error,
                     });
                 }
@@ -230,6 +232,10 @@ fn gone() -> Error {
 fn what(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::NoSpace => "the pool's file system is full",
+        ErrorCode::NoDescriptors => "no file descriptor is free",
+        ErrorCode::NoMemory => "the host has no memory for it",
+        ErrorCode::NoRunSpace => "the run directory is full",
+        ErrorCode::TooLarge => "a file of the pool may not get so large",
         ErrorCode::Damaged => "the volume is damaged",
         ErrorCode::Io => "the pool reports an input or output error",
         ErrorCode::SyncFailed => "the pool failed to make it durable",

@@ -20,6 +20,7 @@ use super::grants::Granted;
 use super::pool_watch::PoolWatch;
 use super::process::{AskError, Life, Process};
 use crate::config::{Config, Placement, Pool};
+use crate::file_size::TOO_LARGE_HINT;
 use crate::hosting::{Identity, PeerSettings};
 use crate::layout::Layout;
 
@@ -414,21 +415,42 @@ impl Node {
         }
     }
 
-    /// Says of a change that found no room in the pool what was not done, where the room is missing, and what helps.
+    /// Says of a change for which something had run out what was not done, what is missing and where, and what helps.
     pub(crate) fn explain_full(&self, what: &str, error: Error) -> Error {
-        if error.code != ErrorCode::NoSpace {
-            return error;
-        }
-        tracing::warn!("{what}: {error}");
         let (pool, Pool::File { directory, .. }) = self.config.pool();
-        let message = format!(
-            "{what}: the file system of pool `{pool}` is full ({})",
-            directory.display()
-        );
-        Error::new(ErrorCode::NoSpace, message).with_hint(format!(
-            "free space there, or grow the file system, and try again; `{} pool info {pool}` shows what is free",
-            self.layout.command()
-        ))
+        let (command, directory) = (self.layout.command(), directory.display());
+        let (why, hint) = match error.code {
+            ErrorCode::NoSpace => (
+                format!("the file system of pool `{pool}` is full ({directory})"),
+                format!(
+                    "free space there, or grow the file system, and try again; `{command} pool info {pool}` shows what is free"
+                ),
+            ),
+            ErrorCode::NoDescriptors => (
+                format!("the processes of pool `{pool}` have no file descriptor left"),
+                format!(
+                    "raise LimitNOFILE of the service, or detach volumes; `{command} node status` shows how many are allowed"
+                ),
+            ),
+            ErrorCode::NoMemory => (
+                "the host has no memory for it".to_owned(),
+                "free memory, or raise the limit of the service, and try again".to_owned(),
+            ),
+            ErrorCode::NoRunSpace => (
+                format!(
+                    "the run directory is full ({})",
+                    self.layout.run().display()
+                ),
+                "free space there, and try again".to_owned(),
+            ),
+            ErrorCode::TooLarge => (
+                format!("a file of pool `{pool}` ({directory}) may not get so large"),
+                TOO_LARGE_HINT.to_owned(),
+            ),
+            _ => return error,
+        };
+        tracing::warn!("{what}: {error}");
+        Error::new(error.code, format!("{what}: {why}")).with_hint(hint)
     }
 
     /// Carries out a change that answers the entry `name`.

@@ -30,8 +30,11 @@ type Volumes = Shared<Client, Client>;
 fn without_space(waits_for: WaitsFor) -> &'static str {
     match waits_for {
         WaitsFor::Writes => "writes wait for space in the pool",
-        WaitsFor::Session => {
-            "its open waits for space in the pool, or in the run directory for its presence journal"
+        WaitsFor::Session => "its open waits for space in the pool",
+        WaitsFor::Descriptor => "requests wait for a file descriptor (LimitNOFILE of the service)",
+        WaitsFor::Memory => "requests wait for memory",
+        WaitsFor::RunDirectory => {
+            "writes wait for space in the run directory, for its presence journal"
         }
         WaitsFor::Nothing => "without space in the pool its guest gets I/O errors",
     }

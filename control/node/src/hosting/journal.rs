@@ -164,26 +164,24 @@ impl FileJournals {
 
     /// What the mapper is told of `error`; logged once until it is over.
     fn told(&mut self, lineage: Lineage, error: &std::io::Error) -> ErrorCode {
-        let passes = matches!(
-            error.raw_os_error().map(Errno::from_raw),
-            Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
-        );
+        let code = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOSPC | Errno::EDQUOT) => ErrorCode::NoRunSpace,
+            Some(Errno::EMFILE | Errno::ENFILE) => ErrorCode::NoDescriptors,
+            Some(Errno::ENOMEM) => ErrorCode::NoMemory,
+            _ => ErrorCode::Io,
+        };
         if self.starved.insert(lineage) {
             let directory = self.directory.display();
             tracing::error!(
                 "presence journal of {lineage}: {JOURNAL_LEN} bytes in {directory}: {error}{}",
-                if passes {
+                if code.passes() {
                     "; tried again until there are"
                 } else {
                     ""
                 }
             );
         }
-        if passes {
-            ErrorCode::NoSpace
-        } else {
-            ErrorCode::Io
-        }
+        code
     }
 
     fn hidden(&self, lineage: Lineage) -> PathBuf {

@@ -223,7 +223,7 @@ impl Catalogue {
         }
         let result = self.append(core, &content, batch_max).await;
         if let Err(failure) = &result
-            && failure.code != ErrorCode::NoSpace
+            && !failure.code.passes()
         {
             *self.state.borrow_mut() = State::Failed(failure.clone());
         }

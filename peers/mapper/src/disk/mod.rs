@@ -326,10 +326,10 @@ impl Disk {
     }
 }
 
-/// A sync or durable write that failed leaves unknown what is durable; lack of space is found out before.
+/// A sync or durable write that failed leaves unknown what is durable; lack of space, or of a descriptor, is found out before.
 pub(crate) fn final_sync(failure: Failure) -> Failure {
     match failure.code {
-        ErrorCode::NoSpace | ErrorCode::Stale => failure,
+        ErrorCode::NoSpace | ErrorCode::NoDescriptors | ErrorCode::Stale => failure,
         _ => Failure {
             code: ErrorCode::SyncFailed,
             ..failure

@@ -192,6 +192,8 @@ fn a_failed_sync_is_final_but_for_what_is_known_beforehand() {
         (ErrorCode::Io, ErrorCode::SyncFailed),
         (ErrorCode::NotFound, ErrorCode::SyncFailed),
         (ErrorCode::NoSpace, ErrorCode::NoSpace),
+        (ErrorCode::NoDescriptors, ErrorCode::NoDescriptors),
+        (ErrorCode::NoMemory, ErrorCode::SyncFailed),
         (ErrorCode::Stale, ErrorCode::Stale),
     ] {
         let answer = [(ObjectReply::failed(told), Vec::new())];

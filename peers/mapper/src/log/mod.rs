@@ -21,6 +21,7 @@ use archipelago_protocol::{ErrorCode, Generation};
 use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 
+use batch::{HEAD_LEN, UNIT_CONTENT};
 use scan::{Scan, Step, scan_known};
 use sector::{SECTOR_LEN, Sector, first_damaged};
 
@@ -32,6 +33,9 @@ pub(crate) use sector::blank;
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
 pub(crate) const BATCH_MAX: usize = 256 * 1024;
+
+/// Records that fit into a unit for sure, be it a batch's first.
+pub(crate) const RECORDS_PER_UNIT: usize = (UNIT_CONTENT - HEAD_LEN) / Record::LEN;
 
 /// What is known of a log's end before it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +77,20 @@ impl Log {
     /// Whether `len` bytes in batches of at most `batch_max` fit, with the padding at the end of the circle.
     pub(crate) fn has_room(&self, len: usize, batch_max: usize) -> bool {
         self.used() + len as u64 + batch_max as u64 <= self.len
+    }
+
+    /// Bytes of batches that an empty log has room for.
+    pub(crate) fn len_max(&self, batch_max: usize) -> usize {
+        let len = self.len.saturating_sub(batch_max as u64);
+        usize::try_from(len).unwrap_or(usize::MAX)
+    }
+
+    /// How many records always have room in batches of at most `batch_max`, also if a flush carries blocks in between.
+    pub(crate) fn records_room(&self, batch_max: usize) -> usize {
+        let carried = (self.len / 8).min(batch_max as u64);
+        let kept = self.used() + batch_max as u64 + carried;
+        let units = self.len.saturating_sub(kept) / UNIT as u64;
+        usize::try_from(units).map_or(usize::MAX, |units| units.saturating_mul(RECORDS_PER_UNIT))
     }
 
     fn remaining(&self) -> u64 {

@@ -35,6 +35,12 @@ impl Volume {
         range: Range,
         epoch: Option<Epoch>,
     ) -> Result<(), NotYet> {
+        let pending_max = {
+            // What is pending always has room in the log: a close may find none elsewhere.
+            let log = self.log.borrow();
+            let room = log.records_room(log.batch_max(core.config.io_len_max));
+            room.min(core.config.pending_max)
+        };
         let cache = core.cache.borrow();
         let mut live = self.live.borrow_mut();
         let live = &mut *live;
@@ -50,7 +56,7 @@ impl Volume {
             return Err(missing.into());
         }
         let Some(layer) = layer else {
-            live.log_later(core, &cache, range, None)?;
+            live.log_later(core, &cache, range, None, pending_max)?;
             if let Some(snapshot) = &mut live.snapshot {
                 snapshot.zeroed.push(range);
             }
@@ -74,7 +80,7 @@ impl Volume {
             }
         }
         for part in parts {
-            live.log_later(core, &cache, part, Some(layer))?;
+            live.log_later(core, &cache, part, Some(layer), pending_max)?;
         }
         Ok(())
     }
@@ -87,6 +93,7 @@ impl Live {
         cache: &Cache,
         range: Range,
         layer: Option<Layer>,
+        pending_max: usize,
     ) -> Result<(), NotYet> {
         let mut at = range.start;
         while at < range.end {
@@ -105,7 +112,7 @@ impl Live {
                 epoch: layer.map_or(self.epoch, |layer| layer.epoch),
                 sequence: self.next_sequence,
             };
-            if self.pending.len() >= core.config.pending_max {
+            if self.pending.len() >= pending_max {
                 return Err(NotYet::Full);
             }
             if let Some(journal) = &mut self.journal {

@@ -1,7 +1,7 @@
 //! What a session writes before it may write itself, at once or when there is room for it.
 //!
 //! A volume whose pool has no room is opened all the same: it is read, and what its session has to write first stays *due*.
-//! Each request that needs more than to read makes another try; without room it fails with [`ErrorCode::NoSpace`], and
+//! Each request that needs more than to read makes another try; without room it fails with a code that passes, and
 //! whoever asked waits and asks again.
 //!
 //! Invariants
@@ -112,7 +112,7 @@ pub(super) fn begin_first(
 }
 
 fn log_failure(lineage: Lineage, failure: &Failure) {
-    if failure.code == ErrorCode::NoSpace {
+    if failure.code.passes() {
         // Whoever asks goes on asking, and says so once.
         tracing::debug!("{lineage} cannot be written yet: {}", failure.message);
     } else {
@@ -123,7 +123,7 @@ fn log_failure(lineage: Lineage, failure: &Failure) {
 /// As [`begin`], but no room for it is no failure: what is due stays so.
 pub(super) async fn begin_if_room(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
     match begin(core, volume).await {
-        Err(failure) if failure.code == ErrorCode::NoSpace => {
+        Err(failure) if failure.code.passes() => {
             log_failure(volume.lineage, &failure);
             Ok(())
         }

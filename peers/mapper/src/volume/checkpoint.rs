@@ -182,7 +182,7 @@ pub(super) fn when_due(core: &Rc<Core>, volume: &Rc<Volume>) {
         match done {
             Ok(()) => {}
             // As often as something is logged; who finds no room says so.
-            Err(failure) if failure.code == ErrorCode::NoSpace => {
+            Err(failure) if failure.code.passes() => {
                 tracing::debug!("checkpoint of {lineage} put off: {}", failure.message);
             }
             Err(failure) => {

@@ -11,7 +11,7 @@ use super::Volume;
 use crate::core::Core;
 use crate::failure::{Failure, Outcome};
 use crate::format::Writer;
-use crate::log::{Content, Log, Record, RecordKind, UNIT, batch_len};
+use crate::log::{Content, Log, RECORDS_PER_UNIT, Record, RecordKind, UNIT, batch_len};
 use crate::task::Guard;
 
 /// What a commit takes: what its asker has synced, or carries.
@@ -171,7 +171,18 @@ pub(super) async fn commit(
         return Ok(());
     }
     let batch_max = volume.log.borrow().batch_max(core.config.io_len_max);
-    for content in batches(&records, carried, select.cut(), batch_max) {
+    let contents = batches(&records, carried, select.cut(), batch_max);
+    let len: usize = contents.iter().map(Content::batch_len).sum();
+    let rest = {
+        let live = volume.live.borrow();
+        let stays = |record: &&Record| !select.takes(record);
+        live.pending.iter().filter(stays).count()
+    };
+    // All of it or nothing, and what stays pending has room afterwards, too.
+    let needed = len + rest.div_ceil(RECORDS_PER_UNIT) * UNIT;
+    let most = volume.log.borrow().len_max(batch_max);
+    make_room(core, volume, &guard, needed.min(most), batch_max).await?;
+    for content in contents {
         make_room(core, volume, &guard, content.batch_len(), batch_max).await?;
         let appended = Log::append(&volume.log, &core.disk, &content).await;
         volume.judge(core, appended)?;
@@ -203,6 +214,28 @@ pub(super) async fn commit(
         journal.truncate(covered);
     }
     Ok(())
+}
+
+/// Sees to it that the log has room for another record that is pending.
+pub(super) async fn make_records_room(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
+    let guard = volume.commit.acquire().await;
+    volume.check()?;
+    let has_room = || {
+        let log = volume.log.borrow();
+        let room = log.records_room(log.batch_max(core.config.io_len_max));
+        volume.live.borrow().pending.len() < room
+    };
+    if has_room() {
+        return Ok(());
+    }
+    volume.checkpoint_holding(core, &guard).await?;
+    if has_room() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ErrorCode::Internal,
+        "the log is too small for a record",
+    ))
 }
 
 async fn make_room(

@@ -163,7 +163,7 @@ impl Volume {
         if let Err(failure) = &result {
             core.note(self.lineage, failure);
             let mut live = self.live.borrow_mut();
-            if failure.code != ErrorCode::NoSpace && live.poison.is_none() {
+            if !failure.code.passes() && live.poison.is_none() {
                 tracing::error!("volume {} stops: {}", self.lineage, failure.message);
                 let code = if failure.code == ErrorCode::Stale {
                     ErrorCode::Stale

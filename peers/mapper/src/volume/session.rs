@@ -13,7 +13,7 @@ use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 use super::apply::NotYet;
 use super::begin::{Due, begin_first, begin_if_room};
 use super::closed::{close_clean, item, leave_in_log, settle};
-use super::commit::{Home, Select, commit, flush_commit};
+use super::commit::{Home, Select, commit, flush_commit, make_records_room};
 use super::locate::locate;
 use super::open::{LastEnd, load_writer, read_only};
 use super::{Volume, checkpoint, snapshot, with_pages};
@@ -38,7 +38,7 @@ pub(crate) fn dispatch(
             let opened = open(&core, client, lineage, request.flags).await;
             let reply = opened.unwrap_or_else(|failure| {
                 core.note(lineage, &failure);
-                if failure.code == ErrorCode::NoSpace {
+                if failure.code.passes() {
                     // Whoever asks goes on asking, and says so once.
                     tracing::debug!("open of {lineage} failed: {}", failure.message);
                 } else {
@@ -274,7 +274,10 @@ fn hold(core: &Rc<Core>, volume: &Rc<Volume>, client: ClientId, tag: u64, reques
     let (core, volume) = (Rc::clone(core), Rc::clone(volume));
     core.scheduler.clone().spawn(async move {
         // Flushes of the client go on beside: what they carry may be written after this sync.
-        let relieved = sync_and_commit(&core, &volume, Home::Unknown).await;
+        let mut relieved = sync_and_commit(&core, &volume, Home::Unknown).await;
+        if relieved.is_ok() {
+            relieved = make_records_room(&core, &volume).await;
+        }
         volume.live.borrow_mut().relieving = false;
         if let Err(failure) = relieved {
             let held = std::mem::take(&mut volume.live.borrow_mut().held);
@@ -354,7 +357,7 @@ async fn readable(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
             let root = found.map_or(item.root, |(head, _)| head.root);
             Ok(read_only(core, item, root))
         }
-        Err(failure) if failure.code == ErrorCode::NoSpace => {
+        Err(failure) if failure.code.passes() => {
             tracing::debug!("{} is read as it is: {}", item.lineage, failure.message);
             if let Some(left) = core.volume(item.lineage) {
                 return Ok(left);
@@ -463,10 +466,7 @@ async fn close(core: &Rc<Core>, session: &Session, handle: u32) -> Outcome<()> {
         return Ok(());
     }
     let mut closed = close_clean(core, volume).await;
-    if closed
-        .as_ref()
-        .is_err_and(|failure| failure.code == ErrorCode::NoSpace)
-    {
+    if closed.as_ref().is_err_and(|failure| failure.code.passes()) {
         closed = leave_in_log(core, volume).await;
     }
     // Also after a failure: what is not durable can be recovered by the next open, from memory or the journal.

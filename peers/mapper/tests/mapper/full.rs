@@ -208,42 +208,56 @@ fn a_block_that_the_log_carries_is_not_put_over_a_newer_one_by_a_session_that_ne
 }
 
 #[test]
-fn what_a_vanished_client_left_is_read_though_the_log_has_no_room_for_it() {
+fn what_a_vanished_client_left_is_read_though_nothing_has_room_for_it() {
     let (mut rig, own, handle) = Rig::opened();
-    // Until the log has no room for another flush, since no checkpoint has room for its pages.
-    rig.write(own, handle, 0, 10);
-    rig.pool.room = Room::InPlace;
-    let (mut block, mut flushed) = (0, Ok(0));
-    while flushed.is_ok() {
-        block += 1;
-        assert!(block < 100, "the log never gets full");
-        let epoch = Epoch(1 << 32);
-        // Its data had room.
-        rig.pool.room = Room::Enough;
-        rig.put(own, epoch, block, block + 10);
-        rig.pool.room = Room::InPlace;
-        rig.written(handle, block, 1, epoch).result.unwrap();
-        flushed = rig.flush(handle);
-    }
-    assert_eq!(flushed, Err(ErrorCode::NoSpace));
+    rig.write(own, handle, 5, 15);
+    rig.pool.room = Room::None;
     let client = rig.client;
     rig.mapper.client_gone(client);
     rig.run();
     rig.client = ClientId(2);
-    for write in [false, true] {
-        let handle = rig.open(own, write);
-        for written in 0..=block {
-            assert_eq!(rig.read(handle, written), written + 10);
-        }
-        if write {
-            let locate = rig.locate(handle, 5, 1, true);
-            assert_eq!(locate.result, Err(ErrorCode::NoSpace));
+    let reader = rig.open(own, false);
+    assert_eq!(rig.read(reader, 5), 15);
+    rig.close(reader);
+    let handle = rig.open(own, true);
+    assert_eq!(rig.read(handle, 5), 15);
+    let locate = rig.locate(handle, 6, 1, true);
+    assert_eq!(locate.result, Err(ErrorCode::NoSpace));
+    rig.pool.room = Room::Enough;
+    assert!(rig.write(own, handle, 6, 16));
+    let place = rig.locate(handle, 7, 1, true);
+    assert_eq!(place.values[0], (1 << 32) + 1, "an epoch of its own");
+}
+
+#[test]
+fn what_is_acknowledged_has_room_in_the_log_for_a_close_that_finds_none_elsewhere() {
+    // Flushed after so many writes; 0: never.
+    for flush_after in [0, 1, 3, 40] {
+        let (mut rig, own, handle) = Rig::opened();
+        rig.write(own, handle, 0, 10);
+        let epoch = Epoch(1 << 32);
+        let (mut block, mut done) = (0, Ok(0));
+        while done.is_ok() {
+            block += 1;
+            assert!(block < 10_000, "the log never gets full");
+            // Far apart, so that no two records become one. Their data has room, nothing else has.
             rig.pool.room = Room::Enough;
-            assert!(rig.write(own, handle, 1000, 7));
-            let place = rig.locate(handle, 1001, 1, true);
-            assert_eq!(place.values[0], (1 << 32) + 1, "an epoch of its own");
+            rig.put(own, epoch, 2 * block, block);
+            rig.pool.room = Room::InPlace;
+            done = rig.written(handle, 2 * block, 1, epoch).result;
+            if done.is_ok() && flush_after > 0 && block % flush_after == 0 {
+                // Without room it waits; what it covers is acknowledged as written.
+                let _flushed = rig.flush(handle);
+            }
         }
+        assert_eq!(done, Err(ErrorCode::NoSpace));
         rig.close(handle);
+        rig.power_cut(|| false);
+        rig.pool.room = Room::Enough;
+        let handle = rig.open(own, true);
+        for written in 1..block {
+            assert_eq!(rig.read(handle, 2 * written), written, "{flush_after}");
+        }
     }
 }
 

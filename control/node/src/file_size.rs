@@ -1,0 +1,31 @@
+//! The limit of file sizes: a file of the pool is as long as its volume, of which it has few blocks.
+//!
+//! A write beyond the limit is a failure of that request, `too-large`. By default the kernel ends the process for it.
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+
+/// What helps when a file may not get so large.
+pub(crate) const TOO_LARGE_HINT: &str = "raise LimitFSIZE of the service (`ulimit -f`), or move the pool to a file system without such a limit";
+
+/// Raises the soft limit of this process, and of those that it starts, to the hard one, and has the kernel report a write beyond
+/// it instead of ending the process. Before any other thread is started: they take the set of blocked signals over.
+pub(crate) fn raise() {
+    let mut beyond = SigSet::empty();
+    beyond.add(Signal::SIGXFSZ);
+    if let Err(errno) = beyond.thread_block() {
+        tracing::warn!("a write beyond the limit of file sizes ends the process: {errno}");
+    }
+    let limits = getrlimit(Resource::RLIMIT_FSIZE);
+    let Ok((soft, hard)) = limits else { return };
+    if soft != hard
+        && let Err(errno) = setrlimit(Resource::RLIMIT_FSIZE, hard, hard)
+    {
+        tracing::warn!("the limit of file sizes stays at {soft}, not {hard}: {errno}");
+    }
+    if hard != RLIM_INFINITY {
+        tracing::warn!(
+            "files of this process may have {hard} bytes (LimitFSIZE): volumes that need longer ones get errors"
+        );
+    }
+}
