@@ -91,13 +91,21 @@ pub struct Init {
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum Node {
     /// Run the daemon in the foreground
-    Run,
+    Run(Opening),
     /// Start the daemon; returns when requests are served
-    Start,
+    Start(Opening),
     /// Stop the daemon; returns when all is drained
     Stop,
     /// Show the processes, the channels between them and what is attached
     Status,
+}
+
+/// How a node opens its pool.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Opening {
+    /// Take the pool over from a node of another host, which has not released it and does not write to it any more
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// Commands on pools.

@@ -123,6 +123,22 @@ mod tests {
         path.to_str().unwrap()
     }
 
+    /// Who owns the pool, as the status says: which incarnation.
+    fn incarnation(node: &Node) -> u64 {
+        let status = node.status();
+        let peers = status["processes"][0]["peers"].as_array().unwrap().clone();
+        let blocker = peers.iter().find(|peer| peer["name"] == "blocker-file");
+        let facts = blocker.expect("there is a blocker")["facts"].clone();
+        let mut facts = facts.as_array().unwrap().iter();
+        let owner = facts
+            .find(|fact| fact[0] == "owner")
+            .unwrap_or_else(|| panic!("no owner: {status}"))[1]
+            .clone();
+        let text = owner.as_str().unwrap();
+        let rest = text.strip_prefix("this node, incarnation ").expect(text);
+        rest.split(',').next().unwrap().parse().expect(text)
+    }
+
     /// With no byte left all that makes room, or needs none, works, also after a restart and after a kill.
     fn serves_while_full(kind: &str) {
         let dir = tempfile::tempdir().unwrap();
@@ -142,6 +158,7 @@ mod tests {
         node.done(&["volume", "clone", "image", "clone"]);
         node.done(&["volume", "attach", "vm"]);
         mount.fill();
+        let mut owner = incarnation(&node);
         for life in ["stopped", "killed"] {
             match life {
                 "stopped" => {
@@ -163,6 +180,9 @@ mod tests {
                     });
                 }
             }
+            // Its record needs no room either.
+            owner += 1;
+            assert_eq!(incarnation(&node), owner, "{kind}, {life}");
             let names = node.done(&["volume", "list"]);
             for name in ["image", "idle", "vm", "clone"] {
                 assert!(names.contains(name), "{kind}, {life}: {names}");

@@ -4,9 +4,10 @@
 //! in no binary that anybody installs.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use archipelago_blocker_file::Claim;
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use clap::{Args, Parser, Subcommand};
@@ -26,6 +27,9 @@ struct Options {
     /// Leave the terminal, and write a line to the standard output when requests are served
     #[arg(long, hide = true)]
     background: bool,
+    /// Take the pool over from a node of another host, which has not released it and does not write to it any more
+    #[arg(long)]
+    take_over: bool,
     /// Write why it could not run to the standard output, as a JSON object
     #[arg(long)]
     json: bool,
@@ -76,7 +80,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
     let somebody_listens = options.background || options.json || options.command.is_some();
     let result = match options.command {
         Some(Command::Peer(peer)) => run_peer(peer, host),
-        None => run_daemon(options.root.as_deref(), options.background),
+        None => run_daemon(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,7 +98,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
     }
 }
 
-fn run_daemon(root: Option<&Path>, background: bool) -> Result<(), Error> {
+fn run_daemon(options: &Options) -> Result<(), Error> {
     logging::start("archipelagod");
     descriptors::raise();
     file_size::raise();
@@ -106,12 +110,16 @@ fn run_daemon(root: Option<&Path>, background: bool) -> Result<(), Error> {
             last_words::of_panic(thread.name().unwrap_or("?"), panic)
         );
     }));
-    if background {
+    if options.background {
         // Fails only for the leader of a group, which has no terminal to leave.
         let _led = nix::unistd::setsid();
     }
-    daemon::run(Layout::new(root)?, || {
-        if background {
+    let claim = match options.take_over {
+        true => Claim::TakeOver,
+        false => Claim::Start,
+    };
+    daemon::run(Layout::new(options.root.as_deref())?, claim, || {
+        if options.background {
             let told =
                 writeln!(std::io::stdout(), "ready").and_then(|()| std::io::stdout().flush());
             if let Err(error) = told {

@@ -11,6 +11,7 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
+    use archipelago_blocker_file::Claim;
     use archipelago_node::config::{DataPath, Placement, Pool};
     use archipelago_node::hosting::{PeerSettings, confine};
     use archipelago_protocol::control::Role;
@@ -36,6 +37,7 @@ mod tests {
                 directory: root.join("pool"),
                 direct: true,
             },
+            claim: Claim::Start,
         }
     }
 

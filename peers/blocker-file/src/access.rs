@@ -12,8 +12,8 @@ use archipelago_protocol::control::PoolAccess;
 use archipelago_runtime::{Calls, Durability, Source, direct_io};
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{
-    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC,
-    TMPFS_MAGIC, XFS_SUPER_MAGIC, statfs,
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC,
+    OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, statfs,
 };
 
 use crate::layout::Layout;
@@ -112,6 +112,32 @@ pub(crate) fn file_system_name(path: &Path) -> String {
         Ok(XFS_SUPER_MAGIC) => "xfs".to_owned(),
         Ok(other) => format!("type {:#x}", other.0),
         Err(errno) => format!("of unknown type: {errno}"),
+    }
+}
+
+/// Magic numbers that `nix` does not have: `linux/magic.h` and the file systems' own sources.
+const F2FS: FsType = FsType(0xf2f5_2010);
+const ZFS: FsType = FsType(0x2fc1_2fc1);
+const BCACHEFS: FsType = FsType(0xca45_1a4e);
+const JFS: FsType = FsType(0x3153_464a);
+const NILFS: FsType = FsType(0x3434);
+const REISERFS: FsType = FsType(0x5265_4973);
+const RAMFS: FsType = FsType(0x8584_58f6);
+
+/// Whether only processes of this host can have files of the file system of `path` open, so that a lock which excludes them
+/// excludes everybody. A file system that is not known to be such is not.
+pub(crate) fn is_of_one_host(path: &Path) -> bool {
+    let Ok(found) = statfs(path) else {
+        return false;
+    };
+    match found.filesystem_type() {
+        // The upper directory of an overlay belongs to one mount.
+        EXT4_SUPER_MAGIC
+        | XFS_SUPER_MAGIC
+        | BTRFS_SUPER_MAGIC
+        | TMPFS_MAGIC
+        | OVERLAYFS_SUPER_MAGIC => true,
+        other => [F2FS, ZFS, BCACHEFS, JFS, NILFS, REISERFS, RAMFS].contains(&other),
     }
 }
 

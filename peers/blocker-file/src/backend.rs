@@ -30,13 +30,13 @@ use crate::heads::Heads;
 use crate::holding::Holding;
 use crate::jobs::{Done, Job};
 use crate::layout::{FileId, Layout};
-use crate::lock;
-use crate::pool;
+use crate::owner::{self, Claimant, Owner};
 use crate::reserve::Reserve;
 use crate::slow::{Line, Slow, THREADS_MAX};
 use crate::transfer::Transfer;
 use crate::unsynced::Turn;
 use crate::watching::Steps;
+use crate::{lock, pool};
 
 /// The token of the slow threads' bells; all others are places in the table.
 const BELL: u64 = u64::MAX;
@@ -52,6 +52,8 @@ pub struct Options {
     pub reserve: bool,
     /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
     pub lock_timeout: Duration,
+    /// Who opens it.
+    pub claimant: Claimant,
 }
 
 /// What waits for answers.
@@ -113,13 +115,16 @@ pub struct FileBackend {
     /// Data writes while the reserve is spent.
     pub(crate) holding: Holding,
     _bells: Vec<Watch>,
+    /// The last to be dropped: the pool is released when nobody writes any more.
+    owner: Option<Owner>,
 }
 
 impl FileBackend {
     /// Opens the pool for this process alone: waits for the lock, makes what a dead predecessor wrote durable.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] naming the holder, [`ErrorCode::Damaged`] for an unknown version, [`ErrorCode::Unsupported`] for a
+    /// [`ErrorCode::InUse`] naming the holder of the lock or the owner on another host, [`ErrorCode::Stale`] if another host has
+    /// had the pool since a process died whose successor this is, [`ErrorCode::Damaged`] for an unknown version, [`ErrorCode::Unsupported`] for a
     /// file system whose locks exclude nobody, or what the system says.
     pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
         let layout = Layout::new(&options.directory);
@@ -137,6 +142,7 @@ impl FileBackend {
             let text = format!("pool `{}`: {what}", options.directory.display());
             Error::new(code_of(error.cause()), text).with_hint(hint)
         })?;
+        let owner = owner::claim(&layout, &options.claimant, clock)?;
         let found = match options.direct {
             true => access::find(&layout, &source)?,
             false => access::configured_cached(),
@@ -207,6 +213,7 @@ impl FileBackend {
             untold: false,
             holding: Holding::default(),
             _bells: bells,
+            owner,
         };
         if let Err(error) = synced {
             let error = failed("sync the file system", error);
@@ -358,7 +365,9 @@ impl Backend for FileBackend {
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
-        vec![("access", self.access_told.to_string())]
+        let mut facts = vec![("access", self.access_told.to_string())];
+        facts.extend(self.owner.as_ref().map(|owner| ("owner", owner.text())));
+        facts
     }
 
     fn pool_access(&self) -> Option<PoolAccess> {

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use archipelago_protocol::Lineage;
 use archipelago_protocol::object::{ObjectId, ObjectKind};
 
+use crate::owner::Name;
+
 /// Bytes of volume in one container.
 pub const CONTAINER_LEN: u64 = 1 << 36;
 
@@ -90,6 +92,16 @@ impl Layout {
     #[must_use]
     pub fn reserve(&self) -> PathBuf {
         self.directory.join("reserve")
+    }
+
+    /// The directory of the owner record.
+    pub(crate) fn owners(&self) -> PathBuf {
+        self.directory.join("owner")
+    }
+
+    /// The owner record that is called `name`.
+    pub(crate) fn owner(&self, name: Name) -> PathBuf {
+        self.owners().join(name.to_string())
     }
 
     /// The directory of the objects of `lineage`.

@@ -1,7 +1,7 @@
 //! Objects in container files of a directory, on a local file system.
 //!
 //! * [`FileBackend`]: the backend; lives on its reactor's ring.
-//! * [`Options`]: what it can be told.
+//! * [`Options`]: what it can be told; [`Claimant`], [`Claim`], [`Host`]: who opens the pool, and with what right.
 //! * [`room()`]: what is free in a pool's file system; [`holder()`]: who has the pool open.
 //! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign()`]: what is in their way.
 //!
@@ -32,6 +32,7 @@ mod jobs;
 mod layout;
 mod lock;
 mod opening;
+mod owner;
 mod pool;
 mod reserve;
 mod room;
@@ -47,6 +48,7 @@ pub use descriptors::files_kept;
 pub use foreign::foreign;
 pub use holder::{Holder, holder};
 pub use layout::{CONTAINER_LEN, Layout};
+pub use owner::{Claim, Claimant, Host, stray_records};
 pub use pool::create;
 pub use room::{Room, room};
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use archipelago_protocol::{Error, ErrorCode};
 
 use crate::layout::Layout;
-use crate::lock;
+use crate::{lock, owner};
 
 /// The one version of the format so far.
 const MARKER: &str =
@@ -61,6 +61,7 @@ pub fn create(directory: &Path) -> Result<(), Error> {
     let mut write = || -> std::io::Result<()> {
         // The marker comes last: with it the pool is whole.
         lock::reserve(&layout)?;
+        owner::reserve(&layout)?;
         file.write_all(MARKER.as_bytes())?;
         file.sync_all()?;
         File::open(directory)?.sync_all()
@@ -69,6 +70,8 @@ pub fn create(directory: &Path) -> Result<(), Error> {
         // Half a marker would be refused for ever, as one of an unknown version.
         let _gone = fs::remove_file(&marker);
         let _gone = fs::remove_file(layout.lock());
+        let _gone = fs::remove_file(layout.owner(owner::Name::FIRST));
+        let _gone = fs::remove_dir(layout.owners());
         failed("write", &marker, &error)
     })
 }

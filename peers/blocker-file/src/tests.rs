@@ -24,6 +24,7 @@ fn options(directory: &Path) -> Options {
         direct: true,
         reserve: false,
         lock_timeout: Duration::from_secs(5),
+        claimant: Claimant::default(),
     }
 }
 

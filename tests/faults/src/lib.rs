@@ -1,7 +1,7 @@
 //! Every call on a pool's file system, failing in every way: what a guest sees, what is durable, how it goes on.
 //!
 //! * [`disk`]: a file system, served by the test, that fails on order and forgets what was not synced.
-//! * [`server`], [`guest`]: the real node and a guest, neither of which may keep anybody waiting.
+//! * [`server`], [`guest`]: the real node and a guest, neither of which may keep anybody waiting; [`host`]: another host for a node.
 //! * [`watch`], [`neighbour`]: what must go on while a call does not return.
 //! * [`oracle`]: what may be read.
 //! * [`life`]: the life of a pool, with some faults.
@@ -14,6 +14,7 @@
 
 pub mod disk;
 pub mod guest;
+pub mod host;
 pub mod life;
 pub mod matrix;
 pub mod neighbour;

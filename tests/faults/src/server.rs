@@ -12,6 +12,8 @@ use archipelago_crash_tests::node::Node;
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::host::Host;
+
 /// Longest time for a command, whatever fails below it. One that waits for a call that hangs is told after 10 s.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Longest time for `node start`: opening a pool that hangs is given up after 60 s.
@@ -35,6 +37,7 @@ pub enum Answer {
 pub struct Server {
     dir: TempDir,
     command: PathBuf,
+    host: Option<Host>,
     daemon: Mutex<Option<Pid>>,
 }
 
@@ -79,8 +82,37 @@ impl Server {
         Ok(Server {
             dir,
             command: own_program("archipelago")?,
+            host: None,
             daemon: Mutex::new(None),
         })
+    }
+
+    /// An empty directory for a node of another host.
+    ///
+    /// # Errors
+    /// As [`Server::new`].
+    pub fn on(host: Host) -> Result<Server> {
+        let mut server = Server::new()?;
+        server.host = Some(host);
+        Ok(server)
+    }
+
+    /// The host that the node runs on, if that is another one.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// The node's root directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Process id of the daemon that was started.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        *self.daemon()
     }
 
     /// Runs a command to its end.
@@ -96,7 +128,20 @@ impl Server {
     /// # Errors
     /// If it does not end within `patience`: it is killed then.
     pub fn call_within(&self, arguments: &[&str], patience: Duration) -> Result<Answer> {
-        let mut child = Command::new(&self.command)
+        let command = match &self.host {
+            None => Command::new(&self.command),
+            Some(host) => host.command(&self.command),
+        };
+        self.spawn(command, arguments, patience)
+    }
+
+    fn spawn(
+        &self,
+        mut command: Command,
+        arguments: &[&str],
+        patience: Duration,
+    ) -> Result<Answer> {
+        let mut child = command
             .arg("--root")
             .arg(self.dir.path())
             .args(arguments)
@@ -125,7 +170,16 @@ impl Server {
     /// # Errors
     /// As [`Server::call`].
     pub fn start(&self) -> Result<Answer> {
-        let answer = self.call_within(&["--json", "node", "start"], START_DEADLINE)?;
+        self.start_with(&[])
+    }
+
+    /// `node start` with these options.
+    ///
+    /// # Errors
+    /// As [`Server::call`].
+    pub fn start_with(&self, options: &[&str]) -> Result<Answer> {
+        let arguments = [&["--json", "node", "start"], options].concat();
+        let answer = self.call_within(&arguments, START_DEADLINE)?;
         if let Answer::Done(said) = &answer {
             let said: serde_json::Value = serde_json::from_str(said)?;
             let pid = said["pid"].as_i64().context("`node start` tells no pid")?;

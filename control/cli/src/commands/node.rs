@@ -24,7 +24,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::options::Node;
+use crate::options::{Node, Opening};
 use crate::output::Output;
 
 /// How long a daemon may take until it serves: recovery of the catalogue included.
@@ -58,8 +58,8 @@ pub(super) fn run(
     output: Output,
 ) -> Result<(), Error> {
     match command {
-        Node::Run => {
-            let mut daemon = daemon(layout);
+        Node::Run(opening) => {
+            let mut daemon = daemon(layout, opening);
             if output.is_json() {
                 daemon.arg("--json");
             }
@@ -69,7 +69,7 @@ pub(super) fn run(
                 format!("archipelagod: {error}"),
             ))
         }
-        Node::Start => start(layout, output),
+        Node::Start(opening) => start(layout, opening, output),
         Node::Stop => stop(layout, client, output),
         Node::Status => {
             let status: NodeStatus = client.get("/v1/node/status")?;
@@ -79,7 +79,7 @@ pub(super) fn run(
 }
 
 /// The daemon's program: beside ours, else wherever `PATH` says.
-fn daemon(layout: &Layout) -> Command {
+fn daemon(layout: &Layout, opening: Opening) -> Command {
     let beside = std::env::current_exe()
         .ok()
         .map(|program| program.with_file_name("archipelagod"));
@@ -91,14 +91,17 @@ fn daemon(layout: &Layout) -> Command {
     if let Some(root) = layout.root() {
         command.arg("--root").arg(root);
     }
+    if opening.take_over {
+        command.arg("--take-over");
+    }
     command
 }
 
-fn start(layout: &Layout, output: Output) -> Result<(), Error> {
+fn start(layout: &Layout, opening: Opening, output: Output) -> Result<(), Error> {
     // Judged here, where the person who can mend it looks.
     Config::read(layout.config())?;
     let (log, from) = open_log(layout)?;
-    let mut child = daemon(layout)
+    let mut child = daemon(layout, opening)
         .arg("--background")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,6 +1,5 @@
 //! What is printed: tables for people, one JSON object for scripts, and errors for both.
 
-mod date;
 mod table;
 mod tree;
 
@@ -9,7 +8,7 @@ use std::io::{ErrorKind, Write};
 use archipelago_protocol::{Error, ErrorCode};
 use serde::Serialize;
 
-pub(crate) use date::date;
+pub(crate) use archipelago_runtime::date;
 pub(crate) use table::{Table, facts};
 pub(crate) use tree::{kind_name, tree};
 

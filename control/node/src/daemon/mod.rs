@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use archipelago_blocker_file::Claim;
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Error, ErrorCode};
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,7 +39,6 @@ pub(crate) use process::LINE_LEN_MAX;
 use supervisor::{End, Event, Wish, keep_running, supervise_always};
 
 use crate::config::{Config, Endpoint, Pool};
-use crate::hosting::Identity;
 use crate::layout::Layout;
 use crate::logging;
 
@@ -67,11 +67,12 @@ struct Supervision {
     _sender: mpsc::UnboundedSender<Event>,
 }
 
-/// Runs the daemon of the node at `layout` until it is told to stop. `ready` is called when requests are served.
+/// Runs the daemon of the node at `layout` until it is told to stop. `ready` is called when requests are served; `claim` is the
+/// right with which the pool is opened.
 ///
 /// # Errors
-/// Why it could not start. A clean stop is no error.
-pub fn run(layout: Layout, ready: impl FnOnce()) -> Result<(), Error> {
+/// Why it could not start, or who has taken its pool over. A clean stop is no error.
+pub fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<(), Error> {
     let config = Config::read(layout.config())?;
     let endpoint = config.endpoint.as_ref().map(Endpoint::identity);
     let endpoint = endpoint.transpose()?;
@@ -88,7 +89,8 @@ pub fn run(layout: Layout, ready: impl FnOnce()) -> Result<(), Error> {
         .build()
         .map_err(|error| Error::new(ErrorCode::Io, format!("starting the daemon: {error}")))?;
     start_blocking_thread(&runtime)?;
-    runtime.block_on(serve(layout, config, endpoint, ready))
+    let node = Arc::new(Node::new(layout, config, endpoint, claim)?);
+    runtime.block_on(serve(node, ready))
 }
 
 /// Starts the first thread for calls that block. It stays: calls wait for it when the limit of threads is reached, and the
@@ -104,15 +106,9 @@ fn start_blocking_thread(runtime: &tokio::runtime::Runtime) -> Result<(), Error>
     Ok(())
 }
 
-async fn serve(
-    layout: Layout,
-    config: Config,
-    endpoint: Option<Identity>,
-    ready: impl FnOnce(),
-) -> Result<(), Error> {
+async fn serve(node: Arc<Node>, ready: impl FnOnce()) -> Result<(), Error> {
     let mut end =
         Signals::new().map_err(|error| Error::new(ErrorCode::Io, format!("signals: {error}")))?;
-    let node = Arc::new(Node::new(layout, config, endpoint)?);
     let lives = node.endpoint_lives.subscribe();
     let keeper = tokio::spawn(keep_log(Arc::clone(&node)));
     let mut supervision = start_processes(&node);
@@ -140,16 +136,26 @@ async fn serve(
         node.config.placement
     );
     ready();
-    loop {
+    let lost = loop {
         tokio::select! {
-            () = end.next() => break,
-            () = node.stop.notified() => break,
-            event = supervision.events.recv() => on_event(&node, event),
+            () = end.next() => break None,
+            () = node.stop.notified() => break None,
+            event = supervision.events.recv() => {
+                if let Some(error) = on_event(&node, event) {
+                    break Some(error);
+                }
+            }
         }
-    }
+    };
     tracing::info!("stopping");
     server.abort();
     watcher.abort();
+    if let Some(error) = lost {
+        // Nothing may be written any more.
+        kill_processes(&node, &mut supervision).await;
+        unlink(&node.layout.api_socket());
+        return Err(error);
+    }
     let unfinished = stop_processes(&node, &mut supervision).await;
     node.stopped.send_replace(Some(unfinished));
     // The answer to the request that asked for the stop is still on its way.
@@ -270,13 +276,16 @@ fn died_at_start(node: &Node, title: &str, end: End) -> Error {
         .with_hint(format!("its log says why: {}", node.layout.log().display()))
 }
 
-fn on_event(node: &Arc<Node>, event: Option<Event>) {
+/// Takes note of `event`. The error with which the node has to end, if it has.
+fn on_event(node: &Arc<Node>, event: Option<Event>) -> Option<Error> {
     match event {
+        Some(Event::Died(_, end)) if end.is_final() => return end.last_words,
         Some(Event::Started(process)) if process.roles().contains(&Role::Endpoint) => {
             node.endpoint_lives.send_modify(|count| *count += 1);
         }
         Some(Event::Started(_) | Event::Died(..)) | None => {}
     }
+    None
 }
 
 /// Has each life of the endpoint serve what is attached, from those on that `lives` has not seen.

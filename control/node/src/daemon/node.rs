@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use archipelago_blocker_file::Claim;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role, Wait};
@@ -71,18 +72,22 @@ struct Answer {
 }
 
 impl Node {
-    /// The node at `layout`, whose endpoint runs as `endpoint`; nothing runs yet. The caller holds its lock.
+    /// The node at `layout`, whose endpoint runs as `endpoint` and whose pool is opened with the right of `claim`; nothing runs yet. The caller holds its lock.
     pub(crate) fn new(
         layout: Layout,
         config: Config,
         endpoint: Option<Identity>,
+        claim: Claim,
     ) -> Result<Node, Error> {
         let attachments = Attachments::read(layout.attachments())?;
         let granted = Granted::new(layout.grants(), &attachments);
         if endpoint.is_some() {
             granted.write()?;
         }
-        let settings = PeerSettings::new(&layout, &config, endpoint);
+        let settings = PeerSettings {
+            claim,
+            ..PeerSettings::new(&layout, &config, endpoint)
+        };
         let groups: Vec<Vec<Role>> = match config.placement {
             Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
             Placement::Split => vec![

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use archipelago_blocker_file::Claim;
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Error, ErrorCode};
 use nix::fcntl::OFlag;
@@ -154,7 +155,11 @@ impl Process {
             .filter(|path| path.exists())
             .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let listener: OwnedFd = self.listener.try_clone()?.into();
-        let settings = serde_json::to_string(&self.settings).map_err(std::io::Error::other)?;
+        let mut settings = self.settings.clone();
+        if self.restarts() > 0 {
+            settings.claim = Claim::Restart;
+        }
+        let settings = serde_json::to_string(&settings).map_err(std::io::Error::other)?;
         let mut command = Command::new(program);
         command
             .arg("peer")

@@ -60,6 +60,12 @@ pub(crate) struct End {
 }
 
 impl End {
+    /// Whether the node has lost its pool to another host: nobody may go on.
+    pub(crate) fn is_final(&self) -> bool {
+        let code = self.last_words.as_ref().map(|error| error.code);
+        code == Some(ErrorCode::Stale)
+    }
+
     /// Why the `title` process ended.
     pub(crate) fn error(&self, title: &str) -> Error {
         let unsaid = |message| Error::new(ErrorCode::Unavailable, message);
@@ -168,6 +174,13 @@ async fn supervise(
             break;
         }
         process.set_life(Life::Between);
+        if end.is_final() {
+            process.set_last_end(end.error(&process.title()));
+            let _ended = events.send(Event::Died(Arc::clone(&process), end));
+            // The daemon ends: no other life.
+            while *wish.borrow() == Wish::Live && wish.changed().await.is_ok() {}
+            break;
+        }
         let wait = backoff.after(began.elapsed());
         let title = process.title();
         let error = end.error(&title);

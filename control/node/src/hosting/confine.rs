@@ -4,7 +4,7 @@
 //! |---|---|
 //! | capabilities | none, also if the daemon runs as root |
 //! | user | the endpoint's own, if it has one (`identity`) |
-//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), sockets of the role; no TCP |
+//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), what this host is called (both), sockets of the role; no TCP |
 //! | seccomp | no new programs, no sockets but UNIX ones, no tracing, mounting, modules, namespaces, other users' ids |
 //!
 //! Done first of all, by the main thread: threads and descriptors that come later have it too. What the daemon hands over
@@ -28,7 +28,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-use super::PeerSettings;
+use super::{PeerSettings, owner};
 use crate::config::Pool;
 
 /// Landlock's version whose rights are asked for; older kernels give what they have.
@@ -134,11 +134,11 @@ fn restrict_files(roles: &[Role], settings: &PeerSettings) -> Result<(), Error> 
     }
     if roles.contains(&Role::Mapper) {
         ruleset = allow(ruleset, &settings.journals, files)?;
-        ruleset = allow(
-            ruleset,
-            Path::new(super::journal::BOOT_ID),
-            AccessFs::ReadFile.into(),
-        )?;
+    }
+    if roles.contains(&Role::Mapper) || roles.contains(&Role::Blocker) {
+        for identity in [owner::BOOT_ID, owner::MACHINE_ID] {
+            ruleset = allow(ruleset, Path::new(identity), AccessFs::ReadFile.into())?;
+        }
     }
     let status = ruleset.restrict_self().map_err(failed)?;
     if status.ruleset != RulesetStatus::FullyEnforced {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a panic, on whatever thread | the process ends at once (SIGABRT); the daemon starts the next life |
 //! | an io_uring that the kernel refuses to serve | the same, with one line; the daemon is told the reason |
+//! | a pool that another host has taken over | the same; the daemon ends too |
 //! | guest memory whose file was truncated | zeros in its place; the guest's rings are broken, the process goes on |
 //!
 //! Peers share state, and threads wait for each other's answers: half a process is worse than a fresh one, which finds
@@ -41,16 +42,20 @@ pub(super) fn ring_failed(failure: &RingFailure) -> Error {
 
 fn end(panic: &PanicHookInfo<'_>) {
     if let Some(failure) = panic.payload().downcast_ref::<RingFailure>() {
-        let error = ring_failed(failure);
-        let hint = if error.hint.is_empty() { "" } else { "; " };
-        tracing::error!("{error}{hint}{}; this process ends", error.hint);
-        last_words::say(&error);
-        std::process::abort();
+        end_with(&ring_failed(failure));
     }
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("?");
     tracing::error!("thread `{name}`: {panic}; this process ends");
     last_words::say(&last_words::of_panic(name, panic));
+    std::process::abort();
+}
+
+/// Ends this process at once, saying why.
+pub(super) fn end_with(error: &Error) {
+    let hint = if error.hint.is_empty() { "" } else { "; " };
+    tracing::error!("{error}{hint}{}; this process ends", error.hint);
+    last_words::say(error);
     std::process::abort();
 }
 

@@ -21,13 +21,13 @@ use archipelago_protocol::{Error, ErrorCode, Generation, Lineage};
 use nix::errno::Errno;
 use xseg::Region;
 
+use super::owner::BOOT_ID;
+
 /// Records that a journal has room for at least.
 pub(crate) const RECORDS: usize = 32_768;
 const JOURNAL_LEN: usize = journal::len_for(RECORDS);
 /// The same as the daemon counts: what an open volume takes in the run directory.
 pub(crate) const JOURNAL_LEN_BYTES: u64 = JOURNAL_LEN as u64;
-/// Where the kernel tells which boot this is.
-pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The journals in one directory.
 #[derive(Debug)]

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use archipelago_blocker_file::{FileBackend, Options};
+use archipelago_blocker_file::{Claimant, FileBackend, Options};
 use archipelago_protocol::Error;
 use archipelago_protocol::check::{Finding, FindingKind, Report};
 use archipelago_runtime::Context;
 
-use super::PeerSettings;
+use super::{PeerSettings, containment};
 use crate::config::Pool;
 
 /// How long a dead predecessor's last writes may hold the pool's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Adds to `report` the files in the pool that lie where directories belong.
+/// Adds to `report` the files in the pool that lie where directories belong, and those beside its owner record.
 pub(crate) fn add_foreign(pool: &Pool, report: &mut Report) {
     let Pool::File { directory, .. } = pool;
     let note = |message| Finding {
@@ -32,6 +32,20 @@ pub(crate) fn add_foreign(pool: &Pool, report: &mut Report) {
         }
         Err(error) => report.add(note(format!(
             "`{}` could not be searched for foreign files: {error}",
+            directory.display()
+        ))),
+    }
+    match archipelago_blocker_file::stray_records(directory) {
+        Ok(files) => {
+            for file in files {
+                report.add(note(format!(
+                    "`{}` lies beside the pool's owner record and is none: move it away",
+                    file.display()
+                )));
+            }
+        }
+        Err(error) => report.add(note(format!(
+            "`{}` could not be searched for owner records: {error}",
             directory.display()
         ))),
     }
@@ -58,6 +72,12 @@ pub(crate) fn open(
         direct: *direct,
         reserve: purpose == Purpose::Serve,
         lock_timeout: LOCK_TIMEOUT,
+        claimant: Claimant {
+            host: super::owner::host(),
+            node: settings.run.clone(),
+            claim: settings.claim,
+            lost: containment::end_with,
+        },
     };
     FileBackend::open(&options, context.source(), context.clock().as_ref())
 }

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use archipelago_blocker_file::Claim;
 use archipelago_protocol::{Error, ErrorCode, Grants};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,9 @@ pub struct PeerSettings {
     pub endpoint: Option<Identity>,
     /// The pool that the blocker serves.
     pub pool: Pool,
+    /// With what right it opens the pool.
+    #[serde(default)]
+    pub claim: Claim,
 }
 
 impl PeerSettings {
@@ -48,6 +52,7 @@ impl PeerSettings {
             data: config.data,
             endpoint,
             pool: config.pool().1.clone(),
+            claim: Claim::Start,
         }
     }
 

@@ -34,6 +34,8 @@ pub enum Kind {
     OpenDirectory,
     /// List a directory.
     List,
+    /// Give a file another name.
+    Rename,
     /// Remove a file.
     Unlink,
     /// Remove a directory.
@@ -57,6 +59,8 @@ pub enum Class {
     Marker,
     /// The lock, on which direct I/O is tried.
     Lock,
+    /// The owner record, whatever its name is, and its directory.
+    Owner,
     /// A directory of lineages, or of one.
     Directory,
     /// Blocks of a volume.
@@ -88,6 +92,10 @@ impl Class {
                 lineage.len() == 32 && lineage.bytes().all(|digit| digit == b'0')
             });
         let kind = name.and_then(|name| name.split('-').next());
+        let parent = path.parent().and_then(Path::file_name);
+        if parent.is_some_and(|parent| parent == "owner") || kind == Some("owner") {
+            return Class::Owner;
+        }
         match (kind, catalogue) {
             (Some("pool"), _) => Class::Pool,
             (Some("pool.toml"), _) => Class::Marker,

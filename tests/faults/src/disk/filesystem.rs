@@ -169,6 +169,31 @@ impl Filesystem for PassThrough {
         self.answer(answer, empty(reply));
     }
 
+    fn rename(
+        &mut self,
+        _: &Request<'_>,
+        parent: u64,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
+        flags: u32,
+        reply: ReplyEmpty,
+    ) {
+        let path = self.child(parent, name);
+        let new_path = self.child(new_parent, new_name);
+        let answer = self.call(Kind::Rename, path, |files, path, _| {
+            let new_path = new_path?;
+            if flags != 0 {
+                return Err(libc::EINVAL);
+            }
+            fs::rename(files.store.join(path), files.store.join(&new_path))
+                .map_err(|error| errno(&error))?;
+            files.renamed(path, &new_path);
+            Ok(())
+        });
+        self.answer(answer, empty(reply));
+    }
+
     fn open(&mut self, _: &Request<'_>, number: u64, flags: i32, reply: ReplyOpen) {
         let path = self.path(number);
         let answer = self.call(Kind::Open, path, |files, path, _| {

@@ -151,8 +151,22 @@ impl Disk {
     /// If this process may not mount.
     pub fn mount_without(lack: Lack) -> Result<Disk> {
         let dir = tempfile::Builder::new().prefix("faults-").tempdir()?;
-        let (store, mount) = (dir.path().join("store"), dir.path().join("mount"));
+        let store = dir.path().join("store");
         std::fs::create_dir(&store)?;
+        Disk::mount_store(dir, store, lack)
+    }
+
+    /// Mounts what is on this disk once more, as another host does: the locks of one mount are unknown to the other.
+    ///
+    /// # Errors
+    /// If this process may not mount.
+    pub fn mount_again(&self) -> Result<Disk> {
+        let dir = tempfile::Builder::new().prefix("faults-").tempdir()?;
+        Disk::mount_store(dir, self.dir.path().join("store"), Lack::Nothing)
+    }
+
+    fn mount_store(dir: TempDir, store: PathBuf, lack: Lack) -> Result<Disk> {
+        let mount = dir.path().join("mount");
         std::fs::create_dir(&mount)?;
         let state = Arc::new(Mutex::new(State::default()));
         let gate = Arc::new(Gate::default());
@@ -239,6 +253,7 @@ impl Disk {
         let pool = self.dir.path().join("store/pool");
         let shards = std::fs::read_dir(pool).into_iter().flatten().flatten();
         shards
+            .filter(|shard| shard.file_name().len() == 2)
             .filter_map(|shard| std::fs::read_dir(shard.path()).ok())
             .map(Iterator::count)
             .sum()

@@ -75,6 +75,23 @@ impl PassThrough {
         number
     }
 
+    /// A file has another name.
+    pub(super) fn renamed(&mut self, path: &Path, new_path: &Path) {
+        if let Some(number) = self.numbers.remove(path) {
+            self.numbers.insert(new_path.to_owned(), number);
+            self.paths.insert(number, new_path.to_owned());
+        }
+        for (open, _) in self.files.values_mut() {
+            if open == path {
+                *open = new_path.to_owned();
+            }
+        }
+        let mut state = self.state();
+        if let Some(undo) = state.undo.remove(path) {
+            state.undo.insert(new_path.to_owned(), undo);
+        }
+    }
+
     pub(super) fn attributes(&mut self, path: &Path) -> Answer<FileAttr> {
         let metadata =
             fs::symlink_metadata(self.store.join(path)).map_err(|error| errno(&error))?;

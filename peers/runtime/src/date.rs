@@ -7,7 +7,8 @@ const DAY: u64 = 86_400;
 ///
 /// Days are counted from 1 March of the year 0, so that the leap day is the last of a year; an era of 400 years has 146,097
 /// days, and the months from March on follow a pattern of 153 days in five.
-pub(crate) fn date(seconds: u64) -> String {
+#[must_use]
+pub fn date(seconds: u64) -> String {
     let (days, rest) = (seconds / DAY + 719_468, seconds % DAY);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =

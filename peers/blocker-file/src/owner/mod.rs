@@ -1,0 +1,500 @@
+//! The owner of a pool: one incarnation at a time, over all hosts that reach its directory.
+//!
+//! The pool's lock excludes processes of one host, everywhere that a pool is served. Whether it excludes those of another
+//! one (NFS, FUSE) cannot be seen from here, so the owner stands in the directory too, in a record that others find.
+//!
+//! Invariants
+//! - The record changes hands by a rename from the name that its taker has read: of two takers one finds the file, the other
+//!   does not. A name is never used twice. Rename is atomic on the server of NFS and below FUSE, and needs no room.
+//! - The name says all that a decision needs ([`check`]); what stands in the file ([`record`]) is for people, and its change
+//!   is the sign of life. So a process may die between any two steps.
+//! - A silent owner on another host is never taken for a dead one but by a person ([`Claim::TakeOver`]): nothing stops its
+//!   writes. Times of two hosts are never compared.
+//! - Where the lock reaches everybody, the record decides nothing, and a pool without one is served all the same.
+
+mod check;
+mod heartbeat;
+mod name;
+mod record;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::{Clock, SystemClock, date};
+use nix::errno::Errno;
+use nix::poll::PollTimeout;
+use nix::sys::signal::kill;
+use nix::sys::stat::{major, minor};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use check::{Reach, Verdict, check};
+use heartbeat::{Heartbeat, PERIOD};
+pub(crate) use name::Name;
+use name::Place;
+use record::Record;
+
+use crate::access;
+use crate::layout::Layout;
+use crate::pool::failed;
+
+/// How long an owner must be silent to be taken for gone, where that can be taken at all: six beats.
+const SILENCE: Duration = Duration::from_secs(12);
+const _: () = assert!(SILENCE.as_secs() >= 6 * PERIOD.as_secs());
+/// Milliseconds between two looks at a record that is watched.
+const LOOK_MS: u16 = 200;
+/// Takers that may be quicker than this one before it gives up.
+const TRIES: usize = 16;
+/// Most entries beside the record that are looked at.
+const STRAYS_MAX: usize = 100;
+
+/// This host, as an owner record tells it from others. 0: unknown.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Host {
+    /// The machine, over reboots.
+    pub machine: u32,
+    /// The kernel that runs.
+    pub boot: u64,
+    /// The namespace that process ids count in.
+    pub namespace: u32,
+    /// Its name, for people.
+    pub name: String,
+}
+
+/// With what right a pool is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Claim {
+    /// For the first time: if nobody else owns it.
+    #[default]
+    Start,
+    /// Whoever owns it on another host has ended, says a person.
+    TakeOver,
+    /// By the successor of a process that died: if nobody else has owned it since.
+    Restart,
+}
+
+/// Who opens a pool.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    /// Where.
+    pub host: Host,
+    /// The node's directory of sockets, for people.
+    pub node: PathBuf,
+    /// With what right.
+    pub claim: Claim,
+    /// Called, from a thread of its own, when somebody else has taken the pool: nothing may be written any more.
+    pub lost: fn(&Error),
+}
+
+impl Default for Claimant {
+    /// A host that knows nothing of itself.
+    fn default() -> Self {
+        Claimant {
+            host: Host::default(),
+            node: PathBuf::new(),
+            claim: Claim::Start,
+            lost: |_error| {},
+        }
+    }
+}
+
+/// The ownership of a pool. Released when dropped: by then nobody writes any more.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    layout: Layout,
+    name: Name,
+    since: u64,
+    /// Where others may look.
+    heartbeat: Option<Heartbeat>,
+}
+
+impl Owner {
+    /// The ownership, for people.
+    pub(crate) fn text(&self) -> String {
+        let (incarnation, since) = (self.name.incarnation, date(self.since));
+        let alive = match &self.heartbeat {
+            Some(heartbeat) => heartbeat.text(SystemClock.now()),
+            None => "on a file system of this host alone".to_owned(),
+        };
+        format!("this node, incarnation {incarnation}, since {since}, {alive}")
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // A beat after the release would be one of nobody.
+        drop(self.heartbeat.take());
+        let released = fs::rename(
+            self.layout.owner(self.name),
+            self.layout.owner(self.name.released()),
+        );
+        match released {
+            // Somebody has taken it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(
+                "{}: the pool's owner record could not be released: {error}",
+                self.layout.owner(self.name).display()
+            ),
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Makes this process the owner of the pool, whose lock it has. `None`: there is no record, and none is needed.
+///
+/// # Errors
+/// [`ErrorCode::InUse`] naming the owner, [`ErrorCode::Stale`] if a restart finds that another host has had the pool, or what
+/// the file system says.
+pub(crate) fn claim(
+    layout: &Layout,
+    claimant: &Claimant,
+    clock: &dyn Clock,
+) -> Result<Option<Owner>, Error> {
+    let reach = match access::is_of_one_host(layout.directory()) {
+        true => Reach::ThisHost,
+        false => Reach::OtherHosts,
+    };
+    match claim_as(layout, claimant, clock, reach, SILENCE) {
+        Ok(owner) => Ok(Some(owner)),
+        Err(error) if reach == Reach::ThisHost => {
+            tracing::warn!(
+                "{error}; the pool is served without an owner record: its lock excludes others"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn claim_as(
+    layout: &Layout,
+    claimant: &Claimant,
+    clock: &dyn Clock,
+    reach: Reach,
+    silence: Duration,
+) -> Result<Owner, Error> {
+    let directory = layout.directory();
+    let failed =
+        |what, error: io::Error| failed(&format!("{what} the owner record in"), directory, &error);
+    let own = place(directory, &claimant.host).map_err(|error| failed("prepare", error))?;
+    for _ in 0..TRIES {
+        let Some(found) = latest(layout).map_err(|error| failed("look for", error))? else {
+            reserve(layout).map_err(|error| failed("make", error))?;
+            continue;
+        };
+        let verdict = || check(found, own, reach, claimant.claim, is_gone);
+        match verdict() {
+            Verdict::Take => {}
+            Verdict::Lost => return Err(heartbeat::lost(layout, found)),
+            Verdict::TakeIfSilent | Verdict::Refuse => {
+                let seen = watch(layout, found, clock, silence);
+                match seen.map_err(|error| failed("watch", error))? {
+                    Seen::Heartbeat => return Err(alive(layout, found)),
+                    Seen::Successor => continue,
+                    // A process that was just ending is gone by now.
+                    Seen::Silence if verdict() == Verdict::Refuse => {
+                        return Err(silent(layout, found, silence));
+                    }
+                    Seen::Silence => {}
+                }
+            }
+        }
+        if reach == Reach::OtherHosts && found.place.is_some() {
+            tracing::warn!(
+                "pool `{}`: its owner did not release it, and has ended: {}",
+                directory.display(),
+                describe(layout, found)
+            );
+        }
+        let Some(next) = found.succeeded_by(own) else {
+            let message = format!("pool `{}` has had too many owners", directory.display());
+            return Err(Error::new(ErrorCode::Damaged, message));
+        };
+        // The comparison is the old name: it is gone if anybody was quicker, or had the last try carried out without an answer.
+        match fs::rename(layout.owner(found), layout.owner(next)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("take", error)),
+        }
+        return taken(layout, claimant, clock, reach, next);
+    }
+    let message = format!("pool `{}` changes hands all the time", directory.display());
+    Err(Error::new(ErrorCode::InUse, message).with_hint("start one node at a time"))
+}
+
+/// The rest, once the record is called `name`: to be certain, to say who, and to go on saying so.
+fn taken(
+    layout: &Layout,
+    claimant: &Claimant,
+    clock: &dyn Clock,
+    reach: Reach,
+    name: Name,
+) -> Result<Owner, Error> {
+    let directory = layout.directory();
+    let failed =
+        |what, error: io::Error| failed(&format!("{what} the owner record in"), directory, &error);
+    let names = names(layout).map_err(|error| failed("look for", error))?;
+    if !names.contains(&name) {
+        let message = format!(
+            "pool `{}` was taken by another node at once",
+            directory.display()
+        );
+        return Err(Error::new(ErrorCode::InUse, message).with_hint("start one node at a time"));
+    }
+    if names
+        .iter()
+        .any(|other| other.incarnation >= name.incarnation && *other != name)
+    {
+        // A rename that is no rename (object stores behind FUSE): both takers come here.
+        let _gone = fs::remove_file(layout.owner(name));
+        let message = format!(
+            "pool `{}`: its file system ({}) let two nodes rename one file",
+            directory.display(),
+            access::file_system_name(directory)
+        );
+        return Err(Error::new(ErrorCode::Unsupported, message)
+            .with_hint("keep the pool on a file system with an atomic rename"));
+    }
+    for former in names.iter().filter(|former| **former != name) {
+        // Of somebody who made the first record when there was one, or of an older copy of the pool.
+        if let Err(error) = fs::remove_file(layout.owner(*former)) {
+            tracing::warn!("{}: {error}", layout.owner(*former).display());
+        }
+    }
+    let now = clock.wall_seconds();
+    let record = Record {
+        incarnation: name.incarnation,
+        host: claimant.host.name.clone(),
+        process: std::process::id(),
+        node: claimant.node.clone(),
+        since: now,
+        heartbeat: now,
+        heartbeats: 0,
+    };
+    let path = layout.owner(name);
+    let written = OpenOptions::new().write(true).open(&path).and_then(|file| {
+        record.write(&file)?;
+        match reach {
+            // The sync of the start comes next.
+            Reach::ThisHost => Ok(()),
+            Reach::OtherHosts => file.sync_data(),
+        }
+    });
+    if let Err(error) = written {
+        tracing::warn!(
+            "{}: who owns the pool could not be written: {error}",
+            path.display()
+        );
+    }
+    let mut owner = Owner {
+        layout: layout.clone(),
+        name,
+        since: now,
+        heartbeat: None,
+    };
+    if reach == Reach::OtherHosts {
+        let heartbeat = Heartbeat::start(layout, name, record, claimant.lost);
+        owner.heartbeat = Some(heartbeat.map_err(|error| failed("start a thread for", error))?);
+    }
+    Ok(owner)
+}
+
+/// Where this process runs, for a pool in `directory`.
+fn place(directory: &Path, host: &Host) -> io::Result<Place> {
+    Ok(Place {
+        machine: host.machine,
+        boot: host.boot,
+        device: kernel_number(fs::metadata(directory)?.dev()),
+        namespace: host.namespace,
+        process: std::process::id(),
+    })
+}
+
+/// A device's number as the kernel has it, of 32 bits; the one of `stat` is the same, spread over 64.
+fn kernel_number(device: u64) -> u32 {
+    let (major, minor) = (major(device), minor(device));
+    u32::try_from(major << 20 | minor).unwrap_or(0)
+}
+
+/// Whether no process has this id.
+fn is_gone(process: u32) -> bool {
+    match i32::try_from(process) {
+        Ok(process) => kill(Pid::from_raw(process), None) == Err(Errno::ESRCH),
+        Err(_no_process_id) => true,
+    }
+}
+
+/// All records of a pool, the one that counts last.
+fn names(layout: &Layout) -> io::Result<Vec<Name>> {
+    let entries = match fs::read_dir(layout.owners()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().to_str().and_then(Name::parse));
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The record that counts.
+fn latest(layout: &Layout) -> io::Result<Option<Name>> {
+    Ok(names(layout)?.pop())
+}
+
+/// Makes the first record of a pool, of nobody, with its full length: no start needs room for it. One that somebody else has
+/// just made will do.
+pub(crate) fn reserve(layout: &Layout) -> io::Result<()> {
+    let made = DirBuilder::new().mode(0o700).create(layout.owners());
+    made.or_else(|error| match error.kind() {
+        ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(error),
+    })?;
+    let path = layout.owner(Name::FIRST);
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path);
+    let file = match made {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let written = Record::default()
+        .write(&file)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| File::open(layout.owners())?.sync_all());
+    if written.is_err() {
+        let _gone = fs::remove_file(&path);
+    }
+    written
+}
+
+/// What was seen of an owner.
+enum Seen {
+    Silence,
+    Heartbeat,
+    /// The record has another name.
+    Successor,
+}
+
+/// Watches the record called `name` for a change, for as long as `silence`.
+fn watch(layout: &Layout, name: Name, clock: &dyn Clock, silence: Duration) -> io::Result<Seen> {
+    let pool = layout.directory().display();
+    tracing::info!(
+        "pool `{pool}`: its record names an owner: watched for a heartbeat for {} s: {}",
+        silence.as_secs(),
+        describe(layout, name)
+    );
+    let deadline = clock.now() + silence;
+    let Some(first) = look(layout, name)? else {
+        return Ok(Seen::Successor);
+    };
+    while clock.now() < deadline {
+        let _interrupted = nix::poll::poll(&mut [], PollTimeout::from(LOOK_MS));
+        match look(layout, name)? {
+            None => return Ok(Seen::Successor),
+            Some(then) if then != first => return Ok(Seen::Heartbeat),
+            Some(_same) => {}
+        }
+    }
+    // A name that this host remembers would have hidden a successor.
+    match latest(layout)? {
+        Some(latest) if latest == name => Ok(Seen::Silence),
+        Some(_) | None => Ok(Seen::Successor),
+    }
+}
+
+/// What a heartbeat changes. The file is opened each time: a client of NFS then asks its server.
+fn look(layout: &Layout, name: Name) -> io::Result<Option<(Option<Record>, SystemTime)>> {
+    let file = match File::open(layout.owner(name)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let modified = file.metadata()?.modified()?;
+    Ok(Some((Record::read(&file)?, modified)))
+}
+
+/// The owner that a record names, for people.
+fn describe(layout: &Layout, name: Name) -> String {
+    let Some(place) = name.place else {
+        return "a node that has released it since".to_owned();
+    };
+    let record = look(layout, name)
+        .ok()
+        .flatten()
+        .and_then(|(record, _)| record);
+    // Until it has written that, the words are its predecessor's.
+    match record.filter(|record| record.incarnation == name.incarnation) {
+        Some(record) => format!(
+            "host `{}`, process {}, with its sockets in `{}`, since {}, last heartbeat {} by its clock",
+            record.host,
+            record.process,
+            record.node.display(),
+            date(record.since),
+            date(record.heartbeat)
+        ),
+        None => format!(
+            "process {} of a host that has not written its name",
+            place.process
+        ),
+    }
+}
+
+fn alive(layout: &Layout, found: Name) -> Error {
+    let message = format!(
+        "pool `{}` is served by another node: {}; its heartbeat goes on",
+        layout.directory().display(),
+        describe(layout, found)
+    );
+    Error::new(ErrorCode::InUse, message)
+        .with_hint("stop that node, on its host: `archipelago node stop`")
+}
+
+fn silent(layout: &Layout, found: Name, silence: Duration) -> Error {
+    let message = format!(
+        "pool `{}` belongs to another node, which has not released it: {}; no heartbeat for {} s",
+        layout.directory().display(),
+        describe(layout, found),
+        silence.as_secs()
+    );
+    Error::new(ErrorCode::InUse, message).with_hint(
+        "it may still write: stop it on its host, or make sure that this host is off or cut off from the storage; then \
+         `archipelago node start --take-over`",
+    )
+}
+
+/// What lies beside the owner record of the pool in `directory`; at most some.
+///
+/// # Errors
+/// What the file system says.
+pub fn stray_records(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let layout = Layout::new(directory);
+    let latest = latest(&layout)?.map(|name| layout.owner(name));
+    let entries = match fs::read_dir(layout.owners()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut strays = Vec::new();
+    for entry in entries.take(STRAYS_MAX) {
+        let path = entry?.path();
+        if Some(&path) != latest.as_ref() {
+            strays.push(path);
+        }
+    }
+    strays.sort_unstable();
+    Ok(strays)
+}
+
+#[cfg(test)]
+mod tests;
