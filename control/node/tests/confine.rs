@@ -87,9 +87,11 @@ mod tests {
         assert_eq!(read(&root.join("pool/secret")), blocker);
         let mapper = expected(roles.contains(&Role::Mapper));
         assert_eq!(write("run/journal/a"), mapper);
-        assert_eq!(read(Path::new("/proc/sys/kernel/random/boot_id")), mapper);
-        // Sockets.
         let endpoint = roles == [Role::Endpoint];
+        // What this host is called stands in journals and in the pool's owner record.
+        let host = expected(!endpoint);
+        assert_eq!(read(Path::new("/proc/sys/kernel/random/boot_id")), host);
+        // Sockets.
         let bind = |path: &str| errno(UnixListener::bind(root.join(path)));
         assert_eq!(bind("run/a.sock"), expected(!endpoint));
         assert_eq!(bind("run/volume/a.sock"), None);
