@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -23,6 +24,8 @@ pub const BLOCK: u64 = 4096;
 const BALLAST: &str = "ballast";
 /// CAP_SYS_RESOURCE in a set of capabilities.
 const SYS_RESOURCE: u64 = 1 << 24;
+/// How long the end of a device that nobody uses may take.
+const DETACHED: Duration = Duration::from_secs(10);
 /// How often the ballast is changed until what is free is what was asked for.
 const ADJUSTMENTS: usize = 64;
 
@@ -114,6 +117,23 @@ fn tool(name: &str, arguments: &[&str]) -> Result<String> {
         output.status
     );
     Ok(said.trim().to_owned())
+}
+
+/// Waits for the end of `device`: it stays while a mount of it is left in another mount namespace, and its image changes.
+#[expect(clippy::disallowed_methods, reason = "waits for another process")]
+fn wait_detached(device: &str) -> Result<()> {
+    let image = Path::new("/sys/block")
+        .join(device.trim_start_matches("/dev/"))
+        .join("loop/backing_file");
+    let deadline = Instant::now() + DETACHED;
+    while image.exists() {
+        ensure!(
+            Instant::now() < deadline,
+            "{device} is in use {DETACHED:?} after it was unmounted and detached"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn text(path: &Path) -> Result<&str> {
@@ -301,6 +321,7 @@ impl FileSystem {
         if let Some(device) = self.device.take() {
             // The device may have blocks in its cache that its file system, which writes beside the cache, has made anew.
             tool("losetup", &["--detach", &device])?;
+            wait_detached(&device)?;
         }
         if let Some((check, options)) = self.kind.check() {
             let image = self.image();

@@ -34,7 +34,7 @@ const GUEST_BLOCKS: usize = 256;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the guest may wait for a block while the node is not restarted.
 const UNDISTURBED: Duration = Duration::from_secs(5);
-/// The node is stopped and started at each so-manieth step.
+/// The node is stopped and started at each step whose number is a multiple of this.
 const RESTART_EVERY: usize = 4;
 /// Exit code of a command for which there is no space.
 const NO_SPACE: i32 = 6;
