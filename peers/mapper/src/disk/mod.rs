@@ -39,6 +39,8 @@ pub(crate) struct Disk {
     pub(crate) effects: RefCell<VecDeque<Effect>>,
     /// Object requests so far.
     pub(crate) requests: Cell<u64>,
+    /// Syncs of the pool that failed so far.
+    failed_pool_syncs: Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl Disk {
             calls: RefCell::default(),
             effects: RefCell::default(),
             requests: Cell::new(0),
+            failed_pool_syncs: Cell::new(0),
         }
     }
 
@@ -194,10 +197,10 @@ impl Disk {
 
     /// Makes an object's completed writes durable.
     pub(crate) async fn sync(&self, id: ObjectId) -> Outcome<()> {
-        self.simple(ObjectOp::Sync, id)
-            .await
-            .map(drop)
-            .map_err(final_sync)
+        let failed_before = self.failed_pool_syncs.get();
+        let synced = self.simple(ObjectOp::Sync, id).await;
+        synced.map(drop).map_err(final_sync)?;
+        self.trust_sync(id, failed_before)
     }
 
     /// Makes a block of a volume's data durable.
@@ -212,20 +215,32 @@ impl Disk {
             offset,
             ..ObjectRequest::new(ObjectOp::Sync, id)
         };
+        let failed_before = self.failed_pool_syncs.get();
         let (reply, _) = self.call(request, Vec::new()).await;
-        reply
-            .result
-            .map(drop)
-            .map_err(|code| final_sync(failed(ObjectOp::Sync, id, code)))
+        let synced = reply.result.map(drop);
+        synced.map_err(|code| final_sync(failed(ObjectOp::Sync, id, code)))?;
+        self.trust_sync(id, failed_before)
     }
 
     /// Makes all completed writes to the pool durable.
     pub(crate) async fn sync_pool(&self) -> Outcome<()> {
         let id = ObjectId::head(Lineage::CATALOGUE);
-        self.simple(ObjectOp::SyncPool, id)
-            .await
-            .map(drop)
-            .map_err(final_sync)
+        let failed_before = self.failed_pool_syncs.get();
+        let synced = self.simple(ObjectOp::SyncPool, id).await;
+        if synced.is_err() {
+            self.failed_pool_syncs.set(self.failed_pool_syncs.get() + 1);
+        }
+        synced.map(drop).map_err(final_sync)?;
+        self.trust_sync(id, failed_before)
+    }
+
+    /// Judges a sync of `id` that succeeded: not if a sync of the pool has failed since it was begun, when so many had. That
+    /// one may have dropped what this one was to make durable, and then there was nothing left to do.
+    fn trust_sync(&self, id: ObjectId, failed_before: u64) -> Outcome<()> {
+        if self.failed_pool_syncs.get() == failed_before {
+            return Ok(());
+        }
+        Err(failed(ObjectOp::Sync, id, ErrorCode::SyncFailed))
     }
 
     /// Content and version of a head; `None`: there is none.

@@ -1,5 +1,7 @@
 //! Each call by what it asks for, and by what it makes of the answers.
 
+use std::pin::Pin;
+
 use archipelago_protocol::Epoch;
 
 use super::*;
@@ -213,6 +215,58 @@ fn a_failed_sync_is_final_but_for_what_is_known_beforehand() {
         (synced, asked[0].0.op, asked[0].0.id),
         (Ok(()), ObjectOp::Sync, pack())
     );
+}
+
+/// What a sync comes to that succeeds after a sync of the pool, begun beside it, has failed; and one that is begun then.
+fn beside_a_failed_sync_of_the_pool<F: Future<Output = Outcome<()>> + 'static>(
+    sync: impl Fn(Rc<Disk>) -> F,
+) -> [Option<ErrorCode>; 2] {
+    let scheduler = Rc::new(Scheduler::default());
+    let disk = Rc::new(Disk::new(&scheduler, 8192));
+    let mut tasks = Tasks::default();
+    let outcomes = Rc::new(RefCell::new(Vec::new()));
+    let start = |tasks: &mut Tasks, synced: Pin<Box<dyn Future<Output = Outcome<()>>>>| {
+        let outcomes = Rc::clone(&outcomes);
+        scheduler.spawn(async move {
+            let synced = synced.await;
+            outcomes.borrow_mut().push(code(synced));
+        });
+        tasks.run(&scheduler);
+        let effect = disk.effects.borrow_mut().pop_front();
+        let Some(Effect::Object { id, .. }) = effect else {
+            panic!("it asks for nothing");
+        };
+        id
+    };
+    let beside = start(&mut tasks, Box::pin(sync(Rc::clone(&disk))));
+    let pool = Rc::clone(&disk);
+    let fails = start(&mut tasks, Box::pin(async move { pool.sync_pool().await }));
+    disk.done(fails, ObjectReply::failed(ErrorCode::Io), Vec::new());
+    disk.done(beside, ObjectReply::done(0), Vec::new());
+    tasks.run(&scheduler);
+    let after = start(&mut tasks, Box::pin(sync(Rc::clone(&disk))));
+    disk.done(after, ObjectReply::done(0), Vec::new());
+    tasks.run(&scheduler);
+    let failed = Some(ErrorCode::SyncFailed);
+    match outcomes.borrow()[..] {
+        // The two that ended together, whichever was first.
+        [one, other, after] if one == failed || other == failed => [one.and(other), after],
+        ref outcomes => panic!("{outcomes:?}"),
+    }
+}
+
+#[test]
+fn a_sync_beside_a_failed_sync_of_the_pool_has_failed_too() {
+    let failed = [Some(ErrorCode::SyncFailed), None];
+    let object = |disk: Rc<Disk>| async move { disk.sync(pack()).await };
+    assert_eq!(beside_a_failed_sync_of_the_pool(object), failed);
+    let pool = |disk: Rc<Disk>| async move { disk.sync_pool().await };
+    assert_eq!(beside_a_failed_sync_of_the_pool(pool), failed);
+    let data = |disk: Rc<Disk>| async move {
+        let id = ObjectId::data(US, Epoch(3));
+        disk.sync_data(id, ObjectSize::MIN, 0).await
+    };
+    assert_eq!(beside_a_failed_sync_of_the_pool(data), failed);
 }
 
 #[test]
