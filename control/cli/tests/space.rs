@@ -124,6 +124,11 @@ mod tests {
         let process = node.status()["processes"][0]["pid"].clone();
         assert_eq!(told["lock"]["pid"], process);
         assert_eq!(told["lock"]["ours"], true);
+        assert!(
+            told["owner"]
+                .as_str()
+                .is_some_and(|owner| owner.starts_with("this node"))
+        );
         assert!(told["access"]["kind"].is_string(), "{told}");
         let listed = node.json(&["pool", "list"])["pools"][0].clone();
         let info = node.json(&["pool", "info", "default"]);
@@ -139,7 +144,7 @@ mod tests {
         }
         let text = node.done(&["pool", "info", "default"]);
         let status = node.done(&["node", "status"]);
-        for part in ["access", "free", "used", "lock"] {
+        for part in ["access", "free", "used", "lock", "owner"] {
             assert!(text.contains(part), "{text}");
             assert!(status.contains(&format!("{part}: ")), "{status}");
         }

@@ -97,6 +97,7 @@ pub(super) fn told(pool: &PoolStatus) -> Vec<(&'static str, String)> {
         },
     };
     rows.push(("lock", lock));
+    rows.extend(pool.owner.iter().map(|owner| ("owner", owner.clone())));
     rows
 }
 

@@ -28,6 +28,9 @@ pub struct PoolStatus {
     /// Who has it open; null: nobody, or the file system does not answer.
     #[serde(default)]
     pub lock: Option<PoolLock>,
+    /// Its owner record, which other hosts find; null: the process that serves the pool does not answer.
+    #[serde(default)]
+    pub owner: Option<String>,
 }
 
 /// The room in a pool's file system, as far as a process without privileges may use it.

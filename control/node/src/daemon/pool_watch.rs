@@ -142,7 +142,7 @@ impl PoolWatch {
 }
 
 impl Node {
-    /// The node's pool as it is now; but for what its process knows: access and reserve.
+    /// The node's pool as it is now; but for what its process knows: access, reserve and owner.
     pub(crate) async fn look_at_pool(&self) -> PoolStatus {
         let (name, Pool::File { directory, .. }) = self.config.pool();
         let Sight { space, holder } = self.pool_watch.look(name).await;
@@ -158,6 +158,7 @@ impl Node {
                 pid,
                 ours: pid.is_some_and(is_ours),
             }),
+            owner: None,
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use archipelago_protocol::Lineage;
-use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Role};
+use archipelago_protocol::control::{
+    ControlReply, ControlRequest, PeerStatus, ProcessStatus, Role,
+};
 
 use super::node::Node;
 use super::pool_watch::problem;
@@ -30,12 +32,13 @@ impl Node {
         let views = futures_util::future::join_all(views);
         let (mut pool, views) = futures_util::future::join(self.look_at_pool(), views).await;
         for (view, status) in views {
-            processes.push(view);
             waits.extend(status.waits);
             problems.extend(status.problems);
             journals.extend(status.journals);
             pool.access = pool.access.or(status.access);
             pool.reserve = pool.reserve.or(status.reserve);
+            pool.owner = pool.owner.or(owner(&view.peers));
+            processes.push(view);
         }
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
         let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
@@ -89,9 +92,18 @@ impl Node {
         let (mut pool, answer) = futures_util::future::join(self.look_at_pool(), asked).await;
         if let Ok(ControlReply::Status(status)) = answer {
             (pool.access, pool.reserve) = (status.access, status.reserve);
+            pool.owner = owner(&status.peers);
         }
         pool
     }
+}
+
+/// What the blocker among `peers` tells of the pool's owner record.
+fn owner(peers: &[PeerStatus]) -> Option<String> {
+    let mut facts = peers.iter().flat_map(|peer| &peer.facts);
+    facts
+        .find(|(name, _)| name == "owner")
+        .map(|(_, text)| text.clone())
 }
 
 /// A process for people, and what it said of what is not its own.
