@@ -54,6 +54,8 @@ fn started(
 ) {
     let host = Host::new();
     let mut guest = FrontEnd::connect(&host.socket);
+    // An answer that does not come fails the test.
+    guest.stream.set_read_timeout(Some(DONE_BY)).unwrap();
     guest.negotiate();
     let (mut body, mut fd) = (None, None);
     if tracked {
