@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use archipelago_protocol::volume::{OnFull, OpenMode, VolumeEvent, VolumeHandle, Volumes};
-use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_protocol::{Error, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use crossbeam_channel::Receiver;
 use tracing::{debug, error};
@@ -228,7 +228,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     drop(volumes);
                     self.volume = VolumeState::Open(handle);
                 }
-                VolumeEvent::Opened { result: Err(error) } if error.code == ErrorCode::NoSpace => {
+                VolumeEvent::Opened { result: Err(error) } if error.code.passes() => {
                     add(&self.shared.metrics.open_failures, 1);
                     self.volume = self.without_space(&error);
                 }
