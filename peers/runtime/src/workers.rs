@@ -13,7 +13,9 @@ use std::time::Duration;
 use io_uring::types::Timespec;
 use io_uring::{IoUring, opcode, squeue};
 
-use crate::failure::RingFailure;
+use nix::poll::{PollTimeout, poll};
+
+use crate::failure::{Refusal, Refusals, RingFailure};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -29,11 +31,16 @@ pub(crate) fn start_first(ring: &mut IoUring) -> Result<(), RingFailure> {
     // SAFETY: it points to nothing.
     let pushed = unsafe { ring.submission().push(&nothing) };
     pushed.expect("a ring has an entry at least");
-    loop {
-        match ring.submit_and_wait(1) {
-            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-            Err(error) => return Err(RingFailure::new("io_uring_enter", error)),
-            Ok(_) => break,
+    let mut refusals = Refusals::default();
+    while let Err(error) = ring.submit_and_wait(1) {
+        match refusals.refused(error.raw_os_error()) {
+            Refusal::Expected => {}
+            Refusal::Again(pause) => {
+                let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
+                // Waiting for nothing: a signal that ends it early does no harm.
+                let _paused = poll(&mut [], pause);
+            }
+            Refusal::Final => return Err(RingFailure::new("io_uring_enter", error)),
         }
     }
     let done = ring.completion().next();

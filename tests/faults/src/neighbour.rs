@@ -11,7 +11,7 @@ use crate::oracle::Oracle;
 use crate::server::{Answer, DEADLINE, Server, wait_for};
 
 /// What a request of the neighbour, and a look at the node, may take: a tenth of it is far more than either ever takes.
-pub const NEIGHBOUR_DEADLINE: Duration = Duration::from_secs(5);
+pub const NEIGHBOUR_DEADLINE: Duration = Duration::from_secs(20);
 /// Its sectors: 256 KiB.
 const SECTORS: usize = 512;
 /// What it writes again and again.
