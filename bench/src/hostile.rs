@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -17,6 +17,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use xseg::Region;
 
 use crate::load::Random;
+use crate::waiting::now;
 
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7000_0000;
@@ -115,11 +116,6 @@ struct Guest {
 }
 
 /// The time, to end sittings.
-#[expect(clippy::disallowed_methods, reason = "a load generator in real time")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 fn bell() -> Result<EventFd> {
     Ok(EventFd::from_flags(
         EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,

@@ -5,6 +5,7 @@
 //! * [`server`]: Archipelago in both placements and `qemu-storage-daemon`, started in a private directory and stopped
 //!   by pid.
 //! * [`compare`]: rounds, medians and spread, the tables.
+//! * [`program`]: a program's run to its end, and [`waiting`]: for other processes, both with a deadline. Other tests use them.
 //!
 //! One design decision: no virtual machine is in the way. A guest under emulation measures the emulator; a client in
 //! another process on another CPU measures the servers, all of them with the same code.
@@ -17,4 +18,6 @@ pub mod disk;
 pub mod hostile;
 pub mod load;
 pub mod neighbour;
+pub mod program;
 pub mod server;
+pub mod waiting;

@@ -1,10 +1,11 @@
 //! Workloads and their figures.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::disk::{Disk, Op};
+use crate::waiting::now;
 
 /// Longest wait for one completion: far beyond any healthy server's.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,11 +78,6 @@ pub struct Figures {
 }
 
 /// The time, for figures only.
-#[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 /// A small, fast and repeatable stream of numbers (xorshift64*).
 #[derive(Debug, Clone)]
 pub struct Random(u64);

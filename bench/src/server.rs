@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 mod archipelago;
-mod process;
 mod qemu_storage_daemon;
+mod usage;
 
 pub use archipelago::{Archipelago, Build, Volumes};
-pub use process::{Usage, usage_of};
 pub use qemu_storage_daemon::QemuStorageDaemon;
+pub use usage::{Usage, usage_of};
 
 /// CPU that servers run on; the client has another one.
 pub const SERVER_CPU: &str = "0";

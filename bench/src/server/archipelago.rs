@@ -4,11 +4,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::process::{output, wait};
 use super::{SERVER_CPU, Server, own_program};
+use crate::program::stdout_of;
+use crate::waiting::wait_until;
+
+/// A volume that is not in use any more is detached within this time.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes of a volume in one container (`docs/pool-format.md`).
 const CONTAINER_LEN: u64 = 64 << 30;
@@ -193,7 +198,7 @@ impl Archipelago {
             .arg("--root")
             .arg(&self.root)
             .args(["node", "start"]);
-        output(&mut start).map(drop)
+        stdout_of(&mut start).map(drop)
     }
 
     /// A fresh volume of `size` bytes, attached.
@@ -224,7 +229,7 @@ impl Archipelago {
     }
 
     fn call(&self, arguments: &[&str]) -> Result<String> {
-        output(
+        stdout_of(
             Command::new(&self.command)
                 .arg("--root")
                 .arg(&self.root)
@@ -267,7 +272,7 @@ impl Server for Archipelago {
         while let Some(name) = self.attached.last() {
             let refused = || format!("`{name}` is still in use, without a front end");
             // A build that does not wait for what is just being closed refuses at once.
-            wait(refused, || {
+            wait_until(DETACH_TIMEOUT, refused, || {
                 Ok(self.call(&["volume", "detach", name]).ok().map(drop))
             })?;
             self.attached.pop();

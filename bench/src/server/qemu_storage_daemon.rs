@@ -1,14 +1,20 @@
 //! `qemu-storage-daemon` on the containers of the pool: as a raw image, and as what qcow2 overlays are based on.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::archipelago::Volumes;
-use super::process::{Guarded, output, wait_for_socket};
 use super::{SERVER_CPU, Server};
+use crate::program::{Guarded, stdout_of};
+use crate::waiting::wait_until;
+
+/// It listens within this time on a machine however loaded.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The peer; its process runs while it serves.
 #[derive(Debug)]
@@ -98,7 +104,7 @@ impl Server for QemuStorageDaemon {
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
             .args([&self.volumes.base, &overlay])
             .arg(self.volumes.size.to_string());
-        output(&mut create)?;
+        stdout_of(&mut create)?;
         let [file, base] = self.raw(&self.volumes.base, "bf", "b", "on");
         self.serve(&[
             format!("{},discard=unmap", protocol(&overlay, "f")),
@@ -117,4 +123,21 @@ impl Server for QemuStorageDaemon {
         self.serving = None;
         Ok(())
     }
+}
+
+/// Waits until `child` listens on `path`.
+///
+/// # Errors
+/// If it ends instead, or does not listen in time.
+fn wait_for_socket(path: &Path, child: &mut Child) -> Result<()> {
+    let silent = || format!("no server listens on {}", path.display());
+    wait_until(START_TIMEOUT, silent, || {
+        if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+            return Ok(Some(()));
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("the server ended before it listened: {status}");
+        }
+        Ok(None)
+    })
 }

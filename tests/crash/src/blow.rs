@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use archipelago_bench::load::Random;
+use archipelago_bench::waiting;
 use nix::unistd::Pid;
 
 use crate::node::Node;
@@ -117,22 +118,16 @@ impl Blow {
             Blow::Stop(victim) => {
                 let pid = victim.pid(node)?;
                 Node::freeze(pid)?;
-                rest(pause);
+                waiting::pause(pause);
                 Node::thaw(pid)
             }
             Blow::StopAndKill(stopped, killed) => {
                 let (stopped, killed_pid) = (stopped.pid(node)?, killed.pid(node)?);
                 Node::freeze(stopped)?;
                 killed.kill(node, killed_pid)?;
-                rest(pause);
+                waiting::pause(pause);
                 Node::thaw(stopped)
             }
         }
     }
-}
-
-/// How long something stands still is what is tried here, not what is waited for.
-#[expect(clippy::disallowed_methods, reason = "the length of a stop")]
-fn rest(time: Duration) {
-    std::thread::sleep(time);
 }

@@ -8,10 +8,11 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::disk::{Done, Op};
+use archipelago_bench::waiting::{now, pause};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
@@ -78,11 +79,6 @@ fn watch(epoll: &Epoll, file: &impl AsRawFd, token: u64) -> Result<()> {
     Ok(epoll.ctl(ControlOperation::Add, file.as_raw_fd(), event)?)
 }
 
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 impl Disk {
     /// A disk at `socket` with `slots` requests in flight at most, of at most `buffer_len` bytes each. Waits up to
     /// `patience` for a server.
@@ -136,14 +132,9 @@ impl Disk {
                     )));
                 }
                 // The socket of a dead server, or a server that died meanwhile.
-                Err(_not_yet) => self.rest(),
+                Err(_not_yet) => pause(RETRY),
             }
         }
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
-    fn rest(&self) {
-        std::thread::sleep(RETRY);
     }
 
     fn shake_hands(&mut self, patience: Duration) -> Result<Connection> {
@@ -308,6 +299,31 @@ impl Disk {
             "{op:?} of {len} bytes at {offset} failed with {result}"
         );
         Ok(())
+    }
+
+    /// The next request that is done, also by the server's successor; `None`: none is within `timeout`.
+    ///
+    /// # Errors
+    /// If no successor comes within `reconnect`, or the server calls the ring broken.
+    pub fn done_within(&mut self, timeout: Duration, reconnect: Duration) -> Result<Option<Done>> {
+        let deadline = now() + timeout;
+        loop {
+            if let Some(done) = self.next_done()? {
+                return Ok(Some(done));
+            }
+            let left = deadline.saturating_duration_since(now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            // Waits are in whole milliseconds, rounded down: one more, so that a wait never ends before the deadline.
+            match self.wait(left + Duration::from_millis(1)) {
+                Ok(Waited::Rung) => {}
+                Ok(Waited::HungUp) => self.reconnect(reconnect)?,
+                // Nothing came in that time.
+                Err(_) if now() >= deadline => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Waits for the one request in flight, also for the server's successor: 0, or a negative errno.

@@ -7,16 +7,16 @@ use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use archipelago_bench::program::stdout_of;
+use archipelago_bench::waiting::wait_until;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::syncfs;
 use tempfile::TempDir;
-
-use crate::command;
 
 /// Free space is set in units of this.
 pub const BLOCK: u64 = 4096;
@@ -106,34 +106,17 @@ pub struct FileSystem {
 
 /// Runs a tool of the system: what it printed.
 fn tool(name: &str, arguments: &[&str]) -> Result<String> {
-    let output = command::output(Command::new(name).args(arguments))?;
-    let (said, error) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    ensure!(
-        output.status.success(),
-        "{name} {arguments:?}: {}: {said}{error}",
-        output.status
-    );
+    let said = stdout_of(Command::new(name).args(arguments))?;
     Ok(said.trim().to_owned())
 }
 
 /// Waits for the end of `device`: it stays while a mount of it is left in another mount namespace, and its image changes.
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
 fn wait_detached(device: &str) -> Result<()> {
     let image = Path::new("/sys/block")
         .join(device.trim_start_matches("/dev/"))
         .join("loop/backing_file");
-    let deadline = Instant::now() + DETACHED;
-    while image.exists() {
-        ensure!(
-            Instant::now() < deadline,
-            "{device} is in use {DETACHED:?} after it was unmounted and detached"
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
+    let used = || format!("{device} is in use, though it was unmounted and detached");
+    wait_until(DETACHED, used, || Ok((!image.exists()).then_some(())))
 }
 
 fn text(path: &Path) -> Result<&str> {

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use archipelago_bench::waiting::{now, pause};
 
 use crate::model::Model;
 use crate::node::Node;
@@ -55,16 +56,6 @@ pub struct Fleet {
     stop: Arc<AtomicBool>,
 }
 
-#[expect(clippy::disallowed_methods, reason = "measures other processes")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for other threads")]
-fn rest(time: Duration) {
-    std::thread::sleep(time);
-}
-
 fn drive(
     mut verifier: Verifier,
     progress: &Mutex<Progress>,
@@ -80,7 +71,7 @@ fn drive(
         }
         let between = verifier.load().rest;
         if !between.is_zero() {
-            rest(between);
+            pause(between);
         }
     }
     verifier.drain()?;
@@ -151,7 +142,7 @@ impl Fleet {
         let end = self.done() + requests;
         while self.done() < end {
             self.check()?;
-            rest(LOOK);
+            pause(LOOK);
         }
         Ok(())
     }
@@ -180,7 +171,7 @@ impl Fleet {
                 let gaps = self.members.iter().map(|member| member.progress().longest);
                 return Ok(gaps.max().unwrap_or_default());
             }
-            rest(LOOK);
+            pause(LOOK);
         }
     }
 

@@ -5,7 +5,6 @@
 //! * [`ring`], [`disk`]: a guest's ring and requests in flight, which outlive the server, and their front end.
 //! * [`verifier`]: random requests over vhost-user, checked against the model, also across the death of the server.
 //! * [`node`]: a real node in a private directory, its processes, and signals to them.
-//! * [`command`]: a program's run to its end, with a deadline.
 //! * [`control`]: what the node is asked by its API or its command, and what its catalogue lists then.
 //! * [`filesystem`]: a small file system for a pool, with as much free as a test wants.
 //! * [`rewriter`]: a guest that needs no space, undisturbed or not.
@@ -23,7 +22,6 @@
 #![forbid(unsafe_code)]
 
 pub mod blow;
-pub mod command;
 pub mod control;
 pub mod disk;
 pub mod filesystem;

@@ -3,22 +3,23 @@
 //! How to know a dead process: a process that was killed is dead when the lock or socket that it held is free, which is
 //! some time after the signal; whoever starts a successor tries until it can.
 
+use std::cell::RefCell;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use archipelago_bench::program::output;
 use archipelago_bench::server::own_program;
+use archipelago_bench::waiting::{now, wait_until};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
-
-use crate::command;
 
 /// Longest wait for something that the node, or a process of it, is to do soon.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -213,7 +214,7 @@ impl Node {
     /// Runs the command to its end, however it ends.
     ///
     /// # Errors
-    /// If it cannot be run, or does not end within [`command::DEADLINE`].
+    /// If it cannot be run, or does not end within [`program::DEADLINE`](archipelago_bench::program::DEADLINE).
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.command);
         command.arg("--root").arg(self.root()).args(arguments);
@@ -221,7 +222,7 @@ impl Node {
         if let Some(user) = self.user {
             command.uid(user).gid(user).current_dir("/");
         }
-        command::output(&mut command)
+        output(&mut command)
     }
 
     /// Creates a volume of `size` bytes and attaches it: the path of its socket.
@@ -253,24 +254,18 @@ impl Node {
     ///
     /// # Errors
     /// If it does not within [`TIMEOUT`], with the status then.
-    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     pub fn wait_for_status(
         &self,
         what: &str,
         mut condition: impl FnMut(&Value) -> bool,
     ) -> Result<()> {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
-            let status = self.status()?;
-            if condition(&status) {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{what}, for {TIMEOUT:?} not in the status: {status}"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let last = RefCell::new(Value::Null);
+        let missing = || format!("the status does not say: {what}: {}", last.borrow());
+        wait_until(TIMEOUT, missing, || {
+            let status = last.replace(self.status()?);
+            drop(status);
+            Ok(condition(&last.borrow()).then_some(()))
+        })
     }
 
     /// What `node status` tells scripts.
@@ -317,18 +312,12 @@ impl Node {
     ///
     /// # Errors
     /// If it does not start within [`TIMEOUT`].
-    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     pub fn restart(&self) -> Result<()> {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
-            let result = self.call(&["node", "start"]).map(drop);
-            let dying =
-                matches!(&result, Err(error) if error.to_string().contains("serves this node"));
-            if !dying || Instant::now() > deadline {
-                return result;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let missing = || "the killed daemon has not let go of its node".to_owned();
+        wait_until(TIMEOUT, missing, || match self.call(&["node", "start"]) {
+            Err(error) if error.to_string().contains("serves this node") => Ok(None),
+            started => started.map(|_| Some(())),
+        })
     }
 
     /// `kill -9`.
@@ -343,12 +332,11 @@ impl Node {
     ///
     /// # Errors
     /// If it does not within [`TIMEOUT`].
-    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     pub fn freeze(pid: Pid) -> Result<()> {
         Node::signal(pid, Signal::SIGSTOP)?;
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = now() + TIMEOUT;
         while Node::moves(pid) {
-            ensure!(Instant::now() < deadline, "process {pid} does not stop");
+            ensure!(now() < deadline, "process {pid} does not stop");
             std::thread::yield_now();
         }
         Ok(())

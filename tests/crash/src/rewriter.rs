@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::disk::Op;
 use archipelago_bench::load::Random;
+use archipelago_bench::waiting::{now, pause};
 
 use crate::disk::{Disk, InFlight};
 use crate::model::Model;
@@ -47,16 +48,6 @@ struct Guest {
     write: u64,
     timeout: Duration,
     block: Vec<u8>,
-}
-
-#[expect(clippy::disallowed_methods, reason = "measures another process")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "not to be a load")]
-fn pause() {
-    std::thread::sleep(PAUSE);
 }
 
 impl Guest {
@@ -99,7 +90,7 @@ impl Guest {
             let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             progress.longest_us.fetch_max(took, Ordering::Relaxed);
             progress.done.fetch_add(1, Ordering::Relaxed);
-            pause();
+            pause(PAUSE);
         }
         (0..self.blocks()).try_for_each(|block| self.check(block))
     }

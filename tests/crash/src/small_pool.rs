@@ -1,13 +1,14 @@
 //! A file system that is soon full, and a guest's disk that is written MiB by MiB until it is.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use archipelago_bench::disk::Op;
+use archipelago_bench::waiting::{now, wait_until};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::disk::{Disk, InFlight, Waited};
+use crate::disk::{Disk, InFlight};
 use crate::skip;
 
 /// Bytes of a piece.
@@ -104,17 +105,11 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Writer::write`], or if it does not within `timeout`.
-    #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     pub fn write_within(&mut self, timeout: Duration) -> Result<()> {
-        let deadline = now() + timeout;
-        loop {
-            let written = self.write()?;
-            if written.result == 0 {
-                return Ok(());
-            }
-            ensure!(now() < deadline, "writes fail for {timeout:?}: {written:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let failing = || "writes still fail".to_owned();
+        wait_until(timeout, failing, || {
+            Ok((self.write()?.result == 0).then_some(()))
+        })
     }
 
     /// Writes until that fails: with what.
@@ -145,10 +140,28 @@ impl Writer {
         }
     }
 
-    /// Reads all that was written, and compares it.
+    /// Flushes.
     ///
     /// # Errors
-    /// If a read fails, or gives something else.
+    /// If that fails.
+    pub fn flush(&mut self) -> Result<()> {
+        self.disk.submit(WRITES, Op::Flush, 0, 0)?;
+        self.disk.kick()?;
+        let result = self.result_of(WRITES, TIMEOUT)?;
+        ensure!(result == Some(0), "a flush: {result:?}");
+        Ok(())
+    }
+
+    /// MiB that were written.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        self.written
+    }
+
+    /// Reads all that was written, also beside a write that waits, and compares it.
+    ///
+    /// # Errors
+    /// If a read fails, waits, or gives something else.
     pub fn check(&mut self) -> Result<()> {
         let mut data = vec![0; MIB];
         for piece in 0..self.written {
@@ -164,25 +177,11 @@ impl Writer {
     }
 
     fn result_of(&mut self, slot: usize, timeout: Duration) -> Result<Option<i32>> {
-        let deadline = now() + timeout;
-        loop {
-            if let Some(done) = self.disk.next_done()? {
-                ensure!(done.slot == slot, "slot {} was done, not {slot}", done.slot);
-                return Ok(Some(done.result));
-            }
-            let left = deadline.saturating_duration_since(now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            // Waits are in whole milliseconds, rounded down: one more, so that a wait never ends before the deadline.
-            match self.disk.wait(left + Duration::from_millis(1)) {
-                Ok(Waited::Rung) => {}
-                Ok(Waited::HungUp) => self.disk.reconnect(TIMEOUT)?,
-                // Nothing came in that time.
-                Err(_) if now() >= deadline => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
+        let Some(done) = self.disk.done_within(timeout, TIMEOUT)? else {
+            return Ok(None);
+        };
+        ensure!(done.slot == slot, "slot {} was done, not {slot}", done.slot);
+        Ok(Some(done.result))
     }
 }
 
@@ -190,9 +189,4 @@ impl Writer {
 fn content(piece: usize) -> Vec<u8> {
     let byte = u8::try_from(piece % 251).expect("below 251");
     vec![byte + 1; MIB]
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn now() -> Instant {
-    Instant::now()
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::disk::{Done, Op};
 use archipelago_bench::load::Random;
+use archipelago_bench::waiting::now;
 
 use crate::disk::{Disk, InFlight, Waited};
 use crate::model::{Model, Window};
@@ -47,11 +48,6 @@ struct Pending {
     sectors: usize,
     write: u64,
     since: Instant,
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 impl Pending {

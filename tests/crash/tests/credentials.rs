@@ -14,10 +14,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use archipelago_crash_tests::command;
+use archipelago_bench::program::output;
+use archipelago_bench::waiting::wait_until;
 use archipelago_crash_tests::model::Model;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::pattern::SECTOR;
@@ -41,7 +42,7 @@ const ROOT: &str = "INTRUDER_ROOT";
 const USER: &str = "INTRUDER_USER";
 const VOLUMES: &str = "INTRUDER_VOLUMES";
 /// Longest wait for a peer's answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn is_root() -> bool {
     geteuid().is_root()
@@ -67,7 +68,7 @@ fn intrude(node: &Node, user: u32, volumes: &[Lineage]) -> Result<()> {
         .env(ROOT, node.root())
         .env(USER, user.to_string())
         .env(VOLUMES, volumes.join(" "));
-    let output = command::output(&mut command)?;
+    let output = output(&mut command)?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(
         output.status.success() && said.contains("all tried"),
@@ -153,20 +154,18 @@ fn connect(root: &Path, server: &str, role: Role) -> Result<SharedClient> {
 }
 
 /// Services `port` until `done` says something.
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
 fn wait<T>(
     port: &mut SharedClient,
     mut done: impl FnMut(&mut SharedClient) -> Option<T>,
 ) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        port.service();
-        if let Some(done) = done(port) {
-            return Ok(done);
-        }
-        ensure!(Instant::now() < deadline, "no answer in {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until(
+        TIMEOUT,
+        || "no answer has come".to_owned(),
+        || {
+            port.service();
+            Ok(done(port))
+        },
+    )
 }
 
 /// Channels in a role that the user is not admitted in.

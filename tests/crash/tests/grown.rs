@@ -7,9 +7,10 @@
     reason = "an integration test is all test"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use archipelago_bench::waiting::{now, pause, wait_until};
 use archipelago_crash_tests::filesystem::{FileSystem, Kind};
 use archipelago_crash_tests::fleet::Fleet;
 use archipelago_crash_tests::node::Node;
@@ -24,6 +25,8 @@ const GIB: u64 = 1 << 30;
 const DISK: usize = 512 << 20;
 /// Longest time from an empty file system to a full one.
 const FILL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between two looks at the guests of a full file system.
+const LOOK: Duration = Duration::from_millis(50);
 /// Longest time of anything else.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time for what the kernel and the tools take to grow a file system, and a guest to go on.
@@ -34,16 +37,6 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const IOERR: i32 = -nix::libc::EIO;
 /// What each guest does at least in the grown file system.
 const REQUESTS: u64 = 200;
-
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn pause() {
-    std::thread::sleep(Duration::from_millis(50));
-}
 
 /// For how long the file system is full.
 fn full_time() -> Duration {
@@ -71,20 +64,11 @@ fn waiting(node: &Node) -> Result<usize> {
 
 /// Waits until all guests wait for space.
 fn all_wait(node: &Node, fleet: &mut Fleet, timeout: Duration) -> Result<()> {
-    let deadline = now() + timeout;
-    loop {
+    let missing = || format!("not all of {GUESTS} guests wait for space");
+    wait_until(timeout, missing, || {
         fleet.check()?;
-        let waiting = waiting(node)?;
-        if waiting == GUESTS {
-            return Ok(());
-        }
-        ensure!(
-            now() < deadline,
-            "{waiting} of {GUESTS} guests wait for space after {timeout:?}: {}",
-            node.call(&["node", "status"])?
-        );
-        pause();
-    }
+        Ok((waiting(node)? == GUESTS).then_some(()))
+    })
 }
 
 /// Waits for `time`, in which no guest may fail.
@@ -92,7 +76,7 @@ fn hold(fleet: &mut Fleet, time: Duration) -> Result<()> {
     let deadline = now() + time;
     while now() < deadline {
         fleet.check()?;
-        pause();
+        pause(LOOK);
     }
     Ok(())
 }
@@ -256,7 +240,7 @@ fn five_guests_report(kind: Kind, placement: &str) -> Result<()> {
             if now() > deadline {
                 return Ok::<_, anyhow::Error>(());
             }
-            pause();
+            pause(LOOK);
         }
     };
     fail(&mut guests, full_time() / 3)?;

@@ -7,10 +7,11 @@
 #![expect(clippy::print_stdout, reason = "how to replay, and what was endured")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use archipelago_bench::hostile::{Tally, Torment, torment};
+use archipelago_bench::waiting::now;
 use archipelago_crash_tests::model::Model;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::pattern::SECTOR;
@@ -38,7 +39,6 @@ impl Drop for Stop<'_> {
 }
 
 /// Verified load on one volume while a front end of another torments the process that serves both.
-#[expect(clippy::disallowed_methods, reason = "a test in real time")]
 fn harms_no_neighbour(placement: &str) -> Result<()> {
     let seed = seed();
     let node = Node::start(placement)?;
@@ -52,8 +52,8 @@ fn harms_no_neighbour(placement: &str) -> Result<()> {
         let tally = std::thread::scope(|scope| -> Result<Tally> {
             let tormenting = scope.spawn(|| torment(&hostile, &[way], &stop, seed));
             let stopper = Stop(&stop);
-            let end = Instant::now() + EACH;
-            while Instant::now() < end && !tormenting.is_finished() {
+            let end = now() + EACH;
+            while now() < end && !tormenting.is_finished() {
                 verifier.run(50)?;
                 requests.fetch_add(50, Ordering::Relaxed);
             }

@@ -9,12 +9,14 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use archipelago_bench::disk::Op;
+use archipelago_bench::program::stdout_of;
 use archipelago_bench::server::own_program;
-use archipelago_crash_tests::disk::{Disk, InFlight, Waited};
+use archipelago_bench::waiting::now;
+use archipelago_crash_tests::disk::{Disk, InFlight};
 use archipelago_crash_tests::fleet::Fleet;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::verifier::Load;
@@ -47,39 +49,28 @@ fn write(disk: &mut Disk, offset: usize) -> Result<()> {
 
 /// The result of the request in flight; `None`: it is not answered within `timeout`.
 fn answer(disk: &mut Disk, timeout: Duration) -> Result<Option<i32>> {
-    loop {
-        if let Some(done) = disk.next_done()? {
-            return Ok(Some(done.result));
-        }
-        match disk.wait(timeout) {
-            Ok(Waited::HungUp) => disk.reconnect(TIMEOUT)?,
-            Ok(Waited::Rung) => {}
-            Err(_nothing) => return Ok(None),
-        }
-    }
+    let done = disk.done_within(timeout, TIMEOUT)?;
+    Ok(done.map(|done| done.result))
 }
 
 fn limit(pid: Pid, limits: &str) -> Result<()> {
-    let limited = Command::new("prlimit")
-        .args(["--pid", &pid.to_string()])
-        .arg(format!("--nofile={limits}"))
-        .status();
-    ensure!(limited?.success(), "prlimit {limits}");
-    Ok(())
+    let mut prlimit = Command::new("prlimit");
+    prlimit.args(["--pid", &pid.to_string()]);
+    stdout_of(prlimit.arg(format!("--nofile={limits}"))).map(drop)
 }
 
-/// A node whose processes start with the soft and hard limits `limits`.
-fn node_with(limits: &str) -> Result<Node> {
+/// A node whose processes start with a limit, as prlimit(1) takes it.
+fn node_with(limit: &str) -> Result<Node> {
     let node = Node::start("fused")?;
     node.call(&["node", "stop"])?;
-    let started = Command::new("prlimit")
-        .arg(format!("--nofile={limits}"))
+    let mut start = Command::new("prlimit");
+    start
+        .arg(limit)
         .arg(own_program("archipelago")?)
         .arg("--root")
         .arg(node.root())
-        .args(["node", "start"])
-        .status()?;
-    ensure!(started.success(), "the node starts with {limits}");
+        .args(["node", "start"]);
+    stdout_of(&mut start)?;
     Ok(node)
 }
 
@@ -95,11 +86,6 @@ fn descriptors(node: &Node) -> Result<(u64, u64)> {
     of(process, "used")
         .zip(of(process, "allowed"))
         .with_context(|| format!("{process}"))
-}
-
-#[expect(clippy::disallowed_methods, reason = "measures other processes")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// How long a load runs: `$LIMITS_SECONDS`, else 10.
@@ -144,7 +130,7 @@ fn under_load(fleet: &mut Fleet, mut beside: impl FnMut() -> Result<()>) -> Resu
 
 #[test]
 fn two_hundred_volumes_are_attached_and_sixty_in_use_though_the_soft_limit_is_1024() -> Result<()> {
-    let node = node_with("1024:4096")?;
+    let node = node_with("--nofile=1024:4096")?;
     let (before, allowed) = descriptors(&node)?;
     ensure!(allowed == 4096, "{allowed} are allowed");
     for number in 0..140 {
@@ -186,7 +172,7 @@ fn refused_by_number(node: &Node, name: &str, attached: usize) -> Result<()> {
 
 #[test]
 fn an_attach_beyond_the_limit_is_refused_by_number_and_all_that_are_attached_run() -> Result<()> {
-    let node = node_with("512:512")?;
+    let node = node_with("--nofile=512:512")?;
     let mut fleet = in_use(&node, 20)?;
     node.call(&["volume", "create", "further", "--size", "1G"])?;
     under_load(&mut fleet, || {
@@ -420,31 +406,16 @@ fn the_first_guest_of_a_volume_waits_for_room_in_the_run_directory() -> Result<(
     node.call(&["node", "stop"]).map(drop)
 }
 
-/// A node whose processes start with the limits of file sizes `limits`.
-fn node_with_file_sizes(limits: &str) -> Result<Node> {
-    let node = Node::start("fused")?;
-    node.call(&["node", "stop"])?;
-    let started = Command::new("prlimit")
-        .arg(format!("--fsize={limits}"))
-        .arg(own_program("archipelago")?)
-        .arg("--root")
-        .arg(node.root())
-        .args(["node", "start"])
-        .status()?;
-    ensure!(started.success(), "the node starts with {limits}");
-    Ok(node)
-}
-
 /// The kernel ends a process that writes beyond the limit, and no room lifts the limit: the guest's write fails, nothing else.
 #[test]
 fn a_write_beyond_the_limit_of_file_sizes_fails_and_ends_nothing() -> Result<()> {
     const SOFT: u64 = 64 << 20;
-    let node = node_with_file_sizes(&format!("{SOFT}:"))?;
+    let node = node_with(&format!("--fsize={SOFT}:"))?;
     let mut disk = connect(&node.create("disk", GIB)?)?;
     write(&mut disk, GIB - BLOCK).context("a soft limit is raised")?;
     drop(disk);
     node.call(&["node", "stop"])?;
-    let node = node_with_file_sizes(&format!("{SOFT}:{SOFT}"))?;
+    let node = node_with(&format!("--fsize={SOFT}:{SOFT}"))?;
     let mut disk = connect(&node.create("disk", GIB)?)?;
     disk.submit(0, Op::Write, (GIB - BLOCK) as u64, BLOCK)?;
     disk.kick()?;

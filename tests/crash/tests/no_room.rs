@@ -9,11 +9,11 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::disk::Op;
-use archipelago_crash_tests::disk::{Disk, InFlight, Waited};
+use archipelago_crash_tests::disk::{Disk, InFlight};
 use archipelago_crash_tests::filesystem::{FileSystem, Kind};
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::skip;
@@ -106,11 +106,6 @@ fn documented(kind: &str) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 /// A guest with one request at a time.
 struct Guest {
     disk: Disk,
@@ -118,22 +113,8 @@ struct Guest {
 
 impl Guest {
     fn result(&mut self, timeout: Duration) -> Result<Option<i32>> {
-        let deadline = now() + timeout;
-        loop {
-            if let Some(done) = self.disk.next_done()? {
-                return Ok(Some(done.result));
-            }
-            let left = deadline.saturating_duration_since(now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            match self.disk.wait(left + Duration::from_millis(1)) {
-                Ok(Waited::Rung) => {}
-                Ok(Waited::HungUp) => self.disk.reconnect(TIMEOUT)?,
-                Err(_) if now() >= deadline => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
+        let done = self.disk.done_within(timeout, TIMEOUT)?;
+        Ok(done.map(|done| done.result))
     }
 
     fn outcome(&mut self, op: Op, offset: usize, len: usize) -> Result<Outcome> {

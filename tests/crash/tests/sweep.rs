@@ -10,11 +10,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::disk::Op;
 use archipelago_bench::load::Random;
+use archipelago_bench::waiting::wait_until;
 use archipelago_crash_tests::control::{Command, Control, Listing, orphans};
 use archipelago_crash_tests::disk::{Disk, InFlight};
 use archipelago_crash_tests::filesystem::{BLOCK, FileSystem, Kind};
@@ -57,16 +58,6 @@ struct Sweep {
     open: Disk,
     outcomes: BTreeMap<&'static str, Outcomes>,
     longest: Duration,
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
-fn pause() {
-    std::thread::sleep(Duration::from_millis(10));
 }
 
 /// All commands, in an order in which each has what it needs, and at whose end there is nothing new.
@@ -307,16 +298,12 @@ impl Sweep {
 
     /// Waits until the objects of what was removed are gone.
     fn nothing_left(&self) -> Result<()> {
-        let deadline = now() + TIMEOUT;
-        loop {
+        let left = || "objects of nobody are left".to_owned();
+        wait_until(TIMEOUT, left, || {
             let report = self.control.check()?;
             ensure!(report.clean, "{report:?}");
-            if !orphans(&report) {
-                return Ok(());
-            }
-            ensure!(now() < deadline, "orphaned objects: {report:?}");
-            pause();
-        }
+            Ok((!orphans(&report)).then_some(()))
+        })
     }
 
     /// Stops and starts the node with `free` bytes left.
@@ -335,15 +322,11 @@ impl Sweep {
         // A session that has no room to begin reads and does not write.
         self.files.leave(ROOM)?;
         let done = self.guest.done();
-        let deadline = now() + TIMEOUT;
-        while self.guest.done() < done + 2 {
+        let unserved = || format!("no guest is served: restarted with {free} bytes free");
+        wait_until(TIMEOUT, unserved, || {
             self.guest.check()?;
-            ensure!(
-                now() < deadline,
-                "the guest is not served after a restart with {free} bytes free"
-            );
-            pause();
-        }
+            Ok((self.guest.done() >= done + 2).then_some(()))
+        })?;
         let _restart = self.guest.longest();
         Ok(())
     }

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use archipelago_bench::disk::Op;
+use archipelago_bench::program::stdout_of;
 use archipelago_crash_tests::disk::{Disk, InFlight};
 use archipelago_crash_tests::node::Node;
-use archipelago_crash_tests::{command, skip};
+use archipelago_crash_tests::skip;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{Pid, geteuid};
 
@@ -34,9 +35,7 @@ fn limit(pid: Pid, threads: u64) -> Result<()> {
         .args(["--pid", &pid.to_string()])
         .uid(USER)
         .gid(USER);
-    let limited = command::output(prlimit.arg(format!("--nproc={threads}:")))?;
-    ensure!(limited.status.success(), "{limited:?}");
-    Ok(())
+    stdout_of(prlimit.arg(format!("--nproc={threads}:"))).map(drop)
 }
 
 /// Whether a command was carried out: if not, it says that there are no threads.

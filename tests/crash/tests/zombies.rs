@@ -11,9 +11,10 @@
     reason = "an integration test is all test"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use archipelago_bench::waiting::{pause, wait_until};
 use archipelago_crash_tests::fleet::Fleet;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::seed;
@@ -28,6 +29,8 @@ const SIZE: usize = 8 << 20;
 const SERVED: u64 = 64;
 /// For so long a successor is seen not to serve beside a zombie that holds the pool.
 const BESIDE: Duration = Duration::from_secs(1);
+/// Longest wait for the death of a killed process.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn load() -> Load {
     Load {
@@ -94,7 +97,7 @@ fn nobody_serves_a_pool_beside_a_process_that_lives() -> Result<()> {
     Node::freeze(zombie)?;
     std::thread::scope(|scope| -> Result<()> {
         let successor = scope.spawn(|| node.restart());
-        rest(BESIDE);
+        pause(BESIDE);
         if successor.is_finished() {
             successor.join().expect("the command does not panic")?;
             bail!("a successor served beside a stopped process");
@@ -113,20 +116,7 @@ fn nobody_serves_a_pool_beside_a_process_that_lives() -> Result<()> {
         .with_context(|| format!("replay with CRASH_SEED={seed}"))
 }
 
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
 fn await_death(pid: Pid) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !Node::is_dead(pid) {
-        ensure!(Instant::now() < deadline, "process {pid} does not die");
-        std::thread::yield_now();
-    }
-    Ok(())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "sees that nothing happens in this time"
-)]
-fn rest(time: Duration) {
-    std::thread::sleep(time);
+    let alive = || format!("process {pid} is not dead");
+    wait_until(TIMEOUT, alive, || Ok(Node::is_dead(pid).then_some(())))
 }

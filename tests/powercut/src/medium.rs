@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use archipelago_crash_tests::command::output;
+use archipelago_bench::program::output;
 use archipelago_vm_tests::deadline::{COMMAND, Deadline};
 use nix::errno::Errno;
 use nix::mount::umount;

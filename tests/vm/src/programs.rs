@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use archipelago_crash_tests::command::output;
+use archipelago_bench::program::output;
 
 /// An archive begins at a multiple of this.
 const ALIGNMENT: usize = 512;

@@ -1,0 +1,61 @@
+//! Time, and waiting for other processes: the one place of the test programs that reads the clock and sleeps.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+/// Between two looks at another process: nothing else says when it gets there.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The time by the system's clock.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "measures other processes")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Sleeps for `time`, where its length is what is tried: to wait for something is [`wait_until`].
+#[expect(clippy::disallowed_methods, reason = "the length of a pause")]
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Looks again and again until `look` finds something.
+///
+/// # Errors
+/// Those of `look`; or if nothing is found within `timeout`: what `missing` says then.
+pub fn wait_until<T>(
+    timeout: Duration,
+    missing: impl Fn() -> String,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = now() + timeout;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        ensure!(now() < deadline, "after {timeout:?} {}", missing());
+        pause(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_with_what_is_found_an_error_or_its_deadline() {
+        let timeout = Duration::from_millis(20);
+        let missing = || "nothing came".to_owned();
+        let mut left = 3;
+        let found = wait_until(Duration::from_secs(20), missing, || {
+            left -= 1;
+            Ok((left == 0).then_some(7))
+        });
+        assert_eq!(found.unwrap(), 7);
+        let late = wait_until(timeout, missing, || Ok(None::<()>)).unwrap_err();
+        assert_eq!(late.to_string(), "after 20ms nothing came");
+        let failed = wait_until::<()>(timeout, missing, || anyhow::bail!("broken"));
+        assert_eq!(failed.unwrap_err().to_string(), "broken");
+    }
+}
