@@ -35,12 +35,9 @@ impl Volume {
         range: Range,
         epoch: Option<Epoch>,
     ) -> Result<(), NotYet> {
-        let pending_max = {
-            // What is pending always has room in the log: a close may find none elsewhere.
-            let log = self.log.borrow();
-            let room = log.records_room(log.batch_max(core.config.io_len_max));
-            room.min(core.config.pending_max)
-        };
+        // What is pending always has room in the log: a close may find none elsewhere.
+        let room = self.records_room(core);
+        let pending_max = room.min(core.config.pending_max);
         let cache = core.cache.borrow();
         let mut live = self.live.borrow_mut();
         let live = &mut *live;

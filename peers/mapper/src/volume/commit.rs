@@ -220,22 +220,8 @@ pub(super) async fn commit(
 pub(super) async fn make_records_room(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
     let guard = volume.commit.acquire().await;
     volume.check()?;
-    let has_room = || {
-        let log = volume.log.borrow();
-        let room = log.records_room(log.batch_max(core.config.io_len_max));
-        volume.live.borrow().pending.len() < room
-    };
-    if has_room() {
-        return Ok(());
-    }
-    volume.checkpoint_holding(core, &guard).await?;
-    if has_room() {
-        return Ok(());
-    }
-    Err(Failure::new(
-        ErrorCode::Internal,
-        "the log is too small for a record",
-    ))
+    let has_room = || volume.live.borrow().pending.len() < volume.records_room(core);
+    checkpoint_unless(core, volume, &guard, has_room).await
 }
 
 async fn make_room(
@@ -245,17 +231,26 @@ async fn make_room(
     len: usize,
     batch_max: usize,
 ) -> Outcome<()> {
-    if volume.log.borrow().has_room(len, batch_max) {
+    let has_room = || volume.log.borrow().has_room(len, batch_max);
+    checkpoint_unless(core, volume, guard, has_room).await
+}
+
+/// Makes a checkpoint, which empties the log, unless the log has room as it is.
+async fn checkpoint_unless(
+    core: &Rc<Core>,
+    volume: &Rc<Volume>,
+    guard: &Guard,
+    has_room: impl Fn() -> bool,
+) -> Outcome<()> {
+    if has_room() {
         return Ok(());
     }
     volume.checkpoint_holding(core, guard).await?;
-    if volume.log.borrow().has_room(len, batch_max) {
+    if has_room() {
         return Ok(());
     }
-    Err(Failure::new(
-        ErrorCode::Internal,
-        "the log is too small for a batch",
-    ))
+    let why = format!("the log of {} is too small", volume.lineage);
+    Err(Failure::new(ErrorCode::Internal, why))
 }
 
 #[cfg(test)]

@@ -132,6 +132,12 @@ impl Volume {
         self.live.borrow().carried_until > log.start
     }
 
+    /// How many pending records the log has room for.
+    fn records_room(&self, core: &Core) -> usize {
+        let log = self.log.borrow();
+        log.records_room(log.batch_max(core.config.io_len_max))
+    }
+
     /// While held, no batch is in flight and the head stays. Locks are taken in the order that the module says.
     pub(crate) async fn stand_still(&self) -> [Guard; 2] {
         [self.commit.acquire().await, self.checkpoint.acquire().await]
