@@ -22,8 +22,21 @@ fn done(answer: Answer) -> Result<String> {
     }
 }
 
-/// An import, which waits for nothing, while the first `refusals` writes of its data fail with `errno`.
-fn import(server: &Server, disk: &Disk, name: &str, errno: i32, refusals: u64) -> Result<Answer> {
+/// An import into a pool of its own, which waits for nothing, while the first `refusals` writes of its data fail with `errno`.
+/// `None`: not to be tried here.
+fn import(errno: i32, refusals: u64) -> Result<Option<Answer>> {
+    let disk = match Disk::mount() {
+        Ok(disk) => disk,
+        Err(error) => {
+            skip(&format!("a FUSE file system cannot be mounted: {error:#}"))?;
+            return Ok(None);
+        }
+    };
+    disk.enter(QUIET);
+    let server = Server::new()?;
+    let pool = disk.path().join("pool");
+    done(server.call(&["init", "--pool-dir", &pool.display().to_string()])?)?;
+    done(server.start()?)?;
     let source = tempfile::NamedTempFile::new()?;
     std::fs::write(source.path(), [7; 4096])?;
     let faults: Vec<(Site, Fault)> = (1..=refusals)
@@ -40,32 +53,25 @@ fn import(server: &Server, disk: &Disk, name: &str, errno: i32, refusals: u64) -
     disk.plan(&faults);
     disk.enter(PHASE);
     let path = source.path().display().to_string();
-    let answer = server.call(&["image", "import", &path, name])?;
+    let answer = server.call(&["image", "import", &path, "image"])?;
     disk.enter(QUIET);
     let met = disk.struck().len();
     ensure!(
         met == faults.len(),
         "{met} of {refusals} writes were refused"
     );
-    Ok(answer)
+    done(server.stop()?)?;
+    Ok(Some(answer))
 }
 
 #[test]
 fn a_write_that_finds_no_room_for_a_moment_is_tried_again_and_a_full_disk_is_reported() -> Result<()>
 {
     for (refusals, done_at_last) in [(1, true), (3, true), (4, false)] {
-        let disk = match Disk::mount() {
-            Ok(disk) => disk,
-            Err(error) => {
-                return skip(&format!("a FUSE file system cannot be mounted: {error:#}"));
-            }
+        let Some(answer) = import(libc::ENOSPC, refusals)? else {
+            return Ok(());
         };
-        disk.enter(QUIET);
-        let server = Server::new()?;
-        let pool = disk.path().join("pool");
-        done(server.call(&["init", "--pool-dir", &pool.display().to_string()])?)?;
-        done(server.start()?)?;
-        match import(&server, &disk, "image", libc::ENOSPC, refusals)? {
+        match answer {
             Answer::Done(_) => ensure!(done_at_last, "{refusals} refusals were survived"),
             Answer::Refused(code, said) => {
                 ensure!(
@@ -75,7 +81,6 @@ fn a_write_that_finds_no_room_for_a_moment_is_tried_again_and_a_full_disk_is_rep
                 ensure!(said.contains("full"), "{said}");
             }
         }
-        done(server.stop()?)?;
     }
     Ok(())
 }
@@ -90,25 +95,16 @@ fn each_reason_of_a_failed_write_has_its_words() -> Result<()> {
         (libc::EROFS, 1, "read-only"),
         (libc::EIO, 1, "input or output error"),
     ] {
-        let disk = match Disk::mount() {
-            Ok(disk) => disk,
-            Err(error) => {
-                return skip(&format!("a FUSE file system cannot be mounted: {error:#}"));
-            }
+        let Some(answer) = import(errno, 1)? else {
+            return Ok(());
         };
-        disk.enter(QUIET);
-        let server = Server::new()?;
-        let pool = disk.path().join("pool");
-        done(server.call(&["init", "--pool-dir", &pool.display().to_string()])?)?;
-        done(server.start()?)?;
-        match import(&server, &disk, "image", errno, 1)? {
+        match answer {
             Answer::Done(_) => bail!("errno {errno} was survived"),
             Answer::Refused(code, said) => {
                 ensure!(code == expected, "errno {errno}: {code}: {said}");
                 ensure!(said.contains(words), "errno {errno}: {said}");
             }
         }
-        done(server.stop()?)?;
     }
     Ok(())
 }

@@ -40,6 +40,12 @@ fn settle_full(world: &mut World) {
     }
 }
 
+/// Turn `number` at a full pool.
+fn take_turn(world: &mut World, number: u32) {
+    world.peer.look_for_space(TURN * number);
+    settle_full(world);
+}
+
 fn parked(world: &World) -> u64 {
     let status = world.peer.status();
     let counter = status
@@ -59,8 +65,7 @@ fn writes_without_room_wait_one_is_probed_and_all_go_on_with_it() {
     assert_eq!((world.results.len(), parked(&world)), (0, 3));
     for turn in 1..100 {
         world.object_log.clear();
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
         assert_eq!(world.object_log.len(), 1, "one probe a turn");
         assert_eq!((world.results.len(), parked(&world)), (0, 3));
     }
@@ -118,8 +123,7 @@ fn a_request_that_waits_is_counted_once_and_a_volume_that_is_closed_waits_no_mor
     world.submit(WRITE, 0, 4096, &[]).unwrap();
     settle_full(&mut world);
     for turn in 1..10 {
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
     }
     let status = world.peer.status();
     let waits = status
@@ -178,8 +182,7 @@ fn probes_take_turns_since_there_may_be_room_for_one_only() {
     let mut probed = Vec::new();
     for turn in 1..4 {
         world.object_log.clear();
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
         probed.push(world.object_log[0].offset);
     }
     assert_eq!(probed, [0, 4096, 8192]);
@@ -234,12 +237,10 @@ fn a_limit_ends_the_wait_and_a_driver_that_gives_up_is_answered_at_once() {
     world.submit(WRITE, 0, 4096, &[]).unwrap();
     settle_full(&mut world);
     for turn in 1..9 {
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
         assert_eq!(world.results.len(), 0, "turn {turn}");
     }
-    world.peer.look_for_space(TURN * 9);
-    settle_full(&mut world);
+    take_turn(&mut world, 9);
     assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
 
     let mut world = waiting(None);
@@ -328,15 +329,13 @@ fn after_its_limit_a_volume_reports_until_something_finds_room() {
     world.submit(WRITE, 0, 4096, &[]).unwrap();
     settle_full(&mut world);
     for turn in 1..9 {
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
     }
     // One that came late waits for what is left of the limit.
     world.submit(WRITE, 4096, 4096, &[]).unwrap();
     settle_full(&mut world);
     assert_eq!(world.results, []);
-    world.peer.look_for_space(TURN * 9);
-    settle_full(&mut world);
+    take_turn(&mut world, 9);
     assert_eq!(world.results.len(), 2);
     world.results.clear();
     let event = |waits_for| ControlEvent::NoSpace {
@@ -382,18 +381,15 @@ fn the_limit_begins_again_when_something_finds_room() {
     }
     settle_full(&mut world);
     for turn in 1..=8 {
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
     }
     // Room for one block, taken by a write that has not waited.
     assert_eq!(world.run(WRITE, 8192, 4096), Ok(()));
     for turn in 9..17 {
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
         assert_eq!((world.results.len(), parked(&world)), (0, 2), "turn {turn}");
     }
-    world.peer.look_for_space(TURN * 17);
-    settle_full(&mut world);
+    take_turn(&mut world, 17);
     assert_eq!((world.results.len(), parked(&world)), (2, 0));
 }
 
@@ -404,19 +400,16 @@ fn a_policy_that_is_set_applies_to_what_waits_and_to_what_comes() {
     world.submit(WRITE, 0, 4096, &[]).unwrap();
     settle_full(&mut world);
     for turn in 1..20 {
-        world.peer.look_for_space(TURN * turn);
-        settle_full(&mut world);
+        take_turn(&mut world, turn);
     }
     let limit = |turns| OnFull::Wait {
         limit: Some(TURN * turns),
     };
     world.peer.on_full(world.handle, limit(40));
-    world.peer.look_for_space(TURN * 20);
-    settle_full(&mut world);
+    take_turn(&mut world, 20);
     assert_eq!(world.results, []);
     world.peer.on_full(world.handle, limit(4));
-    world.peer.look_for_space(TURN * 21);
-    settle_full(&mut world);
+    take_turn(&mut world, 21);
     assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
     fails_at_once(&mut world);
     // The same again is no change; another one is, for those to come.
@@ -426,8 +419,7 @@ fn a_policy_that_is_set_applies_to_what_waits_and_to_what_comes() {
     world.submit(WRITE, 0, 4096, &[]).unwrap();
     settle_full(&mut world);
     assert_eq!((world.results.len(), parked(&world)), (0, 1));
-    world.peer.look_for_space(TURN * 22);
-    settle_full(&mut world);
+    take_turn(&mut world, 22);
     // Whoever reports answers what waits, at once.
     world.peer.on_full(world.handle, OnFull::Report);
     settle_full(&mut world);
