@@ -27,19 +27,19 @@ use crate::counters::Counters;
 use crate::errors::{Failed, code_of};
 use crate::files::{Files, Open};
 use crate::heads::Heads;
-use crate::holding::Holding;
 use crate::jobs::{Done, Job};
 use crate::layout::{FileId, Layout};
 use crate::owner::{self, Claimant, Owner};
 use crate::reserve::Reserve;
 use crate::slow::{Line, Slow, THREADS_MAX};
+use crate::throttle::Throttle;
 use crate::transfer::Transfer;
 use crate::unsynced::Turn;
 use crate::watching::Steps;
 use crate::{lock, pool};
 
-/// The token of the slow threads' bells; all others are places in the table.
-const BELL: u64 = u64::MAX;
+/// The token of the slow threads' doorbells; all others are places in the table.
+const DOORBELL: u64 = u64::MAX;
 
 /// What a file backend can be told.
 #[derive(Debug, Clone)]
@@ -113,8 +113,8 @@ pub struct FileBackend {
     /// The next sync of the pool fails: one before it did, and nobody was there to be told.
     pub(crate) untold: bool,
     /// Data writes while the reserve is spent.
-    pub(crate) holding: Holding,
-    _bells: Vec<Watch>,
+    pub(crate) throttle: Throttle,
+    _doorbells: Vec<Watch>,
     /// The last to be dropped: the pool is released when nobody writes any more.
     owner: Option<Owner>,
 }
@@ -178,14 +178,14 @@ impl FileBackend {
         };
         let slow = start("blocker-slow", THREADS_MAX)?;
         let (syncer, deleter) = (start("blocker-sync", 1)?, start("blocker-delete", 1)?);
-        let watch = |bell| {
-            let watch = source.poll_readable(bell, BELL);
+        let watch = |doorbell| {
+            let watch = source.poll_readable(doorbell, DOORBELL);
             watch.map_err(|error| failed("watch a thread", error))
         };
-        let threads = [&slow, &syncer, &deleter].map(Slow::bell);
-        let bells = threads
+        let threads = [&slow, &syncer, &deleter].map(Slow::doorbell);
+        let doorbells = threads
             .into_iter()
-            .chain([reserve.gate.bell()])
+            .chain([reserve.gate.doorbell()])
             .map(watch)
             .collect::<Result<_, Error>>()?;
         let below = Below::of(&layout);
@@ -211,8 +211,8 @@ impl FileBackend {
             spare: Vec::new(),
             counters: Counters::default(),
             untold: false,
-            holding: Holding::default(),
-            _bells: bells,
+            throttle: Throttle::default(),
+            _doorbells: doorbells,
             owner,
         };
         if let Err(error) = synced {
@@ -429,11 +429,11 @@ impl Backend for FileBackend {
         if let Some(done) = self.done.pop_front() {
             return Some(done);
         }
-        if self.holding.is_on() {
+        if self.throttle.is_on() {
             self.tend_gate();
         }
         while let Some(event) = self.source.next() {
-            if event.token == BELL {
+            if event.token == DOORBELL {
                 self.tend_gate();
                 while let Some((index, done)) = self.next_slow() {
                     self.on_done(index, done);

@@ -23,10 +23,10 @@ use crate::around::Around;
 use crate::backend::{FileBackend, Pending};
 use crate::errors::{code_of, is_of_one_file};
 use crate::files::Open;
-use crate::holding::{claim_of, is_data_write};
 use crate::jobs::Job;
 use crate::layout::FileId;
 use crate::slow::Line;
+use crate::throttle::{claim_of, is_data_write};
 use crate::transfer::{Fit, Transfer, Way};
 
 impl FileBackend {
@@ -69,7 +69,7 @@ impl FileBackend {
 
     /// Starts a transfer, unless it has to wait for its file. Whether it was started.
     fn launch(&mut self, index: usize) -> bool {
-        if self.holding.is_on() && self.hold_back(index) {
+        if self.throttle.is_on() && self.pause_if_data(index) {
             return true;
         }
         let alignment = match self.access {

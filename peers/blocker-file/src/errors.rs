@@ -7,7 +7,7 @@
 //! | ENOMEM | `no-memory` | waits |
 //! | EFBIG | `too-large` | fails: a limit of the file system or of the process (RLIMIT_FSIZE), which room does not lift |
 //! | ESTALE | `stale` | the volume stops |
-//! | ENOENT | `not-found` | is for whoever asks to judge |
+//! | ENOENT | `not-found` | the caller decides: a hole, or an object that is missing |
 //! | EROFS | `read-only` | fails |
 //! | EINVAL | `invalid` | fails |
 //! | any other | `io` | fails |

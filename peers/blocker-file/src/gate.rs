@@ -1,4 +1,4 @@
-//! How a thread that spends the reserve has the data thread hold back data writes meanwhile: they would take what it frees.
+//! How a thread that spends the reserve has the data thread pause data writes meanwhile: they would take what it frees.
 //!
 //! Invariants
 //! - Asked, closed and open again in this order; only the data thread closes, only who asked opens.
@@ -30,7 +30,7 @@ pub(crate) enum Passage {
 pub(crate) struct Gate {
     passage: Mutex<Passage>,
     changed: Condvar,
-    bell: EventFd,
+    doorbell: EventFd,
 }
 
 impl Gate {
@@ -38,7 +38,7 @@ impl Gate {
         Ok(Gate {
             passage: Mutex::new(Passage::Open),
             changed: Condvar::new(),
-            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            doorbell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
 
@@ -50,7 +50,7 @@ impl Gate {
     fn set(&self, passage: Passage) {
         *self.lock() = passage;
         // The counter of an eventfd cannot overflow in the life of a machine.
-        let _rung = self.bell.write(1);
+        let _rung = self.doorbell.write(1);
     }
 
     /// Asks for the gate to be closed, and waits until it is, or for some time.
@@ -69,8 +69,8 @@ impl Gate {
     }
 
     /// Rung whenever the data thread has to look.
-    pub(crate) fn bell(&self) -> &EventFd {
-        &self.bell
+    pub(crate) fn doorbell(&self) -> &EventFd {
+        &self.doorbell
     }
 
     pub(crate) fn passage(&self) -> Passage {

@@ -63,7 +63,7 @@ struct Shared {
     called: Condvar,
     name: &'static str,
     ground: Ground,
-    bell: EventFd,
+    doorbell: EventFd,
     done: Sender<(usize, Done)>,
     threads_max: usize,
 }
@@ -119,7 +119,7 @@ impl Shared {
                 tell(token, done);
             }
             // The counter of an eventfd cannot overflow in the life of a machine.
-            let _rung = self.bell.write(1);
+            let _rung = self.doorbell.write(1);
             let mut state = self.state();
             if state.lines.get(&line).is_some_and(VecDeque::is_empty) {
                 state.lines.remove(&line);
@@ -169,7 +169,7 @@ impl Slow {
             called: Condvar::new(),
             name,
             ground: Ground::new(layout, heads, reserve),
-            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            doorbell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             done: sender,
             threads_max,
         });
@@ -187,8 +187,8 @@ impl Slow {
     }
 
     /// Rung whenever a job is done.
-    pub(crate) fn bell(&self) -> &EventFd {
-        &self.shared.bell
+    pub(crate) fn doorbell(&self) -> &EventFd {
+        &self.shared.doorbell
     }
 
     pub(crate) fn send(&self, line: Line, token: usize, job: Job) {

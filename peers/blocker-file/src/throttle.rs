@@ -1,8 +1,8 @@
-//! Data writes are held back while a thread spends the reserve, and metadata writes without room are made by such a thread.
+//! Data writes are paused while a thread spends the reserve, and metadata writes without room are made by such a thread.
 //!
 //! Invariants
-//! - What is held back has not begun; it goes on when the gate is open again.
-//! - Nothing is held for longer than [`HOLD_SECONDS`], though a call on the file system hangs.
+//! - A paused write has not begun; it begins when the gate is open again.
+//! - No write is paused for longer than [`PAUSE_SECONDS`], though a call on the file system hangs.
 
 use std::os::fd::AsFd;
 
@@ -19,12 +19,12 @@ use crate::reserve::Claim;
 use crate::slow::Line;
 use crate::transfer::{Transfer, Way};
 
-/// Data writes wait for a spender at most about this long.
-const HOLD_SECONDS: u64 = 2;
+/// A data write is paused for about this long at most.
+const PAUSE_SECONDS: u64 = 2;
 
-/// Whether data writes are held back.
+/// Whether data writes are paused.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hold {
+pub(crate) enum Pause {
     #[default]
     Off,
     /// Since then, in seconds as [`FileBackend::seconds`].
@@ -35,17 +35,17 @@ pub(crate) enum Hold {
 
 /// Data writes and the room that they do not find.
 #[derive(Debug, Default)]
-pub(crate) struct Holding {
-    hold: Hold,
-    held: Vec<usize>,
+pub(crate) struct Throttle {
+    pause: Pause,
+    paused: Vec<usize>,
     /// A data write has found no room since the reserve was last looked after.
     starved: bool,
 }
 
-impl Holding {
-    /// Whether data writes are held back.
+impl Throttle {
+    /// Whether data writes are paused.
     pub(crate) fn is_on(&self) -> bool {
-        matches!(self.hold, Hold::On(_))
+        matches!(self.pause, Pause::On(_))
     }
 }
 
@@ -64,38 +64,38 @@ pub(crate) fn is_data_write(transfer: &Transfer) -> bool {
 }
 
 impl FileBackend {
-    /// Holds the transfer back if it is a data write and somebody spends the reserve. Whether it was.
-    pub(crate) fn hold_back(&mut self, index: usize) -> bool {
-        let holds = self.transfer_mut(index).is_some_and(|it| is_data_write(it));
-        if holds {
-            self.holding.held.push(index);
+    /// Pauses the transfer if it is a data write. Whether it was.
+    pub(crate) fn pause_if_data(&mut self, index: usize) -> bool {
+        let pauses = self.transfer_mut(index).is_some_and(|it| is_data_write(it));
+        if pauses {
+            self.throttle.paused.push(index);
         }
-        holds
+        pauses
     }
 
-    /// No data write is on its way but those that are held back, or wait for a sync.
+    /// No data write is in flight but those that are paused, or wait for a sync.
     fn is_drained(&self) -> bool {
         let moving = self.pending.iter().enumerate().filter(|(_, pending)| {
             matches!(pending, Some(Pending::Transfer(transfer)) if is_data_write(transfer) && transfer.waiting == 0)
         });
         moving
             .into_iter()
-            .all(|(index, _)| self.holding.held.contains(&index))
+            .all(|(index, _)| self.throttle.paused.contains(&index))
     }
 
     /// Does what the gate asks for.
     pub(crate) fn tend_gate(&mut self) {
-        match (self.slow.reserve().gate.passage(), self.holding.hold) {
-            (Passage::Open, Hold::Off) => {}
+        match (self.slow.reserve().gate.passage(), self.throttle.pause) {
+            (Passage::Open, Pause::Off) => {}
             (Passage::Open, _) => {
-                self.holding.hold = Hold::Off;
-                self.release_held();
+                self.throttle.pause = Pause::Off;
+                self.resume_paused();
             }
-            (_, Hold::GivenUp) => {}
+            (_, Pause::GivenUp) => {}
             (Passage::Closed, _) => {}
-            (Passage::Asked, hold) => {
-                if hold == Hold::Off {
-                    self.holding.hold = Hold::On(self.seconds);
+            (Passage::Asked, pause) => {
+                if pause == Pause::Off {
+                    self.throttle.pause = Pause::On(self.seconds);
                 }
                 if self.is_drained() {
                     self.slow.reserve().gate.closed();
@@ -104,19 +104,19 @@ impl FileBackend {
         }
     }
 
-    fn release_held(&mut self) {
-        for index in std::mem::take(&mut self.holding.held) {
+    fn resume_paused(&mut self) {
+        for index in std::mem::take(&mut self.throttle.paused) {
             self.start_moving(index);
         }
     }
 
-    /// Time goes on: nothing is held for long, and the reserve grows when there is room.
+    /// Called about once a second: no write is paused for long, and the reserve grows when there is room.
     pub(crate) fn look_after_reserve(&mut self) {
-        if let Hold::On(since) = self.holding.hold
-            && self.seconds.saturating_sub(since) > HOLD_SECONDS
+        if let Pause::On(since) = self.throttle.pause
+            && self.seconds.saturating_sub(since) > PAUSE_SECONDS
         {
-            self.holding.hold = Hold::GivenUp;
-            self.release_held();
+            self.throttle.pause = Pause::GivenUp;
+            self.resume_paused();
         }
         self.grow_reserve();
     }
@@ -132,9 +132,9 @@ impl FileBackend {
     /// A data write ended with `result`: there was no room, or there is again and the reserve comes first.
     pub(crate) fn note_room(&mut self, result: Result<(), ErrorCode>) {
         match result {
-            Err(ErrorCode::NoSpace) => self.holding.starved = true,
-            Ok(()) if self.holding.starved => {
-                self.holding.starved = false;
+            Err(ErrorCode::NoSpace) => self.throttle.starved = true,
+            Ok(()) if self.throttle.starved => {
+                self.throttle.starved = false;
                 self.grow_reserve();
             }
             Ok(()) | Err(_) => {}
