@@ -13,6 +13,7 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
+    use archipelago_protocol::control::PoolAccess;
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use serde_json::Value;
@@ -108,15 +109,11 @@ mod tests {
 
     /// How the pool is accessed, as the status says.
     fn access(node: &Node) -> String {
-        let status = node.status();
-        let peers = status["processes"][0]["peers"].as_array().unwrap().clone();
-        let blocker = peers.iter().find(|peer| peer["name"] == "blocker-file");
-        let facts = &blocker.expect("there is a blocker")["facts"];
-        assert_eq!(facts[0][0], "access", "{status}");
-        let access = facts[0][1].as_str().unwrap().to_owned();
+        let access = &node.status()["pools"][0]["access"];
+        let access: PoolAccess = serde_json::from_value(access.clone()).unwrap();
         let text = node.done(&["node", "status"]);
         assert!(text.contains(&format!("access: {access}")), "{text}");
-        access
+        access.to_string()
     }
 
     fn path(path: &Path) -> &str {
@@ -126,15 +123,7 @@ mod tests {
     /// Who owns the pool, as the status says: which incarnation.
     fn incarnation(node: &Node) -> u64 {
         let status = node.status();
-        let peers = status["processes"][0]["peers"].as_array().unwrap().clone();
-        let blocker = peers.iter().find(|peer| peer["name"] == "blocker-file");
-        let facts = blocker.expect("there is a blocker")["facts"].clone();
-        let mut facts = facts.as_array().unwrap().iter();
-        let owner = facts
-            .find(|fact| fact[0] == "owner")
-            .unwrap_or_else(|| panic!("no owner: {status}"))[1]
-            .clone();
-        let text = owner.as_str().unwrap();
+        let text = status["pools"][0]["owner"].as_str().expect("an owner");
         let rest = text.strip_prefix("this node, incarnation ").expect(text);
         rest.split(',').next().unwrap().parse().expect(text)
     }

@@ -37,21 +37,21 @@ pub(crate) enum Access {
 pub(crate) struct Found {
     pub(crate) access: Access,
     /// The same for the status.
-    pub(crate) told: PoolAccess,
+    pub(crate) report: PoolAccess,
 }
 
 impl Found {
     fn direct(alignment: u32) -> Found {
         Found {
             access: Access::Direct { alignment },
-            told: PoolAccess::Direct { alignment },
+            report: PoolAccess::Direct { alignment },
         }
     }
 
     fn cached(why: &str) -> Found {
         Found {
             access: Access::Cached,
-            told: PoolAccess::Buffered {
+            report: PoolAccess::Buffered {
                 why: why.to_owned(),
             },
         }
@@ -169,8 +169,8 @@ pub(crate) fn find(layout: &Layout, source: &Source) -> Result<Found, Error> {
         .map_err(|error| failed("try direct I/O in", layout.directory(), &error))?;
     let directory = layout.directory().display();
     match found.access {
-        Access::Direct { .. } => tracing::info!("pool {directory}: access: {}", found.told),
-        Access::Cached => tracing::warn!("pool {directory}: access: {}", found.told),
+        Access::Direct { .. } => tracing::info!("pool {directory}: access: {}", found.report),
+        Access::Cached => tracing::warn!("pool {directory}: access: {}", found.report),
     }
     Ok(found)
 }
@@ -195,20 +195,20 @@ fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
         }
         Err(error) => return Err(error),
     };
-    let told = match direct_io(&file) {
-        Ok(told) => told,
+    let reported = match direct_io(&file) {
+        Ok(reported) => reported,
         Err(error) => {
             tracing::debug!("{}: statx: {error}", path.display());
             None
         }
     };
-    let least = match told {
-        Some(told) if told.offset_alignment == 0 => {
+    let least = match reported {
+        Some(reported) if reported.offset_alignment == 0 => {
             return Ok(Found::cached(
                 "the file system takes O_DIRECT and does not follow it",
             ));
         }
-        Some(told) => told.offset_alignment.max(told.memory_alignment),
+        Some(reported) => reported.offset_alignment.max(reported.memory_alignment),
         None => 0,
     };
     let memory = xseg::Region::anonymous(RECORD_LEN)?;

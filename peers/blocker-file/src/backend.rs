@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_blocker::{Backend, Capabilities, Fencing};
-use archipelago_protocol::control::{PoolAccess, PoolReserve, Wait};
+use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve, Wait};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
@@ -89,7 +89,7 @@ pub struct FileBackend {
     pub(crate) layout: Layout,
     pub(crate) access: Access,
     /// The access with its reason.
-    access_told: PoolAccess,
+    access_report: PoolAccess,
     pub(crate) files: Files,
     pub(crate) below: Below,
     pub(crate) slow: Slow,
@@ -194,7 +194,7 @@ impl FileBackend {
             below,
             layout,
             access,
-            access_told: found.told,
+            access_report: found.report,
             files: Files::new(access, below.calls(), copies),
             slow,
             syncer,
@@ -364,19 +364,13 @@ impl Backend for FileBackend {
         self.figures().named().to_vec()
     }
 
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        let mut facts = vec![("access", self.access_told.to_string())];
-        facts.extend(self.owner.as_ref().map(|owner| ("owner", owner.text())));
-        facts
-    }
-
-    fn pool_access(&self) -> Option<PoolAccess> {
-        Some(self.access_told.clone())
-    }
-
-    fn pool_reserve(&self) -> Option<PoolReserve> {
+    fn pool_report(&self) -> Option<PoolReport> {
         let [held, wanted] = self.slow.reserve().figures();
-        Some(PoolReserve { held, wanted })
+        Some(PoolReport {
+            access: self.access_report.clone(),
+            reserve: PoolReserve { held, wanted },
+            owner: self.owner.as_ref().map(Owner::text),
+        })
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use archipelago_protocol::control::{PoolAccess, PoolReserve, Wait};
+use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::Span;
 
@@ -39,18 +39,8 @@ pub trait Backend {
         Vec::new()
     }
 
-    /// What else its kind has to say of itself, in words for people.
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
-
-    /// How it accesses the pool's files, if it has any.
-    fn pool_access(&self) -> Option<PoolAccess> {
-        None
-    }
-
-    /// The room that it has set aside for metadata, if it does so.
-    fn pool_reserve(&self) -> Option<PoolReserve> {
+    /// What it knows of the pool, if that is one of files.
+    fn pool_report(&self) -> Option<PoolReport> {
         None
     }
 

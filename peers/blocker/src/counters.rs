@@ -59,7 +59,6 @@ impl Counters {
         PeerStatus {
             name: name.to_owned(),
             counters,
-            facts: Vec::new(),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_protocol::control::{PoolAccess, PoolReserve, Wait};
+use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
 use xseg::Span;
@@ -152,16 +152,8 @@ impl<B: Backend> Backend for Delayed<B> {
         self.backend.waits()
     }
 
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        self.backend.facts()
-    }
-
-    fn pool_access(&self) -> Option<PoolAccess> {
-        self.backend.pool_access()
-    }
-
-    fn pool_reserve(&self) -> Option<PoolReserve> {
-        self.backend.pool_reserve()
+    fn pool_report(&self) -> Option<PoolReport> {
+        self.backend.pool_report()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -133,8 +133,6 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
         status.counters.extend(told);
-        let facts = self.backend.facts().into_iter();
-        status.facts = facts.map(|(name, text)| (name.to_owned(), text)).collect();
         status
     }
 

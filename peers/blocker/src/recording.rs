@@ -21,7 +21,7 @@ use std::fmt;
 use std::io::{ErrorKind, Read, Result, Write};
 use std::time::Duration;
 
-use archipelago_protocol::control::{PoolAccess, PoolReserve, Wait};
+use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Span, Submission};
 
@@ -213,16 +213,8 @@ impl<B: Backend, W: Write> Backend for Recording<B, W> {
         self.backend.waits()
     }
 
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        self.backend.facts()
-    }
-
-    fn pool_access(&self) -> Option<PoolAccess> {
-        self.backend.pool_access()
-    }
-
-    fn pool_reserve(&self) -> Option<PoolReserve> {
-        self.backend.pool_reserve()
+    fn pool_report(&self) -> Option<PoolReport> {
+        self.backend.pool_report()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -136,15 +136,23 @@ pub struct ProcessStatus {
     /// Guests that are not served, though nothing has failed.
     #[serde(default)]
     pub problems: Vec<DeviceProblem>,
-    /// Blocker: how it accesses the pool's files.
+    /// Blocker: what it knows of the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub access: Option<PoolAccess>,
-    /// Blocker: the room that it has set aside for metadata.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reserve: Option<PoolReserve>,
+    pub pool: Option<PoolReport>,
     /// Mapper: volumes whose presence journal is in use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub journals: Vec<Lineage>,
+}
+
+/// What the process that serves a pool knows of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// How its files are accessed.
+    pub access: PoolAccess,
+    /// The room that is set aside for metadata.
+    pub reserve: PoolReserve,
+    /// The owner record, which other hosts find, for people; null: there was no room for one.
+    pub owner: Option<String>,
 }
 
 /// Room in a pool that only metadata takes, when there is no other.
@@ -210,9 +218,6 @@ pub struct PeerStatus {
     pub name: String,
     /// Counters by name, in the order in which they are told.
     pub counters: Vec<(String, u64)>,
-    /// What else there is to know, by name, in words: how a pool is accessed, and why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub facts: Vec<(String, String)>,
 }
 
 /// A channel's figures, from its client's side.

@@ -203,7 +203,6 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         PeerStatus {
             name: "volume".to_owned(),
             counters,
-            facts: Vec::new(),
         }
     }
 

@@ -10,15 +10,8 @@ use crate::output::Table;
 /// Characters of a line of counters: with the columns before it some 110.
 const COUNTERS_WIDTH: usize = 64;
 
-/// Facts, a line each, and the counters that count something, in lines of at most [`COUNTERS_WIDTH`].
-fn wrap(facts: &[(String, String)], counters: &[(String, u64)]) -> Vec<String> {
-    let told = facts.iter().map(|(name, text)| format!("{name}: {text}"));
-    let mut lines: Vec<String> = told.collect();
-    lines.extend(wrap_counters(counters));
-    lines
-}
-
-fn wrap_counters(counters: &[(String, u64)]) -> Vec<String> {
+/// The counters that count something, in lines of at most [`COUNTERS_WIDTH`].
+fn wrap(counters: &[(String, u64)]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for (name, value) in counters.iter().filter(|(_, value)| *value != 0) {
         let counter = format!("{name} {value}");
@@ -180,7 +173,7 @@ pub(super) fn render(status: &NodeStatus) -> String {
             continue;
         }
         for peer in &process.peers {
-            let mut lines = wrap(&peer.facts, &peer.counters).into_iter();
+            let mut lines = wrap(&peer.counters).into_iter();
             peers.row([
                 peer.name.clone(),
                 pid.clone(),
@@ -243,7 +236,7 @@ mod tests {
         let counters: Vec<(String, u64)> = (0..40)
             .map(|number| (format!("counter_{number}"), number * 1_000_003))
             .collect();
-        let lines = wrap(&[], &counters);
+        let lines = wrap(&counters);
         assert!(
             lines.iter().all(|line| line.len() <= COUNTERS_WIDTH),
             "{lines:?}"
@@ -254,8 +247,6 @@ mod tests {
             .map(|(name, value)| format!("{name} {value}"))
             .collect();
         assert_eq!(told, expected.join(", "));
-        assert!(wrap(&[], &counters[..1]).is_empty());
-        let fact = [("access".to_owned(), "page cache: why".to_owned())];
-        assert_eq!(wrap(&fact, &counters[..1]), ["access: page cache: why"]);
+        assert!(wrap(&counters[..1]).is_empty());
     }
 }

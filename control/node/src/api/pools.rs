@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use archipelago_protocol::Name;
-use archipelago_protocol::control::{PoolAccess, PoolReserve};
+use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve};
 use serde::{Deserialize, Serialize};
 
 /// A pool and its file system.
@@ -28,9 +28,25 @@ pub struct PoolStatus {
     /// Who has it open; null: nobody, or the file system does not answer.
     #[serde(default)]
     pub lock: Option<PoolLock>,
-    /// Its owner record, which other hosts find; null: the process that serves the pool does not answer.
+    /// Its owner record, which other hosts find, for people; null: there is none, or the process that serves the pool does not
+    /// answer.
     #[serde(default)]
     pub owner: Option<String>,
+}
+
+impl PoolStatus {
+    /// Adds what the process that serves the pool has said, if it has.
+    pub(crate) fn add_report(&mut self, report: Option<PoolReport>) {
+        let Some(PoolReport {
+            access,
+            reserve,
+            owner,
+        }) = report
+        else {
+            return;
+        };
+        (self.access, self.reserve, self.owner) = (Some(access), Some(reserve), owner);
+    }
 }
 
 /// The room in a pool's file system, as far as a process without privileges may use it.

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use archipelago_protocol::Lineage;
-use archipelago_protocol::control::{
-    ControlReply, ControlRequest, PeerStatus, ProcessStatus, Role,
-};
+use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Role};
 
 use super::node::Node;
 use super::pool_watch::problem;
@@ -18,7 +16,7 @@ use crate::hosting::device_name;
 /// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two lives.
 const RECENT: Duration = Duration::from_secs(10);
 /// A process that does not say how it is within this time is shown as not serving.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Node {
     /// The processes, their peers and channels, and what is attached.
@@ -35,9 +33,7 @@ impl Node {
             waits.extend(status.waits);
             problems.extend(status.problems);
             journals.extend(status.journals);
-            pool.access = pool.access.or(status.access);
-            pool.reserve = pool.reserve.or(status.reserve);
-            pool.owner = pool.owner.or(owner(&view.peers));
+            pool.add_report(status.pool);
             processes.push(view);
         }
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
@@ -88,27 +84,18 @@ impl Node {
     /// The pool as it is now, with what the process says that serves it, if it answers.
     pub(crate) async fn pool_status(&self) -> PoolStatus {
         let blocker = self.process(Role::Blocker);
-        let asked = blocker.ask(&ControlRequest::Status, PATIENCE);
+        let asked = blocker.ask(&ControlRequest::Status, ANSWER_TIMEOUT);
         let (mut pool, answer) = futures_util::future::join(self.look_at_pool(), asked).await;
         if let Ok(ControlReply::Status(status)) = answer {
-            (pool.access, pool.reserve) = (status.access, status.reserve);
-            pool.owner = owner(&status.peers);
+            pool.add_report(status.pool);
         }
         pool
     }
 }
 
-/// What the blocker among `peers` tells of the pool's owner record.
-fn owner(peers: &[PeerStatus]) -> Option<String> {
-    let mut facts = peers.iter().flat_map(|peer| &peer.facts);
-    facts
-        .find(|(name, _)| name == "owner")
-        .map(|(_, text)| text.clone())
-}
-
 /// A process for people, and what it said of what is not its own.
 async fn view(process: &Process) -> (ProcessView, ProcessStatus) {
-    let answer = process.ask(&ControlRequest::Status, PATIENCE).await;
+    let answer = process.ask(&ControlRequest::Status, ANSWER_TIMEOUT).await;
     let title = process.title();
     let (silence, mut status) = match answer {
         Ok(ControlReply::Status(status)) => (None, status),

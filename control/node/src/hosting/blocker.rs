@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use archipelago_blocker::{Backend, BlockerPeer, ChannelId, Rights};
 use archipelago_protocol::Grants;
-use archipelago_protocol::control::{PeerStatus, PoolAccess, PoolReserve, Role, Wait};
+use archipelago_protocol::control::{PeerStatus, PoolReport, Role, Wait};
 use archipelago_runtime::{Peer, Progress};
 use xseg::Server;
 
@@ -43,14 +43,9 @@ impl<B: Backend> BlockerHost<B> {
         self.peer.status()
     }
 
-    /// How the pool's files are accessed.
-    pub(crate) fn pool_access(&self) -> Option<PoolAccess> {
-        self.peer.backend().pool_access()
-    }
-
-    /// The room that is set aside for metadata.
-    pub(crate) fn pool_reserve(&self) -> Option<PoolReserve> {
-        self.peer.backend().pool_reserve()
+    /// What the backend knows of the pool.
+    pub(crate) fn pool_report(&self) -> Option<PoolReport> {
+        self.peer.backend().pool_report()
     }
 
     /// Tells the backend the time.

@@ -258,7 +258,6 @@ fn device_status(lineage: Lineage, counters: &Counters) -> PeerStatus {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value))
             .collect(),
-        facts: Vec::new(),
     }
 }
 

@@ -254,7 +254,6 @@ impl EndpointHost {
                 ("devices".to_owned(), self.devices.len() as u64),
                 ("bulk_copies".to_owned(), self.bulks.len() as u64),
             ],
-            facts: Vec::new(),
         };
         let channels = self.volumes.with(|peer| {
             vec![

@@ -152,8 +152,7 @@ impl<B: Backend> Host<B> {
         }
         if let Some((blocker, _)) = &self.blocker {
             status.peers.push(blocker.status());
-            status.access = blocker.pool_access();
-            status.reserve = blocker.pool_reserve();
+            status.pool = blocker.pool_report();
             status.waits.extend(blocker.waits());
         }
         status

@@ -161,7 +161,6 @@ impl MapperPeer {
         PeerStatus {
             name: "mapper".to_owned(),
             counters,
-            facts: Vec::new(),
         }
     }
 

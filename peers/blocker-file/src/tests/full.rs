@@ -2,7 +2,6 @@
 
 use std::fs;
 
-use archipelago_protocol::control::PoolReserve;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
@@ -78,8 +77,7 @@ fn data(number: u128) -> ObjectId {
 
 impl Full<'_, '_> {
     fn held(&self) -> u64 {
-        let reserve = self.backend.borrow().pool_reserve();
-        reserve.map(|PoolReserve { held, .. }| held).unwrap()
+        self.backend.borrow().pool_report().unwrap().reserve.held
     }
 
     /// Somebody else gives `len` bytes back.
