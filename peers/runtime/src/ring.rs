@@ -571,3 +571,6 @@ fn timespec(time: Duration) -> Timespec {
         .sec(time.as_secs())
         .nsec(time.subsec_nanos())
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,6 +92,12 @@ impl Workerless {
         Some(self.arm())
     }
 
+    /// Whether an episode goes on.
+    #[cfg(test)]
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.alarm
+    }
+
     fn arm(&mut self) -> squeue::Entry {
         self.alarm = true;
         opcode::Timeout::new(&raw const *self.pause).build()

@@ -87,5 +87,7 @@ fn without_threads_guests_wait_commands_say_so_and_all_goes_on_by_itself() -> Re
             node.detach("more")?;
         }
     }
+    let log = std::fs::read_to_string(node.root().join("run/archipelagod.log"))?;
+    ensure!(!log.contains("panicked"), "{log}");
     Ok(())
 }

@@ -1,0 +1,33 @@
+use std::io::Write as _;
+
+use xseg::Region;
+
+use super::*;
+
+#[test]
+fn a_request_that_the_kernel_gave_up_is_started_again_and_nobody_sees_it() {
+    let mut ring = Ring::new(&Config::default()).unwrap();
+    let (queue, region) = (Queue::default(), Region::anonymous(4096).unwrap());
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let reader = File::from(OwnedFd::from(reader));
+    let span = region.span(0, 512).unwrap();
+    ring.transfer(&queue, 7, &reader, Direction::Read, &[span], 0);
+    ring.submit();
+    // As for want of a worker: ECANCELED, before there was anything to read.
+    ring.cancel(0);
+    for _ in 0..10 {
+        ring.wait(Duration::from_millis(10));
+    }
+    assert!(ring.workerless.is_waiting(), "it was given up");
+    assert!(queue.borrow().is_empty());
+    writer.write_all(b"late").unwrap();
+    for _ in 0..100 {
+        ring.wait(Duration::from_millis(100));
+        if let Some((event, _)) = queue.borrow_mut().pop_front() {
+            assert_eq!((event.token, event.result), (7, 4));
+            assert_eq!(ring.load.in_flight(), 0);
+            return;
+        }
+    }
+    panic!("the read was not started again in 10 s");
+}
