@@ -101,7 +101,7 @@ impl Node {
             .map(|roles| Process::new(&layout, roles, settings.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, Error>>()?;
         let Pool::File { directory, .. } = config.pool().1;
-        let pool_watch = PoolWatch::new(directory);
+        let pool_watch = PoolWatch::new(directory)?;
         Ok(Node {
             layout,
             config,

@@ -1,16 +1,17 @@
 //! What the daemon sees of its pool from outside: the room in its file system, and who has it open.
 //!
 //! Invariants
-//! - The file system is called on a thread of its own, and on one at a time: a call that does not return keeps that thread and
-//!   nothing else.
+//! - The file system is called on a thread of its own, which lives as long as the watch: a call that does not return keeps that
+//!   thread and nothing else, and a limit of threads that is reached later keeps nothing.
 //! - Each level that is reached or left is one line in the log.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use archipelago_blocker_file::{Holder, Room, holder, room};
+use archipelago_protocol::Error;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -55,46 +56,50 @@ pub(crate) struct PoolWatch {
     directory: PathBuf,
     answer_timeout: Duration,
     gauge: Mutex<Gauge>,
+    /// Where the thread hears of a look, and whom to answer.
+    looks: mpsc::Sender<oneshot::Sender<Found>>,
     /// The look whose answer has not come yet.
     under_way: tokio::sync::Mutex<Option<oneshot::Receiver<Found>>>,
 }
 
 impl PoolWatch {
-    pub(crate) fn new(directory: &Path) -> PoolWatch {
-        PoolWatch {
+    /// A watch of the pool in `directory`, and its thread.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub(crate) fn new(directory: &Path) -> Result<PoolWatch, Error> {
+        let (looks, asked) = mpsc::channel::<oneshot::Sender<Found>>();
+        let watched = directory.to_owned();
+        let thread = std::thread::Builder::new().name("pool-watch".to_owned());
+        thread
+            .spawn(move || {
+                for answer in asked {
+                    // Whoever asked waits for this one, or the daemon has ended.
+                    let _late = answer.send(Found::of(&watched));
+                }
+            })
+            .map_err(|error| Error::of_thread("the watch of the pool", &error))?;
+        Ok(PoolWatch {
             directory: directory.to_owned(),
             answer_timeout: ANSWER_TIMEOUT,
             gauge: Mutex::default(),
+            looks,
             under_way: tokio::sync::Mutex::default(),
-        }
-    }
-
-    fn start(&self) -> io::Result<oneshot::Receiver<Found>> {
-        let (sender, answer) = oneshot::channel();
-        let directory = self.directory.clone();
-        let thread = std::thread::Builder::new().name("pool-watch".to_owned());
-        thread.spawn(move || {
-            // Nobody listens any more when the daemon has ended.
-            let _late = sender.send(Found::of(&directory));
-        })?;
-        Ok(answer)
+        })
     }
 
     /// The answer of the file system, of an earlier look if that has not returned yet.
     async fn answer(&self) -> Option<Found> {
         let mut under_way = self.under_way.lock().await;
-        if under_way.is_none() {
-            match self.start() {
-                Ok(answer) => *under_way = Some(answer),
-                Err(error) => {
-                    tracing::debug!("no look at {}: {error}", self.directory.display());
-                    return None;
-                }
-            }
-        }
-        let answer = under_way.as_mut()?.await;
+        let answer = under_way.get_or_insert_with(|| {
+            let (sender, answer) = oneshot::channel();
+            // The thread ends after us only.
+            let _sent = self.looks.send(sender);
+            answer
+        });
+        let found = answer.await;
         *under_way = None;
-        answer.ok()
+        found.ok()
     }
 
     /// Looks at the pool `name`; says in the log what it has reached or left.
@@ -202,7 +207,7 @@ mod tests {
     #[test]
     fn a_file_system_that_does_not_answer_is_asked_once_and_told_so() {
         let dir = tempfile::tempdir().unwrap();
-        let mut watch = PoolWatch::new(dir.path());
+        let mut watch = PoolWatch::new(dir.path()).unwrap();
         watch.answer_timeout = Duration::from_millis(20);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
