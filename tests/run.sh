@@ -3,23 +3,34 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-failures=()
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target/logs"
+target=$(realpath "$target")
+export ARCHIPELAGO_BIN_DIR=$target/release
+# Tests say how to replay a failure; traces of panics that tests expect would hide it.
+export RUST_BACKTRACE=0
+
+failures=() failed=()
 stage() {
     local name=$1 began=$SECONDS
     shift
     printf '\n==== %s: %s\n' "$name" "$*"
-    if "$@"; then
+    # Nobody waits for `tee`: a process that a failed test has left behind may still hold its pipe.
+    if "$@" > >(tee "$target/logs/$name.log") 2>&1; then
         printf '==== %s: passed, %d s (total %d s)\n' "$name" $((SECONDS - began)) "$SECONDS"
     else
         printf '==== %s: FAILED, %d s (total %d s)\n' "$name" $((SECONDS - began)) "$SECONDS"
-        failures+=("$name: $*")
+        failures+=("$name: $*") failed+=("$name")
     fi
 }
 
-target=${CARGO_TARGET_DIR:-target}
-mkdir -p "$target"
-target=$(realpath "$target")
-export ARCHIPELAGO_BIN_DIR=$target/release
+# What the failed stage $1 reported: some records keep only the last lines of a long run.
+excerpt() {
+    local log=$target/logs/$1.log
+    printf '\n==== %s, of %s:\n' "$1" "$log"
+    grep --extended-regexp --after-context=8 '^(failed: |Error: |error(\[|: )|tidy: )|(\.\.\.|:) FAILED' "$log" | cut --characters=-600 | head -n 50
+    grep --after-context=2 'panicked at' "$log" | cut --characters=-600 | tail -n 20
+}
 
 # loom replaces the atomics of the whole build: a target folder of its own.
 loom() {
@@ -44,6 +55,7 @@ stage virtual-machines cargo test --release --no-fail-fast --package archipelago
 stage power-cut cargo test --release --no-fail-fast --package archipelago-power-cut-tests -- --nocapture
 
 if [ ${#failures[@]} -gt 0 ]; then
+    for name in "${failed[@]}"; do excerpt "$name"; done
     printf '\ntest: %d stages failed in %d s; each runs alone (seeds are printed above, programs: export ARCHIPELAGO_BIN_DIR=%s):\n' \
         ${#failures[@]} "$SECONDS" "$ARCHIPELAGO_BIN_DIR"
     printf '  %s\n' "${failures[@]}"

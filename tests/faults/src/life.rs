@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::disk::{Disk, Fault, QUIET, Site};
 use crate::guest::{Guest, Status};
@@ -535,7 +535,9 @@ fn live_watched<'a>(
         let told = life.told.join("\n  ");
         let struck: Vec<String> = life.disk.struck().iter().map(Site::to_string).collect();
         let (struck, log) = (struck.join(", "), life.server.log());
-        return Err(error.context(format!("struck: {struck}\ntold:\n  {told}\nlog:\n{log}\n")));
+        return Err(anyhow!(
+            "{error:#}\nstruck: {struck}\ntold:\n  {told}\nlog:\n{log}\n"
+        ));
     }
     for site in life.disk.struck() {
         life.outcomes.entry(site).or_insert(Outcome::Unseen);

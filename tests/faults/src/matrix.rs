@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::disk::{Call, Class, Fault, Kind, Site};
-use crate::life::{Outcome, Placement, live};
+use crate::life::{Outcome, Placement, Report, live};
+use crate::oracle::WRONG_DATA;
 use crate::watch::Judge;
 
 /// A call site and what becomes of its call.
@@ -26,6 +27,11 @@ const ROUNDS: usize = 16;
 /// How often one is tried whose call only some recordings had.
 const ROUNDS_BY_CHANCE: usize = 2;
 
+/// In the text of a missed deadline of the test: with many lives beside it, a life can also miss one because of them.
+const LATE: &str = "HANG: ";
+/// Lives that may have missed a deadline beside others and none alone.
+const DISTURBED_MAX: usize = 8;
+
 /// What came of all cases.
 #[derive(Debug, Default)]
 pub struct Matrix {
@@ -39,11 +45,35 @@ pub struct Matrix {
     pub by_chance: usize,
     /// Lives that were lived.
     pub lives: usize,
+    /// Lives that missed a deadline beside others, and none when they were lived again alone: why.
+    pub disturbed: Vec<String>,
     /// Calls that were held, and what was judged meanwhile.
     pub judged: usize,
 }
 
 impl Matrix {
+    /// The result of a life with `faults`. One that missed a deadline beside others is lived again alone: what a fault
+    /// delays is late then, too.
+    fn again_alone(
+        &mut self,
+        result: Result<Report>,
+        placement: Placement,
+        judge: Judge,
+        faults: &[Case],
+    ) -> Result<Report> {
+        let Err(error) = result else { return result };
+        let text = format!("{error:#}");
+        let is_late = text.contains(LATE) && !text.contains(WRONG_DATA);
+        if !is_late || self.disturbed.len() == DISTURBED_MAX {
+            return Err(error);
+        }
+        let alone = live(placement, judge, faults);
+        if alone.is_ok() {
+            self.disturbed.push(text.clone());
+        }
+        alone.with_context(|| format!("beside others: {text}\nand alone"))
+    }
+
     /// How many cases came to which outcome.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -54,9 +84,10 @@ impl Matrix {
         let (cases, lives) = (self.outcomes.len(), self.lives);
         let (failed, missed, by_chance) = (self.failures.len(), self.missed.len(), self.by_chance);
         format!(
-            "{cases} cases in {lives} lives: {counts:?}; {} calls held and judged; {failed} lives failed, \
-             {missed} cases missed, {by_chance} of calls that are made by chance did not happen again",
-            self.judged
+            "{cases} cases in {lives} lives: {counts:?}; {} calls held and judged; {failed} lives failed, {} were late beside \
+             others and not alone, {missed} cases missed, {by_chance} of calls that are made by chance did not happen again",
+            self.judged,
+            self.disturbed.len()
         )
     }
 
@@ -218,7 +249,7 @@ pub fn hang(placement: Placement, cases: &[Case]) -> Matrix {
         )
     });
     for (case, result) in lived {
-        match result {
+        match matrix.again_alone(result, placement, Judge::Stop, &[case]) {
             Ok(report) => {
                 matrix.judged += report.judged;
                 match report.outcomes.get(&case.0) {
@@ -279,7 +310,7 @@ pub fn run(placement: Placement, cases: &BTreeSet<Case>, always: &BTreeSet<Site>
             (index, live(placement, Judge::Beside, &lives[index]))
         });
         for (index, result) in lived {
-            match result {
+            match matrix.again_alone(result, placement, Judge::Beside, &lives[index]) {
                 Ok(report) => {
                     matrix.judged += report.judged;
                     for case in &lives[index] {

@@ -6,8 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use archipelago_crash_tests::pattern::{self, SECTOR};
+
+/// In the text of each error that says that a volume holds what it may not hold.
+pub const WRONG_DATA: &str = "WRONG DATA";
 
 /// What one sector may hold: numbers of writes, 0 for zeros.
 #[derive(Debug, Clone)]
@@ -101,11 +104,12 @@ impl Oracle {
     pub fn check(&self, data: &[u8], first: usize) -> Result<()> {
         for (index, bytes) in data.chunks_exact(SECTOR).enumerate() {
             let place = first + index;
-            let found = pattern::identify(bytes, &self.volumes, place as u64)?;
+            let found =
+                pattern::identify(bytes, &self.volumes, place as u64).context(WRONG_DATA)?;
             let legal = &self.sectors[place].current;
             ensure!(
                 legal.contains(&found),
-                "WRONG DATA: sector {place} holds write {found}, may hold {legal:?}"
+                "{WRONG_DATA}: sector {place} holds write {found}, may hold {legal:?}"
             );
         }
         Ok(())

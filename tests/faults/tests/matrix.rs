@@ -40,6 +40,9 @@ fn judge(matrix: &Matrix, cases: usize) -> Result<()> {
     for (site, fault) in &matrix.missed {
         println!("never happened: {site} {fault}");
     }
+    for late in &matrix.disturbed {
+        println!("late, and not when lived again alone: {late}");
+    }
     for failure in &matrix.failures {
         println!("failed: {failure}replay with FAULTS_ONLY='<one of these>'\n");
     }
