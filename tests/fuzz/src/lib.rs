@@ -2,7 +2,7 @@
 //!
 //! * [`TARGETS`]: what is fuzzed, with a name each. A target panics when a property is broken; it never prints.
 //! * [`mutate`]: mutations from a seed, so that a stable toolchain does a little of what libFuzzer does a lot of.
-//! * `corpus/NAME/`: inputs of each target, from real encodings and from what fuzzing found; `seeds` makes the former.
+//! * [`seeds`]: inputs of each target from real encodings, where mutation begins. `regressions/NAME/`: inputs that failed once.
 //!
 //! One design decision: targets repair checksums themselves. An input is judged as it is and again with a checksum that
 //! fits, so mutated fields reach the decoders behind it, with any mutator.
@@ -12,7 +12,7 @@
 //! (slots.run)(b"anything at all");
 //! ```
 //!
-//! `tests/replay.rs` runs corpora and mutations; `libfuzzer/` is the crate for `cargo fuzz`, outside the workspace.
+//! `tests/replay.rs` runs them and mutations of them; `libfuzzer/` is the crate for `cargo fuzz`, outside the workspace.
 
 #![forbid(unsafe_code)]
 
@@ -29,11 +29,11 @@ use targets::{
 /// Something that takes foreign bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Its name, and its corpus's.
+    /// Its name, and that of its folder of regressions.
     pub name: &'static str,
     /// Survives any bytes, or panics.
     pub run: fn(&[u8]),
-    /// Mutations that take about a second on a slow machine without optimisation.
+    /// Mutations that take about two seconds on a slow machine without optimisation.
     pub rounds: u64,
 }
 
@@ -45,27 +45,27 @@ macro_rules! targets {
 }
 
 targets! {
-    "chain" => chain::chain, 5_000;
-    "device" => device::device, 500;
-    "front-end" => front_end::front_end, 500;
-    "channel-message" => channel::message, 20_000;
-    "server-port" => channel::server_port, 1_000;
-    "client-port" => channel::client_port, 1_000;
-    "volume-head" => metadata::volume_head, 10_000;
-    "catalogue-head" => metadata::catalogue_head, 10_000;
-    "log-scan" => metadata::log_scan, 1_000;
-    "log-records" => metadata::log_records, 10_000;
-    "map-page" => metadata::map_page, 2_000;
-    "catalogue-records" => metadata::catalogue_records, 5_000;
-    "catalogue-page" => metadata::catalogue_page, 5_000;
-    "journal" => journal::journal, 5_000;
-    "slots" => slots::slots, 1_000;
-    "config" => protocol::config, 2_000;
-    "map-entry" => protocol::map_entry, 20_000;
-    "object-entry" => protocol::object_entry, 20_000;
-    "control-json" => protocol::control_json, 5_000;
-    "blocker" => blocker::blocker, 1_000;
-    "mapper" => mapper::mapper, 200;
+    "chain" => chain::chain, 10_000;
+    "device" => device::device, 1_000;
+    "front-end" => front_end::front_end, 1_000;
+    "channel-message" => channel::message, 40_000;
+    "server-port" => channel::server_port, 2_000;
+    "client-port" => channel::client_port, 2_000;
+    "volume-head" => metadata::volume_head, 20_000;
+    "catalogue-head" => metadata::catalogue_head, 20_000;
+    "log-scan" => metadata::log_scan, 2_000;
+    "log-records" => metadata::log_records, 20_000;
+    "map-page" => metadata::map_page, 4_000;
+    "catalogue-records" => metadata::catalogue_records, 10_000;
+    "catalogue-page" => metadata::catalogue_page, 10_000;
+    "journal" => journal::journal, 10_000;
+    "slots" => slots::slots, 2_000;
+    "config" => protocol::config, 4_000;
+    "map-entry" => protocol::map_entry, 40_000;
+    "object-entry" => protocol::object_entry, 40_000;
+    "control-json" => protocol::control_json, 10_000;
+    "blocker" => blocker::blocker, 2_000;
+    "mapper" => mapper::mapper, 400;
 }
 
 /// Longest input that is mutated, in bytes.

@@ -1,4 +1,4 @@
-//! Corpora and mutations of them, without libFuzzer.
+//! Seeds, regressions and mutations of them, without libFuzzer.
 //!
 //! `FUZZ_ROUNDS=10` does ten times as many mutations, `FUZZ_SEED=7` others, `FUZZ_INPUT=file` one input alone.
 
@@ -19,18 +19,24 @@ fn number(name: &str, otherwise: u64) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
-fn corpus(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
+/// Where mutation begins: encodings of real structures, and inputs that have failed once. With what each is called.
+fn inputs(target: &Target) -> Vec<(String, Vec<u8>)> {
+    let seeds = seeds::of(target.name).into_iter().enumerate();
+    let seeds = seeds.map(|(number, bytes)| (format!("seed {number}"), bytes));
+    seeds.chain(regressions(target)).collect()
+}
+
+fn regressions(target: &Target) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("corpus")
+        .join("regressions")
         .join(target.name);
-    let listed =
-        std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    if !folder.exists() {
+        return Vec::new();
+    }
+    let listed = std::fs::read_dir(&folder).unwrap();
     let mut files: Vec<PathBuf> = listed.map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let read = |path: PathBuf| {
-        let bytes = std::fs::read(&path).unwrap();
-        (path, bytes)
-    };
+    let read = |path: PathBuf| (path.display().to_string(), std::fs::read(&path).unwrap());
     files.into_iter().map(read).collect()
 }
 
@@ -54,14 +60,15 @@ fn check(name: &str) {
     if let Some(file) = std::env::var_os("FUZZ_INPUT") {
         return run(target, &std::fs::read(file).unwrap(), "the input");
     }
-    let corpus = corpus(target);
-    for (path, bytes) in &corpus {
-        run(target, bytes, &path.display().to_string());
+    let inputs = inputs(target);
+    assert!(!inputs.is_empty(), "{name} has seeds");
+    for (what, bytes) in &inputs {
+        run(target, bytes, what);
     }
     run(target, &[], "the empty input");
     let seed = number("FUZZ_SEED", 1);
     let mut random = Random::new(seed);
-    let pick = |random: &mut Random| &corpus[random.below(corpus.len())].1;
+    let pick = |random: &mut Random| &inputs[random.below(inputs.len())].1;
     for round in 0..target.rounds * number("FUZZ_ROUNDS", 1) {
         let mut bytes = pick(&mut random).clone();
         let other = pick(&mut random);
@@ -115,14 +122,12 @@ replays! {
 }
 
 #[test]
-fn every_seed_is_in_its_corpus() {
-    for target in TARGETS {
-        let corpus = corpus(target);
-        assert!(!corpus.is_empty() && corpus.len() < 2000, "{}", target.name);
-        assert!(
-            !seeds::of(target.name).is_empty(),
-            "{} has seeds",
-            target.name
-        );
+fn every_regression_belongs_to_a_target() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name();
+        let name = name.to_str().unwrap();
+        let found = target(name).unwrap_or_else(|| panic!("there is no target {name}"));
+        assert!(!regressions(found).is_empty(), "{name} has regressions");
     }
 }
