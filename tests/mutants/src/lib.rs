@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod anchor;
 mod list;
 mod report;
 mod run;
 mod tree;
 
+pub use anchor::Place;
 pub use list::{Edit, List, Mutant, Test};
 pub use report::{Outcome, Verdict, steps_of};
 pub use run::Runner;

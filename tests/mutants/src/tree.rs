@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::anchor::Place;
 use crate::list::Mutant;
 
 /// The copy. Files keep their times as long as they do not change, so that little is built again.
@@ -79,20 +80,19 @@ impl Tree {
     /// # Errors
     /// The mutant is stale; or `work`'s.
     pub fn with<T>(&self, mutant: &Mutant, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let placed = self.place(mutant);
+        let mut changed = Vec::new();
+        let placed = mutant.edit.iter().try_for_each(|edit| {
+            let place = Place::find(&self.copy, edit)?;
+            let name = place.path.to_str().context("a name in UTF-8")?;
+            self.put(name, place.with(&edit.new).as_bytes())?;
+            changed.push(name.to_owned());
+            Ok(())
+        });
         let result = placed.and_then(|()| work());
-        for edit in &mutant.edit {
-            self.restore(&edit.file)?;
+        for name in changed {
+            self.restore(&name)?;
         }
         result
-    }
-
-    fn place(&self, mutant: &Mutant) -> Result<()> {
-        for edit in &mutant.edit {
-            let now = fs::read_to_string(self.copy.join(&edit.file))?;
-            self.put(&edit.file, edit.apply(&now)?.as_bytes())?;
-        }
-        Ok(())
     }
 }
 
