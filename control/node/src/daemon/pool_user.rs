@@ -17,6 +17,8 @@ use crate::layout::Layout;
 
 /// How long a file system may take to say who holds a lock.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a daemon that has released its node's lock may take to end: its last data process is its child until then.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Milliseconds between two looks of whoever waits.
 const RETRY_MS: u8 = 5;
 
@@ -95,8 +97,20 @@ impl PoolUser {
 }
 
 impl ServingNode {
-    /// The node that serves `pool`, by what its processes were told; the pool is not touched.
+    /// The node that serves `pool` and is not about to end: one that is ending is waited for. The pool is not touched.
     pub(crate) fn of_pool(pool: &Pool) -> Option<ServingNode> {
+        let deadline = SystemClock.now() + ENDING_TIMEOUT;
+        loop {
+            let node = ServingNode::find(pool)?;
+            if SystemClock.now() >= deadline {
+                return Some(node);
+            }
+            let _interrupted = nix::poll::poll(&mut [], RETRY_MS);
+        }
+    }
+
+    /// The node that serves `pool`, by the arguments of its processes.
+    fn find(pool: &Pool) -> Option<ServingNode> {
         let Pool::File { directory, .. } = pool;
         let processes = std::fs::read_dir("/proc").ok()?;
         processes
