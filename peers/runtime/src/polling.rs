@@ -134,9 +134,8 @@ impl Polling {
     /// The thread has no work at `now`.
     pub(crate) fn begin(&mut self, now: Duration, activity: Activity) -> Wait {
         self.remember(activity);
-        let busy = self.transfers.get() > REQUESTS_MAX || self.bytes.get() > BYTES_MAX;
         let kind = match (activity.transfers, activity.syncs) {
-            _ if busy || self.budget.is_zero() => WaitKind::Sleep,
+            _ if self.is_certain_to_sleep() => WaitKind::Sleep,
             (0, 0) => WaitKind::Guest,
             (0, _) => WaitKind::Sleep,
             (_, _) => WaitKind::Device,
@@ -166,6 +165,12 @@ impl Polling {
                 (false, true) => experience.long(),
             }
         }
+    }
+
+    /// Whether a wait that begins now is a sleep whatever was learned: polling is off, or requests are many or large.
+    pub(crate) fn is_certain_to_sleep(&self) -> bool {
+        let busy = self.transfers.get() > REQUESTS_MAX || self.bytes.get() > BYTES_MAX;
+        busy || self.budget.is_zero()
     }
 
     fn experience(&mut self, kind: WaitKind) -> Option<&mut Experience> {

@@ -2,6 +2,7 @@
 //!
 //! Invariants
 //! - No sleep while a peer has work: each peer announces its sleep first, and any that refuses keeps all awake.
+//! - What peers push is in the kernel before the thread sleeps or polls, at most one round later while it has work.
 //! - No spinning while only syncs are in flight: they run on kernel workers that may need this CPU.
 //! - A thread that always has work yields its CPU now and then, to its node's other processes; nobody yields or spins
 //!   beside somebody who computes on this CPU, whose whole slice he would wait for (`yields`).
@@ -160,9 +161,19 @@ impl Reactor {
             let _ = sched_yield();
         };
         while !handle.is_stopping() {
-            let progress = self.turn();
+            // What many or large requests push may wait for the sleep that follows, or for the next requests: one call into the
+            // kernel less. Few and small ones are waited for.
+            let gathers = polling.is_certain_to_sleep();
+            let older = self.ring.borrow_mut().has_pending();
+            if older && !gathers {
+                self.ring.borrow_mut().submit();
+            }
+            let progress = self.round();
             let now = clock.now();
             if progress == Progress::Busy {
+                if older && gathers {
+                    self.ring.borrow_mut().submit_pending();
+                }
                 if let Some(wait) = waiting.take() {
                     polling.end(wait, now);
                 }
@@ -171,6 +182,7 @@ impl Reactor {
             }
             let wait = waiting.get_or_insert_with(|| polling.begin(now, self.activity()));
             if self.may_spin() && yields.may_spin(now) && wait.polls(now) {
+                self.ring.borrow_mut().submit_pending();
                 yields.spin(now, &*clock, yield_cpu);
                 continue;
             }
@@ -181,10 +193,16 @@ impl Reactor {
         self.peers.clear();
     }
 
-    /// One round: what the kernel has finished, calls from handles, each peer once.
+    /// One round, and what was pushed before goes to the kernel.
     pub fn turn(&mut self) -> Progress {
+        self.ring.borrow_mut().submit_pending();
+        self.round()
+    }
+
+    /// What the kernel has finished, calls from handles, each peer once.
+    fn round(&mut self) -> Progress {
         let mut progress = Progress::Idle;
-        if self.ring.borrow_mut().turn() {
+        if self.ring.borrow_mut().collect() {
             progress = Progress::Busy;
         }
         progress = progress.or(self.run_calls());
@@ -221,6 +239,8 @@ impl Reactor {
         }
         if quiet {
             self.ring.borrow_mut().wait(longest);
+        } else {
+            self.ring.borrow_mut().submit_pending();
         }
         let mut index = 0;
         while index < self.peers.len() {

@@ -409,19 +409,34 @@ impl Ring {
         moved
     }
 
-    /// Submits, and takes over what has completed; whether something had.
-    pub(crate) fn turn(&mut self) -> bool {
+    /// Submits what was pushed, if anything was.
+    pub(crate) fn submit_pending(&mut self) {
+        if self.has_pending() {
+            self.submit();
+        }
+    }
+
+    /// Whether requests were pushed and not submitted.
+    pub(crate) fn has_pending(&mut self) -> bool {
+        !self.backlog.is_empty() || !self.ring().submission().is_empty()
+    }
+
+    /// Takes over what has completed; whether something had. What was pushed may stay for the next call into the kernel.
+    pub(crate) fn collect(&mut self) -> bool {
         let submission = self.ring().submission();
-        let pending = submission.taskrun() || submission.cq_overflow() || !submission.is_empty();
+        let has_work = submission.taskrun() || submission.cq_overflow();
         drop(submission);
-        if pending || !self.backlog.is_empty() {
+        if has_work {
             self.submit();
         }
         self.reap()
     }
 
-    /// Sleeps until something completes or `longest` has passed.
+    /// Submits what was pushed, and sleeps until something completes or `longest` has passed: one call into the kernel.
     pub(crate) fn wait(&mut self, longest: Duration) {
+        if !self.backlog.is_empty() {
+            self.submit();
+        }
         if self.given_up {
             return;
         }

@@ -257,3 +257,72 @@ fn few_and_small_requests_are_polled_for_and_others_slept_for() {
     assert_eq!(turns_before_sleep(5, 4096), 2);
     assert_eq!(turns_before_sleep(1, 1 << 20), 2);
 }
+
+/// Writes one piece after the other, and stops the reactor after the last.
+struct Writer {
+    source: Source,
+    handle: Handle,
+    file: File,
+    region: Region,
+    left: usize,
+    in_flight: bool,
+    sleeps: usize,
+}
+
+impl Peer for Writer {
+    fn name(&self) -> &str {
+        "writer"
+    }
+
+    fn poll(&mut self) -> Progress {
+        if let Some(event) = self.source.next() {
+            assert_eq!(event.result, 4096);
+            self.in_flight = false;
+            self.left -= 1;
+        }
+        if self.in_flight {
+            return Progress::Idle;
+        }
+        if self.left == 0 {
+            self.handle.stop();
+            return Progress::Idle;
+        }
+        let spans = [self.region.span(0, 4096).unwrap()];
+        self.source
+            .write(&self.file, &spans, 0, Durability::Later, 1);
+        self.in_flight = true;
+        Progress::Busy
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        self.sleeps += 1;
+        // Refused now and then: what was pushed is in the kernel all the same.
+        !self.sleeps.is_multiple_of(3)
+    }
+}
+
+#[test]
+fn what_is_pushed_before_a_sleep_goes_to_the_kernel_with_or_without_it() {
+    for poll in [Duration::ZERO, Duration::from_micros(50)] {
+        let config = Config {
+            poll,
+            submit_chunk: 8,
+            sleep_max: Duration::from_secs(60),
+            ..Config::default()
+        };
+        let mut reactor = Reactor::new(config, Arc::new(SystemClock), Box::new(|_| {})).unwrap();
+        let mut context = reactor.context();
+        let writer = Writer {
+            source: context.source(),
+            handle: context.handle(),
+            file: tempfile::tempfile().unwrap().into(),
+            region: Region::anonymous(4096).unwrap(),
+            left: 100,
+            in_flight: false,
+            sleeps: 0,
+        };
+        context.add_peer(Box::new(writer));
+        // What is not submitted lets a sleep last for a minute.
+        reactor.run();
+    }
+}
