@@ -1,5 +1,6 @@
-//! `cargo run --release -p archipelago-mutants [-- --quick] [words of names]`: breaks the sources in each named way, one
-//! after another, and sees that the test that the list names fails. Prints the rows of the table in `docs/mutants.md`.
+//! `cargo run --release -p archipelago-mutants [-- --quick] [words of names]`: puts each mutant of `tests/mutants/*.toml` into a copy of
+//! the sources, one after another, and checks that the test named beside the mutant fails. Prints a table row for each mutant and test.
+//! `--list` prints the table of all mutants and builds nothing. The method: `docs/testing.md`, "Protocol mutants".
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the table")]
@@ -24,6 +25,9 @@ struct Arguments {
     /// Only from this one on, by its whole name: goes on with a run that was cut short.
     #[arg(long)]
     from: Option<String>,
+    /// Prints the selected mutants, the place of each, and the tests that notice it. Builds and runs nothing.
+    #[arg(long)]
+    list: bool,
     /// The tests are known to pass without a mutant.
     #[arg(long)]
     trusted: bool,
@@ -46,6 +50,20 @@ impl Arguments {
     }
 }
 
+/// The table of `--list`.
+fn table<'a>(mutants: impl Iterator<Item = &'a Mutant>) -> String {
+    let mut table = String::from(
+        "| mutant | place | test | also | why no test notices it |\n|---|---|---|---|---|\n",
+    );
+    for mutant in mutants {
+        let also = mutant.also.join(", ");
+        let survives = mutant.survives.as_deref().unwrap_or_default();
+        let cells = [&mutant.name, &mutant.place, &mutant.test, &also, survives];
+        table.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    table
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -65,6 +83,12 @@ fn main() -> Result<()> {
         .flat_map(|mutant| arguments.tests(mutant).map(move |test| (mutant, test)))
         .collect();
     ensure!(!wanted.is_empty(), "no mutant has such a name");
+    if arguments.list {
+        let mut mutants: Vec<&Mutant> = wanted.iter().map(|(mutant, _)| *mutant).collect();
+        mutants.dedup_by(|one, other| one.name == other.name);
+        print!("{}", table(mutants.into_iter()));
+        return Ok(());
+    }
 
     let below = std::env::var_os("CARGO_TARGET_DIR")
         .map_or(root.join("target"), |dir| root.join(dir))
