@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_blocker::{Backend, Capabilities, Fencing};
+use archipelago_blocker::Backend;
 use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve, Wait};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
@@ -373,17 +373,6 @@ impl Backend for FileBackend {
         })
     }
 
-    fn capabilities(&self) -> Capabilities {
-        let alignment = match self.access {
-            Access::Direct { alignment } => alignment,
-            Access::Cached => 1,
-        };
-        Capabilities {
-            fencing: Fencing::Enforced,
-            alignment,
-        }
-    }
-
     fn look(&mut self, now: Duration) {
         self.look_at(now);
     }
@@ -404,10 +393,6 @@ impl Backend for FileBackend {
                 Ok(())
             }
             ObjectOp::Sync => self.start_on_file(ticket, request, memory),
-            ObjectOp::Barrier => {
-                self.answer(ticket, ObjectReply::done(0));
-                Ok(())
-            }
             ObjectOp::CompareAndSwap | ObjectOp::ReadSwapped if !swapped => Err(ErrorCode::Invalid),
             _ => {
                 self.start_slow(ticket, request, memory);

@@ -190,9 +190,7 @@ fn carry_out(
         ObjectOp::Stat => Ok(stat(layout, id)?),
         ObjectOp::StatPool => Ok(stat_pool(layout)?),
         ObjectOp::List => Ok(list(ground, request, memory)?),
-        ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync | ObjectOp::Barrier => {
-            Err(ErrorCode::Internal.into())
-        }
+        ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync => Err(ErrorCode::Internal.into()),
     }
 }
 

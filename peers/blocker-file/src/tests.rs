@@ -231,10 +231,6 @@ impl archipelago_blocker::Backend for SharedBackend {
         "shared"
     }
 
-    fn capabilities(&self) -> archipelago_blocker::Capabilities {
-        self.0.borrow().capabilities()
-    }
-
     fn start(
         &mut self,
         ticket: u64,

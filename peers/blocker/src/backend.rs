@@ -6,33 +6,12 @@ use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::Span;
 
-/// How a pool stops the writes of a former owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fencing {
-    /// By the storage or the kernel: after a takeover no old write arrives.
-    Enforced,
-    /// By a lease that the old owner keeps watch on itself.
-    Lease,
-}
-
-/// What a backend has natively.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capabilities {
-    /// How stale writers are stopped.
-    pub fencing: Fencing,
-    /// Alignment in bytes that addresses, offsets and lengths need to go to the medium without a copy.
-    pub alignment: u32,
-}
-
 /// Storage for objects, polled from one thread. The contract is [`archipelago_protocol::object`]'s.
 ///
 /// Requests come judged for form; `memory` holds exactly `request.len` bytes and stays mapped until the reply.
 pub trait Backend {
     /// What it is called in logs and figures.
     fn name(&self) -> &str;
-
-    /// What it has natively.
-    fn capabilities(&self) -> Capabilities;
 
     /// Figures of its own by name, in the order in which they are told.
     fn counters(&self) -> Vec<(&'static str, u64)> {

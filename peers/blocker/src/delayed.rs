@@ -16,7 +16,7 @@ use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
 use xseg::Span;
 
-use crate::backend::{Backend, Capabilities};
+use crate::backend::Backend;
 use crate::simulated::Random;
 
 /// Delays are drawn below the longest one, halved up to this many times: most are short, a few are long.
@@ -138,10 +138,6 @@ impl<B: Backend> Delayed<B> {
 impl<B: Backend> Backend for Delayed<B> {
     fn name(&self) -> &str {
         self.backend.name()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.backend.capabilities()
     }
 
     fn look(&mut self, now: Duration) {

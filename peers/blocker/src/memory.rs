@@ -13,7 +13,7 @@ use archipelago_protocol::object::{
 };
 use xseg::Span;
 
-use crate::backend::{Backend, Capabilities, Fencing};
+use crate::backend::Backend;
 
 const PAGE: usize = 4096;
 
@@ -77,7 +77,7 @@ impl MemoryBackend {
                 self.bounce = bytes;
                 ObjectReply::done(request.len)
             }
-            ObjectOp::Sync | ObjectOp::SyncPool | ObjectOp::Barrier => ObjectReply::done(0),
+            ObjectOp::Sync | ObjectOp::SyncPool => ObjectReply::done(0),
             ObjectOp::CompareAndSwap => self.swap(request, memory)?,
             ObjectOp::ReadSwapped => {
                 let swapped = self.swapped.get(&id).ok_or(ErrorCode::NotFound)?;
@@ -270,13 +270,6 @@ fn scatter(bytes: &[u8], memory: &[Span]) {
 impl Backend for MemoryBackend {
     fn name(&self) -> &str {
         "memory"
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            fencing: Fencing::Enforced,
-            alignment: 1,
-        }
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {

@@ -33,8 +33,6 @@ const REPLIES_PER_TURN: usize = 1024;
 struct Started {
     channel: ChannelId,
     tag: u64,
-    /// Where in the channel's order it stands, for barriers.
-    stretch: u64,
     op: ObjectOp,
     len: u32,
     /// Keeps the memory mapped until the reply.
@@ -204,14 +202,10 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             self.counters.failed += 1;
             return channel.answer(entry.tag, &ObjectReply::failed(ErrorCode::Denied));
         }
-        if request.op == ObjectOp::Barrier {
-            return channel.barrier(entry.tag);
-        }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.started.push(Started {
                 channel: channel.id,
                 tag: 0,
-                stretch: 0,
                 op: request.op,
                 len: 0,
                 spans: Vec::new(),
@@ -239,7 +233,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         }
         started.channel = channel.id;
         started.tag = entry.tag;
-        started.stretch = channel.started();
+        channel.started();
         started.op = request.op;
         started.len = request.len;
         started.turn = started.turn.wrapping_add(1);
@@ -300,7 +294,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         if channel.port.is_closed() {
             self.counters.dropped += 1;
         }
-        channel.finished(started.stretch, started.tag, reply);
+        channel.finished(started.tag, reply);
     }
 
     fn forget_ended(&mut self) {

@@ -25,7 +25,7 @@ use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Span, Submission};
 
-use crate::backend::{Backend, Capabilities};
+use crate::backend::Backend;
 
 const WORDS: usize = 8;
 const STARTED: u64 = 1;
@@ -54,8 +54,8 @@ pub enum Recorded {
 
 /// Whether a request is worth an entry.
 fn counts(op: ObjectOp) -> bool {
-    use ObjectOp::{Barrier, List, Read, ReadSwapped, Stat, StatPool};
-    !matches!(op, Barrier | List | Read | ReadSwapped | Stat | StatPool)
+    use ObjectOp::{List, Read, ReadSwapped, Stat, StatPool};
+    !matches!(op, List | Read | ReadSwapped | Stat | StatPool)
 }
 
 fn carries_data(op: ObjectOp) -> bool {
@@ -199,10 +199,6 @@ impl<B: Backend, W: Write> Recording<B, W> {
 impl<B: Backend, W: Write> Backend for Recording<B, W> {
     fn name(&self) -> &str {
         self.backend.name()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.backend.capabilities()
     }
 
     fn look(&mut self, now: Duration) {

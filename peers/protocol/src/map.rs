@@ -2,7 +2,7 @@
 //!
 //! | op | asks | answer: result; flags; values |
 //! |---|---|---|
-//! | [`MapOp::Open`] | session on a lineage | handle; [`FLAG_UNCLEAN`]..; size, object size log2 |
+//! | [`MapOp::Open`] | session on a lineage | handle; 0; size, object size log2 |
 //! | [`MapOp::Close`] | give it back, everything flushed before | 0 |
 //! | [`MapOp::Locate`] | where `len` bytes at `offset` live, or shall be written | bytes of the run; a [`Placement`]; epoch, lineage index |
 //! | [`MapOp::Lineage`] | which lineage an index stands for | 0; -; high and low word |
@@ -84,10 +84,9 @@ pub const FLAG_HOME: u8 = 2;
 /// Flag of [`MapOp::Open`]: a sync failed in the last session, and a dead mapper was not told ([`MapOp::Abandon`]): drop what
 /// is not durable.
 pub const FLAG_DROP: u8 = 4;
-/// Flag in an answer: the last session did not end cleanly; it was recovered.
-pub const FLAG_UNCLEAN: u32 = 1;
 /// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
 pub const FLAG_FLUSH_SOON: u32 = 1 << 8;
+// Retired in an answer to an open: 1, the last session did not end cleanly.
 /// Longest [`MapOp::Locate`] and [`MapOp::Written`]: one object.
 pub const LOCATE_LEN_MAX: u64 = 32 << 20;
 

@@ -166,15 +166,14 @@ pub enum ObjectOp {
     /// Result: bytes filled; 0: no more. No room for one id:
     /// [`ErrorCode::Invalid`].
     List = 12,
-    /// Does nothing, and is completed when all earlier requests of this channel are.
-    Barrier = 13,
+    // Retired: 13, a barrier. It did nothing, and completed when all earlier requests of its channel had.
 }
 
 impl ObjectOp {
     fn from_bits(bits: u8) -> Option<Self> {
         use ObjectOp::{
-            Barrier, CompareAndSwap, Delete, DeleteLineage, List, Punch, Read, ReadSwapped, Stat,
-            StatPool, Sync, SyncPool, Write,
+            CompareAndSwap, Delete, DeleteLineage, List, Punch, Read, ReadSwapped, Stat, StatPool,
+            Sync, SyncPool, Write,
         };
         [
             Read,
@@ -189,7 +188,6 @@ impl ObjectOp {
             Stat,
             StatPool,
             List,
-            Barrier,
         ]
         .into_iter()
         .find(|op| *op as u8 == bits)
@@ -434,7 +432,7 @@ mod tests {
         for bits in 0..=u8::MAX {
             let op = ObjectRequest::decode(&Submission { op: bits, ..good });
             let expected = match bits {
-                1..=13 => Ok(bits),
+                1..=12 => Ok(bits),
                 _ => Err(ErrorCode::Unsupported),
             };
             assert_eq!(op.map(|request| request.op as u8), expected);

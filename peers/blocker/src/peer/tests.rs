@@ -8,7 +8,6 @@ use xseg::local::{LocalClient, channel};
 use xseg::{ClientPort, Region, RegionId, Server};
 
 use super::*;
-use crate::backend::{Capabilities, Fencing};
 use crate::memory::MemoryBackend;
 
 /// Replies when told to, in the order that the test wants.
@@ -21,13 +20,6 @@ struct Manual {
 impl Backend for Manual {
     fn name(&self) -> &str {
         "manual"
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            fencing: Fencing::Enforced,
-            alignment: 1,
-        }
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, _memory: &[Span]) {
@@ -268,54 +260,6 @@ fn a_busy_channel_gets_its_turn_and_no_more() {
         started.iter().any(|(_, request)| request.offset == 4096),
         "the quiet channel was served in the same turn"
     );
-}
-
-#[test]
-fn a_barrier_waits_for_what_came_before_it_and_for_nothing_else() {
-    let mut peer = BlockerPeer::new(Manual::default());
-    let (mut client, _) = connect(&mut peer);
-    let (mut other, _) = connect(&mut peer);
-    let barrier = ObjectRequest::new(ObjectOp::Barrier, object()).encode();
-    client.submit(0, barrier).unwrap();
-    peer.poll();
-    assert_eq!(
-        completions(&mut client),
-        [(0, Ok(0))],
-        "nothing to wait for"
-    );
-    other
-        .submit(9, request(ObjectOp::Read, 0, 9).encode())
-        .unwrap();
-    peer.poll();
-    for (cookie, entry) in [
-        (1, request(ObjectOp::Read, 0, 1).encode()),
-        (2, request(ObjectOp::Read, 0, 2).encode()),
-        (3, barrier),
-        (4, request(ObjectOp::Read, 0, 4).encode()),
-        (5, barrier),
-        (6, barrier),
-    ] {
-        client.submit(cookie, entry).unwrap();
-    }
-    peer.poll();
-    // Started now: 9, 1, 2, 4.
-    peer.backend_mut().reply(2);
-    peer.poll();
-    assert_eq!(completions(&mut client), [(2, Ok(2))]);
-    peer.backend_mut().reply(2);
-    peer.poll();
-    assert_eq!(
-        completions(&mut client),
-        [(4, Ok(4))],
-        "the barriers still wait for 1"
-    );
-    peer.backend_mut().reply(1);
-    peer.poll();
-    assert_eq!(
-        completions(&mut client),
-        [(1, Ok(1)), (3, Ok(0)), (5, Ok(0)), (6, Ok(0))]
-    );
-    assert_eq!(completions(&mut other), []);
 }
 
 #[test]

@@ -15,10 +15,10 @@ use xseg::Span;
 use super::choose::{Chooser, Random};
 use super::fault::Fault;
 use super::store::{Call, Store};
-use crate::backend::{Backend, Capabilities, Fencing};
+use crate::backend::Backend;
 
 /// Operations are numbered below this.
-const OPS: usize = 14;
+const OPS: usize = 13;
 
 #[derive(Debug, Clone)]
 struct InFlight {
@@ -209,13 +209,6 @@ impl SimulatedBackend {
 impl Backend for SimulatedBackend {
     fn name(&self) -> &str {
         "simulated"
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            fencing: Fencing::Enforced,
-            alignment: 1,
-        }
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {

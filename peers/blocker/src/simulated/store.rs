@@ -147,7 +147,6 @@ impl Store {
                 ))
             }
             ObjectOp::List => self.list(request),
-            ObjectOp::Barrier => done(0),
         }
     }
 

@@ -375,7 +375,7 @@ fn failed(op: ObjectOp, id: ObjectId, code: ErrorCode) -> Failure {
     let what = match op {
         ObjectOp::Read | ObjectOp::ReadSwapped => "reading",
         ObjectOp::Write => "writing",
-        ObjectOp::Sync | ObjectOp::SyncPool | ObjectOp::Barrier => "syncing",
+        ObjectOp::Sync | ObjectOp::SyncPool => "syncing",
         ObjectOp::CompareAndSwap => "replacing",
         ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => "deleting",
         ObjectOp::Stat | ObjectOp::StatPool => "looking up",

@@ -63,7 +63,7 @@ pub(super) async fn settle(core: &Rc<Core>, item: &Item) -> Outcome<Option<(Volu
     }
     match read_head(core, item).await? {
         Some((head, _)) if !head.clean => {
-            let (volume, _) = open_writer(core, item).await?;
+            let volume = open_writer(core, item).await?;
             close_clean(core, &volume).await?;
             read_head(core, item).await
         }
@@ -102,7 +102,7 @@ pub(crate) async fn shrink(core: &Rc<Core>, lineage: Lineage, size: u64) -> Outc
 async fn cut(core: &Rc<Core>, lineage: Lineage, size: u64) -> Outcome<()> {
     let item = item(core, lineage)?;
     settle(core, &item).await?;
-    let (volume, _) = open_writer(core, &item).await?;
+    let volume = open_writer(core, &item).await?;
     let (kept, end) = (size.div_ceil(BLOCK_SIZE), item.size.div_ceil(BLOCK_SIZE));
     let beyond = Range { start: kept, end };
     with_pages(core, &volume, || {

@@ -25,13 +25,6 @@ use crate::head::VolumeHead;
 use crate::log::{Log, Reach, Record, RecordKind};
 use crate::tree::{Layer, Missing, Range, Root, Tree};
 
-/// Whether the last session had ended cleanly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LastEnd {
-    Clean,
-    Unclean,
-}
-
 /// A volume's head and its version; `None`: it was never opened for writing.
 pub(crate) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(VolumeHead, u64)>> {
     let id = ObjectId::head(item.lineage);
@@ -75,17 +68,16 @@ async fn was_opened(core: &Core, lineage: Lineage) -> Outcome<bool> {
 }
 
 /// Opens for writing, all of it: a session without room to begin is a failure. Otherwise as [`load_writer`].
-pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
-    let (volume, last_end) = load_writer(core, item).await?;
+pub(super) async fn open_writer(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
+    let volume = load_writer(core, item).await?;
     begin(core, &volume).await?;
-    Ok((volume, last_end))
+    Ok(volume)
 }
 
 /// A volume as it is, for a session that is to begin: it can be read. A sync of the pool that failed since the last session
 /// is told once, as [`ErrorCode::SyncFailed`]; the next open has what is durable. The caller holds the lineage's lock and
 /// knows that nobody has it open.
-pub(super) async fn load_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
-    let mut last_end = LastEnd::Clean;
+pub(super) async fn load_writer(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
     let (volume, due) = match read_head(core, item).await? {
         None => {
             let head = first_head(core, item);
@@ -101,14 +93,13 @@ pub(super) async fn load_writer(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Vol
             };
             let volume = volume_of(core, item, &head, version);
             if !head.clean {
-                last_end = LastEnd::Unclean;
                 next = recover(core, &volume, next).await?;
             }
             (volume, Due::Next(next))
         }
     };
     volume.live.borrow_mut().due = Some(due);
-    Ok((volume, last_end))
+    Ok(volume)
 }
 
 fn first_head(core: &Core, item: &Item) -> VolumeHead {

@@ -5,8 +5,7 @@ use std::rc::Rc;
 use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::map::{
-    FLAG_DROP, FLAG_FLUSH_SOON, FLAG_UNCLEAN, FLAG_WRITE, LOCATE_LEN_MAX, MapOp, MapReply,
-    MapRequest,
+    FLAG_DROP, FLAG_FLUSH_SOON, FLAG_WRITE, LOCATE_LEN_MAX, MapOp, MapReply, MapRequest,
 };
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 
@@ -15,7 +14,7 @@ use super::begin::{Due, begin_first, begin_if_room};
 use super::closed::{close_clean, item, leave_in_log, settle};
 use super::commit::{Home, Select, commit, flush_commit, make_records_room};
 use super::locate::locate;
-use super::open::{LastEnd, load_writer, read_only};
+use super::open::{load_writer, read_only};
 use super::{Volume, checkpoint, snapshot, with_pages};
 use crate::catalogue::Item;
 use crate::core::{Core, Session};
@@ -330,15 +329,15 @@ async fn open(core: &Rc<Core>, client: ClientId, lineage: Lineage, flags: u8) ->
         if written || write && read {
             return Err(Failure::new(ErrorCode::InUse, format!("{lineage} is open")));
         }
-        return Ok(add(core, client, volume, write, LastEnd::Clean));
+        return Ok(add(core, client, volume, write));
     }
     if write && flags & FLAG_DROP != 0 {
         core.forget(lineage);
     }
-    let (volume, last_end) = match (frozen, write) {
-        (true, _) => (read_only(core, &item, item.root), LastEnd::Clean),
+    let volume = match (frozen, write) {
+        (true, _) => read_only(core, &item, item.root),
         (false, true) => writable(core, &item).await?,
-        (false, false) => (readable(core, &item).await?, LastEnd::Clean),
+        (false, false) => readable(core, &item).await?,
     };
     core.volumes
         .borrow_mut()
@@ -347,7 +346,7 @@ async fn open(core: &Rc<Core>, client: ClientId, lineage: Lineage, flags: u8) ->
     if let Some(now) = core.catalogue.names.borrow().get(lineage) {
         volume.live.borrow_mut().size = now.size;
     }
-    Ok(add(core, client, volume, write, last_end))
+    Ok(add(core, client, volume, write))
 }
 
 /// A volume for reading, as it is. Without room for what its last session has to write still, it is read from memory.
@@ -362,7 +361,7 @@ async fn readable(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
             if let Some(left) = core.volume(item.lineage) {
                 return Ok(left);
             }
-            let (volume, _) = load_writer(core, item).await?;
+            let volume = load_writer(core, item).await?;
             volume.live.borrow_mut().read_only = true;
             Ok(volume)
         }
@@ -372,7 +371,7 @@ async fn readable(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
 
 /// A volume for writing, as soon as there is room for what its session writes first: the one that a vanished client left
 /// in memory, or from the pool.
-async fn writable(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)> {
+async fn writable(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
     let left = core.volume(item.lineage);
     if let Some(volume) = left {
         if volume.check().is_ok() {
@@ -383,22 +382,16 @@ async fn writable(core: &Rc<Core>, item: &Item) -> Outcome<(Rc<Volume>, LastEnd)
                 core.forget(item.lineage);
             }
             begun?;
-            return Ok((volume, LastEnd::Unclean));
+            return Ok(volume);
         }
         core.forget(item.lineage);
     }
-    let (volume, last_end) = load_writer(core, item).await?;
+    let volume = load_writer(core, item).await?;
     begin_if_room(core, &volume).await?;
-    Ok((volume, last_end))
+    Ok(volume)
 }
 
-fn add(
-    core: &Core,
-    client: ClientId,
-    volume: Rc<Volume>,
-    write: bool,
-    last_end: LastEnd,
-) -> MapReply {
+fn add(core: &Core, client: ClientId, volume: Rc<Volume>, write: bool) -> MapReply {
     let handle = core.add_session(Session {
         client,
         volume: Rc::clone(&volume),
@@ -423,11 +416,7 @@ fn add(
     }
     MapReply {
         result: Ok(handle),
-        flags: if last_end == LastEnd::Unclean {
-            FLAG_UNCLEAN
-        } else {
-            0
-        },
+        flags: 0,
         values: [size, u64::from(volume.object_size.log2())],
     }
 }

@@ -3,7 +3,7 @@
 use archipelago_mapper::MapperConfig;
 use archipelago_mapper::journal::MemoryJournals;
 use archipelago_protocol::catalogue::CatalogueRequest;
-use archipelago_protocol::map::{FLAG_FLUSH_SOON, FLAG_UNCLEAN, MapOp, MapRequest, Placement};
+use archipelago_protocol::map::{FLAG_FLUSH_SOON, MapOp, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, ObjectSize};
 
@@ -255,9 +255,7 @@ fn what_was_told_survives_a_death_and_what_was_flushed_a_power_cut() {
     rig.write(own, handle, 2, 2);
     rig.zero(handle, 1, 1).result.unwrap();
     rig.restart();
-    let opened = rig.ask(MapRequest::open(own, true));
-    assert_eq!(opened.flags, FLAG_UNCLEAN);
-    let handle = opened.result.unwrap();
+    let handle = rig.open(own, true);
     assert_eq!([rig.read(handle, 1), rig.read(handle, 2)], [0, 2]);
     let epoch = rig.locate(handle, 3, 1, true).values[0];
     rig.write(own, handle, 3, 3);
