@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_blocker::Backend as _;
-use archipelago_blocker::battery::{self, Driver};
+use archipelago_doubles::battery::{self, Driver};
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 use archipelago_runtime::{Config, Reactor, SystemClock};

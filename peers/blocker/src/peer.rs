@@ -344,6 +344,3 @@ impl<B: Backend, P: ServerPort> Peer for BlockerPeer<B, P> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

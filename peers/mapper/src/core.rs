@@ -257,7 +257,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::journal::MemoryJournals;
+    use crate::journal::NoJournals;
 
     fn poll(future: Pin<&mut impl Future<Output = Guard>>) -> Option<Guard> {
         match future.poll(&mut Context::from_waker(Waker::noop())) {
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_lock_is_there_as_long_as_somebody_holds_it_or_waits() {
-        let core = Core::new(MapperConfig::default(), Box::new(MemoryJournals::new(1)));
+        let core = Core::new(MapperConfig::default(), Box::new(NoJournals));
         let mut first = pin!(core.lock(Lineage(1)));
         let held = poll(first.as_mut());
         assert!(held.is_some());

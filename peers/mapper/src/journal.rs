@@ -14,21 +14,23 @@
 //! - Only what the log covers is overwritten. So the newest unbroken run of sequence numbers holds all that is needed,
 //!   and replaying it in order is right even if the log has its older part already: the last word on each block wins.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::rc::Rc;
 
 use archipelago_protocol::{Epoch, ErrorCode, Generation, Lineage};
 
 use crate::format::{Reader, Writer};
 
 const MAGIC: [u8; 8] = *b"ARCHJRNL";
-const HEAD_LEN: usize = 128;
-const MARK_LEN: usize = 24;
+/// Bytes of the head; the marks follow.
+pub const HEAD_LEN: usize = 128;
+/// Bytes of a mark.
+pub const MARK_LEN: usize = 24;
 const MARKS: usize = 2;
-const SLOTS_AT: usize = HEAD_LEN + MARKS * MARK_LEN;
-const SLOT_LEN: usize = 48;
+/// Where the slots begin, right behind the marks.
+pub const SLOTS_AT: usize = HEAD_LEN + MARKS * MARK_LEN;
+/// Bytes of a slot.
+pub const SLOT_LEN: usize = 48;
 
 /// Bytes of a journal with room for `records`.
 #[must_use]
@@ -329,188 +331,36 @@ impl<M: JournalMemory> Journal for JournalArea<M> {
     }
 }
 
-/// Journals in ordinary memory, for tests and simulations: clones share them, so they outlive a mapper.
-#[derive(Debug, Clone)]
-pub struct MemoryJournals {
-    boot: u128,
-    len: usize,
-    areas: Rc<RefCell<BTreeMap<Lineage, MemoryArea>>>,
-}
+/// No memory that outlives the process: for a mapper that checks a pool and opens no volume for writing.
+#[derive(Debug, Clone, Copy)]
+pub struct NoJournals;
 
-/// A piece of ordinary memory that several may hold.
-#[derive(Debug, Clone)]
-pub struct MemoryArea(Rc<RefCell<Vec<u8>>>);
+/// A journal that is always full.
+#[derive(Debug)]
+struct NoJournal;
 
-impl MemoryJournals {
-    /// Journals with room for `records` each.
-    #[must_use]
-    pub fn new(records: usize) -> Self {
-        let len = len_for(records);
-        MemoryJournals {
-            boot: 1,
-            len,
-            areas: Rc::default(),
-        }
-    }
-
-    /// What a power cut does: all journals are void from now on.
-    pub fn power_cut(&self) {
-        self.areas.borrow_mut().clear();
-    }
-
-    /// What damage to their memory does: no mark is whole.
-    pub fn lose_marks(&self) {
-        for area in self.areas.borrow().values() {
-            area.0.borrow_mut()[HEAD_LEN..SLOTS_AT].fill(0xff);
-        }
-    }
-}
-
-impl JournalMemory for MemoryArea {
-    fn size(&self) -> u64 {
-        self.0.borrow().len() as u64
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) {
-        let at = usize::try_from(offset).expect("inside the length");
-        into.copy_from_slice(&self.0.borrow()[at..at + into.len()]);
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let at = usize::try_from(offset).expect("inside the length");
-        self.0.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-}
-
-impl JournalStore for MemoryJournals {
+impl JournalStore for NoJournals {
     fn open(
         &mut self,
-        lineage: Lineage,
-        generation: Generation,
+        _lineage: Lineage,
+        _generation: Generation,
     ) -> Result<Box<dyn Journal>, ErrorCode> {
-        let area = MemoryArea(Rc::new(RefCell::new(vec![0; self.len])));
-        self.areas.borrow_mut().insert(lineage, area.clone());
-        Ok(Box::new(JournalArea::create(
-            area, self.boot, lineage, generation,
-        )))
+        Ok(Box::new(NoJournal))
     }
 
-    fn load(&mut self, lineage: Lineage) -> Option<Recovered> {
-        let areas = self.areas.borrow();
-        load(areas.get(&lineage)?, self.boot, lineage)
+    fn load(&mut self, _lineage: Lineage) -> Option<Recovered> {
+        None
     }
 
-    fn remove(&mut self, lineage: Lineage) {
-        self.areas.borrow_mut().remove(&lineage);
-    }
+    fn remove(&mut self, _lineage: Lineage) {}
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const US: Lineage = Lineage(3);
-
-    fn record(sequence: u64) -> JournalRecord {
-        JournalRecord {
-            sequence,
-            start: sequence * 10,
-            blocks: 2,
-            epoch: Epoch(1),
-            zero: sequence.is_multiple_of(3),
-        }
+impl Journal for NoJournal {
+    fn append(&mut self, _record: JournalRecord) -> Result<(), JournalFull> {
+        Err(JournalFull)
     }
 
-    fn area(slots: usize) -> MemoryArea {
-        MemoryArea(Rc::new(RefCell::new(vec![0; len_for(slots)])))
-    }
+    fn truncate(&mut self, _sequence: u64) {}
 
-    #[test]
-    fn records_are_found_in_order_also_after_the_circle_closed() {
-        let memory = area(4);
-        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-        for sequence in 1..=4 {
-            journal.append(record(sequence)).unwrap();
-        }
-        assert_eq!(journal.append(record(5)), Err(JournalFull));
-        journal.truncate(2);
-        journal.append(record(5)).unwrap();
-        journal.append(record(6)).unwrap();
-        assert_eq!(journal.append(record(7)), Err(JournalFull));
-        let found = load(&memory, 7, US).unwrap();
-        assert_eq!(found.generation, Generation(2));
-        assert_eq!(found.records, (3..=6).map(record).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_death_inside_an_append_loses_only_that_record() {
-        let memory = area(4);
-        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-        for sequence in 1..=3 {
-            journal.append(record(sequence)).unwrap();
-        }
-        memory.0.borrow_mut()[SLOTS_AT + 48 * 3 + 20] ^= 1;
-        assert_eq!(
-            load(&memory, 7, US).unwrap().records,
-            vec![record(1), record(2)]
-        );
-    }
-
-    #[test]
-    fn what_lies_before_damage_is_not_replayed_without_what_was_damaged() {
-        let memory = area(4);
-        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-        for sequence in 1..=4 {
-            journal.append(record(sequence)).unwrap();
-        }
-        memory.0.borrow_mut()[SLOTS_AT + 48 * 2 + 20] ^= 1;
-        assert_eq!(
-            load(&memory, 7, US).unwrap().records,
-            vec![record(3), record(4)]
-        );
-    }
-
-    #[test]
-    fn another_boot_lineage_or_generation_finds_nothing() {
-        let memory = area(4);
-        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-        journal.append(record(1)).unwrap();
-        assert_eq!(load(&memory, 8, US), None);
-        assert_eq!(load(&memory, 7, Lineage(4)), None);
-        JournalArea::create(memory.clone(), 7, US, Generation(3));
-        assert!(load(&memory, 7, US).unwrap().records.is_empty());
-        assert_eq!(load(&area(0), 7, US), None);
-    }
-
-    #[test]
-    fn a_death_inside_a_mark_leaves_the_one_before_it() {
-        let memory = area(4);
-        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-        let logged = || load(&memory, 7, US).unwrap().logged;
-        assert_eq!(logged(), None);
-        journal.mark(4096);
-        assert_eq!(logged(), Some(4096));
-        journal.mark(8192);
-        journal.mark(12288);
-        assert_eq!(logged(), Some(12288));
-        memory.0.borrow_mut()[HEAD_LEN + 20] ^= 1;
-        assert_eq!(logged(), Some(8192));
-        // Those of an older session say nothing of this one's.
-        JournalArea::create(memory.clone(), 7, US, Generation(3));
-        assert_eq!(logged(), None);
-    }
-
-    #[test]
-    fn memory_without_room_for_a_record_is_no_journal() {
-        let memory = area(1);
-        assert_eq!(memory.size(), len_for(1) as u64);
-        let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-        journal.append(record(1)).unwrap();
-        assert_eq!(journal.append(record(2)), Err(JournalFull));
-        assert_eq!(load(&memory, 7, US).unwrap().records, vec![record(1)]);
-        let none = area(0);
-        let mut journal = JournalArea::create(none.clone(), 7, US, Generation(2));
-        assert_eq!(journal.append(record(1)), Err(JournalFull));
-        assert_eq!(load(&none, 7, US), None);
-    }
+    fn mark(&mut self, _position: u64) {}
 }

@@ -18,9 +18,9 @@
 //! itself whenever a reply comes in. No executor, thread, clock or waker is involved, so it stays a state machine.
 //!
 //! ```
-//! use archipelago_mapper::{Effect, Mapper, MapperConfig, journal::MemoryJournals};
+//! use archipelago_mapper::{Effect, Mapper, MapperConfig, journal::NoJournals};
 //!
-//! let mut mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(32_768)));
+//! let mut mapper = Mapper::new(MapperConfig::default(), Box::new(NoJournals));
 //! mapper.start();
 //! // The first thing it asks for is the head of the catalogue.
 //! assert!(matches!(mapper.next_effect(), Some(Effect::Object { .. })));

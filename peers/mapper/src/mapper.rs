@@ -201,10 +201,10 @@ mod tests {
     use std::panic::catch_unwind;
 
     use super::*;
-    use crate::journal::MemoryJournals;
+    use crate::journal::NoJournals;
 
     fn is_taken(config: MapperConfig) -> bool {
-        catch_unwind(|| Mapper::new(config, Box::new(MemoryJournals::new(1)))).is_ok()
+        catch_unwind(|| Mapper::new(config, Box::new(NoJournals))).is_ok()
     }
 
     #[test]

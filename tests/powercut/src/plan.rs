@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use archipelago_blocker::simulated::Random;
+use archipelago_doubles::simulated::Random;
 
 /// Directories `d0`..., and the files `f0`... of each.
 pub const DIRECTORIES: u8 = 4;

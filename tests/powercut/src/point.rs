@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use anyhow::{Result, anyhow, ensure};
-use archipelago_blocker::simulated::{Random, SimulatedBackend};
+use archipelago_doubles::simulated::{Random, SimulatedBackend};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::ids::{BLOCK_SIZE, Lineage, Name};
 use archipelago_protocol::volume::OpenMode;

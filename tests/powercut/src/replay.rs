@@ -8,8 +8,8 @@ use std::io::Read;
 
 use anyhow::{Context, Result, ensure};
 use archipelago_blocker::Backend;
-use archipelago_blocker::recording::Recorded;
-use archipelago_blocker::simulated::SimulatedBackend;
+use archipelago_doubles::Recorded;
+use archipelago_doubles::SimulatedBackend;
 use archipelago_protocol::ids::BLOCK_SIZE;
 use archipelago_protocol::object::{FLAG_DURABLE, IO_LEN_MAX, ObjectKind, ObjectOp, ObjectRequest};
 use xseg::Region;

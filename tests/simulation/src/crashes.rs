@@ -1,9 +1,9 @@
 //! Crash images: what each crash point of a run may leave, recovered and judged.
 
-use archipelago_blocker::simulated::{Random, SimulatedBackend};
+use archipelago_doubles::simulated::{Random, SimulatedBackend};
 use archipelago_protocol::error::ErrorCode;
 
-use crate::journal::Journals;
+use crate::journal;
 use crate::machine::CrashPoint;
 use crate::memory::MemoryPool;
 use crate::oracle::Crash;
@@ -276,7 +276,7 @@ fn crash_with(point: &CrashPoint, crash: Crash, random: &mut Random) -> CrashPoi
     // Its own journals: the same point may be looked at again.
     point.journals = match crash {
         Crash::Kill if !point.doubtful => point.journals.snapshot(),
-        _ => Journals::default(),
+        _ => journal::journals(),
     };
     point.oracle.crash(if point.doubtful {
         Crash::PowerCut

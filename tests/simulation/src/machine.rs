@@ -11,11 +11,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use archipelago_blocker::simulated::{Random, SimulatedBackend};
+use archipelago_doubles::MemoryJournals;
+use archipelago_doubles::simulated::{Random, SimulatedBackend};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::object::ObjectId;
 
-use crate::journal::Journals;
+use crate::journal;
 use crate::memory::MemoryPool;
 use crate::node::Node;
 use crate::oracle::Oracle;
@@ -28,7 +29,7 @@ pub struct CrashPoint {
     /// The pool, with a call in flight.
     pub backend: SimulatedBackend,
     /// What survives only a kill.
-    pub journals: Journals,
+    pub journals: MemoryJournals,
     /// What may be read.
     pub oracle: Oracle,
     /// Blocks that may be given out as fresh although they hold data: written, zeroed and closed cleanly.
@@ -43,7 +44,7 @@ impl CrashPoint {
     pub fn empty(backend: SimulatedBackend) -> Self {
         CrashPoint {
             backend,
-            journals: Journals::default(),
+            journals: journal::journals(),
             oracle: Oracle::default(),
             firsts: BTreeSet::new(),
             doubtful: false,

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, EffectId, Mapper};
 use archipelago_protocol::carry::{AREA_LEN, Carried};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
@@ -21,7 +22,7 @@ use archipelago_volume::{ControlEvent, VolumePeer};
 use xseg::local::{LocalClient, LocalServer};
 use xseg::{Region, RegionId, ServerPort, Span};
 
-use crate::journal::{self, Journals};
+use crate::journal;
 use crate::memory::{Memory, MemoryPool};
 use crate::port::MapPort;
 use crate::trouble::Trouble;
@@ -71,7 +72,7 @@ pub struct Node {
     map_server: LocalServer,
     object_server: LocalServer,
     guest: RegionId,
-    pub(crate) journals: Journals,
+    pub(crate) journals: MemoryJournals,
     next: u64,
     /// Calls of the mapper that the backend has not answered, of dead mappers too.
     mapper_calls: usize,
@@ -109,7 +110,7 @@ impl Node {
     /// Starts both peers; requests of guests name `memory`.
     pub(crate) fn start(
         owner: u128,
-        journals: Journals,
+        journals: MemoryJournals,
         memory: &Region,
         pool: &MemoryPool,
     ) -> Self {

@@ -1,6 +1,6 @@
 //! What a run does: operations with plain numbers, so that any sequence of them is a legal plan.
 
-use archipelago_blocker::simulated::Random;
+use archipelago_doubles::simulated::Random;
 use archipelago_protocol::volume::VolumeOp;
 
 /// One operation. What does not apply is skipped. Numbers of things: 0 and 1 are the first and the second, larger ones are

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_blocker::Backend;
-use archipelago_blocker::simulated::{Random, SimulatedBackend};
+use archipelago_doubles::simulated::{Random, SimulatedBackend};
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Epoch, Lineage};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, Placement};
@@ -18,7 +18,7 @@ use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
 
-use crate::journal::Journals;
+use crate::journal;
 use crate::machine::CrashPoint;
 use crate::memory::{Memory, MemoryPool};
 use crate::node::{Asked, Node, Owner, Told};
@@ -230,7 +230,7 @@ impl Wiring {
         self.doubtful.clear();
         self.oracle.crash(Crash::PowerCut);
         let owner = self.nodes.len() as u128 + 1;
-        let node = Node::start(owner, Journals::default(), &self.memory, &self.pool);
+        let node = Node::start(owner, journal::journals(), &self.memory, &self.pool);
         self.nodes.push(node);
     }
 

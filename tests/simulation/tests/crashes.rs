@@ -18,7 +18,7 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-    use archipelago_blocker::simulated::Random;
+    use archipelago_doubles::simulated::Random;
     use archipelago_protocol::error::ErrorCode;
     use archipelago_simulation::crashes::{Depth, Inspector};
     use archipelago_simulation::plan::{self, ALPHABET, Op};

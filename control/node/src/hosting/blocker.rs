@@ -107,7 +107,7 @@ impl<B: Backend> Channels for BlockerHost<B> {
 
 #[cfg(test)]
 mod tests {
-    use archipelago_blocker::MemoryBackend;
+    use archipelago_doubles::MemoryBackend;
     use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
     use archipelago_protocol::{Access, Epoch, ErrorCode, Lineage};
     use xseg::ClientPort;

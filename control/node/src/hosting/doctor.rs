@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_mapper::journal::MemoryJournals;
+use archipelago_mapper::journal::NoJournals;
 use archipelago_mapper::{Mapper, MapperConfig};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::Report;
@@ -80,7 +80,7 @@ fn check(settings: &PeerSettings, repair: bool) -> Result<Report, Error> {
     );
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
     blocker.add(Server::from(server), Caller::within(Role::Mapper));
-    let mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(0)));
+    let mapper = Mapper::new(MapperConfig::default(), Box::new(NoJournals));
     let mut mapper = MapperPeer::new(mapper, Client::from(client), &Attention::default(), None);
     let (answer, answered) = Answer::pair();
     mapper.ask(CatalogueRequest::Check { repair }, answer);

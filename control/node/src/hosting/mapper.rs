@@ -332,7 +332,7 @@ impl Channels for MapperPeer {
 #[cfg(test)]
 mod tests {
     use archipelago_mapper::MapperConfig;
-    use archipelago_mapper::journal::MemoryJournals;
+    use archipelago_mapper::journal::NoJournals;
     use archipelago_protocol::control::Role;
     use xseg::ClientPort;
 
@@ -346,7 +346,7 @@ mod tests {
             front_ends: None,
         };
         let (to_blocker, _blocker) = xseg::local::channel(4, 4096).unwrap();
-        let mapper = Mapper::new(MapperConfig::default(), Box::new(MemoryJournals::new(0)));
+        let mapper = Mapper::new(MapperConfig::default(), Box::new(NoJournals));
         let mut mapper = MapperPeer::new(
             mapper,
             Client::from(to_blocker),

@@ -274,7 +274,8 @@ impl<P: ClientPort> Objects<P> {
 
 #[cfg(test)]
 mod tests {
-    use archipelago_blocker::{BlockerPeer, MemoryBackend, Rights};
+    use archipelago_blocker::{BlockerPeer, Rights};
+    use archipelago_doubles::MemoryBackend;
     use archipelago_protocol::Lineage;
     use archipelago_protocol::object::ObjectId;
     use archipelago_runtime::Peer;

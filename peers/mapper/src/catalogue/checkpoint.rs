@@ -170,7 +170,7 @@ mod tests {
     use crate::driven::driven;
     use crate::golden::check;
     use crate::head::CatalogueHead;
-    use crate::journal::MemoryJournals;
+    use crate::journal::NoJournals;
     use crate::mapper::MapperConfig;
     use crate::task::Scheduler;
     use crate::tree::Root;
@@ -254,7 +254,7 @@ mod tests {
 
     /// What is read of `pack`, if the last checkpoint is `told`: bytes of it, and names.
     fn read_back(pack: &[u8], told: (u64, u64), answer: Option<ErrorCode>) -> Outcome<Names> {
-        let journals = Box::new(MemoryJournals::new(1));
+        let journals = Box::new(NoJournals);
         let core = Rc::new(Core::new(MapperConfig::default(), journals));
         let head = CatalogueHead {
             pack: 7,

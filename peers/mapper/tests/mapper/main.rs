@@ -6,6 +6,7 @@ mod catalogue;
 mod damage;
 mod failures;
 mod full;
+mod journal;
 mod logs;
 mod model;
 mod policies;

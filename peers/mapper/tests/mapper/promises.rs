@@ -1,7 +1,7 @@
 //! The promises that a volume makes, each by what reaches the pool or is read afterwards.
 
+use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::MapperConfig;
-use archipelago_mapper::journal::MemoryJournals;
 use archipelago_protocol::catalogue::CatalogueRequest;
 use archipelago_protocol::map::{FLAG_FLUSH_SOON, MapOp, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};

@@ -521,7 +521,7 @@ fn a_mapper_says_whether_it_is_ready_and_what_it_does() {
         rig.pool.log.len() as u64 - writes
     );
     assert!(rig.mapper.failure().is_none() && rig.mapper.damage(own).is_none());
-    let journals = archipelago_mapper::journal::MemoryJournals::new(64);
+    let journals = archipelago_doubles::MemoryJournals::new(64);
     let mut unread = archipelago_mapper::Mapper::new(small(), Box::new(journals));
     assert!(!unread.is_ready() && unread.is_idle());
     unread.start();

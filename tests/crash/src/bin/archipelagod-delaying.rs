@@ -7,8 +7,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use archipelago_blocker::delayed::Delayed;
 use archipelago_crash_tests::node::{DELAY_VARIABLE, ORPHANS_VARIABLE};
+use archipelago_doubles::Delayed;
 use archipelago_node::{hosting, program};
 use archipelago_protocol::{Error, ErrorCode};
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use archipelago_blocker::{BlockerPeer, MemoryBackend, Rights};
+use archipelago_blocker::{BlockerPeer, Rights};
+use archipelago_doubles::MemoryBackend;
 use archipelago_protocol::Lineage;
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_runtime::Peer;

@@ -1,38 +1,15 @@
 //! The presence journal: a mapped file that an unclean end left behind.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
-use archipelago_mapper::journal::{Journal, JournalArea, JournalMemory, load};
+use archipelago_doubles::JournalBytes;
+use archipelago_mapper::journal::{
+    HEAD_LEN, Journal, JournalArea, MARK_LEN, SLOT_LEN, SLOTS_AT, load,
+};
 use archipelago_protocol::{Generation, Lineage};
 
 use crate::sealed::sealed;
 
-const HEAD_LEN: usize = 128;
-const MARK_LEN: usize = 24;
-const SLOTS_AT: usize = HEAD_LEN + 2 * MARK_LEN;
-const SLOT_LEN: usize = 48;
 const US: Lineage = Lineage(3);
 const BOOT: u128 = 7;
-
-#[derive(Debug, Clone)]
-struct Memory(Rc<RefCell<Vec<u8>>>);
-
-impl JournalMemory for Memory {
-    fn size(&self) -> u64 {
-        self.0.borrow().len() as u64
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) {
-        let at = usize::try_from(offset).expect("inside the length");
-        into.copy_from_slice(&self.0.borrow()[at..at + into.len()]);
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let at = usize::try_from(offset).expect("inside the length");
-        self.0.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-}
 
 pub(crate) fn journal(bytes: &[u8]) {
     check(bytes.to_vec());
@@ -61,7 +38,8 @@ fn repaired(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn check(bytes: Vec<u8>) {
-    let memory = Memory(Rc::new(RefCell::new(bytes)));
+    let len = bytes.len();
+    let memory = JournalBytes::new(bytes);
     let Some(found) = load(&memory, BOOT, US) else {
         return;
     };
@@ -77,7 +55,7 @@ fn check(bytes: Vec<u8>) {
         "a load changes nothing"
     );
     // What was found, numbered from 1, is found again by whoever comes next. A new journal is a new file.
-    let memory = Memory(Rc::new(RefCell::new(vec![0; memory.0.borrow().len()])));
+    let memory = JournalBytes::new(vec![0; len]);
     let next = Generation(found.generation.0.wrapping_add(1));
     let mut journal = JournalArea::create(memory.clone(), BOOT, US, next);
     let mut records = found.records;

@@ -1,7 +1,7 @@
 //! A mapper whose clients ask for anything, and whose pool is changed under it.
 
-use archipelago_blocker::{Backend, MemoryBackend};
-use archipelago_mapper::journal::MemoryJournals;
+use archipelago_blocker::Backend;
+use archipelago_doubles::{MemoryBackend, MemoryJournals};
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
 use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};

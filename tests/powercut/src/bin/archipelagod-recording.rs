@@ -5,8 +5,8 @@
 use std::fs::OpenOptions;
 use std::process::ExitCode;
 
-use archipelago_blocker::recording::Recording;
 use archipelago_crash_tests::node::RECORDING_VARIABLE;
+use archipelago_doubles::Recording;
 use archipelago_node::{hosting, program};
 use archipelago_protocol::{Error, ErrorCode};
 

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use archipelago_blocker::simulated::SimulatedBackend;
 use archipelago_blocker::slots;
+use archipelago_doubles::SimulatedBackend;
 use archipelago_protocol::object::{ObjectId, ObjectKind};
 
 const UNIT: usize = 4096;

@@ -24,7 +24,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use archipelago_blocker::simulated::SimulatedBackend;
+    use archipelago_doubles::SimulatedBackend;
     use archipelago_protocol::check::{FindingKind, Report};
     use archipelago_protocol::error::ErrorCode;
     use archipelago_protocol::ids::Lineage;

@@ -1,6 +1,6 @@
 //! What a check finds besides flipped bits, and what a repair deletes.
 
-use archipelago_blocker::simulated::SimulatedBackend;
+use archipelago_doubles::SimulatedBackend;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::{FindingKind, Report};
 use archipelago_protocol::error::ErrorCode;

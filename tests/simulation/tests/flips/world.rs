@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use archipelago_blocker::Backend;
-use archipelago_blocker::simulated::SimulatedBackend;
+use archipelago_doubles::SimulatedBackend;
 use archipelago_mapper::{ClientId, Effect, Mapper};
 use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
@@ -13,7 +13,7 @@ use archipelago_protocol::ids::{BLOCK_SIZE, Epoch, Lineage, ObjectSize};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::on_full::OnFull;
-use archipelago_simulation::journal::{self, Journals};
+use archipelago_simulation::journal;
 use xseg::Region;
 
 pub(crate) const DISK: Lineage = Lineage(1);
@@ -53,7 +53,7 @@ pub(crate) type Served = BTreeMap<Lineage, Result<Vec<Run>, (ErrorCode, String)>
 impl World {
     pub(crate) fn on(backend: SimulatedBackend, region: Region) -> World {
         World {
-            mapper: journal::unstarted(OWNER, &Journals::default()),
+            mapper: journal::unstarted(OWNER, &journal::journals()),
             backend,
             region,
             stop_at: None,

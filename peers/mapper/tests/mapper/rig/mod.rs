@@ -9,7 +9,7 @@ pub(crate) mod pool;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use archipelago_mapper::journal::MemoryJournals;
+use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
 use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use archipelago_blocker::slots::{self, Current, SLOTS_LEN, Swap};
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::Lineage;
 use archipelago_protocol::object::{
@@ -16,7 +17,6 @@ use archipelago_protocol::object::{
 
 use super::choose::Chooser;
 use super::file::{File, Keep, Moment};
-use crate::slots::{self, Current, SLOTS_LEN, Swap};
 
 /// Bytes that the pool tells as the whole: a limit that is not kept.
 const POOL_BYTES: u64 = 1 << 40;

@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use archipelago_blocker::Backend;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{Epoch, Lineage};
 use archipelago_protocol::object::{IO_LEN_MAX, ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Region, Span};
-
-use crate::backend::Backend;
 
 /// Polls without a reply after which a backend counts as hanging. A pump that waits makes few, one that does not makes
 /// many.

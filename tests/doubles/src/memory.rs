@@ -7,13 +7,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
+use archipelago_blocker::Backend;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::object::{
     OBJECT_ID_LEN, ObjectId, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
 };
 use xseg::Span;
-
-use crate::backend::Backend;
 
 const PAGE: usize = 4096;
 

@@ -1,12 +1,12 @@
 use std::collections::BTreeSet;
 
+use archipelago_blocker::Backend;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{Epoch, Lineage};
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use xseg::Region;
 
 use super::*;
-use crate::backend::Backend;
 use crate::battery;
 
 fn data() -> ObjectId {

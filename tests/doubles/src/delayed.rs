@@ -11,12 +11,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use archipelago_blocker::Backend;
 use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
 use xseg::Span;
 
-use crate::backend::Backend;
 use crate::simulated::Random;
 
 /// Delays are drawn below the longest one, halved up to this many times: most are short, a few are long.

@@ -21,11 +21,10 @@ use std::fmt;
 use std::io::{ErrorKind, Read, Result, Write};
 use std::time::Duration;
 
+use archipelago_blocker::Backend;
 use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Span, Submission};
-
-use crate::backend::Backend;
 
 const WORDS: usize = 8;
 const STARTED: u64 = 1;

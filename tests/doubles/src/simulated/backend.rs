@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use archipelago_blocker::Backend;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::Lineage;
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
@@ -15,7 +16,6 @@ use xseg::Span;
 use super::choose::{Chooser, Random};
 use super::fault::Fault;
 use super::store::{Call, Store};
-use crate::backend::Backend;
 
 /// Operations are numbered below this.
 const OPS: usize = 13;

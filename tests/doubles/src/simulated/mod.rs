@@ -1,7 +1,7 @@
 //! A backend for crash tests: written apart from durable, and every fault on demand.
 //!
 //! ```
-//! use archipelago_blocker::simulated::{Random, SimulatedBackend};
+//! use archipelago_doubles::simulated::{Random, SimulatedBackend};
 //! let backend = SimulatedBackend::new(7);
 //! let after_a_power_cut = backend.clone().power_cut(&mut Random::new(1));
 //! assert_eq!(after_a_power_cut.objects(), []);

@@ -1,7 +1,7 @@
 //! The conformance battery: every rule of [`archipelago_protocol::object`] as a case, for any backend.
 //!
 //! ```
-//! use archipelago_blocker::{MemoryBackend, battery};
+//! use archipelago_doubles::{MemoryBackend, battery};
 //! battery::run(&mut || Box::new(MemoryBackend::new()), &mut || {});
 //! ```
 //!
@@ -18,7 +18,7 @@ mod small;
 
 pub use driver::{Driver, Outcome};
 
-use crate::backend::Backend;
+use archipelago_blocker::Backend;
 
 /// A named rule.
 pub type Case = (&'static str, fn(&mut Driver<'_>));
