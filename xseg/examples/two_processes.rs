@@ -101,7 +101,7 @@ fn serve(path: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What a reactor does: waits for a bell, a socket, or the next tick.
+/// What a reactor does: waits for a doorbell, a socket, or the next tick.
 fn wait(fds: &[BorrowedFd<'_>]) -> Result<(), Box<dyn Error>> {
     let mut fds: Vec<PollFd<'_>> = fds
         .iter()

@@ -24,7 +24,7 @@ pub struct Submission {
     pub count: u16,
     /// Length of the data in bytes.
     pub len: u32,
-    /// What the request is about: a handle from the server's private table.
+    /// What the request concerns. The protocol spoken on the channel defines its bits.
     pub handle: u32,
     /// Memory region of the data, or of the scatter list.
     pub region: u32,
@@ -57,7 +57,7 @@ impl Submission {
         ]
     }
 
-    /// The entry that `words` hold. Every bit pattern is an entry: what it asks for is judged by the server.
+    /// The entry that `words` hold. Every bit pattern is an entry: the server validates what it asks for.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,

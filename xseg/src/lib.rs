@@ -34,8 +34,8 @@
 
 #![deny(unsafe_code)]
 
-mod bell;
 mod channel;
+mod doorbell;
 mod entry;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! The ring and the bell under loom: every interleaving and every stale read that the memory model allows.
+//! The ring and the doorbell under loom: every interleaving and every stale read that the memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p xseg --release model`
 
@@ -9,7 +9,7 @@ use loom::sync::Notify;
 use loom::sync::atomic::{AtomicU64, fence};
 use loom::thread;
 
-use crate::bell::{Bell, Sleeper};
+use crate::doorbell::{Doorbell, Sleeper};
 use crate::ring::{Consumer, OwnWords, Producer, RingError, RingLayout, Words};
 
 #[derive(Clone)]
@@ -90,14 +90,14 @@ fn model_entries_pass_whole_and_in_order_around_the_end_of_the_ring() {
 #[test]
 fn model_no_wake_up_is_lost() {
     loom::model(|| {
-        let bell = Arc::new(Notify::new());
+        let doorbell = Arc::new(Notify::new());
         let own = LoomWords::new(2);
         let mut inputs = Vec::new();
         for _ in 0..2 {
             let down = LoomWords::new(6);
             let mut producer: ModelProducer = Producer::new(down.clone(), own.clone(), LAYOUT);
-            let mut ringer = Bell::new(own.clone(), SLEEP);
-            let eventfd = Arc::clone(&bell);
+            let mut ringer = Doorbell::new(own.clone(), SLEEP);
+            let eventfd = Arc::clone(&doorbell);
             inputs.push(Consumer::<2, _, _>::new(LoomWords::new(2), down, LAYOUT));
             thread::spawn(move || {
                 producer.push([5, 5]).unwrap();
@@ -122,7 +122,7 @@ fn model_no_wake_up_is_lost() {
                     empty &= !input.refresh().unwrap();
                 }
                 if empty {
-                    bell.wait();
+                    doorbell.wait();
                 }
                 sleeper.wake();
             }

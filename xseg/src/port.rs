@@ -3,7 +3,7 @@
 //! Invariants
 //! - Each submission is answered exactly once, or its channel breaks.
 //! - A client never has more requests in flight than it has credits, so neither ring can overflow.
-//! - Nothing here blocks and nothing here is a system call, but for the bell that wakes a sleeper.
+//! - Nothing here blocks and nothing here is a system call, but for the doorbell that wakes a sleeper.
 
 use crate::entry::{Completion, Submission};
 use crate::region::{Region, RegionId, RegionTable};
@@ -33,7 +33,7 @@ pub trait ClientPort {
     /// [`PortError::Full`] changes nothing. [`PortError::Broken`]: the channel has ended.
     fn submit(&mut self, cookie: u64, submission: Submission) -> Result<(), PortError>;
 
-    /// Makes what was submitted visible and rings the server's bell if it sleeps. Once per batch.
+    /// Makes what was submitted visible and rings the server's doorbell if it sleeps. Once per batch.
     fn publish(&mut self);
 
     /// The next completion and the cookie of its request, in the order in which the server completed.
@@ -69,13 +69,13 @@ pub trait ClientPort {
 
 /// The end of a channel that answers requests.
 pub trait ServerPort {
-    /// Takes the next request: a private copy, not yet judged but for its tag.
+    /// Takes the next request: a private copy, validated by its tag only.
     fn accept(&mut self) -> Option<Submission>;
 
     /// Answers the request with `completion.tag`. There is always room.
     fn complete(&mut self, completion: Completion);
 
-    /// Makes completions visible and rings the client's bell if it sleeps. Once per batch.
+    /// Makes completions visible and rings the client's doorbell if it sleeps. Once per batch.
     fn publish(&mut self);
 
     /// The memory that requests of this channel may name.

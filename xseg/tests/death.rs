@@ -1,6 +1,6 @@
 //! Real deaths: a server process killed with SIGKILL under load, again and again. No request is lost, none is answered twice.
 //!
-//! The server is this test binary again, told by an environment variable to be one.
+//! The server is this test binary again, started as one by an environment variable.
 #![cfg(not(loom))]
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 /// Descriptors in one message at most: the hello's four.
 pub(crate) const DESCRIPTORS_MAX: usize = 4;
 
-/// Receives one message into `buffer` without blocking. `None`: the other side has hung up.
+/// Receives one message into `buffer` without blocking. `None`: the other side has disconnected.
 ///
 /// # Errors
 /// `WouldBlock`: nothing there. `InvalidData`: a message longer than `buffer`, or with too many descriptors.

@@ -75,7 +75,7 @@ impl Announced {
         }
     }
 
-    /// There is no server: the next one is told everything anyway.
+    /// There is no server: everything is announced to the next one anyway.
     pub(crate) fn keep_silent(&mut self) {
         self.outbox.clear();
     }
@@ -135,7 +135,7 @@ impl Announced {
                 }
             };
             if sent.is_err() {
-                // A full buffer empties, and a hang-up is found by the next look at the socket.
+                // A full buffer empties, and a disconnect is found by the next look at the socket.
                 return;
             }
             self.outbox.pop_front();

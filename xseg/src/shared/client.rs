@@ -8,7 +8,7 @@
 //! | `Live`: all regions are answered for | working | sent |
 //!
 //! `Settling` to `Live` sends what is in flight, in the order of submission: no request reaches a server before the regions
-//! that it names. Any state falls back to `Idle` when the server hangs up or breaks the protocol.
+//! that it names. Any state falls back to `Idle` when the server disconnects or breaks the protocol.
 //!
 //! Invariants
 //! - The private table is the truth. An answer that fits no entry breaks the connection.
@@ -23,11 +23,11 @@ use std::path::{Path, PathBuf};
 use super::Violation;
 use super::admission::is_own;
 use super::announced::Announced;
-use super::bell_fd::BellFd;
+use super::doorbell_fd::DoorbellFd;
 use super::layout::{self, Direction, Header, RING_MAX};
 use super::message::{Message, Refusal};
 use super::socket::{self, Received, Watch};
-use crate::bell::{Bell, Sleeper};
+use crate::doorbell::{Doorbell, Sleeper};
 use crate::entry::{COMPLETION_WORDS, Completion, SUBMISSION_WORDS, Submission};
 use crate::inflight::InFlight;
 use crate::mapping::{OwnHalf, PeerHalf};
@@ -69,14 +69,14 @@ struct Rings {
     requests: Producer<SUBMISSION_WORDS, OwnHalf, PeerHalf>,
     completions: Consumer<COMPLETION_WORDS, OwnHalf, PeerHalf>,
     sleeper: Sleeper<OwnHalf>,
-    bell: Bell<PeerHalf>,
+    doorbell: Doorbell<PeerHalf>,
 }
 
 #[derive(Debug)]
 struct Session {
     socket: OwnedFd,
     own: OwnHalf,
-    request_bell: BellFd,
+    request_doorbell: DoorbellFd,
 }
 
 #[derive(Debug)]
@@ -108,7 +108,7 @@ pub struct SharedClient {
     drained: VecDeque<(u64, Completion)>,
     regions: Announced,
     incarnation: u64,
-    completion_bell: BellFd,
+    completion_doorbell: DoorbellFd,
     watch: Watch,
     violations: u64,
     last_violation: Option<Violation>,
@@ -135,7 +135,7 @@ impl SharedClient {
             drained: VecDeque::with_capacity(size),
             regions: Announced::default(),
             incarnation: 1,
-            completion_bell: BellFd::new()?,
+            completion_doorbell: DoorbellFd::new()?,
             watch: Watch::new()?,
             violations: 0,
             last_violation: None,
@@ -146,10 +146,10 @@ impl SharedClient {
         Ok(client)
     }
 
-    /// What to watch for reading: the bell, and the socket behind a descriptor of its own. Neither ever changes.
+    /// What to watch for reading: the doorbell, and the socket behind a descriptor of its own. Neither ever changes.
     #[must_use]
     pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.completion_bell.as_fd(), self.watch.as_fd()]
+        [self.completion_doorbell.as_fd(), self.watch.as_fd()]
     }
 
     /// Requests submitted so far.
@@ -238,7 +238,7 @@ impl SharedClient {
         }
         let own = OwnHalf::new(layout::memory_len(self.options.ring_size))?;
         self.header(Direction::ClientToServer).write(&own);
-        let request_bell = BellFd::new()?;
+        let request_doorbell = DoorbellFd::new()?;
         let hello = Message::Hello {
             role: self.options.role,
             client_id: self.options.client_id,
@@ -249,15 +249,15 @@ impl SharedClient {
         let descriptors = [
             own.descriptor().as_fd(),
             self.arena.descriptor().0.as_fd(),
-            request_bell.as_fd(),
-            self.completion_bell.as_fd(),
+            request_doorbell.as_fd(),
+            self.completion_doorbell.as_fd(),
         ];
         socket::send(&socket, &hello, &descriptors)?;
         self.watch.add(&socket)?;
         Ok(Session {
             socket,
             own,
-            request_bell,
+            request_doorbell,
         })
     }
 
@@ -314,7 +314,7 @@ impl SharedClient {
             requests: Producer::new(own.clone(), peer.clone(), layout::request_ring(size)),
             completions: Consumer::new(own.clone(), peer.clone(), layout::completion_ring(size)),
             sleeper: Sleeper::new(own, layout::SLEEP),
-            bell: Bell::new(peer, layout::SLEEP),
+            doorbell: Doorbell::new(peer, layout::SLEEP),
         };
         self.refusal = None;
         self.regions.start_again();
@@ -350,7 +350,7 @@ impl SharedClient {
         let State::Live(_, rings) = &mut self.state else {
             return;
         };
-        // As many entries as credits: only a server that lies about its cursor can leave no room.
+        // As many entries as credits: only a server that publishes a wrong cursor can leave no room.
         if rings.requests.push(submission.to_words()).is_err() {
             self.violated(Violation::Cursor);
         }
@@ -426,8 +426,8 @@ impl ClientPort for SharedClient {
         if let State::Live(session, rings) = &mut self.state {
             // Room for completions first, then requests that will need it.
             rings.completions.publish();
-            if rings.requests.publish() && rings.bell.needed() {
-                session.request_bell.ring();
+            if rings.requests.publish() && rings.doorbell.needed() {
+                session.request_doorbell.ring();
             }
         }
     }
@@ -504,11 +504,11 @@ impl ClientPort for SharedClient {
     fn wake(&mut self) {
         let silence = match &mut self.state {
             State::Live(_, rings) => rings.sleeper.wake(),
-            // Without rings at work nobody says when the bell rang, and it must not ring for ever.
+            // Without rings at work nobody says when the doorbell rang, and it must not ring for ever.
             _ => true,
         };
         if silence {
-            self.completion_bell.silence();
+            self.completion_doorbell.silence();
         }
     }
 }
@@ -518,7 +518,7 @@ impl Drop for SharedClient {
         if let State::Greeting(session) | State::Settling(session, _) | State::Live(session, _) =
             &self.state
         {
-            let _hang_up_says_it_too = socket::send(&session.socket, &Message::Goodbye, &[]);
+            let _a_disconnect_says_the_same = socket::send(&session.socket, &Message::Goodbye, &[]);
         }
     }
 }

@@ -10,7 +10,7 @@
 //! Words with different writers stand in different memories, words with different readers' rhythms 128 bytes apart.
 //!
 //! Invariants
-//! - A header is copied once and judged by the copy; arithmetic uses the sizes that were agreed in the hello only.
+//! - A header is copied once and validated by the copy; arithmetic uses the sizes that were agreed in the hello only.
 
 use std::sync::atomic::Ordering;
 

@@ -25,7 +25,7 @@ pub(crate) enum Refusal {
 /// A message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// Client: with its memory, its arena, the request bell and the completion bell.
+    /// Client: with its memory, its arena, the request doorbell and the completion doorbell.
     Hello {
         role: u8,
         client_id: u64,

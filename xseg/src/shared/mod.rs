@@ -12,8 +12,8 @@
 
 mod admission;
 mod announced;
-mod bell_fd;
 mod client;
+mod doorbell_fd;
 mod layout;
 mod listener;
 mod message;

@@ -10,11 +10,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::Violation;
-use super::bell_fd::BellFd;
+use super::doorbell_fd::DoorbellFd;
 use super::layout::{self, Direction, Header, RING_MAX};
 use super::message::Message;
 use super::socket::{self, Peer, Received, Watch};
-use crate::bell::{Bell, Sleeper};
+use crate::doorbell::{Doorbell, Sleeper};
 use crate::entry::{COMPLETION_WORDS, Completion, SUBMISSION_WORDS, Submission};
 use crate::mapping::{OwnHalf, PeerHalf};
 use crate::port::ServerPort;
@@ -47,9 +47,9 @@ pub struct SharedServer {
     requests: Consumer<SUBMISSION_WORDS, OwnHalf, PeerHalf>,
     completions: Producer<COMPLETION_WORDS, OwnHalf, PeerHalf>,
     sleeper: Sleeper<OwnHalf>,
-    bell: Bell<PeerHalf>,
-    request_bell: BellFd,
-    completion_bell: BellFd,
+    doorbell: Doorbell<PeerHalf>,
+    request_doorbell: DoorbellFd,
+    completion_doorbell: DoorbellFd,
     regions: RegionTable,
     /// Per slot the tag of the request that was handed out and not answered; 0: none.
     open: Vec<u64>,
@@ -81,10 +81,9 @@ impl SharedServer {
         greeting: Greeting,
         descriptors: Vec<OwnedFd>,
     ) -> Result<SharedServer, Violation> {
-        let [memory, arena, request_bell, completion_bell]: [OwnedFd; 4] =
-            descriptors
-                .try_into()
-                .map_err(|_count| Violation::Message)?;
+        let [memory, arena, request_doorbell, completion_doorbell]: [OwnedFd; 4] = descriptors
+            .try_into()
+            .map_err(|_count| Violation::Message)?;
         let size = usize::try_from(greeting.size).map_err(|_size| Violation::Header)?;
         if !size.is_power_of_two() || size > RING_MAX {
             return Err(Violation::Header);
@@ -110,8 +109,8 @@ impl SharedServer {
             RegionId::ARENA,
             Region::arena_of_peer(arena, arena_len).map_err(refused)?,
         );
-        let request_bell = BellFd::of_peer(request_bell).map_err(refused)?;
-        let completion_bell = BellFd::of_peer(completion_bell).map_err(refused)?;
+        let request_doorbell = DoorbellFd::of_peer(request_doorbell).map_err(refused)?;
+        let completion_doorbell = DoorbellFd::of_peer(completion_doorbell).map_err(refused)?;
 
         let own = OwnHalf::new(len).map_err(refused)?;
         header.direction = Direction::ServerToClient;
@@ -132,9 +131,9 @@ impl SharedServer {
             requests: Consumer::new(own.clone(), peer.clone(), layout::request_ring(size)),
             completions: Producer::new(own.clone(), peer.clone(), layout::completion_ring(size)),
             sleeper: Sleeper::new(own, layout::SLEEP),
-            bell: Bell::new(peer, layout::SLEEP),
-            request_bell,
-            completion_bell,
+            doorbell: Doorbell::new(peer, layout::SLEEP),
+            request_doorbell,
+            completion_doorbell,
             regions,
             open: vec![0; size],
             in_flight: 0,
@@ -144,7 +143,7 @@ impl SharedServer {
         })
     }
 
-    /// The socket and the memory, for tests that lie in the server's name.
+    /// The socket and the memory, for tests that act in the server's name.
     #[cfg(all(test, not(loom)))]
     pub(super) fn into_parts(mut self) -> (OwnedFd, OwnHalf) {
         let socket = self.socket.take().expect("not closed");
@@ -205,10 +204,10 @@ impl SharedServer {
         self.violation
     }
 
-    /// What to watch for reading: the bell, and the socket behind a descriptor of its own. Neither ever changes.
+    /// What to watch for reading: the doorbell, and the socket behind a descriptor of its own. Neither ever changes.
     #[must_use]
     pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.request_bell.as_fd(), self.watch.as_fd()]
+        [self.request_doorbell.as_fd(), self.watch.as_fd()]
     }
 
     /// Handles what came over the socket: regions, the client's end. To be called when the second of
@@ -353,7 +352,7 @@ impl ServerPort for SharedServer {
             }
         }
         self.in_flight -= 1;
-        // Twice as many entries as credits: only a client that lies about its cursor can be out of room.
+        // Twice as many entries as credits: only a client that publishes a wrong cursor can be out of room.
         if self.socket.is_some() && self.completions.push(completion.to_words()).is_err() {
             self.violated(Violation::Cursor);
         }
@@ -365,8 +364,8 @@ impl ServerPort for SharedServer {
         }
         // The cursor of requests first: a client that sees a completion finds the slot of its request free.
         self.requests.publish();
-        if self.completions.publish() && self.bell.needed() {
-            self.completion_bell.ring();
+        if self.completions.publish() && self.doorbell.needed() {
+            self.completion_doorbell.ring();
         }
     }
 
@@ -398,9 +397,9 @@ impl ServerPort for SharedServer {
     }
 
     fn wake(&mut self) {
-        // Without rings at work nobody says when the bell rang, and it must not ring for ever.
+        // Without rings at work nobody says when the doorbell rang, and it must not ring for ever.
         if self.sleeper.wake() || !self.started || self.socket.is_none() {
-            self.request_bell.silence();
+            self.request_doorbell.silence();
         }
     }
 }
@@ -408,7 +407,7 @@ impl ServerPort for SharedServer {
 impl Drop for SharedServer {
     fn drop(&mut self) {
         if let Some(socket) = &self.socket {
-            let _hang_up_says_it_too = socket::send(socket, &Message::Goodbye, &[]);
+            let _a_disconnect_says_the_same = socket::send(socket, &Message::Goodbye, &[]);
         }
     }
 }

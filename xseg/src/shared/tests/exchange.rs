@@ -16,7 +16,7 @@ fn readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
 }
 
 #[test]
-fn requests_and_regions_pass_and_the_bell_rings_for_sleepers_only() {
+fn requests_and_regions_pass_and_the_doorbell_rings_for_sleepers_only() {
     let place = place();
     let (_listener, mut client, mut server) = pair(&place, OnServerDeath::Replay);
     assert_eq!(

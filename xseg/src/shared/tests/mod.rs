@@ -1,15 +1,15 @@
-//! Both ends in one process, and peers that lie. Real deaths of real processes: `tests/death.rs`.
+//! Both ends in one process, and peers that break the rules. Real deaths of real processes: `tests/death.rs`.
 //!
 //! * `admission`: who is served, and as what.
 //! * `ends`: a client and a server that do not know what carries their channel.
 //! * `exchange`: how they meet, and what passes between honest ones.
-//! * `recovery`: what becomes of requests when one of them goes.
-//! * `liars`: a peer that breaks the rules, and what it costs.
+//! * `recovery`: what becomes of requests when one of them dies.
+//! * `misbehaving`: a peer that breaks the rules, and what it costs.
 
 mod admission;
 mod ends;
 mod exchange;
-mod liars;
+mod misbehaving;
 mod recovery;
 
 use std::path::PathBuf;

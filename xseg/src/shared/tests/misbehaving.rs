@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::super::bell_fd::BellFd;
+use super::super::doorbell_fd::DoorbellFd;
 use super::super::layout::{self, Direction, Header};
 use super::super::message::Message;
 use super::super::socket::{self, Received};
@@ -15,20 +15,20 @@ use crate::port::{ClientPort, ServerPort};
 use crate::region::Region;
 use crate::ring::OwnWords;
 
-/// A client or server made by hand, to lie with.
-struct Liar {
+/// A client or server made by hand, that breaks the rules.
+struct MisbehavingPeer {
     socket: OwnedFd,
     own: OwnHalf,
     peer: Option<PeerHalf>,
-    _bells: Vec<BellFd>,
+    _doorbells: Vec<DoorbellFd>,
     _arena: Region,
 }
 
-fn lying_client(
+fn misbehaving_client(
     place: &Place,
     listener: &mut Listener,
     change: impl FnOnce(&OwnHalf),
-) -> (Liar, Option<SharedServer>) {
+) -> (MisbehavingPeer, Option<SharedServer>) {
     let socket = socket::connect_to(&place.path).unwrap();
     let len = layout::memory_len(SIZE);
     let own = OwnHalf::new(len).unwrap();
@@ -41,7 +41,7 @@ fn lying_client(
     .write(&own);
     change(&own);
     let arena = Region::anonymous(4096).unwrap();
-    let bells = [(); 2].map(|()| BellFd::new().unwrap());
+    let doorbells = [(); 2].map(|()| DoorbellFd::new().unwrap());
     let hello = Message::Hello {
         role: ROLE,
         client_id: 1,
@@ -53,8 +53,8 @@ fn lying_client(
     let fds = [
         own.descriptor().as_fd(),
         arena.descriptor().0.as_fd(),
-        bells[0].as_fd(),
-        bells[1].as_fd(),
+        doorbells[0].as_fd(),
+        doorbells[1].as_fd(),
     ];
     socket::send(&socket, &hello, &fds).unwrap();
     let mut server = listener.accept();
@@ -66,30 +66,30 @@ fn lying_client(
         server.start();
     }
     (
-        Liar {
+        MisbehavingPeer {
             socket,
             own,
             peer,
-            _bells: bells.into(),
+            _doorbells: doorbells.into(),
             _arena: arena,
         },
         server,
     )
 }
 
-fn lying_server(place: &Place) -> (Liar, SharedClient) {
-    // A plain socket in the place of a listener, so that the welcome can lie.
+fn misbehaving_server(place: &Place) -> (MisbehavingPeer, SharedClient) {
+    // A plain socket in the place of a listener, so that the welcome can be anything.
     let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
     let mut client = SharedClient::connect(&place.path, options(OnServerDeath::Replay)).unwrap();
     let server = listener.accept().unwrap();
     client.service();
     let (socket, own) = server.into_parts();
     (
-        Liar {
+        MisbehavingPeer {
             socket,
             own,
             peer: None,
-            _bells: Vec::new(),
+            _doorbells: Vec::new(),
             _arena: Region::anonymous(4096).unwrap(),
         },
         client,
@@ -101,21 +101,21 @@ const CURSOR_OF_COMPLETIONS: usize = 0x100 / 8;
 const ENTRIES: usize = 0x1000 / 8;
 
 #[test]
-fn lies_of_a_client_end_its_channel_by_their_name() {
+fn violations_of_a_client_end_its_channel_by_their_name() {
     let place = place();
     let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
-    let (_, _header_lie) = lying_client(&place, &mut listener, |own| {
+    let (_, _refused) = misbehaving_client(&place, &mut listener, |own| {
         own.store(6, 5, Ordering::Relaxed);
     });
     assert_eq!(listener.refused(), (1, Some(Violation::Header)));
 
     let tail = |own: &OwnHalf, tail| own.store(TAIL_OF_REQUESTS, tail, Ordering::Release);
-    let check = |lie: &dyn Fn(&OwnHalf), accepted: usize, wanted: Violation| {
+    let check = |violate: &dyn Fn(&OwnHalf), accepted: usize, wanted: Violation| {
         let mut listener = Listener::bind(&place.path, Admission::own([ROLE]));
         let listener = listener.as_mut().expect("the last one is gone");
-        let (liar, server) = lying_client(&place, listener, |_| {});
+        let (misbehaving, server) = misbehaving_client(&place, listener, |_| {});
         let mut server = server.unwrap();
-        lie(&liar.own);
+        violate(&misbehaving.own);
         for _ in 0..accepted {
             assert!(server.accept().is_some(), "{wanted}");
         }
@@ -142,21 +142,22 @@ fn lies_of_a_client_end_its_channel_by_their_name() {
 }
 
 #[test]
-fn a_client_that_does_not_take_its_answers_or_lies_about_it_is_cut_off() {
+fn a_client_that_does_not_take_its_answers_or_breaks_its_cursor_is_cut_off() {
     let place = place();
     let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
-    let (liar, server) = lying_client(&place, &mut listener, |_| {});
+    let (misbehaving, server) = misbehaving_client(&place, &mut listener, |_| {});
     let mut server = server.unwrap();
     let mut rounds = 0;
     while !server.is_closed() {
         rounds += 1;
         assert!(rounds <= 3 * SIZE, "the ring of completions has an end");
-        liar.own.store(
+        misbehaving.own.store(
             ENTRIES + (rounds - 1) % SIZE * 8,
             (rounds as u64) << 16,
             Ordering::Relaxed,
         );
-        liar.own
+        misbehaving
+            .own
             .store(TAIL_OF_REQUESTS, rounds as u64, Ordering::Release);
         let submission = server.accept().unwrap();
         server.complete(answer(&submission));
@@ -164,11 +165,11 @@ fn a_client_that_does_not_take_its_answers_or_lies_about_it_is_cut_off() {
     }
     assert_eq!(rounds, 2 * SIZE + 1);
     assert_eq!(server.violation(), Some(Violation::Cursor));
-    assert!(liar.peer.is_some());
+    assert!(misbehaving.peer.is_some());
     drop(server);
-    let (liar, server) = lying_client(&place, &mut listener, |_| {});
+    let (misbehaving, server) = misbehaving_client(&place, &mut listener, |_| {});
     let mut server = server.unwrap();
-    socket::send(&liar.socket, &Message::RegionRemove { id: 0 }, &[]).unwrap();
+    socket::send(&misbehaving.socket, &Message::RegionRemove { id: 0 }, &[]).unwrap();
     server.service();
     assert_eq!(
         server.violation(),
@@ -178,9 +179,9 @@ fn a_client_that_does_not_take_its_answers_or_lies_about_it_is_cut_off() {
 }
 
 #[test]
-fn lies_of_a_server_end_its_channel_and_harm_no_request() {
-    type Lie<'a> = &'a dyn Fn(&OwnHalf, u64);
-    let lies: [(Lie<'_>, Violation); 4] = [
+fn violations_of_a_server_end_its_channel_and_harm_no_request() {
+    type Break<'a> = &'a dyn Fn(&OwnHalf, u64);
+    let violations: [(Break<'_>, Violation); 4] = [
         (
             &|own, _| {
                 own.store(
@@ -198,7 +199,7 @@ fn lies_of_a_server_end_its_channel_and_harm_no_request() {
         (
             &|own, tag| {
                 own.store(ENTRIES, tag + (1 << 16), Ordering::Relaxed);
-                // A believable one after it: nothing more is taken from a liar.
+                // A valid one after it: nothing more is taken from a misbehaving peer.
                 own.store(ENTRIES + 4, tag, Ordering::Relaxed);
                 own.store(CURSOR_OF_COMPLETIONS, 2, Ordering::Release);
             },
@@ -212,12 +213,12 @@ fn lies_of_a_server_end_its_channel_and_harm_no_request() {
             Violation::Completion,
         ),
     ];
-    for (lie, wanted) in lies {
+    for (violate, wanted) in violations {
         let place = place();
-        let (liar, mut client) = lying_server(&place);
+        let (misbehaving, mut client) = misbehaving_server(&place);
         client.submit(77, request(0)).unwrap();
         client.publish();
-        lie(&liar.own, 1 << 16);
+        violate(&misbehaving.own, 1 << 16);
         assert_eq!(client.complete(), None);
         assert_eq!(client.complete(), None);
         assert!(!client.is_connected());
@@ -235,14 +236,17 @@ fn lies_of_a_server_end_its_channel_and_harm_no_request() {
 #[test]
 fn an_answer_given_twice_breaks_the_channel() {
     let place = place();
-    let (liar, mut client) = lying_server(&place);
+    let (misbehaving, mut client) = misbehaving_server(&place);
     client.submit(77, request(0)).unwrap();
     client.publish();
     for slot in 0..2 {
-        liar.own
+        misbehaving
+            .own
             .store(ENTRIES + slot * 4, 1 << 16, Ordering::Relaxed);
     }
-    liar.own.store(CURSOR_OF_COMPLETIONS, 2, Ordering::Release);
+    misbehaving
+        .own
+        .store(CURSOR_OF_COMPLETIONS, 2, Ordering::Release);
     assert_eq!(client.complete().unwrap().0, 77);
     assert_eq!(client.complete(), None);
     assert_eq!(client.violations(), (1, Some(Violation::Completion)));
@@ -257,10 +261,10 @@ fn a_peer_that_scribbles_without_end_harms_only_its_own_channel() {
     let mut neighbour = SharedClient::connect(&place.path, options(OnServerDeath::Replay)).unwrap();
     let mut neighbours_server = meet(&mut listener, &mut neighbour);
     for seed in 1..=20u64 {
-        let (liar, server) = lying_client(&place, &mut listener, |_| {});
+        let (misbehaving, server) = misbehaving_client(&place, &mut listener, |_| {});
         let mut server = server.unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let own = liar.own.clone();
+        let own = misbehaving.own.clone();
         let stopped = Arc::clone(&stop);
         let scribbler = std::thread::spawn(move || {
             let mut state = seed;
@@ -275,7 +279,7 @@ fn a_peer_that_scribbles_without_end_harms_only_its_own_channel() {
                     6 => usize::try_from(state >> 40).unwrap() % ENTRIES,
                     _ => ENTRIES + usize::try_from(state >> 40).unwrap() % (SIZE * 8),
                 };
-                // Small numbers too, so that some lies are believable for a while.
+                // Small numbers too, so that some violations are valid entries for a while.
                 let value = if state & 8 == 0 {
                     state >> 32
                 } else {
@@ -325,12 +329,12 @@ proptest! {
     fn any_half_of_a_client_is_survived(words in proptest::collection::vec((0usize..32, any::<u64>()), 1..20), tail in 0u64..10) {
         let place = place();
         let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
-        let (liar, server) = lying_client(&place, &mut listener, |_| {});
+        let (misbehaving, server) = misbehaving_client(&place, &mut listener, |_| {});
         let mut server = server.unwrap();
         for (index, value) in words {
-            liar.own.store(ENTRIES + index, value, Ordering::Relaxed);
+            misbehaving.own.store(ENTRIES + index, value, Ordering::Relaxed);
         }
-        liar.own.store(TAIL_OF_REQUESTS, tail, Ordering::Release);
+        misbehaving.own.store(TAIL_OF_REQUESTS, tail, Ordering::Release);
         let mut taken = 0;
         while let Some(_submission) = server.accept() {
             taken += 1;

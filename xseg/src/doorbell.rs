@@ -1,8 +1,8 @@
-//! Sleep words and the rule of the bell: who publishes wakes a sleeper, once, and nobody else.
+//! Sleep words and the rule of the doorbell: who publishes wakes a sleeper, once, and nobody else.
 //!
 //! The race: the publisher stores a cursor and then reads the other end's sleep word; the sleeper stores its sleep word
 //! and then reads the cursor. Each has a full fence between its store and its load, so at least one of them sees the
-//! other's store: either the bell is rung, or the sleeper finds the work and does not sleep.
+//! other's store: either the doorbell is rung, or the sleeper finds the work and does not sleep.
 //!
 //! Invariants
 //! - A sleep word is odd while its owner sleeps or is about to; it only grows.
@@ -35,7 +35,7 @@ impl<W: OwnWords> Sleeper<W> {
             self.value += 1;
             self.own.store(self.word, self.value, Ordering::Relaxed);
         }
-        // SeqCst: pairs with the fence in `Bell::needed`; see the race above.
+        // SeqCst: pairs with the fence in `Doorbell::needed`; see the race above.
         self.own.full_fence();
     }
 
@@ -45,7 +45,7 @@ impl<W: OwnWords> Sleeper<W> {
             return false;
         }
         self.value += 1;
-        // Relaxed: seen late it costs a bell too many, never one too few.
+        // Relaxed: seen late it costs a doorbell too many, never one too few.
         self.own.store(self.word, self.value, Ordering::Relaxed);
         true
     }
@@ -53,23 +53,23 @@ impl<W: OwnWords> Sleeper<W> {
 
 /// The end that rings.
 #[derive(Debug)]
-pub(crate) struct Bell<R> {
+pub(crate) struct Doorbell<R> {
     peer: R,
     word: usize,
     rung: u64,
 }
 
-impl<R: Words> Bell<R> {
+impl<R: Words> Doorbell<R> {
     pub(crate) fn new(peer: R, word: usize) -> Self {
-        // 0 is even, so it is no value for which a bell is rung.
-        Bell {
+        // 0 is even, so it is no value for which a doorbell is rung.
+        Doorbell {
             peer,
             word,
             rung: 0,
         }
     }
 
-    /// Whether the bell must be rung, after something was published.
+    /// Whether the doorbell must be rung, after something was published.
     pub(crate) fn needed(&mut self) -> bool {
         // SeqCst: pairs with the fence in `Sleeper::announce`; see the race above.
         self.peer.full_fence();
@@ -89,19 +89,19 @@ mod tests {
     use crate::ring::tests::VecWords;
 
     #[test]
-    fn the_bell_rings_once_per_sleep() {
+    fn the_doorbell_rings_once_per_sleep() {
         let words = VecWords::new(1);
         let mut sleeper = Sleeper::new(words.clone(), 0);
-        let mut bell = Bell::new(words, 0);
-        assert!(!bell.needed(), "nobody sleeps");
+        let mut doorbell = Doorbell::new(words, 0);
+        assert!(!doorbell.needed(), "nobody sleeps");
         for _ in 0..3 {
             sleeper.announce();
             sleeper.announce();
-            assert!(bell.needed());
-            assert!(!bell.needed(), "rung already");
+            assert!(doorbell.needed());
+            assert!(!doorbell.needed(), "rung already");
             assert!(sleeper.wake());
             assert!(!sleeper.wake());
-            assert!(!bell.needed());
+            assert!(!doorbell.needed());
         }
     }
 }

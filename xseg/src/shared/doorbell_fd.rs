@@ -1,4 +1,4 @@
-//! The bell of one side: an eventfd that both processes hold.
+//! The doorbell of one side: an eventfd that both processes hold.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,34 +12,34 @@ const ONE: [u8; 8] = 1u64.to_ne_bytes();
 
 /// An eventfd that wakes one side.
 #[derive(Debug)]
-pub(crate) struct BellFd(OwnedFd);
+pub(crate) struct DoorbellFd(OwnedFd);
 
-impl BellFd {
-    pub(crate) fn new() -> io::Result<BellFd> {
+impl DoorbellFd {
+    pub(crate) fn new() -> io::Result<DoorbellFd> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(BellFd(EventFd::from_value_and_flags(0, flags)?.into()))
+        Ok(DoorbellFd(EventFd::from_value_and_flags(0, flags)?.into()))
     }
 
-    /// Takes over a bell that the other side has made. It must not block us, whatever it is.
-    pub(crate) fn of_peer(fd: OwnedFd) -> io::Result<BellFd> {
+    /// Takes over a doorbell that the other side has made. It must not block us, whatever it is.
+    pub(crate) fn of_peer(fd: OwnedFd) -> io::Result<DoorbellFd> {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(BellFd(fd))
+        Ok(DoorbellFd(fd))
     }
 
-    /// Wakes who watches. An error is no loss: a full counter is a bell that rings already, and a descriptor that is
+    /// Wakes who watches. An error is no loss: a full counter is a doorbell that rings already, and a descriptor that is
     /// no eventfd harms only the side that made it, which then sleeps on.
     pub(crate) fn ring(&self) {
         let _ringing_already = nix::unistd::write(&self.0, &ONE);
     }
 
-    /// Silences the bell.
+    /// Silences the doorbell.
     pub(crate) fn silence(&self) {
         let _was_silent = nix::unistd::read(&self.0, &mut [0; 8]);
     }
 }
 
-impl AsFd for BellFd {
+impl AsFd for DoorbellFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
