@@ -60,6 +60,8 @@ report 'forbidden dependency' < <(while read -r from to; do
     'tests/'*) continue ;;
     # Doubles and harnesses are compiled into tests only.
     *' tests/'*) echo "$from -> $to" ;;
+    # Hosts all peers and drivers; only control and tests may use it.
+    'peers/host '*) case "$to" in control/* | tests/* | bench*) echo "$from -> $to" ;; esac ;;
     # Only these wire parts together.
     control/* | bench*) continue ;;
     # What all share.

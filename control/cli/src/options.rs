@@ -207,7 +207,7 @@ pub enum Volume {
         /// The volume
         name: Name,
         /// Request queues offered [default: 1]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_node::hosting::QUEUES_MAX)))]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_host::QUEUES_MAX)))]
         queues: Option<u16>,
         /// Refuse writes
         #[arg(long)]

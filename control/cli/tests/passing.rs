@@ -9,8 +9,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::path::Path;
 
-    use archipelago_node::bulk::BulkClient;
     use archipelago_node::client::Method;
+    use archipelago_segment::BulkClient;
 
     use nix::poll::{PollTimeout, poll};
     use serde_json::{Value, json};

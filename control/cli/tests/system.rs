@@ -12,8 +12,8 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::Stdio;
 
-    use archipelago_node::bulk::BulkClient;
     use archipelago_node::client::Method;
+    use archipelago_segment::BulkClient;
 
     use archipelago_protocol::ErrorCode;
 

@@ -1,27 +1,9 @@
-//! File descriptors of our processes: how many one may have, how many it has, and how many attached volumes fit.
+//! File descriptors of our processes: how many one may have, and how many it has.
 //!
-//! A process that runs out of descriptors can neither take a front end nor open a file of the pool. So each process raises its
-//! soft limit to the hard one at its start, before anything derives its size from it, and an attach is refused when the
-//! descriptors that the volume may take in use are not left (`Budget`).
+//! Each process raises its soft limit to the hard one at its start, before anything derives its size from the limit.
 
-use archipelago_blocker_file::files_kept;
-use archipelago_protocol::{Error, ErrorCode};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use serde::{Deserialize, Serialize};
-
-/// Descriptors for everything but attached volumes and files of the pool: rings and segments (30), control connections (some
-/// 20), calls of the threads that may wait (64), bulk copies.
-const RESERVE: u64 = 128;
-/// Of an attached volume: its socket, and two eventfds of its own plus three copies.
-const ATTACHED: u64 = 6;
-/// Of its front end, once there is one: three copies of the connection, the back channel, the in-flight region.
-const CONNECTED: u64 = 5;
-/// Of the guest's memory: two slots, as guests of more than 3 GiB have. What others have more comes out of the reserve.
-const MEMORY: u64 = 2;
-/// Of the open volume: its presence journal.
-const OPEN: u64 = 1;
-/// Of each queue: kick and call.
-const QUEUE: u64 = 2;
 
 /// Descriptors that a process has and may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,98 +47,9 @@ pub(crate) fn raise() -> rlim_t {
     }
 }
 
-/// What one volume with `queues` queues takes, in use.
-fn taken_by(queues: u16) -> u64 {
-    ATTACHED + CONNECTED + MEMORY + OPEN + QUEUE * u64::from(queues)
-}
-
-/// The descriptors of a process that serves volumes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Budget {
-    allowed: u64,
-}
-
-impl Budget {
-    /// Of this process.
-    pub(crate) fn own() -> Budget {
-        Budget {
-            allowed: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft),
-        }
-    }
-
-    /// Whether one more volume with `queues` queues fits beside those that have as many as `attached` says.
-    ///
-    /// # Errors
-    /// [`ErrorCode::NoSpace`] with all the numbers.
-    pub(crate) fn admit(
-        self,
-        attached: impl Iterator<Item = u16>,
-        queues: u16,
-    ) -> Result<(), Error> {
-        let (count, taken) = attached.fold((0_u64, 0), |(count, taken), queues| {
-            (count + 1, taken + taken_by(queues))
-        });
-        let aside = RESERVE + files_kept(self.allowed);
-        let wanted = taken_by(queues);
-        if aside + taken + wanted <= self.allowed {
-            return Ok(());
-        }
-        let message = format!(
-            "the process may have {} file descriptors: {count} attached volumes take {taken} in use, {aside} are set aside for the \
-             node and the pool, and a volume with {queues} {} takes {wanted}",
-            self.allowed,
-            if queues == 1 { "queue" } else { "queues" },
-        );
-        Err(Error::new(ErrorCode::NoSpace, message).with_hint(
-            "detach a volume, or raise the hard limit of open files (`LimitNOFILE=` of the service, `ulimit -n` of the shell) and \
-             start the node again",
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fits(allowed: u64, queues: u16) -> usize {
-        let budget = Budget { allowed };
-        let mut attached = Vec::new();
-        while budget.admit(attached.iter().copied(), queues).is_ok() {
-            attached.push(queues);
-        }
-        attached.len()
-    }
-
-    #[test]
-    fn as_many_volumes_are_admitted_as_the_limit_carries_in_use() {
-        for (allowed, queues, volumes) in [
-            (64, 1, 0),
-            (512, 1, 20),
-            (1024, 1, 48),
-            (4096, 1, 216),
-            (4096, 16, 75),
-        ] {
-            assert_eq!(fits(allowed, queues), volumes, "{allowed} {queues}");
-        }
-    }
-
-    #[test]
-    fn a_refusal_has_all_numbers_and_a_way_out() {
-        let refused = Budget { allowed: 512 }
-            .admit([1; 20].into_iter(), 2)
-            .unwrap_err();
-        assert_eq!(refused.code, ErrorCode::NoSpace);
-        for part in [
-            "512",
-            "20 attached",
-            "320 in use",
-            "192 are",
-            "2 queues takes 18",
-        ] {
-            assert!(refused.message.contains(part), "{refused}: {part}");
-        }
-        assert!(refused.hint.contains("LimitNOFILE"));
-    }
 
     #[test]
     fn a_process_sees_its_own() {

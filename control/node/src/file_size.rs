@@ -5,9 +5,6 @@
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
-/// What helps when a file may not get so large.
-pub(crate) const TOO_LARGE_HINT: &str = "raise LimitFSIZE of the service (`ulimit -f`), or move the pool to a file system without such a limit";
-
 /// Raises the soft limit of this process, and of those that it starts, to the hard one, and has the kernel report a write beyond
 /// it instead of ending the process. Before any other thread is started: they take the set of blocked signals over.
 pub(crate) fn raise() {

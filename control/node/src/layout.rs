@@ -19,7 +19,7 @@ use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use nix::unistd::{getegid, geteuid};
 
-use crate::hosting::Identity;
+use archipelago_host::Identity;
 
 /// Environment variable that names the root directory.
 pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
@@ -224,7 +224,7 @@ impl Layout {
     /// Control socket of the process that hosts `role` first.
     #[must_use]
     pub fn control_socket(&self, role: Role) -> PathBuf {
-        self.run.join(format!("control-{}.sock", role_name(role)))
+        self.run.join(format!("control-{}.sock", role.name()))
     }
 
     /// The vhost-user socket of a volume.
@@ -272,16 +272,6 @@ pub fn make_directory(path: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(path)
         .map_err(|error| path_error(path, &error))
-}
-
-/// A role as it stands in file names and options.
-#[must_use]
-pub fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Endpoint => "endpoint",
-        Role::Mapper => "mapper",
-        Role::Blocker => "blocker",
-    }
 }
 
 #[cfg(test)]

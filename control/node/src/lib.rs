@@ -2,9 +2,7 @@
 //!
 //! * [`layout`]: where a node keeps its things; [`config`]: its configuration.
 //! * [`daemon`]: `archipelagod`, one per node; [`api`]: what it offers; [`client`]: how to ask it.
-//! * [`hosting`]: what runs in a data process: the shells around mapper, blocker and endpoint.
-//! * [`last_words`]: how a process says why it could not go on.
-//! * [`bulk`]: copies of whole volumes over a segment channel; [`program`]: the command line of `archipelagod`.
+//! * [`doctor`]: a check of a pool that nobody serves; [`program`]: the command line of `archipelagod`.
 //!
 //! One design decision: the daemon never touches data. It is the parent of the data processes in every placement, so its
 //! own restart, its API and its bookkeeping are the same whether they are one or three.
@@ -24,16 +22,14 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
-pub mod bulk;
 pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod descriptors;
+pub mod doctor;
 mod durable;
 mod file_size;
 mod fresh;
-pub mod hosting;
-pub mod last_words;
 pub mod layout;
 pub mod logging;
 pub mod program;

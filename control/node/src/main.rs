@@ -4,11 +4,11 @@
 
 use std::process::ExitCode;
 
-use archipelago_node::{hosting, program};
+use archipelago_node::program;
 
 fn main() -> ExitCode {
     program::run(|process| {
-        hosting::die_with(process.parent)?;
-        hosting::run(&process.roles, process.settings)
+        archipelago_host::die_with(process.parent)?;
+        archipelago_host::run(&process.roles, process.settings)
     })
 }

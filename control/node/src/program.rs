@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use archipelago_blocker_file::Claim;
+use archipelago_host::{PeerSettings, last_words};
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
 
-use crate::hosting::PeerSettings;
-use crate::layout::{Layout, ROOT_VARIABLE, role_name};
-use crate::{daemon, descriptors, file_size, last_words, logging};
+use crate::layout::{Layout, ROOT_VARIABLE};
+use crate::{daemon, descriptors, file_size, logging};
 
 /// Node daemon of Archipelago: serves a node until it is stopped. `archipelago node start` runs it in the background.
 #[derive(Debug, Parser)]
@@ -61,15 +61,15 @@ pub struct DataProcess {
     pub parent: i32,
     /// What it hosts.
     pub roles: Vec<Role>,
-    /// What the daemon tells it.
+    /// What it needs to know.
     pub settings: PeerSettings,
 }
 
 fn parse_role(text: &str) -> Result<Role, Error> {
-    [Role::Endpoint, Role::Mapper, Role::Blocker]
+    Role::ALL
         .into_iter()
-        .find(|role| role_name(*role) == text)
-        .ok_or_else(|| Error::new(ErrorCode::Invalid, format!("`{text}` is no role")))
+        .find(|role| role.name() == text)
+        .ok_or_else(|| Error::new(ErrorCode::Invalid, format!("`{text}` is not a role")))
 }
 
 /// Does what the command line says; `host` is what a data process does.
@@ -77,7 +77,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
     // Whatever it inherits: files are their owner's, and the owner can use them.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let options = Options::parse();
-    let somebody_listens = options.background || options.json || options.command.is_some();
+    let report = options.background || options.json || options.command.is_some();
     let result = match options.command {
         Some(Command::Peer(peer)) => run_peer(peer, host),
         None => run_daemon(&options),
@@ -90,8 +90,8 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
                 if error.hint.is_empty() { "" } else { "; " },
                 error.hint
             );
-            if somebody_listens {
-                last_words::say(&error);
+            if report {
+                last_words::report(&error);
             }
             ExitCode::from(error.code.exit_code())
         }

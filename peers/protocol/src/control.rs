@@ -27,6 +27,24 @@ pub enum Role {
     Blocker,
 }
 
+impl Role {
+    /// Each role once.
+    pub const ALL: [Role; 3] = [Role::Endpoint, Role::Mapper, Role::Blocker];
+
+    /// The role as it stands in file names and options.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Endpoint => "endpoint",
+            Role::Mapper => "mapper",
+            Role::Blocker => "blocker",
+        }
+    }
+}
+
+/// Longest request or reply, in bytes: a page of 1000 entries has less than 1 KiB each.
+pub const LINE_LEN_MAX: u64 = 16 << 20;
+
 /// A request to a peer process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]

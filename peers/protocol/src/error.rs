@@ -150,6 +150,9 @@ impl fmt::Display for ErrorCode {
     }
 }
 
+/// What helps against [`ErrorCode::TooLarge`].
+pub const TOO_LARGE_HINT: &str = "raise LimitFSIZE of the service (`ulimit -f`), or move the pool to a file system without such a limit";
+
 /// An error for people and scripts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[expect(clippy::error_impl_error, reason = "the one error that crosses seams")]

@@ -9,6 +9,7 @@
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
+//! | [`last_words`] | a process of ours and whoever started it |
 //! | [`grants`] | the same: which volumes an endpoint may open |
 //! | [`on_full`] | everybody: a volume's policy for a full pool |
 //! | [`error`] | everybody: stable error codes |
@@ -27,6 +28,7 @@ pub mod control;
 pub mod error;
 pub mod grants;
 pub mod ids;
+pub mod last_words;
 pub mod map;
 pub mod object;
 pub mod on_full;

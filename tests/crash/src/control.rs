@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use archipelago_node::api::types::{
     Attachment, Bulk, Done, NodeStatus, PoolCheck, VolumePage, VolumeView,
 };
-use archipelago_node::bulk::{BulkClient, BulkOp};
 use archipelago_node::client::{Client, Method, path_segment};
 use archipelago_node::layout::Layout;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::check::{FindingKind, Report};
 use archipelago_protocol::{Error, OnFull};
+use archipelago_segment::{BulkClient, BulkOp};
 use nix::sys::eventfd::EventFd;
 use serde_json::{Value, json};
 

@@ -84,7 +84,7 @@ fn a_hostile_front_end_harms_no_neighbour_split() -> Result<()> {
     harms_no_neighbour("split")
 }
 
-/// SIGABRT is what a panic of any thread of a data process ends in (`control/node/src/hosting/containment.rs`).
+/// SIGABRT is what a panic of any thread of a data process ends in (`peers/host/src/containment.rs`).
 fn goes_on_after_an_abort(placement: &str, roles: &[&str]) -> Result<()> {
     let seed = seed();
     let node = Node::start(placement)?;

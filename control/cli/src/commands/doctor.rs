@@ -6,7 +6,7 @@ use archipelago_node::api::pools::PoolView;
 use archipelago_node::api::types::PoolCheck;
 use archipelago_node::client::{Client, path_segment};
 use archipelago_node::config::Config;
-use archipelago_node::hosting::check_offline;
+use archipelago_node::doctor::check_offline;
 use archipelago_node::layout::Layout;
 use archipelago_protocol::check::{Finding, FindingKind};
 use archipelago_protocol::{Error, ErrorCode, Name};

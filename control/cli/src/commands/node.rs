@@ -13,10 +13,9 @@ use archipelago_node::api::types::{NodeStatus, Stopped};
 use archipelago_node::client::{Client, Method};
 use archipelago_node::config::{Config, Pool};
 use archipelago_node::daemon::{NodeLock, PoolUser, ServingNode};
-use archipelago_node::last_words;
 use archipelago_node::layout::{Layout, path_error};
 use archipelago_node::logging::rotation;
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Error, ErrorCode, last_words};
 use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -172,7 +171,7 @@ fn await_ready(child: &mut Child) -> Beginning {
         Err(_ended) => return Beginning::Ended(None),
     }
     match stdout.take(last_words::LEN_MAX).read_to_end(&mut said) {
-        Ok(_) => Beginning::Ended(last_words::hear(&said)),
+        Ok(_) => Beginning::Ended(last_words::decode(&said)),
         Err(_lost) => Beginning::Ended(None),
     }
 }

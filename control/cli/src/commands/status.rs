@@ -2,7 +2,6 @@
 
 use archipelago_node::api::types::NodeStatus;
 use archipelago_node::descriptors::Descriptors;
-use archipelago_node::layout::role_name;
 
 use super::pool::told;
 use crate::output::Table;
@@ -36,7 +35,7 @@ fn descriptors(status: &NodeStatus) -> String {
     let mut table = Table::new(&["PROCESS", "ROLES", "DESCRIPTORS", "ALLOWED"]);
     let daemon = (status.pid, "daemon".to_owned(), status.descriptors);
     let peers = status.processes.iter().map(|process| {
-        let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
+        let roles: Vec<&str> = process.roles.iter().map(|role| role.name()).collect();
         (process.pid, roles.join("+"), process.descriptors)
     });
     for (pid, roles, descriptors) in std::iter::once(daemon).chain(peers) {
@@ -63,7 +62,7 @@ fn ends(status: &NodeStatus) -> Table {
         let Some(reason) = process.reason.as_ref().or(end.map(|end| &end.reason)) else {
             continue;
         };
-        let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
+        let roles: Vec<&str> = process.roles.iter().map(|role| role.name()).collect();
         ends.row([
             roles.join("+"),
             process.restarts.to_string(),
@@ -162,7 +161,7 @@ pub(super) fn render(status: &NodeStatus) -> String {
             "not serving"
         };
         if process.peers.is_empty() {
-            let roles: Vec<&str> = process.roles.iter().map(|role| role_name(*role)).collect();
+            let roles: Vec<&str> = process.roles.iter().map(|role| role.name()).collect();
             peers.row([
                 roles.join("+"),
                 pid,

@@ -157,7 +157,7 @@ pub struct Bulk {
     pub lineage: Lineage,
     /// Bytes of it.
     pub size: u64,
-    /// Socket of the segment channel, see [`crate::bulk`].
+    /// Socket of the segment channel, see the crate `archipelago-segment`.
     pub socket: PathBuf,
     /// User of the process behind it, if it is not the daemon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]

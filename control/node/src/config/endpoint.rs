@@ -5,11 +5,11 @@
 
 use std::fmt;
 
+use archipelago_host::Identity;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::unistd::{Gid, Group, Uid, User, geteuid};
 
 use super::section::Section;
-use crate::hosting::Identity;
 
 /// A user or a group, by name or by number.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use archipelago_host::{JOURNAL_LEN_BYTES, QUEUES_MAX};
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name};
@@ -15,7 +16,6 @@ use tokio::sync::watch;
 use super::node::Node;
 use super::passing::{Hindrance, wait_while_passing};
 use crate::api::types::{AttachVolume, Attachment};
-use crate::hosting::{JOURNAL_LEN, QUEUES_MAX};
 
 /// Request queues when nobody says how many.
 const QUEUES_DEFAULT: u16 = 1;
@@ -135,12 +135,13 @@ impl Node {
             .all()
             .filter(|one| !one.read_only && without_journal(one.lineage))
             .count();
-        let promised = JOURNAL_LEN.saturating_mul(u64::try_from(promised).unwrap_or(u64::MAX));
-        if promised.saturating_add(JOURNAL_LEN) <= free {
+        let promised =
+            JOURNAL_LEN_BYTES.saturating_mul(u64::try_from(promised).unwrap_or(u64::MAX));
+        if promised.saturating_add(JOURNAL_LEN_BYTES) <= free {
             return Ok(());
         }
         let message = format!(
-            "`{}` needs {JOURNAL_LEN} bytes in {} while it is open, for its presence journal: {free} are free there, and \
+            "`{}` needs {JOURNAL_LEN_BYTES} bytes in {} while it is open, for its presence journal: {free} are free there, and \
              attached volumes that are not open need {promised} of them",
             attachment.name,
             directory.display(),

@@ -16,6 +16,7 @@ mod passing;
 mod pool_user;
 mod pool_watch;
 mod process;
+mod settings;
 mod status;
 mod supervisor;
 mod volumes;
@@ -35,7 +36,7 @@ use tokio::task::JoinHandle;
 pub use lock::NodeLock;
 pub(crate) use node::Node;
 pub use pool_user::{PoolUser, ServingNode};
-pub(crate) use process::LINE_LEN_MAX;
+pub(crate) use settings::peer_settings;
 use supervisor::{End, Event, Wish, keep_running, supervise_always};
 
 use crate::config::{Config, Endpoint, Pool};

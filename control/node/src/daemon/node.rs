@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use archipelago_blocker_file::Claim;
+use archipelago_host::{Identity, PeerSettings};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role, Wait};
+use archipelago_protocol::error::TOO_LARGE_HINT;
 use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 use tokio::sync::{Notify, watch};
 
@@ -20,9 +22,8 @@ use super::attachments::Attachments;
 use super::grants::Granted;
 use super::pool_watch::PoolWatch;
 use super::process::{AskError, Life, Process};
+use super::settings::peer_settings;
 use crate::config::{Config, Placement, Pool};
-use crate::file_size::TOO_LARGE_HINT;
-use crate::hosting::{Identity, PeerSettings};
 use crate::layout::Layout;
 
 type MutexGuardOf<'a, T> = tokio::sync::MutexGuard<'a, T>;
@@ -86,7 +87,7 @@ impl Node {
         }
         let settings = PeerSettings {
             claim,
-            ..PeerSettings::new(&layout, &config, endpoint)
+            ..peer_settings(&layout, &config, endpoint)
         };
         let groups: Vec<Vec<Role>> = match config.placement {
             Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],

@@ -8,11 +8,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use archipelago_blocker_file::holder;
+use archipelago_host::PeerSettings;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
 
 use crate::config::Pool;
-use crate::hosting::PeerSettings;
 use crate::layout::Layout;
 
 /// How long a file system may take to say who holds a lock.
@@ -136,11 +136,10 @@ impl ServingNode {
         };
         let daemon = value("--parent")?.parse().ok()?;
         let settings: PeerSettings = serde_json::from_str(value("--settings")?).ok()?;
-        let Pool::File { directory, .. } = settings.pool;
         (parent_of(pid) == Some(daemon)).then_some(ServingNode {
             daemon,
             run: settings.run,
-            pool: directory,
+            pool: settings.pool.directory,
         })
     }
 

@@ -16,7 +16,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use archipelago_blocker_file::Claim;
-use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
+use archipelago_host::PeerSettings;
+use archipelago_protocol::control::{ControlReply, ControlRequest, LINE_LEN_MAX, Role};
 use archipelago_protocol::{Error, ErrorCode};
 use nix::fcntl::OFlag;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -25,11 +26,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::hosting::PeerSettings;
-use crate::layout::{Layout, path_error, role_name};
-
-/// Longest answer of a process, in bytes: a page of 1000 entries has less than 1 KiB each.
-pub(crate) const LINE_LEN_MAX: u64 = 16 << 20;
+use crate::layout::{Layout, path_error};
 
 /// Where a process stands in its lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +103,7 @@ impl Process {
     pub(crate) fn title(&self) -> String {
         self.roles
             .iter()
-            .map(|role| role_name(*role))
+            .map(|role| role.name())
             .collect::<Vec<_>>()
             .join("+")
     }
@@ -168,7 +165,7 @@ impl Process {
             .arg("--settings")
             .arg(settings);
         for role in &self.roles {
-            command.arg("--role").arg(role_name(*role));
+            command.arg("--role").arg(role.name());
         }
         // A group of its own: ^C in the daemon's terminal must reach only the daemon, which stops peers in order.
         command

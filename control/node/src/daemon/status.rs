@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use archipelago_host::device_name;
 use archipelago_protocol::Lineage;
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Role};
 
@@ -11,7 +12,6 @@ use super::process::{AskError, Process};
 use crate::api::pools::PoolStatus;
 use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView};
 use crate::descriptors::Descriptors;
-use crate::hosting::device_name;
 
 /// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two lives.
 const RECENT: Duration = Duration::from_secs(10);

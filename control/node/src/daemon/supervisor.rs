@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Error, ErrorCode, last_words};
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
@@ -19,7 +19,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::process::{Life, Process};
-use crate::last_words;
 
 /// A life this long forgives all earlier deaths.
 const STABLE: Duration = Duration::from_secs(1);
@@ -255,7 +254,7 @@ async fn end(status: Option<ExitStatus>, child: &mut Child) -> End {
     }
     End {
         status,
-        last_words: last_words::hear(&said),
+        last_words: last_words::decode(&said),
     }
 }
 

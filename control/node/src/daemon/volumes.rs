@@ -1,5 +1,6 @@
 //! Volumes, snapshots and clones: what the API does, in terms of mapper and endpoint.
 
+use archipelago_host::add_foreign;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
@@ -12,8 +13,8 @@ use crate::api::types::{
     CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
     VolumePage, VolumeView,
 };
+use crate::config::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
-use crate::hosting::add_foreign;
 
 impl Node {
     fn view(&self, entry: Entry) -> VolumeView {
@@ -45,10 +46,10 @@ impl Node {
     pub(crate) async fn check_pool(&self, name: &Name) -> Result<PoolCheck, Error> {
         self.know_pool(name)?;
         let mut report = self.check().await?;
-        let pool = self.config.pool().1.clone();
+        let Pool::File { directory, .. } = self.config.pool().1.clone();
         // Storage that does not answer has kept the check above as well.
         let looked = tokio::task::spawn_blocking(move || {
-            add_foreign(&pool, &mut report);
+            add_foreign(&directory, &mut report);
             report
         });
         let report = looked.await.map_err(|error| {

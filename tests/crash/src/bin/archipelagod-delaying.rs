@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use archipelago_crash_tests::node::{DELAY_VARIABLE, ORPHANS_VARIABLE};
 use archipelago_doubles::Delayed;
-use archipelago_node::{hosting, program};
+use archipelago_node::program;
 use archipelago_protocol::{Error, ErrorCode};
 
 fn main() -> ExitCode {
     program::run(|process| {
         // An orphan outlives its daemon, as no process of the product does.
         if std::env::var_os(ORPHANS_VARIABLE).is_none() {
-            hosting::die_with(process.parent)?;
+            archipelago_host::die_with(process.parent)?;
         }
         let longest = std::env::var(DELAY_VARIABLE)
             .ok()
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
                 Error::new(ErrorCode::Invalid, text)
             })?;
         let seed = u64::from(std::process::id());
-        hosting::run_with(&process.roles, process.settings, |backend, context| {
+        archipelago_host::run_with(&process.roles, process.settings, |backend, context| {
             Delayed::new(backend, context.source(), context.clock(), longest, seed)
         })
     })

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 
 use archipelago_crash_tests::node::RECORDING_VARIABLE;
 use archipelago_doubles::Recording;
-use archipelago_node::{hosting, program};
+use archipelago_node::program;
 use archipelago_protocol::{Error, ErrorCode};
 
 fn main() -> ExitCode {
     program::run(|process| {
-        hosting::die_with(process.parent)?;
+        archipelago_host::die_with(process.parent)?;
         let path = std::env::var_os(RECORDING_VARIABLE).ok_or_else(|| {
             let text = format!("{RECORDING_VARIABLE} must say a file");
             Error::new(ErrorCode::Invalid, text)
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file
             .map_err(|error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display())))?;
-        hosting::run_with(&process.roles, process.settings, |backend, _context| {
+        archipelago_host::run_with(&process.roles, process.settings, |backend, _context| {
             Recording::new(backend, file)
         })
     })

@@ -9,9 +9,9 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 
 use archipelago_node::api::types::{Bulk, VolumeView};
-use archipelago_node::bulk::{BulkClient, BulkOp};
 use archipelago_node::client::{Client, Method};
 use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_segment::{BulkClient, BulkOp};
 use serde::Serialize;
 
 use super::interrupt::Interrupt;

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 
 use archipelago_node::api::types::{BeginImport, Bulk, Done, VolumeView};
-use archipelago_node::bulk::{BulkClient, BulkOp};
 use archipelago_node::client::{Client, Method, path_segment};
 use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_segment::{BulkClient, BulkOp};
 
 use super::interrupt::Interrupt;
 use super::source::{Source, whole_sectors};

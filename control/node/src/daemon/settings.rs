@@ -1,0 +1,31 @@
+//! What the daemon's data processes need to know, by the node's configuration.
+
+use archipelago_blocker_file::Claim;
+use archipelago_host::{DataPathSettings, Identity, PeerSettings, PoolSettings};
+
+use crate::config::{Config, Pool};
+use crate::layout::Layout;
+
+/// The settings of every process of the node at `layout`, whose endpoint runs as `endpoint`.
+pub(crate) fn peer_settings(
+    layout: &Layout,
+    config: &Config,
+    endpoint: Option<Identity>,
+) -> PeerSettings {
+    let Pool::File { directory, direct } = config.pool().1.clone();
+    PeerSettings {
+        run: layout.run().to_owned(),
+        volumes: layout.volumes(),
+        journals: layout.journals(),
+        grants: layout.grants(),
+        data: DataPathSettings {
+            poll_us: config.data.poll_us,
+            submission_chunk: config.data.submission_chunk,
+            channel_requests: config.data.channel_requests,
+            channel_memory_mib: config.data.channel_memory_mib,
+        },
+        endpoint,
+        pool: PoolSettings { directory, direct },
+        claim: Claim::Start,
+    }
+}

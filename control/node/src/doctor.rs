@@ -1,0 +1,28 @@
+//! A check of the pool of a node that no daemon serves.
+//!
+//! Invariants
+//! - The node's lock is taken before the pool's: no daemon of this node starts meanwhile.
+//! - The pool is closed when the check returns, so that its file system can be unmounted.
+
+use archipelago_protocol::Error;
+use archipelago_protocol::check::Report;
+
+use crate::config::Config;
+use crate::daemon::{NodeLock, PoolUser, RELEASE_TIMEOUT, peer_settings};
+use crate::layout::Layout;
+
+/// Checks the pool of the node at `layout`, which no daemon serves. With `repair`, what provably nobody needs is deleted.
+///
+/// # Errors
+/// [`archipelago_protocol::ErrorCode::InUse`] if the node or the pool is served, or why the pool cannot be opened. Damage is
+/// not an error: the report has it.
+pub fn check_offline(layout: &Layout, config: &Config, repair: bool) -> Result<Report, Error> {
+    let _lock = NodeLock::take(layout)?;
+    let settings = peer_settings(layout, config, None);
+    let checked = archipelago_host::check_offline(&settings, repair);
+    // The kernel closes the ring's files some time later.
+    if let Err(left) = PoolUser::wait_free(&settings.pool.directory, RELEASE_TIMEOUT) {
+        tracing::warn!("{left}");
+    }
+    checked
+}

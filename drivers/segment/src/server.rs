@@ -1,0 +1,366 @@
+//! The endpoint's side of a bulk copy: a small driver that turns ring entries into volume requests.
+//!
+//! | state | meaning | leaves it |
+//! |---|---|---|
+//! | opening | the volume is being opened | `Opened` |
+//! | waiting | open, nobody is connected | a channel, or given up |
+//! | copying | requests go through | `Finish`, or the channel ends |
+//! | breaking | the channel has ended; what is in flight finishes | nothing is in flight |
+//! | closing | no more requests; the volume is being closed | `Closed` |
+//! | parting | closed; the client reads its last answer | the channel ends |
+//! | ended | nothing left | - |
+//!
+//! Invariants
+//! - Each accepted entry is answered once, unless its channel has ended.
+//! - The arena is taken back from the volume peer only when nothing in flight names it.
+
+use std::collections::VecDeque;
+
+use archipelago_protocol::volume::{
+    OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeOp, VolumeRequest, Volumes,
+};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
+use xseg::{Completion, RegionId, ServerPort};
+
+use crate::{BulkOp, BulkRequest};
+
+/// Entries taken in one poll.
+const ENTRIES_PER_POLL: usize = 64;
+
+/// What a poll of a [`BulkServer`] has brought about.
+#[derive(Debug)]
+pub enum BulkStep {
+    /// Nothing.
+    Idle,
+    /// Something was done, and there may be more to do.
+    Busy,
+    /// The open of the volume has ended, this way.
+    Opened(Result<(), Error>),
+    /// The volume is closed: drop this server.
+    Ended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CopyState {
+    Opening,
+    Waiting,
+    Copying,
+    Breaking,
+    Closing,
+    Parting,
+    Ended,
+}
+
+/// One bulk copy, served at `port` and carried out by a volume.
+#[derive(Debug)]
+pub struct BulkServer<P> {
+    write: bool,
+    volume: VolumeHandle,
+    state: CopyState,
+    port: Option<P>,
+    region: Option<RegionId>,
+    /// Accepted, not yet submitted.
+    waiting: VecDeque<(u64, BulkRequest)>,
+    /// Submitted and not yet done. The cookie of a volume request is the tag of its entry.
+    in_flight: usize,
+    finish: Option<u64>,
+}
+
+impl<P: ServerPort> BulkServer<P> {
+    /// Starts to open the volume.
+    pub fn open(volumes: &mut impl Volumes, lineage: Lineage, write: bool) -> BulkServer<P> {
+        let mode = if write {
+            OpenMode::Exclusive
+        } else {
+            OpenMode::ReadOnly
+        };
+        BulkServer {
+            write,
+            volume: volumes.open(lineage, mode),
+            state: CopyState::Opening,
+            port: None,
+            region: None,
+            waiting: VecDeque::new(),
+            in_flight: 0,
+            finish: None,
+        }
+    }
+
+    /// Whether the volume is open and nobody has connected.
+    pub fn is_waiting(&self) -> bool {
+        self.state == CopyState::Waiting
+    }
+
+    /// The client has connected.
+    pub fn connect(&mut self, volumes: &mut impl Volumes, port: P) {
+        if self.state != CopyState::Waiting {
+            return;
+        }
+        let Some(arena) = port.regions().get(RegionId::ARENA).cloned() else {
+            return;
+        };
+        let region = volumes.fresh_region();
+        self.port = Some(port);
+        self.state = CopyState::Copying;
+        match volumes.add_region(region, arena) {
+            Ok(()) => self.region = Some(region),
+            Err(code) => self.break_off(volumes, &format!("its memory cannot be added: {code}")),
+        }
+    }
+
+    /// Nobody will connect, or the process stops: close.
+    pub fn give_up(&mut self, volumes: &mut impl Volumes) {
+        match self.state {
+            CopyState::Opening | CopyState::Waiting => self.close(volumes),
+            CopyState::Copying => self.break_off(volumes, "the endpoint stops"),
+            CopyState::Parting => self.state = CopyState::Ended,
+            CopyState::Breaking | CopyState::Closing | CopyState::Ended => {}
+        }
+    }
+
+    /// Ends the copy without its `Finish`.
+    fn break_off(&mut self, volumes: &mut impl Volumes, why: &str) {
+        match &mut self.port {
+            // A client that has gone, interrupted perhaps, is nothing to look into.
+            Some(port) if port.is_closed() => tracing::info!("a bulk copy ends early: {why}"),
+            Some(port) => port.break_channel(why),
+            None => {}
+        }
+        self.waiting.clear();
+        self.finish = None;
+        self.state = CopyState::Breaking;
+        self.close_when_drained(volumes);
+    }
+
+    fn close_when_drained(&mut self, volumes: &mut impl Volumes) {
+        if self.in_flight == 0 {
+            self.close(volumes);
+        }
+    }
+
+    fn close(&mut self, volumes: &mut impl Volumes) {
+        if let Some(region) = self.region.take() {
+            volumes.remove_region(region);
+        }
+        volumes.close(self.volume);
+        self.state = CopyState::Closing;
+    }
+
+    /// Does a bounded piece of the work.
+    pub fn poll(&mut self, volumes: &mut impl Volumes) -> BulkStep {
+        let mut busy = false;
+        while let Some(event) = volumes.next_event(self.volume) {
+            busy = true;
+            match self.on_event(event) {
+                BulkStep::Idle | BulkStep::Busy => {}
+                step => return step,
+            }
+        }
+        if self.state == CopyState::Copying {
+            busy |= self.copy(volumes);
+        }
+        if self.state == CopyState::Breaking {
+            self.close_when_drained(volumes);
+        }
+        if self.state == CopyState::Parting {
+            self.part();
+        }
+        if self.state == CopyState::Ended {
+            return BulkStep::Ended;
+        }
+        if !busy {
+            return BulkStep::Idle;
+        }
+        if let Some(port) = &mut self.port {
+            port.publish();
+        }
+        BulkStep::Busy
+    }
+
+    /// Refuses what still comes, until the client disconnects.
+    fn part(&mut self) {
+        let Some(port) = &mut self.port else {
+            return;
+        };
+        while let Some(entry) = port.accept() {
+            let result = ErrorCode::Invalid.to_result();
+            port.complete(Completion {
+                tag: entry.tag,
+                result,
+                ..Completion::default()
+            });
+        }
+        if port.is_closed() {
+            self.state = CopyState::Ended;
+        }
+    }
+
+    fn on_event(&mut self, event: VolumeEvent) -> BulkStep {
+        match event {
+            VolumeEvent::Opened { result } => match result {
+                Ok(_info) => {
+                    // Given up while it was opened: it stays in closing until `Closed`.
+                    if self.state == CopyState::Opening {
+                        self.state = CopyState::Waiting;
+                    }
+                    BulkStep::Opened(Ok(()))
+                }
+                Err(error) => {
+                    self.state = CopyState::Ended;
+                    BulkStep::Opened(Err(error))
+                }
+            },
+            VolumeEvent::Done { cookie, result } => {
+                self.in_flight -= 1;
+                self.answer(cookie, result);
+                BulkStep::Busy
+            }
+            VolumeEvent::Closed { result } => {
+                if let Some(tag) = self.finish.take() {
+                    self.answer(tag, result.map_err(|error| error.code));
+                }
+                match &mut self.port {
+                    Some(port) if !port.is_closed() => {
+                        port.publish();
+                        self.state = CopyState::Parting;
+                        BulkStep::Busy
+                    }
+                    _ => {
+                        self.state = CopyState::Ended;
+                        BulkStep::Ended
+                    }
+                }
+            }
+            VolumeEvent::Resized { .. } => BulkStep::Busy,
+        }
+    }
+
+    fn answer(&mut self, tag: u64, result: Result<(), ErrorCode>) {
+        let result = result.map_or_else(ErrorCode::to_result, |()| 0);
+        if let Some(port) = &mut self.port {
+            port.complete(Completion {
+                tag,
+                result,
+                ..Completion::default()
+            });
+        }
+    }
+
+    /// Takes entries and submits what the volume has room for. Whether anything was done.
+    fn copy(&mut self, volumes: &mut impl Volumes) -> bool {
+        let Some(port) = &mut self.port else {
+            return false;
+        };
+        if port.is_closed() {
+            self.break_off(volumes, "the client has gone");
+            return true;
+        }
+        let mut busy = false;
+        for _ in 0..ENTRIES_PER_POLL {
+            let Some(entry) = port.accept() else {
+                break;
+            };
+            busy = true;
+            match BulkRequest::decode(&entry) {
+                Ok(request) => self.waiting.push_back((entry.tag, request)),
+                Err(code) => {
+                    port.complete(Completion {
+                        tag: entry.tag,
+                        result: code.to_result(),
+                        ..Completion::default()
+                    });
+                }
+            }
+        }
+        let ready = self
+            .region
+            .is_some_and(|region| volumes.region_ready(region));
+        while ready && let Some((tag, request)) = self.waiting.front().copied() {
+            if !self.submit(volumes, tag, request) {
+                break;
+            }
+            self.waiting.pop_front();
+            busy = true;
+        }
+        if self.finish.is_some() && self.in_flight == 0 && self.waiting.is_empty() {
+            self.close(volumes);
+            busy = true;
+        }
+        busy
+    }
+
+    /// `false`: no room, try again later.
+    fn submit(&mut self, volumes: &mut impl Volumes, tag: u64, request: BulkRequest) -> bool {
+        let region = self.region.map_or(0, |region| region.0);
+        let segments = [Segment {
+            region,
+            len: request.len,
+            offset: request.memory,
+        }];
+        let (op, segments) = match request.op {
+            BulkOp::Read => (VolumeOp::Read, segments.as_slice()),
+            BulkOp::Write => (VolumeOp::Write { durable: false }, segments.as_slice()),
+            BulkOp::Zero => (
+                VolumeOp::WriteZeroes {
+                    unmap: true,
+                    durable: false,
+                },
+                [].as_slice(),
+            ),
+            BulkOp::Flush => (VolumeOp::Flush, [].as_slice()),
+            BulkOp::Finish if self.finish.is_none() => {
+                self.finish = Some(tag);
+                return true;
+            }
+            BulkOp::Finish => {
+                self.answer(tag, Err(ErrorCode::Invalid));
+                return true;
+            }
+        };
+        if matches!(request.op, BulkOp::Write | BulkOp::Zero) && !self.write {
+            self.answer(tag, Err(ErrorCode::ReadOnly));
+            return true;
+        }
+        if self.finish.is_some() {
+            self.answer(tag, Err(ErrorCode::Invalid));
+            return true;
+        }
+        let len = if request.op == BulkOp::Flush {
+            0
+        } else {
+            u64::from(request.len)
+        };
+        let request = VolumeRequest {
+            op,
+            offset: request.offset,
+            len,
+            segments,
+        };
+        match volumes.submit(self.volume, tag, request) {
+            Ok(()) => {
+                self.in_flight += 1;
+                true
+            }
+            Err(ErrorCode::Unavailable) => false,
+            Err(code) => {
+                self.answer(tag, Err(code));
+                true
+            }
+        }
+    }
+
+    /// Announces sleep; `false`: do not sleep.
+    pub fn prepare_sleep(&mut self) -> bool {
+        self.waiting.is_empty() && self.port.as_mut().is_none_or(|port| port.prepare_sleep())
+    }
+
+    /// Takes the announcement of sleep back.
+    pub fn wake(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! What this host is called, in numbers: in the heads, so that a head says where its last writer ran, and in the owner record
+//! of a pool.
+//!
+//! The number in the heads is told to people, never compared for a decision: generations decide who may write.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use archipelago_blocker_file::Host;
+
+/// The same over reboots. See machine-id(5): it is not stored as it is.
+pub(crate) const MACHINE_ID: &str = "/etc/machine-id";
+/// Another one at each boot.
+pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The namespace of process ids: its inode is its number.
+const NAMESPACE: &str = "/proc/self/ns/pid";
+/// Parameters of FNV-1a with 128 bits: draft-eastlake-fnv, section 5.
+const FNV_BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+const FNV_PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+/// Makes the number ours: another program's hash of the same id differs.
+const SALT: &str = "archipelago owner 1:";
+
+/// The number of this host; 0 if it has no identity.
+pub(crate) fn owner() -> u128 {
+    first_of(&[Path::new(MACHINE_ID), Path::new(BOOT_ID)])
+}
+
+/// This host, as an owner record tells it from others.
+pub(crate) fn host() -> Host {
+    // Folded: of FNV-1a, the last bytes of its input do not reach each byte of the sum.
+    let folded = |path| fold(first_of(&[Path::new(path)]));
+    let namespace = std::fs::metadata(NAMESPACE).map_or(0, |found| found.ino());
+    let name = nix::sys::utsname::uname();
+    Host {
+        machine: folded(MACHINE_ID)[0] ^ folded(MACHINE_ID)[1],
+        boot: u64::from(folded(BOOT_ID)[0]) << 32 | u64::from(folded(BOOT_ID)[1]),
+        namespace: u32::try_from(namespace).unwrap_or(0),
+        name: name.map_or_else(
+            |_unknown| String::new(),
+            |name| name.nodename().to_string_lossy().into_owned(),
+        ),
+    }
+}
+
+/// The four words of `number` as two.
+fn fold(number: u128) -> [u32; 2] {
+    let word = |at: u32| u32::try_from(number >> (32 * at) & u128::from(u32::MAX)).unwrap_or(0);
+    [word(3) ^ word(1), word(2) ^ word(0)]
+}
+
+fn first_of(sources: &[&Path]) -> u128 {
+    sources
+        .iter()
+        .filter_map(|source| std::fs::read_to_string(source).ok())
+        .find_map(|text| number(text.trim()))
+        .unwrap_or(0)
+}
+
+/// Nothing for what stands in a machine-id before the first boot: empty, or `uninitialized`.
+fn number(id: &str) -> Option<u128> {
+    let digits = id.bytes().filter(u8::is_ascii_hexdigit).count();
+    (digits == 32).then(|| {
+        SALT.bytes().chain(id.bytes()).fold(FNV_BASIS, |sum, byte| {
+            (sum ^ u128::from(byte)).wrapping_mul(FNV_PRIME)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_known_by_its_first_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let (machine, boot) = (dir.path().join("machine"), dir.path().join("boot"));
+        assert_eq!(first_of(&[&machine, &boot]), 0);
+        std::fs::write(&boot, "a0b1c2d3-e4f5-4a6b-8c7d-0123456789ab\n").unwrap();
+        let of_boot = first_of(&[&machine, &boot]);
+        assert_ne!(of_boot, 0);
+        std::fs::write(&machine, "uninitialized\n").unwrap();
+        assert_eq!(first_of(&[&machine, &boot]), of_boot);
+        std::fs::write(&machine, "0123456789abcdef0123456789abcdef\n").unwrap();
+        let of_machine = first_of(&[&machine, &boot]);
+        assert_ne!(of_machine, of_boot);
+        // Ids that people make up differ in their last digits.
+        std::fs::write(&machine, "0123456789abcdef0123456789abcdee\n").unwrap();
+        let [neighbour, of_host] = [first_of(&[&machine]), of_machine].map(fold);
+        assert_ne!(neighbour[0] ^ neighbour[1], of_host[0] ^ of_host[1]);
+        assert_ne!(of_machine, 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+    }
+}

@@ -1,0 +1,77 @@
+//! What a data process needs to know, given by the daemon on its command line.
+//!
+//! The process does not read the configuration file: an incarnation that begins after an edit must fit the others.
+
+use std::path::PathBuf;
+
+use archipelago_blocker_file::Claim;
+use archipelago_protocol::{Error, ErrorCode, Grants};
+use serde::{Deserialize, Serialize};
+
+use crate::Identity;
+
+/// Most request queues of an attached volume.
+pub const QUEUES_MAX: u16 = archipelago_vhost_user::config::QUEUES_MAX;
+
+/// Knobs of a data thread and its channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPathSettings {
+    /// Microseconds that an idle data thread polls before it sleeps, at most.
+    pub poll_us: u32,
+    /// Requests handed to the kernel at once.
+    pub submission_chunk: u32,
+    /// Requests in flight on a channel between two peers: a power of two.
+    pub channel_requests: u32,
+    /// MiB of a channel's own memory.
+    pub channel_memory_mib: u32,
+}
+
+/// The pool that a blocker serves: container files of a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSettings {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Whether to use `O_DIRECT` where the file system takes it.
+    pub direct: bool,
+}
+
+/// Settings of a data process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSettings {
+    /// Directory of sockets.
+    pub run: PathBuf,
+    /// Directory of the sockets of volumes.
+    pub volumes: PathBuf,
+    /// Directory of presence journals.
+    pub journals: PathBuf,
+    /// File of what an endpoint with a user of its own may open.
+    pub grants: PathBuf,
+    /// Knobs.
+    pub data: DataPathSettings,
+    /// The user of the endpoint's process, if it has one of its own.
+    pub endpoint: Option<Identity>,
+    /// The pool that the blocker serves.
+    pub pool: PoolSettings,
+    /// With what right it opens the pool.
+    #[serde(default)]
+    pub claim: Claim,
+}
+
+impl PeerSettings {
+    /// What an endpoint with a user of its own may open, as the daemon has written it down; for a process without an
+    /// endpoint. `None`: the endpoint has no such user.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Io`] naming the file, which the daemon makes before it starts a process.
+    pub(crate) fn read_grants(&self) -> Result<Option<Grants>, Error> {
+        if self.endpoint.is_none() {
+            return Ok(None);
+        }
+        let failed =
+            |why: String| Error::new(ErrorCode::Io, format!("{}: {why}", self.grants.display()));
+        let bytes = std::fs::read(&self.grants).map_err(|error| failed(error.to_string()))?;
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| failed(error.to_string()))
+    }
+}
