@@ -1,7 +1,7 @@
-//! A front end and guest that do whatever harms: at full speed, again and again.
+//! A hostile front end with its guest: the adversary attacks at full speed, again and again.
 //!
-//! Each [`Torment`] is what a hostile virtual machine or its hypervisor can do to the process that serves it. None asks
-//! for real I/O: that would be a busy neighbour, not a hostile one.
+//! Each [`Attack`] is what a hostile virtual machine or its hypervisor can do to the process that serves it. No attack requests
+//! real I/O: that would be a busy neighbour, not a hostile one.
 
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -30,21 +30,21 @@ const USED: u64 = 0xa000;
 /// Where indirect tables and buffers are.
 const TABLE: u64 = 0x1_0000;
 const BUFFERS: u64 = 0x10_0000;
-/// Memory slots of a guest that has as many as it may.
+/// Memory slots of a guest: close to the limit of the device.
 const SLOTS: u64 = 500;
 /// VERSION_1, PROTOCOL_FEATURES, INDIRECT_DESC, CONFIG_WCE, FLUSH.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 28 | 1 << 11 | 1 << 9;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-/// Longest time with one connection.
-const SITTING: Duration = Duration::from_millis(100);
+/// Longest time of one connection.
+const CONNECTION_TIME: Duration = Duration::from_millis(100);
 /// Longest wait for an answer: far beyond any healthy server's.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A way to harm.
+/// What the adversary does with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Torment {
+pub enum Attack {
     /// Random descriptors and avail indices, until the ring breaks; then anew.
     Chains,
     /// Well-formed requests that the device refuses at once, the ring always full.
@@ -53,21 +53,21 @@ pub enum Torment {
     Pieces,
     /// Messages of any kind and form, and half ones.
     Messages,
-    /// Connect, start the ring, hang up.
+    /// Connect, start the ring, disconnect.
     Reconnects,
     /// Guest memory whose file is truncated under the device.
     Truncation,
 }
 
-impl Torment {
+impl Attack {
     /// All of them.
-    pub const ALL: [Torment; 6] = [
-        Torment::Chains,
-        Torment::Refusals,
-        Torment::Pieces,
-        Torment::Messages,
-        Torment::Reconnects,
-        Torment::Truncation,
+    pub const ALL: [Attack; 6] = [
+        Attack::Chains,
+        Attack::Refusals,
+        Attack::Pieces,
+        Attack::Messages,
+        Attack::Reconnects,
+        Attack::Truncation,
     ];
 }
 
@@ -82,25 +82,25 @@ pub struct Tally {
     pub messages: u64,
 }
 
-/// Torments the server at `socket` in these ways by turns, until told to stop.
+/// Attacks the server at `socket`, in random order, until `stop` is set.
 ///
 /// # Errors
-/// If the server does not accept connections or does not answer any more: then it was harmed.
-pub fn torment(socket: &Path, ways: &[Torment], stop: &AtomicBool, seed: u64) -> Result<Tally> {
+/// The server does not accept connections, or does not answer any more: the attack has harmed it.
+pub fn attack(socket: &Path, attacks: &[Attack], stop: &AtomicBool, seed: u64) -> Result<Tally> {
     let mut random = Random::new(seed);
     let mut tally = Tally::default();
     while !stop.load(Ordering::Relaxed) {
-        let way = ways[usize::try_from(random.below(ways.len() as u64))?];
-        let mut guest = Guest::connect(socket, way == Torment::Truncation)?;
+        let attack = attacks[usize::try_from(random.below(attacks.len() as u64))?];
+        let mut guest = Guest::connect(socket, attack == Attack::Truncation)?;
         tally.connections += 1;
-        // Only to be refused something midway ends a sitting early: whoever lies is hung up on.
-        match way {
-            Torment::Chains => guest.chains(&mut random, stop, &mut tally)?,
-            Torment::Refusals => guest.refusals(stop, &mut tally)?,
-            Torment::Pieces => guest.pieces(stop, &mut tally)?,
-            Torment::Messages => guest.messages(&mut random, &mut tally)?,
-            Torment::Reconnects => guest.start(1)?,
-            Torment::Truncation => guest.truncation(&mut tally)?,
+        // A refusal midway only ends the connection early: the server disconnects a front end that breaks the rules.
+        match attack {
+            Attack::Chains => guest.chains(&mut random, stop, &mut tally)?,
+            Attack::Refusals => guest.refusals(stop, &mut tally)?,
+            Attack::Pieces => guest.pieces(stop, &mut tally)?,
+            Attack::Messages => guest.messages(&mut random, &mut tally)?,
+            Attack::Reconnects => guest.start(1)?,
+            Attack::Truncation => guest.truncation(&mut tally)?,
         }
     }
     Ok(tally)
@@ -115,8 +115,7 @@ struct Guest {
     avail: u16,
 }
 
-/// The time, to end sittings.
-fn bell() -> Result<EventFd> {
+fn eventfd() -> Result<EventFd> {
     Ok(EventFd::from_flags(
         EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
     )?)
@@ -129,8 +128,8 @@ fn words(words: &[u64]) -> Vec<u8> {
 impl Guest {
     fn connect(socket: &Path, unsealed: bool) -> Result<Guest> {
         let stream = UnixStream::connect(socket).context("the server does not accept")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let memory = if unsealed {
             let file = tempfile::tempfile()?;
             file.set_len(MEMORY as u64)?;
@@ -143,8 +142,8 @@ impl Guest {
             stream,
             memory,
             file,
-            kick: bell()?,
-            error: bell()?,
+            kick: eventfd()?,
+            error: eventfd()?,
             avail: 0,
         })
     }
@@ -168,8 +167,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Sends, and takes the answer's first word.
-    fn ask(&mut self, request: u32, flags: u32, body: &[u8], fds: &[RawFd]) -> Result<u64> {
+    /// Sends a message, and returns the first word of its answer.
+    fn query(&mut self, request: u32, flags: u32, body: &[u8], fds: &[RawFd]) -> Result<u64> {
         self.send(request, flags, body, fds)?;
         let mut answer = [0; 20];
         self.stream
@@ -180,18 +179,19 @@ impl Guest {
         Ok(u64::from_le_bytes(word))
     }
 
-    fn told(&mut self, request: u32, body: &[u64], fds: &[RawFd]) -> Result<()> {
-        let answer = self.ask(request, 8, &words(body), fds)?;
+    /// Sends a message that the server must acknowledge.
+    fn set(&mut self, request: u32, body: &[u64], fds: &[RawFd]) -> Result<()> {
+        let answer = self.query(request, 8, &words(body), fds)?;
         ensure!(answer == 0, "message {request} is refused");
         Ok(())
     }
 
     fn negotiate(&mut self) -> Result<()> {
         self.send(3, 0, &[], &[])?;
-        let offered = self.ask(1, 0, &[], &[])?;
-        let protocol = self.ask(15, 0, &[], &[])?;
+        let offered = self.query(1, 0, &[], &[])?;
+        let protocol = self.query(15, 0, &[], &[])?;
         self.send(16, 0, &words(&[protocol]), &[])?;
-        self.told(2, &[FEATURES & offered], &[])
+        self.set(2, &[FEATURES & offered], &[])
     }
 
     /// Starts the ring, with the memory in this many slots.
@@ -199,18 +199,18 @@ impl Guest {
         self.negotiate()?;
         let fd = self.file.as_raw_fd();
         let first = MEMORY as u64 - (slots - 1) * PAGE;
-        self.told(37, &[0, GUEST, first, USER, 0], &[fd])?;
+        self.set(37, &[0, GUEST, first, USER, 0], &[fd])?;
         for slot in 0..slots - 1 {
             let at = first + slot * PAGE;
-            self.told(37, &[0, GUEST + at, PAGE, USER + at, at], &[fd])?;
+            self.set(37, &[0, GUEST + at, PAGE, USER + at, at], &[fd])?;
         }
         let (kick, error) = (self.kick.as_raw_fd(), self.error.as_raw_fd());
-        self.told(8, &[u64::from(RING) << 32], &[])?;
-        self.told(10, &[0], &[])?;
-        self.told(9, &[0, USER, USER + USED, USER + AVAIL, 0], &[])?;
-        self.told(14, &[0], &[error])?;
-        self.told(12, &[0], &[kick])?;
-        self.told(18, &[1 << 32], &[])
+        self.set(8, &[u64::from(RING) << 32], &[])?;
+        self.set(10, &[0], &[])?;
+        self.set(9, &[0, USER, USER + USED, USER + AVAIL, 0], &[])?;
+        self.set(14, &[0], &[error])?;
+        self.set(12, &[0], &[kick])?;
+        self.set(18, &[1 << 32], &[])
     }
 
     fn descriptor(&self, at: u64, address: u64, len: u32, flags: u16, next: u16) -> Result<()> {
@@ -234,7 +234,7 @@ impl Guest {
 
     fn chains(&mut self, random: &mut Random, stop: &AtomicBool, tally: &mut Tally) -> Result<()> {
         self.start(1)?;
-        let end = now() + SITTING;
+        let end = now() + CONNECTION_TIME;
         while self.error.read().is_err() && now() < end && !stop.load(Ordering::Relaxed) {
             for _ in 0..64 {
                 let entry = random.below(u64::from(RING));
@@ -259,7 +259,7 @@ impl Guest {
 
     /// Keeps the ring full of the chain at `head` of each entry.
     fn flood(&mut self, stop: &AtomicBool, tally: &mut Tally, heads: &[u16]) -> Result<()> {
-        let end = now() + SITTING;
+        let end = now() + CONNECTION_TIME;
         let mut done: u16 = 0;
         for head in heads {
             self.offer(*head)?;
@@ -270,7 +270,7 @@ impl Guest {
             let used = self.memory.load_u16(USED + 2, Ordering::Acquire)?;
             if used == done {
                 ensure!(
-                    now() - progress < PATIENCE,
+                    now() - progress < TIMEOUT,
                     "the ring is not served any more"
                 );
                 std::thread::yield_now();
@@ -311,7 +311,7 @@ impl Guest {
     fn pieces(&mut self, stop: &AtomicBool, tally: &mut Tally) -> Result<()> {
         self.start(SLOTS)?;
         let last = GUEST + MEMORY as u64 - PAGE;
-        // A write of 509 single bytes: no whole sectors, so it is refused after all of it was looked at.
+        // A write of 509 single bytes: no whole sectors, so the device refuses it after looking at all of it.
         for piece in 0..511_u16 {
             let at = TABLE + 16 * u64::from(piece);
             let (len, flags) = match piece {
@@ -340,7 +340,7 @@ impl Guest {
                 .collect();
             let count = usize::from(count % 4 / 2);
             let first = usize::from(flags & 1);
-            // Hung up on, as is right.
+            // The server has disconnected, as it should.
             if self
                 .send(
                     u32::from(request % 48),
@@ -364,7 +364,7 @@ impl Guest {
         self.descriptor(16, GUEST + BUFFERS + 16, 1, WRITE, 0)?;
         self.offer(head)?;
         tally.chains += 1;
-        // Whether before or while the device looks at it; nothing of it is touched from here any more.
+        // The device may look at the memory before or meanwhile; nothing here touches the memory any more.
         nix::unistd::ftruncate(&self.file, 0)?;
         self.ring();
         Ok(())

@@ -48,7 +48,7 @@ pub struct Disk {
     // Dropped before `_transport`, whose memory it uses.
     queue: VirtioBlkQueue<'static, usize>,
     notifier: Box<dyn QueueNotifier>,
-    bell: Arc<EventFd>,
+    interrupt: Arc<EventFd>,
     buffers: Region,
     buffer_len: usize,
     capacity: u64,
@@ -82,7 +82,7 @@ impl Disk {
         Ok(Disk {
             queue,
             notifier: transport.get_submission_notifier(0),
-            bell: transport.get_completion_fd(0),
+            interrupt: transport.get_completion_fd(0),
             buffers,
             buffer_len,
             capacity,
@@ -145,7 +145,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Tells the server of what was queued, if it wants to be told.
+    /// Notifies the server of queued requests, if the server has asked for notifications.
     ///
     /// # Errors
     /// If the eventfd cannot be written.
@@ -164,25 +164,25 @@ impl Disk {
         })
     }
 
-    /// Sleeps until something may be done, at most for `patience`.
+    /// Sleeps until something may be done, for `timeout` at most.
     ///
     /// # Errors
     /// If nothing was done in that time.
-    pub fn wait(&mut self, patience: Duration) -> Result<()> {
+    pub fn wait(&mut self, timeout: Duration) -> Result<()> {
         self.queue.set_used_notif_enabled(true);
         if self.queue.completions().has_next() {
             return Ok(());
         }
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
-            Ok(0) => bail!("nothing was completed within {patience:?}"),
+        let poll_timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.interrupt.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, poll_timeout) {
+            Ok(0) => bail!("nothing was completed within {timeout:?}"),
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
         self.queue.set_used_notif_enabled(false);
-        match self.bell.read() {
+        match self.interrupt.read() {
             Ok(_) => Ok(()),
             // A server may have made the eventfd non-blocking, and another wake-up may have emptied it.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
@@ -190,11 +190,11 @@ impl Disk {
         }
     }
 
-    /// Does one request and waits for it.
+    /// Sends one request and waits for its completion.
     ///
     /// # Errors
-    /// If it fails or is not done within `patience`.
-    pub fn run(&mut self, op: Op, offset: u64, len: usize, patience: Duration) -> Result<()> {
+    /// If it fails or is not done within `timeout`.
+    pub fn run(&mut self, op: Op, offset: u64, len: usize, timeout: Duration) -> Result<()> {
         self.submit(0, op, offset, len)?;
         self.kick()?;
         loop {
@@ -206,7 +206,7 @@ impl Disk {
                 );
                 return Ok(());
             }
-            self.wait(patience)?;
+            self.wait(timeout)?;
         }
     }
 }

@@ -12,10 +12,10 @@
 
 #![deny(unsafe_code)]
 
+pub mod adversary;
 pub mod compare;
 #[expect(unsafe_code, reason = "virtio-driver takes addresses of buffers")]
 pub mod disk;
-pub mod hostile;
 pub mod load;
 pub mod neighbour;
 pub mod program;

@@ -8,7 +8,7 @@ use crate::disk::{Disk, Op};
 use crate::waiting::now;
 
 /// Longest wait for one completion: far beyond any healthy server's.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A pattern of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,12 +118,12 @@ pub fn fill(disk: &mut Disk, len: usize) -> Result<()> {
         .collect();
     disk.fill(0, &data)?;
     for offset in (0..disk.capacity()).step_by(len) {
-        disk.run(Op::Write, offset, len, PATIENCE)?;
+        disk.run(Op::Write, offset, len, TIMEOUT)?;
     }
-    disk.run(Op::Flush, 0, 0, PATIENCE)
+    disk.run(Op::Flush, 0, 0, TIMEOUT)
 }
 
-/// Runs `workload` for `time` and tells what it showed.
+/// Runs `workload` for `time` and returns its figures.
 ///
 /// # Errors
 /// If a request fails or none completes for a long time.
@@ -180,7 +180,7 @@ pub fn run(disk: &mut Disk, workload: Workload, time: Duration, seed: u64) -> Re
             disk.kick()?;
         }
         if in_flight > 0 {
-            disk.wait(PATIENCE)?;
+            disk.wait(TIMEOUT)?;
         }
     }
     Ok(figures(&mut latencies_ns, end.duration_since(start)))

@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use archipelago_bench::adversary::{Attack, attack};
 use archipelago_bench::compare::{self, CASES, Case, REQUEST_LEN_MAX};
-use archipelago_bench::hostile::{Torment, torment};
 use archipelago_bench::load;
 use archipelago_bench::neighbour;
 use archipelago_bench::server::{Archipelago, Build, QemuStorageDaemon, Server, Volumes};
@@ -32,13 +32,13 @@ struct Options {
     /// Size of the volumes in MiB
     #[arg(long, default_value_t = 1024)]
     size: u64,
-    /// Only workloads whose name contains this; of a neighbour, as in `rr1 Pieces`, of the torment too
+    /// Only workloads whose name contains this; with `neighbour`, the name includes the attack, as in `rr1 Pieces`
     #[arg(long, default_value = "")]
     only: String,
-    /// Only servers whose name contains this, of other builds too; qemu-storage-daemon always takes part
+    /// Only servers whose name contains this, also other builds; qemu-storage-daemon is always measured
     #[arg(long, default_value = "")]
     server: String,
-    /// Measures another build too, fused: the programs in a directory, with another setting if there is one
+    /// Measures another build too, in the fused placement: the programs in a directory, and optionally another setting
     #[arg(long, value_name = "NAME=DIRECTORY[,poll_us=N]", value_parser = Build::parse)]
     also: Vec<Build>,
     #[command(subcommand)]
@@ -49,12 +49,12 @@ struct Options {
 enum Command {
     /// Measures what a hostile front end does to a volume of the same process
     Neighbour,
-    /// Is that hostile front end, until it is killed
-    Torment {
-        /// Only in this way; without it in all of them by turns
+    /// Runs as that hostile front end until it is killed
+    Adversary {
+        /// Only this attack; without the option all attacks by turns
         #[arg(long)]
-        way: Option<Torment>,
-        /// vhost-user socket of a volume that may be harmed
+        attack: Option<Attack>,
+        /// vhost-user socket of the volume to attack; its data is lost
         socket: PathBuf,
     },
 }
@@ -65,9 +65,13 @@ enum Command {
 )]
 fn main() -> Result<()> {
     let options = Options::parse();
-    if let Some(Command::Torment { way, socket }) = &options.command {
-        let ways = way.map_or(Torment::ALL.to_vec(), |way| vec![way]);
-        return torment(socket, &ways, &AtomicBool::new(false), 1).map(drop);
+    if let Some(Command::Adversary {
+        attack: one,
+        socket,
+    }) = &options.command
+    {
+        let attacks = one.map_or(Attack::ALL.to_vec(), |one| vec![one]);
+        return attack(socket, &attacks, &AtomicBool::new(false), 1).map(drop);
     }
     let mut cpus = CpuSet::new();
     cpus.set(CLIENT_CPU)?;

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-/// Between two looks at another process: nothing else says when it gets there.
-const LOOK: Duration = Duration::from_millis(2);
+/// Between two polls of another process, which sends no event.
+const INTERVAL: Duration = Duration::from_millis(2);
 
 /// The time by the system's clock.
 #[must_use]
@@ -14,16 +14,16 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Sleeps for `time`, where its length is what is tried: to wait for something is [`wait_until`].
+/// Sleeps for `time`, if the length of the pause is under test. To wait for a condition: [`wait_until`].
 #[expect(clippy::disallowed_methods, reason = "the length of a pause")]
 pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// Looks again and again until `look` finds something.
+/// Polls `look` until it returns a value.
 ///
 /// # Errors
-/// Those of `look`; or if nothing is found within `timeout`: what `missing` says then.
+/// Those of `look`; or, if `timeout` is over, the text of `missing`.
 pub fn wait_until<T>(
     timeout: Duration,
     missing: impl Fn() -> String,
@@ -35,7 +35,7 @@ pub fn wait_until<T>(
             return Ok(found);
         }
         ensure!(now() < deadline, "after {timeout:?} {}", missing());
-        pause(LOOK);
+        pause(INTERVAL);
     }
 }
 

@@ -4,13 +4,13 @@
     clippy::tests_outside_test_module,
     reason = "an integration test is all test"
 )]
-#![expect(clippy::print_stdout, reason = "how to replay, and what was endured")]
+#![expect(clippy::print_stdout, reason = "how to replay, and what was done")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use archipelago_bench::hostile::{Tally, Torment, torment};
+use archipelago_bench::adversary::{Attack, Tally, attack};
 use archipelago_bench::waiting::now;
 use archipelago_crash_tests::model::Model;
 use archipelago_crash_tests::node::Node;
@@ -19,8 +19,8 @@ use archipelago_crash_tests::verifier::Verifier;
 use nix::sys::signal::Signal;
 
 const SIZE: usize = 32 << 20;
-/// How long a front end is hostile in each of its ways.
-const EACH: Duration = Duration::from_millis(700);
+/// Duration of each attack.
+const ATTACK_TIME: Duration = Duration::from_millis(700);
 
 fn seed() -> u64 {
     let text = std::env::var("CRASH_SEED").ok();
@@ -29,7 +29,7 @@ fn seed() -> u64 {
     seed
 }
 
-/// Stops what watches it, however its scope is left.
+/// Sets its flag, however its scope is left.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -38,7 +38,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Verified load on one volume while a front end of another torments the process that serves both.
+/// Verified load on one volume while the front end of another volume attacks the process that serves both.
 fn harms_no_neighbour(placement: &str) -> Result<()> {
     let seed = seed();
     let node = Node::start(placement)?;
@@ -46,31 +46,31 @@ fn harms_no_neighbour(placement: &str) -> Result<()> {
     let hostile = node.create("hostile", SIZE)?;
     let mut verifier = Verifier::connect(&socket, Model::new(seed, SIZE / SECTOR), seed)?;
     let served_by = node.process_of("endpoint")?;
-    for way in Torment::ALL {
+    for kind in Attack::ALL {
         let stop = AtomicBool::new(false);
         let requests = AtomicU64::new(0);
         let tally = std::thread::scope(|scope| -> Result<Tally> {
-            let tormenting = scope.spawn(|| torment(&hostile, &[way], &stop, seed));
+            let adversary = scope.spawn(|| attack(&hostile, &[kind], &stop, seed));
             let stopper = Stop(&stop);
-            let end = now() + EACH;
-            while now() < end && !tormenting.is_finished() {
+            let end = now() + ATTACK_TIME;
+            while now() < end && !adversary.is_finished() {
                 verifier.run(50)?;
                 requests.fetch_add(50, Ordering::Relaxed);
             }
             drop(stopper);
-            tormenting.join().expect("the hostile one reports errors")
+            adversary.join().expect("the adversary reports errors")
         })
-        .with_context(|| format!("{way:?} beside a neighbour, {placement}"))?;
-        println!("{placement}, {way:?}: {tally:?}; the neighbour did {requests:?} requests");
-        ensure!(tally.connections > 0, "{way:?} did nothing");
+        .with_context(|| format!("{kind:?} beside a neighbour, {placement}"))?;
+        println!("{placement}, {kind:?}: {tally:?}; the neighbour did {requests:?} requests");
+        ensure!(tally.connections > 0, "{kind:?} did nothing");
     }
     verifier.check_all()?;
     verifier.flush()?;
     ensure!(
         node.process_of("endpoint")? == served_by,
-        "the process that serves both did not live through it"
+        "the process that serves both has been restarted"
     );
-    // The hostile one's own volume is served to an honest front end at once.
+    // The adversary's volume is served at once to a front end that keeps the rules.
     Verifier::connect(&hostile, Model::new(seed, SIZE / SECTOR), seed)?.run(50)
 }
 
