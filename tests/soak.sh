@@ -24,7 +24,7 @@ while [ "$done" -lt "$total" ] && [ "$SECONDS" -lt "$end" ]; do
     round=$((total - done < 500 ? total - done : 500))
     echo "== soak: CRASH_SEED=$seed CRASH_KILLS=$round"
     CRASH_SEED=$seed CRASH_KILLS=$round cargo test --release --package archipelago-crash-tests \
-        --test kills --test zombies --test snapshots -- --nocapture
+        --test kills --test stale_writers --test snapshots -- --nocapture
     done=$((done + round)) seed=$((seed + 1))
     echo "== soak: $done of $total kills, $((done * 60 / (SECONDS - began + 1))) a minute"
     simulated=$SECONDS images=${SOAK_IMAGES:-1000000}

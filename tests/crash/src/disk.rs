@@ -47,7 +47,7 @@ pub enum Waited {
     /// Something may be done.
     Rung,
     /// The server is gone: [`Disk::reconnect`].
-    HungUp,
+    Disconnected,
 }
 
 /// A connection. Hung up when dropped.
@@ -69,7 +69,7 @@ pub struct Disk {
     capacity: u64,
 }
 
-fn bell() -> Result<EventFd> {
+fn eventfd() -> Result<EventFd> {
     Ok(EventFd::new(EFD_NONBLOCK)?)
 }
 
@@ -81,7 +81,7 @@ fn watch(epoll: &Epoll, file: &impl AsRawFd, token: u64) -> Result<()> {
 
 impl Disk {
     /// A disk at `socket` with `slots` requests in flight at most, of at most `buffer_len` bytes each. Waits up to
-    /// `patience` for a server.
+    /// `timeout` for a server.
     ///
     /// # Errors
     /// If there is none, or it refuses.
@@ -90,15 +90,15 @@ impl Disk {
         slots: usize,
         buffer_len: usize,
         in_flight: InFlight,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Disk> {
-        let (call, error, epoll) = (bell()?, bell()?, Epoll::new()?);
+        let (call, error, epoll) = (eventfd()?, eventfd()?, Epoll::new()?);
         watch(&epoll, &call, CALL)?;
         watch(&epoll, &error, ERROR)?;
         let mut disk = Disk {
             socket: socket.to_owned(),
             ring: Ring::new(slots, buffer_len)?,
-            kick: bell()?,
+            kick: eventfd()?,
             call,
             error,
             epoll,
@@ -107,19 +107,19 @@ impl Disk {
             connection: None,
             capacity: 0,
         };
-        disk.reconnect(patience)?;
+        disk.reconnect(timeout)?;
         Ok(disk)
     }
 
-    /// Connects to the server's successor, for which it waits up to `patience`: what is in flight stays in flight.
+    /// Connects to the server's successor, for which it waits up to `timeout`: what is in flight stays in flight.
     ///
     /// # Errors
     /// If none comes, or it refuses.
-    pub fn reconnect(&mut self, patience: Duration) -> Result<()> {
+    pub fn reconnect(&mut self, timeout: Duration) -> Result<()> {
         self.connection = None;
-        let deadline = now() + patience;
+        let deadline = now() + timeout;
         loop {
-            match self.shake_hands(patience) {
+            match self.shake_hands(timeout) {
                 Ok(connection) => {
                     self.connection = Some(connection);
                     // The dead server may have asked not to be kicked.
@@ -127,7 +127,7 @@ impl Disk {
                 }
                 Err(error) if now() > deadline => {
                     return Err(error.context(format!(
-                        "no server at {} after {patience:?}",
+                        "no server at {} after {timeout:?}",
                         self.socket.display()
                     )));
                 }
@@ -137,9 +137,9 @@ impl Disk {
         }
     }
 
-    fn shake_hands(&mut self, patience: Duration) -> Result<Connection> {
+    fn shake_hands(&mut self, timeout: Duration) -> Result<Connection> {
         let stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(patience))?;
+        stream.set_read_timeout(Some(timeout))?;
         let mut front_end = Frontend::from_stream(stream.try_clone()?, 1);
         front_end.set_owner()?;
         let offered = front_end.get_features()?;
@@ -257,30 +257,30 @@ impl Disk {
         self.ring.next_done()
     }
 
-    /// Sleeps until something may be done or the server is gone, at most for `patience`.
+    /// Sleeps until something may be done or the server is gone, at most for `timeout`.
     ///
     /// # Errors
     /// If neither came in that time, or the server calls the ring broken.
-    pub fn wait(&mut self, patience: Duration) -> Result<Waited> {
+    pub fn wait(&mut self, timeout: Duration) -> Result<Waited> {
         if self.connection.is_none() {
-            return Ok(Waited::HungUp);
+            return Ok(Waited::Disconnected);
         }
-        let timeout = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         let mut events = [EpollEvent::default(); 3];
-        let count = match self.epoll.wait(timeout, &mut events) {
-            Ok(0) => bail!("nothing was completed within {patience:?}"),
+        let count = match self.epoll.wait(millis, &mut events) {
+            Ok(0) => bail!("nothing was completed within {timeout:?}"),
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error.into()),
         };
-        let told = |token: u64| events[..count].iter().any(|event| event.data() == token);
-        ensure!(!told(ERROR), "the server says that the ring is broken");
-        if told(SERVER) {
+        let ready = |token: u64| events[..count].iter().any(|event| event.data() == token);
+        ensure!(!ready(ERROR), "the server says that the ring is broken");
+        if ready(SERVER) {
             self.connection = None;
-            return Ok(Waited::HungUp);
+            return Ok(Waited::Disconnected);
         }
-        if told(CALL) {
-            // Taken once a wake-up; a bell that another wake-up emptied says nothing.
+        if ready(CALL) {
+            // Taken once a wake-up; an eventfd that another wake-up emptied is no error.
             let _count = self.call.read();
         }
         Ok(Waited::Rung)
@@ -289,11 +289,11 @@ impl Disk {
     /// Does one request and waits for it, also for the server's successor; nothing else may be in flight.
     ///
     /// # Errors
-    /// If it fails or is not done within `patience`.
-    pub fn run(&mut self, op: Op, offset: u64, len: usize, patience: Duration) -> Result<()> {
+    /// If it fails or is not done within `timeout`.
+    pub fn run(&mut self, op: Op, offset: u64, len: usize, timeout: Duration) -> Result<()> {
         self.submit(0, op, offset, len)?;
         self.kick()?;
-        let result = self.answer(patience)?;
+        let result = self.answer(timeout)?;
         ensure!(
             result == 0,
             "{op:?} of {len} bytes at {offset} failed with {result}"
@@ -318,7 +318,7 @@ impl Disk {
             // Waits are in whole milliseconds, rounded down: one more, so that a wait never ends before the deadline.
             match self.wait(left + Duration::from_millis(1)) {
                 Ok(Waited::Rung) => {}
-                Ok(Waited::HungUp) => self.reconnect(reconnect)?,
+                Ok(Waited::Disconnected) => self.reconnect(reconnect)?,
                 // Nothing came in that time.
                 Err(_) if now() >= deadline => return Ok(None),
                 Err(error) => return Err(error),
@@ -329,14 +329,14 @@ impl Disk {
     /// Waits for the one request in flight, also for the server's successor: 0, or a negative errno.
     ///
     /// # Errors
-    /// If it is not done within `patience`.
-    pub fn answer(&mut self, patience: Duration) -> Result<i32> {
+    /// If it is not done within `timeout`.
+    pub fn answer(&mut self, timeout: Duration) -> Result<i32> {
         loop {
             if let Some(done) = self.next_done()? {
                 return Ok(done.result);
             }
-            if self.wait(patience)? == Waited::HungUp {
-                self.reconnect(patience)?;
+            if self.wait(timeout)? == Waited::Disconnected {
+                self.reconnect(timeout)?;
             }
         }
     }

@@ -1,16 +1,16 @@
-//! A client that knows what it must read, and the nodes that it torments.
+//! A client that knows what it must read, and the nodes under test.
 //!
 //! * [`pattern`]: sectors that say whose they are, where they belong and which write made them.
 //! * [`model`]: what each sector of a volume must hold, and what a snapshot may hold.
 //! * [`ring`], [`disk`]: a guest's ring and requests in flight, which outlive the server, and their front end.
 //! * [`verifier`]: random requests over vhost-user, checked against the model, also across the death of the server.
 //! * [`node`]: a real node in a private directory, its processes, and signals to them.
-//! * [`control`]: what the node is asked by its API or its command, and what its catalogue lists then.
+//! * [`control`]: requests to the node by its API or its command, and what its catalogue lists then.
 //! * [`filesystem`]: a small file system for a pool, with as much free as a test wants.
-//! * [`rewriter`]: a guest that needs no space, undisturbed or not.
+//! * [`rewriter`]: a guest that needs no space, and whether it was disturbed.
 //! * [`small_pool`]: a file system that is soon full, and a guest that fills it.
-//! * [`blow`]: a kill, a stop, or both, of random ones of them.
-//! * [`fleet`]: several volumes under load at once, and how long each went without service.
+//! * [`fault`]: a kill, a stop, or both, of random processes of a node.
+//! * [`loaded_volumes`]: several volumes under load at once, and the longest gap in service of each.
 //! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
 //! * `service-gaps`: how long a guest waits when a process dies.
 //!
@@ -21,11 +21,11 @@
 
 #![forbid(unsafe_code)]
 
-pub mod blow;
 pub mod control;
 pub mod disk;
+pub mod fault;
 pub mod filesystem;
-pub mod fleet;
+pub mod loaded_volumes;
 pub mod model;
 pub mod node;
 pub mod pattern;
@@ -49,7 +49,7 @@ pub fn seed() -> u64 {
 /// Ends a test for which this machine lacks something, saying `what`.
 ///
 /// # Errors
-/// With `$CI` set: there everything is to be had, and a test that does not run is a failure.
+/// With `$CI` set: there nothing may be missing, and a test that does not run is a failure.
 #[expect(clippy::print_stdout, reason = "why nothing was tested")]
 pub fn skip(what: &str) -> anyhow::Result<()> {
     anyhow::ensure!(

@@ -22,19 +22,19 @@ pub struct Load {
     /// What its front end keeps over the death of a server.
     pub in_flight: InFlight,
     /// Longest wait for a completion.
-    pub patience: Duration,
-    /// Rests after each step of a [`Fleet`](crate::fleet::Fleet): for volumes that are in use, but not busy.
+    pub timeout: Duration,
+    /// Rests after each step of a [`LoadedVolumes`](crate::loaded_volumes::LoadedVolumes): for volumes that are in use, but not busy.
     pub rest: Duration,
 }
 
 impl Default for Load {
-    /// 16 requests of up to 1 MiB; a restart of everything fits into the patience.
+    /// 16 requests of up to 1 MiB; a restart of everything fits into the timeout.
     fn default() -> Self {
         Load {
             depth: 16,
             sectors_max: 2048,
             in_flight: InFlight::Tracked,
-            patience: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
             rest: Duration::ZERO,
         }
     }
@@ -94,13 +94,7 @@ impl Verifier {
     /// As [`Verifier::connect`].
     pub fn with_load(socket: &Path, model: Model, seed: u64, load: Load) -> Result<Self> {
         let buffer_len = load.sectors_max * SECTOR;
-        let disk = Disk::connect(
-            socket,
-            load.depth,
-            buffer_len,
-            load.in_flight,
-            load.patience,
-        )?;
+        let disk = Disk::connect(socket, load.depth, buffer_len, load.in_flight, load.timeout)?;
         ensure!(
             disk.capacity() == (model.sectors() * SECTOR) as u64,
             "the disk has {} bytes, the model {} sectors",
@@ -159,7 +153,7 @@ impl Verifier {
     /// As [`Verifier::run`].
     pub fn flush(&mut self) -> Result<()> {
         self.drain()?;
-        self.disk.run(Op::Flush, 0, 0, self.load.patience)
+        self.disk.run(Op::Flush, 0, 0, self.load.timeout)
     }
 
     /// Reads and checks the whole volume.
@@ -218,7 +212,7 @@ impl Verifier {
             Op::Read,
             (first * SECTOR) as u64,
             data.len(),
-            self.load.patience,
+            self.load.timeout,
         )?;
         self.disk.take(0, data)
     }
@@ -302,10 +296,10 @@ impl Verifier {
 
     /// Finds a request that is not done while others are.
     fn miss_none(&self) -> Result<()> {
-        let patience = self.load.patience;
-        let lost = |pending: &&Pending| pending.since.elapsed() > patience;
+        let timeout = self.load.timeout;
+        let lost = |pending: &&Pending| pending.since.elapsed() > timeout;
         match self.pending.iter().flatten().find(lost) {
-            Some(pending) => bail!("not done within {patience:?}: {pending:?}"),
+            Some(pending) => bail!("not done within {timeout:?}: {pending:?}"),
             None => Ok(()),
         }
     }
@@ -334,8 +328,8 @@ impl Verifier {
             self.done += 1;
         }
         self.miss_none()?;
-        if self.done == before && self.disk.wait(self.load.patience)? == Waited::HungUp {
-            self.disk.reconnect(self.load.patience)?;
+        if self.done == before && self.disk.wait(self.load.timeout)? == Waited::Disconnected {
+            self.disk.reconnect(self.load.timeout)?;
             self.successors += 1;
         }
         Ok(self.done - before)

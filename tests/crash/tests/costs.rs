@@ -14,7 +14,7 @@ use archipelago_crash_tests::node::Node;
 
 const BLOCK: usize = 4096;
 /// Longest wait for a completion.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Depth of the chain of clones.
 const DEPTH: usize = 100;
 
@@ -82,8 +82,8 @@ fn writes_and_flushes(placement: &str) -> Result<()> {
     node.call(&["volume", "create", "disk", "--size", "1G"])?;
     let mut disk = connect(&node, "disk")?;
     disk.fill(0, &[7; BLOCK])?;
-    let write = |disk: &mut Disk| disk.run(Op::Write, 0, BLOCK, PATIENCE);
-    let flush = |disk: &mut Disk| disk.run(Op::Flush, 0, 0, PATIENCE);
+    let write = |disk: &mut Disk| disk.run(Op::Write, 0, BLOCK, TIMEOUT);
+    let flush = |disk: &mut Disk| disk.run(Op::Flush, 0, 0, TIMEOUT);
     write(&mut disk)?;
     let (blocker, _) = cost(&node, || flush(&mut disk))?;
     let one_append = [
@@ -131,7 +131,7 @@ fn split_writes_cost_what_is_promised() -> Result<()> {
 
 /// What reading block `block` of `disk` costs the blocker.
 fn read_cost(node: &Node, disk: &mut Disk, block: usize) -> Result<Figures> {
-    let read = || disk.run(Op::Read, (block * BLOCK) as u64, BLOCK, PATIENCE);
+    let read = || disk.run(Op::Read, (block * BLOCK) as u64, BLOCK, TIMEOUT);
     cost(node, read).map(|(blocker, _)| blocker)
 }
 
@@ -144,8 +144,8 @@ fn a_clone_100_deep_is_read_as_the_first() -> Result<()> {
         // Something of its own on each level.
         let mut disk = connect(&node, &name)?;
         disk.fill(0, &[1 + u8::try_from(depth)?; BLOCK])?;
-        disk.run(Op::Write, (depth * BLOCK) as u64, BLOCK, PATIENCE)?;
-        disk.run(Op::Flush, 0, 0, PATIENCE)?;
+        disk.run(Op::Write, (depth * BLOCK) as u64, BLOCK, TIMEOUT)?;
+        disk.run(Op::Flush, 0, 0, TIMEOUT)?;
         drop(disk);
         node.detach(&name)?;
         node.call(&["volume", "snapshot", &name, &frozen])?;
@@ -156,7 +156,7 @@ fn a_clone_100_deep_is_read_as_the_first() -> Result<()> {
         let mut disk = connect(&node, name)?;
         let levels = if name == "clone-1" { 1 } else { DEPTH };
         // Its map page comes into memory.
-        disk.run(Op::Read, 0, BLOCK, PATIENCE)?;
+        disk.run(Op::Read, 0, BLOCK, TIMEOUT)?;
         for block in [0, levels / 2, levels - 1] {
             expect(name, &read_cost(&node, &mut disk, block)?, &one_read);
             let mut data = [0; BLOCK];

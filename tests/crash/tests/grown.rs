@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use archipelago_bench::waiting::{now, pause, wait_until};
 use archipelago_crash_tests::filesystem::{FileSystem, Kind};
-use archipelago_crash_tests::fleet::Fleet;
+use archipelago_crash_tests::loaded_volumes::LoadedVolumes;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::small_pool::{MIB, Writer, Written};
 use archipelago_crash_tests::verifier::Load;
@@ -63,19 +63,19 @@ fn waiting(node: &Node) -> Result<usize> {
 }
 
 /// Waits until all guests wait for space.
-fn all_wait(node: &Node, fleet: &mut Fleet, timeout: Duration) -> Result<()> {
+fn all_wait(node: &Node, volumes: &mut LoadedVolumes, timeout: Duration) -> Result<()> {
     let missing = || format!("not all of {GUESTS} guests wait for space");
     wait_until(timeout, missing, || {
-        fleet.check()?;
+        volumes.check()?;
         Ok((waiting(node)? == GUESTS).then_some(()))
     })
 }
 
 /// Waits for `time`, in which no guest may fail.
-fn hold(fleet: &mut Fleet, time: Duration) -> Result<()> {
+fn hold(volumes: &mut LoadedVolumes, time: Duration) -> Result<()> {
     let deadline = now() + time;
     while now() < deadline {
-        fleet.check()?;
+        volumes.check()?;
         pause(LOOK);
     }
     Ok(())
@@ -140,38 +140,38 @@ fn five_guests(kind: Kind, placement: &str) -> Result<()> {
         .pool(&files.path().join("pool"))
         .start()?;
     let load = Load {
-        patience: FILL_TIMEOUT + full_time() + TIMEOUT,
+        timeout: FILL_TIMEOUT + full_time() + TIMEOUT,
         ..Load::default()
     };
     let began = now();
-    let mut fleet = Fleet::start(&node, GUESTS, DISK, load, seed())?;
-    all_wait(&node, &mut fleet, FILL_TIMEOUT)?;
+    let mut volumes = LoadedVolumes::start(&node, GUESTS, DISK, load, seed())?;
+    all_wait(&node, &mut volumes, FILL_TIMEOUT)?;
     println!(
         "{kind}: full after {:?}, {} requests",
         began.elapsed(),
-        fleet.done()
+        volumes.done()
     );
 
-    hold(&mut fleet, full_time() / 3)?;
+    hold(&mut volumes, full_time() / 3)?;
     another_process(&node, "mapper")?;
-    all_wait(&node, &mut fleet, TIMEOUT)?;
-    hold(&mut fleet, full_time() / 3)?;
+    all_wait(&node, &mut volumes, TIMEOUT)?;
+    hold(&mut volumes, full_time() / 3)?;
     node.call(&["node", "stop"])?;
     node.call(&["node", "start"])?;
-    all_wait(&node, &mut fleet, TIMEOUT)?;
+    all_wait(&node, &mut volumes, TIMEOUT)?;
     another_process(&node, "endpoint")?;
-    all_wait(&node, &mut fleet, TIMEOUT)?;
-    hold(&mut fleet, full_time() / 3)?;
+    all_wait(&node, &mut volumes, TIMEOUT)?;
+    hold(&mut volumes, full_time() / 3)?;
 
     let grown = now();
     make_room(&files)?;
-    fleet.served(1)?;
+    volumes.served(1)?;
     let took = grown.elapsed();
     println!("{kind}: all go on {took:?} after it was grown");
     ensure!(took < GOES_ON, "the guests went on after {took:?}");
-    fleet.served(REQUESTS)?;
-    let done = fleet.done();
-    fleet.finish()?;
+    volumes.served(REQUESTS)?;
+    let done = volumes.done();
+    volumes.finish()?;
     println!("{kind}: {done} requests, all verified");
     finish(&node, files)
 }

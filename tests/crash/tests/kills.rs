@@ -19,9 +19,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::disk::Op;
 use archipelago_bench::load::Random;
-use archipelago_crash_tests::blow::{Blow, FUSED, SPLIT, Victim};
 use archipelago_crash_tests::disk::{Disk, InFlight, Waited};
-use archipelago_crash_tests::fleet::Fleet;
+use archipelago_crash_tests::fault::{FUSED, Fault, SPLIT, Victim};
+use archipelago_crash_tests::loaded_volumes::LoadedVolumes;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::verifier::Load;
 use archipelago_crash_tests::{seed, skip};
@@ -37,24 +37,24 @@ const LOAD: Load = Load {
     depth: 32,
     sectors_max: 256,
     in_flight: InFlight::Tracked,
-    patience: Duration::from_secs(60),
+    timeout: Duration::from_secs(60),
     rest: Duration::ZERO,
 };
 /// Each volume has done this many after a kill when it counts as served again: more than were in flight.
 const SERVED: u64 = 64;
 /// How long a front end without the region waits for what will never come.
-const FORGOTTEN_PATIENCE: Duration = Duration::from_secs(3);
+const FORGOTTEN_TIMEOUT: Duration = Duration::from_secs(3);
 const BLOCK: usize = 4096;
 /// Signals when nobody says how many.
 const KILLS: u64 = 200;
 
-/// Gaps in service by kind of blow.
+/// Gaps in service by kind of fault.
 #[derive(Debug, Default)]
 struct Gaps(BTreeMap<String, Vec<Duration>>);
 
 impl Gaps {
-    fn note(&mut self, blow: Blow, gap: Duration) {
-        self.0.entry(blow.name()).or_default().push(gap);
+    fn note(&mut self, fault: Fault, gap: Duration) {
+        self.0.entry(fault.name()).or_default().push(gap);
     }
 
     fn print(mut self, what: &str) {
@@ -88,24 +88,24 @@ fn survives(placement: &str, endpoint: Option<&str>, victims: &[Victim], kills: 
         builder = builder.endpoint(section);
     }
     let node = builder.start()?;
-    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, LOAD, seed)?;
+    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, LOAD, seed)?;
     let (mut signals, mut gaps) = (0, Gaps::default());
     while signals < kills {
-        fleet.run(random.below(1000))?;
-        let blow = Blow::draw(&mut random, victims);
+        volumes.run(random.below(1000))?;
+        let fault = Fault::draw(&mut random, victims);
         let pause = Duration::from_millis(random.below(200));
-        signals += blow.signals();
-        fleet.begin();
-        let gap = blow
-            .strike(&node, pause)
-            .and_then(|()| fleet.served(SERVED))
+        signals += fault.signals();
+        volumes.begin();
+        let gap = fault
+            .inject(&node, pause)
+            .and_then(|()| volumes.served(SERVED))
             .with_context(|| {
-                format!("{blow:?}, signal {signals} of {placement}; replay with CRASH_SEED={seed}")
+                format!("{fault:?}, signal {signals} of {placement}; replay with CRASH_SEED={seed}")
             })?;
-        gaps.note(blow, gap);
+        gaps.note(fault, gap);
     }
-    let done = fleet.done();
-    fleet
+    let done = volumes.done();
+    volumes
         .finish()
         .with_context(|| format!("at the end of {placement}; replay with CRASH_SEED={seed}"))?;
     gaps.print(&format!(
@@ -141,18 +141,18 @@ fn the_same_without_the_in_flight_region_fails() -> Result<()> {
     let mut random = Random::new(seed);
     let load = Load {
         in_flight: InFlight::Forgotten,
-        patience: FORGOTTEN_PATIENCE,
+        timeout: FORGOTTEN_TIMEOUT,
         ..LOAD
     };
     let node = Node::builder("fused")
         .delaying(DELAYING, DELAY_MS)
         .start()?;
-    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, load, seed)?;
+    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, load, seed)?;
     for kill in 1..=20 {
-        fleet.run(random.below(1000))?;
+        volumes.run(random.below(1000))?;
         let victim = Victim::Role("endpoint");
         victim.kill(&node, victim.pid(&node)?)?;
-        if let Err(error) = fleet.served(SERVED) {
+        if let Err(error) = volumes.served(SERVED) {
             let error = format!("{error:#}");
             println!("after kill {kill} without the region: {error}");
             // The ring breaks when the device finds a request offered that it is doing already.
@@ -182,8 +182,8 @@ struct Fate {
 
 /// Writes that are offered once, a kill when some of them are done, and what comes back of the rest.
 fn fate_of_requests(node: &Node, socket: &Path, in_flight: InFlight) -> Result<Fate> {
-    let patience = Duration::from_secs(60);
-    let mut disk = Disk::connect(socket, LOAD.depth, BLOCK, in_flight, patience)?;
+    let timeout = Duration::from_secs(60);
+    let mut disk = Disk::connect(socket, LOAD.depth, BLOCK, in_flight, timeout)?;
     let mut times = vec![0; LOAD.depth];
     let data_process = node.process_of("endpoint")?;
     for slot in 0..LOAD.depth {
@@ -194,7 +194,7 @@ fn fate_of_requests(node: &Node, socket: &Path, in_flight: InFlight) -> Result<F
         match disk.next_done()? {
             Some(done) => times[done.slot] += 1,
             None => ensure!(
-                disk.wait(patience)? == Waited::Rung,
+                disk.wait(timeout)? == Waited::Rung,
                 "who killed the server?"
             ),
         }
@@ -204,11 +204,11 @@ fn fate_of_requests(node: &Node, socket: &Path, in_flight: InFlight) -> Result<F
     loop {
         match disk.next_done()? {
             Some(done) => times[done.slot] += 1,
-            None => match disk.wait(FORGOTTEN_PATIENCE) {
+            None => match disk.wait(FORGOTTEN_TIMEOUT) {
                 Ok(Waited::Rung) => {}
-                Ok(Waited::HungUp) => {
+                Ok(Waited::Disconnected) => {
                     fate.met = times.iter().filter(|times| **times == 0).count();
-                    disk.reconnect(patience)?;
+                    disk.reconnect(timeout)?;
                 }
                 // Nothing more comes.
                 Err(_late) => break,

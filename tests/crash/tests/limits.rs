@@ -17,7 +17,7 @@ use archipelago_bench::program::stdout_of;
 use archipelago_bench::server::own_program;
 use archipelago_bench::waiting::now;
 use archipelago_crash_tests::disk::{Disk, InFlight};
-use archipelago_crash_tests::fleet::Fleet;
+use archipelago_crash_tests::loaded_volumes::LoadedVolumes;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::verifier::Load;
 use archipelago_crash_tests::{seed, skip};
@@ -95,28 +95,28 @@ fn load_time() -> Duration {
 }
 
 /// Volumes in use beside each other, none of them alone a load.
-fn in_use(node: &Node, count: usize) -> Result<Fleet> {
+fn in_use(node: &Node, count: usize) -> Result<LoadedVolumes> {
     let load = Load {
         depth: 2,
         sectors_max: 64,
-        patience: TIMEOUT,
+        timeout: TIMEOUT,
         rest: Duration::from_millis(20),
         ..Load::default()
     };
-    Fleet::named(node, "used", count, 4 << 20, load, seed())
+    LoadedVolumes::named(node, "used", count, 4 << 20, load, seed())
 }
 
 /// Runs `beside` again and again under load, and says how it went.
 #[expect(clippy::print_stdout, reason = "the figures of a run")]
-fn under_load(fleet: &mut Fleet, mut beside: impl FnMut() -> Result<()>) -> Result<()> {
-    let (before, began) = (fleet.done(), now());
-    fleet.begin();
+fn under_load(volumes: &mut LoadedVolumes, mut beside: impl FnMut() -> Result<()>) -> Result<()> {
+    let (before, began) = (volumes.done(), now());
+    volumes.begin();
     let mut longest = Duration::ZERO;
     while began.elapsed() < load_time() {
-        longest = longest.max(fleet.served(1)?);
+        longest = longest.max(volumes.served(1)?);
         beside()?;
     }
-    let done = fleet.done() - before;
+    let done = volumes.done() - before;
     println!(
         "{done} requests in {:?}, no volume without service for longer than {longest:?}",
         began.elapsed()
@@ -137,9 +137,9 @@ fn two_hundred_volumes_are_attached_and_sixty_in_use_though_the_soft_limit_is_10
         node.create(&format!("v{number}"), GIB)?;
     }
     let (attached, _) = descriptors(&node)?;
-    let mut fleet = in_use(&node, 60)?;
+    let mut volumes = in_use(&node, 60)?;
     let mut running = attached;
-    under_load(&mut fleet, || {
+    under_load(&mut volumes, || {
         let (used, allowed) = descriptors(&node)?;
         running = running.max(used);
         ensure!(used <= allowed - RESERVE, "{used} of {allowed}");
@@ -155,7 +155,7 @@ fn two_hundred_volumes_are_attached_and_sixty_in_use_though_the_soft_limit_is_10
         text.contains("DESCRIPTORS") && text.contains("4096"),
         "{text}"
     );
-    fleet.finish()
+    volumes.finish()
 }
 
 /// An attach that is refused by number, at 512 descriptors.
@@ -173,15 +173,15 @@ fn refused_by_number(node: &Node, name: &str, attached: usize) -> Result<()> {
 #[test]
 fn an_attach_beyond_the_limit_is_refused_by_number_and_all_that_are_attached_run() -> Result<()> {
     let node = node_with("--nofile=512:512")?;
-    let mut fleet = in_use(&node, 20)?;
+    let mut volumes = in_use(&node, 20)?;
     node.call(&["volume", "create", "further", "--size", "1G"])?;
-    under_load(&mut fleet, || {
+    under_load(&mut volumes, || {
         refused_by_number(&node, "further", 20)?;
         let (used, allowed) = descriptors(&node)?;
         ensure!(used <= allowed - RESERVE, "{used} of {allowed}");
         Ok(())
     })?;
-    fleet.finish()?;
+    volumes.finish()?;
     node.detach("used-3")?;
     node.attach("further")?;
     refused_by_number(&node, "used-3", 20)

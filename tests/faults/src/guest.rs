@@ -28,7 +28,7 @@ pub enum Status {
 pub struct Guest {
     disk: Disk,
     /// How long a request may take.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// Servers that died meanwhile.
     pub successors: u64,
 }
@@ -42,7 +42,7 @@ impl Guest {
         let disk = Disk::connect(socket, 1, BUFFER_LEN, InFlight::Tracked, DEADLINE)?;
         Ok(Guest {
             disk,
-            patience: DEADLINE,
+            timeout: DEADLINE,
             successors: 0,
         })
     }
@@ -59,11 +59,11 @@ impl Guest {
                     other => bail!("{op:?} ended with {other}, which is no error status"),
                 };
             }
-            match self.disk.wait(self.patience) {
+            match self.disk.wait(self.timeout) {
                 Ok(Waited::Rung) => {}
-                Ok(Waited::HungUp) => {
+                Ok(Waited::Disconnected) => {
                     self.successors += 1;
-                    self.disk.reconnect(self.patience)?;
+                    self.disk.reconnect(self.timeout)?;
                 }
                 Err(error) => return Err(error.context(format!("HANG: {op:?} at {first}"))),
             }

@@ -21,7 +21,7 @@ use crate::watch::{Judge, Watch};
 /// Sectors of a volume: 512 KiB.
 const SECTORS: usize = 1024;
 /// How long a guest waits for a request while the node is stopped and started.
-const STOP_PATIENCE: Duration = Duration::from_secs(150);
+const STOP_TIMEOUT: Duration = Duration::from_secs(150);
 /// What says that a call hangs, rather than that something failed.
 const HUNG: [&str; 2] = ["does not answer", "does that file system answer"];
 /// What says that the node is being stopped.
@@ -218,7 +218,7 @@ impl<'a> Life<'a> {
         volume.attached = true;
         let mut guest = Guest::connect(&socket)?;
         if self.watch.judges() == Judge::Stop {
-            guest.patience = STOP_PATIENCE;
+            guest.timeout = STOP_TIMEOUT;
         }
         volume.guest = Some(guest);
         // The volume is opened behind the connection: the first answer tells how that went.
@@ -230,11 +230,11 @@ impl<'a> Life<'a> {
         volume.guest = None;
         let mut refused = None;
         // A front end that has just gone is noticed a moment later.
-        let patience = match self.watch.judges() {
+        let timeout = match self.watch.judges() {
             Judge::Beside => DEADLINE,
-            Judge::Stop => STOP_PATIENCE,
+            Judge::Stop => STOP_TIMEOUT,
         };
-        wait_for("detach", patience, || {
+        wait_for("detach", timeout, || {
             match self.server.call(&["volume", "detach", volume.name]) {
                 Ok(Answer::Refused(5, _)) => false,
                 Ok(Answer::Refused(code, text)) if code != NOT_FOUND => {

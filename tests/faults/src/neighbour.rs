@@ -54,7 +54,7 @@ impl Neighbour {
         // The first flush goes into the log. After the second its files' names are durable, too: it shares no directory any more.
         neighbour.work()?;
         neighbour.work()?;
-        neighbour.guest.patience = NEIGHBOUR_DEADLINE;
+        neighbour.guest.timeout = NEIGHBOUR_DEADLINE;
         Ok(neighbour)
     }
 
@@ -63,9 +63,9 @@ impl Neighbour {
     /// # Errors
     /// As [`Neighbour::work`], with more time.
     pub fn go_on(&mut self) -> Result<()> {
-        self.guest.patience = DEADLINE;
+        self.guest.timeout = DEADLINE;
         let result = self.work();
-        self.guest.patience = NEIGHBOUR_DEADLINE;
+        self.guest.timeout = NEIGHBOUR_DEADLINE;
         result
     }
 

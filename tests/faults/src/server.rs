@@ -49,16 +49,16 @@ pub fn wait_until(what: &str, done: impl FnMut() -> bool) -> Result<()> {
     wait_for(what, DEADLINE, done)
 }
 
-/// Waits until `done`, at most for `patience`.
+/// Waits until `done`, at most for `timeout`.
 ///
 /// # Errors
 /// If it is not done in that time.
 #[expect(clippy::disallowed_methods, reason = "waits for another process")]
-pub fn wait_for(what: &str, patience: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + patience;
+pub fn wait_for(what: &str, timeout: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + timeout;
     while !done() {
         if Instant::now() > deadline {
-            bail!("HANG: {what} is not done after {patience:?}");
+            bail!("HANG: {what} is not done after {timeout:?}");
         }
         std::thread::sleep(LOOK);
     }
@@ -126,21 +126,16 @@ impl Server {
     /// Runs a command to its end.
     ///
     /// # Errors
-    /// If it does not end within `patience`: it is killed then.
-    pub fn call_within(&self, arguments: &[&str], patience: Duration) -> Result<Answer> {
+    /// If it does not end within `timeout`: it is killed then.
+    pub fn call_within(&self, arguments: &[&str], timeout: Duration) -> Result<Answer> {
         let command = match &self.host {
             None => Command::new(&self.command),
             Some(host) => host.command(&self.command),
         };
-        self.spawn(command, arguments, patience)
+        self.spawn(command, arguments, timeout)
     }
 
-    fn spawn(
-        &self,
-        mut command: Command,
-        arguments: &[&str],
-        patience: Duration,
-    ) -> Result<Answer> {
+    fn spawn(&self, mut command: Command, arguments: &[&str], timeout: Duration) -> Result<Answer> {
         let mut child = command
             .arg("--root")
             .arg(self.dir.path())
@@ -149,7 +144,7 @@ impl Server {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let ended = wait_for(&format!("archipelago {arguments:?}"), patience, || {
+        let ended = wait_for(&format!("archipelago {arguments:?}"), timeout, || {
             has_ended(&mut child)
         });
         if ended.is_err() {
@@ -208,8 +203,8 @@ impl Server {
     ///
     /// # Errors
     /// If `node status` does not say them in time.
-    pub fn processes(&self, patience: Duration) -> Result<Vec<Pid>> {
-        let status = match self.call_within(&["--json", "node", "status"], patience)? {
+    pub fn processes(&self, timeout: Duration) -> Result<Vec<Pid>> {
+        let status = match self.call_within(&["--json", "node", "status"], timeout)? {
             Answer::Done(status) => serde_json::from_str::<serde_json::Value>(&status)?,
             Answer::Refused(code, text) => bail!("node status: {code}: {text}"),
         };

@@ -14,14 +14,14 @@ pub const MONITOR: Duration = Duration::from_secs(60);
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// `patience` from now.
+    /// `timeout` from now.
     #[must_use]
     #[expect(
         clippy::disallowed_methods,
         reason = "tests with real processes live in real time"
     )]
-    pub fn after(patience: Duration) -> Self {
-        Deadline(Instant::now() + patience)
+    pub fn after(timeout: Duration) -> Self {
+        Deadline(Instant::now() + timeout)
     }
 
     /// What is left; `None` when it has passed.

@@ -378,8 +378,8 @@ impl Console {
     }
 
     /// Waits for `word` and returns what came before it; the next wait begins behind it.
-    fn wait(&self, word: &str, patience: Duration) -> Result<String> {
-        let deadline = Deadline::after(patience);
+    fn wait(&self, word: &str, timeout: Duration) -> Result<String> {
+        let deadline = Deadline::after(timeout);
         let mut text = self.lock();
         loop {
             let fresh = &text.all[text.seen..];
@@ -402,7 +402,7 @@ impl Console {
             );
             let Some(left) = deadline.left() else {
                 bail!(
-                    "no `{word}` in {patience:?}; the console:\n{}",
+                    "no `{word}` in {timeout:?}; the console:\n{}",
                     tail(&text.all)
                 );
             };

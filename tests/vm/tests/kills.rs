@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use archipelago_bench::load::Random;
 use archipelago_bench::server::own_program;
-use archipelago_crash_tests::blow::{Blow, FUSED, SPLIT, Victim};
+use archipelago_crash_tests::fault::{FUSED, Fault, SPLIT, Victim};
 use archipelago_crash_tests::node::Node;
 use archipelago_vm_tests::guest::{Disk, Guest};
 
@@ -91,33 +91,33 @@ fn survives(placement: &str, victims: &[Victim], kills: u64) -> Result<()> {
         "mkfs.ext4 -q -F /dev/vda 128M && mount -t ext4 /dev/vda /mnt && make_files 10 200 && truncate -s 1M /mnt/load",
     )?;
     guest.run(&format!("start_verifier {seed} {PLACES}"))?;
-    let (mut signals, mut blows, mut met, mut gap_max) = (0, 0, 0, Duration::ZERO);
+    let (mut signals, mut faults, mut met, mut gap_max) = (0, 0, 0, Duration::ZERO);
     let began = now();
     while signals < kills {
-        let blow = Blow::draw(&mut random, victims);
+        let fault = Fault::draw(&mut random, victims);
         let before = Duration::from_millis(random.below(200));
         let pause = Duration::from_millis(random.below(200));
-        signals += blow.signals();
-        blows += 1;
-        let mut strike = || -> Result<()> {
+        signals += fault.signals();
+        faults += 1;
+        let mut inject = || -> Result<()> {
             let progress = Progress::of(&guest, before)?;
             met += u64::from(progress.in_flight > 0);
-            let struck = now();
-            blow.strike(&node, pause)?;
-            // The round after the one under way began after the blow: nobody waits for what will never come.
+            let injected = now();
+            fault.inject(&node, pause)?;
+            // The round after the one under way began after the fault, so the wait ends.
             guest.run(&format!("await_verifier {}", progress.rounds + 1))?;
-            gap_max = gap_max.max(struck.elapsed());
+            gap_max = gap_max.max(injected.elapsed());
             Ok(())
         };
-        strike().with_context(|| {
+        inject().with_context(|| {
             format!(
-                "{blow:?}, signal {signals} of {placement}; replay with GUEST_KILLS_SEED={seed}"
+                "{fault:?}, signal {signals} of {placement}; replay with GUEST_KILLS_SEED={seed}"
             )
         })?;
     }
     let last = Progress::of(&guest, Duration::ZERO)?;
     println!(
-        "{placement}, seed {seed}: {signals} signals in {} s, {blows} blows, {met} with requests in flight, \
+        "{placement}, seed {seed}: {signals} signals in {} s, {faults} faults, {met} with requests in flight, \
          {} requests, every worker served again after {} ms at most",
         began.elapsed().as_secs(),
         last.requests,
@@ -126,7 +126,7 @@ fn survives(placement: &str, victims: &[Victim], kills: u64) -> Result<()> {
     power_off(&node, guest, &socket).with_context(|| {
         format!("at the end of {placement}; replay with GUEST_KILLS_SEED={seed}")
     })?;
-    ensure!(2 * met > blows, "most blows met no request in flight");
+    ensure!(2 * met > faults, "most faults met no request in flight");
     Ok(())
 }
 

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use archipelago_crash_tests::fleet::Fleet;
+use archipelago_crash_tests::loaded_volumes::LoadedVolumes;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::seed;
 use archipelago_crash_tests::verifier::Load;
@@ -46,8 +46,8 @@ fn gaps(placement: &str, victims: &[&str]) -> Result<()> {
         rest: REST,
         ..Load::default()
     };
-    let mut others = Fleet::named(&node, "used", IN_USE, SIZE, in_use, seed + 1)?;
-    let mut fleet = Fleet::named(&node, "busy", BUSY, SIZE, busy, seed)?;
+    let mut others = LoadedVolumes::named(&node, "used", IN_USE, SIZE, in_use, seed + 1)?;
+    let mut volumes = LoadedVolumes::named(&node, "busy", BUSY, SIZE, busy, seed)?;
     println!(
         "{placement}, {} volumes in use: gap of a busy volume, and until all are served again, ms",
         BUSY + IN_USE
@@ -61,13 +61,13 @@ fn gaps(placement: &str, victims: &[&str]) -> Result<()> {
                 "daemon" => node.daemon()?,
                 role => node.process_of(role)?,
             };
-            fleet.begin();
+            volumes.begin();
             let killed = now();
             Node::kill(pid)?;
             if *victim == "daemon" {
                 node.restart()?;
             }
-            let gap = fleet
+            let gap = volumes
                 .served(SERVED)
                 .with_context(|| format!("after a kill of the {victim}"))?;
             others.served(2)?;
@@ -80,7 +80,7 @@ fn gaps(placement: &str, victims: &[&str]) -> Result<()> {
         println!("  {victim:<10} {}", told.join("   "));
         all.extend(gaps.into_iter().map(|(gap, _)| gap));
     }
-    fleet.finish()?;
+    volumes.finish()?;
     others.finish()?;
     all.sort_unstable();
     let (median, worst) = (all[all.len() / 2], all[all.len() - 1]);

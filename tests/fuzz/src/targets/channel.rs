@@ -1,6 +1,6 @@
 //! Channels between processes: messages, headers, ring entries, from a client that lies and from a server that lies.
 //!
-//! The liars are written from `docs/segment-format.md`, without the code under test.
+//! The misbehaving peers are written from `docs/segment-format.md`, without the code under test.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -78,10 +78,10 @@ fn seal(header: &mut [u8; 128]) {
     header[0x7c..].fill(0);
 }
 
-/// Control memory of the liar's own, sealed as the other side wants it.
+/// Control memory of the misbehaving peer, sealed as the other side wants it.
 fn memory(header: &[u8; 128]) -> (OwnedFd, Region) {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let fd = memfd_create(c"liar", flags).expect("a memfd");
+    let fd = memfd_create(c"peer", flags).expect("a memfd");
     nix::unistd::ftruncate(&fd, i64::try_from(MEMORY_LEN).expect("small")).expect("a memfd");
     let mapped = fd.try_clone().expect("a descriptor");
     let region = Region::from_fd(mapped, 0, MEMORY_LEN).expect("memory");
@@ -94,7 +94,7 @@ fn memory(header: &[u8; 128]) -> (OwnedFd, Region) {
     (fd, region)
 }
 
-fn bell() -> EventFd {
+fn eventfd() -> EventFd {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).expect("an eventfd")
 }
 
@@ -108,19 +108,19 @@ fn send(socket: &OwnedFd, bytes: &[u8], fds: &[RawFd]) {
     let control = if fds.is_empty() { &[][..] } else { &rights[..] };
     let parts = [std::io::IoSlice::new(bytes)];
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    // The other side may have hung up already.
+    // The other side may have disconnected already.
     let _gone = sendmsg::<()>(socket.as_raw_fd(), &parts, control, flags, None);
 }
 
-/// What both liars can do.
-struct Liar {
+/// What both misbehaving peers can do.
+struct MisbehavingPeer {
     socket: OwnedFd,
     own: Region,
     arena: Region,
-    bell: EventFd,
+    doorbell: EventFd,
 }
 
-impl Liar {
+impl MisbehavingPeer {
     /// A word of the own half: anywhere, or one of those that mean something.
     fn scribble(&self, kind: u8, input: &mut Input<'_>) {
         let offset = match kind & 3 {
@@ -151,12 +151,15 @@ impl Liar {
 
     /// A message: any bytes, or one that is nearly right.
     fn say(&self, kind: u8, input: &mut Input<'_>) {
-        let (arena, bell) = (self.arena.descriptor().0.as_raw_fd(), self.bell.as_raw_fd());
+        let (arena, doorbell) = (
+            self.arena.descriptor().0.as_raw_fd(),
+            self.doorbell.as_raw_fd(),
+        );
         let fds: &[RawFd] = match kind & 3 {
             0 => &[],
             1 => &[arena],
-            2 => &[bell],
-            _ => &[arena, bell, arena],
+            2 => &[doorbell],
+            _ => &[arena, doorbell, arena],
         };
         if kind & 4 == 0 {
             let which = u64::from(input.u8() & 7);
@@ -192,17 +195,20 @@ pub(crate) fn server_port(bytes: &[u8]) {
             }
         });
         let mut input = Input::new(bytes);
-        let (liar, server) = lying_client(place, &mut input);
+        let (peer, server) = misbehaving_client(place, &mut input);
         if let Some(server) = server {
-            serve(server, &liar, input);
+            serve(server, &peer, input);
         }
-        drop(liar);
+        drop(peer);
         // Leftovers of a hello that was none.
         while place.listener.accept().is_some() {}
     });
 }
 
-fn lying_client(place: &mut Place, input: &mut Input<'_>) -> (Liar, Option<SharedServer>) {
+fn misbehaving_client(
+    place: &mut Place,
+    input: &mut Input<'_>,
+) -> (MisbehavingPeer, Option<SharedServer>) {
     let flags = input.u8();
     let mut hello = message_of(1, [1, 1, SIZE, ARENA_LEN as u64]);
     let mut header = header(1, 1);
@@ -221,7 +227,7 @@ fn lying_client(place: &mut Place, input: &mut Input<'_>) -> (Liar, Option<Share
     }
     let (memory, own) = memory(&header);
     let arena = Region::anonymous(ARENA_LEN).expect("memory");
-    let bells = [bell(), bell()];
+    let doorbells = [eventfd(), eventfd()];
     let socket = seq_packet();
     let path = place.directory.path().join("s");
     connect(
@@ -233,8 +239,8 @@ fn lying_client(place: &mut Place, input: &mut Input<'_>) -> (Liar, Option<Share
     let mut fds = [
         memory.as_raw_fd(),
         arena_fd,
-        bells[0].as_raw_fd(),
-        bells[1].as_raw_fd(),
+        doorbells[0].as_raw_fd(),
+        doorbells[1].as_raw_fd(),
     ];
     if flags & 8 != 0 {
         fds.swap(input.below(4), input.below(4));
@@ -245,34 +251,34 @@ fn lying_client(place: &mut Place, input: &mut Input<'_>) -> (Liar, Option<Share
     if let Some(server) = &mut server {
         server.start();
     }
-    let [bell, _] = bells;
-    let liar = Liar {
+    let [doorbell, _] = doorbells;
+    let peer = MisbehavingPeer {
         socket,
         own,
         arena,
-        bell,
+        doorbell,
     };
-    (liar, server)
+    (peer, server)
 }
 
-fn serve(mut server: SharedServer, liar: &Liar, mut input: Input<'_>) {
+fn serve(mut server: SharedServer, peer: &MisbehavingPeer, mut input: Input<'_>) {
     let mut open: Vec<Submission> = Vec::new();
     let mut tail = 0;
     while !input.is_empty() {
         let kind = input.u8();
         match kind >> 4 {
-            0..=3 => liar.scribble(kind, &mut input),
+            0..=3 => peer.scribble(kind, &mut input),
             4..=6 => {
                 let tag = u64::from(input.u8() & 7) | u64::from(input.u8()) << 16;
                 let words: [u64; 8] =
                     std::array::from_fn(|word| if word == 0 { tag } else { input.u64() });
-                liar.entry(tail % SIZE, 64, &words);
+                peer.entry(tail % SIZE, 64, &words);
                 tail += 1;
-                liar.own
+                peer.own
                     .store_u64(REQUESTS, tail, Ordering::Release)
                     .expect("inside");
             }
-            7 => liar.say(kind, &mut input),
+            7 => peer.say(kind, &mut input),
             8..=10 => open.extend(server.accept()),
             11 | 12 if !open.is_empty() => {
                 let submission = open.swap_remove(input.below(open.len()));
@@ -344,9 +350,9 @@ pub(crate) fn client_port(bytes: &[u8]) {
         let mut client = SharedClient::connect(path, options).expect("memory");
         let mut outstanding = BTreeSet::new();
         let mut cookie = 0;
-        // Each connection meets a liar; a client that finds one out comes again.
+        // Each connection meets a misbehaving server; a client that detects a violation connects again.
         while let Ok((socket, _)) = listener.accept() {
-            lie(
+            misbehave(
                 &mut client,
                 socket.into(),
                 &mut input,
@@ -363,7 +369,7 @@ pub(crate) fn client_port(bytes: &[u8]) {
     });
 }
 
-fn lie(
+fn misbehave(
     client: &mut SharedClient,
     socket: OwnedFd,
     input: &mut Input<'_>,
@@ -386,29 +392,29 @@ fn lie(
         }
     }
     let (memory, own) = memory(&header);
-    let liar = Liar {
+    let peer = MisbehavingPeer {
         socket,
         own,
         arena: Region::anonymous(ARENA_LEN).expect("memory"),
-        bell: bell(),
+        doorbell: eventfd(),
     };
-    send(&liar.socket, &welcome, &[memory.as_raw_fd()]);
+    send(&peer.socket, &welcome, &[memory.as_raw_fd()]);
     client.service();
     let first = client.incarnation();
     let mut tail = 0;
     while !input.is_empty() && client.incarnation() == first {
         let kind = input.u8();
         match kind >> 4 {
-            0..=2 => liar.scribble(kind, input),
+            0..=2 => peer.scribble(kind, input),
             3..=5 => {
                 let tag = u64::from(input.u8() & 7) | u64::from(input.u8()) << 16;
-                liar.entry(tail, 32, &[tag, input.u64(), input.u64(), input.u64()]);
+                peer.entry(tail, 32, &[tag, input.u64(), input.u64(), input.u64()]);
                 tail += 1;
-                liar.own
+                peer.own
                     .store_u64(COMPLETIONS, tail, Ordering::Release)
                     .expect("inside");
             }
-            6 => liar.say(kind, input),
+            6 => peer.say(kind, input),
             7..=9 => {
                 *cookie += 1;
                 if client.submit(*cookie, Submission::default()).is_ok() {
@@ -424,7 +430,7 @@ fn lie(
             13 => {
                 let id = RegionId(1 + u32::from(input.u8() & 3));
                 if kind & 1 == 0 {
-                    let _too_many = client.add_region(id, liar.arena.clone());
+                    let _too_many = client.add_region(id, peer.arena.clone());
                 } else {
                     client.remove_region(id);
                 }

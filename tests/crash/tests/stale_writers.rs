@@ -1,7 +1,7 @@
-//! Processes that were stopped, whose successors started, and that are continued then: they write nothing any more.
+//! Stale writers: processes that were stopped, and are continued after their successors have started. They write nothing any more.
 //!
-//! Nobody replaces a process because it stands still: its supervisor only sees it die. So a successor of a living
-//! process can come from a new daemon only, and there are two lines of defence:
+//! A stopped process is not replaced: its supervisor sees deaths only. So a successor of a living process can come from a
+//! new daemon only, and there are two lines of defence:
 //!
 //! 1. The kernel kills the data processes of a daemon that dies, stopped or not, so that none of them can be continued.
 //! 2. Where that failed, the pool's lock keeps a second blocker out for as long as the first one lives.
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use archipelago_bench::waiting::{pause, wait_until};
-use archipelago_crash_tests::fleet::Fleet;
+use archipelago_crash_tests::loaded_volumes::LoadedVolumes;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::seed;
 use archipelago_crash_tests::verifier::Load;
@@ -27,7 +27,7 @@ const VOLUMES: usize = 2;
 const SIZE: usize = 8 << 20;
 /// Requests of each volume after which it counts as served again.
 const SERVED: u64 = 64;
-/// For so long a successor is seen not to serve beside a zombie that holds the pool.
+/// For so long a successor must not serve beside a stopped process that holds the pool.
 const BESIDE: Duration = Duration::from_secs(1);
 /// Longest wait for the death of a killed process.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,23 +48,23 @@ fn a_stopped_process_is_dead_before_its_successor_serves(
     let node = Node::builder(placement)
         .delaying(DELAYING, DELAY_MS)
         .start()?;
-    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, load(), seed)?;
+    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, load(), seed)?;
     for role in roles {
-        fleet.run(300)?;
-        let (zombie, daemon) = (node.process_of(role)?, node.daemon()?);
-        Node::freeze(zombie)?;
+        volumes.run(300)?;
+        let (stopped, daemon) = (node.process_of(role)?, node.daemon()?);
+        Node::freeze(stopped)?;
         Node::kill(daemon)?;
         node.restart()?;
         ensure!(
-            Node::is_dead(zombie),
+            Node::is_dead(stopped),
             "the stopped {role} outlived the start of its successor"
         );
-        Node::thaw(zombie)?;
-        fleet
+        Node::thaw(stopped)?;
+        volumes
             .served(SERVED)
             .with_context(|| format!("after the {role}'s end; replay with CRASH_SEED={seed}"))?;
     }
-    fleet
+    volumes
         .finish()
         .with_context(|| format!("replay with CRASH_SEED={seed}"))
 }
@@ -88,13 +88,13 @@ fn nobody_serves_a_pool_beside_a_process_that_lives() -> Result<()> {
         .delaying(DELAYING, DELAY_MS)
         .orphans()
         .start()?;
-    let mut fleet = Fleet::start(&node, VOLUMES, SIZE, load(), seed)?;
-    fleet.run(300)?;
-    let (zombie, daemon) = (node.process_of("endpoint")?, node.daemon()?);
+    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, load(), seed)?;
+    volumes.run(300)?;
+    let (stopped, daemon) = (node.process_of("endpoint")?, node.daemon()?);
     // In this order: the kernel hangs up on a stopped process whose process group becomes an orphan.
     Node::kill(daemon)?;
     await_death(daemon)?;
-    Node::freeze(zombie)?;
+    Node::freeze(stopped)?;
     std::thread::scope(|scope| -> Result<()> {
         let successor = scope.spawn(|| node.restart());
         pause(BESIDE);
@@ -103,15 +103,15 @@ fn nobody_serves_a_pool_beside_a_process_that_lives() -> Result<()> {
             bail!("a successor served beside a stopped process");
         }
         // It has no successor, so it may go on, and does; then it makes way.
-        Node::thaw(zombie)?;
-        let served = fleet.served(SERVED);
-        Node::kill(zombie)?;
+        Node::thaw(stopped)?;
+        let served = volumes.served(SERVED);
+        Node::kill(stopped)?;
         successor.join().expect("the command does not panic")?;
         served.map(drop)
     })
     .with_context(|| format!("replay with CRASH_SEED={seed}"))?;
-    fleet.served(SERVED)?;
-    fleet
+    volumes.served(SERVED)?;
+    volumes
         .finish()
         .with_context(|| format!("replay with CRASH_SEED={seed}"))
 }

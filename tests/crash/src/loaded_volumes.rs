@@ -16,10 +16,10 @@ use crate::node::Node;
 use crate::pattern::SECTOR;
 use crate::verifier::{Load, Verifier};
 
-/// How often the main thread looks.
-const LOOK: Duration = Duration::from_millis(1);
+/// Between two polls of the main thread.
+const INTERVAL: Duration = Duration::from_millis(1);
 
-/// What the thread of a volume tells.
+/// What the thread of a volume reports.
 #[derive(Debug)]
 struct Progress {
     done: u64,
@@ -51,7 +51,7 @@ impl Member {
 
 /// Volumes under load.
 #[derive(Debug)]
-pub struct Fleet {
+pub struct LoadedVolumes {
     members: Vec<Member>,
     stop: Arc<AtomicBool>,
 }
@@ -78,19 +78,19 @@ fn drive(
     Ok(verifier)
 }
 
-impl Fleet {
+impl LoadedVolumes {
     /// Makes `count` volumes of `size` bytes and drives them.
     ///
     /// # Errors
     /// If the node refuses one.
     pub fn start(node: &Node, count: usize, size: usize, load: Load, seed: u64) -> Result<Self> {
-        Fleet::named(node, "disk", count, size, load, seed)
+        LoadedVolumes::named(node, "disk", count, size, load, seed)
     }
 
-    /// The same, with names that begin with `prefix`: for a second fleet of the same node.
+    /// The same, with names that begin with `prefix`: for a second set of volumes of the same node.
     ///
     /// # Errors
-    /// As [`Fleet::start`].
+    /// As [`LoadedVolumes::start`].
     pub fn named(
         node: &Node,
         prefix: &str,
@@ -112,17 +112,17 @@ impl Fleet {
                 last: now(),
                 longest: Duration::ZERO,
             }));
-            let (told, stopped) = (Arc::clone(&progress), Arc::clone(&stop));
+            let (reported, stopped) = (Arc::clone(&progress), Arc::clone(&stop));
             let thread = std::thread::Builder::new()
                 .name(name.clone())
-                .spawn(move || drive(verifier, &told, &stopped))?;
+                .spawn(move || drive(verifier, &reported, &stopped))?;
             members.push(Member {
                 name,
                 progress,
                 thread,
             });
         }
-        Ok(Fleet { members, stop })
+        Ok(LoadedVolumes { members, stop })
     }
 
     /// Requests done, of all volumes.
@@ -142,7 +142,7 @@ impl Fleet {
         let end = self.done() + requests;
         while self.done() < end {
             self.check()?;
-            pause(LOOK);
+            pause(INTERVAL);
         }
         Ok(())
     }
@@ -154,10 +154,10 @@ impl Fleet {
         }
     }
 
-    /// Waits until each volume has done `requests` more: the longest gap of any volume since [`Fleet::begin`].
+    /// Waits until each volume has done `requests` more: the longest gap of any volume since [`LoadedVolumes::begin`].
     ///
     /// # Errors
-    /// If a volume fails; each has its own patience, so this ends.
+    /// If a volume fails; each has its own timeout, so this ends.
     pub fn served(&mut self, requests: u64) -> Result<Duration> {
         let ends: Vec<u64> = self
             .members
@@ -171,11 +171,11 @@ impl Fleet {
                 let gaps = self.members.iter().map(|member| member.progress().longest);
                 return Ok(gaps.max().unwrap_or_default());
             }
-            pause(LOOK);
+            pause(INTERVAL);
         }
     }
 
-    /// Finds out whether all volumes are still under way.
+    /// Checks that all volumes are still under load.
     ///
     /// # Errors
     /// The failure of a thread that has ended.
@@ -190,7 +190,7 @@ impl Fleet {
         let member = self.members.swap_remove(index);
         match joined(member.thread) {
             Err(error) => Err(error.context(member.name)),
-            Ok(_verifier) => bail!("{} has stopped, though nobody told it to", member.name),
+            Ok(_verifier) => bail!("{} has stopped without a request to", member.name),
         }
     }
 
@@ -218,7 +218,7 @@ fn joined(thread: JoinHandle<Result<Verifier>>) -> Result<Verifier> {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for LoadedVolumes {
     fn drop(&mut self) {
         // After a failure the others end by themselves or with the test's process.
         self.stop.store(true, Ordering::Relaxed);

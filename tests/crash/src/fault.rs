@@ -1,4 +1,4 @@
-//! What is done to the processes of a node: killed, or stopped and continued, one or two at a time.
+//! Faults of the processes of a node: a process is killed, or stopped and continued, one or two at a time.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::node::Node;
 
-/// Who is killed.
+/// A process of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Victim {
     /// The node's daemon, and its data processes with it.
@@ -32,7 +32,7 @@ impl Victim {
     /// Its process now.
     ///
     /// # Errors
-    /// If the node does not tell.
+    /// If the node does not report its processes.
     pub fn pid(self, node: &Node) -> Result<Pid> {
         match self {
             Victim::Daemon => node.daemon(),
@@ -47,7 +47,7 @@ impl Victim {
         }
     }
 
-    /// Kills it, and starts again what nobody else starts.
+    /// Kills the process, and restarts the daemon, which nothing else restarts.
     ///
     /// # Errors
     /// If the node does not start again.
@@ -60,32 +60,32 @@ impl Victim {
     }
 }
 
-/// What is done to the node in one round.
+/// A fault that one round injects.
 #[derive(Debug, Clone, Copy)]
-pub enum Blow {
+pub enum Fault {
     /// Killed under load.
     Kill(Victim),
     /// Stopped for a while.
     Stop(Victim),
-    /// The first is stopped, the second killed meanwhile, the first goes on if it is alive.
+    /// The first is stopped, the second killed meanwhile; the first continues if it is alive.
     StopAndKill(Victim, Victim),
 }
 
-impl Blow {
-    /// One of those that may hit `victims`: three of five are kills.
+impl Fault {
+    /// A random fault of `victims`: three of five are kills.
     ///
     /// # Panics
     /// If there are no victims.
-    pub fn draw(random: &mut Random, victims: &[Victim]) -> Blow {
+    pub fn draw(random: &mut Random, victims: &[Victim]) -> Fault {
         let mut victim = || {
             let index = random.below(victims.len() as u64);
             victims[usize::try_from(index).expect("below a handful")]
         };
         let (first, second) = (victim(), victim());
         match random.below(5) {
-            0 => Blow::Stop(first),
-            1 => Blow::StopAndKill(first, second),
-            _ => Blow::Kill(first),
+            0 => Fault::Stop(first),
+            1 => Fault::StopAndKill(first, second),
+            _ => Fault::Kill(first),
         }
     }
 
@@ -93,35 +93,35 @@ impl Blow {
     #[must_use]
     pub fn signals(self) -> u64 {
         match self {
-            Blow::Kill(_) | Blow::Stop(_) => 1,
-            Blow::StopAndKill(..) => 2,
+            Fault::Kill(_) | Fault::Stop(_) => 1,
+            Fault::StopAndKill(..) => 2,
         }
     }
 
-    /// Of its kind, for tables.
+    /// The name of its kind, for tables.
     #[must_use]
     pub fn name(self) -> String {
         match self {
-            Blow::Kill(victim) => format!("kill {}", victim.name()),
-            Blow::Stop(victim) => format!("stop {}", victim.name()),
-            Blow::StopAndKill(..) => "stop one, kill one".to_owned(),
+            Fault::Kill(victim) => format!("kill {}", victim.name()),
+            Fault::Stop(victim) => format!("stop {}", victim.name()),
+            Fault::StopAndKill(..) => "stop one, kill one".to_owned(),
         }
     }
 
-    /// Does it; what is stopped goes on after `pause`.
+    /// Injects the fault; a stopped process continues after `pause`.
     ///
     /// # Errors
     /// If a process cannot be had, or the node does not start again.
-    pub fn strike(self, node: &Node, pause: Duration) -> Result<()> {
+    pub fn inject(self, node: &Node, pause: Duration) -> Result<()> {
         match self {
-            Blow::Kill(victim) => victim.kill(node, victim.pid(node)?),
-            Blow::Stop(victim) => {
+            Fault::Kill(victim) => victim.kill(node, victim.pid(node)?),
+            Fault::Stop(victim) => {
                 let pid = victim.pid(node)?;
                 Node::freeze(pid)?;
                 waiting::pause(pause);
                 Node::thaw(pid)
             }
-            Blow::StopAndKill(stopped, killed) => {
+            Fault::StopAndKill(stopped, killed) => {
                 let (stopped, killed_pid) = (stopped.pid(node)?, killed.pid(node)?);
                 Node::freeze(stopped)?;
                 killed.kill(node, killed_pid)?;
