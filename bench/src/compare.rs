@@ -14,13 +14,13 @@ use crate::server::{Server, usage_of};
 pub const REQUEST_LEN_MAX: usize = 1 << 20;
 /// Requests in flight at most.
 pub const DEPTH_MAX: usize = 32;
-/// A server has just begun to serve: it gets this share of the measured time to become warm. Not on a fresh clone, which
-/// would be fresh no more.
+/// Share of the measured time for which a server that has just started is warmed up. Not on a fresh clone, which
+/// would not be fresh any more.
 const WARM_UP_SHARE: u32 = 5;
-/// What tables and goals call Archipelago as it is meant to run.
+/// Name of the default placement in tables and goals.
 const FUSED: &str = "archipelago-fused";
 
-/// What is measured on.
+/// What a case is measured on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ground {
     /// A volume that was written once in full.

@@ -125,7 +125,7 @@ impl Disk {
     /// Queues a request; the server may not see it before [`Disk::kick`].
     ///
     /// # Errors
-    /// If the ring is full or the request cannot be said.
+    /// If the ring is full, or the request does not fit the protocol.
     pub fn submit(&mut self, slot: usize, op: Op, offset: u64, len: usize) -> Result<()> {
         let span = self
             .buffers

@@ -77,7 +77,6 @@ pub struct Figures {
     pub requests: u64,
 }
 
-/// The time, for figures only.
 /// A small, fast and repeatable stream of numbers (xorshift64*).
 #[derive(Debug, Clone)]
 pub struct Random(u64);

@@ -77,7 +77,7 @@ pub struct Volumes {
     pub size: u64,
     /// Container of the filled volume: its first `size` bytes are the volume, every block of it written.
     pub filled: PathBuf,
-    /// Container of what clones are made of, likewise. Nobody writes to it.
+    /// Container of the snapshot that clones are made of, likewise. Nothing writes to it.
     pub base: PathBuf,
 }
 
@@ -189,7 +189,7 @@ impl Archipelago {
         if self.running {
             return Ok(());
         }
-        // Before the outcome is known: a start that was given up may have left a daemon.
+        // Before the outcome is known: a start that has failed may have left a daemon.
         self.running = true;
         let mut start = Command::new("taskset");
         start
@@ -250,7 +250,7 @@ impl Server for Archipelago {
     fn fresh_clone(&mut self) -> Result<PathBuf> {
         self.start()?;
         self.clones += 1;
-        // Never removed: giving its space back in the background would disturb what is measured next.
+        // Never removed: returning its space in the background would disturb the next measurement.
         let name = format!("{}-clone-{}", self.name, self.clones);
         self.call(&["volume", "clone", BASE, &name])?;
         self.attach(&name)
@@ -268,10 +268,10 @@ impl Server for Archipelago {
     }
 
     fn release(&mut self) -> Result<()> {
-        // Closed before the node stops: whatever waits to be written back is written now, not when another one serves.
+        // Closed before the node stops: pending write-back happens now, not while another server is measured.
         while let Some(name) = self.attached.last() {
             let refused = || format!("`{name}` is still in use, without a front end");
-            // A build that does not wait for what is just being closed refuses at once.
+            // An older build refuses at once while the volume is being closed.
             wait_until(DETACH_TIMEOUT, refused, || {
                 Ok(self.call(&["volume", "detach", name]).ok().map(drop))
             })?;

@@ -1,4 +1,4 @@
-//! `qemu-storage-daemon` on the containers of the pool: as a raw image, and as what qcow2 overlays are based on.
+//! `qemu-storage-daemon` on the containers of the pool: as a raw image, and as the base of qcow2 overlays.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -13,7 +13,7 @@ use super::{SERVER_CPU, Server};
 use crate::program::{Guarded, stdout_of};
 use crate::waiting::wait_until;
 
-/// It listens within this time on a machine however loaded.
+/// Longest time until it listens, on a loaded machine, too.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The peer; its process runs while it serves.
@@ -60,8 +60,8 @@ impl QemuStorageDaemon {
         self.serving = None;
         let socket = self.dir.join("volume.sock");
         fs::remove_file(&socket).ok();
-        // In a session of its own, as a node's daemon is: the scheduler shares a CPU among sessions (autogroup), and one that
-        // the client is in, or what else this terminal runs, has another share.
+        // In a session of its own, like a node's daemon: the scheduler shares a CPU among sessions (autogroup), and the session of
+        // the client, or of this terminal, has another share.
         let mut command = Command::new("setsid");
         command.args(["taskset", "-c", SERVER_CPU, "qemu-storage-daemon"]);
         command.args(["--object", "iothread,id=iot0"]);
