@@ -2,7 +2,7 @@
 //!
 //! Its last part is a kill with a power cut, after which all that was flushed is looked for. A step that fails is tried
 //! again; if that does not help, after the volumes were closed and opened; if that does not help either, after a restart
-//! of the node. Then it must work: a fault strikes once.
+//! of the node. Then it must work: a fault is injected once.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::guest::{Guest, Status};
 use crate::neighbour::Neighbour;
 use crate::oracle::Oracle;
 use crate::server::{Answer, DEADLINE, Server, wait_for, wait_until};
-use crate::watch::{Judge, Watch};
+use crate::watch::{Checks, Watch};
 
 /// Sectors of a volume: 512 KiB.
 const SECTORS: usize = 1024;
@@ -64,8 +64,8 @@ pub struct Report {
     pub seen: BTreeMap<Site, u64>,
     /// Errors that somebody was told.
     pub told: Vec<String>,
-    /// Calls that did not return, and what was judged meanwhile.
-    pub judged: usize,
+    /// Calls that did not return, and what was checked meanwhile.
+    pub checked: usize,
 }
 
 /// Where the node's peers run.
@@ -168,7 +168,7 @@ impl<'a> Life<'a> {
                 };
                 self.told.push(format!("{phase}: {text}"));
                 let hung = HUNG.iter().any(|words| text.contains(words));
-                if watch.judges() == Judge::Stop {
+                if watch.checks() == Checks::Stop {
                     let stopped = STOPPED.iter().any(|words| text.contains(words));
                     ensure!(hung || stopped, "UNCLEAR: {phase} was told: {text}");
                 }
@@ -200,7 +200,7 @@ impl<'a> Life<'a> {
 
     /// Something was needed to go on: the last fault is to blame.
     fn took(&mut self, level: Outcome) -> Result<()> {
-        let Some(site) = self.disk.struck().pop() else {
+        let Some(site) = self.disk.injected().pop() else {
             bail!("FAILS WITHOUT A FAULT: {}", self.told.join("; "));
         };
         let outcome = self.outcomes.entry(site).or_insert(level);
@@ -217,7 +217,7 @@ impl<'a> Life<'a> {
         };
         volume.attached = true;
         let mut guest = Guest::connect(&socket)?;
-        if self.watch.judges() == Judge::Stop {
+        if self.watch.checks() == Checks::Stop {
             guest.timeout = STOP_TIMEOUT;
         }
         volume.guest = Some(guest);
@@ -230,9 +230,9 @@ impl<'a> Life<'a> {
         volume.guest = None;
         let mut refused = None;
         // A front end that has just gone is noticed a moment later.
-        let timeout = match self.watch.judges() {
-            Judge::Beside => DEADLINE,
-            Judge::Stop => STOP_TIMEOUT,
+        let timeout = match self.watch.checks() {
+            Checks::Beside => DEADLINE,
+            Checks::Stop => STOP_TIMEOUT,
         };
         wait_for("detach", timeout, || {
             match self.server.call(&["volume", "detach", volume.name]) {
@@ -437,7 +437,7 @@ impl<'a> Life<'a> {
     }
 
     /// Cuts the power, starts without faults, and looks at everything: also the snapshot, which then is removed.
-    fn judge(&mut self) -> Result<()> {
+    fn check_all(&mut self) -> Result<()> {
         for volume in &mut self.volumes {
             volume.guest = None;
             volume.oracle.lose();
@@ -476,7 +476,7 @@ impl<'a> Life<'a> {
             if removed.is_ok() {
                 // Its objects go behind the answer; what was not deleted because of a fault goes at the next start.
                 wait_until("its deletion", || {
-                    life.disk.lineages() <= lineages || !life.disk.struck().is_empty()
+                    life.disk.lineages() <= lineages || !life.disk.injected().is_empty()
                 })?;
             }
             Ok(removed)
@@ -498,11 +498,11 @@ impl<'a> Life<'a> {
 ///
 /// # Errors
 /// If a promise was broken, with what led there.
-pub fn live(placement: Placement, judge: Judge, faults: &[(Site, Fault)]) -> Result<Report> {
+pub fn live(placement: Placement, checks: Checks, faults: &[(Site, Fault)]) -> Result<Report> {
     // The server goes first: it uses the disk.
     let disk = Disk::mount()?;
     let server = Server::new()?;
-    let watch = Watch::new(&disk, &server, judge);
+    let watch = Watch::new(&disk, &server, checks);
     std::thread::scope(|scope| {
         scope.spawn(|| watch.run());
         let report = live_watched(placement, &watch, &disk, &server, faults);
@@ -530,22 +530,22 @@ fn live_watched<'a>(
         told: Vec::new(),
     };
     life.disk.plan(faults);
-    let lived = life.run().and_then(|()| life.judge());
+    let lived = life.run().and_then(|()| life.check_all());
     if let Err(error) = lived {
         let told = life.told.join("\n  ");
-        let struck: Vec<String> = life.disk.struck().iter().map(Site::to_string).collect();
-        let (struck, log) = (struck.join(", "), life.server.log());
+        let injected: Vec<String> = life.disk.injected().iter().map(Site::to_string).collect();
+        let (injected, log) = (injected.join(", "), life.server.log());
         return Err(anyhow!(
-            "{error:#}\nstruck: {struck}\ntold:\n  {told}\nlog:\n{log}\n"
+            "{error:#}\ninjected: {injected}\ntold:\n  {told}\nlog:\n{log}\n"
         ));
     }
-    for site in life.disk.struck() {
+    for site in life.disk.injected() {
         life.outcomes.entry(site).or_insert(Outcome::Unseen);
     }
     Ok(Report {
         outcomes: life.outcomes.clone(),
         seen: life.disk.seen(),
         told: std::mem::take(&mut life.told),
-        judged: watch.judged(),
+        checked: watch.checked(),
     })
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::disk::{Call, Class, Fault, Kind, Site};
 use crate::life::{Outcome, Placement, Report, live};
 use crate::oracle::WRONG_DATA;
-use crate::watch::Judge;
+use crate::watch::Checks;
 
 /// A call site and what becomes of its call.
 pub type Case = (Site, Fault);
@@ -47,8 +47,8 @@ pub struct Matrix {
     pub lives: usize,
     /// Lives that missed a deadline beside others, and none when they were lived again alone: why.
     pub disturbed: Vec<String>,
-    /// Calls that were held, and what was judged meanwhile.
-    pub judged: usize,
+    /// Calls that were held, and what was checked meanwhile.
+    pub checked: usize,
 }
 
 impl Matrix {
@@ -58,7 +58,7 @@ impl Matrix {
         &mut self,
         result: Result<Report>,
         placement: Placement,
-        judge: Judge,
+        checks: Checks,
         faults: &[Case],
     ) -> Result<Report> {
         let Err(error) = result else { return result };
@@ -67,7 +67,7 @@ impl Matrix {
         if !is_late || self.disturbed.len() == DISTURBED_MAX {
             return Err(error);
         }
-        let alone = live(placement, judge, faults);
+        let alone = live(placement, checks, faults);
         if alone.is_ok() {
             self.disturbed.push(text.clone());
         }
@@ -84,9 +84,9 @@ impl Matrix {
         let (cases, lives) = (self.outcomes.len(), self.lives);
         let (failed, missed, by_chance) = (self.failures.len(), self.missed.len(), self.by_chance);
         format!(
-            "{cases} cases in {lives} lives: {counts:?}; {} calls held and judged; {failed} lives failed, {} were late beside \
+            "{cases} cases in {lives} lives: {counts:?}; {} calls held and checked; {failed} lives failed, {} were late beside \
              others and not alone, {missed} cases missed, {by_chance} of calls that are made by chance did not happen again",
-            self.judged,
+            self.checked,
             self.disturbed.len()
         )
     }
@@ -165,7 +165,7 @@ pub struct Sites {
 pub fn record(placement: Placement) -> Result<Sites> {
     let mut counts: BTreeMap<Site, usize> = BTreeMap::new();
     let mut calls: BTreeMap<Site, u64> = BTreeMap::new();
-    let record = |_| live(placement, Judge::Beside, &[]);
+    let record = |_| live(placement, Checks::Beside, &[]);
     for report in in_parallel(THREADS, RECORDINGS, record) {
         let report = report?;
         ensure!(
@@ -245,13 +245,13 @@ pub fn hang(placement: Placement, cases: &[Case]) -> Matrix {
     let lived = in_parallel(HANGING_THREADS, cases.len(), |index| {
         (
             cases[index],
-            live(placement, Judge::Stop, &cases[index..=index]),
+            live(placement, Checks::Stop, &cases[index..=index]),
         )
     });
     for (case, result) in lived {
-        match matrix.again_alone(result, placement, Judge::Stop, &[case]) {
+        match matrix.again_alone(result, placement, Checks::Stop, &[case]) {
             Ok(report) => {
-                matrix.judged += report.judged;
+                matrix.checked += report.checked;
                 match report.outcomes.get(&case.0) {
                     Some(outcome) => _ = matrix.outcomes.insert(case, *outcome),
                     None => matrix.missed.push(case),
@@ -307,12 +307,12 @@ pub fn run(placement: Placement, cases: &BTreeSet<Case>, always: &BTreeSet<Site>
         let lives = pack(&left);
         matrix.lives += lives.len();
         let lived = in_parallel(THREADS, lives.len(), |index| {
-            (index, live(placement, Judge::Beside, &lives[index]))
+            (index, live(placement, Checks::Beside, &lives[index]))
         });
         for (index, result) in lived {
-            match matrix.again_alone(result, placement, Judge::Beside, &lives[index]) {
+            match matrix.again_alone(result, placement, Checks::Beside, &lives[index]) {
                 Ok(report) => {
-                    matrix.judged += report.judged;
+                    matrix.checked += report.checked;
                     for case in &lives[index] {
                         if let Some(outcome) = report.outcomes.get(&case.0) {
                             matrix.outcomes.insert(*case, *outcome);

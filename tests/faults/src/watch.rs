@@ -1,6 +1,6 @@
 //! While a call does not return: whom it keeps waiting, how the node is stopped, and started again.
 //!
-//! A thread of the test waits for held calls, judges what must go on beside them, and lets them go. What a life does
+//! A thread of the test waits for held calls, checks what must go on beside them, and lets them go. What a life does
 //! meanwhile waits, as its guests and commands do.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,9 +14,9 @@ use crate::disk::Disk;
 use crate::neighbour::{NEIGHBOUR_DEADLINE, Neighbour, answers};
 use crate::server::{Answer, DEADLINE, START_DEADLINE, STOP_DEADLINE, Server, wait_for};
 
-/// What is judged while a call is held.
+/// What is checked while a call is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Judge {
+pub enum Checks {
     /// What goes on beside it; then it is let go.
     Beside,
     /// Besides: that whoever waits is told, that the node can be stopped, and started again when the call returns.
@@ -29,9 +29,9 @@ const HANGS: Duration = Duration::from_secs(15);
 const HELD_MIN: Duration = Duration::from_millis(100);
 /// How long a start has to find the pool locked.
 const START_AHEAD: Duration = Duration::from_millis(300);
-/// Longest time to judge what is held: as long as it takes to find the worst, a stop and two starts that hang; once more
+/// Longest time to check what is held: as long as it takes to find the worst, a stop and two starts that hang; once more
 /// for a call that is held meanwhile.
-const JUDGED_DEADLINE: Duration = Duration::from_secs(
+const CHECK_DEADLINE: Duration = Duration::from_secs(
     2 * (HANGS.as_secs() + STOP_DEADLINE.as_secs() + 2 * START_DEADLINE.as_secs()),
 );
 /// Between two looks.
@@ -42,16 +42,16 @@ const LOOK: Duration = Duration::from_millis(1);
 pub struct Watch<'a> {
     disk: &'a Disk,
     server: &'a Server,
-    judge: Judge,
+    checks: Checks,
     neighbour: Mutex<Option<Neighbour>>,
     /// The node serves: in the phases between its start and its stop.
     serving: AtomicBool,
     /// A command or request is under way.
     acting: AtomicBool,
-    /// A held call is being judged: the node may be stopped and started.
-    judging: AtomicBool,
+    /// A held call is being checked: the node may be stopped and started.
+    checking: AtomicBool,
     ended: AtomicBool,
-    judged: AtomicUsize,
+    checked: AtomicUsize,
     failures: Mutex<Vec<String>>,
 }
 
@@ -68,25 +68,25 @@ fn now() -> Instant {
 impl<'a> Watch<'a> {
     /// Nobody is watched yet.
     #[must_use]
-    pub fn new(disk: &'a Disk, server: &'a Server, judge: Judge) -> Watch<'a> {
+    pub fn new(disk: &'a Disk, server: &'a Server, checks: Checks) -> Watch<'a> {
         Watch {
             disk,
             server,
-            judge,
+            checks,
             neighbour: Mutex::new(None),
             serving: AtomicBool::new(false),
             acting: AtomicBool::new(false),
-            judging: AtomicBool::new(false),
+            checking: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            judged: AtomicUsize::new(0),
+            checked: AtomicUsize::new(0),
             failures: Mutex::new(Vec::new()),
         }
     }
 
-    /// What is judged.
+    /// What is checked.
     #[must_use]
-    pub fn judges(&self) -> Judge {
-        self.judge
+    pub fn checks(&self) -> Checks {
+        self.checks
     }
 
     /// The neighbour, if there is one by now.
@@ -101,10 +101,10 @@ impl<'a> Watch<'a> {
         self.serving.store(serving, Ordering::SeqCst);
     }
 
-    /// Calls that were held and judged.
+    /// Calls that were held and checked.
     #[must_use]
-    pub fn judged(&self) -> usize {
-        self.judged.load(Ordering::SeqCst)
+    pub fn checked(&self) -> usize {
+        self.checked.load(Ordering::SeqCst)
     }
 
     /// Ends the thread.
@@ -112,7 +112,7 @@ impl<'a> Watch<'a> {
         self.ended.store(true, Ordering::SeqCst);
     }
 
-    /// Does one act of a life. What was held meanwhile is judged and let go when this returns.
+    /// Does one act of a life. What was held meanwhile is checked and let go when this returns.
     ///
     /// # Errors
     /// What `act` says, and what was found meanwhile.
@@ -121,8 +121,8 @@ impl<'a> Watch<'a> {
         let result = act();
         self.acting.store(false, Ordering::SeqCst);
         // In this order: only the thread that checks a held call releases it, and the call has returned when that thread is done.
-        wait_for("judging the calls that are held", JUDGED_DEADLINE, || {
-            self.disk.held() == 0 && !self.judging.load(Ordering::SeqCst)
+        wait_for("checking the calls that are held", CHECK_DEADLINE, || {
+            self.disk.held() == 0 && !self.checking.load(Ordering::SeqCst)
         })
         .with_context(|| self.held())?;
         let failures = self
@@ -134,30 +134,30 @@ impl<'a> Watch<'a> {
         result
     }
 
-    /// The thread: judges held calls until [`Watch::end`].
+    /// The thread: checks held calls until [`Watch::end`].
     pub fn run(&self) {
         while !self.ended.load(Ordering::SeqCst) {
             if self.disk.held() == 0 {
                 rest(LOOK);
                 continue;
             }
-            self.judging.store(true, Ordering::SeqCst);
-            let site = self.disk.struck().pop();
+            self.checking.store(true, Ordering::SeqCst);
+            let site = self.disk.injected().pop();
             if let Err(error) = self.look() {
                 let site = site.map_or_else(String::new, |site| site.to_string());
                 let text = format!("while {site} did not return: {error:#}");
                 self.fail(text);
             }
-            self.judged.fetch_add(1, Ordering::SeqCst);
+            self.checked.fetch_add(1, Ordering::SeqCst);
             self.disk.release();
-            // Only those: a call that has arrived meanwhile is held, and judged next.
+            // Only those: a call that has arrived meanwhile is held, and checked next.
             let left = wait_for("the answers of calls that were released", DEADLINE, || {
                 self.disk.leaving() == 0
             });
             if let Err(error) = left.with_context(|| self.held()) {
                 self.fail(format!("{error:#}"));
             }
-            self.judging.store(false, Ordering::SeqCst);
+            self.checking.store(false, Ordering::SeqCst);
         }
     }
 
@@ -170,12 +170,12 @@ impl<'a> Watch<'a> {
 
     /// What keeps a life waiting.
     fn held(&self) -> String {
-        let struck = self.disk.struck().pop();
+        let injected = self.disk.injected().pop();
         format!(
             "{} calls held, {} released and not answered, the last at {}",
             self.disk.held(),
             self.disk.leaving(),
-            struck.map_or_else(|| "no site".to_owned(), |site| site.to_string())
+            injected.map_or_else(|| "no site".to_owned(), |site| site.to_string())
         )
     }
 
@@ -184,7 +184,7 @@ impl<'a> Watch<'a> {
         rest(HELD_MIN);
         if !self.serving.load(Ordering::SeqCst) {
             // A start or a stop: it ends by itself.
-            if self.judge == Judge::Stop {
+            if self.checks == Checks::Stop {
                 wait_for("a start or stop", START_DEADLINE, || {
                     !self.acting.load(Ordering::SeqCst)
                 })?;
@@ -192,7 +192,7 @@ impl<'a> Watch<'a> {
             return Ok(());
         }
         self.look_beside()?;
-        if self.judge == Judge::Stop {
+        if self.checks == Checks::Stop {
             while now() < since + HANGS {
                 rest(LOOK);
             }

@@ -92,7 +92,7 @@ fn a_dozen_hang(placement: &str) -> Result<()> {
         guest.kick()?;
     }
     wait_until("what hangs", || disk.held() >= VOLUMES)
-        .with_context(|| format!("{} held, {:?}", disk.held(), disk.struck()))?;
+        .with_context(|| format!("{} held, {:?}", disk.held(), disk.injected()))?;
     for round in 0..ROUNDS {
         let worked = neighbour.work().and_then(|()| answers(&server));
         worked.with_context(|| format!("STALLED in round {round}, {} held", disk.held()))?;

@@ -35,7 +35,7 @@ fn is_wanted(case: &Case) -> bool {
 }
 
 #[expect(clippy::print_stdout, reason = "the report of a test")]
-fn judge(matrix: &Matrix, cases: usize) -> Result<()> {
+fn check_matrix(matrix: &Matrix, cases: usize) -> Result<()> {
     println!("{}", matrix.table());
     for (site, fault) in &matrix.missed {
         println!("never happened: {site} {fault}");
@@ -78,7 +78,7 @@ fn every_fault_at_every_call_is_survived() -> Result<()> {
     );
     cases.retain(is_wanted);
     let matrix = run(Placement::Fused, &cases, &sites.always);
-    judge(&matrix, cases.len())
+    check_matrix(&matrix, cases.len())
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_call_that_fails_or_does_not_return_is_survived_in_split_placement() -> Resu
     let mut cases = main_cases(&sites.all);
     cases.retain(is_wanted);
     let matrix = run(Placement::Split, &cases, &sites.always);
-    judge(&matrix, cases.len())
+    check_matrix(&matrix, cases.len())
 }
 
 #[test]
@@ -112,5 +112,5 @@ fn stop_and_start(placement: Placement) -> Result<()> {
     let sites: BTreeSet<_> = record(placement)?.always;
     let mut cases = hanging_cases(&sites);
     cases.retain(is_wanted);
-    judge(&hang(placement, &cases), cases.len())
+    check_matrix(&hang(placement, &cases), cases.len())
 }

@@ -55,7 +55,7 @@ fn import(errno: i32, refusals: u64) -> Result<Option<Answer>> {
     let path = source.path().display().to_string();
     let answer = server.call(&["image", "import", &path, "image"])?;
     disk.enter(QUIET);
-    let met = disk.struck().len();
+    let met = disk.injected().len();
     ensure!(
         met == faults.len(),
         "{met} of {refusals} writes were refused"

@@ -5,9 +5,9 @@
 //! * [`record`]: runs the guest, and keeps what the blocker asked of the disk.
 //! * [`replay`]: the recording, done again up to each sync and each report.
 //! * [`point`]: the pool there, with the power cut, opened by the production peers.
-//! * [`judges`]: the threads that look at points.
+//! * [`validators`]: the threads that validate points.
 //! * [`medium`]: the file systems: made, mounted after the cut, checked.
-//! * [`judge`]: whether the files are as promised.
+//! * [`promise`]: whether the files are as promised.
 //! * `archipelagod-recording`: the node daemon, with its disk's requests written down.
 //! * `power-cut-workload`: what runs in the guest.
 //! * `power-cut-replay`: looks at one point of a recording again.
@@ -19,11 +19,11 @@
 
 #![forbid(unsafe_code)]
 
-pub mod judge;
-pub mod judges;
 pub mod medium;
 pub mod plan;
 pub mod point;
+pub mod promise;
 pub mod record;
 pub mod replay;
 pub mod report;
+pub mod validators;

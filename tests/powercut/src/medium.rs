@@ -1,5 +1,5 @@
 //! The file systems: how the guest makes one, and what is done to its image after a power cut: what a machine does that
-//! boots again. The kernel replays the journal, the files are judged, and the checker must find nothing.
+//! boots again. The kernel replays the journal, the files are validated, and the checker must find nothing.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::mount::umount;
 use tempfile::TempDir;
 
-use crate::judge::{Promise, judge};
+use crate::promise::{Promise, validate};
 
 /// What the guest formats its disk with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,13 +223,13 @@ impl Medium {
         Ok(Mounted(root))
     }
 
-    /// Mounts the image, judges its files, unmounts and checks it.
+    /// Mounts the image, validates its files, unmounts and checks it.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn judge(&self, promise: &Promise) -> Result<()> {
+    pub fn validate(&self, promise: &Promise) -> Result<()> {
         let mounted = self.mount()?;
-        judge(&mounted.0, promise)?;
+        validate(&mounted.0, promise)?;
         mounted.unmount()?;
         self.kind.check(&self.image())
     }

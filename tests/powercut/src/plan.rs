@@ -1,4 +1,4 @@
-//! What the guest does to its files, from a seed: known to the guest, which does it, and to the host, which judges it.
+//! What the guest does to its files, from a seed: known to the guest, which does it, and to the host, which validates it.
 //!
 //! Invariants
 //! - A step depends on the seed, its number and the files before it: nothing that a machine adds.

@@ -15,8 +15,8 @@ use archipelago_simulation::memory::MemoryPool;
 use archipelago_simulation::trouble::Trouble;
 use archipelago_simulation::volume::Volume;
 
-use crate::judge::Promise;
 use crate::medium::Medium;
+use crate::promise::Promise;
 use crate::record::VOLUME;
 
 /// Bytes of a read at most.
@@ -40,7 +40,7 @@ pub struct Point {
 }
 
 impl Point {
-    /// Cuts the power, starts the node again, and judges on `medium` what the guest's disk is then.
+    /// Cuts the power, starts the node again, and validates on `medium` what the guest's disk is then.
     ///
     /// # Errors
     /// What is not as promised.
@@ -62,7 +62,7 @@ impl Point {
                 nothing_elsewhere(&self.written, offset, &bytes)?;
             }
         }
-        medium.judge(&self.promise)
+        medium.validate(&self.promise)
     }
 }
 

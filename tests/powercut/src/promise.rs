@@ -21,11 +21,11 @@ pub struct Promise {
     pub after: Files,
 }
 
-/// Judges the tree at `root`.
+/// Validators the tree at `root`.
 ///
 /// # Errors
 /// What is not as promised, and what is there that nobody made.
-pub fn judge(root: &Path, promise: &Promise) -> Result<()> {
+pub fn validate(root: &Path, promise: &Promise) -> Result<()> {
     nothing_foreign(root, &promise.step)?;
     let mut there = BTreeSet::new();
     for name in Name::all() {
@@ -39,7 +39,7 @@ pub fn judge(root: &Path, promise: &Promise) -> Result<()> {
             there.insert(name);
         }
         let (old, new) = (promise.before.get(&name), promise.after.get(&name));
-        judge_file(found.as_deref(), old, new, &promise.step.action)
+        validate_file(found.as_deref(), old, new, &promise.step.action)
             .with_context(|| format!("{} during {:?}", name.path(), promise.step))?;
     }
     if let Action::Rename { from, to } = promise.step.action {
@@ -77,7 +77,7 @@ fn nothing_foreign(root: &Path, step: &Step) -> Result<()> {
     Ok(())
 }
 
-fn judge_file(
+fn validate_file(
     found: Option<&[u8]>,
     old: Option<&Vec<u8>>,
     new: Option<&Vec<u8>>,
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_judged_with_what_is_missing_and_what_is_foreign() {
+    fn a_tree_is_validated_with_what_is_missing_and_what_is_foreign() {
         let root = tempfile::tempdir().unwrap();
         let mut plan = Plan::new(1);
         for _ in 0..50 {
@@ -173,7 +173,7 @@ mod tests {
             step,
             after,
         };
-        judge(root.path(), &promise).unwrap();
+        validate(root.path(), &promise).unwrap();
         let untouched = promise
             .before
             .iter()
@@ -181,11 +181,11 @@ mod tests {
         let (name, bytes) = untouched.unwrap();
         let path = root.path().join(name.path());
         fs::write(&path, &bytes[1..]).unwrap();
-        judge(root.path(), &promise).unwrap_err();
+        validate(root.path(), &promise).unwrap_err();
         fs::remove_file(&path).unwrap();
-        judge(root.path(), &promise).unwrap_err();
+        validate(root.path(), &promise).unwrap_err();
         fs::write(&path, bytes).unwrap();
         fs::write(root.path().join("d0/other"), b"").unwrap();
-        judge(root.path(), &promise).unwrap_err();
+        validate(root.path(), &promise).unwrap_err();
     }
 }

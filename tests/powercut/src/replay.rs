@@ -14,13 +14,13 @@ use archipelago_protocol::ids::BLOCK_SIZE;
 use archipelago_protocol::object::{FLAG_DURABLE, IO_LEN_MAX, ObjectKind, ObjectOp, ObjectRequest};
 use xseg::Region;
 
-use crate::judge::Promise;
-use crate::judges::{Failure, Judges};
 use crate::medium::FileSystem;
 use crate::plan::Plan;
 use crate::point::Point;
+use crate::promise::Promise;
 use crate::record::report_offset;
 use crate::report;
+use crate::validators::{Failure, Validators};
 
 /// What was looked at.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,7 +46,7 @@ impl Figures {
 pub struct Replay {
     kind: FileSystem,
     seed: u64,
-    judges: Judges,
+    validators: Validators,
     region: Region,
     backend: SimulatedBackend,
     /// Requests in flight, in the order in which they were started, as the backend has them.
@@ -75,7 +75,7 @@ impl Replay {
         Ok(Replay {
             kind,
             seed,
-            judges: Judges::start(kind)?,
+            validators: Validators::start(kind)?,
             region: Region::anonymous(IO_LEN_MAX as usize)?,
             backend: SimulatedBackend::new(seed),
             in_flight: Vec::new(),
@@ -92,7 +92,7 @@ impl Replay {
     pub fn run(mut self, recording: &mut impl Read, only: Option<u64>) -> Result<Figures, Failure> {
         let read = self.read(recording, only);
         let number = self.figures.points();
-        self.judges.finish()?;
+        self.validators.finish()?;
         read.map_err(|error| Failure { number, error })?;
         Ok(self.figures)
     }
@@ -104,7 +104,7 @@ impl Replay {
             let number = self.figures.points();
             if is_point
                 && only.is_none_or(|only| only == number)
-                && !self.judges.take(self.point()?)
+                && !self.validators.take(self.point()?)
             {
                 break;
             }

@@ -17,7 +17,7 @@ use crate::medium::{FileSystem, Medium};
 use crate::point::Point;
 
 /// Threads that look at the points of one recording.
-pub const JUDGES: usize = 4;
+pub const THREADS: usize = 4;
 
 /// A failed point.
 #[derive(Debug)]
@@ -30,13 +30,13 @@ pub struct Failure {
 
 /// The threads.
 #[derive(Debug)]
-pub struct Judges {
+pub struct Validators {
     points: Sender<Point>,
     threads: Vec<JoinHandle<()>>,
     first: Arc<Mutex<Option<Failure>>>,
 }
 
-impl Judges {
+impl Validators {
     /// Starts them, for images of `kind`.
     ///
     /// # Errors
@@ -46,12 +46,14 @@ impl Judges {
         let (points, queue) = crossbeam_channel::bounded(0);
         let first = Arc::new(Mutex::new(None));
         let mut threads = Vec::new();
-        for _ in 0..JUDGES {
+        for _ in 0..THREADS {
             let medium = Medium::new(kind)?;
             let (queue, first) = (Receiver::clone(&queue), Arc::clone(&first));
-            threads.push(std::thread::spawn(move || judge(&queue, &medium, &first)));
+            threads.push(std::thread::spawn(move || {
+                validate(&queue, &medium, &first);
+            }));
         }
-        Ok(Judges {
+        Ok(Validators {
             points,
             threads,
             first,
@@ -84,7 +86,7 @@ impl Judges {
     }
 }
 
-fn judge(queue: &Receiver<Point>, medium: &Medium, first: &Mutex<Option<Failure>>) {
+fn validate(queue: &Receiver<Point>, medium: &Medium, first: &Mutex<Option<Failure>>) {
     let mut memory = MemoryPool::default();
     for point in queue {
         let number = point.number;

@@ -45,7 +45,7 @@ pub(crate) struct State {
     phase: &'static str,
     seen: BTreeMap<Site, u64>,
     plan: BTreeMap<Site, Fault>,
-    struck: Vec<Site>,
+    injected: Vec<Site>,
     /// The next call of this kind on this file fails: the rest of a part.
     rest: Option<(Kind, PathBuf)>,
     /// Directory whose files meet no fault, and make no site.
@@ -69,7 +69,7 @@ pub(crate) enum Verdict {
 }
 
 impl State {
-    fn judge(&mut self, kind: Kind, path: &Path) -> Verdict {
+    fn decide(&mut self, kind: Kind, path: &Path) -> Verdict {
         self.calls += 1;
         let is_in = |name: &String| path.components().any(|part| part.as_os_str() == &name[..]);
         let first = Site {
@@ -79,7 +79,7 @@ impl State {
             call: Call::First,
         };
         if self.frozen.iter().any(is_in) {
-            self.struck.push(first);
+            self.injected.push(first);
             return Verdict::Hold;
         }
         if self.phase == QUIET || self.exempt.iter().any(is_in) {
@@ -105,7 +105,7 @@ impl State {
         let Some((site, fault)) = met else {
             return Verdict::Go;
         };
-        self.struck.push(site);
+        self.injected.push(site);
         match fault {
             Fault::Errno(errno) => Verdict::Fail(errno),
             Fault::Short => Verdict::Short,
@@ -231,8 +231,8 @@ impl Disk {
 
     /// Where faults have happened, in order.
     #[must_use]
-    pub fn struck(&self) -> Vec<Site> {
-        self.state().struck.clone()
+    pub fn injected(&self) -> Vec<Site> {
+        self.state().injected.clone()
     }
 
     /// Calls so far.

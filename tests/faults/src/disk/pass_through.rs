@@ -115,7 +115,7 @@ impl PassThrough {
         handle
     }
 
-    /// Judges a call and does it, unless it is to fail; whether it may be answered now.
+    /// Decides on a call and does it, unless it is to fail; whether it may be answered now.
     pub(super) fn call<T>(
         &mut self,
         kind: Kind,
@@ -126,7 +126,7 @@ impl PassThrough {
             Ok(path) => path,
             Err(errno) => return (Err(errno), Verdict::Go),
         };
-        let verdict = self.state().judge(kind, &path);
+        let verdict = self.state().decide(kind, &path);
         let result = match verdict {
             // A sync that was interrupted has failed to do anything, not lost anything.
             Verdict::Fail(libc::EINTR) => Err(libc::EINTR),
