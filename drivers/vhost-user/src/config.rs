@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use archipelago_protocol::ids::SECTOR_SIZE;
-use archipelago_protocol::{Error, ErrorCode, Lineage, ObjectSize, OnFull};
+use archipelago_protocol::{Error, ErrorCode, ServedVolume};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
 /// Queues of one device at most: QEMU's default is one per vCPU.
@@ -69,24 +69,14 @@ pub mod feature {
 /// How a volume is attached.
 #[derive(Debug, Clone)]
 pub struct AttachConfig {
-    /// Which volume.
-    pub lineage: Lineage,
-    /// Bytes, a multiple of 512.
-    pub size: u64,
-    /// What the guest is told as the best size of a transfer.
-    pub object_size: ObjectSize,
+    /// What every kind of endpoint has.
+    pub volume: ServedVolume,
     /// Where the socket is made; a stale socket there is replaced.
     pub socket: PathBuf,
     /// Mode bits of the socket; [`AttachConfig::SOCKET_MODE`] unless a group shall get in.
     pub socket_mode: u32,
     /// Queues offered: 1 to [`QUEUES_MAX`].
     pub queues: u16,
-    /// Whether writes are refused.
-    pub read_only: bool,
-    /// What GET_ID says; cut off after [`SERIAL_LEN`] bytes.
-    pub serial: String,
-    /// What writes do for which the pool has no room, as long as no other policy is set.
-    pub on_full: OnFull,
     /// A front end that connects, or starts its rings, again and again waits until this has passed for each time; a burst
     /// is free.
     /// Zero: never. [`AttachConfig::START_INTERVAL`] unless front ends are trusted.
@@ -111,8 +101,11 @@ impl AttachConfig {
                 self.queues
             ));
         }
-        if !self.size.is_multiple_of(SECTOR_SIZE) {
-            return refused(format!("size {} is not a multiple of 512", self.size));
+        if !self.volume.size.is_multiple_of(SECTOR_SIZE) {
+            return refused(format!(
+                "size {} is not a multiple of 512",
+                self.volume.size
+            ));
         }
         if self.socket_mode & !0o777 != 0 {
             return refused(format!(
@@ -132,7 +125,7 @@ impl AttachConfig {
         };
         let always = SEG_MAX | BLK_SIZE | FLUSH | TOPOLOGY | CONFIG_WCE;
         let ring = LOG_ALL | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES | VERSION_1;
-        let access = if self.read_only {
+        let access = if self.volume.read_only {
             RO
         } else {
             DISCARD | WRITE_ZEROES
@@ -160,7 +153,7 @@ impl AttachConfig {
         put(20, &512u32.to_le_bytes()); // blk_size
         put(24, &[3]); // physical_block_exp: 4096 bytes
         put(26, &8u16.to_le_bytes()); // min_io_size, in logical blocks
-        put(28, &sectors(self.object_size.bytes()).to_le_bytes()); // opt_io_size
+        put(28, &sectors(self.volume.object_size.bytes()).to_le_bytes()); // opt_io_size
         put(32, &[u8::from(writeback)]);
         put(34, &self.queues.to_le_bytes());
         put(36, &RANGE_SECTORS_MAX.to_le_bytes()); // discard
@@ -176,7 +169,7 @@ impl AttachConfig {
     #[must_use]
     pub fn id(&self) -> [u8; SERIAL_LEN] {
         let mut id = [0; SERIAL_LEN];
-        for (to, from) in id.iter_mut().zip(self.serial.bytes()) {
+        for (to, from) in id.iter_mut().zip(self.volume.serial.bytes()) {
             *to = from;
         }
         id

@@ -17,17 +17,16 @@ mod control;
 mod recall;
 mod serve;
 
-use std::cell::RefCell;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use archipelago_endpoint::{Activity, Driver, Seed, Shortage, Wakeups};
 use archipelago_protocol::volume::{OnFull, OpenMode, VolumeEvent, VolumeHandle, Volumes};
 use archipelago_protocol::{Error, Lineage};
-use archipelago_runtime::{Peer, Progress};
+use archipelago_runtime::Progress;
 use crossbeam_channel::Receiver;
 use tracing::{debug, error};
 use xseg::Region;
@@ -38,12 +37,10 @@ use crate::config::{AttachConfig, feature};
 use crate::dirty_log::DirtyLog;
 use crate::failure::FailureLog;
 use crate::memory::MemoryTable;
-use crate::metrics::add;
 use crate::queue::Queue;
 use crate::request::Range;
 use crate::shared::Shared;
 use crate::throttle::Throttle;
-use crate::wakeups::Wakeups;
 
 /// How long after an open that found no slot or no room the next one is tried.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
@@ -63,15 +60,6 @@ enum VolumeState {
     /// without waiting: whoever reports serves again when there is room.
     Full(Duration),
     Failed,
-}
-
-/// What a guest gets whose volume cannot be opened for want of a slot or of room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shortage {
-    /// It waits.
-    Waits,
-    /// Its requests fail.
-    Reported,
 }
 
 /// A part of a request that the volume could not take at once.
@@ -96,7 +84,7 @@ pub struct Device<V, W> {
     name: String,
     config: AttachConfig,
     shared: Arc<Shared>,
-    volumes: Rc<RefCell<V>>,
+    volumes: V,
     wakeups: W,
     commands: Receiver<Message>,
     queues: Vec<Queue>,
@@ -130,7 +118,6 @@ pub struct Device<V, W> {
     rest_until: Option<Duration>,
     /// Completions are not shown any more: the front end is gone, or has reset the device.
     dropping: bool,
-    awake: bool,
 }
 
 /// What the data thread needs to make the device; comes with its [`Endpoint`](crate::Endpoint).
@@ -149,7 +136,7 @@ impl DeviceSeed {
     /// If the bell of the connection's thread cannot be watched.
     pub fn build<V: Volumes, W: Wakeups>(
         self,
-        volumes: Rc<RefCell<V>>,
+        volumes: V,
         mut wakeups: W,
     ) -> std::io::Result<Device<V, W>> {
         wakeups.watch(self.bell)?;
@@ -183,20 +170,24 @@ impl DeviceSeed {
             answers: Throttle::of_answers(),
             rest_until: None,
             dropping: false,
-            awake: true,
         })
     }
 }
 
 impl<V: Volumes, W: Wakeups> Device<V, W> {
-    /// Whether the device has been detached and can be dropped.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.shared.finished.load(Ordering::Acquire)
-    }
-
     fn in_flight(&self) -> usize {
         self.queues.iter().map(|queue| queue.in_flight).sum()
+    }
+
+    /// Whether something goes on once the volume peer has done its part, which no wake-up says.
+    fn waits_for_volume(&self) -> bool {
+        let changes = matches!(
+            self.volume,
+            VolumeState::Opening(_) | VolumeState::Closing(_)
+        );
+        let commands = !self.waits.is_empty() || self.memory.has_retired() || !self.regions_ready;
+        let requests = self.in_flight() > 0 || self.held_back || !self.deferred.is_empty();
+        changes || commands || requests
     }
 
     /// Takes what the volume has to say.
@@ -209,7 +200,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             else {
                 break;
             };
-            let Some(event) = self.volumes.borrow_mut().next_event(handle) else {
+            let Some(event) = self.volumes.next_event(handle) else {
                 break;
             };
             any = true;
@@ -221,25 +212,24 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     self.shared.set_size(volume.size);
                     (self.shortage, self.open_since) = (None, None);
                     // It may have been opened without waiting.
-                    let mut volumes = self.volumes.borrow_mut();
+                    let volumes = &mut self.volumes;
                     if !self.dropping {
-                        volumes.on_full(handle, self.config.on_full);
+                        volumes.on_full(handle, self.config.volume.on_full);
                     }
-                    drop(volumes);
                     self.volume = VolumeState::Open(handle);
                 }
                 VolumeEvent::Opened { result: Err(error) } if error.code.passes() => {
-                    add(&self.shared.metrics.open_failures, 1);
+                    self.shared.metrics.open_failures.add(1);
                     self.volume = self.without_space(&error);
                 }
                 VolumeEvent::Opened { result: Err(error) } => {
-                    add(&self.shared.metrics.open_failures, 1);
-                    error!(volume = %self.config.lineage, %error, "the volume cannot be opened; its guest gets I/O errors");
+                    self.shared.metrics.open_failures.add(1);
+                    error!(volume = %self.config.volume.lineage, %error, "the volume cannot be opened; its guest gets I/O errors");
                     self.volume = VolumeState::Failed;
                 }
                 VolumeEvent::Closed { result } => {
                     if let Err(error) = result {
-                        error!(volume = %self.config.lineage, %error, "closing the volume failed");
+                        error!(volume = %self.config.volume.lineage, %error, "closing the volume failed");
                     }
                     self.volume = VolumeState::Closed;
                 }
@@ -256,14 +246,14 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     fn is_over(&self) -> bool {
         let since = self.open_since.unwrap_or_default();
         let waited = self.wakeups.now().saturating_sub(since);
-        let limit = self.config.on_full.limit();
+        let limit = self.config.volume.on_full.limit();
         limit.is_some_and(|limit| waited >= limit)
     }
 
     /// The volume cannot be opened for want of space: its next state.
     fn without_space(&mut self, error: &Error) -> VolumeState {
         let again = self.wakeups.now() + OPEN_AGAIN;
-        let (volume, policy) = (self.config.lineage, self.config.on_full);
+        let (volume, policy) = (self.config.volume.lineage, self.config.volume.on_full);
         if self.is_over() {
             if self.shortage.replace(Shortage::Reported) != Some(Shortage::Reported) {
                 error!(%volume, %error, "the volume cannot be opened; its guest gets I/O errors until there is space (on full: {policy})");
@@ -276,45 +266,13 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         VolumeState::Refused(again)
     }
 
-    /// Whether the volume cannot be opened for want of space, and when that was tried first. What an open waits for, the volume
-    /// peer tells.
-    #[must_use]
-    pub fn shortage(&self) -> Option<(Shortage, Duration)> {
-        self.shortage.zip(self.open_since)
-    }
-
-    /// The volume that it serves.
-    #[must_use]
-    pub fn lineage(&self) -> Lineage {
-        self.config.lineage
-    }
-
-    /// What writes do for which the pool has no room, from now on; those that wait already are answered at once if it is
-    /// [`OnFull::Report`].
-    pub fn set_on_full(&mut self, policy: OnFull) {
-        if std::mem::replace(&mut self.config.on_full, policy) == policy {
-            return;
-        }
-        match self.volume {
-            // Who drops its requests waits for nothing any more.
-            VolumeState::Opening(handle) | VolumeState::Open(handle) if !self.dropping => {
-                self.volumes.borrow_mut().on_full(handle, policy);
-            }
-            // Tried anew, as the policy says.
-            VolumeState::Refused(_) | VolumeState::Full(_) => {
-                (self.volume, self.open_since) = (VolumeState::Closed, None);
-            }
-            _ => {}
-        }
-    }
-
     /// Opens and closes the volume as the rings need it.
     fn settle_volume(&mut self) -> bool {
         let wanted = !self.dropping && self.queues.iter().any(Queue::wants_volume);
         let idle = !self.queues.iter().any(Queue::started) && self.in_flight() == 0;
         match self.volume {
             VolumeState::Closed if wanted => {
-                let mode = if self.config.read_only {
+                let mode = if self.config.volume.read_only {
                     OpenMode::ReadOnly
                 } else {
                     OpenMode::Exclusive
@@ -323,16 +281,15 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 let policy = if self.is_over() {
                     OnFull::Report
                 } else {
-                    self.config.on_full
+                    self.config.volume.on_full
                 };
-                let mut volumes = self.volumes.borrow_mut();
-                let handle = volumes.open(self.config.lineage, mode);
+                let volumes = &mut self.volumes;
+                let handle = volumes.open(self.config.volume.lineage, mode);
                 volumes.on_full(handle, policy);
-                drop(volumes);
                 self.volume = VolumeState::Opening(handle);
             }
             VolumeState::Open(handle) if idle => {
-                self.volumes.borrow_mut().close(handle);
+                self.volumes.close(handle);
                 self.volume = VolumeState::Closing(handle);
             }
             VolumeState::Failed | VolumeState::Refused(_) | VolumeState::Full(_) if idle => {
@@ -354,14 +311,24 @@ fn dirty_log(features: u64, log: Option<&DirtyLog>) -> Option<&DirtyLog> {
     log.filter(|_| features & feature::LOG_ALL != 0)
 }
 
-impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
-    fn name(&self) -> &str {
-        &self.name
+impl<V, W> Seed<V, W> for DeviceSeed
+where
+    V: Volumes + 'static,
+    W: Wakeups + 'static,
+{
+    fn build(self: Box<Self>, volumes: V, wakeups: W) -> std::io::Result<Box<dyn Driver>> {
+        Ok(Box::new(DeviceSeed::build(*self, volumes, wakeups)?))
+    }
+}
+
+impl<V: Volumes, W: Wakeups> Driver for Device<V, W> {
+    fn lineage(&self) -> Lineage {
+        self.config.volume.lineage
     }
 
     fn poll(&mut self) -> Progress {
         if self.is_finished() {
-            // Whoever still asks is told by the dropped answer.
+            // Whoever still asks sees the dropped answer.
             while self.commands.try_recv().is_ok() {}
             return Progress::Idle;
         }
@@ -372,17 +339,12 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
         self.report_failures();
         busy |= self.settle_volume();
         busy |= self.settle_waits();
-        let in_flight = self.in_flight() as u64;
-        self.shared
-            .metrics
-            .in_flight
-            .store(in_flight, Ordering::Relaxed);
+        self.shared.metrics.in_flight.set(self.in_flight() as u64);
         if busy { Progress::Busy } else { Progress::Idle }
     }
 
-    fn prepare_sleep(&mut self) -> bool {
-        self.awake = false;
-        let mut quiet = self.commands.is_empty();
+    fn prepare_sleep(&mut self) -> Activity {
+        let mut ready = !self.commands.is_empty();
         let rests = self.rests();
         let due = self.rest_until.into_iter().chain(self.failures.due());
         if let Some(until) = due.chain(self.recall_due()).min() {
@@ -399,20 +361,49 @@ impl<V: Volumes, W: Wakeups> Peer for Device<V, W> {
         let dirty = dirty_log(self.features, self.log.as_ref());
         for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
             let waiting = queue.ask_for_kicks(dirty);
-            quiet &= !(waiting && serving);
+            ready |= waiting && serving;
         }
-        quiet
+        match ready {
+            true => Activity::Ready,
+            false if self.waits_for_volume() => Activity::Waiting,
+            false => Activity::Idle,
+        }
     }
 
     fn wake(&mut self) {
-        self.awake = true;
         let dirty = dirty_log(self.features, self.log.as_ref());
         for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
             if queue.asked() && queue.waiting().is_ok_and(|waiting| waiting > 0) {
-                add(&self.shared.metrics.kicks, 1);
+                self.shared.metrics.kicks.add(1);
             }
             queue.refuse_kicks(dirty);
         }
+    }
+
+    fn set_on_full(&mut self, policy: OnFull) {
+        if std::mem::replace(&mut self.config.volume.on_full, policy) == policy {
+            return;
+        }
+        match self.volume {
+            // Who drops its requests waits for nothing any more.
+            VolumeState::Opening(handle) | VolumeState::Open(handle) if !self.dropping => {
+                self.volumes.on_full(handle, policy);
+            }
+            // Tried anew, as the policy says.
+            VolumeState::Refused(_) | VolumeState::Full(_) => {
+                (self.volume, self.open_since) = (VolumeState::Closed, None);
+            }
+            _ => {}
+        }
+    }
+
+    fn shortage(&self) -> Option<(Shortage, Duration)> {
+        self.shortage.zip(self.open_since)
+    }
+
+    fn is_finished(&self) -> bool {
+        // Acquire: pairs with the Release in `settle`. Set and read on the data thread, and read by control.
+        self.shared.finished.load(Ordering::Acquire)
     }
 }
 

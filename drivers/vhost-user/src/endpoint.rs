@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use archipelago_endpoint::Detach;
 use archipelago_protocol::{Error, ErrorCode};
 use crossbeam_channel::unbounded;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,15 +23,6 @@ use crate::ring_check::Problem;
 use crate::session::{Session, Stop};
 use crate::shared::Shared;
 use crate::throttle::Allowance;
-
-/// How far a detach may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detach {
-    /// Refused while a front end is connected.
-    IfUnused,
-    /// Hangs up on the front end.
-    Force,
-}
 
 /// An attached volume, as the node sees it.
 #[derive(Debug)]
@@ -64,7 +56,7 @@ impl Endpoint {
         let bell = bell.map_err(failed)?;
         let heard = notice.try_clone().map_err(failed)?;
         let watched = bell.try_clone().map_err(failed)?;
-        let shared = Arc::new(Shared::new(config.size, notice));
+        let shared = Arc::new(Shared::new(config.volume.size, notice));
         let (sender, commands) = unbounded();
         let line = Line {
             commands: sender,
@@ -132,26 +124,27 @@ impl Endpoint {
     pub fn problem(&self) -> Option<Problem> {
         self.shared.problem()
     }
+}
 
-    /// The volume has `size` bytes now; the guest is told.
-    pub fn resized(&self, size: u64) {
+impl archipelago_endpoint::Endpoint for Endpoint {
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.status().named()
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.shared.problem().map(|problem| problem.to_string())
+    }
+
+    fn resized(&self, size: u64) {
         self.shared.set_size(size);
     }
 
-    /// Hangs up, waits until nothing is in flight and the volume is closed, and removes the socket. Never called on the
-    /// data thread, which it waits for.
-    ///
-    /// # Errors
-    /// [`ErrorCode::InUse`] while a front end is connected, unless forced.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the endpoint comes back, once in its life"
-    )]
-    pub fn detach(mut self, how: Detach) -> Result<(), (Endpoint, Error)> {
+    fn detach(&mut self, how: Detach) -> Result<(), Error> {
         if how == Detach::IfUnused && self.in_use() {
-            let error = Error::new(ErrorCode::InUse, "a virtual machine is connected to it")
-                .with_hint("stop the virtual machine or unplug the disk, then detach");
-            return Err((self, error));
+            return Err(
+                Error::new(ErrorCode::InUse, "a virtual machine is connected to it")
+                    .with_hint("stop the virtual machine or unplug the disk, then detach"),
+            );
         }
         self.stop.request();
         if let Some(thread) = self.thread.take() {

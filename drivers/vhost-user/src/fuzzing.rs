@@ -33,7 +33,7 @@ impl Line {
 pub fn seed(config: AttachConfig) -> std::io::Result<(Line, DeviceSeed)> {
     let (sender, commands) = unbounded();
     let seed = DeviceSeed {
-        shared: Arc::new(Shared::new(config.size, eventfd()?)),
+        shared: Arc::new(Shared::new(config.volume.size, eventfd()?)),
         commands,
         bell: OwnedFd::from(eventfd()?),
         config,

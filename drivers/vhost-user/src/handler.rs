@@ -122,10 +122,10 @@ impl Handler {
         let socket = self.config.socket.display();
         match problem {
             Some(problem) if !std::mem::replace(&mut self.warned, true) => {
-                warn!(%socket, volume = %self.config.lineage, "{problem}");
+                warn!(%socket, volume = %self.config.volume.lineage, "{problem}");
             }
             None if before.is_some() => {
-                info!(%socket, volume = %self.config.lineage, "the guest's requests can be seen");
+                info!(%socket, volume = %self.config.volume.lineage, "the guest's requests can be seen");
             }
             _ => {}
         }

@@ -12,7 +12,7 @@
 //! | [`failure`] | why guests get error statuses, and which of them are logged |
 //! | [`memory`] | guest addresses to (region, offset) |
 //! | [`inflight`], [`dirty_log`] | what outlives the endpoint; what a migration copies |
-//! | [`config`], [`metrics`], [`wakeups`] | features and configuration space; figures; the event loop's seam |
+//! | [`config`], [`metrics`] | features and configuration space; figures |
 //!
 //! One design decision: the crate `vhost` parses messages on a plain thread per attached volume, because it blocks in the
 //! middle of a message; the ring is our own, on the data thread, because in-flight tracking, logging and draining need
@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! let (endpoint, seed) = Endpoint::attach(config)?;            // any thread
-//! let device = seed.build(volumes, EpollWakeups::new()?)?;     // on the data thread; then poll it as a peer
+//! let device = Box::new(seed).build(volumes, wakeups)?;        // on the data thread, which polls it from now on
 //! endpoint.detach(Detach::Force)?;                             // any other thread
 //! ```
 //!
@@ -42,8 +42,6 @@ pub mod fuzzing;
 mod handler;
 pub mod inflight;
 pub mod memory;
-#[cfg(feature = "test-utils")]
-pub mod memory_volumes;
 pub mod metrics;
 pub mod queue;
 pub mod request;
@@ -51,11 +49,9 @@ pub mod ring_check;
 mod session;
 mod shared;
 mod throttle;
-pub mod wakeups;
 
 pub use config::AttachConfig;
-pub use device::{Device, DeviceSeed, Shortage};
-pub use endpoint::{Detach, Endpoint};
+pub use device::{Device, DeviceSeed};
+pub use endpoint::Endpoint;
 pub use metrics::Counters;
 pub use ring_check::Problem;
-pub use wakeups::{EpollWakeups, Wakeups, WatchId};

@@ -1,34 +1,14 @@
 //! Figures of one device.
-//!
-//! Invariant: only the data thread adds, so an addition is a load and a store, not a locked instruction.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use archipelago_endpoint::counters;
+use archipelago_endpoint::counters::Counter;
 use archipelago_protocol::ErrorCode;
 
 use crate::failure::Failure;
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// Live figures, shared between the device and whoever reads them.
-        #[derive(Debug, Default)]
-        pub struct Metrics { $($(#[$doc])* pub(crate) $name: AtomicU64,)* }
-
-        /// Figures at one moment, counted since the device was attached.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
-
-        impl Metrics {
-            /// The figures now.
-            #[must_use]
-            pub fn read(&self) -> Counters {
-                Counters { $($name: self.$name.load(Ordering::Relaxed),)* }
-            }
-        }
-    };
-}
-
 counters! {
+    /// Requests in flight now.
+    in_flight,
     /// Read requests completed.
     reads,
     /// Write requests completed.
@@ -83,8 +63,6 @@ counters! {
     rests,
     /// Times the volume could not be opened.
     open_failures,
-    /// Requests in flight now.
-    in_flight,
     /// Front ends that have connected.
     connections,
 }
@@ -92,8 +70,8 @@ counters! {
 impl Metrics {
     /// Counts a request that is answered with IOERR.
     pub(crate) fn count_error(&self, failure: Failure) {
-        add(&self.errors, 1);
-        let cause = match failure {
+        self.errors.add(1);
+        let cause: &Counter = match failure {
             Failure::NotOpen => &self.errors_not_open,
             Failure::Volume(ErrorCode::NoSpace) => &self.errors_no_space,
             Failure::Volume(ErrorCode::Io) => &self.errors_io,
@@ -103,13 +81,6 @@ impl Metrics {
             Failure::Volume(_) => &self.errors_other,
             _ => &self.errors_refused,
         };
-        add(cause, 1);
+        cause.add(1);
     }
-}
-
-/// Adds `amount` to `counter`, which only the calling thread changes.
-pub(crate) fn add(counter: &AtomicU64, amount: u64) {
-    // Relaxed: figures order nothing.
-    let sum = counter.load(Ordering::Relaxed).wrapping_add(amount);
-    counter.store(sum, Ordering::Relaxed);
 }

@@ -13,13 +13,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{Ordering, fence};
 
+use archipelago_endpoint::WatchId;
+
 use crate::chain::ChainError;
 use crate::dirty_log::DirtyLog;
 use crate::failure::Failure;
 use crate::inflight::QueueLog;
 use crate::memory::{MemoryTable, Place};
 use crate::request::{Kind, Request, Status};
-use crate::wakeups::WatchId;
 
 const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;

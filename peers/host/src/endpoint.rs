@@ -1,4 +1,4 @@
-//! The endpoint in a data process: the volume peer, the devices and the bulk copies that use it.
+//! The endpoint in a data process: the volume peer, the drivers and the bulk copies that use it.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use archipelago_endpoint::{Activity, Driver, Seed, Shortage};
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Wait};
 use archipelago_protocol::{Error, ErrorCode, Lineage, OnFull};
 use archipelago_runtime::{Peer, Progress};
 use archipelago_segment::{BULK_ROLE, BulkServer, BulkStep};
-use archipelago_vhost_user::{Device, DeviceSeed, Shortage};
 use archipelago_volume::{ControlEvent, Shared, VolumePeer, WaitsFor};
 use xseg::shared::{Admission, Listener};
 use xseg::{Client, Server};
@@ -25,6 +25,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const BULKS_MAX: usize = 64;
 
 type Volumes = Shared<Client, Client>;
+
+/// What the data thread makes a driver of.
+pub(crate) type DriverSeed = Box<dyn Seed<Volumes, LoopWakeups>>;
 
 /// Why a volume waits, or does not any more, for people.
 fn without_space(waits_for: WaitsFor) -> &'static str {
@@ -55,9 +58,7 @@ struct Bulk {
 /// The volume peer and its drivers.
 pub(crate) struct EndpointHost {
     volumes: Volumes,
-    /// The same, as devices hold it.
-    for_devices: Rc<RefCell<Volumes>>,
-    devices: Vec<Device<Volumes, LoopWakeups>>,
+    drivers: Vec<Box<dyn Driver>>,
     bulks: Vec<Bulk>,
     snapshots: VecDeque<(u64, Answer)>,
     next_snapshot: u64,
@@ -72,11 +73,9 @@ impl EndpointHost {
         events: &Rc<RefCell<EventLoop>>,
         attention: &Attention,
     ) -> Result<EndpointHost, Error> {
-        let volumes = Shared::new(VolumePeer::new(mapper, blocker)?);
         Ok(EndpointHost {
-            for_devices: Rc::new(RefCell::new(volumes.clone())),
-            volumes,
-            devices: Vec::new(),
+            volumes: Shared::new(VolumePeer::new(mapper, blocker)?),
+            drivers: Vec::new(),
             bulks: Vec::new(),
             snapshots: VecDeque::new(),
             next_snapshot: 1,
@@ -85,17 +84,12 @@ impl EndpointHost {
         })
     }
 
-    /// Serves a device that a thread of control has prepared.
-    pub(crate) fn add_device(&mut self, seed: DeviceSeed) -> Result<(), Error> {
-        let device = seed
-            .build(Rc::clone(&self.for_devices), LoopWakeups::new(&self.events))
-            .map_err(|error| {
-                Error::new(
-                    ErrorCode::Io,
-                    format!("watching a vhost-user socket: {error}"),
-                )
-            })?;
-        self.devices.push(device);
+    /// Serves an endpoint that a thread of control has prepared.
+    pub(crate) fn add(&mut self, seed: DriverSeed) -> Result<(), Error> {
+        let driver = seed
+            .build(self.volumes.clone(), LoopWakeups::new(&self.events))
+            .map_err(|error| Error::new(ErrorCode::Io, format!("watching an endpoint: {error}")))?;
+        self.drivers.push(driver);
         Ok(())
     }
 
@@ -114,9 +108,10 @@ impl EndpointHost {
 
     /// The catalogue has another policy for a full pool: for what waits, and what comes.
     pub(crate) fn set_on_full(&mut self, lineage: Lineage, policy: OnFull) {
-        let of_volume = |device: &&mut Device<_, _>| device.lineage() == lineage;
-        for device in self.devices.iter_mut().filter(of_volume) {
-            device.set_on_full(policy);
+        for driver in &mut self.drivers {
+            if driver.lineage() == lineage {
+                driver.set_on_full(policy);
+            }
         }
     }
 
@@ -167,9 +162,9 @@ impl EndpointHost {
         }
     }
 
-    /// Whether every device and bulk copy has ended.
+    /// Whether every endpoint and bulk copy has ended.
     pub(crate) fn is_idle(&self) -> bool {
-        self.devices.is_empty() && self.bulks.is_empty() && self.snapshots.is_empty()
+        self.drivers.is_empty() && self.bulks.is_empty() && self.snapshots.is_empty()
     }
 
     /// Looks after sockets: new clients of bulk copies, the ports' connections.
@@ -230,15 +225,15 @@ impl EndpointHost {
             .volumes
             .with(|peer| peer.without_space(now).map(wait).collect());
         // Volumes that are not open, which the volume peer does not know.
-        let devices = self.devices.iter();
-        waits.extend(devices.filter_map(|device| {
-            let (shortage, since) = device.shortage()?;
+        let drivers = self.drivers.iter();
+        waits.extend(drivers.filter_map(|driver| {
+            let (shortage, since) = driver.shortage()?;
             let what = match shortage {
                 Shortage::Waits => "its open waits for a place among the open volumes",
                 Shortage::Reported => without_space(WaitsFor::Nothing),
             };
             Some(Wait {
-                lineage: device.lineage(),
+                lineage: driver.lineage(),
                 what: what.to_owned(),
                 seconds: now.saturating_sub(since).as_secs(),
             })
@@ -251,7 +246,7 @@ impl EndpointHost {
         let endpoint = PeerStatus {
             name: "endpoint".to_owned(),
             counters: vec![
-                ("devices".to_owned(), self.devices.len() as u64),
+                ("devices".to_owned(), self.drivers.len() as u64),
                 ("bulk_copies".to_owned(), self.bulks.len() as u64),
             ],
         };
@@ -335,10 +330,10 @@ impl Peer for EndpointHost {
 
     fn poll(&mut self) -> Progress {
         let mut progress = self.volumes.poll();
-        for device in &mut self.devices {
-            progress = progress.or(device.poll());
+        for driver in &mut self.drivers {
+            progress = progress.or(driver.poll());
         }
-        self.devices.retain(|device| !device.is_finished());
+        self.drivers.retain(|driver| !driver.is_finished());
         progress
             .or(self.poll_bulks())
             .or(self.take_control_events())
@@ -347,8 +342,8 @@ impl Peer for EndpointHost {
 
     fn prepare_sleep(&mut self) -> bool {
         let mut quiet = self.volumes.prepare_sleep();
-        for device in &mut self.devices {
-            quiet &= device.prepare_sleep();
+        for driver in &mut self.drivers {
+            quiet &= driver.prepare_sleep() != Activity::Ready;
         }
         for bulk in &mut self.bulks {
             quiet &= bulk.server.prepare_sleep();
@@ -358,8 +353,8 @@ impl Peer for EndpointHost {
 
     fn wake(&mut self) {
         self.volumes.wake();
-        for device in &mut self.devices {
-            device.wake();
+        for driver in &mut self.drivers {
+            driver.wake();
         }
         for bulk in &mut self.bulks {
             bulk.server.wake();

@@ -97,14 +97,14 @@ impl LoopWakeups {
     }
 }
 
-impl archipelago_vhost_user::Wakeups for LoopWakeups {
-    fn watch(&mut self, fd: OwnedFd) -> std::io::Result<archipelago_vhost_user::WatchId> {
+impl archipelago_endpoint::Wakeups for LoopWakeups {
+    fn watch(&mut self, fd: OwnedFd) -> std::io::Result<archipelago_endpoint::WatchId> {
         let id = self.events.borrow_mut().watch(fd.as_fd())?;
         self.watched.push(id);
-        Ok(archipelago_vhost_user::WatchId(id.0))
+        Ok(archipelago_endpoint::WatchId(id.0))
     }
 
-    fn unwatch(&mut self, id: archipelago_vhost_user::WatchId) {
+    fn unwatch(&mut self, id: archipelago_endpoint::WatchId) {
         self.watched.retain(|known| known.0 != id.0);
         self.events.borrow_mut().unwatch(WatchId(id.0));
     }

@@ -3,7 +3,7 @@
 //! Requests of control arrive as [`Job`]s from other threads and are answered from here, so that peers are touched by one
 //! thread only.
 //!
-//! Stop: bulk copies are given up and devices have been detached by the control thread; when all volumes are closed and
+//! Stop: bulk copies are given up and endpoints have been detached by the control thread; when all volumes are closed and
 //! nothing is in flight any more, the stop is answered and the reactor ends.
 
 use std::cell::RefCell;
@@ -16,14 +16,13 @@ use archipelago_mapper::ClientId;
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
 use archipelago_protocol::{Error, ErrorCode, Grants};
 use archipelago_runtime::{Handle, Peer, Progress};
-use archipelago_vhost_user::DeviceSeed;
 use archipelago_volume::SPACE_INTERVAL;
 use xseg::ClientPort;
 
 use crate::acceptor::Acceptor;
 use crate::blocker::BlockerHost;
 use crate::control::Answer;
-use crate::endpoint::EndpointHost;
+use crate::endpoint::{DriverSeed, EndpointHost};
 use crate::event_loop::EventLoop;
 use crate::mapper::MapperPeer;
 use crate::port::Attention;
@@ -38,8 +37,8 @@ const TICK_UNCONNECTED: Duration = Duration::from_millis(10);
 pub(crate) enum Job {
     /// A request that concerns peers.
     Request(ControlRequest, Answer),
-    /// A device to serve.
-    Device(Box<DeviceSeed>, Answer),
+    /// An endpoint to serve.
+    Serve(DriverSeed, Answer),
 }
 
 /// The peers of a process. Those that are elsewhere are `None`.
@@ -67,8 +66,8 @@ impl<B: Backend> Host<B> {
         loop {
             match self.jobs.try_recv() {
                 Ok(Job::Request(request, answer)) => self.request(request, answer),
-                Ok(Job::Device(seed, answer)) => match &mut self.endpoint {
-                    Some(endpoint) => answer.result(endpoint.add_device(*seed)),
+                Ok(Job::Serve(seed, answer)) => match &mut self.endpoint {
+                    Some(endpoint) => answer.result(endpoint.add(seed)),
                     None => Self::unsupported(answer),
                 },
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return progress,

@@ -11,7 +11,8 @@
 //! | `objects`, `arena` | the mapper's object requests through a port |
 //! | `journal` | presence journals in mapped files |
 //! | `acceptor`, `port` | shared channels: who connects, who succeeds whom |
-//! | `control`, `devices` | requests of the daemon, on threads of their own |
+//! | `control`, `attached` | requests of the daemon, on threads of their own |
+//! | `drivers` | which driver serves a kind of endpoint |
 //! | `doctor` | a check of a pool that nobody serves |
 //! | `descriptors` | how many attached volumes the process has file descriptors for |
 //! | `owner` | the host's number in the heads |
@@ -40,13 +41,14 @@
 
 mod acceptor;
 mod arena;
+mod attached;
 mod blocker;
 mod confine;
 mod containment;
 mod control;
 mod descriptors;
-mod devices;
 mod doctor;
+mod drivers;
 mod endpoint;
 mod event_loop;
 mod host;
@@ -78,10 +80,9 @@ use xseg::shared::{Admission, ConnectOptions, OnServerDeath, SharedClient};
 use xseg::{Client, Server};
 
 use acceptor::{Acceptor, Caller, Channels};
+use attached::AttachedEndpoints;
 use blocker::BlockerHost;
 pub use confine::confine;
-use devices::Devices;
-pub use devices::device_name;
 pub use doctor::check_offline;
 use endpoint::EndpointHost;
 use event_loop::EventLoop;
@@ -163,7 +164,7 @@ pub fn run_with<B: Backend + 'static>(
     let mut reactor = Reactor::new(config, Arc::new(SystemClock), hook)
         .map_err(|failure| containment::ring_failed(&failure))?;
     let (sender, jobs) = mpsc::channel();
-    let devices = Devices::new(sender, reactor.handle(), &settings);
+    let endpoints = AttachedEndpoints::new(sender, reactor.handle(), &settings);
     let mut context = reactor.context();
     let mut host = build(roles, &settings, &mut context, jobs, wrap)?;
     if let Some(grants) = grants {
@@ -171,7 +172,7 @@ pub fn run_with<B: Backend + 'static>(
     }
     context.add_peer(Box::new(host));
     let answered = control::serve(UnixListener::from(listener), move |request, answer| {
-        devices.deliver(request, answer);
+        endpoints.deliver(request, answer);
     })
     .map_err(|error| Error::of_thread("control socket", &error))?;
     reactor.run();

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::{CatalogueReply, CatalogueRequest};
+use crate::endpoint::{AttachmentId, EndpointSpec, ServedVolume};
 use crate::error::Error;
 use crate::grants::Grants;
-use crate::ids::{Lineage, ObjectSize};
+use crate::ids::Lineage;
 use crate::on_full::OnFull;
 
 /// What a process hosts.
@@ -51,32 +52,20 @@ pub const LINE_LEN_MAX: u64 = 16 << 20;
 pub enum ControlRequest {
     /// Mapper: names.
     Catalogue(CatalogueRequest),
-    /// Endpoint: serve a volume at a vhost-user socket. The same again is not an error.
+    /// Endpoint: serve a volume. The same again is not an error.
     Attach {
-        /// The volume.
-        lineage: Lineage,
-        /// Bytes, as the catalogue has them.
-        size: u64,
-        /// Bytes of its objects.
-        object_size: ObjectSize,
-        /// Where the socket shall be.
-        socket: PathBuf,
-        /// Request queues offered.
-        queues: u16,
-        /// Refuse writes.
-        read_only: bool,
-        /// What GET_ID answers: at most 20 bytes.
-        serial: String,
-        /// What its guest's writes do without room in the pool. The same attachment again with another one is as
-        /// [`ControlRequest::OnFull`].
-        #[serde(default)]
-        on_full: OnFull,
+        /// The attachment's number.
+        attachment: AttachmentId,
+        /// What is served. The same attachment again with another policy for a full pool is as [`ControlRequest::OnFull`].
+        volume: ServedVolume,
+        /// Where and how.
+        endpoint: EndpointSpec,
     },
-    /// Endpoint: stop serving; refused with in-use while a front end runs a ring, unless `force`.
+    /// Endpoint: stop serving; refused with in-use while somebody is connected, unless `force`.
     Detach {
-        /// The volume.
-        lineage: Lineage,
-        /// Cut a connected front end off.
+        /// The attachment's number.
+        attachment: AttachmentId,
+        /// Disconnect whoever is connected.
         force: bool,
     },
     /// Endpoint: snapshot an open volume, with the mapper's token.

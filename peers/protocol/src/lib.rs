@@ -9,8 +9,9 @@
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
+//! | [`endpoint`] | the same, and drivers: which volume is served, at what kind of endpoint |
 //! | [`last_words`] | a process of ours and whoever started it |
-//! | [`grants`] | the same: which volumes an endpoint may open |
+//! | [`grants`] | control and its processes: which volumes an endpoint may open |
 //! | [`on_full`] | everybody: a volume's policy for a full pool |
 //! | [`error`] | everybody: stable error codes |
 //!
@@ -25,6 +26,7 @@ pub mod carry;
 pub mod catalogue;
 pub mod check;
 pub mod control;
+pub mod endpoint;
 pub mod error;
 pub mod grants;
 pub mod ids;
@@ -34,6 +36,7 @@ pub mod object;
 pub mod on_full;
 pub mod volume;
 
+pub use endpoint::{AttachmentId, EndpointSpec, ServedVolume};
 pub use error::{Error, ErrorCode, Result};
 pub use grants::{Access, Grants};
 pub use ids::{BLOCK_SIZE, Epoch, Generation, Lineage, Name, ObjectSize};

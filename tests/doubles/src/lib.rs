@@ -1,5 +1,5 @@
 //! What tests put in the place of storage: backends and journals that lose, delay, fail and record on demand, and the
-//! battery that every backend passes.
+//! battery that every backend passes; and what they put in the place of a driver's host.
 //!
 //! * [`SimulatedBackend`]: keeps written apart from durable, fails and crashes on demand: for crash tests.
 //! * [`MemoryBackend`]: the object contract in memory, without faults: for tests of what stands above a backend.
@@ -7,6 +7,8 @@
 //! * [`Recording`]: any backend, with its requests and replies written down.
 //! * [`battery`]: the conformance battery of [`archipelago_protocol::object`], one case for each rule.
 //! * [`MemoryJournals`]: the presence journals of a mapper, in memory that outlives it.
+//! * [`memory_volumes`]: a volume peer in memory, for tests of drivers.
+//! * [`epoll_wakeups`]: an event loop for one driver.
 //!
 //! All of them stand here, and not beside what they replace, so that the product cannot be built with one of them by
 //! mistake: no product crate depends on this one, except for its tests (`tests/tidy.sh`). A crate on which this one
@@ -18,8 +20,10 @@
 
 pub mod battery;
 mod delayed;
+pub mod epoll_wakeups;
 mod journals;
 mod memory;
+pub mod memory_volumes;
 mod recording;
 pub mod simulated;
 

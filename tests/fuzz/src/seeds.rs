@@ -4,7 +4,9 @@ use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, K
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
-use archipelago_protocol::{Epoch, Error, ErrorCode, Lineage, ObjectSize, OnFull};
+use archipelago_protocol::{
+    AttachmentId, EndpointSpec, Epoch, Error, ErrorCode, Lineage, ObjectSize, OnFull, ServedVolume,
+};
 use serde::Serialize;
 
 use crate::targets::{chain, device, mapper};
@@ -365,14 +367,19 @@ fn json() -> Vec<Vec<u8>> {
         limit: 10,
     };
     let attach = ControlRequest::Attach {
-        lineage: Lineage(7),
-        size: 512,
-        object_size: ObjectSize::DEFAULT,
-        socket: "/run/v".into(),
-        queues: 2,
-        read_only: true,
-        serial: "s".to_owned(),
-        on_full: OnFull::Report,
+        attachment: AttachmentId(1),
+        volume: ServedVolume {
+            lineage: Lineage(7),
+            size: 512,
+            object_size: ObjectSize::DEFAULT,
+            read_only: true,
+            serial: "s".to_owned(),
+            on_full: OnFull::Report,
+        },
+        endpoint: EndpointSpec::VhostUser {
+            socket: "/run/v".into(),
+            queues: 2,
+        },
     };
     vec![
         text(&create),

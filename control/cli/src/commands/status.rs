@@ -200,7 +200,7 @@ pub(super) fn render(status: &NodeStatus) -> String {
         text.push('\n');
         text.push_str(&channels.render());
     }
-    let mut attachments = Table::new(&["ATTACHED", "MODE", "QUEUES", "JOURNAL", "SOCKET"]);
+    let mut attachments = Table::new(&["ATTACHED", "KIND", "MODE", "QUEUES", "JOURNAL", "SOCKET"]);
     for attachment in &status.attachments {
         let mode = if attachment.read_only {
             "read-only"
@@ -213,10 +213,11 @@ pub(super) fn render(status: &NodeStatus) -> String {
         };
         attachments.row([
             attachment.name.to_string(),
+            attachment.endpoint.kind().to_owned(),
             mode.to_owned(),
-            attachment.queues.to_string(),
+            attachment.endpoint.queues().to_string(),
             journal.to_owned(),
-            attachment.socket.display().to_string(),
+            attachment.endpoint.path().display().to_string(),
         ]);
     }
     if !attachments.is_empty() {

@@ -109,7 +109,7 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             let attachment: Attachment =
                 client.call(Method::Post, &path(&name, "/attach"), &body)?;
             output.print(&attachment, |attachment| {
-                attachment.socket.display().to_string()
+                attachment.endpoint.path().display().to_string()
             })
         }
         Volume::Detach { name } => done(
@@ -200,8 +200,9 @@ fn info(view: &VolumeView) -> String {
             } else {
                 "read-write"
             };
-            rows.push(("attached", format!("{mode}, queues: {}", attachment.queues)));
-            rows.push(("socket", attachment.socket.display().to_string()));
+            let (kind, queues) = (attachment.endpoint.kind(), attachment.endpoint.queues());
+            rows.push(("attached", format!("{kind}, {mode}, queues: {queues}")));
+            rows.push(("socket", attachment.endpoint.path().display().to_string()));
         }
     }
     facts(&rows)

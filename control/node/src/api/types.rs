@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use archipelago_protocol::catalogue::Entry;
 use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Role};
-use archipelago_protocol::{Error, Lineage, Name, ObjectSize, OnFull};
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, Lineage, Name, ObjectSize, OnFull};
 use serde::{Deserialize, Serialize};
 
 use super::pools::PoolStatus;
@@ -101,18 +101,18 @@ pub struct AttachVolume {
 
 /// Something attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Attachment {
+    /// Its number in the node.
+    pub id: AttachmentId,
     /// The volume.
     pub name: Name,
     /// Its id.
     pub lineage: Lineage,
-    /// Its vhost-user socket.
-    pub socket: PathBuf,
-    /// Request queues offered.
-    pub queues: u16,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Its kind, and what only that kind has.
+    #[serde(flatten)]
+    pub endpoint: EndpointSpec,
 }
 
 /// A named thing with what the node knows of it.

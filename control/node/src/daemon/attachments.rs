@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name};
 use serde::{Deserialize, Serialize};
 
 use crate::api::types::Attachment;
@@ -11,21 +11,83 @@ use crate::durable;
 
 /// Version of the file, newest first.
 ///
-/// 1: a list of attachments.
-const VERSION: u32 = 1;
+/// 2: attachments with a number and a kind, and the number of the next one.
+/// 1: vhost-user attachments; still read.
+const VERSION: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
     version: u32,
+    next_id: AttachmentId,
     attachments: Vec<Attachment>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContentV1 {
+    #[serde(rename = "version")]
+    _version: u32,
+    attachments: Vec<AttachmentV1>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AttachmentV1 {
+    name: Name,
+    lineage: Lineage,
+    socket: PathBuf,
+    queues: u16,
+    read_only: bool,
+}
+
+impl From<ContentV1> for Content {
+    fn from(old: ContentV1) -> Content {
+        let numbered = (1..).map(AttachmentId).zip(old.attachments);
+        let attachments: Vec<Attachment> = numbered
+            .map(|(id, old)| Attachment {
+                id,
+                name: old.name,
+                lineage: old.lineage,
+                read_only: old.read_only,
+                endpoint: EndpointSpec::VhostUser {
+                    socket: old.socket,
+                    queues: old.queues,
+                },
+            })
+            .collect();
+        Content {
+            version: VERSION,
+            next_id: AttachmentId(attachments.len() as u64 + 1),
+            attachments,
+        }
+    }
+}
+
+/// The content of the file, in the words of whoever cannot read it.
+fn parse(bytes: &[u8]) -> Result<Content, String> {
+    fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
+        serde_json::from_slice(bytes).map_err(|error| error.to_string())
+    }
+    match read::<Versioned>(bytes)?.version {
+        VERSION => read(bytes),
+        1 => read::<ContentV1>(bytes).map(Content::from),
+        version => Err(format!("version {version} is not in 1..={VERSION}")),
+    }
 }
 
 /// The attachments of a node. What the file says and what the memory says is the same after each call.
 #[derive(Debug)]
 pub(crate) struct Attachments {
     path: PathBuf,
-    by_lineage: BTreeMap<Lineage, Attachment>,
+    by_id: BTreeMap<AttachmentId, Attachment>,
+    /// Given to the next attachment; never to two of them.
+    next_id: AttachmentId,
 }
 
 impl Attachments {
@@ -34,77 +96,76 @@ impl Attachments {
     /// # Errors
     /// [`ErrorCode::Damaged`] if it does not parse: what was attached must not be forgotten silently.
     pub(crate) fn read(path: PathBuf) -> Result<Attachments, Error> {
-        let damaged = |why: String| {
-            Error::new(ErrorCode::Damaged, format!("{}: {why}", path.display()))
-                .with_hint("move the file away to start with nothing attached")
-        };
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Attachments {
-                    path,
-                    by_lineage: BTreeMap::new(),
-                });
-            }
+        let content = match std::fs::read(&path) {
+            Ok(bytes) => parse(&bytes).map_err(|why| {
+                Error::new(ErrorCode::Damaged, format!("{}: {why}", path.display()))
+                    .with_hint("move the file away to start with nothing attached")
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Content {
+                version: VERSION,
+                next_id: AttachmentId(1),
+                attachments: Vec::new(),
+            },
             Err(error) => {
-                return Err(Error::new(
-                    ErrorCode::Io,
-                    format!("{}: {error}", path.display()),
-                ));
+                let text = format!("{}: {error}", path.display());
+                return Err(Error::new(ErrorCode::Io, text));
             }
         };
-        let content: Content =
-            serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if content.version != VERSION {
-            return Err(damaged(format!(
-                "version {} is not {VERSION}",
-                content.version
-            )));
-        }
-        let by_lineage = content
-            .attachments
-            .into_iter()
-            .map(|one| (one.lineage, one))
-            .collect();
-        Ok(Attachments { path, by_lineage })
+        let attachments = content.attachments.into_iter();
+        Ok(Attachments {
+            path,
+            by_id: attachments.map(|one| (one.id, one)).collect(),
+            next_id: content.next_id,
+        })
     }
 
-    /// All of them, in order of their lineages.
+    /// All of them, in order of their numbers.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Attachment> {
-        self.by_lineage.values()
+        self.by_id.values()
     }
 
-    pub(crate) fn get(&self, lineage: Lineage) -> Option<&Attachment> {
-        self.by_lineage.get(&lineage)
+    /// The attachment of `lineage`. The node attaches a volume once.
+    pub(crate) fn of_volume(&self, lineage: Lineage) -> Option<&Attachment> {
+        self.all().find(|one| one.lineage == lineage)
     }
 
-    /// Enters `attachment`, in place of an older one of the same lineage.
+    /// A number for one more attachment.
+    pub(crate) fn next_id(&mut self) -> AttachmentId {
+        let id = self.next_id;
+        self.next_id = AttachmentId(id.0 + 1);
+        id
+    }
+
+    /// Enters `attachment`.
     pub(crate) fn insert(&mut self, attachment: Attachment) -> Result<(), Error> {
-        let mut next = self.by_lineage.clone();
-        next.insert(attachment.lineage, attachment);
+        let mut next = self.by_id.clone();
+        next.insert(attachment.id, attachment);
         self.commit(next)
     }
 
-    /// Forgets the attachment of `lineage`.
-    pub(crate) fn remove(&mut self, lineage: Lineage) -> Result<(), Error> {
-        let mut next = self.by_lineage.clone();
-        next.remove(&lineage);
+    /// Forgets the attachment `id`.
+    pub(crate) fn remove(&mut self, id: AttachmentId) -> Result<(), Error> {
+        let mut next = self.by_id.clone();
+        next.remove(&id);
         self.commit(next)
     }
 
     /// Notes the new name of what has `lineage`.
     pub(crate) fn rename(&mut self, lineage: Lineage, name: &Name) -> Result<(), Error> {
-        let mut next = self.by_lineage.clone();
-        match next.get_mut(&lineage) {
-            None => return Ok(()),
-            Some(attachment) => attachment.name = name.clone(),
+        let Some(id) = self.of_volume(lineage).map(|one| one.id) else {
+            return Ok(());
+        };
+        let mut next = self.by_id.clone();
+        if let Some(attachment) = next.get_mut(&id) {
+            attachment.name = name.clone();
         }
         self.commit(next)
     }
 
-    fn commit(&mut self, next: BTreeMap<Lineage, Attachment>) -> Result<(), Error> {
+    fn commit(&mut self, next: BTreeMap<AttachmentId, Attachment>) -> Result<(), Error> {
         let content = Content {
             version: VERSION,
+            next_id: self.next_id,
             attachments: next.values().cloned().collect(),
         };
         let mut bytes = serde_json::to_vec_pretty(&content)
@@ -119,7 +180,7 @@ impl Attachments {
             };
             Error::new(code, format!("{}: {error}", self.path.display()))
         })?;
-        self.by_lineage = next;
+        self.by_id = next;
         Ok(())
     }
 }
@@ -128,33 +189,62 @@ impl Attachments {
 mod tests {
     use super::*;
 
-    fn attachment(number: u128, name: &str) -> Attachment {
-        let socket = PathBuf::from(format!("/run/{number}.sock"));
+    fn attachment(id: u64, name: &str) -> Attachment {
         Attachment {
+            id: AttachmentId(id),
             name: name.parse().unwrap(),
-            lineage: Lineage(number),
-            socket,
-            queues: 2,
+            lineage: Lineage(id.into()),
             read_only: false,
+            endpoint: EndpointSpec::VhostUser {
+                socket: PathBuf::from(format!("/run/{id}.sock")),
+                queues: 2,
+            },
         }
     }
 
     #[test]
-    fn what_was_attached_is_read_back() {
+    fn what_was_attached_is_read_back_and_no_number_is_given_twice() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("attachments.json");
         let mut attachments = Attachments::read(path.clone()).unwrap();
-        attachments.insert(attachment(1, "a")).unwrap();
-        attachments.insert(attachment(2, "b")).unwrap();
+        for name in ["a", "b"] {
+            let id = attachments.next_id().0;
+            attachments.insert(attachment(id, name)).unwrap();
+        }
         attachments
-            .rename(Lineage(2), &"c".parse().unwrap())
+            .rename(Lineage(1), &"c".parse().unwrap())
             .unwrap();
-        attachments.remove(Lineage(1)).unwrap();
-        let read = Attachments::read(path).unwrap();
+        attachments.remove(AttachmentId(2)).unwrap();
+        let mut read = Attachments::read(path).unwrap();
         assert_eq!(
             read.all().cloned().collect::<Vec<_>>(),
-            [attachment(2, "c")]
+            [attachment(1, "c")]
         );
+        assert_eq!(read.of_volume(Lineage(1)), Some(&attachment(1, "c")));
+        assert_eq!(read.next_id(), AttachmentId(3));
+    }
+
+    #[test]
+    fn the_file_of_version_1_is_read_and_the_next_change_writes_this_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("attachments.json");
+        let old = r#"{
+  "version": 1,
+  "attachments": [
+    {"name": "a", "lineage": "00000000000000000000000000000001", "socket": "/run/1.sock", "queues": 2, "read_only": false},
+    {"name": "b", "lineage": "00000000000000000000000000000002", "socket": "/run/2.sock", "queues": 2, "read_only": false}
+  ]
+}"#;
+        std::fs::write(&path, old).unwrap();
+        let mut read = Attachments::read(path.clone()).unwrap();
+        let both = [attachment(1, "a"), attachment(2, "b")];
+        assert_eq!(read.all().cloned().collect::<Vec<_>>(), both);
+        assert_eq!(read.next_id(), AttachmentId(3));
+        read.remove(AttachmentId(1)).unwrap();
+        let written = Attachments::read(path.clone()).unwrap();
+        assert_eq!(written.all().cloned().collect::<Vec<_>>(), both[1..]);
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains("\"version\": 2") && text.contains("\"kind\": \"vhost-user\""));
     }
 
     #[test]
@@ -166,6 +256,7 @@ mod tests {
             "{",
             r#"{"version":9,"attachments":[]}"#,
             r#"{"version":1,"attachments":[],"x":1}"#,
+            r#"{"version":2,"attachments":[]}"#,
         ] {
             std::fs::write(&path, content).unwrap();
             let error = Attachments::read(path.clone()).unwrap_err();

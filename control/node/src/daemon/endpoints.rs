@@ -1,4 +1,4 @@
-//! Attachments: a volume served at a vhost-user socket.
+//! Attachments: a volume served at an endpoint.
 //!
 //! Attaching takes no lock and is idempotent. What the file of attachments says is what the endpoint is told: at an
 //! attach, and again whenever its process has started.
@@ -9,7 +9,9 @@ use std::time::Duration;
 use archipelago_host::{JOURNAL_LEN_BYTES, QUEUES_MAX};
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
-use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name};
+use archipelago_protocol::{
+    Access, AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name, ServedVolume,
+};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 
@@ -54,7 +56,7 @@ impl Node {
     ) -> Result<Attachment, Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
-        let present = self.attachments().get(entry.lineage).cloned();
+        let present = self.attachments().of_volume(entry.lineage).cloned();
         if let Some(attachment) = present {
             self.same(&attachment, request)?;
             // Told again: harmless, and it repairs what a failed attempt may have left.
@@ -74,11 +76,14 @@ impl Node {
             .into());
         }
         let attachment = Attachment {
+            id: self.attachments().next_id(),
             name: name.clone(),
             lineage: entry.lineage,
-            socket: self.layout.volume_socket(entry.lineage),
-            queues: request.queues.unwrap_or(QUEUES_DEFAULT),
             read_only,
+            endpoint: EndpointSpec::VhostUser {
+                socket: self.layout.volume_socket(entry.lineage),
+                queues: request.queues.unwrap_or(QUEUES_DEFAULT),
+            },
         };
         if !read_only {
             self.check_journal_room(&attachment)?;
@@ -105,7 +110,7 @@ impl Node {
         let noted = self.attachments().insert(attachment.clone());
         if let Err(error) = noted {
             let detach = ControlRequest::Detach {
-                lineage: entry.lineage,
+                attachment: attachment.id,
                 force: true,
             };
             if let Err(error) = self.tell(Role::Endpoint, &detach).await {
@@ -153,9 +158,10 @@ impl Node {
 
     /// Refuses an attach that asks for something else than what is there.
     fn same(&self, attachment: &Attachment, request: &AttachVolume) -> Result<(), Error> {
-        let queues = request.queues.unwrap_or(attachment.queues);
+        let offered = attachment.endpoint.queues();
+        let queues = request.queues.unwrap_or(offered);
         let read_only = request.read_only.unwrap_or(attachment.read_only);
-        if queues == attachment.queues && read_only == attachment.read_only {
+        if queues == offered && read_only == attachment.read_only {
             return Ok(());
         }
         let mode = if attachment.read_only {
@@ -166,8 +172,8 @@ impl Node {
         Err(Error::new(
             ErrorCode::InUse,
             format!(
-                "`{}` is attached already, {mode}, queues: {}",
-                attachment.name, attachment.queues
+                "`{}` is attached already, {mode}, queues: {offered}",
+                attachment.name
             ),
         )
         .with_hint(format!(
@@ -181,14 +187,16 @@ impl Node {
         let mut serial = entry.lineage.to_string();
         serial.truncate(SERIAL_LEN);
         let request = ControlRequest::Attach {
-            lineage: entry.lineage,
-            size: entry.size,
-            object_size: entry.object_size,
-            socket: attachment.socket.clone(),
-            queues: attachment.queues,
-            read_only: attachment.read_only,
-            serial,
-            on_full: entry.on_full,
+            attachment: attachment.id,
+            volume: ServedVolume {
+                lineage: entry.lineage,
+                size: entry.size,
+                object_size: entry.object_size,
+                read_only: attachment.read_only,
+                serial,
+                on_full: entry.on_full,
+            },
+            endpoint: attachment.endpoint.clone(),
         };
         self.tell(Role::Endpoint, &request).await
     }
@@ -201,18 +209,19 @@ impl Node {
     async fn detach_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
-        if self.attachments().get(entry.lineage).is_none() {
-            return Err(
-                Error::new(ErrorCode::NotFound, format!("`{name}` is not attached"))
-                    .with_hint(format!(
-                        "`{} node status` shows what is",
-                        self.layout.command()
-                    ))
-                    .into(),
-            );
-        }
+        let attached = self
+            .attachments()
+            .of_volume(entry.lineage)
+            .map(|one| one.id);
+        let Some(attachment) = attached else {
+            let error = Error::new(ErrorCode::NotFound, format!("`{name}` is not attached"));
+            let command = self.layout.command();
+            return Err(error
+                .with_hint(format!("`{command} node status` shows what is"))
+                .into());
+        };
         let detach = ControlRequest::Detach {
-            lineage: entry.lineage,
+            attachment,
             force: false,
         };
         match self.tell(Role::Endpoint, &detach).await {
@@ -225,7 +234,7 @@ impl Node {
             }
             Err(error) => return Err(error.into()),
         }
-        self.attachments().remove(entry.lineage)?;
+        self.attachments().remove(attachment)?;
         self.withdraw(entry.lineage).await;
         Ok(())
     }
@@ -257,10 +266,10 @@ impl Node {
 
     /// Tells the endpoint what is attached, or those of `only`. What cannot be served is logged and stays noted; returned is
     /// what may be served later.
-    pub(crate) async fn serve_all(&self, only: Option<Vec<Lineage>>) -> Vec<Lineage> {
+    pub(crate) async fn serve_all(&self, only: Option<Vec<AttachmentId>>) -> Vec<AttachmentId> {
         let wanted = |attachment: &&Attachment| {
             only.as_ref()
-                .is_none_or(|only| only.contains(&attachment.lineage))
+                .is_none_or(|only| only.contains(&attachment.id))
         };
         let turn = self.change_alone().await;
         let attachments: Vec<Attachment> =
@@ -269,15 +278,15 @@ impl Node {
             Ok(turn) => turn,
             Err(error) => {
                 tracing::error!("what is attached is not served: {error}");
-                return attachments.iter().map(|one| one.lineage).collect();
+                return attachments.iter().map(|one| one.id).collect();
             }
         };
         let all = attachments.len();
         // Guests wait meanwhile.
-        let failed: Vec<(Lineage, ErrorCode)> = stream::iter(attachments)
+        let failed: Vec<(AttachmentId, ErrorCode)> = stream::iter(attachments)
             .map(|attachment| async move {
                 let failed = self.serve_again(&attachment).await.err();
-                failed.map(|error| (attachment.lineage, error.code))
+                failed.map(|error| (attachment.id, error.code))
             })
             .buffer_unordered(SERVED_AT_ONCE)
             .filter_map(|failed| async move { failed })
@@ -298,7 +307,7 @@ impl Node {
         };
         failed
             .into_iter()
-            .filter_map(|(lineage, code)| may_pass(code).then_some(lineage))
+            .filter_map(|(id, code)| may_pass(code).then_some(id))
             .collect()
     }
 
@@ -315,7 +324,10 @@ impl Node {
             Err(error) => Err(error),
         };
         match &served {
-            Ok(()) => tracing::debug!("`{name}` is served at {}", attachment.socket.display()),
+            Ok(()) => tracing::debug!(
+                "`{name}` is served at {}",
+                attachment.endpoint.path().display()
+            ),
             Err(error) => tracing::error!("`{name}` is attached but cannot be served: {error}"),
         }
         served

@@ -233,7 +233,7 @@ impl Node {
     pub(crate) fn described(&self, wait: &Wait) -> String {
         let name = self
             .attachments()
-            .get(wait.lineage)
+            .of_volume(wait.lineage)
             .map(|it| it.name.clone());
         let volume = name.map_or_else(String::new, |name| format!("volume `{name}`: "));
         format!(

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use archipelago_host::device_name;
 use archipelago_protocol::Lineage;
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Role};
 
@@ -39,9 +38,9 @@ impl Node {
         let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
         let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
         for peer in peers {
-            let of_peer = |one: &&Attachment| peer.name == device_name(&one.lineage);
+            let of_peer = |one: &&Attachment| peer.name == one.endpoint.peer_name(&one.lineage);
             if let Some(attachment) = attachments.iter().find(of_peer) {
-                peer.name = device_name(&attachment.name);
+                peer.name = attachment.endpoint.peer_name(&attachment.name);
             }
         }
         let name_of = |lineage: Lineage| {

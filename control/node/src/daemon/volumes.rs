@@ -18,7 +18,7 @@ use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Node {
     fn view(&self, entry: Entry) -> VolumeView {
-        let attachment = self.attachments().get(entry.lineage).cloned();
+        let attachment = self.attachments().of_volume(entry.lineage).cloned();
         VolumeView {
             pool: self.pool().clone(),
             attachment,
@@ -230,7 +230,7 @@ impl Node {
     /// Who may have a volume open that no guest has.
     pub(super) fn open_elsewhere(&self, volume: &Entry) -> Error {
         let name = &volume.name;
-        if self.attachments().get(volume.lineage).is_some() {
+        if self.attachments().of_volume(volume.lineage).is_some() {
             let message = format!("`{name}` is being closed by another request");
             Error::new(ErrorCode::InUse, message).with_hint("try again in a moment")
         } else {
@@ -301,7 +301,7 @@ impl Node {
             ))
             .into());
         }
-        let attached = self.attachments().get(entry.lineage).is_some();
+        let attached = self.attachments().of_volume(entry.lineage).is_some();
         if request.size < entry.size {
             let what = format!(
                 "shrinking `{name}` from {} to {} bytes loses what lies beyond",
@@ -370,7 +370,7 @@ impl Node {
         let what = format!("`{name}` was not set");
         let set = self.change(set, name).await;
         let entry = set.map_err(|error| self.explain_full(&what, error))?;
-        if self.attachments().get(entry.lineage).is_some() {
+        if self.attachments().of_volume(entry.lineage).is_some() {
             let told = ControlRequest::OnFull {
                 lineage: entry.lineage,
                 policy: entry.on_full,
@@ -408,7 +408,7 @@ impl Node {
     async fn remove_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
-        if self.attachments().get(entry.lineage).is_some() {
+        if self.attachments().of_volume(entry.lineage).is_some() {
             return Err(
                 Error::new(ErrorCode::InUse, format!("`{name}` is attached"))
                     .with_hint(format!(

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use archipelago_vhost_user::memory_volumes::MemoryVolumes;
+use archipelago_doubles::memory_volumes::MemoryVolumes;
 use xseg::local::{LocalClient, LocalServer, channel};
 use xseg::{ClientPort, RegionTable, Submission};
 

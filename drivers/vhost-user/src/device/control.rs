@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use archipelago_endpoint::Wakeups;
 use archipelago_protocol::volume::{OnFull, Volumes};
 use crossbeam_channel::Sender;
 use tracing::warn;
@@ -13,10 +14,8 @@ use crate::command::{Answer, Command, Message};
 use crate::config::{RING_SIZE_MAX, feature};
 use crate::inflight::QueueLog;
 use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX};
-use crate::metrics::add;
 use crate::queue::Queue;
 use crate::ring_check::RingsSeen;
-use crate::wakeups::Wakeups;
 
 /// When a command is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +92,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         match command {
             Command::Connected => {
                 self.dropping = false;
-                add(&self.shared.metrics.connections, 1);
+                self.shared.metrics.connections.add(1);
             }
             Command::Features(features) => return self.set_features(features),
             Command::AddSlot(slot) => {
@@ -227,7 +226,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         if self.memory.len() >= MEMORY_SLOTS_MAX {
             return Err("too many memory slots");
         }
-        let mut volumes = self.volumes.borrow_mut();
+        let volumes = &mut self.volumes;
         let id = volumes.fresh_region();
         if volumes.add_region(id, slot.region.clone()).is_err() {
             return Err("the volume peer has no room for a region");
@@ -271,7 +270,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     fn resolve(&mut self) {
         for queue in &mut self.queues {
             let again = queue.resolve(&self.memory);
-            add(&self.shared.metrics.resubmitted, again as u64);
+            self.shared.metrics.resubmitted.add(again as u64);
         }
     }
 
@@ -281,7 +280,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         self.drop_deferred();
         if let VolumeState::Open(handle) | VolumeState::Opening(handle) = self.volume {
             // Nobody waits for them any more, and the memory that they name is about to go.
-            self.volumes.borrow_mut().on_full(handle, OnFull::Report);
+            self.volumes.on_full(handle, OnFull::Report);
         }
         for index in 0..self.queues.len() {
             self.queues[index].stopping = true;
@@ -299,13 +298,13 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     /// Answers the commands that are done by now.
     pub(super) fn settle_waits(&mut self) -> bool {
         if !self.regions_ready {
-            let volumes = self.volumes.borrow();
+            let volumes = &self.volumes;
             self.regions_ready = self.memory.regions().all(|id| volumes.region_ready(id));
         }
         if self.memory.has_retired() {
             let oldest = self.oldest();
             while let Some(id) = self.memory.take_retired(oldest) {
-                self.volumes.borrow_mut().remove_region(id);
+                self.volumes.remove_region(id);
             }
         }
         let mut any = false;
@@ -390,7 +389,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 self.area = None;
                 self.memory.retire_all(self.generation);
                 while let Some(id) = self.memory.take_retired(None) {
-                    self.volumes.borrow_mut().remove_region(id);
+                    self.volumes.remove_region(id);
                 }
                 self.regions_ready = true;
                 self.settle_volume();

@@ -15,6 +15,7 @@
 
 use std::time::Duration;
 
+use archipelago_endpoint::Wakeups;
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::{OnFull, Volumes};
 use tracing::{info, warn};
@@ -25,7 +26,6 @@ use super::{Device, VolumeState, dirty_log};
 use crate::config::feature;
 use crate::failure::Failure;
 use crate::request::Status;
-use crate::wakeups::Wakeups;
 
 /// How long a command waits with requests that wait for room: as long as they may take to go on when there is some.
 pub(super) const RECALL_AFTER: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         match (waiting.until, self.volume) {
             (_, VolumeState::Opening(handle)) => {
                 // An open that waits for room is refused, and tried again when a ring runs.
-                self.volumes.borrow_mut().on_full(handle, OnFull::Report);
+                self.volumes.on_full(handle, OnFull::Report);
             }
             (until, VolumeState::Open(handle)) => {
                 if let Until::Stopped(queue) = until {
@@ -62,7 +62,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 // What it answers before is no answer to this.
                 while self.take_events() {}
                 self.recalling = true;
-                self.volumes.borrow_mut().recall(handle);
+                self.volumes.recall(handle);
                 while self.take_events() {}
                 self.recalling = false;
             }
@@ -94,7 +94,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         if !queue.leaving || count == 0 || queue.memory.is_none() {
             return;
         }
-        let (device, volume) = (&self.name, self.config.lineage);
+        let (device, volume) = (&self.name, self.config.volume.lineage);
         if queue.untake() {
             info!(%device, %volume, queue = index, count, "the ring stops before requests that wait for room: they are done when it runs again");
             return;

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use archipelago_endpoint::Wakeups;
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::{VolumeHandle, VolumeOp, VolumeRequest, Volumes};
 use tracing::warn;
@@ -10,11 +11,9 @@ use super::{Deferred, Device, VolumeState, dirty_log};
 use crate::chain::Allowed;
 use crate::config::feature;
 use crate::failure::{Failed, Failure, INTERVAL};
-use crate::metrics::add;
 use crate::queue::{Broken, Slot};
 use crate::request::{Kind, Range, Request, Status, parse};
 use crate::shared::signal;
-use crate::wakeups::Wakeups;
 
 /// Chains taken from one queue in one turn. A whole kick's worth at once makes guest, endpoint and device take turns:
 /// chunks of eight were worth a fifth of the IOPS at queue depth 32 in the prototype.
@@ -83,7 +82,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                     }
                     Ok(Step::Empty) => break,
                     Ok(Step::HeldBack) => {
-                        add(&self.shared.metrics.held_back, 1);
+                        self.shared.metrics.held_back.add(1);
                         self.held_back = true;
                         return any;
                     }
@@ -100,7 +99,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     fn break_ring(&mut self, index: usize, broken: Broken) {
         let cause = broken.source().map(tracing::field::display);
         warn!(device = %self.name, queue = index, error = %broken, cause, "the guest has broken its ring; it is served no more until it is set up again");
-        add(&self.shared.metrics.broken_rings, 1);
+        self.shared.metrics.broken_rings.add(1);
         let queue = &mut self.queues[index];
         queue.broken = true;
         if let Some(error) = &queue.error {
@@ -133,19 +132,19 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             .chain
             .walk(&self.memory, &ring.descriptors, queue.size, head, indirect);
         if let Err(source) = walked {
-            add(&self.shared.metrics.malformed, 1);
+            self.shared.metrics.malformed.add(1);
             return Err(Broken::Chain { head, source });
         }
         let Some((status, status_address)) = self.chain.take_status() else {
-            add(&self.shared.metrics.malformed, 1);
+            self.shared.metrics.malformed.add(1);
             return Err(Broken::NoStatus { head });
         };
         let parsed = if let Some(fault) = self.chain.fault {
-            add(&self.shared.metrics.malformed, 1);
+            self.shared.metrics.malformed.add(1);
             Err((Kind::Other, Failure::Chain(fault)))
         } else {
             let size = self.shared.size();
-            let read_only = self.config.read_only;
+            let read_only = self.config.volume.read_only;
             parse(
                 &mut self.chain,
                 &self.memory,
@@ -213,7 +212,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         let descriptors = u32::try_from(self.chain.descriptors).unwrap_or(u32::MAX);
         let now = self.wakeups.now();
         if !self.answers.count(descriptors, now).is_zero() {
-            add(&self.shared.metrics.rests, 1);
+            self.shared.metrics.rests.add(1);
             self.rest_until = Some(self.answers.paid());
         }
     }
@@ -240,7 +239,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     ) -> Option<(u64, u32)> {
         let handle = handle?;
         let cookie = cookie(index, head);
-        let mut volumes = self.volumes.borrow_mut();
+        let volumes = &mut self.volumes;
         let mut give = |op, offset, len, segments: &[_]| {
             let request = VolumeRequest {
                 op,
@@ -261,7 +260,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             Request::Write { offset, len } => {
                 let op = VolumeOp::Write { durable };
                 give(op, offset, len, &self.chain.readable)?;
-                add(&self.shared.metrics.written_bytes, len);
+                self.shared.metrics.written_bytes.add(len);
                 Some((0, 1))
             }
             Request::Flush => {
@@ -309,12 +308,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 segments: &[],
             };
             let cookie = cookie(usize::from(part.queue), part.head);
-            if self
-                .volumes
-                .borrow_mut()
-                .submit(handle, cookie, request)
-                .is_err()
-            {
+            if self.volumes.submit(handle, cookie, request).is_err() {
                 self.held_back = true;
                 return false;
             }
@@ -382,11 +376,11 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             Kind::WriteZeroes => &metrics.write_zeroes,
             Kind::Other => &metrics.others,
         };
-        add(counter, 1);
+        counter.add(1);
         let status = slot.failure.map_or(Status::Ok, Failure::status);
         match (status, slot.failure) {
-            (Status::Ok, _) if slot.kind == Kind::Read => add(&metrics.read_bytes, slot.len),
-            (Status::Unsupported, _) => add(&metrics.unsupported, 1),
+            (Status::Ok, _) if slot.kind == Kind::Read => metrics.read_bytes.add(slot.len),
+            (Status::Unsupported, _) => metrics.unsupported.add(1),
             (Status::IoErr, Some(failure)) => {
                 metrics.count_error(failure);
                 let (offset, len) = range_of(slot);
@@ -411,7 +405,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     /// Logs an error that the guest gets, and how many came before that were not.
     #[cold]
     fn log_failure(&self, before: u64, failed: Failed) {
-        let (device, volume) = (&self.name, self.config.lineage);
+        let (device, volume) = (&self.name, self.config.volume.lineage);
         let queue = failed.queue;
         if before == 0 {
             warn!(%device, %volume, queue, "the guest gets an I/O error: {failed}");
@@ -455,11 +449,11 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         for queue in &mut self.queues {
             match queue.publish(dirty) {
                 None => {}
-                Some(false) => add(&self.shared.metrics.calls_suppressed, 1),
+                Some(false) => self.shared.metrics.calls_suppressed.add(1),
                 Some(true) => {
                     if let Some(call) = &queue.call {
                         signal(call);
-                        add(&self.shared.metrics.calls, 1);
+                        self.shared.metrics.calls.add(1);
                     }
                 }
             }

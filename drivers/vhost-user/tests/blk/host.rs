@@ -1,15 +1,15 @@
 //! A data thread with one device, and a way to wait.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use archipelago_doubles::epoll_wakeups::EpollWakeups;
+use archipelago_doubles::memory_volumes::MemoryVolumes;
+use archipelago_endpoint::{Activity, Detach, Driver, Endpoint as _, ServedVolume};
 use archipelago_protocol::{Lineage, ObjectSize, OnFull};
-use archipelago_runtime::{Peer, Progress};
-use archipelago_vhost_user::memory_volumes::MemoryVolumes;
-use archipelago_vhost_user::{AttachConfig, Detach, Endpoint, EpollWakeups};
+use archipelago_runtime::Progress;
+use archipelago_vhost_user::{AttachConfig, Endpoint};
 
 pub(crate) const SIZE: usize = 16 << 20;
 
@@ -31,15 +31,17 @@ impl Host {
     pub(crate) fn with(volumes: MemoryVolumes, change: impl FnOnce(&mut AttachConfig)) -> Host {
         let directory = tempfile::tempdir().unwrap();
         let mut config = AttachConfig {
-            lineage: Lineage(7),
-            size: SIZE as u64,
-            object_size: ObjectSize::DEFAULT,
+            volume: ServedVolume {
+                lineage: Lineage(7),
+                size: SIZE as u64,
+                object_size: ObjectSize::DEFAULT,
+                read_only: false,
+                serial: "serial-of-this-volume-cut".to_owned(),
+                on_full: OnFull::default(),
+            },
             socket: directory.path().join("v"),
             socket_mode: AttachConfig::SOCKET_MODE,
             queues: 2,
-            read_only: false,
-            serial: "serial-of-this-volume-cut".to_owned(),
-            on_full: OnFull::default(),
             start_interval: AttachConfig::START_INTERVAL,
         };
         change(&mut config);
@@ -51,13 +53,13 @@ impl Host {
         let thread = std::thread::spawn(move || {
             let wakeups = EpollWakeups::new().unwrap();
             let signals = wakeups.descriptor().unwrap();
-            let mut device = seed.build(Rc::new(RefCell::new(served)), wakeups).unwrap();
+            let mut device = seed.build(served, wakeups).unwrap();
             // Relaxed: nothing else is handed over with it.
             while !device.is_finished() && !is_killed.load(Ordering::Relaxed) {
                 if device.poll() == Progress::Busy {
                     continue;
                 }
-                if device.prepare_sleep() {
+                if device.prepare_sleep() != Activity::Ready {
                     // Short, because a test completes held requests without ringing.
                     let signals = signals.try_clone().unwrap();
                     EpollWakeups::wait(signals, 2u8.into()).unwrap();
@@ -99,7 +101,7 @@ impl Drop for Host {
             // A device that does wrong need not come to an end by itself.
             self.killed.store(true, Ordering::Relaxed);
         }
-        if let Some(endpoint) = self.endpoint.take() {
+        if let Some(mut endpoint) = self.endpoint.take() {
             endpoint.detach(Detach::Force).unwrap();
         }
         if let Some(thread) = self.thread.take() {

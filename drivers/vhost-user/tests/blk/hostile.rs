@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::atomic::Ordering;
 
-use archipelago_vhost_user::memory_volumes::MemoryVolumes;
+use archipelago_doubles::memory_volumes::MemoryVolumes;
 use proptest::prelude::*;
 use xseg::Region;
 

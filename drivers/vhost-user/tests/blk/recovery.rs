@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
+use archipelago_endpoint::{Detach, Endpoint as _};
 use xseg::Region;
 
 use crate::front_end::{FrontEnd, GUEST, MEMORY, USED, USER, WRITE, words};
@@ -192,10 +193,8 @@ fn half_a_message_holds_up_nobody_but_its_sender() {
         guest.submit(0, 0, round, 512, WRITE);
         assert_eq!(guest.used(), (0, 513));
     }
-    let endpoint = host.endpoint.take().unwrap();
-    endpoint
-        .detach(archipelago_vhost_user::Detach::Force)
-        .unwrap();
+    let mut endpoint = host.endpoint.take().unwrap();
+    endpoint.detach(Detach::Force).unwrap();
 }
 
 #[test]

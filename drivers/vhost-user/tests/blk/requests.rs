@@ -4,10 +4,10 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use archipelago_doubles::memory_volumes::MemoryVolumes;
+use archipelago_endpoint::{Detach, Endpoint as _};
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::VolumeOp;
-use archipelago_vhost_user::Detach;
-use archipelago_vhost_user::memory_volumes::MemoryVolumes;
 
 use crate::front_end::{FrontEnd, WRITE, words};
 use crate::host::{Host, SIZE, eventually};
@@ -148,7 +148,7 @@ fn a_new_size_is_announced_and_valid() {
 #[test]
 fn a_read_only_volume_refuses_writes() {
     let volumes = MemoryVolumes::new(SIZE);
-    let host = Host::with(volumes, |config| config.read_only = true);
+    let host = Host::with(volumes, |config| config.volume.read_only = true);
     let mut guest = start(&host);
     guest.submit(0, 1, 0, 512, 0);
     guest.used();
@@ -220,9 +220,10 @@ fn a_ring_without_interrupts_is_not_interrupted() {
 fn a_volume_in_use_is_detached_only_by_force() {
     let mut host = Host::new();
     let guest = start(&host);
-    let endpoint = host.endpoint.take().unwrap();
-    let (endpoint, _) = endpoint.detach(Detach::IfUnused).unwrap_err();
+    let mut endpoint = host.endpoint.take().unwrap();
+    endpoint.detach(Detach::IfUnused).unwrap_err();
     endpoint.detach(Detach::Force).unwrap();
+    drop(endpoint);
     assert!(!std::path::Path::new(&host.socket).exists());
     assert_eq!(host.volumes.state().closes, 1);
     drop(guest);

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use archipelago_doubles::memory_volumes::MemoryVolumes;
 use archipelago_protocol::{ErrorCode, OnFull};
-use archipelago_vhost_user::memory_volumes::MemoryVolumes;
 
 use crate::front_end::{FrontEnd, WRITE};
 use crate::host::{Host, SIZE, eventually};
@@ -12,7 +12,7 @@ use crate::host::{Host, SIZE, eventually};
 fn without_room(on_full: OnFull) -> (Host, FrontEnd) {
     let volumes = MemoryVolumes::new(SIZE);
     volumes.state().fail_open = Some(ErrorCode::NoSpace);
-    let host = Host::with(volumes, |config| config.on_full = on_full);
+    let host = Host::with(volumes, |config| config.volume.on_full = on_full);
     let mut guest = FrontEnd::connect(&host.socket);
     guest.start();
     (host, guest)

@@ -5,18 +5,17 @@ use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
+use archipelago_doubles::memory_volumes::MemoryVolumes;
+use archipelago_endpoint::{Activity, Driver, ServedVolume, Wakeups, WatchId};
 use archipelago_protocol::{ErrorCode, Lineage, ObjectSize, OnFull};
-use archipelago_runtime::Peer;
 use archipelago_vhost_user::command::Command;
 use archipelago_vhost_user::dirty_log::DirtyLog;
 use archipelago_vhost_user::fuzzing::{Line, seed};
 use archipelago_vhost_user::memory::GuestSlot;
-use archipelago_vhost_user::memory_volumes::MemoryVolumes;
 use archipelago_vhost_user::queue::RingAddresses;
-use archipelago_vhost_user::{AttachConfig, Device, Wakeups, WatchId};
+use archipelago_vhost_user::{AttachConfig, Device};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use xseg::Region;
 
@@ -80,20 +79,22 @@ impl Rig {
     fn new() -> Rig {
         let volumes = MemoryVolumes::new(SIZE);
         let config = AttachConfig {
-            lineage: Lineage(7),
-            size: SIZE as u64,
-            object_size: ObjectSize::DEFAULT,
+            volume: ServedVolume {
+                lineage: Lineage(7),
+                size: SIZE as u64,
+                object_size: ObjectSize::DEFAULT,
+                read_only: false,
+                serial: "serial".to_owned(),
+                on_full: OnFull::default(),
+            },
             socket: PathBuf::from("fuzz"),
             socket_mode: AttachConfig::SOCKET_MODE,
             queues: QUEUES,
-            read_only: false,
-            serial: "serial".to_owned(),
-            on_full: OnFull::default(),
             start_interval: Duration::ZERO,
         };
         let (line, seed) = seed(config).expect("eventfds");
         let device = seed
-            .build(Rc::new(RefCell::new(volumes.clone())), NoWakeups::default())
+            .build(volumes.clone(), NoWakeups::default())
             .expect("nothing is watched");
         let [memory, aux] = MEMORIES.with(Clone::clone);
         for region in [&memory, &aux] {
@@ -276,7 +277,7 @@ impl Rig {
                 state.fail_open = (kind & 8 != 0).then_some(ErrorCode::InUse);
             }
             208..=223 => {
-                if self.device.prepare_sleep() {
+                if self.device.prepare_sleep() != Activity::Ready {
                     self.device.poll();
                 }
                 self.device.wake();

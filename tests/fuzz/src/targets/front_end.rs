@@ -2,21 +2,21 @@
 //!
 //! One endpoint serves all inputs, with its threads, as in a data process.
 
-use std::cell::RefCell;
 use std::io::{ErrorKind, IoSlice, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use archipelago_doubles::epoll_wakeups::EpollWakeups;
+use archipelago_doubles::memory_volumes::MemoryVolumes;
+use archipelago_endpoint::{Activity, Driver, ServedVolume};
 use archipelago_protocol::{Lineage, ObjectSize, OnFull};
-use archipelago_runtime::{Peer, Progress};
-use archipelago_vhost_user::memory_volumes::MemoryVolumes;
-use archipelago_vhost_user::{AttachConfig, Endpoint, EpollWakeups};
+use archipelago_runtime::Progress;
+use archipelago_vhost_user::{AttachConfig, Endpoint};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use xseg::Region;
@@ -44,34 +44,36 @@ impl Host {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("v");
         let config = AttachConfig {
-            lineage: Lineage(7),
-            size: SIZE as u64,
-            object_size: ObjectSize::DEFAULT,
+            volume: ServedVolume {
+                lineage: Lineage(7),
+                size: SIZE as u64,
+                object_size: ObjectSize::DEFAULT,
+                read_only: false,
+                serial: "serial".to_owned(),
+                on_full: OnFull::default(),
+            },
             socket: socket.clone(),
             socket_mode: AttachConfig::SOCKET_MODE,
             queues: 2,
-            read_only: false,
-            serial: "serial".to_owned(),
-            on_full: OnFull::default(),
             start_interval: Duration::ZERO,
         };
         let (endpoint, seed) = Endpoint::attach(config).expect("an endpoint");
         let thread = std::thread::spawn(move || {
             let wakeups = EpollWakeups::new().expect("epoll");
             let signals = wakeups.descriptor().expect("epoll");
-            let volumes = Rc::new(RefCell::new(MemoryVolumes::new(SIZE)));
-            let mut device = seed.build(Rc::clone(&volumes), wakeups).expect("a device");
+            let volumes = MemoryVolumes::new(SIZE);
+            let mut device = seed.build(volumes.clone(), wakeups).expect("a device");
             while !device.is_finished() {
                 if device.poll() == Progress::Busy {
                     continue;
                 }
-                if device.prepare_sleep() {
+                if device.prepare_sleep() != Activity::Ready {
                     let signals = signals.try_clone().expect("a descriptor");
                     EpollWakeups::wait(signals, 5_u8.into()).expect("epoll");
                 }
                 device.wake();
                 // What the volume was asked so far: not of interest, and not to grow without end.
-                volumes.borrow().state().journal.clear();
+                volumes.state().journal.clear();
             }
         });
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);

@@ -1,42 +1,18 @@
-//! What wakes the data thread for a device: eventfds and time.
-//!
-//! Invariant: a signal on a watched descriptor makes the device's thread run [`Device::poll`](crate::Device) again, though
-//! nobody reads the eventfd: watches are edge-triggered.
+//! An event loop for one endpoint, on an epoll descriptor and a timer: how tests wait for a driver's wake-ups.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use archipelago_endpoint::{Wakeups, WatchId};
 use archipelago_runtime::{Clock, SystemClock};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-
-/// A watched descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct WatchId(pub u64);
-
-/// The thread's event loop, as far as a device uses it.
-pub trait Wakeups {
-    /// Polls the device after each signal on `fd`, from now on.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    fn watch(&mut self, fd: OwnedFd) -> std::io::Result<WatchId>;
-
-    /// Ends a watch and closes the descriptor.
-    fn unwatch(&mut self, id: WatchId);
-
-    /// Monotonic time.
-    fn now(&self) -> Duration;
-
-    /// Polls the device when it is `deadline`, and perhaps before: whoever has to wait longer calls again.
-    fn alarm(&mut self, deadline: Duration);
-}
 
 const EDGES: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
 /// What the timer is called; watches are counted from 0.
 const TIMER: u64 = u64::MAX;
 
-/// Watches on an epoll descriptor of the device's own, which an event loop watches as one.
+/// Watches on an epoll descriptor of the driver's own.
 #[derive(Debug)]
 pub struct EpollWakeups {
     epoll: Epoll,
@@ -96,7 +72,7 @@ impl Wakeups for EpollWakeups {
     fn unwatch(&mut self, id: WatchId) {
         if let Some(index) = self.watched.iter().position(|(known, _)| *known == id) {
             let (_, fd) = self.watched.swap_remove(index);
-            // The front end holds the same eventfd, so closing ours would not end the watch.
+            // The other side holds the same eventfd, so closing ours would not end the watch.
             let _gone_already = self.epoll.delete(&fd);
         }
     }

@@ -1,0 +1,253 @@
+//! What the control threads do themselves: endpoints are made and ended beside the data thread.
+//!
+//! Ending an endpoint waits for the data thread, so it must not happen on it.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use archipelago_endpoint::{AttachmentId, Detach, Endpoint, EndpointSpec, ServedVolume};
+use archipelago_protocol::control::{ControlReply, ControlRequest, DeviceProblem, PeerStatus};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_runtime::Handle;
+
+use crate::PeerSettings;
+use crate::control::{Answer, ask};
+use crate::descriptors::Budget;
+use crate::drivers::DriverSettings;
+use crate::host::Job;
+
+/// The endpoints of a process, and the way to its data thread.
+#[derive(Debug, Clone)]
+pub(crate) struct AttachedEndpoints {
+    jobs: Sender<Job>,
+    handle: Handle,
+    drivers: DriverSettings,
+    budget: Budget,
+    /// Held while an endpoint is made, not while one ends: that may take as long as storage does not answer.
+    known: Arc<Mutex<Known>>,
+}
+
+/// An endpoint and what it was made of.
+#[derive(Debug)]
+struct Attached {
+    lineage: Lineage,
+    spec: EndpointSpec,
+    endpoint: Box<dyn Endpoint>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    endpoints: BTreeMap<AttachmentId, Attached>,
+    /// The volumes of those that are being ended.
+    leaving: BTreeMap<AttachmentId, Lineage>,
+}
+
+impl Known {
+    /// The attachment that is the same as one of `lineage` at `spec`. Its number may differ: a daemon that did not get the answer
+    /// asks again under another one.
+    fn same(&self, lineage: Lineage, spec: &EndpointSpec) -> Option<AttachmentId> {
+        let same = |one: &Attached| one.lineage == lineage && one.spec == *spec;
+        let mut known = self.endpoints.iter();
+        known.find(|(_, one)| same(one)).map(|(id, _)| *id)
+    }
+}
+
+impl AttachedEndpoints {
+    pub(crate) fn new(
+        jobs: Sender<Job>,
+        handle: Handle,
+        settings: &PeerSettings,
+    ) -> AttachedEndpoints {
+        AttachedEndpoints {
+            jobs,
+            handle,
+            drivers: DriverSettings::new(settings),
+            budget: Budget::own(),
+            known: Arc::default(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, job: Job) {
+        // A data thread that has ended takes the process with it; whoever waits for an answer sees that.
+        let _ended = self.jobs.send(job);
+        // An empty call: only to wake the thread.
+        let _ended = self.handle.call(|_context| ());
+    }
+
+    /// Carries a request out, or hands it to the data thread.
+    pub(crate) fn deliver(&self, request: ControlRequest, answer: Answer) {
+        match request {
+            ControlRequest::Attach {
+                attachment,
+                volume,
+                endpoint,
+            } => answer.result(self.attach(attachment, volume, endpoint)),
+            ControlRequest::Resized { lineage, size } => {
+                let known = self.known();
+                let of_volume = |one: &&Attached| one.lineage == lineage;
+                for attached in known.endpoints.values().filter(of_volume) {
+                    attached.endpoint.resized(size);
+                }
+                drop(known);
+                self.send(Job::Request(
+                    ControlRequest::Resized { lineage, size },
+                    answer,
+                ));
+            }
+            ControlRequest::Detach { attachment, force } => {
+                answer.result(self.detach(attachment, force));
+            }
+            ControlRequest::Status => answer.send(self.status()),
+            ControlRequest::Stop => {
+                self.detach_all();
+                self.send(Job::Request(ControlRequest::Stop, answer));
+            }
+            other => self.send(Job::Request(other, answer)),
+        }
+    }
+
+    /// What the data thread says, and the figures of each endpoint.
+    fn status(&self) -> ControlReply {
+        let peers = ask(|answer| self.send(Job::Request(ControlRequest::Status, answer)));
+        let Some(ControlReply::Status(mut status)) = peers else {
+            return ControlReply::Failed(Error::new(
+                ErrorCode::Unavailable,
+                "the data thread has ended",
+            ));
+        };
+        // An endpoint that is just made holds the lock for as long as that takes: figures do not wait for it.
+        if let Ok(known) = self.known.try_lock() {
+            status
+                .peers
+                .extend(known.endpoints.values().map(endpoint_status));
+            status.problems = problems(known.endpoints.values());
+        }
+        ControlReply::Status(status)
+    }
+
+    fn attach(
+        &self,
+        attachment: AttachmentId,
+        volume: ServedVolume,
+        spec: EndpointSpec,
+    ) -> Result<(), Error> {
+        let mut known = self.known();
+        let lineage = volume.lineage;
+        if let Some(same) = known.same(lineage, &spec)
+            && let Some(attached) = known.endpoints.remove(&same)
+        {
+            known.endpoints.insert(attachment, attached);
+            drop(known);
+            // An earlier change of it may not have come through.
+            let policy = volume.on_full;
+            let request = ControlRequest::OnFull { lineage, policy };
+            return done(ask(|answer| self.send(Job::Request(request, answer))));
+        }
+        if known.leaving.values().any(|leaving| *leaving == lineage) {
+            return Err(Error::new(
+                ErrorCode::InUse,
+                "the volume is still being detached: its last requests are not answered",
+            )
+            .with_hint("`node status` shows whether the storage hangs; attach it again later"));
+        }
+        let attached = known.endpoints.values();
+        self.budget
+            .admit(attached.map(|one| one.spec.queues()), spec.queues())?;
+        let (endpoint, seed) = self.drivers.attach(volume, &spec)?;
+        done(ask(|answer| self.send(Job::Serve(seed, answer))))?;
+        known.endpoints.insert(
+            attachment,
+            Attached {
+                lineage,
+                spec,
+                endpoint,
+            },
+        );
+        Ok(())
+    }
+
+    fn detach(&self, attachment: AttachmentId, force: bool) -> Result<(), Error> {
+        let mut attached = {
+            let mut known = self.known();
+            if known.leaving.contains_key(&attachment) {
+                let message = "it is being detached by another request already";
+                return Err(Error::new(ErrorCode::InUse, message).with_hint(
+                    "its last requests are not answered yet: `node status` shows whether the storage hangs",
+                ));
+            }
+            let Some(attached) = known.endpoints.remove(&attachment) else {
+                return Err(Error::new(
+                    ErrorCode::NotFound,
+                    "the volume is not attached here",
+                ));
+            };
+            known.leaving.insert(attachment, attached.lineage);
+            attached
+        };
+        let ended = attached.endpoint.detach(if force {
+            Detach::Force
+        } else {
+            Detach::IfUnused
+        });
+        // An endpoint that has ended is dropped, with its socket, before another one may take its place.
+        let kept = match &ended {
+            Ok(()) => {
+                drop(attached);
+                None
+            }
+            Err(_in_use) => Some(attached),
+        };
+        let mut known = self.known();
+        known.leaving.remove(&attachment);
+        known.endpoints.extend(kept.map(|kept| (attachment, kept)));
+        ended
+    }
+
+    fn detach_all(&self) {
+        let endpoints = std::mem::take(&mut self.known().endpoints);
+        for mut attached in endpoints.into_values() {
+            if let Err(error) = attached.endpoint.detach(Detach::Force) {
+                tracing::warn!("detaching {}: {error}", attached.lineage);
+            }
+        }
+    }
+}
+
+/// What the data thread made of an endpoint.
+fn done(reply: Option<ControlReply>) -> Result<(), Error> {
+    match reply {
+        Some(ControlReply::Done) => Ok(()),
+        Some(ControlReply::Failed(error)) => Err(error),
+        _ => Err(Error::new(
+            ErrorCode::Internal,
+            "the data thread did not take the endpoint",
+        )),
+    }
+}
+
+/// What keeps guests from being served.
+fn problems<'a>(endpoints: impl Iterator<Item = &'a Attached>) -> Vec<DeviceProblem> {
+    let problem = |attached: &Attached| {
+        attached.endpoint.problem().map(|what| DeviceProblem {
+            lineage: attached.lineage,
+            what,
+        })
+    };
+    endpoints.filter_map(problem).collect()
+}
+
+/// Figures of an endpoint. The daemon, which knows names, puts the volume's name in its lineage's place.
+fn endpoint_status(attached: &Attached) -> PeerStatus {
+    let counters = attached.endpoint.counters().into_iter();
+    PeerStatus {
+        name: attached.spec.peer_name(&attached.lineage),
+        counters: counters
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    }
+}

@@ -1,0 +1,45 @@
+//! The drivers that a data process can host: which one serves a kind of endpoint. The one file that names them.
+
+use archipelago_endpoint::{Endpoint, EndpointSpec, ServedVolume};
+use archipelago_protocol::Error;
+use archipelago_vhost_user::AttachConfig;
+
+use crate::endpoint::DriverSeed;
+use crate::{Identity, PeerSettings};
+
+/// What drivers need to know of the process, whatever they serve.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DriverSettings {
+    /// Mode bits of sockets.
+    socket_mode: u32,
+}
+
+impl DriverSettings {
+    pub(super) fn new(settings: &PeerSettings) -> DriverSettings {
+        DriverSettings {
+            socket_mode: settings
+                .endpoint
+                .map_or(AttachConfig::SOCKET_MODE, Identity::socket_mode),
+        }
+    }
+
+    /// Makes the endpoint that `spec` describes; the seed goes to the data thread.
+    pub(super) fn attach(
+        self,
+        volume: ServedVolume,
+        spec: &EndpointSpec,
+    ) -> Result<(Box<dyn Endpoint>, DriverSeed), Error> {
+        match spec {
+            EndpointSpec::VhostUser { socket, queues } => {
+                let (endpoint, seed) = archipelago_vhost_user::Endpoint::attach(AttachConfig {
+                    volume,
+                    socket: socket.clone(),
+                    socket_mode: self.socket_mode,
+                    queues: *queues,
+                    start_interval: AttachConfig::START_INTERVAL,
+                })?;
+                Ok((Box::new(endpoint), Box::new(seed)))
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Attachments: which volume is served, and at what kind of endpoint.
+//!
+//! One design decision: what every kind has stands in [`ServedVolume`], what only one kind has in its variant of
+//! [`EndpointSpec`]. Another driver is another variant; nothing that is not about it names it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Lineage, ObjectSize};
+use crate::on_full::OnFull;
+
+/// Number of an attachment in its node. Never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AttachmentId(pub u64);
+
+impl fmt::Display for AttachmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A volume as an endpoint of any kind serves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedVolume {
+    /// The volume.
+    pub lineage: Lineage,
+    /// Bytes, as the catalogue has them: a multiple of 512.
+    pub size: u64,
+    /// Bytes of its objects: the best size of a transfer.
+    pub object_size: ObjectSize,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// What names the disk to a guest: at most 20 bytes.
+    pub serial: String,
+    /// What writes do for which the pool has no room, as long as no other policy is set.
+    #[serde(default)]
+    pub on_full: OnFull,
+}
+
+/// A kind of endpoint, and what only that kind has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum EndpointSpec {
+    /// A vhost-user-blk device.
+    VhostUser {
+        /// Where virtual machine monitors connect.
+        socket: PathBuf,
+        /// Request queues offered.
+        queues: u16,
+    },
+}
+
+impl EndpointSpec {
+    /// The kind's name, for people and in figures.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            EndpointSpec::VhostUser { .. } => "vhost-user",
+        }
+    }
+
+    /// Name of the endpoint in figures: its kind, and its volume's lineage or, for people, name.
+    #[must_use]
+    pub fn peer_name(&self, volume: &impl fmt::Display) -> String {
+        format!("{}:{volume}", self.kind())
+    }
+
+    /// Queues of requests that it offers.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        match self {
+            EndpointSpec::VhostUser { queues, .. } => *queues,
+        }
+    }
+
+    /// Where it is found.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            EndpointSpec::VhostUser { socket, .. } => socket,
+        }
+    }
+}
