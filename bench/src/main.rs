@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use archipelago_bench::adversary::{Attack, attack};
 use archipelago_bench::compare::{self, CASES, Case, REQUEST_LEN_MAX};
+use archipelago_bench::idle;
 use archipelago_bench::load;
 use archipelago_bench::neighbour;
 use archipelago_bench::server::{Archipelago, Build, QemuStorageDaemon, Server, Volumes};
@@ -49,6 +50,12 @@ struct Options {
 enum Command {
     /// Measures what a hostile front end does to a volume of the same process
     Neighbour,
+    /// Measures what attached idle volumes cost a busy one of the same process
+    Idle {
+        /// Idle volumes, each with a front end
+        #[arg(long, default_value_t = 1000)]
+        volumes: usize,
+    },
     /// Runs as that hostile front end until it is killed
     Adversary {
         /// Only this attack; without the option all attacks by turns
@@ -96,6 +103,16 @@ fn main() -> Result<()> {
             let rounds = options.rounds;
             let table =
                 neighbour::run(&mut server, &only, rounds, time, CLIENT_CPU, &mut progress)?;
+            println!("{table}");
+            server.release()?;
+        }
+        return Ok(());
+    }
+    if let Some(Command::Idle { volumes }) = options.command {
+        for build in &builds {
+            let mut server = Archipelago::new(dir.path(), build)?;
+            let mut progress = |line: &str| eprintln!("{line}");
+            let table = idle::run(&mut server, volumes, options.rounds, time, &mut progress)?;
             println!("{table}");
             server.release()?;
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use archipelago_endpoint::{Activity, Driver, Seed, Shortage};
+use archipelago_endpoint::{Seed, Shortage};
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Wait};
 use archipelago_protocol::{Error, ErrorCode, Lineage, OnFull};
 use archipelago_runtime::{Peer, Progress};
@@ -18,6 +18,7 @@ use xseg::{Client, Server};
 use crate::control::Answer;
 use crate::event_loop::{EventLoop, LoopWakeups, WatchId};
 use crate::port::{Attention, HostedServer};
+use crate::readiness::{DriverId, Drivers};
 
 /// A bulk copy to which nobody has connected for this long is given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,7 +59,9 @@ struct Bulk {
 /// The volume peer and its drivers.
 pub(crate) struct EndpointHost {
     volumes: Volumes,
-    drivers: Vec<Box<dyn Driver>>,
+    drivers: Drivers,
+    /// Drivers that were signalled; kept for its memory.
+    woken: Vec<DriverId>,
     bulks: Vec<Bulk>,
     snapshots: VecDeque<(u64, Answer)>,
     next_snapshot: u64,
@@ -75,7 +78,8 @@ impl EndpointHost {
     ) -> Result<EndpointHost, Error> {
         Ok(EndpointHost {
             volumes: Shared::new(VolumePeer::new(mapper, blocker)?),
-            drivers: Vec::new(),
+            drivers: Drivers::default(),
+            woken: Vec::new(),
             bulks: Vec::new(),
             snapshots: VecDeque::new(),
             next_snapshot: 1,
@@ -86,11 +90,10 @@ impl EndpointHost {
 
     /// Serves an endpoint that a thread of control has prepared.
     pub(crate) fn add(&mut self, seed: DriverSeed) -> Result<(), Error> {
-        let driver = seed
-            .build(self.volumes.clone(), LoopWakeups::new(&self.events))
-            .map_err(|error| Error::new(ErrorCode::Io, format!("watching an endpoint: {error}")))?;
-        self.drivers.push(driver);
-        Ok(())
+        let (volumes, events) = (self.volumes.clone(), &self.events);
+        self.drivers
+            .add(|id| seed.build(volumes, LoopWakeups::new(events, id)))
+            .map_err(|error| Error::new(ErrorCode::Io, format!("watching an endpoint: {error}")))
     }
 
     /// Snapshots an open volume; the answer follows.
@@ -104,15 +107,13 @@ impl EndpointHost {
     /// The catalogue has a new size.
     pub(crate) fn resized(&mut self, lineage: Lineage, size: u64) {
         self.volumes.resized(lineage, size);
+        self.drivers.change(lineage, |_collects_the_event| ());
     }
 
     /// The catalogue has another policy for a full pool: for what waits, and what comes.
     pub(crate) fn set_on_full(&mut self, lineage: Lineage, policy: OnFull) {
-        for driver in &mut self.drivers {
-            if driver.lineage() == lineage {
-                driver.set_on_full(policy);
-            }
-        }
+        self.drivers
+            .change(lineage, |driver| driver.set_on_full(policy));
     }
 
     /// Opens a volume for a bulk copy; answers when it is open.
@@ -164,7 +165,7 @@ impl EndpointHost {
 
     /// Whether every endpoint and bulk copy has ended.
     pub(crate) fn is_idle(&self) -> bool {
-        self.drivers.is_empty() && self.bulks.is_empty() && self.snapshots.is_empty()
+        self.drivers.len() == 0 && self.bulks.is_empty() && self.snapshots.is_empty()
     }
 
     /// Looks after sockets: new clients of bulk copies, the ports' connections.
@@ -299,6 +300,10 @@ impl EndpointHost {
         while let Some(event) = self.volumes.next_control_event() {
             progress = Progress::Busy;
             let (id, result) = match event {
+                ControlEvent::Resized { lineage } => {
+                    self.drivers.change(lineage, |_collects_the_event| ());
+                    continue;
+                }
                 ControlEvent::SnapshotDone { id, result, .. } => (id, result),
                 ControlEvent::NoSpace {
                     lineage,
@@ -329,22 +334,24 @@ impl Peer for EndpointHost {
     }
 
     fn poll(&mut self) -> Progress {
-        let mut progress = self.volumes.poll();
-        for driver in &mut self.drivers {
-            progress = progress.or(driver.poll());
+        self.events.borrow_mut().take_woken(&mut self.woken);
+        for id in &self.woken {
+            self.drivers.signal(*id);
         }
-        self.drivers.retain(|driver| !driver.is_finished());
-        progress
+        let progress = self
+            .volumes
+            .poll()
+            .or(self.drivers.poll())
             .or(self.poll_bulks())
             .or(self.take_control_events())
-            .or(self.volumes.poll())
+            .or(self.volumes.poll());
+        self.drivers.end_turn(progress);
+        progress
     }
 
     fn prepare_sleep(&mut self) -> bool {
         let mut quiet = self.volumes.prepare_sleep();
-        for driver in &mut self.drivers {
-            quiet &= driver.prepare_sleep() != Activity::Ready;
-        }
+        quiet &= self.drivers.prepare_sleep();
         for bulk in &mut self.bulks {
             quiet &= bulk.server.prepare_sleep();
         }
@@ -353,9 +360,7 @@ impl Peer for EndpointHost {
 
     fn wake(&mut self) {
         self.volumes.wake();
-        for driver in &mut self.drivers {
-            driver.wake();
-        }
+        self.drivers.wake();
         for bulk in &mut self.bulks {
             bulk.server.wake();
         }

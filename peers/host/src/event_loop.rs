@@ -1,30 +1,43 @@
-//! What the data thread sleeps on, as the shells use it: descriptors under watch, and moments.
+//! What the data thread sleeps on: descriptors under watch, and moments.
 //!
-//! Invariant: what a signal means does not matter. Any one of them makes every shell look after its sockets and poll.
+//! A signal names its receiver. One for the shells makes every shell look after its sockets; one for a driver makes that driver
+//! polled, and costs nobody else anything.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use archipelago_endpoint::Wakeups;
 use archipelago_runtime::{Clock, Source, Watch};
 
-/// Token of every watch.
-const TOKEN: u64 = 1;
+use crate::readiness::DriverId;
 
-/// Watches of one process.
+/// Token of the shells' watches. Those of drivers have the driver's place for theirs.
+const TOKEN_SHELLS: u64 = 1 << 32;
+/// Token of every timeout.
+const TOKEN_TIMEOUT: u64 = 2 << 32;
+
+/// Watches and alarms of one process.
 pub(crate) struct EventLoop {
     source: Source,
     clock: Arc<dyn Clock>,
-    watched: Vec<(WatchId, Watch)>,
+    watched: BTreeMap<WatchId, Watch>,
     next: u64,
     /// Timeouts that are still to come: a few.
-    alarms: Vec<Duration>,
+    timeouts: Vec<Duration>,
+    /// When the shells want to look after their sockets.
+    shells_due: Option<Duration>,
+    /// When drivers want to be polled.
+    drivers_due: BTreeSet<(Duration, DriverId)>,
+    /// Drivers that were signalled.
+    woken: Vec<DriverId>,
 }
 
 /// A watched descriptor. Never given twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WatchId(u64);
 
 impl EventLoop {
@@ -32,9 +45,12 @@ impl EventLoop {
         EventLoop {
             source,
             clock,
-            watched: Vec::new(),
+            watched: BTreeMap::new(),
             next: 1,
-            alarms: Vec::new(),
+            timeouts: Vec::new(),
+            shells_due: None,
+            drivers_due: BTreeSet::new(),
+            woken: Vec::new(),
         }
     }
 
@@ -43,63 +59,115 @@ impl EventLoop {
         self.clock.now()
     }
 
-    /// Signals whenever `fd` becomes readable.
+    /// Signals the shells whenever `fd` becomes readable.
     pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>) -> std::io::Result<WatchId> {
-        let watch = self.source.poll_readable(fd, TOKEN)?;
+        self.watch_as(fd, TOKEN_SHELLS)
+    }
+
+    fn watch_as(&mut self, fd: BorrowedFd<'_>, token: u64) -> std::io::Result<WatchId> {
+        let watch = self.source.poll_readable(fd, token)?;
         let id = WatchId(self.next);
         self.next += 1;
-        self.watched.push((id, watch));
+        self.watched.insert(id, watch);
         Ok(id)
     }
 
     /// Ends a watch.
     pub(crate) fn unwatch(&mut self, id: WatchId) {
-        self.watched.retain(|(known, _)| *known != id);
+        self.watched.remove(&id);
     }
 
-    /// Signals at `deadline`, or earlier.
+    /// Signals the shells at `deadline`, or earlier.
     pub(crate) fn alarm(&mut self, deadline: Duration) {
+        let due = self.shells_due.map_or(deadline, |due| due.min(deadline));
+        self.shells_due = Some(due);
+        self.timeout(due);
+    }
+
+    /// Has the kernel signal at `deadline`, unless a timeout comes before: what is due later is looked for then.
+    fn timeout(&mut self, deadline: Duration) {
         let now = self.clock.now();
-        self.alarms.retain(|alarm| *alarm > now);
-        if self.alarms.iter().all(|alarm| deadline < *alarm) {
-            self.source.timeout(deadline, TOKEN);
-            self.alarms.push(deadline);
+        self.timeouts.retain(|timeout| *timeout > now);
+        if self.timeouts.iter().all(|timeout| deadline < *timeout) {
+            self.source.timeout(deadline, TOKEN_TIMEOUT);
+            self.timeouts.push(deadline);
         }
     }
 
-    /// Takes all signals. Whether there were any.
+    /// Takes all signals. Whether the shells have to look after their sockets.
     pub(crate) fn take_signals(&mut self) -> bool {
-        let mut any = false;
-        while self.source.next().is_some() {
-            any = true;
+        let mut shells = false;
+        let mut timeouts = false;
+        while let Some(event) = self.source.next() {
+            match event.token {
+                TOKEN_SHELLS => shells = true,
+                TOKEN_TIMEOUT => timeouts = true,
+                driver => self.woken.extend(u32::try_from(driver).ok().map(DriverId)),
+            }
         }
-        any
+        if timeouts {
+            shells |= self.take_due();
+        }
+        shells
+    }
+
+    /// Signals whoever is due; whether the shells are.
+    fn take_due(&mut self) -> bool {
+        let now = self.clock.now();
+        while let Some((due, driver)) = self.drivers_due.first().copied() {
+            if due > now {
+                break;
+            }
+            self.drivers_due.pop_first();
+            self.woken.push(driver);
+        }
+        let shells = self.shells_due.is_some_and(|due| due <= now);
+        if shells {
+            self.shells_due = None;
+        }
+        let next = self.drivers_due.first().map(|(due, _)| *due);
+        if let Some(due) = next.into_iter().chain(self.shells_due).min() {
+            self.timeout(due);
+        }
+        shells
     }
 
     /// Whether a signal waits.
     pub(crate) fn has_signals(&self) -> bool {
         self.source.has_events()
     }
+
+    /// Puts the drivers that were signalled into `woken`, in place of what is there. One may be named twice.
+    pub(crate) fn take_woken(&mut self, woken: &mut Vec<DriverId>) {
+        woken.clear();
+        std::mem::swap(woken, &mut self.woken);
+    }
 }
 
-/// An event loop as a device sees it.
+/// The event loop as one driver sees it.
 pub(crate) struct LoopWakeups {
     events: Rc<RefCell<EventLoop>>,
+    driver: DriverId,
     watched: Vec<WatchId>,
+    /// Its alarm, which may have come already.
+    alarm: Duration,
 }
 
 impl LoopWakeups {
-    pub(crate) fn new(events: &Rc<RefCell<EventLoop>>) -> LoopWakeups {
+    pub(crate) fn new(events: &Rc<RefCell<EventLoop>>, driver: DriverId) -> LoopWakeups {
         LoopWakeups {
             events: Rc::clone(events),
+            driver,
             watched: Vec::new(),
+            alarm: Duration::ZERO,
         }
     }
 }
 
-impl archipelago_endpoint::Wakeups for LoopWakeups {
+impl Wakeups for LoopWakeups {
     fn watch(&mut self, fd: OwnedFd) -> std::io::Result<archipelago_endpoint::WatchId> {
-        let id = self.events.borrow_mut().watch(fd.as_fd())?;
+        let token = u64::from(self.driver.0);
+        let id = self.events.borrow_mut().watch_as(fd.as_fd(), token)?;
         self.watched.push(id);
         Ok(archipelago_endpoint::WatchId(id.0))
     }
@@ -114,15 +182,25 @@ impl archipelago_endpoint::Wakeups for LoopWakeups {
     }
 
     fn alarm(&mut self, deadline: Duration) {
-        self.events.borrow_mut().alarm(deadline);
+        let mut events = self.events.borrow_mut();
+        let pending = events.drivers_due.contains(&(self.alarm, self.driver));
+        if pending && self.alarm <= deadline {
+            return;
+        }
+        events.drivers_due.remove(&(self.alarm, self.driver));
+        self.alarm = deadline;
+        events.drivers_due.insert((deadline, self.driver));
+        events.timeout(deadline);
     }
 }
 
 impl Drop for LoopWakeups {
     fn drop(&mut self) {
+        let mut events = self.events.borrow_mut();
         for id in self.watched.drain(..) {
-            self.events.borrow_mut().unwatch(id);
+            events.unwatch(id);
         }
+        events.drivers_due.remove(&(self.alarm, self.driver));
     }
 }
 
@@ -132,23 +210,57 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn an_earlier_alarm_does_not_wait_for_a_later_one_and_serves_for_it() {
+    const MS: Duration = Duration::from_millis(1);
+
+    fn event_loop() -> (Rc<RefCell<EventLoop>>, Arc<ManualClock>, Reactor) {
         let clock = Arc::new(ManualClock::default());
         let mut reactor =
             Reactor::new(Config::default(), clock.clone(), Box::new(|_: &_| {})).unwrap();
-        let mut events = EventLoop::new(reactor.context().source(), clock.clone());
-        let ms = Duration::from_millis(1);
-        events.alarm(1000 * ms);
-        events.alarm(10 * ms);
-        assert_eq!(events.alarms, [1000 * ms, 10 * ms]);
-        events.alarm(1000 * ms);
-        assert_eq!(events.alarms, [1000 * ms, 10 * ms], "still to come");
-        clock.advance(10 * ms);
-        events.alarm(1010 * ms);
-        assert_eq!(events.alarms, [1000 * ms], "comes before");
-        clock.advance(1000 * ms);
-        events.alarm(1010 * ms + ms);
-        assert_eq!(events.alarms, [1011 * ms]);
+        let events = EventLoop::new(reactor.context().source(), clock.clone());
+        (Rc::new(RefCell::new(events)), clock, reactor)
+    }
+
+    #[test]
+    fn an_earlier_timeout_does_not_wait_for_a_later_one_and_serves_for_it() {
+        let (events, clock, _reactor) = event_loop();
+        let mut events = events.borrow_mut();
+        events.timeout(1000 * MS);
+        events.timeout(10 * MS);
+        assert_eq!(events.timeouts, [1000 * MS, 10 * MS]);
+        events.timeout(1000 * MS);
+        assert_eq!(events.timeouts, [1000 * MS, 10 * MS], "still to come");
+        clock.advance(10 * MS);
+        events.timeout(1010 * MS);
+        assert_eq!(events.timeouts, [1000 * MS], "comes before");
+        clock.advance(1000 * MS);
+        events.timeout(1010 * MS + MS);
+        assert_eq!(events.timeouts, [1011 * MS]);
+    }
+
+    #[test]
+    fn an_alarm_signals_its_driver_alone_and_the_earliest_of_a_driver_counts() {
+        let (events, clock, _reactor) = event_loop();
+        let [mut first, mut second] = [1, 2].map(|id| LoopWakeups::new(&events, DriverId(id)));
+        first.alarm(30 * MS);
+        first.alarm(10 * MS);
+        first.alarm(20 * MS);
+        second.alarm(40 * MS);
+        events.borrow_mut().alarm(50 * MS);
+        let mut woken = Vec::new();
+        for (at, drivers, shells) in [
+            (5, vec![], false),
+            (10, vec![DriverId(1)], false),
+            (40, vec![DriverId(2)], false),
+            (50, vec![], true),
+        ] {
+            clock.advance(at * MS - clock.now());
+            let mut events = events.borrow_mut();
+            assert_eq!(events.take_due(), shells, "at {at} ms");
+            events.take_woken(&mut woken);
+            assert_eq!(woken, drivers, "at {at} ms");
+        }
+        second.alarm(60 * MS);
+        drop(second);
+        assert!(events.borrow().drivers_due.is_empty());
     }
 }

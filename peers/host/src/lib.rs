@@ -20,7 +20,7 @@
 //! | `confine` | what the process may not do any more |
 //! | `last_words` | how the process reports why it ends |
 //! | `containment` | what a panic ends, and what a hostile front end does not |
-//! | `event_loop`, `pool` | what a thread sleeps on; its backend |
+//! | `event_loop`, `readiness`, `pool` | what a thread sleeps on; which drivers it polls; its backend |
 //!
 //! One design decision: a process hosts any set of roles with the same code. Roles that live together are joined by local
 //! channels, the others by shared ones; nothing above the ports can tell.
@@ -60,6 +60,7 @@ mod objects;
 mod owner;
 mod pool;
 mod port;
+mod readiness;
 mod settings;
 
 use std::cell::RefCell;

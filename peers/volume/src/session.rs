@@ -21,6 +21,7 @@ use crate::flush::{Flush, Round};
 use crate::model::{State, Volume};
 use crate::peer::{Kind, VolumePeer};
 use crate::slab::Queue;
+use crate::snapshot::ControlEvent;
 
 fn refused(lineage: Lineage, what: &str, code: ErrorCode) -> Error {
     Error::new(code, format!("volume {lineage} {what}: {code}"))
@@ -151,6 +152,9 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             self.tell(v, VolumeEvent::Opened { result: Ok(info) });
         } else if size != old_size {
             self.tell(v, VolumeEvent::Resized { size });
+            let lineage = self.volumes[v].lineage;
+            self.control_events
+                .push_back(ControlEvent::Resized { lineage });
         }
         self.note_begin(v, Ok(()));
         let live = self.collect_live(v);

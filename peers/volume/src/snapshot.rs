@@ -40,6 +40,13 @@ pub enum ControlEvent {
         /// For how long, by its policy.
         policy: OnFull,
     },
+    /// It has another size than before its session began anew: [`VolumeEvent::Resized`] waits for its driver.
+    ///
+    /// [`VolumeEvent::Resized`]: archipelago_protocol::volume::VolumeEvent::Resized
+    Resized {
+        /// Which volume.
+        lineage: Lineage,
+    },
     /// There is room again for what it asks.
     SpaceFound {
         /// Which volume.
