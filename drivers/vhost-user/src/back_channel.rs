@@ -118,7 +118,7 @@ impl BackChannel {
         Ok(true)
     }
 
-    /// Tells the front end to read the configuration space again.
+    /// Asks the front end to read the configuration space again.
     pub(crate) fn config_changed(&self) {
         let Some(socket) = &self.socket else {
             debug!("no back channel: the front end will not hear of the new size");
@@ -131,7 +131,7 @@ impl BackChannel {
         };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         if let Err(error) = send(socket.as_raw_fd(), &header.to_bytes(), flags) {
-            debug!(%error, "the front end cannot be told of the new size");
+            debug!(%error, "the front end cannot be notified of the new size");
         }
     }
 }

@@ -1,21 +1,23 @@
-//! The device on the data thread: state, its turn, and the volume's life. `serve` has the data path, `control` the
-//! changes that a front end asks for.
+//! The device on the data thread. It only routes: each part has its own state behind its methods.
 //!
-//! The volume is opened when the first ring runs and closed when the last one has stopped:
-//!
-//! | state | leaves it when |
+//! | part | subject |
 //! |---|---|
-//! | Closed | a ring runs: opens |
-//! | Opening | `Opened`: Open, Refused or Failed |
-//! | Open | no ring is started and nothing is in flight: closes |
-//! | Closing | `Closed`: Closed |
-//! | Refused (no slot; requests wait) | a moment later: opens again; no ring is started: Closed |
-//! | Full (no room for as long as the policy waits; requests get IOERR) | as Refused |
-//! | Failed (requests get IOERR) | no ring is started: Closed, so the next start tries again |
+//! | `volume` | the volume: when it is open, and what requests get |
+//! | `commands`, `control` | what the front end asks for besides requests |
+//! | `negotiated`, `guest_memory`, `rings` | what front end and device have agreed on; memory; queues |
+//! | `reader`, `serve`, `backlog` | the data path: chains to requests, requests to the volume, completions to the guest |
+//! | `recall` | commands that would wait with requests that wait for room |
 
+mod backlog;
+mod commands;
 mod control;
+mod guest_memory;
+mod negotiated;
+mod reader;
 mod recall;
+mod rings;
 mod serve;
+mod volume;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -24,59 +26,34 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use archipelago_endpoint::{Activity, Driver, Seed, Shortage, Wakeups};
-use archipelago_protocol::volume::{OnFull, OpenMode, VolumeEvent, VolumeHandle, Volumes};
-use archipelago_protocol::{Error, Lineage};
+use archipelago_protocol::Lineage;
+use archipelago_protocol::volume::{OnFull, Volumes};
 use archipelago_runtime::Progress;
 use crossbeam_channel::Receiver;
-use tracing::{debug, error};
-use xseg::Region;
 
-use crate::chain::Chain;
 use crate::command::Message;
-use crate::config::{AttachConfig, feature};
-use crate::dirty_log::DirtyLog;
+use crate::config::AttachConfig;
 use crate::failure::FailureLog;
-use crate::memory::MemoryTable;
-use crate::queue::Queue;
-use crate::request::Range;
 use crate::shared::Shared;
-use crate::throttle::Throttle;
+use crate::throttle::AnswerThrottle;
+use backlog::Backlog;
+use commands::Commands;
+use guest_memory::GuestMemory;
+use negotiated::{FrontEnd, Negotiated};
+use reader::RequestReader;
+use rings::Rings;
+use volume::{DeviceVolume, Report, Service};
 
-/// How long after an open that found no slot or no room the next one is tried.
-const OPEN_AGAIN: Duration = Duration::from_millis(500);
-/// Events of the volume taken in one turn.
-const EVENTS_PER_TURN: usize = 256;
+/// Reports of the volume taken in one turn.
+const REPORTS_PER_TURN: usize = 256;
 
+/// How the volume's answers are to be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum VolumeState {
-    Closed,
-    Opening(VolumeHandle),
-    Open(VolumeHandle),
-    Closing(VolumeHandle),
-    /// The volume peer had no slot for it; what else an open has no space for, the peer waits for itself ([`OnFull::Wait`]).
-    /// Until then it is not asked for again.
-    Refused(Duration),
-    /// It could not be opened for want of space for as long as its policy waits, or would not wait for it. Opened again then,
-    /// without waiting: whoever reports serves again when there is room.
-    Full(Duration),
-    Failed,
-}
-
-/// A part of a request that the volume could not take at once.
-#[derive(Debug, Clone, Copy)]
-struct Deferred {
-    queue: u16,
-    head: u16,
-    range: Range,
-    kind: crate::request::Kind,
-}
-
-#[derive(Debug)]
-struct InFlightArea {
-    region: Region,
-    start: u64,
-    queues: u16,
-    size: u16,
+enum Completions {
+    /// As they are.
+    Final,
+    /// What has no room was recalled, and is done again.
+    Recalled,
 }
 
 /// A vhost-user-blk device. Lives on one thread; made by [`DeviceSeed::build`].
@@ -84,40 +61,18 @@ pub struct Device<V, W> {
     name: String,
     config: AttachConfig,
     shared: Arc<Shared>,
-    volumes: V,
     wakeups: W,
-    commands: Receiver<Message>,
-    queues: Vec<Queue>,
-    /// Queue whose turn is first.
-    first: usize,
-    memory: MemoryTable,
-    /// Raised with each change that older requests must not outlive.
-    generation: u64,
-    /// Whether the volume peer knows every region.
-    regions_ready: bool,
-    features: u64,
-    log: Option<DirtyLog>,
-    area: Option<InFlightArea>,
-    volume: VolumeState,
-    /// What the last open found too little for, and was logged.
-    shortage: Option<Shortage>,
-    /// When an open was tried first, since one succeeded or no ring was started.
-    open_since: Option<Duration>,
-    chain: Chain,
-    ranges: Vec<Range>,
-    deferred: Vec<Deferred>,
-    waits: Vec<control::Waiting>,
-    /// The volume has refused a request since its last event.
-    held_back: bool,
-    /// What the volume answers now was recalled from it, if it had no room for it.
-    recalling: bool,
-    failures: FailureLog,
+    volume: DeviceVolume<V>,
+    commands: Commands,
+    front_end: FrontEnd,
+    negotiated: Negotiated,
+    memory: GuestMemory,
+    rings: Rings,
+    reader: RequestReader,
+    backlog: Backlog,
     /// Counts what was answered without the volume.
-    answers: Throttle,
-    /// The rings are left alone until then: too much was answered without the volume.
-    rest_until: Option<Duration>,
-    /// Completions are not shown any more: the front end is gone, or has reset the device.
-    dropping: bool,
+    throttle: AnswerThrottle,
+    failures: FailureLog,
 }
 
 /// What the data thread needs to make the device; comes with its [`Endpoint`](crate::Endpoint).
@@ -126,189 +81,75 @@ pub struct DeviceSeed {
     pub(crate) config: AttachConfig,
     pub(crate) shared: Arc<Shared>,
     pub(crate) commands: Receiver<Message>,
-    pub(crate) bell: OwnedFd,
+    pub(crate) doorbell: OwnedFd,
 }
 
 impl DeviceSeed {
     /// Makes the device; called on the data thread.
     ///
     /// # Errors
-    /// If the bell of the connection's thread cannot be watched.
+    /// If the doorbell of the connection's thread cannot be watched.
     pub fn build<V: Volumes, W: Wakeups>(
         self,
         volumes: V,
         mut wakeups: W,
     ) -> std::io::Result<Device<V, W>> {
-        wakeups.watch(self.bell)?;
-        let mut queues = Vec::new();
-        queues.resize_with(usize::from(self.config.queues), Queue::default);
+        wakeups.watch(self.doorbell)?;
         Ok(Device {
             name: format!("vhost-user {}", self.config.socket.display()),
+            volume: DeviceVolume::new(volumes, &self.config.volume),
+            rings: Rings::new(self.config.queues),
             config: self.config,
             shared: self.shared,
-            volumes,
             wakeups,
-            commands: self.commands,
-            queues,
-            first: 0,
-            memory: MemoryTable::default(),
-            generation: 0,
-            regions_ready: true,
-            features: 0,
-            log: None,
-            area: None,
-            volume: VolumeState::Closed,
-            shortage: None,
-            open_since: None,
-            chain: Chain::new(),
-            ranges: Vec::with_capacity(crate::config::RANGES_MAX),
-            deferred: Vec::with_capacity(crate::config::RANGES_MAX),
-            waits: Vec::new(),
-            held_back: false,
-            recalling: false,
+            commands: Commands::new(self.commands),
+            front_end: FrontEnd::Served,
+            negotiated: Negotiated::default(),
+            memory: GuestMemory::new(),
+            reader: RequestReader::new(),
+            backlog: Backlog::new(),
+            throttle: AnswerThrottle::new(),
             failures: FailureLog::default(),
-            answers: Throttle::of_answers(),
-            rest_until: None,
-            dropping: false,
         })
     }
 }
 
 impl<V: Volumes, W: Wakeups> Device<V, W> {
-    fn in_flight(&self) -> usize {
-        self.queues.iter().map(|queue| queue.in_flight).sum()
-    }
-
-    /// Whether something goes on once the volume peer has done its part, which no wake-up says.
-    fn waits_for_volume(&self) -> bool {
-        let changes = matches!(
-            self.volume,
-            VolumeState::Opening(_) | VolumeState::Closing(_)
-        );
-        let commands = !self.waits.is_empty() || self.memory.has_retired() || !self.regions_ready;
-        let requests = self.in_flight() > 0 || self.held_back || !self.deferred.is_empty();
-        changes || commands || requests
-    }
-
-    /// Takes what the volume has to say.
-    fn take_events(&mut self) -> bool {
+    /// Takes what the volume reports.
+    fn take_reports(&mut self, completions: Completions) -> bool {
         let mut any = false;
-        for _ in 0..EVENTS_PER_TURN {
-            let (VolumeState::Opening(handle)
-            | VolumeState::Open(handle)
-            | VolumeState::Closing(handle)) = self.volume
-            else {
-                break;
-            };
-            let Some(event) = self.volumes.next_event(handle) else {
+        for _ in 0..REPORTS_PER_TURN {
+            let now = || self.wakeups.now();
+            let Some(report) = self.volume.next_report(self.front_end, now) else {
                 break;
             };
             any = true;
-            match event {
-                VolumeEvent::Done { cookie, result } => self.done(cookie, result),
-                VolumeEvent::Opened { result: Ok(volume) } => {
-                    // A guest opens its volume as often as it resets its device.
-                    debug!(volume = %volume.lineage, size = volume.size, "volume opened");
-                    self.shared.set_size(volume.size);
-                    (self.shortage, self.open_since) = (None, None);
-                    // It may have been opened without waiting.
-                    let volumes = &mut self.volumes;
-                    if !self.dropping {
-                        volumes.on_full(handle, self.config.volume.on_full);
-                    }
-                    self.volume = VolumeState::Open(handle);
-                }
-                VolumeEvent::Opened { result: Err(error) } if error.code.passes() => {
-                    self.shared.metrics.open_failures.add(1);
-                    self.volume = self.without_space(&error);
-                }
-                VolumeEvent::Opened { result: Err(error) } => {
-                    self.shared.metrics.open_failures.add(1);
-                    error!(volume = %self.config.volume.lineage, %error, "the volume cannot be opened; its guest gets I/O errors");
-                    self.volume = VolumeState::Failed;
-                }
-                VolumeEvent::Closed { result } => {
-                    if let Err(error) = result {
-                        error!(volume = %self.config.volume.lineage, %error, "closing the volume failed");
-                    }
-                    self.volume = VolumeState::Closed;
-                }
-                VolumeEvent::Resized { size } => self.shared.set_size(size),
+            match report {
+                Report::Done { cookie, result } => self.done(cookie, result, completions),
+                Report::Size(size) => self.shared.set_size(size),
+                Report::OpenFailed => self.shared.metrics.open_failures.add(1),
+                Report::Closed => {}
             }
         }
         if any {
-            self.held_back = false;
+            self.backlog.retry();
         }
         any
     }
 
-    /// Whether an open has been tried for as long as the policy waits.
-    fn is_over(&self) -> bool {
-        let since = self.open_since.unwrap_or_default();
-        let waited = self.wakeups.now().saturating_sub(since);
-        let limit = self.config.volume.on_full.limit();
-        limit.is_some_and(|limit| waited >= limit)
-    }
-
-    /// The volume cannot be opened for want of space: its next state.
-    fn without_space(&mut self, error: &Error) -> VolumeState {
-        let again = self.wakeups.now() + OPEN_AGAIN;
-        let (volume, policy) = (self.config.volume.lineage, self.config.volume.on_full);
-        if self.is_over() {
-            if self.shortage.replace(Shortage::Reported) != Some(Shortage::Reported) {
-                error!(%volume, %error, "the volume cannot be opened; its guest gets I/O errors until there is space (on full: {policy})");
-            }
-            return VolumeState::Full(again);
-        }
-        if self.shortage.replace(Shortage::Waits) != Some(Shortage::Waits) {
-            error!(%volume, %error, "the volume cannot be opened yet; its guest waits (on full: {policy})");
-        }
-        VolumeState::Refused(again)
-    }
-
     /// Opens and closes the volume as the rings need it.
     fn settle_volume(&mut self) -> bool {
-        let wanted = !self.dropping && self.queues.iter().any(Queue::wants_volume);
-        let idle = !self.queues.iter().any(Queue::started) && self.in_flight() == 0;
-        match self.volume {
-            VolumeState::Closed if wanted => {
-                let mode = if self.config.volume.read_only {
-                    OpenMode::ReadOnly
-                } else {
-                    OpenMode::Exclusive
-                };
-                self.open_since = self.open_since.or_else(|| Some(self.wakeups.now()));
-                let policy = if self.is_over() {
-                    OnFull::Report
-                } else {
-                    self.config.volume.on_full
-                };
-                let volumes = &mut self.volumes;
-                let handle = volumes.open(self.config.volume.lineage, mode);
-                volumes.on_full(handle, policy);
-                self.volume = VolumeState::Opening(handle);
-            }
-            VolumeState::Open(handle) if idle => {
-                self.volumes.close(handle);
-                self.volume = VolumeState::Closing(handle);
-            }
-            VolumeState::Failed | VolumeState::Refused(_) | VolumeState::Full(_) if idle => {
-                (self.volume, self.open_since) = (VolumeState::Closed, None);
-            }
-            VolumeState::Refused(until) | VolumeState::Full(until)
-                if until <= self.wakeups.now() =>
-            {
-                self.volume = VolumeState::Closed;
-            }
-            _ => return false,
-        }
-        true
+        let wanted = self.front_end == FrontEnd::Served && self.rings.want_volume();
+        let idle = self.rings.are_idle();
+        self.volume.settle(wanted, idle, || self.wakeups.now())
     }
-}
 
-/// The log to mark, if the front end wants marks.
-fn dirty_log(features: u64, log: Option<&DirtyLog>) -> Option<&DirtyLog> {
-    log.filter(|_| features & feature::LOG_ALL != 0)
+    /// Whether something goes on once the volume peer has done its part, which no wake-up announces.
+    fn waits_for_volume(&self) -> bool {
+        let commands = self.commands.any_waits() || !self.memory.is_settled();
+        let requests = self.rings.in_flight() > 0 || !self.backlog.is_clear();
+        self.volume.changes() || commands || requests
+    }
 }
 
 impl<V, W> Seed<V, W> for DeviceSeed
@@ -328,40 +169,39 @@ impl<V: Volumes, W: Wakeups> Driver for Device<V, W> {
 
     fn poll(&mut self) -> Progress {
         if self.is_finished() {
-            // Whoever still asks sees the dropped answer.
-            while self.commands.try_recv().is_ok() {}
+            self.commands.refuse_all();
             return Progress::Idle;
         }
         let mut busy = self.take_commands();
-        busy |= self.take_events();
+        busy |= self.take_reports(Completions::Final);
         busy |= self.serve();
         self.publish();
         self.report_failures();
         busy |= self.settle_volume();
-        busy |= self.settle_waits();
-        self.shared.metrics.in_flight.set(self.in_flight() as u64);
+        busy |= self.settle_commands();
+        let in_flight = self.rings.in_flight() as u64;
+        self.shared.metrics.in_flight.set(in_flight);
         if busy { Progress::Busy } else { Progress::Idle }
     }
 
     fn prepare_sleep(&mut self) -> Activity {
-        let mut ready = !self.commands.is_empty();
-        let rests = self.rests();
-        let due = self.rest_until.into_iter().chain(self.failures.due());
-        if let Some(until) = due.chain(self.recall_due()).min() {
-            self.wakeups.alarm(until);
+        let mut ready = !self.commands.none_came();
+        let paused = self.throttle.is_paused(|| self.wakeups.now());
+        let due = [
+            self.throttle.due(),
+            self.failures.due(),
+            self.commands.recall_due(),
+            self.volume.due(),
+        ];
+        if let Some(due) = due.into_iter().flatten().min() {
+            self.wakeups.alarm(due);
         }
-        if let VolumeState::Refused(until) | VolumeState::Full(until) = self.volume {
-            self.wakeups.alarm(until);
-        }
-        let answers = matches!(
-            self.volume,
-            VolumeState::Open(_) | VolumeState::Full(_) | VolumeState::Failed
-        );
-        let serving = answers && self.regions_ready && !self.held_back && !rests;
-        let dirty = dirty_log(self.features, self.log.as_ref());
-        for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
-            let waiting = queue.ask_for_kicks(dirty);
-            ready |= waiting && serving;
+        let answers = self.volume.service() != Service::NotYet;
+        let serving = answers && self.memory.is_ready() && !self.backlog.is_refused() && !paused;
+        let dirty = self.negotiated.dirty_log();
+        for queue in self.rings.iter_mut().filter(|queue| queue.is_running()) {
+            let available = queue.enable_notifications(dirty);
+            ready |= available && serving;
         }
         match ready {
             true => Activity::Ready,
@@ -371,38 +211,24 @@ impl<V: Volumes, W: Wakeups> Driver for Device<V, W> {
     }
 
     fn wake(&mut self) {
-        let dirty = dirty_log(self.features, self.log.as_ref());
-        for queue in self.queues.iter_mut().filter(|queue| queue.running()) {
-            if queue.asked() && queue.waiting().is_ok_and(|waiting| waiting > 0) {
+        let dirty = self.negotiated.dirty_log();
+        for queue in self.rings.iter_mut().filter(|queue| queue.is_running()) {
+            if queue.disable_notifications(dirty) {
                 self.shared.metrics.kicks.add(1);
             }
-            queue.refuse_kicks(dirty);
         }
     }
 
     fn set_on_full(&mut self, policy: OnFull) {
-        if std::mem::replace(&mut self.config.volume.on_full, policy) == policy {
-            return;
-        }
-        match self.volume {
-            // Who drops its requests waits for nothing any more.
-            VolumeState::Opening(handle) | VolumeState::Open(handle) if !self.dropping => {
-                self.volumes.on_full(handle, policy);
-            }
-            // Tried anew, as the policy says.
-            VolumeState::Refused(_) | VolumeState::Full(_) => {
-                (self.volume, self.open_since) = (VolumeState::Closed, None);
-            }
-            _ => {}
-        }
+        self.volume.set_on_full(policy, self.front_end);
     }
 
     fn shortage(&self) -> Option<(Shortage, Duration)> {
-        self.shortage.zip(self.open_since)
+        self.volume.shortage()
     }
 
     fn is_finished(&self) -> bool {
-        // Acquire: pairs with the Release in `settle`. Set and read on the data thread, and read by control.
+        // Acquire: pairs with the Release where a detach is done (`settle`).
         self.shared.finished.load(Ordering::Acquire)
     }
 }
@@ -411,7 +237,7 @@ impl<V, W> fmt::Debug for Device<V, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device")
             .field("name", &self.name)
-            .field("volume", &self.volume)
+            .field("rings", &self.rings)
             .finish_non_exhaustive()
     }
 }

@@ -5,8 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use archipelago_endpoint::Detach;
@@ -14,14 +13,14 @@ use archipelago_protocol::{Error, ErrorCode};
 use crossbeam_channel::unbounded;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::command::Command;
+use crate::command::{Command, CommandChannel};
 use crate::config::AttachConfig;
 use crate::device::DeviceSeed;
-use crate::handler::Line;
 use crate::metrics::Counters;
 use crate::ring_check::Problem;
-use crate::session::{Session, Stop};
+use crate::session::Session;
 use crate::shared::Shared;
+use crate::stop::Stop;
 use crate::throttle::Allowance;
 
 /// An attached volume, as the node sees it.
@@ -29,7 +28,7 @@ use crate::throttle::Allowance;
 pub struct Endpoint {
     config: AttachConfig,
     shared: Arc<Shared>,
-    line: Line,
+    device: CommandChannel,
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
     /// Device and inode of the socket.
@@ -51,28 +50,21 @@ impl Endpoint {
         };
         let listener = listen(&config.socket, config.socket_mode).map_err(failed)?;
         let made = fs::symlink_metadata(&config.socket).map_err(failed)?;
-        let [notice, bell, stop_bell] = [eventfd(), eventfd(), eventfd()];
+        let [notice, doorbell, stop] = [eventfd(), eventfd(), eventfd()];
         let notice = notice.map_err(failed)?;
-        let bell = bell.map_err(failed)?;
-        let heard = notice.try_clone().map_err(failed)?;
-        let watched = bell.try_clone().map_err(failed)?;
+        let doorbell = doorbell.map_err(failed)?;
+        let received = notice.try_clone().map_err(failed)?;
+        let watched = doorbell.try_clone().map_err(failed)?;
         let shared = Arc::new(Shared::new(config.volume.size, notice));
         let (sender, commands) = unbounded();
-        let line = Line {
-            commands: sender,
-            bell: Arc::new(bell),
-        };
-        let stop = Arc::new(Stop {
-            wanted: AtomicBool::new(false),
-            bell: stop_bell.map_err(failed)?,
-            stream: Mutex::new(None),
-        });
+        let device = CommandChannel::new(sender, doorbell);
+        let stop = Arc::new(Stop::new(stop.map_err(failed)?));
         let session = Session {
             config: config.clone(),
             shared: Arc::clone(&shared),
-            line: line.clone(),
+            device: device.clone(),
             stop: Arc::clone(&stop),
-            notice: heard,
+            notice: received,
             allowance: Arc::new(Allowance::new(config.start_interval)),
         };
         let thread = std::thread::Builder::new()
@@ -88,12 +80,12 @@ impl Endpoint {
             config: config.clone(),
             shared: Arc::clone(&shared),
             commands,
-            bell: OwnedFd::from(watched),
+            doorbell: OwnedFd::from(watched),
         };
         let endpoint = Endpoint {
             config,
             shared,
-            line,
+            device,
             stop,
             thread: Some(thread),
             identity: (made.dev(), made.ino()),
@@ -150,7 +142,7 @@ impl archipelago_endpoint::Endpoint for Endpoint {
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
-        let _gone_already = self.line.call(Command::Detach);
+        let _gone_already = self.device.call(Command::Detach);
         Ok(())
     }
 }
@@ -172,7 +164,7 @@ fn listen(path: &Path, mode: u32) -> std::io::Result<UnixListener> {
     if let Ok(found) = fs::symlink_metadata(path)
         && !found.file_type().is_socket()
     {
-        let text = "something that is no socket stands there";
+        let text = "the path exists and is not a socket";
         return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
     }
     let mut fresh = path.as_os_str().to_owned();

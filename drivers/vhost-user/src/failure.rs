@@ -8,7 +8,7 @@ use archipelago_protocol::ErrorCode;
 
 use crate::chain::ChainError;
 use crate::config::{RANGE_SECTORS_MAX, RANGES_MAX, SERIAL_LEN};
-use crate::request::{Kind, Status};
+use crate::request_kind::{Kind, Status};
 
 /// One line of a device in this time at most.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ pub enum Failure {
     /// A list of ranges of a wrong length.
     #[error("a list of ranges of {0} bytes is not 1 to {RANGES_MAX} ranges of 16 bytes")]
     Ranges(u64),
-    /// A range that is longer than the guest was told.
+    /// A range that is longer than the configuration space allows.
     #[error("a range of {0} sectors is longer than {RANGE_SECTORS_MAX}")]
     RangeLen(u32),
     /// The volume could not be opened.

@@ -11,12 +11,12 @@ use crate::device::DeviceSeed;
 use crate::endpoint::eventfd;
 use crate::shared::Shared;
 
-/// The way to a device that nobody listens for.
+/// The way to a device that no front end has.
 #[derive(Debug)]
-pub struct Line(Sender<Message>);
+pub struct CommandSender(Sender<Message>);
 
-impl Line {
-    /// Gives `command` to the device, which takes it at its next turn.
+impl CommandSender {
+    /// Sends `command` to the device, which takes it at its next turn.
     #[must_use]
     pub fn send(&self, command: Command) -> Receiver<Answer> {
         let (reply, answer) = bounded(1);
@@ -30,13 +30,13 @@ impl Line {
 ///
 /// # Errors
 /// What the kernel says to eventfds.
-pub fn seed(config: AttachConfig) -> std::io::Result<(Line, DeviceSeed)> {
+pub fn seed(config: AttachConfig) -> std::io::Result<(CommandSender, DeviceSeed)> {
     let (sender, commands) = unbounded();
     let seed = DeviceSeed {
         shared: Arc::new(Shared::new(config.volume.size, eventfd()?)),
         commands,
-        bell: OwnedFd::from(eventfd()?),
+        doorbell: OwnedFd::from(eventfd()?),
         config,
     };
-    Ok((Line(sender), seed))
+    Ok((CommandSender(sender), seed))
 }

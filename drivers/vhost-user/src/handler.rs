@@ -2,12 +2,12 @@
 //!
 //! Runs on the thread of the connection; mapping memory and checking descriptors happens here.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use archipelago_runtime::{Clock, SystemClock};
-use crossbeam_channel::{Sender, bounded};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{info, warn};
 use vhost::vhost_user::message::{
@@ -19,40 +19,23 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use xseg::Region;
 
 use crate::back_channel::is_eventfd;
-use crate::command::{Answer, Command, Message};
+use crate::command::{Answer, Command, CommandChannel, Refusal};
 use crate::config::{AttachConfig, RING_SIZE_MAX, WRITEBACK_AT, protocol_features};
 use crate::dirty_log::DirtyLog;
 use crate::inflight::queue_len;
 use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX};
 use crate::queue::RingAddresses;
 use crate::ring_check::RingCheck;
-use crate::session::Stop;
-use crate::shared::{Shared, TRAILER_LEN, signal};
+use crate::shared::{Shared, TRAILER_LEN};
+use crate::stop::Stop;
 use crate::throttle::Allowance;
-
-/// The way to the device: commands, and the bell that wakes its thread.
-#[derive(Debug, Clone)]
-pub(crate) struct Line {
-    pub(crate) commands: Sender<Message>,
-    pub(crate) bell: Arc<File>,
-}
-
-impl Line {
-    /// Gives `command` to the device and waits for the answer. `None`: the device is gone.
-    pub(crate) fn call(&self, command: Command) -> Option<Answer> {
-        let (reply, answer) = bounded(1);
-        self.commands.send(Message { command, reply }).ok()?;
-        signal(&self.bell);
-        answer.recv().ok()
-    }
-}
 
 /// Handles the messages of one front end.
 #[derive(Debug)]
 pub(crate) struct Handler {
     pub(crate) config: AttachConfig,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) line: Line,
+    pub(crate) device: CommandChannel,
     /// Set when a message was refused: then the connection itself is sound.
     pub(crate) refused: bool,
     /// Of all connections of the volume, one at a time.
@@ -66,32 +49,32 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    fn ask(&mut self, command: Command) -> Result<Answer> {
-        match self.line.call(command) {
-            Some(Answer::Refused(why)) => Err(self.refuse(why)),
+    fn call(&mut self, command: Command) -> Result<Answer> {
+        match self.device.call(command) {
+            Some(Answer::Refused(refusal)) => Err(self.refuse(refusal)),
             Some(answer) => Ok(answer),
             None => Err(Error::BackendInternalError),
         }
     }
 
-    fn tell(&mut self, command: Command) -> Result<()> {
-        self.ask(command).map(drop)
+    fn change(&mut self, command: Command) -> Result<()> {
+        self.call(command).map(drop)
     }
 
-    fn refuse(&mut self, why: &str) -> Error {
-        warn!(socket = %self.config.socket.display(), why, "a message of the front end is refused");
+    fn refuse(&mut self, why: impl fmt::Display) -> Error {
+        warn!(socket = %self.config.socket.display(), %why, "a message of the front end is refused");
         self.refused = true;
         Error::InvalidParam
     }
 
     fn index(&mut self, index: u32) -> Result<u16> {
-        u16::try_from(index).map_err(|_too_large| self.refuse("there is no such queue"))
+        u16::try_from(index).map_err(|_too_large| self.refuse(Refusal::NoSuchQueue))
     }
 
     fn slot(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<GuestSlot> {
         let (guest, user) = (region.guest_phys_addr, region.user_addr);
         GuestSlot::map(guest, user, region.memory_size, file, region.mmap_offset)
-            .map_err(|cause| self.refuse(&format!("guest memory cannot be mapped: {cause}")))
+            .map_err(|cause| self.refuse(format_args!("guest memory cannot be mapped: {cause}")))
     }
 
     /// Memory has changed: a problem may be one no more.
@@ -114,7 +97,7 @@ impl Handler {
         if self.check.due().is_none_or(|due| now < due) {
             return;
         }
-        let Some(Answer::Rings(seen)) = self.line.call(Command::Look) else {
+        let Some(Answer::Rings(seen)) = self.device.call(Command::Look) else {
             return;
         };
         let problem = self.check.look(seen, now);
@@ -131,8 +114,8 @@ impl Handler {
         }
     }
 
-    /// An eventfd that can be rung without blocking.
-    fn ringable(&mut self, file: Option<File>) -> Result<Option<File>> {
+    /// An eventfd that can be signalled without blocking.
+    fn signalable(&mut self, file: Option<File>) -> Result<Option<File>> {
         let Some(file) = file else { return Ok(None) };
         let unblocked = OFlag::O_NONBLOCK | OFlag::O_RDWR;
         if !is_eventfd(&file) || fcntl(file.as_fd(), FcntlArg::F_SETFL(unblocked)).is_err() {
@@ -160,7 +143,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         self.shared.set_writeback(true);
         self.started = false;
         self.check = RingCheck::new();
-        self.tell(Command::Reset)
+        self.change(Command::Reset)
     }
 
     fn get_features(&mut self) -> Result<u64> {
@@ -170,10 +153,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_features(&mut self, features: u64) -> Result<()> {
         let unknown = features & !self.config.accepted_features();
         if unknown != 0 {
-            let why = format!("features {unknown:#x} were not offered");
-            return Err(self.refuse(&why));
+            return Err(self.refuse(Refusal::Features(unknown)));
         }
-        self.tell(Command::Features(features))
+        self.change(Command::Features(features))
     }
 
     fn set_mem_table(
@@ -187,7 +169,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         for (region, file) in table.iter().zip(files) {
             slots.push(self.slot(region, file)?);
         }
-        self.tell(Command::SetSlots(slots))?;
+        self.change(Command::SetSlots(slots))?;
         self.look_again();
         Ok(None)
     }
@@ -195,7 +177,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let index = self.index(index)?;
         let size = u16::try_from(num).unwrap_or(0);
-        self.tell(Command::RingSize(index, size))
+        self.change(Command::RingSize(index, size))
     }
 
     fn set_vring_addr(
@@ -211,7 +193,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
         // Far beyond any guest's memory, and so that sums of it cannot overflow.
         let log = logged.then_some(log).filter(|log| *log < 1 << 56);
-        self.tell(Command::RingAddresses(
+        self.change(Command::RingAddresses(
             index,
             RingAddresses {
                 descriptors,
@@ -225,14 +207,14 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let index = self.index(index)?;
         let base = u16::try_from(base & 0xffff).unwrap_or(0);
-        self.tell(Command::RingBase(index, base))
+        self.change(Command::RingBase(index, base))
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let queue = self.index(index)?;
         self.started = false;
         self.check.stop(queue);
-        match self.ask(Command::StopRing(queue))? {
+        match self.call(Command::StopRing(queue))? {
             Answer::Base(base) => Ok(VhostUserVringState::new(index, u32::from(base))),
             Answer::Done | Answer::Rings(_) | Answer::Refused(_) => {
                 Err(Error::BackendInternalError)
@@ -241,25 +223,25 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        match self.ringable(fd)? {
+        match self.signalable(fd)? {
             Some(kick) => {
                 self.wait_to_start();
                 let now = SystemClock.now();
                 self.check.start(u16::from(index), &kick, now);
-                self.tell(Command::Kick(u16::from(index), OwnedFd::from(kick)))
+                self.change(Command::Kick(u16::from(index), OwnedFd::from(kick)))
             }
             None => Err(self.refuse("a ring without an eventfd would have to be polled")),
         }
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let call = self.ringable(fd)?;
-        self.tell(Command::Call(u16::from(index), call))
+        let call = self.signalable(fd)?;
+        self.change(Command::Call(u16::from(index), call))
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let error = self.ringable(fd)?;
-        self.tell(Command::Error(u16::from(index), error))
+        let error = self.signalable(fd)?;
+        self.change(Command::Error(u16::from(index), error))
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
@@ -280,7 +262,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let index = self.index(index)?;
         self.check.again(SystemClock.now());
-        self.tell(Command::Enable(index, enable))
+        self.change(Command::Enable(index, enable))
     }
 
     fn get_config(
@@ -334,15 +316,15 @@ impl VhostUserBackendReqHandlerMut for Handler {
             .and_then(|region| region.descriptor().0.try_clone());
         match made {
             Ok(fd) => Ok((VhostUserInflight::new(len, 0, queues, size), File::from(fd))),
-            Err(cause) => Err(self.refuse(&format!("no in-flight area: {cause}"))),
+            Err(cause) => Err(self.refuse(format_args!("no in-flight area: {cause}"))),
         }
     }
 
     fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
         let (size, queues) = (area.queue_size, area.num_queues);
         let slot = GuestSlot::map(0, 0, area.mmap_size, file, area.mmap_offset)
-            .map_err(|cause| self.refuse(&format!("the in-flight area: {cause}")))?;
-        self.tell(Command::InFlight {
+            .map_err(|cause| self.refuse(format_args!("the in-flight area: {cause}")))?;
+        self.change(Command::InFlight {
             region: slot.region,
             start: slot.start,
             queues,
@@ -362,13 +344,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> Result<Option<u64>> {
         self.stop.wait(self.allowance.slots(1));
         let slot = self.slot(region, file)?;
-        self.tell(Command::AddSlot(slot))?;
+        self.change(Command::AddSlot(slot))?;
         self.look_again();
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.tell(Command::RemoveSlot {
+        self.change(Command::RemoveSlot {
             guest: region.guest_phys_addr,
             user: region.user_addr,
             len: region.memory_size,
@@ -394,8 +376,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
         match DirtyLog::map(file, log.mmap_offset, log.mmap_size) {
-            Ok(log) => self.tell(Command::Log(log)),
-            Err(cause) => Err(self.refuse(&format!("the dirty log: {cause}"))),
+            Ok(log) => self.change(Command::Log(log)),
+            Err(cause) => Err(self.refuse(format_args!("the dirty log: {cause}"))),
         }
     }
 }

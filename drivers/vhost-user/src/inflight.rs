@@ -12,6 +12,11 @@
 //!   clears the marks and stores `used_idx`. In between, `used_idx` differs from the ring's: the batch is found through
 //!   `last_batch_head` and its marks are cleared by [`QueueLog::recover`].
 //!
+//! Ordering. Nobody else reads the region while its endpoint lives; the successor maps it after the death, of which the
+//! closed socket informs the front end. What it finds is therefore what the dead thread had stored, up to some instruction: all that must be kept
+//! is the order in which the stores are made, by the compiler and by the processor. Each store that must not come before what
+//! precedes it is a Release, and pairs with the Acquire loads of `recover`.
+//!
 //! The region is the front end's: every index is checked, and a region that makes no sense costs that guest its requests
 //! only.
 
@@ -70,12 +75,13 @@ impl QueueLog {
     }
 
     fn load(&self, at: u64) -> u16 {
+        // Acquire: pairs with the Release in `store` of a predecessor.
         let loaded = self.region.load_u16(self.base + at, Ordering::Acquire);
         loaded.unwrap_or(0)
     }
 
     fn store(&self, at: u64, value: u16) {
-        // Release: the stores before it are in the region when death comes after it.
+        // Release: the stores before it are in the region if this one is; pairs with the Acquire in `load` of a successor.
         let stored = self
             .region
             .store_u16(self.base + at, value, Ordering::Release);
@@ -84,14 +90,19 @@ impl QueueLog {
 
     fn is_marked(&self, head: u16) -> bool {
         let mut byte = [0];
-        self.region.read(self.entry(head), &mut byte).is_ok() && byte == [1]
+        let read = self.region.read(self.entry(head), &mut byte);
+        // Acquire: pairs with the Release fence in `mark` of a predecessor; the counter is there then.
+        fence(Ordering::Acquire);
+        read.is_ok() && byte == [1]
     }
 
     fn mark(&self, head: u16, value: u8) {
-        fence(Ordering::SeqCst);
+        // Release: what was stored before (the counter of a head that is taken, the used index that covers a head which is
+        // done) is there if the mark is. Pairs with the Acquire fence in `is_marked` of a successor. The stores that must come after
+        // the mark are Release stores themselves.
+        fence(Ordering::Release);
         let stored = self.region.write(self.entry(head), &[value]);
         debug_assert!(stored.is_ok(), "heads are below the size");
-        fence(Ordering::SeqCst);
     }
 
     /// Makes the marks agree with the ring, whose used index is `used`: the heads that were taken and not completed, in
@@ -116,6 +127,7 @@ impl QueueLog {
                     break;
                 }
                 self.mark(head, 0);
+                // Relaxed: the Acquire load of the batch's head came before.
                 let next = self
                     .region
                     .load_u16(self.entry(head) + NEXT_AT, Ordering::Relaxed);
@@ -126,6 +138,7 @@ impl QueueLog {
         let mut taken: Vec<(u64, u16)> = (0..self.size)
             .filter(|head| self.is_marked(*head))
             .map(|head| {
+                // Relaxed: the fence in `is_marked` came before.
                 let counter = self
                     .region
                     .load_u64(self.entry(head) + COUNTER_AT, Ordering::Relaxed);
@@ -145,7 +158,8 @@ impl QueueLog {
     /// Notes that `head` was taken.
     pub fn taken(&mut self, head: u16) {
         let at = self.entry(head) + COUNTER_AT;
-        let stored = self.region.store_u64(at, self.counter, Ordering::Release);
+        // Relaxed: the fence in `mark` orders it before the mark.
+        let stored = self.region.store_u64(at, self.counter, Ordering::Relaxed);
         debug_assert!(stored.is_ok(), "heads are below the size");
         self.counter = self.counter.wrapping_add(1);
         self.mark(head, 1);
@@ -155,7 +169,8 @@ impl QueueLog {
     pub fn batch(&self, head: u16) {
         let last = self.load(BATCH_HEAD_AT);
         let at = self.entry(head) + NEXT_AT;
-        let stored = self.region.store_u16(at, last, Ordering::Release);
+        // Relaxed: the Release store of the batch's head in the next line makes it known.
+        let stored = self.region.store_u16(at, last, Ordering::Relaxed);
         debug_assert!(stored.is_ok(), "heads are below the size");
         self.store(BATCH_HEAD_AT, head);
     }

@@ -3,12 +3,12 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`endpoint`] | attach and detach: the socket, the thread beside it |
-//! | `session`, `handler`, `back_channel` | one front end's connection: messages, descriptors, config notices |
+//! | `session`, `stop`, `handler`, `back_channel` | one front end's connection: messages, descriptors, config notices |
 //! | [`ring_check`] | whether the device can see what the guest does: is the memory shared? |
 //! | `throttle` | how much may be asked that costs the asker nothing: starts, memory slots, refused requests |
 //! | [`command`] | what the connection's thread asks of the device |
-//! | [`device`] | the device on the data thread: its turn, the volume's life |
-//! | [`queue`], [`chain`], [`request`] | split ring, descriptor chains, virtio-blk requests |
+//! | [`device`] | the device on the data thread: its turn, its volume |
+//! | [`queue`], [`chain`], [`request`], [`request_kind`] | split ring, descriptor chains, virtio-blk requests and their kinds |
 //! | [`failure`] | why guests get error statuses, and which of them are logged |
 //! | [`memory`] | guest addresses to (region, offset) |
 //! | [`inflight`], [`dirty_log`] | what outlives the endpoint; what a migration copies |
@@ -45,9 +45,11 @@ pub mod memory;
 pub mod metrics;
 pub mod queue;
 pub mod request;
+pub mod request_kind;
 pub mod ring_check;
 mod session;
 mod shared;
+mod stop;
 mod throttle;
 
 pub use config::AttachConfig;

@@ -5,6 +5,7 @@ use archipelago_endpoint::counters::Counter;
 use archipelago_protocol::ErrorCode;
 
 use crate::failure::Failure;
+use crate::request::Kind;
 
 counters! {
     /// Requests in flight now.
@@ -58,9 +59,9 @@ counters! {
     /// Requests taken over from an endpoint that died or a connection that broke.
     resubmitted,
     /// Times the volume could not take a request at once.
-    held_back,
+    volume_refusals,
     /// Times the rings were left alone because too much was answered without the volume.
-    rests,
+    throttled,
     /// Times the volume could not be opened.
     open_failures,
     /// Front ends that have connected.
@@ -68,6 +69,18 @@ counters! {
 }
 
 impl Metrics {
+    /// Requests of `kind`.
+    pub(crate) fn of_kind(&self, kind: Kind) -> &Counter {
+        match kind {
+            Kind::Read => &self.reads,
+            Kind::Write => &self.writes,
+            Kind::Flush => &self.flushes,
+            Kind::Discard => &self.discards,
+            Kind::WriteZeroes => &self.write_zeroes,
+            Kind::Other => &self.others,
+        }
+    }
+
     /// Counts a request that is answered with IOERR.
     pub(crate) fn count_error(&self, failure: Failure) {
         self.errors.add(1);

@@ -1,276 +1,380 @@
-//! One split ring (virtio 1.2, section 2.7) and the requests taken from it.
+//! A queue: what the front end has set up, its ring, and the requests taken from it.
+//!
+//! | part | subject |
+//! |---|---|
+//! | `ring` | the words of the ring in guest memory |
+//! | `slots` | the requests that the volume has |
+//! | [`QueueLog`] | the same in the in-flight region, for a successor |
 //!
 //! Invariants
-//! - `taken` (next avail index) and `used` are private; the ring's own words are read once per use and never trusted: an
-//!   avail index more than a ring ahead, a head outside the ring or one that is in flight already breaks the ring.
-//! - A slot per head, made when the ring gets its size: taking a request allocates nothing.
-//! - A head is completed once: written into the used ring by `Queue::complete`, seen by the guest with
-//!   `Queue::publish`, one index store for the batch.
-//! - While the device is awake the guest is asked not to kick. `Queue::ask_for_kicks` asks again and then looks at the
-//!   avail index once more (the fence pairs with the guest's between its index store and its look at the threshold).
+//! - A head outside the ring, or one that is in flight already, breaks the ring.
+//! - A head is completed once: written into the used ring by `Queue::complete`, seen by the guest with `Queue::publish`.
+
+mod broken;
+mod ring;
+mod slots;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::sync::atomic::{Ordering, fence};
 
 use archipelago_endpoint::WatchId;
 
-use crate::chain::ChainError;
 use crate::dirty_log::DirtyLog;
 use crate::failure::Failure;
 use crate::inflight::QueueLog;
 use crate::memory::{MemoryTable, Place};
-use crate::request::{Kind, Request, Status};
+use crate::request::Status;
+use crate::shared::signal;
 
-const NO_INTERRUPT: u16 = 1;
-const NO_NOTIFY: u16 = 1;
-const INDEX_AT: u64 = 2;
-const RING_AT: u64 = 4;
-const USED_ENTRY_LEN: u64 = 8;
+pub(crate) use broken::Broken;
+pub(crate) use ring::Notifications;
+pub use ring::RingAddresses;
+use ring::SplitRing;
+use slots::Slots;
+pub(crate) use slots::{Outcome, PieceResult, Slot, Taken};
 
-/// Where a front end says that a ring is: its own addresses.
-#[derive(Debug, Clone, Copy)]
-pub struct RingAddresses {
-    /// Descriptor table.
-    pub descriptors: u64,
-    /// Avail ring.
-    pub avail: u64,
-    /// Used ring.
-    pub used: u64,
-    /// Guest address of the used ring, if writes to it are to be logged.
-    pub log: Option<u64>,
-}
-
-/// A ring's memory, found in the table.
-#[derive(Debug, Clone)]
-pub(crate) struct RingMemory {
-    pub(crate) descriptors: Place,
-    avail: Place,
-    used: Place,
-}
-
-/// A request in flight.
+/// What a front end sets up before a ring starts, and forgets with a reset.
 #[derive(Debug, Default)]
-pub(crate) struct Slot {
-    pub(crate) busy: bool,
-    pub(crate) kind: Kind,
-    /// Pieces that the volume has not answered.
-    pub(crate) pieces: u32,
-    /// Why the request fails.
-    pub(crate) failure: Option<Failure>,
-    /// It was given back, wholly or in part: it waited for room.
-    pub(crate) recalled: bool,
-    /// What it is, if it could be read; for lists of ranges, the first byte and the sum.
-    pub(crate) request: Option<Request>,
-    pub(crate) ranges: (u64, u64),
-    /// Region and offset of the status byte.
-    pub(crate) status: (u32, u64),
-    /// Bytes for the guest, without the status byte.
-    pub(crate) len: u64,
-    /// Memory generation of its segments.
-    pub(crate) generation: u64,
-    /// Guest memory that is written by then: address, bytes; filled while a migration runs.
-    pub(crate) dirty: Vec<(u64, u32)>,
+struct QueueSetup {
+    /// Entries of the ring.
+    size: u16,
+    /// The avail index at which the ring goes on.
+    base: u16,
+    addresses: Option<RingAddresses>,
+    /// Interrupts the guest.
+    call: Option<File>,
+    /// Reports to the front end that the ring is broken.
+    error: Option<File>,
+    enabled: bool,
 }
 
-/// Why a ring makes no sense.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Broken {
-    #[error("avail index {avail} is more than the ring's {size} entries ahead of {taken}")]
-    AvailIndex { avail: u16, taken: u16, size: u16 },
-    #[error("head {head} is not below the ring's size {size}")]
-    HeadOutside { head: u16, size: u16 },
-    #[error("head {head} was made available again while in flight")]
-    HeadTwice { head: u16 },
-    #[error("the chain at head {head} has no end that can be found")]
-    Chain { head: u16, source: ChainError },
-    #[error("the chain at head {head} does not end in a writable status byte in guest memory")]
-    NoStatus { head: u16 },
-    #[error("the file of the guest's memory was truncated")]
-    Truncated,
+/// How far the stop of a ring is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopping {
+    /// It is not to stop.
+    No,
+    /// Nothing more is taken from the ring; what a predecessor had taken is still done.
+    Finishing,
+    /// As `Finishing`, without the requests that wait for room: they are not done again by this run.
+    Leaving,
 }
 
-/// A queue: configuration, ring, requests in flight.
+/// The run of a ring, from its kick eventfd to its stop.
+#[derive(Debug)]
+struct Run {
+    kick: WatchId,
+    stopping: Stopping,
+    /// It made no sense, and is served no more.
+    broken: bool,
+}
+
+/// Where the next chain comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The guest has made it available.
+    Avail,
+    /// It was taken before, by a predecessor or by this ring, and is done again.
+    Again,
+}
+
+/// What the device sees of a started ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// Its memory is not there.
+    NoMemory,
+    /// The guest has made requests available.
+    Used,
+    /// It never has.
+    Empty,
+}
+
+/// What becomes of requests that were given back when their ring has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leftovers {
+    /// There are none.
+    None,
+    /// They count as not taken: the ring stops before so many of them.
+    Untaken(usize),
+    /// So many stay noted in the in-flight region.
+    Noted(usize),
+    /// So many are to be answered: nobody else ever could.
+    Unanswered(usize),
+}
+
+/// A queue of a device.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    pub(crate) size: u16,
-    pub(crate) base: u16,
-    pub(crate) addresses: Option<RingAddresses>,
-    pub(crate) kick: Option<WatchId>,
-    pub(crate) call: Option<File>,
-    pub(crate) error: Option<File>,
-    pub(crate) enabled: bool,
-    pub(crate) broken: bool,
-    /// Being stopped: nothing more is taken.
-    pub(crate) stopping: bool,
-    /// Being stopped without those that wait for room: they are in `again`, and are not done again.
-    pub(crate) leaving: bool,
-    pub(crate) event_idx: bool,
-    /// The guest wants an interrupt when nothing is left, though it has suppressed them.
-    pub(crate) notify_on_empty: bool,
-    pub(crate) memory: Option<RingMemory>,
-    /// Whether `taken` and `used` are those of the running ring.
-    live: bool,
-    taken: u16,
-    used: u16,
-    asked: bool,
-    pub(crate) slots: Vec<Slot>,
-    pub(crate) in_flight: usize,
-    batch: Vec<u16>,
-    pub(crate) again: VecDeque<u16>,
-    pub(crate) log: Option<QueueLog>,
+    setup: QueueSetup,
+    run: Option<Run>,
+    ring: SplitRing,
+    slots: Slots,
+    /// Heads that are done again, in this order.
+    again: VecDeque<u16>,
+    log: Option<QueueLog>,
 }
 
+/// What the front end sets up.
 impl Queue {
-    /// Whether the front end has started the ring.
-    pub(crate) fn started(&self) -> bool {
-        self.kick.is_some()
+    /// Entries of the ring.
+    pub(crate) fn size(&self) -> u16 {
+        self.setup.size
     }
 
-    /// Whether requests may be taken.
-    pub(crate) fn running(&self) -> bool {
-        self.started() && self.enabled && !self.broken && !self.stopping && self.memory.is_some()
+    pub(crate) fn set_size(&mut self, size: u16) {
+        self.setup.size = size;
     }
 
-    /// Whether requests may be taken now; a ring that stops still does what a predecessor had taken.
-    pub(crate) fn takes(&self) -> bool {
-        let unfinished = self.stopping && !self.leaving && !self.again.is_empty();
-        self.running() || (unfinished && self.memory.is_some() && !self.broken)
+    pub(crate) fn set_base(&mut self, base: u16) {
+        self.setup.base = base;
     }
 
-    /// Whether the ring needs the volume open.
-    pub(crate) fn wants_volume(&self) -> bool {
-        self.started() && self.takes()
+    pub(crate) fn set_addresses(&mut self, addresses: RingAddresses) {
+        self.setup.addresses = Some(addresses);
     }
 
-    /// Whether a stopping ring has nothing left to do.
-    pub(crate) fn drained(&self) -> bool {
-        let none_again = self.again.is_empty() || self.leaving;
-        self.in_flight == 0 && (none_again || self.memory.is_none() || self.broken)
+    pub(crate) fn set_call(&mut self, call: Option<File>) {
+        self.setup.call = call;
+    }
+
+    pub(crate) fn set_error(&mut self, error: Option<File>) {
+        self.setup.error = error;
+    }
+
+    pub(crate) fn set_enabled(&mut self, enabled: bool) {
+        self.setup.enabled = enabled;
+    }
+
+    /// Negotiated notifications; a ring that runs keeps its way of asking.
+    pub(crate) fn set_notifications(&mut self, wanted: Notifications) {
+        let event_idx = match self.is_started() {
+            true => self.ring.notifications().event_idx,
+            false => wanted.event_idx,
+        };
+        let on_empty = wanted.on_empty;
+        self.ring.set_notifications(Notifications {
+            event_idx,
+            on_empty,
+        });
+    }
+
+    /// Starts the ring; of one that is started, the kick eventfd alone is replaced, and the old one returned.
+    pub(crate) fn start(
+        &mut self,
+        kick: WatchId,
+        notifications: Notifications,
+        log: Option<QueueLog>,
+    ) -> Option<WatchId> {
+        if let Some(run) = &mut self.run {
+            return Some(std::mem::replace(&mut run.kick, kick));
+        }
+        self.ring.set_notifications(notifications);
+        // A ring of another size than the area's entries would be read at the wrong places.
+        self.log = log.filter(|log| log.size() == self.setup.size);
+        self.run = Some(Run {
+            kick,
+            stopping: Stopping::No,
+            broken: false,
+        });
+        None
     }
 
     /// Back to the state before the front end set the queue up.
     pub(crate) fn forget(&mut self) {
-        self.size = 0;
-        self.base = 0;
-        self.addresses = None;
-        self.call = None;
-        self.error = None;
-        self.enabled = false;
+        self.setup = QueueSetup::default();
         self.log = None;
     }
 
-    /// Finds the ring in `memory`; called after each change of either. Returns the requests to be done again.
+    /// Finds the ring in `memory`; called after each change of either. Returns the number of requests to be done again.
     pub(crate) fn resolve(&mut self, memory: &MemoryTable) -> usize {
-        self.memory = self.find(memory);
-        if self.live || self.memory.is_none() || !self.started() {
+        let QueueSetup {
+            size, addresses, ..
+        } = self.setup;
+        self.ring.find(size, addresses, memory);
+        if self.ring.runs() || !self.ring.is_found() || !self.is_started() {
             return 0;
         }
-        let used = self.load(|ring| (&ring.used, INDEX_AT));
-        self.used = used;
-        self.taken = self.base;
+        let used = self.ring.used_idx_in_memory();
+        let mut taken = self.setup.base;
         self.again.clear();
         if let Some(log) = &mut self.log {
-            // What the front end says of the base may be older than the ring: with the in-flight region, what was taken
+            // The base that the front end sets may be older than the ring: with the in-flight region, what was taken
             // is what was used and what is noted.
             self.again.extend(log.recover(used));
             let noted = u16::try_from(self.again.len()).unwrap_or(u16::MAX);
-            self.taken = used.wrapping_add(noted);
+            taken = used.wrapping_add(noted);
         }
-        let fit = usize::from(self.size);
-        if self.slots.len() != fit {
-            self.slots.clear();
-            self.slots.resize_with(fit, Slot::default);
-            self.batch = Vec::with_capacity(fit);
-        }
-        self.live = true;
-        // A predecessor that was killed may have left NO_NOTIFY in the ring: it goes before the first sleep.
-        self.asked = false;
+        self.slots.resize(size);
+        self.ring.begin(taken, used);
         self.again.len()
     }
+}
 
-    fn find(&self, memory: &MemoryTable) -> Option<RingMemory> {
-        let addresses = self.addresses?;
-        let size = u64::from(self.size);
-        if size == 0 {
+/// The state of its run.
+impl Queue {
+    /// Whether the front end has started the ring.
+    pub(crate) fn is_started(&self) -> bool {
+        self.run.is_some()
+    }
+
+    fn is_broken(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.broken)
+    }
+
+    fn stopping(&self) -> Stopping {
+        self.run.as_ref().map_or(Stopping::No, |run| run.stopping)
+    }
+
+    /// Whether chains may be taken from the ring.
+    pub(crate) fn is_running(&self) -> bool {
+        let runs = |run: &Run| !run.broken && run.stopping == Stopping::No;
+        self.run.as_ref().is_some_and(runs) && self.setup.enabled && self.ring.is_found()
+    }
+
+    /// Whether requests may be taken now; a ring that stops still does what a predecessor had taken.
+    pub(crate) fn takes(&self) -> bool {
+        let unfinished = self.stopping() == Stopping::Finishing && !self.again.is_empty();
+        self.is_running() || (unfinished && self.ring.is_found() && !self.is_broken())
+    }
+
+    /// Has the ring stop: nothing more is taken from it.
+    pub(crate) fn begin_stop(&mut self) {
+        if let Some(run) = &mut self.run
+            && run.stopping == Stopping::No
+        {
+            run.stopping = Stopping::Finishing;
+        }
+    }
+
+    /// Has a ring that stops do so without the requests that wait for room.
+    pub(crate) fn leave_waiting(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.stopping = Stopping::Leaving;
+        }
+    }
+
+    /// Whether a stopping ring has nothing left to do.
+    pub(crate) fn is_drained(&self) -> bool {
+        let none_again = self.again.is_empty() || self.stopping() == Stopping::Leaving;
+        let nothing_can = !self.ring.is_found() || self.is_broken();
+        self.in_flight() == 0 && (none_again || nothing_can)
+    }
+
+    /// Decides what becomes of requests that waited for room when the ring has stopped. `logs_memory`: a migration copies what is
+    /// written, so that no successor may write into this memory.
+    pub(crate) fn leave(&mut self, logs_memory: bool) -> Leftovers {
+        let count = self.again.len();
+        if self.stopping() != Stopping::Leaving || count == 0 || !self.ring.is_found() {
+            return Leftovers::None;
+        }
+        if self.untake() {
+            return Leftovers::Untaken(count);
+        }
+        match self.log.is_some() && !logs_memory {
+            true => Leftovers::Noted(count),
+            false => Leftovers::Unanswered(count),
+        }
+    }
+
+    /// Ends the run of the ring: its kick eventfd, and where the ring goes on.
+    pub(crate) fn stop(&mut self) -> (Option<WatchId>, u16) {
+        if let Some(base) = self.ring.end() {
+            self.setup.base = base;
+        }
+        self.again.clear();
+        let kick = self.run.take().map(|run| run.kick);
+        (kick, self.setup.base)
+    }
+
+    /// The guest has broken the ring: it is served no more until it is set up again, and the front end is notified.
+    pub(crate) fn break_off(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.broken = true;
+        }
+        if let Some(error) = &self.setup.error {
+            signal(error);
+        }
+    }
+
+    /// What is seen of the ring, if it is served.
+    pub(crate) fn sight(&self) -> Option<Sight> {
+        if !self.is_started() || !self.setup.enabled {
             return None;
         }
-        let ring = RingMemory {
-            descriptors: memory.user_place(addresses.descriptors, 16 * size)?,
-            avail: memory.user_place(addresses.avail, RING_AT + 2 * size + 2)?,
-            used: memory.user_place(addresses.used, RING_AT + USED_ENTRY_LEN * size + 2)?,
-        };
-        let aligned = ring.avail.offset.is_multiple_of(2) && ring.used.offset.is_multiple_of(4);
-        aligned.then_some(ring)
+        let used = || self.ring.last_avail_idx() != 0 || self.ring.available() != Ok(0);
+        Some(match self.ring.is_found() {
+            false => Sight::NoMemory,
+            true if used() => Sight::Used,
+            true => Sight::Empty,
+        })
+    }
+}
+
+/// The requests.
+impl Queue {
+    /// The descriptor table.
+    pub(crate) fn descriptors(&self) -> Option<&Place> {
+        self.ring.descriptors()
     }
 
-    fn load(&self, place: impl Fn(&RingMemory) -> (&Place, u64)) -> u16 {
-        let Some(ring) = &self.memory else { return 0 };
-        let (place, at) = place(ring);
-        // Acquire: pairs with the guest's release of the avail index; entries and descriptors are complete then.
-        let loaded = place.region.load_u16(place.offset + at, Ordering::Acquire);
-        loaded.unwrap_or(0)
+    /// Requests in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.in_flight()
     }
 
-    fn store_used(&self, at: u64, value: u16) {
-        if let Some(ring) = &self.memory {
-            let place = &ring.used;
-            // Release: pairs with the guest's acquire of the used index; used entries and data are complete then.
-            let stored = place
-                .region
-                .store_u16(place.offset + at, value, Ordering::Release);
-            debug_assert!(stored.is_ok(), "checked by `find`");
-        }
+    /// The oldest memory generation that a request in flight names.
+    pub(crate) fn oldest_generation(&self) -> Option<u64> {
+        self.slots.oldest_generation()
     }
 
-    /// Requests that the guest has made available and that are not taken.
-    pub(crate) fn waiting(&self) -> Result<u16, Broken> {
-        let avail = self.load(|ring| (&ring.avail, INDEX_AT));
-        let (taken, size) = (self.taken, self.size);
-        let waiting = avail.wrapping_sub(taken);
-        if waiting > size {
-            return Err(Broken::AvailIndex { avail, taken, size });
-        }
-        Ok(waiting)
+    /// The slot of `head`.
+    pub(crate) fn slot(&self, head: u16) -> Option<&Slot> {
+        self.slots.get(head)
     }
 
-    /// Whether the guest has ever made a request available in this ring.
-    pub(crate) fn was_used(&self) -> bool {
-        self.taken != 0 || self.waiting() != Ok(0)
-    }
-
-    /// The next head, which stays in the ring until [`Queue::take`]. `true`: it was taken by a predecessor.
-    pub(crate) fn peek(&self) -> Result<Option<(u16, bool)>, Broken> {
-        let (head, before) = if let Some(head) = self.again.front() {
-            (*head, true)
-        } else if self.stopping || self.waiting()? == 0 {
+    /// The next head, which stays in the ring until [`Queue::take`].
+    pub(crate) fn peek(&self) -> Result<Option<(u16, Source)>, Broken> {
+        let (head, source) = if let Some(head) = self.again.front() {
+            (*head, Source::Again)
+        } else if self.stopping() != Stopping::No || self.ring.available()? == 0 {
             return Ok(None);
         } else {
-            let at = RING_AT + 2 * u64::from(self.taken % self.size);
-            (self.load(|ring| (&ring.avail, at)), false)
+            let next = self.ring.last_avail_idx();
+            (self.ring.head_at(next), Source::Avail)
         };
-        match self.slots.get(usize::from(head)) {
+        match self.slots.get(head) {
             None => {
-                let size = self.size;
+                let size = self.setup.size;
                 Err(Broken::HeadOutside { head, size })
             }
-            Some(slot) if slot.busy => Err(Broken::HeadTwice { head }),
-            Some(_) => Ok(Some((head, before))),
+            Some(slot) if slot.is_busy() => Err(Broken::HeadTwice { head }),
+            Some(_) => Ok(Some((head, source))),
         }
     }
 
-    /// Takes the head that [`Queue::peek`] gave.
-    pub(crate) fn take(&mut self, head: u16, before: bool) {
-        if before {
-            self.again.pop_front();
-        } else {
-            self.taken = self.taken.wrapping_add(1);
-            if let Some(log) = &mut self.log {
-                log.taken(head);
+    /// Takes the head that [`Queue::peek`] gave: a request in `pieces` that the volume has, or one that fails.
+    pub(crate) fn take(
+        &mut self,
+        (head, source): (u16, Source),
+        taken: Taken,
+        pieces: u32,
+        failure: Option<Failure>,
+        dirty: impl Iterator<Item = (u64, u32)>,
+    ) {
+        match source {
+            Source::Again => _ = self.again.pop_front(),
+            Source::Avail => {
+                self.ring.advance();
+                if let Some(log) = &mut self.log {
+                    log.taken(head);
+                }
             }
         }
-        self.slots[usize::from(head)].busy = true;
-        self.in_flight += 1;
+        self.slots.begin(head, taken, pieces, failure, dirty);
+    }
+
+    /// Takes the volume's answer to a piece of `head`. What became of the request, if that was the last one.
+    pub(crate) fn piece_done(&mut self, head: u16, result: PieceResult) -> Option<Outcome> {
+        self.slots.piece_done(head, result)
     }
 
     /// Writes status and used entry of `head`; the guest sees them with the next [`Queue::publish`].
@@ -281,59 +385,48 @@ impl Queue {
         memory: &MemoryTable,
         log: Option<&DirtyLog>,
     ) {
-        let slot = &mut self.slots[usize::from(head)];
-        slot.busy = false;
-        self.in_flight -= 1;
-        let Some(ring) = &self.memory else {
+        let slot = self.slots.end(head);
+        if !self.ring.is_found() {
             // The front end has taken the ring's memory away under it: done again when it is back.
             self.again.push_back(head);
             return;
-        };
-        let (region, offset) = slot.status;
+        }
+        let (region, offset) = slot.taken().status;
         let written = memory
             .region(region)
             .is_some_and(|region| region.write(offset, &[status as u8]).is_ok());
         debug_assert!(written, "the slot's memory stays while it is busy");
         // Failed reads have written an unknown part: only the status byte is promised.
-        let len = 1 + if status == Status::Ok { slot.len } else { 0 };
+        let data = if status == Status::Ok {
+            slot.taken().len
+        } else {
+            0
+        };
         if let Some(log) = log {
-            for (address, bytes) in &slot.dirty {
+            for (address, bytes) in slot.dirty() {
                 log.mark(*address, u64::from(*bytes));
             }
         }
-        slot.dirty.clear();
-        let ahead = u16::try_from(self.batch.len()).unwrap_or(u16::MAX);
-        let index = self.used.wrapping_add(ahead) % self.size.max(1);
-        let at = ring.used.offset + RING_AT + USED_ENTRY_LEN * u64::from(index);
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        // Relaxed: the store of the index publishes them.
-        let region = &ring.used.region;
-        let stored = region
-            .store_u32(at, u32::from(head), Ordering::Relaxed)
-            .and_then(|()| region.store_u32(at + 4, len, Ordering::Relaxed));
-        debug_assert!(stored.is_ok(), "checked by `find`");
-        self.batch.push(head);
+        let len = u32::try_from(1 + data).unwrap_or(u32::MAX);
+        let added = self.ring.add_used(head, len);
+        debug_assert!(added, "the ring is there");
     }
 
     /// Takes `head` back from the volume: it is done again, by this ring or by its next run.
     pub(crate) fn put_back(&mut self, head: u16) {
-        self.slots[usize::from(head)].busy = false;
-        self.in_flight -= 1;
+        self.slots.recall(head);
         self.again.push_back(head);
     }
 
     /// Whether what is to be done again is just what was taken last: those heads then count as not taken, as if they had
     /// been made available this moment.
-    pub(crate) fn untake(&mut self) -> bool {
+    fn untake(&mut self) -> bool {
         let Ok(count) = u16::try_from(self.again.len()) else {
             return false;
         };
-        let first = self.taken.wrapping_sub(count);
+        let first = self.ring.last_avail_idx().wrapping_sub(count);
         let mut last: Vec<u16> = (0..count)
-            .map(|index| {
-                let entry = first.wrapping_add(index) % self.size.max(1);
-                self.load(|ring| (&ring.avail, RING_AT + 2 * u64::from(entry)))
-            })
+            .map(|index| self.ring.head_at(first.wrapping_add(index)))
             .collect();
         let mut left: Vec<u16> = self.again.iter().copied().collect();
         last.sort_unstable();
@@ -345,180 +438,73 @@ impl Queue {
             left.iter().for_each(|head| log.untaken(*head));
         }
         self.again.clear();
-        self.taken = first;
+        self.ring.rewind(first);
         true
     }
 
     /// Takes one that was put back as if it were in flight, to complete it. Of others only their predecessor knew where their
     /// status is.
     pub(crate) fn take_recalled(&mut self) -> Option<u16> {
-        let is_recalled = |head: &u16| self.slots[usize::from(*head)].recalled;
+        let is_recalled = |head: &u16| self.slots.get(*head).is_some_and(Slot::is_recalled);
         let index = self.again.iter().position(is_recalled)?;
         let head = self.again.remove(index)?;
-        self.slots[usize::from(head)].busy = true;
-        self.in_flight += 1;
+        self.slots.begin_again(head);
         Some(head)
     }
 
-    /// Gives `head` up without telling the guest: its front end is gone.
+    /// Gives `head` up without an answer: its front end is gone.
     pub(crate) fn abandon(&mut self, head: u16) {
-        let slot = &mut self.slots[usize::from(head)];
-        slot.busy = false;
-        slot.dirty.clear();
-        self.in_flight -= 1;
+        self.slots.end(head);
     }
 
-    /// Shows the guest what was completed. `None`: nothing was; else whether it wants an interrupt.
-    pub(crate) fn publish(&mut self, dirty: Option<&DirtyLog>) -> Option<bool> {
-        if self.batch.is_empty() {
+    /// Shows the guest what was completed. `None`: nothing was; else whether it was interrupted.
+    pub(crate) fn publish(&mut self, dirty: Option<&DirtyLog>) -> Option<Interrupt> {
+        if self.ring.completed().is_empty() {
             return None;
         }
-        let old = self.used;
-        let count = u16::try_from(self.batch.len()).unwrap_or(u16::MAX);
-        let new = old.wrapping_add(count);
+        let used_idx = self.ring.next_used_idx();
         if let Some(log) = &self.log {
-            for head in &self.batch {
+            for head in self.ring.completed() {
                 log.batch(*head);
             }
         }
-        self.used = new;
-        self.store_used(INDEX_AT, new);
+        self.ring.publish_used();
         if let Some(log) = &self.log {
-            log.commit(&self.batch, new);
+            log.commit(self.ring.completed(), used_idx);
         }
-        self.batch.clear();
-        if let (Some(dirty), Some(used)) = (dirty, self.addresses.and_then(|ring| ring.log)) {
-            for offset in 0..count {
-                let index = u64::from(old.wrapping_add(offset) % self.size);
-                dirty.mark(used + RING_AT + USED_ENTRY_LEN * index, USED_ENTRY_LEN);
+        let wanted = self.ring.end_batch(self.slots.in_flight(), dirty);
+        Some(match &self.setup.call {
+            _ if !wanted => Interrupt::Suppressed,
+            None => Interrupt::Unconnected,
+            Some(call) => {
+                signal(call);
+                Interrupt::Sent
             }
-            dirty.mark(used, RING_AT);
-        }
-        // SeqCst: the used index is out before the threshold is read; pairs with the guest's fence between its store of
-        // the threshold and its last look at the used index. Without both, each could miss the other's store.
-        fence(Ordering::SeqCst);
-        if self.notify_on_empty && self.in_flight == 0 && self.waiting() == Ok(0) {
-            return Some(true);
-        }
-        Some(if self.event_idx {
-            let at = RING_AT + 2 * u64::from(self.size);
-            let event = self.load(|ring| (&ring.avail, at));
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-        } else {
-            self.load(|ring| (&ring.avail, 0)) & NO_INTERRUPT == 0
         })
     }
 
-    /// Asks the guest to kick for the next request; `true`: there is one already.
-    pub(crate) fn ask_for_kicks(&mut self, dirty: Option<&DirtyLog>) -> bool {
-        if self.event_idx {
-            let at = RING_AT + USED_ENTRY_LEN * u64::from(self.size);
-            self.store_used(at, self.taken);
-            self.mark_used(dirty, at);
-        } else if !self.asked {
-            self.store_used(0, 0);
-            self.mark_used(dirty, 0);
-        }
-        self.asked = true;
-        // SeqCst: the request to kick is out before the avail index is read again; see the invariants.
-        fence(Ordering::SeqCst);
-        !self.again.is_empty() || self.waiting() != Ok(0)
+    /// Asks the guest to notify the device of the next request; `true`: there is one already.
+    pub(crate) fn enable_notifications(&mut self, dirty: Option<&DirtyLog>) -> bool {
+        self.ring.enable_notifications(dirty);
+        !self.again.is_empty() || self.ring.available() != Ok(0)
     }
 
-    /// Asks the guest not to kick. With EVENT_IDX a threshold that is not moved on does that.
-    pub(crate) fn refuse_kicks(&mut self, dirty: Option<&DirtyLog>) {
-        if self.asked && !self.event_idx {
-            self.store_used(0, NO_NOTIFY);
-            self.mark_used(dirty, 0);
-        }
-        self.asked = false;
-    }
-
-    fn mark_used(&self, dirty: Option<&DirtyLog>, at: u64) {
-        if let (Some(dirty), Some(used)) = (dirty, self.addresses.and_then(|ring| ring.log)) {
-            dirty.mark(used + at, 2);
-        }
-    }
-
-    /// Whether the guest was asked to kick.
-    pub(crate) fn asked(&self) -> bool {
-        self.asked
-    }
-
-    /// Ends the run of the ring: where it goes on.
-    pub(crate) fn stop(&mut self) -> u16 {
-        if self.live {
-            // Guests that poll their flags again later must not find the device deaf.
-            if !self.event_idx && self.memory.is_some() {
-                self.store_used(0, 0);
-            }
-            self.base = self.taken;
-        }
-        self.live = false;
-        self.stopping = false;
-        self.leaving = false;
-        self.broken = false;
-        self.memory = None;
-        self.batch.clear();
-        self.again.clear();
-        self.base
+    /// Asks the guest not to notify. `true`: it was asked to, and has made requests available.
+    pub(crate) fn disable_notifications(&mut self, dirty: Option<&DirtyLog>) -> bool {
+        let has_work = || self.ring.available().is_ok_and(|available| available > 0);
+        let notified = self.ring.is_notified() && has_work();
+        self.ring.disable_notifications(dirty);
+        notified
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use xseg::RegionId;
-
-    use super::*;
-    use crate::memory::GuestSlot;
-
-    const AVAIL: u64 = 0x1000;
-    const USED: u64 = 0x2000;
-
-    /// A ring of 16 whose used flags are `flags`, started.
-    fn queue(flags: u16, event_idx: bool) -> (Queue, xseg::Region) {
-        let region = xseg::Region::anonymous(0x4000).unwrap();
-        region.store_u16(USED, flags, Ordering::Relaxed).unwrap();
-        let mut memory = MemoryTable::default();
-        let slot = GuestSlot {
-            guest: 0,
-            user: 0,
-            len: 0x4000,
-            region: region.clone(),
-            start: 0,
-        };
-        memory.insert(slot, RegionId(1));
-        let mut queue = Queue {
-            size: 16,
-            addresses: Some(RingAddresses {
-                descriptors: 0,
-                avail: AVAIL,
-                used: USED,
-                log: None,
-            }),
-            kick: Some(WatchId(0)),
-            enabled: true,
-            event_idx,
-            ..Queue::default()
-        };
-        queue.resolve(&memory);
-        (queue, region)
-    }
-
-    #[test]
-    fn a_ring_whose_predecessor_died_awake_asks_for_kicks_at_its_first_sleep() {
-        let (mut queue, region) = queue(NO_NOTIFY, false);
-        assert!(!queue.ask_for_kicks(None));
-        assert_eq!(region.load_u16(USED, Ordering::Relaxed), Ok(0));
-    }
-
-    #[test]
-    fn the_flags_of_a_ring_with_thresholds_stay_zero() {
-        let (mut queue, region) = queue(0, true);
-        for _ in 0..2 {
-            queue.ask_for_kicks(None);
-            queue.refuse_kicks(None);
-        }
-        assert_eq!(region.load_u16(USED, Ordering::Relaxed), Ok(0));
-    }
+/// What the guest got for a batch of completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interrupt {
+    /// An interrupt.
+    Sent,
+    /// None: it wants none.
+    Suppressed,
+    /// None: the front end has given no eventfd for it.
+    Unconnected,
 }

@@ -1,25 +1,12 @@
 //! Requests of virtio-blk (virtio 1.2, section 5.2.6): from a chain to what is asked of the volume.
 
-use std::fmt;
-
 use archipelago_protocol::ids::SECTOR_SIZE;
 
 use crate::chain::Chain;
 use crate::config::{RANGE_SECTORS_MAX, RANGES_MAX, SERIAL_LEN};
 use crate::failure::Failure;
 use crate::memory::MemoryTable;
-
-/// Status bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Status {
-    /// Success.
-    Ok = 0,
-    /// Failure.
-    IoErr = 1,
-    /// The device does not know such a request.
-    Unsupported = 2,
-}
+pub use crate::request_kind::{Kind, Status};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -41,37 +28,6 @@ pub struct Range {
     pub len: u64,
     /// Whether space may be given back.
     pub unmap: bool,
-}
-
-/// Kinds of requests, for counting and completion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Kind {
-    /// Reads.
-    Read,
-    /// Writes.
-    Write,
-    /// Flushes.
-    Flush,
-    /// Discards.
-    Discard,
-    /// Writes zeroes.
-    WriteZeroes,
-    /// GET_ID, and what nobody knows.
-    #[default]
-    Other,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Read => "read",
-            Kind::Write => "write",
-            Kind::Flush => "flush",
-            Kind::Discard => "discard",
-            Kind::WriteZeroes => "write-zeroes",
-            Kind::Other => "other request",
-        })
-    }
 }
 
 /// What a chain asks for. Data stands in the chain; ranges in the vector given to [`parse`].
@@ -101,6 +57,30 @@ pub enum Request {
     GetId,
 }
 
+impl Request {
+    /// Its kind, for counting and completion.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Request::Read { .. } => Kind::Read,
+            Request::Write { .. } => Kind::Write,
+            Request::Flush => Kind::Flush,
+            Request::Discard => Kind::Discard,
+            Request::WriteZeroes => Kind::WriteZeroes,
+            Request::GetId => Kind::Other,
+        }
+    }
+}
+
+/// What requests are checked against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the volume.
+    pub size: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
 /// Takes the request out of `chain`, whose status byte is already taken away.
 ///
 /// # Errors
@@ -108,10 +88,10 @@ pub enum Request {
 pub fn parse(
     chain: &mut Chain,
     memory: &MemoryTable,
-    size: u64,
-    read_only: bool,
+    limits: Limits,
     ranges: &mut Vec<Range>,
 ) -> Result<Request, (Kind, Failure)> {
+    let Limits { size, read_only } = limits;
     ranges.clear();
     let mut header = [0; HEADER_LEN];
     if !chain.take_readable(memory, &mut header) {

@@ -59,7 +59,7 @@ impl fmt::Display for Problem {
 /// The looks at the rings of one connection.
 #[derive(Debug)]
 pub(crate) struct RingCheck {
-    /// Eventfds of started rings that nobody had rung at their start.
+    /// Eventfds of started rings that were not signalled at their start.
     kicks: Vec<(u16, File)>,
     due: Option<Duration>,
     interval: Duration,
@@ -77,8 +77,8 @@ impl RingCheck {
     /// A ring starts with `kick`.
     pub(crate) fn start(&mut self, queue: u16, kick: &File, now: Duration) {
         self.stop(queue);
-        // One that was rung before says nothing of this run. Without a descriptor to spare there is one witness less.
-        if !is_rung(kick)
+        // One that was signalled before shows nothing of this run. Without a descriptor to spare there is one witness less.
+        if !is_signalled(kick)
             && let Ok(kick) = kick.try_clone()
         {
             self.kicks.push((queue, kick));
@@ -108,7 +108,7 @@ impl RingCheck {
         self.due = Some(now + self.interval);
         match seen {
             RingsSeen::NoMemory => Some(Problem::NoMemory),
-            RingsSeen::Empty if self.kicks.iter().any(|(_, kick)| is_rung(kick)) => {
+            RingsSeen::Empty if self.kicks.iter().any(|(_, kick)| is_signalled(kick)) => {
                 Some(Problem::NoRequests)
             }
             RingsSeen::Empty => None,
@@ -121,8 +121,8 @@ impl RingCheck {
     }
 }
 
-/// Whether anybody has rung `eventfd`, which nobody reads.
-fn is_rung(eventfd: &File) -> bool {
+/// Whether `eventfd`, which nobody reads, was signalled.
+fn is_signalled(eventfd: &File) -> bool {
     let mut fds = [PollFd::new(eventfd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(check.look(RingsSeen::Empty, start), None, "stopped");
         check.start(0, &kick, start);
         let old = check.look(RingsSeen::Empty, start);
-        assert_eq!(old, None, "rung before the start");
+        assert_eq!(old, None, "signalled before the start");
     }
 
     #[test]

@@ -4,10 +4,8 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,15 +15,16 @@ use tracing::{debug, info, warn};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::back_channel::{BackChannel, peek};
-use crate::command::Command;
+use crate::command::{Command, CommandChannel};
 use crate::config::AttachConfig;
-use crate::handler::{Handler, Line};
+use crate::handler::Handler;
 use crate::ring_check::RingCheck;
 use crate::shared::Shared;
+use crate::stop::Stop;
 use crate::throttle::Allowance;
 
 /// Requests that leave the front end without an answer when they fail: GET_FEATURES, SET_LOG_BASE, GET_VRING_BASE,
-/// GET_INFLIGHT_FD. All that is left then is to hang up.
+/// GET_INFLIGHT_FD. All that is left then is to disconnect.
 const UNANSWERED: [u32; 4] = [1, 6, 11, 31];
 
 /// Between two tries to take a front end for which there is no descriptor: at first, and at most.
@@ -62,71 +61,25 @@ impl Connection {
     }
 }
 
-/// What ends the thread.
-#[derive(Debug)]
-pub(crate) struct Stop {
-    pub(crate) wanted: AtomicBool,
-    pub(crate) bell: File,
-    pub(crate) stream: Mutex<Option<UnixStream>>,
-}
-
-impl Stop {
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::Acquire)
-    }
-
-    /// Makes the thread hang up and end.
-    pub(crate) fn request(&self) {
-        self.wanted.store(true, Ordering::Release);
-        crate::shared::signal(&self.bell);
-        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = &*stream {
-            let _gone_already = stream.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Waits until told to stop, at most for `patience`.
-    pub(crate) fn wait(&self, patience: Duration) {
-        let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
-        // Whole milliseconds, rounded up.
-        let timeout = PollTimeout::try_from(patience + Duration::from_nanos(999_999));
-        let timeout = timeout.unwrap_or(PollTimeout::MAX);
-        if !patience.is_zero() {
-            // An interrupted wait is a shorter one.
-            let _told = poll(&mut fds, timeout);
-        }
-    }
-
-    /// Whether a front end is connected.
-    pub(crate) fn in_use(&self) -> bool {
-        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        stream.is_some()
-    }
-
-    fn set(&self, stream: Option<UnixStream>) {
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream;
-    }
-}
-
 /// One attached volume's connections.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) config: AttachConfig,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) line: Line,
+    pub(crate) device: CommandChannel,
     pub(crate) stop: Arc<Stop>,
-    /// Rung when the configuration space has changed.
+    /// Signalled when the configuration space has changed.
     pub(crate) notice: File,
     pub(crate) allowance: Arc<Allowance>,
 }
 
 impl Session {
-    /// Takes front ends until told to stop.
+    /// Takes front ends until the thread shall stop.
     pub(crate) fn run(&self, listener: &UnixListener) {
         while !self.stop.is_wanted() {
             let mut fds = [
                 PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.stop.bell.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.stop.doorbell().as_fd(), PollFlags::POLLIN),
             ];
             if poll(&mut fds, PollTimeout::NONE).is_err() || self.stop.is_wanted() {
                 continue;
@@ -165,14 +118,14 @@ impl Session {
         info!(%socket, "front end connected");
         self.stop.set(Some(own));
         self.stop.wait(self.allowance.start());
-        if self.stop.is_wanted() || self.line.call(Command::Connected).is_none() {
+        if self.stop.is_wanted() || self.device.call(Command::Connected).is_none() {
             self.stop.set(None);
             return;
         }
         let handler = Arc::new(Mutex::new(Handler {
             config: self.config.clone(),
             shared: Arc::clone(&self.shared),
-            line: self.line.clone(),
+            device: self.device.clone(),
             refused: false,
             allowance: Arc::clone(&self.allowance),
             stop: Arc::clone(&self.stop),
@@ -186,15 +139,15 @@ impl Session {
             && self.message(&ours, &mut requests, &handler, &mut back_channel)
         {}
         // Requests in flight end, memory is given back and the volume is closed before the next front end comes in.
-        if self.line.call(Command::HangUp).is_none() {
+        if self.device.call(Command::Disconnected).is_none() {
             debug!(%socket, "the device has gone first");
         }
         self.shared.set_problem(None);
         self.stop.set(None);
-        info!(%socket, "front end gone");
+        info!(%socket, "front end disconnected");
     }
 
-    /// Waits for a message; passes notices on and looks at the rings meanwhile. `false`: told to stop.
+    /// Waits for a message; passes notices on and looks at the rings meanwhile. `false`: the thread shall stop.
     fn wait(
         &self,
         stream: &UnixStream,
@@ -213,7 +166,7 @@ impl Session {
             let mut fds = [
                 PollFd::new(stream.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.notice.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.stop.bell.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.stop.doorbell().as_fd(), PollFlags::POLLIN),
             ];
             if poll(&mut fds, until(due)).is_err() {
                 continue;
@@ -229,7 +182,7 @@ impl Session {
         }
     }
 
-    /// Handles one message. `false`: hang up.
+    /// Handles one message. `false`: disconnect.
     fn message(
         &self,
         stream: &UnixStream,
@@ -244,7 +197,7 @@ impl Session {
             Ok(true) => return true,
             Ok(false) => {}
             Err(error) => {
-                warn!(%error, "hanging up on the front end");
+                warn!(%error, "disconnecting the front end");
                 return false;
             }
         }
@@ -255,12 +208,12 @@ impl Session {
             let mut handler = handler.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut handler.refused)
         };
-        // A refusal that the front end was told of leaves the connection usable; nothing else does.
+        // A refusal that the front end got as its answer leaves the connection usable; nothing else does.
         if refused && header.needs_reply() && !UNANSWERED.contains(&header.request) {
             return true;
         }
         if !matches!(error, Error::Disconnected) {
-            warn!(request = header.request, %error, "hanging up on the front end");
+            warn!(request = header.request, %error, "disconnecting the front end");
         }
         false
     }

@@ -22,7 +22,7 @@ pub(crate) struct Shared {
     size: AtomicU64,
     writeback: AtomicBool,
     pub(crate) finished: AtomicBool,
-    /// Rung when the volume's size has changed, for the connection's thread to tell the front end.
+    /// Signalled when the volume's size has changed, for the connection's thread to notify the front end.
     pub(crate) notice: File,
     trailer: Mutex<Option<(Region, u64)>>,
     problem: Mutex<Option<Problem>>,
@@ -43,10 +43,11 @@ impl Shared {
 
     /// Bytes of the volume.
     pub(crate) fn size(&self) -> u64 {
+        // Relaxed: nothing is handed over with the number, and requests are checked by the volume as well.
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Changes the size; the front end is told if it is another one.
+    /// Changes the size; the front end is notified if it is another one.
     pub(crate) fn set_size(&self, size: u64) {
         // Relaxed: requests are checked by the volume as well.
         if self.size.swap(size, Ordering::Relaxed) != size {
@@ -73,6 +74,7 @@ impl Shared {
 
     /// Switches the guest's write cache.
     pub(crate) fn set_writeback(&self, writeback: bool) {
+        // Release: pairs with the Acquire in `writeback`.
         self.writeback.store(writeback, Ordering::Release);
         let trailer = self.trailer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((region, at)) = &*trailer {
@@ -89,11 +91,14 @@ impl Shared {
         let Some(at) = at.filter(|at| at.is_multiple_of(8)) else {
             return;
         };
+        // Acquire: pairs with the Release store of the magic number in `note`; the state is there then.
         let Ok(magic) = region.load_u32(at, Ordering::Acquire) else {
             return;
         };
         if magic == TRAILER_MAGIC {
-            let noted = region.load_u32(at + 4, Ordering::Acquire).unwrap_or(0);
+            // Relaxed: the Acquire load of the magic number came before.
+            let noted = region.load_u32(at + 4, Ordering::Relaxed).unwrap_or(0);
+            // Release: pairs with the Acquire in `writeback`.
             self.writeback.store(noted == 1, Ordering::Release);
         } else if magic == 0 {
             note(region, at, self.writeback());
@@ -106,15 +111,17 @@ impl Shared {
 }
 
 fn note(region: &Region, at: u64, writeback: bool) {
+    // Release of the magic number: pairs with the Acquire in `recall_writeback` of a successor; the state is there then. The state
+    // itself is Relaxed: a later change of it is one word, old or new.
     let stored = region
-        .store_u32(at + 4, u32::from(writeback), Ordering::Release)
+        .store_u32(at + 4, u32::from(writeback), Ordering::Relaxed)
         .and_then(|()| region.store_u32(at, TRAILER_MAGIC, Ordering::Release));
     if let Err(error) = stored {
         debug!(%error, "no room behind the in-flight area");
     }
 }
 
-/// Rings an eventfd. It does not block: the descriptor is one, and full means that nobody has answered the last ring.
+/// Signals an eventfd, which does not block: when its count is full, a signal is pending already.
 pub(crate) fn signal(eventfd: &File) {
     use std::io::Write;
     let mut eventfd = eventfd;
@@ -124,6 +131,6 @@ pub(crate) fn signal(eventfd: &File) {
     match eventfd.write(&one) {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-        Err(error) => debug!(%error, "an eventfd cannot be rung"),
+        Err(error) => debug!(%error, "an eventfd cannot be signalled"),
     }
 }

@@ -1,8 +1,8 @@
 //! Bounds on what costs a guest or front end nothing and its neighbours much.
 //!
 //! * Connecting, and starting the rings anew. The first start after a connection or a stop opens the volume, and the end of
-//!   the run closes it: some synced writes of metadata each, which every volume of the pool feels; and a connection is told
-//!   in the log. An honest guest starts a few times in a row (firmware, boot loader, kernel) and then not for hours.
+//!   the run closes it: some synced writes of metadata each, which every volume of the pool feels; and a connection is
+//!   logged. An honest guest starts a few times in a row (firmware, boot loader, kernel) and then not for hours.
 //! * Memory slots. Each is mapped here and in the blocker's process, and a message waits for both. An honest guest has a
 //!   few, and adds one now and then.
 //! * Requests that are answered without the volume: refused ones, empty ones, the serial. No device makes their guest wait,
@@ -30,7 +30,7 @@ const DESCRIPTOR_INTERVAL: Duration = Duration::from_micros(4);
 
 /// A bucket of units, one more for each interval.
 #[derive(Debug)]
-pub(crate) struct Throttle {
+struct Throttle {
     burst: u32,
     interval: Duration,
     /// When the units so far are all paid for.
@@ -39,7 +39,7 @@ pub(crate) struct Throttle {
 
 impl Throttle {
     /// For requests that are answered at once, by their descriptors.
-    pub(crate) fn of_answers() -> Self {
+    fn of_answers() -> Self {
         Throttle::new(DESCRIPTORS, DESCRIPTOR_INTERVAL)
     }
 
@@ -52,14 +52,59 @@ impl Throttle {
     }
 
     /// Counts units at `now`: how long to wait before the next one; for starts, before this one.
-    pub(crate) fn count(&mut self, units: u32, now: Duration) -> Duration {
+    fn count(&mut self, units: u32, now: Duration) -> Duration {
         self.paid = self.paid.max(now) + self.interval * units;
         self.paid.saturating_sub(now + self.interval * self.burst)
     }
 
     /// When the units so far are all paid for: then a whole burst is free again.
-    pub(crate) fn paid(&self) -> Duration {
+    fn paid(&self) -> Duration {
         self.paid
+    }
+}
+
+/// Requests that were answered without the volume: too many of them, and the rings are left alone for a while.
+#[derive(Debug)]
+pub(crate) struct AnswerThrottle {
+    answers: Throttle,
+    paused_until: Option<Duration>,
+}
+
+impl AnswerThrottle {
+    pub(crate) fn new() -> Self {
+        AnswerThrottle {
+            answers: Throttle::of_answers(),
+            paused_until: None,
+        }
+    }
+
+    /// Counts a request of so many descriptors. `true`: a pause begins.
+    pub(crate) fn count(&mut self, descriptors: u32, now: Duration) -> bool {
+        let over = !self.answers.count(descriptors, now).is_zero();
+        if over {
+            self.paused_until = Some(self.answers.paid());
+        }
+        over
+    }
+
+    /// Whether there is a pause now.
+    pub(crate) fn is_paused(&mut self, now: impl FnOnce() -> Duration) -> bool {
+        if let Some(until) = self.paused_until
+            && until <= now()
+        {
+            self.paused_until = None;
+        }
+        self.has_paused()
+    }
+
+    /// Whether a pause has begun that was not seen to be over.
+    pub(crate) fn has_paused(&self) -> bool {
+        self.paused_until.is_some()
+    }
+
+    /// When the pause is over.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        self.paused_until
     }
 }
 

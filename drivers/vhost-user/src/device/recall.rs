@@ -1,7 +1,7 @@
 //! Commands of a front end that would wait with requests that wait for room in the pool: stops of rings above all. A guest
 //! whose pool is full can be shut down, reset, migrated and have its memory changed.
 //!
-//! Such a command waits [`RECALL_AFTER`]; then the volume gives back what waits for room, unanswered. What is in flight in the
+//! Such a command waits a second; then the volume gives back what waits for room, unanswered. What is in flight in the
 //! storage is waited for as before: its memory is in use. Of what was given back,
 //!
 //! | its ring | what becomes of it |
@@ -13,113 +13,73 @@
 //!
 //! The reasons, with what the specification says, are in `docs/virtio.md`.
 
-use std::time::Duration;
-
 use archipelago_endpoint::Wakeups;
 use archipelago_protocol::ErrorCode;
-use archipelago_protocol::volume::{OnFull, Volumes};
+use archipelago_protocol::volume::Volumes;
 use tracing::{info, warn};
 
-use super::control::Until;
-use super::serve::cookie;
-use super::{Device, VolumeState, dirty_log};
+use super::commands::Until;
+use super::{Completions, Device};
 use crate::config::feature;
 use crate::failure::Failure;
+use crate::queue::{Leftovers, PieceResult};
 use crate::request::Status;
 
-/// How long a command waits with requests that wait for room: as long as they may take to go on when there is some.
-pub(super) const RECALL_AFTER: Duration = Duration::from_secs(1);
-/// Between two recalls for one command: what was being tried during the first waits again by then.
-const RECALL_INTERVAL: Duration = Duration::from_millis(50);
-
 impl<V: Volumes, W: Wakeups> Device<V, W> {
-    /// When the next recall is.
-    pub(super) fn recall_due(&self) -> Option<Duration> {
-        let waits = self.waits.iter();
-        let recalled = waits.filter(|waiting| is_held_up(waiting.until));
-        recalled.map(|waiting| waiting.recall_at).min()
-    }
-
-    /// Has the volume give back what waits for room, if the command at `index` has waited long enough. Whether that was
-    /// done: the command may be done by now.
-    pub(super) fn recall_if_due(&mut self, index: usize) -> bool {
-        let waiting = &mut self.waits[index];
-        let now = self.wakeups.now();
-        if now < waiting.recall_at || !is_held_up(waiting.until) {
+    /// Has the volume give back what waits for room, if the command at `index`, which waits for `until`, has waited long enough.
+    /// Whether that was done: the command may be done by now.
+    pub(super) fn recall_if_due(&mut self, index: usize, until: Until) -> bool {
+        if !self.commands.take_recall(index, self.wakeups.now()) {
             return false;
         }
-        waiting.recall_at = now + RECALL_INTERVAL;
-        match (waiting.until, self.volume) {
-            (_, VolumeState::Opening(handle)) => {
-                // An open that waits for room is refused, and tried again when a ring runs.
-                self.volumes.on_full(handle, OnFull::Report);
-            }
-            (until, VolumeState::Open(handle)) => {
-                if let Until::Stopped(queue) = until {
-                    self.queues[usize::from(queue)].leaving = true;
-                    self.recall_deferred(queue);
-                }
-                // What it answers before is no answer to this.
-                while self.take_events() {}
-                self.recalling = true;
-                self.volumes.recall(handle);
-                while self.take_events() {}
-                self.recalling = false;
-            }
-            (Until::Stopped(queue), _) => self.queues[usize::from(queue)].leaving = true,
-            _ => {}
+        if self.volume.stop_opening() {
+            return true;
         }
+        if let Until::Stopped(queue) = until {
+            self.rings.at(usize::from(queue)).leave_waiting();
+            self.recall_backlog(queue);
+        }
+        // What it answers before is no answer to this.
+        while self.take_reports(Completions::Final) {}
+        self.volume.recall();
+        while self.take_reports(Completions::Recalled) {}
         true
     }
 
     /// The parts of requests of `queue` that the volume has not taken are not submitted any more.
-    fn recall_deferred(&mut self, queue: u16) {
-        let mut theirs = Vec::new();
-        self.deferred.retain(|part| {
-            let is_theirs = part.queue == queue;
-            theirs.extend(is_theirs.then_some(part.head));
-            !is_theirs
-        });
-        self.recalling = true;
-        for head in theirs {
-            self.done(cookie(usize::from(queue), head), Err(ErrorCode::NoSpace));
+    fn recall_backlog(&mut self, queue: u16) {
+        for head in self.backlog.take_of(queue) {
+            self.piece_done(usize::from(queue), head, PieceResult::Recalled);
         }
-        self.recalling = false;
     }
 
     /// Decides what becomes of requests that waited for room when their ring stopped.
     pub(super) fn leave(&mut self, index: usize) {
-        let queue = &mut self.queues[index];
-        let count = queue.again.len();
-        if !queue.leaving || count == 0 || queue.memory.is_none() {
-            return;
-        }
+        let logs_memory = self.negotiated.has(feature::LOG_ALL);
         let (device, volume) = (&self.name, self.config.volume.lineage);
-        if queue.untake() {
-            info!(%device, %volume, queue = index, count, "the ring stops before requests that wait for room: they are done when it runs again");
-            return;
+        match self.rings.at(index).leave(logs_memory) {
+            Leftovers::None => {}
+            Leftovers::Untaken(count) => {
+                info!(%device, %volume, queue = index, count, "the ring stops before requests that wait for room: they are done when it runs again");
+            }
+            Leftovers::Noted(count) => {
+                info!(%device, %volume, queue = index, count, "the ring stops beside requests that wait for room: they are done when it runs again");
+            }
+            Leftovers::Unanswered(count) => {
+                warn!(%device, %volume, queue = index, count, "the ring stops, and requests that wait for room cannot wait elsewhere: the guest gets I/O errors");
+                self.fail_recalled(index);
+            }
         }
-        let noted = queue.log.is_some();
-        if noted && self.features & feature::LOG_ALL == 0 {
-            info!(%device, %volume, queue = index, count, "the ring stops beside requests that wait for room: they are done when it runs again");
-            return;
-        }
-        warn!(%device, %volume, queue = index, count, "the ring stops, and requests that wait for room cannot wait elsewhere: the guest gets I/O errors");
+    }
+
+    fn fail_recalled(&mut self, index: usize) {
         let failure = Failure::Volume(ErrorCode::NoSpace);
-        let dirty = dirty_log(self.features, self.log.as_ref());
-        while let Some(head) = self.queues[index].take_recalled() {
+        let dirty = self.negotiated.dirty_log();
+        let queue = self.rings.at(index);
+        while let Some(head) = queue.take_recalled() {
             self.shared.metrics.count_error(failure);
-            self.queues[index].complete(head, Status::IoErr, &self.memory, dirty);
+            queue.complete(head, Status::IoErr, self.memory.table(), dirty);
         }
         self.publish();
-    }
-}
-
-/// Whether what waits for room holds a command up that waits for this.
-fn is_held_up(until: Until) -> bool {
-    match until {
-        Until::Stopped(_) | Until::Closed(_) | Until::MemorySettled | Until::Newer(_) => true,
-        // These have everything answered at once.
-        Until::Reset | Until::HungUp | Until::Detached => false,
     }
 }

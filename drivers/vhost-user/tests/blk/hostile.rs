@@ -213,7 +213,7 @@ fn a_guest_whose_requests_cost_it_nothing_is_left_alone_for_a_while_and_served_a
         for _ in 0..RING {
             guest.used();
         }
-        host.status().rests > 0
+        host.status().throttled > 0
     });
     let answered = host.status();
     assert_eq!(answered.unsupported, answered.others, "understood, refused");

@@ -4,7 +4,7 @@ use archipelago_protocol::volume::Segment;
 use archipelago_vhost_user::chain::{Allowed, CHAIN_MAX, Chain};
 use archipelago_vhost_user::config::{RANGE_SECTORS_MAX, RANGES_MAX};
 use archipelago_vhost_user::memory::{GuestSlot, MemoryTable};
-use archipelago_vhost_user::request::{Range, Request, parse};
+use archipelago_vhost_user::request::{Limits, Range, Request, parse};
 use xseg::{Region, RegionId};
 
 use crate::input::Input;
@@ -82,7 +82,11 @@ fn walk(bytes: &[u8], region: &Region, table: &MemoryTable) {
     inside(table, &[status]);
     assert_eq!(Chain::bytes(&chain.writable), before - 1);
     let mut ranges = Vec::new();
-    match parse(&mut chain, table, SIZE, read_only, &mut ranges) {
+    let limits = Limits {
+        size: SIZE,
+        read_only,
+    };
+    match parse(&mut chain, table, limits, &mut ranges) {
         Ok(Request::Read { offset, len }) => {
             check_range(offset, len);
             assert_eq!(len, Chain::bytes(&chain.writable));

@@ -12,7 +12,7 @@ use archipelago_endpoint::{Activity, Driver, ServedVolume, Wakeups, WatchId};
 use archipelago_protocol::{ErrorCode, Lineage, ObjectSize, OnFull};
 use archipelago_vhost_user::command::Command;
 use archipelago_vhost_user::dirty_log::DirtyLog;
-use archipelago_vhost_user::fuzzing::{Line, seed};
+use archipelago_vhost_user::fuzzing::{CommandSender, seed};
 use archipelago_vhost_user::memory::GuestSlot;
 use archipelago_vhost_user::queue::RingAddresses;
 use archipelago_vhost_user::{AttachConfig, Device};
@@ -61,7 +61,7 @@ impl Wakeups for NoWakeups {
 struct Rig {
     device: Device<MemoryVolumes, NoWakeups>,
     volumes: MemoryVolumes,
-    line: Line,
+    line: CommandSender,
     memory: Region,
     aux: Region,
     avail: [u16; 2],
@@ -238,7 +238,7 @@ impl Rig {
                 size: input.u16(),
             },
             15 => Command::Reset,
-            _ => Command::HangUp,
+            _ => Command::Disconnected,
         };
         self.give(command);
     }
@@ -297,7 +297,7 @@ impl Rig {
                 state.release(0);
             }
         }
-        for command in [Command::HangUp, Command::Detach] {
+        for command in [Command::Disconnected, Command::Detach] {
             for _ in 0..TURNS_MAX {
                 if !(self.waiting)() {
                     break;
