@@ -37,7 +37,7 @@ const SERVER: u64 = 2;
 pub enum InFlight {
     /// The region that says which requests a dead server had taken and not done (INFLIGHT_SHMFD).
     Tracked,
-    /// Nothing, as a front end without that feature: the ring goes on where the used index stands.
+    /// Nothing, as a front end without that feature: the ring continues at the used index.
     Forgotten,
 }
 
@@ -234,7 +234,7 @@ impl Disk {
         self.ring.submit(slot, op, offset, len)
     }
 
-    /// Tells the server of what was queued, if it wants to be told.
+    /// Notifies the server of queued requests, if the server has asked for notifications.
     ///
     /// # Errors
     /// If the eventfd cannot be written.

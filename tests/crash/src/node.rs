@@ -250,7 +250,7 @@ impl Node {
         self.call(&["volume", "detach", name]).map(drop)
     }
 
-    /// Waits until `condition` holds of what `node status` tells, which is `what`.
+    /// Waits until `condition` holds of the output of `node status`; `what` names it.
     ///
     /// # Errors
     /// If it does not within [`TIMEOUT`], with the status then.
@@ -268,7 +268,7 @@ impl Node {
         })
     }
 
-    /// What `node status` tells scripts.
+    /// The JSON of `node status`.
     ///
     /// # Errors
     /// If the node does not run.
@@ -294,7 +294,7 @@ impl Node {
         let status = self.status()?;
         let processes = status["processes"]
             .as_array()
-            .context("`node status` tells no processes")?;
+            .context("`node status` shows no processes")?;
         let hosts = |process: &&Value| {
             process["roles"]
                 .as_array()
@@ -308,12 +308,12 @@ impl Node {
         )
     }
 
-    /// Starts the node again after its daemon was killed, as soon as the dying one has let go.
+    /// Starts the node again after its daemon was killed, as soon as the dying daemon has released it.
     ///
     /// # Errors
     /// If it does not start within [`TIMEOUT`].
     pub fn restart(&self) -> Result<()> {
-        let missing = || "the killed daemon has not let go of its node".to_owned();
+        let missing = || "the killed daemon has not released its node".to_owned();
         wait_until(TIMEOUT, missing, || match self.call(&["node", "start"]) {
             Err(error) if error.to_string().contains("serves this node") => Ok(None),
             started => started.map(|_| Some(())),
@@ -342,7 +342,7 @@ impl Node {
         Ok(())
     }
 
-    /// Lets a stopped process go on.
+    /// Continues a stopped process.
     ///
     /// # Errors
     /// If it cannot be signalled; one that is dead by now is fine.
@@ -384,7 +384,7 @@ fn state_of(process: &Path) -> Option<char> {
 }
 
 fn pid_of(value: &Value) -> Result<Pid> {
-    let pid = value.as_i64().context("`node status` tells no pid")?;
+    let pid = value.as_i64().context("`node status` shows no pid")?;
     Ok(Pid::from_raw(i32::try_from(pid)?))
 }
 

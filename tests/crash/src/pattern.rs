@@ -1,4 +1,4 @@
-//! Self-describing sectors: magic, volume, sector, write, and a checksum; a misplaced or mixed sector tells on itself.
+//! Self-describing sectors: magic, volume, sector, write, and a checksum; a misplaced or mixed sector is recognised.
 
 use anyhow::{Result, bail};
 

@@ -25,7 +25,7 @@ const FLUSH_EVERY: u64 = 32;
 /// Between two requests: a guest beside the test, not a load.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What a rewriter tells while it runs.
+/// What a rewriter reports while it runs.
 #[derive(Debug, Default)]
 struct Progress {
     stop: AtomicBool,
@@ -97,7 +97,7 @@ impl Guest {
 }
 
 impl Rewriter {
-    /// Writes and flushes all of the volume of `blocks` blocks at `socket`, then goes on in the background. A request that is not
+    /// Writes and flushes all of the volume of `blocks` blocks at `socket`, then continues in the background. A request that is not
     /// done within `timeout`, also over a restart of the server, is a failure.
     ///
     /// # Errors
@@ -119,10 +119,10 @@ impl Rewriter {
         (0..blocks).try_for_each(|block| guest.write(block))?;
         guest.run(Op::Flush, 0)?;
         let progress = Arc::new(Progress::default());
-        let told = Arc::clone(&progress);
+        let reported = Arc::clone(&progress);
         let thread = std::thread::Builder::new()
             .name("rewriter".to_owned())
-            .spawn(move || guest.drive(&told))?;
+            .spawn(move || guest.drive(&reported))?;
         Ok(Rewriter {
             progress,
             thread: Some(thread),
@@ -148,7 +148,7 @@ impl Rewriter {
     pub fn check(&mut self) -> Result<()> {
         if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
             self.join()?;
-            bail!("a guest has ended, though nobody told it to");
+            bail!("a guest has ended without a request to");
         }
         Ok(())
     }

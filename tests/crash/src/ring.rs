@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - Slot `s` has descriptors `3s` to `3s + 2` (header, data, status) and a buffer, for itself.
-//! - A head is offered again only when it came back. What comes back is told as it is: a head that was not in flight is
+//! - A head is offered again only when it came back. What comes back is reported as it is: a head that was not in flight is
 //!   for the caller to find.
 
 use std::sync::atomic::{Ordering, fence};

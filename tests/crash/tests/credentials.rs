@@ -1,4 +1,4 @@
-//! An endpoint with a user of its own that somebody has taken over: what it tries is refused by name, and the others go on.
+//! An endpoint with a user of its own that somebody has taken over: what it tries is refused by name, and the other processes serve on.
 //!
 //! The intruder is this program in a process of the endpoint's user, without what confines the endpoint: so it is the users,
 //! the modes and the peers that refuse, not Landlock. The real endpoint is stopped meanwhile: its user has one channel to
@@ -177,8 +177,8 @@ fn tries_roles(root: &Path) -> Result<()> {
     ] {
         let mut port = connect(root, server, role)?;
         let refused = wait(&mut port, |port| {
-            let told = port.is_connected() || port.is_refused_for_credentials();
-            told.then(|| port.is_refused_for_credentials())
+            let answered = port.is_connected() || port.is_refused_for_credentials();
+            answered.then(|| port.is_refused_for_credentials())
         })?;
         ensure!(refused, "{server} serves it as {role:?}");
     }
@@ -331,7 +331,7 @@ fn what_a_taken_over_endpoint_may_not_do_is_refused_and_the_others_go_on() -> Re
     Ok(())
 }
 
-/// A successor knows what its predecessor was told, and is told what comes later.
+/// A successor knows the grants of its predecessor, and receives later ones.
 #[test]
 fn peers_that_were_killed_go_on_serving_what_was_granted() -> Result<()> {
     if !is_root() {

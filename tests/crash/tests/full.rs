@@ -1,4 +1,4 @@
-//! A pool without space: writes of guests wait, whatever dies meanwhile, and go on when there is space.
+//! A pool without space: writes of guests wait, whatever process dies meanwhile, and continue when there is space.
 
 #![expect(
     clippy::tests_outside_test_module,
@@ -59,7 +59,7 @@ impl Full {
         })
     }
 
-    /// There is space: the write goes on within `timeout`, all is as it was written, and the volume can be detached.
+    /// There is space: the write completes within `timeout`, all data is as written, and the volume can be detached.
     fn goes_on(mut self, timeout: Duration) -> Result<()> {
         let written = self.guest.wait(timeout)?;
         ensure!(

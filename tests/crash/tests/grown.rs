@@ -1,4 +1,4 @@
-//! Five guests fill a pool's file system, wait while processes die and the node is restarted, and go on when it is grown.
+//! Five guests fill a pool's file system, wait while processes die and the node is restarted, and continue when the file system is grown.
 //!
 //! `GROWN_SECONDS` says for how long it is full (6).
 
@@ -29,7 +29,7 @@ const FILL_TIMEOUT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 /// Longest time of anything else.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time for what the kernel and the tools take to grow a file system, and a guest to go on.
+/// Longest time for what the kernel and the tools take to grow a file system, and for a guest to continue.
 const GOES_ON: Duration = Duration::from_secs(10);
 /// What fails at once fails within this, also on a machine that does something else.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -167,7 +167,7 @@ fn five_guests(kind: Kind, placement: &str) -> Result<()> {
     make_room(&files)?;
     volumes.served(1)?;
     let took = grown.elapsed();
-    println!("{kind}: all go on {took:?} after it was grown");
+    println!("{kind}: all guests continue {took:?} after the file system was grown");
     ensure!(took < GOES_ON, "the guests went on after {took:?}");
     volumes.served(REQUESTS)?;
     let done = volumes.done();

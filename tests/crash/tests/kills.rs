@@ -124,7 +124,7 @@ fn split_survives_kills_of_anybody() -> Result<()> {
     survives("split", None, SPLIT, kills() * 4 / 10)
 }
 
-/// The same with an endpoint whose user is not the daemon's: who is told to die with the daemon, and who connects to whom
+/// The same with an endpoint whose user is not the daemon's: which processes die with the daemon, and which connect to which
 /// again, depends on users.
 #[test]
 fn split_survives_kills_of_anybody_with_a_user_for_the_endpoint() -> Result<()> {

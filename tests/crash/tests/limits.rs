@@ -1,4 +1,4 @@
-//! File descriptors and the run directory run out: attach refuses by number, and what runs waits and goes on by itself.
+//! File descriptors and the run directory run out: attach refuses by number; running volumes wait, and continue by themselves.
 
 #![expect(
     clippy::tests_outside_test_module,

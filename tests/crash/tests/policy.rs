@@ -82,7 +82,7 @@ fn log_lines(node: &Node, part: &str) -> Result<usize> {
     Ok(log.lines().filter(|line| line.contains(part)).count())
 }
 
-/// Every write until there is space fails, and no more is logged than that it does; then the volume goes on.
+/// Every write fails until there is space, and only the failures are logged; then the volume is served again.
 fn report(placement: &str) -> Result<()> {
     on_a_small_file_system(|dir| {
         let (node, ballast) = node_with_ballast(dir, placement)?;

@@ -91,7 +91,7 @@ fn nobody_serves_a_pool_beside_a_process_that_lives() -> Result<()> {
     let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, load(), seed)?;
     volumes.run(300)?;
     let (stopped, daemon) = (node.process_of("endpoint")?, node.daemon()?);
-    // In this order: the kernel hangs up on a stopped process whose process group becomes an orphan.
+    // In this order: the kernel sends SIGHUP to a stopped process whose process group becomes an orphan.
     Node::kill(daemon)?;
     await_death(daemon)?;
     Node::freeze(stopped)?;
@@ -102,7 +102,7 @@ fn nobody_serves_a_pool_beside_a_process_that_lives() -> Result<()> {
             successor.join().expect("the command does not panic")?;
             bail!("a successor served beside a stopped process");
         }
-        // It has no successor, so it may go on, and does; then it makes way.
+        // The stopped process has no successor, so it may continue, and does; then it is killed.
         Node::thaw(stopped)?;
         let served = volumes.served(SERVED);
         Node::kill(stopped)?;

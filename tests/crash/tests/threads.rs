@@ -1,4 +1,4 @@
-//! The limit of threads is reached: requests that need a thread wait, control commands go on or say so, and all goes on by
+//! The limit of threads is reached: requests that need a thread wait, control commands work or report the limit, and everything continues by
 //! itself when there are threads again.
 
 #![expect(
@@ -28,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// command one: too few for the data process, and then one more at a time up to those of two attached volumes.
 const LIMITS: [u64; 4] = [5, 13, 14, 15];
 
-/// Limits the threads of the user, as process `pid` and those that it starts are told.
+/// Limits the threads of the user, for process `pid` and the processes that it starts.
 fn limit(pid: Pid, threads: u64) -> Result<()> {
     let mut prlimit = Command::new("prlimit");
     prlimit

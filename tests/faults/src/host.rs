@@ -1,4 +1,4 @@
-//! Another host, as far as a node can tell: a name, a machine id and a boot id of its own, in namespaces of its own.
+//! Another host, as a node sees it: a name, a machine id and a boot id of its own, in namespaces of its own.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
-//! Every call on a pool's file system, failing in every way: what a guest sees, what is durable, how it goes on.
+//! Every call on a pool's file system, failing in every way: what a guest sees, what is durable, how service continues.
 //!
 //! * [`disk`]: a file system, served by the test, that fails on order and forgets what was not synced.
 //! * [`server`], [`guest`]: the real node and a guest, neither of which may keep anybody waiting; [`host`]: another host for a node.
-//! * [`watch`], [`neighbour`]: what must go on while a call does not return.
+//! * [`watch`], [`neighbour`]: what must be served while a call does not return.
 //! * [`oracle`]: what may be read.
 //! * [`life`]: the life of a pool, with some faults.
 //! * [`matrix`]: all faults at all call sites.

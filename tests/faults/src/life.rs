@@ -29,10 +29,10 @@ const STOPPED: [&str; 3] = ["no node daemon", "is stopping", "went away"];
 /// Attempts of a step before something is opened or started anew.
 const TRIES: usize = 2;
 
-/// What it took to go on after the fault, from the best to the worst.
+/// What recovery took after the fault, from the best to the worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// Nobody outside saw anything.
+    /// No client noticed anything.
     Unseen,
     /// A request or command failed; the same again worked.
     Again,
@@ -62,8 +62,8 @@ pub struct Report {
     pub outcomes: BTreeMap<Site, Outcome>,
     /// What was called.
     pub seen: BTreeMap<Site, u64>,
-    /// Errors that somebody was told.
-    pub told: Vec<String>,
+    /// Errors that were reported to a client.
+    pub reported: Vec<String>,
     /// Calls that did not return, and what was checked meanwhile.
     pub checked: usize,
 }
@@ -122,7 +122,7 @@ struct Life<'a> {
     frozen: Option<Oracle>,
     /// What it took after each fault, by the order of their happening.
     outcomes: BTreeMap<Site, Outcome>,
-    told: Vec<String>,
+    reported: Vec<String>,
 }
 
 fn refuse(text: impl fmt::Display) -> Step {
@@ -166,13 +166,13 @@ impl<'a> Life<'a> {
                 let Err(Refusal(text)) = acted else {
                     return self.settle();
                 };
-                self.told.push(format!("{phase}: {text}"));
+                self.reported.push(format!("{phase}: {text}"));
                 let hung = HUNG.iter().any(|words| text.contains(words));
                 if watch.checks() == Checks::Stop {
                     let stopped = STOPPED.iter().any(|words| text.contains(words));
-                    ensure!(hung || stopped, "UNCLEAR: {phase} was told: {text}");
+                    ensure!(hung || stopped, "UNCLEAR: {phase} got: {text}");
                 }
-                // Who was told that something hangs was not told of a loss.
+                // A report of a call that hangs is not a report of a loss.
                 if !hung {
                     for volume in &mut self.volumes {
                         volume.oracle.lose();
@@ -183,11 +183,11 @@ impl<'a> Life<'a> {
         }
         bail!(
             "DOES NOT GO ON: {phase} fails after a restart: {}",
-            self.told.join("; ")
+            self.reported.join("; ")
         )
     }
 
-    /// Waits until what goes on behind a step is over, so that its calls belong to it.
+    /// Waits until the background work of a step is over, so that its calls belong to the step.
     #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     fn settle(&self) -> Result<()> {
         let mut before = self.disk.calls();
@@ -198,10 +198,10 @@ impl<'a> Life<'a> {
         })
     }
 
-    /// Something was needed to go on: the last fault is to blame.
+    /// Recovery needed something: the last fault is to blame.
     fn took(&mut self, level: Outcome) -> Result<()> {
         let Some(site) = self.disk.injected().pop() else {
-            bail!("FAILS WITHOUT A FAULT: {}", self.told.join("; "));
+            bail!("FAILS WITHOUT A FAULT: {}", self.reported.join("; "));
         };
         let outcome = self.outcomes.entry(site).or_insert(level);
         *outcome = level.max(*outcome);
@@ -221,7 +221,7 @@ impl<'a> Life<'a> {
             guest.timeout = STOP_TIMEOUT;
         }
         volume.guest = Some(guest);
-        // The volume is opened behind the connection: the first answer tells how that went.
+        // The volume is opened behind the connection: the first answer shows the outcome.
         self.guest(index, Guest::touch)
     }
 
@@ -259,7 +259,7 @@ impl<'a> Life<'a> {
             if self.volumes[index].attached {
                 for step in [self.close(index)?, self.open(index)?] {
                     if let Err(Refusal(text)) = step {
-                        self.told.push(format!("{phase}, reopen: {text}"));
+                        self.reported.push(format!("{phase}, reopen: {text}"));
                     }
                 }
             }
@@ -273,18 +273,19 @@ impl<'a> Life<'a> {
             volume.guest = None;
         }
         if let Answer::Refused(code, text) = self.server.stop()? {
-            self.told.push(format!("{phase}, stop: {code}: {text}"));
+            self.reported.push(format!("{phase}, stop: {code}: {text}"));
             self.server.kill();
         }
         if let Answer::Refused(code, text) = self.server.start()? {
-            self.told.push(format!("{phase}, start: {code}: {text}"));
+            self.reported
+                .push(format!("{phase}, start: {code}: {text}"));
             return Ok(());
         }
         for index in 0..self.volumes.len() {
             if self.volumes[index].attached
                 && let Err(Refusal(text)) = self.open(index)?
             {
-                self.told.push(format!("{phase}, open: {text}"));
+                self.reported.push(format!("{phase}, open: {text}"));
             }
         }
         Ok(())
@@ -415,7 +416,7 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    /// The node has started again: the neighbour goes on.
+    /// The node has started again: the neighbour is served again.
     fn serve(&mut self) -> Result<()> {
         self.disk.enter(QUIET);
         if let Some(neighbour) = self.watch.neighbour().as_mut() {
@@ -489,7 +490,7 @@ impl<'a> Life<'a> {
         })?;
         self.watch.serves(false);
         self.step("stop last", |life| plain(life.server.stop()?, &[]))?;
-        // The kernel tells the end of a file's use a moment later.
+        // The kernel reports the end of a file's use a moment later.
         wait_until("the end of all use", || !self.disk.in_use())
     }
 }
@@ -527,16 +528,16 @@ fn live_watched<'a>(
         volumes: Vec::new(),
         frozen: None,
         outcomes: BTreeMap::new(),
-        told: Vec::new(),
+        reported: Vec::new(),
     };
     life.disk.plan(faults);
     let lived = life.run().and_then(|()| life.check_all());
     if let Err(error) = lived {
-        let told = life.told.join("\n  ");
+        let reported = life.reported.join("\n  ");
         let injected: Vec<String> = life.disk.injected().iter().map(Site::to_string).collect();
         let (injected, log) = (injected.join(", "), life.server.log());
         return Err(anyhow!(
-            "{error:#}\ninjected: {injected}\ntold:\n  {told}\nlog:\n{log}\n"
+            "{error:#}\ninjected: {injected}\nreported:\n  {reported}\nlog:\n{log}\n"
         ));
     }
     for site in life.disk.injected() {
@@ -545,7 +546,7 @@ fn live_watched<'a>(
     Ok(Report {
         outcomes: life.outcomes.clone(),
         seen: life.disk.seen(),
-        told: std::mem::take(&mut life.told),
+        reported: std::mem::take(&mut life.reported),
         checked: watch.checked(),
     })
 }

@@ -35,7 +35,7 @@ const DISTURBED_MAX: usize = 8;
 /// What came of all cases.
 #[derive(Debug, Default)]
 pub struct Matrix {
-    /// What it took to go on.
+    /// What recovery took.
     pub outcomes: BTreeMap<Case, Outcome>,
     /// Broken promises.
     pub failures: Vec<String>,
@@ -169,9 +169,9 @@ pub fn record(placement: Placement) -> Result<Sites> {
     for report in in_parallel(THREADS, RECORDINGS, record) {
         let report = report?;
         ensure!(
-            report.told.is_empty(),
+            report.reported.is_empty(),
             "failed without a fault: {:?}",
-            report.told
+            report.reported
         );
         for (site, times) in report.seen {
             *counts.entry(site).or_default() += 1;

@@ -1,7 +1,7 @@
 //! What each sector of a volume may hold, when requests can fail.
 //!
-//! * An acknowledged write is what is read, until somebody is told of a failure.
-//! * A failure that somebody was told of excuses the loss of what was not flushed, nothing more.
+//! * An acknowledged write is what is read, until a failure is reported to a client.
+//! * A reported failure excuses the loss of data that was not flushed, and nothing else.
 //! * A write that failed happened or not, sector by sector.
 
 use std::collections::BTreeSet;
@@ -89,7 +89,7 @@ impl Oracle {
         }
     }
 
-    /// What was not flushed may be lost: somebody was told, or the power failed.
+    /// Data that was not flushed may be lost: a failure was reported, or the power failed.
     pub fn lose(&mut self) {
         for sector in &mut self.sectors {
             sector.current.extend(&sector.durable);

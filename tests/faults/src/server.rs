@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::host::Host;
 
-/// Longest time for a command, whatever fails below it. One that waits for a call that hangs is told after 10 s.
+/// Longest time for a command, whatever fails below it. A command that waits for a call that hangs reports the call after 10 s.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Longest time for `node start`: opening a pool that hangs is given up after 60 s.
 pub const START_DEADLINE: Duration = Duration::from_secs(80);
@@ -177,7 +177,9 @@ impl Server {
         let answer = self.call_within(&arguments, START_DEADLINE)?;
         if let Answer::Done(said) = &answer {
             let said: serde_json::Value = serde_json::from_str(said)?;
-            let pid = said["pid"].as_i64().context("`node start` tells no pid")?;
+            let pid = said["pid"]
+                .as_i64()
+                .context("`node start` reports no pid")?;
             *self.daemon() = Some(Pid::from_raw(i32::try_from(pid)?));
         }
         Ok(answer)

@@ -1,7 +1,7 @@
-//! While a call does not return: whom it keeps waiting, how the node is stopped, and started again.
+//! While a call does not return: what waits for the call, and how the node is stopped and started again.
 //!
-//! A thread of the test waits for held calls, checks what must go on beside them, and lets them go. What a life does
-//! meanwhile waits, as its guests and commands do.
+//! A thread of the test waits for held calls, checks what must be served beside them, and releases them. The life
+//! of the pool waits meanwhile, as its guests and commands do.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,13 +17,13 @@ use crate::server::{Answer, DEADLINE, START_DEADLINE, STOP_DEADLINE, Server, wai
 /// What is checked while a call is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checks {
-    /// What goes on beside it; then it is let go.
+    /// Service beside the held call; then the call is released.
     Beside,
-    /// Besides: that whoever waits is told, that the node can be stopped, and started again when the call returns.
+    /// Also that commands which wait report the call, and that the node can be stopped, and started again when the call returns.
     Stop,
 }
 
-/// After that long whoever waits was told: the product calls 10 s hanging, and looks each second.
+/// After this time every command that waits has reported the call: the product calls 10 s hanging, and checks each second.
 const HANGS: Duration = Duration::from_secs(15);
 /// How long a call is held at least, when there is nobody to look at.
 const HELD_MIN: Duration = Duration::from_millis(100);
@@ -112,7 +112,7 @@ impl<'a> Watch<'a> {
         self.ended.store(true, Ordering::SeqCst);
     }
 
-    /// Does one act of a life. What was held meanwhile is checked and let go when this returns.
+    /// Does one act of a life. Calls that were held meanwhile have been checked and released when this returns.
     ///
     /// # Errors
     /// What `act` says, and what was found meanwhile.

@@ -97,16 +97,16 @@ fn a_dozen_hang(placement: &str) -> Result<()> {
         let worked = neighbour.work().and_then(|()| answers(&server));
         worked.with_context(|| format!("STALLED in round {round}, {} held", disk.held()))?;
     }
-    let mut told = serde_json::Value::Null;
-    wait_until("that it is told", || {
+    let mut shown = serde_json::Value::Null;
+    wait_until("a report of the wait", || {
         let status = server.call_within(&["--json", "node", "status"], NEIGHBOUR_DEADLINE);
         if let Ok(Answer::Done(text)) = status {
-            told = serde_json::from_str(&text).unwrap_or_default();
+            shown = serde_json::from_str(&text).unwrap_or_default();
         }
-        told["waits"][0]["seconds"].as_u64() > Some(0)
+        shown["waits"][0]["seconds"].as_u64() > Some(0)
     })?;
-    let volume = told["waits"][0]["volume"].as_str().unwrap_or_default();
-    ensure!(volume.starts_with("disk-"), "told: {}", told["waits"]);
+    let volume = shown["waits"][0]["volume"].as_str().unwrap_or_default();
+    ensure!(volume.starts_with("disk-"), "reported: {}", shown["waits"]);
     disk.release();
     for guest in &mut guests {
         finish(guest, SLOTS)?;

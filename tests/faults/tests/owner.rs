@@ -137,7 +137,7 @@ fn the_node_of_a_second_host_is_refused_by_the_name_of_the_first_and_takes_over_
         "{status}"
     );
 
-    // As if the host hung: nobody can know that it will not go on.
+    // As if the host hung: nobody can know whether it will continue.
     let all = || data.iter().chain([&daemon]);
     all().try_for_each(|pid| Node::freeze(*pid))?;
     let said = beta.refused(&[])?;
@@ -152,7 +152,7 @@ fn the_node_of_a_second_host_is_refused_by_the_name_of_the_first_and_takes_over_
     );
     beta.create("other")?;
 
-    // The host goes on: its node sees that the pool is not its own any more.
+    // The host continues: its node sees that the pool is not its own any more.
     all().try_for_each(|pid| Node::thaw(*pid))?;
     wait_for("the end of the former owner", NOTICES, || {
         all().all(|pid| Node::is_dead(*pid))

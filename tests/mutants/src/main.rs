@@ -22,7 +22,7 @@ struct Arguments {
     /// Only those of this test of the list.
     #[arg(long)]
     test: Option<String>,
-    /// Only from this one on, by its whole name: goes on with a run that was cut short.
+    /// Only from this mutant on, by its whole name: continues a run that was interrupted.
     #[arg(long)]
     from: Option<String>,
     /// Prints the selected mutants, the place of each, and the tests that notice it. Builds and runs nothing.

@@ -140,6 +140,6 @@ async fn find(link: &Link) -> Result<Lineage, Trouble> {
     match link.catalogue(CatalogueRequest::Lookup { name }).await {
         CatalogueReply::Entry(entry) => Ok(entry.lineage),
         CatalogueReply::Failed(error) => Err(error.into()),
-        other => Err(Trouble::Wrong(format!("a look-up was told {other:?}"))),
+        other => Err(Trouble::Wrong(format!("a look-up got {other:?}"))),
     }
 }

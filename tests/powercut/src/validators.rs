@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - Points are handed out in their order, so those before a failed one are looked at to their end: the failure that is
-//!   told is the first one, whoever was quicker.
+//!   reported is the first one, whichever thread was quicker.
 //! - A panic of a peer is a failed point, too, and names it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

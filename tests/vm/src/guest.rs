@@ -278,7 +278,7 @@ impl Guest {
     /// Pulls out a disk, with the guest's consent.
     ///
     /// # Errors
-    /// If the guest does not let go of it.
+    /// If the guest does not release it.
     pub fn unplug(&self, name: &str) -> Result<()> {
         let mut monitor = self.monitor()?;
         monitor.execute("device_del", &json!({ "id": name }))?;
@@ -312,7 +312,7 @@ impl Guest {
                 _ => {}
             }
         }
-        // Ids of commands go on where they were: they need only differ.
+        // Ids of commands continue where they were: they need only differ.
         let id = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).id;
         target
             .stdin

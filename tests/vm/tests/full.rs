@@ -48,7 +48,7 @@ fn on_a_full_pool(pool: &Path, ballast: &Path) -> Result<()> {
     let node = Node::builder("fused").pool(pool).start()?;
     let socket = node.create("disk", 256 * MIB)?;
     let guest = Guest::builder().disk(Disk::new(&socket)).boot()?;
-    // Paused and continued: the write that waits goes on waiting, and is done when there is room.
+    // Paused and continued: the waiting write keeps waiting, and completes when there is room.
     fill(&node, &guest, 40 * 16)?;
     let mut monitor = guest.monitor()?;
     within("`stop`", || monitor.execute("stop", &json!({})))?;

@@ -72,7 +72,7 @@ impl Progress {
                 rounds: *rounds,
                 requests: *requests,
             }),
-            _ => anyhow::bail!("the guest tells no progress: {text}"),
+            _ => anyhow::bail!("the guest reports no progress: {text}"),
         }
     }
 }

@@ -73,11 +73,11 @@ fn gaps(placement: &str, victims: &[&str]) -> Result<()> {
             others.served(2)?;
             gaps.push((gap, killed.elapsed()));
         }
-        let told: Vec<String> = gaps
+        let texts: Vec<String> = gaps
             .iter()
             .map(|(gap, until)| format!("{:>5} {:>6}", gap.as_millis(), until.as_millis()))
             .collect();
-        println!("  {victim:<10} {}", told.join("   "));
+        println!("  {victim:<10} {}", texts.join("   "));
         all.extend(gaps.into_iter().map(|(gap, _)| gap));
     }
     volumes.finish()?;

@@ -28,7 +28,7 @@ pub enum Kind {
     Sync,
     /// `fsync` of a directory.
     SyncNames,
-    /// `syncfs`, which the kernel tells no FUSE file system: the opening of the pool's directory for it.
+    /// `syncfs`, which the kernel does not pass to a FUSE file system: the opening of the pool's directory stands for it.
     SyncPool,
     /// Open a directory.
     OpenDirectory,
@@ -152,7 +152,7 @@ pub enum Fault {
     /// It moves a part only.
     Short,
     /// It moves a part only, and the next call of its kind on its file fails with EIO: the kernel continues short transfers
-    /// of io_uring by itself, and tells the part only if it cannot.
+    /// of io_uring by itself, and reports the part only if it cannot.
     Part,
     /// It does not return until [`Disk::release`](super::Disk::release), if it is a write with nothing done before that.
     Never,

@@ -154,7 +154,7 @@ impl PassThrough {
         Ok(())
     }
 
-    /// Sends an answer, now or when what is held is let go.
+    /// Sends an answer, now or when the held calls are released.
     pub(super) fn answer<T: Send + 'static>(
         &self,
         (result, verdict): (Answer<T>, Verdict),
@@ -167,7 +167,7 @@ impl PassThrough {
         }
     }
 
-    /// Does something and sends the answer when what is held is let go.
+    /// Executes a call and sends the answer when the held calls are released.
     pub(super) fn answer_late<T>(
         &self,
         act: impl FnOnce() -> Answer<T> + Send + 'static,

@@ -67,6 +67,6 @@ fn check(bytes: Vec<u8>) {
         journal.mark(position);
     }
     let again = load(&memory, BOOT, US).expect("a journal of ours");
-    let told = (again.generation, again.logged, again.records);
-    assert_eq!(told, (next, found.logged, records));
+    let read = (again.generation, again.logged, again.records);
+    assert_eq!(read, (next, found.logged, records));
 }

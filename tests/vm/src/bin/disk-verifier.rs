@@ -31,7 +31,7 @@ const SECTORS_MAX: u64 = 32;
 const HOT: u64 = 64;
 /// What memory is aligned to that the kernel transfers directly.
 const ALIGNMENT: usize = 4096;
-/// How often progress is told.
+/// Interval of progress reports.
 const TELL: Duration = Duration::from_millis(20);
 
 /// Where a worker works.
@@ -91,7 +91,7 @@ fn run(state: &Path, seed: u64, parts: &[Part]) -> Result<()> {
         let workers: Vec<_> = parts.iter().zip(&done).map(start).collect();
         let mut progress = Progress::new(&done);
         while workers.iter().any(|worker| !worker.is_finished()) {
-            progress.tell(state)?;
+            progress.report(state)?;
         }
         let ends = workers.into_iter().zip(parts).map(|(worker, part)| {
             let end = worker.join().expect("no worker panics");
@@ -124,7 +124,7 @@ impl<'a> Progress<'a> {
         clippy::disallowed_methods,
         reason = "a pace, for somebody who looks at a file"
     )]
-    fn tell(&mut self, state: &Path) -> Result<()> {
+    fn report(&mut self, state: &Path) -> Result<()> {
         let (file, new) = (state.join("progress"), state.join("progress.new"));
         // Relaxed: only counts.
         let counts = self.done.iter().map(|count| count.load(Ordering::Relaxed));
