@@ -69,7 +69,7 @@ struct Rig {
     waiting: Box<dyn Fn() -> bool>,
 }
 
-fn bell() -> OwnedFd {
+fn eventfd() -> OwnedFd {
     EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
         .expect("an eventfd")
         .into()
@@ -168,7 +168,7 @@ impl Rig {
             self.give(Command::RingSize(queue, RING));
             self.give(Command::RingAddresses(queue, Rig::addresses(queue)));
             self.give(Command::Enable(queue, true));
-            self.give(Command::Kick(queue, bell()));
+            self.give(Command::Kick(queue, eventfd()));
         }
     }
 
@@ -219,9 +219,9 @@ impl Rig {
             }
             7 => Command::RingBase(queue, input.u16()),
             8 => Command::StopRing(queue),
-            9 => Command::Kick(queue, bell()),
-            10 => Command::Call(queue, (input.u8() & 1 == 0).then(|| File::from(bell()))),
-            11 => Command::Error(queue, (input.u8() & 1 == 0).then(|| File::from(bell()))),
+            9 => Command::Kick(queue, eventfd()),
+            10 => Command::Call(queue, (input.u8() & 1 == 0).then(|| File::from(eventfd()))),
+            11 => Command::Error(queue, (input.u8() & 1 == 0).then(|| File::from(eventfd()))),
             12 => Command::Enable(queue, input.u8() & 1 == 0),
             13 => {
                 let fd = self.aux.descriptor().0.try_clone().expect("a descriptor");

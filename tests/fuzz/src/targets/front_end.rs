@@ -26,14 +26,14 @@ use crate::input::Input;
 const SIZE: usize = 1 << 20;
 const MEMORY: usize = 64 << 10;
 /// Longest wait for the endpoint to hang up; an honest one takes less than a millisecond.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Host {
     endpoint: Endpoint,
     socket: PathBuf,
     thread: JoinHandle<()>,
     memory: Region,
-    bell: OwnedFd,
+    doorbell: OwnedFd,
     _directory: tempfile::TempDir,
 }
 
@@ -76,13 +76,13 @@ impl Host {
                 volumes.state().journal.clear();
             }
         });
-        let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let doorbell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         Host {
             endpoint,
             socket,
             thread,
             memory: Region::anonymous(MEMORY).expect("memory"),
-            bell: bell.expect("an eventfd").into(),
+            doorbell: doorbell.expect("an eventfd").into(),
             _directory: directory,
         }
     }
@@ -103,14 +103,14 @@ impl Host {
             bytes.extend(word.to_le_bytes());
         }
         bytes.extend(body);
-        let (memory, bell) = (
+        let (memory, doorbell) = (
             self.memory.descriptor().0.as_raw_fd(),
-            self.bell.as_raw_fd(),
+            self.doorbell.as_raw_fd(),
         );
         let fds: &[RawFd] = match bits & 3 {
             0 => &[],
             1 => &[memory],
-            2 => &[bell],
+            2 => &[doorbell],
             _ => &[stream.as_raw_fd(), memory],
         };
         let rights = [ControlMessage::ScmRights(fds)];
@@ -124,14 +124,14 @@ impl Host {
     fn serve(&self, bytes: &[u8]) {
         let mut input = Input::new(bytes);
         let mut stream = UnixStream::connect(&self.socket).expect("the endpoint listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a socket");
         let ring = usize::from(input.u16());
         self.memory.fill(0, MEMORY as u64, 0).expect("all of it");
         self.memory
             .write(0, input.take(ring))
             .expect("shorter than a half");
         while !input.is_empty() && self.send(&stream, &mut input) {}
-        let _gone_already = nix::unistd::write(&self.bell, &1_u64.to_le_bytes());
+        let _gone_already = nix::unistd::write(&self.doorbell, &1_u64.to_le_bytes());
         let _gone_already = stream.shutdown(Shutdown::Write);
         let mut answers = [0; 4096];
         loop {
@@ -144,7 +144,7 @@ impl Host {
             }
         }
         drop(stream);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.endpoint.in_use() {
             assert!(!self.thread.is_finished(), "the data thread has ended");
             assert!(
