@@ -1,157 +1,331 @@
-//! Which pieces may be in flight together.
+//! Which writes of a volume may be in flight together.
 //!
-//! - A merge reads a block, changes a part and writes the whole: a write of another part that completes in between would
+//! - A merge reads a block, changes a part and writes the whole. A write of another part that completes in between would
 //!   be undone, and so would a clear. So a merge is the only writer of its block: it starts when no other write or clear
-//!   that touches the block is in flight, and those that come later wait until it is reported.
-//! - A write into a block that is not owned lands first and is reported later. If the block were cleared in between, the
-//!   report would bring back whatever lies at that place by then: perhaps another write, answered and cleared long ago.
-//!   So a clear starts when no write that touches its blocks is in flight, and writes that come later wait for it.
-//! - Writes do not exclude one another, nor do clears: they change only what they were asked to change, and what lies at
-//!   a place that is reported was written by one of those in flight, or by a later one.
-//! - A piece that finds that it must merge lets go of its range before it waits, and a clear holds nothing while it
-//!   waits, so no two wait for each other.
+//!   of the block is in flight, and later ones wait until the merge is reported.
+//! - A write into a block that is not owned completes first and is reported later. If the block were cleared in between,
+//!   the report would bring back whatever is stored at that place by then: perhaps another write, answered and cleared long
+//!   ago. So a clear starts when no write to its blocks is in flight, and later writes wait for the clear.
+//! - Writes do not exclude one another, nor do clears. They change only what they were asked to change, and what is stored
+//!   at a reported place was written by one of the writes in flight, or by a later one.
+//! - A write that finds that it must merge releases its range before it waits, and a clear holds nothing while it waits,
+//!   so no two wait for each other.
 //!
-//! Reads exclude nobody.
+//! Reads exclude nothing and do not come here.
+//!
+//! | [`Hold`] | active | clears | merges | blocked | becomes |
+//! |---|---|---|---|---|---|
+//! | Nothing | | | | if it waits | Announced (clear), Active (write), Merging |
+//! | Announced | | yes | | yes | Active |
+//! | Active | yes | if a clear | | | Nothing, Merging |
+//! | Merging | | | yes | | Exclusive |
+//! | Exclusive | | | yes | | Nothing |
 
-use xseg::ClientPort;
+use std::ops::Range;
 
-use crate::model::{MERGES_MAX, Merge, Piece, Step, Work, block_start};
-use crate::peer::VolumePeer;
+use crate::blocks::{block_start, share_a_block, touches};
+use crate::limits::{MERGES_MAX, PIECES_PER_VOLUME};
+use crate::slab::{Linked, Queue, Slab};
 
-impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
-    /// Begins the run that piece `p` describes.
-    pub(crate) fn start(&mut self, p: u32) {
-        let Piece {
-            volume: v, work, ..
-        } = self.pieces[p];
-        if work == Work::Read {
-            return self.ask_map(p, Step::Probe);
+/// What a range is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Write,
+    Clear,
+}
+
+/// What somebody holds of the range that it asked for. Only [`Exclusion`] changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Hold {
+    #[default]
+    Nothing,
+    /// A clear that waits: later writes wait for it.
+    Announced,
+    /// In flight, at this position of the active ones.
+    Active(usize),
+    /// Waits to be the only writer of its block.
+    Merging,
+    /// The only writer of its block.
+    Exclusive,
+}
+
+/// Somebody that asks for a range of the volume.
+pub(crate) trait Claim: Linked {
+    /// What for.
+    fn access(&self) -> Access;
+    /// The bytes.
+    fn range(&self) -> Range<u64>;
+    /// What it holds: of [`Exclusion`] alone.
+    fn hold(&mut self) -> &mut Hold;
+}
+
+/// A block whose only writer somebody is or waits to be.
+#[derive(Debug, Clone, Copy)]
+struct Merge {
+    block: u64,
+    claim: u32,
+}
+
+/// Who writes where in one volume, and who waits. Claims are slots of a slab that is given to each call.
+#[derive(Debug)]
+pub(crate) struct Exclusion {
+    active: Vec<u32>,
+    /// Clears that are active or announced.
+    clears: Vec<u32>,
+    /// In the order of asking.
+    merges: Vec<Merge>,
+    /// Asks again at each release.
+    blocked: Queue,
+}
+
+impl Default for Exclusion {
+    fn default() -> Self {
+        Exclusion {
+            active: Vec::with_capacity(PIECES_PER_VOLUME as usize),
+            clears: Vec::with_capacity(PIECES_PER_VOLUME as usize),
+            merges: Vec::with_capacity(MERGES_MAX),
+            blocked: Queue::default(),
         }
-        let volume = &mut self.volumes[v];
-        let piece = &mut self.pieces[p];
-        if work == Work::Clear && !piece.clearing {
-            piece.clearing = true;
-            volume.clears.push(p);
+    }
+}
+
+impl Exclusion {
+    /// Asks for the range of claim `p`. Whether it has it; else a later release grants it.
+    pub(crate) fn acquire<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> bool {
+        let (access, range) = (claims[p].access(), claims[p].range());
+        if access == Access::Clear && *claims[p].hold() == Hold::Nothing {
+            *claims[p].hold() = Hold::Announced;
+            self.clears.push(p);
         }
-        let piece = &self.pieces[p];
-        let in_the_way = |other: &u32| piece.meets(&self.pieces[*other]);
-        let excluded = volume.merges.iter().any(|merge| piece.touches(merge.block))
-            || match work {
-                Work::Clear => volume
+        let overlaps = |other: &u32| share_a_block(&range, &claims[*other].range());
+        let merged = self.merges.iter().any(|merge| touches(&range, merge.block));
+        let excluded = merged
+            || match access {
+                Access::Clear => self
                     .active
                     .iter()
-                    .any(|other| self.pieces[*other].work != Work::Clear && in_the_way(other)),
-                _ => volume.clears.iter().any(in_the_way),
+                    .any(|other| claims[*other].access() == Access::Write && overlaps(other)),
+                Access::Write => self.clears.iter().any(overlaps),
             };
-        let piece = &mut self.pieces[p];
         if excluded {
-            piece.step = Step::Acquire;
-            volume.blocked.push(&mut self.pieces, p);
-            return;
-        }
-        piece.active_at = Some(volume.active.len());
-        volume.active.push(p);
-        let step = match work {
-            Work::Zeros => Step::Probe,
-            Work::Clear => Step::Clear,
-            Work::Read | Work::Write => Step::Claim,
-        };
-        self.ask_map(p, step);
-    }
-
-    /// Lets go of the range and waits to be the only writer of the block; the place is asked for again then.
-    pub(crate) fn ask_exclusive(&mut self, p: u32) {
-        let v = self.pieces[p].volume;
-        self.leave_active(p);
-        let volume = &mut self.volumes[v];
-        let piece = &mut self.pieces[p];
-        piece.first = false;
-        if volume.merges.len() < MERGES_MAX {
-            piece.merging = true;
-            piece.step = Step::Exclusive;
-            volume.merges.push(Merge {
-                block: block_start(piece.offset),
-                piece: p,
-                active: false,
-            });
-            return self.unblock(v);
-        }
-        // Waits for the end of a merge, whichever it is, and begins anew then.
-        piece.step = Step::Acquire;
-        self.unblock(v);
-        self.volumes[v].blocked.push(&mut self.pieces, p);
-    }
-
-    /// Gives back what the run held: its range, its cell, its count.
-    pub(crate) fn let_go(&mut self, p: u32) {
-        let v = self.pieces[p].volume;
-        if let Some(phase) = self.pieces[p].located.take() {
-            self.volumes[v].located[phase] -= 1;
-        }
-        if let Some(cell) = self.pieces[p].cell.take() {
-            self.arena.give(cell);
-        }
-        if let Some(slots) = self.pieces[p].copy.take() {
-            self.volumes[v].flush.carry.give(slots);
-        }
-        if std::mem::take(&mut self.pieces[p].clearing) {
-            self.volumes[v].clears.retain(|clear| *clear != p);
-        }
-        let was_active = self.leave_active(p);
-        let was_merging = self.pieces[p].merging;
-        if was_merging {
-            self.pieces[p].merging = false;
-            self.volumes[v].merges.retain(|merge| merge.piece != p);
-        }
-        if was_active || was_merging {
-            self.unblock(v);
-        }
-    }
-
-    /// Whether another write in flight touches a block of piece `p`.
-    pub(crate) fn meets_another(&self, p: u32) -> bool {
-        let piece = &self.pieces[p];
-        self.volumes[piece.volume]
-            .active
-            .iter()
-            .any(|other| *other != p && piece.meets(&self.pieces[*other]))
-    }
-
-    pub(crate) fn leave_active(&mut self, p: u32) -> bool {
-        let Some(at) = self.pieces[p].active_at.take() else {
+            self.blocked.push(claims, p);
             return false;
-        };
-        let active = &mut self.volumes[self.pieces[p].volume].active;
-        active.swap_remove(at);
-        if let Some(moved) = active.get(at) {
-            self.pieces[*moved].active_at = Some(at);
         }
+        *claims[p].hold() = Hold::Active(self.active.len());
+        self.active.push(p);
         true
     }
 
-    /// Lets merges begin whose block is free now, then pieces that waited for merges.
-    pub(crate) fn unblock(&mut self, v: u32) {
-        for index in 0..self.volumes[v].merges.len() {
-            let volume = &self.volumes[v];
-            let merge = volume.merges[index];
-            let earlier = volume.merges[..index]
-                .iter()
-                .any(|other| other.block == merge.block);
-            let busy = || {
-                volume
-                    .active
-                    .iter()
-                    .any(|p| self.pieces[*p].touches(merge.block))
-            };
-            if !merge.active && !earlier && !busy() {
-                self.volumes[v].merges[index].active = true;
-                self.pieces[merge.piece].exclusive = true;
-                self.ask_map(merge.piece, Step::Claim);
+    /// Releases the range of claim `p`, which waits to be the only writer of its first block. Whoever got what it waited
+    /// for meanwhile: `p` perhaps among them.
+    ///
+    /// When there are too many merges, `p` waits for the end of one, whichever it is, and asks for its range again then.
+    pub(crate) fn acquire_block<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> Queue {
+        self.leave_active(claims, p);
+        if self.merges.len() < MERGES_MAX {
+            *claims[p].hold() = Hold::Merging;
+            self.merges.push(Merge {
+                block: block_start(claims[p].range().start),
+                claim: p,
+            });
+            return self.grant(claims);
+        }
+        let granted = self.grant(claims);
+        self.blocked.push(claims, p);
+        granted
+    }
+
+    /// Releases whatever claim `p` holds. Whoever got what it waited for.
+    pub(crate) fn release<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> Queue {
+        match *claims[p].hold() {
+            Hold::Nothing => return Queue::default(),
+            Hold::Announced | Hold::Active(_) => {
+                self.leave_active(claims, p);
+                if claims[p].access() == Access::Clear {
+                    self.clears.retain(|clear| *clear != p);
+                }
+            }
+            Hold::Merging | Hold::Exclusive => self.merges.retain(|merge| merge.claim != p),
+        }
+        *claims[p].hold() = Hold::Nothing;
+        self.grant(claims)
+    }
+
+    /// Whether another one that is active shares a block with claim `p`.
+    pub(crate) fn overlaps_another<C: Claim>(&self, claims: &Slab<C>, p: u32) -> bool {
+        let range = claims[p].range();
+        self.active
+            .iter()
+            .any(|other| *other != p && share_a_block(&range, &claims[*other].range()))
+    }
+
+    /// Forgets everybody. Their claims are dropped by the caller.
+    pub(crate) fn clear(&mut self) {
+        self.active.clear();
+        self.clears.clear();
+        self.merges.clear();
+        self.blocked = Queue::default();
+    }
+
+    fn leave_active<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) {
+        if let Hold::Active(at) = *claims[p].hold() {
+            *claims[p].hold() = Hold::Nothing;
+            self.active.swap_remove(at);
+            if let Some(moved) = self.active.get(at) {
+                *claims[*moved].hold() = Hold::Active(at);
             }
         }
-        let mut blocked = std::mem::take(&mut self.volumes[v].blocked);
-        while let Some(p) = blocked.pop(&mut self.pieces) {
-            self.start(p);
+    }
+
+    /// Merges whose block is free now, then those that waited for something else.
+    fn grant<C: Claim>(&mut self, claims: &mut Slab<C>) -> Queue {
+        let mut granted = Queue::default();
+        for index in 0..self.merges.len() {
+            let merge = self.merges[index];
+            let earlier = self.merges[..index]
+                .iter()
+                .any(|other| other.block == merge.block);
+            let waits = *claims[merge.claim].hold() == Hold::Merging;
+            let busy = || {
+                self.active
+                    .iter()
+                    .any(|p| touches(&claims[*p].range(), merge.block))
+            };
+            if waits && !earlier && !busy() {
+                *claims[merge.claim].hold() = Hold::Exclusive;
+                granted.push(claims, merge.claim);
+            }
         }
+        let mut blocked = std::mem::take(&mut self.blocked);
+        while let Some(p) = blocked.pop(claims) {
+            if self.acquire(claims, p) {
+                granted.push(claims, p);
+            }
+        }
+        granted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slab::NONE;
+
+    #[derive(Debug)]
+    struct Asked {
+        access: Access,
+        range: Range<u64>,
+        hold: Hold,
+        next: u32,
+    }
+
+    impl Linked for Asked {
+        fn link(&mut self) -> &mut u32 {
+            &mut self.next
+        }
+    }
+
+    impl Claim for Asked {
+        fn access(&self) -> Access {
+            self.access
+        }
+
+        fn range(&self) -> Range<u64> {
+            self.range.clone()
+        }
+
+        fn hold(&mut self) -> &mut Hold {
+            &mut self.hold
+        }
+    }
+
+    struct Rig {
+        exclusion: Exclusion,
+        claims: Slab<Asked>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            Rig {
+                exclusion: Exclusion::default(),
+                claims: Slab::new(256),
+            }
+        }
+
+        fn ask(&mut self, access: Access, range: Range<u64>) -> (u32, bool) {
+            let asked = Asked {
+                access,
+                range,
+                hold: Hold::Nothing,
+                next: NONE,
+            };
+            let p = self.claims.insert(asked).unwrap();
+            (p, self.exclusion.acquire(&mut self.claims, p))
+        }
+
+        fn list(&mut self, mut granted: Queue) -> Vec<u32> {
+            std::iter::from_fn(|| granted.pop(&mut self.claims)).collect()
+        }
+
+        fn merge(&mut self, p: u32) -> Vec<u32> {
+            let granted = self.exclusion.acquire_block(&mut self.claims, p);
+            self.list(granted)
+        }
+
+        fn release(&mut self, p: u32) -> Vec<u32> {
+            let granted = self.exclusion.release(&mut self.claims, p);
+            self.list(granted)
+        }
+    }
+
+    #[test]
+    fn writes_go_together_and_a_clear_waits_for_them_and_is_waited_for() {
+        let mut rig = Rig::new();
+        let (one, active) = rig.ask(Access::Write, 0..512);
+        assert!(active);
+        let (two, active) = rig.ask(Access::Write, 512..1024);
+        assert!(active && rig.exclusion.overlaps_another(&rig.claims, two));
+        let (clear, active) = rig.ask(Access::Clear, 0..8192);
+        assert!(!active);
+        let (late, active) = rig.ask(Access::Write, 4096..8192);
+        assert!(!active);
+        assert!(rig.ask(Access::Write, 8192..12288).1);
+        assert_eq!(rig.release(one), []);
+        assert_eq!(rig.release(two), [clear]);
+        let (other, active) = rig.ask(Access::Clear, 4096..8192);
+        assert!(active, "clears do not exclude one another");
+        assert_eq!(rig.release(other), []);
+        assert_eq!(rig.release(clear), [late]);
+    }
+
+    #[test]
+    fn a_merge_is_the_only_writer_of_its_block() {
+        let mut rig = Rig::new();
+        let (one, _) = rig.ask(Access::Write, 0..512);
+        let (two, _) = rig.ask(Access::Write, 512..1024);
+        assert_eq!(rig.merge(one), []);
+        assert_eq!(rig.merge(two), [one], "in the order of asking");
+        let (late, active) = rig.ask(Access::Write, 1024..2048);
+        assert!(!active);
+        assert_eq!(rig.release(one), [two]);
+        assert_eq!(rig.release(two), [late]);
+    }
+
+    #[test]
+    fn one_merge_too_many_asks_again_when_another_one_ends() {
+        let mut rig = Rig::new();
+        let block = |number: u64| number * 4096..number * 4096 + 512;
+        let merging: Vec<u32> = (0..MERGES_MAX as u64)
+            .map(|number| {
+                let (p, _) = rig.ask(Access::Write, block(number));
+                assert_eq!(rig.merge(p), [p]);
+                p
+            })
+            .collect();
+        let (over, active) = rig.ask(Access::Write, block(200));
+        assert!(active);
+        assert_eq!(rig.merge(over), []);
+        assert_eq!(rig.release(merging[3]), [over]);
+        assert_eq!(rig.merge(over), [over]);
     }
 }

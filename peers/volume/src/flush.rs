@@ -1,416 +1,444 @@
-//! Flush rounds: what is dirty, what is new to the map, and who waits for it.
+//! Flush rounds of one volume: what is dirty, what the map does not have yet, and who waits for it.
 //!
-//! An ordinary round, strictly in this order: `FlushBegin` gives the cut; the containers that completed writes dirtied are
-//! synced; `FlushCommit` logs the cut; whoever joined is answered. Each step starts when the one before was answered.
+//! A round that writes back, strictly in this order: `FlushBegin` gives the cut; the containers that completed writes
+//! dirtied are synced; `FlushCommit` logs the cut; the requests that joined are answered. Each step starts when the one
+//! before was answered.
 //!
-//! A carrying round has no syncs: its `FlushCommit` hands over copies of all that was written since the last round
-//! (`carry`), and the containers stay dirty. The next ordinary round then says [`FLAG_HOME`], also if nothing else is
-//! new: without that a replay could put a carried block over a newer one that was written in place and synced.
+//! A round that journals has no syncs: its `FlushCommit` hands over copies of all that was written since the last round
+//! ([`Copies`]), and the containers stay dirty. The next round that writes back then says [`FLAG_HOME`], also if nothing
+//! else is new: without that a replay could put a journaled block over a newer one that was written in place and synced.
+//!
+//! The sync of a snapshot takes the place of a round and has neither cut nor commit.
+//!
+//! | round | sends | the answer leads to |
+//! |---|---|---|
+//! | Idle | | |
+//! | Begin | `FlushBegin` | Syncing, Commit or the end: decided when the cut is known |
+//! | Syncing | a sync for each container | Commit if there is a cut, else the end |
+//! | Commit | `FlushCommit` | the end |
 //!
 //! Invariants
 //! - One round at a time in a volume. Flushes that come while it runs join the next one (group commit).
-//! - A container is dirty before the mapper hears of the write that dirtied it, and the dirty ones are taken after the
-//!   cut was answered: so all data that the cut covers is in the containers that are synced.
+//! - A container is dirty before the mapper gets the report of the write that dirtied it, and the dirty ones are taken
+//!   after the cut was answered: so all data that the cut covers is in the containers that are synced.
 //! - A container that is dirtied while it is synced is dirty again afterwards.
-//! - Whether a round carries is decided after the cut was answered: each write that the cut covers has a copy by then, or
-//!   makes the round an ordinary one. So do a close, the mapper's wish for a round, and a missing area.
-//! - Nothing is asked of anybody when nothing is dirty and nothing is new; only the mapper is spared if nothing is new.
+//! - Whether a round journals is decided after the cut was answered: each write that the cut covers has a copy by then, or
+//!   makes the round write back. So do a close, the mapper's request for a round, and a missing area.
+//! - Nothing is sent when nothing is dirty and nothing is new to the map; if only data is dirty, the mapper is spared.
 
-use archipelago_protocol::map::{FLAG_HOME, MapOp, MapReply, MapRequest};
-use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
-use archipelago_protocol::{Epoch, ErrorCode, Lineage};
-use xseg::ClientPort;
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::map::{FLAG_FLUSH_SOON, FLAG_HOME, MapOp, MapReply, MapRequest};
+use archipelago_protocol::object::ObjectRequest;
+use xseg::Region;
 
-use crate::carry::{Carry, Slots};
-use crate::model::{Phase, Place};
-use crate::peer::{Kind, VolumePeer};
-use crate::slab::Queue;
+use crate::call::Call;
+use crate::copies::{Area, Areas, Copies, Slots};
+use crate::dirty::Dirty;
+use crate::piece::Place;
+use crate::request::{Phase, Request};
+use crate::slab::{Queue, Slab};
 
-/// Containers that are synced one by one: eight syncs in flight cost about what one sync of the pool does.
-pub(crate) const SYNCS_MAX: usize = 8;
-/// Bytes of a container, the unit of a sync: 64 GiB of volume.
-const CONTAINER_LOG2: u32 = 36;
-
-/// What one sync makes durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Container {
-    lineage: Lineage,
-    epoch: Epoch,
-    number: u64,
+/// How a round makes data durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    /// Its commit hands over copies, if there is one of everything.
+    Journal,
+    /// It syncs containers.
+    WriteBack,
 }
 
-/// The containers that hold completed writes which are not durable yet.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Dirty {
-    containers: [Container; SYNCS_MAX],
-    count: usize,
-    /// More than fit: the whole pool is synced.
-    pool: bool,
+/// The requests that a round answers, and how it goes.
+#[derive(Debug, Clone, Copy)]
+struct Group {
+    joined: Queue,
+    method: Method,
 }
 
-impl Dirty {
-    fn add(&mut self, container: Container) {
-        let known = &self.containers[..self.count];
-        if self.pool || known.contains(&container) {
-            return;
-        }
-        match self.containers.get_mut(self.count) {
-            Some(slot) => {
-                *slot = container;
-                self.count += 1;
-            }
-            None => self.pool = true,
-        }
-    }
+/// The syncs of a round.
+#[derive(Debug)]
+struct Syncs {
+    of: Dirty,
+    sent: usize,
+    in_flight: usize,
+}
 
-    fn add_all(&mut self, other: &Dirty) {
-        self.pool |= other.pool;
-        for container in &other.containers[..other.count] {
-            self.add(*container);
-        }
-    }
+/// What follows the syncs.
+#[derive(Debug, Clone, Copy)]
+enum AfterSync {
+    /// They were a snapshot's.
+    Snapshot,
+    Answer(Group),
+    Commit(Commit),
+}
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0 && !self.pool
-    }
-
-    /// Syncs that it takes.
-    fn syncs(&self) -> usize {
-        if self.pool { 1 } else { self.count }
-    }
-
-    fn request(&self, index: usize) -> ObjectRequest {
-        if self.pool {
-            return ObjectRequest::new(ObjectOp::SyncPool, ObjectId::head(Lineage::CATALOGUE));
-        }
-        let Container {
-            lineage,
-            epoch,
-            number,
-        } = self.containers[index];
-        let id = ObjectId::data(lineage, epoch);
-        ObjectRequest {
-            offset: number << CONTAINER_LOG2,
-            ..ObjectRequest::new(ObjectOp::Sync, id)
-        }
-    }
+/// The commit of a round.
+#[derive(Debug, Clone, Copy)]
+struct Commit {
+    group: Group,
+    /// What `FlushBegin` gave.
+    cut: u64,
+    /// Journaled data.
+    area: Option<Area>,
 }
 
 /// How far the round is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Round {
+#[derive(Debug, Default)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each volume, moved a few times in a round"
+)]
+enum Round {
     #[default]
     Idle,
-    /// `FlushBegin` is to be sent.
-    Begin,
-    Beginning,
-    /// Syncs are to be sent, or are in flight.
-    Syncing,
-    /// `FlushCommit` is to be sent.
-    Commit,
-    Committing,
+    Begin(Group, Call),
+    Syncing(Syncs, AfterSync),
+    Commit(Commit, Call),
+}
+
+/// What a round sends next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FlushRequest {
+    ToMap(MapRequest),
+    ToBlocker(ObjectRequest),
+}
+
+/// What came of a step of a round.
+#[derive(Debug)]
+#[must_use]
+pub(crate) enum FlushEvent {
+    /// The round goes on, or waits.
+    Continues,
+    /// It has ended: the requests that joined are to be answered.
+    Ended {
+        joined: Queue,
+        result: Result<(), ErrorCode>,
+    },
+    /// The sync for a snapshot has ended.
+    SnapshotSynced,
+    /// A sync failed. Final: no later sync may turn it into success.
+    SyncFailed,
 }
 
 /// The flush side of a volume.
 #[derive(Debug, Default)]
 pub(crate) struct Flush {
     /// Dirtied by completed writes.
-    pub(crate) dirty: Dirty,
+    dirty: Dirty,
     /// Copies of what was written since the last round.
-    pub(crate) carry: Carry,
-    /// The log carries blocks of which the mapper was not told that they are home.
-    home_due: bool,
-    /// Taken by the round.
-    syncing: Dirty,
-    /// The mapper was told of something since the last `FlushBegin`.
-    pub(crate) news: bool,
-    /// Acknowledged writes were lost and no flush has heard of it: the next one fails.
-    pub(crate) untold: bool,
+    copies: Copies,
+    /// The mapper got reports since the last `FlushBegin`.
+    metadata_dirty: bool,
+    /// The log has journaled blocks of which the mapper does not know that they are at their home location.
+    write_back_pending: bool,
+    /// Acknowledged writes were lost and no flush has reported it: the next one fails.
+    unreported_loss: bool,
     /// The mapper asks for a round.
-    pub(crate) soon: bool,
+    requested: bool,
     /// Requests for the next round.
-    pub(crate) waiting: Queue,
-    /// Requests of this round.
-    joined: Queue,
-    pub(crate) round: Round,
-    /// The round is a snapshot's sync: no cut, no commit.
-    for_snapshot: bool,
-    /// The round syncs containers, whatever could be carried.
-    ordinary: bool,
-    /// What the round carries: offset and length of its area in the mapper channel's arena.
-    area: Option<(u64, u64)>,
-    sent: usize,
-    in_flight: usize,
-    failed: bool,
-    /// What `FlushBegin` said, if there is something to commit.
-    cut: Option<u64>,
+    waiting: Queue,
+    round: Round,
 }
 
 impl Flush {
-    /// A write to `place` has completed, with a copy or not.
+    /// The copies of first writes: room for one is reserved before its write is sent.
+    pub(crate) fn copies(&mut self) -> &mut Copies {
+        &mut self.copies
+    }
+
+    /// A write of `offset` at `place` has completed, with a copy or not.
     pub(crate) fn mark_dirty(&mut self, place: Place, offset: u64, copy: Option<Slots>) {
         match copy {
-            Some(slots) => self.carry.complete(slots, offset, place.epoch),
-            None => self.carry.plain = true,
+            Some(slots) => self.copies.complete(slots, offset, place.epoch),
+            None => self.copies.lack_one(),
         }
-        self.dirty.add(Container {
-            lineage: place.lineage,
-            epoch: place.epoch,
-            number: offset >> CONTAINER_LOG2,
-        });
+        self.dirty.add(place, offset);
     }
 
-    /// Whether a round would have anything to make durable.
+    /// The mapper answered a report, with these flags. A report that failed may have had an effect.
+    pub(crate) fn note_report(&mut self, flags: u32) {
+        self.metadata_dirty = true;
+        self.requested |= flags & FLAG_FLUSH_SOON != 0;
+    }
+
+    /// Request `r` is answered by the next round.
+    pub(crate) fn join(&mut self, requests: &mut Slab<Request>, r: u32) {
+        requests[r].phase = Phase::Flushing;
+        self.waiting.push(requests, r);
+    }
+
+    /// Nobody waits for the next round: its requests are queued again, or answered, by the caller.
+    pub(crate) fn forget_waiting(&mut self) {
+        self.waiting = Queue::default();
+    }
+
+    /// Whether a round would have nothing to make durable, and none runs.
     pub(crate) fn is_clean(&self) -> bool {
-        self.dirty.is_empty() && !self.news && !self.home_due && self.round == Round::Idle
+        let new = self.metadata_dirty || self.write_back_pending;
+        self.dirty.is_empty() && !new && self.is_idle()
     }
 
+    /// Whether no round runs.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.round, Round::Idle)
+    }
+
+    /// Whether there is something to start or to send.
     pub(crate) fn has_work(&self) -> bool {
-        match self.round {
-            Round::Idle => !self.waiting.is_empty() || self.soon,
-            Round::Begin | Round::Commit => true,
-            Round::Syncing => self.sent < self.syncing.syncs(),
-            Round::Beginning | Round::Committing => false,
+        match &self.round {
+            Round::Idle => !self.waiting.is_empty() || self.requested,
+            Round::Begin(_, call) | Round::Commit(_, call) => *call == Call::Due,
+            Round::Syncing(syncs, _) => syncs.sent < syncs.of.syncs(),
         }
     }
 
-    /// Forgets the round: what it did not finish is dirty and new again. Requests are queued again by the caller.
-    pub(crate) fn forget_round(&mut self) {
-        let syncing = std::mem::take(&mut self.syncing);
-        self.dirty.add_all(&syncing);
-        let (dirty, untold) = (self.dirty, self.untold);
+    /// Whether a loss of acknowledged writes is unreported.
+    pub(crate) fn has_unreported_loss(&self) -> bool {
+        self.unreported_loss
+    }
+
+    /// Starts a round if somebody waits for one, or if `leaving` a volume that is not clean.
+    pub(crate) fn start(&mut self, leaving: bool) -> Option<FlushEvent> {
+        let leaving = leaving && !self.is_clean();
+        if self.waiting.is_empty() && !self.requested && !leaving {
+            return None;
+        }
+        let joined = std::mem::take(&mut self.waiting);
+        let write_back = self.requested || leaving || !self.copies.has_all();
+        let group = Group {
+            joined,
+            method: if write_back {
+                Method::WriteBack
+            } else {
+                Method::Journal
+            },
+        };
+        if self.unreported_loss && !joined.is_empty() {
+            self.unreported_loss = false;
+            return Some(self.end(group, None, Err(ErrorCode::SyncFailed)));
+        }
+        if self.metadata_dirty || write_back && self.write_back_pending {
+            self.round = Round::Begin(group, Call::Due);
+            return Some(FlushEvent::Continues);
+        }
+        if write_back {
+            self.requested = false;
+            return Some(self.start_syncs(AfterSync::Answer(group)));
+        }
+        // All that is dirty is in the log.
+        Some(self.end(group, None, Ok(())))
+    }
+
+    /// Starts the sync for a snapshot in the place of a round.
+    pub(crate) fn start_for_snapshot(&mut self) -> FlushEvent {
+        debug_assert!(self.is_idle());
+        self.start_syncs(AfterSync::Snapshot)
+    }
+
+    /// What is to be sent next, on `session`.
+    pub(crate) fn next_request(&self, session: u32) -> Option<FlushRequest> {
+        match &self.round {
+            Round::Begin(_, Call::Due) => {
+                let request = MapRequest::new(MapOp::FlushBegin, session);
+                Some(FlushRequest::ToMap(request))
+            }
+            Round::Syncing(syncs, _) if syncs.sent < syncs.of.syncs() => {
+                Some(FlushRequest::ToBlocker(syncs.of.sync(syncs.sent)))
+            }
+            Round::Commit(commit, Call::Due) => {
+                let (offset, len) = commit.area.map(Area::named).unwrap_or_default();
+                let home = commit.group.method == Method::WriteBack;
+                let flags = if home { FLAG_HOME } else { 0 };
+                let request = MapRequest {
+                    flags,
+                    offset,
+                    len,
+                    operand: [commit.cut, 0],
+                    ..MapRequest::new(MapOp::FlushCommit, session)
+                };
+                Some(FlushRequest::ToMap(request))
+            }
+            _ => None,
+        }
+    }
+
+    /// What [`Flush::next_request`] said was sent.
+    pub(crate) fn sent(&mut self) {
+        match &mut self.round {
+            Round::Idle => {}
+            Round::Begin(_, call) => {
+                *call = Call::Sent;
+                // Before the answer: what is reported from now on may not be in the cut.
+                (self.metadata_dirty, self.requested) = (false, false);
+            }
+            Round::Syncing(syncs, _) => {
+                syncs.sent += 1;
+                syncs.in_flight += 1;
+            }
+            Round::Commit(_, call) => *call = Call::Sent,
+        }
+    }
+
+    /// The mapper's answer to what the round has sent. Journaled data goes into one of `areas` of the mapper's `arena`.
+    pub(crate) fn map_reply(
+        &mut self,
+        reply: &MapReply,
+        areas: &mut Areas,
+        arena: &Region,
+    ) -> FlushEvent {
+        match (&self.round, reply.result) {
+            (_, Err(ErrorCode::SyncFailed)) => FlushEvent::SyncFailed,
+            (Round::Begin(group, _), Ok(something)) => {
+                let (group, cut) = (*group, (something != 0).then_some(reply.values[0]));
+                self.cut_taken(group, cut, areas, arena)
+            }
+            (Round::Begin(group, _), Err(code)) => {
+                let group = *group;
+                self.end(group, None, Err(code))
+            }
+            (Round::Commit(commit, _), result) => {
+                let commit = *commit;
+                if let Some(area) = commit.area {
+                    areas.release(area);
+                }
+                self.end(commit.group, commit.area, result.map(|_| ()))
+            }
+            // Neither has a request with the mapper.
+            (Round::Idle | Round::Syncing(..), _) => FlushEvent::Continues,
+        }
+    }
+
+    /// The blocker's answer to a sync of the round.
+    pub(crate) fn sync_reply(&mut self, result: Result<u32, ErrorCode>) -> FlushEvent {
+        let Round::Syncing(syncs, after) = &mut self.round else {
+            return FlushEvent::Continues;
+        };
+        syncs.in_flight -= 1;
+        if result.is_err() {
+            return FlushEvent::SyncFailed;
+        }
+        if syncs.in_flight == 0 && syncs.sent == syncs.of.syncs() {
+            let after = *after;
+            return self.synced(after);
+        }
+        FlushEvent::Continues
+    }
+
+    /// The mapper is gone, and the round with it: what it did not finish is dirty and new again. Its requests are queued
+    /// again by the caller. `metadata_dirty`: whether the mapper may have had reports.
+    pub(crate) fn forget_round(&mut self, areas: &mut Areas, metadata_dirty: bool) {
+        let mut dirty = self.dirty;
+        match std::mem::take(&mut self.round) {
+            Round::Syncing(syncs, _) => dirty.add_all(&syncs.of),
+            Round::Commit(commit, _) => {
+                if let Some(area) = commit.area {
+                    areas.release(area);
+                }
+            }
+            Round::Idle | Round::Begin(..) => {}
+        }
         *self = Flush {
             dirty,
-            untold,
-            carry: Carry::without_copies(),
-            news: true,
+            copies: Copies::lost(),
+            metadata_dirty,
+            unreported_loss: self.unreported_loss,
             ..Flush::default()
         };
     }
-}
 
-impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
-    /// Starts a round or sends what the one that runs calls for. Whether anything moved.
-    pub(crate) fn advance_flush(&mut self, v: u32) -> bool {
-        let mut moved = false;
-        loop {
-            let flush = &mut self.volumes[v].flush;
-            let stepped = match flush.round {
-                Round::Idle => self.start_round(v),
-                Round::Begin => {
-                    let request = MapRequest::new(MapOp::FlushBegin, self.volumes[v].session);
-                    // Cleared before the answer: what is reported from now on may not be in the cut.
-                    self.send_map(v, Kind::Round, v, request) && {
-                        let flush = &mut self.volumes[v].flush;
-                        (flush.news, flush.soon, flush.round) = (false, false, Round::Beginning);
-                        true
-                    }
-                }
-                Round::Syncing if flush.sent < flush.syncing.syncs() => {
-                    let request = flush.syncing.request(flush.sent);
-                    self.send_object(v, Kind::Round, v, &request) && {
-                        let flush = &mut self.volumes[v].flush;
-                        flush.sent += 1;
-                        flush.in_flight += 1;
-                        true
-                    }
-                }
-                Round::Commit => {
-                    let cut = flush.cut.unwrap_or_default();
-                    let (offset, len) = flush.area.unwrap_or_default();
-                    let flags = if flush.ordinary { FLAG_HOME } else { 0 };
-                    let session = self.volumes[v].session;
-                    let request = MapRequest {
-                        flags,
-                        offset,
-                        len,
-                        operand: [cut, 0],
-                        ..MapRequest::new(MapOp::FlushCommit, session)
-                    };
-                    self.send_map(v, Kind::Round, v, request) && {
-                        self.volumes[v].flush.round = Round::Committing;
-                        true
-                    }
-                }
-                Round::Beginning | Round::Syncing | Round::Committing => false,
-            };
-            if !stepped {
-                return moved;
-            }
-            moved = true;
-        }
-    }
-
-    fn start_round(&mut self, v: u32) -> bool {
-        let volume = &mut self.volumes[v];
-        if volume.snapshots.take_drained(volume.located) {
-            volume.flush.for_snapshot = true;
-            self.start_syncs(v);
-            return true;
-        }
-        let flush = &mut volume.flush;
-        let leaving = volume.closing && volume.live == 0 && !flush.is_clean();
-        if flush.waiting.is_empty() && !flush.soon && !leaving {
-            return false;
-        }
-        flush.for_snapshot = false;
-        flush.joined = std::mem::take(&mut flush.waiting);
-        self.counters.flush_rounds += 1;
-        if flush.untold && !flush.joined.is_empty() {
-            flush.untold = false;
-            self.end_round(v, Err(ErrorCode::SyncFailed));
-            return true;
-        }
-        flush.ordinary = flush.soon || leaving || flush.carry.plain;
-        if flush.news || flush.ordinary && flush.home_due {
-            flush.round = Round::Begin;
-        } else if flush.ordinary {
-            flush.soon = false;
-            self.start_syncs(v);
-        } else {
-            // All that is dirty is in the log.
-            self.end_round(v, Ok(()));
-        }
-        true
+    /// A sync failed, and nothing is in flight any more: what was dirty is abandoned, not to be synced by somebody later.
+    pub(crate) fn abandon(&mut self, areas: &mut Areas, unreported_loss: bool) {
+        self.forget_round(areas, true);
+        *self = Flush {
+            metadata_dirty: true,
+            unreported_loss,
+            ..Flush::default()
+        };
     }
 
     /// The cut was taken: hand copies over, or sync.
-    fn carry_or_sync(&mut self, v: u32) {
-        let flush = &mut self.volumes[v].flush;
-        flush.ordinary |= flush.carry.plain;
-        if flush.ordinary {
-            return self.start_syncs(v);
+    fn cut_taken(
+        &mut self,
+        mut group: Group,
+        cut: Option<u64>,
+        areas: &mut Areas,
+        arena: &Region,
+    ) -> FlushEvent {
+        if !self.copies.has_all() {
+            group.method = Method::WriteBack;
         }
-        if flush.cut.is_none() {
-            // What has a copy was not reported yet: it is for the next round.
-            return self.end_round(v, Ok(()));
-        }
-        if !flush.carry.is_empty() {
-            let Some(at) = self.areas.pop() else {
-                flush.ordinary = true;
-                return self.start_syncs(v);
+        let Some(cut) = cut else {
+            return match group.method {
+                Method::WriteBack => self.start_syncs(AfterSync::Answer(group)),
+                // What has a copy was not reported yet: it is for the next round.
+                Method::Journal => self.end(group, None, Ok(())),
             };
-            let len = flush.carry.hand_over(self.mapper.arena(), at);
-            flush.area = Some((at, len));
-            self.counters.carrying_rounds += 1;
+        };
+        let mut area = None;
+        if group.method == Method::Journal && !self.copies.is_empty() {
+            area = areas.acquire();
+            match &mut area {
+                Some(area) => self.copies.hand_over(arena, area),
+                None => group.method = Method::WriteBack,
+            }
         }
-        flush.round = Round::Commit;
+        let commit = Commit { group, cut, area };
+        if group.method == Method::WriteBack {
+            return self.start_syncs(AfterSync::Commit(commit));
+        }
+        self.round = Round::Commit(commit, Call::Due);
+        FlushEvent::Continues
     }
 
-    /// Gives the round's area back: nobody reads it any more.
-    pub(crate) fn give_area(&mut self, v: u32) {
-        if let Some((at, _)) = self.volumes[v].flush.area.take() {
-            self.areas.push(at);
+    fn start_syncs(&mut self, after: AfterSync) -> FlushEvent {
+        let syncs = Syncs {
+            of: std::mem::take(&mut self.dirty),
+            sent: 0,
+            in_flight: 0,
+        };
+        self.copies.clear();
+        if syncs.of.is_empty() {
+            return self.synced(after);
         }
-    }
-
-    fn start_syncs(&mut self, v: u32) {
-        let flush = &mut self.volumes[v].flush;
-        flush.syncing = std::mem::take(&mut flush.dirty);
-        flush.carry.clear();
-        (flush.sent, flush.in_flight, flush.failed) = (0, 0, false);
-        flush.round = Round::Syncing;
-        if flush.syncing.is_empty() {
-            self.syncs_done(v);
-        }
+        self.round = Round::Syncing(syncs, after);
+        FlushEvent::Continues
     }
 
     /// Everything that the round took is durable.
-    fn syncs_done(&mut self, v: u32) {
-        let flush = &mut self.volumes[v].flush;
-        flush.syncing = Dirty::default();
-        if flush.for_snapshot {
-            flush.round = Round::Idle;
-            self.volumes[v].snapshots.synced();
-        } else if flush.cut.is_some() {
-            flush.round = Round::Commit;
-        } else {
-            self.end_round(v, Ok(()));
-        }
-    }
-
-    /// Answers all who joined.
-    fn end_round(&mut self, v: u32, result: Result<(), ErrorCode>) {
-        let carried = self.volumes[v].flush.area.is_some();
-        self.give_area(v);
-        let flush = &mut self.volumes[v].flush;
-        flush.home_due = (flush.home_due && !flush.ordinary) || carried;
-        flush.round = Round::Idle;
-        flush.cut = None;
-        let mut joined = std::mem::take(&mut flush.joined);
-        if let Err(code) = result {
-            // What was handed over is only at home now, and what the log has of it is not known.
-            (flush.news, flush.home_due, flush.carry.plain) = (true, true, true);
-            self.round_failed(v, code);
-        }
-        while let Some(r) = joined.pop(&mut self.requests) {
-            debug_assert_eq!(self.requests[r].phase, Phase::Flushing);
-            if !result.is_err_and(|code| self.park(r, code)) {
-                self.finish(r, result);
+    fn synced(&mut self, after: AfterSync) -> FlushEvent {
+        match after {
+            AfterSync::Snapshot => {
+                self.round = Round::Idle;
+                FlushEvent::SnapshotSynced
+            }
+            AfterSync::Answer(group) => self.end(group, None, Ok(())),
+            AfterSync::Commit(commit) => {
+                self.round = Round::Commit(commit, Call::Due);
+                FlushEvent::Continues
             }
         }
     }
 
-    pub(crate) fn round_map_reply(&mut self, v: u32, reply: MapReply) {
-        let flush = &mut self.volumes[v].flush;
-        match (flush.round, reply.result) {
-            (_, Err(ErrorCode::SyncFailed)) => self.fail_volume(v),
-            (Round::Beginning, Ok(something)) => {
-                flush.cut = (something != 0).then_some(reply.values[0]);
-                self.carry_or_sync(v);
-            }
-            (Round::Committing, Ok(_)) => self.end_round(v, Ok(())),
-            (_, Err(code)) => self.end_round(v, Err(code)),
-            (_, Ok(_)) => self.end_round(v, Err(ErrorCode::Internal)),
+    fn end(
+        &mut self,
+        group: Group,
+        journaled: Option<Area>,
+        result: Result<(), ErrorCode>,
+    ) -> FlushEvent {
+        self.round = Round::Idle;
+        let pending = self.write_back_pending && group.method == Method::Journal;
+        self.write_back_pending = pending || journaled.is_some();
+        if result.is_err() {
+            // What was handed over is at its home location only, and what the log has of it is not known.
+            self.metadata_dirty = true;
+            self.write_back_pending = true;
+            self.copies.lack_one();
         }
-    }
-
-    pub(crate) fn round_object_reply(&mut self, v: u32, reply: ObjectReply) {
-        let flush = &mut self.volumes[v].flush;
-        flush.in_flight -= 1;
-        flush.failed |= reply.result.is_err();
-        if flush.failed {
-            // Final: no later sync may turn it into success.
-            self.fail_volume(v);
-        } else if flush.in_flight == 0 && flush.sent == flush.syncing.syncs() {
-            self.syncs_done(v);
+        FlushEvent::Ended {
+            joined: group.joined,
+            result,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn more_containers_than_syncs_become_a_sync_of_the_pool() {
-        let mut flush = Flush::default();
-        let place = |epoch| Place {
-            lineage: Lineage(1),
-            epoch: Epoch(epoch),
-        };
-        for epoch in 0..8 {
-            flush.mark_dirty(place(epoch), 5, None);
-            flush.mark_dirty(place(epoch), 4096, None);
-        }
-        assert_eq!(flush.dirty.syncs(), 8);
-        assert_eq!(flush.dirty.request(3).op, ObjectOp::Sync);
-        flush.mark_dirty(place(0), 1 << 36, None);
-        assert_eq!(
-            (flush.dirty.syncs(), flush.dirty.request(0).op),
-            (1, ObjectOp::SyncPool)
-        );
-    }
-
-    #[test]
-    fn what_a_forgotten_round_did_not_sync_is_dirty_again() {
-        let mut flush = Flush::default();
-        flush.mark_dirty(Place::default(), 0, None);
-        flush.syncing = std::mem::take(&mut flush.dirty);
-        flush.forget_round();
-        assert_eq!(
-            (flush.dirty.count, flush.news, flush.round),
-            (1, true, Round::Idle)
-        );
-    }
-}
+mod tests;

@@ -1,53 +1,82 @@
 //! Composer: volume requests become object requests.
 //!
 //! * [`VolumePeer`]: serves the [`Volumes`](archipelago_protocol::volume::Volumes) calls of drivers in its thread; asks
-//!   the mapper where blocks live and moves data between guest memory and the blocker.
+//!   the mapper where blocks are stored and moves data between guest memory and the blocker.
 //! * [`Shared`]: the same peer, held by the reactor, by drivers and by control.
 //! * [`ControlEvent`]: what is reported to control: snapshots, volumes without room in the pool.
 //!
-//! | module | subject |
+//! Each part is a type with private fields. From the top down; a module knows those below it only:
+//!
+//! | module | part |
 //! |---|---|
-//! | `driver` | the calls of drivers |
-//! | `requests` | judging, cutting, answering |
-//! | `pieces` | the steps of a piece: where it lives, its transfer, its report |
-//! | `exclusion` | which pieces may be in flight together: blocks that are merged |
-//! | `transfer` | where the bytes of a piece are |
-//! | `flush` | rounds: cut, sync, commit |
-//! | `full` | writes without room: parked, probed, started again |
-//! | `carry` | copies of small first writes, handed over with a commit |
+//! | `shared` | the handle of the peer |
+//! | `peer` | routes calls and answers to volumes; turns |
+//! | `volume` | one volume: how the parts below work together |
+//! | `pieces` | the pieces of a volume: where each is stored, its transfer, its report |
+//! | `submitter` | sends what pieces ask of mapper and blocker |
+//! | `tables` | what all volumes share |
+//! | `flush` | rounds: cut, sync or journaled data, commit |
 //! | `snapshot` | snapshots of open volumes |
-//! | `session` | open, close, failed syncs, death of the mapper |
-//! | `peer` | tables, ports, turns |
-//! | `model`, `slab`, `arena`, `segments` | what all of them work on |
+//! | `session` | the state with the mapper, as one enum |
+//! | `space` | the policy at a full pool: parked, probed, started again |
+//! | `driver` | requests not answered, answers not collected |
+//! | `cutter` | cuts requests into pieces |
+//! | `ports` | both ports, credits, whom an answer is for |
+//! | `ready` | volumes with work, in the order of their turns |
+//! | `dirty` | containers whose data is not durable |
+//! | `request`, `piece` | plain data |
+//! | `exclusion` | which writes may be in flight together: merges and clears |
+//! | `lineages` | the mapper's short names of lineages |
+//! | `epoch_writes` | writes that a snapshot waits for |
+//! | `copies` | copies of first writes, for the log |
+//! | `memory` | memory of guests |
+//! | `cells` | the blocker channel's arena |
+//! | `segments` | the memory of a request, and scatter lists |
+//! | `call`, `control_event` | plain data |
+//! | `slab`, `blocks`, `limits` | tables and queues, block arithmetic, bounds |
 //!
 //! One design decision: the peer keeps no map and caches no place. It asks the mapper for every piece, because only the
-//! mapper's answers are ordered against snapshots and clears; what it asks costs nanoseconds when they share a thread.
+//! mapper's answers are ordered against snapshots and clears; a question costs nanoseconds when they share a thread.
 //! All tables are of fixed size and allocated once: a full table makes requests wait where they are, in order.
 //!
 //! This crate never touches a backend, never writes a map, reads no clock and makes no system call.
 
 #![forbid(unsafe_code)]
 
-mod arena;
-mod carry;
+mod blocks;
+mod call;
+mod cells;
+mod control_event;
+mod copies;
+mod cutter;
+mod dirty;
 mod driver;
+mod epoch_writes;
 mod exclusion;
 mod flush;
-mod full;
-mod model;
+mod limits;
+mod lineages;
+mod memory;
 mod peer;
+mod piece;
 mod pieces;
-mod requests;
+mod ports;
+mod ready;
+mod request;
 mod segments;
 mod session;
+mod shared;
 mod slab;
 mod snapshot;
-mod transfer;
+mod space;
+mod submitter;
+mod tables;
+mod volume;
 
-pub use driver::Shared;
-pub use full::{SPACE_INTERVAL, WaitsFor};
+pub use control_event::{ControlEvent, WaitsFor};
 pub use peer::VolumePeer;
-pub use snapshot::ControlEvent;
+pub use shared::Shared;
+pub use space::SPACE_INTERVAL;
 
 #[cfg(test)]
 mod tests;

@@ -1,119 +1,49 @@
-//! The volume peer itself: its tables, its two ports, and the poll that moves everything.
+//! The volume peer itself: it routes calls and answers to volumes, and gives each its turn.
 //!
 //! One poll takes what both ports answered (bounded), then lets volumes with work send, in turn and a few requests each,
 //! until nothing can move or the credits are used up. A request that finds no credit stays where it is in its queue.
-//! Of what all volumes share (credits, slots) none takes more than it leaves ([`may_take`]): one whose requests do not come
-//! back, because storage hangs, does not stop the others.
-//!
-//! Cookies of submissions say which table and slot the completion belongs to. Those of the mapper's port also carry the
-//! port's incarnation: answers of a mapper that is gone are ignored.
 
-use std::collections::VecDeque;
+use std::time::Duration;
 
-use archipelago_protocol::carry::AREA_LEN;
 use archipelago_protocol::control::PeerStatus;
-use archipelago_protocol::map::{MapReply, MapRequest};
-use archipelago_protocol::object::{ObjectReply, ObjectRequest};
-use archipelago_protocol::{Error, ErrorCode};
-use archipelago_runtime::{Peer, Progress};
-use rustc_hash::FxHashMap;
-use xseg::{ClientPort, Region};
-
-use crate::arena::{ARENA_LEN_MIN, Arena};
-use crate::full::Turns;
-use crate::model::{
-    PIECES_MAX, Piece, REQUESTS_MAX, Request, State, VOLUMES_MAX, Volume, may_take,
+use archipelago_protocol::volume::{
+    OnFull, OpenMode, VolumeEvent, VolumeHandle, VolumeRequest, Volumes,
 };
+use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_runtime::{Peer, Progress};
+use xseg::{ClientPort, Region, RegionId};
+
+use crate::cells::ARENA_LEN_MIN;
+use crate::control_event::{ControlEvent, WaitsFor};
+use crate::limits::VOLUMES_MAX;
+use crate::ports::{Ports, Waiter};
 use crate::slab::Slab;
-use crate::snapshot::ControlEvent;
+use crate::snapshot::SnapshotRequest;
+use crate::tables::Tables;
+use crate::volume::Volume;
 
 /// Completions taken from each port in one poll: some 10 us of work.
 const REPLIES_PER_POLL: usize = 256;
 /// Times that every volume with work has its turn in one poll.
 const TURNS_PER_POLL: usize = 16;
-/// Submissions of a volume to one port in its turn: small enough that others get their share of few credits.
-pub(crate) const QUANTUM: usize = 16;
+/// The handle of a volume for which there was no slot. No slot has this number.
+const NO_SLOT: u32 = 0xffff;
+const _: () = assert!(VOLUMES_MAX < NO_SLOT);
 
-/// Which table a completion belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Piece,
-    Session,
-    Round,
-    Snapshot,
-}
-
-const KIND_SHIFT: u32 = 56;
-const INCARNATION_MASK: u64 = 0xff_ffff;
-
-fn cookie(kind: Kind, incarnation: u64, index: u32) -> u64 {
-    (kind as u64) << KIND_SHIFT | (incarnation & INCARNATION_MASK) << 32 | u64::from(index)
-}
-
-fn cookie_parts(cookie: u64) -> (Kind, u64, u32) {
-    let kind = match cookie >> KIND_SHIFT {
-        0 => Kind::Piece,
-        1 => Kind::Session,
-        2 => Kind::Round,
-        _ => Kind::Snapshot,
-    };
-    let index = u32::try_from(cookie & u64::from(u32::MAX)).expect("masked");
-    (kind, cookie >> 32 & INCARNATION_MASK, index)
-}
-
-/// Figures since the peer was made.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Counters {
-    pub(crate) requests: u64,
-    pub(crate) failed: u64,
-    pub(crate) map_requests: u64,
-    pub(crate) object_requests: u64,
-    pub(crate) flush_rounds: u64,
-    pub(crate) carrying_rounds: u64,
-    pub(crate) merges: u64,
-    pub(crate) sync_failures: u64,
-    pub(crate) mapper_restarts: u64,
-    pub(crate) space_waits: u64,
-}
-
-/// A region that a driver has added.
+/// A volume, as its handle names it.
 #[derive(Debug)]
-pub(crate) struct Known {
-    pub(crate) region: Region,
-    /// Whether the blocker has said so, once.
-    pub(crate) ready: bool,
+struct Opened {
+    /// Order of opening; distinguishes the volume from others that had its slot.
+    serial: u16,
+    volume: Volume,
 }
 
 /// The composer: volume requests in, map and object requests out. See the crate's documentation.
 #[derive(Debug)]
 pub struct VolumePeer<M, B> {
-    pub(crate) mapper: M,
-    pub(crate) blocker: B,
-    pub(crate) volumes: Slab<Volume>,
-    pub(crate) requests: Slab<Request>,
-    /// Segments by request slot; their memory is kept for the slot's next request.
-    pub(crate) segments: Vec<Vec<archipelago_protocol::volume::Segment>>,
-    pub(crate) pieces: Slab<Piece>,
-    pub(crate) arena: Arena,
-    /// Areas of the mapper channel's arena that are free, by their offset.
-    pub(crate) areas: Vec<u64>,
-    pub(crate) regions: FxHashMap<u32, Known>,
-    pub(crate) next_region: u32,
-    pub(crate) next_serial: u16,
-    pub(crate) next_sequence: u64,
-    pub(crate) ready: VecDeque<u32>,
-    pub(crate) control_events: VecDeque<ControlEvent>,
-    /// The mapper's port as we know it.
-    pub(crate) incarnation: u64,
-    /// The mapper died: nothing is sent until the object requests in flight are back.
-    pub(crate) recovering: bool,
-    pub(crate) object_in_flight: u32,
-    pub(crate) space_turns: Turns,
-    /// Something was asked of us since the last poll.
-    pub(crate) kicked: bool,
-    pub(crate) counters: Counters,
-    /// For sorting requests when they start again.
-    pub(crate) scratch: Vec<u32>,
+    volumes: Slab<Opened>,
+    next_serial: u16,
+    tables: Tables<M, B>,
 }
 
 impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
@@ -130,71 +60,52 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             let message = format!("arena of {arena_len} bytes is smaller than {ARENA_LEN_MIN}");
             return Err(Error::new(ErrorCode::Invalid, message));
         }
-        let incarnation = mapper.incarnation();
-        let areas = (0..mapper.arena().len() / AREA_LEN).map(|index| index * AREA_LEN);
-        let areas = areas.rev().collect();
         Ok(VolumePeer {
-            mapper,
-            blocker,
             volumes: Slab::new(VOLUMES_MAX),
-            requests: Slab::new(REQUESTS_MAX),
-            segments: vec![Vec::new(); REQUESTS_MAX as usize],
-            pieces: Slab::new(PIECES_MAX),
-            arena: Arena::new(arena_len),
-            areas,
-            regions: FxHashMap::default(),
-            next_region: 1,
             next_serial: 1,
-            next_sequence: 0,
-            ready: VecDeque::with_capacity(VOLUMES_MAX as usize),
-            control_events: VecDeque::new(),
-            incarnation,
-            recovering: false,
-            object_in_flight: 0,
-            space_turns: Turns::default(),
-            kicked: false,
-            counters: Counters::default(),
-            scratch: Vec::new(),
+            tables: Tables::new(Ports::new(mapper, blocker)),
         })
     }
 
     /// The port to the mapper, for figures.
     pub fn mapper_port(&self) -> &M {
-        &self.mapper
+        self.tables.ports.mapper()
     }
 
     /// The port to the blocker, for figures.
     pub fn blocker_port(&self) -> &B {
-        &self.blocker
+        self.tables.ports.blocker()
     }
 
     /// Both ports, mapper's first, for what their transport needs beside requests (connecting, noticing deaths).
     pub fn ports_mut(&mut self) -> (&mut M, &mut B) {
-        (&mut self.mapper, &mut self.blocker)
+        self.tables.ports.both_mut()
     }
 
     /// What went through, and what is in flight now.
     #[must_use]
     pub fn status(&self) -> PeerStatus {
-        let counters = &self.counters;
-        let volumes = self.volumes.iter();
-        let parked = volumes.map(|(_, volume)| volume.full.parked()).sum();
+        let Tables {
+            counters, ports, ..
+        } = &self.tables;
+        let parked = self.volumes.iter().map(|(_, it)| it.volume.parked()).sum();
+        let sent = ports.sent();
         let figures = [
             ("volumes", self.volumes.len() as u64),
-            ("requests", counters.requests),
+            ("requests", self.tables.submitted),
             ("requests_failed", counters.failed),
-            ("requests_in_flight", self.requests.len() as u64),
-            ("pieces_in_flight", self.pieces.len() as u64),
-            ("map_requests", counters.map_requests),
-            ("object_requests", counters.object_requests),
+            ("requests_in_flight", self.tables.requests.len() as u64),
+            ("pieces_in_flight", self.tables.pieces.len() as u64),
+            ("map_requests", sent.map_requests),
+            ("object_requests", sent.object_requests),
             ("flush_rounds", counters.flush_rounds),
-            ("carrying_rounds", counters.carrying_rounds),
+            ("carrying_rounds", self.tables.areas.acquired()),
             ("merged_blocks", counters.merges),
             ("sync_failures", counters.sync_failures),
-            ("mapper_restarts", counters.mapper_restarts),
+            ("mapper_restarts", sent.mapper_restarts),
             ("waiting_for_space", parked),
             ("space_waits", counters.space_waits),
-            ("arena_cells_free", self.arena.free() as u64),
+            ("arena_cells_free", self.tables.cells.free() as u64),
         ];
         let counters = figures
             .iter()
@@ -206,147 +117,228 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    /// Sends `request` for volume `v`. `false`: no credit for it or no connection; nothing changed.
-    pub(crate) fn send_map(&mut self, v: u32, kind: Kind, index: u32, request: MapRequest) -> bool {
-        let held = self.volumes[v].map_in_flight as usize;
-        let sent = may_take(held, self.mapper.credits())
-            && self
-                .mapper
-                .submit(cookie(kind, self.incarnation, index), request.encode())
-                .is_ok();
-        if sent {
-            self.volumes[v].map_in_flight += 1;
-            self.counters.map_requests += 1;
-        }
-        sent
+    /// Closes `volume` for a driver that is gone: nobody collects its events any more.
+    pub fn orphan(&mut self, volume: VolumeHandle) {
+        while self.next_event(volume).is_some() {}
+        self.on_handle(volume, Volume::orphan);
     }
 
-    /// Sends `request` for volume `v`. `false`: no credit for it or no connection; nothing changed.
-    pub(crate) fn send_object(
+    /// Makes the snapshot that the mapper prepared as `token`; [`ControlEvent::SnapshotDone`] with `id` follows.
+    pub fn snapshot(&mut self, lineage: Lineage, token: u64, id: u64) {
+        let asked = SnapshotRequest { id, token };
+        let t = &mut self.tables;
+        let mut volumes = self.volumes.iter_mut();
+        if !volumes.any(|(_, opened)| opened.volume.snapshot(t, lineage, asked)) {
+            let event = asked.done(Err(ErrorCode::NotFound));
+            t.control_events.push_back(event);
+        }
+    }
+
+    /// The volume has another size; smaller ones are for volumes that nobody has open and are ignored.
+    pub fn resized(&mut self, lineage: Lineage, size: u64) {
+        for (_, opened) in self.volumes.iter_mut() {
+            opened.volume.resized(&mut self.tables, lineage, size);
+        }
+    }
+
+    /// The next event for control.
+    pub fn next_control_event(&mut self) -> Option<ControlEvent> {
+        self.tables.control_events.pop_front()
+    }
+
+    /// Whether [`VolumePeer::look_for_space`] has something to do.
+    #[must_use]
+    pub fn waits_for_space(&self) -> bool {
+        self.tables.space_turns.is_wanted()
+    }
+
+    /// A turn, at `now`, if it is time for one: each volume with parked requests starts one of them again, or gives up when
+    /// its time is over.
+    pub fn look_for_space(&mut self, now: Duration) {
+        // The turn is taken before the volumes are looked at: one that begins to wait meanwhile wants another turn.
+        if !self.tables.space_turns.take(now) {
+            return;
+        }
+        for (_, opened) in self.volumes.iter_mut() {
+            let volume = &mut opened.volume;
+            if volume.wants_space_turns() {
+                volume.look_for_space(&mut self.tables, now);
+                if volume.wants_space_turns() {
+                    self.tables.space_turns.want();
+                }
+            }
+        }
+    }
+
+    /// Volumes that are without room at `now`: for what, and for how long.
+    pub fn without_space(
+        &self,
+        now: Duration,
+    ) -> impl Iterator<Item = (Lineage, WaitsFor, Duration)> {
+        self.volumes
+            .iter()
+            .filter_map(move |(_, opened)| opened.volume.without_space(now))
+    }
+
+    /// Calls `what` with the volume in slot `v`, and frees the slot if that was its end.
+    fn on_volume<T>(
         &mut self,
         v: u32,
-        kind: Kind,
-        index: u32,
-        request: &ObjectRequest,
-    ) -> bool {
-        let held = self.volumes[v].object_in_flight as usize;
-        let sent = may_take(held, self.blocker.credits())
-            && self
-                .blocker
-                .submit(cookie(kind, 0, index), request.encode())
-                .is_ok();
-        if sent {
-            self.volumes[v].object_in_flight += 1;
-            self.object_in_flight += 1;
-            self.counters.object_requests += 1;
+        what: impl FnOnce(&mut Volume, &mut Tables<M, B>) -> T,
+    ) -> T {
+        let volume = &mut self.volumes[v].volume;
+        let result = what(volume, &mut self.tables);
+        if volume.is_gone() {
+            self.volumes.remove(v);
         }
-        sent
+        result
     }
 
-    /// Gives volume `v` a turn.
-    pub(crate) fn make_ready(&mut self, v: u32) {
-        self.kicked = true;
-        let volume = &mut self.volumes[v];
-        if !volume.queued {
-            volume.queued = true;
-            self.ready.push_back(v);
-        }
+    /// Calls `what` with the volume of `handle`, if it exists.
+    fn on_handle<T>(
+        &mut self,
+        handle: VolumeHandle,
+        what: impl FnOnce(&mut Volume, &mut Tables<M, B>) -> T,
+    ) -> Option<T> {
+        let (v, serial) = (handle.0 & 0xffff, handle.0 >> 16);
+        let opened = self.volumes.get(v)?;
+        (u32::from(opened.serial) == serial).then(|| self.on_volume(v, what))
     }
 
-    fn on_map_reply(&mut self, tagged: u64, reply: MapReply) {
-        let (kind, incarnation, index) = cookie_parts(tagged);
-        if incarnation != self.incarnation & INCARNATION_MASK || self.recovering {
-            return;
-        }
-        let v = if kind == Kind::Piece {
-            self.pieces[index].volume
-        } else {
-            index
-        };
-        self.volumes[v].map_in_flight -= 1;
-        self.make_ready(v);
-        if matches!(self.volumes[v].state, State::Failing(_)) {
-            return;
-        }
-        match kind {
-            Kind::Piece => self.piece_map_reply(index, reply),
-            Kind::Session => self.session_reply(v, reply),
-            Kind::Round => self.round_map_reply(v, reply),
-            Kind::Snapshot => self.snapshot_reply(v, reply),
-        }
-    }
-
-    fn on_object_reply(&mut self, tagged: u64, reply: ObjectReply) {
-        let (kind, _, index) = cookie_parts(tagged);
-        let v = if kind == Kind::Piece {
-            self.pieces[index].volume
-        } else {
-            index
-        };
-        self.object_in_flight -= 1;
-        self.volumes[v].object_in_flight -= 1;
-        self.make_ready(v);
-        if kind == Kind::Piece {
-            self.note_written(index, &reply);
-        } else if self.recovering && reply.result.is_err() {
-            // Final, although its round is forgotten: syncing again would succeed without the data.
-            self.fail_volume(v);
-        }
-        // Whoever drains has the requests start again or fail: an answer only says that the memory is free.
-        if self.recovering || matches!(self.volumes[v].state, State::Failing(_)) {
-            return;
-        }
-        match kind {
-            Kind::Piece => self.piece_object_reply(index, reply),
-            _ => self.round_object_reply(v, reply),
+    /// The volume that an answer is for.
+    fn volume_of(&self, waiter: Waiter) -> u32 {
+        match waiter {
+            Waiter::Piece(p) => self.tables.pieces[p].volume,
+            Waiter::Session(v) | Waiter::Round(v) | Waiter::Snapshot(v) => v,
         }
     }
 
     fn take_replies(&mut self) -> bool {
         let mut taken = false;
         for _ in 0..REPLIES_PER_POLL {
-            let Some((tagged, completion)) = self.blocker.complete() else {
+            let Some((waiter, reply)) = self.tables.ports.next_object_reply() else {
                 break;
             };
-            self.on_object_reply(tagged, ObjectReply::decode(&completion));
+            let v = self.volume_of(waiter);
+            self.on_volume(v, |volume, t| volume.on_object_reply(t, waiter, &reply));
             taken = true;
         }
         for _ in 0..REPLIES_PER_POLL {
-            let Some((tagged, completion)) = self.mapper.complete() else {
+            let Some((waiter, reply)) = self.tables.ports.next_map_reply() else {
                 break;
             };
-            self.on_map_reply(tagged, MapReply::decode(&completion));
+            if let Some(waiter) = waiter {
+                let v = self.volume_of(waiter);
+                self.on_volume(v, |volume, t| volume.on_map_reply(t, waiter, &reply));
+            }
             taken = true;
         }
         taken
     }
 
+    /// Opens every volume again with the new mapper, in the order of their opening, when nothing is in flight. Whether
+    /// that was done.
+    fn recover(&mut self) -> bool {
+        if !self.tables.ports.recovered() {
+            return false;
+        }
+        let mut open: Vec<u32> = self.volumes.iter().map(|(v, _)| v).collect();
+        open.sort_by_key(|v| self.volumes[*v].serial);
+        for v in open {
+            self.on_volume(v, Volume::recover);
+        }
+        true
+    }
+
     /// One turn for each volume with work. Whether anything moved.
     fn turn(&mut self) -> bool {
         let mut moved = false;
-        for _ in 0..self.ready.len() {
-            let Some(v) = self.ready.pop_front() else {
+        for _ in 0..self.tables.ready.len() {
+            let Some(v) = self.tables.ready.next() else {
                 break;
             };
-            let Some(volume) = self.volumes.get(v) else {
-                continue;
-            };
-            if !volume.queued {
+            if self.volumes.get(v).is_none() {
                 continue;
             }
-            self.volumes[v].queued = false;
-            let went_on = self.advance(v);
-            moved |= went_on;
-            if self
-                .volumes
-                .get(v)
-                .is_some_and(|volume| (went_on || volume.has_work()) && !volume.queued)
-            {
-                self.volumes[v].queued = true;
-                self.ready.push_back(v);
-            }
+            moved |= self.on_volume(v, |volume, t| {
+                let moved = volume.advance(t);
+                if moved || volume.has_work() {
+                    t.ready.add(v);
+                }
+                moved
+            });
         }
         moved
+    }
+}
+
+impl<M: ClientPort, B: ClientPort> Volumes for VolumePeer<M, B> {
+    fn add_region(&mut self, id: RegionId, region: Region) -> Result<(), ErrorCode> {
+        if id == RegionId::ARENA {
+            return Err(ErrorCode::Invalid);
+        }
+        self.tables.ports.add_region(id, region.clone())?;
+        self.tables.memory.add(id, region);
+        Ok(())
+    }
+
+    fn region_ready(&self, id: RegionId) -> bool {
+        self.tables.memory.contains(id) && self.tables.ports.region_ready(id)
+    }
+
+    fn remove_region(&mut self, id: RegionId) {
+        if self.tables.memory.remove(id) {
+            self.tables.ports.remove_region(id);
+        }
+    }
+
+    fn fresh_region(&mut self) -> RegionId {
+        self.tables.memory.fresh()
+    }
+
+    /// A peer that has no slot left gives a handle whose [`VolumeEvent::Opened`] says so.
+    fn open(&mut self, lineage: Lineage, mode: OpenMode) -> VolumeHandle {
+        let serial = self.next_serial;
+        let opened = |v| Opened {
+            serial,
+            volume: Volume::new(v, lineage, mode),
+        };
+        let Some(v) = self.volumes.insert_with(opened) else {
+            return VolumeHandle(NO_SLOT);
+        };
+        self.next_serial = self.next_serial.checked_add(1).unwrap_or(1);
+        self.tables.ready.add(v);
+        VolumeHandle(u32::from(serial) << 16 | v)
+    }
+
+    fn close(&mut self, volume: VolumeHandle) {
+        self.on_handle(volume, Volume::close);
+    }
+
+    fn on_full(&mut self, volume: VolumeHandle, policy: OnFull) {
+        self.on_handle(volume, |volume, t| volume.set_on_full(t, policy));
+    }
+
+    fn recall(&mut self, volume: VolumeHandle) {
+        self.on_handle(volume, Volume::recall);
+    }
+
+    fn submit(
+        &mut self,
+        volume: VolumeHandle,
+        cookie: u64,
+        request: VolumeRequest<'_>,
+    ) -> Result<(), ErrorCode> {
+        self.on_handle(volume, |volume, t| volume.submit(t, cookie, &request))
+            .unwrap_or(Err(ErrorCode::NotFound))
+    }
+
+    fn next_event(&mut self, volume: VolumeHandle) -> Option<VolumeEvent> {
+        if volume.0 == NO_SLOT {
+            let error = Error::new(ErrorCode::NoSpace, "too many volumes are open");
+            return Some(VolumeEvent::Opened { result: Err(error) });
+        }
+        self.on_handle(volume, Volume::next_event)?
     }
 }
 
@@ -356,11 +348,11 @@ impl<M: ClientPort, B: ClientPort> Peer for VolumePeer<M, B> {
     }
 
     fn poll(&mut self) -> Progress {
-        self.kicked = false;
-        let mut moved = self.watch_mapper();
+        self.tables.ready.settle();
+        let mut moved = self.tables.ports.watch_mapper();
         moved |= self.take_replies();
         moved |= self.recover();
-        if !self.recovering {
+        if !self.tables.ports.is_recovering() {
             for _ in 0..TURNS_PER_POLL {
                 if !self.turn() {
                     break;
@@ -369,10 +361,9 @@ impl<M: ClientPort, B: ClientPort> Peer for VolumePeer<M, B> {
             }
         }
         if moved {
-            self.mapper.publish();
-            self.blocker.publish();
+            self.tables.ports.publish();
         }
-        self.kicked = false;
+        self.tables.ready.settle();
         if moved {
             Progress::Busy
         } else {
@@ -381,25 +372,10 @@ impl<M: ClientPort, B: ClientPort> Peer for VolumePeer<M, B> {
     }
 
     fn prepare_sleep(&mut self) -> bool {
-        let mapper_idle = self.mapper.prepare_sleep();
-        let blocker_idle = self.blocker.prepare_sleep();
-        mapper_idle && blocker_idle && !self.kicked
+        self.tables.ports.prepare_sleep() && !self.tables.ready.is_kicked()
     }
 
     fn wake(&mut self) {
-        self.mapper.wake();
-        self.blocker.wake();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cookies_come_back_as_they_went() {
-        for kind in [Kind::Piece, Kind::Session, Kind::Round, Kind::Snapshot] {
-            assert_eq!(cookie_parts(cookie(kind, 0x0100_0007, 12)), (kind, 7, 12));
-        }
+        self.tables.ports.wake();
     }
 }

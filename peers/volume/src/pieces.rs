@@ -1,309 +1,186 @@
-//! The life of a piece: where it lives, the transfer, the report.
+//! The pieces of one volume: where each is stored, its transfer, its report.
 //!
 //! | work | steps |
 //! |---|---|
-//! | read | Probe, then fill, or Transfer |
+//! | read | Probe, then zeros, or Transfer |
 //! | write, block owned | Claim, Transfer |
 //! | write, whole blocks, not owned | Claim, Transfer, Report |
-//! | write, part of a block, not owned | Claim, Exclusive, Claim again, Old, ReadOld, Merge, Report |
+//! | write, part of a block, not owned | Claim, Acquire, Claim again, Old, ReadOld, Merge, Report |
 //! | zeros in a part of a block | Probe: done if it is zero; else as a write |
 //! | clear | Clear |
 //!
-//! What excludes what: `exclusion`. Where the bytes are: `transfer`.
+//! Resolve comes before a transfer whose lineage is not known yet. What excludes what: [`Exclusion`]. What is sent:
+//! [`Submitter`].
 
-use archipelago_protocol::map::{
-    FLAG_FLUSH_SOON, FLAG_WRITE, MapOp, MapReply, MapRequest, Placement,
-};
+use archipelago_protocol::map::{MapReply, Placement};
 use archipelago_protocol::object::ObjectReply;
-use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage};
+use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 use xseg::ClientPort;
 
-use crate::model::{
-    PIECES_PER_VOLUME, Phase, Piece, Place, Step, Work, block_end, block_start, may_take,
-};
-use crate::peer::{Kind, QUANTUM, VolumePeer};
+use crate::blocks::block_start;
+use crate::copies::Copies;
+use crate::epoch_writes::EpochWrites;
+use crate::exclusion::{Exclusion, Hold};
+use crate::flush::Flush;
+use crate::limits::{PIECES_PER_VOLUME, may_acquire};
+use crate::lineages::{LineageIndex, Lineages};
+use crate::piece::{OldBlock, Piece, Place, Resolved, Step, Work};
+use crate::ports::InFlight;
+use crate::request::Phase;
+use crate::slab::{Queue, Slab};
+use crate::submitter::{Submitted, Submitter, run_bytes};
+use crate::tables::Tables;
 
-/// Lineages that one volume's blocks can lie in: clones as deep as that.
-const LINEAGES_MAX: usize = 1 << 20;
+/// How far the run of a piece is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Run {
+    /// The piece sends or waits.
+    Continues,
+    /// [`Pieces::run_done`] follows.
+    Done,
+}
 
-impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
-    /// Makes a piece of request `r` and starts it; `false`: no slot.
-    pub(crate) fn add_piece(&mut self, r: u32, work: Work, offset: u64, len: u64) -> bool {
-        let v = self.requests[r].volume;
-        let held = self.volumes[v].pieces;
-        if held >= PIECES_PER_VOLUME || !may_take(held as usize, self.pieces.vacant()) {
-            return false;
-        }
-        let Some(p) = self.pieces.insert(Piece::new(v, r, work, offset, len)) else {
-            return false;
-        };
-        self.volumes[v].pieces += 1;
-        self.requests[r].pieces += 1;
-        self.start(p);
-        true
-    }
+/// The range of a new piece.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewPiece {
+    pub(crate) request: u32,
+    pub(crate) work: Work,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
 
-    pub(crate) fn ask_map(&mut self, p: u32, step: Step) {
-        self.pieces[p].step = step;
-        let v = self.pieces[p].volume;
-        self.volumes[v].to_map.push(&mut self.pieces, p);
-    }
+/// The pieces of one volume.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    /// Slot of the volume.
+    volume: u32,
+    count: u32,
+    submitter: Submitter,
+    exclusion: Exclusion,
+    /// Writes that have a place: a place belongs to the epoch in which it was given.
+    writes: EpochWrites,
+    lineages: Lineages,
+}
 
-    pub(crate) fn ask_blocker(&mut self, p: u32, step: Step) {
-        let piece = &mut self.pieces[p];
-        piece.step = step;
-        let queue = &mut self.volumes[piece.volume].to_object;
-        if piece.cell.is_some() {
-            // Not behind somebody who waits for a cell: this is one who gives it back.
-            queue.push_front(&mut self.pieces, p);
-        } else {
-            queue.push(&mut self.pieces, p);
-        }
-    }
-
-    /// Sends what the pieces of `v` wait to send, a few to each port. Whether anything moved.
-    pub(crate) fn advance_pieces(&mut self, v: u32) -> bool {
-        let mut moved = false;
-        for _ in 0..QUANTUM {
-            let Some(p) = self.volumes[v].to_object.front() else {
-                break;
-            };
-            match self.send_piece_to_blocker(v, p) {
-                Ok(false) => break,
-                Ok(true) => _ = self.volumes[v].to_object.pop(&mut self.pieces),
-                Err(code) => {
-                    self.volumes[v].to_object.pop(&mut self.pieces);
-                    self.fail_piece(p, code);
-                }
-            }
-            moved = true;
-        }
-        for _ in 0..QUANTUM {
-            let Some(p) = self.volumes[v].to_map.front() else {
-                break;
-            };
-            let request = self.map_request(p);
-            if !self.send_map(v, Kind::Piece, p, request) {
-                break;
-            }
-            self.volumes[v].to_map.pop(&mut self.pieces);
-            moved = true;
-        }
-        moved
-    }
-
-    fn map_request(&self, p: u32) -> MapRequest {
-        let piece = &self.pieces[p];
-        let session = self.volumes[piece.volume].session;
-        let offset = block_start(piece.offset);
-        let len = block_end(piece.offset + piece.len) - offset;
-        let at = |op| MapRequest {
-            offset,
-            len,
-            ..MapRequest::new(op, session)
-        };
-        match piece.step {
-            Step::Claim => MapRequest {
-                flags: FLAG_WRITE,
-                ..at(MapOp::Locate)
-            },
-            Step::Report => MapRequest {
-                operand: [piece.place.epoch.0, 0],
-                ..at(MapOp::Written)
-            },
-            Step::Clear => at(MapOp::Zero),
-            Step::Resolve => {
-                let operand = [u64::from(piece.unresolved), 0];
-                MapRequest {
-                    operand,
-                    ..MapRequest::new(MapOp::Lineage, session)
-                }
-            }
-            _ => at(MapOp::Locate),
+impl Pieces {
+    /// Of the volume in slot `volume`.
+    pub(crate) fn new(volume: u32) -> Self {
+        Pieces {
+            volume,
+            count: 0,
+            submitter: Submitter::default(),
+            exclusion: Exclusion::default(),
+            writes: EpochWrites::default(),
+            lineages: Lineages::default(),
         }
     }
 
-    pub(crate) fn piece_map_reply(&mut self, p: u32, reply: MapReply) {
-        let result = match self.pieces[p].step {
-            Step::Probe | Step::Claim | Step::Old => self.located(p, reply),
-            Step::Resolve => self.resolved(p, reply),
-            _ => self.reported(p, reply),
-        };
-        if let Err(code) = result {
-            self.fail_piece(p, code);
-        }
+    /// Writes under way, by epoch.
+    pub(crate) fn writes(&self) -> &EpochWrites {
+        &self.writes
     }
 
-    /// The map says where: go there.
-    fn located(&mut self, p: u32, reply: MapReply) -> Result<(), ErrorCode> {
-        let run = u64::from(reply.result?);
-        let placement = reply.placement().ok_or(ErrorCode::Internal)?;
-        let piece = &self.pieces[p];
-        let start = block_start(piece.offset);
-        let asked = block_end(piece.offset + piece.len) - start;
-        if run == 0 || run > asked || !run.is_multiple_of(BLOCK_SIZE) {
-            return Err(ErrorCode::Internal);
-        }
-        let covered = (start + run - piece.offset).min(piece.len);
-        debug_assert!(
-            !piece.exclusive || covered <= BLOCK_SIZE,
-            "a merge is cut to its block before it waits"
-        );
-        let epoch = Epoch(reply.values[0]);
-        match (piece.step, piece.work, placement) {
-            (Step::Old, _, Placement::Zero) => {
-                self.pieces[p].old = None;
-                self.ask_blocker(p, Step::Merge);
-            }
-            (Step::Old, _, Placement::Stored) => {
-                self.resolve(p, epoch, reply.values[1], Step::ReadOld)?;
-            }
-            (Step::Probe, Work::Read, Placement::Zero) => {
-                self.trim(p, covered);
-                self.fill_zeros(p)?;
-                self.piece_done(p);
-            }
-            (Step::Probe, Work::Read, Placement::Stored) => {
-                self.trim(p, covered);
-                self.resolve(p, epoch, reply.values[1], Step::Transfer)?;
-            }
-            // A zero edge inside a block: the run covers it whole.
-            (Step::Probe, Work::Zeros, Placement::Zero) => self.piece_done(p),
-            (Step::Probe, Work::Zeros, Placement::Stored) => self.ask_map(p, Step::Claim),
-            (Step::Claim, _, Placement::Stored) => {
-                self.trim(p, covered);
-                self.count_located(p);
-                self.resolve(p, epoch, reply.values[1], Step::Transfer)?;
-            }
-            (Step::Claim, _, Placement::First) => self.claimed_first(p, covered, epoch),
-            _ => return Err(ErrorCode::Internal),
-        }
-        Ok(())
+    /// Writes under way, for a snapshot to begin the next epoch.
+    pub(crate) fn writes_mut(&mut self) -> &mut EpochWrites {
+        &mut self.writes
     }
 
-    /// The blocks of the run are not owned: write them whole, or merge the first one.
-    fn claimed_first(&mut self, p: u32, covered: u64, epoch: Epoch) {
-        let piece = &self.pieces[p];
-        let v = piece.volume;
-        let into = piece.offset % BLOCK_SIZE;
-        let whole = if into == 0 { block_start(covered) } else { 0 };
-        let run = if whole > 0 {
-            whole
-        } else {
-            covered.min(BLOCK_SIZE - into)
-        };
-        self.trim(p, run);
-        let lineage = self.volumes[v].lineage;
-        let piece = &mut self.pieces[p];
-        piece.place = Place { lineage, epoch };
-        piece.first = true;
-        if whole > 0 {
-            self.count_located(p);
-            self.ask_blocker(p, Step::Transfer);
-        } else if piece.exclusive {
-            self.count_located(p);
-            self.counters.merges += 1;
-            self.ask_map(p, Step::Old);
-        } else {
-            self.ask_exclusive(p);
-        }
+    /// Whether a piece waits to be sent.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.submitter.is_empty()
     }
 
-    /// Writes that have a place belong to the epoch in which they got it.
-    fn count_located(&mut self, p: u32) {
-        let volume = &mut self.volumes[self.pieces[p].volume];
-        volume.located[volume.phase] += 1;
-        self.pieces[p].located = Some(volume.phase);
+    /// A session has begun: indices of lineages have no meaning yet.
+    pub(crate) fn forget_lineages(&mut self) {
+        self.lineages.clear();
     }
 
-    /// Gives the run its length; what is behind it becomes a piece of its own if there is room.
-    fn trim(&mut self, p: u32, covered: u64) {
-        let Piece {
+    /// Makes a piece and starts it; `false`: there is no room for it.
+    pub(crate) fn add<M, B>(&mut self, t: &mut Tables<M, B>, new: NewPiece) -> bool {
+        let NewPiece {
             request,
             work,
             offset,
             len,
-            ..
-        } = self.pieces[p];
-        if covered >= len {
-            return;
+        } = new;
+        let may = may_acquire(self.count as usize, t.pieces.vacant());
+        if self.count >= PIECES_PER_VOLUME || !may {
+            return false;
         }
-        self.pieces[p].len = covered;
-        let rest = len - covered;
-        if self.pieces[p].rest > 0 || !self.add_piece(request, work, offset + covered, rest) {
-            self.pieces[p].rest += rest;
-        }
-    }
-
-    /// Goes on with `after` at (lineage index, epoch); asks the mapper for the lineage if it is not known yet.
-    fn resolve(&mut self, p: u32, epoch: Epoch, index: u64, after: Step) -> Result<(), ErrorCode> {
-        let slot = usize::try_from(index).map_err(|_too_large| ErrorCode::Internal)?;
-        if slot >= LINEAGES_MAX {
-            return Err(ErrorCode::Internal);
-        }
-        let piece = &mut self.pieces[p];
-        let known = self.volumes[piece.volume]
-            .lineages
-            .get(slot)
-            .copied()
-            .flatten();
-        let place = Place {
-            lineage: known.unwrap_or_default(),
-            epoch,
+        let piece = Piece::new(self.volume, request, work, offset, len);
+        let Some(p) = t.pieces.insert(piece) else {
+            return false;
         };
-        if after == Step::ReadOld {
-            piece.old = Some(place);
-        } else {
-            piece.place = place;
-        }
-        if known.is_some() {
-            self.ask_blocker(p, after);
-        } else {
-            piece.after = after;
-            piece.unresolved = u32::try_from(slot).map_err(|_too_large| ErrorCode::Internal)?;
-            self.ask_map(p, Step::Resolve);
-        }
-        Ok(())
+        self.count += 1;
+        t.requests[request].pieces += 1;
+        self.start(&mut t.pieces, p);
+        true
     }
 
-    fn resolved(&mut self, p: u32, reply: MapReply) -> Result<(), ErrorCode> {
-        reply.result?;
-        let lineage = Lineage::from_words(reply.values[0], reply.values[1]);
-        let piece = &mut self.pieces[p];
-        let lineages = &mut self.volumes[piece.volume].lineages;
-        let slot = piece.unresolved as usize;
-        if lineages.len() <= slot {
-            lineages.resize(slot + 1, None);
-        }
-        lineages[slot] = Some(lineage);
-        match (&mut piece.old, piece.after) {
-            (Some(old), Step::ReadOld) => old.lineage = lineage,
-            _ => piece.place.lineage = lineage,
-        }
-        let after = piece.after;
-        self.ask_blocker(p, after);
-        Ok(())
+    /// Sends the next request to the mapper, on `session`. Whether it was sent.
+    pub(crate) fn send_to_map<M: ClientPort, B: ClientPort>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        in_flight: &mut InFlight,
+        session: u32,
+    ) -> bool {
+        self.submitter.send_to_map(t, in_flight, session)
     }
 
-    /// `Written` or `Zero` was answered.
-    fn reported(&mut self, p: u32, reply: MapReply) -> Result<(), ErrorCode> {
-        let flush = &mut self.volumes[self.pieces[p].volume].flush;
-        // Also if it failed: it may have had an effect.
-        flush.news = true;
-        flush.soon |= reply.flags & FLAG_FLUSH_SOON != 0;
-        reply.result?;
-        let piece = &self.pieces[p];
-        if piece.first {
-            self.note_room(piece.volume);
-        }
-        self.piece_done(p);
-        Ok(())
+    /// Sends the next request to the blocker.
+    pub(crate) fn send_to_blocker<M: ClientPort, B: ClientPort>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        in_flight: &mut InFlight,
+        object_size: ObjectSize,
+        copies: &mut Copies,
+    ) -> Submitted {
+        self.submitter
+            .send_to_blocker(t, in_flight, object_size, copies, &self.exclusion)
     }
 
-    pub(crate) fn piece_object_reply(&mut self, p: u32, reply: ObjectReply) {
-        let piece = &self.pieces[p];
-        let is_read =
-            piece.step == Step::ReadOld || piece.step == Step::Transfer && piece.work == Work::Read;
+    /// The mapper's answer to piece `p` of the volume `own`.
+    ///
+    /// # Errors
+    /// The piece fails with this.
+    pub(crate) fn map_reply<M, B>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        own: Lineage,
+        p: u32,
+        reply: &MapReply,
+    ) -> Result<Run, ErrorCode> {
+        match t.pieces[p].step {
+            Step::Probe | Step::Claim | Step::Old => self.located(t, own, p, reply),
+            Step::Resolve {
+                index,
+                epoch,
+                after,
+            } => {
+                reply.result?;
+                let lineage = Lineage::from_words(reply.values[0], reply.values[1]);
+                self.lineages.learn(index, lineage);
+                let place = Place { lineage, epoch };
+                self.transfer_at(&mut t.pieces, p, place, after);
+                Ok(Run::Continues)
+            }
+            // It is reported.
+            _ => reply.result.map(|_| Run::Done),
+        }
+    }
+
+    /// The blocker's answer to piece `p`.
+    ///
+    /// # Errors
+    /// The piece fails with this.
+    pub(crate) fn object_reply<M, B>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        p: u32,
+        reply: &ObjectReply,
+    ) -> Result<Run, ErrorCode> {
+        let piece = &t.pieces[p];
         let expected = if piece.step == Step::Transfer {
             piece.len
         } else {
@@ -311,58 +188,272 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         };
         match reply.result {
             // The map says that it is there.
-            Err(ErrorCode::NotFound) if is_read => self.fail_piece(p, ErrorCode::Damaged),
-            Err(code) => self.fail_piece(p, code),
-            Ok(count) if u64::from(count) != expected => self.fail_piece(p, ErrorCode::Io),
-            Ok(_) if piece.step == Step::ReadOld => self.ask_blocker(p, Step::Merge),
-            Ok(_) if piece.first => self.ask_map(p, Step::Report),
-            Ok(_) => self.piece_done(p),
+            Err(ErrorCode::NotFound) if !piece.is_writing() => return Err(ErrorCode::Damaged),
+            Err(code) => return Err(code),
+            Ok(count) if u64::from(count) != expected => return Err(ErrorCode::Io),
+            Ok(_) => {}
+        }
+        if let Step::ReadOld(_) = piece.step {
+            let merge = Step::Merge(OldBlock::InCell);
+            self.submitter.ask_blocker(&mut t.pieces, p, merge);
+        } else if piece.first {
+            self.submitter.ask_map(&mut t.pieces, p, Step::Report);
+        } else {
+            return Ok(Run::Done);
+        }
+        Ok(Run::Continues)
+    }
+
+    /// A completed write dirties its container, before the completion is reported to anybody.
+    pub(crate) fn note_written<M, B>(
+        &self,
+        t: &mut Tables<M, B>,
+        flush: &mut Flush,
+        p: u32,
+        reply: &ObjectReply,
+    ) {
+        let piece = &mut t.pieces[p];
+        if piece.is_writing() && reply.result.is_ok() {
+            flush.mark_dirty(piece.place, piece.offset, piece.copy.take());
         }
     }
 
-    /// The run is done: on to the rest, or the piece ends.
-    fn piece_done(&mut self, p: u32) {
-        let rest = self.pieces[p].rest;
-        if rest == 0 || self.requests[self.pieces[p].request].result.is_err() {
-            return self.end_piece(p);
+    /// The run of piece `p` is done: on to the rest, or the piece ends. The request, if that was its last piece.
+    pub(crate) fn run_done<M, B>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        copies: &mut Copies,
+        p: u32,
+    ) -> Option<u32> {
+        let piece = &t.pieces[p];
+        if piece.rest == 0 || t.requests[piece.request].result.is_err() {
+            return self.end(t, copies, p);
         }
-        self.let_go(p);
-        let piece = &mut self.pieces[p];
+        self.release(t, copies, p);
+        let piece = &mut t.pieces[p];
         let Piece {
-            volume,
             request,
             work,
             offset,
             len,
+            rest,
             ..
         } = *piece;
-        *piece = Piece::new(volume, request, work, offset + len, rest);
-        self.start(p);
+        *piece = Piece::new(self.volume, request, work, offset + len, rest);
+        self.start(&mut t.pieces, p);
+        None
     }
 
-    /// The request fails with the first error of its pieces; the others of it finish on their own.
-    pub(crate) fn fail_piece(&mut self, p: u32, code: ErrorCode) {
-        let piece = &self.pieces[p];
-        let volume = &mut self.volumes[piece.volume];
-        volume.stale |= code == ErrorCode::Stale && piece.work != Work::Read;
-        if code == ErrorCode::SyncFailed {
-            let v = piece.volume;
-            return self.fail_volume(v);
-        }
-        let request = &mut self.requests[piece.request];
-        request.result = request.result.and(Err(code));
-        self.end_piece(p);
-    }
-
-    fn end_piece(&mut self, p: u32) {
-        self.let_go(p);
-        let piece = self.pieces.remove(p);
-        self.volumes[piece.volume].pieces -= 1;
-        let request = &mut self.requests[piece.request];
+    /// Piece `p` ends. The request, if that was its last piece.
+    pub(crate) fn end<M, B>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        copies: &mut Copies,
+        p: u32,
+    ) -> Option<u32> {
+        self.release(t, copies, p);
+        let Piece { request: r, .. } = t.pieces.remove(p);
+        self.count -= 1;
+        let request = &mut t.requests[r];
         request.pieces -= 1;
-        debug_assert_eq!(request.phase, Phase::Running);
-        if request.pieces == 0 && !request.cutting {
-            self.data_done(piece.request);
+        (request.pieces == 0 && request.phase == Phase::Running).then_some(r)
+    }
+
+    /// Forgets every piece and what waits for it. Their requests start again or fail.
+    pub(crate) fn forget_all<M, B>(&mut self, t: &mut Tables<M, B>) {
+        let mut mine = std::mem::take(&mut t.scratch);
+        mine.clear();
+        let of_volume = t.pieces.iter().filter(|(_, it)| it.volume == self.volume);
+        mine.extend(of_volume.map(|(p, _)| p));
+        for p in &mine {
+            if let Some(cell) = t.pieces.remove(*p).cell {
+                t.cells.release(cell);
+            }
         }
+        t.scratch = mine;
+        self.count = 0;
+        self.submitter.clear();
+        self.exclusion.clear();
+        self.writes.clear();
+    }
+
+    /// Begins the run that piece `p` describes.
+    fn start(&mut self, pieces: &mut Slab<Piece>, p: u32) {
+        if pieces[p].work == Work::Read || self.exclusion.acquire(pieces, p) {
+            self.send_first(pieces, p);
+        }
+    }
+
+    /// Piece `p` has what it waited for.
+    fn send_first(&mut self, pieces: &mut Slab<Piece>, p: u32) {
+        let piece = &pieces[p];
+        let step = match piece.work {
+            _ if piece.hold == Hold::Exclusive => Step::Claim,
+            Work::Read | Work::Zeros => Step::Probe,
+            Work::Write => Step::Claim,
+            Work::Clear => Step::Clear,
+        };
+        self.submitter.ask_map(pieces, p, step);
+    }
+
+    fn send_granted(&mut self, pieces: &mut Slab<Piece>, mut granted: Queue) {
+        while let Some(p) = granted.pop(pieces) {
+            self.send_first(pieces, p);
+        }
+    }
+
+    /// Releases what the run held: its range, its cell, its count.
+    fn release<M, B>(&mut self, t: &mut Tables<M, B>, copies: &mut Copies, p: u32) {
+        let piece = &mut t.pieces[p];
+        if let Some(phase) = piece.located.take() {
+            self.writes.end(phase);
+        }
+        if let Some(cell) = piece.cell.take() {
+            t.cells.release(cell);
+        }
+        if let Some(slots) = piece.copy.take() {
+            copies.release(slots);
+        }
+        let granted = self.exclusion.release(&mut t.pieces, p);
+        self.send_granted(&mut t.pieces, granted);
+    }
+
+    /// The map says where the first blocks of piece `p` are.
+    fn located<M, B>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        own: Lineage,
+        p: u32,
+        reply: &MapReply,
+    ) -> Result<Run, ErrorCode> {
+        let run = u64::from(reply.result?);
+        let placement = reply.placement().ok_or(ErrorCode::Internal)?;
+        let piece = &t.pieces[p];
+        let blocks = piece.blocks();
+        let asked = blocks.end - blocks.start;
+        if run == 0 || run > asked || !run.is_multiple_of(BLOCK_SIZE) {
+            return Err(ErrorCode::Internal);
+        }
+        let covered = (blocks.start + run - piece.offset).min(piece.len);
+        debug_assert!(
+            piece.hold != Hold::Exclusive || covered <= BLOCK_SIZE,
+            "a merge is cut to its block before it waits"
+        );
+        let (epoch, lineage) = (Epoch(reply.values[0]), reply.values[1]);
+        match (piece.step, piece.work, placement) {
+            (Step::Old, _, Placement::Zero) => {
+                let merge = Step::Merge(OldBlock::Zeros);
+                self.submitter.ask_blocker(&mut t.pieces, p, merge);
+            }
+            (Step::Old, _, Placement::Stored) => {
+                self.resolve(&mut t.pieces, p, epoch, lineage, Resolved::ReadOld)?;
+            }
+            (Step::Probe, Work::Read, Placement::Zero) => {
+                self.trim(t, p, covered);
+                t.memory.fill_zeros(run_bytes(&t.pieces[p], &t.requests))?;
+                return Ok(Run::Done);
+            }
+            (Step::Probe, Work::Read, Placement::Stored) => {
+                self.trim(t, p, covered);
+                self.resolve(&mut t.pieces, p, epoch, lineage, Resolved::Transfer)?;
+            }
+            // A zero edge inside a block: the run covers it whole.
+            (Step::Probe, Work::Zeros, Placement::Zero) => return Ok(Run::Done),
+            (Step::Probe, Work::Zeros, Placement::Stored) => {
+                self.submitter.ask_map(&mut t.pieces, p, Step::Claim);
+            }
+            (Step::Claim, _, Placement::Stored) => {
+                self.trim(t, p, covered);
+                t.pieces[p].located = Some(self.writes.begin());
+                self.resolve(&mut t.pieces, p, epoch, lineage, Resolved::Transfer)?;
+            }
+            (Step::Claim, _, Placement::First) => {
+                let lineage = own;
+                self.claimed_first(t, p, covered, Place { lineage, epoch });
+            }
+            _ => return Err(ErrorCode::Internal),
+        }
+        Ok(Run::Continues)
+    }
+
+    /// The blocks of the run are not owned: write them whole to `place`, or merge the first one.
+    fn claimed_first<M, B>(&mut self, t: &mut Tables<M, B>, p: u32, covered: u64, place: Place) {
+        let into = t.pieces[p].offset % BLOCK_SIZE;
+        let whole = if into == 0 { block_start(covered) } else { 0 };
+        let run = if whole > 0 {
+            whole
+        } else {
+            covered.min(BLOCK_SIZE - into)
+        };
+        self.trim(t, p, run);
+        let piece = &mut t.pieces[p];
+        let exclusive = piece.hold == Hold::Exclusive;
+        if whole == 0 && !exclusive {
+            // The place is asked for again when it is the only writer of its block.
+            piece.step = Step::Acquire;
+            let granted = self.exclusion.acquire_block(&mut t.pieces, p);
+            return self.send_granted(&mut t.pieces, granted);
+        }
+        (piece.place, piece.first) = (place, true);
+        piece.located = Some(self.writes.begin());
+        if whole > 0 {
+            self.submitter.ask_blocker(&mut t.pieces, p, Step::Transfer);
+        } else {
+            t.counters.merges += 1;
+            self.submitter.ask_map(&mut t.pieces, p, Step::Old);
+        }
+    }
+
+    /// Gives the run its length; what is behind it becomes a piece of its own if there is room.
+    fn trim<M, B>(&mut self, t: &mut Tables<M, B>, p: u32, covered: u64) {
+        let piece = &mut t.pieces[p];
+        if covered >= piece.len {
+            return;
+        }
+        let len = piece.len - covered;
+        piece.len = covered;
+        let behind = NewPiece {
+            request: piece.request,
+            work: piece.work,
+            offset: piece.offset + covered,
+            len,
+        };
+        if piece.rest > 0 || !self.add(t, behind) {
+            t.pieces[p].rest += len;
+        }
+    }
+
+    /// Goes on at (lineage of the mapper's `index`, `epoch`); asks the mapper for the lineage if it is not known yet.
+    fn resolve(
+        &mut self,
+        pieces: &mut Slab<Piece>,
+        p: u32,
+        epoch: Epoch,
+        index: u64,
+        after: Resolved,
+    ) -> Result<(), ErrorCode> {
+        let index = LineageIndex::new(index)?;
+        if let Some(lineage) = self.lineages.get(index) {
+            self.transfer_at(pieces, p, Place { lineage, epoch }, after);
+        } else {
+            let step = Step::Resolve {
+                index,
+                epoch,
+                after,
+            };
+            self.submitter.ask_map(pieces, p, step);
+        }
+        Ok(())
+    }
+
+    fn transfer_at(&mut self, pieces: &mut Slab<Piece>, p: u32, place: Place, what: Resolved) {
+        let step = match what {
+            Resolved::Transfer => {
+                pieces[p].place = place;
+                Step::Transfer
+            }
+            Resolved::ReadOld => Step::ReadOld(place),
+        };
+        self.submitter.ask_blocker(pieces, p, step);
     }
 }

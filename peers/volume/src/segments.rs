@@ -1,4 +1,4 @@
-//! Walks over the memory of a request, and the scatter list that describes a part of it.
+//! The memory of a request as a list of segments, and the scatter list that describes a part of it.
 
 use archipelago_protocol::object::SCATTER_ENTRY_LEN;
 use archipelago_protocol::volume::Segment;

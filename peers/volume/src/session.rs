@@ -1,392 +1,381 @@
-//! Sessions with the mapper: open, close, what happens after a failed sync, and after the death of the mapper.
+//! A volume's session with the mapper, as one state.
 //!
-//! * A failed sync: nothing more is sent for the volume; when nothing is in flight, every request that was submitted
-//!   before the failure fails, the session is abandoned, the volume is opened again from what is durable, and goes on
-//!   with what came meanwhile. If no flush was among those that failed (the sync was a snapshot's, or the mapper's own),
-//!   the next one fails: it would cover writes that were acknowledged and are lost.
-//! * A mapper that died (its port has another incarnation): when no object request of any volume is in flight, every
-//!   volume is opened again, and its unfinished requests start from the beginning, in the order of submission. What was
-//!   dirty stays dirty. Requests whose data was written and reported only wait for a flush again. If the open says that
-//!   a sync failed, that is as above. So is a sync that fails while the mapper is dead: its successor hears of it.
+//! | state | sends, once | the answer leads to |
+//! |---|---|---|
+//! | Opening | `Open`; with [`FLAG_DROP`] after a loss | Serving; Opening again; Waiting; Broken (a reopen), Dead (a first open) |
+//! | Waiting | | |
+//! | Serving | | |
+//! | Failing | | |
+//! | Abandoning | `Abandon` | Opening after a loss; Dead if the driver has closed |
+//! | Closing | `Close` | Dead; Abandoning if it failed |
+//! | Broken | | |
+//! | Dead | | |
 //!
-//! Starting from the beginning may write bytes a second time after a later, overlapping write of the same driver was
-//! answered. Both were in flight together, so their order was never promised.
+//! | from | to | when |
+//! |---|---|---|
+//! | Waiting | Opening | the next turn of a full pool, or the driver gives up |
+//! | Serving | Failing | a sync failed |
+//! | Serving | Closing | the driver closes, all is answered and clean |
+//! | Serving | Abandoning | the flush of a close failed |
+//! | Failing | Abandoning | nothing of the volume is in flight |
+//! | Opening, Waiting, Serving, Failing, Abandoning, Closing | Opening | the mapper died; Dead instead if the driver has closed and something is lost |
+//! | Broken | Dead | the driver closes |
+//!
+//! A Dead volume exists until its driver has collected the last event.
 
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapReply, MapRequest};
-use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeInfo, VolumeOp};
-use archipelago_protocol::{Error, ErrorCode, Lineage};
-use xseg::ClientPort;
+use archipelago_protocol::volume::OpenMode;
+use archipelago_protocol::{Error, ErrorCode, Lineage, ObjectSize};
 
-use crate::flush::{Flush, Round};
-use crate::model::{State, Volume};
-use crate::peer::{Kind, VolumePeer};
-use crate::slab::Queue;
-use crate::snapshot::ControlEvent;
+use crate::call::Call;
 
-fn refused(lineage: Lineage, what: &str, code: ErrorCode) -> Error {
+/// Which try to open the volume this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The driver waits for it.
+    First,
+    /// The mapper died.
+    Again,
+    /// A sync failed: what is not durable is to be dropped.
+    AfterLoss,
+    /// As before, and the try before this one met a failed sync.
+    AfterSecondLoss,
+}
+
+/// Where a volume stands with the mapper.
+#[derive(Debug)]
+pub(crate) enum Session {
+    /// Asks for a session; requests wait.
+    Opening { attempt: Attempt, call: Call },
+    /// The mapper had no room for a session; requests wait.
+    Waiting { attempt: Attempt },
+    /// Has a session.
+    Serving { id: u32 },
+    /// A sync failed: waits until nothing is in flight. Requests submitted before number `limit` fail.
+    Failing { id: u32, limit: u64 },
+    /// Drops what is not durable. `lost`: why the driver's close fails.
+    Abandoning {
+        id: u32,
+        call: Call,
+        lost: Option<Error>,
+    },
+    /// Ends the session. `lost`: why the driver's close fails all the same.
+    Closing {
+        id: u32,
+        call: Call,
+        lost: Option<Error>,
+    },
+    /// Could not be reopened: requests fail with this.
+    Broken(ErrorCode),
+    /// Exists until its last event is collected.
+    Dead,
+}
+
+/// What came of an answer of the mapper.
+#[derive(Debug)]
+#[must_use]
+pub(crate) enum SessionEvent {
+    /// Nothing: the call is due again, or nobody waits for the answer.
+    Nothing,
+    /// The session has begun.
+    Opened {
+        first: bool,
+        size: u64,
+        object_size: ObjectSize,
+    },
+    /// The open was refused.
+    OpenRefused(ErrorCode),
+    /// The reopen met a failed sync for the first time: what was not flushed is lost, and it is asked for once more.
+    LostAtReopen,
+    /// The session has ended.
+    Ended { lost: Option<Error> },
+}
+
+/// Why a volume's open or close fails.
+pub(crate) fn session_error(lineage: Lineage, what: &str, code: ErrorCode) -> Error {
     Error::new(code, format!("volume {lineage} {what}: {code}"))
 }
 
-impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
-    /// Moves volume `v` as far as one turn goes. Whether anything moved.
-    pub(crate) fn advance(&mut self, v: u32) -> bool {
-        let volume = &self.volumes[v];
-        match volume.state {
-            State::Opening => {
-                let mut request =
-                    MapRequest::open(volume.lineage, volume.mode == OpenMode::Exclusive);
-                if volume.dropped {
+impl Session {
+    /// Of a volume that a driver opens.
+    pub(crate) fn first() -> Self {
+        Session::opening(Attempt::First)
+    }
+
+    /// Of a volume that is to be opened.
+    pub(crate) fn opening(attempt: Attempt) -> Self {
+        Session::Opening {
+            attempt,
+            call: Call::Due,
+        }
+    }
+
+    /// The request that the state calls for and that was not sent.
+    pub(crate) fn next_request(&self, lineage: Lineage, mode: OpenMode) -> Option<MapRequest> {
+        match self {
+            Session::Opening {
+                attempt,
+                call: Call::Due,
+            } => {
+                let mut request = MapRequest::open(lineage, mode == OpenMode::Exclusive);
+                if matches!(attempt, Attempt::AfterLoss | Attempt::AfterSecondLoss) {
                     request.flags |= FLAG_DROP;
                 }
-                self.ask(v, request)
+                Some(request)
             }
-            State::Abandoning => self.ask(v, MapRequest::new(MapOp::Abandon, volume.session)),
-            State::Closing => self.ask(v, MapRequest::new(MapOp::Close, volume.session)),
-            State::Failing(limit) => {
-                let drained = volume.map_in_flight + volume.object_in_flight == 0;
-                if drained {
-                    self.fail_drained(v, limit);
-                    self.volumes[v].state = State::Abandoning;
-                }
-                drained
+            Session::Abandoning {
+                id,
+                call: Call::Due,
+                ..
+            } => Some(MapRequest::new(MapOp::Abandon, *id)),
+            Session::Closing {
+                id,
+                call: Call::Due,
+                ..
+            } => Some(MapRequest::new(MapOp::Close, *id)),
+            _ => None,
+        }
+    }
+
+    /// What [`Session::next_request`] said was sent.
+    pub(crate) fn sent(&mut self) {
+        if let Some(call) = self.call() {
+            *call = Call::Sent;
+        }
+    }
+
+    /// Whether a request is to be sent.
+    pub(crate) fn is_due(&self) -> bool {
+        matches!(
+            self,
+            Session::Opening {
+                call: Call::Due,
+                ..
+            } | Session::Abandoning {
+                call: Call::Due,
+                ..
+            } | Session::Closing {
+                call: Call::Due,
+                ..
             }
-            State::Serving => self.serve(v),
-            State::Broken(code) => {
-                if volume.closing {
-                    self.closed(
-                        v,
-                        Some(refused(volume.lineage, "could not be opened again", code)),
-                    );
-                }
-                false
+        )
+    }
+
+    /// The mapper's handle, while there is a session.
+    pub(crate) fn id(&self) -> u32 {
+        match self {
+            Session::Serving { id }
+            | Session::Failing { id, .. }
+            | Session::Abandoning { id, .. }
+            | Session::Closing { id, .. } => *id,
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        matches!(self, Session::Serving { .. })
+    }
+
+    pub(crate) fn is_failing(&self) -> bool {
+        matches!(self, Session::Failing { .. })
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        matches!(self, Session::Dead)
+    }
+
+    /// Whether the driver knows the volume as open.
+    pub(crate) fn is_open(&self) -> bool {
+        match self {
+            Session::Opening { attempt, .. } | Session::Waiting { attempt } => {
+                *attempt != Attempt::First
             }
-            State::Dead => false,
+            session => !session.is_dead(),
         }
     }
 
-    /// Sends the session request that the state calls for, once.
-    fn ask(&mut self, v: u32, request: MapRequest) -> bool {
-        let sent = !self.volumes[v].asked && self.send_map(v, Kind::Session, v, request);
-        self.volumes[v].asked |= sent;
-        sent
-    }
-
-    fn serve(&mut self, v: u32) -> bool {
-        // What others wait for goes first: credits that come free are not eaten by new requests.
-        let mut moved = self.advance_flush(v);
-        if self.volumes[v].state != State::Serving {
-            return true;
-        }
-        moved |= self.advance_snapshot(v);
-        moved |= self.advance_pieces(v);
-        moved |= self.advance_cutting(v);
-        let volume = &mut self.volumes[v];
-        let leaving = volume.closing && volume.live == 0 && volume.snapshots.is_idle();
-        if volume.state == State::Serving && leaving && volume.flush.is_clean() {
-            if volume.flush.untold {
-                let lineage = volume.lineage;
-                volume.lost = Some(refused(
-                    lineage,
-                    "lost what was not flushed",
-                    ErrorCode::SyncFailed,
-                ));
-            }
-            (volume.state, volume.asked) = (State::Closing, false);
-            moved = true;
-        }
-        moved
-    }
-
-    pub(crate) fn session_reply(&mut self, v: u32, reply: MapReply) {
-        let volume = &mut self.volumes[v];
-        volume.asked = false;
-        let lineage = volume.lineage;
-        match (volume.state, reply.result) {
-            (State::Opening, Ok(session)) => match reply.object_size() {
-                Some(object_size) => {
-                    volume.session = session;
-                    volume.object_size = object_size;
-                    self.opened(v, reply.values[0]);
-                }
-                None => self.open_failed(v, ErrorCode::Internal),
-            },
-            // Guests only wait while nobody is there.
-            (State::Opening, Err(ErrorCode::Unavailable)) if volume.opened => {}
-            // What was not flushed is lost; the next open has what is durable. Once: a disk that fails for good ends it.
-            (State::Opening, Err(ErrorCode::SyncFailed)) if volume.opened && !volume.reopened => {
-                volume.reopened = true;
-                self.fail_drained(v, u64::MAX);
-                self.make_ready(v);
-            }
-            (State::Opening, Err(code)) => self.open_refused(v, code),
-            (State::Abandoning, _) if volume.closing => {
-                let lost = volume.lost.take();
-                self.closed(v, lost);
-            }
-            (State::Abandoning, _) => volume.state = State::Opening,
-            (State::Closing, Ok(_)) => {
-                let lost = volume.lost.take();
-                self.closed(v, lost);
-            }
-            (State::Closing, Err(code)) => {
-                volume.lost = Some(refused(lineage, "could not be closed", code));
-                volume.state = State::Abandoning;
-            }
-            _ => {}
+    /// The open was refused for want of room: it waits for [`Session::ask_again`].
+    pub(crate) fn wait_for_room(&mut self) {
+        if let Session::Opening { attempt, .. } = *self {
+            *self = Session::Waiting { attempt };
         }
     }
 
-    fn opened(&mut self, v: u32, size: u64) {
-        let volume = &mut self.volumes[v];
-        volume.state = State::Serving;
-        (volume.dropped, volume.reopened) = (false, false);
-        volume.lineages.clear();
-        let first = !std::mem::replace(&mut volume.opened, true);
-        let old_size = std::mem::replace(&mut volume.size, size);
-        if first {
-            let info = VolumeInfo {
-                lineage: volume.lineage,
-                size,
-                object_size: volume.object_size,
-            };
-            self.tell(v, VolumeEvent::Opened { result: Ok(info) });
-        } else if size != old_size {
-            self.tell(v, VolumeEvent::Resized { size });
-            let lineage = self.volumes[v].lineage;
-            self.control_events
-                .push_back(ControlEvent::Resized { lineage });
-        }
-        self.note_begin(v, Ok(()));
-        let live = self.collect_live(v);
-        // What came while there was no session stands in the queues already.
-        let volume = &mut self.volumes[v];
-        (volume.flush.waiting, volume.cutting) = (Queue::default(), Queue::default());
-        for r in &live {
-            self.queue_request(*r);
-        }
-        self.scratch = live;
-        self.make_ready(v);
-    }
-
-    fn open_refused(&mut self, v: u32, code: ErrorCode) {
-        if !self.park_open(v, code) {
-            self.open_failed(v, code);
-        }
-    }
-
-    fn open_failed(&mut self, v: u32, code: ErrorCode) {
-        self.note_begin(v, Err(code));
-        let volume = &mut self.volumes[v];
-        if volume.opened {
-            volume.state = State::Broken(code);
-            return self.fail_unserved(v, code);
-        }
-        let error = refused(volume.lineage, "cannot be opened", code);
-        let closing = volume.closing;
-        self.tell(v, VolumeEvent::Opened { result: Err(error) });
-        if closing {
-            return self.closed(v, None);
-        }
-        self.volumes[v].state = State::Dead;
-        self.free_if_dead(v);
-    }
-
-    /// Every request of `v` fails, and every snapshot: it has no session, so nothing of them is in flight.
-    pub(crate) fn fail_unserved(&mut self, v: u32, code: ErrorCode) {
-        self.forget_parked(v);
-        let volume = &mut self.volumes[v];
-        (volume.flush.waiting, volume.cutting) = (Queue::default(), Queue::default());
-        self.fail_snapshots(v, code);
-        self.fail_requests(v, u64::MAX, code);
-        self.make_ready(v);
-    }
-
-    fn closed(&mut self, v: u32, lost: Option<Error>) {
-        let volume = &mut self.volumes[v];
-        debug_assert_eq!(volume.live, 0, "a volume closes when its requests are done");
-        volume.state = State::Dead;
-        self.tell(
-            v,
-            VolumeEvent::Closed {
-                result: lost.map_or(Ok(()), Err),
-            },
-        );
-        self.free_if_dead(v);
-    }
-
-    fn tell(&mut self, v: u32, event: VolumeEvent) {
-        let volume = &mut self.volumes[v];
-        if volume.listening {
-            volume.events.push_back(event);
-        }
-        self.kicked = true;
-    }
-
-    /// Frees the slot of a volume whose last event was collected.
-    pub(crate) fn free_if_dead(&mut self, v: u32) {
-        let volume = &self.volumes[v];
-        if volume.state == State::Dead && volume.events.is_empty() && volume.done.is_empty() {
-            self.volumes.remove(v);
-        }
-    }
-
-    /// The volume has another size; smaller ones are for volumes that nobody has open and are ignored.
-    pub fn resized(&mut self, lineage: Lineage, size: u64) {
-        let grown =
-            |volume: &Volume| volume.lineage == lineage && volume.opened && volume.size < size;
-        loop {
-            let found = self
-                .volumes
-                .iter()
-                .find(|(_, volume)| grown(volume))
-                .map(|(v, _)| v);
-            let Some(v) = found else { return };
-            self.volumes[v].size = size;
-            self.tell(v, VolumeEvent::Resized { size });
-        }
-    }
-
-    /// A round of `v` failed otherwise than by a sync: those who joined are told by the caller.
-    pub(crate) fn round_failed(&mut self, v: u32, code: ErrorCode) {
-        let volume = &mut self.volumes[v];
-        volume.stale |= code == ErrorCode::Stale;
-        if volume.closing && volume.live == 0 && code.passes() {
-            // A close takes less room than a flush, and drops nothing for want of it.
-            (volume.state, volume.asked) = (State::Closing, false);
-        } else if volume.closing && volume.live == 0 {
-            volume.lost = Some(refused(
-                volume.lineage,
-                "could not be flushed at its close",
-                code,
-            ));
-            (volume.state, volume.asked) = (State::Abandoning, false);
-        }
-    }
-
-    /// A sync failed. What is not durable is lost, and nothing may pretend otherwise.
-    pub(crate) fn fail_volume(&mut self, v: u32) {
-        let volume = &mut self.volumes[v];
-        if !matches!(volume.state, State::Failing(_)) {
-            self.counters.sync_failures += 1;
-            volume.state = State::Failing(self.next_sequence);
-            self.make_ready(v);
-        }
-    }
-
-    /// Nothing of a failing volume is in flight any more: requests older than `limit` fail.
-    fn fail_drained(&mut self, v: u32, limit: u64) {
-        self.wipe(v);
-        self.give_area(v);
-        self.fail_snapshots(v, ErrorCode::SyncFailed);
-        let told = self.fail_requests(v, limit, ErrorCode::SyncFailed);
-        let volume = &mut self.volumes[v];
-        // What was dirty is abandoned, not to be synced by somebody later.
-        volume.flush = Flush::default();
-        volume.flush.news = true;
-        volume.flush.untold = !told;
-        volume.dropped = true;
-        volume.asked = false;
-        if volume.closing {
-            volume.lost = Some(refused(
-                volume.lineage,
-                "lost what was not flushed",
-                ErrorCode::SyncFailed,
-            ));
-        }
-    }
-
-    /// Requests of `v` older than `limit` fail; whether a flush was among them.
-    fn fail_requests(&mut self, v: u32, limit: u64, code: ErrorCode) -> bool {
-        let live = self.collect_live(v);
-        let mut flush = false;
-        for r in &live {
-            let request = &self.requests[*r];
-            if request.sequence < limit {
-                flush |= request.op == VolumeOp::Flush || request.is_durable();
-                self.finish(*r, Err(code));
-            }
-        }
-        self.scratch = live;
-        flush
-    }
-
-    /// Forgets every piece of `v` and what waits for them. Its requests start again or fail.
-    fn wipe(&mut self, v: u32) {
-        let mut pieces = std::mem::take(&mut self.scratch);
-        pieces.clear();
-        pieces.extend(
-            self.pieces
-                .iter()
-                .filter(|(_, piece)| piece.volume == v)
-                .map(|(p, _)| p),
-        );
-        for p in &pieces {
-            if let Some(cell) = self.pieces.remove(*p).cell {
-                self.arena.give(cell);
-            }
-        }
-        self.scratch = pieces;
-        self.forget_parked(v);
-        let volume = &mut self.volumes[v];
-        debug_assert_eq!(
-            volume.object_in_flight, 0,
-            "memory of requests in flight stays theirs"
-        );
-        volume.pieces = 0;
-        volume.map_in_flight = 0;
-        (volume.cutting, volume.blocked) = (Queue::default(), Queue::default());
-        (volume.to_map, volume.to_object) = (Queue::default(), Queue::default());
-        volume.merges.clear();
-        volume.clears.clear();
-        volume.active.clear();
-        volume.located = [0; 2];
-    }
-
-    /// Looks whether the mapper was replaced. Whether it was.
-    pub(crate) fn watch_mapper(&mut self) -> bool {
-        let incarnation = self.mapper.incarnation();
-        let replaced = incarnation != self.incarnation;
-        if replaced {
-            self.incarnation = incarnation;
-            self.recovering = true;
-            self.counters.mapper_restarts += 1;
-        }
-        replaced
-    }
-
-    /// Opens every volume again with the new mapper, when nothing is in flight. Whether that was done.
-    pub(crate) fn recover(&mut self) -> bool {
-        if !self.recovering || self.object_in_flight > 0 || !self.mapper.is_connected() {
+    /// Asks again if it waits. Whether it did.
+    pub(crate) fn ask_again(&mut self) -> bool {
+        let Session::Waiting { attempt } = *self else {
             return false;
+        };
+        *self = Session::opening(attempt);
+        true
+    }
+
+    /// A sync failed. Whether that is new.
+    pub(crate) fn fail(&mut self, limit: u64) -> bool {
+        let new = !self.is_failing();
+        if new {
+            *self = Session::Failing {
+                id: self.id(),
+                limit,
+            };
         }
-        self.recovering = false;
-        let mut open: Vec<u32> = self.volumes.iter().map(|(v, _)| v).collect();
-        open.sort_by_key(|v| self.volumes[*v].handle >> 16);
-        for v in open {
-            match self.volumes[v].state {
-                State::Dead | State::Broken(_) => continue,
-                State::Failing(limit) => self.fail_drained(v, limit),
-                State::Opening | State::Serving | State::Abandoning | State::Closing => {
-                    self.wipe(v);
-                    self.give_area(v);
-                    let volume = &mut self.volumes[v];
-                    volume.flush.forget_round();
-                    volume.flush.news = volume.mode == OpenMode::Exclusive;
-                    debug_assert_eq!(volume.flush.round, Round::Idle);
-                    self.fail_snapshots(v, ErrorCode::Unavailable);
+        new
+    }
+
+    /// Begins to drop what is not durable.
+    pub(crate) fn abandon(&mut self, lost: Option<Error>) {
+        *self = Session::Abandoning {
+            id: self.id(),
+            call: Call::Due,
+            lost,
+        };
+    }
+
+    /// Begins to close.
+    pub(crate) fn close(&mut self, lost: Option<Error>) {
+        *self = Session::Closing {
+            id: self.id(),
+            call: Call::Due,
+            lost,
+        };
+    }
+
+    /// The mapper's answer to what was sent.
+    pub(crate) fn reply(&mut self, lineage: Lineage, reply: &MapReply) -> SessionEvent {
+        if let Session::Opening { call, .. } = self {
+            *call = Call::Due;
+        }
+        match (&mut *self, reply.result) {
+            (Session::Opening { attempt, .. }, Ok(id)) => {
+                let Some(object_size) = reply.object_size() else {
+                    return SessionEvent::OpenRefused(ErrorCode::Internal);
+                };
+                let first = *attempt == Attempt::First;
+                *self = Session::Serving { id };
+                SessionEvent::Opened {
+                    first,
+                    size: reply.values[0],
+                    object_size,
                 }
             }
-            let volume = &mut self.volumes[v];
-            volume.asked = false;
-            if let Some(lost) = volume.lost.take() {
-                // Its session ended with the mapper: there is nothing left to abandon.
-                self.closed(v, Some(lost));
-                continue;
+            (Session::Opening { attempt, .. }, Err(code)) => match (*attempt, code) {
+                (Attempt::First, _) => SessionEvent::OpenRefused(code),
+                // Guests only wait while nobody is there.
+                (_, ErrorCode::Unavailable) => SessionEvent::Nothing,
+                // What was not flushed is lost; the next open has what is durable. Once: a disk that fails for good ends it.
+                (Attempt::Again | Attempt::AfterLoss, ErrorCode::SyncFailed) => {
+                    *attempt = Attempt::AfterSecondLoss;
+                    SessionEvent::LostAtReopen
+                }
+                _ => SessionEvent::OpenRefused(code),
+            },
+            (Session::Abandoning { lost, .. } | Session::Closing { lost, .. }, Ok(_))
+            | (Session::Abandoning { lost, .. }, Err(_)) => {
+                let lost = lost.take();
+                SessionEvent::Ended { lost }
             }
-            volume.state = State::Opening;
-            self.note_asked(v);
-            self.make_ready(v);
+            (Session::Closing { .. }, Err(code)) => {
+                self.abandon(Some(session_error(lineage, "could not be closed", code)));
+                SessionEvent::Nothing
+            }
+            _ => SessionEvent::Nothing,
         }
-        true
+    }
+
+    fn call(&mut self) -> Option<&mut Call> {
+        match self {
+            Session::Opening { call, .. }
+            | Session::Abandoning { call, .. }
+            | Session::Closing { call, .. } => Some(call),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINEAGE: Lineage = Lineage(5);
+
+    fn op(session: &mut Session) -> Option<(MapOp, u8)> {
+        let request = session.next_request(LINEAGE, OpenMode::ReadOnly)?;
+        session.sent();
+        assert!(session.next_request(LINEAGE, OpenMode::ReadOnly).is_none());
+        Some((request.op, request.flags))
+    }
+
+    fn opened() -> MapReply {
+        MapReply {
+            values: [1 << 20, 16],
+            ..MapReply::done(9)
+        }
+    }
+
+    #[test]
+    fn after_a_loss_the_volume_is_abandoned_and_opened_from_what_is_durable() {
+        let mut session = Session::first();
+        assert_eq!(op(&mut session), Some((MapOp::Open, 0)));
+        assert!(!session.is_open());
+        assert!(matches!(
+            session.reply(LINEAGE, &opened()),
+            SessionEvent::Opened { first: true, .. }
+        ));
+        assert!(session.is_serving() && session.is_open() && session.id() == 9);
+        assert!(session.fail(3) && !session.fail(4));
+        session.abandon(None);
+        assert_eq!(op(&mut session), Some((MapOp::Abandon, 0)));
+        assert!(matches!(
+            session.reply(LINEAGE, &MapReply::failed(ErrorCode::Io)),
+            SessionEvent::Ended { lost: None }
+        ));
+        session = Session::opening(Attempt::AfterLoss);
+        assert_eq!(op(&mut session), Some((MapOp::Open, FLAG_DROP)));
+        let failed = MapReply::failed(ErrorCode::SyncFailed);
+        assert!(matches!(
+            session.reply(LINEAGE, &failed),
+            SessionEvent::LostAtReopen
+        ));
+        assert_eq!(op(&mut session), Some((MapOp::Open, FLAG_DROP)));
+        assert!(matches!(
+            session.reply(LINEAGE, &failed),
+            SessionEvent::OpenRefused(ErrorCode::SyncFailed)
+        ));
+    }
+
+    #[test]
+    fn a_reopen_asks_until_somebody_is_there_and_a_first_open_does_not() {
+        let away = MapReply::failed(ErrorCode::Unavailable);
+        let mut session = Session::opening(Attempt::Again);
+        for _ in 0..3 {
+            assert_eq!(op(&mut session), Some((MapOp::Open, 0)));
+            assert!(matches!(
+                session.reply(LINEAGE, &away),
+                SessionEvent::Nothing
+            ));
+        }
+        let mut session = Session::first();
+        assert_eq!(op(&mut session), Some((MapOp::Open, 0)));
+        assert!(matches!(
+            session.reply(LINEAGE, &away),
+            SessionEvent::OpenRefused(ErrorCode::Unavailable)
+        ));
+    }
+
+    #[test]
+    fn a_close_that_fails_abandons_and_says_so() {
+        let mut session = Session::Serving { id: 4 };
+        session.close(None);
+        assert_eq!(op(&mut session), Some((MapOp::Close, 0)));
+        let failed = MapReply::failed(ErrorCode::Io);
+        assert!(matches!(
+            session.reply(LINEAGE, &failed),
+            SessionEvent::Nothing
+        ));
+        assert_eq!(op(&mut session), Some((MapOp::Abandon, 0)));
+        assert!(matches!(
+            session.reply(LINEAGE, &MapReply::done(0)),
+            SessionEvent::Ended { lost: Some(_) }
+        ));
     }
 }

@@ -32,6 +32,11 @@ impl<T> Slab<T> {
 
     /// Puts `item` in a free slot; `None`: there is none.
     pub(crate) fn insert(&mut self, item: T) -> Option<u32> {
+        self.insert_with(|_| item)
+    }
+
+    /// Puts the item that is made for a free slot there; `None`: there is none.
+    pub(crate) fn insert_with(&mut self, make: impl FnOnce(u32) -> T) -> Option<u32> {
         if self.is_full() {
             return None;
         }
@@ -39,7 +44,7 @@ impl<T> Slab<T> {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("below the capacity")
         });
-        self.slots[index as usize] = Some(item);
+        self.slots[index as usize] = Some(make(index));
         Some(index)
     }
 
@@ -62,6 +67,13 @@ impl<T> Slab<T> {
         (0u32..)
             .zip(&self.slots)
             .filter_map(|(index, slot)| slot.as_ref().map(|item| (index, item)))
+    }
+
+    /// As [`Slab::iter`], to change the items.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
+        (0u32..)
+            .zip(&mut self.slots)
+            .filter_map(|(index, slot)| slot.as_mut().map(|item| (index, item)))
     }
 
     /// Slots in use.

@@ -1,4 +1,4 @@
-//! Counts of what reaches the backends, and the plain ways through the peer.
+//! Counts of what reaches the backends, and the usual ways through the peer.
 
 use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::ObjectOp;
@@ -52,7 +52,7 @@ fn a_first_write_is_4096_bytes_and_the_next_one_no_metadata() {
 }
 
 #[test]
-fn a_flush_syncs_once_and_spares_the_mapper_without_news() {
+fn a_flush_syncs_once_and_spares_the_mapper_without_dirty_metadata() {
     let mut world = World::opened();
     assert_eq!(world.run(WRITE, 0, 8192), Ok(()));
     forget(&mut world);
@@ -202,7 +202,7 @@ fn a_read_only_volume_refuses_writes_and_closes_without_a_flush() {
     }
     assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
     world.read_all();
-    world.peer.forsake(world.handle);
+    world.peer.orphan(world.handle);
     world.settle();
     assert!(!world.mapper.is_open);
     assert_eq!(world.peer.status().counters[0], ("volumes".to_owned(), 0));

@@ -30,8 +30,8 @@ pub(crate) struct FakeMapper {
     pub(crate) live: Vec<Block>,
     /// What a power cut leaves.
     pub(crate) logged: Vec<Block>,
-    /// Blocks in the log that were not said to be home: a recovery after a power cut writes them there.
-    pub(crate) carried: BTreeMap<CarriedBlock, Vec<u8>>,
+    /// Blocks in the log that are not known to be at their home location: a recovery after a power cut writes them there.
+    pub(crate) journaled: BTreeMap<CarriedBlock, Vec<u8>>,
     /// The live map at each cut.
     cuts: BTreeMap<u64, Vec<Block>>,
     cut: u64,
@@ -53,7 +53,7 @@ impl FakeMapper {
             frozen: Epoch(6),
             sealed: Epoch(6),
             logged: live.clone(),
-            carried: BTreeMap::new(),
+            journaled: BTreeMap::new(),
             live,
             cuts: BTreeMap::new(),
             cut: 0,
@@ -75,7 +75,7 @@ impl FakeMapper {
         self.cuts.clear();
     }
 
-    pub(crate) fn serve(&mut self, request: &MapRequest, carried: &Carried) -> MapReply {
+    pub(crate) fn serve(&mut self, request: &MapRequest, journaled: &Carried) -> MapReply {
         if request.op == MapOp::Open {
             assert!(!self.is_open, "one session at a time");
             self.is_open = true;
@@ -144,7 +144,7 @@ impl FakeMapper {
                 self.cut += 1;
                 self.cuts.insert(self.cut, self.live.clone());
                 // Until it is committed it is new, also if a commit failed or never came.
-                let something = self.live != self.logged || !self.carried.is_empty();
+                let something = self.live != self.logged || !self.journaled.is_empty();
                 MapReply {
                     values: [self.cut, 0],
                     ..MapReply::done(u32::from(something))
@@ -156,15 +156,15 @@ impl FakeMapper {
                     .remove(&request.operand[0])
                     .expect("a cut that was given");
                 if request.flags & FLAG_HOME != 0 {
-                    assert!(carried.is_empty(), "home, and something new to carry");
-                    self.carried.clear();
+                    assert!(journaled.is_empty(), "home, and new journaled data");
+                    self.journaled.clear();
                 }
-                for (of, copy) in carried.iter() {
+                for (of, copy) in journaled.iter() {
                     assert!(
                         of.epoch > self.sealed,
-                        "a snapshot's block is carried: {of:?}"
+                        "a snapshot's block is journaled: {of:?}"
                     );
-                    self.carried.insert(of, copy.to_vec());
+                    self.journaled.insert(of, copy.to_vec());
                 }
                 MapReply::done(0)
             }
@@ -181,7 +181,7 @@ impl FakeMapper {
             MapOp::SnapshotCommit => {
                 let (token, epoch, tree) = self.pending.take().expect("begun");
                 self.sealed = epoch;
-                self.carried.retain(|of, _| of.epoch > epoch);
+                self.journaled.retain(|of, _| of.epoch > epoch);
                 assert_eq!(token, request.operand[0]);
                 self.snapshots.push((token, tree));
                 MapReply::done(0)
@@ -200,7 +200,10 @@ impl FakeMapper {
                     self.live, self.logged,
                     "everything is logged before a close"
                 );
-                assert!(self.carried.is_empty(), "everything is home before a close");
+                assert!(
+                    self.journaled.is_empty(),
+                    "everything is at its home location before a close"
+                );
                 self.is_open = false;
                 MapReply::done(0)
             }
@@ -261,9 +264,9 @@ impl FakeBlocker {
             .for_each(|container| container.durable = container.live.clone());
     }
 
-    /// Recovery after a power cut: carried blocks are written where they belong.
-    pub(crate) fn bring_home(&mut self, carried: BTreeMap<CarriedBlock, Vec<u8>>) {
-        for (of, copy) in carried {
+    /// Recovery after a power cut: journaled blocks are written where they belong.
+    pub(crate) fn bring_home(&mut self, journaled: BTreeMap<CarriedBlock, Vec<u8>>) {
+        for (of, copy) in journaled {
             let at = usize::try_from(of.block).unwrap() * 4096;
             let container = self.container(OWN, of.epoch);
             container.live[at..at + 4096].copy_from_slice(&copy);

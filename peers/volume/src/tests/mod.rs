@@ -1,11 +1,11 @@
 //! The volume peer between fakes.
 
 mod basics;
-mod carrying;
 mod credits;
 mod fakes;
-mod full;
+mod journaled;
 mod random;
 mod safety;
+mod space;
 mod wire;
 mod world;

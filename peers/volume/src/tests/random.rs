@@ -38,7 +38,7 @@ enum Action {
 struct Setup {
     credits: usize,
     arena_len: usize,
-    /// Flushes that may carry at a time.
+    /// Flushes that may journal data at a time.
     areas: usize,
     run_max: u64,
     flush_soon: bool,
@@ -251,7 +251,7 @@ fn play(setup: Setup, actions: &[Action]) {
     assert!(world.control.iter().filter(made).count() <= world.mapper.snapshots.len());
     world.results.clear();
     world.read_all();
-    // What a failed sync lost is told by the next flush, or by the close.
+    // What a failed sync lost is reported by the next flush, or by the close.
     let flushed = world.run(VolumeOp::Flush, 0, 0);
     assert!(flushed.is_ok() || setup.sync_faults, "{flushed:?}");
     world.events.clear();

@@ -100,7 +100,7 @@ fn a_commit_is_sent_after_the_last_sync_and_a_sync_after_the_cut() {
 fn what_is_dirtied_until_the_cut_is_answered_is_synced() {
     let mut world = World::opened();
     assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
-    // In place: nothing that could be carried.
+    // In place: nothing that could be journaled.
     assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
     // Keeps a snapshot waiting, whose new epoch is a container of its own.
     let old = world.submit(WRITE, 4096, 4096, &[]).unwrap();
@@ -329,6 +329,27 @@ fn a_failed_sync_fails_what_is_in_flight_and_the_volume_goes_on_from_what_is_dur
     world.results.clear();
     world.read_all();
     assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
+}
+
+#[test]
+fn a_close_after_a_failed_sync_waits_for_what_came_meanwhile() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    world.results.clear();
+    let flush = world.submit(VolumeOp::Flush, 0, 0, &[]).unwrap();
+    map_answers(&mut world, MapOp::FlushBegin);
+    poll_out(&mut world);
+    let sync = world.object_index(ObjectOp::Sync).unwrap();
+    world.object_step(sync, Some(ErrorCode::Io));
+    poll_out(&mut world);
+    assert!(world.map_index(MapOp::Abandon).is_some());
+    let later = world.submit(WRITE, 8192, 4096, &[]).unwrap();
+    world.peer.close(world.handle);
+    world.settle();
+    let lost = Err(ErrorCode::SyncFailed);
+    assert_eq!(world.results, [(flush, lost), (later, Ok(()))]);
+    let closed = VolumeEvent::Closed { result: Ok(()) };
+    assert_eq!(world.events.pop(), Some(closed));
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl World {
         Self::with_areas(credits, arena_len, 0)
     }
 
-    /// The same, with room for what so many flushes carry.
+    /// The same, with room for the journaled data of so many flushes.
     pub(crate) fn with_areas(credits: usize, arena_len: usize, areas: usize) -> Self {
         let area_len = usize::try_from(AREA_LEN).unwrap();
         let map_port = TestPort::new(credits, 4096 + areas * area_len);
@@ -345,7 +345,7 @@ impl World {
                     epoch: *epoch,
                     block: block as u64,
                 };
-                from = self.mapper.carried.get(&of).map_or(from, Vec::as_slice);
+                from = self.mapper.journaled.get(&of).map_or(from, Vec::as_slice);
             }
             image[block * 4096..][..4096].copy_from_slice(from);
         }
@@ -419,11 +419,11 @@ impl World {
                         self.blocker.sync_all();
                     }
                 }
-                if request.op == MapOp::Open && !self.mapper.carried.is_empty() {
-                    self.mapper.carried.clear();
+                if request.op == MapOp::Open && !self.mapper.journaled.is_empty() {
+                    self.mapper.journaled.clear();
                     self.blocker.sync_all();
                 }
-                self.mapper.serve(&request, &self.carried(&request))
+                self.mapper.serve(&request, &self.journaled(&request))
             }
         };
         let now = self.tick();
@@ -432,8 +432,8 @@ impl World {
             (MapOp::SnapshotCommit, None) => self.check_snapshot(request.operand[0]),
             (MapOp::Abandon, None) => {
                 self.blocker.lose();
-                let carried = std::mem::take(&mut self.mapper.carried);
-                self.blocker.bring_home(carried);
+                let journaled = std::mem::take(&mut self.mapper.journaled);
+                self.blocker.bring_home(journaled);
                 self.lose();
             }
             _ => {}
@@ -441,8 +441,8 @@ impl World {
         wire.borrow_mut().answer(index, reply.encode(entry.tag));
     }
 
-    /// What a request to the mapper carries.
-    fn carried(&self, request: &MapRequest) -> Carried {
+    /// The journaled data of a request to the mapper.
+    fn journaled(&self, request: &MapRequest) -> Carried {
         if request.op != MapOp::FlushCommit {
             return Carried::default();
         }

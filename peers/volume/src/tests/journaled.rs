@@ -1,4 +1,4 @@
-//! Small flushes: what is carried, what is not, and what the mapper is told.
+//! Small flushes: what is journaled, what is not, and what the mapper gets.
 
 use archipelago_protocol::carry::{CARRIED_MAX, area_len};
 use archipelago_protocol::map::{FLAG_HOME, MapOp};
@@ -22,7 +22,7 @@ fn opened() -> World {
     world
 }
 
-/// Flushes; the syncs of containers, and the bytes carried and home mark of each commit.
+/// Flushes; the syncs of containers, and the journaled bytes and home mark of each commit.
 fn flush(world: &mut World) -> (usize, Vec<(u64, bool)>) {
     world.map_log.clear();
     world.object_log.clear();
@@ -51,18 +51,22 @@ fn a_small_flush_of_first_writes_is_one_append_and_the_next_is_free() {
 }
 
 #[test]
-fn a_write_in_place_makes_the_flush_ordinary_and_brings_home_what_was_carried() {
+fn a_write_in_place_makes_the_flush_write_back_what_was_journaled() {
     let mut world = opened();
     world.run(WRITE, 0, BLOCK_SIZE).unwrap();
     flush(&mut world);
     world.run(WRITE, 0, BLOCK_SIZE).unwrap();
     assert_eq!(flush(&mut world), (1, vec![(0, true)]));
     world.run(WRITE, 0, BLOCK_SIZE).unwrap();
-    assert_eq!(flush(&mut world), (1, vec![]), "it is home already");
+    assert_eq!(
+        flush(&mut world),
+        (1, vec![]),
+        "it is at its home location already"
+    );
 }
 
 #[test]
-fn merges_and_what_is_too_much_are_not_carried() {
+fn merges_and_what_is_too_much_are_not_journaled() {
     let mut world = opened();
     world.run(WRITE, 512, 512).unwrap();
     assert_eq!(flush(&mut world), (1, vec![(0, true)]));
@@ -78,7 +82,7 @@ fn merges_and_what_is_too_much_are_not_carried() {
 }
 
 #[test]
-fn writes_that_meet_in_flight_are_not_carried() {
+fn writes_that_overlap_in_flight_are_not_journaled() {
     let mut world = opened();
     world.submit(WRITE, 0, BLOCK_SIZE, &[]).unwrap();
     world.submit(WRITE, 0, BLOCK_SIZE, &[]).unwrap();
@@ -96,7 +100,7 @@ fn a_flush_without_room_for_copies_is_ordinary() {
 }
 
 #[test]
-fn a_failed_commit_of_what_was_carried_is_followed_by_an_ordinary_round() {
+fn a_failed_commit_of_journaled_data_is_followed_by_a_round_that_writes_back() {
     let mut world = opened();
     world.run(WRITE, 0, BLOCK_SIZE).unwrap();
     world.submit(FLUSH, 0, 0, &[]).unwrap();
@@ -114,10 +118,10 @@ fn a_failed_commit_of_what_was_carried_is_followed_by_an_ordinary_round() {
 }
 
 #[test]
-fn a_failure_that_no_flush_has_heard_of_fails_the_next_one() {
+fn a_failure_that_no_flush_has_reported_fails_the_next_one() {
     let mut world = opened();
     world.run(WRITE, 0, BLOCK_SIZE).unwrap();
-    // The mapper's own sync failed: a write hears of it, and the one before it is lost.
+    // The mapper's own sync failed: a write gets the error, and the one before it is lost.
     world.submit(WRITE, BLOCK_SIZE, BLOCK_SIZE, &[]).unwrap();
     while world.map_index(MapOp::Written).is_none() {
         world.poll();

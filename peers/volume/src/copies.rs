@@ -1,0 +1,252 @@
+//! Copies of small first writes: a flush can hand them to the mapper's log as journaled data, instead of a sync.
+//!
+//! A first write makes the file system allocate, so the sync of its container commits the file system's journal: dear,
+//! for a few blocks. If every write since the last round is a first write of whole blocks and has a copy here, the round
+//! hands the copies over with its commit, and the containers stay dirty until a later round. Rules:
+//!
+//! - A write in place, a merge, or a write for whose copy there was no room makes the next round write back
+//!   ([`Copies::has_all`]): the log cannot know of such a write, and a replay must not put an older copy over it.
+//! - A write that overlaps another one in flight has no copy: log and home location might not agree on which came last.
+//! - Copies stand in the order in which their writes completed. They are made before the write is sent; a guest that
+//!   changes its memory meanwhile may find either content.
+
+use archipelago_protocol::carry::{AREA_LEN, CARRIED_MAX, CarriedBlock, area_len};
+use archipelago_protocol::{BLOCK_SIZE, Epoch};
+use xseg::Region;
+
+use crate::blocks::BLOCK_LEN;
+
+/// A bit for each slot.
+const ALL_FREE: u32 = (1 << CARRIED_MAX) - 1;
+
+/// Slots of one write, in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slots {
+    first: usize,
+    count: usize,
+}
+
+impl Slots {
+    fn bits(self) -> u32 {
+        ((1 << self.count) - 1) << self.first
+    }
+}
+
+/// The copies of one volume.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    /// A block for each slot; made when first needed.
+    blocks: Vec<u8>,
+    free: u32,
+    /// Completed since the last round, in order.
+    done: [(CarriedBlock, usize); CARRIED_MAX],
+    done_count: usize,
+    /// Something was written since the last round of which there is no copy.
+    incomplete: bool,
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        let none = CarriedBlock {
+            epoch: Epoch(0),
+            block: 0,
+        };
+        Copies {
+            blocks: Vec::new(),
+            free: ALL_FREE,
+            done: [(none, 0); CARRIED_MAX],
+            done_count: 0,
+            incomplete: false,
+        }
+    }
+}
+
+impl Copies {
+    /// Of a volume with completed writes whose copies are lost.
+    pub(crate) fn lost() -> Self {
+        Copies {
+            incomplete: true,
+            ..Copies::default()
+        }
+    }
+
+    /// Whether there is a copy of everything that was written since the last round.
+    pub(crate) fn has_all(&self) -> bool {
+        !self.incomplete
+    }
+
+    /// Something was written without a copy.
+    pub(crate) fn lack_one(&mut self) {
+        self.incomplete = true;
+    }
+
+    /// Room for the copy of `len` bytes, if one is of use and there is room.
+    pub(crate) fn reserve(&mut self, len: u64) -> Option<Slots> {
+        let count = usize::try_from(len / BLOCK_SIZE).ok()?;
+        if self.incomplete || count == 0 || count > CARRIED_MAX {
+            return None;
+        }
+        let fits = |first: &usize| {
+            let bits = Slots {
+                first: *first,
+                count,
+            }
+            .bits();
+            self.free & bits == bits
+        };
+        let first = (0..=CARRIED_MAX - count).find(fits)?;
+        let slots = Slots { first, count };
+        self.free &= !slots.bits();
+        Some(slots)
+    }
+
+    /// The memory of reserved room, for the copy to be read into.
+    pub(crate) fn room(&mut self, slots: Slots) -> &mut [u8] {
+        self.blocks.resize(CARRIED_MAX * BLOCK_LEN, 0);
+        &mut self.blocks[slots.first * BLOCK_LEN..][..slots.count * BLOCK_LEN]
+    }
+
+    /// The write has completed: the next round may hand the copy over.
+    pub(crate) fn complete(&mut self, slots: Slots, offset: u64, epoch: Epoch) {
+        let first_block = offset / BLOCK_SIZE;
+        for index in 0..slots.count {
+            let block = first_block + index as u64;
+            self.done[self.done_count] = (CarriedBlock { epoch, block }, slots.first + index);
+            self.done_count += 1;
+        }
+    }
+
+    /// Releases room whose copy is not needed.
+    pub(crate) fn release(&mut self, slots: Slots) {
+        self.free |= slots.bits();
+    }
+
+    /// Whether there is nothing to hand over.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.done_count == 0
+    }
+
+    /// Forgets the copies of completed writes: these are made durable otherwise.
+    pub(crate) fn clear(&mut self) {
+        for (_, slot) in &self.done[..self.done_count] {
+            self.free |= 1 << slot;
+        }
+        self.done_count = 0;
+        self.incomplete = false;
+    }
+
+    /// Writes the copies of completed writes into `area` and forgets them.
+    pub(crate) fn hand_over(&mut self, arena: &Region, area: &mut Area) {
+        for (index, (of, slot)) in self.done[..self.done_count].iter().enumerate() {
+            let entry = area.offset + (index * CarriedBlock::LEN) as u64;
+            let block = area.offset + area_len(index + 1) - BLOCK_SIZE;
+            let copy = &self.blocks[slot * BLOCK_LEN..(slot + 1) * BLOCK_LEN];
+            arena
+                .write(entry, &of.encode())
+                .and_then(|()| arena.write(block, copy))
+                .expect("areas lie in the arena");
+        }
+        area.len = area_len(self.done_count);
+        self.clear();
+    }
+}
+
+/// A range of the mapper channel's arena by which a commit hands over journaled data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Area {
+    offset: u64,
+    len: u64,
+}
+
+impl Area {
+    /// Offset and length, as a request to the mapper names them.
+    pub(crate) fn named(self) -> (u64, u64) {
+        (self.offset, self.len)
+    }
+}
+
+/// The areas that are free, for all volumes.
+#[derive(Debug)]
+pub(crate) struct Areas {
+    free: Vec<u64>,
+    acquired: u64,
+}
+
+impl Areas {
+    /// Cuts an arena of `len` bytes into areas.
+    pub(crate) fn new(len: u64) -> Self {
+        Areas {
+            free: (0..len / AREA_LEN)
+                .rev()
+                .map(|index| index * AREA_LEN)
+                .collect(),
+            acquired: 0,
+        }
+    }
+
+    /// An area, if one is free.
+    pub(crate) fn acquire(&mut self) -> Option<Area> {
+        let offset = self.free.pop()?;
+        self.acquired += 1;
+        Some(Area { offset, len: 0 })
+    }
+
+    /// Releases an area that nobody reads any more.
+    pub(crate) fn release(&mut self, area: Area) {
+        self.free.push(area.offset);
+    }
+
+    /// Areas that were acquired so far.
+    pub(crate) fn acquired(&self) -> u64 {
+        self.acquired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_handed_over_is_what_was_copied_in_the_order_of_completion() {
+        let mut copies = Copies::default();
+        let two = copies.reserve(8192).unwrap();
+        let one = copies.reserve(4096).unwrap();
+        copies.room(two).fill(1);
+        copies.room(one).fill(2);
+        copies.complete(one, 40960, Epoch(5));
+        copies.complete(two, 4096, Epoch(6));
+        let arena = Region::anonymous(1 << 20).unwrap();
+        let mut areas = Areas::new(1 << 20);
+        let first = areas.acquire().unwrap();
+        let mut area = areas.acquire().unwrap();
+        assert_ne!(first, area);
+        copies.hand_over(&arena, &mut area);
+        let (at, len) = area.named();
+        assert_eq!((at, len), (AREA_LEN, 4 * 4096));
+        let mut bytes = vec![0; 4 * 4096];
+        arena.read(at, &mut bytes).unwrap();
+        let carried = archipelago_protocol::carry::Carried::new(bytes).unwrap();
+        let found: Vec<_> = carried
+            .iter()
+            .map(|(of, copy)| (of.block, of.epoch.0, copy[0], copy[4095]))
+            .collect();
+        assert_eq!(found, [(10, 5, 2, 2), (1, 6, 1, 1), (2, 6, 1, 1)]);
+        assert!(copies.is_empty() && copies.free == ALL_FREE);
+    }
+
+    #[test]
+    fn room_is_bounded_and_is_released() {
+        let mut copies = Copies::default();
+        assert_eq!(copies.reserve(17 * 4096), None);
+        let most = copies.reserve(15 * 4096).unwrap();
+        assert_eq!(copies.reserve(8192), None);
+        let last = copies.reserve(4096).unwrap();
+        assert_eq!(copies.reserve(4096), None);
+        copies.release(most);
+        copies.complete(last, 0, Epoch(1));
+        copies.lack_one();
+        assert_eq!(copies.reserve(4096), None);
+        copies.clear();
+        assert!(copies.reserve(16 * 4096).is_some());
+    }
+}

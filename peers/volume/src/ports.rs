@@ -1,0 +1,287 @@
+//! The two ports of the peer: to the mapper and to the blocker, with the accounts of what is in flight.
+//!
+//! The cookie of a submission says whom the completion is for. Those of the mapper's port also carry the port's
+//! incarnation: answers of a mapper that died are for nobody. No volume may hold more than half of the credits of a port
+//! ([`may_acquire`]): one whose requests do not come back, because storage hangs, does not stop the others.
+//!
+//! | mapper | becomes |
+//! |---|---|
+//! | Serving | Recovering, when the port has another incarnation |
+//! | Recovering: nothing is sent, and answers of the mapper are for nobody | Serving, when no object request is in flight and the successor is connected |
+
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::map::{MapReply, MapRequest};
+use archipelago_protocol::object::{ObjectReply, ObjectRequest};
+use xseg::{ClientPort, Region, RegionId};
+
+use crate::limits::may_acquire;
+
+/// Whom a completion is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    /// The piece in this slot.
+    Piece(u32),
+    /// The session of the volume in this slot.
+    Session(u32),
+    /// The flush round of the volume in this slot.
+    Round(u32),
+    /// The snapshot of the volume in this slot.
+    Snapshot(u32),
+}
+
+const KIND_SHIFT: u32 = 56;
+const INCARNATION_MASK: u64 = 0xff_ffff;
+
+impl Waiter {
+    fn cookie(self, incarnation: u64) -> u64 {
+        let (kind, index) = match self {
+            Waiter::Piece(p) => (0, p),
+            Waiter::Session(v) => (1, v),
+            Waiter::Round(v) => (2, v),
+            Waiter::Snapshot(v) => (3, v),
+        };
+        kind << KIND_SHIFT | (incarnation & INCARNATION_MASK) << 32 | u64::from(index)
+    }
+
+    /// With the incarnation.
+    fn of_cookie(cookie: u64) -> (Waiter, u64) {
+        let index = u32::try_from(cookie & u64::from(u32::MAX)).expect("masked");
+        let waiter = match cookie >> KIND_SHIFT {
+            0 => Waiter::Piece(index),
+            1 => Waiter::Session(index),
+            2 => Waiter::Round(index),
+            _ => Waiter::Snapshot(index),
+        };
+        (waiter, cookie >> 32 & INCARNATION_MASK)
+    }
+}
+
+/// What one volume has in flight.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    map: u32,
+    object: u32,
+}
+
+impl InFlight {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map + self.object == 0
+    }
+
+    /// The mapper has answered.
+    pub(crate) fn map_done(&mut self) {
+        self.map -= 1;
+    }
+
+    /// The blocker has answered; [`Ports::next_object_reply`] has counted its part.
+    pub(crate) fn object_done(&mut self) {
+        self.object -= 1;
+    }
+
+    /// The mapper died, or nobody waits for its answers.
+    pub(crate) fn forget_map(&mut self) {
+        debug_assert_eq!(
+            self.object, 0,
+            "memory of requests in flight is not to be reused"
+        );
+        self.map = 0;
+    }
+}
+
+/// What was sent since the peer was made.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sent {
+    pub(crate) map_requests: u64,
+    pub(crate) object_requests: u64,
+    pub(crate) mapper_restarts: u64,
+}
+
+/// Both ports.
+#[derive(Debug)]
+pub(crate) struct Ports<M, B> {
+    mapper: M,
+    blocker: B,
+    /// The mapper's port as we know it.
+    incarnation: u64,
+    /// The mapper died, and its volumes were not opened again yet.
+    recovering: bool,
+    object_in_flight: u32,
+    sent: Sent,
+}
+
+impl<M: ClientPort, B: ClientPort> Ports<M, B> {
+    pub(crate) fn new(mapper: M, blocker: B) -> Self {
+        Ports {
+            incarnation: mapper.incarnation(),
+            mapper,
+            blocker,
+            recovering: false,
+            object_in_flight: 0,
+            sent: Sent::default(),
+        }
+    }
+
+    pub(crate) fn mapper(&self) -> &M {
+        &self.mapper
+    }
+
+    pub(crate) fn blocker(&self) -> &B {
+        &self.blocker
+    }
+
+    pub(crate) fn both_mut(&mut self) -> (&mut M, &mut B) {
+        (&mut self.mapper, &mut self.blocker)
+    }
+
+    pub(crate) fn sent(&self) -> Sent {
+        self.sent
+    }
+
+    /// The arena of the mapper's channel.
+    pub(crate) fn map_arena(&self) -> &Region {
+        self.mapper.arena()
+    }
+
+    /// The arena of the blocker's channel.
+    pub(crate) fn object_arena(&self) -> &Region {
+        self.blocker.arena()
+    }
+
+    /// Sends `request` for the volume of `in_flight`. `false`: no credit for it or no connection; nothing changed.
+    pub(crate) fn send_map(
+        &mut self,
+        in_flight: &mut InFlight,
+        waiter: Waiter,
+        request: &MapRequest,
+    ) -> bool {
+        let cookie = waiter.cookie(self.incarnation);
+        let sent = may_acquire(in_flight.map as usize, self.mapper.credits())
+            && self.mapper.submit(cookie, request.encode()).is_ok();
+        if sent {
+            in_flight.map += 1;
+            self.sent.map_requests += 1;
+        }
+        sent
+    }
+
+    /// Whether the volume of `in_flight` may send an object request.
+    pub(crate) fn may_send_object(&self, in_flight: &InFlight) -> bool {
+        may_acquire(in_flight.object as usize, self.blocker.credits())
+    }
+
+    /// Sends `request` for the volume of `in_flight`. `false`: no credit for it or no connection; nothing changed.
+    pub(crate) fn send_object(
+        &mut self,
+        in_flight: &mut InFlight,
+        waiter: Waiter,
+        request: &ObjectRequest,
+    ) -> bool {
+        let sent = self.may_send_object(in_flight)
+            && self
+                .blocker
+                .submit(waiter.cookie(0), request.encode())
+                .is_ok();
+        if sent {
+            in_flight.object += 1;
+            self.object_in_flight += 1;
+            self.sent.object_requests += 1;
+        }
+        sent
+    }
+
+    /// The next answer of the mapper, and whom it is for: perhaps nobody.
+    pub(crate) fn next_map_reply(&mut self) -> Option<(Option<Waiter>, MapReply)> {
+        let (cookie, completion) = self.mapper.complete()?;
+        let (waiter, incarnation) = Waiter::of_cookie(cookie);
+        let waits = incarnation == self.incarnation & INCARNATION_MASK && !self.recovering;
+        Some((waits.then_some(waiter), MapReply::decode(&completion)))
+    }
+
+    /// The next answer of the blocker, and whom it is for.
+    pub(crate) fn next_object_reply(&mut self) -> Option<(Waiter, ObjectReply)> {
+        let (cookie, completion) = self.blocker.complete()?;
+        self.object_in_flight -= 1;
+        Some((
+            Waiter::of_cookie(cookie).0,
+            ObjectReply::decode(&completion),
+        ))
+    }
+
+    /// Looks whether the mapper was replaced. Whether it was.
+    pub(crate) fn watch_mapper(&mut self) -> bool {
+        let incarnation = self.mapper.incarnation();
+        let replaced = incarnation != self.incarnation;
+        if replaced {
+            self.incarnation = incarnation;
+            self.recovering = true;
+            self.sent.mapper_restarts += 1;
+        }
+        replaced
+    }
+
+    /// Whether the mapper died, and nothing may be sent.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.recovering
+    }
+
+    /// Whether the mapper's successor can be used from now on: every volume is to be opened again.
+    pub(crate) fn recovered(&mut self) -> bool {
+        let recovered = self.recovering && self.object_in_flight == 0 && self.mapper.is_connected();
+        self.recovering &= !recovered;
+        recovered
+    }
+
+    /// Shows the blocker a region.
+    pub(crate) fn add_region(&mut self, id: RegionId, region: Region) -> Result<(), ErrorCode> {
+        self.blocker
+            .add_region(id, region)
+            .map_err(|why| match why {
+                xseg::PortError::Full => ErrorCode::NoSpace,
+                _ => ErrorCode::Unavailable,
+            })
+    }
+
+    pub(crate) fn region_ready(&self, id: RegionId) -> bool {
+        self.blocker.region_ready(id)
+    }
+
+    pub(crate) fn remove_region(&mut self, id: RegionId) {
+        self.blocker.remove_region(id);
+    }
+
+    /// Shows the other sides what was sent.
+    pub(crate) fn publish(&mut self) {
+        self.mapper.publish();
+        self.blocker.publish();
+    }
+
+    /// As [`Peer::prepare_sleep`](archipelago_runtime::Peer::prepare_sleep).
+    pub(crate) fn prepare_sleep(&mut self) -> bool {
+        let mapper_idle = self.mapper.prepare_sleep();
+        let blocker_idle = self.blocker.prepare_sleep();
+        mapper_idle && blocker_idle
+    }
+
+    pub(crate) fn wake(&mut self) {
+        self.mapper.wake();
+        self.blocker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_come_back_as_they_went() {
+        for kind in [
+            Waiter::Piece,
+            Waiter::Session,
+            Waiter::Round,
+            Waiter::Snapshot,
+        ] {
+            let cookie = kind(12).cookie(0x0100_0007);
+            assert_eq!(Waiter::of_cookie(cookie), (kind(12), 7));
+        }
+    }
+}

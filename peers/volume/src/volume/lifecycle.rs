@@ -1,0 +1,274 @@
+//! Open and close, and what happens after a failed sync and after the death of the mapper.
+//!
+//! * A failed sync: nothing more is sent for the volume; when nothing is in flight, every request that was submitted
+//!   before the failure fails, the session is abandoned, the volume is opened again from what is durable, and goes on
+//!   with what came meanwhile. If no flush was among the failed requests (the sync was a snapshot's, or the mapper's own),
+//!   the next flush fails: it would cover writes that were acknowledged and are lost.
+//! * A mapper that died: when no object request of any volume is in flight, every volume is opened again, and its
+//!   unfinished requests start from the beginning, in the order of submission. What was dirty stays dirty. Requests whose
+//!   data was written and reported only wait for a flush again. If the open reports a failed sync, that is as above. So
+//!   is a sync that fails while the mapper is dead: its successor gets the report.
+//!
+//! Starting from the beginning may write bytes a second time after a later, overlapping write of the same driver was
+//! answered. Both were in flight together, so their order was never promised.
+
+use archipelago_protocol::map::MapReply;
+use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeInfo};
+use archipelago_protocol::{Error, ErrorCode, Lineage, ObjectSize};
+use xseg::ClientPort;
+
+use super::Volume;
+use crate::control_event::ControlEvent;
+use crate::session::{Attempt, Session, SessionEvent, session_error};
+use crate::tables::Tables;
+
+impl Volume {
+    /// The driver closes the volume.
+    pub(crate) fn close<M, B>(&mut self, t: &mut Tables<M, B>) {
+        if !self.session.is_dead() {
+            self.driver.close();
+            self.give_up(t);
+        }
+    }
+
+    /// The driver is gone, and has collected all that there was.
+    pub(crate) fn orphan<M, B>(&mut self, t: &mut Tables<M, B>) {
+        self.driver.orphan();
+        self.close(t);
+    }
+
+    /// The volume `lineage` has another size; smaller ones are for volumes that nobody has open and are ignored.
+    pub(crate) fn resized<M, B>(&mut self, t: &mut Tables<M, B>, lineage: Lineage, size: u64) {
+        if self.lineage == lineage && self.session.is_open() && self.size < size {
+            self.size = size;
+            self.report(t, VolumeEvent::Resized { size });
+        }
+    }
+
+    /// The mapper has answered a request of the session.
+    pub(super) fn session_reply<M, B>(&mut self, t: &mut Tables<M, B>, reply: &MapReply) {
+        match self.session.reply(self.lineage, reply) {
+            SessionEvent::Nothing => {}
+            SessionEvent::Opened {
+                first,
+                size,
+                object_size,
+            } => self.opened(t, first, size, object_size),
+            SessionEvent::OpenRefused(code) => {
+                if !self.wait_for_session(t, code) {
+                    self.open_failed(t, code);
+                }
+            }
+            SessionEvent::LostAtReopen => {
+                self.fail_drained(t, u64::MAX);
+                t.ready.add(self.slot);
+            }
+            SessionEvent::Ended { lost } => {
+                if self.is_leaving() {
+                    let lost = lost.or_else(|| self.loss());
+                    self.closed(t, lost);
+                } else {
+                    self.session = Session::opening(Attempt::AfterLoss);
+                }
+            }
+        }
+    }
+
+    /// A round failed otherwise than by a sync: the requests that joined are answered by the caller.
+    pub(super) fn round_failed(&mut self, code: ErrorCode) {
+        self.stale |= code == ErrorCode::Stale;
+        if !self.is_leaving() {
+            return;
+        }
+        if code.passes() {
+            // A close takes less room than a flush, and drops nothing for want of it.
+            let lost = self.loss();
+            self.session.close(lost);
+        } else {
+            let what = "could not be flushed at its close";
+            self.session
+                .abandon(Some(session_error(self.lineage, what, code)));
+        }
+    }
+
+    /// A sync failed. What is not durable is lost, and nothing may pretend otherwise.
+    pub(super) fn fail<M, B>(&mut self, t: &mut Tables<M, B>) {
+        if self.session.fail(t.submitted) {
+            t.counters.sync_failures += 1;
+            t.ready.add(self.slot);
+        }
+    }
+
+    /// Nothing of the failing volume is in flight any more.
+    pub(super) fn abandon_drained<M, B>(&mut self, t: &mut Tables<M, B>, limit: u64) {
+        self.fail_drained(t, limit);
+        let lost = self.driver.has_closed().then(|| self.loss()).flatten();
+        self.session.abandon(lost);
+    }
+
+    /// The mapper was replaced, and nothing is in flight: the volume is opened again.
+    pub(crate) fn recover<M: ClientPort, B: ClientPort>(&mut self, t: &mut Tables<M, B>) {
+        let (mut attempt, mut lost) = (Attempt::Again, None);
+        match &mut self.session {
+            Session::Dead | Session::Broken(_) => return,
+            Session::Failing { limit, .. } => {
+                let limit = *limit;
+                self.fail_drained(t, limit);
+                attempt = Attempt::AfterLoss;
+                lost = self.driver.has_closed().then(|| self.loss()).flatten();
+            }
+            session => {
+                match session {
+                    Session::Opening {
+                        attempt: before, ..
+                    }
+                    | Session::Waiting { attempt: before } => attempt = *before,
+                    Session::Abandoning { lost: why, .. } => {
+                        (attempt, lost) = (Attempt::AfterLoss, why.take());
+                    }
+                    Session::Closing { lost: why, .. } => lost = why.take(),
+                    _ => {}
+                }
+                self.forget_work(t);
+                let writes = self.mode == OpenMode::Exclusive;
+                self.flush.forget_round(&mut t.areas, writes);
+                self.fail_snapshots(t, ErrorCode::Unavailable);
+            }
+        }
+        if lost.is_some() && self.driver.is_answered() {
+            // Its session ended with the mapper: there is nothing left to abandon.
+            return self.closed(t, lost);
+        }
+        self.session = Session::opening(attempt);
+        t.ready.add(self.slot);
+    }
+
+    /// The volume has ended.
+    pub(super) fn closed<M, B>(&mut self, t: &mut Tables<M, B>, lost: Option<Error>) {
+        debug_assert!(
+            self.driver.is_answered(),
+            "a volume closes when its requests are done"
+        );
+        self.session = Session::Dead;
+        let result = lost.map_or(Ok(()), Err);
+        self.report(t, VolumeEvent::Closed { result });
+    }
+
+    /// Every request fails, and every snapshot: there is no session, so nothing of them is in flight.
+    pub(super) fn fail_unserved<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) {
+        self.space.forget_parked();
+        self.flush.forget_waiting();
+        self.cutter.clear();
+        self.fail_snapshots(t, code);
+        self.fail_requests(t, u64::MAX, code);
+        t.ready.add(self.slot);
+    }
+
+    /// Whether the driver has closed the volume and has all its answers.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.driver.has_closed() && self.driver.is_answered()
+    }
+
+    /// Why a close fails, if acknowledged writes were lost and no flush has reported it.
+    pub(super) fn loss(&self) -> Option<Error> {
+        let what = "lost what was not flushed";
+        self.flush
+            .has_unreported_loss()
+            .then(|| session_error(self.lineage, what, ErrorCode::SyncFailed))
+    }
+
+    fn opened<M, B>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        first: bool,
+        size: u64,
+        object_size: ObjectSize,
+    ) {
+        self.object_size = object_size;
+        self.pieces.forget_lineages();
+        let old_size = std::mem::replace(&mut self.size, size);
+        if first {
+            let info = VolumeInfo {
+                lineage: self.lineage,
+                size,
+                object_size,
+            };
+            self.report(t, VolumeEvent::Opened { result: Ok(info) });
+        } else if size != old_size {
+            self.report(t, VolumeEvent::Resized { size });
+            let lineage = self.lineage;
+            t.control_events
+                .push_back(ControlEvent::Resized { lineage });
+        }
+        if self.space.end_refusal() {
+            self.found_room(t);
+        }
+        // What came while there was no session stands in the queues already.
+        self.flush.forget_waiting();
+        self.cutter.clear();
+        let live = self.take_live(t);
+        for r in &live {
+            self.start_request(t, *r);
+        }
+        t.scratch = live;
+        t.ready.add(self.slot);
+    }
+
+    fn open_failed<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) {
+        self.space.end_refusal();
+        if self.session.is_open() {
+            self.session = Session::Broken(code);
+            return self.fail_unserved(t, code);
+        }
+        let error = session_error(self.lineage, "cannot be opened", code);
+        self.report(t, VolumeEvent::Opened { result: Err(error) });
+        if self.driver.has_closed() {
+            return self.closed(t, None);
+        }
+        self.session = Session::Dead;
+    }
+
+    fn report<M, B>(&mut self, t: &mut Tables<M, B>, event: VolumeEvent) {
+        self.driver.report(event);
+        t.ready.kick();
+    }
+
+    /// Nothing of a failing volume is in flight any more: requests submitted before number `limit` fail.
+    fn fail_drained<M, B>(&mut self, t: &mut Tables<M, B>, limit: u64) {
+        self.forget_work(t);
+        self.fail_snapshots(t, ErrorCode::SyncFailed);
+        let reported = self.fail_requests(t, limit, ErrorCode::SyncFailed);
+        // A close reports the loss too.
+        let unreported = !reported || self.driver.has_closed();
+        self.flush.abandon(&mut t.areas, unreported);
+    }
+
+    /// Requests submitted before number `limit` fail; whether a flush was among them.
+    fn fail_requests<M, B>(&mut self, t: &mut Tables<M, B>, limit: u64, code: ErrorCode) -> bool {
+        let live = self.take_live(t);
+        let mut flush = false;
+        for r in &live {
+            if t.requests[*r].sequence < limit {
+                flush |= t.requests[*r].flushes();
+                self.answer(t, *r, Err(code));
+            }
+        }
+        t.scratch = live;
+        flush
+    }
+
+    /// The session ended under the snapshots: none of these will be made.
+    fn fail_snapshots<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) {
+        let ended = self.snapshots.take_all();
+        t.control_events
+            .extend(ended.map(|asked| asked.done(Err(code))));
+    }
+
+    /// Forgets every piece and what waits for one. The requests start again or fail.
+    fn forget_work<M, B>(&mut self, t: &mut Tables<M, B>) {
+        self.pieces.forget_all(t);
+        self.space.forget_parked();
+        self.cutter.clear();
+        self.in_flight.forget_map();
+    }
+}
