@@ -31,6 +31,8 @@ report 'a print that panics when nobody can read it (write with writeln!, or log
 report 'unfinished code' < <(code_with '\b(todo|unimplemented)!\(' xseg peers drivers control bench tests)
 report 'codecs and state machines read no clock, no files' < <(code_with '^[^"]*(Instant::now|SystemTime::now|std::fs|File::open)' peers/mapper/src peers/volume/src peers/protocol/src |
     grep --invert-match --extended-regexp '/tests?(/|\.rs)' || true)
+report 'the mapper itself knows no port (only its peer does)' < <(code_with '\b(xseg|archipelago_runtime)::' peers/mapper/src |
+    grep --invert-match '^peers/mapper/src/peer/' || true)
 report 'unsafe code outside its places' < <(sources | grep 'src/lib\.rs$' | grep --invert-match --extended-regexp '^(xseg|peers/runtime)/' |
     xargs --no-run-if-empty grep --files-without-match --extended-regexp 'forbid\(unsafe_code\)|deny\(unsafe_code\)' || true)
 report 'lints of the workspace not taken' < <(git ls-files --cached --others --exclude-standard -- '*/Cargo.toml' ':!tests/fuzz/libfuzzer' |

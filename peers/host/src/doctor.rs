@@ -22,7 +22,7 @@ use crate::acceptor::{Caller, Channels};
 use crate::blocker::BlockerHost;
 use crate::containment;
 use crate::control::{Answer, Answered};
-use crate::mapper::MapperPeer;
+use crate::mapper::MapperHost;
 use crate::pool::Purpose;
 use crate::port::Attention;
 use crate::{PeerSettings, pool};
@@ -62,7 +62,7 @@ pub fn check_offline(settings: &PeerSettings, repair: bool) -> Result<Report, Er
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
     blocker.add(Server::from(server), Caller::within(Role::Mapper));
     let mapper = Mapper::new(MapperConfig::default(), Box::new(NoJournals));
-    let mut mapper = MapperPeer::new(mapper, Client::from(client), &Attention::default(), None);
+    let mut mapper = MapperHost::new(mapper, Client::from(client), &Attention::default(), None);
     let (answer, answered) = Answer::pair();
     mapper.ask(CatalogueRequest::Check { repair }, answer);
     let reply = Rc::clone(&told);
@@ -91,7 +91,7 @@ pub fn check_offline(settings: &PeerSettings, repair: bool) -> Result<Report, Er
 
 /// Mapper and blocker until the check is answered.
 struct Doctor<B> {
-    mapper: MapperPeer,
+    mapper: MapperHost,
     blocker: BlockerHost<B>,
     answered: Answered,
     reply: Rc<RefCell<Option<ControlReply>>>,

@@ -24,7 +24,7 @@ use crate::blocker::BlockerHost;
 use crate::control::Answer;
 use crate::endpoint::{DriverSeed, EndpointHost};
 use crate::event_loop::EventLoop;
-use crate::mapper::MapperPeer;
+use crate::mapper::MapperHost;
 use crate::port::Attention;
 
 /// The thread looks after its connections this often, also when nothing was signalled.
@@ -47,7 +47,7 @@ pub(crate) struct Host<B> {
     pub(crate) attention: Attention,
     pub(crate) jobs: Receiver<Job>,
     pub(crate) endpoint: Option<EndpointHost>,
-    pub(crate) mapper: Option<(MapperPeer, Option<Acceptor<ClientId>>)>,
+    pub(crate) mapper: Option<(MapperHost, Option<Acceptor<ClientId>>)>,
     pub(crate) blocker: Option<(BlockerHost<B>, Option<Acceptor<ChannelId>>)>,
     pub(crate) stopping: Option<Answer>,
     pub(crate) handle: Handle,

@@ -8,7 +8,6 @@
 //! |---|---|
 //! | `host` | all peers of the process as one, and the loop that polls them |
 //! | `endpoint`, `mapper`, `blocker` | the shell of each role |
-//! | `objects`, `arena` | the mapper's object requests through a port |
 //! | `journal` | presence journals in mapped files |
 //! | `acceptor`, `port` | shared channels: who connects, who succeeds whom |
 //! | `control`, `attached` | requests of the daemon, on threads of their own |
@@ -40,7 +39,6 @@
 #![forbid(unsafe_code)]
 
 mod acceptor;
-mod arena;
 mod attached;
 mod blocker;
 mod confine;
@@ -56,7 +54,6 @@ mod identity;
 mod journal;
 pub mod last_words;
 mod mapper;
-mod objects;
 mod owner;
 mod pool;
 mod port;
@@ -91,7 +88,7 @@ use host::Host;
 pub use identity::Identity;
 use journal::FileJournals;
 pub use journal::JOURNAL_LEN_BYTES;
-use mapper::MapperPeer;
+use mapper::MapperHost;
 use pool::Purpose;
 pub use pool::add_foreign;
 use port::Attention;
@@ -307,7 +304,7 @@ fn build<B: Backend>(
         let mut mapper = Mapper::new(config, Box::new(journals));
         mapper.start();
         host.mapper = Some((
-            MapperPeer::new(mapper, port, &builder.attention, settings.endpoint),
+            MapperHost::new(mapper, port, &builder.attention, settings.endpoint),
             builder.acceptor(Role::Mapper)?,
         ));
     }

@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | `mapper`, `effect` | the surface |
+//! | `peer` | the mapper on any number of channels: the only folder that knows ports |
 //! | `catalogue` | names, and what exists |
 //! | `check` | what is damaged, missing or leaked in a pool |
 //! | `volume` | sessions, locate, flush, snapshot, checkpoint, recovery |
@@ -52,6 +53,7 @@ pub mod journal;
 mod limits;
 mod log;
 mod mapper;
+mod peer;
 mod task;
 mod tree;
 mod volume;
@@ -59,3 +61,4 @@ mod volume;
 pub use counters::Counters;
 pub use effect::{ClientId, Effect, EffectId};
 pub use mapper::{Mapper, MapperConfig};
+pub use peer::{ENTRIES_PER_TURN, MapperPeer, Rights};
