@@ -33,13 +33,13 @@ fn reactor() -> Reactor {
         poll: Duration::ZERO,
         ..Config::default()
     };
-    Reactor::new(config, Arc::new(SystemClock), Box::new(|_| {})).unwrap()
+    Reactor::new(config, Arc::new(SystemClock)).unwrap()
 }
 
 /// A backend on a ring of its own, and what turns the ring.
 fn open(directory: &Path) -> (FileBackend, Reactor) {
-    let mut reactor = reactor();
-    let source = reactor.context().source();
+    let reactor = reactor();
+    let source = reactor.source();
     (
         FileBackend::open(&options(directory), source, &SystemClock).unwrap(),
         reactor,
@@ -252,14 +252,14 @@ fn a_pool_is_served_by_one_process_and_known_by_its_version() {
     create(&pool).unwrap();
     create(&pool).unwrap();
     let (first, ring) = open(&pool);
-    let mut other = reactor();
+    let other = reactor();
     let options = Options {
         direct: true,
         reserve: false,
         lock_timeout: Duration::from_millis(20),
         ..options(&pool)
     };
-    let refused = FileBackend::open(&options, other.context().source(), &SystemClock).unwrap_err();
+    let refused = FileBackend::open(&options, other.source(), &SystemClock).unwrap_err();
     assert_eq!(refused.code, ErrorCode::InUse);
     assert!(
         refused.message.contains(&std::process::id().to_string()),

@@ -221,7 +221,7 @@ mod tests {
     fn reactor() -> (Reactor, Arc<SystemClock>) {
         let clock = Arc::new(SystemClock);
         let config = Config::default();
-        let reactor = Reactor::new(config, clock.clone(), Box::new(|_: &_| {}));
+        let reactor = Reactor::new(config, clock.clone());
         (reactor.unwrap(), clock)
     }
 
@@ -229,8 +229,8 @@ mod tests {
     fn a_client_takes_the_place_of_its_own_role_and_of_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (mut reactor, clock) = reactor();
-        let mut events = EventLoop::new(reactor.context().source(), clock);
+        let (reactor, clock) = reactor();
+        let mut events = EventLoop::new(reactor.source(), clock);
         let admission = Admission::own([1, 2]);
         let mut acceptor = Acceptor::listen(&path, &admission, &mut events).unwrap();
         let mut peer = Peer::default();
@@ -267,8 +267,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let predecessor = Listener::bind(&path, Admission::own([1])).unwrap();
-        let (mut reactor, clock) = reactor();
-        let mut events = EventLoop::new(reactor.context().source(), clock);
+        let (reactor, clock) = reactor();
+        let mut events = EventLoop::new(reactor.source(), clock);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 // Dies while it is waited for, or before: both are fine.

@@ -75,8 +75,7 @@ impl AttachedEndpoints {
     fn send(&self, job: Job) {
         // A data thread that has ended takes the process with it; whoever waits for an answer sees that.
         let _ended = self.jobs.send(job);
-        // An empty call: only to wake the thread.
-        let _ended = self.handle.call(|_context| ());
+        self.handle.wake();
     }
 
     /// Carries a request out, or hands it to the data thread.

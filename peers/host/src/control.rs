@@ -31,26 +31,7 @@ pub(crate) struct Answer {
     sender: mpsc::SyncSender<ControlReply>,
 }
 
-/// Where it arrives.
-#[derive(Debug)]
-pub(crate) struct Answered {
-    receiver: mpsc::Receiver<ControlReply>,
-}
-
-impl Answered {
-    /// The answer, if it is there.
-    pub(crate) fn take(&self) -> Option<ControlReply> {
-        self.receiver.try_recv().ok()
-    }
-}
-
 impl Answer {
-    /// An answer to be waited for without blocking.
-    pub(crate) fn pair() -> (Answer, Answered) {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        (Answer { sender }, Answered { receiver })
-    }
-
     pub(crate) fn send(self, reply: ControlReply) {
         // The asker's thread waits until it has an answer; if it is gone, so is the process.
         let _gone = self.sender.send(reply);

@@ -214,9 +214,8 @@ mod tests {
 
     fn event_loop() -> (Rc<RefCell<EventLoop>>, Arc<ManualClock>, Reactor) {
         let clock = Arc::new(ManualClock::default());
-        let mut reactor =
-            Reactor::new(Config::default(), clock.clone(), Box::new(|_: &_| {})).unwrap();
-        let events = EventLoop::new(reactor.context().source(), clock.clone());
+        let reactor = Reactor::new(Config::default(), clock.clone()).unwrap();
+        let events = EventLoop::new(reactor.source(), clock.clone());
         (Rc::new(RefCell::new(events)), clock, reactor)
     }
 

@@ -73,7 +73,7 @@ use archipelago_blocker_file::FileBackend;
 use archipelago_mapper::{Mapper, MapperConfig};
 use archipelago_protocol::control::{ChannelStatus, Role};
 use archipelago_protocol::{Error, ErrorCode};
-use archipelago_runtime::{Config, Context, Panicked, Reactor, SystemClock};
+use archipelago_runtime::{Config, Reactor, SystemClock};
 use xseg::shared::{Admission, ConnectOptions, OnServerDeath, SharedClient};
 use xseg::{Client, Server};
 
@@ -122,7 +122,7 @@ pub fn die_with(parent: i32) -> Result<(), Error> {
 /// # Errors
 /// Why they cannot be served.
 pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
-    run_with(roles, settings, |backend, _context| backend)
+    run_with(roles, settings, |backend, _reactor| backend)
 }
 
 /// The same with another backend around the pool's own: how tests delay and fail.
@@ -132,7 +132,7 @@ pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
 pub fn run_with<B: Backend + 'static>(
     roles: &[Role],
     settings: PeerSettings,
-    wrap: impl FnOnce(FileBackend, &Context<'_>) -> B,
+    wrap: impl FnOnce(FileBackend, &Reactor) -> B,
 ) -> Result<(), Error> {
     let failed =
         |what: &str, error: std::io::Error| Error::new(ErrorCode::Io, format!("{what}: {error}"));
@@ -151,29 +151,25 @@ pub fn run_with<B: Backend + 'static>(
         .try_clone_to_owned()
         .map_err(|error| failed("control socket", error))?;
     let config = Config {
-        name: "data".to_owned(),
         poll: Duration::from_micros(u64::from(settings.data.poll_us)),
         submit_chunk: settings.data.submission_chunk as usize,
         ..Config::default()
     };
     containment::contain()?;
-    // Never called: `contain` has ended the process before.
-    let hook = Box::new(|_: &Panicked| std::process::abort());
-    let mut reactor = Reactor::new(config, Arc::new(SystemClock), hook)
+    let mut reactor = Reactor::new(config, Arc::new(SystemClock))
         .map_err(|failure| containment::ring_failed(&failure))?;
     let (sender, jobs) = mpsc::channel();
     let endpoints = AttachedEndpoints::new(sender, reactor.handle(), &settings);
-    let mut context = reactor.context();
-    let mut host = build(roles, &settings, &mut context, jobs, wrap)?;
+    let mut host = build(roles, &settings, &reactor, jobs, wrap)?;
     if let Some(grants) = grants {
         host.set_grants(grants);
     }
-    context.add_peer(Box::new(host));
     let answered = control::serve(UnixListener::from(listener), move |request, answer| {
         endpoints.deliver(request, answer);
     })
     .map_err(|error| Error::of_thread("control socket", &error))?;
-    reactor.run();
+    reactor.run(&mut host);
+    drop(host);
     // Whether it was sent in time or not: the process is done.
     let _answered = answered.recv_timeout(ANSWER_TIMEOUT);
     Ok(())
@@ -261,11 +257,11 @@ impl Builder<'_> {
 fn build<B: Backend>(
     roles: &[Role],
     settings: &PeerSettings,
-    context: &mut Context<'_>,
+    reactor: &Reactor,
     jobs: mpsc::Receiver<host::Job>,
-    wrap: impl FnOnce(FileBackend, &Context<'_>) -> B,
+    wrap: impl FnOnce(FileBackend, &Reactor) -> B,
 ) -> Result<Host<B>, Error> {
-    let events = EventLoop::new(context.source(), context.clock());
+    let events = EventLoop::new(reactor.source(), reactor.clock());
     let (events, attention) = (Rc::new(RefCell::new(events)), Attention::default());
     let builder = Builder {
         roles,
@@ -281,10 +277,10 @@ fn build<B: Backend>(
         mapper: None,
         blocker: None,
         stopping: None,
-        handle: context.handle(),
+        handle: reactor.handle(),
     };
     if builder.hosts(Role::Blocker) {
-        let backend = wrap(pool::open(settings, context, Purpose::Serve)?, context);
+        let backend = wrap(pool::open(settings, reactor, Purpose::Serve)?, reactor);
         host.blocker = Some((
             BlockerHost::new(backend, &builder.attention, settings.endpoint),
             builder.acceptor(Role::Blocker)?,

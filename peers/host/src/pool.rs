@@ -6,7 +6,7 @@ use std::time::Duration;
 use archipelago_blocker_file::{Claimant, FileBackend, Options};
 use archipelago_protocol::Error;
 use archipelago_protocol::check::{Finding, FindingKind, Report};
-use archipelago_runtime::Context;
+use archipelago_runtime::Reactor;
 
 use crate::{PeerSettings, containment};
 
@@ -62,7 +62,7 @@ pub(crate) enum Purpose {
 /// Opens the pool for this process alone.
 pub(crate) fn open(
     settings: &PeerSettings,
-    context: &Context<'_>,
+    reactor: &Reactor,
     purpose: Purpose,
 ) -> Result<FileBackend, Error> {
     let options = Options {
@@ -77,5 +77,5 @@ pub(crate) fn open(
             lost: containment::end_with,
         },
     };
-    FileBackend::open(&options, context.source(), context.clock().as_ref())
+    FileBackend::open(&options, reactor.source(), reactor.clock().as_ref())
 }

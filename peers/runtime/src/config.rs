@@ -1,14 +1,10 @@
-//! What a reactor can be told.
+//! Settings of a reactor.
 
 use std::time::Duration;
 
 /// Settings of a reactor.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Name of the thread, and in logs; the kernel shows 15 characters.
-    pub name: String,
-    /// CPU to pin the thread to; `None`: the scheduler's choice.
-    pub cpu: Option<usize>,
     /// How long to poll for work before sleeping, at most: where that has paid, and never while requests are many or large.
     /// Saves wake-ups, and costs CPU.
     pub poll: Duration,
@@ -23,8 +19,6 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            name: "reactor".to_owned(),
-            cpu: None,
             poll: Duration::from_micros(20),
             submit_chunk: 8,
             entries: 256,

@@ -1,7 +1,7 @@
-//! The reactor: a pinned thread with its own io_uring that hosts any set of peers.
+//! The reactor: a thread with its own io_uring that hosts a peer.
 //!
 //! * [`Peer`] and [`Progress`]: what the reactor polls.
-//! * [`Reactor`]: the thread's loop; [`Handle`]: how other threads reach it; [`Context`]: what they find there.
+//! * [`Reactor`]: the thread's loop; [`Handle`]: how other threads reach it.
 //! * [`RingFailure`]: a call of io_uring that the kernel refuses for good, and what to do about it.
 //! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
 //! * [`Clock`]: time, handed in; [`date`]: wall time in words.
@@ -51,8 +51,8 @@ pub use date::date;
 pub use direct::{DirectIo, direct_io};
 pub use failure::RingFailure;
 pub use file::{Calls, File};
-pub use handle::{Ended, Handle};
+pub use handle::Handle;
 pub use in_place::overwrite_in_place;
 pub use peer::{Peer, Progress};
-pub use reactor::{Context, PanicHook, Panicked, PeerId, Reactor};
+pub use reactor::Reactor;
 pub use source::{Durability, Event, Source, Watch};

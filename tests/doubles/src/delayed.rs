@@ -204,9 +204,8 @@ mod tests {
     /// A backend whose timeouts lie in the past of the real clock, so that the reactor may run or not.
     fn delayed(seed: u64) -> (Delayed<MemoryBackend>, Arc<ManualClock>, Reactor) {
         let clock = Arc::new(ManualClock::default());
-        let hook = Box::new(|_: &_| {});
-        let mut reactor = Reactor::new(Config::default(), clock.clone(), hook).unwrap();
-        let source = reactor.context().source();
+        let mut reactor = Reactor::new(Config::default(), clock.clone()).unwrap();
+        let source = reactor.source();
         let backend = MemoryBackend::new();
         (
             Delayed::new(backend, source, clock.clone(), LONGEST, seed),
@@ -275,10 +274,9 @@ mod tests {
 
     #[test]
     fn the_thread_is_woken_when_a_delay_is_over() {
-        let hook = Box::new(|_: &_| {});
         let clock: Arc<dyn Clock> = Arc::new(archipelago_runtime::SystemClock);
-        let mut reactor = Reactor::new(Config::default(), clock.clone(), hook).unwrap();
-        let source = reactor.context().source();
+        let mut reactor = Reactor::new(Config::default(), clock.clone()).unwrap();
+        let source = reactor.source();
         let mut backend = Delayed::new(MemoryBackend::new(), source, clock, LONGEST, 1);
         for ticket in 0..100 {
             stat(&mut backend, ticket);

@@ -46,7 +46,7 @@ fn on_a_full_file_system(test: impl FnOnce(Full<'_, '_>)) {
         reserve: true,
         ..options(&pool)
     };
-    let backend = FileBackend::open(&options, reactor.context().source(), &SystemClock).unwrap();
+    let backend = FileBackend::open(&options, reactor.source(), &SystemClock).unwrap();
     let backend = Rc::new(RefCell::new(backend));
     let mut pump = || {
         reactor.turn();

@@ -7,7 +7,7 @@ use super::*;
 use crate::{Durability, File, SystemClock};
 
 fn reactor() -> Reactor {
-    Reactor::new(Config::default(), Arc::new(SystemClock), Box::new(|_| {})).unwrap()
+    Reactor::new(Config::default(), Arc::new(SystemClock)).unwrap()
 }
 
 fn until(reactor: &mut Reactor, source: &Source) -> crate::Event {
@@ -24,7 +24,7 @@ fn until(reactor: &mut Reactor, source: &Source) -> crate::Event {
 #[test]
 fn what_is_written_is_read_in_one_and_in_many_pieces() {
     let mut reactor = reactor();
-    let source = reactor.context().source();
+    let source = reactor.source();
     let file: File = tempfile::tempfile().unwrap().into();
     let region = Region::anonymous(65536).unwrap();
     region.write(0, &[7; 8192]).unwrap();
@@ -63,8 +63,8 @@ fn more_requests_than_the_ring_has_entries_all_complete() {
         entries: 4,
         ..Config::default()
     };
-    let mut reactor = Reactor::new(config, Arc::new(SystemClock), Box::new(|_| {})).unwrap();
-    let source = reactor.context().source();
+    let mut reactor = Reactor::new(config, Arc::new(SystemClock)).unwrap();
+    let source = reactor.source();
     let file: File = tempfile::tempfile().unwrap().into();
     let region = Region::anonymous(4096).unwrap();
     for token in 0..500 {
@@ -91,7 +91,7 @@ fn more_requests_than_the_ring_has_entries_all_complete() {
 #[test]
 fn watches_tell_each_edge_until_dropped() {
     let mut reactor = reactor();
-    let source = reactor.context().source();
+    let source = reactor.source();
     let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let watch = source.poll_readable(&ours, 9).unwrap();
     for _ in 0..3 {
@@ -112,7 +112,7 @@ fn watches_tell_each_edge_until_dropped() {
 #[test]
 fn timeouts_come_at_their_deadline() {
     let mut reactor = reactor();
-    let source = reactor.context().source();
+    let source = reactor.source();
     let deadline = SystemClock.now() + Duration::from_millis(5);
     source.timeout(deadline, 4);
     let event = until(&mut reactor, &source);
@@ -126,57 +126,63 @@ fn timeouts_come_at_their_deadline() {
     assert!(SystemClock.now() >= deadline);
 }
 
-struct Bomb(u32);
+/// Counts its polls, and what was left for it.
+struct Inbox {
+    handle: Handle,
+    left: std::sync::mpsc::Receiver<u32>,
+    answers: std::sync::mpsc::Sender<u32>,
+}
 
-impl Peer for Bomb {
+impl Peer for Inbox {
     fn name(&self) -> &str {
-        "bomb"
+        "inbox"
     }
+
     fn poll(&mut self) -> Progress {
-        assert!(self.0 > 0, "no polls left");
-        self.0 -= 1;
-        Progress::Busy
+        match self.left.try_recv() {
+            Ok(number) => {
+                self.answers.send(number).unwrap();
+                Progress::Busy
+            }
+            Err(std::sync::mpsc::TryRecvError::Empty) => Progress::Idle,
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                self.handle.stop();
+                Progress::Idle
+            }
+        }
     }
 }
 
 #[test]
-fn a_panicking_peer_goes_and_the_others_stay() {
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let hook = {
-        let told = Arc::clone(&told);
-        Box::new(move |panicked: &Panicked| told.lock().unwrap().push(panicked.clone()))
-    };
-    let mut reactor = Reactor::new(Config::default(), Arc::new(SystemClock), hook).unwrap();
-    let bomb = reactor.context().add_peer(Box::new(Bomb(2)));
-    let other = reactor.context().add_peer(Box::new(Bomb(10)));
-    for _ in 0..4 {
-        reactor.turn();
-    }
-    let told = told.lock().unwrap();
-    assert_eq!(told.len(), 1);
-    assert_eq!(
-        (told[0].peer, told[0].message.as_str()),
-        (Some(bomb), "no polls left")
-    );
-    assert!(reactor.context().remove_peer(bomb).is_none());
-    assert!(reactor.context().remove_peer(other).is_some());
-}
-
-#[test]
-fn a_thread_answers_calls_while_asleep_and_stops() {
+fn a_thread_that_sleeps_is_woken_for_what_is_left_for_it_and_stops() {
     let config = Config {
         sleep_max: Duration::from_secs(60),
         ..Config::default()
     };
-    let (handle, thread) = Reactor::spawn(config, Arc::new(SystemClock), Box::new(|_| {})).unwrap();
+    let (leave, left) = std::sync::mpsc::channel();
+    let (answers, answered) = std::sync::mpsc::channel();
+    let (sender, handle) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let mut reactor = Reactor::new(config, Arc::new(SystemClock)).unwrap();
+        let handle = reactor.handle();
+        sender.send(handle.clone()).unwrap();
+        reactor.run(&mut Inbox {
+            handle,
+            left,
+            answers,
+        });
+    });
+    let handle = handle.recv().unwrap();
     for turn in 0..100 {
-        assert_eq!(handle.ask(move |_| turn), Ok(turn));
+        leave.send(turn).unwrap();
+        handle.wake();
+        assert_eq!(answered.recv(), Ok(turn));
     }
-    assert!(handle.ask(|_| panic!("a call")).is_err());
-    assert_eq!(handle.ask(|_| 1), Ok(1));
-    handle.stop();
+    assert!(!handle.is_stopping());
+    drop(leave);
+    handle.wake();
     thread.join().unwrap();
-    assert_eq!(handle.ask(|_| 1), Err(crate::Ended));
+    assert!(handle.is_stopping());
 }
 
 /// Has reads in the kernel that do not end, and advances the clock by a microsecond in each turn, until the reactor sleeps.
@@ -236,8 +242,8 @@ fn turns_before_sleep(count: u64, bytes: u64) -> u32 {
     let (reader, writer) = std::io::pipe().unwrap();
     let reader: File = std::fs::File::from(std::os::fd::OwnedFd::from(reader)).into();
     let turns = Arc::new(Mutex::new(0));
-    let waiting = Waiting {
-        source: reactor.context().source(),
+    let mut waiting = Waiting {
+        source: reactor.source(),
         clock,
         handle: reactor.handle(),
         reads: (count, bytes),
@@ -245,8 +251,7 @@ fn turns_before_sleep(count: u64, bytes: u64) -> u32 {
         region: Region::anonymous(1 << 20).unwrap(),
         turns: Arc::clone(&turns),
     };
-    reactor.context().add_peer(Box::new(waiting));
-    reactor.run();
+    reactor.run(&mut waiting);
     *turns.lock().unwrap()
 }
 
@@ -310,7 +315,7 @@ fn what_is_pushed_before_a_sleep_goes_to_the_kernel_with_or_without_it() {
             sleep_max: Duration::from_secs(60),
             ..Config::default()
         };
-        let mut reactor = Reactor::new(config, Arc::new(SystemClock), Box::new(|_| {})).unwrap();
+        let mut reactor = Reactor::new(config, Arc::new(SystemClock)).unwrap();
         let mut context = reactor.context();
         let writer = Writer {
             source: context.source(),

@@ -27,8 +27,8 @@ fn main() -> ExitCode {
                 Error::new(ErrorCode::Invalid, text)
             })?;
         let seed = u64::from(std::process::id());
-        archipelago_host::run_with(&process.roles, process.settings, |backend, context| {
-            Delayed::new(backend, context.source(), context.clock(), longest, seed)
+        archipelago_host::run_with(&process.roles, process.settings, |backend, reactor| {
+            Delayed::new(backend, reactor.source(), reactor.clock(), longest, seed)
         })
     })
 }

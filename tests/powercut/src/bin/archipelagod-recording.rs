@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let file = file
             .map_err(|error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display())))?;
-        archipelago_host::run_with(&process.roles, process.settings, |backend, _context| {
+        archipelago_host::run_with(&process.roles, process.settings, |backend, _reactor| {
             Recording::new(backend, file)
         })
     })
