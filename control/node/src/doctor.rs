@@ -4,6 +4,7 @@
 //! - The node's lock is taken before the pool's: no daemon of this node starts meanwhile.
 //! - The pool is closed when the check returns, so that its file system can be unmounted.
 
+use archipelago_blocker_file::Claim;
 use archipelago_protocol::Error;
 use archipelago_protocol::check::Report;
 
@@ -18,7 +19,7 @@ use crate::layout::Layout;
 /// not an error: the report has it.
 pub fn check_offline(layout: &Layout, config: &Config, repair: bool) -> Result<Report, Error> {
     let _lock = NodeLock::take(layout)?;
-    let settings = peer_settings(layout, config, None);
+    let settings = peer_settings(layout, config, None, Claim::Start);
     let checked = archipelago_host::check_offline(&settings, repair);
     // The kernel closes the ring's files some time later.
     if let Err(left) = PoolUser::wait_free(&settings.pool.directory, RELEASE_TIMEOUT) {

@@ -2,6 +2,7 @@
 //!
 //! * [`layout`]: where a node keeps its things; [`config`]: its configuration.
 //! * [`daemon`]: `archipelagod`, one per node; [`api`]: what it offers; [`client`]: how to ask it.
+//! * [`file_pool`]: a pool of files, as a data process hosts it.
 //! * [`doctor`]: a check of a pool that nobody serves; [`program`]: the command line of `archipelagod`.
 //!
 //! One design decision: the daemon never touches data. It is the parent of the data processes in every placement, so its
@@ -28,6 +29,7 @@ pub mod daemon;
 pub mod descriptors;
 pub mod doctor;
 mod durable;
+pub mod file_pool;
 mod file_size;
 mod fresh;
 pub mod layout;

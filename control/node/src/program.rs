@@ -14,6 +14,7 @@ use archipelago_protocol::{Error, ErrorCode};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
 
+use crate::file_pool::FilePool;
 use crate::layout::{Layout, ROOT_VARIABLE};
 use crate::{daemon, descriptors, file_size, logging};
 
@@ -62,7 +63,7 @@ pub struct DataProcess {
     /// What it hosts.
     pub roles: Vec<Role>,
     /// What it needs to know.
-    pub settings: PeerSettings,
+    pub settings: PeerSettings<FilePool>,
 }
 
 fn parse_role(text: &str) -> Result<Role, Error> {

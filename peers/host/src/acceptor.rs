@@ -16,12 +16,12 @@ use crate::Identity;
 use crate::event_loop::{EventLoop, WatchId};
 
 /// How long a dying predecessor may keep the socket.
-const DEATH_PATIENCE: Duration = Duration::from_secs(20);
+const DEATH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the socket is tried meanwhile.
 const BIND_RETRY_MS: u16 = 5;
 
-/// Whom a channel belongs to: a user in a role has one, and the next one that comes is the successor of the last. What
-/// the client calls itself does not matter, so nobody is taken for another one's successor.
+/// The owner of a channel: a user in a role has one channel, and the next client of that user and role succeeds the last. What
+/// the client calls itself does not matter, so no client is taken for the successor of another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) uid: u32,
@@ -89,7 +89,7 @@ pub(crate) struct Acceptor<C> {
 }
 
 impl<C: Copy> Acceptor<C> {
-    /// Listens at `path` for those whom `admission` admits, in place of a predecessor. One that is dying still listens until
+    /// Listens at `path` for those whom `admission` admits, in place of a predecessor. A predecessor that is dying listens until
     /// the kernel has taken its memory apart, which takes longer the more volumes it served.
     pub(crate) fn listen(
         path: &Path,
@@ -99,7 +99,7 @@ impl<C: Copy> Acceptor<C> {
         let failed = |error: std::io::Error| {
             Error::new(ErrorCode::Io, format!("{}: {error}", path.display()))
         };
-        let deadline = events.now() + DEATH_PATIENCE;
+        let deadline = events.now() + DEATH_TIMEOUT;
         let listener = loop {
             match Listener::bind(path, admission.clone()) {
                 Err(error)
@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    /// Serves all, and says whom.
+    /// Serves every client, and keeps a list.
     #[derive(Default)]
     struct Peer {
         ports: Vec<(Server, Caller)>,
@@ -254,16 +254,16 @@ mod tests {
         };
         let (_first, callers, removed) = connect(1, 7);
         assert_eq!((callers, removed), (vec![1], vec![]));
-        // Says that it is the first one.
+        // Has the id of the first client.
         let (_second, callers, removed) = connect(2, 7);
         assert_eq!((callers, removed), (vec![1, 2], vec![]));
-        // Does not say so, and is.
+        // Has another id, and is the successor all the same.
         let (_third, callers, removed) = connect(2, 8);
         assert_eq!((callers, removed), (vec![1, 2, 2], vec![1]));
     }
 
     #[test]
-    fn a_successor_waits_until_its_predecessor_has_let_the_socket_go() {
+    fn a_successor_waits_until_its_predecessor_has_released_the_socket() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let predecessor = Listener::bind(&path, Admission::own([1])).unwrap();

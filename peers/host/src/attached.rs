@@ -11,11 +11,11 @@ use archipelago_protocol::control::{ControlReply, ControlRequest, DeviceProblem,
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::Handle;
 
-use crate::PeerSettings;
 use crate::control::{Answer, ask};
 use crate::descriptors::Budget;
 use crate::drivers::DriverSettings;
 use crate::host::Job;
+use crate::{PeerSettings, Pool};
 
 /// The endpoints of a process, and the way to its data thread.
 #[derive(Debug, Clone)]
@@ -57,13 +57,13 @@ impl AttachedEndpoints {
     pub(crate) fn new(
         jobs: Sender<Job>,
         handle: Handle,
-        settings: &PeerSettings,
+        settings: &PeerSettings<impl Pool>,
     ) -> AttachedEndpoints {
         AttachedEndpoints {
             jobs,
             handle,
             drivers: DriverSettings::new(settings),
-            budget: Budget::own(),
+            budget: Budget::own(|limit| settings.pool.descriptors(limit)),
             known: Arc::default(),
         }
     }

@@ -34,7 +34,7 @@ impl<B: Backend> BlockerHost<B> {
         }
     }
 
-    /// Says what an endpoint with a user of its own may write.
+    /// Sets what an endpoint with a user of its own may write.
     pub(crate) fn set_grants(&mut self, grants: Grants) {
         self.peer.set_grants(grants);
     }
@@ -48,7 +48,7 @@ impl<B: Backend> BlockerHost<B> {
         self.peer.backend().pool_report()
     }
 
-    /// Tells the backend the time.
+    /// Passes the time to the backend.
     pub(crate) fn look(&mut self, now: Duration) {
         self.peer.backend_mut().look(now);
     }

@@ -28,7 +28,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-use crate::{PeerSettings, owner};
+use crate::{PeerSettings, Pool, owner};
 
 /// Landlock's version whose rights are asked for; older kernels give what they have.
 const LANDLOCK: ABI = ABI::V5;
@@ -79,7 +79,7 @@ const REFUSED: [libc::c_long; 38] = [
 ///
 /// # Errors
 /// If the kernel has a means and refuses it. What it does not have is logged.
-pub fn confine(roles: &[Role], settings: &PeerSettings) -> Result<(), Error> {
+pub fn confine<P: Pool>(roles: &[Role], settings: &PeerSettings<P>) -> Result<(), Error> {
     drop_capabilities()?;
     restrict_files(roles, settings)?;
     refuse_calls()
@@ -103,7 +103,7 @@ fn drop_capabilities() -> Result<(), Error> {
     Ok(())
 }
 
-fn restrict_files(roles: &[Role], settings: &PeerSettings) -> Result<(), Error> {
+fn restrict_files<P: Pool>(roles: &[Role], settings: &PeerSettings<P>) -> Result<(), Error> {
     let failed = |error: landlock::RulesetError| failed("Landlock", error);
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))
@@ -128,7 +128,9 @@ fn restrict_files(roles: &[Role], settings: &PeerSettings) -> Result<(), Error> 
         ruleset = allow(ruleset, &settings.run, sockets)?;
     }
     if roles.contains(&Role::Blocker) {
-        ruleset = allow(ruleset, &settings.pool.directory, files)?;
+        for directory in settings.pool.directories() {
+            ruleset = allow(ruleset, directory, files)?;
+        }
     }
     if roles.contains(&Role::Mapper) {
         ruleset = allow(ruleset, &settings.journals, files)?;

@@ -51,8 +51,8 @@ fn end(panic: &PanicHookInfo<'_>) {
     std::process::abort();
 }
 
-/// Ends this process at once, saying why.
-pub(crate) fn end_with(error: &Error) {
+/// Ends this process at once, reporting why: for a pool that another host has taken over, say.
+pub fn end_with(error: &Error) {
     let hint = if error.hint.is_empty() { "" } else { "; " };
     tracing::error!("{error}{hint}{}; this process ends", error.hint);
     last_words::report(error);

@@ -3,7 +3,7 @@
 //! Invariants
 //! - One request a connection, one JSON object a line, each answered exactly once or the connection ends.
 //! - Nothing here touches a peer: a request goes to whoever delivers it, and its answer comes back over an [`Answer`].
-//! - A request whose asker has hung up while it waited in the socket's queue is not carried out.
+//! - A request whose client has disconnected while the request waited in the socket's queue is not carried out.
 //! - A request has a thread of its own. [`THREADS_KEPT`] are there from the start; beyond them one is started, and when there
 //!   can be none (the limit of threads is reached), the request waits for one of those.
 
@@ -33,7 +33,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn send(self, reply: ControlReply) {
-        // The asker's thread waits until it has an answer; if it is gone, so is the process.
+        // The thread that asked waits for the answer; if that thread is gone, so is the process.
         let _gone = self.sender.send(reply);
     }
 
@@ -50,13 +50,13 @@ impl Answer {
     }
 }
 
-/// Serves `listener` on threads of its own; `deliver` hands a job to the reactor. The receiver hears when a stop has been
-/// answered: the process may end then.
+/// Serves `listener` on threads of its own; `deliver` hands a job to the reactor. The receiver gets a message when a stop has
+/// been answered: the process may end then.
 pub(crate) fn serve(
     listener: UnixListener,
     deliver: impl Fn(ControlRequest, Answer) + Send + Sync + 'static,
 ) -> std::io::Result<mpsc::Receiver<()>> {
-    let (stopped, told) = mpsc::channel();
+    let (stopped, answered) = mpsc::channel();
     let threads = Threads::start(deliver, stopped)?;
     std::thread::Builder::new()
         .name("control".to_owned())
@@ -79,7 +79,7 @@ pub(crate) fn serve(
                 }
             }
         })?;
-    Ok(told)
+    Ok(answered)
 }
 
 /// Waits for the answer to what `deliver` sends off; `None`: it was dropped.
@@ -172,7 +172,7 @@ fn one(
     }
 }
 
-/// The request, unless its asker has hung up already.
+/// The request, unless its client has disconnected already.
 fn read_line(stream: &UnixStream) -> Option<Vec<u8>> {
     let mut line = Vec::new();
     let mut reader = BufReader::new(stream.take(LINE_LEN_MAX));
@@ -182,10 +182,10 @@ fn read_line(stream: &UnixStream) -> Option<Vec<u8>> {
     }
     let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::empty())];
     let looked = poll(&mut descriptors, PollTimeout::ZERO);
-    let hung_up = descriptors[0]
+    let disconnected = descriptors[0]
         .revents()
         .is_some_and(|events| events.contains(PollFlags::POLLHUP));
-    (looked.is_ok() && !hung_up).then_some(line)
+    (looked.is_ok() && !disconnected).then_some(line)
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 //! A process that runs out of descriptors can neither take a front end nor open a file of the pool. So an attach is refused
 //! when the descriptors that the volume may take in use are not left.
 
-use archipelago_blocker_file::files_kept;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -30,13 +29,17 @@ fn taken_by(queues: u16) -> u64 {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Budget {
     allowed: u64,
+    /// For the backend, if this process has one.
+    backend: u64,
 }
 
 impl Budget {
-    /// Of this process.
-    pub(crate) fn own() -> Budget {
+    /// Of this process, whose backend needs as many as `backend` says of what is allowed.
+    pub(crate) fn own(backend: impl FnOnce(u64) -> u64) -> Budget {
+        let allowed = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         Budget {
-            allowed: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft),
+            allowed,
+            backend: backend(allowed),
         }
     }
 
@@ -52,7 +55,7 @@ impl Budget {
         let (count, taken) = attached.fold((0_u64, 0), |(count, taken), queues| {
             (count + 1, taken + taken_by(queues))
         });
-        let aside = RESERVE + files_kept(self.allowed);
+        let aside = RESERVE + self.backend;
         let wanted = taken_by(queues);
         if aside + taken + wanted <= self.allowed {
             return Ok(());
@@ -75,7 +78,9 @@ mod tests {
     use super::*;
 
     fn fits(allowed: u64, queues: u16) -> usize {
-        let budget = Budget { allowed };
+        // As many as a pool of files keeps open.
+        let backend = (allowed / 8).clamp(16, 4096);
+        let budget = Budget { allowed, backend };
         let mut attached = Vec::new();
         while budget.admit(attached.iter().copied(), queues).is_ok() {
             attached.push(queues);
@@ -98,9 +103,12 @@ mod tests {
 
     #[test]
     fn a_refusal_has_all_numbers_and_a_way_out() {
-        let refused = Budget { allowed: 512 }
-            .admit([1; 20].into_iter(), 2)
-            .unwrap_err();
+        let refused = Budget {
+            allowed: 512,
+            backend: 64,
+        }
+        .admit([1; 20].into_iter(), 2)
+        .unwrap_err();
         assert_eq!(refused.code, ErrorCode::NoSpace);
         for part in [
             "512",

@@ -16,8 +16,8 @@ use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Config, Handle, Peer, Progress, Reactor, SystemClock};
 use xseg::{Client, Server};
 
-use crate::pool::Purpose;
-use crate::{PeerSettings, containment, pool};
+use crate::pool::{Pool, Purpose};
+use crate::{PeerSettings, containment};
 
 /// Requests in flight between mapper and blocker.
 const REQUESTS: usize = 64;
@@ -31,7 +31,7 @@ const ARENA_LEN: usize = 16 << 20;
 ///
 /// # Errors
 /// [`ErrorCode::InUse`] if the pool is served, or why the pool cannot be opened. Damage is not an error: the report has it.
-pub fn check_offline(settings: &PeerSettings, repair: bool) -> Result<Report, Error> {
+pub fn check_offline<P: Pool>(settings: &PeerSettings<P>, repair: bool) -> Result<Report, Error> {
     let failed = |error: std::io::Error| Error::new(ErrorCode::Io, format!("check: {error}"));
     let config = Config {
         poll: Duration::ZERO,
@@ -39,7 +39,11 @@ pub fn check_offline(settings: &PeerSettings, repair: bool) -> Result<Report, Er
     };
     let mut reactor = Reactor::new(config, Arc::new(SystemClock))
         .map_err(|failure| containment::ring_failed(&failure))?;
-    let mut blocker = BlockerPeer::new(pool::open(settings, &reactor, Purpose::Check)?);
+    let mut blocker = BlockerPeer::new(settings.pool.open(
+        &reactor,
+        Purpose::Check,
+        &settings.run,
+    )?);
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
     blocker.add_channel(Server::from(server), archipelago_blocker::Rights::All);
     let mapper = Mapper::new(MapperConfig::default(), Box::new(NoJournals));
@@ -54,7 +58,7 @@ pub fn check_offline(settings: &PeerSettings, repair: bool) -> Result<Report, Er
     reactor.run(&mut doctor);
     match doctor.reply.take() {
         Some(CatalogueReply::Report(mut report)) => {
-            pool::add_foreign(&settings.pool.directory, &mut report);
+            settings.pool.look_for_foreign(&mut report);
             Ok(report)
         }
         Some(CatalogueReply::Failed(error)) => Err(error),

@@ -15,7 +15,7 @@ pub(super) struct DriverSettings {
 }
 
 impl DriverSettings {
-    pub(super) fn new(settings: &PeerSettings) -> DriverSettings {
+    pub(super) fn new<P>(settings: &PeerSettings<P>) -> DriverSettings {
         DriverSettings {
             socket_mode: settings
                 .endpoint

@@ -123,7 +123,7 @@ impl<B: Backend> Host<B> {
         }
     }
 
-    /// Says what an endpoint with a user of its own may open.
+    /// Sets what an endpoint with a user of its own may open.
     pub(crate) fn set_grants(&mut self, grants: Grants) {
         if let Some((mapper, _)) = &mut self.mapper {
             mapper.set_grants(grants.clone());

@@ -1,7 +1,7 @@
 //! Presence journals in mapped files: they outlive any of our processes, but not the machine's boot.
 //!
 //! Invariants
-//! - A file is allocated in full before it is mapped: a full file system is told at the open, never at an append.
+//! - A file is allocated in full before it is mapped: a full file system is reported at the open, never at an append.
 //! - A journal goes into a file of its own, renamed over the older one. Only if there is no room for two the older file is
 //!   used again, in place; see [`FileJournals::reuse`] for why nobody else writes to it then.
 //! - Names are lineages, so a journal is found by whoever opens the volume next.
@@ -162,8 +162,8 @@ impl FileJournals {
         })
     }
 
-    /// What the mapper is told of `error`; logged once until it is over.
-    fn told(&mut self, lineage: Lineage, error: &std::io::Error) -> ErrorCode {
+    /// The code of `error` for the mapper; the error is logged once until there is memory again.
+    fn report(&mut self, lineage: Lineage, error: &std::io::Error) -> ErrorCode {
         let code = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => ErrorCode::NoRunSpace,
             Some(Errno::EMFILE | Errno::ENFILE) => ErrorCode::NoDescriptors,
@@ -206,7 +206,7 @@ impl JournalStore for FileJournals {
                 }
                 Ok(())
             }
-            Err(error) => Err(self.told(lineage, &error)),
+            Err(error) => Err(self.report(lineage, &error)),
         }
     }
 
@@ -219,7 +219,7 @@ impl JournalStore for FileJournals {
             Ok(memory) => Ok(Box::new(JournalArea::create(
                 memory, self.boot, lineage, generation,
             ))),
-            Err(error) => Err(self.told(lineage, &error)),
+            Err(error) => Err(self.report(lineage, &error)),
         }
     }
 

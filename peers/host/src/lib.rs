@@ -1,7 +1,7 @@
 //! Hosts peers in a process: the shells around mapper, blocker and endpoint, on one thread.
 //!
 //! * [`run`]: hosts a set of roles with the pool's own backend; [`run_with`]: with another backend around it.
-//! * [`PeerSettings`]: what the process needs to know.
+//! * [`PeerSettings`]: what the process needs to know; [`Pool`]: the kind of pool that it serves.
 //! * [`check_offline`]: a check of a pool that nobody serves.
 //!
 //! | module | subject |
@@ -19,16 +19,16 @@
 //! | `confine` | what the process may not do any more |
 //! | `last_words` | how the process reports why it ends |
 //! | `containment` | what a panic ends, and what a hostile front end does not |
-//! | `event_loop`, `readiness`, `pool` | what a thread sleeps on; which drivers it polls; its backend |
+//! | `event_loop`, `readiness`, `pool` | what a thread sleeps on; which drivers it polls; how its backend is opened |
 //!
 //! One design decision: a process hosts any set of roles with the same code. Roles that live together are joined by local
-//! channels, the others by shared ones; nothing above the ports can tell.
+//! channels, the others by shared ones; nothing above the ports sees a difference.
 //!
 //! ```no_run
-//! use archipelago_host::{PeerSettings, die_with, run};
+//! use archipelago_host::{PeerSettings, Pool, die_with, run};
 //! use archipelago_protocol::control::Role;
 //!
-//! fn data_process(parent: i32, settings: PeerSettings) -> Result<(), archipelago_protocol::Error> {
+//! fn data_process<P: Pool>(parent: i32, settings: PeerSettings<P>) -> Result<(), archipelago_protocol::Error> {
 //!     die_with(parent)?;
 //!     run(&[Role::Blocker], settings)
 //! }
@@ -69,7 +69,6 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use archipelago_blocker::Backend;
-use archipelago_blocker_file::FileBackend;
 use archipelago_mapper::{Mapper, MapperConfig};
 use archipelago_protocol::control::{ChannelStatus, Role};
 use archipelago_protocol::{Error, ErrorCode};
@@ -81,6 +80,7 @@ use acceptor::{Acceptor, Caller, Channels};
 use attached::AttachedEndpoints;
 use blocker::BlockerHost;
 pub use confine::confine;
+pub use containment::end_with;
 pub use doctor::check_offline;
 use endpoint::EndpointHost;
 use event_loop::EventLoop;
@@ -89,10 +89,10 @@ pub use identity::Identity;
 use journal::FileJournals;
 pub use journal::JOURNAL_LEN_BYTES;
 use mapper::MapperHost;
-use pool::Purpose;
-pub use pool::add_foreign;
+pub use owner::{HostIdentity, host_identity};
+pub use pool::{Pool, Purpose};
 use port::Attention;
-pub use settings::{DataPathSettings, PeerSettings, PoolSettings, QUEUES_MAX};
+pub use settings::{DataPathSettings, PeerSettings, QUEUES_MAX};
 
 /// How long a process waits after a stop for its answer to be sent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -121,7 +121,7 @@ pub fn die_with(parent: i32) -> Result<(), Error> {
 ///
 /// # Errors
 /// Why they cannot be served.
-pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
+pub fn run<P: Pool>(roles: &[Role], settings: PeerSettings<P>) -> Result<(), Error> {
     run_with(roles, settings, |backend, _reactor| backend)
 }
 
@@ -129,10 +129,10 @@ pub fn run(roles: &[Role], settings: PeerSettings) -> Result<(), Error> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with<B: Backend + 'static>(
+pub fn run_with<P: Pool, B: Backend>(
     roles: &[Role],
-    settings: PeerSettings,
-    wrap: impl FnOnce(FileBackend, &Reactor) -> B,
+    settings: PeerSettings<P>,
+    wrap: impl FnOnce(P::Backend, &Reactor) -> B,
 ) -> Result<(), Error> {
     let failed =
         |what: &str, error: std::io::Error| Error::new(ErrorCode::Io, format!("{what}: {error}"));
@@ -176,14 +176,14 @@ pub fn run_with<B: Backend + 'static>(
 }
 
 /// Makes channels and peers.
-struct Builder<'a> {
+struct Builder<'a, P> {
     roles: &'a [Role],
-    settings: &'a PeerSettings,
+    settings: &'a PeerSettings<P>,
     events: Rc<RefCell<EventLoop>>,
     attention: Attention,
 }
 
-impl Builder<'_> {
+impl<P> Builder<'_, P> {
     fn hosts(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
@@ -254,12 +254,12 @@ impl Builder<'_> {
     }
 }
 
-fn build<B: Backend>(
+fn build<P: Pool, B: Backend>(
     roles: &[Role],
-    settings: &PeerSettings,
+    settings: &PeerSettings<P>,
     reactor: &Reactor,
     jobs: mpsc::Receiver<host::Job>,
-    wrap: impl FnOnce(FileBackend, &Reactor) -> B,
+    wrap: impl FnOnce(P::Backend, &Reactor) -> B,
 ) -> Result<Host<B>, Error> {
     let events = EventLoop::new(reactor.source(), reactor.clock());
     let (events, attention) = (Rc::new(RefCell::new(events)), Attention::default());
@@ -280,7 +280,10 @@ fn build<B: Backend>(
         handle: reactor.handle(),
     };
     if builder.hosts(Role::Blocker) {
-        let backend = wrap(pool::open(settings, reactor, Purpose::Serve)?, reactor);
+        let backend = wrap(
+            settings.pool.open(reactor, Purpose::Serve, &settings.run)?,
+            reactor,
+        );
         host.blocker = Some((
             BlockerHost::new(backend, &builder.attention, settings.endpoint),
             builder.acceptor(Role::Blocker)?,

@@ -1,12 +1,10 @@
-//! What this host is called, in numbers: in the heads, so that a head says where its last writer ran, and in the owner record
+//! What this host is called, in numbers: in the heads, so that a head shows where its last writer ran, and in the owner record
 //! of a pool.
 //!
-//! The number in the heads is told to people, never compared for a decision: generations decide who may write.
+//! The number in the heads is shown to people, never compared for a decision: generations decide who may write.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-
-use archipelago_blocker_file::Host;
 
 /// The same over reboots. See machine-id(5): it is not stored as it is.
 pub(crate) const MACHINE_ID: &str = "/etc/machine-id";
@@ -25,13 +23,27 @@ pub(crate) fn owner() -> u128 {
     first_of(&[Path::new(MACHINE_ID), Path::new(BOOT_ID)])
 }
 
-/// This host, as an owner record tells it from others.
-pub(crate) fn host() -> Host {
+/// This host, as the owner record of a pool tells it from others. 0: unknown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostIdentity {
+    /// The machine, over reboots.
+    pub machine: u32,
+    /// The kernel that runs.
+    pub boot: u64,
+    /// The namespace that process ids count in.
+    pub namespace: u32,
+    /// Its name, for people.
+    pub name: String,
+}
+
+/// What this host is called.
+#[must_use]
+pub fn host_identity() -> HostIdentity {
     // Folded: of FNV-1a, the last bytes of its input do not reach each byte of the sum.
     let folded = |path| fold(first_of(&[Path::new(path)]));
     let namespace = std::fs::metadata(NAMESPACE).map_or(0, |found| found.ino());
     let name = nix::sys::utsname::uname();
-    Host {
+    HostIdentity {
         machine: folded(MACHINE_ID)[0] ^ folded(MACHINE_ID)[1],
         boot: u64::from(folded(BOOT_ID)[0]) << 32 | u64::from(folded(BOOT_ID)[1]),
         namespace: u32::try_from(namespace).unwrap_or(0),

@@ -1,81 +1,45 @@
-//! The pool of a data process: its backend.
+//! The pool of a data process, whatever its kind: how its backend is opened.
 
 use std::path::Path;
-use std::time::Duration;
 
-use archipelago_blocker_file::{Claimant, FileBackend, Options};
+use archipelago_blocker::Backend;
 use archipelago_protocol::Error;
-use archipelago_protocol::check::{Finding, FindingKind, Report};
+use archipelago_protocol::check::Report;
 use archipelago_runtime::Reactor;
-
-use crate::{PeerSettings, containment};
-
-/// How long a dead predecessor's last writes may hold the pool's lock.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Adds to `report` the files in the pool in `directory` that lie where directories belong, and those beside its owner record.
-pub fn add_foreign(directory: &Path, report: &mut Report) {
-    let note = |message| Finding {
-        kind: FindingKind::Foreign,
-        message,
-        needed_by: None,
-    };
-    match archipelago_blocker_file::foreign(directory) {
-        Ok(files) => {
-            for file in files {
-                report.add(note(format!(
-                    "`{}` is a file, and no part of the pool, where a directory of the pool belongs: move it away",
-                    file.display()
-                )));
-            }
-        }
-        Err(error) => report.add(note(format!(
-            "`{}` could not be searched for foreign files: {error}",
-            directory.display()
-        ))),
-    }
-    match archipelago_blocker_file::stray_records(directory) {
-        Ok(files) => {
-            for file in files {
-                report.add(note(format!(
-                    "`{}` lies beside the pool's owner record and is none: move it away",
-                    file.display()
-                )));
-            }
-        }
-        Err(error) => report.add(note(format!(
-            "`{}` could not be searched for owner records: {error}",
-            directory.display()
-        ))),
-    }
-}
 
 /// What a pool is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub enum Purpose {
     /// To be served: room is set aside for metadata.
     Serve,
     /// To be looked at.
     Check,
 }
 
-/// Opens the pool for this process alone.
-pub(crate) fn open(
-    settings: &PeerSettings,
-    reactor: &Reactor,
-    purpose: Purpose,
-) -> Result<FileBackend, Error> {
-    let options = Options {
-        directory: settings.pool.directory.clone(),
-        direct: settings.pool.direct,
-        reserve: purpose == Purpose::Serve,
-        lock_timeout: LOCK_TIMEOUT,
-        claimant: Claimant {
-            host: crate::owner::host(),
-            node: settings.run.clone(),
-            claim: settings.claim,
-            lost: containment::end_with,
-        },
-    };
-    FileBackend::open(&options, reactor.source(), reactor.clock().as_ref())
+/// A pool of one kind, as the settings of a process name it.
+///
+/// The binary of a backend implements it for its own pool; this crate names no backend.
+pub trait Pool {
+    /// What serves the pool.
+    type Backend: Backend + 'static;
+
+    /// The directories in which the backend makes, reads and writes files: the confined process keeps them.
+    fn directories(&self) -> Vec<&Path>;
+
+    /// File descriptors that the backend needs for itself, in a process that may have `limit`.
+    fn descriptors(&self, limit: u64) -> u64;
+
+    /// Opens the pool for this process alone, with sources of `reactor`; `node` is the node's directory of sockets, for people.
+    ///
+    /// # Errors
+    /// Why the pool cannot be opened.
+    fn open(
+        &self,
+        reactor: &Reactor,
+        purpose: Purpose,
+        node: &Path,
+    ) -> Result<Self::Backend, Error>;
+
+    /// Adds to `report` what lies in the pool and is not part of it, as far as only this kind of pool can see.
+    fn look_for_foreign(&self, report: &mut Report);
 }

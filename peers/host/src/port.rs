@@ -2,14 +2,14 @@
 //!
 //! A shared channel has a socket beside its rings: regions come and go over it, and its end is the client's death. Whoever
 //! serves the port only knows [`ServerPort`]; so the port looks at its socket by itself, in [`ServerPort::accept`], whenever
-//! the loop says that something may have come.
+//! the loop signals that something may have come.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
 use xseg::{Completion, RegionTable, Server, ServerPort, Submission};
 
-/// Says to all ports of a thread that something may have come over a socket.
+/// Signals all ports of a thread that something may have come over a socket.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Attention {
     count: Rc<Cell<u64>>,

@@ -4,7 +4,6 @@
 
 use std::path::PathBuf;
 
-use archipelago_blocker_file::Claim;
 use archipelago_protocol::{Error, ErrorCode, Grants};
 use serde::{Deserialize, Serialize};
 
@@ -26,18 +25,9 @@ pub struct DataPathSettings {
     pub channel_memory_mib: u32,
 }
 
-/// The pool that a blocker serves: container files of a directory.
+/// Settings of a data process, whose pool is of the kind `P`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolSettings {
-    /// The directory.
-    pub directory: PathBuf,
-    /// Whether to use `O_DIRECT` where the file system takes it.
-    pub direct: bool,
-}
-
-/// Settings of a data process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerSettings {
+pub struct PeerSettings<P> {
     /// Directory of sockets.
     pub run: PathBuf,
     /// Directory of the sockets of volumes.
@@ -51,13 +41,10 @@ pub struct PeerSettings {
     /// The user of the endpoint's process, if it has one of its own.
     pub endpoint: Option<Identity>,
     /// The pool that the blocker serves.
-    pub pool: PoolSettings,
-    /// With what right it opens the pool.
-    #[serde(default)]
-    pub claim: Claim,
+    pub pool: P,
 }
 
-impl PeerSettings {
+impl<P> PeerSettings<P> {
     /// What an endpoint with a user of its own may open, as the daemon has written it down; for a process without an
     /// endpoint. `None`: the endpoint has no such user.
     ///

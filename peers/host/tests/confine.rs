@@ -8,12 +8,15 @@ mod tests {
     use std::fs::{self, File};
     use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    use archipelago_blocker_file::Claim;
-    use archipelago_host::{DataPathSettings, PeerSettings, PoolSettings, confine};
+    use archipelago_doubles::MemoryBackend;
+    use archipelago_host::{DataPathSettings, PeerSettings, Pool, Purpose, confine};
+    use archipelago_protocol::Error;
+    use archipelago_protocol::check::Report;
     use archipelago_protocol::control::Role;
+    use archipelago_runtime::Reactor;
     use nix::errno::Errno;
 
     use crate::child::run_inside;
@@ -23,7 +26,28 @@ mod tests {
     /// And what it is.
     const ROLES: &str = "CONFINED_ROLES";
 
-    fn settings(root: &Path) -> PeerSettings {
+    /// A pool whose files lie in a directory; none is opened here.
+    struct Directory(PathBuf);
+
+    impl Pool for Directory {
+        type Backend = MemoryBackend;
+
+        fn directories(&self) -> Vec<&Path> {
+            vec![&self.0]
+        }
+
+        fn descriptors(&self, _limit: u64) -> u64 {
+            0
+        }
+
+        fn open(&self, _: &Reactor, _: Purpose, _: &Path) -> Result<MemoryBackend, Error> {
+            Ok(MemoryBackend::new())
+        }
+
+        fn look_for_foreign(&self, _report: &mut Report) {}
+    }
+
+    fn settings(root: &Path) -> PeerSettings<Directory> {
         PeerSettings {
             run: root.join("run"),
             volumes: root.join("run/volume"),
@@ -36,11 +60,7 @@ mod tests {
                 channel_memory_mib: 64,
             },
             endpoint: None,
-            pool: PoolSettings {
-                directory: root.join("pool"),
-                direct: true,
-            },
-            claim: Claim::Start,
+            pool: Directory(root.join("pool")),
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use archipelago_blocker_file::Claim;
-use archipelago_host::{Identity, PeerSettings};
+use archipelago_host::Identity;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role, Wait};
@@ -85,10 +85,7 @@ impl Node {
         if endpoint.is_some() {
             granted.write()?;
         }
-        let settings = PeerSettings {
-            claim,
-            ..peer_settings(&layout, &config, endpoint)
-        };
+        let settings = peer_settings(&layout, &config, endpoint, claim);
         let groups: Vec<Vec<Role>> = match config.placement {
             Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
             Placement::Split => vec![

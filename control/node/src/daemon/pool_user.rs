@@ -13,6 +13,7 @@ use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
 
 use crate::config::Pool;
+use crate::file_pool::FilePool;
 use crate::layout::Layout;
 
 /// How long a file system may take to say who holds a lock.
@@ -135,7 +136,7 @@ impl ServingNode {
             arguments.get(at + 1).copied()
         };
         let daemon = value("--parent")?.parse().ok()?;
-        let settings: PeerSettings = serde_json::from_str(value("--settings")?).ok()?;
+        let settings: PeerSettings<FilePool> = serde_json::from_str(value("--settings")?).ok()?;
         (parent_of(pid) == Some(daemon)).then_some(ServingNode {
             daemon,
             run: settings.run,

@@ -26,6 +26,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::file_pool::FilePool;
 use crate::layout::{Layout, path_error};
 
 /// Where a process stands in its lives.
@@ -63,7 +64,7 @@ pub(crate) struct Process {
     listener: UnixListener,
     /// The socket's inode: leads there also when its name has been removed.
     inode: File,
-    settings: PeerSettings,
+    settings: PeerSettings<FilePool>,
     life: watch::Sender<Life>,
     restarts: watch::Sender<u64>,
     last_end: watch::Sender<Option<LastEnd>>,
@@ -74,7 +75,7 @@ impl Process {
     pub(crate) fn new(
         layout: &Layout,
         roles: Vec<Role>,
-        settings: PeerSettings,
+        settings: PeerSettings<FilePool>,
     ) -> Result<Process, Error> {
         let socket = layout.control_socket(roles[0]);
         let listener = crate::socket::listen(&socket)?;
@@ -154,7 +155,7 @@ impl Process {
         let listener: OwnedFd = self.listener.try_clone()?.into();
         let mut settings = self.settings.clone();
         if self.restarts() > 0 {
-            settings.claim = Claim::Restart;
+            settings.pool.claim = Claim::Restart;
         }
         let settings = serde_json::to_string(&settings).map_err(std::io::Error::other)?;
         let mut command = Command::new(program);

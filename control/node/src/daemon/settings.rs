@@ -1,17 +1,20 @@
 //! What the daemon's data processes need to know, by the node's configuration.
 
 use archipelago_blocker_file::Claim;
-use archipelago_host::{DataPathSettings, Identity, PeerSettings, PoolSettings};
+use archipelago_host::{DataPathSettings, Identity, PeerSettings};
 
 use crate::config::{Config, Pool};
+use crate::file_pool::FilePool;
 use crate::layout::Layout;
 
-/// The settings of every process of the node at `layout`, whose endpoint runs as `endpoint`.
+/// The settings of every process of the node at `layout`, whose endpoint runs as `endpoint` and whose pool is opened with the
+/// right of `claim`.
 pub(crate) fn peer_settings(
     layout: &Layout,
     config: &Config,
     endpoint: Option<Identity>,
-) -> PeerSettings {
+    claim: Claim,
+) -> PeerSettings<FilePool> {
     let Pool::File { directory, direct } = config.pool().1.clone();
     PeerSettings {
         run: layout.run().to_owned(),
@@ -25,7 +28,10 @@ pub(crate) fn peer_settings(
             channel_memory_mib: config.data.channel_memory_mib,
         },
         endpoint,
-        pool: PoolSettings { directory, direct },
-        claim: Claim::Start,
+        pool: FilePool {
+            directory,
+            direct,
+            claim,
+        },
     }
 }

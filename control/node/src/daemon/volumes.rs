@@ -1,6 +1,7 @@
 //! Volumes, snapshots and clones: what the API does, in terms of mapper and endpoint.
 
-use archipelago_host::add_foreign;
+use archipelago_blocker_file::Claim;
+use archipelago_host::Pool;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
@@ -8,12 +9,12 @@ use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 
 use super::node::{Node, unexpected};
 use super::passing::{Hindrance, wait_while_passing};
+use super::settings::peer_settings;
 use crate::api::pools::PoolView;
 use crate::api::types::{
     CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
     VolumePage, VolumeView,
 };
-use crate::config::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Node {
@@ -46,10 +47,10 @@ impl Node {
     pub(crate) async fn check_pool(&self, name: &Name) -> Result<PoolCheck, Error> {
         self.know_pool(name)?;
         let mut report = self.check().await?;
-        let Pool::File { directory, .. } = self.config.pool().1.clone();
+        let settings = peer_settings(&self.layout, &self.config, None, Claim::Start);
         // Storage that does not answer has kept the check above as well.
         let looked = tokio::task::spawn_blocking(move || {
-            add_foreign(&directory, &mut report);
+            settings.pool.look_for_foreign(&mut report);
             report
         });
         let report = looked.await.map_err(|error| {

@@ -233,12 +233,7 @@ fn turns_before_sleep(count: u64, bytes: u64) -> u32 {
         poll: Duration::from_micros(50),
         ..Config::default()
     };
-    let mut reactor = Reactor::new(
-        config,
-        Arc::<crate::ManualClock>::clone(&clock),
-        Box::new(|_| {}),
-    )
-    .unwrap();
+    let mut reactor = Reactor::new(config, Arc::<crate::ManualClock>::clone(&clock)).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     let reader: File = std::fs::File::from(std::os::fd::OwnedFd::from(reader)).into();
     let turns = Arc::new(Mutex::new(0));
@@ -316,18 +311,16 @@ fn what_is_pushed_before_a_sleep_goes_to_the_kernel_with_or_without_it() {
             ..Config::default()
         };
         let mut reactor = Reactor::new(config, Arc::new(SystemClock)).unwrap();
-        let mut context = reactor.context();
-        let writer = Writer {
-            source: context.source(),
-            handle: context.handle(),
+        let mut writer = Writer {
+            source: reactor.source(),
+            handle: reactor.handle(),
             file: tempfile::tempfile().unwrap().into(),
             region: Region::anonymous(4096).unwrap(),
             left: 100,
             in_flight: false,
             sleeps: 0,
         };
-        context.add_peer(Box::new(writer));
         // What is not submitted lets a sleep last for a minute.
-        reactor.run();
+        reactor.run(&mut writer);
     }
 }

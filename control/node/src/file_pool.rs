@@ -1,0 +1,102 @@
+//! A pool of container files, as a data process of this node hosts it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use archipelago_blocker_file::{Claim, Claimant, FileBackend, Host, Options, files_kept};
+use archipelago_host::{HostIdentity, Pool, Purpose, end_with, host_identity};
+use archipelago_protocol::Error;
+use archipelago_protocol::check::{Finding, FindingKind, Report};
+use archipelago_runtime::Reactor;
+use serde::{Deserialize, Serialize};
+
+/// How long a dead predecessor's last writes may hold the pool's lock.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Container files of a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePool {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Whether to use `O_DIRECT` where the file system takes it.
+    pub direct: bool,
+    /// With what right the pool is opened.
+    #[serde(default)]
+    pub claim: Claim,
+}
+
+impl Pool for FilePool {
+    type Backend = FileBackend;
+
+    fn directories(&self) -> Vec<&Path> {
+        vec![&self.directory]
+    }
+
+    fn descriptors(&self, limit: u64) -> u64 {
+        files_kept(limit)
+    }
+
+    fn open(&self, reactor: &Reactor, purpose: Purpose, node: &Path) -> Result<FileBackend, Error> {
+        let HostIdentity {
+            machine,
+            boot,
+            namespace,
+            name,
+        } = host_identity();
+        let options = Options {
+            directory: self.directory.clone(),
+            direct: self.direct,
+            reserve: purpose == Purpose::Serve,
+            lock_timeout: LOCK_TIMEOUT,
+            claimant: Claimant {
+                host: Host {
+                    machine,
+                    boot,
+                    namespace,
+                    name,
+                },
+                node: node.to_owned(),
+                claim: self.claim,
+                lost: end_with,
+            },
+        };
+        FileBackend::open(&options, reactor.source(), reactor.clock().as_ref())
+    }
+
+    /// The files that lie where directories belong, and those beside the owner record.
+    fn look_for_foreign(&self, report: &mut Report) {
+        let note = |message| Finding {
+            kind: FindingKind::Foreign,
+            message,
+            needed_by: None,
+        };
+        match archipelago_blocker_file::foreign(&self.directory) {
+            Ok(files) => {
+                for file in files {
+                    report.add(note(format!(
+                        "`{}` is a file, and no part of the pool, where a directory of the pool belongs: move it away",
+                        file.display()
+                    )));
+                }
+            }
+            Err(error) => report.add(note(format!(
+                "`{}` could not be searched for foreign files: {error}",
+                self.directory.display()
+            ))),
+        }
+        match archipelago_blocker_file::stray_records(&self.directory) {
+            Ok(files) => {
+                for file in files {
+                    report.add(note(format!(
+                        "`{}` lies beside the pool's owner record and is none: move it away",
+                        file.display()
+                    )));
+                }
+            }
+            Err(error) => report.add(note(format!(
+                "`{}` could not be searched for owner records: {error}",
+                self.directory.display()
+            ))),
+        }
+    }
+}
