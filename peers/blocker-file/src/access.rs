@@ -16,9 +16,8 @@ use nix::sys::statfs::{
     OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, statfs,
 };
 
-use crate::layout::Layout;
-use crate::lock::RECORD_LEN;
-use crate::pool::failed;
+use crate::errors::failed;
+use crate::layout::{LOCK_LEN, Layout};
 
 /// Units of direct I/O that a pool can use, in the order in which they are tried.
 const ALIGNMENTS: [u32; 2] = [512, 4096];
@@ -30,6 +29,16 @@ pub(crate) enum Access {
     Direct { alignment: u32 },
     /// Through the page cache, by plain calls.
     Cached,
+}
+
+impl Access {
+    /// Offsets, lengths and addresses are multiples of this.
+    pub(crate) fn alignment(self) -> u32 {
+        match self {
+            Access::Direct { alignment } => alignment,
+            Access::Cached => 1,
+        }
+    }
 }
 
 /// An access, and why it is that one.
@@ -87,7 +96,7 @@ impl Below {
     }
 }
 
-/// Whether the file system of the pool writes what is overwritten somewhere else, unless it is told not to.
+/// Whether the file system of the pool writes what is overwritten somewhere else, unless a file says otherwise.
 pub(crate) fn copies_on_write(layout: &Layout) -> bool {
     let found = statfs(layout.directory());
     found.is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC)
@@ -175,7 +184,7 @@ pub(crate) fn find(layout: &Layout, source: &Source) -> Result<Found, Error> {
     Ok(found)
 }
 
-/// The access of a pool that is told not to use `O_DIRECT`.
+/// The access of a pool that is configured not to use `O_DIRECT`.
 pub(crate) fn configured_cached() -> Found {
     Found::cached("`direct = false` in the configuration")
 }
@@ -211,8 +220,8 @@ fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
         Some(reported) => reported.offset_alignment.max(reported.memory_alignment),
         None => 0,
     };
-    let memory = xseg::Region::anonymous(RECORD_LEN)?;
-    let whole = file.metadata()?.len() >= RECORD_LEN as u64;
+    let memory = xseg::Region::anonymous(LOCK_LEN)?;
+    let whole = file.metadata()?.len() >= LOCK_LEN as u64;
     let file = archipelago_runtime::File::from(file);
     let mut refused = None;
     for alignment in ALIGNMENTS {
@@ -231,7 +240,7 @@ fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
             });
         match tried {
             // Too short a file is read without a word, whatever the alignment.
-            Ok(_) if !whole && u64::from(alignment) < RECORD_LEN as u64 => {}
+            Ok(_) if !whole && u64::from(alignment) < LOCK_LEN as u64 => {}
             Ok(_) => return Ok(Found::direct(alignment)),
             // It was read like that, and rewriting needs room (btrfs): alignment was not what failed.
             Err(error) if is_full(&error) => return Ok(Found::direct(alignment)),
@@ -240,7 +249,7 @@ fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
         }
     }
     Ok(Found::cached(&match refused {
-        Some(error) => format!("direct I/O of up to {RECORD_LEN} bytes is refused: {error}"),
-        None => format!("direct I/O needs units of {least} bytes, more than {RECORD_LEN}"),
+        Some(error) => format!("direct I/O of up to {LOCK_LEN} bytes is refused: {error}"),
+        None => format!("direct I/O needs units of {least} bytes, more than {LOCK_LEN}"),
     }))
 }

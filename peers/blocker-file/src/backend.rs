@@ -1,11 +1,14 @@
-//! The backend: takes requests, drives transfers and syncs on the ring, hands the rest to the slow threads.
+//! The backend: routes requests to its parts, and the answers of the ring and of threads to the part whose call they end.
+//!
+//! Life of a write: [`FileBackend::start`] finds its file, or has it opened ([`crate::pending_opens`]); [`crate::transfers`]
+//! drives it, [`crate::transfer`] says how far it is; its reply waits in [`crate::context::Replies`].
 //!
 //! Invariant: no call on the pool's file system is made on this thread once the pool is open, but those of a file system in
 //! memory. Any of them may never return, and all volumes share the thread.
 
-use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,35 +16,38 @@ use std::time::Duration;
 use archipelago_blocker::Backend;
 use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve, Wait};
 use archipelago_protocol::object::{
-    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+    FLAG_DURABLE, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, Source, Watch};
-use rustc_hash::FxHashMap;
 use xseg::Span;
 
-use crate::access::{self, Access, Below};
-use crate::awaited::Awaited;
-use crate::bounce::Bounces;
+use crate::access::{self, Below};
+use crate::calls::{Part, Token};
+use crate::context::{Context, Replies};
 use crate::counters::Counters;
-use crate::errors::{Failed, code_of};
-use crate::files::{Files, Open};
+use crate::errors::{code_of, is_of_one_file, sync_failure};
+use crate::files::Files;
 use crate::heads::Heads;
-use crate::jobs::{Done, Job};
-use crate::layout::{FileId, Layout};
+use crate::job_requests::JobRequests;
+use crate::jobs::Done;
+use crate::layout::{CONTAINER_LEN, FileId, Layout};
+use crate::open_file::OpenFile;
+use crate::open_job::Opened;
 use crate::owner::{self, Claimant, Owner};
+use crate::pending_opens::{PendingOpens, Waiter};
 use crate::reserve::Reserve;
-use crate::slow::{Line, Slow, THREADS_MAX};
+use crate::stall_detector::{oldest, spare_workers};
+use crate::syncs::Syncs;
+use crate::threads::Threads;
 use crate::throttle::Throttle;
-use crate::transfer::Transfer;
-use crate::unsynced::Turn;
-use crate::watching::Steps;
+use crate::transfers::Transfers;
 use crate::{lock, pool};
 
-/// The token of the slow threads' doorbells; all others are places in the table.
+/// What the ring gives back for the doorbells of threads; no call has this token.
 const DOORBELL: u64 = u64::MAX;
 
-/// What a file backend can be told.
+/// How a pool is opened.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The pool's directory.
@@ -56,67 +62,56 @@ pub struct Options {
     pub claimant: Claimant,
 }
 
-/// What waits for answers.
-#[derive(Debug)]
-pub(crate) enum Pending {
-    Transfer(Transfer),
-    Sync {
-        ticket: u64,
-        open: Rc<Open>,
-        /// What it covers.
-        began: Turn,
-        waiting: u32,
-        failed: Option<ErrorCode>,
-    },
-    /// A sync of the pool, on its thread.
-    SyncPool {
-        ticket: u64,
-        began: Turn,
-    },
-    Slow {
-        ticket: u64,
-        op: ObjectOp,
-        id: ObjectId,
-    },
-    /// A file is being opened, for those who wait.
-    Open(Awaited),
-}
-
 /// Objects in the files of a directory. Lives on its reactor's thread.
+///
+/// Dropped in this order: what is open is closed by the threads, which do what they have before they end; the pool is released
+/// when nobody writes any more.
 #[derive(Debug)]
 pub struct FileBackend {
-    pub(crate) source: Source,
-    pub(crate) layout: Layout,
-    pub(crate) access: Access,
-    /// The access with its reason.
-    access_report: PoolAccess,
-    pub(crate) files: Files,
-    pub(crate) below: Below,
-    pub(crate) slow: Slow,
-    syncer: Slow,
-    pub(crate) deleter: Slow,
-    pub(crate) listings: Steps,
-    pub(crate) deletions: Steps,
-    pub(crate) bounces: Bounces,
-    pub(crate) pending: Vec<Option<Pending>>,
-    /// When each of them began, in seconds as [`FileBackend::seconds`] counts them.
-    pub(crate) since: Vec<u64>,
-    /// Monotonic time, as it was told last.
-    pub(crate) seconds: u64,
-    pub(crate) free: Vec<usize>,
-    /// Files that are being opened: their places in the table.
-    pub(crate) opening: FxHashMap<FileId, usize>,
-    pub(crate) done: VecDeque<(u64, ObjectReply)>,
-    /// Lists of spans for the next transfers: their memory is used again.
-    pub(crate) spare: Vec<Vec<Span>>,
-    pub(crate) counters: Counters,
-    /// The next sync of the pool fails: one before it did, and nobody was there to be told.
-    pub(crate) untold: bool,
-    /// Data writes while the reserve is spent.
-    pub(crate) throttle: Throttle,
+    source: Source,
+    layout: Layout,
+    /// How the pool's files are accessed, with the reason.
+    access: PoolAccess,
+    files: Files,
+    opens: PendingOpens,
+    transfers: Transfers,
+    syncs: Syncs,
+    requests: JobRequests,
+    throttle: Throttle,
+    replies: Replies,
+    /// Monotonic time, as it was reported last.
+    seconds: u64,
+    threads: Threads,
     _doorbells: Vec<Watch>,
-    /// The last to be dropped: the pool is released when nobody writes any more.
     owner: Option<Owner>,
+}
+
+/// The error of a failed call for the pool in `directory`.
+fn failed(what: &str, directory: &Path, error: &io::Error) -> Error {
+    let text = format!("{what} for pool `{}`: {error}", directory.display());
+    Error::new(code_of(error), text)
+}
+
+/// Has the lock outlive this process until the kernel has finished all that its ring has.
+fn keep_lock(lock: File, source: &Source, directory: &Path) -> Result<(), Error> {
+    source.keep_until_ring_ends(lock.into()).map_err(|error| {
+        let hint = error.hint();
+        let what = format!("keep the lock by io_uring: {error}: {}", error.cause());
+        let text = format!("pool `{}`: {what}", directory.display());
+        Error::new(code_of(error.cause()), text).with_hint(hint)
+    })
+}
+
+/// The pool's reserve, which grows now if it is wanted.
+fn open_reserve(layout: &Layout, wanted: bool) -> Result<Arc<Reserve>, Error> {
+    let reserve = Reserve::open(layout);
+    let reserve =
+        reserve.map_err(|error| failed("open the reserve", layout.directory(), &error))?;
+    if wanted {
+        reserve.grow();
+        reserve.report_start();
+    }
+    Ok(Arc::new(reserve))
 }
 
 impl FileBackend {
@@ -130,93 +125,52 @@ impl FileBackend {
         let layout = Layout::new(&options.directory);
         pool::check_marker(&layout)?;
         let lock = lock::take(&layout, clock, clock.now() + options.lock_timeout)?;
-        let failed = |what: &str, error: io::Error| {
-            Error::new(
-                code_of(&error),
-                format!("{what} for pool `{}`: {error}", options.directory.display()),
-            )
-        };
-        source.keep_until_ring_ends(lock.into()).map_err(|error| {
-            let hint = error.hint();
-            let what = format!("keep the lock by io_uring: {error}: {}", error.cause());
-            let text = format!("pool `{}`: {what}", options.directory.display());
-            Error::new(code_of(error.cause()), text).with_hint(hint)
-        })?;
+        keep_lock(lock, &source, &options.directory)?;
         let owner = owner::claim(&layout, &options.claimant, clock)?;
         let found = match options.direct {
             true => access::find(&layout, &source)?,
             false => access::configured_cached(),
         };
-        let access = found.access;
         let copies = access::copies_on_write(&layout);
-        let synced =
-            std::fs::File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
-        let reserve = Reserve::open(&layout).map_err(|error| failed("open the reserve", error))?;
-        if options.reserve {
-            reserve.grow();
-            reserve.tell_start();
-        }
-        let reserve = Arc::new(reserve);
-        let start = |name, threads_max| {
-            let heads = match &synced {
-                Ok(()) => Heads::new(copies),
-                Err(_) => Heads::suspect(copies),
-            };
-            Slow::start(
-                name,
-                threads_max,
-                layout.clone(),
-                heads,
-                Arc::clone(&reserve),
+        let synced = File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
+        let reserve = open_reserve(&layout, options.reserve)?;
+        let heads = || match &synced {
+            Ok(()) => Heads::new(copies),
+            Err(_) => Heads::suspect(copies),
+        };
+        let threads = Threads::start(&layout, heads, &reserve).map_err(|error| {
+            Error::of_thread(
+                format_args!("pool `{}`", options.directory.display()),
+                &error,
             )
-            .map_err(|error| {
-                Error::of_thread(
-                    format_args!("pool `{}`", options.directory.display()),
-                    &error,
-                )
-            })
-        };
-        let slow = start("blocker-slow", THREADS_MAX)?;
-        let (syncer, deleter) = (start("blocker-sync", 1)?, start("blocker-delete", 1)?);
-        let watch = |doorbell| {
-            let watch = source.poll_readable(doorbell, DOORBELL);
-            watch.map_err(|error| failed("watch a thread", error))
-        };
-        let threads = [&slow, &syncer, &deleter].map(Slow::doorbell);
+        })?;
         let doorbells = threads
+            .doorbells()
             .into_iter()
-            .chain([reserve.gate.doorbell()])
-            .map(watch)
-            .collect::<Result<_, Error>>()?;
+            .chain([reserve.gate().doorbell()])
+            .map(|doorbell| source.poll_readable(doorbell, DOORBELL))
+            .collect::<io::Result<_>>()
+            .map_err(|error| failed("watch a thread", layout.directory(), &error))?;
         let below = Below::of(&layout);
+        let seconds = clock.now().as_secs();
         let mut backend = FileBackend {
             source,
-            below,
             layout,
-            access,
-            access_report: found.report,
-            files: Files::new(access, below.calls(), copies),
-            slow,
-            syncer,
-            deleter,
-            listings: Steps::default(),
-            deletions: Steps::default(),
-            bounces: Bounces::default(),
-            pending: Vec::new(),
-            since: Vec::new(),
-            seconds: clock.now().as_secs(),
-            free: Vec::new(),
-            opening: FxHashMap::default(),
-            done: VecDeque::new(),
-            spare: Vec::new(),
-            counters: Counters::default(),
-            untold: false,
-            throttle: Throttle::default(),
+            access: found.report,
+            files: Files::new(found.access, below.calls(), copies),
+            opens: PendingOpens::new(seconds),
+            transfers: Transfers::new(found.access, below, seconds),
+            syncs: Syncs::new(seconds),
+            requests: JobRequests::new(seconds),
+            throttle: Throttle::new(reserve),
+            replies: Replies::default(),
+            seconds,
+            threads,
             _doorbells: doorbells,
             owner,
         };
         if let Err(error) = synced {
-            let error = failed("sync the file system", error);
+            let error = failed("sync the file system", &options.directory, &error);
             tracing::error!("{}: what was not flushed may be lost", error.message);
             backend.suspect_all();
         }
@@ -226,132 +180,193 @@ impl FileBackend {
     /// What went through.
     #[must_use]
     pub fn figures(&self) -> Counters {
+        let transfers = self.transfers.figures();
+        let (opens, creations) = self.files.figures();
         Counters {
-            opens: self.files.opens,
-            creations: self.files.creations,
-            reserve_spent: self.slow.reserve().spent(),
-            ..self.counters
+            file_syncs: self.syncs.count() + transfers.file_syncs,
+            pool_syncs: self.requests.pool_syncs(),
+            opens,
+            creations,
+            bounces: transfers.bounces,
+            space_retries: transfers.space_retries,
+            reserve_spent: self.throttle.reserve().spent(),
         }
     }
 
-    pub(crate) fn insert(&mut self, pending: Pending) -> usize {
-        if let Some(index) = self.free.pop() {
-            self.pending[index] = Some(pending);
-            self.since[index] = self.seconds;
-            return index;
-        }
-        self.pending.push(Some(pending));
-        self.since.push(self.seconds);
-        self.pending.len() - 1
-    }
-
-    pub(crate) fn remove(&mut self, index: usize) -> Option<Pending> {
-        let pending = self.pending.get_mut(index)?.take();
-        if pending.is_some() {
-            self.free.push(index);
-        }
-        pending
-    }
-
-    pub(crate) fn transfer_mut(&mut self, index: usize) -> Option<&mut Transfer> {
-        match self.pending.get_mut(index)? {
-            Some(Pending::Transfer(transfer)) => Some(transfer),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn answer(&mut self, ticket: u64, reply: ObjectReply) {
-        self.done.push_back((ticket, reply));
-    }
-
-    /// The next job that a thread has done.
-    fn next_slow(&self) -> Option<(usize, Done)> {
-        [&self.slow, &self.syncer, &self.deleter]
-            .into_iter()
-            .find_map(Slow::next_done)
-    }
-
-    /// The ring is done with something.
-    fn on_event(&mut self, index: usize, result: i32) {
-        match self.pending.get_mut(index) {
-            Some(Some(Pending::Transfer(transfer))) if transfer.waiting > 0 => {
-                let failed = self.sync_failure(result);
-                self.on_part(index, failed);
-            }
-            Some(Some(Pending::Transfer(_))) => self.on_moved(index, result),
-            Some(Some(Pending::Sync { .. })) => {
-                let failed = self.sync_failure(result);
-                self.on_part(index, failed);
-            }
-            _ => {}
-        }
-    }
-
-    fn on_done(&mut self, index: usize, done: Done) {
-        match done {
-            Done::Replied(result) => self.on_slow(index, result),
-            Done::Opened(result) => self.on_opened(index, result),
-        }
-    }
-
-    pub(crate) fn on_slow(&mut self, index: usize, done: Result<ObjectReply, Failed>) {
-        if done.is_err_and(|failed| failed.lost) {
-            self.lose_unsynced();
-        }
-        let ticket = match self.pending.get(index) {
-            Some(&Some(Pending::Slow { ticket, .. })) => ticket,
-            Some(&Some(Pending::SyncPool { ticket, began })) => {
-                if done.is_ok() {
-                    self.files.pool_synced(began);
-                }
-                ticket
-            }
-            Some(Some(Pending::Transfer(transfer)))
-                if transfer.waiting == 0 && transfer.from_reserve && !transfer.open.alone.get() =>
-            {
-                let result = done.map(drop).map_err(|failed| failed.code);
-                return self.on_written_from_reserve(index, result);
-            }
-            // Nothing of a transfer is on its way but that.
-            Some(Some(Pending::Transfer(transfer))) if transfer.waiting == 0 => {
-                return self.on_moved_around(index, done.map(drop).map_err(|failed| failed.code));
-            }
-            _ => return self.on_part(index, done.err().map(|failed| failed.code)),
+    /// The parts that have calls under way, and what they use besides their own.
+    fn parts(&mut self) -> (Parts<'_>, Context<'_>) {
+        let parts = Parts {
+            opens: &mut self.opens,
+            transfers: &mut self.transfers,
+            syncs: &mut self.syncs,
+            requests: &mut self.requests,
         };
-        self.remove(index);
-        let reply = done.unwrap_or_else(|failed| ObjectReply::failed(failed.code));
-        self.answer(ticket, reply);
+        let context = Context {
+            source: &self.source,
+            threads: &self.threads,
+            files: &mut self.files,
+            throttle: &mut self.throttle,
+            replies: &mut self.replies,
+        };
+        (parts, context)
     }
 
-    fn start_slow(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
-        let id = request.id;
-        if request.op == ObjectOp::SyncPool && std::mem::take(&mut self.untold) {
-            return self.answer(ticket, ObjectReply::failed(ErrorCode::SyncFailed));
+    /// Starts a read, write or sync, as soon as its file is open.
+    fn start_on_file(
+        &mut self,
+        ticket: u64,
+        request: &ObjectRequest,
+        memory: &[Span],
+    ) -> Result<(), ErrorCode> {
+        let (id, offset) = FileId::locate(request.id, request.offset);
+        let is_data = request.op != ObjectOp::Sync && request.id.kind == ObjectKind::Data;
+        if is_data && offset + u64::from(request.len) > CONTAINER_LEN {
+            // An object never crosses a container: its size divides the container's.
+            return Err(ErrorCode::Invalid);
         }
+        let (mut parts, mut context) = self.parts();
+        match context.files.find(id) {
+            Some(open) => parts.start_on_open(ticket, request, memory, open, &mut context),
+            None => {
+                let waiter = Waiter {
+                    ticket,
+                    request: *request,
+                    memory: memory.to_vec(),
+                };
+                parts.opens.wait(id, waiter, &context);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a thread carry out a request that moves no data.
+    fn start_on_thread(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
+        let id = request.id;
         match request.op {
             ObjectOp::Delete => self.forget(|known| known.object == id),
             ObjectOp::DeleteLineage => self.forget(|known| known.object.lineage == id.lineage),
-            ObjectOp::SyncPool => self.counters.pool_syncs += 1,
             _ => {}
         }
-        let index = self.insert(match request.op {
-            ObjectOp::SyncPool => Pending::SyncPool {
-                ticket,
-                began: self.files.now(),
-            },
-            op => Pending::Slow { ticket, op, id },
-        });
-        let (threads, line) = match request.op {
-            ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => {
-                (&self.deleter, Line::Pool)
-            }
-            ObjectOp::SyncPool => (&self.syncer, Line::Pool),
-            ObjectOp::List | ObjectOp::StatPool => (&self.slow, Line::Pool),
-            _ => (&self.slow, Line::Swaps(id.lineage)),
+        let (parts, mut context) = self.parts();
+        parts.requests.start(ticket, request, memory, &mut context);
+    }
+
+    /// Closes the files that `which` names: they are being deleted.
+    fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
+        self.opens.forget(&which);
+        self.files.forget(which);
+    }
+
+    /// The ring has answered.
+    fn on_ring(&mut self, token: Token, result: i32) {
+        let Token { part, index } = token;
+        let is_failed_sync = match part {
+            Part::Transfers => self.transfers.is_failed_sync(index, result),
+            Part::Syncs => result < 0,
+            // Threads answer these.
+            Part::Opens | Part::Requests => return,
         };
-        let memory = memory.to_vec();
-        let request = *request;
-        threads.send(line, index, Job::Request { request, memory });
+        if is_failed_sync && !is_of_one_file(&io::Error::from_raw_os_error(-result)) {
+            self.lose_unsynced();
+        }
+        let (parts, mut context) = self.parts();
+        match part {
+            Part::Transfers => parts.transfers.on_ring(index, result, &mut context),
+            _ => {
+                let failed = sync_failure(result);
+                parts.syncs.part_done(index, failed, context.replies);
+            }
+        }
+    }
+
+    /// A thread has answered.
+    fn on_thread(&mut self, token: Token, done: Done) {
+        let Token { part, index } = token;
+        let done = match done {
+            Done::Opened(result) => return self.on_opened(index, result),
+            Done::Replied(done) => done,
+        };
+        if done.is_err_and(|failed| failed.lost) {
+            self.lose_unsynced();
+        }
+        let (parts, mut context) = self.parts();
+        let result = done.map(drop).map_err(|failed| failed.code);
+        match part {
+            Part::Transfers => parts.transfers.on_thread(index, result, &mut context),
+            Part::Syncs => {
+                let failed = result.err();
+                parts.syncs.part_done(index, failed, context.replies);
+            }
+            Part::Requests => parts.requests.done(index, done, &mut context),
+            // They are answered by an open file.
+            Part::Opens => {}
+        }
+    }
+
+    fn on_opened(&mut self, index: usize, result: io::Result<Opened>) {
+        let (mut parts, mut context) = self.parts();
+        let Some((open, waiters)) = parts.opens.opened(index, result, &mut context) else {
+            return;
+        };
+        for waiter in waiters {
+            let Waiter {
+                ticket,
+                request,
+                memory,
+            } = waiter;
+            let open = Rc::clone(&open);
+            parts.start_on_open(ticket, &request, &memory, open, &mut context);
+        }
+    }
+
+    /// A sync failed, of whatever: what is not durable may be gone. What is under way may have lost to it, too.
+    fn lose_unsynced(&mut self) {
+        self.files.lose_unsynced();
+        self.transfers.lose_durable();
+        self.syncs.lose();
+    }
+
+    /// The sync of what a predecessor wrote failed. Another try might succeed, and nobody learn of what is gone.
+    pub(crate) fn suspect_all(&mut self) {
+        self.files.suspect_all();
+        self.requests.suspect();
+    }
+
+    /// Pauses data writes, or has them go on, as the gate asks for.
+    fn follow_gate(&mut self) {
+        let is_drained = || self.transfers.are_data_writes_drained();
+        let resumed = self.throttle.follow_gate(self.seconds, is_drained);
+        self.resume(resumed);
+    }
+
+    fn resume(&mut self, paused: Vec<usize>) {
+        let (parts, mut context) = self.parts();
+        parts.transfers.resume(paused, &mut context);
+    }
+}
+
+/// The parts of a backend that have calls under way.
+struct Parts<'a> {
+    opens: &'a mut PendingOpens,
+    transfers: &'a mut Transfers,
+    syncs: &'a mut Syncs,
+    requests: &'a mut JobRequests,
+}
+
+impl Parts<'_> {
+    /// Starts a read, write or sync on its open file.
+    fn start_on_open(
+        &mut self,
+        ticket: u64,
+        request: &ObjectRequest,
+        memory: &[Span],
+        open: Rc<OpenFile>,
+        context: &mut Context<'_>,
+    ) {
+        match request.op {
+            ObjectOp::Sync => self.syncs.start(ticket, open, context),
+            _ => self.transfers.start(ticket, request, memory, open, context),
+        }
     }
 }
 
@@ -365,62 +380,101 @@ impl Backend for FileBackend {
     }
 
     fn pool_report(&self) -> Option<PoolReport> {
-        let [held, wanted] = self.slow.reserve().figures();
+        let [held, wanted] = self.throttle.reserve().figures();
         Some(PoolReport {
-            access: self.access_report.clone(),
+            access: self.access.clone(),
             reserve: PoolReserve { held, wanted },
             owner: self.owner.as_ref().map(Owner::text),
         })
     }
 
     fn look(&mut self, now: Duration) {
-        self.look_at(now);
+        self.seconds = now.as_secs();
+        self.opens.tick(self.seconds);
+        self.transfers.tick(self.seconds);
+        self.syncs.tick(self.seconds);
+        self.requests.tick(self.seconds, &self.threads);
+        let resumed = self.throttle.look(self.seconds);
+        self.resume(resumed);
+        self.throttle.grow_reserve(&self.threads);
+        let ages = self.transfers.ring_ages().chain(self.syncs.ring_ages());
+        self.source.spare_workers(spare_workers(ages));
     }
 
     fn waits(&self) -> Vec<Wait> {
-        self.told_waits()
+        let layout = &self.layout;
+        let on_files = self.transfers.waits(layout).chain(self.syncs.waits(layout));
+        let others = self.opens.waits(layout).chain(self.requests.waits(layout));
+        oldest(on_files.chain(others))
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
-        debug_assert!(request.flags & !FLAG_DURABLE == 0, "judged by the peer");
+        debug_assert!(request.flags & !FLAG_DURABLE == 0, "checked by the peer");
         let swapped = request.id.kind == ObjectKind::Head;
         let result = match request.op {
             // Small objects change by swaps only.
             ObjectOp::Read | ObjectOp::Write if swapped => Err(ErrorCode::Invalid),
             ObjectOp::Read | ObjectOp::Write => self.start_on_file(ticket, request, memory),
             ObjectOp::Sync if swapped => {
-                self.answer(ticket, ObjectReply::done(0));
+                self.replies.push(ticket, ObjectReply::done(0));
                 Ok(())
             }
             ObjectOp::Sync => self.start_on_file(ticket, request, memory),
             ObjectOp::CompareAndSwap | ObjectOp::ReadSwapped if !swapped => Err(ErrorCode::Invalid),
             _ => {
-                self.start_slow(ticket, request, memory);
+                self.start_on_thread(ticket, request, memory);
                 Ok(())
             }
         };
         if let Err(code) = result {
-            self.answer(ticket, ObjectReply::failed(code));
+            self.replies.push(ticket, ObjectReply::failed(code));
         }
     }
 
     fn poll(&mut self) -> Option<(u64, ObjectReply)> {
-        if let Some(done) = self.done.pop_front() {
-            return Some(done);
+        if let Some(reply) = self.replies.pop() {
+            return Some(reply);
         }
         if self.throttle.is_on() {
-            self.tend_gate();
+            self.follow_gate();
         }
         while let Some(event) = self.source.next() {
             if event.token == DOORBELL {
-                self.tend_gate();
-                while let Some((index, done)) = self.next_slow() {
-                    self.on_done(index, done);
+                self.follow_gate();
+                while let Some((token, done)) = self.threads.next_done() {
+                    self.on_thread(token, done);
                 }
-            } else if let Ok(index) = usize::try_from(event.token) {
-                self.on_event(index, event.result);
+            } else if let Some(token) = Token::from_bits(event.token) {
+                self.on_ring(token, event.result);
             }
         }
-        self.done.pop_front()
+        self.replies.pop()
+    }
+}
+
+/// What tests do to a backend that no disk can be made to do.
+#[cfg(test)]
+impl FileBackend {
+    /// The ring has moved `count` bytes of a transfer: what is left of it is under way. `None`: the ring moves none.
+    pub(crate) fn move_part(&mut self, count: i32) -> Option<u32> {
+        let (index, _) = self.transfers.moving()?;
+        let part = Part::Transfers;
+        self.on_ring(Token { part, index }, count);
+        self.transfers.moving().map(|(_, moved)| moved)
+    }
+
+    /// Whether a reply waits to be taken.
+    pub(crate) fn has_reply(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
+    /// What the thread of pool syncs reports when one of them has failed; a disk that does so cannot be had.
+    pub(crate) fn fail_pool_sync(&mut self) {
+        let ticket = u64::MAX;
+        let index = self.requests.insert_pool_sync(ticket, self.files.now());
+        let failed = crate::errors::Failed::sync(&io::Error::from_raw_os_error(libc::EIO));
+        let part = Part::Requests;
+        self.on_thread(Token { part, index }, Done::Replied(Err(failed)));
+        self.replies.forget(ticket);
     }
 }

@@ -20,7 +20,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The figures by name, in the order in which they are told.
+    /// The figures by name, in the order in which they are reported.
     #[must_use]
     pub fn named(&self) -> [(&'static str, u64); 7] {
         [

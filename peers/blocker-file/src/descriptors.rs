@@ -46,7 +46,7 @@ pub(crate) fn pause(tries: u32) -> Duration {
 }
 
 /// Waits, on a thread that may.
-pub(crate) fn rest(pause: Duration) {
+pub(crate) fn wait(pause: Duration) {
     let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
     // Waiting for nothing: a signal that ends it early does no harm.
     let _rested = nix::poll::poll(&mut [], pause);
@@ -84,7 +84,7 @@ pub(crate) fn retry_while_exhausted<T>(mut call: impl FnMut() -> io::Result<T>) 
         match call() {
             Err(error) if is_exhausted(&error) => {
                 starved.get_or_insert_with(|| Starved::new(&error));
-                rest(pause(tries));
+                wait(pause(tries));
                 tries += 1;
             }
             result => return result,
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_without_a_descriptor_is_repeated_and_any_other_failure_told() {
+    fn a_call_without_a_descriptor_is_repeated_and_any_other_failure_reported() {
         for errno in [libc::EMFILE, libc::ENFILE] {
             let mut left = 3;
             let result = retry_while_exhausted(|| {

@@ -15,8 +15,9 @@
 //! A sync that fails is final, whatever the reason, but for ESTALE.
 
 use std::io;
+use std::path::Path;
 
-use archipelago_protocol::ErrorCode;
+use archipelago_protocol::{Error, ErrorCode};
 
 /// The code for a failed read, write, open or the like.
 pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
@@ -33,7 +34,15 @@ pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     }
 }
 
-/// Why a job of a slow thread failed.
+/// The error of a failed call on `path`; `what` was to be done with it.
+pub(crate) fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
+    Error::new(
+        code_of(error),
+        format!("{what} `{}`: {error}", path.display()),
+    )
+}
+
+/// Why a job of a thread failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed {
     pub(crate) code: ErrorCode,
@@ -78,6 +87,12 @@ pub(crate) fn sync_code_of(error: &io::Error) -> ErrorCode {
         ErrorCode::Stale => ErrorCode::Stale,
         _ => ErrorCode::SyncFailed,
     }
+}
+
+/// What the ring's answer to a sync says, if it failed.
+pub(crate) fn sync_failure(result: i32) -> Option<ErrorCode> {
+    let error = (result < 0).then(|| io::Error::from_raw_os_error(-result))?;
+    Some(sync_code_of(&error))
 }
 
 #[cfg(test)]

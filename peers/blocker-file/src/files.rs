@@ -6,8 +6,6 @@
 //! - A file that was made here is `fresh` until its name is durable.
 //! - What is not durable of a file is known also while it is closed.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,43 +14,16 @@ use archipelago_runtime::{Calls, File};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::access::Access;
+use crate::blocking_pool::{JobQueue, JobSender};
 use crate::descriptors;
 use crate::jobs::Job;
 use crate::layout::FileId;
-use crate::opening::{Opened, Opening};
-use crate::slow::{Line, Sending};
-use crate::unsynced::{Turn, Unsynced};
+use crate::open_file::{OpenFile, OpenedAs};
+use crate::open_job::{Missing, OpenJob, Opened};
+use crate::sync_state::{SyncState, Turn};
 
 /// Files closed at once when no descriptor is free: what is opened next needs a few.
 const EVICTED_AT_ONCE: usize = 16;
-
-/// An open file.
-#[derive(Debug)]
-pub(crate) struct Open {
-    pub(crate) id: FileId,
-    pub(crate) file: File,
-    /// Past the page cache.
-    pub(crate) direct: bool,
-    /// Its name is not durable yet.
-    pub(crate) fresh: Cell<bool>,
-    opened: Turn,
-    /// What of it is not durable.
-    pub(crate) unsynced: Unsynced,
-    /// Transfers on it.
-    pub(crate) in_flight: Cell<u32>,
-    /// The one on it needs it for itself.
-    pub(crate) alone: Cell<bool>,
-    /// Transfers that wait for that one's end, or to be it, and those behind them, in order.
-    pub(crate) waiting: RefCell<VecDeque<usize>>,
-    used: Cell<u64>,
-}
-
-/// Whether a file that is not there is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Missing {
-    Create,
-    Refuse,
-}
 
 /// The open files of a pool.
 #[derive(Debug)]
@@ -62,18 +33,18 @@ pub(crate) struct Files {
     /// The file system copies on write.
     copies: bool,
     limit: usize,
-    open: FxHashMap<FileId, Rc<Open>>,
+    open: FxHashMap<FileId, Rc<OpenFile>>,
     /// Of files that were closed with something to remember.
-    closed: FxHashMap<FileId, Unsynced>,
+    closed: FxHashMap<FileId, SyncState>,
     /// Whose creation failed: a name that is there is not durable.
     half_made: FxHashSet<FileId>,
-    /// What a predecessor wrote may be lost: each file's first sync tells.
+    /// What a predecessor wrote may be lost: each file's first sync reports that.
     suspect: bool,
     turn: u64,
     /// When the last sync of the pool that succeeded began.
     pool_synced: Turn,
-    pub(crate) opens: u64,
-    pub(crate) creations: u64,
+    opens: u64,
+    creations: u64,
 }
 
 impl Files {
@@ -97,16 +68,21 @@ impl Files {
     }
 
     /// The file `id`, if it is open.
-    pub(crate) fn find(&mut self, id: FileId) -> Option<Rc<Open>> {
+    pub(crate) fn find(&mut self, id: FileId) -> Option<Rc<OpenFile>> {
         self.turn += 1;
         let open = self.open.get(&id)?;
-        open.used.set(self.turn);
+        open.use_at(Turn(self.turn));
         Some(Rc::clone(open))
     }
 
+    /// Files opened and, of these, made so far.
+    pub(crate) fn figures(&self) -> (u64, u64) {
+        (self.opens, self.creations)
+    }
+
     /// How `id` is opened.
-    pub(crate) fn opening(&self, id: FileId, missing: Missing) -> Opening {
-        Opening {
+    pub(crate) fn open_job(&self, id: FileId, missing: Missing) -> OpenJob {
+        OpenJob {
             id,
             missing,
             direct: self.is_direct(id),
@@ -120,30 +96,25 @@ impl Files {
         &mut self,
         id: FileId,
         opened: Opened,
-        closing: &Sending,
+        closing: JobSender,
         forgotten: bool,
-    ) -> Rc<Open> {
+    ) -> Rc<OpenFile> {
         self.turn += 1;
         self.make_room();
         // A creation that failed half way may have left a name.
         let fresh = self.half_made.remove(&id) || opened.created;
         self.opens += 1;
         self.creations += u64::from(opened.created);
-        let (closing, line) = (closing.clone(), Line::Files(id.object.lineage));
-        let close = move |fd| closing.send(line, Job::Close(fd));
+        let queue = JobQueue::Files(id.object.lineage);
+        let close = move |fd| closing.send(queue, Job::Close(fd));
         let file = File::closed_by(opened.file, self.calls, close);
-        let open = Rc::new(Open {
-            id,
-            file,
+        let opened = OpenedAs {
             direct: self.is_direct(id),
-            fresh: Cell::new(fresh),
-            opened: self.now(),
-            unsynced: self.unsynced_of(id, opened.created),
-            in_flight: Cell::new(0),
-            alone: Cell::new(false),
-            waiting: RefCell::default(),
-            used: Cell::new(self.turn),
-        });
+            fresh,
+            sync_state: self.sync_state_of(id, opened.created),
+            now: self.now(),
+        };
+        let open = Rc::new(OpenFile::new(id, file, opened));
         if !forgotten {
             self.open.insert(id, Rc::clone(&open));
         }
@@ -162,23 +133,23 @@ impl Files {
         self.half_made.retain(|id| !which(id));
     }
 
-    /// The sync of what a predecessor wrote failed. Told by the first sync of each file that it may have written.
+    /// The sync of what a predecessor wrote failed. The first sync of each file that it may have written reports that.
     pub(crate) fn suspect_all(&mut self) {
         self.suspect = true;
     }
 
-    fn unsynced_of(&mut self, id: FileId, fresh: bool) -> Unsynced {
+    fn sync_state_of(&mut self, id: FileId, fresh: bool) -> SyncState {
         match self.closed.remove(&id) {
             Some(known) => known,
-            None if self.suspect && !fresh => Unsynced::suspect(),
-            None => Unsynced::default(),
+            None if self.suspect && !fresh => SyncState::suspect(),
+            None => SyncState::default(),
         }
     }
 
     /// A write to `open` ended, whatever came of it.
-    pub(crate) fn wrote(&mut self, open: &Open) {
+    pub(crate) fn wrote(&mut self, open: &OpenFile) {
         self.turn += 1;
-        open.unsynced.wrote(self.now());
+        open.sync_state().wrote(self.now());
     }
 
     /// What a sync that begins now covers.
@@ -191,19 +162,17 @@ impl Files {
         self.pool_synced = self.pool_synced.max(began);
         let pool_synced = self.pool_synced;
         for open in self.open.values() {
-            if open.opened <= pool_synced {
-                open.fresh.set(false);
-            }
+            open.pool_synced(pool_synced);
         }
         self.closed
-            .retain(|_, unsynced| self.suspect || unsynced.matters(pool_synced));
+            .retain(|_, state| self.suspect || state.matters(pool_synced));
     }
 
     /// A sync failed, and does not say whose data it dropped.
     pub(crate) fn lose_unsynced(&mut self) {
-        let open = self.open.values().map(|open| &open.unsynced);
-        for unsynced in open.chain(self.closed.values()) {
-            unsynced.lose(self.pool_synced);
+        let open = self.open.values().map(|open| open.sync_state());
+        for state in open.chain(self.closed.values()) {
+            state.lose(self.pool_synced);
         }
     }
 
@@ -244,14 +213,14 @@ impl Files {
         let idle = self
             .open
             .values()
-            .filter(|open| Rc::strong_count(open) == 1 && !open.fresh.get());
-        let Some(oldest) = idle.min_by_key(|open| open.used.get()).map(|open| open.id) else {
+            .filter(|open| Rc::strong_count(open) == 1 && !open.is_fresh());
+        let Some(oldest) = idle.min_by_key(|open| open.used()).map(|open| open.id()) else {
             return false;
         };
         let closed = self.open.remove(&oldest);
-        let unsynced = closed.map(|open| open.unsynced.clone());
-        if let Some(unsynced) = unsynced.filter(|it| self.suspect || it.matters(self.pool_synced)) {
-            self.closed.insert(oldest, unsynced);
+        let state = closed.map(|open| open.sync_state().clone());
+        if let Some(state) = state.filter(|it| self.suspect || it.matters(self.pool_synced)) {
+            self.closed.insert(oldest, state);
         }
         true
     }
@@ -263,21 +232,21 @@ mod tests {
     use archipelago_protocol::{Epoch, Lineage};
 
     use super::*;
+    use crate::blocking_pool::BlockingPool;
     use crate::layout::Layout;
-    use crate::slow::Slow;
 
     #[test]
     fn what_is_not_durable_is_known_of_closed_files_too() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
-        let slow = Slow::for_test(1, layout.clone());
+        let threads = BlockingPool::for_test(1, layout.clone());
         let mut files = Files::new(Access::Cached, Calls::First, false);
         files.limit = 1;
         let get = |files: &mut Files, id, missing| {
             let known = files.find(id);
             known.unwrap_or_else(|| {
-                let opened = files.opening(id, missing).open(&layout).unwrap();
-                files.opened(id, opened, &slow.sending(), false)
+                let opened = files.open_job(id, missing).run(&layout).unwrap();
+                files.opened(id, opened, threads.sender(), false)
             })
         };
         let [first, second] = [1, 2].map(|n| {
@@ -285,23 +254,23 @@ mod tests {
             FileId::locate(id, 0).0
         });
         let open = get(&mut files, first, Missing::Create);
-        open.fresh.set(false);
+        open.name_synced();
         files.wrote(&open);
         drop(open);
         let other = get(&mut files, second, Missing::Create);
-        other.fresh.set(false);
+        other.name_synced();
         drop(other);
         assert!(!files.open.contains_key(&first));
         files.lose_unsynced();
         let open = get(&mut files, first, Missing::Refuse);
-        assert!(!open.unsynced.synced(files.now()), "told");
-        assert!(open.unsynced.synced(files.now()), "once");
+        assert!(!open.sync_state().synced(files.now()), "reported");
+        assert!(open.sync_state().synced(files.now()), "once");
         drop(open);
         // What there was before this process is suspect once, too.
         files.suspect_all();
-        for told in [true, false] {
+        for reported in [true, false] {
             let open = get(&mut files, second, Missing::Refuse);
-            assert_eq!(open.unsynced.synced(files.now()), !told);
+            assert_eq!(open.sync_state().synced(files.now()), !reported);
             drop(open);
             drop(get(&mut files, first, Missing::Refuse));
         }
@@ -311,14 +280,14 @@ mod tests {
     fn a_name_that_a_failed_creation_may_have_left_is_not_taken_for_durable() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
-        let slow = Slow::for_test(1, layout.clone());
+        let threads = BlockingPool::for_test(1, layout.clone());
         let mut files = Files::new(Access::Cached, Calls::First, false);
         let (id, _) = FileId::locate(ObjectId::data(Lineage(1), Epoch(1)), 0);
-        drop(files.opening(id, Missing::Create).open(&layout).unwrap());
+        drop(files.open_job(id, Missing::Create).run(&layout).unwrap());
         files.half_made(id);
-        let opened = files.opening(id, Missing::Refuse).open(&layout).unwrap();
+        let opened = files.open_job(id, Missing::Refuse).run(&layout).unwrap();
         assert!(!opened.created);
-        let open = files.opened(id, opened, &slow.sending(), false);
-        assert!(open.fresh.get());
+        let open = files.opened(id, opened, threads.sender(), false);
+        assert!(open.is_fresh());
     }
 }

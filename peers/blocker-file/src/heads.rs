@@ -1,8 +1,8 @@
 //! Small objects that change by swaps: two slots in a file, as `archipelago_blocker::slots` has them.
 //!
 //! Invariants
-//! - A swap is judged only against what is durable. What was there when the process began is, by the sync of its start, and
-//!   what it swapped since is, unless that failed: then the slots are written and synced again before they are judged.
+//! - A swap is compared only with what is durable. What was there when the process began is, by the sync of its start, and
+//!   what it swapped since is, unless that failed: then the slots are written and synced again before they are compared.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -19,8 +19,9 @@ use xseg::Span;
 use crate::access::overwrite_in_place;
 use crate::descriptors::retry_while_exhausted;
 use crate::errors::{Failed, code_of};
-use crate::jobs::sync_names;
 use crate::layout::{FileId, Layout};
+use crate::names::sync_names;
+use crate::spans::{gather, scatter};
 
 /// What is known of heads beside their files. One thread at a time swaps a head.
 #[derive(Debug, Default)]
@@ -183,29 +184,6 @@ fn read_slots(path: &Path) -> Result<Option<Box<[u8; SLOTS_LEN]>>, ErrorCode> {
     Ok(Some(slots))
 }
 
-pub(crate) fn gather(memory: &[Span]) -> Vec<u8> {
-    let mut bytes = vec![0; memory.iter().map(Span::len).sum()];
-    let mut rest = bytes.as_mut_slice();
-    for span in memory {
-        let (part, after) = rest.split_at_mut(span.len());
-        span.read(part);
-        rest = after;
-    }
-    bytes
-}
-
-/// Copies as much of `bytes` into `memory` as has room.
-pub(crate) fn scatter(mut bytes: &[u8], memory: &[Span]) {
-    for span in memory {
-        let len = span.len().min(bytes.len());
-        let (part, rest) = bytes.split_at(len);
-        if let Ok(place) = span.part(0, len) {
-            place.write(part);
-        }
-        bytes = rest;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use archipelago_protocol::Lineage;
@@ -214,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_failed_swap_left_is_written_again_before_it_is_judged() {
+    fn what_a_failed_swap_left_is_written_again_before_it_is_compared() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, heads) = (Layout::new(dir.path()), Heads::default());
         let id = ObjectId::head(Lineage(1));

@@ -10,15 +10,16 @@
 //! `LINEAGE` is 32 hexadecimal digits, `LL` its first two, the numbers are 16 (chunks: 8) hexadecimal digits, so that the
 //! names sort as the numbers do.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use archipelago_protocol::Lineage;
 use archipelago_protocol::object::{ObjectId, ObjectKind};
 
-use crate::owner::Name;
-
 /// Bytes of volume in one container.
 pub const CONTAINER_LEN: u64 = 1 << 36;
+/// Bytes of the lock file: the largest unit of direct I/O that a pool uses.
+pub(crate) const LOCK_LEN: usize = 4096;
 
 /// A file of a pool: an object, or one chunk of an epoch's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,7 +101,7 @@ impl Layout {
     }
 
     /// The owner record that is called `name`.
-    pub(crate) fn owner(&self, name: Name) -> PathBuf {
+    pub(crate) fn owner(&self, name: impl Display) -> PathBuf {
         self.owners().join(name.to_string())
     }
 

@@ -1,7 +1,7 @@
 //! Objects in container files of a directory, on a local file system.
 //!
 //! * [`FileBackend`]: the backend; lives on its reactor's ring.
-//! * [`Options`]: what it can be told; [`Claimant`], [`Claim`], [`Host`]: who opens the pool, and with what right.
+//! * [`Options`]: how it is opened; [`Claimant`], [`Claim`], [`Host`]: who opens the pool, and with what right.
 //! * [`room()`]: what is free in a pool's file system; [`holder()`]: who has the pool open.
 //! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign()`]: what is in their way.
 //!
@@ -14,38 +14,46 @@
 #![forbid(unsafe_code)]
 
 mod access;
-mod around;
-mod awaited;
 mod backend;
-mod bounce;
+mod blocking_pool;
+mod bounce_buffers;
+mod calls;
+mod context;
 mod counters;
+mod deletion;
 mod descriptors;
-mod drive;
 mod errors;
 mod files;
-mod foreign;
-mod gate;
+mod foreign_files;
 mod heads;
 mod holder;
+mod job_requests;
 mod jobs;
 mod layout;
 mod lock;
-mod opening;
+mod names;
+mod open_file;
+mod open_job;
 mod owner;
+mod pending_opens;
 mod pool;
 mod reserve;
 mod room;
-mod slow;
+mod spans;
+mod stall_detector;
+mod sync_state;
 mod syncs;
+mod threads;
 mod throttle;
 mod transfer;
-mod unsynced;
-mod watching;
+mod transfers;
+mod unaligned;
+mod write_gate;
 
 pub use backend::{FileBackend, Options};
 pub use counters::Counters;
 pub use descriptors::files_kept;
-pub use foreign::foreign;
+pub use foreign_files::foreign;
 pub use holder::{Holder, holder};
 pub use layout::{CONTAINER_LEN, Layout};
 pub use owner::{Claim, Claimant, Host, stray_records};

@@ -19,13 +19,11 @@ use nix::fcntl::FlockArg;
 use nix::poll::PollTimeout;
 
 use crate::access::{copies_on_write, overwrite_in_place};
-use crate::layout::Layout;
-use crate::pool::failed;
+use crate::errors::failed;
+use crate::layout::{LOCK_LEN, Layout};
 
 /// How often a held lock is tried again.
 const LOCK_RETRY_MS: u16 = 5;
-/// Length of the record: the largest unit of direct I/O that a pool uses.
-pub(crate) const RECORD_LEN: usize = 4096;
 
 /// Opens the lock file, and makes it if it is not there.
 fn open(path: &Path) -> Result<File, Error> {
@@ -110,11 +108,11 @@ fn prove(path: &Path) -> Result<(), Error> {
 }
 
 /// Our process id and a line's end, filled up with blanks.
-fn record() -> [u8; RECORD_LEN] {
-    let mut record = [b' '; RECORD_LEN];
+fn record() -> [u8; LOCK_LEN] {
+    let mut record = [b' '; LOCK_LEN];
     let id = format!("{}\n", std::process::id());
     record[..id.len()].copy_from_slice(id.as_bytes());
-    record[RECORD_LEN - 1] = b'\n';
+    record[LOCK_LEN - 1] = b'\n';
     record
 }
 
@@ -129,8 +127,8 @@ pub(crate) fn reserve(layout: &Layout) -> std::io::Result<()> {
     if copies_on_write(layout) {
         overwrite_in_place(&file, &layout.lock());
     }
-    let mut record = [b' '; RECORD_LEN];
-    record[RECORD_LEN - 1] = b'\n';
+    let mut record = [b' '; LOCK_LEN];
+    record[LOCK_LEN - 1] = b'\n';
     file.write_all_at(&record, 0)?;
     file.sync_all()
 }
@@ -149,7 +147,7 @@ mod tests {
             std::fs::write(layout.lock(), before).unwrap();
             let _held = take(&layout, &SystemClock, Duration::ZERO).unwrap();
             let text = std::fs::read_to_string(layout.lock()).unwrap();
-            assert_eq!(text.len(), RECORD_LEN);
+            assert_eq!(text.len(), LOCK_LEN);
             assert_eq!(text.trim(), std::process::id().to_string());
         }
     }

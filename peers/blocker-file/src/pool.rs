@@ -7,6 +7,7 @@ use std::path::Path;
 
 use archipelago_protocol::{Error, ErrorCode};
 
+use crate::errors::failed;
 use crate::layout::Layout;
 use crate::{lock, owner};
 
@@ -15,13 +16,6 @@ const MARKER: &str =
     "# A pool of Archipelago. See docs/pool-format.md before you touch anything.\nversion = 1\n";
 /// What `mkfs` leaves in the directory that a file system is mounted at; it stays there.
 const LOST_AND_FOUND: &str = "lost+found";
-
-pub(crate) fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {
-    Error::new(
-        crate::errors::code_of(error),
-        format!("{what} `{}`: {error}", path.display()),
-    )
-}
 
 /// Makes `directory` a pool. One that is a pool already is left as it is.
 ///

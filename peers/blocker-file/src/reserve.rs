@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - Data never takes what is given up: no data write begins, and none of ours is in flight, from before the file is shortened
-//!   until it has taken back what is left ([`crate::gate`]).
+//!   until it has taken back what is left ([`crate::write_gate`]).
 //! - The reserve comes before data: when there is room again, the file grows first.
 //! - A new log, of megabytes, never takes the second half: that is for what exists already, above all for recoveries.
 //! - Without it, or with too little of it, a pool works; a call that finds no room fails as it did before.
@@ -23,9 +23,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::access::is_full;
-use crate::gate::Gate;
 use crate::layout::Layout;
 use crate::room::room;
+use crate::write_gate::WriteGate;
 
 /// Allocated, and given up first, at once.
 const PIECE: u64 = 256 << 10;
@@ -69,7 +69,7 @@ pub(crate) struct Reserve {
     kept: Mutex<Kept>,
     /// One spends at a time.
     turn: Mutex<()>,
-    pub(crate) gate: Gate,
+    gate: WriteGate,
     /// Bytes that it has, and should have: for whoever must not wait.
     held: AtomicU64,
     wanted: AtomicU64,
@@ -77,10 +77,10 @@ pub(crate) struct Reserve {
     futile: AtomicU64,
     /// Calls that took from it.
     spent: AtomicU64,
-    /// A thread was told to have it grow.
+    /// A thread has been asked to have it grow.
     growing: AtomicBool,
     /// Whether the log has said that it is being spent.
-    told: Mutex<bool>,
+    reported: Mutex<bool>,
 }
 
 /// The length of the reserve of a file system of `total` bytes.
@@ -117,13 +117,13 @@ impl Reserve {
             path: layout.reserve(),
             kept: Mutex::new(Kept::Missing),
             turn: Mutex::default(),
-            gate: Gate::new()?,
+            gate: WriteGate::new()?,
             held: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             futile: AtomicU64::new(0),
             spent: AtomicU64::new(0),
             growing: AtomicBool::new(false),
-            told: Mutex::default(),
+            reported: Mutex::default(),
         };
         match OpenOptions::new().write(true).open(&reserve.path) {
             Ok(file) => {
@@ -135,6 +135,11 @@ impl Reserve {
             Err(error) => tracing::warn!("{}: {error}", reserve.path.display()),
         }
         Ok(reserve)
+    }
+
+    /// The gate before data writes.
+    pub(crate) fn gate(&self) -> &WriteGate {
+        &self.gate
     }
 
     /// Bytes that it has, and should have. At most a moment old; waits for nothing.
@@ -187,7 +192,7 @@ impl Reserve {
         self.gate.open();
         if !finds_no_room(&result) {
             self.spent.fetch_add(1, Ordering::Relaxed);
-            self.tell_spent();
+            self.report_spent();
         }
         result
     }
@@ -215,7 +220,7 @@ impl Reserve {
         true
     }
 
-    /// Whether nobody has been told to have it grow: whoever asks tells a thread.
+    /// Whether no thread has been asked to have it grow; whoever gets this answer asks one.
     pub(crate) fn may_begin_growing(&self) -> bool {
         !self.growing.swap(true, Ordering::Relaxed)
     }
@@ -243,7 +248,7 @@ impl Reserve {
         }
         drop(kept);
         if !self.is_short() {
-            self.tell_whole();
+            self.report_whole();
         }
     }
 
@@ -293,10 +298,10 @@ impl Reserve {
     }
 
     /// Says in the log if there is less than there should be.
-    pub(crate) fn tell_start(&self) {
+    pub(crate) fn report_start(&self) {
         let [held, wanted] = self.figures();
         if held < wanted {
-            *lock(&self.told) = true;
+            *lock(&self.reported) = true;
             tracing::warn!(
                 "pool {}: its file system has room for {held} of {wanted} bytes of the reserve: while it is full, commands may \
                  be refused; free space there, or grow the file system",
@@ -305,8 +310,8 @@ impl Reserve {
         }
     }
 
-    fn tell_spent(&self) {
-        if std::mem::replace(&mut *lock(&self.told), true) {
+    fn report_spent(&self) {
+        if std::mem::replace(&mut *lock(&self.reported), true) {
             return;
         }
         let [held, wanted] = self.figures();
@@ -317,8 +322,8 @@ impl Reserve {
         );
     }
 
-    fn tell_whole(&self) {
-        if std::mem::replace(&mut *lock(&self.told), false) {
+    fn report_whole(&self) {
+        if std::mem::replace(&mut *lock(&self.reported), false) {
             tracing::info!(
                 "pool {}: the reserve is whole again",
                 self.directory.display()

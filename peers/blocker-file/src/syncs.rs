@@ -1,128 +1,128 @@
-//! Making durable: who waits for what, and what a failure means for the others ([`crate::unsynced`]).
+//! Syncs of one file under way: what was written to it becomes durable, and its name if it is new.
+//!
+//! What a failure means for other files: [`crate::sync_state`].
 
-use std::io;
 use std::rc::Rc;
 
-use archipelago_protocol::object::ObjectReply;
-use archipelago_protocol::{ErrorCode, Lineage};
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::control::Wait;
 
-use crate::backend::{FileBackend, Pending};
-#[cfg(test)]
-use crate::errors::Failed;
-use crate::errors::{is_of_one_file, sync_code_of};
-use crate::files::Open;
-use crate::jobs::Job;
-use crate::slow::Line;
-use crate::transfer::Way;
+use crate::calls::{Calls, Part, Token};
+use crate::context::{Context, Replies};
+use crate::layout::Layout;
+use crate::open_file::OpenFile;
+use crate::stall_detector::wait_on;
+use crate::sync_state::Turn;
 
-impl FileBackend {
+/// A sync of a file, for one request.
+#[derive(Debug)]
+struct FileSync {
+    ticket: u64,
+    open: Rc<OpenFile>,
+    /// What it covers.
+    began: Turn,
+    /// Answers that are still to come.
+    waiting: u32,
+    failed: Option<ErrorCode>,
+}
+
+/// The syncs of a pool's files.
+#[derive(Debug)]
+pub(crate) struct Syncs {
+    calls: Calls<FileSync>,
+    count: u64,
+}
+
+impl Syncs {
+    /// None yet, at the time `seconds`.
+    pub(crate) fn new(seconds: u64) -> Self {
+        Syncs {
+            calls: Calls::new(seconds),
+            count: 0,
+        }
+    }
+
+    /// Time goes on.
+    pub(crate) fn tick(&mut self, seconds: u64) {
+        self.calls.tick(seconds);
+    }
+
+    /// Syncs started so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Makes what was written to `open` durable.
-    pub(crate) fn start_sync(&mut self, ticket: u64, open: Rc<Open>) {
-        self.counters.file_syncs += 1;
-        let fresh = open.fresh.get();
-        let waiting = 1 + u32::from(fresh);
-        let index = self.insert(Pending::Sync {
+    pub(crate) fn start(&mut self, ticket: u64, open: Rc<OpenFile>, context: &Context<'_>) {
+        self.count += 1;
+        let fresh = open.is_fresh();
+        let index = self.calls.insert(FileSync {
             ticket,
             open: Rc::clone(&open),
-            began: self.files.now(),
-            waiting,
+            began: context.files.now(),
+            waiting: 1 + u32::from(fresh),
             failed: None,
         });
-        self.source.sync(&open.file, index as u64);
+        let token = Token {
+            part: Part::Syncs,
+            index,
+        };
+        context.source.sync(open.file(), token.to_bits());
         if fresh {
-            self.send_names(index, open.id.object.lineage);
+            let lineage = open.id().object.lineage;
+            context.threads.sync_names(lineage, token);
         }
     }
 
-    /// Has the names of the files of `lineage` made durable, for what is at `index`.
-    pub(crate) fn send_names(&self, index: usize, lineage: Lineage) {
-        self.slow
-            .send(Line::Swaps(lineage), index, Job::Names(lineage));
-    }
-
-    /// What a sync on the ring came to, if it failed.
-    pub(crate) fn sync_failure(&mut self, result: i32) -> Option<ErrorCode> {
-        let error = (result < 0).then(|| io::Error::from_raw_os_error(-result))?;
-        if !is_of_one_file(&error) {
-            self.lose_unsynced();
-        }
-        Some(sync_code_of(&error))
-    }
-
-    /// A sync failed, of whatever: what is not durable may be gone. What is under way may have lost to it, too.
-    pub(crate) fn lose_unsynced(&mut self) {
-        self.files.lose_unsynced();
-        for pending in self.pending.iter_mut().flatten() {
-            match pending {
-                Pending::Transfer(transfer) if transfer.durable && transfer.way == Way::Write => {
-                    transfer.failed = Some(ErrorCode::SyncFailed);
-                }
-                Pending::Sync { open, failed, .. } if open.unsynced.is_lost() => {
-                    *failed = Some(ErrorCode::SyncFailed);
-                }
-                _ => {}
+    /// A sync failed, of whatever: those under way of files that may have lost something fail, too.
+    pub(crate) fn lose(&mut self) {
+        for sync in self.calls.iter_mut() {
+            if sync.open.sync_state().is_lost() {
+                sync.failed = Some(ErrorCode::SyncFailed);
             }
         }
     }
 
-    /// One of several answers that make something durable.
-    pub(crate) fn on_part(&mut self, index: usize, code: Option<ErrorCode>) {
-        match self.pending.get_mut(index) {
-            Some(Some(Pending::Transfer(transfer))) => {
-                transfer.waiting -= 1;
-                transfer.failed = transfer.failed.or(code);
-                if transfer.waiting > 0 {
-                    return;
-                }
-                if transfer.failed.is_none() {
-                    transfer.open.fresh.set(false);
-                }
-                self.finish_transfer(index, Ok(()));
-            }
-            Some(Some(Pending::Sync {
-                began,
-                waiting,
-                failed,
-                open,
-                ticket,
-            })) => {
-                *waiting -= 1;
-                *failed = failed.or(code);
-                if *waiting > 0 {
-                    return;
-                }
-                let (ticket, mut failed) = (*ticket, *failed);
-                if failed.is_some() {
-                    open.unsynced.told();
-                } else {
-                    open.fresh.set(false);
-                    if !open.unsynced.synced(*began) {
-                        failed = Some(ErrorCode::SyncFailed);
-                    }
-                }
-                self.remove(index);
-                self.answer(
-                    ticket,
-                    failed.map_or_else(|| ObjectReply::done(0), ObjectReply::failed),
-                );
-            }
-            _ => {}
+    /// One of the answers for the sync at `index`; with the last one its request is answered.
+    pub(crate) fn part_done(
+        &mut self,
+        index: usize,
+        failed: Option<ErrorCode>,
+        replies: &mut Replies,
+    ) {
+        let Some(sync) = self.calls.get_mut(index) else {
+            return;
+        };
+        sync.waiting -= 1;
+        sync.failed = sync.failed.or(failed);
+        if sync.waiting > 0 {
+            return;
         }
+        let result = match sync.failed {
+            Some(code) => {
+                sync.open.sync_state().take_loss();
+                Err(code)
+            }
+            None => {
+                sync.open.name_synced();
+                match sync.open.sync_state().synced(sync.began) {
+                    true => Ok(()),
+                    false => Err(ErrorCode::SyncFailed),
+                }
+            }
+        };
+        replies.push_result(sync.ticket, 0, result);
+        self.calls.remove(index);
     }
 
-    /// The sync of what a predecessor wrote failed. Another try might succeed, and nobody hear of what is gone.
-    pub(crate) fn suspect_all(&mut self) {
-        self.files.suspect_all();
-        self.untold = true;
+    /// The ages of the calls that the ring makes, in seconds.
+    pub(crate) fn ring_ages(&self) -> impl Iterator<Item = u64> {
+        self.calls.ages().map(|(age, _)| age)
     }
 
-    /// What the thread of pool syncs says when one of them has failed; a disk that does so cannot be had.
-    #[cfg(test)]
-    pub(crate) fn fail_pool_sync(&mut self) {
-        let (ticket, began) = (u64::MAX, self.files.now());
-        let index = self.insert(Pending::SyncPool { ticket, began });
-        let failed = Failed::sync(&io::Error::from_raw_os_error(libc::EIO));
-        self.on_slow(index, Err(failed));
-        self.done.retain(|(ticket, _)| *ticket != u64::MAX);
+    /// The calls under way, to be reported.
+    pub(crate) fn waits<'a>(&'a self, layout: &'a Layout) -> impl Iterator<Item = Wait> {
+        let calls = self.calls.ages();
+        calls.map(|(age, sync)| wait_on("sync of", sync.open.id(), layout, age))
     }
 }

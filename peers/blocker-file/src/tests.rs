@@ -15,7 +15,6 @@ use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 use archipelago_runtime::{Config, Reactor, SystemClock};
 
 use super::*;
-use crate::backend::Pending;
 use crate::pool::check_marker;
 
 fn options(directory: &Path) -> Options {
@@ -104,18 +103,16 @@ fn what_a_short_write_left_is_written_before_the_answer() {
         reactor.sleep(Duration::from_millis(1));
         backend.poll()
     };
-    let index = loop {
+    let moved = loop {
         // A thread opens the file first.
         assert_eq!(pump(&mut backend), None);
-        let is_moving = |pending: &Option<Pending>| matches!(pending, Some(Pending::Transfer(_)));
-        if let Some(index) = backend.pending.iter().position(is_moving) {
-            break index;
+        // As if the kernel had moved a half; it says so only of what it cannot continue itself.
+        if let Some(moved) = backend.move_part(4096) {
+            break moved;
         }
     };
-    // As if the kernel had moved a half; it says so only of what it cannot continue itself.
-    backend.on_moved(index, 4096);
-    assert!(backend.done.is_empty(), "answered after a half");
-    assert_eq!(backend.transfer_mut(index).unwrap().moved, 4096);
+    assert!(!backend.has_reply(), "answered after a half");
+    assert_eq!(moved, 4096);
     let reply = loop {
         if let Some((ticket, reply)) = pump(&mut backend) {
             assert_eq!(ticket, 7);
@@ -139,7 +136,7 @@ fn two_hundred_dirty_objects_are_one_sync() {
 }
 
 #[test]
-fn a_failed_sync_of_the_pool_is_told_by_the_next_sync_of_what_it_may_have_dropped() {
+fn a_failed_sync_of_the_pool_is_reported_by_the_next_sync_of_what_it_may_have_dropped() {
     with_backend(|_, backend, driver| {
         let [dirty, synced, pooled] = [1, 2, 3].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
         assert_eq!(driver.write(pooled, 0, &[1; 4096]), Ok(4096));
@@ -155,7 +152,7 @@ fn a_failed_sync_of_the_pool_is_told_by_the_next_sync_of_what_it_may_have_droppe
         assert_eq!(sync(synced), Ok(0));
         assert_eq!(sync(pooled), Ok(0));
         assert_eq!(sync(dirty), Err(ErrorCode::SyncFailed));
-        assert_eq!(sync(dirty), Ok(0), "told once");
+        assert_eq!(sync(dirty), Ok(0), "reported once");
         // What is under way when a sync fails does not know which of the two the disk did first.
         assert_eq!(driver.write(dirty, 0, &[2; 4096]), Ok(4096));
         let write = ObjectRequest {
@@ -193,14 +190,14 @@ fn what_fails_without_a_sync_costs_nobody_else_anything() {
 }
 
 #[test]
-fn a_failed_sync_at_the_start_is_told_by_the_first_sync_of_the_pool_and_of_each_file() {
+fn a_failed_sync_at_the_start_is_reported_by_the_first_sync_of_the_pool_and_of_each_file() {
     let dir = tempfile::tempdir().unwrap();
     let pool = dir.path().join("pool");
     create(&pool).unwrap();
     let [before, after] = [1, 2].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
-    for life in 0..2 {
+    for incarnation in 0..2 {
         let (mut backend, mut reactor) = open(&pool);
-        if life == 1 {
+        if incarnation == 1 {
             backend.suspect_all();
         }
         let mut pump = || {
@@ -208,15 +205,15 @@ fn a_failed_sync_at_the_start_is_told_by_the_first_sync_of_the_pool_and_of_each_
             reactor.sleep(Duration::from_millis(1));
         };
         let mut driver = Driver::new(Box::new(backend), &mut pump, "suspect");
-        if life == 0 {
+        if incarnation == 0 {
             assert_eq!(driver.write(before, 0, &[1; 4096]), Ok(4096));
             driver.finish();
             continue;
         }
         assert_eq!(driver.write(after, 0, &[1; 4096]), Ok(4096));
-        for told in [Err(ErrorCode::SyncFailed), Ok(0)] {
-            assert_eq!(driver.simple(ObjectOp::SyncPool, before).result, told);
-            assert_eq!(driver.simple(ObjectOp::Sync, before).result, told);
+        for reported in [Err(ErrorCode::SyncFailed), Ok(0)] {
+            assert_eq!(driver.simple(ObjectOp::SyncPool, before).result, reported);
+            assert_eq!(driver.simple(ObjectOp::Sync, before).result, reported);
             assert_eq!(driver.simple(ObjectOp::Sync, after).result, Ok(0));
         }
         driver.finish();

@@ -1,23 +1,30 @@
-//! Reads and writes of one file: aligned ones go to the medium as they are, others through a buffer.
+//! One read or write of one file: what it is, how it fits the medium, how far it is.
+//!
+//! | stage | what moves its bytes | ends with |
+//! |---|---|---|
+//! | [`Stage::Queued`] | nothing: another transfer has the file | the file is free |
+//! | [`Stage::Paused`] | nothing: data writes are paused | the gate is open |
+//! | [`Stage::Moving`] | the ring | its event |
+//! | [`Stage::OnThread`] | a thread that may wait | its answer |
+//! | [`Stage::MakingDurable`] | nothing any more | the answers of a sync and of its name |
 
+use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use archipelago_protocol::ErrorCode;
-use archipelago_protocol::object::{FLAG_DURABLE, ObjectOp, ObjectRequest};
-use archipelago_runtime::Durability;
+use archipelago_protocol::object::{FLAG_DURABLE, ObjectKind, ObjectOp, ObjectRequest};
+use archipelago_runtime::{Durability, Source};
 use xseg::{Region, Span};
 
-use crate::files::Open;
+use crate::errors::code_of;
+use crate::open_file::OpenFile;
+use crate::reserve::Claim;
+use crate::spans::Direction;
+use crate::unaligned::UnalignedTransfer;
 
 /// Times that a write without room is tried again at once: the first has always been enough, each costs a full pool a call.
 const REFUSALS_MAX: u8 = 3;
-
-/// Which way the bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    Read,
-    Write,
-}
 
 /// How a transfer fits the medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,35 +37,59 @@ pub(crate) enum Fit {
     Place,
 }
 
-/// A read or write on its way.
+/// Where a transfer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It waits for its file.
+    Queued,
+    /// It is a data write, and they are paused.
+    Paused,
+    /// The ring moves its bytes.
+    Moving,
+    /// A thread moves its bytes.
+    OnThread,
+    /// Its bytes are moved; so many answers are still to come before it is durable.
+    MakingDurable(u32),
+}
+
+/// What an answer of the ring means to a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// To be submitted again: for the rest, or because the call was interrupted.
+    Again,
+    /// To be submitted again: the file system had no room for a moment.
+    Refused,
+    /// All bytes are moved, or it failed.
+    Ended(Result<(), ErrorCode>),
+}
+
+/// A read or write under way.
 #[derive(Debug)]
 pub(crate) struct Transfer {
-    pub(crate) ticket: u64,
-    pub(crate) open: Rc<Open>,
-    pub(crate) way: Way,
+    ticket: u64,
+    open: Rc<OpenFile>,
+    direction: Direction,
     /// Byte of the file.
-    pub(crate) offset: u64,
-    pub(crate) len: u32,
-    pub(crate) durable: bool,
-    pub(crate) memory: Vec<Span>,
+    offset: u64,
+    len: u32,
+    durable: bool,
+    memory: Vec<Span>,
     /// The buffer that stands for `memory`.
-    pub(crate) bounce: Option<Region>,
+    buffer: Option<Region>,
     /// Bytes moved so far: the kernel may do less than was asked.
-    pub(crate) moved: u32,
-    /// Answers that are still to come before a durable write is one.
-    pub(crate) waiting: u32,
+    moved: u32,
     /// How often the file system has said that it has no room.
-    pub(crate) refusals: u8,
-    /// A thread makes it, with room from the reserve.
-    pub(crate) from_reserve: bool,
+    refusals: u8,
+    stage: Stage,
     /// Why it is no durable write, though its bytes were moved.
-    pub(crate) failed: Option<ErrorCode>,
+    failed: Option<ErrorCode>,
 }
 
 impl Transfer {
+    /// The transfer that `request` asks for, at `offset` of the file.
     pub(crate) fn new(
         ticket: u64,
-        open: Rc<Open>,
+        open: Rc<OpenFile>,
         request: &ObjectRequest,
         offset: u64,
         memory: Vec<Span>,
@@ -66,25 +97,80 @@ impl Transfer {
         Transfer {
             ticket,
             open,
-            way: if request.op == ObjectOp::Read {
-                Way::Read
-            } else {
-                Way::Write
+            direction: match request.op {
+                ObjectOp::Read => Direction::Read,
+                _ => Direction::Write,
             },
             offset,
             len: request.len,
             durable: request.flags & FLAG_DURABLE != 0,
             memory,
-            bounce: None,
+            buffer: None,
             moved: 0,
-            waiting: 0,
             refusals: 0,
-            from_reserve: false,
+            stage: Stage::Queued,
             failed: None,
         }
     }
 
+    pub(crate) fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
+    pub(crate) fn open(&self) -> &Rc<OpenFile> {
+        &self.open
+    }
+
+    pub(crate) fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    pub(crate) fn set_stage(&mut self, stage: Stage) {
+        self.stage = stage;
+    }
+
+    pub(crate) fn is_write(&self) -> bool {
+        self.direction == Direction::Write
+    }
+
+    /// Whether it writes blocks of a volume.
+    pub(crate) fn is_data_write(&self) -> bool {
+        self.is_write() && self.open.id().object.kind == ObjectKind::Data
+    }
+
+    /// Whether it is a write that is durable when it is answered.
+    pub(crate) fn is_durable_write(&self) -> bool {
+        self.durable && self.is_write()
+    }
+
+    /// Whether it may still move bytes of data: paused writes will not before the gate is open.
+    pub(crate) fn holds_up_gate(&self) -> bool {
+        self.is_data_write() && !matches!(self.stage, Stage::Paused | Stage::MakingDurable(_))
+    }
+
+    /// What the write may take of the reserve; `None`: it is data.
+    pub(crate) fn reserve_claim(&self) -> Option<Claim> {
+        match (self.direction, self.open.id().object.kind) {
+            (Direction::Read, _) | (Direction::Write, ObjectKind::Data) => None,
+            // An append is durable; what is not makes a new log.
+            (Direction::Write, ObjectKind::Log) if !self.durable => Some(Claim::Half),
+            (Direction::Write, _) => Some(Claim::All),
+        }
+    }
+
+    /// How it fits a medium that takes multiples of `alignment`.
     pub(crate) fn fit(&self, alignment: u32) -> Fit {
+        if !self.open.is_direct() {
+            return Fit::Whole;
+        }
         let (unit, wide) = (alignment as usize, u64::from(alignment));
         if !self.offset.is_multiple_of(wide) || !self.len.is_multiple_of(alignment) {
             return Fit::Place;
@@ -99,29 +185,179 @@ impl Transfer {
         }
     }
 
+    /// Has the transfer go through `buffer`, which is at least as long.
+    pub(crate) fn use_buffer(&mut self, buffer: Region) -> Result<(), ErrorCode> {
+        if self.is_write() {
+            let mut bytes = vec![0; self.len as usize];
+            self.copy(&mut bytes);
+            buffer
+                .write(0, &bytes)
+                .map_err(|_short| ErrorCode::Internal)?;
+        }
+        self.buffer = Some(buffer);
+        Ok(())
+    }
+
+    /// The transfer has ended with `result`: what was read into its buffer goes to its memory. The buffer.
+    pub(crate) fn take_buffer(&mut self, result: Result<(), ErrorCode>) -> Option<Region> {
+        let buffer = self.buffer.take()?;
+        if self.direction == Direction::Read && result.is_ok() {
+            let mut bytes = vec![0; self.len as usize];
+            // The buffer is as long as the transfer.
+            if buffer.read(0, &mut bytes).is_ok() {
+                self.copy(&mut bytes);
+            }
+        }
+        Some(buffer)
+    }
+
+    /// The list of spans, empty, for another transfer.
+    pub(crate) fn into_spans(mut self) -> Vec<Span> {
+        self.memory.clear();
+        self.memory
+    }
+
+    /// Has the ring move what is still to be moved.
+    pub(crate) fn submit(&mut self, source: &Source, token: u64) {
+        self.stage = Stage::Moving;
+        let (file, at) = (self.open.file(), self.offset + u64::from(self.moved));
+        let rest;
+        let spans = if self.moved == 0 && self.buffer.is_none() {
+            self.memory.as_slice()
+        } else {
+            rest = self.rest();
+            rest.as_slice()
+        };
+        match self.direction {
+            Direction::Read => source.read(file, spans, at, token),
+            Direction::Write => {
+                let durability = match self.durable {
+                    true => Durability::Now,
+                    false => Durability::Later,
+                };
+                source.write(file, spans, at, durability, token);
+            }
+        }
+    }
+
+    /// Takes the ring's answer: a count, or a negative errno.
+    pub(crate) fn on_moved(&mut self, result: i32) -> Moved {
+        match (u32::try_from(result), self.direction) {
+            (Err(_negative), _) if is_interrupted(result) => Moved::Again,
+            (Err(_negative), _) if self.may_retry(-result) => Moved::Refused,
+            (Err(_negative), _) => {
+                let error = io::Error::from_raw_os_error(-result);
+                Moved::Ended(Err(code_of(&error)))
+            }
+            (Ok(0), Direction::Read) => {
+                self.zero_rest();
+                Moved::Ended(Ok(()))
+            }
+            (Ok(0), Direction::Write) => Moved::Ended(Err(ErrorCode::NoSpace)),
+            (Ok(count), _) => {
+                self.moved += count;
+                if self.moved >= self.len {
+                    Moved::Ended(Ok(()))
+                } else {
+                    Moved::Again
+                }
+            }
+        }
+    }
+
+    /// Whether the ring's answer `result` is that of a failed sync, as a failed durable write is.
+    pub(crate) fn is_failed_sync(&self, result: i32) -> bool {
+        match self.stage {
+            Stage::MakingDurable(_) => result < 0,
+            Stage::Moving => self.is_durable_write() && result < 0 && !is_interrupted(result),
+            Stage::Queued | Stage::Paused | Stage::OnThread => false,
+        }
+    }
+
+    /// Moves all bytes by plain calls, which only copy memory.
+    pub(crate) fn move_now(&mut self, source: &Source) -> Result<(), ErrorCode> {
+        loop {
+            let (rest, at) = (self.rest(), self.offset + u64::from(self.moved));
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let moved = match self.direction {
+                Direction::Read => source.read_now(self.open.file(), &rest, at),
+                Direction::Write => {
+                    source.write_now(self.open.file(), &rest, at, Durability::Later)
+                }
+            };
+            match (moved, self.direction) {
+                (Err(error), _) if self.may_retry(error.raw_os_error().unwrap_or_default()) => {}
+                (Err(error), _) => return Err(code_of(&error)),
+                (Ok(0), Direction::Read) => {
+                    self.zero_rest();
+                    return Ok(());
+                }
+                (Ok(0), Direction::Write) => return Err(ErrorCode::NoSpace),
+                (Ok(count), _) => self.moved += u32::try_from(count).unwrap_or(u32::MAX),
+            }
+        }
+    }
+
+    /// The same for a thread, which moves whole units; a write may take `claim` of the reserve.
+    pub(crate) fn for_thread(
+        &self,
+        unit: u32,
+        claim: Option<Claim>,
+    ) -> Result<UnalignedTransfer, ErrorCode> {
+        let file = self.open.file().as_fd().try_clone_to_owned();
+        Ok(UnalignedTransfer {
+            file: file.map_err(|error| code_of(&error))?.into(),
+            direction: self.direction,
+            offset: self.offset,
+            len: self.len as usize,
+            unit: unit as usize,
+            memory: self.memory.clone(),
+            claim,
+        })
+    }
+
+    /// A sync failed while the transfer was under way: if it is a durable write, it may have lost to that.
+    pub(crate) fn lose(&mut self) {
+        if self.is_durable_write() {
+            self.failed = Some(ErrorCode::SyncFailed);
+        }
+    }
+
+    /// What has come of a part of making it durable, and whether that was the last.
+    pub(crate) fn part_done(&mut self, failed: Option<ErrorCode>) -> bool {
+        let Stage::MakingDurable(waiting) = self.stage else {
+            return false;
+        };
+        self.stage = Stage::MakingDurable(waiting - 1);
+        self.failed = self.failed.or(failed);
+        if waiting == 1 && self.failed.is_none() {
+            self.open.name_synced();
+        }
+        waiting == 1
+    }
+
+    /// `result`, unless a failed sync took with it what was moved well.
+    pub(crate) fn outcome(&self, result: Result<(), ErrorCode>) -> Result<(), ErrorCode> {
+        result.and(self.failed.map_or(Ok(()), Err))
+    }
+
     /// Whether a write that failed with `errno` is to be tried again at once; counts it.
     ///
     /// A file system whose free blocks are reserved by others for a moment says that it has none: ext4 does so for a few of
     /// 100,000 writes that allocate in many sparse files at once, and not a second time.
-    pub(crate) fn may_retry(&mut self, errno: i32) -> bool {
-        let retry = errno == libc::ENOSPC && self.way == Way::Write && self.refusals < REFUSALS_MAX;
+    fn may_retry(&mut self, errno: i32) -> bool {
+        let retry = errno == libc::ENOSPC && self.is_write() && self.refusals < REFUSALS_MAX;
         self.refusals += u8::from(retry);
         retry
     }
 
-    pub(crate) fn durability(&self) -> Durability {
-        if self.durable {
-            Durability::Now
-        } else {
-            Durability::Later
-        }
-    }
-
     /// The memory of what is still to be moved.
-    pub(crate) fn rest(&self) -> Vec<Span> {
-        let whole = match &self.bounce {
-            Some(bounce) => vec![
-                bounce
+    fn rest(&self) -> Vec<Span> {
+        let whole = match &self.buffer {
+            Some(buffer) => vec![
+                buffer
                     .span(0, u64::from(self.len))
                     .expect("a buffer is as long as its transfer"),
             ],
@@ -143,23 +379,34 @@ impl Transfer {
     }
 
     /// Copies what is to be written into `bytes`, or what was read out of them.
-    pub(crate) fn copy(&self, bytes: &mut [u8]) {
+    fn copy(&self, bytes: &mut [u8]) {
         let mut rest = bytes;
         for span in &self.memory {
             let (part, after) = rest.split_at_mut(span.len());
-            match self.way {
-                Way::Read => span.write(part),
-                Way::Write => span.read(part),
+            match self.direction {
+                Direction::Read => span.write(part),
+                Direction::Write => span.read(part),
             }
             rest = after;
         }
     }
 
     /// Beyond the end of a file there are zeros.
-    pub(crate) fn zero_rest(&self) {
+    fn zero_rest(&self) {
         for span in self.rest() {
             // Some pages at a time: the end of a file is rare.
             span.write(&vec![0; span.len()]);
         }
     }
+
+    /// Bytes moved so far.
+    #[cfg(test)]
+    pub(crate) fn moved(&self) -> u32 {
+        self.moved
+    }
+}
+
+/// Whether the call was interrupted, and did nothing.
+fn is_interrupted(result: i32) -> bool {
+    matches!(-result, libc::EAGAIN | libc::EINTR)
 }

@@ -8,12 +8,12 @@ use xseg::Span;
 
 /// Storage for objects, polled from one thread. The contract is [`archipelago_protocol::object`]'s.
 ///
-/// Requests come judged for form; `memory` holds exactly `request.len` bytes and stays mapped until the reply.
+/// Requests come checked for form; `memory` holds exactly `request.len` bytes and stays mapped until the reply.
 pub trait Backend {
     /// What it is called in logs and figures.
     fn name(&self) -> &str;
 
-    /// Figures of its own by name, in the order in which they are told.
+    /// Figures of its own by name, in the order in which they are reported.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
@@ -23,7 +23,7 @@ pub trait Backend {
         None
     }
 
-    /// Told the monotonic time about once a second.
+    /// Called about once a second with the monotonic time.
     fn look(&mut self, _now: Duration) {}
 
     /// Calls on its storage that have not returned for a second or longer as of the last [`Backend::look`], the oldest first.

@@ -1,10 +1,10 @@
-//! The object contract as code: what a backend is, what serves it to other peers, and what proves it.
+//! The object contract as code: what a backend is, and what serves one to other peers.
 //!
 //! * [`Backend`]: what each kind of storage implements; the contract itself is [`archipelago_protocol::object`]'s.
 //! * [`BlockerPeer`]: the peer that serves one backend to any number of channels, each within its [`Rights`].
 //! * [`slots`]: how a small compare-and-swap object lies on a medium of sectors, for backends that need it.
 //!
-//! Requests are judged here once for all backends: form, rights, memory and fairness are the peer's, so that a
+//! Requests are checked here once for all backends: form, rights, memory and fairness are the peer's, so that a
 //! backend is storage and nothing else. A backend for tests, and the battery that every backend passes, are in
 //! `tests/doubles`.
 //!

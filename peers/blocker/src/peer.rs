@@ -127,10 +127,10 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
     pub fn status(&self) -> PeerStatus {
         let mut status = self.counters.status(&self.name);
         let own = self.backend.counters();
-        let told = own
+        let named = own
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
-        status.counters.extend(told);
+        status.counters.extend(named);
         status
     }
 
@@ -330,7 +330,7 @@ impl<B: Backend, P: ServerPort> Peer for BlockerPeer<B, P> {
     }
 
     fn prepare_sleep(&mut self) -> bool {
-        // Every port is asked, so that `wake` takes back what was announced and nothing else.
+        // Every port is asked, so that `wake` withdraws what was announced and nothing else.
         let mut quiet = true;
         for channel in &mut self.channels {
             quiet &= channel.port.prepare_sleep();

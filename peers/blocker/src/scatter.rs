@@ -1,7 +1,7 @@
 //! Where a request's bytes are: from numbers that a client wrote to checked spans.
 //!
 //! Invariants
-//! - The scatter list is copied out of its region once; only the copy is judged and used.
+//! - The scatter list is copied out of its region once; only the copy is checked and used.
 //! - What comes out holds exactly `len` bytes, each inside a region that this channel knows.
 
 use archipelago_protocol::error::ErrorCode;

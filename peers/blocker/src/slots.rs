@@ -8,7 +8,7 @@
 //!
 //! Invariants
 //! - Sectors of 512 bytes are written whole or not at all; nothing is assumed of their order.
-//! - A swap is acknowledged only after its slot is durable, and is judged only against what is durable: after a failed
+//! - A swap is acknowledged only after its slot is durable, and is compared only with what is durable: after a failed
 //!   write the backend makes the object durable, or refuses it, before it reads it again. Otherwise a next swap would
 //!   overwrite the last durable version.
 //! - Of two whole slots the versions differ by one.
@@ -169,10 +169,10 @@ pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotDamage> {
             slot: usize::from(even.version < odd.version),
             sector: 0,
         }),
-        (Some(holds), None) => judge_torn(second, 1, holds.version).map(|()| Some(holds)),
-        (None, Some(holds)) => judge_torn(first, 0, holds.version).map(|()| Some(holds)),
+        (Some(holds), None) => check_torn(second, 1, holds.version).map(|()| Some(holds)),
+        (None, Some(holds)) => check_torn(first, 0, holds.version).map(|()| Some(holds)),
         (None, None) => {
-            judge_torn(first, 0, 0)?;
+            check_torn(first, 0, 0)?;
             // Version 2 is written only when version 1 is durable.
             match second.iter().position(|byte| *byte != 0) {
                 None => Ok(None),
@@ -211,7 +211,7 @@ fn decode_whole(slot: &[u8], place: usize) -> Option<Current> {
 
 /// Whether the slot that does not hold can be what an interrupted swap from version `holds` left: sectors of the
 /// version before and of the one after, zeros if there was none before.
-fn judge_torn(slot: &[u8], place: usize, holds: u64) -> Result<(), SlotDamage> {
+fn check_torn(slot: &[u8], place: usize, holds: u64) -> Result<(), SlotDamage> {
     for (index, sector) in slot.chunks_exact(SECTOR).enumerate() {
         let before = match holds.checked_sub(1) {
             None | Some(0) => sector.iter().all(|byte| *byte == 0),
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_told() {
+    fn every_flipped_bit_is_found() {
         let medium = history(5);
         for at in 0..SLOTS_LEN {
             let mut flipped = medium;
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_and_foreign_sectors_are_told() {
+    fn lost_and_foreign_sectors_are_found() {
         for sector in 0..2 * SECTORS {
             let mut zeroed = history(5);
             zeroed[sector * SECTOR..][..SECTOR].fill(0);
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn swaps_are_judged_by_version_and_content() {
+    fn swaps_go_by_version_and_content() {
         let three = holds(3);
         let check = |expected, content: &[u8]| swap(three.as_ref(), expected, content);
         assert!(matches!(
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_by_its_place() {
+    fn damage_is_named_by_its_place() {
         let both = |odd, even| {
             let mut medium = [0; SLOTS_LEN];
             put(&mut medium, odd, &content(odd), 0xff);

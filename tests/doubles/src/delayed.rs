@@ -1,7 +1,7 @@
 //! A backend that does requests late and in another order, as any disk may: what a fast one never shows.
 //!
 //! Invariants
-//! - A request is held before its start, its reply is held before it is told, or both, or neither: a process that is
+//! - A request is held before its start, its reply is held before it is given, or both, or neither: a process that is
 //!   killed meanwhile leaves requests that have happened and were not answered, and requests that have not happened.
 //! - Nothing is held for longer than the longest delay, twice. Each request is started once and answered once.
 //! - Requests that are in flight together have no order by the contract, so nothing here may break a promise.

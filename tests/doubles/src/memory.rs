@@ -16,7 +16,7 @@ use xseg::Span;
 
 const PAGE: usize = 4096;
 
-/// Bytes that [`ObjectOp::StatPool`] tells as the whole: a limit that is not kept.
+/// Bytes that [`ObjectOp::StatPool`] reports as the whole: a limit that is not kept.
 const POOL_BYTES: u64 = 1 << 40;
 
 #[derive(Debug, Default)]

@@ -1,8 +1,8 @@
 //! A backend that writes down what is asked of it and when it was answered: what a power cut at any moment is made of.
 //!
 //! Invariants
-//! - Only requests that change something, and syncs, are written down. An answer is written down before it is told, a
-//!   request before it is started: so the order of the entries is one that the client cannot tell from the true one.
+//! - Only requests that change something, and syncs, are written down. A reply is written down before it is given, a
+//!   request before it is started: so the order of the entries is one that the client cannot distinguish from the true one.
 //! - The bytes of a write are those that the memory held when it was started.
 //!
 //! An entry is eight little-endian words, and the data of a write or swap behind them:
@@ -37,7 +37,7 @@ pub enum Recorded {
     Started {
         /// Names it until it is answered.
         ticket: u64,
-        /// What is asked; where the data was in memory is not told.
+        /// What is asked; where the data was in memory is not recorded.
         request: ObjectRequest,
         /// What a write or swap carries, else nothing.
         data: Vec<u8>,
@@ -128,7 +128,7 @@ impl Recorded {
             })),
             STARTED => {
                 let [op, flags, object, _, len @ ..] = what.to_le_bytes();
-                // Judged below, with the kind that it stands beside.
+                // Checked below, with the kind that it stands beside.
                 let [size, ..] = size.to_le_bytes();
                 let entry = Submission {
                     op,

@@ -7,11 +7,25 @@
 //! | anywhere, and the file system is of one host | its process has ended: it would have the lock |
 //! | under this kernel, on this very file system | the same |
 //! | under this kernel, on another mount, as a process that is gone | what it had in flight has ended, once nothing was heard of it for a while |
-//! | on this machine, before it was started anew | it has ended; two machines with one id are told apart by a heartbeat |
+//! | on this machine, before it was started anew | it has ended; a heartbeat distinguishes two machines with one id |
 //! | anywhere else | unknown: it may write when it likes. A person has to know better |
 
-use super::Claim;
+use serde::{Deserialize, Serialize};
+
 use super::name::{Name, Place};
+
+/// With what right a pool is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Claim {
+    /// For the first time: if nobody else owns it.
+    #[default]
+    Start,
+    /// Whoever owns it on another host has ended, says a person.
+    TakeOver,
+    /// By the successor of a process that died: if nobody else has owned it since.
+    Restart,
+}
 
 /// Who can have a file of the pool open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use archipelago_runtime::{Clock, SystemClock};
 
 use super::name::Name;
 use super::record::Record;
-use super::{describe, latest};
+use super::records::{describe, latest};
 use crate::layout::Layout;
 
 /// Time between two beats: a small synchronous write each.

@@ -7,7 +7,7 @@
 //! - The record changes hands by a rename from the name that its taker has read: of two takers one finds the file, the other
 //!   does not. A name is never used twice. Rename is atomic on the server of NFS and below FUSE, and needs no room.
 //! - The name says all that a decision needs ([`check`]); what stands in the file ([`record`]) is for people, and its change
-//!   is the sign of life. So a process may die between any two steps.
+//!   is the heartbeat. So a process may die between any two steps.
 //! - A silent owner on another host is never taken for a dead one but by a person ([`Claim::TakeOver`]): nothing stops its
 //!   writes. Times of two hosts are never compared.
 //! - Where the lock reaches everybody, the record decides nothing, and a pool without one is served all the same.
@@ -16,12 +16,13 @@ mod check;
 mod heartbeat;
 mod name;
 mod record;
+mod records;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock, date};
@@ -30,17 +31,20 @@ use nix::poll::PollTimeout;
 use nix::sys::signal::kill;
 use nix::sys::stat::{major, minor};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
+pub use check::Claim;
 use check::{Reach, Verdict, check};
 use heartbeat::{Heartbeat, PERIOD};
 pub(crate) use name::Name;
 use name::Place;
 use record::Record;
+pub(crate) use records::reserve;
+pub use records::stray_records;
+use records::{describe, latest, look, names};
 
 use crate::access;
+use crate::errors::failed;
 use crate::layout::Layout;
-use crate::pool::failed;
 
 /// How long an owner must be silent to be taken for gone, where that can be taken at all: six beats.
 const SILENCE: Duration = Duration::from_secs(12);
@@ -49,10 +53,7 @@ const _: () = assert!(SILENCE.as_secs() >= 6 * PERIOD.as_secs());
 const LOOK_MS: u16 = 200;
 /// Takers that may be quicker than this one before it gives up.
 const TRIES: usize = 16;
-/// Most entries beside the record that are looked at.
-const STRAYS_MAX: usize = 100;
-
-/// This host, as an owner record tells it from others. 0: unknown.
+/// This host, as an owner record distinguishes it from others. 0: unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Host {
     /// The machine, over reboots.
@@ -63,19 +64,6 @@ pub struct Host {
     pub namespace: u32,
     /// Its name, for people.
     pub name: String,
-}
-
-/// With what right a pool is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Claim {
-    /// For the first time: if nobody else owns it.
-    #[default]
-    Start,
-    /// Whoever owns it on another host has ended, says a person.
-    TakeOver,
-    /// By the successor of a process that died: if nobody else has owned it since.
-    Restart,
 }
 
 /// Who opens a pool.
@@ -329,55 +317,6 @@ fn is_gone(process: u32) -> bool {
     }
 }
 
-/// All records of a pool, the one that counts last.
-fn names(layout: &Layout) -> io::Result<Vec<Name>> {
-    let entries = match fs::read_dir(layout.owners()) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.extend(entry?.file_name().to_str().and_then(Name::parse));
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// The record that counts.
-fn latest(layout: &Layout) -> io::Result<Option<Name>> {
-    Ok(names(layout)?.pop())
-}
-
-/// Makes the first record of a pool, of nobody, with its full length: no start needs room for it. One that somebody else has
-/// just made will do.
-pub(crate) fn reserve(layout: &Layout) -> io::Result<()> {
-    let made = DirBuilder::new().mode(0o700).create(layout.owners());
-    made.or_else(|error| match error.kind() {
-        ErrorKind::AlreadyExists => Ok(()),
-        _ => Err(error),
-    })?;
-    let path = layout.owner(Name::FIRST);
-    let made = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path);
-    let file = match made {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let written = Record::default()
-        .write(&file)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| File::open(layout.owners())?.sync_all());
-    if written.is_err() {
-        let _gone = fs::remove_file(&path);
-    }
-    written
-}
-
 /// What was seen of an owner.
 enum Seen {
     Silence,
@@ -413,43 +352,6 @@ fn watch(layout: &Layout, name: Name, clock: &dyn Clock, silence: Duration) -> i
     }
 }
 
-/// What a heartbeat changes. The file is opened each time: a client of NFS then asks its server.
-fn look(layout: &Layout, name: Name) -> io::Result<Option<(Option<Record>, SystemTime)>> {
-    let file = match File::open(layout.owner(name)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let modified = file.metadata()?.modified()?;
-    Ok(Some((Record::read(&file)?, modified)))
-}
-
-/// The owner that a record names, for people.
-fn describe(layout: &Layout, name: Name) -> String {
-    let Some(place) = name.place else {
-        return "a node that has released it since".to_owned();
-    };
-    let record = look(layout, name)
-        .ok()
-        .flatten()
-        .and_then(|(record, _)| record);
-    // Until it has written that, the words are its predecessor's.
-    match record.filter(|record| record.incarnation == name.incarnation) {
-        Some(record) => format!(
-            "host `{}`, process {}, with its sockets in `{}`, since {}, last heartbeat {} by its clock",
-            record.host,
-            record.process,
-            record.node.display(),
-            date(record.since),
-            date(record.heartbeat)
-        ),
-        None => format!(
-            "process {} of a host that has not written its name",
-            place.process
-        ),
-    }
-}
-
 fn alive(layout: &Layout, found: Name) -> Error {
     let message = format!(
         "pool `{}` is served by another node: {}; its heartbeat goes on",
@@ -471,29 +373,6 @@ fn silent(layout: &Layout, found: Name, silence: Duration) -> Error {
         "it may still write: stop it on its host, or make sure that this host is off or cut off from the storage; then \
          `archipelago node start --take-over`",
     )
-}
-
-/// What lies beside the owner record of the pool in `directory`; at most some.
-///
-/// # Errors
-/// What the file system says.
-pub fn stray_records(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let layout = Layout::new(directory);
-    let latest = latest(&layout)?.map(|name| layout.owner(name));
-    let entries = match fs::read_dir(layout.owners()) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut strays = Vec::new();
-    for entry in entries.take(STRAYS_MAX) {
-        let path = entry?.path();
-        if Some(&path) != latest.as_ref() {
-            strays.push(path);
-        }
-    }
-    strays.sort_unstable();
-    Ok(strays)
 }
 
 #[cfg(test)]

@@ -228,7 +228,7 @@ fn an_owner_that_was_taken_over_says_so_and_never_writes_the_record_again() {
             "{error}"
         );
         drop(former);
-        let read = Record::read(&File::open(layout.owner(next)).unwrap()).unwrap();
+        let read = Record::read(&fs::File::open(layout.owner(next)).unwrap()).unwrap();
         assert_eq!(read, Some(record), "neither a beat nor a release");
     }
 }

@@ -38,7 +38,7 @@ impl std::fmt::Debug for Driver<'_> {
 }
 
 impl<'a> Driver<'a> {
-    /// Drives `backend`; `name` is told in panics.
+    /// Drives `backend`; panics say `name`.
     ///
     /// # Panics
     /// If there is no memory for a buffer of the largest request.
@@ -129,7 +129,7 @@ impl<'a> Driver<'a> {
     /// What the backend says.
     ///
     /// # Panics
-    /// If `bytes` are too many for one request, or a success tells another count.
+    /// If `bytes` are too many for one request, or a success says another count.
     pub fn write_with(&mut self, id: ObjectId, offset: u64, bytes: &[u8], flags: u8) -> Outcome {
         self.region.write(0, bytes).expect("inside the buffer");
         let len = u32::try_from(bytes.len()).expect("a test's bytes");
@@ -154,7 +154,7 @@ impl<'a> Driver<'a> {
     /// What the backend says.
     ///
     /// # Panics
-    /// If a success tells another count.
+    /// If a success says another count.
     pub fn read(&mut self, id: ObjectId, offset: u64, len: usize) -> Result<Vec<u8>, ErrorCode> {
         let count = u32::try_from(len).expect("a test's length");
         self.region
@@ -198,7 +198,7 @@ impl<'a> Driver<'a> {
     /// What the backend says.
     ///
     /// # Panics
-    /// If the reply tells more than there was room for.
+    /// If the reply has more than there was room for.
     pub fn read_swapped(&mut self, id: ObjectId) -> Result<(u64, Vec<u8>), ErrorCode> {
         const ROOM: u32 = 4096;
         let request = ObjectRequest {
@@ -216,7 +216,7 @@ impl<'a> Driver<'a> {
     /// All ids above `id`, in pages of `room` ids.
     ///
     /// # Panics
-    /// If the backend fails, or tells what is no id.
+    /// If the backend fails, or lists what is no id.
     pub fn list(&mut self, mut id: ObjectId, room: u32) -> Vec<ObjectId> {
         const ID: usize = archipelago_protocol::object::OBJECT_ID_LEN;
         let mut all = Vec::new();
@@ -272,7 +272,7 @@ pub(super) fn data(lineage: u128, epoch: u64) -> ObjectId {
     ObjectId::data(Lineage(lineage), Epoch(epoch))
 }
 
-/// Bytes that tell their place and their `seed`.
+/// Bytes that say their place and their `seed`.
 pub(super) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let word = |index: u64| {
         (seed.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15)

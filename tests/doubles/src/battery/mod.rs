@@ -9,7 +9,7 @@
 //! * [`Driver`] makes calls out of requests and replies; useful beyond the battery.
 //!
 //! What the contract leaves open is left open here: reading an object of a volume that was never written while another
-//! object of the same volume was, and how much space is told for what.
+//! object of the same volume was, and how much space is reported for what.
 
 mod data;
 mod driver;
@@ -44,7 +44,7 @@ pub const CASES: &[Case] = &[
         "a punched range reads as zeros and its neighbours stay",
         data::punch,
     ),
-    ("stat tells the length", data::stat),
+    ("stat reports the length", data::stat),
     ("identities do not mix", data::identities),
     (
         "deleting frees the name, and deleting nothing succeeds",
@@ -56,7 +56,7 @@ pub const CASES: &[Case] = &[
     ("every size of object is served", data::object_sizes),
     ("a small object is swapped by version", small::versions),
     (
-        "a stale swap changes nothing and tells the version",
+        "a stale swap changes nothing and reports the version",
         small::stale,
     ),
     (
@@ -68,7 +68,7 @@ pub const CASES: &[Case] = &[
     ("swaps of many objects do not mix", small::many),
     ("a hundred swaps in a row", small::chain),
     (
-        "deleting a lineage takes all that it has",
+        "deleting a lineage deletes all that it has",
         small::delete_lineage,
     ),
     (
@@ -88,7 +88,7 @@ pub const CASES: &[Case] = &[
         many::racing_swaps,
     ),
     ("hundreds of objects", many::hundreds),
-    ("the pool tells its space", many::pool),
+    ("the pool reports its space", many::pool),
     ("random requests agree with a model", many::model),
 ];
 

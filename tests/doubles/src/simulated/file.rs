@@ -64,7 +64,7 @@ pub(super) struct File {
     durable_len: u64,
     /// Whether its name is durable.
     pub(super) named: bool,
-    /// A sync of the pool has dropped some of it, and no sync of its own has told so.
+    /// A sync of the pool has dropped some of it, and no sync of its own has reported that.
     pub(super) lost: bool,
 }
 
@@ -162,7 +162,7 @@ impl File {
         self.durable_len = self.len;
     }
 
-    /// Forgets what is not durable, because a sync of the pool failed: the next sync of its own tells, as `fsync` does.
+    /// Forgets what is not durable, because a sync of the pool failed: the next sync of its own reports that, as `fsync` does.
     pub(super) fn lose_written(&mut self) {
         self.lost |= !self.dirty.is_empty();
         self.drop_written();
@@ -207,7 +207,7 @@ impl Page {
         }
         match keep {
             Keep::Written(_) if self.layers.is_empty() && bytes == **self.durable() => {
-                // Nothing that a power cut could tell apart.
+                // Nothing between which a power cut could distinguish.
                 self.durable.get_or_insert_with(|| ZEROS.clone());
             }
             Keep::Written(moment) => self.layers.push(Layer {

@@ -18,7 +18,7 @@ use archipelago_protocol::object::{
 use super::choose::Chooser;
 use super::file::{File, Keep, Moment};
 
-/// Bytes that the pool tells as the whole: a limit that is not kept.
+/// Bytes that the pool reports as the whole: a limit that is not kept.
 const POOL_BYTES: u64 = 1 << 40;
 
 /// A container: data is synced and named in pieces of 64 GiB.
@@ -56,7 +56,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Does what `call` asks for, and gives the bytes that it reads.
+    /// Does what `call` asks for, and returns the bytes that it reads.
     pub(super) fn execute(&mut self, call: &Call) -> Result<(ObjectReply, Vec<u8>), ErrorCode> {
         self.now += 1;
         let Call {
@@ -180,7 +180,7 @@ impl Store {
         }
     }
 
-    /// Whoever opens objects from now on is not told what was lost before.
+    /// What was lost before is not reported to whoever opens objects from now on.
     pub(super) fn forget_losses(&mut self) {
         for file in self.files.values_mut().filter(|file| file.lost) {
             Arc::make_mut(file).lost = false;

@@ -1,7 +1,7 @@
 //! What of a file is not durable yet, and whether a failed sync may have dropped some of it.
 //!
-//! A kernel tells a failed sync once, to whoever asked; a disk that could not write its cache may have lost the data of any
-//! file, and says nothing to the next sync. So the backend remembers (`fsync` semantics: Rebello et al., "Can Applications
+//! A kernel reports a failed sync once, to whoever asked; a disk that could not write its cache may have lost the data of any
+//! file, and the next sync succeeds. So the backend remembers (`fsync` semantics: Rebello et al., "Can Applications
 //! Recover from fsync Failures?", USENIX ATC 2020).
 //!
 //! Invariants
@@ -16,18 +16,18 @@ pub(crate) struct Turn(pub(crate) u64);
 
 /// How far a file is written and how far synced.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Unsynced {
+pub(crate) struct SyncState {
     written: Cell<Turn>,
     synced: Cell<Turn>,
     lost: Cell<bool>,
 }
 
-impl Unsynced {
+impl SyncState {
     /// Of a file that may have lost something before this process looked at it.
     pub(crate) fn suspect() -> Self {
-        Unsynced {
+        SyncState {
             lost: Cell::new(true),
-            ..Unsynced::default()
+            ..SyncState::default()
         }
     }
 
@@ -38,15 +38,15 @@ impl Unsynced {
 
     /// A sync of the file that began at `began` succeeded: whether it can be believed.
     pub(crate) fn synced(&self, began: Turn) -> bool {
-        let believed = !self.told();
+        let believed = !self.take_loss();
         if believed {
             self.synced.set(self.synced.get().max(began));
         }
         believed
     }
 
-    /// A sync of the file says that something may be lost: whether there was still something to be told.
-    pub(crate) fn told(&self) -> bool {
+    /// The loss, if there is one, is being reported: whether there was one.
+    pub(crate) fn take_loss(&self) -> bool {
         self.lost.take()
     }
 
@@ -57,7 +57,7 @@ impl Unsynced {
         }
     }
 
-    /// Whether there is a loss to be told.
+    /// Whether there is a loss that was not reported yet.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.get()
     }
@@ -77,11 +77,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_dirty_when_a_sync_failed_is_told_once() {
-        let file = Unsynced::default();
+    fn what_was_dirty_when_a_sync_failed_is_reported_once() {
+        let file = SyncState::default();
         file.wrote(Turn(1));
         file.lose(Turn(0));
-        assert!(!file.synced(Turn(2)), "the next sync tells");
+        assert!(!file.synced(Turn(2)), "the next sync reports it");
         assert!(file.synced(Turn(3)), "and only that one");
         file.lose(Turn(0));
         assert!(file.synced(Turn(4)), "nothing was dirty");
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_write_after_the_beginning_of_a_sync_is_still_dirty() {
-        let file = Unsynced::default();
+        let file = SyncState::default();
         file.wrote(Turn(1));
         assert!(file.synced(Turn(1)));
         assert!(!file.matters(Turn(0)));

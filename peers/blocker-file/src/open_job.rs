@@ -1,4 +1,4 @@
-//! Opening a file, on a thread that may wait for it.
+//! Opening a file of the pool: a job of a thread that may wait for it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -9,20 +9,26 @@ use archipelago_protocol::object::ObjectKind;
 use nix::fcntl::OFlag;
 
 use crate::access::overwrite_in_place;
-use crate::descriptors::rest;
-use crate::files::Missing;
+use crate::descriptors::wait;
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
+
+/// Whether a file that is not there is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Create,
+    Refuse,
+}
 
 /// What shall be opened, and how.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Opening {
+pub(crate) struct OpenJob {
     pub(crate) id: FileId,
     pub(crate) missing: Missing,
     /// Past the page cache.
     pub(crate) direct: bool,
     /// What is made is to be overwritten in place, on a file system that would not by itself.
     pub(crate) in_place: bool,
-    /// To be waited before: no descriptor was free the last time.
+    /// How long to wait before: no descriptor was free the last time.
     pub(crate) pause: Duration,
 }
 
@@ -34,10 +40,10 @@ pub(crate) struct Opened {
     pub(crate) created: bool,
 }
 
-impl Opening {
-    pub(crate) fn open(&self, layout: &Layout) -> io::Result<Opened> {
+impl OpenJob {
+    pub(crate) fn run(&self, layout: &Layout) -> io::Result<Opened> {
         if !self.pause.is_zero() {
-            rest(self.pause);
+            wait(self.pause);
         }
         match self.open_file(layout, false) {
             Err(error)

@@ -1,4 +1,4 @@
-//! How a thread that spends the reserve has the data thread pause data writes meanwhile: they would take what it frees.
+//! The gate before data writes: a thread that spends the reserve has the data thread pause them, for they would take what it frees.
 //!
 //! Invariants
 //! - Asked, closed and open again in this order; only the data thread closes, only who asked opens.
@@ -16,7 +16,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether data writes may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Passage {
+pub(crate) enum GateState {
     /// They may.
     Open,
     /// Somebody asks that they do not, and waits for those in flight.
@@ -27,61 +27,61 @@ pub(crate) enum Passage {
 
 /// The gate before data writes.
 #[derive(Debug)]
-pub(crate) struct Gate {
-    passage: Mutex<Passage>,
+pub(crate) struct WriteGate {
+    state: Mutex<GateState>,
     changed: Condvar,
     doorbell: EventFd,
 }
 
-impl Gate {
-    pub(crate) fn new() -> io::Result<Gate> {
-        Ok(Gate {
-            passage: Mutex::new(Passage::Open),
+impl WriteGate {
+    pub(crate) fn new() -> io::Result<WriteGate> {
+        Ok(WriteGate {
+            state: Mutex::new(GateState::Open),
             changed: Condvar::new(),
             doorbell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Passage> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         // Nothing panics while it is held.
-        self.passage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, passage: Passage) {
-        *self.lock() = passage;
-        // The counter of an eventfd cannot overflow in the life of a machine.
+    fn set(&self, state: GateState) {
+        *self.lock() = state;
+        // The counter of an eventfd cannot overflow while a machine runs.
         let _rung = self.doorbell.write(1);
     }
 
     /// Asks for the gate to be closed, and waits until it is, or for some time.
     pub(crate) fn close(&self) {
-        self.set(Passage::Asked);
+        self.set(GateState::Asked);
         let asked = self.lock();
         let waited = self
             .changed
-            .wait_timeout_while(asked, CLOSE_TIMEOUT, |passage| *passage == Passage::Asked);
+            .wait_timeout_while(asked, CLOSE_TIMEOUT, |state| *state == GateState::Asked);
         drop(waited);
     }
 
     /// Opens the gate again.
     pub(crate) fn open(&self) {
-        self.set(Passage::Open);
+        self.set(GateState::Open);
     }
 
-    /// Rung whenever the data thread has to look.
+    /// Becomes readable whenever the data thread has to look.
     pub(crate) fn doorbell(&self) -> &EventFd {
         &self.doorbell
     }
 
-    pub(crate) fn passage(&self) -> Passage {
+    pub(crate) fn state(&self) -> GateState {
         *self.lock()
     }
 
     /// The data thread: no data write is in flight, and none begins.
     pub(crate) fn closed(&self) {
-        let mut passage = self.lock();
-        if *passage == Passage::Asked {
-            *passage = Passage::Closed;
+        let mut state = self.lock();
+        if *state == GateState::Asked {
+            *state = GateState::Closed;
             self.changed.notify_all();
         }
     }

@@ -10,15 +10,14 @@ use archipelago_protocol::ErrorCode;
 use xseg::Span;
 
 use crate::errors::code_of;
-use crate::heads::{gather, scatter};
 use crate::reserve::Claim;
-use crate::transfer::Way;
+use crate::spans::{Direction, gather, scatter};
 
 /// What is to be moved.
 #[derive(Debug)]
-pub(crate) struct Around {
+pub(crate) struct UnalignedTransfer {
     pub(crate) file: File,
-    pub(crate) way: Way,
+    pub(crate) direction: Direction,
     pub(crate) offset: u64,
     pub(crate) len: usize,
     /// Places, lengths and addresses that the medium takes are multiples of this.
@@ -28,7 +27,7 @@ pub(crate) struct Around {
     pub(crate) claim: Option<Claim>,
 }
 
-impl Around {
+impl UnalignedTransfer {
     pub(crate) fn run(&self) -> Result<(), ErrorCode> {
         let unit = self.unit as u64;
         let start = self.offset / unit * unit;
@@ -50,9 +49,9 @@ impl Around {
             }
         }
         let place = before..before + self.len;
-        match self.way {
-            Way::Read => scatter(&blocks[place], &self.memory),
-            Way::Write => {
+        match self.direction {
+            Direction::Read => scatter(&blocks[place], &self.memory),
+            Direction::Write => {
                 blocks[place].copy_from_slice(&gather(&self.memory));
                 self.file
                     .write_all_at(blocks, start)

@@ -13,11 +13,11 @@ const UNIT: u64 = 4096;
 
 /// A pool of buffers.
 #[derive(Debug, Default)]
-pub(crate) struct Bounces {
+pub(crate) struct BounceBuffers {
     free: Vec<Region>,
 }
 
-impl Bounces {
+impl BounceBuffers {
     /// A buffer of at least `len` bytes.
     pub(crate) fn take(&mut self, len: u64) -> io::Result<Region> {
         if let Some(index) = self.free.iter().position(|region| region.len() >= len) {
@@ -29,7 +29,7 @@ impl Bounces {
     }
 
     /// Takes a buffer back that nobody uses any more.
-    pub(crate) fn give(&mut self, region: Region) {
+    pub(crate) fn put_back(&mut self, region: Region) {
         if self.free.len() < KEPT_MAX && region.len() <= KEPT_LEN_MAX {
             self.free.push(region);
         }

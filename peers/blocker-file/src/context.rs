@@ -1,0 +1,53 @@
+//! What the parts of a backend use besides their own.
+
+use std::collections::VecDeque;
+
+use archipelago_protocol::ErrorCode;
+use archipelago_protocol::object::ObjectReply;
+use archipelago_runtime::Source;
+
+use crate::files::Files;
+use crate::threads::Threads;
+use crate::throttle::Throttle;
+
+/// Replies that the peer has not taken yet.
+#[derive(Debug, Default)]
+pub(crate) struct Replies(VecDeque<(u64, ObjectReply)>);
+
+impl Replies {
+    /// Answers the request of `ticket`.
+    pub(crate) fn push(&mut self, ticket: u64, reply: ObjectReply) {
+        self.0.push_back((ticket, reply));
+    }
+
+    /// Answers with `len` bytes moved, or why they were not.
+    pub(crate) fn push_result(&mut self, ticket: u64, len: u32, result: Result<(), ErrorCode>) {
+        let reply = result.map_or_else(ObjectReply::failed, |()| ObjectReply::done(len));
+        self.push(ticket, reply);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<(u64, ObjectReply)> {
+        self.0.pop_front()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Drops the replies to `ticket`, which is a test's own.
+    #[cfg(test)]
+    pub(crate) fn forget(&mut self, ticket: u64) {
+        self.0.retain(|(other, _)| *other != ticket);
+    }
+}
+
+/// What a part uses besides its own while it does something.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) source: &'a Source,
+    pub(crate) threads: &'a Threads,
+    pub(crate) files: &'a mut Files,
+    pub(crate) throttle: &'a mut Throttle,
+    pub(crate) replies: &'a mut Replies,
+}
