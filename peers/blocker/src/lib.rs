@@ -15,6 +15,7 @@
 mod backend;
 mod channel;
 mod counters;
+mod in_flight;
 mod peer;
 mod rights;
 mod scatter;

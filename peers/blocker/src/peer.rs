@@ -5,19 +5,18 @@
 //! - No channel gets more than [`ENTRIES_PER_TURN`] requests started before the next one has its turn, and the first turn
 //!   goes round, so a busy client delays another by a bounded amount.
 //! - What was started finishes, whatever becomes of its client: [`BlockerPeer::channel_idle`] says when.
-//! - A slot of the request table keeps the spans of its request until the reply, so the memory stays mapped; slots and
-//!   their spans are reused, so a steady load allocates nothing.
 
 use archipelago_protocol::control::PeerStatus;
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Grants};
 use archipelago_runtime::{Peer, Progress};
 use tracing::warn;
-use xseg::{ServerPort, Span, Submission};
+use xseg::{ServerPort, Submission};
 
 use crate::backend::Backend;
 use crate::channel::{Channel, ChannelId};
 use crate::counters::Counters;
+use crate::in_flight::{InFlight, Started};
 use crate::rights::Rights;
 use crate::scatter::ScatterBuffer;
 
@@ -27,20 +26,6 @@ pub const ENTRIES_PER_TURN: usize = 32;
 pub const IN_FLIGHT_MAX: usize = 4096;
 /// Replies taken from the backend in one turn, so that a fast backend does not keep new requests waiting.
 const REPLIES_PER_TURN: usize = 1024;
-
-/// A started request.
-#[derive(Debug)]
-struct Started {
-    channel: ChannelId,
-    tag: u64,
-    op: ObjectOp,
-    len: u32,
-    /// Keeps the memory mapped until the reply.
-    spans: Vec<Span>,
-    /// Raised with each use, and part of the ticket, so that a reply given twice hits nobody.
-    turn: u32,
-    busy: bool,
-}
 
 /// Serves a [`Backend`] on any number of channels. Lives on one thread.
 #[derive(Debug)]
@@ -52,8 +37,7 @@ pub struct BlockerPeer<B, P = xseg::Server> {
     first: usize,
     next_channel: u64,
     grants: Grants,
-    started: Vec<Started>,
-    free: Vec<u32>,
+    in_flight: InFlight,
     scatter: ScatterBuffer,
     counters: Counters,
 }
@@ -68,8 +52,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             first: 0,
             next_channel: 0,
             grants: Grants::default(),
-            started: Vec::new(),
-            free: Vec::new(),
+            in_flight: InFlight::default(),
             scatter: ScatterBuffer::new(),
             counters: Counters::default(),
         }
@@ -113,7 +96,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
     /// Requests started and not yet answered, of all channels.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.started.len() - self.free.len()
+        self.in_flight.len()
     }
 
     /// What went through so far.
@@ -202,43 +185,29 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             self.counters.failed += 1;
             return channel.answer(entry.tag, &ObjectReply::failed(ErrorCode::Denied));
         }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.started.push(Started {
-                channel: channel.id,
-                tag: 0,
-                op: request.op,
-                len: 0,
-                spans: Vec::new(),
-                turn: 0,
-                busy: false,
-            });
-            u32::try_from(self.started.len() - 1)
-                .expect("channels times IN_FLIGHT_MAX stay below 2^32")
-        });
-        let started = &mut self.started[slot as usize];
-        if uses_memory(&request) {
-            let resolved = self.scatter.resolve(
-                channel.port.regions(),
-                &request.memory,
-                request.len,
-                &mut started.spans,
-            );
-            if let Err(code) = resolved {
-                started.spans.clear();
-                self.free.push(slot);
+        let started = Started {
+            channel: channel.id,
+            tag: entry.tag,
+            op: request.op,
+            len: request.len,
+        };
+        let resolve = |spans: &mut _| match uses_memory(&request) {
+            true => {
+                let regions = channel.port.regions();
+                let (memory, len) = (&request.memory, request.len);
+                self.scatter.resolve(regions, memory, len, spans)
+            }
+            false => Ok(()),
+        };
+        let ticket = match self.in_flight.insert(started, resolve) {
+            Ok(ticket) => ticket,
+            Err(code) => {
                 self.counters.refused += 1;
                 self.counters.failed += 1;
                 return channel.answer(entry.tag, &ObjectReply::failed(code));
             }
-        }
-        started.channel = channel.id;
-        started.tag = entry.tag;
+        };
         channel.started();
-        started.op = request.op;
-        started.len = request.len;
-        started.turn = started.turn.wrapping_add(1);
-        started.busy = true;
-        let ticket = u64::from(started.turn) << 32 | u64::from(slot);
         match request.op {
             ObjectOp::Read | ObjectOp::ReadSwapped => self.counters.reads += 1,
             ObjectOp::Write => self.counters.writes += 1,
@@ -246,7 +215,8 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             ObjectOp::CompareAndSwap => self.counters.swaps += 1,
             _ => {}
         }
-        self.backend.start(ticket, &request, &started.spans);
+        let memory = self.in_flight.spans(ticket);
+        self.backend.start(ticket, &request, memory);
     }
 
     fn answer_all(&mut self) -> Progress {
@@ -261,23 +231,8 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         progress
     }
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a ticket is two packed 32-bit words"
-    )]
     fn answer(&mut self, ticket: u64, reply: &ObjectReply) {
-        let (turn, slot) = ((ticket >> 32) as u32, ticket as u32);
-        let started = self
-            .started
-            .get_mut(slot as usize)
-            .expect("a backend replies to tickets that it was given");
-        assert!(
-            started.busy && started.turn == turn,
-            "a backend replies once to each ticket"
-        );
-        started.busy = false;
-        started.spans.clear();
-        self.free.push(slot);
+        let started = self.in_flight.remove(ticket);
         match (started.op, reply.result) {
             (ObjectOp::Read | ObjectOp::ReadSwapped, Ok(len)) => {
                 self.counters.read_bytes += u64::from(len);
