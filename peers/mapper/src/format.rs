@@ -84,6 +84,12 @@ impl Writer {
         self.bytes.len()
     }
 
+    /// Itself, of which so many bytes are written: a layout has its next field at `offset`.
+    pub(crate) fn at(&mut self, offset: usize) -> &mut Self {
+        debug_assert_eq!(self.bytes.len(), offset, "the layout says otherwise");
+        self
+    }
+
     pub(crate) fn u8(&mut self, value: u8) {
         self.bytes.push(value);
     }
@@ -150,11 +156,19 @@ pub(crate) fn sealed_crc(bytes: &[u8]) -> u32 {
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
+    /// Bytes in front of them.
+    offset: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Reader { bytes }
+        Reader { bytes, offset: 0 }
+    }
+
+    /// Itself, of which so many bytes are read: a layout has its next field at `offset`.
+    pub(crate) fn at(&mut self, offset: usize) -> &mut Self {
+        debug_assert_eq!(self.offset, offset, "the layout says otherwise");
+        self
     }
 
     /// Judges the envelope at the beginning of `bytes`: the fields behind it, and the structure's length.
@@ -186,12 +200,17 @@ impl<'a> Reader<'a> {
         if lineage.is_some_and(|expected| expected != writer) {
             return Err(Problem::Lineage(writer));
         }
-        Ok((Reader::new(&structure[ENVELOPE_LEN..]), whole))
+        let body = Reader {
+            bytes: &structure[ENVELOPE_LEN..],
+            offset: ENVELOPE_LEN,
+        };
+        Ok((body, whole))
     }
 
     pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.bytes.split_at_checked(len)?;
         self.bytes = rest;
+        self.offset += len;
         Some(taken)
     }
 

@@ -37,24 +37,20 @@ mod check;
 mod core;
 mod counters;
 mod disk;
-#[cfg(test)]
-mod driven;
 mod effect;
 mod failure;
 mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(test)]
-mod golden;
 mod head;
 pub mod journal;
-#[cfg(test)]
-mod limits;
 mod log;
 mod mapper;
 mod peer;
 mod task;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod volume;
 

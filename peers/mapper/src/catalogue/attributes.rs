@@ -121,7 +121,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::golden::check;
+    use crate::tests::check;
 
     fn decoded(bytes: &[u8]) -> Result<Attributes, String> {
         Attributes::decode(&mut Reader::new(bytes))

@@ -92,7 +92,7 @@ fn apply_pages(names: &mut Names, bytes: &mut Vec<u8>, end: bool) -> Result<(), 
 impl Catalogue {
     /// Writes everything to a new pack and lets the log begin anew. The caller holds the lock.
     pub(super) async fn checkpoint(&self, core: &Rc<Core>) -> Outcome<()> {
-        let (old, version) = self.head.get();
+        let old = self.head.get();
         let number = self.packs.get() + 1;
         self.packs.set(number);
         // Unique: the generation is, and a pack that was begun is never written again.
@@ -113,11 +113,7 @@ impl Catalogue {
             entries,
             ..old
         };
-        let version = core
-            .disk
-            .swap(ObjectId::head(Lineage::CATALOGUE), version, head.encode())
-            .await?;
-        self.head.set((head, version));
+        self.head.swap(&core.disk, head).await?;
         self.log.borrow_mut().start = position;
         core.count(|counters| counters.catalogue_checkpoints += 1);
         if old.pack != 0 {
@@ -167,12 +163,11 @@ mod tests {
     use super::super::attributes::Attributes;
     use super::super::record::Item;
     use super::*;
-    use crate::driven::driven;
-    use crate::golden::check;
     use crate::head::CatalogueHead;
     use crate::journal::NoJournals;
     use crate::mapper::MapperConfig;
     use crate::task::Scheduler;
+    use crate::tests::{check, run_task};
     use crate::tree::Root;
 
     /// 179 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB. Sixteen of them pass a mebibyte.
@@ -260,11 +255,11 @@ mod tests {
             pack: 7,
             pack_len: told.0,
             entries: told.1,
-            ..core.catalogue.head.get().0
+            ..core.catalogue.head.get()
         };
         let (scheduler, task) = (Rc::clone(&core.scheduler), Rc::clone(&core));
         let names = async move { read(&task, &head).await };
-        driven(&scheduler, &core.disk, names, |request| {
+        run_task(&scheduler, &core.disk, names, |request| {
             assert_eq!(request.id, ObjectId::pack(Lineage::CATALOGUE, 7));
             let at = usize::try_from(request.offset).unwrap();
             match answer {

@@ -23,7 +23,7 @@ use archipelago_protocol::{ErrorCode, Generation, Lineage};
 use crate::core::Core;
 use crate::failure::{Failure, Outcome};
 use crate::format::Writer;
-use crate::head::CatalogueHead;
+use crate::head::{CatalogueHead, StoredHead};
 use crate::log::{Content, Log, Reach};
 use crate::task::{Guard, Lock, Scheduler};
 
@@ -50,7 +50,7 @@ pub(crate) struct Catalogue {
     state: RefCell<State>,
     pub(crate) names: RefCell<Names>,
     log: RefCell<Log>,
-    head: Cell<(CatalogueHead, u64)>,
+    head: StoredHead<CatalogueHead>,
     /// Packs begun by this mapper.
     packs: Cell<u64>,
     tokens: Cell<u64>,
@@ -74,7 +74,7 @@ impl Catalogue {
             state: RefCell::new(State::Unread),
             names: RefCell::default(),
             log: RefCell::new(log_of(&head)),
-            head: Cell::new((head, 0)),
+            head: StoredHead::new(Lineage::CATALOGUE, head, 0),
             packs: Cell::new(0),
             tokens: Cell::new(0),
             sweeping: Cell::new(false),
@@ -101,7 +101,7 @@ impl Catalogue {
     /// A number for a prepared snapshot that no earlier mapper gave either.
     pub(crate) fn fresh_token(&self) -> u64 {
         self.tokens.set(self.tokens.get() + 1);
-        self.head.get().0.generation.0 << 32 | self.tokens.get()
+        self.head.get().generation.0 << 32 | self.tokens.get()
     }
 
     /// Waits until the catalogue can be used, and locks it.
@@ -152,14 +152,14 @@ impl Catalogue {
         // A predecessor may have died between writing and syncing: what is read must be durable.
         core.disk.sync(log_of(&head).id).await?;
         let (mut names, mut log) = stored(core, &head).await?;
+        self.head.refresh(head, version)?;
         head.generation = Generation(head.generation.0 + 1);
         head.owner = core.config.owner;
-        let version = core.disk.swap(id, version, head.encode()).await?;
+        self.head.swap(&core.disk, head).await?;
         log.generation = head.generation;
         names.keep_reservations(&self.names.borrow());
         *self.names.borrow_mut() = names;
         *self.log.borrow_mut() = log;
-        self.head.set((head, version));
         Ok(())
     }
 
@@ -171,7 +171,7 @@ impl Catalogue {
         }
         let head = CatalogueHead {
             log_len: core.config.catalogue_log_len,
-            ..self.head.get().0
+            ..self.head.get()
         };
         // A first start that was cut short leaves part of a log, or an empty one, never one with names in it.
         let left = log_of(&head);

@@ -62,9 +62,10 @@ impl Inspection {
             return Ok(());
         }
         self.report.checked.heads += 1;
-        let Some((head, _)) = read_head(&self.core, item).await? else {
+        let Some(head) = read_head(&self.core, item).await? else {
             return Ok(());
         };
+        let head = head.get();
         let log = log_of(item.lineage, &head);
         match self.listed.contains(&log.id) {
             true => log.judge(&self.core.disk).await.map(drop),
@@ -84,10 +85,11 @@ impl Inspection {
         if self.was_removed(item.lineage) {
             return Ok(Root::default());
         }
-        let Some((head, _)) = read_head(&core, item).await? else {
+        let Some(head) = read_head(&core, item).await? else {
             self.check_headless(item);
             return Ok(item.root);
         };
+        let head = head.get();
         self.report.checked.heads += 1;
         if open.is_some() || !head.clean {
             self.unsettled.insert(item.lineage);

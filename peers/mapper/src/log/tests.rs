@@ -7,8 +7,8 @@ use archipelago_protocol::object::{ObjectOp, ObjectReply};
 
 use super::sector::blank;
 use super::*;
-use crate::driven::driven;
 use crate::task::Scheduler;
+use crate::tests::run_task;
 
 const US: Lineage = Lineage(5);
 const UNITS: u64 = 16;
@@ -44,7 +44,7 @@ fn replayed((mut log, bytes): (Log, Vec<u8>), known: u64) -> (Outcome<usize>, us
         contents.map(|contents| contents.len())
     };
     let mut read = 0;
-    let found = driven(&scheduler, &disk, replay, |request| {
+    let found = run_task(&scheduler, &disk, replay, |request| {
         if request.op == ObjectOp::Stat {
             let values = [LEN, LEN];
             let reply = ObjectReply {

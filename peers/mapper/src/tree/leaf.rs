@@ -13,8 +13,19 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn end(&self) -> u16 {
+        #[cfg(test)]
+        super::tests::count_step();
         self.start + self.blocks
     }
+}
+
+/// Where blocks of an object that are written go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LeafPlace {
+    /// Where they are: a run of this layer, up to this block.
+    Owned(Layer, u16),
+    /// To a new place: nothing up to this block is owned.
+    Unowned(u16),
 }
 
 #[derive(Debug, Clone)]
@@ -54,13 +65,42 @@ impl Leaf {
 
     /// Layer of `block` and the end of its run; `None`: up to the end of the object.
     pub(crate) fn lookup(&self, object: usize, block: u16) -> (Option<Layer>, Option<u16>) {
-        let runs = &self.objects[object];
-        let next = runs.partition_point(|run| run.end() <= block);
-        match runs.get(next) {
+        match self.runs_from(object, block).first() {
             Some(run) if run.start <= block => (Some(self.layer(run)), Some(run.end())),
             Some(run) => (None, Some(run.start)),
             None => (None, None),
         }
+    }
+
+    /// Where a write of blocks `start .. end` goes, from its first block on. Logarithmic in the runs of the object, and a
+    /// step for each run inside the write.
+    pub(super) fn write_place(
+        &self,
+        object: usize,
+        start: u16,
+        end: u16,
+        owned: impl Fn(&Layer) -> bool,
+    ) -> LeafPlace {
+        for run in self.runs_from(object, start) {
+            if run.start >= end {
+                break;
+            }
+            let layer = self.layer(run);
+            if owned(&layer) {
+                return if run.start > start {
+                    LeafPlace::Unowned(run.start)
+                } else {
+                    LeafPlace::Owned(layer, run.end().min(end))
+                };
+            }
+        }
+        LeafPlace::Unowned(end)
+    }
+
+    /// The runs of `object` that end behind `block`.
+    fn runs_from(&self, object: usize, block: u16) -> &[Run] {
+        let runs = &self.objects[object];
+        &runs[runs.partition_point(|run| run.end() <= block)..]
     }
 
     /// Puts blocks `start .. end` of `object` into `layer`, or makes them zeros.

@@ -23,6 +23,7 @@ use std::rc::Rc;
 use archipelago_protocol::{Epoch, Lineage, ObjectSize};
 
 pub(crate) use cache::Cache;
+use leaf::LeafPlace;
 pub(crate) use leaf::{Leaf, Run};
 #[cfg(feature = "fuzzing")]
 pub(crate) use page::reencode;
@@ -144,6 +145,15 @@ impl Range {
     }
 }
 
+/// Where blocks that are written go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WritePlace {
+    /// Where they are: into the objects of this epoch, up to block `end`.
+    Owned { epoch: Epoch, end: u64 },
+    /// To a new place: nothing up to block `end` is owned.
+    Unowned { end: u64 },
+}
+
 /// A map, live or frozen.
 #[derive(Debug, Clone)]
 pub(crate) struct Tree {
@@ -234,26 +244,29 @@ impl Tree {
         })
     }
 
-    /// The end of what is not owned from `block` on, inside its object; `block` itself if it is owned.
-    pub(crate) fn unowned_end(
+    /// Where a write of `range` goes, from its first block on, inside the object of that block.
+    pub(crate) fn write_place(
         &self,
         cache: &Cache,
-        block: u64,
+        range: Range,
         owned: impl Fn(&Layer) -> bool,
-    ) -> Result<u64, Missing> {
-        let first = block - block % self.object_blocks;
-        self.with_object(cache, block, |found| {
+    ) -> Result<WritePlace, Missing> {
+        let first = range.start - range.start % self.object_blocks;
+        let end = range.end.min(first + self.object_blocks);
+        self.with_object(cache, range.start, |found| {
             let Some((leaf, object)) = found else {
-                return first + self.object_blocks;
+                return WritePlace::Unowned { end };
             };
-            let from = small(block - first);
-            let next = leaf
-                .runs(object)
-                .iter()
-                .find(|run| run.end() > from && owned(&leaf.layer(run)));
-            next.map_or(first + self.object_blocks, |run| {
-                first + u64::from(run.start.max(from))
-            })
+            let (from, to) = (small(range.start - first), small(end - first));
+            match leaf.write_place(object, from, to, owned) {
+                LeafPlace::Owned(layer, end) => WritePlace::Owned {
+                    epoch: layer.epoch,
+                    end: first + u64::from(end),
+                },
+                LeafPlace::Unowned(end) => WritePlace::Unowned {
+                    end: first + u64::from(end),
+                },
+            }
         })
     }
 

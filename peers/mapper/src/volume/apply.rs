@@ -217,7 +217,7 @@ mod tests {
             log_len: 1 << 16,
             log_start: 0,
         };
-        let mut live = live_of(&item, &head, 1, 2);
+        let mut live = live_of(&item, &head, 2);
         let cache = Cache::new(1 << 20);
         for (epoch, start, blocks) in [(7, 3, 2), (6, 2, 4)] {
             let record = Record {

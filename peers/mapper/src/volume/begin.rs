@@ -154,7 +154,7 @@ pub(super) async fn begin(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
                 frozen: volume.live.borrow().frozen,
                 ..next
             };
-            let recovered = !volume.live.borrow().head.clean;
+            let recovered = !volume.head.get().clean;
             swap_in(core, volume, next).await?;
             core.count(|counters| counters.recoveries += u64::from(recovered));
         }
@@ -163,7 +163,7 @@ pub(super) async fn begin(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcome<()> {
             sync_and_commit(core, volume, Home::Synced).await?;
             let mut live = volume.live.borrow_mut();
             live.epoch = Epoch(live.epoch.0 + 1);
-            live.lineages.truncate(1);
+            live.lineages.restart();
         }
     }
     volume.live.borrow_mut().due = None;
@@ -184,8 +184,7 @@ fn no_journal(lineage: Lineage, code: ErrorCode) -> Failure {
 /// Makes `head` the volume's: what is written from now on is of its generation.
 async fn swap_in(core: &Rc<Core>, volume: &Rc<Volume>, head: VolumeHead) -> Outcome<()> {
     let lineage = volume.lineage;
-    let version = volume.live.borrow().head_version;
-    volume.swap_head(core, head, version).await?;
+    volume.swap_head(core, head).await?;
     // What a failed sync could have dropped since the recovery's own is none of this volume's.
     core.lost.borrow_mut().remove(&lineage);
     let journal = core.journals.borrow_mut().open(lineage, head.generation);

@@ -91,19 +91,15 @@ impl Volume {
             self.judge(core, synced)?;
         }
         let root = self.store_tree(core, &picture.tree, PageSync::Pack).await?;
-        let (head, version) = {
-            let live = self.live.borrow();
-            let head = VolumeHead {
-                clean,
-                epoch: picture.epoch,
-                frozen: picture.frozen,
-                root,
-                log_start: picture.log_position,
-                ..live.head
-            };
-            (head, live.head_version)
+        let head = VolumeHead {
+            clean,
+            epoch: picture.epoch,
+            frozen: picture.frozen,
+            root,
+            log_start: picture.log_position,
+            ..self.head.get()
         };
-        self.swap_head(core, head, version).await?;
+        self.swap_head(core, head).await?;
         self.log.borrow_mut().start = picture.log_position;
         drop(picture);
         self.live.borrow_mut().tree.release_stored();
@@ -111,18 +107,9 @@ impl Volume {
         Ok(())
     }
 
-    pub(super) async fn swap_head(
-        &self,
-        core: &Rc<Core>,
-        head: VolumeHead,
-        version: u64,
-    ) -> Outcome<()> {
-        let id = ObjectId::head(self.lineage);
-        let swapped = core.disk.swap(id, version, head.encode(self.lineage)).await;
-        let version = self.judge(core, swapped)?;
-        let mut live = self.live.borrow_mut();
-        (live.head, live.head_version) = (head, version);
-        Ok(())
+    pub(super) async fn swap_head(&self, core: &Rc<Core>, head: VolumeHead) -> Outcome<()> {
+        let swapped = self.head.swap(&core.disk, head).await;
+        self.judge(core, swapped)
     }
 
     /// Makes the pages of `tree` that are not stored durable.

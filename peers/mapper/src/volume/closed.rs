@@ -13,7 +13,7 @@ use super::{Volume, with_pages};
 use crate::catalogue::Item;
 use crate::core::Core;
 use crate::failure::{Failure, Outcome};
-use crate::head::VolumeHead;
+use crate::head::{StoredHead, VolumeHead};
 use crate::tree::{Range, Root};
 
 /// The catalogue's item of a lineage.
@@ -48,7 +48,10 @@ pub(super) async fn leave_in_log(core: &Rc<Core>, volume: &Rc<Volume>) -> Outcom
 }
 
 /// Makes sure that the last session has ended cleanly; the head then. `None`: there was no session.
-pub(super) async fn settle(core: &Rc<Core>, item: &Item) -> Outcome<Option<(VolumeHead, u64)>> {
+pub(super) async fn settle(
+    core: &Rc<Core>,
+    item: &Item,
+) -> Outcome<Option<StoredHead<VolumeHead>>> {
     // Left by a client that went: what it wrote is in memory only.
     if let Some(volume) = core.volume(item.lineage) {
         if volume.check().is_ok() {
@@ -62,7 +65,7 @@ pub(super) async fn settle(core: &Rc<Core>, item: &Item) -> Outcome<Option<(Volu
         }
     }
     match read_head(core, item).await? {
-        Some((head, _)) if !head.clean => {
+        Some(head) if !head.get().clean => {
             let volume = open_writer(core, item).await?;
             close_clean(core, &volume).await?;
             read_head(core, item).await
@@ -79,17 +82,16 @@ pub(crate) async fn freeze_closed(core: &Rc<Core>, lineage: Lineage) -> Outcome<
 
 async fn freeze(core: &Rc<Core>, lineage: Lineage) -> Outcome<Root> {
     let item = item(core, lineage)?;
-    let Some((head, version)) = settle(core, &item).await? else {
+    let Some(stored) = settle(core, &item).await? else {
         return Ok(item.root);
     };
+    let head = stored.get();
     let frozen = VolumeHead {
         frozen: head.epoch,
         epoch: Epoch(head.epoch.0 + 1),
         ..head
     };
-    core.disk
-        .swap(ObjectId::head(lineage), version, frozen.encode(lineage))
-        .await?;
+    stored.swap(&core.disk, frozen).await?;
     Ok(head.root)
 }
 

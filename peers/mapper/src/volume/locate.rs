@@ -5,7 +5,7 @@ use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode};
 
 use super::{Live, Volume};
 use crate::core::Core;
-use crate::tree::{Missing, Range};
+use crate::tree::{Missing, Range, WritePlace};
 
 /// The answer, if the pages are in memory.
 pub(super) fn locate(
@@ -19,7 +19,7 @@ pub(super) fn locate(
         Err(code) => return Ok(MapReply::failed(code)),
     };
     if request.flags & FLAG_WRITE == 0 {
-        return locate_read(core, volume, &mut live, range);
+        return locate_read(core, &mut live, range);
     }
     if live.read_only {
         return Ok(MapReply::failed(ErrorCode::ReadOnly));
@@ -27,32 +27,21 @@ pub(super) fn locate(
     let cache = core.cache.borrow();
     let own = volume.lineage;
     let frozen = live.frozen;
-    let unowned = live.tree.unowned_end(&cache, range.start, |layer| {
+    let place = live.tree.write_place(&cache, range, |layer| {
         layer.lineage == own && layer.epoch > frozen
     })?;
-    if unowned > range.start {
-        return Ok(run(range, unowned, Placement::First, live.epoch, 0));
-    }
-    let (layer, end) = live.tree.lookup(&cache, range.start)?;
-    let epoch = layer.map_or(live.epoch, |layer| layer.epoch);
-    Ok(run(range, end, Placement::Stored, epoch, 0))
+    Ok(match place {
+        WritePlace::Owned { epoch, end } => run(range, end, Placement::Stored, epoch, 0),
+        WritePlace::Unowned { end } => run(range, end, Placement::First, live.epoch, 0),
+    })
 }
 
-fn locate_read(
-    core: &Core,
-    volume: &Volume,
-    live: &mut Live,
-    range: Range,
-) -> Result<MapReply, Missing> {
+fn locate_read(core: &Core, live: &mut Live, range: Range) -> Result<MapReply, Missing> {
     let (layer, end) = live.tree.lookup(&core.cache.borrow(), range.start)?;
     Ok(match layer {
         None => run(range, end, Placement::Zero, Epoch(0), 0),
         Some(layer) => {
-            let index = if layer.lineage == volume.lineage {
-                0
-            } else {
-                live.lineage_index(layer.lineage)
-            };
+            let index = live.lineages.number(layer.lineage);
             run(range, end, Placement::Stored, layer.epoch, index)
         }
     })

@@ -14,6 +14,7 @@ mod carried;
 mod checkpoint;
 mod closed;
 mod commit;
+mod lineages;
 mod locate;
 mod open;
 mod session;
@@ -29,13 +30,14 @@ use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 use crate::core::Core;
 use crate::effect::ClientId;
 use crate::failure::{Failure, Outcome};
-use crate::head::VolumeHead;
+use crate::head::{StoredHead, VolumeHead};
 use crate::journal::Journal;
 use crate::log::{Log, Record};
 use crate::task::{Guard, Lock};
 use crate::tree::{Missing, Range, Tree};
 
 use begin::{Beginner, Due};
+use lineages::LineageNumbers;
 
 pub(crate) use carried::CarriedBlocks;
 pub(crate) use closed::{freeze_closed, shrink};
@@ -51,6 +53,7 @@ pub(crate) struct Volume {
     commit: Lock,
     /// One checkpoint, and one head swap, at a time.
     checkpoint: Lock,
+    head: StoredHead<VolumeHead>,
     log: RefCell<Log>,
     pub(crate) live: RefCell<Live>,
 }
@@ -73,8 +76,6 @@ pub(crate) struct Live {
     frozen: Epoch,
     /// Objects of this epoch and older ones belong to a snapshot that exists or is being stored.
     sealed: Epoch,
-    head: VolumeHead,
-    head_version: u64,
     pending: VecDeque<Record>,
     /// Log position behind the last batch with carried blocks; 0: none of this session, or all of them are home.
     carried_until: u64,
@@ -92,8 +93,7 @@ pub(crate) struct Live {
     /// Pages of this session go here.
     pack: u64,
     pack_offset: u64,
-    /// Lineages that answers name by index; the own one first.
-    lineages: Vec<Lineage>,
+    lineages: LineageNumbers,
 }
 
 /// A snapshot between its begin and its commit.
@@ -114,6 +114,7 @@ impl Volume {
         core: &Core,
         lineage: Lineage,
         object_size: ObjectSize,
+        head: StoredHead<VolumeHead>,
         log: Log,
         live: Live,
     ) -> Rc<Self> {
@@ -122,6 +123,7 @@ impl Volume {
             object_size,
             commit: Lock::new(&core.scheduler),
             checkpoint: Lock::new(&core.scheduler),
+            head,
             log: RefCell::new(log),
             live: RefCell::new(live),
         })
@@ -187,16 +189,6 @@ impl Live {
     /// Blocks of the volume; the last may be partial.
     fn blocks(&self) -> u64 {
         self.size.div_ceil(BLOCK_SIZE)
-    }
-
-    /// The number by which answers name `lineage`.
-    fn lineage_index(&mut self, lineage: Lineage) -> u32 {
-        let known = self.lineages.iter().position(|known| *known == lineage);
-        let index = known.unwrap_or_else(|| {
-            self.lineages.push(lineage);
-            self.lineages.len() - 1
-        });
-        u32::try_from(index).expect("fewer than 2^32 ancestors")
     }
 
     /// Whole blocks inside the volume.

@@ -16,17 +16,21 @@ use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Generation, Lineage};
 
 use super::begin::{Due, begin};
 use super::carried::CarriedBlocks;
+use super::lineages::LineageNumbers;
 use super::{Live, Volume, with_pages};
 use crate::catalogue::Item;
 use crate::core::Core;
 use crate::disk::name_of;
 use crate::failure::{Failure, Outcome};
-use crate::head::VolumeHead;
+use crate::head::{StoredHead, VolumeHead};
 use crate::log::{Log, Reach, Record, RecordKind};
 use crate::tree::{Layer, Missing, Range, Root, Tree};
 
-/// A volume's head and its version; `None`: it was never opened for writing.
-pub(crate) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(VolumeHead, u64)>> {
+/// A volume's head as it is stored; `None`: it was never opened for writing.
+pub(crate) async fn read_head(
+    core: &Rc<Core>,
+    item: &Item,
+) -> Outcome<Option<StoredHead<VolumeHead>>> {
     let id = ObjectId::head(item.lineage);
     let Some((version, bytes)) = core.disk.read_swapped(id).await? else {
         if was_opened(core, item.lineage).await? {
@@ -46,7 +50,7 @@ pub(crate) async fn read_head(core: &Rc<Core>, item: &Item) -> Outcome<Option<(V
         );
         return Err(Failure::damaged(why));
     }
-    Ok(Some((head, version)))
+    Ok(Some(StoredHead::new(item.lineage, head, version)))
 }
 
 /// Whether a volume without a head must have had one: only its log is written before its head is.
@@ -81,9 +85,11 @@ pub(super) async fn load_writer(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volu
     let (volume, due) = match read_head(core, item).await? {
         None => {
             let head = first_head(core, item);
-            (volume_of(core, item, &head, 0), Due::First(head))
+            let stored = StoredHead::new(item.lineage, head, 0);
+            (volume_of(core, item, stored), Due::First(head))
         }
-        Some((head, version)) => {
+        Some(stored) => {
+            let head = stored.get();
             let generation = Generation(head.generation.0 + 1);
             let mut next = VolumeHead {
                 generation,
@@ -91,7 +97,7 @@ pub(super) async fn load_writer(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volu
                 clean: false,
                 ..head
             };
-            let volume = volume_of(core, item, &head, version);
+            let volume = volume_of(core, item, stored);
             if !head.clean {
                 next = recover(core, &volume, next).await?;
             }
@@ -117,8 +123,9 @@ fn first_head(core: &Core, item: &Item) -> VolumeHead {
     }
 }
 
-/// A volume as `head` says, before any replay. Its pages will go to a pack of the next generation.
-fn volume_of(core: &Core, item: &Item, head: &VolumeHead, head_version: u64) -> Rc<Volume> {
+/// A volume as its head says, before any replay. Its pages will go to a pack of the next generation.
+fn volume_of(core: &Core, item: &Item, stored: StoredHead<VolumeHead>) -> Rc<Volume> {
+    let head = stored.get();
     let log = Log {
         id: ObjectId::log(item.lineage, head.log_number),
         len: head.log_len,
@@ -126,7 +133,7 @@ fn volume_of(core: &Core, item: &Item, head: &VolumeHead, head_version: u64) -> 
         position: head.log_start,
         generation: head.generation,
     };
-    let pack = if head_version == 0 {
+    let pack = if stored.is_first() {
         head.generation.0
     } else {
         head.generation.0 + 1
@@ -135,12 +142,13 @@ fn volume_of(core: &Core, item: &Item, head: &VolumeHead, head_version: u64) -> 
         core,
         item.lineage,
         item.object_size,
+        stored,
         log,
-        live_of(item, head, head_version, pack),
+        live_of(item, &head, pack),
     )
 }
 
-pub(super) fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u64) -> Live {
+pub(super) fn live_of(item: &Item, head: &VolumeHead, pack: u64) -> Live {
     Live {
         size: item.size,
         writer: None,
@@ -151,8 +159,6 @@ pub(super) fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u
         epoch: head.epoch,
         frozen: head.frozen,
         sealed: head.frozen,
-        head: *head,
-        head_version,
         pending: VecDeque::new(),
         carried_until: 0,
         next_sequence: 1,
@@ -165,7 +171,7 @@ pub(super) fn live_of(item: &Item, head: &VolumeHead, head_version: u64, pack: u
         checkpointing: false,
         pack,
         pack_offset: 0,
-        lineages: vec![item.lineage],
+        lineages: LineageNumbers::new(item.lineage),
     }
 }
 
@@ -175,7 +181,7 @@ pub(super) fn read_only(core: &Core, item: &Item, root: Root) -> Rc<Volume> {
         root,
         ..first_head(core, item)
     };
-    let volume = volume_of(core, item, &head, 0);
+    let volume = volume_of(core, item, StoredHead::new(item.lineage, head, 0));
     volume.live.borrow_mut().read_only = true;
     volume
 }

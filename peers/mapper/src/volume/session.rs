@@ -159,11 +159,7 @@ fn locate_later(core: &Rc<Core>, session: &Session, tag: u64, request: MapReques
 }
 
 fn lineage(volume: &Volume, index: u64) -> MapReply {
-    let live = volume.live.borrow();
-    let found = usize::try_from(index)
-        .ok()
-        .and_then(|index| live.lineages.get(index));
-    match found {
+    match volume.live.borrow().lineages.get(index) {
         Some(lineage) => MapReply {
             values: lineage.to_words(),
             ..MapReply::done(0)
@@ -353,7 +349,7 @@ async fn open(core: &Rc<Core>, client: ClientId, lineage: Lineage, flags: u8) ->
 async fn readable(core: &Rc<Core>, item: &Item) -> Outcome<Rc<Volume>> {
     match settle(core, item).await {
         Ok(found) => {
-            let root = found.map_or(item.root, |(head, _)| head.root);
+            let root = found.map_or(item.root, |head| head.get().root);
             Ok(read_only(core, item, root))
         }
         Err(failure) if failure.code.passes() => {

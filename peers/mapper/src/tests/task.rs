@@ -1,4 +1,4 @@
-//! A task on its way to the end, whose object requests a test answers.
+//! A task that a test runs to its end, answering its object requests.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -9,8 +9,8 @@ use crate::disk::Disk;
 use crate::effect::Effect;
 use crate::task::{Scheduler, Tasks};
 
-/// What `task` comes to if each of its requests to `disk` has such an answer.
-pub(crate) fn driven<T: 'static>(
+/// The result of `task`, whose requests to `disk` are answered by `answer`.
+pub(crate) fn run_task<T: 'static>(
     scheduler: &Scheduler,
     disk: &Disk,
     task: impl Future<Output = T> + 'static,
