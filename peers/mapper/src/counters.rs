@@ -11,9 +11,9 @@ pub struct Counters {
     pub presence_records: u64,
     /// Batches appended to volumes' logs.
     pub log_batches: u64,
-    /// Blocks that flushes carried in volumes' logs.
+    /// Blocks that flushes journaled in volumes' logs.
     pub carried_blocks: u64,
-    /// Carried blocks that a recovery wrote where they belong.
+    /// Journaled blocks that a recovery wrote to their home locations.
     pub carried_home: u64,
     /// Checkpoints of volumes, those of closing included.
     pub checkpoints: u64,
@@ -25,7 +25,7 @@ pub struct Counters {
     pub recoveries: u64,
     /// Snapshots born while their volume was open.
     pub snapshots: u64,
-    /// Answers held back because too much was not logged.
+    /// Answers throttled because too much was not logged.
     pub held_back: u64,
     /// Batches appended to the catalogue's log.
     pub catalogue_changes: u64,

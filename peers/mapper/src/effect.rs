@@ -4,7 +4,7 @@ use archipelago_protocol::catalogue::CatalogueReply;
 use archipelago_protocol::map::MapReply;
 use archipelago_protocol::object::ObjectRequest;
 
-/// A connection of a volume peer. Never used again for another one, also after it has gone.
+/// A connection of a volume peer. Never used again for another one, also after it disconnected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
 

@@ -171,7 +171,7 @@ impl<'a> Reader<'a> {
         self
     }
 
-    /// Judges the envelope at the beginning of `bytes`: the fields behind it, and the structure's length.
+    /// Checks the envelope at the beginning of `bytes`: the fields behind it, and the structure's length.
     pub(crate) fn open(
         magic: [u8; 8],
         lineage: Option<Lineage>,

@@ -10,7 +10,7 @@ use crate::head::{CatalogueHead, VolumeHead};
 use crate::log::{Content, Record, Wanted, scan};
 use crate::tree::{PageRef, decode, reencode};
 
-/// A batch of at least `len_min` bytes; `blocks` are carried, 4096 bytes each.
+/// A batch of at least `len_min` bytes; `blocks` are journaled, 4096 bytes each.
 #[must_use]
 pub fn encode_batch(
     lineage: Lineage,
@@ -44,7 +44,7 @@ pub fn catalogue_head(bytes: &[u8]) -> Option<Vec<u8>> {
     CatalogueHead::decode(bytes).ok().map(|head| head.encode())
 }
 
-/// Payload and carried blocks of a batch.
+/// Payload and journaled blocks of a batch.
 pub type Batch = (Vec<u8>, Vec<u8>);
 
 /// The batches, and the end.

@@ -5,15 +5,21 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `mapper`, `effect` | the surface |
 //! | `peer` | the mapper on any number of channels: the only folder that knows ports |
-//! | `catalogue` | names, and what exists |
+//! | `mapper`, `config`, `effect` | the surface |
+//! | `session` | what volume peers ask: locate, flush, snapshot, and the checkpoints and recoveries that it takes |
+//! | `control` | what control asks, and the collection of what nobody needs |
 //! | `check` | what is damaged, missing or leaked in a pool |
-//! | `volume` | sessions, locate, flush, snapshot, checkpoint, recovery |
-//! | `tree` | the map: persistent nodes, their pages, their cache |
+//! | `parts` | what a mapper consists of, shared by its tasks |
+//! | `volume`, `volumes`, `sessions` | the state of a volume in memory; all of them; who may ask about which |
+//! | `catalogue` | names, and what exists |
+//! | `pool` | objects, pages, journals and counters that all of these use |
+//! | `tree`, `pages` | the map: persistent nodes, their pages, their cache |
 //! | `log`, `head`, `format` | what is durable; byte tables in `docs/map-format.md` |
-//! | [`journal`] | what outlives a process, not a power cut |
+//! | [`journal`], `journals` | what outlives a process, not a power cut |
 //! | `task`, `disk` | futures polled by hand, object requests as calls |
+//!
+//! Each module imports those below it in the table only.
 //!
 //! One design decision: longer work (an open, a checkpoint) is written as straight-line futures and polled by the mapper
 //! itself whenever a reply comes in. No executor, thread, clock or waker is involved, so it stays a state machine.
@@ -34,7 +40,8 @@
 
 mod catalogue;
 mod check;
-mod core;
+mod config;
+mod control;
 mod counters;
 mod disk;
 mod effect;
@@ -45,16 +52,24 @@ mod format;
 pub mod fuzzing;
 mod head;
 pub mod journal;
+mod journals;
 mod log;
 mod mapper;
+mod pages;
+mod parts;
 mod peer;
+mod pool;
+mod session;
+mod sessions;
 mod task;
 #[cfg(test)]
 mod tests;
 mod tree;
 mod volume;
+mod volumes;
 
+pub use config::MapperConfig;
 pub use counters::Counters;
 pub use effect::{ClientId, Effect, EffectId};
-pub use mapper::{Mapper, MapperConfig};
+pub use mapper::Mapper;
 pub use peer::{ENTRIES_PER_TURN, MapperPeer, Rights};

@@ -8,51 +8,19 @@ use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::ObjectReply;
 use archipelago_protocol::{Error, Lineage};
 
-use crate::catalogue;
-use crate::core::Core;
+use crate::config::MapperConfig;
+use crate::control;
 use crate::counters::Counters;
 use crate::effect::{ClientId, Effect, EffectId};
 use crate::journal::JournalStore;
-use crate::log::UNIT;
+use crate::parts::Parts;
+use crate::session;
 use crate::task::Tasks;
-use crate::volume;
 
-/// What a mapper is told at its beginning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MapperConfig {
-    /// Who it is: stands in the heads that it writes.
-    pub owner: u128,
-    /// Bytes of the logs of volumes that are opened for the first time; a multiple of 4096, at least 64 KiB.
-    pub log_len: u64,
-    /// Bytes of the catalogue's log when the pool is new; likewise.
-    pub catalogue_log_len: u64,
-    /// Memory for map pages of all volumes, in bytes.
-    pub cache_bytes: usize,
-    /// First writes and zeroed ranges of a volume that may wait to be logged. Not more than its journal holds.
-    pub pending_max: usize,
-    /// Longest object read or write, a multiple of 4096: what the channel's arena has room for.
-    pub io_len_max: usize,
-}
-
-impl Default for MapperConfig {
-    /// 4 MiB logs hold some 130,000 records; 32,768 pending ones are 1.5 MiB of journal; 64 MiB of pages map 16 TiB and
-    /// more of data that was written in order.
-    fn default() -> Self {
-        MapperConfig {
-            owner: 0,
-            log_len: 4 << 20,
-            catalogue_log_len: 4 << 20,
-            cache_bytes: 64 << 20,
-            pending_max: 32_768,
-            io_len_max: 256 << 10,
-        }
-    }
-}
-
-/// The mapper. Lives on one thread.
+/// The mapper: used by one thread.
 #[derive(Debug)]
 pub struct Mapper {
-    core: Rc<Core>,
+    parts: Rc<Parts>,
     tasks: Tasks,
 }
 
@@ -63,58 +31,39 @@ impl Mapper {
     /// If the sizes in `config` are not what their descriptions say.
     #[must_use]
     pub fn new(config: MapperConfig, journals: Box<dyn JournalStore>) -> Self {
-        let unit = UNIT as u64;
-        for len in [config.log_len, config.catalogue_log_len] {
-            assert!(
-                len.is_multiple_of(unit) && len >= 16 * unit && len <= 1 << 30,
-                "log length {len}"
-            );
-        }
-        assert!(
-            config.io_len_max >= 4 * UNIT && config.io_len_max.is_multiple_of(UNIT),
-            "longest object request"
-        );
-        assert!(config.pending_max > 0, "pending records");
+        config.check();
         Mapper {
-            core: Rc::new(Core::new(config, journals)),
+            parts: Rc::new(Parts::new(config, journals)),
             tasks: Tasks::default(),
         }
     }
 
     /// Reads the catalogue, or makes one in an empty pool. Requests may come before it is done; they wait.
     pub fn start(&mut self) {
-        let core = Rc::clone(&self.core);
-        self.core.scheduler.spawn(async move {
-            if let Err(failure) = core.catalogue.ready(&core).await {
-                core.note(Lineage::CATALOGUE, &failure);
+        self.parts.spawn(|parts| async move {
+            if let Err(failure) = parts.catalogue.ready().await {
+                parts.pool.note(Lineage::CATALOGUE, &failure);
                 tracing::error!("the catalogue cannot be used: {}", failure.message);
             }
         });
         self.run();
     }
 
-    /// Takes a request of a volume peer; `carried` is what its area holds, if it names one. Exactly one
-    /// [`Effect::MapReply`] follows, unless the client is gone.
-    pub fn map_request(
-        &mut self,
-        client: ClientId,
-        tag: u64,
-        request: MapRequest,
-        carried: Carried,
-    ) {
-        volume::dispatch(&self.core, client, tag, request, carried);
+    /// Takes a request of a volume peer; `data` is what its area holds, if it names one: blocks that a flush journals. Exactly one
+    /// [`Effect::MapReply`] follows, unless the client disconnected.
+    pub fn map_request(&mut self, client: ClientId, tag: u64, request: MapRequest, data: Carried) {
+        session::dispatch(&self.parts, client, tag, request, data);
         self.run();
     }
 
     /// Takes a request of control. Exactly one [`Effect::CatalogueReply`] follows.
     pub fn catalogue_request(&mut self, tag: u64, request: CatalogueRequest) {
-        let core = Rc::clone(&self.core);
-        self.core.scheduler.spawn(async move {
-            let reply = catalogue::answer(&core, request).await;
-            core.disk
-                .effects
-                .borrow_mut()
-                .push_back(Effect::CatalogueReply { tag, reply });
+        self.parts.spawn(|parts| async move {
+            let reply = control::answer(&parts, request).await;
+            parts
+                .pool
+                .disk
+                .push_effect(Effect::CatalogueReply { tag, reply });
         });
         self.run();
     }
@@ -122,77 +71,82 @@ impl Mapper {
     /// A volume peer's process died, or its channel ended. What it reported stays; its sessions end. Answers to it may
     /// still come out; drop them.
     pub fn client_gone(&mut self, client: ClientId) {
-        volume::client_gone(&self.core, client);
+        session::client_gone(&self.parts, client);
         self.run();
     }
 
     /// Takes the answer to an [`Effect::Object`]; `data` is what was read, empty otherwise.
     pub fn object_done(&mut self, id: EffectId, reply: ObjectReply, data: Vec<u8>) {
-        self.core.disk.done(id, reply, data);
+        self.parts.pool.disk.done(id, reply, data);
         self.run();
     }
 
     /// The next thing to do.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        self.core.disk.effects.borrow_mut().pop_front()
+        self.parts.pool.disk.next_effect()
     }
 
     /// Whether the catalogue was read.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.core.catalogue.is_ready()
+        self.parts.catalogue.is_ready()
     }
 
     /// Whether nothing is under way: no request waits and nothing is done in the background.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.tasks.len() == 0 && self.core.disk.effects.borrow().is_empty()
+        self.tasks.len() == 0 && !self.parts.pool.disk.has_effects()
     }
 
     /// Why the catalogue cannot be used, if so.
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
-        self.core.catalogue.failure().map(Error::from)
+        self.parts.catalogue.failure().map(Error::from)
     }
 
     /// The last damage that was found in the objects of `lineage`, for people.
     #[must_use]
     pub fn damage(&self, lineage: Lineage) -> Option<String> {
-        self.core.damages.borrow().get(&lineage).cloned()
+        self.parts.pool.damage(lineage)
     }
 
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.core.counters()
+        self.parts.pool.counters()
     }
 
     /// Volumes whose presence journal is in use.
     #[must_use]
     pub fn journals(&self) -> Vec<Lineage> {
-        self.core.journals.borrow().in_use()
+        self.parts.pool.journals.in_use()
     }
 
     /// Sessions that are open.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.core.sessions.borrow().len()
+        self.parts.sessions.len()
     }
 
     /// Memory that map pages take, in bytes.
     #[must_use]
     pub fn cache_bytes(&self) -> usize {
-        self.core.cache.borrow().bytes()
+        self.parts.pool.pages.cache().bytes()
     }
 
     /// Object requests so far.
     #[must_use]
     pub fn object_requests(&self) -> u64 {
-        self.core.disk.requests.get()
+        self.parts.pool.disk.requests()
     }
 
     fn run(&mut self) {
-        self.tasks.run(&self.core.scheduler);
+        loop {
+            self.tasks.run(&self.parts.pool.scheduler);
+            if !control::start_if_due(&self.parts) {
+                return;
+            }
+        }
     }
 }
 

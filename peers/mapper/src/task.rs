@@ -154,3 +154,64 @@ impl Drop for Guard {
         }
     }
 }
+
+/// A [`Lock`] for each key that somebody works on.
+#[derive(Debug)]
+pub(crate) struct Locks<K> {
+    scheduler: Rc<Scheduler>,
+    by_key: RefCell<BTreeMap<K, Lock>>,
+}
+
+impl<K: Ord> Locks<K> {
+    pub(crate) fn new(scheduler: &Rc<Scheduler>) -> Self {
+        Locks {
+            scheduler: Rc::clone(scheduler),
+            by_key: RefCell::default(),
+        }
+    }
+
+    /// Waits until nobody else holds the lock of `key`.
+    pub(crate) async fn lock(&self, key: K) -> Guard {
+        let lock = {
+            let mut locks = self.by_key.borrow_mut();
+            locks.retain(|_, lock| !lock.is_unused());
+            locks
+                .entry(key)
+                .or_insert_with(|| Lock::new(&self.scheduler))
+                .clone()
+        };
+        lock.acquire().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    fn poll(future: Pin<&mut impl Future<Output = Guard>>) -> Option<Guard> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(guard) => Some(guard),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_lock_is_there_as_long_as_somebody_holds_it_or_waits() {
+        let locks = Locks::new(&Rc::new(Scheduler::default()));
+        let mut first = pin!(locks.lock(1));
+        let held = poll(first.as_mut());
+        assert!(held.is_some());
+        let mut waiting = pin!(locks.lock(1));
+        assert!(poll(waiting.as_mut()).is_none());
+        assert!(poll(pin!(locks.lock(2))).is_some(), "another one");
+        drop(held);
+        assert!(poll(waiting.as_mut()).is_some());
+        // What nobody knows any more goes with the next one that is made.
+        assert!(poll(pin!(locks.lock(3))).is_some());
+        let known: Vec<i32> = locks.by_key.borrow().keys().copied().collect();
+        assert_eq!(known, [3]);
+    }
+}

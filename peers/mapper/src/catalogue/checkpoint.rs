@@ -2,17 +2,13 @@
 //!
 //! Page body behind the envelope: payload length u32, 0 u32, catalogue records; zeros to 4096.
 
-use std::rc::Rc;
-
 use archipelago_protocol::Lineage;
 use archipelago_protocol::object::ObjectId;
 
-use super::Catalogue;
 use super::attributes::ATTRIBUTES_LEN_MAX;
 use super::names::Names;
 use super::record::Change;
-use crate::core::Core;
-use crate::disk::name_of;
+use crate::disk::{Disk, name_of};
 use crate::failure::{Failure, Outcome};
 use crate::format::{Problem, Reader, Writer};
 use crate::head::CatalogueHead;
@@ -46,7 +42,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Vec<Change>, usize), String> {
 }
 
 /// What the last checkpoint holds.
-pub(super) async fn read(core: &Rc<Core>, head: &CatalogueHead) -> Outcome<Names> {
+pub(super) async fn read(disk: &Disk, head: &CatalogueHead) -> Outcome<Names> {
     let mut names = Names::default();
     let id = ObjectId::pack(Lineage::CATALOGUE, head.pack);
     let (mut at, mut rest) = (0, Vec::new());
@@ -54,8 +50,7 @@ pub(super) async fn read(core: &Rc<Core>, head: &CatalogueHead) -> Outcome<Names
         let len = usize::try_from(head.pack_len - at)
             .unwrap_or(usize::MAX)
             .min(PIECE);
-        let bytes = core
-            .disk
+        let bytes = disk
             .read(id, at, len)
             .await
             .map_err(|failure| match failure.code {
@@ -89,83 +84,52 @@ fn apply_pages(names: &mut Names, bytes: &mut Vec<u8>, end: bool) -> Result<(), 
     Ok(())
 }
 
-impl Catalogue {
-    /// Writes everything to a new pack and lets the log begin anew. The caller holds the lock.
-    pub(super) async fn checkpoint(&self, core: &Rc<Core>) -> Outcome<()> {
-        let old = self.head.get();
-        let number = self.packs.get() + 1;
-        self.packs.set(number);
-        // Unique: the generation is, and a pack that was begun is never written again.
-        let id = ObjectId::pack(Lineage::CATALOGUE, old.generation.0 << 16 | number);
-        let pages = self.pages();
-        let mut at = 0;
-        for piece in &pages {
-            core.disk.write(id, at, piece).await?;
-            at += piece.len() as u64;
+/// Pages in pieces of about [`PIECE`].
+pub(super) fn pages(names: &Names) -> Vec<Vec<u8>> {
+    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    let mut records = Writer::bare();
+    let mut put = |records: &mut Writer| {
+        let bytes = std::mem::replace(records, Writer::bare()).into_bytes();
+        let page = page(&bytes);
+        match pieces.last_mut() {
+            Some(piece) if piece.len() < PIECE => piece.extend_from_slice(&page),
+            _ => pieces.push(page),
         }
-        core.disk.sync(id).await?;
-        let position = self.log.borrow().position;
-        let entries = self.names.borrow().len();
-        let head = CatalogueHead {
-            log_start: position,
-            pack: id.number,
-            pack_len: at,
-            entries,
-            ..old
-        };
-        self.head.swap(&core.disk, head).await?;
-        self.log.borrow_mut().start = position;
-        core.count(|counters| counters.catalogue_checkpoints += 1);
-        if old.pack != 0 {
-            let core = Rc::clone(core);
-            let old = ObjectId::pack(Lineage::CATALOGUE, old.pack);
-            core.scheduler.clone().spawn(async move {
-                if let Err(failure) = core.disk.delete(old).await {
-                    tracing::warn!("an old catalogue checkpoint stays: {}", failure.message);
-                }
-            });
-        }
-        Ok(())
-    }
-
-    /// Pages in pieces of about [`PIECE`].
-    fn pages(&self) -> Vec<Vec<u8>> {
-        let names = self.names.borrow();
-        let mut pieces: Vec<Vec<u8>> = Vec::new();
-        let mut records = Writer::bare();
-        let mut put = |records: &mut Writer| {
-            let bytes = std::mem::replace(records, Writer::bare()).into_bytes();
-            let page = page(&bytes);
-            match pieces.last_mut() {
-                Some(piece) if piece.len() < PIECE => piece.extend_from_slice(&page),
-                _ => pieces.push(page),
-            }
-        };
-        for change in names.dump() {
-            change.encode(&mut records);
-            if records.len() >= PAGE_FULL {
-                put(&mut records);
-            }
-        }
-        if records.len() > 0 {
+    };
+    for change in names.dump() {
+        change.encode(&mut records);
+        if records.len() >= PAGE_FULL {
             put(&mut records);
         }
-        pieces
     }
+    if records.len() > 0 {
+        put(&mut records);
+    }
+    pieces
+}
+
+/// Writes the pieces of `pages` to a new pack, durably; its length.
+pub(super) async fn write(disk: &Disk, pack: ObjectId, pages: &[Vec<u8>]) -> Outcome<u64> {
+    let mut at = 0;
+    for piece in pages {
+        disk.write(pack, at, piece).await?;
+        at += piece.len() as u64;
+    }
+    disk.sync(pack).await?;
+    Ok(at)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use archipelago_protocol::catalogue::Kind;
     use archipelago_protocol::object::ObjectReply;
-    use archipelago_protocol::{ErrorCode, ObjectSize};
+    use archipelago_protocol::{ErrorCode, Generation, ObjectSize};
 
     use super::super::attributes::Attributes;
     use super::super::record::Item;
     use super::*;
-    use crate::head::CatalogueHead;
-    use crate::journal::NoJournals;
-    use crate::mapper::MapperConfig;
     use crate::task::Scheduler;
     use crate::tests::{check, run_task};
     use crate::tree::Root;
@@ -173,10 +137,10 @@ mod tests {
     /// 179 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB. Sixteen of them pass a mebibyte.
     const PAGE: usize = 17 * 4096;
 
-    /// A catalogue of so many volumes with the longest names: records of 368 bytes.
-    fn catalogue(volumes: u128) -> Catalogue {
-        let catalogue = Catalogue::new(&Rc::new(Scheduler::default()));
-        for number in 1..=volumes {
+    /// So many volumes with the longest names: records of 368 bytes.
+    fn volumes(count: u128) -> Names {
+        let mut names = Names::default();
+        for number in 1..=count {
             let item = Item {
                 name: Some(format!("{number:0>255}").parse().unwrap()),
                 kind: Kind::Volume,
@@ -188,16 +152,15 @@ mod tests {
                 root: Root::default(),
                 attributes: Attributes::default(),
             };
-            let mut names = catalogue.names.borrow_mut();
             names.apply(Change::Put(item));
         }
-        catalogue
+        names
     }
 
     #[test]
     fn a_page_has_its_records_behind_their_length() {
         let mut record = Writer::bare();
-        Change::Doom(Lineage(1 << 64 | 2)).encode(&mut record);
+        Change::Delete(Lineage(1 << 64 | 2)).encode(&mut record);
         let page = page(&record.into_bytes());
         check(
             &page[..72],
@@ -209,15 +172,15 @@ mod tests {
         let (changes, len) = decode(&page).unwrap();
         assert_eq!(
             (changes, len),
-            (vec![Change::Doom(Lineage(1 << 64 | 2))], 4096)
+            (vec![Change::Delete(Lineage(1 << 64 | 2))], 4096)
         );
     }
 
     #[test]
     fn pages_are_closed_behind_64_kib_and_written_a_mebibyte_at_a_time() {
-        assert!(catalogue(0).pages().is_empty());
-        let lens = |volumes| -> Vec<usize> {
-            let pieces = catalogue(volumes).pages();
+        assert!(pages(&volumes(0)).is_empty());
+        let lens = |count| -> Vec<usize> {
+            let pieces = pages(&volumes(count));
             pieces.iter().map(Vec::len).collect()
         };
         assert_eq!(lens(179), [PAGE]);
@@ -228,7 +191,7 @@ mod tests {
 
     #[test]
     fn pages_are_applied_when_they_are_there_whole() {
-        let pages = catalogue(2 * 179).pages().concat();
+        let pages = pages(&volumes(2 * 179)).concat();
         let mut names = Names::default();
         for (there, end, left, volumes) in [
             // A page may be longer than this one: it waits for more.
@@ -247,19 +210,23 @@ mod tests {
         }
     }
 
-    /// What is read of `pack`, if the last checkpoint is `told`: bytes of it, and names.
-    fn read_back(pack: &[u8], told: (u64, u64), answer: Option<ErrorCode>) -> Outcome<Names> {
-        let journals = Box::new(NoJournals);
-        let core = Rc::new(Core::new(MapperConfig::default(), journals));
+    /// What is read of `pack`, if the head has `recorded` its bytes and names.
+    fn read_back(pack: &[u8], recorded: (u64, u64), answer: Option<ErrorCode>) -> Outcome<Names> {
         let head = CatalogueHead {
+            generation: Generation(1),
+            owner: 0,
+            log_number: 1,
+            log_len: 1 << 20,
+            log_start: 0,
             pack: 7,
-            pack_len: told.0,
-            entries: told.1,
-            ..core.catalogue.head.get()
+            pack_len: recorded.0,
+            entries: recorded.1,
         };
-        let (scheduler, task) = (Rc::clone(&core.scheduler), Rc::clone(&core));
+        let scheduler = Rc::new(Scheduler::default());
+        let disk = Rc::new(Disk::new(&scheduler, 256 << 10));
+        let task = Rc::clone(&disk);
         let names = async move { read(&task, &head).await };
-        run_task(&scheduler, &core.disk, names, |request| {
+        run_task(&scheduler, &disk, names, |request| {
             assert_eq!(request.id, ObjectId::pack(Lineage::CATALOGUE, 7));
             let at = usize::try_from(request.offset).unwrap();
             match answer {
@@ -274,21 +241,18 @@ mod tests {
 
     #[test]
     fn what_was_written_in_pieces_is_read_in_pieces() {
-        for volumes in [0, 1, 180, 16 * 179 + 1, 40 * 179] {
-            let catalogue = catalogue(volumes);
-            let pack = catalogue.pages().concat();
-            let entries = u64::try_from(volumes).unwrap();
+        for count in [0, 1, 180, 16 * 179 + 1, 40 * 179] {
+            let written = volumes(count);
+            let pack = pages(&written).concat();
+            let entries = u64::try_from(count).unwrap();
             let names = read_back(&pack, (pack.len() as u64, entries), None).unwrap();
-            assert!(
-                names.dump().eq(catalogue.names.borrow().dump()),
-                "{volumes}"
-            );
+            assert!(names.dump().eq(written.dump()), "{count}");
         }
     }
 
     #[test]
     fn a_pack_that_is_damaged_missing_or_cut_is_told() {
-        let pack = catalogue(400).pages().concat();
+        let pack = pages(&volumes(400)).concat();
         let len = pack.len() as u64;
         let why = |outcome: Outcome<Names>| {
             let failure = outcome.unwrap_err();

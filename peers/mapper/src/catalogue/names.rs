@@ -15,8 +15,8 @@ pub(crate) struct Names {
     by_name: BTreeMap<Name, Lineage>,
     /// How many items name it as their parent.
     children: BTreeMap<Lineage, u64>,
-    /// Gone, objects not yet deleted.
-    doomed: BTreeSet<Lineage>,
+    /// Without an entry, their objects not yet deleted.
+    pending_delete: BTreeSet<Lineage>,
     /// Names of prepared snapshots.
     reserved: BTreeSet<Name>,
     reserved_lineages: BTreeSet<Lineage>,
@@ -35,12 +35,12 @@ impl Names {
                 }
                 self.items.insert(item.lineage, item);
             }
-            Change::Doom(lineage) => {
+            Change::Delete(lineage) => {
                 self.take(lineage);
-                self.doomed.insert(lineage);
+                self.pending_delete.insert(lineage);
             }
             Change::Forget(lineage) => {
-                self.doomed.remove(&lineage);
+                self.pending_delete.remove(&lineage);
             }
         }
     }
@@ -95,8 +95,8 @@ impl Names {
         self.items.values()
     }
 
-    pub(crate) fn is_doomed(&self, lineage: Lineage) -> bool {
-        self.doomed.contains(&lineage)
+    pub(crate) fn is_pending_delete(&self, lineage: Lineage) -> bool {
+        self.pending_delete.contains(&lineage)
     }
 
     pub(crate) fn find(&self, name: &Name) -> Option<&Item> {
@@ -113,7 +113,7 @@ impl Names {
     pub(crate) fn is_used(&self, lineage: Lineage) -> bool {
         lineage == Lineage::CATALOGUE
             || self.items.contains_key(&lineage)
-            || self.doomed.contains(&lineage)
+            || self.pending_delete.contains(&lineage)
             || self.reserved_lineages.contains(&lineage)
     }
 
@@ -149,9 +149,9 @@ impl Names {
             .collect()
     }
 
-    /// Gone, but not their objects.
-    pub(crate) fn doomed(&self) -> impl Iterator<Item = Lineage> + '_ {
-        self.doomed.iter().copied()
+    /// Lineages without an entry whose objects are still there.
+    pub(crate) fn pending_delete(&self) -> impl Iterator<Item = Lineage> + '_ {
+        self.pending_delete.iter().copied()
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -208,11 +208,14 @@ impl Names {
     pub(crate) fn dump(&self) -> impl Iterator<Item = Change> + '_ {
         let named = self.by_name.values().map(|lineage| &self.items[lineage]);
         let hidden = self.items.values().filter(|item| item.name.is_none());
-        let doomed = self.doomed.iter().map(|lineage| Change::Doom(*lineage));
+        let deleted = self
+            .pending_delete
+            .iter()
+            .map(|lineage| Change::Delete(*lineage));
         named
             .chain(hidden)
             .map(|item| Change::Put(item.clone()))
-            .chain(doomed)
+            .chain(deleted)
     }
 }
 
@@ -267,7 +270,7 @@ mod tests {
         let mut names = family();
         let children = |names: &Names| names.has_children(Lineage(2));
         assert!(children(&names) && !names.has_children(Lineage(3)));
-        names.apply(Change::Doom(Lineage(3)));
+        names.apply(Change::Delete(Lineage(3)));
         assert!(children(&names));
         // Put again, of another parent.
         names.apply(Change::Put(item(4, "d", Kind::Volume, 1)));
@@ -278,8 +281,8 @@ mod tests {
     fn hidden_items_without_descendants_are_orphans() {
         let mut names = family();
         assert_eq!(names.orphans(), [Lineage(5)]);
-        names.apply(Change::Doom(Lineage(3)));
-        names.apply(Change::Doom(Lineage(4)));
+        names.apply(Change::Delete(Lineage(3)));
+        names.apply(Change::Delete(Lineage(4)));
         assert_eq!(names.orphans(), [Lineage(2), Lineage(5)]);
         assert_eq!(names.of_kind(Kind::Importing), [Lineage(6)]);
         assert_eq!(names.of_kind(Kind::Snapshot), [Lineage(2), Lineage(5)]);
@@ -288,7 +291,7 @@ mod tests {
     #[test]
     fn a_lineage_is_used_once_and_a_name_by_one() {
         let mut names = family();
-        names.apply(Change::Doom(Lineage(3)));
+        names.apply(Change::Delete(Lineage(3)));
         names.reserve(name("r"), Lineage(9));
         for (lineage, used) in [(0, true), (1, true), (3, true), (9, true), (7, false)] {
             assert_eq!(names.is_used(Lineage(lineage)), used, "{lineage}");
@@ -296,8 +299,8 @@ mod tests {
         for (text, taken) in [("v", true), ("r", true), ("c", false), ("x", false)] {
             assert_eq!(names.is_taken(&name(text)), taken, "{text}");
         }
-        assert!(names.is_doomed(Lineage(3)) && !names.is_doomed(Lineage(1)));
-        assert!(names.doomed().eq([Lineage(3)]));
+        assert!(names.is_pending_delete(Lineage(3)) && !names.is_pending_delete(Lineage(1)));
+        assert!(names.pending_delete().eq([Lineage(3)]));
         // What is reserved outlives a catalogue that is read again.
         let mut again = family();
         again.keep_reservations(&names);
@@ -374,14 +377,14 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_is_named_ones_by_name_then_hidden_then_doomed() {
+    fn a_dump_is_named_ones_by_name_then_hidden_then_pending_deletes() {
         let mut names = family();
-        names.apply(Change::Doom(Lineage(4)));
+        names.apply(Change::Delete(Lineage(4)));
         let dumped: Vec<u128> = names
             .dump()
             .map(|change| match change {
                 Change::Put(item) => item.lineage.0,
-                Change::Doom(lineage) | Change::Forget(lineage) => 100 + lineage.0,
+                Change::Delete(lineage) | Change::Forget(lineage) => 100 + lineage.0,
             })
             .collect();
         assert_eq!(dumped, [3, 6, 1, 2, 5, 104]);

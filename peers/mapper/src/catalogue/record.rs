@@ -3,7 +3,7 @@
 //! Kind u8, 0 u8, length u16 of the record, then
 //! * 1 put: map kind u8, object size log2 u8, name length u16 (0: hidden), lineage, parent (0: none), size u64,
 //!   created u64, root (52 bytes), name, zeros to 8, [`attributes`](super::attributes);
-//! * 2 doom, 3 forget: 0 u32, lineage.
+//! * 2 delete, 3 forget: 0 u32, lineage.
 //!
 //! The records of one batch take effect together.
 
@@ -40,12 +40,27 @@ pub(crate) struct Item {
     pub(crate) attributes: Attributes,
 }
 
+impl Item {
+    /// A snapshot of this volume, whose map has `root`.
+    pub(crate) fn snapshot(&self, name: Name, lineage: Lineage, created: u64, root: Root) -> Item {
+        Item {
+            name: Some(name),
+            kind: Kind::Snapshot,
+            lineage,
+            parent: Some(self.lineage),
+            created,
+            root,
+            ..self.clone()
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// The item is so from now on.
     Put(Item),
     /// The item is gone, its objects are to be deleted.
-    Doom(Lineage),
+    Delete(Lineage),
     /// They are deleted.
     Forget(Lineage),
 }
@@ -59,10 +74,10 @@ impl Change {
                 item.encode(&mut body);
                 1
             }
-            Change::Doom(lineage) | Change::Forget(lineage) => {
+            Change::Delete(lineage) | Change::Forget(lineage) => {
                 body.u32(0);
                 body.lineage(*lineage);
-                if matches!(self, Change::Doom(_)) {
+                if matches!(self, Change::Delete(_)) {
                     2
                 } else {
                     3
@@ -106,7 +121,7 @@ impl Change {
                 body.u32().ok_or_else(short)?;
                 let lineage = body.lineage().ok_or_else(short)?;
                 Ok(if kind == 2 {
-                    Change::Doom(lineage)
+                    Change::Delete(lineage)
                 } else {
                     Change::Forget(lineage)
                 })
@@ -211,7 +226,7 @@ mod tests {
         let long = "x".repeat(255);
         let changes = vec![
             Change::Put(item("vm-1")),
-            Change::Doom(Lineage(4)),
+            Change::Delete(Lineage(4)),
             Change::Put(item("")),
             Change::Put(item(&long)),
             Change::Forget(Lineage(5)),

@@ -13,8 +13,8 @@ use crate::log::Log;
 impl Inspection {
     /// Reads the catalogue as it is stored. `false`: it cannot be used, and what was found says so.
     pub(super) async fn read_catalogue(&mut self) -> bool {
-        let core = std::rc::Rc::clone(&self.core);
-        let _alone = core.catalogue.lock.acquire().await;
+        let parts = std::rc::Rc::clone(&self.parts);
+        let _alone = parts.catalogue.stand_still().await;
         let read = self.read_stored().await;
         match read {
             Ok(usable) => usable,
@@ -27,7 +27,7 @@ impl Inspection {
 
     async fn read_stored(&mut self) -> Outcome<bool> {
         let id = ObjectId::head(Lineage::CATALOGUE);
-        let Some((_, bytes)) = self.core.disk.read_swapped(id).await? else {
+        let Some((_, bytes)) = self.parts.pool.disk.read_swapped(id).await? else {
             let holds_volumes = self
                 .listed
                 .iter()
@@ -48,10 +48,10 @@ impl Inspection {
                 .insert(ObjectId::pack(Lineage::CATALOGUE, head.pack));
         }
         self.report.checked.logs += 1;
-        let (names, log): (_, Log) = stored(&self.core, &head).await?;
+        let (names, log): (_, Log) = stored(&self.parts.pool, &head).await?;
         self.names = names;
         // What replay does not need hides no name.
-        if let Err(failure) = self.judge_tail(&log, None).await {
+        if let Err(failure) = self.check_tail(&log, None).await {
             self.failed(failure, None);
         }
         Ok(true)

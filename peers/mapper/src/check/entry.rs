@@ -12,9 +12,10 @@ use crate::catalogue::Item;
 use crate::disk::name_of;
 use crate::failure::Outcome;
 use crate::head::VolumeHead;
-use crate::log::{Log, Reach, Record, RecordKind};
+use crate::log::{Reach, Record, RecordKind};
+use crate::session::read_head;
 use crate::tree::{Layer, Root};
-use crate::volume::{CarriedBlocks, read_head};
+use crate::volume::JournaledBlocks;
 
 impl Inspection {
     pub(super) async fn check_entries(&mut self) {
@@ -38,7 +39,7 @@ impl Inspection {
 
     /// Whether an entry was removed since the catalogue was read.
     pub(super) fn was_removed(&self, lineage: Lineage) -> bool {
-        let names = self.core.catalogue.names.borrow();
+        let names = self.parts.catalogue.names();
         self.is_online() && names.get(lineage).is_none()
     }
 
@@ -62,22 +63,22 @@ impl Inspection {
             return Ok(());
         }
         self.report.checked.heads += 1;
-        let Some(head) = read_head(&self.core, item).await? else {
+        let Some(head) = read_head(&self.parts, item).await? else {
             return Ok(());
         };
         let head = head.get();
-        let log = log_of(item.lineage, &head);
+        let log = head.log(item.lineage);
         match self.listed.contains(&log.id) {
-            true => log.judge(&self.core.disk).await.map(drop),
+            true => log.check_sectors(&self.parts.pool.disk).await.map(drop),
             false => Ok(()),
         }
     }
 
     /// Head and log of a volume; its root.
     async fn check_volume(&mut self, item: &Item) -> Outcome<Root> {
-        let core = Rc::clone(&self.core);
-        let _alone = core.lock(item.lineage).await;
-        let open = core.volume(item.lineage);
+        let parts = Rc::clone(&self.parts);
+        let _alone = parts.volumes.lock(item.lineage).await;
+        let open = parts.volumes.get(item.lineage);
         let _still = match &open {
             Some(volume) => Some(volume.stand_still().await),
             None => None,
@@ -85,7 +86,7 @@ impl Inspection {
         if self.was_removed(item.lineage) {
             return Ok(Root::default());
         }
-        let Some(head) = read_head(&core, item).await? else {
+        let Some(head) = read_head(&parts, item).await? else {
             self.check_headless(item);
             return Ok(item.root);
         };
@@ -121,23 +122,22 @@ impl Inspection {
 
     async fn check_log(&mut self, item: &Item, head: &VolumeHead) -> Outcome<()> {
         self.report.checked.logs += 1;
-        let mut log = log_of(item.lineage, head);
+        let mut log = head.log(item.lineage);
         if head.clean {
             // Nothing in it is needed; but the next session writes into it and relies on its length.
-            return log.judge(&self.core.disk).await.map(drop);
+            return log.check_sectors(&self.parts.pool.disk).await.map(drop);
         }
-        let core = Rc::clone(&self.core);
+        let parts = Rc::clone(&self.parts);
         let mut records = Vec::new();
-        let mut carried = CarriedBlocks::default();
+        let mut data = JournaledBlocks::default();
         for content in log
-            .replay(&core.disk, head.generation, Reach::Unknown)
+            .replay(&parts.pool.disk, head.generation, Reach::Unknown)
             .await?
         {
-            let said = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
-            carried
-                .replay(&said, content.blocks)
+            let batch = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
+            data.replay(&batch, content.blocks)
                 .map_err(|why| log.damaged(&why))?;
-            records.extend(said);
+            records.extend(batch);
         }
         for record in records
             .iter()
@@ -147,25 +147,14 @@ impl Inspection {
                 lineage: item.lineage,
                 epoch: record.epoch,
             };
-            // What the log carries may be nowhere else yet.
+            // What the log holds may be nowhere else yet.
             let mut start = record.start;
-            for block in carried.of(record.epoch, record.start..record.end()) {
+            for block in data.of(record.epoch, record.start..record.end()) {
                 self.need(item, layer, start * BLOCK_SIZE, block * BLOCK_SIZE);
                 start = block + 1;
             }
             self.need(item, layer, start * BLOCK_SIZE, record.end() * BLOCK_SIZE);
         }
-        self.judge_tail(&log, item.name.as_ref()).await
-    }
-}
-
-/// A volume's log as its head says.
-fn log_of(lineage: Lineage, head: &VolumeHead) -> Log {
-    Log {
-        id: ObjectId::log(lineage, head.log_number),
-        len: head.log_len,
-        start: head.log_start,
-        position: head.log_start,
-        generation: head.generation,
+        self.check_tail(&log, item.name.as_ref()).await
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! Invariants
 //! - Nothing is written without `repair`; the catalogue's generation stays.
-//! - What is judged together is read together: the catalogue under its lock, a volume's head and log under the volume's
+//! - What is checked together is read together: the catalogue under its lock, a volume's head and log under the volume's
 //!   locks. Pages and data never change once they are named, so the walk over them needs no lock.
 //! - Objects are listed before the catalogue is read: what is made meanwhile is not taken for leaked. A finding of what is
 //!   removed meanwhile is dropped.
@@ -36,8 +36,8 @@ use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize};
 use rustc_hash::FxHashSet;
 
 use crate::catalogue::Names;
-use crate::core::Core;
 use crate::failure::{Failure, Outcome};
+use crate::parts::Parts;
 use crate::tree::PageRef;
 
 /// Blocks of one object in one 64 GiB chunk that maps name, as bytes.
@@ -56,7 +56,7 @@ struct Data {
 /// A check under way.
 #[derive(Debug)]
 struct Inspection {
-    core: Rc<Core>,
+    parts: Rc<Parts>,
     report: Report,
     /// The objects of the pool before anything was read.
     listed: BTreeSet<ObjectId>,
@@ -76,15 +76,15 @@ struct Inspection {
 ///
 /// # Errors
 /// [`ErrorCode::InUse`] if a serving mapper is asked to repair; or a listing or deletion failed.
-pub(crate) async fn run(core: &Rc<Core>, repair: bool) -> Outcome<Report> {
-    if repair && !core.catalogue.is_unread() {
+pub(crate) async fn run(parts: &Rc<Parts>, repair: bool) -> Outcome<Report> {
+    if repair && !parts.catalogue.is_unread() {
         return Err(Failure::new(
             ErrorCode::InUse,
             "the pool is being served: repairs are made offline",
         ));
     }
     let mut inspection = Inspection {
-        core: Rc::clone(core),
+        parts: Rc::clone(parts),
         report: Report {
             clean: true,
             ..Report::default()
@@ -128,6 +128,6 @@ impl Inspection {
 
     /// Whether a mapper serves this pool beside the check.
     fn is_online(&self) -> bool {
-        !self.core.catalogue.is_unread()
+        !self.parts.catalogue.is_unread()
     }
 }

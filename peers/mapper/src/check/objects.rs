@@ -13,7 +13,7 @@ use crate::failure::Outcome;
 /// What may be deleted: nothing names it and nothing ever will.
 #[derive(Debug, Default)]
 pub(super) struct Leaks {
-    /// Lineages that no entry names, with their objects; doomed ones too.
+    /// Lineages that no entry names, with their objects; pending deletes included.
     pub(super) lineages: BTreeMap<Lineage, u64>,
     /// Former checkpoints and logs of the catalogue.
     pub(super) objects: Vec<ObjectId>,
@@ -28,7 +28,7 @@ impl Inspection {
             number: 0,
         };
         loop {
-            let page = self.core.disk.list_above(last).await?;
+            let page = self.parts.pool.disk.list_above(last).await?;
             let Some(end) = page.last().copied().filter(|end| *end > last) else {
                 break;
             };
@@ -49,14 +49,14 @@ impl Inspection {
             let needed_by = data.needed_by.as_ref();
             // The last block of a volume may be shorter than the others.
             let least = data.end - BLOCK_SIZE + 1;
-            let first = self.core.disk.read_data(
+            let first = self.parts.pool.disk.read_data(
                 id,
                 data.object_size,
                 data.start,
                 usize::try_from(BLOCK_SIZE).expect("a small constant"),
             );
             let found = match first.await {
-                Ok(_) => self.core.disk.len(id).await,
+                Ok(_) => self.parts.pool.disk.len(id).await,
                 Err(failure) => Err(failure),
             };
             match found {
@@ -107,7 +107,7 @@ impl Inspection {
             if self.named.contains(id) || self.is_online() {
                 continue;
             }
-            if let Some(bytes) = self.core.disk.occupied(*id).await? {
+            if let Some(bytes) = self.parts.pool.disk.occupied(*id).await? {
                 let why = format!("nothing names {}: {bytes} bytes", name_of(*id));
                 self.find(FindingKind::Leaked, why, None);
                 leaks.objects.push(*id);
@@ -128,7 +128,7 @@ impl Inspection {
         if count == 0 {
             return Ok(());
         }
-        let why = if self.names.is_doomed(lineage) {
+        let why = if self.names.is_pending_delete(lineage) {
             format!(
                 "{lineage} was removed, its objects wait to be deleted: {count} objects, {bytes} bytes"
             )
@@ -169,7 +169,7 @@ impl Inspection {
     async fn sum(&self, objects: &[ObjectId]) -> Outcome<(u64, u64)> {
         let (mut count, mut bytes) = (0, 0);
         for id in objects {
-            if let Some(occupied) = self.core.disk.occupied(*id).await? {
+            if let Some(occupied) = self.parts.pool.disk.occupied(*id).await? {
                 count += 1;
                 bytes += occupied;
             }

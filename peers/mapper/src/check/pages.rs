@@ -17,7 +17,7 @@ const CHUNK_LOG2: u32 = 36;
 impl Inspection {
     /// Reads every page that `root` leads to and that was not read before.
     pub(super) async fn walk(&mut self, root: Root, item: &Item) {
-        let core = Rc::clone(&self.core);
+        let parts = Rc::clone(&self.parts);
         let mut todo: Vec<(Missing, u64)> = Vec::new();
         let level = root.level;
         todo.extend(root.page.map(|page| (Missing { page, level }, 0)));
@@ -33,7 +33,7 @@ impl Inspection {
                 self.find(FindingKind::Missing, why, item.name.as_ref());
             }
             self.report.checked.pages += 1;
-            let node = match core.read_page(place, item.object_size).await {
+            let node = match parts.pool.read_page(place, item.object_size).await {
                 Ok(node) => node,
                 Err(failure) => {
                     self.failed(failure, item.name.as_ref());

@@ -21,20 +21,20 @@ impl Inspection {
             return Ok(());
         }
         for (lineage, count) in &leaks.lineages {
-            self.core.disk.delete_lineage(*lineage).await?;
+            self.parts.pool.disk.delete_lineage(*lineage).await?;
             let what = format!("deleted {count} objects of lineage {lineage}");
             self.report.repaired.push(what);
         }
         for id in &leaks.objects {
             debug_assert!(id.kind != ObjectKind::Head);
-            self.core.disk.delete(*id).await?;
+            self.parts.pool.disk.delete(*id).await?;
             self.report
                 .repaired
                 .push(format!("deleted {}", name_of(*id)));
         }
         if !self.report.repaired.is_empty() {
             // Until then a power cut may bring deleted objects back.
-            self.core.disk.sync_pool().await?;
+            self.parts.pool.disk.sync_pool().await?;
         }
         Ok(())
     }

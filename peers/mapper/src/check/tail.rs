@@ -13,8 +13,8 @@ use crate::log::Log;
 
 impl Inspection {
     /// `log` was replayed: its position is the end that was found.
-    pub(super) async fn judge_tail(&mut self, log: &Log, needed_by: Option<&Name>) -> Outcome<()> {
-        if let Some(found) = log.judge(&self.core.disk).await? {
+    pub(super) async fn check_tail(&mut self, log: &Log, needed_by: Option<&Name>) -> Outcome<()> {
+        if let Some(found) = log.check_sectors(&self.parts.pool.disk).await? {
             let why = format!(
                 "{} ends at position {}, an append was interrupted: something stands at position {found}",
                 name_of(log.id),

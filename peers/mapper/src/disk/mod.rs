@@ -36,9 +36,9 @@ pub(crate) struct Disk {
     next: Cell<u64>,
     calls: RefCell<FxHashMap<EffectId, Call>>,
     /// What the shell shall do, answers to clients included: one order for all.
-    pub(crate) effects: RefCell<VecDeque<Effect>>,
+    effects: RefCell<VecDeque<Effect>>,
     /// Object requests so far.
-    pub(crate) requests: Cell<u64>,
+    requests: Cell<u64>,
     /// Syncs of the pool that failed so far.
     failed_pool_syncs: Cell<u64>,
 }
@@ -60,6 +60,25 @@ impl Disk {
             requests: Cell::new(0),
             failed_pool_syncs: Cell::new(0),
         }
+    }
+
+    /// Adds an answer to a client, behind the requests so far.
+    pub(crate) fn push_effect(&self, effect: Effect) {
+        self.effects.borrow_mut().push_back(effect);
+    }
+
+    /// The next thing that the shell shall do.
+    pub(crate) fn next_effect(&self) -> Option<Effect> {
+        self.effects.borrow_mut().pop_front()
+    }
+
+    pub(crate) fn has_effects(&self) -> bool {
+        !self.effects.borrow().is_empty()
+    }
+
+    /// Object requests so far.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.get()
     }
 
     /// Takes the reply to a request.
@@ -234,7 +253,7 @@ impl Disk {
         self.trust_sync(id, failed_before)
     }
 
-    /// Judges a sync of `id` that succeeded: not if a sync of the pool has failed since it was begun, when so many had. That
+    /// Checks a sync of `id` that succeeded: not if a sync of the pool has failed since it was begun, when so many had. That
     /// one may have dropped what this one was to make durable, and then there was nothing left to do.
     fn trust_sync(&self, id: ObjectId, failed_before: u64) -> Outcome<()> {
         if self.failed_pool_syncs.get() == failed_before {

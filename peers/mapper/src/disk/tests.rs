@@ -33,7 +33,7 @@ fn run<T: 'static, F: Future<Output = Outcome<T>>>(
     let (mut tasks, mut asked) = (Tasks::default(), Vec::new());
     tasks.run(&scheduler);
     for (reply, answer) in answers {
-        let effect = disk.effects.borrow_mut().pop_front();
+        let effect = disk.next_effect();
         let Some(Effect::Object { id, request, data }) = effect else {
             panic!("it asked for {} things only", asked.len());
         };
@@ -190,7 +190,7 @@ fn heads_are_read_and_swapped_with_their_version() {
 
 #[test]
 fn a_failed_sync_is_final_but_for_what_is_known_beforehand() {
-    for (told, becomes) in [
+    for (answered, becomes) in [
         (ErrorCode::Io, ErrorCode::SyncFailed),
         (ErrorCode::NotFound, ErrorCode::SyncFailed),
         (ErrorCode::NoSpace, ErrorCode::NoSpace),
@@ -198,7 +198,7 @@ fn a_failed_sync_is_final_but_for_what_is_known_beforehand() {
         (ErrorCode::NoMemory, ErrorCode::SyncFailed),
         (ErrorCode::Stale, ErrorCode::Stale),
     ] {
-        let answer = [(ObjectReply::failed(told), Vec::new())];
+        let answer = [(ObjectReply::failed(answered), Vec::new())];
         let (object, _) = run(|disk| async move { disk.sync(pack()).await }, &answer);
         let (pool, asked) = run(|disk| async move { disk.sync_pool().await }, &answer);
         let data = |disk: Rc<Disk>| async move {
@@ -232,7 +232,7 @@ fn beside_a_failed_sync_of_the_pool<F: Future<Output = Outcome<()>> + 'static>(
             outcomes.borrow_mut().push(code(synced));
         });
         tasks.run(&scheduler);
-        let effect = disk.effects.borrow_mut().pop_front();
+        let effect = disk.next_effect();
         let Some(Effect::Object { id, .. }) = effect else {
             panic!("it asks for nothing");
         };
@@ -297,8 +297,8 @@ fn deletes_lists_and_figures_are_asked_for_and_taken_as_told() {
 
     let ids = [ObjectId::log(US, 1), pack()];
     let bytes = ids.map(ObjectId::to_bytes).concat();
-    let list = |told: u32, bytes: &[u8]| {
-        let answer = [(ObjectReply::done(told), bytes.to_vec())];
+    let list = |answered: u32, bytes: &[u8]| {
+        let answer = [(ObjectReply::done(answered), bytes.to_vec())];
         run(
             |disk| async move { disk.list_above(ObjectId::head(US)).await },
             &answer,

@@ -1,10 +1,12 @@
 //! The catalogue's head.
 
+use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{Generation, Lineage};
 
 use super::{GENERATION_MAX, Head, check_log, damaged, word};
 use crate::failure::Outcome;
 use crate::format::{ENVELOPE_LEN, Problem, Reader, Writer};
+use crate::log::Log;
 
 const MAGIC: [u8; 8] = *b"ARCHCATL";
 
@@ -50,6 +52,17 @@ impl CatalogueHead {
         head.at(ENTRIES_AT).u64(self.entries);
         head.at(LEN);
         head.seal()
+    }
+
+    /// The log that it names, as if nothing had been appended since.
+    pub(crate) fn log(&self) -> Log {
+        Log {
+            id: ObjectId::log(Lineage::CATALOGUE, self.log_number),
+            len: self.log_len,
+            start: self.log_start,
+            position: self.log_start,
+            generation: self.generation,
+        }
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Outcome<Self> {

@@ -1,10 +1,12 @@
 //! A volume's head.
 
+use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize};
 
 use super::{GENERATION_MAX, Head, ROOT_LEN, check_log, damaged, read_root, word, write_root};
 use crate::failure::Outcome;
 use crate::format::{ENVELOPE_LEN, Problem, Reader, Writer};
+use crate::log::Log;
 use crate::tree::Root;
 
 const MAGIC: [u8; 8] = *b"ARCHHEAD";
@@ -66,6 +68,17 @@ impl VolumeHead {
         head.pad(8);
         head.at(LEN);
         head.seal()
+    }
+
+    /// The log that it names, as if nothing had been appended since.
+    pub(crate) fn log(&self, lineage: Lineage) -> Log {
+        Log {
+            id: ObjectId::log(lineage, self.log_number),
+            len: self.log_len,
+            start: self.log_start,
+            position: self.log_start,
+            generation: self.generation,
+        }
     }
 
     pub(crate) fn decode(lineage: Lineage, bytes: &[u8]) -> Outcome<Self> {

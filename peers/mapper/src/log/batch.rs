@@ -1,25 +1,23 @@
 //! Batches: what one append writes. Layout: `docs/map-format.md`, "Logs".
 //!
-//! Body behind the envelope: generation u64, position u64, payload length u32, carried blocks u32; payload; the carried
+//! Body behind the envelope: generation u64, position u64, payload length u32, data blocks u32; payload; the data
 //! blocks; zeros. All of it lies in the contents of sectors ([`super::sector`]).
 //!
 //! What a guest wrote is never taken for a batch: batches begin in sectors with index 0, and in these the envelope does.
 
 use archipelago_protocol::{BLOCK_SIZE, Generation, Lineage};
 
-use super::sector::{CONTENT_LEN, SECTOR_LEN, Sector, position_of, sectors};
+use super::sector::{CONTENT_LEN, SECTOR_LEN, Sector, UNIT, position_of, sectors};
 use crate::format::{ENVELOPE_LEN, Problem, Reader, Writer};
 
 const MAGIC: [u8; 8] = *b"ARCHBTCH";
-/// Batches are multiples of this, so that no append touches a durable one.
-pub(crate) const UNIT: usize = 4096;
 /// What a unit holds of a batch.
 pub(super) const UNIT_CONTENT: usize = UNIT / SECTOR_LEN * CONTENT_LEN;
 /// Positions end here, so that sums of positions and lengths cannot overflow: at 10 GB/s a log gets there in 14 years.
 pub(crate) const POSITION_MAX: u64 = 1 << 62;
 /// Bytes in front of the payload.
 pub(super) const HEAD_LEN: usize = ENVELOPE_LEN + 24;
-/// Bytes of a carried block.
+/// Bytes of a journaled block.
 pub(super) const BLOCK_LEN: usize = 4096;
 const _: () = assert!(BLOCK_LEN as u64 == BLOCK_SIZE);
 
@@ -28,7 +26,7 @@ const _: () = assert!(BLOCK_LEN as u64 == BLOCK_SIZE);
 pub(crate) struct Content {
     /// Records.
     pub(crate) payload: Vec<u8>,
-    /// Carried blocks, one behind the other.
+    /// Journaled blocks, one behind the other.
     pub(crate) blocks: Vec<u8>,
 }
 
@@ -52,7 +50,7 @@ impl Content {
     }
 }
 
-/// Bytes of a batch with `payload` bytes of records and `blocks` carried blocks.
+/// Bytes of a batch with `payload` bytes of records and `blocks` journaled blocks.
 pub(crate) fn batch_len(payload: usize, blocks: usize) -> usize {
     (HEAD_LEN + payload + blocks * BLOCK_LEN).div_ceil(UNIT_CONTENT) * UNIT
 }

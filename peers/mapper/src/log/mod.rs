@@ -25,9 +25,10 @@ use batch::{HEAD_LEN, UNIT_CONTENT};
 use scan::{Scan, Step, scan_known};
 use sector::{SECTOR_LEN, Sector, first_damaged};
 
-pub(crate) use batch::{Content, POSITION_MAX, UNIT, batch_len, encode_batch};
+pub(crate) use batch::{Content, POSITION_MAX, batch_len, encode_batch};
 pub(crate) use record::{Record, RecordKind};
 pub(crate) use scan::{Wanted, scan};
+pub(crate) use sector::UNIT;
 #[cfg(feature = "fuzzing")]
 pub(crate) use sector::blank;
 
@@ -85,10 +86,10 @@ impl Log {
         usize::try_from(len).unwrap_or(usize::MAX)
     }
 
-    /// How many records always have room in batches of at most `batch_max`, also if a flush carries blocks in between.
+    /// How many records always have room in batches of at most `batch_max`, also if a flush journals blocks in between.
     pub(crate) fn records_room(&self, batch_max: usize) -> usize {
-        let carried = (self.len / 8).min(batch_max as u64);
-        let kept = self.used() + batch_max as u64 + carried;
+        let data = (self.len / 8).min(batch_max as u64);
+        let kept = self.used() + batch_max as u64 + data;
         let units = self.len.saturating_sub(kept) / UNIT as u64;
         usize::try_from(units).map_or(usize::MAX, |units| units.saturating_mul(RECORDS_PER_UNIT))
     }
@@ -249,9 +250,9 @@ impl Log {
         Ok(!bytes.chunks(SECTOR_LEN).all(is_unused))
     }
 
-    /// Judges every sector, also those that no replay needs; where behind the end that a replay found an interrupted
+    /// Checks every sector, also those that no replay needs; where behind the end that a replay found an interrupted
     /// append has left something. For a check.
-    pub(crate) async fn judge(&self, disk: &Disk) -> Outcome<Option<u64>> {
+    pub(crate) async fn check_sectors(&self, disk: &Disk) -> Outcome<Option<u64>> {
         let bytes = self.read(disk).await?;
         if let Some(at) = first_damaged(&bytes, self.id.lineage, 0..bytes.len()) {
             return Err(self.damaged(&format!(

@@ -17,10 +17,11 @@ pub(crate) enum RecordKind {
     Zero = 2,
     /// Nothing of this epoch or older ones is owned any more.
     Freeze = 3,
-    /// The next of the batch's carried blocks is this one: it may not be durable where the map says it is.
-    Carried = 4,
-    /// All that was carried before is durable where the map says it is.
-    Home = 5,
+    /// The next of the batch's journaled blocks is this one: it may not be durable at its home location, where the map says
+    /// it is.
+    Journaled = 4,
+    /// All blocks that were journaled before are durable at their home locations.
+    WrittenBack = 5,
 }
 
 /// A change to a volume, as logged and as journalled.
@@ -36,6 +37,17 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) const LEN: usize = 32;
+
+    /// One that speaks of no blocks that became present.
+    pub(crate) fn mark(kind: RecordKind, epoch: Epoch) -> Record {
+        Record {
+            kind,
+            blocks: 0,
+            start: 0,
+            epoch,
+            sequence: 0,
+        }
+    }
 
     pub(crate) fn end(&self) -> u64 {
         self.start + u64::from(self.blocks)
@@ -70,8 +82,8 @@ impl Record {
             1 => RecordKind::Present,
             2 => RecordKind::Zero,
             3 => RecordKind::Freeze,
-            4 => RecordKind::Carried,
-            5 => RecordKind::Home,
+            4 => RecordKind::Journaled,
+            5 => RecordKind::WrittenBack,
             kind => return Err(format!("record kind {kind} is unknown to this program")),
         };
         fields.u8().ok_or_else(short)?;

@@ -6,8 +6,8 @@
 
 use archipelago_protocol::{Generation, Lineage};
 
-use super::batch::{Content, POSITION_MAX, UNIT, decode, units_of};
-use super::sector::{SECTOR_LEN, Sector, first_damaged};
+use super::batch::{Content, POSITION_MAX, decode, units_of};
+use super::sector::{SECTOR_LEN, Sector, UNIT, first_damaged};
 use crate::format::Problem;
 
 /// Which batches a replay takes.
@@ -39,7 +39,7 @@ pub(crate) enum Step {
     ReadOn(u64),
 }
 
-/// Judges the end of the batches, at `place` of the whole `log`: whether an append may have been torn there, or none was.
+/// Checks the end of the batches, at `place` of the whole `log`: whether an append may have been torn there, or none was.
 ///
 /// An acknowledged batch had all of its sectors as they should be. If its first one is not whole, or another one of as
 /// many as it says, that is damage; if it is what was there before, nothing was acknowledged.
@@ -80,7 +80,7 @@ pub(crate) fn scan(bytes: &[u8], wanted: Wanted) -> Result<Scan, String> {
         }
         later += UNIT as u64;
     }
-    judged(bytes, wanted, found)
+    checked(bytes, wanted, found)
 }
 
 /// The same in a log of which `bytes` holds what lies before position `read_to`, and zeros in place of the rest. Its batches
@@ -111,11 +111,11 @@ pub(crate) fn scan_known(
             found.end
         ));
     }
-    judged(bytes, wanted, found).map(Step::Found)
+    checked(bytes, wanted, found).map(Step::Found)
 }
 
 /// What was found, if nothing is wrong with its end.
-fn judged(bytes: &[u8], wanted: Wanted, found: Scan) -> Result<Scan, String> {
+fn checked(bytes: &[u8], wanted: Wanted, found: Scan) -> Result<Scan, String> {
     let place = found.end % bytes.len() as u64;
     let place = usize::try_from(place).expect("inside the bytes");
     match judge_end(bytes, wanted.lineage, place, found.end) {

@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use archipelago_protocol::{Generation, Lineage};
 
-use super::batch::UNIT;
-
 /// What a medium writes whole or not at all (`docs/assumptions.md`).
 pub(super) const SECTOR_LEN: usize = 512;
+/// Batches are multiples of this, so that no append touches a durable one.
+pub(crate) const UNIT: usize = 4096;
 const _: () = assert!(UNIT.is_multiple_of(SECTOR_LEN));
 /// Position u64, generation u64, index u32, checksum u32.
 const HEADER_LEN: usize = 24;

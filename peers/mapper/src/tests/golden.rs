@@ -151,8 +151,8 @@ fn records_of_a_volume_s_log() {
         record(RecordKind::Present, 3, 4, 5, 6),
         record(RecordKind::Zero, 6, 7, 8, 9),
         record(RecordKind::Freeze, 0, 0, 10, 0),
-        record(RecordKind::Carried, 1, 11, 12, 13),
-        record(RecordKind::Home, 0, 0, 0, 0),
+        record(RecordKind::Journaled, 1, 11, 12, 13),
+        record(RecordKind::WrittenBack, 0, 0, 0, 0),
     ];
     let mut bytes = Writer::bare();
     records.iter().for_each(|record| record.encode(&mut bytes));
@@ -196,7 +196,7 @@ fn catalogue_records() {
         Change::Put(snapshot),
         Change::Put(hidden),
         Change::Put(reporting),
-        Change::Doom(US),
+        Change::Delete(US),
         Change::Forget(US),
     ];
     let mut bytes = Writer::bare();

@@ -76,7 +76,7 @@ fn a_log_is_whole_units_and_so_is_where_it_starts() {
         &Content::records(vec![1; 32]),
         4 * UNIT,
     );
-    let judged = |len: usize, start| {
+    let checked = |len: usize, start| {
         let wanted = Wanted {
             lineage: US,
             start,
@@ -86,9 +86,9 @@ fn a_log_is_whole_units_and_so_is_where_it_starts() {
         let found = scan(&batch[..len], wanted);
         found.map(|found| found.contents.len())
     };
-    assert_eq!(judged(4 * UNIT, 0), Ok(1));
+    assert_eq!(checked(4 * UNIT, 0), Ok(1));
     for (len, start) in [(0, 0), (UNIT - 512, 0), (4 * UNIT, 512), (UNIT - 512, 512)] {
-        let why = judged(len, start).unwrap_err();
+        let why = checked(len, start).unwrap_err();
         assert!(why.contains("not multiples"), "{len} from {start}: {why}");
     }
 }
@@ -96,7 +96,7 @@ fn a_log_is_whole_units_and_so_is_where_it_starts() {
 #[test]
 fn a_record_is_for_blocks_of_the_largest_volume() {
     const END: u64 = 1 << 38;
-    let judged = |start, blocks| {
+    let checked = |start, blocks| {
         let record = Record {
             kind: RecordKind::Present,
             blocks,
@@ -117,6 +117,6 @@ fn a_record_is_for_blocks_of_the_largest_volume() {
         (END + 1, 0, false),
         (u64::MAX, 1, false),
     ] {
-        assert_eq!(judged(start, blocks), legal, "{blocks} from {start} on");
+        assert_eq!(checked(start, blocks), legal, "{blocks} from {start} on");
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn run_task<T: 'static>(
     let mut tasks = Tasks::default();
     tasks.run(scheduler);
     loop {
-        let effect = disk.effects.borrow_mut().pop_front();
+        let effect = disk.next_effect();
         let Some(Effect::Object { id, request, .. }) = effect else {
             break;
         };

@@ -9,7 +9,8 @@ use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
 
-use super::{Body, Node, PageRef};
+use super::node::{Body, Child, Node};
+use super::place::{LEAF_SLOTS, PageRef};
 
 #[derive(Debug)]
 struct Kept {
@@ -83,12 +84,10 @@ impl Cache {
 /// About what a node takes in memory.
 fn weight(node: &Node) -> usize {
     match &node.body {
-        Body::Inner(children) => children.len() * size_of::<super::Child>(),
+        Body::Inner(children) => children.len() * size_of::<Child>(),
         Body::Leaf(leaf) => {
-            let runs: usize = (0..super::LEAF_SLOTS)
-                .map(|object| leaf.runs(object).len())
-                .sum();
-            super::LEAF_SLOTS * 24 + runs * 8 + leaf.layers().len() * 24 + 64
+            let runs: usize = (0..LEAF_SLOTS).map(|object| leaf.runs(object).len()).sum();
+            LEAF_SLOTS * 24 + runs * 8 + leaf.layers().len() * 24 + 64
         }
     }
 }
@@ -97,7 +96,8 @@ fn weight(node: &Node) -> usize {
 mod tests {
     use archipelago_protocol::{Epoch, Lineage};
 
-    use super::super::{Layer, Leaf};
+    use super::super::leaf::Leaf;
+    use super::super::place::Layer;
     use super::*;
 
     /// Tables of an empty leaf.
@@ -142,9 +142,9 @@ mod tests {
         }
         assert_eq!(weight(&leaf()), EMPTY);
         assert_eq!(weight(&node(Body::Leaf(full))), EMPTY + 3 * 8 + 2 * 24);
-        let children = vec![super::super::Child::Empty; 256];
+        let children = vec![Child::Empty; 256];
         let inner = weight(&node(Body::Inner(children)));
-        assert_eq!(inner, 256 * size_of::<super::super::Child>());
+        assert_eq!(inner, 256 * size_of::<Child>());
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_holds_stays_until_it_is_let_go() {
+    fn what_somebody_holds_stays_until_it_is_released() {
         let mut cache = Cache::new(0);
         let held: Vec<_> = (1..=3).map(|_| leaf()).collect();
         for (number, node) in (1..).zip(&held) {

@@ -1,6 +1,6 @@
 //! A leaf: 512 objects, each a list of runs of blocks, and the layers that they are in.
 
-use super::{LEAF_SLOTS, Layer};
+use super::place::{LEAF_SLOTS, Layer};
 
 /// Blocks of an object that lie in one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Leaf {
         }
     }
 
-    /// A leaf as it was stored; the caller has judged the parts.
+    /// A leaf as it was stored; the caller has checked the parts.
     pub(crate) fn from_parts(layers: Vec<Layer>, objects: Vec<Vec<Run>>) -> Self {
         Leaf { layers, objects }
     }

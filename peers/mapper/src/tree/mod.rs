@@ -11,148 +11,30 @@
 
 mod cache;
 mod leaf;
+mod node;
 mod page;
+mod place;
 mod set;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::cell::OnceCell;
 use std::rc::Rc;
 
-use archipelago_protocol::{Epoch, Lineage, ObjectSize};
+use archipelago_protocol::ObjectSize;
+
+use leaf::LeafPlace;
+use place::{index, small};
 
 pub(crate) use cache::Cache;
-use leaf::LeafPlace;
-pub(crate) use leaf::{Leaf, Run};
+pub(crate) use leaf::Leaf;
+pub(crate) use node::{Body, Child, Node};
 #[cfg(feature = "fuzzing")]
 pub(crate) use page::reencode;
 pub(crate) use page::{decode, read_ref, write_ref};
-
-/// Objects of a leaf.
-pub(crate) const LEAF_OBJECTS: u64 = 512;
-/// Children of an inner node.
-pub(crate) const FAN_OUT: u64 = 256;
-/// The same as lengths of tables.
-const LEAF_SLOTS: usize = 512;
-const FAN_SLOTS: usize = 256;
-const _: () = assert!(LEAF_SLOTS as u64 == LEAF_OBJECTS && FAN_SLOTS as u64 == FAN_OUT);
-/// Highest level: 512 objects of 64 KiB times 256^4 are 2^57 bytes, more than the largest volume.
-pub(crate) const LEVEL_MAX: u8 = 4;
-
-/// The objects of one epoch of one lineage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Layer {
-    pub(crate) lineage: Lineage,
-    pub(crate) epoch: Epoch,
-}
-
-/// Where a page is stored, and what it must hash to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct PageRef {
-    /// Whose pack: a clone's tree refers to pages of its ancestors.
-    pub(crate) lineage: Lineage,
-    pub(crate) pack: u64,
-    pub(crate) offset: u64,
-    pub(crate) len: u32,
-    pub(crate) crc: u32,
-}
-
-/// A page that has to be loaded first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Missing {
-    pub(crate) page: PageRef,
-    pub(crate) level: u8,
-}
-
-/// The root of a stored tree. `None`: everything is zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Root {
-    pub(crate) page: Option<PageRef>,
-    pub(crate) level: u8,
-}
-
-#[derive(Debug)]
-pub(crate) struct Node {
-    page: OnceCell<PageRef>,
-    body: Body,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Body {
-    Inner(Vec<Child>),
-    Leaf(Leaf),
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Child {
-    Empty,
-    Stored(PageRef),
-    Node(Rc<Node>),
-}
-
-impl Clone for Node {
-    /// A copy is made to be changed: it is not stored.
-    fn clone(&self) -> Self {
-        Node {
-            page: OnceCell::new(),
-            body: self.body.clone(),
-        }
-    }
-}
-
-impl Node {
-    pub(crate) fn body(&self) -> &Body {
-        &self.body
-    }
-
-    fn empty(level: u8) -> Self {
-        let body = match level {
-            0 => Body::Leaf(Leaf::new()),
-            _ => Body::Inner(vec![Child::Empty; FAN_SLOTS]),
-        };
-        Node {
-            page: OnceCell::new(),
-            body,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        match &self.body {
-            Body::Inner(children) => children.iter().all(|child| matches!(child, Child::Empty)),
-            Body::Leaf(leaf) => leaf.is_empty(),
-        }
-    }
-}
-
-/// A run of blocks in the tree's numbering.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Range {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-}
-
-impl Range {
-    pub(crate) fn is_empty(self) -> bool {
-        self.start >= self.end
-    }
-
-    pub(crate) fn cut(self, other: Range) -> Range {
-        Range {
-            start: self.start.max(other.start),
-            end: self.end.min(other.end),
-        }
-    }
-}
-
-/// Where blocks that are written go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WritePlace {
-    /// Where they are: into the objects of this epoch, up to block `end`.
-    Owned { epoch: Epoch, end: u64 },
-    /// To a new place: nothing up to block `end` is owned.
-    Unowned { end: u64 },
-}
+pub(crate) use place::{
+    FAN_OUT, LEAF_OBJECTS, LEVEL_MAX, Layer, Missing, PageRef, Range, Root, WritePlace,
+};
 
 /// A map, live or frozen.
 #[derive(Debug, Clone)]
@@ -289,13 +171,4 @@ impl Tree {
             level: self.level,
         })
     }
-}
-
-/// Where a block of an object is: object sizes are at most 8192 blocks.
-fn small(blocks: u64) -> u16 {
-    u16::try_from(blocks).expect("an object has at most 8192 blocks")
-}
-
-fn index(number: u64) -> usize {
-    usize::try_from(number).expect("below the fan-out")
 }

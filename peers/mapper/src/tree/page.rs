@@ -10,9 +10,9 @@ use std::rc::Rc;
 
 use archipelago_protocol::{Epoch, ObjectSize};
 
-use super::{
-    Body, Child, FAN_OUT, FAN_SLOTS, LEAF_OBJECTS, LEAF_SLOTS, Layer, Leaf, Node, PageRef, Run,
-};
+use super::leaf::{Leaf, Run};
+use super::node::{Body, Child, Node};
+use super::place::{FAN_OUT, FAN_SLOTS, LEAF_OBJECTS, LEAF_SLOTS, Layer, PageRef};
 use crate::format::{Problem, Reader, Writer, sealed_crc};
 
 const MAGIC: [u8; 8] = *b"ARCHPAGE";

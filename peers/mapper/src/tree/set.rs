@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 
-use super::{
-    Body, Cache, Child, FAN_OUT, LEAF_OBJECTS, Layer, Missing, Node, Range, Tree, index, small,
-};
+use super::Tree;
+use super::cache::Cache;
+use super::node::{Body, Child, Node};
+use super::place::{FAN_OUT, LEAF_OBJECTS, Layer, Missing, Range, index, small};
 
 /// Where a recursion is.
 #[derive(Clone, Copy)]

@@ -7,8 +7,11 @@ use std::rc::Rc;
 
 use archipelago_protocol::Lineage;
 
+use super::Tree;
+use super::cache::Cache;
+use super::node::{Body, Child, Node};
 use super::page::{encode_inner, encode_leaf};
-use super::{Body, Cache, Child, Node, PageRef, Root, Tree};
+use super::place::{PageRef, Root};
 use crate::format::sealed_crc;
 
 /// Pages begin at multiples of this.
@@ -85,7 +88,7 @@ impl Tree {
         Some(page)
     }
 
-    /// Lets go of nodes that are stored: the cache decides how long they stay in memory.
+    /// Releases nodes that are stored: the cache decides how long they stay in memory.
     pub(crate) fn release_stored(&mut self) {
         release(&mut self.root);
     }
@@ -99,7 +102,7 @@ fn release(child: &mut Child) {
         *child = Child::Stored(*page);
         return;
     }
-    // A node that another tree shares is left alone: that tree lets go of it, or it is copied when changed.
+    // A node that another tree shares is left alone: that tree releases it, or it is copied when changed.
     if let Some(Node {
         body: Body::Inner(children),
         ..

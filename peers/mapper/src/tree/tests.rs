@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use archipelago_protocol::{Epoch, Lineage};
 use proptest::prelude::*;
 
 use super::*;
@@ -209,7 +210,7 @@ fn a_stored_node_that_is_changed_is_stored_again() {
 }
 
 /// Whether a page with these fields behind its envelope is taken for one of `level`.
-fn judged(level: u8, fields: impl FnOnce(&mut crate::format::Writer)) -> Result<(), String> {
+fn checked(level: u8, fields: impl FnOnce(&mut crate::format::Writer)) -> Result<(), String> {
     let mut writer = crate::format::Writer::sealed(*b"ARCHPAGE", OWN);
     writer.bytes(&[level, 16, 0, 0]);
     fields(&mut writer);
@@ -231,7 +232,7 @@ fn judged(level: u8, fields: impl FnOnce(&mut crate::format::Writer)) -> Result<
 fn runs_that_no_leaf_has_are_damage() {
     type Object<'a> = (u16, &'a [(u16, u16, u32)]);
     let leaf = |objects: &[Object<'_>]| {
-        judged(0, |page| {
+        checked(0, |page| {
             // Two layers: epochs 0 and 1.
             [u32::try_from(objects.len()).unwrap(), 2, 0]
                 .into_iter()
@@ -280,7 +281,7 @@ fn runs_that_no_leaf_has_are_damage() {
 #[test]
 fn children_that_no_inner_node_has_are_damage() {
     let inner = |children: &[u16]| {
-        judged(1, |page| {
+        checked(1, |page| {
             [u32::try_from(children.len()).unwrap(), 0, 0]
                 .into_iter()
                 .for_each(|word| page.u32(word));
@@ -303,7 +304,7 @@ fn children_that_no_inner_node_has_are_damage() {
 #[test]
 fn what_a_page_must_be_is_told_apart() {
     let layer = |displacement: u64, kind: u64| {
-        judged(0, |page| {
+        checked(0, |page| {
             [0, 1, 0].into_iter().for_each(|word| page.u32(word));
             page.lineage(OWN);
             [1, displacement, kind]
@@ -314,7 +315,7 @@ fn what_a_page_must_be_is_told_apart() {
     assert_eq!(layer(0, 1), Ok(()));
     assert!(layer(1, 1).unwrap_err().contains("displacement"));
     assert!(layer(0, 2).unwrap_err().contains("layer kind"));
-    let longer = judged(0, |page| {
+    let longer = checked(0, |page| {
         [0, 0, 0].into_iter().for_each(|word| page.u32(word));
         page.u8(0);
     });
@@ -538,17 +539,18 @@ fn a_page_is_the_one_that_its_reference_means() {
     let root = stored.tree.stored_root().unwrap();
     let page = root.page.unwrap();
     let bytes = &stored.pack[..page.len as usize];
-    let judged = |page: PageRef, bytes: &[u8]| decode(&page, 0, ObjectSize::MIN, bytes).is_ok();
-    assert!(judged(page, bytes));
+    let is_accepted =
+        |page: PageRef, bytes: &[u8]| decode(&page, 0, ObjectSize::MIN, bytes).is_ok();
+    assert!(is_accepted(page, bytes));
     let crc = page.crc ^ 1;
     assert!(
-        !judged(PageRef { crc, ..page }, bytes),
+        !is_accepted(PageRef { crc, ..page }, bytes),
         "whole, but another one"
     );
     let lineage = Lineage(6);
-    assert!(!judged(PageRef { lineage, ..page }, bytes));
+    assert!(!is_accepted(PageRef { lineage, ..page }, bytes));
     assert!(
-        !judged(page, &[bytes, &[0; 8]].concat()),
+        !is_accepted(page, &[bytes, &[0; 8]].concat()),
         "and more behind it"
     );
 }
@@ -570,7 +572,7 @@ fn a_tree_is_no_higher_than_its_blocks_need() {
 }
 
 #[test]
-fn nodes_that_are_stored_are_let_go_also_below_one_that_is_not() {
+fn nodes_that_are_stored_are_released_also_below_one_that_is_not() {
     let mut stored = Stored::new();
     stored.set(0, 1, Some(layer(1)));
     stored.set(8192, 8193, Some(layer(1)));

@@ -1,228 +1,180 @@
-//! Volumes in memory: sessions, the live tree, what is present and not logged, and the work on them.
+//! A volume, snapshot or image in memory: parts that each own their state. What is done with them: `session`.
 //!
-//! Invariants
-//! - Locks are taken in this order: the lineage's, `commit`, `checkpoint`. One batch and one head swap in flight.
-//! - `pending` holds, in order, what the tree knows and the log does not; a record leaves it when its batch is durable.
-//! - A page or batch is durable only after the data that it speaks of, or a batch together with it: commits take what the
-//!   volume peer has synced, or carry it; checkpoints and closes sync the pool first if anything is pending or carried.
-//! - After a failed sync, append or swap the volume is poisoned: it writes nothing until it was opened again. After a
-//!   failed sync of the pool all are.
+//! | module | part |
+//! |---|---|
+//! | `access` | who has it open, and whether it may be written |
+//! | `start` | what a session writes before it may write, and who waits for that |
+//! | `map` | the tree, its epochs, and how a change goes into them |
+//! | `dirty` | changes that are not logged, and the presence journal |
+//! | `snapshot` | a snapshot between its begin and its commit |
+//! | `throttle` | changes that wait until something was logged |
+//! | `log_writer` | the log, and whether data in it has been written back |
+//! | `journaled` | data that a log holds, for a recovery |
+//! | `pack` | where map pages go |
+//! | `lineages` | the numbers by which answers name lineages |
 
-mod apply;
-mod begin;
-mod carried;
-mod checkpoint;
-mod closed;
-mod commit;
+mod access;
+mod dirty;
+mod journaled;
 mod lineages;
-mod locate;
-mod open;
-mod session;
+mod log_writer;
+mod map;
+mod pack;
 mod snapshot;
+mod start;
+mod throttle;
+mod waiting;
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use archipelago_protocol::map::MapRequest;
-use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
 
-use crate::core::Core;
-use crate::effect::ClientId;
 use crate::failure::{Failure, Outcome};
 use crate::head::{StoredHead, VolumeHead};
-use crate::journal::Journal;
-use crate::log::{Log, Record};
-use crate::task::{Guard, Lock};
-use crate::tree::{Missing, Range, Tree};
+use crate::pool::Pool;
+use crate::task::{Guard, Lock, Scheduler};
 
-use begin::{Beginner, Due};
+use access::Access;
 use lineages::LineageNumbers;
+use log_writer::LogWriter;
+use map::LiveMap;
+use pack::PackEnd;
+use start::WriteStart;
+use throttle::ThrottledChanges;
 
-pub(crate) use carried::CarriedBlocks;
-pub(crate) use closed::{freeze_closed, shrink};
-pub(crate) use open::read_head;
-pub(crate) use session::{client_gone, dispatch};
+pub(crate) use access::Mode;
+pub(crate) use dirty::Select;
+pub(crate) use journaled::{JournaledBlock, JournaledBlocks};
+pub(crate) use map::NotYet;
+pub(crate) use snapshot::FrozenMap;
+pub(crate) use start::Due;
+pub(crate) use waiting::WaitingRequest;
 
-/// A volume, snapshot or image that is open, or whose client has gone.
+/// A volume, snapshot or image that is open, or whose client has disconnected.
 #[derive(Debug)]
 pub(crate) struct Volume {
     pub(crate) lineage: Lineage,
     pub(crate) object_size: ObjectSize,
+    pub(crate) access: Access,
+    pub(crate) start: WriteStart,
+    pub(crate) map: RefCell<LiveMap>,
+    pub(crate) lineages: RefCell<LineageNumbers>,
+    pub(crate) throttled: ThrottledChanges,
+    pub(crate) head: StoredHead<VolumeHead>,
+    pub(crate) log: LogWriter,
+    pub(crate) pack: PackEnd,
     /// One batch at a time; held while a checkpoint takes its picture.
     commit: Lock,
     /// One checkpoint, and one head swap, at a time.
     checkpoint: Lock,
-    head: StoredHead<VolumeHead>,
-    log: RefCell<Log>,
-    pub(crate) live: RefCell<Live>,
-}
-
-/// What changes while a volume is open.
-#[derive(Debug)]
-pub(crate) struct Live {
-    /// Bytes.
-    pub(crate) size: u64,
-    pub(crate) writer: Option<u32>,
-    pub(crate) readers: u32,
-    /// Why nothing may be written any more.
-    poison: Option<ErrorCode>,
-    /// Nobody may write: a frozen thing, or a closed volume opened for reading.
-    read_only: bool,
-    tree: Tree,
-    /// Of new objects.
-    epoch: Epoch,
-    /// Objects of this epoch and older ones are not owned.
-    frozen: Epoch,
-    /// Objects of this epoch and older ones belong to a snapshot that exists or is being stored.
-    sealed: Epoch,
-    pending: VecDeque<Record>,
-    /// Log position behind the last batch with carried blocks; 0: none of this session, or all of them are home.
-    carried_until: u64,
-    next_sequence: u64,
-    journal: Option<Box<dyn Journal>>,
-    /// What has to be written before the session may write.
-    due: Option<Due>,
-    /// Requests that wait for a try to write it.
-    beginning: Vec<Beginner>,
-    snapshot: Option<Snapshotting>,
-    /// Requests that wait until something was logged.
-    held: VecDeque<(ClientId, u64, MapRequest)>,
-    relieving: bool,
-    checkpointing: bool,
-    /// Pages of this session go here.
-    pack: u64,
-    pack_offset: u64,
-    lineages: LineageNumbers,
-}
-
-/// A snapshot between its begin and its commit.
-#[derive(Debug)]
-struct Snapshotting {
-    token: u64,
-    /// What is frozen; writes of the old epoch still come in.
-    tree: Tree,
-    epoch: Epoch,
-    size: u64,
-    /// Zeroed in the live tree since the begin: a late write of the old epoch does not come back there.
-    zeroed: Vec<Range>,
-    committing: bool,
+    /// A checkpoint was started in the background.
+    checkpointing: Cell<bool>,
 }
 
 impl Volume {
-    fn new(
-        core: &Core,
+    /// A volume of `size` bytes as its head says, before any replay. Its pages go to a pack of the next generation.
+    pub(crate) fn new(
+        scheduler: &Rc<Scheduler>,
         lineage: Lineage,
         object_size: ObjectSize,
-        head: StoredHead<VolumeHead>,
-        log: Log,
-        live: Live,
+        size: u64,
+        stored: StoredHead<VolumeHead>,
+        mode: Mode,
     ) -> Rc<Self> {
+        let head = stored.get();
+        let pack = if stored.is_first() {
+            head.generation.0
+        } else {
+            head.generation.0 + 1
+        };
         Rc::new(Volume {
             lineage,
             object_size,
-            commit: Lock::new(&core.scheduler),
-            checkpoint: Lock::new(&core.scheduler),
-            head,
-            log: RefCell::new(log),
-            live: RefCell::new(live),
+            access: Access::new(mode),
+            start: WriteStart::default(),
+            map: RefCell::new(LiveMap::new(lineage, object_size, size, &head)),
+            lineages: RefCell::new(LineageNumbers::new(lineage)),
+            throttled: ThrottledChanges::default(),
+            head: stored,
+            log: LogWriter::new(head.log(lineage)),
+            pack: PackEnd::new(pack),
+            commit: Lock::new(scheduler),
+            checkpoint: Lock::new(scheduler),
+            checkpointing: Cell::new(false),
         })
     }
 
-    /// Whether `log` carries blocks that may not be durable where the map says they are.
-    fn carries(&self, log: &Log) -> bool {
-        self.live.borrow().carried_until > log.start
+    /// While held, no batch is in flight.
+    pub(crate) async fn hold_commits(&self) -> Guard {
+        self.commit.acquire().await
     }
 
-    /// How many pending records the log has room for.
-    fn records_room(&self, core: &Core) -> usize {
-        let log = self.log.borrow();
-        log.records_room(log.batch_max(core.config.io_len_max))
+    /// While held, the head stays.
+    pub(crate) async fn hold_checkpoints(&self) -> Guard {
+        self.checkpoint.acquire().await
     }
 
-    /// While held, no batch is in flight and the head stays. Locks are taken in the order that the module says.
+    /// While held, no batch is in flight and the head stays. Locks are taken in the order that `session` says.
     pub(crate) async fn stand_still(&self) -> [Guard; 2] {
-        [self.commit.acquire().await, self.checkpoint.acquire().await]
+        [self.hold_commits().await, self.hold_checkpoints().await]
     }
 
-    fn check(&self) -> Outcome<()> {
-        match self.live.borrow().poison {
+    /// The background checkpoint begins, unless one is under way.
+    pub(crate) fn begin_checkpointing(&self) -> bool {
+        !self.checkpointing.replace(true)
+    }
+
+    pub(crate) fn end_checkpointing(&self) {
+        self.checkpointing.set(false);
+    }
+
+    pub(crate) fn set_size(&self, size: u64) {
+        self.map.borrow_mut().set_size(size);
+    }
+
+    /// Whether a session exists.
+    pub(crate) fn is_open(&self) -> bool {
+        self.access.is_open()
+    }
+
+    /// Whether the map shows what the log does not, or the log holds data: that data may not be durable.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        !self.map.borrow().dirty().is_empty() || self.log.holds_data()
+    }
+
+    /// # Errors
+    /// The volume was poisoned.
+    pub(crate) fn check(&self) -> Outcome<()> {
+        match self.access.poisoned() {
             None => Ok(()),
-            Some(code) => Err(Failure::new(
-                code,
-                format!(
-                    "volume {} must be opened again after a failure",
-                    self.lineage
-                ),
-            )),
+            Some(code) => {
+                let lineage = self.lineage;
+                let why = format!("volume {lineage} must be opened again after a failure");
+                Err(Failure::new(code, why))
+            }
         }
     }
 
     /// What this volume wrote may be lost: it writes nothing until it was opened again.
     pub(crate) fn poison(&self) {
-        let mut live = self.live.borrow_mut();
-        if !live.read_only {
-            live.poison.get_or_insert(ErrorCode::SyncFailed);
-        }
+        self.access.poison(ErrorCode::SyncFailed);
     }
 
-    /// A failure that leaves the durable state unknown ends all writing.
-    fn judge<T>(&self, core: &Core, result: Outcome<T>) -> Outcome<T> {
+    /// Passes `result` on. A failure that leaves the durable state unknown ends all writing.
+    pub(crate) fn stop_if_failed<T>(&self, pool: &Pool, result: Outcome<T>) -> Outcome<T> {
         if let Err(failure) = &result {
-            core.note(self.lineage, failure);
-            let mut live = self.live.borrow_mut();
-            if !failure.code.passes() && live.poison.is_none() {
+            pool.note(self.lineage, failure);
+            if !failure.code.passes() && self.access.poisoned().is_none() {
                 tracing::error!("volume {} stops: {}", self.lineage, failure.message);
                 let code = if failure.code == ErrorCode::Stale {
                     ErrorCode::Stale
                 } else {
                     ErrorCode::SyncFailed
                 };
-                live.poison = Some(code);
+                self.access.poison(code);
             }
         }
         result
-    }
-}
-
-impl Live {
-    /// Blocks of the volume; the last may be partial.
-    fn blocks(&self) -> u64 {
-        self.size.div_ceil(BLOCK_SIZE)
-    }
-
-    /// Whole blocks inside the volume.
-    fn range(&self, offset: u64, len: u64) -> Result<Range, ErrorCode> {
-        let end = offset.checked_add(len).ok_or(ErrorCode::Invalid)?;
-        let whole = offset.is_multiple_of(BLOCK_SIZE) && len.is_multiple_of(BLOCK_SIZE) && len > 0;
-        if !whole || end > self.blocks() * BLOCK_SIZE {
-            return Err(ErrorCode::Invalid);
-        }
-        Ok(Range {
-            start: offset / BLOCK_SIZE,
-            end: end / BLOCK_SIZE,
-        })
-    }
-}
-
-/// Does `step` as soon as the pages that it needs are in memory.
-async fn with_pages<T>(
-    core: &Rc<Core>,
-    volume: &Volume,
-    mut step: impl FnMut() -> Result<T, Missing>,
-) -> Outcome<T> {
-    // Held, so that one page of the way down does not drive out another.
-    let mut held = Vec::new();
-    loop {
-        match step() {
-            Ok(done) => return Ok(done),
-            Err(missing) => match core.load(missing, volume.object_size).await {
-                Ok(node) => held.push(node),
-                Err(failure) => {
-                    core.note(volume.lineage, &failure);
-                    return Err(failure);
-                }
-            },
-        }
     }
 }

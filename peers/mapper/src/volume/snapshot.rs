@@ -1,119 +1,133 @@
-//! Snapshots of a volume that is open.
-//!
-//! Begin raises the epoch and keeps the tree, in memory. Commit logs the old epoch's records and the freeze, stores the
-//! frozen tree's pages, and last gives the snapshot its name: in this order, each durable before the next.
+//! A snapshot between its begin and its commit: the frozen map, into which late writes of the old epoch still come.
 
-use std::rc::Rc;
+use archipelago_protocol::Epoch;
 
-use archipelago_protocol::carry::Carried;
-use archipelago_protocol::map::MapReply;
-use archipelago_protocol::{Epoch, ErrorCode};
+use crate::tree::{Cache, Layer, Missing, Range, Tree};
 
-use super::checkpoint::PageSync;
-use super::commit::{Home, Select, commit};
-use super::{Snapshotting, Volume};
-use crate::catalogue;
-use crate::core::Core;
-use crate::failure::{Failure, Outcome};
-
-/// Takes effect at once.
-pub(super) fn begin(core: &Core, volume: &Volume, token: u64) -> MapReply {
-    let mut prepared = core.prepared.borrow_mut();
-    let Some(prepared) = prepared
-        .get_mut(&token)
-        .filter(|prepared| prepared.volume == volume.lineage)
-    else {
-        return MapReply::failed(ErrorCode::NotFound);
-    };
-    let mut live = volume.live.borrow_mut();
-    if live.snapshot.is_some() || prepared.begun {
-        return MapReply::failed(ErrorCode::InUse);
-    }
-    prepared.begun = true;
-    let old = live.epoch;
-    live.snapshot = Some(Snapshotting {
-        token,
-        tree: live.tree.clone(),
-        epoch: old,
-        size: live.size,
-        zeroed: Vec::new(),
-        committing: false,
-    });
-    live.frozen = old;
-    live.epoch = Epoch(old.0 + 1);
-    let mut reply = MapReply::done(0);
-    reply.values[0] = live.epoch.0;
-    reply
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Begun,
+    Committing,
 }
 
-/// Forgets the snapshot; the raised epoch stays.
-pub(super) fn abort(core: &Core, volume: &Volume, token: u64) -> MapReply {
-    let mut live = volume.live.borrow_mut();
-    match &live.snapshot {
-        Some(snapshot) if snapshot.token == token && !snapshot.committing => live.snapshot = None,
-        Some(snapshot) if snapshot.token == token => return MapReply::failed(ErrorCode::InUse),
-        _ => {}
-    }
-    core.end_prepared(token);
-    MapReply::done(0)
-}
-
-pub(super) async fn commit_snapshot(
-    core: &Rc<Core>,
-    volume: &Rc<Volume>,
+/// A snapshot under way.
+#[derive(Debug)]
+pub(super) struct SnapshotInProgress {
     token: u64,
-) -> Outcome<()> {
-    let (tree, epoch, size) = {
-        let mut live = volume.live.borrow_mut();
-        let live = &mut *live;
-        let unknown = || {
-            Failure::new(
-                ErrorCode::NotFound,
-                format!("there is no snapshot with token {token}"),
-            )
-        };
-        let snapshot = live
-            .snapshot
-            .as_mut()
-            .filter(|snapshot| snapshot.token == token);
-        let snapshot = snapshot.ok_or_else(unknown)?;
-        if snapshot.committing {
-            return Err(Failure::new(
-                ErrorCode::InUse,
-                "the snapshot is being made already",
-            ));
-        }
-        snapshot.committing = true;
-        live.sealed = snapshot.epoch;
-        (snapshot.tree.clone(), snapshot.epoch, snapshot.size)
-    };
-    let result = make(core, volume, token, &tree, epoch, size).await;
-    volume.live.borrow_mut().snapshot = None;
-    core.end_prepared(token);
-    volume.live.borrow_mut().tree.release_stored();
-    result
-}
-
-async fn make(
-    core: &Rc<Core>,
-    volume: &Rc<Volume>,
-    token: u64,
-    tree: &crate::tree::Tree,
+    tree: Tree,
     epoch: Epoch,
     size: u64,
-) -> Outcome<()> {
-    let nothing = Carried::default();
-    commit(core, volume, Select::Freeze(epoch), &nothing, Home::Unknown).await?;
-    let root = volume.store_tree(core, tree, PageSync::Pack).await?;
-    // The session may have ended meanwhile, and with it the reservation of the name.
-    let prepared = core.prepared.borrow().get(&token).cloned();
-    let prepared = prepared.ok_or_else(|| {
-        Failure::new(
-            ErrorCode::NotFound,
-            format!("there is no snapshot with token {token}"),
-        )
-    })?;
-    catalogue::enter_snapshot(core, &prepared, size, root).await?;
-    core.count(|counters| counters.snapshots += 1);
-    Ok(())
+    /// Zeroed in the live tree since the begin: a late write of the old epoch does not come back there.
+    zeroed: Vec<Range>,
+    stage: Stage,
+}
+
+/// What a commit makes durable.
+#[derive(Debug)]
+pub(crate) struct FrozenMap {
+    pub(crate) tree: Tree,
+    /// Of the writes that are in it.
+    pub(crate) epoch: Epoch,
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+impl SnapshotInProgress {
+    /// The map at this moment; `epoch` is that of the writes so far.
+    pub(super) fn new(token: u64, tree: Tree, epoch: Epoch, size: u64) -> Self {
+        SnapshotInProgress {
+            token,
+            tree,
+            epoch,
+            size,
+            zeroed: Vec::new(),
+            stage: Stage::Begun,
+        }
+    }
+
+    pub(super) fn token(&self) -> u64 {
+        self.token
+    }
+
+    pub(super) fn is_committing(&self) -> bool {
+        self.stage == Stage::Committing
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// From now on nothing changes in it.
+    pub(super) fn commit(&mut self) -> FrozenMap {
+        self.stage = Stage::Committing;
+        FrozenMap {
+            tree: self.tree.clone(),
+            epoch: self.epoch,
+            size: self.size,
+        }
+    }
+
+    /// A page that a write to `range` needs.
+    pub(super) fn missing(&self, cache: &Cache, range: Range, layer: Layer) -> Option<Missing> {
+        self.tree.missing(cache, range, Some(layer))
+    }
+
+    /// Takes a write, if it is of the old epoch.
+    pub(super) fn write(&mut self, cache: &Cache, range: Range, layer: Layer) {
+        if layer.epoch <= self.epoch {
+            for part in self.tree.not_newer(cache, range, layer) {
+                self.tree.set(cache, part, Some(layer));
+            }
+        }
+    }
+
+    /// The live map was zeroed in `range`.
+    pub(super) fn zero(&mut self, range: Range) {
+        self.zeroed.push(range);
+    }
+
+    /// Takes what was zeroed since the begin out of `parts`.
+    pub(super) fn subtract_zeroed(&self, parts: &mut Vec<Range>) {
+        self.zeroed
+            .iter()
+            .for_each(|zeroed| subtract(parts, *zeroed));
+    }
+}
+
+/// Takes `zeroed` out of `parts`.
+fn subtract(parts: &mut Vec<Range>, zeroed: Range) {
+    let left = parts.iter().flat_map(|part| {
+        let before = Range {
+            start: part.start,
+            end: part.end.min(zeroed.start),
+        };
+        let after = Range {
+            start: part.start.max(zeroed.end),
+            end: part.end,
+        };
+        [before, after]
+    });
+    *parts = left.filter(|part| !part.is_empty()).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_out_leaves_the_rest() {
+        let range = |start, end| Range { start, end };
+        for (gone, left) in [
+            (range(0, 5), vec![range(10, 20)]),
+            (range(0, 15), vec![range(15, 20)]),
+            (range(12, 14), vec![range(10, 12), range(14, 20)]),
+            (range(15, 30), vec![range(10, 15)]),
+            (range(10, 20), vec![]),
+            (range(20, 30), vec![range(10, 20)]),
+        ] {
+            let mut parts = vec![range(10, 20)];
+            subtract(&mut parts, gone);
+            assert_eq!(parts, left, "{gone:?}");
+        }
+    }
 }

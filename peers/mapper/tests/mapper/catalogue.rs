@@ -187,7 +187,7 @@ fn a_prepared_name_is_reserved_until_the_snapshot_is_over() {
         created: 0,
     };
     assert_eq!(rig.refused(snapshot_of("other")), ErrorCode::Exists);
-    // Whoever hears this prepares anew, which is what frees the name.
+    // Whoever gets this error prepares anew, which is what frees the name.
     assert_eq!(rig.refused(snapshot_of("v")), ErrorCode::InUse);
     rig.op(MapOp::SnapshotBegin, handle, token).result.unwrap();
     rig.op(MapOp::SnapshotAbort, handle, token).result.unwrap();

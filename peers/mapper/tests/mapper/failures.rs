@@ -1,4 +1,4 @@
-//! What fails on the way to the disk: who is told, and what is still there.
+//! What fails on the way to the disk: who gets an error, and what is still there.
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapRequest};
@@ -140,7 +140,7 @@ fn a_failed_sync_of_the_pool_voids_what_journals_know() {
     rig.stalled = true;
     rig.send(MapRequest::new(MapOp::Close, session));
     rig.step(ObjectOp::SyncPool, Some(ErrorCode::Io));
-    // The mapper dies before anybody was told. What the sync lost is not known: nothing that was not flushed counts.
+    // The mapper dies before it reports to anybody. What the sync lost is not known: nothing that was not flushed counts.
     rig.restart();
     let handle = rig.open(own, true);
     assert_eq!((rig.read(handle, 3), rig.read(handle, 4)), (7, 0));
@@ -154,7 +154,7 @@ fn a_session_that_was_lost_is_dropped_when_its_successor_says_so() {
     rig.write(own, handle, 1, 1);
     rig.flush(handle).unwrap();
     rig.write(own, handle, 2, 2);
-    // A sync failed, and the mapper died before it was told: the journal speaks for data that may be gone.
+    // A sync failed, and the mapper died before it knew: the journal speaks for data that may be gone.
     rig.restart();
     let mut request = MapRequest::open(own, true);
     request.flags |= FLAG_DROP;
@@ -184,7 +184,7 @@ fn a_sync_that_fails_beside_a_recovery_costs_it_nothing_that_its_own_made_durabl
             rig.step(ObjectOp::SyncPool, None);
             rig.step(ObjectOp::SyncPool, Some(ErrorCode::Io));
         } else {
-            // Told, because what it had not flushed may have been dropped before its own sync.
+            // Reported, because what it had not flushed may have been dropped before its own sync.
             rig.step(ObjectOp::SyncPool, Some(ErrorCode::Io));
             rig.step(ObjectOp::SyncPool, None);
         }
@@ -198,7 +198,7 @@ fn a_sync_that_fails_beside_a_recovery_costs_it_nothing_that_its_own_made_durabl
             assert!(abandoned.result.is_ok());
             assert!(
                 rig.ask(MapRequest::open(mine, true)).result.is_ok(),
-                "nothing is left to be told"
+                "nothing is left to be reported"
             );
         } else {
             assert_eq!(opened, Err(ErrorCode::SyncFailed));

@@ -1,12 +1,12 @@
 //! A pool without room: what is there is read, whatever dies; writes are refused with a code that says why, and nothing
-//! that was told is lost.
+//! that was reported is lost.
 
 use archipelago_mapper::ClientId;
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
 
 use crate::rig::pool::Room;
-use crate::rig::{Rig, carrying};
+use crate::rig::{Rig, blocks_area};
 
 const FULL: [Room; 2] = [Room::InPlace, Room::None];
 
@@ -188,7 +188,7 @@ fn a_block_that_the_log_carries_is_not_put_over_a_newer_one_by_a_session_that_ne
     // A first write beside, so that there are pages to be stored.
     rig.write(own, handle, 6, 16);
     let epoch = Epoch(rig.locate(handle, 5, 1, true).values[0]);
-    rig.flush_carrying(handle, 0, carrying(epoch, &[5]))
+    rig.flush_with_data(handle, 0, blocks_area(epoch, &[5]))
         .unwrap();
     // Acknowledged, in place, and not flushed.
     rig.put(own, epoch, 5, 25);

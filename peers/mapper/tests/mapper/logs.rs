@@ -8,7 +8,7 @@ use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp,
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
 use crate::rig::pool::Pool;
-use crate::rig::{Rig, carrying, small};
+use crate::rig::{Rig, blocks_area, small};
 
 fn read(pool: &mut Pool, id: ObjectId, offset: u64, len: u32) -> Vec<u8> {
     let request = ObjectRequest {
@@ -53,7 +53,7 @@ fn batches_of_every_length_go_round_the_log() {
             rig.write(own, handle, round * 4, round * 4);
             rig.flush(handle).unwrap();
         } else {
-            rig.flush_carrying(handle, 0, carrying(epoch, &blocks))
+            rig.flush_with_data(handle, 0, blocks_area(epoch, &blocks))
                 .unwrap();
         }
         if round % 7 == 0 {
@@ -202,7 +202,7 @@ fn what_the_log_carries_is_not_missed() {
     let handle = rig.open(own, true);
     let epoch = Epoch(rig.locate(handle, 5, 1, true).values[0]);
     rig.written(handle, 5, 1, epoch).result.unwrap();
-    rig.flush_carrying(handle, 0, carrying(epoch, &[5]))
+    rig.flush_with_data(handle, 0, blocks_area(epoch, &[5]))
         .unwrap();
     rig.power_cut(|| false);
     let report = checked(&mut rig);
@@ -211,7 +211,7 @@ fn what_the_log_carries_is_not_missed() {
     let handle = rig.open(own, true);
     let epoch = Epoch(rig.locate(handle, 40, 1, true).values[0]);
     rig.written(handle, 40, 1, epoch).result.unwrap();
-    rig.flush_carrying(handle, 0, Carried::default()).unwrap();
+    rig.flush_with_data(handle, 0, Carried::default()).unwrap();
     rig.power_cut(|| false);
     let report = checked(&mut rig);
     assert!(!report.clean, "{report:?}");

@@ -7,7 +7,7 @@ use archipelago_protocol::map::{FLAG_FLUSH_SOON, MapOp, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, ObjectSize};
 
-use crate::rig::{Rig, carrying, small};
+use crate::rig::{Rig, blocks_area, small};
 
 const TIB: u64 = 1 << 40;
 
@@ -312,14 +312,14 @@ fn a_client_that_vanishes_leaves_what_it_told() {
 fn too_much_unlogged_is_warned_of_then_held_back_never_lost() {
     let (mut rig, own, handle) = Rig::opened();
     let epoch = Epoch(rig.locate(handle, 0, 1, true).values[0]);
-    let mut soon = 0;
+    let mut wanted = 0;
     for block in 0..200 {
         rig.put(own, epoch, block * 2, block + 1);
         let reply = rig.written(handle, block * 2, 1, epoch);
         assert!(reply.result.is_ok());
-        soon += u32::from(reply.flags & FLAG_FLUSH_SOON != 0);
+        wanted += u32::from(reply.flags & FLAG_FLUSH_SOON != 0);
     }
-    assert!(soon > 30, "{soon}");
+    assert!(wanted > 30, "{wanted}");
     assert!(rig.mapper.counters().held_back > 0);
     rig.restart();
     let handle = rig.open(own, true);
@@ -357,7 +357,7 @@ fn what_a_flush_carries_while_the_mapper_relieves_itself_is_not_taken_for_home()
     rig.reply(held).unwrap().result.unwrap();
     rig.ask(report(202)).result.unwrap();
     let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
-    let flushed = rig.send_carrying(commit(cut), carrying(epoch, &[200, 202]));
+    let flushed = rig.send_with_data(commit(cut), blocks_area(epoch, &[200, 202]));
     rig.step(ObjectOp::SyncPool, None);
     rig.put(own, epoch, 202, 202);
     rig.stalled = false;

@@ -8,7 +8,7 @@ use archipelago_protocol::map::{
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
 
-use crate::rig::{Rig, carrying, small};
+use crate::rig::{Rig, blocks_area, small};
 
 fn volume() -> (Rig, Lineage, u32, Epoch) {
     let mut rig = Rig::new(small());
@@ -26,11 +26,11 @@ fn flush_commit(
     epoch: Epoch,
     blocks: &[u64],
 ) -> Option<ErrorCode> {
-    let carried = match blocks {
+    let data = match blocks {
         [] => Carried::default(),
-        blocks => carrying(epoch, blocks),
+        blocks => blocks_area(epoch, blocks),
     };
-    rig.flush_carrying(handle, flags, carried).err()
+    rig.flush_with_data(handle, flags, data).err()
 }
 
 #[test]
@@ -117,7 +117,11 @@ fn a_flush_has_something_to_do_until_all_is_logged_and_home() {
     rig.write(own, handle, 3, 3);
     assert_eq!(begin(&mut rig), (1, 2));
     assert_eq!(flush_commit(&mut rig, handle, 0, epoch, &[1, 3]), None);
-    assert_eq!(begin(&mut rig), (1, 2), "what is carried is not home");
+    assert_eq!(
+        begin(&mut rig),
+        (1, 2),
+        "what was journaled is not written back"
+    );
     let counters = rig.mapper.counters();
     assert_eq!((counters.log_batches, counters.carried_blocks), (1, 2));
     rig.sync();

@@ -53,7 +53,7 @@ pub(crate) fn stamped(stamp: u64) -> Vec<u8> {
 }
 
 /// What a flush hands over: blocks of `epoch`, each full of its own number.
-pub(crate) fn carrying(epoch: Epoch, blocks: &[u64]) -> Carried {
+pub(crate) fn blocks_area(epoch: Epoch, blocks: &[u64]) -> Carried {
     let mut area =
         vec![0; usize::try_from(area_len(blocks.len()) - 4096 * blocks.len() as u64).unwrap()];
     for (index, block) in blocks.iter().enumerate() {
@@ -173,13 +173,13 @@ impl Rig {
     }
 
     pub(crate) fn send(&mut self, request: MapRequest) -> u64 {
-        self.send_carrying(request, Carried::default())
+        self.send_with_data(request, Carried::default())
     }
 
-    pub(crate) fn send_carrying(&mut self, request: MapRequest, carried: Carried) -> u64 {
+    pub(crate) fn send_with_data(&mut self, request: MapRequest, data: Carried) -> u64 {
         self.next_tag += 1;
         self.mapper
-            .map_request(self.client, self.next_tag, request, carried);
+            .map_request(self.client, self.next_tag, request, data);
         self.run();
         self.next_tag
     }
@@ -386,12 +386,12 @@ impl Rig {
         }
     }
 
-    /// A flush of what was written up to now, which is durable already or in `carried`.
-    pub(crate) fn flush_carrying(
+    /// A flush of what was written up to now, which is durable already or in `data`.
+    pub(crate) fn flush_with_data(
         &mut self,
         handle: u32,
         flags: u8,
-        carried: Carried,
+        data: Carried,
     ) -> Result<u32, ErrorCode> {
         let cut = self.op(MapOp::FlushBegin, handle, 0).values[0];
         let commit = MapRequest {
@@ -399,7 +399,7 @@ impl Rig {
             operand: [cut, 0],
             ..MapRequest::new(MapOp::FlushCommit, handle)
         };
-        let tag = self.send_carrying(commit, carried);
+        let tag = self.send_with_data(commit, data);
         self.reply(tag).unwrap().result
     }
 

@@ -1,4 +1,4 @@
-//! What control asks.
+//! Requests of control: names, and what is done to volumes that nobody has open.
 
 use std::rc::Rc;
 
@@ -6,18 +6,16 @@ use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{ErrorCode, Lineage, Name, OnFull};
 
-use super::attributes::Attributes;
-use super::record::{Change, Item};
-use super::{Names, sweep};
+use crate::catalogue::{Attributes, Change, Item, Names, PreparedSnapshot};
 use crate::check;
-use crate::core::{Core, Prepared};
 use crate::failure::{Failure, Outcome};
+use crate::parts::Parts;
+use crate::session::{freeze_closed, shrink};
 use crate::tree::Root;
-use crate::volume;
 
 /// Answers `request`.
-pub(crate) async fn answer(core: &Rc<Core>, request: CatalogueRequest) -> CatalogueReply {
-    match serve(core, request).await {
+pub(crate) async fn answer(parts: &Rc<Parts>, request: CatalogueRequest) -> CatalogueReply {
+    match serve(parts, request).await {
         Ok(reply) => reply,
         Err(failure) => CatalogueReply::Failed(failure.into()),
     }
@@ -63,12 +61,12 @@ fn in_use(name: &Name) -> Failure {
     Failure::new(ErrorCode::InUse, format!("`{name}` is open"))
 }
 
-async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueReply> {
+async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<CatalogueReply> {
     if let CatalogueRequest::Check { repair } = request {
         // Reads for itself: a damaged catalogue is what it may be asked about.
-        return check::run(core, repair).await.map(CatalogueReply::Report);
+        return check::run(parts, repair).await.map(CatalogueReply::Report);
     }
-    core.catalogue.ready(core).await?;
+    parts.catalogue.ready().await?;
     match request {
         CatalogueRequest::Create {
             name,
@@ -97,7 +95,7 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
                 root: Root::default(),
                 attributes: Attributes::with_on_full(on_full),
             };
-            enter(core, |_names| Ok(item)).await
+            enter(parts, |_names| Ok(item)).await
         }
         CatalogueRequest::Clone {
             source,
@@ -107,7 +105,7 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
             created,
             on_full,
         } => {
-            enter(core, |names| {
+            enter(parts, |names| {
                 let mut clone = clone_of(names, &source, name, lineage, size, created)?;
                 if let Some(on_full) = on_full {
                     clone.attributes.set_on_full(on_full);
@@ -121,16 +119,16 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
             name,
             lineage,
             created,
-        } => snapshot_closed(core, volume, name, lineage, created).await,
+        } => snapshot_closed(parts, volume, name, lineage, created).await,
         CatalogueRequest::PrepareSnapshot {
             volume,
             name,
             lineage,
             created,
-        } => prepare(core, &volume, name, lineage, created),
-        CatalogueRequest::Publish { name } => publish(core, name).await,
+        } => prepare(parts, &volume, name, lineage, created),
+        CatalogueRequest::Publish { name } => publish(parts, name).await,
         CatalogueRequest::Lookup { name } => {
-            let names = core.catalogue.names.borrow();
+            let names = parts.catalogue.names();
             let item = names.find(&name).ok_or_else(|| not_found(&name))?;
             names
                 .entry(item)
@@ -141,21 +139,21 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
             prefix,
             after,
             limit,
-        } => Ok(CatalogueReply::Page(core.catalogue.names.borrow().list(
+        } => Ok(CatalogueReply::Page(parts.catalogue.names().list(
             &prefix,
             after.as_ref(),
             limit,
         ))),
-        CatalogueRequest::Resize { name, size, force } => resize(core, name, size, force).await,
-        CatalogueRequest::SetOnFull { name, on_full } => set_on_full(core, name, on_full).await,
-        CatalogueRequest::Rename { from, to } => rename(core, from, to).await,
-        CatalogueRequest::Remove { name } => remove(core, name).await,
+        CatalogueRequest::Resize { name, size, force } => resize(parts, name, size, force).await,
+        CatalogueRequest::SetOnFull { name, on_full } => set_on_full(parts, name, on_full).await,
+        CatalogueRequest::Rename { from, to } => rename(parts, from, to).await,
+        CatalogueRequest::Remove { name } => remove(parts, name).await,
         CatalogueRequest::PoolInfo => {
-            let [free, total] = core.disk.stat_pool().await?;
+            let [free, total] = parts.pool.disk.stat_pool().await?;
             Ok(CatalogueReply::Pool {
                 free,
                 total,
-                entries: core.catalogue.names.borrow().len(),
+                entries: parts.catalogue.names().len(),
             })
         }
         CatalogueRequest::Check { .. } => Err(Failure::new(
@@ -167,26 +165,27 @@ async fn serve(core: &Rc<Core>, request: CatalogueRequest) -> Outcome<CatalogueR
 
 /// Puts a new item that `make` derives from the catalogue as it is.
 async fn enter(
-    core: &Rc<Core>,
+    parts: &Rc<Parts>,
     make: impl FnOnce(&Names) -> Outcome<Item>,
 ) -> Outcome<CatalogueReply> {
-    let guard = core.catalogue.locked(core).await?;
+    let guard = parts.catalogue.locked().await?;
     let item = {
-        let names = core.catalogue.names.borrow();
+        let names = parts.catalogue.names();
         let item = make(&names)?;
         if let Some(name) = &item.name {
             check_fresh(&names, name, item.lineage)?;
         }
         item
     };
-    core.catalogue
-        .change(core, &guard, vec![Change::Put(item.clone())])
+    parts
+        .catalogue
+        .change(&guard, vec![Change::Put(item.clone())])
         .await?;
-    Ok(entry(core, item.lineage))
+    Ok(entry(parts, item.lineage))
 }
 
-fn entry(core: &Core, lineage: Lineage) -> CatalogueReply {
-    let names = core.catalogue.names.borrow();
+fn entry(parts: &Parts, lineage: Lineage) -> CatalogueReply {
+    let names = parts.catalogue.names();
     names
         .get(lineage)
         .and_then(|item| names.entry(item))
@@ -226,18 +225,6 @@ fn clone_of(
     })
 }
 
-fn snapshot_of(volume: &Item, name: Name, lineage: Lineage, created: u64, root: Root) -> Item {
-    Item {
-        name: Some(name),
-        kind: Kind::Snapshot,
-        lineage,
-        parent: Some(volume.lineage),
-        created,
-        root,
-        ..volume.clone()
-    }
-}
-
 fn volume_named(names: &Names, name: &Name) -> Outcome<Item> {
     let item = find(names, name)?;
     if item.kind != Kind::Volume {
@@ -250,107 +237,65 @@ fn volume_named(names: &Names, name: &Name) -> Outcome<Item> {
 }
 
 async fn snapshot_closed(
-    core: &Rc<Core>,
+    parts: &Rc<Parts>,
     volume: Name,
     name: Name,
     lineage: Lineage,
     created: u64,
 ) -> Outcome<CatalogueReply> {
-    let item = volume_named(&core.catalogue.names.borrow(), &volume)?;
-    let _alone = core.lock(item.lineage).await;
-    if core.is_open(item.lineage) {
+    let item = volume_named(&parts.catalogue.names(), &volume)?;
+    let _alone = parts.volumes.lock(item.lineage).await;
+    if parts.volumes.is_open(item.lineage) {
         return Err(in_use(&volume));
     }
     // What was prepared for a session that never took it up: its name is free.
-    core.forget_prepared(item.lineage);
-    check_fresh(&core.catalogue.names.borrow(), &name, lineage)?;
-    let root = volume::freeze_closed(core, item.lineage).await?;
-    enter(core, |names| {
-        Ok(snapshot_of(
-            &volume_named(names, &volume)?,
-            name,
-            lineage,
-            created,
-            root,
-        ))
+    parts.catalogue.forget_prepared(item.lineage);
+    check_fresh(&parts.catalogue.names(), &name, lineage)?;
+    let root = freeze_closed(parts, item.lineage).await?;
+    enter(parts, |names| {
+        Ok(volume_named(names, &volume)?.snapshot(name, lineage, created, root))
     })
     .await
 }
 
 fn prepare(
-    core: &Rc<Core>,
+    parts: &Rc<Parts>,
     volume: &Name,
     name: Name,
     lineage: Lineage,
     created: u64,
 ) -> Outcome<CatalogueReply> {
     let volume = {
-        let names = core.catalogue.names.borrow();
+        let names = parts.catalogue.names();
         volume_named(&names, volume)?
     };
-    core.forget_prepared(volume.lineage);
-    let mut names = core.catalogue.names.borrow_mut();
-    check_fresh(&names, &name, lineage)?;
-    names.reserve(name.clone(), lineage);
-    let token = core.catalogue.fresh_token();
-    let prepared = Prepared {
+    parts.catalogue.forget_prepared(volume.lineage);
+    let snapshot = PreparedSnapshot {
         volume: volume.lineage,
-        name,
+        name: name.clone(),
         lineage,
         created,
-        begun: false,
     };
-    core.prepared.borrow_mut().insert(token, prepared);
+    let check = |names: &Names| check_fresh(names, &name, lineage);
+    let token = parts.catalogue.prepare_snapshot(snapshot, check)?;
     Ok(CatalogueReply::Token { token })
 }
 
-/// Gives a snapshot whose pages are durable its name: its birth.
-pub(crate) async fn enter_snapshot(
-    core: &Rc<Core>,
-    prepared: &Prepared,
-    size: u64,
-    root: Root,
-) -> Outcome<()> {
-    let guard = core.catalogue.locked(core).await?;
-    let item = {
-        let names = core.catalogue.names.borrow();
-        let volume = names.get(prepared.volume).ok_or_else(|| {
-            Failure::new(
-                ErrorCode::NotFound,
-                format!("volume {} is gone", prepared.volume),
-            )
-        })?;
-        Item {
-            size,
-            ..snapshot_of(
-                volume,
-                prepared.name.clone(),
-                prepared.lineage,
-                prepared.created,
-                root,
-            )
-        }
-    };
-    core.catalogue
-        .change(core, &guard, vec![Change::Put(item)])
-        .await
-}
-
-async fn publish(core: &Rc<Core>, name: Name) -> Outcome<CatalogueReply> {
-    let item = find(&core.catalogue.names.borrow(), &name)?;
-    let _alone = core.lock(item.lineage).await;
+async fn publish(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
+    let item = find(&parts.catalogue.names(), &name)?;
+    let _alone = parts.volumes.lock(item.lineage).await;
     if item.kind != Kind::Importing {
         return Err(Failure::new(
             ErrorCode::Invalid,
             format!("`{name}` is not being imported"),
         ));
     }
-    if core.is_open(item.lineage) {
+    if parts.volumes.is_open(item.lineage) {
         return Err(in_use(&name));
     }
-    let root = volume::freeze_closed(core, item.lineage).await?;
-    let guard = core.catalogue.locked(core).await?;
-    let item = find(&core.catalogue.names.borrow(), &name)?;
+    let root = freeze_closed(parts, item.lineage).await?;
+    let guard = parts.catalogue.locked().await?;
+    let item = find(&parts.catalogue.names(), &name)?;
     if item.kind != Kind::Importing {
         return Err(not_found(&name));
     }
@@ -360,19 +305,20 @@ async fn publish(core: &Rc<Core>, name: Name) -> Outcome<CatalogueReply> {
         root,
         ..item
     };
-    core.catalogue
-        .change(core, &guard, vec![Change::Put(image)])
+    parts
+        .catalogue
+        .change(&guard, vec![Change::Put(image)])
         .await?;
-    Ok(entry(core, lineage))
+    Ok(entry(parts, lineage))
 }
 
-async fn resize(core: &Rc<Core>, name: Name, size: u64, force: bool) -> Outcome<CatalogueReply> {
+async fn resize(parts: &Rc<Parts>, name: Name, size: u64, force: bool) -> Outcome<CatalogueReply> {
     let size = check_size(size)?;
-    let known = volume_named(&core.catalogue.names.borrow(), &name)?;
-    let _alone = core.lock(known.lineage).await;
-    let now = volume_named(&core.catalogue.names.borrow(), &name)?;
+    let known = volume_named(&parts.catalogue.names(), &name)?;
+    let _alone = parts.volumes.lock(known.lineage).await;
+    let now = volume_named(&parts.catalogue.names(), &name)?;
     if size < now.size {
-        if core.is_open(now.lineage) {
+        if parts.volumes.is_open(now.lineage) {
             return Err(in_use(&name));
         }
         if !force {
@@ -383,37 +329,38 @@ async fn resize(core: &Rc<Core>, name: Name, size: u64, force: bool) -> Outcome<
             return Err(Failure::new(ErrorCode::Invalid, why));
         }
         // The map first: a crash in between leaves zeros at the old end, never old data behind a new one.
-        volume::shrink(core, now.lineage, size).await?;
+        shrink(parts, now.lineage, size).await?;
     }
-    let guard = core.catalogue.locked(core).await?;
-    let now = volume_named(&core.catalogue.names.borrow(), &name)?;
+    let guard = parts.catalogue.locked().await?;
+    let now = volume_named(&parts.catalogue.names(), &name)?;
     let lineage = now.lineage;
-    core.catalogue
-        .change(core, &guard, vec![Change::Put(Item { size, ..now })])
+    parts
+        .catalogue
+        .change(&guard, vec![Change::Put(Item { size, ..now })])
         .await?;
-    if let Some(volume) = core.volume(lineage) {
-        volume.live.borrow_mut().size = size;
+    if let Some(volume) = parts.volumes.get(lineage) {
+        volume.set_size(size);
     }
-    Ok(entry(core, lineage))
+    Ok(entry(parts, lineage))
 }
 
-async fn set_on_full(core: &Rc<Core>, name: Name, on_full: OnFull) -> Outcome<CatalogueReply> {
-    let guard = core.catalogue.locked(core).await?;
-    let mut volume = volume_named(&core.catalogue.names.borrow(), &name)?;
+async fn set_on_full(parts: &Rc<Parts>, name: Name, on_full: OnFull) -> Outcome<CatalogueReply> {
+    let guard = parts.catalogue.locked().await?;
+    let mut volume = volume_named(&parts.catalogue.names(), &name)?;
     let lineage = volume.lineage;
     // The same again costs nothing, not even room.
     if volume.attributes.on_full() != on_full {
         volume.attributes.set_on_full(on_full);
         let change = vec![Change::Put(volume)];
-        core.catalogue.change(core, &guard, change).await?;
+        parts.catalogue.change(&guard, change).await?;
     }
-    Ok(entry(core, lineage))
+    Ok(entry(parts, lineage))
 }
 
-async fn rename(core: &Rc<Core>, from: Name, to: Name) -> Outcome<CatalogueReply> {
-    let guard = core.catalogue.locked(core).await?;
+async fn rename(parts: &Rc<Parts>, from: Name, to: Name) -> Outcome<CatalogueReply> {
+    let guard = parts.catalogue.locked().await?;
     let item = {
-        let names = core.catalogue.names.borrow();
+        let names = parts.catalogue.names();
         let item = find(&names, &from)?;
         if from != to {
             check_free(&names, &to)?;
@@ -421,9 +368,9 @@ async fn rename(core: &Rc<Core>, from: Name, to: Name) -> Outcome<CatalogueReply
         item
     };
     let lineage = item.lineage;
-    core.catalogue
+    parts
+        .catalogue
         .change(
-            core,
             &guard,
             vec![Change::Put(Item {
                 name: Some(to),
@@ -431,30 +378,30 @@ async fn rename(core: &Rc<Core>, from: Name, to: Name) -> Outcome<CatalogueReply
             })],
         )
         .await?;
-    Ok(entry(core, lineage))
+    Ok(entry(parts, lineage))
 }
 
-async fn remove(core: &Rc<Core>, name: Name) -> Outcome<CatalogueReply> {
-    let known = find(&core.catalogue.names.borrow(), &name)?;
-    let _alone = core.lock(known.lineage).await;
-    let guard = core.catalogue.locked(core).await?;
-    let item = find(&core.catalogue.names.borrow(), &name)?;
+async fn remove(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
+    let known = find(&parts.catalogue.names(), &name)?;
+    let _alone = parts.volumes.lock(known.lineage).await;
+    let guard = parts.catalogue.locked().await?;
+    let item = find(&parts.catalogue.names(), &name)?;
     if item.lineage != known.lineage {
         return Err(not_found(&name));
     }
-    if core.is_open(item.lineage) {
+    if parts.volumes.is_open(item.lineage) {
         return Err(in_use(&name));
     }
     let lineage = item.lineage;
-    let needed = core.catalogue.names.borrow().has_children(lineage);
+    let needed = parts.catalogue.names().has_children(lineage);
     let change = if needed {
         Change::Put(Item { name: None, ..item })
     } else {
-        Change::Doom(lineage)
+        Change::Delete(lineage)
     };
-    core.catalogue.change(core, &guard, vec![change]).await?;
-    core.forget_prepared(lineage);
-    core.forget(lineage);
-    sweep::start(core);
+    parts.catalogue.change(&guard, vec![change]).await?;
+    parts.catalogue.forget_prepared(lineage);
+    parts.forget(lineage);
+    parts.catalogue.want_collection();
     Ok(CatalogueReply::Done)
 }

@@ -1,0 +1,54 @@
+//! What a mapper is configured with.
+
+use crate::log::UNIT;
+
+/// Sizes and identity of a mapper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapperConfig {
+    /// Who the mapper is: written into its heads.
+    pub owner: u128,
+    /// Bytes of the logs of volumes that are opened for the first time; a multiple of 4096, at least 64 KiB.
+    pub log_len: u64,
+    /// Bytes of the catalogue's log when the pool is new; likewise.
+    pub catalogue_log_len: u64,
+    /// Memory for map pages of all volumes, in bytes.
+    pub cache_bytes: usize,
+    /// First writes and zeroed ranges of a volume that may wait to be logged. Not more than its journal holds.
+    pub pending_max: usize,
+    /// Longest object read or write, a multiple of 4096: what the channel's arena has room for.
+    pub io_len_max: usize,
+}
+
+impl Default for MapperConfig {
+    /// 4 MiB logs hold some 130,000 records; 32,768 pending ones are 1.5 MiB of journal; 64 MiB of pages map 16 TiB and
+    /// more of data that was written in order.
+    fn default() -> Self {
+        MapperConfig {
+            owner: 0,
+            log_len: 4 << 20,
+            catalogue_log_len: 4 << 20,
+            cache_bytes: 64 << 20,
+            pending_max: 32_768,
+            io_len_max: 256 << 10,
+        }
+    }
+}
+
+impl MapperConfig {
+    /// # Panics
+    /// If the sizes are not what their descriptions say.
+    pub(crate) fn check(&self) {
+        let unit = UNIT as u64;
+        for len in [self.log_len, self.catalogue_log_len] {
+            assert!(
+                len.is_multiple_of(unit) && len >= 16 * unit && len <= 1 << 30,
+                "log length {len}"
+            );
+        }
+        assert!(
+            self.io_len_max >= 4 * UNIT && self.io_len_max.is_multiple_of(UNIT),
+            "longest object request"
+        );
+        assert!(self.pending_max > 0, "pending records");
+    }
+}

@@ -1,0 +1,137 @@
+//! Volumes from the pool into memory: the head, and recovery after an unclean end. What a session writes before it may
+//! write is in `begin`.
+//!
+//! Epochs: a session after an unclean end begins with epoch `generation << 32`. Generations are durable before they are
+//! used and epochs count up within them, so no epoch is ever used twice, logged or not.
+
+use std::rc::Rc;
+
+use archipelago_protocol::object::{ObjectId, ObjectKind};
+use archipelago_protocol::{Epoch, Generation, Lineage};
+
+use super::begin::begin;
+use super::recovery::recover;
+use crate::catalogue::Item;
+use crate::disk::name_of;
+use crate::failure::{Failure, Outcome};
+use crate::head::{StoredHead, VolumeHead};
+use crate::parts::Parts;
+use crate::tree::Root;
+use crate::volume::{Due, Mode, Volume};
+
+/// A volume's head as it is stored; `None`: it was never opened for writing.
+pub(crate) async fn read_head(
+    parts: &Parts,
+    item: &Item,
+) -> Outcome<Option<StoredHead<VolumeHead>>> {
+    let id = ObjectId::head(item.lineage);
+    let Some((version, bytes)) = parts.pool.disk.read_swapped(id).await? else {
+        if was_opened(parts, item.lineage).await? {
+            let why = format!(
+                "{} is missing, but there are data or pages that it led to",
+                name_of(id)
+            );
+            return Err(Failure::damaged(why));
+        }
+        return Ok(None);
+    };
+    let head = VolumeHead::decode(item.lineage, &bytes)?;
+    if head.object_size != item.object_size {
+        let why = format!(
+            "{} is damaged: its object size is not the catalogue's",
+            name_of(id)
+        );
+        return Err(Failure::damaged(why));
+    }
+    Ok(Some(StoredHead::new(item.lineage, head, version)))
+}
+
+/// Whether a volume without a head must have had one: only its log is written before its head is.
+async fn was_opened(parts: &Parts, lineage: Lineage) -> Outcome<bool> {
+    // A volume that was never opened has no log either, which is cheap to see.
+    if parts
+        .pool
+        .disk
+        .occupied(ObjectId::log(lineage, 1))
+        .await?
+        .is_none()
+    {
+        return Ok(false);
+    }
+    let first = ObjectId::data(lineage, Epoch(0));
+    let objects = parts.pool.disk.list_above(first).await?;
+    Ok(objects.iter().any(|object| {
+        object.lineage == lineage && matches!(object.kind, ObjectKind::Data | ObjectKind::Pack)
+    }))
+}
+
+/// Opens for writing, all of it: a session without room to begin is a failure. Otherwise as [`load_writer`].
+pub(super) async fn open_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
+    let volume = load_writer(parts, item).await?;
+    begin(parts, &volume).await?;
+    Ok(volume)
+}
+
+/// A volume as it is, for a session that is to begin: it can be read. A sync of the pool that failed since the last session
+/// is reported once, as [`ErrorCode::SyncFailed`]; the next open has what is durable. The caller holds the lineage's lock and
+/// knows that nobody has it open.
+pub(super) async fn load_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
+    let (volume, due) = match read_head(parts, item).await? {
+        None => {
+            let head = first_head(parts, item);
+            let stored = StoredHead::new(item.lineage, head, 0);
+            (
+                volume_of(parts, item, stored, Mode::ReadWrite),
+                Due::First(head),
+            )
+        }
+        Some(stored) => {
+            let head = stored.get();
+            let generation = Generation(head.generation.0 + 1);
+            let mut next = VolumeHead {
+                generation,
+                owner: parts.pool.config.owner,
+                clean: false,
+                ..head
+            };
+            let volume = volume_of(parts, item, stored, Mode::ReadWrite);
+            if !head.clean {
+                next = recover(parts, &volume, next).await?;
+            }
+            (volume, Due::Next(next))
+        }
+    };
+    volume.start.set_due(due);
+    Ok(volume)
+}
+
+fn first_head(parts: &Parts, item: &Item) -> VolumeHead {
+    VolumeHead {
+        generation: Generation(1),
+        owner: parts.pool.config.owner,
+        clean: false,
+        object_size: item.object_size,
+        epoch: Epoch(1 << 32),
+        frozen: Epoch(0),
+        root: item.root,
+        log_number: 1,
+        log_len: parts.pool.config.log_len,
+        log_start: 0,
+    }
+}
+
+/// Something frozen, or a closed volume: for reading only.
+pub(super) fn read_only(parts: &Parts, item: &Item, root: Root) -> Rc<Volume> {
+    let head = VolumeHead {
+        root,
+        ..first_head(parts, item)
+    };
+    let stored = StoredHead::new(item.lineage, head, 0);
+    volume_of(parts, item, stored, Mode::ReadOnly)
+}
+
+fn volume_of(parts: &Parts, item: &Item, stored: StoredHead<VolumeHead>, mode: Mode) -> Rc<Volume> {
+    let scheduler = &parts.pool.scheduler;
+    let (lineage, object_size) = (item.lineage, item.object_size);
+    Volume::new(scheduler, lineage, object_size, item.size, stored, mode)
+}

@@ -1,0 +1,160 @@
+//! Work on volumes that nobody has open, whose last session is settled first. The caller holds the lineage's lock.
+
+use std::rc::Rc;
+
+use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage};
+
+use super::begin::begin;
+use super::checkpoint::checkpoint_clean;
+use super::commit::{HomeLocations, sync_and_commit};
+use super::load::{open_writer, read_head};
+use super::pages::with_pages;
+use crate::catalogue::Item;
+use crate::failure::{Failure, Outcome};
+use crate::head::{StoredHead, VolumeHead};
+use crate::parts::Parts;
+use crate::tree::{Range, Root};
+use crate::volume::Volume;
+
+/// The catalogue's item of a lineage.
+pub(super) fn item(parts: &Parts, lineage: Lineage) -> Outcome<Item> {
+    let names = parts.catalogue.names();
+    names
+        .get(lineage)
+        .filter(|item| item.name.is_some())
+        .cloned()
+        .ok_or_else(|| {
+            Failure::new(
+                ErrorCode::NotFound,
+                format!("there is no volume with lineage {lineage}"),
+            )
+        })
+}
+
+/// Ends a session for good: everything durable, the head clean, nothing in memory.
+pub(super) async fn close_clean(parts: &Rc<Parts>, volume: &Rc<Volume>) -> Outcome<()> {
+    begin(parts, volume).await?;
+    checkpoint_clean(parts, volume).await?;
+    parts.forget(volume.lineage);
+    Ok(())
+}
+
+/// Ends a session for which there is no room to end for good: everything durable, in the log, which has its own. The next
+/// open recovers. Without room in the log all stays as it is, in memory and in the journal.
+pub(super) async fn leave_in_log(parts: &Rc<Parts>, volume: &Rc<Volume>) -> Outcome<()> {
+    sync_and_commit(parts, volume, HomeLocations::Synced).await?;
+    parts.volumes.remove(volume.lineage);
+    Ok(())
+}
+
+/// Makes sure that the last session has ended cleanly; the head then. `None`: there was no session.
+pub(super) async fn settle(
+    parts: &Rc<Parts>,
+    item: &Item,
+) -> Outcome<Option<StoredHead<VolumeHead>>> {
+    // Left by a client that disconnected: what it wrote is in memory only.
+    if let Some(volume) = parts.volumes.get(item.lineage) {
+        if volume.check().is_ok() {
+            let closed = close_clean(parts, &volume).await;
+            if volume.check().is_err() {
+                parts.forget(item.lineage);
+            }
+            closed?;
+        } else {
+            parts.forget(item.lineage);
+        }
+    }
+    match read_head(parts, item).await? {
+        Some(head) if !head.get().clean => {
+            let volume = open_writer(parts, item).await?;
+            close_clean(parts, &volume).await?;
+            read_head(parts, item).await
+        }
+        found => Ok(found),
+    }
+}
+
+/// Freezes a volume as it is: durably, nothing of it is owned any more. Its root.
+pub(crate) async fn freeze_closed(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<Root> {
+    let result = freeze(parts, lineage).await;
+    result.inspect_err(|failure| parts.pool.note(lineage, failure))
+}
+
+async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<Root> {
+    let item = item(parts, lineage)?;
+    let Some(stored) = settle(parts, &item).await? else {
+        return Ok(item.root);
+    };
+    let head = stored.get();
+    let frozen = VolumeHead {
+        frozen: head.epoch,
+        epoch: Epoch(head.epoch.0 + 1),
+        ..head
+    };
+    stored.swap(&parts.pool.disk, frozen).await?;
+    Ok(head.root)
+}
+
+/// Drops what lies beyond `size` from the map, durably: should the volume grow again, zeros are there.
+pub(crate) async fn shrink(parts: &Rc<Parts>, lineage: Lineage, size: u64) -> Outcome<()> {
+    let result = cut(parts, lineage, size).await;
+    result.inspect_err(|failure| parts.pool.note(lineage, failure))
+}
+
+async fn cut(parts: &Rc<Parts>, lineage: Lineage, size: u64) -> Outcome<()> {
+    let item = item(parts, lineage)?;
+    settle(parts, &item).await?;
+    let volume = open_writer(parts, &item).await?;
+    let (kept, end) = (size.div_ceil(BLOCK_SIZE), item.size.div_ceil(BLOCK_SIZE));
+    let beyond = Range { start: kept, end };
+    let drop_beyond = || {
+        let mut map = volume.map.borrow_mut();
+        map.set(&parts.pool.pages.cache(), beyond, None)
+    };
+    with_pages(parts, &volume, drop_beyond).await?;
+    if !size.is_multiple_of(BLOCK_SIZE) {
+        clear_tail(parts, &volume, size).await?;
+    }
+    close_clean(parts, &volume).await
+}
+
+/// Zeros behind `size` in its last block: the block is written anew.
+async fn clear_tail(parts: &Rc<Parts>, volume: &Rc<Volume>, size: u64) -> Outcome<()> {
+    let block = size / BLOCK_SIZE;
+    let offset = block * BLOCK_SIZE;
+    let look_up = || {
+        let map = volume.map.borrow();
+        map.lookup(&parts.pool.pages.cache(), block)
+    };
+    let (layer, _) = with_pages(parts, volume, look_up).await?;
+    let Some(layer) = layer else {
+        return Ok(());
+    };
+    let (own, object_size) = (volume.lineage, volume.object_size);
+    let old = ObjectId::data(layer.lineage, layer.epoch);
+    let mut bytes = parts
+        .pool
+        .disk
+        .read_data(old, object_size, offset, 4096)
+        .await?;
+    bytes[usize::try_from(size % BLOCK_SIZE).expect("below a block")..].fill(0);
+    // Into a fresh epoch: nothing durable refers to it before the head does.
+    let epoch = volume.map.borrow_mut().raise_epoch();
+    let new = ObjectId::data(own, epoch);
+    parts
+        .pool
+        .disk
+        .write_data(new, object_size, offset, &bytes)
+        .await?;
+    parts.pool.disk.sync_data(new, object_size, offset).await?;
+    let range = Range {
+        start: block,
+        end: block + 1,
+    };
+    let put = || {
+        let mut map = volume.map.borrow_mut();
+        map.set(&parts.pool.pages.cache(), range, Some(epoch))
+    };
+    with_pages(parts, volume, put).await
+}
