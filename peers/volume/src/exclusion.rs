@@ -290,11 +290,11 @@ mod tests {
         let (late, active) = rig.ask(Access::Write, 4096..8192);
         assert!(!active);
         assert!(rig.ask(Access::Write, 8192..12288).1);
-        assert_eq!(rig.release(one), []);
+        assert_eq!(rig.release(one), Vec::<u32>::new());
         assert_eq!(rig.release(two), [clear]);
         let (other, active) = rig.ask(Access::Clear, 4096..8192);
         assert!(active, "clears do not exclude one another");
-        assert_eq!(rig.release(other), []);
+        assert_eq!(rig.release(other), Vec::<u32>::new());
         assert_eq!(rig.release(clear), [late]);
     }
 
@@ -303,7 +303,7 @@ mod tests {
         let mut rig = Rig::new();
         let (one, _) = rig.ask(Access::Write, 0..512);
         let (two, _) = rig.ask(Access::Write, 512..1024);
-        assert_eq!(rig.merge(one), []);
+        assert_eq!(rig.merge(one), Vec::<u32>::new());
         assert_eq!(rig.merge(two), [one], "in the order of asking");
         let (late, active) = rig.ask(Access::Write, 1024..2048);
         assert!(!active);
@@ -324,7 +324,7 @@ mod tests {
             .collect();
         let (over, active) = rig.ask(Access::Write, block(200));
         assert!(active);
-        assert_eq!(rig.merge(over), []);
+        assert_eq!(rig.merge(over), Vec::<u32>::new());
         assert_eq!(rig.release(merging[3]), [over]);
         assert_eq!(rig.merge(over), [over]);
     }

@@ -204,7 +204,7 @@ mod tests {
     /// A backend whose timeouts lie in the past of the real clock, so that the reactor may run or not.
     fn delayed(seed: u64) -> (Delayed<MemoryBackend>, Arc<ManualClock>, Reactor) {
         let clock = Arc::new(ManualClock::default());
-        let mut reactor = Reactor::new(Config::default(), clock.clone()).unwrap();
+        let reactor = Reactor::new(Config::default(), clock.clone()).unwrap();
         let source = reactor.source();
         let backend = MemoryBackend::new();
         (

@@ -3,7 +3,7 @@
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::{ObjectOp, ObjectRequest};
-use archipelago_protocol::volume::{VolumeEvent, VolumeOp};
+use archipelago_protocol::volume::{VolumeEvent, VolumeOp, Volumes};
 use xseg::Completion;
 
 use super::fakes::{OWN, PARENT};
