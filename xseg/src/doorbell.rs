@@ -33,6 +33,7 @@ impl<W: OwnWords> Sleeper<W> {
     pub(crate) fn announce(&mut self) {
         if self.value.is_multiple_of(2) {
             self.value += 1;
+            // Relaxed: the fence below orders the store before the second look at the inputs.
             self.own.store(self.word, self.value, Ordering::Relaxed);
         }
         // SeqCst: pairs with the fence in `Doorbell::needed`; see the race above.
@@ -73,6 +74,7 @@ impl<R: Words> Doorbell<R> {
     pub(crate) fn needed(&mut self) -> bool {
         // SeqCst: pairs with the fence in `Sleeper::announce`; see the race above.
         self.peer.full_fence();
+        // Relaxed: the fence above orders the load after the store of the cursor.
         let value = self.peer.load(self.word, Ordering::Relaxed);
         let needed = !value.is_multiple_of(2) && value != self.rung;
         if needed {

@@ -102,6 +102,7 @@ impl<const N: usize, W: OwnWords, R: Words> Producer<N, W, R> {
         }
         let slot = self.layout.slot(self.tail, N);
         for (word, value) in entry.into_iter().enumerate() {
+            // Relaxed: the Release of `tail` in `publish` publishes the slot.
             self.own.store(slot + word, value, Ordering::Relaxed);
         }
         self.tail += 1;
@@ -154,12 +155,13 @@ impl<const N: usize, W: OwnWords, R: Words> Consumer<N, W, R> {
             return Ok(None);
         }
         let slot = self.layout.slot(self.head, N);
+        // Relaxed: `refresh` has acquired the `tail` that published the slot.
         let entry = std::array::from_fn(|word| self.peer.load(slot + word, Ordering::Relaxed));
         self.head += 1;
         Ok(Some(entry))
     }
 
-    /// Gives the slots of what was taken back to the producer.
+    /// Releases the slots of the entries that were taken to the producer.
     pub(crate) fn publish(&mut self) {
         if self.published != self.head {
             self.published = self.head;
@@ -174,7 +176,7 @@ impl<const N: usize, W: OwnWords, R: Words> Consumer<N, W, R> {
         if self.head == self.tail {
             // Acquire: pairs with the Release of `tail` in `Producer::publish`.
             let tail = self.peer.load(self.layout.tail, Ordering::Acquire);
-            // Slots that were taken but not given back are still the consumer's: no honest producer has passed them.
+            // Slots that were taken and not released are still the consumer's: no producer that keeps the rules has passed them.
             if tail.wrapping_sub(self.head) > self.layout.capacity
                 || tail.wrapping_sub(self.published) > self.layout.capacity
             {

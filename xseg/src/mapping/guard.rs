@@ -1,8 +1,8 @@
 //! Files that are truncated under a mapping: an access beyond the new end is a SIGBUS, which would end the process.
 //!
 //! A front end can truncate the file of its guest's memory at any time, so one hostile front end could end a process
-//! that serves many. The handler maps a zero page of our own over the missing one and marks the mapping as damaged:
-//! the access goes on, its owner finds the mark and stops serving that guest.
+//! that serves many. The handler maps a zero page over the missing page and marks the mapping as damaged: the access
+//! continues, and the mapping's owner finds the mark and stops serving that guest.
 //!
 //! Invariants
 //! - The handler uses only what is async-signal-safe: atomics of a fixed table, `mmap`, `sigaction`, and it keeps `errno`.
@@ -46,13 +46,14 @@ pub(super) struct Entry(usize);
 
 impl Entry {
     pub(super) fn is_damaged(&self) -> bool {
-        // Relaxed: a flag that stands for itself. The thread that faulted sees it after the access that did.
+        // Relaxed: the flag guards no other memory. The thread that faulted has set it itself, in its handler (`replace`).
         TABLE[self.0].damaged.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        // Release: pairs with the Acquire in `register`; the next owner of the place comes after all that this one did.
         TABLE[self.0].state.store(FREE, Ordering::Release);
     }
 }
@@ -60,16 +61,19 @@ impl Drop for Entry {
 /// Enters a mapping. `None`: the table is full, and the mapping unguarded.
 pub(super) fn register(base: usize, len: usize) -> Option<Entry> {
     for (index, watched) in TABLE.iter().enumerate() {
+        // Acquire: pairs with the Release in `Entry::drop`. Relaxed on failure: nothing is read then.
         let taken =
             watched
                 .state
                 .compare_exchange(FREE, CHANGING, Ordering::Acquire, Ordering::Relaxed);
         if taken.is_ok() {
+            // Relaxed: the store of `USED` below publishes all three.
             watched.damaged.store(false, Ordering::Relaxed);
             watched.base.store(base, Ordering::Relaxed);
             watched.len.store(len, Ordering::Relaxed);
             // Release: pairs with the Acquire in `find`; base and length are complete.
             watched.state.store(USED, Ordering::Release);
+            // Release: pairs with the Acquire in `find`; a search that sees this end sees the entry.
             USED_END.fetch_max(index + 1, Ordering::Release);
             return Some(Entry(index));
         }
@@ -83,9 +87,11 @@ pub(super) fn register(base: usize, len: usize) -> Option<Entry> {
 
 /// The mapping that holds `address`.
 fn find(address: usize) -> Option<&'static Watched> {
+    // Acquire: pairs with the Release of `fetch_max` in `register`.
     TABLE[..USED_END.load(Ordering::Acquire).min(ENTRIES)]
         .iter()
         .find(|watched| {
+            // Acquire: pairs with the Release of `USED` in `register`; base and length are complete.
             watched.state.load(Ordering::Acquire) == USED
                 && address.wrapping_sub(watched.base.load(Ordering::Relaxed))
                     < watched.len.load(Ordering::Relaxed)
@@ -149,12 +155,14 @@ extern "C" fn on_bus_error(_signal: i32, info: *mut libc::siginfo_t, _context: *
     unsafe { errno.write(kept) };
 }
 
-/// Puts zeros of our own in place of the page at `address`, or of the whole mapping where single pages cannot be had
+/// Maps zeros in the place of the page at `address`, or of the whole mapping where single pages cannot be mapped
 /// (huge pages).
 fn replace(watched: &Watched, address: usize) -> bool {
     const PAGE: usize = 4096;
+    // Relaxed: `find` has acquired the entry, and the mapping that faulted stays registered meanwhile.
     let base = watched.base.load(Ordering::Relaxed);
     let len = watched.len.load(Ordering::Relaxed);
+    // Relaxed: see `Entry::is_damaged`.
     watched.damaged.store(true, Ordering::Relaxed);
     map_zeros(address & !(PAGE - 1), PAGE) || map_zeros(base, len)
 }

@@ -42,6 +42,7 @@ impl Words for OwnHalf {
 
     #[inline]
     fn full_fence(&self) {
+        // SeqCst: pairs with the other end's fence between sleep word and cursor; the race is written out in `doorbell`.
         fence(Ordering::SeqCst);
     }
 }
@@ -80,7 +81,8 @@ impl Words for PeerHalf {
         let word = unsafe { AtomicU64::from_ptr(self.0.address(start).cast()) };
         let value = word.load(Ordering::Relaxed);
         if order != Ordering::Relaxed {
-            // A relaxed load and this fence are an acquire load; the latter is not permitted on read-only memory.
+            // A relaxed load and this fence are an acquire load, which is not permitted on read-only memory. The partner is the
+            // Release store of the same word in the other process: the ring's cursors name theirs.
             fence(Ordering::Acquire);
         }
         value
@@ -88,6 +90,7 @@ impl Words for PeerHalf {
 
     #[inline]
     fn full_fence(&self) {
+        // SeqCst: pairs with the other end's fence between sleep word and cursor; the race is written out in `doorbell`.
         fence(Ordering::SeqCst);
     }
 }

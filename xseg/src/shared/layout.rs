@@ -113,12 +113,15 @@ impl Header {
     /// Writes the header into fresh memory.
     pub(crate) fn write(&self, memory: &impl OwnWords) {
         for (index, word) in self.words().into_iter().enumerate() {
+            // Relaxed: sending the memory's descriptor over the socket orders these stores before the other side's loads.
             memory.store(index, word, Ordering::Relaxed);
         }
     }
 
     /// Whether `memory` begins with this header, of any minor version.
     pub(crate) fn is_in(&self, memory: &impl Words) -> bool {
+        // Relaxed: the descriptor came over the socket after the header was written; a peer that writes later is caught by the
+        // comparison, or has changed nothing that is used.
         let found: [u64; HEADER_WORDS] =
             std::array::from_fn(|index| memory.load(index, Ordering::Relaxed));
         let mut wanted = self.words();
