@@ -64,6 +64,9 @@ report 'forbidden dependency' < <(while read -r from to; do
     *' tests/'*) echo "$from -> $to" ;;
     # Hosts all peers and drivers; only control and tests may use it.
     'peers/host '*) case "$to" in control/* | tests/* | bench*) echo "$from -> $to" ;; esac ;;
+    # What the command and other programs link: types and a client.
+    'control/api peers/protocol') continue ;;
+    'control/api '* | 'control/cli control/node') echo "$from -> $to" ;;
     # Only these wire parts together.
     control/* | bench*) continue ;;
     # What all share.
@@ -77,6 +80,13 @@ report 'forbidden dependency' < <(while read -r from to; do
     *) echo "$from -> $to" ;;
     esac
 done <<<"$edges")
+
+# The command asks a node; it hosts nothing, serves nothing and confines nothing.
+report 'linked into the archipelago command' < <(cargo tree --offline --package archipelago-cli --edges normal --prefix none --format '{p}' 2>/dev/null |
+    cut -d ' ' -f 1 | sort -u |
+    grep --extended-regexp '^(archipelago-(node|host|mapper|volume|blocker.*|runtime|vhost-user)|io-uring|landlock|axum|tokio)$' || true)
+report 'the archipelago command has no dependencies that cargo can show' < <(cargo tree --offline --package archipelago-cli --edges normal --prefix none 2>&1 |
+    grep --quiet '^archipelago-api ' || echo 'cargo tree --package archipelago-cli')
 
 # Licences of everything that is linked into our programs: those that Apache-2.0 goes together with.
 report 'a licence that nobody looked at' < <(cargo metadata --format-version 1 2>/dev/null | jq --raw-output '

@@ -10,7 +10,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.
 //!
-//! This crate never opens a pool: `doctor` has the node's library do it.
+//! This crate never opens a pool and links nothing of the data path: `doctor` has the program `archipelagod` open one.
 
 #![forbid(unsafe_code)]
 

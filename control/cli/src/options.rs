@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use archipelago_node::config::Placement;
-use archipelago_node::layout::ROOT_VARIABLE;
+use archipelago_api::config::Placement;
+use archipelago_api::layout::ROOT_VARIABLE;
 use archipelago_protocol::{Name, ObjectSize, OnFull};
 use clap::{Args, Parser, Subcommand};
 
@@ -207,7 +207,7 @@ pub enum Volume {
         /// The volume
         name: Name,
         /// Request queues offered [default: 1]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_host::QUEUES_MAX)))]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_api::types::QUEUES_MAX)))]
         queues: Option<u16>,
         /// Refuse writes
         #[arg(long)]

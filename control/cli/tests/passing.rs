@@ -9,7 +9,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::path::Path;
 
-    use archipelago_node::client::Method;
+    use archipelago_api::client::Method;
     use archipelago_segment::BulkClient;
 
     use nix::poll::{PollTimeout, poll};

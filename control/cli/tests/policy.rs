@@ -5,7 +5,7 @@ mod harness;
 
 #[cfg(test)]
 mod tests {
-    use archipelago_node::client::Method;
+    use archipelago_api::client::Method;
     use serde_json::{Value, json};
 
     use crate::harness::{Node, PLACEMENTS};

@@ -12,7 +12,7 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::Stdio;
 
-    use archipelago_node::client::Method;
+    use archipelago_api::client::Method;
     use archipelago_segment::BulkClient;
 
     use archipelago_protocol::ErrorCode;

@@ -2,29 +2,17 @@
 //!
 //! Each process raises its soft limit to the hard one at its start, before anything derives its size from the limit.
 
+use archipelago_api::types::Descriptors;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use serde::{Deserialize, Serialize};
 
-/// Descriptors that a process has and may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Descriptors {
-    /// Open now.
-    pub used: u64,
-    /// Allowed.
-    pub allowed: u64,
-}
-
-impl Descriptors {
-    /// Those of the process `pid`, if the kernel shows them to us.
-    #[must_use]
-    pub fn of(pid: u32) -> Option<Descriptors> {
-        let used = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-        Some(Descriptors {
-            used: u64::try_from(used).ok()?,
-            allowed: soft_limit(&limits)?,
-        })
-    }
+/// Those of the process `pid`, if the kernel shows them to us.
+pub(crate) fn descriptors_of(pid: u32) -> Option<Descriptors> {
+    let used = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    Some(Descriptors {
+        used: u64::try_from(used).ok()?,
+        allowed: soft_limit(&limits)?,
+    })
 }
 
 /// The soft limit of open files, in the words of `/proc/PID/limits`.
@@ -53,7 +41,7 @@ mod tests {
 
     #[test]
     fn a_process_sees_its_own() {
-        let before = Descriptors::of(std::process::id()).unwrap();
+        let before = descriptors_of(std::process::id()).unwrap();
         assert!(
             before.used > 2 && before.allowed >= before.used,
             "{before:?}"

@@ -8,16 +8,20 @@ use archipelago_blocker_file::Claim;
 use archipelago_protocol::Error;
 use archipelago_protocol::check::Report;
 
-use crate::config::Config;
 use crate::daemon::{NodeLock, PoolUser, RELEASE_TIMEOUT, peer_settings};
-use crate::layout::Layout;
+use archipelago_api::config::Config;
+use archipelago_api::layout::Layout;
 
 /// Checks the pool of the node at `layout`, which no daemon serves. With `repair`, what provably nobody needs is deleted.
 ///
 /// # Errors
 /// [`archipelago_protocol::ErrorCode::InUse`] if the node or the pool is served, or why the pool cannot be opened. Damage is
 /// not an error: the report has it.
-pub fn check_offline(layout: &Layout, config: &Config, repair: bool) -> Result<Report, Error> {
+pub(crate) fn check_offline(
+    layout: &Layout,
+    config: &Config,
+    repair: bool,
+) -> Result<Report, Error> {
     let _lock = NodeLock::take(layout)?;
     let settings = peer_settings(layout, config, None, Claim::Start);
     let checked = archipelago_host::check_offline(&settings, repair);

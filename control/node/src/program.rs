@@ -15,8 +15,9 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
 
 use crate::file_pool::FilePool;
-use crate::layout::{Layout, ROOT_VARIABLE};
+use crate::offline::{self, Offline};
 use crate::{daemon, descriptors, file_size, logging};
+use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 
 /// Node daemon of Archipelago: serves a node until it is stopped. `archipelago node start` runs it in the background.
 #[derive(Debug, Parser)]
@@ -43,6 +44,9 @@ enum Command {
     /// A data process, started by the daemon with its control socket as standard input
     #[command(hide = true)]
     Peer(PeerOptions),
+    /// One answer for the command, while no daemon serves the node
+    #[command(hide = true)]
+    Offline(Offline),
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +85,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
     let report = options.background || options.json || options.command.is_some();
     let result = match options.command {
         Some(Command::Peer(peer)) => run_peer(peer, host),
+        Some(Command::Offline(offline)) => offline::run(offline),
         None => run_daemon(&options),
     };
     match result {

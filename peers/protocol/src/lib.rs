@@ -14,6 +14,7 @@
 //! | [`grants`] | control and its processes: which volumes an endpoint may open |
 //! | [`on_full`] | everybody: a volume's policy for a full pool |
 //! | [`error`] | everybody: stable error codes |
+//! | [`date()`] | people: wall time in words |
 //!
 //! One design decision: ids are structured numbers, never strings, so that every request of the data path fits in one
 //! 64-byte entry, and names appear only in [`catalogue`].
@@ -26,6 +27,7 @@ pub mod carry;
 pub mod catalogue;
 pub mod check;
 pub mod control;
+mod date;
 pub mod endpoint;
 pub mod error;
 pub mod grants;
@@ -36,6 +38,7 @@ pub mod object;
 pub mod on_full;
 pub mod volume;
 
+pub use date::date;
 pub use endpoint::{AttachmentId, EndpointSpec, ServedVolume};
 pub use error::{Error, ErrorCode, Result};
 pub use grants::{Access, Grants};

@@ -4,7 +4,7 @@
 //! * [`Reactor`]: the thread's loop; [`Handle`]: how other threads reach it.
 //! * [`RingFailure`]: a call of io_uring that the kernel refuses for good, and what to do about it.
 //! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
-//! * [`Clock`]: time, handed in; [`date`]: wall time in words.
+//! * [`Clock`]: time, handed in.
 //! * [`direct_io`]: what a file system says of `O_DIRECT`.
 //!
 //! One design decision: peers are polled, never called back and never awaited; a peer is an ordinary value with a
@@ -16,7 +16,6 @@
 
 mod clock;
 mod config;
-mod date;
 #[expect(unsafe_code, reason = "`statx`, which nobody wraps")]
 mod direct;
 mod failure;
@@ -47,7 +46,6 @@ mod yields;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::Config;
-pub use date::date;
 pub use direct::{DirectIo, direct_io};
 pub use failure::RingFailure;
 pub use file::{Calls, File};

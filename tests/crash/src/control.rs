@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use archipelago_node::api::types::{
+use archipelago_api::client::{Client, Method, path_segment};
+use archipelago_api::layout::Layout;
+use archipelago_api::types::{
     Attachment, Bulk, Done, NodeStatus, PoolCheck, VolumePage, VolumeView,
 };
-use archipelago_node::client::{Client, Method, path_segment};
-use archipelago_node::layout::Layout;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::check::{FindingKind, Report};
 use archipelago_protocol::{Error, OnFull};

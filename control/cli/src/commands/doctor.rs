@@ -2,15 +2,15 @@
 
 use std::process::ExitCode;
 
-use archipelago_node::api::pools::PoolView;
-use archipelago_node::api::types::PoolCheck;
-use archipelago_node::client::{Client, path_segment};
-use archipelago_node::config::Config;
-use archipelago_node::doctor::check_offline;
-use archipelago_node::layout::Layout;
+use archipelago_api::client::{Client, path_segment};
+use archipelago_api::config::Config;
+use archipelago_api::layout::Layout;
+use archipelago_api::pools::PoolView;
+use archipelago_api::types::PoolCheck;
 use archipelago_protocol::check::{Finding, FindingKind};
 use archipelago_protocol::{Error, ErrorCode, Name};
 
+use super::program;
 use crate::options::Doctor;
 use crate::output::Output;
 
@@ -29,7 +29,7 @@ pub(super) fn run(
     };
     let check = match served {
         Err(error) if error.code == ErrorCode::Unavailable => {
-            let checked = offline(layout, &config, pool, options.repair);
+            let checked = offline(layout, pool, options.repair);
             // There is a daemon after all: what it said counts.
             checked.map_err(|found| match found.code {
                 ErrorCode::InUse => error,
@@ -59,22 +59,16 @@ fn refused_online(layout: &Layout, client: &Client, pool: &Name) -> Result<PoolC
     .with_hint(format!("{} node stop", layout.command())))
 }
 
-fn offline(
-    layout: &Layout,
-    config: &Config,
-    pool: &Name,
-    repair: bool,
-) -> Result<PoolCheck, Error> {
-    if pool != config.pool().0 {
-        return Err(Error::new(
-            ErrorCode::NotFound,
-            format!("there is no pool `{pool}`"),
-        ));
+/// With the pool to ourselves: by the program that can open one.
+fn offline(layout: &Layout, pool: &Name, repair: bool) -> Result<PoolCheck, Error> {
+    let mut arguments = vec!["check-pool", pool.as_str()];
+    if repair {
+        arguments.push("--repair");
     }
     Ok(PoolCheck {
         pool: pool.clone(),
         online: false,
-        report: check_offline(layout, config, repair)?,
+        report: program::ask(layout, &arguments)?,
     })
 }
 

@@ -4,15 +4,17 @@ mod doctor;
 mod image;
 mod node;
 mod pool;
+mod program;
 mod status;
 mod volume;
 
 use std::process::ExitCode;
 
-use archipelago_node::client::Client;
-use archipelago_node::config::{InitOptions, Pool, init};
-use archipelago_node::layout::Layout;
-use archipelago_protocol::Error;
+use archipelago_api::client::Client;
+use archipelago_api::config::{InitOptions, Pool, init};
+use archipelago_api::layout::Layout;
+use archipelago_api::types::Done;
+use archipelago_protocol::{Error, ErrorCode};
 use serde::Serialize;
 
 use crate::options::{Command, Init, Options};
@@ -24,7 +26,7 @@ use crate::output::Output;
 /// Why it failed; the code tells the exit code.
 pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
     let layout = Layout::new(options.root().as_deref())?;
-    let client = Client::new(layout.clone());
+    let client = Client::new(layout.clone()).explaining(program::explain_absence);
     match options.command {
         Command::Init(options) => initialise(&layout, options, output),
         Command::Node(command) => node::run(command, &layout, &client, output),
@@ -45,13 +47,17 @@ fn initialise(layout: &Layout, options: Init, output: Output) -> Result<(), Erro
         pool_dir: &'a std::path::Path,
         placement: String,
     }
-    let config = init(
-        layout,
-        &InitOptions {
-            pool_dir: options.pool_dir,
-            placement: options.placement,
-        },
-    )?;
+    let options = InitOptions {
+        pool_dir: options.pool_dir,
+        placement: options.placement,
+    };
+    let config = init(layout, &options, |directory| {
+        let directory = directory.to_str().ok_or_else(|| {
+            let message = format!("pool directory `{}` is not UTF-8", directory.display());
+            Error::new(ErrorCode::Invalid, message)
+        })?;
+        program::ask::<Done>(layout, &["make-pool", directory]).map(|Done {}| ())
+    })?;
     let (_, Pool::File { directory, .. }) = config.pool();
     let made = Made {
         config: layout.config(),

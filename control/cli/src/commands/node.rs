@@ -5,35 +5,24 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use archipelago_node::api::types::{NodeStatus, Stopped};
-use archipelago_node::client::{Client, Method};
-use archipelago_node::config::{Config, Pool};
-use archipelago_node::daemon::{NodeLock, PoolUser, ServingNode};
-use archipelago_node::layout::{Layout, path_error};
-use archipelago_node::logging::rotation;
+use archipelago_api::client::{Client, Method};
+use archipelago_api::config::Config;
+use archipelago_api::layout::{LOG_LEN_MAX, Layout, path_error};
+use archipelago_api::types::{Ended, NodeStatus, Stopped};
 use archipelago_protocol::{Error, ErrorCode, last_words};
-use archipelago_runtime::{Clock, SystemClock};
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::Serialize;
 
+use super::program;
 use crate::options::{Node, Opening};
 use crate::output::Output;
 
 /// How long a daemon may take until it serves: recovery of the catalogue included.
-const START_PATIENCE: Duration = Duration::from_secs(90);
-/// How long a daemon that is stopping may take: it drains for 60 s, and three processes have some seconds to end.
-const END_TIMEOUT: Duration = Duration::from_secs(100);
-/// How long the kernel may take to close what a daemon's dead processes had open of the pool.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Milliseconds between two looks at a pool that is waited for.
-const RETRY_MS: u8 = 10;
+const START_TIMEOUT: Duration = Duration::from_secs(90);
 /// What a daemon in the background says when it serves.
 const READY: &[u8; 6] = b"ready\n";
 /// Lines of the log that are shown when it does not.
@@ -77,16 +66,9 @@ pub(super) fn run(
     }
 }
 
-/// The daemon's program: beside ours, else wherever `PATH` says.
+/// The daemon in the foreground.
 fn daemon(layout: &Layout, opening: Opening) -> Command {
-    let beside = std::env::current_exe()
-        .ok()
-        .map(|program| program.with_file_name("archipelagod"));
-    let program = beside
-        .filter(|program| program.exists())
-        .unwrap_or_else(|| PathBuf::from("archipelagod"));
-    let mut command = Command::new(program);
-    command.env_remove(archipelago_node::layout::ROOT_VARIABLE);
+    let mut command = program::command();
     if let Some(root) = layout.root() {
         command.arg("--root").arg(root);
     }
@@ -130,8 +112,8 @@ fn open_log(layout: &Layout) -> Result<(File, u64), Error> {
     let path = layout.log();
     let failed = |error: std::io::Error| path_error(&path, &error);
     layout.make_directories()?;
-    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > rotation::LEN_MAX) {
-        std::fs::rename(&path, rotation::predecessor(&path)).map_err(failed)?;
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_LEN_MAX) {
+        std::fs::rename(&path, layout.former_log()).map_err(failed)?;
     }
     let file = OpenOptions::new()
         .append(true)
@@ -157,9 +139,9 @@ fn await_ready(child: &mut Child) -> Beginning {
     let Some(mut stdout) = child.stdout.take() else {
         return Beginning::Late;
     };
-    let patience = PollTimeout::try_from(START_PATIENCE).unwrap_or(PollTimeout::MAX);
+    let timeout = PollTimeout::try_from(START_TIMEOUT).unwrap_or(PollTimeout::MAX);
     let mut descriptors = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
-    if !matches!(poll(&mut descriptors, patience), Ok(1..)) {
+    if !matches!(poll(&mut descriptors, timeout), Ok(1..)) {
         return Beginning::Late;
     }
     let mut word = [0; READY.len()];
@@ -191,7 +173,7 @@ fn not_started(
         }
         Beginning::Late => {
             let _gone = child.kill();
-            format!("it did not serve within {} s", START_PATIENCE.as_secs())
+            format!("it did not serve within {} s", START_TIMEOUT.as_secs())
         }
         Beginning::Ended(None) | Beginning::Ready => match child.wait() {
             Ok(status) => format!("it ended ({status}) before it could say why"),
@@ -231,7 +213,7 @@ fn tail(layout: &Layout, from: u64) -> Vec<String> {
         // One that is shorter now was cut meanwhile.
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(if from <= len { from } else { 0 }))?;
-        file.take(rotation::LEN_MAX).read_to_end(&mut text)
+        file.take(LOG_LEN_MAX).read_to_end(&mut text)
     });
     if let Err(error) = read {
         return vec![format!("{}: {error}", layout.log().display())];
@@ -245,18 +227,16 @@ fn tail(layout: &Layout, from: u64) -> Vec<String> {
 
 fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
     let asked: Result<Stopped, Error> = client.call(Method::Post, "/v1/node/stop", &());
-    let unfinished = match asked {
-        Ok(Stopped { unfinished }) => unfinished,
-        // Nobody there is what was asked for; a daemon that is just ending is waited for below.
-        Err(error) if error.code == ErrorCode::Unavailable => {
-            NodeLock::wait_free(layout, END_TIMEOUT)?;
-            stop_found_by_pool(layout, output)?;
-            Vec::new()
-        }
+    let (unfinished, ended): (_, Ended) = match asked {
+        Ok(Stopped { unfinished }) => (unfinished, program::ask(layout, &["await-end"])?),
+        // Nobody there is what was asked for; a daemon that is just ending is waited for.
+        Err(error) if error.code == ErrorCode::Unavailable => (
+            Vec::new(),
+            program::ask(layout, &["await-end", "--unreachable"])?,
+        ),
         Err(error) => return Err(error),
     };
-    NodeLock::wait_free(layout, END_TIMEOUT)?;
-    for line in &unfinished {
+    for line in ended.notes.iter().chain(&unfinished) {
         output.note(line);
     }
     output.print(
@@ -267,93 +247,4 @@ fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
         },
         |_quiet| String::new(),
     )
-}
-
-/// Ends a daemon whose run directory was removed under it, which only the pool's lock still knows; waits until the kernel has
-/// closed what a daemon that has died had open.
-fn stop_found_by_pool(layout: &Layout, output: Output) -> Result<(), Error> {
-    let Ok(config) = Config::read(layout.config()) else {
-        // Nothing says which pool would be served.
-        return Ok(());
-    };
-    let Pool::File { directory, .. } = config.pool().1;
-    let pool = directory.display();
-    let deadline = SystemClock.now() + END_TIMEOUT;
-    let release_deadline = SystemClock.now() + RELEASE_TIMEOUT;
-    let mut stopping: Option<ServingNode> = None;
-    loop {
-        let user = PoolUser::of(directory);
-        let ends = stopping.as_ref().is_some_and(ServingNode::is_alive);
-        match user {
-            PoolUser::Nobody if !ends => return Ok(()),
-            PoolUser::Node(node) if node.run != layout.run() => {
-                output.note(&format!(
-                    "note: pool `{pool}` is served by another node, process {} with its sockets in {}, which goes on",
-                    node.daemon,
-                    node.run.display()
-                ));
-                return Ok(());
-            }
-            PoolUser::Node(node) if stopping.is_none() => {
-                output.note(&format!(
-                    "note: {} was removed under the daemon, process {}: it is told to stop by a signal",
-                    node.run.display(),
-                    node.daemon
-                ));
-                end(&node)?;
-                stopping = Some(node);
-            }
-            PoolUser::Process(pid)
-                if stopping.is_none() && SystemClock.now() >= release_deadline =>
-            {
-                let who =
-                    pid.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
-                return Err(Error::new(
-                    ErrorCode::Unavailable,
-                    format!("{who} still has pool `{pool}` open, and no daemon to stop it"),
-                )
-                .with_hint(
-                    "if it has ended, its last call on the storage has not returned; a process of another host or \
-                     container is ended there",
-                ));
-            }
-            PoolUser::Nobody | PoolUser::Node(_) | PoolUser::Process(_) => {}
-        }
-        if let Some(node) = &stopping
-            && SystemClock.now() >= deadline
-        {
-            let message = format!(
-                "process {} (archipelagod) has not stopped after {} s",
-                node.daemon,
-                END_TIMEOUT.as_secs()
-            );
-            return Err(Error::new(ErrorCode::Unavailable, message)
-                .with_hint(format!("`kill -9 {}` ends it by force", node.daemon)));
-        }
-        let _interrupted = poll(&mut [], RETRY_MS);
-    }
-}
-
-/// Tells a daemon to stop, by the signal for that.
-fn end(node: &ServingNode) -> Result<(), Error> {
-    let refused = |why: &str| {
-        Error::new(
-            ErrorCode::Denied,
-            format!(
-                "process {} (archipelagod) cannot be told to stop: {why}",
-                node.daemon
-            ),
-        )
-        .with_hint(format!(
-            "as its user or root: `kill {}` stops it cleanly",
-            node.daemon
-        ))
-    };
-    let Ok(pid) = i32::try_from(node.daemon) else {
-        return Err(refused("no process has this number"));
-    };
-    match kill(Pid::from_raw(pid), Signal::SIGTERM) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(errno) => Err(refused(errno.desc())),
-    }
 }

@@ -1,7 +1,7 @@
 //! `pool list|info`.
 
-use archipelago_node::api::pools::{PoolList, PoolStatus, PoolView};
-use archipelago_node::client::{Client, path_segment};
+use archipelago_api::client::{Client, path_segment};
+use archipelago_api::pools::{PoolList, PoolStatus, PoolView};
 use archipelago_protocol::Error;
 use archipelago_protocol::control::PoolReserve;
 

@@ -1,7 +1,7 @@
 //! `node status` for people: problems first, then pools, processes, peers, channels, and what is attached.
 
-use archipelago_node::api::types::NodeStatus;
-use archipelago_node::descriptors::Descriptors;
+use archipelago_api::types::Descriptors;
+use archipelago_api::types::NodeStatus;
 
 use super::pool::told;
 use crate::output::Table;

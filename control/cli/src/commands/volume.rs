@@ -1,10 +1,10 @@
 //! `volume ...`: each is one request to the daemon, a listing one for each page.
 
-use archipelago_node::api::types::{
+use archipelago_api::client::{Client, Method, path_segment};
+use archipelago_api::types::{
     AttachVolume, Attachment, CloneVolume, CreateVolume, Done, RenameVolume, ResizeVolume,
     SetVolume, SnapshotVolume, VolumePage, VolumeView,
 };
-use archipelago_node::client::{Client, Method, path_segment};
 use archipelago_protocol::{Error, Name};
 use serde::Serialize;
 

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write};
 use archipelago_protocol::{Error, ErrorCode};
 use serde::Serialize;
 
-pub(crate) use archipelago_runtime::date;
+pub(crate) use archipelago_protocol::date;
 pub(crate) use table::{Table, facts};
 pub(crate) use tree::{kind_name, tree};
 

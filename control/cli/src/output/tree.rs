@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use archipelago_node::api::types::VolumeView;
+use archipelago_api::types::VolumeView;
 
 use crate::size::human;
 

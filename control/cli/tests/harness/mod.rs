@@ -13,8 +13,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use archipelago_node::client::Client;
-use archipelago_node::layout::Layout;
+use archipelago_api::client::Client;
+use archipelago_api::layout::Layout;
 use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};

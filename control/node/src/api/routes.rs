@@ -16,9 +16,9 @@ use axum::routing::{MethodRouter, delete, get, post};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::pools::PoolList;
-use super::types::{Done, Failure, Stopped};
 use crate::daemon::Node;
+use archipelago_api::pools::PoolList;
+use archipelago_api::types::{Done, Failure, Stopped};
 
 /// The description of the API.
 const OPENAPI: &str = include_str!("openapi.json");

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name};
 use serde::{Deserialize, Serialize};
 
-use crate::api::types::Attachment;
 use crate::durable;
+use archipelago_api::types::Attachment;
 
 /// Version of the file, newest first.
 ///

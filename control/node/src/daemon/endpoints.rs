@@ -17,8 +17,9 @@ use tokio::sync::watch;
 
 use super::node::Node;
 use super::passing::{Hindrance, wait_while_passing};
-use crate::api::types::{AttachVolume, Attachment};
+use archipelago_api::types::{AttachVolume, Attachment};
 
+const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
 /// Request queues when nobody says how many.
 const QUEUES_DEFAULT: u16 = 1;
 /// Bytes of the serial number that a guest sees.

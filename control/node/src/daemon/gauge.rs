@@ -7,7 +7,7 @@ use std::fmt;
 
 use archipelago_blocker_file::Room;
 
-use crate::api::pools::{Inodes, PoolSpace, SpaceLevel};
+use archipelago_api::pools::{Inodes, PoolSpace, SpaceLevel};
 
 /// What is used when a level is reached, in percent, the fullest first.
 const LEVELS: [(u8, SpaceLevel); 3] = [

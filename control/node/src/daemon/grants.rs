@@ -14,7 +14,7 @@ use archipelago_protocol::{Access, Error, Grants, Lineage};
 use super::attachments::Attachments;
 use super::node::Node;
 use crate::durable;
-use crate::layout::path_error;
+use archipelago_api::layout::path_error;
 
 /// Exports that are remembered: as many as the endpoint serves at a time. Nobody says when one has ended; one that is
 /// forgotten goes on, but not in a next life of the mapper.

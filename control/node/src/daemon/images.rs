@@ -9,8 +9,8 @@ use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize, OnFull};
 
 use super::node::Node;
 use super::passing::{Hindrance, wait_while_passing};
-use crate::api::types::{BeginImport, Bulk, VolumeView};
 use crate::fresh::{fresh_lineage, seconds_since_1970};
+use archipelago_api::types::{BeginImport, Bulk, VolumeView};
 
 /// How long the endpoint may take to close a volume whose writer has gone.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::layout::{Layout, path_error};
+use archipelago_api::layout::{Layout, path_error};
 
 /// Milliseconds between two tries of whoever waits for the lock.
 const RETRY: u8 = 10;
@@ -19,7 +19,7 @@ const RECORD_LEN: usize = 15;
 
 /// The lock of a node. Given back when dropped, or when the process dies.
 #[derive(Debug)]
-pub struct NodeLock {
+pub(crate) struct NodeLock {
     _file: Flock<std::fs::File>,
 }
 
@@ -28,7 +28,7 @@ impl NodeLock {
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] naming the process that holds it.
-    pub fn take(layout: &Layout) -> Result<NodeLock, Error> {
+    pub(crate) fn take(layout: &Layout) -> Result<NodeLock, Error> {
         let path = layout.lock();
         let failed = |error: std::io::Error| path_error(&path, &error);
         let file = OpenOptions::new()
@@ -64,7 +64,7 @@ impl NodeLock {
     ///
     /// # Errors
     /// [`ErrorCode::Unavailable`] if it is still held then, [`ErrorCode::Io`] if the file cannot be locked at all.
-    pub fn wait_free(layout: &Layout, timeout: Duration) -> Result<(), Error> {
+    pub(crate) fn wait_free(layout: &Layout, timeout: Duration) -> Result<(), Error> {
         let path = layout.lock();
         let failed = |error: std::io::Error| path_error(&path, &error);
         let mut file = match std::fs::File::open(&path) {

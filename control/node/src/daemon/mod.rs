@@ -6,6 +6,7 @@
 //! Runs on one thread, the main one: the kernel ties the children's death to the thread that started them.
 
 mod attachments;
+mod directories;
 mod endpoints;
 mod gauge;
 mod grants;
@@ -33,15 +34,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-pub use lock::NodeLock;
+pub(crate) use lock::NodeLock;
 pub(crate) use node::Node;
-pub use pool_user::{PoolUser, ServingNode};
+pub(crate) use pool_user::{PoolUser, ServingNode};
 pub(crate) use settings::peer_settings;
 use supervisor::{End, Event, Wish, keep_running, supervise_always};
 
-use crate::config::{Config, Endpoint, Pool};
-use crate::layout::Layout;
-use crate::logging;
+use crate::{accounts, logging};
+use archipelago_api::config::{Config, Pool};
+use archipelago_api::layout::Layout;
 
 /// How long all processes together may take to drain; less, once storage hangs.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -73,9 +74,9 @@ struct Supervision {
 ///
 /// # Errors
 /// Why it could not start, or who has taken its pool over. A clean stop is no error.
-pub fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<(), Error> {
+pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<(), Error> {
     let config = Config::read(layout.config())?;
-    let endpoint = config.endpoint.as_ref().map(Endpoint::identity);
+    let endpoint = config.endpoint.as_ref().map(accounts::identity);
     let endpoint = endpoint.transpose()?;
     layout.make_directories()?;
     let _lock = NodeLock::take(&layout)?;
@@ -83,7 +84,7 @@ pub fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<(), Err
     if let Some(other) = ServingNode::of_pool(config.pool().1) {
         return Err(other.in_use(&layout));
     }
-    layout.give_sockets_to(endpoint)?;
+    directories::give_sockets_to(&layout, endpoint)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(FOREVER)

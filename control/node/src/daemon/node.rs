@@ -23,8 +23,8 @@ use super::grants::Granted;
 use super::pool_watch::PoolWatch;
 use super::process::{AskError, Life, Process};
 use super::settings::peer_settings;
-use crate::config::{Config, Placement, Pool};
-use crate::layout::Layout;
+use archipelago_api::config::{Config, Placement, Pool};
+use archipelago_api::layout::Layout;
 
 type MutexGuardOf<'a, T> = tokio::sync::MutexGuard<'a, T>;
 

@@ -12,9 +12,10 @@ use archipelago_host::PeerSettings;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
 
-use crate::config::Pool;
+use archipelago_api::config::Pool;
+use archipelago_api::layout::Layout;
+
 use crate::file_pool::FilePool;
-use crate::layout::Layout;
 
 /// How long a file system may take to say who holds a lock.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,17 +26,17 @@ const RETRY_MS: u8 = 5;
 
 /// A node that serves a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServingNode {
+pub(crate) struct ServingNode {
     /// Process id of its daemon.
-    pub daemon: u32,
+    pub(crate) daemon: u32,
     /// Its run directory, as its processes were told.
-    pub run: PathBuf,
+    pub(crate) run: PathBuf,
     pool: PathBuf,
 }
 
 /// Who has a pool open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PoolUser {
+pub(crate) enum PoolUser {
     /// Nobody, or the file system does not say.
     Nobody,
     /// A node whose daemon lives.
@@ -47,7 +48,7 @@ pub enum PoolUser {
 impl PoolUser {
     /// Who has the pool in `directory` open.
     #[must_use]
-    pub fn of(directory: &Path) -> PoolUser {
+    pub(crate) fn of(directory: &Path) -> PoolUser {
         let (sender, receiver) = mpsc::channel();
         let asked = directory.to_owned();
         // On a thread of its own: a file system that does not answer keeps only that one.
@@ -146,7 +147,7 @@ impl ServingNode {
 
     /// Whether its daemon still runs.
     #[must_use]
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         status_of(self.daemon, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
     }
 

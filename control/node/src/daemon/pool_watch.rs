@@ -18,9 +18,9 @@ use tokio::time::timeout;
 use super::gauge::{Change, Described, Gauge, WHAT_TO_DO};
 use super::node::Node;
 use super::supervisor::keep_running;
-use crate::api::pools::{PoolLock, PoolSpace, PoolStatus, SpaceLevel};
-use crate::api::types::ProblemView;
-use crate::config::Pool;
+use archipelago_api::config::Pool;
+use archipelago_api::pools::{PoolLock, PoolSpace, PoolStatus, SpaceLevel};
+use archipelago_api::types::ProblemView;
 
 /// How often the daemon looks by itself.
 const STEP: Duration = Duration::from_secs(5);

@@ -26,8 +26,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use archipelago_api::layout::{Layout, path_error};
+
 use crate::file_pool::FilePool;
-use crate::layout::{Layout, path_error};
 
 /// Where a process stands in its lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,9 +3,10 @@
 use archipelago_blocker_file::Claim;
 use archipelago_host::{DataPathSettings, Identity, PeerSettings};
 
-use crate::config::{Config, Pool};
+use archipelago_api::config::{Config, Pool};
+use archipelago_api::layout::Layout;
+
 use crate::file_pool::FilePool;
-use crate::layout::Layout;
 
 /// The settings of every process of the node at `layout`, whose endpoint runs as `endpoint` and whose pool is opened with the
 /// right of `claim`.

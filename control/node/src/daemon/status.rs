@@ -8,9 +8,11 @@ use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus,
 use super::node::Node;
 use super::pool_watch::problem;
 use super::process::{AskError, Process};
-use crate::api::pools::PoolStatus;
-use crate::api::types::{Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView};
-use crate::descriptors::Descriptors;
+use crate::descriptors::descriptors_of;
+use archipelago_api::pools::PoolStatus;
+use archipelago_api::types::{
+    Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView,
+};
 
 /// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two lives.
 const RECENT: Duration = Duration::from_secs(10);
@@ -60,7 +62,7 @@ impl Node {
         NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            descriptors: Descriptors::of(std::process::id()),
+            descriptors: descriptors_of(std::process::id()),
             placement: self.config.placement,
             processes,
             waits: waits
@@ -115,7 +117,7 @@ async fn view(process: &Process) -> (ProcessView, ProcessStatus) {
     let view = ProcessView {
         roles: process.roles().to_vec(),
         pid,
-        descriptors: (pid != 0).then(|| Descriptors::of(pid)).flatten(),
+        descriptors: (pid != 0).then(|| descriptors_of(pid)).flatten(),
         restarts: process.restarts(),
         serving: reason.is_none(),
         reason,

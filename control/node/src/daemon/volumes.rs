@@ -10,12 +10,12 @@ use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 use super::node::{Node, unexpected};
 use super::passing::{Hindrance, wait_while_passing};
 use super::settings::peer_settings;
-use crate::api::pools::PoolView;
-use crate::api::types::{
+use crate::fresh::{fresh_lineage, seconds_since_1970};
+use archipelago_api::pools::PoolView;
+use archipelago_api::types::{
     CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
     VolumePage, VolumeView,
 };
-use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Node {
     fn view(&self, entry: Entry) -> VolumeView {

@@ -9,7 +9,7 @@
 
 mod limit;
 mod output;
-pub mod rotation;
+pub(crate) mod rotation;
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -28,13 +28,13 @@ use limit::{Limits, Repeated};
 use output::Output;
 
 /// Environment variable with a filter, as `tracing-subscriber` reads it: `info`, `archipelago_node=debug`.
-pub const FILTER_VARIABLE: &str = "ARCHIPELAGO_LOG";
+pub(crate) const FILTER_VARIABLE: &str = "ARCHIPELAGO_LOG";
 
 /// This process's log.
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Sends events of this process to stderr; `who` stands in each line. A second call changes nothing.
-pub fn start(who: &'static str) {
+pub(crate) fn start(who: &'static str) {
     let journal = std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal();
     let log = LOG.get_or_init(|| Log {
         head: Head {
@@ -56,7 +56,7 @@ pub fn start(who: &'static str) {
 
 /// Writes the counts that are due: of lines that could not be written, and of events that were repeated. For whoever has a
 /// moment; events do it too.
-pub fn catch_up() {
+pub(crate) fn catch_up() {
     let Some(log) = LOG.get() else { return };
     let now = SystemClock.now();
     if let Some(mut limits) = log.limits() {

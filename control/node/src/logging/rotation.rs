@@ -1,4 +1,4 @@
-//! The log file of a daemon in the background: at most [`LEN_MAX`] bytes and one predecessor, `.1`.
+//! The log file of a daemon in the background: at most [`LOG_LEN_MAX`] bytes and one predecessor, `.1`.
 //!
 //! The daemon and its data processes have one descriptor of the file, opened for appending, and data processes could not
 //! open another: so the file is copied and cut, not renamed. A line written between the copy's end and the cut, a few
@@ -8,26 +8,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Bytes after which a log is cut. The run directory is memory: with the predecessor 16 MiB, some 100,000 lines, and what is
-/// written within the second between two looks, which `super::limit` bounds.
-pub const LEN_MAX: u64 = 8 << 20;
+use archipelago_api::layout::{LOG_LEN_MAX, former_log};
 
-/// The part of the log at `path` that came before.
-#[must_use]
-pub fn predecessor(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".1");
-    PathBuf::from(name)
-}
-
-/// Cuts the log at `path`, if it is this process's stderr and longer than [`LEN_MAX`]; whether it was.
+/// Cuts the log at `path`, if it is this process's stderr and longer than [`LOG_LEN_MAX`]; whether it was.
 ///
 /// # Errors
 /// Why the predecessor could not be kept; the log was cut all the same.
-pub fn rotate(path: &Path) -> io::Result<bool> {
-    cut(path, std::io::stderr(), LEN_MAX)
+pub(crate) fn rotate(path: &Path) -> io::Result<bool> {
+    cut(path, std::io::stderr(), LOG_LEN_MAX)
 }
 
 fn cut(path: &Path, log: impl AsFd, len_max: u64) -> io::Result<bool> {
@@ -48,7 +38,7 @@ fn cut(path: &Path, log: impl AsFd, len_max: u64) -> io::Result<bool> {
     let kept = keep(path, 2 * len_max);
     if kept.is_err() {
         // Half of it, on a file system that is full.
-        let _removed = std::fs::remove_file(predecessor(path));
+        let _removed = std::fs::remove_file(former_log(path));
     }
     nix::unistd::ftruncate(&log, 0)?;
     kept.map(|()| true)
@@ -56,7 +46,7 @@ fn cut(path: &Path, log: impl AsFd, len_max: u64) -> io::Result<bool> {
 
 /// Keeps the end of the log, `len_max` bytes at most.
 fn keep(path: &Path, len_max: u64) -> io::Result<()> {
-    let predecessor = predecessor(path);
+    let predecessor = former_log(path);
     match std::fs::remove_file(&predecessor) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
@@ -94,12 +84,12 @@ mod tests {
             assert!(!cut(&path, &log, 100).unwrap(), "short");
             writeln!(other, "{}", "x".repeat(100)).unwrap();
             assert!(cut(&path, &log, 100).unwrap());
-            let kept = std::fs::read_to_string(predecessor(&path)).unwrap();
+            let kept = std::fs::read_to_string(former_log(&path)).unwrap();
             assert!(kept.starts_with(&format!("round {round}\nxxx")), "{kept}");
             assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
         }
-        std::fs::remove_file(predecessor(&path)).unwrap();
-        std::fs::create_dir(predecessor(&path)).unwrap();
+        std::fs::remove_file(former_log(&path)).unwrap();
+        std::fs::create_dir(former_log(&path)).unwrap();
         writeln!(other, "{}", "x".repeat(200)).unwrap();
         cut(&path, &log, 100).unwrap_err();
         assert_eq!(

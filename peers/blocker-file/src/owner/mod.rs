@@ -24,8 +24,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use archipelago_protocol::{Error, ErrorCode};
-use archipelago_runtime::{Clock, SystemClock, date};
+use archipelago_protocol::{Error, ErrorCode, date};
+use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use nix::sys::signal::kill;

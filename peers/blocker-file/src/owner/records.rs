@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use archipelago_runtime::date;
+use archipelago_protocol::date;
 
 use super::name::Name;
 use super::record::Record;

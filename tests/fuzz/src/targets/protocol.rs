@@ -1,6 +1,6 @@
 //! What peers say to each other: ring entries, and JSON between the daemon and its processes. And the configuration.
 
-use archipelago_node::config::Config;
+use archipelago_api::config::Config;
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::{ControlReply, ControlRequest};

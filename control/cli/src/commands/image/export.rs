@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 
-use archipelago_node::api::types::{Bulk, VolumeView};
-use archipelago_node::client::{Client, Method};
+use archipelago_api::client::{Client, Method};
+use archipelago_api::types::{Bulk, VolumeView};
 use archipelago_protocol::{Error, ErrorCode, Name};
 use archipelago_segment::{BulkClient, BulkOp};
 use serde::Serialize;

@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 
-use archipelago_node::api::types::{BeginImport, Bulk, Done, VolumeView};
-use archipelago_node::client::{Client, Method, path_segment};
+use archipelago_api::client::{Client, Method, path_segment};
+use archipelago_api::types::{BeginImport, Bulk, Done, VolumeView};
 use archipelago_protocol::{Error, ErrorCode, Name};
 use archipelago_segment::{BulkClient, BulkOp};
 

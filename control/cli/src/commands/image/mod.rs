@@ -6,7 +6,7 @@ mod interrupt;
 mod source;
 mod zeros;
 
-use archipelago_node::client::Client;
+use archipelago_api::client::Client;
 use archipelago_protocol::Error;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 

@@ -10,16 +10,13 @@
 //!
 //! Socket names are derived from lineages, not from names: they survive a rename and fit a socket address.
 
-use std::fs::{DirBuilder, Permissions};
+use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode, Lineage};
-use nix::unistd::{getegid, geteuid};
-
-use archipelago_host::Identity;
 
 /// Environment variable that names the root directory.
 pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
@@ -27,6 +24,10 @@ pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
 pub const SOCKET_PATH_MAX: usize = 107;
 /// Longest path of the run directory: what is left of a socket's path for `/volume/`, 32 digits and `.sock`.
 pub const RUN_PATH_MAX: usize = SOCKET_PATH_MAX - ("/volume/".len() + 32 + ".sock".len());
+
+/// Bytes after which a log is cut. The run directory is memory: with what came before 16 MiB, some 100,000 lines, and what is
+/// written within the second between two looks, which the daemon bounds.
+pub const LOG_LEN_MAX: u64 = 8 << 20;
 
 /// Why something at `path`, one of a node's, could not be made, read or written.
 #[must_use]
@@ -109,43 +110,6 @@ impl Layout {
         Ok(())
     }
 
-    /// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's; they are there. The endpoint
-    /// and those who may connect get through the run directory, and so to the peers' sockets; what else is in it, and who
-    /// may read it, stays as it is.
-    ///
-    /// # Errors
-    /// What [`path_error`] says.
-    pub fn give_sockets_to(&self, endpoint: Option<Identity>) -> Result<(), Error> {
-        let set = |path: &Path, uid: u32, gid: u32, mode: u32| {
-            // In this order: a change of the owner may take mode bits away.
-            chown(path, Some(uid), Some(gid))
-                .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
-                .map_err(|error| path_error(path, &error))
-        };
-        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        let volumes = self.volumes();
-        match endpoint {
-            Some(user) => {
-                // The set-group-ID bit: sockets get the group too, without anybody's right to give files away. Front ends
-                // are not in the user's group: they get through `run`, and to no socket of a peer.
-                let (run, others, mode) = match user.front_ends {
-                    None => (0o2710, user.gid, 0o700),
-                    Some(group) => (0o2711, group, 0o2710),
-                };
-                set(self.run(), uid, user.gid, run)?;
-                set(&volumes, user.uid, others, mode)
-            }
-            None => {
-                let found = std::fs::metadata(&volumes);
-                let owner = found.map_err(|error| path_error(&volumes, &error))?.uid();
-                if owner == uid {
-                    return Ok(());
-                }
-                set(&volumes, uid, gid, 0o700)
-            }
-        }
-    }
-
     /// The root directory that was given.
     #[must_use]
     pub fn root(&self) -> Option<&Path> {
@@ -195,6 +159,12 @@ impl Layout {
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.run.join("archipelagod.log")
+    }
+
+    /// What came before in that log, once it was longer than [`LOG_LEN_MAX`].
+    #[must_use]
+    pub fn former_log(&self) -> PathBuf {
+        former_log(&self.log())
     }
 
     /// What is attached.
@@ -250,6 +220,14 @@ impl Layout {
             None => "archipelago".to_owned(),
         }
     }
+}
+
+/// The part of the log at `path` that came before.
+#[must_use]
+pub fn former_log(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
 }
 
 /// `text` as one word of a shell's command line.
@@ -326,39 +304,6 @@ mod tests {
         let layout = Layout::new(Some(&dir.path().join("file"))).unwrap();
         let error = layout.make_directories().unwrap_err();
         assert_eq!(error.code, ErrorCode::Invalid, "{error:?}");
-    }
-
-    #[test]
-    fn sockets_are_given_to_the_endpoints_user_and_taken_back() {
-        if !geteuid().is_root() {
-            println!("skipped: needs root");
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(Some(&dir.path().join("node"))).unwrap();
-        layout.make_directories().unwrap();
-        let of = |path: &Path| {
-            let found = path.metadata().unwrap();
-            (found.uid(), found.gid(), found.mode() & 0o7777)
-        };
-        let mut user = Identity {
-            uid: 64_001,
-            gid: 64_002,
-            front_ends: None,
-        };
-        for (front_ends, run, group, mode) in [
-            (None, 0o2710, 64_002, 0o700),
-            (Some(64_003), 0o2711, 64_003, 0o2710),
-        ] {
-            user.front_ends = front_ends;
-            layout.give_sockets_to(Some(user)).unwrap();
-            assert_eq!(of(layout.run()), (0, 64_002, run));
-            assert_eq!(of(&layout.volumes()), (64_001, group, mode));
-            let group = getegid().as_raw();
-            assert_eq!(of(&layout.journals()), (0, group, 0o700), "as it was");
-        }
-        layout.give_sockets_to(None).unwrap();
-        assert_eq!(of(&layout.volumes()), (0, getegid().as_raw(), 0o700));
     }
 
     #[test]

@@ -8,9 +8,11 @@ use archipelago_protocol::control::{ChannelStatus, PeerStatus, Role};
 use archipelago_protocol::{AttachmentId, EndpointSpec, Error, Lineage, Name, ObjectSize, OnFull};
 use serde::{Deserialize, Serialize};
 
-use super::pools::PoolStatus;
 use crate::config::Placement;
-use crate::descriptors::Descriptors;
+use crate::pools::PoolStatus;
+
+/// Most request queues of an attached volume.
+pub const QUEUES_MAX: u16 = 256;
 
 /// Body of every failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,6 +178,15 @@ pub struct PoolCheck {
     pub report: Report,
 }
 
+/// File descriptors that a process has and may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptors {
+    /// Open now.
+    pub used: u64,
+    /// Allowed.
+    pub allowed: u64,
+}
+
 /// A data process of the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessView {
@@ -268,6 +279,13 @@ pub struct WaitView {
 pub struct Stopped {
     /// What was ended by force, and why; empty: all was finished.
     pub unfinished: Vec<String>,
+}
+
+/// The daemon has ended, and its pools are closed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ended {
+    /// What was found on the way, for people.
+    pub notes: Vec<String>,
 }
 
 /// Done, nothing to say.

@@ -36,7 +36,7 @@ pub struct PoolStatus {
 
 impl PoolStatus {
     /// Adds what the process that serves the pool has said, if it has.
-    pub(crate) fn add_report(&mut self, report: Option<PoolReport>) {
+    pub fn add_report(&mut self, report: Option<PoolReport>) {
         let Some(PoolReport {
             access,
             reserve,

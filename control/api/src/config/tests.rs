@@ -1,5 +1,5 @@
 use super::*;
-use crate::layout::Layout;
+use crate::layout::{Layout, make_directory};
 
 const POOL: &str = "[pool.default]\nkind = \"file\"\ndirectory = \"/p\"\n";
 
@@ -148,7 +148,7 @@ fn init_writes_what_parse_accepts_and_never_overwrites() {
         pool_dir: None,
         placement: Placement::Split,
     };
-    let written = init(&layout, &options).unwrap();
+    let written = init(&layout, &options, make_directory).unwrap();
     assert_eq!(Config::read(layout.config()).unwrap(), written);
     assert_eq!(written.placement, Placement::Split);
     for directory in [layout.run(), layout.state(), &layout.default_pool()] {
@@ -161,7 +161,9 @@ fn init_writes_what_parse_accepts_and_never_overwrites() {
     }
     let before = std::fs::read(layout.config()).unwrap();
     assert_eq!(
-        init(&layout, &InitOptions::default()).unwrap_err().code,
+        init(&layout, &InitOptions::default(), make_directory)
+            .unwrap_err()
+            .code,
         ErrorCode::Exists
     );
     assert_eq!(std::fs::read(layout.config()).unwrap(), before);

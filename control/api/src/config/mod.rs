@@ -34,7 +34,8 @@ pub const CHANNEL_MEMORY_MIB: RangeInclusive<u32> = 1..=1024;
 /// Largest configuration file that is read, in bytes.
 const FILE_LEN_MAX: u64 = 1 << 20;
 /// What to do about a bad configuration.
-const MEND: &str = "correct it, or move it away and let `archipelago init` write a fresh one";
+pub const CORRECT_IT: &str =
+    "correct it, or move it away and let `archipelago init` write a fresh one";
 
 /// Where the peers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -134,7 +135,7 @@ impl Config {
                 ErrorCode::Invalid,
                 format!("{at}: longer than {FILE_LEN_MAX} bytes"),
             )
-            .with_hint(MEND));
+            .with_hint(CORRECT_IT));
         }
         let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::new(
@@ -145,13 +146,14 @@ impl Config {
                 "`archipelago init` writes one; `--root DIR` or $ARCHIPELAGO_ROOT says where",
             ),
             std::io::ErrorKind::InvalidData => {
-                Error::new(ErrorCode::Invalid, format!("{at}: not UTF-8 text")).with_hint(MEND)
+                Error::new(ErrorCode::Invalid, format!("{at}: not UTF-8 text"))
+                    .with_hint(CORRECT_IT)
             }
             _ => path_error(path, &error),
         })?;
         Config::parse(&text).map_err(|error| Error {
             message: format!("{at}: {}", error.message),
-            hint: MEND.to_owned(),
+            hint: CORRECT_IT.to_owned(),
             ..error
         })
     }

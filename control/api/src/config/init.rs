@@ -22,11 +22,16 @@ pub struct InitOptions {
     pub placement: Placement,
 }
 
-/// Creates the directories (0700) and writes the configuration, which must not be there yet.
+/// Creates the directories (0700) and writes the configuration, which must not be there yet. `make_pool` makes a directory a
+/// pool, or leaves it as it is if it is one.
 ///
 /// # Errors
 /// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Io`] and [`ErrorCode::NoSpace`] naming the path.
-pub fn init(layout: &Layout, options: &InitOptions) -> Result<Config, Error> {
+pub fn init(
+    layout: &Layout,
+    options: &InitOptions,
+    make_pool: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<Config, Error> {
     let pool = match &options.pool_dir {
         Some(dir) => std::path::absolute(dir).map_err(|error| path_error(dir, &error))?,
         None => layout.default_pool(),
@@ -45,7 +50,7 @@ pub fn init(layout: &Layout, options: &InitOptions) -> Result<Config, Error> {
         make_directory(parent)?;
     }
     layout.make_directories()?;
-    archipelago_blocker_file::create(&pool)?;
+    make_pool(&pool)?;
     let text = render(options.placement, pool_text);
     let config = Config::parse(&text)?;
     let mut file = OpenOptions::new()

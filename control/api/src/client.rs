@@ -10,10 +10,8 @@ use archipelago_protocol::{Error, ErrorCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::types::Failure;
-use crate::config::{Config, Pool};
-use crate::daemon::PoolUser;
 use crate::layout::{Layout, path_error};
+use crate::types::Failure;
 
 /// Longest answer: a page of 1000 entries has less than 1 KiB each.
 const ANSWER_LEN_MAX: u64 = 16 << 20;
@@ -39,17 +37,30 @@ impl Method {
     }
 }
 
+/// Says more about a node whose socket nobody serves, if it can.
+type Explain = fn(&Layout) -> Option<Error>;
+
 /// Asks the daemon of one node.
 #[derive(Debug, Clone)]
 pub struct Client {
     layout: Layout,
+    explain: Explain,
 }
 
 impl Client {
     /// A client of the node at `layout`; nothing is connected yet.
     #[must_use]
     pub fn new(layout: Layout) -> Client {
-        Client { layout }
+        Client {
+            layout,
+            explain: |_layout| None,
+        }
+    }
+
+    /// Has `explain` say why nobody serves the socket, in place of the plain failure.
+    #[must_use]
+    pub fn explaining(self, explain: Explain) -> Client {
+        Client { explain, ..self }
     }
 
     /// Asks `path` with the body `request`.
@@ -126,48 +137,17 @@ impl Client {
         Ok(answer)
     }
 
-    /// Who has the node's pool open, if it is configured.
-    fn pool_user(&self) -> Option<PoolUser> {
-        let config = Config::read(self.layout.config()).ok()?;
-        let Pool::File { directory, .. } = config.pool().1;
-        Some(PoolUser::of(directory))
-    }
-
     fn not_running(&self, error: &std::io::Error) -> Error {
         let path = self.layout.api_socket();
         match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                let unserved = format!("no node daemon serves {}", path.display());
-                let command = self.layout.command();
-                match self.pool_user() {
-                    Some(PoolUser::Node(node)) if node.run == self.layout.run() => Error::new(
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => (self.explain)(&self.layout)
+                .unwrap_or_else(|| {
+                    Error::new(
                         ErrorCode::Unavailable,
-                        format!(
-                            "{} is gone, but process {} (archipelagod) still serves this node: {} was removed under it",
-                            path.display(),
-                            node.daemon,
-                            node.run.display()
-                        ),
+                        format!("no node daemon serves {}", path.display()),
                     )
-                    .with_hint(format!(
-                        "virtual machines that are connected go on; `{command} node stop` ends the daemon cleanly, \
-                         `{command} node start` then starts the next one"
-                    )),
-                    Some(PoolUser::Node(node)) => Error::new(
-                        ErrorCode::Unavailable,
-                        format!(
-                            "{unserved}; its pool is served by another node: process {} (archipelagod), with its sockets in {}",
-                            node.daemon,
-                            node.run.display()
-                        ),
-                    )
-                    .with_hint("name that node's root directory with --root, or stop that node first"),
-                    Some(PoolUser::Nobody | PoolUser::Process(_)) | None => {
-                        Error::new(ErrorCode::Unavailable, unserved)
-                            .with_hint(format!("start it: {command} node start"))
-                    }
-                }
-            }
+                    .with_hint(format!("start it: {} node start", self.layout.command()))
+                }),
             _ => Error {
                 code: ErrorCode::Unavailable,
                 ..path_error(&path, error)

@@ -1,0 +1,48 @@
+//! The section `[endpoint]`: whom the endpoint's process runs as, and what that user may do.
+//!
+//! What stands in the file is checked here for its form; whether the system knows the accounts is for the daemon to ask.
+
+use std::fmt;
+
+use archipelago_protocol::Error;
+
+use super::section::Section;
+
+/// A user or a group, by name or by number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Account {
+    /// As the system's tables have it.
+    Name(String),
+    /// Need not be in them.
+    Id(u32),
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Account::Name(name) => write!(f, "\"{name}\""),
+            Account::Id(id) => write!(f, "{id}"),
+        }
+    }
+}
+
+/// The section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The user.
+    pub user: Account,
+    /// Whose members may connect to the sockets of volumes; without it only the user and root may.
+    pub group: Option<Account>,
+}
+
+impl Endpoint {
+    /// Checks the section's keys.
+    pub(super) fn parse(mut section: Section) -> Result<Endpoint, Error> {
+        let Some(user) = section.account("user")? else {
+            return Err(section.missing("user", "the name or number of a user"));
+        };
+        let group = section.account("group")?;
+        section.finish(&["user", "group"])?;
+        Ok(Endpoint { user, group })
+    }
+}

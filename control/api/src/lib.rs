@@ -1,0 +1,27 @@
+//! What the `archipelago` command and the node daemon share: everything that is said between them, and where they meet.
+//!
+//! * [`types`], [`pools`]: bodies of requests and answers of the HTTP API; [`client`]: how to ask it.
+//! * [`layout`]: where a node keeps its things; [`config`]: its configuration.
+//!
+//! One design decision: this crate is data and one blocking client. Whoever speaks to a node needs no more, so the command and
+//! other programs link nothing of the data path: no io_uring, no mapper, no server.
+//!
+//! ```no_run
+//! use archipelago_api::client::Client;
+//! use archipelago_api::layout::Layout;
+//! use archipelago_api::types::NodeStatus;
+//!
+//! let client = Client::new(Layout::new(Some("/srv/archipelago".as_ref()))?);
+//! let status: NodeStatus = client.get("/v1/node/status")?;
+//! # Ok::<(), archipelago_protocol::Error>(())
+//! ```
+//!
+//! This crate never starts a process, never opens a pool and never listens.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod config;
+pub mod layout;
+pub mod pools;
+pub mod types;

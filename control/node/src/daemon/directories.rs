@@ -1,0 +1,86 @@
+//! Who may reach the sockets of the node: the endpoint's user and those who may connect, through directories of root's.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+
+use archipelago_api::layout::{Layout, path_error};
+use archipelago_protocol::Error;
+use nix::unistd::{getegid, geteuid};
+
+use archipelago_host::Identity;
+
+/// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's; they are there. The endpoint
+/// and those who may connect get through the run directory, and so to the peers' sockets; what else is in it, and who
+/// may read it, stays as it is.
+///
+/// # Errors
+/// What [`path_error`] says.
+pub(crate) fn give_sockets_to(layout: &Layout, endpoint: Option<Identity>) -> Result<(), Error> {
+    let set = |path: &Path, uid: u32, gid: u32, mode: u32| {
+        // In this order: a change of the owner may take mode bits away.
+        chown(path, Some(uid), Some(gid))
+            .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+            .map_err(|error| path_error(path, &error))
+    };
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let volumes = layout.volumes();
+    match endpoint {
+        Some(user) => {
+            // The set-group-ID bit: sockets get the group too, without anybody's right to give files away. Front ends
+            // are not in the user's group: they get through `run`, and to no socket of a peer.
+            let (run, others, mode) = match user.front_ends {
+                None => (0o2710, user.gid, 0o700),
+                Some(group) => (0o2711, group, 0o2710),
+            };
+            set(layout.run(), uid, user.gid, run)?;
+            set(&volumes, user.uid, others, mode)
+        }
+        None => {
+            let found = std::fs::metadata(&volumes);
+            let owner = found.map_err(|error| path_error(&volumes, &error))?.uid();
+            if owner == uid {
+                return Ok(());
+            }
+            set(&volumes, uid, gid, 0o700)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_given_to_the_endpoints_user_and_taken_back() {
+        if !geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(&dir.path().join("node"))).unwrap();
+        layout.make_directories().unwrap();
+        let of = |path: &Path| {
+            let found = path.metadata().unwrap();
+            (found.uid(), found.gid(), found.mode() & 0o7777)
+        };
+        let mut user = Identity {
+            uid: 64_001,
+            gid: 64_002,
+            front_ends: None,
+        };
+        for (front_ends, run, group, mode) in [
+            (None, 0o2710, 64_002, 0o700),
+            (Some(64_003), 0o2711, 64_003, 0o2710),
+        ] {
+            user.front_ends = front_ends;
+            give_sockets_to(&layout, Some(user)).unwrap();
+            assert_eq!(of(layout.run()), (0, 64_002, run));
+            assert_eq!(of(&layout.volumes()), (64_001, group, mode));
+            let group = getegid().as_raw();
+            assert_eq!(of(&layout.journals()), (0, group, 0o700), "as it was");
+        }
+        give_sockets_to(&layout, None).unwrap();
+        assert_eq!(of(&layout.volumes()), (0, getegid().as_raw(), 0o700));
+    }
+}

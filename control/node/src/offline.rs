@@ -1,0 +1,215 @@
+//! What the program does for the command while no daemon serves the node: one answer, as JSON on the standard output.
+//!
+//! The command itself opens no pool and waits for no lock, so it links nothing of the data path.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use archipelago_api::config::{Config, Pool};
+use archipelago_api::layout::Layout;
+use archipelago_api::types::{Done, Ended};
+use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_runtime::{Clock, SystemClock};
+use clap::{Args, Subcommand};
+use nix::errno::Errno;
+use nix::poll::poll;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use crate::daemon::{NodeLock, PoolUser, RELEASE_TIMEOUT, ServingNode};
+use crate::doctor::check_offline;
+
+/// How long a daemon that is stopping may take: it drains for 60 s, and three processes have some seconds to end.
+const END_TIMEOUT: Duration = Duration::from_secs(100);
+/// Milliseconds between two looks at a pool that is waited for.
+const RETRY_MS: u8 = 10;
+
+/// A question, and the node that it is about.
+#[derive(Debug, Args)]
+pub(crate) struct Offline {
+    /// Directory that holds everything of the node
+    #[arg(long)]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    question: Question,
+}
+
+#[derive(Debug, Subcommand)]
+enum Question {
+    /// Make a directory a pool
+    MakePool { directory: PathBuf },
+    /// Check a pool that nobody serves
+    CheckPool {
+        name: Name,
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Why nobody serves the node's sockets, if its pools tell
+    Absence,
+    /// Wait for the daemon's end
+    AwaitEnd {
+        /// It does not answer: find it by its pools
+        #[arg(long)]
+        unreachable: bool,
+    },
+}
+
+/// Answers the question.
+///
+/// # Errors
+/// Why there is no answer.
+pub(crate) fn run(offline: Offline) -> Result<(), Error> {
+    let layout = Layout::new(offline.root.as_deref())?;
+    match offline.question {
+        Question::MakePool { directory } => {
+            archipelago_blocker_file::create(&directory)?;
+            answer(&Done {})
+        }
+        Question::CheckPool { name, repair } => {
+            let config = Config::read(layout.config())?;
+            if name != *config.pool().0 {
+                return Err(Error::new(
+                    ErrorCode::NotFound,
+                    format!("there is no pool `{name}`"),
+                ));
+            }
+            answer(&check_offline(&layout, &config, repair)?)
+        }
+        Question::Absence => answer(&absence(&layout)),
+        Question::AwaitEnd { unreachable } => {
+            NodeLock::wait_free(&layout, END_TIMEOUT)?;
+            let mut ended = Ended::default();
+            if unreachable {
+                ended.notes.extend(stop_found_by_pool(&layout)?);
+                NodeLock::wait_free(&layout, END_TIMEOUT)?;
+            }
+            answer(&ended)
+        }
+    }
+}
+
+fn answer(answer: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string(answer).expect("answers have string keys");
+    writeln!(std::io::stdout(), "{text}")
+        .map_err(|error| Error::new(ErrorCode::Io, format!("standard output: {error}")))
+}
+
+/// Who serves the pools of a node whose sockets nobody serves.
+fn absence(layout: &Layout) -> Option<Error> {
+    let config = Config::read(layout.config()).ok()?;
+    let Pool::File { directory, .. } = config.pool().1;
+    let PoolUser::Node(node) = PoolUser::of(directory) else {
+        return None;
+    };
+    let (socket, command) = (layout.api_socket(), layout.command());
+    let (socket, run) = (socket.display(), node.run.display());
+    let unavailable = |message| Error::new(ErrorCode::Unavailable, message);
+    Some(if node.run == layout.run() {
+        unavailable(format!(
+            "{socket} is gone, but process {} (archipelagod) still serves this node: {run} was removed under it",
+            node.daemon,
+        ))
+        .with_hint(format!(
+            "virtual machines that are connected go on; `{command} node stop` ends the daemon cleanly, \
+             `{command} node start` then starts the next one"
+        ))
+    } else {
+        unavailable(format!(
+            "no node daemon serves {socket}; its pool is served by another node: process {} (archipelagod), with its sockets in {run}",
+            node.daemon,
+        ))
+        .with_hint("name that node's root directory with --root, or stop that node first")
+    })
+}
+
+/// Ends a daemon whose run directory was removed under it, which only the pool's lock still knows; waits until the kernel has
+/// closed what a daemon that has died had open.
+/// What was found on the way.
+fn stop_found_by_pool(layout: &Layout) -> Result<Option<String>, Error> {
+    let Ok(config) = Config::read(layout.config()) else {
+        // Nothing says which pool would be served.
+        return Ok(None);
+    };
+    let Pool::File { directory, .. } = config.pool().1;
+    let pool = directory.display();
+    let deadline = SystemClock.now() + END_TIMEOUT;
+    let release_deadline = SystemClock.now() + RELEASE_TIMEOUT;
+    let mut stopping: Option<ServingNode> = None;
+    let mut note = None;
+    loop {
+        let user = PoolUser::of(directory);
+        let ends = stopping.as_ref().is_some_and(ServingNode::is_alive);
+        match user {
+            PoolUser::Nobody if !ends => return Ok(note),
+            PoolUser::Node(node) if node.run != layout.run() => {
+                return Ok(Some(format!(
+                    "note: pool `{pool}` is served by another node, process {} with its sockets in {}, which goes on",
+                    node.daemon,
+                    node.run.display()
+                )));
+            }
+            PoolUser::Node(node) if stopping.is_none() => {
+                note = Some(format!(
+                    "note: {} was removed under the daemon, process {}: it is told to stop by a signal",
+                    node.run.display(),
+                    node.daemon
+                ));
+                end(&node)?;
+                stopping = Some(node);
+            }
+            PoolUser::Process(pid)
+                if stopping.is_none() && SystemClock.now() >= release_deadline =>
+            {
+                let who =
+                    pid.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
+                return Err(Error::new(
+                    ErrorCode::Unavailable,
+                    format!("{who} still has pool `{pool}` open, and no daemon to stop it"),
+                )
+                .with_hint(
+                    "if it has ended, its last call on the storage has not returned; a process of another host or \
+                     container is ended there",
+                ));
+            }
+            PoolUser::Nobody | PoolUser::Node(_) | PoolUser::Process(_) => {}
+        }
+        if let Some(node) = &stopping
+            && SystemClock.now() >= deadline
+        {
+            let message = format!(
+                "process {} (archipelagod) has not stopped after {} s",
+                node.daemon,
+                END_TIMEOUT.as_secs()
+            );
+            return Err(Error::new(ErrorCode::Unavailable, message)
+                .with_hint(format!("`kill -9 {}` ends it by force", node.daemon)));
+        }
+        let _interrupted = poll(&mut [], RETRY_MS);
+    }
+}
+
+/// Tells a daemon to stop, by the signal for that.
+fn end(node: &ServingNode) -> Result<(), Error> {
+    let refused = |why: &str| {
+        Error::new(
+            ErrorCode::Denied,
+            format!(
+                "process {} (archipelagod) cannot be told to stop: {why}",
+                node.daemon
+            ),
+        )
+        .with_hint(format!(
+            "as its user or root: `kill {}` stops it cleanly",
+            node.daemon
+        ))
+    };
+    let Ok(pid) = i32::try_from(node.daemon) else {
+        return Err(refused("no process has this number"));
+    };
+    match kill(Pid::from_raw(pid), Signal::SIGTERM) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(refused(errno.desc())),
+    }
+}
