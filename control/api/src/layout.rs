@@ -5,6 +5,7 @@
 //! | configuration | `DIR/archipelago.toml` | `/etc/archipelago/archipelago.toml` |
 //! | sockets, lock, log, grants | `DIR/run` | `/run/archipelago` |
 //! | sockets of volumes | `DIR/run/volume` | `/run/archipelago/volume` |
+//! | sockets and grants of a further pool | `DIR/run/pools/NAME` | `/run/archipelago/pools/NAME` |
 //! | what outlives a reboot | `DIR/state` | `/var/lib/archipelago` |
 //! | the pool `default`, unless configured elsewhere | `DIR/pool` | `/var/lib/archipelago/pool` |
 //!
@@ -15,7 +16,6 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 
 /// Environment variable that names the root directory.
@@ -183,18 +183,6 @@ impl Layout {
     #[must_use]
     pub fn volumes(&self) -> PathBuf {
         self.run.join("volume")
-    }
-
-    /// What an endpoint with a user of its own may open.
-    #[must_use]
-    pub fn grants(&self) -> PathBuf {
-        self.run.join("grants.json")
-    }
-
-    /// Control socket of the process that hosts `role` first.
-    #[must_use]
-    pub fn control_socket(&self, role: Role) -> PathBuf {
-        self.run.join(format!("control-{}.sock", role.name()))
     }
 
     /// The vhost-user socket of a volume.

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 pub struct PoolStatus {
     /// Its name.
     pub name: Name,
+    /// Why its volumes are not served; null: they are.
+    #[serde(default)]
+    pub unserved: Option<String>,
     /// Its backend.
     pub kind: String,
     /// Where it is.
@@ -125,8 +128,18 @@ pub struct PoolView {
     pub free: u64,
     /// Bytes in all.
     pub total: u64,
-    /// Volumes, snapshots and images.
-    pub entries: u64,
+    /// Volumes, snapshots and images; null: the pool is not served, or does not answer.
+    pub entries: Option<u64>,
+}
+
+/// Adds a pool to the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddPool {
+    /// Its name.
+    pub name: Name,
+    /// Its directory: an absolute path; an empty directory or a pool.
+    pub directory: PathBuf,
 }
 
 /// The pools.

@@ -29,7 +29,7 @@ pub struct CreateVolume {
     pub name: Name,
     /// Bytes.
     pub size: u64,
-    /// The pool; left out: the node's.
+    /// The pool; left out: the only one, or the one named `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Name>,
     /// Bytes of its objects.
@@ -87,6 +87,9 @@ pub struct ResizeVolume {
 pub struct RenameVolume {
     /// The new name.
     pub to: Name,
+    /// The pool, if things in two pools have the old name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
 }
 
 /// Serves the volume in the path at a vhost-user socket. What is left out matches any attachment that is there.
@@ -106,6 +109,9 @@ pub struct AttachVolume {
 pub struct Attachment {
     /// Its number in the node.
     pub id: AttachmentId,
+    /// The pool of the volume; null in what a node with one pool has noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
     /// The volume.
     pub name: Name,
     /// Its id.
@@ -140,6 +146,18 @@ pub struct VolumePage {
     pub volumes: Vec<VolumeView>,
     /// The name to list after for the next page; null: this was the last.
     pub next: Option<Name>,
+    /// Pools that are not served: what they hold is not listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlisted: Vec<PoolAbsence>,
+}
+
+/// A pool that is not served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolAbsence {
+    /// The pool.
+    pub pool: Name,
+    /// Why it is not served.
+    pub reason: String,
 }
 
 /// Begins an import.
@@ -150,6 +168,9 @@ pub struct BeginImport {
     pub name: Name,
     /// Bytes: a multiple of 512.
     pub size: u64,
+    /// The pool; left out: the only one, or the one named `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
 }
 
 /// Where to copy to or from.
@@ -190,6 +211,9 @@ pub struct Descriptors {
 /// A data process of the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessView {
+    /// The pool that it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Name>,
     /// What it hosts.
     pub roles: Vec<Role>,
     /// Its process id; 0: between two lives.

@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::size::{object_size, volume_size};
 
 const AFTER: &str = "Names are 1 to 255 of A-Z a-z 0-9 . _ @ : + -, not starting with a dot or dash; volumes, snapshots and images share one
-name space. Sizes are bytes, or a number with K M G T P or KiB..PiB (powers of 1024), or with KB..PB (powers of 1000):
-multiples of 512, up to 1 PiB.
+name space, whatever their pool. Sizes are bytes, or a number with K M G T P or KiB..PiB (powers of 1024), or with KB..PB
+(powers of 1000): multiples of 512, up to 1 PiB.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
 
@@ -68,7 +68,7 @@ pub enum Command {
 /// Options of `doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// The pool; left out: the node's
+    /// The pool [default: the only one, or the one named `default`]
     #[arg(long, value_name = "NAME")]
     pub pool: Option<Name>,
     /// Delete objects that provably nobody needs; the node must be stopped
@@ -118,6 +118,19 @@ pub enum Pool {
         /// The pool
         name: Name,
     },
+    /// Add a pool to a node that runs; its volumes are served when this returns
+    Add {
+        /// Its name
+        name: Name,
+        /// An empty directory, or one that is a pool already
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Take a pool that holds nothing out of a node that runs; its directory stays
+    Remove {
+        /// The pool
+        name: Name,
+    },
 }
 
 /// Commands on volumes.
@@ -130,7 +143,7 @@ pub enum Volume {
         /// Its size
         #[arg(long, value_parser = volume_size)]
         size: u64,
-        /// The pool
+        /// The pool [default: the only one, or the one named `default`]
         #[arg(long)]
         pool: Option<Name>,
         /// Size of its objects: a power of two from 64K to 32M
@@ -196,6 +209,9 @@ pub enum Volume {
         old: Name,
         /// The new name
         new: Name,
+        /// The pool, if things in two pools have the old name
+        #[arg(long)]
+        pool: Option<Name>,
     },
     /// Remove a volume, snapshot or image; clones of it live on
     Remove {
@@ -229,6 +245,9 @@ pub enum Image {
         file: OsString,
         /// Name of the image
         name: Name,
+        /// The pool [default: the only one, or the one named `default`]
+        #[arg(long)]
+        pool: Option<Name>,
     },
     /// Copy an image, a snapshot or a detached volume to a raw file or device
     Export {

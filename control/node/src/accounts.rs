@@ -1,10 +1,9 @@
 //! The user of the endpoint's process: whether the system knows the accounts of the configuration, asked at the start of a daemon.
 
 use archipelago_api::config::{Account, CORRECT_IT, Endpoint};
+use archipelago_host::Identity;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::unistd::{Gid, Group, Uid, User, geteuid};
-
-use archipelago_host::Identity;
 
 /// Looks the accounts up, for a process that shall take them on.
 ///

@@ -4,26 +4,29 @@
 //! - The node's lock is taken before the pool's: no daemon of this node starts meanwhile.
 //! - The pool is closed when the check returns, so that its file system can be unmounted.
 
-use archipelago_blocker_file::Claim;
-use archipelago_protocol::Error;
-use archipelago_protocol::check::Report;
-
-use crate::daemon::{NodeLock, PoolUser, RELEASE_TIMEOUT, peer_settings};
 use archipelago_api::config::Config;
 use archipelago_api::layout::Layout;
+use archipelago_blocker_file::Claim;
+use archipelago_protocol::check::Report;
+use archipelago_protocol::{Error, ErrorCode, Name};
 
-/// Checks the pool of the node at `layout`, which no daemon serves. With `repair`, what provably nobody needs is deleted.
+use crate::daemon::{NodeLock, Places, PoolUser, RELEASE_TIMEOUT, peer_settings};
+
+/// Checks the pool `name` of the node at `layout`, which no daemon serves. With `repair`, what provably nobody needs is deleted.
 ///
 /// # Errors
-/// [`archipelago_protocol::ErrorCode::InUse`] if the node or the pool is served, or why the pool cannot be opened. Damage is
+/// [`ErrorCode::NotFound`] if there is no such pool, [`ErrorCode::InUse`] if the node or the pool is served, or why the pool cannot be opened. Damage is
 /// not an error: the report has it.
-pub(crate) fn check_offline(
-    layout: &Layout,
-    config: &Config,
-    repair: bool,
-) -> Result<Report, Error> {
+pub(crate) fn check_offline(layout: &Layout, name: &Name, repair: bool) -> Result<Report, Error> {
+    let config = Config::read(layout.config())?;
+    let Some(pool) = config.pools.get(name) else {
+        let message = format!("there is no pool `{name}`");
+        return Err(Error::new(ErrorCode::NotFound, message));
+    };
     let _lock = NodeLock::take(layout)?;
-    let settings = peer_settings(layout, config, None, Claim::Start);
+    // The pool is only looked at: no process of it gets a socket.
+    let places = Places::new(layout, name, name)?;
+    let settings = peer_settings(layout, &config, pool, &places, None, Claim::Start);
     let checked = archipelago_host::check_offline(&settings, repair);
     // The kernel closes the ring's files some time later.
     if let Err(left) = PoolUser::wait_free(&settings.pool.directory, RELEASE_TIMEOUT) {

@@ -3,10 +3,10 @@
 //! The command itself opens no pool and waits for no lock, so it links nothing of the data path.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use archipelago_api::config::{Config, Pool};
+use archipelago_api::config::Config;
 use archipelago_api::layout::Layout;
 use archipelago_api::types::{Done, Ended};
 use archipelago_protocol::{Error, ErrorCode, Name};
@@ -67,22 +67,13 @@ pub(crate) fn run(offline: Offline) -> Result<(), Error> {
             archipelago_blocker_file::create(&directory)?;
             answer(&Done {})
         }
-        Question::CheckPool { name, repair } => {
-            let config = Config::read(layout.config())?;
-            if name != *config.pool().0 {
-                return Err(Error::new(
-                    ErrorCode::NotFound,
-                    format!("there is no pool `{name}`"),
-                ));
-            }
-            answer(&check_offline(&layout, &config, repair)?)
-        }
+        Question::CheckPool { name, repair } => answer(&check_offline(&layout, &name, repair)?),
         Question::Absence => answer(&absence(&layout)),
         Question::AwaitEnd { unreachable } => {
             NodeLock::wait_free(&layout, END_TIMEOUT)?;
             let mut ended = Ended::default();
             if unreachable {
-                ended.notes.extend(stop_found_by_pool(&layout)?);
+                ended.notes.extend(stop_found_by_pools(&layout)?);
                 NodeLock::wait_free(&layout, END_TIMEOUT)?;
             }
             answer(&ended)
@@ -99,10 +90,16 @@ fn answer(answer: &impl Serialize) -> Result<(), Error> {
 /// Who serves the pools of a node whose sockets nobody serves.
 fn absence(layout: &Layout) -> Option<Error> {
     let config = Config::read(layout.config()).ok()?;
-    let Pool::File { directory, .. } = config.pool().1;
-    let PoolUser::Node(node) = PoolUser::of(directory) else {
-        return None;
-    };
+    let users = config
+        .pools
+        .values()
+        .map(|pool| PoolUser::of(pool.directory()));
+    let nodes = users.filter_map(|user| match user {
+        PoolUser::Node(node) => Some(node),
+        PoolUser::Nobody | PoolUser::Process(_) => None,
+    });
+    // Our own, if it serves any of them.
+    let node = nodes.min_by_key(|node| node.run != layout.run())?;
     let (socket, command) = (layout.api_socket(), layout.command());
     let (socket, run) = (socket.display(), node.run.display());
     let unavailable = |message| Error::new(ErrorCode::Unavailable, message);
@@ -124,15 +121,23 @@ fn absence(layout: &Layout) -> Option<Error> {
     })
 }
 
+/// Ends a daemon whose run directory was removed under it, which only the locks of its pools still know. What was found.
+fn stop_found_by_pools(layout: &Layout) -> Result<Vec<String>, Error> {
+    let Ok(config) = Config::read(layout.config()) else {
+        // Nothing says which pools would be served.
+        return Ok(Vec::new());
+    };
+    let mut notes = Vec::new();
+    for pool in config.pools.values() {
+        notes.extend(stop_found_by_pool(layout, pool.directory())?);
+    }
+    Ok(notes)
+}
+
 /// Ends a daemon whose run directory was removed under it, which only the pool's lock still knows; waits until the kernel has
 /// closed what a daemon that has died had open.
 /// What was found on the way.
-fn stop_found_by_pool(layout: &Layout) -> Result<Option<String>, Error> {
-    let Ok(config) = Config::read(layout.config()) else {
-        // Nothing says which pool would be served.
-        return Ok(None);
-    };
-    let Pool::File { directory, .. } = config.pool().1;
+fn stop_found_by_pool(layout: &Layout, directory: &Path) -> Result<Option<String>, Error> {
     let pool = directory.display();
     let deadline = SystemClock.now() + END_TIMEOUT;
     let release_deadline = SystemClock.now() + RELEASE_TIMEOUT;

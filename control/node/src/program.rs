@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 use archipelago_blocker_file::Claim;
 use archipelago_host::{PeerSettings, last_words};
 use archipelago_protocol::control::Role;
@@ -17,7 +18,6 @@ use nix::sys::stat::{Mode, umask};
 use crate::file_pool::FilePool;
 use crate::offline::{self, Offline};
 use crate::{daemon, descriptors, file_size, logging};
-use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 
 /// Node daemon of Archipelago: serves a node until it is stopped. `archipelago node start` runs it in the background.
 #[derive(Debug, Parser)]

@@ -42,7 +42,7 @@ pub fn check_offline<P: Pool>(settings: &PeerSettings<P>, repair: bool) -> Resul
     let mut blocker = BlockerPeer::new(settings.pool.open(
         &reactor,
         Purpose::Check,
-        &settings.run,
+        &settings.node,
     )?);
     let (client, server) = xseg::local::channel(REQUESTS, ARENA_LEN).map_err(failed)?;
     blocker.add_channel(Server::from(server), archipelago_blocker::Rights::All);

@@ -281,7 +281,9 @@ fn build<P: Pool, B: Backend>(
     };
     if builder.hosts(Role::Blocker) {
         let backend = wrap(
-            settings.pool.open(reactor, Purpose::Serve, &settings.run)?,
+            settings
+                .pool
+                .open(reactor, Purpose::Serve, &settings.node)?,
             reactor,
         );
         host.blocker = Some((

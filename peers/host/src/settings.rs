@@ -28,7 +28,9 @@ pub struct DataPathSettings {
 /// Settings of a data process, whose pool is of the kind `P`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerSettings<P> {
-    /// Directory of sockets.
+    /// The node's run directory, which names the node for people and for its command.
+    pub node: PathBuf,
+    /// Directory of the sockets of the pool's processes.
     pub run: PathBuf,
     /// Directory of the sockets of volumes.
     pub volumes: PathBuf,

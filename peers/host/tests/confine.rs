@@ -49,6 +49,7 @@ mod tests {
 
     fn settings(root: &Path) -> PeerSettings<Directory> {
         PeerSettings {
+            node: root.join("run"),
             run: root.join("run"),
             volumes: root.join("run/volume"),
             journals: root.join("run/journal"),

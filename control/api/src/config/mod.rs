@@ -2,6 +2,7 @@
 //!
 //! Unknown keys, wrong types and values out of range are refused with the key, the value and the legal range.
 
+mod edit;
 mod endpoint;
 mod init;
 mod section;
@@ -15,11 +16,11 @@ use std::str::FromStr;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use serde::{Deserialize, Serialize};
 
+use crate::layout::path_error;
+pub use edit::{with_pool, without_pool};
 pub use endpoint::{Account, Endpoint};
 pub use init::{InitOptions, init};
 use section::Section;
-
-use crate::layout::path_error;
 
 /// Name of the pool of a fresh node.
 pub const DEFAULT_POOL: &str = "default";
@@ -31,6 +32,8 @@ pub const SUBMISSION_CHUNK: RangeInclusive<u32> = 1..=64;
 pub const CHANNEL_REQUESTS: RangeInclusive<u32> = 16..=4096;
 /// Legal `data.channel_memory_mib`.
 pub const CHANNEL_MEMORY_MIB: RangeInclusive<u32> = 1..=1024;
+/// Most pools of a node: each has its data processes, and a connection to each when the node is asked for something.
+pub const POOLS_MAX: usize = 64;
 /// Largest configuration file that is read, in bytes.
 const FILE_LEN_MAX: u64 = 1 << 20;
 /// What to do about a bad configuration.
@@ -99,7 +102,7 @@ impl Default for DataPath {
 /// A configured pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Pool {
+pub enum PoolConfig {
     /// Container files of a directory.
     File {
         /// The directory.
@@ -119,7 +122,7 @@ pub struct Config {
     /// The user of the endpoint's process, if it has one of its own.
     pub endpoint: Option<Endpoint>,
     /// The pools by name.
-    pub pools: BTreeMap<Name, Pool>,
+    pub pools: BTreeMap<Name, PoolConfig>,
 }
 
 impl Config {
@@ -208,7 +211,7 @@ impl Config {
             }
         }
         top.finish(&["placement", "data", "endpoint", "pool"])?;
-        one_pool(&pools)?;
+        check_pools(&pools)?;
         Ok(Config {
             placement,
             data,
@@ -217,15 +220,43 @@ impl Config {
         })
     }
 
-    /// The pool that this node serves.
+    /// The pool that is meant where none is named: the only one, or the one named [`DEFAULT_POOL`].
     ///
-    /// # Panics
-    /// Never: a configuration that was parsed has exactly one.
+    /// # Errors
+    /// [`ErrorCode::Invalid`] if there are several pools and none has that name.
+    pub fn default_pool(&self) -> Result<&Name, Error> {
+        default_pool(self.pools.keys())
+    }
+}
+
+/// The pool of `pools` that is meant where none is named: the only one, or the one named [`DEFAULT_POOL`].
+///
+/// # Errors
+/// [`ErrorCode::Invalid`] if there are several pools and none has that name.
+pub fn default_pool<'a>(pools: impl Iterator<Item = &'a Name> + Clone) -> Result<&'a Name, Error> {
+    let mut all = pools.clone();
+    if let (Some(only), None) = (all.next(), all.next()) {
+        return Ok(only);
+    }
+    let names = || pools.clone().map(|name| format!("`{name}`"));
+    pools
+        .clone()
+        .find(|name| name.as_str() == DEFAULT_POOL)
+        .ok_or_else(|| {
+            let message = format!(
+                "a pool must be named: this node has {}, and none is named `{DEFAULT_POOL}`",
+                names().collect::<Vec<_>>().join(", ")
+            );
+            Error::new(ErrorCode::Invalid, message).with_hint("say --pool NAME")
+        })
+}
+
+impl PoolConfig {
+    /// The directory of the pool.
     #[must_use]
-    pub fn pool(&self) -> (&Name, &Pool) {
-        self.pools
-            .first_key_value()
-            .expect("a checked configuration has exactly one pool")
+    pub fn directory(&self) -> &Path {
+        let PoolConfig::File { directory, .. } = self;
+        directory
     }
 }
 
@@ -262,7 +293,7 @@ fn data_path(mut section: Section) -> Result<DataPath, Error> {
     Ok(data)
 }
 
-fn pool(mut section: Section) -> Result<Pool, Error> {
+fn pool(mut section: Section) -> Result<PoolConfig, Error> {
     match section.text("kind")?.as_deref() {
         Some("file") => {}
         Some(other) => return Err(section.refuse("kind", &format!("\"{other}\""), "\"file\"")),
@@ -276,27 +307,38 @@ fn pool(mut section: Section) -> Result<Pool, Error> {
     }
     let direct = section.switch("direct")?.unwrap_or(true);
     section.finish(&["kind", "directory", "direct"])?;
-    Ok(Pool::File {
+    Ok(PoolConfig::File {
         directory: directory.into(),
         direct,
     })
 }
 
-/// A node serves one pool so far; a second one must not be ignored silently.
-fn one_pool(pools: &BTreeMap<Name, Pool>) -> Result<(), Error> {
-    if pools.len() == 1 {
-        return Ok(());
+/// Refuses a node without a pool, or with more than it can serve, and pools that lie in one another.
+fn check_pools(pools: &BTreeMap<Name, PoolConfig>) -> Result<(), Error> {
+    if pools.is_empty() || pools.len() > POOLS_MAX {
+        return Err(Error::new(
+            ErrorCode::Invalid,
+            format!(
+                "section `pool`: {} pools; legal: 1 to {POOLS_MAX}",
+                pools.len()
+            ),
+        ));
     }
-    let names: Vec<String> = pools.keys().map(|name| format!("pool.{name}")).collect();
-    let found = if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    };
-    Err(Error::new(
-        ErrorCode::Invalid,
-        format!("section `pool`: {found}; legal: exactly one pool"),
-    ))
+    for (name, pool) in pools {
+        let inside = |(other, outer): &(&Name, &PoolConfig)| {
+            *other != name && pool.directory().starts_with(outer.directory())
+        };
+        if let Some((other, _)) = pools.iter().find(inside) {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!(
+                    "pool.{name}.directory = \"{}\" is not legal: it lies in that of pool.{other}",
+                    pool.directory().display()
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn syntax(text: &str, error: &toml::de::Error) -> Error {

@@ -9,8 +9,8 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(config.placement, Placement::Fused);
     assert_eq!(config.data, DataPath::default());
     assert_eq!(
-        config.pool().1,
-        &Pool::File {
+        config.pools[config.default_pool().unwrap()],
+        PoolConfig::File {
             directory: "/p".into(),
             direct: true,
         }
@@ -91,8 +91,8 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
             "pool.other.direct = \"no\" is not legal: true or false",
         ),
         (
-            "[pool.other]\nkind = \"file\"\ndirectory = \"/q\"",
-            "section `pool`: pool.default, pool.other; legal: exactly one pool",
+            "[pool.other]\nkind = \"file\"\ndirectory = \"/p/q\"",
+            "pool.other.directory = \"/p/q\" is not legal: it lies in that of pool.default",
         ),
     ];
     for (text, expected) in cases {
@@ -102,7 +102,7 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
     }
     assert_eq!(
         Config::parse("").unwrap_err().message,
-        "section `pool`: none; legal: exactly one pool"
+        "section `pool`: 0 pools; legal: 1 to 64"
     );
 }
 
@@ -110,11 +110,11 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
 fn a_pool_may_be_told_not_to_use_direct_io() {
     for direct in [true, false] {
         let config = Config::parse(&format!("{POOL}direct = {direct}\n")).unwrap();
-        let expected = Pool::File {
+        let expected = PoolConfig::File {
             directory: "/p".into(),
             direct,
         };
-        assert_eq!(config.pool().1, &expected);
+        assert_eq!(config.pools.values().collect::<Vec<_>>(), [&expected]);
     }
 }
 
@@ -174,4 +174,20 @@ fn a_missing_file_says_how_to_make_one() {
     let error = Config::read(Path::new("/nonexistent/archipelago.toml")).unwrap_err();
     assert_eq!(error.code, ErrorCode::NotFound);
     assert!(error.hint.contains("archipelago init"));
+}
+
+#[test]
+fn without_a_name_the_only_pool_or_the_one_named_default_is_meant() {
+    let parse = |names: &[&str]| {
+        let sections = names
+            .iter()
+            .map(|name| format!("[pool.{name}]\nkind = \"file\"\ndirectory = \"/{name}\"\n"));
+        Config::parse(&sections.collect::<String>()).unwrap()
+    };
+    assert_eq!(parse(&["a"]).default_pool().unwrap().as_str(), "a");
+    let both = parse(&["a", "default"]);
+    assert_eq!(both.default_pool().unwrap().as_str(), "default");
+    let error = parse(&["a", "b"]).default_pool().unwrap_err();
+    assert_eq!(error.code, ErrorCode::Invalid);
+    assert!(error.message.contains("`a`, `b`"), "{error}");
 }

@@ -21,7 +21,10 @@ pub(super) fn run(
     output: Output,
 ) -> Result<ExitCode, Error> {
     let config = Config::read(layout.config())?;
-    let pool = options.pool.as_ref().unwrap_or(config.pool().0);
+    let pool = match &options.pool {
+        Some(pool) => pool,
+        None => config.default_pool()?,
+    };
     let served = if options.repair {
         refused_online(layout, client, pool)
     } else {

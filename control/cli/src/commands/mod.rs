@@ -11,7 +11,7 @@ mod volume;
 use std::process::ExitCode;
 
 use archipelago_api::client::Client;
-use archipelago_api::config::{InitOptions, Pool, init};
+use archipelago_api::config::{InitOptions, init};
 use archipelago_api::layout::Layout;
 use archipelago_api::types::Done;
 use archipelago_protocol::{Error, ErrorCode};
@@ -58,10 +58,10 @@ fn initialise(layout: &Layout, options: Init, output: Output) -> Result<(), Erro
         })?;
         program::ask::<Done>(layout, &["make-pool", directory]).map(|Done {}| ())
     })?;
-    let (_, Pool::File { directory, .. }) = config.pool();
+    let pool = &config.pools[config.default_pool()?];
     let made = Made {
         config: layout.config(),
-        pool_dir: directory,
+        pool_dir: pool.directory(),
         placement: config.placement.to_string(),
     };
     output.print(&made, |made| {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use archipelago_api::client::{Client, Method};
 use archipelago_api::config::Config;
 use archipelago_api::layout::{LOG_LEN_MAX, Layout, path_error};
+use archipelago_api::pools::PoolList;
 use archipelago_api::types::{Ended, NodeStatus, Stopped};
 use archipelago_protocol::{Error, ErrorCode, last_words};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -57,7 +58,7 @@ pub(super) fn run(
                 format!("archipelagod: {error}"),
             ))
         }
-        Node::Start(opening) => start(layout, opening, output),
+        Node::Start(opening) => start(layout, client, opening, output),
         Node::Stop => stop(layout, client, output),
         Node::Status => {
             let status: NodeStatus = client.get("/v1/node/status")?;
@@ -78,9 +79,9 @@ fn daemon(layout: &Layout, opening: Opening) -> Command {
     command
 }
 
-fn start(layout: &Layout, opening: Opening, output: Output) -> Result<(), Error> {
+fn start(layout: &Layout, client: &Client, opening: Opening, output: Output) -> Result<(), Error> {
     // Judged here, where the person who can mend it looks.
-    Config::read(layout.config())?;
+    let config = Config::read(layout.config())?;
     let (log, from) = open_log(layout)?;
     let mut child = daemon(layout, opening)
         .arg("--background")
@@ -98,6 +99,7 @@ fn start(layout: &Layout, opening: Opening, output: Output) -> Result<(), Error>
     if !matches!(beginning, Beginning::Ready) {
         return Err(not_started(layout, &mut child, beginning, from, output));
     }
+    note_unserved(&config, client, output);
     output.print(
         &Running {
             running: true,
@@ -106,6 +108,25 @@ fn start(layout: &Layout, opening: Opening, output: Output) -> Result<(), Error>
         },
         |_quiet| String::new(),
     )
+}
+
+/// Says which pools are not served, of a node that serves others.
+fn note_unserved(config: &Config, client: &Client, output: Output) {
+    if config.pools.len() < 2 {
+        return;
+    }
+    // A daemon that has ended since has said why in its log.
+    let Ok(list) = client.get::<PoolList>("/v1/pools") else {
+        return;
+    };
+    for pool in &list.pools {
+        if let Some(why) = &pool.status.unserved {
+            let name = &pool.status.name;
+            output.note(&format!(
+                "note: pool `{name}` is not served, and tried again: {why}"
+            ));
+        }
+    }
 }
 
 fn open_log(layout: &Layout) -> Result<(File, u64), Error> {

@@ -1,7 +1,9 @@
-//! `pool list|info`.
+//! `pool list|info|add|remove`.
 
-use archipelago_api::client::{Client, path_segment};
-use archipelago_api::pools::{PoolList, PoolStatus, PoolView};
+use archipelago_api::client::{Client, Method, path_segment};
+use archipelago_api::layout::path_error;
+use archipelago_api::pools::{AddPool, PoolList, PoolStatus, PoolView};
+use archipelago_api::types::Done;
 use archipelago_protocol::Error;
 use archipelago_protocol::control::PoolReserve;
 
@@ -19,6 +21,17 @@ pub(super) fn run(command: Pool, client: &Client, output: Output) -> Result<(), 
             let pool: PoolView =
                 client.get(&format!("/v1/pools/{}", path_segment(name.as_str())))?;
             output.print(&pool, info)
+        }
+        Pool::Add { name, dir } => {
+            let directory = std::path::absolute(&dir).map_err(|error| path_error(&dir, &error))?;
+            let body = AddPool { name, directory };
+            let pool: PoolView = client.call(Method::Post, "/v1/pools", &body)?;
+            output.print(&pool, |_quiet| String::new())
+        }
+        Pool::Remove { name } => {
+            let path = format!("/v1/pools/{}", path_segment(name.as_str()));
+            let done: Done = client.call(Method::Delete, &path, &())?;
+            output.print(&done, |_quiet| String::new())
         }
     }
 }
@@ -40,11 +53,12 @@ fn render(list: &PoolList) -> String {
         table.row([
             pool.status.name.to_string(),
             pool.status.kind.clone(),
-            human(pool.free),
-            human(pool.total),
+            space.map_or_else(unknown, |space| human(space.free)),
+            space.map_or_else(unknown, |space| human(space.total)),
             space.map_or_else(unknown, |space| format!("{} %", space.used_percent)),
             space.map_or_else(unknown, |space| space.level.to_string()),
-            pool.entries.to_string(),
+            pool.entries
+                .map_or_else(unknown, |entries| entries.to_string()),
             pool.status.directory.display().to_string(),
         ]);
     }
@@ -54,6 +68,9 @@ fn render(list: &PoolList) -> String {
 /// What is known of a pool beside its name, kind and directory: a fact and its value each.
 pub(super) fn told(pool: &PoolStatus) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
+    if let Some(why) = &pool.unserved {
+        rows.push(("not served", why.clone()));
+    }
     let access = pool.access.as_ref();
     rows.push((
         "access",
@@ -121,6 +138,10 @@ fn info(pool: &PoolView) -> String {
         ("directory", pool.status.directory.display().to_string()),
     ];
     rows.extend(told(&pool.status));
-    rows.push(("entries", pool.entries.to_string()));
+    rows.push((
+        "entries",
+        pool.entries
+            .map_or_else(|| "not known".to_owned(), |entries| entries.to_string()),
+    ));
     facts(&rows)
 }

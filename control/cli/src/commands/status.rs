@@ -1,7 +1,6 @@
 //! `node status` for people: problems first, then pools, processes, peers, channels, and what is attached.
 
-use archipelago_api::types::Descriptors;
-use archipelago_api::types::NodeStatus;
+use archipelago_api::types::{Descriptors, NodeStatus, ProcessView};
 
 use super::pool::told;
 use crate::output::Table;
@@ -30,14 +29,28 @@ fn wrap(counters: &[(String, u64)]) -> Vec<String> {
     lines
 }
 
+/// What a process hosts, and for which pool if there are several.
+fn title(status: &NodeStatus, process: &ProcessView) -> String {
+    let roles: Vec<&str> = process.roles.iter().map(|role| role.name()).collect();
+    of_pool(status, process, &roles.join("+"))
+}
+
+/// `what` of `process`, with its pool if there are several.
+fn of_pool(status: &NodeStatus, process: &ProcessView, what: &str) -> String {
+    match &process.pool {
+        Some(pool) if status.pools.len() > 1 => format!("{pool}: {what}"),
+        Some(_) | None => what.to_owned(),
+    }
+}
+
 /// File descriptors of each process, as far as they are known.
 fn descriptors(status: &NodeStatus) -> String {
     let mut table = Table::new(&["PROCESS", "ROLES", "DESCRIPTORS", "ALLOWED"]);
     let daemon = (status.pid, "daemon".to_owned(), status.descriptors);
-    let peers = status.processes.iter().map(|process| {
-        let roles: Vec<&str> = process.roles.iter().map(|role| role.name()).collect();
-        (process.pid, roles.join("+"), process.descriptors)
-    });
+    let peers = status
+        .processes
+        .iter()
+        .map(|process| (process.pid, title(status, process), process.descriptors));
     for (pid, roles, descriptors) in std::iter::once(daemon).chain(peers) {
         if let Some(Descriptors { used, allowed }) = descriptors {
             table.row([
@@ -62,9 +75,8 @@ fn ends(status: &NodeStatus) -> Table {
         let Some(reason) = process.reason.as_ref().or(end.map(|end| &end.reason)) else {
             continue;
         };
-        let roles: Vec<&str> = process.roles.iter().map(|role| role.name()).collect();
         ends.row([
-            roles.join("+"),
+            title(status, process),
             process.restarts.to_string(),
             end.map_or_else(|| "-".to_owned(), |end| end.seconds.to_string()),
             reason.clone(),
@@ -161,9 +173,8 @@ pub(super) fn render(status: &NodeStatus) -> String {
             "not serving"
         };
         if process.peers.is_empty() {
-            let roles: Vec<&str> = process.roles.iter().map(|role| role.name()).collect();
             peers.row([
-                roles.join("+"),
+                title(status, process),
                 pid,
                 process.restarts.to_string(),
                 state.to_owned(),
@@ -174,7 +185,7 @@ pub(super) fn render(status: &NodeStatus) -> String {
         for peer in &process.peers {
             let mut lines = wrap(&peer.counters).into_iter();
             peers.row([
-                peer.name.clone(),
+                of_pool(status, process, &peer.name),
                 pid.clone(),
                 process.restarts.to_string(),
                 state.to_owned(),
@@ -187,7 +198,11 @@ pub(super) fn render(status: &NodeStatus) -> String {
         }
         for channel in &process.channels {
             channels.row([
-                format!("{} -> {}", channel.client, channel.server),
+                of_pool(
+                    status,
+                    process,
+                    &format!("{} -> {}", channel.client, channel.server),
+                ),
                 channel.transport.clone(),
                 channel.requests.to_string(),
                 channel.in_flight.to_string(),

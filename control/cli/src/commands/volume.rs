@@ -2,8 +2,8 @@
 
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{
-    AttachVolume, Attachment, CloneVolume, CreateVolume, Done, RenameVolume, ResizeVolume,
-    SetVolume, SnapshotVolume, VolumePage, VolumeView,
+    AttachVolume, Attachment, CloneVolume, CreateVolume, Done, PoolAbsence, RenameVolume,
+    ResizeVolume, SetVolume, SnapshotVolume, VolumePage, VolumeView,
 };
 use archipelago_protocol::{Error, Name};
 use serde::Serialize;
@@ -16,6 +16,9 @@ use crate::size::human;
 #[derive(Debug, Serialize)]
 struct VolumeList {
     volumes: Vec<VolumeView>,
+    /// Pools whose volumes are not among them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unlisted: Vec<PoolAbsence>,
 }
 
 pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<(), Error> {
@@ -59,9 +62,13 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             made(client.call(Method::Post, &path, &body)?, output)
         }
         Volume::List { tree: as_tree } => {
-            let list = VolumeList {
-                volumes: list(client)?,
-            };
+            let list = list(client)?;
+            for absence in &list.unlisted {
+                output.note(&format!(
+                    "note: what pool `{}` holds is not listed: {}",
+                    absence.pool, absence.reason
+                ));
+            }
             output.print(&list, |list| {
                 if as_tree {
                     tree(&list.volumes)
@@ -86,14 +93,13 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             client.call(Method::Post, &path(&name, "/set"), &SetVolume { on_full })?,
             output,
         ),
-        Volume::Rename { old, new } => made(
-            client.call(
-                Method::Post,
-                &path(&old, "/rename"),
-                &RenameVolume { to: new },
-            )?,
-            output,
-        ),
+        Volume::Rename { old, new, pool } => {
+            let body = RenameVolume { to: new, pool };
+            made(
+                client.call(Method::Post, &path(&old, "/rename"), &body)?,
+                output,
+            )
+        }
         Volume::Remove { name } => {
             done(client.call(Method::Delete, &path(&name, ""), &())?, output)
         }
@@ -132,14 +138,22 @@ fn done(done: Done, output: Output) -> Result<(), Error> {
     output.print(&done, |_quiet| String::new())
 }
 
-fn list(client: &Client) -> Result<Vec<VolumeView>, Error> {
-    let mut volumes = Vec::new();
+fn list(client: &Client) -> Result<VolumeList, Error> {
+    let mut list = VolumeList {
+        volumes: Vec::new(),
+        unlisted: Vec::new(),
+    };
     let mut path = "/v1/volumes".to_owned();
     loop {
         let page: VolumePage = client.get(&path)?;
-        volumes.extend(page.volumes);
+        list.volumes.extend(page.volumes);
+        for absence in page.unlisted {
+            if !list.unlisted.iter().any(|known| known.pool == absence.pool) {
+                list.unlisted.push(absence);
+            }
+        }
         match page.next {
-            None => return Ok(volumes),
+            None => return Ok(list),
             Some(after) => path = format!("/v1/volumes?after={}", path_segment(after.as_str())),
         }
     }
@@ -153,7 +167,9 @@ fn parent(view: &VolumeView) -> String {
 }
 
 fn table(volumes: &[VolumeView]) -> String {
-    let mut table = Table::new(&["NAME", "KIND", "SIZE", "PARENT", "ATTACHED", "CREATED"]);
+    let mut table = Table::new(&[
+        "NAME", "POOL", "KIND", "SIZE", "PARENT", "ATTACHED", "CREATED",
+    ]);
     for view in volumes {
         let attached = match &view.attachment {
             None => "-",
@@ -162,6 +178,7 @@ fn table(volumes: &[VolumeView]) -> String {
         };
         table.row([
             view.entry.name.to_string(),
+            view.pool.to_string(),
             kind_name(view.entry.kind).to_owned(),
             human(view.entry.size),
             parent(view),

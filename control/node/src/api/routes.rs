@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use archipelago_api::pools::PoolList;
+use archipelago_api::types::{Done, Failure, Stopped};
 use archipelago_protocol::catalogue::PAGE_MAX;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use axum::Router;
@@ -17,8 +19,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::Node;
-use archipelago_api::pools::PoolList;
-use archipelago_api::types::{Done, Failure, Stopped};
 
 /// The description of the API.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -36,7 +36,9 @@ fn routes() -> Routes {
         ("/v1/node/status", "get", get(status)),
         ("/v1/node/stop", "post", post(stop)),
         ("/v1/pools", "get", get(pools)),
+        ("/v1/pools", "post", post(add_pool)),
         ("/v1/pools/{name}", "get", get(pool)),
+        ("/v1/pools/{name}", "delete", delete(remove_pool)),
         ("/v1/pools/{name}/check", "get", get(check)),
         ("/v1/volumes", "get", get(list)),
         ("/v1/volumes", "post", post(create)),
@@ -190,16 +192,28 @@ async fn stop(State(node): Shared) -> Answer {
 }
 
 async fn pools(State(node): Shared) -> Answer {
-    let pool = node.pool_info(node.pool()).await?;
-    ok(PoolList { pools: vec![pool] })
+    ok(PoolList {
+        pools: node.pool_list().await?,
+    })
+}
+
+async fn add_pool(State(node): Shared, Body(body): Body) -> Answer {
+    made(node.add_pool(parse(&body)?).await?)
 }
 
 async fn pool(State(node): Shared, Segment(text): Segment) -> Answer {
-    ok(node.pool_info(&name(&text)?).await?)
+    ok(node.pool(&name(&text)?)?.info_of_pool().await?)
+}
+
+async fn remove_pool(State(node): Shared, Segment(text): Segment) -> Answer {
+    node.remove_pool(&name(&text)?).await?;
+    ok(Done {})
 }
 
 async fn check(State(node): Shared, Path(text): Path<String>) -> Answer {
-    ok(node.check_pool(&name(&text)?).await?)
+    let pool = node.pool(&name(&text)?)?;
+    pool.check_served()?;
+    ok(pool.check_pool().await?)
 }
 
 async fn list(
@@ -223,11 +237,13 @@ async fn create(State(node): Shared, Body(body): Body) -> Answer {
 }
 
 async fn info(State(node): Shared, Segment(text): Segment) -> Answer {
-    ok(node.info(&name(&text)?).await?)
+    let name = name(&text)?;
+    ok(node.pool_of(&name).await?.info(&name).await?)
 }
 
 async fn remove(State(node): Shared, Segment(text): Segment) -> Answer {
-    node.remove(&name(&text)?).await?;
+    let name = name(&text)?;
+    node.pool_of(&name).await?.remove(&name).await?;
     ok(Done {})
 }
 
@@ -240,11 +256,17 @@ async fn clone(State(node): Shared, Segment(text): Segment, Body(body): Body) ->
 }
 
 async fn resize(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
-    ok(node.resize(&name(&text)?, parse(&body)?).await?)
+    let name = name(&text)?;
+    ok(node
+        .pool_of(&name)
+        .await?
+        .resize(&name, parse(&body)?)
+        .await?)
 }
 
 async fn set(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
-    ok(node.set(&name(&text)?, parse(&body)?).await?)
+    let name = name(&text)?;
+    ok(node.pool_of(&name).await?.set(&name, parse(&body)?).await?)
 }
 
 async fn rename(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
@@ -252,16 +274,23 @@ async fn rename(State(node): Shared, Segment(text): Segment, Body(body): Body) -
 }
 
 async fn attach(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
-    ok(node.attach(&name(&text)?, parse(&body)?).await?)
+    let name = name(&text)?;
+    ok(node
+        .pool_of(&name)
+        .await?
+        .attach(&name, parse(&body)?)
+        .await?)
 }
 
 async fn detach(State(node): Shared, Segment(text): Segment) -> Answer {
-    node.detach(&name(&text)?).await?;
+    let name = name(&text)?;
+    node.pool_of(&name).await?.detach(&name).await?;
     ok(Done {})
 }
 
 async fn export(State(node): Shared, Segment(text): Segment) -> Answer {
-    ok(node.begin_export(&name(&text)?).await?)
+    let name = name(&text)?;
+    ok(node.pool_of(&name).await?.begin_export(&name).await?)
 }
 
 async fn import(State(node): Shared, Body(body): Body) -> Answer {
@@ -269,12 +298,14 @@ async fn import(State(node): Shared, Body(body): Body) -> Answer {
 }
 
 async fn abort_import(State(node): Shared, Segment(text): Segment) -> Answer {
-    node.abort_import(&name(&text)?).await?;
+    let name = name(&text)?;
+    node.pool_of(&name).await?.abort_import(&name).await?;
     ok(Done {})
 }
 
 async fn publish(State(node): Shared, Segment(text): Segment) -> Answer {
-    ok(node.publish(&name(&text)?).await?)
+    let name = name(&text)?;
+    ok(node.pool_of(&name).await?.publish(&name).await?)
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use archipelago_api::types::Attachment;
 use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name};
 use serde::{Deserialize, Serialize};
 
 use crate::durable;
-use archipelago_api::types::Attachment;
 
 /// Version of the file, newest first.
 ///
@@ -52,6 +52,7 @@ impl From<ContentV1> for Content {
         let attachments: Vec<Attachment> = numbered
             .map(|(id, old)| Attachment {
                 id,
+                pool: None,
                 name: old.name,
                 lineage: old.lineage,
                 read_only: old.read_only,
@@ -129,6 +130,19 @@ impl Attachments {
         self.all().find(|one| one.lineage == lineage)
     }
 
+    /// Those of the volumes of `pool`.
+    pub(crate) fn of_pool<'a>(&'a self, pool: &'a Name) -> impl Iterator<Item = &'a Attachment> {
+        self.all()
+            .filter(move |one| one.pool.as_ref() == Some(pool))
+    }
+
+    /// Says of which pool are those that a node with one pool has noted.
+    pub(crate) fn set_pool(&mut self, pool: &Name) {
+        for attachment in self.by_id.values_mut() {
+            attachment.pool.get_or_insert_with(|| pool.clone());
+        }
+    }
+
     /// A number for one more attachment.
     pub(crate) fn next_id(&mut self) -> AttachmentId {
         let id = self.next_id;
@@ -192,6 +206,7 @@ mod tests {
     fn attachment(id: u64, name: &str) -> Attachment {
         Attachment {
             id: AttachmentId(id),
+            pool: None,
             name: name.parse().unwrap(),
             lineage: Lineage(id.into()),
             read_only: false,

@@ -5,10 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use archipelago_api::layout::{Layout, path_error};
+use archipelago_host::Identity;
 use archipelago_protocol::Error;
 use nix::unistd::{getegid, geteuid};
-
-use archipelago_host::Identity;
 
 /// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's; they are there. The endpoint
 /// and those who may connect get through the run directory, and so to the peers' sockets; what else is in it, and who
@@ -45,6 +44,16 @@ pub(crate) fn give_sockets_to(layout: &Layout, endpoint: Option<Identity>) -> Re
             set(&volumes, uid, gid, 0o700)
         }
     }
+}
+
+/// Lets the endpoint's user through `directory` to the sockets in it, and no further.
+///
+/// # Errors
+/// What [`path_error`] says.
+pub(crate) fn let_through(directory: &Path, endpoint: Identity) -> Result<(), Error> {
+    chown(directory, None, Some(endpoint.gid))
+        .and_then(|()| std::fs::set_permissions(directory, Permissions::from_mode(0o2710)))
+        .map_err(|error| path_error(directory, &error))
 }
 
 #[cfg(test)]

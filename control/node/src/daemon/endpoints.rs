@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use archipelago_api::types::{AttachVolume, Attachment};
 use archipelago_host::{JOURNAL_LEN_BYTES, QUEUES_MAX};
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
@@ -15,9 +16,8 @@ use archipelago_protocol::{
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 
-use super::node::Node;
 use super::passing::{Hindrance, wait_while_passing};
-use archipelago_api::types::{AttachVolume, Attachment};
+use super::pool::Pool;
 
 const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
 /// Request queues when nobody says how many.
@@ -31,7 +31,7 @@ const SERVE_RETRY_MIN: Duration = Duration::from_secs(1);
 /// Longest wait: whoever frees a descriptor or some space shall see the volume come back.
 const SERVE_RETRY_MAX: Duration = Duration::from_secs(10);
 
-impl Node {
+impl Pool {
     /// Serves `name` at a socket; the same again answers the same.
     pub(crate) async fn attach(
         &self,
@@ -58,6 +58,11 @@ impl Node {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         let present = self.attachments().of_volume(entry.lineage).cloned();
+        if let Some(attachment) = &present
+            && attachment.pool.as_ref() != Some(&self.name)
+        {
+            return Err(self.attached_elsewhere(attachment).into());
+        }
         if let Some(attachment) = present {
             self.same(&attachment, request)?;
             // Told again: harmless, and it repairs what a failed attempt may have left.
@@ -72,17 +77,18 @@ impl Node {
             )
             .with_hint(format!(
                 "or attach a clone of it: `{} volume clone {name} NAME`",
-                self.layout.command()
+                self.context.layout.command()
             ))
             .into());
         }
         let attachment = Attachment {
             id: self.attachments().next_id(),
+            pool: Some(self.name.clone()),
             name: name.clone(),
             lineage: entry.lineage,
             read_only,
             endpoint: EndpointSpec::VhostUser {
-                socket: self.layout.volume_socket(entry.lineage),
+                socket: self.context.layout.volume_socket(entry.lineage),
                 queues: request.queues.unwrap_or(QUEUES_DEFAULT),
             },
         };
@@ -123,10 +129,20 @@ impl Node {
         Ok(attachment)
     }
 
+    /// Two pools hold the same volume: one is a copy of the other.
+    fn attached_elsewhere(&self, attachment: &Attachment) -> Error {
+        let pool = attachment.pool.as_ref().map_or("?", |pool| pool.as_str());
+        let message = format!(
+            "`{}` of pool `{pool}` is attached, which is the same volume: one of the two pools is a copy",
+            attachment.name
+        );
+        Error::new(ErrorCode::InUse, message).with_hint("detach it there first")
+    }
+
     /// Refuses what the run directory has no room for: an open volume needs a presence journal there, and those that are
     /// attached and not open yet were promised one before.
     fn check_journal_room(&self, attachment: &Attachment) -> Result<(), Error> {
-        let directory = self.layout.journals();
+        let directory = self.places.journals();
         let Ok(stat) = nix::sys::statvfs::statvfs(&directory) else {
             // Whatever it is, the open will name it.
             return Ok(());
@@ -138,7 +154,7 @@ impl Node {
         }
         let promised = self
             .attachments()
-            .all()
+            .of_pool(&self.name)
             .filter(|one| !one.read_only && without_journal(one.lineage))
             .count();
         let promised =
@@ -179,7 +195,7 @@ impl Node {
         )
         .with_hint(format!(
             "detach it first: `{} volume detach {}`",
-            self.layout.command(),
+            self.context.layout.command(),
             attachment.name
         )))
     }
@@ -216,7 +232,7 @@ impl Node {
             .map(|one| one.id);
         let Some(attachment) = attached else {
             let error = Error::new(ErrorCode::NotFound, format!("`{name}` is not attached"));
-            let command = self.layout.command();
+            let command = self.context.layout.command();
             return Err(error
                 .with_hint(format!("`{command} node status` shows what is"))
                 .into());
@@ -273,8 +289,12 @@ impl Node {
                 .is_none_or(|only| only.contains(&attachment.id))
         };
         let turn = self.change_alone().await;
-        let attachments: Vec<Attachment> =
-            self.attachments().all().filter(wanted).cloned().collect();
+        let attachments: Vec<Attachment> = self
+            .attachments()
+            .of_pool(&self.name)
+            .filter(wanted)
+            .cloned()
+            .collect();
         let _one_at_a_time = match turn {
             Ok(turn) => turn,
             Err(error) => {

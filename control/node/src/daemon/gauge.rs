@@ -5,9 +5,8 @@
 
 use std::fmt;
 
-use archipelago_blocker_file::Room;
-
 use archipelago_api::pools::{Inodes, PoolSpace, SpaceLevel};
+use archipelago_blocker_file::Room;
 
 /// What is used when a level is reached, in percent, the fullest first.
 const LEVELS: [(u8, SpaceLevel); 3] = [

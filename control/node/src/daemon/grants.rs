@@ -8,13 +8,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
-use archipelago_protocol::control::{ControlRequest, Role};
+use archipelago_api::layout::path_error;
+use archipelago_api::types::Attachment;
 use archipelago_protocol::{Access, Error, Grants, Lineage};
 
-use super::attachments::Attachments;
-use super::node::Node;
 use crate::durable;
-use archipelago_api::layout::path_error;
 
 /// Exports that are remembered: as many as the endpoint serves at a time. Nobody says when one has ended; one that is
 /// forgotten goes on, but not in a next life of the mapper.
@@ -31,8 +29,11 @@ pub(crate) struct Granted {
 
 impl Granted {
     /// What a daemon that starts grants: what is attached.
-    pub(crate) fn new(path: PathBuf, attachments: &Attachments) -> Granted {
-        let held = attachments.all().map(|attachment| {
+    pub(crate) fn new<'a>(
+        path: PathBuf,
+        attachments: impl Iterator<Item = &'a Attachment>,
+    ) -> Granted {
+        let held = attachments.map(|attachment| {
             let access = if attachment.read_only {
                 Access::Read
             } else {
@@ -47,15 +48,18 @@ impl Granted {
         }
     }
 
-    fn hold(&mut self, lineage: Lineage, access: Access) {
+    /// Grants `access` to `lineage` until [`Granted::release`].
+    pub(crate) fn hold(&mut self, lineage: Lineage, access: Access) {
         self.held.insert(lineage, access);
     }
 
-    fn release(&mut self, lineage: Lineage) {
+    /// Takes back what [`Granted::hold`] gave.
+    pub(crate) fn release(&mut self, lineage: Lineage) {
         self.held.remove(&lineage);
     }
 
-    fn export(&mut self, lineage: Lineage) {
+    /// Grants reading `lineage` for a while.
+    pub(crate) fn export(&mut self, lineage: Lineage) {
         self.exports.retain(|known| *known != lineage);
         if self.exports.len() == EXPORTS_MAX {
             self.exports.pop_front();
@@ -83,43 +87,6 @@ impl Granted {
     }
 }
 
-impl Node {
-    /// Lets the endpoint open `lineage`, until [`Node::withdraw`].
-    pub(crate) async fn grant(&self, lineage: Lineage, access: Access) -> Result<(), Error> {
-        self.change_grants(|granted| granted.hold(lineage, access))
-            .await
-    }
-
-    /// Lets the endpoint read `lineage` for a while.
-    pub(crate) async fn grant_export(&self, lineage: Lineage) -> Result<(), Error> {
-        self.change_grants(|granted| granted.export(lineage)).await
-    }
-
-    /// Takes back what [`Node::grant`] gave. What fails is logged: the endpoint may do more than it should, nobody less.
-    pub(crate) async fn withdraw(&self, lineage: Lineage) {
-        let withdrawn = self.change_grants(|granted| granted.release(lineage));
-        if let Err(error) = withdrawn.await {
-            tracing::warn!("{lineage} stays open to the endpoint until the next start: {error}");
-        }
-    }
-
-    async fn change_grants(&self, change: impl FnOnce(&mut Granted)) -> Result<(), Error> {
-        if self.endpoint.is_none() {
-            return Ok(());
-        }
-        let grants = {
-            let mut granted = self.granted();
-            change(&mut granted);
-            granted.write()?
-        };
-        for role in [Role::Blocker, Role::Mapper] {
-            let grants = grants.clone();
-            self.tell(role, &ControlRequest::Grants { grants }).await?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,8 +94,7 @@ mod tests {
     #[test]
     fn what_is_held_stays_and_the_oldest_export_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
-        let attachments = Attachments::read(dir.path().join("attachments.json")).unwrap();
-        let mut granted = Granted::new(dir.path().join("grants.json"), &attachments);
+        let mut granted = Granted::new(dir.path().join("grants.json"), std::iter::empty());
         let (written, read) = (Lineage(1000), Lineage(1001));
         granted.hold(written, Access::Write);
         granted.hold(read, Access::Read);

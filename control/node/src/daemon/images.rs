@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
+use archipelago_api::types::{BeginImport, Bulk, VolumeView};
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize, OnFull};
 
-use super::node::Node;
 use super::passing::{Hindrance, wait_while_passing};
+use super::pool::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
-use archipelago_api::types::{BeginImport, Bulk, VolumeView};
 
 /// How long the endpoint may take to close a volume whose writer has gone.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked after.
 const CLOSE_STEP: Duration = Duration::from_millis(10);
 
-impl Node {
+impl Pool {
     /// Makes an invisible image and opens it for one writer.
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let size = check_volume_size(request.size)?;
@@ -47,7 +47,7 @@ impl Node {
                 return Err(self.explain_full(&what, error).into());
             }
         }
-        let socket = self.layout.bulk_socket(lineage);
+        let socket = self.context.layout.bulk_socket(lineage);
         let open = ControlRequest::OpenBulk {
             lineage,
             write: true,
@@ -70,7 +70,7 @@ impl Node {
             lineage,
             size,
             socket,
-            uid: self.endpoint.map(|user| user.uid),
+            uid: self.context.endpoint.map(|user| user.uid),
         })
     }
 
@@ -124,7 +124,7 @@ impl Node {
             )
             .with_hint(format!(
                 "`{} volume remove {name}` removes what is there",
-                self.layout.command()
+                self.context.layout.command()
             )));
         }
         // Its writer may have gone just now: the endpoint closes the volume first.
@@ -156,7 +156,7 @@ impl Node {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
         self.grant_export(entry.lineage).await?;
-        let socket = self.layout.bulk_socket(fresh_lineage()?);
+        let socket = self.context.layout.bulk_socket(fresh_lineage()?);
         let open = ControlRequest::OpenBulk {
             lineage: entry.lineage,
             write: false,
@@ -167,7 +167,7 @@ impl Node {
                 lineage: entry.lineage,
                 size: entry.size,
                 socket,
-                uid: self.endpoint.map(|user| user.uid),
+                uid: self.context.endpoint.map(|user| user.uid),
             }),
             Err(error) if error.code == ErrorCode::InUse => {
                 let message = format!(
@@ -176,7 +176,7 @@ impl Node {
                 Err(Hindrance::Passing(
                     Error::new(ErrorCode::InUse, message).with_hint(format!(
                         "export a snapshot of it: `{} volume snapshot {name} NAME`",
-                        self.layout.command()
+                        self.context.layout.command()
                     )),
                 ))
             }

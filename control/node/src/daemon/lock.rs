@@ -5,12 +5,11 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
+use archipelago_api::layout::{Layout, path_error};
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-
-use archipelago_api::layout::{Layout, path_error};
 
 /// Milliseconds between two tries of whoever waits for the lock.
 const RETRY: u8 = 10;

@@ -1,483 +1,383 @@
-//! The node as the API sees it: its processes, and how they are asked.
+//! The node as the API sees it: its pools, and which of them a name is in.
 //!
 //! Invariants
-//! - Changes of names, sizes and attachments are made one at a time, under [`Node::changes`].
-//! - A request whose process died over it is sent again to the next life. Requests that make something carry its fresh
-//!   lineage, so a repetition is recognised and not reported as a failure.
+//! - Names are unique in the node: who makes one claims it first, and looks whether another pool has it.
+//! - A pool that is not served, or does not answer, keeps no request to another one: it is not asked, or not waited for.
+//!   What such a pool holds has names that nobody knows meanwhile, so one may come twice; it is then refused until it is renamed.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use archipelago_api::config::{Config, default_pool};
+use archipelago_api::layout::Layout;
+use archipelago_api::types::{
+    BeginImport, Bulk, CloneVolume, CreateVolume, PoolAbsence, RenameVolume, SnapshotVolume,
+    VolumePage, VolumeView,
+};
 use archipelago_blocker_file::Claim;
 use archipelago_host::Identity;
-use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
-use archipelago_protocol::check::Report;
-use archipelago_protocol::control::{ControlReply, ControlRequest, Role, Wait};
-use archipelago_protocol::error::TOO_LARGE_HINT;
-use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
+use archipelago_protocol::{Error, ErrorCode, Name};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 
-use super::attachments::Attachments;
-use super::grants::Granted;
-use super::pool_watch::PoolWatch;
-use super::process::{AskError, Life, Process};
-use super::settings::peer_settings;
-use archipelago_api::config::{Config, Placement, Pool};
-use archipelago_api::layout::Layout;
+use super::context::NodeContext;
+use super::places::{Places, first_pool};
+use super::pool::Pool;
 
-type MutexGuardOf<'a, T> = tokio::sync::MutexGuard<'a, T>;
-
-/// How long a request may take, lives of the process in between included.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a check of the pool may take: less than the client of the API waits. Some 100,000 map pages.
-const CHECK_PATIENCE: Duration = Duration::from_secs(180);
-/// A call on storage that has not returned for so long hangs: whoever waits as long for an answer is told instead. A sync of
-/// a busy disk takes a few seconds; an NFS client tries a server that does not answer for ever.
-const HUNG_AFTER: Duration = Duration::from_secs(10);
-/// The same while the node starts: what syncs and recovers a whole pool may take longer, and nobody is served meanwhile.
-const HUNG_AFTER_AT_START: Duration = Duration::from_secs(50);
-/// How often it is asked whether one does, and how long the answer may take.
-const HUNG_STEP: Duration = Duration::from_secs(1);
-/// How often a request may meet the death of its process before it is taken for the cause.
-const DEATHS_MAX: u32 = 3;
+/// How long a pool may take to say whether it has a name, while there are others.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same once another pool has said that it has it: a pool that answers at all answers within a millisecond.
+const SECOND_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A node: one per daemon.
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) layout: Layout,
-    pub(crate) config: Config,
-    /// The user of the endpoint's process, if it has one of its own.
-    pub(crate) endpoint: Option<Identity>,
-    pub(crate) processes: Vec<Arc<Process>>,
-    /// Held while something is changed: [`Node::change_alone`].
-    changes: tokio::sync::Mutex<()>,
-    attachments: Mutex<Attachments>,
-    granted: Mutex<Granted>,
-    /// The looks at the pool's file system.
-    pub(crate) pool_watch: PoolWatch,
-    /// The node serves.
-    pub(crate) started: AtomicBool,
-    /// Counts the lives of the endpoint that are to be told what is attached.
-    pub(crate) endpoint_lives: watch::Sender<u64>,
+    pub(crate) context: Arc<NodeContext>,
+    pools: Mutex<BTreeMap<Name, Arc<Pool>>>,
+    /// The pool whose places are the run directory itself.
+    pub(crate) first: Name,
+    /// Names that are being made.
+    claimed: Mutex<BTreeSet<Name>>,
+    /// Held while a pool is added or removed.
+    pub(crate) pool_changes: tokio::sync::Mutex<()>,
     /// Asks the main loop for a clean stop.
     pub(crate) stop: Notify,
     /// What was left unfinished, once all processes have stopped.
     pub(crate) stopped: watch::Sender<Option<Vec<String>>>,
 }
 
-/// An answer and whether the request had to be sent more than once.
-struct Answer {
-    reply: ControlReply,
-    repeated: bool,
+/// A name that is being made; others may make it when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Claimed<'a> {
+    node: &'a Node,
+    name: Name,
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        // A panic while it was held has left a whole set.
+        let mut claimed = self
+            .node
+            .claimed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        claimed.remove(&self.name);
+    }
 }
 
 impl Node {
-    /// The node at `layout`, whose endpoint runs as `endpoint` and whose pool is opened with the right of `claim`; nothing runs yet. The caller holds its lock.
+    /// The node at `layout`, whose endpoints run as `endpoint` and whose pools are opened with the right of `claim`; nothing
+    /// runs yet. The caller holds its lock.
     pub(crate) fn new(
         layout: Layout,
         config: Config,
         endpoint: Option<Identity>,
         claim: Claim,
     ) -> Result<Node, Error> {
-        let attachments = Attachments::read(layout.attachments())?;
-        let granted = Granted::new(layout.grants(), &attachments);
-        if endpoint.is_some() {
-            granted.write()?;
+        let first = first_pool(&layout, config.pools.keys());
+        let context = Arc::new(NodeContext::new(layout, config, endpoint)?);
+        context.attachments().set_pool(&first);
+        let mut pools = BTreeMap::new();
+        for (name, config) in &context.config.pools {
+            let places = Places::new(&context.layout, name, &first)?;
+            let pool = Pool::new(&context, name, config, places, claim)?;
+            pools.insert(name.clone(), Arc::new(pool));
         }
-        let settings = peer_settings(&layout, &config, endpoint, claim);
-        let groups: Vec<Vec<Role>> = match config.placement {
-            Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
-            Placement::Split => vec![
-                vec![Role::Blocker],
-                vec![Role::Mapper],
-                vec![Role::Endpoint],
-            ],
-        };
-        let processes = groups
-            .into_iter()
-            .map(|roles| Process::new(&layout, roles, settings.clone()).map(Arc::new))
-            .collect::<Result<Vec<_>, Error>>()?;
-        let Pool::File { directory, .. } = config.pool().1;
-        let pool_watch = PoolWatch::new(directory)?;
         Ok(Node {
-            layout,
-            config,
-            endpoint,
-            processes,
-            changes: tokio::sync::Mutex::new(()),
-            attachments: Mutex::new(attachments),
-            granted: Mutex::new(granted),
-            pool_watch,
-            started: AtomicBool::new(false),
-            endpoint_lives: watch::Sender::new(0),
+            context,
+            pools: Mutex::new(pools),
+            first,
+            claimed: Mutex::default(),
+            pool_changes: tokio::sync::Mutex::new(()),
             stop: Notify::new(),
             stopped: watch::Sender::new(None),
         })
     }
 
-    /// Name of the pool.
-    pub(crate) fn pool(&self) -> &Name {
-        self.config.pool().0
+    fn command(&self, rest: &str) -> String {
+        format!("`{} {rest}`", self.context.layout.command())
     }
 
-    /// What is attached. Held for no longer than a look or a change.
-    pub(crate) fn attachments(&self) -> MutexGuard<'_, Attachments> {
-        // A panic while it was held has left the old or the new content: both are whole.
-        self.attachments
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// The pools, in order of their names.
+    pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
+        // A panic while it was held has left a whole map.
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.values().cloned().collect()
     }
 
-    /// What the endpoint may open. Held for no longer than a change.
-    pub(crate) fn granted(&self) -> MutexGuard<'_, Granted> {
+    pub(super) fn insert_pool(&self, pool: Arc<Pool>) {
         // As above.
-        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.insert(pool.name.clone(), pool);
     }
 
-    /// The process that hosts `role`.
-    pub(crate) fn process(&self, role: Role) -> &Arc<Process> {
-        self.processes
-            .iter()
-            .find(|process| process.roles().contains(&role))
-            .expect("every placement hosts every role")
+    pub(super) fn forget_pool(&self, name: &Name) {
+        // As above.
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.remove(name);
     }
 
-    async fn answer(&self, role: Role, request: &ControlRequest) -> Result<Answer, Error> {
-        self.answer_within(role, request, PATIENCE).await
-    }
-
-    async fn answer_within(
-        &self,
-        role: Role,
-        request: &ControlRequest,
-        patience: Duration,
-    ) -> Result<Answer, Error> {
-        let process = self.process(role);
-        let deadline = tokio::time::Instant::now() + patience;
-        let mut deaths = 0;
-        // Only a hint: nothing is ordered by it.
-        let beside = if self.started.load(Ordering::Relaxed) {
-            HUNG_AFTER
-        } else {
-            HUNG_AFTER_AT_START
-        };
-        loop {
-            if *process.life().borrow() == Life::Ended {
-                return Err(Error::new(ErrorCode::Unavailable, "the node is stopping"));
-            }
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            match self.ask_watched(process, request, left, beside).await {
-                Ok(reply) => {
-                    return Ok(Answer {
-                        reply,
-                        repeated: deaths > 0,
-                    });
-                }
-                Err(AskError::Failed(error)) => return Err(error),
-                Err(AskError::Lost) if deaths < DEATHS_MAX => deaths += 1,
-                Err(AskError::Lost) => {
-                    return Err(Error::new(
-                        ErrorCode::Unavailable,
-                        format!(
-                            "the {} process died {} times over this request",
-                            process.title(),
-                            deaths + 1
-                        ),
-                    )
-                    .with_hint(format!("look at {}", self.layout.log().display())));
-                }
-            }
-        }
-    }
-
-    /// Asks `process`; from `beside` on waits no longer once storage hangs, nor for a process that does not start.
-    pub(crate) async fn ask_watched(
-        &self,
-        process: &Process,
-        request: &ControlRequest,
-        patience: Duration,
-        mut beside: Duration,
-    ) -> Result<ControlReply, AskError> {
-        let asked = process.ask(request, patience);
-        tokio::pin!(asked);
-        loop {
-            match tokio::time::timeout(beside, &mut asked).await {
-                Ok(answer) => return answer,
-                Err(_not_yet) => beside = HUNG_STEP,
-            }
-            if let Some(why) = process.absence() {
-                return Err(AskError::Failed(why));
-            }
-            if let Some(wait) = self.hung().await {
-                return Err(AskError::Failed(self.hanging(&wait)));
-            }
-        }
-    }
-
-    /// The call on storage that hangs longest, if one does.
-    async fn hung(&self) -> Option<Wait> {
-        let blocker = self.process(Role::Blocker);
-        let reply = blocker.ask(&ControlRequest::Status, HUNG_STEP).await;
-        let Ok(ControlReply::Status(status)) = reply else {
-            return None;
-        };
-        let hangs = |wait: &Wait| wait.seconds >= HUNG_AFTER.as_secs();
-        status.waits.into_iter().find(hangs)
-    }
-
-    /// What `wait` is, for people.
-    pub(crate) fn described(&self, wait: &Wait) -> String {
-        let name = self
-            .attachments()
-            .of_volume(wait.lineage)
-            .map(|it| it.name.clone());
-        let volume = name.map_or_else(String::new, |name| format!("volume `{name}`: "));
-        format!(
-            "{volume}{} has not returned for {} s",
-            wait.what, wait.seconds
-        )
-    }
-
-    fn hanging(&self, wait: &Wait) -> Error {
-        let message = format!(
-            "the storage of pool `{}` does not answer: {}",
-            self.pool(),
-            self.described(wait)
-        );
-        Error::new(ErrorCode::Unavailable, message).with_hint(format!(
-            "what was asked may still be done once it answers; `{} node status` shows what hangs",
-            self.layout.command()
-        ))
-    }
-
-    /// Lets one change be made at a time: waits for its turn, and while what is returned is held nobody else has it.
-    ///
-    /// # Errors
-    /// [`ErrorCode::Unavailable`] if others take too long.
-    pub(crate) async fn change_alone(&self) -> Result<MutexGuardOf<'_, ()>, Error> {
-        let turn = tokio::time::timeout(PATIENCE, self.changes.lock()).await;
-        turn.map_err(|_late| {
-            let message = format!(
-                "other changes have been under way for {} s",
-                PATIENCE.as_secs()
-            );
-            Error::new(ErrorCode::Unavailable, message).with_hint(format!(
-                "nothing was changed; `{} node status` shows whether the storage hangs",
-                self.layout.command()
-            ))
+    /// The pool `name`, served or not.
+    pub(crate) fn pool(&self, name: &Name) -> Result<Arc<Pool>, Error> {
+        let mut pools = self.pools().into_iter();
+        pools.find(|pool| pool.name == *name).ok_or_else(|| {
+            Error::new(ErrorCode::NotFound, format!("there is no pool `{name}`"))
+                .with_hint(format!("{} shows the pools", self.command("pool list")))
         })
     }
 
-    /// Has the mapper check the pool beside its other work.
-    pub(crate) async fn check(&self) -> Result<Report, Error> {
-        let request = ControlRequest::Catalogue(CatalogueRequest::Check { repair: false });
-        let answer = self.answer_within(Role::Mapper, &request, CHECK_PATIENCE);
-        match answer.await?.reply {
-            ControlReply::Catalogue(CatalogueReply::Report(report)) => Ok(report),
-            ControlReply::Catalogue(CatalogueReply::Failed(error))
-            | ControlReply::Failed(error) => Err(error),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Asks the process that hosts `role`.
-    pub(crate) async fn ask(
-        &self,
-        role: Role,
-        request: &ControlRequest,
-    ) -> Result<ControlReply, Error> {
-        match self.answer(role, request).await?.reply {
-            ControlReply::Failed(error) => Err(error),
-            reply => Ok(reply),
-        }
-    }
-
-    /// Asks for something that answers nothing.
-    pub(crate) async fn tell(&self, role: Role, request: &ControlRequest) -> Result<(), Error> {
-        match self.ask(role, request).await? {
-            ControlReply::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Asks the mapper about names.
-    pub(crate) async fn catalogue(
-        &self,
-        request: CatalogueRequest,
-    ) -> Result<CatalogueReply, Error> {
-        let answer = self
-            .answer(Role::Mapper, &ControlRequest::Catalogue(request.clone()))
-            .await?;
-        let error = match answer.reply {
-            ControlReply::Catalogue(CatalogueReply::Failed(error))
-            | ControlReply::Failed(error) => error,
-            ControlReply::Catalogue(reply) => return Ok(reply),
-            other => return Err(unexpected(&other)),
+    /// The pool for something new: `wanted`, else the only one, else the one named `default`. It is served.
+    fn pool_for(&self, wanted: Option<&Name>) -> Result<Arc<Pool>, Error> {
+        let pool = match wanted {
+            Some(name) => self.pool(name)?,
+            None => {
+                let pools = self.pools();
+                self.pool(default_pool(pools.iter().map(|pool| &pool.name))?)?
+            }
         };
-        if answer.repeated && self.was_done(&request, error.code).await {
-            return Ok(CatalogueReply::Done);
-        }
-        Err(error)
+        pool.check_served()?;
+        Ok(pool)
     }
 
-    /// Whether the failure of a repeated request says that the first one was carried out.
-    async fn was_done(&self, request: &CatalogueRequest, code: ErrorCode) -> bool {
-        use CatalogueRequest::{Clone, Create, Remove, Rename, Snapshot};
-        let look = |name: &Name| CatalogueRequest::Lookup { name: name.clone() };
-        let (name, expected) = match (request, code) {
-            (
-                Create { name, lineage, .. }
-                | Clone { name, lineage, .. }
-                | Snapshot { name, lineage, .. },
-                ErrorCode::Exists,
-            ) => (name, Some(*lineage)),
-            (Rename { to, .. }, ErrorCode::NotFound) => (to, None),
-            (Remove { .. }, ErrorCode::NotFound) => return true,
-            _ => return false,
-        };
-        match self
-            .answer(Role::Mapper, &ControlRequest::Catalogue(look(name)))
-            .await
-        {
-            Ok(Answer {
-                reply: ControlReply::Catalogue(CatalogueReply::Entry(entry)),
-                ..
-            }) => expected.is_none_or(|lineage| entry.lineage == lineage),
-            _ => false,
-        }
+    /// The pools that are served.
+    fn served(&self) -> Vec<Arc<Pool>> {
+        let pools = self.pools().into_iter();
+        pools.filter(|pool| pool.unserved().is_none()).collect()
     }
 
-    /// Names what is damaged, where a peer knows only that something of the volume is.
-    pub(crate) async fn explained(&self, lineage: Lineage, error: Error) -> Error {
-        if error.code != ErrorCode::Damaged {
-            return error;
-        }
-        self.damage(lineage).await.unwrap_or(error)
+    /// Why the pools are not served that are not.
+    fn absences(&self) -> Vec<PoolAbsence> {
+        let pools = self.pools().into_iter();
+        pools
+            .filter_map(|pool| {
+                pool.unserved().map(|why| PoolAbsence {
+                    pool: pool.name.clone(),
+                    reason: why.message,
+                })
+            })
+            .collect()
     }
 
-    /// What was found damaged of a volume.
-    pub(crate) async fn damage(&self, lineage: Lineage) -> Option<Error> {
-        let damage = self
-            .ask(Role::Mapper, &ControlRequest::Damage { lineage })
-            .await;
-        damage
-            .err()
-            .filter(|error| error.code == ErrorCode::Damaged)
-    }
-
-    /// The entry `name`.
-    pub(crate) async fn lookup(&self, name: &Name) -> Result<Entry, Error> {
-        match self
-            .catalogue(CatalogueRequest::Lookup { name: name.clone() })
-            .await
-        {
-            Ok(CatalogueReply::Entry(entry)) => Ok(entry),
-            Ok(other) => Err(unexpected(&other)),
-            Err(error) if error.code == ErrorCode::NotFound && error.hint.is_empty() => Err(error
-                .with_hint(format!(
-                    "`{} volume list` shows what there is",
-                    self.layout.command()
-                ))),
-            Err(error) => Err(error),
+    /// The served pool that `name` is in.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`]; [`ErrorCode::Exists`] if it is in two; [`ErrorCode::Unavailable`] if it may be in a pool that is
+    /// not served, or does not answer.
+    pub(crate) async fn pool_of(&self, name: &Name) -> Result<Arc<Pool>, Error> {
+        let all = self.pools();
+        if let [only] = all.as_slice() {
+            only.check_served()?;
+            return Ok(Arc::clone(only));
         }
-    }
-
-    /// The entry `name`, which must be whole.
-    pub(crate) async fn lookup_whole(&self, name: &Name) -> Result<Entry, Error> {
-        let entry = self.lookup(name).await?;
-        if entry.kind == Kind::Importing {
-            return Err(
-                Error::new(ErrorCode::InUse, format!("`{name}` is being imported")).with_hint(
-                    format!(
-                        "wait until it is whole; if nobody imports it any more: `{} volume remove {name}`",
-                        self.layout.command()
-                    ),
-                ),
-            );
+        let served = self.served();
+        let mut silent: BTreeSet<Name> = served.iter().map(|pool| pool.name.clone()).collect();
+        let mut asked: FuturesUnordered<_> = served
+            .into_iter()
+            .map(|pool| async move {
+                let found = pool.lookup(name).await;
+                (pool, found)
+            })
+            .collect();
+        let mut deadline = tokio::time::Instant::now() + LOOKUP_TIMEOUT;
+        let mut found: Vec<Arc<Pool>> = Vec::new();
+        let mut missing = None;
+        while let Ok(Some((pool, answer))) = tokio::time::timeout_at(deadline, asked.next()).await {
+            match answer {
+                Ok(_entry) => {
+                    silent.remove(&pool.name);
+                    found.push(pool);
+                    deadline = deadline.min(tokio::time::Instant::now() + SECOND_TIMEOUT);
+                }
+                Err(error) if error.code == ErrorCode::NotFound => {
+                    silent.remove(&pool.name);
+                    missing = Some(error);
+                }
+                // Silent as one that has not answered.
+                Err(_unknown) => {}
+            }
         }
-        Ok(entry)
-    }
-
-    /// Says of a name that is taken what has it: listings do not show an import.
-    pub(crate) async fn taken(&self, name: &Name, error: Error) -> Error {
-        if error.code != ErrorCode::Exists || !error.hint.is_empty() {
-            return error;
+        match found.as_slice() {
+            [one] => return Ok(Arc::clone(one)),
+            [one, other, ..] => {
+                let message = format!(
+                    "`{name}` is in pool `{}` and in pool `{}`",
+                    one.name, other.name
+                );
+                let rename = format!("volume rename {name} NAME --pool {}", other.name);
+                return Err(Error::new(ErrorCode::Exists, message).with_hint(format!(
+                    "give one of them another name: {}",
+                    self.command(&rename)
+                )));
+            }
+            [] => {}
         }
-        match self.lookup_whole(name).await {
-            Err(importing) if importing.code == ErrorCode::InUse => Error {
-                hint: format!("{}; {}", importing.message, importing.hint),
-                ..error
-            },
-            _ => {
-                let command = self.layout.command();
-                error.with_hint(format!(
-                    "choose another name; `{command} volume info {name}` shows what has it"
-                ))
+        let absent = self.absences();
+        let unknown = absent
+            .first()
+            .map(|absence| (&absence.pool, absence.reason.as_str()));
+        let unknown = unknown.or_else(|| silent.first().map(|pool| (pool, "it does not answer")));
+        match (unknown, missing) {
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(Error::new(ErrorCode::Unavailable, "no pool is served")),
+            (Some((pool, why)), _) => {
+                let message = format!(
+                    "`{name}` is in none of the pools that are served, and pool `{pool}` is not: {why}"
+                );
+                Err(Error::new(ErrorCode::Unavailable, message)
+                    .with_hint(format!("{} shows the pools", self.command("node status"))))
             }
         }
     }
 
-    /// Says of a change for which something had run out what was not done, what is missing and where, and what helps.
-    pub(crate) fn explain_full(&self, what: &str, error: Error) -> Error {
-        let (pool, Pool::File { directory, .. }) = self.config.pool();
-        let (command, directory) = (self.layout.command(), directory.display());
-        let (why, hint) = match error.code {
-            ErrorCode::NoSpace => (
-                format!("the file system of pool `{pool}` is full ({directory})"),
-                format!(
-                    "free space there, or grow the file system, and try again; `{command} pool info {pool}` shows what is free"
-                ),
-            ),
-            ErrorCode::NoDescriptors => (
-                format!("the processes of pool `{pool}` have no file descriptor left"),
-                format!(
-                    "raise LimitNOFILE of the service, or detach volumes; `{command} node status` shows how many are allowed"
-                ),
-            ),
-            ErrorCode::NoMemory => (
-                "the host has no memory for it".to_owned(),
-                "free memory, or raise the limit of the service, and try again".to_owned(),
-            ),
-            ErrorCode::NoRunSpace => (
-                format!(
-                    "the run directory is full ({})",
-                    self.layout.run().display()
-                ),
-                "free space there, and try again".to_owned(),
-            ),
-            ErrorCode::TooLarge => (
-                format!("a file of pool `{pool}` ({directory}) may not get so large"),
-                TOO_LARGE_HINT.to_owned(),
-            ),
-            _ => return error,
-        };
-        tracing::warn!("{what}: {error}");
-        Error::new(error.code, format!("{what}: {why}")).with_hint(hint)
-    }
-
-    /// Carries out a change that answers the entry `name`.
-    pub(crate) async fn change(
+    /// The pool `wanted`, else the one that `name` is in.
+    async fn pool_named_or_of(
         &self,
-        request: CatalogueRequest,
+        wanted: Option<&Name>,
         name: &Name,
-    ) -> Result<Entry, Error> {
-        match self.catalogue(request).await {
-            Ok(CatalogueReply::Entry(entry)) => Ok(entry),
-            Ok(_) => self.lookup(name).await,
-            Err(error) => Err(self.taken(name, error).await),
+    ) -> Result<Arc<Pool>, Error> {
+        match wanted {
+            Some(_) => self.pool_for(wanted),
+            None => self.pool_of(name).await,
         }
     }
-}
 
-/// An answer of another kind than the request's.
-pub(crate) fn unexpected(what: &dyn std::fmt::Debug) -> Error {
-    tracing::error!("a data process answered something else than was asked: {what:?}");
-    Error::new(
-        ErrorCode::Internal,
-        "a data process answered something else than was asked",
-    )
-    .with_hint(
-        "its log has the answer; restart the node: its programs may be of different versions",
-    )
+    /// Lets nobody else make `name`, which shall be one of `pool`, and looks whether it is in another pool already.
+    async fn claim(&self, name: &Name, pool: &Pool) -> Result<Claimed<'_>, Error> {
+        {
+            // A panic while it was held has left a whole set.
+            let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+            if !claimed.insert(name.clone()) {
+                return Err(Error::new(
+                    ErrorCode::InUse,
+                    format!("`{name}` is being made by another request"),
+                )
+                .with_hint("choose another name, or wait for its end"));
+            }
+        }
+        let claim = Claimed {
+            node: self,
+            name: name.clone(),
+        };
+        let others = self.served().into_iter();
+        let asked = others
+            .filter(|other| other.name != pool.name)
+            .map(|other| async move {
+                let found = tokio::time::timeout(LOOKUP_TIMEOUT, other.lookup(name)).await;
+                matches!(found, Ok(Ok(_entry))).then(|| other.name.clone())
+            });
+        let found = futures_util::future::join_all(asked).await;
+        match found.into_iter().flatten().next() {
+            None => Ok(claim),
+            Some(other) => Err(Error::new(
+                ErrorCode::Exists,
+                format!("`{name}` exists already, in pool `{other}`"),
+            )
+            .with_hint(format!(
+                "choose another name; {} shows what has it",
+                self.command(&format!("volume info {name}"))
+            ))),
+        }
+    }
+
+    /// A new, empty volume.
+    pub(crate) async fn create(&self, request: CreateVolume) -> Result<VolumeView, Error> {
+        let pool = self.pool_for(request.pool.as_ref())?;
+        let _claimed = self.claim(&request.name, &pool).await?;
+        pool.create(request).await
+    }
+
+    /// A writable volume that begins as `source`, in its pool.
+    pub(crate) async fn clone_volume(
+        &self,
+        source: &Name,
+        request: CloneVolume,
+    ) -> Result<VolumeView, Error> {
+        let pool = self.pool_of(source).await?;
+        let _claimed = self.claim(&request.name, &pool).await?;
+        pool.clone_volume(source, request).await
+    }
+
+    /// A snapshot, in the pool of its volume.
+    pub(crate) async fn snapshot(
+        &self,
+        volume: &Name,
+        request: SnapshotVolume,
+    ) -> Result<VolumeView, Error> {
+        let pool = self.pool_of(volume).await?;
+        let _claimed = self.claim(&request.name, &pool).await?;
+        pool.snapshot(volume, request).await
+    }
+
+    /// Another name.
+    pub(crate) async fn rename(
+        &self,
+        from: &Name,
+        request: RenameVolume,
+    ) -> Result<VolumeView, Error> {
+        let pool = self.pool_named_or_of(request.pool.as_ref(), from).await?;
+        let _claimed = self.claim(&request.to, &pool).await?;
+        pool.rename(from, request).await
+    }
+
+    /// Makes an invisible image and opens it for one writer.
+    pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
+        let pool = self.pool_for(request.pool.as_ref())?;
+        let _claimed = self.claim(&request.name, &pool).await?;
+        pool.begin_import(request).await
+    }
+
+    /// A page of volumes, snapshots and images of all pools that are served.
+    pub(crate) async fn list(
+        &self,
+        prefix: String,
+        after: Option<Name>,
+        limit: usize,
+    ) -> Result<VolumePage, Error> {
+        let served = self.served();
+        let mut unlisted = self.absences();
+        if let ([only], []) = (served.as_slice(), unlisted.as_slice()) {
+            return only.list(prefix, after, limit).await;
+        }
+        let pages = served.iter().map(|pool| {
+            let page = pool.list(prefix.clone(), after.clone(), limit);
+            tokio::time::timeout(LOOKUP_TIMEOUT, page)
+        });
+        let pages = futures_util::future::join_all(pages).await;
+        let mut volumes: Vec<VolumeView> = Vec::new();
+        // What lies behind the first name at which a page ends is for the next page.
+        let mut end: Option<Name> = None;
+        for (pool, page) in served.iter().zip(pages) {
+            let reason = match page {
+                Ok(Ok(page)) => {
+                    volumes.extend(page.volumes);
+                    let earlier = |next: &Name| end.as_ref().is_none_or(|end| next < end);
+                    if let Some(next) = page.next.filter(earlier) {
+                        end = Some(next);
+                    }
+                    continue;
+                }
+                Ok(Err(error)) => error.message,
+                Err(_late) => "it does not answer".to_owned(),
+            };
+            unlisted.push(PoolAbsence {
+                pool: pool.name.clone(),
+                reason,
+            });
+        }
+        volumes.sort_by(|one, other| one.entry.name.cmp(&other.entry.name));
+        volumes.retain(|view| end.as_ref().is_none_or(|end| view.entry.name <= *end));
+        if volumes.len() > limit {
+            let last = volumes[limit - 1].entry.name.clone();
+            // A name that is in two pools stands on one page.
+            volumes.retain(|view| view.entry.name <= last);
+            end = Some(last);
+        }
+        Ok(VolumePage {
+            volumes,
+            next: end,
+            unlisted,
+        })
+    }
 }

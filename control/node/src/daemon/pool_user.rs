@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use archipelago_api::config::PoolConfig;
+use archipelago_api::layout::Layout;
 use archipelago_blocker_file::holder;
 use archipelago_host::PeerSettings;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
-
-use archipelago_api::config::Pool;
-use archipelago_api::layout::Layout;
 
 use crate::file_pool::FilePool;
 
@@ -100,7 +99,7 @@ impl PoolUser {
 
 impl ServingNode {
     /// The node that serves `pool` and is not about to end: one that is ending is waited for. The pool is not touched.
-    pub(crate) fn of_pool(pool: &Pool) -> Option<ServingNode> {
+    pub(crate) fn of_pool(pool: &PoolConfig) -> Option<ServingNode> {
         let deadline = SystemClock.now() + ENDING_TIMEOUT;
         loop {
             let node = ServingNode::find(pool)?;
@@ -112,13 +111,13 @@ impl ServingNode {
     }
 
     /// The node that serves `pool`, by the arguments of its processes.
-    fn find(pool: &Pool) -> Option<ServingNode> {
-        let Pool::File { directory, .. } = pool;
+    fn find(pool: &PoolConfig) -> Option<ServingNode> {
+        let directory = pool.directory();
         let processes = std::fs::read_dir("/proc").ok()?;
         processes
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter_map(ServingNode::of_process)
-            .find(|node| node.pool == *directory)
+            .find(|node| node.pool == directory)
     }
 
     /// The node that the data process `pid` belongs to.
@@ -140,7 +139,7 @@ impl ServingNode {
         let settings: PeerSettings<FilePool> = serde_json::from_str(value("--settings")?).ok()?;
         (parent_of(pid) == Some(daemon)).then_some(ServingNode {
             daemon,
-            run: settings.run,
+            run: settings.node,
             pool: settings.pool.directory,
         })
     }

@@ -7,23 +7,18 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use archipelago_api::pools::{PoolSpace, PoolStatus, SpaceLevel};
+use archipelago_api::types::ProblemView;
 use archipelago_blocker_file::{Holder, Room, holder, room};
 use archipelago_protocol::Error;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::gauge::{Change, Described, Gauge, WHAT_TO_DO};
-use super::node::Node;
-use super::supervisor::keep_running;
-use archipelago_api::config::Pool;
-use archipelago_api::pools::{PoolLock, PoolSpace, PoolStatus, SpaceLevel};
-use archipelago_api::types::ProblemView;
 
-/// How often the daemon looks by itself.
-const STEP: Duration = Duration::from_secs(5);
 /// A file system that has not answered by then is told as one that does not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -46,8 +41,8 @@ impl Found {
 /// What a look tells.
 #[derive(Debug, Default)]
 pub(crate) struct Sight {
-    space: Option<PoolSpace>,
-    holder: Option<Holder>,
+    pub(crate) space: Option<PoolSpace>,
+    pub(crate) holder: Option<Holder>,
 }
 
 /// The looks at one pool.
@@ -146,31 +141,16 @@ impl PoolWatch {
     }
 }
 
-impl Node {
-    /// The node's pool as it is now; but for what its process knows: access, reserve and owner.
-    pub(crate) async fn look_at_pool(&self) -> PoolStatus {
-        let (name, Pool::File { directory, .. }) = self.config.pool();
-        let Sight { space, holder } = self.pool_watch.look(name).await;
-        let is_ours = |pid| self.processes.iter().any(|process| process.pid() == pid);
-        PoolStatus {
-            name: name.clone(),
-            kind: "file".to_owned(),
-            directory: directory.clone(),
-            access: None,
-            reserve: None,
-            space,
-            lock: holder.map(|Holder { pid, .. }| PoolLock {
-                pid,
-                ours: pid.is_some_and(is_ours),
-            }),
-            owner: None,
-        }
-    }
-}
-
 /// What is wrong with a pool that fills up, or does not answer.
 pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
     let at = pool.directory.display();
+    if let Some(why) = &pool.unserved {
+        return Some(ProblemView {
+            volume: None,
+            pool: Some(pool.name.clone()),
+            what: format!("{at}: not served, and tried again: {why}"),
+        });
+    }
     let what = match &pool.space {
         Some(space) if space.level == SpaceLevel::Ok => return None,
         Some(space) => format!("{at}: {}; {WHAT_TO_DO}", Described(space)),
@@ -184,20 +164,6 @@ pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
         pool: Some(pool.name.clone()),
         what,
     })
-}
-
-/// Looks at the pool's file system from time to time, for the log.
-pub(crate) async fn watch_pool(node: Arc<Node>) {
-    let make = || {
-        let node = Arc::clone(&node);
-        async move {
-            loop {
-                node.pool_watch.look(node.pool()).await;
-                tokio::time::sleep(STEP).await;
-            }
-        }
-    };
-    keep_running("the look at the pool", make, |_logged| {}).await;
 }
 
 #[cfg(test)]

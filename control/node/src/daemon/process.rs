@@ -11,10 +11,11 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use archipelago_api::layout::path_error;
 use archipelago_blocker_file::Claim;
 use archipelago_host::PeerSettings;
 use archipelago_protocol::control::{ControlReply, ControlRequest, LINE_LEN_MAX, Role};
@@ -25,8 +26,6 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::Instant;
-
-use archipelago_api::layout::{Layout, path_error};
 
 use crate::file_pool::FilePool;
 
@@ -60,6 +59,7 @@ pub(crate) struct LastEnd {
 /// One process and its control socket.
 #[derive(Debug)]
 pub(crate) struct Process {
+    title: String,
     roles: Vec<Role>,
     socket: PathBuf,
     listener: UnixListener,
@@ -72,13 +72,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Prepares the process that hosts `roles`; nothing runs yet.
+    /// Prepares the process that hosts `roles`, asked at `socket` and called `title` in messages; nothing runs yet.
     pub(crate) fn new(
-        layout: &Layout,
+        title: String,
+        socket: PathBuf,
         roles: Vec<Role>,
         settings: PeerSettings<FilePool>,
     ) -> Result<Process, Error> {
-        let socket = layout.control_socket(roles[0]);
         let listener = crate::socket::listen(&socket)?;
         let inode = OpenOptions::new()
             .read(true)
@@ -86,6 +86,7 @@ impl Process {
             .open(&socket)
             .map_err(|error| path_error(&socket, &error))?;
         Ok(Process {
+            title,
             roles,
             socket,
             listener,
@@ -101,13 +102,14 @@ impl Process {
         &self.roles
     }
 
-    /// Its roles as they stand in logs.
-    pub(crate) fn title(&self) -> String {
-        self.roles
-            .iter()
-            .map(|role| role.name())
-            .collect::<Vec<_>>()
-            .join("+")
+    /// Its pool and roles as they stand in logs.
+    pub(crate) fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// Its control socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     pub(crate) fn life(&self) -> watch::Receiver<Life> {

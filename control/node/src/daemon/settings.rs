@@ -1,27 +1,30 @@
 //! What the daemon's data processes need to know, by the node's configuration.
 
+use archipelago_api::config::{Config, PoolConfig};
+use archipelago_api::layout::Layout;
 use archipelago_blocker_file::Claim;
 use archipelago_host::{DataPathSettings, Identity, PeerSettings};
 
-use archipelago_api::config::{Config, Pool};
-use archipelago_api::layout::Layout;
+use super::places::Places;
 
 use crate::file_pool::FilePool;
 
-/// The settings of every process of the node at `layout`, whose endpoint runs as `endpoint` and whose pool is opened with the
-/// right of `claim`.
+/// The settings of every process of a pool of the node at `layout`, whose endpoint runs as `endpoint` and whose pool is opened with
+/// the right of `claim`.
 pub(crate) fn peer_settings(
     layout: &Layout,
     config: &Config,
+    pool: &PoolConfig,
+    places: &Places,
     endpoint: Option<Identity>,
     claim: Claim,
 ) -> PeerSettings<FilePool> {
-    let Pool::File { directory, direct } = config.pool().1.clone();
     PeerSettings {
-        run: layout.run().to_owned(),
+        node: layout.run().to_owned(),
+        run: places.run().to_owned(),
         volumes: layout.volumes(),
-        journals: layout.journals(),
-        grants: layout.grants(),
+        journals: places.journals(),
+        grants: places.grants(),
         data: DataPathSettings {
             poll_us: config.data.poll_us,
             submission_chunk: config.data.submission_chunk,
@@ -29,10 +32,16 @@ pub(crate) fn peer_settings(
             channel_memory_mib: config.data.channel_memory_mib,
         },
         endpoint,
-        pool: FilePool {
-            directory,
-            direct,
-            claim,
-        },
+        pool: file_pool(pool, claim),
+    }
+}
+
+/// The pool of `config` as its processes host it, opened with the right of `claim`.
+pub(crate) fn file_pool(config: &PoolConfig, claim: Claim) -> FilePool {
+    let PoolConfig::File { directory, direct } = config.clone();
+    FilePool {
+        directory,
+        direct,
+        claim,
     }
 }

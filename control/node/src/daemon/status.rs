@@ -2,100 +2,200 @@
 
 use std::time::Duration;
 
-use archipelago_protocol::Lineage;
-use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus, Role};
-
-use super::node::Node;
-use super::pool_watch::problem;
-use super::process::{AskError, Process};
-use crate::descriptors::descriptors_of;
-use archipelago_api::pools::PoolStatus;
+use archipelago_api::pools::{PoolLock, PoolStatus, PoolView};
 use archipelago_api::types::{
     Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView,
 };
+use archipelago_blocker_file::Holder;
+use archipelago_protocol::control::{
+    ControlReply, ControlRequest, DeviceProblem, ProcessStatus, Role, Wait,
+};
+use archipelago_protocol::{Error, Lineage, Name};
+
+use super::node::Node;
+use super::pool::Pool;
+use super::pool_watch::{Sight, problem};
+use super::process::{AskError, Process};
+use crate::descriptors::descriptors_of;
 
 /// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two lives.
 const RECENT: Duration = Duration::from_secs(10);
 /// A process that does not say how it is within this time is shown as not serving.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What the processes of one pool say.
+struct PoolReport {
+    status: PoolStatus,
+    processes: Vec<ProcessView>,
+    waits: Vec<Wait>,
+    problems: Vec<DeviceProblem>,
+    journals: Vec<Lineage>,
+}
+
 impl Node {
     /// The processes, their peers and channels, and what is attached.
     pub(crate) async fn status(&self) -> NodeStatus {
-        let mut processes = Vec::with_capacity(self.processes.len());
-        let mut waits = Vec::new();
-        let mut problems = Vec::new();
-        let mut journals = Vec::new();
-        // Beside each other: one that does not answer costs what it waits, not three of them.
-        let views = self.processes.iter().map(|process| view(process));
-        let views = futures_util::future::join_all(views);
-        let (mut pool, views) = futures_util::future::join(self.look_at_pool(), views).await;
-        for (view, status) in views {
-            waits.extend(status.waits);
-            problems.extend(status.problems);
-            journals.extend(status.journals);
-            pool.add_report(status.pool);
-            processes.push(view);
+        // Beside each other: one that does not answer costs what it waits, not all of them.
+        let pools = self.pools();
+        let reports = futures_util::future::join_all(pools.iter().map(|pool| pool.report())).await;
+        let attachments: Vec<Attachment> = self.context.attachments().all().cloned().collect();
+        let mut status = NodeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            descriptors: descriptors_of(std::process::id()),
+            placement: self.context.config.placement,
+            processes: Vec::new(),
+            waits: Vec::new(),
+            journals: Vec::new(),
+            pools: Vec::new(),
+            problems: Vec::new(),
+            attachments: Vec::new(),
+        };
+        for report in reports {
+            report.add_to(&mut status, &attachments);
         }
-        let attachments: Vec<Attachment> = self.attachments().all().cloned().collect();
-        let peers = processes.iter_mut().flat_map(|process| &mut process.peers);
+        status.attachments = attachments;
+        status
+    }
+}
+
+impl PoolReport {
+    /// Adds what there is to `status`, with the names of what is attached.
+    fn add_to(mut self, status: &mut NodeStatus, attachments: &[Attachment]) {
+        let pool = &self.status.name;
+        let here = || {
+            attachments
+                .iter()
+                .filter(|one| one.pool.as_ref() == Some(pool))
+        };
+        let peers = self
+            .processes
+            .iter_mut()
+            .flat_map(|process| &mut process.peers);
         for peer in peers {
             let of_peer = |one: &&Attachment| peer.name == one.endpoint.peer_name(&one.lineage);
-            if let Some(attachment) = attachments.iter().find(of_peer) {
+            if let Some(attachment) = here().find(of_peer) {
                 peer.name = attachment.endpoint.peer_name(&attachment.name);
             }
         }
         let name_of = |lineage: Lineage| {
-            let mut all = attachments.iter();
-            all.find(|one| one.lineage == lineage)
+            here()
+                .find(|one| one.lineage == lineage)
                 .map(|one| one.name.clone())
         };
-        let mut problems: Vec<ProblemView> = problems
-            .into_iter()
-            .map(|problem| ProblemView {
-                volume: name_of(problem.lineage),
-                pool: None,
-                what: problem.what,
-            })
-            .collect();
-        problems.extend(problem(&pool));
-        NodeStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            descriptors: descriptors_of(std::process::id()),
-            placement: self.config.placement,
-            processes,
-            waits: waits
-                .into_iter()
-                .map(|wait| WaitView {
-                    volume: name_of(wait.lineage),
-                    what: wait.what,
-                    seconds: wait.seconds,
-                })
-                .collect(),
-            journals: journals.into_iter().filter_map(name_of).collect(),
-            pools: vec![pool],
-            problems,
-            attachments,
-        }
+        status
+            .waits
+            .extend(self.waits.into_iter().map(|wait| WaitView {
+                volume: name_of(wait.lineage),
+                what: wait.what,
+                seconds: wait.seconds,
+            }));
+        let problems = self.problems.into_iter().map(|problem| ProblemView {
+            volume: name_of(problem.lineage),
+            pool: None,
+            what: problem.what,
+        });
+        status.problems.extend(problems);
+        status.problems.extend(problem(&self.status));
+        status
+            .journals
+            .extend(self.journals.into_iter().filter_map(name_of));
+        status.processes.extend(self.processes);
+        status.pools.push(self.status);
     }
 }
 
-impl Node {
+impl Pool {
+    /// The pool as it is now; but for what its process knows: access, reserve and owner.
+    async fn look(&self) -> PoolStatus {
+        let Sight { space, holder } = self.watch.look(&self.name).await;
+        let is_ours = |pid| self.processes.iter().any(|process| process.pid() == pid);
+        PoolStatus {
+            name: self.name.clone(),
+            unserved: self.unserved().map(|why| why.message),
+            kind: "file".to_owned(),
+            directory: self.config.directory().to_owned(),
+            access: None,
+            reserve: None,
+            space,
+            lock: holder.map(|Holder { pid, .. }| PoolLock {
+                pid,
+                ours: pid.is_some_and(is_ours),
+            }),
+            owner: None,
+        }
+    }
+
+    async fn report(&self) -> PoolReport {
+        let views = self
+            .processes
+            .iter()
+            .map(|process| view(&self.name, process));
+        let views = futures_util::future::join_all(views);
+        let (status, views) = futures_util::future::join(self.look(), views).await;
+        let mut report = PoolReport {
+            status,
+            processes: Vec::new(),
+            waits: Vec::new(),
+            problems: Vec::new(),
+            journals: Vec::new(),
+        };
+        for (view, status) in views {
+            report.waits.extend(status.waits);
+            report.problems.extend(status.problems);
+            report.journals.extend(status.journals);
+            report.status.add_report(status.pool);
+            report.processes.push(view);
+        }
+        report
+    }
+
     /// The pool as it is now, with what the process says that serves it, if it answers.
-    pub(crate) async fn pool_status(&self) -> PoolStatus {
+    async fn pool_status(&self) -> PoolStatus {
         let blocker = self.process(Role::Blocker);
         let asked = blocker.ask(&ControlRequest::Status, ANSWER_TIMEOUT);
-        let (mut pool, answer) = futures_util::future::join(self.look_at_pool(), asked).await;
+        let (mut pool, answer) = futures_util::future::join(self.look(), asked).await;
         if let Ok(ControlReply::Status(status)) = answer {
             pool.add_report(status.pool);
         }
         pool
     }
+
+    /// The pool and what is in it; of a pool that is not served, the former.
+    ///
+    /// # Errors
+    /// If it is served and does not say what is in it.
+    pub(crate) async fn info_of_pool(&self) -> Result<PoolView, Error> {
+        let entries = match self.unserved() {
+            None => Some(self.entries().await?),
+            Some(_) => None,
+        };
+        Ok(view_of_pool(self.pool_status().await, entries))
+    }
+
+    /// The same beside other pools, which are not waited for.
+    pub(crate) async fn line_of_pool(&self) -> PoolView {
+        let entries = match self.unserved() {
+            None => tokio::time::timeout(ANSWER_TIMEOUT, self.entries())
+                .await
+                .ok(),
+            Some(_) => None,
+        };
+        view_of_pool(self.pool_status().await, entries.and_then(Result::ok))
+    }
+}
+
+fn view_of_pool(status: PoolStatus, entries: Option<u64>) -> PoolView {
+    PoolView {
+        free: status.space.map_or(0, |space| space.free),
+        total: status.space.map_or(0, |space| space.total),
+        entries,
+        status,
+    }
 }
 
 /// A process for people, and what it said of what is not its own.
-async fn view(process: &Process) -> (ProcessView, ProcessStatus) {
+async fn view(pool: &Name, process: &Process) -> (ProcessView, ProcessStatus) {
     let answer = process.ask(&ControlRequest::Status, ANSWER_TIMEOUT).await;
     let title = process.title();
     let (silence, mut status) = match answer {
@@ -115,6 +215,7 @@ async fn view(process: &Process) -> (ProcessView, ProcessStatus) {
         _ => silence,
     });
     let view = ProcessView {
+        pool: Some(pool.clone()),
         roles: process.roles().to_vec(),
         pid,
         descriptors: (pid != 0).then(|| descriptors_of(pid)).flatten(),

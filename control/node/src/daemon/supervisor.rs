@@ -129,7 +129,7 @@ pub(crate) async fn keep_running<F>(
 }
 
 /// A task that ends with whoever waits for it.
-struct AbortOnDrop(JoinHandle<()>);
+pub(crate) struct AbortOnDrop(pub(crate) JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -174,7 +174,7 @@ async fn supervise(
         }
         process.set_life(Life::Between);
         if end.is_final() {
-            process.set_last_end(end.error(&process.title()));
+            process.set_last_end(end.error(process.title()));
             let _ended = events.send(Event::Died(Arc::clone(&process), end));
             // The daemon ends: no other life.
             while *wish.borrow() == Wish::Live && wish.changed().await.is_ok() {}
@@ -182,7 +182,7 @@ async fn supervise(
         }
         let wait = backoff.after(began.elapsed());
         let title = process.title();
-        let error = end.error(&title);
+        let error = end.error(title);
         match end.status {
             Some(status) if end.last_words.is_none() => {
                 tracing::warn!("the {title} process died ({status}), started again in {wait:?}");

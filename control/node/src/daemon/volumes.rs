@@ -1,27 +1,26 @@
-//! Volumes, snapshots and clones: what the API does, in terms of mapper and endpoint.
+//! Volumes, snapshots and clones of a pool: what the API does, in terms of mapper and endpoint.
 
+use archipelago_api::types::{
+    CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
+    VolumePage, VolumeView,
+};
 use archipelago_blocker_file::Claim;
-use archipelago_host::Pool;
+use archipelago_host::Pool as _;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 
-use super::node::{Node, unexpected};
 use super::passing::{Hindrance, wait_while_passing};
-use super::settings::peer_settings;
+use super::pool::{Pool, unexpected};
+use super::settings::file_pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
-use archipelago_api::pools::PoolView;
-use archipelago_api::types::{
-    CloneVolume, CreateVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
-    VolumePage, VolumeView,
-};
 
-impl Node {
+impl Pool {
     fn view(&self, entry: Entry) -> VolumeView {
         let attachment = self.attachments().of_volume(entry.lineage).cloned();
         VolumeView {
-            pool: self.pool().clone(),
+            pool: self.name.clone(),
             attachment,
             damage: None,
             entry,
@@ -29,28 +28,16 @@ impl Node {
     }
 
     fn command(&self, rest: &str) -> String {
-        format!("`{} {rest}`", self.layout.command())
+        format!("`{} {rest}`", self.context.layout.command())
     }
 
-    /// Refuses a pool that is not there.
-    fn know_pool(&self, name: &Name) -> Result<(), Error> {
-        if name == self.pool() {
-            return Ok(());
-        }
-        Err(
-            Error::new(ErrorCode::NotFound, format!("there is no pool `{name}`"))
-                .with_hint(format!("{} shows the pools", self.command("pool list"))),
-        )
-    }
-
-    /// What is damaged, missing or leaked in the pool `name`.
-    pub(crate) async fn check_pool(&self, name: &Name) -> Result<PoolCheck, Error> {
-        self.know_pool(name)?;
+    /// What is damaged, missing or leaked in the pool.
+    pub(crate) async fn check_pool(&self) -> Result<PoolCheck, Error> {
         let mut report = self.check().await?;
-        let settings = peer_settings(&self.layout, &self.config, None, Claim::Start);
+        let pool = file_pool(&self.config, Claim::Start);
         // Storage that does not answer has kept the check above as well.
         let looked = tokio::task::spawn_blocking(move || {
-            settings.pool.look_for_foreign(&mut report);
+            pool.look_for_foreign(&mut report);
             report
         });
         let report = looked.await.map_err(|error| {
@@ -60,28 +47,16 @@ impl Node {
             )
         })?;
         Ok(PoolCheck {
-            pool: name.clone(),
+            pool: self.name.clone(),
             online: true,
             report,
         })
     }
 
-    /// The pool `name`.
-    pub(crate) async fn pool_info(&self, name: &Name) -> Result<PoolView, Error> {
-        self.know_pool(name)?;
-        let pool = self.pool_status().await;
+    /// How many volumes, snapshots and images there are.
+    pub(crate) async fn entries(&self) -> Result<u64, Error> {
         match self.catalogue(CatalogueRequest::PoolInfo).await? {
-            CatalogueReply::Pool {
-                free,
-                total,
-                entries,
-            } => Ok(PoolView {
-                // What the status tells, too.
-                free: pool.space.map_or(free, |space| space.free),
-                total: pool.space.map_or(total, |space| space.total),
-                status: pool,
-                entries,
-            }),
+            CatalogueReply::Pool { entries, .. } => Ok(entries),
             other => Err(unexpected(&other)),
         }
     }
@@ -109,6 +84,7 @@ impl Node {
                 Ok(VolumePage {
                     volumes: visible.map(|entry| self.view(entry)).collect(),
                     next: page.next,
+                    unlisted: Vec::new(),
                 })
             }
             other => Err(unexpected(&other)),
@@ -128,9 +104,6 @@ impl Node {
     /// A new, empty volume.
     pub(crate) async fn create(&self, request: CreateVolume) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
-        if let Some(pool) = &request.pool {
-            self.know_pool(pool)?;
-        }
         let _one_at_a_time = self.change_alone().await?;
         let create = CatalogueRequest::Create {
             name: request.name.clone(),

@@ -12,7 +12,13 @@ use super::source::{Source, whole_sectors};
 use super::{progress, zeros};
 use crate::output::Output;
 
-pub(super) fn run(file: &OsStr, name: &Name, client: &Client, output: Output) -> Result<(), Error> {
+pub(super) fn run(
+    file: &OsStr,
+    name: &Name,
+    pool: Option<Name>,
+    client: &Client,
+    output: Output,
+) -> Result<(), Error> {
     let interrupt = Interrupt::new()?;
     let mut source = Source::open(file, &interrupt, output)?;
     let size = whole_sectors(source.len());
@@ -22,6 +28,7 @@ pub(super) fn run(file: &OsStr, name: &Name, client: &Client, output: Output) ->
         &BeginImport {
             name: name.clone(),
             size,
+            pool,
         },
     )?;
     let path = format!("/v1/images/{}", path_segment(name.as_str()));

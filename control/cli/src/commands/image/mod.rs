@@ -15,7 +15,7 @@ use crate::output::Output;
 
 pub(super) fn run(command: Image, client: &Client, output: Output) -> Result<(), Error> {
     match command {
-        Image::Import { file, name } => import::run(&file, &name, client, output),
+        Image::Import { file, name, pool } => import::run(&file, &name, pool, client, output),
         Image::Export { name, file } => export::run(&name, &file, client, output),
     }
 }

@@ -1,0 +1,160 @@
+//! Pools that come and go while the node runs: changes of the text of a configuration, which keep what people wrote.
+//!
+//! Invariant: the changed text means what the old one meant, but for the one pool. A text of which that cannot be said is not
+//! changed.
+
+use archipelago_protocol::{Error, ErrorCode, Name};
+
+use super::{Config, PoolConfig};
+
+/// The text of a configuration with one more pool, at its end.
+///
+/// # Errors
+/// [`ErrorCode::Exists`] if a pool has the name; [`ErrorCode::Invalid`] if the configuration with the pool is not legal.
+pub fn with_pool(text: &str, name: &Name, pool: &PoolConfig) -> Result<String, Error> {
+    let mut expected = Config::parse(text)?;
+    if expected.pools.contains_key(name) {
+        return Err(Error::new(
+            ErrorCode::Exists,
+            format!("there is a pool `{name}` already"),
+        ));
+    }
+    let PoolConfig::File { directory, direct } = pool;
+    let Some(path) = directory.to_str() else {
+        return Err(Error::new(
+            ErrorCode::Invalid,
+            format!("pool directory `{}` is not UTF-8", directory.display()),
+        ));
+    };
+    let path = toml::Value::String(path.to_owned());
+    let mut changed = text.trim_end().to_owned();
+    changed.push_str(&format!(
+        "\n\n[pool.{}]\nkind = \"file\"\ndirectory = {path}\n",
+        key(name)
+    ));
+    if !direct {
+        changed.push_str("direct = false\n");
+    }
+    expected.pools.insert(name.clone(), pool.clone());
+    checked(changed, &expected)
+}
+
+/// The text of a configuration without the section of a pool. Comments below its last key stay.
+///
+/// # Errors
+/// [`ErrorCode::NotFound`] if there is no such pool; [`ErrorCode::Invalid`] if it is the only one, or not written as a section.
+pub fn without_pool(text: &str, name: &Name) -> Result<String, Error> {
+    let mut expected = Config::parse(text)?;
+    if expected.pools.remove(name).is_none() {
+        return Err(Error::new(
+            ErrorCode::NotFound,
+            format!("there is no pool `{name}`"),
+        ));
+    }
+    let header = |line: &str| {
+        let line = line.trim();
+        line == format!("[pool.{name}]") || line == format!("[pool.\"{name}\"]")
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let start = lines.iter().position(|line| header(line));
+    let Some(start) = start else {
+        return Err(by_hand());
+    };
+    let says = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with('#');
+    let end = lines[start + 1..]
+        .iter()
+        .take_while(|line| !line.trim_start().starts_with('['))
+        .enumerate()
+        .filter(|(_, line)| says(line))
+        .map(|(index, _)| start + 1 + index + 1)
+        .last()
+        .unwrap_or(start + 1);
+    let mut kept = lines[..start].join("\n").trim_end().to_owned();
+    kept.push('\n');
+    for line in &lines[end..] {
+        kept.push_str(line);
+        kept.push('\n');
+    }
+    checked(kept, &expected)
+}
+
+/// The name of a pool as a key of the file.
+fn key(name: &Name) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if name.as_str().bytes().all(bare) {
+        name.to_string()
+    } else {
+        format!("\"{name}\"")
+    }
+}
+
+fn checked(text: String, expected: &Config) -> Result<String, Error> {
+    match Config::parse(&text) {
+        Ok(config) if config == *expected => Ok(text),
+        Ok(_other) => Err(by_hand()),
+        Err(error) => Err(error),
+    }
+}
+
+fn by_hand() -> Error {
+    Error::new(
+        ErrorCode::Invalid,
+        "the pools of the configuration are not written as sections of their own",
+    )
+    .with_hint("stop the node and change the file by hand")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# Ours.\nplacement = \"split\"\n\n[pool.default]\nkind = \"file\"\ndirectory = \"/p\"\n#direct = true\n\n# Knobs.\n[data]\npoll_us = 7 # less\n";
+
+    fn pool(directory: &str, direct: bool) -> PoolConfig {
+        PoolConfig::File {
+            directory: directory.into(),
+            direct,
+        }
+    }
+
+    #[test]
+    fn a_pool_is_added_and_taken_out_and_the_rest_stays_as_it_was_written() {
+        for (name, pool) in [
+            ("fast", pool("/fast", true)),
+            ("a.b@c", pool("/with \"quotes\"", false)),
+        ] {
+            let name: Name = name.parse().unwrap();
+            let added = with_pool(TEXT, &name, &pool).unwrap();
+            assert!(added.starts_with(TEXT), "{added}");
+            assert_eq!(Config::parse(&added).unwrap().pools[&name], pool);
+            assert_eq!(without_pool(&added, &name).unwrap(), TEXT);
+            let first = without_pool(&added, &"default".parse().unwrap()).unwrap();
+            assert!(first.contains("# Knobs.\n[data]\npoll_us = 7 # less\n"));
+            assert_eq!(Config::parse(&first).unwrap().pools.len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_is_not_legal_is_refused() {
+        let default: Name = "default".parse().unwrap();
+        let fast: Name = "fast".parse().unwrap();
+        let code = |result: Result<String, Error>| result.unwrap_err().code;
+        assert_eq!(
+            code(with_pool(TEXT, &default, &pool("/q", true))),
+            ErrorCode::Exists
+        );
+        for directory in ["/p", "/p/below", "/"] {
+            assert_eq!(
+                code(with_pool(TEXT, &fast, &pool(directory, true))),
+                ErrorCode::Invalid
+            );
+        }
+        assert_eq!(code(without_pool(TEXT, &fast)), ErrorCode::NotFound);
+        assert_eq!(code(without_pool(TEXT, &default)), ErrorCode::Invalid);
+        let inline = "pool = { a = { kind = \"file\", directory = \"/a\" }, b = { kind = \"file\", directory = \"/b\" } }\n";
+        assert_eq!(
+            code(without_pool(inline, &"a".parse().unwrap())),
+            ErrorCode::Invalid
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! Where a pool keeps what lives as long as the host's boot: sockets of its processes, presence journals, grants.
+//!
+//! | pool | sockets and grants | journals |
+//! |---|---|---|
+//! | the first one | `run/` | `run/journal/` |
+//! | each other | `run/pools/NAME/` | `run/pools/NAME/journal/` |
+//!
+//! The sockets of volumes stand in `run/volume/` for all pools.
+//!
+//! Invariant: as long as the run directory lives, a pool finds its journals where it left them. So the name of the first pool is
+//! kept there: a node that had one pool, of whatever name, may have more of them the next time.
+
+use std::path::{Path, PathBuf};
+
+use archipelago_api::layout::{Layout, SOCKET_PATH_MAX, make_directory};
+use archipelago_host::Identity;
+use archipelago_protocol::control::Role;
+use archipelago_protocol::{Error, ErrorCode, Name};
+
+use super::directories::let_through;
+use crate::durable;
+
+/// Longest name of a socket in a pool's directory.
+const SOCKET_NAME_LEN: usize = "/control-endpoint.sock".len();
+
+/// The places of one pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Places {
+    run: PathBuf,
+    /// What stands between the node's run directory and this one: nothing for the first pool.
+    is_first: bool,
+}
+
+impl Places {
+    /// The places of the pool `name` of the node at `layout`, where `first` is the first pool.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] if the name is too long for sockets in a directory of that name.
+    pub(crate) fn new(layout: &Layout, name: &Name, first: &Name) -> Result<Places, Error> {
+        let is_first = name == first;
+        if is_first {
+            return Ok(Places {
+                run: layout.run().to_owned(),
+                is_first,
+            });
+        }
+        let run = layout.run().join("pools").join(name.as_str());
+        let len = run.as_os_str().len();
+        if len + SOCKET_NAME_LEN > SOCKET_PATH_MAX {
+            let message = format!(
+                "pool name `{name}`: `{}` has {len} bytes, sockets in it need a path of at most {}",
+                run.display(),
+                SOCKET_PATH_MAX - SOCKET_NAME_LEN
+            );
+            return Err(Error::new(ErrorCode::Invalid, message)
+                .with_hint("choose a shorter name, or a root directory with a shorter path"));
+        }
+        Ok(Places { run, is_first })
+    }
+
+    /// Makes the directories, and lets the user of the endpoint through to the sockets.
+    pub(crate) fn make(&self, endpoint: Option<Identity>) -> Result<(), Error> {
+        make_directory(&self.run)?;
+        make_directory(&self.journals())?;
+        if let (Some(user), false) = (endpoint, self.is_first) {
+            let above = self.run.parent().into_iter();
+            for directory in above.chain([self.run.as_path()]) {
+                let_through(directory, user)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Directory of the sockets of the pool's processes.
+    pub(crate) fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// Presence journals of the pool's open volumes.
+    pub(crate) fn journals(&self) -> PathBuf {
+        self.run.join("journal")
+    }
+
+    /// What an endpoint with a user of its own may open of the pool.
+    pub(crate) fn grants(&self) -> PathBuf {
+        self.run.join("grants.json")
+    }
+
+    /// Control socket of the process that hosts `role` first.
+    pub(crate) fn control_socket(&self, role: Role) -> PathBuf {
+        self.run.join(format!("control-{}.sock", role.name()))
+    }
+
+    /// A process of the pool `name` as it stands in logs and messages.
+    pub(crate) fn title(&self, name: &Name, roles: &[Role]) -> String {
+        let roles: Vec<&str> = roles.iter().map(|role| role.name()).collect();
+        let roles = roles.join("+");
+        if self.is_first {
+            roles
+        } else {
+            format!("`{name}` {roles}")
+        }
+    }
+}
+
+/// The first pool of the node at `layout`: the one that was the first before, else `default`, as long as the node has it.
+pub(crate) fn first_pool<'a>(
+    layout: &Layout,
+    pools: impl Iterator<Item = &'a Name> + Clone,
+) -> Name {
+    let path = layout.run().join("first-pool");
+    let noted = std::fs::read_to_string(&path).unwrap_or_default();
+    let noted: Option<Name> = noted.trim().parse().ok();
+    if let Some(noted) = noted.filter(|noted| pools.clone().any(|name| name == noted)) {
+        return noted;
+    }
+    let first = archipelago_api::config::default_pool(pools.clone())
+        .ok()
+        .or_else(|| pools.clone().next())
+        .expect("a checked configuration has a pool")
+        .clone();
+    // Needed once there is another pool: a run directory without room is no reason not to serve this one.
+    if let Err(error) = durable::replace(&path, format!("{first}\n").as_bytes()) {
+        tracing::warn!("{}: the first pool was not noted: {error}", path.display());
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pool_keeps_its_places_when_others_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(dir.path())).unwrap();
+        std::fs::create_dir(layout.run()).unwrap();
+        let names = |names: &[&str]| -> Vec<Name> {
+            names.iter().map(|name| name.parse().unwrap()).collect()
+        };
+        let first = |pools: &[&str]| {
+            let pools = names(pools);
+            first_pool(&layout, pools.iter()).to_string()
+        };
+        assert_eq!(first(&["fast"]), "fast");
+        assert_eq!(first(&["default", "fast", "a"]), "fast", "as before");
+        assert_eq!(first(&["default", "a"]), "default");
+        let [a, b] = names(&["a", "b"]).try_into().unwrap();
+        let places = Places::new(&layout, &a, &a).unwrap();
+        assert_eq!(places.journals(), layout.journals());
+        assert_eq!(places.title(&a, &[Role::Mapper]), "mapper");
+        let places = Places::new(&layout, &b, &a).unwrap();
+        assert!(places.journals().ends_with("run/pools/b/journal"));
+        assert_eq!(places.title(&b, &[Role::Mapper]), "`b` mapper");
+        let long: Name = "x".repeat(100).parse().unwrap();
+        assert!(Places::new(&layout, &long, &long).is_ok());
+        let error = Places::new(&layout, &long, &a).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Invalid);
+    }
+}

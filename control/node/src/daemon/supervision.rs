@@ -1,0 +1,73 @@
+//! What supervises the processes of a pool: how it is told what is wished, and how its end is waited for.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::process::Process;
+use super::supervisor::{Event, Wish, supervise_always};
+
+/// The supervisors of a pool's processes: how to tell them what is wished, and how to wait for their end.
+#[derive(Debug)]
+pub(crate) struct Supervision {
+    wishes: Vec<watch::Sender<Wish>>,
+    /// One for each process, once they were started.
+    supervisors: Mutex<Vec<JoinHandle<()>>>,
+    /// The service of the pool.
+    service: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Supervision {
+    /// Of `processes` processes, which do not run yet.
+    pub(crate) fn new(processes: usize) -> Supervision {
+        Supervision {
+            wishes: (0..processes)
+                .map(|_| watch::Sender::new(Wish::Live))
+                .collect(),
+            supervisors: Mutex::default(),
+            service: Mutex::default(),
+        }
+    }
+
+    /// Starts a supervisor for each of `processes`, which tells `events` what becomes of it.
+    pub(crate) fn start(&self, processes: &[Arc<Process>], events: &mpsc::UnboundedSender<Event>) {
+        let supervisors = processes.iter().zip(&self.wishes).map(|(process, wish)| {
+            tokio::spawn(supervise_always(
+                Arc::clone(process),
+                wish.subscribe(),
+                events.clone(),
+            ))
+        });
+        // A panic while it was held has left a whole list.
+        let mut kept = self
+            .supervisors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *kept = supervisors.collect();
+    }
+
+    /// Says what shall become of the process `index`.
+    pub(crate) fn wish(&self, index: usize, wish: Wish) {
+        self.wishes[index].send_replace(wish);
+    }
+
+    /// The supervisors, to be waited for.
+    pub(crate) fn take_supervisors(&self) -> Vec<JoinHandle<()>> {
+        // A panic while it was held has left a whole list.
+        let mut supervisors = self
+            .supervisors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *supervisors)
+    }
+
+    /// Keeps the task that serves the pool, in place of the former one, which is ended.
+    pub(crate) fn set_service(&self, service: Option<JoinHandle<()>>) {
+        // As above.
+        let mut kept = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(former) = std::mem::replace(&mut *kept, service) {
+            former.abort();
+        }
+    }
+}
