@@ -1,6 +1,7 @@
 //! What the `archipelago` command and the node daemon share: everything that is said between them, and where they meet.
 //!
 //! * [`types`], [`pools`]: bodies of requests and answers of the HTTP API; [`client`]: how to ask it.
+//! * `openapi`, a feature of the crate: the description of the API for machines, made from these types.
 //! * [`layout`]: where a node keeps its things; [`config`]: its configuration.
 //!
 //! One design decision: this crate is data and one blocking client. Whoever speaks to a node needs no more, so the command and
@@ -23,5 +24,7 @@
 pub mod client;
 pub mod config;
 pub mod layout;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 pub mod pools;
 pub mod types;

@@ -8,6 +8,7 @@ use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve};
 use serde::{Deserialize, Serialize};
 
 /// A pool and its file system.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolStatus {
     /// Its name.
@@ -18,6 +19,7 @@ pub struct PoolStatus {
     /// Its backend.
     pub kind: String,
     /// Where it is.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub directory: PathBuf,
     /// How its files are accessed; null: the process that serves it does not answer.
     #[serde(default)]
@@ -53,6 +55,7 @@ impl PoolStatus {
 }
 
 /// The room in a pool's file system, as far as a process without privileges may use it.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolSpace {
     /// Bytes free.
@@ -69,6 +72,7 @@ pub struct PoolSpace {
 }
 
 /// Inodes of a file system that has a limit of them.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inodes {
     /// Free.
@@ -78,6 +82,7 @@ pub struct Inodes {
 }
 
 /// How full a file system is.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum SpaceLevel {
     /// Less than 80 % are used.
@@ -110,6 +115,7 @@ impl fmt::Display for SpaceLevel {
 }
 
 /// Who has a pool open, as its lock says.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolLock {
     /// The process that opened it; null: it has not said yet.
@@ -119,6 +125,7 @@ pub struct PoolLock {
 }
 
 /// A pool, and what is in it.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolView {
     /// The pool and its file system.
@@ -133,16 +140,19 @@ pub struct PoolView {
 }
 
 /// Adds a pool to the node.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddPool {
     /// Its name.
     pub name: Name,
     /// Its directory: an absolute path; an empty directory or a pool.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub directory: PathBuf,
 }
 
 /// The pools.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolList {
     /// In order of their names.

@@ -15,6 +15,7 @@ use crate::pools::PoolStatus;
 pub const QUEUES_MAX: u16 = 256;
 
 /// Body of every failure.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Why.
@@ -22,6 +23,7 @@ pub struct Failure {
 }
 
 /// Makes a volume.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolume {
@@ -41,6 +43,7 @@ pub struct CreateVolume {
 }
 
 /// Makes a snapshot of the volume in the path.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotVolume {
@@ -49,6 +52,7 @@ pub struct SnapshotVolume {
 }
 
 /// Makes a volume that begins as the snapshot or image in the path.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CloneVolume {
@@ -63,6 +67,7 @@ pub struct CloneVolume {
 }
 
 /// Gives the volume in the path other attributes.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetVolume {
@@ -71,6 +76,7 @@ pub struct SetVolume {
 }
 
 /// Gives the volume in the path another size.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResizeVolume {
@@ -82,6 +88,7 @@ pub struct ResizeVolume {
 }
 
 /// Gives what is in the path another name.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenameVolume {
@@ -93,6 +100,7 @@ pub struct RenameVolume {
 }
 
 /// Serves the volume in the path at a vhost-user socket. What is left out matches any attachment that is there.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttachVolume {
@@ -105,6 +113,7 @@ pub struct AttachVolume {
 }
 
 /// Something attached.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// Its number in the node.
@@ -124,6 +133,7 @@ pub struct Attachment {
 }
 
 /// A named thing with what the node knows of it.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeView {
     /// What the catalogue says.
@@ -140,6 +150,7 @@ pub struct VolumeView {
 }
 
 /// A page of a listing.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumePage {
     /// In order of their names.
@@ -152,6 +163,7 @@ pub struct VolumePage {
 }
 
 /// A pool that is not served.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolAbsence {
     /// The pool.
@@ -161,6 +173,7 @@ pub struct PoolAbsence {
 }
 
 /// Begins an import.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BeginImport {
@@ -174,6 +187,7 @@ pub struct BeginImport {
 }
 
 /// Where to copy to or from.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bulk {
     /// The map being copied.
@@ -181,6 +195,7 @@ pub struct Bulk {
     /// Bytes of it.
     pub size: u64,
     /// Socket of the segment channel, see the crate `archipelago-segment`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub socket: PathBuf,
     /// User of the process behind it, if it is not the daemon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -188,6 +203,7 @@ pub struct Bulk {
 }
 
 /// What a check of a pool found.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCheck {
     /// The pool.
@@ -200,6 +216,7 @@ pub struct PoolCheck {
 }
 
 /// File descriptors that a process has and may have.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptors {
     /// Open now.
@@ -209,6 +226,7 @@ pub struct Descriptors {
 }
 
 /// A data process of the node.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessView {
     /// The pool that it serves.
@@ -238,6 +256,7 @@ pub struct ProcessView {
 }
 
 /// The end of a process that should have gone on.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEnd {
     /// Why it ended, in its own words if it had any, or why it could not be started.
@@ -247,6 +266,7 @@ pub struct ProcessEnd {
 }
 
 /// A node.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Version of the daemon.
@@ -276,6 +296,7 @@ pub struct NodeStatus {
 }
 
 /// Why the guest of a volume is not served, or what is wrong with a pool.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProblemView {
     /// The volume; null: it is not attached any more, or the pool has the problem.
@@ -288,6 +309,7 @@ pub struct ProblemView {
 }
 
 /// A call on storage that has not returned.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitView {
     /// The attached volume that it is for; null: the pool, or a volume that is not attached.
@@ -299,6 +321,7 @@ pub struct WaitView {
 }
 
 /// The node has stopped.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stopped {
     /// What was ended by force, and why; empty: all was finished.
@@ -306,6 +329,7 @@ pub struct Stopped {
 }
 
 /// The daemon has ended, and its pools are closed.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ended {
     /// What was found on the way, for people.
@@ -313,5 +337,6 @@ pub struct Ended {
 }
 
 /// Done, nothing to say.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Done {}

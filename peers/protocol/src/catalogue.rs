@@ -10,6 +10,7 @@ use crate::ids::{Lineage, Name, ObjectSize};
 use crate::on_full::OnFull;
 
 /// The three kinds of named map, and the one that is not yet visible.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -24,6 +25,7 @@ pub enum Kind {
 }
 
 /// One named thing as people and scripts see it.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Its name.

@@ -8,6 +8,7 @@ use crate::ids::Name;
 pub const FINDINGS_MAX: usize = 1000;
 
 /// What kind of thing was found.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FindingKind {
@@ -32,6 +33,7 @@ impl FindingKind {
 }
 
 /// One thing that was found.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// What kind of thing.
@@ -44,6 +46,7 @@ pub struct Finding {
 }
 
 /// How much was looked at.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Checked {
     /// Volumes, snapshots and images.
@@ -61,6 +64,7 @@ pub struct Checked {
 }
 
 /// What a check found.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Whether nothing is damaged or missing. Notes do not count.

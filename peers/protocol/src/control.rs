@@ -17,6 +17,7 @@ use crate::ids::Lineage;
 use crate::on_full::OnFull;
 
 /// What a process hosts.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -163,6 +164,7 @@ pub struct PoolReport {
 }
 
 /// Room in a pool that only metadata takes, when there is no other.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolReserve {
     /// Bytes that are set aside.
@@ -172,6 +174,7 @@ pub struct PoolReserve {
 }
 
 /// How the files of a pool are accessed.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum PoolAccess {
@@ -219,6 +222,7 @@ pub struct Wait {
 }
 
 /// A peer's figures.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// `endpoint`, `volume`, `mapper`, `blocker-file`.
@@ -228,6 +232,7 @@ pub struct PeerStatus {
 }
 
 /// A channel's figures, from its client's side.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ChannelStatus {
     /// The peer that asks.

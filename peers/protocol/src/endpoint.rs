@@ -41,12 +41,14 @@ pub struct ServedVolume {
 }
 
 /// A kind of endpoint, and what only that kind has.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum EndpointSpec {
     /// A vhost-user-blk device.
     VhostUser {
         /// Where virtual machine monitors connect.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
         socket: PathBuf,
         /// Request queues offered.
         queues: u16,

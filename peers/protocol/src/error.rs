@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Stable error codes. The number travels in ring entries (negated), the name in JSON.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
@@ -154,6 +155,7 @@ impl fmt::Display for ErrorCode {
 pub const TOO_LARGE_HINT: &str = "raise LimitFSIZE of the service (`ulimit -f`), or move the pool to a file system without such a limit";
 
 /// An error for people and scripts.
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[expect(clippy::error_impl_error, reason = "the one error that crosses seams")]
 pub struct Error {

@@ -36,6 +36,8 @@ pub mod last_words;
 pub mod map;
 pub mod object;
 pub mod on_full;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod volume;
 
 pub use date::date;

@@ -41,6 +41,7 @@ pub const CORRECT_IT: &str =
     "correct it, or move it away and let `archipelago init` write a fresh one";
 
 /// Where the peers run.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {

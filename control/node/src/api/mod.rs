@@ -1,8 +1,8 @@
 //! The HTTP API: its routes. What it carries is `archipelago_api`'s.
 //!
 //! JSON over HTTP/1.1 on a UNIX socket that only its owner may open. Every failure has the body
-//! `{"error": {"code", "message", "hint"}}`. The description for machines is `openapi.json`, served at
-//! `/v1/openapi.json` and compared with the routes by a test.
+//! `{"error": {"code", "message", "hint"}}`. The description for machines is made from the types by
+//! `archipelago_api::openapi`, served at `/v1/openapi.json` and compared with the routes by a test.
 
 mod routes;
 

@@ -1,0 +1,261 @@
+//! The description of the HTTP API for machines, OpenAPI 3.1: the operations of this table, with the schemas of the types.
+//!
+//! Whoever adds a route adds a line to [`operations`]; a test of the daemon compares the two. What a field means is said once, at
+//! the field. A running daemon answers the description to `GET /v1/openapi.json`.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::pools::{AddPool, PoolList, PoolView};
+use crate::types::{
+    AttachVolume, Attachment, BeginImport, Bulk, CloneVolume, CreateVolume, Done, Failure,
+    NodeStatus, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume, Stopped,
+    VolumePage, VolumeView,
+};
+
+/// What each status of a failure means.
+const FAILURE: &str = "400 invalid, 403 read-only or denied, 404 not-found, 409 exists, in-use or stale, 501 unsupported, 503 \
+                       unavailable, 507 no-space, 500 otherwise";
+
+/// A type of the API: its name, and how its schema is had, with the schemas of the types in it.
+#[derive(Debug, Clone, Copy)]
+struct Body {
+    name: fn() -> std::borrow::Cow<'static, str>,
+    schema: fn() -> RefOr<Schema>,
+    parts: fn(&mut Vec<(String, RefOr<Schema>)>),
+}
+
+fn body<T: ToSchema + PartialSchema>() -> Body {
+    Body {
+        name: T::name,
+        schema: T::schema,
+        parts: T::schemas,
+    }
+}
+
+/// Something that the API does.
+#[derive(Debug, Clone, Copy)]
+pub struct Operation {
+    /// Path with its parameters in braces.
+    pub path: &'static str,
+    /// Method, in small letters.
+    pub method: &'static str,
+    /// Its name, for programs.
+    id: &'static str,
+    summary: &'static str,
+    request: Option<Body>,
+    /// Status and body of the answer when it was done.
+    answer: (&'static str, Option<Body>),
+}
+
+fn get(path: &'static str, id: &'static str, answer: Body, summary: &'static str) -> Operation {
+    Operation {
+        path,
+        method: "get",
+        id,
+        summary,
+        request: None,
+        answer: ("200", Some(answer)),
+    }
+}
+
+/// Asked for without a body.
+fn post(path: &'static str, id: &'static str, answer: Body, summary: &'static str) -> Operation {
+    Operation {
+        method: "post",
+        ..get(path, id, answer, summary)
+    }
+}
+
+fn delete(path: &'static str, id: &'static str, summary: &'static str) -> Operation {
+    Operation {
+        method: "delete",
+        ..get(path, id, body::<Done>(), summary)
+    }
+}
+
+impl Operation {
+    fn of<Q: ToSchema>(self) -> Operation {
+        Operation {
+            request: Some(body::<Q>()),
+            ..self
+        }
+    }
+
+    /// Makes something.
+    fn made(self) -> Operation {
+        Operation {
+            answer: ("201", self.answer.1),
+            ..self
+        }
+    }
+}
+
+/// Everything that the API does.
+#[must_use]
+pub fn operations() -> Vec<Operation> {
+    let volume = body::<VolumeView>;
+    vec![
+        Operation {
+            answer: ("200", None),
+            ..get("/v1/openapi.json", "openapi", body::<Done>(), "This description")
+        },
+        get("/v1/node/status", "nodeStatus", body::<NodeStatus>(), "The processes of the node, their peers and channels, and what is attached"),
+        post("/v1/node/stop", "nodeStop", body::<Stopped>(), "Stops cleanly: endpoint, mapper and blocker drain in this order; answered when they have ended, then the daemon exits"),
+        get("/v1/pools", "poolList", body::<PoolList>(), "The pools"),
+        post("/v1/pools", "poolAdd", body::<PoolView>(), "Adds a pool; answers when it is served").of::<AddPool>().made(),
+        get("/v1/pools/{name}", "poolInfo", body::<PoolView>(), "One pool"),
+        delete("/v1/pools/{name}", "poolRemove", "Takes a pool that holds nothing out of the node"),
+        get("/v1/pools/{name}/check", "checkPool", body::<PoolCheck>(), "What is damaged, missing or leaked in a pool; changes nothing"),
+        get("/v1/volumes", "volumeList", body::<VolumePage>(), "A page of volumes, snapshots and images, in order of their names"),
+        post("/v1/volumes", "volumeCreate", volume(), "A new, empty volume").of::<CreateVolume>().made(),
+        get("/v1/volumes/{name}", "volumeInfo", volume(), "One volume, snapshot or image"),
+        delete("/v1/volumes/{name}", "volumeRemove", "Forgets the name; what clones still need stays"),
+        post("/v1/volumes/{name}/snapshot", "volumeSnapshot", volume(), "A snapshot, of a volume that may be running").of::<SnapshotVolume>().made(),
+        post("/v1/volumes/{name}/clone", "volumeClone", volume(), "A writable volume that begins as the snapshot or image in the path").of::<CloneVolume>().made(),
+        post("/v1/volumes/{name}/resize", "volumeResize", volume(), "Another size; a running guest is told").of::<ResizeVolume>(),
+        post("/v1/volumes/{name}/set", "volumeSet", volume(), "Another policy for a full pool; a running guest is served so at once").of::<SetVolume>(),
+        post("/v1/volumes/{name}/rename", "volumeRename", volume(), "Another name").of::<RenameVolume>(),
+        post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a vhost-user socket; the same again answers the same").of::<AttachVolume>(),
+        post("/v1/volumes/{name}/detach", "volumeDetach", body::<Done>(), "Serves it no longer; refused while a front end is connected"),
+        post("/v1/volumes/{name}/export", "volumeExport", body::<Bulk>(), "Opens it for one reader over a segment channel"),
+        post("/v1/images", "imageImport", body::<Bulk>(), "Makes an image that is not visible yet and opens it for one writer over a segment channel").of::<BeginImport>().made(),
+        delete("/v1/images/{name}", "imageAbort", "Forgets an import in progress"),
+        post("/v1/images/{name}/publish", "imagePublish", volume(), "Makes a filled import visible"),
+    ]
+}
+
+/// The description, as it is served.
+///
+/// # Panics
+/// Never: schemas have string keys.
+#[must_use]
+pub fn document() -> Value {
+    let mut schemas: BTreeMap<String, Value> = BTreeMap::new();
+    let mut paths: BTreeMap<&str, Value> = BTreeMap::new();
+    let mut content = |body: Body| {
+        let mut parts = vec![((body.name)().into_owned(), (body.schema)())];
+        (body.parts)(&mut parts);
+        for (name, schema) in parts {
+            let schema = serde_json::to_value(schema).expect("schemas have string keys");
+            schemas.insert(name, schema);
+        }
+        let reference = format!("#/components/schemas/{}", (body.name)());
+        json!({ "application/json": { "schema": { "$ref": reference } } })
+    };
+    for operation in operations() {
+        let (status, answer) = operation.answer;
+        let mut answered = json!({ "description": "done" });
+        if let Some(answer) = answer {
+            answered["content"] = content(answer);
+        }
+        let mut described = json!({
+            "operationId": operation.id,
+            "summary": operation.summary,
+            "responses": { status: answered, "default": { "$ref": "#/components/responses/Failure" } },
+        });
+        if let Some(request) = operation.request {
+            described["requestBody"] = json!({ "required": true, "content": content(request) });
+        }
+        if operation.id == "volumeList" {
+            described["parameters"] = listing();
+        }
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        if operation.path.contains("{name}") {
+            path["parameters"] = json!([{ "$ref": "#/components/parameters/name" }]);
+        }
+        path[operation.method] = described;
+    }
+    let failure = json!({ "description": FAILURE, "content": content(body::<Failure>()) });
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Archipelago node",
+            "version": "1",
+            "description": "JSON over HTTP/1.1 on the node's UNIX socket run/api.sock. A path segment {name} is percent-encoded.",
+        },
+        "paths": paths,
+        "components": {
+            "parameters": {
+                "name": { "name": "name", "in": "path", "required": true, "schema": { "$ref": "#/components/schemas/Name" } },
+            },
+            "responses": { "Failure": failure },
+            "schemas": schemas,
+        },
+    })
+}
+
+/// Parameters of a listing.
+fn listing() -> Value {
+    json!([
+        { "name": "prefix", "in": "query", "schema": { "type": "string" }, "description": "what the names begin with" },
+        { "name": "after", "in": "query", "schema": { "$ref": "#/components/schemas/Name" }, "description": "only names after this one" },
+        { "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 1000 } },
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reference_leads_somewhere_and_fields_are_described() {
+        let description = document();
+        let mut pending = vec![&description];
+        let mut references = 0;
+        while let Some(value) = pending.pop() {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(reference)) = map.get("$ref") {
+                        references += 1;
+                        let pointer = reference
+                            .strip_prefix('#')
+                            .expect("references stay in the document");
+                        assert!(description.pointer(pointer).is_some(), "{reference}");
+                    }
+                    pending.extend(map.values());
+                }
+                Value::Array(items) => pending.extend(items),
+                _ => {}
+            }
+        }
+        assert!(references > 60, "{references}");
+        let size = &description["components"]["schemas"]["CreateVolume"]["properties"]["size"];
+        assert_eq!(size["description"], "Bytes.");
+    }
+
+    #[test]
+    fn what_is_said_of_a_type_is_what_its_json_is() {
+        let description = document();
+        let properties = |name: &str| -> Vec<String> {
+            let schema = &description["components"]["schemas"][name]["properties"];
+            schema.as_object().unwrap().keys().cloned().collect()
+        };
+        let status = NodeStatus {
+            version: String::new(),
+            pid: 0,
+            descriptors: None,
+            placement: crate::config::Placement::Fused,
+            processes: Vec::new(),
+            attachments: Vec::new(),
+            waits: Vec::new(),
+            pools: Vec::new(),
+            journals: Vec::new(),
+            problems: Vec::new(),
+        };
+        let told = serde_json::to_value(status).unwrap();
+        let told: Vec<String> = told.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(properties("NodeStatus"), told);
+        let strings = ["Name", "Lineage", "OnFull"];
+        for name in strings {
+            assert_eq!(description["components"]["schemas"][name]["type"], "string");
+        }
+        assert_eq!(
+            description["components"]["schemas"]["ObjectSize"]["type"],
+            "integer"
+        );
+    }
+}
