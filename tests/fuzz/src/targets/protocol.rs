@@ -1,6 +1,6 @@
 //! What peers say to each other: ring entries, and JSON between the daemon and its processes. And the configuration.
 
-use archipelago_api::config::Config;
+use archipelago_api::config::{Config, PoolConfig};
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::{ControlReply, ControlRequest};
@@ -74,7 +74,8 @@ pub(crate) fn config(bytes: &[u8]) {
     match Config::parse(text) {
         Ok(config) => {
             assert!(config.data.channel_requests.is_power_of_two());
-            let (_name, _pool) = config.pool();
+            let is_absolute = |pool: &PoolConfig| pool.directory().is_absolute();
+            assert!(!config.pools.is_empty() && config.pools.values().all(is_absolute));
         }
         Err(error) => assert!(
             error.code == ErrorCode::Invalid && !error.message.is_empty(),
