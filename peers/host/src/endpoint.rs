@@ -15,6 +15,7 @@ use archipelago_volume::{ControlEvent, Shared, VolumePeer, WaitsFor};
 use xseg::shared::{Admission, Listener};
 use xseg::{Client, Server};
 
+use crate::channel_status::channel_status;
 use crate::control::Answer;
 use crate::event_loop::{EventLoop, LoopWakeups, WatchId};
 use crate::port::{Attention, HostedServer};
@@ -253,8 +254,8 @@ impl EndpointHost {
         };
         let channels = self.volumes.with(|peer| {
             vec![
-                crate::channel_status("volume", "mapper", peer.mapper_port()),
-                crate::channel_status("volume", "blocker", peer.blocker_port()),
+                channel_status("volume", "mapper", peer.mapper_port()),
+                channel_status("volume", "blocker", peer.blocker_port()),
             ]
         });
         (vec![endpoint, self.volumes.status()], channels)

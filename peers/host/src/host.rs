@@ -21,6 +21,7 @@ use xseg::ClientPort;
 
 use crate::acceptor::Acceptor;
 use crate::blocker::BlockerHost;
+use crate::channel_status::channel_status;
 use crate::control::Answer;
 use crate::endpoint::{DriverSeed, EndpointHost};
 use crate::event_loop::EventLoop;
@@ -147,7 +148,7 @@ impl<B: Backend> Host<B> {
             status.journals = mapper.journals();
             status
                 .channels
-                .push(crate::channel_status("mapper", "blocker", mapper.blocker()));
+                .push(channel_status("mapper", "blocker", mapper.blocker()));
         }
         if let Some((blocker, _)) = &self.blocker {
             status.peers.push(blocker.status());

@@ -9,7 +9,7 @@
 //! | `host` | all peers of the process as one, and the loop that polls them |
 //! | `endpoint`, `mapper`, `blocker` | the shell of each role |
 //! | `journal` | presence journals in mapped files |
-//! | `acceptor`, `port` | shared channels: who connects, who succeeds whom |
+//! | `acceptor`, `port`, `channel_status` | shared channels: who connects, who succeeds whom, their figures |
 //! | `control`, `attached` | requests of the daemon, on threads of their own |
 //! | `drivers` | which driver serves a kind of endpoint |
 //! | `doctor` | a check of a pool that nobody serves |
@@ -41,6 +41,7 @@
 mod acceptor;
 mod attached;
 mod blocker;
+mod channel_status;
 mod confine;
 mod containment;
 mod control;
@@ -70,7 +71,7 @@ use std::time::Duration;
 
 use archipelago_blocker::Backend;
 use archipelago_mapper::{Mapper, MapperConfig};
-use archipelago_protocol::control::{ChannelStatus, Role};
+use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Config, Reactor, SystemClock};
 use xseg::shared::{Admission, ConnectOptions, OnServerDeath, SharedClient};
@@ -330,17 +331,4 @@ fn build<P: Pool, B: Backend>(
     host.service();
     host.events.borrow_mut().alarm(Duration::ZERO);
     Ok(host)
-}
-
-/// What a channel reports of itself.
-fn channel_status(client: &str, server: &str, port: &Client) -> ChannelStatus {
-    let figures = port.figures();
-    ChannelStatus {
-        client: client.to_owned(),
-        server: server.to_owned(),
-        transport: figures.transport.to_owned(),
-        requests: figures.submitted,
-        in_flight: figures.in_flight as u64,
-        incarnation: figures.incarnation,
-    }
 }

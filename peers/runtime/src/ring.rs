@@ -21,13 +21,13 @@ use nix::poll::{PollTimeout, poll};
 use xseg::Span;
 
 use crate::config::Config;
+use crate::event::{Event, Queue};
 use crate::failure::{Refusal, Refusals, RingFailure};
 use crate::file::{Calls, File};
 use crate::kept_files::KeptFiles;
 use crate::load::{Kind, Load};
 use crate::polling::Activity;
 use crate::setup::set_up;
-use crate::source::{Event, Queue};
 use crate::transfer::{Direction, address_of};
 use crate::workers::{Workerless, start_first};
 
@@ -85,6 +85,15 @@ struct Operation {
     _file: Option<File>,
 }
 
+/// How many workers the kernel may have for calls on files.
+#[derive(Default)]
+struct WorkerLimit {
+    /// The kernel's own limit, once it was asked.
+    own: Option<u32>,
+    /// What was added to it.
+    spare: u32,
+}
+
 pub(crate) struct Ring {
     /// Always there; an option so that a ring that cannot be drained can be leaked.
     ring: Option<IoUring>,
@@ -102,9 +111,7 @@ pub(crate) struct Ring {
     serial: u64,
     chunk: usize,
     kept_files: KeptFiles,
-    /// The kernel's limit of workers for files, once it was asked.
-    workers: Option<u32>,
-    spare_workers: u32,
+    worker_limit: WorkerLimit,
     workerless: Workerless,
     refusals: Refusals,
     /// The kernel has refused it for good.
@@ -128,8 +135,7 @@ impl Ring {
             serial: 0,
             chunk: config.submit_chunk.max(1),
             kept_files: KeptFiles::default(),
-            workers: None,
-            spare_workers: 0,
+            worker_limit: WorkerLimit::default(),
             workerless: Workerless::default(),
             refusals: Refusals::default(),
             given_up: false,
@@ -227,27 +233,27 @@ impl Ring {
     /// Lets the kernel have `spare` workers more than it would: so many may be kept by calls that do not return.
     pub(crate) fn spare_workers(&mut self, spare: u32) {
         let spare = spare.min(SPARE_WORKERS_MAX);
-        if spare == self.spare_workers {
+        if spare == self.worker_limit.spare {
             return;
         }
-        let limit = match self.workers {
+        let limit = match self.worker_limit.own {
             Some(limit) => Ok(limit),
             None => self.limit_workers(0),
         };
         let set = limit.and_then(|limit| {
-            self.workers = Some(limit);
+            self.worker_limit.own = Some(limit);
             self.limit_workers(limit.saturating_add(spare))
         });
         match set {
             Ok(_before) => {
-                if spare > self.spare_workers {
+                if spare > self.worker_limit.spare {
                     // The kernel starts a worker when it is given something to do, not when it may have more.
                     let nothing = opcode::Nop::new().build();
                     let nothing = nothing.flags(squeue::Flags::ASYNC).user_data(IGNORED);
                     self.push(nothing);
                     self.submit();
                 }
-                self.spare_workers = spare;
+                self.worker_limit.spare = spare;
             }
             // Older than 5.15: others wait for those that hang once there are too many of them.
             Err(error) => tracing::debug!(%error, "the limit of io_uring's workers"),

@@ -1,7 +1,6 @@
 //! How a peer does I/O: requests go in, events come out, nothing blocks.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,32 +9,11 @@ use std::time::Duration;
 
 use xseg::Span;
 
+use crate::event::{Event, Queue};
 use crate::failure::RingFailure;
 use crate::file::File;
 use crate::ring::Ring;
 use crate::transfer::{Direction, transfer_now};
-
-/// What became of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
-    /// The request's token.
-    pub token: u64,
-    /// What the system call would have returned: a count, for watches the poll mask, or a negative errno.
-    pub result: i32,
-}
-
-impl Event {
-    /// The count, or the error.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn outcome(&self) -> io::Result<u32> {
-        u32::try_from(self.result).map_err(|_negative| io::Error::from_raw_os_error(-self.result))
-    }
-}
-
-/// Events that wait, each with the mark of its watch.
-pub(crate) type Queue = Rc<RefCell<VecDeque<(Event, Option<Rc<Cell<bool>>>)>>>;
 
 /// Whether a write is durable when it completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -37,7 +37,6 @@ impl Graph {
             let mut search = Search {
                 module: &file.module,
                 paths: BTreeSet::new(),
-                passes_on: false,
             };
             search.visit_file(&file.syntax);
             let found = search
@@ -189,7 +188,6 @@ fn absolute(module: &Module, path: &[String]) -> Option<Module> {
 struct Search<'a> {
     module: &'a Module,
     paths: BTreeSet<Module>,
-    passes_on: bool,
 }
 
 impl Search<'_> {
@@ -198,9 +196,11 @@ impl Search<'_> {
             .first()
             .is_some_and(|first| matches!(first.as_str(), "crate" | "super" | "self"));
         // A child's name without a prefix: another crate's or a local name resolves to this very file, which is no import.
+        // Statements for tests stand in functions of the product.
+        let of_tests = words.iter().any(|word| word == "tests");
         if let Some(path) = absolute(self.module, words)
             && (is_own || words.len() > 1)
-            && !self.passes_on
+            && !of_tests
         {
             self.paths.insert(path);
         }

@@ -36,6 +36,17 @@ pub(crate) struct Greeting {
     pub(crate) peer: Peer,
 }
 
+/// Requests that were handed out, by their slots.
+#[derive(Debug)]
+struct Unanswered {
+    /// The tag of the request that was handed out and not answered; 0: none.
+    tags: Vec<u64>,
+    /// How many there are.
+    count: usize,
+    /// How many there have been, the answered ones included.
+    accepted: u64,
+}
+
 /// The end of a channel that answers the requests of a client in another process.
 #[derive(Debug)]
 pub struct SharedServer {
@@ -51,10 +62,7 @@ pub struct SharedServer {
     request_doorbell: DoorbellFd,
     completion_doorbell: DoorbellFd,
     regions: RegionTable,
-    /// Per slot the tag of the request that was handed out and not answered; 0: none.
-    open: Vec<u64>,
-    in_flight: usize,
-    accepted: u64,
+    unanswered: Unanswered,
     started: bool,
     violation: Option<Violation>,
 }
@@ -135,9 +143,11 @@ impl SharedServer {
             request_doorbell,
             completion_doorbell,
             regions,
-            open: vec![0; size],
-            in_flight: 0,
-            accepted: 0,
+            unanswered: Unanswered {
+                tags: vec![0; size],
+                count: 0,
+                accepted: 0,
+            },
             started: false,
             violation: None,
         })
@@ -189,13 +199,13 @@ impl SharedServer {
     /// Requests handed out so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
-        self.accepted
+        self.unanswered.accepted
     }
 
     /// Requests handed out and not answered, also after the client has gone.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.unanswered.count
     }
 
     /// What the client did wrong, if that ended the channel.
@@ -308,7 +318,7 @@ impl SharedServer {
         if tag == 0 {
             None
         } else {
-            self.open.get_mut(slot)
+            self.unanswered.tags.get_mut(slot)
         }
     }
 }
@@ -330,8 +340,8 @@ impl ServerPort for SharedServer {
                 return None;
             }
         }
-        self.in_flight += 1;
-        self.accepted += 1;
+        self.unanswered.count += 1;
+        self.unanswered.accepted += 1;
         Some(submission)
     }
 
@@ -351,7 +361,7 @@ impl ServerPort for SharedServer {
                 return;
             }
         }
-        self.in_flight -= 1;
+        self.unanswered.count -= 1;
         // Twice as many entries as credits: only a client that publishes a wrong cursor can be out of room.
         if self.socket.is_some() && self.completions.push(completion.to_words()).is_err() {
             self.violated(Violation::Cursor);

@@ -2,29 +2,10 @@
 //!
 //! What stands in the file is checked here for its form; whether the system knows the accounts is for the daemon to ask.
 
-use std::fmt;
-
 use archipelago_protocol::Error;
 
+use super::account::Account;
 use super::section::Section;
-
-/// A user or a group, by name or by number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Account {
-    /// As the system's tables have it.
-    Name(String),
-    /// Need not be in them.
-    Id(u32),
-}
-
-impl fmt::Display for Account {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Account::Name(name) => write!(f, "\"{name}\""),
-            Account::Id(id) => write!(f, "{id}"),
-        }
-    }
-}
 
 /// The section.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //!
 //! Unknown keys, wrong types and values out of range are refused with the key, the value and the legal range.
 
+mod account;
 mod edit;
 mod endpoint;
 mod init;
@@ -17,8 +18,9 @@ use archipelago_protocol::{Error, ErrorCode, Name};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::path_error;
+pub use account::Account;
 pub use edit::{with_pool, without_pool};
-pub use endpoint::{Account, Endpoint};
+pub use endpoint::Endpoint;
 pub use init::{InitOptions, init};
 use section::Section;
 

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use archipelago_protocol::{Error, ErrorCode};
 use toml::{Table, Value};
 
-use super::Account;
+use super::account::Account;
 
 /// A table and its name, for messages.
 #[derive(Debug)]

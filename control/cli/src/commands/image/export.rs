@@ -89,7 +89,7 @@ fn copy(
     interrupt: &Interrupt,
     output: Output,
 ) -> Result<(), Error> {
-    let bar = progress(size, output);
+    let bar = progress::known(size, output);
     let mut buffer = vec![0; channel.cell_len()];
     let mut free: Vec<usize> = (0..channel.cells()).collect();
     let mut ahead: VecDeque<(usize, u64, usize)> = VecDeque::new();

@@ -80,7 +80,7 @@ fn copy(
     output: Output,
 ) -> Result<(), Error> {
     let mut channel = BulkClient::connect(&bulk.socket, bulk.uid, interrupt.descriptor())?;
-    let bar = progress(source.len(), output);
+    let bar = progress::known(source.len(), output);
     let mut buffer = vec![0; channel.cell_len()];
     let mut free: Vec<usize> = (0..channel.cells()).collect();
     while let Some(piece) = source.next(&mut buffer, interrupt)? {

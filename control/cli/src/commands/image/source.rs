@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::interrupt::Interrupt;
-use super::{arrival, zeros};
+use super::{progress, zeros};
 use crate::output::Output;
 
 /// Bytes that are taken from a pipe at once.
@@ -214,7 +214,7 @@ fn spool(
     let file = tempfile::tempfile().map_err(failed)?;
     let mut buffer = vec![0; PIPE_STEP];
     let mut len = 0;
-    let bar = arrival(output);
+    let bar = progress::arrival(output);
     loop {
         let part = fill(&mut input, &mut buffer, title, interrupt)?;
         for range in zeros::filled(&buffer[..part]) {

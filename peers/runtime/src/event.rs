@@ -1,0 +1,28 @@
+//! What became of requests, and where that waits for whoever asked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// The request's token.
+    pub token: u64,
+    /// What the system call would have returned: a count, for watches the poll mask, or a negative errno.
+    pub result: i32,
+}
+
+impl Event {
+    /// The count, or the error.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn outcome(&self) -> io::Result<u32> {
+        u32::try_from(self.result).map_err(|_negative| io::Error::from_raw_os_error(-self.result))
+    }
+}
+
+/// Events that wait, each with the mark of its watch.
+pub(crate) type Queue = Rc<RefCell<VecDeque<(Event, Option<Rc<Cell<bool>>>)>>>;
