@@ -1,109 +1,91 @@
-//! A node: a mapper, a volume peer, and what their tasks wait for.
+//! A node: the production peers over local channels, and what tasks wait for.
 //!
 //! Invariants
-//! - A mapper that died is replaced only when all that it asked of the backend has ended, as the blocker has it.
+//! - The peers have their turns in one order: volume peer, mapper, blocker.
+//! - A mapper that died is replaced only when its channel to the blocker is idle: all that it asked for has ended.
 //! - What a dead mapper was asked is answered by nobody (volumes), or with [`ErrorCode::Unavailable`] (names).
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use archipelago_blocker::{BlockerPeer, ChannelId, Rights};
 use archipelago_doubles::MemoryJournals;
-use archipelago_mapper::{ClientId, Effect, EffectId, Mapper};
-use archipelago_protocol::carry::{AREA_LEN, Carried};
+use archipelago_mapper::MapperPeer;
+use archipelago_protocol::carry::AREA_LEN;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::error::{Error, ErrorCode};
 use archipelago_protocol::ids::Lineage;
-use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
-use archipelago_protocol::object::{ObjectReply, ObjectRequest};
+use archipelago_protocol::object::ObjectReply;
 use archipelago_protocol::volume::{
     OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeInfo, VolumeOp, VolumeRequest, Volumes,
 };
 use archipelago_runtime::{Peer, Progress};
 use archipelago_volume::{ControlEvent, VolumePeer};
 use xseg::local::{LocalClient, LocalServer};
-use xseg::{Region, RegionId, ServerPort, Span};
+use xseg::{Region, RegionId};
 
 use crate::journal;
 use crate::memory::{Memory, MemoryPool};
 use crate::port::MapPort;
+use crate::storage::{BackendCall, Storage};
 use crate::trouble::Trouble;
+use crate::witness::{Answered, Sessions, Witness};
 
-/// The volume peer's connection.
-const CLIENT: ClientId = ClientId(1);
 /// Requests in flight on a channel.
 const CHANNEL_LEN: usize = 256;
-/// Bytes of the blocker channel's arena: some cells.
-const ARENA_LEN: usize = 64 << 10;
+/// Bytes of the arena of the volume peer's channel to the blocker: some cells.
+const VOLUME_ARENA_LEN: usize = 64 << 10;
+/// Bytes of the mapper's: two of its longest requests, so that others wait, and memory is used again.
+const MAPPER_ARENA_LEN: usize = 2 * journal::IO_LEN_MAX;
 
-/// Who waits for a backend call.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Owner {
-    /// The mapper of this incarnation.
-    Mapper(u64, EffectId),
-    /// The volume peer, by the tag of its submission.
-    Volume(u64),
-}
-
-/// A request of a node to the backend.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    pub(crate) owner: Owner,
-    pub(crate) request: ObjectRequest,
-    /// What the mapper writes; the volume peer's bytes are in `memory`.
-    pub(crate) data: Vec<u8>,
-    pub(crate) memory: Option<Span>,
-}
-
-/// What the mapper answered.
-#[derive(Debug)]
-pub(crate) struct Told {
-    pub(crate) request: MapRequest,
-    pub(crate) reply: MapReply,
-    /// Whose session it was.
-    pub(crate) lineage: Option<Lineage>,
-}
-
-/// The two peers of a node.
+/// The peers of a node.
 #[derive(Debug)]
 pub struct Node {
     owner: u128,
-    mapper: Option<Mapper>,
-    incarnation: u64,
     peer: VolumePeer<MapPort, LocalClient>,
-    map_server: LocalServer,
-    object_server: LocalServer,
+    mapper: Option<MapperPeer<Witness, LocalClient>>,
+    blocker: BlockerPeer<Storage, LocalServer>,
+    storage: Storage,
+    sessions: Sessions,
+    /// The mapper's channel to the blocker.
+    mapper_channel: ChannelId,
     guest: RegionId,
-    pub(crate) journals: MemoryJournals,
+    journals: MemoryJournals,
     next: u64,
-    /// Calls of the mapper that the backend has not answered, of dead mappers too.
-    mapper_calls: usize,
-    /// Requests to the mapper that it has not answered, by tag.
-    asked: BTreeMap<u64, MapRequest>,
-    asked_names: BTreeSet<u64>,
-    /// Lineages by the mapper's handle.
-    sessions: BTreeMap<u32, Lineage>,
-    /// Volumes whose end may be clean already: they were asked to close.
-    pub(crate) closing: BTreeSet<Lineage>,
+    /// What tasks wait for, by the tag of the mapper's catalogue.
+    asked_names: BTreeMap<u64, u64>,
     handles: BTreeSet<VolumeHandle>,
+    outcomes: Outcomes,
+    arenas: Arenas,
+}
+
+/// What has come and was not fetched yet.
+#[derive(Debug, Default)]
+struct Outcomes {
     results: BTreeMap<u64, Result<(), ErrorCode>>,
     opened: BTreeMap<VolumeHandle, Result<VolumeInfo, Error>>,
     closed: BTreeMap<VolumeHandle, Result<(), Error>>,
     catalogues: BTreeMap<u64, CatalogueReply>,
-    begun: BTreeSet<u64>,
     snapshots: BTreeMap<u64, Result<(), Error>>,
+}
+
+/// The arenas of a node's channels, for as long as it lives.
+#[derive(Debug)]
+struct Arenas {
     pool: MemoryPool,
-    arenas: Vec<Memory>,
+    taken: Vec<Memory>,
 }
 
-/// A channel, and its arena for as long as the node lives.
-fn channel(pool: &MemoryPool, arena_len: usize) -> (LocalClient, LocalServer, Memory) {
-    let arena = pool.take(arena_len);
-    let (client, server) =
-        xseg::local::channel_over(CHANNEL_LEN, arena.clone()).expect("a legal length");
-    (client, server, arena)
-}
+impl Arenas {
+    fn channel(&mut self, arena_len: usize) -> (LocalClient, LocalServer) {
+        let arena = self.pool.take(arena_len);
+        let region = arena.clone();
+        self.taken.push(arena);
+        xseg::local::channel_over(CHANNEL_LEN, region).expect("a legal length")
+    }
 
-fn map_channel(pool: &MemoryPool) -> (LocalClient, LocalServer, Memory) {
-    channel(pool, usize::try_from(AREA_LEN).expect("an area is small"))
+    fn map_channel(&mut self) -> (LocalClient, LocalServer) {
+        self.channel(usize::try_from(AREA_LEN).expect("an area is small"))
+    }
 }
 
 impl Node {
@@ -114,38 +96,48 @@ impl Node {
         memory: &Region,
         pool: &MemoryPool,
     ) -> Self {
-        let (map_client, map_server, map_arena) = map_channel(pool);
-        let (object_client, object_server, object_arena) = channel(pool, ARENA_LEN);
+        let mut arenas = Arenas {
+            pool: pool.clone(),
+            taken: Vec::new(),
+        };
+        let (map_client, map_server) = arenas.map_channel();
+        let (object_client, object_server) = arenas.channel(VOLUME_ARENA_LEN);
         let mut peer =
             VolumePeer::new(MapPort::new(map_client), object_client).expect("cells fit the arena");
         let guest = peer.fresh_region();
         peer.add_region(guest, memory.clone())
             .expect("the first region");
-        Node {
+        let (storage, sessions) = (Storage::default(), Sessions::default());
+        let mut blocker = BlockerPeer::new(storage.clone());
+        blocker.add_channel(object_server, Rights::Data);
+        let (mapper_client, mapper_server) = arenas.channel(MAPPER_ARENA_LEN);
+        let mapper_channel = blocker.add_channel(mapper_server, Rights::All);
+        let mut node = Node {
             owner,
-            mapper: Some(journal::mapper(owner, &journals)),
-            incarnation: 1,
             peer,
-            map_server,
-            object_server,
+            mapper: None,
+            blocker,
+            storage,
+            sessions,
+            mapper_channel,
             guest,
             journals,
             next: 0,
-            mapper_calls: 0,
-            asked: BTreeMap::new(),
-            asked_names: BTreeSet::new(),
-            sessions: BTreeMap::new(),
-            closing: BTreeSet::new(),
+            asked_names: BTreeMap::new(),
             handles: BTreeSet::new(),
-            results: BTreeMap::new(),
-            opened: BTreeMap::new(),
-            closed: BTreeMap::new(),
-            catalogues: BTreeMap::new(),
-            begun: BTreeSet::new(),
-            snapshots: BTreeMap::new(),
-            pool: pool.clone(),
-            arenas: vec![map_arena, object_arena],
-        }
+            outcomes: Outcomes::default(),
+            arenas,
+        };
+        node.start_mapper(map_server, mapper_client);
+        node
+    }
+
+    fn start_mapper(&mut self, map_server: LocalServer, blocker: LocalClient) {
+        let mapper = journal::mapper(self.owner, &self.journals);
+        let mut mapper = MapperPeer::new(mapper, blocker);
+        let server = Witness::new(map_server, &self.sessions);
+        mapper.add_channel(server, archipelago_mapper::Rights::All);
+        self.mapper = Some(mapper);
     }
 
     fn ticket(&mut self) -> u64 {
@@ -164,7 +156,7 @@ impl Node {
 
     /// The answer to an open.
     pub fn take_opened(&mut self, handle: VolumeHandle) -> Option<Result<VolumeInfo, Error>> {
-        self.opened.remove(&handle)
+        self.outcomes.opened.remove(&handle)
     }
 
     /// Starts to close a volume.
@@ -174,7 +166,7 @@ impl Node {
 
     /// The answer to a close.
     pub fn take_closed(&mut self, handle: VolumeHandle) -> Option<Result<(), Error>> {
-        self.closed.remove(&handle)
+        self.outcomes.closed.remove(&handle)
     }
 
     /// Submits a request whose bytes are in guest memory at `area`; its cookie.
@@ -207,7 +199,7 @@ impl Node {
 
     /// The answer to a request.
     pub fn take_result(&mut self, cookie: u64) -> Option<Result<(), ErrorCode>> {
-        self.results.remove(&cookie)
+        self.outcomes.results.remove(&cookie)
     }
 
     /// Starts a snapshot of an open volume.
@@ -218,12 +210,12 @@ impl Node {
     /// Whether the snapshot's epoch has begun.
     #[must_use]
     pub fn has_begun(&self, token: u64) -> bool {
-        self.begun.contains(&token) || self.snapshots.contains_key(&token)
+        self.sessions.has_begun(token) || self.outcomes.snapshots.contains_key(&token)
     }
 
     /// The answer to a snapshot.
     pub fn take_snapshot(&mut self, token: u64) -> Option<Result<(), Error>> {
-        self.snapshots.remove(&token)
+        self.outcomes.snapshots.remove(&token)
     }
 
     /// The volume has another size.
@@ -235,10 +227,7 @@ impl Node {
     pub fn ask_catalogue(&mut self, request: CatalogueRequest) -> u64 {
         let tag = self.ticket();
         match &mut self.mapper {
-            Some(mapper) => {
-                mapper.catalogue_request(tag, request);
-                self.asked_names.insert(tag);
-            }
+            Some(mapper) => drop(self.asked_names.insert(mapper.ask(request), tag)),
             None => self.no_mapper(tag),
         }
         tag
@@ -246,68 +235,101 @@ impl Node {
 
     /// The answer about names.
     pub fn take_catalogue(&mut self, tag: u64) -> Option<CatalogueReply> {
-        self.catalogues.remove(&tag)
+        self.outcomes.catalogues.remove(&tag)
     }
 
     /// Checkpoints of volumes so far.
     #[must_use]
     pub fn checkpoints(&self) -> u64 {
         let mapper = self.mapper.as_ref();
-        mapper.map_or(0, |mapper| mapper.counters().checkpoints)
+        mapper.map_or(0, |mapper| mapper.mapper().counters().checkpoints)
     }
 
     /// Has the mapper drop what is not durable, of all sessions: what a failed sync means.
     pub(crate) fn abandon(&mut self) {
-        for handle in std::mem::take(&mut self.sessions).into_keys() {
-            let tag = self.ticket();
-            let request = MapRequest::new(MapOp::Abandon, handle);
-            if let Some(mapper) = &mut self.mapper {
-                mapper.map_request(CLIENT, tag, request, Carried::default());
-            }
-        }
+        self.sessions.abandon();
+    }
+
+    /// Whether the volume's end may be clean already: it was asked to close.
+    pub(crate) fn is_closing(&self, lineage: Lineage) -> bool {
+        self.sessions.is_closing(lineage)
+    }
+
+    /// The journals as they are now.
+    pub(crate) fn journals(&self) -> MemoryJournals {
+        self.journals.snapshot()
     }
 
     fn no_mapper(&mut self, tag: u64) {
         let error = Error::new(ErrorCode::Unavailable, "the mapper died");
-        self.catalogues.insert(tag, CatalogueReply::Failed(error));
+        self.outcomes
+            .catalogues
+            .insert(tag, CatalogueReply::Failed(error));
     }
 
     /// The mapper's process dies; the volume peer's lives.
     pub(crate) fn kill_mapper(&mut self) {
         self.mapper = None;
         self.peer.ports_mut().0.disconnect();
-        self.asked.clear();
-        self.sessions.clear();
-        self.closing.clear();
-        for tag in std::mem::take(&mut self.asked_names) {
+        self.sessions.forget();
+        for tag in std::mem::take(&mut self.asked_names).into_values() {
             self.no_mapper(tag);
         }
     }
 
-    fn revive_mapper(&mut self) -> bool {
-        if self.mapper.is_some() || self.mapper_calls > 0 {
-            return false;
-        }
-        let (client, server, arena) = map_channel(&self.pool);
-        self.map_server = server;
-        self.arenas.push(arena);
-        self.peer.ports_mut().0.reconnect(client);
-        self.incarnation += 1;
-        self.mapper = Some(journal::mapper(self.owner, &self.journals));
-        true
+    /// Whether a mapper that died can be replaced.
+    fn may_revive(&self) -> bool {
+        self.mapper.is_none() && self.blocker.channel_idle(self.mapper_channel)
+    }
+
+    fn revive_mapper(&mut self) {
+        let (map_client, map_server) = self.arenas.map_channel();
+        let (mapper_client, mapper_server) = self.arenas.channel(MAPPER_ARENA_LEN);
+        self.mapper_channel = self.blocker.add_channel(mapper_server, Rights::All);
+        self.peer.ports_mut().0.reconnect(map_client);
+        self.start_mapper(map_server, mapper_client);
     }
 
     // What the peers do.
 
-    /// Lets the peers move once. Whether anything moved; what they ask of the backend and what was answered go to the end
-    /// of `asked` and `told`.
-    pub(crate) fn turn(&mut self, asked: &mut Vec<Asked>, told: &mut Vec<Told>) -> bool {
-        let mut moved = self.revive_mapper();
-        moved |= self.peer.poll() == Progress::Busy;
+    /// Lets each peer have its turn. Whether anything moved.
+    pub(crate) fn turn(&mut self) -> bool {
+        if self.may_revive() {
+            self.revive_mapper();
+        }
+        let mut moved = self.peer.poll() == Progress::Busy;
         moved |= self.take_events();
-        moved |= self.serve_map();
-        moved |= self.serve_mapper(asked, told);
-        moved | self.serve_objects(asked)
+        moved |= self.poll_mapper();
+        moved |= self.blocker.poll() == Progress::Busy;
+        moved || self.may_revive()
+    }
+
+    /// What the blocker asked of the backend since this was asked before.
+    pub(crate) fn take_calls(&mut self) -> Vec<BackendCall> {
+        self.storage.take_started()
+    }
+
+    /// What the mapper answered to the volume peer since this was asked before.
+    pub(crate) fn take_answered(&mut self) -> Vec<Answered> {
+        self.sessions.take_answered()
+    }
+
+    /// The backend's answer to a call.
+    pub(crate) fn answer(&mut self, ticket: u64, reply: ObjectReply) {
+        self.storage.reply(ticket, reply);
+    }
+
+    fn poll_mapper(&mut self) -> bool {
+        let Some(mapper) = &mut self.mapper else {
+            return false;
+        };
+        let moved = mapper.poll() == Progress::Busy;
+        while let Some((tag, reply)) = mapper.next_reply() {
+            if let Some(ticket) = self.asked_names.remove(&tag) {
+                self.outcomes.catalogues.insert(ticket, reply);
+            }
+        }
+        moved
     }
 
     fn take_events(&mut self) -> bool {
@@ -317,17 +339,17 @@ impl Node {
                 any = true;
                 match event {
                     VolumeEvent::Done { cookie, result } => {
-                        self.results.insert(cookie, result);
+                        self.outcomes.results.insert(cookie, result);
                     }
                     VolumeEvent::Opened { result } => {
                         if result.is_err() {
                             self.handles.remove(&handle);
                         }
-                        self.opened.insert(handle, result);
+                        self.outcomes.opened.insert(handle, result);
                     }
                     VolumeEvent::Closed { result } => {
                         self.handles.remove(&handle);
-                        self.closed.insert(handle, result);
+                        self.outcomes.closed.insert(handle, result);
                     }
                     VolumeEvent::Resized { .. } => {}
                 }
@@ -337,132 +359,8 @@ impl Node {
             self.peer.next_control_event()
         {
             any = true;
-            self.snapshots.insert(token, result);
+            self.outcomes.snapshots.insert(token, result);
         }
         any
-    }
-
-    /// Passes on what the volume peer asks of the mapper.
-    fn serve_map(&mut self) -> bool {
-        let mut any = false;
-        while self.mapper.is_some()
-            && let Some(entry) = self.map_server.accept()
-        {
-            any = true;
-            let request = MapRequest::decode(&entry).expect("the volume peer speaks the protocol");
-            if let (MapOp::Close, Some(lineage)) = (request.op, self.sessions.get(&request.handle))
-            {
-                self.closing.insert(*lineage);
-            }
-            let carried = self.carried(&request);
-            self.asked.insert(entry.tag, request);
-            if let Some(mapper) = &mut self.mapper {
-                mapper.map_request(CLIENT, entry.tag, request, carried);
-            }
-        }
-        any
-    }
-
-    fn carried(&self, request: &MapRequest) -> Carried {
-        if request.op != MapOp::FlushCommit || request.len == 0 {
-            return Carried::default();
-        }
-        let mut area = vec![0; usize::try_from(request.len).expect("an area is small")];
-        let arena = self.map_server.regions().get(RegionId::ARENA);
-        arena
-            .expect("a channel has an arena")
-            .read(request.offset, &mut area)
-            .expect("areas lie in the arena");
-        Carried::new(area).expect("the volume peer hands over whole areas")
-    }
-
-    /// Carries out what the mapper asks for.
-    fn serve_mapper(&mut self, asked: &mut Vec<Asked>, told: &mut Vec<Told>) -> bool {
-        let mut any = false;
-        while let Some(effect) = self.mapper.as_mut().and_then(Mapper::next_effect) {
-            any = true;
-            match effect {
-                Effect::Object { id, request, data } => {
-                    self.mapper_calls += 1;
-                    asked.push(Asked {
-                        owner: Owner::Mapper(self.incarnation, id),
-                        request,
-                        data,
-                        memory: None,
-                    });
-                }
-                Effect::MapReply { tag, reply, .. } => {
-                    if let Some(request) = self.asked.remove(&tag) {
-                        told.push(self.note(request, reply));
-                        self.map_server.complete(reply.encode(tag));
-                    }
-                }
-                Effect::CatalogueReply { tag, reply } => {
-                    self.asked_names.remove(&tag);
-                    self.catalogues.insert(tag, reply);
-                }
-            }
-        }
-        any
-    }
-
-    fn note(&mut self, request: MapRequest, reply: MapReply) -> Told {
-        let mut lineage = self.sessions.get(&request.handle).copied();
-        if let (MapOp::Close | MapOp::Abandon, Some(lineage)) = (request.op, lineage) {
-            self.closing.remove(&lineage);
-        }
-        match (request.op, reply.result) {
-            (MapOp::Open, Ok(handle)) => {
-                let [high, low] = request.operand;
-                lineage = Some(Lineage::from_words(high, low));
-                self.sessions.insert(handle, Lineage::from_words(high, low));
-            }
-            (MapOp::Close | MapOp::Abandon, Ok(_)) => drop(self.sessions.remove(&request.handle)),
-            (MapOp::SnapshotBegin, Ok(_)) => drop(self.begun.insert(request.operand[0])),
-            _ => {}
-        }
-        Told {
-            request,
-            reply,
-            lineage,
-        }
-    }
-
-    /// Passes on what the volume peer asks of the backend.
-    fn serve_objects(&mut self, asked: &mut Vec<Asked>) -> bool {
-        let mut any = false;
-        while let Some(entry) = self.object_server.accept() {
-            any = true;
-            let request =
-                ObjectRequest::decode(&entry).expect("the volume peer speaks the protocol");
-            let memory = request.memory;
-            assert_eq!(memory.count, 0, "requests here have one segment");
-            let region = self.object_server.regions().get(RegionId(memory.region));
-            let span = region
-                .and_then(|region| region.span(memory.offset, u64::from(request.len)).ok())
-                .expect("the volume peer names memory that it has");
-            asked.push(Asked {
-                owner: Owner::Volume(entry.tag),
-                request,
-                data: Vec::new(),
-                memory: Some(span),
-            });
-        }
-        any
-    }
-
-    /// The backend's answer; `data` is what the mapper reads.
-    pub(crate) fn answer(&mut self, owner: Owner, reply: ObjectReply, data: Vec<u8>) {
-        match owner {
-            Owner::Mapper(incarnation, id) => {
-                self.mapper_calls -= 1;
-                if let Some(mapper) = &mut self.mapper
-                    && incarnation == self.incarnation
-                {
-                    mapper.object_done(id, reply, data);
-                }
-            }
-            Owner::Volume(tag) => self.object_server.complete(reply.encode(tag)),
-        }
     }
 }

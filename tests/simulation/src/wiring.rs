@@ -1,4 +1,4 @@
-//! Nodes and the backend, wired as in one thread of each node.
+//! Nodes and their pool, the simulated backend: what blockers ask of it, and what becomes of that.
 //!
 //! Invariants
 //! - Peers run until nothing moves before any backend call completes, so a run depends on its seed and nothing else.
@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use archipelago_blocker::Backend;
+use archipelago_blocker::Backend as _;
 use archipelago_doubles::simulated::{Random, SimulatedBackend};
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Epoch, Lineage};
@@ -21,13 +21,14 @@ use archipelago_protocol::object::{
 use crate::journal;
 use crate::machine::CrashPoint;
 use crate::memory::{Memory, MemoryPool};
-use crate::node::{Asked, Node, Owner, Told};
+use crate::node::Node;
 use crate::oracle::{Crash, Oracle};
+use crate::storage::BackendCall;
 use crate::trouble::Trouble;
+use crate::witness::Answered;
 
-/// The memory of a machine: first what the mappers' calls move, then the guests' areas.
-const MEMORY_LEN: usize = AREAS_START + AREA_COUNT * GUEST_AREA_LEN;
-const AREAS_START: usize = 1 << 20;
+/// The memory of a machine: the guests' areas.
+const MEMORY_LEN: usize = AREA_COUNT * GUEST_AREA_LEN;
 /// Bytes of a request of the guest at most: all of the largest volume.
 pub const GUEST_AREA_LEN: usize = 512 << 10;
 const AREA_COUNT: usize = 64;
@@ -38,7 +39,8 @@ const TURNS_MAX: usize = 10_000;
 #[derive(Debug)]
 struct Call {
     node: usize,
-    owner: Owner,
+    /// The blocker's.
+    ticket: u64,
     request: ObjectRequest,
 }
 
@@ -55,7 +57,7 @@ pub struct Wiring {
     areas: Vec<usize>,
     calls: BTreeMap<u64, Call>,
     /// Answers that are due although the backend gives none.
-    refused: Vec<(usize, Owner)>,
+    refused: Vec<(usize, u64)>,
     next: u64,
     /// Blocks that were written first, as far as no unclean end came between.
     firsts: BTreeSet<(ObjectId, u64)>,
@@ -111,7 +113,7 @@ impl Wiring {
             pool,
             areas: (0..AREA_COUNT)
                 .rev()
-                .map(|index| AREAS_START + index * GUEST_AREA_LEN)
+                .map(|index| index * GUEST_AREA_LEN)
                 .collect(),
             calls: BTreeMap::new(),
             refused: Vec::new(),
@@ -145,7 +147,7 @@ impl Wiring {
     pub fn crash_point(&self) -> CrashPoint {
         CrashPoint {
             backend: self.backend.clone(),
-            journals: self.nodes[self.owner()].journals.snapshot(),
+            journals: self.nodes[self.owner()].journals(),
             oracle: self.oracle.clone(),
             firsts: self
                 .firsts
@@ -186,8 +188,7 @@ impl Wiring {
 
     /// Whether a crash now is certainly an unclean end of the volume.
     fn ends_uncleanly(&self, lineage: Lineage) -> bool {
-        let closing = &self.nodes[self.owner()].closing;
-        self.writing.contains(&lineage) && !closing.contains(&lineage)
+        self.writing.contains(&lineage) && !self.nodes[self.owner()].is_closing(lineage)
     }
 
     /// Volumes end uncleanly: what was given out as fresh is so no more.
@@ -218,7 +219,7 @@ impl Wiring {
                 self.backend.forget(ticket);
             }
             let call = self.calls.remove(&ticket).expect("listed just now");
-            self.refused.push((call.node, call.owner));
+            self.refused.push((call.node, call.ticket));
         }
         self.fenced = true;
     }
@@ -250,20 +251,19 @@ impl Wiring {
         let mut any = false;
         for _ in 0..TURNS_MAX {
             let mut moved = false;
-            for (node, owner) in std::mem::take(&mut self.refused) {
+            for (node, ticket) in std::mem::take(&mut self.refused) {
                 let reply = ObjectReply::failed(ErrorCode::Stale);
-                self.nodes[node].answer(owner, reply, Vec::new());
+                self.nodes[node].answer(ticket, reply);
                 moved = true;
             }
             for number in 0..self.nodes.len() {
-                let (mut asked, mut told) = (Vec::new(), Vec::new());
-                moved |= self.nodes[number].turn(&mut asked, &mut told);
+                moved |= self.nodes[number].turn();
+                let answered = self.nodes[number].take_answered();
                 if number == self.owner() {
-                    told.iter().for_each(|told| self.look_at(told));
+                    answered.iter().for_each(|answered| self.look_at(answered));
                 }
-                asked
-                    .into_iter()
-                    .for_each(|asked| self.begin(number, asked));
+                let calls = self.nodes[number].take_calls();
+                calls.into_iter().for_each(|call| self.begin(number, call));
             }
             if let Some(wrong) = self.wrong.take() {
                 return Err(Trouble::Wrong(wrong));
@@ -276,12 +276,12 @@ impl Wiring {
         Err(Trouble::Wrong("the peers go round in circles".to_owned()))
     }
 
-    fn look_at(&mut self, told: &Told) {
-        let (Ok(result), Some(lineage)) = (told.reply.result, told.lineage) else {
+    fn look_at(&mut self, answered: &Answered) {
+        let (Ok(result), Some(lineage)) = (answered.reply.result, answered.lineage) else {
             return;
         };
-        match told.request.op {
-            MapOp::Open if told.request.flags & FLAG_WRITE != 0 => {
+        match answered.request.op {
+            MapOp::Open if answered.request.flags & FLAG_WRITE != 0 => {
                 self.writing.insert(lineage);
             }
             MapOp::Close => {
@@ -293,9 +293,9 @@ impl Wiring {
                 self.firsts.retain(|(id, _)| id.lineage != lineage);
                 self.doubtful.remove(&lineage);
             }
-            MapOp::Locate if told.reply.placement() == Some(Placement::First) => {
-                let id = ObjectId::data(lineage, Epoch(told.reply.values[0]));
-                self.check_fresh(id, told.request.offset, u64::from(result));
+            MapOp::Locate if answered.reply.placement() == Some(Placement::First) => {
+                let id = ObjectId::data(lineage, Epoch(answered.reply.values[0]));
+                self.check_fresh(id, answered.request.offset, u64::from(result));
             }
             _ => {}
         }
@@ -315,16 +315,15 @@ impl Wiring {
         }
     }
 
-    fn begin(&mut self, node: usize, asked: Asked) {
-        let Asked {
-            owner,
+    fn begin(&mut self, node: usize, call: BackendCall) {
+        let BackendCall {
+            ticket,
             request,
-            data,
             memory,
-        } = asked;
+        } = call;
         let ours = node == self.owner() && !self.fenced;
         if !ours && request.op != ObjectOp::CompareAndSwap {
-            return self.refused.push((node, owner));
+            return self.refused.push((node, ticket));
         }
         self.next += 1;
         if ours && self.fail_next_sync && makes_durable(&request) {
@@ -332,19 +331,10 @@ impl Wiring {
             let call = self.backend.calls() + 1;
             self.backend.fail_call(call, ErrorCode::SyncFailed);
         }
-        let span = memory.unwrap_or_else(|| {
-            self.memory
-                .write(0, &data)
-                .and_then(|()| self.memory.span(0, u64::from(request.len)))
-                .expect("the mapper's requests are small")
-        });
-        let moves =
-            reads(request.op) || matches!(request.op, ObjectOp::Write | ObjectOp::CompareAndSwap);
-        let spans = if moves { &[span][..] } else { &[] };
-        self.backend.start(self.next, &request, spans);
+        self.backend.start(self.next, &request, &memory);
         let call = Call {
             node,
-            owner,
+            ticket,
             request,
         };
         self.calls.insert(self.next, call);
@@ -363,18 +353,14 @@ impl Wiring {
         let (ticket, reply) = self.backend.complete(index);
         let Call {
             node,
-            owner,
+            ticket,
             request,
         } = self.calls.remove(&ticket).expect("every call has an owner");
         let swaps = request.op == ObjectOp::CompareAndSwap;
         if reply.result.is_err() && node == self.owner() && (swaps || makes_durable(&request)) {
             self.note_failure(&request);
         }
-        let data = match (owner, reply.result) {
-            (Owner::Mapper(..), Ok(len)) if reads(request.op) => self.bytes(0, len as usize),
-            _ => Vec::new(),
-        };
-        self.nodes[node].answer(owner, reply, data);
+        self.nodes[node].answer(ticket, reply);
     }
 
     fn note_failure(&mut self, request: &ObjectRequest) {
