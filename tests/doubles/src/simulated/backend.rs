@@ -176,6 +176,16 @@ impl SimulatedBackend {
         self.take(ticket);
     }
 
+    /// A sync failed: those of the pool that are under way fail too, for they cannot know which of the two the disk did first.
+    fn fail_syncs_in_flight(&mut self) {
+        let syncs = self.in_flight.iter_mut();
+        for flight in syncs.filter(|flight| flight.call.request.op == ObjectOp::SyncPool) {
+            flight
+                .fault
+                .get_or_insert(Fault::Fail(ErrorCode::SyncFailed));
+        }
+    }
+
     fn take(&mut self, ticket: u64) -> Option<InFlight> {
         let mut flights = self.in_flight.iter();
         let index = flights.position(|flight| flight.ticket == ticket)?;
@@ -192,6 +202,9 @@ impl SimulatedBackend {
             // What finds no space leaves nothing: see `docs/assumptions.md`.
             if code != ErrorCode::NoSpace {
                 self.store.execute_failing(&flight.call, &mut self.random);
+            }
+            if matches!(flight.call.request.op, ObjectOp::Sync | ObjectOp::SyncPool) {
+                self.fail_syncs_in_flight();
             }
             return (flight.ticket, ObjectReply::failed(code));
         }
