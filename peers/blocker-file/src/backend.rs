@@ -266,8 +266,12 @@ impl FileBackend {
             // Threads answer these.
             Part::Opens | Part::Requests => return,
         };
-        if is_failed_sync && !is_of_one_file(&io::Error::from_raw_os_error(-result)) {
-            self.lose_unsynced();
+        if is_failed_sync {
+            // Of this file at least something may be gone, which a sync of the pool that began before does not know.
+            self.requests.lose();
+            if !is_of_one_file(&io::Error::from_raw_os_error(-result)) {
+                self.lose_unsynced();
+            }
         }
         let (parts, mut context) = self.parts();
         match part {
@@ -324,6 +328,7 @@ impl FileBackend {
         self.files.lose_unsynced();
         self.transfers.lose_durable();
         self.syncs.lose();
+        self.requests.lose();
     }
 
     /// The sync of what a predecessor wrote failed. Another try might succeed, and nobody learn of what is gone.

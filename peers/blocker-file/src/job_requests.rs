@@ -21,6 +21,8 @@ enum JobRequest {
         ticket: u64,
         /// What it covers.
         began: Turn,
+        /// Another sync has failed meanwhile: what that dropped, this one may not have made durable.
+        lost: bool,
     },
     /// Any other.
     Other {
@@ -90,7 +92,11 @@ impl JobRequests {
             ObjectOp::SyncPool => {
                 self.pool_syncs += 1;
                 let began = context.files.now();
-                JobRequest::SyncPool { ticket, began }
+                JobRequest::SyncPool {
+                    ticket,
+                    began,
+                    lost: false,
+                }
             }
             op => JobRequest::Other {
                 ticket,
@@ -113,18 +119,31 @@ impl JobRequests {
         done: Result<ObjectReply, Failed>,
         context: &mut Context<'_>,
     ) {
-        let ticket = match self.calls.remove(index) {
-            Some(JobRequest::SyncPool { ticket, began }) => {
+        let done = done.map_err(|failed| failed.code);
+        let (ticket, done) = match self.calls.remove(index) {
+            Some(JobRequest::SyncPool { ticket, lost, .. }) if lost => {
+                (ticket, done.and(Err(ErrorCode::SyncFailed)))
+            }
+            Some(JobRequest::SyncPool { ticket, began, .. }) => {
                 if done.is_ok() {
                     context.files.pool_synced(began);
                 }
-                ticket
+                (ticket, done)
             }
-            Some(JobRequest::Other { ticket, .. }) => ticket,
+            Some(JobRequest::Other { ticket, .. }) => (ticket, done),
             None => return,
         };
-        let reply = done.unwrap_or_else(|failed| ObjectReply::failed(failed.code));
+        let reply = done.unwrap_or_else(ObjectReply::failed);
         context.replies.push(ticket, reply);
+    }
+
+    /// A sync failed, of whatever: those of the pool that are under way fail, too.
+    pub(crate) fn lose(&mut self) {
+        for call in self.calls.iter_mut() {
+            if let JobRequest::SyncPool { lost, .. } = call {
+                *lost = true;
+            }
+        }
     }
 
     /// The calls under way, to be reported.
@@ -164,6 +183,10 @@ impl JobRequests {
     /// Begins a sync of the pool that no thread carries out: its place.
     #[cfg(test)]
     pub(crate) fn insert_pool_sync(&mut self, ticket: u64, began: Turn) -> usize {
-        self.calls.insert(JobRequest::SyncPool { ticket, began })
+        self.calls.insert(JobRequest::SyncPool {
+            ticket,
+            began,
+            lost: false,
+        })
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! Invariants
 //! - What was written and not synced when a sync failed makes the next sync of its file fail, once.
-//! - A sync or durable write that was under way then fails too: it cannot know which of the two the disk did first.
+//! - A sync or durable write that was under way then fails too, one of the whole pool included: it cannot know which of the two
+//!   the disk did first.
 
 use std::cell::Cell;
 

@@ -171,6 +171,10 @@ fn a_failed_sync_of_the_pool_is_reported_by_the_next_sync_of_what_it_may_have_dr
             assert_eq!(driver.wait(ticket).result, Err(ErrorCode::SyncFailed));
         }
         assert_eq!(driver.simple(ObjectOp::Sync, dirty).result, Ok(0));
+        let pool = driver.start(&ObjectRequest::new(ObjectOp::SyncPool, pooled), &[]);
+        backend.borrow_mut().fail_pool_sync();
+        assert_eq!(driver.wait(pool).result, Err(ErrorCode::SyncFailed));
+        assert_eq!(driver.simple(ObjectOp::SyncPool, pooled).result, Ok(0));
     });
 }
 

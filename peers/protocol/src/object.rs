@@ -143,7 +143,8 @@ pub enum ObjectOp {
     Write = 2,
     /// Makes all completed writes to `id` durable, its name included. For data: the 64 GiB around `offset`.
     Sync = 3,
-    /// Makes all completed writes to the pool durable.
+    /// Makes all completed writes to the pool durable. It fails if another sync, of whatever, fails while it is under way: what that
+    /// one dropped, this one may not have made durable.
     SyncPool = 4,
     /// Replaces the content of a small object (at most [`SWAP_LEN_MAX`] bytes) if its version is `offset`; version 0:
     /// it does not exist yet. Value 0 of the reply: the version after the call. Another version there:
