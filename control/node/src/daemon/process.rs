@@ -68,6 +68,8 @@ pub(crate) struct Process {
     settings: PeerSettings<FilePool>,
     life: watch::Sender<Life>,
     restarts: watch::Sender<u64>,
+    /// Whether a life of it has had the pool open.
+    has_opened: watch::Sender<bool>,
     last_end: watch::Sender<Option<LastEnd>>,
 }
 
@@ -94,6 +96,7 @@ impl Process {
             settings,
             life: watch::Sender::new(Life::Between),
             restarts: watch::Sender::new(0),
+            has_opened: watch::Sender::new(false),
             last_end: watch::Sender::new(None),
         })
     }
@@ -135,6 +138,11 @@ impl Process {
         self.restarts.send_modify(|count| *count += 1);
     }
 
+    /// Notes that this life has the pool open: the next ones are its successors.
+    pub(crate) fn note_opened(&self) {
+        self.has_opened.send_replace(true);
+    }
+
     /// The last life that ended though nobody wished it.
     pub(crate) fn last_end(&self) -> Option<LastEnd> {
         self.last_end.borrow().clone()
@@ -157,8 +165,12 @@ impl Process {
             .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let listener: OwnedFd = self.listener.try_clone()?.into();
         let mut settings = self.settings.clone();
-        if self.restarts() > 0 {
+        // A life that could not open the pool has no successor: who owned the pool meanwhile has taken nothing from it. What a
+        // person knew of another owner was true for the first life.
+        if *self.has_opened.borrow() {
             settings.pool.claim = Claim::Restart;
+        } else if self.restarts() > 0 {
+            settings.pool.claim = Claim::Start;
         }
         let settings = serde_json::to_string(&settings).map_err(std::io::Error::other)?;
         let mut command = Command::new(program);

@@ -24,7 +24,7 @@ use super::process::AskError;
 use super::supervisor::{AbortOnDrop, End, Event, Wish, keep_running};
 
 /// How long all processes of a pool together may take to drain; less, once storage hangs.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long each of them has at least, whatever the others took.
 const DRAIN_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// How long a process has to drain beside a call that hangs already.
@@ -203,7 +203,8 @@ async fn open(pool: &Arc<Pool>) -> Result<(), Error> {
     for process in &pool.processes {
         let role = process.roles()[0];
         match pool.ask(role, &ControlRequest::Status).await {
-            Ok(ControlReply::Status(_)) => {}
+            // It answers once it has opened the pool.
+            Ok(ControlReply::Status(_)) => process.note_opened(),
             Ok(other) => return Err(unexpected(&other)),
             Err(error) if process.roles().contains(&Role::Blocker) => {
                 let hint = format!(
@@ -237,7 +238,10 @@ async fn first_death(events: &mut mpsc::UnboundedReceiver<Event>) -> (String, En
 fn died_at_start(pool: &Pool, title: &str, end: End) -> Error {
     if let Some(error) = end.last_words {
         return match PoolUser::of(pool.config.directory()) {
-            PoolUser::Node(other) if error.code == ErrorCode::InUse => {
+            // One of this daemon's own is another pool's, in the same directory.
+            PoolUser::Node(other)
+                if error.code == ErrorCode::InUse && other.daemon != std::process::id() =>
+            {
                 other.in_use(&pool.context.layout)
             }
             _ => error,
