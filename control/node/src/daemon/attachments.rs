@@ -1,6 +1,6 @@
 //! What is attached, kept in a file so that a restart of the daemon serves the same at the same paths.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use archipelago_api::types::Attachment;
@@ -89,6 +89,8 @@ pub(crate) struct Attachments {
     by_id: BTreeMap<AttachmentId, Attachment>,
     /// Given to the next attachment; never to two of them.
     next_id: AttachmentId,
+    /// Those of pools that the node did not have at its start.
+    orphans: BTreeSet<AttachmentId>,
 }
 
 impl Attachments {
@@ -117,6 +119,7 @@ impl Attachments {
             path,
             by_id: attachments.map(|one| (one.id, one)).collect(),
             next_id: content.next_id,
+            orphans: BTreeSet::new(),
         })
     }
 
@@ -125,9 +128,15 @@ impl Attachments {
         self.by_id.values()
     }
 
-    /// The attachment of `lineage`. The node attaches a volume once.
-    pub(crate) fn of_volume(&self, lineage: Lineage) -> Option<&Attachment> {
+    /// The attachment of `lineage`, in whatever pool. The node attaches a volume once.
+    pub(crate) fn of_lineage(&self, lineage: Lineage) -> Option<&Attachment> {
         self.all().find(|one| one.lineage == lineage)
+    }
+
+    /// The attachment of the volume `lineage` of `pool`. A copy of that pool holds another volume of this lineage.
+    pub(crate) fn of_volume(&self, pool: &Name, lineage: Lineage) -> Option<&Attachment> {
+        self.all()
+            .find(|one| one.lineage == lineage && one.pool.as_ref() == Some(pool))
     }
 
     /// Those of the volumes of `pool`.
@@ -136,11 +145,44 @@ impl Attachments {
             .filter(move |one| one.pool.as_ref() == Some(pool))
     }
 
-    /// Says of which pool are those that a node with one pool has noted.
-    pub(crate) fn set_pool(&mut self, pool: &Name) {
+    /// Says of which pool are those that a node with one pool has noted; durably: once there are more pools, nothing else says it.
+    ///
+    /// # Errors
+    /// What the file system says; the memory has it all the same.
+    pub(crate) fn set_pool(&mut self, pool: &Name) -> Result<(), Error> {
+        if self.all().all(|one| one.pool.is_some()) {
+            return Ok(());
+        }
         for attachment in self.by_id.values_mut() {
             attachment.pool.get_or_insert_with(|| pool.clone());
         }
+        self.commit(self.by_id.clone())
+    }
+
+    /// Finds those of pools that the node, which starts, does not have: they are kept, and nobody serves them.
+    pub(crate) fn find_orphans<T>(&mut self, pools: &BTreeMap<Name, T>) {
+        let has = |one: &Attachment| {
+            one.pool
+                .as_ref()
+                .is_some_and(|pool| pools.contains_key(pool))
+        };
+        self.orphans = self
+            .all()
+            .filter(|one| !has(one))
+            .map(|one| one.id)
+            .collect();
+        for one in self.all().filter(|one| !has(one)) {
+            tracing::warn!(
+                "`{}` is attached and not served: the node has no pool `{}`",
+                one.name,
+                one.pool.as_ref().map_or("?", |pool| pool.as_str())
+            );
+        }
+    }
+
+    /// Whether the attachment `id` is of a pool that the node did not have at its start.
+    pub(crate) fn is_orphan(&self, id: AttachmentId) -> bool {
+        self.orphans.contains(&id)
     }
 
     /// A number for one more attachment.
@@ -164,9 +206,14 @@ impl Attachments {
         self.commit(next)
     }
 
-    /// Notes the new name of what has `lineage`.
-    pub(crate) fn rename(&mut self, lineage: Lineage, name: &Name) -> Result<(), Error> {
-        let Some(id) = self.of_volume(lineage).map(|one| one.id) else {
+    /// Notes the new name of the volume `lineage` of `pool`.
+    pub(crate) fn rename(
+        &mut self,
+        pool: &Name,
+        lineage: Lineage,
+        name: &Name,
+    ) -> Result<(), Error> {
+        let Some(id) = self.of_volume(pool, lineage).map(|one| one.id) else {
             return Ok(());
         };
         let mut next = self.by_id.clone();
@@ -226,16 +273,27 @@ mod tests {
             let id = attachments.next_id().0;
             attachments.insert(attachment(id, name)).unwrap();
         }
-        attachments
-            .rename(Lineage(1), &"c".parse().unwrap())
-            .unwrap();
+        let pool: Name = "p".parse().unwrap();
+        attachments.set_pool(&pool).unwrap();
+        let name = "c".parse().unwrap();
+        attachments.rename(&pool, Lineage(1), &name).unwrap();
+        let copy = "copy".parse().unwrap();
+        let other = "d".parse().unwrap();
+        attachments.rename(&copy, Lineage(1), &other).unwrap();
         attachments.remove(AttachmentId(2)).unwrap();
         let mut read = Attachments::read(path).unwrap();
+        let expected = Attachment {
+            pool: Some(pool.clone()),
+            ..attachment(1, "c")
+        };
         assert_eq!(
-            read.all().cloned().collect::<Vec<_>>(),
-            [attachment(1, "c")]
+            read.all().collect::<Vec<_>>(),
+            [&expected],
+            "the pool is noted, and a copy's volume is another one"
         );
-        assert_eq!(read.of_volume(Lineage(1)), Some(&attachment(1, "c")));
+        assert_eq!(read.of_volume(&pool, Lineage(1)), Some(&expected));
+        assert_eq!(read.of_volume(&copy, Lineage(1)), None);
+        assert_eq!(read.of_lineage(Lineage(1)), Some(&expected));
         assert_eq!(read.next_id(), AttachmentId(3));
     }
 

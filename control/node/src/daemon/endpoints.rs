@@ -11,12 +11,13 @@ use archipelago_host::{JOURNAL_LEN_BYTES, QUEUES_MAX};
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::{
-    Access, AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name, ServedVolume,
+    Access, AttachmentId, EndpointSpec, Error, ErrorCode, Name, ServedVolume,
 };
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 
 use super::passing::{Hindrance, wait_while_passing};
+use super::places::Places;
 use super::pool::Pool;
 
 const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
@@ -57,7 +58,7 @@ impl Pool {
     ) -> Result<Attachment, Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup_whole(name).await?;
-        let present = self.attachments().of_volume(entry.lineage).cloned();
+        let present = self.attachments().of_lineage(entry.lineage).cloned();
         if let Some(attachment) = &present
             && attachment.pool.as_ref() != Some(&self.name)
         {
@@ -132,6 +133,15 @@ impl Pool {
     /// Two pools hold the same volume: one is a copy of the other.
     fn attached_elsewhere(&self, attachment: &Attachment) -> Error {
         let pool = attachment.pool.as_ref().map_or("?", |pool| pool.as_str());
+        if self.attachments().is_orphan(attachment.id) {
+            let name = &attachment.name;
+            let message = format!(
+                "`{name}` was attached as one of pool `{pool}`, which the node does not have"
+            );
+            let command = self.context.layout.command();
+            return Error::new(ErrorCode::InUse, message)
+                .with_hint(format!("detach it first: `{command} volume detach {name}`"));
+        }
         let message = format!(
             "`{}` of pool `{pool}` is attached, which is the same volume: one of the two pools is a copy",
             attachment.name
@@ -148,14 +158,21 @@ impl Pool {
             return Ok(());
         };
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        let without_journal = |lineage: Lineage| !directory.join(lineage.to_string()).exists();
-        if !without_journal(attachment.lineage) {
+        // The pools share the room, and each has its own directory.
+        let layout = &self.context.layout;
+        let without_journal = |one: &Attachment| {
+            let file = one.lineage.to_string();
+            let further = one.pool.as_ref().map(|pool| Places::further(layout, pool));
+            !layout.journals().join(&file).exists()
+                && !further.is_some_and(|run| run.join("journal").join(&file).exists())
+        };
+        if !without_journal(attachment) {
             return Ok(());
         }
         let promised = self
             .attachments()
-            .of_pool(&self.name)
-            .filter(|one| !one.read_only && without_journal(one.lineage))
+            .all()
+            .filter(|one| !one.read_only && without_journal(one))
             .count();
         let promised =
             JOURNAL_LEN_BYTES.saturating_mul(u64::try_from(promised).unwrap_or(u64::MAX));
@@ -226,10 +243,15 @@ impl Pool {
     async fn detach_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
-        let attached = self
-            .attachments()
-            .of_volume(entry.lineage)
-            .map(|one| one.id);
+        let attached = {
+            let attachments = self.attachments();
+            // Not that of a copy's volume; but that of a pool which was given another name by hand.
+            let is_ours = |one: &&Attachment| {
+                one.pool.as_ref() == Some(&self.name) || attachments.is_orphan(one.id)
+            };
+            let present = attachments.of_lineage(entry.lineage);
+            present.filter(is_ours).map(|one| one.id)
+        };
         let Some(attachment) = attached else {
             let error = Error::new(ErrorCode::NotFound, format!("`{name}` is not attached"));
             let command = self.context.layout.command();

@@ -27,7 +27,7 @@ use super::places::{Places, first_pool};
 use super::pool::Pool;
 
 /// How long a pool may take to say whether it has a name, while there are others.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same once another pool has said that it has it: a pool that answers at all answers within a millisecond.
 const SECOND_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -42,6 +42,8 @@ pub(crate) struct Node {
     claimed: Mutex<BTreeSet<Name>>,
     /// Held while a pool is added or removed.
     pub(crate) pool_changes: tokio::sync::Mutex<()>,
+    /// Whether the node stops: no pool comes or goes any more.
+    pub(crate) stopping: watch::Sender<bool>,
     /// Asks the main loop for a clean stop.
     pub(crate) stop: Notify,
     /// What was left unfinished, once all processes have stopped.
@@ -78,7 +80,10 @@ impl Node {
     ) -> Result<Node, Error> {
         let first = first_pool(&layout, config.pools.keys());
         let context = Arc::new(NodeContext::new(layout, config, endpoint)?);
-        context.attachments().set_pool(&first);
+        if let Err(error) = context.attachments().set_pool(&first) {
+            tracing::warn!("of which pool the attachments are was not noted: {error}");
+        }
+        context.attachments().find_orphans(&context.config.pools);
         let mut pools = BTreeMap::new();
         for (name, config) in &context.config.pools {
             let places = Places::new(&context.layout, name, &first)?;
@@ -91,6 +96,7 @@ impl Node {
             first,
             claimed: Mutex::default(),
             pool_changes: tokio::sync::Mutex::new(()),
+            stopping: watch::Sender::new(false),
             stop: Notify::new(),
             stopped: watch::Sender::new(None),
         })

@@ -8,7 +8,8 @@
 //! The sockets of volumes stand in `run/volume/` for all pools.
 //!
 //! Invariant: as long as the run directory lives, a pool finds its journals where it left them. So the name of the first pool is
-//! kept there: a node that had one pool, of whatever name, may have more of them the next time.
+//! kept, among what outlives a reboot: a node that had one pool, of whatever name, may have more of them the next time. And a pool
+//! that has had a directory of its own does not become the first one.
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,7 @@ impl Places {
                 is_first,
             });
         }
-        let run = layout.run().join("pools").join(name.as_str());
+        let run = Places::further(layout, name);
         let len = run.as_os_str().len();
         if len + SOCKET_NAME_LEN > SOCKET_PATH_MAX {
             let message = format!(
@@ -56,6 +57,11 @@ impl Places {
                 .with_hint("choose a shorter name, or a root directory with a shorter path"));
         }
         Ok(Places { run, is_first })
+    }
+
+    /// The directory of the pool `name` where it is not the first one.
+    pub(crate) fn further(layout: &Layout, name: &Name) -> PathBuf {
+        layout.run().join("pools").join(name.as_str())
     }
 
     /// Makes the directories, and lets the user of the endpoint through to the sockets.
@@ -103,23 +109,37 @@ impl Places {
     }
 }
 
-/// The first pool of the node at `layout`: the one that was the first before, else `default`, as long as the node has it.
+/// The first pool of the node at `layout`: the one that was the first before, as long as the node has it; else `default`, or another
+/// one, of those that have left nothing in a directory of their own. If all have, the former one stays it, and none is there.
 pub(crate) fn first_pool<'a>(
     layout: &Layout,
     pools: impl Iterator<Item = &'a Name> + Clone,
 ) -> Name {
-    let path = layout.run().join("first-pool");
+    let path = layout.state().join("first-pool");
     let noted = std::fs::read_to_string(&path).unwrap_or_default();
     let noted: Option<Name> = noted.trim().parse().ok();
-    if let Some(noted) = noted.filter(|noted| pools.clone().any(|name| name == noted)) {
-        return noted;
+    if let Some(noted) = &noted
+        && pools.clone().any(|name| name == noted)
+    {
+        return noted.clone();
     }
-    let first = archipelago_api::config::default_pool(pools.clone())
-        .ok()
-        .or_else(|| pools.clone().next())
-        .expect("a checked configuration has a pool")
-        .clone();
-    // Needed once there is another pool: a run directory without room is no reason not to serve this one.
+    let free = pools
+        .clone()
+        .filter(|name| !Places::further(layout, name).exists());
+    let default = || archipelago_api::config::default_pool(pools.clone()).ok();
+    let first = default()
+        .filter(|default| free.clone().any(|name| name == *default))
+        .or_else(|| free.clone().next())
+        .cloned();
+    let first = match (first, noted) {
+        (Some(first), _) => first,
+        (None, Some(former)) => return former,
+        (None, None) => default()
+            .or_else(|| pools.clone().next())
+            .expect("a checked configuration has a pool")
+            .clone(),
+    };
+    // Needed once there is another pool: a directory without room is no reason not to serve this one.
     if let Err(error) = durable::replace(&path, format!("{first}\n").as_bytes()) {
         tracing::warn!("{}: the first pool was not noted: {error}", path.display());
     }
@@ -134,7 +154,7 @@ mod tests {
     fn the_first_pool_keeps_its_places_when_others_come() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(Some(dir.path())).unwrap();
-        std::fs::create_dir(layout.run()).unwrap();
+        layout.make_directories().unwrap();
         let names = |names: &[&str]| -> Vec<Name> {
             names.iter().map(|name| name.parse().unwrap()).collect()
         };
@@ -145,6 +165,11 @@ mod tests {
         assert_eq!(first(&["fast"]), "fast");
         assert_eq!(first(&["default", "fast", "a"]), "fast", "as before");
         assert_eq!(first(&["default", "a"]), "default");
+        // Its journals stay where they are when the first one goes.
+        std::fs::create_dir_all(layout.run().join("pools/a")).unwrap();
+        assert_eq!(first(&["a"]), "default");
+        assert_eq!(first(&["a", "b"]), "b");
+        assert_eq!(first(&["a", "b", "default"]), "b", "as before");
         let [a, b] = names(&["a", "b"]).try_into().unwrap();
         let places = Places::new(&layout, &a, &a).unwrap();
         assert_eq!(places.journals(), layout.journals());

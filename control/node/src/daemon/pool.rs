@@ -282,7 +282,7 @@ impl Pool {
     pub(crate) fn described(&self, wait: &Wait) -> String {
         let name = self
             .attachments()
-            .of_volume(wait.lineage)
+            .of_volume(&self.name, wait.lineage)
             .map(|it| it.name.clone());
         let volume = name.map_or_else(String::new, |name| format!("volume `{name}`: "));
         format!(

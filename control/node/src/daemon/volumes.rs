@@ -18,7 +18,10 @@ use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Pool {
     fn view(&self, entry: Entry) -> VolumeView {
-        let attachment = self.attachments().of_volume(entry.lineage).cloned();
+        let attachment = self
+            .attachments()
+            .of_volume(&self.name, entry.lineage)
+            .cloned();
         VolumeView {
             pool: self.name.clone(),
             attachment,
@@ -204,7 +207,11 @@ impl Pool {
     /// Who may have a volume open that no guest has.
     pub(super) fn open_elsewhere(&self, volume: &Entry) -> Error {
         let name = &volume.name;
-        if self.attachments().of_volume(volume.lineage).is_some() {
+        if self
+            .attachments()
+            .of_volume(&self.name, volume.lineage)
+            .is_some()
+        {
             let message = format!("`{name}` is being closed by another request");
             Error::new(ErrorCode::InUse, message).with_hint("try again in a moment")
         } else {
@@ -275,7 +282,10 @@ impl Pool {
             ))
             .into());
         }
-        let attached = self.attachments().of_volume(entry.lineage).is_some();
+        let attached = self
+            .attachments()
+            .of_volume(&self.name, entry.lineage)
+            .is_some();
         if request.size < entry.size {
             let what = format!(
                 "shrinking `{name}` from {} to {} bytes loses what lies beyond",
@@ -344,7 +354,11 @@ impl Pool {
         let what = format!("`{name}` was not set");
         let set = self.change(set, name).await;
         let entry = set.map_err(|error| self.explain_full(&what, error))?;
-        if self.attachments().of_volume(entry.lineage).is_some() {
+        if self
+            .attachments()
+            .of_volume(&self.name, entry.lineage)
+            .is_some()
+        {
             let told = ControlRequest::OnFull {
                 lineage: entry.lineage,
                 policy: entry.on_full,
@@ -370,7 +384,8 @@ impl Pool {
         let what = format!("`{from}` was not renamed");
         let renamed = self.change(rename, &request.to).await;
         let entry = renamed.map_err(|error| self.explain_full(&what, error))?;
-        self.attachments().rename(entry.lineage, &request.to)?;
+        self.attachments()
+            .rename(&self.name, entry.lineage, &request.to)?;
         Ok(self.view(entry))
     }
 
@@ -382,7 +397,11 @@ impl Pool {
     async fn remove_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.change_alone().await?;
         let entry = self.lookup(name).await?;
-        if self.attachments().of_volume(entry.lineage).is_some() {
+        if self
+            .attachments()
+            .of_volume(&self.name, entry.lineage)
+            .is_some()
+        {
             return Err(
                 Error::new(ErrorCode::InUse, format!("`{name}` is attached"))
                     .with_hint(format!(
