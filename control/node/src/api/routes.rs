@@ -197,7 +197,16 @@ async fn pools(State(node): Shared) -> Answer {
 }
 
 async fn add_pool(State(node): Shared, Body(body): Body) -> Answer {
-    made(node.add_pool(parse(&body)?).await?)
+    let request = parse(&body)?;
+    made(kept(async move { node.add_pool(request).await }).await?)
+}
+
+/// Does the whole of `change`: a request ends with its client's connection, which must not leave processes that nobody knows.
+async fn kept<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::spawn(change).await;
+    done.map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?
 }
 
 async fn pool(State(node): Shared, Segment(text): Segment) -> Answer {
@@ -205,7 +214,8 @@ async fn pool(State(node): Shared, Segment(text): Segment) -> Answer {
 }
 
 async fn remove_pool(State(node): Shared, Segment(text): Segment) -> Answer {
-    node.remove_pool(&name(&text)?).await?;
+    let name = name(&text)?;
+    kept(async move { node.remove_pool(&name).await }).await?;
     ok(Done {})
 }
 

@@ -138,9 +138,14 @@ async fn serve(node: Arc<Node>, ready: impl FnOnce()) -> Result<(), Error> {
         service::unlink(&layout.api_socket());
         return Err(error);
     }
+    node.stopping.send_replace(true);
     let pools = node.pools();
     let unfinished = futures_util::future::join_all(pools.iter().map(|pool| service::stop(pool)));
-    node.stopped.send_replace(Some(unfinished.await.concat()));
+    // A pool that is being added is given up, one that is being removed is drained: they are waited for too.
+    let changes = tokio::time::timeout(service::DRAIN_TIMEOUT, node.pool_changes.lock());
+    let (unfinished, changes) = futures_util::future::join(unfinished, changes).await;
+    drop(changes);
+    node.stopped.send_replace(Some(unfinished.concat()));
     // The answer to the request that asked for the stop is still on its way.
     hang_up.send_replace(true);
     let _in_time = tokio::time::timeout(service::EXIT_TIMEOUT, api).await;

@@ -64,7 +64,8 @@ impl PoolUser {
         }
     }
 
-    /// Waits until nobody has the pool in `directory` open, for `timeout` at most. What is left then, for people.
+    /// Waits until nobody has the pool in `directory` open, or another daemon serves it, for `timeout` at most. What is left then,
+    /// for people.
     ///
     /// # Errors
     /// Whoever still has the pool open, or why that is not known.
@@ -74,6 +75,14 @@ impl PoolUser {
             let pool = directory.display();
             let left = match holder(directory) {
                 Ok(None) => return Ok(()),
+                Ok(Some(holder))
+                    if holder
+                        .pid
+                        .and_then(ServingNode::of_process)
+                        .is_some_and(|node| node.daemon != std::process::id()) =>
+                {
+                    return Ok(());
+                }
                 Ok(Some(holder)) => match holder.pid {
                     Some(pid) => format!(
                         "process {pid}, which has ended, still has files of pool `{pool}` open"

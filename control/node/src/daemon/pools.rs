@@ -4,7 +4,7 @@
 //! - A pool is added in this order: its directory, its processes, the configuration. One that cannot be served is not added.
 //! - A pool is removed only while it is served and holds nothing: first the configuration, then its processes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ use archipelago_api::pools::{AddPool, PoolView};
 use archipelago_blocker_file::Claim;
 use archipelago_protocol::catalogue::PAGE_MAX;
 use archipelago_protocol::{Error, ErrorCode, Name};
+use tokio::sync::{oneshot, watch};
 
-use super::node::Node;
+use super::node::{LOOKUP_TIMEOUT, Node};
 use super::places::Places;
 use super::pool::{Pool, PoolState};
 use super::service;
@@ -37,9 +38,18 @@ impl Node {
         Ok(futures_util::future::join_all(pools.iter().map(|pool| pool.line_of_pool())).await)
     }
 
+    /// Lets one pool come or go at a time, and none while the node stops.
+    async fn change_pools(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Error> {
+        let turn = self.pool_changes.lock().await;
+        match *self.stopping.borrow() {
+            true => Err(stopping()),
+            false => Ok(turn),
+        }
+    }
+
     /// Adds a pool, and answers when it is served.
     pub(crate) async fn add_pool(&self, request: AddPool) -> Result<PoolView, Error> {
-        let _one_at_a_time = self.pool_changes.lock().await;
+        let _one_at_a_time = self.change_pools().await?;
         let AddPool { name, directory } = request;
         if !directory.is_absolute() {
             let message = format!(
@@ -52,14 +62,20 @@ impl Node {
             directory: directory.clone(),
             direct: true,
         };
-        // Whether it is legal is found out before anything is made.
+        // Whether it is legal is found out before anything is made: as it is written, and where that leads.
         self.changed_config(|text| with_pool(text, &name, &config))?;
         let places = Places::new(&self.context.layout, &name, &self.first)?;
-        let made =
-            tokio::task::spawn_blocking(move || archipelago_blocker_file::create(&directory));
-        made.await.map_err(|error| {
-            Error::new(ErrorCode::Internal, format!("making the pool: {error}"))
-        })??;
+        let mut stops = self.stopping.subscribe();
+        let asked = directory.clone();
+        let real = on_a_thread(&mut stops, &asked, move || Ok(real_path(&directory))).await?;
+        let led_to = PoolConfig::File {
+            directory: real,
+            direct: true,
+        };
+        self.changed_config(|text| with_pool(text, &name, &led_to))?;
+        let directory = asked.clone();
+        let make = move || archipelago_blocker_file::create(&directory);
+        on_a_thread(&mut stops, &asked, make).await?;
         let pool = Arc::new(Pool::new(
             &self.context,
             &name,
@@ -68,9 +84,11 @@ impl Node {
             Claim::Start,
         )?);
         service::start(&pool);
-        let added = match served(&pool).await {
-            Ok(()) => self.enter(&pool).await,
-            Err(error) => Err(error),
+        let added = tokio::select! {
+            // First: what is entered is among the pools before a stop looks at them.
+            biased;
+            _ = stops.wait_for(|stops| *stops) => Err(stopping()),
+            added = self.enter_served(&pool) => added,
         };
         if let Err(error) = added {
             service::stop(&pool).await;
@@ -81,9 +99,11 @@ impl Node {
         pool.info_of_pool().await
     }
 
-    /// Notes a pool that is served in the configuration.
-    async fn enter(&self, pool: &Pool) -> Result<(), Error> {
+    /// Notes a pool in the configuration, once it is served.
+    async fn enter_served(&self, pool: &Pool) -> Result<(), Error> {
+        served(pool).await?;
         self.check_names(pool).await?;
+        // From here on nothing is waited for: it is in the file, or it is not added.
         let text = self.changed_config(|text| with_pool(text, &pool.name, &pool.config))?;
         self.write_config(&text)
     }
@@ -91,18 +111,26 @@ impl Node {
     /// Refuses a pool that has a name which another one has.
     async fn check_names(&self, new: &Pool) -> Result<(), Error> {
         let mut after = None;
+        // One that does not answer is asked once.
+        let mut others = self.pools();
         loop {
             let page = new.list(String::new(), after, PAGE_MAX).await?;
             for view in &page.volumes {
                 let name = &view.entry.name;
-                for other in self.pools() {
-                    if other.unserved().is_none() && other.lookup(name).await.is_ok() {
+                let mut silent = Vec::new();
+                for other in others.iter().filter(|other| other.unserved().is_none()) {
+                    let found = tokio::time::timeout(LOOKUP_TIMEOUT, other.lookup(name)).await;
+                    if found.is_err() {
+                        silent.push(other.name.clone());
+                    }
+                    if matches!(found, Ok(Ok(_entry))) {
                         let message =
                             format!("`{name}` is in pool `{}` and in the new one", other.name);
                         return Err(Error::new(ErrorCode::Exists, message)
                             .with_hint("names are unique in a node: rename one of them first"));
                     }
                 }
+                others.retain(|other| !silent.contains(&other.name));
             }
             match page.next {
                 None => return Ok(()),
@@ -113,7 +141,7 @@ impl Node {
 
     /// Takes the pool `name` out of the node. Its directory stays.
     pub(crate) async fn remove_pool(&self, name: &Name) -> Result<(), Error> {
-        let _one_at_a_time = self.pool_changes.lock().await;
+        let _one_at_a_time = self.change_pools().await?;
         let pool = self.pool(name)?;
         if self.pools().len() == 1 {
             return Err(Error::new(
@@ -167,6 +195,47 @@ impl Node {
         let path = std::fs::canonicalize(&path).unwrap_or(path);
         Config::parse(text)?;
         durable::replace(&path, text.as_bytes()).map_err(|error| path_error(&path, &error))
+    }
+}
+
+fn stopping() -> Error {
+    Error::new(ErrorCode::Unavailable, "the node is stopping")
+}
+
+/// Where `path` leads, as far as it exists.
+fn real_path(path: &Path) -> PathBuf {
+    let mut led_to = path.ancestors().filter_map(|above| {
+        let rest = path.strip_prefix(above).ok()?;
+        let real = std::fs::canonicalize(above).ok()?;
+        Some(real.components().chain(rest.components()).collect())
+    });
+    led_to.next().unwrap_or_else(|| path.to_owned())
+}
+
+/// What `call` gives, on a thread of its own: the file system of `directory` may not answer, which must not keep the daemon, nor
+/// its end.
+async fn on_a_thread<T: Send + 'static>(
+    stops: &mut watch::Receiver<bool>,
+    directory: &Path,
+    call: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let (sender, done) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("make-pool".to_owned());
+    let started = thread.spawn(move || {
+        let _late = sender.send(call());
+    });
+    started.map_err(|error| Error::of_thread("the new pool", &error))?;
+    let unanswered = || {
+        let at = directory.display();
+        let message = format!("the file system of `{at}` does not answer");
+        Error::new(ErrorCode::Unavailable, message)
+    };
+    tokio::select! {
+        done = tokio::time::timeout(ADD_TIMEOUT, done) => match done {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) | Err(_) => Err(unanswered()),
+        },
+        _ = stops.wait_for(|stops| *stops) => Err(stopping()),
     }
 }
 
