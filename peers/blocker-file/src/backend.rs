@@ -131,12 +131,12 @@ impl FileBackend {
             true => access::find(&layout, &source)?,
             false => access::configured_cached(),
         };
-        let copies = access::copies_on_write(&layout);
+        let copy_on_write = access::copies_on_write(&layout);
         let synced = File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
         let reserve = open_reserve(&layout, options.reserve)?;
         let heads = || match &synced {
-            Ok(()) => Heads::new(copies),
-            Err(_) => Heads::suspect(copies),
+            Ok(()) => Heads::new(copy_on_write),
+            Err(_) => Heads::suspect(copy_on_write),
         };
         let threads = Threads::start(&layout, heads, &reserve).map_err(|error| {
             Error::of_thread(
@@ -157,7 +157,7 @@ impl FileBackend {
             source,
             layout,
             access: found.report,
-            files: Files::new(found.access, below.calls(), copies),
+            files: Files::new(found.access, below.calls(), copy_on_write),
             opens: PendingOpens::new(seconds),
             transfers: Transfers::new(found.access, below, seconds),
             syncs: Syncs::new(seconds),
@@ -268,9 +268,9 @@ impl FileBackend {
         };
         if is_failed_sync {
             // Of this file at least something may be gone, which a sync of the pool that began before does not know.
-            self.requests.lose();
+            self.requests.mark_lost();
             if !is_of_one_file(&io::Error::from_raw_os_error(-result)) {
-                self.lose_unsynced();
+                self.mark_unsynced_lost();
             }
         }
         let (parts, mut context) = self.parts();
@@ -291,7 +291,7 @@ impl FileBackend {
             Done::Replied(done) => done,
         };
         if done.is_err_and(|failed| failed.lost) {
-            self.lose_unsynced();
+            self.mark_unsynced_lost();
         }
         let (parts, mut context) = self.parts();
         let result = done.map(drop).map_err(|failed| failed.code);
@@ -324,11 +324,11 @@ impl FileBackend {
     }
 
     /// A sync failed, of whatever: what is not durable may be gone. What is under way may have lost to it, too.
-    fn lose_unsynced(&mut self) {
-        self.files.lose_unsynced();
+    fn mark_unsynced_lost(&mut self) {
+        self.files.mark_unsynced_lost();
         self.transfers.lose_durable();
-        self.syncs.lose();
-        self.requests.lose();
+        self.syncs.mark_lost();
+        self.requests.mark_lost();
     }
 
     /// The sync of what a predecessor wrote failed. Another try might succeed, and nobody learn of what is gone.

@@ -1,10 +1,11 @@
-//! Open files of a pool: a bounded cache.
+//! Open files of a pool: a bounded cache, which closes the least recently used file.
 //!
 //! Invariants
 //! - A file with a request in flight is never closed.
-//! - Opening and closing is done by threads that may wait for it, never here.
-//! - A file that was made here is `fresh` until its name is durable.
-//! - What is not durable of a file is known also while it is closed.
+//! - Files are opened and closed by the threads of the blocking pool, never by the data thread.
+//! - A file that this process created is `fresh` until its name is durable. A fresh file stays open.
+//! - The sync state of a file outlives its close as long as the file has unsynced writes or an unreported loss. In a suspect
+//!   pool every sync state does, because it says whether the loss was reported.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,67 +21,69 @@ use crate::jobs::Job;
 use crate::layout::FileId;
 use crate::open_file::{OpenFile, OpenedAs};
 use crate::open_job::{Missing, OpenJob, Opened};
-use crate::sync_state::{SyncState, Turn};
+use crate::sync_state::{LogicalTime, SyncState};
 
-/// Files closed at once when no descriptor is free: what is opened next needs a few.
-const EVICTED_AT_ONCE: usize = 16;
+/// Files closed at once when no descriptor is free: the opens that follow need a few.
+const IDLE_CLOSED_AT_ONCE: usize = 16;
 
 /// The open files of a pool.
 #[derive(Debug)]
 pub(crate) struct Files {
     access: Access,
     calls: Calls,
-    /// The file system copies on write.
-    copies: bool,
-    limit: usize,
+    /// The file system copies on write (btrfs, for example).
+    copy_on_write: bool,
+    /// Files kept open at most, unless all are in use.
+    open_max: usize,
     open: FxHashMap<FileId, Rc<OpenFile>>,
-    /// Of files that were closed with something to remember.
+    /// The sync states that outlive the close of their files.
     closed: FxHashMap<FileId, SyncState>,
-    /// Whose creation failed: a name that is there is not durable.
-    half_made: FxHashSet<FileId>,
-    /// What a predecessor wrote may be lost: each file's first sync reports that.
+    /// Files whose creation failed: if their name exists, it may not be durable.
+    half_created: FxHashSet<FileId>,
+    /// Writes of an earlier process may be lost: the first sync of each file reports that.
     suspect: bool,
-    turn: u64,
-    /// When the last sync of the pool that succeeded began.
-    pool_synced: Turn,
+    /// The logical clock of the pool's opens, uses and writes.
+    clock: u64,
+    /// The beginning of the last successful sync of the pool.
+    pool_synced: LogicalTime,
     opens: u64,
     creations: u64,
 }
 
 impl Files {
-    pub(crate) fn new(access: Access, calls: Calls, copies: bool) -> Self {
+    pub(crate) fn new(access: Access, calls: Calls, copy_on_write: bool) -> Self {
         let limit = descriptors::files_kept(descriptors::limit());
-        let limit = usize::try_from(limit).expect("a few thousand at most");
+        let open_max = usize::try_from(limit).expect("a few thousand at most");
         Files {
             access,
             calls,
-            copies,
-            limit,
+            copy_on_write,
+            open_max,
             open: FxHashMap::default(),
             closed: FxHashMap::default(),
-            half_made: FxHashSet::default(),
+            half_created: FxHashSet::default(),
             suspect: false,
-            turn: 0,
-            pool_synced: Turn(0),
+            clock: 0,
+            pool_synced: LogicalTime(0),
             opens: 0,
             creations: 0,
         }
     }
 
-    /// The file `id`, if it is open.
+    /// The file `id`, if it is open. It becomes the most recently used one.
     pub(crate) fn find(&mut self, id: FileId) -> Option<Rc<OpenFile>> {
-        self.turn += 1;
+        self.clock += 1;
         let open = self.open.get(&id)?;
-        open.use_at(Turn(self.turn));
+        open.touch(LogicalTime(self.clock));
         Some(Rc::clone(open))
     }
 
-    /// Files opened and, of these, made so far.
+    /// How many files were opened so far, and how many of these were created.
     pub(crate) fn figures(&self) -> (u64, u64) {
         (self.opens, self.creations)
     }
 
-    /// How `id` is opened.
+    /// The job that opens the file `id`.
     pub(crate) fn open_job(&self, id: FileId, missing: Missing) -> OpenJob {
         OpenJob {
             id,
@@ -91,18 +94,18 @@ impl Files {
         }
     }
 
-    /// Takes over a file that was opened. One that is `forgotten` is only for those who wait for it.
+    /// Adds a file that was opened. A file that was `deleted` meanwhile serves the requests that wait for it, and is not kept.
     pub(crate) fn opened(
         &mut self,
         id: FileId,
         opened: Opened,
         closing: JobSender,
-        forgotten: bool,
+        deleted: bool,
     ) -> Rc<OpenFile> {
-        self.turn += 1;
+        self.clock += 1;
         self.make_room();
-        // A creation that failed half way may have left a name.
-        let fresh = self.half_made.remove(&id) || opened.created;
+        // An earlier creation that failed may have left the name.
+        let fresh = self.half_created.remove(&id) || opened.created;
         self.opens += 1;
         self.creations += u64::from(opened.created);
         let queue = JobQueue::Files(id.object.lineage);
@@ -115,25 +118,27 @@ impl Files {
             now: self.now(),
         };
         let open = Rc::new(OpenFile::new(id, file, opened));
-        if !forgotten {
+        if !deleted {
             self.open.insert(id, Rc::clone(&open));
         }
         open
     }
 
-    /// The file `id` could not be made; its name may be there all the same.
-    pub(crate) fn half_made(&mut self, id: FileId) {
-        self.half_made.insert(id);
+    /// The creation of the file `id` failed; its name may exist all the same.
+    pub(crate) fn half_created(&mut self, id: FileId) {
+        self.half_created.insert(id);
     }
 
-    /// Closes what is open of the files that `which` names. Requests in flight keep theirs to their end.
+    /// Drops the files that `which` selects, and their sync states: they are being deleted. A request in flight keeps its file
+    /// open to its end.
     pub(crate) fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         self.open.retain(|id, _| !which(id));
         self.closed.retain(|id, _| !which(id));
-        self.half_made.retain(|id| !which(id));
+        self.half_created.retain(|id| !which(id));
     }
 
-    /// The sync of what a predecessor wrote failed. The first sync of each file that it may have written reports that.
+    /// The sync of an earlier process's writes failed: the first sync of each file that this process has not created reports a
+    /// loss.
     pub(crate) fn suspect_all(&mut self) {
         self.suspect = true;
     }
@@ -146,46 +151,50 @@ impl Files {
         }
     }
 
-    /// A write to `open` ended, whatever came of it.
+    /// A write to `open` ended, with success or without.
     pub(crate) fn wrote(&mut self, open: &OpenFile) {
-        self.turn += 1;
+        self.clock += 1;
         open.sync_state().wrote(self.now());
     }
 
-    /// What a sync that begins now covers.
-    pub(crate) fn now(&self) -> Turn {
-        Turn(self.turn)
+    /// The logical time: a sync that begins now covers all writes up to it.
+    pub(crate) fn now(&self) -> LogicalTime {
+        LogicalTime(self.clock)
     }
 
     /// A sync of the pool that began at `began` succeeded.
-    pub(crate) fn pool_synced(&mut self, began: Turn) {
+    pub(crate) fn pool_synced(&mut self, began: LogicalTime) {
         self.pool_synced = self.pool_synced.max(began);
         let pool_synced = self.pool_synced;
         for open in self.open.values() {
             open.pool_synced(pool_synced);
         }
         self.closed
-            .retain(|_, state| self.suspect || state.matters(pool_synced));
+            .retain(|_, state| self.suspect || state.must_be_kept(pool_synced));
     }
 
-    /// A sync failed, and does not say whose data it dropped.
-    pub(crate) fn lose_unsynced(&mut self) {
+    /// A sync failed, and the kernel does not say which file's data is lost: every file with unsynced writes has a loss
+    /// to report.
+    pub(crate) fn mark_unsynced_lost(&mut self) {
         let open = self.open.values().map(|open| open.sync_state());
         for state in open.chain(self.closed.values()) {
-            state.lose(self.pool_synced);
+            state.mark_lost_if_dirty(self.pool_synced);
         }
     }
 
-    /// Packs are read and written in odd lengths, once: the page cache serves them best.
+    /// Whether the file `id` bypasses the page cache. Packs use the cache: their reads and writes are unaligned, and
+    /// are not repeated.
     fn is_direct(&self, id: FileId) -> bool {
         self.access != Access::Cached
             && matches!(id.object.kind, ObjectKind::Data | ObjectKind::Log)
     }
 
-    /// Logs are overwritten in circles, also with no room left. Blocks of volumes would be checked by sums of the file system that
-    /// a guest which changes its memory under a write makes wrong; whoever wants them says `direct = false`.
+    /// Whether the file `id` is overwritten in place on a file system that copies on write.
+    ///
+    /// A log is a ring: overwriting it must need no free space. A container written directly would get checksums of the file
+    /// system that fail if the guest changes its memory during a write; with `direct = false` it keeps these checksums.
     fn is_in_place(&self, id: FileId) -> bool {
-        self.copies
+        self.copy_on_write
             && match id.object.kind {
                 ObjectKind::Log => true,
                 ObjectKind::Data => self.is_direct(id),
@@ -194,32 +203,35 @@ impl Files {
     }
 
     fn make_room(&mut self) {
-        if self.open.len() >= self.limit {
-            self.close_idle();
+        if self.open.len() >= self.open_max {
+            self.close_least_recent_idle();
         }
     }
 
-    /// No descriptor is free: closes some files that nobody uses.
-    pub(crate) fn give_back(&mut self) {
-        for _ in 0..EVICTED_AT_ONCE {
-            if !self.close_idle() {
+    /// Closes some files that no request uses, because no descriptor is free.
+    pub(crate) fn close_some_idle(&mut self) {
+        for _ in 0..IDLE_CLOSED_AT_ONCE {
+            if !self.close_least_recent_idle() {
                 return;
             }
         }
     }
 
-    /// Closes the file that was not used for the longest time. Whether there was one.
-    fn close_idle(&mut self) -> bool {
+    /// Closes the least recently used file that no request uses and whose name is durable. Returns whether there was one.
+    fn close_least_recent_idle(&mut self) -> bool {
         let idle = self
             .open
             .values()
             .filter(|open| Rc::strong_count(open) == 1 && !open.is_fresh());
-        let Some(oldest) = idle.min_by_key(|open| open.used()).map(|open| open.id()) else {
+        let Some(oldest) = idle
+            .min_by_key(|open| open.last_used())
+            .map(|open| open.id())
+        else {
             return false;
         };
         let closed = self.open.remove(&oldest);
         let state = closed.map(|open| open.sync_state().clone());
-        if let Some(state) = state.filter(|it| self.suspect || it.matters(self.pool_synced)) {
+        if let Some(state) = state.filter(|it| self.suspect || it.must_be_kept(self.pool_synced)) {
             self.closed.insert(oldest, state);
         }
         true
@@ -241,7 +253,7 @@ mod tests {
         let layout = Layout::new(dir.path());
         let threads = BlockingPool::for_test(1, layout.clone());
         let mut files = Files::new(Access::Cached, Calls::First, false);
-        files.limit = 1;
+        files.open_max = 1;
         let get = |files: &mut Files, id, missing| {
             let known = files.find(id);
             known.unwrap_or_else(|| {
@@ -261,7 +273,7 @@ mod tests {
         other.name_synced();
         drop(other);
         assert!(!files.open.contains_key(&first));
-        files.lose_unsynced();
+        files.mark_unsynced_lost();
         let open = get(&mut files, first, Missing::Refuse);
         assert!(!open.sync_state().synced(files.now()), "reported");
         assert!(open.sync_state().synced(files.now()), "once");
@@ -284,7 +296,7 @@ mod tests {
         let mut files = Files::new(Access::Cached, Calls::First, false);
         let (id, _) = FileId::locate(ObjectId::data(Lineage(1), Epoch(1)), 0);
         drop(files.open_job(id, Missing::Create).run(&layout).unwrap());
-        files.half_made(id);
+        files.half_created(id);
         let opened = files.open_job(id, Missing::Refuse).run(&layout).unwrap();
         assert!(!opened.created);
         let open = files.opened(id, opened, threads.sender(), false);

@@ -31,23 +31,23 @@ pub(crate) struct Heads {
     /// So may all others: the sync at the start failed.
     suspect: bool,
     /// The file system copies on write: new heads are to be overwritten in place.
-    copies: bool,
+    copy_on_write: bool,
 }
 
 impl Heads {
-    /// Of a pool on a file system that `copies` on write, or does not.
-    pub(crate) fn new(copies: bool) -> Self {
+    /// Heads of a pool. `copy_on_write`: its file system copies on write.
+    pub(crate) fn new(copy_on_write: bool) -> Self {
         Heads {
-            copies,
+            copy_on_write,
             ..Heads::default()
         }
     }
 
     /// The same, of a pool whose sync at the start failed.
-    pub(crate) fn suspect(copies: bool) -> Self {
+    pub(crate) fn suspect(copy_on_write: bool) -> Self {
         Heads {
             suspect: true,
-            ..Heads::new(copies)
+            ..Heads::new(copy_on_write)
         }
     }
 
@@ -147,7 +147,7 @@ fn write(
             .mode(0o600)
             .open(&path)
     })?;
-    if fresh && heads.copies {
+    if fresh && heads.copy_on_write {
         overwrite_in_place(&file, &path);
     }
     let len = file.metadata()?.len();

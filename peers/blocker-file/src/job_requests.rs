@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::errors::Failed;
 use crate::layout::{FileId, Layout};
 use crate::stall_detector::{Steps, wait_on};
-use crate::sync_state::Turn;
+use crate::sync_state::LogicalTime;
 use crate::threads::Threads;
 
 /// A request on its thread.
@@ -20,7 +20,7 @@ enum JobRequest {
     SyncPool {
         ticket: u64,
         /// What it covers.
-        began: Turn,
+        began: LogicalTime,
         /// Another sync has failed meanwhile: what that dropped, this one may not have made durable.
         lost: bool,
     },
@@ -138,7 +138,7 @@ impl JobRequests {
     }
 
     /// A sync failed, of whatever: those of the pool that are under way fail, too.
-    pub(crate) fn lose(&mut self) {
+    pub(crate) fn mark_lost(&mut self) {
         for call in self.calls.iter_mut() {
             if let JobRequest::SyncPool { lost, .. } = call {
                 *lost = true;
@@ -182,7 +182,7 @@ impl JobRequests {
 
     /// Begins a sync of the pool that no thread carries out: its place.
     #[cfg(test)]
-    pub(crate) fn insert_pool_sync(&mut self, ticket: u64, began: Turn) -> usize {
+    pub(crate) fn insert_pool_sync(&mut self, ticket: u64, began: LogicalTime) -> usize {
         self.calls.insert(JobRequest::SyncPool {
             ticket,
             began,

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use archipelago_runtime::File;
 
 use crate::layout::FileId;
-use crate::sync_state::{SyncState, Turn};
+use crate::sync_state::{LogicalTime, SyncState};
 
 /// How a transfer uses its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,10 +102,10 @@ pub(crate) struct OpenFile {
     direct: bool,
     /// Its name is not durable yet.
     fresh: Cell<bool>,
-    opened: Turn,
+    opened: LogicalTime,
     sync_state: SyncState,
     occupancy: Occupancy,
-    used: Cell<u64>,
+    last_used: Cell<u64>,
 }
 
 /// What is known of a file when it has been opened.
@@ -118,7 +118,7 @@ pub(crate) struct OpenedAs {
     /// What of it is not durable.
     pub(crate) sync_state: SyncState,
     /// When.
-    pub(crate) now: Turn,
+    pub(crate) now: LogicalTime,
 }
 
 impl OpenFile {
@@ -131,7 +131,7 @@ impl OpenFile {
             opened: opened.now,
             sync_state: opened.sync_state,
             occupancy: Occupancy::default(),
-            used: Cell::new(opened.now.0),
+            last_used: Cell::new(opened.now.0),
         }
     }
 
@@ -159,7 +159,7 @@ impl OpenFile {
     }
 
     /// A sync of the pool that began at `began` succeeded.
-    pub(crate) fn pool_synced(&self, began: Turn) {
+    pub(crate) fn pool_synced(&self, began: LogicalTime) {
         if self.opened <= began {
             self.name_synced();
         }
@@ -175,14 +175,14 @@ impl OpenFile {
         &self.occupancy
     }
 
-    /// It is wanted again.
-    pub(crate) fn use_at(&self, now: Turn) {
-        self.used.set(now.0);
+    /// The file is used at `now`.
+    pub(crate) fn touch(&self, now: LogicalTime) {
+        self.last_used.set(now.0);
     }
 
-    /// When it was wanted last.
-    pub(crate) fn used(&self) -> u64 {
-        self.used.get()
+    /// The logical time of the last use.
+    pub(crate) fn last_used(&self) -> u64 {
+        self.last_used.get()
     }
 }
 

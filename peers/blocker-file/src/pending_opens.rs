@@ -45,8 +45,8 @@ impl Waiter {
 struct PendingOpen {
     id: FileId,
     missing: Missing,
-    /// It was deleted meanwhile.
-    forgotten: bool,
+    /// The file was deleted meanwhile.
+    deleted: bool,
     /// Tries that found no descriptor free, and the episode that they belong to.
     starved: Option<(u32, Starved)>,
     waiters: Vec<Waiter>,
@@ -89,7 +89,7 @@ impl PendingOpens {
         let index = self.calls.insert(PendingOpen {
             id,
             missing,
-            forgotten: false,
+            deleted: false,
             starved: None,
             waiters: vec![waiter],
         });
@@ -118,7 +118,7 @@ impl PendingOpens {
         match result {
             Ok(opened) => {
                 let closing = context.threads.sender();
-                let open = context.files.opened(id, opened, closing, pending.forgotten);
+                let open = context.files.opened(id, opened, closing, pending.deleted);
                 Some((open, pending.waiters))
             }
             Err(error) => {
@@ -131,7 +131,7 @@ impl PendingOpens {
     fn failed(&mut self, pending: PendingOpen, error: &io::Error, context: &mut Context<'_>) {
         let PendingOpen { id, missing, .. } = pending;
         if missing == Missing::Create {
-            context.files.half_made(id);
+            context.files.half_created(id);
         }
         let not_there = error.kind() == io::ErrorKind::NotFound;
         for waiter in pending.waiters {
@@ -154,7 +154,7 @@ impl PendingOpens {
         let Some(pending) = self.calls.get_mut(index) else {
             return false;
         };
-        if pending.forgotten {
+        if pending.deleted {
             return false;
         }
         let (tries, starved) = match pending.starved.take() {
@@ -164,9 +164,9 @@ impl PendingOpens {
         pending.starved = Some((tries, starved));
         let (id, missing) = (pending.id, pending.missing);
         if missing == Missing::Create {
-            context.files.half_made(id);
+            context.files.half_created(id);
         }
-        context.files.give_back();
+        context.files.close_some_idle();
         let job = OpenJob {
             pause: pause(tries),
             ..context.files.open_job(id, missing)
@@ -175,10 +175,10 @@ impl PendingOpens {
         true
     }
 
-    /// The files that `which` names are being deleted: who waits for one of them is the last to have it.
+    /// The files that `which` selects are being deleted: the requests that wait for such a file are the last to use it.
     pub(crate) fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         for pending in self.calls.iter_mut() {
-            pending.forgotten |= which(&pending.id);
+            pending.deleted |= which(&pending.id);
         }
     }
 

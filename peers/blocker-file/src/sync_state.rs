@@ -11,20 +11,20 @@
 
 use std::cell::Cell;
 
-/// A place in the order of writes and syncs of a pool.
+/// A logical time: orders the writes and syncs of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct Turn(pub(crate) u64);
+pub(crate) struct LogicalTime(pub(crate) u64);
 
 /// How far a file is written and how far synced.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SyncState {
-    written: Cell<Turn>,
-    synced: Cell<Turn>,
+    written: Cell<LogicalTime>,
+    synced: Cell<LogicalTime>,
     lost: Cell<bool>,
 }
 
 impl SyncState {
-    /// Of a file that may have lost something before this process looked at it.
+    /// The state of a file that may have lost writes of an earlier process.
     pub(crate) fn suspect() -> Self {
         SyncState {
             lost: Cell::new(true),
@@ -32,13 +32,13 @@ impl SyncState {
         }
     }
 
-    /// A write ended at `now`, whatever came of it.
-    pub(crate) fn wrote(&self, now: Turn) {
+    /// A write ended at `now`, with success or without.
+    pub(crate) fn wrote(&self, now: LogicalTime) {
         self.written.set(now);
     }
 
-    /// A sync of the file that began at `began` succeeded: whether it can be believed.
-    pub(crate) fn synced(&self, began: Turn) -> bool {
+    /// A sync of the file that began at `began` succeeded. Returns whether the file has no loss to report instead.
+    pub(crate) fn synced(&self, began: LogicalTime) -> bool {
         let believed = !self.take_loss();
         if believed {
             self.synced.set(self.synced.get().max(began));
@@ -46,29 +46,29 @@ impl SyncState {
         believed
     }
 
-    /// The loss, if there is one, is being reported: whether there was one.
+    /// Clears the loss, because it is being reported. Returns whether there was one.
     pub(crate) fn take_loss(&self) -> bool {
         self.lost.take()
     }
 
-    /// A sync failed somewhere; one of the whole pool that began at `pool` was the last to succeed.
-    pub(crate) fn lose(&self, pool: Turn) {
+    /// A sync failed: notes a loss if the file is dirty. The last successful sync of the whole pool began at `pool`.
+    pub(crate) fn mark_lost_if_dirty(&self, pool: LogicalTime) {
         if self.is_dirty(pool) {
             self.lost.set(true);
         }
     }
 
-    /// Whether there is a loss that was not reported yet.
+    /// Whether there is an unreported loss.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.get()
     }
 
-    /// Whether there is anything to remember of a file that is closed.
-    pub(crate) fn matters(&self, pool: Turn) -> bool {
+    /// Whether the state must be kept while its file is closed.
+    pub(crate) fn must_be_kept(&self, pool: LogicalTime) -> bool {
         self.lost.get() || self.is_dirty(pool)
     }
 
-    fn is_dirty(&self, pool: Turn) -> bool {
+    fn is_dirty(&self, pool: LogicalTime) -> bool {
         self.written.get() > self.synced.get().max(pool)
     }
 }
@@ -80,24 +80,24 @@ mod tests {
     #[test]
     fn what_was_dirty_when_a_sync_failed_is_reported_once() {
         let file = SyncState::default();
-        file.wrote(Turn(1));
-        file.lose(Turn(0));
-        assert!(!file.synced(Turn(2)), "the next sync reports it");
-        assert!(file.synced(Turn(3)), "and only that one");
-        file.lose(Turn(0));
-        assert!(file.synced(Turn(4)), "nothing was dirty");
+        file.wrote(LogicalTime(1));
+        file.mark_lost_if_dirty(LogicalTime(0));
+        assert!(!file.synced(LogicalTime(2)), "the next sync reports it");
+        assert!(file.synced(LogicalTime(3)), "and only that one");
+        file.mark_lost_if_dirty(LogicalTime(0));
+        assert!(file.synced(LogicalTime(4)), "nothing was dirty");
     }
 
     #[test]
     fn a_write_after_the_beginning_of_a_sync_is_still_dirty() {
         let file = SyncState::default();
-        file.wrote(Turn(1));
-        assert!(file.synced(Turn(1)));
-        assert!(!file.matters(Turn(0)));
-        file.wrote(Turn(3));
-        assert!(file.synced(Turn(2)));
-        assert!(file.matters(Turn(2)) && !file.matters(Turn(3)));
-        file.lose(Turn(3));
-        assert!(file.synced(Turn(4)), "a sync of the pool covered it");
+        file.wrote(LogicalTime(1));
+        assert!(file.synced(LogicalTime(1)));
+        assert!(!file.must_be_kept(LogicalTime(0)));
+        file.wrote(LogicalTime(3));
+        assert!(file.synced(LogicalTime(2)));
+        assert!(file.must_be_kept(LogicalTime(2)) && !file.must_be_kept(LogicalTime(3)));
+        file.mark_lost_if_dirty(LogicalTime(3));
+        assert!(file.synced(LogicalTime(4)), "a sync of the pool covered it");
     }
 }

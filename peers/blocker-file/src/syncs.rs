@@ -12,7 +12,7 @@ use crate::context::{Context, Replies};
 use crate::layout::Layout;
 use crate::open_file::OpenFile;
 use crate::stall_detector::wait_on;
-use crate::sync_state::Turn;
+use crate::sync_state::LogicalTime;
 
 /// A sync of a file, for one request.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ struct FileSync {
     ticket: u64,
     open: Rc<OpenFile>,
     /// What it covers.
-    began: Turn,
+    began: LogicalTime,
     /// Answers that are still to come.
     waiting: u32,
     failed: Option<ErrorCode>,
@@ -75,7 +75,7 @@ impl Syncs {
     }
 
     /// A sync failed, of whatever: those under way of files that may have lost something fail, too.
-    pub(crate) fn lose(&mut self) {
+    pub(crate) fn mark_lost(&mut self) {
         for sync in self.calls.iter_mut() {
             if sync.open.sync_state().is_lost() {
                 sync.failed = Some(ErrorCode::SyncFailed);

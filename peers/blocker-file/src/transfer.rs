@@ -319,7 +319,7 @@ impl Transfer {
     }
 
     /// A sync failed while the transfer was under way: if it is a durable write, it may have lost to that.
-    pub(crate) fn lose(&mut self) {
+    pub(crate) fn mark_lost(&mut self) {
         if self.is_durable_write() {
             self.failed = Some(ErrorCode::SyncFailed);
         }

@@ -128,7 +128,7 @@ impl Transfers {
 
     /// A sync failed: durable writes that are under way may have lost to it.
     pub(crate) fn lose_durable(&mut self) {
-        self.calls.iter_mut().for_each(Transfer::lose);
+        self.calls.iter_mut().for_each(Transfer::mark_lost);
     }
 
     /// The ages of the calls that the ring makes, in seconds.
