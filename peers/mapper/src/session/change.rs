@@ -13,7 +13,7 @@ use crate::effect::ClientId;
 use crate::parts::Parts;
 use crate::sessions::Session;
 use crate::tree::Missing;
-use crate::volume::{NotYet, Volume, WaitingRequest};
+use crate::volume::{ApplyError, Volume, WaitingRequest};
 
 /// [`MapOp::Written`] and [`MapOp::Zero`].
 pub(super) fn change(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest) {
@@ -63,8 +63,8 @@ fn change_now(
     }
     match apply(parts, volume, &request) {
         Ok(()) => changed(parts, volume, client, tag),
-        Err(NotYet::Full) => throttle(parts, volume, client, tag, request),
-        Err(NotYet::Missing(missing)) => return Some(missing),
+        Err(ApplyError::Full) => throttle(parts, volume, client, tag, request),
+        Err(ApplyError::Missing(missing)) => return Some(missing),
     }
     None
 }
@@ -81,7 +81,7 @@ fn check(volume: &Volume, request: &MapRequest) -> Result<(), ErrorCode> {
     Ok(())
 }
 
-fn apply(parts: &Parts, volume: &Volume, request: &MapRequest) -> Result<(), NotYet> {
+fn apply(parts: &Parts, volume: &Volume, request: &MapRequest) -> Result<(), ApplyError> {
     let config = &parts.pool.config;
     // What is pending always has room in the log: a close may find none elsewhere.
     let room = volume.log.records_room(config.io_len_max);

@@ -14,7 +14,7 @@ use crate::sessions::Session;
 pub(super) fn end(parts: &Parts, session: &Session, handle: u32) {
     let volume = &session.volume;
     parts.sessions.remove(handle);
-    let was_last_reader = volume.access.remove_user();
+    let was_last_reader = volume.access.remove_session();
     if session.write {
         drop(volume.throttled.take());
         // One that is being committed goes on; it fails if its name is not reserved any more.

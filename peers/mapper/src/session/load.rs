@@ -17,7 +17,7 @@ use crate::failure::{Failure, Outcome};
 use crate::head::{StoredHead, VolumeHead};
 use crate::parts::Parts;
 use crate::tree::Root;
-use crate::volume::{Due, Mode, Volume};
+use crate::volume::{AccessMode, Due, Volume};
 
 /// A volume's head as it is stored; `None`: it was never opened for writing.
 pub(crate) async fn read_head(
@@ -81,7 +81,7 @@ pub(super) async fn load_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Vo
             let head = first_head(parts, item);
             let stored = StoredHead::new(item.lineage, head, 0);
             (
-                volume_of(parts, item, stored, Mode::ReadWrite),
+                volume_of(parts, item, stored, AccessMode::ReadWrite),
                 Due::First(head),
             )
         }
@@ -94,7 +94,7 @@ pub(super) async fn load_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Vo
                 clean: false,
                 ..head
             };
-            let volume = volume_of(parts, item, stored, Mode::ReadWrite);
+            let volume = volume_of(parts, item, stored, AccessMode::ReadWrite);
             if !head.clean {
                 next = recover(parts, &volume, next).await?;
             }
@@ -120,17 +120,22 @@ fn first_head(parts: &Parts, item: &Item) -> VolumeHead {
     }
 }
 
-/// Something frozen, or a closed volume: for reading only.
+/// A snapshot, an image or a closed volume, for reading only.
 pub(super) fn read_only(parts: &Parts, item: &Item, root: Root) -> Rc<Volume> {
     let head = VolumeHead {
         root,
         ..first_head(parts, item)
     };
     let stored = StoredHead::new(item.lineage, head, 0);
-    volume_of(parts, item, stored, Mode::ReadOnly)
+    volume_of(parts, item, stored, AccessMode::ReadOnly)
 }
 
-fn volume_of(parts: &Parts, item: &Item, stored: StoredHead<VolumeHead>, mode: Mode) -> Rc<Volume> {
+fn volume_of(
+    parts: &Parts,
+    item: &Item,
+    stored: StoredHead<VolumeHead>,
+    mode: AccessMode,
+) -> Rc<Volume> {
     let scheduler = &parts.pool.scheduler;
     let (lineage, object_size) = (item.lineage, item.object_size);
     Volume::new(scheduler, lineage, object_size, item.size, stored, mode)

@@ -1,46 +1,52 @@
-//! Who has a volume open, and whether it may be written.
+//! The sessions of a volume, and whether the volume may be written.
+//!
+//! Invariants
+//! - A volume has one writer, or any number of readers.
+//! - A poisoned volume stays poisoned with the first reason until it is opened again.
 
 use std::cell::Cell;
 
 use archipelago_protocol::ErrorCode;
 
-/// What a volume in memory is for.
+/// How a volume is loaded into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum AccessMode {
     ReadWrite,
-    /// A frozen thing, or a closed volume opened for reading.
+    /// A snapshot, an image, or a volume that is opened only for reading.
     ReadOnly,
 }
 
+/// Whether the volume may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum WriteState {
     Writable,
     ReadOnly,
-    /// Nothing may be written until the volume was opened again, and why.
+    /// A failure ended all writing, with this code. The volume must be opened again.
     Poisoned(ErrorCode),
 }
 
+/// The sessions that have the volume open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Users {
+enum Sessions {
     None,
     Readers(u32),
     Writer,
 }
 
-/// Sessions and standing of a volume.
+/// Sessions and write state of a volume.
 #[derive(Debug)]
 pub(crate) struct Access {
-    users: Cell<Users>,
-    standing: Cell<Standing>,
+    sessions: Cell<Sessions>,
+    write_state: Cell<WriteState>,
 }
 
 impl Access {
-    pub(super) fn new(mode: Mode) -> Self {
+    pub(super) fn new(mode: AccessMode) -> Self {
         Access {
-            users: Cell::new(Users::None),
-            standing: Cell::new(match mode {
-                Mode::ReadWrite => Standing::Writable,
-                Mode::ReadOnly => Standing::ReadOnly,
+            sessions: Cell::new(Sessions::None),
+            write_state: Cell::new(match mode {
+                AccessMode::ReadWrite => WriteState::Writable,
+                AccessMode::ReadOnly => WriteState::ReadOnly,
             }),
         }
     }
@@ -48,11 +54,11 @@ impl Access {
     /// Adds a session that writes.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`]: somebody has it open.
+    /// [`ErrorCode::InUse`] if another session has the volume open.
     pub(crate) fn add_writer(&self) -> Result<(), ErrorCode> {
-        match self.users.get() {
-            Users::None => self.users.set(Users::Writer),
-            Users::Readers(_) | Users::Writer => return Err(ErrorCode::InUse),
+        match self.sessions.get() {
+            Sessions::None => self.sessions.set(Sessions::Writer),
+            Sessions::Readers(_) | Sessions::Writer => return Err(ErrorCode::InUse),
         }
         Ok(())
     }
@@ -60,58 +66,59 @@ impl Access {
     /// Adds a session that reads.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`]: somebody writes.
+    /// [`ErrorCode::InUse`] if a writer has the volume open.
     pub(crate) fn add_reader(&self) -> Result<(), ErrorCode> {
-        match self.users.get() {
-            Users::None => self.users.set(Users::Readers(1)),
-            Users::Readers(count) => self.users.set(Users::Readers(count + 1)),
-            Users::Writer => return Err(ErrorCode::InUse),
+        match self.sessions.get() {
+            Sessions::None => self.sessions.set(Sessions::Readers(1)),
+            Sessions::Readers(count) => self.sessions.set(Sessions::Readers(count + 1)),
+            Sessions::Writer => return Err(ErrorCode::InUse),
         }
         Ok(())
     }
 
-    /// Ends a session. Whether it was the last one that read.
-    pub(crate) fn remove_user(&self) -> bool {
-        match self.users.get() {
-            Users::Readers(count) if count > 1 => {
-                self.users.set(Users::Readers(count - 1));
+    /// Ends a session. Returns whether it was the last reader.
+    pub(crate) fn remove_session(&self) -> bool {
+        match self.sessions.get() {
+            Sessions::Readers(count) if count > 1 => {
+                self.sessions.set(Sessions::Readers(count - 1));
                 false
             }
-            users => {
-                self.users.set(Users::None);
-                matches!(users, Users::Readers(_))
+            sessions => {
+                self.sessions.set(Sessions::None);
+                matches!(sessions, Sessions::Readers(_))
             }
         }
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.users.get() != Users::None
+        self.sessions.get() != Sessions::None
     }
 
     pub(crate) fn has_writer(&self) -> bool {
-        self.users.get() == Users::Writer
+        self.sessions.get() == Sessions::Writer
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
-        self.standing.get() == Standing::ReadOnly
+        self.write_state.get() == WriteState::ReadOnly
     }
 
+    /// Makes a volume read-only that was loaded for writing and cannot be written.
     pub(crate) fn make_read_only(&self) {
-        self.standing.set(Standing::ReadOnly);
+        self.write_state.set(WriteState::ReadOnly);
     }
 
-    /// Why nothing may be written any more, if so.
+    /// Why the volume is poisoned, if it is.
     pub(crate) fn poisoned(&self) -> Option<ErrorCode> {
-        match self.standing.get() {
-            Standing::Poisoned(code) => Some(code),
-            Standing::Writable | Standing::ReadOnly => None,
+        match self.write_state.get() {
+            WriteState::Poisoned(code) => Some(code),
+            WriteState::Writable | WriteState::ReadOnly => None,
         }
     }
 
-    /// Ends all writing. The first reason stays.
+    /// Ends all writing because of `code`, unless the volume is read-only or poisoned already.
     pub(crate) fn poison(&self, code: ErrorCode) {
-        if self.standing.get() == Standing::Writable {
-            self.standing.set(Standing::Poisoned(code));
+        if self.write_state.get() == WriteState::Writable {
+            self.write_state.set(WriteState::Poisoned(code));
         }
     }
 }
@@ -122,24 +129,27 @@ mod tests {
 
     #[test]
     fn a_writer_is_alone_and_readers_are_not() {
-        let access = Access::new(Mode::ReadWrite);
+        let access = Access::new(AccessMode::ReadWrite);
         assert_eq!((access.add_reader(), access.add_reader()), (Ok(()), Ok(())));
         assert_eq!(access.add_writer(), Err(ErrorCode::InUse));
-        assert!(!access.remove_user() && access.is_open());
-        assert!(access.remove_user() && !access.is_open(), "the last reader");
+        assert!(!access.remove_session() && access.is_open());
+        assert!(
+            access.remove_session() && !access.is_open(),
+            "the last reader"
+        );
         assert_eq!(access.add_writer(), Ok(()));
         assert_eq!(access.add_reader(), Err(ErrorCode::InUse));
         assert_eq!(access.add_writer(), Err(ErrorCode::InUse));
-        assert!(access.has_writer() && !access.remove_user() && !access.is_open());
+        assert!(access.has_writer() && !access.remove_session() && !access.is_open());
     }
 
     #[test]
     fn the_first_poison_stays_and_what_is_only_read_has_none() {
-        let access = Access::new(Mode::ReadWrite);
+        let access = Access::new(AccessMode::ReadWrite);
         access.poison(ErrorCode::Stale);
         access.poison(ErrorCode::SyncFailed);
         assert_eq!(access.poisoned(), Some(ErrorCode::Stale));
-        let access = Access::new(Mode::ReadOnly);
+        let access = Access::new(AccessMode::ReadOnly);
         access.poison(ErrorCode::SyncFailed);
         assert_eq!((access.poisoned(), access.is_read_only()), (None, true));
     }

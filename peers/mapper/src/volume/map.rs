@@ -1,9 +1,11 @@
-//! The map of an open volume and what a change does to it: the tree, epochs, dirty metadata and a snapshot under way, which
-//! change together.
+//! The map of an open volume: its tree, its epochs, its dirty metadata and a snapshot in progress. They stand in one type
+//! because a change updates them together.
 //!
 //! Invariants
-//! - Objects of an epoch that is `frozen` are not owned; those of one that is `sealed` never change. `sealed <= frozen < epoch`.
-//! - What the tree knows and the log does not is dirty, in order.
+//! - The volume owns only objects of epochs after `frozen`. Objects of epochs up to `sealed` never change.
+//! - `sealed <= frozen < epoch`. Late writes may still arrive for epochs after `sealed` up to `frozen`: their snapshot is not
+//!   committed.
+//! - A change that is in the tree but not in the log is in the dirty metadata, in the order of the changes.
 
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 
@@ -14,42 +16,43 @@ use crate::journal::Journal;
 use crate::log::{Record, RecordKind};
 use crate::tree::{Cache, Layer, Missing, Range, Tree, WritePlace};
 
-/// Blocks of a record: 2^32 blocks are 16 TiB, larger ranges take several records.
+/// Blocks of a record at most: 2^32 blocks are 16 TiB; a larger range takes several records.
 const RECORD_BLOCKS_MAX: u64 = u32::MAX as u64;
 
 /// Why a change was not made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NotYet {
-    /// A page has to be loaded.
+pub(crate) enum ApplyError {
+    /// A page has to be loaded first.
     Missing(Missing),
-    /// Too much is not logged.
+    /// The dirty metadata or the presence journal is full: a commit has to log some of it first.
     Full,
 }
 
-impl From<Missing> for NotYet {
+impl From<Missing> for ApplyError {
     fn from(missing: Missing) -> Self {
-        NotYet::Missing(missing)
+        ApplyError::Missing(missing)
     }
 }
 
-impl From<Full> for NotYet {
+impl From<Full> for ApplyError {
     fn from(_full: Full) -> Self {
-        NotYet::Full
+        ApplyError::Full
     }
 }
 
 /// The map of an open volume.
 #[derive(Debug)]
 pub(crate) struct LiveMap {
+    /// The volume's own lineage, of all that it writes.
     own: Lineage,
-    /// Bytes.
+    /// Bytes of the volume.
     size: u64,
     tree: Tree,
-    /// Of new objects.
+    /// The current epoch: new objects belong to it.
     epoch: Epoch,
-    /// Objects of this epoch and older ones are not owned.
+    /// The volume does not own objects of this epoch and older ones.
     frozen: Epoch,
-    /// Objects of this epoch and older ones belong to a snapshot that exists or is being stored.
+    /// Objects of this epoch and older ones belong to a snapshot that exists or is being committed.
     sealed: Epoch,
     dirty: DirtyMetadata,
     snapshot: Option<SnapshotInProgress>,
@@ -70,7 +73,7 @@ impl LiveMap {
         }
     }
 
-    /// Bytes.
+    /// Bytes of the volume.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
@@ -88,7 +91,7 @@ impl LiveMap {
         &self.tree
     }
 
-    /// Of new objects.
+    /// The current epoch, to which new objects belong.
     pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -105,7 +108,10 @@ impl LiveMap {
         &mut self.dirty
     }
 
-    /// Whole blocks inside the volume.
+    /// The blocks of `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] unless these are whole blocks inside the volume, and at least one.
     pub(crate) fn range(&self, offset: u64, len: u64) -> Result<Range, ErrorCode> {
         let end = offset.checked_add(len).ok_or(ErrorCode::Invalid)?;
         let whole = offset.is_multiple_of(BLOCK_SIZE) && len.is_multiple_of(BLOCK_SIZE) && len > 0;
@@ -118,13 +124,13 @@ impl LiveMap {
         })
     }
 
-    /// Whether this session may have written objects of `epoch` that no snapshot holds: what belongs to one that exists
-    /// never changes.
+    /// Whether a write to objects of `epoch` may be reported now: `epoch` exists, and no snapshot that exists or is being
+    /// committed shares its objects.
     pub(crate) fn may_be_written(&self, epoch: Epoch) -> bool {
         epoch <= self.epoch && epoch > self.sealed
     }
 
-    /// The run that holds `block`: its layer (`None`: zeros) and its end.
+    /// The run of blocks that contains `block`: its layer (`None`: zeros) and its end.
     pub(crate) fn lookup(
         &self,
         cache: &Cache,
@@ -133,7 +139,7 @@ impl LiveMap {
         self.tree.lookup(cache, block)
     }
 
-    /// Where a write of `range` goes.
+    /// Where a write of `range` goes: in place if the volume owns the objects.
     pub(crate) fn write_place(&self, cache: &Cache, range: Range) -> Result<WritePlace, Missing> {
         let (own, frozen) = (self.own, self.frozen);
         self.tree.write_place(cache, range, |layer| {
@@ -141,17 +147,19 @@ impl LiveMap {
         })
     }
 
-    /// `range` was written to (own lineage, `epoch`), or reads as zeros if there is none. At most `dirty_max` changes are
-    /// not logged afterwards.
+    /// Records that `range` was written to the objects of `epoch`, or zeroed if `epoch` is `None`. A write may be late: of an
+    /// epoch before the current one. Then it goes into the snapshot in progress, and into the tree where nothing newer is.
     ///
-    /// May be repeated: a change that was made in part (the journal was full in between) is made whole the next time.
+    /// # Errors
+    /// [`ApplyError::Missing`] changes nothing. [`ApplyError::Full`] if more than `dirty_max` records would be dirty afterwards,
+    /// or the journal is full. A part of the change may be made then: the caller repeats the call, which completes it.
     pub(crate) fn apply(
         &mut self,
         cache: &Cache,
         range: Range,
         epoch: Option<Epoch>,
         dirty_max: usize,
-    ) -> Result<(), NotYet> {
+    ) -> Result<(), ApplyError> {
         let layer = epoch.map(|epoch| self.own_layer(epoch));
         let needed = self.tree.missing(cache, range, layer).or_else(|| {
             let snapshot = self.snapshot.as_ref()?;
@@ -183,14 +191,14 @@ impl LiveMap {
         Ok(())
     }
 
-    /// Changes the tree, and notes the change as dirty first.
+    /// Changes the tree, after the change was added to the dirty metadata.
     fn change(
         &mut self,
         cache: &Cache,
         range: Range,
         layer: Option<Layer>,
         dirty_max: usize,
-    ) -> Result<(), NotYet> {
+    ) -> Result<(), ApplyError> {
         let mut at = range.start;
         while at < range.end {
             let part = Range {
@@ -222,7 +230,8 @@ impl LiveMap {
         }
     }
 
-    /// Makes a change that will be durable with the tree, by the next head: `range` is in objects of `epoch`, or zeros.
+    /// Maps `range` to objects of `epoch`, or to zeros if `epoch` is `None`, without a record in the dirty metadata: the change
+    /// becomes durable with the tree, by the next head.
     pub(crate) fn set(
         &mut self,
         cache: &Cache,
@@ -235,7 +244,7 @@ impl LiveMap {
         Ok(())
     }
 
-    /// A record as it was logged or journaled before.
+    /// Applies a record of the log or the presence journal during a recovery.
     pub(crate) fn replay(&mut self, cache: &Cache, record: &Record) -> Result<(), Missing> {
         let range = Range {
             start: record.start,
@@ -254,26 +263,26 @@ impl LiveMap {
             }
             RecordKind::Zero => self.tree.set(cache, range, None),
             RecordKind::Freeze => self.frozen = self.frozen.max(record.epoch),
-            // Of content, not of places.
+            // These records are about journaled data and do not change the map.
             RecordKind::Journaled | RecordKind::WrittenBack => {}
         }
         Ok(())
     }
 
-    /// A session begins whose head is `head`: the pages that it names have all that was dirty.
+    /// Begins a session with `head`, whose pages contain every change so far.
     pub(crate) fn begin_session(&mut self, head: &VolumeHead, journal: Box<dyn Journal>) {
         (self.epoch, self.frozen, self.sealed) = (head.epoch, head.frozen, head.frozen);
         self.dirty.restart(journal);
         self.tree.release_stored();
     }
 
-    /// New objects are of another epoch from now on.
+    /// Starts a new epoch, to which new objects belong from now on, and returns it.
     pub(crate) fn raise_epoch(&mut self) -> Epoch {
         self.epoch = Epoch(self.epoch.0 + 1);
         self.epoch
     }
 
-    /// Nodes whose pages are stored are the cache's affair from now on.
+    /// Releases the nodes whose pages are stored: the cache decides how long those stay in memory.
     pub(crate) fn release_stored(&mut self) {
         self.tree.release_stored();
     }
@@ -282,7 +291,7 @@ impl LiveMap {
         self.snapshot.is_some()
     }
 
-    /// Freezes the map as it is: nothing of it is owned any more. The new epoch.
+    /// Begins a snapshot of the map as it is: from now on the volume owns none of these objects. Returns the new epoch.
     pub(crate) fn begin_snapshot(&mut self, token: u64) -> Epoch {
         let old = self.epoch;
         let tree = self.tree.clone();
@@ -291,10 +300,10 @@ impl LiveMap {
         self.raise_epoch()
     }
 
-    /// Forgets the snapshot of `token`, if there is one; the raised epoch stays.
+    /// Drops the snapshot of `token`, if there is one; the new epoch stays.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`]: it is being committed.
+    /// [`ErrorCode::InUse`] if the snapshot is being committed.
     pub(crate) fn abort_snapshot(&mut self, token: u64) -> Result<(), ErrorCode> {
         match &self.snapshot {
             Some(snapshot) if snapshot.token() == token && snapshot.is_committing() => {
@@ -307,10 +316,10 @@ impl LiveMap {
         }
     }
 
-    /// What is to be stored for the snapshot of `token`: nothing of it changes from now on.
+    /// Ends late writes to the snapshot of `token`, and returns its map, which is to be stored.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`]; or [`ErrorCode::InUse`]: it is being committed already.
+    /// [`ErrorCode::NotFound`] without such a snapshot; [`ErrorCode::InUse`] if it is being committed already.
     pub(crate) fn commit_snapshot(&mut self, token: u64) -> Result<FrozenMap, ErrorCode> {
         let snapshot = self.snapshot.as_mut();
         let snapshot = snapshot.filter(|snapshot| snapshot.token() == token);
@@ -322,12 +331,12 @@ impl LiveMap {
         Ok(snapshot.commit())
     }
 
-    /// Forgets the snapshot of `token`, if there is one.
+    /// Drops the snapshot of `token`, if there is one.
     pub(crate) fn end_snapshot(&mut self, token: u64) {
         self.snapshot.take_if(|snapshot| snapshot.token() == token);
     }
 
-    /// Forgets any snapshot; its token.
+    /// Drops the snapshot in progress, if there is one, and returns its token.
     pub(crate) fn drop_snapshot(&mut self) -> Option<u64> {
         self.snapshot.take().map(|snapshot| snapshot.token())
     }

@@ -2,7 +2,7 @@
 //!
 //! | module | part |
 //! |---|---|
-//! | `access` | who has it open, and whether it may be written |
+//! | `access` | its sessions, and whether it may be written |
 //! | `start` | what a session writes before it may write, and who waits for that |
 //! | `map` | the tree, its epochs, and how a change goes into them |
 //! | `dirty` | changes that are not logged, and the presence journal |
@@ -43,10 +43,10 @@ use pack::PackEnd;
 use start::WriteStart;
 use throttle::ThrottledChanges;
 
-pub(crate) use access::Mode;
+pub(crate) use access::AccessMode;
 pub(crate) use dirty::Select;
 pub(crate) use journaled::{JournaledBlock, JournaledBlocks};
-pub(crate) use map::NotYet;
+pub(crate) use map::ApplyError;
 pub(crate) use snapshot::FrozenMap;
 pub(crate) use start::Due;
 pub(crate) use waiting::WaitingRequest;
@@ -80,7 +80,7 @@ impl Volume {
         object_size: ObjectSize,
         size: u64,
         stored: StoredHead<VolumeHead>,
-        mode: Mode,
+        mode: AccessMode,
     ) -> Rc<Self> {
         let head = stored.get();
         let pack = if stored.is_first() {
