@@ -1,4 +1,7 @@
-//! `archipelago init`: a fresh configuration and its directories.
+//! `archipelago init`: creates the configuration of a new node, its directories and its first pool.
+//!
+//! Invariant: a configuration that exists is never overwritten. The configuration is created last, so an attempt that failed
+//! before can be repeated.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
@@ -13,20 +16,21 @@ use super::{
 };
 use crate::layout::{Layout, make_directory, path_error};
 
-/// What a fresh node shall be.
+/// Options of a new node.
 #[derive(Debug, Clone, Default)]
 pub struct InitOptions {
-    /// Directory of the pool `default`.
+    /// Directory of the pool `default`; `None`: the one of the layout.
     pub pool_dir: Option<PathBuf>,
-    /// Where the peers run.
+    /// Which peers share a process.
     pub placement: Placement,
 }
 
-/// Creates the directories (0700) and writes the configuration, which must not be there yet. `make_pool` makes a directory a
-/// pool, or leaves it as it is if it is one.
+/// Creates the directories (0700) and writes the configuration, which must not exist yet. `make_pool` initialises a directory
+/// as a pool, and leaves a directory unchanged that is a pool already.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Io`] and [`ErrorCode::NoSpace`] naming the path.
+/// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Invalid`] if the pool directory is not UTF-8;
+/// [`ErrorCode::Io`] and [`ErrorCode::NoSpace`] naming the path; what `make_pool` returns.
 pub fn init(
     layout: &Layout,
     options: &InitOptions,
@@ -44,7 +48,7 @@ pub fn init(
     };
     let path = layout.config();
     if path.exists() {
-        return Err(exists(path));
+        return Err(already_configured(path));
     }
     if let Some(parent) = path.parent() {
         make_directory(parent)?;
@@ -60,7 +64,7 @@ pub fn init(
         .open(path)
         .map_err(|error| {
             if error.kind() == ErrorKind::AlreadyExists {
-                exists(path)
+                already_configured(path)
             } else {
                 path_error(path, &error)
             }
@@ -71,7 +75,7 @@ pub fn init(
     Ok(config)
 }
 
-fn exists(path: &Path) -> Error {
+fn already_configured(path: &Path) -> Error {
     Error::new(
         ErrorCode::Exists,
         format!("there is a configuration already: {}", path.display()),
@@ -79,6 +83,7 @@ fn exists(path: &Path) -> Error {
     .with_hint("edit it, or choose another root directory")
 }
 
+/// The configuration as text, with a comment for each key.
 fn render(placement: Placement, pool: &str) -> String {
     let DataPath {
         poll_us,
@@ -94,17 +99,17 @@ fn render(placement: Placement, pool: &str) -> String {
 placement = \"{placement}\"
 
 [data]
-# Microseconds that an idle data thread polls before it sleeps, at most: {POLL_US:?}. It polls where that has paid.
+# An idle data thread polls for up to this many microseconds before it sleeps ({POLL_US:?}). It polls only if that has paid off.
 poll_us = {poll_us}
-# Requests handed to the kernel at once: {SUBMISSION_CHUNK:?}.
+# Requests submitted to the kernel at once: {SUBMISSION_CHUNK:?}.
 submission_chunk = {submission_chunk}
 # Requests in flight on a channel between two peers: a power of two in {CHANNEL_REQUESTS:?}.
 channel_requests = {channel_requests}
-# MiB of memory of a channel of its own, for bounce buffers and metadata: {CHANNEL_MEMORY_MIB:?}.
+# MiB of the memory that each channel has for bounce buffers and metadata: {CHANNEL_MEMORY_MIB:?}.
 channel_memory_mib = {channel_memory_mib}
 
-# A user of its own for the endpoint, which is what guests talk to: by name or number; only with placement = \"split\" and
-# a daemon of root. `group`: whose members may connect to the sockets of volumes, beside that user and root.
+# `user`: the endpoint process, to which guests connect, runs as this user (name or number). This needs placement = \"split\"
+# and a daemon that runs as root. `group`: its members may connect to the sockets of volumes, like that user and root.
 #[endpoint]
 #user = \"archipelago\"
 #group = \"kvm\"
@@ -112,7 +117,7 @@ channel_memory_mib = {channel_memory_mib}
 [pool.{DEFAULT_POOL}]
 kind = \"file\"
 directory = {pool}
-# `false`: through the page cache although the file system takes O_DIRECT; `node status` shows which access is in use.
+# `false`: use the page cache although the file system supports O_DIRECT; `node status` shows which access is in use.
 #direct = true
 "
     )
