@@ -175,7 +175,7 @@ impl Target {
 
     fn write(&mut self, data: &[u8], offset: u64) -> Result<(), Error> {
         let written = match self.kind {
-            TargetKind::File { .. } => zeros::filled(data).into_iter().try_for_each(|part| {
+            TargetKind::File { .. } => zeros::data_ranges(data).into_iter().try_for_each(|part| {
                 self.file
                     .write_all_at(&data[part.clone()], offset + part.start as u64)
             }),

@@ -1,4 +1,7 @@
-//! `image import`: begun invisible, filled, published; whatever goes wrong before that removes it.
+//! `image import`: copies a file into a new image.
+//!
+//! Invariant: listings show the image only when it is complete. It is created hidden, written and then published; after a
+//! failure, this command deletes it.
 
 use std::ffi::OsStr;
 
@@ -12,6 +15,7 @@ use super::source::{Source, whole_sectors};
 use super::{progress, zeros};
 use crate::output::Output;
 
+/// Imports `file` as the image `name` of `pool`, or of the default pool.
 pub(super) fn run(
     file: &OsStr,
     name: &Name,
@@ -44,17 +48,17 @@ pub(super) fn run(
         .and_then(|()| client.call::<_, VolumeView>(Method::Post, &format!("{path}/publish"), &()));
     match published {
         Ok(view) => {
-            let (len, filled) = (source.len(), size - source.len());
-            if filled > 0 {
+            let (len, padding) = (source.len(), size - source.len());
+            if padding > 0 {
                 output.note(&format!(
-                    "note: {len} bytes are not a multiple of 512: filled up with {filled} zeros"
+                    "note: {len} bytes are not a multiple of 512: {padding} zeros were appended"
                 ));
             }
             output.print(&view, |_quiet| String::new())
         }
         Err(error) => {
             let removed = client.call::<_, Done>(Method::Delete, &path, &());
-            if let Err(left) = removed.or_else(not_there) {
+            if let Err(left) = removed.or_else(ignore_not_found) {
                 let text = format!("note: the unfinished import `{name}` was not removed: {left}");
                 output.note(&text);
             }
@@ -63,8 +67,8 @@ pub(super) fn run(
     }
 }
 
-/// An import that is gone already needs no removal.
-fn not_there(error: Error) -> Result<Done, Error> {
+/// The removal of an import succeeds if the import does not exist any more.
+fn ignore_not_found(error: Error) -> Result<Done, Error> {
     if error.code == ErrorCode::NotFound {
         Ok(Done {})
     } else {
@@ -72,7 +76,7 @@ fn not_there(error: Error) -> Result<Done, Error> {
     }
 }
 
-/// Copies everything and closes the volume.
+/// Writes the data of `source`, without its zeros, over the channel `bulk`, and has the volume closed.
 fn copy(
     source: &mut Source,
     bulk: &Bulk,
@@ -82,10 +86,10 @@ fn copy(
     let mut channel = BulkClient::connect(&bulk.socket, bulk.uid, interrupt.descriptor())?;
     let bar = progress::known(source.len(), output);
     let mut buffer = vec![0; channel.cell_len()];
-    let mut free: Vec<usize> = (0..channel.cells()).collect();
+    let mut free_cells: Vec<usize> = (0..channel.cells()).collect();
     while let Some(piece) = source.next(&mut buffer, interrupt)? {
-        for part in zeros::filled(&buffer[..piece.len]) {
-            let cell = match free.pop() {
+        for part in zeros::data_ranges(&buffer[..piece.len]) {
+            let cell = match free_cells.pop() {
                 Some(cell) => cell,
                 None => channel.wait()?,
             };
@@ -100,7 +104,7 @@ fn copy(
         bar.set_position(source.position());
     }
     while channel.in_flight() > 0 {
-        free.push(channel.wait()?);
+        free_cells.push(channel.wait()?);
     }
     channel.submit(0, BulkOp::Finish, 0, 0)?;
     channel.wait()?;

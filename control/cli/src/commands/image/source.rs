@@ -217,7 +217,7 @@ fn spool(
     let bar = progress::arrival(output);
     loop {
         let part = fill(&mut input, &mut buffer, title, interrupt)?;
-        for range in zeros::filled(&buffer[..part]) {
+        for range in zeros::data_ranges(&buffer[..part]) {
             let offset = len + range.start as u64;
             file.write_all_at(&buffer[range], offset).map_err(failed)?;
         }

@@ -1,14 +1,14 @@
-//! Zeros are not copied: which parts of a buffer hold anything.
+//! Finds the data of a buffer: long runs of zeros are not copied.
 
 use std::ops::Range;
 
-/// Blocks that are looked at: those of a volume.
+/// Unit of the search: the blocks of a volume.
 const BLOCK: usize = 4096;
 /// Zeros shorter than this are copied along: a request costs more than they do.
 const GAP_MIN: usize = 64 << 10;
 
-/// The parts of `buffer` that hold something else than zeros: whole blocks but for the end, in order.
-pub(super) fn filled(buffer: &[u8]) -> Vec<Range<usize>> {
+/// The ranges of `buffer` that contain data, in order: whole blocks, except at the end of `buffer`.
+pub(super) fn data_ranges(buffer: &[u8]) -> Vec<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();
     for (index, block) in buffer.chunks(BLOCK).enumerate() {
         if is_zero(block) {
@@ -37,8 +37,8 @@ mod tests {
     #[test]
     fn long_zeros_are_left_out_and_short_ones_are_not() {
         let parts = |buffer: &[u8]| -> Vec<(usize, usize)> {
-            let filled = filled(buffer).into_iter();
-            filled.map(|part| (part.start, part.end)).collect()
+            let ranges = data_ranges(buffer).into_iter();
+            ranges.map(|part| (part.start, part.end)).collect()
         };
         let mut buffer = vec![0; 1 << 20];
         assert!(parts(&buffer).is_empty());
