@@ -5,7 +5,7 @@
 //! * [`watch`], [`neighbour`]: what must be served while a call does not return.
 //! * [`oracle`]: what may be read.
 //! * [`life`]: the life of a pool, with some faults.
-//! * [`matrix`]: all faults at all call sites.
+//! * [`matrix`]: all faults at all call sites. [`place`]: where its files lie.
 //!
 //! One design decision: the faults are made below the product's system calls, by a FUSE file system, so that nothing of the
 //! product is replaced.
@@ -19,5 +19,6 @@ pub mod life;
 pub mod matrix;
 pub mod neighbour;
 pub mod oracle;
+pub mod place;
 pub mod server;
 pub mod watch;

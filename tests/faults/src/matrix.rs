@@ -29,8 +29,8 @@ const ROUNDS_BY_CHANCE: usize = 2;
 
 /// In the text of a missed deadline of the test: with many lives beside it, a life can also miss one because of them.
 const LATE: &str = "HANG: ";
-/// Lives that may have missed a deadline beside others and none alone.
-const DISTURBED_MAX: usize = 8;
+/// Lives that may have missed a deadline beside others and none alone: all of one time, thrice.
+const DISTURBED_MAX: usize = 3 * THREADS;
 
 /// What came of all cases.
 #[derive(Debug, Default)]

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::host::Host;
+use crate::place;
 
 /// Longest time for a command, whatever fails below it. A command that waits for a call that hangs reports the call after 10 s.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -78,7 +79,9 @@ impl Server {
     /// # Errors
     /// If there is no program, or no directory.
     pub fn new() -> Result<Server> {
-        let dir = tempfile::Builder::new().prefix("faults-node-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("faults-node-")
+            .tempdir_in(place::directory())?;
         Ok(Server {
             dir,
             command: own_program("archipelago")?,

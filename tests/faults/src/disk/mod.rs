@@ -19,6 +19,8 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
+use crate::place;
+
 pub use calls::{Call, Class, Fault, Kind, Site};
 use durable::Undo;
 use gate::Gate;
@@ -150,7 +152,9 @@ impl Disk {
     /// # Errors
     /// If this process may not mount.
     pub fn mount_without(lack: Lack) -> Result<Disk> {
-        let dir = tempfile::Builder::new().prefix("faults-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("faults-")
+            .tempdir_in(place::directory())?;
         let store = dir.path().join("store");
         std::fs::create_dir(&store)?;
         Disk::mount_store(dir, store, lack)
@@ -161,7 +165,9 @@ impl Disk {
     /// # Errors
     /// If this process may not mount.
     pub fn mount_again(&self) -> Result<Disk> {
-        let dir = tempfile::Builder::new().prefix("faults-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("faults-")
+            .tempdir_in(place::directory())?;
         Disk::mount_store(dir, self.dir.path().join("store"), Lack::Nothing)
     }
 
