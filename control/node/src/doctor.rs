@@ -10,7 +10,7 @@ use archipelago_blocker_file::Claim;
 use archipelago_protocol::check::Report;
 use archipelago_protocol::{Error, ErrorCode, Name};
 
-use crate::daemon::{NodeLock, Places, PoolUser, RELEASE_TIMEOUT, peer_settings};
+use crate::daemon::{NodeLock, PoolPaths, PoolUser, RELEASE_TIMEOUT, peer_settings};
 
 /// Checks the pool `name` of the node at `layout`, which no daemon serves. With `repair`, what provably nobody needs is deleted.
 ///
@@ -25,8 +25,8 @@ pub(crate) fn check_offline(layout: &Layout, name: &Name, repair: bool) -> Resul
     };
     let _lock = NodeLock::take(layout)?;
     // The pool is only looked at: no process of it gets a socket.
-    let places = Places::new(layout, name, name)?;
-    let settings = peer_settings(layout, &config, pool, &places, None, Claim::Start);
+    let paths = PoolPaths::new(layout, name, name)?;
+    let settings = peer_settings(layout, &config, pool, &paths, None, Claim::Start);
     let checked = archipelago_host::check_offline(&settings, repair);
     // The kernel closes the ring's files some time later.
     if let Err(left) = PoolUser::wait_free(&settings.pool.directory, RELEASE_TIMEOUT) {

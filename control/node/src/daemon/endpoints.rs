@@ -17,8 +17,8 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 
 use super::passing::{Hindrance, wait_while_passing};
-use super::places::Places;
 use super::pool::Pool;
+use super::pool_paths::PoolPaths;
 
 const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
 /// Request queues when nobody says how many.
@@ -56,7 +56,7 @@ impl Pool {
         name: &Name,
         request: &AttachVolume,
     ) -> Result<Attachment, Hindrance> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(name).await?;
         let present = self.attachments().of_lineage(entry.lineage).cloned();
         if let Some(attachment) = &present
@@ -152,7 +152,7 @@ impl Pool {
     /// Refuses what the run directory has no room for: an open volume needs a presence journal there, and those that are
     /// attached and not open yet were promised one before.
     fn check_journal_room(&self, attachment: &Attachment) -> Result<(), Error> {
-        let directory = self.places.journals();
+        let directory = self.paths.journals();
         let Ok(stat) = nix::sys::statvfs::statvfs(&directory) else {
             // Whatever it is, the open will name it.
             return Ok(());
@@ -162,7 +162,10 @@ impl Pool {
         let layout = &self.context.layout;
         let without_journal = |one: &Attachment| {
             let file = one.lineage.to_string();
-            let further = one.pool.as_ref().map(|pool| Places::further(layout, pool));
+            let further = one
+                .pool
+                .as_ref()
+                .map(|pool| PoolPaths::further(layout, pool));
             !layout.journals().join(&file).exists()
                 && !further.is_some_and(|run| run.join("journal").join(&file).exists())
         };
@@ -241,7 +244,7 @@ impl Pool {
     }
 
     async fn detach_once(&self, name: &Name) -> Result<(), Hindrance> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup(name).await?;
         let attached = {
             let attachments = self.attachments();
@@ -278,16 +281,19 @@ impl Pool {
         Ok(())
     }
 
-    /// Tells each life of the endpoint what is attached. A life that begins ends what was to be told to the one before, so
-    /// there is one round under way, however many lives there were.
-    pub(crate) async fn serve_lives(self: Arc<Self>, mut lives: watch::Receiver<u64>) {
-        let mut begun = lives.changed().await;
+    /// Sends the attached volumes to each incarnation of the endpoint. A new incarnation ends the round for the one before, so
+    /// there is one round at a time, however many incarnations there were.
+    pub(crate) async fn serve_incarnations(
+        self: Arc<Self>,
+        mut incarnations: watch::Receiver<u64>,
+    ) {
+        let mut begun = incarnations.changed().await;
         while begun.is_ok() {
             begun = tokio::select! {
-                // First: a round for a life that is over costs whoever waits for its answers.
+                // First: a round for a dead incarnation waits for answers that never come.
                 biased;
-                begun = lives.changed() => begun,
-                () = self.serve_until_done() => lives.changed().await,
+                begun = incarnations.changed() => begun,
+                () = self.serve_until_done() => incarnations.changed().await,
             };
         }
     }
@@ -310,7 +316,7 @@ impl Pool {
             only.as_ref()
                 .is_none_or(|only| only.contains(&attachment.id))
         };
-        let turn = self.change_alone().await;
+        let turn = self.lock_changes().await;
         let attachments: Vec<Attachment> = self
             .attachments()
             .of_pool(&self.name)
@@ -336,10 +342,10 @@ impl Pool {
             .collect()
             .await;
         if all > 0 {
-            let life = *self.endpoint_lives.borrow();
+            let incarnation = *self.endpoint_incarnations.borrow();
             let served = all - failed.len();
             tracing::info!(
-                "{served} of {all} attached volumes are served (process generation {life} of the endpoint)"
+                "{served} of {all} attached volumes are served (process generation {incarnation} of the endpoint)"
             );
         }
         let may_pass = |code: ErrorCode| {

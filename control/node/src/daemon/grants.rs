@@ -2,8 +2,8 @@
 //!
 //! Invariants
 //! - Granted before the endpoint is told to open it, withdrawn after the endpoint has closed it.
-//! - Written to a file first, then told to blocker and mapper: a life of theirs that begins in between has read it. They
-//!   serve nobody before they know what the endpoint may do.
+//! - Written to a file first, then told to blocker and mapper: an incarnation of theirs that starts in between has read it.
+//!   They serve nobody before they know what the endpoint may do.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use archipelago_protocol::{Access, Error, Grants, Lineage};
 use crate::durable;
 
 /// Exports that are remembered: as many as the endpoint serves at a time. Nobody says when one has ended; one that is
-/// forgotten goes on, but not in a next life of the mapper.
+/// forgotten goes on, but not in the mapper's next incarnation.
 const EXPORTS_MAX: usize = 64;
 
 /// The volumes that are granted.

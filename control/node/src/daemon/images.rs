@@ -25,7 +25,7 @@ impl Pool {
     }
 
     async fn begin_import_once(&self, name: &Name, size: u64) -> Result<Bulk, Hindrance> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let lineage = fresh_lineage()?;
         let create = CatalogueRequest::Create {
             name: name.clone(),
@@ -78,7 +78,7 @@ impl Pool {
     async fn forget_abandoned(&self, name: &Name, exists: Error) -> Result<(), Hindrance> {
         let lineage = match self.lookup(name).await {
             Ok(entry) if entry.kind == Kind::Importing => entry.lineage,
-            _ => return Err(self.taken(name, exists).await.into()),
+            _ => return Err(self.explain_taken_name(name, exists).await.into()),
         };
         match self
             .catalogue(CatalogueRequest::Remove { name: name.clone() })
@@ -102,7 +102,7 @@ impl Pool {
 
     /// Makes a filled import visible. Its writer has closed it.
     pub(crate) async fn publish(&self, name: &Name) -> Result<VolumeView, Error> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let published = self.catalogue(CatalogueRequest::Publish { name: name.clone() });
         let what = format!("`{name}` was not imported");
         published
@@ -115,7 +115,7 @@ impl Pool {
 
     /// Forgets an import.
     pub(crate) async fn abort_import(&self, name: &Name) -> Result<(), Error> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup(name).await?;
         if entry.kind != Kind::Importing {
             return Err(Error::new(
@@ -153,7 +153,7 @@ impl Pool {
     }
 
     async fn begin_export_once(&self, name: &Name) -> Result<Bulk, Hindrance> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(name).await?;
         self.grant_export(entry.lineage).await?;
         let socket = self.context.layout.bulk_socket(fresh_lineage()?);
@@ -180,7 +180,7 @@ impl Pool {
                     )),
                 ))
             }
-            Err(error) => Err(self.explained(entry.lineage, error).await.into()),
+            Err(error) => Err(self.explain_damage(entry.lineage, error).await.into()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The node daemon: one per node, parent of the data processes, server of the API.
 //!
-//! Life: lock, configuration, children, catalogue and attachments, ready; then requests until a signal or a stop;
+//! Life cycle: lock, configuration, children, catalogue and attachments, ready; then requests until a signal or a stop;
 //! then endpoint, mapper and blocker are stopped in this order, each when it has drained.
 //!
 //! Runs on one thread, the main one: the kernel ties the children's death to the thread that started them.
@@ -15,9 +15,9 @@ mod images;
 mod lock;
 mod node;
 mod passing;
-mod places;
 mod pool;
 mod pool_grants;
+mod pool_paths;
 mod pool_user;
 mod pool_watch;
 mod pools;
@@ -43,8 +43,8 @@ use tokio::task::JoinHandle;
 use crate::{accounts, logging};
 pub(crate) use lock::NodeLock;
 pub(crate) use node::Node;
-pub(crate) use places::Places;
 use pool::PoolState;
+pub(crate) use pool_paths::PoolPaths;
 pub(crate) use pool_user::{PoolUser, ServingNode};
 pub(crate) use service::RELEASE_TIMEOUT;
 pub(crate) use settings::peer_settings;

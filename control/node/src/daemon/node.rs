@@ -23,8 +23,8 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 
 use super::context::NodeContext;
-use super::places::{Places, first_pool};
 use super::pool::Pool;
+use super::pool_paths::{PoolPaths, first_pool};
 
 /// How long a pool may take to say whether it has a name, while there are others.
 pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ const SECOND_TIMEOUT: Duration = Duration::from_millis(200);
 pub(crate) struct Node {
     pub(crate) context: Arc<NodeContext>,
     pools: Mutex<BTreeMap<Name, Arc<Pool>>>,
-    /// The pool whose places are the run directory itself.
+    /// The pool whose sockets and journals stand in the run directory itself.
     pub(crate) first: Name,
     /// Names that are being made.
     claimed: Mutex<BTreeSet<Name>>,
@@ -86,8 +86,8 @@ impl Node {
         context.attachments().find_orphans(&context.config.pools);
         let mut pools = BTreeMap::new();
         for (name, config) in &context.config.pools {
-            let places = Places::new(&context.layout, name, &first)?;
-            let pool = Pool::new(&context, name, config, places, claim)?;
+            let paths = PoolPaths::new(&context.layout, name, &first)?;
+            let pool = Pool::new(&context, name, config, paths, claim)?;
             pools.insert(name.clone(), Arc::new(pool));
         }
         Ok(Node {
@@ -150,7 +150,9 @@ impl Node {
     /// The pools that are served.
     fn served(&self) -> Vec<Arc<Pool>> {
         let pools = self.pools().into_iter();
-        pools.filter(|pool| pool.unserved().is_none()).collect()
+        pools
+            .filter(|pool| pool.unserved_reason().is_none())
+            .collect()
     }
 
     /// Why the pools are not served that are not.
@@ -158,7 +160,7 @@ impl Node {
         let pools = self.pools().into_iter();
         pools
             .filter_map(|pool| {
-                pool.unserved().map(|why| PoolAbsence {
+                pool.unserved_reason().map(|why| PoolAbsence {
                     pool: pool.name.clone(),
                     reason: why.message,
                 })

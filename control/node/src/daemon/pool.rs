@@ -1,10 +1,10 @@
-//! A pool of the node: its data processes, and how they are asked. Pools share no process, no channel and no lock, so one that
-//! does not answer keeps nobody but its own guests.
+//! A pool of the node: its data processes, and the requests that the node sends to them. Pools share no process, no channel and
+//! no lock, so a pool whose storage hangs delays only its own guests.
 //!
 //! Invariants
-//! - Changes of names, sizes and attachments of a pool are made one at a time, under [`Pool::changes`].
-//! - A request whose process died over it is sent again to the next life. Requests that make something carry its fresh
-//!   lineage, so a repetition is recognised and not reported as a failure.
+//! - Names, sizes and attachments of a pool are changed by one request at a time, which holds [`Pool::lock_changes`].
+//! - If a process dies before it has answered a request, the request is sent again to the process's next incarnation. A request
+//!   that creates an entry carries the lineage of that entry, so a repetition is recognised and not reported as a failure.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,38 +21,38 @@ use tokio::sync::watch;
 use super::attachments::Attachments;
 use super::context::NodeContext;
 use super::grants::Granted;
-use super::places::Places;
+use super::pool_paths::PoolPaths;
 use super::pool_watch::PoolWatch;
-use super::process::{AskError, Life, Process};
+use super::process::{AskError, Process, RunState};
 use super::settings::peer_settings;
 use super::supervision::Supervision;
 
-type MutexGuardOf<'a, T> = tokio::sync::MutexGuard<'a, T>;
+type AsyncMutexGuard<'a, T> = tokio::sync::MutexGuard<'a, T>;
 
-/// How long a request may take, lives of the process in between included.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a check of the pool may take: less than the client of the API waits. Some 100,000 map pages.
-const CHECK_PATIENCE: Duration = Duration::from_secs(180);
-/// A call on storage that has not returned for so long hangs: whoever waits as long for an answer is told instead. A sync of
-/// a busy disk takes a few seconds; an NFS client tries a server that does not answer for ever.
+/// How long a request may take, with all restarts of its process.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a check of the pool may take: less than the client of the API waits, and enough for some 100,000 map pages.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(180);
+/// A call on storage that has not returned for this long counts as hung, and requests that wait for this long fail with a
+/// description of the call. A sync of a busy disk takes a few seconds; an NFS client retries for ever if its server is away.
 const HUNG_AFTER: Duration = Duration::from_secs(10);
-/// The same while the node starts: what syncs and recovers a whole pool may take longer, and nobody is served meanwhile.
+/// [`HUNG_AFTER`] of a pool that is not served yet: the sync and recovery of a whole pool take longer, and no guest waits.
 const HUNG_AFTER_AT_START: Duration = Duration::from_secs(50);
-/// How often it is asked whether one does, and how long the answer may take.
-const HUNG_STEP: Duration = Duration::from_secs(1);
-/// How often a request may meet the death of its process before it is taken for the cause.
+/// Interval between two checks for a hung call, and how long the blocker may take to answer one.
+const HUNG_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a request is sent again because its process died: at the next death, the request is taken for the cause.
 const DEATHS_MAX: u32 = 3;
 
 /// Whether a pool is served.
 #[derive(Debug, Clone)]
 pub(crate) enum PoolState {
-    /// Its processes start.
+    /// Its processes are starting.
     Opening,
     /// Volumes are served.
     Served,
-    /// Not served, and why; tried again.
+    /// Volumes are not served, and why. The node tries again.
     Failed(Error),
-    /// Another host has taken it over, as the error says: this node never tries again.
+    /// Another host has taken the pool over, as the error says. This node never tries again.
     Lost(Error),
 }
 
@@ -62,26 +62,27 @@ pub(crate) struct Pool {
     pub(crate) context: Arc<NodeContext>,
     pub(crate) name: Name,
     pub(crate) config: PoolConfig,
-    pub(crate) places: Places,
+    pub(crate) paths: PoolPaths,
     pub(crate) processes: Vec<Arc<Process>>,
     pub(crate) supervision: Supervision,
     state: watch::Sender<PoolState>,
-    /// Held while something is changed: [`Pool::change_alone`].
+    /// Held during a change: [`Pool::lock_changes`].
     changes: tokio::sync::Mutex<()>,
     granted: Mutex<Granted>,
-    /// The looks at the pool's file system.
+    /// Watches the pool's file system: its free space, and who has the pool open.
     pub(crate) watch: PoolWatch,
-    /// Counts the incarnations of the endpoint that are to be told what is attached.
-    pub(crate) endpoint_lives: watch::Sender<u64>,
+    /// Number of the endpoint's incarnation: each new one gets the list of attached volumes.
+    pub(crate) endpoint_incarnations: watch::Sender<u64>,
 }
 
-/// An answer and whether the request had to be sent more than once.
-struct Answer {
+/// The reply to a request that is sent again if its process dies.
+struct RetriedReply {
     reply: ControlReply,
+    /// The request was sent more than once.
     repeated: bool,
 }
 
-/// The processes of a pool, in the order in which they start: the roles that each hosts.
+/// The roles that each process of a pool hosts, in the order in which the processes start.
 fn process_groups(placement: Placement) -> Vec<Vec<Role>> {
     match placement {
         Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
@@ -94,16 +95,16 @@ fn process_groups(placement: Placement) -> Vec<Vec<Role>> {
 }
 
 impl Pool {
-    /// The pool `name`, opened with the right of `claim`; nothing runs yet.
+    /// Prepares the pool `name`, which its blocker opens with `claim`; no process runs yet.
     pub(crate) fn new(
         context: &Arc<NodeContext>,
         name: &Name,
         config: &PoolConfig,
-        places: Places,
+        paths: PoolPaths,
         claim: Claim,
     ) -> Result<Pool, Error> {
-        places.make(context.endpoint)?;
-        let granted = Granted::new(places.grants(), context.attachments().of_pool(name));
+        paths.make(context.endpoint)?;
+        let granted = Granted::new(paths.grants(), context.attachments().of_pool(name));
         if context.endpoint.is_some() {
             granted.write()?;
         }
@@ -111,15 +112,15 @@ impl Pool {
             &context.layout,
             &context.config,
             config,
-            &places,
+            &paths,
             context.endpoint,
             claim,
         );
         let processes = process_groups(context.config.placement)
             .into_iter()
             .map(|roles| {
-                let title = places.title(name, &roles);
-                let socket = places.control_socket(roles[0]);
+                let title = paths.title(name, &roles);
+                let socket = paths.control_socket(roles[0]);
                 Process::new(title, socket, roles, settings.clone()).map(Arc::new)
             })
             .collect::<Result<Vec<_>, Error>>()?;
@@ -128,29 +129,29 @@ impl Pool {
             name: name.clone(),
             watch: PoolWatch::new(config.directory())?,
             config: config.clone(),
-            places,
+            paths,
             supervision: Supervision::new(processes.len()),
             processes,
             state: watch::Sender::new(PoolState::Opening),
             changes: tokio::sync::Mutex::new(()),
             granted: Mutex::new(granted),
-            endpoint_lives: watch::Sender::new(0),
+            endpoint_incarnations: watch::Sender::new(0),
         })
     }
 
-    /// Whether it is served.
+    /// Whether the pool is served.
     pub(crate) fn state(&self) -> PoolState {
         self.state.borrow().clone()
     }
 
-    /// Notes whether the pool is served; whoever waits for that is woken.
+    /// Sets whether the pool is served, and wakes the tasks that wait for a change of that.
     pub(crate) fn set_state(&self, state: PoolState) {
         self.state.send_replace(state);
         self.context.pools_changed.send_modify(|count| *count += 1);
     }
 
-    /// Why the pool is not served, for people; `None`: it is.
-    pub(crate) fn unserved(&self) -> Option<Error> {
+    /// Why the pool is not served, as a message for people; `None` if it is served.
+    pub(crate) fn unserved_reason(&self) -> Option<Error> {
         let why = match self.state() {
             PoolState::Served => return None,
             PoolState::Opening => Error::new(ErrorCode::Unavailable, "it is still being opened"),
@@ -159,9 +160,9 @@ impl Pool {
         Some(why)
     }
 
-    /// Refuses a request to a pool that is not served: it would wait.
+    /// Fails if the pool is not served: a request to it would wait.
     pub(crate) fn check_served(&self) -> Result<(), Error> {
-        let Some(why) = self.unserved() else {
+        let Some(why) = self.unserved_reason() else {
             return Ok(());
         };
         let message = format!("pool `{}` is not served: {}", self.name, why.message);
@@ -176,14 +177,14 @@ impl Pool {
         )
     }
 
-    /// What is attached on the node. Held for no longer than a look or a change.
+    /// The attachments of the node. Callers hold the guard only while they read or change them.
     pub(crate) fn attachments(&self) -> MutexGuard<'_, Attachments> {
         self.context.attachments()
     }
 
-    /// What the endpoint may open. Held for no longer than a change.
+    /// The volumes that the endpoint may open. Callers hold the guard only while they change them.
     pub(crate) fn granted(&self) -> MutexGuard<'_, Granted> {
-        // A panic while it was held has left the old or the new content: both are whole.
+        // A panic under this lock leaves the old or the new content, and both are complete.
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -195,33 +196,35 @@ impl Pool {
             .expect("every placement hosts every role")
     }
 
-    async fn answer(&self, role: Role, request: &ControlRequest) -> Result<Answer, Error> {
-        self.answer_within(role, request, PATIENCE).await
+    /// Sends `request` to the process that hosts `role`, for up to [`REQUEST_TIMEOUT`].
+    async fn send(&self, role: Role, request: &ControlRequest) -> Result<RetriedReply, Error> {
+        self.send_within(role, request, REQUEST_TIMEOUT).await
     }
 
-    async fn answer_within(
+    /// Sends `request` to the process that hosts `role`, and again to its next incarnation if the process dies meanwhile.
+    async fn send_within(
         &self,
         role: Role,
         request: &ControlRequest,
-        patience: Duration,
-    ) -> Result<Answer, Error> {
+        timeout: Duration,
+    ) -> Result<RetriedReply, Error> {
         let process = self.process(role);
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = tokio::time::Instant::now() + timeout;
         let mut deaths = 0;
-        // Only a hint: nothing is ordered by it.
-        let beside = if matches!(*self.state.borrow(), PoolState::Served) {
+        // A state that changes right after this line only makes the first check earlier or later.
+        let first_check = if matches!(*self.state.borrow(), PoolState::Served) {
             HUNG_AFTER
         } else {
             HUNG_AFTER_AT_START
         };
         loop {
-            if *process.life().borrow() == Life::Ended {
+            if *process.run_state().borrow() == RunState::Ended {
                 return Err(Error::new(ErrorCode::Unavailable, "the node is stopping"));
             }
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            match self.ask_watched(process, request, left, beside).await {
+            match self.ask_watched(process, request, left, first_check).await {
                 Ok(reply) => {
-                    return Ok(Answer {
+                    return Ok(RetriedReply {
                         reply,
                         repeated: deaths > 0,
                     });
@@ -243,34 +246,37 @@ impl Pool {
         }
     }
 
-    /// Asks `process`; from `beside` on waits no longer once storage hangs, nor for a process that does not start.
+    /// Sends `request` to `process`. After `first_check` without a reply, and then in intervals, this fails early if a call on
+    /// storage hangs or if the process does not start.
     pub(crate) async fn ask_watched(
         &self,
         process: &Process,
         request: &ControlRequest,
-        patience: Duration,
-        mut beside: Duration,
+        timeout: Duration,
+        mut first_check: Duration,
     ) -> Result<ControlReply, AskError> {
-        let asked = process.ask(request, patience);
+        let asked = process.ask(request, timeout);
         tokio::pin!(asked);
         loop {
-            match tokio::time::timeout(beside, &mut asked).await {
+            match tokio::time::timeout(first_check, &mut asked).await {
                 Ok(answer) => return answer,
-                Err(_not_yet) => beside = HUNG_STEP,
+                Err(_not_yet) => first_check = HUNG_CHECK_INTERVAL,
             }
             if let Some(why) = process.absence() {
                 return Err(AskError::Failed(why));
             }
-            if let Some(wait) = self.hung().await {
-                return Err(AskError::Failed(self.hanging(&wait)));
+            if let Some(wait) = self.hung_call().await {
+                return Err(AskError::Failed(self.hung_call_error(&wait)));
             }
         }
     }
 
-    /// The call on storage that hangs longest, if one does.
-    async fn hung(&self) -> Option<Wait> {
+    /// The call on storage that hangs longest, if the blocker reports one that hangs.
+    async fn hung_call(&self) -> Option<Wait> {
         let blocker = self.process(Role::Blocker);
-        let reply = blocker.ask(&ControlRequest::Status, HUNG_STEP).await;
+        let reply = blocker
+            .ask(&ControlRequest::Status, HUNG_CHECK_INTERVAL)
+            .await;
         let Ok(ControlReply::Status(status)) = reply else {
             return None;
         };
@@ -278,8 +284,8 @@ impl Pool {
         status.waits.into_iter().find(hangs)
     }
 
-    /// What `wait` is, for people.
-    pub(crate) fn described(&self, wait: &Wait) -> String {
+    /// Describes the hung call `wait` for people.
+    pub(crate) fn describe_hung_call(&self, wait: &Wait) -> String {
         let name = self
             .attachments()
             .of_volume(&self.name, wait.lineage)
@@ -291,28 +297,29 @@ impl Pool {
         )
     }
 
-    fn hanging(&self, wait: &Wait) -> Error {
+    fn hung_call_error(&self, wait: &Wait) -> Error {
         let message = format!(
             "the storage of pool `{}` does not answer: {}",
             self.name,
-            self.described(wait)
+            self.describe_hung_call(wait)
         );
         Error::new(ErrorCode::Unavailable, message).with_hint(format!(
-            "what was asked may still be done once it answers; `{} node status` shows what hangs",
+            "the request may still be carried out when the storage answers; `{} node status` shows the call that hangs",
             self.context.layout.command()
         ))
     }
 
-    /// Lets one change be made at a time: waits for its turn, and while what is returned is held nobody else has it.
+    /// Acquires the lock under which the pool is changed. Changes are made one at a time, so a task holds the guard until its
+    /// change is complete.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] if others take too long.
-    pub(crate) async fn change_alone(&self) -> Result<MutexGuardOf<'_, ()>, Error> {
-        let turn = tokio::time::timeout(PATIENCE, self.changes.lock()).await;
+    /// [`ErrorCode::Unavailable`] if other changes hold the lock for [`REQUEST_TIMEOUT`].
+    pub(crate) async fn lock_changes(&self) -> Result<AsyncMutexGuard<'_, ()>, Error> {
+        let turn = tokio::time::timeout(REQUEST_TIMEOUT, self.changes.lock()).await;
         turn.map_err(|_late| {
             let message = format!(
                 "other changes have been under way for {} s",
-                PATIENCE.as_secs()
+                REQUEST_TIMEOUT.as_secs()
             );
             Error::new(ErrorCode::Unavailable, message).with_hint(format!(
                 "nothing was changed; `{} node status` shows whether the storage hangs",
@@ -321,51 +328,51 @@ impl Pool {
         })
     }
 
-    /// Has the mapper check the pool beside its other work.
+    /// Has the mapper check the pool while it serves other requests.
     pub(crate) async fn check(&self) -> Result<Report, Error> {
         let request = ControlRequest::Catalogue(CatalogueRequest::Check { repair: false });
-        let answer = self.answer_within(Role::Mapper, &request, CHECK_PATIENCE);
+        let answer = self.send_within(Role::Mapper, &request, CHECK_TIMEOUT);
         match answer.await?.reply {
             ControlReply::Catalogue(CatalogueReply::Report(report)) => Ok(report),
             ControlReply::Catalogue(CatalogueReply::Failed(error))
             | ControlReply::Failed(error) => Err(error),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected_reply(&other)),
         }
     }
 
-    /// Asks the process that hosts `role`.
+    /// Sends `request` to the process that hosts `role`. A reply that reports a failure is returned as an error.
     pub(crate) async fn ask(
         &self,
         role: Role,
         request: &ControlRequest,
     ) -> Result<ControlReply, Error> {
-        match self.answer(role, request).await?.reply {
+        match self.send(role, request).await?.reply {
             ControlReply::Failed(error) => Err(error),
             reply => Ok(reply),
         }
     }
 
-    /// Asks for something that answers nothing.
+    /// Sends a request whose reply carries no content.
     pub(crate) async fn tell(&self, role: Role, request: &ControlRequest) -> Result<(), Error> {
         match self.ask(role, request).await? {
             ControlReply::Done => Ok(()),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected_reply(&other)),
         }
     }
 
-    /// Asks the mapper about names.
+    /// Sends a request of the catalogue to the mapper.
     pub(crate) async fn catalogue(
         &self,
         request: CatalogueRequest,
     ) -> Result<CatalogueReply, Error> {
         let answer = self
-            .answer(Role::Mapper, &ControlRequest::Catalogue(request.clone()))
+            .send(Role::Mapper, &ControlRequest::Catalogue(request.clone()))
             .await?;
         let error = match answer.reply {
             ControlReply::Catalogue(CatalogueReply::Failed(error))
             | ControlReply::Failed(error) => error,
             ControlReply::Catalogue(reply) => return Ok(reply),
-            other => return Err(unexpected(&other)),
+            other => return Err(unexpected_reply(&other)),
         };
         if answer.repeated && self.was_done(&request, error.code).await {
             return Ok(CatalogueReply::Done);
@@ -373,7 +380,7 @@ impl Pool {
         Err(error)
     }
 
-    /// Whether the failure of a repeated request says that the first one was carried out.
+    /// Whether `code`, the failure of a repeated request, means that its first copy was carried out before the process died.
     async fn was_done(&self, request: &CatalogueRequest, code: ErrorCode) -> bool {
         use CatalogueRequest::{Clone, Create, Remove, Rename, Snapshot};
         let look = |name: &Name| CatalogueRequest::Lookup { name: name.clone() };
@@ -389,10 +396,10 @@ impl Pool {
             _ => return false,
         };
         match self
-            .answer(Role::Mapper, &ControlRequest::Catalogue(look(name)))
+            .send(Role::Mapper, &ControlRequest::Catalogue(look(name)))
             .await
         {
-            Ok(Answer {
+            Ok(RetriedReply {
                 reply: ControlReply::Catalogue(CatalogueReply::Entry(entry)),
                 ..
             }) => expected.is_none_or(|lineage| entry.lineage == lineage),
@@ -400,15 +407,15 @@ impl Pool {
         }
     }
 
-    /// Names what is damaged, where a peer knows only that something of the volume is.
-    pub(crate) async fn explained(&self, lineage: Lineage, error: Error) -> Error {
+    /// Replaces an [`ErrorCode::Damaged`] that names no object by the mapper's error, which names it.
+    pub(crate) async fn explain_damage(&self, lineage: Lineage, error: Error) -> Error {
         if error.code != ErrorCode::Damaged {
             return error;
         }
         self.damage(lineage).await.unwrap_or(error)
     }
 
-    /// What was found damaged of a volume.
+    /// The damage that the mapper has found in a volume.
     pub(crate) async fn damage(&self, lineage: Lineage) -> Option<Error> {
         let damage = self
             .ask(Role::Mapper, &ControlRequest::Damage { lineage })
@@ -418,14 +425,14 @@ impl Pool {
             .filter(|error| error.code == ErrorCode::Damaged)
     }
 
-    /// The entry `name`.
+    /// Looks up the entry `name`.
     pub(crate) async fn lookup(&self, name: &Name) -> Result<Entry, Error> {
         match self
             .catalogue(CatalogueRequest::Lookup { name: name.clone() })
             .await
         {
             Ok(CatalogueReply::Entry(entry)) => Ok(entry),
-            Ok(other) => Err(unexpected(&other)),
+            Ok(other) => Err(unexpected_reply(&other)),
             Err(error) if error.code == ErrorCode::NotFound && error.hint.is_empty() => Err(error
                 .with_hint(format!(
                     "`{} volume list` shows what there is",
@@ -435,7 +442,7 @@ impl Pool {
         }
     }
 
-    /// The entry `name`, which must be whole.
+    /// Looks up the entry `name`; fails with [`ErrorCode::InUse`] while it is being imported.
     pub(crate) async fn lookup_whole(&self, name: &Name) -> Result<Entry, Error> {
         let entry = self.lookup(name).await?;
         if entry.kind == Kind::Importing {
@@ -451,8 +458,8 @@ impl Pool {
         Ok(entry)
     }
 
-    /// Says of a name that is taken what has it: listings do not show an import.
-    pub(crate) async fn taken(&self, name: &Name, error: Error) -> Error {
+    /// Adds to an [`ErrorCode::Exists`] of `name` a hint at what has this name: listings do not show an import.
+    pub(crate) async fn explain_taken_name(&self, name: &Name, error: Error) -> Error {
         if error.code != ErrorCode::Exists || !error.hint.is_empty() {
             return error;
         }
@@ -470,7 +477,8 @@ impl Pool {
         }
     }
 
-    /// Says of a change for which something had run out what was not done, what is missing and where, and what helps.
+    /// Explains the failure of a change because a resource (space, descriptors, memory) has run out: `what` was not done, which
+    /// resource is missing and where, and what to do. Other errors are returned as they are.
     pub(crate) fn explain_full(&self, what: &str, error: Error) -> Error {
         let (pool, directory) = (&self.name, self.config.directory().display());
         let command = self.context.layout.command();
@@ -508,7 +516,7 @@ impl Pool {
         Error::new(error.code, format!("{what}: {why}")).with_hint(hint)
     }
 
-    /// Carries out a change that answers the entry `name`.
+    /// Sends a change of the catalogue, and returns the entry `name` as it is afterwards.
     pub(crate) async fn change(
         &self,
         request: CatalogueRequest,
@@ -517,19 +525,19 @@ impl Pool {
         match self.catalogue(request).await {
             Ok(CatalogueReply::Entry(entry)) => Ok(entry),
             Ok(_) => self.lookup(name).await,
-            Err(error) => Err(self.taken(name, error).await),
+            Err(error) => Err(self.explain_taken_name(name, error).await),
         }
     }
 }
 
-/// An answer of another kind than the request's.
-pub(crate) fn unexpected(what: &dyn std::fmt::Debug) -> Error {
-    tracing::error!("a data process answered something else than was asked: {what:?}");
+/// Logs a reply of another kind than its request, and makes an error of it.
+pub(crate) fn unexpected_reply(what: &dyn std::fmt::Debug) -> Error {
+    tracing::error!("the reply of a data process does not match its request: {what:?}");
     Error::new(
         ErrorCode::Internal,
-        "a data process answered something else than was asked",
+        "the reply of a data process does not match its request",
     )
     .with_hint(
-        "its log has the answer; restart the node: its programs may be of different versions",
+        "restart the node: its processes may run different versions; the log shows the reply",
     )
 }

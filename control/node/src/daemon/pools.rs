@@ -17,8 +17,8 @@ use archipelago_protocol::{Error, ErrorCode, Name};
 use tokio::sync::{oneshot, watch};
 
 use super::node::{LOOKUP_TIMEOUT, Node};
-use super::places::Places;
 use super::pool::{Pool, PoolState};
+use super::pool_paths::PoolPaths;
 use super::service;
 use crate::durable;
 
@@ -64,7 +64,7 @@ impl Node {
         };
         // Whether it is legal is found out before anything is made: as it is written, and where that leads.
         self.changed_config(|text| with_pool(text, &name, &config))?;
-        let places = Places::new(&self.context.layout, &name, &self.first)?;
+        let paths = PoolPaths::new(&self.context.layout, &name, &self.first)?;
         let mut stops = self.stopping.subscribe();
         let asked = directory.clone();
         let real = on_a_thread(&mut stops, &asked, move || Ok(real_path(&directory))).await?;
@@ -80,7 +80,7 @@ impl Node {
             &self.context,
             &name,
             &config,
-            places,
+            paths,
             Claim::Start,
         )?);
         service::start(&pool);
@@ -118,7 +118,10 @@ impl Node {
             for view in &page.volumes {
                 let name = &view.entry.name;
                 let mut silent = Vec::new();
-                for other in others.iter().filter(|other| other.unserved().is_none()) {
+                for other in others
+                    .iter()
+                    .filter(|other| other.unserved_reason().is_none())
+                {
                     let found = tokio::time::timeout(LOOKUP_TIMEOUT, other.lookup(name)).await;
                     if found.is_err() {
                         silent.push(other.name.clone());
@@ -152,7 +155,7 @@ impl Node {
         }
         pool.check_served()?;
         // Nobody makes anything in it meanwhile.
-        let _nothing_new = pool.change_alone().await?;
+        let _nothing_new = pool.lock_changes().await?;
         let entries = pool.entries().await?;
         if entries > 0 {
             let what = if entries == 1 { "thing" } else { "things" };

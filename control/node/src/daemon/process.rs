@@ -1,11 +1,11 @@
 //! A data process of the node: how it is started, asked and kept alive.
 //!
 //! Invariants
-//! - The daemon owns the listening control socket and gives it to each life of the process as its standard input: a
-//!   request that comes between two lives waits in the socket's queue for the next one.
-//! - One connection a request. A connection that ends before the answer says that the process died over it.
-//! - A life whose daemon dies is killed by the kernel (`PR_SET_PDEATHSIG`), so there are never two of them for long; what
-//!   keeps a dead one's I/O from hurting is the pool's lock.
+//! - The daemon owns the listening control socket and passes it to each incarnation of the process as its standard input: a
+//!   request that comes while the process is down waits in the socket's queue for the next incarnation.
+//! - Each request has a connection of its own. A connection that ends before the answer means that the process died meanwhile.
+//! - The kernel kills a process whose daemon dies (`PR_SET_PDEATHSIG`), so two incarnations never run side by side for long.
+//!   The pool's lock fences the I/O of a dead one.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,14 +29,14 @@ use tokio::time::Instant;
 
 use crate::file_pool::FilePool;
 
-/// Where a process stands in its lives.
+/// Whether a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Life {
-    /// Not there at the moment.
-    Between,
-    /// There, with this process id.
+pub(crate) enum RunState {
+    /// Between two incarnations, or before the first one.
+    NotRunning,
+    /// Running, with this process id.
     Running(u32),
-    /// Ended for good.
+    /// Ended for good: the node is stopping.
     Ended,
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum AskError {
     Failed(Error),
 }
 
-/// How a life ended that should not have, or why one could not begin.
+/// Why the last incarnation ended unexpectedly or could not start.
 #[derive(Debug, Clone)]
 pub(crate) struct LastEnd {
     pub(crate) error: Error,
@@ -66,9 +66,9 @@ pub(crate) struct Process {
     /// The socket's inode: leads there also when its name has been removed.
     inode: File,
     settings: PeerSettings<FilePool>,
-    life: watch::Sender<Life>,
+    run_state: watch::Sender<RunState>,
     restarts: watch::Sender<u64>,
-    /// Whether a life of it has had the pool open.
+    /// Whether an incarnation of it has had the pool open.
     has_opened: watch::Sender<bool>,
     last_end: watch::Sender<Option<LastEnd>>,
 }
@@ -94,7 +94,7 @@ impl Process {
             listener,
             inode,
             settings,
-            life: watch::Sender::new(Life::Between),
+            run_state: watch::Sender::new(RunState::NotRunning),
             restarts: watch::Sender::new(0),
             has_opened: watch::Sender::new(false),
             last_end: watch::Sender::new(None),
@@ -115,14 +115,14 @@ impl Process {
         &self.socket
     }
 
-    pub(crate) fn life(&self) -> watch::Receiver<Life> {
-        self.life.subscribe()
+    pub(crate) fn run_state(&self) -> watch::Receiver<RunState> {
+        self.run_state.subscribe()
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        match *self.life.borrow() {
-            Life::Running(pid) => pid,
-            Life::Between | Life::Ended => 0,
+        match *self.run_state.borrow() {
+            RunState::Running(pid) => pid,
+            RunState::NotRunning | RunState::Ended => 0,
         }
     }
 
@@ -130,31 +130,31 @@ impl Process {
         *self.restarts.borrow()
     }
 
-    pub(crate) fn set_life(&self, life: Life) {
-        self.life.send_replace(life);
+    pub(crate) fn set_run_state(&self, state: RunState) {
+        self.run_state.send_replace(state);
     }
 
     pub(crate) fn count_restart(&self) {
         self.restarts.send_modify(|count| *count += 1);
     }
 
-    /// Notes that this life has the pool open: the next ones are its successors.
+    /// Notes that this incarnation has the pool open: the next ones are its successors.
     pub(crate) fn note_opened(&self) {
         self.has_opened.send_replace(true);
     }
 
-    /// The last life that ended though nobody wished it.
+    /// The last unexpected end.
     pub(crate) fn last_end(&self) -> Option<LastEnd> {
         self.last_end.borrow().clone()
     }
 
-    /// Notes why a life ended.
+    /// Stores why an incarnation ended.
     pub(crate) fn set_last_end(&self, error: Error) {
         let at = Instant::now();
         self.last_end.send_replace(Some(LastEnd { error, at }));
     }
 
-    /// Starts a life of the process.
+    /// Starts an incarnation of the process.
     ///
     /// The caller is the main thread: the kernel ties the child's death to the thread that started it.
     pub(crate) fn spawn(&self) -> std::io::Result<Child> {
@@ -165,8 +165,8 @@ impl Process {
             .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let listener: OwnedFd = self.listener.try_clone()?.into();
         let mut settings = self.settings.clone();
-        // A life that could not open the pool has no successor: who owned the pool meanwhile has taken nothing from it. What a
-        // person knew of another owner was true for the first life.
+        // An incarnation that could not open the pool has no successor: whoever owned the pool meanwhile has taken nothing from it.
+        // What a person knew of another owner was true for the first incarnation.
         if *self.has_opened.borrow() {
             settings.pool.claim = Claim::Restart;
         } else if self.restarts() > 0 {
@@ -193,27 +193,27 @@ impl Process {
             .spawn()
     }
 
-    /// Why it has ended, while it is not there.
+    /// Why the process has ended, while it does not run.
     pub(crate) fn absence(&self) -> Option<Error> {
         let end = self.last_end().filter(|_end| self.pid() == 0)?;
         let message = format!("the {} process does not run: {}", self.title(), end.error);
         Some(Error::new(end.error.code, message).with_hint(end.error.hint))
     }
 
-    /// Asks the process and waits up to `patience` for its answer.
+    /// Asks the process and waits up to `timeout` for its answer.
     pub(crate) async fn ask(
         &self,
         request: &ControlRequest,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<ControlReply, AskError> {
-        match tokio::time::timeout(patience, self.exchange(request)).await {
+        match tokio::time::timeout(timeout, self.exchange(request)).await {
             Ok(answer) => answer,
             Err(_late) => Err(AskError::Failed(Error::new(
                 ErrorCode::Unavailable,
                 format!(
                     "the {} process did not answer within {} s",
                     self.title(),
-                    patience.as_secs()
+                    timeout.as_secs()
                 ),
             ))),
         }

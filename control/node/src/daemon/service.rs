@@ -18,7 +18,7 @@ use archipelago_protocol::{Error, ErrorCode};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::pool::{Pool, PoolState, unexpected};
+use super::pool::{Pool, PoolState, unexpected_reply};
 use super::pool_user::PoolUser;
 use super::process::AskError;
 use super::supervisor::{AbortOnDrop, End, Event, Wish, keep_running};
@@ -70,13 +70,13 @@ pub(crate) fn start(pool: &Arc<Pool>) {
 async fn serve(pool: Arc<Pool>, events: Events) {
     let events = &mut *events.lock().await;
     loop {
-        let incarnations = pool.endpoint_lives.subscribe();
+        let incarnations = pool.endpoint_incarnations.subscribe();
         if !matches!(pool.state(), PoolState::Served) && !open_until_served(&pool, events).await {
             return;
         }
         let served = Arc::clone(&pool);
         let _attachments = AbortOnDrop(tokio::spawn(async move {
-            let make = || Arc::clone(&served).serve_lives(incarnations.clone());
+            let make = || Arc::clone(&served).serve_incarnations(incarnations.clone());
             keep_running("serving what is attached", make, |_logged| {}).await;
         }));
         let _watch = AbortOnDrop(tokio::spawn(watch_pool(Arc::clone(&pool))));
@@ -138,7 +138,7 @@ async fn follow(pool: &Pool, events: &mut mpsc::UnboundedReceiver<Event>) -> Out
                 }
             }
             Some(Event::Started(process)) if process.roles().contains(&Role::Endpoint) => {
-                pool.endpoint_lives.send_modify(|count| *count += 1);
+                pool.endpoint_incarnations.send_modify(|count| *count += 1);
             }
             Some(Event::Started(_) | Event::Died(..)) => {}
             // Our own sender is kept.
@@ -203,9 +203,9 @@ async fn open(pool: &Arc<Pool>) -> Result<(), Error> {
     for process in &pool.processes {
         let role = process.roles()[0];
         match pool.ask(role, &ControlRequest::Status).await {
-            // It answers once it has opened the pool.
+            // The process answers once it has opened the pool.
             Ok(ControlReply::Status(_)) => process.note_opened(),
-            Ok(other) => return Err(unexpected(&other)),
+            Ok(other) => return Err(unexpected_reply(&other)),
             Err(error) if process.roles().contains(&Role::Blocker) => {
                 let hint = format!(
                     "it opens `{}` first: does that file system answer?",
@@ -219,7 +219,7 @@ async fn open(pool: &Arc<Pool>) -> Result<(), Error> {
     pool.entries().await?;
     if !pool.serve_all(None).await.is_empty() {
         // Guests of the others are served meanwhile.
-        pool.endpoint_lives.send_modify(|count| *count += 1);
+        pool.endpoint_incarnations.send_modify(|count| *count += 1);
     }
     Ok(())
 }

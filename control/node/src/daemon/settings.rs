@@ -5,7 +5,7 @@ use archipelago_api::layout::Layout;
 use archipelago_blocker_file::Claim;
 use archipelago_host::{DataPathSettings, Identity, PeerSettings};
 
-use super::places::Places;
+use super::pool_paths::PoolPaths;
 
 use crate::file_pool::FilePool;
 
@@ -15,16 +15,16 @@ pub(crate) fn peer_settings(
     layout: &Layout,
     config: &Config,
     pool: &PoolConfig,
-    places: &Places,
+    paths: &PoolPaths,
     endpoint: Option<Identity>,
     claim: Claim,
 ) -> PeerSettings<FilePool> {
     PeerSettings {
         node: layout.run().to_owned(),
-        run: places.run().to_owned(),
+        run: paths.run().to_owned(),
         volumes: layout.volumes(),
-        journals: places.journals(),
-        grants: places.grants(),
+        journals: paths.journals(),
+        grants: paths.grants(),
         data: DataPathSettings {
             poll_us: config.data.poll_us,
             submission_chunk: config.data.submission_chunk,

@@ -18,7 +18,7 @@ use super::pool_watch::{Sight, problem};
 use super::process::{AskError, Process};
 use crate::descriptors::descriptors_of;
 
-/// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two lives.
+/// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two starts.
 const RECENT: Duration = Duration::from_secs(10);
 /// A process that does not say how it is within this time is shown as not serving.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -112,7 +112,7 @@ impl Pool {
         let is_ours = |pid| self.processes.iter().any(|process| process.pid() == pid);
         PoolStatus {
             name: self.name.clone(),
-            unserved: self.unserved().map(|why| why.message),
+            unserved: self.unserved_reason().map(|why| why.message),
             kind: "file".to_owned(),
             directory: self.config.directory().to_owned(),
             access: None,
@@ -166,7 +166,7 @@ impl Pool {
     /// # Errors
     /// If it is served and does not say what is in it.
     pub(crate) async fn info_of_pool(&self) -> Result<PoolView, Error> {
-        let entries = match self.unserved() {
+        let entries = match self.unserved_reason() {
             None => Some(self.entries().await?),
             Some(_) => None,
         };
@@ -175,7 +175,7 @@ impl Pool {
 
     /// The same beside other pools, which are not waited for.
     pub(crate) async fn line_of_pool(&self) -> PoolView {
-        let entries = match self.unserved() {
+        let entries = match self.unserved_reason() {
             None => tokio::time::timeout(ANSWER_TIMEOUT, self.entries())
                 .await
                 .ok(),

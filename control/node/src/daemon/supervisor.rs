@@ -2,7 +2,7 @@
 //!
 //! | after | waits before the next start |
 //! |---|---|
-//! | a life of at least [`STABLE`] | nothing |
+//! | an uptime of at least [`STABLE`] | nothing |
 //! | a shorter one | nothing the first time, then 50 ms, doubled up to [`BACKOFF_MAX`] |
 //!
 //! Tries never end, and neither does a supervisor: one that panics is logged and begins anew ([`keep_running`]).
@@ -18,9 +18,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::process::{Life, Process};
+use super::process::{Process, RunState};
 
-/// A life this long forgives all earlier deaths.
+/// An uptime after which earlier deaths do not count any more.
 const STABLE: Duration = Duration::from_secs(1);
 /// First wait of a process that dies repeatedly.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -43,13 +43,13 @@ pub(crate) enum Wish {
 /// Something that happened to a process.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A life began.
+    /// An incarnation started.
     Started(Arc<Process>),
-    /// A life ended, though nobody wished it.
+    /// An incarnation ended unexpectedly.
     Died(Arc<Process>, End),
 }
 
-/// How a life ended.
+/// How an incarnation ended.
 #[derive(Debug, Default)]
 pub(crate) struct End {
     /// `None`: it could not begin.
@@ -83,8 +83,8 @@ struct Backoff {
 }
 
 impl Backoff {
-    fn after(&mut self, life: Duration) -> Duration {
-        if life >= STABLE {
+    fn after(&mut self, uptime: Duration) -> Duration {
+        if uptime >= STABLE {
             self.deaths = 0;
         }
         self.deaths += 1;
@@ -147,7 +147,7 @@ pub(crate) async fn supervise_always(
     let make = || supervise(Arc::clone(&process), wish.clone(), events.clone());
     keep_running(&what, make, |why| {
         // Its child was killed with it.
-        process.set_life(Life::Between);
+        process.set_run_state(RunState::NotRunning);
         process.set_last_end(Error::new(ErrorCode::Internal, why));
         process.count_restart();
     })
@@ -172,11 +172,11 @@ async fn supervise(
         if *wish.borrow() != Wish::Live {
             break;
         }
-        process.set_life(Life::Between);
+        process.set_run_state(RunState::NotRunning);
         if end.is_final() {
             process.set_last_end(end.error(process.title()));
             let _ended = events.send(Event::Died(Arc::clone(&process), end));
-            // The daemon ends: no other life.
+            // The daemon ends, and starts no other incarnation.
             while *wish.borrow() == Wish::Live && wish.changed().await.is_ok() {}
             break;
         }
@@ -202,10 +202,10 @@ async fn supervise(
             _ = wish.changed() => {}
         }
     }
-    process.set_life(Life::Ended);
+    process.set_run_state(RunState::Ended);
 }
 
-/// One life.
+/// Runs one incarnation of `process` to its end.
 async fn live(
     process: &Arc<Process>,
     wish: &mut watch::Receiver<Wish>,
@@ -222,7 +222,7 @@ async fn live(
         }
     };
     let pid = child.id().unwrap_or(0);
-    process.set_life(Life::Running(pid));
+    process.set_run_state(RunState::Running(pid));
     tracing::info!("the {} process runs as {pid}", process.title());
     let _ended = events.send(Event::Started(Arc::clone(process)));
     loop {

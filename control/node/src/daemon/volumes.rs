@@ -12,7 +12,7 @@ use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
 
 use super::passing::{Hindrance, wait_while_passing};
-use super::pool::{Pool, unexpected};
+use super::pool::{Pool, unexpected_reply};
 use super::settings::file_pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
@@ -60,7 +60,7 @@ impl Pool {
     pub(crate) async fn entries(&self) -> Result<u64, Error> {
         match self.catalogue(CatalogueRequest::PoolInfo).await? {
             CatalogueReply::Pool { entries, .. } => Ok(entries),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected_reply(&other)),
         }
     }
 
@@ -90,7 +90,7 @@ impl Pool {
                     unlisted: Vec::new(),
                 })
             }
-            other => Err(unexpected(&other)),
+            other => Err(unexpected_reply(&other)),
         }
     }
 
@@ -107,7 +107,7 @@ impl Pool {
     /// A new, empty volume.
     pub(crate) async fn create(&self, request: CreateVolume) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let create = CatalogueRequest::Create {
             name: request.name.clone(),
             lineage: fresh_lineage()?,
@@ -131,7 +131,7 @@ impl Pool {
         if let Some(size) = request.size {
             check_volume_size(size)?;
         }
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(source).await?;
         if !matches!(entry.kind, Kind::Snapshot | Kind::Image) {
             return Err(Error::new(
@@ -176,7 +176,7 @@ impl Pool {
     }
 
     async fn snapshot_once(&self, volume: &Name, name: &Name) -> Result<VolumeView, Hindrance> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(volume).await?;
         if entry.kind != Kind::Volume {
             return Err(Error::new(
@@ -238,7 +238,7 @@ impl Pool {
             created: seconds_since_1970(),
         };
         match self.catalogue(request).await {
-            Err(error) => return Err(self.taken(name, error).await),
+            Err(error) => return Err(self.explain_taken_name(name, error).await),
             Ok(CatalogueReply::Token { token }) => {
                 self.tell(
                     Role::Endpoint,
@@ -249,7 +249,7 @@ impl Pool {
                 )
                 .await?;
             }
-            Ok(other) => return Err(unexpected(&other)),
+            Ok(other) => return Err(unexpected_reply(&other)),
         }
         self.lookup(name).await
     }
@@ -269,7 +269,7 @@ impl Pool {
         name: &Name,
         request: &ResizeVolume,
     ) -> Result<VolumeView, Hindrance> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(name).await?;
         if entry.kind != Kind::Volume {
             return Err(Error::new(
@@ -332,7 +332,7 @@ impl Pool {
 
     /// Another policy for a full pool, which a running guest's writes follow at once.
     pub(crate) async fn set(&self, name: &Name, request: SetVolume) -> Result<VolumeView, Error> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(name).await?;
         if entry.kind != Kind::Volume {
             return Err(Error::new(
@@ -374,7 +374,7 @@ impl Pool {
         from: &Name,
         request: RenameVolume,
     ) -> Result<VolumeView, Error> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         // A missing name is found here, with its hint; an import's is held by whoever fills it.
         self.lookup_whole(from).await?;
         let rename = CatalogueRequest::Rename {
@@ -395,7 +395,7 @@ impl Pool {
     }
 
     async fn remove_once(&self, name: &Name) -> Result<(), Hindrance> {
-        let _one_at_a_time = self.change_alone().await?;
+        let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup(name).await?;
         if self
             .attachments()

@@ -1,4 +1,4 @@
-//! Where a pool keeps what lives as long as the host's boot: sockets of its processes, presence journals, grants.
+//! Paths of the files of a pool that last until the host reboots: sockets of its processes, presence journals, grants.
 //!
 //! | pool | sockets and grants | journals |
 //! |---|---|---|
@@ -7,9 +7,9 @@
 //!
 //! The sockets of volumes stand in `run/volume/` for all pools.
 //!
-//! Invariant: as long as the run directory lives, a pool finds its journals where it left them. So the name of the first pool is
-//! kept, among what outlives a reboot: a node that had one pool, of whatever name, may have more of them the next time. And a pool
-//! that has had a directory of its own does not become the first one.
+//! Invariant: as long as the run directory exists, the journals of a pool keep their path. So the name of the first pool is stored in
+//! the state directory, which outlives a reboot: a node that had one pool, of whatever name, may have more pools at its next start.
+//! A pool that has had a directory of its own does not become the first one.
 
 use std::path::{Path, PathBuf};
 
@@ -24,28 +24,28 @@ use crate::durable;
 /// Longest name of a socket in a pool's directory.
 const SOCKET_NAME_LEN: usize = "/control-endpoint.sock".len();
 
-/// The places of one pool.
+/// The paths of one pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Places {
+pub(crate) struct PoolPaths {
     run: PathBuf,
-    /// What stands between the node's run directory and this one: nothing for the first pool.
+    /// The pool is the first one: `run` is the node's run directory itself.
     is_first: bool,
 }
 
-impl Places {
-    /// The places of the pool `name` of the node at `layout`, where `first` is the first pool.
+impl PoolPaths {
+    /// The paths of the pool `name` of the node at `layout`, where `first` is the first pool.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if the name is too long for sockets in a directory of that name.
-    pub(crate) fn new(layout: &Layout, name: &Name, first: &Name) -> Result<Places, Error> {
+    pub(crate) fn new(layout: &Layout, name: &Name, first: &Name) -> Result<PoolPaths, Error> {
         let is_first = name == first;
         if is_first {
-            return Ok(Places {
+            return Ok(PoolPaths {
                 run: layout.run().to_owned(),
                 is_first,
             });
         }
-        let run = Places::further(layout, name);
+        let run = PoolPaths::further(layout, name);
         let len = run.as_os_str().len();
         if len + SOCKET_NAME_LEN > SOCKET_PATH_MAX {
             let message = format!(
@@ -56,7 +56,7 @@ impl Places {
             return Err(Error::new(ErrorCode::Invalid, message)
                 .with_hint("choose a shorter name, or a root directory with a shorter path"));
         }
-        Ok(Places { run, is_first })
+        Ok(PoolPaths { run, is_first })
     }
 
     /// The directory of the pool `name` where it is not the first one.
@@ -125,7 +125,7 @@ pub(crate) fn first_pool<'a>(
     }
     let free = pools
         .clone()
-        .filter(|name| !Places::further(layout, name).exists());
+        .filter(|name| !PoolPaths::further(layout, name).exists());
     let default = || archipelago_api::config::default_pool(pools.clone()).ok();
     let first = default()
         .filter(|default| free.clone().any(|name| name == *default))
@@ -171,15 +171,15 @@ mod tests {
         assert_eq!(first(&["a", "b"]), "b");
         assert_eq!(first(&["a", "b", "default"]), "b", "as before");
         let [a, b] = names(&["a", "b"]).try_into().unwrap();
-        let places = Places::new(&layout, &a, &a).unwrap();
-        assert_eq!(places.journals(), layout.journals());
-        assert_eq!(places.title(&a, &[Role::Mapper]), "mapper");
-        let places = Places::new(&layout, &b, &a).unwrap();
-        assert!(places.journals().ends_with("run/pools/b/journal"));
-        assert_eq!(places.title(&b, &[Role::Mapper]), "`b` mapper");
+        let paths = PoolPaths::new(&layout, &a, &a).unwrap();
+        assert_eq!(paths.journals(), layout.journals());
+        assert_eq!(paths.title(&a, &[Role::Mapper]), "mapper");
+        let paths = PoolPaths::new(&layout, &b, &a).unwrap();
+        assert!(paths.journals().ends_with("run/pools/b/journal"));
+        assert_eq!(paths.title(&b, &[Role::Mapper]), "`b` mapper");
         let long: Name = "x".repeat(100).parse().unwrap();
-        assert!(Places::new(&layout, &long, &long).is_ok());
-        let error = Places::new(&layout, &long, &a).unwrap_err();
+        assert!(PoolPaths::new(&layout, &long, &long).is_ok());
+        let error = PoolPaths::new(&layout, &long, &a).unwrap_err();
         assert_eq!(error.code, ErrorCode::Invalid);
     }
 }
