@@ -133,6 +133,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Arc::new(Reserve::open(&Layout::new(dir.path())).unwrap());
         let mut throttle = Throttle::new(Arc::clone(&reserve));
+        let (drained, in_flight) = (|| true, || false);
         assert!(throttle.follow_gate(0, || panic!("nobody asks")).is_empty());
         std::thread::scope(|threads| {
             // Waits until the gate is closed.
@@ -140,16 +141,16 @@ mod tests {
             while reserve.gate().state() != GateState::Asked {
                 std::thread::yield_now();
             }
-            assert!(throttle.follow_gate(10, || false).is_empty());
+            assert!(throttle.follow_gate(10, in_flight).is_empty());
             assert!(throttle.is_on());
             throttle.pause(7);
-            assert!(throttle.follow_gate(10, || true).is_empty());
+            assert!(throttle.follow_gate(10, drained).is_empty());
         });
         assert_eq!(reserve.gate().state(), GateState::Closed);
         assert!(throttle.look(10 + PAUSE_SECONDS).is_empty());
         assert_eq!(throttle.look(11 + PAUSE_SECONDS), [7], "long enough");
         assert!(!throttle.is_on());
         reserve.gate().open();
-        assert!(throttle.follow_gate(20, || true).is_empty());
+        assert!(throttle.follow_gate(20, drained).is_empty());
     }
 }
