@@ -6,6 +6,7 @@ mod harness;
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::process::Command;
 
     use serde_json::Value;
 
@@ -204,6 +205,39 @@ mod tests {
             node.done(&["volume", "rename", "b", "b2", "--pool", "default"]);
             assert_eq!(node.json(&["volume", "info", "b"])["pool"], "fast");
             assert_eq!(node.done(&["volume", "attach", "b"]), socket);
+        }
+    }
+
+    #[test]
+    fn a_pool_and_its_copy_keep_their_attachments_apart() {
+        let node = Node::start("fused");
+        node.done(&["volume", "create", "v", "--size", "1M"]);
+        let socket = node.done(&["volume", "attach", "v"]);
+        node.done(&["node", "stop"]);
+        let copied = Command::new("cp")
+            .arg("-a")
+            .args([node.path("pool"), node.path("copy")])
+            .status();
+        assert!(copied.unwrap().success());
+        let config = node.path("archipelago.toml");
+        let section = format!(
+            "\n[pool.copy]\nkind = \"file\"\ndirectory = \"{}\"\n",
+            node.path("copy").display()
+        );
+        let text = std::fs::read_to_string(&config).unwrap() + &section;
+        std::fs::write(&config, text).unwrap();
+        node.done(&["node", "start"]);
+        // As the hint for a name in two pools says. What is attached is the original.
+        node.done(&["volume", "rename", "v", "w", "--pool", "copy"]);
+        assert_eq!(pools_of(&node), [pair("v", "default"), pair("w", "copy")]);
+        node.output(&["volume", "detach", "w"]);
+        assert_eq!(node.json(&["volume", "info", "w"])["attachment"], Value::Null);
+        for _ in 0..2 {
+            assert_eq!(node.done(&["volume", "attach", "v"]), socket);
+            assert_eq!(node.json(&["volume", "info", "v"])["pool"], "default");
+            node.done(&["node", "stop"]);
+            node.done(&["node", "start"]);
+            assert!(Path::new(socket.trim()).exists(), "served after a restart");
         }
     }
 
