@@ -231,7 +231,10 @@ mod tests {
         node.done(&["volume", "rename", "v", "w", "--pool", "copy"]);
         assert_eq!(pools_of(&node), [pair("v", "default"), pair("w", "copy")]);
         node.output(&["volume", "detach", "w"]);
-        assert_eq!(node.json(&["volume", "info", "w"])["attachment"], Value::Null);
+        assert_eq!(
+            node.json(&["volume", "info", "w"])["attachment"],
+            Value::Null
+        );
         for _ in 0..2 {
             assert_eq!(node.done(&["volume", "attach", "v"]), socket);
             assert_eq!(node.json(&["volume", "info", "v"])["pool"], "default");

@@ -24,6 +24,7 @@ pub mod epoll_wakeups;
 mod journals;
 mod memory;
 pub mod memory_volumes;
+mod pages;
 mod recording;
 pub mod simulated;
 

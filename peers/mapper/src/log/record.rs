@@ -49,6 +49,18 @@ impl Record {
         }
     }
 
+    /// One of blocks that became present: an example of tests.
+    #[cfg(test)]
+    pub(crate) fn present(start: u64, blocks: u32, epoch: u64, sequence: u64) -> Record {
+        Record {
+            kind: RecordKind::Present,
+            blocks,
+            start,
+            epoch: Epoch(epoch),
+            sequence,
+        }
+    }
+
     pub(crate) fn end(&self) -> u64 {
         self.start + u64::from(self.blocks)
     }

@@ -196,16 +196,6 @@ mod tests {
 
     use super::*;
 
-    fn present(start: u64, blocks: u32, epoch: u64, sequence: u64) -> Record {
-        Record {
-            kind: RecordKind::Present,
-            blocks,
-            start,
-            epoch: Epoch(epoch),
-            sequence,
-        }
-    }
-
     fn data_of(blocks: &[u64]) -> Carried {
         let mut area = vec![0; usize::try_from(area_len(blocks.len())).unwrap()];
         for (index, block) in blocks.iter().enumerate() {
@@ -221,7 +211,7 @@ mod tests {
 
     /// Records and journaled blocks of each batch of at most four units.
     fn lens(records: usize, blocks: &[u64]) -> Vec<(usize, usize)> {
-        let records = vec![present(0, 1, 3, 1); records];
+        let records = vec![Record::present(0, 1, 3, 1); records];
         let batches = batches(&records, &data_of(blocks), 9, 4 * UNIT);
         let len = |content: &Content| {
             assert!(content.batch_len() <= 4 * UNIT);
@@ -246,17 +236,22 @@ mod tests {
 
     #[test]
     fn a_journaled_block_has_a_record_with_the_cut_of_its_flush() {
-        let batches = batches(&[present(5, 1, 3, 8)], &data_of(&[5, 7]), 9, 4 * UNIT);
+        let batches = batches(
+            &[Record::present(5, 1, 3, 8)],
+            &data_of(&[5, 7]),
+            9,
+            4 * UNIT,
+        );
         let [content] = batches.as_slice() else {
             panic!("{}", batches.len());
         };
         let journaled = |start| Record {
             kind: RecordKind::Journaled,
-            ..present(start, 1, 3, 9)
+            ..Record::present(start, 1, 3, 9)
         };
         assert_eq!(
             Record::decode_all(&content.payload).unwrap(),
-            [journaled(5), journaled(7), present(5, 1, 3, 8)]
+            [journaled(5), journaled(7), Record::present(5, 1, 3, 8)]
         );
         assert_eq!(content.blocks, [[5; UNIT], [7; UNIT]].concat());
     }

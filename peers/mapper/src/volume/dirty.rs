@@ -175,16 +175,6 @@ fn journaled(record: &Record) -> JournalRecord {
 mod tests {
     use super::*;
 
-    fn present(start: u64, blocks: u32, epoch: u64, sequence: u64) -> Record {
-        Record {
-            kind: RecordKind::Present,
-            blocks,
-            start,
-            epoch: Epoch(epoch),
-            sequence,
-        }
-    }
-
     fn dirty(records: &[Record]) -> DirtyMetadata {
         let mut dirty = DirtyMetadata::new();
         dirty.recovered(records.iter().copied().collect());
@@ -199,17 +189,20 @@ mod tests {
         };
         let join =
             |first: Record, second: Record| dirty(&[first, second]).selected(Select::UpTo(9));
-        let first = present(4, 2, 1, 1);
-        assert_eq!(join(first, present(6, 3, 1, 2)), [present(4, 5, 1, 2)]);
-        let most = present(0, u32::MAX - 1, 1, 1);
+        let first = Record::present(4, 2, 1, 1);
+        assert_eq!(
+            join(first, Record::present(6, 3, 1, 2)),
+            [Record::present(4, 5, 1, 2)]
+        );
+        let most = Record::present(0, u32::MAX - 1, 1, 1);
         let end = most.end();
-        assert_eq!(join(most, present(end, 1, 1, 2)).len(), 1);
+        assert_eq!(join(most, Record::present(end, 1, 1, 2)).len(), 1);
         for (first, second) in [
-            (first, present(7, 3, 1, 2)),
-            (first, present(5, 3, 1, 2)),
-            (first, present(6, 3, 2, 2)),
-            (first, zero(present(6, 3, 1, 2))),
-            (most, present(end, 2, 1, 2)),
+            (first, Record::present(7, 3, 1, 2)),
+            (first, Record::present(5, 3, 1, 2)),
+            (first, Record::present(6, 3, 2, 2)),
+            (first, zero(Record::present(6, 3, 1, 2))),
+            (most, Record::present(end, 2, 1, 2)),
         ] {
             assert_eq!(join(first, second), [first, second]);
         }
@@ -218,10 +211,10 @@ mod tests {
     #[test]
     fn a_commit_takes_up_to_its_cut_or_of_its_epoch() {
         let dirty = dirty(&[
-            present(0, 1, 2, 1),
-            present(10, 1, 1, 2),
-            present(20, 1, 3, 3),
-            present(30, 1, 2, 4),
+            Record::present(0, 1, 2, 1),
+            Record::present(10, 1, 1, 2),
+            Record::present(20, 1, 3, 3),
+            Record::present(30, 1, 2, 4),
         ]);
         let taken = |select| -> Vec<u64> {
             let records = dirty.selected(select);
@@ -241,13 +234,16 @@ mod tests {
     fn what_came_in_during_a_commit_stays() {
         let mut dirty = DirtyMetadata::new();
         for start in 0..3 {
-            dirty.push(present(start, 1, 1, 0), 4).unwrap();
+            dirty.push(Record::present(start, 1, 1, 0), 4).unwrap();
         }
         let since = dirty.next_sequence();
-        dirty.push(present(9, 1, 1, 0), 4).unwrap();
-        assert_eq!(dirty.push(present(10, 1, 1, 0), 4), Err(Full));
+        dirty.push(Record::present(9, 1, 1, 0), 4).unwrap();
+        assert_eq!(dirty.push(Record::present(10, 1, 1, 0), 4), Err(Full));
         dirty.logged(Select::Freeze(Epoch(1)), since);
-        assert_eq!(dirty.selected(Select::UpTo(9)), [present(9, 1, 1, 4)]);
+        assert_eq!(
+            dirty.selected(Select::UpTo(9)),
+            [Record::present(9, 1, 1, 4)]
+        );
         assert_eq!(dirty.last_sequence(), 4);
     }
 }

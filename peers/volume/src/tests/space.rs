@@ -21,6 +21,12 @@ fn waiting(limit: Option<Duration>) -> World {
     world
 }
 
+/// A write of a block at `offset` that finds no room, as far as it goes.
+fn write_without_room(world: &mut World, offset: u64) {
+    world.submit(WRITE, offset, 4096, &[]).unwrap();
+    settle_full(world);
+}
+
 /// Everything is answered, each write of an object by a refusal, until nothing moves.
 fn settle_full(world: &mut World) {
     loop {
@@ -98,8 +104,7 @@ fn writes_without_room_wait_one_is_probed_and_all_go_on_with_it() {
 #[test]
 fn a_turn_is_taken_each_interval_however_often_the_host_looks() {
     let mut world = waiting(None);
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     world.object_log.clear();
     for look in 0..1000 {
         world.peer.look_for_space(TURN + TURN * look / 1000);
@@ -120,8 +125,7 @@ fn a_turn_is_taken_each_interval_however_often_the_host_looks() {
 #[test]
 fn a_request_that_waits_is_counted_once_and_a_volume_that_is_closed_waits_no_more() {
     let mut world = waiting(None);
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     for turn in 1..10 {
         take_turn(&mut world, turn);
     }
@@ -191,8 +195,7 @@ fn probes_take_turns_since_there_may_be_room_for_one_only() {
 #[test]
 fn reads_go_on_and_other_errors_are_reported_while_writes_wait() {
     let mut world = waiting(None);
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     assert_eq!(world.run(VolumeOp::Read, 0, 8192), Ok(()));
     world.submit(WRITE, 4096, 4096, &[]).unwrap();
     while world.object_waiting() == 0 {
@@ -234,8 +237,7 @@ fn a_flush_whose_commit_found_no_room_waits_as_well() {
 fn a_limit_ends_the_wait_and_a_driver_that_gives_up_is_answered_at_once() {
     let limit = TURN * 8;
     let mut world = waiting(Some(limit));
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     for turn in 1..9 {
         take_turn(&mut world, turn);
         assert_eq!(world.results.len(), 0, "turn {turn}");
@@ -244,8 +246,7 @@ fn a_limit_ends_the_wait_and_a_driver_that_gives_up_is_answered_at_once() {
     assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
 
     let mut world = waiting(None);
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     world.peer.on_full(world.handle, OnFull::Report);
     settle_full(&mut world);
     assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
@@ -255,8 +256,7 @@ fn a_limit_ends_the_wait_and_a_driver_that_gives_up_is_answered_at_once() {
 #[test]
 fn a_mapper_without_room_for_the_session_is_asked_again() {
     let mut world = waiting(None);
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     world.kill_mapper();
     world.poll();
     world.revive_mapper();
@@ -316,8 +316,7 @@ fn a_volume_that_reports_goes_on_when_there_is_room_for_its_session() {
 
 /// A write that finds no room is answered at once, without a turn.
 fn fails_at_once(world: &mut World) {
-    world.submit(WRITE, 8192, 4096, &[]).unwrap();
-    settle_full(world);
+    write_without_room(world, 8192);
     assert_eq!(world.results.pop().unwrap().1, Err(ErrorCode::NoSpace));
     assert_eq!(parked(world), 0);
 }
@@ -326,14 +325,12 @@ fn fails_at_once(world: &mut World) {
 fn after_its_limit_a_volume_reports_until_something_finds_room() {
     let limit = TURN * 8;
     let mut world = waiting(Some(limit));
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     for turn in 1..9 {
         take_turn(&mut world, turn);
     }
     // One that came late waits for what is left of the limit.
-    world.submit(WRITE, 4096, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 4096);
     assert_eq!(world.results, []);
     take_turn(&mut world, 9);
     assert_eq!(world.results.len(), 2);
@@ -367,8 +364,7 @@ fn after_its_limit_a_volume_reports_until_something_finds_room() {
     assert_eq!(world.peer.without_space(TURN * 100).count(), 0);
     assert_eq!(world.run(WRITE, 0, 4096), Ok(()), "an owned block");
     // And the next shortage is another one.
-    world.submit(WRITE, 8192, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 8192);
     assert_eq!((world.results.len(), parked(&world)), (0, 1));
 }
 
@@ -397,8 +393,7 @@ fn the_limit_begins_again_when_something_finds_room() {
 fn a_policy_that_is_set_applies_to_what_waits_and_to_what_comes() {
     // Shorter than what has been waited: over with the next turn.
     let mut world = waiting(None);
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     for turn in 1..20 {
         take_turn(&mut world, turn);
     }
@@ -416,8 +411,7 @@ fn a_policy_that_is_set_applies_to_what_waits_and_to_what_comes() {
     world.peer.on_full(world.handle, limit(4));
     fails_at_once(&mut world);
     world.peer.on_full(world.handle, OnFull::default());
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     assert_eq!((world.results.len(), parked(&world)), (0, 1));
     take_turn(&mut world, 22);
     // Whoever reports answers what waits, at once.
@@ -428,8 +422,7 @@ fn a_policy_that_is_set_applies_to_what_waits_and_to_what_comes() {
     assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
     assert_eq!(world.peer.without_space(TURN * 23).count(), 0);
     world.peer.on_full(world.handle, OnFull::default());
-    world.submit(WRITE, 8192, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 8192);
     assert_eq!((world.results.len(), parked(&world)), (0, 1));
 }
 
@@ -465,8 +458,7 @@ fn an_open_without_room_waits_as_its_policy_says_and_no_longer() {
 #[test]
 fn what_waits_starts_again_with_the_next_mapper() {
     let mut world = waiting(None);
-    world.submit(WRITE, 0, 4096, &[]).unwrap();
-    settle_full(&mut world);
+    write_without_room(&mut world, 0);
     assert_eq!(parked(&world), 1);
     world.kill_mapper();
     world.poll();

@@ -5,7 +5,6 @@
 //! - Data is what the memory held when the call was started.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use archipelago_blocker::Backend;
 use archipelago_protocol::error::ErrorCode;
@@ -16,6 +15,7 @@ use xseg::Span;
 use super::choose::{Chooser, Random};
 use super::fault::Fault;
 use super::store::{Call, Store};
+use crate::pages::{gather, scatter};
 
 /// Operations are numbered below this.
 const OPS: usize = 13;
@@ -227,13 +227,13 @@ impl Backend for SimulatedBackend {
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
         self.calls += 1;
         self.counts[request.op as usize] += 1;
-        let data: Arc<[u8]> = match request.op {
-            ObjectOp::Write | ObjectOp::CompareAndSwap => gather(memory),
-            _ => Arc::new([]),
-        };
+        let mut data = Vec::new();
+        if matches!(request.op, ObjectOp::Write | ObjectOp::CompareAndSwap) {
+            gather(&mut data, memory);
+        }
         let call = Call {
             request: *request,
-            data,
+            data: data.into(),
             moment: self.store.now + 1,
         };
         let fault = self.faults.remove(&self.calls);
@@ -264,29 +264,5 @@ impl Backend for SimulatedBackend {
             .filter(|index| !hangs(&self.in_flight[*index]))
             .nth(chosen);
         Some(self.complete(index.expect("as many as were counted")))
-    }
-}
-
-fn gather(memory: &[Span]) -> Arc<[u8]> {
-    let mut bytes = vec![0; memory.iter().map(Span::len).sum()];
-    let mut rest = bytes.as_mut_slice();
-    for span in memory {
-        let (piece, after) = rest.split_at_mut(span.len());
-        span.read(piece);
-        rest = after;
-    }
-    bytes.into()
-}
-
-fn scatter(mut rest: &[u8], memory: &[Span]) {
-    for span in memory {
-        let (piece, after) = rest.split_at(span.len().min(rest.len()));
-        if piece.is_empty() {
-            return;
-        }
-        span.part(0, piece.len())
-            .expect("not longer than the span")
-            .write(piece);
-        rest = after;
     }
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
 use super::choose::Chooser;
+use crate::pages::{PAGE, for_pages};
 
-pub(super) const PAGE: usize = 4096;
 const SECTOR: usize = 512;
 const SECTORS: usize = PAGE / SECTOR;
 
@@ -276,17 +276,5 @@ fn copy_sectors(into: &mut [u8; PAGE], from: &[u8; PAGE], mask: u8) {
     for sector in (0..SECTORS).filter(|sector| mask >> sector & 1 == 1) {
         let range = sector * SECTOR..(sector + 1) * SECTOR;
         into[range.clone()].copy_from_slice(&from[range]);
-    }
-}
-
-/// Calls `each` with (page, offset in it, range of the buffer) for each page of `len` bytes at `offset`.
-fn for_pages(offset: u64, len: usize, mut each: impl FnMut(u64, usize, std::ops::Range<usize>)) {
-    let mut done = 0;
-    while done < len {
-        let at = offset + done as u64;
-        let within = usize::try_from(at % PAGE as u64).expect("below a page");
-        let piece = (PAGE - within).min(len - done);
-        each(at / PAGE as u64, within, done..done + piece);
-        done += piece;
     }
 }
