@@ -90,6 +90,8 @@ pub(crate) enum SnapshotEvent {
 pub(crate) struct Snapshots {
     current: Option<(SnapshotRequest, Stage)>,
     waiting: VecDeque<SnapshotRequest>,
+    /// Acknowledged writes were lost and no snapshot has reported it: the next one would lack them.
+    unreported_loss: bool,
 }
 
 impl Snapshots {
@@ -199,8 +201,19 @@ impl Snapshots {
 
     /// The session ended under the snapshots: none of these will be made.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = SnapshotRequest> + use<> {
-        let Snapshots { current, waiting } = std::mem::take(self);
-        current.map(|(asked, _)| asked).into_iter().chain(waiting)
+        let current = self.current.take().map(|(asked, _)| asked);
+        let waiting = std::mem::take(&mut self.waiting);
+        current.into_iter().chain(waiting)
+    }
+
+    /// Acknowledged writes were lost; all snapshots were taken out and will report it.
+    pub(crate) fn note_loss(&mut self, taken: usize) {
+        self.unreported_loss = taken == 0;
+    }
+
+    /// Whether the next snapshot has to report a loss. It does so once.
+    pub(crate) fn take_unreported_loss(&mut self) -> bool {
+        std::mem::take(&mut self.unreported_loss)
     }
 }
 

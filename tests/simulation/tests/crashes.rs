@@ -29,6 +29,8 @@ mod tests {
     const IMAGES_MIN: u64 = if SMALL { 5_000 } else { 1_000_000 };
     /// Of these, from random runs at least.
     const RANDOM_MIN: u64 = if SMALL { 2_000 } else { 150_000 };
+    /// Plans in which each of the first calls fails: at 40, a snapshot that lacked acknowledged writes was not found.
+    const SEEDS_WITH_A_FAILURE: u64 = 400;
     /// Letters of the longest enumerated sequences.
     const LENGTH: usize = if SMALL { 2 } else { 4 };
     /// Random runs that found something, beyond those that a check comes to.
@@ -214,7 +216,7 @@ mod tests {
         ];
         let mut inspector = Inspector::new(Depth::RANDOM);
         let only = variable("SEED");
-        for seed in only.map_or(0..40, |only| only..only + 1) {
+        for seed in only.map_or(0..SEEDS_WITH_A_FAILURE, |only| only..only + 1) {
             // One failure at a time: two that meet are the matter of the random runs.
             let mut plan = plan::random(&mut Random::new(seed), 12);
             plan.retain(|(op, _)| {

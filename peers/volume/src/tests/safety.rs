@@ -332,6 +332,35 @@ fn a_failed_sync_fails_what_is_in_flight_and_the_volume_goes_on_from_what_is_dur
 }
 
 #[test]
+fn a_snapshot_after_a_loss_of_which_nobody_heard_fails_once() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 4096), Ok(()));
+    // The sync is that of a write of its own, so no flush reports the loss of the first one.
+    let write = world.submit(WRITE, 8192, 4096, &[]).unwrap();
+    world.settle_one_locate();
+    let failed = world.object_index(ObjectOp::Write).unwrap();
+    world.object_step(failed, Some(ErrorCode::SyncFailed));
+    world.settle();
+    assert_eq!(
+        world.results.pop(),
+        Some((write, Err(ErrorCode::SyncFailed)))
+    );
+    let made = |world: &mut World, token| {
+        world.snapshot(token);
+        world.settle();
+        match world.control.pop() {
+            Some(ControlEvent::SnapshotDone { result, .. }) => result.map_err(|error| error.code),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(made(&mut world, 1), Err(ErrorCode::SyncFailed));
+    assert_eq!(made(&mut world, 2), Ok(()));
+    let flushed = world.run(VolumeOp::Flush, 0, 0);
+    assert_eq!(flushed, Err(ErrorCode::SyncFailed));
+    assert_eq!(made(&mut world, 3), Ok(()));
+}
+
+#[test]
 fn a_close_after_a_failed_sync_waits_for_what_came_meanwhile() {
     let mut world = World::opened();
     assert_eq!(world.run(WRITE, 0, 4096), Ok(()));

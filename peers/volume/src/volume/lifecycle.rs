@@ -3,7 +3,8 @@
 //! * A failed sync: nothing more is sent for the volume; when nothing is in flight, every request that was submitted
 //!   before the failure fails, the session is abandoned, the volume is opened again from what is durable, and goes on
 //!   with what came meanwhile. If no flush was among the failed requests (the sync was a snapshot's, or the mapper's own),
-//!   the next flush fails: it would cover writes that were acknowledged and are lost.
+//!   the next flush fails: it would cover writes that were acknowledged and are lost. So does the next snapshot before
+//!   that flush: it would lack them.
 //! * A mapper that died: when no object request of any volume is in flight, every volume is opened again, and its
 //!   unfinished requests start from the beginning, in the order of submission. What was dirty stays dirty. Requests whose
 //!   data was written and reported only wait for a flush again. If the open reports a failed sync, that is as above. So
@@ -236,7 +237,8 @@ impl Volume {
     /// Nothing of a failing volume is in flight any more: requests submitted before number `limit` fail.
     fn fail_drained<M, B>(&mut self, t: &mut Tables<M, B>, limit: u64) {
         self.forget_work(t);
-        self.fail_snapshots(t, ErrorCode::SyncFailed);
+        let snapshots = self.fail_snapshots(t, ErrorCode::SyncFailed);
+        self.snapshots.note_loss(snapshots);
         let reported = self.fail_requests(t, limit, ErrorCode::SyncFailed);
         // A close reports the loss too.
         let unreported = !reported || self.driver.has_closed();
@@ -257,11 +259,13 @@ impl Volume {
         flush
     }
 
-    /// The session ended under the snapshots: none of these will be made.
-    fn fail_snapshots<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) {
+    /// The session ended under the snapshots: none of these will be made. How many there were.
+    fn fail_snapshots<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) -> usize {
         let ended = self.snapshots.take_all();
+        let before = t.control_events.len();
         t.control_events
             .extend(ended.map(|asked| asked.done(Err(code))));
+        t.control_events.len() - before
     }
 
     /// Forgets every piece and what waits for one. The requests start again or fail.

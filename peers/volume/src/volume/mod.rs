@@ -369,7 +369,14 @@ impl Volume {
         if is_other || ended || self.driver.has_closed() {
             return false;
         }
-        match self.snapshots.add(asked) {
+        let lacks_writes =
+            self.snapshots.take_unreported_loss() && self.flush.has_unreported_loss();
+        let added = if lacks_writes {
+            Err(ErrorCode::SyncFailed)
+        } else {
+            self.snapshots.add(asked)
+        };
+        match added {
             Ok(()) => t.ready.add(self.slot),
             Err(code) => t.control_events.push_back(asked.done(Err(code))),
         }
