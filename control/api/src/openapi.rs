@@ -160,8 +160,10 @@ pub fn document() -> Value {
         if let Some(request) = operation.request {
             described["requestBody"] = json!({ "required": true, "content": content(request) });
         }
-        if operation.id == "volumeList" {
-            described["parameters"] = listing();
+        match operation.id {
+            "volumeList" => described["parameters"] = listing(),
+            "poolRemove" => described["parameters"] = removal(),
+            _ => {}
         }
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
         if operation.path.contains("{name}") {
@@ -195,6 +197,14 @@ fn listing() -> Value {
         { "name": "after", "in": "query", "schema": { "$ref": "#/components/schemas/Name" }, "description": "only names after this one" },
         { "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 1000 } },
     ])
+}
+
+/// Parameters of the removal of a pool.
+fn removal() -> Value {
+    json!([{
+        "name": "unserved", "in": "query", "schema": { "type": "boolean", "default": false },
+        "description": "true: take out a pool that is not served, whatever it holds; false: one that is served and holds nothing",
+    }])
 }
 
 #[cfg(test)]

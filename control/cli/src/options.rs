@@ -130,6 +130,9 @@ pub enum Pool {
     Remove {
         /// The pool
         name: Name,
+        /// Take out a pool that is not served, whatever it holds; added again, it holds the same
+        #[arg(long)]
+        unserved: bool,
     },
 }
 

@@ -209,6 +209,36 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_that_never_comes_back_is_taken_out_and_holds_the_same_when_it_is_added_again() {
+        let node = Node::start("fused");
+        add(&node, "fast");
+        node.done(&["volume", "create", "b", "--size", "1M", "--pool", "fast"]);
+        let socket = node.done(&["volume", "attach", "b"]);
+        // For pools that are not served only.
+        node.refused_as(&["pool", "remove", "fast", "--unserved"], 2, "invalid");
+        node.done(&["node", "stop"]);
+        let (there, away) = (node.path("fast"), node.path("away"));
+        std::fs::rename(&there, &away).unwrap();
+        node.done(&["node", "start"]);
+        let error = node.refused_as(&["pool", "remove", "fast"], 1, "unavailable");
+        assert!(
+            error["hint"].as_str().unwrap().contains("--unserved"),
+            "{error}"
+        );
+        node.done(&["pool", "remove", "fast", "--unserved"]);
+        assert_eq!(names_of_pools(&node), ["default"]);
+        assert_eq!(node.status()["problems"], Value::Array(Vec::new()));
+        node.refused_as(&["volume", "info", "b"], 3, "not-found");
+        node.done(&["node", "stop"]);
+        node.done(&["node", "start"]);
+        std::fs::rename(&away, &there).unwrap();
+        add(&node, "fast");
+        assert_eq!(pools_of(&node), [pair("b", "fast")]);
+        assert_eq!(node.done(&["volume", "attach", "b"]), socket);
+        wait("it is served", || Path::new(socket.trim()).exists());
+    }
+
+    #[test]
     fn a_pool_and_its_copy_keep_their_attachments_apart() {
         let node = Node::start("fused");
         node.done(&["volume", "create", "v", "--size", "1M"]);

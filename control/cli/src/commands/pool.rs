@@ -28,8 +28,9 @@ pub(super) fn run(command: Pool, client: &Client, output: Output) -> Result<(), 
             let pool: PoolView = client.call(Method::Post, "/v1/pools", &body)?;
             output.print(&pool, |_quiet| String::new())
         }
-        Pool::Remove { name } => {
-            let path = format!("/v1/pools/{}", path_segment(name.as_str()));
+        Pool::Remove { name, unserved } => {
+            let name = path_segment(name.as_str());
+            let path = format!("/v1/pools/{name}?unserved={unserved}");
             let done: Done = client.call(Method::Delete, &path, &())?;
             output.print(&done, |_quiet| String::new())
         }

@@ -11,6 +11,7 @@ use archipelago_protocol::catalogue::PAGE_MAX;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -19,7 +20,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::Node;
+use crate::daemon::{Node, RemovablePool};
 
 /// Longest body of a request: names and numbers.
 const BODY_LEN_MAX: usize = 64 << 10;
@@ -167,6 +168,21 @@ struct ListQuery {
     limit: Option<usize>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemovePoolQuery {
+    #[serde(default)]
+    unserved: bool,
+}
+
+/// The parameters of a request, if they are legal.
+fn valid<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+    match query {
+        Ok(Query(query)) => Ok(query),
+        Err(error) => Err(Refusal(Error::new(ErrorCode::Invalid, error.body_text()))),
+    }
+}
+
 async fn nowhere(method: axum::http::Method, uri: axum::http::Uri) -> Refusal {
     let what = format!("the API has no {method} {}", uri.path());
     Refusal(Error::new(ErrorCode::Unsupported, what).with_hint("GET /v1/openapi.json describes it"))
@@ -213,9 +229,19 @@ async fn pool(State(node): Shared, Segment(text): Segment) -> Answer {
     ok(node.pool(&name(&text)?)?.info_of_pool().await?)
 }
 
-async fn remove_pool(State(node): Shared, Segment(text): Segment) -> Answer {
+async fn remove_pool(
+    State(node): Shared,
+    Segment(text): Segment,
+    query: Result<Query<RemovePoolQuery>, QueryRejection>,
+) -> Answer {
     let name = name(&text)?;
-    kept(async move { node.remove_pool(&name).await }).await?;
+    let RemovePoolQuery { unserved } = valid(query)?;
+    let which = if unserved {
+        RemovablePool::Unserved
+    } else {
+        RemovablePool::Empty
+    };
+    kept(async move { node.remove_pool(&name, which).await }).await?;
     ok(Done {})
 }
 
@@ -225,12 +251,8 @@ async fn check(State(node): Shared, Path(text): Path<String>) -> Answer {
     ok(pool.check_pool().await?)
 }
 
-async fn list(
-    State(node): Shared,
-    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
-) -> Answer {
-    let Query(query) =
-        query.map_err(|error| Refusal(Error::new(ErrorCode::Invalid, error.body_text())))?;
+async fn list(State(node): Shared, query: Result<Query<ListQuery>, QueryRejection>) -> Answer {
+    let query = valid(query)?;
     let limit = query.limit.unwrap_or(PAGE_MAX);
     if !(1..=PAGE_MAX).contains(&limit) {
         return Err(Refusal(Error::new(

@@ -89,7 +89,7 @@ pub(crate) struct Attachments {
     by_id: BTreeMap<AttachmentId, Attachment>,
     /// Given to the next attachment; never to two of them.
     next_id: AttachmentId,
-    /// Those of pools that the node did not have at its start.
+    /// Those of pools that the node does not have.
     orphans: BTreeSet<AttachmentId>,
 }
 
@@ -180,7 +180,19 @@ impl Attachments {
         }
     }
 
-    /// Whether the attachment `id` is of a pool that the node did not have at its start.
+    /// The pool `pool` is taken out of the node: what it serves is kept, and nobody serves it.
+    pub(crate) fn orphan(&mut self, pool: &Name) {
+        let of_pool: Vec<AttachmentId> = self.of_pool(pool).map(|one| one.id).collect();
+        self.orphans.extend(of_pool);
+    }
+
+    /// The pool `pool` is in the node again.
+    pub(crate) fn adopt(&mut self, pool: &Name) {
+        let of_pool: Vec<AttachmentId> = self.of_pool(pool).map(|one| one.id).collect();
+        self.orphans.retain(|id| !of_pool.contains(id));
+    }
+
+    /// Whether the attachment `id` is of a pool that the node does not have.
     pub(crate) fn is_orphan(&self, id: AttachmentId) -> bool {
         self.orphans.contains(&id)
     }

@@ -46,6 +46,7 @@ pub(crate) use node::Node;
 use pool::PoolState;
 pub(crate) use pool_paths::PoolPaths;
 pub(crate) use pool_user::{PoolUser, ServingNode};
+pub(crate) use pools::RemovablePool;
 pub(crate) use service::RELEASE_TIMEOUT;
 pub(crate) use settings::peer_settings;
 use supervisor::keep_running;

@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - A pool is added in this order: its directory, its processes, the configuration. One that cannot be served is not added.
-//! - A pool is removed only while it is served and holds nothing: first the configuration, then its processes.
+//! - A pool is removed while it is served and holds nothing, or, if that is asked for, while it is not served: first the
+//!   configuration, then its processes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,15 @@ use crate::durable;
 
 /// How long a new pool may take until it is served. One that was in use elsewhere is waited for by its process.
 const ADD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which pool may be taken out of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RemovablePool {
+    /// One that is served and holds nothing.
+    Empty,
+    /// One that is not served, whatever it holds. Its attachments are kept, and nobody serves them.
+    Unserved,
+}
 
 impl Node {
     /// The pools, served or not.
@@ -94,6 +104,7 @@ impl Node {
             service::stop(&pool).await;
             return Err(error);
         }
+        self.context.attachments().adopt(&name);
         self.insert_pool(Arc::clone(&pool));
         tracing::info!("pool `{name}` was added ({})", config.directory().display());
         pool.info_of_pool().await
@@ -142,8 +153,8 @@ impl Node {
         }
     }
 
-    /// Takes the pool `name` out of the node. Its directory stays.
-    pub(crate) async fn remove_pool(&self, name: &Name) -> Result<(), Error> {
+    /// Takes the pool `name` out of the node, if it is `which`. Its directory stays.
+    pub(crate) async fn remove_pool(&self, name: &Name, which: RemovablePool) -> Result<(), Error> {
         let _one_at_a_time = self.change_pools().await?;
         let pool = self.pool(name)?;
         if self.pools().len() == 1 {
@@ -153,24 +164,46 @@ impl Node {
             )
             .with_hint("a node without a pool serves nothing: add another one first"));
         }
-        pool.check_served()?;
-        // Nobody makes anything in it meanwhile.
-        let _nothing_new = pool.lock_changes().await?;
-        let entries = pool.entries().await?;
-        if entries > 0 {
-            let what = if entries == 1 { "thing" } else { "things" };
-            return Err(Error::new(
-                ErrorCode::InUse,
-                format!("pool `{name}` holds {entries} {what}: volumes, snapshots or images"),
-            )
-            .with_hint(format!(
-                "`{} volume list` shows them; remove them first",
-                self.context.layout.command()
-            )));
-        }
+        let command = self.context.layout.command();
+        let _nothing_new = match (which, pool.unserved_reason()) {
+            (RemovablePool::Empty, Some(_)) => {
+                let refused = pool.check_served().map_err(|error| {
+                    error.with_hint(format!(
+                        "`{command} pool remove {name} --unserved` takes it out all the same"
+                    ))
+                });
+                return refused;
+            }
+            (RemovablePool::Unserved, None) => {
+                return Err(
+                    Error::new(ErrorCode::Invalid, format!("pool `{name}` is served"))
+                        .with_hint("without `--unserved` it is removed if it holds nothing"),
+                );
+            }
+            (RemovablePool::Unserved, Some(_)) => None,
+            (RemovablePool::Empty, None) => {
+                // Nobody makes anything in it meanwhile.
+                let nothing_new = pool.lock_changes().await?;
+                let entries = pool.entries().await?;
+                if entries > 0 {
+                    let what = if entries == 1 { "thing" } else { "things" };
+                    return Err(Error::new(
+                        ErrorCode::InUse,
+                        format!(
+                            "pool `{name}` holds {entries} {what}: volumes, snapshots or images"
+                        ),
+                    )
+                    .with_hint(format!(
+                        "`{command} volume list` shows them; remove them first"
+                    )));
+                }
+                Some(nothing_new)
+            }
+        };
         let text = self.changed_config(|text| without_pool(text, name))?;
         self.write_config(&text)?;
         self.forget_pool(name);
+        self.context.attachments().orphan(name);
         pool.set_state(PoolState::Failed(Error::new(
             ErrorCode::NotFound,
             "it is being removed",
