@@ -1,8 +1,11 @@
 //! One daemon per node: it holds a lock on a file as long as it lives.
+//!
+//! The file holds the daemon's process id, and a second word once the daemon is ending. Whoever wants the lock waits for a
+//! daemon that is ending, or that was killed and has not ended yet.
 
-use std::fs::OpenOptions;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use archipelago_api::layout::{Layout, path_error};
@@ -13,24 +16,30 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// Milliseconds between two tries of whoever waits for the lock.
 const RETRY: u8 = 10;
-/// Room for any process id.
+/// How long a daemon that is ending is waited for.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a daemon has to look alive: between a kill and the first sign of it there is a moment without one.
+const ALIVE_FOR: Duration = Duration::from_millis(300);
+/// Room for any process id and [`ENDING`].
 const RECORD_LEN: usize = 15;
+/// The second word of the record of a daemon that is ending.
+const ENDING: &str = "ending";
 
 /// The lock of a node. Given back when dropped, or when the process dies.
 #[derive(Debug)]
 pub(crate) struct NodeLock {
-    _file: Flock<std::fs::File>,
+    file: Flock<std::fs::File>,
 }
 
 impl NodeLock {
-    /// Takes the lock and leaves our process id in it.
+    /// Takes the lock and leaves our process id in it. A daemon that is ending is waited for.
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] naming the process that holds it.
     pub(crate) fn take(layout: &Layout) -> Result<NodeLock, Error> {
         let path = layout.lock();
         let failed = |error: std::io::Error| path_error(&path, &error);
-        let file = OpenOptions::new()
+        let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -38,25 +47,43 @@ impl NodeLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => file,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                // A holder that has not written its id yet is named by nothing.
-                file.read_to_string(&mut holder).map_err(failed)?;
-                return Err(held(layout, holder.trim()));
+        let began = SystemClock.now();
+        let mut alive_since = None;
+        let lock = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(locked) => break NodeLock { file: locked },
+                Err((held, Errno::EWOULDBLOCK)) => file = held,
+                Err((_, errno)) => return Err(failed(errno.into())),
             }
-            Err((_, errno)) => return Err(failed(errno.into())),
+            let holder = Holder::read(&file).map_err(failed)?;
+            let now = SystemClock.now();
+            let given_up = if holder.is_ending() {
+                alive_since = None;
+                now >= began + ENDING_TIMEOUT
+            } else {
+                now >= *alive_since.get_or_insert(now) + ALIVE_FOR
+            };
+            if given_up {
+                return Err(holder.in_use(layout));
+            }
+            rest();
         };
+        lock.write_record(&layout.lock(), "");
+        Ok(lock)
+    }
+
+    /// Lets those that want the lock know that it is given back soon.
+    pub(crate) fn note_ending(&self, layout: &Layout) {
+        self.write_record(&layout.lock(), ENDING);
+    }
+
+    fn write_record(&self, path: &Path, state: &str) {
+        let text = format!("{} {state}", std::process::id());
         // One length, in its place: a file that was there needs no room. Without its record the lock holds all the same.
-        let id = format!("{:<RECORD_LEN$}\n", std::process::id());
-        if let Err(error) = file.write_all_at(id.as_bytes(), 0) {
-            tracing::warn!(
-                "{}: the process id was not written: {error}",
-                path.display()
-            );
+        let record = format!("{text:<RECORD_LEN$}\n");
+        if let Err(error) = self.file.write_all_at(record.as_bytes(), 0) {
+            tracing::warn!("{}: its record was not written: {error}", path.display());
         }
-        Ok(NodeLock { _file: file })
     }
 
     /// Waits until nobody holds the lock, for `timeout` at most.
@@ -86,39 +113,74 @@ impl NodeLock {
                 }
                 Err((_, errno)) => return Err(failed(errno.into())),
             }
-            // Waiting for nothing: a signal that ends it early does no harm.
-            let _rested = nix::poll::poll(&mut [], RETRY);
+            rest();
         }
     }
 }
 
-fn held(layout: &Layout, holder: &str) -> Error {
-    let who = if holder.is_empty() {
-        "another process".to_owned()
-    } else {
-        format!("process {holder}")
-    };
-    Error::new(
-        ErrorCode::InUse,
-        format!(
-            "{who} (archipelagod) serves this node: it holds {}",
-            layout.lock().display()
-        ),
-    )
-    .with_hint(format!(
-        "`{} node status` shows it, `node stop` ends it",
-        layout.command()
-    ))
+fn rest() {
+    // Waiting for nothing: a signal that ends it early does no harm.
+    let _rested = nix::poll::poll(&mut [], RETRY);
+}
+
+/// Who holds the lock, by the record in the file.
+#[derive(Debug, PartialEq, Eq)]
+struct Holder {
+    /// `None`: it has not written its id yet.
+    pid: Option<u32>,
+    says_ending: bool,
+}
+
+impl Holder {
+    fn read(file: &File) -> std::io::Result<Holder> {
+        let mut record = [0; RECORD_LEN];
+        let len = file.read_at(&mut record, 0)?;
+        Ok(Holder::parse(&String::from_utf8_lossy(&record[..len])))
+    }
+
+    fn parse(record: &str) -> Holder {
+        let mut words = record.split_whitespace();
+        Holder {
+            pid: words.next().and_then(|word| word.parse().ok()),
+            says_ending: words.next() == Some(ENDING),
+        }
+    }
+
+    /// Whether the lock will be free soon.
+    fn is_ending(&self) -> bool {
+        self.says_ending || self.pid.is_some_and(is_dying)
+    }
+
+    fn in_use(&self, layout: &Layout) -> Error {
+        let lock = layout.lock();
+        let who = match self.pid {
+            None => "another process".to_owned(),
+            Some(pid) => format!("process {pid}"),
+        };
+        let what = if self.is_ending() {
+            "has not ended yet"
+        } else {
+            "serves this node"
+        };
+        let message = format!("{who} (archipelagod) {what}: it holds {}", lock.display());
+        Error::new(ErrorCode::InUse, message).with_hint(format!(
+            "`{} node status` shows it, `node stop` ends it",
+            layout.command()
+        ))
+    }
+}
+
+/// Whether the process `pid` was killed, or has ended, or is gone: one that ends gives its memory back first, and with it its command line.
+fn is_dying(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
-    fn a_second_taker_hears_who_holds_it() {
+    fn a_second_taker_hears_who_holds_it_and_waits_for_one_that_is_ending() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(Some(Path::new(dir.path()))).unwrap();
         std::fs::create_dir(layout.run()).unwrap();
@@ -130,8 +192,35 @@ mod tests {
             "{}",
             error.message
         );
+        first.note_ending(&layout);
+        let waiting = std::thread::spawn({
+            let layout = layout.clone();
+            move || NodeLock::take(&layout).map(drop)
+        });
+        let rested = nix::poll::poll(&mut [], u8::MAX);
+        assert!(rested.is_ok() && !waiting.is_finished(), "it waits");
         drop(first);
+        waiting.join().unwrap().unwrap();
         NodeLock::wait_free(&layout, Duration::ZERO).unwrap();
         NodeLock::take(&layout).unwrap();
+    }
+
+    #[test]
+    fn a_record_names_its_writer_and_says_whether_it_is_ending() {
+        let holder = |pid, says_ending| Holder { pid, says_ending };
+        for (record, expected) in [
+            ("", holder(None, false)),
+            ("12             \n", holder(Some(12), false)),
+            ("4194304 ending \n", holder(Some(4_194_304), true)),
+            ("nobody", holder(None, false)),
+        ] {
+            assert_eq!(Holder::parse(record), expected, "{record:?}");
+        }
+        assert!(!is_dying(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        while !is_dying(child.id()) {
+            rest();
+        }
+        child.wait().unwrap();
     }
 }

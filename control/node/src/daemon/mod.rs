@@ -69,7 +69,7 @@ pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<
     let endpoint = config.endpoint.as_ref().map(accounts::identity);
     let endpoint = endpoint.transpose()?;
     layout.make_directories()?;
-    let _lock = NodeLock::take(&layout)?;
+    let lock = NodeLock::take(&layout)?;
     // The lock is a new one if the run directory was removed under a node that serves.
     for pool in config.pools.values() {
         match ServingNode::of_pool(pool) {
@@ -88,7 +88,7 @@ pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<
         .map_err(|error| Error::new(ErrorCode::Io, format!("starting the daemon: {error}")))?;
     start_blocking_thread(&runtime)?;
     let node = Arc::new(Node::new(layout, config, endpoint, claim)?);
-    runtime.block_on(serve(node, ready))
+    runtime.block_on(serve(node, &lock, ready))
 }
 
 /// Starts the first thread for calls that block. It stays: calls wait for it when the limit of threads is reached, and the
@@ -104,7 +104,7 @@ fn start_blocking_thread(runtime: &tokio::runtime::Runtime) -> Result<(), Error>
     Ok(())
 }
 
-async fn serve(node: Arc<Node>, ready: impl FnOnce()) -> Result<(), Error> {
+async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result<(), Error> {
     let mut end =
         Signals::new().map_err(|error| Error::new(ErrorCode::Io, format!("signals: {error}")))?;
     let keeper = tokio::spawn(keep_log(Arc::clone(&node)));
@@ -117,6 +117,7 @@ async fn serve(node: Arc<Node>, ready: impl FnOnce()) -> Result<(), Error> {
     };
     if let Err(error) = started {
         // Nothing was served yet: there is nothing to drain.
+        lock.note_ending(&node.context.layout);
         kill_all(&node).await;
         return Err(error);
     }
@@ -134,6 +135,7 @@ async fn serve(node: Arc<Node>, ready: impl FnOnce()) -> Result<(), Error> {
         error = all_lost(&node) => Some(error),
     };
     tracing::info!("stopping");
+    lock.note_ending(layout);
     if let Some(error) = lost {
         kill_all(&node).await;
         service::unlink(&layout.api_socket());
