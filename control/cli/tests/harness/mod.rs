@@ -227,7 +227,7 @@ impl Node {
     /// The daemon's process, while it holds the node's lock.
     pub(crate) fn daemon(&self) -> Option<i32> {
         let text = std::fs::read_to_string(self.path("run/lock")).ok()?;
-        text.trim().parse().ok()
+        text.split_whitespace().next()?.parse().ok()
     }
 }
 
