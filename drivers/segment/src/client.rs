@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use archipelago_protocol::error::TOO_LARGE_HINT;
+use archipelago_protocol::status::{STATUS_PAGE_MAX, StatusPage, StatusRun};
 use archipelago_protocol::{Error, ErrorCode};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,9 +17,11 @@ use crate::{BULK_ROLE, BulkOp, BulkRequest};
 const CELL_LEN: usize = 1 << 20;
 /// Most cells in use: enough to keep a disk busy, few enough to stay in a cache.
 const CELLS_MAX: usize = 8;
-/// Entries of the ring: a power of two, not less than the cells.
+/// Bytes of the page of a status, behind the cells.
+const PAGE_LEN: usize = STATUS_PAGE_MAX as usize;
+/// Entries of the ring: a power of two, not less than the cells and the page.
 const RING_SIZE: usize = 16;
-const _: () = assert!(CELLS_MAX <= RING_SIZE);
+const _: () = assert!(CELLS_MAX < RING_SIZE);
 /// How long a wait sleeps at most before it looks again, in milliseconds.
 const STEP_MS: u16 = 1000;
 /// How many such steps a connection may take.
@@ -50,7 +53,7 @@ impl<'a> BulkClient<'a> {
             role: BULK_ROLE,
             client_id: u64::from(std::process::id()),
             ring_size: RING_SIZE,
-            arena_len: CELLS_MAX * CELL_LEN,
+            arena_len: CELLS_MAX * CELL_LEN + PAGE_LEN,
             on_server_death: OnServerDeath::Report,
             allowed_uids: server.into_iter().collect(),
         };
@@ -150,7 +153,53 @@ impl<'a> BulkClient<'a> {
             offset,
             len,
             memory: self.place(cell),
+            range: 0,
         };
+        self.send(cell, request)
+    }
+
+    /// What [`BulkClient::wait`] returns for an answer to [`BulkClient::ask_status`]. Not a cell.
+    #[must_use]
+    pub fn status_cell(&self) -> usize {
+        self.cells
+    }
+
+    /// Asks which of `range` bytes of the volume at `offset` hold data, while no such question is in flight.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] if the endpoint has gone.
+    pub fn ask_status(&mut self, offset: u64, range: u64) -> Result<(), Error> {
+        let request = BulkRequest {
+            op: BulkOp::Status,
+            offset,
+            len: STATUS_PAGE_MAX,
+            memory: (self.cells * CELL_LEN) as u64,
+            range,
+        };
+        self.send(self.status_cell(), request)
+    }
+
+    /// The answer to the question about `range` bytes that [`BulkClient::wait`] has returned: one run at least, and not more
+    /// than was asked for.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Internal`] if the endpoint's answer cannot be.
+    ///
+    /// # Panics
+    /// Never: the page is inside the arena.
+    pub fn status(&self, range: u64) -> Result<Vec<StatusRun>, Error> {
+        let mut page = [0; PAGE_LEN];
+        self.port
+            .arena()
+            .read((self.cells * CELL_LEN) as u64, &mut page)
+            .expect("the page is inside the arena");
+        let page = StatusPage::decode(&page, range).map_err(|code| {
+            Error::new(code, "the endpoint answers a block status that cannot be")
+        })?;
+        Ok(page.runs().collect())
+    }
+
+    fn send(&mut self, cell: usize, request: BulkRequest) -> Result<(), Error> {
         match self.port.submit(cell as u64, request.encode()) {
             Ok(()) => {
                 self.in_flight += 1;
@@ -165,7 +214,7 @@ impl<'a> BulkClient<'a> {
         }
     }
 
-    /// Waits for the next answer and gives its cell back.
+    /// Waits for the next answer and gives its cell back, or [`BulkClient::status_cell`].
     ///
     /// # Errors
     /// What the endpoint answered; [`ErrorCode::Unavailable`] if it has gone, or the wait was interrupted.

@@ -9,10 +9,11 @@
 //!
 //! | op | asks | answer |
 //! |---|---|---|
-//! | [`BulkOp::Read`] | `len` bytes at `offset` into the arena at `region_offset` | `len` |
-//! | [`BulkOp::Write`] | `len` bytes of the arena at `region_offset` to `offset` | `len` |
+//! | [`BulkOp::Read`] | `len` bytes at `offset` into the arena at `region_offset` | 0 |
+//! | [`BulkOp::Write`] | `len` bytes of the arena at `region_offset` to `offset` | 0 |
 //! | [`BulkOp::Zero`] | `len` bytes at `offset` read as zeros | 0 |
 //! | [`BulkOp::Flush`] | what was written is durable | 0 |
+//! | [`BulkOp::Status`] | which of `args[0]` bytes at `offset` hold data: a page of `len` bytes into the arena at `region_offset` | 0 |
 //! | [`BulkOp::Finish`] | after all others: everything durable, the volume closed | 0 |
 //!
 //! Requests in flight together are not ordered, but for `Finish`. A channel that ends without `Finish` closes the volume
@@ -47,6 +48,7 @@ pub enum BulkOp {
     Zero = 3,
     Flush = 4,
     Finish = 5,
+    Status = 6,
 }
 
 /// A request of a bulk copy.
@@ -56,10 +58,12 @@ pub struct BulkRequest {
     pub op: BulkOp,
     /// First byte of the volume.
     pub offset: u64,
-    /// Bytes.
+    /// Bytes of memory; of a zero, bytes of the volume.
     pub len: u32,
     /// Place in the channel's arena.
     pub memory: u64,
+    /// Of a status, bytes of the volume; else 0.
+    pub range: u64,
 }
 
 impl BulkRequest {
@@ -71,6 +75,7 @@ impl BulkRequest {
             offset: self.offset,
             len: self.len,
             region_offset: self.memory,
+            args: [self.range, 0, 0],
             ..Submission::default()
         }
     }
@@ -86,6 +91,7 @@ impl BulkRequest {
             BulkOp::Zero,
             BulkOp::Flush,
             BulkOp::Finish,
+            BulkOp::Status,
         ]
         .into_iter()
         .find(|op| *op as u8 == entry.op)
@@ -95,6 +101,7 @@ impl BulkRequest {
             offset: entry.offset,
             len: entry.len,
             memory: entry.region_offset,
+            range: entry.args[0],
         })
     }
 }
@@ -111,12 +118,14 @@ mod tests {
             BulkOp::Zero,
             BulkOp::Flush,
             BulkOp::Finish,
+            BulkOp::Status,
         ] {
             let request = BulkRequest {
                 op,
                 offset: 1 << 40,
                 len: 1 << 20,
                 memory: 3 << 20,
+                range: 1 << 50,
             };
             assert_eq!(BulkRequest::decode(&request.encode()), Ok(request));
         }

@@ -308,6 +308,7 @@ impl<P: ServerPort> BulkServer<P> {
                 [].as_slice(),
             ),
             BulkOp::Flush => (VolumeOp::Flush, [].as_slice()),
+            BulkOp::Status => (VolumeOp::BlockStatus, segments.as_slice()),
             BulkOp::Finish if self.finish.is_none() => {
                 self.finish = Some(tag);
                 return true;
@@ -325,10 +326,10 @@ impl<P: ServerPort> BulkServer<P> {
             self.answer(tag, Err(ErrorCode::Invalid));
             return true;
         }
-        let len = if request.op == BulkOp::Flush {
-            0
-        } else {
-            u64::from(request.len)
+        let len = match request.op {
+            BulkOp::Flush => 0,
+            BulkOp::Status => request.range,
+            _ => u64::from(request.len),
         };
         let request = VolumeRequest {
             op,

@@ -7,6 +7,8 @@ pub struct Counters {
     pub locates: u64,
     /// Locates that waited for a page.
     pub locate_misses: u64,
+    /// Status requests answered, whatever the answer.
+    pub statuses: u64,
     /// First writes and zeroed ranges taken.
     pub presence_records: u64,
     /// Batches appended to volumes' logs.
@@ -40,10 +42,11 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in order.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 16] {
+    pub fn list(&self) -> [(&'static str, u64); 17] {
         [
             ("locates", self.locates),
             ("locate_misses", self.locate_misses),
+            ("statuses", self.statuses),
             ("presence_records", self.presence_records),
             ("log_batches", self.log_batches),
             ("carried_blocks", self.carried_blocks),

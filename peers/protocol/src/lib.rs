@@ -6,6 +6,7 @@
 //! | [`volume`] | a driver and the volume peer (function calls in one thread) |
 //! | [`map`] | the volume peer and the mapper (ring entries) |
 //! | [`carry`] | the same: blocks that a small flush hands to the log |
+//! | [`status`] | driver, volume peer and mapper: which parts of a volume hold data |
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
@@ -38,6 +39,7 @@ pub mod object;
 pub mod on_full;
 #[cfg(feature = "schema")]
 mod schema;
+pub mod status;
 pub mod volume;
 
 pub use date::date;

@@ -14,6 +14,7 @@
 //! | [`MapOp::SnapshotCommit`] | the old epoch's data is synced: make the snapshot | 0 |
 //! | [`MapOp::SnapshotAbort`] | forget it; the raised epoch stays | 0 |
 //! | [`MapOp::Abandon`] | a sync failed: drop what is not durable, end the session | 0 |
+//! | [`MapOp::Status`] | which blocks of `len` bytes at `offset` hold data | how many runs; 0; the runs, [`MapRuns`] |
 //!
 //! Rules
 //! - Answers to one handle's `Locate` and `SnapshotBegin` come in the order in which they took effect: a place that was
@@ -21,6 +22,8 @@
 //!   completed and reported before it syncs and commits.
 //! - A write to a `First` place is acknowledged upward only after `Written` was answered: from then on the map knows it,
 //!   also after the death of the mapper's process.
+//! - A status covers at least the first block of its range, and as much more as bounded work has found. Its runs are those of one
+//!   moment between request and answer.
 //! - Presence that is not covered by a cut is never logged by that cut's commit: data is synced before it is logged.
 //! - A commit either follows a sync of everything that was dirty and says [`FLAG_HOME`], or it carries a copy of every
 //!   block that was written since the commit or snapshot before it ([`crate::carry`]).
@@ -29,6 +32,7 @@ use xseg::{Completion, Submission};
 
 use crate::error::ErrorCode;
 use crate::ids::{Epoch, Lineage, ObjectSize};
+use crate::status::MapRuns;
 
 /// Operations of the mapper on the data path. The numbers are the wire's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,13 +54,14 @@ pub enum MapOp {
     SnapshotCommit = 10,
     SnapshotAbort = 11,
     Abandon = 12,
+    Status = 13,
 }
 
 impl MapOp {
     fn from_bits(bits: u8) -> Option<Self> {
         use MapOp::{
             Abandon, Close, FlushBegin, FlushCommit, Lineage, Locate, Open, SnapshotAbort,
-            SnapshotBegin, SnapshotCommit, Written, Zero,
+            SnapshotBegin, SnapshotCommit, Status, Written, Zero,
         };
         [
             Open,
@@ -71,6 +76,7 @@ impl MapOp {
             SnapshotCommit,
             SnapshotAbort,
             Abandon,
+            Status,
         ]
         .into_iter()
         .find(|op| *op as u8 == bits)
@@ -233,6 +239,29 @@ impl MapReply {
         }
     }
 
+    /// The answer to a status.
+    #[must_use]
+    pub fn status(runs: &MapRuns) -> Self {
+        MapReply {
+            result: Ok(runs.len()),
+            flags: 0,
+            values: runs.to_values(),
+        }
+    }
+
+    /// The runs in the answer to a status.
+    ///
+    /// # Errors
+    /// Why the request failed; [`ErrorCode::Internal`] from a mapper that speaks another protocol.
+    pub fn status_runs(&self) -> Result<MapRuns, ErrorCode> {
+        let count = self.result?;
+        let runs = MapRuns::from_values(self.values)?;
+        if count != runs.len() {
+            return Err(ErrorCode::Internal);
+        }
+        Ok(runs)
+    }
+
     /// Where the located run lies; `None` from a mapper that speaks another protocol.
     #[must_use]
     pub fn placement(&self) -> Option<Placement> {
@@ -279,6 +308,7 @@ impl MapReply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::BlockState;
 
     #[test]
     fn requests_and_replies_survive_the_ring() {
@@ -334,6 +364,23 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_to_a_status_has_its_runs() {
+        let mut runs = MapRuns::default();
+        runs.push(BlockState::Hole, 3);
+        runs.push(BlockState::Data, 1);
+        let reply = MapReply::status(&runs);
+        assert_eq!((reply.result, reply.values), (Ok(2), [12 | 5 << 32, 0]));
+        assert_eq!(MapReply::decode(&reply.encode(1)).status_runs(), Ok(runs));
+        let other = MapReply {
+            result: Ok(1),
+            ..reply
+        };
+        assert_eq!(other.status_runs(), Err(ErrorCode::Internal));
+        let failed = MapReply::failed(ErrorCode::Damaged);
+        assert_eq!(failed.status_runs(), Err(ErrorCode::Damaged));
+    }
+
+    #[test]
     fn every_operation_has_its_number() {
         for bits in 0..=u8::MAX {
             let entry = Submission {
@@ -342,7 +389,7 @@ mod tests {
             };
             let op = MapRequest::decode(&entry).map(|request| request.op as u8);
             let expected = match bits {
-                1..=12 => Ok(bits),
+                1..=13 => Ok(bits),
                 _ => Err(ErrorCode::Unsupported),
             };
             assert_eq!(op, expected);

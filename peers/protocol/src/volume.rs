@@ -5,6 +5,8 @@
 //!   submitted.
 //! - Offsets and lengths are multiples of 512 bytes, inside the volume.
 //! - [`VolumeOp::Discard`] and [`VolumeOp::WriteZeroes`] are block-exact: afterwards the range reads as zeros.
+//! - [`VolumeOp::BlockStatus`] never calls a block a hole that holds a write which completed before the status was
+//!   submitted, unless a later request made it zeros. It may call zeros data. It reads no data.
 
 use xseg::{Region, RegionId};
 
@@ -33,6 +35,11 @@ pub enum VolumeOp {
         /// As for writes.
         durable: bool,
     },
+    /// Which parts of the range hold data, as a page of runs ([`StatusPage`](crate::status::StatusPage)) in the
+    /// segments: a multiple of 8 bytes, at most [`STATUS_PAGE_MAX`](crate::status::STATUS_PAGE_MAX). The range has at least
+    /// one sector. The answer is bounded by the page, and by the work of one request: it covers at least the first sector of the
+    /// range, and whoever needs more asks again behind what was covered.
+    BlockStatus,
 }
 
 /// A piece of memory of a request.
@@ -53,9 +60,9 @@ pub struct VolumeRequest<'a> {
     pub op: VolumeOp,
     /// First byte of the volume.
     pub offset: u64,
-    /// Bytes; for reads and writes the sum of the segments.
+    /// Bytes of the volume; for reads and writes the sum of the segments.
     pub len: u64,
-    /// Memory of reads and writes; copied before [`Volumes::submit`] returns.
+    /// Memory of reads and writes, and of a status; the list is copied before [`Volumes::submit`] returns.
     pub segments: &'a [Segment],
 }
 

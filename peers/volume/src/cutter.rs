@@ -1,5 +1,5 @@
-//! Cuts requests into pieces: at object boundaries (reads and writes), or into the partial blocks at the ends and runs of
-//! whole blocks (discards and write zeroes).
+//! Cuts requests into pieces: at object boundaries (reads and writes), into the partial blocks at the ends and runs of
+//! whole blocks (discards and write zeroes), or not at all (a status).
 //!
 //! All pieces of a request are in flight together. If there is no room for a piece, the cutting waits where it is.
 
@@ -90,6 +90,7 @@ fn next_piece(request: &Request, object_size: ObjectSize) -> (Work, u64) {
     match request.op {
         VolumeOp::Read => (Work::Read, end.min(in_object) - at),
         VolumeOp::Write { .. } => (Work::Write, end.min(in_object) - at),
+        VolumeOp::BlockStatus => (Work::Status, end - at),
         VolumeOp::Discard | VolumeOp::WriteZeroes { .. } | VolumeOp::Flush => {
             let whole = block_start(end).min(at + LOCATE_LEN_MAX);
             if at.is_multiple_of(BLOCK_SIZE) && whole > at {
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_cut_at_objects_and_zeros_at_blocks() {
+    fn data_is_cut_at_objects_and_zeros_at_blocks_and_a_status_nowhere() {
         let kib = |n: u64| n << 10;
         assert_eq!(
             pieces(VolumeOp::Read, kib(60), kib(80)),
@@ -152,5 +153,9 @@ mod tests {
             [(Work::Zeros, 512, 512)]
         );
         assert_eq!(pieces(VolumeOp::Read, kib(4), 0), []);
+        assert_eq!(
+            pieces(VolumeOp::BlockStatus, 512, 1 << 50),
+            [(Work::Status, 512, 1 << 50)]
+        );
     }
 }

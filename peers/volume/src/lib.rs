@@ -29,6 +29,7 @@
 //! | `lineages` | the mapper's short names of lineages |
 //! | `epoch_writes` | writes that a snapshot waits for |
 //! | `copies` | copies of first writes, for the log |
+//! | `status` | the page of runs of a block status |
 //! | `memory` | memory of guests |
 //! | `cells` | the blocker channel's arena |
 //! | `segments` | the memory of a request, and scatter lists |
@@ -69,6 +70,7 @@ mod shared;
 mod slab;
 mod snapshot;
 mod space;
+mod status;
 mod submitter;
 mod tables;
 mod volume;

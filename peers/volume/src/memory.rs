@@ -118,6 +118,12 @@ impl GuestMemory {
         Parts::new(segments, bytes.skip, bytes.len)
     }
 
+    /// Bytes of the memory of the request in slot `request`.
+    pub(crate) fn len(&self, request: u32) -> u64 {
+        let segments = &self.segments[request as usize];
+        segments.iter().map(|segment| u64::from(segment.len)).sum()
+    }
+
     /// Fills `bytes` with zeros.
     pub(crate) fn fill_zeros(&self, bytes: RequestBytes) -> Result<(), ErrorCode> {
         for part in self.parts(bytes) {
@@ -126,6 +132,24 @@ impl GuestMemory {
                 .map_err(|_outside| ErrorCode::Invalid)?;
         }
         Ok(())
+    }
+
+    /// Writes the whole of `from` to `bytes`, which has its length.
+    pub(crate) fn write(&self, bytes: RequestBytes, mut from: &[u8]) -> Result<(), ErrorCode> {
+        for part in self.parts(bytes) {
+            let (now, rest) = from
+                .split_at_checked(part.len as usize)
+                .ok_or(ErrorCode::Internal)?;
+            self.region(part)?
+                .write(part.offset, now)
+                .map_err(|_outside| ErrorCode::Invalid)?;
+            from = rest;
+        }
+        if from.is_empty() {
+            Ok(())
+        } else {
+            Err(ErrorCode::Invalid)
+        }
     }
 
     /// Copies `bytes` out, into the whole of `into`.

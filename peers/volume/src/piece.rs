@@ -11,6 +11,7 @@ use crate::epoch_writes::WritePhase;
 use crate::exclusion::{Access, Claim, Hold};
 use crate::lineages::LineageIndex;
 use crate::slab::{Linked, NONE};
+use crate::status::StatusCursor;
 
 /// What a piece is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(crate) enum Work {
     Zeros,
     /// Whole blocks that the map shall call zero.
     Clear,
+    /// Which blocks hold data.
+    Status,
 }
 
 /// Where bytes are stored.
@@ -75,9 +78,11 @@ pub(crate) enum Step {
     Report,
     /// Mapper: it is zero.
     Clear,
+    /// Mapper: which blocks hold data?
+    Status(StatusCursor),
 }
 
-/// A range of a request, inside one object (but for [`Work::Clear`]), in work.
+/// A range of a request, inside one object (but for [`Work::Clear`] and [`Work::Status`]), in work.
 #[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) request: u32,
@@ -164,7 +169,7 @@ impl Piece {
 
     /// Whether it is part of a request that changes the volume.
     pub(crate) fn is_for_write(&self) -> bool {
-        self.work != Work::Read
+        !matches!(self.work, Work::Read | Work::Status)
     }
 
     /// Whether the step reports something to the mapper.

@@ -8,12 +8,14 @@
 //! | write, part of a block, not owned | Claim, Acquire, Claim again, Old, ReadOld, Merge, Report |
 //! | zeros in a part of a block | Probe: done if it is zero; else as a write |
 //! | clear | Clear |
+//! | status | Status, until the page ends |
 //!
 //! Resolve comes before a transfer whose lineage is not known yet. What excludes what: [`Exclusion`]. What is sent:
 //! [`Submitter`].
 
 use archipelago_protocol::map::{MapReply, Placement};
 use archipelago_protocol::object::ObjectReply;
+use archipelago_protocol::status::StatusRun;
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 use xseg::ClientPort;
 
@@ -28,6 +30,7 @@ use crate::piece::{OldBlock, Piece, Place, Resolved, Step, Work};
 use crate::ports::InFlight;
 use crate::request::Phase;
 use crate::slab::{Queue, Slab};
+use crate::status::StatusCursor;
 use crate::submitter::{Submitted, Submitter, run_bytes};
 use crate::tables::Tables;
 
@@ -165,6 +168,7 @@ impl Pieces {
                 self.transfer_at(&mut t.pieces, p, place, after);
                 Ok(Run::Continues)
             }
+            Step::Status(cursor) => self.status(t, p, cursor, reply),
             // It is reported.
             _ => reply.result.map(|_| Run::Done),
         }
@@ -279,7 +283,7 @@ impl Pieces {
 
     /// Begins the run that piece `p` describes.
     fn start(&mut self, pieces: &mut Slab<Piece>, p: u32) {
-        if pieces[p].work == Work::Read || self.exclusion.acquire(pieces, p) {
+        if !pieces[p].is_for_write() || self.exclusion.acquire(pieces, p) {
             self.send_first(pieces, p);
         }
     }
@@ -292,6 +296,7 @@ impl Pieces {
             Work::Read | Work::Zeros => Step::Probe,
             Work::Write => Step::Claim,
             Work::Clear => Step::Clear,
+            Work::Status => Step::Status(StatusCursor::default()),
         };
         self.submitter.ask_map(pieces, p, step);
     }
@@ -316,6 +321,43 @@ impl Pieces {
         }
         let granted = self.exclusion.release(&mut t.pieces, p);
         self.send_granted(&mut t.pieces, granted);
+    }
+
+    /// The map says which of the first blocks of piece `p` hold data.
+    fn status<M, B>(
+        &mut self,
+        t: &mut Tables<M, B>,
+        p: u32,
+        mut cursor: StatusCursor,
+        reply: &MapReply,
+    ) -> Result<Run, ErrorCode> {
+        let runs = reply.status_runs()?;
+        let piece = &mut t.pieces[p];
+        let (blocks, end) = (piece.blocks(), piece.offset + piece.len);
+        let mut at = blocks.start;
+        let mut goes_on = cursor.note_answer();
+        for run in runs.iter() {
+            at += run.len;
+            if at > blocks.end {
+                return Err(ErrorCode::Internal);
+            }
+            // The first and the last block count as far as they were asked for.
+            let len = at.min(end) - piece.offset;
+            let part = StatusRun { len, ..run };
+            if !cursor.add(&t.memory, piece.request, part)? {
+                goes_on = false;
+                break;
+            }
+            piece.offset += len;
+            piece.len -= len;
+        }
+        if piece.len > 0 && goes_on {
+            self.submitter
+                .ask_map(&mut t.pieces, p, Step::Status(cursor));
+            return Ok(Run::Continues);
+        }
+        cursor.finish(&t.memory, piece.request)?;
+        Ok(Run::Done)
     }
 
     /// The map says where the first blocks of piece `p` are.

@@ -148,6 +148,7 @@ fn map_request(piece: &Piece, session: u32) -> MapRequest {
             ..at(MapOp::Written)
         },
         Step::Clear => at(MapOp::Zero),
+        Step::Status(_) => at(MapOp::Status),
         Step::Resolve { index, .. } => MapRequest {
             operand: [index.into(), 0],
             ..MapRequest::new(MapOp::Lineage, session)

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use archipelago_protocol::ids::ObjectSize;
+use archipelago_protocol::status::{BlockState, STATUS_ENTRY_LEN, STATUS_PAGE_MAX, StatusRun};
 use archipelago_protocol::volume::{
     OnFull, OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeInfo, VolumeOp, VolumeRequest,
     Volumes,
@@ -90,12 +91,27 @@ impl State {
         self.events.push_back(VolumeEvent::Done { cookie, result });
     }
 
+    /// Writes the whole of `bytes` to the memory of `segments`.
+    fn put(&self, segments: &[Segment], mut bytes: &[u8]) -> Option<()> {
+        for segment in segments {
+            let (now, rest) = bytes.split_at_checked(segment.len as usize)?;
+            let region = self.regions.get(RegionId(segment.region))?;
+            region.write(segment.offset, now).ok()?;
+            bytes = rest;
+        }
+        bytes.is_empty().then_some(())
+    }
+
     fn execute(&mut self, request: &Submitted) -> Option<()> {
         let start = usize::try_from(request.offset).ok()?;
         let end = start.checked_add(usize::try_from(request.len).ok()?)?;
         let data = self.data.get_mut(start..end)?;
         match request.op {
             VolumeOp::Flush => {}
+            VolumeOp::BlockStatus => {
+                let page = status_page(data, &request.segments)?;
+                self.put(&request.segments, &page)?;
+            }
             VolumeOp::Discard | VolumeOp::WriteZeroes { .. } => data.fill(0),
             VolumeOp::Read | VolumeOp::Write { .. } => {
                 let mut at = 0;
@@ -116,6 +132,30 @@ impl State {
         }
         Some(())
     }
+}
+
+/// The page of a status: a block of zeros is a hole, whoever wrote it.
+fn status_page(data: &[u8], segments: &[Segment]) -> Option<Vec<u8>> {
+    let len: u32 = segments.iter().map(|segment| segment.len).sum();
+    let is_page = (STATUS_ENTRY_LEN..=STATUS_PAGE_MAX).contains(&len);
+    if !is_page || !len.is_multiple_of(STATUS_ENTRY_LEN) || data.is_empty() {
+        return None;
+    }
+    let mut runs: Vec<StatusRun> = Vec::new();
+    for block in data.chunks(4096) {
+        let state = match block.iter().all(|byte| *byte == 0) {
+            true => BlockState::Hole,
+            false => BlockState::Data,
+        };
+        let len = block.len() as u64;
+        match runs.last_mut() {
+            Some(last) if last.state == state => last.len += len,
+            _ => runs.push(StatusRun { len, state }),
+        }
+    }
+    let mut page: Vec<u8> = runs.iter().flat_map(|run| run.encode()).collect();
+    page.resize(len as usize, 0);
+    Some(page)
 }
 
 /// One volume in memory.

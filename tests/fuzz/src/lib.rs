@@ -62,6 +62,7 @@ targets! {
     "slots" => slots::slots, 2_000;
     "config" => protocol::config, 4_000;
     "map-entry" => protocol::map_entry, 40_000;
+    "status-page" => protocol::status_page, 20_000;
     "object-entry" => protocol::object_entry, 40_000;
     "control-json" => protocol::control_json, 10_000;
     "blocker" => blocker::blocker, 2_000;

@@ -53,6 +53,10 @@ pub fn of(name: &str) -> Vec<Vec<u8>> {
             b"pool = { b = { kind = 'file', directory = '''/x''' } }\ndata = {}\n".to_vec(),
         ],
         "map-entry" => map_entries(),
+        "status-page" => vec![
+            words([1 << 20, 4096 | 1, 1 << 50, 512 | 1, 0, 7]),
+            words([4096, 512, 512]),
+        ],
         "object-entry" => object_entries(),
         "control-json" => json(),
         "blocker" => vec![
@@ -308,6 +312,7 @@ fn map_entries() -> Vec<Vec<u8>> {
                 .encode(4)
                 .to_words(),
         ),
+        words([4, 2, 12 | 5 << 32, 8]),
         words(MapReply::failed(ErrorCode::Stale).encode(4).to_words()),
     ]
 }

@@ -115,6 +115,7 @@ replays! {
     slots => "slots";
     config => "config";
     map_entry => "map-entry";
+    status_page => "status-page";
     object_entry => "object-entry";
     control_json => "control-json";
     blocker => "blocker";

@@ -30,6 +30,8 @@ use crate::storage::{BackendCall, Storage};
 use crate::trouble::Trouble;
 use crate::witness::{Answered, Sessions, Witness};
 
+/// Bytes of the page of a status: three runs, so that a volume takes several.
+pub(crate) const STATUS_PAGE_LEN: u32 = 24;
 /// Requests in flight on a channel.
 const CHANNEL_LEN: usize = 256;
 /// Bytes of the arena of the volume peer's channel to the blocker: some cells.
@@ -169,7 +171,7 @@ impl Node {
         self.outcomes.closed.remove(&handle)
     }
 
-    /// Submits a request whose bytes are in guest memory at `area`; its cookie.
+    /// Submits a request whose bytes, or whose page, are in guest memory at `area`; its cookie.
     ///
     /// # Errors
     /// What the volume peer says.
@@ -182,9 +184,13 @@ impl Node {
         area: Option<usize>,
     ) -> Result<u64, Trouble> {
         let cookie = self.ticket();
+        let memory_len = match op {
+            VolumeOp::BlockStatus => STATUS_PAGE_LEN,
+            _ => u32::try_from(len).expect("requests are small"),
+        };
         let segment = area.map(|area| Segment {
             region: self.guest.0,
-            len: u32::try_from(len).expect("requests are small"),
+            len: memory_len,
             offset: area as u64,
         });
         let request = VolumeRequest {

@@ -116,12 +116,13 @@ impl Guest {
             let sectors = wiring.oracle.thing(lineage).sectors();
             (sectors, wiring.oracle.now())
         });
-        let read = self
-            .volume
-            .read_all(sectors)
-            .await
-            .map_err(|trouble| trouble.during(lineage))?;
-        let judge = |oracle: &mut crate::oracle::Oracle| oracle.judge(lineage, &read, since);
+        let during = |trouble: Trouble| trouble.during(lineage);
+        let holes = self.volume.holes(sectors).await.map_err(during)?;
+        let read = self.volume.read_all(sectors).await.map_err(during)?;
+        let judge = |oracle: &mut crate::oracle::Oracle| {
+            oracle.judge_holes(lineage, &holes, &read, since)?;
+            oracle.judge(lineage, &read, since)
+        };
         Ok(self.link.with(|wiring| judge(&mut wiring.oracle))?)
     }
 

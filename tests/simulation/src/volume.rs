@@ -6,9 +6,11 @@
 
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{Lineage, SECTOR_SIZE};
+use archipelago_protocol::status::{BlockState, StatusPage};
 use archipelago_protocol::volume::{OpenMode, VolumeHandle, VolumeOp};
 
 use crate::machine::Link;
+use crate::node::STATUS_PAGE_LEN;
 use crate::oracle::Value;
 use crate::trouble::Trouble;
 use crate::wiring::GUEST_AREA_LEN;
@@ -83,6 +85,35 @@ impl Volume {
             .enumerate()
             .map(|(index, sector)| unstamp(sector, index))
             .collect()
+    }
+
+    /// Which of `count` sectors from the beginning are in a hole.
+    ///
+    /// # Errors
+    /// What the volume peer says, and pages that cannot be.
+    pub async fn holes(&self, count: usize) -> Result<Vec<bool>, Trouble> {
+        let end = count as u64 * SECTOR_SIZE;
+        let mut holes = Vec::with_capacity(count);
+        let mut at = 0;
+        while at < end {
+            let area = self.link.take_area().await;
+            let asked = self
+                .request(VolumeOp::BlockStatus, at, end - at, Some(area))
+                .await;
+            let bytes = self.link.with(|wiring| {
+                wiring.give_area(area);
+                wiring.bytes(area, STATUS_PAGE_LEN as usize)
+            });
+            asked?;
+            let page = StatusPage::decode(&bytes, end - at)
+                .map_err(|code| Trouble::Wrong(format!("the page of a status: {code}")))?;
+            at += page.covered();
+            for run in page.runs() {
+                let is_hole = run.state == BlockState::Hole;
+                holes.extend((0..run.len / SECTOR_SIZE).map(|_| is_hole));
+            }
+        }
+        Ok(holes)
     }
 
     /// `len` bytes at `offset`, whatever they are.

@@ -77,6 +77,7 @@ fn copying() -> (
         offset: 0,
         len: 4096,
         memory: 0,
+        range: 0,
     };
     client.submit(0, read.encode()).unwrap();
     client.publish();

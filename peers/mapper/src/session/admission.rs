@@ -23,7 +23,7 @@ pub(super) fn admit(
     }
     let reads = match request.op {
         MapOp::Locate => request.flags & FLAG_WRITE == 0,
-        op => matches!(op, MapOp::Close | MapOp::Lineage),
+        op => matches!(op, MapOp::Close | MapOp::Lineage | MapOp::Status),
     };
     if session.write || reads {
         Ok(session)
@@ -36,7 +36,10 @@ pub(super) fn admit(
 pub(super) fn waits_for_begin(volume: &Volume, request: &MapRequest) -> bool {
     let reads = match request.op {
         MapOp::Locate => request.flags & FLAG_WRITE == 0,
-        op => matches!(op, MapOp::Lineage | MapOp::Close | MapOp::Abandon),
+        op => matches!(
+            op,
+            MapOp::Lineage | MapOp::Status | MapOp::Close | MapOp::Abandon
+        ),
     };
     !reads && volume.start.due().is_some()
 }

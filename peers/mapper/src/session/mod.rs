@@ -13,6 +13,7 @@
 //! | `requests` | who may ask what, and the answers |
 //! | `open`, `close` | the begin and end of a session |
 //! | `locate` | where blocks live: the hot path |
+//! | `status` | which blocks hold data |
 //! | `change` | first writes and zeroes |
 //! | `commit`, `checkpoint` | the log, and the map's pages with a new head |
 //! | `snapshot` | snapshots of an open volume |
@@ -34,6 +35,7 @@ mod recovery;
 mod requests;
 mod settled;
 mod snapshot;
+mod status;
 
 pub(crate) use close::client_gone;
 pub(crate) use load::read_head;

@@ -14,11 +14,14 @@ use super::commit::flush_commit;
 use super::locate::locate;
 use super::open::open;
 use super::pages::with_pages;
+use super::status::status;
 use super::{checkpoint, snapshot};
 use crate::effect::ClientId;
 use crate::failure::Failure;
 use crate::parts::Parts;
+use crate::pool::Pool;
 use crate::sessions::Session;
+use crate::tree::Missing;
 use crate::volume::{Volume, WaitingRequest};
 
 /// Answers a request, now or later; `data` is what a flush has the log keep.
@@ -103,7 +106,17 @@ fn serve(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, da
             parts.pool.count(|counters| counters.locates += 1);
             match locate(&parts.pool, volume, &request) {
                 Ok(reply) => reply,
-                Err(_missing) => return locate_later(parts, session, tag, request),
+                Err(_missing) => {
+                    parts.pool.count(|counters| counters.locate_misses += 1);
+                    return look_later(parts, session, tag, request, locate);
+                }
+            }
+        }
+        MapOp::Status => {
+            parts.pool.count(|counters| counters.statuses += 1);
+            match status(&parts.pool, volume, &request) {
+                Ok(reply) => reply,
+                Err(_missing) => return look_later(parts, session, tag, request, status),
             }
         }
         MapOp::Lineage => lineage(volume, request.operand[0]),
@@ -156,14 +169,17 @@ fn later(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, da
     });
 }
 
-fn locate_later(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest) {
-    parts.pool.count(|counters| counters.locate_misses += 1);
+/// A look at the map that may miss a page.
+type Look = fn(&Pool, &Volume, &MapRequest) -> Result<MapReply, Missing>;
+
+/// Answers what `look` sees when the pages that it needs are in memory.
+fn look_later(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, look: Look) {
     let session = session.clone();
     parts.spawn(|parts| async move {
         let volume = &session.volume;
-        let step = || locate(&parts.pool, volume, &request);
-        let located = with_pages(&parts, volume, step).await;
-        let reply = match (located, volume.access.poisoned()) {
+        let step = || look(&parts.pool, volume, &request);
+        let seen = with_pages(&parts, volume, step).await;
+        let reply = match (seen, volume.access.poisoned()) {
             (_, Some(code)) | (Err(Failure { code, .. }), None) => MapReply::failed(code),
             (Ok(reply), None) => reply,
         };

@@ -15,6 +15,7 @@ mod node;
 mod page;
 mod place;
 mod set;
+mod status;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -115,15 +116,18 @@ impl Tree {
         cache: &Cache,
         block: u64,
     ) -> Result<(Option<Layer>, u64), Missing> {
-        let first = block - block % self.object_blocks;
-        self.with_object(cache, block, |found| {
-            let Some((leaf, object)) = found else {
-                return (None, first + self.object_blocks);
-            };
-            let (layer, end) = leaf.lookup(object, small(block - first));
-            let end = end.map_or(self.object_blocks, u64::from);
-            (layer, first + end)
+        self.with_object(cache, block, |found| match found {
+            Some((leaf, _)) => self.leaf_lookup(leaf, block),
+            None => (None, (block / self.object_blocks + 1) * self.object_blocks),
         })
+    }
+
+    /// The run that holds `block`, in the leaf that has the block's object.
+    fn leaf_lookup(&self, leaf: &Leaf, block: u64) -> (Option<Layer>, u64) {
+        let (object, into) = (block / self.object_blocks, block % self.object_blocks);
+        let (layer, end) = leaf.lookup(index(object % LEAF_OBJECTS), small(into));
+        let end = end.map_or(self.object_blocks, u64::from);
+        (layer, block - into + end)
     }
 
     /// Where a write of `range` goes, from its first block on, inside the object of that block.

@@ -38,7 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn layer(epoch: u64) -> Layer {
+pub(super) fn layer(epoch: u64) -> Layer {
     Layer {
         lineage: OWN,
         epoch: Epoch(epoch),
@@ -46,14 +46,14 @@ fn layer(epoch: u64) -> Layer {
 }
 
 /// A tree whose pages are kept as bytes.
-struct Stored {
-    tree: Tree,
-    cache: Cache,
+pub(super) struct Stored {
+    pub(super) tree: Tree,
+    pub(super) cache: Cache,
     pack: Vec<u8>,
 }
 
 impl Stored {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let tree = Tree::new(Root::default(), ObjectSize::MIN);
         Stored {
             tree,
@@ -62,7 +62,7 @@ impl Stored {
         }
     }
 
-    fn set(&mut self, start: u64, end: u64, layer: Option<Layer>) {
+    pub(super) fn set(&mut self, start: u64, end: u64, layer: Option<Layer>) {
         let range = Range { start, end };
         while let Some(missing) = self.tree.missing(&self.cache, range, layer) {
             self.load(missing);
@@ -70,7 +70,7 @@ impl Stored {
         self.tree.set(&self.cache, range, layer);
     }
 
-    fn load(&mut self, missing: Missing) {
+    pub(super) fn load(&mut self, missing: Missing) {
         let page = missing.page;
         let from = usize::try_from(page.offset).unwrap();
         let bytes = &self.pack[from..from + page.len as usize];
@@ -78,7 +78,7 @@ impl Stored {
         self.cache.insert(page, node);
     }
 
-    fn store(&mut self) {
+    pub(super) fn store(&mut self) {
         let (written, root) = self.tree.pages(OWN, 1, self.pack.len() as u64);
         self.pack.extend_from_slice(&written.bytes);
         self.tree = Tree::new(root, ObjectSize::MIN);
@@ -110,7 +110,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_tree_is_an_array_and_a_copy_never_changes(steps in prop::collection::vec(step(), 1..40)) {
+    fn a_tree_is_an_array_and_a_copy_never_changes(
+        steps in prop::collection::vec(step(), 1..40),
+        asked in prop::collection::vec((0..BLOCKS, 1..BLOCKS), 1..9),
+    ) {
         let mut stored = Stored::new();
         let mut model = vec![0; usize::try_from(BLOCKS).unwrap()];
         let mut frozen: Vec<(Tree, Vec<u64>)> = Vec::new();
@@ -131,9 +134,13 @@ proptest! {
             }
         }
         let live = stored.tree.clone();
-        prop_assert_eq!(stored.content(&live), model);
+        frozen.push((live, model));
         for (tree, content) in frozen {
-            prop_assert_eq!(stored.content(&tree), content);
+            prop_assert_eq!(&stored.content(&tree), &content);
+            for (start, len) in &asked {
+                stored.check_status(&tree, &content, *start, BLOCKS.min(start + len));
+            }
+            stored.check_status(&tree, &content, 0, BLOCKS);
         }
     }
 
@@ -381,6 +388,13 @@ fn a_tree_of_every_height_finds_its_blocks() {
 
 thread_local! {
     static STEPS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Runs that `what` looks at.
+pub(super) fn steps_of(what: impl FnOnce()) -> u64 {
+    STEPS.set(0);
+    what();
+    STEPS.get()
 }
 
 /// A run was looked at.

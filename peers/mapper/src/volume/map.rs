@@ -7,6 +7,7 @@
 //!   committed.
 //! - A change that is in the tree but not in the log is in the dirty metadata, in the order of the changes.
 
+use archipelago_protocol::status::MapRuns;
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 
 use super::dirty::{DirtyMetadata, Full};
@@ -137,6 +138,11 @@ impl LiveMap {
         block: u64,
     ) -> Result<(Option<Layer>, u64), Missing> {
         self.tree.lookup(cache, block)
+    }
+
+    /// Which blocks of `range` hold data, as far as bounded work goes.
+    pub(crate) fn status(&self, cache: &Cache, range: Range) -> Result<MapRuns, Missing> {
+        self.tree.status(cache, range)
     }
 
     /// Where a write of `range` goes: in place if the volume owns the objects.

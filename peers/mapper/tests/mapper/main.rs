@@ -14,3 +14,4 @@ mod promises;
 mod recovery;
 mod rig;
 mod sessions;
+mod status;

@@ -3,10 +3,11 @@
 //! A power cut may take any subset of unsynced sectors. What was flushed must be there; each block holds what it held at
 //! the last flush or something written since; what is read after recovery is what it is from then on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_mapper::MapperConfig;
 use archipelago_protocol::catalogue::CatalogueRequest;
+use archipelago_protocol::status::BlockState;
 use archipelago_protocol::{Lineage, ObjectSize};
 use proptest::prelude::*;
 
@@ -37,6 +38,7 @@ enum Step {
     Death,
     PowerCut(u64),
     Vanish,
+    Status(u64, u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -50,6 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Death),
         1 => any::<u64>().prop_map(Step::PowerCut),
         1 => Just(Step::Vanish),
+        4 => (0..BLOCKS, 1..BLOCKS).prop_map(|(from, to)| Step::Status(from, to)),
     ]
 }
 
@@ -162,6 +165,10 @@ impl World {
                 self.handle = self.rig.open(self.own, true);
                 self.durable();
             }
+            Step::Status(from, to) => {
+                let (from, to) = (*from.min(to), *from.max(to));
+                self.check_status(self.handle, &self.now(), from, to);
+            }
             Step::PowerCut(seed) => {
                 let mut state = seed | 1;
                 self.rig.power_cut(|| {
@@ -198,13 +205,35 @@ impl World {
         }
     }
 
+    /// From block `from` to block `to`: what holds a value is data, everything else is a hole.
+    fn check_status(&mut self, handle: u32, content: &BTreeMap<u64, u64>, from: u64, to: u64) {
+        let places = [from, to].map(|block| place(block, self.object_size));
+        let mut at = places[0];
+        let data: BTreeSet<u64> = content
+            .iter()
+            .filter(|(_, value)| **value != 0)
+            .map(|(block, _)| place(*block, self.object_size))
+            .filter(|block| (places[0]..=places[1]).contains(block))
+            .collect();
+        let mut found = BTreeSet::new();
+        for (blocks, state) in self.rig.status(handle, at, places[1] + 1 - at) {
+            if state == BlockState::Data {
+                found.extend(at..at + blocks);
+            }
+            at += blocks;
+        }
+        assert_eq!(found, data, "from {} to {}", places[0], places[1]);
+    }
+
     fn check(&mut self) {
+        self.check_status(self.handle, &self.now(), 0, BLOCKS - 1);
         for (block, value) in self.now() {
             let found = self.rig.read(self.handle, place(block, self.object_size));
             assert_eq!(found, value, "block {block}");
         }
         for (lineage, content) in self.frozen.clone() {
             let handle = self.rig.open(lineage, false);
+            self.check_status(handle, &content, 0, BLOCKS - 1);
             for (block, value) in content {
                 let found = self.rig.read(handle, place(block, self.object_size));
                 assert_eq!(found, value, "block {block} of {lineage}");

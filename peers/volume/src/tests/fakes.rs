@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use archipelago_protocol::carry::{Carried, CarriedBlock};
 use archipelago_protocol::map::{FLAG_HOME, FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::status::{BlockState, MapRuns};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 use xseg::{RegionId, RegionTable};
 
@@ -107,6 +108,7 @@ impl FakeMapper {
         };
         match request.op {
             MapOp::Locate => self.locate(first, count, request.flags & FLAG_WRITE != 0),
+            MapOp::Status => self.status(first, count),
             MapOp::Lineage => {
                 let values = INDEXED[usize::try_from(request.operand[0]).unwrap()].to_words();
                 MapReply {
@@ -209,6 +211,23 @@ impl FakeMapper {
             }
             MapOp::Open => unreachable!("answered above"),
         }
+    }
+
+    /// Runs of at most `run_max` blocks, so that neighbours may be of one state.
+    fn status(&self, first: usize, count: usize) -> MapReply {
+        let state = |block: usize| match self.live[block] {
+            Some(_) => BlockState::Data,
+            None => BlockState::Hole,
+        };
+        let mut runs = MapRuns::default();
+        let (mut at, end) = (first, first + count);
+        while at < end && (runs.len() as usize) < MapRuns::MAX {
+            let same = (at..end).take_while(|block| state(*block) == state(at));
+            let blocks = (same.count() as u64).min(self.run_max);
+            assert!(runs.push(state(at), blocks));
+            at += usize::try_from(blocks).unwrap();
+        }
+        MapReply::status(&runs)
     }
 
     fn locate(&self, first: usize, count: usize, write: bool) -> MapReply {

@@ -7,5 +7,6 @@ mod journaled;
 mod random;
 mod safety;
 mod space;
+mod status;
 mod wire;
 mod world;

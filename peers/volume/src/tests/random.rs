@@ -57,6 +57,7 @@ fn op() -> impl Strategy<Value = VolumeOp> {
         4 => Just(VolumeOp::Read),
         8 => Just(VolumeOp::Write { durable: false }),
         1 => Just(VolumeOp::Write { durable: true }),
+        3 => Just(VolumeOp::BlockStatus),
         3 => Just(VolumeOp::Flush),
         2 => Just(VolumeOp::Discard),
         1 => Just(VolumeOp::WriteZeroes { unmap: true, durable: false }),
@@ -149,7 +150,9 @@ fn map_fault(world: &World, index: usize, setup: Setup) -> Option<ErrorCode> {
         {
             Some(ErrorCode::NoSpace)
         }
-        MapOp::Locate | MapOp::Lineage | MapOp::Written | MapOp::Zero if setup.faults => {
+        MapOp::Locate | MapOp::Status | MapOp::Lineage | MapOp::Written | MapOp::Zero
+            if setup.faults =>
+        {
             Some(ErrorCode::Io)
         }
         _ => None,

@@ -6,6 +6,7 @@
 use archipelago_protocol::carry::{AREA_LEN, Carried, CarriedBlock};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::status::{BlockState, STATUS_PAGE_MAX, StatusPage, StatusRun};
 use archipelago_protocol::volume::{
     OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeOp, VolumeRequest, Volumes,
 };
@@ -65,6 +66,8 @@ pub(crate) struct World {
     snapshot_begun: Vec<(u64, u64)>,
     frozen: Vec<(Vec<Block>, Vec<u8>)>,
     pub(crate) control: Vec<ControlEvent>,
+    /// What status requests were answered.
+    pub(crate) statuses: Vec<Vec<StatusRun>>,
     pub(crate) map_log: Vec<MapRequest>,
     pub(crate) object_log: Vec<ObjectRequest>,
     /// Whether opening after a death syncs the pool, as a real mapper does.
@@ -135,6 +138,7 @@ impl World {
             snapshot_begun: Vec::new(),
             frozen: Vec::new(),
             control: Vec::new(),
+            statuses: Vec::new(),
             map_log: Vec::new(),
             object_log: Vec::new(),
             recovery_syncs: true,
@@ -168,11 +172,16 @@ impl World {
     ) -> Option<u64> {
         let area = self.pending.iter().position(Option::is_none)? as u64;
         let value = self.tick();
+        // A status has its page in memory, of as many runs as it has sectors, within what a page may have.
+        let memory = match op {
+            VolumeOp::BlockStatus => (len / SECTOR * 8).min(STATUS_PAGE_MAX.into()),
+            _ => len,
+        };
         let mut bounds: Vec<u64> = cuts
             .iter()
             .copied()
-            .filter(|cut| *cut < len)
-            .chain([0, len])
+            .filter(|cut| *cut < memory)
+            .chain([0, memory])
             .collect();
         bounds.sort_unstable();
         bounds.dedup();
@@ -195,12 +204,14 @@ impl World {
         ) {
             segments.clear();
         }
-        let fill = if op == VolumeOp::Read {
+        let fill = if matches!(op, VolumeOp::Read | VolumeOp::BlockStatus) {
             u64::MAX
         } else {
             value
         };
-        let bytes = fill.to_le_bytes().repeat(usize::try_from(len / 8).unwrap());
+        let bytes = fill
+            .to_le_bytes()
+            .repeat(usize::try_from(memory / 8).unwrap());
         let mut from = bytes.as_slice();
         for segment in &segments {
             let (now, rest) = from.split_at(segment.len as usize);
@@ -230,7 +241,7 @@ impl World {
             submitted: self.now,
             segments,
         };
-        if !matches!(op, VolumeOp::Read | VolumeOp::Flush) {
+        if !matches!(op, VolumeOp::Read | VolumeOp::Flush | VolumeOp::BlockStatus) {
             for sector in offset / SECTOR..(offset + len) / SECTOR {
                 let version = Version {
                     value,
@@ -276,6 +287,40 @@ impl World {
         );
     }
 
+    /// The memory that requests name as region 1.
+    pub(crate) fn guest_memory(&self) -> &Region {
+        &self.guest
+    }
+
+    fn memory_of(&self, pending: &Pending) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for segment in &pending.segments {
+            let mut part = vec![0; segment.len as usize];
+            self.guest.read(segment.offset, &mut part).unwrap();
+            bytes.extend(part);
+        }
+        bytes
+    }
+
+    /// No sector is called a hole that cannot have been zeros, and neighbours differ.
+    fn check_status(&mut self, pending: &Pending, now: u64) {
+        let bytes = self.memory_of(pending);
+        let page = StatusPage::decode(&bytes, pending.len).unwrap();
+        let runs: Vec<StatusRun> = page.runs().collect();
+        assert!(runs.windows(2).all(|pair| pair[0].state != pair[1].state));
+        let mut at = pending.offset;
+        for run in &runs {
+            let end = at + run.len;
+            if run.state == BlockState::Hole {
+                for sector in at / SECTOR..end / SECTOR {
+                    self.check("hole", sector, &[0; 512], pending.submitted, now);
+                }
+            }
+            at = end;
+        }
+        self.statuses.push(runs);
+    }
+
     fn done(&mut self, area: u64, result: Result<(), ErrorCode>) {
         let pending = self.pending[usize::try_from(area).unwrap()]
             .take()
@@ -285,17 +330,13 @@ impl World {
         let sectors = pending.offset / SECTOR..(pending.offset + pending.len) / SECTOR;
         match pending.op {
             VolumeOp::Read if result.is_ok() => {
-                let mut bytes = Vec::new();
-                for segment in &pending.segments {
-                    let mut part = vec![0; segment.len as usize];
-                    self.guest.read(segment.offset, &mut part).unwrap();
-                    bytes.extend(part);
-                }
+                let bytes = self.memory_of(&pending);
                 for (sector, bytes) in sectors.zip(bytes.chunks(512)) {
                     self.check("read", sector, bytes, pending.submitted, now);
                 }
             }
-            VolumeOp::Read => {}
+            VolumeOp::BlockStatus if result.is_ok() => self.check_status(&pending, now),
+            VolumeOp::Read | VolumeOp::BlockStatus => {}
             VolumeOp::Flush => {
                 if result.is_ok() {
                     self.flushed = self.flushed.max(pending.submitted);
@@ -439,6 +480,13 @@ impl World {
             _ => {}
         }
         wire.borrow_mut().answer(index, reply.encode(entry.tag));
+    }
+
+    /// The mapper answers its first request with `reply`, whatever it asks.
+    pub(crate) fn map_answer(&mut self, reply: &MapReply) {
+        let wire = std::rc::Rc::clone(&self.map_port.wire);
+        let tag = wire.borrow().queue[0].1.tag;
+        wire.borrow_mut().answer(0, reply.encode(tag));
     }
 
     /// The journaled data of a request to the mapper.

@@ -5,6 +5,7 @@
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::ids::SECTOR_SIZE;
+use archipelago_protocol::status::{STATUS_ENTRY_LEN, STATUS_PAGE_MAX};
 use archipelago_protocol::volume::{OpenMode, VolumeOp, VolumeRequest};
 use xseg::ClientPort;
 
@@ -15,6 +16,12 @@ use crate::pieces::NewPiece;
 use crate::request::{Phase, Request};
 use crate::session::Session;
 use crate::tables::Tables;
+
+/// Whether a page of a status may have `len` bytes.
+fn is_page(len: u64) -> bool {
+    let (entry, max) = (u64::from(STATUS_ENTRY_LEN), u64::from(STATUS_PAGE_MAX));
+    len.is_multiple_of(entry) && (entry..=max).contains(&len)
+}
 
 impl Volume {
     /// A request of the driver, with cookie `cookie`.
@@ -68,11 +75,12 @@ impl Volume {
         if self.space.refuses_all() {
             return Err(ErrorCode::NoSpace);
         }
-        let is_write = !matches!(asked.op, VolumeOp::Read | VolumeOp::Flush);
+        let is_read = matches!(asked.op, VolumeOp::Read | VolumeOp::BlockStatus);
+        let is_write = !is_read && asked.op != VolumeOp::Flush;
         if self.mode == OpenMode::ReadOnly && is_write {
             return Err(ErrorCode::ReadOnly);
         }
-        if self.stale && asked.op != VolumeOp::Read {
+        if self.stale && !is_read {
             return Err(ErrorCode::Stale);
         }
         if asked.op == VolumeOp::Flush {
@@ -88,8 +96,13 @@ impl Volume {
             return Err(ErrorCode::Invalid);
         }
         let lens = asked.segments.iter().map(|segment| u64::from(segment.len));
-        let moves_data = matches!(asked.op, VolumeOp::Read | VolumeOp::Write { .. });
-        if moves_data && lens.sum::<u64>() != asked.len {
+        let memory = lens.sum::<u64>();
+        let fits = match asked.op {
+            VolumeOp::Read | VolumeOp::Write { .. } => memory == asked.len,
+            VolumeOp::BlockStatus => asked.len > 0 && is_page(memory),
+            _ => true,
+        };
+        if !fits {
             return Err(ErrorCode::Invalid);
         }
         Ok(())

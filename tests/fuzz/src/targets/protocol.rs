@@ -4,8 +4,10 @@ use archipelago_api::config::{Config, PoolConfig};
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::{ControlReply, ControlRequest};
+use archipelago_protocol::ids::{BLOCK_SIZE, SECTOR_SIZE};
 use archipelago_protocol::map::{MapReply, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest};
+use archipelago_protocol::status::{StatusPage, StatusRun};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use xseg::{Completion, Submission};
@@ -37,6 +39,27 @@ pub(crate) fn map_entry(bytes: &[u8]) {
     let again = MapReply::decode(&reply.encode(entry.tag));
     assert_eq!((again, again.placement()), (reply, reply.placement()));
     assert_eq!(again.object_size(), reply.object_size());
+    if let Ok(runs) = reply.status_runs() {
+        let answer = MapReply::status(&runs);
+        assert_eq!((answer.result, answer.values), (reply.result, reply.values));
+        assert!(runs.iter().all(|run| run.len >= BLOCK_SIZE));
+    }
+}
+
+/// The length that was asked for, then the page.
+pub(crate) fn status_page(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let asked = input.u64();
+    let page = input.take(usize::MAX);
+    let Ok(decoded) = StatusPage::decode(page, asked) else {
+        return;
+    };
+    let runs: Vec<StatusRun> = decoded.runs().collect();
+    let covered: u64 = runs.iter().map(|run| run.len).sum();
+    assert_eq!(decoded.covered(), covered);
+    assert!((SECTOR_SIZE..=asked).contains(&covered));
+    let again: Vec<u8> = runs.iter().flat_map(|run| run.encode()).collect();
+    assert_eq!(again, page[..again.len()]);
 }
 
 pub(crate) fn object_entry(bytes: &[u8]) {

@@ -371,6 +371,41 @@ impl Oracle {
         needed
     }
 
+    /// Judges which sectors of `lineage` were called holes by somebody who began at `since` and then read `read`: a hole reads
+    /// as zeros, unless a write came in between.
+    ///
+    /// # Errors
+    /// What contradicts the promises.
+    pub fn judge_holes(
+        &self,
+        lineage: Lineage,
+        holes: &[bool],
+        read: &[Value],
+        since: Tick,
+    ) -> Result<(), String> {
+        let thing = self.thing(lineage);
+        let wrong = holes
+            .iter()
+            .zip(read)
+            .enumerate()
+            .find(|(index, (is_hole, value))| {
+                let excused = match &thing.content {
+                    // Nobody writes before what is there after a crash was read.
+                    Content::Live(_) if thing.crashed.is_some() => false,
+                    Content::Live(sectors) => sectors[*index].was_written_after(since),
+                    Content::Frozen(_) => false,
+                };
+                **is_hole && **value != 0 && !excused
+            });
+        match wrong {
+            None => Ok(()),
+            Some((index, (_, value))) => {
+                let name = &thing.name;
+                Err(format!("{name}, sector {index}: a hole, and holds {value}"))
+            }
+        }
+    }
+
     /// Judges what was read of `lineage` by somebody who began at `since`, and pins it.
     ///
     /// # Errors
@@ -478,6 +513,27 @@ mod tests {
         oracle.flush_acknowledged(V, submitted);
         check(&oracle, None, &[8], &[7, 0]);
         check(&oracle, Some(Crash::PowerCut), &[7, 8], &[0]);
+    }
+
+    #[test]
+    fn a_hole_reads_as_zeros_unless_a_write_came_in_between() {
+        let mut oracle = volume();
+        let judge = |oracle: &Oracle, value, since| {
+            oracle
+                .judge_holes(V, &[true, false], &[value, value], since)
+                .is_ok()
+        };
+        let before = oracle.now();
+        let seven = oracle.write_started(V, 0..1, 7);
+        assert!(judge(&oracle, 0, before) && judge(&oracle, 7, before));
+        oracle.write_ended(V, 0..1, seven, true);
+        let after = oracle.now();
+        assert!(judge(&oracle, 7, before), "it ended after the status began");
+        assert!(!judge(&oracle, 7, after));
+        oracle.write_started(V, 0..1, 8);
+        assert!(judge(&oracle, 8, after), "it is in flight");
+        oracle.crash(Crash::Kill);
+        assert!(!judge(&oracle, 8, after), "nobody writes any more");
     }
 
     #[test]

@@ -118,6 +118,12 @@ impl Sector {
         }
     }
 
+    /// Whether a write was under way at `since` or later.
+    pub(super) fn was_written_after(&self, since: Tick) -> bool {
+        let mut writes = self.writes();
+        writes.any(|write| write.fate == Fate::InFlight || write.ended >= since)
+    }
+
     /// Forgets what a flushed write has followed.
     pub(super) fn forget(&mut self) {
         if self.rest.is_empty() {

@@ -15,6 +15,7 @@ use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::status::BlockState;
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize, OnFull};
 
 use self::pool::{Pool, SECTOR};
@@ -294,6 +295,33 @@ impl Rig {
             ..MapRequest::new(MapOp::Locate, handle)
         };
         self.ask(request)
+    }
+
+    /// Every answer to a status of `blocks` blocks, joined: blocks and their state.
+    pub(crate) fn status(
+        &mut self,
+        handle: u32,
+        block: u64,
+        blocks: u64,
+    ) -> Vec<(u64, BlockState)> {
+        let mut joined: Vec<(u64, BlockState)> = Vec::new();
+        let (mut at, end) = (block * 4096, (block + blocks) * 4096);
+        while at < end {
+            let reply = self.ask(MapRequest {
+                offset: at,
+                len: end - at,
+                ..MapRequest::new(MapOp::Status, handle)
+            });
+            for run in reply.status_runs().unwrap().iter() {
+                at += run.len;
+                match joined.last_mut() {
+                    Some((blocks, state)) if *state == run.state => *blocks += run.len / 4096,
+                    _ => joined.push((run.len / 4096, run.state)),
+                }
+            }
+        }
+        assert_eq!(at, end, "not more than was asked for");
+        joined
     }
 
     pub(crate) fn lineage(&mut self, handle: u32, index: u64) -> Lineage {
