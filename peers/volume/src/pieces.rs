@@ -15,7 +15,6 @@
 
 use archipelago_protocol::map::{MapReply, Placement};
 use archipelago_protocol::object::ObjectReply;
-use archipelago_protocol::status::StatusRun;
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 use xseg::ClientPort;
 
@@ -333,27 +332,13 @@ impl Pieces {
     ) -> Result<Run, ErrorCode> {
         let runs = reply.status_runs()?;
         let piece = &mut t.pieces[p];
-        let (blocks, end) = (piece.blocks(), piece.offset + piece.len);
-        let mut at = blocks.start;
-        let mut goes_on = cursor.note_answer();
-        for run in runs.iter() {
-            at += run.len;
-            if at > blocks.end {
-                return Err(ErrorCode::Internal);
-            }
-            // The first and the last block count as far as they were asked for.
-            let len = at.min(end) - piece.offset;
-            let part = StatusRun { len, ..run };
-            if !cursor.add(&t.memory, piece.request, part)? {
-                goes_on = false;
-                break;
-            }
-            piece.offset += len;
-            piece.len -= len;
-        }
-        if piece.len > 0 && goes_on {
-            self.submitter
-                .ask_map(&mut t.pieces, p, Step::Status(cursor));
+        let range = piece.offset..piece.offset + piece.len;
+        let covered = cursor.add(&t.memory, piece.request, &runs, range)?;
+        piece.offset += covered;
+        piece.len -= covered;
+        if piece.len > 0 && cursor.has_room() {
+            let step = Step::Status(cursor);
+            self.submitter.ask_map(&mut t.pieces, p, step);
             return Ok(Run::Continues);
         }
         cursor.finish(&t.memory, piece.request)?;

@@ -1,14 +1,17 @@
 //! A status in work: the page of runs that a request fills, answer by answer of the mapper.
 //!
-//! The last run is kept back until the next one differs from it or the page ends, so neighbours differ in their state.
+//! The last run is not written until the next one differs from it or the page ends, so neighbours differ in their state.
+
+use std::ops::Range;
 
 use archipelago_protocol::ErrorCode;
-use archipelago_protocol::status::{STATUS_ENTRY_LEN, StatusRun};
+use archipelago_protocol::status::{MapRuns, STATUS_ENTRY_LEN, StatusRun};
 
+use crate::blocks::{block_end, block_start};
 use crate::memory::{GuestMemory, RequestBytes};
 
-/// Requests to the mapper for one page: what each costs is bounded, so a status of 1 PiB ends soon too.
-const ASKS_MAX: u16 = 64;
+/// Answers of the mapper that one page takes: the work of each is bounded, so a status of 1 PiB ends soon too.
+const ANSWERS_MAX: u16 = 64;
 
 /// How far the page of a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,16 +20,45 @@ pub(crate) struct StatusCursor {
     last: Option<StatusRun>,
     /// Runs that are written.
     written: u16,
-    /// Answers that are used.
-    asks: u16,
+    /// Answers that were added.
+    answers: u16,
+    /// A run had no room.
+    full: bool,
 }
 
 impl StatusCursor {
-    /// Adds `run` to the page of request `request`. Whether there was room.
+    /// Adds an answer of the mapper about the blocks of `range` to the page of request `request`. Returns the bytes of the
+    /// range that the page covers now.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`]: the page's memory has gone.
+    /// [`ErrorCode::Internal`]: more than was asked for. [`ErrorCode::Invalid`]: the page's memory has gone.
     pub(crate) fn add(
+        &mut self,
+        memory: &GuestMemory,
+        request: u32,
+        runs: &MapRuns,
+        range: Range<u64>,
+    ) -> Result<u64, ErrorCode> {
+        self.answers += 1;
+        let (mut covered, mut at) = (range.start, block_start(range.start));
+        for run in runs.iter() {
+            at += run.len;
+            if at > block_end(range.end) {
+                return Err(ErrorCode::Internal);
+            }
+            // The first and the last block count as far as they were asked for.
+            let len = at.min(range.end) - covered;
+            if !self.push(memory, request, StatusRun { len, ..run })? {
+                self.full = true;
+                break;
+            }
+            covered += len;
+        }
+        Ok(covered - range.start)
+    }
+
+    /// Adds `run`. Whether there was room.
+    fn push(
         &mut self,
         memory: &GuestMemory,
         request: u32,
@@ -47,10 +79,9 @@ impl StatusCursor {
         Ok(true)
     }
 
-    /// An answer was used. Whether another one may be asked for.
-    pub(crate) fn note_answer(&mut self) -> bool {
-        self.asks += 1;
-        self.asks < ASKS_MAX
+    /// Whether another answer may be added.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.full && self.answers < ANSWERS_MAX
     }
 
     /// Writes what is left, and the end of the page.

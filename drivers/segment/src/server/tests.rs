@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use archipelago_doubles::memory_volumes::MemoryVolumes;
+use archipelago_protocol::status::{BlockState, StatusPage};
 use xseg::local::{LocalClient, LocalServer, channel};
 use xseg::{ClientPort, RegionTable, Submission};
 
@@ -112,4 +113,55 @@ fn an_endpoint_that_stops_cuts_its_client_off_once() {
     volumes.state().release(0);
     while !matches!(server.poll(&mut volumes), BulkStep::Ended) {}
     assert_eq!(volumes.state().closes, 1);
+}
+
+/// The answer to `request` of a client whose copy may only read.
+fn answer(volumes: &mut MemoryVolumes, request: BulkRequest) -> (i32, Vec<u8>) {
+    let mut server = BulkServer::open(volumes, Lineage(1), false);
+    server.poll(volumes);
+    let (mut client, port) = channel(16, 1 << 20).unwrap();
+    server.connect(volumes, port);
+    client.submit(7, request.encode()).unwrap();
+    client.publish();
+    let completion = loop {
+        server.poll(volumes);
+        if let Some((cookie, completion)) = client.complete() {
+            assert_eq!(cookie, 7);
+            break completion;
+        }
+    };
+    let mut page = vec![0; 32];
+    client.arena().read(request.memory, &mut page).unwrap();
+    drop(client);
+    while !matches!(server.poll(volumes), BulkStep::Ended) {}
+    (completion.result, page)
+}
+
+#[test]
+fn a_copy_that_only_reads_may_ask_for_the_status_of_more_than_its_memory_holds() {
+    let mut volumes = MemoryVolumes::new(8 << 20);
+    volumes.state().data[(4 << 20) + 5000] = 1;
+    let status = BulkRequest {
+        op: BulkOp::Status,
+        offset: 4096,
+        len: 32,
+        memory: 4096,
+        range: (8 << 20) - 4096,
+    };
+    let (result, page) = answer(&mut volumes, status);
+    assert_eq!(result, 0);
+    let page = StatusPage::decode(&page, status.range).unwrap();
+    let runs: Vec<_> = page.runs().map(|run| (run.len, run.state)).collect();
+    let expected = [
+        (4 << 20, BlockState::Hole),
+        (4096, BlockState::Data),
+        ((4 << 20) - 8192, BlockState::Hole),
+    ];
+    assert_eq!(runs, expected);
+    let beyond = BulkRequest {
+        range: 8 << 20,
+        ..status
+    };
+    let (result, _) = answer(&mut volumes, beyond);
+    assert_eq!(result, ErrorCode::Invalid.to_result());
 }
