@@ -1,4 +1,4 @@
-//! `image export`: a raw copy, with holes where there are zeros if the target can have holes.
+//! `image export`: a raw copy, with holes where there are zeros if the target can have holes. Only data is read.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -14,10 +14,14 @@ use archipelago_protocol::{Error, ErrorCode, Name};
 use archipelago_segment::{BulkClient, BulkOp};
 use serde::Serialize;
 
+use super::extents::Extents;
 use super::interrupt::Interrupt;
 use super::{progress, zeros};
 use crate::commands::volume;
 use crate::output::Output;
+
+/// Bytes of zeros that are written at once.
+const ZEROS_LEN: usize = 1 << 20;
 
 /// What an export says to scripts.
 #[derive(Debug, Serialize)]
@@ -32,6 +36,8 @@ struct Target {
     title: String,
     file: File,
     kind: TargetKind,
+    /// End of what was written.
+    position: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -81,7 +87,7 @@ fn explained(error: Error, name: &Name, client: &Client) -> Error {
     }
 }
 
-/// Copies everything, several reads ahead of the one write.
+/// Copies the data, and leaves holes or writes zeros from memory where there is none.
 fn copy(
     channel: &mut BulkClient<'_>,
     target: &mut Target,
@@ -91,38 +97,91 @@ fn copy(
 ) -> Result<(), Error> {
     let bar = progress::known(size, output);
     let mut buffer = vec![0; channel.cell_len()];
-    let mut free: Vec<usize> = (0..channel.cells()).collect();
-    let mut ahead: VecDeque<(usize, u64, usize)> = VecDeque::new();
-    let mut done = vec![false; channel.cells()];
-    let mut next = 0;
-    while next < size || !ahead.is_empty() {
+    let mut reads = Reads::new(channel, size);
+    while let Some((offset, len)) = reads.next(&mut buffer)? {
         interrupt.check()?;
-        while next < size
-            && let Some(cell) = free.pop()
-        {
-            let len = usize::try_from(size - next)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len());
-            channel.submit(cell, BulkOp::Read, next, len)?;
-            ahead.push_back((cell, next, len));
-            next += len as u64;
-        }
-        let Some((cell, offset, len)) = ahead.pop_front() else {
-            break;
-        };
-        while !done[cell] {
-            done[channel.wait()?] = true;
-        }
-        done[cell] = false;
-        channel.take(cell, &mut buffer[..len]);
-        free.push(cell);
-        target.write(&buffer[..len], offset)?;
+        target.write(&buffer[..len], offset, interrupt)?;
         bar.set_position(offset + len as u64);
     }
+    target.zeros_to(size, interrupt)?;
     channel.submit(0, BulkOp::Finish, 0, 0)?;
     channel.wait()?;
     bar.finish_and_clear();
     Ok(())
+}
+
+/// A read in flight.
+#[derive(Debug, Clone, Copy)]
+struct Read {
+    cell: usize,
+    offset: u64,
+    len: usize,
+}
+
+/// The reads of a copy: as many in flight as there are cells, and a question about what is to be read next.
+#[derive(Debug)]
+struct Reads<'a, 'c> {
+    channel: &'a mut BulkClient<'c>,
+    extents: Extents,
+    free: Vec<usize>,
+    /// In the order of the volume.
+    ahead: VecDeque<Read>,
+    /// Whether the read of a cell is answered.
+    done: Vec<bool>,
+}
+
+impl<'a, 'c> Reads<'a, 'c> {
+    fn new(channel: &'a mut BulkClient<'c>, size: u64) -> Self {
+        Reads {
+            extents: Extents::new(size),
+            free: (0..channel.cells()).collect(),
+            ahead: VecDeque::new(),
+            done: vec![false; channel.cells()],
+            channel,
+        }
+    }
+
+    /// Puts the next data into `buffer`, a cell long: its offset in the volume, and its length. `None`: that was all.
+    fn next(&mut self, buffer: &mut [u8]) -> Result<Option<(u64, usize)>, Error> {
+        loop {
+            self.send()?;
+            if let Some(read) = self.ahead.front().copied()
+                && self.done[read.cell]
+            {
+                self.ahead.pop_front();
+                self.done[read.cell] = false;
+                self.free.push(read.cell);
+                self.channel.take(read.cell, &mut buffer[..read.len]);
+                return Ok(Some((read.offset, read.len)));
+            }
+            if self.ahead.is_empty() && self.extents.is_done() {
+                return Ok(None);
+            }
+            let cell = self.channel.wait()?;
+            if cell == self.channel.status_cell() {
+                let runs = self.channel.status(self.extents.asked_len())?;
+                self.extents.learn(&runs);
+            } else {
+                self.done[cell] = true;
+            }
+        }
+    }
+
+    /// Asks for all that there is a cell for.
+    fn send(&mut self) -> Result<(), Error> {
+        if let Some(range) = self.extents.question() {
+            self.channel
+                .ask_status(range.start, range.end - range.start)?;
+        }
+        while let Some(cell) = self.free.last().copied()
+            && let Some((offset, len)) = self.extents.take(self.channel.cell_len())
+        {
+            self.free.pop();
+            self.channel.submit(cell, BulkOp::Read, offset, len)?;
+            self.ahead.push_back(Read { cell, offset, len });
+        }
+        Ok(())
+    }
 }
 
 impl Target {
@@ -138,6 +197,7 @@ impl Target {
                 title,
                 file,
                 kind: TargetKind::Pipe,
+                position: 0,
             });
         }
         let title = name.display().to_string();
@@ -170,10 +230,17 @@ impl Target {
         } else {
             TargetKind::Pipe
         };
-        Ok(Target { title, file, kind })
+        Ok(Target {
+            title,
+            file,
+            kind,
+            position: 0,
+        })
     }
 
-    fn write(&mut self, data: &[u8], offset: u64) -> Result<(), Error> {
+    /// Writes `data` at `offset`, behind what was written before; zeros in between.
+    fn write(&mut self, data: &[u8], offset: u64, interrupt: &Interrupt) -> Result<(), Error> {
+        self.zeros_to(offset, interrupt)?;
         let written = match self.kind {
             TargetKind::File { .. } => zeros::data_ranges(data).into_iter().try_for_each(|part| {
                 self.file
@@ -182,7 +249,33 @@ impl Target {
             TargetKind::Device => self.file.write_all_at(data, offset),
             TargetKind::Pipe => self.file.write_all(data),
         };
+        self.position = offset + data.len() as u64;
         written.map_err(|error| write_error(&self.title, &error))
+    }
+
+    /// Zeros from where the last write ended to `end`: a hole in a file, bytes elsewhere.
+    fn zeros_to(&mut self, end: u64, interrupt: &Interrupt) -> Result<(), Error> {
+        if matches!(self.kind, TargetKind::File { .. }) {
+            return Ok(());
+        }
+        let zeros = vec![
+            0;
+            usize::try_from(end - self.position)
+                .unwrap_or(usize::MAX)
+                .min(ZEROS_LEN)
+        ];
+        while self.position < end {
+            interrupt.check()?;
+            let left = usize::try_from(end - self.position).unwrap_or(usize::MAX);
+            let part = &zeros[..left.min(zeros.len())];
+            let written = match self.kind {
+                TargetKind::Device => self.file.write_all_at(part, self.position),
+                _ => self.file.write_all(part),
+            };
+            written.map_err(|error| write_error(&self.title, &error))?;
+            self.position += part.len() as u64;
+        }
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<(), Error> {
@@ -212,4 +305,44 @@ fn write_error(title: &str, error: &std::io::Error) -> Error {
         _ => ErrorCode::Io,
     };
     Error::new(code, format!("{title}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a target of `kind` holds that held `7` in each of its 3 MiB, when two pieces of data were written.
+    fn written(kind: TargetKind) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("target");
+        std::fs::write(&path, vec![7; 3 << 20]).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let mut target = Target {
+            title: "target".to_owned(),
+            file,
+            kind,
+            position: 0,
+        };
+        let interrupt = Interrupt::new().unwrap();
+        target.write(&[1; 512], 1024, &interrupt).unwrap();
+        target.write(&[2; 512], 2 << 20, &interrupt).unwrap();
+        target.zeros_to(3 << 20, &interrupt).unwrap();
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn a_device_and_a_pipe_get_the_zeros_that_a_file_has_as_holes() {
+        let mut expected = vec![0; 3 << 20];
+        expected[1024..1536].fill(1);
+        expected[2 << 20..][..512].fill(2);
+        for kind in [TargetKind::Device, TargetKind::Pipe] {
+            assert!(written(kind) == expected);
+        }
+        // A file was emptied when it was opened; here it keeps what it had.
+        let file = written(TargetKind::File { made: None });
+        assert_eq!(
+            (file[0], file[1024], file[1536], file[2 << 20]),
+            (7, 1, 7, 2)
+        );
+    }
 }

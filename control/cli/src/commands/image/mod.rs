@@ -1,6 +1,7 @@
 //! `image import|export`: the command copies the bytes itself, over a segment channel to the endpoint.
 
 mod export;
+mod extents;
 mod import;
 mod interrupt;
 mod progress;
