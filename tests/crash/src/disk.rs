@@ -48,6 +48,8 @@ pub enum Waited {
     Rung,
     /// The server is gone: [`Disk::reconnect`].
     Disconnected,
+    /// The timeout is over.
+    Nothing,
 }
 
 /// A connection. Hung up when dropped.
@@ -260,7 +262,7 @@ impl Disk {
     /// Sleeps until something may be done or the server is gone, at most for `timeout`.
     ///
     /// # Errors
-    /// If neither came in that time, or the server calls the ring broken.
+    /// If the server calls the ring broken.
     pub fn wait(&mut self, timeout: Duration) -> Result<Waited> {
         if self.connection.is_none() {
             return Ok(Waited::Disconnected);
@@ -268,7 +270,7 @@ impl Disk {
         let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         let mut events = [EpollEvent::default(); 3];
         let count = match self.epoll.wait(millis, &mut events) {
-            Ok(0) => bail!("nothing was completed within {timeout:?}"),
+            Ok(0) => return Ok(Waited::Nothing),
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error.into()),
@@ -316,12 +318,9 @@ impl Disk {
                 return Ok(None);
             }
             // Waits are in whole milliseconds, rounded down: one more, so that a wait never ends before the deadline.
-            match self.wait(left + Duration::from_millis(1)) {
-                Ok(Waited::Rung) => {}
-                Ok(Waited::Disconnected) => self.reconnect(reconnect)?,
-                // Nothing came in that time.
-                Err(_) if now() >= deadline => return Ok(None),
-                Err(error) => return Err(error),
+            match self.wait(left + Duration::from_millis(1))? {
+                Waited::Rung | Waited::Nothing => {}
+                Waited::Disconnected => self.reconnect(reconnect)?,
             }
         }
     }
@@ -335,8 +334,10 @@ impl Disk {
             if let Some(done) = self.next_done()? {
                 return Ok(done.result);
             }
-            if self.wait(timeout)? == Waited::Disconnected {
-                self.reconnect(timeout)?;
+            match self.wait(timeout)? {
+                Waited::Rung => {}
+                Waited::Disconnected => self.reconnect(timeout)?,
+                Waited::Nothing => bail!("nothing was completed within {timeout:?}"),
             }
         }
     }

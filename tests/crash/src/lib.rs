@@ -7,8 +7,10 @@
 //! * [`node`]: a real node in a private directory, its processes, and signals to them.
 //! * [`control`]: requests to the node by its API or its command, and what its catalogue lists then.
 //! * [`filesystem`]: a small file system for a pool, with as much free as a test wants.
+//! * [`growing_pool`]: a pool that guests fill, on a file system that is grown under them.
 //! * [`rewriter`]: a guest that needs no space, and whether it was disturbed.
 //! * [`small_pool`]: a file system that is soon full, and a guest that fills it.
+//! * [`witness`]: how long the file system and the machine make a plain writer wait.
 //! * [`fault`]: a kill, a stop, or both, of random processes of a node.
 //! * [`loaded_volumes`]: several volumes under load at once, and the longest gap in service of each.
 //! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
@@ -25,6 +27,7 @@ pub mod control;
 pub mod disk;
 pub mod fault;
 pub mod filesystem;
+pub mod growing_pool;
 pub mod loaded_volumes;
 pub mod model;
 pub mod node;
@@ -33,6 +36,7 @@ pub mod rewriter;
 pub mod ring;
 pub mod small_pool;
 pub mod verifier;
+pub mod witness;
 
 /// The seed of this run: `$CRASH_SEED`, else 1. Prints how to replay it.
 #[must_use]

@@ -15,6 +15,7 @@ use crate::model::Model;
 use crate::node::Node;
 use crate::pattern::SECTOR;
 use crate::verifier::{Load, Verifier};
+use crate::witness::Witness;
 
 /// Between two polls of the main thread.
 const INTERVAL: Duration = Duration::from_millis(1);
@@ -54,6 +55,7 @@ impl Member {
 pub struct LoadedVolumes {
     members: Vec<Member>,
     stop: Arc<AtomicBool>,
+    witness: Arc<Witness>,
 }
 
 fn drive(
@@ -100,6 +102,7 @@ impl LoadedVolumes {
         seed: u64,
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
+        let witness = Arc::new(Witness::start(node.root())?);
         let mut members = Vec::new();
         for index in 0..count {
             let name = format!("{prefix}-{index}");
@@ -107,6 +110,7 @@ impl LoadedVolumes {
             let number = seed.wrapping_mul(1000) + index as u64;
             let model = Model::new(number, size / SECTOR);
             let verifier = Verifier::with_load(&socket, model, number, load)?;
+            let verifier = verifier.beside(Arc::clone(&witness));
             let progress = Arc::new(Mutex::new(Progress {
                 done: 0,
                 last: now(),
@@ -122,7 +126,17 @@ impl LoadedVolumes {
                 thread,
             });
         }
-        Ok(LoadedVolumes { members, stop })
+        Ok(LoadedVolumes {
+            members,
+            stop,
+            witness,
+        })
+    }
+
+    /// The plain writer beside them.
+    #[must_use]
+    pub fn witness(&self) -> &Witness {
+        &self.witness
     }
 
     /// Requests done, of all volumes.

@@ -1,6 +1,7 @@
 //! Random requests over vhost-user, checked against the model.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +12,10 @@ use archipelago_bench::waiting::now;
 use crate::disk::{Disk, InFlight, Waited};
 use crate::model::{Model, Window};
 use crate::pattern::SECTOR;
+use crate::witness::Witness;
+
+/// Between two looks for requests that are not done.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What load a verifier makes.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +72,7 @@ pub struct Verifier {
     last_write: u64,
     window: Option<Window>,
     buffer: Vec<u8>,
+    witness: Option<Arc<Witness>>,
     /// Requests done so far.
     pub done: u64,
     /// Servers that were met after the first one.
@@ -110,6 +116,7 @@ impl Verifier {
             pending: vec![None; load.depth],
             window: None,
             buffer: vec![0; buffer_len],
+            witness: None,
             done: 0,
             successors: 0,
         })
@@ -294,9 +301,22 @@ impl Verifier {
             .submit(slot, pending.op, (pending.first * SECTOR) as u64, len)
     }
 
-    /// Finds a request that is not done while others are.
+    /// The same beside `witness`: a request may take as much longer as the machine has made a plain writer wait.
+    #[must_use]
+    pub fn beside(mut self, witness: Arc<Witness>) -> Self {
+        self.witness = Some(witness);
+        self
+    }
+
+    /// How long a request or a reconnection may take.
+    fn timeout(&self) -> Duration {
+        let stall = self.witness.as_ref().map(|witness| witness.stall());
+        self.load.timeout + stall.unwrap_or_default()
+    }
+
+    /// Finds a request that is not done.
     fn miss_none(&self) -> Result<()> {
-        let timeout = self.load.timeout;
+        let timeout = self.timeout();
         let lost = |pending: &&Pending| pending.since.elapsed() > timeout;
         match self.pending.iter().flatten().find(lost) {
             Some(pending) => bail!("not done within {timeout:?}: {pending:?}"),
@@ -328,8 +348,8 @@ impl Verifier {
             self.done += 1;
         }
         self.miss_none()?;
-        if self.done == before && self.disk.wait(self.load.timeout)? == Waited::Disconnected {
-            self.disk.reconnect(self.load.timeout)?;
+        if self.done == before && self.disk.wait(LOOK)? == Waited::Disconnected {
+            self.disk.reconnect(self.timeout())?;
             self.successors += 1;
         }
         Ok(self.done - before)

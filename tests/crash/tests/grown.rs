@@ -9,28 +9,27 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use archipelago_bench::waiting::{now, pause, wait_until};
-use archipelago_crash_tests::filesystem::{FileSystem, Kind};
+use archipelago_crash_tests::filesystem::Kind;
+use archipelago_crash_tests::growing_pool::{
+    GROWN_WITHIN, GrowingPool, full_time, grow, replace_process, waiting,
+};
 use archipelago_crash_tests::loaded_volumes::LoadedVolumes;
 use archipelago_crash_tests::node::Node;
+use archipelago_crash_tests::seed;
 use archipelago_crash_tests::small_pool::{MIB, Writer, Written};
 use archipelago_crash_tests::verifier::Load;
-use archipelago_crash_tests::{seed, skip};
-use serde_json::Value;
 
 const GUESTS: usize = 5;
-const GIB: u64 = 1 << 30;
 /// Size of a guest's disk: together more than the file system has.
 const DISK: usize = 512 << 20;
-/// Longest time from an empty file system to a full one.
+/// Longest time that a guest waits before all do.
 const FILL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Between two looks at the guests of a full file system.
 const LOOK: Duration = Duration::from_millis(50);
 /// Longest time of anything else.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time for what the kernel and the tools take to grow a file system, and for a guest to continue.
-const GOES_ON: Duration = Duration::from_secs(10);
 /// What fails at once fails within this, also on a machine that does something else.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// What a guest sees then: an I/O error.
@@ -38,34 +37,10 @@ const IOERR: i32 = -nix::libc::EIO;
 /// What each guest does at least in the grown file system.
 const REQUESTS: u64 = 200;
 
-/// For how long the file system is full.
-fn full_time() -> Duration {
-    let seconds = std::env::var("GROWN_SECONDS").ok();
-    Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(6))
-}
-
-/// How many volumes wait for space, as the status says.
-fn waiting(node: &Node) -> Result<usize> {
-    let status = node.status()?;
-    let waits = status["waits"].as_array().context("a list of waits")?;
-    let mut volumes: Vec<&str> = waits
-        .iter()
-        .filter(|wait| {
-            wait["what"]
-                .as_str()
-                .is_some_and(|what| what.contains("space"))
-        })
-        .filter_map(|wait| wait["volume"].as_str())
-        .collect();
-    volumes.sort_unstable();
-    volumes.dedup();
-    Ok(volumes.len())
-}
-
-/// Waits until all guests wait for space.
-fn all_wait(node: &Node, volumes: &mut LoadedVolumes, timeout: Duration) -> Result<()> {
+/// Waits until all guests wait for space again.
+fn all_wait(node: &Node, volumes: &mut LoadedVolumes) -> Result<()> {
     let missing = || format!("not all of {GUESTS} guests wait for space");
-    wait_until(timeout, missing, || {
+    wait_until(TIMEOUT, missing, || {
         volumes.check()?;
         Ok((waiting(node)? == GUESTS).then_some(()))
     })
@@ -81,99 +56,48 @@ fn hold(volumes: &mut LoadedVolumes, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// The data process, by its status.
-fn another_process(node: &Node, role: &str) -> Result<()> {
-    let killed = node.process_of(role)?;
-    Node::kill(killed)?;
-    let pid = Value::from(killed.as_raw());
-    node.wait_for_status("a successor of the killed process", |status| {
-        let processes = status["processes"].as_array();
-        processes.is_some_and(|all| {
-            all.iter()
-                .all(|process| process["serving"] == true && process["pid"] != pid)
-        })
-    })
-}
-
-/// A file system of 1 GiB; half of it for the pool, if it cannot grow. `None`: not to be had here.
-#[expect(clippy::print_stdout, reason = "what differs here")]
-fn file_system(kind: Kind) -> Result<Option<FileSystem>> {
-    let files = match FileSystem::new(kind, GIB) {
-        Ok(files) => files,
-        Err(error) => {
-            skip(&format!("no {kind}: {error:#}"))?;
-            return Ok(None);
-        }
-    };
-    if !files.can_grow()? {
-        println!("{kind}: root may not grow it here; a file beside the pool is removed instead");
-        files.leave(files.free()? / 2)?;
-    }
-    Ok(Some(files))
-}
-
-fn make_room(files: &FileSystem) -> Result<()> {
-    if files.can_grow()? {
-        files.grow(4 * GIB)
-    } else {
-        files.remove_ballast()
-    }
-}
-
-/// Detaches and stops, and has pool and file system checked.
-fn finish(node: &Node, files: FileSystem) -> Result<()> {
-    for guest in 0..GUESTS {
-        node.detach(&format!("disk-{guest}"))?;
-    }
-    node.call(&["doctor"])?;
-    node.call(&["node", "stop"])?;
-    node.call(&["doctor"])?;
-    files.finish()
+/// Names of the volumes.
+fn volumes() -> Vec<String> {
+    (0..GUESTS).map(|guest| format!("disk-{guest}")).collect()
 }
 
 #[expect(clippy::print_stdout, reason = "the figures of a run")]
 fn five_guests(kind: Kind, placement: &str) -> Result<()> {
-    let Some(files) = file_system(kind)? else {
+    let Some(pool) = GrowingPool::new(kind)? else {
         return Ok(());
     };
-    let node = Node::builder(placement)
-        .pool(&files.path().join("pool"))
-        .start()?;
+    let node = Node::builder(placement).pool(&pool.directory()).start()?;
     let load = Load {
         timeout: FILL_TIMEOUT + full_time() + TIMEOUT,
         ..Load::default()
     };
     let began = now();
-    let mut volumes = LoadedVolumes::start(&node, GUESTS, DISK, load, seed())?;
-    all_wait(&node, &mut volumes, FILL_TIMEOUT)?;
+    let mut loaded = LoadedVolumes::start(&node, GUESTS, DISK, load, seed())?;
+    pool.filled(&node, GUESTS, || loaded.check())?;
     println!(
         "{kind}: full after {:?}, {} requests",
         began.elapsed(),
-        volumes.done()
+        loaded.done()
     );
 
-    hold(&mut volumes, full_time() / 3)?;
-    another_process(&node, "mapper")?;
-    all_wait(&node, &mut volumes, TIMEOUT)?;
-    hold(&mut volumes, full_time() / 3)?;
+    hold(&mut loaded, full_time() / 3)?;
+    replace_process(&node, "mapper")?;
+    all_wait(&node, &mut loaded)?;
+    hold(&mut loaded, full_time() / 3)?;
     node.call(&["node", "stop"])?;
     node.call(&["node", "start"])?;
-    all_wait(&node, &mut volumes, TIMEOUT)?;
-    another_process(&node, "endpoint")?;
-    all_wait(&node, &mut volumes, TIMEOUT)?;
-    hold(&mut volumes, full_time() / 3)?;
+    all_wait(&node, &mut loaded)?;
+    replace_process(&node, "endpoint")?;
+    all_wait(&node, &mut loaded)?;
+    hold(&mut loaded, full_time() / 3)?;
 
-    let grown = now();
-    make_room(&files)?;
-    volumes.served(1)?;
-    let took = grown.elapsed();
+    let took = grow(&pool, || loaded.served(1).map(drop))?;
     println!("{kind}: all guests continue {took:?} after the file system was grown");
-    ensure!(took < GOES_ON, "the guests went on after {took:?}");
-    volumes.served(REQUESTS)?;
-    let done = volumes.done();
-    volumes.finish()?;
+    loaded.served(REQUESTS)?;
+    let done = loaded.done();
+    loaded.finish()?;
     println!("{kind}: {done} requests, all verified");
-    finish(&node, files)
+    pool.finish(&node, &volumes())
 }
 
 #[test]
@@ -191,17 +115,20 @@ fn five_guests_fill_a_tmpfs_and_go_on_when_it_is_grown() -> Result<()> {
     five_guests(Kind::Tmpfs, "split")
 }
 
+#[test]
+fn five_guests_fill_a_btrfs_and_go_on_when_it_is_grown() -> Result<()> {
+    five_guests(Kind::Btrfs, "fused")
+}
+
 /// With the policy `report` every write without space fails at once, and is in the log; then all are served.
 fn five_guests_report(kind: Kind, placement: &str) -> Result<()> {
-    let Some(files) = file_system(kind)? else {
+    let Some(pool) = GrowingPool::new(kind)? else {
         return Ok(());
     };
-    let node = Node::builder(placement)
-        .pool(&files.path().join("pool"))
-        .start()?;
+    let node = Node::builder(placement).pool(&pool.directory()).start()?;
     let (mut guests, mut sockets) = (Vec::new(), Vec::new());
-    for guest in 0..GUESTS {
-        let (name, size) = (format!("disk-{guest}"), DISK.to_string());
+    for name in volumes() {
+        let size = DISK.to_string();
         let create = [
             "volume",
             "create",
@@ -244,7 +171,7 @@ fn five_guests_report(kind: Kind, placement: &str) -> Result<()> {
         }
     };
     fail(&mut guests, full_time() / 3)?;
-    another_process(&node, "mapper")?;
+    replace_process(&node, "mapper")?;
     fail(&mut guests, full_time() / 3)?;
     node.call(&["node", "stop"])?;
     node.call(&["node", "start"])?;
@@ -260,13 +187,13 @@ fn five_guests_report(kind: Kind, placement: &str) -> Result<()> {
             "{logged} lines of {socket}: {log}"
         );
     }
-    make_room(&files)?;
+    pool.make_room()?;
     for guest in &mut guests {
-        guest.write_within(GOES_ON)?;
+        guest.write_within(GROWN_WITHIN)?;
     }
     guests.iter_mut().try_for_each(Writer::check)?;
     drop(guests);
-    finish(&node, files)
+    pool.finish(&node, &volumes())
 }
 
 fn fails_at_once(written: Written) -> Result<()> {

@@ -210,8 +210,8 @@ fn fate_of_requests(node: &Node, socket: &Path, in_flight: InFlight) -> Result<F
                     fate.met = times.iter().filter(|times| **times == 0).count();
                     disk.reconnect(timeout)?;
                 }
-                // Nothing more comes.
-                Err(_late) => break,
+                // Nothing more comes, or the ring is broken.
+                Ok(Waited::Nothing) | Err(_) => break,
             },
         }
     }

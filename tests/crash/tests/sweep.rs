@@ -1,7 +1,7 @@
 //! Every control command at every free space of the pool's file system, from none to 2 MiB in steps of a block: done, or refused in
 //! words with the code for no space; never by halves; and a guest that needs no space notices nothing.
 //!
-//! `SWEEP=all` tries every step; without it some, which a printed seed chooses.
+//! `SWEEP=all` tries every step, `SWEEP=FROM-TO` those from FROM to TO KiB; without it some, which a printed seed chooses.
 
 #![expect(
     clippy::tests_outside_test_module,
@@ -21,6 +21,7 @@ use archipelago_crash_tests::disk::{Disk, InFlight};
 use archipelago_crash_tests::filesystem::{BLOCK, FileSystem, Kind};
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::rewriter::{self, Rewriter};
+use archipelago_crash_tests::witness::Witness;
 use archipelago_crash_tests::{seed, skip};
 use archipelago_protocol::{ErrorCode, OnFull};
 
@@ -33,7 +34,7 @@ const ROOM: u64 = 24 * MIB;
 const GUEST_BLOCKS: usize = 256;
 /// How long anything may take before the test gives up: a restart of the node is the longest.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the guest may wait for a block while the node is not restarted.
+/// How much longer than a plain writer the guest may wait for a block while the node is not restarted.
 const UNDISTURBED: Duration = Duration::from_secs(5);
 /// The node is stopped and started at each step whose number is a multiple of this.
 const RESTART_EVERY: usize = 4;
@@ -55,6 +56,7 @@ struct Sweep {
     node: Node,
     control: Control,
     guest: Rewriter,
+    witness: Witness,
     open: Disk,
     outcomes: BTreeMap<&'static str, Outcomes>,
     longest: Duration,
@@ -138,12 +140,24 @@ fn script() -> Vec<(&'static str, Command)> {
     script
 }
 
+/// The free spaces that `$SWEEP` asks for, if it does.
+fn asked() -> Option<Vec<u64>> {
+    let asked = std::env::var("SWEEP").ok()?;
+    let kib = |text: &str| text.parse::<u64>().ok().map(|kib| kib * 1024 / BLOCK);
+    let (first, last) = match asked.split_once('-') {
+        Some((from, to)) => (kib(from)?, kib(to)?),
+        None if asked == "all" => (0, END / BLOCK),
+        None => return None,
+    };
+    Some((first..=last).map(|block| block * BLOCK).collect())
+}
+
 /// Free spaces to try.
 fn steps(seed: u64, some: u64) -> Vec<u64> {
-    let blocks = END / BLOCK;
-    if std::env::var("SWEEP").is_ok_and(|value| value == "all") {
-        return (0..=blocks).map(|block| block * BLOCK).collect();
+    if let Some(asked) = asked() {
+        return asked;
     }
+    let blocks = END / BLOCK;
     let mut random = Random::new(seed);
     let mut chosen: Vec<u64> = (0..some).map(|_| random.below(blocks)).collect();
     // Edges: none, what a page or two are enough for, and the end.
@@ -155,7 +169,7 @@ fn steps(seed: u64, some: u64) -> Vec<u64> {
 
 /// Free spaces to try where they cannot be set to the block.
 fn coarse() -> Vec<u64> {
-    (0..=8).map(|step| step * END / 8).collect()
+    asked().unwrap_or_else(|| (0..=8).map(|step| step * END / 8).collect())
 }
 
 /// What a refusal says to people.
@@ -191,6 +205,7 @@ impl Sweep {
             .pool(&files.path().join("pool"))
             .start()?;
         let socket = node.create("guest", GUEST_BLOCKS * rewriter::BLOCK)?;
+        let witness = Witness::start(&files.path())?;
         let guest = Rewriter::start(&socket, GUEST_BLOCKS, seed(), TIMEOUT)?;
         let socket = node.create("open", usize::try_from(64 * MIB)?)?;
         let open = Disk::connect(&socket, 1, rewriter::BLOCK, InFlight::Tracked, TIMEOUT)?;
@@ -199,6 +214,7 @@ impl Sweep {
             files,
             node,
             guest,
+            witness,
             open,
             outcomes: BTreeMap::new(),
             longest: Duration::ZERO,
@@ -283,10 +299,10 @@ impl Sweep {
                 .with_context(|| format!("{what} with {free} bytes free"))?;
         }
         self.guest.check()?;
-        let longest = self.guest.longest();
+        let (longest, witnessed) = (self.guest.longest(), self.witness.longest());
         ensure!(
-            longest < UNDISTURBED,
-            "the guest waited for {longest:?} with {free} bytes free"
+            longest < UNDISTURBED + witnessed,
+            "the guest waited for {longest:?} with {free} bytes free, a plain writer for {witnessed:?}"
         );
         self.longest = self.longest.max(longest);
         self.files.leave(ROOM)?;
@@ -327,7 +343,7 @@ impl Sweep {
             self.guest.check()?;
             Ok((self.guest.done() >= done + 2).then_some(()))
         })?;
-        let _restart = self.guest.longest();
+        let _restart = (self.guest.longest(), self.witness.longest());
         Ok(())
     }
 
@@ -355,6 +371,7 @@ impl Sweep {
             self.longest
         );
         self.guest.finish()?;
+        self.witness.finish()?;
         drop(self.open);
         self.node.call(&["node", "stop"])?;
         // A repair deletes what provably nobody needs.
@@ -430,6 +447,11 @@ fn on_ext4_every_command_is_done_or_refused_in_words() -> Result<()> {
 #[test]
 fn on_xfs_every_command_is_done_or_refused_in_words() -> Result<()> {
     sweep(Kind::Xfs, "fused", 320 * MIB, &coarse())
+}
+
+#[test]
+fn on_btrfs_every_command_is_done_or_refused_in_words() -> Result<()> {
+    sweep(Kind::Btrfs, "split", 320 * MIB, &coarse())
 }
 
 #[test]

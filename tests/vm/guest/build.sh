@@ -125,7 +125,7 @@ build_tree() {
     mkdir -p "$root"/{bin,tools,dev,proc,sys,tmp,mnt,lib/modules,etc}
     ln -s bin "$root/sbin"
     add_program "$root" busybox bin
-    for program in mke2fs e2fsck resize2fs mkfs.xfs blkdiscard fstrim lsblk blockdev; do
+    for program in mke2fs e2fsck resize2fs mkfs.xfs xfs_repair blkdiscard fstrim lsblk blockdev; do
         add_program "$root" "$program" tools
     done
     ln -s mke2fs "$root/tools/mkfs.ext4"

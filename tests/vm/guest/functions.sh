@@ -23,13 +23,16 @@ sectors_are() { [ "$(cat "/sys/block/$1/size")" = "$2" ]; }
 
 # No block or file system error since the boot.
 no_errors() {
-    ! dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|Buffer I/O|JBD2.*(error|abort)|blk_update_request|timed out|BUG:|hung task'
+    ! dmesg | grep -E 'I/O error|EXT4-fs (error|warning)|Buffer I/O|JBD2.*(error|abort)|blk_update_request|timed out|BUG:|hung task' \
+        && ! dmesg | grep -E 'XFS.*(rror|orruption|hut)'
 }
 
 # A file system on $1, mounted on /mnt.
 make_fs() { mkfs.ext4 -q -F "$1" && mount -t ext4 "$1" /mnt; }
 
 check_fs() { e2fsck -fn "$1" >/tmp/fsck.log 2>&1 || { cat /tmp/fsck.log; fail "e2fsck of $1"; }; }
+
+check_xfs() { xfs_repair -n "$1" >/tmp/fsck.log 2>&1 || { cat /tmp/fsck.log; fail "xfs_repair of $1"; }; }
 
 # Replays the journal of a file system that was not unmounted, then checks that nothing else is wrong.
 recover_fs() { mount -t ext4 "$1" /mnt && umount /mnt && check_fs "$1"; }
@@ -91,6 +94,65 @@ end_verifier() {
     await 60 test -s /tmp/verifier/result || return 1
     cat /tmp/verifier/log
     [ "$(cat /tmp/verifier/result)" = 0 ] || fail "verified load"
+}
+
+# Files of a MiB, each on the medium before the next one, until stop; how many is in /tmp/files.done. Each holds its number and noise.
+start_files() {
+    rm -f /tmp/files.* && make_noise && echo 0 >/tmp/files.done
+    (write_files >/tmp/files.log 2>&1; echo $? >/tmp/files.result) &
+}
+make_noise() { head -c 1044480 /dev/urandom >/tmp/noise; }
+file_of() { printf '%-4096s' "$1" && cat /tmp/noise; }
+write_files() {
+    local number=1
+    while [ ! -e /tmp/files.stop ]; do
+        file_of "$number" | dd of="/mnt/f$number" bs=1M conv=fsync || return 1
+        echo "$number" >/tmp/files.new && mv /tmp/files.new /tmp/files.done
+        number=$((number + 1))
+    done
+}
+have_files() { [ "$(cat /tmp/files.done)" -ge "$1" ] || [ -e /tmp/files.result ]; }
+# Waits until there are $1 files, unless it ends before that.
+await_files() {
+    await 120 have_files "$1" && [ ! -e /tmp/files.result ] || { cat /tmp/files.log; fail "files"; }
+}
+# Reads all files from the medium, and prints how many there are.
+end_files() {
+    local number=1
+    touch /tmp/files.stop
+    await 60 test -e /tmp/files.result || return 1
+    [ "$(cat /tmp/files.result)" = 0 ] || { cat /tmp/files.log; fail "files" || return 1; }
+    sync && echo 3 >/proc/sys/vm/drop_caches
+    while [ "$number" -le "$(cat /tmp/files.done)" ]; do
+        file_of "$number" | cmp -s - "/mnt/f$number" || { fail "file $number holds something else"; return 1; }
+        number=$((number + 1))
+    done
+    cat /tmp/files.done
+}
+
+# MiB $1 of the disk, past the guest's cache.
+write_noise() { file_of "$1" >/tmp/piece && dd if=/tmp/piece of=/dev/vda bs=1M seek="$1" oflag=direct conv=notrunc 2>/tmp/dd.log; }
+# Writes MiB after MiB behind those that are written, until one is refused: their number.
+fill_disk() {
+    [ -e /tmp/noise ] || { make_noise && echo 0 >/tmp/written; }
+    local number
+    number=$(cat /tmp/written)
+    while write_noise "$number"; do number=$((number + 1)); done
+    echo "$number" | tee /tmp/written
+    grep -q 'I/O error\|Input/output error' /tmp/dd.log || { cat /tmp/dd.log; fail "MiB $number was not refused"; }
+}
+# Writes one more, and reads all.
+check_disk() {
+    local number=0 last
+    last=$(cat /tmp/written)
+    await 60 write_noise "$last" || return 1
+    blockdev --flushbufs /dev/vda
+    while [ "$number" -le "$last" ]; do
+        file_of "$number" >/tmp/piece
+        dd if=/dev/vda bs=1M count=1 skip="$number" iflag=direct 2>/tmp/dd.log | cmp -s - /tmp/piece ||
+            { fail "MiB $number holds something else"; return 1; }
+        number=$((number + 1))
+    done
 }
 
 # Requests in flight on disk $1.
