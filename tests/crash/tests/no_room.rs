@@ -185,6 +185,12 @@ impl Trial {
         let size = ["volume", "create", "fresh", "--size", "64M"];
         self.command("`volume create`", &size)?;
         self.command("`volume rename`", &["volume", "rename", "other", "another"])?;
+        let resize = ["volume", "resize", "another", "128M"];
+        self.command("`volume resize`", &resize)?;
+        let set = ["volume", "set", "another", "--on-full", "report"];
+        self.command("`volume set`", &set)?;
+        let import = ["image", "import", exported, "imported"];
+        self.command("`image import`", &import)?;
         let clone = ["volume", "clone", "image", "second"];
         self.command("`volume clone`", &clone)?;
         self.command(
