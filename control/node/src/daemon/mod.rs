@@ -29,6 +29,7 @@ mod supervision;
 mod supervisor;
 mod volumes;
 
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// How often the length of the log is looked at, and what it owes is written.
 const LOG_STEP: Duration = Duration::from_secs(1);
+/// Wait before the API is served again after a failure.
+const API_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs the daemon of the node at `layout` until it is told to stop. `ready` is called when requests are served; `claim` is the
 /// right with which the pool is opened.
@@ -281,30 +284,34 @@ fn serve_api(node: &Arc<Node>) -> Result<Api, Error> {
     let listener = crate::socket::listen(&path)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let (hang_up, hung_up) = watch::channel(false);
-    let node = Arc::clone(node);
+    let (listener, node) = (Arc::new(listener), Arc::clone(node));
     let task = tokio::spawn(async move {
-        let make = || {
-            let listener = listener.try_clone();
-            let (node, mut hung_up) = (Arc::clone(&node), hung_up.clone());
-            async move {
-                let listener = listener.and_then(tokio::net::UnixListener::from_std);
-                let served = match listener {
-                    Ok(listener) => {
-                        axum::serve(listener, crate::api::router(node))
-                            .with_graceful_shutdown(async move {
-                                // A dropped sender means the same.
-                                let _told = hung_up.wait_for(|hung_up| *hung_up).await;
-                            })
-                            .await
-                    }
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = served {
-                    tracing::error!("serving the API: {error}");
-                }
-            }
-        };
+        let make = || serve_connections(Arc::clone(&listener), Arc::clone(&node), hung_up.clone());
         keep_running("serving the API", make, |_logged| {}).await;
     });
     Ok((task, hang_up))
+}
+
+/// Serves until `hung_up` says otherwise. What ends it before that, such as a lack of descriptors, is tried again.
+async fn serve_connections(
+    listener: Arc<UnixListener>,
+    node: Arc<Node>,
+    hung_up: watch::Receiver<bool>,
+) {
+    let serve = async || {
+        let listener = listener.try_clone()?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let mut hung_up = hung_up.clone();
+        axum::serve(listener, crate::api::router(Arc::clone(&node)))
+            .with_graceful_shutdown(async move {
+                // A dropped sender means the same.
+                let _told = hung_up.wait_for(|hung_up| *hung_up).await;
+            })
+            .await
+    };
+    while let Err(error) = serve().await {
+        let seconds = API_RETRY.as_secs();
+        tracing::error!("serving the API failed and is tried again in {seconds} s: {error}");
+        tokio::time::sleep(API_RETRY).await;
+    }
 }

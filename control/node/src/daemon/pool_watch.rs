@@ -2,10 +2,11 @@
 //!
 //! Invariants
 //! - The file system is called on a thread of its own, which lives as long as the watch: a call that does not return keeps that
-//!   thread and nothing else, and a limit of threads that is reached later keeps nothing.
+//!   thread and nothing else, and a limit of threads that is reached later keeps nothing. A look that panics ends itself only.
 //! - Each level that is reached or left is one line in the log.
 
 use std::io;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -63,14 +64,25 @@ impl PoolWatch {
     /// # Errors
     /// If there can be no thread.
     pub(crate) fn new(directory: &Path) -> Result<PoolWatch, Error> {
-        let (looks, asked) = mpsc::channel::<oneshot::Sender<Found>>();
         let watched = directory.to_owned();
+        PoolWatch::with_look(directory, move || Found::of(&watched))
+    }
+
+    /// The same, with `look` in place of a look at the file system.
+    fn with_look(
+        directory: &Path,
+        look: impl Fn() -> Found + Send + UnwindSafe + RefUnwindSafe + 'static,
+    ) -> Result<PoolWatch, Error> {
+        let (looks, asked) = mpsc::channel::<oneshot::Sender<Found>>();
         let thread = std::thread::Builder::new().name("pool-watch".to_owned());
         thread
             .spawn(move || {
                 for answer in asked {
-                    // Whoever asked waits for this one, or the daemon has ended.
-                    let _late = answer.send(Found::of(&watched));
+                    // A look that panics has no answer; the next one is a look again.
+                    if let Ok(found) = std::panic::catch_unwind(&look) {
+                        // Whoever asked waits for this one, or the daemon has ended.
+                        let _late = answer.send(found);
+                    }
                 }
             })
             .map_err(|error| Error::of_thread("the watch of the pool", &error))?;
@@ -168,6 +180,8 @@ pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -189,6 +203,26 @@ mod tests {
             }
             watch.answer_timeout = ANSWER_TIMEOUT;
             sender.send(Found::of(dir.path())).unwrap();
+            assert!(watch.look(&"p").await.space.is_some());
+        });
+    }
+    #[test]
+    fn after_a_look_that_panicked_the_next_one_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let watched = dir.path().to_owned();
+        let looks = AtomicUsize::new(0);
+        let look = move || {
+            let number = looks.fetch_add(1, Ordering::Relaxed);
+            assert!(number > 0, "the first look fails");
+            Found::of(&watched)
+        };
+        let watch = PoolWatch::with_look(dir.path(), look).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            assert!(watch.look(&"p").await.space.is_none());
             assert!(watch.look(&"p").await.space.is_some());
         });
     }
