@@ -5,16 +5,18 @@ mod harness;
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::fs::{File, Permissions};
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
+    use std::process::Command;
 
     use nix::poll::{PollTimeout, poll};
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
     use serde_json::Value;
 
-    use crate::harness::{Node, PLACEMENTS, may_mount, wait_for};
+    use crate::harness::{Node, PLACEMENTS, may_mount, run, wait_for};
 
     /// Waits until all processes serve; the status then.
     fn wait_serving(node: &Node, what: &str) -> Value {
@@ -88,6 +90,48 @@ mod tests {
             });
             assert!(!node.log().contains("panicked"), "{}", node.log());
         }
+    }
+
+    #[test]
+    fn a_daemon_that_is_killed_as_it_starts_is_reported_and_so_is_a_log_that_cannot_be_written() {
+        if !may_mount() {
+            return;
+        }
+        let mut node = Node::init("fused");
+        node.mount_tmpfs("run", "1m");
+        // The command starts the daemon that is beside it.
+        let programs = node.path("programs");
+        std::fs::create_dir(&programs).unwrap();
+        let command = programs.join("archipelago");
+        std::fs::copy(env!("CARGO_BIN_EXE_archipelago"), &command).unwrap();
+        let daemon = programs.join("archipelagod");
+        std::fs::write(&daemon, "#!/bin/sh\nkill -9 $$\n").unwrap();
+        std::fs::set_permissions(&daemon, Permissions::from_mode(0o755)).unwrap();
+        let start = || {
+            let mut start = Command::new(&command);
+            let output = run(start.arg("--root").arg(node.root()).args(["node", "start"]));
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let killed = "did not start: it ended (signal: 9 (SIGKILL)) before it could say why";
+        let said = start();
+        assert!(
+            said.contains(killed) && said.contains("its log: "),
+            "{said}"
+        );
+        assert!(node.log().contains(killed), "{}", node.log());
+        let mut log = File::options()
+            .append(true)
+            .open(node.path("run/archipelagod.log"))
+            .unwrap();
+        fill(&node.path("run/filler"));
+        while log.write_all(b"\n").is_ok() {}
+        let said = start();
+        assert!(
+            said.contains(killed) && said.contains("its log could not be written"),
+            "{said}"
+        );
+        assert!(said.contains("hint: make room for "), "{said}");
     }
 
     #[test]
