@@ -65,6 +65,7 @@ impl Guest {
                     self.successors += 1;
                     self.disk.reconnect(self.timeout)?;
                 }
+                Ok(Waited::Nothing) => bail!("HANG: {op:?} at {first}"),
                 Err(error) => return Err(error.context(format!("HANG: {op:?} at {first}"))),
             }
         }
