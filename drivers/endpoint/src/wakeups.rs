@@ -18,6 +18,19 @@ pub trait Wakeups {
     /// What the kernel says.
     fn watch(&mut self, fd: OwnedFd) -> std::io::Result<WatchId>;
 
+    /// As [`Wakeups::watch`], and sets bit `mark` (0 to 63) of [`Wakeups::take_marks`] with each signal.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn watch_marked(&mut self, fd: OwnedFd, mark: u8) -> std::io::Result<WatchId>;
+
+    /// The marks of what was signalled since the last call; perhaps more than these. For a driver with many descriptors, which
+    /// costs a system call only where something has come.
+    fn take_marks(&mut self) -> u64;
+
+    /// One signal, with the mark of the watch, once the descriptor of `id` can be written or its other side is gone.
+    fn await_writable(&mut self, id: WatchId);
+
     /// Ends a watch and closes the descriptor.
     fn unwatch(&mut self, id: WatchId);
 

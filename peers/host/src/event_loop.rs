@@ -3,7 +3,7 @@
 //! A signal names its receiver. One for the shells makes every shell look after its sockets; one for a driver makes that driver
 //! polled, and costs nobody else anything.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -15,16 +15,33 @@ use archipelago_runtime::{Clock, Source, Watch};
 
 use crate::readiness::DriverId;
 
-/// Token of the shells' watches. Those of drivers have the driver's place for theirs.
-const TOKEN_SHELLS: u64 = 1 << 32;
+/// Token of the shells' watches. Those of drivers have the driver's place for theirs, and above it one more than the mark.
+const TOKEN_SHELLS: u64 = 1 << 62;
 /// Token of every timeout.
-const TOKEN_TIMEOUT: u64 = 2 << 32;
+const TOKEN_TIMEOUT: u64 = 2 << 62;
+/// Where the mark of a driver's watch stands.
+const MARK_SHIFT: u32 = 32;
+
+/// The token of a driver's watch.
+fn driver_token(driver: DriverId, mark: Option<u8>) -> u64 {
+    let mark = mark.map_or(0, |mark| u64::from(mark) + 1);
+    mark << MARK_SHIFT | u64::from(driver.0)
+}
+
+/// The driver of a token, and its mark as a bit.
+fn of_token(token: u64) -> (DriverId, u64) {
+    let driver = u32::try_from(token & u64::from(u32::MAX)).expect("masked");
+    let mark = (token >> MARK_SHIFT).checked_sub(1);
+    let bit = mark.and_then(|mark| 1_u64.checked_shl(u32::try_from(mark).ok()?));
+    (DriverId(driver), bit.unwrap_or(0))
+}
 
 /// Watches and alarms of one process.
 pub(crate) struct EventLoop {
     source: Source,
     clock: Arc<dyn Clock>,
-    watched: BTreeMap<WatchId, Watch>,
+    /// With the token of their signals.
+    watched: BTreeMap<WatchId, (Watch, u64)>,
     next: u64,
     /// Timeouts that are still to come: a few.
     timeouts: Vec<Duration>,
@@ -34,6 +51,8 @@ pub(crate) struct EventLoop {
     drivers_due: BTreeSet<(Duration, DriverId)>,
     /// Drivers that were signalled.
     woken: Vec<DriverId>,
+    /// The marks of each driver that has marked watches, by its place.
+    marks: Vec<Option<Rc<Cell<u64>>>>,
 }
 
 /// A watched descriptor. Never given twice.
@@ -51,6 +70,7 @@ impl EventLoop {
             shells_due: None,
             drivers_due: BTreeSet::new(),
             woken: Vec::new(),
+            marks: Vec::new(),
         }
     }
 
@@ -68,8 +88,15 @@ impl EventLoop {
         let watch = self.source.poll_readable(fd, token)?;
         let id = WatchId(self.next);
         self.next += 1;
-        self.watched.insert(id, watch);
+        self.watched.insert(id, (watch, token));
         Ok(id)
+    }
+
+    /// One more signal of the watch, once its descriptor can be written.
+    fn await_writable(&self, id: WatchId) {
+        if let Some((watch, token)) = self.watched.get(&id) {
+            self.source.poll_writable_once(watch, *token);
+        }
     }
 
     /// Ends a watch.
@@ -102,13 +129,36 @@ impl EventLoop {
             match event.token {
                 TOKEN_SHELLS => shells = true,
                 TOKEN_TIMEOUT => timeouts = true,
-                driver => self.woken.extend(u32::try_from(driver).ok().map(DriverId)),
+                token => {
+                    let (driver, mark) = of_token(token);
+                    if mark != 0 {
+                        self.mark(driver, mark);
+                    }
+                    self.woken.push(driver);
+                }
             }
         }
         if timeouts {
             shells |= self.take_due();
         }
         shells
+    }
+
+    fn mark(&self, driver: DriverId, mark: u64) {
+        let marks = self.marks.get(driver.0 as usize);
+        // A driver that has ended may still be signalled.
+        if let Some(Some(marks)) = marks {
+            marks.set(marks.get() | mark);
+        }
+    }
+
+    /// Where the marks of `driver` are set from now on.
+    fn set_marks(&mut self, driver: DriverId, marks: Option<Rc<Cell<u64>>>) {
+        let place = driver.0 as usize;
+        if self.marks.len() <= place {
+            self.marks.resize(place + 1, None);
+        }
+        self.marks[place] = marks;
     }
 
     /// Signals whoever is due; whether the shells are.
@@ -149,6 +199,8 @@ pub(crate) struct LoopWakeups {
     events: Rc<RefCell<EventLoop>>,
     driver: DriverId,
     watched: Vec<WatchId>,
+    /// Made with its first marked watch.
+    marks: Option<Rc<Cell<u64>>>,
     /// Its alarm, which may have come already.
     alarm: Duration,
 }
@@ -159,17 +211,47 @@ impl LoopWakeups {
             events: Rc::clone(events),
             driver,
             watched: Vec::new(),
+            marks: None,
             alarm: Duration::ZERO,
         }
+    }
+
+    fn watch_as(
+        &mut self,
+        fd: OwnedFd,
+        mark: Option<u8>,
+    ) -> std::io::Result<archipelago_endpoint::WatchId> {
+        let token = driver_token(self.driver, mark);
+        let id = self.events.borrow_mut().watch_as(fd.as_fd(), token)?;
+        self.watched.push(id);
+        Ok(archipelago_endpoint::WatchId(id.0))
     }
 }
 
 impl Wakeups for LoopWakeups {
     fn watch(&mut self, fd: OwnedFd) -> std::io::Result<archipelago_endpoint::WatchId> {
-        let token = u64::from(self.driver.0);
-        let id = self.events.borrow_mut().watch_as(fd.as_fd(), token)?;
-        self.watched.push(id);
-        Ok(archipelago_endpoint::WatchId(id.0))
+        self.watch_as(fd, None)
+    }
+
+    fn watch_marked(
+        &mut self,
+        fd: OwnedFd,
+        mark: u8,
+    ) -> std::io::Result<archipelago_endpoint::WatchId> {
+        if self.marks.is_none() {
+            let marks = Rc::new(Cell::new(0));
+            self.marks = Some(Rc::clone(&marks));
+            self.events.borrow_mut().set_marks(self.driver, Some(marks));
+        }
+        self.watch_as(fd, Some(mark))
+    }
+
+    fn take_marks(&mut self) -> u64 {
+        self.marks.as_ref().map_or(0, |marks| marks.take())
+    }
+
+    fn await_writable(&mut self, id: archipelago_endpoint::WatchId) {
+        self.events.borrow_mut().await_writable(WatchId(id.0));
     }
 
     fn unwatch(&mut self, id: archipelago_endpoint::WatchId) {
@@ -201,6 +283,9 @@ impl Drop for LoopWakeups {
             events.unwatch(id);
         }
         events.drivers_due.remove(&(self.alarm, self.driver));
+        if self.marks.is_some() {
+            events.set_marks(self.driver, None);
+        }
     }
 }
 
@@ -234,6 +319,37 @@ mod tests {
         clock.advance(1000 * MS);
         events.timeout(1010 * MS + MS);
         assert_eq!(events.timeouts, [1011 * MS]);
+    }
+
+    #[test]
+    fn a_mark_says_which_descriptor_was_signalled_and_is_taken_once() {
+        use std::io::Write as _;
+        let (events, _clock, mut reactor) = event_loop();
+        let mut wakeups = LoopWakeups::new(&events, DriverId(7));
+        let (mut ours, theirs): (Vec<_>, Vec<_>) = (0..3)
+            .map(|_| std::os::unix::net::UnixStream::pair().unwrap())
+            .unzip();
+        for (mark, stream) in [0, 17, 63].into_iter().zip(theirs) {
+            wakeups.watch_marked(stream.into(), mark).unwrap();
+        }
+        let mut signalled = |ours: &mut Vec<std::os::unix::net::UnixStream>, index: usize| {
+            ours[index].write_all(b"x").unwrap();
+            reactor.turn();
+            reactor.sleep(1000 * MS);
+            events.borrow_mut().take_signals();
+            let marks = wakeups.take_marks();
+            assert_eq!(wakeups.take_marks(), 0);
+            marks
+        };
+        assert_eq!(signalled(&mut ours, 1), 1 << 17);
+        assert_eq!(signalled(&mut ours, 2), 1 << 63);
+        assert_eq!(signalled(&mut ours, 0), 1);
+        let mut woken = Vec::new();
+        events.borrow_mut().take_woken(&mut woken);
+        assert_eq!(woken, [DriverId(7); 3]);
+        drop(wakeups);
+        assert_eq!(of_token(driver_token(DriverId(7), Some(63))), (DriverId(7), 1 << 63));
+        assert_eq!(of_token(driver_token(DriverId(u32::MAX), None)), (DriverId(u32::MAX), 0));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! * [`RingFailure`]: a call of io_uring that the kernel refuses for good, and what to do about it.
 //! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
 //! * [`Clock`]: time, handed in.
+//! * [`receive_now`], [`send_now`]: a socket's bytes from and to shared memory.
 //! * [`direct_io`]: what a file system says of `O_DIRECT`.
 //!
 //! One design decision: peers are polled, never called back and never awaited; a peer is an ordinary value with a
@@ -35,6 +36,11 @@ mod reactor;
 )]
 mod ring;
 mod setup;
+#[expect(
+    unsafe_code,
+    reason = "`recvmsg` and `sendmsg`, of a span that outlives the call"
+)]
+mod socket;
 mod source;
 #[expect(
     unsafe_code,
@@ -55,4 +61,5 @@ pub use handle::Handle;
 pub use in_place::overwrite_in_place;
 pub use peer::{Peer, Progress};
 pub use reactor::Reactor;
+pub use socket::{PARTS_MAX, Part, receive_now, send_now};
 pub use source::{Durability, Source, Watch};

@@ -305,6 +305,35 @@ impl Ring {
         }
     }
 
+    /// One event with `token` when the descriptor of the watch can be written; at once if the watch has ended by itself.
+    pub(crate) fn await_writable(
+        &mut self,
+        queue: &Queue,
+        token: u64,
+        (number, serial): (u32, u64),
+    ) {
+        let watched = self.operations.get(number as usize).and_then(Option::as_ref);
+        let descriptor = watched
+            .filter(|operation| operation.serial == serial)
+            .and_then(|operation| match &operation.keep {
+                Keep::Watched { fd, .. } => Some(fd.as_raw_fd()),
+                _ => None,
+            });
+        let Some(descriptor) = descriptor else {
+            let gone = Event {
+                token,
+                result: i32::from(libc::POLLHUP),
+            };
+            queue.borrow_mut().push_back((gone, None));
+            return;
+        };
+        let events = u32::try_from(libc::POLLOUT).expect("a mask is positive");
+        let entry = opcode::PollAdd::new(Fd(descriptor), events).build();
+        // The kernel takes the file with the entry, which goes to it before the descriptor is closed: a watch ends by a request
+        // behind this one.
+        self.start(queue, token, Kind::Standing, entry, Keep::Nothing, None);
+    }
+
     fn cancel(&mut self, number: u64) {
         let cancel = CancelBuilder::user_data(number);
         self.push(opcode::AsyncCancel2::new(cancel).build().user_data(IGNORED));

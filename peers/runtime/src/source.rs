@@ -116,6 +116,12 @@ impl Source {
         })
     }
 
+    /// One event with `token` once the descriptor of `watch` can be written, or its other side is gone.
+    pub fn poll_writable_once(&self, watch: &Watch, token: u64) {
+        let mut ring = self.ring.borrow_mut();
+        ring.await_writable(&self.queue, token, watch.number);
+    }
+
     /// An event with `token` and result `-ETIME` when the system's monotonic clock reaches `deadline`.
     pub fn timeout(&self, deadline: Duration, token: u64) {
         self.ring.borrow_mut().timeout(&self.queue, token, deadline);

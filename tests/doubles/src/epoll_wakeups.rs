@@ -69,6 +69,23 @@ impl Wakeups for EpollWakeups {
         Ok(id)
     }
 
+    fn watch_marked(&mut self, fd: OwnedFd, _mark: u8) -> std::io::Result<WatchId> {
+        let id = WatchId(self.next);
+        let events = EDGES.union(EpollFlags::EPOLLOUT);
+        self.epoll.add(&fd, EpollEvent::new(events, id.0))?;
+        self.next += 1;
+        self.watched.push((id, fd));
+        Ok(id)
+    }
+
+    /// More than was signalled, perhaps: whoever waits does not tell.
+    fn take_marks(&mut self) -> u64 {
+        u64::MAX
+    }
+
+    /// Each edge is signalled as it is.
+    fn await_writable(&mut self, _id: WatchId) {}
+
     fn unwatch(&mut self, id: WatchId) {
         if let Some(index) = self.watched.iter().position(|(known, _)| *known == id) {
             let (_, fd) = self.watched.swap_remove(index);

@@ -110,6 +110,31 @@ fn watches_tell_each_edge_until_dropped() {
 }
 
 #[test]
+fn a_full_socket_is_announced_once_when_it_has_room_and_at_once_when_it_is_gone() {
+    let mut reactor = reactor();
+    let source = reactor.source();
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    while (&ours).write(&[0; 4096]).is_ok() {}
+    let watch = source.poll_readable(&ours, 9).unwrap();
+    source.poll_writable_once(&watch, 7);
+    for _ in 0..5 {
+        reactor.turn();
+        reactor.sleep(Duration::from_millis(1));
+    }
+    assert_eq!(source.next(), None, "there is no room");
+    let mut taken = vec![0; 1 << 20];
+    let _some = std::io::Read::read(&mut theirs, &mut taken).unwrap();
+    let event = until(&mut reactor, &source);
+    assert_eq!(event.token, 7);
+    assert!(event.result & i32::from(libc::POLLOUT) != 0);
+    drop(theirs);
+    assert_eq!(until(&mut reactor, &source).token, 9);
+    source.poll_writable_once(&watch, 7);
+    assert_eq!(until(&mut reactor, &source).token, 7);
+}
+
+#[test]
 fn timeouts_come_at_their_deadline() {
     let mut reactor = reactor();
     let source = reactor.source();

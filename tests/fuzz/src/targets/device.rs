@@ -48,6 +48,16 @@ impl Wakeups for NoWakeups {
         Ok(WatchId(1))
     }
 
+    fn watch_marked(&mut self, _fd: OwnedFd, _mark: u8) -> std::io::Result<WatchId> {
+        Ok(WatchId(1))
+    }
+
+    fn take_marks(&mut self) -> u64 {
+        u64::MAX
+    }
+
+    fn await_writable(&mut self, _id: WatchId) {}
+
     fn unwatch(&mut self, _id: WatchId) {}
 
     fn now(&self) -> Duration {
