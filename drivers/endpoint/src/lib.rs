@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`driver`] | the halves of an endpoint, as their host uses them |
 //! | [`wakeups`] | what makes the data thread poll a driver: descriptors and time |
+//! | [`volume`] | the volume of an endpoint: when it is open, what requests get |
+//! | [`socket_file`], [`throttle`] | a socket in the file system; bursts that are free |
 //! | [`mod@counters`] | figures that one thread counts and others read |
 //!
 //! One design decision: the host calls a driver through `dyn` once a turn, and never per request. The data path between a driver
@@ -25,8 +27,14 @@
 
 pub mod counters;
 pub mod driver;
+pub mod socket_file;
+pub mod throttle;
+pub mod volume;
 pub mod wakeups;
 
 pub use archipelago_protocol::endpoint::{AttachmentId, EndpointSpec, ServedVolume};
 pub use driver::{Activity, Detach, Driver, Endpoint, Seed, Shortage};
+pub use socket_file::SocketFile;
+pub use throttle::Throttle;
+pub use volume::{Clients, EndpointVolume, NotServed, Report, Service};
 pub use wakeups::{Wakeups, WatchId};

@@ -2,7 +2,7 @@
 //!
 //! | part | subject |
 //! |---|---|
-//! | `volume` | the volume: when it is open, and what requests get |
+//! | `EndpointVolume`, of `drivers/endpoint` | the volume: when it is open, and what requests get |
 //! | `commands`, `control` | what the front end asks for besides requests |
 //! | `negotiated`, `guest_memory`, `rings` | what front end and device have agreed on; memory; queues |
 //! | `reader`, `serve`, `backlog` | the data path: chains to requests, requests to the volume, completions to the guest |
@@ -17,7 +17,6 @@ mod reader;
 mod recall;
 mod rings;
 mod serve;
-mod volume;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -25,7 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use archipelago_endpoint::{Activity, Driver, Seed, Shortage, Wakeups};
+use archipelago_endpoint::{
+    Activity, Clients, Driver, EndpointVolume, Report, Seed, Service, Shortage, Wakeups,
+};
 use archipelago_protocol::Lineage;
 use archipelago_protocol::volume::{OnFull, Volumes};
 use archipelago_runtime::Progress;
@@ -42,7 +43,6 @@ use guest_memory::GuestMemory;
 use negotiated::{FrontEnd, Negotiated};
 use reader::RequestReader;
 use rings::Rings;
-use volume::{DeviceVolume, Report, Service};
 
 /// Reports of the volume taken in one turn.
 const REPORTS_PER_TURN: usize = 256;
@@ -62,7 +62,7 @@ pub struct Device<V, W> {
     config: AttachConfig,
     shared: Arc<Shared>,
     wakeups: W,
-    volume: DeviceVolume<V>,
+    volume: EndpointVolume<V>,
     commands: Commands,
     front_end: FrontEnd,
     negotiated: Negotiated,
@@ -97,7 +97,7 @@ impl DeviceSeed {
         wakeups.watch(self.doorbell)?;
         Ok(Device {
             name: format!("vhost-user {}", self.config.socket.display()),
-            volume: DeviceVolume::new(volumes, &self.config.volume),
+            volume: EndpointVolume::new(volumes, &self.config.volume),
             rings: Rings::new(self.config.queues),
             config: self.config,
             shared: self.shared,
@@ -119,8 +119,8 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
     fn take_reports(&mut self, completions: Completions) -> bool {
         let mut any = false;
         for _ in 0..REPORTS_PER_TURN {
-            let now = || self.wakeups.now();
-            let Some(report) = self.volume.next_report(self.front_end, now) else {
+            let (clients, now) = (self.clients(), || self.wakeups.now());
+            let Some(report) = self.volume.next_report(clients, now) else {
                 break;
             };
             any = true;
@@ -135,6 +135,14 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             self.backlog.retry();
         }
         any
+    }
+
+    /// Whether the front end waits for answers.
+    fn clients(&self) -> Clients {
+        match self.front_end {
+            FrontEnd::Served => Clients::Served,
+            FrontEnd::Dropped => Clients::Dropped,
+        }
     }
 
     /// Opens and closes the volume as the rings need it.
@@ -220,7 +228,8 @@ impl<V: Volumes, W: Wakeups> Driver for Device<V, W> {
     }
 
     fn set_on_full(&mut self, policy: OnFull) {
-        self.volume.set_on_full(policy, self.front_end);
+        let clients = self.clients();
+        self.volume.set_on_full(policy, clients);
     }
 
     fn shortage(&self) -> Option<(Shortage, Duration)> {

@@ -1,14 +1,11 @@
 //! Attaching a volume: the socket, its thread, and the seed of the device.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use archipelago_endpoint::Detach;
+use archipelago_endpoint::{Detach, SocketFile};
 use archipelago_protocol::{Error, ErrorCode};
 use crossbeam_channel::unbounded;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -31,8 +28,8 @@ pub struct Endpoint {
     device: CommandChannel,
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
-    /// Device and inode of the socket.
-    identity: (u64, u64),
+    /// Goes with it.
+    _file: SocketFile,
 }
 
 impl Endpoint {
@@ -48,8 +45,8 @@ impl Endpoint {
             let path = config.socket.display();
             Error::new(ErrorCode::Io, format!("cannot attach at {path}: {cause}"))
         };
-        let listener = listen(&config.socket, config.socket_mode).map_err(failed)?;
-        let made = fs::symlink_metadata(&config.socket).map_err(failed)?;
+        let (listener, file) =
+            SocketFile::listen(&config.socket, config.socket_mode).map_err(failed)?;
         let [notice, doorbell, stop] = [eventfd(), eventfd(), eventfd()];
         let notice = notice.map_err(failed)?;
         let doorbell = doorbell.map_err(failed)?;
@@ -71,8 +68,6 @@ impl Endpoint {
             .name("vhost-user".to_owned())
             .spawn(move || session.run(&listener))
             .map_err(|cause| {
-                // Nobody listens there.
-                let _gone = fs::remove_file(&config.socket);
                 let path = config.socket.display();
                 Error::of_thread(format_args!("cannot attach at {path}"), &cause)
             })?;
@@ -88,7 +83,7 @@ impl Endpoint {
             device,
             stop,
             thread: Some(thread),
-            identity: (made.dev(), made.ino()),
+            _file: file,
         };
         Ok((endpoint, seed))
     }
@@ -150,32 +145,7 @@ impl archipelago_endpoint::Endpoint for Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.stop.request();
-        // A successor may have put its own socket there.
-        let ours = fs::symlink_metadata(&self.config.socket)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
-        if ours {
-            let _gone_already = fs::remove_file(&self.config.socket);
-        }
     }
-}
-
-/// Binds beside `path` and renames, so that the socket never exists with other mode bits, and a stale one is replaced.
-fn listen(path: &Path, mode: u32) -> std::io::Result<UnixListener> {
-    if let Ok(found) = fs::symlink_metadata(path)
-        && !found.file_type().is_socket()
-    {
-        let text = "the path exists and is not a socket";
-        return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
-    }
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push("~");
-    let _not_there = fs::remove_file(&fresh);
-    let listener = UnixListener::bind(&fresh)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(mode))?;
-    fs::rename(&fresh, path)?;
-    // A front end may be gone again before it is accepted.
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 pub(crate) fn eventfd() -> std::io::Result<File> {

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use archipelago_endpoint::NotServed;
 use archipelago_protocol::ErrorCode;
 
 use crate::chain::ChainError;
@@ -56,6 +57,15 @@ pub enum Failure {
     /// The volume's answer.
     #[error("the volume answered: {0}")]
     Volume(ErrorCode),
+}
+
+impl From<NotServed> for Failure {
+    fn from(why: NotServed) -> Failure {
+        match why {
+            NotServed::NoSpace => Failure::Volume(ErrorCode::NoSpace),
+            NotServed::NotOpen => Failure::NotOpen,
+        }
+    }
 }
 
 impl Failure {

@@ -15,6 +15,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use archipelago_endpoint::Throttle;
 use archipelago_runtime::{Clock, SystemClock};
 
 /// Starts in quick succession that need not wait.
@@ -28,39 +29,9 @@ const DESCRIPTORS: u32 = 256;
 /// What each further one costs: 250 a millisecond, some 10 ns of work each.
 const DESCRIPTOR_INTERVAL: Duration = Duration::from_micros(4);
 
-/// A bucket of units, one more for each interval.
-#[derive(Debug)]
-struct Throttle {
-    burst: u32,
-    interval: Duration,
-    /// When the units so far are all paid for.
-    paid: Duration,
-}
-
-impl Throttle {
-    /// For requests that are answered at once, by their descriptors.
-    fn of_answers() -> Self {
-        Throttle::new(DESCRIPTORS, DESCRIPTOR_INTERVAL)
-    }
-
-    fn new(burst: u32, interval: Duration) -> Self {
-        Throttle {
-            burst,
-            interval,
-            paid: Duration::ZERO,
-        }
-    }
-
-    /// Counts units at `now`: how long to wait before the next one; for starts, before this one.
-    fn count(&mut self, units: u32, now: Duration) -> Duration {
-        self.paid = self.paid.max(now) + self.interval * units;
-        self.paid.saturating_sub(now + self.interval * self.burst)
-    }
-
-    /// When the units so far are all paid for: then a whole burst is free again.
-    fn paid(&self) -> Duration {
-        self.paid
-    }
+/// For requests that are answered at once, by their descriptors.
+fn of_answers() -> Throttle {
+    Throttle::new(DESCRIPTORS, DESCRIPTOR_INTERVAL)
 }
 
 /// Requests that were answered without the volume: too many of them, and the rings are left alone for a while.
@@ -73,7 +44,7 @@ pub(crate) struct AnswerThrottle {
 impl AnswerThrottle {
     pub(crate) fn new() -> Self {
         AnswerThrottle {
-            answers: Throttle::of_answers(),
+            answers: of_answers(),
             paused_until: None,
         }
     }
@@ -145,31 +116,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_free_and_then_each_start_waits_for_its_turn() {
-        let second = Duration::from_secs(1);
-        let mut throttle = Throttle::new(STARTS, second);
-        let mut now = Duration::from_secs(100);
-        for _ in 0..STARTS {
-            assert_eq!(throttle.count(1, now), Duration::ZERO);
-        }
-        for _ in 0..3 {
-            let wait = throttle.count(1, now);
-            assert_eq!(wait, second, "as if it had waited before");
-            now += wait;
-        }
-        now += second * (STARTS + 1);
-        assert_eq!(
-            throttle.count(1, now),
-            Duration::ZERO,
-            "a long rest pays all"
-        );
-        let mut unlimited = Throttle::new(STARTS, Duration::ZERO);
-        assert!((0..1000).all(|_| unlimited.count(1, now).is_zero()));
-    }
-
-    #[test]
     fn long_requests_wait_longer() {
-        let mut throttle = Throttle::of_answers();
+        let mut throttle = of_answers();
         let now = Duration::from_secs(100);
         assert_eq!(throttle.count(DESCRIPTORS, now), Duration::ZERO);
         assert_eq!(throttle.count(2, now), 2 * DESCRIPTOR_INTERVAL);

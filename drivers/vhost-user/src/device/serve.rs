@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::iter::once;
 
-use archipelago_endpoint::Wakeups;
+use archipelago_endpoint::{Service, Wakeups};
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::{VolumeHandle, VolumeOp, VolumeRequest, Volumes};
 use tracing::warn;
@@ -11,7 +11,6 @@ use tracing::warn;
 use super::backlog::Deferred;
 use super::negotiated::FrontEnd;
 use super::reader::WrittenPieces;
-use super::volume::Service;
 use super::{Completions, Device};
 use crate::config::feature;
 use crate::failure::{Failed, Failure, INTERVAL};
@@ -144,10 +143,10 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
                 };
                 (request.kind(), submitted, None)
             }
-            (Ok(request), Service::Fails(failure)) => (
+            (Ok(request), Service::Fails(why)) => (
                 request.kind(),
                 Submitted { len: 0, pieces: 0 },
-                Some(failure),
+                Some(why.into()),
             ),
             (Ok(_), Service::NotYet) => return Ok(Step::Empty),
         };

@@ -1,26 +1,25 @@
-//! The volume of a device: opened when its first ring runs, closed when the last one has stopped.
+//! The volume of an endpoint: opened when its first client uses it (a ring runs, a connection transmits), closed when the last
+//! one has stopped.
 //!
 //! | state | leaves it when |
 //! |---|---|
-//! | Closed | a ring runs: opens |
+//! | Closed | it is wanted: opens |
 //! | Opening | `Opened`: Open, Refused, Full or Failed |
-//! | Open | no ring is started and nothing is in flight: closes |
+//! | Open | nobody wants it and nothing is in flight: closes |
 //! | Closing | `Closed`: Closed |
-//! | Refused (no slot; requests wait) | a moment later: opens again; no ring is started: Closed |
-//! | Full (no room for as long as the policy waits; requests get IOERR) | as Refused |
-//! | Failed (requests get IOERR) | no ring is started: Closed, so the next start tries again |
+//! | Refused (no slot; requests wait) | a moment later: opens again; nobody wants it: Closed |
+//! | Full (no room for as long as the policy waits; requests fail) | as Refused |
+//! | Failed (requests fail) | nobody wants it: Closed, so the next use tries again |
 
 use std::time::Duration;
 
-use archipelago_endpoint::{ServedVolume, Shortage};
 use archipelago_protocol::volume::{
     OnFull, OpenMode, VolumeEvent, VolumeHandle, VolumeRequest, Volumes,
 };
-use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_protocol::{Error, ErrorCode, Lineage, ServedVolume};
 use tracing::{debug, error};
 
-use super::negotiated::FrontEnd;
-use crate::failure::Failure;
+use crate::driver::Shortage;
 
 /// How long after an open that found no slot or no room the next one is tried.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
@@ -40,23 +39,43 @@ enum VolumeState {
     Failed,
 }
 
+/// Whether anybody waits for answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Somebody does.
+    Served,
+    /// Nobody any more: requests in flight are dropped, and nothing waits for room.
+    Dropped,
+}
+
+/// Why an endpoint's requests fail before they reach the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotServed {
+    /// It has no room for as long as its policy waits.
+    NoSpace,
+    /// It could not be opened.
+    NotOpen,
+}
+
 /// What requests get now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Service {
+pub enum Service {
     /// The volume.
     Open(VolumeHandle),
     /// This failure.
-    Fails(Failure),
-    /// Nothing: they stay in their rings.
+    Fails(NotServed),
+    /// Nothing: they wait where they are.
     NotYet,
 }
 
 /// What the volume peer has reported, once the state has followed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Report {
+pub enum Report {
     /// A piece of a request is done.
     Done {
+        /// As it was submitted with.
         cookie: u64,
+        /// Success, or why not.
         result: Result<(), ErrorCode>,
     },
     /// The volume has so many bytes.
@@ -67,9 +86,9 @@ pub(super) enum Report {
     Closed,
 }
 
-/// The volume that a device serves, and the volume peer.
+/// The volume that an endpoint serves, and the volume peer.
 #[derive(Debug)]
-pub(super) struct DeviceVolume<V> {
+pub struct EndpointVolume<V> {
     peer: V,
     lineage: Lineage,
     mode: OpenMode,
@@ -77,13 +96,15 @@ pub(super) struct DeviceVolume<V> {
     state: VolumeState,
     /// What the last open found too little for, and was logged.
     shortage: Option<Shortage>,
-    /// When an open was tried first, since one succeeded or no ring was started.
+    /// When an open was tried first, since one succeeded or nobody wanted it.
     open_since: Option<Duration>,
 }
 
-impl<V: Volumes> DeviceVolume<V> {
-    pub(super) fn new(peer: V, volume: &ServedVolume) -> Self {
-        DeviceVolume {
+impl<V: Volumes> EndpointVolume<V> {
+    /// `volume`, closed.
+    #[must_use]
+    pub fn new(peer: V, volume: &ServedVolume) -> Self {
+        EndpointVolume {
             peer,
             lineage: volume.lineage,
             mode: match volume.read_only {
@@ -97,27 +118,31 @@ impl<V: Volumes> DeviceVolume<V> {
         }
     }
 
-    /// The volume peer, for the regions of guest memory.
-    pub(super) fn peer(&mut self) -> &mut V {
+    /// The volume peer, for regions of memory.
+    pub fn peer(&mut self) -> &mut V {
         &mut self.peer
     }
 
     /// What requests get now.
-    pub(super) fn service(&self) -> Service {
+    #[must_use]
+    pub fn service(&self) -> Service {
         match self.state {
             VolumeState::Open(handle) => Service::Open(handle),
-            VolumeState::Full(_) => Service::Fails(Failure::Volume(ErrorCode::NoSpace)),
-            VolumeState::Failed => Service::Fails(Failure::NotOpen),
+            VolumeState::Full(_) => Service::Fails(NotServed::NoSpace),
+            VolumeState::Failed => Service::Fails(NotServed::NotOpen),
             _ => Service::NotYet,
         }
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    /// Whether it is closed, and no open of it is under way.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
         self.state == VolumeState::Closed
     }
 
     /// Whether an open or a close is under way.
-    pub(super) fn changes(&self) -> bool {
+    #[must_use]
+    pub fn changes(&self) -> bool {
         matches!(
             self.state,
             VolumeState::Opening(_) | VolumeState::Closing(_)
@@ -125,7 +150,8 @@ impl<V: Volumes> DeviceVolume<V> {
     }
 
     /// When the next open is to be tried.
-    pub(super) fn due(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn due(&self) -> Option<Duration> {
         match self.state {
             VolumeState::Refused(again) | VolumeState::Full(again) => Some(again),
             _ => None,
@@ -133,12 +159,16 @@ impl<V: Volumes> DeviceVolume<V> {
     }
 
     /// Why the volume cannot be opened, and since when.
-    pub(super) fn shortage(&self) -> Option<(Shortage, Duration)> {
+    #[must_use]
+    pub fn shortage(&self) -> Option<(Shortage, Duration)> {
         self.shortage.zip(self.open_since)
     }
 
     /// Gives a request to the volume behind `handle`.
-    pub(super) fn submit(
+    ///
+    /// # Errors
+    /// As [`Volumes::submit`].
+    pub fn submit(
         &mut self,
         handle: VolumeHandle,
         cookie: u64,
@@ -148,9 +178,9 @@ impl<V: Volumes> DeviceVolume<V> {
     }
 
     /// The next report of the volume peer.
-    pub(super) fn next_report(
+    pub fn next_report(
         &mut self,
-        front_end: FrontEnd,
+        clients: Clients,
         now: impl FnOnce() -> Duration,
     ) -> Option<Report> {
         let (VolumeState::Opening(handle)
@@ -163,11 +193,11 @@ impl<V: Volumes> DeviceVolume<V> {
             VolumeEvent::Done { cookie, result } => Report::Done { cookie, result },
             VolumeEvent::Resized { size } => Report::Size(size),
             VolumeEvent::Opened { result: Ok(volume) } => {
-                // A guest opens its volume as often as it resets its device.
+                // A client may open it as often as it likes: a guest with each reset of its device.
                 debug!(volume = %volume.lineage, size = volume.size, "volume opened");
                 (self.shortage, self.open_since) = (None, None);
                 // It may have been opened without waiting.
-                if front_end == FrontEnd::Served {
+                if clients == Clients::Served {
                     self.peer.on_full(handle, self.on_full);
                 }
                 self.state = VolumeState::Open(handle);
@@ -191,16 +221,16 @@ impl<V: Volumes> DeviceVolume<V> {
         let (volume, policy) = (self.lineage, self.on_full);
         let again = now + OPEN_AGAIN;
         self.state = if !error.code.passes() {
-            error!(%volume, %error, "the volume cannot be opened; its guest gets I/O errors");
+            error!(%volume, %error, "the volume cannot be opened; its clients get I/O errors");
             VolumeState::Failed
         } else if self.has_waited(now) {
             if self.shortage.replace(Shortage::Reported) != Some(Shortage::Reported) {
-                error!(%volume, %error, "the volume cannot be opened; its guest gets I/O errors until there is space (on full: {policy})");
+                error!(%volume, %error, "the volume cannot be opened; its clients get I/O errors until there is space (on full: {policy})");
             }
             VolumeState::Full(again)
         } else {
             if self.shortage.replace(Shortage::Waits) != Some(Shortage::Waits) {
-                error!(%volume, %error, "the volume cannot be opened yet; its guest waits (on full: {policy})");
+                error!(%volume, %error, "the volume cannot be opened yet; its clients wait (on full: {policy})");
             }
             VolumeState::Refused(again)
         };
@@ -212,8 +242,8 @@ impl<V: Volumes> DeviceVolume<V> {
         self.on_full.limit().is_some_and(|limit| waited >= limit)
     }
 
-    /// Opens and closes the volume: `wanted` by a ring, or `idle`, with no ring started and nothing in flight.
-    pub(super) fn settle(&mut self, wanted: bool, idle: bool, now: impl Fn() -> Duration) -> bool {
+    /// Opens and closes the volume: `wanted` by a client, or `idle`, with no client and nothing in flight.
+    pub fn settle(&mut self, wanted: bool, idle: bool, now: impl Fn() -> Duration) -> bool {
         match self.state {
             VolumeState::Closed if wanted => {
                 let now = now();
@@ -243,14 +273,14 @@ impl<V: Volumes> DeviceVolume<V> {
     }
 
     /// Another policy for a full pool.
-    pub(super) fn set_on_full(&mut self, policy: OnFull, front_end: FrontEnd) {
+    pub fn set_on_full(&mut self, policy: OnFull, clients: Clients) {
         if std::mem::replace(&mut self.on_full, policy) == policy {
             return;
         }
         match self.state {
             // Who drops its requests waits for nothing any more.
             VolumeState::Opening(handle) | VolumeState::Open(handle)
-                if front_end == FrontEnd::Served =>
+                if clients == Clients::Served =>
             {
                 self.peer.on_full(handle, policy);
             }
@@ -263,14 +293,14 @@ impl<V: Volumes> DeviceVolume<V> {
     }
 
     /// Has everything answered that waits for room: nobody waits with it any more, and the memory that it names is about to go.
-    pub(super) fn stop_waiting(&mut self) {
+    pub fn stop_waiting(&mut self) {
         if let VolumeState::Open(handle) | VolumeState::Opening(handle) = self.state {
             self.peer.on_full(handle, OnFull::Report);
         }
     }
 
-    /// Has an open that waits for room refused; it is tried again when a ring runs. `false`: none is under way.
-    pub(super) fn stop_opening(&mut self) -> bool {
+    /// Has an open that waits for room refused; it is tried again when it is wanted. `false`: none is under way.
+    pub fn stop_opening(&mut self) -> bool {
         let opening = matches!(self.state, VolumeState::Opening(_));
         if opening {
             self.stop_waiting();
@@ -279,7 +309,7 @@ impl<V: Volumes> DeviceVolume<V> {
     }
 
     /// Has the open volume give back what waits for room.
-    pub(super) fn recall(&mut self) {
+    pub fn recall(&mut self) {
         if let VolumeState::Open(handle) = self.state {
             self.peer.recall(handle);
         }
