@@ -123,6 +123,12 @@ impl<V: Volumes> EndpointVolume<V> {
         &mut self.peer
     }
 
+    /// As [`EndpointVolume::peer`], to look.
+    #[must_use]
+    pub fn peer_ref(&self) -> &V {
+        &self.peer
+    }
+
     /// What requests get now.
     #[must_use]
     pub fn service(&self) -> Service {
@@ -296,6 +302,13 @@ impl<V: Volumes> EndpointVolume<V> {
     pub fn stop_waiting(&mut self) {
         if let VolumeState::Open(handle) | VolumeState::Opening(handle) = self.state {
             self.peer.on_full(handle, OnFull::Report);
+        }
+    }
+
+    /// Ends [`EndpointVolume::stop_waiting`]: somebody waits again.
+    pub fn wait_again(&mut self) {
+        if let VolumeState::Open(handle) | VolumeState::Opening(handle) = self.state {
+            self.peer.on_full(handle, self.on_full);
         }
     }
 

@@ -28,8 +28,8 @@ pub trait Wakeups {
     /// costs a system call only where something has come.
     fn take_marks(&mut self) -> u64;
 
-    /// One signal, with the mark of the watch, once the descriptor of `id` can be written or its other side is gone.
-    fn await_writable(&mut self, id: WatchId);
+    /// One signal, with `mark`, once the descriptor of `id` can be written or its other side is gone.
+    fn await_writable(&mut self, id: WatchId, mark: u8);
 
     /// Ends a watch and closes the descriptor.
     fn unwatch(&mut self, id: WatchId);

@@ -40,8 +40,7 @@ fn of_token(token: u64) -> (DriverId, u64) {
 pub(crate) struct EventLoop {
     source: Source,
     clock: Arc<dyn Clock>,
-    /// With the token of their signals.
-    watched: BTreeMap<WatchId, (Watch, u64)>,
+    watched: BTreeMap<WatchId, Watch>,
     next: u64,
     /// Timeouts that are still to come: a few.
     timeouts: Vec<Duration>,
@@ -88,14 +87,14 @@ impl EventLoop {
         let watch = self.source.poll_readable(fd, token)?;
         let id = WatchId(self.next);
         self.next += 1;
-        self.watched.insert(id, (watch, token));
+        self.watched.insert(id, watch);
         Ok(id)
     }
 
-    /// One more signal of the watch, once its descriptor can be written.
-    fn await_writable(&self, id: WatchId) {
-        if let Some((watch, token)) = self.watched.get(&id) {
-            self.source.poll_writable_once(watch, *token);
+    /// One signal with `token`, once the descriptor of the watch can be written.
+    fn await_writable(&self, id: WatchId, token: u64) {
+        if let Some(watch) = self.watched.get(&id) {
+            self.source.poll_writable_once(watch, token);
         }
     }
 
@@ -250,8 +249,9 @@ impl Wakeups for LoopWakeups {
         self.marks.as_ref().map_or(0, |marks| marks.take())
     }
 
-    fn await_writable(&mut self, id: archipelago_endpoint::WatchId) {
-        self.events.borrow_mut().await_writable(WatchId(id.0));
+    fn await_writable(&mut self, id: archipelago_endpoint::WatchId, mark: u8) {
+        let token = driver_token(self.driver, Some(mark));
+        self.events.borrow().await_writable(WatchId(id.0), token);
     }
 
     fn unwatch(&mut self, id: archipelago_endpoint::WatchId) {

@@ -84,7 +84,7 @@ impl Wakeups for EpollWakeups {
     }
 
     /// Each edge is signalled as it is.
-    fn await_writable(&mut self, _id: WatchId) {}
+    fn await_writable(&mut self, _id: WatchId, _mark: u8) {}
 
     fn unwatch(&mut self, id: WatchId) {
         if let Some(index) = self.watched.iter().position(|(known, _)| *known == id) {

@@ -56,7 +56,7 @@ impl Wakeups for NoWakeups {
         u64::MAX
     }
 
-    fn await_writable(&mut self, _id: WatchId) {}
+    fn await_writable(&mut self, _id: WatchId, _mark: u8) {}
 
     fn unwatch(&mut self, _id: WatchId) {}
 

@@ -1,0 +1,112 @@
+//! One client: its socket, and how far its connection has come.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use archipelago_endpoint::{WatchId, Wakeups};
+use nix::sys::socket::{setsockopt, sockopt::SndBuf};
+
+use crate::config::CONNECTIONS_MAX;
+use crate::negotiation::Negotiation;
+use crate::transmission::Transmission;
+
+/// What is asked for the replies in the kernel: several cells. The kernel gives what the host allows.
+const SEND_BUFFER: usize = 1 << 20;
+
+/// How far a connection has come.
+#[derive(Debug)]
+pub(crate) enum Stage {
+    Handshake(Box<Negotiation>),
+    Transmission(Box<Transmission>),
+    /// Nothing is left of it.
+    Over,
+}
+
+/// One client's connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) socket: UnixStream,
+    watch: WatchId,
+    place: u8,
+    /// A signal of the socket's room has been asked for.
+    awaits_room: bool,
+    pub(crate) stage: Stage,
+}
+
+impl Connection {
+    /// Takes the client at `socket`, whose handshake ends by `deadline`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn new(
+        socket: UnixStream,
+        place: u8,
+        deadline: Duration,
+        wakeups: &mut impl Wakeups,
+    ) -> std::io::Result<Connection> {
+        socket.set_nonblocking(true)?;
+        // Whatever it answers: the default is enough to work with.
+        let _kept = setsockopt(&socket, SndBuf, &SEND_BUFFER);
+        let watched = OwnedFd::from(socket.try_clone()?);
+        let watch = wakeups.watch_marked(watched, place)?;
+        Ok(Connection {
+            socket,
+            watch,
+            place,
+            awaits_room: false,
+            stage: Stage::Handshake(Box::new(Negotiation::new(deadline))),
+        })
+    }
+
+    /// Mark of a socket that has room again.
+    fn room_mark(&self) -> u8 {
+        const { assert!(2 * CONNECTIONS_MAX < 62) }
+        self.place + CONNECTIONS_MAX as u8
+    }
+
+    /// Passes signals on.
+    pub(crate) fn signal(&mut self, marks: u64) {
+        let has_room = marks & 1 << self.room_mark() != 0;
+        if has_room {
+            self.awaits_room = false;
+        }
+        let has_input = marks & 1 << self.place != 0;
+        match &mut self.stage {
+            Stage::Handshake(negotiation) if has_input || has_room => negotiation.signal(),
+            Stage::Transmission(transmission) => {
+                if has_input {
+                    transmission.signal_input();
+                }
+                if has_room {
+                    transmission.signal_output();
+                }
+            }
+            Stage::Handshake(_) | Stage::Over => {}
+        }
+    }
+
+    /// Asks for a signal once the socket has room.
+    pub(crate) fn await_room(&mut self, wakeups: &mut impl Wakeups) {
+        if !std::mem::replace(&mut self.awaits_room, true) {
+            wakeups.await_writable(self.watch, self.room_mark());
+        }
+    }
+
+    /// Ends the connection in both directions; what its transmission has in flight finishes.
+    pub(crate) fn shut_down(&mut self) {
+        // A client that is gone already is fine.
+        let _gone = self.socket.shutdown(std::net::Shutdown::Both);
+        match &mut self.stage {
+            Stage::Handshake(_) => self.stage = Stage::Over,
+            Stage::Transmission(transmission) => transmission.break_off(),
+            Stage::Over => {}
+        }
+    }
+
+    /// The end of the watch, and of the connection.
+    pub(crate) fn end(self, wakeups: &mut impl Wakeups) {
+        let _gone = self.socket.shutdown(std::net::Shutdown::Both);
+        wakeups.unwatch(self.watch);
+    }
+}

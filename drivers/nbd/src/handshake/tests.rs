@@ -1,0 +1,184 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const OFFER: Offer<'_> = Offer {
+    name: "vm1",
+    size: 1 << 20,
+    read_only: false,
+    flags: [0x0101, 0x0181],
+};
+
+/// Feeds `input` as it is asked for.
+fn feed(handshake: &mut Handshake, mut input: &[u8]) -> Result<Progress, Broken> {
+    let mut progress = Progress::Continues;
+    while progress == Progress::Continues {
+        let Some((now, rest)) = input.split_at_checked(handshake.wants()) else {
+            break;
+        };
+        if now.is_empty() {
+            break;
+        }
+        progress = handshake.take(now, &OFFER)?;
+        input = rest;
+    }
+    Ok(progress)
+}
+
+fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = b"IHAVEOPT".to_vec();
+    bytes.extend(number.to_be_bytes());
+    bytes.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn info(name: &[u8], wanted: &[u16]) -> Vec<u8> {
+    let mut data = u32::try_from(name.len()).unwrap().to_be_bytes().to_vec();
+    data.extend(name);
+    data.extend(u16::try_from(wanted.len()).unwrap().to_be_bytes());
+    wanted.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+    data
+}
+
+/// A handshake behind the flags of the client, and its next output.
+fn begun(flags: u32) -> Handshake {
+    let mut handshake = Handshake::new();
+    assert_eq!(handshake.output().drain(..).count(), 18);
+    feed(&mut handshake, &flags.to_be_bytes()).unwrap();
+    handshake
+}
+
+/// The replies that are to be sent: option, kind and data.
+fn replies(handshake: &mut Handshake) -> Vec<(u32, u32, Vec<u8>)> {
+    let output: Vec<u8> = handshake.output().drain(..).collect();
+    let mut fields = Fields(&output);
+    let mut replies = Vec::new();
+    while let Some(magic) = fields.u64() {
+        assert_eq!(magic, OPTION_REPLY_MAGIC);
+        let (option, kind) = (fields.u32().unwrap(), fields.u32().unwrap());
+        let len = fields.u32().unwrap() as usize;
+        replies.push((option, kind, fields.bytes(len).unwrap().to_vec()));
+    }
+    assert!(fields.0.is_empty());
+    replies
+}
+
+#[test]
+fn the_greeting_is_that_of_a_fixed_newstyle_server() {
+    let mut handshake = Handshake::new();
+    assert_eq!(handshake.output(), b"NBDMAGICIHAVEOPT\0\x03");
+    assert_eq!(handshake.wants(), 4);
+}
+
+#[test]
+fn go_describes_the_export_and_begins_the_transmission() {
+    for (name, structured) in [("vm1", true), ("", false)] {
+        let mut handshake = begun(3);
+        if structured {
+            feed(&mut handshake, &option(8, &[])).unwrap();
+            assert_eq!(replies(&mut handshake), [(8, 1, vec![])]);
+        }
+        let go = option(7, &info(name.as_bytes(), &[1, 2, 3]));
+        let agreed = feed(&mut handshake, &go).unwrap();
+        let terms = Terms {
+            size: 1 << 20,
+            read_only: false,
+            structured,
+        };
+        assert_eq!(agreed, Progress::Agreed(terms));
+        assert_eq!(handshake.wants(), 0, "what follows is the transmission's");
+        let sent = replies(&mut handshake);
+        let flags = if structured { 0x81 } else { 1 };
+        let expected: [(u32, u32, Vec<u8>); 5] = [
+            (7, 3, vec![0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, flags]),
+            (7, 3, vec![0, 3, 0, 0, 2, 0, 0, 0, 0x10, 0, 2, 0, 0, 0]),
+            (7, 3, b"\0\x01vm1".to_vec()),
+            (7, 3, b"\0\x02vm1 of Archipelago, read-write".to_vec()),
+            (7, 1, vec![]),
+        ];
+        assert_eq!(sent, expected);
+    }
+}
+
+#[test]
+fn info_goes_on_and_what_is_unknown_wrong_or_too_long_is_answered() {
+    let mut handshake = begun(1);
+    let error = |kind: u32| 1 << 31 | kind;
+    let long = vec![0; DATA_MAX + 1];
+    for (number, data, kinds) in [
+        (6, info(b"vm1", &[]), vec![3, 3, 1]),
+        (6, info(b"vm2", &[]), vec![error(6)]),
+        (7, info(b"vm2", &[]), vec![error(6)]),
+        (6, vec![], vec![error(3)]),
+        (6, vec![0xff; 16], vec![error(3)]),
+        (7, [info(b"vm1", &[1]), vec![0]].concat(), vec![error(3)]),
+        (3, vec![], vec![2, 1]),
+        (3, vec![0], vec![error(3)]),
+        (8, vec![0], vec![error(3)]),
+        (5, vec![], vec![error(1)]),
+        (11, vec![], vec![error(1)]),
+        (u32::MAX, vec![1, 2, 3], vec![error(1)]),
+        (6, long.clone(), vec![error(9)]),
+        (77, long, vec![error(9)]),
+    ] {
+        let progress = feed(&mut handshake, &option(number, &data));
+        assert_eq!(progress, Ok(Progress::Continues), "{number}");
+        let sent: Vec<_> = replies(&mut handshake);
+        let expected: Vec<_> = kinds.into_iter().map(|kind| (number, kind)).collect();
+        let sent: Vec<_> = sent.iter().map(|(option, kind, _)| (*option, *kind)).collect();
+        assert_eq!(sent, expected);
+    }
+    let aborted = feed(&mut handshake, &option(2, &[]));
+    assert_eq!(aborted, Ok(Progress::Aborted));
+    assert_eq!(replies(&mut handshake), [(2, 1, vec![])]);
+}
+
+#[test]
+fn export_name_answers_without_a_reply_of_its_own() {
+    for (flags, zeroes) in [(1, 124), (3, 0)] {
+        let mut handshake = begun(flags);
+        let agreed = feed(&mut handshake, &option(1, b"vm1")).unwrap();
+        assert!(matches!(agreed, Progress::Agreed(_)));
+        let mut expected = vec![0, 0, 0, 0, 0, 0x10, 0, 0, 1, 1];
+        expected.extend(vec![0; zeroes]);
+        assert_eq!(*handshake.output(), expected);
+    }
+    let refused = feed(&mut begun(3), &option(1, b"vm2"));
+    assert_eq!(refused, Err(Broken::NoSuchExport));
+}
+
+#[test]
+fn what_makes_no_sense_or_does_not_end_breaks_the_connection() {
+    let mut handshake = Handshake::new();
+    assert_eq!(feed(&mut handshake, &[0, 0, 0, 4]), Err(Broken::Flags(4)));
+    let mut handshake = begun(3);
+    let refused = feed(&mut handshake, &[0; 16]);
+    assert_eq!(refused, Err(Broken::Magic(0)));
+    let mut endless = option(6, &[])[..12].to_vec();
+    endless.extend((SKIP_MAX + 1).to_be_bytes());
+    let refused = feed(&mut begun(3), &endless);
+    assert_eq!(refused, Err(Broken::TooLong(SKIP_MAX + 1)));
+    let mut handshake = begun(3);
+    for _ in 0..OPTIONS_MAX {
+        feed(&mut handshake, &option(3, &[])).unwrap();
+    }
+    let refused = feed(&mut handshake, &option(3, &[]));
+    assert_eq!(refused, Err(Broken::TooMany));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic_or_keep_more_than_it_may(
+        flags in 0..4_u32,
+        options in prop::collection::vec((0..12_u32, prop::collection::vec(any::<u8>(), 0..300)), 0..80),
+    ) {
+        let mut handshake = begun(flags);
+        for (number, data) in options {
+            if handshake.wants() == 0 || feed(&mut handshake, &option(number, &data)).is_err() {
+                break;
+            }
+            prop_assert!(handshake.output().len() < 64 * 1024);
+        }
+    }
+}

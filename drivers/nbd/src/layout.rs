@@ -1,0 +1,47 @@
+//! The memory of a connection: one region, which the blocker sees, so that data is read and written without a copy.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | [`CELLS`] x [`CELL_LEN`] | cells: the data of requests |
+//! | [`INPUT_AT`] | [`INPUT_LEN`] | what was received and is not parsed: headers of requests |
+//! | [`SCRAP_AT`] | [`SCRAP_LEN`] | data of writes that were refused |
+//! | [`OUTPUT_AT`] | [`OUTPUT_SLOTS`] x [`OUTPUT_SLOT_LEN`] | headers of replies |
+//!
+//! The kernel gives memory only to what is used: a client that has little in flight uses the first pages of few cells.
+
+/// Bytes of a cell: the longest piece of a request, which is one request to the volume.
+pub const CELL_LEN: u32 = 128 << 10;
+/// Cells of a connection: the longest read without structured replies has to be whole before it is answered.
+pub const CELLS: u16 = 256;
+/// Cells that a connection may use but for such a read: its bytes in flight, 8 MiB.
+pub const CELLS_SHARED: u16 = 64;
+/// Requests of a connection in flight: more than clients have (QEMU 16, `nbdcopy` 64, the kernel 128).
+pub const REQUESTS: u16 = 128;
+
+/// Where the input begins.
+pub(crate) const INPUT_AT: usize = CELLS as usize * CELL_LEN as usize;
+/// Thirty-two headers: a queue of reads is received by one call, and what it receives of a write's data, which has to be copied,
+/// is little.
+pub(crate) const INPUT_LEN: usize = 32 * crate::request::HEADER_LEN;
+const INPUT_ROOM: usize = 4096;
+/// Where refused data goes.
+pub(crate) const SCRAP_AT: usize = INPUT_AT + INPUT_ROOM;
+/// Bytes of it at a time.
+pub(crate) const SCRAP_LEN: usize = 60 << 10;
+/// Where headers of replies begin.
+pub(crate) const OUTPUT_AT: usize = SCRAP_AT + SCRAP_LEN;
+/// A header each.
+pub(crate) const OUTPUT_SLOT_LEN: usize = 64;
+/// Replies that wait to be sent at most: see `sender`.
+pub(crate) const OUTPUT_SLOTS: usize = 1024;
+/// Bytes of the region.
+pub(crate) const REGION_LEN: usize = OUTPUT_AT + OUTPUT_SLOTS * OUTPUT_SLOT_LEN;
+
+const _: () = assert!(INPUT_LEN <= INPUT_ROOM && REGION_LEN.is_multiple_of(4096));
+const _: () = assert!(CELLS as u32 * CELL_LEN == crate::config::BLOCK_MAX);
+const _: () = assert!(crate::request::REPLY_HEADER_MAX <= OUTPUT_SLOT_LEN);
+
+/// Where cell `index` begins.
+pub(crate) fn cell_at(index: u16) -> usize {
+    usize::from(index) * CELL_LEN as usize
+}

@@ -1,0 +1,52 @@
+//! NBD endpoint: a volume as an export on a UNIX socket, for QEMU, libnbd and the kernel's client.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`endpoint`] | attach and detach: the socket, the half that control sees |
+//! | [`server`], `detaching` | the export on the data thread: listener, connections, volume |
+//! | `connection`, `negotiation` | one client: its socket, its handshake and deadline |
+//! | [`handshake`] | options and their answers, as a state machine of bytes |
+//! | `transmission` | requests to the volume, replies to the client |
+//! | `receiver`, `sender` | bytes from and to the socket |
+//! | `requests`, `cells`, `memory`, [`layout`] | what is in flight, and where its data lies |
+//! | [`request`], [`wire`] | headers of requests and replies; the protocol's numbers |
+//! | [`config`], [`metrics`] | what is offered and how much may be asked for; figures |
+//!
+//! One design decision: sockets are served by the data thread itself, with calls that never wait, because a thread between socket
+//! and volume would cost each request two wake-ups. Each connection has a region of its own that the blocker sees: data of a write
+//! is received where the disk writes it from, data of a read is sent from where the disk has put it. Which socket has something is
+//! said by the thread's io_uring, so a quiet client costs no call.
+//!
+//! ```text
+//! let (endpoint, seed) = Endpoint::attach(config)?;            // any thread
+//! let server = Box::new(seed).build(volumes, wakeups)?;        // on the data thread, which polls it from now on
+//! endpoint.detach(Detach::Force)?;                             // any other thread
+//! ```
+//!
+//! This crate never knows maps, objects or other exports, never allocates for a request, and never blocks the data thread.
+
+#![forbid(unsafe_code)]
+
+mod cells;
+pub mod config;
+mod connection;
+mod detaching;
+pub mod endpoint;
+pub mod handshake;
+pub mod layout;
+mod memory;
+pub mod metrics;
+mod negotiation;
+mod receiver;
+pub mod request;
+mod requests;
+mod sender;
+pub mod server;
+mod shared;
+mod transmission;
+pub mod wire;
+
+pub use config::AttachConfig;
+pub use endpoint::Endpoint;
+pub use metrics::Counters;
+pub use server::{Server, ServerSeed};

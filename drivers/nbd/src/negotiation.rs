@@ -1,0 +1,118 @@
+//! A connection in its handshake: the socket, the bytes of the state machine, the deadline.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::handshake::{Broken, Handshake, Offer, Progress};
+use crate::request::Terms;
+
+/// Bytes received in one turn at most: several options, and few of those that are skipped.
+const BYTES_PER_TURN: usize = 16 << 10;
+
+/// What came of a turn.
+#[derive(Debug)]
+pub(crate) enum Negotiated {
+    /// It goes on once the socket is signalled.
+    Waits,
+    /// It goes on at once.
+    Continues,
+    /// What is to be sent waits for the client.
+    Blocked,
+    /// The transmission begins.
+    Agreed(Terms),
+    /// It has ended, perhaps because what came made no sense.
+    Ended(Option<Broken>),
+}
+
+/// The handshake with the client at one socket.
+#[derive(Debug)]
+pub(crate) struct Negotiation {
+    handshake: Handshake,
+    /// What has come of the bytes that are wanted.
+    input: Vec<u8>,
+    /// What becomes of the connection once everything is sent.
+    outcome: Progress,
+    /// Something may have come, or the socket may have room.
+    signalled: bool,
+    pub(crate) deadline: Duration,
+}
+
+impl Negotiation {
+    pub(crate) fn new(deadline: Duration) -> Self {
+        Negotiation {
+            handshake: Handshake::new(),
+            input: Vec::new(),
+            outcome: Progress::Continues,
+            signalled: true,
+            deadline,
+        }
+    }
+
+    /// The socket was signalled.
+    pub(crate) fn signal(&mut self) {
+        self.signalled = true;
+    }
+
+    /// Does a bounded piece of the work.
+    pub(crate) fn poll(&mut self, socket: &UnixStream, offer: &Offer<'_>) -> Negotiated {
+        if !self.signalled {
+            return Negotiated::Waits;
+        }
+        let negotiated = self.go_on(socket, offer);
+        self.signalled = matches!(negotiated, Negotiated::Continues);
+        negotiated
+    }
+
+    fn go_on(&mut self, mut socket: &UnixStream, offer: &Offer<'_>) -> Negotiated {
+        let mut received = 0;
+        loop {
+            let output = self.handshake.output();
+            if !output.is_empty() {
+                match socket.write(output) {
+                    Ok(sent) => {
+                        output.drain(..sent);
+                        continue;
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        return Negotiated::Blocked;
+                    }
+                    Err(_gone) => return Negotiated::Ended(None),
+                }
+            }
+            match self.outcome {
+                Progress::Continues => {}
+                Progress::Agreed(terms) => return Negotiated::Agreed(terms),
+                Progress::Aborted => return Negotiated::Ended(None),
+            }
+            if received >= BYTES_PER_TURN {
+                return Negotiated::Continues;
+            }
+            let (had, wants) = (self.input.len(), self.handshake.wants());
+            self.input.resize(wants, 0);
+            match socket.read(&mut self.input[had..]) {
+                Ok(0) => return Negotiated::Ended(None),
+                Ok(len) => {
+                    received += len;
+                    self.input.truncate(had + len);
+                }
+                Err(error) => {
+                    self.input.truncate(had);
+                    match error.kind() {
+                        ErrorKind::Interrupted => continue,
+                        ErrorKind::WouldBlock => return Negotiated::Waits,
+                        _ => return Negotiated::Ended(None),
+                    }
+                }
+            }
+            if self.input.len() == wants {
+                match self.handshake.take(&self.input, offer) {
+                    Ok(outcome) => self.outcome = outcome,
+                    Err(broken) => return Negotiated::Ended(Some(broken)),
+                }
+                self.input.clear();
+            }
+        }
+    }
+}

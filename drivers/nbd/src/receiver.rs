@@ -1,0 +1,200 @@
+//! What a client sends: headers of requests, and the data of writes, which goes straight to its cell.
+//!
+//! Headers are received into a small buffer, many with one call. What it holds of a write's data is copied to the cell; the rest of
+//! the data is received there, and the headers behind it with the same call.
+
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+
+use archipelago_runtime::{Part, receive_now};
+
+use crate::layout::{INPUT_AT, INPUT_LEN, SCRAP_AT, SCRAP_LEN, cell_at};
+use crate::memory::Memory;
+use crate::request::HEADER_LEN;
+
+/// A cell that is being filled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Filling {
+    pub(crate) cell: u16,
+    pub(crate) len: u32,
+    filled: u32,
+}
+
+impl Filling {
+    /// The first `len` bytes of `cell` are to come.
+    pub(crate) fn new(cell: u16, len: u32) -> Self {
+        Filling {
+            cell,
+            len,
+            filled: 0,
+        }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.filled == self.len
+    }
+
+    fn rest(&self) -> Part {
+        Part {
+            offset: cell_at(self.cell) + self.filled as usize,
+            len: (self.len - self.filled) as usize,
+        }
+    }
+}
+
+/// Where the next bytes go.
+#[derive(Debug)]
+pub(crate) enum Target<'a> {
+    /// Headers.
+    Input,
+    /// Data of a write, then headers.
+    Cell(&'a mut Filling),
+    /// Nowhere: so many bytes of data that nobody wants, then headers.
+    Scrap(&'a mut u32),
+}
+
+/// What came of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    Some,
+    /// Nothing has come.
+    Nothing,
+    /// The client sends nothing more.
+    End,
+    /// The connection has failed.
+    Gone,
+}
+
+/// The input of one connection.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    /// Bytes of the buffer that are not parsed.
+    start: usize,
+    end: usize,
+    /// Something may have come.
+    readable: bool,
+}
+
+impl Receiver {
+    pub(crate) fn new() -> Self {
+        Receiver {
+            start: 0,
+            end: 0,
+            readable: true,
+        }
+    }
+
+    /// Something has come, or the client is gone.
+    pub(crate) fn signal(&mut self) {
+        self.readable = true;
+    }
+
+    pub(crate) fn is_readable(&self) -> bool {
+        self.readable
+    }
+
+    /// Whether everything received was parsed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// The next header, if it is there; it stays until [`Receiver::skip_header`].
+    pub(crate) fn header(&self, memory: &Memory) -> Option<[u8; HEADER_LEN]> {
+        if self.end - self.start < HEADER_LEN {
+            return None;
+        }
+        let mut header = [0; HEADER_LEN];
+        memory.read(INPUT_AT + self.start, &mut header);
+        Some(header)
+    }
+
+    /// The header was understood.
+    pub(crate) fn skip_header(&mut self) {
+        self.start += HEADER_LEN;
+    }
+
+    /// Up to `max` bytes of the buffer, which are taken.
+    fn take(&mut self, max: usize) -> Part {
+        let len = max.min(self.end - self.start);
+        let part = Part {
+            offset: INPUT_AT + self.start,
+            len,
+        };
+        self.start += len;
+        part
+    }
+
+    /// Moves data of a write from the buffer into its cell.
+    pub(crate) fn fill(&mut self, memory: &Memory, filling: &mut Filling) {
+        let rest = filling.rest();
+        let part = self.take(rest.len);
+        memory.copy(part, rest.offset);
+        filling.filled += u32::try_from(part.len).unwrap_or(0);
+    }
+
+    /// Drops data that nobody wants.
+    pub(crate) fn scrap(&mut self, left: &mut u32) {
+        let dropped = self.take(*left as usize).len;
+        *left -= u32::try_from(dropped).unwrap_or(0);
+    }
+
+    /// Receives what has come. Data has been taken out of the buffer before.
+    pub(crate) fn receive(
+        &mut self,
+        socket: impl AsFd,
+        memory: &Memory,
+        target: Target<'_>,
+    ) -> Received {
+        self.compact(memory);
+        let first = match &target {
+            Target::Input => Part::default(),
+            Target::Cell(filling) => filling.rest(),
+            Target::Scrap(left) => Part {
+                offset: SCRAP_AT,
+                len: SCRAP_LEN.min(**left as usize),
+            },
+        };
+        debug_assert!(first.len == 0 || self.is_empty());
+        let input = Part {
+            offset: INPUT_AT + self.end,
+            // Headers come only behind all of the data.
+            len: match &target {
+                Target::Scrap(left) if **left as usize > first.len => 0,
+                _ => INPUT_LEN - self.end,
+            },
+        };
+        let received = match receive_now(socket, memory.span(), &[first, input]) {
+            Ok(0) => return Received::End,
+            Ok(received) => received,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Received::Nothing;
+                }
+                ErrorKind::Interrupted => return Received::Some,
+                _ => return Received::Gone,
+            },
+        };
+        // Less than there was room for: there was no more, and what comes from now on is signalled.
+        self.readable = received == first.len + input.len;
+        let data = received.min(first.len);
+        self.end += received - data;
+        let data = u32::try_from(data).unwrap_or(0);
+        match target {
+            Target::Input => {}
+            Target::Cell(filling) => filling.filled += data,
+            Target::Scrap(left) => *left -= data,
+        }
+        Received::Some
+    }
+
+    /// Moves what is not parsed, less than a header, to the front of the buffer.
+    fn compact(&mut self, memory: &Memory) {
+        let len = self.end - self.start;
+        if self.start > 0 && len > 0 {
+            let offset = INPUT_AT + self.start;
+            memory.copy(Part { offset, len }, INPUT_AT);
+        }
+        (self.start, self.end) = (0, len);
+    }
+}

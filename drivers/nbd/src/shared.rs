@@ -1,0 +1,81 @@
+//! What the two halves of an endpoint share: figures, the size, and requests to detach.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+
+use archipelago_endpoint::Detach;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::metrics::Metrics;
+
+/// A request to detach. The answer comes when it is done; none if the data thread has ended.
+#[derive(Debug)]
+pub(crate) struct DetachRequest {
+    pub(crate) how: Detach,
+    pub(crate) reply: Sender<Detached>,
+}
+
+/// What came of a request to detach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detached {
+    /// Nobody is served any more, and the volume is closed.
+    Done,
+    /// So many clients are connected; nothing has changed.
+    InUse(usize),
+}
+
+/// State shared between the data thread and the threads of control.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) metrics: Metrics,
+    size: AtomicU64,
+    finished: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(size: u64) -> Self {
+        Shared {
+            metrics: Metrics::default(),
+            size: AtomicU64::new(size),
+            finished: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes of the volume.
+    pub(crate) fn size(&self) -> u64 {
+        // Relaxed: nothing is handed over with the number, and requests are checked by the volume as well.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_size(&self, size: u64) {
+        // Relaxed: as in `size`.
+        self.size.store(size, Ordering::Relaxed);
+    }
+
+    /// The endpoint is detached. Called and looked at by the data thread alone.
+    pub(crate) fn finish(&self) {
+        // Relaxed: within one thread.
+        self.finished.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        // Relaxed: as in `finish`.
+        self.finished.load(Ordering::Relaxed)
+    }
+}
+
+/// A doorbell: what is rung, and what is watched.
+pub(crate) fn doorbell() -> std::io::Result<(File, OwnedFd)> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let made = OwnedFd::from(EventFd::from_value_and_flags(0, flags)?);
+    let watched = made.try_clone()?;
+    Ok((File::from(made), watched))
+}
+
+/// Rings a doorbell. One that is full has been rung already.
+pub(crate) fn ring(mut doorbell: &File) {
+    let _full = doorbell.write(&1_u64.to_ne_bytes());
+}
