@@ -191,6 +191,12 @@ impl Layout {
         self.volumes().join(format!("{lineage}.sock"))
     }
 
+    /// The NBD socket of a volume.
+    #[must_use]
+    pub fn nbd_socket(&self, lineage: Lineage) -> PathBuf {
+        self.volumes().join(format!("{lineage}.nbd"))
+    }
+
     /// The socket of a bulk copy of a volume.
     #[must_use]
     pub fn bulk_socket(&self, lineage: Lineage) -> PathBuf {
@@ -301,6 +307,7 @@ mod tests {
         for path in [
             layout.volume_socket(Lineage(1)),
             layout.bulk_socket(Lineage(1)),
+            layout.nbd_socket(Lineage(1)),
             layout.api_socket(),
         ] {
             assert!(path.as_os_str().len() <= SOCKET_PATH_MAX);

@@ -119,7 +119,7 @@ pub fn operations() -> Vec<Operation> {
         post("/v1/volumes/{name}/resize", "volumeResize", volume(), "Another size; a running guest is told").of::<ResizeVolume>(),
         post("/v1/volumes/{name}/set", "volumeSet", volume(), "Another policy for a full pool; a running guest is served so at once").of::<SetVolume>(),
         post("/v1/volumes/{name}/rename", "volumeRename", volume(), "Another name").of::<RenameVolume>(),
-        post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a vhost-user socket; the same again answers the same").of::<AttachVolume>(),
+        post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a socket, by vhost-user or NBD; the same again answers the same").of::<AttachVolume>(),
         post("/v1/volumes/{name}/detach", "volumeDetach", body::<Done>(), "Serves it no longer; refused while a front end is connected"),
         post("/v1/volumes/{name}/export", "volumeExport", body::<Bulk>(), "Opens it for one reader over a segment channel"),
         post("/v1/images", "imageImport", body::<Bulk>(), "Makes an image that is not visible yet and opens it for one writer over a segment channel").of::<BeginImport>().made(),

@@ -99,15 +99,40 @@ pub struct RenameVolume {
     pub pool: Option<Name>,
 }
 
-/// Serves the volume in the path at a vhost-user socket. What is left out matches any attachment that is there.
+/// A kind of endpoint.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndpointKind {
+    /// A vhost-user-blk device, for virtual machines.
+    VhostUser,
+    /// An NBD export, for whatever speaks NBD.
+    Nbd,
+}
+
+impl EndpointKind {
+    /// The kind of `endpoint`.
+    #[must_use]
+    pub fn of(endpoint: &EndpointSpec) -> EndpointKind {
+        match endpoint {
+            EndpointSpec::VhostUser { .. } => EndpointKind::VhostUser,
+            EndpointSpec::Nbd { .. } => EndpointKind::Nbd,
+        }
+    }
+}
+
+/// Serves the volume in the path at a socket. What is left out matches any attachment that is there.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttachVolume {
-    /// Request queues offered.
+    /// What is served there; left out: vhost-user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<EndpointKind>,
+    /// Request queues offered, of vhost-user alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// Refuse writes.
+    /// Refuse writes; left out: of a snapshot or an image only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
 }

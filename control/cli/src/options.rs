@@ -221,11 +221,17 @@ pub enum Volume {
         /// Its name
         name: Name,
     },
-    /// Serve a volume at a vhost-user socket and print its path; the same again prints the same
+    /// Serve a volume at a socket and print its path; the same again prints the same
     Attach {
-        /// The volume
+        /// The volume, or a snapshot or image, which is read-only
         name: Name,
-        /// Request queues offered [default: 1]
+        /// For virtual machines: a vhost-user-blk device [default]
+        #[arg(long, conflicts_with = "nbd")]
+        vhost_user: bool,
+        /// For whatever speaks NBD (qemu-img, nbdcopy, the kernel's nbd-client): an export of the volume's name, and the default one
+        #[arg(long, conflicts_with = "queues")]
+        nbd: bool,
+        /// Request queues of a vhost-user device [default: 1]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_api::types::QUEUES_MAX)))]
         queues: Option<u16>,
         /// Refuse writes
@@ -236,6 +242,11 @@ pub enum Volume {
     Detach {
         /// The volume
         name: Name,
+    },
+    /// List what is attached, and where
+    Attachments {
+        /// This volume only
+        name: Option<Name>,
     },
 }
 

@@ -85,7 +85,9 @@ impl AttachConfig {
         flags |= match self.volume.read_only {
             true => export_flag::READ_ONLY,
             false => {
-                export_flag::SEND_TRIM | export_flag::SEND_WRITE_ZEROES | export_flag::SEND_FAST_ZERO
+                export_flag::SEND_TRIM
+                    | export_flag::SEND_WRITE_ZEROES
+                    | export_flag::SEND_FAST_ZERO
             }
         };
         if structured {

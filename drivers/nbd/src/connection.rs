@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use archipelago_endpoint::{WatchId, Wakeups};
+use archipelago_endpoint::{Wakeups, WatchId};
 use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 
 use crate::config::CONNECTIONS_MAX;

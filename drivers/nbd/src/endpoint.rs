@@ -84,8 +84,9 @@ impl archipelago_endpoint::Endpoint for Endpoint {
                     1 => "an NBD client is connected to it".to_owned(),
                     _ => format!("{clients} NBD clients are connected to it"),
                 };
-                Err(Error::new(ErrorCode::InUse, text)
-                    .with_hint("disconnect whoever uses it (`qemu-nbd -d`, `nbd-client -d`), then detach"))
+                Err(Error::new(ErrorCode::InUse, text).with_hint(
+                    "disconnect whoever uses it (`qemu-nbd -d`, `nbd-client -d`), then detach",
+                ))
             }
             // A data thread that has ended serves nobody.
             Ok(Detached::Done) | Err(_) => Ok(()),

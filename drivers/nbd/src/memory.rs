@@ -1,7 +1,7 @@
 //! The region of a connection, as socket and volume use it.
 
-use archipelago_protocol::volume::Volumes;
 use archipelago_protocol::ErrorCode;
+use archipelago_protocol::volume::Volumes;
 use archipelago_runtime::Part;
 use xseg::{Region, RegionId, Span};
 

@@ -237,7 +237,11 @@ impl ReplyHeader {
     pub(crate) fn simple(cookie: u64, result: Result<(), Errno>) -> ReplyHeader {
         ReplyHeader::with(|put| {
             put.bytes(&SIMPLE_REPLY_MAGIC.to_be_bytes());
-            put.bytes(&result.map_or_else(|errno| errno as u32, |()| 0).to_be_bytes());
+            put.bytes(
+                &result
+                    .map_or_else(|errno| errno as u32, |()| 0)
+                    .to_be_bytes(),
+            );
             put.bytes(&cookie.to_be_bytes());
         })
     }

@@ -156,7 +156,11 @@ mod tests {
         });
         let ranges: Vec<Range> = ranges.collect();
         for piece in 0..ranges.len() {
-            let result = if piece == 0 { Err(Errno::NoSpc) } else { Ok(()) };
+            let result = if piece == 0 {
+                Err(Errno::NoSpc)
+            } else {
+                Ok(())
+            };
             request.piece_done(result);
         }
         assert!(request.is_done());
@@ -176,7 +180,10 @@ mod tests {
                 range(4096 + 2 * cell, 512)
             ]
         );
-        assert_eq!(ranges(Command::Write { durable: true }, 512), [range(4096, 512)]);
+        assert_eq!(
+            ranges(Command::Write { durable: true }, 512),
+            [range(4096, 512)]
+        );
         assert_eq!(ranges(Command::Flush, 0), [range(0, 0)]);
         let trim = ranges(Command::Trim { durable: false }, u32::MAX - 511);
         assert_eq!(trim.len(), 4);
@@ -187,13 +194,16 @@ mod tests {
     #[test]
     fn a_full_table_takes_no_more() {
         let mut requests = Requests::new();
-        let header = Header::decode(&Header {
-            flags: 0,
-            command: 3,
-            cookie: 1,
-            offset: 0,
-            len: 0,
-        }.encode());
+        let header = Header::decode(
+            &Header {
+                flags: 0,
+                command: 3,
+                cookie: 1,
+                offset: 0,
+                len: 0,
+            }
+            .encode(),
+        );
         let header = header.unwrap();
         let all = std::iter::from_fn(|| requests.insert(Command::Flush, &header)).count();
         assert_eq!(all, usize::from(REQUESTS));

@@ -32,6 +32,8 @@ const MARK_DOORBELL: u8 = 63;
 const REPORTS_PER_TURN: usize = 256;
 /// Clients accepted in one turn.
 const ACCEPTS_PER_TURN: usize = 4;
+/// How long after a failure the next client is let in.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 /// Lines about clients that misbehave, in a burst and one more in each interval.
 const LINES: u32 = 8;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -92,6 +94,16 @@ impl Entrance {
             throttle: Throttle::new(CONNECTS, CONNECT_INTERVAL),
             signalled: true,
             paused_until: None,
+        }
+    }
+
+    /// Nobody could be let in.
+    fn refused(&mut self, error: &std::io::Error, now: Duration) {
+        match error.kind() {
+            std::io::ErrorKind::WouldBlock => self.signalled = false,
+            std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::Interrupted => {}
+            // No descriptor or no memory: whoever waits there is let in when there is.
+            _ => self.paused_until = Some(now + ACCEPT_AGAIN),
         }
     }
 }
@@ -157,9 +169,12 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
         }
         self.entrance.paused_until = None;
         for _ in 0..ACCEPTS_PER_TURN {
-            let Ok((socket, _)) = self.entrance.listener.accept() else {
-                self.entrance.signalled = false;
-                return true;
+            let socket = match self.entrance.listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) => {
+                    self.entrance.refused(&error, now);
+                    break;
+                }
             };
             let wait = self.entrance.throttle.count(1, now);
             if !wait.is_zero() {
@@ -177,7 +192,9 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
             let deadline = now + self.config.handshake_max;
             match Connection::new(socket, index, deadline, &mut self.wakeups) {
                 Ok(connection) => self.connections[place] = Some(connection),
-                Err(error) => warn!(export = %self.config.export, %error, "an NBD client cannot be served"),
+                Err(error) => {
+                    warn!(export = %self.config.export, %error, "an NBD client cannot be served")
+                }
             }
             if self.entrance.paused_until.is_some() {
                 break;
@@ -367,7 +384,9 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
                 Clients::Served => self.volume.wait_again(),
             }
         }
-        let busy = self.volume.settle(served > 0, all == 0, || self.wakeups.now());
+        let busy = self
+            .volume
+            .settle(served > 0, all == 0, || self.wakeups.now());
         if self.detaching.has_begun() && all == 0 && self.volume.is_closed() {
             self.shared.finish();
             self.detaching.finish();
@@ -415,11 +434,18 @@ impl<V: Volumes, W: Wakeups> Driver for Server<V, W> {
     }
 
     fn prepare_sleep(&mut self) -> Activity {
-        let deadlines = self.connections.iter().flatten().filter_map(|it| match &it.stage {
-            Stage::Handshake(negotiation) => Some(negotiation.deadline),
-            _ => None,
-        });
-        let paused = self.entrance.paused_until.filter(|_| self.entrance.signalled);
+        let deadlines = self
+            .connections
+            .iter()
+            .flatten()
+            .filter_map(|it| match &it.stage {
+                Stage::Handshake(negotiation) => Some(negotiation.deadline),
+                _ => None,
+            });
+        let paused = self
+            .entrance
+            .paused_until
+            .filter(|_| self.entrance.signalled);
         let due = deadlines.chain(paused).chain(self.volume.due()).min();
         if let Some(due) = due {
             self.wakeups.alarm(due);

@@ -38,14 +38,18 @@ const RECEIVES_PER_TURN: usize = 8;
 enum Expected {
     Header,
     /// Nothing: a request is to be cut into pieces first.
-    Pieces { request: u16 },
+    Pieces {
+        request: u16,
+    },
     /// Data of a write.
     Data {
         request: u16,
         filling: Option<Filling>,
     },
     /// Data of a write that was refused.
-    Scrap { left: u32 },
+    Scrap {
+        left: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +213,9 @@ impl Transmission {
             return turn;
         }
         let calls = || metrics.sends.add(1);
-        let sent = self.sender.send(socket, &self.memory, &mut self.cells, calls);
+        let sent = self
+            .sender
+            .send(socket, &self.memory, &mut self.cells, calls);
         turn.busy |= sent == Sent::Some;
         match sent {
             Sent::Blocked => turn.blocked = true,
@@ -273,7 +279,9 @@ impl Transmission {
             Received::Some => {}
             Received::Nothing => return false,
             // Between two requests that is the way of a client that does not say goodbye.
-            Received::End if matches!(self.expected, Expected::Header) && self.receiver.is_empty() => {
+            Received::End
+                if matches!(self.expected, Expected::Header) && self.receiver.is_empty() =>
+            {
                 self.life = Life::Finishing;
             }
             Received::End | Received::Gone => self.break_off(),
@@ -558,7 +566,12 @@ impl Transmission {
     }
 
     /// The volume has answered a piece.
-    pub(crate) fn done(&mut self, cookie: Cookie, result: Result<(), ErrorCode>, metrics: &Metrics) {
+    pub(crate) fn done(
+        &mut self,
+        cookie: Cookie,
+        result: Result<(), ErrorCode>,
+        metrics: &Metrics,
+    ) {
         self.in_flight -= 1;
         if self.is_served() {
             self.piece_done(cookie.request, cookie.cell, result.map_err(errno), metrics);

@@ -2,10 +2,12 @@
 
 use archipelago_endpoint::{Endpoint, EndpointSpec, ServedVolume};
 use archipelago_protocol::Error;
-use archipelago_vhost_user::AttachConfig;
 
 use crate::endpoint::DriverSeed;
 use crate::{Identity, PeerSettings};
+
+/// Mode bits of sockets, unless a group shall get in: the owner alone.
+const SOCKET_MODE: u32 = 0o600;
 
 /// What drivers need to know of the process, whatever they serve.
 #[derive(Debug, Clone, Copy)]
@@ -17,9 +19,7 @@ pub(super) struct DriverSettings {
 impl DriverSettings {
     pub(super) fn new<P>(settings: &PeerSettings<P>) -> DriverSettings {
         DriverSettings {
-            socket_mode: settings
-                .endpoint
-                .map_or(AttachConfig::SOCKET_MODE, Identity::socket_mode),
+            socket_mode: settings.endpoint.map_or(SOCKET_MODE, Identity::socket_mode),
         }
     }
 
@@ -31,12 +31,24 @@ impl DriverSettings {
     ) -> Result<(Box<dyn Endpoint>, DriverSeed), Error> {
         match spec {
             EndpointSpec::VhostUser { socket, queues } => {
+                use archipelago_vhost_user::AttachConfig;
                 let (endpoint, seed) = archipelago_vhost_user::Endpoint::attach(AttachConfig {
                     volume,
                     socket: socket.clone(),
                     socket_mode: self.socket_mode,
                     queues: *queues,
                     start_interval: AttachConfig::START_INTERVAL,
+                })?;
+                Ok((Box::new(endpoint), Box::new(seed)))
+            }
+            EndpointSpec::Nbd { socket, export } => {
+                use archipelago_nbd::config::{AttachConfig, HANDSHAKE_MAX};
+                let (endpoint, seed) = archipelago_nbd::Endpoint::attach(AttachConfig {
+                    volume,
+                    socket: socket.clone(),
+                    socket_mode: self.socket_mode,
+                    export: export.clone(),
+                    handshake_max: HANDSHAKE_MAX,
                 })?;
                 Ok((Box::new(endpoint), Box::new(seed)))
             }

@@ -348,8 +348,14 @@ mod tests {
         events.borrow_mut().take_woken(&mut woken);
         assert_eq!(woken, [DriverId(7); 3]);
         drop(wakeups);
-        assert_eq!(of_token(driver_token(DriverId(7), Some(63))), (DriverId(7), 1 << 63));
-        assert_eq!(of_token(driver_token(DriverId(u32::MAX), None)), (DriverId(u32::MAX), 0));
+        assert_eq!(
+            of_token(driver_token(DriverId(7), Some(63))),
+            (DriverId(7), 1 << 63)
+        );
+        assert_eq!(
+            of_token(driver_token(DriverId(u32::MAX), None)),
+            (DriverId(u32::MAX), 0)
+        );
     }
 
     #[test]

@@ -53,7 +53,19 @@ pub enum EndpointSpec {
         /// Request queues offered.
         queues: u16,
     },
+    /// An NBD export.
+    Nbd {
+        /// Where clients connect.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        socket: PathBuf,
+        /// Name of the export: that of the volume when it was attached. The empty name means it as well.
+        export: String,
+    },
 }
+
+/// Connections of an NBD export that a process sets its resources aside for: those of clients in their usual way. More of them come out
+/// of what is left.
+pub const NBD_CONNECTIONS: u16 = 4;
 
 impl EndpointSpec {
     /// The kind's name, for people and in figures.
@@ -61,6 +73,7 @@ impl EndpointSpec {
     pub fn kind(&self) -> &'static str {
         match self {
             EndpointSpec::VhostUser { .. } => "vhost-user",
+            EndpointSpec::Nbd { .. } => "nbd",
         }
     }
 
@@ -70,11 +83,12 @@ impl EndpointSpec {
         format!("{}:{volume}", self.kind())
     }
 
-    /// Queues of requests that it offers.
+    /// Queues of requests that it offers; for NBD, connections, each of which is one.
     #[must_use]
     pub fn queues(&self) -> u16 {
         match self {
             EndpointSpec::VhostUser { queues, .. } => *queues,
+            EndpointSpec::Nbd { .. } => NBD_CONNECTIONS,
         }
     }
 
@@ -82,7 +96,7 @@ impl EndpointSpec {
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
-            EndpointSpec::VhostUser { socket, .. } => socket,
+            EndpointSpec::VhostUser { socket, .. } | EndpointSpec::Nbd { socket, .. } => socket,
         }
     }
 }

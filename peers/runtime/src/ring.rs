@@ -312,7 +312,10 @@ impl Ring {
         token: u64,
         (number, serial): (u32, u64),
     ) {
-        let watched = self.operations.get(number as usize).and_then(Option::as_ref);
+        let watched = self
+            .operations
+            .get(number as usize)
+            .and_then(Option::as_ref);
         let descriptor = watched
             .filter(|operation| operation.serial == serial)
             .and_then(|operation| match &operation.keep {

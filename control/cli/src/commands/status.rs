@@ -1,6 +1,7 @@
 //! `node status` for people: problems first, then pools, processes, peers, channels, and what is attached.
 
 use archipelago_api::types::{Descriptors, NodeStatus, ProcessView};
+use archipelago_protocol::EndpointSpec;
 
 use super::pool::told;
 use crate::output::Table;
@@ -230,7 +231,10 @@ pub(super) fn render(status: &NodeStatus) -> String {
             attachment.name.to_string(),
             attachment.endpoint.kind().to_owned(),
             mode.to_owned(),
-            attachment.endpoint.queues().to_string(),
+            match &attachment.endpoint {
+                EndpointSpec::VhostUser { queues, .. } => queues.to_string(),
+                EndpointSpec::Nbd { .. } => "-".to_owned(),
+            },
             journal.to_owned(),
             attachment.endpoint.path().display().to_string(),
         ]);

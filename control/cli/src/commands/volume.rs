@@ -2,10 +2,10 @@
 
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{
-    AttachVolume, Attachment, CloneVolume, CreateVolume, Done, PoolAbsence, RenameVolume,
-    ResizeVolume, SetVolume, SnapshotVolume, VolumePage, VolumeView,
+    AttachVolume, Attachment, CloneVolume, CreateVolume, Done, EndpointKind, NodeStatus,
+    PoolAbsence, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume, VolumePage, VolumeView,
 };
-use archipelago_protocol::{Error, Name};
+use archipelago_protocol::{EndpointSpec, Error, Name};
 use serde::Serialize;
 
 use crate::options::Volume;
@@ -19,6 +19,12 @@ struct VolumeList {
     /// Pools whose volumes are not among them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unlisted: Vec<PoolAbsence>,
+}
+
+/// What is attached.
+#[derive(Debug, Serialize)]
+struct AttachmentList {
+    attachments: Vec<Attachment>,
 }
 
 pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<(), Error> {
@@ -105,10 +111,18 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
         }
         Volume::Attach {
             name,
+            vhost_user,
+            nbd,
             queues,
             read_only,
         } => {
+            let kind = match (vhost_user, nbd) {
+                (true, _) => Some(EndpointKind::VhostUser),
+                (_, true) => Some(EndpointKind::Nbd),
+                (false, false) => None,
+            };
             let body = AttachVolume {
+                kind,
                 queues,
                 read_only: read_only.then_some(true),
             };
@@ -122,6 +136,18 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             client.call(Method::Post, &path(&name, "/detach"), &())?,
             output,
         ),
+        Volume::Attachments { name } => {
+            let status: NodeStatus = client.get("/v1/node/status")?;
+            let mut attachments = status.attachments;
+            if let Some(name) = &name {
+                // A name that there is not is an error, not an empty list.
+                let view: VolumeView = client.get(&path(name, ""))?;
+                attachments.retain(|one| one.lineage == view.entry.lineage);
+            }
+            output.print(&AttachmentList { attachments }, |list| {
+                attachment_table(&list.attachments)
+            })
+        }
     }
 }
 
@@ -193,6 +219,29 @@ fn table(volumes: &[VolumeView]) -> String {
     }
 }
 
+fn attachment_table(attachments: &[Attachment]) -> String {
+    let mut table = Table::new(&["NAME", "POOL", "KIND", "ACCESS", "PATH"]);
+    for attachment in attachments {
+        let pool = attachment.pool.as_ref();
+        table.row([
+            attachment.name.to_string(),
+            pool.map_or("-", |pool| pool.as_str()).to_owned(),
+            attachment.endpoint.kind().to_owned(),
+            match attachment.read_only {
+                true => "read-only",
+                false => "read-write",
+            }
+            .to_owned(),
+            attachment.endpoint.path().display().to_string(),
+        ]);
+    }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render()
+    }
+}
+
 fn info(view: &VolumeView) -> String {
     let entry = &view.entry;
     let mut rows = vec![
@@ -217,8 +266,13 @@ fn info(view: &VolumeView) -> String {
             } else {
                 "read-write"
             };
-            let (kind, queues) = (attachment.endpoint.kind(), attachment.endpoint.queues());
-            rows.push(("attached", format!("{kind}, {mode}, queues: {queues}")));
+            let kind = attachment.endpoint.kind();
+            rows.push(match &attachment.endpoint {
+                EndpointSpec::VhostUser { queues, .. } => {
+                    ("attached", format!("{kind}, {mode}, queues: {queues}"))
+                }
+                EndpointSpec::Nbd { .. } => ("attached", format!("{kind}, {mode}")),
+            });
             rows.push(("socket", attachment.endpoint.path().display().to_string()));
         }
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_api::types::{AttachVolume, Attachment};
+use archipelago_api::types::{AttachVolume, Attachment, EndpointKind};
 use archipelago_host::{JOURNAL_LEN_BYTES, QUEUES_MAX};
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
@@ -48,6 +48,10 @@ impl Pool {
                 format!("{queues} queues are not in 1..={QUEUES_MAX}"),
             ));
         }
+        if request.kind == Some(EndpointKind::Nbd) && request.queues.is_some() {
+            let message = "NBD has no queues: a client opens as many connections as it likes";
+            return Err(Error::new(ErrorCode::Invalid, message));
+        }
         wait_while_passing(|| self.attach_once(name, &request)).await
     }
 
@@ -70,11 +74,12 @@ impl Pool {
             self.serve(&entry, &attachment).await?;
             return Ok(attachment);
         }
-        let read_only = request.read_only.unwrap_or(false);
-        if entry.kind != Kind::Volume && !read_only {
+        let is_frozen = entry.kind != Kind::Volume;
+        let read_only = request.read_only.unwrap_or(is_frozen);
+        if is_frozen && !read_only {
             return Err(Error::new(
                 ErrorCode::Invalid,
-                format!("`{name}` is frozen: it is attached only with --read-only"),
+                format!("`{name}` is frozen: it is attached only read-only"),
             )
             .with_hint(format!(
                 "or attach a clone of it: `{} volume clone {name} NAME`",
@@ -88,10 +93,7 @@ impl Pool {
             name: name.clone(),
             lineage: entry.lineage,
             read_only,
-            endpoint: EndpointSpec::VhostUser {
-                socket: self.context.layout.volume_socket(entry.lineage),
-                queues: request.queues.unwrap_or(QUEUES_DEFAULT),
-            },
+            endpoint: self.endpoint(&entry, request),
         };
         if !read_only {
             self.check_journal_room(&attachment)?;
@@ -128,6 +130,21 @@ impl Pool {
             return Err(error.into());
         }
         Ok(attachment)
+    }
+
+    /// What is asked for.
+    fn endpoint(&self, entry: &Entry, request: &AttachVolume) -> EndpointSpec {
+        let layout = &self.context.layout;
+        match request.kind.unwrap_or(EndpointKind::VhostUser) {
+            EndpointKind::VhostUser => EndpointSpec::VhostUser {
+                socket: layout.volume_socket(entry.lineage),
+                queues: request.queues.unwrap_or(QUEUES_DEFAULT),
+            },
+            EndpointKind::Nbd => EndpointSpec::Nbd {
+                socket: layout.nbd_socket(entry.lineage),
+                export: entry.name.to_string(),
+            },
+        }
     }
 
     /// Two pools hold the same volume: one is a copy of the other.
@@ -195,10 +212,18 @@ impl Pool {
 
     /// Refuses an attach that asks for something else than what is there.
     fn same(&self, attachment: &Attachment, request: &AttachVolume) -> Result<(), Error> {
-        let offered = attachment.endpoint.queues();
-        let queues = request.queues.unwrap_or(offered);
+        let endpoint = &attachment.endpoint;
+        let is_kind = request
+            .kind
+            .is_none_or(|kind| kind == EndpointKind::of(endpoint));
+        let has_queues = match endpoint {
+            EndpointSpec::VhostUser { queues, .. } => {
+                request.queues.is_none_or(|asked| asked == *queues)
+            }
+            EndpointSpec::Nbd { .. } => request.queues.is_none(),
+        };
         let read_only = request.read_only.unwrap_or(attachment.read_only);
-        if queues == offered && read_only == attachment.read_only {
+        if is_kind && has_queues && read_only == attachment.read_only {
             return Ok(());
         }
         let mode = if attachment.read_only {
@@ -209,8 +234,13 @@ impl Pool {
         Err(Error::new(
             ErrorCode::InUse,
             format!(
-                "`{}` is attached already, {mode}, queues: {offered}",
-                attachment.name
+                "`{}` is attached already, by {}, {mode}{}",
+                attachment.name,
+                endpoint.kind(),
+                match endpoint {
+                    EndpointSpec::VhostUser { queues, .. } => format!(", queues: {queues}"),
+                    EndpointSpec::Nbd { .. } => String::new(),
+                }
             ),
         )
         .with_hint(format!(

@@ -37,7 +37,9 @@ fn info(name: &[u8], wanted: &[u16]) -> Vec<u8> {
     let mut data = u32::try_from(name.len()).unwrap().to_be_bytes().to_vec();
     data.extend(name);
     data.extend(u16::try_from(wanted.len()).unwrap().to_be_bytes());
-    wanted.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+    wanted
+        .iter()
+        .for_each(|kind| data.extend(kind.to_be_bytes()));
     data
 }
 
@@ -126,7 +128,10 @@ fn info_goes_on_and_what_is_unknown_wrong_or_too_long_is_answered() {
         assert_eq!(progress, Ok(Progress::Continues), "{number}");
         let sent: Vec<_> = replies(&mut handshake);
         let expected: Vec<_> = kinds.into_iter().map(|kind| (number, kind)).collect();
-        let sent: Vec<_> = sent.iter().map(|(option, kind, _)| (*option, *kind)).collect();
+        let sent: Vec<_> = sent
+            .iter()
+            .map(|(option, kind, _)| (*option, *kind))
+            .collect();
         assert_eq!(sent, expected);
     }
     let aborted = feed(&mut handshake, &option(2, &[]));

@@ -20,7 +20,12 @@ fn header(command: u16, flags: u16, offset: u64, len: u32) -> Header {
 
 #[test]
 fn a_header_has_the_bytes_of_the_specification() {
-    let header = header(command::WRITE, command_flag::FUA, 0x0102_0304_0506_0708, 512);
+    let header = header(
+        command::WRITE,
+        command_flag::FUA,
+        0x0102_0304_0506_0708,
+        512,
+    );
     let mut bytes = [0; HEADER_LEN];
     bytes[..4].copy_from_slice(&[0x25, 0x60, 0x95, 0x13]);
     bytes[5] = 1;
@@ -56,18 +61,63 @@ fn requests_that_cannot_be_right_get_the_errors_of_the_specification() {
         (command::READ, 0, u64::MAX - 511, 512, Err(Errno::Inval)),
         (command::READ, NO_HOLE, 0, 512, Err(Errno::Inval)),
         (command::READ, REQ_ONE, 0, 512, Err(Errno::Inval)),
-        (command::WRITE, FUA, 0, 512, Ok(Command::Write { durable: true })),
+        (
+            command::WRITE,
+            FUA,
+            0,
+            512,
+            Ok(Command::Write { durable: true }),
+        ),
         (command::WRITE, 0, size, 512, Err(Errno::NoSpc)),
         (command::WRITE, DF, 0, 512, Err(Errno::Inval)),
         (command::FLUSH, 0, 0, 0, Ok(Command::Flush)),
-        (command::TRIM, FUA, 0, 512, Ok(Command::Trim { durable: true })),
+        (
+            command::TRIM,
+            FUA,
+            0,
+            512,
+            Ok(Command::Trim { durable: true }),
+        ),
         (command::TRIM, 0, size, 512, Err(Errno::Inval)),
         (command::CACHE, 0, 0, 512, Ok(Command::Cache)),
         (command::CACHE, 0, size, 512, Err(Errno::Inval)),
-        (command::WRITE_ZEROES, 0, 0, 512, Ok(Command::WriteZeroes { unmap: true, durable: false })),
-        (command::WRITE_ZEROES, NO_HOLE | FUA, 0, 512, Ok(Command::WriteZeroes { unmap: false, durable: true })),
-        (command::WRITE_ZEROES, FAST_ZERO, 0, 512, Ok(Command::WriteZeroes { unmap: true, durable: false })),
-        (command::WRITE_ZEROES, FAST_ZERO | NO_HOLE, 0, 512, Err(Errno::NotSup)),
+        (
+            command::WRITE_ZEROES,
+            0,
+            0,
+            512,
+            Ok(Command::WriteZeroes {
+                unmap: true,
+                durable: false,
+            }),
+        ),
+        (
+            command::WRITE_ZEROES,
+            NO_HOLE | FUA,
+            0,
+            512,
+            Ok(Command::WriteZeroes {
+                unmap: false,
+                durable: true,
+            }),
+        ),
+        (
+            command::WRITE_ZEROES,
+            FAST_ZERO,
+            0,
+            512,
+            Ok(Command::WriteZeroes {
+                unmap: true,
+                durable: false,
+            }),
+        ),
+        (
+            command::WRITE_ZEROES,
+            FAST_ZERO | NO_HOLE,
+            0,
+            512,
+            Err(Errno::NotSup),
+        ),
         (command::WRITE_ZEROES, 0, size, 512, Err(Errno::NoSpc)),
         (command::DISC, 0, 0, 0, Ok(Command::Disconnect)),
         (9, 0, 0, 0, Err(Errno::Inval)),
@@ -77,13 +127,22 @@ fn requests_that_cannot_be_right_get_the_errors_of_the_specification() {
         let header = header(command, flags, offset, len);
         assert_eq!(header.check(&TERMS), expected, "{header:?}");
     }
-    let frozen = Terms { read_only: true, ..TERMS };
+    let frozen = Terms {
+        read_only: true,
+        ..TERMS
+    };
     for command in [command::WRITE, command::TRIM, command::WRITE_ZEROES] {
         let checked = header(command, 0, 0, 512).check(&frozen);
         assert_eq!(checked, Err(Errno::Perm));
     }
-    let simple = Terms { structured: false, ..TERMS };
-    assert_eq!(header(command::READ, DF, 0, 512).check(&simple), Err(Errno::Inval));
+    let simple = Terms {
+        structured: false,
+        ..TERMS
+    };
+    assert_eq!(
+        header(command::READ, DF, 0, 512).check(&simple),
+        Err(Errno::Inval)
+    );
 }
 
 #[test]
