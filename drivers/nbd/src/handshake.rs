@@ -15,7 +15,8 @@
 use crate::config::{BLOCK_MAX, BLOCK_MIN, BLOCK_PREFERRED, NAME_MAX, OPTIONS_MAX};
 use crate::request::Terms;
 use crate::wire::{
-    Fields, MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, info, option, option_reply,
+    ALLOCATION, ALLOCATION_ID, Fields, MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag,
+    info, option, option_reply,
 };
 
 /// Longest data of an option that is looked at: the longest name, and more information requests than there are.
@@ -88,6 +89,8 @@ pub struct Handshake {
     state: State,
     no_zeroes: bool,
     structured: bool,
+    /// `base:allocation` is wanted.
+    block_status: bool,
     options: u32,
     /// To be sent.
     output: Vec<u8>,
@@ -112,6 +115,7 @@ impl Handshake {
             state: State::Flags,
             no_zeroes: false,
             structured: false,
+            block_status: false,
             options: 0,
             output,
         }
@@ -213,6 +217,9 @@ impl Handshake {
                 self.structured = true;
                 self.reply(option, option_reply::ACK, &[]);
             }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.contexts(option, data, offer);
+            }
             option::LIST | option::STRUCTURED_REPLY => {
                 let why = b"the option has no data";
                 self.reply(option, option_reply::ERR_INVALID, why);
@@ -229,6 +236,7 @@ impl Handshake {
             size: offer.size,
             read_only: offer.read_only,
             structured: self.structured,
+            block_status: self.block_status,
         })
     }
 
@@ -279,6 +287,44 @@ impl Handshake {
         }
     }
 
+    /// Lists or selects metadata contexts: there is one.
+    fn contexts(&mut self, option: u32, data: &[u8], offer: &Offer<'_>) {
+        let selects = option == option::SET_META_CONTEXT;
+        if selects {
+            // Each selection replaces the one before, also one that fails.
+            self.block_status = false;
+            if !self.structured {
+                let why = b"metadata contexts come with structured replies";
+                return self.reply(option, option_reply::ERR_INVALID, why);
+            }
+        }
+        let Some((name, queries)) = parse_contexts(data) else {
+            let why = b"the data of the option is not a name and a list of queries";
+            return self.reply(option, option_reply::ERR_INVALID, why);
+        };
+        if !offer.is_called(name) {
+            let why = b"there is no export of this name";
+            return self.reply(option, option_reply::ERR_UNKNOWN, why);
+        }
+        // A list without queries is that of all contexts, a selection without them selects none.
+        let found = match (selects, queries.count) {
+            (false, 0) => true,
+            (true, _) => queries.any(|query| query == ALLOCATION.as_bytes()),
+            (false, _) => queries.any(|query| query == ALLOCATION.as_bytes() || query == b"base:"),
+        };
+        if found {
+            self.block_status |= selects;
+            let id = match selects {
+                true => ALLOCATION_ID,
+                // Reserved in a list.
+                false => 0,
+            };
+            let context = [&id.to_be_bytes(), ALLOCATION.as_bytes()].concat();
+            self.reply(option, option_reply::META_CONTEXT, &context);
+        }
+        self.reply(option, option_reply::ACK, &[]);
+    }
+
     fn info_reply(&mut self, option: u32, kind: u16, parts: &[&[u8]]) {
         let mut data = kind.to_be_bytes().to_vec();
         parts.iter().for_each(|part| data.extend(*part));
@@ -321,6 +367,37 @@ fn parse_info(data: &[u8]) -> Option<(&[u8], Wanted<'_>)> {
     let count = usize::from(fields.u16()?);
     let wanted = fields.bytes(count * 2)?;
     (fields.0.is_empty() && len <= NAME_MAX).then_some((name, Wanted(wanted)))
+}
+
+/// Queries for metadata contexts.
+#[derive(Debug, Clone, Copy)]
+struct Queries<'a> {
+    count: u32,
+    fields: Fields<'a>,
+}
+
+impl Queries<'_> {
+    fn any(mut self, is_it: impl Fn(&[u8]) -> bool) -> bool {
+        let mut next = || {
+            let len = usize::try_from(self.fields.u32()?).ok()?;
+            self.fields.bytes(len)
+        };
+        std::iter::from_fn(|| next()).any(is_it)
+    }
+}
+
+/// The name and the queries in the data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
+fn parse_contexts(data: &[u8]) -> Option<(&[u8], Queries<'_>)> {
+    let mut fields = Fields(data);
+    let len = usize::try_from(fields.u32()?).ok()?;
+    let name = fields.bytes(len)?;
+    let count = fields.u32()?;
+    let queries = Queries { count, fields };
+    for _ in 0..count {
+        let len = usize::try_from(fields.u32()?).ok()?;
+        fields.bytes(len)?;
+    }
+    fields.0.is_empty().then_some((name, queries))
 }
 
 #[cfg(test)]

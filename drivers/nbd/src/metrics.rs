@@ -64,6 +64,7 @@ impl Metrics {
             Command::Flush => &self.flushes,
             Command::Trim { .. } => &self.trims,
             Command::WriteZeroes { .. } => &self.write_zeroes,
+            Command::BlockStatus { .. } => &self.block_statuses,
             Command::Cache => &self.caches,
             Command::Disconnect => return,
         };

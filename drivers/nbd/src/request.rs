@@ -2,11 +2,13 @@
 
 use archipelago_endpoint::NotServed;
 use archipelago_protocol::ErrorCode;
+use archipelago_protocol::status::BlockState;
 
 use crate::config::{BLOCK_MAX, BLOCK_MIN};
 use crate::layout::CELL_LEN;
 use crate::wire::{
-    CHUNK_MAGIC, Errno, Fields, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, chunk, command, command_flag,
+    ALLOCATION_ID, CHUNK_MAGIC, Errno, Fields, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, chunk, command,
+    command_flag, extent_flag,
 };
 
 /// Bytes of a request's header.
@@ -76,6 +78,11 @@ impl Header {
         bytes
     }
 
+    /// Whether it is answered in chunks under `terms`, errors too.
+    pub(crate) fn is_answered_in_chunks(&self, terms: &Terms) -> bool {
+        terms.structured && matches!(self.command, command::READ | command::BLOCK_STATUS)
+    }
+
     /// Bytes of data that follow the header.
     #[must_use]
     pub fn data_len(&self) -> u32 {
@@ -93,6 +100,7 @@ impl Header {
         let allowed = command_flag::FUA
             | match self.command {
                 command::READ if terms.structured => command_flag::DF,
+                command::BLOCK_STATUS => command_flag::REQ_ONE,
                 command::WRITE_ZEROES => command_flag::NO_HOLE | command_flag::FAST_ZERO,
                 _ => 0,
             };
@@ -117,6 +125,15 @@ impl Header {
             command::CACHE => {
                 self.check_range(terms, Errno::Inval)?;
                 Ok(Command::Cache)
+            }
+            command::BLOCK_STATUS => {
+                self.check_range(terms, Errno::Inval)?;
+                if !terms.block_status || self.len == 0 {
+                    return Err(Errno::Inval);
+                }
+                Ok(Command::BlockStatus {
+                    one: has(command_flag::REQ_ONE),
+                })
             }
             command::WRITE | command::TRIM | command::WRITE_ZEROES => {
                 if terms.read_only {
@@ -166,6 +183,8 @@ pub struct Terms {
     pub read_only: bool,
     /// Reads are answered in chunks.
     pub structured: bool,
+    /// The client has asked for `base:allocation`.
+    pub block_status: bool,
 }
 
 /// What a request asks for, checked.
@@ -193,6 +212,11 @@ pub enum Command {
         unmap: bool,
         /// As for writes.
         durable: bool,
+    },
+    /// What the range consists of, from its start: as many extents as the server likes.
+    BlockStatus {
+        /// One extent is enough.
+        one: bool,
     },
     /// The range is about to be read: nothing to do, there is no cache.
     Cache,
@@ -225,6 +249,22 @@ impl From<NotServed> for Errno {
 /// Longest header of a reply: a chunk with an error at an offset.
 pub(crate) const REPLY_HEADER_MAX: usize = 34;
 
+/// Bytes of an extent: its length and its flags.
+pub(crate) const EXTENT_LEN: u32 = 8;
+
+/// An extent of `base:allocation`.
+pub(crate) fn extent(len: u32, state: BlockState) -> [u8; EXTENT_LEN as usize] {
+    let flags = match state {
+        BlockState::Hole => extent_flag::HOLE | extent_flag::ZERO,
+        BlockState::Data => 0,
+    };
+    let mut bytes = [0; EXTENT_LEN as usize];
+    let mut put = Put::new(&mut bytes);
+    put.bytes(&len.to_be_bytes());
+    put.bytes(&flags.to_be_bytes());
+    bytes
+}
+
 /// The header of a reply.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReplyHeader {
@@ -251,6 +291,19 @@ impl ReplyHeader {
         ReplyHeader::with(|put| {
             put.chunk(cookie, done, chunk::OFFSET_DATA, 8 + len);
             put.bytes(&offset.to_be_bytes());
+        })
+    }
+
+    /// A chunk with so many extents of `base:allocation`, which follow.
+    pub(crate) fn extents(cookie: u64, count: u32) -> ReplyHeader {
+        ReplyHeader::with(|put| {
+            put.chunk(
+                cookie,
+                Done::Yes,
+                chunk::BLOCK_STATUS,
+                4 + EXTENT_LEN * count,
+            );
+            put.bytes(&ALLOCATION_ID.to_be_bytes());
         })
     }
 

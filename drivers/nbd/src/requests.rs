@@ -1,7 +1,7 @@
 //! The requests of a connection that are not answered, and how they are cut into pieces.
 //!
 //! A request of data has a piece for each cell of its data; a range of zeros has one for each [`RANGE_MAX`] of it; a flush has
-//! one. A request is answered when all its pieces are done.
+//! one, and so has a question for block status, which may be answered for less than it asks. A request is answered when all its pieces are done.
 
 use crate::cells::{CellList, Range};
 use crate::layout::{CELL_LEN, REQUESTS};
@@ -56,6 +56,7 @@ impl Request {
             _ if self.is_cut => return None,
             Command::Flush => return Some(Range { offset: 0, len: 0 }),
             Command::Read | Command::Write { .. } => CELL_LEN,
+            Command::BlockStatus { .. } => u32::MAX,
             _ => RANGE_MAX,
         };
         Some(Range {

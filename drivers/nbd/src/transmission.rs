@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 
 use archipelago_endpoint::{EndpointVolume, Service};
 use archipelago_protocol::ErrorCode;
+use archipelago_protocol::status::{STATUS_PAGE_MAX, StatusPage};
 use archipelago_protocol::volume::{Segment, VolumeHandle, VolumeOp, VolumeRequest, Volumes};
 
 use crate::cells::{Cells, NONE, Range};
@@ -24,7 +25,9 @@ use crate::layout::{CELLS, CELLS_SHARED, REQUESTS, cell_at};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::receiver::{Filling, Received, Receiver, Target};
-use crate::request::{Command, Done, Header, ReplyHeader, Terms, Violation, errno};
+use crate::request::{
+    Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, Violation, errno, extent,
+};
 use crate::requests::Requests;
 use crate::sender::{Data, Sender, Sent};
 use crate::wire::Errno;
@@ -362,8 +365,7 @@ impl Transmission {
 
     /// Answers a request without the volume: it is wrong.
     fn refuse(&mut self, header: &Header, errno: Errno) {
-        let in_chunks = self.terms.structured && header.command == crate::wire::command::READ;
-        let reply = match in_chunks {
+        let reply = match header.is_answered_in_chunks(&self.terms) {
             true => ReplyHeader::error(header.cookie, errno),
             false => ReplyHeader::simple(header.cookie, Err(errno)),
         };
@@ -400,7 +402,8 @@ impl Transmission {
             return Step::Taken;
         };
         let mut cell = NONE;
-        if request.command == Command::Read {
+        let is_read = request.command == Command::Read;
+        if is_read || matches!(request.command, Command::BlockStatus { .. }) {
             // A read that is answered whole needs all its cells at a time.
             let limit = match self.terms.structured {
                 true => CELLS_SHARED,
@@ -410,7 +413,7 @@ impl Transmission {
                 Some(taken) => cell = taken,
                 None => return Step::Waits,
             }
-            if !self.terms.structured {
+            if is_read && !self.terms.structured {
                 self.cells.append(&mut request.cells, cell);
             }
         }
@@ -540,7 +543,10 @@ impl Transmission {
         let op = command.and_then(operation).ok_or(Some(Errno::Io))?;
         let segment = Segment {
             region: self.memory.id(),
-            len: piece.range.len,
+            len: match op {
+                VolumeOp::BlockStatus => STATUS_PAGE_MAX,
+                _ => piece.range.len,
+            },
             offset: cell_at(piece.cell) as u64,
         };
         let segments = [segment];
@@ -593,6 +599,7 @@ impl Transmission {
             }
             // Its cells are sent, or freed, all at once.
             Command::Read => {}
+            Command::BlockStatus { one } => self.send_extents(cookie, one, cell, result),
             _ if cell != NONE => self.cells.put(cell),
             _ => {}
         }
@@ -617,6 +624,36 @@ impl Transmission {
         }
     }
 
+    /// Turns the page in `cell` into extents, in its place, and sends them.
+    fn send_extents(&mut self, cookie: u64, one: bool, cell: u16, result: Result<(), Errno>) {
+        let Range { len, .. } = self.cells.range(cell);
+        let mut page = [0; STATUS_PAGE_MAX as usize];
+        let at = cell_at(cell);
+        let decoded = result.and_then(|()| {
+            self.memory.read(at, &mut page);
+            StatusPage::decode(&page, u64::from(len)).map_err(errno)
+        });
+        let page = match decoded {
+            Ok(page) => page,
+            Err(errno) => {
+                self.cells.put(cell);
+                let header = ReplyHeader::error(cookie, errno);
+                return self.sender.push(&self.memory, &header, None);
+            }
+        };
+        let mut count = 0;
+        for run in page.runs().take(if one { 1 } else { usize::MAX }) {
+            let len = u32::try_from(run.len).expect("no more than was asked for");
+            let bytes = extent(len, run.state);
+            self.memory.write(at + count as usize * bytes.len(), &bytes);
+            count += 1;
+        }
+        let header = ReplyHeader::extents(cookie, count);
+        let len = EXTENT_LEN * count;
+        self.sender
+            .push(&self.memory, &header, Some(Data { cell, len }));
+    }
+
     /// Every piece of a request is done.
     fn finish(&mut self, index: u16, metrics: &Metrics) {
         let Some(request) = self.requests.get(index) else {
@@ -626,7 +663,10 @@ impl Transmission {
         let mut cells = request.cells;
         metrics.count(command, request.len(), result);
         self.requests.remove(index);
-        if self.terms.structured && command == Command::Read {
+        // Answered with its chunks.
+        if matches!(command, Command::BlockStatus { .. })
+            || self.terms.structured && command == Command::Read
+        {
             return;
         }
         let header = ReplyHeader::simple(cookie, result);
@@ -666,6 +706,7 @@ fn operation(command: Command) -> Option<VolumeOp> {
             durable: true,
         },
         Command::WriteZeroes { unmap, durable } => VolumeOp::WriteZeroes { unmap, durable },
+        Command::BlockStatus { .. } => VolumeOp::BlockStatus,
         Command::Disconnect | Command::Cache => return None,
     })
 }

@@ -134,6 +134,19 @@ pub mod command_flag {
     pub const FAST_ZERO: u16 = 1 << 4;
 }
 
+/// The metadata context that there is.
+pub const ALLOCATION: &str = "base:allocation";
+/// What replies call it by.
+pub const ALLOCATION_ID: u32 = 1;
+
+/// Flags of extents of `base:allocation`.
+pub mod extent_flag {
+    /// Nothing is stored there.
+    pub const HOLE: u32 = 1;
+    /// It reads as zeros.
+    pub const ZERO: u32 = 1 << 1;
+}
+
 /// Chunks of structured replies.
 pub mod chunk {
     /// The last chunk of the reply.

@@ -87,6 +87,7 @@ fn go_describes_the_export_and_begins_the_transmission() {
             size: 1 << 20,
             read_only: false,
             structured,
+            block_status: false,
         };
         assert_eq!(agreed, Progress::Agreed(terms));
         assert_eq!(handshake.wants(), 0, "what follows is the transmission's");
@@ -137,6 +138,62 @@ fn info_goes_on_and_what_is_unknown_wrong_or_too_long_is_answered() {
     let aborted = feed(&mut handshake, &option(2, &[]));
     assert_eq!(aborted, Ok(Progress::Aborted));
     assert_eq!(replies(&mut handshake), [(2, 1, vec![])]);
+}
+
+fn queries(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
+    let prefixed = |bytes: &[u8]| {
+        let len = u32::try_from(bytes.len()).unwrap();
+        [&len.to_be_bytes(), bytes].concat()
+    };
+    let mut data = prefixed(name);
+    data.extend(u32::try_from(queries.len()).unwrap().to_be_bytes());
+    queries
+        .iter()
+        .for_each(|query| data.extend(prefixed(query)));
+    data
+}
+
+#[test]
+fn the_allocation_is_listed_and_selected_with_structured_replies_only() {
+    let mut handshake = begun(3);
+    let error = |kind: u32| 1 << 31 | kind;
+    let kinds = |handshake: &mut Handshake, number: u32, data: &[u8]| {
+        feed(handshake, &option(number, data)).unwrap();
+        let sent = replies(handshake);
+        assert!(sent.iter().all(|(option, ..)| *option == number));
+        sent.iter().map(|(_, kind, _)| *kind).collect::<Vec<_>>()
+    };
+    let exact = queries(b"vm1", &[b"qemu:x", b"base:allocation"]);
+    assert_eq!(kinds(&mut handshake, 10, &exact), [error(3)], "too early");
+    for (name, asked, expected) in [
+        (&b"vm1"[..], &[][..], vec![4, 1]),
+        (b"", &[&b"base:"[..]], vec![4, 1]),
+        (b"", &[b"base:allocation"], vec![4, 1]),
+        (b"", &[b"base:other"], vec![1]),
+        (b"vm2", &[], vec![error(6)]),
+    ] {
+        assert_eq!(kinds(&mut handshake, 9, &queries(name, asked)), expected);
+    }
+    feed(&mut handshake, &option(8, &[])).unwrap();
+    replies(&mut handshake);
+    feed(&mut handshake, &option(10, &exact)).unwrap();
+    let context = [&[0, 0, 0, 1][..], b"base:allocation"].concat();
+    assert_eq!(replies(&mut handshake), [(10, 4, context), (10, 1, vec![])]);
+    assert!(handshake.block_status);
+    for (data, expected) in [
+        (queries(b"", &[]), vec![1]),
+        (queries(b"", &[b"base:"]), vec![1]),
+        (queries(b"vm2", &[]), vec![error(6)]),
+        (exact[..exact.len() - 1].to_vec(), vec![error(3)]),
+        ([&exact[..], &[0]].concat(), vec![error(3)]),
+    ] {
+        handshake.block_status = true;
+        assert_eq!(kinds(&mut handshake, 10, &data), expected);
+        assert!(
+            !handshake.block_status,
+            "a selection replaces the one before"
+        );
+    }
 }
 
 #[test]

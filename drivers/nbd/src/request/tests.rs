@@ -6,6 +6,7 @@ const TERMS: Terms = Terms {
     size: 1 << 20,
     read_only: false,
     structured: true,
+    block_status: true,
 };
 
 fn header(command: u16, flags: u16, offset: u64, len: u32) -> Header {
@@ -120,6 +121,22 @@ fn requests_that_cannot_be_right_get_the_errors_of_the_specification() {
         ),
         (command::WRITE_ZEROES, 0, size, 512, Err(Errno::NoSpc)),
         (command::DISC, 0, 0, 0, Ok(Command::Disconnect)),
+        (
+            command::BLOCK_STATUS,
+            0,
+            0,
+            512,
+            Ok(Command::BlockStatus { one: false }),
+        ),
+        (
+            command::BLOCK_STATUS,
+            REQ_ONE,
+            512,
+            512,
+            Ok(Command::BlockStatus { one: true }),
+        ),
+        (command::BLOCK_STATUS, 0, 0, 0, Err(Errno::Inval)),
+        (command::BLOCK_STATUS, 0, size, 512, Err(Errno::Inval)),
         (9, 0, 0, 0, Err(Errno::Inval)),
         (u16::MAX, 0, 0, 0, Err(Errno::Inval)),
         (command::READ, 1 << 15, 0, 512, Err(Errno::Inval)),
@@ -135,6 +152,12 @@ fn requests_that_cannot_be_right_get_the_errors_of_the_specification() {
         let checked = header(command, 0, 0, 512).check(&frozen);
         assert_eq!(checked, Err(Errno::Perm));
     }
+    let unasked = Terms {
+        block_status: false,
+        ..TERMS
+    };
+    let refused = header(command::BLOCK_STATUS, 0, 0, 512).check(&unasked);
+    assert_eq!(refused, Err(Errno::Inval));
     let simple = Terms {
         structured: false,
         ..TERMS
@@ -168,6 +191,11 @@ fn replies_have_the_bytes_of_the_specification() {
     expected.extend([0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
     assert_eq!(error.bytes(), expected);
     assert_eq!(ReplyHeader::nothing(7).bytes(), chunk(1, [0, 0], [0, 0]));
+    let mut expected = chunk(1, [0, 5], [0, 20]);
+    expected.extend([0, 0, 0, 1]);
+    assert_eq!(ReplyHeader::extents(7, 2).bytes(), expected);
+    assert_eq!(extent(512, BlockState::Hole), [0, 0, 2, 0, 0, 0, 0, 3]);
+    assert_eq!(extent(512, BlockState::Data), [0, 0, 2, 0, 0, 0, 0, 0]);
     let mut expected = chunk(1, [0x80, 1], [0, 6]);
     expected.extend([0, 0, 0, 22, 0, 0]);
     assert_eq!(ReplyHeader::error(7, Errno::Inval).bytes(), expected);
