@@ -46,7 +46,7 @@ stage simulation cargo test --release --package archipelago-simulation --package
 # A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
 stage mutants cargo run --release --quiet --package archipelago-mutants -- --quick --trusted
 stage loom loom
-stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-vhost-user --test '*'
+stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-vhost-user --package archipelago-nbd --test '*'
 stage crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
 stage faults cargo test --release --package archipelago-fault-tests -- --nocapture
 stage guest-parts tests/vm/guest/build.sh

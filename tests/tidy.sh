@@ -84,7 +84,7 @@ done <<<"$edges")
 tree=(cargo tree --package archipelago-cli --edges normal --prefix none --format '{p}')
 linked=$({ "${tree[@]}" --offline 2>/dev/null || "${tree[@]}"; } | cut -d ' ' -f 1 | sort -u)
 report 'linked into the archipelago command' < <(
-    grep --extended-regexp '^(archipelago-(node|host|mapper|volume|blocker.*|runtime|vhost-user)|io-uring|landlock|axum|tokio)$' <<<"$linked")
+    grep --extended-regexp '^(archipelago-(node|host|mapper|volume|blocker.*|runtime|vhost-user|nbd)|io-uring|landlock|axum|tokio)$' <<<"$linked")
 # An empty answer would pass the rule above.
 report 'not linked into the archipelago command: does cargo tree work?' < <(grep --quiet '^archipelago-api$' <<<"$linked" || echo archipelago-api)
 

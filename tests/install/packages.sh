@@ -6,7 +6,8 @@ set -euo pipefail
 # What each is for:
 #   gcc make libc6-dev      the linker of Rust, and fio for the guest
 #   qemu-system-x86         the virtual machine; its qemu-system-common brings qemu-storage-daemon
-#   qemu-utils              qemu-img, for the benchmark's qcow2 clone
+#   qemu-utils              qemu-img and qemu-io: NBD clients; qemu-img also for the benchmark's qcow2 clone
+#   libnbd-bin              nbdcopy and nbdinfo: NBD clients
 #   busybox-static cpio     the guest's first file system
 #   e2fsprogs util-linux    its tools, and the file systems of disk images
 #   xfsprogs btrfs-progs    other file systems, for power cuts and full pools
@@ -15,7 +16,7 @@ set -euo pipefail
 #   jq                      JSON in scripts
 packages=(
     gcc make libc6-dev
-    qemu-system-x86 qemu-utils
+    qemu-system-x86 qemu-utils libnbd-bin
     busybox-static cpio
     e2fsprogs util-linux xfsprogs btrfs-progs
     grub-common

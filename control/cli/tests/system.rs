@@ -86,7 +86,11 @@ mod tests {
             assert_eq!(node.done(&["volume", "attach", "a"]), socket);
             assert!(Path::new(socket.trim()).exists());
             node.refused_as(&["volume", "attach", "a", "--queues", "3"], 5, "in-use");
-            node.refused_as(&["volume", "attach", "s"], 2, "invalid");
+            let socket_of_snapshot = node.done(&["volume", "attach", "s"]);
+            let info = node.json(&["volume", "info", "s"]);
+            assert_eq!(info["attachment"]["read_only"], true, "frozen: {info}");
+            assert_ne!(socket_of_snapshot, socket);
+            node.done(&["volume", "detach", "s"]);
             node.refused_as(&["volume", "attach", "nothing"], 3, "not-found");
             node.refused_as(&["volume", "remove", "a"], 5, "in-use");
             node.refused_as(&["volume", "resize", "a", "512M", "--force"], 5, "in-use");

@@ -61,8 +61,10 @@ impl Connection {
 
     /// Mark of a socket that has room again.
     fn room_mark(&self) -> u8 {
-        const { assert!(2 * CONNECTIONS_MAX < 62) }
-        self.place + CONNECTIONS_MAX as u8
+        // Above the marks of what has come, one for each place.
+        const FIRST: u8 = 32;
+        const { assert!(CONNECTIONS_MAX < FIRST as usize && 2 * FIRST <= 64) }
+        self.place + FIRST
     }
 
     /// Passes signals on.

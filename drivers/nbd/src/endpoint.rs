@@ -1,11 +1,11 @@
 //! Attaching a volume: the socket, and the seed of the server.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use archipelago_endpoint::{Detach, SocketFile};
 use archipelago_protocol::{Error, ErrorCode};
+use nix::sys::eventfd::EventFd;
 
 use crate::config::AttachConfig;
 use crate::metrics::Counters;
@@ -17,7 +17,7 @@ use crate::shared::{DetachRequest, Detached, Shared, doorbell, ring};
 pub struct Endpoint {
     shared: Arc<Shared>,
     requests: Sender<DetachRequest>,
-    doorbell: File,
+    doorbell: EventFd,
     /// Goes with it.
     _file: SocketFile,
 }
@@ -76,7 +76,10 @@ impl archipelago_endpoint::Endpoint for Endpoint {
 
     fn detach(&mut self, how: Detach) -> Result<(), Error> {
         let (reply, answer) = channel();
-        let _ended = self.requests.send(DetachRequest { how, reply });
+        // A data thread that has ended drops the request, and with it the other end of `answer`; nor may it be kept here.
+        if self.requests.send(DetachRequest { how, reply }).is_err() {
+            return Ok(());
+        }
         ring(&self.doorbell);
         match answer.recv() {
             Ok(Detached::InUse(clients)) => {

@@ -378,11 +378,11 @@ struct Queries<'a> {
 
 impl Queries<'_> {
     fn any(mut self, is_it: impl Fn(&[u8]) -> bool) -> bool {
-        let mut next = || {
+        let next = || {
             let len = usize::try_from(self.fields.u32()?).ok()?;
             self.fields.bytes(len)
         };
-        std::iter::from_fn(|| next()).any(is_it)
+        std::iter::from_fn(next).any(is_it)
     }
 }
 

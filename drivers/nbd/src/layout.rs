@@ -3,9 +3,9 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | [`CELLS`] x [`CELL_LEN`] | cells: the data of requests |
-//! | [`INPUT_AT`] | [`INPUT_LEN`] | what was received and is not parsed: headers of requests |
-//! | [`SCRAP_AT`] | [`SCRAP_LEN`] | data of writes that were refused |
-//! | [`OUTPUT_AT`] | [`OUTPUT_SLOTS`] x [`OUTPUT_SLOT_LEN`] | headers of replies |
+//! | `INPUT_AT` | `INPUT_LEN` | what was received and is not parsed: headers of requests |
+//! | `SCRAP_AT` | `SCRAP_LEN` | data of writes that were refused |
+//! | `OUTPUT_AT` | `OUTPUT_SLOTS` x `OUTPUT_SLOT_LEN` | headers of replies |
 //!
 //! The kernel gives memory only to what is used: a client that has little in flight uses the first pages of few cells.
 
@@ -22,7 +22,7 @@ pub const REQUESTS: u16 = 128;
 pub(crate) const INPUT_AT: usize = CELLS as usize * CELL_LEN as usize;
 /// Thirty-two headers: a queue of reads is received by one call, and what it receives of a write's data, which has to be copied,
 /// is little.
-pub(crate) const INPUT_LEN: usize = 32 * crate::request::HEADER_LEN;
+pub(crate) const INPUT_LEN: usize = 32 * crate::wire::HEADER_LEN;
 const INPUT_ROOM: usize = 4096;
 /// Where refused data goes.
 pub(crate) const SCRAP_AT: usize = INPUT_AT + INPUT_ROOM;
@@ -39,7 +39,7 @@ pub(crate) const REGION_LEN: usize = OUTPUT_AT + OUTPUT_SLOTS * OUTPUT_SLOT_LEN;
 
 const _: () = assert!(INPUT_LEN <= INPUT_ROOM && REGION_LEN.is_multiple_of(4096));
 const _: () = assert!(CELLS as u32 * CELL_LEN == crate::config::BLOCK_MAX);
-const _: () = assert!(crate::request::REPLY_HEADER_MAX <= OUTPUT_SLOT_LEN);
+const _: () = assert!(crate::wire::REPLY_HEADER_MAX <= OUTPUT_SLOT_LEN);
 
 /// Where cell `index` begins.
 pub(crate) fn cell_at(index: u16) -> usize {

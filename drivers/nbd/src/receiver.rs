@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use archipelago_runtime::{Part, receive_now};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::layout::{INPUT_AT, INPUT_LEN, SCRAP_AT, SCRAP_LEN, cell_at};
 use crate::memory::Memory;
@@ -91,6 +92,17 @@ impl Receiver {
 
     pub(crate) fn is_readable(&self) -> bool {
         self.readable
+    }
+
+    /// Whether the other side of `socket` is gone for good: nobody reads what is sent. Looked at once for each signal.
+    pub(crate) fn take_hangup(&mut self, socket: impl AsFd) -> bool {
+        if !std::mem::take(&mut self.readable) {
+            return false;
+        }
+        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+        let looked = poll(&mut polled, PollTimeout::ZERO);
+        let events = polled[0].revents();
+        looked.is_ok() && events.is_some_and(|events| events.contains(PollFlags::POLLHUP))
     }
 
     /// Whether everything received was parsed.

@@ -6,13 +6,12 @@ use archipelago_protocol::status::BlockState;
 
 use crate::config::{BLOCK_MAX, BLOCK_MIN};
 use crate::layout::CELL_LEN;
+pub use crate::wire::HEADER_LEN;
+use crate::wire::REPLY_HEADER_MAX;
 use crate::wire::{
     ALLOCATION_ID, CHUNK_MAGIC, Errno, Fields, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, chunk, command,
     command_flag, extent_flag,
 };
-
-/// Bytes of a request's header.
-pub const HEADER_LEN: usize = 28;
 
 /// What breaks a connection: the next bytes cannot be understood, or are too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -245,9 +244,6 @@ impl From<NotServed> for Errno {
         }
     }
 }
-
-/// Longest header of a reply: a chunk with an error at an offset.
-pub(crate) const REPLY_HEADER_MAX: usize = 34;
 
 /// Bytes of an extent: its length and its flags.
 pub(crate) const EXTENT_LEN: u32 = 8;

@@ -168,6 +168,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
             return false;
         }
         self.entrance.paused_until = None;
+        let mut any = false;
         for _ in 0..ACCEPTS_PER_TURN {
             let socket = match self.entrance.listener.accept() {
                 Ok((socket, _)) => socket,
@@ -176,6 +177,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
                     break;
                 }
             };
+            any = true;
             let wait = self.entrance.throttle.count(1, now);
             if !wait.is_zero() {
                 self.entrance.paused_until = Some(now + wait);
@@ -193,14 +195,14 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
             match Connection::new(socket, index, deadline, &mut self.wakeups) {
                 Ok(connection) => self.connections[place] = Some(connection),
                 Err(error) => {
-                    warn!(export = %self.config.export, %error, "an NBD client cannot be served")
+                    warn!(export = %self.config.export, %error, "an NBD client cannot be served");
                 }
             }
             if self.entrance.paused_until.is_some() {
                 break;
             }
         }
-        true
+        any
     }
 
     /// Whether a line about a client may be written now.

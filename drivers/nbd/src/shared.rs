@@ -1,8 +1,6 @@
 //! What the two halves of an endpoint share: figures, the size, and requests to detach.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
@@ -68,14 +66,14 @@ impl Shared {
 }
 
 /// A doorbell: what is rung, and what is watched.
-pub(crate) fn doorbell() -> std::io::Result<(File, OwnedFd)> {
+pub(crate) fn doorbell() -> std::io::Result<(EventFd, OwnedFd)> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    let made = OwnedFd::from(EventFd::from_value_and_flags(0, flags)?);
-    let watched = made.try_clone()?;
-    Ok((File::from(made), watched))
+    let made = EventFd::from_value_and_flags(0, flags)?;
+    let watched = made.as_fd().try_clone_to_owned()?;
+    Ok((made, watched))
 }
 
 /// Rings a doorbell. One that is full has been rung already.
-pub(crate) fn ring(mut doorbell: &File) {
-    let _full = doorbell.write(&1_u64.to_ne_bytes());
+pub(crate) fn ring(doorbell: &EventFd) {
+    let _full = doorbell.write(1);
 }

@@ -212,6 +212,11 @@ impl Transmission {
         if self.life == Life::Open {
             self.receive(socket, service, volume, metrics, &mut turn);
         }
+        // Whoever has said all that it wants may still be there for the answers, or not.
+        if self.life == Life::Finishing && self.receiver.take_hangup(socket) {
+            self.break_off();
+            turn.busy = true;
+        }
         if self.life == Life::Broken {
             return turn;
         }

@@ -13,6 +13,11 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Magic of a chunk of a structured reply.
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
 
+/// Bytes of a request's header.
+pub const HEADER_LEN: usize = 28;
+/// Longest header of a reply: a chunk with an error at an offset.
+pub(crate) const REPLY_HEADER_MAX: usize = 34;
+
 /// Handshake flags, of the server and, with the same numbers, of the client.
 pub mod handshake_flag {
     /// Options are answered, unknown ones too.

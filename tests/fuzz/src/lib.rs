@@ -23,7 +23,7 @@ pub mod seeds;
 mod targets;
 
 use targets::{
-    blocker, chain, channel, device, front_end, journal, mapper, metadata, protocol, slots,
+    blocker, chain, channel, device, front_end, journal, mapper, metadata, nbd, protocol, slots,
 };
 
 /// Something that takes foreign bytes.
@@ -48,6 +48,8 @@ targets! {
     "chain" => chain::chain, 10_000;
     "device" => device::device, 1_000;
     "front-end" => front_end::front_end, 1_000;
+    "nbd-handshake" => nbd::handshake, 20_000;
+    "nbd-connection" => nbd::connection, 400;
     "channel-message" => channel::message, 40_000;
     "server-port" => channel::server_port, 2_000;
     "client-port" => channel::client_port, 2_000;

@@ -18,6 +18,7 @@ pub fn of(name: &str) -> Vec<Vec<u8>> {
         "chain" => chains(),
         "device" => devices(),
         "front-end" => front_ends(),
+        "nbd-handshake" | "nbd-connection" => nbd_clients(),
         "channel-message" => messages(),
         "server-port" => vec![
             // A request taken and answered, a hello with lies in it, a cursor too far.
@@ -66,6 +67,56 @@ pub fn of(name: &str) -> Vec<Vec<u8>> {
         "mapper" => lives(),
         _ => Vec::new(),
     }
+}
+
+/// What QEMU sends, in short; a client of the old kind; one that asks for everything.
+fn nbd_clients() -> Vec<Vec<u8>> {
+    let option = |number: u32, data: &[u8]| {
+        let len = u32::try_from(data.len()).unwrap_or(0).to_be_bytes();
+        [b"IHAVEOPT", &number.to_be_bytes()[..], &len, data].concat()
+    };
+    let request = |command: u16, flags: u16, offset: u64, len: u32| {
+        let header = archipelago_nbd::request::Header {
+            flags,
+            command,
+            cookie: 7,
+            offset,
+            len,
+        };
+        header.encode().to_vec()
+    };
+    let flags = vec![0, 0, 0, 3];
+    let context = b"\0\0\0\x03vm1\0\0\0\x01\0\0\0\x0fbase:allocation";
+    let go = option(7, b"\0\0\0\x03vm1\0\x01\0\x03");
+    let qemu = [
+        flags.clone(),
+        option(8, &[]),
+        option(10, context),
+        go,
+        request(7, 8, 0, 1 << 20),
+        request(1, 1, 512, 1024),
+        vec![5; 1024],
+        request(0, 0, 0, 8192),
+        request(6, 2, 4096, 4096),
+        request(3, 0, 0, 0),
+        request(2, 0, 0, 0),
+    ];
+    let old = [
+        flags.clone(),
+        option(1, b"vm1"),
+        request(0, 0, 0, 512),
+        request(1, 0, 0, 512),
+        vec![1; 512],
+    ];
+    let curious = [
+        flags,
+        option(3, &[]),
+        option(9, context),
+        option(6, b"\0\0\0\0\0\x03\0\x01\0\x02\0\x03"),
+        option(5, &[]),
+        option(2, &[]),
+    ];
+    vec![qemu.concat(), old.concat(), curious.concat()]
 }
 
 /// Real structures of a kind, behind `before` bytes of the target's own.

@@ -101,6 +101,8 @@ replays! {
     chain => "chain";
     device => "device";
     front_end => "front-end";
+    nbd_handshake => "nbd-handshake";
+    nbd_connection => "nbd-connection";
     channel_message => "channel-message";
     server_port => "server-port";
     client_port => "client-port";

@@ -39,7 +39,7 @@ thread_local! {
 
 /// Nothing to wake: the target polls. Time goes on by 100 us with each look, the same in each run.
 #[derive(Default)]
-struct NoWakeups {
+pub(super) struct NoWakeups {
     looks: Cell<u32>,
 }
 

@@ -8,5 +8,6 @@ pub(crate) mod front_end;
 pub(crate) mod journal;
 pub(crate) mod mapper;
 pub(crate) mod metadata;
+pub(crate) mod nbd;
 pub(crate) mod protocol;
 pub(crate) mod slots;
