@@ -6,12 +6,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Access, Error, ErrorCode, Name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::layout::{Layout, path_error};
-use crate::types::Failure;
+use crate::types::{Bulk, Failure, OpenVolume};
 
 /// Longest answer: a page of 1000 entries has less than 1 KiB each.
 const ANSWER_LEN_MAX: u64 = 16 << 20;
@@ -98,6 +98,18 @@ impl Client {
     /// As [`Client::call`].
     pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Error> {
         self.call(Method::Get, path, &())
+    }
+
+    /// Opens `name` for this process, for reading only or for writing too. Connect to the answer's socket within 30 s, with the
+    /// client of the crate `archipelago-segment`.
+    ///
+    /// # Errors
+    /// As [`Client::call`]: [`ErrorCode::InUse`] if somebody else has it open, [`ErrorCode::ReadOnly`] if it is frozen and shall be
+    /// written.
+    pub fn open(&self, name: &Name, access: Access) -> Result<Bulk, Error> {
+        let path = format!("/v1/volumes/{}/open", path_segment(name.as_str()));
+        let read_only = access == Access::Read;
+        self.call(Method::Post, &path, &OpenVolume { read_only })
     }
 
     fn exchange(&self, method: Method, path: &str, body: &[u8]) -> Result<Vec<u8>, Error> {

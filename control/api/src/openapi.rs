@@ -12,8 +12,8 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::pools::{AddPool, PoolList, PoolView};
 use crate::types::{
     AttachVolume, Attachment, BeginImport, Bulk, CloneVolume, CreateVolume, Done, Failure,
-    NodeStatus, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume, Stopped,
-    VolumePage, VolumeView,
+    NodeStatus, OpenVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
+    Stopped, VolumePage, VolumeView,
 };
 
 /// What each status of a failure means.
@@ -122,6 +122,7 @@ pub fn operations() -> Vec<Operation> {
         post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a socket, by vhost-user or NBD; the same again answers the same").of::<AttachVolume>(),
         post("/v1/volumes/{name}/detach", "volumeDetach", body::<Done>(), "Serves it no longer; refused while a front end is connected"),
         post("/v1/volumes/{name}/export", "volumeExport", body::<Bulk>(), "Opens it for one reader over a segment channel"),
+        post("/v1/volumes/{name}/open", "volumeOpen", body::<Bulk>(), "Opens it for one process over a segment channel, until that process closes it or ends").of::<OpenVolume>(),
         post("/v1/images", "imageImport", body::<Bulk>(), "Makes an image that is not visible yet and opens it for one writer over a segment channel").of::<BeginImport>().made(),
         delete("/v1/images/{name}", "imageAbort", "Forgets an import in progress"),
         post("/v1/images/{name}/publish", "imagePublish", volume(), "Makes a filled import visible"),

@@ -211,11 +211,21 @@ pub struct BeginImport {
     pub pool: Option<Name>,
 }
 
-/// Where to copy to or from.
+/// Opens what is in the path for one process.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenVolume {
+    /// Refuse writes. Snapshots and images are opened so only, and by any number of processes; a volume, as long as nobody writes it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Something that is open, and where its one client connects within 30 s.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bulk {
-    /// The map being copied.
+    /// What is open.
     pub lineage: Lineage,
     /// Bytes of it.
     pub size: u64,

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xseg::shared::{ConnectOptions, OnServerDeath, SharedClient};
 use xseg::{ClientPort, PortError};
 
-use crate::{BULK_ROLE, BulkOp, BulkRequest};
+use crate::{BULK_ROLE, BulkFlags, BulkOp, BulkRequest};
 
 /// Bytes of a cell: large enough that a request costs little beside its data.
 const CELL_LEN: usize = 1 << 20;
@@ -154,6 +154,7 @@ impl<'a> BulkClient<'a> {
             len,
             memory: self.place(cell),
             range: 0,
+            flags: BulkFlags::default(),
         };
         self.send(cell, request)
     }
@@ -175,6 +176,7 @@ impl<'a> BulkClient<'a> {
             len: STATUS_PAGE_MAX,
             memory: (self.cells * CELL_LEN) as u64,
             range,
+            flags: BulkFlags::default(),
         };
         self.send(self.status_cell(), request)
     }

@@ -1,11 +1,12 @@
-//! Copies of whole volumes over a segment channel: the requests, their server in the endpoint, their client in any program.
+//! Volumes over a segment channel: for any process that reads or writes one. The requests, their server in the endpoint, their clients.
 //!
 //! * [`BulkRequest`]: a request, as a ring entry.
 //! * [`BulkServer`]: the driver: it turns ring entries into requests to a volume.
-//! * [`BulkClient`]: the other side: cells of the channel's arena, each with at most one request.
+//! * [`VolumeClient`]: the other side: an open volume with several requests in flight and a descriptor to poll.
+//! * [`BulkClient`]: a client for copies of whole volumes: cells of the channel's arena, each with at most one request.
 //!
 //! One design decision: the data lies in the channel's arena, which the client owns and the volume peer takes as a region, so
-//! a copy moves whole volumes without a copy of the data inside the endpoint.
+//! data is never copied inside the endpoint.
 //!
 //! | op | asks | answer |
 //! |---|---|---|
@@ -15,22 +16,31 @@
 //! | [`BulkOp::Flush`] | what was written is durable | 0 |
 //! | [`BulkOp::Status`] | which of `args[0]` bytes at `offset` hold data: a page of `len` bytes into the arena at `region_offset` | 0 |
 //! | [`BulkOp::Finish`] | after all others: everything durable, the volume closed | 0 |
+//! | [`BulkOp::Discard`] | `len` bytes at `offset` read as zeros, their space may be given back | 0 |
 //!
-//! Requests in flight together are not ordered, but for `Finish`. A channel that ends without `Finish` closes the volume
-//! too, when what was in flight has finished.
+//! A negative answer is an [`ErrorCode`]. Requests in flight together are not ordered, but for `Finish`; a flush covers the writes that
+//! were answered before it was sent. A channel that ends without `Finish` closes the volume too, when what was in flight has finished:
+//! a client that dies leaves nothing behind.
+//!
+//! How a volume is opened is the node's to say: `archipelago_api::client::Client::open` asks the daemon, and its answer names the socket.
+//! The example `copy_out` (`drivers/segment/examples`) shows both steps.
 //!
 //! This crate never sees a map or an object, and never learns a volume's name.
 
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod client;
 mod server;
+mod volume;
 
 use archipelago_protocol::ErrorCode;
 use xseg::Submission;
 
+pub use buffers::{Buffer, Buffers};
 pub use client::BulkClient;
 pub use server::{BulkServer, BulkStep};
+pub use volume::{Finished, Request, SubmitError, VolumeClient, VolumeOptions};
 
 /// What the client of a bulk copy asks to be served as.
 pub const BULK_ROLE: u8 = 16;
@@ -49,6 +59,52 @@ pub enum BulkOp {
     Flush = 4,
     Finish = 5,
     Status = 6,
+    Discard = 7,
+}
+
+impl BulkOp {
+    /// Each of them once.
+    const ALL: [BulkOp; 7] = [
+        BulkOp::Read,
+        BulkOp::Write,
+        BulkOp::Zero,
+        BulkOp::Flush,
+        BulkOp::Finish,
+        BulkOp::Status,
+        BulkOp::Discard,
+    ];
+}
+
+/// Modifiers of a request: bits of an entry's `flags`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BulkFlags {
+    /// Of `Write` and `Zero`: durable when it is answered.
+    pub durable: bool,
+    /// Of `Zero`: the space is kept.
+    pub keep_space: bool,
+}
+
+impl BulkFlags {
+    const DURABLE: u8 = 1;
+    const KEEP_SPACE: u8 = 2;
+
+    fn bits(self) -> u8 {
+        let durable = if self.durable { Self::DURABLE } else { 0 };
+        let keep_space = if self.keep_space { Self::KEEP_SPACE } else { 0 };
+        durable | keep_space
+    }
+
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] for an unknown bit: it may ask for what this version would not do.
+    fn from_bits(bits: u8) -> Result<BulkFlags, ErrorCode> {
+        if bits & !(Self::DURABLE | Self::KEEP_SPACE) != 0 {
+            return Err(ErrorCode::Unsupported);
+        }
+        Ok(BulkFlags {
+            durable: bits & Self::DURABLE != 0,
+            keep_space: bits & Self::KEEP_SPACE != 0,
+        })
+    }
 }
 
 /// A request of a bulk copy.
@@ -64,6 +120,8 @@ pub struct BulkRequest {
     pub memory: u64,
     /// Of a status, bytes of the volume; else 0.
     pub range: u64,
+    /// Modifiers.
+    pub flags: BulkFlags,
 }
 
 impl BulkRequest {
@@ -72,6 +130,7 @@ impl BulkRequest {
     pub fn encode(&self) -> Submission {
         Submission {
             op: self.op as u8,
+            flags: self.flags.bits(),
             offset: self.offset,
             len: self.len,
             region_offset: self.memory,
@@ -83,25 +142,19 @@ impl BulkRequest {
     /// The request in a ring entry, validated for form.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] for an unknown operation.
+    /// [`ErrorCode::Unsupported`] for an unknown operation or modifier.
     pub fn decode(entry: &Submission) -> Result<BulkRequest, ErrorCode> {
-        let op = [
-            BulkOp::Read,
-            BulkOp::Write,
-            BulkOp::Zero,
-            BulkOp::Flush,
-            BulkOp::Finish,
-            BulkOp::Status,
-        ]
-        .into_iter()
-        .find(|op| *op as u8 == entry.op)
-        .ok_or(ErrorCode::Unsupported)?;
+        let op = BulkOp::ALL
+            .into_iter()
+            .find(|op| *op as u8 == entry.op)
+            .ok_or(ErrorCode::Unsupported)?;
         Ok(BulkRequest {
             op,
             offset: entry.offset,
             len: entry.len,
             memory: entry.region_offset,
             range: entry.args[0],
+            flags: BulkFlags::from_bits(entry.flags)?,
         })
     }
 }
@@ -112,26 +165,39 @@ mod tests {
 
     #[test]
     fn a_request_survives_the_ring() {
-        for op in [
-            BulkOp::Read,
-            BulkOp::Write,
-            BulkOp::Zero,
-            BulkOp::Flush,
-            BulkOp::Finish,
-            BulkOp::Status,
-        ] {
-            let request = BulkRequest {
-                op,
-                offset: 1 << 40,
-                len: 1 << 20,
-                memory: 3 << 20,
-                range: 1 << 50,
-            };
-            assert_eq!(BulkRequest::decode(&request.encode()), Ok(request));
+        for op in BulkOp::ALL {
+            for (durable, keep_space) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let request = BulkRequest {
+                    op,
+                    offset: 1 << 40,
+                    len: 1 << 20,
+                    memory: 3 << 20,
+                    range: 1 << 50,
+                    flags: BulkFlags {
+                        durable,
+                        keep_space,
+                    },
+                };
+                assert_eq!(BulkRequest::decode(&request.encode()), Ok(request));
+            }
         }
-        assert_eq!(
-            BulkRequest::decode(&Submission::default()),
-            Err(ErrorCode::Unsupported)
-        );
+    }
+
+    #[test]
+    fn what_this_version_does_not_know_is_refused() {
+        let flush = Submission {
+            op: BulkOp::Flush as u8,
+            ..Submission::default()
+        };
+        for unknown in [
+            Submission::default(),
+            Submission { op: 255, ..flush },
+            Submission { flags: 4, ..flush },
+        ] {
+            assert_eq!(BulkRequest::decode(&unknown), Err(ErrorCode::Unsupported));
+        }
+        assert!(BulkRequest::decode(&flush).is_ok());
     }
 }

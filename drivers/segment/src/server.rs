@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use archipelago_protocol::volume::{
-    OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeOp, VolumeRequest, Volumes,
+    OnFull, OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeOp, VolumeRequest, Volumes,
 };
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use xseg::{Completion, RegionId, ServerPort};
@@ -67,16 +67,25 @@ pub struct BulkServer<P> {
 }
 
 impl<P: ServerPort> BulkServer<P> {
-    /// Starts to open the volume.
-    pub fn open(volumes: &mut impl Volumes, lineage: Lineage, write: bool) -> BulkServer<P> {
+    /// Starts to open the volume; `on_full` is what its writes do for which the pool has no room.
+    pub fn open(
+        volumes: &mut impl Volumes,
+        lineage: Lineage,
+        write: bool,
+        on_full: OnFull,
+    ) -> BulkServer<P> {
         let mode = if write {
             OpenMode::Exclusive
         } else {
             OpenMode::ReadOnly
         };
+        let volume = volumes.open(lineage, mode);
+        if on_full != OnFull::Report {
+            volumes.on_full(volume, on_full);
+        }
         BulkServer {
             write,
-            volume: volumes.open(lineage, mode),
+            volume,
             state: CopyState::Opening,
             port: None,
             region: None,
@@ -129,6 +138,8 @@ impl<P: ServerPort> BulkServer<P> {
         self.waiting.clear();
         self.finish = None;
         self.state = CopyState::Breaking;
+        // What waits for room has nobody to wait for it any more.
+        volumes.on_full(self.volume, OnFull::Report);
         self.close_when_drained(volumes);
     }
 
@@ -297,16 +308,18 @@ impl<P: ServerPort> BulkServer<P> {
             len: request.len,
             offset: request.memory,
         }];
+        let durable = request.flags.durable;
         let (op, segments) = match request.op {
             BulkOp::Read => (VolumeOp::Read, segments.as_slice()),
-            BulkOp::Write => (VolumeOp::Write { durable: false }, segments.as_slice()),
+            BulkOp::Write => (VolumeOp::Write { durable }, segments.as_slice()),
             BulkOp::Zero => (
                 VolumeOp::WriteZeroes {
-                    unmap: true,
-                    durable: false,
+                    unmap: !request.flags.keep_space,
+                    durable,
                 },
                 [].as_slice(),
             ),
+            BulkOp::Discard => (VolumeOp::Discard, [].as_slice()),
             BulkOp::Flush => (VolumeOp::Flush, [].as_slice()),
             BulkOp::Status => (VolumeOp::BlockStatus, segments.as_slice()),
             BulkOp::Finish if self.finish.is_none() => {
@@ -318,7 +331,8 @@ impl<P: ServerPort> BulkServer<P> {
                 return true;
             }
         };
-        if matches!(request.op, BulkOp::Write | BulkOp::Zero) && !self.write {
+        let changes = matches!(request.op, BulkOp::Write | BulkOp::Zero | BulkOp::Discard);
+        if changes && !self.write {
             self.answer(tag, Err(ErrorCode::ReadOnly));
             return true;
         }
@@ -350,9 +364,10 @@ impl<P: ServerPort> BulkServer<P> {
         }
     }
 
-    /// Announces sleep; `false`: do not sleep.
+    /// Announces sleep; `false`: do not sleep. Requests that the volume had no room for do not keep the thread awake: whatever makes
+    /// room wakes it.
     pub fn prepare_sleep(&mut self) -> bool {
-        self.waiting.is_empty() && self.port.as_mut().is_none_or(|port| port.prepare_sleep())
+        self.port.as_mut().is_none_or(|port| port.prepare_sleep())
     }
 
     /// Takes the announcement of sleep back.

@@ -21,9 +21,9 @@ use crate::event_loop::{EventLoop, LoopWakeups, WatchId};
 use crate::port::{Attention, HostedServer};
 use crate::readiness::{DriverId, Drivers};
 
-/// A bulk copy to which nobody has connected for this long is given up.
+/// A volume to whose channel nobody has connected for this long is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bulk copies at a time: each holds a volume open and some MiB.
+/// Volumes that are open over segment channels at a time: each channel takes some descriptors and some MiB.
 const BULKS_MAX: usize = 64;
 
 type Volumes = Shared<Client, Client>;
@@ -48,6 +48,7 @@ fn without_space(waits_for: WaitsFor) -> &'static str {
 /// A bulk copy and its socket.
 #[derive(Debug)]
 struct Bulk {
+    lineage: Lineage,
     server: BulkServer<HostedServer>,
     socket: PathBuf,
     listener: Listener,
@@ -122,6 +123,7 @@ impl EndpointHost {
         &mut self,
         lineage: Lineage,
         write: bool,
+        on_full: OnFull,
         socket: &Path,
         answer: Answer,
     ) {
@@ -129,9 +131,9 @@ impl EndpointHost {
             return answer.fail(
                 Error::new(
                     ErrorCode::Unavailable,
-                    format!("{BULKS_MAX} imports and exports are under way already"),
+                    format!("{BULKS_MAX} volumes are open for imports, exports, mounts and other programs already"),
                 )
-                .with_hint("try again when one of them has ended"),
+                .with_hint("try again when one of them is closed"),
             );
         }
         let admission = Admission::own([BULK_ROLE]);
@@ -143,7 +145,8 @@ impl EndpointHost {
         });
         match listener {
             Ok((listener, watch)) => self.bulks.push(Bulk {
-                server: BulkServer::open(&mut self.volumes, lineage, write),
+                lineage,
+                server: BulkServer::open(&mut self.volumes, lineage, write, on_full),
                 socket: socket.to_owned(),
                 listener,
                 watches: vec![watch],
@@ -201,6 +204,11 @@ impl EndpointHost {
                 bulk.server.give_up(&mut self.volumes);
             }
         }
+    }
+
+    /// The volumes that are open over segment channels, once for each.
+    pub(crate) fn channels_to(&self) -> Vec<Lineage> {
+        self.bulks.iter().map(|bulk| bulk.lineage).collect()
     }
 
     /// Whether all servers are there.

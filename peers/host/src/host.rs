@@ -100,12 +100,13 @@ impl<B: Backend> Host<B> {
                 ControlRequest::OpenBulk {
                     lineage,
                     write,
+                    on_full,
                     socket,
                 },
                 Some(endpoint),
                 _,
             ) => {
-                endpoint.open_bulk(lineage, write, &socket, answer);
+                endpoint.open_bulk(lineage, write, on_full, &socket, answer);
             }
             (ControlRequest::Grants { grants }, _, _) => {
                 self.set_grants(grants);
@@ -142,6 +143,7 @@ impl<B: Backend> Host<B> {
         if let Some(endpoint) = &self.endpoint {
             (status.peers, status.channels) = endpoint.status();
             status.waits = endpoint.waits();
+            status.channels_to = endpoint.channels_to();
         }
         if let Some((mapper, _)) = &self.mapper {
             status.peers.push(mapper.status());

@@ -90,12 +90,14 @@ pub enum ControlRequest {
         /// From now on, and for writes that wait.
         policy: OnFull,
     },
-    /// Endpoint: serve a volume to one local client over a segment channel, for bulk copies.
+    /// Endpoint: serve a volume to one local client over a segment channel.
     OpenBulk {
         /// The volume.
         lineage: Lineage,
         /// Whether the client will write.
         write: bool,
+        /// What its writes do for which the pool has no room.
+        on_full: OnFull,
         /// Where the client will connect.
         socket: PathBuf,
     },
@@ -150,6 +152,9 @@ pub struct ProcessStatus {
     /// Mapper: volumes whose presence journal is in use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub journals: Vec<Lineage>,
+    /// Endpoint: volumes that are open over segment channels, or about to be; once for each channel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels_to: Vec<Lineage>,
 }
 
 /// What the process that serves a pool knows of it.

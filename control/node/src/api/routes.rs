@@ -52,6 +52,7 @@ fn routes() -> Routes {
         ("/v1/volumes/{name}/attach", "post", post(attach)),
         ("/v1/volumes/{name}/detach", "post", post(detach)),
         ("/v1/volumes/{name}/export", "post", post(export)),
+        ("/v1/volumes/{name}/open", "post", post(open)),
         ("/v1/images", "post", post(import)),
         ("/v1/images/{name}", "delete", delete(abort_import)),
         ("/v1/images/{name}/publish", "post", post(publish)),
@@ -322,6 +323,15 @@ async fn detach(State(node): Shared, Segment(text): Segment) -> Answer {
 async fn export(State(node): Shared, Segment(text): Segment) -> Answer {
     let name = name(&text)?;
     ok(node.pool_of(&name).await?.begin_export(&name).await?)
+}
+
+async fn open(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
+    let name = name(&text)?;
+    ok(node
+        .pool_of(&name)
+        .await?
+        .open(&name, parse(&body)?)
+        .await?)
 }
 
 async fn import(State(node): Shared, Body(body): Body) -> Answer {

@@ -1,11 +1,11 @@
-//! What an endpoint with a user of its own may open: what is attached, and what is copied in bulk.
+//! What an endpoint with a user of its own may open: what is attached or imported, and what processes have open over segment channels.
 //!
 //! Invariants
 //! - Granted before the endpoint is told to open it, withdrawn after the endpoint has closed it.
 //! - Written to a file first, then told to blocker and mapper: an incarnation of theirs that starts in between has read it.
 //!   They serve nobody before they know what the endpoint may do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use archipelago_api::layout::path_error;
@@ -14,17 +14,14 @@ use archipelago_protocol::{Access, Error, Grants, Lineage};
 
 use crate::durable;
 
-/// Exports that are remembered: as many as the endpoint serves at a time. Nobody says when one has ended; one that is
-/// forgotten goes on, but not in the mapper's next incarnation.
-const EXPORTS_MAX: usize = 64;
-
 /// The volumes that are granted.
 #[derive(Debug)]
 pub(crate) struct Granted {
     path: PathBuf,
     /// Attached, or being imported.
     held: BTreeMap<Lineage, Access>,
-    exports: VecDeque<Lineage>,
+    /// Open over segment channels when the endpoint was last asked, and since. Nobody says when a channel has ended.
+    opened: Vec<(Lineage, Access)>,
 }
 
 impl Granted {
@@ -44,7 +41,7 @@ impl Granted {
         Granted {
             path,
             held: held.collect(),
-            exports: VecDeque::new(),
+            opened: Vec::new(),
         }
     }
 
@@ -58,13 +55,13 @@ impl Granted {
         self.held.remove(&lineage);
     }
 
-    /// Grants reading `lineage` for a while.
-    pub(crate) fn export(&mut self, lineage: Lineage) {
-        self.exports.retain(|known| *known != lineage);
-        if self.exports.len() == EXPORTS_MAX {
-            self.exports.pop_front();
+    /// Grants `access` to `lineage` for as long as the endpoint says that it is open; now, `still_open` is.
+    pub(crate) fn open(&mut self, lineage: Lineage, access: Access, still_open: &[Lineage]) {
+        self.opened.retain(|(known, _)| still_open.contains(known));
+        // A reader that will be refused takes nothing from the writer.
+        if !self.opened.contains(&(lineage, access)) {
+            self.opened.push((lineage, access));
         }
-        self.exports.push_back(lineage);
     }
 
     fn grants(&self) -> Grants {
@@ -72,8 +69,8 @@ impl Granted {
         for (lineage, access) in &self.held {
             grants.allow(*lineage, *access);
         }
-        for lineage in &self.exports {
-            grants.allow(*lineage, Access::Read);
+        for (lineage, access) in &self.opened {
+            grants.allow(*lineage, *access);
         }
         grants
     }
@@ -92,34 +89,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_stays_and_the_oldest_export_is_forgotten() {
+    fn what_is_held_stays_and_what_is_not_open_any_more_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let mut granted = Granted::new(dir.path().join("grants.json"), std::iter::empty());
-        let (written, read) = (Lineage(1000), Lineage(1001));
+        let (written, read, opened) = (Lineage(1000), Lineage(1001), Lineage(1002));
         granted.hold(written, Access::Write);
         granted.hold(read, Access::Read);
-        granted.export(written);
+        granted.open(written, Access::Read, &[]);
         assert!(
             granted.grants().permit(written, Access::Write),
             "exported too"
         );
-        let many = EXPORTS_MAX as u128 + 1;
-        for lineage in [read].into_iter().chain((1..many).map(Lineage)) {
-            granted.export(lineage);
-        }
-        // The same again is the newest, not another one.
-        granted.export(Lineage(1));
-        granted.export(Lineage(many));
+        granted.open(opened, Access::Write, &[written]);
+        granted.open(opened, Access::Read, &[written, opened]);
+        granted.open(Lineage(1), Access::Read, &[written, opened]);
         let grants = granted.write().unwrap();
-        assert!(grants.permit(written, Access::Write));
-        assert!(grants.permit(read, Access::Read) && !grants.permit(read, Access::Write));
-        assert!(!grants.permit(Lineage(2), Access::Read), "the oldest");
-        for kept in [1, 3, many] {
-            assert!(grants.permit(Lineage(kept), Access::Read), "{kept}");
-        }
+        assert!(grants.permit(opened, Access::Write), "still open");
+        assert!(grants.permit(Lineage(1), Access::Read));
+        assert!(!grants.permit(Lineage(1), Access::Write));
         granted.release(written);
+        granted.open(Lineage(2), Access::Read, &[Lineage(1)]);
         let grants = granted.write().unwrap();
-        assert!(!grants.permit(written, Access::Read));
+        assert!(!grants.permit(opened, Access::Read), "closed");
+        assert!(!grants.permit(written, Access::Read), "released and closed");
+        assert!(grants.permit(read, Access::Read) && !grants.permit(read, Access::Write));
         let bytes = std::fs::read(dir.path().join("grants.json")).unwrap();
         assert_eq!(serde_json::from_slice::<Grants>(&bytes).unwrap(), grants);
     }

@@ -1,4 +1,4 @@
-//! Images: a bulk copy into a map that becomes visible when it is whole, and bulk copies out of frozen or detached maps.
+//! Images: a copy into a map that becomes visible when it is whole.
 
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ impl Pool {
         let open = ControlRequest::OpenBulk {
             lineage,
             write: true,
+            on_full: OnFull::Report,
             socket: socket.clone(),
         };
         let opened = match self.grant(lineage, Access::Write).await {
@@ -145,42 +146,5 @@ impl Pool {
         }
         self.withdraw(entry.lineage).await;
         Ok(())
-    }
-
-    /// Opens something for one reader.
-    pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
-        wait_while_passing(|| self.begin_export_once(name)).await
-    }
-
-    async fn begin_export_once(&self, name: &Name) -> Result<Bulk, Hindrance> {
-        let _one_at_a_time = self.lock_changes().await?;
-        let entry = self.lookup_whole(name).await?;
-        self.grant_export(entry.lineage).await?;
-        let socket = self.context.layout.bulk_socket(fresh_lineage()?);
-        let open = ControlRequest::OpenBulk {
-            lineage: entry.lineage,
-            write: false,
-            socket: socket.clone(),
-        };
-        match self.tell(Role::Endpoint, &open).await {
-            Ok(()) => Ok(Bulk {
-                lineage: entry.lineage,
-                size: entry.size,
-                socket,
-                uid: self.context.endpoint.map(|user| user.uid),
-            }),
-            Err(error) if error.code == ErrorCode::InUse => {
-                let message = format!(
-                    "`{name}` is in use by a virtual machine: it would change while it is copied"
-                );
-                Err(Hindrance::Passing(
-                    Error::new(ErrorCode::InUse, message).with_hint(format!(
-                        "export a snapshot of it: `{} volume snapshot {name} NAME`",
-                        self.context.layout.command()
-                    )),
-                ))
-            }
-            Err(error) => Err(self.explain_damage(entry.lineage, error).await.into()),
-        }
     }
 }

@@ -14,6 +14,7 @@ mod grants;
 mod images;
 mod lock;
 mod node;
+mod opens;
 mod passing;
 mod pool;
 mod pool_grants;

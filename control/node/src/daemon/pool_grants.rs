@@ -1,10 +1,10 @@
 //! Grants that change while the pool is served: written down, then told to its blocker and mapper.
 
-use archipelago_protocol::control::{ControlRequest, Role};
+use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Access, Error, Lineage};
 
 use super::grants::Granted;
-use super::pool::Pool;
+use super::pool::{Pool, unexpected_reply};
 
 impl Pool {
     /// Lets the endpoint open `lineage`, until [`Pool::withdraw`].
@@ -13,9 +13,17 @@ impl Pool {
             .await
     }
 
-    /// Lets the endpoint read `lineage` for a while.
-    pub(crate) async fn grant_export(&self, lineage: Lineage) -> Result<(), Error> {
-        self.change_grants(|granted| granted.export(lineage)).await
+    /// Lets the endpoint open `lineage` for a process, for as long as that has it open.
+    pub(crate) async fn grant_open(&self, lineage: Lineage, access: Access) -> Result<(), Error> {
+        if self.context.endpoint.is_none() {
+            return Ok(());
+        }
+        let still_open = match self.ask(Role::Endpoint, &ControlRequest::Status).await? {
+            ControlReply::Status(status) => status.channels_to,
+            other => return Err(unexpected_reply(&other)),
+        };
+        self.change_grants(|granted| granted.open(lineage, access, &still_open))
+            .await
     }
 
     /// Takes back what [`Pool::grant`] gave. What fails is logged: the endpoint may do more than it should, nobody less.

@@ -215,7 +215,9 @@ impl Pool {
             let message = format!("`{name}` is being closed by another request");
             Error::new(ErrorCode::InUse, message).with_hint("try again in a moment")
         } else {
-            let message = format!("`{name}` is in use: an import or export of it goes on");
+            let message = format!(
+                "`{name}` is in use: an import or export of it goes on, or another process has it open"
+            );
             Error::new(ErrorCode::InUse, message).with_hint("wait for its end, or end it")
         }
     }
@@ -320,12 +322,15 @@ impl Pool {
             resized => resized
                 .map_err(|error| self.explain_full(&format!("`{name}` was not resized"), error))?,
         };
-        if attached {
-            let resized = ControlRequest::Resized {
-                lineage: entry.lineage,
-                size: entry.size,
-            };
-            self.tell(Role::Endpoint, &resized).await?;
+        // A process may have it open over a segment channel.
+        let resized = ControlRequest::Resized {
+            lineage: entry.lineage,
+            size: entry.size,
+        };
+        match self.tell(Role::Endpoint, &resized).await {
+            Err(error) if attached => return Err(error.into()),
+            Err(error) => tracing::warn!("`{name}` was resized, its endpoint not told: {error}"),
+            Ok(()) => {}
         }
         Ok(self.view(entry))
     }

@@ -9,6 +9,7 @@ use xseg::local::{LocalClient, LocalServer, channel};
 use xseg::{ClientPort, RegionTable, Submission};
 
 use super::*;
+use crate::BulkFlags;
 
 /// A port that counts how often its channel was broken.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ fn copying() -> (
 ) {
     let mut volumes = MemoryVolumes::new(1 << 20);
     volumes.state().hold = true;
-    let mut server = BulkServer::open(&mut volumes, Lineage(1), false);
+    let mut server = BulkServer::open(&mut volumes, Lineage(1), false, OnFull::Report);
     assert!(matches!(
         server.poll(&mut volumes),
         BulkStep::Opened(Ok(()))
@@ -79,6 +80,7 @@ fn copying() -> (
         len: 4096,
         memory: 0,
         range: 0,
+        flags: BulkFlags::default(),
     };
     client.submit(0, read.encode()).unwrap();
     client.publish();
@@ -117,7 +119,7 @@ fn an_endpoint_that_stops_cuts_its_client_off_once() {
 
 /// The answer to `request` of a client whose copy may only read.
 fn answer(volumes: &mut MemoryVolumes, request: BulkRequest) -> (i32, Vec<u8>) {
-    let mut server = BulkServer::open(volumes, Lineage(1), false);
+    let mut server = BulkServer::open(volumes, Lineage(1), false, OnFull::Report);
     server.poll(volumes);
     let (mut client, port) = channel(16, 1 << 20).unwrap();
     server.connect(volumes, port);
@@ -147,6 +149,7 @@ fn a_copy_that_only_reads_may_ask_for_the_status_of_more_than_its_memory_holds()
         len: 32,
         memory: 4096,
         range: (8 << 20) - 4096,
+        flags: BulkFlags::default(),
     };
     let (result, page) = answer(&mut volumes, status);
     assert_eq!(result, 0);
