@@ -161,6 +161,12 @@ impl Layout {
         self.run.join("archipelagod.log")
     }
 
+    /// Log of mounts in the background: what failed of what programs asked there.
+    #[must_use]
+    pub fn mount_log(&self) -> PathBuf {
+        self.run.join("mount.log")
+    }
+
     /// What came before in that log, once it was longer than [`LOG_LEN_MAX`].
     #[must_use]
     pub fn former_log(&self) -> PathBuf {

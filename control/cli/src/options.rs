@@ -61,8 +61,30 @@ pub enum Command {
     /// Images: frozen, to be cloned from
     #[command(subcommand)]
     Image(Image),
+    /// Show volumes, snapshots and images as files, through FUSE
+    Mount(Mount),
+    /// End a mount; also of one whose process has died
+    Umount {
+        /// Where it is
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Look for damage, missing and leaked objects in a pool, served or not
     Doctor(Doctor),
+}
+
+/// Options of `mount`.
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Let other users in; the files stay this user's
+    #[arg(long)]
+    pub allow_other: bool,
 }
 
 /// Options of `doctor`.

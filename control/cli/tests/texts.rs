@@ -55,6 +55,8 @@ mod tests {
             "image",
             "image import",
             "image export",
+            "mount",
+            "umount",
             "doctor",
         ];
         for command in commands {

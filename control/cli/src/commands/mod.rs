@@ -2,6 +2,7 @@
 
 mod doctor;
 mod image;
+mod mount;
 mod node;
 mod pool;
 mod program;
@@ -33,6 +34,8 @@ pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
         Command::Pool(command) => pool::run(command, &client, output),
         Command::Volume(command) => volume::run(command, &client, output),
         Command::Image(command) => image::run(command, &client, output),
+        Command::Mount(options) => mount::mount(&options, &layout, output),
+        Command::Umount { directory } => mount::umount(&directory, output),
         Command::Doctor(options) => {
             return doctor::run(&options, &layout, &client, output);
         }

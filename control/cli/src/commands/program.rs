@@ -1,4 +1,4 @@
-//! The program `archipelagod`: the daemon, and what only that program can do while no daemon serves the node.
+//! Programs of ours: `archipelagod`, and what only that program can do while no daemon serves the node.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,14 +7,19 @@ use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 use archipelago_protocol::{Error, ErrorCode, last_words};
 use serde::de::DeserializeOwned;
 
-/// The program: beside ours, else wherever `PATH` says.
+/// The program of the daemon.
 pub(super) fn command() -> Command {
+    named("archipelagod")
+}
+
+/// The program `name` of ours: beside this one, else wherever `PATH` says.
+pub(super) fn named(name: &str) -> Command {
     let beside = std::env::current_exe()
         .ok()
-        .map(|program| program.with_file_name("archipelagod"));
+        .map(|program| program.with_file_name(name));
     let program = beside
         .filter(|program| program.exists())
-        .unwrap_or_else(|| PathBuf::from("archipelagod"));
+        .unwrap_or_else(|| PathBuf::from(name));
     let mut command = Command::new(program);
     command.env_remove(ROOT_VARIABLE);
     command

@@ -1,0 +1,73 @@
+//! What `stat` says of a volume, a snapshot or an image.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use archipelago_protocol::catalogue::{Entry, Kind};
+use fuser::{FileAttr, FileType};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::nodes::{ROOT, number};
+
+/// How long the kernel may believe what it was told: sizes and names change by commands of the node.
+pub(crate) const TTL: Duration = Duration::from_secs(1);
+/// The best size of a transfer.
+const TRANSFER_LEN: u32 = 128 << 10;
+/// Unit of `st_blocks`.
+const STAT_BLOCK: u64 = 512;
+
+/// Who owns everything in a mount: its owner.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+fn now() -> SystemTime {
+    // The clock exists on every kernel; nothing else can fail.
+    let since = clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from);
+    UNIX_EPOCH + since
+}
+
+impl Owner {
+    fn attributes(self, number: u64, kind: FileType, perm: u16, time: SystemTime) -> FileAttr {
+        FileAttr {
+            ino: number,
+            size: 0,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink: 1,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: TRANSFER_LEN,
+            flags: 0,
+        }
+    }
+
+    /// The directory's.
+    pub(crate) fn directory(self) -> FileAttr {
+        FileAttr {
+            nlink: 2,
+            ..self.attributes(ROOT, FileType::Directory, 0o500, now())
+        }
+    }
+
+    /// Those of `entry`. A volume may change at any time, by whoever writes it: its times are the present. How much space a thing takes
+    /// is not known; tools shall look for holes, so it is said to be less than its size, and not nothing.
+    pub(crate) fn file(self, entry: &Entry) -> FileAttr {
+        let (perm, time) = match entry.kind {
+            Kind::Volume => (0o600, now()),
+            _ => (0o400, UNIX_EPOCH + Duration::from_secs(entry.created)),
+        };
+        FileAttr {
+            size: entry.size,
+            blocks: (entry.size / STAT_BLOCK).min(1),
+            ..self.attributes(number(entry.lineage), FileType::RegularFile, perm, time)
+        }
+    }
+}

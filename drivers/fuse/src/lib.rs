@@ -1,0 +1,54 @@
+//! The volumes, snapshots and images of a node as files, by FUSE: for tools that know nothing of us, and for loop devices.
+//!
+//! * [`VolumeFiles`]: the file system, for the kernel's calls.
+//! * [`mount`]: mounts it, serves it until it is unmounted, closes what was open.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `filesystem` | each call of the kernel |
+//! | `nodes`, `attributes`, `listing` | names, numbers, sizes |
+//! | `api_threads` | who asks the node |
+//! | `open_files`, `io_thread`, `channel` | an open file: its users, its thread, its segment channel |
+//! | `job`, `operation`, `pieces` | a request for an open file, and how it is cut into what a volume can do |
+//!
+//! One design decision: this is a process of its own, a client of the segment channel as any other program is. The kernel may wait for
+//! it at any moment, and it may wait for the endpoint; the endpoint never waits for it. When it dies, the endpoint closes what it had
+//! open, and programs get errors: no answer is ever made up.
+//!
+//! What a program may rely on:
+//! * A write that returned is seen by everybody who reads the file in this mount. `fsync` makes it durable.
+//! * A punched hole and a zeroed range read as zeros.
+//! * A file is somebody's: opened for writing it is nobody else's, in no other mount and at no endpoint.
+//! * After an error of the channel (the data process died), every call on files that were open fails, until they are opened again.
+//!
+//! ```no_run
+//! use archipelago_api::{client::Client, layout::Layout};
+//! use archipelago_fuse::{MountOptions, mount};
+//!
+//! let client = Client::new(Layout::new(None)?);
+//! let options = MountOptions { read_only: true, allow_other: false };
+//! mount(client, "/mnt/volumes".as_ref(), options, || ())?;
+//! # Ok::<(), archipelago_protocol::Error>(())
+//! ```
+//!
+//! This crate never sees a pool, an object or a map, and makes, removes or renames nothing.
+
+#![forbid(unsafe_code)]
+
+mod api_threads;
+mod attributes;
+mod channel;
+mod failures;
+mod filesystem;
+mod io_thread;
+mod job;
+mod listing;
+mod mounting;
+mod nodes;
+mod open_files;
+mod operation;
+mod pieces;
+mod slab;
+
+pub use filesystem::VolumeFiles;
+pub use mounting::{MountOptions, SUBTYPE, mount};

@@ -1,0 +1,83 @@
+//! `archipelago-fuse`: serves one mount. `archipelago mount` starts it.
+
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use archipelago_api::client::Client;
+use archipelago_api::layout::{Layout, ROOT_VARIABLE};
+use archipelago_fuse::{MountOptions, mount};
+use archipelago_protocol::{Error, last_words};
+use clap::Parser;
+
+/// What a process in the background says when its mount is there.
+const READY: &[u8] = b"ready\n";
+
+/// Serves the volumes, snapshots and images of a node as files in DIR, until it is unmounted.
+#[derive(Debug, Parser)]
+#[command(name = "archipelago-fuse", version)]
+struct Options {
+    /// Directory that holds everything of the node, also $ARCHIPELAGO_ROOT
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Nobody writes through this mount
+    #[arg(long)]
+    read_only: bool,
+    /// Let other users in
+    #[arg(long)]
+    allow_other: bool,
+    /// Say `ready` when the mount is there, or why it is not, for `archipelago mount`
+    #[arg(long, hide = true)]
+    background: bool,
+    /// Where to mount
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    let background = options.background;
+    match serve(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if background {
+                say(format!("{}\n", last_words::encode(&error)).as_bytes());
+            }
+            tracing::error!("{error} ({})", error.hint);
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+fn serve(options: Options) -> Result<(), Error> {
+    if options.background {
+        // A process that leads a session already, or cannot: it goes on in the old one.
+        let _alone = nix::unistd::setsid();
+    }
+    let root = options
+        .root
+        .or_else(|| std::env::var_os(ROOT_VARIABLE).map(PathBuf::from));
+    let client = Client::new(Layout::new(root.as_deref())?);
+    let mount_options = MountOptions {
+        read_only: options.read_only,
+        allow_other: options.allow_other,
+    };
+    mount(client, &options.directory, mount_options, || {
+        if options.background {
+            say(READY);
+        }
+    })
+}
+
+/// Says something to whoever started this process. One that has gone is no failure.
+fn say(what: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    let _said = stdout.write_all(what).and_then(|()| stdout.flush());
+}

@@ -1,0 +1,105 @@
+//! A mount from its beginning to its end.
+
+use std::path::Path;
+
+use archipelago_api::client::Client;
+use archipelago_api::pools::PoolList;
+use archipelago_protocol::{Error, ErrorCode};
+use fuser::{MountOption, Session};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::filesystem::VolumeFiles;
+
+/// What a mount is called in the table of mounts, behind `fuse.`.
+pub const SUBTYPE: &str = "archipelago";
+
+/// How to mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MountOptions {
+    /// Nobody writes through this mount.
+    pub read_only: bool,
+    /// Users other than this process's may come in; files stay its own.
+    pub allow_other: bool,
+}
+
+/// Mounts the things of the node that `client` asks at `directory`, calls `ready`, serves until somebody unmounts it or a signal
+/// (SIGTERM, SIGINT, SIGHUP) asks for that, and closes what was open. To be called before there are other threads: they inherit which
+/// signals are blocked.
+///
+/// # Errors
+/// [`ErrorCode::Unavailable`] if no node is there; what the kernel says to the mount.
+pub fn mount(
+    client: Client,
+    directory: &Path,
+    options: MountOptions,
+    ready: impl FnOnce(),
+) -> Result<(), Error> {
+    let _serves: PoolList = client.get("/v1/pools")?;
+    let failed = |error: std::io::Error| mount_error(directory, &error);
+    let signals = block_signals().map_err(|errno| failed(errno.into()))?;
+    let files = VolumeFiles::new(client).map_err(failed)?;
+    let mut session = Session::new(files, directory, &kernel_options(options)).map_err(failed)?;
+    let at = std::path::absolute(directory).map_err(failed)?;
+    let ending = std::thread::Builder::new().name("signals".to_owned());
+    ending
+        .spawn(move || end_on_signal(&signals, &at))
+        .map_err(failed)?;
+    ready();
+    session.run().map_err(failed)
+}
+
+fn kernel_options(options: MountOptions) -> Vec<MountOption> {
+    let mut all = vec![
+        MountOption::FSName(SUBTYPE.to_owned()),
+        MountOption::Subtype(SUBTYPE.to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoExec,
+        MountOption::NoAtime,
+    ];
+    if options.read_only {
+        all.push(MountOption::RO);
+    }
+    if options.allow_other {
+        all.push(MountOption::AllowOther);
+    }
+    all
+}
+
+fn block_signals() -> nix::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    Ok(signals)
+}
+
+/// Takes the mount away at the first signal: programs that have files open go on until they close them.
+fn end_on_signal(signals: &SigSet, directory: &Path) {
+    while let Ok(signal) = signals.wait() {
+        tracing::info!("{signal}: unmounting {}", directory.display());
+        if let Err(errno) = umount2(directory, MntFlags::MNT_DETACH) {
+            tracing::error!("unmounting {}: {errno}", directory.display());
+        }
+    }
+}
+
+fn mount_error(directory: &Path, error: &std::io::Error) -> Error {
+    let message = format!("mounting {}: {error}", directory.display());
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV) if !Path::new("/dev/fuse").exists() => {
+            Error::new(ErrorCode::Unsupported, message)
+                .with_hint("this kernel has no FUSE: modprobe fuse")
+        }
+        Some(libc::ENOENT) => Error::new(ErrorCode::NotFound, message),
+        Some(libc::ENOTDIR) => Error::new(ErrorCode::Invalid, message),
+        Some(libc::ENOTCONN) => Error::new(ErrorCode::InUse, message)
+            .with_hint("a mount whose process has ended is there: archipelago umount DIR"),
+        Some(libc::EPERM | libc::EACCES) => Error::new(ErrorCode::Denied, message)
+            .with_hint("be root, or install fusermount3 (package fuse3)"),
+        _ => Error::new(ErrorCode::Io, message),
+    }
+}

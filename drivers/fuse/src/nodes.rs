@@ -1,0 +1,139 @@
+//! Files as the kernel knows them: a number for each volume, snapshot and image that somebody has looked up.
+//!
+//! A number is made of the lineage, which is never given twice: a name that is removed and made again is another file, and a renamed
+//! volume is the same one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use archipelago_protocol::catalogue::{Entry, Kind};
+use archipelago_protocol::{Lineage, Name};
+
+use crate::io_thread::FileSize;
+
+/// Number of the directory.
+pub(crate) const ROOT: u64 = fuser::FUSE_ROOT_ID;
+
+/// The number of `lineage`. Two of a million things in a node have the same with a chance of 1 to 30 million.
+pub(crate) fn number(lineage: Lineage) -> u64 {
+    let [high, low] = lineage.to_words();
+    match high ^ low {
+        0 | ROOT => ROOT + 1,
+        number => number,
+    }
+}
+
+/// A file that the kernel knows.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) name: Name,
+    pub(crate) lineage: Lineage,
+    pub(crate) kind: Kind,
+    /// Bytes, as last heard.
+    pub(crate) size: FileSize,
+    lookups: u64,
+}
+
+impl Node {
+    /// Whether it never changes.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.kind != Kind::Volume
+    }
+}
+
+/// The files that the kernel knows.
+#[derive(Debug, Default)]
+pub(crate) struct Nodes(HashMap<u64, Node>);
+
+impl Nodes {
+    /// The kernel learns of `entry`, once more. `None`: another thing has its number.
+    pub(crate) fn look_up(&mut self, entry: &Entry) -> Option<u64> {
+        let number = number(entry.lineage);
+        let node = self.0.entry(number).or_insert_with(|| Node {
+            name: entry.name.clone(),
+            lineage: entry.lineage,
+            kind: entry.kind,
+            size: Arc::new(AtomicU64::new(entry.size)),
+            lookups: 0,
+        });
+        if node.lineage != entry.lineage {
+            return None;
+        }
+        node.name = entry.name.clone();
+        node.lookups += 1;
+        // Relaxed: a number of its own, it orders nothing else.
+        node.size.store(entry.size, Ordering::Relaxed);
+        Some(number)
+    }
+
+    /// What is heard of a file that the kernel knows.
+    pub(crate) fn update(&mut self, entry: &Entry) {
+        if let Some(node) = self.0.get_mut(&number(entry.lineage))
+            && node.lineage == entry.lineage
+        {
+            // Relaxed: as above.
+            node.size.store(entry.size, Ordering::Relaxed);
+        }
+    }
+
+    /// A file that the kernel knows.
+    pub(crate) fn get(&self, number: u64) -> Option<&Node> {
+        self.0.get(&number)
+    }
+
+    /// The kernel forgets `lookups` of those that it made.
+    pub(crate) fn forget(&mut self, number: u64, lookups: u64) {
+        if let Some(node) = self.0.get_mut(&number) {
+            node.lookups = node.lookups.saturating_sub(lookups);
+            if node.lookups == 0 {
+                self.0.remove(&number);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::{ObjectSize, OnFull};
+
+    use super::*;
+
+    fn entry(name: &str, lineage: u128) -> Entry {
+        Entry {
+            name: name.parse().unwrap(),
+            lineage: Lineage(lineage),
+            kind: Kind::Volume,
+            size: 512,
+            object_size: ObjectSize::DEFAULT,
+            created: 0,
+            parent: None,
+            on_full: OnFull::Report,
+        }
+    }
+
+    #[test]
+    fn a_file_keeps_its_number_when_it_is_renamed_and_is_known_until_it_is_forgotten() {
+        let mut nodes = Nodes::default();
+        let number = nodes.look_up(&entry("a", 77)).unwrap();
+        assert_eq!(nodes.look_up(&entry("b", 77)), Some(number));
+        assert_eq!(nodes.get(number).unwrap().name.as_str(), "b");
+        nodes.forget(number, 1);
+        assert!(nodes.get(number).is_some());
+        let other = nodes.look_up(&entry("b", 78)).unwrap();
+        assert_ne!(other, number);
+        nodes.forget(number, 1);
+        assert!(nodes.get(number).is_none() && nodes.get(other).is_some());
+    }
+
+    #[test]
+    fn a_number_is_no_other_files_and_not_the_directorys() {
+        assert!(number(Lineage(1)) > ROOT && number(Lineage(0)) > ROOT);
+        let mut nodes = Nodes::default();
+        assert!(nodes.look_up(&entry("a", 7)).is_some());
+        // The words of this one, XORed, are the same number.
+        let same = entry("b", 1 << 64 | 6);
+        assert_eq!(number(same.lineage), 7);
+        assert_eq!(nodes.look_up(&same), None);
+    }
+}
