@@ -13,6 +13,7 @@ set -euo pipefail
 #   xfsprogs btrfs-progs    other file systems, for power cuts and full pools
 #   grub-common             grub-mkimage: the boot loader on the bootable image
 #   binutils xz-utils       unpacking kernel and modules
+#   strace                  counting the system calls of a thread
 #   jq                      JSON in scripts
 packages=(
     gcc make libc6-dev
@@ -21,6 +22,7 @@ packages=(
     e2fsprogs util-linux xfsprogs btrfs-progs
     grub-common
     binutils xz-utils zstd
+    strace
     jq ca-certificates
 )
 

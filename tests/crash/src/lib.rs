@@ -13,7 +13,9 @@
 //! * [`witness`]: how long the file system and the machine make a plain writer wait.
 //! * [`fault`]: a kill, a stop, or both, of random processes of a node.
 //! * [`loaded_volumes`]: several volumes under load at once, and the longest gap in service of each.
+//! * [`system_calls`]: which calls a thread makes.
 //! * `archipelagod-delaying`: the node daemon, with requests done late and out of order.
+//! * `archipelagod-counting`: the node daemon, with allocations that are seen from outside.
 //! * `service-gaps`: how long a guest waits when a process dies.
 //!
 //! One design decision: requests in flight never overlap, so that every read has exactly one right answer; and a guest
@@ -35,6 +37,7 @@ pub mod pattern;
 pub mod rewriter;
 pub mod ring;
 pub mod small_pool;
+pub mod system_calls;
 pub mod verifier;
 pub mod witness;
 

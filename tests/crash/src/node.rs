@@ -77,6 +77,13 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Served by `program`, an `archipelagod-counting`.
+    #[must_use]
+    pub fn counting(mut self, program: &'a str) -> Self {
+        self.daemon = Some(Path::new(program));
+        self
+    }
+
     /// With data processes that outlive their daemon: only a delaying node has them.
     #[must_use]
     pub fn orphans(mut self) -> Self {
