@@ -247,7 +247,7 @@ pub enum Volume {
     Attach {
         /// The volume, or a snapshot or image, which is read-only
         name: Name,
-        /// For virtual machines: a vhost-user-blk device [default]
+        /// For virtual machines: a vhost-user-blk device, the default
         #[arg(long, conflicts_with = "nbd")]
         vhost_user: bool,
         /// For whatever speaks NBD (qemu-img, nbdcopy, the kernel's nbd-client): an export of the volume's name, and the default one
