@@ -192,8 +192,13 @@ fn bytes_that_come_one_at_a_time_are_understood() {
         offset: 0,
         len: 1024,
     };
+    let mut header_bytes = 0..header.encode().len();
     for byte in header.encode().iter().chain(&[3; 1024]) {
         client.stream.write_all(&[*byte]).unwrap();
+        if header_bytes.next().is_some() {
+            // Some of them are taken before the next one comes.
+            let _rested = nix::poll::poll(&mut [], 2_u8);
+        }
     }
     assert_eq!(client.receive().1.errno, 0);
     assert_eq!(client.read(0, 1024), [3; 1024]);
