@@ -162,7 +162,7 @@ mod tests {
 
     /// Not a test: what the process of [`a_process_that_is_killed_leaves_nothing_behind`] does.
     #[test]
-    #[ignore = "a part of another test"]
+    #[ignore = "runs for ever: the process that `a_process_that_is_killed_leaves_nothing_behind` starts, and kills"]
     fn holding_process() {
         let Some(root) = std::env::var_os(HOLD) else {
             return;

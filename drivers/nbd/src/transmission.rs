@@ -56,7 +56,7 @@ enum Expected {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
+enum Phase {
     Open,
     Finishing,
     Broken,
@@ -130,7 +130,7 @@ pub(crate) struct Transmission {
     /// Pieces in the volume.
     in_flight: u32,
     sender: Sender,
-    life: Life,
+    phase: Phase,
 }
 
 impl Transmission {
@@ -146,7 +146,7 @@ impl Transmission {
             backlog: VecDeque::with_capacity(usize::from(CELLS + REQUESTS)),
             in_flight: 0,
             sender: Sender::new(),
-            life: Life::Open,
+            phase: Phase::Open,
         }
     }
 
@@ -157,17 +157,17 @@ impl Transmission {
 
     /// Whether somebody waits for answers.
     pub(crate) fn is_served(&self) -> bool {
-        self.life != Life::Broken
+        self.phase != Phase::Broken
     }
 
     /// Whether nothing is left of it but its memory.
     pub(crate) fn is_over(&self) -> bool {
         let answered = self.requests.is_empty() && self.sender.is_empty();
         let drained = self.in_flight == 0 && self.backlog.is_empty();
-        match self.life {
-            Life::Open => false,
-            Life::Finishing => answered && drained,
-            Life::Broken => drained,
+        match self.phase {
+            Phase::Open => false,
+            Phase::Finishing => answered && drained,
+            Phase::Broken => drained,
         }
     }
 
@@ -192,7 +192,7 @@ impl Transmission {
 
     /// Nobody waits for answers any more.
     pub(crate) fn break_off(&mut self) {
-        self.life = Life::Broken;
+        self.phase = Phase::Broken;
         self.backlog.clear();
     }
 
@@ -209,15 +209,15 @@ impl Transmission {
             service => service,
         };
         turn.busy |= self.submit_backlog(service, volume, metrics);
-        if self.life == Life::Open {
+        if self.phase == Phase::Open {
             self.receive(socket, service, volume, metrics, &mut turn);
         }
         // Whoever has said all that it wants may still be there for the answers, or not.
-        if self.life == Life::Finishing && self.receiver.take_hangup(socket) {
+        if self.phase == Phase::Finishing && self.receiver.take_hangup(socket) {
             self.break_off();
             turn.busy = true;
         }
-        if self.life == Life::Broken {
+        if self.phase == Phase::Broken {
             return turn;
         }
         let calls = || metrics.sends.add(1);
@@ -266,7 +266,7 @@ impl Transmission {
                     self.break_off();
                 }
             }
-            if self.life != Life::Open {
+            if self.phase != Phase::Open {
                 turn.busy = true;
                 return;
             }
@@ -290,7 +290,7 @@ impl Transmission {
             Received::End
                 if matches!(self.expected, Expected::Header) && self.receiver.is_empty() =>
             {
-                self.life = Life::Finishing;
+                self.phase = Phase::Finishing;
             }
             Received::End | Received::Gone => self.break_off(),
         }
@@ -346,7 +346,7 @@ impl Transmission {
                 metrics.count_refused();
                 self.refuse(&header, errno);
             }
-            Ok(Command::Disconnect) => self.life = Life::Finishing,
+            Ok(Command::Disconnect) => self.phase = Phase::Finishing,
             Ok(command) if header.len == 0 && command != Command::Flush => {
                 self.answer_at_once(&header, command, metrics);
             }

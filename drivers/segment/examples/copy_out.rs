@@ -45,8 +45,8 @@ pub(crate) fn copy_out(client: &Client, name: &Name, file: &File) -> Result<(), 
                 len,
                 buffer,
             };
-            let gone = |error| Error::new(ErrorCode::Unavailable, format!("{error}"));
-            volume.submit(offset, read).map_err(gone)?;
+            let unavailable = |error| Error::new(ErrorCode::Unavailable, format!("{error}"));
+            volume.submit(offset, read).map_err(unavailable)?;
             ranges.push_back((offset, len));
             offsets.next();
         }

@@ -323,11 +323,11 @@ impl Ring {
                 _ => None,
             });
         let Some(descriptor) = descriptor else {
-            let gone = Event {
+            let ended = Event {
                 token,
                 result: i32::from(libc::POLLHUP),
             };
-            queue.borrow_mut().push_back((gone, None));
+            queue.borrow_mut().push_back((ended, None));
             return;
         };
         let events = u32::try_from(libc::POLLOUT).expect("a mask is positive");

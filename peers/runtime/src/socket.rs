@@ -38,7 +38,7 @@ pub fn receive_now(socket: impl AsFd, memory: &Span, parts: &[Part]) -> io::Resu
 /// Sends `parts` of `memory`, in their order, as much as the socket has room for.
 ///
 /// # Errors
-/// As [`receive_now`], of `sendmsg`; a socket whose other side is gone is an error, never a signal.
+/// As [`receive_now`], of `sendmsg`; a disconnected socket is an error, never a signal.
 pub fn send_now(socket: impl AsFd, memory: &Span, parts: &[Part]) -> io::Result<usize> {
     let mut addresses = [NOWHERE; PARTS_MAX];
     let message = message(memory, parts, &mut addresses)?;
@@ -113,8 +113,8 @@ mod tests {
             assert_eq!(refused, Err(io::ErrorKind::InvalidInput));
         }
         drop(theirs);
-        let gone = kind(send_now(&ours, &memory, &parts));
-        assert_eq!(gone, Err(io::ErrorKind::BrokenPipe));
+        let refused = kind(send_now(&ours, &memory, &parts));
+        assert_eq!(refused, Err(io::ErrorKind::BrokenPipe));
     }
 
     #[test]

@@ -87,12 +87,12 @@ fn nbd_clients() -> Vec<Vec<u8>> {
     };
     let flags = vec![0, 0, 0, 3];
     let context = b"\0\0\0\x03vm1\0\0\0\x01\0\0\0\x0fbase:allocation";
-    let go = option(7, b"\0\0\0\x03vm1\0\x01\0\x03");
+    let go_option = option(7, b"\0\0\0\x03vm1\0\x01\0\x03");
     let qemu = [
         flags.clone(),
         option(8, &[]),
         option(10, context),
-        go,
+        go_option,
         request(7, 8, 0, 1 << 20),
         request(1, 1, 512, 1024),
         vec![5; 1024],

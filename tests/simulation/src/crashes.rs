@@ -1,4 +1,4 @@
-//! Crash images: what each crash point of a run may leave, recovered and judged.
+//! Crash images: what each crash point of a run may leave, recovered and checked.
 
 use archipelago_doubles::simulated::{Random, SimulatedBackend};
 use archipelago_protocol::error::ErrorCode;
@@ -46,7 +46,7 @@ impl Depth {
 pub struct Inspector {
     memory: MemoryPool,
     depth: Depth,
-    /// Images recovered and judged.
+    /// Images recovered and checked.
     pub images: u64,
 }
 

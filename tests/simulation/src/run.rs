@@ -61,7 +61,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Starts the processes on what is left; [`Run::settle`] reads and judges everything.
+    /// Starts the processes on what is left; [`Run::settle`] reads and checks everything.
     #[must_use]
     pub fn start(point: CrashPoint, memory: &MemoryPool, counters: Counters, seed: u64) -> Run {
         let machine = Machine::start(point, memory, seed);
@@ -80,7 +80,7 @@ impl Run {
         }
     }
 
-    /// Finds out what is there, judges what was not read since a crash, and opens all volumes.
+    /// Finds out what is there, checks what was not read since a crash, and opens all volumes.
     ///
     /// # Errors
     /// What contradicts the promises.
@@ -448,7 +448,7 @@ impl Run {
         let link = self.link.clone();
         self.spawn(Op::Verify, async move {
             for guest in guests {
-                guest.judge().await?;
+                guest.check().await?;
             }
             for lineage in frozen {
                 tasks::read_frozen(&link, lineage).await?;

@@ -110,7 +110,7 @@ impl Guest {
             .map_err(|trouble| trouble.during(format_args!("closing {}", self.lineage)))
     }
 
-    pub(crate) async fn judge(&self) -> Result<(), Trouble> {
+    pub(crate) async fn check(&self) -> Result<(), Trouble> {
         let lineage = self.lineage;
         let (sectors, since) = self.link.with(|wiring| {
             let sectors = wiring.oracle.thing(lineage).sectors();
@@ -119,11 +119,11 @@ impl Guest {
         let during = |trouble: Trouble| trouble.during(lineage);
         let holes = self.volume.holes(sectors).await.map_err(during)?;
         let read = self.volume.read_all(sectors).await.map_err(during)?;
-        let judge = |oracle: &mut crate::oracle::Oracle| {
-            oracle.judge_holes(lineage, &holes, &read, since)?;
-            oracle.judge(lineage, &read, since)
+        let check = |oracle: &mut crate::oracle::Oracle| {
+            oracle.check_holes(lineage, &holes, &read, since)?;
+            oracle.check(lineage, &read, since)
         };
-        Ok(self.link.with(|wiring| judge(&mut wiring.oracle))?)
+        Ok(self.link.with(|wiring| check(&mut wiring.oracle))?)
     }
 
     pub(crate) async fn reopen(self, open: Open) -> Result<(), Trouble> {
@@ -271,7 +271,7 @@ pub(crate) async fn settle(link: Link, open: Open, told: bool) -> Result<(), Tro
         let known = open.borrow().get(&lineage).cloned();
         let Some(volume) = known else {
             open_for_writing(&link, &open, lineage).await?;
-            guest(&link, &open, lineage).judge().await?;
+            guest(&link, &open, lineage).check().await?;
             continue;
         };
         let guest = Guest {
@@ -285,15 +285,15 @@ pub(crate) async fn settle(link: Link, open: Open, told: bool) -> Result<(), Tro
                 wrong => wrong?,
             }
         }
-        match guest.judge().await {
+        match guest.check().await {
             // It could not be opened again after a failure; whoever uses it was told by every answer.
             Err(Trouble::Refused(..)) => {
                 let _told = guest.close(&open).await;
                 link.with(|wiring| wiring.oracle.sync_failed(lineage));
                 open_for_writing(&link, &open, lineage).await?;
-                self::guest(&link, &open, lineage).judge().await?;
+                self::guest(&link, &open, lineage).check().await?;
             }
-            judged => judged?,
+            checked => checked?,
         }
     }
     Ok(())
@@ -379,7 +379,7 @@ pub(crate) async fn read_frozen(link: &Link, lineage: Lineage) -> Result<(), Tro
         lineage,
         volume: Rc::new(volume),
     };
-    reader.judge().await?;
+    reader.check().await?;
     reader
         .volume
         .close()

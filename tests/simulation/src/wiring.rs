@@ -5,7 +5,7 @@
 //! - Each backend call that changes something is a crash point: a clone of all that survives the processes.
 //! - What is given out for a first write was never written before, but by ourselves since the last unclean end.
 //! - A node that was taken over is fenced: what it has in flight has happened or never will, and the backend refuses what
-//!   it asks from then on. But for swaps: those are judged by what they compare, whenever they come.
+//!   it asks from then on. But for swaps: those are decided by what they compare, whenever they come.
 
 use std::collections::{BTreeMap, BTreeSet};
 

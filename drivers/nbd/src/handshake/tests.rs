@@ -81,8 +81,8 @@ fn go_describes_the_export_and_begins_the_transmission() {
             feed(&mut handshake, &option(8, &[])).unwrap();
             assert_eq!(replies(&mut handshake), [(8, 1, vec![])]);
         }
-        let go = option(7, &info(name.as_bytes(), &[1, 2, 3]));
-        let agreed = feed(&mut handshake, &go).unwrap();
+        let go_option = option(7, &info(name.as_bytes(), &[1, 2, 3]));
+        let agreed = feed(&mut handshake, &go_option).unwrap();
         let terms = Terms {
             size: 1 << 20,
             read_only: false,

@@ -371,12 +371,12 @@ impl Oracle {
         needed
     }
 
-    /// Judges which sectors of `lineage` were called holes by somebody who began at `since` and then read `read`: a hole reads
+    /// Checks which sectors of `lineage` were called holes by somebody who began at `since` and then read `read`: a hole reads
     /// as zeros, unless a write came in between.
     ///
     /// # Errors
     /// What contradicts the promises.
-    pub fn judge_holes(
+    pub fn check_holes(
         &self,
         lineage: Lineage,
         holes: &[bool],
@@ -410,7 +410,7 @@ impl Oracle {
     ///
     /// # Errors
     /// What contradicts the promises.
-    pub fn judge(&mut self, lineage: Lineage, read: &[Value], since: Tick) -> Result<(), String> {
+    pub fn check(&mut self, lineage: Lineage, read: &[Value], since: Tick) -> Result<(), String> {
         let now = self.now();
         let thing = self
             .things
@@ -475,19 +475,19 @@ mod tests {
     }
 
     fn check(oracle: &Oracle, crash: Option<Crash>, good: &[Value], bad: &[Value]) {
-        let judge = |value: Value| {
+        let check = |value: Value| {
             let mut oracle = oracle.clone();
             if let Some(crash) = crash {
                 oracle.crash(crash);
             }
             let since = oracle.now();
-            oracle.judge(V, &[value, 0], since)
+            oracle.check(V, &[value, 0], since)
         };
         for value in good {
-            assert_eq!(judge(*value), Ok(()), "{value} {crash:?}");
+            assert_eq!(check(*value), Ok(()), "{value} {crash:?}");
         }
         for value in bad {
-            assert!(judge(*value).is_err(), "{value} {crash:?}");
+            assert!(check(*value).is_err(), "{value} {crash:?}");
         }
     }
 
@@ -496,7 +496,7 @@ mod tests {
             oracle.crash(crash);
         }
         let since = oracle.now();
-        assert_eq!(oracle.judge(V, &[value, 0], since), Ok(()));
+        assert_eq!(oracle.check(V, &[value, 0], since), Ok(()));
     }
 
     #[test]
@@ -518,22 +518,22 @@ mod tests {
     #[test]
     fn a_hole_reads_as_zeros_unless_a_write_came_in_between() {
         let mut oracle = volume();
-        let judge = |oracle: &Oracle, value, since| {
+        let check = |oracle: &Oracle, value, since| {
             oracle
-                .judge_holes(V, &[true, false], &[value, value], since)
+                .check_holes(V, &[true, false], &[value, value], since)
                 .is_ok()
         };
         let before = oracle.now();
         let seven = oracle.write_started(V, 0..1, 7);
-        assert!(judge(&oracle, 0, before) && judge(&oracle, 7, before));
+        assert!(check(&oracle, 0, before) && check(&oracle, 7, before));
         oracle.write_ended(V, 0..1, seven, true);
         let after = oracle.now();
-        assert!(judge(&oracle, 7, before), "it ended after the status began");
-        assert!(!judge(&oracle, 7, after));
+        assert!(check(&oracle, 7, before), "it ended after the status began");
+        assert!(!check(&oracle, 7, after));
         oracle.write_started(V, 0..1, 8);
-        assert!(judge(&oracle, 8, after), "it is in flight");
+        assert!(check(&oracle, 8, after), "it is in flight");
         oracle.crash(Crash::Kill);
-        assert!(!judge(&oracle, 8, after), "nobody writes any more");
+        assert!(!check(&oracle, 8, after), "nobody writes any more");
     }
 
     #[test]

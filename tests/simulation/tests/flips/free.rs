@@ -1,4 +1,4 @@
-//! Which bits of a pool are free: judged from the bytes by `docs/map-format.md` alone, not by the code that is tested.
+//! Which bits of a pool are free: decided from the bytes by `docs/map-format.md` alone, not by the code that is tested.
 //!
 //! Only these bits may change unnoticed, each for the reason given:
 //! - padding between pages of a pack: outside every envelope, never read as anything;

@@ -90,11 +90,11 @@ mod tests {
         fn flip(&self, id: ObjectId, bit: usize) -> Result<Fate, String> {
             let mut flipped = self.backend.clone();
             flipped.flip(id, bit as u64 / 8, 1 << (bit % 8));
-            self.judge(flipped, id, bit / 8)
+            self.fate_of(flipped, id, bit / 8)
         }
 
         /// What becomes of the pool after its object was damaged at this byte.
-        fn judge(
+        fn fate_of(
             &self,
             flipped: SimulatedBackend,
             id: ObjectId,
@@ -158,15 +158,15 @@ mod tests {
 
     type Fates = BTreeMap<(String, Fate), u64>;
 
-    fn judge(pool: &Pool, id: ObjectId, bit: usize) -> Fate {
-        let judged = catch_unwind(AssertUnwindSafe(|| pool.flip(id, bit)));
+    fn fate_of(pool: &Pool, id: ObjectId, bit: usize) -> Fate {
+        let outcome = catch_unwind(AssertUnwindSafe(|| pool.flip(id, bit)));
         let failed = |why: &str| {
             let flip = format!("{}:{bit}", name_of(id));
             panic!(
                 "{flip}: {why}\nreplay: FLIP='{flip}' cargo test --release -p archipelago-simulation --test flips"
             )
         };
-        match judged {
+        match outcome {
             Ok(Ok(fate)) => fate,
             Ok(Err(why)) => failed(&why),
             Err(_panic) => failed("it panics"),
@@ -183,7 +183,7 @@ mod tests {
                 if pool.free[id].is_empty_space(bit / 8) && bit % EMPTY_STEP != 0 && !all {
                     continue;
                 }
-                let fate = judge(&pool, *id, bit);
+                let fate = fate_of(&pool, *id, bit);
                 *fates.entry((name_of(*id), fate)).or_default() += 1;
             }
             println!("thread {thread}: {}", name_of(*id));
@@ -201,7 +201,7 @@ mod tests {
         if let Ok(flip) = std::env::var("FLIP") {
             let (name, bit) = flip.rsplit_once(':').expect("object:bit");
             let id = pool.free.keys().find(|id| name_of(**id) == name);
-            let fate = judge(&pool, *id.expect("an object"), bit.parse().unwrap());
+            let fate = fate_of(&pool, *id.expect("an object"), bit.parse().unwrap());
             println!("{flip}: {fate:?}");
             return;
         }
@@ -271,7 +271,7 @@ mod tests {
                     for (offset, new) in (at..).zip(&bytes) {
                         backend.flip(*id, offset as u64, log[offset] ^ new);
                     }
-                    let fate = pool.judge(backend, *id, at);
+                    let fate = pool.fate_of(backend, *id, at);
                     let what = format!("{how} at byte {at} of {}", name_of(*id));
                     assert_eq!(fate, Ok(Fate::Refused), "{what}");
                     rounds += 1;
