@@ -6,7 +6,8 @@
 //! | [`server`], `detaching` | the export on the data thread: listener, connections, volume |
 //! | `connection`, `negotiation` | one client: its socket, its handshake and deadline |
 //! | [`handshake`] | options and their answers, as a state machine of bytes |
-//! | `transmission` | requests to the volume, replies to the client |
+//! | `transmission` | a client's requests, one after the other, cut into pieces for the volume |
+//! | `piece`, `replies` | what the volume is asked for; what the client is answered |
 //! | `receiver`, `sender` | bytes from and to the socket |
 //! | `requests`, `cells`, `memory`, [`layout`] | what is in flight, and where its data lies |
 //! | [`request`], [`wire`] | headers of requests and replies; the protocol's numbers |
@@ -37,7 +38,9 @@ pub mod layout;
 mod memory;
 pub mod metrics;
 mod negotiation;
+mod piece;
 mod receiver;
+mod replies;
 pub mod request;
 mod requests;
 mod sender;

@@ -129,6 +129,13 @@ impl Requests {
         self.slots.get_mut(usize::from(index))?.as_mut()
     }
 
+    /// A request that has a piece to be made, and the piece's range.
+    pub(crate) fn next_piece(&mut self, index: u16) -> Option<(&mut Request, Range)> {
+        let request = self.get(index)?;
+        let range = request.next_range()?;
+        Some((request, range))
+    }
+
     pub(crate) fn remove(&mut self, index: u16) {
         if self.slots[usize::from(index)].take().is_some() {
             self.free.push(index);

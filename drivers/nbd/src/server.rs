@@ -21,9 +21,10 @@ use crate::detaching::Detaching;
 use crate::handshake::Offer;
 use crate::memory::Memory;
 use crate::negotiation::Negotiated;
+use crate::piece::Cookie;
 use crate::request::Terms;
 use crate::shared::{DetachRequest, Shared};
-use crate::transmission::{Cookie, Transmission};
+use crate::transmission::Transmission;
 
 /// Marks of the descriptors that are no connections.
 const MARK_LISTENER: u8 = 62;

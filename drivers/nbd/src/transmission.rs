@@ -17,19 +17,19 @@ use std::os::unix::net::UnixStream;
 
 use archipelago_endpoint::{EndpointVolume, Service};
 use archipelago_protocol::ErrorCode;
-use archipelago_protocol::status::{STATUS_PAGE_MAX, StatusPage};
+use archipelago_protocol::status::STATUS_PAGE_MAX;
 use archipelago_protocol::volume::{Segment, VolumeHandle, VolumeOp, VolumeRequest, Volumes};
 
-use crate::cells::{Cells, NONE, Range};
+use crate::cells::{Cells, NONE};
 use crate::layout::{CELLS, CELLS_SHARED, REQUESTS, cell_at};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
+use crate::piece::{Cookie, Piece, operation};
 use crate::receiver::{Filling, Received, Receiver, Target};
-use crate::request::{
-    Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, Violation, errno, extent,
-};
+use crate::replies::Replies;
+use crate::request::{Command, Done, Header, Terms, Violation, errno};
 use crate::requests::Requests;
-use crate::sender::{Data, Sender, Sent};
+use crate::sender::{Sender, Sent};
 use crate::wire::Errno;
 
 /// Requests taken, and calls that receive, in one turn of the thread: others are served in between.
@@ -70,39 +70,6 @@ enum Step {
     NeedsInput,
     /// Something has to become free first.
     Waits,
-}
-
-/// A part of a request, for the volume.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    request: u16,
-    /// [`NONE`] for what has no data.
-    cell: u16,
-    range: Range,
-}
-
-/// Whom a completion of the volume is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cookie {
-    /// The connection's place.
-    pub(crate) place: u8,
-    request: u16,
-    cell: u16,
-}
-
-impl Cookie {
-    fn encode(self) -> u64 {
-        u64::from(self.place) << 32 | u64::from(self.request) << 16 | u64::from(self.cell)
-    }
-
-    pub(crate) fn decode(cookie: u64) -> Cookie {
-        let [_, _, _, place, r1, r0, c1, c0] = cookie.to_be_bytes();
-        Cookie {
-            place,
-            request: u16::from_be_bytes([r1, r0]),
-            cell: u16::from_be_bytes([c1, c0]),
-        }
-    }
 }
 
 /// What came of a turn of a connection.
@@ -344,13 +311,18 @@ impl Transmission {
         match checked {
             Err(errno) => {
                 metrics.count_refused();
-                self.refuse(&header, errno);
+                self.replies().refuse(&header, errno);
+                if let left @ 1.. = header.data_len() {
+                    self.expected = Expected::Scrap { left };
+                }
             }
             Ok(Command::Disconnect) => self.phase = Phase::Finishing,
-            Ok(command) if header.len == 0 && command != Command::Flush => {
-                self.answer_at_once(&header, command, metrics);
+            Ok(command)
+                if command == Command::Cache || header.len == 0 && command != Command::Flush =>
+            {
+                metrics.count(command, 0, Ok(()));
+                self.replies().done(&header, command);
             }
-            Ok(Command::Cache) => self.answer_at_once(&header, Command::Cache, metrics),
             Ok(command) => {
                 // There is room: looked at above.
                 let Some(request) = self.requests.insert(command, &header) else {
@@ -368,28 +340,6 @@ impl Transmission {
         Ok(Step::Taken)
     }
 
-    /// Answers a request without the volume: it is wrong.
-    fn refuse(&mut self, header: &Header, errno: Errno) {
-        let reply = match header.is_answered_in_chunks(&self.terms) {
-            true => ReplyHeader::error(header.cookie, errno),
-            false => ReplyHeader::simple(header.cookie, Err(errno)),
-        };
-        self.sender.push(&self.memory, &reply, None);
-        if let left @ 1.. = header.data_len() {
-            self.expected = Expected::Scrap { left };
-        }
-    }
-
-    /// Answers a request for which there is nothing to do.
-    fn answer_at_once(&mut self, header: &Header, command: Command, metrics: &Metrics) {
-        let reply = match self.terms.structured && command == Command::Read {
-            true => ReplyHeader::nothing(header.cookie),
-            false => ReplyHeader::simple(header.cookie, Ok(())),
-        };
-        metrics.count(command, 0, Ok(()));
-        self.sender.push(&self.memory, &reply, None);
-    }
-
     /// Makes the next piece of a request without data of the client's.
     fn cut<V: Volumes>(
         &mut self,
@@ -398,11 +348,7 @@ impl Transmission {
         volume: &mut EndpointVolume<V>,
         metrics: &Metrics,
     ) -> Step {
-        let Some(request) = self.requests.get(index) else {
-            self.expected = Expected::Header;
-            return Step::Taken;
-        };
-        let Some(range) = request.next_range() else {
+        let Some((request, range)) = self.requests.next_piece(index) else {
             self.expected = Expected::Header;
             return Step::Taken;
         };
@@ -444,11 +390,7 @@ impl Transmission {
         volume: &mut EndpointVolume<V>,
         metrics: &Metrics,
     ) -> Step {
-        let Some(request) = self.requests.get(index) else {
-            self.expected = Expected::Header;
-            return Step::Taken;
-        };
-        let Some(range) = request.next_range() else {
+        let Some((request, range)) = self.requests.next_piece(index) else {
             self.expected = Expected::Header;
             return Step::Taken;
         };
@@ -600,11 +542,11 @@ impl Transmission {
         match command {
             Command::Read if self.terms.structured => {
                 let done = if is_done { Done::Yes } else { Done::No };
-                self.send_chunk(cookie, done, cell, result);
+                self.replies().chunk(cookie, done, cell, result);
             }
             // Its cells are sent, or freed, all at once.
             Command::Read => {}
-            Command::BlockStatus { one } => self.send_extents(cookie, one, cell, result),
+            Command::BlockStatus { one } => self.replies().extents(cookie, one, cell, result),
             _ if cell != NONE => self.cells.put(cell),
             _ => {}
         }
@@ -613,105 +555,28 @@ impl Transmission {
         }
     }
 
-    fn send_chunk(&mut self, cookie: u64, done: Done, cell: u16, result: Result<(), Errno>) {
-        let Range { offset, len } = self.cells.range(cell);
-        match result {
-            Ok(()) => {
-                let header = ReplyHeader::data(cookie, done, offset, len);
-                let data = Some(Data { cell, len });
-                self.sender.push(&self.memory, &header, data);
-            }
-            Err(errno) => {
-                self.cells.put(cell);
-                let header = ReplyHeader::error_at(cookie, done, errno, offset);
-                self.sender.push(&self.memory, &header, None);
-            }
-        }
-    }
-
-    /// Turns the page in `cell` into extents, in its place, and sends them.
-    fn send_extents(&mut self, cookie: u64, one: bool, cell: u16, result: Result<(), Errno>) {
-        let Range { len, .. } = self.cells.range(cell);
-        let mut page = [0; STATUS_PAGE_MAX as usize];
-        let at = cell_at(cell);
-        let decoded = result.and_then(|()| {
-            self.memory.read(at, &mut page);
-            StatusPage::decode(&page, u64::from(len)).map_err(errno)
-        });
-        let page = match decoded {
-            Ok(page) => page,
-            Err(errno) => {
-                self.cells.put(cell);
-                let header = ReplyHeader::error(cookie, errno);
-                return self.sender.push(&self.memory, &header, None);
-            }
-        };
-        let mut count = 0;
-        for run in page.runs().take(if one { 1 } else { usize::MAX }) {
-            let len = u32::try_from(run.len).expect("no more than was asked for");
-            let bytes = extent(len, run.state);
-            self.memory.write(at + count as usize * bytes.len(), &bytes);
-            count += 1;
-        }
-        let header = ReplyHeader::extents(cookie, count);
-        let len = EXTENT_LEN * count;
-        self.sender
-            .push(&self.memory, &header, Some(Data { cell, len }));
-    }
-
     /// Every piece of a request is done.
     fn finish(&mut self, index: u16, metrics: &Metrics) {
         let Some(request) = self.requests.get(index) else {
             return;
         };
         let (command, cookie, result) = (request.command, request.cookie, request.result());
-        let mut cells = request.cells;
+        let cells = request.cells;
         metrics.count(command, request.len(), result);
         self.requests.remove(index);
-        // Answered with its chunks.
-        if matches!(command, Command::BlockStatus { .. })
-            || self.terms.structured && command == Command::Read
-        {
-            return;
-        }
-        let header = ReplyHeader::simple(cookie, result);
-        let mut next = self.cells.pop(&mut cells);
-        let data_of = |cell, cells: &Cells| Data {
-            cell,
-            len: cells.range(cell).len,
-        };
-        let first = match result {
-            Ok(()) => next.map(|cell| data_of(cell, &self.cells)),
-            Err(_) => None,
-        };
-        self.sender.push(&self.memory, &header, first);
-        if first.is_some() {
-            next = self.cells.pop(&mut cells);
-        }
-        while let Some(cell) = next {
-            match result {
-                Ok(()) => self.sender.push_data(data_of(cell, &self.cells)),
-                Err(_) => self.cells.put(cell),
-            }
-            next = self.cells.pop(&mut cells);
+        let is_answered = matches!(command, Command::BlockStatus { .. })
+            || self.terms.structured && command == Command::Read;
+        if !is_answered {
+            self.replies().whole(cookie, cells, result);
         }
     }
-}
 
-/// What the volume does for a command.
-fn operation(command: Command) -> Option<VolumeOp> {
-    Some(match command {
-        Command::Read => VolumeOp::Read,
-        Command::Write { durable } => VolumeOp::Write { durable },
-        Command::Flush => VolumeOp::Flush,
-        Command::Trim { durable: false } => VolumeOp::Discard,
-        // A discard has no durable way, and zeros whose space is given back are the same.
-        Command::Trim { durable: true } => VolumeOp::WriteZeroes {
-            unmap: true,
-            durable: true,
-        },
-        Command::WriteZeroes { unmap, durable } => VolumeOp::WriteZeroes { unmap, durable },
-        Command::BlockStatus { .. } => VolumeOp::BlockStatus,
-        Command::Disconnect | Command::Cache => return None,
-    })
+    fn replies(&mut self) -> Replies<'_> {
+        Replies {
+            terms: &self.terms,
+            memory: &self.memory,
+            cells: &mut self.cells,
+            sender: &mut self.sender,
+        }
+    }
 }

@@ -1,0 +1,57 @@
+//! Pieces of requests: what the volume is asked for, and whom its answer is for.
+
+use archipelago_protocol::volume::VolumeOp;
+
+use crate::cells::Range;
+use crate::request::Command;
+
+/// A part of a request, for the volume.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece {
+    pub(crate) request: u16,
+    /// [`NONE`] for what has no data.
+    pub(crate) cell: u16,
+    pub(crate) range: Range,
+}
+
+/// Whom a completion of the volume is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cookie {
+    /// The connection's place.
+    pub(crate) place: u8,
+    pub(crate) request: u16,
+    pub(crate) cell: u16,
+}
+
+impl Cookie {
+    pub(crate) fn encode(self) -> u64 {
+        u64::from(self.place) << 32 | u64::from(self.request) << 16 | u64::from(self.cell)
+    }
+
+    pub(crate) fn decode(cookie: u64) -> Cookie {
+        let [_, _, _, place, r1, r0, c1, c0] = cookie.to_be_bytes();
+        Cookie {
+            place,
+            request: u16::from_be_bytes([r1, r0]),
+            cell: u16::from_be_bytes([c1, c0]),
+        }
+    }
+}
+
+/// What the volume does for a command.
+pub(crate) fn operation(command: Command) -> Option<VolumeOp> {
+    Some(match command {
+        Command::Read => VolumeOp::Read,
+        Command::Write { durable } => VolumeOp::Write { durable },
+        Command::Flush => VolumeOp::Flush,
+        Command::Trim { durable: false } => VolumeOp::Discard,
+        // A discard has no durable way, and zeros whose space is given back are the same.
+        Command::Trim { durable: true } => VolumeOp::WriteZeroes {
+            unmap: true,
+            durable: true,
+        },
+        Command::WriteZeroes { unmap, durable } => VolumeOp::WriteZeroes { unmap, durable },
+        Command::BlockStatus { .. } => VolumeOp::BlockStatus,
+        Command::Disconnect | Command::Cache => return None,
+    })
+}

@@ -1,0 +1,107 @@
+//! What a client is answered: which reply, with which data, and which cells it leaves free.
+
+use archipelago_protocol::status::{STATUS_PAGE_MAX, StatusPage};
+
+use crate::cells::{CellList, Cells, Range};
+use crate::layout::cell_at;
+use crate::memory::Memory;
+use crate::request::{Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, errno, extent};
+use crate::sender::{Data, Sender};
+use crate::wire::Errno;
+
+/// The replies of a connection: whatever a cell holds is sent, or the cell is free.
+pub(crate) struct Replies<'a> {
+    pub(crate) terms: &'a Terms,
+    pub(crate) memory: &'a Memory,
+    pub(crate) cells: &'a mut Cells,
+    pub(crate) sender: &'a mut Sender,
+}
+
+impl Replies<'_> {
+    /// To a request that is wrong.
+    pub(crate) fn refuse(&mut self, header: &Header, errno: Errno) {
+        let reply = match header.is_answered_in_chunks(self.terms) {
+            true => ReplyHeader::error(header.cookie, errno),
+            false => ReplyHeader::simple(header.cookie, Err(errno)),
+        };
+        self.sender.push(self.memory, &reply, None);
+    }
+
+    /// To a request for which there is nothing to do.
+    pub(crate) fn done(&mut self, header: &Header, command: Command) {
+        let reply = match self.terms.structured && command == Command::Read {
+            true => ReplyHeader::nothing(header.cookie),
+            false => ReplyHeader::simple(header.cookie, Ok(())),
+        };
+        self.sender.push(self.memory, &reply, None);
+    }
+
+    /// To a request that is answered by one reply: the data in `cells` follows if it has succeeded.
+    pub(crate) fn whole(&mut self, cookie: u64, mut cells: CellList, result: Result<(), Errno>) {
+        let mut header = Some(ReplyHeader::simple(cookie, result));
+        while let Some(cell) = self.cells.pop(&mut cells) {
+            if result.is_err() {
+                self.cells.put(cell);
+                continue;
+            }
+            let data = Data {
+                cell,
+                len: self.cells.range(cell).len,
+            };
+            match header.take() {
+                Some(header) => self.sender.push(self.memory, &header, Some(data)),
+                None => self.sender.push_data(data),
+            }
+        }
+        if let Some(header) = header {
+            self.sender.push(self.memory, &header, None);
+        }
+    }
+
+    /// A chunk of a read: the data in `cell`, or why there is none.
+    pub(crate) fn chunk(&mut self, cookie: u64, done: Done, cell: u16, result: Result<(), Errno>) {
+        let Range { offset, len } = self.cells.range(cell);
+        match result {
+            Ok(()) => {
+                let header = ReplyHeader::data(cookie, done, offset, len);
+                let data = Some(Data { cell, len });
+                self.sender.push(self.memory, &header, data);
+            }
+            Err(errno) => {
+                self.cells.put(cell);
+                let header = ReplyHeader::error_at(cookie, done, errno, offset);
+                self.sender.push(self.memory, &header, None);
+            }
+        }
+    }
+
+    /// Turns the page in `cell` into extents, in its place, and sends them.
+    pub(crate) fn extents(&mut self, cookie: u64, one: bool, cell: u16, result: Result<(), Errno>) {
+        let Range { len, .. } = self.cells.range(cell);
+        let mut page = [0; STATUS_PAGE_MAX as usize];
+        let at = cell_at(cell);
+        let decoded = result.and_then(|()| {
+            self.memory.read(at, &mut page);
+            StatusPage::decode(&page, u64::from(len)).map_err(errno)
+        });
+        let page = match decoded {
+            Ok(page) => page,
+            Err(errno) => {
+                self.cells.put(cell);
+                let header = ReplyHeader::error(cookie, errno);
+                return self.sender.push(self.memory, &header, None);
+            }
+        };
+        let mut count = 0;
+        for run in page.runs().take(if one { 1 } else { usize::MAX }) {
+            let len = u32::try_from(run.len).expect("no more than was asked for");
+            let bytes = extent(len, run.state);
+            self.memory.write(at + count as usize * bytes.len(), &bytes);
+            count += 1;
+        }
+        let header = ReplyHeader::extents(cookie, count);
+        let len = EXTENT_LEN * count;
+        self.sender
+            .push(self.memory, &header, Some(Data { cell, len }));
+    }
+}
