@@ -9,6 +9,7 @@
 //! * [`MemoryJournals`]: the presence journals of a mapper, in memory that outlives it.
 //! * [`memory_volumes`]: a volume peer in memory, for tests of drivers.
 //! * [`epoll_wakeups`]: an event loop for one driver.
+//! * [`data_thread`]: a thread that polls one driver.
 //!
 //! All of them stand here, and not beside what they replace, so that the product cannot be built with one of them by
 //! mistake: no product crate depends on this one, except for its tests (`tests/tidy.sh`). A crate on which this one
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod battery;
+pub mod data_thread;
 mod delayed;
 pub mod epoll_wakeups;
 mod journals;

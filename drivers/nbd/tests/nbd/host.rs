@@ -1,17 +1,12 @@
-//! A data thread with one server, and a way to wait.
+//! A server on a data thread.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
-
-use archipelago_doubles::epoll_wakeups::EpollWakeups;
+use archipelago_doubles::data_thread::DataThread;
+pub(crate) use archipelago_doubles::data_thread::eventually;
 use archipelago_doubles::memory_volumes::MemoryVolumes;
-use archipelago_endpoint::{Activity, Detach, Driver, Endpoint as _, ServedVolume};
+use archipelago_endpoint::ServedVolume;
 use archipelago_nbd::config::HANDSHAKE_MAX;
 use archipelago_nbd::{AttachConfig, Counters, Endpoint};
 use archipelago_protocol::{Lineage, ObjectSize, OnFull};
-use archipelago_runtime::Progress;
 
 pub(crate) const SIZE: usize = 64 << 20;
 pub(crate) const NAME: &str = "vm1";
@@ -20,8 +15,7 @@ pub(crate) struct Host {
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) volumes: MemoryVolumes,
     pub(crate) socket: String,
-    thread: Option<JoinHandle<()>>,
-    killed: Arc<AtomicBool>,
+    thread: DataThread,
     _directory: tempfile::TempDir,
 }
 
@@ -50,32 +44,12 @@ impl Host {
         change(&mut config);
         let socket = config.socket.to_str().unwrap().to_owned();
         let (endpoint, seed) = Endpoint::attach(config).unwrap();
-        let served = volumes.clone();
-        let killed = Arc::new(AtomicBool::new(false));
-        let is_killed = Arc::clone(&killed);
-        let thread = std::thread::spawn(move || {
-            let wakeups = EpollWakeups::new().unwrap();
-            let signals = wakeups.descriptor().unwrap();
-            let mut server = seed.build(served, wakeups).unwrap();
-            // Relaxed: nothing else is handed over with it.
-            while !server.is_finished() && !is_killed.load(Ordering::Relaxed) {
-                if server.poll() == Progress::Busy {
-                    continue;
-                }
-                if server.prepare_sleep() != Activity::Ready {
-                    // Short, because a test completes held requests without ringing.
-                    let signals = signals.try_clone().unwrap();
-                    EpollWakeups::wait(signals, 2u8.into()).unwrap();
-                }
-                server.wake();
-            }
-        });
+        let thread = DataThread::start(seed, &volumes);
         Host {
             endpoint: Some(endpoint),
             volumes,
             socket,
-            thread: Some(thread),
-            killed,
+            thread,
             _directory: directory,
         }
     }
@@ -87,40 +61,13 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let mut state = self.volumes.state();
-        state.hold = false;
-        while !state.held.is_empty() {
-            state.release(0);
-        }
-        drop(state);
-        if std::thread::panicking() {
-            // A server that does wrong need not come to an end by itself.
-            self.killed.store(true, Ordering::Relaxed);
-        }
-        if let Some(mut endpoint) = self.endpoint.take() {
-            endpoint.detach(Detach::Force).unwrap();
-        }
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(
-                std::thread::panicking() || ended.is_ok(),
-                "the data thread ended well"
-            );
-        }
+        let endpoint = self.endpoint.as_mut();
+        self.thread
+            .finish(endpoint.map(|endpoint| endpoint as &mut dyn archipelago_endpoint::Endpoint));
         let state = self.volumes.state();
         if !std::thread::panicking() {
             assert!(!state.open, "the volume is closed");
             assert_eq!(state.regions(), 0, "the memory is given back");
         }
-    }
-}
-
-/// Waits for `condition`, at most ten seconds.
-#[expect(clippy::disallowed_methods, reason = "a deadline of a test")]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
-        std::thread::yield_now();
     }
 }
