@@ -5,7 +5,6 @@ mod harness;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
     use std::path::{Path, PathBuf};
@@ -17,8 +16,6 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
-
-    type Figures = BTreeMap<String, u64>;
 
     /// A sparse file of `len` bytes with these parts.
     fn write(node: &Node, name: &str, parts: &[(u64, Vec<u8>)], len: u64) -> PathBuf {
@@ -82,24 +79,6 @@ mod tests {
         })
     }
 
-    /// The figures of all peers together.
-    fn figures(node: &Node) -> Figures {
-        let status = node.json(&["node", "status"]);
-        let mut sums = Figures::new();
-        let processes = status["processes"].as_array().unwrap().iter();
-        for peer in processes.flat_map(|process| process["peers"].as_array().unwrap()) {
-            for counter in peer["counters"].as_array().unwrap() {
-                let name = format!(
-                    "{} {}",
-                    peer["name"].as_str().unwrap(),
-                    counter[0].as_str().unwrap()
-                );
-                *sums.entry(name).or_default() += counter[1].as_u64().unwrap();
-            }
-        }
-        sums
-    }
-
     #[test]
     fn of_fifty_gibibytes_only_the_data_is_read() {
         for placement in PLACEMENTS {
@@ -111,9 +90,9 @@ mod tests {
             ];
             let disk = write(&node, "disk", &parts, 50 * GIB);
             node.done(&["image", "import", disk.to_str().unwrap(), "i"]);
-            let before = figures(&node);
+            let before = node.figures();
             let exported = export(&node, "i");
-            let after = figures(&node);
+            let after = node.figures();
             assert!(same(&disk, &exported), "{placement}");
             let metadata = std::fs::metadata(&exported).unwrap();
             assert_eq!(metadata.len(), 50 * GIB);
@@ -162,14 +141,14 @@ mod tests {
         node.done(&["volume", "clone", "i", "v", "--size", "60G"]);
         node.done(&["volume", "create", "empty", "--size", "2T"]);
         node.done(&["volume", "resize", "v", "61G"]);
-        let before = figures(&node);
+        let before = node.figures();
         let exported = export(&node, "v");
         assert!(same(&disk, &exported));
         assert_eq!(std::fs::metadata(&exported).unwrap().len(), 61 * GIB);
         let exported = export(&node, "empty");
         let metadata = std::fs::metadata(&exported).unwrap();
         assert_eq!((metadata.len(), metadata.blocks()), (2048 * GIB, 0));
-        let read = figures(&node)["blocker-file read_bytes"] - before["blocker-file read_bytes"];
+        let read = node.figures()["blocker-file read_bytes"] - before["blocker-file read_bytes"];
         assert!((4096..MIB).contains(&read), "{read} bytes");
     }
 }

@@ -362,6 +362,25 @@ mod tests {
     }
 
     #[test]
+    fn a_sync_of_a_file_is_a_flush_of_its_volume() {
+        if !can_mount() {
+            return;
+        }
+        for placement in PLACEMENTS {
+            let mount = Mount::start(placement);
+            mount.create("v", MIB);
+            let file = mount.writer("v").unwrap();
+            let flushes = || mount.node.figures()["volume flush_rounds"];
+            for sync in [File::sync_all, File::sync_data] {
+                file.write_all_at(&[1; 4096], 0).unwrap();
+                let before = flushes();
+                sync(&file).unwrap();
+                assert!(flushes() > before, "{placement}");
+            }
+        }
+    }
+
+    #[test]
     fn a_mount_whose_process_is_killed_gives_errors_and_is_unmounted() {
         if !can_mount() {
             return;

@@ -338,18 +338,9 @@ mod tests {
 
     /// Bytes that NBD clients have written, as the process that serves them counts.
     fn written(node: &Node) -> u64 {
-        let status = node.status();
-        let processes = status["processes"].as_array().unwrap().iter();
-        let peers = processes
-            .filter_map(|one| one["peers"].as_array())
-            .flatten();
-        let nbd = peers.filter(|peer| {
-            peer["name"]
-                .as_str()
-                .is_some_and(|it| it.starts_with("nbd:"))
-        });
-        let counters = nbd.filter_map(|peer| peer["counters"].as_array()).flatten();
-        let bytes = counters.filter(|counter| counter[0] == "written_bytes");
-        bytes.filter_map(|counter| counter[1].as_u64()).sum()
+        let figures = node.figures().into_iter();
+        let of_exports = figures
+            .filter(|(name, _)| name.starts_with("nbd:") && name.ends_with(" written_bytes"));
+        of_exports.map(|(_, bytes)| bytes).sum()
     }
 }

@@ -8,6 +8,7 @@
     reason = "each test program is built with the whole of it and uses a part"
 )]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -196,6 +197,21 @@ impl Node {
 
     pub(crate) fn status(&self) -> Value {
         self.json(&["node", "status"])
+    }
+
+    /// The counters of all peers, by the peer's name and the counter's; those of processes with the same peer are added.
+    pub(crate) fn figures(&self) -> BTreeMap<String, u64> {
+        let status = self.status();
+        let mut sums = BTreeMap::new();
+        let processes = status["processes"].as_array().unwrap().iter();
+        let peers = processes.filter_map(|process| process["peers"].as_array());
+        for peer in peers.flatten() {
+            for counter in peer["counters"].as_array().unwrap() {
+                let names = [&peer["name"], &counter[0]].map(|name| name.as_str().unwrap());
+                *sums.entry(names.join(" ")).or_default() += counter[1].as_u64().unwrap();
+            }
+        }
+        sums
     }
 
     /// Expects exit code `code`; what was said to people.
