@@ -77,7 +77,10 @@ mod tests {
     fn serve(mut listener: Listener, volumes: &mut MemoryVolumes, write: bool, end: &AtomicBool) {
         let mut server = BulkServer::open(volumes, Lineage(1), write, OnFull::Report);
         while !end.load(Ordering::SeqCst) {
-            if let Some(mut port) = listener.accept() {
+            // As the host does: a client waits in front of a volume that is still being opened.
+            if server.is_waiting()
+                && let Some(mut port) = listener.accept()
+            {
                 port.start();
                 server.connect(volumes, Server::from(port));
             }
