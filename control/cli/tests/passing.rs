@@ -5,12 +5,11 @@ mod harness;
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::path::Path;
 
     use archipelago_api::client::Method;
-    use archipelago_segment::BulkClient;
+    use archipelago_segment::{VolumeClient, VolumeOptions};
 
     use nix::poll::{PollTimeout, poll};
     use serde_json::{Value, json};
@@ -40,31 +39,19 @@ mod tests {
         }
 
         /// Begins a copy by `request`; what is returned holds the volume open.
-        fn copy(&self, method: Method, path: &str, request: &Value) -> Copy {
+        fn copy(&self, method: Method, path: &str, request: &Value) -> VolumeClient {
             let begun: Value = self.0.client().call(method, path, request).unwrap();
             let socket = begun["socket"].as_str().unwrap();
-            let (quiet, other) = UnixStream::pair().unwrap();
-            // The copy keeps the descriptor that could interrupt it for as long as it is there.
-            let quiet: &'static UnixStream = Box::leak(Box::new(quiet));
-            let client = BulkClient::connect(Path::new(socket), None, quiet.as_fd()).unwrap();
-            Copy {
-                _client: client,
-                _other: other,
-            }
+            VolumeClient::connect(Path::new(socket), None, VolumeOptions::default()).unwrap()
         }
 
-        fn export(&self, name: &str) -> Copy {
+        fn export(&self, name: &str) -> VolumeClient {
             self.copy(
                 Method::Post,
                 &format!("/v1/volumes/{name}/export"),
                 &Value::Null,
             )
         }
-    }
-
-    struct Copy {
-        _client: BulkClient<'static>,
-        _other: UnixStream,
     }
 
     #[test]

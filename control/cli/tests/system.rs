@@ -6,14 +6,12 @@ mod harness;
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
-    use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
     use std::process::Stdio;
 
     use archipelago_api::client::Method;
-    use archipelago_segment::BulkClient;
+    use archipelago_segment::{VolumeClient, VolumeOptions};
 
     use archipelago_protocol::ErrorCode;
 
@@ -275,9 +273,8 @@ mod tests {
         let client = node.client();
         let begin = json!({ "name": "i", "size": 1 << 20 });
         let bulk: Value = client.call(Method::Post, "/v1/images", &begin).unwrap();
-        let (quiet, _other) = UnixStream::pair().unwrap();
         let socket = Path::new(bulk["socket"].as_str().unwrap());
-        let channel = BulkClient::connect(socket, None, quiet.as_fd()).unwrap();
+        let channel = VolumeClient::connect(socket, None, VolumeOptions::default()).unwrap();
         for arguments in [
             &["volume", "rename", "i", "j"][..],
             &["volume", "resize", "i", "2M"],

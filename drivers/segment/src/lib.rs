@@ -1,9 +1,8 @@
-//! Volumes over a segment channel: for any process that reads or writes one. The requests, their server in the endpoint, their clients.
+//! Volumes over a segment channel: for any process that reads or writes one. The requests, their server in the endpoint, their client.
 //!
 //! * [`BulkRequest`]: a request, as a ring entry.
 //! * [`BulkServer`]: the driver: it turns ring entries into requests to a volume.
 //! * [`VolumeClient`]: the other side: an open volume with several requests in flight and a descriptor to poll.
-//! * [`BulkClient`]: a client for copies of whole volumes: cells of the channel's arena, each with at most one request.
 //!
 //! One design decision: the data lies in the channel's arena, which the client owns and the volume peer takes as a region, so
 //! data is never copied inside the endpoint.
@@ -30,7 +29,6 @@
 #![forbid(unsafe_code)]
 
 mod buffers;
-mod client;
 mod server;
 mod volume;
 
@@ -38,7 +36,6 @@ use archipelago_protocol::ErrorCode;
 use xseg::Submission;
 
 pub use buffers::{Buffer, Buffers};
-pub use client::BulkClient;
 pub use server::{BulkServer, BulkStep};
 pub use volume::{Finished, Request, SubmitError, VolumeClient, VolumeOptions};
 

@@ -103,6 +103,8 @@ pub enum Request {
         /// Its space is not given back.
         keep_space: bool,
     },
+    /// After all others: makes everything durable and closes the volume. What is sent later is refused.
+    Close,
 }
 
 impl Request {
@@ -143,6 +145,7 @@ impl Request {
                 };
                 (BulkOp::Zero, offset, len, flags)
             }
+            Request::Close => (BulkOp::Finish, 0, 0, BulkFlags::default()),
         };
         let range = match *self {
             Request::Status { range, .. } => range,
@@ -164,7 +167,10 @@ impl Request {
             Request::Read { buffer, .. }
             | Request::Write { buffer, .. }
             | Request::Status { buffer, .. } => Some(buffer),
-            Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => None,
+            Request::Flush
+            | Request::Discard { .. }
+            | Request::WriteZeroes { .. }
+            | Request::Close => None,
         }
     }
 
@@ -173,7 +179,10 @@ impl Request {
             Request::Read { buffer, .. }
             | Request::Write { buffer, .. }
             | Request::Status { buffer, .. } => Some(buffer),
-            Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => None,
+            Request::Flush
+            | Request::Discard { .. }
+            | Request::WriteZeroes { .. }
+            | Request::Close => None,
         }
     }
 }
@@ -253,6 +262,19 @@ impl VolumeClient {
         server: Option<u32>,
         options: VolumeOptions,
     ) -> Result<VolumeClient, Error> {
+        VolumeClient::connect_while(socket, server, options, || Ok(()))
+    }
+
+    /// As [`VolumeClient::connect`], for as long as `may_wait`, which is asked ten times a second, has no error.
+    ///
+    /// # Errors
+    /// As those, or that of `may_wait`.
+    pub fn connect_while(
+        socket: &Path,
+        server: Option<u32>,
+        options: VolumeOptions,
+        may_wait: impl FnMut() -> Result<(), Error>,
+    ) -> Result<VolumeClient, Error> {
         let count = options.buffers.clamp(1, BUFFERS_MAX);
         let buffer_len = Buffers::rounded(options.buffer_len);
         let ring_size = (count + BARE_REQUESTS).next_power_of_two();
@@ -270,7 +292,7 @@ impl VolumeClient {
         };
         let mut port = SharedClient::connect(socket, connect).map_err(|error| failed(&error))?;
         let events = watch(&port).map_err(|error| failed(&error))?;
-        await_welcome(&mut port, socket)?;
+        await_welcome(&mut port, socket, may_wait)?;
         Ok(VolumeClient {
             incarnation: port.incarnation(),
             buffers: Buffers::new(port.arena().clone(), buffer_len),
@@ -411,27 +433,8 @@ impl VolumeClient {
     pub fn close(mut self) -> Result<(), Error> {
         while self.wait().is_some() {}
         let failed = |code: ErrorCode| Error::new(code, format!("closing the volume: {code}"));
-        let Some(port) = &mut self.port else {
-            return Err(failed(ErrorCode::Unavailable));
-        };
-        let finish = BulkRequest {
-            op: BulkOp::Finish,
-            offset: 0,
-            len: 0,
-            memory: 0,
-            range: 0,
-            flags: BulkFlags::default(),
-        };
-        // Nothing is in flight: every cookie is free.
-        let cookie = self.free_cookies.pop().unwrap_or_default();
-        if port.submit(cookie as u64, finish.encode()).is_err() {
-            return Err(failed(ErrorCode::Unavailable));
-        }
-        port.publish();
-        self.in_flight[cookie] = Some(InFlight {
-            token: 0,
-            buffer: None,
-        });
+        self.submit(0, Request::Close)
+            .map_err(|_gone| failed(ErrorCode::Unavailable))?;
         let finished = self.wait();
         let result = finished.map_or(Err(ErrorCode::Unavailable), |finished| finished.result);
         result.map_err(failed)
@@ -456,8 +459,13 @@ fn watch(port: &SharedClient) -> Result<Epoll, Errno> {
 }
 
 /// Waits until requests can be sent.
-fn await_welcome(port: &mut SharedClient, socket: &Path) -> Result<(), Error> {
+fn await_welcome(
+    port: &mut SharedClient,
+    socket: &Path,
+    mut may_wait: impl FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
     for _ in 0..CONNECT_STEPS {
+        may_wait()?;
         while port.service() {}
         if port.is_connected() {
             return Ok(());

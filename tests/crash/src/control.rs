@@ -1,7 +1,6 @@
 //! Control commands, by the node's API or by its command, and what the catalogue lists before and after.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -12,13 +11,12 @@ use archipelago_api::types::{
 };
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::check::{FindingKind, Report};
-use archipelago_protocol::{Error, OnFull};
-use archipelago_segment::{BulkClient, BulkOp};
-use nix::sys::eventfd::EventFd;
+use archipelago_protocol::{Error, ErrorCode, OnFull};
+use archipelago_segment::{Buffer, Request, VolumeClient, VolumeOptions};
 use serde_json::{Value, json};
 
 /// Bytes of an import.
-pub const IMPORT_LEN: usize = 256 << 10;
+pub const IMPORT_LEN: u32 = 256 << 10;
 const POOL: &str = "default";
 
 /// A name as the catalogue lists it.
@@ -93,7 +91,7 @@ fn volume(name: &str, action: &str) -> String {
 
 /// What imports are made of.
 fn content() -> Vec<u8> {
-    (1..=251_u8).cycle().take(IMPORT_LEN).collect()
+    (1..=251_u8).cycle().take(IMPORT_LEN as usize).collect()
 }
 
 impl Command {
@@ -196,7 +194,7 @@ impl Command {
                 listing.insert(name.to_owned(), changed);
             }
             Command::Import { name } => {
-                let size = IMPORT_LEN as u64;
+                let size = u64::from(IMPORT_LEN);
                 listing.insert(name.to_owned(), entry(Kind::Image, size, None));
             }
             Command::Export { .. }
@@ -362,10 +360,14 @@ impl Control {
         let body = json!({"name": name, "size": IMPORT_LEN});
         let bulk: Bulk = self.client.call(Method::Post, "/v1/images", &body)?;
         let path = format!("/v1/images/{}", path_segment(name));
-        let published = copy(&bulk, |channel| {
-            channel.fill(0, &content());
-            channel.submit(0, BulkOp::Write, 0, IMPORT_LEN)?;
-            channel.wait().map(drop)
+        let published = copy(&bulk, |mut buffer| {
+            buffer.write(0, &content());
+            Request::Write {
+                offset: 0,
+                len: IMPORT_LEN,
+                buffer,
+                durable: false,
+            }
         })
         .and_then(|()| {
             let path = format!("{path}/publish");
@@ -384,24 +386,31 @@ impl Control {
     fn export(&self, name: &str) -> Result<(), Error> {
         let path = volume(name, "/export");
         let bulk: Bulk = self.client.call(Method::Post, &path, &())?;
-        copy(&bulk, |channel| {
-            channel.submit(0, BulkOp::Read, 0, IMPORT_LEN)?;
-            channel.wait().map(drop)
+        copy(&bulk, |buffer| Request::Read {
+            offset: 0,
+            len: IMPORT_LEN,
+            buffer,
         })
     }
 }
 
-/// A bulk copy by `pieces`, closed at its end.
-fn copy(
-    bulk: &Bulk,
-    pieces: impl FnOnce(&mut BulkClient<'_>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    // Nobody interrupts.
-    let interrupt = EventFd::new().expect("there is a descriptor for an eventfd");
-    let mut channel = BulkClient::connect(&bulk.socket, bulk.uid, interrupt.as_fd())?;
-    pieces(&mut channel)?;
-    channel.submit(0, BulkOp::Finish, 0, 0)?;
-    channel.wait().map(drop)
+/// A copy by one request on a buffer of [`IMPORT_LEN`] bytes, closed at its end.
+fn copy(bulk: &Bulk, request: impl FnOnce(Buffer) -> Request) -> Result<(), Error> {
+    let options = VolumeOptions {
+        buffers: 1,
+        buffer_len: IMPORT_LEN as usize,
+    };
+    let mut volume = VolumeClient::connect(&bulk.socket, bulk.uid, options)?;
+    let gone = || Error::new(ErrorCode::Unavailable, "the endpoint went away");
+    let buffer = volume.buffers().acquire().ok_or_else(gone)?;
+    volume
+        .submit(0, request(buffer))
+        .map_err(|_refused| gone())?;
+    let finished = volume.wait().ok_or_else(gone)?;
+    finished
+        .result
+        .map_err(|code| Error::new(code, format!("copying failed: {code}")))?;
+    volume.close()
 }
 
 /// Whether `report` names objects that nothing needs, apart from blocks of a living volume that were written anew or are known to

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use archipelago_api::client::{Client, Method};
 use archipelago_api::types::{Bulk, VolumeView};
 use archipelago_protocol::{Error, ErrorCode, Name};
-use archipelago_segment::{BulkClient, BulkOp};
+use archipelago_segment::{Buffer, Request};
 use serde::Serialize;
 
+use super::channel::Channel;
 use super::extents::Extents;
 use super::interrupt::Interrupt;
 use super::{progress, zeros};
@@ -53,10 +54,10 @@ enum TargetKind {
 pub(super) fn run(name: &Name, file: &OsStr, client: &Client, output: Output) -> Result<(), Error> {
     let interrupt = Interrupt::new()?;
     let bulk: Bulk = client.call(Method::Post, &volume::path(name, "/export"), &())?;
-    let mut channel = BulkClient::connect(&bulk.socket, bulk.uid, interrupt.descriptor())?;
+    let channel = Channel::connect(&bulk, &interrupt)?;
     let mut target = Target::open(file, bulk.size)?;
-    let copied = copy(&mut channel, &mut target, bulk.size, &interrupt, output)
-        .and_then(|()| target.finish());
+    let copied =
+        copy(channel, &mut target, bulk.size, &interrupt, output).and_then(|()| target.finish());
     if let Err(error) = copied {
         target.discard();
         return Err(explained(error, name, client));
@@ -89,99 +90,124 @@ fn explained(error: Error, name: &Name, client: &Client) -> Error {
 
 /// Copies the data, and leaves holes or writes zeros from memory where there is none.
 fn copy(
-    channel: &mut BulkClient<'_>,
+    channel: Channel<'_>,
     target: &mut Target,
     size: u64,
     interrupt: &Interrupt,
     output: Output,
 ) -> Result<(), Error> {
     let bar = progress::known(size, output);
-    let mut buffer = vec![0; channel.cell_len()];
+    let mut data = vec![0; channel.buffer_len()];
     let mut reads = Reads::new(channel, size);
-    while let Some((offset, len)) = reads.next(&mut buffer)? {
+    while let Some((offset, len)) = reads.next(&mut data)? {
         interrupt.check()?;
-        target.write(&buffer[..len], offset, interrupt)?;
+        target.write(&data[..len], offset, interrupt)?;
         bar.set_position(offset + len as u64);
     }
     target.zeros_to(size, interrupt)?;
-    channel.submit(0, BulkOp::Finish, 0, 0)?;
-    channel.wait()?;
+    reads.channel.close()?;
     bar.finish_and_clear();
     Ok(())
 }
 
-/// A read in flight.
-#[derive(Debug, Clone, Copy)]
+/// The token of a question about what is to be read next; those of reads are their numbers.
+const STATUS: u64 = u64::MAX;
+
+/// A read that is not taken.
+#[derive(Debug)]
 struct Read {
-    cell: usize,
     offset: u64,
     len: usize,
+    /// Its data, once that is there.
+    data: Option<Buffer>,
 }
 
-/// The reads of a copy: as many in flight as there are cells, and a question about what is to be read next.
+/// The reads of a copy: as many in flight as there are buffers, one of them perhaps for a question about what is to be read next.
 #[derive(Debug)]
-struct Reads<'a, 'c> {
-    channel: &'a mut BulkClient<'c>,
+struct Reads<'a> {
+    channel: Channel<'a>,
     extents: Extents,
-    free: Vec<usize>,
     /// In the order of the volume.
     ahead: VecDeque<Read>,
-    /// Whether the read of a cell is answered.
-    done: Vec<bool>,
+    /// The number of the first of them.
+    first: u64,
 }
 
-impl<'a, 'c> Reads<'a, 'c> {
-    fn new(channel: &'a mut BulkClient<'c>, size: u64) -> Self {
+impl<'a> Reads<'a> {
+    fn new(channel: Channel<'a>, size: u64) -> Self {
         Reads {
-            extents: Extents::new(size),
-            free: (0..channel.cells()).collect(),
-            ahead: VecDeque::new(),
-            done: vec![false; channel.cells()],
             channel,
+            extents: Extents::new(size),
+            ahead: VecDeque::new(),
+            first: 0,
         }
     }
 
-    /// Puts the next data into `buffer`, a cell long: its offset in the volume, and its length. `None`: that was all.
-    fn next(&mut self, buffer: &mut [u8]) -> Result<Option<(u64, usize)>, Error> {
+    /// Puts the next data into `data`, a buffer long: its offset in the volume, and its length. `None`: that was all.
+    fn next(&mut self, data: &mut [u8]) -> Result<Option<(u64, usize)>, Error> {
         loop {
             self.send()?;
-            if let Some(read) = self.ahead.front().copied()
-                && self.done[read.cell]
+            if let Some(Read {
+                offset,
+                len,
+                data: Some(buffer),
+            }) = self.ahead.front()
             {
+                let (offset, len) = (*offset, *len);
+                buffer.read(0, &mut data[..len]);
                 self.ahead.pop_front();
-                self.done[read.cell] = false;
-                self.free.push(read.cell);
-                self.channel.take(read.cell, &mut buffer[..read.len]);
-                return Ok(Some((read.offset, read.len)));
+                self.first += 1;
+                return Ok(Some((offset, len)));
             }
             if self.ahead.is_empty() && self.extents.is_done() {
                 return Ok(None);
             }
-            let cell = self.channel.wait()?;
-            if cell == self.channel.status_cell() {
-                let runs = self.channel.status(self.extents.asked_len())?;
-                self.extents.learn(&runs);
+            let finished = self.channel.wait()?;
+            let buffer = finished.buffer.expect("every request here has one");
+            if finished.token == STATUS {
+                let runs = buffer.status(self.extents.asked_len());
+                self.extents.learn(&runs.map_err(impossible)?);
             } else {
-                self.done[cell] = true;
+                let place = usize::try_from(finished.token - self.first).expect("one of the reads");
+                self.ahead[place].data = Some(buffer);
             }
         }
     }
 
-    /// Asks for all that there is a cell for.
+    /// Asks for all that there is a buffer for: first of all what there is.
     fn send(&mut self) -> Result<(), Error> {
-        if let Some(range) = self.extents.question() {
-            self.channel
-                .ask_status(range.start, range.end - range.start)?;
-        }
-        while let Some(cell) = self.free.last().copied()
-            && let Some((offset, len)) = self.extents.take(self.channel.cell_len())
-        {
-            self.free.pop();
-            self.channel.submit(cell, BulkOp::Read, offset, len)?;
-            self.ahead.push_back(Read { cell, offset, len });
+        while let Some(buffer) = self.channel.acquire() {
+            if let Some(range) = self.extents.question() {
+                let request = Request::Status {
+                    offset: range.start,
+                    range: range.end - range.start,
+                    buffer,
+                };
+                self.channel.submit(STATUS, request)?;
+                continue;
+            }
+            let Some((offset, len)) = self.extents.take(self.channel.buffer_len()) else {
+                break;
+            };
+            let request = Request::Read {
+                offset,
+                len: u32::try_from(len).expect("at most a buffer"),
+                buffer,
+            };
+            let number = self.first + self.ahead.len() as u64;
+            self.channel.submit(number, request)?;
+            self.ahead.push_back(Read {
+                offset,
+                len,
+                data: None,
+            });
         }
         Ok(())
     }
+}
+
+fn impossible(code: ErrorCode) -> Error {
+    Error::new(code, "the endpoint answers a block status that cannot be")
 }
 
 impl Target {

@@ -8,8 +8,9 @@ use std::ffi::OsStr;
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{BeginImport, Bulk, Done, VolumeView};
 use archipelago_protocol::{Error, ErrorCode, Name};
-use archipelago_segment::{BulkClient, BulkOp};
+use archipelago_segment::Request;
 
+use super::channel::Channel;
 use super::interrupt::Interrupt;
 use super::source::{Source, whole_sectors};
 use super::{progress, zeros};
@@ -83,31 +84,30 @@ fn copy(
     interrupt: &Interrupt,
     output: Output,
 ) -> Result<(), Error> {
-    let mut channel = BulkClient::connect(&bulk.socket, bulk.uid, interrupt.descriptor())?;
+    let mut channel = Channel::connect(bulk, interrupt)?;
     let bar = progress::known(source.len(), output);
-    let mut buffer = vec![0; channel.cell_len()];
-    let mut free_cells: Vec<usize> = (0..channel.cells()).collect();
-    while let Some(piece) = source.next(&mut buffer, interrupt)? {
-        for part in zeros::data_ranges(&buffer[..piece.len]) {
-            let cell = match free_cells.pop() {
-                Some(cell) => cell,
-                None => channel.wait()?,
+    let mut data = vec![0; channel.buffer_len()];
+    while let Some(piece) = source.next(&mut data, interrupt)? {
+        for part in zeros::data_ranges(&data[..piece.len]) {
+            let mut buffer = loop {
+                match channel.acquire() {
+                    Some(buffer) => break buffer,
+                    // It comes back with its buffer.
+                    None => drop(channel.wait()?),
+                }
             };
-            channel.fill(cell, &buffer[part.clone()]);
-            channel.submit(
-                cell,
-                BulkOp::Write,
-                piece.offset + part.start as u64,
-                part.len(),
-            )?;
+            buffer.write(0, &data[part.clone()]);
+            let request = Request::Write {
+                offset: piece.offset + part.start as u64,
+                len: u32::try_from(part.len()).expect("at most a buffer"),
+                buffer,
+                durable: false,
+            };
+            channel.submit(0, request)?;
         }
         bar.set_position(source.position());
     }
-    while channel.in_flight() > 0 {
-        free_cells.push(channel.wait()?);
-    }
-    channel.submit(0, BulkOp::Finish, 0, 0)?;
-    channel.wait()?;
+    channel.close()?;
     bar.finish_and_clear();
     Ok(())
 }

@@ -28,25 +28,20 @@ impl Interrupt {
         Ok(Interrupt { signals })
     }
 
-    /// The descriptor that becomes readable.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.signals.as_fd()
-    }
-
     /// Fails if a signal has come.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.wait(None, PollTimeout::ZERO)
     }
 
     /// Waits until `other` can be read; fails if a signal comes first.
-    pub(super) fn wait_for(&self, other: BorrowedFd<'_>) -> Result<(), Error> {
-        self.wait(Some(other), PollTimeout::NONE)
+    pub(super) fn wait_for(&self, other: impl AsFd) -> Result<(), Error> {
+        self.wait(Some(other.as_fd()), PollTimeout::NONE)
     }
 
-    fn wait(&self, other: Option<BorrowedFd<'_>>, patience: PollTimeout) -> Result<(), Error> {
+    fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> Result<(), Error> {
         let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(other.map(|other| PollFd::new(other, PollFlags::POLLIN)));
-        match poll(&mut descriptors, patience) {
+        match poll(&mut descriptors, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(Error::new(ErrorCode::Internal, format!("poll: {errno}"))),
         }

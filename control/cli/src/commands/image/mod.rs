@@ -1,5 +1,6 @@
 //! `image import|export`: the command copies the bytes itself, over a segment channel to the endpoint.
 
+mod channel;
 mod export;
 mod extents;
 mod import;
