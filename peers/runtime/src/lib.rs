@@ -47,6 +47,7 @@ mod source;
     reason = "`preadv2` and `pwritev2`, of spans that outlive the call"
 )]
 mod transfer;
+mod worker_limit;
 #[expect(unsafe_code, reason = "one request that points to nothing is pushed")]
 mod workers;
 mod yields;

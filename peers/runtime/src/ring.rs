@@ -29,6 +29,7 @@ use crate::load::{Kind, Load};
 use crate::polling::Activity;
 use crate::setup::set_up;
 use crate::transfer::{Direction, address_of};
+use crate::worker_limit::{Spare, WorkerLimit};
 use crate::workers::{Workerless, start_first};
 
 /// User data of requests whose completion nobody waits for.
@@ -39,8 +40,6 @@ const START_AGAIN: u64 = u64::MAX - 1;
 const RETRIES_MAX: u8 = 64;
 /// How often the end of the ring waits for outstanding requests, 100 ms each.
 const DRAIN_WAITS_MAX: u32 = 300;
-/// Workers beyond the kernel's own limit, at most: as many calls as two channels have in flight when all of it hangs.
-const SPARE_WORKERS_MAX: u32 = 2048;
 /// Vectors of addresses kept for reuse.
 const VECTORS_KEPT_MAX: usize = 256;
 
@@ -83,15 +82,6 @@ struct Operation {
     entry: squeue::Entry,
     keep: Keep,
     _file: Option<File>,
-}
-
-/// How many workers the kernel may have for calls on files.
-#[derive(Default)]
-struct WorkerLimit {
-    /// The kernel's own limit, once it was asked.
-    own: Option<u32>,
-    /// What was added to it.
-    spare: u32,
 }
 
 pub(crate) struct Ring {
@@ -232,42 +222,19 @@ impl Ring {
 
     /// Lets the kernel have `spare` workers more than it would: so many may be kept by calls that do not return.
     pub(crate) fn spare_workers(&mut self, spare: u32) {
-        let spare = spare.min(SPARE_WORKERS_MAX);
-        if spare == self.worker_limit.spare {
-            return;
-        }
-        let limit = match self.worker_limit.own {
-            Some(limit) => Ok(limit),
-            None => self.limit_workers(0),
-        };
-        let set = limit.and_then(|limit| {
-            self.worker_limit.own = Some(limit);
-            self.limit_workers(limit.saturating_add(spare))
-        });
-        match set {
-            Ok(_before) => {
-                if spare > self.worker_limit.spare {
-                    // The kernel starts a worker when it is given something to do, not when it may have more.
-                    let nothing = opcode::Nop::new().build();
-                    let nothing = nothing.flags(squeue::Flags::ASYNC).user_data(IGNORED);
-                    self.push(nothing);
-                    self.submit();
-                }
-                self.worker_limit.spare = spare;
+        let ring = self.ring.as_ref().expect("taken only by drop");
+        match self.worker_limit.set_spare(&ring.submitter(), spare) {
+            Ok(Spare::Same) => {}
+            Ok(Spare::More) => {
+                // The kernel starts a worker when it is given something to do, not when it may have more.
+                let nothing = opcode::Nop::new().build();
+                let nothing = nothing.flags(squeue::Flags::ASYNC).user_data(IGNORED);
+                self.push(nothing);
+                self.submit();
             }
             // Older than 5.15: others wait for those that hang once there are too many of them.
             Err(error) => tracing::debug!(%error, "the limit of io_uring's workers"),
         }
-    }
-
-    /// Sets the limit of workers for calls on files, unless it is 0; the limit before.
-    fn limit_workers(&mut self, limit: u32) -> io::Result<u32> {
-        // The other limit is that of calls on everything else.
-        let mut limits = [limit, 0];
-        self.ring()
-            .submitter()
-            .register_iowq_max_workers(&mut limits)?;
-        Ok(limits[0])
     }
 
     pub(crate) fn timeout(&mut self, queue: &Queue, token: u64, deadline: Duration) {

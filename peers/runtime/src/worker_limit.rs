@@ -1,0 +1,59 @@
+//! How many workers the kernel may have for the calls of a ring on files.
+
+use std::io;
+
+use io_uring::Submitter;
+
+/// Workers beyond the kernel's own limit, at most: as many calls as two channels have in flight when all of it hangs.
+const SPARE_WORKERS_MAX: u32 = 2048;
+
+/// What a change of the limit has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spare {
+    /// There may be no more workers than before.
+    Same,
+    /// There may be more.
+    More,
+}
+
+/// The limit of a ring.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerLimit {
+    /// The kernel's own limit, once it was asked.
+    own: Option<u32>,
+    /// What was added to it.
+    spare: u32,
+}
+
+impl WorkerLimit {
+    /// Adds `spare` workers to the kernel's own limit, at most [`SPARE_WORKERS_MAX`].
+    ///
+    /// # Errors
+    /// What the kernel says; before Linux 5.15 there is no such limit. Nothing has changed then.
+    pub(crate) fn set_spare(&mut self, submitter: &Submitter<'_>, spare: u32) -> io::Result<Spare> {
+        let spare = spare.min(SPARE_WORKERS_MAX);
+        if spare == self.spare {
+            return Ok(Spare::Same);
+        }
+        let own = match self.own {
+            Some(own) => own,
+            None => limit(submitter, 0)?,
+        };
+        self.own = Some(own);
+        limit(submitter, own.saturating_add(spare))?;
+        let before = std::mem::replace(&mut self.spare, spare);
+        Ok(if spare > before {
+            Spare::More
+        } else {
+            Spare::Same
+        })
+    }
+}
+
+/// Sets the limit of workers for calls on files, unless it is 0; the limit before.
+fn limit(submitter: &Submitter<'_>, limit: u32) -> io::Result<u32> {
+    // The other limit is that of calls on everything else.
+    let mut limits = [limit, 0];
+    submitter.register_iowq_max_workers(&mut limits)?;
+    Ok(limits[0])
+}
