@@ -51,7 +51,7 @@ pub(crate) use pool_user::{PoolUser, ServingNode};
 pub(crate) use pools::RemovablePool;
 pub(crate) use service::RELEASE_TIMEOUT;
 pub(crate) use settings::peer_settings;
-use supervisor::keep_running;
+use supervisor::{keep_running, keep_trying};
 
 /// How long pools are waited for at the start once one of them is served: what opens later is reported as not served yet.
 const START_GRACE: Duration = Duration::from_secs(10);
@@ -60,8 +60,6 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// How often the length of the log is looked at, and what it owes is written.
 const LOG_STEP: Duration = Duration::from_secs(1);
-/// Wait before the API is served again after a failure.
-const API_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs the daemon of the node at `layout` until it is told to stop. `ready` is called when requests are served; `claim` is the
 /// right with which the pool is opened.
@@ -299,20 +297,18 @@ async fn serve_connections(
     node: Arc<Node>,
     hung_up: watch::Receiver<bool>,
 ) {
-    let serve = async || {
-        let listener = listener.try_clone()?;
-        let listener = tokio::net::UnixListener::from_std(listener)?;
+    let serve = || {
+        let (listener, node) = (Arc::clone(&listener), Arc::clone(&node));
         let mut hung_up = hung_up.clone();
-        axum::serve(listener, crate::api::router(Arc::clone(&node)))
-            .with_graceful_shutdown(async move {
-                // A dropped sender means the same.
-                let _told = hung_up.wait_for(|hung_up| *hung_up).await;
-            })
-            .await
+        async move {
+            let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
+            axum::serve(listener, crate::api::router(node))
+                .with_graceful_shutdown(async move {
+                    // A dropped sender means the same.
+                    let _told = hung_up.wait_for(|hung_up| *hung_up).await;
+                })
+                .await
+        }
     };
-    while let Err(error) = serve().await {
-        let seconds = API_RETRY.as_secs();
-        tracing::error!("serving the API failed and is tried again in {seconds} s: {error}");
-        tokio::time::sleep(API_RETRY).await;
-    }
+    keep_trying("serving the API", serve).await;
 }

@@ -7,6 +7,7 @@
 //!
 //! Tries never end, and neither does a supervisor: one that panics is logged and begins anew ([`keep_running`]).
 
+use std::io;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Wait before a task of the daemon that panicked runs again: a panic that repeats itself shall not keep the CPU busy.
 const PANIC_WAIT: Duration = Duration::from_secs(1);
+/// Wait before something of the daemon that failed, such as its API, is tried again.
+const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// What the daemon shall do about a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +128,18 @@ pub(crate) async fn keep_running<F>(
             Err(_cancelled) => return,
         }
         tokio::time::sleep(PANIC_WAIT).await;
+    }
+}
+
+/// Does `attempt` until it succeeds, with a pause after each failure, which is logged as one of `what`.
+pub(crate) async fn keep_trying<F>(what: &str, mut attempt: impl FnMut() -> F)
+where
+    F: Future<Output = io::Result<()>>,
+{
+    while let Err(error) = attempt().await {
+        let seconds = RETRY_WAIT.as_secs();
+        tracing::error!("{what} failed and is tried again in {seconds} s: {error}");
+        tokio::time::sleep(RETRY_WAIT).await;
     }
 }
 
@@ -297,5 +312,27 @@ mod tests {
                 "a task of the daemon panicked and begins anew: run {run} fails"
             ))
         );
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_after_a_pause_until_it_succeeds() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let begin = Instant::now();
+            let mut tried = Vec::new();
+            keep_trying("a test", || {
+                tried.push(begin.elapsed());
+                std::future::ready(match tried.len() {
+                    1 | 2 => Err(io::Error::other("too few descriptors")),
+                    _ => Ok(()),
+                })
+            })
+            .await;
+            assert_eq!(tried, [0, 1, 2].map(|pauses| RETRY_WAIT * pauses));
+        });
     }
 }
