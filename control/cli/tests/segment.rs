@@ -85,6 +85,7 @@ mod tests {
                 offset: 8 << 20,
                 len: 512,
                 keep_space: false,
+                durable: false,
             };
             assert_eq!(done(&mut volume, end), Err(ErrorCode::Invalid));
             let larger = ResizeVolume {
@@ -104,6 +105,7 @@ mod tests {
                     offset: (1 << 20) + 8192,
                     len: 512,
                     keep_space: true,
+                    durable: false,
                 },
             ] {
                 done(&mut volume, range).unwrap();

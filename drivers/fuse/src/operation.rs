@@ -282,6 +282,7 @@ impl Operation {
                     offset,
                     len,
                     keep_space,
+                    durable: false,
                 };
                 (Step::Only, request)
             }

@@ -102,6 +102,8 @@ pub enum Request {
         len: u32,
         /// Its space is not given back.
         keep_space: bool,
+        /// Durable when it is done, as if a flush followed it.
+        durable: bool,
     },
     /// After all others: makes everything durable and closes the volume. What is sent later is refused.
     Close,
@@ -138,10 +140,11 @@ impl Request {
                 offset,
                 len,
                 keep_space,
+                durable,
             } => {
                 let flags = BulkFlags {
                     keep_space,
-                    ..BulkFlags::default()
+                    durable,
                 };
                 (BulkOp::Zero, offset, len, flags)
             }

@@ -155,6 +155,7 @@ mod tests {
                 offset: 8192,
                 len: 512,
                 keep_space: true,
+                durable: false,
             },
         ];
         for (token, request) in (20..).zip(bare) {
@@ -250,6 +251,7 @@ mod tests {
             offset: 0,
             len: 512,
             keep_space: false,
+            durable: false,
         };
         for request in [
             Request::Discard {
