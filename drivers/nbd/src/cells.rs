@@ -2,18 +2,13 @@
 //!
 //! Free cells are taken last in, first out: a client with little in flight uses the same few pages again and again.
 
+use archipelago_nbd_protocol::pieces::Range;
+
 use crate::layout::CELLS;
 
 /// No cell.
 pub(crate) const NONE: u16 = u16::MAX;
 const _: () = assert!(CELLS < NONE);
-
-/// A part of the range of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Range {
-    pub(crate) offset: u64,
-    pub(crate) len: u32,
-}
 
 /// The cells of a read that is answered whole, in the order of their data.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,7 @@
 //! The kernel gives memory only to what is used: a client that has little in flight uses the first pages of few cells.
 
 /// Bytes of a cell: the longest piece of a request, which is one request to the volume.
-pub const CELL_LEN: u32 = 128 << 10;
+pub const CELL_LEN: u32 = archipelago_nbd_protocol::offer::PIECE_MAX;
 /// Cells of a connection: the longest read without structured replies has to be whole before it is answered.
 pub const CELLS: u16 = 256;
 /// Cells that a connection may use but for such a read: its bytes in flight, 8 MiB.
@@ -22,7 +22,7 @@ pub const REQUESTS: u16 = 128;
 pub(crate) const INPUT_AT: usize = CELLS as usize * CELL_LEN as usize;
 /// Thirty-two headers: a queue of reads is received by one call, and what it receives of a write's data, which has to be copied,
 /// is little.
-pub(crate) const INPUT_LEN: usize = 32 * crate::wire::HEADER_LEN;
+pub(crate) const INPUT_LEN: usize = 32 * archipelago_nbd_protocol::wire::HEADER_LEN;
 const INPUT_ROOM: usize = 4096;
 /// Where refused data goes.
 pub(crate) const SCRAP_AT: usize = INPUT_AT + INPUT_ROOM;
@@ -38,8 +38,8 @@ pub(crate) const OUTPUT_SLOTS: usize = 1024;
 pub(crate) const REGION_LEN: usize = OUTPUT_AT + OUTPUT_SLOTS * OUTPUT_SLOT_LEN;
 
 const _: () = assert!(INPUT_LEN <= INPUT_ROOM && REGION_LEN.is_multiple_of(4096));
-const _: () = assert!(CELLS as u32 * CELL_LEN == crate::config::BLOCK_MAX);
-const _: () = assert!(crate::wire::REPLY_HEADER_MAX <= OUTPUT_SLOT_LEN);
+const _: () = assert!(CELLS as u32 * CELL_LEN == archipelago_nbd_protocol::offer::BLOCK_MAX);
+const _: () = assert!(archipelago_nbd_protocol::wire::REPLY_HEADER_MAX <= OUTPUT_SLOT_LEN);
 
 /// Where cell `index` begins.
 pub(crate) fn cell_at(index: u16) -> usize {

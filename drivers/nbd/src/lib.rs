@@ -5,13 +5,13 @@
 //! | [`endpoint`] | attach and detach: the socket, the half that control sees |
 //! | [`server`], `detaching` | the export on the data thread: listener, connections, volume |
 //! | `connection`, `negotiation` | one client: its socket, its handshake and deadline |
-//! | [`handshake`] | options and their answers, as a state machine of bytes |
 //! | `transmission` | a client's requests, one after the other, cut into pieces for the volume |
 //! | `piece`, `replies` | what the volume is asked for; what the client is answered |
 //! | `receiver`, `sender` | bytes from and to the socket |
 //! | `requests`, `cells`, `memory`, [`layout`] | what is in flight, and where its data lies |
-//! | [`request`], [`wire`] | headers of requests and replies; the protocol's numbers |
-//! | [`config`], [`metrics`] | what is offered and how much may be asked for; figures |
+//! | [`config`], [`metrics`] | how a volume is attached and how much may be asked for; figures |
+//!
+//! What the bytes mean, `archipelago-nbd-protocol` knows.
 //!
 //! One design decision: sockets are served by the data thread itself, with calls that never wait, because a thread between socket
 //! and volume would cost each request two wake-ups. Each connection has a region of its own that the blocker sees: data of a write
@@ -33,7 +33,6 @@ pub mod config;
 mod connection;
 mod detaching;
 pub mod endpoint;
-pub mod handshake;
 pub mod layout;
 mod memory;
 pub mod metrics;
@@ -41,13 +40,11 @@ mod negotiation;
 mod piece;
 mod receiver;
 mod replies;
-pub mod request;
 mod requests;
 mod sender;
 pub mod server;
 mod shared;
 mod transmission;
-pub mod wire;
 
 pub use config::AttachConfig;
 pub use endpoint::Endpoint;

@@ -2,8 +2,8 @@
 
 use archipelago_endpoint::counters;
 
-use crate::request::Command;
-use crate::wire::Errno;
+use archipelago_nbd_protocol::request::Command;
+use archipelago_nbd_protocol::wire::Errno;
 
 counters! {
     /// Connections in their transmission now.

@@ -4,8 +4,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use crate::handshake::{Broken, Handshake, Offer, Progress};
-use crate::request::Terms;
+use archipelago_nbd_protocol::handshake::{Broken, Handshake, Progress};
+use archipelago_nbd_protocol::offer::Offer;
+use archipelago_nbd_protocol::request::Terms;
 
 /// Bytes received in one turn at most: several options, and few of those that are skipped.
 const BYTES_PER_TURN: usize = 16 << 10;
@@ -82,7 +83,12 @@ impl Negotiation {
                 }
             }
             match self.outcome {
-                Progress::Continues => {}
+                // A server of one export has answered at once.
+                Progress::Continues
+                | Progress::Names
+                | Progress::Described
+                | Progress::Chosen
+                | Progress::StartTls => {}
                 Progress::Agreed(terms) => return Negotiated::Agreed(terms),
                 Progress::Aborted => return Negotiated::Ended(None),
             }
@@ -107,7 +113,7 @@ impl Negotiation {
                 }
             }
             if self.input.len() == wants {
-                match self.handshake.take(&self.input, offer) {
+                match self.handshake.take_with(&self.input, offer) {
                     Ok(outcome) => self.outcome = outcome,
                     Err(broken) => return Negotiated::Ended(Some(broken)),
                 }

@@ -1,9 +1,11 @@
 //! Pieces of requests: what the volume is asked for, and whom its answer is for.
 
+use archipelago_endpoint::NotServed;
+use archipelago_nbd_protocol::wire::Errno;
 use archipelago_protocol::volume::VolumeOp;
 
-use crate::cells::Range;
-use crate::request::Command;
+use archipelago_nbd_protocol::pieces::Range;
+use archipelago_nbd_protocol::request::Command;
 
 /// A part of a request, for the volume.
 #[derive(Debug, Clone, Copy)]
@@ -54,4 +56,12 @@ pub(crate) fn operation(command: Command) -> Option<VolumeOp> {
         Command::BlockStatus { .. } => VolumeOp::BlockStatus,
         Command::Disconnect | Command::Cache => return None,
     })
+}
+
+/// What a client gets while the volume is not served.
+pub(crate) fn not_served(why: NotServed) -> Errno {
+    match why {
+        NotServed::NoSpace => Errno::NoSpc,
+        NotServed::NotOpen => Errno::Io,
+    }
 }

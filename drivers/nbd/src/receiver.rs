@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::layout::{INPUT_AT, INPUT_LEN, SCRAP_AT, SCRAP_LEN, cell_at};
 use crate::memory::Memory;
-use crate::request::HEADER_LEN;
+use archipelago_nbd_protocol::request::HEADER_LEN;
 
 /// A cell that is being filled.
 #[derive(Debug, Clone, Copy)]

@@ -2,12 +2,16 @@
 
 use archipelago_protocol::status::{STATUS_PAGE_MAX, StatusPage};
 
-use crate::cells::{CellList, Cells, Range};
+use archipelago_nbd_protocol::pieces::Range;
+
+use crate::cells::{CellList, Cells};
 use crate::layout::cell_at;
 use crate::memory::Memory;
-use crate::request::{Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, errno, extent};
 use crate::sender::{Data, Sender};
-use crate::wire::Errno;
+use archipelago_nbd_protocol::request::{
+    Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, errno, extent,
+};
+use archipelago_nbd_protocol::wire::Errno;
 
 /// The replies of a connection: whatever a cell holds is sent, or the cell is free.
 pub(crate) struct Replies<'a> {

@@ -1,15 +1,11 @@
-//! The requests of a connection that are not answered, and how they are cut into pieces.
-//!
-//! A request of data has a piece for each cell of its data; a range of zeros has one for each [`RANGE_MAX`] of it; a flush has
-//! one, and so has a question for block status, which may be answered for less than it asks. A request is answered when all its pieces are done.
+//! The requests of a connection that are not answered. A request is answered when all its pieces are done.
 
-use crate::cells::{CellList, Range};
-use crate::layout::{CELL_LEN, REQUESTS};
-use crate::request::{Command, Header};
-use crate::wire::Errno;
+use archipelago_nbd_protocol::pieces::{Pieces, Range};
 
-/// Bytes of a range that are given to the volume at once, so that one request is a bounded amount of work for the mapper.
-const RANGE_MAX: u32 = 1 << 30;
+use crate::cells::CellList;
+use crate::layout::REQUESTS;
+use archipelago_nbd_protocol::request::{Command, Header};
+use archipelago_nbd_protocol::wire::Errno;
 
 /// A request in flight.
 #[derive(Debug)]
@@ -17,12 +13,7 @@ pub(crate) struct Request {
     pub(crate) command: Command,
     /// What the client names it by.
     pub(crate) cookie: u64,
-    offset: u64,
-    len: u32,
-    /// Bytes that pieces cover; for a flush, 0.
-    cut: u32,
-    /// Whether every piece is made.
-    is_cut: bool,
+    pieces: Pieces,
     /// Pieces that are not done.
     open: u32,
     failed: Option<Errno>,
@@ -35,10 +26,7 @@ impl Request {
         Request {
             command,
             cookie: header.cookie,
-            offset: header.offset,
-            len: header.len,
-            cut: 0,
-            is_cut: false,
+            pieces: Pieces::new(command, header.offset, header.len),
             open: 0,
             failed: None,
             cells: CellList::default(),
@@ -47,33 +35,18 @@ impl Request {
 
     /// Bytes that it is about.
     pub(crate) fn len(&self) -> u32 {
-        self.len
+        self.pieces.request_len()
     }
 
     /// The range of the piece that is made next; `None`: all are.
     pub(crate) fn next_range(&self) -> Option<Range> {
-        let max = match self.command {
-            _ if self.is_cut => return None,
-            Command::Flush => return Some(Range { offset: 0, len: 0 }),
-            Command::Read | Command::Write { .. } => CELL_LEN,
-            Command::BlockStatus { .. } => u32::MAX,
-            _ => RANGE_MAX,
-        };
-        Some(Range {
-            offset: self.offset + u64::from(self.cut),
-            len: (self.len - self.cut).min(max),
-        })
+        self.pieces.next_range()
     }
 
     /// The piece of [`Request::next_range`] is made.
     pub(crate) fn cut(&mut self) {
-        let Some(range) = self.next_range() else {
-            debug_assert!(false, "a piece more than there are");
-            return;
-        };
         self.open += 1;
-        self.cut += range.len;
-        self.is_cut = self.cut == self.len || self.command == Command::Flush;
+        self.pieces.cut();
     }
 
     /// A piece is done.
@@ -85,7 +58,7 @@ impl Request {
 
     /// Whether every piece is made and done.
     pub(crate) fn is_done(&self) -> bool {
-        self.is_cut && self.open == 0
+        self.pieces.are_cut() && self.open == 0
     }
 
     /// What it is answered.
@@ -145,58 +118,31 @@ impl Requests {
 
 #[cfg(test)]
 mod tests {
+    use archipelago_nbd_protocol::offer::PIECE_MAX;
+
     use super::*;
 
-    fn ranges(command: Command, len: u32) -> Vec<Range> {
+    #[test]
+    fn a_request_is_done_when_all_its_pieces_are_and_reports_the_first_error() {
         let header = Header {
             flags: 0,
             command: 0,
             cookie: 1,
             offset: 4096,
-            len,
+            len: 3 * PIECE_MAX,
         };
-        let mut request = Request::new(command, &header);
-        let ranges = std::iter::from_fn(|| {
-            let range = request.next_range()?;
+        let mut request = Request::new(Command::Read, &header);
+        for _ in 0..3 {
+            assert!(request.next_range().is_some());
             request.cut();
             assert!(!request.is_done());
-            Some(range)
-        });
-        let ranges: Vec<Range> = ranges.collect();
-        for piece in 0..ranges.len() {
-            let result = if piece == 0 {
-                Err(Errno::NoSpc)
-            } else {
-                Ok(())
-            };
+        }
+        for result in [Ok(()), Err(Errno::NoSpc), Err(Errno::Io)] {
+            assert!(!request.is_done());
             request.piece_done(result);
         }
         assert!(request.is_done());
         assert_eq!(request.result(), Err(Errno::NoSpc));
-        ranges
-    }
-
-    #[test]
-    fn pieces_cover_the_range_and_a_flush_has_one() {
-        let range = |offset, len| Range { offset, len };
-        let cell = u64::from(CELL_LEN);
-        assert_eq!(
-            ranges(Command::Read, 2 * CELL_LEN + 512),
-            [
-                range(4096, CELL_LEN),
-                range(4096 + cell, CELL_LEN),
-                range(4096 + 2 * cell, 512)
-            ]
-        );
-        assert_eq!(
-            ranges(Command::Write { durable: true }, 512),
-            [range(4096, 512)]
-        );
-        assert_eq!(ranges(Command::Flush, 0), [range(0, 0)]);
-        let trim = ranges(Command::Trim { durable: false }, u32::MAX - 511);
-        assert_eq!(trim.len(), 4);
-        let sum: u64 = trim.iter().map(|range| u64::from(range.len)).sum();
-        assert_eq!(sum, u64::from(u32::MAX - 511));
     }
 
     #[test]

@@ -18,13 +18,13 @@ use tracing::{info, warn};
 use crate::config::{AttachConfig, CONNECT_INTERVAL, CONNECTIONS_MAX, CONNECTS};
 use crate::connection::{Connection, Stage};
 use crate::detaching::Detaching;
-use crate::handshake::Offer;
 use crate::memory::Memory;
 use crate::negotiation::Negotiated;
 use crate::piece::Cookie;
-use crate::request::Terms;
 use crate::shared::{DetachRequest, Shared};
 use crate::transmission::Transmission;
+use archipelago_nbd_protocol::offer::Offer;
+use archipelago_nbd_protocol::request::Terms;
 
 /// Marks of the descriptors that are no connections.
 const MARK_LISTENER: u8 = 62;
@@ -268,7 +268,6 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
             name: &self.config.export,
             size: self.shared.size(),
             read_only: self.config.volume.read_only,
-            flags: [self.config.flags(false), self.config.flags(true)],
         };
         let mut broken = None;
         match negotiation.poll(&connection.socket, &offer) {

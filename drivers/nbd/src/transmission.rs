@@ -24,13 +24,13 @@ use crate::cells::{Cells, NONE};
 use crate::layout::{CELLS, CELLS_SHARED, REQUESTS, cell_at};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::piece::{Cookie, Piece, operation};
+use crate::piece::{Cookie, Piece, not_served, operation};
 use crate::receiver::{Filling, Received, Receiver, Target};
 use crate::replies::Replies;
-use crate::request::{Command, Done, Header, Terms, Violation, errno};
 use crate::requests::Requests;
 use crate::sender::{Sender, Sent};
-use crate::wire::Errno;
+use archipelago_nbd_protocol::request::{Command, Done, Header, Terms, Violation, errno};
+use archipelago_nbd_protocol::wire::Errno;
 
 /// Requests taken, and calls that receive, in one turn of the thread: others are served in between.
 const STEPS_PER_TURN: usize = 16;
@@ -305,7 +305,7 @@ impl Transmission {
         self.receiver.skip_header();
         let checked = match (header.check(&self.terms), service) {
             (Ok(Command::Disconnect), _) => Ok(Command::Disconnect),
-            (Ok(_), Service::Fails(why)) => Err(Errno::from(why)),
+            (Ok(_), Service::Fails(why)) => Err(not_served(why)),
             (checked, _) => checked,
         };
         match checked {
@@ -467,7 +467,7 @@ impl Transmission {
     ) -> bool {
         let submitted = match service {
             Service::Open(handle) => self.give(piece, handle, volume),
-            Service::Fails(why) => Err(Some(why.into())),
+            Service::Fails(why) => Err(Some(not_served(why))),
             Service::NotYet => Err(None),
         };
         match submitted {

@@ -76,7 +76,7 @@ fn nbd_clients() -> Vec<Vec<u8>> {
         [b"IHAVEOPT", &number.to_be_bytes()[..], &len, data].concat()
     };
     let request = |command: u16, flags: u16, offset: u64, len: u32| {
-        let header = archipelago_nbd::request::Header {
+        let header = archipelago_nbd_protocol::request::Header {
             flags,
             command,
             cookie: 7,

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use archipelago_nbd::request::Header;
-use archipelago_nbd::wire::{CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk, option};
+use archipelago_nbd_protocol::request::Header;
+use archipelago_nbd_protocol::wire::{CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk, option};
 
 use crate::host::Host;
 

@@ -1,5 +1,5 @@
-use archipelago_nbd::config::BLOCK_MAX;
 use archipelago_nbd::layout::CELL_LEN;
+use archipelago_nbd_protocol::offer::BLOCK_MAX;
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::VolumeOp;
 

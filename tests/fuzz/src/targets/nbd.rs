@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use archipelago_doubles::memory_volumes::MemoryVolumes;
 use archipelago_endpoint::{Driver, ServedVolume};
 use archipelago_nbd::config::{AttachConfig, HANDSHAKE_MAX};
-use archipelago_nbd::handshake::{Handshake, Offer, Progress};
-use archipelago_nbd::request::{HEADER_LEN, Header, Terms};
 use archipelago_nbd::{Endpoint, Server};
+use archipelago_nbd_protocol::handshake::{Broken, Handshake, Progress, Refusal};
+use archipelago_nbd_protocol::offer::Offer;
+use archipelago_nbd_protocol::request::{HEADER_LEN, Header, Terms};
 use archipelago_protocol::{Lineage, ObjectSize, OnFull};
 
 use super::device::NoWakeups;
@@ -19,33 +20,60 @@ const TURNS: usize = 256;
 /// Output that a handshake may gather: a few replies to each of the options that are answered.
 const OUTPUT_MAX: usize = 64 * 1024;
 
-/// The handshake alone: as fast as bytes come.
+/// The handshake alone, as fast as bytes come: with the one export of a socket, and as a server of several does it, with TLS.
 pub(crate) fn handshake(input: &[u8]) {
     let offer = Offer {
         name: "vm1",
         size: SIZE as u64,
         read_only: false,
-        flags: [1, 1],
     };
-    let mut handshake = Handshake::new();
+    if let Some((left, terms)) = negotiate(Handshake::new(), input, |handshake, bytes| {
+        handshake.take_with(bytes, &offer)
+    }) {
+        requests(left, &terms);
+    }
+    negotiate(Handshake::with_tls(), input, |handshake, bytes| {
+        let progress = handshake.take(bytes)?;
+        match progress {
+            Progress::Names => handshake.list(Ok(["vm1", "vm2"].into_iter())),
+            Progress::Described | Progress::Chosen => {
+                let found = match handshake.name() {
+                    b"" | b"vm1" => Ok(&offer),
+                    _ => Err(Refusal::Policy("in use")),
+                };
+                return handshake.answer(found);
+            }
+            Progress::StartTls => handshake.encrypted(),
+            progress => return Ok(progress),
+        }
+        Ok(Progress::Continues)
+    });
+}
+
+/// The terms that are agreed on, and the bytes behind them.
+fn negotiate(
+    mut handshake: Handshake,
+    input: &[u8],
+    mut take: impl FnMut(&mut Handshake, &[u8]) -> Result<Progress, Broken>,
+) -> Option<(&[u8], Terms)> {
     let mut left = input;
     let mut agreed = None;
     while let Some((now, rest)) = left.split_at_checked(handshake.wants()) {
         left = rest;
-        match handshake.take(now, &offer) {
+        match take(&mut handshake, now) {
             Ok(Progress::Continues) if !now.is_empty() => {}
             Ok(Progress::Agreed(terms)) => {
-                agreed = Some(terms);
+                agreed = Some((left, terms));
                 break;
             }
             Ok(_) | Err(_) => break,
         }
     }
     assert!(handshake.output().len() < OUTPUT_MAX);
-    if let Some(terms) = agreed {
+    if agreed.is_some() {
         assert_eq!(handshake.wants(), 0);
-        requests(left, &terms);
     }
+    agreed
 }
 
 /// What passes the check lies inside the export, in whole sectors.

@@ -1,18 +1,21 @@
-//! The handshake: a state machine of bytes in and bytes out, which knows no socket.
+//! The handshake: a state machine of bytes in and bytes out, which knows no socket and waits for nothing.
 //!
 //! | state | takes | becomes |
 //! |---|---|---|
 //! | Flags | the client's flags | Option |
 //! | Option | the header of an option | Data, or Skip if it is too long |
-//! | Data | the option's data | Option; Over, by `GO`, `EXPORT_NAME` and `ABORT` |
+//! | Data | the option's data | Option; Asked, if the server has to look for an export; Over, by `ABORT` |
+//! | Asked | the server's answer | Option; Over, by `GO` and `EXPORT_NAME` |
 //! | Skip | data that nobody looks at | Option |
 //!
 //! Invariants
-//! - [`Handshake::wants`] never asks for a byte of the transmission, which may follow at once.
+//! - [`Handshake::wants`] never asks for a byte of the transmission, or of TLS, which may follow at once.
 //! - What a client can make the server keep is bounded: [`DATA_MAX`] bytes of an option, and a reply to each of
 //!   [`OPTIONS_MAX`] options.
+//! - Where encryption is required, nothing is said of any export before it, and nothing that was asked before it counts behind it:
+//!   the specification's mode FORCEDTLS.
 
-use crate::config::{BLOCK_MAX, BLOCK_MIN, BLOCK_PREFERRED, NAME_MAX, OPTIONS_MAX};
+use crate::offer::{BLOCK_MAX, BLOCK_MIN, BLOCK_PREFERRED, NAME_MAX, OPTIONS_MAX, Offer};
 use crate::request::Terms;
 use crate::wire::{
     ALLOCATION, ALLOCATION_ID, Fields, MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag,
@@ -48,19 +51,20 @@ pub enum Broken {
     /// `EXPORT_NAME` has no way to say so.
     #[error("there is no export of the name that the client asks for")]
     NoSuchExport,
+    /// `EXPORT_NAME` has no way to say so.
+    #[error("the client asks for an export without the encryption that is required")]
+    NotEncrypted,
 }
 
-/// The export that is offered.
-#[derive(Debug, Clone, Copy)]
-pub struct Offer<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Bytes.
-    pub size: u64,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// Transmission flags, without and with structured replies.
-    pub flags: [u16; 2],
+/// Why a client does not get an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal<'a> {
+    /// There is none of this name.
+    Unknown,
+    /// Not now, or not this client: why.
+    Policy(&'a str),
+    /// The server, or what it serves from, is about to end or is not there: why.
+    Shutdown(&'a str),
 }
 
 /// How far the handshake has come.
@@ -68,29 +72,60 @@ pub struct Offer<'a> {
 pub enum Progress {
     /// More bytes are to come.
     Continues,
+    /// The names of all exports are wanted: [`Handshake::list`].
+    Names,
+    /// The client asks what the export [`Handshake::name`] is: [`Handshake::answer`].
+    Described,
+    /// The client wants to use the export [`Handshake::name`]: [`Handshake::answer`].
+    Chosen,
+    /// TLS begins behind the bytes that are to be sent; the handshake goes on inside, after [`Handshake::encrypted`].
+    StartTls,
     /// The transmission begins behind the bytes that are to be sent.
     Agreed(Terms),
     /// The client has aborted: the connection ends behind the bytes that are to be sent.
     Aborted,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum State {
     Flags,
     Option,
-    Data { option: u32, len: usize },
-    Skip { option: u32, left: u32 },
+    Data {
+        option: u32,
+        len: usize,
+    },
+    /// The data, where the name is: at most [`DATA_MAX`] bytes.
+    Asked {
+        option: u32,
+        data: Vec<u8>,
+    },
+    Skip {
+        option: u32,
+        left: u32,
+    },
     Over,
+}
+
+/// Whether a connection is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encryption {
+    /// It is not, and cannot be.
+    None,
+    /// It has to be.
+    Required,
+    /// It is.
+    Begun,
 }
 
 /// The handshake with one client.
 #[derive(Debug)]
 pub struct Handshake {
     state: State,
+    encryption: Encryption,
     no_zeroes: bool,
     structured: bool,
-    /// `base:allocation` is wanted.
-    block_status: bool,
+    /// The export of which `base:allocation` is wanted.
+    block_status: Option<String>,
     options: u32,
     /// To be sent.
     output: Vec<u8>,
@@ -113,15 +148,25 @@ impl Handshake {
         output.extend(flags.to_be_bytes());
         Handshake {
             state: State::Flags,
+            encryption: Encryption::None,
             no_zeroes: false,
             structured: false,
-            block_status: false,
+            block_status: None,
             options: 0,
             output,
         }
     }
 
-    /// How many bytes [`Handshake::take`] takes next; 0: none any more.
+    /// Begins with the greeting of a server that serves nothing without TLS: the specification's mode FORCEDTLS.
+    #[must_use]
+    pub fn with_tls() -> Self {
+        Handshake {
+            encryption: Encryption::Required,
+            ..Handshake::new()
+        }
+    }
+
+    /// How many bytes [`Handshake::take`] takes next; 0: none any more, or none before the server has answered.
     #[must_use]
     pub fn wants(&self) -> usize {
         match self.state {
@@ -129,7 +174,7 @@ impl Handshake {
             State::Option => OPTION_HEADER_LEN,
             State::Data { len, .. } => len,
             State::Skip { left, .. } => SKIP_AT_ONCE.min(left as usize),
-            State::Over => 0,
+            State::Asked { .. } | State::Over => 0,
         }
     }
 
@@ -142,12 +187,12 @@ impl Handshake {
     ///
     /// # Errors
     /// [`Broken`]: the connection ends.
-    pub fn take(&mut self, bytes: &[u8], offer: &Offer<'_>) -> Result<Progress, Broken> {
+    pub fn take(&mut self, bytes: &[u8]) -> Result<Progress, Broken> {
         debug_assert_eq!(bytes.len(), self.wants());
         match self.state {
             State::Flags => self.flags(bytes)?,
-            State::Option => return self.header(bytes, offer),
-            State::Data { option, .. } => return self.option(option, bytes, offer),
+            State::Option => return self.header(bytes),
+            State::Data { option, .. } => return self.option(option, bytes),
             State::Skip { option, left } => {
                 let taken = u32::try_from(bytes.len()).unwrap_or(left);
                 let left = left.saturating_sub(taken);
@@ -157,9 +202,103 @@ impl Handshake {
                     self.reply(option, option_reply::ERR_TOO_BIG, b"the option is too long");
                 }
             }
-            State::Over => {}
+            State::Asked { .. } | State::Over => {}
         }
         Ok(Progress::Continues)
+    }
+
+    /// As [`Handshake::take`], of a server whose one export is `offer`.
+    ///
+    /// # Errors
+    /// [`Broken`]: the connection ends.
+    pub fn take_with(&mut self, bytes: &[u8], offer: &Offer<'_>) -> Result<Progress, Broken> {
+        match self.take(bytes)? {
+            Progress::Names => {
+                self.list(Ok([offer.name].into_iter()));
+                Ok(Progress::Continues)
+            }
+            Progress::Described | Progress::Chosen => {
+                let found = match offer.is_called(self.name()) {
+                    true => Ok(offer),
+                    false => Err(Refusal::Unknown),
+                };
+                self.answer(found)
+            }
+            progress => Ok(progress),
+        }
+    }
+
+    /// The name of the export that the server is asked for; empty: the default one.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        let State::Asked { option, data } = &self.state else {
+            return &[];
+        };
+        let name = match *option {
+            option::EXPORT_NAME => Some(data.as_slice()),
+            option::INFO | option::GO => parse_info(data).map(|(name, _)| name),
+            _ => parse_contexts(data).map(|(name, _)| name),
+        };
+        name.unwrap_or_default()
+    }
+
+    /// The answer to [`Progress::Names`]: the names of the exports, or why not.
+    pub fn list<'n>(&mut self, names: Result<impl Iterator<Item = &'n str>, Refusal<'_>>) {
+        let State::Asked { option, .. } = std::mem::replace(&mut self.state, State::Option) else {
+            return;
+        };
+        match names {
+            Ok(names) => {
+                for name in names {
+                    let len = u32::try_from(name.len()).expect("at most NAME_MAX");
+                    self.reply_parts(
+                        option,
+                        option_reply::SERVER,
+                        &[&len.to_be_bytes(), name.as_bytes()],
+                    );
+                }
+                self.reply(option, option_reply::ACK, &[]);
+            }
+            Err(why) => self.refuse(option, why),
+        }
+    }
+
+    /// The answer to [`Progress::Described`] and [`Progress::Chosen`]: the export, or why not.
+    ///
+    /// # Errors
+    /// [`Broken`]: the connection ends.
+    pub fn answer(&mut self, found: Result<&Offer<'_>, Refusal<'_>>) -> Result<Progress, Broken> {
+        let state = std::mem::replace(&mut self.state, State::Option);
+        let State::Asked { option, data } = state else {
+            self.state = state;
+            return Ok(Progress::Continues);
+        };
+        let offer = match found {
+            Ok(offer) => offer,
+            Err(_) if option == option::EXPORT_NAME => return Err(Broken::NoSuchExport),
+            Err(why) => {
+                self.refuse(option, why);
+                return Ok(Progress::Continues);
+            }
+        };
+        match option {
+            option::EXPORT_NAME => Ok(self.begin_by_name(offer)),
+            option::INFO | option::GO => {
+                let wanted = parse_info(&data).map_or(Wanted(&[]), |(_, wanted)| wanted);
+                Ok(self.describe(option, wanted, offer))
+            }
+            _ => {
+                if let Some((_, queries)) = parse_contexts(&data) {
+                    self.contexts(option, queries, offer);
+                }
+                Ok(Progress::Continues)
+            }
+        }
+    }
+
+    /// TLS has begun: from now on the client's bytes come out of it.
+    pub fn encrypted(&mut self) {
+        self.encryption = Encryption::Begun;
     }
 
     fn flags(&mut self, bytes: &[u8]) -> Result<(), Broken> {
@@ -173,7 +312,7 @@ impl Handshake {
         Ok(())
     }
 
-    fn header(&mut self, bytes: &[u8], offer: &Offer<'_>) -> Result<Progress, Broken> {
+    fn header(&mut self, bytes: &[u8]) -> Result<Progress, Broken> {
         let mut fields = Fields(bytes);
         let magic = fields.u64().unwrap_or(0);
         if magic != OPTION_MAGIC {
@@ -186,7 +325,7 @@ impl Handshake {
         let option = fields.u32().unwrap_or(0);
         let len = fields.u32().unwrap_or(0);
         self.state = match usize::try_from(len).unwrap_or(usize::MAX) {
-            0 => return self.option(option, &[], offer),
+            0 => return self.option(option, &[]),
             len if len <= DATA_MAX => State::Data { option, len },
             _ if len <= SKIP_MAX && option != option::EXPORT_NAME => {
                 State::Skip { option, left: len }
@@ -196,37 +335,61 @@ impl Handshake {
         Ok(Progress::Continues)
     }
 
-    fn option(&mut self, option: u32, data: &[u8], offer: &Offer<'_>) -> Result<Progress, Broken> {
+    fn option(&mut self, option: u32, data: &[u8]) -> Result<Progress, Broken> {
         self.state = State::Option;
+        if self.encryption == Encryption::Required {
+            match option {
+                option::STARTTLS | option::ABORT => {}
+                option::EXPORT_NAME => return Err(Broken::NotEncrypted),
+                _ => {
+                    let why = b"this server serves nothing without TLS";
+                    self.reply(option, option_reply::ERR_TLS_REQD, why);
+                    return Ok(Progress::Continues);
+                }
+            }
+        }
         match option {
-            option::EXPORT_NAME => return self.export_name(data, offer),
+            option::EXPORT_NAME => return Ok(self.ask(option, data, Progress::Chosen)),
             option::ABORT => {
                 self.reply(option, option_reply::ACK, &[]);
                 self.state = State::Over;
                 return Ok(Progress::Aborted);
             }
-            option::LIST if data.is_empty() => {
-                let len = u32::try_from(offer.name.len()).expect("at most NAME_MAX");
-                let mut server = len.to_be_bytes().to_vec();
-                server.extend(offer.name.as_bytes());
-                self.reply(option, option_reply::SERVER, &server);
-                self.reply(option, option_reply::ACK, &[]);
-            }
-            option::INFO | option::GO => return Ok(self.info(option, data, offer)),
+            option::LIST if data.is_empty() => return Ok(self.ask(option, data, Progress::Names)),
+            option::INFO | option::GO => return Ok(self.info(option, data)),
             option::STRUCTURED_REPLY if data.is_empty() => {
                 self.structured = true;
                 self.reply(option, option_reply::ACK, &[]);
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-                self.contexts(option, data, offer);
+                return Ok(self.context_option(option, data));
+            }
+            option::STARTTLS if self.encryption == Encryption::Required && data.is_empty() => {
+                self.reply(option, option_reply::ACK, &[]);
+                return Ok(Progress::StartTls);
+            }
+            option::STARTTLS if self.encryption == Encryption::Begun => {
+                let why = b"the connection is encrypted already";
+                self.reply(option, option_reply::ERR_INVALID, why);
             }
             option::LIST | option::STRUCTURED_REPLY => {
+                let why = b"the option has no data";
+                self.reply(option, option_reply::ERR_INVALID, why);
+            }
+            option::STARTTLS if self.encryption == Encryption::Required => {
                 let why = b"the option has no data";
                 self.reply(option, option_reply::ERR_INVALID, why);
             }
             _ => self.reply(option, option_reply::ERR_UNSUP, &[]),
         }
         Ok(Progress::Continues)
+    }
+
+    /// Has the server answer.
+    fn ask(&mut self, option: u32, data: &[u8], question: Progress) -> Progress {
+        let data = data.to_vec();
+        self.state = State::Asked { option, data };
+        question
     }
 
     /// Ends the handshake: the export is this one from now on.
@@ -236,35 +399,36 @@ impl Handshake {
             size: offer.size,
             read_only: offer.read_only,
             structured: self.structured,
-            block_status: self.block_status,
+            // A selection for another export counts for nothing.
+            block_status: self.block_status.as_deref() == Some(offer.name),
         })
     }
 
-    fn export_name(&mut self, name: &[u8], offer: &Offer<'_>) -> Result<Progress, Broken> {
-        if !offer.is_called(name) {
-            return Err(Broken::NoSuchExport);
-        }
+    fn begin_by_name(&mut self, offer: &Offer<'_>) -> Progress {
         self.output.extend(offer.size.to_be_bytes());
-        let flags = offer.flags[usize::from(self.structured)];
+        let flags = offer.flags(self.structured);
         self.output.extend(flags.to_be_bytes());
         if !self.no_zeroes {
             self.output.extend([0; ZEROES]);
         }
-        Ok(self.agree(offer))
+        self.agree(offer)
     }
 
-    fn info(&mut self, option: u32, data: &[u8], offer: &Offer<'_>) -> Progress {
-        let Some((name, wanted)) = parse_info(data) else {
+    fn info(&mut self, option: u32, data: &[u8]) -> Progress {
+        if parse_info(data).is_none() {
             let why = b"the data of the option is not a name and a list of information requests";
             self.reply(option, option_reply::ERR_INVALID, why);
             return Progress::Continues;
-        };
-        if !offer.is_called(name) {
-            let why = b"there is no export of this name";
-            self.reply(option, option_reply::ERR_UNKNOWN, why);
-            return Progress::Continues;
         }
-        let flags = offer.flags[usize::from(self.structured)];
+        let question = match option {
+            option::GO => Progress::Chosen,
+            _ => Progress::Described,
+        };
+        self.ask(option, data, question)
+    }
+
+    fn describe(&mut self, option: u32, wanted: Wanted<'_>, offer: &Offer<'_>) -> Progress {
+        let flags = offer.flags(self.structured);
         let size = offer.size.to_be_bytes();
         self.info_reply(option, info::EXPORT, &[&size, &flags.to_be_bytes()]);
         let sizes = [BLOCK_MIN, BLOCK_PREFERRED, BLOCK_MAX].map(u32::to_be_bytes);
@@ -287,25 +451,27 @@ impl Handshake {
         }
     }
 
-    /// Lists or selects metadata contexts: there is one.
-    fn contexts(&mut self, option: u32, data: &[u8], offer: &Offer<'_>) {
-        let selects = option == option::SET_META_CONTEXT;
-        if selects {
+    fn context_option(&mut self, option: u32, data: &[u8]) -> Progress {
+        if option == option::SET_META_CONTEXT {
             // Each selection replaces the one before, also one that fails.
-            self.block_status = false;
+            self.block_status = None;
             if !self.structured {
                 let why = b"metadata contexts come with structured replies";
-                return self.reply(option, option_reply::ERR_INVALID, why);
+                self.reply(option, option_reply::ERR_INVALID, why);
+                return Progress::Continues;
             }
         }
-        let Some((name, queries)) = parse_contexts(data) else {
+        if parse_contexts(data).is_none() {
             let why = b"the data of the option is not a name and a list of queries";
-            return self.reply(option, option_reply::ERR_INVALID, why);
-        };
-        if !offer.is_called(name) {
-            let why = b"there is no export of this name";
-            return self.reply(option, option_reply::ERR_UNKNOWN, why);
+            self.reply(option, option_reply::ERR_INVALID, why);
+            return Progress::Continues;
         }
+        self.ask(option, data, Progress::Described)
+    }
+
+    /// Lists or selects metadata contexts: there is one.
+    fn contexts(&mut self, option: u32, queries: Queries<'_>, offer: &Offer<'_>) {
+        let selects = option == option::SET_META_CONTEXT;
         // A list without queries is that of all contexts, a selection without them selects none.
         let found = match (selects, queries.count) {
             (false, 0) => true,
@@ -313,38 +479,46 @@ impl Handshake {
             (false, _) => queries.any(|query| query == ALLOCATION.as_bytes() || query == b"base:"),
         };
         if found {
-            self.block_status |= selects;
+            if selects {
+                self.block_status = Some(offer.name.to_owned());
+            }
             let id = match selects {
                 true => ALLOCATION_ID,
                 // Reserved in a list.
                 false => 0,
             };
-            let context = [&id.to_be_bytes(), ALLOCATION.as_bytes()].concat();
-            self.reply(option, option_reply::META_CONTEXT, &context);
+            let parts: [&[u8]; 2] = [&id.to_be_bytes(), ALLOCATION.as_bytes()];
+            self.reply_parts(option, option_reply::META_CONTEXT, &parts);
         }
         self.reply(option, option_reply::ACK, &[]);
     }
 
+    fn refuse(&mut self, option: u32, why: Refusal<'_>) {
+        let (kind, text) = match why {
+            Refusal::Unknown => (option_reply::ERR_UNKNOWN, "there is no export of this name"),
+            Refusal::Policy(text) => (option_reply::ERR_POLICY, text),
+            Refusal::Shutdown(text) => (option_reply::ERR_SHUTDOWN, text),
+        };
+        self.reply(option, kind, text.as_bytes());
+    }
+
     fn info_reply(&mut self, option: u32, kind: u16, parts: &[&[u8]]) {
-        let mut data = kind.to_be_bytes().to_vec();
-        parts.iter().for_each(|part| data.extend(*part));
+        let data = [&kind.to_be_bytes()[..], &parts.concat()].concat();
         self.reply(option, option_reply::INFO, &data);
     }
 
     fn reply(&mut self, option: u32, kind: u32, data: &[u8]) {
+        self.reply_parts(option, kind, &[data]);
+    }
+
+    fn reply_parts(&mut self, option: u32, kind: u32, parts: &[&[u8]]) {
         self.output.extend(OPTION_REPLY_MAGIC.to_be_bytes());
         self.output.extend(option.to_be_bytes());
         self.output.extend(kind.to_be_bytes());
-        let len = u32::try_from(data.len()).expect("replies are shorter than the longest name");
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let len = u32::try_from(len).expect("replies are shorter than the longest name");
         self.output.extend(len.to_be_bytes());
-        self.output.extend(data);
-    }
-}
-
-impl Offer<'_> {
-    /// Whether `name` is the export: its own name, or none at all, which is the default export.
-    fn is_called(&self, name: &[u8]) -> bool {
-        name.is_empty() || name == self.name.as_bytes()
+        parts.iter().for_each(|part| self.output.extend(*part));
     }
 }
 

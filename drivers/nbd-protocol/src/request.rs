@@ -1,11 +1,9 @@
 //! Requests and the headers of their replies, as bytes. Pure functions of bytes: fuzzed and tested without a socket.
 
-use archipelago_endpoint::NotServed;
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::status::BlockState;
 
-use crate::config::{BLOCK_MAX, BLOCK_MIN};
-use crate::layout::CELL_LEN;
+use crate::offer::{BLOCK_MAX, BLOCK_MIN, PIECE_MAX};
 pub use crate::wire::HEADER_LEN;
 use crate::wire::REPLY_HEADER_MAX;
 use crate::wire::{
@@ -78,7 +76,8 @@ impl Header {
     }
 
     /// Whether it is answered in chunks under `terms`, errors too.
-    pub(crate) fn is_answered_in_chunks(&self, terms: &Terms) -> bool {
+    #[must_use]
+    pub fn is_answered_in_chunks(&self, terms: &Terms) -> bool {
         terms.structured && matches!(self.command, command::READ | command::BLOCK_STATUS)
     }
 
@@ -116,7 +115,7 @@ impl Header {
                 if self.len > BLOCK_MAX {
                     return Err(Errno::Inval);
                 }
-                if has(command_flag::DF) && self.len > CELL_LEN {
+                if has(command_flag::DF) && self.len > PIECE_MAX {
                     return Err(Errno::Overflow);
                 }
                 Ok(Command::Read)
@@ -236,20 +235,12 @@ pub fn errno(code: ErrorCode) -> Errno {
     }
 }
 
-impl From<NotServed> for Errno {
-    fn from(why: NotServed) -> Errno {
-        match why {
-            NotServed::NoSpace => Errno::NoSpc,
-            NotServed::NotOpen => Errno::Io,
-        }
-    }
-}
-
 /// Bytes of an extent: its length and its flags.
-pub(crate) const EXTENT_LEN: u32 = 8;
+pub const EXTENT_LEN: u32 = 8;
 
 /// An extent of `base:allocation`.
-pub(crate) fn extent(len: u32, state: BlockState) -> [u8; EXTENT_LEN as usize] {
+#[must_use]
+pub fn extent(len: u32, state: BlockState) -> [u8; EXTENT_LEN as usize] {
     let flags = match state {
         BlockState::Hole => extent_flag::HOLE | extent_flag::ZERO,
         BlockState::Data => 0,
@@ -263,14 +254,15 @@ pub(crate) fn extent(len: u32, state: BlockState) -> [u8; EXTENT_LEN as usize] {
 
 /// The header of a reply.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ReplyHeader {
+pub struct ReplyHeader {
     bytes: [u8; REPLY_HEADER_MAX],
     len: usize,
 }
 
 impl ReplyHeader {
     /// A simple reply; the data of a read follows a success.
-    pub(crate) fn simple(cookie: u64, result: Result<(), Errno>) -> ReplyHeader {
+    #[must_use]
+    pub fn simple(cookie: u64, result: Result<(), Errno>) -> ReplyHeader {
         ReplyHeader::with(|put| {
             put.bytes(&SIMPLE_REPLY_MAGIC.to_be_bytes());
             put.bytes(
@@ -283,7 +275,8 @@ impl ReplyHeader {
     }
 
     /// A chunk with `len` bytes of data, which follow, at `offset`.
-    pub(crate) fn data(cookie: u64, done: Done, offset: u64, len: u32) -> ReplyHeader {
+    #[must_use]
+    pub fn data(cookie: u64, done: Done, offset: u64, len: u32) -> ReplyHeader {
         ReplyHeader::with(|put| {
             put.chunk(cookie, done, chunk::OFFSET_DATA, 8 + len);
             put.bytes(&offset.to_be_bytes());
@@ -291,7 +284,8 @@ impl ReplyHeader {
     }
 
     /// A chunk with so many extents of `base:allocation`, which follow.
-    pub(crate) fn extents(cookie: u64, count: u32) -> ReplyHeader {
+    #[must_use]
+    pub fn extents(cookie: u64, count: u32) -> ReplyHeader {
         ReplyHeader::with(|put| {
             put.chunk(
                 cookie,
@@ -304,12 +298,14 @@ impl ReplyHeader {
     }
 
     /// A chunk with nothing.
-    pub(crate) fn nothing(cookie: u64) -> ReplyHeader {
+    #[must_use]
+    pub fn nothing(cookie: u64) -> ReplyHeader {
         ReplyHeader::with(|put| put.chunk(cookie, Done::Yes, chunk::NONE, 0))
     }
 
     /// A chunk that says that the request has failed.
-    pub(crate) fn error(cookie: u64, errno: Errno) -> ReplyHeader {
+    #[must_use]
+    pub fn error(cookie: u64, errno: Errno) -> ReplyHeader {
         ReplyHeader::with(|put| {
             put.chunk(cookie, Done::Yes, chunk::ERROR, 6);
             put.bytes(&(errno as u32).to_be_bytes());
@@ -318,7 +314,8 @@ impl ReplyHeader {
     }
 
     /// A chunk that says that what begins at `offset` could not be read.
-    pub(crate) fn error_at(cookie: u64, done: Done, errno: Errno, offset: u64) -> ReplyHeader {
+    #[must_use]
+    pub fn error_at(cookie: u64, done: Done, errno: Errno, offset: u64) -> ReplyHeader {
         ReplyHeader::with(|put| {
             put.chunk(cookie, done, chunk::ERROR_OFFSET, 14);
             put.bytes(&(errno as u32).to_be_bytes());
@@ -335,15 +332,19 @@ impl ReplyHeader {
         ReplyHeader { bytes, len }
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// The header as it is sent.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 }
 
 /// Whether a chunk is the last one of its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Done {
+pub enum Done {
+    /// It is.
     Yes,
+    /// More follow.
     No,
 }
 

@@ -54,8 +54,8 @@ fn requests_that_cannot_be_right_get_the_errors_of_the_specification() {
     for (command, flags, offset, len, expected) in [
         (command::READ, 0, 0, 512, Ok(Command::Read)),
         (command::READ, FUA, size, 0, Ok(Command::Read)),
-        (command::READ, DF, 0, CELL_LEN, Ok(Command::Read)),
-        (command::READ, DF, 0, CELL_LEN + 512, Err(Errno::Overflow)),
+        (command::READ, DF, 0, PIECE_MAX, Ok(Command::Read)),
+        (command::READ, DF, 0, PIECE_MAX + 512, Err(Errno::Overflow)),
         (command::READ, 0, 1, 512, Err(Errno::Inval)),
         (command::READ, 0, 0, 511, Err(Errno::Inval)),
         (command::READ, 0, size, 512, Err(Errno::Inval)),

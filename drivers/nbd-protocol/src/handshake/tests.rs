@@ -6,7 +6,6 @@ const OFFER: Offer<'_> = Offer {
     name: "vm1",
     size: 1 << 20,
     read_only: false,
-    flags: [0x0101, 0x0181],
 };
 
 /// Feeds `input` as it is asked for.
@@ -19,7 +18,7 @@ fn feed(handshake: &mut Handshake, mut input: &[u8]) -> Result<Progress, Broken>
         if now.is_empty() {
             break;
         }
-        progress = handshake.take(now, &OFFER)?;
+        progress = handshake.take_with(now, &OFFER)?;
         input = rest;
     }
     Ok(progress)
@@ -92,9 +91,9 @@ fn go_describes_the_export_and_begins_the_transmission() {
         assert_eq!(agreed, Progress::Agreed(terms));
         assert_eq!(handshake.wants(), 0, "what follows is the transmission's");
         let sent = replies(&mut handshake);
-        let flags = if structured { 0x81 } else { 1 };
+        let [high, low] = OFFER.flags(structured).to_be_bytes();
         let expected: [(u32, u32, Vec<u8>); 5] = [
-            (7, 3, vec![0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, flags]),
+            (7, 3, vec![0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, high, low]),
             (7, 3, vec![0, 3, 0, 0, 2, 0, 0, 0, 0x10, 0, 2, 0, 0, 0]),
             (7, 3, b"\0\x01vm1".to_vec()),
             (7, 3, b"\0\x02vm1 of Archipelago, read-write".to_vec()),
@@ -179,7 +178,7 @@ fn the_allocation_is_listed_and_selected_with_structured_replies_only() {
     feed(&mut handshake, &option(10, &exact)).unwrap();
     let context = [&[0, 0, 0, 1][..], b"base:allocation"].concat();
     assert_eq!(replies(&mut handshake), [(10, 4, context), (10, 1, vec![])]);
-    assert!(handshake.block_status);
+    assert_eq!(handshake.block_status.as_deref(), Some("vm1"));
     for (data, expected) in [
         (queries(b"", &[]), vec![1]),
         (queries(b"", &[b"base:"]), vec![1]),
@@ -187,10 +186,10 @@ fn the_allocation_is_listed_and_selected_with_structured_replies_only() {
         (exact[..exact.len() - 1].to_vec(), vec![error(3)]),
         ([&exact[..], &[0]].concat(), vec![error(3)]),
     ] {
-        handshake.block_status = true;
+        handshake.block_status = Some("vm1".to_owned());
         assert_eq!(kinds(&mut handshake, 10, &data), expected);
         assert!(
-            !handshake.block_status,
+            handshake.block_status.is_none(),
             "a selection replaces the one before"
         );
     }
@@ -202,7 +201,8 @@ fn export_name_answers_without_a_reply_of_its_own() {
         let mut handshake = begun(flags);
         let agreed = feed(&mut handshake, &option(1, b"vm1")).unwrap();
         assert!(matches!(agreed, Progress::Agreed(_)));
-        let mut expected = vec![0, 0, 0, 0, 0, 0x10, 0, 0, 1, 1];
+        let mut expected = vec![0, 0, 0, 0, 0, 0x10, 0, 0];
+        expected.extend(OFFER.flags(false).to_be_bytes());
         expected.extend(vec![0; zeroes]);
         assert_eq!(*handshake.output(), expected);
     }
@@ -227,6 +227,92 @@ fn what_makes_no_sense_or_does_not_end_breaks_the_connection() {
     }
     let refused = feed(&mut handshake, &option(3, &[]));
     assert_eq!(refused, Err(Broken::TooMany));
+}
+
+#[test]
+fn nothing_is_said_of_exports_before_encryption_where_it_is_required() {
+    let error = |kind: u32| 1 << 31 | kind;
+    let mut handshake = Handshake::with_tls();
+    handshake.output().clear();
+    feed(&mut handshake, &3_u32.to_be_bytes()).unwrap();
+    for (number, data) in [
+        (3, vec![]),
+        (6, info(b"vm1", &[])),
+        (7, info(b"vm1", &[])),
+        (8, vec![]),
+        (9, queries(b"", &[])),
+        (10, queries(b"", &[b"base:allocation"])),
+        (77, vec![]),
+    ] {
+        let progress = feed(&mut handshake, &option(number, &data));
+        assert_eq!(progress, Ok(Progress::Continues), "{number}");
+        let sent = replies(&mut handshake);
+        assert_eq!((sent[0].1, sent.len()), (error(5), 1), "{number}");
+    }
+    let refused = feed(&mut handshake, &option(5, &[0]));
+    assert_eq!(refused, Ok(Progress::Continues));
+    assert_eq!(replies(&mut handshake)[0].1, error(3));
+    let begun = feed(&mut handshake, &option(5, &[]));
+    assert_eq!(begun, Ok(Progress::StartTls));
+    assert_eq!(replies(&mut handshake), [(5, 1, vec![])]);
+    handshake.encrypted();
+    feed(&mut handshake, &option(5, &[])).unwrap();
+    assert_eq!(replies(&mut handshake)[0].1, error(3), "once is enough");
+    let go = feed(&mut handshake, &option(7, &info(b"vm1", &[])));
+    let Ok(Progress::Agreed(terms)) = go else {
+        panic!("{go:?}");
+    };
+    assert!(
+        !terms.structured,
+        "what was asked in the clear is forgotten"
+    );
+
+    let mut handshake = Handshake::with_tls();
+    feed(&mut handshake, &3_u32.to_be_bytes()).unwrap();
+    let refused = feed(&mut handshake, &option(1, b"vm1"));
+    assert_eq!(refused, Err(Broken::NotEncrypted));
+}
+
+#[test]
+fn a_server_of_several_exports_is_asked_for_each() {
+    let mut handshake = begun(3);
+    let names = handshake.take(&option(3, &[])).unwrap();
+    assert_eq!((names, handshake.wants()), (Progress::Names, 0));
+    handshake.list(Ok(["vm1", "vm2"].into_iter()));
+    let sent = replies(&mut handshake);
+    let server = |name: &str| [&[0, 0, 0, 3], name.as_bytes()].concat();
+    let expected = [(3, 2, server("vm1")), (3, 2, server("vm2")), (3, 1, vec![])];
+    assert_eq!(sent, expected);
+
+    handshake.take(&option(8, &[])).unwrap();
+    let mut ask = |number: u32, data: &[u8], name: &str, found| {
+        let bytes = option(number, data);
+        handshake.take(&bytes[..16]).unwrap();
+        let asked = handshake.take(&bytes[16..]).unwrap();
+        assert_eq!(handshake.name(), name.as_bytes());
+        handshake.output().clear();
+        let answered = handshake.answer(found);
+        (asked, answered, handshake.output().clone())
+    };
+    let selected = queries(b"vm1", &[b"base:allocation"]);
+    let (asked, ..) = ask(10, &selected, "vm1", Ok(&OFFER));
+    assert_eq!(asked, Progress::Described);
+    let why = Refusal::Policy("somebody else writes it");
+    let (asked, answered, sent) = ask(7, &info(b"vm2", &[]), "vm2", Err(why));
+    assert_eq!(
+        (asked, answered),
+        (Progress::Chosen, Ok(Progress::Continues))
+    );
+    assert!(sent.ends_with(b"somebody else writes it"));
+    let other = Offer {
+        name: "vm2",
+        ..OFFER
+    };
+    let (_, answered, _) = ask(7, &info(b"vm2", &[]), "vm2", Ok(&other));
+    let Ok(Progress::Agreed(terms)) = answered else {
+        panic!("{answered:?}");
+    };
+    assert!(!terms.block_status, "it was selected for another export");
 }
 
 proptest! {

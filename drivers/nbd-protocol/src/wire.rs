@@ -16,7 +16,7 @@ pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
 /// Bytes of a request's header.
 pub const HEADER_LEN: usize = 28;
 /// Longest header of a reply: a chunk with an error at an offset.
-pub(crate) const REPLY_HEADER_MAX: usize = 34;
+pub const REPLY_HEADER_MAX: usize = 34;
 
 /// Handshake flags, of the server and, with the same numbers, of the client.
 pub mod handshake_flag {
@@ -58,6 +58,8 @@ pub mod option {
     pub const ABORT: u32 = 2;
     /// Names of the exports.
     pub const LIST: u32 = 3;
+    /// Everything behind its reply is encrypted.
+    pub const STARTTLS: u32 = 5;
     /// What an export is.
     pub const INFO: u32 = 6;
     /// As `INFO`, and begins the transmission.
@@ -82,8 +84,12 @@ pub mod option_reply {
     pub const META_CONTEXT: u32 = 4;
     /// The option is not offered.
     pub const ERR_UNSUP: u32 = ERROR | 1;
+    /// The server does not want to.
+    pub const ERR_POLICY: u32 = ERROR | 2;
     /// The option's data makes no sense.
     pub const ERR_INVALID: u32 = ERROR | 3;
+    /// Only behind `STARTTLS`.
+    pub const ERR_TLS_REQD: u32 = ERROR | 5;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = ERROR | 6;
     /// The server is about to end.
