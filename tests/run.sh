@@ -41,7 +41,7 @@ stage packages tests/install/packages.sh
 stage check tests/check.sh
 # Not a release build: sums that overflow and broken assertions of our own shall be seen.
 stage fuzz-replay cargo test --no-fail-fast --package archipelago-fuzz-tests --test replay
-stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse
+stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp
 stage simulation cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
 # A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
 stage mutants cargo run --release --quiet --package archipelago-mutants -- --quick --trusted

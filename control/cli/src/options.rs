@@ -69,8 +69,44 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+    /// NBD on TCP
+    #[command(subcommand)]
+    Nbd(Nbd),
     /// Look for damage, missing and leaked objects in a pool, served or not
     Doctor(Doctor),
+}
+
+/// Commands of NBD on TCP.
+#[derive(Debug, Subcommand)]
+pub enum Nbd {
+    /// Serve volumes, snapshots and images as NBD exports on TCP, in the foreground until SIGTERM or SIGINT; says when it listens, and where
+    Serve(ServeNbd),
+}
+
+/// Options of `nbd serve`.
+#[derive(Debug, Args)]
+pub struct ServeNbd {
+    /// What to serve, by name; with one name, also the default export. Nothing: whatever a client asks for
+    #[arg(value_name = "NAME")]
+    pub names: Vec<Name>,
+    /// IP address to listen at, and port [default port: 10809]
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub listen: String,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Encrypt: the certificate, and those between it and its authority, PEM; nothing is served without TLS then
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The certificate's key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+    /// Serve only clients with a certificate of one of these authorities, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Serve other hosts without encryption: whoever reaches the port reads and writes
+    #[arg(long, conflicts_with = "tls_certificate")]
+    pub insecure: bool,
 }
 
 /// Options of `mount`.

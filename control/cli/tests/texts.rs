@@ -57,6 +57,7 @@ mod tests {
             "image export",
             "mount",
             "umount",
+            "nbd serve",
             "doctor",
         ];
         for command in commands {

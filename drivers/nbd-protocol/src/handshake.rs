@@ -243,6 +243,9 @@ impl Handshake {
     }
 
     /// The answer to [`Progress::Names`]: the names of the exports, or why not.
+    ///
+    /// # Panics
+    /// If a name has 4 GiB: the caller's mistake.
     pub fn list<'n>(&mut self, names: Result<impl Iterator<Item = &'n str>, Refusal<'_>>) {
         let State::Asked { option, .. } = std::mem::replace(&mut self.state, State::Option) else {
             return;
@@ -250,7 +253,7 @@ impl Handshake {
         match names {
             Ok(names) => {
                 for name in names {
-                    let len = u32::try_from(name.len()).expect("at most NAME_MAX");
+                    let len = u32::try_from(name.len()).expect("names are short");
                     self.reply_parts(
                         option,
                         option_reply::SERVER,

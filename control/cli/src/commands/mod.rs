@@ -3,6 +3,7 @@
 mod doctor;
 mod image;
 mod mount;
+mod nbd;
 mod node;
 mod pool;
 mod program;
@@ -18,7 +19,7 @@ use archipelago_api::types::Done;
 use archipelago_protocol::{Error, ErrorCode};
 use serde::Serialize;
 
-use crate::options::{Command, Init, Options};
+use crate::options::{Command, Init, Nbd, Options};
 use crate::output::Output;
 
 /// Runs the command of `options`; the exit code of what was done, which is not 0 if a check found damage.
@@ -36,6 +37,7 @@ pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
         Command::Image(command) => image::run(command, &client, output),
         Command::Mount(options) => mount::mount(&options, &layout, output),
         Command::Umount { directory } => mount::umount(&directory, output),
+        Command::Nbd(Nbd::Serve(options)) => nbd::serve(options, &layout, output),
         Command::Doctor(options) => {
             return doctor::run(&options, &layout, &client, output);
         }

@@ -1,0 +1,36 @@
+//! The volumes of a node as NBD exports on TCP: a process of its own, a client of the node and of its segment channels.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`server`] | the listening socket, limits, the end |
+//! | [`tls`] | certificates |
+//! | `client` | one client from its connection to its end |
+//! | `negotiation` | a handshake: bytes, its deadline, who answers |
+//! | `exports` | which names there are, what is open and for how many |
+//! | `volume` | an open volume: its channel, its buffers, requests in flight |
+//! | `receiver`, `link`, `requests`, `sender` | a client's requests; where they and their replies wait; replies |
+//!
+//! One design decision: one thread does everything, by tasks that wait for sockets and channels. A request in flight is an entry of a
+//! table, not a task or a thread, and costs no allocation. A client's data waits in memory of its connection and is copied once, between
+//! there and the channel's segment: a buffer of the segment is used only while the volume works on it, so that a client that stalls
+//! keeps nothing from another one.
+//!
+//! All connections of an export share one handle of the volume, opened for the first of them and closed behind the last.
+//!
+//! This crate never knows maps or objects, and opens nothing but by the node's API.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod exports;
+mod link;
+mod negotiation;
+mod receiver;
+mod requests;
+mod sender;
+pub mod server;
+pub mod tls;
+mod volume;
+
+pub use server::{ServeOptions, serve};
+pub use tls::TlsFiles;

@@ -1,0 +1,358 @@
+//! What the two directions of a connection share with its volume: requests in flight, and replies that wait to be sent.
+//!
+//! Invariants
+//! - Each request that was taken is answered once, unless the connection breaks off before.
+//! - Replies that wait, and those that are on their way, have at most [`WAITING_MAX`] bytes together, but for a single read that is
+//!   longer: the receiver asks for room before it asks the volume.
+//! - Data is copied out of a buffer as soon as the volume is done with it, whatever the client does: only the pieces of a read that is
+//!   answered whole wait for each other.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use archipelago_nbd_protocol::pieces::Range;
+use archipelago_nbd_protocol::request::{
+    Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, errno, extent,
+};
+use archipelago_nbd_protocol::wire::{Errno, REPLY_HEADER_MAX};
+use archipelago_protocol::ErrorCode;
+use archipelago_segment::Buffer;
+use tokio::sync::Notify;
+
+use crate::requests::Requests;
+use crate::volume::Volume;
+
+/// Bytes of replies that wait, on their way included.
+const WAITING_MAX: usize = 8 << 20;
+/// Bytes that are kept for the next replies when all are sent.
+const KEPT: usize = 256 << 10;
+/// Longest answer to a question for block status.
+pub(crate) const EXTENTS_MAX: u32 = 64 << 10;
+
+/// Whether the connection takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// What was asked is answered.
+    Finishing,
+    /// Nobody waits for answers.
+    Broken,
+}
+
+struct Replies {
+    phase: Phase,
+    requests: Requests,
+    /// To be sent.
+    waiting: Vec<u8>,
+    /// Bytes on their way.
+    sending: usize,
+    /// Bytes of replies to requests in flight.
+    promised: usize,
+}
+
+impl Replies {
+    fn load(&self) -> usize {
+        self.promised + self.waiting.len() + self.sending
+    }
+}
+
+/// A connection, as its two directions and its volume see it.
+pub(crate) struct Link {
+    pub(crate) terms: Terms,
+    pub(crate) volume: Rc<Volume>,
+    replies: RefCell<Replies>,
+    /// There is something to send.
+    sendable: Notify,
+    /// There is room for another request or reply.
+    room: Notify,
+}
+
+/// Bytes that the reply to a piece of a request may have.
+pub(crate) fn reply_len(command: Command, range: Range) -> usize {
+    let data = match command {
+        Command::Read => range.len,
+        Command::BlockStatus { .. } => EXTENTS_MAX,
+        _ => 0,
+    };
+    REPLY_HEADER_MAX + data as usize
+}
+
+impl Link {
+    pub(crate) fn new(terms: Terms, volume: Rc<Volume>) -> Self {
+        Link {
+            terms,
+            volume,
+            replies: RefCell::new(Replies {
+                phase: Phase::Open,
+                requests: Requests::new(),
+                waiting: Vec::new(),
+                sending: 0,
+                promised: 0,
+            }),
+            sendable: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
+    /// Whether reads of so many pieces are answered by one reply.
+    pub(crate) fn is_whole(&self, command: Command) -> bool {
+        command == Command::Read && !self.terms.structured
+    }
+
+    /// Waits for a place among the requests, and places `header`, which asks for `command`.
+    pub(crate) async fn insert(&self, command: Command, header: &Header) -> u16 {
+        loop {
+            let room = self.room.notified();
+            if let Some(index) = self.replies.borrow_mut().requests.insert(command, header) {
+                return index;
+            }
+            room.await;
+        }
+    }
+
+    /// Waits for room for a reply without data.
+    pub(crate) async fn await_room(&self) {
+        loop {
+            let room = self.room.notified();
+            if self.replies.borrow().load() < WAITING_MAX {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// Waits for room for `len` bytes of replies, which are promised from then on.
+    pub(crate) async fn promise(&self, len: usize) {
+        loop {
+            let room = self.room.notified();
+            {
+                let mut replies = self.replies.borrow_mut();
+                if replies.load() == 0 || replies.load() + len <= WAITING_MAX {
+                    replies.promised += len;
+                    return;
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// The next piece of a request, without cutting it.
+    pub(crate) fn next_range(&self, request: u16) -> Option<Range> {
+        self.replies.borrow_mut().requests.get(request).next_range()
+    }
+
+    /// Cuts the next piece of a request.
+    pub(crate) fn cut(&self, request: u16) -> Option<(u16, Range)> {
+        let mut replies = self.replies.borrow_mut();
+        let whole = self.is_whole(replies.requests.get(request).command);
+        let request = replies.requests.get(request);
+        let cut = request.cut();
+        if whole && cut.is_some() {
+            request.data.push(None);
+        }
+        cut
+    }
+
+    /// To a request that is wrong.
+    pub(crate) fn refuse(&self, header: &Header, errno: Errno) {
+        let reply = match header.is_answered_in_chunks(&self.terms) {
+            true => ReplyHeader::error(header.cookie, errno),
+            false => ReplyHeader::simple(header.cookie, Err(errno)),
+        };
+        self.push(&reply);
+    }
+
+    /// To a request for which there is nothing to do.
+    pub(crate) fn done(&self, header: &Header, command: Command) {
+        let reply = match self.terms.structured && command == Command::Read {
+            true => ReplyHeader::nothing(header.cookie),
+            false => ReplyHeader::simple(header.cookie, Ok(())),
+        };
+        self.push(&reply);
+    }
+
+    fn push(&self, reply: &ReplyHeader) {
+        let mut replies = self.replies.borrow_mut();
+        replies.waiting.extend(reply.bytes());
+        self.sendable.notify_one();
+    }
+
+    /// The volume has answered a piece.
+    pub(crate) fn piece_done(
+        &self,
+        index: u16,
+        piece: u16,
+        range: Range,
+        result: Result<(), ErrorCode>,
+        buffer: Option<Buffer>,
+    ) {
+        let mut replies = self.replies.borrow_mut();
+        let replies = &mut *replies;
+        if replies.phase == Phase::Broken {
+            buffer.into_iter().for_each(|it| self.volume.give_back(it));
+            return;
+        }
+        let result = result.map_err(errno);
+        let request = replies.requests.get(index);
+        request.piece_done(result);
+        request.promised += reply_len(request.command, range);
+        let (command, cookie, is_done) = (request.command, request.cookie, request.is_done());
+        match command {
+            Command::Read if !self.terms.structured => {
+                request.data[usize::from(piece)] = buffer.map(|buffer| (buffer, range.len));
+            }
+            Command::Read => {
+                let done = if is_done { Done::Yes } else { Done::No };
+                chunk(
+                    &mut replies.waiting,
+                    cookie,
+                    done,
+                    range,
+                    result,
+                    buffer.as_ref(),
+                );
+                buffer.into_iter().for_each(|it| self.volume.give_back(it));
+            }
+            Command::BlockStatus { one } => {
+                extents(
+                    &mut replies.waiting,
+                    cookie,
+                    one,
+                    range,
+                    result,
+                    buffer.as_ref(),
+                );
+                buffer.into_iter().for_each(|it| self.volume.give_back(it));
+            }
+            _ => buffer.into_iter().for_each(|it| self.volume.give_back(it)),
+        }
+        if is_done {
+            let is_answered = matches!(command, Command::BlockStatus { .. })
+                || self.terms.structured && command == Command::Read;
+            let request = replies.requests.get(index);
+            if !is_answered {
+                let result = request.result();
+                replies
+                    .waiting
+                    .extend(ReplyHeader::simple(cookie, result).bytes());
+                for (buffer, len) in request.data.drain(..).flatten() {
+                    if result.is_ok() {
+                        append(&mut replies.waiting, &buffer, len);
+                    }
+                    self.volume.give_back(buffer);
+                }
+            }
+            replies.requests.remove(index);
+            self.room.notify_one();
+        }
+        // A read that is answered whole has its room until it is answered.
+        let request = replies.requests.get(index);
+        if is_done || !self.is_whole(command) {
+            replies.promised -= std::mem::take(&mut request.promised);
+        }
+        self.sendable.notify_one();
+    }
+
+    /// Nothing more is taken; what was is answered.
+    pub(crate) fn finish(&self) {
+        let mut replies = self.replies.borrow_mut();
+        if replies.phase == Phase::Open {
+            replies.phase = Phase::Finishing;
+        }
+        self.sendable.notify_one();
+    }
+
+    /// Nobody waits for answers any more.
+    pub(crate) fn break_off(&self) {
+        let mut replies = self.replies.borrow_mut();
+        replies.phase = Phase::Broken;
+        replies.waiting = Vec::new();
+        for index in 0..crate::requests::REQUESTS {
+            for (buffer, _) in replies.requests.get(index).data.drain(..).flatten() {
+                self.volume.give_back(buffer);
+            }
+        }
+    }
+
+    /// Waits for replies and moves them to `sending`, whose content is sent; `false`: there will be none any more.
+    pub(crate) async fn take_replies(&self, sending: &mut Vec<u8>) -> bool {
+        sending.clear();
+        sending.shrink_to(KEPT);
+        loop {
+            let sendable = self.sendable.notified();
+            {
+                let mut replies = self.replies.borrow_mut();
+                replies.sending = 0;
+                self.room.notify_one();
+                if !replies.waiting.is_empty() {
+                    std::mem::swap(&mut replies.waiting, sending);
+                    replies.sending = sending.len();
+                    return true;
+                }
+                if replies.phase != Phase::Open && replies.requests.is_empty() {
+                    return false;
+                }
+            }
+            sendable.await;
+        }
+    }
+}
+
+/// Appends the first `len` bytes of `buffer`.
+fn append(to: &mut Vec<u8>, buffer: &Buffer, len: u32) {
+    let at = to.len();
+    to.resize(at + len as usize, 0);
+    buffer.read(0, &mut to[at..]);
+}
+
+/// A chunk of a read: the data in `buffer`, or why there is none.
+fn chunk(
+    to: &mut Vec<u8>,
+    cookie: u64,
+    done: Done,
+    range: Range,
+    result: Result<(), Errno>,
+    buffer: Option<&Buffer>,
+) {
+    match (result, buffer) {
+        (Ok(()), Some(buffer)) => {
+            to.extend(ReplyHeader::data(cookie, done, range.offset, range.len).bytes());
+            append(to, buffer, range.len);
+        }
+        (result, _) => {
+            let errno = result.err().unwrap_or(Errno::Io);
+            to.extend(ReplyHeader::error_at(cookie, done, errno, range.offset).bytes());
+        }
+    }
+}
+
+/// The extents in the page that `buffer` holds, or why there are none.
+fn extents(
+    to: &mut Vec<u8>,
+    cookie: u64,
+    one: bool,
+    range: Range,
+    result: Result<(), Errno>,
+    buffer: Option<&Buffer>,
+) {
+    let runs = result.and_then(|()| {
+        let page = buffer.ok_or(Errno::Io)?;
+        page.status(u64::from(range.len)).map_err(errno)
+    });
+    let runs = match runs {
+        Ok(runs) => runs,
+        Err(errno) => return to.extend(ReplyHeader::error(cookie, errno).bytes()),
+    };
+    let most = if one {
+        1
+    } else {
+        (EXTENTS_MAX / EXTENT_LEN) as usize
+    };
+    let count = runs.len().min(most);
+    let header = ReplyHeader::extents(cookie, u32::try_from(count).unwrap_or(0));
+    to.extend(header.bytes());
+    for run in &runs[..count] {
+        let len = u32::try_from(run.len).expect("no more than was asked for");
+        to.extend(extent(len, run.state));
+    }
+}

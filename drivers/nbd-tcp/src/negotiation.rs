@@ -1,0 +1,172 @@
+//! A handshake on a stream: bytes to and from its state machine, its deadline, and the answers to what it asks.
+
+use std::time::Duration;
+
+use archipelago_nbd_protocol::handshake::{Handshake, Progress, Refusal};
+use archipelago_nbd_protocol::offer::Offer;
+use archipelago_nbd_protocol::request::Terms;
+use archipelago_protocol::{Error, ErrorCode};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use crate::client::End;
+use crate::exports::{Export, Lease};
+use crate::server::{CLIENTS_MAX, Shared};
+
+/// Between the connection and the transmission, without the time that the node takes: a client that takes longer is disconnected.
+pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// What came of a handshake.
+pub(crate) enum Negotiated {
+    /// TLS begins.
+    StartTls,
+    /// The transmission begins.
+    Agreed(Terms, Lease),
+    /// The client has enough.
+    Aborted,
+}
+
+/// A handshake and its deadline.
+pub(crate) struct Negotiation {
+    handshake: Handshake,
+    deadline: Instant,
+    /// What has come of the bytes that are wanted.
+    input: Vec<u8>,
+}
+
+impl Negotiation {
+    pub(crate) fn new(handshake: Handshake, deadline: Instant) -> Self {
+        Negotiation {
+            handshake,
+            deadline,
+            input: Vec::new(),
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The stream is encrypted from now on.
+    pub(crate) fn encrypted(&mut self) {
+        self.handshake.encrypted();
+    }
+
+    /// Goes on until something else begins on `stream`.
+    ///
+    /// # Errors
+    /// Why the connection ends.
+    pub(crate) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        shared: &Shared,
+    ) -> Result<Negotiated, End> {
+        let mut ending = shared.ending.clone();
+        let mut lease = None;
+        let result = tokio::select! {
+            result = self.go_on(stream, shared, &mut lease) => result,
+            _ = ending.wait_for(|ending| *ending) => Err(End::Ending),
+        };
+        match (result, lease) {
+            (Ok(Progress::Agreed(terms)), Some(lease)) => Ok(Negotiated::Agreed(terms, lease)),
+            (Ok(Progress::StartTls), None) => Ok(Negotiated::StartTls),
+            (result, lease) => {
+                if let Some(lease) = lease {
+                    lease.give_back().await;
+                }
+                result.map(|_aborted| Negotiated::Aborted)
+            }
+        }
+    }
+
+    async fn go_on<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        shared: &Shared,
+        lease: &mut Option<Lease>,
+    ) -> Result<Progress, End> {
+        let mut progress = Progress::Continues;
+        loop {
+            self.send(stream).await?;
+            if progress != Progress::Continues {
+                return Ok(progress);
+            }
+            self.receive(stream).await?;
+            progress = self.handshake.take(&self.input).map_err(End::Broken)?;
+            if let Progress::Names | Progress::Described | Progress::Chosen = progress {
+                let asked = Instant::now();
+                progress = self.answer(progress, shared, lease).await?;
+                // What the node takes is not the client's.
+                self.deadline += asked.elapsed();
+            }
+        }
+    }
+
+    async fn answer(
+        &mut self,
+        question: Progress,
+        shared: &Shared,
+        lease: &mut Option<Lease>,
+    ) -> Result<Progress, End> {
+        if question == Progress::Names {
+            let names = shared.exports.names().await;
+            let names = names.as_ref().map_err(refusal);
+            self.handshake
+                .list(names.map(|names| names.iter().map(String::as_str)));
+            return Ok(Progress::Continues);
+        }
+        let found = match question {
+            Progress::Chosen if !shared.has_room() => {
+                let message = format!("{CLIENTS_MAX} clients use this server already");
+                Err(Error::new(ErrorCode::InUse, message))
+            }
+            Progress::Chosen => {
+                let opened = shared.exports.open(self.handshake.name()).await;
+                opened.map(|opened| lease.insert(opened).volume().export().clone())
+            }
+            _ => shared.exports.describe(self.handshake.name()).await,
+        };
+        let answered = match &found {
+            Ok(export) => self.handshake.answer(Ok(&export.offer())),
+            Err(error) => self.handshake.answer(Err(refusal(error))),
+        };
+        answered.map_err(End::Broken)
+    }
+
+    async fn send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S) -> Result<(), End> {
+        let output = self.handshake.output();
+        let sent = timeout_at(self.deadline, async {
+            stream.write_all(output).await?;
+            stream.flush().await
+        });
+        sent.await.map_err(|_late| End::Stalled)??;
+        output.clear();
+        Ok(())
+    }
+
+    async fn receive<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> Result<(), End> {
+        self.input.clear();
+        self.input.resize(self.handshake.wants(), 0);
+        let received = timeout_at(self.deadline, stream.read_exact(&mut self.input));
+        received.await.map_err(|_late| End::Stalled)??;
+        Ok(())
+    }
+}
+
+impl Export {
+    fn offer(&self) -> Offer<'_> {
+        Offer {
+            name: self.name.as_str(),
+            size: self.size,
+            read_only: self.read_only,
+        }
+    }
+}
+
+fn refusal(error: &Error) -> Refusal<'_> {
+    match error.code {
+        ErrorCode::NotFound | ErrorCode::Invalid => Refusal::Unknown,
+        ErrorCode::Unavailable => Refusal::Shutdown(&error.message),
+        _ => Refusal::Policy(&error.message),
+    }
+}

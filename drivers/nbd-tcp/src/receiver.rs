@@ -1,0 +1,249 @@
+//! A client's requests: received, checked, cut into pieces and given to the volume, in the order in which they come.
+//!
+//! What a request waits for (a place, room for its reply, a buffer) is freed by those before it, and by those of other clients that the
+//! volume works on: no client can keep another one waiting for longer than the volume does.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use archipelago_nbd_protocol::offer::PIECE_MAX;
+use archipelago_nbd_protocol::pieces::Range;
+use archipelago_nbd_protocol::request::{Command, HEADER_LEN, Header};
+use archipelago_segment::Request;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::client::End;
+use crate::link::{Link, reply_len};
+use crate::volume::Flight;
+
+/// How long a client may take between two parts of a write's data.
+const STALL_MAX: Duration = Duration::from_secs(30);
+/// Bytes that are received and not given to the volume: some pieces, so that what is behind one is seldom moved to the front.
+const INPUT_LEN: usize = 4 * PIECE_MAX as usize;
+
+/// Bytes from a client.
+struct Input<R> {
+    stream: R,
+    /// Zeros where nothing has come yet.
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl<R: AsyncRead + Unpin> Input<R> {
+    fn new(stream: R) -> Self {
+        Input {
+            stream,
+            bytes: vec![0; INPUT_LEN],
+            start: 0,
+            end: 0,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Receives something. What has come stays if the caller waits no longer. `false`: the end.
+    async fn receive(&mut self, wanted: usize) -> Result<bool, End> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.start + wanted > self.bytes.len() {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.len());
+        }
+        let received = self.stream.read(&mut self.bytes[self.end..]).await?;
+        self.end += received;
+        Ok(received > 0)
+    }
+
+    /// Waits until there are `len` bytes of data, at most [`INPUT_LEN`].
+    async fn await_data(&mut self, len: usize) -> Result<(), End> {
+        while self.len() < len {
+            let received = timeout(STALL_MAX, self.receive(len)).await;
+            if !received.map_err(|_late| End::Stalled)?? {
+                return Err(End::Gone);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next `len` bytes, which are there.
+    fn take(&mut self, len: usize) -> &[u8] {
+        let at = self.start;
+        self.start += len;
+        &self.bytes[at..self.start]
+    }
+}
+
+/// The direction from a client.
+pub(crate) struct Receiver<'a, R> {
+    input: Input<R>,
+    link: &'a Rc<Link>,
+    ending: watch::Receiver<bool>,
+}
+
+impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
+    pub(crate) fn new(stream: R, link: &'a Rc<Link>, ending: watch::Receiver<bool>) -> Self {
+        Receiver {
+            input: Input::new(stream),
+            link,
+            ending,
+        }
+    }
+
+    /// Takes requests until the client has said all that it wants, or the server ends.
+    ///
+    /// # Errors
+    /// Why the connection ends at once.
+    pub(crate) async fn receive(&mut self) -> Result<(), End> {
+        while let Some(header) = self.next_header().await? {
+            self.link.await_room().await;
+            match header.check(&self.link.terms) {
+                Err(errno) => {
+                    self.link.refuse(&header, errno);
+                    self.skip(header.data_len()).await?;
+                }
+                Ok(Command::Disconnect) => return Ok(()),
+                Ok(command)
+                    if command == Command::Cache
+                        || header.len == 0 && command != Command::Flush =>
+                {
+                    self.link.done(&header, command);
+                }
+                Ok(command) => self.carry_out(command, &header).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next request; `None`: there will be none.
+    async fn next_header(&mut self) -> Result<Option<Header>, End> {
+        loop {
+            if *self.ending.borrow() {
+                return Ok(None);
+            }
+            if self.input.len() >= HEADER_LEN {
+                break;
+            }
+            let more = tokio::select! {
+                more = self.input.receive(HEADER_LEN) => more?,
+                _ = self.ending.wait_for(|ending| *ending) => return Ok(None),
+            };
+            // Between two requests that is the way of a client that does not say goodbye.
+            if !more {
+                return match self.input.len() {
+                    0 => Ok(None),
+                    _ => Err(End::Gone),
+                };
+            }
+        }
+        let mut bytes = [0; HEADER_LEN];
+        bytes.copy_from_slice(self.input.take(HEADER_LEN));
+        Header::decode(&bytes).map(Some).map_err(End::Violation)
+    }
+
+    /// Drops data that nobody wants.
+    async fn skip(&mut self, len: u32) -> Result<(), End> {
+        let mut left = len as usize;
+        while left > 0 {
+            self.input.await_data(1).await?;
+            let dropped = left.min(self.input.len());
+            self.input.take(dropped);
+            left -= dropped;
+        }
+        Ok(())
+    }
+
+    /// Gives a request to the volume.
+    async fn carry_out(&mut self, command: Command, header: &Header) -> Result<(), End> {
+        let link = self.link;
+        let request = link.insert(command, header).await;
+        if link.is_whole(command) {
+            return self.read_whole(request, header.len).await;
+        }
+        while let Some(range) = link.next_range(request) {
+            if let Command::Write { .. } = command {
+                self.input.await_data(range.len as usize).await?;
+            }
+            link.promise(reply_len(command, range)).await;
+            match command {
+                Command::Read | Command::Write { .. } | Command::BlockStatus { .. } => {
+                    link.volume.acquire_buffers(1).await?;
+                }
+                _ => link.volume.acquire_bare().await?,
+            }
+            self.submit(request, command)?;
+        }
+        Ok(())
+    }
+
+    /// Gives all of a read to the volume at once: none of its pieces is sent before all are there.
+    async fn read_whole(&mut self, request: u16, len: u32) -> Result<(), End> {
+        let pieces = len.div_ceil(PIECE_MAX);
+        let range = Range { offset: 0, len: 0 };
+        let headers = pieces as usize * reply_len(Command::Read, range);
+        self.link.promise(headers + len as usize).await;
+        self.link.volume.acquire_buffers(pieces).await?;
+        for _ in 0..pieces {
+            self.submit(request, Command::Read)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the next piece of a request to the volume: everything that it needs is there.
+    fn submit(&mut self, request: u16, command: Command) -> Result<(), End> {
+        let volume = &self.link.volume;
+        let Some((piece, range)) = self.link.cut(request) else {
+            debug_assert!(false, "a piece more than there are");
+            return Ok(());
+        };
+        let Range { offset, len } = range;
+        let asked = match command {
+            Command::Read => Request::Read {
+                offset,
+                len,
+                buffer: volume.buffer()?,
+            },
+            Command::Write { durable } => {
+                let mut buffer = volume.buffer()?;
+                buffer.write(0, self.input.take(len as usize));
+                Request::Write {
+                    offset,
+                    len,
+                    buffer,
+                    durable,
+                }
+            }
+            Command::BlockStatus { .. } => Request::Status {
+                offset,
+                range: u64::from(len),
+                buffer: volume.buffer()?,
+            },
+            Command::Trim { durable: false } => Request::Discard { offset, len },
+            // A discard has no durable way, and zeros whose space is given back are the same.
+            Command::Trim { durable: true } => Request::WriteZeroes {
+                offset,
+                len,
+                keep_space: false,
+                durable: true,
+            },
+            Command::WriteZeroes { unmap, durable } => Request::WriteZeroes {
+                offset,
+                len,
+                keep_space: !unmap,
+                durable,
+            },
+            Command::Flush | Command::Disconnect | Command::Cache => Request::Flush,
+        };
+        let flight = Flight {
+            link: Rc::clone(self.link),
+            request,
+            piece,
+            range,
+        };
+        volume.submit(flight, asked)
+    }
+}

@@ -1,0 +1,33 @@
+//! Replies to a client: everything that waits at once, in as few calls as its socket lets.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::client::End;
+use crate::link::Link;
+
+/// How long a client may take to receive a part: one that reads nothing for so long is cut off.
+const STALL_MAX: Duration = Duration::from_secs(30);
+/// Bytes of a part.
+const PART_LEN: usize = 256 << 10;
+
+/// Sends replies until there will be none any more.
+///
+/// # Errors
+/// Why the connection ends.
+pub(crate) async fn send(mut output: impl AsyncWrite + Unpin, link: &Link) -> Result<(), End> {
+    let mut sending = Vec::new();
+    while link.take_replies(&mut sending).await {
+        for part in sending.chunks(PART_LEN) {
+            let sent = timeout(STALL_MAX, output.write_all(part)).await;
+            sent.map_err(|_late| End::Stalled)??;
+        }
+        let flushed = timeout(STALL_MAX, output.flush()).await;
+        flushed.map_err(|_late| End::Stalled)??;
+    }
+    // The end of TLS is said; whoever has gone already need not hear it.
+    let _gone = timeout(STALL_MAX, output.shutdown()).await;
+    Ok(())
+}

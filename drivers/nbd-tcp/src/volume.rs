@@ -1,0 +1,298 @@
+//! An open volume: its channel, its buffers, requests in flight and whom their answers are for.
+//!
+//! | state | means | becomes |
+//! |---|---|---|
+//! | live | requests are taken | closing, by [`Volume::close`]; ended, if the channel ends |
+//! | closing | nothing is in flight soon; then the volume is closed | ended |
+//! | ended | nothing is taken any more; every request was given back | - |
+//!
+//! Invariants
+//! - Whoever submits has acquired a place before, so that the channel never refuses a request but because it has ended.
+//! - A buffer's place is free again when the buffer is given back.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use archipelago_nbd_protocol::offer::{BLOCK_MAX, PIECE_MAX};
+use archipelago_nbd_protocol::pieces::Range;
+use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_segment::{Buffer, Finished, Request, SubmitError, VolumeClient, VolumeOptions};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::client::End;
+use crate::exports::Export;
+use crate::link::Link;
+
+/// Buffers of a volume: as much as the longest read, which has to be whole before it is answered to a client without structured
+/// replies. Only what is used takes memory.
+const BUFFERS: u32 = BLOCK_MAX / PIECE_MAX;
+/// Requests without data in flight: what a channel has beside those with buffers.
+const BARE_REQUESTS: usize = 8;
+/// The channel of a volume.
+pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
+    buffers: BUFFERS as usize,
+    buffer_len: PIECE_MAX as usize,
+};
+/// The token of the request that closes the volume.
+const CLOSE: u64 = u64::MAX;
+
+/// A piece of a request in flight.
+pub(crate) struct Flight {
+    /// Whose.
+    pub(crate) link: Rc<Link>,
+    /// Place of the request there.
+    pub(crate) request: u16,
+    /// Number of the piece.
+    pub(crate) piece: u16,
+    pub(crate) range: Range,
+}
+
+struct Channel {
+    client: VolumeClient,
+    /// By their tokens.
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+}
+
+impl Channel {
+    /// # Errors
+    /// [`End::Volume`] if it has ended.
+    fn submit(&mut self, flight: Flight, request: Request) -> Result<(), End> {
+        let Some(place) = self.free.pop() else {
+            debug_assert!(false, "whoever submits has a place");
+            return Err(End::Volume);
+        };
+        match self.client.submit(place as u64, request) {
+            Ok(()) => self.flights[place] = Some(flight),
+            Err(refused) => {
+                debug_assert!(!matches!(refused, SubmitError::Full(_)));
+                self.free.push(place);
+                return Err(End::Volume);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, token: u64) -> Option<Flight> {
+        let place = usize::try_from(token).ok()?;
+        let flight = self.flights.get_mut(place)?.take()?;
+        self.free.push(place);
+        Some(flight)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Live,
+    Closing,
+    CloseSent,
+    Ended(Result<(), ErrorCode>),
+}
+
+/// An open volume, for all clients of its export.
+pub(crate) struct Volume {
+    export: Export,
+    channel: RefCell<Channel>,
+    state: Cell<State>,
+    /// Places for requests with and without a buffer.
+    buffers: Semaphore,
+    bare: Semaphore,
+    /// Wakes the task that takes answers.
+    doorbell: Notify,
+    end: Notify,
+    /// Clients that use it.
+    pub(crate) users: Cell<usize>,
+}
+
+impl Volume {
+    /// Begins with `client`; a task of its own takes the answers.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn start(export: Export, client: VolumeClient) -> Result<Rc<Volume>, Error> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::new(ErrorCode::Io, format!("waiting for the channel: {error}"))
+        };
+        let descriptor = client
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| failed(&error))?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; an OwnedFd is what that asks for: one open descriptor for as long as it lives"
+        )]
+        let readiness = AsyncFd::with_interest(descriptor, Interest::READABLE)
+            .map_err(|error| failed(&error))?;
+        let places = BUFFERS as usize + BARE_REQUESTS;
+        let volume = Rc::new(Volume {
+            export,
+            channel: RefCell::new(Channel {
+                client,
+                flights: (0..places).map(|_| None).collect(),
+                free: (0..places).rev().collect(),
+            }),
+            state: Cell::new(State::Live),
+            buffers: Semaphore::new(BUFFERS as usize),
+            bare: Semaphore::new(BARE_REQUESTS),
+            doorbell: Notify::new(),
+            end: Notify::new(),
+            users: Cell::new(0),
+        });
+        tokio::task::spawn_local(Rc::clone(&volume).take_answers(readiness));
+        Ok(volume)
+    }
+
+    pub(crate) fn export(&self) -> &Export {
+        &self.export
+    }
+
+    pub(crate) fn name(&self) -> &Name {
+        &self.export.name
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        matches!(self.state.get(), State::Ended(_))
+    }
+
+    /// Returns when it has ended.
+    pub(crate) async fn ended(&self) {
+        self.result().await.unwrap_or_default();
+    }
+
+    async fn result(&self) -> Result<(), ErrorCode> {
+        loop {
+            let end = self.end.notified();
+            if let State::Ended(result) = self.state.get() {
+                return result;
+            }
+            end.await;
+        }
+    }
+
+    /// Acquires places for `count` requests with buffers; each place belongs to the next request of the caller.
+    ///
+    /// # Errors
+    /// [`End::Volume`] if it has ended.
+    pub(crate) async fn acquire_buffers(&self, count: u32) -> Result<(), End> {
+        let places = self.buffers.acquire_many(count).await;
+        places.map_err(|_closed| End::Volume)?.forget();
+        Ok(())
+    }
+
+    /// As [`Volume::acquire_buffers`], for one request without a buffer.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn acquire_bare(&self) -> Result<(), End> {
+        let place = self.bare.acquire().await;
+        place.map_err(|_closed| End::Volume)?.forget();
+        Ok(())
+    }
+
+    /// The buffer of an acquired place.
+    ///
+    /// # Errors
+    /// [`End::Volume`] if it has ended.
+    pub(crate) fn buffer(&self) -> Result<Buffer, End> {
+        let channel = self.channel.borrow();
+        channel.client.buffers().acquire().ok_or(End::Volume)
+    }
+
+    /// Sends a request, for which a place was acquired; its answer goes to the flight's link.
+    ///
+    /// # Errors
+    /// [`End::Volume`] if it has ended.
+    pub(crate) fn submit(&self, flight: Flight, request: Request) -> Result<(), End> {
+        self.channel.borrow_mut().submit(flight, request)
+    }
+
+    /// The data of `buffer` is where it belongs.
+    pub(crate) fn give_back(&self, buffer: Buffer) {
+        drop(buffer);
+        self.buffers.add_permits(1);
+    }
+
+    /// Makes everything durable and closes it; nobody uses it any more.
+    ///
+    /// # Errors
+    /// What was lost.
+    pub(crate) async fn close(&self) -> Result<(), ErrorCode> {
+        if self.state.get() == State::Live {
+            self.state.set(State::Closing);
+            self.doorbell.notify_one();
+        }
+        self.result().await
+    }
+
+    async fn take_answers(self: Rc<Self>, readiness: AsyncFd<OwnedFd>) {
+        let result = loop {
+            if let Some(result) = self.take_finished() {
+                break result;
+            }
+            let may_sleep = self.channel.borrow_mut().client.prepare_sleep();
+            if may_sleep {
+                tokio::select! {
+                    ready = readiness.readable() => match ready {
+                        Ok(mut ready) => ready.clear_ready(),
+                        Err(_) => break Err(ErrorCode::Io),
+                    },
+                    () = self.doorbell.notified() => {}
+                }
+            } else {
+                // Others are served in between.
+                tokio::task::yield_now().await;
+            }
+            self.channel.borrow_mut().client.wake();
+        };
+        self.state.set(State::Ended(result));
+        self.buffers.close();
+        self.bare.close();
+        self.end.notify_waiters();
+    }
+
+    /// Takes what is done; the result once everything has ended.
+    fn take_finished(&self) -> Option<Result<(), ErrorCode>> {
+        loop {
+            let mut channel = self.channel.borrow_mut();
+            let Some(finished) = channel.client.next() else {
+                let is_idle = channel.client.in_flight() == 0;
+                if channel.client.is_gone() && is_idle {
+                    return Some(Err(ErrorCode::Unavailable));
+                }
+                if self.state.get() == State::Closing && is_idle {
+                    // A channel that refuses it has gone: seen in the next turn.
+                    let _sent = channel.client.submit(CLOSE, Request::Close);
+                    self.state.set(State::CloseSent);
+                    continue;
+                }
+                return None;
+            };
+            if finished.token == CLOSE {
+                return Some(finished.result);
+            }
+            let flight = channel.take(finished.token);
+            // Nothing is known of a request that was lost with the channel: its client is cut off, and asks again.
+            let is_lost = channel.client.is_gone();
+            drop(channel);
+            if let (Some(flight), false) = (flight, is_lost) {
+                self.hand_over(flight, finished);
+            }
+        }
+    }
+
+    fn hand_over(&self, flight: Flight, finished: Finished) {
+        let Flight {
+            link,
+            request,
+            piece,
+            range,
+        } = flight;
+        if finished.buffer.is_none() {
+            self.bare.add_permits(1);
+        }
+        link.piece_done(request, piece, range, finished.result, finished.buffer);
+    }
+}
