@@ -57,6 +57,6 @@ pub mod shared;
 
 pub use channel::{ChannelFigures, Client, Server};
 pub use entry::{COMPLETION_WORDS, Completion, SUBMISSION_WORDS, Submission};
-pub use mapping::guard_against_truncation;
+pub use mapping::{guard_against_truncation, receive as receive_with_descriptors};
 pub use port::{ClientPort, PortError, ServerPort};
 pub use region::{OutOfRegion, REGIONS_MAX, Region, RegionId, RegionTable, Span};

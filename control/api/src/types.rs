@@ -108,6 +108,8 @@ pub enum EndpointKind {
     VhostUser,
     /// An NBD export, for whatever speaks NBD.
     Nbd,
+    /// A block device of this host, by its kernel's ublk driver.
+    Ublk,
 }
 
 impl EndpointKind {
@@ -117,6 +119,7 @@ impl EndpointKind {
         match endpoint {
             EndpointSpec::VhostUser { .. } => EndpointKind::VhostUser,
             EndpointSpec::Nbd { .. } => EndpointKind::Nbd,
+            EndpointSpec::Ublk { .. } => EndpointKind::Ublk,
         }
     }
 }

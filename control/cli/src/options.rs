@@ -284,11 +284,14 @@ pub enum Volume {
         /// The volume, or a snapshot or image, which is read-only
         name: Name,
         /// For virtual machines: a vhost-user-blk device, the default
-        #[arg(long, conflicts_with = "nbd")]
+        #[arg(long, conflicts_with_all = ["nbd", "ublk"])]
         vhost_user: bool,
         /// For whatever speaks NBD (qemu-img, nbdcopy, the kernel's nbd-client): an export of the volume's name, and the default one
         #[arg(long, conflicts_with = "queues")]
         nbd: bool,
+        /// For this host itself: a block device of its kernel, /dev/ublkbN (Linux 6.5, the module ublk_drv, root)
+        #[arg(long, conflicts_with_all = ["nbd", "queues"])]
+        ublk: bool,
         /// Request queues of a vhost-user device [default: 1]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_api::types::QUEUES_MAX)))]
         queues: Option<u16>,

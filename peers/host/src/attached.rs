@@ -3,6 +3,7 @@
 //! Ending an endpoint waits for the data thread, so it must not happen on it.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -79,13 +80,18 @@ impl AttachedEndpoints {
     }
 
     /// Carries a request out, or hands it to the data thread.
-    pub(crate) fn deliver(&self, request: ControlRequest, answer: Answer) {
+    pub(crate) fn deliver(
+        &self,
+        request: ControlRequest,
+        descriptor: Option<OwnedFd>,
+        answer: Answer,
+    ) {
         match request {
             ControlRequest::Attach {
                 attachment,
                 volume,
                 endpoint,
-            } => answer.result(self.attach(attachment, volume, endpoint)),
+            } => answer.result(self.attach(attachment, volume, endpoint, descriptor)),
             ControlRequest::Resized { lineage, size } => {
                 let known = self.known();
                 let of_volume = |one: &&Attached| one.lineage == lineage;
@@ -134,9 +140,17 @@ impl AttachedEndpoints {
         attachment: AttachmentId,
         volume: ServedVolume,
         spec: EndpointSpec,
+        descriptor: Option<OwnedFd>,
     ) -> Result<(), Error> {
         let mut known = self.known();
         let lineage = volume.lineage;
+        // A fresh descriptor replaces one whose device is gone.
+        if descriptor.is_some()
+            && let Some(stale) = known.same(lineage, &spec)
+            && let Some(mut attached) = known.endpoints.remove(&stale)
+        {
+            attached.endpoint.detach(Detach::Force)?;
+        }
         if let Some(same) = known.same(lineage, &spec)
             && let Some(attached) = known.endpoints.remove(&same)
         {
@@ -157,7 +171,7 @@ impl AttachedEndpoints {
         let attached = known.endpoints.values();
         self.budget
             .admit(attached.map(|one| one.spec.queues()), spec.queues())?;
-        let (endpoint, seed) = self.drivers.attach(volume, &spec)?;
+        let (endpoint, seed) = self.drivers.attach(volume, &spec, descriptor)?;
         done(ask(|answer| self.send(Job::Serve(seed, answer))))?;
         known.endpoints.insert(
             attachment,

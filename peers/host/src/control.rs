@@ -9,7 +9,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -18,6 +18,7 @@ use archipelago_protocol::control::{ControlReply, ControlRequest, LINE_LEN_MAX};
 use archipelago_protocol::{Error, ErrorCode};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xseg::receive_with_descriptors;
 
 /// Before the next connection is tried when one could not be taken: the process has no descriptor to spare.
 const ACCEPT_PAUSE_MS: u16 = 200;
@@ -54,7 +55,7 @@ impl Answer {
 /// been answered: the process may end then.
 pub(crate) fn serve(
     listener: UnixListener,
-    deliver: impl Fn(ControlRequest, Answer) + Send + Sync + 'static,
+    deliver: impl Fn(ControlRequest, Option<OwnedFd>, Answer) + Send + Sync + 'static,
 ) -> std::io::Result<mpsc::Receiver<()>> {
     let (stopped, answered) = mpsc::channel();
     let threads = Threads::start(deliver, stopped)?;
@@ -98,7 +99,7 @@ struct Threads<D> {
     stopped: mpsc::Sender<()>,
 }
 
-impl<D: Fn(ControlRequest, Answer) + Send + Sync + 'static> Threads<D> {
+impl<D: Fn(ControlRequest, Option<OwnedFd>, Answer) + Send + Sync + 'static> Threads<D> {
     fn start(deliver: D, stopped: mpsc::Sender<()>) -> std::io::Result<Arc<Self>> {
         let threads = Arc::new(Threads {
             waiting: unbounded(),
@@ -142,15 +143,15 @@ fn thread() -> std::thread::Builder {
 
 fn one(
     mut stream: UnixStream,
-    deliver: &impl Fn(ControlRequest, Answer),
+    deliver: &impl Fn(ControlRequest, Option<OwnedFd>, Answer),
     stopped: &mpsc::Sender<()>,
 ) {
-    let Some(line) = read_line(&stream) else {
+    let Some((line, descriptor)) = read_line(&stream) else {
         return;
     };
     let stop = matches!(serde_json::from_slice(&line), Ok(ControlRequest::Stop));
     let reply = match serde_json::from_slice(&line) {
-        Ok(request) => match ask(|answer| deliver(request, answer)) {
+        Ok(request) => match ask(|answer| deliver(request, descriptor, answer)) {
             Some(reply) => reply,
             None => return,
         },
@@ -172,11 +173,41 @@ fn one(
     }
 }
 
-/// The request, unless its client has disconnected already.
-fn read_line(stream: &UnixStream) -> Option<Vec<u8>> {
+/// What comes over a connection, with the descriptor that came with it.
+struct Received<'a> {
+    stream: &'a UnixStream,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Read for Received<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match receive_with_descriptors(self.stream, buffer) {
+                Ok(None) => return Ok(0),
+                Ok(Some((len, descriptors))) => {
+                    self.descriptor = descriptors.into_iter().next().or(self.descriptor.take());
+                    return Ok(len);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let mut readable = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+                    let _interrupted = poll(&mut readable, PollTimeout::NONE);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The request and its descriptor, unless its client has disconnected already.
+fn read_line(stream: &UnixStream) -> Option<(Vec<u8>, Option<OwnedFd>)> {
     let mut line = Vec::new();
-    let mut reader = BufReader::new(stream.take(LINE_LEN_MAX));
+    let received = Received {
+        stream,
+        descriptor: None,
+    };
+    let mut reader = BufReader::new(received.take(LINE_LEN_MAX));
     let read = reader.read_until(b'\n', &mut line);
+    let descriptor = reader.into_inner().into_inner().descriptor;
     if read.is_err() || line.last() != Some(&b'\n') {
         return None;
     }
@@ -185,7 +216,7 @@ fn read_line(stream: &UnixStream) -> Option<Vec<u8>> {
     let disconnected = descriptors[0]
         .revents()
         .is_some_and(|events| events.contains(PollFlags::POLLHUP));
-    (looked.is_ok() && !disconnected).then_some(line)
+    (looked.is_ok() && !disconnected).then_some((line, descriptor))
 }
 
 #[cfg(test)]
@@ -198,7 +229,7 @@ mod tests {
         let path = dir.path().join("s");
         let stopped = serve(
             UnixListener::bind(&path).unwrap(),
-            |_request, answer: Answer| answer.send(ControlReply::Done),
+            |_request, _descriptor, answer: Answer| answer.send(ControlReply::Done),
         )
         .unwrap();
         let ask = |text: &str| {

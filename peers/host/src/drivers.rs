@@ -1,7 +1,9 @@
 //! The drivers that a data process can host: which one serves a kind of endpoint. The one file that names them.
 
+use std::os::fd::OwnedFd;
+
 use archipelago_endpoint::{Endpoint, EndpointSpec, ServedVolume};
-use archipelago_protocol::Error;
+use archipelago_protocol::{Error, ErrorCode};
 
 use crate::endpoint::DriverSeed;
 use crate::{Identity, PeerSettings};
@@ -23,11 +25,13 @@ impl DriverSettings {
         }
     }
 
-    /// Makes the endpoint that `spec` describes; the seed goes to the data thread.
+    /// Makes the endpoint that `spec` describes, with the descriptor that the daemon has opened for it, if it needs one; the seed
+    /// goes to the data thread.
     pub(super) fn attach(
         self,
         volume: ServedVolume,
         spec: &EndpointSpec,
+        descriptor: Option<OwnedFd>,
     ) -> Result<(Box<dyn Endpoint>, DriverSeed), Error> {
         match spec {
             EndpointSpec::VhostUser { socket, queues } => {
@@ -50,6 +54,19 @@ impl DriverSettings {
                     export: export.clone(),
                     handshake_max: HANDSHAKE_MAX,
                 })?;
+                Ok((Box::new(endpoint), Box::new(seed)))
+            }
+            EndpointSpec::Ublk { device, .. } => {
+                let queue = descriptor.ok_or_else(|| {
+                    let text = "the queue of the ublk device did not come with the request";
+                    Error::new(ErrorCode::Unavailable, text)
+                })?;
+                let (endpoint, seed) =
+                    archipelago_ublk::Endpoint::attach(archipelago_ublk::AttachConfig {
+                        volume,
+                        device: *device,
+                        queue,
+                    })?;
                 Ok((Box::new(endpoint), Box::new(seed)))
             }
         }

@@ -4,14 +4,18 @@
 //! polled, and costs nobody else anything.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_endpoint::Wakeups;
+use archipelago_runtime::ublk::UblkQueue;
+use archipelago_runtime::ublk::abi::Descriptor;
 use archipelago_runtime::{Clock, Source, Watch};
+use archipelago_ublk::{Completed, KernelQueue, KernelQueues};
+use xseg::Span;
 
 use crate::readiness::DriverId;
 
@@ -19,8 +23,13 @@ use crate::readiness::DriverId;
 const TOKEN_SHELLS: u64 = 1 << 62;
 /// Token of every timeout.
 const TOKEN_TIMEOUT: u64 = 2 << 62;
-/// Where the mark of a driver's watch stands.
+/// Token of commands of a kernel's queue: its driver's place, the tag, and some of the queue's serial number.
+const TOKEN_COMMAND: u64 = 3 << 62;
+/// Where the mark of a driver's watch stands, and the tag of a command.
 const MARK_SHIFT: u32 = 32;
+/// Where the serial number of a queue stands, and how much of it fits.
+const SERIAL_SHIFT: u32 = 48;
+const SERIAL_MASK: u64 = (1 << 14) - 1;
 
 /// The token of a driver's watch.
 fn driver_token(driver: DriverId, mark: Option<u8>) -> u64 {
@@ -34,6 +43,13 @@ fn of_token(token: u64) -> (DriverId, u64) {
     let mark = (token >> MARK_SHIFT).checked_sub(1);
     let bit = mark.and_then(|mark| 1_u64.checked_shl(u32::try_from(mark).ok()?));
     (DriverId(driver), bit.unwrap_or(0))
+}
+
+/// What has come back of a kernel's queue.
+#[derive(Debug)]
+struct QueueEvents {
+    serial: u64,
+    completed: RefCell<VecDeque<Completed>>,
 }
 
 /// Watches and alarms of one process.
@@ -52,6 +68,8 @@ pub(crate) struct EventLoop {
     woken: Vec<DriverId>,
     /// The marks of each driver that has marked watches, by its place.
     marks: Vec<Option<Rc<Cell<u64>>>>,
+    /// The kernel's queue of each driver that has one, by its place.
+    queues: Vec<Option<Rc<QueueEvents>>>,
 }
 
 /// A watched descriptor. Never given twice.
@@ -70,6 +88,7 @@ impl EventLoop {
             drivers_due: BTreeSet::new(),
             woken: Vec::new(),
             marks: Vec::new(),
+            queues: Vec::new(),
         }
     }
 
@@ -128,6 +147,9 @@ impl EventLoop {
             match event.token {
                 TOKEN_SHELLS => shells = true,
                 TOKEN_TIMEOUT => timeouts = true,
+                token if token & TOKEN_COMMAND == TOKEN_COMMAND => {
+                    self.complete(token, event.result);
+                }
                 token => {
                     let (driver, mark) = of_token(token);
                     if mark != 0 {
@@ -149,6 +171,31 @@ impl EventLoop {
         if let Some(Some(marks)) = marks {
             marks.set(marks.get() | mark);
         }
+    }
+
+    /// A command of a kernel's queue has come back.
+    fn complete(&mut self, token: u64, result: i32) {
+        let (driver, _) = of_token(token & u64::from(u32::MAX));
+        let queue = self.queues.get(driver.0 as usize).and_then(Option::as_ref);
+        // A command may outlive its driver.
+        let serial = token >> SERIAL_SHIFT & SERIAL_MASK;
+        if let Some(queue) = queue.filter(|queue| queue.serial == serial) {
+            let tag = u16::try_from(token >> MARK_SHIFT & u64::from(u16::MAX)).expect("masked");
+            queue
+                .completed
+                .borrow_mut()
+                .push_back(Completed { tag, result });
+            self.woken.push(driver);
+        }
+    }
+
+    /// Where what comes back for `driver` goes from now on.
+    fn set_queue(&mut self, driver: DriverId, queue: Option<Rc<QueueEvents>>) {
+        let place = driver.0 as usize;
+        if self.queues.len() <= place {
+            self.queues.resize(place + 1, None);
+        }
+        self.queues[place] = queue;
     }
 
     /// Where the marks of `driver` are set from now on.
@@ -273,6 +320,78 @@ impl Wakeups for LoopWakeups {
         self.alarm = deadline;
         events.drivers_due.insert((deadline, self.driver));
         events.timeout(deadline);
+    }
+}
+
+/// A queue of the kernel, whose commands go through the thread's ring.
+pub(crate) struct LoopQueue {
+    events: Rc<RefCell<EventLoop>>,
+    driver: DriverId,
+    source: Source,
+    queue: UblkQueue,
+    completed: Rc<QueueEvents>,
+}
+
+impl LoopQueue {
+    fn token(&self, tag: u16) -> u64 {
+        TOKEN_COMMAND
+            | self.completed.serial << SERIAL_SHIFT
+            | u64::from(tag) << MARK_SHIFT
+            | u64::from(self.driver.0)
+    }
+}
+
+impl KernelQueue for LoopQueue {
+    fn fetch(&mut self, tag: u16, buffer: &Span) {
+        let token = self.token(tag);
+        self.source.fetch(&self.queue, tag, buffer, token);
+    }
+
+    fn commit_and_fetch(&mut self, tag: u16, result: i32, buffer: &Span) {
+        let token = self.token(tag);
+        self.source
+            .commit_and_fetch(&self.queue, tag, result, buffer, token);
+    }
+
+    fn next_completed(&mut self) -> Option<Completed> {
+        self.completed.completed.borrow_mut().pop_front()
+    }
+
+    fn descriptor(&self, tag: u16) -> Option<Descriptor> {
+        self.queue.descriptor(tag)
+    }
+}
+
+impl Drop for LoopQueue {
+    fn drop(&mut self) {
+        self.events.borrow_mut().set_queue(self.driver, None);
+    }
+}
+
+impl KernelQueues for LoopWakeups {
+    type Queue = LoopQueue;
+
+    fn kernel_queue(
+        &mut self,
+        fd: OwnedFd,
+        depth: u16,
+        buffer_len: u32,
+    ) -> std::io::Result<LoopQueue> {
+        let queue = UblkQueue::open(fd, depth, buffer_len as usize)?;
+        let mut events = self.events.borrow_mut();
+        let completed = Rc::new(QueueEvents {
+            serial: events.next & SERIAL_MASK,
+            completed: RefCell::new(VecDeque::with_capacity(usize::from(depth))),
+        });
+        events.next += 1;
+        events.set_queue(self.driver, Some(Rc::clone(&completed)));
+        Ok(LoopQueue {
+            events: Rc::clone(&self.events),
+            driver: self.driver,
+            source: events.source.clone(),
+            queue,
+            completed,
+        })
     }
 }
 

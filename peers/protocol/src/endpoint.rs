@@ -61,6 +61,14 @@ pub enum EndpointSpec {
         /// Name of the export: that of the volume when it was attached. The empty name means it as well.
         export: String,
     },
+    /// A block device of this host.
+    Ublk {
+        /// Its number.
+        device: u32,
+        /// Where it is: `/dev/ublkb` and the number.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        path: PathBuf,
+    },
 }
 
 /// Connections of an NBD export that a process sets its resources aside for: those of clients in their usual way. More of them come out
@@ -74,6 +82,7 @@ impl EndpointSpec {
         match self {
             EndpointSpec::VhostUser { .. } => "vhost-user",
             EndpointSpec::Nbd { .. } => "nbd",
+            EndpointSpec::Ublk { .. } => "ublk",
         }
     }
 
@@ -89,6 +98,7 @@ impl EndpointSpec {
         match self {
             EndpointSpec::VhostUser { queues, .. } => *queues,
             EndpointSpec::Nbd { .. } => NBD_CONNECTIONS,
+            EndpointSpec::Ublk { .. } => 1,
         }
     }
 
@@ -97,6 +107,7 @@ impl EndpointSpec {
     pub fn path(&self) -> &Path {
         match self {
             EndpointSpec::VhostUser { socket, .. } | EndpointSpec::Nbd { socket, .. } => socket,
+            EndpointSpec::Ublk { path, .. } => path,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
 //! * [`Clock`]: time, handed in.
 //! * [`receive_now`], [`send_now`]: a socket's bytes from and to shared memory.
+//! * [`ublk`]: block devices of this host whose requests a process answers; [`set_io_flusher`].
 //! * [`direct_io`]: what a file system says of `O_DIRECT`.
 //!
 //! One design decision: peers are polled, never called back and never awaited; a peer is an ordinary value with a
@@ -25,6 +26,8 @@ mod file;
 mod handle;
 #[expect(unsafe_code, reason = "`FS_IOC_SETFLAGS`, which nobody wraps")]
 mod in_place;
+#[expect(unsafe_code, reason = "`prctl`, which nobody wraps")]
+mod io_flusher;
 mod kept_files;
 mod load;
 mod peer;
@@ -47,6 +50,11 @@ mod source;
     reason = "`preadv2` and `pwritev2`, of spans that outlive the call"
 )]
 mod transfer;
+#[expect(
+    unsafe_code,
+    reason = "commands of a device, which point to memory, and its mapping"
+)]
+pub mod ublk;
 mod worker_limit;
 #[expect(unsafe_code, reason = "one request that points to nothing is pushed")]
 mod workers;
@@ -60,6 +68,7 @@ pub use failure::RingFailure;
 pub use file::{Calls, File};
 pub use handle::Handle;
 pub use in_place::overwrite_in_place;
+pub use io_flusher::set_io_flusher;
 pub use peer::{Peer, Progress};
 pub use reactor::Reactor;
 pub use socket::{PARTS_MAX, Part, receive_now, send_now};

@@ -11,6 +11,8 @@ pub(crate) enum Kind {
     Sync,
     /// A watch or timeout: outlasts idleness.
     Standing,
+    /// Waits for a request of a device; nobody can cancel it.
+    Command,
 }
 
 /// Requests in the kernel, and the most since [`Load::activity`] was asked for.
@@ -19,11 +21,17 @@ pub(crate) struct Load {
     transfers: usize,
     syncs: usize,
     standing: usize,
+    commands: usize,
     transfers_max: usize,
     bytes_max: usize,
 }
 
 impl Kind {
+    /// Whether it is a call on a file, which nobody cancels and which is tried again.
+    pub(crate) fn is_call(self) -> bool {
+        matches!(self, Kind::Transfer | Kind::Sync)
+    }
+
     /// A durable write ends in kernel threads, as a sync does: a polling thread would starve them.
     pub(crate) fn of(direction: Direction) -> Kind {
         match direction {
@@ -53,7 +61,12 @@ impl Load {
         self.transfers + self.syncs
     }
 
-    /// Whether nothing is in the kernel.
+    /// Whether commands are in the kernel.
+    pub(crate) fn has_commands(&self) -> bool {
+        self.commands > 0
+    }
+
+    /// Whether nothing but commands is in the kernel.
     pub(crate) fn is_empty(&self) -> bool {
         self.in_flight() + self.standing == 0
     }
@@ -81,6 +94,7 @@ impl Load {
             Kind::Transfer => &mut self.transfers,
             Kind::Sync => &mut self.syncs,
             Kind::Standing => &mut self.standing,
+            Kind::Command => &mut self.commands,
         }
     }
 }

@@ -304,6 +304,19 @@ impl Ring {
         self.start(queue, token, Kind::Standing, entry, Keep::Nothing, None);
     }
 
+    /// Gives the kernel a command of a ublk queue, which keeps `buffer` and `file` until it completes. It may do so at any time.
+    pub(crate) fn command(
+        &mut self,
+        queue: &Queue,
+        token: u64,
+        file: &File,
+        entry: squeue::Entry,
+        buffer: &Span,
+    ) {
+        let (keep, file) = (Keep::Span(buffer.clone()), Some(file.clone()));
+        self.start(queue, token, Kind::Command, entry, keep, file);
+    }
+
     fn cancel(&mut self, number: u64) {
         let cancel = CancelBuilder::user_data(number);
         self.push(opcode::AsyncCancel2::new(cancel).build().user_data(IGNORED));
@@ -509,13 +522,13 @@ impl Ring {
             }
         } else {
             let again = [-libc::EINTR, -libc::EAGAIN].contains(&result);
-            if again && operation.kind != Kind::Standing && operation.retries < RETRIES_MAX {
+            if again && operation.kind.is_call() && operation.retries < RETRIES_MAX {
                 operation.retries += 1;
                 let entry = operation.entry.clone();
                 self.push(entry);
                 return;
             }
-            if Workerless::is_meant_by(result) && operation.kind != Kind::Standing {
+            if Workerless::is_meant_by(result) && operation.kind.is_call() {
                 let slot = u32::try_from(slot).expect("numbers are u32");
                 if let Some(alarm) = self.workerless.add(slot) {
                     self.push(alarm.user_data(START_AGAIN));
@@ -566,6 +579,10 @@ impl Drop for Ring {
             self.submit();
             self.reap();
             if self.load.is_empty() {
+                // A command ends when its device is stopped, or with the process: what it points to stays until then.
+                if self.load.has_commands() {
+                    self.leak();
+                }
                 return;
             }
             // Said already, and it will not get better.

@@ -14,6 +14,7 @@ use crate::failure::RingFailure;
 use crate::file::File;
 use crate::ring::Ring;
 use crate::transfer::{Direction, transfer_now};
+use crate::ublk::UblkQueue;
 
 /// Whether a write is durable when it completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +126,28 @@ impl Source {
     /// An event with `token` and result `-ETIME` when the system's monotonic clock reaches `deadline`.
     pub fn timeout(&self, deadline: Duration, token: u64) {
         self.ring.borrow_mut().timeout(&self.queue, token, deadline);
+    }
+
+    /// Asks the kernel for a request of `tag`, whose data goes through `buffer`: an event with `token` and result 0 when there is
+    /// one, or with [`ABORTED`](crate::ublk::abi::ABORTED) once the device is stopped. From the thread of this source only.
+    pub fn fetch(&self, queue: &UblkQueue, tag: u16, buffer: &Span, token: u64) {
+        let entry = queue.fetch(tag, buffer);
+        let mut ring = self.ring.borrow_mut();
+        ring.command(&self.queue, token, queue.file(), entry, buffer);
+    }
+
+    /// Answers the request of `tag` with `result` (bytes, or a negative errno), and asks for the next one as [`Source::fetch`].
+    pub fn commit_and_fetch(
+        &self,
+        queue: &UblkQueue,
+        tag: u16,
+        result: i32,
+        buffer: &Span,
+        token: u64,
+    ) {
+        let entry = queue.commit_and_fetch(tag, result, buffer);
+        let mut ring = self.ring.borrow_mut();
+        ring.command(&self.queue, token, queue.file(), entry, buffer);
     }
 
     /// Puts `fd` where it stays open until the kernel has finished every request of this ring, and closes it here. A

@@ -125,14 +125,14 @@ build_tree() {
     mkdir -p "$root"/{bin,tools,dev,proc,sys,tmp,mnt,lib/modules,etc}
     ln -s bin "$root/sbin"
     add_program "$root" busybox bin
-    for program in mke2fs e2fsck resize2fs mkfs.xfs xfs_repair blkdiscard fstrim lsblk blockdev; do
+    for program in mke2fs e2fsck resize2fs mkfs.xfs xfs_repair blkdiscard fstrim lsblk blockdev losetup; do
         add_program "$root" "$program" tools
     done
     ln -s mke2fs "$root/tools/mkfs.ext4"
     # In the order in which they depend on each other; what a kernel has built in has no file.
     : >"$root/lib/modules/order"
     for module in crc32c_generic libcrc32c crc16 mbcache jbd2 ext4 xfs \
-        virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
+        virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk loop ublk_drv; do
         file=$(find "$cache/kernel" -name "$module.ko*" -print -quit)
         case $file in
         '') continue ;;

@@ -1,7 +1,7 @@
 # What the tests ask a guest to do. Sourced by its init; each function fails with a word about what is wrong.
 
 # Busybox takes its own programs of the same name first, whatever the path says.
-for tool in blkdiscard fstrim blockdev lsblk mke2fs e2fsck; do
+for tool in blkdiscard fstrim blockdev lsblk losetup mke2fs e2fsck; do
     eval "$tool() { /tools/$tool \"\$@\"; }"
 done
 
@@ -183,4 +183,12 @@ battery() {
     is_zero "$disk" 9 1 || fail "BLKZEROOUT of a sector left data" || return 1
     [ "$before" = "$after" ] || fail "BLKZEROOUT of a sector touched its neighbours" || return 1
     blkdiscard -f "$disk" && verify "$disk" 64m && no_errors
+}
+
+# A node of Archipelago in the guest itself, whose pool is a file system on the disk $1.
+start_node() {
+    mkfs.ext4 -q -F "$1" && mkdir -p /node && mount -t ext4 "$1" /node || return 1
+    export ARCHIPELAGO_ROOT=/node/root
+    echo "export ARCHIPELAGO_ROOT=$ARCHIPELAGO_ROOT" >>/lib/node.sh
+    archipelago init >/dev/null && archipelago node start
 }

@@ -23,6 +23,8 @@ use crate::qmp::Qmp;
 /// Kernel parameters. An emulated clock is steady only without the TSC, and a busy host must not fail the timer check.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr random.trust_cpu=on \
      no_timer_check tsc=unstable clocksource=acpi_pm";
+/// Memory of a guest that does not ask for another amount.
+const MEMORY_MIB: u32 = 512;
 /// What a failure shows of the console.
 const TAIL_LEN: usize = 4000;
 
@@ -64,6 +66,8 @@ impl Disk {
 #[derive(Debug, Default)]
 pub struct Builder {
     disks: Vec<Disk>,
+    files: Vec<PathBuf>,
+    memory_mib: Option<u32>,
     processors: u16,
     waits_for_migration: bool,
     programs: Vec<PathBuf>,
@@ -74,6 +78,20 @@ impl Builder {
     #[must_use]
     pub fn disk(mut self, disk: Disk) -> Self {
         self.disks.push(disk);
+        self
+    }
+
+    /// With a disk whose content is a raw file of the host: after those of [`Builder::disk`].
+    #[must_use]
+    pub fn file(mut self, file: &Path) -> Self {
+        self.files.push(file.to_owned());
+        self
+    }
+
+    /// With so many MiB of memory rather than 512.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = Some(mib);
         self
     }
 
@@ -144,8 +162,12 @@ impl Builder {
         command.args(["-accel", "tcg,thread=single"]);
         // Without cx16: QEMU 7.2 emulates cmpxchg16b wrongly and kernels of 6.12 panic.
         command.args(["-M", "q35,memory-backend=mem", "-cpu", "max,-cx16"]);
-        command.args(["-smp", &self.processors.max(1).to_string(), "-m", "512"]);
-        command.args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"]);
+        let memory = self.memory_mib.unwrap_or(MEMORY_MIB);
+        command.args(["-smp", &self.processors.max(1).to_string()]);
+        command.args(["-m", &memory.to_string()]);
+        command.arg("-object").arg(format!(
+            "memory-backend-memfd,id=mem,size={memory}M,share=on"
+        ));
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args([
             "-chardev",
@@ -186,6 +208,15 @@ impl Builder {
             command.arg("-device").arg(format!(
                 "vhost-user-blk-pci,id=disk{index},chardev=chardev{index},num-queues={}{boot}",
                 disk.queues
+            ));
+        }
+        for (index, file) in self.files.iter().enumerate() {
+            command.arg("-drive").arg(format!(
+                "file={},if=none,id=file{index},format=raw,discard=unmap",
+                file.display()
+            ));
+            command.arg("-device").arg(format!(
+                "virtio-blk-pci,id=filedisk{index},drive=file{index}"
             ));
         }
         Ok(command)

@@ -9,14 +9,11 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 /// Descriptors in one message at most: the hello's four.
 pub(crate) const DESCRIPTORS_MAX: usize = 4;
 
-/// Receives one message into `buffer` without blocking. `None`: the other side has disconnected.
+/// Receives one message, or what a stream has, into `buffer` without blocking, with the descriptors that came with it. `None`: the other side has disconnected.
 ///
 /// # Errors
 /// `WouldBlock`: nothing there. `InvalidData`: a message longer than `buffer`, or with too many descriptors.
-pub(crate) fn receive(
-    socket: &impl AsFd,
-    buffer: &mut [u8],
-) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
     let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
     let mut slices = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;

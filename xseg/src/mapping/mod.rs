@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-pub(crate) use descriptors::receive;
+pub use descriptors::receive;
 pub use guard::guard_against_truncation;
 pub(crate) use halves::{OwnHalf, PeerHalf};
 pub(crate) use scalar::Scalar;

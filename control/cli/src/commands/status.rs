@@ -233,7 +233,7 @@ pub(super) fn render(status: &NodeStatus) -> String {
             mode.to_owned(),
             match &attachment.endpoint {
                 EndpointSpec::VhostUser { queues, .. } => queues.to_string(),
-                EndpointSpec::Nbd { .. } => "-".to_owned(),
+                EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => "-".to_owned(),
             },
             journal.to_owned(),
             attachment.endpoint.path().display().to_string(),

@@ -113,14 +113,19 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             name,
             vhost_user,
             nbd,
+            ublk,
             queues,
             read_only,
         } => {
-            let kind = match (vhost_user, nbd) {
-                (true, _) => Some(EndpointKind::VhostUser),
-                (_, true) => Some(EndpointKind::Nbd),
-                (false, false) => None,
-            };
+            // They exclude each other.
+            let kinds = [
+                (vhost_user, EndpointKind::VhostUser),
+                (nbd, EndpointKind::Nbd),
+                (ublk, EndpointKind::Ublk),
+            ];
+            let kind = kinds
+                .into_iter()
+                .find_map(|(asked, kind)| asked.then_some(kind));
             let body = AttachVolume {
                 kind,
                 queues,
@@ -271,9 +276,15 @@ fn info(view: &VolumeView) -> String {
                 EndpointSpec::VhostUser { queues, .. } => {
                     ("attached", format!("{kind}, {mode}, queues: {queues}"))
                 }
-                EndpointSpec::Nbd { .. } => ("attached", format!("{kind}, {mode}")),
+                EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => {
+                    ("attached", format!("{kind}, {mode}"))
+                }
             });
-            rows.push(("socket", attachment.endpoint.path().display().to_string()));
+            let place = match &attachment.endpoint {
+                EndpointSpec::Ublk { .. } => "device",
+                EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => "socket",
+            };
+            rows.push((place, attachment.endpoint.path().display().to_string()));
         }
     }
     facts(&rows)

@@ -128,6 +128,14 @@ impl Attachments {
         self.by_id.values()
     }
 
+    /// Numbers of the ublk devices that attachments name.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = u32> {
+        self.all().filter_map(|one| match one.endpoint {
+            EndpointSpec::Ublk { device, .. } => Some(device),
+            EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => None,
+        })
+    }
+
     /// The attachment of `lineage`, in whatever pool. The node attaches a volume once.
     pub(crate) fn of_lineage(&self, lineage: Lineage) -> Option<&Attachment> {
         self.all().find(|one| one.lineage == lineage)

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::Pool;
 use super::pool_paths::PoolPaths;
+use super::ublk;
 
 const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
 /// Request queues when nobody says how many.
@@ -51,6 +52,13 @@ impl Pool {
         if request.kind == Some(EndpointKind::Nbd) && request.queues.is_some() {
             let message = "NBD has no queues: a client opens as many connections as it likes";
             return Err(Error::new(ErrorCode::Invalid, message));
+        }
+        if request.kind == Some(EndpointKind::Ublk) {
+            if request.queues.is_some() {
+                let message = "a ublk device has one queue";
+                return Err(Error::new(ErrorCode::Invalid, message));
+            }
+            ublk::check().await?;
         }
         wait_while_passing(|| self.attach_once(name, &request)).await
     }
@@ -87,13 +95,14 @@ impl Pool {
             ))
             .into());
         }
+        let endpoint = self.endpoint(&entry, request);
         let attachment = Attachment {
             id: self.attachments().next_id(),
             pool: Some(self.name.clone()),
             name: name.clone(),
             lineage: entry.lineage,
             read_only,
-            endpoint: self.endpoint(&entry, request),
+            endpoint,
         };
         if !read_only {
             self.check_journal_room(&attachment)?;
@@ -108,8 +117,15 @@ impl Pool {
             Err(error) => Err(error),
         };
         if let Err(error) = served {
+            if let EndpointSpec::Ublk { device, .. } = attachment.endpoint
+                && error.code != ErrorCode::Exists
+            {
+                self.abandon_device(attachment.id, device).await;
+            }
             self.withdraw(entry.lineage).await;
             return Err(match error.code {
+                // Another server was faster: the next number.
+                ErrorCode::Exists => Hindrance::Passing(error),
                 ErrorCode::InUse => Hindrance::Passing(Error {
                     message: format!("`{name}` is still being detached by another request"),
                     ..error
@@ -119,12 +135,16 @@ impl Pool {
         }
         let noted = self.attachments().insert(attachment.clone());
         if let Err(error) = noted {
-            let detach = ControlRequest::Detach {
-                attachment: attachment.id,
-                force: true,
-            };
-            if let Err(error) = self.tell(Role::Endpoint, &detach).await {
-                tracing::warn!("taking back the attachment of `{name}`: {error}");
+            if let EndpointSpec::Ublk { device, .. } = attachment.endpoint {
+                self.abandon_device(attachment.id, device).await;
+            } else {
+                let detach = ControlRequest::Detach {
+                    attachment: attachment.id,
+                    force: true,
+                };
+                if let Err(error) = self.tell(Role::Endpoint, &detach).await {
+                    tracing::warn!("taking back the attachment of `{name}`: {error}");
+                }
             }
             self.withdraw(entry.lineage).await;
             return Err(error.into());
@@ -144,6 +164,7 @@ impl Pool {
                 socket: layout.nbd_socket(entry.lineage),
                 export: entry.name.to_string(),
             },
+            EndpointKind::Ublk => ublk::endpoint(ublk::free_number(self.attachments().devices())),
         }
     }
 
@@ -220,7 +241,7 @@ impl Pool {
             EndpointSpec::VhostUser { queues, .. } => {
                 request.queues.is_none_or(|asked| asked == *queues)
             }
-            EndpointSpec::Nbd { .. } => request.queues.is_none(),
+            EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => request.queues.is_none(),
         };
         let read_only = request.read_only.unwrap_or(attachment.read_only);
         if is_kind && has_queues && read_only == attachment.read_only {
@@ -239,7 +260,7 @@ impl Pool {
                 endpoint.kind(),
                 match endpoint {
                     EndpointSpec::VhostUser { queues, .. } => format!(", queues: {queues}"),
-                    EndpointSpec::Nbd { .. } => String::new(),
+                    EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => String::new(),
                 }
             ),
         )
@@ -253,16 +274,20 @@ impl Pool {
     async fn serve(&self, entry: &Entry, attachment: &Attachment) -> Result<(), Error> {
         let mut serial = entry.lineage.to_string();
         serial.truncate(SERIAL_LEN);
+        let volume = ServedVolume {
+            lineage: entry.lineage,
+            size: entry.size,
+            object_size: entry.object_size,
+            read_only: attachment.read_only,
+            serial,
+            on_full: entry.on_full,
+        };
+        if let EndpointSpec::Ublk { device, .. } = attachment.endpoint {
+            return self.serve_device(attachment.id, &volume, device).await;
+        }
         let request = ControlRequest::Attach {
             attachment: attachment.id,
-            volume: ServedVolume {
-                lineage: entry.lineage,
-                size: entry.size,
-                object_size: entry.object_size,
-                read_only: attachment.read_only,
-                serial,
-                on_full: entry.on_full,
-            },
+            volume,
             endpoint: attachment.endpoint.clone(),
         };
         self.tell(Role::Endpoint, &request).await
@@ -283,15 +308,32 @@ impl Pool {
                 one.pool.as_ref() == Some(&self.name) || attachments.is_orphan(one.id)
             };
             let present = attachments.of_lineage(entry.lineage);
-            present.filter(is_ours).map(|one| one.id)
+            present.filter(is_ours).cloned()
         };
-        let Some(attachment) = attached else {
+        let Some(Attachment {
+            id: attachment,
+            endpoint,
+            ..
+        }) = attached
+        else {
             let error = Error::new(ErrorCode::NotFound, format!("`{name}` is not attached"));
             let command = self.context.layout.command();
             return Err(error
                 .with_hint(format!("`{command} node status` shows what is"))
                 .into());
         };
+        let in_use = |error: Error| {
+            let message = format!("`{name}` is in use: {}", error.message);
+            Hindrance::Passing(Error { message, ..error })
+        };
+        if let EndpointSpec::Ublk { device, .. } = endpoint
+            && let Err(error) = self.stop_device(device).await
+        {
+            return Err(match error.code {
+                ErrorCode::InUse => in_use(error),
+                _ => error.into(),
+            });
+        }
         let detach = ControlRequest::Detach {
             attachment,
             force: false,
@@ -300,11 +342,11 @@ impl Pool {
             Ok(()) => {}
             // The endpoint does not know it: what is left is to forget it.
             Err(error) if error.code == ErrorCode::NotFound => {}
-            Err(error) if error.code == ErrorCode::InUse => {
-                let message = format!("`{name}` is in use: {}", error.message);
-                return Err(Hindrance::Passing(Error { message, ..error }));
-            }
+            Err(error) if error.code == ErrorCode::InUse => return Err(in_use(error)),
             Err(error) => return Err(error.into()),
+        }
+        if let EndpointSpec::Ublk { device, .. } = endpoint {
+            self.remove_device(device).await;
         }
         self.attachments().remove(attachment)?;
         self.withdraw(entry.lineage).await;

@@ -28,6 +28,7 @@ mod settings;
 mod status;
 mod supervision;
 mod supervisor;
+mod ublk;
 mod volumes;
 
 use std::os::unix::net::UnixListener;
@@ -110,6 +111,9 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
     let mut end =
         Signals::new().map_err(|error| Error::new(ErrorCode::Io, format!("signals: {error}")))?;
     let keeper = tokio::spawn(keep_log(Arc::clone(&node)));
+    let run = node.context.layout.run().to_owned();
+    let attached = node.context.attachments().devices().collect();
+    ublk::remove_left_over(run, attached).await;
     for pool in node.pools() {
         service::start(&pool);
     }

@@ -8,6 +8,7 @@
 //!   The pool's lock fences the I/O of a dead one.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -21,7 +22,8 @@ use archipelago_host::PeerSettings;
 use archipelago_protocol::control::{ControlReply, ControlRequest, LINE_LEN_MAX, Role};
 use archipelago_protocol::{Error, ErrorCode};
 use nix::fcntl::OFlag;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -206,7 +208,26 @@ impl Process {
         request: &ControlRequest,
         timeout: Duration,
     ) -> Result<ControlReply, AskError> {
-        match tokio::time::timeout(timeout, self.exchange(request)).await {
+        self.ask_passing(request, None, timeout).await
+    }
+
+    /// The same, and passes the process a descriptor.
+    pub(crate) async fn ask_with(
+        &self,
+        request: &ControlRequest,
+        descriptor: OwnedFd,
+        timeout: Duration,
+    ) -> Result<ControlReply, AskError> {
+        self.ask_passing(request, Some(descriptor), timeout).await
+    }
+
+    async fn ask_passing(
+        &self,
+        request: &ControlRequest,
+        descriptor: Option<OwnedFd>,
+        timeout: Duration,
+    ) -> Result<ControlReply, AskError> {
+        match tokio::time::timeout(timeout, self.exchange(request, descriptor)).await {
             Ok(answer) => answer,
             Err(_late) => Err(AskError::Failed(Error::new(
                 ErrorCode::Unavailable,
@@ -230,7 +251,11 @@ impl Process {
         }
     }
 
-    async fn exchange(&self, request: &ControlRequest) -> Result<ControlReply, AskError> {
+    async fn exchange(
+        &self,
+        request: &ControlRequest,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<ControlReply, AskError> {
         let unreachable = |error: std::io::Error| {
             AskError::Failed(Error::new(
                 ErrorCode::Unavailable,
@@ -240,8 +265,13 @@ impl Process {
         let mut stream = self.connect().await.map_err(unreachable)?;
         let mut line = serde_json::to_vec(request).expect("requests have string keys");
         line.push(b'\n');
+        let mut sent = 0;
+        if let Some(descriptor) = descriptor {
+            let passed = pass(&stream, &line, &descriptor).await;
+            sent = passed.map_err(|_hung_up| AskError::Lost)?;
+        }
         stream
-            .write_all(&line)
+            .write_all(&line[sent..])
             .await
             .map_err(|_hung_up| AskError::Lost)?;
         let mut answer = Vec::new();
@@ -260,4 +290,22 @@ impl Process {
             ))
         })
     }
+}
+
+/// Sends the first bytes of `line`, and `descriptor` with them: how many.
+async fn pass(stream: &UnixStream, line: &[u8], descriptor: &OwnedFd) -> std::io::Result<usize> {
+    let send = || {
+        let numbers = [descriptor.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let parts = [IoSlice::new(line)];
+        Ok(sendmsg::<()>(
+            stream.as_raw_fd(),
+            &parts,
+            &rights,
+            flags,
+            None,
+        )?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }

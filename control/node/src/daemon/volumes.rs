@@ -9,11 +9,12 @@ use archipelago_host::Pool as _;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{Error, ErrorCode, Name, ObjectSize};
+use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Name, ObjectSize};
 
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::{Pool, unexpected_reply};
 use super::settings::file_pool;
+use super::ublk;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Pool {
@@ -284,10 +285,18 @@ impl Pool {
             ))
             .into());
         }
-        let attached = self
+        let attachment = self
             .attachments()
             .of_volume(&self.name, entry.lineage)
-            .is_some();
+            .cloned();
+        let attached = attachment.is_some();
+        let device = attachment.and_then(|attachment| match attachment.endpoint {
+            EndpointSpec::Ublk { device, .. } => Some(device),
+            EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => None,
+        });
+        if let Some(device) = device {
+            ublk::check_resizes(device).await?;
+        }
         if request.size < entry.size {
             let what = format!(
                 "shrinking `{name}` from {} to {} bytes loses what lies beyond",
@@ -331,6 +340,9 @@ impl Pool {
             Err(error) if attached => return Err(error.into()),
             Err(error) => tracing::warn!("`{name}` was resized, its endpoint not told: {error}"),
             Ok(()) => {}
+        }
+        if let Some(device) = device {
+            self.resize_device(device, entry.size).await?;
         }
         Ok(self.view(entry))
     }

@@ -1,0 +1,379 @@
+//! Block devices of this host that volumes are served at: what only a privileged process may do with them. What a device asks for is
+//! served by the pool's endpoint, which is handed the device's queue.
+//!
+//! Invariants
+//! - A device of this node that no attachment names is a left-over of an attach that was cut short, and removed at the start.
+//! - A device is never stopped while anybody but this node has it open, and not before what the host's page cache holds of it has
+//!   been written.
+//! - A device whose server died keeps its requests until the next server: nothing here answers them in its place.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, ServedVolume};
+use archipelago_ublk::control::DeviceState;
+use archipelago_ublk::{Control, Device, DeviceMark};
+
+use super::pool::{Pool, unexpected_reply};
+use super::process::{AskError, RunState};
+
+/// How long the remains of a dead server may take to go: its last calls on the storage have to return.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks at that.
+const RECOVERY_LOOK: Duration = Duration::from_millis(5);
+/// How long the data process may take to ask for a device's first requests, and to answer an attach.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a device may take to be written back and stopped.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long its server may take to close a device that is removed.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the endpoint needs to serve a device, and what follows when it does.
+enum Prepared {
+    /// It is served already.
+    Served,
+    /// By this queue; then the device is started.
+    Start(OwnedFd),
+    /// By this queue; then the device gets its requests again.
+    Recover(OwnedFd),
+}
+
+/// Calls that block, and are given up after a time.
+async fn blocking<T: Send + 'static>(
+    timeout: Duration,
+    call: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let given_up = Arc::new(AtomicBool::new(false));
+    let watched = Arc::clone(&given_up);
+    // Relaxed: a hint, which hands nothing over.
+    let called = tokio::task::spawn_blocking(move || call(&|| !watched.load(Ordering::Relaxed)));
+    tokio::pin!(called);
+    match tokio::time::timeout(timeout, &mut called).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panicked)) => Err(Error::new(ErrorCode::Internal, panicked.to_string())),
+        Err(_late) => {
+            given_up.store(true, Ordering::Relaxed);
+            let seconds = timeout.as_secs();
+            Err(Error::new(
+                ErrorCode::Unavailable,
+                format!("a command on a ublk device has not returned for {seconds} s"),
+            ))
+        }
+    }
+}
+
+/// A number that no device and no attachment has.
+pub(super) fn free_number(attached: impl Iterator<Item = u32>) -> u32 {
+    let mut taken = Control::numbers();
+    taken.extend(attached);
+    // One of so many is free.
+    let count = u32::try_from(taken.len()).unwrap_or(u32::MAX - 1);
+    (0..=count)
+        .find(|number| !taken.contains(number))
+        .unwrap_or(u32::MAX)
+}
+
+/// The endpoint of the device `number`.
+pub(super) fn endpoint(number: u32) -> EndpointSpec {
+    EndpointSpec::Ublk {
+        device: number,
+        path: Device::path(number),
+    }
+}
+
+/// Whether this node can have devices at all.
+///
+/// # Errors
+/// Why not, with what to use in their place.
+pub(super) async fn check() -> Result<(), Error> {
+    blocking(SERVE_TIMEOUT, |_goes_on| Control::open().map(drop)).await
+}
+
+/// Removes the devices of the node at `run` that `attached` does not name. Without ublk there are none.
+pub(super) async fn remove_left_over(run: PathBuf, attached: Vec<u32>) {
+    let numbers: Vec<u32> = Control::numbers()
+        .into_iter()
+        .filter(|number| !attached.contains(number))
+        .collect();
+    if numbers.is_empty() {
+        return;
+    }
+    let removed = blocking(STOP_TIMEOUT, move |goes_on| {
+        let control = Control::open()?;
+        let ours = DeviceMark::new(&run, 0);
+        for number in numbers {
+            let device = control.device(number);
+            match device.look()? {
+                Some((_, mark)) if mark.is_of_node(ours) => {}
+                _ => continue,
+            }
+            tracing::warn!("/dev/ublkb{number} is a left-over of this node and is removed");
+            device.stop()?;
+            device.remove(goes_on)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!("left-over ublk devices: {error}");
+    }
+}
+
+/// Makes the device `number` of `volume` ready for the process `server`, in whatever state it is.
+fn prepare(
+    number: u32,
+    volume: &ServedVolume,
+    mark: DeviceMark,
+    server: u32,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Prepared, Error> {
+    let control = Control::open()?;
+    let device = control.device(number);
+    loop {
+        let found = device.look()?;
+        if let Some((_, other)) = found
+            && other != mark
+        {
+            let message = format!("/dev/ublkb{number} is another server's, or another volume's");
+            return Err(Error::new(ErrorCode::InUse, message)
+                .with_hint("detach the volume, and attach it again: it gets another device"));
+        }
+        match found.map(|(state, _)| state) {
+            Some(DeviceState::Served(by)) if by == server => return Ok(Prepared::Served),
+            Some(DeviceState::Waits) if device.begin_recovery()? => {
+                return Ok(Prepared::Recover(device.open_queue()?));
+            }
+            // The kernel has not noticed yet that its server is dead, or not closed all that it had open.
+            Some(DeviceState::Served(_) | DeviceState::Waits) => {}
+            // Not started, or stopped: it has no requests, and a queue that another process may have had.
+            Some(DeviceState::Dead) => device.remove(goes_on)?,
+            None => {
+                control.make(number, volume, mark)?;
+                return Ok(Prepared::Start(device.open_queue()?));
+            }
+        }
+        if !goes_on() {
+            let message = format!("/dev/ublkb{number} waits for the end of its last server");
+            return Err(Error::new(ErrorCode::Unavailable, message));
+        }
+        pause(RECOVERY_LOOK);
+    }
+}
+
+/// On a thread for calls that block.
+fn pause(time: Duration) {
+    let time = nix::poll::PollTimeout::try_from(time).unwrap_or(nix::poll::PollTimeout::ZERO);
+    // Waiting for nothing: a signal that ends it early does no harm.
+    let _interrupted = nix::poll::poll(&mut [], time);
+}
+
+impl Pool {
+    fn device_mark(&self, volume: &ServedVolume) -> DeviceMark {
+        DeviceMark::new(self.context.layout.run(), volume.lineage.0)
+    }
+
+    /// Has the endpoint serve the device `number`, which is made, or recovered from a dead server, as needed.
+    pub(super) async fn serve_device(
+        &self,
+        attachment: AttachmentId,
+        volume: &ServedVolume,
+        number: u32,
+    ) -> Result<(), Error> {
+        let process = self.process(Role::Endpoint);
+        let server = process.pid();
+        let (prepared_for, mark) = (volume.clone(), self.device_mark(volume));
+        let prepared = blocking(RECOVERY_TIMEOUT, move |goes_on| {
+            prepare(number, &prepared_for, mark, server, goes_on)
+        });
+        let request = ControlRequest::Attach {
+            attachment,
+            volume: volume.clone(),
+            endpoint: endpoint(number),
+        };
+        let (queue, recovers) = match prepared.await? {
+            Prepared::Served => return self.tell(Role::Endpoint, &request).await,
+            Prepared::Start(queue) => (queue, false),
+            Prepared::Recover(queue) => (queue, true),
+        };
+        // Not sent again to a next incarnation: a queue is one process's.
+        match process.ask_with(&request, queue, SERVE_TIMEOUT).await {
+            Ok(ControlReply::Done) => {}
+            Ok(ControlReply::Failed(error)) | Err(AskError::Failed(error)) => return Err(error),
+            Ok(other) => return Err(unexpected_reply(&other)),
+            Err(AskError::Lost) => {
+                let message = format!("the {} process died over this request", process.title());
+                return Err(Error::new(ErrorCode::Unavailable, message));
+            }
+        }
+        let state = process.run_state();
+        let serves = move || *state.borrow() == RunState::Running(server);
+        blocking(SERVE_TIMEOUT, move |goes_on| {
+            let control = Control::open()?;
+            let device = control.device(number);
+            let goes_on = || goes_on() && serves();
+            match recovers {
+                true => device.end_recovery(server, goes_on),
+                false => device.start(server, goes_on),
+            }
+        })
+        .await
+    }
+
+    /// Stops the device `number`, so that its endpoint can be detached: refused while anybody uses it.
+    pub(super) async fn stop_device(&self, number: u32) -> Result<(), Error> {
+        blocking(STOP_TIMEOUT, move |goes_on| {
+            let Some(control) = opened()? else {
+                return Ok(());
+            };
+            let device = control.device(number);
+            match device.look()? {
+                Some((DeviceState::Served(_), _)) => {}
+                Some((DeviceState::Waits, _)) => {
+                    let message = format!(
+                        "/dev/ublkb{number} is not served at the moment, and may hold what is not written yet"
+                    );
+                    return Err(Error::new(ErrorCode::Unavailable, message));
+                }
+                Some((DeviceState::Dead, _)) | None => return Ok(()),
+            }
+            let claimed = device.claim()?;
+            if let Some(user) = users::of(number) {
+                let message = format!("/dev/ublkb{number} is open: {user} uses it");
+                return Err(Error::new(ErrorCode::InUse, message)
+                    .with_hint("end what uses it, then detach"));
+            }
+            // A stopped device takes nothing more from the page cache.
+            claimed.sync_all().map_err(|error| {
+                Error::new(ErrorCode::Io, format!("writing back /dev/ublkb{number}: {error}"))
+            })?;
+            if !goes_on() {
+                return Ok(());
+            }
+            device.stop()
+        })
+        .await
+    }
+
+    /// Takes back a device that could not be served.
+    pub(super) async fn abandon_device(&self, attachment: AttachmentId, number: u32) {
+        let stopped = blocking(STOP_TIMEOUT, move |_goes_on| match opened()? {
+            Some(control) => control.device(number).stop(),
+            None => Ok(()),
+        });
+        if let Err(error) = stopped.await {
+            tracing::debug!("stopping /dev/ublkb{number}: {error}");
+        }
+        let detach = ControlRequest::Detach {
+            attachment,
+            force: true,
+        };
+        if let Err(error) = self.tell(Role::Endpoint, &detach).await
+            && error.code != ErrorCode::NotFound
+        {
+            tracing::warn!("taking back /dev/ublkb{number}: {error}");
+        }
+        self.remove_device(number).await;
+    }
+
+    /// Removes the device `number`, which is stopped and which no process serves any more.
+    pub(super) async fn remove_device(&self, number: u32) {
+        let removed = blocking(REMOVE_TIMEOUT, move |goes_on| match opened()? {
+            Some(control) => control.device(number).remove(goes_on),
+            None => Ok(()),
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!("removing /dev/ublkb{number}: {error}");
+        }
+    }
+
+    /// Gives the device `number` the size of its volume.
+    pub(super) async fn resize_device(&self, number: u32, size: u64) -> Result<(), Error> {
+        blocking(SERVE_TIMEOUT, move |_goes_on| {
+            Control::open()?.device(number).resize(size)
+        })
+        .await
+    }
+}
+
+/// Refuses to resize what a device shows, where the kernel could not show it.
+///
+/// # Errors
+/// [`ErrorCode::Unsupported`] with what to do.
+pub(super) async fn check_resizes(number: u32) -> Result<(), Error> {
+    blocking(SERVE_TIMEOUT, move |_goes_on| {
+        if Control::open()?.resizes() {
+            return Ok(());
+        }
+        let message = format!(
+            "this kernel cannot change the size of /dev/ublkb{number} while it is attached: that takes Linux 6.16"
+        );
+        Err(Error::new(ErrorCode::Unsupported, message)
+            .with_hint("detach the volume, resize it, and attach it again"))
+    })
+    .await
+}
+
+/// The control device; `None`: the kernel has no devices any more, so there is nothing to stop.
+fn opened() -> Result<Option<Control>, Error> {
+    match Control::open() {
+        Ok(control) => Ok(Some(control)),
+        Err(error) if error.code == ErrorCode::Unsupported => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Who has a block device open.
+mod users {
+    use std::fs;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    use std::path::Path;
+
+    use archipelago_ublk::Device;
+
+    /// A process, other than this one, that has the device `number` open; `None` also where /proc does not show it.
+    pub(super) fn of(number: u32) -> Option<String> {
+        let device = fs::metadata(Device::path(number)).ok()?.rdev();
+        let own = std::process::id().to_string();
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        for process in processes {
+            let name = process.file_name();
+            let is_other =
+                name != own.as_str() && name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+            if is_other && has_open(&process.path().join("fd"), device) {
+                let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                return Some(format!(
+                    "`{}` (process {})",
+                    command.trim_end(),
+                    name.to_string_lossy()
+                ));
+            }
+        }
+        None
+    }
+
+    fn has_open(descriptors: &Path, device: u64) -> bool {
+        let open = fs::read_dir(descriptors).into_iter().flatten().flatten();
+        open.map(|entry| entry.path()).any(|path| {
+            // Only what is a device is looked at: a file system that does not answer must not be asked.
+            fs::read_link(&path).is_ok_and(|target| target.starts_with("/dev"))
+                && fs::metadata(&path).is_ok_and(|found| {
+                    found.file_type().is_block_device() && found.rdev() == device
+                })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_that_nobody_has_is_given() {
+        assert_eq!(free_number([0, 1, 3].into_iter()), 2);
+        assert_eq!(free_number([1, 2].into_iter()), 0);
+        assert_eq!(free_number(std::iter::empty()), 0);
+    }
+}

@@ -1,0 +1,459 @@
+//! Devices: made, started, recovered, stopped, removed. For the privileged process; calls block.
+//!
+//! | a device is | becomes |
+//! |---|---|
+//! | made ([`Control::make`]) | served, by [`Device::start`] once a process serves its queue |
+//! | served | stopped, by [`Device::stop`]; without a server, by the death of that process |
+//! | without a server: requests wait | served, by [`Device::begin_recovery`], a process that serves its queue, [`Device::end_recovery`] |
+//! | stopped | removed, by [`Device::remove`] |
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::ids::SECTOR_SIZE;
+use archipelago_protocol::{Error, ErrorCode, ServedVolume};
+use archipelago_runtime::ublk::UblkControl;
+use archipelago_runtime::ublk::abi::{
+    DeviceInfo, Parameters, attribute, feature, parameter, state,
+};
+use nix::errno::Errno;
+
+use crate::kernel::{ALTERNATIVES, Release};
+use crate::layout::{BUFFER_LEN, DEPTH, RANGE_MAX};
+
+/// Where the kernel lists devices.
+const DEVICES: &str = "/sys/class/ublk-char";
+/// What a device needs of its kernel.
+const NEEDED: u64 =
+    feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
+/// Bytes of a logical block and of a volume's block, as powers of two.
+const SECTOR_SHIFT: u8 = 9;
+const BLOCK_SHIFT: u8 = 12;
+/// What a discard gives back whole.
+const DISCARD_GRANULARITY: u32 = 1 << BLOCK_SHIFT;
+
+/// Whose a device is: the kernel keeps it with the device, whatever becomes of who made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMark(u64);
+
+impl DeviceMark {
+    /// Of the node at `run`, for the volume with so many as its lineage.
+    #[must_use]
+    pub fn new(run: &Path, lineage: u128) -> DeviceMark {
+        let node = hash(run.as_os_str().as_encoded_bytes());
+        let volume = hash(&lineage.to_le_bytes());
+        DeviceMark(u64::from(node) << 32 | u64::from(volume))
+    }
+
+    /// Whether both are of one node.
+    #[must_use]
+    pub fn is_of_node(self, other: DeviceMark) -> bool {
+        self.0 >> 32 == other.0 >> 32
+    }
+}
+
+/// FNV-1a, of 32 bits; never 0, which is nobody's.
+fn hash(bytes: &[u8]) -> u32 {
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    hash.max(1)
+}
+
+/// How a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceState {
+    /// Not started, or stopped.
+    Dead,
+    /// Served by this process.
+    Served(u32),
+    /// Its server has died: requests wait.
+    Waits,
+}
+
+/// The way to the kernel's ublk driver.
+#[derive(Debug)]
+pub struct Control {
+    control: UblkControl,
+    features: u64,
+}
+
+impl Control {
+    /// Finds out whether this kernel can have devices, and opens the control device.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] or [`ErrorCode::Denied`], with what to use in place of ublk.
+    pub fn open() -> Result<Control, Error> {
+        if let Some(release) = Release::own() {
+            release.check()?;
+        }
+        let control = UblkControl::open().map_err(|error| unusable(&error))?;
+        let features = match control.features() {
+            Ok(features) => features,
+            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => {
+                return Err(unusable(&error));
+            }
+            Err(error) => return Err(too_old(&error.to_string())),
+        };
+        if features & NEEDED != NEEDED {
+            return Err(too_old("a device could not outlive its server"));
+        }
+        Ok(Control { control, features })
+    }
+
+    /// Whether devices that run can be given another size.
+    #[must_use]
+    pub fn resizes(&self) -> bool {
+        self.features & feature::UPDATE_SIZE != 0
+    }
+
+    /// The device `number`, there or not.
+    #[must_use]
+    pub fn device(&self, number: u32) -> Device<'_> {
+        Device {
+            control: &self.control,
+            number,
+        }
+    }
+
+    /// The devices of whatever server.
+    #[must_use]
+    pub fn numbers() -> Vec<u32> {
+        let names = std::fs::read_dir(DEVICES).into_iter().flatten().flatten();
+        let mut numbers: Vec<u32> = names
+            .filter_map(|entry| number_of(entry.file_name().to_str()?))
+            .collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Makes the device `number` for `volume`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Exists`] if another server has this number, [`ErrorCode::NoSpace`] if there are too many devices,
+    /// [`ErrorCode::Io`] for whatever else the kernel says.
+    pub fn make(&self, number: u32, volume: &ServedVolume, mark: DeviceMark) -> Result<(), Error> {
+        let mut info = DeviceInfo {
+            queues: 1,
+            depth: DEPTH,
+            buffer_len: BUFFER_LEN,
+            device: number,
+            flags: NEEDED | self.features & feature::UPDATE_SIZE,
+            mark: mark.0,
+            ..DeviceInfo::default()
+        };
+        self.control
+            .add(&mut info)
+            .map_err(|error| not_made(number, &error))?;
+        let made = DeviceInfo { ..info };
+        let fits = made.queues == 1 && made.depth == DEPTH && made.buffer_len == BUFFER_LEN;
+        let parameters = parameters(volume);
+        let set = if fits {
+            self.control.set_parameters(number, &parameters)
+        } else {
+            Err(io::Error::other(format!(
+                "the kernel wants {} queues of {} requests of {} bytes",
+                made.queues, made.depth, made.buffer_len
+            )))
+        };
+        set.map_err(|error| {
+            // Nobody has it open: this does not wait.
+            let _removed = self.control.delete(number, || true);
+            failed(number, "setting up", &error)
+        })
+    }
+}
+
+/// `ublkc7`: 7.
+fn number_of(name: &str) -> Option<u32> {
+    name.strip_prefix("ublkc")?.parse().ok()
+}
+
+/// What the kernel is to know of a volume.
+fn parameters(volume: &ServedVolume) -> Parameters {
+    let mut attributes = attribute::VOLATILE_CACHE | attribute::FUA;
+    if volume.read_only {
+        attributes |= attribute::READ_ONLY;
+    }
+    let ranges = RANGE_MAX / u32::try_from(SECTOR_SIZE).unwrap_or(512);
+    let ranges = if volume.read_only { 0 } else { ranges };
+    Parameters {
+        len: u32::try_from(size_of::<Parameters>()).unwrap_or(u32::MAX),
+        types: parameter::BASIC | parameter::DISCARD,
+        attributes,
+        logical_block_shift: SECTOR_SHIFT,
+        physical_block_shift: BLOCK_SHIFT,
+        io_opt_shift: u8::try_from(BUFFER_LEN.trailing_zeros()).unwrap_or(BLOCK_SHIFT),
+        io_min_shift: BLOCK_SHIFT,
+        sectors_max: BUFFER_LEN >> SECTOR_SHIFT,
+        sectors: volume.size / SECTOR_SIZE,
+        discard_granularity: DISCARD_GRANULARITY,
+        discard_sectors_max: ranges,
+        zeroes_sectors_max: ranges,
+        discard_segments_max: 1,
+        ..Parameters::default()
+    }
+}
+
+/// A device by its number.
+#[derive(Debug)]
+pub struct Device<'a> {
+    control: &'a UblkControl,
+    number: u32,
+}
+
+impl Device<'_> {
+    /// Where the block device `number` is.
+    #[must_use]
+    pub fn path(number: u32) -> PathBuf {
+        PathBuf::from(format!("/dev/ublkb{number}"))
+    }
+
+    /// How it is, and whose; `None`: there is none.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Io`] with what the kernel says.
+    pub fn look(&self) -> Result<Option<(DeviceState, DeviceMark)>, Error> {
+        let info = self.control.info(self.number);
+        let info = info.map_err(|error| failed(self.number, "looking at", &error))?;
+        Ok(info.map(|info| {
+            let found = match info.state {
+                state::LIVE => DeviceState::Served(u32::try_from(info.server).unwrap_or(0)),
+                state::QUIESCED => DeviceState::Waits,
+                _ => DeviceState::Dead,
+            };
+            (found, DeviceMark(info.mark))
+        }))
+    }
+
+    /// Its queue, for the process that is to serve it. One has it open at a time.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] while somebody has it open, [`ErrorCode::Io`] otherwise.
+    pub fn open_queue(&self) -> Result<OwnedFd, Error> {
+        let path = format!("/dev/ublkc{}", self.number);
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        opened.map(OwnedFd::from).map_err(|error| {
+            let code = match error.raw_os_error() {
+                Some(errno) if errno == Errno::EBUSY as i32 => ErrorCode::InUse,
+                _ => ErrorCode::Io,
+            };
+            Error::new(code, format!("{path}: {error}"))
+        })
+    }
+
+    /// Shows the block device, once the process `server` serves the queue; given up when `goes_on` says no.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] when it was given up, [`ErrorCode::Io`] otherwise.
+    pub fn start(&self, server: u32, goes_on: impl Fn() -> bool) -> Result<(), Error> {
+        let started = self.control.start(self.number, server, goes_on);
+        started.map_err(|error| given_up(self.number, "starting", &error))
+    }
+
+    /// Prepares a device without a server for the next one; `false`: something of the dead one is left, ask again.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Io`] with what the kernel says.
+    pub fn begin_recovery(&self) -> Result<bool, Error> {
+        match self.control.start_recovery(self.number) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(false),
+            Err(error) => Err(failed(self.number, "recovering", &error)),
+        }
+    }
+
+    /// Gives the device's requests to the process `server`, once that serves the queue; as [`Device::start`].
+    ///
+    /// # Errors
+    /// As [`Device::start`].
+    pub fn end_recovery(&self, server: u32, goes_on: impl Fn() -> bool) -> Result<(), Error> {
+        let ended = self.control.end_recovery(self.number, server, goes_on);
+        ended.map_err(|error| given_up(self.number, "recovering", &error))
+    }
+
+    /// Gives the device, which runs, another size in bytes.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Io`] with what the kernel says.
+    pub fn resize(&self, size: u64) -> Result<(), Error> {
+        let resized = self.control.update_size(self.number, size / SECTOR_SIZE);
+        resized.map_err(|error| failed(self.number, "resizing", &error))
+    }
+
+    /// Takes the block device away, whoever uses it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Io`] with what the kernel says.
+    pub fn stop(&self) -> Result<(), Error> {
+        let stopped = self.control.stop(self.number);
+        stopped.map_err(|error| failed(self.number, "stopping", &error))
+    }
+
+    /// Removes the device; waits until its server has closed the queue, as long as `goes_on` says so.
+    ///
+    /// # Errors
+    /// As [`Device::start`].
+    pub fn remove(&self, goes_on: impl Fn() -> bool) -> Result<(), Error> {
+        match self.control.delete(self.number, goes_on) {
+            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
+            removed => removed.map_err(|error| given_up(self.number, "removing", &error)),
+        }
+    }
+
+    /// The block device as nobody else may have it: mounted, or part of another device.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] if somebody has it so, [`ErrorCode::Io`] otherwise.
+    pub fn claim(&self) -> Result<File, Error> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = Self::path(self.number);
+        let flags = nix::fcntl::OFlag::O_EXCL.bits();
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(&path);
+        opened.map_err(|error| {
+            let path = path.display();
+            match error.raw_os_error() {
+                Some(errno) if errno == Errno::EBUSY as i32 => Error::new(
+                    ErrorCode::InUse,
+                    format!("{path} is mounted, or part of another device"),
+                )
+                .with_hint("unmount it, or remove what is on top of it, then detach"),
+                _ => Error::new(ErrorCode::Io, format!("{path}: {error}")),
+            }
+        })
+    }
+}
+
+fn unusable(error: &io::Error) -> Error {
+    let path = UblkControl::PATH;
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::new(
+            ErrorCode::Unsupported,
+            format!("this kernel has no ublk devices: there is no {path}"),
+        )
+        .with_hint(format!(
+            "load its module, if there is one: `modprobe ublk_drv`; or use another way: {ALTERNATIVES}"
+        )),
+        io::ErrorKind::PermissionDenied => Error::new(
+            ErrorCode::Denied,
+            format!("the node may not make ublk devices: {path}: {error}"),
+        )
+        .with_hint(format!(
+            "run the node as root (CAP_SYS_ADMIN); or use another way: {ALTERNATIVES}"
+        )),
+        _ => Error::new(ErrorCode::Io, format!("{path}: {error}"))
+            .with_hint(format!("another way: {ALTERNATIVES}")),
+    }
+}
+
+fn too_old(why: &str) -> Error {
+    let message = format!("this kernel is too old for ublk devices, which need Linux 6.5: {why}");
+    Error::new(ErrorCode::Unsupported, message).with_hint(format!("another way: {ALTERNATIVES}"))
+}
+
+fn not_made(number: u32, error: &io::Error) -> Error {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    let error = match errno {
+        Some(Errno::EEXIST) => {
+            return Error::new(
+                ErrorCode::Exists,
+                format!("/dev/ublkb{number} is another server's"),
+            );
+        }
+        Some(Errno::ENOSPC | Errno::EMFILE) => Error::new(
+            ErrorCode::NoSpace,
+            format!("the kernel makes no more ublk devices: {error}"),
+        )
+        .with_hint("detach one, or raise the parameter `ublks_max` of the module ublk_drv"),
+        Some(Errno::EACCES | Errno::EPERM) => {
+            return unusable(&io::ErrorKind::PermissionDenied.into());
+        }
+        _ => return failed(number, "making", error),
+    };
+    error
+}
+
+fn failed(number: u32, what: &str, error: &io::Error) -> Error {
+    Error::new(ErrorCode::Io, format!("{what} /dev/ublkb{number}: {error}"))
+}
+
+fn given_up(number: u32, what: &str, error: &io::Error) -> Error {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EINTR | Errno::ECANCELED) => Error::new(
+            ErrorCode::Unavailable,
+            format!(
+                "{what} /dev/ublkb{number} was given up: its process has ended, or takes too long"
+            ),
+        ),
+        _ => failed(number, what, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::{Lineage, ObjectSize, OnFull};
+
+    use super::*;
+
+    fn volume(size: u64, read_only: bool) -> ServedVolume {
+        ServedVolume {
+            lineage: Lineage(1),
+            size,
+            object_size: ObjectSize::DEFAULT,
+            read_only,
+            serial: String::new(),
+            on_full: OnFull::default(),
+        }
+    }
+
+    #[test]
+    fn a_device_has_a_cache_and_ranges_unless_it_is_read_only() {
+        let written = parameters(&volume(513 * 512, false));
+        assert_eq!(written.sectors, 513);
+        assert_eq!(
+            written.attributes,
+            attribute::VOLATILE_CACHE | attribute::FUA
+        );
+        assert_eq!(written.discard_sectors_max, RANGE_MAX / 512);
+        let read = parameters(&volume(512, true));
+        assert_eq!(read.attributes & attribute::READ_ONLY, attribute::READ_ONLY);
+        assert_eq!((read.discard_sectors_max, read.zeroes_sectors_max), (0, 0));
+    }
+
+    #[test]
+    fn a_mark_names_the_node_and_the_volume() {
+        let [one, other] = ["/run/a", "/run/b"].map(Path::new);
+        let mark = DeviceMark::new(one, 7);
+        assert_eq!(mark, DeviceMark::new(one, 7));
+        assert_ne!(mark, DeviceMark::new(one, 8));
+        assert!(mark.is_of_node(DeviceMark::new(one, 8)));
+        assert!(!mark.is_of_node(DeviceMark::new(other, 7)));
+    }
+
+    #[test]
+    fn names_of_devices_are_read() {
+        assert_eq!(number_of("ublkc12"), Some(12));
+        for other in ["ublkb12", "ublkc", "ublkc-1", "control"] {
+            assert_eq!(number_of(other), None);
+        }
+    }
+
+    #[test]
+    fn what_keeps_devices_away_is_said_with_other_ways() {
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied] {
+            let error = unusable(&kind.into());
+            assert!(error.message.contains("ublk"), "{error}");
+            assert!(
+                error.hint.contains("--nbd") && error.hint.contains("mount"),
+                "{error}"
+            );
+        }
+        let full = io::Error::from_raw_os_error(Errno::ENOSPC as i32);
+        assert_eq!(not_made(1, &full).code, ErrorCode::NoSpace);
+    }
+}

@@ -1,0 +1,45 @@
+//! What the two halves of an endpoint share: figures, whether the device is gone, and requests to detach.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+
+use archipelago_endpoint::Detach;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::metrics::Metrics;
+
+/// A request to detach. The answer comes when it is done; none if the data thread has ended.
+#[derive(Debug)]
+pub(crate) struct DetachRequest {
+    pub(crate) how: Detach,
+    pub(crate) reply: Sender<()>,
+}
+
+/// State shared between the data thread and the threads of control.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) metrics: Metrics,
+    gone: AtomicBool,
+}
+
+impl Shared {
+    /// The device was stopped.
+    pub(crate) fn lose_device(&self) {
+        // Relaxed: for people only.
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_lost_device(&self) -> bool {
+        // Relaxed: as in `lose_device`.
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
+/// A doorbell: what is rung, and what is watched.
+pub(crate) fn doorbell() -> std::io::Result<(EventFd, OwnedFd)> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let made = EventFd::from_value_and_flags(0, flags)?;
+    let watched = made.as_fd().try_clone_to_owned()?;
+    Ok((made, watched))
+}

@@ -1,0 +1,266 @@
+//! Commands on `/dev/ublk-control`. Each has a ring of its own, since its entries are twice as long as those of a reactor.
+//!
+//! Invariant: a call returns only when the kernel has finished with the command, so what the command points to outlives it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::abi::{ControlCommand, DeviceInfo, Parameters, control_op};
+
+/// Between two looks whether a call is still wanted.
+const LOOK: Duration = Duration::from_millis(20);
+/// User data of the command, and of its cancellation.
+const COMMAND: u64 = 1;
+const CANCEL: u64 = 2;
+/// Of the command and its cancellation.
+const ENTRIES: u32 = 4;
+/// The command is for no queue.
+const NO_QUEUE: u16 = u16::MAX;
+
+type ControlRing = IoUring<squeue::Entry128, cqueue::Entry>;
+
+/// What a command points to.
+enum Buffer<'a> {
+    Nothing,
+    Info(&'a mut DeviceInfo),
+    Parameters(&'a mut Parameters),
+    Features(&'a mut u64),
+}
+
+impl Buffer<'_> {
+    /// Address and length.
+    fn place(&mut self) -> (u64, usize) {
+        match self {
+            Buffer::Nothing => (0, 0),
+            Buffer::Info(info) => (address_of(*info), size_of::<DeviceInfo>()),
+            Buffer::Parameters(parameters) => (address_of(*parameters), size_of::<Parameters>()),
+            Buffer::Features(features) => (address_of(*features), size_of::<u64>()),
+        }
+    }
+}
+
+/// As a number, for the kernel.
+fn address_of<T>(place: &mut T) -> u64 {
+    std::ptr::from_mut(place).expose_provenance() as u64
+}
+
+/// The control device. Calls take the capability `CAP_SYS_ADMIN`, and block.
+#[derive(Debug)]
+pub struct UblkControl {
+    file: File,
+}
+
+impl UblkControl {
+    /// Where it is.
+    pub const PATH: &'static str = "/dev/ublk-control";
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// What the file system says: without the kernel module `ublk_drv` there is none.
+    pub fn open() -> io::Result<UblkControl> {
+        let file = OpenOptions::new().read(true).write(true).open(Self::PATH)?;
+        Ok(UblkControl { file })
+    }
+
+    /// What this kernel can do: of [`feature`](super::abi::feature).
+    ///
+    /// # Errors
+    /// What the kernel says: before 6.5 it does not know the question.
+    pub fn features(&self) -> io::Result<u64> {
+        let mut features = 0;
+        let buffer = Buffer::Features(&mut features);
+        self.call(control_op::GET_FEATURES, 0, 0, buffer, || true)?;
+        Ok(features)
+    }
+
+    /// The device `device`; `None`: there is none.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn info(&self, device: u32) -> io::Result<Option<DeviceInfo>> {
+        let mut info = DeviceInfo::default();
+        let buffer = Buffer::Info(&mut info);
+        match self.call(control_op::GET_DEV_INFO, device, 0, buffer, || true) {
+            Ok(()) => Ok(Some(info)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a device; the kernel puts in what it has made of it.
+    ///
+    /// # Errors
+    /// What the kernel says: `EEXIST` if there is one of this number.
+    pub fn add(&self, info: &mut DeviceInfo) -> io::Result<()> {
+        let device = info.device;
+        self.call(control_op::ADD_DEV, device, 0, Buffer::Info(info), || true)
+    }
+
+    /// Says what the device, which is not started, is like.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_parameters(&self, device: u32, parameters: &Parameters) -> io::Result<()> {
+        let mut parameters = *parameters;
+        let buffer = Buffer::Parameters(&mut parameters);
+        self.call(control_op::SET_PARAMS, device, 0, buffer, || true)
+    }
+
+    /// Shows the block device, once the process `server` has fetched requests on every queue.
+    ///
+    /// # Errors
+    /// What the kernel says; `EINTR` or `ECANCELED` once `goes_on` has said no.
+    pub fn start(&self, device: u32, server: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
+        let server = u64::from(server);
+        self.call(
+            control_op::START_DEV,
+            device,
+            server,
+            Buffer::Nothing,
+            goes_on,
+        )
+    }
+
+    /// Takes the block device away. What has been fetched and not answered is waited for.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn stop(&self, device: u32) -> io::Result<()> {
+        self.call(control_op::STOP_DEV, device, 0, Buffer::Nothing, || true)
+    }
+
+    /// Removes the device. Its server must have closed the device, or be about to.
+    ///
+    /// # Errors
+    /// What the kernel says; as [`UblkControl::start`].
+    pub fn delete(&self, device: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
+        self.call(control_op::DEL_DEV, device, 0, Buffer::Nothing, goes_on)
+    }
+
+    /// Prepares a device whose server has died for the next one.
+    ///
+    /// # Errors
+    /// What the kernel says: `EBUSY` until everything of the dead server is gone.
+    pub fn start_recovery(&self, device: u32) -> io::Result<()> {
+        let op = control_op::START_USER_RECOVERY;
+        self.call(op, device, 0, Buffer::Nothing, || true)
+    }
+
+    /// Gives the device its requests again, once the process `server` has fetched on every queue.
+    ///
+    /// # Errors
+    /// As [`UblkControl::start`].
+    pub fn end_recovery(
+        &self,
+        device: u32,
+        server: u32,
+        goes_on: impl Fn() -> bool,
+    ) -> io::Result<()> {
+        let op = control_op::END_USER_RECOVERY;
+        self.call(op, device, u64::from(server), Buffer::Nothing, goes_on)
+    }
+
+    /// Changes the size of a device that runs.
+    ///
+    /// # Errors
+    /// What the kernel says: before 6.16 it does not know the command.
+    pub fn update_size(&self, device: u32, sectors: u64) -> io::Result<()> {
+        let op = control_op::UPDATE_SIZE;
+        self.call(op, device, sectors, Buffer::Nothing, || true)
+    }
+
+    fn call(
+        &self,
+        op: u32,
+        device: u32,
+        data: u64,
+        mut buffer: Buffer<'_>,
+        goes_on: impl Fn() -> bool,
+    ) -> io::Result<()> {
+        let (address, len) = buffer.place();
+        let command = ControlCommand {
+            device,
+            queue: NO_QUEUE,
+            len: u16::try_from(len).map_err(io::Error::other)?,
+            address,
+            data,
+            ..ControlCommand::default()
+        };
+        let mut ring: ControlRing = IoUring::builder().build(ENTRIES)?;
+        let entry = opcode::UringCmd80::new(Fd(self.file.as_raw_fd()), op)
+            .cmd(bytes_of(command))
+            .build()
+            .user_data(COMMAND);
+        // SAFETY: the command points to `buffer`, which is borrowed until this returns, and this returns when the command has
+        // completed. The kernel's ublk driver, which alone is behind the path that `open` opens, touches `len` bytes there.
+        let pushed = unsafe { ring.submission().push(&entry) };
+        pushed.map_err(io::Error::other)?;
+        let result = finish(&mut ring, goes_on)?;
+        match result {
+            0.. => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        }
+    }
+}
+
+/// The command's result, once it has completed. It is cancelled when `goes_on` says no.
+fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32> {
+    let look = Timespec::from(LOOK);
+    let arguments = SubmitArgs::new().timespec(&look);
+    let mut cancelled = false;
+    loop {
+        match ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => {}
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) => {}
+            // Nothing was taken: an entry that the kernel has is waited for whatever else it says.
+            Err(error) if !ring.submission().is_empty() => return Err(error),
+            Err(error) => tracing::debug!(%error, "waiting for a command of ublk"),
+        }
+        while let Some(completion) = ring.completion().next() {
+            if completion.user_data() == COMMAND {
+                return Ok(completion.result());
+            }
+        }
+        if !cancelled && !goes_on() {
+            cancelled = true;
+            let cancel = opcode::AsyncCancel2::new(CancelBuilder::user_data(COMMAND)).build();
+            let cancel = squeue::Entry128::from(cancel.user_data(CANCEL));
+            // SAFETY: it points to nothing.
+            let pushed = unsafe { ring.submission().push(&cancel) };
+            pushed.map_err(io::Error::other)?;
+        }
+    }
+}
+
+/// The command as it stands in the entry: 32 bytes, then nothing.
+fn bytes_of(command: ControlCommand) -> [u8; 80] {
+    // SAFETY: both have 32 bytes, and the structure has no padding.
+    let head: [u8; 32] = unsafe { std::mem::transmute(command) };
+    let mut bytes = [0; 80];
+    bytes[..head.len()].copy_from_slice(&head);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_module_there_is_no_control_device() {
+        if std::path::Path::new(UblkControl::PATH).exists() {
+            return;
+        }
+        let error = UblkControl::open().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
