@@ -337,45 +337,39 @@ fn unusable(error: &io::Error) -> Error {
             format!("this kernel has no ublk devices: there is no {path}"),
         )
         .with_hint(format!(
-            "load its module, if there is one: `modprobe ublk_drv`; or use another way: {ALTERNATIVES}"
+            "load its module if there is one (`modprobe ublk_drv`), or use the volume {ALTERNATIVES}"
         )),
         io::ErrorKind::PermissionDenied => Error::new(
             ErrorCode::Denied,
             format!("the node may not make ublk devices: {path}: {error}"),
         )
         .with_hint(format!(
-            "run the node as root (CAP_SYS_ADMIN); or use another way: {ALTERNATIVES}"
+            "run the node as root (CAP_SYS_ADMIN), or use the volume {ALTERNATIVES}"
         )),
         _ => Error::new(ErrorCode::Io, format!("{path}: {error}"))
-            .with_hint(format!("another way: {ALTERNATIVES}")),
+            .with_hint(format!("use the volume {ALTERNATIVES}")),
     }
 }
 
 fn too_old(why: &str) -> Error {
     let message = format!("this kernel is too old for ublk devices, which need Linux 6.5: {why}");
-    Error::new(ErrorCode::Unsupported, message).with_hint(format!("another way: {ALTERNATIVES}"))
+    Error::new(ErrorCode::Unsupported, message).with_hint(format!("use the volume {ALTERNATIVES}"))
 }
 
 fn not_made(number: u32, error: &io::Error) -> Error {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    let error = match errno {
-        Some(Errno::EEXIST) => {
-            return Error::new(
-                ErrorCode::Exists,
-                format!("/dev/ublkb{number} is another server's"),
-            );
-        }
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EEXIST) => Error::new(
+            ErrorCode::Exists,
+            format!("/dev/ublkb{number} is another server's"),
+        ),
         Some(Errno::ENOSPC | Errno::EMFILE) => Error::new(
             ErrorCode::NoSpace,
             format!("the kernel makes no more ublk devices: {error}"),
         )
         .with_hint("detach one, or raise the parameter `ublks_max` of the module ublk_drv"),
-        Some(Errno::EACCES | Errno::EPERM) => {
-            return unusable(&io::ErrorKind::PermissionDenied.into());
-        }
-        _ => return failed(number, "making", error),
-    };
-    error
+        Some(Errno::EACCES | Errno::EPERM) => unusable(&io::ErrorKind::PermissionDenied.into()),
+        _ => failed(number, "making", error),
+    }
 }
 
 fn failed(number: u32, what: &str, error: &io::Error) -> Error {

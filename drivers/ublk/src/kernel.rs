@@ -5,7 +5,7 @@ use std::fmt;
 use archipelago_protocol::{Error, ErrorCode};
 
 /// What to do without ublk.
-pub const ALTERNATIVES: &str = "over NBD: `volume attach NAME --nbd` and `nbd-client`; as files, on any kernel: `archipelago mount DIR` and `losetup --direct-io=on`";
+pub const ALTERNATIVES: &str = "over NBD (`archipelago volume attach NAME --nbd`), or as a file through FUSE (`archipelago mount DIR`)";
 
 /// Kernels that crash, with what is known of them. Sources: the fix "ublk: fix NULL dereference" of Linux 6.18.6, and the bug
 /// trackers of storage systems that met them.
@@ -100,8 +100,11 @@ impl Release {
             "this kernel ({self}) cannot have ublk devices: {}",
             fault.what
         );
-        Err(Error::new(ErrorCode::Unsupported, message)
-            .with_hint(format!("another kernel; or {ALTERNATIVES}")))
+        Err(
+            Error::new(ErrorCode::Unsupported, message).with_hint(format!(
+                "boot another kernel, or use the volume {ALTERNATIVES}"
+            )),
+        )
     }
 }
 

@@ -185,10 +185,58 @@ battery() {
     blkdiscard -f "$disk" && verify "$disk" 64m && no_errors
 }
 
-# A node of Archipelago in the guest itself, whose pool is a file system on the disk $1.
+# A node of Archipelago in the guest itself, with the placement $2, whose pool is a file system on the disk $1.
+export ARCHIPELAGO_ROOT=/node/root
 start_node() {
     mkfs.ext4 -q -F "$1" && mkdir -p /node && mount -t ext4 "$1" /node || return 1
-    export ARCHIPELAGO_ROOT=/node/root
-    echo "export ARCHIPELAGO_ROOT=$ARCHIPELAGO_ROOT" >>/lib/node.sh
-    archipelago init >/dev/null && archipelago node start
+    archipelago init --placement "$2" >/dev/null && archipelago node start || { show_node_log; fail "the node"; }
+}
+show_node_log() { tail -n 20 $ARCHIPELAGO_ROOT/run/archipelagod.log; }
+
+# Process ids of the node's programs: the data process of the role $1, or the daemon.
+pid_of_role() {
+    local pid
+    for pid in $(pidof archipelagod); do
+        if tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q -- "--role $1"; then echo "$pid"; fi
+    done
+}
+pid_of_daemon() {
+    local pid
+    for pid in $(pidof archipelagod); do
+        if ! tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q ' peer '; then echo "$pid"; fi
+    done
+}
+no_node() { [ -z "$(pidof archipelagod)" ]; }
+
+# A read past all caches of the disk $1 that must succeed: how long it took, in hundredths of a second.
+time_read() {
+    local before after
+    before=$(tr -d . </proc/uptime | cut -d' ' -f1)
+    dd if="/dev/$1" of=/dev/null bs=4k count=1 skip=60000 iflag=direct 2>/tmp/dd.log || { cat /tmp/dd.log; fail "a read of $1"; return 1; }
+    after=$(tr -d . </proc/uptime | cut -d' ' -f1)
+    echo $((after - before))
+}
+# Kills the data process of the role $2 beneath the disk $1: requests in flight before that, and how long a read then took.
+kill_beneath() {
+    local pid
+    pid=$(pid_of_role "$2")
+    [ -n "$pid" ] || { fail "no process of the role $2"; return 1; }
+    in_flight "$1"
+    kill -9 "$pid" && time_read "$1"
+}
+# Kills the whole node beneath the disk $1, and starts it again.
+kill_node_beneath() {
+    in_flight "$1"
+    kill -9 "$(pid_of_daemon)" && await 60 no_node && archipelago node start && time_read "$1"
+}
+
+# Random I/O of 4 KiB at a depth of 32 on $1, reads or writes as $2 says, for 5 s: requests a second.
+rate_of() {
+    fio --name=rate --filename="$1" --size=128m --rw="$2" --bs=4k --ioengine=io_uring --iodepth=32 --direct=1 --runtime=5 \
+        --time_based --randrepeat=0 --norandommap=1 --output-format=terse --terse-version=3 --output=/tmp/rate.log --eta=never ||
+        { cat /tmp/rate.log; fail "fio"; return 1; }
+    case $2 in
+    randread) cut -d';' -f8 /tmp/rate.log ;;
+    *) cut -d';' -f49 /tmp/rate.log ;;
+    esac
 }

@@ -16,7 +16,7 @@ pub(crate) fn add(programs: &[PathBuf], initrd: &Path, dir: &Path) -> Result<Pat
     let tree = dir.join("programs");
     for program in programs {
         let name = program.file_name().context("a program has a name")?;
-        copy(program, &tree.join("tools").join(name))?;
+        strip(program, &tree.join("tools").join(name))?;
         for library in libraries(program)? {
             let inside = library.strip_prefix("/").unwrap_or(&library);
             copy(&library, &tree.join(inside))?;
@@ -28,6 +28,15 @@ pub(crate) fn add(programs: &[PathBuf], initrd: &Path, dir: &Path) -> Result<Pat
     let path = dir.join("initrd.cpio");
     File::create(&path)?.write_all(&all)?;
     Ok(path)
+}
+
+/// Copies a program without what only a debugger needs, which is most of it: a guest's memory holds it.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
+    let output = output(Command::new("strip").arg("-o").arg(to).arg(from)).context("strip")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "strip: {}: {said}", output.status);
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

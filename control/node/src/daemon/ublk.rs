@@ -333,9 +333,13 @@ mod users {
 
     use archipelago_ublk::Device;
 
-    /// A process, other than this one, that has the device `number` open; `None` also where /proc does not show it.
+    /// A process, other than this one, or a loop device that has the device `number` open; `None` also where /proc does not show it.
     pub(super) fn of(number: u32) -> Option<String> {
-        let device = fs::metadata(Device::path(number)).ok()?.rdev();
+        let path = Device::path(number);
+        let device = fs::metadata(&path).ok()?.rdev();
+        if let Some(loop_device) = loop_device_on(&path) {
+            return Some(loop_device);
+        }
         let own = std::process::id().to_string();
         let processes = fs::read_dir("/proc").ok()?.flatten();
         for process in processes {
@@ -352,6 +356,16 @@ mod users {
             }
         }
         None
+    }
+
+    /// The loop device on `path`: the kernel has it open then, and no process.
+    fn loop_device_on(path: &Path) -> Option<String> {
+        let blocks = fs::read_dir("/sys/block").ok()?.flatten();
+        blocks.map(|entry| entry.path()).find_map(|block| {
+            let file = fs::read_to_string(block.join("loop/backing_file")).ok()?;
+            let name = block.file_name()?.to_str()?;
+            (Path::new(file.trim_end()) == path).then(|| format!("the loop device `{name}`"))
+        })
     }
 
     fn has_open(descriptors: &Path, device: u64) -> bool {

@@ -1,0 +1,266 @@
+//! A node inside of a guest whose kernel has ublk: volumes as block devices of that kernel, over file systems, kills and restarts.
+//! The pool is a file system on a disk of the guest.
+
+#![expect(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is all test"
+)]
+#![expect(clippy::print_stdout, reason = "figures")]
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use archipelago_bench::load::Random;
+use archipelago_bench::server::own_program;
+use archipelago_vm_tests::guest::Guest;
+use tempfile::TempDir;
+
+/// Of the disk that holds the pool.
+const POOL_LEN: u64 = 2 << 30;
+/// Of a volume.
+const SIZE: &str = "256M";
+/// For the kernel, the programs and what a file system caches.
+const MEMORY_MIB: u32 = 1024;
+/// Kills in a placement.
+const KILLS: u32 = 8;
+/// Longest wait of a request over a kill, in hundredths of a second of the guest: on a host with nothing else to do it is a third
+/// of a second, of which the emulation takes most.
+const WAIT_MAX: u64 = 600;
+
+/// A guest with a node, and the disk of its pool.
+struct Host {
+    guest: Guest,
+    _dir: TempDir,
+}
+
+impl Host {
+    fn boot(placement: &str) -> Result<Host> {
+        let dir = tempfile::Builder::new().prefix("ublk-").tempdir()?;
+        let disk = dir.path().join("disk");
+        std::fs::File::create(&disk)?.set_len(POOL_LEN)?;
+        let mut builder = Guest::builder().memory_mib(MEMORY_MIB).file(&disk);
+        for program in ["archipelago", "archipelagod"] {
+            builder = builder.program(&own_program(program)?);
+        }
+        let guest = builder.boot()?;
+        guest.run(&format!("start_node /dev/vda {placement}"))?;
+        Ok(Host { guest, _dir: dir })
+    }
+
+    fn run(&self, command: &str) -> Result<String> {
+        self.guest.run(command)
+    }
+
+    /// Runs `command`, which has to fail with all of `words`.
+    fn refused(&self, command: &str, words: &[&str]) -> Result<()> {
+        let text = self.run(&format!("{command} 2>&1 && fail unexpected success; true"))?;
+        for word in words {
+            ensure!(text.contains(word), "{command}: {text} has no `{word}`");
+        }
+        Ok(())
+    }
+
+    /// Makes and attaches the volume `name`: its device.
+    fn attach(&self, name: &str, size: &str) -> Result<String> {
+        self.run(&format!("archipelago volume create {name} --size {size}"))?;
+        let path = self.run(&format!("archipelago volume attach {name} --ublk"))?;
+        let device = path.strip_prefix("/dev/").context("a path below /dev")?;
+        Ok(device.to_owned())
+    }
+}
+
+#[test]
+fn a_device_serves_a_whole_life() -> Result<()> {
+    let host = Host::boot("fused")?;
+    let device = host.attach("disk", SIZE)?;
+    for (file, expected) in [
+        ("queue/write_cache", "write back"),
+        ("queue/fua", "1"),
+        ("queue/logical_block_size", "512"),
+        ("queue/physical_block_size", "4096"),
+        ("queue/max_hw_sectors_kb", "128"),
+        ("queue/discard_granularity", "4096"),
+        ("queue/discard_max_hw_bytes", "1073741824"),
+        ("queue/write_zeroes_max_bytes", "1073741824"),
+        ("ro", "0"),
+    ] {
+        let found = host.run(&format!("cat /sys/block/{device}/{file}"))?;
+        ensure!(found == expected, "{file}: {found}");
+    }
+    host.run(&format!("battery {device}"))?;
+    // The files outlive a detach, whatever number the device has then; and nobody is detached from under a file system.
+    host.run(&format!("make_fs /dev/{device} && make_files 10 256"))?;
+    let detach = "archipelago volume detach disk";
+    host.refused(detach, &["in use", "mounted"])?;
+    host.run(&format!("umount /mnt && losetup /dev/loop0 /dev/{device}"))?;
+    host.refused(detach, &["in use", "`loop0`"])?;
+    host.run("losetup -d /dev/loop0")?;
+    host.refused(
+        &format!("(sleep 100 </dev/{device} & echo $! >/tmp/user); usleep 100000; {detach}"),
+        &["in use", "`sleep`"],
+    )?;
+    host.run(&format!(
+        "kill $(cat /tmp/user) && {detach} && await 10 is_gone {device}"
+    ))?;
+    let left = host.run("ls /dev/ublk*")?;
+    ensure!(left == "/dev/ublk-control", "left over: {left}");
+    let path = host.run("archipelago volume attach disk --ublk")?;
+    host.run(&format!(
+        "mount -t ext4 {path} /mnt && check_files && umount /mnt && check_fs {path}"
+    ))?;
+    let list = host.run("archipelago volume attachments disk")?;
+    ensure!(list.contains("ublk") && list.contains(&path), "{list}");
+    // What a cleanly stopped node leaves waits for the next one.
+    host.run("archipelago node stop && archipelago node start")?;
+    host.run(&format!(
+        "mount -t ext4 {path} /mnt && check_files && umount /mnt && no_errors"
+    ))?;
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_is_read_only_and_an_odd_size_is_exact() -> Result<()> {
+    let host = Host::boot("split")?;
+    // A sector more than whole blocks.
+    let sectors = 65_536 + 1;
+    let device = host.attach("odd", &(sectors * 512).to_string())?;
+    let size = host.run(&format!("cat /sys/block/{device}/size"))?;
+    ensure!(size == sectors.to_string(), "{size} sectors");
+    host.run(&format!(
+        "head -c {} /dev/urandom >/tmp/noise && dd if=/tmp/noise of=/dev/{device} bs=1M conv=fsync 2>/dev/null && \
+         blockdev --flushbufs /dev/{device} && cmp /tmp/noise /dev/{device}",
+        sectors * 512
+    ))?;
+    host.run("archipelago volume snapshot odd frozen")?;
+    host.run(&format!(
+        "blkdiscard -f -z /dev/{device} && is_zero /dev/{device} 65536 1"
+    ))?;
+    let path = host.run("archipelago volume attach frozen --ublk")?;
+    host.run(&format!(
+        "cmp /tmp/noise {path} && [ $(blockdev --getro {path}) = 1 ]"
+    ))?;
+    host.refused(
+        &format!("dd if=/tmp/noise of={path} count=1"),
+        &["ermitted"],
+    )?;
+    host.refused(
+        "archipelago volume attach frozen --ublk --queues 2",
+        &["cannot be used with"],
+    )?;
+    // The size of a device that runs, as far as the kernel can change it.
+    let resize = "archipelago volume resize odd 64M";
+    let resized = host.run(&format!("{resize} 2>&1; true"))?;
+    if resized.contains("6.16") {
+        host.run(&format!("archipelago volume detach odd && {resize}"))?;
+        host.run("archipelago volume attach odd --ublk")?;
+    }
+    host.run(&format!("await 10 sectors_are {device} 131072"))?;
+    // A device that somebody else removes: said, and attached again.
+    host.run("no_errors")?;
+    Ok(())
+}
+
+/// Kills of data processes and of the whole node, with requests in flight: nobody sees an error, and what was written is there.
+fn survives(placement: &str, roles: &[&str]) -> Result<()> {
+    let host = Host::boot(placement)?;
+    let device = host.attach("disk", SIZE)?;
+    host.run(&format!(
+        "mkfs.ext4 -q -F /dev/{device} 64M && mount -t ext4 /dev/{device} /mnt && make_files 10 256"
+    ))?;
+    // Behind the file system.
+    host.run(&format!("start_load /dev/{device} 64m --offset=80m"))?;
+    let mut random = Random::new(1);
+    let (mut met, mut longest) = (0, 0);
+    for number in 0..KILLS {
+        let command = if number % 4 == 3 {
+            format!("kill_node_beneath {device}")
+        } else {
+            let at = random.below(roles.len() as u64);
+            let role = roles[usize::try_from(at)?];
+            format!("kill_beneath {device} {role}")
+        };
+        let before = random.below(400_000);
+        let text = host.run(&format!(
+            "usleep {before}; {command} || {{ show_node_log; false; }}"
+        ))?;
+        let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+        let numbers = numbers.with_context(|| text.clone())?;
+        let [in_flight, waited] = numbers[..] else {
+            anyhow::bail!("{command}: {text}");
+        };
+        met += u32::from(in_flight > 0);
+        // That of the node includes its start.
+        longest = longest.max(waited);
+        ensure!(
+            waited < WAIT_MAX,
+            "{command}: a request waited {waited} hundredths of a second"
+        );
+    }
+    host.run("end_load && check_files && umount /mnt && no_errors")?;
+    host.run(&format!(
+        "check_fs /dev/{device} && archipelago volume detach disk"
+    ))?;
+    println!(
+        "{placement}: {KILLS} kills, {met} with requests in flight, a read waited {longest}0 ms at most"
+    );
+    ensure!(2 * met > KILLS, "most kills met no request in flight");
+    Ok(())
+}
+
+#[test]
+fn a_device_outlives_kills_fused() -> Result<()> {
+    survives("fused", &["endpoint"])
+}
+
+#[test]
+fn a_device_outlives_kills_split() -> Result<()> {
+    survives("split", &["endpoint", "mapper", "blocker"])
+}
+
+/// Beside the kernel's loop device on a file of the same file system. An emulated processor: figures for people.
+#[test]
+fn the_rate_beside_a_loop_device_is_printed() -> Result<()> {
+    let host = Host::boot("fused")?;
+    let device = host.attach("disk", SIZE)?;
+    host.run(
+        "dd if=/dev/zero of=/node/file bs=1M count=256 conv=fsync 2>/dev/null && losetup --direct-io=on /dev/loop0 /node/file && \
+         [ $(cat /sys/block/loop0/loop/dio) = 1 ]",
+    )?;
+    host.run(&format!(
+        "dd if=/dev/zero of=/dev/{device} bs=1M oflag=direct 2>/dev/null; true"
+    ))?;
+    for pattern in ["randread", "randwrite"] {
+        let mut rates = Vec::new();
+        for target in ["loop0", &device] {
+            let rate = host.run(&format!("rate_of /dev/{target} {pattern}"))?;
+            rates.push(rate.parse::<f64>().with_context(|| rate.clone())?);
+        }
+        println!(
+            "{pattern}, 4 KiB, depth 32: loop {:.0}, ublk {:.0} requests a second: {:.2}",
+            rates[0],
+            rates[1],
+            rates[1] / rates[0]
+        );
+        ensure!(rates.iter().all(|rate| *rate > 0.0), "{rates:?}");
+    }
+    Ok(())
+}
+
+/// Refused before anything is made, and the volume can be attached otherwise.
+#[test]
+fn without_the_right_to_make_devices_there_is_a_clear_refusal() -> Result<()> {
+    let host = Host::boot("fused")?;
+    host.run("archipelago volume create disk --size 1M && rmmod ublk_drv")?;
+    host.refused(
+        "archipelago volume attach disk --ublk",
+        &[
+            "no ublk devices",
+            "modprobe ublk_drv",
+            "--nbd",
+            "archipelago mount",
+        ],
+    )?;
+    let socket = host.run("archipelago volume attach disk --nbd")?;
+    ensure!(Path::new(&socket).is_absolute(), "{socket}");
+    Ok(())
+}
