@@ -1,6 +1,6 @@
 //! Certificates: what the server shows, and which clients it takes.
 //!
-//! There is no pre-shared key: `docs/decisions/0010-no-pre-shared-keys-over-tcp.md`.
+//! There is no pre-shared key: `docs/decisions/0012-no-pre-shared-keys-over-tcp.md`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
