@@ -6,7 +6,9 @@ set -euo pipefail
 # What each is for:
 #   gcc make libc6-dev      the linker of Rust, and fio for the guest
 #   qemu-system-x86         the virtual machine; its qemu-system-common brings qemu-storage-daemon
-#   qemu-utils              qemu-img and qemu-io: NBD clients; qemu-img also for the benchmark's qcow2 clone
+#   qemu-utils              qemu-img and qemu-io: NBD clients; with qemu-nbd, formats of images; also for the benchmark's qcow2 clone
+#   curl                    images at an address
+#   groff-base mandoc       reading the manual pages; fish and zsh: their completions
 #   libnbd-bin              nbdcopy and nbdinfo: NBD clients
 #   busybox-static cpio     the guest's first file system
 #   e2fsprogs util-linux    its tools, and the file systems of disk images
@@ -23,6 +25,7 @@ packages=(
     grub-common
     binutils xz-utils zstd
     strace
+    curl groff-base mandoc fish zsh
     jq ca-certificates
 )
 

@@ -212,6 +212,9 @@ pub struct BeginImport {
     /// The pool; left out: the only one, or the one named `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Name>,
+    /// Bytes of its objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_size: Option<ObjectSize>,
 }
 
 /// Opens what is in the path for one process.

@@ -2,6 +2,7 @@
 //!
 //! * [`options`]: the command line, parsed into checked types.
 //! * [`commands`]: what each command does: mostly one request to the node daemon.
+//! * [`format`](mod@format), [`checksum`]: of disk images.
 //! * [`output`]: tables for people, one JSON object for scripts, and errors for both.
 //!
 //! One design decision: the command holds no state and takes no lock; whatever it changes, it asks the daemon for. The
@@ -15,7 +16,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 pub mod commands;
+pub mod format;
 pub mod options;
 pub mod output;
 mod size;

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use archipelago_api::config::Placement;
 use archipelago_api::layout::ROOT_VARIABLE;
 use archipelago_protocol::{Name, ObjectSize, OnFull};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::checksum::Checksum;
+use crate::format::{Compression, Format};
 use crate::size::{object_size, volume_size};
 
 const AFTER: &str = "Names are 1 to 255 of A-Z a-z 0-9 . _ @ : + -, not starting with a dot or dash; volumes, snapshots and images share one
@@ -15,6 +17,9 @@ name space, whatever their pool. Sizes are bytes, or a number with K M G T P or 
 (powers of 1000): multiples of 512, up to 1 PiB.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
+
+/// Formats of disk images.
+const FORMATS: &str = "raw|qcow2|vmdk|vpc|vhdx";
 
 /// How a policy for a full pool is written.
 const ON_FULL: &str = "wait[:SECONDS]|report";
@@ -74,6 +79,29 @@ pub enum Command {
     Nbd(Nbd),
     /// Look for damage, missing and leaked objects in a pool, served or not
     Doctor(Doctor),
+    /// Print the script that completes commands in a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write a manual page for each command into a directory, for packages
+    Man {
+        /// The directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+/// Shells that complete commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash, with its package bash-completion or without
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
 }
 
 /// Commands of NBD on TCP.
@@ -314,21 +342,48 @@ pub enum Volume {
 /// Commands on images.
 #[derive(Debug, Subcommand)]
 pub enum Image {
-    /// Make an image of a raw file or device
-    Import {
-        /// A raw file or device, - for the standard input
-        file: OsString,
-        /// Name of the image
-        name: Name,
-        /// The pool [default: the only one, or the one named `default`]
-        #[arg(long)]
-        pool: Option<Name>,
-    },
-    /// Copy an image, a snapshot or a detached volume to a raw file or device
-    Export {
-        /// What to copy
-        name: Name,
-        /// A raw file or device, - for the standard output
-        file: OsString,
-    },
+    /// Make an image of a disk image, a device, or what is at an address
+    Import(Import),
+    /// Copy an image, a snapshot or a detached volume to a file or device
+    Export(Export),
+}
+
+/// Options of `image import`.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// A file or device, - for the standard input, or an address (http, https)
+    #[arg(value_name = "FILE|URL")]
+    pub file: OsString,
+    /// Name of the image
+    pub name: Name,
+    /// What it is, whatever it looks like; raw for all that a guest could have written to [default: what it looks like]
+    #[arg(long, value_enum, value_name = FORMATS)]
+    pub format: Option<Format>,
+    /// Read the files too that the image names as its backing files; without this an image that names any is refused
+    #[arg(long)]
+    pub backing: bool,
+    /// Refuse a file with another checksum
+    #[arg(long, value_name = "sha256:HEX")]
+    pub checksum: Option<Checksum>,
+    /// Size of its objects: a power of two from 64K to 32M
+    #[arg(long, value_name = "SIZE", value_parser = object_size)]
+    pub object_size: Option<ObjectSize>,
+    /// The pool [default: the only one, or the one named `default`]
+    #[arg(long)]
+    pub pool: Option<Name>,
+}
+
+/// Options of `image export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// What to copy
+    pub name: Name,
+    /// A file, which is replaced; for raw also a device, or - for the standard output
+    pub file: OsString,
+    /// What to make
+    #[arg(long, value_enum, value_name = FORMATS, default_value_t = Format::Raw)]
+    pub format: Format,
+    /// Compress a qcow2
+    #[arg(long, value_enum, value_name = "zlib|zstd", num_args = 0..=1, require_equals = true, default_missing_value = "zlib")]
+    pub compress: Option<Compression>,
 }

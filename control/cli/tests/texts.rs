@@ -59,6 +59,7 @@ mod tests {
             "umount",
             "nbd serve",
             "doctor",
+            "completions",
         ];
         for command in commands {
             let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();

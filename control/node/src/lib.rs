@@ -2,7 +2,7 @@
 //!
 //! * `daemon`: `archipelagod`, one per node, and what it offers; the types of its API are `archipelago_api`'s.
 //! * [`file_pool`]: a pool of files, as a data process hosts it.
-//! * `doctor`: a check of a pool that nobody serves; `offline`: what the program does without a daemon; [`program`]: the command line of `archipelagod`.
+//! * `doctor`: a check of a pool that nobody serves; `offline`: what the program does without a daemon; `tool`: foreign programs, confined; [`program`]: the command line of `archipelagod`.
 //!
 //! One design decision: the daemon never touches data. It is the parent of the data processes in every placement, so its
 //! own restart, its API and its bookkeeping are the same whether they are one or three.
@@ -31,3 +31,4 @@ mod logging;
 mod offline;
 pub mod program;
 mod socket;
+mod tool;

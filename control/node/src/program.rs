@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, umask};
 
 use crate::file_pool::FilePool;
 use crate::offline::{self, Offline};
+use crate::tool::{self, Tool};
 use crate::{daemon, descriptors, file_size, logging};
 
 /// Node daemon of Archipelago: serves a node until it is stopped. `archipelago node start` runs it in the background.
@@ -47,6 +48,9 @@ enum Command {
     /// One answer for the command, while no daemon serves the node
     #[command(hide = true)]
     Offline(Offline),
+    /// A foreign program for the command, confined
+    #[command(hide = true)]
+    Tool(Tool),
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +90,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
     let result = match options.command {
         Some(Command::Peer(peer)) => run_peer(peer, host),
         Some(Command::Offline(offline)) => offline::run(offline),
+        Some(Command::Tool(tool)) => tool::run(&tool),
         None => run_daemon(&options),
     };
     match result {

@@ -7,6 +7,7 @@ mod nbd;
 mod node;
 mod pool;
 mod program;
+mod shell;
 mod status;
 mod volume;
 
@@ -27,6 +28,15 @@ use crate::output::Output;
 /// # Errors
 /// Why it failed; the code tells the exit code.
 pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
+    match &options.command {
+        Command::Completions { shell } => {
+            return shell::completions(*shell).map(|()| ExitCode::SUCCESS);
+        }
+        Command::Man { directory } => {
+            return shell::manual(directory).map(|()| ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
     let layout = Layout::new(options.root().as_deref())?;
     let client = Client::new(layout.clone()).explaining(program::explain_absence);
     match options.command {
@@ -41,6 +51,7 @@ pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
         Command::Doctor(options) => {
             return doctor::run(&options, &layout, &client, output);
         }
+        Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)
 }

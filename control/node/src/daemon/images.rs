@@ -21,10 +21,16 @@ impl Pool {
     /// Makes an invisible image and opens it for one writer.
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let size = check_volume_size(request.size)?;
-        wait_while_passing(|| self.begin_import_once(&request.name, size)).await
+        let object_size = request.object_size.unwrap_or(ObjectSize::DEFAULT);
+        wait_while_passing(|| self.begin_import_once(&request.name, size, object_size)).await
     }
 
-    async fn begin_import_once(&self, name: &Name, size: u64) -> Result<Bulk, Hindrance> {
+    async fn begin_import_once(
+        &self,
+        name: &Name,
+        size: u64,
+        object_size: ObjectSize,
+    ) -> Result<Bulk, Hindrance> {
         let _one_at_a_time = self.lock_changes().await?;
         let lineage = fresh_lineage()?;
         let create = CatalogueRequest::Create {
@@ -32,7 +38,7 @@ impl Pool {
             lineage,
             kind: Kind::Importing,
             size,
-            object_size: ObjectSize::DEFAULT,
+            object_size,
             created: seconds_since_1970(),
             on_full: OnFull::default(),
         };

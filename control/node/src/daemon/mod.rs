@@ -5,6 +5,7 @@
 //!
 //! Runs on one thread, the main one: the kernel ties the children's death to the thread that started them.
 
+mod abandoned;
 mod attachments;
 mod context;
 mod directories;

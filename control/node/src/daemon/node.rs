@@ -22,6 +22,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 
+use super::abandoned::watch_import;
 use super::context::NodeContext;
 use super::pool::Pool;
 use super::pool_paths::{PoolPaths, first_pool};
@@ -333,7 +334,10 @@ impl Node {
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let pool = self.pool_for(request.pool.as_ref())?;
         let _claimed = self.claim(&request.name, &pool).await?;
-        pool.begin_import(request).await
+        let name = request.name.clone();
+        let bulk = pool.begin_import(request).await?;
+        watch_import(&pool, name, bulk.lineage);
+        Ok(bulk)
     }
 
     /// A page of volumes, snapshots and images of all pools that are served.

@@ -1,4 +1,4 @@
-//! `image export`: a raw copy, with holes where there are zeros if the target can have holes. Only data is read.
+//! `image export`: a copy, raw with holes where there are zeros if the target can have holes, or in another format. Only data is read.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use archipelago_api::client::{Client, Method};
 use archipelago_api::types::{Bulk, VolumeView};
@@ -15,10 +15,13 @@ use archipelago_segment::{Buffer, Request};
 use serde::Serialize;
 
 use super::channel::Channel;
+use super::encoded::EncodedTarget;
 use super::extents::Extents;
 use super::interrupt::Interrupt;
 use super::{progress, zeros};
 use crate::commands::volume;
+use crate::format::Format;
+use crate::options::Export;
 use crate::output::Output;
 
 /// Bytes of zeros that are written at once.
@@ -29,6 +32,7 @@ const ZEROS_LEN: usize = 1 << 20;
 struct Exported<'a> {
     name: &'a Name,
     size: u64,
+    format: Format,
 }
 
 /// Where the bytes go.
@@ -51,18 +55,18 @@ enum TargetKind {
     Pipe,
 }
 
-pub(super) fn run(name: &Name, file: &OsStr, client: &Client, output: Output) -> Result<(), Error> {
+pub(super) fn run(options: &Export, client: &Client, output: Output) -> Result<(), Error> {
+    check(options)?;
     let interrupt = Interrupt::new()?;
+    let name = &options.name;
     let bulk: Bulk = client.call(Method::Post, &volume::path(name, "/export"), &())?;
     let channel = Channel::connect(&bulk, &interrupt)?;
-    let mut target = Target::open(file, bulk.size)?;
-    let copied =
-        copy(channel, &mut target, bulk.size, &interrupt, output).and_then(|()| target.finish());
-    if let Err(error) = copied {
-        target.discard();
-        return Err(explained(error, name, client));
-    }
-    if target.kind == TargetKind::Pipe {
+    let exported = match options.format {
+        Format::Raw => raw(channel, &options.file, bulk.size, &interrupt, output),
+        _ => encoded(channel, options, bulk.size, &interrupt, output),
+    };
+    exported.map_err(|error| explained(error, name, client))?;
+    if options.file == "-" {
         // The standard output belongs to the data.
         return Ok(());
     }
@@ -70,9 +74,77 @@ pub(super) fn run(name: &Name, file: &OsStr, client: &Client, output: Output) ->
         &Exported {
             name,
             size: bulk.size,
+            format: options.format,
         },
         |_quiet| String::new(),
     )
+}
+
+/// Refuses what no target can be.
+fn check(options: &Export) -> Result<(), Error> {
+    let refused = |what: &str, hint: &str| {
+        let message = format!("{} {what}", options.format.name());
+        Err(Error::new(ErrorCode::Invalid, message).with_hint(hint))
+    };
+    if options.compress.is_some() && options.format != Format::Qcow2 {
+        return refused("is not compressed", "--format qcow2 --compress");
+    }
+    if options.format == Format::Raw {
+        return Ok(());
+    }
+    if options.file == "-" {
+        let hint = "name a file, or export raw";
+        return refused("is not written to the standard output", hint);
+    }
+    match std::fs::metadata(&options.file) {
+        Ok(found) if !found.is_file() => {
+            let what = format!(
+                "is written to a file, which {} is not",
+                options.file.display()
+            );
+            refused(&what, "name a file, or export raw")
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn raw(
+    channel: Channel<'_>,
+    file: &OsStr,
+    size: u64,
+    interrupt: &Interrupt,
+    output: Output,
+) -> Result<(), Error> {
+    let mut target = Target::open(file, size)?;
+    let copied = copy(channel, &mut target, size, interrupt, output).and_then(|()| target.finish());
+    if copied.is_err() {
+        target.discard();
+    }
+    copied
+}
+
+fn encoded(
+    channel: Channel<'_>,
+    options: &Export,
+    size: u64,
+    interrupt: &Interrupt,
+    output: Output,
+) -> Result<(), Error> {
+    let path = Path::new(&options.file);
+    let mut target =
+        EncodedTarget::create(path, options.format, options.compress, size, interrupt)?;
+    let bar = progress::known(size, output);
+    let mut data = vec![0; channel.buffer_len()];
+    let mut reads = Reads::new(channel, size);
+    while let Some((offset, len)) = reads.next(&mut data)? {
+        interrupt.check()?;
+        target.write(&data[..len], offset)?;
+        bar.set_position(offset + len as u64);
+    }
+    reads.channel.close()?;
+    target.finish()?;
+    bar.finish_and_clear();
+    Ok(())
 }
 
 /// The endpoint knows only that something is damaged; the node knows what.
@@ -323,7 +395,8 @@ impl Target {
     }
 }
 
-fn write_error(title: &str, error: &std::io::Error) -> Error {
+/// Why `title` cannot be written.
+pub(super) fn write_error(title: &str, error: &std::io::Error) -> Error {
     let code = match error.kind() {
         ErrorKind::StorageFull => ErrorCode::NoSpace,
         ErrorKind::NotFound => ErrorCode::NotFound,

@@ -1,44 +1,100 @@
-//! `image import`: copies a file into a new image.
+//! `image import`: copies a source into a new image.
 //!
 //! Invariant: listings show the image only when it is complete. It is created hidden, written and then published; after a
-//! failure, this command deletes it.
-
-use std::ffi::OsStr;
+//! failure, this command deletes it, and the node deletes what a command has left that was killed.
 
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{BeginImport, Bulk, Done, VolumeView};
-use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 use archipelago_segment::Request;
+use serde::Serialize;
 
 use super::channel::Channel;
 use super::interrupt::Interrupt;
-use super::source::{Source, whole_sectors};
-use super::{progress, zeros};
+use super::layers::BackingFiles;
+use super::reader::Reader;
+use super::restart;
+use super::source::Source;
+use super::{download, progress, zeros};
+use crate::commands::volume;
+use crate::format::Format;
+use crate::options::Import;
 use crate::output::Output;
 
-/// Imports `file` as the image `name` of `pool`, or of the default pool.
-pub(super) fn run(
-    file: &OsStr,
-    name: &Name,
-    pool: Option<Name>,
-    client: &Client,
-    output: Output,
-) -> Result<(), Error> {
+/// What an import says to scripts.
+#[derive(Debug, Serialize)]
+struct Imported {
+    #[serde(flatten)]
+    view: VolumeView,
+    /// What the source was taken for.
+    format: Format,
+}
+
+/// Imports a source as an image of the pool that was named, or of the default pool.
+pub(super) fn run(options: &Import, client: &Client, output: Output) -> Result<(), Error> {
     let interrupt = Interrupt::new()?;
-    let mut source = Source::open(file, &interrupt, output)?;
-    let size = whole_sectors(source.len());
-    let bulk: Bulk = client.call(
-        Method::Post,
-        "/v1/images",
-        &BeginImport {
-            name: name.clone(),
-            size,
-            pool,
-        },
-    )?;
+    if download::is_address(&options.file) {
+        // Said before it has taken an hour.
+        check_free(&options.name, client)?;
+    }
+    let source = Source::open(&options.file, &interrupt, output)?;
+    if let Some(checksum) = &options.checksum {
+        source.verify(checksum, &interrupt, output)?;
+    }
+    let format = format_of(&source, options.format, output)?;
+    let backing = match options.backing {
+        true => BackingFiles::Taken,
+        false => BackingFiles::Refused,
+    };
+    let mut restarts = restart::Restarts::new(client, &interrupt, output);
+    let mut begun = None;
+    loop {
+        let reader = Reader::open(&source, format, backing, &interrupt)?;
+        let (len, size) = (reader.len(), reader.size());
+        match attempt(reader, options, &mut begun, client, &interrupt, output) {
+            Ok(view) => {
+                if size > len {
+                    output.note(&format!(
+                        "note: {len} bytes are not a multiple of 512: {} zeros were appended",
+                        size - len
+                    ));
+                }
+                return output.print(&Imported { view, format }, |_quiet| String::new());
+            }
+            Err(error) => restarts.wait(error)?,
+        }
+    }
+}
+
+/// One try, of all of it; `begun` is the id of what the one before has begun.
+fn attempt(
+    mut reader: Reader<'_>,
+    options: &Import,
+    begun: &mut Option<Lineage>,
+    client: &Client,
+    interrupt: &Interrupt,
+    output: Output,
+) -> Result<VolumeView, Error> {
+    let name = &options.name;
+    let begin = BeginImport {
+        name: name.clone(),
+        size: reader.size(),
+        pool: options.pool.clone(),
+        object_size: options.object_size,
+    };
+    let bulk: Bulk = match client.call(Method::Post, "/v1/images", &begin) {
+        Err(error) if error.code == ErrorCode::Exists => {
+            // A node that ended when it had published the image, and not said so.
+            let there = client.get::<VolumeView>(&volume::path(name, "")).ok();
+            let ours = there.filter(|view| Some(view.entry.lineage) == *begun);
+            return ours.ok_or(error);
+        }
+        answer => answer?,
+    };
+    *begun = Some(bulk.lineage);
     let path = format!("/v1/images/{}", path_segment(name.as_str()));
-    let published = copy(&mut source, &bulk, &interrupt, output)
-        .and_then(|()| source.check_unchanged())
+    let published = copy(&mut reader, &bulk, interrupt, output)
+        .and_then(|()| reader.check_unchanged())
         .map_err(|error| match error.code {
             ErrorCode::NoSpace => Error {
                 message: format!("importing `{name}`: {}", error.message),
@@ -47,24 +103,44 @@ pub(super) fn run(
             _ => error,
         })
         .and_then(|()| client.call::<_, VolumeView>(Method::Post, &format!("{path}/publish"), &()));
-    match published {
-        Ok(view) => {
-            let (len, padding) = (source.len(), size - source.len());
-            if padding > 0 {
-                output.note(&format!(
-                    "note: {len} bytes are not a multiple of 512: {padding} zeros were appended"
-                ));
-            }
-            output.print(&view, |_quiet| String::new())
+    if let Err(error) = &published {
+        let removed = client.call::<_, Done>(Method::Delete, &path, &());
+        if let Err(left) = removed.or_else(ignore_not_found)
+            && !restart::is_absence(error)
+        {
+            let text = format!("note: the unfinished import `{name}` was not removed: {left}");
+            output.note(&text);
         }
-        Err(error) => {
-            let removed = client.call::<_, Done>(Method::Delete, &path, &());
-            if let Err(left) = removed.or_else(ignore_not_found) {
-                let text = format!("note: the unfinished import `{name}` was not removed: {left}");
-                output.note(&text);
-            }
-            Err(error)
-        }
+    }
+    published
+}
+
+/// What to take the source for; says so if nobody has.
+fn format_of(source: &Source, given: Option<Format>, output: Output) -> Result<Format, Error> {
+    if let Some(format) = given {
+        return Ok(format);
+    }
+    let title = source.title();
+    let format = Format::detect(source.file(), source.len())
+        .map_err(|error| super::source::read_error(title, &error))?;
+    if format != Format::Raw {
+        output.note(&format!(
+            "note: {title} looks like {}, and is read so; --format raw takes it as it is",
+            format.name()
+        ));
+    }
+    Ok(format)
+}
+
+/// Refuses a name that is taken.
+fn check_free(name: &Name, client: &Client) -> Result<(), Error> {
+    match client.get::<VolumeView>(&volume::path(name, "")) {
+        Ok(_) => Err(
+            Error::new(ErrorCode::Exists, format!("the name `{name}` is taken"))
+                .with_hint("choose another name"),
+        ),
+        Err(error) if error.code == ErrorCode::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -77,17 +153,17 @@ fn ignore_not_found(error: Error) -> Result<Done, Error> {
     }
 }
 
-/// Writes the data of `source`, without its zeros, over the channel `bulk`, and has the volume closed.
+/// Writes the data of `reader`, without its zeros, over the channel `bulk`, and has the volume closed.
 fn copy(
-    source: &mut Source,
+    reader: &mut Reader<'_>,
     bulk: &Bulk,
     interrupt: &Interrupt,
     output: Output,
 ) -> Result<(), Error> {
     let mut channel = Channel::connect(bulk, interrupt)?;
-    let bar = progress::known(source.len(), output);
+    let bar = progress::known(reader.len(), output);
     let mut data = vec![0; channel.buffer_len()];
-    while let Some(piece) = source.next(&mut data, interrupt)? {
+    while let Some(piece) = reader.next(&mut data, interrupt)? {
         for part in zeros::data_ranges(&data[..piece.len]) {
             let mut buffer = loop {
                 match channel.acquire() {
@@ -105,7 +181,7 @@ fn copy(
             };
             channel.submit(0, request)?;
         }
-        bar.set_position(source.position());
+        bar.set_position((piece.offset + piece.len as u64).min(reader.len()));
     }
     channel.close()?;
     bar.finish_and_clear();

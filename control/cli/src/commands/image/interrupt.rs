@@ -7,6 +7,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+/// What the failure of an interrupted copy says.
+pub(super) const INTERRUPTED: &str = "interrupted";
+
 /// Signals as a descriptor.
 #[derive(Debug)]
 pub(super) struct Interrupt {
@@ -30,27 +33,50 @@ impl Interrupt {
 
     /// Fails if a signal has come.
     pub(super) fn check(&self) -> Result<(), Error> {
-        self.wait(None, PollTimeout::ZERO)
+        self.wait(None, PollTimeout::ZERO).map(drop)
     }
 
     /// Waits until `other` can be read; fails if a signal comes first.
     pub(super) fn wait_for(&self, other: impl AsFd) -> Result<(), Error> {
-        self.wait(Some(other.as_fd()), PollTimeout::NONE)
+        let other = Some((other.as_fd(), PollFlags::POLLIN));
+        self.wait(other, PollTimeout::NONE).map(drop)
     }
 
-    fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> Result<(), Error> {
+    /// Waits until `other` can be read, or written, for `timeout_ms` at most: whether it can. Fails if a signal comes first.
+    pub(super) fn wait_within(
+        &self,
+        other: impl AsFd,
+        events: PollFlags,
+        timeout_ms: i32,
+    ) -> Result<bool, Error> {
+        let timeout = PollTimeout::try_from(timeout_ms).unwrap_or(PollTimeout::NONE);
+        self.wait(Some((other.as_fd(), events)), timeout)
+    }
+
+    /// Lets `ms` milliseconds pass; fails if a signal comes.
+    pub(super) fn rest(&self, ms: u16) -> Result<(), Error> {
+        self.wait(None, PollTimeout::from(ms)).map(drop)
+    }
+
+    fn wait(
+        &self,
+        other: Option<(BorrowedFd<'_>, PollFlags)>,
+        timeout: PollTimeout,
+    ) -> Result<bool, Error> {
         let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        descriptors.extend(other.map(|other| PollFd::new(other, PollFlags::POLLIN)));
-        match poll(&mut descriptors, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        descriptors.extend(other.map(|(other, events)| PollFd::new(other, events)));
+        let ready = match poll(&mut descriptors, timeout) {
+            Ok(ready) => ready > 0,
+            // Somebody looks again.
+            Err(nix::errno::Errno::EINTR) => true,
             Err(errno) => return Err(Error::new(ErrorCode::Internal, format!("poll: {errno}"))),
-        }
+        };
         let interrupted = descriptors[0]
             .revents()
             .is_some_and(|events| events.contains(PollFlags::POLLIN));
         if interrupted {
-            return Err(Error::new(ErrorCode::Unavailable, "interrupted"));
+            return Err(Error::new(ErrorCode::Unavailable, INTERRUPTED));
         }
-        Ok(())
+        Ok(ready)
     }
 }

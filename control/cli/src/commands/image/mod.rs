@@ -1,12 +1,27 @@
 //! `image import|export`: the command copies the bytes itself, over a segment channel to the endpoint.
+//!
+//! Formats other than raw are read and written by QEMU's own programs, each confined to the one image that it works on
+//! (`tool`, `qemu`, `nbd`): `decoded` reads them, `encoded` writes them. What an image says of other files is read by us, first (`header`,
+//! `layers`).
 
 mod channel;
+mod decoded;
+mod download;
+mod encoded;
 mod export;
 mod extents;
+mod header;
 mod import;
 mod interrupt;
+mod layers;
+mod nbd;
 mod progress;
+mod qemu;
+mod raw;
+mod reader;
+mod restart;
 mod source;
+mod tool;
 mod zeros;
 
 use archipelago_api::client::Client;
@@ -17,7 +32,7 @@ use crate::output::Output;
 
 pub(super) fn run(command: Image, client: &Client, output: Output) -> Result<(), Error> {
     match command {
-        Image::Import { file, name, pool } => import::run(&file, &name, pool, client, output),
-        Image::Export { name, file } => export::run(&name, &file, client, output),
+        Image::Import(options) => import::run(&options, client, output),
+        Image::Export(options) => export::run(&options, client, output),
     }
 }

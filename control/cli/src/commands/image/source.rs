@@ -1,43 +1,47 @@
-//! Where an image comes from: a raw file, a device, or a pipe. Read once, front to back, holes left out.
+//! Where an image comes from: a file, a device, a pipe, or an address.
 //!
 //! An image is begun with its size. A pipe has none before its end, so it goes through an unnamed temporary file first
-//! (in `$TMPDIR`, without its zeros).
+//! (in `$TMPDIR`, without its zeros); so does what is downloaded.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-use archipelago_protocol::ids::{BLOCK_SIZE, SECTOR_SIZE, VOLUME_SIZE_MAX};
+use archipelago_protocol::ids::VOLUME_SIZE_MAX;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
+use sha2::{Digest, Sha256};
 
+use super::download;
 use super::interrupt::Interrupt;
 use super::{progress, zeros};
+use crate::checksum::Checksum;
 use crate::output::Output;
 
 /// Bytes that are taken from a pipe at once.
 const PIPE_STEP: usize = 1 << 20;
+/// Bytes that are taken into a checksum at once.
+const CHECKSUM_STEP: usize = 1 << 20;
 
-/// A source and how far it was read.
+/// A source.
 #[derive(Debug)]
 pub(super) struct Source {
     /// For messages.
     title: String,
     file: File,
+    /// Where it is, unless it came through a pipe.
+    path: Option<PathBuf>,
     len: u64,
-    position: u64,
-    /// End of the data that `position` is in.
-    data_end: u64,
     /// Of a regular file of somebody else's.
     version: Option<Version>,
 }
 
 /// What tells that a file was written: length, and the times of the last change of its content and of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Version {
+pub(super) struct Version {
     len: u64,
     modified: (i64, i64),
     changed: (i64, i64),
@@ -45,7 +49,7 @@ struct Version {
 
 impl Version {
     /// `None`: what is no regular file has no such times.
-    fn of(file: &File) -> std::io::Result<Option<Version>> {
+    pub(super) fn of(file: &File) -> std::io::Result<Option<Version>> {
         let found = file.metadata()?;
         Ok(found.is_file().then(|| Version {
             len: found.len(),
@@ -53,24 +57,35 @@ impl Version {
             changed: (found.ctime(), found.ctime_nsec()),
         }))
     }
-}
 
-/// A piece that was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    /// Where it belongs.
-    pub(super) offset: u64,
-    /// Bytes of it, a multiple of 512: the last one is filled up with zeros.
-    pub(super) len: usize,
-}
+    /// Bytes of `file`. A device has no length in its metadata, but an end.
+    pub(super) fn len(mut file: &File) -> std::io::Result<u64> {
+        file.seek(SeekFrom::End(0))
+    }
 
-/// `len` rounded up to whole sectors.
-pub(super) fn whole_sectors(len: u64) -> u64 {
-    len.next_multiple_of(SECTOR_SIZE)
+    /// Refuses what was written while it was read: it is neither what it was nor what it is now.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] saying how the file changed.
+    pub(super) fn check(before: Option<Version>, file: &File, title: &str) -> Result<(), Error> {
+        let Some(before) = before else {
+            return Ok(());
+        };
+        let now = Version::of(file).map_err(|error| read_error(title, &error))?;
+        match now {
+            Some(now) if now == before => Ok(()),
+            Some(now) if now.len < before.len => Err(shorter(title, before.len, now.len)),
+            Some(now) if now.len > before.len => Err(changed(
+                title,
+                &format!("grew from {} to {} bytes", before.len, now.len),
+            )),
+            _ => Err(changed(title, "was written to")),
+        }
+    }
 }
 
 impl Source {
-    /// Opens `name`; `-` is the standard input.
+    /// Opens `name`; `-` is the standard input, and what begins with `http://` or `https://` is downloaded.
     pub(super) fn open(
         name: &OsStr,
         interrupt: &Interrupt,
@@ -83,13 +98,16 @@ impl Source {
             name.display().to_string()
         };
         let failed = |error: std::io::Error| read_error(&title, &error);
-        let mut file = if standard {
+        let refused = |why: String| Err(Error::new(ErrorCode::Invalid, format!("{title}: {why}")));
+        let is_address = download::is_address(name);
+        let mut file = if is_address {
+            download::run(&title, interrupt, output)?
+        } else if standard {
             let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
             File::from(descriptor.map_err(failed)?)
         } else {
             File::open(name).map_err(failed)?
         };
-        let refused = |why: String| Err(Error::new(ErrorCode::Invalid, format!("{title}: {why}")));
         if file.metadata().map_err(failed)?.is_dir() {
             return refused("is a directory".to_owned());
         }
@@ -100,25 +118,40 @@ impl Source {
                 file = spool(file, &title, interrupt, output)?;
             }
             Ok(0) => {}
+            Ok(_) if is_address => {}
             Ok(begin) => return refused(format!("somebody has read its first {begin} bytes")),
             Err(error) => return Err(failed(error)),
         }
-        // A device has no length in its metadata, but an end.
-        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let len = Version::len(&file).map_err(failed)?;
         if len == 0 {
             return refused("is empty".to_owned());
         }
         if len > VOLUME_SIZE_MAX {
             return refused(format!("{len} bytes are more than {VOLUME_SIZE_MAX}"));
         }
+        let path = (!standard && !is_address).then(|| PathBuf::from(name));
         Ok(Source {
             title,
             file,
+            path,
             len,
-            position: 0,
-            data_end: 0,
             version,
         })
+    }
+
+    /// What it is called in messages.
+    pub(super) fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// Its content.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it is, if it is a file that has a place.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Bytes in all.
@@ -126,78 +159,78 @@ impl Source {
         self.len
     }
 
-    /// How far it was read.
-    pub(super) fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// Refuses what was written while it was read: it is neither what it was nor what it is now.
+    /// Refuses what was written while it was read.
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] saying how the file changed.
     pub(super) fn check_unchanged(&self) -> Result<(), Error> {
-        let Some(before) = self.version else {
-            return Ok(());
-        };
-        let now = Version::of(&self.file).map_err(|error| read_error(&self.title, &error))?;
-        match now {
-            Some(now) if now == before => Ok(()),
-            Some(now) if now.len < before.len => Err(self.shorter()),
-            Some(now) if now.len > before.len => {
-                Err(self.changed(&format!("grew from {} to {} bytes", before.len, now.len)))
-            }
-            _ => Err(self.changed("was written to")),
-        }
+        Version::check(self.version, &self.file, &self.title)
     }
 
-    fn shorter(&self) -> Error {
+    /// The source is shorter than it was.
+    pub(super) fn shorter(&self) -> Error {
         let now = self.file.metadata().map_or(0, |found| found.len());
-        self.changed(&format!("shrank from {} to {now} bytes", self.len))
+        shorter(&self.title, self.len, now)
     }
 
-    fn changed(&self, how: &str) -> Error {
-        let message = format!(
-            "{} {how} while it was imported: nothing was kept",
-            self.title
-        );
-        Error::new(ErrorCode::InUse, message)
-            .with_hint("import it when nobody writes to it, or import a copy or snapshot of it")
-    }
-
-    /// Reads the next piece into `buffer`, whose length is a multiple of a block. `None`: the end.
-    pub(super) fn next(
-        &mut self,
-        buffer: &mut [u8],
+    /// Reads all of it, and refuses what has not this checksum.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Damaged`] with the checksum that it has.
+    pub(super) fn verify(
+        &self,
+        expected: &Checksum,
         interrupt: &Interrupt,
-    ) -> Result<Option<Piece>, Error> {
-        interrupt.check()?;
-        if self.position >= self.data_end {
-            let data = data_after(&self.title, &self.file, self.position, self.len)?;
-            let Some((start, end)) = data else {
-                self.position = self.len;
-                return Ok(None);
-            };
-            (self.position, self.data_end) = (start, end);
+        output: Output,
+    ) -> Result<(), Error> {
+        let bar = progress::known(self.len, output);
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; CHECKSUM_STEP];
+        let mut at = 0;
+        while at < self.len {
+            interrupt.check()?;
+            let left = usize::try_from(self.len - at).unwrap_or(usize::MAX);
+            let part = &mut buffer[..left.min(CHECKSUM_STEP)];
+            self.file
+                .read_exact_at(part, at)
+                .map_err(|error| match error.kind() {
+                    ErrorKind::UnexpectedEof => self.shorter(),
+                    _ => read_error(&self.title, &error),
+                })?;
+            hash.update(&part);
+            at += part.len() as u64;
+            bar.set_position(at);
         }
-        let offset = self.position;
-        let rest = usize::try_from(self.data_end - offset).unwrap_or(usize::MAX);
-        let part = rest.min(buffer.len());
-        self.file
-            .read_exact_at(&mut buffer[..part], offset)
-            .map_err(|error| match error.kind() {
-                ErrorKind::UnexpectedEof => self.shorter(),
-                _ => read_error(&self.title, &error),
-            })?;
-        self.position += part as u64;
-        let whole = part.next_multiple_of(usize::try_from(SECTOR_SIZE).expect("512"));
-        buffer[part..whole].fill(0);
-        Ok(Some(Piece { offset, len: whole }))
+        bar.finish_and_clear();
+        let digest = hash.finalize();
+        if digest[..] == expected.0 {
+            return Ok(());
+        }
+        let message = format!(
+            "{} has the checksum sha256:{}, not sha256:{}",
+            self.title,
+            Checksum::hex(&digest),
+            Checksum::hex(&expected.0)
+        );
+        Err(Error::new(ErrorCode::Damaged, message).with_hint(
+            "nothing was imported; get the file again, or ask its maker for the checksum",
+        ))
     }
 }
 
+fn shorter(title: &str, before: u64, now: u64) -> Error {
+    changed(title, &format!("shrank from {before} to {now} bytes"))
+}
+
+fn changed(title: &str, how: &str) -> Error {
+    let message = format!("{title} {how} while it was imported: nothing was kept");
+    Error::new(ErrorCode::InUse, message)
+        .with_hint("import it when nobody writes to it, or import a copy or snapshot of it")
+}
+
 /// Copies a pipe to an unnamed file, sparse.
-fn spool(
-    mut input: File,
+pub(super) fn spool(
+    mut input: impl Read + AsFd,
     title: &str,
     interrupt: &Interrupt,
     output: Output,
@@ -235,38 +268,9 @@ fn spool(
     }
 }
 
-/// The first data at or after `position`, in whole blocks. `None`: only a hole.
-fn data_after(
-    title: &str,
-    file: &File,
-    position: u64,
-    len: u64,
-) -> Result<Option<(u64, u64)>, Error> {
-    if position >= len {
-        return Ok(None);
-    }
-    let seek = |from: u64, whence: Whence| {
-        let from = i64::try_from(from).map_err(|_too_far| Errno::EOVERFLOW)?;
-        lseek(file, from, whence).map(|found| u64::try_from(found).unwrap_or(len))
-    };
-    let start = match seek(position, Whence::SeekData) {
-        Ok(start) => start,
-        Err(Errno::ENXIO) => return Ok(None),
-        // No such thing here: all of it is data.
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((position, len))),
-        Err(errno) => return Err(read_error(title, &errno.into())),
-    };
-    let end = seek(start, Whence::SeekHole).unwrap_or(len);
-    let start = (start - start % BLOCK_SIZE).max(position);
-    Ok(Some((
-        start,
-        end.next_multiple_of(BLOCK_SIZE).min(len).max(start + 1),
-    )))
-}
-
 /// Reads until `buffer` is full or the pipe ends.
 fn fill(
-    input: &mut File,
+    input: &mut (impl Read + AsFd),
     buffer: &mut [u8],
     title: &str,
     interrupt: &Interrupt,
@@ -284,38 +288,12 @@ fn fill(
     Ok(filled)
 }
 
-fn read_error(title: &str, error: &std::io::Error) -> Error {
+/// Why `title` cannot be read.
+pub(super) fn read_error(title: &str, error: &std::io::Error) -> Error {
     let code = if error.kind() == ErrorKind::NotFound {
         ErrorCode::NotFound
     } else {
         ErrorCode::Io
     };
     Error::new(code, format!("{title}: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holes_are_skipped_and_the_end_is_filled_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        let file = File::create(&path).unwrap();
-        file.write_all_at(&[7; 4096], 8 << 20).unwrap();
-        file.write_all_at(&[9; 100], 16 << 20).unwrap();
-        drop(file);
-        let interrupt = Interrupt::new().unwrap();
-        let mut source = Source::open(path.as_os_str(), &interrupt, Output::new(true)).unwrap();
-        assert_eq!(source.len(), (16 << 20) + 100);
-        let mut buffer = vec![1; 1 << 20];
-        let mut seen = Vec::new();
-        while let Some(piece) = source.next(&mut buffer, &interrupt).unwrap() {
-            assert!(piece.len.is_multiple_of(512));
-            if buffer[..piece.len].iter().any(|byte| *byte != 0) {
-                seen.push((piece.offset, buffer[0], buffer[piece.len - 1]));
-            }
-        }
-        assert_eq!(seen, [(8 << 20, 7, 7), (16 << 20, 9, 0)]);
-    }
 }

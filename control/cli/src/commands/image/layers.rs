@@ -1,0 +1,227 @@
+//! The files of an image: its own, and those below it if that was asked for; and how QEMU is told to open them.
+//!
+//! QEMU is given a tree of nodes in which each file is a descriptor of ours, with its format: what names stand in the images has no
+//! effect on what is opened.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::{Error, ErrorCode};
+use nix::sys::stat::SFlag;
+use serde_json::{Value, json};
+
+use super::header::{self, Backing};
+use super::source::{Version, read_error};
+use super::tool::Inherited;
+use crate::format::Format;
+
+/// Longest chain of images: snapshots are made by hand, or by a tool that merges them again.
+const LAYERS_MAX: usize = 64;
+
+/// Whether files below an image are read too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BackingFiles {
+    Refused,
+    Taken,
+}
+
+/// One file.
+#[derive(Debug)]
+struct Layer {
+    title: String,
+    file: File,
+    inherited: Inherited,
+    format: Format,
+    version: Option<Version>,
+    len: u64,
+}
+
+/// The files of an image, its own first.
+#[derive(Debug)]
+pub(super) struct Layers(Vec<Layer>);
+
+impl Layers {
+    /// The files of the image in `file`, which `path` leads to if it has a path.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] for an image that names files below it, unless they are taken.
+    pub(super) fn open(
+        file: &File,
+        title: &str,
+        path: Option<&Path>,
+        format: Format,
+        backing: BackingFiles,
+    ) -> Result<Layers, Error> {
+        let own = file
+            .try_clone()
+            .map_err(|error| read_error(title, &error))?;
+        let mut layers = vec![Layer::new(own, title.to_owned(), format)?];
+        let mut path = path.map(Path::to_owned);
+        loop {
+            let last = layers.last().expect("there is one");
+            let Some(below) = header::backing(&last.file, &last.title, last.format)? else {
+                return Ok(Layers(layers));
+            };
+            if backing == BackingFiles::Refused {
+                return Err(refused(&last.title, &below));
+            }
+            if layers.len() == LAYERS_MAX {
+                let message =
+                    format!("{title}: more than {LAYERS_MAX} images, one below the other");
+                return Err(Error::new(ErrorCode::Invalid, message));
+            }
+            let above = path.ok_or_else(|| {
+                let message = format!("{title}: its backing file is looked for beside a file only");
+                Error::new(ErrorCode::Invalid, message)
+            })?;
+            let (found, format) = locate(&above, &last.title, &below)?;
+            let name = found.display().to_string();
+            let opened = File::open(&found).map_err(|error| {
+                let error = read_error(&name, &error);
+                let message = format!("the backing file of {}: {}", last.title, error.message);
+                Error { message, ..error }
+            })?;
+            layers.push(Layer::new(opened, name, format)?);
+            path = Some(found);
+        }
+    }
+
+    /// The descriptors that a program reads.
+    pub(super) fn inherited(&self) -> Vec<&Inherited> {
+        self.0.iter().map(|layer| &layer.inherited).collect()
+    }
+
+    /// What QEMU opens.
+    pub(super) fn node(&self) -> String {
+        let below = self.0.iter().rev().fold(Value::Null, |below, layer| {
+            let mut node = json!({
+                "driver": layer.format.name(),
+                "file": { "driver": layer.driver(), "filename": layer.inherited.path() },
+            });
+            // The others have no such thing.
+            if layer.format == Format::Qcow2 {
+                node["backing"] = below;
+            }
+            node
+        });
+        format!("json:{below}")
+    }
+
+    /// Bytes of the file at `depth` below the image.
+    pub(super) fn len(&self, depth: usize) -> Option<u64> {
+        self.0.get(depth).map(|layer| layer.len)
+    }
+
+    /// Bytes of all files.
+    pub(super) fn total_len(&self) -> u64 {
+        self.0.iter().map(|layer| layer.len).sum()
+    }
+
+    /// Refuses files below the image that were written while they were read.
+    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
+        for layer in &self.0[1..] {
+            Version::check(layer.version, &layer.file, &layer.title)?;
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    fn new(file: File, title: String, format: Format) -> Result<Layer, Error> {
+        let failed = |error: std::io::Error| read_error(&title, &error);
+        let version = Version::of(&file).map_err(failed)?;
+        let len = Version::len(&file).map_err(failed)?;
+        Ok(Layer {
+            inherited: Inherited::new(&file)?,
+            version,
+            len,
+            title,
+            file,
+            format,
+        })
+    }
+
+    /// What QEMU calls the kind of the file.
+    fn driver(&self) -> &'static str {
+        let mode = nix::sys::stat::fstat(&self.file).map_or(0, |found| found.st_mode);
+        if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFBLK {
+            "host_device"
+        } else {
+            "file"
+        }
+    }
+}
+
+fn refused(title: &str, below: &Backing) -> Error {
+    let message = format!(
+        "{title} has a backing file, `{}`: it is not a whole image",
+        below.name.escape_debug()
+    );
+    Error::new(ErrorCode::Invalid, message).with_hint(
+        "if you know whose image this is, --backing reads that file too; else look at it with `qemu-img info`",
+    )
+}
+
+/// Where the file below the image at `above` is, and its format.
+fn locate(above: &Path, title: &str, below: &Backing) -> Result<(PathBuf, Format), Error> {
+    let refused = |what: &str| {
+        let name = below.name.escape_debug();
+        let message = format!("the backing file of {title}, `{name}`, {what}");
+        Error::new(ErrorCode::Invalid, message)
+    };
+    // QEMU takes what stands before a colon for a protocol.
+    let colon = below.name.find(':');
+    let slash = below.name.find('/').unwrap_or(usize::MAX);
+    if colon.is_some_and(|colon| colon < slash) {
+        return Err(refused("is no file: only files are taken"));
+    }
+    if below.name.is_empty() || below.name.contains('\0') {
+        return Err(refused("has no name"));
+    }
+    let format = below.format.as_deref().ok_or_else(|| {
+        // A guest that has written a raw backing file decides what it looks like.
+        refused("has a format that the image does not name")
+            .with_hint("`qemu-img rebase -u -F FORMAT -b FILE` writes it into the image")
+    })?;
+    let format = Format::of_name(format)
+        .ok_or_else(|| refused(&format!("has the format `{}`", format.escape_debug())))?;
+    let directory = above.parent().unwrap_or(Path::new("/"));
+    Ok((directory.join(&below.name), format))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_whose_format_is_known_are_below_an_image() {
+        let at = |name: &str, format: Option<&str>| {
+            let below = Backing {
+                name: name.to_owned(),
+                format: format.map(str::to_owned),
+            };
+            locate(Path::new("/images/top"), "top", &below)
+        };
+        let (path, format) = at("base", Some("raw")).unwrap();
+        assert_eq!(
+            (path.as_path(), format),
+            (Path::new("/images/base"), Format::Raw)
+        );
+        let (path, _) = at("/other/a:b", Some("qcow2")).unwrap();
+        assert_eq!(path, Path::new("/other/a:b"));
+        for (name, format) in [
+            ("json:{\"driver\":\"raw\"}", Some("raw")),
+            ("nbd://host/x", Some("raw")),
+            ("fat:rw:x", Some("raw")),
+            ("base", None),
+            ("base", Some("ssh")),
+            ("", Some("raw")),
+        ] {
+            assert_eq!(
+                at(name, format).unwrap_err().code,
+                ErrorCode::Invalid,
+                "{name}"
+            );
+        }
+    }
+}
