@@ -335,7 +335,11 @@ async fn open(State(node): Shared, Segment(text): Segment, Body(body): Body) -> 
 }
 
 async fn import(State(node): Shared, Body(body): Body) -> Answer {
-    made(node.begin_import(parse(&body)?).await?)
+    let request = parse(&body)?;
+    // In a task of its own: a client that is killed meanwhile ends this one, and nobody would watch what was begun.
+    let begun = tokio::spawn(async move { node.begin_import(request).await });
+    let lost = |error| Error::new(ErrorCode::Internal, format!("beginning an import: {error}"));
+    made(begun.await.map_err(lost)??)
 }
 
 async fn abort_import(State(node): Shared, Segment(text): Segment) -> Answer {
