@@ -10,6 +10,7 @@ set -euo pipefail
 #   curl                    images at an address
 #   groff-base mandoc       reading the manual pages; fish and zsh: their completions
 #   libnbd-bin              nbdcopy and nbdinfo: NBD clients
+#   nbd-client              the kernel's NBD client, in a guest
 #   busybox-static cpio     the guest's first file system
 #   e2fsprogs util-linux    its tools, and the file systems of disk images
 #   xfsprogs btrfs-progs    other file systems, for power cuts and full pools
@@ -19,7 +20,7 @@ set -euo pipefail
 #   jq                      JSON in scripts
 packages=(
     gcc make libc6-dev
-    qemu-system-x86 qemu-utils libnbd-bin
+    qemu-system-x86 qemu-utils libnbd-bin nbd-client
     busybox-static cpio
     e2fsprogs util-linux xfsprogs btrfs-progs
     grub-common

@@ -132,7 +132,8 @@ build_tree() {
     # In the order in which they depend on each other; what a kernel has built in has no file.
     : >"$root/lib/modules/order"
     for module in crc32c_generic libcrc32c crc16 mbcache jbd2 ext4 xfs \
-        virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk loop ublk_drv; do
+        virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk loop ublk_drv \
+        failover net_failover virtio_net nbd; do
         file=$(find "$cache/kernel" -name "$module.ko*" -print -quit)
         case $file in
         '') continue ;;

@@ -48,6 +48,11 @@ make_files() {
 
 check_files() { (cd /mnt/files && md5sum -c -s sums) || fail "files differ from their sums"; }
 
+# The network of a guest that has one: the host's loopback is 10.0.2.2.
+start_network() {
+    await 60 test -e /sys/class/net/eth0 && ip link set eth0 up && ip address add 10.0.2.15/24 dev eth0
+}
+
 # Verified random I/O: fio writes blocks with a crc32c each, then reads all of them back. More options may follow.
 verify() {
     local target=$1 size=$2

@@ -70,6 +70,7 @@ pub struct Builder {
     memory_mib: Option<u32>,
     processors: u16,
     waits_for_migration: bool,
+    network: bool,
     programs: Vec<PathBuf>,
 }
 
@@ -99,6 +100,13 @@ impl Builder {
     #[must_use]
     pub fn processors(mut self, processors: u16) -> Self {
         self.processors = processors;
+        self
+    }
+
+    /// With a network of its own, in which the host's loopback addresses are 10.0.2.2: see `start_network` of the guest's functions.
+    #[must_use]
+    pub fn network(mut self) -> Self {
+        self.network = true;
         self
     }
 
@@ -181,6 +189,10 @@ impl Builder {
             .arg(format!("unix:{},server=on,wait=off", monitor.display()));
         // An empty port for a disk that is plugged in later.
         command.args(["-device", "pcie-root-port,id=hotplug0,chassis=1"]);
+        if self.network {
+            command.args(["-netdev", "user,id=network"]);
+            command.args(["-device", "virtio-net-pci,netdev=network,romfile="]);
+        }
         if self.waits_for_migration {
             command
                 .arg("-incoming")
