@@ -4,6 +4,8 @@
 mod clients;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod nbd_random;
 
 #[cfg(test)]
 mod tests {
@@ -23,6 +25,7 @@ mod tests {
 
     use crate::clients::{client, failing_client, file, has_clients, noise, text};
     use crate::harness::{Node, PLACEMENTS, ended, run, wait};
+    use crate::nbd_random::{self, Connection};
 
     const MIB: usize = 1 << 20;
     /// How long a server may take to end: nothing here takes it long.
@@ -289,6 +292,23 @@ mod tests {
         );
         read_only.end();
         server.end();
+    }
+
+    #[test]
+    fn random_operations_over_three_connections_do_what_a_model_does() {
+        for placement in PLACEMENTS {
+            let node = node_with(placement, &[("v", "16M")]);
+            let server = Server::start(&node, &["v"]);
+            let connect = |structured| Connection::new(server.connect(), "v", structured);
+            let mut connections = [connect(false), connect(true), connect(true)];
+            let model = nbd_random::run(&mut connections, 16 << 20, 20_000);
+            drop(connections);
+            server.end();
+            is_free(&node, "v");
+            let exported = node.path("exported");
+            node.done(&["image", "export", "v", exported.to_str().unwrap()]);
+            assert!(std::fs::read(exported).unwrap() == model, "{placement}");
+        }
     }
 
     /// Certificates: an authority, and one for each side, as QEMU and libnbd look for them in a directory.

@@ -5,65 +5,27 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use archipelago_nbd_protocol::handshake::{Broken, Handshake};
-use archipelago_nbd_protocol::request::{Terms, Violation};
+use archipelago_nbd_protocol::handshake::Handshake;
+use archipelago_nbd_protocol::request::Terms;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
+use crate::end::End;
 use crate::exports::Lease;
 use crate::link::Link;
 use crate::negotiation::{HANDSHAKE_MAX, Negotiated, Negotiation};
 use crate::receiver::Receiver;
 use crate::sender::send;
-use crate::server::{CLIENTS_MAX, Shared};
+use crate::shared::Shared;
 
 /// A client's host that is silent for so long is asked whether it is there, so often, so many times: two minutes after a host has
 /// died, it has left nothing behind.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_COUNT: u32 = 4;
-
-/// Why a connection ends before its client says so.
-#[derive(Debug)]
-pub(crate) enum End {
-    /// The client, or the way to it, is gone.
-    Gone,
-    /// The client takes too long.
-    Stalled,
-    /// The handshake makes no sense.
-    Broken(Broken),
-    /// A request makes no sense.
-    Violation(Violation),
-    /// TLS says why.
-    Tls(io::Error),
-    /// The volume's channel has ended.
-    Volume,
-    /// The server is about to end.
-    Ending,
-}
-
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            End::Gone => f.write_str("the connection has ended"),
-            End::Stalled => f.write_str("the client took too long"),
-            End::Broken(why) => write!(f, "{why}"),
-            End::Violation(why) => write!(f, "{why}"),
-            End::Tls(why) => write!(f, "TLS: {why}"),
-            End::Volume => f.write_str("the node's data process has gone away"),
-            End::Ending => f.write_str("the server ends"),
-        }
-    }
-}
-
-impl From<io::Error> for End {
-    fn from(_gone: io::Error) -> End {
-        End::Gone
-    }
-}
 
 /// Serves the client at `socket`, which has a place among those in their handshakes.
 pub(crate) async fn serve_client(
@@ -122,29 +84,6 @@ async fn begin(
     Ok(())
 }
 
-/// A client that uses an export; the count of them goes down when it is dropped.
-struct Counted<'a>(&'a Shared);
-
-impl<'a> Counted<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        shared.clients.set(shared.clients.get() + 1);
-        Counted(shared)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.clients.set(self.0.clients.get() - 1);
-    }
-}
-
-impl Shared {
-    /// Whether another client may use an export.
-    pub(crate) fn has_room(&self) -> bool {
-        self.clients.get() < CLIENTS_MAX
-    }
-}
-
 /// Serves the requests of a client until it has enough, goes away or is in the way.
 async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
@@ -153,7 +92,7 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     lease: Lease,
     shared: &Shared,
 ) {
-    let _counted = Counted::new(shared);
+    let _counted = shared.count_client();
     let volume = Rc::clone(lease.volume());
     tracing::info!("{address} uses `{}`", volume.name());
     let link = Rc::new(Link::new(terms, Rc::clone(&volume)));

@@ -22,7 +22,7 @@ use archipelago_protocol::{Access, Error, ErrorCode, Name};
 use archipelago_segment::{VolumeClient, VolumeOptions};
 use tokio::sync::Mutex;
 
-use crate::volume::{OPTIONS, Volume};
+use crate::volume::{Export, OPTIONS, Volume};
 
 /// Names of a list at most: with those of 255 bytes 2 MiB.
 const NAMES_MAX: usize = 8192;
@@ -31,16 +31,6 @@ const PAGE_LEN: usize = 1000;
 /// A node whose data process has died serves again after that long, mostly.
 const OPEN_TRIES: u32 = 25;
 const OPEN_INTERVAL: Duration = Duration::from_millis(200);
-
-/// What a client has to know of an export.
-#[derive(Debug, Clone)]
-pub(crate) struct Export {
-    pub(crate) name: Name,
-    /// Bytes.
-    pub(crate) size: u64,
-    /// Writes are refused.
-    pub(crate) read_only: bool,
-}
 
 /// Where a volume is while it is open.
 type Place = Mutex<Option<Rc<Volume>>>;

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`server`] | the listening socket, limits, the end |
 //! | [`tls`] | certificates |
-//! | `client` | one client from its connection to its end |
+//! | `client`, `end` | one client from its connection to its end, and why it ends |
+//! | `shared` | what all clients share |
 //! | `negotiation` | a handshake: bytes, its deadline, who answers |
 //! | `exports` | which names there are, what is open and for how many |
 //! | `volume` | an open volume: its channel, its buffers, requests in flight |
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod end;
 mod exports;
 mod link;
 mod negotiation;
@@ -29,6 +31,7 @@ mod receiver;
 mod requests;
 mod sender;
 pub mod server;
+mod shared;
 pub mod tls;
 mod volume;
 

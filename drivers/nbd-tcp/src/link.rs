@@ -20,7 +20,7 @@ use archipelago_segment::Buffer;
 use tokio::sync::Notify;
 
 use crate::requests::Requests;
-use crate::volume::Volume;
+use crate::volume::{Requester, Volume};
 
 /// Bytes of replies that wait, on their way included.
 const WAITING_MAX: usize = 8 << 20;
@@ -94,7 +94,7 @@ impl Link {
         }
     }
 
-    /// Whether reads of so many pieces are answered by one reply.
+    /// Whether a request with this command is a read that is answered by one reply.
     pub(crate) fn is_whole(&self, command: Command) -> bool {
         command == Command::Read && !self.terms.structured
     }
@@ -177,82 +177,6 @@ impl Link {
         self.sendable.notify_one();
     }
 
-    /// The volume has answered a piece.
-    pub(crate) fn piece_done(
-        &self,
-        index: u16,
-        piece: u16,
-        range: Range,
-        result: Result<(), ErrorCode>,
-        buffer: Option<Buffer>,
-    ) {
-        let mut replies = self.replies.borrow_mut();
-        let replies = &mut *replies;
-        if replies.phase == Phase::Broken {
-            buffer.into_iter().for_each(|it| self.volume.give_back(it));
-            return;
-        }
-        let result = result.map_err(errno);
-        let request = replies.requests.get(index);
-        request.piece_done(result);
-        request.promised += reply_len(request.command, range);
-        let (command, cookie, is_done) = (request.command, request.cookie, request.is_done());
-        match command {
-            Command::Read if !self.terms.structured => {
-                request.data[usize::from(piece)] = buffer.map(|buffer| (buffer, range.len));
-            }
-            Command::Read => {
-                let done = if is_done { Done::Yes } else { Done::No };
-                chunk(
-                    &mut replies.waiting,
-                    cookie,
-                    done,
-                    range,
-                    result,
-                    buffer.as_ref(),
-                );
-                buffer.into_iter().for_each(|it| self.volume.give_back(it));
-            }
-            Command::BlockStatus { one } => {
-                extents(
-                    &mut replies.waiting,
-                    cookie,
-                    one,
-                    range,
-                    result,
-                    buffer.as_ref(),
-                );
-                buffer.into_iter().for_each(|it| self.volume.give_back(it));
-            }
-            _ => buffer.into_iter().for_each(|it| self.volume.give_back(it)),
-        }
-        if is_done {
-            let is_answered = matches!(command, Command::BlockStatus { .. })
-                || self.terms.structured && command == Command::Read;
-            let request = replies.requests.get(index);
-            if !is_answered {
-                let result = request.result();
-                replies
-                    .waiting
-                    .extend(ReplyHeader::simple(cookie, result).bytes());
-                for (buffer, len) in request.data.drain(..).flatten() {
-                    if result.is_ok() {
-                        append(&mut replies.waiting, &buffer, len);
-                    }
-                    self.volume.give_back(buffer);
-                }
-            }
-            replies.requests.remove(index);
-            self.room.notify_one();
-        }
-        // A read that is answered whole has its room until it is answered.
-        let request = replies.requests.get(index);
-        if is_done || !self.is_whole(command) {
-            replies.promised -= std::mem::take(&mut request.promised);
-        }
-        self.sendable.notify_one();
-    }
-
     /// Nothing more is taken; what was is answered.
     pub(crate) fn finish(&self) {
         let mut replies = self.replies.borrow_mut();
@@ -294,6 +218,85 @@ impl Link {
                 }
             }
             sendable.await;
+        }
+    }
+}
+
+impl Requester for Link {
+    fn piece_done(
+        &self,
+        index: u16,
+        piece: u16,
+        range: Range,
+        result: Result<(), ErrorCode>,
+        buffer: Option<Buffer>,
+    ) {
+        let mut replies = self.replies.borrow_mut();
+        if replies.phase == Phase::Broken {
+            return self.give_back(buffer);
+        }
+        let result = result.map_err(errno);
+        let request = replies.requests.get(index);
+        request.piece_done(result);
+        request.promised += reply_len(request.command, range);
+        let (command, cookie, is_done) = (request.command, request.cookie, request.is_done());
+        let waiting = &mut replies.waiting;
+        match command {
+            Command::Read if self.is_whole(command) => {
+                let data = buffer.map(|buffer| (buffer, range.len));
+                replies.requests.get(index).data[usize::from(piece)] = data;
+            }
+            Command::Read => {
+                let done = if is_done { Done::Yes } else { Done::No };
+                chunk(waiting, cookie, done, range, result, buffer.as_ref());
+                self.give_back(buffer);
+            }
+            Command::BlockStatus { one } => {
+                extents(waiting, cookie, one, range, result, buffer.as_ref());
+                self.give_back(buffer);
+            }
+            _ => self.give_back(buffer),
+        }
+        if is_done {
+            let is_answered = match command {
+                Command::Read => !self.is_whole(command),
+                Command::BlockStatus { .. } => true,
+                _ => false,
+            };
+            if !is_answered {
+                self.answer(&mut replies, index);
+            }
+            replies.requests.remove(index);
+            self.room.notify_one();
+        }
+        // A read that is answered whole has its room until it is answered.
+        if is_done || !self.is_whole(command) {
+            let promised = &mut replies.requests.get(index).promised;
+            let kept = std::mem::take(promised);
+            replies.promised -= kept;
+        }
+        self.sendable.notify_one();
+    }
+}
+
+impl Link {
+    fn give_back(&self, buffer: Option<Buffer>) {
+        if let Some(buffer) = buffer {
+            self.volume.give_back(buffer);
+        }
+    }
+
+    /// Answers a request by one reply: the data of all its pieces follows if they have succeeded.
+    fn answer(&self, replies: &mut Replies, index: u16) {
+        let request = replies.requests.get(index);
+        let result = request.result();
+        let header = ReplyHeader::simple(request.cookie, result);
+        replies.waiting.extend(header.bytes());
+        for (buffer, len) in request.data.drain(..).flatten() {
+            if result.is_ok() {
+                append(&mut replies.waiting, &buffer, len);
+            }
+            self.volume.give_back(buffer);
         }
     }
 }

@@ -9,9 +9,10 @@ use archipelago_protocol::{Error, ErrorCode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::End;
-use crate::exports::{Export, Lease};
-use crate::server::{CLIENTS_MAX, Shared};
+use crate::end::End;
+use crate::exports::Lease;
+use crate::shared::{CLIENTS_MAX, Shared};
+use crate::volume::Export;
 
 /// Between the connection and the transmission, without the time that the node takes: a client that takes longer is disconnected.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::client::End;
+use crate::end::End;
 use crate::link::{Link, reply_len};
 use crate::volume::Flight;
 
@@ -239,7 +239,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
             Command::Flush | Command::Disconnect | Command::Cache => Request::Flush,
         };
         let flight = Flight {
-            link: Rc::clone(self.link),
+            requester: Rc::<Link>::clone(self.link),
             request,
             piece,
             range,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::client::End;
+use crate::end::End;
 use crate::link::Link;
 
 /// How long a client may take to receive a part: one that reads nothing for so long is cut off.

@@ -1,6 +1,5 @@
 //! The listening socket: who is let in, how many at a time, and the end.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,16 +12,14 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinSet, LocalSet};
-use tokio_rustls::TlsAcceptor;
 
 use crate::client::serve_client;
 use crate::exports::Exports;
+use crate::shared::Shared;
 use crate::tls::TlsFiles;
 
 /// Clients in their handshakes at a time; more wait in the socket's queue, for as long as a handshake may take.
 const HANDSHAKES_MAX: usize = 32;
-/// Clients that use exports at a time: each can have 32 MiB of replies waiting, so these 2 GiB.
-pub(crate) const CLIENTS_MAX: usize = 64;
 /// How long requests in flight may take at the end.
 const ENDING_MAX: Duration = Duration::from_secs(30);
 /// How long nobody is let in when the kernel has no descriptor or memory for another client.
@@ -41,16 +38,6 @@ pub struct ServeOptions {
     pub tls: Option<TlsFiles>,
     /// Other hosts are served without encryption.
     pub insecure: bool,
-}
-
-/// What all clients share.
-pub(crate) struct Shared {
-    pub(crate) exports: Exports,
-    pub(crate) tls: Option<TlsAcceptor>,
-    /// Clients that use exports.
-    pub(crate) clients: Cell<usize>,
-    /// Whether the server is about to end.
-    pub(crate) ending: watch::Receiver<bool>,
 }
 
 /// Serves things of the node that `client` asks, calls `ready` with the address once clients are let in, and goes on until SIGTERM or
@@ -79,12 +66,11 @@ pub fn serve(
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed)?;
     let (end, ending) = watch::channel(false);
-    let shared = Rc::new(Shared {
-        exports: Exports::new(client, options.names, options.read_only),
+    let shared = Rc::new(Shared::new(
+        Exports::new(client, options.names, options.read_only),
         tls,
-        clients: Cell::new(0),
         ending,
-    });
+    ));
     let result = LocalSet::new().block_on(&runtime, async {
         shared.exports.check().await?;
         let listener = TcpListener::bind(listen).await.map_err(|error| {

@@ -22,9 +22,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::client::End;
-use crate::exports::Export;
-use crate::link::Link;
+use crate::end::End;
 
 /// Buffers of a volume: as much as the longest read, which has to be whole before it is answered to a client without structured
 /// replies. Only what is used takes memory.
@@ -39,10 +37,33 @@ pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
 /// The token of the request that closes the volume.
 const CLOSE: u64 = u64::MAX;
 
+/// What a client has to know of an export.
+#[derive(Debug, Clone)]
+pub(crate) struct Export {
+    pub(crate) name: Name,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Writes are refused.
+    pub(crate) read_only: bool,
+}
+
+/// Whoever is answered.
+pub(crate) trait Requester {
+    /// The volume has answered a piece; its `buffer`, if it has one, is to be given back.
+    fn piece_done(
+        &self,
+        request: u16,
+        piece: u16,
+        range: Range,
+        result: Result<(), ErrorCode>,
+        buffer: Option<Buffer>,
+    );
+}
+
 /// A piece of a request in flight.
 pub(crate) struct Flight {
     /// Whose.
-    pub(crate) link: Rc<Link>,
+    pub(crate) requester: Rc<dyn Requester>,
     /// Place of the request there.
     pub(crate) request: u16,
     /// Number of the piece.
@@ -201,7 +222,7 @@ impl Volume {
         channel.client.buffers().acquire().ok_or(End::Volume)
     }
 
-    /// Sends a request, for which a place was acquired; its answer goes to the flight's link.
+    /// Sends a request, for which a place was acquired; its answer goes to the flight's requester.
     ///
     /// # Errors
     /// [`End::Volume`] if it has ended.
@@ -285,7 +306,7 @@ impl Volume {
 
     fn hand_over(&self, flight: Flight, finished: Finished) {
         let Flight {
-            link,
+            requester,
             request,
             piece,
             range,
@@ -293,6 +314,6 @@ impl Volume {
         if finished.buffer.is_none() {
             self.bare.add_permits(1);
         }
-        link.piece_done(request, piece, range, finished.result, finished.buffer);
+        requester.piece_done(request, piece, range, finished.result, finished.buffer);
     }
 }

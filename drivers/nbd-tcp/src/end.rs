@@ -1,0 +1,45 @@
+//! Why a connection ends before its client says so.
+
+use std::io;
+
+use archipelago_nbd_protocol::handshake::Broken;
+use archipelago_nbd_protocol::request::Violation;
+
+/// Why a connection ends before its client says so.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client, or the way to it, is gone.
+    Gone,
+    /// The client takes too long.
+    Stalled,
+    /// The handshake makes no sense.
+    Broken(Broken),
+    /// A request makes no sense.
+    Violation(Violation),
+    /// TLS says why.
+    Tls(io::Error),
+    /// The volume's channel has ended.
+    Volume,
+    /// The server is about to end.
+    Ending,
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            End::Gone => f.write_str("the connection has ended"),
+            End::Stalled => f.write_str("the client took too long"),
+            End::Broken(why) => write!(f, "{why}"),
+            End::Violation(why) => write!(f, "{why}"),
+            End::Tls(why) => write!(f, "TLS: {why}"),
+            End::Volume => f.write_str("the node's data process has gone away"),
+            End::Ending => f.write_str("the server ends"),
+        }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(_gone: io::Error) -> End {
+        End::Gone
+    }
+}
