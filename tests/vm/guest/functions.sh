@@ -211,6 +211,13 @@ pid_of_daemon() {
         if ! tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q ' peer '; then echo "$pid"; fi
     done
 }
+# Whether the data processes say PR_SET_IO_FLUSHER: PF_MEMALLOC_NOIO, the seventh word behind the name.
+all_serve_write_back() {
+    local pid
+    for pid in $(pid_of_role ''); do
+        [ $(($(sed 's/.*) //' "/proc/$pid/stat" | cut -d' ' -f7) & 0x80000)) != 0 ] || { fail "process $pid waits for write-back"; return 1; }
+    done
+}
 no_node() { [ -z "$(pidof archipelagod)" ]; }
 
 # A read past all caches of the disk $1 that must succeed: how long it took, in hundredths of a second.

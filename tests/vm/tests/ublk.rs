@@ -87,6 +87,7 @@ fn a_device_serves_a_whole_life() -> Result<()> {
         let found = host.run(&format!("cat /sys/block/{device}/{file}"))?;
         ensure!(found == expected, "{file}: {found}");
     }
+    host.run("all_serve_write_back")?;
     host.run(&format!("battery {device}"))?;
     // The files outlive a detach, whatever number the device has then; and nobody is detached from under a file system.
     host.run(&format!("make_fs /dev/{device} && make_files 10 256"))?;
@@ -113,7 +114,18 @@ fn a_device_serves_a_whole_life() -> Result<()> {
     // What a cleanly stopped node leaves waits for the next one.
     host.run("archipelago node stop && archipelago node start")?;
     host.run(&format!(
-        "mount -t ext4 {path} /mnt && check_files && umount /mnt && no_errors"
+        "mount -t ext4 {path} /mnt && check_files && no_errors"
+    ))?;
+    // The host loses power: the device is made again, with the same number, and holds what was synced.
+    host.guest.reset()?;
+    host.run("mkdir -p /node && mount -t ext4 /dev/vda /node && archipelago node start")?;
+    host.run(&format!(
+        "recover_fs {path} && mount -t ext4 {path} /mnt && check_files && umount /mnt && no_errors"
+    ))?;
+    // A device that no attachment names, as an attach leaves behind whose daemon dies in its midst.
+    host.run("archipelago node stop && rm $(find /node/root -name attachments.json)")?;
+    host.run(&format!(
+        "[ -b {path} ] && archipelago node start && [ ! -e {path} ]"
     ))?;
     Ok(())
 }
