@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use tracing::{debug, warn};
 use xseg::{Region, RegionId, Span};
 
-use crate::endpoint::AttachConfig;
+use crate::config::AttachConfig;
 use crate::layout::{BUFFER_LEN, DEPTH, REGION_LEN, buffer_at};
 use crate::queue::{Completed, KernelQueue, KernelQueues};
 use crate::request::{Request, errno, unserved};

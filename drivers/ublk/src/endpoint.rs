@@ -1,27 +1,16 @@
 //! Attaching a volume to a device: the half that control sees, and the seed of the driver.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use archipelago_endpoint::Detach;
-use archipelago_protocol::{Error, ErrorCode, ServedVolume};
+use archipelago_protocol::{Error, ErrorCode};
 use nix::sys::eventfd::EventFd;
 
+use crate::config::AttachConfig;
 use crate::driver::DriverSeed;
 use crate::metrics::Counters;
 use crate::shared::{DetachRequest, Shared, doorbell};
-
-/// How a volume is attached.
-#[derive(Debug)]
-pub struct AttachConfig {
-    /// What every kind of endpoint has.
-    pub volume: ServedVolume,
-    /// Number of the device.
-    pub device: u32,
-    /// The device's queue, `/dev/ublkcN`, made with the numbers of [`layout`](crate::layout).
-    pub queue: OwnedFd,
-}
 
 /// An attached volume, as the node sees it.
 #[derive(Debug)]

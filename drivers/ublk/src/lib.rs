@@ -8,6 +8,7 @@
 //! | `request` | a request of the kernel, decoded and checked |
 //! | [`queue`] | the kernel's side of a queue, and whoever gives one to a driver |
 //! | `slots` | which requests of a queue the kernel has, and which the driver |
+//! | `config` | how a volume is attached |
 //! | `driver` | serves a device on the data thread |
 //! | `endpoint`, `shared` | the half that control sees; what both halves share |
 //! | `metrics` | figures |
@@ -24,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+mod config;
 pub mod control;
 mod driver;
 mod endpoint;
@@ -35,8 +37,9 @@ mod request;
 mod shared;
 mod slots;
 
+pub use config::AttachConfig;
 pub use control::{Control, Device, DeviceMark};
 pub use driver::DriverSeed;
-pub use endpoint::{AttachConfig, Endpoint};
+pub use endpoint::Endpoint;
 pub use metrics::{Counters, Metrics};
 pub use queue::{Completed, KernelQueue, KernelQueues};

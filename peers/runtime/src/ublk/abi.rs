@@ -21,24 +21,24 @@ const fn encoded(direction: u32, number: u32, size: usize) -> u32 {
     direction << 30 | size << 16 | (b'u' as u32) << 8 | number
 }
 
-const fn control(direction: u32, number: u32) -> u32 {
+const fn control_command(direction: u32, number: u32) -> u32 {
     encoded(direction, number, size_of::<ControlCommand>())
 }
 
 /// Commands on `/dev/ublk-control`.
 pub(crate) mod control_op {
-    use super::{READ, READ_WRITE, control};
+    use super::{READ, READ_WRITE, control_command};
 
-    pub(crate) const GET_DEV_INFO: u32 = control(READ, 0x02);
-    pub(crate) const ADD_DEV: u32 = control(READ_WRITE, 0x04);
-    pub(crate) const DEL_DEV: u32 = control(READ_WRITE, 0x05);
-    pub(crate) const START_DEV: u32 = control(READ_WRITE, 0x06);
-    pub(crate) const STOP_DEV: u32 = control(READ_WRITE, 0x07);
-    pub(crate) const SET_PARAMS: u32 = control(READ_WRITE, 0x08);
-    pub(crate) const START_USER_RECOVERY: u32 = control(READ_WRITE, 0x10);
-    pub(crate) const END_USER_RECOVERY: u32 = control(READ_WRITE, 0x11);
-    pub(crate) const GET_FEATURES: u32 = control(READ, 0x13);
-    pub(crate) const UPDATE_SIZE: u32 = control(READ_WRITE, 0x15);
+    pub(crate) const GET_DEV_INFO: u32 = control_command(READ, 0x02);
+    pub(crate) const ADD_DEV: u32 = control_command(READ_WRITE, 0x04);
+    pub(crate) const DEL_DEV: u32 = control_command(READ_WRITE, 0x05);
+    pub(crate) const START_DEV: u32 = control_command(READ_WRITE, 0x06);
+    pub(crate) const STOP_DEV: u32 = control_command(READ_WRITE, 0x07);
+    pub(crate) const SET_PARAMS: u32 = control_command(READ_WRITE, 0x08);
+    pub(crate) const START_USER_RECOVERY: u32 = control_command(READ_WRITE, 0x10);
+    pub(crate) const END_USER_RECOVERY: u32 = control_command(READ_WRITE, 0x11);
+    pub(crate) const GET_FEATURES: u32 = control_command(READ, 0x13);
+    pub(crate) const UPDATE_SIZE: u32 = control_command(READ_WRITE, 0x15);
 }
 
 /// Commands on `/dev/ublkcN`.

@@ -1,0 +1,16 @@
+//! How a volume is attached to a device.
+
+use std::os::fd::OwnedFd;
+
+use archipelago_protocol::ServedVolume;
+
+/// How a volume is attached.
+#[derive(Debug)]
+pub struct AttachConfig {
+    /// What every kind of endpoint has.
+    pub volume: ServedVolume,
+    /// Number of the device.
+    pub device: u32,
+    /// The device's queue, `/dev/ublkcN`, made with the numbers of [`layout`](crate::layout).
+    pub queue: OwnedFd,
+}
