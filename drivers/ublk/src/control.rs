@@ -10,7 +10,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use archipelago_protocol::ids::SECTOR_SIZE;
 use archipelago_protocol::{Error, ErrorCode, ServedVolume};
@@ -39,10 +39,10 @@ const DISCARD_GRANULARITY: u32 = 1 << BLOCK_SHIFT;
 pub struct DeviceMark(u64);
 
 impl DeviceMark {
-    /// Of the node at `run`, for the volume with so many as its lineage.
+    /// Of the node whose identity is `node`, for the volume with so many as its lineage.
     #[must_use]
-    pub fn new(run: &Path, lineage: u128) -> DeviceMark {
-        let node = hash(run.as_os_str().as_encoded_bytes());
+    pub fn new(node: &[u8], lineage: u128) -> DeviceMark {
+        let node = hash(node);
         let volume = hash(&lineage.to_le_bytes());
         DeviceMark(u64::from(node) << 32 | u64::from(volume))
     }
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_mark_names_the_node_and_the_volume() {
-        let [one, other] = ["/run/a", "/run/b"].map(Path::new);
+        let [one, other] = [b"/run/a", b"/run/b"];
         let mark = DeviceMark::new(one, 7);
         assert_eq!(mark, DeviceMark::new(one, 7));
         assert_ne!(mark, DeviceMark::new(one, 8));

@@ -117,9 +117,8 @@ impl Pool {
             Err(error) => Err(error),
         };
         if let Err(error) = served {
-            if let EndpointSpec::Ublk { device, .. } = attachment.endpoint
-                && error.code != ErrorCode::Exists
-            {
+            if let EndpointSpec::Ublk { device, .. } = attachment.endpoint {
+                let device = self.own_device(entry.lineage, device);
                 self.abandon_device(attachment.id, device).await;
             }
             self.withdraw(entry.lineage).await;
@@ -136,6 +135,7 @@ impl Pool {
         let noted = self.attachments().insert(attachment.clone());
         if let Err(error) = noted {
             if let EndpointSpec::Ublk { device, .. } = attachment.endpoint {
+                let device = self.own_device(entry.lineage, device);
                 self.abandon_device(attachment.id, device).await;
             } else {
                 let detach = ControlRequest::Detach {
@@ -326,8 +326,13 @@ impl Pool {
             let message = format!("`{name}` is in use: {}", error.message);
             Hindrance::Passing(Error { message, ..error })
         };
-        if let EndpointSpec::Ublk { device, .. } = endpoint
-            && let Err(error) = self.stop_device(device).await
+        let device = match endpoint {
+            EndpointSpec::Ublk { device, .. } => Some(self.own_device(entry.lineage, device)),
+            EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => None,
+        };
+        let is_orphan = self.attachments().is_orphan(attachment);
+        if let Some(device) = device
+            && let Err(error) = self.stop_device(device, is_orphan).await
         {
             return Err(match error.code {
                 ErrorCode::InUse => in_use(error),
@@ -345,7 +350,7 @@ impl Pool {
             Err(error) if error.code == ErrorCode::InUse => return Err(in_use(error)),
             Err(error) => return Err(error.into()),
         }
-        if let EndpointSpec::Ublk { device, .. } = endpoint {
+        if let Some(device) = device {
             self.remove_device(device).await;
         }
         self.attachments().remove(attachment)?;

@@ -112,9 +112,8 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
     let mut end =
         Signals::new().map_err(|error| Error::new(ErrorCode::Io, format!("signals: {error}")))?;
     let keeper = tokio::spawn(keep_log(Arc::clone(&node)));
-    let run = node.context.layout.run().to_owned();
     let attached = node.context.attachments().devices().collect();
-    ublk::remove_left_over(run, attached).await;
+    ublk::remove_left_over(&node.context.layout, attached).await;
     for pool in node.pools() {
         service::start(&pool);
     }

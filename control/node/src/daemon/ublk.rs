@@ -3,18 +3,20 @@
 //!
 //! Invariants
 //! - A device of this node that no attachment names is a left-over of an attach that was cut short, and removed at the start.
+//! - Another server's device, whatever its number, is never touched.
 //! - A device is never stopped while anybody but this node has it open, and not before what the host's page cache holds of it has
 //!   been written.
 //! - A device whose server died keeps its requests until the next server: nothing here answers them in its place.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use archipelago_api::layout::Layout;
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
-use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, ServedVolume};
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, ServedVolume};
 use archipelago_ublk::control::DeviceState;
 use archipelago_ublk::{Control, Device, DeviceMark};
 
@@ -93,8 +95,41 @@ pub(super) async fn check() -> Result<(), Error> {
     blocking(SERVE_TIMEOUT, |_goes_on| Control::open().map(drop)).await
 }
 
-/// Removes the devices of the node at `run` that `attached` does not name. Without ublk there are none.
-pub(super) async fn remove_left_over(run: PathBuf, attached: Vec<u32>) {
+/// A device that this node has made, or is about to make.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnDevice {
+    number: u32,
+    mark: DeviceMark,
+}
+
+impl OwnDevice {
+    /// The device `number` of the volume `lineage` of the node at `layout`.
+    pub(super) fn new(layout: &Layout, lineage: Lineage, number: u32) -> OwnDevice {
+        OwnDevice {
+            number,
+            mark: DeviceMark::new(&identity(layout), lineage.0),
+        }
+    }
+
+    /// How it is; `None`: there is none, or the number is another server's by now.
+    fn look(self, control: &Control) -> Result<Option<DeviceState>, Error> {
+        let found = control.device(self.number).look()?;
+        Ok(found.and_then(|(state, mark)| (mark == self.mark).then_some(state)))
+    }
+}
+
+/// What tells the node at `layout` from others of this kernel: also one in another container, with the same path.
+fn identity(layout: &Layout) -> Vec<u8> {
+    let mut identity = layout.run().as_os_str().as_encoded_bytes().to_vec();
+    if let Ok(found) = std::fs::metadata(layout.state()) {
+        identity.extend(found.dev().to_le_bytes());
+        identity.extend(found.ino().to_le_bytes());
+    }
+    identity
+}
+
+/// Removes the devices of the node at `layout` that `attached` does not name. Without ublk there are none.
+pub(super) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
     let numbers: Vec<u32> = Control::numbers()
         .into_iter()
         .filter(|number| !attached.contains(number))
@@ -102,9 +137,9 @@ pub(super) async fn remove_left_over(run: PathBuf, attached: Vec<u32>) {
     if numbers.is_empty() {
         return;
     }
+    let ours = DeviceMark::new(&identity(layout), 0);
     let removed = blocking(STOP_TIMEOUT, move |goes_on| {
         let control = Control::open()?;
-        let ours = DeviceMark::new(&run, 0);
         for number in numbers {
             let device = control.device(number);
             match device.look()? {
@@ -124,9 +159,8 @@ pub(super) async fn remove_left_over(run: PathBuf, attached: Vec<u32>) {
 
 /// Makes the device `number` of `volume` ready for the process `server`, in whatever state it is.
 fn prepare(
-    number: u32,
+    OwnDevice { number, mark }: OwnDevice,
     volume: &ServedVolume,
-    mark: DeviceMark,
     server: u32,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Prepared, Error> {
@@ -138,7 +172,7 @@ fn prepare(
             && other != mark
         {
             let message = format!("/dev/ublkb{number} is another server's, or another volume's");
-            return Err(Error::new(ErrorCode::InUse, message)
+            return Err(Error::new(ErrorCode::Exists, message)
                 .with_hint("detach the volume, and attach it again: it gets another device"));
         }
         match found.map(|(state, _)| state) {
@@ -171,8 +205,9 @@ fn pause(time: Duration) {
 }
 
 impl Pool {
-    fn device_mark(&self, volume: &ServedVolume) -> DeviceMark {
-        DeviceMark::new(self.context.layout.run(), volume.lineage.0)
+    /// The device `number` of the volume `lineage`.
+    pub(super) fn own_device(&self, lineage: Lineage, number: u32) -> OwnDevice {
+        OwnDevice::new(&self.context.layout, lineage, number)
     }
 
     /// Has the endpoint serve the device `number`, which is made, or recovered from a dead server, as needed.
@@ -184,9 +219,9 @@ impl Pool {
     ) -> Result<(), Error> {
         let process = self.process(Role::Endpoint);
         let server = process.pid();
-        let (prepared_for, mark) = (volume.clone(), self.device_mark(volume));
+        let (device, prepared_for) = (self.own_device(volume.lineage, number), volume.clone());
         let prepared = blocking(RECOVERY_TIMEOUT, move |goes_on| {
-            prepare(number, &prepared_for, mark, server, goes_on)
+            prepare(device, &prepared_for, server, goes_on)
         });
         let request = ControlRequest::Attach {
             attachment,
@@ -222,23 +257,26 @@ impl Pool {
         .await
     }
 
-    /// Stops the device `number`, so that its endpoint can be detached: refused while anybody uses it.
-    pub(super) async fn stop_device(&self, number: u32) -> Result<(), Error> {
+    /// Stops `own`, so that its endpoint can be detached: refused while anybody uses it. Unless the node has its pool no more
+    /// (`is_orphan`), what waits for a server is waited for.
+    pub(super) async fn stop_device(&self, own: OwnDevice, is_orphan: bool) -> Result<(), Error> {
         blocking(STOP_TIMEOUT, move |goes_on| {
             let Some(control) = opened()? else {
                 return Ok(());
             };
+            let number = own.number;
             let device = control.device(number);
-            match device.look()? {
-                Some((DeviceState::Served(_), _)) => {}
-                Some((DeviceState::Waits, _)) => {
+            let is_served = match own.look(&control)? {
+                Some(DeviceState::Served(_)) => true,
+                Some(DeviceState::Waits) if is_orphan => false,
+                Some(DeviceState::Waits) => {
                     let message = format!(
                         "/dev/ublkb{number} is not served at the moment, and may hold what is not written yet"
                     );
                     return Err(Error::new(ErrorCode::Unavailable, message));
                 }
-                Some((DeviceState::Dead, _)) | None => return Ok(()),
-            }
+                Some(DeviceState::Dead) | None => return Ok(()),
+            };
             let claimed = device.claim()?;
             if let Some(user) = users::of(number) {
                 let message = format!("/dev/ublkb{number} is open: {user} uses it");
@@ -246,9 +284,14 @@ impl Pool {
                     .with_hint("end what uses it, then detach"));
             }
             // A stopped device takes nothing more from the page cache.
-            claimed.sync_all().map_err(|error| {
-                Error::new(ErrorCode::Io, format!("writing back /dev/ublkb{number}: {error}"))
-            })?;
+            if is_served {
+                claimed.sync_all().map_err(|error| {
+                    Error::new(
+                        ErrorCode::Io,
+                        format!("writing back /dev/ublkb{number}: {error}"),
+                    )
+                })?;
+            }
             if !goes_on() {
                 return Ok(());
             }
@@ -257,14 +300,14 @@ impl Pool {
         .await
     }
 
-    /// Takes back a device that could not be served.
-    pub(super) async fn abandon_device(&self, attachment: AttachmentId, number: u32) {
+    /// Takes back `own`, which could not be served.
+    pub(super) async fn abandon_device(&self, attachment: AttachmentId, own: OwnDevice) {
         let stopped = blocking(STOP_TIMEOUT, move |_goes_on| match opened()? {
-            Some(control) => control.device(number).stop(),
-            None => Ok(()),
+            Some(control) if own.look(&control)?.is_some() => control.device(own.number).stop(),
+            Some(_) | None => Ok(()),
         });
         if let Err(error) = stopped.await {
-            tracing::debug!("stopping /dev/ublkb{number}: {error}");
+            tracing::debug!("stopping /dev/ublkb{}: {error}", own.number);
         }
         let detach = ControlRequest::Detach {
             attachment,
@@ -273,19 +316,21 @@ impl Pool {
         if let Err(error) = self.tell(Role::Endpoint, &detach).await
             && error.code != ErrorCode::NotFound
         {
-            tracing::warn!("taking back /dev/ublkb{number}: {error}");
+            tracing::warn!("taking back /dev/ublkb{}: {error}", own.number);
         }
-        self.remove_device(number).await;
+        self.remove_device(own).await;
     }
 
-    /// Removes the device `number`, which is stopped and which no process serves any more.
-    pub(super) async fn remove_device(&self, number: u32) {
+    /// Removes `own`, which is stopped and which no process serves any more.
+    pub(super) async fn remove_device(&self, own: OwnDevice) {
         let removed = blocking(REMOVE_TIMEOUT, move |goes_on| match opened()? {
-            Some(control) => control.device(number).remove(goes_on),
-            None => Ok(()),
+            Some(control) if own.look(&control)?.is_some() => {
+                control.device(own.number).remove(goes_on)
+            }
+            Some(_) | None => Ok(()),
         });
         if let Err(error) = removed.await {
-            tracing::warn!("removing /dev/ublkb{number}: {error}");
+            tracing::warn!("removing /dev/ublkb{}: {error}", own.number);
         }
     }
 
