@@ -16,12 +16,47 @@ stage() {
     shift
     printf '\n==== %s: %s\n' "$name" "$*"
     # Nobody waits for `tee`: a process that a failed test has left behind may still hold its pipe.
-    if "$@" > >(tee "$target/logs/$name.log") 2>&1; then
-        printf '==== %s: passed, %d s (total %d s)\n' "$name" $((SECONDS - began)) "$SECONDS"
+    "$@" > >(tee "$target/logs/$name.log") 2>&1
+    ended "$name" $? $((SECONDS - began)) "$*"
+}
+
+# The stage $1 has ended, with the exit code $2, after $3 seconds; its command was $4.
+ended() {
+    if [ "$2" -eq 0 ]; then
+        printf '==== %s: passed, %d s (total %d s)\n' "$1" "$3" "$SECONDS"
     else
-        printf '==== %s: FAILED, %d s (total %d s)\n' "$name" $((SECONDS - began)) "$SECONDS"
-        failures+=("$name: $*") failed+=("$name")
+        printf '==== %s: FAILED, %d s (total %d s)\n' "$1" "$3" "$SECONDS"
+        failures+=("$1: $4") failed+=("$1")
     fi
+}
+
+# Starts a stage beside the next one: for what waits more than it computes. `meet` shows what it has printed.
+beside() {
+    beside_name=$1
+    shift
+    beside_command=$* beside_log=$target/logs/$beside_name.log
+    # A process group of its own, so that it can be ended with this run.
+    set -m
+    printf '\n==== %s, beside the next stage: %s\n' "$beside_name" "$beside_command"
+    (
+        SECONDS=0
+        "$@" > "$beside_log" 2>&1
+        code=$?
+        printf '%s' "$SECONDS" > "$beside_log.seconds"
+        exit $code
+    ) &
+    beside_pid=$!
+    set +m
+    trap 'kill -- "-$beside_pid" 2> /dev/null' EXIT
+}
+
+meet() {
+    wait "$beside_pid"
+    local code=$?
+    trap - EXIT
+    printf '\n==== %s, from beside the last stage: %s\n' "$beside_name" "$beside_command"
+    cat "$beside_log"
+    ended "$beside_name" $code "$(cat "$beside_log.seconds")" "$beside_command"
 }
 
 # What the failed stage $1 reported: some records keep only the last lines of a long run.
@@ -46,8 +81,9 @@ stage simulation cargo test --release --package archipelago-simulation --package
 # A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
 stage mutants cargo run --release --quiet --package archipelago-mutants -- --quick --trusted
 stage loom loom
+beside crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
 stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
-stage crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
+meet
 stage faults cargo test --release --package archipelago-fault-tests -- --nocapture
 stage guest-parts tests/vm/guest/build.sh
 # Two guests at a time: each emulated processor takes a core.
