@@ -84,6 +84,7 @@ stage loom loom
 beside crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
 stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
 meet
+stage endpoints cargo test --release --no-fail-fast --package archipelago-endpoint-tests -- --nocapture
 stage faults cargo test --release --package archipelago-fault-tests -- --nocapture
 stage guest-parts tests/vm/guest/build.sh
 # Two guests at a time: each emulated processor takes a core.

@@ -9,11 +9,12 @@
 #   FULL_SECONDS  of a full pool under five guests, and of load at limits (60)
 #   GUEST_KILLS   signals under QEMU guests, after the rounds (1000)
 #   POWER_CUT_MARKS  power cuts under a guest's file systems, after the rounds (100000)
+#   ENDPOINT_OPERATIONS  random operations over each way into a volume (1000000)
 #   FUZZ_SECONDS  of each fuzz target (600)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests/install/packages.sh
-cargo build --release --package archipelago-node --package archipelago-cli
+cargo build --release --package archipelago-node --package archipelago-cli --package archipelago-fuse
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
 export ARCHIPELAGO_BIN_DIR=$target/release
 
@@ -37,6 +38,9 @@ done
 echo '== soak: control commands at every free space, five guests of a full pool, load at limits'
 SWEEP=all GROWN_SECONDS=${FULL_SECONDS:-60} LIMITS_SECONDS=${FULL_SECONDS:-60} CRASH_SEED=$seed \
     cargo test --release --package archipelago-crash-tests --test sweep --test grown --test limits -- --nocapture --test-threads 1
+
+echo '== soak: random operations over every way into a volume'
+ENDPOINT_OPERATIONS=${ENDPOINT_OPERATIONS:-1000000} cargo test --release --package archipelago-endpoint-tests --test battery random -- --nocapture
 
 echo "== soak: kills under guests with GUEST_KILLS_SEED=$seed"
 GUEST_KILLS_SEED=$seed GUEST_KILLS=${GUEST_KILLS:-1000} cargo test --release --package archipelago-vm-tests --test kills -- --nocapture

@@ -5,6 +5,7 @@
 //! | configuration | `DIR/archipelago.toml` | `/etc/archipelago/archipelago.toml` |
 //! | sockets, lock, log, grants | `DIR/run` | `/run/archipelago` |
 //! | sockets of volumes | `DIR/run/volume` | `/run/archipelago/volume` |
+//! | volumes as files and block devices | `DIR/run/attached` | `/run/archipelago/attached` |
 //! | sockets and grants of a further pool | `DIR/run/pools/NAME` | `/run/archipelago/pools/NAME` |
 //! | what outlives a reboot | `DIR/state` | `/var/lib/archipelago` |
 //! | the pool `default`, unless configured elsewhere | `DIR/pool` | `/var/lib/archipelago/pool` |
@@ -16,7 +17,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use archipelago_protocol::{Error, ErrorCode, Lineage};
+use archipelago_protocol::{AttachmentId, Error, ErrorCode, Lineage, Name};
 
 /// Environment variable that names the root directory.
 pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
@@ -203,6 +204,36 @@ impl Layout {
         self.volumes().join(format!("{lineage}.nbd"))
     }
 
+    /// The vhost-user socket of an attachment beside the first one of its volume: no longer than that.
+    #[must_use]
+    pub fn further_volume_socket(&self, id: AttachmentId) -> PathBuf {
+        self.volumes().join(format!("attachment-{id}.sock"))
+    }
+
+    /// The NBD socket of an attachment beside the first one of its volume.
+    #[must_use]
+    pub fn further_nbd_socket(&self, id: AttachmentId) -> PathBuf {
+        self.volumes().join(format!("attachment-{id}.nbd"))
+    }
+
+    /// Directory of what this host itself uses: volumes as files and block devices.
+    #[must_use]
+    pub fn attached(&self) -> PathBuf {
+        self.run.join("attached")
+    }
+
+    /// The volume `name` as the file of attachment `id`, alone in a mount of its own.
+    #[must_use]
+    pub fn attached_file(&self, id: AttachmentId, name: &Name) -> PathBuf {
+        self.attached().join(id.to_string()).join(name.as_str())
+    }
+
+    /// The link to the block device of attachment `id`.
+    #[must_use]
+    pub fn attached_device(&self, id: AttachmentId) -> PathBuf {
+        self.attached().join(format!("{id}.block"))
+    }
+
     /// The socket of a bulk copy of a volume.
     #[must_use]
     pub fn bulk_socket(&self, lineage: Lineage) -> PathBuf {
@@ -314,6 +345,8 @@ mod tests {
             layout.volume_socket(Lineage(1)),
             layout.bulk_socket(Lineage(1)),
             layout.nbd_socket(Lineage(1)),
+            layout.further_volume_socket(AttachmentId(u64::MAX)),
+            layout.further_nbd_socket(AttachmentId(u64::MAX)),
             layout.api_socket(),
         ] {
             assert!(path.as_os_str().len() <= SOCKET_PATH_MAX);

@@ -110,9 +110,21 @@ pub enum EndpointKind {
     Nbd,
     /// A block device of this host, by its kernel's ublk driver.
     Ublk,
+    /// A file of the host.
+    Fuse,
+    /// A block device of the host, by the best means that it has.
+    Block,
 }
 
 impl EndpointKind {
+    /// Whether `endpoint` is what this kind asks for.
+    #[must_use]
+    pub fn includes(self, endpoint: &EndpointSpec) -> bool {
+        let of_endpoint = EndpointKind::of(endpoint);
+        let is_block_device = matches!(of_endpoint, EndpointKind::Block | EndpointKind::Ublk);
+        self == of_endpoint || (self == EndpointKind::Block && is_block_device)
+    }
+
     /// The kind of `endpoint`.
     #[must_use]
     pub fn of(endpoint: &EndpointSpec) -> EndpointKind {
@@ -120,11 +132,14 @@ impl EndpointKind {
             EndpointSpec::VhostUser { .. } => EndpointKind::VhostUser,
             EndpointSpec::Nbd { .. } => EndpointKind::Nbd,
             EndpointSpec::Ublk { .. } => EndpointKind::Ublk,
+            EndpointSpec::Fuse { .. } => EndpointKind::Fuse,
+            EndpointSpec::Loop { .. } => EndpointKind::Block,
         }
     }
 }
 
-/// Serves the volume in the path at a socket. What is left out matches any attachment that is there.
+/// Serves the volume in the path at a socket. What is left out matches any attachment that is there. What is read-only may be attached
+/// any number of times; a volume that is written, once.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -138,6 +153,40 @@ pub struct AttachVolume {
     /// Refuse writes; left out: of a snapshot or an image only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// One more attachment, though one that matches is there: for another virtual machine. Never the same again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub another: bool,
+}
+
+/// Serves the volume in the path no longer. Of several attachments, what is given says which; what is left out matches each.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachVolume {
+    /// Its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<AttachmentId>,
+    /// Its kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<EndpointKind>,
+    /// Where it is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub path: Option<PathBuf>,
+}
+
+impl DetachVolume {
+    /// Whether `attachment` is one that is meant.
+    #[must_use]
+    pub fn means(&self, attachment: &Attachment) -> bool {
+        let endpoint = &attachment.endpoint;
+        self.id.is_none_or(|id| id == attachment.id)
+            && self.kind.is_none_or(|kind| kind.includes(endpoint))
+            && self
+                .path
+                .as_ref()
+                .is_none_or(|path| path == endpoint.path())
+    }
 }
 
 /// Something attached.
@@ -160,6 +209,48 @@ pub struct Attachment {
     pub endpoint: EndpointSpec,
 }
 
+/// How an attachment is now.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachmentState {
+    /// Somebody is connected.
+    Connected,
+    /// Served, and nobody is connected.
+    Idle,
+    /// Served; its kind does not know who uses it.
+    Served,
+    /// Not served: its process has not come so far, or could not; the log says why. It is tried again.
+    NotServed,
+    /// Its process does not say.
+    Unknown,
+}
+
+impl AttachmentState {
+    /// For people.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            AttachmentState::Connected => "connected",
+            AttachmentState::Idle => "idle",
+            AttachmentState::Served => "served",
+            AttachmentState::NotServed => "not served",
+            AttachmentState::Unknown => "unknown",
+        }
+    }
+}
+
+/// Something attached, and how it is now.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentView {
+    /// What is attached.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Whether it is served, and in use.
+    pub state: AttachmentState,
+}
+
 /// A named thing with what the node knows of it.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,8 +261,8 @@ pub struct VolumeView {
     /// Its pool.
     pub pool: Name,
     /// How it is attached on this node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attachment: Option<Attachment>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
     /// What was found damaged of it since the mapper started; told of single volumes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -322,7 +413,7 @@ pub struct NodeStatus {
     /// Its data processes.
     pub processes: Vec<ProcessView>,
     /// What is attached.
-    pub attachments: Vec<Attachment>,
+    pub attachments: Vec<AttachmentView>,
     /// Calls on storage that have not returned for a second or longer: the oldest, at most some.
     pub waits: Vec<WaitView>,
     /// The pools: how each is accessed, what is free of it, and who has it open.

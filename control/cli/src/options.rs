@@ -307,32 +307,62 @@ pub enum Volume {
         /// Its name
         name: Name,
     },
-    /// Serve a volume at a socket and print its path; the same again prints the same
+    /// Serve a volume at a socket, as a file or as a block device, and print its path; the same again prints the same
     Attach {
         /// The volume, or a snapshot or image, which is read-only
         name: Name,
         /// For virtual machines: a vhost-user-blk device, the default
-        #[arg(long, conflicts_with_all = ["nbd", "ublk"])]
+        #[arg(long, conflicts_with_all = ["nbd", "ublk", "fuse", "block"])]
         vhost_user: bool,
         /// For whatever speaks NBD (qemu-img, nbdcopy, the kernel's nbd-client): an export of the volume's name, and the default one
-        #[arg(long, conflicts_with = "queues")]
+        #[arg(long, conflicts_with_all = ["queues", "ublk", "fuse", "block"])]
         nbd: bool,
         /// For this host itself: a block device of its kernel, /dev/ublkbN (Linux 6.5, the module ublk_drv, root)
-        #[arg(long, conflicts_with_all = ["nbd", "queues"])]
+        #[arg(long, conflicts_with_all = ["queues", "fuse", "block"])]
         ublk: bool,
+        /// For programs on this host that read and write files: a file, through FUSE
+        #[arg(long, conflicts_with_all = ["queues", "block"])]
+        fuse: bool,
+        /// For this host itself: a block device, by the best means that its kernel has; needs root
+        #[arg(long, conflicts_with = "queues")]
+        block: bool,
         /// Request queues of a vhost-user device [default: 1]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_api::types::QUEUES_MAX)))]
         queues: Option<u16>,
-        /// Refuse writes
+        /// Refuse writes. What is read-only may be attached in several ways at once, and beside it is no writer
         #[arg(long)]
         read_only: bool,
+        /// One more of what is read-only and attached already: for a further virtual machine
+        #[arg(long)]
+        another: bool,
     },
-    /// Serve a volume no longer
+    /// Serve a volume no longer; the options say which of several attachments
     Detach {
         /// The volume
         name: Name,
+        /// The one of this number, which `volume attachments` shows
+        #[arg(long, value_name = "N")]
+        id: Option<u64>,
+        /// The vhost-user-blk device
+        #[arg(long, conflicts_with_all = ["nbd", "ublk", "fuse", "block"])]
+        vhost_user: bool,
+        /// The NBD export
+        #[arg(long, conflicts_with_all = ["ublk", "fuse", "block"])]
+        nbd: bool,
+        /// The ublk device
+        #[arg(long, conflicts_with_all = ["fuse", "block"])]
+        ublk: bool,
+        /// The file
+        #[arg(long, conflicts_with = "block")]
+        fuse: bool,
+        /// The block device
+        #[arg(long)]
+        block: bool,
+        /// The one at this path
+        #[arg(long, value_name = "PATH")]
+        at: Option<PathBuf>,
     },
-    /// List what is attached, and where
+    /// List what is attached: how, where, and whether somebody is connected
     Attachments {
         /// This volume only
         name: Option<Name>,

@@ -1,8 +1,6 @@
 //! Volumes as files: `archipelago mount`, a real node, the kernel's FUSE, tools that know nothing of us.
 
 #[cfg(test)]
-mod fsx;
-#[cfg(test)]
 mod harness;
 
 #[cfg(test)]
@@ -21,7 +19,6 @@ mod tests {
     use nix::unistd::{Pid, Whence, lseek64};
     use serde_json::Value;
 
-    use crate::fsx;
     use crate::harness::{Node, PLACEMENTS, may_mount, run, skip, tool, wait};
 
     const MIB: u64 = 1 << 20;
@@ -182,29 +179,6 @@ mod tests {
             assert_eq!(std::fs::read_dir(&mount.at).unwrap().count(), 0);
             wait("the process ends", || is_gone(mount.pid));
         }
-    }
-
-    fn random_operations_are_those_of_a_file_that_grows(placement: &str) {
-        if !can_mount() {
-            return;
-        }
-        let mount = Mount::start(placement);
-        let path = mount.create("v", 3 * MIB);
-        let model = fsx::run(&path, 3 * MIB, 20_000);
-        assert!(
-            mount.exported("v") == model,
-            "the node has what the file had"
-        );
-    }
-
-    #[test]
-    fn random_operations_in_one_process() {
-        random_operations_are_those_of_a_file_that_grows("fused");
-    }
-
-    #[test]
-    fn random_operations_in_a_process_for_each_role() {
-        random_operations_are_those_of_a_file_that_grows("split");
     }
 
     #[test]

@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(pools_of(&node), [pair("v", "default"), pair("w", "copy")]);
         node.output(&["volume", "detach", "w"]);
         assert_eq!(
-            node.json(&["volume", "info", "w"])["attachment"],
+            node.json(&["volume", "info", "w"])["attachments"],
             Value::Null
         );
         for _ in 0..2 {

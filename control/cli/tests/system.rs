@@ -86,7 +86,7 @@ mod tests {
             node.refused_as(&["volume", "attach", "a", "--queues", "3"], 5, "in-use");
             let socket_of_snapshot = node.done(&["volume", "attach", "s"]);
             let info = node.json(&["volume", "info", "s"]);
-            assert_eq!(info["attachment"]["read_only"], true, "frozen: {info}");
+            assert_eq!(info["attachments"][0]["read_only"], true, "frozen: {info}");
             assert_ne!(socket_of_snapshot, socket);
             node.done(&["volume", "detach", "s"]);
             node.refused_as(&["volume", "attach", "nothing"], 3, "not-found");

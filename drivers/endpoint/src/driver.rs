@@ -75,6 +75,11 @@ pub trait Endpoint: Send + fmt::Debug {
     /// Figures since it was attached, by name, in the order in which they are shown.
     fn counters(&self) -> Vec<(&'static str, u64)>;
 
+    /// Who is connected now; `None`: this kind does not know.
+    fn clients(&self) -> Option<u64> {
+        None
+    }
+
     /// Why nobody is served, though nothing has failed.
     fn problem(&self) -> Option<String>;
 

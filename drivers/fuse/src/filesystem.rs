@@ -47,6 +47,8 @@ pub struct VolumeFiles {
     listings: HashMap<u64, Arc<Mutex<Listing>>>,
     next_listing: u64,
     owner: Owner,
+    /// Nothing else is shown.
+    only: Option<Name>,
 }
 
 fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,11 +78,11 @@ fn number_of(error: &Error, what: &Name) -> libc::c_int {
 }
 
 impl VolumeFiles {
-    /// The files of the node that `client` asks, which belong to the user and group of this process.
+    /// The files of the node that `client` asks, or that of `only`, which belong to the user and group of this process.
     ///
     /// # Errors
     /// What the kernel says to its threads.
-    pub fn new(client: Client) -> std::io::Result<VolumeFiles> {
+    pub fn new(client: Client, only: Option<Name>) -> std::io::Result<VolumeFiles> {
         Ok(VolumeFiles {
             api: ApiThreads::start(client)?,
             nodes: Arc::default(),
@@ -91,6 +93,7 @@ impl VolumeFiles {
                 uid: nix::unistd::geteuid().as_raw(),
                 gid: nix::unistd::getegid().as_raw(),
             },
+            only,
         })
     }
 
@@ -150,7 +153,8 @@ impl Filesystem for VolumeFiles {
 
     fn lookup(&mut self, _: &Request<'_>, parent: u64, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_str().and_then(|name| name.parse::<Name>().ok());
-        let Some(name) = name.filter(|_| parent == ROOT) else {
+        let is_shown = |name: &Name| self.only.as_ref().is_none_or(|only| only == name);
+        let Some(name) = name.filter(|name| parent == ROOT && is_shown(name)) else {
             return reply.error(libc::ENOENT);
         };
         let (nodes, owner) = (Arc::clone(&self.nodes), self.owner);
@@ -370,7 +374,9 @@ impl Filesystem for VolumeFiles {
 
     fn opendir(&mut self, _: &Request<'_>, _: u64, _: i32, reply: ReplyOpen) {
         self.next_listing += 1;
-        self.listings.insert(self.next_listing, Arc::default());
+        let listing = Listing::new(self.only.clone());
+        let listing = Arc::new(Mutex::new(listing));
+        self.listings.insert(self.next_listing, listing);
         reply.opened(self.next_listing, 0);
     }
 

@@ -1,7 +1,7 @@
 //! A directory that somebody reads: a page of names at a time, so that its length costs no memory.
 
 use archipelago_api::client::{Client, path_segment};
-use archipelago_api::types::VolumePage;
+use archipelago_api::types::{VolumePage, VolumeView};
 use archipelago_protocol::{Error, Name};
 use fuser::{FileType, ReplyDirectory};
 
@@ -21,9 +21,19 @@ pub(crate) struct Listing {
     begin: u64,
     /// The name behind which the next page begins; `None`: this is the last.
     next: Option<Name>,
+    /// Nothing else is shown.
+    only: Option<Name>,
 }
 
 impl Listing {
+    /// The begin of the directory, or of that with `only` alone.
+    pub(crate) fn new(only: Option<Name>) -> Listing {
+        Listing {
+            only,
+            ..Listing::default()
+        }
+    }
+
     /// Fills `reply` from `offset` on.
     ///
     /// # Errors
@@ -77,7 +87,9 @@ impl Listing {
             path.push_str(&format!("&after={}", path_segment(after.as_str())));
         }
         let page: VolumePage = client.get(&path)?;
-        let names = page.volumes.into_iter();
+        let is_shown = |name: &Name| self.only.as_ref().is_none_or(|only| only == name);
+        let shown = |view: &VolumeView| is_shown(&view.entry.name);
+        let names = page.volumes.into_iter().filter(shown);
         let names = names.map(|view| (view.entry.name, number(view.entry.lineage)));
         (self.page, self.next, self.begin) = (names.collect(), page.next, begin);
         Ok(())

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use archipelago_api::client::Client;
 use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 use archipelago_fuse::{MountOptions, mount};
-use archipelago_protocol::{Error, last_words};
+use archipelago_protocol::{Error, Name, last_words};
 use clap::Parser;
 
 /// What a process in the background says when its mount is there.
@@ -28,6 +28,9 @@ struct Options {
     /// Let other users in
     #[arg(long)]
     allow_other: bool,
+    /// Show this volume, snapshot or image alone
+    #[arg(long, value_name = "NAME")]
+    only: Option<Name>,
     /// Say `ready` when the mount is there, or why it is not, for `archipelago mount`
     #[arg(long, hide = true)]
     background: bool,
@@ -68,6 +71,7 @@ fn serve(options: Options) -> Result<(), Error> {
     let mount_options = MountOptions {
         read_only: options.read_only,
         allow_other: options.allow_other,
+        only: options.only,
     };
     mount(client, &options.directory, mount_options, || {
         if options.background {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use archipelago_api::client::Client;
 use archipelago_api::pools::PoolList;
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Error, ErrorCode, Name};
 use fuser::{MountOption, Session};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{SigSet, Signal};
@@ -15,12 +15,14 @@ use crate::filesystem::VolumeFiles;
 pub const SUBTYPE: &str = "archipelago";
 
 /// How to mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MountOptions {
     /// Nobody writes through this mount.
     pub read_only: bool,
     /// Users other than this process's may come in; files stay its own.
     pub allow_other: bool,
+    /// Nothing else is shown.
+    pub only: Option<Name>,
 }
 
 /// Mounts the things of the node that `client` asks at `directory`, calls `ready`, serves until somebody unmounts it or a signal
@@ -38,8 +40,9 @@ pub fn mount(
     let _serves: PoolList = client.get("/v1/pools")?;
     let failed = |error: std::io::Error| mount_error(directory, &error);
     let signals = block_signals().map_err(|errno| failed(errno.into()))?;
-    let files = VolumeFiles::new(client).map_err(failed)?;
-    let mut session = Session::new(files, directory, &kernel_options(options)).map_err(failed)?;
+    let kernel_options = kernel_options(&options);
+    let files = VolumeFiles::new(client, options.only).map_err(failed)?;
+    let mut session = Session::new(files, directory, &kernel_options).map_err(failed)?;
     let at = std::path::absolute(directory).map_err(failed)?;
     let ending = std::thread::Builder::new().name("signals".to_owned());
     ending
@@ -49,7 +52,7 @@ pub fn mount(
     session.run().map_err(failed)
 }
 
-fn kernel_options(options: MountOptions) -> Vec<MountOption> {
+fn kernel_options(options: &MountOptions) -> Vec<MountOption> {
     let mut all = vec![
         MountOption::FSName(SUBTYPE.to_owned()),
         MountOption::Subtype(SUBTYPE.to_owned()),

@@ -66,6 +66,10 @@ impl archipelago_endpoint::Endpoint for Endpoint {
         self.status().named()
     }
 
+    fn clients(&self) -> Option<u64> {
+        Some(self.status().connected)
+    }
+
     fn problem(&self) -> Option<String> {
         None
     }

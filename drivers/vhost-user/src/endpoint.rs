@@ -118,6 +118,10 @@ impl archipelago_endpoint::Endpoint for Endpoint {
         self.status().named()
     }
 
+    fn clients(&self) -> Option<u64> {
+        Some(u64::from(self.in_use()))
+    }
+
     fn problem(&self) -> Option<String> {
         self.shared.problem().map(|problem| problem.to_string())
     }

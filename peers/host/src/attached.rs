@@ -8,7 +8,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use archipelago_endpoint::{AttachmentId, Detach, Endpoint, EndpointSpec, ServedVolume};
-use archipelago_protocol::control::{ControlReply, ControlRequest, DeviceProblem, PeerStatus};
+use archipelago_protocol::control::{
+    ControlReply, ControlRequest, DeviceProblem, PeerStatus, ServedAttachment,
+};
 use archipelago_protocol::{Error, ErrorCode, Lineage};
 use archipelago_runtime::Handle;
 
@@ -33,15 +35,31 @@ pub(crate) struct AttachedEndpoints {
 #[derive(Debug)]
 struct Attached {
     lineage: Lineage,
+    read_only: bool,
     spec: EndpointSpec,
     endpoint: Box<dyn Endpoint>,
+}
+
+/// An endpoint that is being ended.
+#[derive(Debug)]
+struct Leaving {
+    lineage: Lineage,
+    read_only: bool,
+    spec: EndpointSpec,
+}
+
+impl Leaving {
+    /// Whether one of `volume` at `spec` has to wait for its end: for its path, or for the volume. Readers share that.
+    fn is_in_the_way(&self, volume: &ServedVolume, spec: &EndpointSpec) -> bool {
+        let shares = self.read_only && volume.read_only;
+        self.spec.path() == spec.path() || (self.lineage == volume.lineage && !shares)
+    }
 }
 
 #[derive(Debug, Default)]
 struct Known {
     endpoints: BTreeMap<AttachmentId, Attached>,
-    /// The volumes of those that are being ended.
-    leaving: BTreeMap<AttachmentId, Lineage>,
+    leaving: BTreeMap<AttachmentId, Leaving>,
 }
 
 impl Known {
@@ -129,8 +147,13 @@ impl AttachedEndpoints {
         if let Ok(known) = self.known.try_lock() {
             status
                 .peers
-                .extend(known.endpoints.values().map(endpoint_status));
+                .extend(known.endpoints.iter().map(endpoint_status));
             status.problems = problems(known.endpoints.values());
+            let served = known.endpoints.iter().map(|(id, one)| ServedAttachment {
+                attachment: *id,
+                clients: one.endpoint.clients(),
+            });
+            status.served = Some(served.collect());
         }
         ControlReply::Status(status)
     }
@@ -161,7 +184,8 @@ impl AttachedEndpoints {
             let request = ControlRequest::OnFull { lineage, policy };
             return done(ask(|answer| self.send(Job::Request(request, answer))));
         }
-        if known.leaving.values().any(|leaving| *leaving == lineage) {
+        let mut leaving = known.leaving.values();
+        if leaving.any(|leaving| leaving.is_in_the_way(&volume, &spec)) {
             return Err(Error::new(
                 ErrorCode::InUse,
                 "the volume is still being detached: its last requests are not answered",
@@ -171,12 +195,14 @@ impl AttachedEndpoints {
         let attached = known.endpoints.values();
         self.budget
             .admit(attached.map(|one| one.spec.queues()), spec.queues())?;
+        let read_only = volume.read_only;
         let (endpoint, seed) = self.drivers.attach(volume, &spec, descriptor)?;
         done(ask(|answer| self.send(Job::Serve(seed, answer))))?;
         known.endpoints.insert(
             attachment,
             Attached {
                 lineage,
+                read_only,
                 spec,
                 endpoint,
             },
@@ -199,7 +225,12 @@ impl AttachedEndpoints {
                     "the volume is not attached here",
                 ));
             };
-            known.leaving.insert(attachment, attached.lineage);
+            let leaving = Leaving {
+                lineage: attached.lineage,
+                read_only: attached.read_only,
+                spec: attached.spec.clone(),
+            };
+            known.leaving.insert(attachment, leaving);
             attached
         };
         let ended = attached.endpoint.detach(if force {
@@ -254,11 +285,11 @@ fn problems<'a>(endpoints: impl Iterator<Item = &'a Attached>) -> Vec<DeviceProb
     endpoints.filter_map(problem).collect()
 }
 
-/// Figures of an endpoint. The daemon, which knows names, puts the volume's name in its lineage's place.
-fn endpoint_status(attached: &Attached) -> PeerStatus {
+/// Figures of an endpoint. The daemon, which knows names, puts the volume's name in its number's place.
+fn endpoint_status((id, attached): (&AttachmentId, &Attached)) -> PeerStatus {
     let counters = attached.endpoint.counters().into_iter();
     PeerStatus {
-        name: attached.spec.peer_name(&attached.lineage),
+        name: attached.spec.peer_name(id),
         counters: counters
             .map(|(name, value)| (name.to_owned(), value))
             .collect(),

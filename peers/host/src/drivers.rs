@@ -69,6 +69,10 @@ impl DriverSettings {
                     })?;
                 Ok((Box::new(endpoint), Box::new(seed)))
             }
+            EndpointSpec::Fuse { .. } | EndpointSpec::Loop { .. } => Err(Error::new(
+                ErrorCode::Unsupported,
+                format!("the daemon serves {} itself", spec.kind()),
+            )),
         }
     }
 }

@@ -155,6 +155,18 @@ pub struct ProcessStatus {
     /// Endpoint: volumes that are open over segment channels, or about to be; once for each channel.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels_to: Vec<Lineage>,
+    /// Endpoint: the attachments that it serves; null: one is being made, so it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Vec<ServedAttachment>>,
+}
+
+/// An attachment that a process serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedAttachment {
+    /// Which.
+    pub attachment: AttachmentId,
+    /// Who is connected to it now; null: its kind does not know.
+    pub clients: Option<u64>,
 }
 
 /// What the process that serves a pool knows of it.

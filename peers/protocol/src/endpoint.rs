@@ -69,6 +69,21 @@ pub enum EndpointSpec {
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         path: PathBuf,
     },
+    /// A file of this host. Served by the daemon, not by a data process.
+    Fuse {
+        /// Where it is.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        file: PathBuf,
+    },
+    /// A block device of this host, by the kernel's loop driver over such a file. Served by the daemon.
+    Loop {
+        /// The file below it.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        file: PathBuf,
+        /// Where the device is: a link to `/dev/loopN`.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        device: PathBuf,
+    },
 }
 
 /// Connections of an NBD export that a process sets its resources aside for: those of clients in their usual way. More of them come out
@@ -83,13 +98,15 @@ impl EndpointSpec {
             EndpointSpec::VhostUser { .. } => "vhost-user",
             EndpointSpec::Nbd { .. } => "nbd",
             EndpointSpec::Ublk { .. } => "ublk",
+            EndpointSpec::Fuse { .. } => "fuse",
+            EndpointSpec::Loop { .. } => "loop",
         }
     }
 
-    /// Name of the endpoint in figures: its kind, and its volume's lineage or, for people, name.
+    /// Name of the endpoint in figures: its kind, and what tells it from others of this kind: its number or, for people, its volume.
     #[must_use]
-    pub fn peer_name(&self, volume: &impl fmt::Display) -> String {
-        format!("{}:{volume}", self.kind())
+    pub fn peer_name(&self, which: &impl fmt::Display) -> String {
+        format!("{}:{which}", self.kind())
     }
 
     /// Queues of requests that it offers; for NBD, connections, each of which is one.
@@ -99,6 +116,7 @@ impl EndpointSpec {
             EndpointSpec::VhostUser { queues, .. } => *queues,
             EndpointSpec::Nbd { .. } => NBD_CONNECTIONS,
             EndpointSpec::Ublk { .. } => 1,
+            EndpointSpec::Fuse { .. } | EndpointSpec::Loop { .. } => 0,
         }
     }
 
@@ -108,6 +126,8 @@ impl EndpointSpec {
         match self {
             EndpointSpec::VhostUser { socket, .. } | EndpointSpec::Nbd { socket, .. } => socket,
             EndpointSpec::Ublk { path, .. } => path,
+            EndpointSpec::Fuse { file } => file,
+            EndpointSpec::Loop { device, .. } => device,
         }
     }
 }

@@ -274,7 +274,7 @@ impl Control {
                 size: view.entry.size,
                 parent: view.entry.parent.map(|name| name.to_string()),
                 on_full: view.entry.on_full,
-                attached: view.attachment.is_some(),
+                attached: !view.attachments.is_empty(),
             };
             (view.entry.name.to_string(), listed)
         };

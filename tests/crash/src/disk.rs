@@ -25,6 +25,9 @@ use crate::ring::{GUEST, Ring, USER};
 
 /// VERSION_1, PROTOCOL_FEATURES, and FLUSH, CONFIG_WCE, DISCARD, WRITE_ZEROES of the block device: virtio 1.2, 5.2.3.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 9 | 1 << 11 | 1 << 13 | 1 << 14;
+/// RO of the block device: it offers nothing that changes it.
+const READ_ONLY: u64 = 1 << 5;
+const READ_ONLY_FEATURES: u64 = 1 << 32 | 1 << 30 | READ_ONLY;
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(2);
 /// Who rang, in the words of epoll.
@@ -145,9 +148,13 @@ impl Disk {
         let mut front_end = Frontend::from_stream(stream.try_clone()?, 1);
         front_end.set_owner()?;
         let offered = front_end.get_features()?;
+        let features = match offered & READ_ONLY {
+            0 => FEATURES,
+            _ => READ_ONLY_FEATURES,
+        };
         ensure!(
-            offered & FEATURES == FEATURES,
-            "features {offered:#x} lack some of {FEATURES:#x}"
+            offered & features == features,
+            "features {offered:#x} lack some of {features:#x}"
         );
         let mut wanted = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
         if self.in_flight == InFlight::Tracked {
@@ -157,7 +164,7 @@ impl Disk {
         ensure!(offered.contains(wanted), "protocol features {offered:?}");
         front_end.set_protocol_features(wanted)?;
         front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        front_end.set_features(FEATURES)?;
+        front_end.set_features(features)?;
         if self.in_flight == InFlight::Tracked {
             if self.region.is_none() {
                 let asked = VhostUserInflight::new(0, 0, 1, self.ring.size());

@@ -1,6 +1,6 @@
 //! `node status` for people: problems first, then pools, processes, peers, channels, and what is attached.
 
-use archipelago_api::types::{Descriptors, NodeStatus, ProcessView};
+use archipelago_api::types::{AttachmentView, Descriptors, NodeStatus, ProcessView};
 use archipelago_protocol::EndpointSpec;
 
 use super::pool::told;
@@ -216,8 +216,10 @@ pub(super) fn render(status: &NodeStatus) -> String {
         text.push('\n');
         text.push_str(&channels.render());
     }
-    let mut attachments = Table::new(&["ATTACHED", "KIND", "MODE", "QUEUES", "JOURNAL", "SOCKET"]);
-    for attachment in &status.attachments {
+    let mut attachments = Table::new(&[
+        "ATTACHED", "ID", "KIND", "MODE", "QUEUES", "JOURNAL", "PATH",
+    ]);
+    for AttachmentView { attachment, .. } in &status.attachments {
         let mode = if attachment.read_only {
             "read-only"
         } else {
@@ -229,11 +231,12 @@ pub(super) fn render(status: &NodeStatus) -> String {
         };
         attachments.row([
             attachment.name.to_string(),
+            attachment.id.to_string(),
             attachment.endpoint.kind().to_owned(),
             mode.to_owned(),
             match &attachment.endpoint {
                 EndpointSpec::VhostUser { queues, .. } => queues.to_string(),
-                EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => "-".to_owned(),
+                _ => "-".to_owned(),
             },
             journal.to_owned(),
             attachment.endpoint.path().display().to_string(),

@@ -2,10 +2,11 @@
 
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{
-    AttachVolume, Attachment, CloneVolume, CreateVolume, Done, EndpointKind, NodeStatus,
-    PoolAbsence, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume, VolumePage, VolumeView,
+    AttachVolume, Attachment, AttachmentView, CloneVolume, CreateVolume, DetachVolume, Done,
+    EndpointKind, NodeStatus, PoolAbsence, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
+    VolumePage, VolumeView,
 };
-use archipelago_protocol::{EndpointSpec, Error, Name};
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, Name};
 use serde::Serialize;
 
 use crate::options::Volume;
@@ -24,7 +25,7 @@ struct VolumeList {
 /// What is attached.
 #[derive(Debug, Serialize)]
 struct AttachmentList {
-    attachments: Vec<Attachment>,
+    attachments: Vec<AttachmentView>,
 }
 
 pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<(), Error> {
@@ -114,22 +115,17 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             vhost_user,
             nbd,
             ublk,
+            fuse,
+            block,
             queues,
             read_only,
+            another,
         } => {
-            // They exclude each other.
-            let kinds = [
-                (vhost_user, EndpointKind::VhostUser),
-                (nbd, EndpointKind::Nbd),
-                (ublk, EndpointKind::Ublk),
-            ];
-            let kind = kinds
-                .into_iter()
-                .find_map(|(asked, kind)| asked.then_some(kind));
             let body = AttachVolume {
-                kind,
+                kind: kind([vhost_user, nbd, ublk, fuse, block]),
                 queues,
                 read_only: read_only.then_some(true),
+                another,
             };
             let attachment: Attachment =
                 client.call(Method::Post, &path(&name, "/attach"), &body)?;
@@ -137,23 +133,52 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
                 attachment.endpoint.path().display().to_string()
             })
         }
-        Volume::Detach { name } => done(
-            client.call(Method::Post, &path(&name, "/detach"), &())?,
-            output,
-        ),
+        Volume::Detach {
+            name,
+            id,
+            vhost_user,
+            nbd,
+            ublk,
+            fuse,
+            block,
+            at,
+        } => {
+            let body = DetachVolume {
+                id: id.map(AttachmentId),
+                kind: kind([vhost_user, nbd, ublk, fuse, block]),
+                path: at,
+            };
+            done(
+                client.call(Method::Post, &path(&name, "/detach"), &body)?,
+                output,
+            )
+        }
         Volume::Attachments { name } => {
             let status: NodeStatus = client.get("/v1/node/status")?;
             let mut attachments = status.attachments;
             if let Some(name) = &name {
                 // A name that there is not is an error, not an empty list.
                 let view: VolumeView = client.get(&path(name, ""))?;
-                attachments.retain(|one| one.lineage == view.entry.lineage);
+                attachments.retain(|one| one.attachment.lineage == view.entry.lineage);
             }
             output.print(&AttachmentList { attachments }, |list| {
                 attachment_table(&list.attachments)
             })
         }
     }
+}
+
+/// The kind that was asked for, by one option of each.
+fn kind(asked: [bool; 5]) -> Option<EndpointKind> {
+    let kinds = [
+        EndpointKind::VhostUser,
+        EndpointKind::Nbd,
+        EndpointKind::Ublk,
+        EndpointKind::Fuse,
+        EndpointKind::Block,
+    ];
+    let mut kinds = asked.into_iter().zip(kinds);
+    kinds.find_map(|(asked, kind)| asked.then_some(kind))
 }
 
 /// Path of what is done to `name`.
@@ -202,10 +227,11 @@ fn table(volumes: &[VolumeView]) -> String {
         "NAME", "POOL", "KIND", "SIZE", "PARENT", "ATTACHED", "CREATED",
     ]);
     for view in volumes {
-        let attached = match &view.attachment {
-            None => "-",
-            Some(attachment) if attachment.read_only => "read-only",
-            Some(_) => "yes",
+        let attached = match view.attachments.as_slice() {
+            [] => "-".to_owned(),
+            [one] if !one.read_only => "yes".to_owned(),
+            [_] => "read-only".to_owned(),
+            several => format!("read-only, {} times", several.len()),
         };
         table.row([
             view.entry.name.to_string(),
@@ -213,7 +239,7 @@ fn table(volumes: &[VolumeView]) -> String {
             kind_name(view.entry.kind).to_owned(),
             human(view.entry.size),
             parent(view),
-            attached.to_owned(),
+            attached,
             date(view.entry.created),
         ]);
     }
@@ -224,12 +250,13 @@ fn table(volumes: &[VolumeView]) -> String {
     }
 }
 
-fn attachment_table(attachments: &[Attachment]) -> String {
-    let mut table = Table::new(&["NAME", "POOL", "KIND", "ACCESS", "PATH"]);
-    for attachment in attachments {
+fn attachment_table(attachments: &[AttachmentView]) -> String {
+    let mut table = Table::new(&["NAME", "ID", "POOL", "KIND", "ACCESS", "STATE", "PATH"]);
+    for AttachmentView { attachment, state } in attachments {
         let pool = attachment.pool.as_ref();
         table.row([
             attachment.name.to_string(),
+            attachment.id.to_string(),
             pool.map_or("-", |pool| pool.as_str()).to_owned(),
             attachment.endpoint.kind().to_owned(),
             match attachment.read_only {
@@ -237,6 +264,7 @@ fn attachment_table(attachments: &[Attachment]) -> String {
                 false => "read-write",
             }
             .to_owned(),
+            state.text().to_owned(),
             attachment.endpoint.path().display().to_string(),
         ]);
     }
@@ -263,29 +291,28 @@ fn info(view: &VolumeView) -> String {
         ("lineage", entry.lineage.to_string()),
         ("created", date(entry.created)),
     ];
-    match &view.attachment {
-        None => rows.push(("attached", "no".to_owned())),
-        Some(attachment) => {
-            let mode = if attachment.read_only {
-                "read-only"
-            } else {
-                "read-write"
-            };
-            let kind = attachment.endpoint.kind();
-            rows.push(match &attachment.endpoint {
-                EndpointSpec::VhostUser { queues, .. } => {
-                    ("attached", format!("{kind}, {mode}, queues: {queues}"))
-                }
-                EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => {
-                    ("attached", format!("{kind}, {mode}"))
-                }
-            });
-            let place = match &attachment.endpoint {
-                EndpointSpec::Ublk { .. } => "device",
-                EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => "socket",
-            };
-            rows.push((place, attachment.endpoint.path().display().to_string()));
-        }
+    if view.attachments.is_empty() {
+        rows.push(("attached", "no".to_owned()));
+    }
+    for attachment in &view.attachments {
+        let mode = if attachment.read_only {
+            "read-only"
+        } else {
+            "read-write"
+        };
+        let kind = attachment.endpoint.kind();
+        rows.push(match &attachment.endpoint {
+            EndpointSpec::VhostUser { queues, .. } => {
+                ("attached", format!("{kind}, {mode}, queues: {queues}"))
+            }
+            _ => ("attached", format!("{kind}, {mode}")),
+        });
+        let place = match &attachment.endpoint {
+            EndpointSpec::Fuse { .. } => "file",
+            EndpointSpec::Ublk { .. } | EndpointSpec::Loop { .. } => "device",
+            _ => "socket",
+        };
+        rows.push((place, attachment.endpoint.path().display().to_string()));
     }
     facts(&rows)
 }

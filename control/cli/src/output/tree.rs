@@ -29,10 +29,10 @@ pub(crate) fn tree(volumes: &[VolumeView]) -> String {
     push(&mut pending, children.get(&None), "", true);
     while let Some((view, lead, branch, below)) = pending.pop() {
         let entry = &view.entry;
-        let attached = if view.attachment.is_some() {
-            ", attached"
-        } else {
+        let attached = if view.attachments.is_empty() {
             ""
+        } else {
+            ", attached"
         };
         let kind = kind_name(entry.kind);
         text.push_str(&format!(
@@ -100,7 +100,7 @@ mod tests {
         VolumeView {
             entry,
             pool: "default".parse().unwrap(),
-            attachment: None,
+            attachments: Vec::new(),
             damage: None,
         }
     }

@@ -314,9 +314,10 @@ async fn attach(State(node): Shared, Segment(text): Segment, Body(body): Body) -
         .await?)
 }
 
-async fn detach(State(node): Shared, Segment(text): Segment) -> Answer {
+async fn detach(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     let name = name(&text)?;
-    node.pool_of(&name).await?.detach(&name).await?;
+    let request = parse(&body)?;
+    node.pool_of(&name).await?.detach(&name, request).await?;
     ok(Done {})
 }
 

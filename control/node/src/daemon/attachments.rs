@@ -132,19 +132,27 @@ impl Attachments {
     pub(crate) fn devices(&self) -> impl Iterator<Item = u32> {
         self.all().filter_map(|one| match one.endpoint {
             EndpointSpec::Ublk { device, .. } => Some(device),
-            EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => None,
+            _ => None,
         })
     }
 
-    /// The attachment of `lineage`, in whatever pool. The node attaches a volume once.
-    pub(crate) fn of_lineage(&self, lineage: Lineage) -> Option<&Attachment> {
-        self.all().find(|one| one.lineage == lineage)
+    /// The attachments of `lineage`, all in one pool: of a pool and its copy the node attaches one.
+    pub(crate) fn of_lineage(&self, lineage: Lineage) -> impl Iterator<Item = &Attachment> {
+        self.all().filter(move |one| one.lineage == lineage)
     }
 
-    /// The attachment of the volume `lineage` of `pool`. A copy of that pool holds another volume of this lineage.
-    pub(crate) fn of_volume(&self, pool: &Name, lineage: Lineage) -> Option<&Attachment> {
-        self.all()
-            .find(|one| one.lineage == lineage && one.pool.as_ref() == Some(pool))
+    /// The attachments of the volume `lineage` of `pool`. A copy of that pool holds another volume of this lineage.
+    pub(crate) fn of_volume<'a>(
+        &'a self,
+        pool: &'a Name,
+        lineage: Lineage,
+    ) -> impl Iterator<Item = &'a Attachment> {
+        self.of_pool(pool).filter(move |one| one.lineage == lineage)
+    }
+
+    /// Whether the volume `lineage` of `pool` is attached.
+    pub(crate) fn has_volume(&self, pool: &Name, lineage: Lineage) -> bool {
+        self.of_volume(pool, lineage).next().is_some()
     }
 
     /// Those of the volumes of `pool`.
@@ -233,11 +241,13 @@ impl Attachments {
         lineage: Lineage,
         name: &Name,
     ) -> Result<(), Error> {
-        let Some(id) = self.of_volume(pool, lineage).map(|one| one.id) else {
+        if !self.has_volume(pool, lineage) {
             return Ok(());
-        };
+        }
         let mut next = self.by_id.clone();
-        if let Some(attachment) = next.get_mut(&id) {
+        let is_of_volume =
+            |one: &&mut Attachment| one.lineage == lineage && one.pool.as_ref() == Some(pool);
+        for attachment in next.values_mut().filter(is_of_volume) {
             attachment.name = name.clone();
         }
         self.commit(next)
@@ -311,9 +321,9 @@ mod tests {
             [&expected],
             "the pool is noted, and a copy's volume is another one"
         );
-        assert_eq!(read.of_volume(&pool, Lineage(1)), Some(&expected));
-        assert_eq!(read.of_volume(&copy, Lineage(1)), None);
-        assert_eq!(read.of_lineage(Lineage(1)), Some(&expected));
+        assert!(read.of_volume(&pool, Lineage(1)).eq([&expected]));
+        assert!(!read.has_volume(&copy, Lineage(1)));
+        assert!(read.of_lineage(Lineage(1)).eq([&expected]));
         assert_eq!(read.next_id(), AttachmentId(3));
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct NodeContext {
     /// The user of the endpoints' processes, if they have one of their own.
     pub(crate) endpoint: Option<Identity>,
     attachments: Mutex<Attachments>,
+    /// Held while something that this host itself uses is made or ended.
+    pub(crate) local: tokio::sync::Mutex<()>,
     /// Counts changes of the states of pools.
     pub(crate) pools_changed: watch::Sender<u64>,
 }
@@ -36,6 +38,7 @@ impl NodeContext {
             config,
             endpoint,
             attachments: Mutex::new(attachments),
+            local: tokio::sync::Mutex::new(()),
             pools_changed: watch::Sender::new(0),
         })
     }

@@ -1,24 +1,27 @@
 //! Attachments: a volume served at an endpoint.
 //!
-//! Attaching takes no lock and is idempotent. What the file of attachments says is what the endpoint is told: at an
+//! Attaching takes no lock and is idempotent. Which attachments of one volume may be beside each other: `sharing`. What the file of attachments says is what the endpoint is told: at an
 //! attach, and again whenever its process has started.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_api::types::{AttachVolume, Attachment, EndpointKind};
+use archipelago_api::types::{AttachVolume, Attachment, DetachVolume, EndpointKind};
 use archipelago_host::{JOURNAL_LEN_BYTES, QUEUES_MAX};
-use archipelago_protocol::catalogue::{Entry, Kind};
+use archipelago_protocol::catalogue::Entry;
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::{
-    Access, AttachmentId, EndpointSpec, Error, ErrorCode, Name, ServedVolume,
+    Access, AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name, ServedVolume,
 };
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 
+use super::local::{Served, is_local};
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::Pool;
 use super::pool_paths::PoolPaths;
+use super::sharing::{Sharing, meant, share};
 use super::ublk;
 
 const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
@@ -32,6 +35,14 @@ const SERVED_AT_ONCE: usize = 16;
 const SERVE_RETRY_MIN: Duration = Duration::from_secs(1);
 /// Longest wait: whoever frees a descriptor or some space shall see the volume come back.
 const SERVE_RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What an attach has found or made.
+enum Attached {
+    /// It was there.
+    Present(Attachment),
+    /// It was made.
+    New(Attachment),
+}
 
 impl Pool {
     /// Serves `name` at a socket; the same again answers the same.
@@ -49,61 +60,74 @@ impl Pool {
                 format!("{queues} queues are not in 1..={QUEUES_MAX}"),
             ));
         }
-        if request.kind == Some(EndpointKind::Nbd) && request.queues.is_some() {
-            let message = "NBD has no queues: a client opens as many connections as it likes";
+        let of_vhost_user = request
+            .kind
+            .is_none_or(|kind| kind == EndpointKind::VhostUser);
+        if !of_vhost_user && request.queues.is_some() {
+            let message = "only a vhost-user device has queues";
             return Err(Error::new(ErrorCode::Invalid, message));
         }
         if request.kind == Some(EndpointKind::Ublk) {
-            if request.queues.is_some() {
-                let message = "a ublk device has one queue";
-                return Err(Error::new(ErrorCode::Invalid, message));
-            }
             ublk::check().await?;
         }
-        wait_while_passing(|| self.attach_once(name, &request)).await
+        let attached = wait_while_passing(|| self.attach_once(name, &request)).await?;
+        let (attachment, is_new) = match attached {
+            Attached::Present(attachment) => (attachment, false),
+            Attached::New(attachment) => (attachment, true),
+        };
+        if !is_local(&attachment.endpoint) {
+            return Ok(attachment);
+        }
+        // Not before others may change something: the kernel opens the volume meanwhile.
+        let made = self.serve_local(&attachment, Served::IfNeeded).await;
+        if made.is_err()
+            && is_new
+            && let Err(error) = self.forget_local(&attachment).await
+        {
+            tracing::warn!("taking back the attachment of `{name}`: {error}");
+        }
+        made.map(|()| attachment)
     }
 
     async fn attach_once(
         &self,
         name: &Name,
         request: &AttachVolume,
-    ) -> Result<Attachment, Hindrance> {
+    ) -> Result<Attached, Hindrance> {
         let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(name).await?;
-        let present = self.attachments().of_lineage(entry.lineage).cloned();
-        if let Some(attachment) = &present
-            && attachment.pool.as_ref() != Some(&self.name)
-        {
-            return Err(self.attached_elsewhere(attachment).into());
+        let present: Vec<Attachment> = self
+            .attachments()
+            .of_lineage(entry.lineage)
+            .cloned()
+            .collect();
+        let mut elsewhere = present.iter();
+        if let Some(other) = elsewhere.find(|one| one.pool.as_ref() != Some(&self.name)) {
+            return Err(self.attached_elsewhere(other).into());
         }
-        if let Some(attachment) = present {
-            self.same(&attachment, request)?;
-            // Told again: harmless, and it repairs what a failed attempt may have left.
-            self.serve(&entry, &attachment).await?;
-            return Ok(attachment);
-        }
-        let is_frozen = entry.kind != Kind::Volume;
-        let read_only = request.read_only.unwrap_or(is_frozen);
-        if is_frozen && !read_only {
-            return Err(Error::new(
-                ErrorCode::Invalid,
-                format!("`{name}` is frozen: it is attached only read-only"),
-            )
-            .with_hint(format!(
-                "or attach a clone of it: `{} volume clone {name} NAME`",
-                self.context.layout.command()
-            ))
-            .into());
-        }
-        let endpoint = self.endpoint(&entry, request);
+        let read_only = match share(&entry, &present, request, &self.context.layout.command())? {
+            Sharing::Present(attachment) => {
+                // Told again: harmless, and it repairs what a failed attempt may have left.
+                self.serve(&entry, &attachment).await?;
+                return Ok(Attached::Present(attachment));
+            }
+            Sharing::Further { read_only } => read_only,
+        };
+        let id = self.attachments().next_id();
+        let endpoint = self.endpoint(&entry, request, id, &present).await?;
         let attachment = Attachment {
-            id: self.attachments().next_id(),
+            id,
             pool: Some(self.name.clone()),
             name: name.clone(),
             lineage: entry.lineage,
             read_only,
             endpoint,
         };
+        if is_local(&attachment.endpoint) {
+            // Whoever opens it is granted that then, and needs a journal then.
+            self.attachments().insert(attachment.clone())?;
+            return Ok(Attached::New(attachment));
+        }
         if !read_only {
             self.check_journal_room(&attachment)?;
         }
@@ -121,7 +145,7 @@ impl Pool {
                 let device = self.own_device(entry.lineage, device);
                 self.abandon_device(attachment.id, device).await;
             }
-            self.withdraw(entry.lineage).await;
+            self.withdraw_if_detached(entry.lineage).await;
             return Err(match error.code {
                 // Another server was faster: the next number.
                 ErrorCode::Exists => Hindrance::Passing(error),
@@ -146,26 +170,54 @@ impl Pool {
                     tracing::warn!("taking back the attachment of `{name}`: {error}");
                 }
             }
-            self.withdraw(entry.lineage).await;
+            self.withdraw_if_detached(entry.lineage).await;
             return Err(error.into());
         }
-        Ok(attachment)
+        Ok(Attached::New(attachment))
     }
 
-    /// What is asked for.
-    fn endpoint(&self, entry: &Entry, request: &AttachVolume) -> EndpointSpec {
+    /// Takes back what the endpoint may do with `lineage`, unless it serves that to others.
+    async fn withdraw_if_detached(&self, lineage: Lineage) {
+        let attached = self.attachments().has_volume(&self.name, lineage);
+        if !attached {
+            self.withdraw(lineage).await;
+        }
+    }
+
+    /// What is asked for. The first of its kind is where it always was, however often the volume was attached before.
+    async fn endpoint(
+        &self,
+        entry: &Entry,
+        request: &AttachVolume,
+        id: AttachmentId,
+        present: &[Attachment],
+    ) -> Result<EndpointSpec, Error> {
         let layout = &self.context.layout;
-        match request.kind.unwrap_or(EndpointKind::VhostUser) {
+        let free = |first: PathBuf, further: PathBuf| {
+            let is_free = present.iter().all(|one| one.endpoint.path() != first);
+            if is_free { first } else { further }
+        };
+        Ok(match request.kind.unwrap_or(EndpointKind::VhostUser) {
             EndpointKind::VhostUser => EndpointSpec::VhostUser {
-                socket: layout.volume_socket(entry.lineage),
+                socket: free(
+                    layout.volume_socket(entry.lineage),
+                    layout.further_volume_socket(id),
+                ),
                 queues: request.queues.unwrap_or(QUEUES_DEFAULT),
             },
             EndpointKind::Nbd => EndpointSpec::Nbd {
-                socket: layout.nbd_socket(entry.lineage),
+                socket: free(
+                    layout.nbd_socket(entry.lineage),
+                    layout.further_nbd_socket(id),
+                ),
                 export: entry.name.to_string(),
             },
             EndpointKind::Ublk => ublk::endpoint(ublk::free_number(self.attachments().devices())),
-        }
+            EndpointKind::Fuse => EndpointSpec::Fuse {
+                file: layout.attached_file(id, &entry.name),
+            },
+            EndpointKind::Block => self.block_device(id, &entry.name).await?,
+        })
     }
 
     /// Two pools hold the same volume: one is a copy of the other.
@@ -231,47 +283,11 @@ impl Pool {
         ))
     }
 
-    /// Refuses an attach that asks for something else than what is there.
-    fn same(&self, attachment: &Attachment, request: &AttachVolume) -> Result<(), Error> {
-        let endpoint = &attachment.endpoint;
-        let is_kind = request
-            .kind
-            .is_none_or(|kind| kind == EndpointKind::of(endpoint));
-        let has_queues = match endpoint {
-            EndpointSpec::VhostUser { queues, .. } => {
-                request.queues.is_none_or(|asked| asked == *queues)
-            }
-            EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => request.queues.is_none(),
-        };
-        let read_only = request.read_only.unwrap_or(attachment.read_only);
-        if is_kind && has_queues && read_only == attachment.read_only {
+    /// Has the endpoint serve it. What this host itself uses is served by [`Pool::serve_local`].
+    async fn serve(&self, entry: &Entry, attachment: &Attachment) -> Result<(), Error> {
+        if is_local(&attachment.endpoint) {
             return Ok(());
         }
-        let mode = if attachment.read_only {
-            "read-only"
-        } else {
-            "read-write"
-        };
-        Err(Error::new(
-            ErrorCode::InUse,
-            format!(
-                "`{}` is attached already, by {}, {mode}{}",
-                attachment.name,
-                endpoint.kind(),
-                match endpoint {
-                    EndpointSpec::VhostUser { queues, .. } => format!(", queues: {queues}"),
-                    EndpointSpec::Nbd { .. } | EndpointSpec::Ublk { .. } => String::new(),
-                }
-            ),
-        )
-        .with_hint(format!(
-            "detach it first: `{} volume detach {}`",
-            self.context.layout.command(),
-            attachment.name
-        )))
-    }
-
-    async fn serve(&self, entry: &Entry, attachment: &Attachment) -> Result<(), Error> {
         let mut serial = entry.lineage.to_string();
         serial.truncate(SERIAL_LEN);
         let volume = ServedVolume {
@@ -293,44 +309,54 @@ impl Pool {
         self.tell(Role::Endpoint, &request).await
     }
 
-    /// Serves `name` no longer. Refused while a guest runs on it; one that is just ending is waited for.
-    pub(crate) async fn detach(&self, name: &Name) -> Result<(), Error> {
-        wait_while_passing(|| self.detach_once(name)).await
+    /// Serves `name` no longer: the attachment that `request` means. Refused while a guest runs on it; one that is just ending is
+    /// waited for.
+    pub(crate) async fn detach(&self, name: &Name, request: DetachVolume) -> Result<(), Error> {
+        let local = wait_while_passing(|| self.detach_once(name, &request)).await?;
+        let Some(attachment) = local else {
+            return Ok(());
+        };
+        let ended = self.forget_local(&attachment).await;
+        ended.map_err(|error| match error.code {
+            ErrorCode::InUse => {
+                let message = format!("`{name}` is in use: {}", error.message);
+                Error { message, ..error }
+            }
+            _ => error,
+        })
     }
 
-    async fn detach_once(&self, name: &Name) -> Result<(), Hindrance> {
+    /// What is left to be done: an attachment of this host itself, which is ended while others may change something.
+    async fn detach_once(
+        &self,
+        name: &Name,
+        request: &DetachVolume,
+    ) -> Result<Option<Attachment>, Hindrance> {
         let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup(name).await?;
-        let attached = {
+        let attached: Vec<Attachment> = {
             let attachments = self.attachments();
-            // Not that of a copy's volume; but that of a pool which was given another name by hand.
+            // Not those of a copy's volume; but those of a pool which was given another name by hand.
             let is_ours = |one: &&Attachment| {
                 one.pool.as_ref() == Some(&self.name) || attachments.is_orphan(one.id)
             };
             let present = attachments.of_lineage(entry.lineage);
-            present.filter(is_ours).cloned()
+            present.filter(is_ours).cloned().collect()
         };
-        let Some(Attachment {
-            id: attachment,
-            endpoint,
-            ..
-        }) = attached
-        else {
-            let error = Error::new(ErrorCode::NotFound, format!("`{name}` is not attached"));
-            let command = self.context.layout.command();
-            return Err(error
-                .with_hint(format!("`{command} node status` shows what is"))
-                .into());
-        };
+        let command = self.context.layout.command();
+        let attachment = meant(name, &attached, request, &command)?;
+        if is_local(&attachment.endpoint) {
+            return Ok(Some(attachment));
+        }
         let in_use = |error: Error| {
             let message = format!("`{name}` is in use: {}", error.message);
             Hindrance::Passing(Error { message, ..error })
         };
-        let device = match endpoint {
+        let device = match attachment.endpoint {
             EndpointSpec::Ublk { device, .. } => Some(self.own_device(entry.lineage, device)),
-            EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => None,
+            _ => None,
         };
-        let is_orphan = self.attachments().is_orphan(attachment);
+        let is_orphan = self.attachments().is_orphan(attachment.id);
         if let Some(device) = device
             && let Err(error) = self.stop_device(device, is_orphan).await
         {
@@ -339,6 +365,7 @@ impl Pool {
                 _ => error.into(),
             });
         }
+        let attachment = attachment.id;
         let detach = ControlRequest::Detach {
             attachment,
             force: false,
@@ -354,8 +381,8 @@ impl Pool {
             self.remove_device(device).await;
         }
         self.attachments().remove(attachment)?;
-        self.withdraw(entry.lineage).await;
-        Ok(())
+        self.withdraw_if_detached(entry.lineage).await;
+        Ok(None)
     }
 
     /// Sends the attached volumes to each incarnation of the endpoint. A new incarnation ends the round for the one before, so
@@ -379,10 +406,13 @@ impl Pool {
     async fn serve_until_done(&self) {
         let mut wait = SERVE_RETRY_MIN;
         let mut failed = self.serve_all(None).await;
+        failed.extend(self.serve_all_local(None, &failed).await);
         while !failed.is_empty() {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(SERVE_RETRY_MAX);
-            failed = self.serve_all(Some(failed)).await;
+            let again = self.serve_all(Some(failed.clone())).await;
+            let local = self.serve_all_local(Some(failed), &again).await;
+            failed = [again, local].concat();
         }
     }
 

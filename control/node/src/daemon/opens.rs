@@ -79,10 +79,7 @@ impl Pool {
     fn used_by_another(&self, entry: &Entry, access: Access) -> Error {
         let name = &entry.name;
         let command = self.context.layout.command();
-        let attached = self
-            .attachments()
-            .of_volume(&self.name, entry.lineage)
-            .is_some();
+        let attached = self.attachments().has_volume(&self.name, entry.lineage);
         let message = if attached {
             format!("`{name}` is in use by a virtual machine")
         } else {

@@ -289,6 +289,7 @@ impl Pool {
         let name = self
             .attachments()
             .of_volume(&self.name, wait.lineage)
+            .next()
             .map(|it| it.name.clone());
         let volume = name.map_or_else(String::new, |name| format!("volume `{name}`: "));
         format!(

@@ -217,8 +217,9 @@ async fn open(pool: &Arc<Pool>) -> Result<(), Error> {
         }
     }
     pool.entries().await?;
-    if !pool.serve_all(None).await.is_empty() {
-        // Guests of the others are served meanwhile.
+    let failed = pool.serve_all(None).await;
+    if !failed.is_empty() || pool.has_local() {
+        // Guests of the others are served meanwhile. What this host itself uses opens its volumes through the API.
         pool.endpoint_incarnations.send_modify(|count| *count += 1);
     }
     Ok(())
@@ -272,9 +273,9 @@ fn died_at_start(pool: &Pool, title: &str, end: End) -> Error {
 /// ended by force, as by a kill, and told.
 pub(crate) async fn stop(pool: &Pool) -> Vec<String> {
     pool.supervision.set_service(None);
+    let mut unfinished = pool.end_all_local().await;
     let mut supervisors = pool.supervision.take_supervisors();
     let deadline = Instant::now() + DRAIN_TIMEOUT;
-    let mut unfinished = Vec::new();
     let mut all_ended = true;
     for role in [Role::Endpoint, Role::Mapper, Role::Blocker] {
         let Some(index) = pool

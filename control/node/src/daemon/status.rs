@@ -1,17 +1,20 @@
 //! What the node is and what went through it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use archipelago_api::pools::{PoolLock, PoolStatus, PoolView};
 use archipelago_api::types::{
-    Attachment, NodeStatus, ProblemView, ProcessEnd, ProcessView, WaitView,
+    Attachment, AttachmentState, AttachmentView, NodeStatus, ProblemView, ProcessEnd, ProcessView,
+    WaitView,
 };
 use archipelago_blocker_file::Holder;
 use archipelago_protocol::control::{
-    ControlReply, ControlRequest, DeviceProblem, ProcessStatus, Role, Wait,
+    ControlReply, ControlRequest, DeviceProblem, ProcessStatus, Role, ServedAttachment, Wait,
 };
-use archipelago_protocol::{Error, Lineage, Name};
+use archipelago_protocol::{AttachmentId, Error, Lineage, Name};
 
+use super::local::{is_local, state};
 use super::node::Node;
 use super::pool::Pool;
 use super::pool_watch::{Sight, problem};
@@ -30,6 +33,35 @@ struct PoolReport {
     waits: Vec<Wait>,
     problems: Vec<DeviceProblem>,
     journals: Vec<Lineage>,
+    served: ServedAttachments,
+}
+
+/// What the process that hosts the endpoint says of attachments.
+enum ServedAttachments {
+    /// It serves these, and no others.
+    Known(Vec<ServedAttachment>),
+    /// It does not run.
+    Nothing,
+    /// It does not answer, or has something else to do.
+    Unknown,
+}
+
+impl ServedAttachments {
+    fn state(&self, id: AttachmentId) -> AttachmentState {
+        match self {
+            ServedAttachments::Nothing => AttachmentState::NotServed,
+            ServedAttachments::Unknown => AttachmentState::Unknown,
+            ServedAttachments::Known(served) => {
+                let found = served.iter().find(|one| one.attachment == id);
+                match found.map(|one| one.clients) {
+                    None => AttachmentState::NotServed,
+                    Some(None) => AttachmentState::Served,
+                    Some(Some(0)) => AttachmentState::Idle,
+                    Some(Some(_)) => AttachmentState::Connected,
+                }
+            }
+        }
+    }
 }
 
 impl Node {
@@ -51,31 +83,53 @@ impl Node {
             problems: Vec::new(),
             attachments: Vec::new(),
         };
+        let mut states = BTreeMap::new();
         for report in reports {
+            let of_pool = attachments.iter().filter(|one| report.has(one));
+            let of_pool = of_pool.map(|one| async {
+                let state = match is_local(&one.endpoint) {
+                    true => state(one).await,
+                    false => report.served.state(one.id),
+                };
+                (one.id, state)
+            });
+            states.extend(futures_util::future::join_all(of_pool).await);
             report.add_to(&mut status, &attachments);
         }
-        status.attachments = attachments;
+        let view = |attachment: Attachment| AttachmentView {
+            // Those of a pool that the node does not have are not served.
+            state: states
+                .get(&attachment.id)
+                .copied()
+                .unwrap_or(AttachmentState::NotServed),
+            attachment,
+        };
+        status.attachments = attachments.into_iter().map(view).collect();
         status
     }
 }
 
 impl PoolReport {
+    /// Whether `attachment` is one of the pool.
+    fn has(&self, attachment: &Attachment) -> bool {
+        attachment.pool.as_ref() == Some(&self.status.name)
+    }
+
     /// Adds what there is to `status`, with the names of what is attached.
     fn add_to(mut self, status: &mut NodeStatus, attachments: &[Attachment]) {
-        let pool = &self.status.name;
+        let pool = self.status.name.clone();
         let here = || {
-            attachments
-                .iter()
-                .filter(|one| one.pool.as_ref() == Some(pool))
+            let of_pool = |one: &&Attachment| one.pool.as_ref() == Some(&pool);
+            attachments.iter().filter(of_pool)
         };
         let peers = self
             .processes
             .iter_mut()
             .flat_map(|process| &mut process.peers);
         for peer in peers {
-            let of_peer = |one: &&Attachment| peer.name == one.endpoint.peer_name(&one.lineage);
+            let of_peer = |one: &&Attachment| peer.name == one.endpoint.peer_name(&one.id);
             if let Some(attachment) = here().find(of_peer) {
-                peer.name = attachment.endpoint.peer_name(&attachment.name);
+                peer.name = figures_name(attachment, here());
             }
         }
         let name_of = |lineage: Lineage| {
@@ -102,6 +156,21 @@ impl PoolReport {
             .extend(self.journals.into_iter().filter_map(name_of));
         status.processes.extend(self.processes);
         status.pools.push(self.status);
+    }
+}
+
+/// Whose the figures of `attachment` are, for people: its volume's; of several of one kind, with its number.
+fn figures_name<'a>(
+    attachment: &Attachment,
+    attachments: impl Iterator<Item = &'a Attachment>,
+) -> String {
+    let kind = attachment.endpoint.kind();
+    let is_alike =
+        |one: &&Attachment| one.lineage == attachment.lineage && one.endpoint.kind() == kind;
+    let name = attachment.endpoint.peer_name(&attachment.name);
+    match attachments.filter(is_alike).count() {
+        0..=1 => name,
+        _ => format!("{name}#{}", attachment.id),
     }
 }
 
@@ -139,8 +208,16 @@ impl Pool {
             waits: Vec::new(),
             problems: Vec::new(),
             journals: Vec::new(),
+            served: ServedAttachments::Unknown,
         };
         for (view, status) in views {
+            if view.roles.contains(&Role::Endpoint) {
+                report.served = match status.served {
+                    Some(served) => ServedAttachments::Known(served),
+                    None if view.pid == 0 => ServedAttachments::Nothing,
+                    None => ServedAttachments::Unknown,
+                };
+            }
             report.waits.extend(status.waits);
             report.problems.extend(status.problems);
             report.journals.extend(status.journals);

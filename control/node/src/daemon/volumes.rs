@@ -11,6 +11,7 @@ use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
 use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Name, ObjectSize};
 
+use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::{Pool, unexpected_reply};
 use super::settings::file_pool;
@@ -19,13 +20,14 @@ use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Pool {
     fn view(&self, entry: Entry) -> VolumeView {
-        let attachment = self
+        let attachments = self
             .attachments()
             .of_volume(&self.name, entry.lineage)
-            .cloned();
+            .cloned()
+            .collect();
         VolumeView {
             pool: self.name.clone(),
-            attachment,
+            attachments,
             damage: None,
             entry,
         }
@@ -208,11 +210,7 @@ impl Pool {
     /// Who may have a volume open that no guest has.
     pub(super) fn open_elsewhere(&self, volume: &Entry) -> Error {
         let name = &volume.name;
-        if self
-            .attachments()
-            .of_volume(&self.name, volume.lineage)
-            .is_some()
-        {
+        if self.attachments().has_volume(&self.name, volume.lineage) {
             let message = format!("`{name}` is being closed by another request");
             Error::new(ErrorCode::InUse, message).with_hint("try again in a moment")
         } else {
@@ -285,15 +283,15 @@ impl Pool {
             ))
             .into());
         }
-        let attachment = self
-            .attachments()
-            .of_volume(&self.name, entry.lineage)
-            .cloned();
-        let attached = attachment.is_some();
-        let device = attachment.and_then(|attachment| match attachment.endpoint {
-            EndpointSpec::Ublk { device, .. } => Some(device),
-            EndpointSpec::VhostUser { .. } | EndpointSpec::Nbd { .. } => None,
-        });
+        let attached = self.attachments().has_volume(&self.name, entry.lineage);
+        let device = {
+            let attachments = self.attachments();
+            let mut of_volume = attachments.of_volume(&self.name, entry.lineage);
+            of_volume.find_map(|one| match one.endpoint {
+                EndpointSpec::Ublk { device, .. } => Some(device),
+                _ => None,
+            })
+        };
         if let Some(device) = device {
             ublk::check_resizes(device).await?;
         }
@@ -371,11 +369,7 @@ impl Pool {
         let what = format!("`{name}` was not set");
         let set = self.change(set, name).await;
         let entry = set.map_err(|error| self.explain_full(&what, error))?;
-        if self
-            .attachments()
-            .of_volume(&self.name, entry.lineage)
-            .is_some()
-        {
+        if self.attachments().has_volume(&self.name, entry.lineage) {
             let told = ControlRequest::OnFull {
                 lineage: entry.lineage,
                 policy: entry.on_full,
@@ -393,7 +387,22 @@ impl Pool {
     ) -> Result<VolumeView, Error> {
         let _one_at_a_time = self.lock_changes().await?;
         // A missing name is found here, with its hint; an import's is held by whoever fills it.
-        self.lookup_whole(from).await?;
+        let entry = self.lookup_whole(from).await?;
+        let local = {
+            let attachments = self.attachments();
+            let mut of_volume = attachments.of_volume(&self.name, entry.lineage);
+            of_volume.find(|one| is_local(&one.endpoint)).cloned()
+        };
+        if let Some(local) = local {
+            let message = format!(
+                "`{from}` is attached as a file of its name: {}",
+                local.endpoint.kind()
+            );
+            return Err(Error::new(ErrorCode::InUse, message).with_hint(format!(
+                "detach it first: {}",
+                self.command(&format!("volume detach {from} --id {}", local.id))
+            )));
+        }
         let rename = CatalogueRequest::Rename {
             from: from.clone(),
             to: request.to.clone(),
@@ -414,11 +423,7 @@ impl Pool {
     async fn remove_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup(name).await?;
-        if self
-            .attachments()
-            .of_volume(&self.name, entry.lineage)
-            .is_some()
-        {
+        if self.attachments().has_volume(&self.name, entry.lineage) {
             return Err(
                 Error::new(ErrorCode::InUse, format!("`{name}` is attached"))
                     .with_hint(format!(

@@ -1,0 +1,131 @@
+//! A file as a block device: the kernel's loop driver, with direct I/O, so that nothing is cached twice. It needs root and `losetup`.
+//!
+//! The attachment's path is a link to `/dev/loopN`: N is the kernel's choice, and may be another one after a restart.
+
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use archipelago_api::layout::path_error;
+use archipelago_protocol::{Error, ErrorCode};
+use nix::fcntl::OFlag;
+
+use super::tool::run;
+
+/// How long a device that nobody should have open may take to go: udev looks at each new one.
+const GONE_TIMEOUT: Duration = Duration::from_secs(4);
+const GONE_STEP: Duration = Duration::from_millis(20);
+
+/// A loop device, by its link and its file.
+#[derive(Debug)]
+pub(super) struct LoopDevice<'a> {
+    link: &'a Path,
+    file: &'a Path,
+}
+
+/// What sysfs says of `node`, a `/dev/loopN`: its attribute `name` of `loop`.
+fn attribute(node: &Path, name: &str) -> Option<String> {
+    let number = node.file_name()?;
+    let path = Path::new("/sys/block").join(number).join("loop").join(name);
+    Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
+}
+
+/// Whether a file system or another driver has `node` for itself.
+pub(super) fn is_claimed(node: &Path) -> bool {
+    let mut options = fs::OpenOptions::new();
+    let opened = options
+        .read(true)
+        .custom_flags(OFlag::O_EXCL.bits())
+        .open(node);
+    opened.is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
+}
+
+impl<'a> LoopDevice<'a> {
+    pub(super) fn new(link: &'a Path, file: &'a Path) -> LoopDevice<'a> {
+        LoopDevice { link, file }
+    }
+
+    /// The device, if it is there and of this file.
+    pub(super) fn node(&self) -> Option<PathBuf> {
+        let node = fs::read_link(self.link).ok()?;
+        let backing = attribute(&node, "backing_file")?;
+        (Path::new(&backing) == self.file).then_some(node)
+    }
+
+    /// The device as the link says, whose file may be one of a mount that is gone: the kernel shows what is left of its path.
+    fn left(&self) -> Option<PathBuf> {
+        let node = fs::read_link(self.link).ok()?;
+        let backing = attribute(&node, "backing_file")?;
+        let name = self.file.file_name()?.to_str()?;
+        let backing = backing.trim_end_matches(" (deleted)");
+        (Path::new(backing) == self.file || backing.trim_start_matches('/') == name).then_some(node)
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] without `losetup` or direct I/O, what the kernel says otherwise.
+    pub(super) async fn make(&self, read_only: bool) -> Result<(), Error> {
+        let file = self.file.to_string_lossy();
+        let mut arguments = vec!["--direct-io=on", "--show", "--find"];
+        if read_only {
+            arguments.push("--read-only");
+        }
+        arguments.push(&file);
+        let node = run("losetup", &arguments).await.map_err(|error| {
+            error.with_hint("a loop device needs root, the module loop, and losetup of util-linux")
+        })?;
+        let node = PathBuf::from(node);
+        let made = match attribute(&node, "dio").as_deref() {
+            Some("1") => self.link_to(&node),
+            _ => {
+                let message = format!("{}: the kernel does no direct I/O here", node.display());
+                Err(Error::new(ErrorCode::Unsupported, message).with_hint(
+                    "use it as a file (--fuse), or over NBD (--nbd): everything would be cached twice",
+                ))
+            }
+        };
+        if made.is_err() {
+            let _left = run("losetup", &["--detach", &node.to_string_lossy()]).await;
+        }
+        made
+    }
+
+    fn link_to(&self, node: &Path) -> Result<(), Error> {
+        let _former = fs::remove_file(self.link);
+        std::os::unix::fs::symlink(node, self.link).map_err(|error| path_error(self.link, &error))
+    }
+
+    /// Takes it away, with its link. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] if it is mounted, which changes nothing; or if a program has it open: it goes when that program closes it.
+    pub(super) async fn end(&self) -> Result<(), Error> {
+        if let Some(node) = self.left() {
+            let at = node.display();
+            if is_claimed(&node) {
+                let message = format!("{at} is mounted, or another driver's");
+                return Err(Error::new(ErrorCode::InUse, message)
+                    .with_hint(format!("unmount it: `lsblk {at}` shows who has it")));
+            }
+            run("losetup", &["--detach", &node.to_string_lossy()]).await?;
+            // The kernel takes away what is open when it is closed.
+            let deadline = tokio::time::Instant::now() + GONE_TIMEOUT;
+            while self.left().is_some() {
+                if tokio::time::Instant::now() >= deadline {
+                    let message = format!("a program has {at} open");
+                    return Err(Error::new(ErrorCode::InUse, message)
+                        .with_hint(format!("end it: `fuser -v {at}` shows it")));
+                }
+                tokio::time::sleep(GONE_STEP).await;
+            }
+        }
+        match fs::remove_file(self.link) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(path_error(self.link, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! By which means `--block` makes a block device: the first of [`MEANS`] that this host has.
+
+use std::path::Path;
+
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Name};
+
+use super::super::pool::Pool;
+use super::super::ublk;
+
+/// A way to a block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Means {
+    /// The kernel's ublk driver: its requests go to the pool's endpoint, and outlive it.
+    Ublk,
+    /// The volume as a file, and the kernel's loop driver over it.
+    Loop,
+}
+
+/// In the order in which they are tried, best first.
+const MEANS: [Means; 2] = [Means::Ublk, Means::Loop];
+
+impl Means {
+    /// Why this host does not have it.
+    async fn hindrance(self) -> Option<String> {
+        let why = match self {
+            Means::Ublk => return ublk::check().await.err().map(|error| error.message),
+            Means::Loop if !Path::new("/dev/fuse").exists() => "no /dev/fuse: modprobe fuse",
+            Means::Loop if !Path::new("/dev/loop-control").exists() => {
+                "no /dev/loop-control: modprobe loop"
+            }
+            Means::Loop if !nix::unistd::geteuid().is_root() => {
+                "loop devices need a node of root's"
+            }
+            Means::Loop => return None,
+        };
+        Some(why.to_owned())
+    }
+}
+
+impl Pool {
+    /// The block device that `name` is to be, as attachment `id`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] if this host has none of the means.
+    pub(crate) async fn block_device(
+        &self,
+        id: AttachmentId,
+        name: &Name,
+    ) -> Result<EndpointSpec, Error> {
+        let layout = &self.context.layout;
+        let mut missing = Vec::new();
+        for means in MEANS {
+            if let Some(why) = means.hindrance().await {
+                missing.push(why);
+                continue;
+            }
+            return Ok(match means {
+                Means::Ublk => ublk::endpoint(ublk::free_number(self.attachments().devices())),
+                Means::Loop => EndpointSpec::Loop {
+                    file: layout.attached_file(id, name),
+                    device: layout.attached_device(id),
+                },
+            });
+        }
+        let message = format!("this host makes no block device: {}", missing.join("; "));
+        Err(Error::new(ErrorCode::Unsupported, message)
+            .with_hint("`volume attach --nbd` serves the kernel's nbd-client"))
+    }
+}

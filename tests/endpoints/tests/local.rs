@@ -1,0 +1,183 @@
+//! Volumes as files and block devices of this host: in what order they come and go, and what is left when parts of them are killed.
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::time::Duration;
+
+    use anyhow::{Context, Result, ensure};
+    use archipelago_bench::waiting::wait_until;
+    use archipelago_crash_tests::node::Node;
+    use archipelago_endpoint_tests::disk::Durable;
+    use archipelago_endpoint_tests::fsx::noise;
+    use archipelago_endpoint_tests::{Attached, Way};
+    use archipelago_protocol::Access;
+    use nix::unistd::Pid;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    fn can() -> bool {
+        Way::here().contains(&Way::Block)
+    }
+
+    /// Runs a tool of the system.
+    fn tool(arguments: &[&str]) -> Result<String> {
+        let output = Command::new(arguments[0]).args(&arguments[1..]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{arguments:?}: {said}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn state(node: &Node) -> Result<String> {
+        let list = node.call(&["--json", "volume", "attachments"])?;
+        let list: serde_json::Value = serde_json::from_str(&list)?;
+        let state = list["attachments"][0]["state"].as_str();
+        Ok(state.unwrap_or("detached").to_owned())
+    }
+
+    fn wait_for_state(node: &Node, wanted: &str) -> Result<()> {
+        let missing = || format!("it is never {wanted}");
+        wait_until(TIMEOUT, missing, || {
+            Ok((state(node)? == wanted).then_some(()))
+        })
+    }
+
+    /// The process that serves files of `node`.
+    fn file_process(node: &Node) -> Result<Pid> {
+        let root = node.root().to_str().context("UTF-8")?;
+        for entry in std::fs::read_dir("/proc")? {
+            let path = entry?.path();
+            let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if line.contains("archipelago-fuse") && line.contains(root) {
+                let pid = path.file_name().and_then(|name| name.to_str());
+                return Ok(Pid::from_raw(pid.context("a number")?.parse()?));
+            }
+        }
+        anyhow::bail!("no process serves a file")
+    }
+
+    /// Nothing of the node is mounted or a device.
+    fn nothing_is_left(node: &Node) -> Result<()> {
+        let root = node.root().to_str().context("UTF-8")?;
+        for (what, text) in [
+            ("mounted", std::fs::read_to_string("/proc/self/mountinfo")?),
+            ("a device", tool(&["losetup", "--list"])?),
+        ] {
+            let left: Vec<&str> = text.lines().filter(|line| line.contains(root)).collect();
+            ensure!(left.is_empty(), "still {what}: {left:?}");
+        }
+        let entries = std::fs::read_dir(node.root().join("run/attached"));
+        ensure!(
+            entries.map_or(0, Iterator::count) == 0,
+            "directories are left"
+        );
+        Ok(())
+    }
+
+    fn device(attached: &Attached<'_>) -> Result<PathBuf> {
+        let link = attached.path().context("a path")?;
+        Ok(std::fs::read_link(link)?)
+    }
+
+    fn attribute(device: &Path, name: &str) -> Result<String> {
+        let number = device.file_name().context("a device")?;
+        let path = Path::new("/sys/block").join(number).join(name);
+        Ok(std::fs::read_to_string(path)?.trim().to_owned())
+    }
+
+    #[test]
+    fn a_file_system_on_a_block_device_outlives_what_dies_below_it() -> Result<()> {
+        if !can() {
+            return Ok(());
+        }
+        let node = Node::start("fused")?;
+        node.call(&["volume", "create", "v", "--size", "64M"])?;
+        let attached = Attached::new(&node, Way::Block, "v", Access::Write, &[])?;
+        let path = attached.path().context("a path")?.to_owned();
+        let path = path.to_str().context("UTF-8")?;
+        ensure!(
+            attribute(&device(&attached)?, "loop/dio")? == "1",
+            "cached twice"
+        );
+        let again = Attached::new(&node, Way::Block, "v", Access::Write, &[])?;
+        ensure!(again.id() == attached.id() && device(&again)? == device(&attached)?);
+        tool(&["mkfs.ext4", "-q", path])?;
+        let at = node.root().join("mounted");
+        std::fs::create_dir(&at)?;
+        let at = at.to_str().context("UTF-8")?;
+        tool(&["mount", path, at])?;
+        let file = Path::new(at).join("file");
+        std::fs::write(&file, noise(1, 1 << 20))?;
+        std::fs::File::open(&file)?.sync_all()?;
+        wait_for_state(&node, "connected")?;
+        let output = node.output(&["volume", "detach", "v"])?;
+        let said = String::from_utf8(output.stderr)?;
+        let refused = output.status.code() == Some(5) && said.contains("mounted");
+        // The device under the file system dies. It is made anew once nobody holds the dead one.
+        let killed = node.process_of("endpoint").and_then(Node::kill);
+        tool(&["umount", at])?;
+        ensure!(refused, "{said}");
+        killed?;
+        let missing = || "the device never came back".to_owned();
+        wait_until(TIMEOUT, missing, || Ok(tool(&["mount", path, at]).ok()))?;
+        let found = std::fs::read(&file);
+        tool(&["umount", at])?;
+        ensure!(found? == noise(1, 1 << 20), "what was synced is lost");
+        tool(&["e2fsck", "-f", "-n", path])?;
+
+        // A stop takes everything away, a start makes it again, at the same path.
+        node.call(&["node", "stop"])?;
+        nothing_is_left(&node)?;
+        node.call(&["node", "start"])?;
+        wait_for_state(&node, "served")?;
+        tool(&["e2fsck", "-f", "-n", path])?;
+        attached.detach()?;
+        nothing_is_left(&node)
+    }
+
+    #[test]
+    fn killed_parts_are_made_again_by_an_attach_and_taken_away_by_a_detach() -> Result<()> {
+        if !can() {
+            return Ok(());
+        }
+        let node = Node::start("fused")?;
+        node.call(&["volume", "create", "v", "--size", "4M"])?;
+        for way in [Way::File, Way::Block] {
+            let attach = || Attached::new(&node, way, "v", Access::Write, &[]);
+            let attached = attach()?;
+            wait_for_state(&node, "served")?;
+            let mut disk = attached.connect()?;
+            disk.write(4096, &[7; 4096], Durable::Now)?;
+            drop(disk);
+            Node::kill(file_process(&node)?)?;
+            wait_for_state(&node, "not-served")?;
+            // Made again by the same request.
+            let again = attach()?;
+            ensure!(again.path() == attached.path());
+            let mut disk = again.connect()?;
+            let mut found = [0; 4096];
+            disk.read(4096, &mut found)?;
+            ensure!(found == [7; 4096]);
+            drop(disk);
+            // By a start of the node.
+            Node::kill(file_process(&node)?)?;
+            Node::kill(node.daemon()?)?;
+            node.restart()?;
+            wait_for_state(&node, "served")?;
+            // Taken away, dead or not.
+            Node::kill(file_process(&node)?)?;
+            wait_for_state(&node, "not-served")?;
+            attached.detach()?;
+            nothing_is_left(&node)?;
+        }
+        // A name that is a file's stays until that is detached.
+        let attached = Attached::new(&node, Way::File, "v", Access::Write, &[])?;
+        let renamed = node.output(&["volume", "rename", "v", "w"])?;
+        ensure!(renamed.status.code() == Some(5), "{renamed:?}");
+        attached.detach()?;
+        node.call(&["volume", "rename", "v", "w"])?;
+        Ok(())
+    }
+}
