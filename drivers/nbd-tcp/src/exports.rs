@@ -174,11 +174,14 @@ impl Lease {
         let is_current = place
             .as_ref()
             .is_some_and(|it| Rc::ptr_eq(it, &self.volume));
-        // Of a volume whose channel has ended there is nothing to close.
         if users > 0 || !is_current {
             return;
         }
         *place = None;
+        // Of a volume whose channel has ended there is nothing to close: who used it was cut off.
+        if self.volume.is_ended() {
+            return;
+        }
         if let Err(code) = self.volume.close().await {
             tracing::error!(
                 "closing `{}`: {code}: what was written since the last flush may be lost",
