@@ -7,7 +7,7 @@ use archipelago_protocol::ids::VOLUME_SIZE_MAX;
 use archipelago_protocol::{Error, ErrorCode};
 
 use super::interrupt::Interrupt;
-use super::source::spool;
+use super::spool::spool;
 use super::tool::{self, Permissions, Tool};
 use crate::output::Output;
 

@@ -13,7 +13,7 @@ use nix::unistd::linkat;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use super::export::write_error;
+use super::failures::write_error;
 use super::interrupt::Interrupt;
 use super::nbd::{Command, Connection};
 use super::qemu::{self, Server};

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::channel::Channel;
 use super::encoded::EncodedTarget;
 use super::extents::Extents;
+use super::failures::write_error;
 use super::interrupt::Interrupt;
 use super::{progress, zeros};
 use crate::commands::volume;
@@ -393,17 +394,6 @@ impl Target {
             let _removed = std::fs::remove_file(path);
         }
     }
-}
-
-/// Why `title` cannot be written.
-pub(super) fn write_error(title: &str, error: &std::io::Error) -> Error {
-    let code = match error.kind() {
-        ErrorKind::StorageFull => ErrorCode::NoSpace,
-        ErrorKind::NotFound => ErrorCode::NotFound,
-        ErrorKind::IsADirectory => ErrorCode::Invalid,
-        _ => ErrorCode::Io,
-    };
-    Error::new(code, format!("{title}: {error}"))
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ fn format_of(source: &Source, given: Option<Format>, output: Output) -> Result<F
     }
     let title = source.title();
     let format = Format::detect(source.file(), source.len())
-        .map_err(|error| super::source::read_error(title, &error))?;
+        .map_err(|error| super::failures::read_error(title, &error))?;
     if format != Format::Raw {
         output.note(&format!(
             "note: {title} looks like {}, and is read so; --format raw takes it as it is",

@@ -10,8 +10,9 @@ use archipelago_protocol::{Error, ErrorCode};
 use nix::sys::stat::SFlag;
 use serde_json::{Value, json};
 
+use super::failures::read_error;
 use super::header::{self, Backing};
-use super::source::{Version, read_error};
+use super::source::Version;
 use super::tool::Inherited;
 use crate::format::Format;
 

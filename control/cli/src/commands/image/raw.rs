@@ -9,9 +9,10 @@ use archipelago_protocol::ids::{BLOCK_SIZE, SECTOR_SIZE};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
+use super::failures::read_error;
 use super::interrupt::Interrupt;
-use super::reader::Piece;
-use super::source::{Source, read_error};
+use super::piece::Piece;
+use super::source::Source;
 
 /// How far a raw source was read.
 #[derive(Debug, Default)]

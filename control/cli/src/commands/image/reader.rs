@@ -6,18 +6,10 @@ use archipelago_protocol::ids::SECTOR_SIZE;
 use super::decoded::DecodedReader;
 use super::interrupt::Interrupt;
 use super::layers::BackingFiles;
+use super::piece::Piece;
 use super::raw::RawReader;
 use super::source::Source;
 use crate::format::Format;
-
-/// A piece that was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    /// Where it belongs.
-    pub(super) offset: u64,
-    /// Bytes of it, a multiple of 512: the last one is filled up with zeros.
-    pub(super) len: usize,
-}
 
 /// A source and how far it was read.
 #[derive(Debug)]
