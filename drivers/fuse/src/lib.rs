@@ -26,7 +26,7 @@
 //! use archipelago_fuse::{MountOptions, mount};
 //!
 //! let client = Client::new(Layout::new(None)?);
-//! let options = MountOptions { read_only: true, allow_other: false };
+//! let options = MountOptions { read_only: true, allow_other: false, only: None };
 //! mount(client, "/mnt/volumes".as_ref(), options, || ())?;
 //! # Ok::<(), archipelago_protocol::Error>(())
 //! ```
