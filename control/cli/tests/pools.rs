@@ -39,6 +39,17 @@ mod tests {
         (name.to_owned(), pool.to_owned())
     }
 
+    /// What is wrong, but for the room on the disk of whoever runs this test.
+    fn problems_but_room(node: &Node) -> Vec<Value> {
+        let status = node.status();
+        let problems = status["problems"].as_array().unwrap().iter();
+        let is_room = |problem: &&Value| {
+            let what = problem["what"].as_str().unwrap();
+            what.contains("of its file system are used")
+        };
+        problems.filter(|one| !is_room(one)).cloned().collect()
+    }
+
     #[test]
     fn pools_come_and_go_while_the_node_runs() {
         for placement in PLACEMENTS {
@@ -193,10 +204,7 @@ mod tests {
             wait("the pool is served", || {
                 node.json(&["pool", "info", "fast"])["unserved"].is_null()
             });
-            assert_eq!(
-                node.json(&["node", "status"])["problems"],
-                Value::Array(Vec::new())
-            );
+            assert_eq!(problems_but_room(&node), Vec::<Value>::new());
             let error = node.refused_as(&["volume", "info", "b"], 4, "exists");
             assert!(
                 error["hint"].as_str().unwrap().contains("--pool"),
@@ -227,7 +235,7 @@ mod tests {
         );
         node.done(&["pool", "remove", "fast", "--unserved"]);
         assert_eq!(names_of_pools(&node), ["default"]);
-        assert_eq!(node.status()["problems"], Value::Array(Vec::new()));
+        assert_eq!(problems_but_room(&node), Vec::<Value>::new());
         node.refused_as(&["volume", "info", "b"], 3, "not-found");
         node.done(&["node", "stop"]);
         node.done(&["node", "start"]);
