@@ -67,7 +67,7 @@ fn hash(bytes: &[u8]) -> u32 {
 pub enum DeviceState {
     /// Not started, or stopped.
     Dead,
-    /// Served by this process.
+    /// Served, by a queue that this process opened.
     Served(u32),
     /// Its server has died: requests wait.
     Waits,
@@ -90,13 +90,7 @@ impl Control {
             release.check()?;
         }
         let control = UblkControl::open().map_err(|error| unusable(&error))?;
-        let features = match control.features() {
-            Ok(features) => features,
-            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => {
-                return Err(unusable(&error));
-            }
-            Err(error) => return Err(too_old(&error.to_string())),
-        };
+        let features = control.features().map_err(|error| no_features(&error))?;
         if features & NEEDED != NEEDED {
             return Err(too_old("a device could not outlive its server"));
         }
@@ -211,13 +205,19 @@ impl Device<'_> {
         PathBuf::from(format!("/dev/ublkb{number}"))
     }
 
-    /// How it is, and whose; `None`: there is none.
+    /// How it is, and whose; `None`: there is none. What only a server without privileges may look at is nobody's.
     ///
     /// # Errors
     /// [`ErrorCode::Io`] with what the kernel says.
     pub fn look(&self) -> Result<Option<(DeviceState, DeviceMark)>, Error> {
         let info = self.control.info(self.number);
-        let info = info.map_err(|error| failed(self.number, "looking at", &error))?;
+        let info = match info {
+            // A device of `UBLK_F_UNPRIVILEGED_DEV` has another question, whoever asks.
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+                return Ok(Some((DeviceState::Dead, DeviceMark(0))));
+            }
+            info => info.map_err(|error| failed(self.number, "looking at", &error))?,
+        };
         Ok(info.map(|info| {
             let found = match info.state {
                 state::LIVE => DeviceState::Served(u32::try_from(info.server).unwrap_or(0)),
@@ -244,7 +244,8 @@ impl Device<'_> {
         })
     }
 
-    /// Shows the block device, once the process `server` serves the queue; given up when `goes_on` says no.
+    /// Shows the block device, once the queue is served. `server` is the process that opened the queue: others are refused from
+    /// Linux 6.17 on (6.16.1), older kernels take any. Given up when `goes_on` says no.
     ///
     /// # Errors
     /// [`ErrorCode::Unavailable`] when it was given up, [`ErrorCode::Io`] otherwise.
@@ -258,14 +259,13 @@ impl Device<'_> {
     /// # Errors
     /// [`ErrorCode::Io`] with what the kernel says.
     pub fn begin_recovery(&self) -> Result<bool, Error> {
-        match self.control.start_recovery(self.number) {
-            Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Ok(false),
-            Err(error) => Err(failed(self.number, "recovering", &error)),
-        }
+        let begun = self.control.start_recovery(self.number);
+        begun
+            .map(|()| true)
+            .or_else(|error| not_begun(self.number, &error))
     }
 
-    /// Gives the device's requests to the process `server`, once that serves the queue; as [`Device::start`].
+    /// Gives the device its requests again, once the queue is served; as [`Device::start`].
     ///
     /// # Errors
     /// As [`Device::start`].
@@ -356,18 +356,41 @@ fn too_old(why: &str) -> Error {
     Error::new(ErrorCode::Unsupported, message).with_hint(format!("use the volume {ALTERNATIVES}"))
 }
 
+/// Why the kernel does not say what it can do.
+fn no_features(error: &io::Error) -> Error {
+    /// The kernel's own number, which is not meant for programs, of what it does not know.
+    const ENOTSUPP: i32 = 524;
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => unusable(&io::ErrorKind::PermissionDenied.into()),
+        Some(Errno::ENODEV | Errno::EINVAL | Errno::EOPNOTSUPP) => too_old(&error.to_string()),
+        _ if error.raw_os_error() == Some(ENOTSUPP) => too_old("it does not know the question"),
+        _ => unusable(error),
+    }
+}
+
+/// What a refused recovery means: `true`, it was begun before and nobody has served since (Linux 6.12 says `EINVAL` then);
+/// `false`, something of the dead server is left.
+fn not_begun(number: u32, error: &io::Error) -> Result<bool, Error> {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EINVAL) => Ok(true),
+        Some(Errno::EBUSY) => Ok(false),
+        _ => Err(failed(number, "recovering", error)),
+    }
+}
+
 fn not_made(number: u32, error: &io::Error) -> Error {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EEXIST) => Error::new(
             ErrorCode::Exists,
             format!("/dev/ublkb{number} is another server's"),
         ),
-        Some(Errno::ENOSPC | Errno::EMFILE) => Error::new(
+        // The last one is said of the parameter's limit.
+        Some(Errno::ENOSPC | Errno::EMFILE | Errno::EACCES) => Error::new(
             ErrorCode::NoSpace,
             format!("the kernel makes no more ublk devices: {error}"),
         )
         .with_hint("detach one, or raise the parameter `ublks_max` of the module ublk_drv"),
-        Some(Errno::EACCES | Errno::EPERM) => unusable(&io::ErrorKind::PermissionDenied.into()),
+        Some(Errno::EPERM) => unusable(&io::ErrorKind::PermissionDenied.into()),
         _ => failed(number, "making", error),
     }
 }
@@ -447,7 +470,38 @@ mod tests {
                 "{error}"
             );
         }
-        let full = io::Error::from_raw_os_error(Errno::ENOSPC as i32);
-        assert_eq!(not_made(1, &full).code, ErrorCode::NoSpace);
+        for (errno, code) in [
+            (Errno::ENOSPC, ErrorCode::NoSpace),
+            (Errno::EACCES, ErrorCode::NoSpace),
+            (Errno::EPERM, ErrorCode::Denied),
+            (Errno::EEXIST, ErrorCode::Exists),
+        ] {
+            let error = io::Error::from_raw_os_error(errno as i32);
+            assert_eq!(not_made(1, &error).code, code, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_told_from_one_that_has_no_memory() {
+        for (errno, code) in [
+            (Errno::ENODEV as i32, ErrorCode::Unsupported),
+            (Errno::EINVAL as i32, ErrorCode::Unsupported),
+            (Errno::EOPNOTSUPP as i32, ErrorCode::Unsupported),
+            (524, ErrorCode::Unsupported),
+            (Errno::EPERM as i32, ErrorCode::Denied),
+            (Errno::ENOMEM as i32, ErrorCode::Io),
+            (Errno::EMFILE as i32, ErrorCode::Io),
+        ] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(no_features(&error).code, code, "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_recovery_that_was_begun_before_goes_on_and_a_busy_one_waits() {
+        let said = |errno: Errno| not_begun(1, &io::Error::from_raw_os_error(errno as i32));
+        assert_eq!(said(Errno::EINVAL), Ok(true));
+        assert_eq!(said(Errno::EBUSY), Ok(false));
+        assert_eq!(said(Errno::ENODEV).unwrap_err().code, ErrorCode::Io);
     }
 }

@@ -8,6 +8,7 @@
 //!   been written.
 //! - A device whose server died keeps its requests until the next server: nothing here answers them in its place.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -44,28 +45,37 @@ enum Prepared {
     Recover(OwnedFd),
 }
 
-/// Calls that block, and are given up after a time.
+/// Says that a call is given up, however its wait ends: also when what waits is dropped.
+struct GivesUp(Arc<AtomicBool>);
+
+impl Drop for GivesUp {
+    fn drop(&mut self) {
+        // Relaxed: a hint, which hands nothing over.
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Calls that block, and are given up after a time, or with whoever waits for them.
 async fn blocking<T: Send + 'static>(
     timeout: Duration,
     call: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let given_up = Arc::new(AtomicBool::new(false));
     let watched = Arc::clone(&given_up);
-    // Relaxed: a hint, which hands nothing over.
+    let _gives_up = GivesUp(given_up);
     let called = tokio::task::spawn_blocking(move || call(&|| !watched.load(Ordering::Relaxed)));
     tokio::pin!(called);
     match tokio::time::timeout(timeout, &mut called).await {
         Ok(Ok(result)) => result,
         Ok(Err(panicked)) => Err(Error::new(ErrorCode::Internal, panicked.to_string())),
-        Err(_late) => {
-            given_up.store(true, Ordering::Relaxed);
-            let seconds = timeout.as_secs();
-            Err(Error::new(
-                ErrorCode::Unavailable,
-                format!("a command on a ublk device has not returned for {seconds} s"),
-            ))
-        }
+        Err(_late) => Err(late(timeout)),
     }
+}
+
+fn late(timeout: Duration) -> Error {
+    let seconds = timeout.as_secs();
+    let message = format!("a command on a ublk device has not returned for {seconds} s");
+    Error::new(ErrorCode::Unavailable, message)
 }
 
 /// A number that no device and no attachment has.
@@ -141,14 +151,9 @@ pub(super) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
     let removed = blocking(STOP_TIMEOUT, move |goes_on| {
         let control = Control::open()?;
         for number in numbers {
-            let device = control.device(number);
-            match device.look()? {
-                Some((_, mark)) if mark.is_of_node(ours) => {}
-                _ => continue,
+            if let Err(error) = remove_unused(&control, number, ours, goes_on) {
+                tracing::warn!("/dev/ublkb{number}, which no attachment names, stays: {error}");
             }
-            tracing::warn!("/dev/ublkb{number} is a left-over of this node and is removed");
-            device.stop()?;
-            device.remove(goes_on)?;
         }
         Ok(())
     });
@@ -157,11 +162,45 @@ pub(super) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
     }
 }
 
-/// Makes the device `number` of `volume` ready for the process `server`, in whatever state it is.
+/// Removes the device `number`, if it is of the node that `ours` is of and nobody uses it.
+fn remove_unused(
+    control: &Control,
+    number: u32,
+    ours: DeviceMark,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<(), Error> {
+    let device = control.device(number);
+    let state = match device.look()? {
+        Some((state, mark)) if mark.is_of_node(ours) => state,
+        _ => return Ok(()),
+    };
+    let claimed = match state {
+        DeviceState::Dead => None,
+        DeviceState::Served(_) | DeviceState::Waits => Some(claim(&device, number)?),
+    };
+    tracing::warn!("/dev/ublkb{number} is a left-over of this node and is removed");
+    device.stop()?;
+    // The kernel removes nothing that somebody has open.
+    drop(claimed);
+    device.remove(goes_on)
+}
+
+/// The device `number`, which nobody uses.
+fn claim(device: &Device<'_>, number: u32) -> Result<File, Error> {
+    let claimed = device.claim()?;
+    match users::of(number) {
+        None => Ok(claimed),
+        Some(user) => {
+            let message = format!("/dev/ublkb{number} is open: {user} uses it");
+            Err(Error::new(ErrorCode::InUse, message).with_hint("end what uses it, then detach"))
+        }
+    }
+}
+
+/// Makes the device `number` of `volume` ready for the endpoint, in whatever state it is.
 fn prepare(
     OwnDevice { number, mark }: OwnDevice,
     volume: &ServedVolume,
-    server: u32,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Prepared, Error> {
     let control = Control::open()?;
@@ -176,10 +215,13 @@ fn prepare(
                 .with_hint("detach the volume, and attach it again: it gets another device"));
         }
         match found.map(|(state, _)| state) {
-            Some(DeviceState::Served(by)) if by == server => return Ok(Prepared::Served),
-            Some(DeviceState::Waits) if device.begin_recovery()? => {
-                return Ok(Prepared::Recover(device.open_queue()?));
-            }
+            Some(DeviceState::Served(by)) if by == opener() => return Ok(Prepared::Served),
+            Some(DeviceState::Waits) if device.begin_recovery()? => match device.open_queue() {
+                Ok(queue) => return Ok(Prepared::Recover(queue)),
+                // By an endpoint that does not serve it yet, or by one that ends.
+                Err(error) if error.code == ErrorCode::InUse => {}
+                Err(error) => return Err(error),
+            },
             // The kernel has not noticed yet that its server is dead, or not closed all that it had open.
             Some(DeviceState::Served(_) | DeviceState::Waits) => {}
             // Not started, or stopped: it has no requests, and a queue that another process may have had.
@@ -195,6 +237,12 @@ fn prepare(
         }
         pause(RECOVERY_LOOK);
     }
+}
+
+/// The process that the kernel is told as a device's server. From Linux 6.17 on (6.16.1) it takes none but the process that
+/// has opened the queue, which is this one.
+fn opener() -> u32 {
+    std::process::id()
 }
 
 /// On a thread for calls that block.
@@ -217,25 +265,71 @@ impl Pool {
         volume: &ServedVolume,
         number: u32,
     ) -> Result<(), Error> {
-        let process = self.process(Role::Endpoint);
-        let server = process.pid();
-        let (device, prepared_for) = (self.own_device(volume.lineage, number), volume.clone());
-        let prepared = blocking(RECOVERY_TIMEOUT, move |goes_on| {
-            prepare(device, &prepared_for, server, goes_on)
-        });
+        let own = self.own_device(volume.lineage, number);
         let request = ControlRequest::Attach {
             attachment,
             volume: volume.clone(),
             endpoint: endpoint(number),
         };
-        let (queue, recovers) = match prepared.await? {
-            Prepared::Served => return self.tell(Role::Endpoint, &request).await,
-            Prepared::Start(queue) => (queue, false),
-            Prepared::Recover(queue) => (queue, true),
-        };
+        let prepared = self.prepare_device(own, volume, &request);
+        let prepared = tokio::time::timeout(RECOVERY_TIMEOUT, prepared).await;
+        match prepared.map_err(|_elapsed| late(RECOVERY_TIMEOUT))?? {
+            Prepared::Served => Ok(()),
+            Prepared::Recover(queue) => self.hand_over(number, &request, queue, true).await,
+            Prepared::Start(queue) => {
+                let started = self.hand_over(number, &request, queue, false).await;
+                if started.is_err() {
+                    // Nobody has had it. Whoever tries again makes another one.
+                    self.abandon_device(attachment, own).await;
+                }
+                started
+            }
+        }
+    }
+
+    /// Makes `own` ready for `request`, which its endpoint has got already when it serves it.
+    async fn prepare_device(
+        &self,
+        own: OwnDevice,
+        volume: &ServedVolume,
+        request: &ControlRequest,
+    ) -> Result<Prepared, Error> {
+        loop {
+            let volume = volume.clone();
+            let prepared = blocking(RECOVERY_TIMEOUT, move |goes_on| {
+                prepare(own, &volume, goes_on)
+            });
+            match prepared.await? {
+                Prepared::Served => {}
+                queue => return Ok(queue),
+            }
+            match self.tell(Role::Endpoint, request).await {
+                // It does not have the queue: another has, whose death the kernel has not noticed yet.
+                Err(error) if error.code == ErrorCode::Unavailable => {
+                    tokio::time::sleep(RECOVERY_LOOK).await;
+                }
+                told => return told.map(|()| Prepared::Served),
+            }
+        }
+    }
+
+    /// Gives the endpoint the `queue` of the device `number`, and the device its requests.
+    async fn hand_over(
+        &self,
+        number: u32,
+        request: &ControlRequest,
+        queue: OwnedFd,
+        recovers: bool,
+    ) -> Result<(), Error> {
+        let process = self.process(Role::Endpoint);
+        let server = process.pid();
         // Not sent again to a next incarnation: a queue is one process's.
-        match process.ask_with(&request, queue, SERVE_TIMEOUT).await {
+        match process.ask_with(request, queue, SERVE_TIMEOUT).await {
             Ok(ControlReply::Done) => {}
+            // It may come to it yet, and has the queue then.
+            Err(AskError::Failed(error)) if recovers => {
+                tracing::debug!("serving /dev/ublkb{number}: {error}");
+            }
             Ok(ControlReply::Failed(error)) | Err(AskError::Failed(error)) => return Err(error),
             Ok(other) => return Err(unexpected_reply(&other)),
             Err(AskError::Lost) => {
@@ -248,10 +342,10 @@ impl Pool {
         blocking(SERVE_TIMEOUT, move |goes_on| {
             let control = Control::open()?;
             let device = control.device(number);
-            let goes_on = || goes_on() && serves();
             match recovers {
-                true => device.end_recovery(server, goes_on),
-                false => device.start(server, goes_on),
+                // As long as this server lives there is no other way to get the requests served, so this outlasts whoever waits.
+                true => device.end_recovery(opener(), serves),
+                false => device.start(opener(), || goes_on() && serves()),
             }
         })
         .await
@@ -277,12 +371,7 @@ impl Pool {
                 }
                 Some(DeviceState::Dead) | None => return Ok(()),
             };
-            let claimed = device.claim()?;
-            if let Some(user) = users::of(number) {
-                let message = format!("/dev/ublkb{number} is open: {user} uses it");
-                return Err(Error::new(ErrorCode::InUse, message)
-                    .with_hint("end what uses it, then detach"));
-            }
+            let claimed = claim(&device, number)?;
             // A stopped device takes nothing more from the page cache.
             if is_served {
                 claimed.sync_all().map_err(|error| {
@@ -334,10 +423,17 @@ impl Pool {
         }
     }
 
-    /// Gives the device `number` the size of its volume.
-    pub(super) async fn resize_device(&self, number: u32, size: u64) -> Result<(), Error> {
+    /// Gives `own`, if it is there, the size of its volume.
+    pub(super) async fn resize_device(&self, own: OwnDevice, size: u64) -> Result<(), Error> {
         blocking(SERVE_TIMEOUT, move |_goes_on| {
-            Control::open()?.device(number).resize(size)
+            let control = Control::open()?;
+            match own.look(&control)? {
+                Some(DeviceState::Served(_) | DeviceState::Waits) => {
+                    control.device(own.number).resize(size)
+                }
+                // It is made anew, with the size that the volume has then.
+                Some(DeviceState::Dead) | None => Ok(()),
+            }
         })
         .await
     }

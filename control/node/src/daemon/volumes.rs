@@ -284,16 +284,17 @@ impl Pool {
             .into());
         }
         let attached = self.attachments().has_volume(&self.name, entry.lineage);
-        let device = {
+        let devices: Vec<u32> = {
             let attachments = self.attachments();
-            let mut of_volume = attachments.of_volume(&self.name, entry.lineage);
-            of_volume.find_map(|one| match one.endpoint {
+            let of_volume = attachments.of_volume(&self.name, entry.lineage);
+            let devices = of_volume.filter_map(|one| match one.endpoint {
                 EndpointSpec::Ublk { device, .. } => Some(device),
                 _ => None,
-            })
+            });
+            devices.collect()
         };
-        if let Some(device) = device {
-            ublk::check_resizes(device).await?;
+        if let Some(device) = devices.first() {
+            ublk::check_resizes(*device).await?;
         }
         if request.size < entry.size {
             let what = format!(
@@ -339,9 +340,12 @@ impl Pool {
             Err(error) => tracing::warn!("`{name}` was resized, its endpoint not told: {error}"),
             Ok(()) => {}
         }
-        if let Some(device) = device {
-            self.resize_device(device, entry.size).await?;
+        let mut shown = Ok(());
+        for device in devices {
+            let device = self.own_device(entry.lineage, device);
+            shown = shown.and(self.resize_device(device, entry.size).await);
         }
+        shown?;
         Ok(self.view(entry))
     }
 

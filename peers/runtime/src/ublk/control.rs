@@ -112,10 +112,10 @@ impl UblkControl {
         self.call(control_op::SET_PARAMS, device, 0, buffer, || true)
     }
 
-    /// Shows the block device, once the process `server` has fetched requests on every queue.
+    /// Shows the block device, once requests have been fetched on every queue. `server`: the process that opened the device.
     ///
     /// # Errors
-    /// What the kernel says; `EINTR` or `ECANCELED` once `goes_on` has said no.
+    /// What the kernel says: from Linux 6.17 on (6.16.1) `EINVAL` if it was another process that opened it; `EINTR` or `ECANCELED` once `goes_on` has said no.
     pub fn start(&self, device: u32, server: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
         let server = u64::from(server);
         self.call(
@@ -152,7 +152,7 @@ impl UblkControl {
         self.call(op, device, 0, Buffer::Nothing, || true)
     }
 
-    /// Gives the device its requests again, once the process `server` has fetched on every queue.
+    /// Gives the device its requests again, once they have been fetched on every queue. `server`: as there.
     ///
     /// # Errors
     /// As [`UblkControl::start`].
