@@ -42,7 +42,7 @@ impl Kind {
 }
 
 impl Load {
-    /// A request of so many bytes (none, unless it is a read or write) goes to the kernel.
+    /// A request goes to the kernel; `bytes` of its buffers, which count for reads and writes.
     pub(crate) fn begin(&mut self, kind: Kind, bytes: usize) {
         *self.count(kind) += 1;
         if kind == Kind::Transfer {

@@ -304,6 +304,21 @@ impl Ring {
         self.start(queue, token, Kind::Standing, entry, Keep::Nothing, None);
     }
 
+    /// The first command for a request of a ublk queue, as [`Ring::command`]. Never a reason to go to the kernel: a death between
+    /// two calls would leave a queue that is served in part, which Linux 6.12 neither cancels nor recovers.
+    pub(crate) fn first_command(
+        &mut self,
+        queue: &Queue,
+        token: u64,
+        file: &File,
+        entry: squeue::Entry,
+        buffer: &Span,
+    ) {
+        let (keep, file) = (Keep::Span(buffer.clone()), Some(file.clone()));
+        let (_number, entry) = self.begin(queue, token, Kind::Command, entry, keep, file);
+        self.enqueue(entry);
+    }
+
     /// Gives the kernel a command of a ublk queue, which keeps `buffer` and `file` until it completes. It may do so at any time.
     pub(crate) fn command(
         &mut self,
@@ -331,6 +346,21 @@ impl Ring {
         keep: Keep,
         file: Option<File>,
     ) -> u32 {
+        let (number, entry) = self.begin(queue, token, kind, entry, keep, file);
+        self.push(entry);
+        number
+    }
+
+    /// Notes a request: its number, and what is to be pushed.
+    fn begin(
+        &mut self,
+        queue: &Queue,
+        token: u64,
+        kind: Kind,
+        entry: squeue::Entry,
+        keep: Keep,
+        file: Option<File>,
+    ) -> (u32, squeue::Entry) {
         let number = self.free.pop().unwrap_or_else(|| {
             self.operations.push(None);
             u32::try_from(self.operations.len() - 1).expect("fewer than 2^32 requests in flight")
@@ -349,17 +379,21 @@ impl Ring {
             keep,
             _file: file,
         });
-        self.push(entry);
-        number
+        (number, entry)
     }
 
     fn push(&mut self, entry: squeue::Entry) {
-        if !self.backlog.is_empty() || !self.push_now(&entry) {
-            self.backlog.push_back(entry);
-        }
+        self.enqueue(entry);
         self.unsubmitted += 1;
         if self.unsubmitted >= self.chunk {
             self.submit();
+        }
+    }
+
+    /// Puts it where the next call into the kernel takes it from.
+    fn enqueue(&mut self, entry: squeue::Entry) {
+        if !self.backlog.is_empty() || !self.push_now(&entry) {
+            self.backlog.push_back(entry);
         }
     }
 

@@ -129,11 +129,12 @@ impl Source {
     }
 
     /// Asks the kernel for a request of `tag`, whose data goes through `buffer`: an event with `token` and result 0 when there is
-    /// one, or with [`ABORTED`](crate::ublk::abi::ABORTED) once the device is stopped. From the thread of this source only.
+    /// one, or with [`ABORTED`](crate::ublk::abi::ABORTED) once the device is stopped. From the thread of this source only. Those
+    /// of one turn go to the kernel in one call, as far as the ring has room.
     pub fn fetch(&self, queue: &UblkQueue, tag: u16, buffer: &Span, token: u64) {
         let entry = queue.fetch(tag, buffer);
         let mut ring = self.ring.borrow_mut();
-        ring.command(&self.queue, token, queue.file(), entry, buffer);
+        ring.first_command(&self.queue, token, queue.file(), entry, buffer);
     }
 
     /// Answers the request of `tag` with `result` (bytes, or a negative errno), and asks for the next one as [`Source::fetch`].

@@ -31,3 +31,28 @@ fn a_request_that_the_kernel_gave_up_is_started_again_and_nobody_sees_it() {
     }
     panic!("the read was not started again in 10 s");
 }
+
+#[test]
+fn first_commands_of_a_queue_wait_for_one_call() {
+    let config = Config {
+        submit_chunk: 2,
+        ..Config::default()
+    };
+    let mut ring = Ring::new(&config).unwrap();
+    let (queue, region) = (Queue::default(), Region::anonymous(4096).unwrap());
+    let file = File::from(OwnedFd::from(std::io::pipe().unwrap().0));
+    let span = region.span(0, 512).unwrap();
+    for token in 0..128 {
+        ring.first_command(&queue, token, &file, opcode::Nop::new().build(), &span);
+    }
+    assert_eq!(ring.ring().submission().len(), 128, "a call took some");
+    assert!(ring.has_pending());
+    ring.submit_pending();
+    ring.wait(Duration::from_millis(100));
+    assert_eq!(queue.borrow().len(), 128);
+    // The others come by so many.
+    for (pushed, left) in [(1, 1), (2, 0)] {
+        ring.command(&queue, pushed, &file, opcode::Nop::new().build(), &span);
+        assert_eq!(ring.ring().submission().len(), left);
+    }
+}

@@ -1,6 +1,6 @@
-//! What the kernel's ublk driver and its servers tell each other: numbers and structures of `linux/ublk_cmd.h`.
+//! What the kernel's ublk driver and its servers tell each other: of `linux/ublk_cmd.h`, the numbers and structures that are used.
 
-/// The least that a device's structures grow to is fixed: the kernel looks at their lengths.
+// The kernel's own lengths, but that of the parameters: those are the head of the kernel's, which grow, and say their length.
 const _: () = {
     assert!(size_of::<ControlCommand>() == 32);
     assert!(size_of::<DeviceInfo>() == 64);

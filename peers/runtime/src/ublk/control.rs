@@ -1,6 +1,7 @@
 //! Commands on `/dev/ublk-control`. Each has a ring of its own, since its entries are twice as long as those of a reactor.
 //!
-//! Invariant: a call returns only when the kernel has finished with the command, so what the command points to outlives it.
+//! Invariant: a call returns only when the kernel has finished with the command, or has never had it, so what the command points to
+//! outlives it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -198,7 +199,8 @@ impl UblkControl {
             .build()
             .user_data(COMMAND);
         // SAFETY: the command points to `buffer`, which is borrowed until this returns, and this returns when the command has
-        // completed. The kernel's ublk driver, which alone is behind the path that `open` opens, touches `len` bytes there.
+        // completed or was not taken (`finish`). The kernel's ublk driver, which alone is behind the path that `open` opens,
+        // touches `len` bytes there.
         let pushed = unsafe { ring.submission().push(&entry) };
         pushed.map_err(io::Error::other)?;
         let result = finish(&mut ring, goes_on)?;
@@ -209,7 +211,10 @@ impl UblkControl {
     }
 }
 
-/// The command's result, once it has completed. It is cancelled when `goes_on` says no.
+/// The command's result, once it has completed. It is cancelled when `goes_on` says no, and waited for all the same.
+///
+/// # Errors
+/// Why the kernel has not taken it.
 fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32> {
     let look = Timespec::from(LOOK);
     let arguments = SubmitArgs::new().timespec(&look);
@@ -222,8 +227,8 @@ fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32>
                     error.raw_os_error(),
                     Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
                 ) => {}
-            // Nothing was taken: an entry that the kernel has is waited for whatever else it says.
-            Err(error) if !ring.submission().is_empty() => return Err(error),
+            // The command was not taken. Once the kernel has it, it is waited for whatever else the kernel says.
+            Err(error) if !cancelled && !ring.submission().is_empty() => return Err(error),
             Err(error) => tracing::debug!(%error, "waiting for a command of ublk"),
         }
         while let Some(completion) = ring.completion().next() {
@@ -232,12 +237,12 @@ fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32>
             }
         }
         if !cancelled && !goes_on() {
-            cancelled = true;
             let cancel = opcode::AsyncCancel2::new(CancelBuilder::user_data(COMMAND)).build();
             let cancel = squeue::Entry128::from(cancel.user_data(CANCEL));
             // SAFETY: it points to nothing.
             let pushed = unsafe { ring.submission().push(&cancel) };
-            pushed.map_err(io::Error::other)?;
+            // Without room there is something of ours in the ring still, which the next round takes.
+            cancelled = pushed.is_ok();
         }
     }
 }
