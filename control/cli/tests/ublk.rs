@@ -69,7 +69,7 @@ mod tests {
 
     /// The write-back of this host may wait for each of them.
     #[test]
-    fn data_processes_serve_write_back_and_so_do_not_wait_for_it() {
+    fn the_processes_of_a_node_serve_write_back_and_so_do_not_wait_for_it() {
         if !may_say_so() {
             // No failure with `$CI` set: `tests/vm` looks at the same in a guest, whose root lacks nothing.
             println!("skipped: PR_SET_IO_FLUSHER needs CAP_SYS_RESOURCE");
@@ -84,6 +84,9 @@ mod tests {
                 assert_eq!(flags(pid) & NOIO, NOIO, "{placement}: {process}");
             }
             assert!(!processes.is_empty());
+            // Which starts them again.
+            let daemon = u64::try_from(node.daemon().unwrap()).unwrap();
+            assert_eq!(flags(daemon) & NOIO, NOIO, "{placement}: the daemon");
         }
         assert_eq!(flags(std::process::id().into()) & NOIO, 0, "not this one");
     }

@@ -73,7 +73,7 @@ use archipelago_blocker::Backend;
 use archipelago_mapper::{Mapper, MapperConfig};
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
-use archipelago_runtime::{Config, Reactor, SystemClock, set_io_flusher};
+use archipelago_runtime::{Config, Reactor, SystemClock};
 use xseg::shared::{Admission, ConnectOptions, OnServerDeath, SharedClient};
 use xseg::{Client, Server};
 
@@ -137,10 +137,6 @@ pub fn run_with<P: Pool, B: Backend>(
 ) -> Result<(), Error> {
     let failed =
         |what: &str, error: std::io::Error| Error::new(ErrorCode::Io, format!("{what}: {error}"));
-    // This host may write back to a volume that it serves. Without the right to say so, the node cannot make such devices either.
-    if let Err(error) = set_io_flusher() {
-        tracing::debug!(%error, "PR_SET_IO_FLUSHER");
-    }
     let grants = match (settings.endpoint, roles) {
         (Some(user), [Role::Endpoint]) => {
             user.take_on()?;

@@ -71,6 +71,11 @@ const LOG_STEP: Duration = Duration::from_secs(1);
 /// # Errors
 /// Why it could not start, or who has taken its pool over. A clean stop is no error.
 pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<(), Error> {
+    // This host may write back to a volume that the node serves: that must wait neither for a data process nor for the daemon, which
+    // starts dead ones again. Its threads and processes have it from here. Without the right to say so, there are no such devices.
+    if let Err(error) = archipelago_runtime::set_io_flusher() {
+        tracing::debug!(%error, "PR_SET_IO_FLUSHER");
+    }
     let config = Config::read(layout.config())?;
     let endpoint = config.endpoint.as_ref().map(accounts::identity);
     let endpoint = endpoint.transpose()?;
