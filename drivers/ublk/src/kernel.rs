@@ -20,10 +20,10 @@ const FAULTY: [Fault; 2] = [
     Fault {
         versions: Versions::Build {
             series: (6, 17),
-            builds: (1015, 1018),
+            builds: (1015, 1020),
             flavour: "azure",
         },
-        what: "Ubuntu's 6.17.0-1015-azure to 6.17.0-1018-azure crash when a ublk device is made",
+        what: "Ubuntu's 6.17.0-1015-azure to 6.17.0-1020-azure crash when a ublk device is made",
     },
 ];
 
@@ -152,8 +152,8 @@ mod tests {
             ("6.12.117+deb12-cloud-amd64", false),
             ("6.17.0-1014-azure", false),
             ("6.17.0-1015-azure", true),
-            ("6.17.0-1018-azure", true),
-            ("6.17.0-1019-azure", false),
+            ("6.17.0-1020-azure", true),
+            ("6.17.0-1021-azure", false),
             ("6.17.0-1015-generic", false),
             ("7.0.0-rc1", false),
         ] {

@@ -63,15 +63,11 @@ impl Request {
     pub(crate) fn answer(&self, result: Result<(), Errno>) -> i32 {
         match result {
             // At most the length of a buffer.
-            Ok(()) if self.has_data() => i32::try_from(self.len).unwrap_or(-libc_eio()),
+            Ok(()) if self.has_data() => i32::try_from(self.len).unwrap_or(-(Errno::EIO as i32)),
             Ok(()) => 0,
             Err(errno) => -(errno as i32),
         }
     }
-}
-
-fn libc_eio() -> i32 {
-    Errno::EIO as i32
 }
 
 /// What the kernel gets for what the volume says.

@@ -167,12 +167,12 @@ impl AttachedEndpoints {
     ) -> Result<(), Error> {
         let mut known = self.known();
         let lineage = volume.lineage;
-        // A fresh descriptor replaces one whose device is gone.
-        if descriptor.is_some()
-            && let Some(stale) = known.same(lineage, &spec)
-            && let Some(mut attached) = known.endpoints.remove(&stale)
-        {
-            attached.endpoint.detach(Detach::Force)?;
+        // The kernel lets a device's queue be open once, and what is known here has it open.
+        if descriptor.is_some() && known.same(lineage, &spec).is_some() {
+            return Err(Error::new(
+                ErrorCode::InUse,
+                "another queue of this device is served still",
+            ));
         }
         if let Some(same) = known.same(lineage, &spec)
             && let Some(attached) = known.endpoints.remove(&same)

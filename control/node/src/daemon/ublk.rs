@@ -323,7 +323,7 @@ impl Pool {
     ) -> Result<(), Error> {
         let process = self.process(Role::Endpoint);
         let server = process.pid();
-        // Not sent again to a next incarnation: a queue is one process's.
+        // Not repeated: the queue goes with it, once.
         match process.ask_with(request, queue, SERVE_TIMEOUT).await {
             Ok(ControlReply::Done) => {}
             // It may come to it yet, and has the queue then.
@@ -530,5 +530,22 @@ mod tests {
         assert_eq!(free_number([0, 1, 3].into_iter()), 2);
         assert_eq!(free_number([1, 2].into_iter()), 0);
         assert_eq!(free_number(std::iter::empty()), 0);
+    }
+
+    #[tokio::test]
+    async fn a_call_is_given_up_with_whoever_waits_for_it() {
+        let (sender, given_up) = std::sync::mpsc::channel();
+        let call = blocking(SERVE_TIMEOUT, move |goes_on| {
+            // Ends by itself, so that a failure is one.
+            let ended = (0..2000).any(|_look| {
+                pause(RECOVERY_LOOK);
+                !goes_on()
+            });
+            let sent = sender.send(ended);
+            sent.map_err(|gone| Error::new(ErrorCode::Internal, gone.to_string()))
+        });
+        let dropped = tokio::time::timeout(Duration::from_millis(50), call).await;
+        assert!(dropped.is_err(), "it had not begun, or has ended");
+        assert_eq!(given_up.recv_timeout(Duration::from_secs(5)), Ok(true));
     }
 }
