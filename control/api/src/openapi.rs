@@ -164,6 +164,7 @@ pub fn document() -> Value {
         match operation.id {
             "volumeList" => described["parameters"] = listing(),
             "poolRemove" => described["parameters"] = removal(),
+            "imageAbort" | "imagePublish" => described["parameters"] = import(),
             _ => {}
         }
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
@@ -205,6 +206,14 @@ fn removal() -> Value {
     json!([{
         "name": "unserved", "in": "query", "schema": { "type": "boolean", "default": false },
         "description": "true: take out a pool that is not served, whatever it holds; false: one that is served and holds nothing",
+    }])
+}
+
+/// Parameters of what ends an import.
+fn import() -> Value {
+    json!([{
+        "name": "lineage", "in": "query", "required": true, "schema": { "$ref": "#/components/schemas/Lineage" },
+        "description": "which import of this name: the `lineage` that its beginning was answered with",
     }])
 }
 

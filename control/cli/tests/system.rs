@@ -291,7 +291,15 @@ mod tests {
         let hint = error["hint"].as_str().unwrap();
         assert!(hint.contains("being imported"), "{error}");
         drop(channel);
-        let _done: Value = client.call(Method::Delete, "/v1/images/i", &()).unwrap();
+        // Neither half of it is published, nor is it deleted, by whoever has begun another import of the name.
+        let other = "0123456789abcdef0123456789abcdef";
+        let path = |what: &str, lineage: &str| format!("/v1/images/i{what}?lineage={lineage}");
+        for (method, what) in [(Method::Post, "/publish"), (Method::Delete, "")] {
+            let answer = client.call::<_, Value>(method, &path(what, other), &());
+            assert_eq!(answer.unwrap_err().code, ErrorCode::NotFound, "{what}");
+        }
+        let own = path("", bulk["lineage"].as_str().unwrap());
+        let _done: Value = client.call(Method::Delete, &own, &()).unwrap();
         node.done(&["volume", "create", "i", "--size", "1M"]);
         let error = node.refused_as(&["volume", "create", "i", "--size", "1M"], 4, "exists");
         assert!(error["hint"].as_str().unwrap().contains("volume info i"));

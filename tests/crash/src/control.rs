@@ -370,12 +370,13 @@ impl Control {
             }
         })
         .and_then(|()| {
-            let path = format!("{path}/publish");
+            let path = format!("{path}/publish?lineage={}", bulk.lineage);
             self.client.call::<_, VolumeView>(Method::Post, &path, &())
         });
         match published {
             Ok(_) => Ok(()),
             Err(error) => {
+                let path = format!("{path}?lineage={}", bulk.lineage);
                 self.client.call::<_, Done>(Method::Delete, &path, &())?;
                 Err(error)
             }

@@ -8,7 +8,7 @@ use archipelago_api::openapi::document;
 use archipelago_api::pools::PoolList;
 use archipelago_api::types::{Done, Failure, Stopped};
 use archipelago_protocol::catalogue::PAGE_MAX;
-use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
@@ -174,6 +174,13 @@ struct ListQuery {
 struct RemovePoolQuery {
     #[serde(default)]
     unserved: bool,
+}
+
+/// Which import of a name is meant: another may have got the name meanwhile.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImportQuery {
+    lineage: Lineage,
 }
 
 /// The parameters of a request, if they are legal.
@@ -343,15 +350,24 @@ async fn import(State(node): Shared, Body(body): Body) -> Answer {
     made(begun.await.map_err(lost)??)
 }
 
-async fn abort_import(State(node): Shared, Segment(text): Segment) -> Answer {
-    let name = name(&text)?;
-    node.pool_of(&name).await?.abort_import(&name).await?;
+async fn abort_import(
+    State(node): Shared,
+    Segment(text): Segment,
+    query: Result<Query<ImportQuery>, QueryRejection>,
+) -> Answer {
+    let (name, ImportQuery { lineage }) = (name(&text)?, valid(query)?);
+    let pool = node.pool_of(&name).await?;
+    pool.abort_import(&name, lineage).await?;
     ok(Done {})
 }
 
-async fn publish(State(node): Shared, Segment(text): Segment) -> Answer {
-    let name = name(&text)?;
-    ok(node.pool_of(&name).await?.publish(&name).await?)
+async fn publish(
+    State(node): Shared,
+    Segment(text): Segment,
+    query: Result<Query<ImportQuery>, QueryRejection>,
+) -> Answer {
+    let (name, ImportQuery { lineage }) = (name(&text)?, valid(query)?);
+    ok(node.pool_of(&name).await?.publish(&name, lineage).await?)
 }
 
 #[cfg(test)]

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use archipelago_api::types::{BeginImport, Bulk, VolumeView};
-use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
+use archipelago_protocol::catalogue::{CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{Access, Error, ErrorCode, Name, ObjectSize, OnFull};
+use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name, ObjectSize, OnFull};
 
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::Pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 /// How long the endpoint may take to close a volume whose writer has gone.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is looked after.
 const CLOSE_STEP: Duration = Duration::from_millis(10);
 
@@ -107,9 +107,21 @@ impl Pool {
         }
     }
 
-    /// Makes a filled import visible. Its writer has closed it.
-    pub(crate) async fn publish(&self, name: &Name) -> Result<VolumeView, Error> {
+    /// What has the name `name`, if it is what was begun as `lineage`: an import that was given up has lost its name, perhaps to another.
+    async fn lookup_begun(&self, name: &Name, lineage: Lineage) -> Result<Entry, Error> {
+        let entry = self.lookup(name).await?;
+        if entry.lineage == lineage {
+            return Ok(entry);
+        }
+        let message = format!("this import of `{name}` has ended: the name is another's");
+        Err(Error::new(ErrorCode::NotFound, message)
+            .with_hint("import it again, with another name"))
+    }
+
+    /// Makes the filled import `lineage` visible. Its writer has closed it.
+    pub(crate) async fn publish(&self, name: &Name, lineage: Lineage) -> Result<VolumeView, Error> {
         let _one_at_a_time = self.lock_changes().await?;
+        self.lookup_begun(name, lineage).await?;
         let published = self.catalogue(CatalogueRequest::Publish { name: name.clone() });
         let what = format!("`{name}` was not imported");
         published
@@ -120,10 +132,10 @@ impl Pool {
         Ok(image)
     }
 
-    /// Forgets an import.
-    pub(crate) async fn abort_import(&self, name: &Name) -> Result<(), Error> {
+    /// Forgets the import `lineage`.
+    pub(crate) async fn abort_import(&self, name: &Name, lineage: Lineage) -> Result<(), Error> {
         let _one_at_a_time = self.lock_changes().await?;
-        let entry = self.lookup(name).await?;
+        let entry = self.lookup_begun(name, lineage).await?;
         if entry.kind != Kind::Importing {
             return Err(Error::new(
                 ErrorCode::Invalid,
@@ -135,7 +147,7 @@ impl Pool {
             )));
         }
         // Its writer may have gone just now: the endpoint closes the volume first.
-        let deadline = tokio::time::Instant::now() + CLOSE_PATIENCE;
+        let deadline = tokio::time::Instant::now() + CLOSE_TIMEOUT;
         loop {
             match self
                 .catalogue(CatalogueRequest::Remove { name: name.clone() })
@@ -150,7 +162,7 @@ impl Pool {
                 Ok(_removed) => break,
             }
         }
-        self.withdraw(entry.lineage).await;
+        self.withdraw(lineage).await;
         Ok(())
     }
 }

@@ -93,6 +93,8 @@ fn attempt(
     };
     *begun = Some(bulk.lineage);
     let path = format!("/v1/images/{}", path_segment(name.as_str()));
+    // Another command may get the name when this one seems to be gone.
+    let which = format!("lineage={}", bulk.lineage);
     let published = copy(&mut reader, &bulk, interrupt, output)
         .and_then(|()| reader.check_unchanged())
         .map_err(|error| match error.code {
@@ -102,9 +104,12 @@ fn attempt(
             },
             _ => error,
         })
-        .and_then(|()| client.call::<_, VolumeView>(Method::Post, &format!("{path}/publish"), &()));
+        .and_then(|()| {
+            let path = format!("{path}/publish?{which}");
+            client.call::<_, VolumeView>(Method::Post, &path, &())
+        });
     if let Err(error) = &published {
-        let removed = client.call::<_, Done>(Method::Delete, &path, &());
+        let removed = client.call::<_, Done>(Method::Delete, &format!("{path}?{which}"), &());
         if let Err(left) = removed.or_else(ignore_not_found)
             && !restart::is_absence(error)
         {
