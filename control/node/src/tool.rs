@@ -2,10 +2,11 @@
 //!
 //! | means | what is left |
 //! |---|---|
-//! | descriptors | the files of the task, opened by whoever asked, as `/proc/self/fd/N` |
+//! | descriptors | the files of the task, opened by whoever asked, as `/proc/self/fd/N`; all others are closed |
+//! | environment | the path of programs; for a download also proxies and certificates |
 //! | Landlock | those files, and the programs and libraries of the system; no TCP, unless the task is a download |
-//! | seccomp | no sockets but UNIX ones (or a download's), no signals, tracing, mounting, modules, namespaces |
-//! | capabilities | those that open what the task names, also if the caller is root |
+//! | seccomp | no sockets but the one that is served (or a download's), no signals to others, io_uring, tracing, mounting, modules, namespaces |
+//! | capabilities | those that open what the task names, also if the caller is root; none for a download |
 //! | limits | CPU time, address space, length of a file, no core |
 //! | death | with the process that asked for it, whatever ends that one |
 //!
@@ -44,9 +45,18 @@ const SYSTEM: [&str; 6] = [
     "/etc/ld.so.cache",
 ];
 /// What a download reads besides: certificates, resolvers, the time zone; never a secret (`/etc/shadow`).
-const NETWORK: [&str; 12] = [
-    "/etc/ssl",
-    "/etc/pki",
+const NETWORK: [&str; 20] = [
+    // Beside these lie the private keys of this host's services.
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/crypto-policies",
+    "/var/lib/ca-certificates",
     "/etc/ca-certificates",
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -58,6 +68,19 @@ const NETWORK: [&str; 12] = [
     "/run/systemd/resolve",
     "/run/nscd",
 ];
+/// Variables that a download gets besides the path of programs.
+const NETWORK_VARIABLES: [&str; 10] = [
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+];
 /// Devices that programs open without being asked to.
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 /// Bytes of address space: the caches of a format are bounded by 32 MiB, threads have stacks of 8 MiB.
@@ -66,8 +89,15 @@ const ADDRESS_SPACE: u64 = 8 << 30;
 const LISTEN_FD: RawFd = 3;
 
 /// System calls that no such program makes.
-const REFUSED: [libc::c_long; 35] = [
+const REFUSED: [libc::c_long; 44] = [
     libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    // What it does, no filter sees.
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -79,7 +109,9 @@ const REFUSED: [libc::c_long; 35] = [
     libc::SYS_move_mount,
     libc::SYS_open_tree,
     libc::SYS_fsopen,
+    libc::SYS_fsconfig,
     libc::SYS_fsmount,
+    libc::SYS_mount_setattr,
     libc::SYS_pivot_root,
     libc::SYS_chroot,
     libc::SYS_unshare,
@@ -88,6 +120,7 @@ const REFUSED: [libc::c_long; 35] = [
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
     libc::SYS_reboot,
     libc::SYS_swapon,
     libc::SYS_swapoff,
@@ -102,6 +135,17 @@ const REFUSED: [libc::c_long; 35] = [
     libc::SYS_sethostname,
     libc::SYS_setuid,
     libc::SYS_setresuid,
+];
+
+/// What a new process could be put into.
+const NAMESPACES: [libc::c_int; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
 ];
 
 /// A program and what it may use.
@@ -139,13 +183,24 @@ pub(crate) struct Tool {
 /// If it cannot be confined, or the program cannot be started.
 pub(crate) fn run(tool: &Tool) -> Result<(), Error> {
     archipelago_host::die_with(tool.parent)?;
+    close_others(tool)?;
     limit(tool)?;
-    drop_capabilities()?;
+    drop_capabilities(tool.network)?;
     restrict_files(tool)?;
     refuse_calls(tool.network)?;
     let (program, arguments) = tool.command.split_first().expect("clap wants one");
     let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C");
+    command.args(arguments).env_clear().env("LC_ALL", "C");
+    let further: &[&str] = if tool.network {
+        &NETWORK_VARIABLES
+    } else {
+        &[]
+    };
+    for name in further.iter().chain(&["PATH"]) {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
     if tool.listen {
         offer_socket()?;
         command
@@ -159,6 +214,26 @@ pub(crate) fn run(tool: &Tool) -> Result<(), Error> {
 
 fn failed(what: &str, error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Internal, format!("{what}: {error}"))
+}
+
+/// Closes what whoever asked has left open besides the files of the task.
+fn close_others(tool: &Tool) -> Result<(), Error> {
+    let failed = |error: std::io::Error| failed("open descriptors", error);
+    let mut others = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let descriptor = name.to_str().and_then(|name| name.parse::<RawFd>().ok());
+        others.extend(descriptor.filter(|descriptor| {
+            *descriptor >= LISTEN_FD
+                && !tool.read.contains(descriptor)
+                && !tool.write.contains(descriptor)
+        }));
+    }
+    for descriptor in others {
+        // One of them has read the directory, and is closed.
+        let _closed = nix::unistd::close(descriptor);
+    }
+    Ok(())
 }
 
 fn limit(tool: &Tool) -> Result<(), Error> {
@@ -178,12 +253,14 @@ fn limit(tool: &Tool) -> Result<(), Error> {
 }
 
 /// The files were opened by the caller; opening them once more may take what let it open them.
-fn drop_capabilities() -> Result<(), Error> {
+fn drop_capabilities(network: bool) -> Result<(), Error> {
     use caps::{CapSet, Capability};
-    let kept = [
+    let opening = [
         Capability::CAP_DAC_OVERRIDE,
         Capability::CAP_DAC_READ_SEARCH,
     ];
+    // A download writes to its standard output, and opens what everybody may read.
+    let kept = if network { &[][..] } else { &opening };
     for capability in caps::all() {
         if kept.contains(&capability) {
             continue;
@@ -259,20 +336,38 @@ fn refuse_calls(network: bool) -> Result<(), Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         REFUSED.iter().map(|call| (*call, Vec::new())).collect();
     if !network {
-        let other_family = SeccompCondition::new(
-            0,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Ne,
-            u64::from(libc::AF_UNIX.unsigned_abs()),
-        )
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(|error| failed(&error))?;
-        rules.insert(libc::SYS_socket, vec![other_family]);
+        // The socket that is served is there already. A UNIX one reaches any service of this host.
+        rules.insert(libc::SYS_socket, Vec::new());
+        rules.insert(libc::SYS_connect, Vec::new());
     }
+    let rule = |operator: SeccompCmpOp, value: u64| {
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+            .map_err(|error| failed(&error))
+    };
+    // A program may end itself (`abort`), and nobody else.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![rule(SeccompCmpOp::Ne, own)?]);
+    let namespaces = NAMESPACES.into_iter().map(|flag| {
+        let flag = u64::from(flag.unsigned_abs());
+        rule(SeccompCmpOp::MaskedEq(flag), flag)
+    });
+    rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
+    apply(rules, libc::EPERM)?;
+    // Its flags lie in memory, where no filter sees them. Libraries that do not find it call `clone`.
+    apply(
+        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
+        libc::ENOSYS,
+    )
+}
+
+/// From now on the calls that `rules` match fail with `errno`.
+fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| failed("seccomp", error);
     let architecture = std::env::consts::ARCH
         .try_into()
         .map_err(|error| failed(&error))?;
-    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let refused = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, architecture)
         .map_err(|error| failed(&error))?;
     let program: BpfProgram = filter.try_into().map_err(|error| failed(&error))?;

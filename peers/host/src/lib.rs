@@ -112,7 +112,7 @@ pub fn die_with(parent: i32) -> Result<(), Error> {
     if nix::unistd::getppid().as_raw() != parent {
         return Err(Error::new(
             ErrorCode::Unavailable,
-            "the daemon died while this process started",
+            "the parent process ended while this process started",
         ));
     }
     Ok(())

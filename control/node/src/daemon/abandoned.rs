@@ -19,7 +19,7 @@ const STEP: Duration = Duration::from_secs(1);
 const IDLE_MAX: u32 = 10;
 
 /// What a look has found.
-enum Sight {
+enum ImportState {
     /// Published, or deleted.
     Ended,
     Open,
@@ -36,10 +36,10 @@ pub(crate) fn watch_import(pool: &Arc<Pool>, name: Name, lineage: Lineage) {
             let Some(pool) = Weak::upgrade(&pool) else {
                 return;
             };
-            match pool.look_at_import(&name, lineage).await {
-                Ok(Sight::Ended) => return,
-                Ok(Sight::Open) => idle = 0,
-                Ok(Sight::Idle) => idle += 1,
+            match pool.import_state(&name, lineage).await {
+                Ok(ImportState::Ended) => return,
+                Ok(ImportState::Open) => idle = 0,
+                Ok(ImportState::Idle) => idle += 1,
                 // A process of the pool is away: nothing is known.
                 Err(_) => {}
             }
@@ -52,18 +52,18 @@ pub(crate) fn watch_import(pool: &Arc<Pool>, name: Name, lineage: Lineage) {
 }
 
 impl Pool {
-    async fn look_at_import(&self, name: &Name, lineage: Lineage) -> Result<Sight, Error> {
+    async fn import_state(&self, name: &Name, lineage: Lineage) -> Result<ImportState, Error> {
         match self.lookup(name).await {
             Ok(entry) if is_import(&entry, lineage) => {}
-            Ok(_) => return Ok(Sight::Ended),
-            Err(error) if error.code == ErrorCode::NotFound => return Ok(Sight::Ended),
+            Ok(_) => return Ok(ImportState::Ended),
+            Err(error) if error.code == ErrorCode::NotFound => return Ok(ImportState::Ended),
             Err(error) => return Err(error),
         }
         match self.ask(Role::Endpoint, &ControlRequest::Status).await? {
             ControlReply::Status(status) if status.channels_to.contains(&lineage) => {
-                Ok(Sight::Open)
+                Ok(ImportState::Open)
             }
-            ControlReply::Status(_) => Ok(Sight::Idle),
+            ControlReply::Status(_) => Ok(ImportState::Idle),
             other => Err(unexpected_reply(&other)),
         }
     }
