@@ -1,18 +1,13 @@
 //! A target in a format of QEMU's: `qemu-img create` makes it, `qemu-nbd` writes it.
 //!
-//! The file has no name before it is whole and durable: whatever ends this process leaves nothing. (On a file system that cannot make
-//! files without a name it has a temporary one, which a kill leaves behind.)
+//! The file has no name before it is whole and durable (`draft`).
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use archipelago_protocol::{Error, ErrorCode};
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::unistd::linkat;
 use serde_json::json;
-use tempfile::NamedTempFile;
 
+use super::draft::Draft;
 use super::failures::write_error;
 use super::interrupt::Interrupt;
 use super::nbd::{Command, Connection};
@@ -27,17 +22,9 @@ const CLUSTER_LEN: usize = 64 << 10;
 /// Writes in flight.
 const DEPTH: usize = 8;
 
-/// A file that gets its name when it is whole.
-#[derive(Debug)]
-enum Draft {
-    Unnamed(File),
-    Named(NamedTempFile),
-}
-
 /// A target that is encoded.
 #[derive(Debug)]
 pub(super) struct EncodedTarget<'a> {
-    path: PathBuf,
     title: String,
     draft: Draft,
     server: Server,
@@ -82,7 +69,6 @@ impl<'a> EncodedTarget<'a> {
             return Err(Error::new(ErrorCode::Invalid, message).with_hint("choose another format"));
         }
         Ok(EncodedTarget {
-            path: path.to_owned(),
             title,
             draft,
             server,
@@ -182,7 +168,7 @@ impl<'a> EncodedTarget<'a> {
         let end = self.connection.send(Command::Disconnect, 0, 0, 0, &[]);
         self.explain(end)?;
         self.server.finish(self.interrupt)?;
-        let published = self.draft.publish(&self.path);
+        let published = self.draft.publish();
         published.map_err(|error| write_error(&self.title, &error))
     }
 }
@@ -217,96 +203,4 @@ fn create(
     let tool = Tool::start(&program, &arguments, permissions)?;
     tool.finish(interrupt)
         .map_err(|error| qemu::in_words(error, &path, title))
-}
-
-impl Draft {
-    fn new(path: &Path) -> std::io::Result<Draft> {
-        let directory = directory(path);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o666);
-        let unnamed = options
-            .custom_flags(OFlag::O_TMPFILE.bits())
-            .open(directory);
-        match unnamed {
-            Ok(file) => Ok(Draft::Unnamed(file)),
-            // No such thing on this file system: NFS, FUSE.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => {
-                let mut builder = tempfile::Builder::new();
-                let builder = builder.prefix(".archipelago-export-");
-                builder.tempfile_in(directory).map(Draft::Named)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn file(&self) -> &File {
-        match self {
-            Draft::Unnamed(file) => file,
-            Draft::Named(file) => file.as_file(),
-        }
-    }
-
-    /// Makes the content durable, then the name.
-    fn publish(self, path: &Path) -> std::io::Result<()> {
-        self.file().sync_all()?;
-        let directory = directory(path).to_owned();
-        match self {
-            Draft::Named(file) => drop(file.persist(path)?),
-            Draft::Unnamed(file) => {
-                use std::os::fd::AsRawFd;
-                let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let link = |to: &Path| {
-                    linkat(
-                        AT_FDCWD,
-                        from.as_str(),
-                        AT_FDCWD,
-                        to,
-                        AtFlags::AT_SYMLINK_FOLLOW,
-                    )
-                };
-                match link(path) {
-                    Ok(()) => {}
-                    // What is there is replaced, in one step.
-                    Err(nix::errno::Errno::EEXIST) => {
-                        let between = tempfile::Builder::new()
-                            .prefix(".archipelago-export-")
-                            .make_in(&directory, |to| link(to).map_err(Into::into))?;
-                        between.persist(path)?;
-                    }
-                    Err(errno) => return Err(errno.into()),
-                }
-            }
-        }
-        File::open(directory)?.sync_all()
-    }
-}
-
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_draft_has_no_name_before_it_is_published_and_replaces_what_was_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("target");
-        let names = || std::fs::read_dir(dir.path()).unwrap().count();
-        for content in ["one", "two"] {
-            let before = names();
-            let draft = Draft::new(&path).unwrap();
-            std::io::Write::write_all(&mut draft.file(), content.as_bytes()).unwrap();
-            assert_eq!(names(), before);
-            draft.publish(&path).unwrap();
-            assert_eq!(std::fs::read(&path).unwrap(), content.as_bytes());
-            assert_eq!(names(), 1);
-        }
-        drop(Draft::new(&path).unwrap());
-        assert_eq!(names(), 1);
-    }
 }

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use archipelago_api::client::{Client, Method};
 use archipelago_api::types::{Bulk, VolumeView};
@@ -15,6 +15,7 @@ use archipelago_segment::{Buffer, Request};
 use serde::Serialize;
 
 use super::channel::Channel;
+use super::draft::Draft;
 use super::encoded::EncodedTarget;
 use super::extents::Extents;
 use super::failures::write_error;
@@ -40,20 +41,17 @@ struct Exported<'a> {
 #[derive(Debug)]
 struct Target {
     title: String,
-    file: File,
-    kind: TargetKind,
+    place: Place,
     /// End of what was written.
     position: u64,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum TargetKind {
-    /// Holes where there are zeros. Removed on failure if we made it.
-    File {
-        made: Option<PathBuf>,
-    },
-    Device,
-    Pipe,
+#[derive(Debug)]
+enum Place {
+    /// Holes where there are zeros. What had its name is replaced when it is whole.
+    File(Draft),
+    Device(File),
+    Pipe(File),
 }
 
 pub(super) fn run(options: &Export, client: &Client, output: Output) -> Result<(), Error> {
@@ -117,11 +115,8 @@ fn raw(
     output: Output,
 ) -> Result<(), Error> {
     let mut target = Target::open(file, size)?;
-    let copied = copy(channel, &mut target, size, interrupt, output).and_then(|()| target.finish());
-    if copied.is_err() {
-        target.discard();
-    }
-    copied
+    copy(channel, &mut target, size, interrupt, output)?;
+    target.finish()
 }
 
 fn encoded(
@@ -285,54 +280,19 @@ fn impossible(code: ErrorCode) -> Error {
 
 impl Target {
     fn open(name: &OsStr, size: u64) -> Result<Target, Error> {
-        if name == "-" {
+        let (title, place) = if name == "-" {
             let title = "standard output".to_owned();
-            let file = std::io::stdout()
-                .as_fd()
-                .try_clone_to_owned()
-                .map(File::from);
+            let file = std::io::stdout().as_fd().try_clone_to_owned();
             let file = file.map_err(|error| write_error(&title, &error))?;
-            return Ok(Target {
-                title,
-                file,
-                kind: TargetKind::Pipe,
-                position: 0,
-            });
-        }
-        let title = name.display().to_string();
-        let failed = |error: std::io::Error| write_error(&title, &error);
-        let path = PathBuf::from(name);
-        let fresh = !path.exists();
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
-        let file_type = file.metadata().map_err(failed)?.file_type();
-        let kind = if file_type.is_file() {
-            file.set_len(0)
-                .and_then(|()| file.set_len(size))
-                .map_err(failed)?;
-            TargetKind::File {
-                made: fresh.then_some(path),
-            }
-        } else if file_type.is_block_device() {
-            let room = file.seek(SeekFrom::End(0)).map_err(failed)?;
-            if room < size {
-                return Err(Error::new(
-                    ErrorCode::NoSpace,
-                    format!("{title}: {room} bytes are less than {size}"),
-                ));
-            }
-            TargetKind::Device
+            (title, Place::Pipe(File::from(file)))
         } else {
-            TargetKind::Pipe
+            let title = name.display().to_string();
+            let place = Place::open(Path::new(name), &title, size)?;
+            (title, place)
         };
         Ok(Target {
             title,
-            file,
-            kind,
+            place,
             position: 0,
         })
     }
@@ -340,13 +300,13 @@ impl Target {
     /// Writes `data` at `offset`, behind what was written before; zeros in between.
     fn write(&mut self, data: &[u8], offset: u64, interrupt: &Interrupt) -> Result<(), Error> {
         self.zeros_to(offset, interrupt)?;
-        let written = match self.kind {
-            TargetKind::File { .. } => zeros::data_ranges(data).into_iter().try_for_each(|part| {
-                self.file
-                    .write_all_at(&data[part.clone()], offset + part.start as u64)
+        let written = match &mut self.place {
+            Place::File(draft) => zeros::data_ranges(data).into_iter().try_for_each(|part| {
+                let offset = offset + part.start as u64;
+                draft.file().write_all_at(&data[part], offset)
             }),
-            TargetKind::Device => self.file.write_all_at(data, offset),
-            TargetKind::Pipe => self.file.write_all(data),
+            Place::Device(file) => file.write_all_at(data, offset),
+            Place::Pipe(file) => file.write_all(data),
         };
         self.position = offset + data.len() as u64;
         written.map_err(|error| write_error(&self.title, &error))
@@ -354,7 +314,7 @@ impl Target {
 
     /// Zeros from where the last write ended to `end`: a hole in a file, bytes elsewhere.
     fn zeros_to(&mut self, end: u64, interrupt: &Interrupt) -> Result<(), Error> {
-        if matches!(self.kind, TargetKind::File { .. }) {
+        if matches!(self.place, Place::File(_)) {
             return Ok(());
         }
         let zeros = vec![
@@ -367,9 +327,10 @@ impl Target {
             interrupt.check()?;
             let left = usize::try_from(end - self.position).unwrap_or(usize::MAX);
             let part = &zeros[..left.min(zeros.len())];
-            let written = match self.kind {
-                TargetKind::Device => self.file.write_all_at(part, self.position),
-                _ => self.file.write_all(part),
+            let written = match &mut self.place {
+                Place::File(_) => Ok(()),
+                Place::Device(file) => file.write_all_at(part, self.position),
+                Place::Pipe(file) => file.write_all(part),
             };
             written.map_err(|error| write_error(&self.title, &error))?;
             self.position += part.len() as u64;
@@ -377,22 +338,41 @@ impl Target {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), Error> {
-        match self.kind {
-            TargetKind::File { .. } | TargetKind::Device => self
-                .file
-                .sync_all()
-                .map_err(|error| write_error(&self.title, &error)),
-            TargetKind::Pipe => Ok(()),
-        }
+    /// Makes all of it durable.
+    fn finish(self) -> Result<(), Error> {
+        let finished = match self.place {
+            Place::File(draft) => draft.publish(),
+            Place::Device(file) => file.sync_all(),
+            Place::Pipe(_) => Ok(()),
+        };
+        finished.map_err(|error| write_error(&self.title, &error))
     }
+}
 
-    /// Leaves no half copy behind that looks like a whole one.
-    fn discard(&self) {
-        if let TargetKind::File { made: Some(path) } = &self.kind {
-            // What cannot be removed was reported with the failure itself.
-            let _removed = std::fs::remove_file(path);
+impl Place {
+    /// Devices and pipes are written themselves.
+    fn open(path: &Path, title: &str, size: u64) -> Result<Place, Error> {
+        let failed = |error: std::io::Error| write_error(title, &error);
+        let file_type = match path.metadata() {
+            Ok(found) => Some(found.file_type()),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        if file_type.is_none_or(|found| found.is_file()) {
+            let draft = Draft::new(path).map_err(failed)?;
+            draft.file().set_len(size).map_err(failed)?;
+            return Ok(Place::File(draft));
         }
+        let mut file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+        if !file_type.is_some_and(|found| found.is_block_device()) {
+            return Ok(Place::Pipe(file));
+        }
+        let room = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if room < size {
+            let message = format!("{title}: {room} bytes are less than {size}");
+            return Err(Error::new(ErrorCode::NoSpace, message));
+        }
+        Ok(Place::Device(file))
     }
 }
 
@@ -400,38 +380,43 @@ impl Target {
 mod tests {
     use super::*;
 
-    /// What a target of `kind` holds that held `7` in each of its 3 MiB, when two pieces of data were written.
-    fn written(kind: TargetKind) -> Vec<u8> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("target");
-        std::fs::write(&path, vec![7; 3 << 20]).unwrap();
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
+    /// Writes two pieces of data.
+    fn write(place: Place) -> Target {
         let mut target = Target {
             title: "target".to_owned(),
-            file,
-            kind,
+            place,
             position: 0,
         };
         let interrupt = Interrupt::new().unwrap();
         target.write(&[1; 512], 1024, &interrupt).unwrap();
         target.write(&[2; 512], 2 << 20, &interrupt).unwrap();
         target.zeros_to(3 << 20, &interrupt).unwrap();
-        std::fs::read(path).unwrap()
+        target
     }
 
     #[test]
     fn a_device_and_a_pipe_get_the_zeros_that_a_file_has_as_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("target");
         let mut expected = vec![0; 3 << 20];
         expected[1024..1536].fill(1);
         expected[2 << 20..][..512].fill(2);
-        for kind in [TargetKind::Device, TargetKind::Pipe] {
-            assert!(written(kind) == expected);
+        for kind in [Place::Device, Place::Pipe] {
+            std::fs::write(&path, vec![7; 3 << 20]).unwrap();
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            write(kind(file)).finish().unwrap();
+            assert!(std::fs::read(&path).unwrap() == expected);
         }
-        // A file was emptied when it was opened; here it keeps what it had.
-        let file = written(TargetKind::File { made: None });
-        assert_eq!(
-            (file[0], file[1024], file[1536], file[2 << 20]),
-            (7, 1, 7, 2)
-        );
+        // A file is replaced when the new one is whole, and not before.
+        let before = vec![7; 5 << 20];
+        std::fs::write(&path, &before).unwrap();
+        let open = || Place::open(&path, "target", 3 << 20).unwrap();
+        let target = write(open());
+        assert!(std::fs::read(&path).unwrap() == before);
+        drop(target);
+        assert!(std::fs::read(&path).unwrap() == before);
+        write(open()).finish().unwrap();
+        assert!(std::fs::read(&path).unwrap() == expected);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -54,7 +54,7 @@ impl Interrupt {
     }
 
     /// Lets `ms` milliseconds pass; fails if a signal comes.
-    pub(super) fn rest(&self, ms: u16) -> Result<(), Error> {
+    pub(super) fn pause(&self, ms: u16) -> Result<(), Error> {
         self.wait(None, PollTimeout::from(ms)).map(drop)
     }
 

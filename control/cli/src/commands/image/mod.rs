@@ -7,6 +7,7 @@
 mod channel;
 mod decoded;
 mod download;
+mod draft;
 mod encoded;
 mod export;
 mod extents;

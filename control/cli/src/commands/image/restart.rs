@@ -59,7 +59,7 @@ impl<'a> Restarts<'a> {
             ABSENCE_MS_MAX / 1000
         ));
         for _ in 0..ABSENCE_MS_MAX / u32::from(STEP_MS) {
-            self.interrupt.rest(STEP_MS)?;
+            self.interrupt.pause(STEP_MS)?;
             if self.is_serving() {
                 self.output
                     .note("note: the node is back: the import begins again");

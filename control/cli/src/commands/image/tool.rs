@@ -155,7 +155,7 @@ impl Tool {
                 self.is_reaped = true;
                 return Ok(status);
             }
-            interrupt.rest(END_STEP_MS)?;
+            interrupt.pause(END_STEP_MS)?;
         }
     }
 
