@@ -5,10 +5,10 @@ mod harness;
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{File, OpenOptions};
+    use std::fs::{File, OpenOptions, Permissions};
     use std::io::{Read, Write};
     use std::net::TcpListener;
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, PermissionsExt};
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Output, Stdio};
 
@@ -19,6 +19,15 @@ mod tests {
     use crate::harness::{COMMAND_DEADLINE, Node, ended, run, skip, tool, wait, wait_for};
 
     const MIB: usize = 1 << 20;
+
+    fn has_program(name: &str) -> bool {
+        let version = Command::new(name).arg("-v").stdout(Stdio::null()).status();
+        let is_there = version.is_ok();
+        if !is_there {
+            skip(&format!("{name} is not installed"));
+        }
+        is_there
+    }
 
     /// Whether the programs are installed; says so if not.
     fn has_programs() -> bool {
@@ -466,6 +475,19 @@ mod tests {
         for options in [&[][..], &["--backing"]] {
             refused(&node, &evil, options, 1, "its data lies in another file");
         }
+        // QEMU finds the name of a VMDK's parent where nobody would look for a key.
+        let parent = node.path("parent.vmdk");
+        qemu_img(&["create", "-q", "-f", "vmdk", name(&parent), "1M"]);
+        let file = OpenOptions::new().write(true).open(&parent).unwrap();
+        let hint = format!("#parentFileNameHint=\"{}\"\n\0", secret.display());
+        file.write_all_at(hint.as_bytes(), 512 + 9000).unwrap();
+        refused(&node, &parent, &[], 1, "the VMDK of a snapshot");
+        // A VHD of changes only: QEMU takes it for a whole disk.
+        let changes = node.path("changes.vhd");
+        qemu_img(&["create", "-q", "-f", "vpc", name(&changes), "1M"]);
+        let file = OpenOptions::new().write(true).open(&changes).unwrap();
+        file.write_all_at(&4_u32.to_be_bytes(), 60).unwrap();
+        refused(&node, &changes, &[], 1, "a differencing disk");
         let flat = node.path("flat.vmdk");
         qemu_img(&[
             "create",
@@ -529,7 +551,17 @@ mod tests {
                 assert_eq!(entries(&node), before);
             }
         }
+        // Its clusters have places where nothing was written: QEMU takes what was cut off for zeros.
         let image = node.path("image");
+        let options = ["-q", "-f", "qcow2", "-o", "preallocation=metadata"];
+        qemu_img(&[&["create"], &options[..], &[name(&image), "64M"]].concat());
+        tool(Command::new("qemu-io").args(["-c", "write -P 9 48M 1M", name(&image)]));
+        let whole = image.metadata().unwrap().len();
+        node.done(&["image", "import", name(&image), "sparse"]);
+        node.done(&["volume", "remove", "sparse"]);
+        let file = OpenOptions::new().write(true).open(&image).unwrap();
+        file.set_len(whole / 2).unwrap();
+        refused(&node, &image, &[], 7, "is cut off");
         qemu_img(&["create", "-q", "-f", "qcow2", name(&image), "1M"]);
         let file = OpenOptions::new().write(true).open(&image).unwrap();
         // 2^60 bytes: more than a volume may have, if QEMU takes it at all.
@@ -661,6 +693,12 @@ mod tests {
             wait("the end of qemu-nbd", || is_gone(server));
             assert_eq!(std::fs::read_dir(node.path("out")).unwrap().count(), 0);
         }
+        // Raw is replaced too, and keeps its mode.
+        std::fs::write(&target, b"before").unwrap();
+        std::fs::set_permissions(&target, Permissions::from_mode(0o600)).unwrap();
+        node.done(&["image", "export", "i", name(&target)]);
+        let mode = target.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
         wait("the end of the channel", || {
             node.output(&["volume", "remove", "i"]).status.success()
         });
@@ -840,9 +878,30 @@ mod tests {
                 assert!(!output.status.success(), "{script}: {output:?}");
             }
         } else {
+            // No failure of CI: kernels without it are served too, and the other walls stand.
             println!("skipped: this kernel has no Landlock");
         }
         let output = confined("kill -0 1", &[&allowed]);
         assert!(!output.status.success(), "{output:?}");
+        // Neither what else is open here nor what the environment says is its business.
+        let open = File::open(&secret).unwrap();
+        let open = nix::fcntl::fcntl(&open, nix::fcntl::FcntlArg::F_DUPFD(100)).unwrap();
+        let script = format!("test -e /proc/self/fd/{open} && echo inherited; env");
+        let output = confined(&script, &[&allowed]);
+        let words = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            words.contains("PATH=") && !words.contains("CARGO") && !words.contains("inherited"),
+            "{words}"
+        );
+        // Sockets of this host's services, and new namespaces, if there is a program that could try.
+        if has_program("perl") {
+            for script in [
+                "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0) or exit 1'",
+                "perl -e 'syscall(56, 0x10000011, 0, 0, 0, 0) >= 0 or exit 1'",
+            ] {
+                let output = confined(script, &[&allowed]);
+                assert_eq!(output.status.code(), Some(1), "{script}: {output:?}");
+            }
+        }
     }
 }

@@ -78,7 +78,14 @@ impl<'a> DecodedReader<'a> {
         interrupt: &'a Interrupt,
     ) -> Result<Self, Error> {
         let title = source.title().to_owned();
-        let layers = Layers::open(source.file(), &title, source.path(), format, backing)?;
+        let layers = Layers::open(
+            source.file(),
+            &title,
+            source.path(),
+            format,
+            backing,
+            interrupt,
+        )?;
         let node = layers.node();
         let readable = || Permissions {
             read: layers.inherited(),
@@ -253,7 +260,7 @@ impl Map {
             self.known = end;
             check_run(&run, title, layers)?;
             let end = end.min(self.size);
-            if run.data && !run.zero && run.start < end {
+            if !run.zero && run.start < end {
                 return Ok(Some(run.start..end));
             }
         }
@@ -297,7 +304,8 @@ impl Map {
 
 /// Refuses a run that lies where its file has ended.
 fn check_run(run: &Run, title: &str, layers: &Layers) -> Result<(), Error> {
-    let (Some(offset), true) = (run.offset, run.data && !run.zero) else {
+    // Also what is zeros: behind the end of a file there is nothing else.
+    let (Some(offset), true) = (run.offset, run.data) else {
         return Ok(());
     };
     let Some(len) = layers.len(run.depth) else {

@@ -1,13 +1,15 @@
 //! What an image says about other files, read from its header before any program opens the image.
 //!
 //! An image that somebody else made may name any file of this host as its backing or data file: who opens it blindly gives that
-//! file's content away. Layouts: QEMU's `docs/interop/qcow2.txt`; VMware's *Virtual Disk Format 5.0*.
+//! file's content away. Layouts: QEMU's `docs/interop/qcow2.txt`; VMware's *Virtual Disk Format 5.0*; Microsoft's *Virtual Hard Disk Image
+//! Format Specification* 1.0 and *VHDX Format Specification* 1.0.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use archipelago_protocol::{Error, ErrorCode};
 
+use super::interrupt::Interrupt;
 use super::source::Version;
 use crate::format::Format;
 
@@ -19,6 +21,8 @@ const EXTENSIONS_MAX: usize = 64;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Longest name of a format.
 const FORMAT_LEN_MAX: u32 = 32;
+/// The incompatible feature: whoever wrote it last has found that it contradicts itself.
+const CORRUPT: u64 = 1 << 1;
 /// The incompatible feature: the data lies in another file.
 const DATA_FILE: u64 = 1 << 2;
 /// Longest first table of a qcow2: QEMU's own limit.
@@ -33,7 +37,22 @@ const COMPRESSED: u64 = 1 << 62;
 const EXTENDED_L2: u64 = 1 << 4;
 /// Bytes of a VMDK's descriptor that are looked at; the format's limit is 20 sectors in practice.
 const DESCRIPTOR_LEN_MAX: usize = 64 << 10;
+/// Where QEMU looks for the name of a parent, whatever the header says: so many bytes behind the first sector.
+const PARENT_LEN: u64 = 20 * SECTOR;
+/// How QEMU finds the name of a parent: anywhere in those bytes.
+const PARENT: &str = "parentfilenamehint";
 const SECTOR: u64 = 512;
+/// The mark of a VHD's footer.
+const VHD_MARK: &[u8] = b"conectix";
+/// Types of a VHD, from its footer.
+const VHD_FIXED: u32 = 2;
+const VHD_DYNAMIC: u32 = 3;
+const VHD_DIFFERENCING: u32 = 4;
+/// Where the table of a VHDX's regions lies, and its length.
+const REGIONS_AT: u64 = 192 << 10;
+const REGIONS_LEN: usize = 64 << 10;
+const REGIONS_HEAD_LEN: usize = 16;
+const REGION_LEN: usize = 32;
 
 /// A file below an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,13 +67,25 @@ pub(super) struct Backing {
 ///
 /// # Errors
 /// [`ErrorCode::Unsupported`] for an image whose data lies in further files; [`ErrorCode::Damaged`] for a header that cannot be.
-pub(super) fn backing(file: &File, title: &str, format: Format) -> Result<Option<Backing>, Error> {
+pub(super) fn backing(
+    file: &File,
+    title: &str,
+    format: Format,
+    interrupt: &Interrupt,
+) -> Result<Option<Backing>, Error> {
     match format {
-        Format::Qcow2 => qcow2(file, title),
+        Format::Qcow2 => qcow2(file, title, interrupt),
         Format::Vmdk => vmdk(file, title).map(|()| None),
-        // What they name elsewhere, QEMU refuses: differencing disks.
-        Format::Raw | Format::Vpc | Format::Vhdx => Ok(None),
+        Format::Vpc => vpc(file, title).map(|()| None),
+        // A parent elsewhere, QEMU refuses.
+        Format::Vhdx => vhdx(file, title).map(|()| None),
+        Format::Raw => Ok(None),
     }
+}
+
+/// Bytes of `file`.
+fn len_of(file: &File, title: &str) -> Result<u64, Error> {
+    Version::len(file).map_err(|error| Error::new(ErrorCode::Io, format!("{title}: {error}")))
 }
 
 fn damaged(title: &str, what: &str) -> Error {
@@ -85,11 +116,15 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
+fn le32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
 fn le64(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-fn qcow2(file: &File, title: &str) -> Result<Option<Backing>, Error> {
+fn qcow2(file: &File, title: &str, interrupt: &Interrupt) -> Result<Option<Backing>, Error> {
     let header = read(file, title, 0, 72)?;
     let version = be32(&header, 4);
     let (header_len, features) = match version {
@@ -99,11 +134,15 @@ fn qcow2(file: &File, title: &str) -> Result<Option<Backing>, Error> {
             if be64(&rest, 0) & DATA_FILE != 0 {
                 return Err(unsupported(title, "its data lies in another file"));
             }
+            if be64(&rest, 0) & CORRUPT != 0 {
+                return Err(damaged(title, "is marked as corrupt")
+                    .with_hint("`qemu-img check -r all` repairs what can be repaired"));
+            }
             (u64::from(be32(&rest, 28)), be64(&rest, 0))
         }
         _ => return Err(damaged(title, &format!("qcow2 has no version {version}"))),
     };
-    check_tables(file, title, &header, features)?;
+    check_tables(file, title, &header, features, interrupt)?;
     let (name_at, name_len) = (be64(&header, 8), be32(&header, 16));
     if name_at == 0 {
         return Ok(None);
@@ -153,11 +192,16 @@ fn backing_format(
 }
 
 /// Refuses an image whose tables lie where the file has ended: QEMU reads zeros there, and so takes its data for holes.
-fn check_tables(file: &File, title: &str, header: &[u8], features: u64) -> Result<(), Error> {
+fn check_tables(
+    file: &File,
+    title: &str,
+    header: &[u8],
+    features: u64,
+    interrupt: &Interrupt,
+) -> Result<(), Error> {
     let cut_off = |what: &str| damaged(title, &format!("is cut off: {what} is missing"));
     let entry_len = if features & EXTENDED_L2 == 0 { 8 } else { 16 };
-    let len = Version::len(file)
-        .map_err(|error| Error::new(ErrorCode::Io, format!("{title}: {error}")))?;
+    let len = len_of(file, title)?;
     let (cluster_bits, entries, at) = (be32(header, 20), be32(header, 36), be64(header, 40));
     if !(9..=21).contains(&cluster_bits) || u64::from(entries) * 8 > L1_LEN_MAX {
         return Err(damaged(title, "its header says what no image can be"));
@@ -168,6 +212,8 @@ fn check_tables(file: &File, title: &str, header: &[u8], features: u64) -> Resul
         return Err(cut_off("its first table"));
     }
     let mut at = at;
+    // Bytes of tables that were read: none is read twice, whatever the first says.
+    let mut tables_len = 0;
     while left > 0 {
         let part = left.min(L1_STEP);
         let table = read(file, title, at, usize::try_from(part).expect("short"))?;
@@ -179,6 +225,11 @@ fn check_tables(file: &File, title: &str, header: &[u8], features: u64) -> Resul
             if table_at + cluster > len {
                 return Err(cut_off("one of its tables"));
             }
+            tables_len += cluster;
+            if tables_len > len {
+                return Err(damaged(title, "several of its tables lie in one place"));
+            }
+            interrupt.check()?;
             let cluster = usize::try_from(cluster).expect("at most 2 MiB");
             let clusters = read(file, title, table_at, cluster)?;
             let mut clusters = clusters.chunks_exact(entry_len);
@@ -213,11 +264,18 @@ fn vmdk(file: &File, title: &str) -> Result<(), Error> {
     let (capacity, at, sectors) = (le64(&header, 12), le64(&header, 28), le64(&header, 36));
     let len = sectors.saturating_mul(SECTOR);
     let len = usize::try_from(len).unwrap_or(usize::MAX);
-    if capacity == 0 || at == 0 || !(1..=DESCRIPTOR_LEN_MAX).contains(&len) {
+    if capacity == 0 || at != 1 || !(1..=DESCRIPTOR_LEN_MAX).contains(&len) {
         return Err(unsupported(title, "a VMDK without a description of itself"));
     }
-    let text = read(file, title, at.saturating_mul(SECTOR), len)?;
+    let text = read(file, title, SECTOR, len)?;
     let text = String::from_utf8_lossy(&text).to_ascii_lowercase();
+    let looked_at = PARENT_LEN.min(len_of(file, title)?.saturating_sub(SECTOR));
+    let looked_at = usize::try_from(looked_at).expect("20 sectors");
+    let looked_at = read(file, title, SECTOR, looked_at)?.to_ascii_lowercase();
+    let names_parent = |bytes: &[u8]| {
+        let mut parts = bytes.windows(PARENT.len());
+        parts.any(|part| part == PARENT.as_bytes())
+    };
     let value = |key: &str| {
         let mut lines = text
             .split(['\n', '\0'])
@@ -226,7 +284,7 @@ fn vmdk(file: &File, title: &str) -> Result<(), Error> {
         found.map(|(_, value)| value.trim().trim_matches('"').to_owned())
     };
     let has_parent = value("parentcid").is_some_and(|id| id != "ffffffff");
-    if has_parent || value("parentfilenamehint").is_some() {
+    if has_parent || names_parent(&looked_at) || names_parent(text.as_bytes()) {
         return Err(unsupported(
             title,
             "the VMDK of a snapshot: its data lies in other files too",
@@ -239,6 +297,44 @@ fn vmdk(file: &File, title: &str) -> Result<(), Error> {
     }
 }
 
+/// Refuses a disk of changes: QEMU takes it for a dynamic one, and what its parent has for zeros.
+fn vpc(file: &File, title: &str) -> Result<(), Error> {
+    let len = usize::try_from(SECTOR).expect("512");
+    let mut expected = VHD_DYNAMIC;
+    let mut footer = read(file, title, 0, len)?;
+    if !footer.starts_with(VHD_MARK) {
+        let at = len_of(file, title)?.saturating_sub(SECTOR);
+        (footer, expected) = (read(file, title, at, len)?, VHD_FIXED);
+    }
+    match be32(&footer, 60) {
+        _ if !footer.starts_with(VHD_MARK) => Err(damaged(title, "has no footer")),
+        VHD_DIFFERENCING => Err(unsupported(title, "a differencing disk")),
+        kind if kind == expected => Ok(()),
+        kind => Err(damaged(
+            title,
+            &format!("its footer has the type {kind}, not {expected}"),
+        )),
+    }
+}
+
+/// Refuses regions where the file has ended: QEMU takes a table of blocks that is not there for an empty one.
+fn vhdx(file: &File, title: &str) -> Result<(), Error> {
+    let len = len_of(file, title)?;
+    let table = read(file, title, REGIONS_AT, REGIONS_LEN)?;
+    let count = usize::try_from(le32(&table, 8)).unwrap_or(usize::MAX);
+    if !table.starts_with(b"regi") || count > (REGIONS_LEN - REGIONS_HEAD_LEN) / REGION_LEN {
+        return Err(damaged(title, "has no table of its regions"));
+    }
+    let regions = table[REGIONS_HEAD_LEN..].chunks_exact(REGION_LEN);
+    for region in regions.take(count) {
+        let end = le64(region, 16).checked_add(u64::from(le32(region, 24)));
+        if end.is_none_or(|end| end > len) {
+            return Err(damaged(title, "is cut off: one of its regions is missing"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,7 +343,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         std::fs::write(&path, content).unwrap();
-        backing(&File::open(path).unwrap(), "image", format)
+        let interrupt = Interrupt::new().unwrap();
+        backing(&File::open(path).unwrap(), "image", format, &interrupt)
     }
 
     /// A qcow2 header of version 3 with these incompatible features, one extension and the name of a backing file.
@@ -283,6 +380,7 @@ mod tests {
         assert_eq!(of(&header(0, b"raw", b""), Format::Qcow2).unwrap(), None);
         let code = |content: &[u8]| of(content, Format::Qcow2).unwrap_err().code;
         assert_eq!(code(&header(DATA_FILE, b"", b"")), ErrorCode::Unsupported);
+        assert_eq!(code(&header(CORRUPT, b"", b"")), ErrorCode::Damaged);
         assert_eq!(code(&header(0, b"", &[b'a'; 1024])), ErrorCode::Damaged);
         let whole = header(0, b"qcow2", b"base");
         assert_eq!(code(&whole[..whole.len() - 1]), ErrorCode::Damaged);
@@ -309,6 +407,14 @@ mod tests {
             assert_eq!(error.code, ErrorCode::Damaged);
             assert!(error.message.contains(words), "{len}: {error}");
         }
+        // A table that several entries name is not read once for each of them.
+        let mut many = image.clone();
+        many[36..40].copy_from_slice(&4_u32.to_be_bytes());
+        for entry in 0..4 {
+            many[(1 << 16) + entry * 8..][..8].copy_from_slice(&(2_u64 << 16).to_be_bytes());
+        }
+        let error = of(&many).unwrap_err();
+        assert!(error.message.contains("in one place"), "{error}");
         // A compressed cluster of two sectors in the last table, that begins in the last sector but one.
         let at = (3_u64 << 16) - 1000;
         image[2 << 16..][..8].copy_from_slice(&((1 << 62) | 1 << 54 | at).to_be_bytes());
@@ -322,14 +428,17 @@ mod tests {
 
     #[test]
     fn a_vmdk_is_one_file_or_refused() {
-        let vmdk = |description: &str, capacity: u64| {
+        let of_vmdk = |description: &str, capacity: u64| {
             let mut bytes = vec![0; 1024];
             bytes[..4].copy_from_slice(b"KDMV");
             bytes[12..20].copy_from_slice(&capacity.to_le_bytes());
             bytes[28..36].copy_from_slice(&1_u64.to_le_bytes());
             bytes[36..44].copy_from_slice(&1_u64.to_le_bytes());
             bytes[512..][..description.len()].copy_from_slice(description.as_bytes());
-            of(&bytes, Format::Vmdk).map(drop)
+            bytes
+        };
+        let vmdk = |description: &str, capacity: u64| {
+            of(&of_vmdk(description, capacity), Format::Vmdk).map(drop)
         };
         let good = "CID=1\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\n";
         vmdk(good, 8).unwrap();
@@ -344,10 +453,68 @@ mod tests {
             let error = vmdk(&description, capacity).unwrap_err();
             assert_eq!(error.code, ErrorCode::Unsupported, "{description}");
         }
+        // QEMU looks for a parent in twenty sectors, wherever the description ends and whatever stands before the word.
+        for at in [200, 600, 10_200] {
+            let mut bytes = of_vmdk(good, 8);
+            bytes.resize(512 + 10_240, 0);
+            bytes[512 + at..][..23].copy_from_slice(b"#parentFileNameHint=\"/x");
+            let error = of(&bytes, Format::Vmdk).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Unsupported, "{at}");
+            bytes[512 + at + 1] = b'q';
+            of(&bytes, Format::Vmdk).unwrap();
+        }
+        let mut elsewhere = of_vmdk(good, 8);
+        elsewhere.extend_from_within(512..);
+        of(&elsewhere, Format::Vmdk).unwrap();
+        elsewhere[28] = 2;
+        let error = of(&elsewhere, Format::Vmdk).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unsupported);
         let alone = b"# Disk DescriptorFile\nRW 8 FLAT \"/etc/shadow\" 0 and some more bytes";
         assert_eq!(
             of(alone, Format::Vmdk).unwrap_err().code,
             ErrorCode::Unsupported
         );
+    }
+    #[test]
+    fn a_vhd_is_a_whole_disk_or_refused() {
+        let vpc = |at: usize, kind: u32| {
+            let mut bytes = vec![0; 4096];
+            bytes[at..at + 8].copy_from_slice(VHD_MARK);
+            bytes[at + 60..at + 64].copy_from_slice(&kind.to_be_bytes());
+            of(&bytes, Format::Vpc).map(drop)
+        };
+        vpc(0, VHD_DYNAMIC).unwrap();
+        vpc(4096 - 512, VHD_FIXED).unwrap();
+        for at in [0, 4096 - 512] {
+            let error = vpc(at, VHD_DIFFERENCING).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Unsupported);
+            assert!(error.message.contains("a differencing disk"), "{error}");
+            assert_eq!(vpc(at, 5).unwrap_err().code, ErrorCode::Damaged);
+        }
+        assert_eq!(vpc(1024, VHD_FIXED).unwrap_err().code, ErrorCode::Damaged);
+        assert_eq!(
+            of(b"conectix", Format::Vpc).unwrap_err().code,
+            ErrorCode::Damaged
+        );
+    }
+
+    #[test]
+    fn the_regions_of_a_vhdx_lie_in_its_file() {
+        let vhdx = |count: u32, offset: u64| {
+            let mut bytes = vec![0; 3 << 20];
+            let at = usize::try_from(REGIONS_AT).unwrap();
+            bytes[at..at + 4].copy_from_slice(b"regi");
+            bytes[at + 8..at + 12].copy_from_slice(&count.to_le_bytes());
+            let second = at + REGIONS_HEAD_LEN + REGION_LEN;
+            bytes[second + 16..second + 24].copy_from_slice(&offset.to_le_bytes());
+            bytes[second + 24..second + 28].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+            of(&bytes, Format::Vhdx).map(drop)
+        };
+        vhdx(2, 2 << 20).unwrap();
+        vhdx(1, 3 << 20).unwrap();
+        for (count, offset) in [(2, (2 << 20) + 1), (2, u64::MAX), (2048, 2 << 20)] {
+            let error = vhdx(count, offset).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Damaged, "{count} {offset}");
+        }
     }
 }

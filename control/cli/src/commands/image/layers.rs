@@ -3,15 +3,19 @@
 //! QEMU is given a tree of nodes in which each file is a descriptor of ours, with its format: what names stand in the images has no
 //! effect on what is opened.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use archipelago_protocol::ids::SECTOR_SIZE;
 use archipelago_protocol::{Error, ErrorCode};
+use nix::fcntl::OFlag;
 use nix::sys::stat::SFlag;
 use serde_json::{Value, json};
 
 use super::failures::read_error;
 use super::header::{self, Backing};
+use super::interrupt::Interrupt;
 use super::source::Version;
 use super::tool::Inherited;
 use crate::format::Format;
@@ -52,6 +56,7 @@ impl Layers {
         path: Option<&Path>,
         format: Format,
         backing: BackingFiles,
+        interrupt: &Interrupt,
     ) -> Result<Layers, Error> {
         let own = file
             .try_clone()
@@ -60,7 +65,8 @@ impl Layers {
         let mut path = path.map(Path::to_owned);
         loop {
             let last = layers.last().expect("there is one");
-            let Some(below) = header::backing(&last.file, &last.title, last.format)? else {
+            let below = header::backing(&last.file, &last.title, last.format, interrupt)?;
+            let Some(below) = below else {
                 return Ok(Layers(layers));
             };
             if backing == BackingFiles::Refused {
@@ -77,7 +83,7 @@ impl Layers {
             })?;
             let (found, format) = locate(&above, &last.title, &below)?;
             let name = found.display().to_string();
-            let opened = File::open(&found).map_err(|error| {
+            let opened = open_disk(&found).map_err(|error| {
                 let error = read_error(&name, &error);
                 let message = format!("the backing file of {}: {}", last.title, error.message);
                 Error { message, ..error }
@@ -99,18 +105,24 @@ impl Layers {
                 "driver": layer.format.name(),
                 "file": { "driver": layer.driver(), "filename": layer.inherited.path() },
             });
-            // The others have no such thing.
-            if layer.format == Format::Qcow2 {
-                node["backing"] = below;
+            match layer.format {
+                // Unless it is told that there is nothing below, QEMU opens what the image names.
+                Format::Qcow2 | Format::Vmdk => node["backing"] = below,
+                // Else it is rounded down to what an old BIOS could address.
+                Format::Vpc => node["force_size_calc"] = json!("current_size"),
+                Format::Raw | Format::Vhdx => {}
             }
             node
         });
         format!("json:{below}")
     }
 
-    /// Bytes of the file at `depth` below the image.
+    /// Where the data of the file at `depth` below the image ends. QEMU fills the last sector of a raw file up.
     pub(super) fn len(&self, depth: usize) -> Option<u64> {
-        self.0.get(depth).map(|layer| layer.len)
+        self.0.get(depth).map(|layer| match layer.format {
+            Format::Raw => layer.len.next_multiple_of(SECTOR_SIZE),
+            _ => layer.len,
+        })
     }
 
     /// Bytes of all files.
@@ -151,6 +163,27 @@ impl Layer {
             "file"
         }
     }
+}
+
+/// Opens a file or device that an image names. What else has a name there may block whoever opens it, or do something.
+fn open_disk(path: &Path) -> std::io::Result<File> {
+    let check = |found: &std::fs::Metadata| {
+        let found = found.file_type();
+        if found.is_file() || found.is_block_device() {
+            Ok(())
+        } else {
+            let what = "is neither a file nor a block device";
+            Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, what))
+        }
+    };
+    check(&std::fs::metadata(path)?)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    // Another may have got the name meanwhile.
+    check(&file.metadata()?)?;
+    Ok(file)
 }
 
 fn refused(title: &str, below: &Backing) -> Error {
@@ -224,5 +257,37 @@ mod tests {
                 "{name}"
             );
         }
+    }
+    #[test]
+    fn what_would_block_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [path.as_path(), dir.path()] {
+            let error = open_disk(path).unwrap_err();
+            assert!(error.to_string().contains("neither"), "{error}");
+        }
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"x").unwrap();
+        open_disk(&path).unwrap();
+    }
+
+    #[test]
+    fn qemu_is_told_that_nothing_is_below() {
+        let node = |format: Format| {
+            let file = tempfile::tempfile().unwrap();
+            let layer = Layer::new(file, "image".to_owned(), format).unwrap();
+            let node = Layers(vec![layer]).node();
+            let node = node.strip_prefix("json:").unwrap();
+            serde_json::from_str::<Value>(node).unwrap()
+        };
+        for format in [Format::Qcow2, Format::Vmdk] {
+            assert_eq!(node(format).get("backing"), Some(&Value::Null));
+        }
+        assert_eq!(node(Format::Vpc)["force_size_calc"], "current_size");
+        let raw = tempfile::tempfile().unwrap();
+        raw.set_len(1025).unwrap();
+        let raw = Layer::new(raw, "raw".to_owned(), Format::Raw).unwrap();
+        assert_eq!(Layers(vec![raw]).len(0), Some(1536));
     }
 }
