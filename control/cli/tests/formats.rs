@@ -365,6 +365,17 @@ mod tests {
             name(&copy),
         ]);
 
+        // A file below that ends within a sector is whole.
+        let odd = write(&node, "odd", &noise(9, 1_000_100, 1));
+        let above = node.path("above-odd");
+        let options = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
+        qemu_img(&[&options[..], &[name(&odd), name(&above)]].concat());
+        node.done(&["image", "import", name(&above), "odd", "--backing"]);
+        node.done(&["image", "export", "odd", name(&copy)]);
+        let mut expected = std::fs::read(&odd).unwrap();
+        expected.resize(expected.len().next_multiple_of(512), 0);
+        assert!(std::fs::read(&copy).unwrap() == expected);
+
         // What is cut off below is found too.
         let len = base.metadata().unwrap().len();
         let short = write(&node, "short", b"");

@@ -259,9 +259,10 @@ impl Map {
             })?;
             self.known = end;
             check_run(&run, title, layers)?;
-            let end = end.min(self.size);
-            if !run.zero && run.start < end {
-                return Ok(Some(run.start..end));
+            if !run.zero && run.start < self.size {
+                // A raw file below the image may end within a sector: behind it there are zeros.
+                let end = end.min(self.size).next_multiple_of(SECTOR_SIZE);
+                return Ok(Some(run.start - run.start % SECTOR_SIZE..end));
             }
         }
         Ok(None)
