@@ -5,6 +5,7 @@
 //! | [`handshake`] | options and their answers, as a state machine of bytes |
 //! | [`request`] | headers of requests and replies |
 //! | [`pieces`] | how a request is cut for the volume |
+//! | [`losses`] | whom lost writes are reported to |
 //! | [`offer`] | what is offered, and how much a client may ask for |
 //! | [`wire`] | the protocol's numbers |
 //!
@@ -25,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod handshake;
+pub mod losses;
 pub mod offer;
 pub mod pieces;
 pub mod request;

@@ -220,6 +220,22 @@ pub enum Command {
     Cache,
 }
 
+impl Command {
+    /// Whether what was written before, or this, is durable when it is answered.
+    #[must_use]
+    pub fn flushes(self) -> bool {
+        match self {
+            Command::Flush => true,
+            Command::Write { durable }
+            | Command::Trim { durable }
+            | Command::WriteZeroes { durable, .. } => durable,
+            Command::Disconnect | Command::Read | Command::BlockStatus { .. } | Command::Cache => {
+                false
+            }
+        }
+    }
+}
+
 /// What a client gets for what the volume says.
 #[must_use]
 pub fn errno(code: ErrorCode) -> Errno {

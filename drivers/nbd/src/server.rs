@@ -23,6 +23,7 @@ use crate::negotiation::Negotiated;
 use crate::piece::Cookie;
 use crate::shared::{DetachRequest, Shared};
 use crate::transmission::Transmission;
+use archipelago_nbd_protocol::losses::Losses;
 use archipelago_nbd_protocol::offer::Offer;
 use archipelago_nbd_protocol::request::Terms;
 
@@ -72,6 +73,7 @@ impl ServerSeed {
             connections: std::array::from_fn(|_| None),
             lines: Throttle::new(LINES, LINE_INTERVAL),
             logged_errors: 0,
+            losses: Losses::default(),
             served: Clients::Served,
         })
     }
@@ -121,6 +123,8 @@ pub struct Server<V, W> {
     lines: Throttle,
     /// Errors of clients that a line was written for.
     logged_errors: u64,
+    /// What all clients have to hear of.
+    losses: Losses,
     /// Whether anybody waits for answers.
     served: Clients,
 }
@@ -228,7 +232,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
                     if let Some(Some(connection)) = connection
                         && let Stage::Transmission(transmission) = &mut connection.stage
                     {
-                        transmission.done(cookie, result, &self.shared.metrics);
+                        transmission.done(cookie, result, &self.losses, &self.shared.metrics);
                     } else {
                         debug_assert!(false, "the volume has answered what was not asked");
                     }
@@ -300,6 +304,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
     fn begin(&mut self, place: usize, terms: Terms) {
         let memory = Memory::new(self.volume.peer());
         let log = self.may_log();
+        let witness = self.losses.witness();
         let Some(connection) = &mut self.connections[place] else {
             return;
         };
@@ -311,7 +316,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
                     info!(%export, structured = terms.structured, "an NBD client is connected");
                 }
                 let place = u8::try_from(place).expect("a few connections");
-                Stage::Transmission(Box::new(Transmission::new(place, terms, memory)))
+                Stage::Transmission(Box::new(Transmission::new(place, terms, memory, witness)))
             }
             Err(code) => {
                 warn!(%export, "an NBD client cannot be served, its memory cannot be shown to the pool: {code}");

@@ -29,6 +29,7 @@ use crate::receiver::{Filling, Received, Receiver, Target};
 use crate::replies::Replies;
 use crate::requests::Requests;
 use crate::sender::{Sender, Sent};
+use archipelago_nbd_protocol::losses::{Losses, Witness};
 use archipelago_nbd_protocol::request::{Command, Done, Header, Terms, Violation, errno};
 use archipelago_nbd_protocol::wire::Errno;
 
@@ -96,12 +97,13 @@ pub(crate) struct Transmission {
     backlog: VecDeque<Piece>,
     /// Pieces in the volume.
     in_flight: u32,
+    witness: Witness,
     sender: Sender,
     phase: Phase,
 }
 
 impl Transmission {
-    pub(crate) fn new(place: u8, terms: Terms, memory: Memory) -> Self {
+    pub(crate) fn new(place: u8, terms: Terms, memory: Memory, witness: Witness) -> Self {
         Transmission {
             place,
             terms,
@@ -112,6 +114,7 @@ impl Transmission {
             cells: Cells::new(),
             backlog: VecDeque::with_capacity(usize::from(CELLS + REQUESTS)),
             in_flight: 0,
+            witness,
             sender: Sender::new(),
             phase: Phase::Open,
         }
@@ -523,9 +526,14 @@ impl Transmission {
         &mut self,
         cookie: Cookie,
         result: Result<(), ErrorCode>,
+        losses: &Losses,
         metrics: &Metrics,
     ) {
         self.in_flight -= 1;
+        let command = self.requests.get(cookie.request).map(|it| it.command);
+        let result = command.map_or(result, |command| {
+            losses.check(&self.witness, command, result)
+        });
         if self.is_served() {
             self.piece_done(cookie.request, cookie.cell, result.map_err(errno), metrics);
         }

@@ -232,6 +232,27 @@ fn a_flush_on_one_connection_covers_what_was_answered_on_another() {
 }
 
 #[test]
+fn a_loss_that_one_connection_hears_of_is_told_to_each_of_the_others_once() {
+    let host = Host::new();
+    let mut clients: Vec<Client> = (0..3)
+        .map(|_| Client::connect(&host, Replies::Structured))
+        .collect();
+    for client in &mut clients {
+        client.write(0, &[1; 512]);
+    }
+    host.volumes.state().fail = Some(ErrorCode::SyncFailed);
+    assert_eq!(clients[0].call(3, 0, 0, 0, &[]).errno, 5);
+    host.volumes.state().fail = None;
+    assert_eq!(clients[1].call(3, 0, 0, 0, &[]).errno, 5);
+    assert_eq!(clients[2].call(1, 0, 0, 512, &[2; 512]).errno, 0);
+    assert_eq!(clients[2].call(1, 1, 0, 512, &[2; 512]).errno, 5, "FUA");
+    clients.push(Client::connect(&host, Replies::Structured));
+    for client in &mut clients {
+        assert_eq!(client.call(3, 0, 0, 0, &[]).errno, 0, "told once");
+    }
+}
+
+#[test]
 fn a_read_only_export_refuses_writes() {
     let host = Host::with(|config| config.volume.read_only = true);
     let mut client = Client::connect(&host, Replies::Structured);
