@@ -139,19 +139,24 @@ impl BulkRequest {
     /// The request in a ring entry, validated for form.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] for an unknown operation or modifier.
+    /// [`ErrorCode::Unsupported`] for an unknown operation or modifier, and for an operation that would be answered without being durable
+    /// although it asks for that.
     pub fn decode(entry: &Submission) -> Result<BulkRequest, ErrorCode> {
         let op = BulkOp::ALL
             .into_iter()
             .find(|op| *op as u8 == entry.op)
             .ok_or(ErrorCode::Unsupported)?;
+        let flags = BulkFlags::from_bits(entry.flags)?;
+        if flags.durable && !matches!(op, BulkOp::Write | BulkOp::Zero) {
+            return Err(ErrorCode::Unsupported);
+        }
         Ok(BulkRequest {
             op,
             offset: entry.offset,
             len: entry.len,
             memory: entry.region_offset,
             range: entry.args[0],
-            flags: BulkFlags::from_bits(entry.flags)?,
+            flags,
         })
     }
 }
@@ -177,7 +182,12 @@ mod tests {
                         keep_space,
                     },
                 };
-                assert_eq!(BulkRequest::decode(&request.encode()), Ok(request));
+                let can_be_durable = matches!(op, BulkOp::Write | BulkOp::Zero);
+                let expected = match durable && !can_be_durable {
+                    true => Err(ErrorCode::Unsupported),
+                    false => Ok(request),
+                };
+                assert_eq!(BulkRequest::decode(&request.encode()), expected);
             }
         }
     }
