@@ -9,11 +9,12 @@ mod nbd_random;
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
     use std::net::TcpStream;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
@@ -24,7 +25,7 @@ mod tests {
     use serde_json::Value;
 
     use crate::clients::{client, failing_client, file, has_clients, noise, text};
-    use crate::harness::{Node, PLACEMENTS, ended, run, wait};
+    use crate::harness::{Node, PLACEMENTS, ended, may_mount, run, wait};
     use crate::nbd_random::{self, Connection};
 
     const MIB: usize = 1 << 20;
@@ -573,6 +574,80 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_means_something_else_while_a_client_uses_it_is_opened_anew() {
+        if !has_clients() {
+            return;
+        }
+        for placement in PLACEMENTS {
+            let node = node_with(placement, &[("v", "8M")]);
+            let server = Server::start(&node, &["v"]);
+            let mut first = negotiated(&server);
+            node.done(&["volume", "rename", "v", "old"]);
+            node.done(&["volume", "create", "v", "--size", "16M"]);
+            let info = client(&["qemu-img", "info", &server.uri("v")]);
+            assert!(info.contains("16 MiB"), "{info}");
+            let write = ["qemu-io", "-f", "raw", "-c", "write -P 5 0 1M"];
+            client(&[&write[..], &["-c", "flush", &server.uri("v")]].concat());
+            first.write_all(&read_request(512)).unwrap();
+            let mut answer = [5; 16 + 512];
+            first.read_exact(&mut answer).unwrap();
+            assert_eq!(answer[16..], [0; 512], "{placement}: it is of `old`");
+            drop(first);
+            server.end();
+            is_free(&node, "old");
+            is_free(&node, "v");
+        }
+    }
+
+    #[test]
+    fn clients_that_leave_writes_in_a_full_pool_do_not_keep_the_others_waiting() {
+        if !has_clients() || !may_mount() {
+            return;
+        }
+        let mut node = Node::new();
+        let mount = node.mount_tmpfs("mount", "160m");
+        node.done(&["init", "--pool-dir", mount.join("pool").to_str().unwrap()]);
+        node.done(&["node", "start"]);
+        for name in ["v", "w", "x"] {
+            node.done(&["volume", "create", name, "--size", "256M"]);
+        }
+        let server = Server::start(&node, &[]);
+        let mut reset = negotiated_for(&server, b"v");
+        let mut finished = negotiated_for(&server, b"x");
+        let _held = negotiated_for(&server, b"w");
+        let ballast = File::create(mount.join("ballast")).unwrap();
+        while (&ballast).write_all(&[1; 4096]).is_ok() {}
+        for socket in [&mut reset, &mut finished] {
+            socket.write_all(&read_request(512)).unwrap();
+            // As many as the volume takes at a time: the server reads on, and sees the end.
+            for offset in (0..4 * MIB).step_by(MIB) {
+                socket.write_all(&write_request(offset, MIB)).unwrap();
+            }
+        }
+        // With replies that nobody has read, a socket that is closed is reset.
+        drop(reset);
+        finished.shutdown(std::net::Shutdown::Write).unwrap();
+        wait("a client that leaves", || {
+            log_of(&node).contains("has left `v`")
+        });
+        let started = Instant::now();
+        client(&["qemu-img", "info", &server.uri("w")]);
+        let refused = failing_client(&["qemu-img", "info", &server.uri("v")]);
+        assert!(refused.contains("too long"), "{refused}");
+        assert!(started.elapsed() < Duration::from_secs(30));
+        wait("the end of both", || {
+            let log = log_of(&node);
+            log.contains("closing `v`") && log.contains("which uses `x`, is cut off")
+        });
+        drop(finished);
+        std::fs::remove_file(mount.join("ballast")).unwrap();
+        for name in ["v", "x"] {
+            is_free(&node, name);
+            client(&["qemu-img", "info", &server.uri(name)]);
+        }
+    }
+
+    #[test]
     fn a_signal_under_load_finishes_what_is_in_flight() {
         if !has_clients() {
             return;
@@ -657,6 +732,11 @@ mod tests {
 
     /// A handshake that asks for `v`, without structured replies: what follows is the transmission.
     fn negotiated(server: &Server) -> TcpStream {
+        negotiated_for(server, b"v")
+    }
+
+    /// As [`negotiated`], for an export whose name has one letter.
+    fn negotiated_for(server: &Server, export: &[u8; 1]) -> TcpStream {
         let mut socket = server.connect();
         let mut greeting = [0; 18];
         socket.read_exact(&mut greeting).unwrap();
@@ -665,11 +745,21 @@ mod tests {
         hello.extend(b"IHAVEOPT");
         hello.extend(1_u32.to_be_bytes());
         hello.extend(1_u32.to_be_bytes());
-        hello.extend(b"v");
+        hello.extend(export);
         socket.write_all(&hello).unwrap();
-        let mut export = [0; 10];
-        socket.read_exact(&mut export).unwrap();
+        let mut size_and_flags = [0; 10];
+        socket.read_exact(&mut size_and_flags).unwrap();
         socket
+    }
+
+    fn write_request(offset: usize, len: usize) -> Vec<u8> {
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend([0, 0, 0, 1]);
+        request.extend([0; 8]);
+        request.extend((offset as u64).to_be_bytes());
+        request.extend(u32::try_from(len).unwrap().to_be_bytes());
+        request.resize(request.len() + len, 7);
+        request
     }
 
     fn read_request(len: u32) -> Vec<u8> {
@@ -741,7 +831,7 @@ mod tests {
             })
             .collect();
         // Half a handshake, by more clients than may be in one, and clients that never read what they ask for.
-        let mut idle: Vec<TcpStream> = (0..40).map(|_| server.connect()).collect();
+        let mut idle: Vec<TcpStream> = (0..150).map(|_| server.connect()).collect();
         let mut stalled: Vec<TcpStream> = (0..4)
             .map(|_| {
                 let mut socket = negotiated(&server);

@@ -10,13 +10,12 @@ use archipelago_nbd_protocol::request::Terms;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::end::End;
 use crate::exports::Lease;
 use crate::link::Link;
-use crate::negotiation::{HANDSHAKE_MAX, Negotiated, Negotiation};
+use crate::negotiation::{HANDSHAKE_MAX, Handshaking, Negotiated, Negotiation};
 use crate::receiver::Receiver;
 use crate::sender::send;
 use crate::shared::Shared;
@@ -27,11 +26,14 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_COUNT: u32 = 4;
 
+/// How long what was asked may take once a client asks for no more: a write that waits for room in its pool might take for ever.
+const ANSWERS_MAX: Duration = Duration::from_secs(30);
+
 /// Serves the client at `socket`, which has a place among those in their handshakes.
 pub(crate) async fn serve_client(
     socket: TcpStream,
     address: SocketAddr,
-    place: OwnedSemaphorePermit,
+    place: Handshaking,
     shared: Rc<Shared>,
 ) {
     if let Err(end) = tune(&socket) {
@@ -55,13 +57,16 @@ fn tune(socket: &TcpStream) -> io::Result<()> {
 async fn begin(
     mut socket: TcpStream,
     address: SocketAddr,
-    place: OwnedSemaphorePermit,
+    mut place: Handshaking,
     shared: &Rc<Shared>,
 ) -> Result<(), End> {
     let deadline = Instant::now() + HANDSHAKE_MAX;
     let Some(tls) = &shared.tls else {
         let mut negotiation = Negotiation::new(Handshake::new(), deadline);
-        return match negotiation.negotiate(&mut socket, shared).await? {
+        return match negotiation
+            .negotiate(&mut socket, shared, &mut place)
+            .await?
+        {
             Negotiated::Agreed(terms, lease) => {
                 drop(place);
                 transmit(socket, address, terms, lease, shared).await;
@@ -70,14 +75,25 @@ async fn begin(
             Negotiated::StartTls | Negotiated::Aborted => Ok(()),
         };
     };
+    let mut ending = shared.ending.clone();
     let mut negotiation = Negotiation::new(Handshake::with_tls(), deadline);
-    let Negotiated::StartTls = negotiation.negotiate(&mut socket, shared).await? else {
+    let Negotiated::StartTls = negotiation
+        .negotiate(&mut socket, shared, &mut place)
+        .await?
+    else {
         return Ok(());
     };
-    let accepted = timeout_at(negotiation.deadline(), tls.accept(socket)).await;
+    let accepted = tokio::select! {
+        accepted = timeout_at(negotiation.deadline(), tls.accept(socket)) => accepted,
+        _ = ending.wait_for(|ending| *ending) => return Err(End::Ending),
+        _ = &mut place => return Err(End::Evicted),
+    };
     let mut stream = accepted.map_err(|_late| End::Stalled)?.map_err(End::Tls)?;
     negotiation.encrypted();
-    if let Negotiated::Agreed(terms, lease) = negotiation.negotiate(&mut stream, shared).await? {
+    if let Negotiated::Agreed(terms, lease) = negotiation
+        .negotiate(&mut stream, shared, &mut place)
+        .await?
+    {
         drop(place);
         transmit(stream, address, terms, lease, shared).await;
     }
@@ -92,7 +108,6 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     lease: Lease,
     shared: &Shared,
 ) {
-    let _counted = shared.count_client();
     let volume = Rc::clone(lease.volume());
     tracing::info!("{address} uses `{}`", volume.name());
     let link = Rc::new(Link::new(terms, Rc::clone(&volume)));
@@ -109,10 +124,14 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
             // What was asked is answered.
             Ok(()) => {
                 link.finish();
-                tokio::select! {
-                    sent = sending => sent,
+                let sent = tokio::select! {
+                    sent = timeout(ANSWERS_MAX, sending) => sent.unwrap_or(Err(End::Unanswered)),
                     () = volume.ended() => Err(End::Volume),
+                };
+                if sent.is_ok() {
+                    receiver.drain().await;
                 }
+                sent
             }
             Err(end) => Err(end),
         }
@@ -126,5 +145,6 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         ),
     }
     drop(volume);
-    lease.give_back().await;
+    drop(link);
+    shared.exports.take_back(lease).await;
 }

@@ -12,6 +12,10 @@ pub(crate) enum End {
     Gone,
     /// The client takes too long.
     Stalled,
+    /// The volume takes too long, for a client that asks for no more.
+    Unanswered,
+    /// Another client needs its place.
+    Evicted,
     /// The handshake makes no sense.
     Broken(Broken),
     /// A request makes no sense.
@@ -29,6 +33,10 @@ impl std::fmt::Display for End {
         match self {
             End::Gone => f.write_str("the connection has ended"),
             End::Stalled => f.write_str("the client took too long"),
+            End::Unanswered => f.write_str("its requests have not finished"),
+            End::Evicted => {
+                f.write_str("others have begun more handshakes than there are places for")
+            }
             End::Broken(why) => write!(f, "{why}"),
             End::Violation(why) => write!(f, "{why}"),
             End::Tls(why) => write!(f, "TLS: {why}"),

@@ -7,30 +7,42 @@
 //! | none | nobody uses it |
 //!
 //! Invariants
-//! - A name is open once at a time: whoever wants it while it is being closed waits, and opens it anew, so that it sees a resize.
+//! - Places are found by lineage: a name may come to mean something else while what it meant is open.
+//! - A lineage is open once at a time: whoever wants it while it is being closed waits, and opens it anew, so that it sees a resize.
 //! - A volume whose channel has ended is not given to anybody else.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_api::client::{Client, path_segment};
 use archipelago_api::types::{VolumePage, VolumeView};
 use archipelago_protocol::catalogue::Kind;
-use archipelago_protocol::{Access, Error, ErrorCode, Name};
-use archipelago_segment::{VolumeClient, VolumeOptions};
-use tokio::sync::Mutex;
+use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name};
+use archipelago_segment::VolumeClient;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 
 use crate::volume::{Export, OPTIONS, Volume};
 
+/// Clients that use exports at a time: each can have 32 MiB of replies waiting, so these 2 GiB.
+const CLIENTS_MAX: usize = 64;
+/// Exports that are open at a time: half of what a data process opens, the rest is for imports, exports of images and mounts.
+const OPEN_EXPORTS_MAX: usize = 32;
+/// Questions that the node is asked at a time, each on a thread of its own.
+const QUESTIONS_MAX: usize = 32;
 /// Names of a list at most: with those of 255 bytes 2 MiB.
 const NAMES_MAX: usize = 8192;
 /// Names of a page.
 const PAGE_LEN: usize = 1000;
-/// A node whose data process has died serves again after that long, mostly.
-const OPEN_TRIES: u32 = 25;
+/// A node whose data process has died serves again after that long, mostly: later, no further try begins.
+const TRIES_MAX: Duration = Duration::from_secs(5);
 const OPEN_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a volume may take to be closed. A write that waits for room in its pool takes longer: then the channel is cut off, and the
+/// node ends such writes and makes the others durable.
+const CLOSE_MAX: Duration = Duration::from_secs(30);
 
 /// Where a volume is while it is open.
 type Place = Mutex<Option<Rc<Volume>>>;
@@ -41,7 +53,18 @@ pub(crate) struct Exports {
     /// Empty: everything that the node has.
     names: Vec<Name>,
     read_only: bool,
-    places: RefCell<HashMap<Name, Rc<Place>>>,
+    places: RefCell<HashMap<Lineage, Rc<Place>>>,
+    /// Places of clients that are free.
+    clients: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
+    /// The first volume that could not be closed.
+    failure: RefCell<Option<Error>>,
+}
+
+/// What a name means now.
+struct Found {
+    lineage: Lineage,
+    export: Export,
 }
 
 impl Exports {
@@ -51,6 +74,9 @@ impl Exports {
             names,
             read_only,
             places: RefCell::default(),
+            clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
+            failure: RefCell::default(),
         }
     }
 
@@ -60,12 +86,23 @@ impl Exports {
     /// What the node says to the first that cannot.
     pub(crate) async fn check(&self) -> Result<(), Error> {
         if self.names.is_empty() {
-            self.names().await?;
+            // Whether it answers; there may be more of them than go into a list.
+            let node = self.node.clone();
+            let _some: VolumePage = self.ask(move || node.get("/v1/volumes?limit=1")).await?;
         }
         for name in &self.names {
-            self.open(name.as_str().as_bytes()).await?.give_back().await;
+            let lease = self.open(name.as_str().as_bytes()).await?;
+            self.take_back(lease).await;
         }
-        Ok(())
+        self.outcome()
+    }
+
+    /// Whether everything could be closed so far.
+    ///
+    /// # Errors
+    /// Why the first could not.
+    pub(crate) fn outcome(&self) -> Result<(), Error> {
+        self.failure.borrow_mut().take().map_or(Ok(()), Err)
     }
 
     /// The names of all exports.
@@ -77,7 +114,7 @@ impl Exports {
             return Ok(self.names.iter().map(Name::to_string).collect());
         }
         let node = self.node.clone();
-        blocking(move || list(&node)).await
+        self.ask(move || list(&node)).await
     }
 
     /// What `name` is, without opening it.
@@ -86,51 +123,123 @@ impl Exports {
     /// [`ErrorCode::NotFound`] if it is no export; what the node says.
     pub(crate) async fn describe(&self, name: &[u8]) -> Result<Export, Error> {
         let name = self.resolve(name)?;
-        let (node, read_only) = (self.node.clone(), self.read_only);
-        blocking(move || look(&node, &name, read_only)).await
+        Ok(self.find(name).await?.export)
     }
 
-    /// The export `name` for one more client.
+    async fn find(&self, name: Name) -> Result<Found, Error> {
+        let (node, read_only) = (self.node.clone(), self.read_only);
+        self.ask(move || look(&node, &name, read_only)).await
+    }
+
+    /// The export `name` for one more client. Whoever waits no longer leaves nothing behind.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`] if it is no export; what the node says: [`ErrorCode::InUse`] if somebody else has it open.
+    /// [`ErrorCode::NotFound`] if it is no export; what the node says: [`ErrorCode::InUse`] if somebody else has it open, or if it was
+    /// renamed meanwhile, and if there are too many clients or open exports.
     pub(crate) async fn open(&self, name: &[u8]) -> Result<Lease, Error> {
         let name = self.resolve(name)?;
-        let place = Rc::clone(self.places.borrow_mut().entry(name.clone()).or_default());
+        let Ok(counted) = Arc::clone(&self.clients).try_acquire_owned() else {
+            let message = format!("{CLIENTS_MAX} clients use this server already");
+            return Err(Error::new(ErrorCode::InUse, message));
+        };
+        let deadline = Instant::now() + TRIES_MAX;
+        loop {
+            match self.try_open(name.clone()).await {
+                Err(error) if error.code == ErrorCode::Unavailable && Instant::now() < deadline => {
+                    tokio::time::sleep(OPEN_INTERVAL).await;
+                }
+                opened => {
+                    let (place, volume) = opened?;
+                    return Ok(Lease {
+                        place,
+                        volume,
+                        _counted: counted,
+                    });
+                }
+            }
+        }
+    }
+
+    async fn try_open(&self, name: Name) -> Result<(Rc<Place>, Rc<Volume>), Error> {
+        let found = self.find(name).await?;
+        self.forget_unused();
+        let place = self.place(found.lineage)?;
         let mut volume = place.lock().await;
         let open = match volume.as_ref().filter(|volume| !volume.is_ended()) {
             Some(open) => Rc::clone(open),
             None => {
                 *volume = None;
-                let opened = self
-                    .open_anew(name)
-                    .await
-                    .inspect_err(|_| self.forget_unused());
-                Rc::clone(volume.insert(opened?))
+                let node = self.node.clone();
+                let (export, client) = self.ask(move || connect(&node, found)).await?;
+                Rc::clone(volume.insert(Volume::start(export, client)?))
             }
         };
         drop(volume);
         open.users.set(open.users.get() + 1);
-        Ok(Lease {
-            place,
-            volume: open,
-        })
+        Ok((place, open))
     }
 
-    async fn open_anew(&self, name: Name) -> Result<Rc<Volume>, Error> {
-        self.forget_unused();
-        let mut tries = 0;
-        loop {
-            let (node, read_only, asked) = (self.node.clone(), self.read_only, name.clone());
-            match blocking(move || connect(&node, &asked, read_only)).await {
-                Ok((export, client)) => return Volume::start(export, client),
-                Err(error) if error.code == ErrorCode::Unavailable && tries < OPEN_TRIES => {
-                    tries += 1;
-                    tokio::time::sleep(OPEN_INTERVAL).await;
-                }
-                Err(error) => return Err(error),
-            }
+    fn place(&self, lineage: Lineage) -> Result<Rc<Place>, Error> {
+        let mut places = self.places.borrow_mut();
+        if places.len() >= OPEN_EXPORTS_MAX && !places.contains_key(&lineage) {
+            let message = format!("{OPEN_EXPORTS_MAX} exports are in use already");
+            return Err(Error::new(ErrorCode::InUse, message));
         }
+        Ok(Rc::clone(places.entry(lineage).or_default()))
+    }
+
+    /// Takes an export back, and closes the volume if this was its last user.
+    pub(crate) async fn take_back(&self, lease: Lease) {
+        let Lease {
+            place,
+            volume,
+            _counted,
+        } = lease;
+        let mut place = place.lock().await;
+        let users = volume.users.get() - 1;
+        volume.users.set(users);
+        let is_current = place.as_ref().is_some_and(|it| Rc::ptr_eq(it, &volume));
+        if users > 0 || !is_current {
+            return;
+        }
+        *place = None;
+        // Of a volume whose channel has ended there is nothing to close: who used it was cut off.
+        if volume.is_ended() {
+            return;
+        }
+        let closed = timeout(CLOSE_MAX, volume.close()).await;
+        let code = match closed {
+            Ok(Ok(())) => return,
+            Ok(Err(code)) => code,
+            Err(_late) => {
+                volume.cut_off();
+                ErrorCode::Unavailable
+            }
+        };
+        let message = format!(
+            "closing `{}`: {code}: what was written since the last flush may be lost",
+            volume.name()
+        );
+        tracing::error!("{message}");
+        let error = Error::new(code, message).with_hint("archipelago node status");
+        self.failure.borrow_mut().get_or_insert(error);
+    }
+
+    /// Calls the node beside the thread that serves.
+    async fn ask<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let asked = Arc::clone(&self.questions).acquire_owned().await;
+        // Counted until it returns, also if nobody waits for it any more.
+        let called = tokio::task::spawn_blocking(move || {
+            let _asked = asked;
+            call()
+        });
+        called.await.unwrap_or_else(|_panicked| {
+            let message = "a call to the node has failed";
+            Err(Error::new(ErrorCode::Internal, message))
+        })
     }
 
     /// The name that a client means.
@@ -159,73 +268,51 @@ impl Exports {
 pub(crate) struct Lease {
     place: Rc<Place>,
     volume: Rc<Volume>,
+    _counted: OwnedSemaphorePermit,
 }
 
 impl Lease {
     pub(crate) fn volume(&self) -> &Rc<Volume> {
         &self.volume
     }
-
-    /// Closes the volume if this was its last user.
-    pub(crate) async fn give_back(self) {
-        let mut place = self.place.lock().await;
-        let users = self.volume.users.get() - 1;
-        self.volume.users.set(users);
-        let is_current = place
-            .as_ref()
-            .is_some_and(|it| Rc::ptr_eq(it, &self.volume));
-        if users > 0 || !is_current {
-            return;
-        }
-        *place = None;
-        // Of a volume whose channel has ended there is nothing to close: who used it was cut off.
-        if self.volume.is_ended() {
-            return;
-        }
-        if let Err(code) = self.volume.close().await {
-            tracing::error!(
-                "closing `{}`: {code}: what was written since the last flush may be lost",
-                self.volume.name()
-            );
-        }
-    }
 }
 
-/// Calls the node beside the thread that serves.
-async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let called = tokio::task::spawn_blocking(call).await;
-    called.unwrap_or_else(|_panicked| {
-        let message = "a call to the node has failed";
-        Err(Error::new(ErrorCode::Internal, message))
-    })
-}
-
-fn look(node: &Client, name: &Name, read_only: bool) -> Result<Export, Error> {
+fn look(node: &Client, name: &Name, read_only: bool) -> Result<Found, Error> {
     let view: VolumeView = node.get(&format!("/v1/volumes/{}", path_segment(name.as_str())))?;
     let entry = view.entry;
     if entry.kind == Kind::Importing {
         let message = format!("`{name}` is being imported");
         return Err(Error::new(ErrorCode::InUse, message));
     }
-    Ok(Export {
-        name: entry.name,
-        size: entry.size,
-        read_only: read_only || entry.kind != Kind::Volume,
+    Ok(Found {
+        lineage: entry.lineage,
+        export: Export {
+            name: entry.name,
+            size: entry.size,
+            read_only: read_only || entry.kind != Kind::Volume,
+        },
     })
 }
 
-fn connect(node: &Client, name: &Name, read_only: bool) -> Result<(Export, VolumeClient), Error> {
-    let export = look(node, name, read_only)?;
-    let access = match export.read_only {
+/// Opens what was found.
+fn connect(node: &Client, found: Found) -> Result<(Export, VolumeClient), Error> {
+    let name = &found.export.name;
+    let access = match found.export.read_only {
         true => Access::Read,
         false => Access::Write,
     };
     let opened = node.open(name, access)?;
-    let client = VolumeClient::connect(&opened.socket, opened.uid, VolumeOptions { ..OPTIONS })?;
+    let client = VolumeClient::connect(&opened.socket, opened.uid, OPTIONS)?;
+    if opened.lineage != found.lineage {
+        let message = format!("`{name}` was renamed just now");
+        return Err(Error::new(ErrorCode::InUse, message));
+    }
     let size = opened.size;
-    Ok((Export { size, ..export }, client))
+    let export = Export {
+        size,
+        ..found.export
+    };
+    Ok((export, client))
 }
 
 fn list(node: &Client) -> Result<Vec<String>, Error> {

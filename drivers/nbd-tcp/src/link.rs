@@ -10,12 +10,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use archipelago_nbd_protocol::losses::Witness;
 use archipelago_nbd_protocol::pieces::Range;
-use archipelago_nbd_protocol::request::{
-    Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, errno, extent,
-};
+use archipelago_nbd_protocol::request::{Command, Done, Header, ReplyHeader, Terms, errno, extent};
 use archipelago_nbd_protocol::wire::{Errno, REPLY_HEADER_MAX};
 use archipelago_protocol::ErrorCode;
+use archipelago_protocol::status::STATUS_PAGE_MAX;
 use archipelago_segment::Buffer;
 use tokio::sync::Notify;
 
@@ -26,8 +26,6 @@ use crate::volume::{Requester, Volume};
 const WAITING_MAX: usize = 8 << 20;
 /// Bytes that are kept for the next replies when all are sent.
 const KEPT: usize = 256 << 10;
-/// Longest answer to a question for block status.
-pub(crate) const EXTENTS_MAX: u32 = 64 << 10;
 
 /// Whether the connection takes requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +58,7 @@ impl Replies {
 pub(crate) struct Link {
     pub(crate) terms: Terms,
     pub(crate) volume: Rc<Volume>,
+    witness: Witness,
     replies: RefCell<Replies>,
     /// There is something to send.
     sendable: Notify,
@@ -71,7 +70,7 @@ pub(crate) struct Link {
 pub(crate) fn reply_len(command: Command, range: Range) -> usize {
     let data = match command {
         Command::Read => range.len,
-        Command::BlockStatus { .. } => EXTENTS_MAX,
+        Command::BlockStatus { .. } => STATUS_PAGE_MAX,
         _ => 0,
     };
     REPLY_HEADER_MAX + data as usize
@@ -80,6 +79,7 @@ pub(crate) fn reply_len(command: Command, range: Range) -> usize {
 impl Link {
     pub(crate) fn new(terms: Terms, volume: Rc<Volume>) -> Self {
         Link {
+            witness: volume.losses.witness(),
             terms,
             volume,
             replies: RefCell::new(Replies {
@@ -232,11 +232,17 @@ impl Requester for Link {
         buffer: Option<Buffer>,
     ) {
         let mut replies = self.replies.borrow_mut();
-        if replies.phase == Phase::Broken {
+        let is_broken = replies.phase == Phase::Broken;
+        let request = replies.requests.get(index);
+        let losses = &self.volume.losses;
+        let result = losses.check(&self.witness, request.command, result);
+        if is_broken {
             return self.give_back(buffer);
         }
-        let result = result.map_err(errno);
-        let request = replies.requests.get(index);
+        let result = result.map_err(|code| {
+            self.volume.log_failure(request.command, range.offset, code);
+            errno(code)
+        });
         request.piece_done(result);
         request.promised += reply_len(request.command, range);
         let (command, cookie, is_done) = (request.command, request.cookie, request.is_done());
@@ -346,12 +352,7 @@ fn extents(
         Ok(runs) => runs,
         Err(errno) => return to.extend(ReplyHeader::error(cookie, errno).bytes()),
     };
-    let most = if one {
-        1
-    } else {
-        (EXTENTS_MAX / EXTENT_LEN) as usize
-    };
-    let count = runs.len().min(most);
+    let count = if one { runs.len().min(1) } else { runs.len() };
     let header = ReplyHeader::extents(cookie, u32::try_from(count).unwrap_or(0));
     to.extend(header.bytes());
     for run in &runs[..count] {

@@ -7,15 +7,22 @@ use archipelago_nbd_protocol::offer::Offer;
 use archipelago_nbd_protocol::request::Terms;
 use archipelago_protocol::{Error, ErrorCode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::end::End;
 use crate::exports::Lease;
-use crate::shared::{CLIENTS_MAX, Shared};
+use crate::shared::Shared;
 use crate::volume::Export;
 
 /// Between the connection and the transmission, without the time that the node takes: a client that takes longer is disconnected.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// How long the node may take to open an export.
+const OPEN_MAX: Duration = Duration::from_secs(15);
+
+/// The place of a client in its handshake; ends if it is needed for somebody else.
+pub(crate) type Handshaking = oneshot::Receiver<()>;
 
 /// What came of a handshake.
 pub(crate) enum Negotiated {
@@ -61,19 +68,21 @@ impl Negotiation {
         &mut self,
         stream: &mut S,
         shared: &Shared,
+        place: &mut Handshaking,
     ) -> Result<Negotiated, End> {
         let mut ending = shared.ending.clone();
         let mut lease = None;
         let result = tokio::select! {
             result = self.go_on(stream, shared, &mut lease) => result,
             _ = ending.wait_for(|ending| *ending) => Err(End::Ending),
+            _ = place => Err(End::Evicted),
         };
         match (result, lease) {
             (Ok(Progress::Agreed(terms)), Some(lease)) => Ok(Negotiated::Agreed(terms, lease)),
             (Ok(Progress::StartTls), None) => Ok(Negotiated::StartTls),
             (result, lease) => {
                 if let Some(lease) = lease {
-                    lease.give_back().await;
+                    shared.exports.take_back(lease).await;
                 }
                 result.map(|_aborted| Negotiated::Aborted)
             }
@@ -117,12 +126,12 @@ impl Negotiation {
             return Ok(Progress::Continues);
         }
         let found = match question {
-            Progress::Chosen if !shared.has_room() => {
-                let message = format!("{CLIENTS_MAX} clients use this server already");
-                Err(Error::new(ErrorCode::InUse, message))
-            }
             Progress::Chosen => {
-                let opened = shared.exports.open(self.handshake.name()).await;
+                let opened = shared.exports.open(self.handshake.name());
+                let opened = timeout(OPEN_MAX, opened).await.unwrap_or_else(|_late| {
+                    let message = "the node takes too long to open it";
+                    Err(Error::new(ErrorCode::Unavailable, message))
+                });
                 opened.map(|opened| lease.insert(opened).volume().export().clone())
             }
             _ => shared.exports.describe(self.handshake.name()).await,

@@ -16,10 +16,12 @@ use tokio::time::timeout;
 
 use crate::end::End;
 use crate::link::{Link, reply_len};
-use crate::volume::Flight;
+use crate::volume::{Flight, Place};
 
 /// How long a client may take between two parts of a write's data.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a client may take to go once everything is said.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// Bytes that are received and not given to the volume: some pieces, so that what is behind one is seldom moved to the front.
 const INPUT_LEN: usize = 4 * PIECE_MAX as usize;
 
@@ -119,6 +121,21 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         Ok(())
     }
 
+    /// Drops what comes until the client has gone, for a short time: with unread requests, a socket that is closed is reset, and replies on
+    /// their way are lost.
+    pub(crate) async fn drain(&mut self) {
+        let ended = timeout(DRAIN_MAX, async {
+            loop {
+                (self.input.start, self.input.end) = (0, 0);
+                if !self.input.receive(1).await.unwrap_or(false) {
+                    return;
+                }
+            }
+        });
+        // One that does not go has what it was sent by now.
+        ended.await.unwrap_or_default();
+    }
+
     /// The next request; `None`: there will be none.
     async fn next_header(&mut self) -> Result<Option<Header>, End> {
         loop {
@@ -169,12 +186,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
                 self.input.await_data(range.len as usize).await?;
             }
             link.promise(reply_len(command, range)).await;
-            match command {
-                Command::Read | Command::Write { .. } | Command::BlockStatus { .. } => {
-                    link.volume.acquire_buffers(1).await?;
-                }
-                _ => link.volume.acquire_bare().await?,
-            }
+            link.volume.acquire(Place::of(command), 1).await?;
             self.submit(request, command)?;
         }
         Ok(())
@@ -186,7 +198,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         let range = Range { offset: 0, len: 0 };
         let headers = pieces as usize * reply_len(Command::Read, range);
         self.link.promise(headers + len as usize).await;
-        self.link.volume.acquire_buffers(pieces).await?;
+        self.link.volume.acquire(Place::Read, pieces).await?;
         for _ in 0..pieces {
             self.submit(request, Command::Read)?;
         }
@@ -242,6 +254,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
             requester: Rc::<Link>::clone(self.link),
             request,
             piece,
+            place: Place::of(command),
             range,
         };
         volume.submit(flight, asked)

@@ -1,25 +1,26 @@
 //! The listening socket: who is let in, how many at a time, and the end.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_api::client::Client;
 use archipelago_protocol::{Error, ErrorCode, Name};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::client::serve_client;
 use crate::exports::Exports;
+use crate::negotiation::Handshaking;
 use crate::shared::Shared;
 use crate::tls::TlsFiles;
 
-/// Clients in their handshakes at a time; more wait in the socket's queue, for as long as a handshake may take.
-const HANDSHAKES_MAX: usize = 32;
+/// Clients in their handshakes at a time; for one more, the one that is there longest is sent away: whoever means it is done by then.
+const HANDSHAKES_MAX: usize = 128;
 /// How long requests in flight may take at the end.
 const ENDING_MAX: Duration = Duration::from_secs(30);
 /// How long nobody is let in when the kernel has no descriptor or memory for another client.
@@ -45,7 +46,7 @@ pub struct ServeOptions {
 ///
 /// # Errors
 /// [`ErrorCode::Invalid`] for an address of other hosts without encryption, and for a bad certificate; what the node says to the opening
-/// of a volume that is named; [`ErrorCode::Unavailable`] if clients' requests have not finished in time at the end.
+/// of a volume that is named; [`ErrorCode::Unavailable`] if clients' requests have not finished in time at the end; why a volume could not be closed.
 pub fn serve(
     client: Client,
     options: ServeOptions,
@@ -86,7 +87,8 @@ pub fn serve(
         let clients = accept(listener, signals, &shared).await;
         // All receivers are in `shared`, or gone.
         let _told = end.send(true);
-        finish(clients).await
+        finish(clients).await?;
+        shared.exports.outcome()
     });
     // A call to the node that has not returned keeps nobody waiting.
     runtime.shutdown_background();
@@ -116,13 +118,14 @@ impl Signals {
 
 /// Lets clients in until a signal; those that are there then.
 async fn accept(listener: TcpListener, mut signals: Signals, shared: &Rc<Shared>) -> JoinSet<()> {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut handshakes = Handshakes::default();
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             () = signals.next() => return clients,
-            accepted = next_client(&listener, &handshakes) => match accepted {
-                Ok((socket, address, place)) => {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, address)) => {
+                    let place = handshakes.take_place();
                     clients.spawn_local(serve_client(socket, address, place, Rc::clone(shared)));
                 }
                 Err(error) => {
@@ -135,14 +138,21 @@ async fn accept(listener: TcpListener, mut signals: Signals, shared: &Rc<Shared>
     }
 }
 
-async fn next_client(
-    listener: &TcpListener,
-    handshakes: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = Arc::clone(handshakes).acquire_owned().await;
-    let place = place.expect("nobody closes it");
-    let (socket, address) = listener.accept().await?;
-    Ok((socket, address, place))
+/// Clients in their handshakes, the oldest first: one more takes the place of that.
+#[derive(Default)]
+struct Handshakes(VecDeque<oneshot::Sender<()>>);
+
+impl Handshakes {
+    /// A place, until it is dropped, or needed for somebody else: then it ends.
+    fn take_place(&mut self) -> Handshaking {
+        self.0.retain(|place| !place.is_closed());
+        if self.0.len() >= HANDSHAKES_MAX {
+            self.0.pop_front();
+        }
+        let (held, place) = oneshot::channel();
+        self.0.push_back(held);
+        place
+    }
 }
 
 async fn finish(mut clients: JoinSet<()>) -> Result<(), Error> {
@@ -157,4 +167,24 @@ async fn finish(mut clients: JoinSet<()>) -> Result<(), Error> {
         );
         Error::new(ErrorCode::Unavailable, message).with_hint("archipelago node status")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_more_handshake_than_there_are_places_ends_the_oldest_that_is_left() {
+        let mut handshakes = Handshakes::default();
+        let mut places: Vec<_> = (0..HANDSHAKES_MAX)
+            .map(|_| handshakes.take_place())
+            .collect();
+        drop(places.remove(0));
+        let mut new = [handshakes.take_place(), handshakes.take_place()];
+        let is_ended =
+            |place: &mut Handshaking| place.try_recv() == Err(oneshot::error::TryRecvError::Closed);
+        assert!(is_ended(&mut places[0]));
+        let mut others = places[1..].iter_mut().chain(&mut new);
+        assert!(!others.any(is_ended));
+    }
 }

@@ -3,37 +3,49 @@
 //! | state | means | becomes |
 //! |---|---|---|
 //! | live | requests are taken | closing, by [`Volume::close`]; ended, if the channel ends |
-//! | closing | nothing is in flight soon; then the volume is closed | ended |
+//! | closing | nothing is in flight soon; then the volume is closed | ended; cut off, by [`Volume::cut_off`] |
+//! | cut off | nobody waits for its answers | ended |
 //! | ended | nothing is taken any more; every request was given back | - |
 //!
 //! Invariants
 //! - Whoever submits has acquired a place before, so that the channel never refuses a request but because it has ended.
-//! - A buffer's place is free again when the buffer is given back.
+//! - Places of requests that the pool's policy may keep waiting for room (writes, zeros) and of all others are apart: when a pool is full,
+//!   reads and flushes go on.
+//! - A read's place is free again when its buffer is given back, the others' when the volume has answered.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
+use archipelago_nbd_protocol::losses::Losses;
 use archipelago_nbd_protocol::offer::{BLOCK_MAX, PIECE_MAX};
 use archipelago_nbd_protocol::pieces::Range;
+use archipelago_nbd_protocol::request::{Command, errno};
 use archipelago_protocol::{Error, ErrorCode, Name};
 use archipelago_segment::{Buffer, Finished, Request, SubmitError, VolumeClient, VolumeOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use crate::end::End;
 
-/// Buffers of a volume: as much as the longest read, which has to be whole before it is answered to a client without structured
+/// Buffers of a volume for reads: as much as the longest read, which has to be whole before it is answered to a client without structured
 /// replies. Only what is used takes memory.
-const BUFFERS: u32 = BLOCK_MAX / PIECE_MAX;
-/// Requests without data in flight: what a channel has beside those with buffers.
-const BARE_REQUESTS: usize = 8;
+const READS: usize = (BLOCK_MAX / PIECE_MAX) as usize;
+/// Buffers for writes.
+const WRITES: usize = 64;
+/// Requests without data in flight: together what a channel has beside those with buffers.
+const BARE_REQUESTS: usize = 4;
+const FLUSHES: usize = 4;
 /// The channel of a volume.
 pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
-    buffers: BUFFERS as usize,
+    buffers: READS + WRITES,
     buffer_len: PIECE_MAX as usize,
 };
+/// Between two lines about requests that fail.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// The token of the request that closes the volume.
 const CLOSE: u64 = u64::MAX;
 
@@ -49,7 +61,7 @@ pub(crate) struct Export {
 
 /// Whoever is answered.
 pub(crate) trait Requester {
-    /// The volume has answered a piece; its `buffer`, if it has one, is to be given back.
+    /// The volume has answered a piece; a read's `buffer` is to be given back.
     fn piece_done(
         &self,
         request: u16,
@@ -60,6 +72,66 @@ pub(crate) trait Requester {
     );
 }
 
+/// What a request in flight occupies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A buffer, until what is in it has been copied.
+    Read,
+    /// A buffer.
+    Write,
+    /// No buffer: trim and zeros.
+    Bare,
+    /// No buffer.
+    Flush,
+}
+
+impl Place {
+    pub(crate) fn of(command: Command) -> Place {
+        match command {
+            Command::Read | Command::BlockStatus { .. } => Place::Read,
+            Command::Write { .. } => Place::Write,
+            Command::Trim { .. } | Command::WriteZeroes { .. } => Place::Bare,
+            Command::Flush | Command::Disconnect | Command::Cache => Place::Flush,
+        }
+    }
+}
+
+/// Places that are free.
+struct Places {
+    reads: Semaphore,
+    writes: Semaphore,
+    bare: Semaphore,
+    flushes: Semaphore,
+}
+
+impl Places {
+    const COUNT: usize = READS + WRITES + BARE_REQUESTS + FLUSHES;
+
+    fn new() -> Places {
+        Places {
+            reads: Semaphore::new(READS),
+            writes: Semaphore::new(WRITES),
+            bare: Semaphore::new(BARE_REQUESTS),
+            flushes: Semaphore::new(FLUSHES),
+        }
+    }
+
+    fn get(&self, place: Place) -> &Semaphore {
+        match place {
+            Place::Read => &self.reads,
+            Place::Write => &self.writes,
+            Place::Bare => &self.bare,
+            Place::Flush => &self.flushes,
+        }
+    }
+
+    fn close(&self) {
+        for place in [Place::Read, Place::Write, Place::Bare, Place::Flush] {
+            self.get(place).close();
+        }
+    }
+}
+
 /// A piece of a request in flight.
 pub(crate) struct Flight {
     /// Whose.
@@ -68,6 +140,7 @@ pub(crate) struct Flight {
     pub(crate) request: u16,
     /// Number of the piece.
     pub(crate) piece: u16,
+    pub(crate) place: Place,
     pub(crate) range: Range,
 }
 
@@ -105,11 +178,35 @@ impl Channel {
     }
 }
 
+/// Requests that have failed, as the log has them.
+#[derive(Default)]
+struct Failures {
+    next_line: Cell<Option<Instant>>,
+    /// Since the last line.
+    unsaid: Cell<u64>,
+}
+
+impl Failures {
+    fn log(&self, name: &Name, command: Command, offset: u64, code: ErrorCode) {
+        let now = Instant::now();
+        if self.next_line.get().is_some_and(|next| now < next) {
+            return self.unsaid.set(self.unsaid.get() + 1);
+        }
+        self.next_line.set(Some(now + LINE_INTERVAL));
+        let unsaid = self.unsaid.take();
+        tracing::warn!(
+            "`{name}`: {command:?} at {offset} fails: {code} ({:?}); {unsaid} others since the last such line",
+            errno(code)
+        );
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Live,
     Closing,
     CloseSent,
+    CutOff,
     Ended(Result<(), ErrorCode>),
 }
 
@@ -118,12 +215,13 @@ pub(crate) struct Volume {
     export: Export,
     channel: RefCell<Channel>,
     state: Cell<State>,
-    /// Places for requests with and without a buffer.
-    buffers: Semaphore,
-    bare: Semaphore,
+    places: Places,
     /// Wakes the task that takes answers.
     doorbell: Notify,
     end: Notify,
+    /// What all clients have to hear of.
+    pub(crate) losses: Losses,
+    failures: Failures,
     /// Clients that use it.
     pub(crate) users: Cell<usize>,
 }
@@ -147,19 +245,19 @@ impl Volume {
         )]
         let readiness = AsyncFd::with_interest(descriptor, Interest::READABLE)
             .map_err(|error| failed(&error))?;
-        let places = BUFFERS as usize + BARE_REQUESTS;
         let volume = Rc::new(Volume {
             export,
             channel: RefCell::new(Channel {
                 client,
-                flights: (0..places).map(|_| None).collect(),
-                free: (0..places).rev().collect(),
+                flights: (0..Places::COUNT).map(|_| None).collect(),
+                free: (0..Places::COUNT).rev().collect(),
             }),
             state: Cell::new(State::Live),
-            buffers: Semaphore::new(BUFFERS as usize),
-            bare: Semaphore::new(BARE_REQUESTS),
+            places: Places::new(),
             doorbell: Notify::new(),
             end: Notify::new(),
+            losses: Losses::default(),
+            failures: Failures::default(),
             users: Cell::new(0),
         });
         tokio::task::spawn_local(Rc::clone(&volume).take_answers(readiness));
@@ -193,23 +291,13 @@ impl Volume {
         }
     }
 
-    /// Acquires places for `count` requests with buffers; each place belongs to the next request of the caller.
+    /// Acquires `count` places; each belongs to the next request of the caller.
     ///
     /// # Errors
     /// [`End::Volume`] if it has ended.
-    pub(crate) async fn acquire_buffers(&self, count: u32) -> Result<(), End> {
-        let places = self.buffers.acquire_many(count).await;
+    pub(crate) async fn acquire(&self, place: Place, count: u32) -> Result<(), End> {
+        let places = self.places.get(place).acquire_many(count).await;
         places.map_err(|_closed| End::Volume)?.forget();
-        Ok(())
-    }
-
-    /// As [`Volume::acquire_buffers`], for one request without a buffer.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) async fn acquire_bare(&self) -> Result<(), End> {
-        let place = self.bare.acquire().await;
-        place.map_err(|_closed| End::Volume)?.forget();
         Ok(())
     }
 
@@ -230,10 +318,15 @@ impl Volume {
         self.channel.borrow_mut().submit(flight, request)
     }
 
-    /// The data of `buffer` is where it belongs.
+    /// The data of a read's `buffer` is where it belongs.
     pub(crate) fn give_back(&self, buffer: Buffer) {
         drop(buffer);
-        self.buffers.add_permits(1);
+        self.places.reads.add_permits(1);
+    }
+
+    /// A client hears of a failure: so does whoever reads the log, now and then.
+    pub(crate) fn log_failure(&self, command: Command, offset: u64, code: ErrorCode) {
+        self.failures.log(self.name(), command, offset, code);
     }
 
     /// Makes everything durable and closes it; nobody uses it any more.
@@ -246,6 +339,14 @@ impl Volume {
             self.doorbell.notify_one();
         }
         self.result().await
+    }
+
+    /// Gives up a volume that takes too long to be closed: the channel ends, and the node closes the volume by itself.
+    pub(crate) fn cut_off(&self) {
+        if !self.is_ended() {
+            self.state.set(State::CutOff);
+            self.doorbell.notify_one();
+        }
     }
 
     async fn take_answers(self: Rc<Self>, readiness: AsyncFd<OwnedFd>) {
@@ -269,13 +370,18 @@ impl Volume {
             self.channel.borrow_mut().client.wake();
         };
         self.state.set(State::Ended(result));
-        self.buffers.close();
-        self.bare.close();
+        self.places.close();
         self.end.notify_waiters();
+        // What is in flight holds its requester, and that this volume.
+        let flights = std::mem::take(&mut self.channel.borrow_mut().flights);
+        drop(flights);
     }
 
     /// Takes what is done; the result once everything has ended.
     fn take_finished(&self) -> Option<Result<(), ErrorCode>> {
+        if self.state.get() == State::CutOff {
+            return Some(Err(ErrorCode::Unavailable));
+        }
         loop {
             let mut channel = self.channel.borrow_mut();
             let Some(finished) = channel.client.next() else {
@@ -309,11 +415,14 @@ impl Volume {
             requester,
             request,
             piece,
+            place,
             range,
         } = flight;
-        if finished.buffer.is_none() {
-            self.bare.add_permits(1);
+        let mut buffer = finished.buffer;
+        if place != Place::Read {
+            drop(buffer.take());
+            self.places.get(place).add_permits(1);
         }
-        requester.piece_done(request, piece, range, finished.result, finished.buffer);
+        requester.piece_done(request, piece, range, finished.result, buffer);
     }
 }
