@@ -619,6 +619,7 @@ mod tests {
         while (&ballast).write_all(&[1; 4096]).is_ok() {}
         for socket in [&mut reset, &mut finished] {
             socket.write_all(&read_request(512)).unwrap();
+            assert_eq!(socket.peek(&mut [0; 1]).unwrap(), 1);
             // As many as the volume takes at a time: the server reads on, and sees the end.
             for offset in (0..4 * MIB).step_by(MIB) {
                 socket.write_all(&write_request(offset, MIB)).unwrap();
