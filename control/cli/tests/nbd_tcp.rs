@@ -14,7 +14,7 @@ mod tests {
     use std::net::TcpStream;
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
@@ -631,11 +631,9 @@ mod tests {
         wait("a client that leaves", || {
             log_of(&node).contains("has left `v`")
         });
-        let started = Instant::now();
         client(&["qemu-img", "info", &server.uri("w")]);
         let refused = failing_client(&["qemu-img", "info", &server.uri("v")]);
         assert!(refused.contains("too long"), "{refused}");
-        assert!(started.elapsed() < Duration::from_secs(30));
         wait("the end of both", || {
             let log = log_of(&node);
             log.contains("closing `v`") && log.contains("which uses `x`, is cut off")
