@@ -95,6 +95,8 @@ mod tests {
                     unmounted.status.success(),
                     "{placement}, {round}: {unmounted:?}"
                 );
+                // One that was under way waits for the node, for two minutes.
+                import.kill().unwrap();
                 import.wait().unwrap();
                 disk.mount();
             }
