@@ -153,8 +153,8 @@ impl Control {
             )))
         };
         set.map_err(|error| {
-            // Nobody has it open: this does not wait.
-            let _removed = self.control.delete(number, || true);
+            // What is reported is the first failure; a device that stays is found and removed by the next start.
+            let _removed = self.control.delete_unopened(number);
             failed(number, "setting up", &error)
         })
     }
@@ -245,7 +245,7 @@ impl Device<'_> {
     }
 
     /// Shows the block device, once the queue is served. `server` is the process that opened the queue: others are refused from
-    /// Linux 6.17 on (6.16.1), older kernels take any. Given up when `goes_on` says no.
+    /// Linux 6.17 on (6.16.1), older kernels take any. Given up when `goes_on` is false.
     ///
     /// # Errors
     /// [`ErrorCode::Unavailable`] when it was given up, [`ErrorCode::Io`] otherwise.

@@ -76,7 +76,7 @@ impl UblkControl {
     pub fn features(&self) -> io::Result<u64> {
         let mut features = 0;
         let buffer = Buffer::Features(&mut features);
-        self.call(control_op::GET_FEATURES, 0, 0, buffer, || true)?;
+        self.call(control_op::GET_FEATURES, 0, 0, buffer)?;
         Ok(features)
     }
 
@@ -87,7 +87,7 @@ impl UblkControl {
     pub fn info(&self, device: u32) -> io::Result<Option<DeviceInfo>> {
         let mut info = DeviceInfo::default();
         let buffer = Buffer::Info(&mut info);
-        match self.call(control_op::GET_DEV_INFO, device, 0, buffer, || true) {
+        match self.call(control_op::GET_DEV_INFO, device, 0, buffer) {
             Ok(()) => Ok(Some(info)),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
@@ -100,7 +100,7 @@ impl UblkControl {
     /// What the kernel says: `EEXIST` if there is one of this number.
     pub fn add(&self, info: &mut DeviceInfo) -> io::Result<()> {
         let device = info.device;
-        self.call(control_op::ADD_DEV, device, 0, Buffer::Info(info), || true)
+        self.call(control_op::ADD_DEV, device, 0, Buffer::Info(info))
     }
 
     /// Says what the device, which is not started, is like.
@@ -110,22 +110,16 @@ impl UblkControl {
     pub fn set_parameters(&self, device: u32, parameters: &Parameters) -> io::Result<()> {
         let mut parameters = *parameters;
         let buffer = Buffer::Parameters(&mut parameters);
-        self.call(control_op::SET_PARAMS, device, 0, buffer, || true)
+        self.call(control_op::SET_PARAMS, device, 0, buffer)
     }
 
     /// Shows the block device, once requests have been fetched on every queue. `server`: the process that opened the device.
     ///
     /// # Errors
-    /// What the kernel says: from Linux 6.17 on (6.16.1) `EINVAL` if it was another process that opened it; `EINTR` or `ECANCELED` once `goes_on` has said no.
+    /// What the kernel says: from Linux 6.17 on (6.16.1) `EINVAL` if it was another process that opened it; `EINTR` or `ECANCELED` once `goes_on` is false.
     pub fn start(&self, device: u32, server: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
         let server = u64::from(server);
-        self.call(
-            control_op::START_DEV,
-            device,
-            server,
-            Buffer::Nothing,
-            goes_on,
-        )
+        self.call_while(control_op::START_DEV, device, server, goes_on)
     }
 
     /// Takes the block device away. What has been fetched and not answered is waited for.
@@ -133,15 +127,23 @@ impl UblkControl {
     /// # Errors
     /// What the kernel says.
     pub fn stop(&self, device: u32) -> io::Result<()> {
-        self.call(control_op::STOP_DEV, device, 0, Buffer::Nothing, || true)
+        self.call(control_op::STOP_DEV, device, 0, Buffer::Nothing)
     }
 
-    /// Removes the device. Its server must have closed the device, or be about to.
+    /// Removes the device; waits until its server has closed it.
     ///
     /// # Errors
     /// What the kernel says; as [`UblkControl::start`].
     pub fn delete(&self, device: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
-        self.call(control_op::DEL_DEV, device, 0, Buffer::Nothing, goes_on)
+        self.call_while(control_op::DEL_DEV, device, 0, goes_on)
+    }
+
+    /// Removes a device that nobody has open: this does not wait.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete_unopened(&self, device: u32) -> io::Result<()> {
+        self.call(control_op::DEL_DEV, device, 0, Buffer::Nothing)
     }
 
     /// Prepares a device whose server has died for the next one.
@@ -150,7 +152,7 @@ impl UblkControl {
     /// What the kernel says: `EBUSY` until everything of the dead server is gone.
     pub fn start_recovery(&self, device: u32) -> io::Result<()> {
         let op = control_op::START_USER_RECOVERY;
-        self.call(op, device, 0, Buffer::Nothing, || true)
+        self.call(op, device, 0, Buffer::Nothing)
     }
 
     /// Gives the device its requests again, once they have been fetched on every queue. `server`: as there.
@@ -164,7 +166,7 @@ impl UblkControl {
         goes_on: impl Fn() -> bool,
     ) -> io::Result<()> {
         let op = control_op::END_USER_RECOVERY;
-        self.call(op, device, u64::from(server), Buffer::Nothing, goes_on)
+        self.call_while(op, device, u64::from(server), goes_on)
     }
 
     /// Changes the size of a device that runs.
@@ -173,10 +175,26 @@ impl UblkControl {
     /// What the kernel says: before 6.16 it does not know the command.
     pub fn update_size(&self, device: u32, sectors: u64) -> io::Result<()> {
         let op = control_op::UPDATE_SIZE;
-        self.call(op, device, sectors, Buffer::Nothing, || true)
+        self.call(op, device, sectors, Buffer::Nothing)
     }
 
-    fn call(
+    /// A command that the kernel completes by itself.
+    fn call(&self, op: u32, device: u32, data: u64, buffer: Buffer<'_>) -> io::Result<()> {
+        self.carry_out(op, device, data, buffer, || true)
+    }
+
+    /// A command that waits for a server. It is cancelled once `goes_on` is false.
+    fn call_while(
+        &self,
+        op: u32,
+        device: u32,
+        data: u64,
+        goes_on: impl Fn() -> bool,
+    ) -> io::Result<()> {
+        self.carry_out(op, device, data, Buffer::Nothing, goes_on)
+    }
+
+    fn carry_out(
         &self,
         op: u32,
         device: u32,
@@ -211,7 +229,7 @@ impl UblkControl {
     }
 }
 
-/// The command's result, once it has completed. It is cancelled when `goes_on` says no, and waited for all the same.
+/// The command's result, once it has completed. It is cancelled when `goes_on` is false, and waited for all the same.
 ///
 /// # Errors
 /// Why the kernel has not taken it.
