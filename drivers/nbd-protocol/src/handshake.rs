@@ -45,7 +45,7 @@ pub enum Broken {
     /// Its data would have to be read.
     #[error("an option with {0} bytes of data is longer than {SKIP_MAX}")]
     TooLong(u32),
-    /// The client goes on and on.
+    /// The client sends options without end.
     #[error("the client has sent more than {OPTIONS_MAX} options")]
     TooMany,
     /// `EXPORT_NAME` has no way to say so.

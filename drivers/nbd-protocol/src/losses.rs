@@ -1,7 +1,7 @@
-//! Acknowledged writes that were lost: each connection of an export hears of it once.
+//! Acknowledged writes that were lost: the next flush of each connection of an export reports the loss, once.
 //!
-//! The volume reports a loss to the first flush behind it. Connections of an export share its volume, and that flush is one connection's: to
-//! the others the volume says nothing more, and their next flush would succeed although what they wrote is gone.
+//! The volume reports a loss to the first flush behind it. Connections of an export share its volume, and that flush is one connection's: the
+//! next flush of another connection would succeed although what that connection wrote is lost.
 //!
 //! ```
 //! use archipelago_nbd_protocol::losses::Losses;
@@ -9,7 +9,7 @@
 //! use archipelago_protocol::ErrorCode;
 //!
 //! let losses = Losses::default();
-//! let (a, b) = (losses.witness(), losses.witness());
+//! let (a, b) = (losses.reported(), losses.reported());
 //! let lost = Err(ErrorCode::SyncFailed);
 //! assert_eq!(losses.check(&a, Command::Flush, lost), lost);
 //! assert_eq!(losses.check(&b, Command::Flush, Ok(())), lost);
@@ -26,26 +26,26 @@ use crate::request::Command;
 #[derive(Debug, Default)]
 pub struct Losses(Cell<u64>);
 
-/// Which losses a connection has heard of.
+/// The losses that were reported to one connection, or happened before it began.
 #[derive(Debug)]
-pub struct Witness(Cell<u64>);
+pub struct ReportedLosses(Cell<u64>);
 
 impl Losses {
-    /// A connection that begins: what was lost before is none of its.
+    /// For a connection that begins: earlier losses are not reported to it.
     #[must_use]
-    pub fn witness(&self) -> Witness {
-        Witness(Cell::new(self.0.get()))
+    pub fn reported(&self) -> ReportedLosses {
+        ReportedLosses(Cell::new(self.0.get()))
     }
 
-    /// What a connection is told of a piece of `command` whose result is `result`: a flush, and whatever is durable when it is answered, fails
-    /// once if there was a loss that the connection has not heard of. To be called for each answer of the volume, in their order, also for those
-    /// that nobody waits for any more: they count as reported.
+    /// The result to send for a piece of `command` that the volume answered with `result`: a flush, or a request that is durable when it is
+    /// answered, fails once if a loss was not reported to the connection yet. Called for each answer of the volume, in order, also for
+    /// answers of connections that have ended: their losses count as reported.
     ///
     /// # Errors
     /// What `result` says; [`ErrorCode::SyncFailed`] for a loss.
     pub fn check(
         &self,
-        witness: &Witness,
+        reported: &ReportedLosses,
         command: Command,
         result: Result<(), ErrorCode>,
     ) -> Result<(), ErrorCode> {
@@ -55,7 +55,7 @@ impl Losses {
         if result == Err(ErrorCode::SyncFailed) {
             self.0.set(self.0.get().wrapping_add(1));
         }
-        match witness.0.replace(self.0.get()) == self.0.get() {
+        match reported.0.replace(self.0.get()) == self.0.get() {
             true => result,
             false => result.and(Err(ErrorCode::SyncFailed)),
         }
@@ -69,7 +69,7 @@ mod tests {
     const LOST: Result<(), ErrorCode> = Err(ErrorCode::SyncFailed);
 
     #[test]
-    fn each_connection_hears_once_of_a_loss_by_whatever_is_durable() {
+    fn a_loss_is_reported_once_to_each_connection_by_every_durable_request() {
         for durable in [
             Command::Flush,
             Command::Write { durable: true },
@@ -80,10 +80,10 @@ mod tests {
             },
         ] {
             let losses = Losses::default();
-            let (a, b) = (losses.witness(), losses.witness());
+            let (a, b) = (losses.reported(), losses.reported());
             assert_eq!(losses.check(&a, durable, LOST), LOST);
             assert_eq!(losses.check(&a, durable, Ok(())), Ok(()));
-            let late = losses.witness();
+            let late = losses.reported();
             let write = Command::Write { durable: false };
             assert_eq!(losses.check(&b, write, Ok(())), Ok(()), "promises nothing");
             assert_eq!(losses.check(&b, Command::Read, Ok(())), Ok(()));
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_write_that_fails_reports_nothing_and_other_errors_are_no_loss() {
         let losses = Losses::default();
-        let (a, b) = (losses.witness(), losses.witness());
+        let (a, b) = (losses.reported(), losses.reported());
         let write = Command::Write { durable: false };
         assert_eq!(losses.check(&a, write, LOST), LOST);
         let full = Err(ErrorCode::NoSpace);

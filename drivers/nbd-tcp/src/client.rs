@@ -39,7 +39,7 @@ pub(crate) async fn serve_client(
     if let Err(end) = tune(&socket) {
         return tracing::debug!("{address}: {end}");
     }
-    // Nobody hears it but who looks for it: anybody can make as many of these as they like.
+    // At the level for debugging only: a client can cause any number of these lines.
     if let Err(end) = begin(socket, address, place, &shared).await {
         tracing::debug!("{address}: the handshake ends: {end}");
     }

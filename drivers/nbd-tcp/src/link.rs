@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use archipelago_nbd_protocol::losses::Witness;
+use archipelago_nbd_protocol::losses::ReportedLosses;
 use archipelago_nbd_protocol::pieces::Range;
 use archipelago_nbd_protocol::request::{Command, Done, Header, ReplyHeader, Terms, errno, extent};
 use archipelago_nbd_protocol::wire::{Errno, REPLY_HEADER_MAX};
@@ -58,7 +58,7 @@ impl Replies {
 pub(crate) struct Link {
     pub(crate) terms: Terms,
     pub(crate) volume: Rc<Volume>,
-    witness: Witness,
+    reported: ReportedLosses,
     replies: RefCell<Replies>,
     /// There is something to send.
     sendable: Notify,
@@ -79,7 +79,7 @@ pub(crate) fn reply_len(command: Command, range: Range) -> usize {
 impl Link {
     pub(crate) fn new(terms: Terms, volume: Rc<Volume>) -> Self {
         Link {
-            witness: volume.losses.witness(),
+            reported: volume.losses.reported(),
             terms,
             volume,
             replies: RefCell::new(Replies {
@@ -235,7 +235,7 @@ impl Requester for Link {
         let is_broken = replies.phase == Phase::Broken;
         let request = replies.requests.get(index);
         let losses = &self.volume.losses;
-        let result = losses.check(&self.witness, request.command, result);
+        let result = losses.check(&self.reported, request.command, result);
         if is_broken {
             return self.give_back(buffer);
         }

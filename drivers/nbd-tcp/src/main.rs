@@ -97,9 +97,9 @@ fn run(options: Options) -> Result<(), Error> {
             true => serde_json::json!({ "address": address }).to_string(),
             false => format!("listening on {address}"),
         };
-        // Nobody has to read it.
+        // The output may be closed: nobody has to read the line.
         let mut stdout = std::io::stdout().lock();
-        let _said = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+        let _written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     })
 }
 

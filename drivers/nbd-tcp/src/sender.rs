@@ -27,7 +27,7 @@ pub(crate) async fn send(mut output: impl AsyncWrite + Unpin, link: &Link) -> Re
         let flushed = timeout(STALL_MAX, output.flush()).await;
         flushed.map_err(|_late| End::Stalled)??;
     }
-    // The end of TLS is said; whoever has gone already need not hear it.
-    let _gone = timeout(STALL_MAX, output.shutdown()).await;
+    // Ends the TLS session properly. It fails if the client has disconnected first.
+    let _disconnected = timeout(STALL_MAX, output.shutdown()).await;
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::negotiation::Handshaking;
 use crate::shared::Shared;
 use crate::tls::TlsFiles;
 
-/// Clients in their handshakes at a time; for one more, the one that is there longest is sent away: whoever means it is done by then.
+/// Handshakes at a time. One more evicts the oldest: a client that means to use an export has finished its own by then.
 const HANDSHAKES_MAX: usize = 128;
 /// How long requests in flight may take at the end.
 const ENDING_MAX: Duration = Duration::from_secs(30);
@@ -85,8 +85,8 @@ pub fn serve(
         let signals = Signals::new().map_err(failed)?;
         ready(listener.local_addr().map_err(failed)?);
         let clients = accept(listener, signals, &shared).await;
-        // All receivers are in `shared`, or gone.
-        let _told = end.send(true);
+        // It fails if no receiver is left: then no client is.
+        let _sent = end.send(true);
         finish(clients).await?;
         shared.exports.outcome()
     });

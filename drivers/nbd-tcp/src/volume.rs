@@ -219,7 +219,7 @@ pub(crate) struct Volume {
     /// Wakes the task that takes answers.
     doorbell: Notify,
     end: Notify,
-    /// What all clients have to hear of.
+    /// Acknowledged writes that were lost, to be reported to each client.
     pub(crate) losses: Losses,
     failures: Failures,
     /// Clients that use it.
@@ -324,7 +324,7 @@ impl Volume {
         self.places.reads.add_permits(1);
     }
 
-    /// A client hears of a failure: so does whoever reads the log, now and then.
+    /// Logs a failure that a client gets, at a bounded rate.
     pub(crate) fn log_failure(&self, command: Command, offset: u64, code: ErrorCode) {
         self.failures.log(self.name(), command, offset, code);
     }

@@ -123,7 +123,7 @@ pub struct Server<V, W> {
     lines: Throttle,
     /// Errors of clients that a line was written for.
     logged_errors: u64,
-    /// What all clients have to hear of.
+    /// Acknowledged writes that were lost, to be reported to each connection.
     losses: Losses,
     /// Whether anybody waits for answers.
     served: Clients,
@@ -304,7 +304,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
     fn begin(&mut self, place: usize, terms: Terms) {
         let memory = Memory::new(self.volume.peer());
         let log = self.may_log();
-        let witness = self.losses.witness();
+        let reported = self.losses.reported();
         let Some(connection) = &mut self.connections[place] else {
             return;
         };
@@ -316,7 +316,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
                     info!(%export, structured = terms.structured, "an NBD client is connected");
                 }
                 let place = u8::try_from(place).expect("a few connections");
-                Stage::Transmission(Box::new(Transmission::new(place, terms, memory, witness)))
+                Stage::Transmission(Box::new(Transmission::new(place, terms, memory, reported)))
             }
             Err(code) => {
                 warn!(%export, "an NBD client cannot be served, its memory cannot be shown to the pool: {code}");

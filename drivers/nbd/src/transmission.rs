@@ -29,7 +29,7 @@ use crate::receiver::{Filling, Received, Receiver, Target};
 use crate::replies::Replies;
 use crate::requests::Requests;
 use crate::sender::{Sender, Sent};
-use archipelago_nbd_protocol::losses::{Losses, Witness};
+use archipelago_nbd_protocol::losses::{Losses, ReportedLosses};
 use archipelago_nbd_protocol::request::{Command, Done, Header, Terms, Violation, errno};
 use archipelago_nbd_protocol::wire::Errno;
 
@@ -97,13 +97,13 @@ pub(crate) struct Transmission {
     backlog: VecDeque<Piece>,
     /// Pieces in the volume.
     in_flight: u32,
-    witness: Witness,
+    reported: ReportedLosses,
     sender: Sender,
     phase: Phase,
 }
 
 impl Transmission {
-    pub(crate) fn new(place: u8, terms: Terms, memory: Memory, witness: Witness) -> Self {
+    pub(crate) fn new(place: u8, terms: Terms, memory: Memory, reported: ReportedLosses) -> Self {
         Transmission {
             place,
             terms,
@@ -114,7 +114,7 @@ impl Transmission {
             cells: Cells::new(),
             backlog: VecDeque::with_capacity(usize::from(CELLS + REQUESTS)),
             in_flight: 0,
-            witness,
+            reported,
             sender: Sender::new(),
             phase: Phase::Open,
         }
@@ -532,7 +532,7 @@ impl Transmission {
         self.in_flight -= 1;
         let command = self.requests.get(cookie.request).map(|it| it.command);
         let result = command.map_or(result, |command| {
-            losses.check(&self.witness, command, result)
+            losses.check(&self.reported, command, result)
         });
         if self.is_served() {
             self.piece_done(cookie.request, cookie.cell, result.map_err(errno), metrics);

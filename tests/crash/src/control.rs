@@ -402,12 +402,12 @@ fn copy(bulk: &Bulk, request: impl FnOnce(Buffer) -> Request) -> Result<(), Erro
         buffer_len: IMPORT_LEN as usize,
     };
     let mut volume = VolumeClient::connect(&bulk.socket, bulk.uid, options)?;
-    let gone = || Error::new(ErrorCode::Unavailable, "the endpoint went away");
-    let buffer = volume.buffers().acquire().ok_or_else(gone)?;
+    let disconnected = || Error::new(ErrorCode::Unavailable, "the endpoint has disconnected");
+    let buffer = volume.buffers().acquire().ok_or_else(disconnected)?;
     volume
         .submit(0, request(buffer))
-        .map_err(|_refused| gone())?;
-    let finished = volume.wait().ok_or_else(gone)?;
+        .map_err(|_refused| disconnected())?;
+    let finished = volume.wait().ok_or_else(disconnected)?;
     finished
         .result
         .map_err(|code| Error::new(code, format!("copying failed: {code}")))?;

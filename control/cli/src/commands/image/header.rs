@@ -440,22 +440,29 @@ mod tests {
         let vmdk = |description: &str, capacity: u64| {
             of(&of_vmdk(description, capacity), Format::Vmdk).map(drop)
         };
-        let good = "CID=1\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\n";
-        vmdk(good, 8).unwrap();
-        vmdk(&good.replace("monolithicSparse", "streamOptimized"), 8).unwrap();
+        let standalone = "CID=1\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\n";
+        vmdk(standalone, 8).unwrap();
+        vmdk(
+            &standalone.replace("monolithicSparse", "streamOptimized"),
+            8,
+        )
+        .unwrap();
         for (description, capacity) in [
-            (good.to_owned(), 0),
-            (good.replace("ffffffff", "1234abcd"), 8),
-            (format!("{good}parentFileNameHint=\"/etc/shadow\"\n"), 8),
-            (good.replace("monolithicSparse", "monolithicFlat"), 8),
-            (good.replace("createType", "madeType"), 8),
+            (standalone.to_owned(), 0),
+            (standalone.replace("ffffffff", "1234abcd"), 8),
+            (
+                format!("{standalone}parentFileNameHint=\"/etc/shadow\"\n"),
+                8,
+            ),
+            (standalone.replace("monolithicSparse", "monolithicFlat"), 8),
+            (standalone.replace("createType", "madeType"), 8),
         ] {
             let error = vmdk(&description, capacity).unwrap_err();
             assert_eq!(error.code, ErrorCode::Unsupported, "{description}");
         }
         // QEMU looks for a parent in twenty sectors, wherever the description ends and whatever stands before the word.
         for at in [200, 600, 10_200] {
-            let mut bytes = of_vmdk(good, 8);
+            let mut bytes = of_vmdk(standalone, 8);
             bytes.resize(512 + 10_240, 0);
             bytes[512 + at..][..23].copy_from_slice(b"#parentFileNameHint=\"/x");
             let error = of(&bytes, Format::Vmdk).unwrap_err();
@@ -463,7 +470,7 @@ mod tests {
             bytes[512 + at + 1] = b'q';
             of(&bytes, Format::Vmdk).unwrap();
         }
-        let mut elsewhere = of_vmdk(good, 8);
+        let mut elsewhere = of_vmdk(standalone, 8);
         elsewhere.extend_from_within(512..);
         of(&elsewhere, Format::Vmdk).unwrap();
         elsewhere[28] = 2;
