@@ -174,6 +174,13 @@ impl AttachedEndpoints {
                 "another queue of this device is served still",
             ));
         }
+        // What lets write never answers for one that must not.
+        if let Some(stale) = known.same(lineage, &spec)
+            && known.endpoints[&stale].read_only != volume.read_only
+            && let Some(mut attached) = known.endpoints.remove(&stale)
+        {
+            attached.endpoint.detach(Detach::Force)?;
+        }
         if let Some(same) = known.same(lineage, &spec)
             && let Some(attached) = known.endpoints.remove(&same)
         {
