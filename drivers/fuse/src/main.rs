@@ -10,6 +10,7 @@ use archipelago_api::client::Client;
 use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 use archipelago_fuse::{MountOptions, mount};
 use archipelago_protocol::{Error, Name, last_words};
+use archipelago_runtime::set_io_flusher;
 use clap::Parser;
 
 /// What a process in the background says when its mount is there.
@@ -63,6 +64,12 @@ fn serve(options: Options) -> Result<(), Error> {
     if options.background {
         // A process that leads a session already, or cannot: it goes on in the old one.
         let _alone = nix::unistd::setsid();
+    }
+    // A file of its own may be a block device's, to which this host writes back. Who may not say so, makes no such devices either.
+    if options.only.is_some()
+        && let Err(error) = set_io_flusher()
+    {
+        tracing::debug!("PR_SET_IO_FLUSHER: {error}");
     }
     let root = options
         .root
