@@ -119,7 +119,7 @@ pub fn operations() -> Vec<Operation> {
         post("/v1/volumes/{name}/resize", "volumeResize", volume(), "Another size; a running guest is told").of::<ResizeVolume>(),
         post("/v1/volumes/{name}/set", "volumeSet", volume(), "Another policy for a full pool; a running guest is served so at once").of::<SetVolume>(),
         post("/v1/volumes/{name}/rename", "volumeRename", volume(), "Another name").of::<RenameVolume>(),
-        post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a socket, by vhost-user or NBD; the same again answers the same. What is read-only may be attached several times").of::<AttachVolume>(),
+        post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a socket (vhost-user, NBD), as a file (FUSE) or as a block device (ublk, loop) of the host; the same again answers the same. What is read-only may be attached several times").of::<AttachVolume>(),
         post("/v1/volumes/{name}/detach", "volumeDetach", body::<Done>(), "Serves it no longer, or of several attachments the one that is meant; refused while somebody is connected").of::<DetachVolume>(),
         post("/v1/volumes/{name}/export", "volumeExport", body::<Bulk>(), "Opens it for one reader over a segment channel"),
         post("/v1/volumes/{name}/open", "volumeOpen", body::<Bulk>(), "Opens it for one process over a segment channel, until that process closes it or ends").of::<OpenVolume>(),

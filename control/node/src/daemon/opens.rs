@@ -16,7 +16,7 @@ impl Pool {
     pub(crate) async fn begin_export(&self, name: &Name) -> Result<Bulk, Error> {
         let in_use = |_: &Entry| {
             let message = format!(
-                "`{name}` is in use by a virtual machine: it would change while it is copied"
+                "`{name}` is in use: it is attached or open to write, and would change while it is copied"
             );
             Error::new(ErrorCode::InUse, message).with_hint(format!(
                 "export a snapshot of it: `{} volume snapshot {name} NAME`",
@@ -81,7 +81,7 @@ impl Pool {
         let command = self.context.layout.command();
         let attached = self.attachments().has_volume(&self.name, entry.lineage);
         let message = if attached {
-            format!("`{name}` is in use by a virtual machine")
+            format!("`{name}` is in use: it is attached")
         } else {
             format!("`{name}` is in use: another process has it open, or copies it")
         };
