@@ -17,7 +17,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use archipelago_protocol::{AttachmentId, Error, ErrorCode, Lineage, Name};
+use archipelago_protocol::{AttachmentId, Error, ErrorCode, Lineage};
 
 /// Environment variable that names the root directory.
 pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
@@ -220,18 +220,6 @@ impl Layout {
     #[must_use]
     pub fn attached(&self) -> PathBuf {
         self.run.join("attached")
-    }
-
-    /// The volume `name` as the file of attachment `id`, alone in a mount of its own.
-    #[must_use]
-    pub fn attached_file(&self, id: AttachmentId, name: &Name) -> PathBuf {
-        self.attached().join(id.to_string()).join(name.as_str())
-    }
-
-    /// The link to the block device of attachment `id`.
-    #[must_use]
-    pub fn attached_device(&self, id: AttachmentId) -> PathBuf {
-        self.attached().join(format!("{id}.block"))
     }
 
     /// The socket of a bulk copy of a volume.

@@ -225,7 +225,8 @@ async fn add_pool(State(node): Shared, Body(body): Body) -> Answer {
     made(kept(async move { node.add_pool(request).await }).await?)
 }
 
-/// Does the whole of `change`: a request ends with its client's connection, which must not leave processes that nobody knows.
+/// Does the whole of `change`: a request ends with its client's connection, which must not leave processes, mounts or devices
+/// that nobody knows.
 async fn kept<T: Send + 'static>(
     change: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
@@ -314,17 +315,14 @@ async fn rename(State(node): Shared, Segment(text): Segment, Body(body): Body) -
 
 async fn attach(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     let name = name(&text)?;
-    ok(node
-        .pool_of(&name)
-        .await?
-        .attach(&name, parse(&body)?)
-        .await?)
+    let request = parse(&body)?;
+    ok(kept(async move { node.pool_of(&name).await?.attach(&name, request).await }).await?)
 }
 
 async fn detach(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     let name = name(&text)?;
     let request = parse(&body)?;
-    node.pool_of(&name).await?.detach(&name, request).await?;
+    kept(async move { node.pool_of(&name).await?.detach(&name, request).await }).await?;
     ok(Done {})
 }
 

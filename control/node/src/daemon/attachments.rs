@@ -11,9 +11,10 @@ use crate::durable;
 
 /// Version of the file, newest first.
 ///
-/// 2: attachments with a number and a kind, and the number of the next one.
+/// 3: the kinds of a version have their own number: new are ublk devices, files and loop devices.
+/// 2: attachments with a number and a kind, and the number of the next one; still read.
 /// 1: vhost-user attachments; still read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,7 +77,7 @@ fn parse(bytes: &[u8]) -> Result<Content, String> {
         serde_json::from_slice(bytes).map_err(|error| error.to_string())
     }
     match read::<Versioned>(bytes)?.version {
-        VERSION => read(bytes),
+        VERSION | 2 => read(bytes),
         1 => read::<ContentV1>(bytes).map(Content::from),
         version => Err(format!("version {version} is not in 1..={VERSION}")),
     }
@@ -126,6 +127,11 @@ impl Attachments {
     /// All of them, in order of their numbers.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Attachment> {
         self.by_id.values()
+    }
+
+    /// Whether the attachment `id` is noted.
+    pub(crate) fn has(&self, id: AttachmentId) -> bool {
+        self.by_id.contains_key(&id)
     }
 
     /// Numbers of the ublk devices that attachments name.
@@ -347,7 +353,7 @@ mod tests {
         let written = Attachments::read(path.clone()).unwrap();
         assert_eq!(written.all().cloned().collect::<Vec<_>>(), both[1..]);
         let text = std::fs::read_to_string(path).unwrap();
-        assert!(text.contains("\"version\": 2") && text.contains("\"kind\": \"vhost-user\""));
+        assert!(text.contains("\"version\": 3") && text.contains("\"kind\": \"vhost-user\""));
     }
 
     #[test]
@@ -360,6 +366,7 @@ mod tests {
             r#"{"version":9,"attachments":[]}"#,
             r#"{"version":1,"attachments":[],"x":1}"#,
             r#"{"version":2,"attachments":[]}"#,
+            r#"{"version":3,"attachments":[]}"#,
         ] {
             std::fs::write(&path, content).unwrap();
             let error = Attachments::read(path.clone()).unwrap_err();

@@ -9,6 +9,7 @@ use archipelago_protocol::Error;
 use tokio::sync::watch;
 
 use super::attachments::Attachments;
+use super::looks::Looks;
 
 /// Where the node is, how it is configured, and what is attached.
 #[derive(Debug)]
@@ -19,8 +20,8 @@ pub(crate) struct NodeContext {
     /// The user of the endpoints' processes, if they have one of their own.
     pub(crate) endpoint: Option<Identity>,
     attachments: Mutex<Attachments>,
-    /// Held while something that this host itself uses is made or ended.
-    pub(crate) local: tokio::sync::Mutex<()>,
+    /// Looks at what this host itself uses.
+    pub(crate) looks: Looks,
     /// Counts changes of the states of pools.
     pub(crate) pools_changed: watch::Sender<u64>,
 }
@@ -38,7 +39,7 @@ impl NodeContext {
             config,
             endpoint,
             attachments: Mutex::new(attachments),
-            local: tokio::sync::Mutex::new(()),
+            looks: Looks::default(),
             pools_changed: watch::Sender::new(0),
         })
     }

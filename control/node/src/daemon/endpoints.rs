@@ -17,11 +17,11 @@ use archipelago_protocol::{
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 
-use super::local::{Served, is_local};
+use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::Pool;
 use super::pool_paths::PoolPaths;
-use super::sharing::{Sharing, meant, share};
+use super::sharing::{Sharing, select_for_detach, share};
 use super::ublk;
 
 const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
@@ -79,14 +79,8 @@ impl Pool {
             return Ok(attachment);
         }
         // Not before others may change something: the kernel opens the volume meanwhile.
-        let made = self.serve_local(&attachment, Served::IfNeeded).await;
-        if made.is_err()
-            && is_new
-            && let Err(error) = self.forget_local(&attachment).await
-        {
-            tracing::warn!("taking back the attachment of `{name}`: {error}");
-        }
-        made.map(|()| attachment)
+        self.serve_noted(&attachment, is_new).await?;
+        Ok(attachment)
     }
 
     async fn attach_once(
@@ -177,7 +171,7 @@ impl Pool {
     }
 
     /// Takes back what the endpoint may do with `lineage`, unless it serves that to others.
-    async fn withdraw_if_detached(&self, lineage: Lineage) {
+    pub(crate) async fn withdraw_if_detached(&self, lineage: Lineage) {
         let attached = self.attachments().has_volume(&self.name, lineage);
         if !attached {
             self.withdraw(lineage).await;
@@ -213,9 +207,7 @@ impl Pool {
                 export: entry.name.to_string(),
             },
             EndpointKind::Ublk => ublk::endpoint(ublk::free_number(self.attachments().devices())),
-            EndpointKind::Fuse => EndpointSpec::Fuse {
-                file: layout.attached_file(id, &entry.name),
-            },
+            EndpointKind::Fuse => self.local_file(id, &entry.name)?,
             EndpointKind::Block => self.block_device(id, &entry.name).await?,
         })
     }
@@ -283,7 +275,7 @@ impl Pool {
         ))
     }
 
-    /// Has the endpoint serve it. What this host itself uses is served by [`Pool::serve_local`].
+    /// Has the endpoint serve it. What this host itself uses is served by [`Pool::serve_noted`].
     async fn serve(&self, entry: &Entry, attachment: &Attachment) -> Result<(), Error> {
         if is_local(&attachment.endpoint) {
             return Ok(());
@@ -344,7 +336,7 @@ impl Pool {
             present.filter(is_ours).cloned().collect()
         };
         let command = self.context.layout.command();
-        let attachment = meant(name, &attached, request, &command)?;
+        let attachment = select_for_detach(name, &attached, request, &command)?;
         if is_local(&attachment.endpoint) {
             return Ok(Some(attachment));
         }
@@ -420,8 +412,10 @@ impl Pool {
     /// what may be served later.
     pub(crate) async fn serve_all(&self, only: Option<Vec<AttachmentId>>) -> Vec<AttachmentId> {
         let wanted = |attachment: &&Attachment| {
-            only.as_ref()
-                .is_none_or(|only| only.contains(&attachment.id))
+            !is_local(&attachment.endpoint)
+                && only
+                    .as_ref()
+                    .is_none_or(|only| only.contains(&attachment.id))
         };
         let turn = self.lock_changes().await;
         let attachments: Vec<Attachment> = self

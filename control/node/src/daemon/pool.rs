@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::attachments::Attachments;
 use super::context::NodeContext;
 use super::grants::Granted;
+use super::local_parts::LocalParts;
 use super::pool_paths::PoolPaths;
 use super::pool_watch::PoolWatch;
 use super::process::{AskError, Process, RunState};
@@ -69,6 +70,8 @@ pub(crate) struct Pool {
     /// Held during a change: [`Pool::lock_changes`].
     changes: tokio::sync::Mutex<()>,
     granted: Mutex<Granted>,
+    /// What this host itself uses; held while something of it is made or ended.
+    pub(crate) local: tokio::sync::Mutex<LocalParts>,
     /// Watches the pool's file system: its free space, and who has the pool open.
     pub(crate) watch: PoolWatch,
     /// Number of the endpoint's incarnation: each new one gets the list of attached volumes.
@@ -135,6 +138,7 @@ impl Pool {
             state: watch::Sender::new(PoolState::Opening),
             changes: tokio::sync::Mutex::new(()),
             granted: Mutex::new(granted),
+            local: tokio::sync::Mutex::default(),
             endpoint_incarnations: watch::Sender::new(0),
         })
     }

@@ -273,9 +273,12 @@ fn died_at_start(pool: &Pool, title: &str, end: End) -> Error {
 /// ended by force, as by a kill, and told.
 pub(crate) async fn stop(pool: &Pool) -> Vec<String> {
     pool.supervision.set_service(None);
-    let mut unfinished = pool.end_all_local().await;
-    let mut supervisors = pool.supervision.take_supervisors();
     let deadline = Instant::now() + DRAIN_TIMEOUT;
+    let local = tokio::time::timeout(DRAIN_TIMEOUT, pool.end_all_local()).await;
+    let mut unfinished = local.unwrap_or_else(|_late| {
+        vec!["what this host uses of the pool did not end in time: I/O fails there now".to_owned()]
+    });
+    let mut supervisors = pool.supervision.take_supervisors();
     let mut all_ended = true;
     for role in [Role::Endpoint, Role::Mapper, Role::Blocker] {
         let Some(index) = pool

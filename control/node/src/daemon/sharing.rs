@@ -116,7 +116,7 @@ fn described(attachment: &Attachment) -> String {
 ///
 /// # Errors
 /// [`ErrorCode::NotFound`] if none is meant, [`ErrorCode::Invalid`] if it does not say which of several.
-pub(crate) fn meant(
+pub(crate) fn select_for_detach(
     name: &Name,
     attached: &[Attachment],
     request: &DetachVolume,
@@ -294,7 +294,7 @@ mod tests {
             attachment(3, EndpointKind::Nbd, true),
         ];
         let check = |attached: &[Attachment], request: DetachVolume, expected| {
-            let found = meant(&name, attached, &request, "c");
+            let found = select_for_detach(&name, attached, &request, "c");
             let found = found.map(|one| one.id.0).map_err(|error| error.code);
             assert_eq!(found, expected, "{request:?}");
         };

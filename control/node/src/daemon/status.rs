@@ -88,7 +88,11 @@ impl Node {
             let of_pool = attachments.iter().filter(|one| report.has(one));
             let of_pool = of_pool.map(|one| async {
                 let state = match is_local(&one.endpoint) {
-                    true => state(one).await,
+                    true => {
+                        let looked = state(one, &self.context.looks);
+                        let looked = tokio::time::timeout(ANSWER_TIMEOUT, looked).await;
+                        looked.unwrap_or(AttachmentState::Unknown)
+                    }
                     false => report.served.state(one.id),
                 };
                 (one.id, state)

@@ -1,6 +1,7 @@
 //! A volume as a file of this host: a mount of its own with the one file in it, served by `archipelago-fuse`.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -11,35 +12,82 @@ use archipelago_protocol::{Error, ErrorCode, Name, last_words};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
+use super::super::looks::Looks;
 use super::mounts::is_mounted;
+use super::tool::run;
 
-/// How long a mount may take, and a look at its file.
+/// How long a mount may take.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a process that is killed may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the process says when its mount is there.
 const READY: &[u8] = b"ready\n";
 
 /// A file, and the mount in which it is.
 #[derive(Debug)]
-pub(super) struct VolumeFile {
-    file: PathBuf,
+pub(super) struct VolumeFile<'a> {
+    file: &'a Path,
     directory: PathBuf,
+    looks: &'a Looks,
 }
 
-impl VolumeFile {
-    /// The file at `file`, which is alone in its directory.
-    pub(super) fn new(file: &Path) -> VolumeFile {
-        VolumeFile {
-            file: file.to_owned(),
-            directory: file.parent().unwrap_or(Path::new("/")).to_owned(),
+/// How the process is that serves a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ProcessState {
+    /// There is none, and no mount.
+    None,
+    /// It says what the file is.
+    Answers,
+    /// It has ended and left its mount.
+    Dead,
+    /// It does not say what the file is: the node is slow, or it is stopped. Programs may go on with the file later.
+    Silent,
+}
+
+/// A process that has not said yet that its mount is there: it must not mount when nobody waits for that any more.
+struct Starting(Option<Child>);
+
+impl Starting {
+    /// Its mount is there. It outlives the daemon, and the next one finds its mount.
+    fn succeed(mut self) {
+        if let Some(mut child) = self.0.take() {
+            // Reaped when it ends.
+            tokio::spawn(async move {
+                let _ended = child.wait().await;
+            });
         }
     }
 
-    /// Whether its mount is there, and its process answers.
-    pub(super) async fn is_served(&self) -> bool {
-        self.is_mounted() && self.answers().await
+    /// It will not mount from now on.
+    async fn fail(mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ended = tokio::time::timeout(KILL_TIMEOUT, child.kill()).await;
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ended = child.start_kill();
+        }
+    }
+}
+
+fn stat(file: &Path) -> io::Result<()> {
+    fs::metadata(file).map(drop)
+}
+
+impl<'a> VolumeFile<'a> {
+    /// The file at `file`, which is alone in its directory.
+    pub(super) fn new(file: &'a Path, looks: &'a Looks) -> VolumeFile<'a> {
+        VolumeFile {
+            file,
+            directory: file.parent().unwrap_or(Path::new("/")).to_owned(),
+            looks,
+        }
     }
 
     /// Whether its mount is in the kernel's table; its process may be dead.
@@ -47,22 +95,43 @@ impl VolumeFile {
         is_mounted(&self.directory)
     }
 
+    /// How its process is. A stat of the file goes through the node, which may be slow: only the kernel's word that nobody serves the
+    /// mount is the end of one.
+    pub(super) async fn process_state(&self) -> ProcessState {
+        if !self.is_mounted() {
+            return ProcessState::None;
+        }
+        match self.looks.ask(self.file, stat).await {
+            Some(Ok(())) => ProcessState::Answers,
+            Some(Err(io::ErrorKind::NotConnected)) => ProcessState::Dead,
+            Some(Err(_)) | None => ProcessState::Silent,
+        }
+    }
+
     /// Mounts it, unless it is there and its process answers.
     ///
     /// # Errors
-    /// What `archipelago-fuse` says.
+    /// [`ErrorCode::Unavailable`] if its process does not answer, else what `archipelago-fuse` says.
     pub(super) async fn serve(
         &self,
         layout: &Layout,
         name: &Name,
         read_only: bool,
     ) -> Result<(), Error> {
-        if self.is_mounted() {
-            if self.answers().await {
-                return Ok(());
+        match self.process_state().await {
+            ProcessState::None => {}
+            ProcessState::Answers => return Ok(()),
+            ProcessState::Silent => {
+                let message = format!("what serves {} does not answer", self.file.display());
+                return Err(
+                    Error::new(ErrorCode::Unavailable, message).with_hint(format!(
+                        "`{} node status` shows whether the storage hangs",
+                        layout.command()
+                    )),
+                );
             }
-            // Its process has died: nobody gets anything from it any more, and open files stay with whoever has them.
-            self.unmount(MntFlags::MNT_DETACH)?;
+            // Nobody gets anything from it any more, and open files stay with whoever has them.
+            ProcessState::Dead => self.unmount_all(MntFlags::MNT_DETACH).await?,
         }
         let mut directory = fs::DirBuilder::new();
         directory
@@ -72,23 +141,15 @@ impl VolumeFile {
             .map_err(|error| path_error(&self.directory, &error))?;
         let started = self.start(layout, name, read_only).await;
         if started.is_err() {
+            // One that was killed may have mounted before.
+            self.unmount_all(MntFlags::MNT_DETACH).await?;
             self.remove_directory();
         }
         started
     }
 
-    /// Whether its process says what the file is.
-    async fn answers(&self) -> bool {
-        let file = self.file.clone();
-        let looked = tokio::task::spawn_blocking(move || fs::metadata(file).is_ok());
-        matches!(
-            tokio::time::timeout(LOOK_TIMEOUT, looked).await,
-            Ok(Ok(true))
-        )
-    }
-
     async fn start(&self, layout: &Layout, name: &Name, read_only: bool) -> Result<(), Error> {
-        let failed = |error: std::io::Error| {
+        let failed = |error: io::Error| {
             let message = format!("starting archipelago-fuse: {error}");
             Error::new(ErrorCode::Unavailable, message)
         };
@@ -103,7 +164,7 @@ impl VolumeFile {
         if read_only {
             command.arg("--read-only");
         }
-        let mut child = command
+        let child = command
             .args(["--background", "--only", name.as_str(), "--"])
             .arg(&self.directory)
             .current_dir("/")
@@ -112,11 +173,8 @@ impl VolumeFile {
             .stderr(log_file.map_err(|error| path_error(&log, &error))?)
             .spawn()
             .map_err(failed)?;
-        let stdout = child.stdout.take();
-        // Reaped when it ends; it outlives the daemon, and the next one finds its mount.
-        tokio::spawn(async move {
-            let _ended = child.wait().await;
-        });
+        let mut starting = Starting(Some(child));
+        let stdout = starting.0.as_mut().and_then(|child| child.stdout.take());
         let mut said = Vec::new();
         if let Some(stdout) = stdout {
             let mut stdout = stdout.take(last_words::LEN_MAX);
@@ -125,18 +183,20 @@ impl VolumeFile {
                 if said != READY {
                     stdout.read_to_end(&mut said).await?;
                 }
-                Ok::<(), std::io::Error>(())
+                Ok::<(), io::Error>(())
             };
             let _late = tokio::time::timeout(READY_TIMEOUT, read).await;
         }
-        match said == READY {
-            true => Ok(()),
-            false => Err(last_words::decode(&said).unwrap_or_else(|| {
-                let message = "the file is not there: its process ended or did not answer";
-                Error::new(ErrorCode::Unavailable, message)
-                    .with_hint(format!("its log: {}", log.display()))
-            })),
+        if said == READY {
+            starting.succeed();
+            return Ok(());
         }
+        starting.fail().await;
+        Err(last_words::decode(&said).unwrap_or_else(|| {
+            let message = "the file is not there: its process ended or did not answer";
+            Error::new(ErrorCode::Unavailable, message)
+                .with_hint(format!("its log: {}", log.display()))
+        }))
     }
 
     /// Takes it away. A process that has died is no obstacle.
@@ -144,31 +204,53 @@ impl VolumeFile {
     /// # Errors
     /// [`ErrorCode::InUse`] if a program has it open.
     pub(super) async fn end(&self) -> Result<(), Error> {
-        if self.is_mounted() {
-            let flags = match self.answers().await {
-                true => MntFlags::empty(),
-                false => MntFlags::MNT_DETACH,
-            };
-            self.unmount(flags)?;
-        }
+        let flags = match self.process_state().await {
+            ProcessState::Dead => MntFlags::MNT_DETACH,
+            // Whether a program has it open, the kernel knows.
+            ProcessState::None | ProcessState::Answers | ProcessState::Silent => MntFlags::empty(),
+        };
+        self.unmount_all(flags).await?;
         self.remove_directory();
         Ok(())
     }
 
-    fn unmount(&self, flags: MntFlags) -> Result<(), Error> {
-        let at = self.directory.display();
-        match umount2(&self.directory, flags | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) | Err(Errno::EINVAL) => Ok(()),
-            Err(Errno::EBUSY) => {
-                let message = format!("a program has {} open", self.file.display());
-                Err(Error::new(ErrorCode::InUse, message)
-                    .with_hint(format!("end it: `fuser -vm {at}` shows it")))
-            }
-            Err(errno) => Err(Error::new(
-                ErrorCode::Io,
-                format!("unmounting {at}: {errno}"),
-            )),
+    /// Unmounts all that is mounted there, one over another.
+    async fn unmount_all(&self, flags: MntFlags) -> Result<(), Error> {
+        while self.is_mounted() {
+            self.unmount(flags).await?;
         }
+        Ok(())
+    }
+
+    async fn unmount(&self, flags: MntFlags) -> Result<(), Error> {
+        let failed = |why: &str| {
+            let message = format!("unmounting {}: {why}", self.directory.display());
+            Error::new(ErrorCode::Io, message)
+        };
+        match umount2(&self.directory, flags | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => Ok(()),
+            Err(Errno::EBUSY) => Err(self.in_use()),
+            // The kernel lets root do that; everybody else has a program that may.
+            Err(Errno::EPERM) => {
+                let is_lazy = flags.contains(MntFlags::MNT_DETACH);
+                let options: &[&str] = if is_lazy { &["-u", "-z"] } else { &["-u"] };
+                let directory = self.directory.to_string_lossy();
+                let arguments = [options, &["--", &*directory]].concat();
+                let ended = run("fusermount3", &arguments).await;
+                ended.map(drop).map_err(|error| match error.code {
+                    ErrorCode::Io if error.message.contains("busy") => self.in_use(),
+                    _ => failed(&error.message),
+                })
+            }
+            Err(errno) => Err(failed(errno.desc())),
+        }
+    }
+
+    fn in_use(&self) -> Error {
+        let message = format!("a program has {} open", self.file.display());
+        let at = self.directory.display();
+        Error::new(ErrorCode::InUse, message)
+            .with_hint(format!("end it: `fuser -vm {at}` shows it"))
     }
 
     fn remove_directory(&self) {

@@ -3,6 +3,7 @@
 //! The attachment's path is a link to `/dev/loopN`: N is the kernel's choice, and may be another one after a restart.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use archipelago_api::layout::path_error;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::fcntl::OFlag;
 
+use super::super::looks::Looks;
 use super::tool::run;
 
 /// How long a device that nobody should have open may take to go: udev looks at each new one.
@@ -22,6 +24,7 @@ const GONE_STEP: Duration = Duration::from_millis(20);
 pub(super) struct LoopDevice<'a> {
     link: &'a Path,
     file: &'a Path,
+    looks: &'a Looks,
 }
 
 /// What sysfs says of `node`, a `/dev/loopN`: its attribute `name` of `loop`.
@@ -31,19 +34,21 @@ fn attribute(node: &Path, name: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
 }
 
-/// Whether a file system or another driver has `node` for itself.
-pub(super) fn is_claimed(node: &Path) -> bool {
+fn open_alone(node: &Path) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
-    let opened = options
-        .read(true)
-        .custom_flags(OFlag::O_EXCL.bits())
-        .open(node);
-    opened.is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
+    let options = options.read(true).custom_flags(OFlag::O_EXCL.bits());
+    options.open(node).map(drop)
 }
 
 impl<'a> LoopDevice<'a> {
-    pub(super) fn new(link: &'a Path, file: &'a Path) -> LoopDevice<'a> {
-        LoopDevice { link, file }
+    pub(super) fn new(link: &'a Path, file: &'a Path, looks: &'a Looks) -> LoopDevice<'a> {
+        LoopDevice { link, file, looks }
+    }
+
+    /// Whether a file system or another driver has `node` for itself.
+    pub(super) async fn is_claimed(&self, node: &Path) -> bool {
+        let opened = self.looks.ask(node, open_alone).await;
+        opened == Some(Err(io::ErrorKind::ResourceBusy))
     }
 
     /// The device, if it is there and of this file.
@@ -54,12 +59,25 @@ impl<'a> LoopDevice<'a> {
     }
 
     /// The device as the link says, whose file may be one of a mount that is gone: the kernel shows what is left of its path.
-    fn left(&self) -> Option<PathBuf> {
+    fn node_of_link(&self) -> Option<PathBuf> {
         let node = fs::read_link(self.link).ok()?;
         let backing = attribute(&node, "backing_file")?;
         let name = self.file.file_name()?.to_str()?;
         let backing = backing.trim_end_matches(" (deleted)");
         (Path::new(backing) == self.file || backing.trim_start_matches('/') == name).then_some(node)
+    }
+
+    /// A device of this file: also one to which the link does not lead, of a daemon that ended before it made that.
+    fn any_node(&self) -> Option<PathBuf> {
+        let of_file = |entry: fs::DirEntry| {
+            let node = Path::new("/dev").join(entry.file_name());
+            let backing = attribute(&node, "backing_file")?;
+            (Path::new(&backing) == self.file).then_some(node)
+        };
+        self.node_of_link().or_else(|| {
+            let mut devices = fs::read_dir("/sys/block").ok()?.flatten();
+            devices.find_map(of_file)
+        })
     }
 
     /// Makes it.
@@ -102,9 +120,9 @@ impl<'a> LoopDevice<'a> {
     /// # Errors
     /// [`ErrorCode::InUse`] if it is mounted, which changes nothing; or if a program has it open: it goes when that program closes it.
     pub(super) async fn end(&self) -> Result<(), Error> {
-        if let Some(node) = self.left() {
+        while let Some(node) = self.any_node() {
             let at = node.display();
-            if is_claimed(&node) {
+            if self.is_claimed(&node).await {
                 let message = format!("{at} is mounted, or another driver's");
                 return Err(Error::new(ErrorCode::InUse, message)
                     .with_hint(format!("unmount it: `lsblk {at}` shows who has it")));
@@ -112,7 +130,7 @@ impl<'a> LoopDevice<'a> {
             run("losetup", &["--detach", &node.to_string_lossy()]).await?;
             // The kernel takes away what is open when it is closed.
             let deadline = tokio::time::Instant::now() + GONE_TIMEOUT;
-            while self.left().is_some() {
+            while self.any_node().as_ref() == Some(&node) {
                 if tokio::time::Instant::now() >= deadline {
                     let message = format!("a program has {at} open");
                     return Err(Error::new(ErrorCode::InUse, message)
@@ -122,7 +140,7 @@ impl<'a> LoopDevice<'a> {
             }
         }
         match fs::remove_file(self.link) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(path_error(self.link, &error))
             }
             _ => Ok(()),

@@ -47,7 +47,6 @@ impl Pool {
         id: AttachmentId,
         name: &Name,
     ) -> Result<EndpointSpec, Error> {
-        let layout = &self.context.layout;
         let mut missing = Vec::new();
         for means in MEANS {
             if let Some(why) = means.hindrance().await {
@@ -56,10 +55,7 @@ impl Pool {
             }
             return Ok(match means {
                 Means::Ublk => ublk::endpoint(ublk::free_number(self.attachments().devices())),
-                Means::Loop => EndpointSpec::Loop {
-                    file: layout.attached_file(id, name),
-                    device: layout.attached_device(id),
-                },
+                Means::Loop => self.local_device(id, name)?,
             });
         }
         let message = format!("this host makes no block device: {}", missing.join("; "));

@@ -5,7 +5,9 @@
 //!
 //! Invariants
 //! - Made from below: file, then device. Ended from above, so that what a device has to write still reaches its file.
-//! - Made and ended outside [`Pool::lock_changes`]: the kernel opens the file meanwhile, and that open is a change of the pool.
+//! - Made and ended outside [`Pool::lock_changes`]: the kernel opens the file meanwhile, and that open is a change of the pool. Whoever
+//!   holds [`Pool::local`] may take that lock, never the other way round.
+//! - Nothing is there that is not noted: what is to be made is looked up under [`Pool::local`], and forgotten under it once it is ended.
 //! - What is noted as attached and is not whole is ended, as far as it is there, and made anew: after a start of the node, after the death
 //!   of a process, and by an attach that asks for the same again. A detach ends what is there, whole or not.
 
@@ -15,11 +17,17 @@ mod means;
 mod mounts;
 mod tool;
 
-use archipelago_api::types::{Attachment, AttachmentState};
-use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode};
+use std::path::{Path, PathBuf};
 
-use self::file::VolumeFile;
+use archipelago_api::layout::{make_directory, path_error};
+use archipelago_api::types::{Attachment, AttachmentState};
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Name};
+
+use self::file::{ProcessState, VolumeFile};
 use self::loop_device::LoopDevice;
+use super::context::NodeContext;
+use super::local_parts::LocalParts;
+use super::looks::Looks;
 use super::pool::Pool;
 
 /// Whether `endpoint` is one of this host itself.
@@ -30,61 +38,121 @@ pub(crate) fn is_local(endpoint: &EndpointSpec) -> bool {
     )
 }
 
+/// The volume `name` as the file of attachment `id` in `attached`, alone in a mount of its own.
+fn file_of(attached: &Path, id: AttachmentId, name: &Name) -> PathBuf {
+    attached.join(id.to_string()).join(name.as_str())
+}
+
 /// How `attachment` is now.
-pub(crate) async fn state(attachment: &Attachment) -> AttachmentState {
-    match &attachment.endpoint {
-        EndpointSpec::Fuse { file } if VolumeFile::new(file).is_served().await => {
-            AttachmentState::Served
-        }
+pub(crate) async fn state(attachment: &Attachment, looks: &Looks) -> AttachmentState {
+    let (file, device) = match &attachment.endpoint {
+        EndpointSpec::Fuse { file } => (file, None),
         EndpointSpec::Loop { file, device } => {
-            let Some(node) = LoopDevice::new(device, file).node() else {
-                return AttachmentState::NotServed;
-            };
-            match VolumeFile::new(file).is_served().await {
-                false => AttachmentState::NotServed,
-                true if loop_device::is_claimed(&node) => AttachmentState::Connected,
-                true => AttachmentState::Served,
+            let device = LoopDevice::new(device, file, looks);
+            match device.node() {
+                None => return AttachmentState::NotServed,
+                Some(node) => (file, Some((device, node))),
             }
         }
-        _ => AttachmentState::NotServed,
+        _ => return AttachmentState::NotServed,
+    };
+    match (VolumeFile::new(file, looks).process_state().await, device) {
+        (ProcessState::None | ProcessState::Dead, _) => AttachmentState::NotServed,
+        (ProcessState::Silent, _) => AttachmentState::Unknown,
+        (ProcessState::Answers, Some((device, node))) if device.is_claimed(&node).await => {
+            AttachmentState::Connected
+        }
+        (ProcessState::Answers, _) => AttachmentState::Served,
     }
 }
 
-/// What a local attachment has to do with before it is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Served {
-    /// What is whole stays.
-    IfNeeded,
-    /// The process behind it has died: open files are dead, whatever they look like.
-    Anew,
-}
-
 impl Pool {
-    /// Makes what `attachment` says, or what is missing of it.
-    pub(crate) async fn serve_local(
+    /// The place of a volume as a file of this host, attachment `id`.
+    ///
+    /// # Errors
+    /// If its directory cannot be made.
+    pub(crate) fn local_file(&self, id: AttachmentId, name: &Name) -> Result<EndpointSpec, Error> {
+        let file = file_of(&self.attached_directory()?, id, name);
+        Ok(EndpointSpec::Fuse { file })
+    }
+
+    /// The place of a volume as a loop device, attachment `id`.
+    fn local_device(&self, id: AttachmentId, name: &Name) -> Result<EndpointSpec, Error> {
+        let attached = self.attached_directory()?;
+        Ok(EndpointSpec::Loop {
+            file: file_of(&attached, id, name),
+            device: attached.join(format!("{id}.block")),
+        })
+    }
+
+    /// The directory of what this host uses, as the kernel shows it: without links.
+    fn attached_directory(&self) -> Result<PathBuf, Error> {
+        let attached = self.context.layout.attached();
+        make_directory(&attached)?;
+        std::fs::canonicalize(&attached).map_err(|error| path_error(&attached, &error))
+    }
+
+    /// Makes what a request has noted, or what is missing of it; one that fails and `is_new` is forgotten.
+    pub(crate) async fn serve_noted(
         &self,
         attachment: &Attachment,
-        served: Served,
+        is_new: bool,
     ) -> Result<(), Error> {
-        let _one_at_a_time = self.context.local.lock().await;
-        let layout = &self.context.layout;
+        let mut parts = self.local.lock().await;
+        let made = self.serve_local(&mut parts, attachment).await;
+        if made.is_err()
+            && is_new
+            && let Err(error) = self.forget_parts(&mut parts, attachment).await
+        {
+            let name = &attachment.name;
+            tracing::warn!("taking back the attachment of `{name}`: {error}");
+        }
+        made
+    }
+
+    /// Makes what `attachment` says, or what is missing of it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`] if it is noted no longer, or its name is another volume's.
+    async fn serve_local(
+        &self,
+        parts: &mut LocalParts,
+        attachment: &Attachment,
+    ) -> Result<(), Error> {
+        let name = &attachment.name;
+        if !self.attachments().has(attachment.id) {
+            let message = format!("`{name}` was detached by another request");
+            return Err(Error::new(ErrorCode::NotFound, message));
+        }
+        // Its process opens what has the name.
+        if self.lookup(name).await?.lineage != attachment.lineage {
+            let message = "another volume has its name now";
+            return Err(Error::new(ErrorCode::NotFound, message));
+        }
+        let NodeContext { layout, looks, .. } = &*self.context;
+        let read_only = attachment.read_only;
         match &attachment.endpoint {
             EndpointSpec::Fuse { file } => {
-                VolumeFile::new(file)
-                    .serve(layout, &attachment.name, attachment.read_only)
-                    .await
+                let file = VolumeFile::new(file, looks);
+                file.serve(layout, name, read_only).await
             }
             EndpointSpec::Loop { file, device } => {
-                let device = LoopDevice::new(device, file);
-                let file_is_served = VolumeFile::new(file).is_served().await;
-                if served == Served::IfNeeded && device.node().is_some() && file_is_served {
+                // Read before anything is opened: a device of an endpoint that dies meanwhile is made once more.
+                let incarnation = *self.endpoint_incarnations.borrow();
+                let device = LoopDevice::new(device, file, looks);
+                let file = VolumeFile::new(file, looks);
+                if parts.devices.get(&attachment.id) == Some(&incarnation)
+                    && device.node().is_some()
+                    && file.process_state().await == ProcessState::Answers
+                {
                     return Ok(());
                 }
+                parts.devices.remove(&attachment.id);
                 device.end().await?;
-                VolumeFile::new(file)
-                    .serve(layout, &attachment.name, attachment.read_only)
-                    .await?;
-                device.make(attachment.read_only).await
+                file.serve(layout, name, read_only).await?;
+                device.make(read_only).await?;
+                parts.devices.insert(attachment.id, incarnation);
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -97,30 +165,46 @@ impl Pool {
         of_pool.any(|one| is_local(&one.endpoint))
     }
 
-    /// Ends what there is of `attachment`.
+    /// Ends what there is of `attachment`, under [`Pool::local`].
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] if a program uses it.
-    pub(crate) async fn end_local(&self, attachment: &Attachment) -> Result<(), Error> {
-        let _one_at_a_time = self.context.local.lock().await;
+    async fn end_parts(&self, attachment: &Attachment) -> Result<(), Error> {
+        let looks = &self.context.looks;
         match &attachment.endpoint {
-            EndpointSpec::Fuse { file } => VolumeFile::new(file).end().await,
+            EndpointSpec::Fuse { file } => VolumeFile::new(file, looks).end().await,
             EndpointSpec::Loop { file, device } => {
-                LoopDevice::new(device, file).end().await?;
-                VolumeFile::new(file).end().await
+                LoopDevice::new(device, file, looks).end().await?;
+                VolumeFile::new(file, looks).end().await
             }
             _ => Ok(()),
         }
     }
 
     /// Ends what there is of an attachment of this host itself, and forgets it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] if a program uses it.
     pub(crate) async fn forget_local(&self, attachment: &Attachment) -> Result<(), Error> {
-        self.end_local(attachment).await?;
-        self.attachments().remove(attachment.id)
+        let mut parts = self.local.lock().await;
+        self.forget_parts(&mut parts, attachment).await
     }
 
-    /// Makes what this host itself uses anew, or those of `only`, but for `failed`: with the endpoint that they used, their open files
-    /// died. Returned is what may be served later.
+    async fn forget_parts(
+        &self,
+        parts: &mut LocalParts,
+        attachment: &Attachment,
+    ) -> Result<(), Error> {
+        parts.devices.remove(&attachment.id);
+        self.end_parts(attachment).await?;
+        let _one_at_a_time = self.lock_changes().await?;
+        self.attachments().remove(attachment.id)?;
+        self.withdraw_if_detached(attachment.lineage).await;
+        Ok(())
+    }
+
+    /// Makes what is missing of what this host itself uses, or of those of `only`, but for `failed`: with the endpoint that they used,
+    /// the open files of devices died. Returned is what may be served later.
     pub(crate) async fn serve_all_local(
         &self,
         only: Option<Vec<AttachmentId>>,
@@ -141,13 +225,19 @@ impl Pool {
         };
         let mut left = Vec::new();
         for attachment in local {
-            if let Err(error) = self.serve_local(&attachment, Served::Anew).await {
-                let name = &attachment.name;
-                // What is mounted stays so for as long as people like: said once.
-                match only {
-                    None => tracing::error!("`{name}` is attached but cannot be served: {error}"),
-                    Some(_) => tracing::debug!("`{name}` still cannot be served: {error}"),
-                }
+            let Err(error) = self.serve_noted(&attachment, false).await else {
+                continue;
+            };
+            if !self.attachments().has(attachment.id) {
+                continue;
+            }
+            let name = &attachment.name;
+            // What is mounted stays so for as long as people like: said once.
+            match only {
+                None => tracing::error!("`{name}` is attached but cannot be served: {error}"),
+                Some(_) => tracing::debug!("`{name}` still cannot be served: {error}"),
+            }
+            if error.code != ErrorCode::NotFound {
                 left.push(attachment.id);
             }
         }
@@ -156,11 +246,19 @@ impl Pool {
 
     /// Ends what this host uses of the pool, before its processes stop. What is in use stays, and fails from then on.
     pub(crate) async fn end_all_local(&self) -> Vec<String> {
-        let of_pool = self.attachments().of_pool(&self.name).cloned().collect();
-        let local: Vec<Attachment> = of_pool;
+        let local: Vec<Attachment> = {
+            let attachments = self.attachments();
+            let of_pool = attachments.of_pool(&self.name);
+            let local = of_pool.filter(|one| is_local(&one.endpoint));
+            local.cloned().collect()
+        };
+        let mut parts = self.local.lock().await;
+        parts.devices.clear();
+        let ends = local.iter().map(|one| self.end_parts(one));
+        let ends = futures_util::future::join_all(ends).await;
         let mut left = Vec::new();
-        for attachment in local.iter().filter(|one| is_local(&one.endpoint)) {
-            match self.end_local(attachment).await {
+        for (attachment, ended) in local.iter().zip(ends) {
+            match ended {
                 Ok(()) => {}
                 Err(error) if error.code == ErrorCode::InUse => left.push(format!(
                     "`{}` was in use at {}, where I/O fails now",

@@ -1,0 +1,106 @@
+//! Calls that may not return: a file whose process does not answer, a device whose file it is.
+//!
+//! Invariants
+//! - A call is on a thread of its own, which keeps neither the daemon's requests nor its end waiting.
+//! - At most one at a time for a path: whoever asks meanwhile gets the same answer.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// How long a call may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a call says, by the kind of its error.
+type Answer = Result<(), io::ErrorKind>;
+type Pending = BTreeMap<PathBuf, watch::Receiver<Option<Answer>>>;
+
+/// The calls that have not returned.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Looks(Arc<Mutex<Pending>>);
+
+impl Looks {
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks `call` about `path`; `None`: it has not returned within 5 s.
+    pub(crate) async fn ask(
+        &self,
+        path: &Path,
+        call: fn(&Path) -> io::Result<()>,
+    ) -> Option<Answer> {
+        let mut answer = self.begin(path, call)?;
+        let answered = answer.wait_for(Option::is_some);
+        let answered = tokio::time::timeout(TIMEOUT, answered).await.ok()?.ok()?;
+        *answered
+    }
+
+    /// The call that is under way, else a new one; `None` without a thread for it.
+    fn begin(
+        &self,
+        path: &Path,
+        call: fn(&Path) -> io::Result<()>,
+    ) -> Option<watch::Receiver<Option<Answer>>> {
+        let mut pending = self.pending();
+        if let Some(answer) = pending.get(path) {
+            return Some(answer.clone());
+        }
+        let (sender, answer) = watch::channel(None);
+        let looks = self.clone();
+        let asked = path.to_owned();
+        let thread = std::thread::Builder::new().name("look".to_owned());
+        let started = thread.spawn(move || {
+            let answer = call(&asked).map_err(|error| error.kind());
+            looks.pending().remove(&asked);
+            sender.send_replace(Some(answer));
+        });
+        started.ok()?;
+        pending.insert(path.to_owned(), answer.clone());
+        Some(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    /// Returns once somebody writes to the pipe.
+    fn open(path: &Path) -> io::Result<()> {
+        std::fs::File::open(path).map(drop)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_does_not_return_is_made_once_and_answers_whoever_asks_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let looks = Looks::default();
+        for _again in 0..3 {
+            assert_eq!(looks.ask(&pipe, open).await, None);
+            assert_eq!(looks.pending().len(), 1);
+        }
+        let missing = dir.path().join("missing");
+        let mut answer = looks.begin(&missing, open).unwrap();
+        let found = *answer.wait_for(Option::is_some).await.unwrap();
+        assert_eq!(found, Some(Err(io::ErrorKind::NotFound)));
+        let mut answer = looks.begin(&pipe, open).unwrap();
+        let mut writer = std::fs::OpenOptions::new();
+        let _writer = writer
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(&pipe)
+            .unwrap();
+        assert_eq!(
+            *answer.wait_for(Option::is_some).await.unwrap(),
+            Some(Ok(()))
+        );
+        assert_eq!(looks.pending().len(), 0);
+    }
+}
