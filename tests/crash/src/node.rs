@@ -16,6 +16,7 @@ use archipelago_bench::program::output;
 use archipelago_bench::server::own_program;
 use archipelago_bench::waiting::{now, wait_until};
 use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -395,6 +396,35 @@ fn pid_of(value: &Value) -> Result<Pid> {
     Ok(Pid::from_raw(i32::try_from(pid)?))
 }
 
+impl Node {
+    /// Takes away what this host has of the node's volumes: a test that failed has it in use, a killed daemon has ended nothing.
+    fn end_what_is_left(&self) -> Vec<String> {
+        let root = std::fs::canonicalize(self.root()).unwrap_or_else(|_| self.root().to_owned());
+        let is_here = |path: &str| Path::new(path).starts_with(&root);
+        let mut left = Vec::new();
+        let devices = std::fs::read_dir("/sys/block").into_iter().flatten();
+        for device in devices.flatten() {
+            let backing = device.path().join("loop/backing_file");
+            if std::fs::read_to_string(backing).is_ok_and(|backing| is_here(&backing)) {
+                let node = Path::new("/dev").join(device.file_name());
+                std::process::Command::new("losetup")
+                    .arg("--detach")
+                    .arg(&node)
+                    .status()
+                    .ok();
+                left.push(node.display().to_string());
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        for place in places.filter(|place| is_here(place)).rev() {
+            umount2(place, MntFlags::MNT_DETACH).ok();
+            left.push(place.to_owned());
+        }
+        left
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         let daemon = self.daemon();
@@ -403,6 +433,9 @@ impl Drop for Node {
             if let Ok(pid) = daemon {
                 Node::kill(pid).ok();
             }
+        }
+        for what in self.end_what_is_left() {
+            eprintln!("left by the node, and taken away: {what}");
         }
     }
 }
