@@ -7,14 +7,20 @@ mod tests {
     use std::time::Duration;
 
     use anyhow::{Context, Result, ensure};
+    use archipelago_bench::server::own_program;
     use archipelago_bench::waiting::wait_until;
     use archipelago_crash_tests::node::Node;
     use archipelago_endpoint_tests::disk::Durable;
     use archipelago_endpoint_tests::fsx::noise;
     use archipelago_endpoint_tests::{Attached, Way};
     use archipelago_protocol::Access;
+    use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
 
+    /// Of `linux/sched.h`: what `PR_SET_IO_FLUSHER` sets.
+    const PF_MEMALLOC_NOIO: u32 = 0x0008_0000;
+    /// Of capabilities(7).
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
     const TIMEOUT: Duration = Duration::from_secs(20);
 
     fn can() -> bool {
@@ -56,6 +62,24 @@ mod tests {
             }
         }
         anyhow::bail!("no process serves a file")
+    }
+
+    /// The kernel does not wait for itself when `process` needs memory, if the process may say so.
+    fn check_io_flusher(process: Pid) -> Result<()> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+        let mut lines = status.lines();
+        let capabilities = lines.find_map(|line| line.strip_prefix("CapEff:"));
+        let capabilities = u64::from_str_radix(capabilities.context("capabilities")?.trim(), 16)?;
+        if capabilities & CAP_SYS_RESOURCE == 0 {
+            eprintln!("skipped: an IO flusher needs CAP_SYS_RESOURCE");
+            return Ok(());
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+        let fields = stat.rsplit_once(')').context("stat")?.1;
+        let mut fields = fields.split_whitespace();
+        let flags: u32 = fields.nth(6).context("flags")?.parse()?;
+        ensure!(flags & PF_MEMALLOC_NOIO != 0, "no IO flusher: {flags:#x}");
+        Ok(())
     }
 
     /// Nothing of the node is mounted or a device.
@@ -179,5 +203,104 @@ mod tests {
         attached.detach()?;
         node.call(&["volume", "rename", "v", "w"])?;
         Ok(())
+    }
+    #[test]
+    fn a_node_whose_root_is_behind_a_link_finds_what_it_has_made() -> Result<()> {
+        if !can() {
+            return Ok(());
+        }
+        let node = Node::start("fused")?;
+        node.call(&["volume", "create", "v", "--size", "4M"])?;
+        node.call(&["node", "stop"])?;
+        let link = node.root().with_extension("link");
+        std::os::unix::fs::symlink(node.root(), &link)?;
+        let program = own_program("archipelago")?;
+        let program = program.to_str().context("UTF-8")?;
+        let started = tool(&[
+            program,
+            "--root",
+            link.to_str().context("UTF-8")?,
+            "node",
+            "start",
+        ]);
+        let check = || {
+            started?;
+            for way in [Way::File, Way::Block] {
+                let attached = Attached::new(&node, way, "v", Access::Write, &[])?;
+                wait_for_state(&node, "served")?;
+                let again = Attached::new(&node, way, "v", Access::Write, &[])?;
+                ensure!(again.path() == attached.path());
+                attached.detach()?;
+                nothing_is_left(&node)?;
+            }
+            Ok(())
+        };
+        let checked = check();
+        std::fs::remove_file(&link)?;
+        checked
+    }
+
+    #[test]
+    fn a_process_that_is_silent_is_not_taken_for_a_dead_one() -> Result<()> {
+        if !can() {
+            return Ok(());
+        }
+        let node = Node::start("fused")?;
+        node.call(&["volume", "create", "v", "--size", "4M"])?;
+        let attached = Attached::new(&node, Way::File, "v", Access::Write, &[])?;
+        let mut disk = attached.connect()?;
+        disk.write(0, &[7; 4096], Durable::Now)?;
+        let process = file_process(&node)?;
+        check_io_flusher(process)?;
+        Node::freeze(process)?;
+        let checked = || {
+            wait_for_state(&node, "unknown")?;
+            let refused = node.output(&["volume", "detach", "v"])?;
+            ensure!(refused.status.code() == Some(5), "{refused:?}");
+            Ok(())
+        };
+        let checked = checked();
+        kill(process, Signal::SIGCONT)?;
+        checked?;
+        let mut found = [0; 4096];
+        disk.read(0, &mut found)?;
+        ensure!(found == [7; 4096]);
+        drop(disk);
+        // A stop does not wait for a process that stands still.
+        Node::freeze(process)?;
+        wait_for_state(&node, "unknown")?;
+        let daemon = node.daemon()?;
+        let stopped = node.call(&["node", "stop"]);
+        let missing = || "the daemon does not end".to_owned();
+        let ended = wait_until(TIMEOUT, missing, || {
+            Ok((!Path::new(&format!("/proc/{daemon}")).exists()).then_some(()))
+        });
+        Node::kill(process)?;
+        stopped?;
+        ended
+    }
+
+    #[test]
+    fn attaches_and_detaches_at_once_leave_nothing_that_is_not_noted() -> Result<()> {
+        if !can() {
+            return Ok(());
+        }
+        let node = Node::start("fused")?;
+        node.call(&["volume", "create", "v", "--size", "4M"])?;
+        std::thread::scope(|scope| {
+            for option in ["--fuse", "--fuse", "--block"] {
+                let node = &node;
+                scope.spawn(move || {
+                    for _again in 0..8 {
+                        // Each may come too late or too early.
+                        node.output(&["volume", "attach", "v", option]).ok();
+                        node.output(&["volume", "detach", "v"]).ok();
+                    }
+                });
+            }
+        });
+        node.output(&["volume", "detach", "v"])?;
+        ensure!(state(&node)? == "detached");
+        nothing_is_left(&node)
     }
 }
