@@ -2,8 +2,9 @@
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::path::{Path, PathBuf};
-    use std::process::Command;
+    use std::process::{Child, Command, Stdio};
     use std::time::Duration;
 
     use anyhow::{Context, Result, ensure};
@@ -47,6 +48,30 @@ mod tests {
         wait_until(TIMEOUT, missing, || {
             Ok((state(node)? == wanted).then_some(()))
         })
+    }
+
+    /// A process that has a file open, so that this one has not: a process that starts another one closes its copy of each open file in
+    /// between, and the kernel then asks whoever serves the file. If that process is stopped, so is the start, and with it `/proc` of both.
+    struct Holder(Child);
+
+    impl Holder {
+        fn of(file: &Path) -> Result<Holder> {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#"exec 9<>"$0" && echo open && exec sleep 600"#]);
+            let child = shell.arg(file).stdout(Stdio::piped()).spawn()?;
+            let mut holder = Holder(child);
+            let mut open = [0; 5];
+            let stdout = holder.0.stdout.as_mut().context("a pipe")?;
+            stdout.read_exact(&mut open)?;
+            Ok(holder)
+        }
+    }
+
+    impl Drop for Holder {
+        fn drop(&mut self) {
+            // It may have ended by itself.
+            let _ended = self.0.kill().and_then(|()| self.0.wait());
+        }
     }
 
     /// The process that serves files of `node`.
@@ -248,8 +273,8 @@ mod tests {
         let node = Node::start("fused")?;
         node.call(&["volume", "create", "v", "--size", "4M"])?;
         let attached = Attached::new(&node, Way::File, "v", Access::Write, &[])?;
-        let mut disk = attached.connect()?;
-        disk.write(0, &[7; 4096], Durable::Now)?;
+        attached.connect()?.write(0, &[7; 4096], Durable::Now)?;
+        let holder = Holder::of(attached.path().context("a file has a path")?)?;
         let process = file_process(&node)?;
         check_io_flusher(process)?;
         Node::freeze(process)?;
@@ -262,10 +287,10 @@ mod tests {
         let checked = checked();
         kill(process, Signal::SIGCONT)?;
         checked?;
+        drop(holder);
         let mut found = [0; 4096];
-        disk.read(0, &mut found)?;
+        attached.connect()?.read(0, &mut found)?;
         ensure!(found == [7; 4096]);
-        drop(disk);
         // A stop does not wait for a process that stands still.
         Node::freeze(process)?;
         wait_for_state(&node, "unknown")?;
