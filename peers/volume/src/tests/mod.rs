@@ -3,6 +3,7 @@
 mod basics;
 mod credits;
 mod fakes;
+mod history;
 mod journaled;
 mod random;
 mod safety;

@@ -1,7 +1,5 @@
-//! A volume peer between a test's guest, the fake mapper and the fake blocker; and what a guest may read.
-//!
-//! Each 512-byte sector is a register, each write a value of its own. A value may be seen while its write was submitted
-//! and no write that began after its answer was itself answered before the reader began.
+//! A volume peer between a test's guest, the fake mapper and the fake blocker; what the guest reads is checked against its
+//! [`History`].
 
 use archipelago_protocol::carry::{AREA_LEN, Carried, CarriedBlock};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
@@ -15,6 +13,7 @@ use archipelago_runtime::Peer;
 use xseg::{Region, RegionId};
 
 use super::fakes::{Block, FakeBlocker, FakeMapper, OWN, PARENT};
+use super::history::History;
 use super::wire::TestPort;
 use crate::{ControlEvent, VolumePeer};
 
@@ -25,17 +24,6 @@ pub(crate) const AREA: u64 = 256 << 10;
 pub(crate) const AREAS: u64 = 16;
 /// Two and a half objects, and a block that is not whole.
 pub(crate) const SIZE: u64 = (160 << 10) + 3 * SECTOR;
-
-/// A write to a sector.
-#[derive(Debug, Clone, Copy)]
-struct Version {
-    value: u64,
-    submitted: u64,
-    /// When it was answered, well or not.
-    answered: Option<u64>,
-    /// Answered well and not lost since: what came before is gone.
-    holds: bool,
-}
 
 /// A request in flight.
 #[derive(Debug, Clone)]
@@ -55,7 +43,7 @@ pub(crate) struct World {
     pub(crate) blocker: FakeBlocker,
     pub(crate) handle: VolumeHandle,
     guest: Region,
-    sectors: Vec<Vec<Version>>,
+    history: History,
     pub(crate) now: u64,
     pub(crate) pending: Vec<Option<Pending>>,
     pub(crate) results: Vec<(u64, Result<(), ErrorCode>)>,
@@ -95,23 +83,15 @@ impl World {
         let live: Vec<Block> = (0..blocks)
             .map(|block| (block % 3 == 0).then_some((PARENT, Epoch(3))))
             .collect();
-        let first = |value| {
-            vec![Version {
-                value,
-                submitted: 0,
-                answered: Some(0),
-                holds: true,
-            }]
-        };
-        let mut history: Vec<Vec<Version>> = (0..sectors).map(|_| first(0)).collect();
+        let mut values = vec![0; sectors];
         let parent = blocker.container(PARENT, Epoch(3));
-        for (sector, versions) in (0u64..).zip(&mut history) {
+        for (sector, first) in (0u64..).zip(&mut values) {
             let at = usize::try_from(sector * SECTOR).unwrap();
             // What stands in the parent where the map does not point is never seen.
             let value = 1_000_000 + sector;
             parent.live[at..at + 512].copy_from_slice(&value.to_le_bytes().repeat(64));
             if live[at / 4096].is_some() {
-                *versions = first(value);
+                *first = value;
             }
         }
         blocker.sync_all();
@@ -128,7 +108,7 @@ impl World {
             blocker,
             handle,
             guest,
-            sectors: history,
+            history: History::new(values.into_iter()),
             now: 1,
             pending: vec![None; usize::try_from(AREAS).unwrap()],
             results: Vec::new(),
@@ -243,48 +223,11 @@ impl World {
         };
         if !matches!(op, VolumeOp::Read | VolumeOp::Flush | VolumeOp::BlockStatus) {
             for sector in offset / SECTOR..(offset + len) / SECTOR {
-                let version = Version {
-                    value,
-                    submitted: self.now,
-                    answered: None,
-                    holds: false,
-                };
-                self.sectors[usize::try_from(sector).unwrap()].push(version);
+                self.history.submitted(sector, value, self.now);
             }
         }
         self.pending[usize::try_from(area).unwrap()] = Some(pending);
         Some(area)
-    }
-
-    /// Whether `value` may be in `sector` for somebody who began to look at `begun` and saw nothing after `until`.
-    fn may_be(&self, sector: u64, value: u64, begun: u64, until: u64) -> bool {
-        let versions = &self.sectors[usize::try_from(sector).unwrap()];
-        versions
-            .iter()
-            .filter(|version| version.value == value && version.submitted <= until)
-            .any(|version| {
-                let Some(answered) = version.answered else {
-                    return true;
-                };
-                !versions.iter().any(|later| {
-                    later.holds
-                        && later.submitted > answered
-                        && later.answered.is_some_and(|end| end < begun)
-                })
-            })
-    }
-
-    fn check(&self, what: &str, sector: u64, bytes: &[u8], begun: u64, until: u64) {
-        let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-        assert!(
-            bytes.chunks(8).all(|word| word == &bytes[..8]),
-            "{what}: sector {sector} is torn"
-        );
-        let versions = &self.sectors[usize::try_from(sector).unwrap()];
-        assert!(
-            self.may_be(sector, value, begun, until),
-            "{what}: sector {sector} holds {value}, begun {begun}, until {until}: {versions:?}"
-        );
     }
 
     /// The memory that requests name as region 1.
@@ -313,7 +256,8 @@ impl World {
             let end = at + run.len;
             if run.state == BlockState::Hole {
                 for sector in at / SECTOR..end / SECTOR {
-                    self.check("hole", sector, &[0; 512], pending.submitted, now);
+                    self.history
+                        .check("hole", sector, &[0; 512], pending.submitted, now);
                 }
             }
             at = end;
@@ -332,7 +276,8 @@ impl World {
             VolumeOp::Read if result.is_ok() => {
                 let bytes = self.memory_of(&pending);
                 for (sector, bytes) in sectors.zip(bytes.chunks(512)) {
-                    self.check("read", sector, bytes, pending.submitted, now);
+                    self.history
+                        .check("read", sector, bytes, pending.submitted, now);
                 }
             }
             VolumeOp::BlockStatus if result.is_ok() => self.check_status(&pending, now),
@@ -345,13 +290,8 @@ impl World {
             }
             _ => {
                 for sector in sectors {
-                    let versions = &mut self.sectors[usize::try_from(sector).unwrap()];
-                    let version = versions
-                        .iter_mut()
-                        .find(|version| version.submitted == pending.submitted)
-                        .unwrap();
-                    version.answered = Some(now);
-                    version.holds = result.is_ok();
+                    self.history
+                        .answered(sector, pending.submitted, now, result.is_ok());
                 }
                 let durable = matches!(
                     pending.op,
@@ -396,37 +336,15 @@ impl World {
     /// A power cut now would leave everything that was answered before `begun`.
     fn check_durable(&self, begun: u64) {
         let image = self.image(&self.mapper.logged, true);
-        for sector in 0..SIZE / SECTOR {
-            let at = usize::try_from(sector * SECTOR).unwrap();
-            self.check("durable", sector, &image[at..at + 512], begun, u64::MAX);
-        }
+        self.history.check_image("durable", &image, begun, u64::MAX);
     }
 
     /// The write itself, as of now, is durable.
     fn check_range_durable(&self, pending: &Pending, now: u64) {
         let image = self.image(&self.mapper.logged, true);
         for sector in pending.offset / SECTOR..(pending.offset + pending.len) / SECTOR {
-            let at = usize::try_from(sector * SECTOR).unwrap();
-            let value = u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
-            let versions = &self.sectors[usize::try_from(sector).unwrap()];
-            let reached = versions.iter().any(|version| {
-                version.value == value
-                    && version
-                        .answered
-                        .is_none_or(|end| end >= pending.submitted && end <= now)
-            });
-            assert!(
-                reached,
-                "durable write: sector {sector} holds {value}: {versions:?}"
-            );
-        }
-    }
-
-    /// What was not flushed may be gone, or not.
-    fn lose(&mut self) {
-        let flushed = self.flushed;
-        for version in self.sectors.iter_mut().flatten() {
-            version.holds &= version.answered.is_some_and(|end| end < flushed);
+            self.history
+                .check_reached(sector, &image, pending.submitted, now);
         }
     }
 
@@ -475,7 +393,7 @@ impl World {
                 self.blocker.lose();
                 let journaled = std::mem::take(&mut self.mapper.journaled);
                 self.blocker.bring_home(journaled);
-                self.lose();
+                self.history.lose(self.flushed);
             }
             _ => {}
         }
@@ -601,10 +519,7 @@ impl World {
         let (asked, begun) = (at(&self.snapshot_asked), at(&self.snapshot_begun));
         let tree = self.mapper.snapshots.last().unwrap().1.clone();
         let image = self.image(&tree, true);
-        for sector in 0..SIZE / SECTOR {
-            let at = usize::try_from(sector * SECTOR).unwrap();
-            self.check("snapshot", sector, &image[at..at + 512], asked, begun);
-        }
+        self.history.check_image("snapshot", &image, asked, begun);
         self.frozen.push((tree, image));
     }
 
