@@ -1,4 +1,4 @@
-//! The io_uring glue.
+//! Requests of a thread's io_uring, from their start to their last completion.
 //!
 //! Invariants
 //! - What a request points to (memory, vector, time) and its file are owned by its entry in the table of operations from
@@ -8,29 +8,31 @@
 //! - A slot of the table is reused only after the last completion of its request, so a completion's number is always
 //!   that of the request it belongs to.
 
+mod operation;
+mod uring;
+
 use std::cell::Cell;
-use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, TimeoutFlags, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
-use nix::poll::{PollTimeout, poll};
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, TimeoutFlags};
+use io_uring::{cqueue, opcode, squeue};
 use xseg::Span;
 
 use crate::config::Config;
 use crate::event::{Event, Queue};
-use crate::failure::{Refusal, Refusals, RingFailure};
+use crate::failure::RingFailure;
 use crate::file::{Calls, File};
 use crate::kept_files::KeptFiles;
 use crate::load::{Kind, Load};
 use crate::polling::Activity;
-use crate::setup::set_up;
 use crate::transfer::{Direction, address_of};
 use crate::worker_limit::{Spare, WorkerLimit};
-use crate::workers::{Workerless, start_first};
+use crate::workers::Workerless;
+
+use operation::{Keep, Operation, Vector};
+use uring::{Uring, timespec};
 
 /// User data of requests whose completion nobody waits for.
 const IGNORED: u64 = u64::MAX;
@@ -43,97 +45,36 @@ const DRAIN_WAITS_MAX: u32 = 300;
 /// Vectors of addresses kept for reuse.
 const VECTORS_KEPT_MAX: usize = 256;
 
-/// Addresses of a scattered request, and what keeps them valid.
-#[derive(Default)]
-struct Vector {
-    addresses: Vec<libc::iovec>,
-    spans: Vec<Span>,
-}
-
-/// What a request needs to stay alive.
-enum Keep {
-    Nothing,
-    Span(Span),
-    Vector(Box<Vector>),
-    Time { _time: Box<Timespec> },
-    Watched { fd: OwnedFd, queued: Rc<Cell<bool>> },
-}
-
-impl Keep {
-    /// Bytes of a read or write.
-    fn bytes(&self) -> usize {
-        match self {
-            Keep::Span(span) => span.len(),
-            Keep::Vector(vector) => vector.spans.iter().map(Span::len).sum(),
-            Keep::Nothing | Keep::Time { .. } | Keep::Watched { .. } => 0,
-        }
-    }
-}
-
-struct Operation {
-    queue: Queue,
-    token: u64,
-    kind: Kind,
-    retries: u8,
-    /// Tells this request from later ones in its slot.
-    serial: u64,
-    /// A watch that was cancelled: not armed again.
-    cancelled: bool,
-    entry: squeue::Entry,
-    keep: Keep,
-    _file: Option<File>,
-}
-
 pub(crate) struct Ring {
-    /// Always there; an option so that a ring that cannot be drained can be leaked.
-    ring: Option<IoUring>,
+    uring: Uring,
     operations: Vec<Option<Operation>>,
     free: Vec<u32>,
     load: Load,
-    /// Requests that found the submission ring full.
-    backlog: VecDeque<squeue::Entry>,
     #[expect(
         clippy::vec_box,
         reason = "the kernel reads them while the table may grow"
     )]
     vectors: Vec<Box<Vector>>,
-    unsubmitted: usize,
     serial: u64,
-    chunk: usize,
     kept_files: KeptFiles,
     worker_limit: WorkerLimit,
     workerless: Workerless,
-    refusals: Refusals,
-    /// The kernel has refused it for good.
-    given_up: bool,
 }
 
 impl Ring {
     /// The ring of this thread. Falls back to fewer features on older kernels, and says so once.
     pub(crate) fn new(config: &Config) -> Result<Ring, RingFailure> {
-        let entries = config.entries;
-        let mut ring = set_up(entries)?;
-        start_first(&mut ring)?;
         Ok(Ring {
-            ring: Some(ring),
-            operations: Vec::with_capacity(entries as usize),
+            uring: Uring::new(config)?,
+            operations: Vec::with_capacity(config.entries as usize),
             free: Vec::new(),
             load: Load::default(),
-            backlog: VecDeque::new(),
             vectors: Vec::new(),
-            unsubmitted: 0,
             serial: 0,
-            chunk: config.submit_chunk.max(1),
             kept_files: KeptFiles::default(),
             worker_limit: WorkerLimit::default(),
             workerless: Workerless::default(),
-            refusals: Refusals::default(),
-            given_up: false,
         })
-    }
-
-    fn ring(&mut self) -> &mut IoUring {
-        self.ring.as_mut().expect("taken only by drop")
     }
 
     pub(crate) fn load(&self) -> &Load {
@@ -147,8 +88,7 @@ impl Ring {
 
     /// Puts `fd` where it lives until the kernel has freed the ring, and closes it here.
     pub(crate) fn keep_file(&mut self, fd: OwnedFd) -> Result<(), RingFailure> {
-        let ring = self.ring.as_ref().expect("taken only by drop");
-        self.kept_files.keep(&ring.submitter(), fd)
+        self.kept_files.keep(&self.uring.submitter(), fd)
     }
 
     /// Reads into or writes from `spans` in their order.
@@ -222,8 +162,8 @@ impl Ring {
 
     /// Lets the kernel have `spare` workers more than it would: so many may be kept by calls that do not return.
     pub(crate) fn spare_workers(&mut self, spare: u32) {
-        let ring = self.ring.as_ref().expect("taken only by drop");
-        match self.worker_limit.set_spare(&ring.submitter(), spare) {
+        let submitter = self.uring.submitter();
+        match self.worker_limit.set_spare(&submitter, spare) {
             Ok(Spare::Same) => {}
             Ok(Spare::More) => {
                 // The kernel starts a worker when it is given something to do, not when it may have more.
@@ -316,7 +256,8 @@ impl Ring {
     ) {
         let (keep, file) = (Keep::Span(buffer.clone()), Some(file.clone()));
         let (_number, entry) = self.begin(queue, token, Kind::Command, entry, keep, file);
-        self.enqueue(entry);
+        // SAFETY: as in [`Ring::push`].
+        unsafe { self.uring.enqueue(entry) };
     }
 
     /// Gives the kernel a command of a ublk queue, which keeps `buffer` and `file` until it completes. It may do so at any time.
@@ -383,82 +324,15 @@ impl Ring {
     }
 
     fn push(&mut self, entry: squeue::Entry) {
-        self.enqueue(entry);
-        self.unsubmitted += 1;
-        if self.unsubmitted >= self.chunk {
-            self.submit();
-        }
-    }
-
-    /// Puts it where the next call into the kernel takes it from.
-    fn enqueue(&mut self, entry: squeue::Entry) {
-        if !self.backlog.is_empty() || !self.push_now(&entry) {
-            self.backlog.push_back(entry);
-        }
-    }
-
-    /// `false`: the submission ring is full.
-    fn push_now(&mut self, entry: &squeue::Entry) -> bool {
-        let mut submission = self.ring().submission();
         // SAFETY: whatever `entry` points to is owned by its slot in `operations` until its last completion (module
-        // invariants), at an address that does not move: a mapping, a boxed time or the heap part of a vector.
-        unsafe { submission.push(entry) }.is_ok()
+        // invariants), at an address that does not move: a mapping, a boxed time or the heap part of a vector; or by
+        // `workerless`.
+        unsafe { self.uring.push(entry) };
     }
 
     /// Hands what was pushed to the kernel, and lets it finish deferred work.
     pub(crate) fn submit(&mut self) {
-        while !self.given_up {
-            match self.ring().submit() {
-                Ok(_) => self.refusals.end(),
-                // Too many completions wait, or no memory. What was not taken stays in the ring.
-                Err(error) => {
-                    self.refused(error);
-                    break;
-                }
-            }
-            if self.backlog.is_empty() || !self.refill() {
-                break;
-            }
-        }
-        self.unsubmitted = 0;
-    }
-
-    /// The kernel has refused `io_uring_enter`: what was not taken stays for the next turn, if there is one.
-    ///
-    /// # Panics
-    /// With a [`RingFailure`], if the refusal stays: nothing that this thread hosts can go on.
-    fn refused(&mut self, error: io::Error) {
-        match self.refusals.refused(error.raw_os_error()) {
-            Refusal::Expected => {}
-            Refusal::Again(pause) => {
-                if let Ok(pause) = PollTimeout::try_from(pause)
-                    && pause != PollTimeout::ZERO
-                {
-                    // Whatever ends it.
-                    let _paused = poll(&mut [], pause);
-                }
-            }
-            Refusal::Final => {
-                self.given_up = true;
-                // What unwinds already drops peers, and with them watches of a ring that has failed before.
-                if !std::thread::panicking() {
-                    std::panic::panic_any(RingFailure::new("io_uring_enter", error));
-                }
-            }
-        }
-    }
-
-    /// Moves requests from the backlog into the submission ring; `false`: there was no room.
-    fn refill(&mut self) -> bool {
-        let mut moved = false;
-        while let Some(entry) = self.backlog.pop_front() {
-            if !self.push_now(&entry) {
-                self.backlog.push_front(entry);
-                break;
-            }
-            moved = true;
-        }
-        moved
+        self.uring.submit();
     }
 
     /// Submits what was pushed, if anything was.
@@ -470,15 +344,12 @@ impl Ring {
 
     /// Whether requests were pushed and not submitted.
     pub(crate) fn has_pending(&mut self) -> bool {
-        !self.backlog.is_empty() || !self.ring().submission().is_empty()
+        self.uring.has_pending()
     }
 
     /// Takes over what has completed; whether something had. What was pushed may stay for the next call into the kernel.
     pub(crate) fn collect(&mut self) -> bool {
-        let submission = self.ring().submission();
-        let has_work = submission.taskrun() || submission.cq_overflow();
-        drop(submission);
-        if has_work {
+        if self.uring.has_kernel_work() {
             self.submit();
         }
         self.reap()
@@ -486,41 +357,25 @@ impl Ring {
 
     /// Submits what was pushed, and sleeps until something completes or `longest` has passed: one call into the kernel.
     pub(crate) fn wait(&mut self, longest: Duration) {
-        if !self.backlog.is_empty() {
-            self.submit();
-        }
-        if self.given_up {
-            return;
-        }
-        self.unsubmitted = 0;
-        let time = timespec(longest);
-        let arguments = SubmitArgs::new().timespec(&time);
-        let result = self.ring().submitter().submit_with_args(1, &arguments);
-        match result {
-            Ok(_) => self.refusals.end(),
-            Err(error) => self.refused(error),
-        }
+        self.uring.wait(longest);
         self.reap();
     }
 
     /// Gives back neither the ring nor what its requests point to.
     fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.operations));
-        std::mem::forget(self.ring.take());
+        self.uring.leak();
     }
 
     fn reap(&mut self) -> bool {
         let mut any = false;
         loop {
-            let next = self.ring().completion().next();
-            let Some(completion) = next else { break };
+            let Some(completion) = self.uring.next_completion() else {
+                return any;
+            };
             any = true;
             self.finish(&completion);
         }
-        if any {
-            self.refusals.end();
-        }
-        any
     }
 
     fn finish(&mut self, completion: &cqueue::Entry) {
@@ -571,7 +426,7 @@ impl Ring {
             }
             operation.queue.borrow_mut().push_back((event, None));
         }
-        let operation = self.operations[slot].take().expect("looked at above");
+        let operation = self.operations[slot].take().expect("borrowed above");
         self.load.end(operation.kind);
         self.free
             .push(u32::try_from(slot).expect("numbers are u32"));
@@ -620,7 +475,7 @@ impl Drop for Ring {
                 return;
             }
             // Said already, and it will not get better.
-            if self.given_up {
+            if self.uring.is_given_up() {
                 self.leak();
                 return;
             }
@@ -635,12 +490,6 @@ fn watch_entry(fd: &OwnedFd) -> squeue::Entry {
     opcode::PollAdd::new(Fd(fd.as_raw_fd()), u32::from(libc::POLLIN.cast_unsigned()))
         .multi(true)
         .build()
-}
-
-fn timespec(time: Duration) -> Timespec {
-    Timespec::new()
-        .sec(time.as_secs())
-        .nsec(time.subsec_nanos())
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ fn first_commands_of_a_queue_wait_for_one_call() {
     for token in 0..128 {
         ring.first_command(&queue, token, &file, opcode::Nop::new().build(), &span);
     }
-    assert_eq!(ring.ring().submission().len(), 128, "a call took some");
+    assert_eq!(ring.uring.submission_len(), 128, "a call took some");
     assert!(ring.has_pending());
     ring.submit_pending();
     ring.wait(Duration::from_millis(100));
@@ -53,6 +53,6 @@ fn first_commands_of_a_queue_wait_for_one_call() {
     // The others come by so many.
     for (pushed, left) in [(1, 1), (2, 0)] {
         ring.command(&queue, pushed, &file, opcode::Nop::new().build(), &span);
-        assert_eq!(ring.ring().submission().len(), left);
+        assert_eq!(ring.uring.submission_len(), left);
     }
 }
