@@ -123,10 +123,10 @@ impl Client {
         let lost = |error: std::io::Error| {
             Error::new(
                 ErrorCode::Unavailable,
-                format!("the node daemon went away before it answered: {error}"),
+                format!("the connection to the node daemon was lost before the reply: {error}"),
             )
             .with_hint(format!(
-                "look at {} and at `{} node status`",
+                "check the log {} and `{} node status`",
                 self.layout.log().display(),
                 self.layout.command()
             ))
@@ -185,7 +185,7 @@ pub fn path_segment(name: &str) -> String {
 fn foreign(what: &str) -> Error {
     Error::new(
         ErrorCode::Internal,
-        format!("the node daemon's answer is not understood: {what}"),
+        format!("invalid reply from the node daemon: {what}"),
     )
     .with_hint("command and daemon may be of different versions: restart the daemon")
 }

@@ -37,7 +37,7 @@ pub fn path_error(path: &Path, error: &io::Error) -> Error {
     match error.kind() {
         ErrorKind::PermissionDenied => Error::new(ErrorCode::Io, format!("{at}: {error}"))
             .with_hint(
-                "be the user whom it belongs to, or say --root DIR with a directory of your own",
+                "run the command as the owner of the directory, or give --root DIR with a directory of your own",
             ),
         ErrorKind::StorageFull => Error::new(ErrorCode::NoSpace, format!("{at}: {error}")),
         ErrorKind::AlreadyExists | ErrorKind::NotADirectory => Error::new(

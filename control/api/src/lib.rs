@@ -1,4 +1,4 @@
-//! What the `archipelago` command and the node daemon share: everything that is said between them, and where they meet.
+//! What the `archipelago` command and the node daemon share: the types of the API, and the paths of sockets and files.
 //!
 //! * [`types`], [`pools`]: bodies of requests and answers of the HTTP API; [`client`]: how to ask it.
 //! * `openapi`, a feature of the crate: the description of the API for machines, made from these types.

@@ -16,7 +16,7 @@ const AFTER: &str = "Names are 1 to 255 of A-Z a-z 0-9 . _ @ : + -, not starting
 name space, whatever their pool. Sizes are bytes, or a number with K M G T P or KiB..PiB (powers of 1024), or with KB..PB
 (powers of 1000): multiples of 512, up to 1 PiB.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
 
 /// Formats of disk images.
 const FORMATS: &str = "raw|qcow2|vmdk|vpc|vhdx";
@@ -28,7 +28,7 @@ const ON_FULL: &str = "wait[:SECONDS]|report";
 #[derive(Debug, Parser)]
 #[command(name = "archipelago", version, after_help = AFTER)]
 pub struct Options {
-    /// Directory that holds everything of the node, also $ARCHIPELAGO_ROOT; without either /etc, /run and /var/lib/archipelago
+    /// Root directory of the node, also $ARCHIPELAGO_ROOT [default: /etc, /run and /var/lib/archipelago]
     // Not `env`: a variable that is set would make usage texts ask for the option.
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -52,7 +52,7 @@ impl Options {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Write a configuration and make its directories
+    /// Create the configuration, the directories and the first pool of a new node
     Init(Init),
     /// The node daemon
     #[command(subcommand)]
@@ -68,16 +68,16 @@ pub enum Command {
     Image(Image),
     /// Show volumes, snapshots and images as files, through FUSE
     Mount(Mount),
-    /// End a mount; also of one whose process has died
+    /// Unmount a directory, also if the process that served it has died
     Umount {
-        /// Where it is
+        /// The mount point
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
     /// NBD on TCP
     #[command(subcommand)]
     Nbd(Nbd),
-    /// Look for damage, missing and leaked objects in a pool, served or not
+    /// Check a pool for damage, missing and leaked objects, with the node running or stopped
     Doctor(Doctor),
     /// Print the script that completes commands in a shell
     Completions {
@@ -107,14 +107,14 @@ pub enum Shell {
 /// Commands of NBD on TCP.
 #[derive(Debug, Subcommand)]
 pub enum Nbd {
-    /// Serve volumes, snapshots and images as NBD exports on TCP, in the foreground until SIGTERM or SIGINT; says when it listens, and where
+    /// Serve volumes, snapshots and images as NBD exports on TCP, in the foreground until SIGTERM or SIGINT; prints its address when it accepts connections
     Serve(ServeNbd),
 }
 
 /// Options of `nbd serve`.
 #[derive(Debug, Args)]
 pub struct ServeNbd {
-    /// What to serve, by name; with one name, also the default export. Nothing: whatever a client asks for
+    /// Names to serve; a single name is also the default export. Without names: every volume, snapshot and image of the node
     #[arg(value_name = "NAME")]
     pub names: Vec<Name>,
     /// IP address to listen at, and port [default port: 10809]
@@ -123,16 +123,16 @@ pub struct ServeNbd {
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
-    /// Encrypt: the certificate, and those between it and its authority, PEM; nothing is served without TLS then
+    /// Require TLS: the server's certificate chain, PEM
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_certificate: Option<PathBuf>,
     /// The certificate's key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub tls_key: Option<PathBuf>,
-    /// Serve only clients with a certificate of one of these authorities, PEM
+    /// Require client certificates signed by one of these certificate authorities, PEM
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub tls_client_ca: Option<PathBuf>,
-    /// Serve other hosts without encryption: whoever reaches the port reads and writes
+    /// Serve other hosts without encryption: anyone who can reach the port can read and write
     #[arg(long, conflicts_with = "tls_certificate")]
     pub insecure: bool,
 }
@@ -146,7 +146,7 @@ pub struct Mount {
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
-    /// Let other users in; the files stay this user's
+    /// Give other users access; the files still belong to this user
     #[arg(long)]
     pub allow_other: bool,
 }
@@ -157,7 +157,7 @@ pub struct Doctor {
     /// The pool [default: the only one, or the one named `default`]
     #[arg(long, value_name = "NAME")]
     pub pool: Option<Name>,
-    /// Delete objects that provably nobody needs; the node must be stopped
+    /// Delete orphans and finish pending deletes; the node must be stopped
     #[arg(long)]
     pub repair: bool,
 }
@@ -180,7 +180,7 @@ pub enum Node {
     Run(Opening),
     /// Start the daemon; returns when requests are served
     Start(Opening),
-    /// Stop the daemon; returns when all is drained
+    /// Stop the daemon; returns when requests in flight are complete and all volumes are closed
     Stop,
     /// Show the processes, the channels between them and what is attached
     Status,
@@ -189,7 +189,7 @@ pub enum Node {
 /// How a node opens its pool.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Opening {
-    /// Take the pool over from a node of another host, which has not released it and does not write to it any more
+    /// Take over the pool from a node on another host that has not released it; that node must no longer be able to write to it
     #[arg(long)]
     pub take_over: bool,
 }
@@ -204,7 +204,7 @@ pub enum Pool {
         /// The pool
         name: Name,
     },
-    /// Add a pool to a node that runs; its volumes are served when this returns
+    /// Add a pool to the running node; returns when its volumes are served
     Add {
         /// Its name
         name: Name,
@@ -212,11 +212,11 @@ pub enum Pool {
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Take a pool that holds nothing out of a node that runs; its directory stays
+    /// Remove an empty pool from the running node; its directory is kept
     Remove {
         /// The pool
         name: Name,
-        /// Take out a pool that is not served, whatever it holds; added again, it holds the same
+        /// Remove a pool that is not served, even if it is not empty; `pool add` brings it back with its contents
         #[arg(long)]
         unserved: bool,
     },
@@ -238,7 +238,7 @@ pub enum Volume {
         /// Size of its objects: a power of two from 64K to 32M
         #[arg(long, value_name = "SIZE", value_parser = object_size)]
         object_size: Option<ObjectSize>,
-        /// What its guest's writes do without space in the pool: wait for ever, wait for so many seconds and then fail, or fail at once [default: wait]
+        /// What guest writes do when the pool is full: wait without limit, wait SECONDS and then fail, or fail at once [default: wait]
         #[arg(long, value_name = ON_FULL)]
         on_full: Option<OnFull>,
     },
@@ -249,7 +249,7 @@ pub enum Volume {
         /// Name of the snapshot
         name: Name,
     },
-    /// Make a volume that begins as a snapshot or image
+    /// Make a writable volume from a snapshot or image
     Clone {
         /// A snapshot or image
         source: Name,
@@ -258,13 +258,13 @@ pub enum Volume {
         /// Its size, at least the source's
         #[arg(long, value_parser = volume_size)]
         size: Option<u64>,
-        /// What its guest's writes do without space in the pool [default: as the source says]
+        /// What guest writes do when the pool is full [default: the policy of the source]
         #[arg(long, value_name = ON_FULL)]
         on_full: Option<OnFull>,
     },
     /// List volumes, snapshots and images
     List {
-        /// Show what was made from what
+        /// Show parents and clones as a tree
         #[arg(long)]
         tree: bool,
     },
@@ -273,48 +273,48 @@ pub enum Volume {
         /// Its name
         name: Name,
     },
-    /// Give a volume another size; a running guest is told
+    /// Resize a volume; a running guest is notified
     Resize {
         /// The volume
         name: Name,
         /// The new size
         #[arg(value_parser = volume_size)]
         size: u64,
-        /// Allow to shrink a detached volume: what lies beyond is lost
+        /// Allow shrinking a detached volume: data beyond the new size is lost
         #[arg(long)]
         force: bool,
     },
-    /// Change a volume; a running guest is served so at once
+    /// Change the policy of a volume, at once also for a running guest
     Set {
         /// The volume
         name: Name,
-        /// What its guest's writes do without space in the pool: wait for ever, wait for so many seconds and then fail, or fail at once
+        /// What guest writes do when the pool is full: wait without limit, wait SECONDS and then fail, or fail at once
         #[arg(long, value_name = ON_FULL)]
         on_full: OnFull,
     },
-    /// Give it another name
+    /// Rename a volume, snapshot or image
     Rename {
         /// The old name
         old: Name,
         /// The new name
         new: Name,
-        /// The pool, if things in two pools have the old name
+        /// The pool, if the old name exists in two pools
         #[arg(long)]
         pool: Option<Name>,
     },
-    /// Remove a volume, snapshot or image; clones of it live on
+    /// Remove a volume, snapshot or image; its clones are kept
     Remove {
         /// Its name
         name: Name,
     },
-    /// Serve a volume at a socket, as a file or as a block device, and print its path; the same again prints the same
+    /// Attach a volume as a socket, a file or a block device, and print its path; the same command again prints the same path
     Attach {
         /// The volume, or a snapshot or image, which is read-only
         name: Name,
         /// For virtual machines: a vhost-user-blk device, the default
         #[arg(long, conflicts_with_all = ["nbd", "ublk", "fuse", "block"])]
         vhost_user: bool,
-        /// For whatever speaks NBD (qemu-img, nbdcopy, the kernel's nbd-client): an export of the volume's name, and the default one
+        /// For NBD clients (qemu-img, nbdcopy, the kernel's nbd-client): an export with the volume's name, which is also the default export
         #[arg(long, conflicts_with_all = ["queues", "ublk", "fuse", "block"])]
         nbd: bool,
         /// For this host itself: a block device of its kernel, /dev/ublkbN (Linux 6.5, the module ublk_drv, root)
@@ -323,24 +323,24 @@ pub enum Volume {
         /// For programs on this host that read and write files: a file, through FUSE
         #[arg(long, conflicts_with_all = ["queues", "block"])]
         fuse: bool,
-        /// For this host itself: a block device, by the best means that its kernel has; needs root
+        /// For this host itself: a block device, ublk if the kernel has it, else a loop device; needs root
         #[arg(long, conflicts_with = "queues")]
         block: bool,
         /// Request queues of a vhost-user device [default: 1]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(archipelago_api::types::QUEUES_MAX)))]
         queues: Option<u16>,
-        /// Refuse writes. What is read-only may be attached in several ways at once, and beside it is no writer
+        /// Refuse writes. A read-only volume may have several attachments at once, and no writer meanwhile
         #[arg(long)]
         read_only: bool,
-        /// One more of what is read-only and attached already: for a further virtual machine
+        /// Add one more attachment of the same kind, read-only, for another virtual machine
         #[arg(long)]
         another: bool,
     },
-    /// Serve a volume no longer; the options say which of several attachments
+    /// Detach a volume; the options select one of several attachments
     Detach {
         /// The volume
         name: Name,
-        /// The one of this number, which `volume attachments` shows
+        /// The attachment with this number, from `volume attachments`
         #[arg(long, value_name = "N")]
         id: Option<u64>,
         /// The vhost-user-blk device
@@ -362,7 +362,7 @@ pub enum Volume {
         #[arg(long, value_name = "PATH")]
         at: Option<PathBuf>,
     },
-    /// List what is attached: how, where, and whether somebody is connected
+    /// List attachments: kind, path, and whether a client is connected
     Attachments {
         /// This volume only
         name: Option<Name>,
@@ -372,7 +372,7 @@ pub enum Volume {
 /// Commands on images.
 #[derive(Debug, Subcommand)]
 pub enum Image {
-    /// Make an image of a disk image, a device, or what is at an address
+    /// Make an image from a file, a device or a URL
     Import(Import),
     /// Copy an image, a snapshot or a detached volume to a file or device
     Export(Export),
@@ -386,13 +386,13 @@ pub struct Import {
     pub file: OsString,
     /// Name of the image
     pub name: Name,
-    /// What it is, whatever it looks like; raw for all that a guest could have written to [default: what it looks like]
+    /// Format of the source; give raw for anything that a guest could have written [default: detected from the content]
     #[arg(long, value_enum, value_name = FORMATS)]
     pub format: Option<Format>,
-    /// Read the files too that the image names as its backing files; without this an image that names any is refused
+    /// Also read the backing files that the image names; without this option such an image is refused
     #[arg(long)]
     pub backing: bool,
-    /// Refuse a file with another checksum
+    /// Refuse a source with a different checksum
     #[arg(long, value_name = "sha256:HEX")]
     pub checksum: Option<Checksum>,
     /// Size of its objects: a power of two from 64K to 32M
@@ -410,7 +410,7 @@ pub struct Export {
     pub name: Name,
     /// A file, which is replaced; for raw also a device, or - for the standard output
     pub file: OsString,
-    /// What to make
+    /// Format of the target
     #[arg(long, value_enum, value_name = FORMATS, default_value_t = Format::Raw)]
     pub format: Format,
     /// Compress a qcow2

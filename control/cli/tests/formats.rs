@@ -135,7 +135,7 @@ mod tests {
             let output = node.output(&["image", "import", name(&source), &image]);
             assert!(output.status.success(), "{image} {options}: {output:?}");
             let expected = format!(
-                "note: {} looks like {format}, and is read so; --format raw takes it as it is\n",
+                "note: {} looks like {format}, and is read as such; --format raw imports it unchanged\n",
                 source.display()
             );
             // And no bar: this is no terminal.
@@ -402,7 +402,7 @@ mod tests {
             name(&above),
             &size,
         ]);
-        refused(&node, &above, &["--backing"], 7, "is cut off");
+        refused(&node, &above, &["--backing"], 7, "is truncated");
 
         // Names that are no files, and formats that nobody has written down.
         let secret = write(&node, "secret", b"not to be read");
@@ -572,7 +572,7 @@ mod tests {
         node.done(&["volume", "remove", "sparse"]);
         let file = OpenOptions::new().write(true).open(&image).unwrap();
         file.set_len(whole / 2).unwrap();
-        refused(&node, &image, &[], 7, "is cut off");
+        refused(&node, &image, &[], 7, "is truncated");
         qemu_img(&["create", "-q", "-f", "qcow2", name(&image), "1M"]);
         let file = OpenOptions::new().write(true).open(&image).unwrap();
         // 2^60 bytes: more than a volume may have, if QEMU takes it at all.

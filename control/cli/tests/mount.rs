@@ -383,7 +383,7 @@ mod tests {
                 mount
                     .node
                     .refused(&["umount", mount.at()], 3)
-                    .contains("no mount")
+                    .contains("is not an Archipelago mount")
             );
             assert_eq!(mount.exported("v")[..4096], [8; 4096]);
             // And again.

@@ -31,7 +31,7 @@ pub(crate) fn identity(endpoint: &Endpoint) -> Result<Identity, Error> {
         }
     };
     if uid == 0 {
-        let why = "it shall be a user who may do less than root";
+        let why = "it must be an unprivileged user";
         return Err(refused("user", &endpoint.user, why));
     }
     Ok(Identity {
@@ -89,7 +89,7 @@ mod tests {
             ),
             (
                 endpoint(Account::Name("root".to_owned()), None),
-                "endpoint.user = \"root\": it shall be a user who may do less than root",
+                "endpoint.user = \"root\": it must be an unprivileged user",
             ),
             (
                 endpoint(

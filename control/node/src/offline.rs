@@ -105,7 +105,7 @@ fn absence(layout: &Layout) -> Option<Error> {
     let unavailable = |message| Error::new(ErrorCode::Unavailable, message);
     Some(if node.run == layout.run() {
         unavailable(format!(
-            "{socket} is gone, but process {} (archipelagod) still serves this node: {run} was removed under it",
+            "{socket} does not exist, but process {} (archipelagod) still serves this node: {run} was removed while the daemon was running",
             node.daemon,
         ))
         .with_hint(format!(
@@ -157,7 +157,7 @@ fn stop_found_by_pool(layout: &Layout, directory: &Path) -> Result<Option<String
             }
             PoolUser::Node(node) if stopping.is_none() => {
                 note = Some(format!(
-                    "note: {} was removed under the daemon, process {}: it is told to stop by a signal",
+                    "note: {} was removed while the daemon, process {}, was running: sending it SIGTERM",
                     node.run.display(),
                     node.daemon
                 ));
@@ -201,7 +201,7 @@ fn end(node: &ServingNode) -> Result<(), Error> {
         Error::new(
             ErrorCode::Denied,
             format!(
-                "process {} (archipelagod) cannot be told to stop: {why}",
+                "process {} (archipelagod) cannot be stopped: {why}",
                 node.daemon
             ),
         )

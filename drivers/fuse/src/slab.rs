@@ -1,4 +1,4 @@
-//! Things by a small number, which is given again when its thing is gone.
+//! A table of items by small index. The index of a removed item is reused.
 
 /// A table of `T`.
 #[derive(Debug)]

@@ -129,7 +129,7 @@ impl Negotiation {
             Progress::Chosen => {
                 let opened = shared.exports.open(self.handshake.name());
                 let opened = timeout(OPEN_MAX, opened).await.unwrap_or_else(|_late| {
-                    let message = "the node takes too long to open it";
+                    let message = "the node did not open the export in time";
                     Err(Error::new(ErrorCode::Unavailable, message))
                 });
                 opened.map(|opened| lease.insert(opened).volume().export().clone())

@@ -59,7 +59,7 @@ pub fn serve(
             listen.ip()
         );
         return Err(Error::new(ErrorCode::Invalid, message).with_hint(
-            "give --tls-certificate and --tls-key, listen on 127.0.0.1, or say --insecure",
+            "give --tls-certificate and --tls-key, listen on 127.0.0.1, or use --insecure",
         ));
     }
     let tls = options.tls.as_ref().map(TlsFiles::acceptor).transpose()?;
@@ -129,7 +129,7 @@ async fn accept(listener: TcpListener, mut signals: Signals, shared: &Rc<Shared>
                     clients.spawn_local(serve_client(socket, address, place, Rc::clone(shared)));
                 }
                 Err(error) => {
-                    tracing::warn!("a client cannot be let in: {error}");
+                    tracing::warn!("accepting a client failed: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },

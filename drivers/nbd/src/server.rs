@@ -191,7 +191,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
                 self.shared.metrics.turned_away.add(1);
                 if self.may_log() {
                     let export = &self.config.export;
-                    warn!(%export, "an NBD client is sent away: {CONNECTIONS_MAX} are connected, as many as an export serves");
+                    warn!(%export, "an NBD client was refused: the export already has {CONNECTIONS_MAX} connections, its maximum");
                 }
                 continue;
             };

@@ -214,7 +214,7 @@ fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
     let least = match reported {
         Some(reported) if reported.offset_alignment == 0 => {
             return Ok(Found::cached(
-                "the file system takes O_DIRECT and does not follow it",
+                "the file system accepts O_DIRECT but does not honour it",
             ));
         }
         Some(reported) => reported.offset_alignment.max(reported.memory_alignment),

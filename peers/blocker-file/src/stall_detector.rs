@@ -1,4 +1,4 @@
-//! Which calls have not returned for long: for whoever reports them, and so that they do not take up what others need.
+//! Detects calls that have not returned for a long time, so that they are reported and do not exhaust shared resources.
 //!
 //! A job of many calls (a listing, a deletion) may take its time: it stalls only when none of its calls returns
 //! ([`Progress`], seen by the data thread as [`Steps`]).

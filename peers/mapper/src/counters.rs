@@ -14,9 +14,9 @@ pub struct Counters {
     /// Batches appended to volumes' logs.
     pub log_batches: u64,
     /// Blocks that flushes journaled in volumes' logs.
-    pub carried_blocks: u64,
+    pub journaled_blocks: u64,
     /// Journaled blocks that a recovery wrote to their home locations.
-    pub carried_home: u64,
+    pub recovered_blocks: u64,
     /// Checkpoints of volumes, those of closing included.
     pub checkpoints: u64,
     /// Map pages written.
@@ -28,7 +28,7 @@ pub struct Counters {
     /// Snapshots born while their volume was open.
     pub snapshots: u64,
     /// Answers throttled because too much was not logged.
-    pub held_back: u64,
+    pub throttled: u64,
     /// Batches appended to the catalogue's log.
     pub catalogue_changes: u64,
     /// Checkpoints of the catalogue.
@@ -49,14 +49,14 @@ impl Counters {
             ("statuses", self.statuses),
             ("presence_records", self.presence_records),
             ("log_batches", self.log_batches),
-            ("carried_blocks", self.carried_blocks),
-            ("carried_home", self.carried_home),
+            ("journaled_blocks", self.journaled_blocks),
+            ("recovered_blocks", self.recovered_blocks),
             ("checkpoints", self.checkpoints),
             ("pages_written", self.pages_written),
             ("pages_read", self.pages_read),
             ("recoveries", self.recoveries),
             ("snapshots", self.snapshots),
-            ("held_back", self.held_back),
+            ("throttled", self.throttled),
             ("catalogue_changes", self.catalogue_changes),
             ("catalogue_checkpoints", self.catalogue_checkpoints),
             ("lineages_deleted", self.lineages_deleted),

@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::CatalogueRequest;
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::ObjectReply;
 use archipelago_protocol::{Error, Lineage};
@@ -51,7 +51,13 @@ impl Mapper {
 
     /// Takes a request of a volume peer; `data` is what its area holds, if it names one: blocks that a flush journals. Exactly one
     /// [`Effect::MapReply`] follows, unless the client disconnected.
-    pub fn map_request(&mut self, client: ClientId, tag: u64, request: MapRequest, data: Carried) {
+    pub fn map_request(
+        &mut self,
+        client: ClientId,
+        tag: u64,
+        request: MapRequest,
+        data: JournaledData,
+    ) {
         session::dispatch(&self.parts, client, tag, request, data);
         self.run();
     }

@@ -98,7 +98,7 @@ impl ErrorCode {
             .unwrap_or(ErrorCode::Internal)
     }
 
-    /// Exit code of the command: 0 done, 1 failed, 2 usage, 3 no such thing, 4 exists already, 5 in use, 6 no space,
+    /// Exit code of the command: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space,
     /// 7 damaged data.
     #[must_use]
     pub fn exit_code(self) -> u8 {

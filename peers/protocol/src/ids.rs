@@ -151,7 +151,7 @@ impl TryFrom<u64> for ObjectSize {
         Err(Error::new(
             ErrorCode::Invalid,
             format!(
-                "object size {bytes} is not a power of two in {}..={}",
+                "object size {bytes} is not a power of two from {} to {}",
                 Self::MIN.bytes(),
                 Self::MAX.bytes()
             ),
@@ -231,7 +231,7 @@ pub fn check_volume_size(bytes: u64) -> Result<u64, Error> {
         return Err(Error::new(
             ErrorCode::Invalid,
             format!(
-                "volume size {bytes} is not a multiple of {SECTOR_SIZE} in {SECTOR_SIZE}..={VOLUME_SIZE_MAX}"
+                "volume size {bytes} is not a multiple of {SECTOR_SIZE} from {SECTOR_SIZE} to {VOLUME_SIZE_MAX}"
             ),
         ));
     }

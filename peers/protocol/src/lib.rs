@@ -24,7 +24,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod carry;
 pub mod catalogue;
 pub mod check;
 pub mod control;
@@ -33,6 +32,7 @@ pub mod endpoint;
 pub mod error;
 pub mod grants;
 pub mod ids;
+pub mod journaled;
 pub mod last_words;
 pub mod map;
 pub mod object;

@@ -6,8 +6,8 @@
 //! | [`MapOp::Close`] | give it back, everything flushed before | 0 |
 //! | [`MapOp::Locate`] | where `len` bytes at `offset` live, or shall be written | bytes of the run; a [`Placement`]; epoch, lineage index |
 //! | [`MapOp::Lineage`] | which lineage an index stands for | 0; -; high and low word |
-//! | [`MapOp::Written`] | `len` bytes at `offset` were written where a locate said `First` | 0; [`FLAG_FLUSH_SOON`] |
-//! | [`MapOp::Zero`] | whole blocks read as zeros from now on | 0; [`FLAG_FLUSH_SOON`] |
+//! | [`MapOp::Written`] | `len` bytes at `offset` were written where a locate said `First` | 0; [`FLAG_FLUSH_REQUESTED`] |
+//! | [`MapOp::Zero`] | whole blocks read as zeros from now on | 0; [`FLAG_FLUSH_REQUESTED`] |
 //! | [`MapOp::FlushBegin`] | cut: what is present now | 0 nothing new, 1 something; -; the cut |
 //! | [`MapOp::FlushCommit`] | data up to the cut is synced, or carried: log it, sync the log | 0 |
 //! | [`MapOp::SnapshotBegin`] | raise the epoch, for a prepared snapshot | 0; -; new epoch |
@@ -26,7 +26,7 @@
 //!   moment between request and answer.
 //! - Presence that is not covered by a cut is never logged by that cut's commit: data is synced before it is logged.
 //! - A commit either follows a sync of everything that was dirty and says [`FLAG_HOME`], or it carries a copy of every
-//!   block that was written since the commit or snapshot before it ([`crate::carry`]).
+//!   block that was written since the commit or snapshot before it ([`crate::journaled`]).
 
 use xseg::{Completion, Submission};
 
@@ -91,7 +91,7 @@ pub const FLAG_HOME: u8 = 2;
 /// is not durable.
 pub const FLAG_DROP: u8 = 4;
 /// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
-pub const FLAG_FLUSH_SOON: u32 = 1 << 8;
+pub const FLAG_FLUSH_REQUESTED: u32 = 1 << 8;
 // Retired in an answer to an open: 1, the last session did not end cleanly.
 /// Longest [`MapOp::Locate`] and [`MapOp::Written`]: one object.
 pub const LOCATE_LEN_MAX: u64 = 32 << 20;
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(request.encode(), entry);
         assert_eq!(MapRequest::decode(&entry), Ok(request));
         let reply = MapReply {
-            flags: 2 | FLAG_FLUSH_SOON,
+            flags: 2 | FLAG_FLUSH_REQUESTED,
             ..MapReply::run(4096, Placement::Zero, Epoch(7), 3)
         };
         let entry = Completion {
@@ -445,7 +445,7 @@ mod tests {
             (0xff, None),
         ] {
             assert_eq!(said(bits), placement);
-            assert_eq!(said(bits | FLAG_FLUSH_SOON), placement);
+            assert_eq!(said(bits | FLAG_FLUSH_REQUESTED), placement);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What became of requests, and where that waits for whoever asked.
+//! Completions of requests, and the queues in which they wait for the requester.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

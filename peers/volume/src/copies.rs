@@ -10,14 +10,14 @@
 //! - Copies stand in the order in which their writes completed. They are made before the write is sent; a guest that
 //!   changes its memory meanwhile may find either content.
 
-use archipelago_protocol::carry::{AREA_LEN, CARRIED_MAX, CarriedBlock, area_len};
+use archipelago_protocol::journaled::{AREA_LEN, JOURNALED_MAX, JournaledBlockId, area_len};
 use archipelago_protocol::{BLOCK_SIZE, Epoch};
 use xseg::Region;
 
 use crate::blocks::BLOCK_LEN;
 
 /// A bit for each slot.
-const ALL_FREE: u32 = (1 << CARRIED_MAX) - 1;
+const ALL_FREE: u32 = (1 << JOURNALED_MAX) - 1;
 
 /// Slots of one write, in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(crate) struct Copies {
     blocks: Vec<u8>,
     free: u32,
     /// Completed since the last round, in order.
-    done: [(CarriedBlock, usize); CARRIED_MAX],
+    done: [(JournaledBlockId, usize); JOURNALED_MAX],
     done_count: usize,
     /// Something was written since the last round of which there is no copy.
     incomplete: bool,
@@ -47,14 +47,14 @@ pub(crate) struct Copies {
 
 impl Default for Copies {
     fn default() -> Self {
-        let none = CarriedBlock {
+        let none = JournaledBlockId {
             epoch: Epoch(0),
             block: 0,
         };
         Copies {
             blocks: Vec::new(),
             free: ALL_FREE,
-            done: [(none, 0); CARRIED_MAX],
+            done: [(none, 0); JOURNALED_MAX],
             done_count: 0,
             incomplete: false,
         }
@@ -83,7 +83,7 @@ impl Copies {
     /// Room for the copy of `len` bytes, if one is of use and there is room.
     pub(crate) fn reserve(&mut self, len: u64) -> Option<Slots> {
         let count = usize::try_from(len / BLOCK_SIZE).ok()?;
-        if self.incomplete || count == 0 || count > CARRIED_MAX {
+        if self.incomplete || count == 0 || count > JOURNALED_MAX {
             return None;
         }
         let fits = |first: &usize| {
@@ -94,7 +94,7 @@ impl Copies {
             .bits();
             self.free & bits == bits
         };
-        let first = (0..=CARRIED_MAX - count).find(fits)?;
+        let first = (0..=JOURNALED_MAX - count).find(fits)?;
         let slots = Slots { first, count };
         self.free &= !slots.bits();
         Some(slots)
@@ -102,7 +102,7 @@ impl Copies {
 
     /// The memory of reserved room, for the copy to be read into.
     pub(crate) fn room(&mut self, slots: Slots) -> &mut [u8] {
-        self.blocks.resize(CARRIED_MAX * BLOCK_LEN, 0);
+        self.blocks.resize(JOURNALED_MAX * BLOCK_LEN, 0);
         &mut self.blocks[slots.first * BLOCK_LEN..][..slots.count * BLOCK_LEN]
     }
 
@@ -111,7 +111,7 @@ impl Copies {
         let first_block = offset / BLOCK_SIZE;
         for index in 0..slots.count {
             let block = first_block + index as u64;
-            self.done[self.done_count] = (CarriedBlock { epoch, block }, slots.first + index);
+            self.done[self.done_count] = (JournaledBlockId { epoch, block }, slots.first + index);
             self.done_count += 1;
         }
     }
@@ -138,7 +138,7 @@ impl Copies {
     /// Writes the copies of completed writes into `area` and forgets them.
     pub(crate) fn hand_over(&mut self, arena: &Region, area: &mut Area) {
         for (index, (of, slot)) in self.done[..self.done_count].iter().enumerate() {
-            let entry = area.offset + (index * CarriedBlock::LEN) as u64;
+            let entry = area.offset + (index * JournaledBlockId::LEN) as u64;
             let block = area.offset + area_len(index + 1) - BLOCK_SIZE;
             let copy = &self.blocks[slot * BLOCK_LEN..(slot + 1) * BLOCK_LEN];
             arena
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!((at, len), (AREA_LEN, 4 * 4096));
         let mut bytes = vec![0; 4 * 4096];
         arena.read(at, &mut bytes).unwrap();
-        let carried = archipelago_protocol::carry::Carried::new(bytes).unwrap();
+        let carried = archipelago_protocol::journaled::JournaledData::new(bytes).unwrap();
         let found: Vec<_> = carried
             .iter()
             .map(|(of, copy)| (of.block, of.epoch.0, copy[0], copy[4095]))

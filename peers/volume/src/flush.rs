@@ -27,7 +27,7 @@
 //! - Nothing is sent when nothing is dirty and nothing is new to the map; if only data is dirty, the mapper is spared.
 
 use archipelago_protocol::ErrorCode;
-use archipelago_protocol::map::{FLAG_FLUSH_SOON, FLAG_HOME, MapOp, MapReply, MapRequest};
+use archipelago_protocol::map::{FLAG_FLUSH_REQUESTED, FLAG_HOME, MapOp, MapReply, MapRequest};
 use archipelago_protocol::object::ObjectRequest;
 use xseg::Region;
 
@@ -157,7 +157,7 @@ impl Flush {
     /// The mapper answered a report, with these flags. A report that failed may have had an effect.
     pub(crate) fn note_report(&mut self, flags: u32) {
         self.metadata_dirty = true;
-        self.requested |= flags & FLAG_FLUSH_SOON != 0;
+        self.requested |= flags & FLAG_FLUSH_REQUESTED != 0;
     }
 
     /// Request `r` is answered by the next round.

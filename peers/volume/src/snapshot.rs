@@ -58,8 +58,9 @@ impl SnapshotRequest {
                 Error::new(code, "the volume's data could not be made durable")
             }
             ErrorCode::Unavailable => {
-                Error::new(code, "the mapper died while the snapshot was made")
-                    .with_hint("look whether the snapshot is there, and make it again if not")
+                Error::new(code, "the mapper died while the snapshot was made").with_hint(
+                    "check whether the snapshot exists (`volume info`); if not, repeat the command",
+                )
             }
             ErrorCode::InUse => {
                 let message =

@@ -181,7 +181,7 @@ mod tests {
             let beside = [
                 (
                     attach(&["--nbd", "--read-only"]),
-                    "could change under a reader",
+                    "would change while it is read",
                 ),
                 (
                     attach(&["--vhost-user", "--read-only", "--another"]),

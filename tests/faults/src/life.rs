@@ -25,7 +25,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(150);
 /// What says that a call hangs, rather than that something failed.
 const HUNG: [&str; 2] = ["does not answer", "does that file system answer"];
 /// What says that the node is being stopped.
-const STOPPED: [&str; 3] = ["no node daemon", "is stopping", "went away"];
+const STOPPED: [&str; 3] = ["no node daemon", "is stopping", "was lost before the reply"];
 /// Attempts of a step before something is opened or started anew.
 const TRIES: usize = 2;
 

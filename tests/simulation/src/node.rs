@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use archipelago_blocker::{BlockerPeer, ChannelId, Rights};
 use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::MapperPeer;
-use archipelago_protocol::carry::AREA_LEN;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::error::{Error, ErrorCode};
 use archipelago_protocol::ids::Lineage;
+use archipelago_protocol::journaled::AREA_LEN;
 use archipelago_protocol::object::ObjectReply;
 use archipelago_protocol::volume::{
     OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeInfo, VolumeOp, VolumeRequest, Volumes,

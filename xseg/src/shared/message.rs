@@ -1,4 +1,4 @@
-//! What is said over the socket: messages of 64 bytes, with the descriptors that belong to them.
+//! Messages on the control socket: 64 bytes each, with their file descriptors.
 //!
 //! Invariants
 //! - Every message has magic, version and kind; every byte that has no meaning is zero and ignored.

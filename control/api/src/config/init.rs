@@ -1,10 +1,10 @@
 //! `archipelago init`: creates the configuration of a new node, its directories and its first pool.
 //!
-//! Invariant: a configuration that exists is never overwritten. The configuration is created last, so an attempt that failed
-//! before can be repeated.
+//! Invariant: a configuration that exists is never overwritten. It appears last, whole and durable, so `init` can be repeated after a
+//! failure or a crash.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -19,14 +19,14 @@ use crate::layout::{Layout, make_directory, path_error};
 /// Options of a new node.
 #[derive(Debug, Clone, Default)]
 pub struct InitOptions {
-    /// Directory of the pool `default`; `None`: the one of the layout.
+    /// Directory of the pool `default`; default: the pool directory of the layout.
     pub pool_dir: Option<PathBuf>,
     /// Which peers share a process.
     pub placement: Placement,
 }
 
 /// Creates the directories (0700) and writes the configuration, which must not exist yet. `make_pool` initialises a directory
-/// as a pool, and leaves a directory unchanged that is a pool already.
+/// as a pool, and does nothing if the directory is already a pool.
 ///
 /// # Errors
 /// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Invalid`] if the pool directory is not UTF-8;
@@ -57,28 +57,43 @@ pub fn init(
     make_pool(&pool)?;
     let text = render(options.placement, pool_text);
     let config = Config::parse(&text)?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| {
-            if error.kind() == ErrorKind::AlreadyExists {
-                already_configured(path)
-            } else {
-                path_error(path, &error)
-            }
-        })?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(|error| path_error(path, &error))?;
+    create_durably(path, text.as_bytes()).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => already_configured(path),
+        _ => path_error(path, &error),
+    })?;
     Ok(config)
+}
+
+/// Creates `path` with all of `content`, or not at all.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`]; what the file system reports.
+fn create_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh)
+        .and_then(|mut file| {
+            file.write_all(content)?;
+            file.sync_all()
+        })
+        // Commit point. Unlike a rename, a link never replaces what another `init` has created meanwhile.
+        .and_then(|()| fs::hard_link(&fresh, path));
+    let removed = fs::remove_file(&fresh);
+    written.and(removed)?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 fn already_configured(path: &Path) -> Error {
     Error::new(
         ErrorCode::Exists,
-        format!("there is a configuration already: {}", path.display()),
+        format!("the configuration {} exists already", path.display()),
     )
     .with_hint("edit it, or choose another root directory")
 }
@@ -91,6 +106,18 @@ fn render(placement: Placement, pool: &str) -> String {
         channel_requests,
         channel_memory_mib,
     } = DataPath::default();
+    let [
+        poll_us_range,
+        submission_chunk_range,
+        channel_requests_range,
+        channel_memory_mib_range,
+    ] = [
+        POLL_US,
+        SUBMISSION_CHUNK,
+        CHANNEL_REQUESTS,
+        CHANNEL_MEMORY_MIB,
+    ]
+    .map(|range| format!("{} to {}", range.start(), range.end()));
     let pool = toml::Value::String(pool.to_owned());
     format!(
         "# Configuration of an Archipelago node. Unknown keys and values out of range are refused.
@@ -99,13 +126,14 @@ fn render(placement: Placement, pool: &str) -> String {
 placement = \"{placement}\"
 
 [data]
-# An idle data thread polls for up to this many microseconds before it sleeps ({POLL_US:?}). It polls only if that has paid off.
+# An idle data thread polls for up to this many microseconds before it sleeps ({poll_us_range}). It polls only while polling has recently
+# shortened waits.
 poll_us = {poll_us}
-# Requests submitted to the kernel at once: {SUBMISSION_CHUNK:?}.
+# Largest batch of requests for one call into the kernel ({submission_chunk_range}).
 submission_chunk = {submission_chunk}
-# Requests in flight on a channel between two peers: a power of two in {CHANNEL_REQUESTS:?}.
+# Requests in flight on a shared-memory channel between two peers: a power of two ({channel_requests_range}).
 channel_requests = {channel_requests}
-# MiB of the memory that each channel has for bounce buffers and metadata: {CHANNEL_MEMORY_MIB:?}.
+# MiB of memory that each such channel has for copies of data and for metadata ({channel_memory_mib_range}).
 channel_memory_mib = {channel_memory_mib}
 
 # `user`: the endpoint process, to which guests connect, runs as this user (name or number). This needs placement = \"split\"
@@ -117,7 +145,7 @@ channel_memory_mib = {channel_memory_mib}
 [pool.{DEFAULT_POOL}]
 kind = \"file\"
 directory = {pool}
-# `false`: use the page cache although the file system supports O_DIRECT; `node status` shows which access is in use.
+# `false`: use the page cache even if the file system supports O_DIRECT; `node status` shows whether direct or cached I/O is used.
 #direct = true
 "
     )

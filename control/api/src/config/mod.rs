@@ -173,12 +173,12 @@ impl Config {
             .parse()
             .map_err(|error: toml::de::Error| syntax(text, &error))?;
         let mut top = Section::new(String::new(), table);
-        let placement = match top.text("placement")? {
+        let placement = match top.string("placement")? {
             None => Placement::default(),
             Some(text) => match text.parse() {
                 Ok(placement) => placement,
                 Err(_unknown) => {
-                    return Err(top.refuse(
+                    return Err(top.invalid_value(
                         "placement",
                         &format!("\"{text}\""),
                         "\"fused\" or \"split\"",
@@ -186,11 +186,14 @@ impl Config {
                 }
             },
         };
-        let data = match top.section("data")? {
+        let data = match top.subsection("data")? {
             None => DataPath::default(),
             Some(section) => data_path(section)?,
         };
-        let endpoint = top.section("endpoint")?.map(Endpoint::parse).transpose()?;
+        let endpoint = top
+            .subsection("endpoint")?
+            .map(Endpoint::parse)
+            .transpose()?;
         if let (Some(endpoint), Placement::Fused) = (&endpoint, placement) {
             return Err(Error::new(
                 ErrorCode::Invalid,
@@ -202,7 +205,7 @@ impl Config {
             ));
         }
         let mut pools = BTreeMap::new();
-        if let Some(section) = top.section("pool")? {
+        if let Some(section) = top.subsection("pool")? {
             for (name, section) in section.into_sections()? {
                 let name: Name = name.parse().map_err(|error: Error| {
                     Error::new(
@@ -250,7 +253,7 @@ pub fn default_pool<'a>(pools: impl Iterator<Item = &'a Name> + Clone) -> Result
                 "a pool must be named: this node has {}, and none is named `{DEFAULT_POOL}`",
                 names().collect::<Vec<_>>().join(", ")
             );
-            Error::new(ErrorCode::Invalid, message).with_hint("say --pool NAME")
+            Error::new(ErrorCode::Invalid, message).with_hint("give --pool NAME")
         })
 }
 
@@ -280,11 +283,15 @@ fn data_path(mut section: Section) -> Result<DataPath, Error> {
             .unwrap_or(standard.channel_memory_mib),
     };
     if !data.channel_requests.is_power_of_two() {
-        let legal = format!("a power of two in {CHANNEL_REQUESTS:?}");
-        return Err(section.refuse(
+        let expected = format!(
+            "a power of two from {} to {}",
+            CHANNEL_REQUESTS.start(),
+            CHANNEL_REQUESTS.end()
+        );
+        return Err(section.invalid_value(
             "channel_requests",
             &data.channel_requests.to_string(),
-            &legal,
+            &expected,
         ));
     }
     section.finish(&[
@@ -297,18 +304,24 @@ fn data_path(mut section: Section) -> Result<DataPath, Error> {
 }
 
 fn pool(mut section: Section) -> Result<PoolConfig, Error> {
-    match section.text("kind")?.as_deref() {
+    match section.string("kind")?.as_deref() {
         Some("file") => {}
-        Some(other) => return Err(section.refuse("kind", &format!("\"{other}\""), "\"file\"")),
+        Some(other) => {
+            return Err(section.invalid_value("kind", &format!("\"{other}\""), "\"file\""));
+        }
         None => return Err(section.missing("kind", "\"file\"")),
     }
-    let Some(directory) = section.text("directory")? else {
+    let Some(directory) = section.string("directory")? else {
         return Err(section.missing("directory", "an absolute path"));
     };
     if !directory.starts_with('/') {
-        return Err(section.refuse("directory", &format!("\"{directory}\""), "an absolute path"));
+        return Err(section.invalid_value(
+            "directory",
+            &format!("\"{directory}\""),
+            "an absolute path",
+        ));
     }
-    let direct = section.switch("direct")?.unwrap_or(true);
+    let direct = section.boolean("direct")?.unwrap_or(true);
     section.finish(&["kind", "directory", "direct"])?;
     Ok(PoolConfig::File {
         directory: directory.into(),
@@ -335,7 +348,7 @@ fn check_pools(pools: &BTreeMap<Name, PoolConfig>) -> Result<(), Error> {
             return Err(Error::new(
                 ErrorCode::Invalid,
                 format!(
-                    "pool.{name}.directory = \"{}\" is not legal: it lies in that of pool.{other}",
+                    "pool.{name}.directory = \"{}\" is not legal: it is inside the directory of pool.{other}",
                     pool.directory().display()
                 ),
             ));

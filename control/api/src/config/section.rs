@@ -1,4 +1,4 @@
-//! A table of the configuration file whose keys are taken out one by one; what is left over is unknown.
+//! A table of the configuration file. Parsing removes each known key; a key that remains is unknown and refused.
 
 use std::ops::RangeInclusive;
 
@@ -27,42 +27,42 @@ impl Section {
         }
     }
 
-    /// The refusal of `value` for `key`.
-    pub(super) fn refuse(&self, key: &str, value: &str, legal: &str) -> Error {
+    /// The error for an illegal `value` of `key`; `expected` is what is legal.
+    pub(super) fn invalid_value(&self, key: &str, value: &str, expected: &str) -> Error {
         Error::new(
             ErrorCode::Invalid,
-            format!("{} = {value} is not legal: {legal}", self.key(key)),
+            format!("{} = {value} is not legal: {expected}", self.key(key)),
         )
     }
 
-    /// The refusal of a table without `key`.
-    pub(super) fn missing(&self, key: &str, legal: &str) -> Error {
+    /// The error for a table without `key`.
+    pub(super) fn missing(&self, key: &str, expected: &str) -> Error {
         Error::new(
             ErrorCode::Invalid,
-            format!("{} is missing: {legal}", self.key(key)),
+            format!("{} is missing: {expected}", self.key(key)),
         )
     }
 
-    pub(super) fn text(&mut self, key: &str) -> Result<Option<String>, Error> {
+    pub(super) fn string(&mut self, key: &str) -> Result<Option<String>, Error> {
         match self.table.remove(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(self.refuse(key, &other.to_string(), "a string")),
+            Some(other) => Err(self.invalid_value(key, &other.to_string(), "a string")),
         }
     }
 
-    pub(super) fn switch(&mut self, key: &str) -> Result<Option<bool>, Error> {
+    pub(super) fn boolean(&mut self, key: &str) -> Result<Option<bool>, Error> {
         match self.table.remove(key) {
             None => Ok(None),
             Some(Value::Boolean(on)) => Ok(Some(on)),
-            Some(other) => Err(self.refuse(key, &other.to_string(), "true or false")),
+            Some(other) => Err(self.invalid_value(key, &other.to_string(), "true or false")),
         }
     }
 
     pub(super) fn integer(
         &mut self,
         key: &str,
-        legal: RangeInclusive<u32>,
+        range: RangeInclusive<u32>,
     ) -> Result<Option<u32>, Error> {
         let Some(value) = self.table.remove(key) else {
             return Ok(None);
@@ -71,46 +71,50 @@ impl Section {
             .as_integer()
             .and_then(|number| u32::try_from(number).ok());
         match number {
-            Some(number) if legal.contains(&number) => Ok(Some(number)),
-            _ => Err(self.refuse(key, &value.to_string(), &format!("a number in {legal:?}"))),
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(self.invalid_value(
+                key,
+                &value.to_string(),
+                &format!("a number from {} to {}", range.start(), range.end()),
+            )),
         }
     }
 
-    /// A user or a group.
+    /// Reads a user or a group: a name, or an id other than 0 and `u32::MAX`.
     pub(super) fn account(&mut self, key: &str) -> Result<Option<Account>, Error> {
-        let legal = "a name, or a number other than 0";
+        let expected = "a name, or a number from 1 to 4294967294";
         match self.table.remove(key) {
             None => Ok(None),
             Some(Value::String(name)) if !name.is_empty() => Ok(Some(Account::Name(name))),
             Some(value) => match value.as_integer().map(u32::try_from) {
-                // The last number is what system calls take for "no change".
+                // `u32::MAX` is `(uid_t) -1`, which setresuid(2) takes for "leave unchanged".
                 Some(Ok(id)) if id != 0 && id != u32::MAX => Ok(Some(Account::Id(id))),
-                _ => Err(self.refuse(key, &value.to_string(), legal)),
+                _ => Err(self.invalid_value(key, &value.to_string(), expected)),
             },
         }
     }
 
-    pub(super) fn section(&mut self, key: &str) -> Result<Option<Section>, Error> {
+    pub(super) fn subsection(&mut self, key: &str) -> Result<Option<Section>, Error> {
         match self.table.remove(key) {
             None => Ok(None),
             Some(Value::Table(table)) => Ok(Some(Section::new(self.key(key), table))),
-            Some(other) => Err(self.refuse(key, &other.to_string(), "a table")),
+            Some(other) => Err(self.invalid_value(key, &other.to_string(), "a table")),
         }
     }
 
-    /// All entries as tables.
+    /// Reads every entry as a table; refuses other values.
     pub(super) fn into_sections(mut self) -> Result<Vec<(String, Section)>, Error> {
         let keys: Vec<String> = self.table.keys().cloned().collect();
         let mut sections = Vec::with_capacity(keys.len());
         for key in keys {
-            if let Some(section) = self.section(&key)? {
+            if let Some(section) = self.subsection(&key)? {
                 sections.push((key, section));
             }
         }
         Ok(sections)
     }
 
-    /// Refuses what nobody has taken.
+    /// Refuses the first key that was not read. `known`: all legal keys, for the message. To be called when all were read.
     pub(super) fn finish(self, known: &[&str]) -> Result<(), Error> {
         match self.table.iter().next() {
             None => Ok(()),

@@ -32,19 +32,19 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         ("data = 7", "data = 7 is not legal: a table"),
         (
             "[data]\npoll_us = 1001",
-            "data.poll_us = 1001 is not legal: a number in 0..=1000",
+            "data.poll_us = 1001 is not legal: a number from 0 to 1000",
         ),
         (
             "[data]\npoll_us = -1",
-            "data.poll_us = -1 is not legal: a number in 0..=1000",
+            "data.poll_us = -1 is not legal: a number from 0 to 1000",
         ),
         (
             "[data]\nsubmission_chunk = 0",
-            "data.submission_chunk = 0 is not legal: a number in 1..=64",
+            "data.submission_chunk = 0 is not legal: a number from 1 to 64",
         ),
         (
             "[data]\nchannel_requests = 100",
-            "data.channel_requests = 100 is not legal: a power of two in 16..=4096",
+            "data.channel_requests = 100 is not legal: a power of two from 16 to 4096",
         ),
         (
             "[data]\nspeed = 1",
@@ -60,15 +60,15 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         ),
         (
             "placement = \"split\"\n[endpoint]\nuser = 0",
-            "endpoint.user = 0 is not legal: a name, or a number other than 0",
+            "endpoint.user = 0 is not legal: a name, or a number from 1 to 4294967294",
         ),
         (
             "placement = \"split\"\n[endpoint]\nuser = 4294967295",
-            "endpoint.user = 4294967295 is not legal: a name, or a number other than 0",
+            "endpoint.user = 4294967295 is not legal: a name, or a number from 1 to 4294967294",
         ),
         (
             "placement = \"split\"\n[endpoint]\nuser = 7\ngroup = \"\"",
-            "endpoint.group = \"\" is not legal: a name, or a number other than 0",
+            "endpoint.group = \"\" is not legal: a name, or a number from 1 to 4294967294",
         ),
         (
             "[pool.\".x\"]\nkind = \"file\"",
@@ -92,7 +92,7 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         ),
         (
             "[pool.other]\nkind = \"file\"\ndirectory = \"/p/q\"",
-            "pool.other.directory = \"/p/q\" is not legal: it lies in that of pool.default",
+            "pool.other.directory = \"/p/q\" is not legal: it is inside the directory of pool.default",
         ),
     ];
     for (text, expected) in cases {

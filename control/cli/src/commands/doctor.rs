@@ -110,12 +110,14 @@ fn render(check: &PoolCheck, layout: &Layout, repair: bool) -> String {
         .any(|finding| finding.kind == FindingKind::Leaked);
     lines.push(match report.clean {
         true if leaks && !repair => format!(
-            "clean; `{} doctor --repair` deletes what nothing will ever name, with the node stopped",
+            "clean; `{} doctor --repair` deletes the orphans; stop the node first",
             layout.command()
         ),
         true => "clean".to_owned(),
-        false => "damaged: nothing was changed; restore the objects named, or the pool, from a copy"
-            .to_owned(),
+        false => {
+            "damaged: nothing was changed; restore the objects named, or the pool, from a copy"
+                .to_owned()
+        }
     });
     lines.join("\n")
 }

@@ -44,7 +44,7 @@ pub(super) fn mount(options: &Mount, layout: &Layout, output: Output) -> Result<
     let directory = resolve(&options.directory)?;
     if is_mounted(&directory)? {
         let at = directory.display();
-        let message = format!("{at}: a mount of archipelago is there already");
+        let message = format!("{at} is already an Archipelago mount");
         let hint = format!("if its process has died: {} umount {at}", layout.command());
         return Err(Error::new(ErrorCode::Exists, message).with_hint(hint));
     }
@@ -84,13 +84,14 @@ pub(super) fn umount(directory: &Path, output: Output) -> Result<(), Error> {
     let directory = resolve(directory)?;
     let at = directory.display();
     if !is_mounted(&directory)? {
-        let message = format!("{at}: no mount of archipelago is there");
+        let message = format!("{at} is not an Archipelago mount");
         return Err(Error::new(ErrorCode::NotFound, message));
     }
     match umount2(&directory, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => {}
         Err(Errno::EBUSY) => {
-            let message = format!("{at} is in use: a program has a file open there, or is in it");
+            let message =
+                format!("{at} is in use: a program has a file open or its working directory there");
             return Err(Error::new(ErrorCode::InUse, message).with_hint(format!(
                 "end it (fuser -vm {at}), or detach its loop device"
             )));
@@ -121,7 +122,8 @@ fn unmount_by_program(directory: &Path) -> Result<(), Error> {
         Err(error) => format!("fusermount3: {error}"),
     };
     let message = format!("unmounting {}: {why}", directory.display());
-    Err(Error::new(ErrorCode::Denied, message).with_hint("be root, or the user who mounted it"))
+    Err(Error::new(ErrorCode::Denied, message)
+        .with_hint("run the command as root or as the user who mounted it"))
 }
 
 /// The directory as the kernel's table has it. A mount whose process has died answers nothing, so only what is above it is asked.

@@ -469,7 +469,7 @@ impl Pool {
             }
             Ok(_other) => Err(Error::new(
                 ErrorCode::NotFound,
-                "another volume has its name now",
+                "its name now belongs to another volume",
             )),
             Err(error) => Err(error),
         };

@@ -113,7 +113,9 @@ impl Pool {
         if entry.lineage == lineage {
             return Ok(entry);
         }
-        let message = format!("this import of `{name}` has ended: the name is another's");
+        let message = format!(
+            "this import of `{name}` was given up, and the name now belongs to another volume or image"
+        );
         Err(Error::new(ErrorCode::NotFound, message)
             .with_hint("import it again, with another name"))
     }

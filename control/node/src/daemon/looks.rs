@@ -1,4 +1,4 @@
-//! Calls that may not return: a file whose process does not answer, a device whose file it is.
+//! Probes that may not return: of a file whose process does not answer, and of a device on such a file.
 //!
 //! Invariants
 //! - A call is on a thread of its own, which keeps neither the daemon's requests nor its end waiting.

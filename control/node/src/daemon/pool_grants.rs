@@ -1,4 +1,4 @@
-//! Grants that change while the pool is served: written down, then told to its blocker and mapper.
+//! Grants that change while the pool is served: stored in a file, then sent to the blocker and the mapper.
 
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Access, Error, Lineage};

@@ -167,7 +167,7 @@ pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
         Some(space) if space.level == SpaceLevel::Ok => return None,
         Some(space) => format!("{at}: {}; {WHAT_TO_DO}", Described(space)),
         None => format!(
-            "{at}: its file system has not said within {} s what is free",
+            "{at}: its file system did not report its free space within {} s",
             ANSWER_TIMEOUT.as_secs()
         ),
     };

@@ -59,7 +59,7 @@ pub(crate) fn share(
     let (in_the_way, hint) = match (writer, present.first()) {
         (Some(writer), _) if read_only => {
             let message = format!(
-                "{}: what it reads could change under a reader, from one block to the next",
+                "{}: the volume would change while it is read",
                 described(writer)
             );
             let hint = format!("attach a snapshot of it: `{command} volume snapshot {name} NAME`");
@@ -69,7 +69,7 @@ pub(crate) fn share(
         (None, Some(reader)) if !read_only => (Some(reader), detach_first),
         (None, _) if !request.another => (
             present.iter().find(of_kind),
-            format!("{detach_first}; or say --another, for one more"),
+            format!("{detach_first}; or use --another to add an attachment"),
         ),
         (None, _) => (None, String::new()),
     };
@@ -137,7 +137,7 @@ pub(crate) fn select_for_detach(
             let ids: Vec<String> = several.iter().map(|one| one.id.to_string()).collect();
             let message = format!("`{name}` is attached {} times", several.len());
             Err(Error::new(ErrorCode::Invalid, message).with_hint(format!(
-                "say which: --id {}; `{command} volume attachments {name}` shows them",
+                "select one with --id {}; `{command} volume attachments {name}` shows them",
                 ids.join(" or --id ")
             )))
         }

@@ -1,4 +1,4 @@
-//! What supervises the processes of a pool: how it is told what is wished, and how its end is waited for.
+//! Handle of the supervisors of a pool's processes: sets the desired state and waits for their end.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -192,7 +192,8 @@ fn claim(device: &Device<'_>, number: u32) -> Result<File, Error> {
         None => Ok(claimed),
         Some(user) => {
             let message = format!("/dev/ublkb{number} is open: {user} uses it");
-            Err(Error::new(ErrorCode::InUse, message).with_hint("end what uses it, then detach"))
+            Err(Error::new(ErrorCode::InUse, message)
+                .with_hint("stop the program that uses it, then detach"))
         }
     }
 }
@@ -210,7 +211,7 @@ fn prepare(
         if let Some((_, other)) = found
             && other != mark
         {
-            let message = format!("/dev/ublkb{number} is another server's, or another volume's");
+            let message = format!("/dev/ublkb{number} belongs to another server or another volume");
             return Err(Error::new(ErrorCode::Exists, message)
                 .with_hint("detach the volume, and attach it again: it gets another device"));
         }
@@ -232,7 +233,8 @@ fn prepare(
             }
         }
         if !goes_on() {
-            let message = format!("/dev/ublkb{number} waits for the end of its last server");
+            let message =
+                format!("/dev/ublkb{number} is still held by its previous server process");
             return Err(Error::new(ErrorCode::Unavailable, message));
         }
         pause(RECOVERY_LOOK);
@@ -365,7 +367,7 @@ impl Pool {
                 Some(DeviceState::Waits) if is_orphan => false,
                 Some(DeviceState::Waits) => {
                     let message = format!(
-                        "/dev/ublkb{number} is not served at the moment, and may hold what is not written yet"
+                        "/dev/ublkb{number} is not served at the moment, and may hold unwritten data"
                     );
                     return Err(Error::new(ErrorCode::Unavailable, message));
                 }

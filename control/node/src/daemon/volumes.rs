@@ -164,7 +164,7 @@ impl Pool {
             created: seconds_since_1970(),
             on_full: request.on_full,
         };
-        let what = format!("`{}` was not made of `{source}`", request.name);
+        let what = format!("`{source}` was not cloned to `{}`", request.name);
         let made = self.change(clone, &request.name).await;
         Ok(self.view(made.map_err(|error| self.explain_full(&what, error))?))
     }
@@ -298,7 +298,7 @@ impl Pool {
         }
         if request.size < entry.size {
             let what = format!(
-                "shrinking `{name}` from {} to {} bytes loses what lies beyond",
+                "shrinking `{name}` from {} to {} bytes loses the data beyond the new size",
                 entry.size, request.size
             );
             if attached {
@@ -314,7 +314,7 @@ impl Pool {
             }
             if !request.force {
                 return Err(Error::new(ErrorCode::Invalid, what)
-                    .with_hint("say --force if that is meant")
+                    .with_hint("use --force to shrink it all the same")
                     .into());
             }
         }
@@ -337,7 +337,9 @@ impl Pool {
         };
         match self.tell(Role::Endpoint, &resized).await {
             Err(error) if attached => return Err(error.into()),
-            Err(error) => tracing::warn!("`{name}` was resized, its endpoint not told: {error}"),
+            Err(error) => {
+                tracing::warn!("`{name}` was resized, but its endpoint was not notified: {error}");
+            }
             Ok(()) => {}
         }
         let mut shown = Ok(());

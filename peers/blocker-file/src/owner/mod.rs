@@ -211,7 +211,10 @@ fn claim_as(
         }
         return taken(layout, claimant, clock, reach, next);
     }
-    let message = format!("pool `{}` changes hands all the time", directory.display());
+    let message = format!(
+        "pool `{}` was taken by other nodes repeatedly while this node tried to take it",
+        directory.display()
+    );
     Err(Error::new(ErrorCode::InUse, message).with_hint("start one node at a time"))
 }
 
@@ -229,7 +232,7 @@ fn taken(
     let names = names(layout).map_err(|error| failed("look for", error))?;
     if !names.contains(&name) {
         let message = format!(
-            "pool `{}` was taken by another node at once",
+            "pool `{}` was taken by another node at the same time",
             directory.display()
         );
         return Err(Error::new(ErrorCode::InUse, message).with_hint("start one node at a time"));

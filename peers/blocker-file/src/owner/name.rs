@@ -1,4 +1,4 @@
-//! The name of a pool's owner record: all that a decision needs stands in it, so one rename says it.
+//! The name of a pool's owner record: it holds everything that a takeover decision needs, so one rename changes the owner atomically.
 //!
 //! `owner/INCARNATION-MACHINE-BOOT-DEVICE-NAMESPACE-PROCESS`, hexadecimal, of one length. It has a directory of its own, where
 //! a second name always has room: also without a free block on xfs, which keeps two such names in the directory's inode.

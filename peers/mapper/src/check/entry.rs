@@ -136,7 +136,7 @@ impl Inspection {
         {
             let batch = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
             data.replay(&batch, content.blocks)
-                .map_err(|why| log.damaged(&why))?;
+                .map_err(|why| log.damaged(&why.to_string()))?;
             records.extend(batch);
         }
         for record in records
@@ -149,7 +149,7 @@ impl Inspection {
             };
             // What the log holds may be nowhere else yet.
             let mut start = record.start;
-            for block in data.of(record.epoch, record.start..record.end()) {
+            for block in data.pending_in(record.epoch, record.start..record.end()) {
                 self.need(item, layer, start * BLOCK_SIZE, block * BLOCK_SIZE);
                 start = block + 1;
             }

@@ -4,7 +4,7 @@
 //! - `in_flight` counts requests that the mapper has and has not answered; a channel is forgotten only at 0.
 //! - What a flush carries is copied out of the arena once, before it is looked at.
 
-use archipelago_protocol::carry::{AREA_LEN, Carried};
+use archipelago_protocol::journaled::{AREA_LEN, JournaledData};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::{ErrorCode, Grants};
 use archipelago_runtime::Progress;
@@ -87,9 +87,9 @@ impl<P: ServerPort> Channel<P> {
     }
 
     /// A private copy of what a flush carries in the channel's arena.
-    pub(super) fn carried(&self, request: &MapRequest) -> Result<Carried, ErrorCode> {
+    pub(super) fn carried(&self, request: &MapRequest) -> Result<JournaledData, ErrorCode> {
         if request.op != MapOp::FlushCommit || request.len == 0 {
-            return Ok(Carried::default());
+            return Ok(JournaledData::default());
         }
         if request.len > AREA_LEN {
             return Err(ErrorCode::Invalid);
@@ -100,7 +100,7 @@ impl<P: ServerPort> Channel<P> {
         arena
             .read(request.offset, &mut area)
             .map_err(|_outside| ErrorCode::Invalid)?;
-        Carried::new(area)
+        JournaledData::new(area)
     }
 
     /// Notes a request that goes to the mapper, which [`Channel::finished`] ends.

@@ -1,9 +1,17 @@
-//! First writes and zeroes: into the map at once, or throttled until something was logged.
+//! First writes and zeroes: applied to the map at once, or throttled until a log append makes room.
+//!
+//! Invariants
+//! - Each request gets one reply.
+//! - Throttled changes are tried again in their order. A change that has to load a page may be overtaken: the volume peer has no
+//!   overlapping changes in flight.
+//! - The log has room for all dirty records.
 
 use std::rc::Rc;
 
-use archipelago_protocol::carry::Carried;
-use archipelago_protocol::map::{FLAG_FLUSH_SOON, LOCATE_LEN_MAX, MapOp, MapReply, MapRequest};
+use archipelago_protocol::journaled::JournaledData;
+use archipelago_protocol::map::{
+    FLAG_FLUSH_REQUESTED, LOCATE_LEN_MAX, MapOp, MapReply, MapRequest,
+};
 use archipelago_protocol::{Epoch, ErrorCode};
 
 use super::admission::admit;
@@ -23,17 +31,18 @@ pub(super) fn change(parts: &Rc<Parts>, session: &Session, tag: u64, request: Ma
     let session = session.clone();
     parts.spawn(|parts| async move {
         let client = session.client;
-        let mut held = Vec::new();
+        // Keeps the loaded pages in the cache until the change is applied.
+        let mut pinned_pages = Vec::new();
         loop {
             let volume = &session.volume;
             match parts.pool.load_page(missing, volume.object_size).await {
-                Ok(node) => held.push(node),
+                Ok(node) => pinned_pages.push(node),
                 Err(failure) => {
                     parts.pool.note(volume.lineage, &failure);
                     return parts.reply(client, tag, MapReply::failed(failure.code));
                 }
             }
-            // From the beginning: the session may be gone or stopped by now.
+            // Check admission again: the session may have ended while the page was loaded.
             if let Err(code) = admit(&parts, client, &request) {
                 return parts.reply(client, tag, MapReply::failed(code));
             }
@@ -45,7 +54,7 @@ pub(super) fn change(parts: &Rc<Parts>, session: &Session, tag: u64, request: Ma
     });
 }
 
-/// Answers, or sees to it that it is answered; or tells what has to be loaded first.
+/// Replies, or queues the request for a later reply; returns the page to load first if the map needs one.
 fn change_now(
     parts: &Rc<Parts>,
     session: &Session,
@@ -53,7 +62,7 @@ fn change_now(
     request: MapRequest,
 ) -> Option<Missing> {
     let (client, volume) = (session.client, &session.volume);
-    if let Err(code) = check(volume, &request) {
+    if let Err(code) = validate(volume, &request) {
         parts.reply(client, tag, MapReply::failed(code));
         return None;
     }
@@ -62,14 +71,14 @@ fn change_now(
         return None;
     }
     match apply(parts, volume, &request) {
-        Ok(()) => changed(parts, volume, client, tag),
+        Ok(()) => reply_done(parts, volume, client, tag),
         Err(ApplyError::Full) => throttle(parts, volume, client, tag, request),
         Err(ApplyError::Missing(missing)) => return Some(missing),
     }
     None
 }
 
-fn check(volume: &Volume, request: &MapRequest) -> Result<(), ErrorCode> {
+fn validate(volume: &Volume, request: &MapRequest) -> Result<(), ErrorCode> {
     let map = volume.map.borrow();
     map.range(request.offset, request.len)?;
     if request.op == MapOp::Written {
@@ -83,13 +92,13 @@ fn check(volume: &Volume, request: &MapRequest) -> Result<(), ErrorCode> {
 
 fn apply(parts: &Parts, volume: &Volume, request: &MapRequest) -> Result<(), ApplyError> {
     let config = &parts.pool.config;
-    // What is pending always has room in the log: a close may find none elsewhere.
+    // Dirty records are limited to what the log can still hold: a close of a full pool can write them nowhere else.
     let room = volume.log.records_room(config.io_len_max);
     let dirty_max = room.min(config.pending_max);
     let mut map = volume.map.borrow_mut();
-    let Ok(range) = map.range(request.offset, request.len) else {
-        return Ok(());
-    };
+    let range = map
+        .range(request.offset, request.len)
+        .expect("checked by `validate`");
     let epoch = (request.op == MapOp::Written).then_some(Epoch(request.operand[0]));
     let before = map.dirty().last_sequence();
     let applied = map.apply(&parts.pool.pages.cache(), range, epoch, dirty_max);
@@ -100,17 +109,22 @@ fn apply(parts: &Parts, volume: &Volume, request: &MapRequest) -> Result<(), App
     applied
 }
 
-fn changed(parts: &Parts, volume: &Volume, client: ClientId, tag: u64) {
+/// Replies, and requests a flush once half of the records that may be dirty are.
+fn reply_done(parts: &Parts, volume: &Volume, client: ClientId, tag: u64) {
     let dirty = volume.map.borrow().dirty().len();
     let flush_wanted = dirty * 2 >= parts.pool.config.pending_max;
     let reply = MapReply {
-        flags: if flush_wanted { FLAG_FLUSH_SOON } else { 0 },
+        flags: if flush_wanted {
+            FLAG_FLUSH_REQUESTED
+        } else {
+            0
+        },
         ..MapReply::done(0)
     };
     parts.reply(client, tag, reply);
 }
 
-/// Answers later, when something was logged; and sees to it that something is.
+/// Queues the request until a log append makes room, and starts that append if none is running.
 fn throttle(
     parts: &Rc<Parts>,
     volume: &Rc<Volume>,
@@ -118,27 +132,27 @@ fn throttle(
     tag: u64,
     request: MapRequest,
 ) {
-    parts.pool.count(|counters| counters.held_back += 1);
+    parts.pool.count(|counters| counters.throttled += 1);
     let waiting = WaitingRequest {
         client,
         tag,
         request,
-        data: Carried::default(),
+        data: JournaledData::default(),
     };
     if !volume.throttled.push(waiting) {
         return;
     }
     let volume = Rc::clone(volume);
     parts.spawn(|parts| async move {
-        // Flushes of the client go on beside: what they journal may be written after this sync.
-        let mut relieved = sync_and_commit(&parts, &volume, HomeLocations::Unknown).await;
-        if relieved.is_ok() {
-            relieved = make_records_room(&parts, &volume).await;
+        // Flushes continue concurrently and may journal data after this sync.
+        let mut appended = sync_and_commit(&parts, &volume, HomeLocations::Unknown).await;
+        if appended.is_ok() {
+            appended = make_records_room(&parts, &volume).await;
         }
-        volume.throttled.relieved();
-        if let Err(failure) = relieved {
-            for of in volume.throttled.take() {
-                parts.reply(of.client, of.tag, MapReply::failed(failure.code));
+        volume.throttled.append_ended();
+        if let Err(failure) = appended {
+            for waiting in volume.throttled.take() {
+                parts.reply(waiting.client, waiting.tag, MapReply::failed(failure.code));
             }
         }
         release_throttled(&parts, &volume);
@@ -148,10 +162,10 @@ fn throttle(
 
 /// Tries the throttled changes of `volume` again.
 pub(super) fn release_throttled(parts: &Rc<Parts>, volume: &Volume) {
-    for of in volume.throttled.take() {
-        match admit(parts, of.client, &of.request) {
-            Ok(session) => change(parts, &session, of.tag, of.request),
-            Err(code) => parts.reply(of.client, of.tag, MapReply::failed(code)),
+    for waiting in volume.throttled.take() {
+        match admit(parts, waiting.client, &waiting.request) {
+            Ok(session) => change(parts, &session, waiting.tag, waiting.request),
+            Err(code) => parts.reply(waiting.client, waiting.tag, MapReply::failed(code)),
         }
     }
 }

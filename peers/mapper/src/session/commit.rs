@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use archipelago_protocol::carry::Carried;
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::{FLAG_HOME, MapRequest};
 use archipelago_protocol::{Epoch, ErrorCode};
 
@@ -26,7 +26,7 @@ pub(super) enum HomeLocations {
 /// Records and journaled blocks as batches of at most `batch_max` bytes, journaled blocks first: one whose presence is not
 /// logged yet does no harm, presence without content would. Journaled blocks get the sequence number `cut`: what became
 /// zeros before it was written again, although its record may stand in a later batch.
-fn batches(records: &[Record], data: &Carried, cut: u64, batch_max: usize) -> Vec<Content> {
+fn batches(records: &[Record], data: &JournaledData, cut: u64, batch_max: usize) -> Vec<Content> {
     let blocks = data.iter().map(|(of, content)| {
         let record = Record {
             blocks: 1,
@@ -64,7 +64,7 @@ pub(super) async fn flush_commit(
     parts: &Rc<Parts>,
     volume: &Rc<Volume>,
     request: &MapRequest,
-    data: Carried,
+    data: JournaledData,
 ) -> Outcome<()> {
     {
         let map = volume.map.borrow();
@@ -92,7 +92,7 @@ pub(super) async fn commit(
     parts: &Rc<Parts>,
     volume: &Rc<Volume>,
     select: Select,
-    data: &Carried,
+    data: &JournaledData,
     home: HomeLocations,
 ) -> Outcome<()> {
     let guard = volume.hold_commits().await;
@@ -124,7 +124,7 @@ pub(super) async fn commit(
         volume.map.borrow_mut().dirty_mut().mark(position);
         parts.pool.count(|counters| {
             counters.log_batches += 1;
-            counters.carried_blocks += (content.blocks.len() / UNIT) as u64;
+            counters.journaled_blocks += (content.blocks.len() / UNIT) as u64;
         });
         if !content.blocks.is_empty() {
             volume.log.data_appended();
@@ -148,7 +148,7 @@ pub(super) async fn sync_and_commit(
     let cut = volume.map.borrow().dirty().last_sequence();
     let synced = parts.sync_pool().await;
     volume.stop_if_failed(&parts.pool, synced)?;
-    let nothing = Carried::default();
+    let nothing = JournaledData::default();
     commit(parts, volume, Select::UpTo(cut), &nothing, home).await
 }
 
@@ -192,21 +192,22 @@ async fn checkpoint_unless(
 
 #[cfg(test)]
 mod tests {
-    use archipelago_protocol::carry::{CarriedBlock, area_len};
+    use archipelago_protocol::journaled::{JournaledBlockId, area_len};
 
     use super::*;
 
-    fn data_of(blocks: &[u64]) -> Carried {
+    fn data_of(blocks: &[u64]) -> JournaledData {
         let mut area = vec![0; usize::try_from(area_len(blocks.len())).unwrap()];
         for (index, block) in blocks.iter().enumerate() {
-            let of = CarriedBlock {
+            let of = JournaledBlockId {
                 epoch: Epoch(3),
                 block: *block,
             };
-            area[index * CarriedBlock::LEN..][..CarriedBlock::LEN].copy_from_slice(&of.encode());
+            area[index * JournaledBlockId::LEN..][..JournaledBlockId::LEN]
+                .copy_from_slice(&of.encode());
             area[(index + 1) * UNIT..][..UNIT].fill(u8::try_from(*block).unwrap());
         }
-        Carried::new(area).unwrap()
+        JournaledData::new(area).unwrap()
     }
 
     /// Records and journaled blocks of each batch of at most four units.
@@ -226,7 +227,7 @@ mod tests {
     #[test]
     fn a_batch_is_filled_before_another_is_begun() {
         // Four units of 3904 bytes, less 64: 486 records, or three blocks with 102.
-        assert_eq!(batches(&[], &Carried::default(), 9, 4 * UNIT), []);
+        assert_eq!(batches(&[], &JournaledData::default(), 9, 4 * UNIT), []);
         assert_eq!(lens(486, &[]), [(486, 0)]);
         assert_eq!(lens(487, &[]), [(486, 0), (1, 0)]);
         assert_eq!(lens(99, &[1, 2, 3]), [(102, 3)]);

@@ -46,7 +46,7 @@ pub(super) async fn recover(
     for content in log.replay(&pool.disk, oldest, reach).await? {
         let batch = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
         data.replay(&batch, content.blocks)
-            .map_err(|why| log.damaged(&why))?;
+            .map_err(|why| log.damaged(&why.to_string()))?;
         records.extend(batch);
     }
     let (mut dirty, holds_data) = (VecDeque::new(), !data.is_empty());
@@ -98,6 +98,6 @@ async fn write_back(parts: &Parts, volume: &Volume, data: JournaledBlocks) -> Ou
             .await?;
     }
     parts.sync_pool().await?;
-    pool.count(|counters| counters.carried_home += count);
+    pool.count(|counters| counters.recovered_blocks += count);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use archipelago_protocol::carry::Carried;
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::{ErrorCode, Lineage};
 
@@ -30,7 +30,7 @@ pub(crate) fn dispatch(
     client: ClientId,
     tag: u64,
     request: MapRequest,
-    data: Carried,
+    data: JournaledData,
 ) {
     if request.op == MapOp::Open {
         return open_later(parts, client, tag, request);
@@ -99,7 +99,7 @@ fn begin_first(parts: &Rc<Parts>, volume: &Rc<Volume>, request: WaitingRequest) 
     });
 }
 
-fn serve(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, data: Carried) {
+fn serve(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, data: JournaledData) {
     let (client, volume) = (session.client, &session.volume);
     let reply = match request.op {
         MapOp::Locate => {
@@ -137,7 +137,7 @@ fn serve(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, da
 }
 
 /// What takes more than memory.
-fn later(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, data: Carried) {
+fn later(parts: &Rc<Parts>, session: &Session, tag: u64, request: MapRequest, data: JournaledData) {
     let session = session.clone();
     parts.spawn(|parts| async move {
         let volume = &session.volume;

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use archipelago_protocol::ErrorCode;
-use archipelago_protocol::carry::Carried;
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::MapReply;
 
 use super::checkpoint::{PageSync, store_tree};
@@ -67,7 +67,7 @@ async fn make(
     frozen: FrozenMap,
 ) -> Outcome<()> {
     let select = Select::Freeze(frozen.epoch);
-    let nothing = Carried::default();
+    let nothing = JournaledData::default();
     commit(parts, volume, select, &nothing, HomeLocations::Unknown).await?;
     let root = store_tree(parts, volume, &frozen.tree, PageSync::Pack).await?;
     parts

@@ -1,40 +1,53 @@
-//! Data that a log holds, at a recovery: which blocks have to be written to their home locations.
+//! Journaled data during recovery: selects the blocks that must be written to their home locations.
 //!
 //! Invariants
-//! - Older data is never put over newer: a block that was synced at home (a mark that all is written back, or a freeze of its
-//!   epoch) or that reads as zeros by now is not written; of several copies the last one is.
-//! - Nothing is written into what a snapshot holds: the freeze came after a sync of all that its epoch held.
-//! - A block may be written that the map does not name: its presence was not logged. Nobody reads it, and the next
-//!   epoch never writes there.
+//! - Older data never overwrites newer data. A block is skipped if a later `WrittenBack` record, a `Freeze` of its epoch or of a newer
+//!   one, or a `Zero` record covers it. Of several copies only the last is written.
+//! - Frozen epochs are never written: the containers of an epoch are synced before its `Freeze` record is logged.
+//! - A block may be written although no `Present` record names it, because that record was not logged. This is harmless: no map refers
+//!   to the block, and the next session uses a new epoch.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use archipelago_protocol::Epoch;
-use archipelago_protocol::carry::CarriedBlock;
+use archipelago_protocol::journaled::JournaledBlockId;
 
 use crate::log::{Record, RecordKind, UNIT};
 
 /// A block as the log holds it.
 #[derive(Debug)]
-struct Copy {
+struct JournaledCopy {
     content: Vec<u8>,
-    /// The cut of its flush: zeros up to it came before the block was written.
+    /// Sequence number of the cut of its flush. `Zero` records up to this number are older than the copy.
     cut: u64,
+}
+
+/// Records and blocks of a batch do not match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Inconsistent {
+    #[error("a journaled block is missing")]
+    NoBlock,
+    #[error("a journaled block has no record")]
+    NoRecord,
 }
 
 /// The last copy of each journaled block that may not be at its home location.
 #[derive(Debug, Default)]
 pub(crate) struct JournaledBlocks {
-    copies: BTreeMap<CarriedBlock, Copy>,
+    copies: BTreeMap<JournaledBlockId, JournaledCopy>,
 }
 
 impl JournaledBlocks {
-    /// Takes the next batch: its records, then the blocks that it holds.
+    /// Applies the next batch: first its records, then its journaled blocks, which are newer than all of them.
     ///
     /// # Errors
-    /// What is wrong: the checksum was right, so another version wrote it, or we did wrongly.
-    pub(crate) fn replay(&mut self, records: &[Record], blocks: Vec<u8>) -> Result<(), String> {
+    /// The batch is inconsistent although its checksum is right: another version wrote it, or it is a bug.
+    pub(crate) fn replay(
+        &mut self,
+        records: &[Record],
+        blocks: Vec<u8>,
+    ) -> Result<(), Inconsistent> {
         for record in records {
             match record.kind {
                 RecordKind::WrittenBack => self.copies.clear(),
@@ -49,12 +62,12 @@ impl JournaledBlocks {
         let journaled = |record: &&Record| record.kind == RecordKind::Journaled;
         let mut blocks = blocks.chunks_exact(UNIT);
         for record in records.iter().filter(journaled) {
-            let block = blocks.next().ok_or("a journaled block is missing")?;
-            let of = CarriedBlock {
+            let block = blocks.next().ok_or(Inconsistent::NoBlock)?;
+            let of = JournaledBlockId {
                 epoch: record.epoch,
                 block: record.start,
             };
-            let copy = Copy {
+            let copy = JournaledCopy {
                 content: block.to_vec(),
                 cut: record.sequence,
             };
@@ -62,23 +75,23 @@ impl JournaledBlocks {
         }
         match blocks.next() {
             None => Ok(()),
-            Some(_) => Err("a journaled block has no record".to_owned()),
+            Some(_) => Err(Inconsistent::NoRecord),
         }
     }
 
-    /// Whether all data of the log was written back.
+    /// Whether no block is left to write back.
     pub(crate) fn is_empty(&self) -> bool {
         self.copies.is_empty()
     }
 
-    /// Those of `blocks` in `epoch` that may not be at home, in order.
-    pub(crate) fn of(&self, epoch: Epoch, blocks: Range<u64>) -> impl Iterator<Item = u64> {
-        let key = |block| CarriedBlock { epoch, block };
+    /// The blocks of `blocks` in `epoch` that may not be at their home location, ascending.
+    pub(crate) fn pending_in(&self, epoch: Epoch, blocks: Range<u64>) -> impl Iterator<Item = u64> {
+        let key = |block| JournaledBlockId { epoch, block };
         let found = self.copies.range(key(blocks.start)..key(blocks.end));
         found.map(|(of, _)| of.block)
     }
 
-    /// All of them, in order.
+    /// All blocks, in order of epoch and block.
     pub(crate) fn into_blocks(self) -> impl Iterator<Item = JournaledBlock> {
         let copies = self.copies.into_iter();
         copies.map(|(place, copy)| JournaledBlock {
@@ -96,7 +109,7 @@ impl JournaledBlocks {
 /// A block and what is to be written there.
 #[derive(Debug)]
 pub(crate) struct JournaledBlock {
-    pub(crate) place: CarriedBlock,
+    pub(crate) place: JournaledBlockId,
     pub(crate) content: Vec<u8>,
 }
 
@@ -161,7 +174,7 @@ mod tests {
     fn blocks_and_records_that_do_not_match_are_damage() {
         let mut data = JournaledBlocks::default();
         let one = [record(RecordKind::Journaled, 5, 1)];
-        assert!(data.replay(&one, Vec::new()).is_err());
-        assert!(data.replay(&[], vec![0; UNIT]).is_err());
+        assert_eq!(data.replay(&one, Vec::new()), Err(Inconsistent::NoBlock));
+        assert_eq!(data.replay(&[], vec![0; UNIT]), Err(Inconsistent::NoRecord));
     }
 }

@@ -1,4 +1,4 @@
-//! Changes that are throttled: too much is not logged, so they wait until something was.
+//! Throttled changes: too much dirty metadata is not logged yet, so these changes wait for the next log append.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -9,8 +9,8 @@ use super::waiting::WaitingRequest;
 #[derive(Debug, Default)]
 pub(crate) struct ThrottledChanges {
     waiting: RefCell<VecDeque<WaitingRequest>>,
-    /// Something is being logged for them.
-    relieving: Cell<bool>,
+    /// A log append that makes room is running.
+    appending: Cell<bool>,
 }
 
 impl ThrottledChanges {
@@ -18,15 +18,15 @@ impl ThrottledChanges {
         self.waiting.borrow().is_empty()
     }
 
-    /// Adds a change; whether the caller has to start the relief.
+    /// Adds a change; whether the caller has to start the log append that makes room.
     pub(crate) fn push(&self, request: WaitingRequest) -> bool {
         self.waiting.borrow_mut().push_back(request);
-        !self.relieving.replace(true)
+        !self.appending.replace(true)
     }
 
-    /// The relief has ended.
-    pub(crate) fn relieved(&self) {
-        self.relieving.set(false);
+    /// The append that makes room has ended.
+    pub(crate) fn append_ended(&self) {
+        self.appending.set(false);
     }
 
     /// All of them, to be tried again or refused.

@@ -1,6 +1,6 @@
 //! A request of a volume peer that is answered later.
 
-use archipelago_protocol::carry::Carried;
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::MapRequest;
 
 use crate::effect::ClientId;
@@ -12,5 +12,5 @@ pub(crate) struct WaitingRequest {
     pub(crate) tag: u64,
     pub(crate) request: MapRequest,
     /// The blocks that a flush has the log keep.
-    pub(crate) data: Carried,
+    pub(crate) data: JournaledData,
 }

@@ -1,8 +1,8 @@
 //! Logs go round, also in batches of several units, and what stands in them is told apart.
 
-use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::{FindingKind, Report};
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
@@ -211,7 +211,8 @@ fn what_the_log_carries_is_not_missed() {
     let handle = rig.open(own, true);
     let epoch = Epoch(rig.locate(handle, 40, 1, true).values[0]);
     rig.written(handle, 40, 1, epoch).result.unwrap();
-    rig.flush_with_data(handle, 0, Carried::default()).unwrap();
+    rig.flush_with_data(handle, 0, JournaledData::default())
+        .unwrap();
     rig.power_cut(|| false);
     let report = checked(&mut rig);
     assert!(!report.clean, "{report:?}");

@@ -3,7 +3,7 @@
 use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::MapperConfig;
 use archipelago_protocol::catalogue::CatalogueRequest;
-use archipelago_protocol::map::{FLAG_FLUSH_SOON, MapOp, MapRequest, Placement};
+use archipelago_protocol::map::{FLAG_FLUSH_REQUESTED, MapOp, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Epoch, ErrorCode, ObjectSize};
 
@@ -317,10 +317,10 @@ fn too_much_unlogged_is_warned_of_then_held_back_never_lost() {
         rig.put(own, epoch, block * 2, block + 1);
         let reply = rig.written(handle, block * 2, 1, epoch);
         assert!(reply.result.is_ok());
-        wanted += u32::from(reply.flags & FLAG_FLUSH_SOON != 0);
+        wanted += u32::from(reply.flags & FLAG_FLUSH_REQUESTED != 0);
     }
     assert!(wanted > 30, "{wanted}");
-    assert!(rig.mapper.counters().held_back > 0);
+    assert!(rig.mapper.counters().throttled > 0);
     rig.restart();
     let handle = rig.open(own, true);
     for block in 0..200 {

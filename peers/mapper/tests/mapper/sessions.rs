@@ -1,9 +1,9 @@
 //! What a session may ask, what is refused, and what the answers say.
 
 use archipelago_mapper::ClientId;
-use archipelago_protocol::carry::Carried;
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::{
-    FLAG_DROP, FLAG_FLUSH_SOON, FLAG_HOME, LOCATE_LEN_MAX, MapOp, MapRequest, Placement,
+    FLAG_DROP, FLAG_FLUSH_REQUESTED, FLAG_HOME, LOCATE_LEN_MAX, MapOp, MapRequest, Placement,
 };
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::status::BlockState;
@@ -28,7 +28,7 @@ fn flush_commit(
     blocks: &[u64],
 ) -> Option<ErrorCode> {
     let data = match blocks {
-        [] => Carried::default(),
+        [] => JournaledData::default(),
         blocks => blocks_area(epoch, blocks),
     };
     rig.flush_with_data(handle, flags, data).err()
@@ -124,7 +124,7 @@ fn a_flush_has_something_to_do_until_all_is_logged_and_home() {
         "what was journaled is not written back"
     );
     let counters = rig.mapper.counters();
-    assert_eq!((counters.log_batches, counters.carried_blocks), (1, 2));
+    assert_eq!((counters.log_batches, counters.journaled_blocks), (1, 2));
     rig.sync();
     assert_eq!(flush_commit(&mut rig, handle, FLAG_HOME, epoch, &[]), None);
     assert_eq!(begin(&mut rig), (0, 2));
@@ -154,12 +154,12 @@ fn half_of_what_may_wait_is_soon() {
         let reply = rig.written(handle, records * 2, 1, epoch);
         assert_eq!(reply.result, Ok(0));
         assert_eq!(
-            reply.flags & FLAG_FLUSH_SOON != 0,
+            reply.flags & FLAG_FLUSH_REQUESTED != 0,
             records >= 32,
             "{records}"
         );
     }
-    assert_eq!(rig.mapper.counters().held_back, 0);
+    assert_eq!(rig.mapper.counters().throttled, 0);
 }
 
 #[test]

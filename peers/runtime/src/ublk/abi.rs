@@ -1,4 +1,4 @@
-//! What the kernel's ublk driver and its servers tell each other: of `linux/ublk_cmd.h`, the numbers and structures that are used.
+//! The ABI between the kernel's ublk driver and its servers: the constants and structures of `linux/ublk_cmd.h` that are used.
 
 // The kernel's own lengths, but that of the parameters: those are the head of the kernel's, which grow, and say their length.
 const _: () = {

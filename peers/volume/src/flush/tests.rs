@@ -1,6 +1,6 @@
 //! Rounds without a peer around them.
 
-use archipelago_protocol::carry::AREA_LEN;
+use archipelago_protocol::journaled::AREA_LEN;
 use archipelago_protocol::object::ObjectOp;
 
 use super::*;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use archipelago_protocol::carry::{Carried, CarriedBlock};
+use archipelago_protocol::journaled::{JournaledBlockId, JournaledData};
 use archipelago_protocol::map::{FLAG_HOME, FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::{BlockState, MapRuns};
@@ -32,7 +32,7 @@ pub(crate) struct FakeMapper {
     /// What a power cut leaves.
     pub(crate) logged: Vec<Block>,
     /// Blocks in the log that are not known to be at their home location: a recovery after a power cut writes them there.
-    pub(crate) journaled: BTreeMap<CarriedBlock, Vec<u8>>,
+    pub(crate) journaled: BTreeMap<JournaledBlockId, Vec<u8>>,
     /// The live map at each cut.
     cuts: BTreeMap<u64, Vec<Block>>,
     cut: u64,
@@ -76,7 +76,7 @@ impl FakeMapper {
         self.cuts.clear();
     }
 
-    pub(crate) fn serve(&mut self, request: &MapRequest, journaled: &Carried) -> MapReply {
+    pub(crate) fn serve(&mut self, request: &MapRequest, journaled: &JournaledData) -> MapReply {
         if request.op == MapOp::Open {
             assert!(!self.is_open, "one session at a time");
             self.is_open = true;
@@ -102,7 +102,7 @@ impl FakeMapper {
             "inside the volume: {request:?}"
         );
         let flags = if self.flush_soon {
-            archipelago_protocol::map::FLAG_FLUSH_SOON
+            archipelago_protocol::map::FLAG_FLUSH_REQUESTED
         } else {
             0
         };
@@ -284,7 +284,7 @@ impl FakeBlocker {
     }
 
     /// Recovery after a power cut: journaled blocks are written where they belong.
-    pub(crate) fn bring_home(&mut self, journaled: BTreeMap<CarriedBlock, Vec<u8>>) {
+    pub(crate) fn bring_home(&mut self, journaled: BTreeMap<JournaledBlockId, Vec<u8>>) {
         for (of, copy) in journaled {
             let at = usize::try_from(of.block).unwrap() * 4096;
             let container = self.container(OWN, of.epoch);

@@ -1,6 +1,6 @@
 //! Small flushes: what is journaled, what is not, and what the mapper gets.
 
-use archipelago_protocol::carry::{CARRIED_MAX, area_len};
+use archipelago_protocol::journaled::{JOURNALED_MAX, area_len};
 use archipelago_protocol::map::{FLAG_HOME, MapOp};
 use archipelago_protocol::object::ObjectOp;
 use archipelago_protocol::volume::{VolumeEvent, VolumeOp};
@@ -70,11 +70,14 @@ fn merges_and_what_is_too_much_are_not_journaled() {
     let mut world = opened();
     world.run(WRITE, 512, 512).unwrap();
     assert_eq!(flush(&mut world), (1, vec![(0, true)]));
-    let blocks = CARRIED_MAX as u64;
+    let blocks = JOURNALED_MAX as u64;
     world
         .run(WRITE, 2 * BLOCK_SIZE, blocks * BLOCK_SIZE)
         .unwrap();
-    assert_eq!(flush(&mut world), (0, vec![(area_len(CARRIED_MAX), false)]));
+    assert_eq!(
+        flush(&mut world),
+        (0, vec![(area_len(JOURNALED_MAX), false)])
+    );
     world
         .run(WRITE, 20 * BLOCK_SIZE, (blocks + 1) * BLOCK_SIZE)
         .unwrap();

@@ -1,7 +1,7 @@
 //! A volume peer between a test's guest, the fake mapper and the fake blocker; what the guest reads is checked against its
 //! [`History`].
 
-use archipelago_protocol::carry::{AREA_LEN, Carried, CarriedBlock};
+use archipelago_protocol::journaled::{AREA_LEN, JournaledBlockId, JournaledData};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::{BlockState, STATUS_PAGE_MAX, StatusPage, StatusRun};
@@ -322,7 +322,7 @@ impl World {
             if let Some((OWN, epoch)) = place
                 && durable
             {
-                let of = CarriedBlock {
+                let of = JournaledBlockId {
                     epoch: *epoch,
                     block: block as u64,
                 };
@@ -408,15 +408,15 @@ impl World {
     }
 
     /// The journaled data of a request to the mapper.
-    fn journaled(&self, request: &MapRequest) -> Carried {
+    fn journaled(&self, request: &MapRequest) -> JournaledData {
         if request.op != MapOp::FlushCommit {
-            return Carried::default();
+            return JournaledData::default();
         }
         let wire = self.map_port.wire.borrow();
         let mut area = vec![0; usize::try_from(request.len).unwrap()];
         let arena = wire.regions.get(RegionId::ARENA).unwrap();
         arena.read(request.offset, &mut area).unwrap();
-        Carried::new(area).unwrap()
+        JournaledData::new(area).unwrap()
     }
 
     /// The blocker answers its request number `index`.

@@ -3,8 +3,8 @@
 use archipelago_blocker::Backend;
 use archipelago_doubles::{MemoryBackend, MemoryJournals};
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
-use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{
     OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
@@ -120,7 +120,7 @@ impl Rig {
         self.tags += 1;
         self.replies.clear();
         self.mapper
-            .map_request(ClientId(1), self.tags, request, Carried::default());
+            .map_request(ClientId(1), self.tags, request, JournaledData::default());
         self.settle();
         if let (MapOp::Open, Some(reply)) = (request.op, self.replies.last())
             && let Ok(handle) = reply.result

@@ -76,7 +76,7 @@ pub(crate) fn log_scan(bytes: &[u8]) {
         } else {
             input.below(3 * UNIT)
         };
-        // Carried blocks look like batches as far as the input has its way.
+        // JournaledData blocks look like batches as far as the input has its way.
         let blocks: Vec<u8> = (0..kind >> 3 & 1)
             .flat_map(|_| {
                 let mut block = input.take(64).to_vec();

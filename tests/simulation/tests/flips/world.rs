@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use archipelago_blocker::Backend;
 use archipelago_doubles::SimulatedBackend;
 use archipelago_mapper::{ClientId, Effect, Mapper};
-use archipelago_protocol::carry::Carried;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Epoch, Lineage, ObjectSize};
+use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::on_full::OnFull;
@@ -111,7 +111,7 @@ impl World {
     pub(crate) fn map(&mut self, request: MapRequest) -> MapReply {
         self.tag += 1;
         self.mapper
-            .map_request(CLIENT, self.tag, request, Carried::default());
+            .map_request(CLIENT, self.tag, request, JournaledData::default());
         self.run();
         self.maps.remove(&self.tag).unwrap()
     }

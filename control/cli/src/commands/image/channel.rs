@@ -89,7 +89,7 @@ impl<'a> Channel<'a> {
 }
 
 fn gone() -> Error {
-    let message = "the endpoint went away during the copy";
+    let message = "the endpoint disconnected during the copy";
     Error::new(ErrorCode::Unavailable, message).with_hint("try again")
 }
 
@@ -104,13 +104,13 @@ fn failed(code: ErrorCode) -> Error {
         ErrorCode::Damaged => "the volume is damaged",
         ErrorCode::Io => "the pool reports an input or output error",
         ErrorCode::SyncFailed => "the pool failed to make it durable",
-        ErrorCode::Stale => "somebody else has taken the volume over",
+        ErrorCode::Stale => "another session has taken over the volume",
         ErrorCode::ReadOnly => "it is read-only",
-        ErrorCode::Unavailable => "a peer is not there",
+        ErrorCode::Unavailable => "a peer is unavailable",
         ErrorCode::Denied => "the endpoint may not do that",
         ErrorCode::Invalid | ErrorCode::Unsupported => "the endpoint refuses the request",
         ErrorCode::NotFound | ErrorCode::Exists | ErrorCode::InUse | ErrorCode::Internal => {
-            "a mistake of ours"
+            "internal error"
         }
     };
     let error = Error::new(code, format!("copying failed: {what}"));

@@ -275,7 +275,7 @@ impl<'a> Reads<'a> {
 }
 
 fn impossible(code: ErrorCode) -> Error {
-    Error::new(code, "the endpoint answers a block status that cannot be")
+    Error::new(code, "the endpoint returned an invalid block status")
 }
 
 impl Target {

@@ -1,4 +1,4 @@
-//! What the system says of a file, as people read it.
+//! I/O errors of files, as error messages for users.
 
 use std::io::ErrorKind;
 

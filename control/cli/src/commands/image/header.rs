@@ -95,14 +95,14 @@ fn damaged(title: &str, what: &str) -> Error {
 
 fn unsupported(title: &str, what: &str) -> Error {
     Error::new(ErrorCode::Unsupported, format!("{title}: {what}"))
-        .with_hint("where it was made: `qemu-img convert -O qcow2` makes one file of it")
+        .with_hint("convert it to one file where it was made: `qemu-img convert -O qcow2`")
 }
 
 fn read(file: &File, title: &str, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; len];
     file.read_exact_at(&mut bytes, offset)
         .map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => damaged(title, "its header is cut off"),
+            std::io::ErrorKind::UnexpectedEof => damaged(title, "its header is truncated"),
             _ => Error::new(ErrorCode::Io, format!("{title}: {error}")),
         })?;
     Ok(bytes)
@@ -199,7 +199,7 @@ fn check_tables(
     features: u64,
     interrupt: &Interrupt,
 ) -> Result<(), Error> {
-    let cut_off = |what: &str| damaged(title, &format!("is cut off: {what} is missing"));
+    let truncated = |what: &str| damaged(title, &format!("is truncated: {what} is missing"));
     let entry_len = if features & EXTENDED_L2 == 0 { 8 } else { 16 };
     let len = len_of(file, title)?;
     let (cluster_bits, entries, at) = (be32(header, 20), be32(header, 36), be64(header, 40));
@@ -209,7 +209,7 @@ fn check_tables(
     let cluster = 1_u64 << cluster_bits;
     let mut left = u64::from(entries) * 8;
     if at.checked_add(left).is_none_or(|end| end > len) {
-        return Err(cut_off("its first table"));
+        return Err(truncated("its first table"));
     }
     let mut at = at;
     // Bytes of tables that were read: none is read twice, whatever the first says.
@@ -223,7 +223,7 @@ fn check_tables(
                 continue;
             }
             if table_at + cluster > len {
-                return Err(cut_off("one of its tables"));
+                return Err(truncated("one of its tables"));
             }
             tables_len += cluster;
             if tables_len > len {
@@ -236,7 +236,7 @@ fn check_tables(
             let end = |entry: &[u8]| compressed_end(be64(entry, 0), cluster_bits);
             // A writer of old has not filled the last sector up.
             if clusters.any(|entry| end(entry) >= len + SECTOR) {
-                return Err(cut_off("one of its compressed clusters"));
+                return Err(truncated("one of its compressed clusters"));
             }
         }
         (at, left) = (at + part, left - part);
@@ -329,7 +329,10 @@ fn vhdx(file: &File, title: &str) -> Result<(), Error> {
     for region in regions.take(count) {
         let end = le64(region, 16).checked_add(u64::from(le32(region, 24)));
         if end.is_none_or(|end| end > len) {
-            return Err(damaged(title, "is cut off: one of its regions is missing"));
+            return Err(damaged(
+                title,
+                "is truncated: one of its regions is missing",
+            ));
         }
     }
     Ok(())

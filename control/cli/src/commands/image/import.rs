@@ -130,7 +130,7 @@ fn format_of(source: &Source, given: Option<Format>, output: Output) -> Result<F
         .map_err(|error| super::failures::read_error(title, &error))?;
     if format != Format::Raw {
         output.note(&format!(
-            "note: {title} looks like {}, and is read so; --format raw takes it as it is",
+            "note: {title} looks like {}, and is read as such; --format raw imports it unchanged",
             format.name()
         ));
     }

@@ -1,4 +1,4 @@
-//! The files of an image: its own, and those below it if that was asked for; and how QEMU is told to open them.
+//! The files of an image: its own, and its backing files if requested; and the QEMU options that open them.
 //!
 //! QEMU is given a tree of nodes in which each file is a descriptor of ours, with its format: what names stand in the images has no
 //! effect on what is opened.
@@ -78,7 +78,8 @@ impl Layers {
                 return Err(Error::new(ErrorCode::Invalid, message));
             }
             let above = path.ok_or_else(|| {
-                let message = format!("{title}: its backing file is looked for beside a file only");
+                let message =
+                    format!("{title}: a backing file is supported only if the image is a file");
                 Error::new(ErrorCode::Invalid, message)
             })?;
             let (found, format) = locate(&above, &last.title, &below)?;
@@ -99,7 +100,7 @@ impl Layers {
     }
 
     /// What QEMU opens.
-    pub(super) fn node(&self) -> String {
+    pub(super) fn block_node(&self) -> String {
         let below = self.0.iter().rev().fold(Value::Null, |below, layer| {
             let mut node = json!({
                 "driver": layer.format.name(),
@@ -192,7 +193,7 @@ fn refused(title: &str, below: &Backing) -> Error {
         below.name.escape_debug()
     );
     Error::new(ErrorCode::Invalid, message).with_hint(
-        "if you know whose image this is, --backing reads that file too; else look at it with `qemu-img info`",
+        "if you trust the image, --backing reads that file too; otherwise inspect the image with `qemu-img info`",
     )
 }
 
@@ -215,7 +216,7 @@ fn locate(above: &Path, title: &str, below: &Backing) -> Result<(PathBuf, Format
     let format = below.format.as_deref().ok_or_else(|| {
         // A guest that has written a raw backing file decides what it looks like.
         refused("has a format that the image does not name")
-            .with_hint("`qemu-img rebase -u -F FORMAT -b FILE` writes it into the image")
+            .with_hint("record the format in the image: `qemu-img rebase -u -F FORMAT -b FILE`")
     })?;
     let format = Format::of_name(format)
         .ok_or_else(|| refused(&format!("has the format `{}`", format.escape_debug())))?;
@@ -277,7 +278,7 @@ mod tests {
         let node = |format: Format| {
             let file = tempfile::tempfile().unwrap();
             let layer = Layer::new(file, "image".to_owned(), format).unwrap();
-            let node = Layers(vec![layer]).node();
+            let node = Layers(vec![layer]).block_node();
             let node = node.strip_prefix("json:").unwrap();
             serde_json::from_str::<Value>(node).unwrap()
         };

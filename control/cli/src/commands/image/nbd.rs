@@ -203,8 +203,7 @@ impl<'a> Connection<'a> {
                     .wait_within(&self.stream, events, SILENCE_MS)?;
                 let silent = || {
                     let message = format!("qemu-nbd did not answer for {} s", SILENCE_MS / 1000);
-                    Error::new(ErrorCode::Io, message)
-                        .with_hint("look at the storage that the image lies on")
+                    Error::new(ErrorCode::Io, message).with_hint("check the storage of the image")
                 };
                 if ready { Ok(()) } else { Err(silent()) }
             }

@@ -1,4 +1,4 @@
-//! `qemu-nbd` for one image: a socket without a name, one connection, an end that is looked at.
+//! `qemu-nbd` for one image: a socket without a name, one connection, a checked exit status.
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;

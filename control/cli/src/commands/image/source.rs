@@ -119,7 +119,11 @@ impl Source {
             }
             Ok(0) => {}
             Ok(_) if is_address => {}
-            Ok(begin) => return refused(format!("somebody has read its first {begin} bytes")),
+            Ok(begin) => {
+                return refused(format!(
+                    "its file offset is {begin}, not 0: another program has already read from it"
+                ));
+            }
             Err(error) => return Err(failed(error)),
         }
         let len = Version::len(&file).map_err(failed)?;
@@ -213,7 +217,7 @@ impl Source {
             Checksum::hex(&expected.0)
         );
         Err(Error::new(ErrorCode::Damaged, message).with_hint(
-            "nothing was imported; get the file again, or ask its maker for the checksum",
+            "nothing was imported; get the file again, or ask its publisher for the checksum",
         ))
     }
 }

@@ -29,8 +29,11 @@ pub(super) fn spool(
         } else {
             ErrorCode::Io
         };
-        Error::new(code, format!("storing {title} in between: {error}"))
-            .with_hint("$TMPDIR says where; it needs room for the data")
+        Error::new(
+            code,
+            format!("spooling {title} to a temporary file: {error}"),
+        )
+        .with_hint("set $TMPDIR to a directory with enough space for the data")
     };
     let file = tempfile::tempfile().map_err(failed)?;
     let mut buffer = vec![0; PIPE_STEP];

@@ -58,7 +58,10 @@ impl Pool {
                 Means::Loop => self.local_device(id, name)?,
             });
         }
-        let message = format!("this host makes no block device: {}", missing.join("; "));
+        let message = format!(
+            "this host cannot provide a block device: {}",
+            missing.join("; ")
+        );
         Err(Error::new(ErrorCode::Unsupported, message)
             .with_hint("`volume attach --nbd` serves the kernel's nbd-client"))
     }

@@ -126,7 +126,7 @@ impl Pool {
         }
         // Its process opens what has the name.
         if self.lookup(name).await?.lineage != attachment.lineage {
-            let message = "another volume has its name now";
+            let message = "its name now belongs to another volume";
             return Err(Error::new(ErrorCode::NotFound, message));
         }
         let NodeContext { layout, looks, .. } = &*self.context;

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
-use archipelago_protocol::carry::{Carried, CarriedBlock, area_len};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
+use archipelago_protocol::journaled::{JournaledBlockId, JournaledData, area_len};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::BlockState;
@@ -54,18 +54,19 @@ pub(crate) fn stamped(stamp: u64) -> Vec<u8> {
 }
 
 /// What a flush hands over: blocks of `epoch`, each full of its own number.
-pub(crate) fn blocks_area(epoch: Epoch, blocks: &[u64]) -> Carried {
+pub(crate) fn blocks_area(epoch: Epoch, blocks: &[u64]) -> JournaledData {
     let mut area =
         vec![0; usize::try_from(area_len(blocks.len()) - 4096 * blocks.len() as u64).unwrap()];
     for (index, block) in blocks.iter().enumerate() {
-        let of = CarriedBlock {
+        let of = JournaledBlockId {
             epoch,
             block: *block,
         };
-        area[index * CarriedBlock::LEN..][..CarriedBlock::LEN].copy_from_slice(&of.encode());
+        area[index * JournaledBlockId::LEN..][..JournaledBlockId::LEN]
+            .copy_from_slice(&of.encode());
         area.extend(stamped(*block));
     }
-    Carried::new(area).unwrap()
+    JournaledData::new(area).unwrap()
 }
 
 impl Rig {
@@ -174,10 +175,10 @@ impl Rig {
     }
 
     pub(crate) fn send(&mut self, request: MapRequest) -> u64 {
-        self.send_with_data(request, Carried::default())
+        self.send_with_data(request, JournaledData::default())
     }
 
-    pub(crate) fn send_with_data(&mut self, request: MapRequest, data: Carried) -> u64 {
+    pub(crate) fn send_with_data(&mut self, request: MapRequest, data: JournaledData) -> u64 {
         self.next_tag += 1;
         self.mapper
             .map_request(self.client, self.next_tag, request, data);
@@ -419,7 +420,7 @@ impl Rig {
         &mut self,
         handle: u32,
         flags: u8,
-        data: Carried,
+        data: JournaledData,
     ) -> Result<u32, ErrorCode> {
         let cut = self.op(MapOp::FlushBegin, handle, 0).values[0];
         let commit = MapRequest {

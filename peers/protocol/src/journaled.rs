@@ -14,26 +14,26 @@ use crate::error::ErrorCode;
 use crate::ids::{BLOCK_SIZE, Epoch};
 
 /// Most blocks of one flush: 64 KiB, where a sync of their container becomes as cheap as a second copy.
-pub const CARRIED_MAX: usize = 16;
+pub const JOURNALED_MAX: usize = 16;
 /// Bytes of the table.
 pub const TABLE_LEN: u64 = BLOCK_SIZE;
 /// Bytes of the largest area.
-pub const AREA_LEN: u64 = TABLE_LEN + CARRIED_MAX as u64 * BLOCK_SIZE;
+pub const AREA_LEN: u64 = TABLE_LEN + JOURNALED_MAX as u64 * BLOCK_SIZE;
 /// Bytes of a block, in memory.
 const BLOCK_LEN: usize = 4096;
 const _: () = assert!(BLOCK_LEN as u64 == BLOCK_SIZE);
-const _: () = assert!((CARRIED_MAX * CarriedBlock::LEN) as u64 <= TABLE_LEN);
+const _: () = assert!((JOURNALED_MAX * JournaledBlockId::LEN) as u64 <= TABLE_LEN);
 
 /// Which block a copy is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CarriedBlock {
+pub struct JournaledBlockId {
     /// The epoch that it was written in; the lineage is the volume's own.
     pub epoch: Epoch,
     /// Its number in the volume.
     pub block: u64,
 }
 
-impl CarriedBlock {
+impl JournaledBlockId {
     /// Bytes of an entry of the table.
     pub const LEN: usize = 16;
 
@@ -48,7 +48,7 @@ impl CarriedBlock {
 
     fn decode(bytes: &[u8]) -> Self {
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
-        CarriedBlock {
+        JournaledBlockId {
             epoch: Epoch(word(8)),
             block: word(0),
         }
@@ -67,21 +67,21 @@ pub fn area_len(blocks: usize) -> u64 {
 
 /// A private copy of an area.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Carried {
+pub struct JournaledData {
     area: Vec<u8>,
 }
 
-impl Carried {
+impl JournaledData {
     /// Takes the bytes of an area, or none.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] for a length that no area has.
     pub fn new(area: Vec<u8>) -> Result<Self, ErrorCode> {
         let blocks = area.len().saturating_sub(BLOCK_LEN) / BLOCK_LEN;
-        if area.len() as u64 != area_len(blocks) || blocks > CARRIED_MAX {
+        if area.len() as u64 != area_len(blocks) || blocks > JOURNALED_MAX {
             return Err(ErrorCode::Invalid);
         }
-        Ok(Carried { area })
+        Ok(JournaledData { area })
     }
 
     /// Blocks in it.
@@ -97,11 +97,11 @@ impl Carried {
     }
 
     /// The blocks and their content, in the order in which they were written.
-    pub fn iter(&self) -> impl Iterator<Item = (CarriedBlock, &[u8])> {
+    pub fn iter(&self) -> impl Iterator<Item = (JournaledBlockId, &[u8])> {
         let (table, blocks) = self.area.split_at(BLOCK_LEN.min(self.area.len()));
         table
-            .chunks_exact(CarriedBlock::LEN)
-            .map(CarriedBlock::decode)
+            .chunks_exact(JournaledBlockId::LEN)
+            .map(JournaledBlockId::decode)
             .zip(blocks.chunks_exact(BLOCK_LEN))
     }
 }
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn an_area_gives_back_its_blocks() {
-        let of = |block| CarriedBlock {
+        let of = |block| JournaledBlockId {
             epoch: Epoch(7 << 32),
             block,
         };
@@ -120,7 +120,7 @@ mod tests {
         area[..16].copy_from_slice(&of(3).encode());
         area[16..32].copy_from_slice(&of(1 << 37).encode());
         area[4096..8192].fill(5);
-        let carried = Carried::new(area).unwrap();
+        let carried = JournaledData::new(area).unwrap();
         assert_eq!(carried.len(), 2);
         let found: Vec<_> = carried.iter().map(|(of, data)| (of, data[0])).collect();
         assert_eq!(found, [(of(3), 5), (of(1 << 37), 0)]);
@@ -129,17 +129,21 @@ mod tests {
     #[test]
     fn lengths_that_no_area_has_are_refused() {
         for len in [1, 4095, 4096, 4097, 8191, 8193, 18 * 4096] {
-            assert_eq!(Carried::new(vec![0; len]), Err(ErrorCode::Invalid), "{len}");
+            assert_eq!(
+                JournaledData::new(vec![0; len]),
+                Err(ErrorCode::Invalid),
+                "{len}"
+            );
         }
-        assert!(Carried::new(Vec::new()).unwrap().is_empty());
-        assert_eq!(Carried::new(vec![0; 17 * 4096]).unwrap().len(), 16);
+        assert!(JournaledData::new(Vec::new()).unwrap().is_empty());
+        assert_eq!(JournaledData::new(vec![0; 17 * 4096]).unwrap().len(), 16);
     }
 
     #[test]
     fn an_area_is_a_table_and_its_blocks() {
         assert_eq!(AREA_LEN, 69_632);
         assert_eq!([0, 1, 16].map(area_len), [0, 8192, AREA_LEN]);
-        let of = CarriedBlock {
+        let of = JournaledBlockId {
             epoch: Epoch(0x0807_0605_0403_0201),
             block: 0x1817_1615_1413_1211,
         };
@@ -149,7 +153,7 @@ mod tests {
         assert_eq!(of.encode(), entry);
         let mut area = entry.to_vec();
         area.resize(8192, 0);
-        let carried = Carried::new(area).unwrap();
+        let carried = JournaledData::new(area).unwrap();
         assert!(!carried.is_empty());
         assert!(carried.iter().eq([(of, [0; 4096].as_slice())]));
     }
