@@ -1,8 +1,6 @@
 //! NBD on TCP, with and without TLS: `archipelago nbd serve` on a real node, the clients that people have, and hostile ones.
 
 #[cfg(test)]
-mod clients;
-#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod nbd_random;
@@ -24,7 +22,8 @@ mod tests {
     };
     use serde_json::Value;
 
-    use crate::clients::{client, failing_client, file, has_clients, noise, text};
+    use crate::harness::clients::{client, failing_client, has_clients, text};
+    use crate::harness::content::{file, noise};
     use crate::harness::{Node, PLACEMENTS, ended, may_mount, run, wait};
     use crate::nbd_random::{self, Connection};
 
@@ -717,7 +716,7 @@ mod tests {
             let pid = processes.find(hosts).unwrap()["pid"].as_i64().unwrap();
             assert!(pid > 1);
             kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
-            let output = ended(copy, "qemu-img convert", crate::clients::DEADLINE);
+            let output = ended(copy, "qemu-img convert", crate::harness::clients::DEADLINE);
             assert!(output.status.success(), "{}", text(&output.stderr));
             assert!(log_of(&node).contains("data process"), "{}", log_of(&node));
             compare(&source, &server.uri("v"));

@@ -8,6 +8,9 @@
     reason = "each test program is built with the whole of it and uses a part"
 )]
 
+pub(crate) mod clients;
+pub(crate) mod content;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -35,6 +38,19 @@ const STEP_MS: u16 = 10;
 pub(crate) fn skip(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "not to be skipped: {why}");
     println!("skipped: {why}");
+}
+
+/// Whether programs are installed; says so if one is not.
+pub(crate) fn has_programs(names: &[&str]) -> bool {
+    let missing = names.iter().find(|name| {
+        let mut command = Command::new(name);
+        let version = command.arg("--version").stdout(Stdio::null());
+        version.status().is_err()
+    });
+    if let Some(name) = missing {
+        skip(&format!("{name} is not installed"));
+    }
+    missing.is_none()
 }
 
 /// Whether this process may mount file systems; says so if not.
@@ -212,6 +228,21 @@ impl Node {
             }
         }
         sums
+    }
+
+    /// The process that serves endpoints, as the status names it.
+    pub(crate) fn endpoint(&self) -> Value {
+        let status = self.status();
+        let mut processes = status["processes"].as_array().unwrap().iter();
+        let found = processes.find(|one| one["roles"].to_string().contains("endpoint"));
+        found.unwrap_or_else(|| panic!("{status}")).clone()
+    }
+
+    /// Kills the process that serves endpoints.
+    pub(crate) fn kill_endpoint(&self) {
+        let pid = self.endpoint()["pid"].as_i64().unwrap();
+        assert!(pid > 1);
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     }
 
     /// Expects exit code `code`; what was said to people.
