@@ -24,11 +24,17 @@ const OPERATIONS: &str = "ENDPOINT_OPERATIONS";
 /// Operations unless it says otherwise.
 const OPERATIONS_DEFAULT: u64 = 20_000;
 
-/// SplitMix64.
+/// Numbers from a seed: SplitMix64.
 #[derive(Debug)]
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
+    /// The same numbers for the same seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -37,7 +43,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    /// A number below `bound`.
+    ///
+    /// # Panics
+    /// If `bound` is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 

@@ -1,14 +1,19 @@
-//! Random operations against a model.
+//! Random operations against the model of `tests/endpoints`.
 
-use crate::connections::{self, Connection};
+use archipelago_endpoint_tests::fsx::{self, Plan};
+
+use crate::connections::Connections;
 use crate::server::{in_each_placement, is_free};
+
+const SIZE: u64 = 16 << 20;
 
 #[test]
 fn random_operations_over_three_connections_do_what_a_model_does() {
     in_each_placement(&[("v", "16M")], &["v"], |node, server| {
-        let connect = |structured| Connection::new(server.connect(), "v", structured);
-        let mut connections = [connect(false), connect(true), connect(true)];
-        let model = connections::run(&mut connections, 16 << 20, 20_000);
+        let plan = Plan::from_environment();
+        println!("{plan}");
+        let mut connections = Connections::new(&server, "v", plan.seed);
+        let model = fsx::run(&mut connections, SIZE, plan).unwrap();
         drop(connections);
         server.end();
         is_free(node, "v");

@@ -15,6 +15,7 @@ use crate::harness::{Node, PLACEMENTS, ended, wait};
 const END: Duration = Duration::from_secs(20);
 
 /// A server; killed at the end if it is still there.
+#[derive(Debug)]
 pub(crate) struct Server {
     child: Option<Child>,
     pub(crate) port: u16,
