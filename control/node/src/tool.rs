@@ -12,29 +12,20 @@
 //!
 //! This process confines itself and then becomes the program.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
+use archipelago_host::sandbox::{FirstArgument, Sandbox};
 use archipelago_protocol::{Error, ErrorCode};
+use caps::Capability;
 use clap::Args;
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr,
-};
+use landlock::AccessFs;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
 
-/// Landlock's version whose rights are asked for; older kernels give what they have.
-const LANDLOCK: ABI = ABI::V5;
 /// Programs and libraries.
 const SYSTEM: [&str; 6] = [
     "/usr",
@@ -88,8 +79,14 @@ const ADDRESS_SPACE: u64 = 8 << 30;
 /// Where a service finds its listening socket: `sd_listen_fds(3)`.
 const LISTEN_FD: RawFd = 3;
 
-/// System calls that no such program makes.
-const REFUSED: [libc::c_long; 44] = [
+/// What opens files that belong to others.
+const OPENING: [Capability; 2] = [
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+];
+
+/// System calls that data processes may make, and no such program does.
+const REFUSED: [libc::c_long; 11] = [
     libc::SYS_kill,
     libc::SYS_tkill,
     libc::SYS_rt_sigqueueinfo,
@@ -98,43 +95,10 @@ const REFUSED: [libc::c_long; 44] = [
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_send_signal,
-    libc::SYS_kcmp,
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_move_mount,
-    libc::SYS_open_tree,
-    libc::SYS_fsopen,
     libc::SYS_fsconfig,
-    libc::SYS_fsmount,
     libc::SYS_mount_setattr,
-    libc::SYS_pivot_root,
-    libc::SYS_chroot,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_kexec_load,
     libc::SYS_kexec_file_load,
-    libc::SYS_reboot,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-    libc::SYS_bpf,
-    libc::SYS_perf_event_open,
-    libc::SYS_userfaultfd,
-    libc::SYS_keyctl,
-    libc::SYS_add_key,
-    libc::SYS_request_key,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_settimeofday,
-    libc::SYS_sethostname,
-    libc::SYS_setuid,
-    libc::SYS_setresuid,
 ];
 
 /// What a new process could be put into.
@@ -185,9 +149,7 @@ pub(crate) fn run(tool: &Tool) -> Result<(), Error> {
     archipelago_host::die_with(tool.parent)?;
     close_others(tool)?;
     limit(tool)?;
-    drop_capabilities(tool.network)?;
-    restrict_files(tool)?;
-    refuse_calls(tool.network)?;
+    sandbox(tool).enter()?;
     let (program, arguments) = tool.command.split_first().expect("clap wants one");
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("LC_ALL", "C");
@@ -252,126 +214,51 @@ fn limit(tool: &Tool) -> Result<(), Error> {
     Ok(())
 }
 
-/// The files were opened by the caller; opening them once more may take what let it open them.
-fn drop_capabilities(network: bool) -> Result<(), Error> {
-    use caps::{CapSet, Capability};
-    let opening = [
-        Capability::CAP_DAC_OVERRIDE,
-        Capability::CAP_DAC_READ_SEARCH,
-    ];
-    // A download writes to its standard output, and opens what everybody may read.
-    let kept = if network { &[][..] } else { &opening };
-    for capability in caps::all() {
-        if kept.contains(&capability) {
-            continue;
-        }
-        // What no process without privileges can change gives it nothing either.
-        let _dropped = caps::drop(None, CapSet::Bounding, capability);
-        for set in [CapSet::Ambient, CapSet::Inheritable] {
-            let _dropped = caps::drop(None, set, capability);
-        }
+fn sandbox(tool: &Tool) -> Sandbox {
+    // The files were opened by the caller; opening them once more may take what let it open them. A download writes to its standard
+    // output, and opens what everybody may read.
+    let kept = if tool.network { &[][..] } else { &OPENING };
+    let mut sandbox = Sandbox::of_program(kept);
+    allow_files(&mut sandbox, tool);
+    if tool.network {
+        sandbox.allow_tcp();
+    } else {
+        // The socket that is served is there already. A UNIX one reaches any service of this host.
+        sandbox.refuse(&[libc::SYS_socket, libc::SYS_connect]);
     }
-    for set in [CapSet::Effective, CapSet::Permitted] {
-        let had = caps::read(None, set).map_err(|error| failed("capabilities", error))?;
-        let left = had.into_iter().filter(|one| kept.contains(one)).collect();
-        caps::set(None, set, &left).map_err(|error| failed("dropping capabilities", error))?;
+    sandbox.refuse(&REFUSED);
+    // A program may end itself (`abort`), and nobody else.
+    let other = FirstArgument::IsNot(std::process::id());
+    sandbox.refuse_if(libc::SYS_tgkill, other);
+    for flag in NAMESPACES {
+        sandbox.refuse_if(libc::SYS_clone, FirstArgument::Has(flag.unsigned_abs()));
     }
-    Ok(())
+    // Its flags lie in memory, where no filter sees them. Libraries that do not find it call `clone`.
+    sandbox.hide(libc::SYS_clone3);
+    sandbox
 }
 
-fn restrict_files(tool: &Tool) -> Result<(), Error> {
-    let failed = |error: landlock::RulesetError| failed("Landlock", error);
-    let mut ruleset = Ruleset::default()
-        .handle_access(AccessFs::from_all(LANDLOCK))
-        .map_err(failed)?;
-    if !tool.network {
-        ruleset = ruleset
-            .handle_access(AccessNet::from_all(LANDLOCK))
-            .map_err(failed)?;
-    }
-    let mut ruleset = ruleset.create().map_err(failed)?;
+fn allow_files(sandbox: &mut Sandbox, tool: &Tool) {
+    let list = AccessFs::ReadFile | AccessFs::ReadDir;
     for path in SYSTEM {
-        ruleset = allow(ruleset, path, AccessFs::from_read(LANDLOCK))?;
+        sandbox.allow(path, list | AccessFs::Execute);
     }
     for path in DEVICES {
-        ruleset = allow(ruleset, path, AccessFs::ReadFile | AccessFs::WriteFile)?;
+        sandbox.allow(path, AccessFs::ReadFile | AccessFs::WriteFile);
     }
     if tool.network {
         for path in NETWORK {
-            ruleset = allow(ruleset, path, AccessFs::ReadFile | AccessFs::ReadDir)?;
+            sandbox.allow(path, list);
         }
     }
     let read = AccessFs::ReadFile | AccessFs::IoctlDev;
     for descriptor in &tool.read {
-        ruleset = allow(ruleset, &format!("/proc/self/fd/{descriptor}"), read)?;
+        sandbox.allow(format!("/proc/self/fd/{descriptor}"), read);
     }
     let write = read | AccessFs::WriteFile | AccessFs::Truncate;
     for descriptor in &tool.write {
-        ruleset = allow(ruleset, &format!("/proc/self/fd/{descriptor}"), write)?;
+        sandbox.allow(format!("/proc/self/fd/{descriptor}"), write);
     }
-    ruleset.restrict_self().map_err(failed).map(drop)
-}
-
-/// Allows `access` to `path` and below. What is not there is missed, and named, by whoever opens it.
-fn allow(
-    ruleset: RulesetCreated,
-    path: &str,
-    access: BitFlags<AccessFs>,
-) -> Result<RulesetCreated, Error> {
-    let Ok(opened) = PathFd::new(path) else {
-        return Ok(ruleset);
-    };
-    let access = if Path::new(path).is_dir() {
-        access
-    } else {
-        access & AccessFs::from_file(LANDLOCK)
-    };
-    ruleset
-        .add_rule(PathBeneath::new(opened, access))
-        .map_err(|error| failed(path, error))
-}
-
-fn refuse_calls(network: bool) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| failed("seccomp", error);
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        REFUSED.iter().map(|call| (*call, Vec::new())).collect();
-    if !network {
-        // The socket that is served is there already. A UNIX one reaches any service of this host.
-        rules.insert(libc::SYS_socket, Vec::new());
-        rules.insert(libc::SYS_connect, Vec::new());
-    }
-    let rule = |operator: SeccompCmpOp, value: u64| {
-        SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)
-            .and_then(|condition| SeccompRule::new(vec![condition]))
-            .map_err(|error| failed(&error))
-    };
-    // A program may end itself (`abort`), and nobody else.
-    let own = u64::from(std::process::id());
-    rules.insert(libc::SYS_tgkill, vec![rule(SeccompCmpOp::Ne, own)?]);
-    let namespaces = NAMESPACES.into_iter().map(|flag| {
-        let flag = u64::from(flag.unsigned_abs());
-        rule(SeccompCmpOp::MaskedEq(flag), flag)
-    });
-    rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
-    apply(rules, libc::EPERM)?;
-    // Its flags lie in memory, where no filter sees them. Libraries that do not find it call `clone`.
-    apply(
-        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-        libc::ENOSYS,
-    )
-}
-
-/// From now on the calls that `rules` match fail with `errno`.
-fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| failed("seccomp", error);
-    let architecture = std::env::consts::ARCH
-        .try_into()
-        .map_err(|error| failed(&error))?;
-    let refused = SeccompAction::Errno(errno.unsigned_abs());
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, architecture)
-        .map_err(|error| failed(&error))?;
-    let program: BpfProgram = filter.try_into().map_err(|error| failed(&error))?;
-    seccompiler::apply_filter(&program).map_err(|error| failed(&error))
 }
 
 /// Puts the listening socket, which is the standard input, where a service looks for it.

@@ -16,7 +16,7 @@
 //! | `descriptors` | how many attached volumes the process has file descriptors for |
 //! | `owner` | the host's number in the heads |
 //! | `identity` | the user that the process runs as |
-//! | `confine` | what the process may not do any more |
+//! | `confine`, [`sandbox`] | what the process may still do; how a process is confined |
 //! | `last_words` | how the process reports why it ends |
 //! | `containment` | what a panic ends, and what a hostile front end does not |
 //! | `event_loop`, `readiness`, `pool` | what a thread sleeps on; which drivers it polls; how its backend is opened |
@@ -59,6 +59,7 @@ mod owner;
 mod pool;
 mod port;
 mod readiness;
+pub mod sandbox;
 mod settings;
 
 use std::cell::RefCell;

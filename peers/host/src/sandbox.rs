@@ -1,0 +1,266 @@
+//! What a process may still do once it has confined itself: data processes (`confine`), and whatever becomes a foreign program.
+//!
+//! | means | what is left |
+//! |---|---|
+//! | capabilities | those that a program is to keep, if the process has them |
+//! | Landlock | access to paths that are named; TCP only if it is allowed |
+//! | seccomp | all but what no process of ours does (tracing, mounting, modules, namespaces, other users' ids), and what is refused besides |
+//!
+//! The seccomp filter is a list of what is refused, with `EPERM`: a list of what is allowed breaks with each new C library,
+//! and a process that is killed by it costs guests more than a refused call that nobody makes.
+//!
+//! Invariants
+//! - Everything is off that is not named here: a description that says nothing leaves no capability, no file and no TCP.
+//! - Nothing gives back what was taken: neither this process nor the program that it becomes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::{Error, ErrorCode};
+use caps::{CapSet, Capability};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetStatus,
+};
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+
+/// Landlock's version whose rights are asked for; older kernels give what they have.
+const LANDLOCK: ABI = ABI::V5;
+
+/// System calls that no process of ours makes.
+const REFUSED: [libc::c_long; 33] = [
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsmount,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_setuid,
+    libc::SYS_setresuid,
+    libc::SYS_settimeofday,
+    libc::SYS_sethostname,
+];
+
+/// What the first argument of a system call is, by its low 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstArgument {
+    /// Anything but this.
+    IsNot(u32),
+    /// It has all of these bits.
+    Has(u32),
+}
+
+/// Which capabilities are kept.
+#[derive(Debug)]
+enum Capabilities {
+    /// None, by a process that stays what it is. The bounding set takes a capability to change, which most users do not have; what it
+    /// allows needs a new program.
+    None,
+    /// These, by the program that this process becomes.
+    OfProgram(Vec<Capability>),
+}
+
+/// What a process keeps; [`Sandbox::enter`] takes the rest from it.
+#[derive(Debug)]
+pub struct Sandbox {
+    capabilities: Capabilities,
+    allows_tcp: bool,
+    paths: Vec<(PathBuf, BitFlags<AccessFs>)>,
+    /// Calls that fail with `EPERM`: always, or by their first argument.
+    refused: Vec<libc::c_long>,
+    refused_if: Vec<(libc::c_long, FirstArgument)>,
+    /// Calls that fail with `ENOSYS`.
+    missing: Vec<libc::c_long>,
+}
+
+impl Sandbox {
+    /// Of a process that becomes no other program: no capability is left.
+    #[must_use]
+    pub fn of_process() -> Sandbox {
+        Sandbox::new(Capabilities::None)
+    }
+
+    /// Of the program that this process becomes: of the capabilities that this process has, `kept` are left.
+    #[must_use]
+    pub fn of_program(kept: &[Capability]) -> Sandbox {
+        Sandbox::new(Capabilities::OfProgram(kept.to_vec()))
+    }
+
+    fn new(capabilities: Capabilities) -> Sandbox {
+        Sandbox {
+            capabilities,
+            allows_tcp: false,
+            paths: Vec::new(),
+            refused: REFUSED.to_vec(),
+            refused_if: Vec::new(),
+            missing: Vec::new(),
+        }
+    }
+
+    /// Allows `access` to `path` and below. What is not there when the sandbox is entered is missed, and named, by whoever opens it.
+    pub fn allow(&mut self, path: impl AsRef<Path>, access: impl Into<BitFlags<AccessFs>>) {
+        self.paths.push((path.as_ref().to_owned(), access.into()));
+    }
+
+    /// Allows TCP.
+    pub fn allow_tcp(&mut self) {
+        self.allows_tcp = true;
+    }
+
+    /// Refuses `calls`, with `EPERM`.
+    pub fn refuse(&mut self, calls: &[libc::c_long]) {
+        self.refused.extend(calls);
+    }
+
+    /// Refuses `call` with this first argument, with `EPERM`; may be said of a call more than once.
+    pub fn refuse_if(&mut self, call: libc::c_long, argument: FirstArgument) {
+        self.refused_if.push((call, argument));
+    }
+
+    /// Has `call` fail as on a kernel that does not know it, with `ENOSYS`: libraries make another one instead.
+    pub fn hide(&mut self, call: libc::c_long) {
+        self.missing.push(call);
+    }
+
+    /// Takes everything else from this thread, and from those that it starts. Says what Landlock does on this kernel.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Internal`] if the kernel has a means and refuses it: the process is to end.
+    pub fn enter(&self) -> Result<RulesetStatus, Error> {
+        self.drop_capabilities()?;
+        let status = self.restrict_files()?;
+        self.refuse_calls()?;
+        Ok(status)
+    }
+
+    fn drop_capabilities(&self) -> Result<(), Error> {
+        let failed = |error| failed("dropping capabilities", error);
+        let kept = match &self.capabilities {
+            Capabilities::None => &[][..],
+            Capabilities::OfProgram(kept) => kept,
+        };
+        let others = caps::runtime::thread_all_supported();
+        for capability in others.into_iter().filter(|one| !kept.contains(one)) {
+            if let Capabilities::OfProgram(_) = self.capabilities {
+                // What no process without privileges can change gives it nothing either.
+                let _dropped = caps::drop(None, CapSet::Bounding, capability);
+            }
+            caps::drop(None, CapSet::Ambient, capability).map_err(failed)?;
+        }
+        for set in [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+            let had = caps::read(None, set).map_err(failed)?;
+            let left = had.into_iter().filter(|one| kept.contains(one)).collect();
+            caps::set(None, set, &left).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn restrict_files(&self) -> Result<RulesetStatus, Error> {
+        let failed = |error: landlock::RulesetError| failed("Landlock", error);
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(LANDLOCK))
+            .map_err(failed)?;
+        if !self.allows_tcp {
+            ruleset = ruleset
+                .handle_access(AccessNet::from_all(LANDLOCK))
+                .map_err(failed)?;
+        }
+        let mut ruleset = ruleset.create().map_err(failed)?;
+        for (path, access) in &self.paths {
+            ruleset = allow_beneath(ruleset, path, *access)?;
+        }
+        let status = ruleset.restrict_self().map_err(failed)?;
+        Ok(status.ruleset)
+    }
+
+    fn refuse_calls(&self) -> Result<(), Error> {
+        let mut rules = BTreeMap::<_, Vec<SeccompRule>>::new();
+        for (call, argument) in &self.refused_if {
+            let rule = rule(*argument).map_err(seccomp_failed)?;
+            rules.entry(*call).or_default().push(rule);
+        }
+        // No rule: always, whatever else was said of the call.
+        rules.extend(self.refused.iter().map(|call| (*call, Vec::new())));
+        fail_calls(rules, libc::EPERM)?;
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        let missing = self.missing.iter().map(|call| (*call, Vec::new()));
+        fail_calls(missing.collect(), libc::ENOSYS)
+    }
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::new(ErrorCode::Internal, format!("{what}: {error}"))
+}
+
+fn seccomp_failed(error: impl std::fmt::Display) -> Error {
+    failed("seccomp", error)
+}
+
+fn allow_beneath(
+    ruleset: RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, Error> {
+    let Ok(opened) = PathFd::new(path) else {
+        return Ok(ruleset);
+    };
+    let access = if path.is_dir() {
+        access
+    } else {
+        access & AccessFs::from_file(LANDLOCK)
+    };
+    ruleset
+        .add_rule(PathBeneath::new(opened, access))
+        .map_err(|error| failed(&path.display().to_string(), error))
+}
+
+fn rule(argument: FirstArgument) -> Result<SeccompRule, seccompiler::BackendError> {
+    let (operator, value) = match argument {
+        FirstArgument::IsNot(value) => (SeccompCmpOp::Ne, value),
+        FirstArgument::Has(bits) => (SeccompCmpOp::MaskedEq(u64::from(bits)), bits),
+    };
+    SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, u64::from(value))
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+}
+
+/// From now on the calls that `rules` match fail with `errno`.
+fn fail_calls(
+    rules: BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    errno: libc::c_int,
+) -> Result<(), Error> {
+    let architecture = std::env::consts::ARCH.try_into().map_err(seccomp_failed)?;
+    let fails = SeccompAction::Errno(errno.unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, fails, architecture)
+        .map_err(seccomp_failed)?;
+    let program: BpfProgram = filter.try_into().map_err(seccomp_failed)?;
+    seccompiler::apply_filter(&program).map_err(seccomp_failed)
+}
