@@ -5,6 +5,7 @@
 //! | [`handshake`] | options and their answers, as a state machine of bytes |
 //! | [`request`] | headers of requests and replies |
 //! | [`pieces`] | how a request is cut for the volume |
+//! | [`requests`] | which requests are in flight, and what is left of each |
 //! | [`losses`] | whom lost writes are reported to |
 //! | [`offer`] | what is offered, and how much a client may ask for |
 //! | [`wire`] | the protocol's numbers |
@@ -30,4 +31,5 @@ pub mod losses;
 pub mod offer;
 pub mod pieces;
 pub mod request;
+pub mod requests;
 pub mod wire;

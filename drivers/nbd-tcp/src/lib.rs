@@ -9,7 +9,7 @@
 //! | `negotiation` | a handshake: bytes, its deadline, who answers |
 //! | `exports` | which names there are, what is open and for how many |
 //! | `volume` | an open volume: its channel, its buffers, requests in flight |
-//! | `receiver`, `link`, `requests`, `sender` | a client's requests; where they and their replies wait; replies |
+//! | `receiver`, `link`, `sender` | a client's requests; where they and their replies wait; replies |
 //!
 //! One design decision: one thread does everything, by tasks that wait for sockets and channels. A request in flight is an entry of a
 //! table, not a task or a thread, and costs no allocation. A client's data waits in memory of its connection and is copied once, between
@@ -28,7 +28,6 @@ mod exports;
 mod link;
 mod negotiation;
 mod receiver;
-mod requests;
 mod sender;
 pub mod server;
 mod shared;

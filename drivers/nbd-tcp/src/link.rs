@@ -13,13 +13,13 @@ use std::rc::Rc;
 use archipelago_nbd_protocol::losses::ReportedLosses;
 use archipelago_nbd_protocol::pieces::Range;
 use archipelago_nbd_protocol::request::{Command, Done, Header, ReplyHeader, Terms, errno, extent};
+use archipelago_nbd_protocol::requests::{Held, REQUESTS, Requests};
 use archipelago_nbd_protocol::wire::{Errno, REPLY_HEADER_MAX};
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::status::STATUS_PAGE_MAX;
 use archipelago_segment::Buffer;
 use tokio::sync::Notify;
 
-use crate::requests::Requests;
 use crate::volume::{Requester, Volume};
 
 /// Bytes of replies that wait, on their way included.
@@ -37,9 +37,25 @@ enum Phase {
     Broken,
 }
 
+/// What is held for a request in flight.
+#[derive(Default)]
+struct Pending {
+    /// Bytes that were promised for the replies to its pieces that are done, and are not free again.
+    promised: usize,
+    /// Of a read that is answered whole, by the numbers of its pieces.
+    data: Vec<Option<(Buffer, u32)>>,
+}
+
+impl Held for Pending {
+    fn clear(&mut self) {
+        self.promised = 0;
+        self.data.clear();
+    }
+}
+
 struct Replies {
     phase: Phase,
-    requests: Requests,
+    requests: Requests<Pending>,
     /// To be sent.
     waiting: Vec<u8>,
     /// Bytes on their way.
@@ -138,19 +154,20 @@ impl Link {
 
     /// The next piece of a request, without cutting it.
     pub(crate) fn next_range(&self, request: u16) -> Option<Range> {
-        self.replies.borrow_mut().requests.get(request).next_range()
+        let mut replies = self.replies.borrow_mut();
+        let (request, _) = replies.requests.get(request)?;
+        request.next_range()
     }
 
     /// Cuts the next piece of a request.
     pub(crate) fn cut(&self, request: u16) -> Option<(u16, Range)> {
         let mut replies = self.replies.borrow_mut();
-        let whole = self.is_whole(replies.requests.get(request).command);
-        let request = replies.requests.get(request);
-        let cut = request.cut();
-        if whole && cut.is_some() {
-            request.data.push(None);
+        let (request, held) = replies.requests.get(request)?;
+        let range = request.next_range()?;
+        if self.is_whole(request.command()) {
+            held.data.push(None);
         }
-        cut
+        Some((request.cut(), range))
     }
 
     /// To a request that is wrong.
@@ -191,9 +208,11 @@ impl Link {
         let mut replies = self.replies.borrow_mut();
         replies.phase = Phase::Broken;
         replies.waiting = Vec::new();
-        for index in 0..crate::requests::REQUESTS {
-            for (buffer, _) in replies.requests.get(index).data.drain(..).flatten() {
-                self.volume.give_back(buffer);
+        for index in 0..REQUESTS {
+            if let Some((_, held)) = replies.requests.get(index) {
+                for (buffer, _) in held.data.drain(..).flatten() {
+                    self.volume.give_back(buffer);
+                }
             }
         }
     }
@@ -232,25 +251,33 @@ impl Requester for Link {
         buffer: Option<Buffer>,
     ) {
         let mut replies = self.replies.borrow_mut();
-        let is_broken = replies.phase == Phase::Broken;
-        let request = replies.requests.get(index);
+        let replies = &mut *replies;
+        let Some((request, held)) = replies.requests.get(index) else {
+            debug_assert!(false, "the volume has answered what was not asked");
+            return self.give_back(buffer);
+        };
+        let (command, cookie) = (request.command(), request.cookie());
         let losses = &self.volume.losses;
-        let result = losses.check(&self.reported, request.command, result);
-        if is_broken {
+        let result = losses.check(&self.reported, command, result);
+        if replies.phase == Phase::Broken {
             return self.give_back(buffer);
         }
         let result = result.map_err(|code| {
-            self.volume.log_failure(request.command, range.offset, code);
+            self.volume.log_failure(command, range.offset, code);
             errno(code)
         });
         request.piece_done(result);
-        request.promised += reply_len(request.command, range);
-        let (command, cookie, is_done) = (request.command, request.cookie, request.is_done());
+        let is_done = request.is_done();
+        held.promised += reply_len(command, range);
+        // A read that is answered whole has its room until it is answered.
+        let kept = match is_done || !self.is_whole(command) {
+            true => std::mem::take(&mut held.promised),
+            false => 0,
+        };
         let waiting = &mut replies.waiting;
         match command {
             Command::Read if self.is_whole(command) => {
-                let data = buffer.map(|buffer| (buffer, range.len));
-                replies.requests.get(index).data[usize::from(piece)] = data;
+                held.data[usize::from(piece)] = buffer.map(|buffer| (buffer, range.len));
             }
             Command::Read => {
                 let done = if is_done { Done::Yes } else { Done::No };
@@ -270,17 +297,12 @@ impl Requester for Link {
                 _ => false,
             };
             if !is_answered {
-                self.answer(&mut replies, index);
+                self.answer(replies, index);
             }
             replies.requests.remove(index);
             self.room.notify_one();
         }
-        // A read that is answered whole has its room until it is answered.
-        if is_done || !self.is_whole(command) {
-            let promised = &mut replies.requests.get(index).promised;
-            let kept = std::mem::take(promised);
-            replies.promised -= kept;
-        }
+        replies.promised -= kept;
         self.sendable.notify_one();
     }
 }
@@ -294,11 +316,13 @@ impl Link {
 
     /// Answers a request by one reply: the data of all its pieces follows if they have succeeded.
     fn answer(&self, replies: &mut Replies, index: u16) {
-        let request = replies.requests.get(index);
+        let Some((request, held)) = replies.requests.get(index) else {
+            return;
+        };
         let result = request.result();
-        let header = ReplyHeader::simple(request.cookie, result);
+        let header = ReplyHeader::simple(request.cookie(), result);
         replies.waiting.extend(header.bytes());
-        for (buffer, len) in request.data.drain(..).flatten() {
+        for (buffer, len) in held.data.drain(..).flatten() {
             if result.is_ok() {
                 append(&mut replies.waiting, &buffer, len);
             }

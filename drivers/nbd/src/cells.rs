@@ -3,6 +3,7 @@
 //! Free cells are taken last in, first out: a client with little in flight uses the same few pages again and again.
 
 use archipelago_nbd_protocol::pieces::Range;
+use archipelago_nbd_protocol::requests::Held;
 
 use crate::layout::CELLS;
 
@@ -23,6 +24,12 @@ impl Default for CellList {
             first: NONE,
             last: NONE,
         }
+    }
+}
+
+impl Held for CellList {
+    fn clear(&mut self) {
+        *self = CellList::default();
     }
 }
 

@@ -15,8 +15,6 @@ pub const CELL_LEN: u32 = archipelago_nbd_protocol::offer::PIECE_MAX;
 pub const CELLS: u16 = 256;
 /// Cells that a connection may use but for such a read: its bytes in flight, 8 MiB.
 pub const CELLS_SHARED: u16 = 64;
-/// Requests of a connection in flight: more than clients have (QEMU 16, `nbdcopy` 64, the kernel 128).
-pub const REQUESTS: u16 = 128;
 
 /// Where the input begins.
 pub(crate) const INPUT_AT: usize = CELLS as usize * CELL_LEN as usize;

@@ -8,7 +8,7 @@
 //! | `transmission` | a client's requests, one after the other, cut into pieces for the volume |
 //! | `piece`, `replies` | what the volume is asked for; what the client is answered |
 //! | `receiver`, `sender` | bytes from and to the socket |
-//! | `requests`, `cells`, `memory`, [`layout`] | what is in flight, and where its data lies |
+//! | `cells`, `memory`, [`layout`] | where the data of what is in flight lies |
 //! | [`config`], [`metrics`] | how a volume is attached and how much may be asked for; figures |
 //!
 //! What the bytes mean, `archipelago-nbd-protocol` knows.
@@ -40,7 +40,6 @@ mod negotiation;
 mod piece;
 mod receiver;
 mod replies;
-mod requests;
 mod sender;
 pub mod server;
 mod shared;

@@ -11,9 +11,10 @@ use std::os::fd::AsFd;
 use archipelago_runtime::{PARTS_MAX, Part, send_now};
 
 use crate::cells::Cells;
-use crate::layout::{CELLS, OUTPUT_AT, OUTPUT_SLOT_LEN, OUTPUT_SLOTS, REQUESTS, cell_at};
+use crate::layout::{CELLS, OUTPUT_AT, OUTPUT_SLOT_LEN, OUTPUT_SLOTS, cell_at};
 use crate::memory::Memory;
 use archipelago_nbd_protocol::request::ReplyHeader;
+use archipelago_nbd_protocol::requests::REQUESTS;
 
 /// Replies that wait, from which on no request is taken: a client that sends and does not read keeps no more of them.
 const WAITING_MAX: usize = 128;

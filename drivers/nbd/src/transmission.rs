@@ -20,17 +20,18 @@ use archipelago_protocol::ErrorCode;
 use archipelago_protocol::status::STATUS_PAGE_MAX;
 use archipelago_protocol::volume::{Segment, VolumeHandle, VolumeOp, VolumeRequest, Volumes};
 
-use crate::cells::{Cells, NONE};
-use crate::layout::{CELLS, CELLS_SHARED, REQUESTS, cell_at};
+use crate::cells::{CellList, Cells, NONE};
+use crate::layout::{CELLS, CELLS_SHARED, cell_at};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::piece::{Cookie, Piece, not_served, operation};
 use crate::receiver::{Filling, Received, Receiver, Target};
 use crate::replies::Replies;
-use crate::requests::Requests;
 use crate::sender::{Sender, Sent};
 use archipelago_nbd_protocol::losses::{Losses, ReportedLosses};
+use archipelago_nbd_protocol::pieces::Range;
 use archipelago_nbd_protocol::request::{Command, Done, Header, Terms, Violation, errno};
+use archipelago_nbd_protocol::requests::{REQUESTS, Request, Requests};
 use archipelago_nbd_protocol::wire::Errno;
 
 /// Requests taken, and calls that receive, in one turn of the thread: others are served in between.
@@ -91,7 +92,8 @@ pub(crate) struct Transmission {
     memory: Memory,
     receiver: Receiver,
     expected: Expected,
-    requests: Requests,
+    /// And the cells of a read that is answered whole.
+    requests: Requests<CellList>,
     cells: Cells,
     /// Pieces that the volume had no place for.
     backlog: VecDeque<Piece>,
@@ -351,13 +353,13 @@ impl Transmission {
         volume: &mut EndpointVolume<V>,
         metrics: &Metrics,
     ) -> Step {
-        let Some((request, range)) = self.requests.next_piece(index) else {
+        let Some((request, whole, range)) = next_piece(&mut self.requests, index) else {
             self.expected = Expected::Header;
             return Step::Taken;
         };
         let mut cell = NONE;
-        let is_read = request.command == Command::Read;
-        if is_read || matches!(request.command, Command::BlockStatus { .. }) {
+        let is_read = request.command() == Command::Read;
+        if is_read || matches!(request.command(), Command::BlockStatus { .. }) {
             // A read that is answered whole needs all its cells at a time.
             let limit = match self.terms.structured {
                 true => CELLS_SHARED,
@@ -368,7 +370,7 @@ impl Transmission {
                 None => return Step::Waits,
             }
             if is_read && !self.terms.structured {
-                self.cells.append(&mut request.cells, cell);
+                self.cells.append(whole, cell);
             }
         }
         request.cut();
@@ -393,7 +395,7 @@ impl Transmission {
         volume: &mut EndpointVolume<V>,
         metrics: &Metrics,
     ) -> Step {
-        let Some((request, range)) = self.requests.next_piece(index) else {
+        let Some((request, _, range)) = next_piece(&mut self.requests, index) else {
             self.expected = Expected::Header;
             return Step::Taken;
         };
@@ -489,7 +491,7 @@ impl Transmission {
         handle: VolumeHandle,
         volume: &mut EndpointVolume<V>,
     ) -> Result<(), Option<Errno>> {
-        let command = self.requests.get(piece.request).map(|it| it.command);
+        let command = self.command(piece.request);
         let op = command.and_then(operation).ok_or(Some(Errno::Io))?;
         let segment = Segment {
             region: self.memory.id(),
@@ -530,7 +532,7 @@ impl Transmission {
         metrics: &Metrics,
     ) {
         self.in_flight -= 1;
-        let command = self.requests.get(cookie.request).map(|it| it.command);
+        let command = self.command(cookie.request);
         let result = command.map_or(result, |command| {
             losses.check(&self.reported, command, result)
         });
@@ -540,13 +542,13 @@ impl Transmission {
     }
 
     fn piece_done(&mut self, index: u16, cell: u16, result: Result<(), Errno>, metrics: &Metrics) {
-        let Some(request) = self.requests.get(index) else {
+        let Some((request, _)) = self.requests.get(index) else {
             debug_assert!(false, "the volume has answered what was not asked");
             return;
         };
         request.piece_done(result);
         let is_done = request.is_done();
-        let (command, cookie) = (request.command, request.cookie);
+        let (command, cookie) = (request.command(), request.cookie());
         match command {
             Command::Read if self.terms.structured => {
                 let done = if is_done { Done::Yes } else { Done::No };
@@ -565,18 +567,23 @@ impl Transmission {
 
     /// Every piece of a request is done.
     fn finish(&mut self, index: u16, metrics: &Metrics) {
-        let Some(request) = self.requests.get(index) else {
+        let Some((request, cells)) = self.requests.get(index) else {
             return;
         };
-        let (command, cookie, result) = (request.command, request.cookie, request.result());
-        let cells = request.cells;
-        metrics.count(command, request.len(), result);
+        let (command, cookie, result) = (request.command(), request.cookie(), request.result());
+        let cells = *cells;
+        metrics.count(command, request.len_bytes(), result);
         self.requests.remove(index);
         let is_answered = matches!(command, Command::BlockStatus { .. })
             || self.terms.structured && command == Command::Read;
         if !is_answered {
             self.replies().whole(cookie, cells, result);
         }
+    }
+
+    fn command(&mut self, request: u16) -> Option<Command> {
+        let (request, _) = self.requests.get(request)?;
+        Some(request.command())
     }
 
     fn replies(&mut self) -> Replies<'_> {
@@ -587,4 +594,14 @@ impl Transmission {
             sender: &mut self.sender,
         }
     }
+}
+
+/// A request that has a piece to be cut, its cells if it is answered whole, and the piece's range.
+fn next_piece(
+    requests: &mut Requests<CellList>,
+    index: u16,
+) -> Option<(&mut Request, &mut CellList, Range)> {
+    let (request, whole) = requests.get(index)?;
+    let range = request.next_range()?;
+    Some((request, whole, range))
 }

@@ -3,9 +3,10 @@
 use std::io::Write;
 
 use archipelago_nbd::config::CONNECTIONS_MAX;
-use archipelago_nbd::layout::{CELLS_SHARED, REQUESTS};
+use archipelago_nbd::layout::CELLS_SHARED;
 use archipelago_nbd_protocol::offer::BLOCK_MAX;
 use archipelago_nbd_protocol::request::Header;
+use archipelago_nbd_protocol::requests::REQUESTS;
 
 use crate::client::{Client, Replies, greeted, is_closed, option};
 use crate::host::{Host, eventually};
