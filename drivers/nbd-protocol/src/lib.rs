@@ -3,7 +3,8 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`handshake`] | options and their answers, as a state machine of bytes |
-//! | [`request`] | headers of requests and replies |
+//! | [`request`], [`command`] | headers of requests; what they ask for, and of the volume |
+//! | [`reply`] | headers of replies, and which reply a request gets |
 //! | [`pieces`] | how a request is cut for the volume |
 //! | [`requests`] | which requests are in flight, and what is left of each |
 //! | [`losses`] | whom lost writes are reported to |
@@ -26,10 +27,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod handshake;
 pub mod losses;
 pub mod offer;
 pub mod pieces;
+pub mod reply;
 pub mod request;
 pub mod requests;
 pub mod wire;

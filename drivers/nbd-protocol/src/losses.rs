@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use archipelago_nbd_protocol::losses::Losses;
-//! use archipelago_nbd_protocol::request::Command;
+//! use archipelago_nbd_protocol::command::Command;
 //! use archipelago_protocol::ErrorCode;
 //!
 //! let losses = Losses::default();
@@ -20,7 +20,7 @@ use std::cell::Cell;
 
 use archipelago_protocol::ErrorCode;
 
-use crate::request::Command;
+use crate::command::Command;
 
 /// Losses that the volume has reported to a flush.
 #[derive(Debug, Default)]

@@ -3,8 +3,8 @@
 //! A request of data has a piece for each [`PIECE_MAX`] of it; a range of zeros has one for each [`RANGE_MAX`] of it; a flush has one,
 //! and so has a question for block status, which may be answered for less than it asks.
 
+use crate::command::Command;
 use crate::offer::PIECE_MAX;
-use crate::request::Command;
 
 /// Bytes of a range that are given to the volume at once, so that one request is a bounded amount of work for the mapper.
 pub const RANGE_MAX: u32 = 1 << 30;

@@ -5,8 +5,9 @@
 //!   next request there.
 //! - A place has at most one request, and what it holds for that is empty when the request comes.
 
+use crate::command::Command;
 use crate::pieces::{Pieces, Range};
-use crate::request::{Command, Header};
+use crate::request::Header;
 use crate::wire::Errno;
 
 /// Requests of a connection in flight: more than clients have (QEMU 16, `nbdcopy` 64, the kernel 128).

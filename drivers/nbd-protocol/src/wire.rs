@@ -232,3 +232,27 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_be_bytes)
     }
 }
+
+/// Fills an array from its front.
+#[derive(Debug)]
+pub(crate) struct Put<'a> {
+    into: &'a mut [u8],
+    at: usize,
+}
+
+impl<'a> Put<'a> {
+    pub(crate) fn new(into: &'a mut [u8]) -> Self {
+        Put { into, at: 0 }
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        let end = self.at + bytes.len();
+        self.into[self.at..end].copy_from_slice(bytes);
+        self.at = end;
+    }
+
+    /// Bytes that are filled.
+    pub(crate) fn len(&self) -> usize {
+        self.at
+    }
+}

@@ -10,9 +10,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::losses::ReportedLosses;
 use archipelago_nbd_protocol::pieces::Range;
-use archipelago_nbd_protocol::request::{Command, Done, Header, ReplyHeader, Terms, errno, extent};
+use archipelago_nbd_protocol::reply::{Done, ReplyHeader, errno, extent};
+use archipelago_nbd_protocol::request::{Header, Terms};
 use archipelago_nbd_protocol::requests::{Held, REQUESTS, Requests};
 use archipelago_nbd_protocol::wire::{Errno, REPLY_HEADER_MAX};
 use archipelago_protocol::ErrorCode;
@@ -172,20 +174,12 @@ impl Link {
 
     /// To a request that is wrong.
     pub(crate) fn refuse(&self, header: &Header, errno: Errno) {
-        let reply = match header.is_answered_in_chunks(&self.terms) {
-            true => ReplyHeader::error(header.cookie, errno),
-            false => ReplyHeader::simple(header.cookie, Err(errno)),
-        };
-        self.push(&reply);
+        self.push(&ReplyHeader::refused(header, &self.terms, errno));
     }
 
     /// To a request for which there is nothing to do.
-    pub(crate) fn done(&self, header: &Header, command: Command) {
-        let reply = match self.terms.structured && command == Command::Read {
-            true => ReplyHeader::nothing(header.cookie),
-            false => ReplyHeader::simple(header.cookie, Ok(())),
-        };
-        self.push(&reply);
+    pub(crate) fn noop(&self, header: &Header) {
+        self.push(&ReplyHeader::noop(header, &self.terms));
     }
 
     fn push(&self, reply: &ReplyHeader) {

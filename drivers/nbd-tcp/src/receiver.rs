@@ -6,9 +6,11 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::offer::PIECE_MAX;
 use archipelago_nbd_protocol::pieces::Range;
-use archipelago_nbd_protocol::request::{Command, HEADER_LEN, Header};
+use archipelago_nbd_protocol::request::{HEADER_LEN, Header};
+use archipelago_protocol::volume::VolumeOp;
 use archipelago_segment::Request;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
@@ -109,12 +111,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
                     self.skip(header.data_len()).await?;
                 }
                 Ok(Command::Disconnect) => return Ok(()),
-                Ok(command)
-                    if command == Command::Cache
-                        || header.len == 0 && command != Command::Flush =>
-                {
-                    self.link.done(&header, command);
-                }
+                Ok(command) if command.is_noop(header.len) => self.link.noop(&header),
                 Ok(command) => self.carry_out(command, &header).await?,
             }
         }
@@ -213,13 +210,13 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
             return Ok(());
         };
         let Range { offset, len } = range;
-        let asked = match command {
-            Command::Read => Request::Read {
+        let asked = match command.operation() {
+            Some(VolumeOp::Read) => Request::Read {
                 offset,
                 len,
                 buffer: volume.buffer()?,
             },
-            Command::Write { durable } => {
+            Some(VolumeOp::Write { durable }) => {
                 let mut buffer = volume.buffer()?;
                 buffer.write(0, self.input.take(len as usize));
                 Request::Write {
@@ -229,26 +226,20 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
                     durable,
                 }
             }
-            Command::BlockStatus { .. } => Request::Status {
+            Some(VolumeOp::BlockStatus) => Request::Status {
                 offset,
                 range: u64::from(len),
                 buffer: volume.buffer()?,
             },
-            Command::Trim { durable: false } => Request::Discard { offset, len },
-            // A discard has no durable way, and zeros whose space is given back are the same.
-            Command::Trim { durable: true } => Request::WriteZeroes {
-                offset,
-                len,
-                keep_space: false,
-                durable: true,
-            },
-            Command::WriteZeroes { unmap, durable } => Request::WriteZeroes {
+            Some(VolumeOp::Discard) => Request::Discard { offset, len },
+            Some(VolumeOp::WriteZeroes { unmap, durable }) => Request::WriteZeroes {
                 offset,
                 len,
                 keep_space: !unmap,
                 durable,
             },
-            Command::Flush | Command::Disconnect | Command::Cache => Request::Flush,
+            // What there is nothing to do for was answered before: at worst it waits for others.
+            Some(VolumeOp::Flush) | None => Request::Flush,
         };
         let flight = Flight {
             requester: Rc::<Link>::clone(self.link),

@@ -18,10 +18,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::losses::Losses;
 use archipelago_nbd_protocol::offer::{BLOCK_MAX, PIECE_MAX};
 use archipelago_nbd_protocol::pieces::Range;
-use archipelago_nbd_protocol::request::{Command, errno};
+use archipelago_nbd_protocol::reply::errno;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use archipelago_segment::{Buffer, Finished, Request, SubmitError, VolumeClient, VolumeOptions};
 use tokio::io::Interest;

@@ -2,7 +2,7 @@
 
 use archipelago_endpoint::counters;
 
-use archipelago_nbd_protocol::request::Command;
+use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::wire::Errno;
 
 counters! {

@@ -2,10 +2,8 @@
 
 use archipelago_endpoint::NotServed;
 use archipelago_nbd_protocol::wire::Errno;
-use archipelago_protocol::volume::VolumeOp;
 
 use archipelago_nbd_protocol::pieces::Range;
-use archipelago_nbd_protocol::request::Command;
 
 /// A part of a request, for the volume.
 #[derive(Debug, Clone, Copy)]
@@ -38,24 +36,6 @@ impl Cookie {
             cell: u16::from_be_bytes([c1, c0]),
         }
     }
-}
-
-/// What the volume does for a command.
-pub(crate) fn operation(command: Command) -> Option<VolumeOp> {
-    Some(match command {
-        Command::Read => VolumeOp::Read,
-        Command::Write { durable } => VolumeOp::Write { durable },
-        Command::Flush => VolumeOp::Flush,
-        Command::Trim { durable: false } => VolumeOp::Discard,
-        // A discard has no durable way, and zeros whose space is given back are the same.
-        Command::Trim { durable: true } => VolumeOp::WriteZeroes {
-            unmap: true,
-            durable: true,
-        },
-        Command::WriteZeroes { unmap, durable } => VolumeOp::WriteZeroes { unmap, durable },
-        Command::BlockStatus { .. } => VolumeOp::BlockStatus,
-        Command::Disconnect | Command::Cache => return None,
-    })
 }
 
 /// What a client gets while the volume is not served.

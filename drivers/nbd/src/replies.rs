@@ -8,9 +8,8 @@ use crate::cells::{CellList, Cells};
 use crate::layout::cell_at;
 use crate::memory::Memory;
 use crate::sender::{Data, Sender};
-use archipelago_nbd_protocol::request::{
-    Command, Done, EXTENT_LEN, Header, ReplyHeader, Terms, errno, extent,
-};
+use archipelago_nbd_protocol::reply::{Done, EXTENT_LEN, ReplyHeader, errno, extent};
+use archipelago_nbd_protocol::request::{Header, Terms};
 use archipelago_nbd_protocol::wire::Errno;
 
 /// The replies of a connection: whatever a cell holds is sent, or the cell is free.
@@ -24,19 +23,13 @@ pub(crate) struct Replies<'a> {
 impl Replies<'_> {
     /// To a request that is wrong.
     pub(crate) fn refuse(&mut self, header: &Header, errno: Errno) {
-        let reply = match header.is_answered_in_chunks(self.terms) {
-            true => ReplyHeader::error(header.cookie, errno),
-            false => ReplyHeader::simple(header.cookie, Err(errno)),
-        };
+        let reply = ReplyHeader::refused(header, self.terms, errno);
         self.sender.push(self.memory, &reply, None);
     }
 
     /// To a request for which there is nothing to do.
-    pub(crate) fn done(&mut self, header: &Header, command: Command) {
-        let reply = match self.terms.structured && command == Command::Read {
-            true => ReplyHeader::nothing(header.cookie),
-            false => ReplyHeader::simple(header.cookie, Ok(())),
-        };
+    pub(crate) fn noop(&mut self, header: &Header) {
+        let reply = ReplyHeader::noop(header, self.terms);
         self.sender.push(self.memory, &reply, None);
     }
 

@@ -13,7 +13,7 @@ use archipelago_runtime::{PARTS_MAX, Part, send_now};
 use crate::cells::Cells;
 use crate::layout::{CELLS, OUTPUT_AT, OUTPUT_SLOT_LEN, OUTPUT_SLOTS, cell_at};
 use crate::memory::Memory;
-use archipelago_nbd_protocol::request::ReplyHeader;
+use archipelago_nbd_protocol::reply::ReplyHeader;
 use archipelago_nbd_protocol::requests::REQUESTS;
 
 /// Replies that wait, from which on no request is taken: a client that sends and does not read keeps no more of them.

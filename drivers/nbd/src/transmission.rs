@@ -24,13 +24,15 @@ use crate::cells::{CellList, Cells, NONE};
 use crate::layout::{CELLS, CELLS_SHARED, cell_at};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::piece::{Cookie, Piece, not_served, operation};
+use crate::piece::{Cookie, Piece, not_served};
 use crate::receiver::{Filling, Received, Receiver, Target};
 use crate::replies::Replies;
 use crate::sender::{Sender, Sent};
+use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::losses::{Losses, ReportedLosses};
 use archipelago_nbd_protocol::pieces::Range;
-use archipelago_nbd_protocol::request::{Command, Done, Header, Terms, Violation, errno};
+use archipelago_nbd_protocol::reply::{Done, errno};
+use archipelago_nbd_protocol::request::{Header, Terms, Violation};
 use archipelago_nbd_protocol::requests::{REQUESTS, Request, Requests};
 use archipelago_nbd_protocol::wire::Errno;
 
@@ -322,11 +324,9 @@ impl Transmission {
                 }
             }
             Ok(Command::Disconnect) => self.phase = Phase::Finishing,
-            Ok(command)
-                if command == Command::Cache || header.len == 0 && command != Command::Flush =>
-            {
+            Ok(command) if command.is_noop(header.len) => {
                 metrics.count(command, 0, Ok(()));
-                self.replies().done(&header, command);
+                self.replies().noop(&header);
             }
             Ok(command) => {
                 // There is room: looked at above.
@@ -492,7 +492,9 @@ impl Transmission {
         volume: &mut EndpointVolume<V>,
     ) -> Result<(), Option<Errno>> {
         let command = self.command(piece.request);
-        let op = command.and_then(operation).ok_or(Some(Errno::Io))?;
+        let op = command
+            .and_then(Command::operation)
+            .ok_or(Some(Errno::Io))?;
         let segment = Segment {
             region: self.memory.id(),
             len: match op {
