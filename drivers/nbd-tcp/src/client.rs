@@ -39,9 +39,12 @@ pub(crate) async fn serve_client(
     if let Err(end) = tune(&socket) {
         return tracing::debug!("{address}: {end}");
     }
-    // At the level for debugging only: a client can cause any number of these lines.
-    if let Err(end) = begin(socket, address, place, &shared).await {
-        tracing::debug!("{address}: the handshake ends: {end}");
+    match begin(socket, address, place, &shared).await {
+        Ok(()) => {}
+        // The client has no other way to learn it.
+        Err(end @ End::Refused { .. }) => tracing::info!("{address}: {end}"),
+        // At the level for debugging only: a client can cause any number of these lines.
+        Err(end) => tracing::debug!("{address}: the handshake ends: {end}"),
     }
 }
 

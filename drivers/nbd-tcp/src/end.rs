@@ -4,6 +4,7 @@ use std::io;
 
 use archipelago_nbd_protocol::handshake::Broken;
 use archipelago_nbd_protocol::request::Violation;
+use archipelago_protocol::Error;
 
 /// Why a connection ends before its client says so.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) enum End {
     Evicted,
     /// The handshake makes no sense.
     Broken(Broken),
+    /// The client does not get the export that it has asked for in a way that has no answer.
+    Refused { name: String, why: Error },
     /// A request makes no sense.
     Violation(Violation),
     /// TLS says why.
@@ -38,6 +41,13 @@ impl std::fmt::Display for End {
                 f.write_str("others have begun more handshakes than there are places for")
             }
             End::Broken(why) => write!(f, "{why}"),
+            // Both may have what the client has sent.
+            End::Refused { name, why } => write!(
+                f,
+                "the export `{}` is refused: {}",
+                name.escape_debug(),
+                why.message.escape_debug()
+            ),
             End::Violation(why) => write!(f, "{why}"),
             End::Tls(why) => write!(f, "TLS: {why}"),
             End::Volume => f.write_str("the node's data process has gone away"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use archipelago_nbd_protocol::handshake::{Handshake, Progress, Refusal};
+use archipelago_nbd_protocol::handshake::{Broken, Handshake, Progress, Refusal};
 use archipelago_nbd_protocol::offer::Offer;
 use archipelago_nbd_protocol::request::Terms;
 use archipelago_protocol::{Error, ErrorCode};
@@ -136,11 +136,17 @@ impl Negotiation {
             }
             _ => shared.exports.describe(self.handshake.name()).await,
         };
-        let answered = match &found {
+        match found {
             Ok(export) => self.handshake.answer(Ok(&export.offer())),
-            Err(error) => self.handshake.answer(Err(refusal(error))),
-        };
-        answered.map_err(End::Broken)
+            Err(why) => {
+                let name = String::from_utf8_lossy(self.handshake.name()).into_owned();
+                match self.handshake.answer(Err(refusal(&why))) {
+                    Err(Broken::NoSuchExport) => return Err(End::Refused { name, why }),
+                    answered => answered,
+                }
+            }
+        }
+        .map_err(End::Broken)
     }
 
     async fn send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S) -> Result<(), End> {
@@ -178,5 +184,54 @@ fn refusal(error: &Error) -> Refusal<'_> {
         ErrorCode::NotFound | ErrorCode::Invalid => Refusal::Unknown,
         ErrorCode::Unavailable => Refusal::Shutdown(&error.message),
         _ => Refusal::Policy(&error.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_api::client::Client;
+    use archipelago_api::layout::Layout;
+    use archipelago_nbd_protocol::wire::{OPTION_MAGIC, option};
+    use tokio::io::duplex;
+    use tokio::runtime::Builder;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::exports::Exports;
+
+    /// Why a server of `v`, which asks no node for other names, ends the handshake of a client that asks for `name`.
+    async fn end_of(name: &[u8]) -> End {
+        let node = Client::new(Layout::new(None).unwrap());
+        let exports = Exports::new(node, vec!["v".parse().unwrap()], false);
+        let (_end, ending) = watch::channel(false);
+        let shared = Shared::new(exports, None, ending);
+        let (_place, mut place) = oneshot::channel();
+        let (mut client, mut server) = duplex(4096);
+        let mut asked = 1_u32.to_be_bytes().to_vec();
+        asked.extend(OPTION_MAGIC.to_be_bytes());
+        asked.extend(option::EXPORT_NAME.to_be_bytes());
+        asked.extend(u32::try_from(name.len()).unwrap().to_be_bytes());
+        asked.extend(name);
+        client.write_all(&asked).await.unwrap();
+        let mut negotiation = Negotiation::new(Handshake::new(), Instant::now() + HANDSHAKE_MAX);
+        let negotiated = negotiation.negotiate(&mut server, &shared, &mut place);
+        negotiated.await.err().expect("a refusal")
+    }
+
+    #[test]
+    fn the_end_of_a_handshake_without_an_answer_says_which_export_was_refused_and_why() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        for (name, expected) in [
+            (
+                &b"w"[..],
+                "the export `w` is refused: there is no export of this name",
+            ),
+            (
+                b"a\nb",
+                "the export `a\\nb` is refused: `a\\nb` cannot be a name: legal characters are A-Z a-z 0-9 . _ @ : + -",
+            ),
+        ] {
+            assert_eq!(runtime.block_on(end_of(name)).to_string(), expected);
+        }
     }
 }
