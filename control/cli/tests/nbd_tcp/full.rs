@@ -44,7 +44,10 @@ fn clients_that_leave_writes_in_a_full_pool_do_not_keep_the_others_waiting() {
     });
     client(&["qemu-img", "info", &server.uri("w")]);
     let refused = failing_client(&["qemu-img", "info", &server.uri("v")]);
-    assert!(refused.contains("did not open the export in time"), "{refused}");
+    assert!(
+        refused.contains("did not open the export in time"),
+        "{refused}"
+    );
     wait("the end of both", || {
         let log = log_of(&node);
         log.contains("closing `v`") && log.contains("which uses `x`, is cut off")

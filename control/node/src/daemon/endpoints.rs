@@ -350,7 +350,7 @@ impl Pool {
         };
         let is_orphan = self.attachments().is_orphan(attachment.id);
         if let Some(device) = device
-            && let Err(error) = self.stop_device(device, is_orphan).await
+            && let Err(error) = device.stop(is_orphan).await
         {
             return Err(match error.code {
                 ErrorCode::InUse => in_use(error),
@@ -370,7 +370,7 @@ impl Pool {
             Err(error) => return Err(error.into()),
         }
         if let Some(device) = device {
-            self.remove_device(device).await;
+            device.remove().await;
         }
         self.attachments().remove(attachment)?;
         self.withdraw_if_detached(entry.lineage).await;

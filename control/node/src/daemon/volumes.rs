@@ -345,7 +345,7 @@ impl Pool {
         let mut shown = Ok(());
         for device in devices {
             let device = self.own_device(entry.lineage, device);
-            shown = shown.and(self.resize_device(device, entry.size).await);
+            shown = shown.and(device.resize(entry.size).await);
         }
         shown?;
         Ok(self.view(entry))

@@ -1,0 +1,156 @@
+//! The end of a device: stopped once nobody uses it, removed once no process serves it; and what was left over.
+
+use std::fs::File;
+use std::time::Duration;
+
+use archipelago_api::layout::Layout;
+use archipelago_protocol::control::{ControlRequest, Role};
+use archipelago_protocol::{AttachmentId, Error, ErrorCode};
+use archipelago_ublk::control::DeviceState;
+use archipelago_ublk::{Control, Device, DeviceMark};
+
+use super::calls::blocking;
+use super::device::{OwnDevice, identity, opened};
+use super::users;
+use crate::daemon::pool::Pool;
+
+/// How long a device may take to be written back and stopped.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long its server may take to close a device that is removed.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Removes the devices of the node at `layout` that `attached` does not name. Without ublk there are none.
+pub(in crate::daemon) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
+    let numbers: Vec<u32> = Control::numbers()
+        .into_iter()
+        .filter(|number| !attached.contains(number))
+        .collect();
+    if numbers.is_empty() {
+        return;
+    }
+    let ours = DeviceMark::new(&identity(layout), 0);
+    let removed = blocking(STOP_TIMEOUT, move |goes_on| {
+        let control = Control::open()?;
+        for number in numbers {
+            if let Err(error) = remove_unused(&control, number, ours, goes_on) {
+                tracing::warn!("/dev/ublkb{number}, which no attachment names, stays: {error}");
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!("left-over ublk devices: {error}");
+    }
+}
+
+/// Removes the device `number`, if it is of the node that `ours` is of and nobody uses it.
+fn remove_unused(
+    control: &Control,
+    number: u32,
+    ours: DeviceMark,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<(), Error> {
+    let device = control.device(number);
+    let state = match device.look()? {
+        Some((state, mark)) if mark.is_of_node(ours) => state,
+        _ => return Ok(()),
+    };
+    let claimed = match state {
+        DeviceState::Dead => None,
+        DeviceState::Served(_) | DeviceState::Waits => Some(claim(&device, number)?),
+    };
+    tracing::warn!("/dev/ublkb{number} is a left-over of this node and is removed");
+    device.stop()?;
+    // The kernel removes nothing that somebody has open.
+    drop(claimed);
+    device.remove(goes_on)
+}
+
+/// The device `number`, which nobody uses.
+fn claim(device: &Device<'_>, number: u32) -> Result<File, Error> {
+    let claimed = device.claim()?;
+    match users::of(number) {
+        None => Ok(claimed),
+        Some(user) => {
+            let message = format!("/dev/ublkb{number} is open: {user} uses it");
+            Err(Error::new(ErrorCode::InUse, message)
+                .with_hint("stop the program that uses it, then detach"))
+        }
+    }
+}
+
+impl OwnDevice {
+    /// Stops it, so that its endpoint can be detached: refused while anybody uses it. Unless the node has its pool no more
+    /// (`is_orphan`), what waits for a server is waited for.
+    pub(in crate::daemon) async fn stop(self, is_orphan: bool) -> Result<(), Error> {
+        blocking(STOP_TIMEOUT, move |goes_on| {
+            let Some(control) = opened()? else {
+                return Ok(());
+            };
+            let number = self.number();
+            let device = control.device(number);
+            let is_served = match self.look(&control)? {
+                Some(DeviceState::Served(_)) => true,
+                Some(DeviceState::Waits) if is_orphan => false,
+                Some(DeviceState::Waits) => {
+                    let message = format!(
+                        "/dev/ublkb{number} is not served at the moment, and may hold unwritten data"
+                    );
+                    return Err(Error::new(ErrorCode::Unavailable, message));
+                }
+                Some(DeviceState::Dead) | None => return Ok(()),
+            };
+            let claimed = claim(&device, number)?;
+            // A stopped device takes nothing more from the page cache.
+            if is_served {
+                claimed.sync_all().map_err(|error| {
+                    Error::new(
+                        ErrorCode::Io,
+                        format!("writing back /dev/ublkb{number}: {error}"),
+                    )
+                })?;
+            }
+            if !goes_on() {
+                return Ok(());
+            }
+            device.stop()
+        })
+        .await
+    }
+
+    /// Removes it, which is stopped and which no process serves any more.
+    pub(in crate::daemon) async fn remove(self) {
+        let removed = blocking(REMOVE_TIMEOUT, move |goes_on| match opened()? {
+            Some(control) if self.look(&control)?.is_some() => {
+                control.device(self.number()).remove(goes_on)
+            }
+            Some(_) | None => Ok(()),
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!("removing /dev/ublkb{}: {error}", self.number());
+        }
+    }
+}
+
+impl Pool {
+    /// Takes back `own`, which could not be served.
+    pub(in crate::daemon) async fn abandon_device(&self, attachment: AttachmentId, own: OwnDevice) {
+        let stopped = blocking(STOP_TIMEOUT, move |_goes_on| match opened()? {
+            Some(control) if own.look(&control)?.is_some() => control.device(own.number()).stop(),
+            Some(_) | None => Ok(()),
+        });
+        if let Err(error) = stopped.await {
+            tracing::debug!("stopping /dev/ublkb{}: {error}", own.number());
+        }
+        let detach = ControlRequest::Detach {
+            attachment,
+            force: true,
+        };
+        if let Err(error) = self.tell(Role::Endpoint, &detach).await
+            && error.code != ErrorCode::NotFound
+        {
+            tracing::warn!("taking back /dev/ublkb{}: {error}", own.number());
+        }
+        own.remove().await;
+    }
+}

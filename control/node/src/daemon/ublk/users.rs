@@ -1,0 +1,52 @@
+//! Who has a block device open.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use archipelago_ublk::Device;
+
+/// A process, other than this one, or a loop device that has the device `number` open; `None` also where /proc does not show it.
+pub(super) fn of(number: u32) -> Option<String> {
+    let path = Device::path(number);
+    let device = fs::metadata(&path).ok()?.rdev();
+    if let Some(loop_device) = loop_device_on(&path) {
+        return Some(loop_device);
+    }
+    let own = std::process::id().to_string();
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    for process in processes {
+        let name = process.file_name();
+        let is_other =
+            name != own.as_str() && name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        if is_other && has_open(&process.path().join("fd"), device) {
+            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!(
+                "`{}` (process {})",
+                command.trim_end(),
+                name.to_string_lossy()
+            ));
+        }
+    }
+    None
+}
+
+/// The loop device on `path`: the kernel has it open then, and no process.
+fn loop_device_on(path: &Path) -> Option<String> {
+    let blocks = fs::read_dir("/sys/block").ok()?.flatten();
+    blocks.map(|entry| entry.path()).find_map(|block| {
+        let file = fs::read_to_string(block.join("loop/backing_file")).ok()?;
+        let name = block.file_name()?.to_str()?;
+        (Path::new(file.trim_end()) == path).then(|| format!("the loop device `{name}`"))
+    })
+}
+
+fn has_open(descriptors: &Path, device: u64) -> bool {
+    let open = fs::read_dir(descriptors).into_iter().flatten().flatten();
+    open.map(|entry| entry.path()).any(|path| {
+        // Only what is a device is looked at: a file system that does not answer must not be asked.
+        fs::read_link(&path).is_ok_and(|target| target.starts_with("/dev"))
+            && fs::metadata(&path)
+                .is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == device)
+    })
+}
