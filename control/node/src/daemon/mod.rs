@@ -28,6 +28,7 @@ mod pool_watch;
 mod pools;
 mod process;
 mod service;
+mod serving;
 mod settings;
 mod sharing;
 mod status;
