@@ -15,76 +15,28 @@
 //! - Where encryption is required, nothing is said of any export before it, and nothing that was asked before it counts behind it:
 //!   the specification's mode FORCEDTLS.
 
-use crate::offer::{BLOCK_MAX, BLOCK_MIN, BLOCK_PREFERRED, NAME_MAX, OPTIONS_MAX, Offer};
+mod one_export;
+mod option_data;
+mod progress;
+mod replies;
+
+use crate::offer::{NAME_MAX, OPTIONS_MAX, Offer};
 use crate::request::Terms;
 use crate::wire::{
-    ALLOCATION, ALLOCATION_ID, Fields, MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag,
-    info, option, option_reply,
+    ALLOCATION, ALLOCATION_ID, Fields, OPTION_MAGIC, handshake_flag, option, option_reply,
 };
+use option_data::{Queries, Wanted, parse_contexts, parse_info};
+use progress::SKIP_MAX;
+pub use progress::{Broken, Progress};
+pub use replies::Refusal;
+use replies::Replies;
 
 /// Longest data of an option that is looked at: the longest name, and more information requests than there are.
 pub const DATA_MAX: usize = NAME_MAX + 512;
-/// Longest data of an option that is skipped; a longer one breaks the connection.
-const SKIP_MAX: u32 = 1 << 20;
 /// Bytes of an option's header: magic, number, length.
 const OPTION_HEADER_LEN: usize = 16;
-/// Zeros at the end of the reply to `EXPORT_NAME`, unless the client does without.
-const ZEROES: usize = 124;
 /// Bytes skipped at a time.
 const SKIP_AT_ONCE: usize = 1024;
-
-/// Why a handshake is broken off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    /// Flags that nobody knows.
-    #[error("{0:#x} are not flags of a client")]
-    Flags(u32),
-    /// No option begins there.
-    #[error("{0:#x} is not the magic of an option")]
-    Magic(u64),
-    /// Its data would have to be read.
-    #[error("an option with {0} bytes of data is longer than {SKIP_MAX}")]
-    TooLong(u32),
-    /// The client sends options without end.
-    #[error("the client has sent more than {OPTIONS_MAX} options")]
-    TooMany,
-    /// `EXPORT_NAME` has no way to say so.
-    #[error("there is no export of the name that the client asks for")]
-    NoSuchExport,
-    /// `EXPORT_NAME` has no way to say so.
-    #[error("the client asks for an export without the encryption that is required")]
-    NotEncrypted,
-}
-
-/// Why a client does not get an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal<'a> {
-    /// There is none of this name.
-    Unknown,
-    /// Not now, or not this client: why.
-    Policy(&'a str),
-    /// The server, or what it serves from, is about to end or is not there: why.
-    Shutdown(&'a str),
-}
-
-/// How far the handshake has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
-    /// More bytes are to come.
-    Continues,
-    /// The names of all exports are wanted: [`Handshake::list`].
-    Names,
-    /// The client asks what the export [`Handshake::name`] is: [`Handshake::answer`].
-    Described,
-    /// The client wants to use the export [`Handshake::name`]: [`Handshake::answer`].
-    Chosen,
-    /// TLS begins behind the bytes that are to be sent; the handshake goes on inside, after [`Handshake::encrypted`].
-    StartTls,
-    /// The transmission begins behind the bytes that are to be sent.
-    Agreed(Terms),
-    /// The client has aborted: the connection ends behind the bytes that are to be sent.
-    Aborted,
-}
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
@@ -127,8 +79,7 @@ pub struct Handshake {
     /// The export of which `base:allocation` is wanted.
     block_status: Option<String>,
     options: u32,
-    /// To be sent.
-    output: Vec<u8>,
+    replies: Replies,
 }
 
 impl Default for Handshake {
@@ -141,11 +92,6 @@ impl Handshake {
     /// Begins with the greeting of the server.
     #[must_use]
     pub fn new() -> Self {
-        let mut output = Vec::with_capacity(256);
-        output.extend(MAGIC.to_be_bytes());
-        output.extend(OPTION_MAGIC.to_be_bytes());
-        let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
-        output.extend(flags.to_be_bytes());
         Handshake {
             state: State::Flags,
             encryption: Encryption::None,
@@ -153,7 +99,7 @@ impl Handshake {
             structured: false,
             block_status: None,
             options: 0,
-            output,
+            replies: Replies::greeting(),
         }
     }
 
@@ -180,7 +126,7 @@ impl Handshake {
 
     /// What is to be sent; the caller takes out what was sent.
     pub fn output(&mut self) -> &mut Vec<u8> {
-        &mut self.output
+        self.replies.output()
     }
 
     /// Takes as many bytes as [`Handshake::wants`] has asked for.
@@ -199,33 +145,16 @@ impl Handshake {
                 self.state = State::Skip { option, left };
                 if left == 0 {
                     self.state = State::Option;
-                    self.reply(option, option_reply::ERR_TOO_BIG, b"the option is too long");
+                    self.replies.reply(
+                        option,
+                        option_reply::ERR_TOO_BIG,
+                        b"the option is too long",
+                    );
                 }
             }
             State::Asked { .. } | State::Over => {}
         }
         Ok(Progress::Continues)
-    }
-
-    /// As [`Handshake::take`], of a server whose one export is `offer`.
-    ///
-    /// # Errors
-    /// [`Broken`]: the connection ends.
-    pub fn take_with(&mut self, bytes: &[u8], offer: &Offer<'_>) -> Result<Progress, Broken> {
-        match self.take(bytes)? {
-            Progress::Names => {
-                self.list(Ok([offer.name].into_iter()));
-                Ok(Progress::Continues)
-            }
-            Progress::Described | Progress::Chosen => {
-                let found = match offer.is_called(self.name()) {
-                    true => Ok(offer),
-                    false => Err(Refusal::Unknown),
-                };
-                self.answer(found)
-            }
-            progress => Ok(progress),
-        }
     }
 
     /// The name of the export that the server is asked for; empty: the default one.
@@ -251,18 +180,8 @@ impl Handshake {
             return;
         };
         match names {
-            Ok(names) => {
-                for name in names {
-                    let len = u32::try_from(name.len()).expect("names are short");
-                    self.reply_parts(
-                        option,
-                        option_reply::SERVER,
-                        &[&len.to_be_bytes(), name.as_bytes()],
-                    );
-                }
-                self.reply(option, option_reply::ACK, &[]);
-            }
-            Err(why) => self.refuse(option, why),
+            Ok(names) => self.replies.exports(option, names),
+            Err(why) => self.replies.refuse(option, why),
         }
     }
 
@@ -280,7 +199,7 @@ impl Handshake {
             Ok(offer) => offer,
             Err(_) if option == option::EXPORT_NAME => return Err(Broken::NoSuchExport),
             Err(why) => {
-                self.refuse(option, why);
+                self.replies.refuse(option, why);
                 return Ok(Progress::Continues);
             }
         };
@@ -288,7 +207,12 @@ impl Handshake {
             option::EXPORT_NAME => Ok(self.begin_by_name(offer)),
             option::INFO | option::GO => {
                 let wanted = parse_info(&data).map_or(Wanted(&[]), |(_, wanted)| wanted);
-                Ok(self.describe(option, wanted, offer))
+                let flags = offer.flags(self.structured);
+                self.replies.describe(option, wanted, offer, flags);
+                Ok(match option {
+                    option::GO => self.agree(offer),
+                    _ => Progress::Continues,
+                })
             }
             _ => {
                 if let Some((_, queries)) = parse_contexts(&data) {
@@ -346,7 +270,7 @@ impl Handshake {
                 option::EXPORT_NAME => return Err(Broken::NotEncrypted),
                 _ => {
                     let why = b"this server serves nothing without TLS";
-                    self.reply(option, option_reply::ERR_TLS_REQD, why);
+                    self.replies.reply(option, option_reply::ERR_TLS_REQD, why);
                     return Ok(Progress::Continues);
                 }
             }
@@ -354,7 +278,7 @@ impl Handshake {
         match option {
             option::EXPORT_NAME => return Ok(self.ask(option, data, Progress::Chosen)),
             option::ABORT => {
-                self.reply(option, option_reply::ACK, &[]);
+                self.replies.reply(option, option_reply::ACK, &[]);
                 self.state = State::Over;
                 return Ok(Progress::Aborted);
             }
@@ -362,28 +286,28 @@ impl Handshake {
             option::INFO | option::GO => return Ok(self.info(option, data)),
             option::STRUCTURED_REPLY if data.is_empty() => {
                 self.structured = true;
-                self.reply(option, option_reply::ACK, &[]);
+                self.replies.reply(option, option_reply::ACK, &[]);
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 return Ok(self.context_option(option, data));
             }
             option::STARTTLS if self.encryption == Encryption::Required && data.is_empty() => {
-                self.reply(option, option_reply::ACK, &[]);
+                self.replies.reply(option, option_reply::ACK, &[]);
                 return Ok(Progress::StartTls);
             }
             option::STARTTLS if self.encryption == Encryption::Begun => {
                 let why = b"the connection is encrypted already";
-                self.reply(option, option_reply::ERR_INVALID, why);
+                self.replies.reply(option, option_reply::ERR_INVALID, why);
             }
             option::LIST | option::STRUCTURED_REPLY => {
                 let why = b"the option has no data";
-                self.reply(option, option_reply::ERR_INVALID, why);
+                self.replies.reply(option, option_reply::ERR_INVALID, why);
             }
             option::STARTTLS if self.encryption == Encryption::Required => {
                 let why = b"the option has no data";
-                self.reply(option, option_reply::ERR_INVALID, why);
+                self.replies.reply(option, option_reply::ERR_INVALID, why);
             }
-            _ => self.reply(option, option_reply::ERR_UNSUP, &[]),
+            _ => self.replies.reply(option, option_reply::ERR_UNSUP, &[]),
         }
         Ok(Progress::Continues)
     }
@@ -408,19 +332,15 @@ impl Handshake {
     }
 
     fn begin_by_name(&mut self, offer: &Offer<'_>) -> Progress {
-        self.output.extend(offer.size.to_be_bytes());
         let flags = offer.flags(self.structured);
-        self.output.extend(flags.to_be_bytes());
-        if !self.no_zeroes {
-            self.output.extend([0; ZEROES]);
-        }
+        self.replies.begin(offer.size, flags, !self.no_zeroes);
         self.agree(offer)
     }
 
     fn info(&mut self, option: u32, data: &[u8]) -> Progress {
         if parse_info(data).is_none() {
             let why = b"the data of the option is not a name and a list of information requests";
-            self.reply(option, option_reply::ERR_INVALID, why);
+            self.replies.reply(option, option_reply::ERR_INVALID, why);
             return Progress::Continues;
         }
         let question = match option {
@@ -430,43 +350,19 @@ impl Handshake {
         self.ask(option, data, question)
     }
 
-    fn describe(&mut self, option: u32, wanted: Wanted<'_>, offer: &Offer<'_>) -> Progress {
-        let flags = offer.flags(self.structured);
-        let size = offer.size.to_be_bytes();
-        self.info_reply(option, info::EXPORT, &[&size, &flags.to_be_bytes()]);
-        let sizes = [BLOCK_MIN, BLOCK_PREFERRED, BLOCK_MAX].map(u32::to_be_bytes);
-        self.info_reply(option, info::BLOCK_SIZE, &[sizes.as_flattened()]);
-        if wanted.contains(info::NAME) {
-            self.info_reply(option, info::NAME, &[offer.name.as_bytes()]);
-        }
-        if wanted.contains(info::DESCRIPTION) {
-            let kind = match offer.read_only {
-                true => "read-only",
-                false => "read-write",
-            };
-            let text = format!("{} of Archipelago, {kind}", offer.name);
-            self.info_reply(option, info::DESCRIPTION, &[text.as_bytes()]);
-        }
-        self.reply(option, option_reply::ACK, &[]);
-        match option {
-            option::GO => self.agree(offer),
-            _ => Progress::Continues,
-        }
-    }
-
     fn context_option(&mut self, option: u32, data: &[u8]) -> Progress {
         if option == option::SET_META_CONTEXT {
             // Each selection replaces the one before, also one that fails.
             self.block_status = None;
             if !self.structured {
                 let why = b"metadata contexts come with structured replies";
-                self.reply(option, option_reply::ERR_INVALID, why);
+                self.replies.reply(option, option_reply::ERR_INVALID, why);
                 return Progress::Continues;
             }
         }
         if parse_contexts(data).is_none() {
             let why = b"the data of the option is not a name and a list of queries";
-            self.reply(option, option_reply::ERR_INVALID, why);
+            self.replies.reply(option, option_reply::ERR_INVALID, why);
             return Progress::Continues;
         }
         self.ask(option, data, Progress::Described)
@@ -476,105 +372,21 @@ impl Handshake {
     fn contexts(&mut self, option: u32, queries: Queries<'_>, offer: &Offer<'_>) {
         let selects = option == option::SET_META_CONTEXT;
         // A list without queries is that of all contexts, a selection without them selects none.
-        let found = match (selects, queries.count) {
+        let found = match (selects, queries.count()) {
             (false, 0) => true,
             (true, _) => queries.any(|query| query == ALLOCATION.as_bytes()),
             (false, _) => queries.any(|query| query == ALLOCATION.as_bytes() || query == b"base:"),
         };
-        if found {
-            if selects {
-                self.block_status = Some(offer.name.to_owned());
-            }
-            let id = match selects {
-                true => ALLOCATION_ID,
-                // Reserved in a list.
-                false => 0,
-            };
-            let parts: [&[u8]; 2] = [&id.to_be_bytes(), ALLOCATION.as_bytes()];
-            self.reply_parts(option, option_reply::META_CONTEXT, &parts);
+        let id = match selects {
+            true => ALLOCATION_ID,
+            // Reserved in a list.
+            false => 0,
+        };
+        if found && selects {
+            self.block_status = Some(offer.name.to_owned());
         }
-        self.reply(option, option_reply::ACK, &[]);
+        self.replies.contexts(option, found.then_some(id));
     }
-
-    fn refuse(&mut self, option: u32, why: Refusal<'_>) {
-        let (kind, text) = match why {
-            Refusal::Unknown => (option_reply::ERR_UNKNOWN, "there is no export of this name"),
-            Refusal::Policy(text) => (option_reply::ERR_POLICY, text),
-            Refusal::Shutdown(text) => (option_reply::ERR_SHUTDOWN, text),
-        };
-        self.reply(option, kind, text.as_bytes());
-    }
-
-    fn info_reply(&mut self, option: u32, kind: u16, parts: &[&[u8]]) {
-        let data = [&kind.to_be_bytes()[..], &parts.concat()].concat();
-        self.reply(option, option_reply::INFO, &data);
-    }
-
-    fn reply(&mut self, option: u32, kind: u32, data: &[u8]) {
-        self.reply_parts(option, kind, &[data]);
-    }
-
-    fn reply_parts(&mut self, option: u32, kind: u32, parts: &[&[u8]]) {
-        self.output.extend(OPTION_REPLY_MAGIC.to_be_bytes());
-        self.output.extend(option.to_be_bytes());
-        self.output.extend(kind.to_be_bytes());
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        let len = u32::try_from(len).expect("replies are shorter than the longest name");
-        self.output.extend(len.to_be_bytes());
-        parts.iter().for_each(|part| self.output.extend(*part));
-    }
-}
-
-/// The information requests of a client.
-#[derive(Debug, Clone, Copy)]
-struct Wanted<'a>(&'a [u8]);
-
-impl Wanted<'_> {
-    fn contains(self, kind: u16) -> bool {
-        let mut kinds = self.0.chunks_exact(2);
-        kinds.any(|bytes| bytes == kind.to_be_bytes())
-    }
-}
-
-/// The name and the information requests in the data of `INFO` and `GO`.
-fn parse_info(data: &[u8]) -> Option<(&[u8], Wanted<'_>)> {
-    let mut fields = Fields(data);
-    let len = usize::try_from(fields.u32()?).ok()?;
-    let name = fields.bytes(len)?;
-    let count = usize::from(fields.u16()?);
-    let wanted = fields.bytes(count * 2)?;
-    (fields.0.is_empty() && len <= NAME_MAX).then_some((name, Wanted(wanted)))
-}
-
-/// Queries for metadata contexts.
-#[derive(Debug, Clone, Copy)]
-struct Queries<'a> {
-    count: u32,
-    fields: Fields<'a>,
-}
-
-impl Queries<'_> {
-    fn any(mut self, is_it: impl Fn(&[u8]) -> bool) -> bool {
-        let next = || {
-            let len = usize::try_from(self.fields.u32()?).ok()?;
-            self.fields.bytes(len)
-        };
-        std::iter::from_fn(next).any(is_it)
-    }
-}
-
-/// The name and the queries in the data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
-fn parse_contexts(data: &[u8]) -> Option<(&[u8], Queries<'_>)> {
-    let mut fields = Fields(data);
-    let len = usize::try_from(fields.u32()?).ok()?;
-    let name = fields.bytes(len)?;
-    let count = fields.u32()?;
-    let queries = Queries { count, fields };
-    for _ in 0..count {
-        let len = usize::try_from(fields.u32()?).ok()?;
-        fields.bytes(len)?;
-    }
-    fields.0.is_empty().then_some((name, queries))
 }
 
 #[cfg(test)]

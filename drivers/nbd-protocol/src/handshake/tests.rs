@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::OPTION_REPLY_MAGIC;
 
 const OFFER: Offer<'_> = Offer {
     name: "vm1",
