@@ -6,7 +6,7 @@
 //! | [`server`], `detaching` | the export on the data thread: listener, connections, volume |
 //! | `connection`, `negotiation` | one client: its socket, its handshake and deadline |
 //! | `transmission` | a client's requests, one after the other, cut into pieces for the volume |
-//! | `piece`, `replies` | what the volume is asked for; what the client is answered |
+//! | `piece`, `submissions`, `replies` | what the volume is asked for, and works on; what the client is answered |
 //! | `receiver`, `sender` | bytes from and to the socket |
 //! | `cells`, `memory`, [`layout`] | where the data of what is in flight lies |
 //! | [`config`], [`metrics`] | how a volume is attached and how much may be asked for; figures |
@@ -43,6 +43,7 @@ mod replies;
 mod sender;
 pub mod server;
 mod shared;
+mod submissions;
 mod transmission;
 
 pub use config::AttachConfig;
