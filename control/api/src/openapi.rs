@@ -117,7 +117,7 @@ pub fn operations() -> Vec<Operation> {
         post("/v1/volumes/{name}/snapshot", "volumeSnapshot", volume(), "A snapshot, of a volume that may be running").of::<SnapshotVolume>().made(),
         post("/v1/volumes/{name}/clone", "volumeClone", volume(), "A writable volume that begins as the snapshot or image in the path").of::<CloneVolume>().made(),
         post("/v1/volumes/{name}/resize", "volumeResize", volume(), "Another size; a running guest is told").of::<ResizeVolume>(),
-        post("/v1/volumes/{name}/set", "volumeSet", volume(), "Another policy for a full pool; a running guest is served so at once").of::<SetVolume>(),
+        post("/v1/volumes/{name}/set", "volumeSet", volume(), "Other labels, or another policy for a full pool, which a running guest is served by at once").of::<SetVolume>(),
         post("/v1/volumes/{name}/rename", "volumeRename", volume(), "Another name").of::<RenameVolume>(),
         post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a socket (vhost-user, NBD), as a file (FUSE) or as a block device (ublk, loop) of the host; the same again answers the same. What is read-only may be attached several times").of::<AttachVolume>(),
         post("/v1/volumes/{name}/detach", "volumeDetach", body::<Done>(), "Serves it no longer, or of several attachments the one that is meant; refused while somebody is connected").of::<DetachVolume>(),
@@ -197,6 +197,7 @@ fn listing() -> Value {
     json!([
         { "name": "prefix", "in": "query", "schema": { "type": "string" }, "description": "what the names begin with" },
         { "name": "after", "in": "query", "schema": { "$ref": "#/components/schemas/Name" }, "description": "only names after this one" },
+        { "name": "label", "in": "query", "schema": { "type": "string" }, "description": "only what has this label: its key, or KEY=VALUE" },
         { "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 1000 } },
     ])
 }
@@ -270,6 +271,9 @@ mod tests {
         let told: Vec<String> = told.as_object().unwrap().keys().cloned().collect();
         assert_eq!(properties("NodeStatus"), told);
         let strings = ["Name", "Lineage", "OnFull"];
+        for name in ["Labels", "LabelChanges"] {
+            assert_eq!(description["components"]["schemas"][name]["type"], "object");
+        }
         for name in strings {
             assert_eq!(description["components"]["schemas"][name]["type"], "string");
         }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use archipelago_protocol::catalogue::Entry;
 use archipelago_protocol::check::Report;
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Role};
-use archipelago_protocol::{AttachmentId, EndpointSpec, Error, Lineage, Name, ObjectSize, OnFull};
+use archipelago_protocol::{
+    AttachmentId, EndpointSpec, Error, LabelChanges, Labels, Lineage, Name, ObjectSize, OnFull,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Placement;
@@ -40,6 +42,9 @@ pub struct CreateVolume {
     /// Its policy for a full pool; left out: wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_full: Option<OnFull>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Makes a snapshot of the volume in the path.
@@ -49,6 +54,9 @@ pub struct CreateVolume {
 pub struct SnapshotVolume {
     /// Name of the snapshot.
     pub name: Name,
+    /// Its labels: those of the volume are not inherited.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Makes a volume that begins as the snapshot or image in the path.
@@ -64,15 +72,22 @@ pub struct CloneVolume {
     /// Its policy for a full pool; left out: the source's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_full: Option<OnFull>,
+    /// Its labels: those of the source are not inherited.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
-/// Gives the volume in the path other attributes.
+/// Gives what is in the path other attributes: all that is given, or nothing.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetVolume {
-    /// Its policy for a full pool.
-    pub on_full: OnFull,
+    /// Its policy for a full pool, of a volume only; left out: as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
+    /// Labels to set, and to remove.
+    #[serde(default, skip_serializing_if = "LabelChanges::is_empty")]
+    pub labels: LabelChanges,
 }
 
 /// Gives the volume in the path another size.
@@ -274,7 +289,8 @@ pub struct VolumeView {
 pub struct VolumePage {
     /// In order of their names.
     pub volumes: Vec<VolumeView>,
-    /// The name to list after for the next page; null: this was the last.
+    /// The name to list after for the next page; null: this was the last. A page may have fewer entries than its limit, or none, though
+    /// others follow.
     pub next: Option<Name>,
     /// Pools that are not served: what they hold is not listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -306,6 +322,9 @@ pub struct BeginImport {
     /// Bytes of its objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_size: Option<ObjectSize>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Opens what is in the path for one process.

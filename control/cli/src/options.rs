@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use archipelago_api::config::Placement;
 use archipelago_api::layout::ROOT_VARIABLE;
-use archipelago_protocol::{Name, ObjectSize, OnFull};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use archipelago_protocol::{Label, LabelFilter, LabelKey, Name, ObjectSize, OnFull};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::checksum::Checksum;
 use crate::format::{Compression, Format};
@@ -241,6 +241,9 @@ pub enum Volume {
         /// What guest writes do when the pool is full: wait without limit, wait SECONDS and then fail, or fail at once [default: wait]
         #[arg(long, value_name = ON_FULL)]
         on_full: Option<OnFull>,
+        /// A label, may be repeated
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<Label>,
     },
     /// Make a snapshot of a volume, which may be running
     Snapshot {
@@ -248,6 +251,9 @@ pub enum Volume {
         volume: Name,
         /// Name of the snapshot
         name: Name,
+        /// A label, may be repeated; those of the volume are not inherited
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<Label>,
     },
     /// Make a writable volume from a snapshot or image
     Clone {
@@ -261,12 +267,18 @@ pub enum Volume {
         /// What guest writes do when the pool is full [default: the policy of the source]
         #[arg(long, value_name = ON_FULL)]
         on_full: Option<OnFull>,
+        /// A label, may be repeated; those of the source are not inherited
+        #[arg(long, value_name = "KEY=VALUE")]
+        label: Vec<Label>,
     },
     /// List volumes, snapshots and images
     List {
         /// Show parents and clones as a tree
         #[arg(long)]
         tree: bool,
+        /// Only what has this label, of any value or of this one
+        #[arg(long, value_name = "KEY[=VALUE]")]
+        label: Option<LabelFilter>,
     },
     /// Show a volume, snapshot or image
     Info {
@@ -284,13 +296,24 @@ pub enum Volume {
         #[arg(long)]
         force: bool,
     },
-    /// Change the policy of a volume, at once also for a running guest
+    /// Label a volume, snapshot or image, or change the policy of a volume, at once also for a running guest
+    #[command(
+        group = ArgGroup::new("change").required(true).multiple(true),
+        override_usage = "archipelago volume set [OPTIONS] <NAME> [KEY=VALUE]..."
+    )]
     Set {
-        /// The volume
+        /// Its name
         name: Name,
+        /// Labels to set. Keys are 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit; values, up to 255 bytes without control
+        /// characters, may be empty
+        #[arg(value_name = "KEY=VALUE", group = "change")]
+        labels: Vec<Label>,
+        /// A label to remove, may be repeated; one that is not there is no error
+        #[arg(long, value_name = "KEY", group = "change")]
+        unset: Vec<LabelKey>,
         /// What guest writes do when the pool is full: wait without limit, wait SECONDS and then fail, or fail at once
-        #[arg(long, value_name = ON_FULL)]
-        on_full: OnFull,
+        #[arg(long, value_name = ON_FULL, group = "change")]
+        on_full: Option<OnFull>,
     },
     /// Rename a volume, snapshot or image
     Rename {
@@ -401,6 +424,9 @@ pub struct Import {
     /// The pool [default: the only one, or the one named `default`]
     #[arg(long)]
     pub pool: Option<Name>,
+    /// A label, may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<Label>,
 }
 
 /// Options of `image export`.

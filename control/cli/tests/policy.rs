@@ -74,7 +74,9 @@ mod tests {
         node.done(&["image", "import", source.to_str().unwrap(), "i"]);
         for name in ["s", "i"] {
             let text = node.refused(&["volume", "set", name, "--on-full", "report"], 2);
-            let expected = format!("`{name}` is frozen: only volumes are set");
+            let expected = format!(
+                "`{name}` is frozen: only volumes have a policy for a full pool of their own"
+            );
             assert!(text.contains(&expected), "{text}");
             let hint = format!("volume clone {name} NAME --on-full report`");
             assert!(text.contains(&hint), "{text}");

@@ -16,7 +16,7 @@ mod tests {
     use archipelago_api::client::Method;
     use archipelago_api::types::{Bulk, ResizeVolume, SnapshotVolume, VolumeView};
     use archipelago_protocol::status::BlockState;
-    use archipelago_protocol::{Access, Error, ErrorCode, Name};
+    use archipelago_protocol::{Access, Error, ErrorCode, Labels, Name};
     use archipelago_segment::{Request, VolumeClient, VolumeOptions};
 
     use super::example::copy_out;
@@ -76,7 +76,10 @@ mod tests {
             // While it is open: a snapshot, and a larger size.
             let client = node.client();
             let name: Name = "s".parse().unwrap();
-            let snapshot = SnapshotVolume { name: name.clone() };
+            let snapshot = SnapshotVolume {
+                name: name.clone(),
+                labels: Labels::default(),
+            };
             let _made: VolumeView = client
                 .call(Method::Post, "/v1/volumes/v/snapshot", &snapshot)
                 .unwrap();

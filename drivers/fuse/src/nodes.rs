@@ -95,7 +95,7 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
-    use archipelago_protocol::{ObjectSize, OnFull};
+    use archipelago_protocol::{Labels, ObjectSize, OnFull};
 
     use super::*;
 
@@ -109,6 +109,7 @@ mod tests {
             created: 0,
             parent: None,
             on_full: OnFull::Report,
+            labels: Labels::default(),
         }
     }
 

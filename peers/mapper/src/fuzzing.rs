@@ -113,7 +113,7 @@ pub fn catalogue_records(payload: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let mut names = Names::default();
     changes.into_iter().for_each(|change| names.apply(change));
     let dump = names.check().is_ok().then(|| {
-        let page = names.list("", None, usize::MAX);
+        let page = names.list("", None, usize::MAX, None);
         assert!(page.entries.len() as u64 <= names.len());
         encode(&mut names.dump())
     });

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::check::Report;
 use crate::error::Error;
 use crate::ids::{Lineage, Name, ObjectSize};
+use crate::labels::{LabelChanges, LabelFilter, Labels};
 use crate::on_full::OnFull;
 
 /// The three kinds of named map, and the one that is not yet visible.
@@ -45,6 +46,9 @@ pub struct Entry {
     /// What its guest's writes do without room in the pool; of frozen things: what clones of them begin with.
     #[serde(default)]
     pub on_full: OnFull,
+    /// What people and programs have noted of it.
+    #[serde(default)]
+    pub labels: Labels,
 }
 
 /// A page of a listing.
@@ -52,7 +56,8 @@ pub struct Entry {
 pub struct Page {
     /// In order of their names.
     pub entries: Vec<Entry>,
-    /// The name to list after for the next page; `None`: this was the last.
+    /// The name to list after for the next page; `None`: this was the last. A page of what matches may have fewer entries than its
+    /// limit, or none, though others follow.
     pub next: Option<Name>,
 }
 
@@ -80,6 +85,9 @@ pub enum CatalogueRequest {
         /// Its policy for a full pool.
         #[serde(default)]
         on_full: OnFull,
+        /// Its labels.
+        #[serde(default)]
+        labels: Labels,
     },
     /// A writable volume that begins as `source`, a snapshot or an image.
     Clone {
@@ -96,6 +104,9 @@ pub enum CatalogueRequest {
         /// Its policy for a full pool; `None`: the source's.
         #[serde(default)]
         on_full: Option<OnFull>,
+        /// Its labels: the source's are not inherited.
+        #[serde(default)]
+        labels: Labels,
     },
     /// A snapshot of a volume that nobody has open. Of one that is open: [`crate::error::ErrorCode::InUse`]; prepare
     /// it then and let its volume peer do it.
@@ -108,6 +119,9 @@ pub enum CatalogueRequest {
         lineage: Lineage,
         /// Now.
         created: u64,
+        /// Labels of the snapshot: the volume's are not inherited.
+        #[serde(default)]
+        labels: Labels,
     },
     /// Reserves name and id of a snapshot; answers [`CatalogueReply::Token`] for the volume peer.
     PrepareSnapshot {
@@ -119,6 +133,9 @@ pub enum CatalogueRequest {
         lineage: Lineage,
         /// Now.
         created: u64,
+        /// Labels of the snapshot: the volume's are not inherited.
+        #[serde(default)]
+        labels: Labels,
     },
     /// Makes a filled import visible as an image. Closed before.
     Publish {
@@ -138,6 +155,9 @@ pub enum CatalogueRequest {
         after: Option<Name>,
         /// Most entries, up to [`PAGE_MAX`].
         limit: usize,
+        /// Only what has such a label.
+        #[serde(default)]
+        label: Option<LabelFilter>,
     },
     /// Another size. Growing works at any time; shrinking only when nobody has it open, and with `force`.
     Resize {
@@ -148,12 +168,14 @@ pub enum CatalogueRequest {
         /// Allow to lose what lies beyond.
         force: bool,
     },
-    /// Another policy for a full pool, open or not. Whoever serves the volume is told by the caller.
-    SetOnFull {
-        /// The volume.
+    /// Other attributes, of something open or not: all that is given, or nothing.
+    Set {
+        /// What gets them.
         name: Name,
-        /// The policy.
-        on_full: OnFull,
+        /// The policy for a full pool, of a volume only. Whoever serves the volume is told by the caller.
+        on_full: Option<OnFull>,
+        /// Changes of labels.
+        labels: LabelChanges,
     },
     /// Another name.
     Rename {

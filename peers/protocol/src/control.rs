@@ -44,7 +44,7 @@ impl Role {
     }
 }
 
-/// Longest request or reply, in bytes: a page of 1000 entries has less than 1 KiB each.
+/// Longest request or reply, in bytes: a page of 1000 entries has less than 8 KiB each, labels of quotation marks included.
 pub const LINE_LEN_MAX: u64 = 16 << 20;
 
 /// A request to a peer process.

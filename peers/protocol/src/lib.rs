@@ -13,6 +13,7 @@
 //! | [`endpoint`] | the same, and drivers: which volume is served, at what kind of endpoint |
 //! | [`last_words`] | a process of ours and whoever started it |
 //! | [`grants`] | control and its processes: which volumes an endpoint may open |
+//! | [`labels`] | everybody but the data path: what people note of a volume, a snapshot or an image |
 //! | [`on_full`] | everybody: a volume's policy for a full pool |
 //! | [`error`] | everybody: stable error codes |
 //! | [`date()`] | people: wall time in words |
@@ -33,6 +34,7 @@ pub mod error;
 pub mod grants;
 pub mod ids;
 pub mod journaled;
+pub mod labels;
 pub mod last_words;
 pub mod map;
 pub mod object;
@@ -47,4 +49,5 @@ pub use endpoint::{AttachmentId, EndpointSpec, ServedVolume};
 pub use error::{Error, ErrorCode, Result};
 pub use grants::{Access, Grants};
 pub use ids::{BLOCK_SIZE, Epoch, Generation, Lineage, Name, ObjectSize};
+pub use labels::{Label, LabelChanges, LabelFilter, LabelKey, LabelValue, Labels};
 pub use on_full::OnFull;

@@ -11,7 +11,7 @@ use archipelago_api::types::{
 };
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::check::{FindingKind, Report};
-use archipelago_protocol::{Error, ErrorCode, OnFull};
+use archipelago_protocol::{Error, ErrorCode, LabelChanges, Labels, OnFull};
 use archipelago_segment::{Buffer, Request, VolumeClient, VolumeOptions};
 use serde_json::{Value, json};
 
@@ -26,6 +26,7 @@ pub struct Listed {
     size: u64,
     parent: Option<String>,
     on_full: OnFull,
+    labels: Labels,
     attached: bool,
 }
 
@@ -55,6 +56,11 @@ pub enum Command {
     Set {
         name: &'static str,
         on_full: OnFull,
+    },
+    Label {
+        name: &'static str,
+        label: &'static str,
+        unset: Option<&'static str>,
     },
     Rename {
         old: &'static str,
@@ -104,6 +110,7 @@ impl Command {
             | Command::Snapshot { .. }
             | Command::Resize { .. }
             | Command::Set { .. }
+            | Command::Label { .. }
             | Command::Rename { .. }
             | Command::Attach { .. }
             | Command::Import { .. } => false,
@@ -129,6 +136,7 @@ impl Command {
             size,
             parent: parent.map(str::to_owned),
             on_full: OnFull::default(),
+            labels: Labels::default(),
             attached: false,
         };
         let known = |listing: &Listing, name: &str| {
@@ -169,6 +177,11 @@ impl Command {
                 };
                 listing.insert(name.to_owned(), set);
             }
+            Command::Label { name, .. } => {
+                let mut labelled = known(listing, name)?;
+                labelled.labels.apply(&self.label_changes()?)?;
+                listing.insert(name.to_owned(), labelled);
+            }
             Command::Rename { old, new } => {
                 let moved = known(listing, old)?;
                 listing.remove(old);
@@ -208,6 +221,18 @@ impl Command {
         Ok(())
     }
 
+    /// The changes of a [`Command::Label`].
+    fn label_changes(&self) -> Result<LabelChanges, Error> {
+        let mut changes = LabelChanges::default();
+        if let Command::Label { label, unset, .. } = self {
+            changes.set(label.parse()?)?;
+            if let Some(key) = unset {
+                changes.unset(key.parse()?)?;
+            }
+        }
+        Ok(changes)
+    }
+
     /// The same for the command `archipelago`; imports and exports are of files in `dir`, which exists.
     ///
     /// # Errors
@@ -224,6 +249,11 @@ impl Command {
             Command::Resize { name, size } => words(&["volume", "resize", name, &size.to_string()]),
             Command::Set { name, on_full } => {
                 words(&["volume", "set", name, "--on-full", &on_full.to_string()])
+            }
+            Command::Label { name, label, unset } => {
+                let mut all = vec!["volume", "set", name, label];
+                all.extend(unset.iter().flat_map(|key| ["--unset", *key]));
+                words(&all)
             }
             Command::Rename { old, new } => words(&["volume", "rename", old, new]),
             Command::Remove { name } => words(&["volume", "remove", name]),
@@ -274,6 +304,7 @@ impl Control {
                 size: view.entry.size,
                 parent: view.entry.parent.map(|name| name.to_string()),
                 on_full: view.entry.on_full,
+                labels: view.entry.labels,
                 attached: !view.attachments.is_empty(),
             };
             (view.entry.name.to_string(), listed)
@@ -316,6 +347,10 @@ impl Control {
             }
             Command::Set { name, on_full } => {
                 let body = json!({"on_full": on_full});
+                client.call::<_, VolumeView>(post, &volume(name, "/set"), &body)?;
+            }
+            Command::Label { name, .. } => {
+                let body = json!({"labels": command.label_changes()?});
                 client.call::<_, VolumeView>(post, &volume(name, "/set"), &body)?;
             }
             Command::Rename { old, new } => {

@@ -89,6 +89,22 @@ fn script() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "label",
+            Command::Label {
+                name: "new",
+                label: "ganeti.disk=0",
+                unset: None,
+            },
+        ),
+        (
+            "label, another for one",
+            Command::Label {
+                name: "new",
+                label: "ganeti.instance=web",
+                unset: Some("ganeti.disk"),
+            },
+        ),
+        (
             "rename",
             Command::Rename {
                 old: "new",

@@ -5,7 +5,8 @@ use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus}
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{
-    AttachmentId, EndpointSpec, Epoch, Error, ErrorCode, Lineage, ObjectSize, OnFull, ServedVolume,
+    AttachmentId, EndpointSpec, Epoch, Error, ErrorCode, Labels, Lineage, ObjectSize, OnFull,
+    ServedVolume,
 };
 use serde::Serialize;
 
@@ -398,7 +399,10 @@ fn json() -> Vec<Vec<u8>> {
         serde_json::to_vec(value).expect("string keys")
     }
     let name = || "vm-1".parse().expect("a legal name");
+    let label = || "ganeti.instance=vm-1".parse().expect("a legal label");
+    let labels = || Labels::from_list(vec![label()]).expect("one");
     let entry = Entry {
+        labels: labels(),
         on_full: OnFull::default(),
         name: name(),
         kind: Kind::Image,
@@ -416,11 +420,13 @@ fn json() -> Vec<Vec<u8>> {
         object_size: ObjectSize::MAX,
         created: 1,
         on_full: OnFull::default(),
+        labels: labels(),
     };
     let list = CatalogueRequest::List {
         prefix: "v".to_owned(),
         after: Some(name()),
         limit: 10,
+        label: "ganeti.instance=vm-1".parse().ok(),
     };
     let attach = ControlRequest::Attach {
         attachment: AttachmentId(1),

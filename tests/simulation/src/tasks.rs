@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
+use archipelago_protocol::Labels;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind, PAGE_MAX};
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Lineage, Name, ObjectSize, SECTOR_SIZE};
@@ -171,6 +172,7 @@ impl Guest {
             name: name.clone(),
             lineage,
             created: 0,
+            labels: Labels::default(),
         };
         let token = match link.catalogue(prepare).await {
             CatalogueReply::Token { token } => token,
@@ -213,6 +215,7 @@ impl Guest {
             name,
             lineage,
             created: 0,
+            labels: Labels::default(),
         };
         change(link, request, lineage, after).await?;
         open_for_writing(link, &open, own).await
@@ -315,6 +318,7 @@ async fn list(link: &Link) -> Result<BTreeMap<Lineage, (Name, usize)>, Trouble> 
             prefix: String::new(),
             after,
             limit: PAGE_MAX,
+            label: None,
         };
         let page = match link.catalogue(list).await {
             CatalogueReply::Page(page) => page,
@@ -348,6 +352,7 @@ pub(crate) async fn create(
         object_size: ObjectSize::MIN,
         created: 0,
         on_full: OnFull::default(),
+        labels: Labels::default(),
     };
     let content = Content::zeros(index(BLOCKS) * SECTORS_PER_BLOCK);
     let after = After::Is(Thing::new(name, None, content));
@@ -429,6 +434,7 @@ pub(crate) async fn clone(
         size: Some(sectors as u64 * SECTOR_SIZE),
         created: 0,
         on_full: None,
+        labels: Labels::default(),
     };
     change(&link, request, lineage, after).await?;
     open_for_writing(&link, &open, lineage).await

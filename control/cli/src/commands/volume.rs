@@ -6,7 +6,9 @@ use archipelago_api::types::{
     EndpointKind, NodeStatus, PoolAbsence, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
     VolumePage, VolumeView,
 };
-use archipelago_protocol::{AttachmentId, EndpointSpec, Error, Name};
+use archipelago_protocol::{
+    AttachmentId, EndpointSpec, Error, LabelChanges, LabelFilter, Labels, Name,
+};
 use serde::Serialize;
 
 use crate::options::Volume;
@@ -36,6 +38,7 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             pool,
             object_size,
             on_full,
+            label,
         } => {
             let body = CreateVolume {
                 name,
@@ -43,33 +46,43 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
                 pool,
                 object_size,
                 on_full,
+                labels: Labels::from_list(label)?,
             };
             made(client.call(Method::Post, "/v1/volumes", &body)?, output)
         }
-        Volume::Snapshot { volume, name } => made(
-            client.call(
-                Method::Post,
-                &path(&volume, "/snapshot"),
-                &SnapshotVolume { name },
-            )?,
-            output,
-        ),
+        Volume::Snapshot {
+            volume,
+            name,
+            label,
+        } => {
+            let body = SnapshotVolume {
+                name,
+                labels: Labels::from_list(label)?,
+            };
+            let path = path(&volume, "/snapshot");
+            made(client.call(Method::Post, &path, &body)?, output)
+        }
         Volume::Clone {
             source,
             name,
             size,
             on_full,
+            label,
         } => {
             let body = CloneVolume {
                 name,
                 size,
                 on_full,
+                labels: Labels::from_list(label)?,
             };
             let path = path(&source, "/clone");
             made(client.call(Method::Post, &path, &body)?, output)
         }
-        Volume::List { tree: as_tree } => {
-            let list = list(client)?;
+        Volume::List {
+            tree: as_tree,
+            label,
+        } => {
+            let list = list(client, label.as_ref())?;
             for absence in &list.unlisted {
                 output.note(&format!(
                     "note: what pool `{}` holds is not listed: {}",
@@ -96,10 +109,26 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             )?,
             output,
         ),
-        Volume::Set { name, on_full } => made(
-            client.call(Method::Post, &path(&name, "/set"), &SetVolume { on_full })?,
-            output,
-        ),
+        Volume::Set {
+            name,
+            labels,
+            unset,
+            on_full,
+        } => {
+            let mut changes = LabelChanges::default();
+            for label in labels {
+                changes.set(label)?;
+            }
+            for key in unset {
+                changes.unset(key)?;
+            }
+            let body = SetVolume {
+                on_full,
+                labels: changes,
+            };
+            let path = path(&name, "/set");
+            made(client.call(Method::Post, &path, &body)?, output)
+        }
         Volume::Rename { old, new, pool } => {
             let body = RenameVolume { to: new, pool };
             made(
@@ -194,14 +223,17 @@ fn done(done: Done, output: Output) -> Result<(), Error> {
     output.print(&done, |_quiet| String::new())
 }
 
-fn list(client: &Client) -> Result<VolumeList, Error> {
+fn list(client: &Client, label: Option<&LabelFilter>) -> Result<VolumeList, Error> {
     let mut list = VolumeList {
         volumes: Vec::new(),
         unlisted: Vec::new(),
     };
-    let mut path = "/v1/volumes".to_owned();
+    let query = label.map_or_else(String::new, |label| {
+        format!("label={}", path_segment(&label.to_string()))
+    });
+    let mut after = String::new();
     loop {
-        let page: VolumePage = client.get(&path)?;
+        let page: VolumePage = client.get(&format!("/v1/volumes?{query}{after}"))?;
         list.volumes.extend(page.volumes);
         for absence in page.unlisted {
             if !list.unlisted.iter().any(|known| known.pool == absence.pool) {
@@ -210,7 +242,7 @@ fn list(client: &Client) -> Result<VolumeList, Error> {
         }
         match page.next {
             None => return Ok(list),
-            Some(after) => path = format!("/v1/volumes?after={}", path_segment(after.as_str())),
+            Some(last) => after = format!("&after={}", path_segment(last.as_str())),
         }
     }
 }
@@ -223,8 +255,21 @@ fn parent(view: &VolumeView) -> String {
 }
 
 fn table(volumes: &[VolumeView]) -> String {
+    // Only what has labels needs a column for them; behind the others, where long ones disturb nobody.
+    let labelled = volumes.iter().any(|view| !view.entry.labels.is_empty());
+    let labels = |labels: &Labels| match labels.is_empty() {
+        true => "-".to_owned(),
+        false => labels.to_string(),
+    };
     let mut table = Table::new(&[
-        "NAME", "POOL", "KIND", "SIZE", "PARENT", "ATTACHED", "CREATED",
+        "NAME",
+        "POOL",
+        "KIND",
+        "SIZE",
+        "PARENT",
+        "ATTACHED",
+        "CREATED",
+        if labelled { "LABELS" } else { "" },
     ]);
     for view in volumes {
         let attached = match view.attachments.as_slice() {
@@ -241,6 +286,11 @@ fn table(volumes: &[VolumeView]) -> String {
             parent(view),
             attached,
             date(view.entry.created),
+            if labelled {
+                labels(&view.entry.labels)
+            } else {
+                String::new()
+            },
         ]);
     }
     if table.is_empty() {
@@ -291,6 +341,8 @@ fn info(view: &VolumeView) -> String {
         ("lineage", entry.lineage.to_string()),
         ("created", date(entry.created)),
     ];
+    let labels = entry.labels.iter();
+    rows.extend(labels.map(|(key, value)| ("label", format!("{key}={value}"))));
     if view.attachments.is_empty() {
         rows.push(("attached", "no".to_owned()));
     }

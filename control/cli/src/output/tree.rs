@@ -84,7 +84,7 @@ pub(crate) fn kind_name(kind: archipelago_protocol::catalogue::Kind) -> &'static
 mod tests {
     use super::*;
     use archipelago_protocol::catalogue::{Entry, Kind};
-    use archipelago_protocol::{Lineage, ObjectSize, OnFull};
+    use archipelago_protocol::{Labels, Lineage, ObjectSize, OnFull};
 
     fn view(name: &str, kind: Kind, parent: Option<&str>) -> VolumeView {
         let entry = Entry {
@@ -96,6 +96,7 @@ mod tests {
             parent: parent.map(|name| name.parse().unwrap()),
             created: 0,
             on_full: OnFull::default(),
+            labels: Labels::default(),
         };
         VolumeView {
             entry,

@@ -8,7 +8,7 @@ use archipelago_api::openapi::document;
 use archipelago_api::pools::PoolList;
 use archipelago_api::types::{Done, Failure, Stopped};
 use archipelago_protocol::catalogue::PAGE_MAX;
-use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
+use archipelago_protocol::{Error, ErrorCode, LabelFilter, Lineage, Name};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
@@ -167,6 +167,7 @@ struct ListQuery {
     prefix: String,
     after: Option<Name>,
     limit: Option<usize>,
+    label: Option<LabelFilter>,
 }
 
 #[derive(Deserialize)]
@@ -269,7 +270,8 @@ async fn list(State(node): Shared, query: Result<Query<ListQuery>, QueryRejectio
             format!("limit {limit} is not in 1..={PAGE_MAX}"),
         )));
     }
-    ok(node.list(query.prefix, query.after, limit).await?)
+    let page = node.list(query.prefix, query.after, limit, query.label);
+    ok(page.await?)
 }
 
 async fn create(State(node): Shared, Body(body): Body) -> Answer {

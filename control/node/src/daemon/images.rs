@@ -21,16 +21,11 @@ impl Pool {
     /// Makes an invisible image and opens it for one writer.
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let size = check_volume_size(request.size)?;
-        let object_size = request.object_size.unwrap_or(ObjectSize::DEFAULT);
-        wait_while_passing(|| self.begin_import_once(&request.name, size, object_size)).await
+        wait_while_passing(|| self.begin_import_once(&request, size)).await
     }
 
-    async fn begin_import_once(
-        &self,
-        name: &Name,
-        size: u64,
-        object_size: ObjectSize,
-    ) -> Result<Bulk, Hindrance> {
+    async fn begin_import_once(&self, request: &BeginImport, size: u64) -> Result<Bulk, Hindrance> {
+        let name = &request.name;
         let _one_at_a_time = self.lock_changes().await?;
         let lineage = fresh_lineage()?;
         let create = CatalogueRequest::Create {
@@ -38,9 +33,10 @@ impl Pool {
             lineage,
             kind: Kind::Importing,
             size,
-            object_size,
+            object_size: request.object_size.unwrap_or(ObjectSize::DEFAULT),
             created: seconds_since_1970(),
             on_full: OnFull::default(),
+            labels: request.labels.clone(),
         };
         match self.catalogue(create.clone()).await {
             Ok(_made) => {}

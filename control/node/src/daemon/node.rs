@@ -17,7 +17,7 @@ use archipelago_api::types::{
 };
 use archipelago_blocker_file::Claim;
 use archipelago_host::Identity;
-use archipelago_protocol::{Error, ErrorCode, Name};
+use archipelago_protocol::{Error, ErrorCode, LabelFilter, Name};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
@@ -340,20 +340,21 @@ impl Node {
         Ok(bulk)
     }
 
-    /// A page of volumes, snapshots and images of all pools that are served.
+    /// A page of volumes, snapshots and images of all pools that are served: of all, or of those with a label.
     pub(crate) async fn list(
         &self,
         prefix: String,
         after: Option<Name>,
         limit: usize,
+        label: Option<LabelFilter>,
     ) -> Result<VolumePage, Error> {
         let served = self.served();
         let mut unlisted = self.absences();
         if let ([only], []) = (served.as_slice(), unlisted.as_slice()) {
-            return only.list(prefix, after, limit).await;
+            return only.list(prefix, after, limit, label).await;
         }
         let pages = served.iter().map(|pool| {
-            let page = pool.list(prefix.clone(), after.clone(), limit);
+            let page = pool.list(prefix.clone(), after.clone(), limit, label.clone());
             tokio::time::timeout(LOOKUP_TIMEOUT, page)
         });
         let pages = futures_util::future::join_all(pages).await;

@@ -125,7 +125,7 @@ impl Node {
         // One that does not answer is asked once.
         let mut others = self.pools();
         loop {
-            let page = new.list(String::new(), after, PAGE_MAX).await?;
+            let page = new.list(String::new(), after, PAGE_MAX, None).await?;
             for view in &page.volumes {
                 let name = &view.entry.name;
                 let mut silent = Vec::new();

@@ -148,7 +148,7 @@ pub(crate) fn select_for_detach(
 mod tests {
     use std::path::PathBuf;
 
-    use archipelago_protocol::{AttachmentId, Lineage, ObjectSize, OnFull};
+    use archipelago_protocol::{AttachmentId, Labels, Lineage, ObjectSize, OnFull};
 
     use super::*;
 
@@ -162,6 +162,7 @@ mod tests {
             parent: None,
             created: 0,
             on_full: OnFull::Report,
+            labels: Labels::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use archipelago_host::Pool as _;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Name, ObjectSize};
+use archipelago_protocol::{EndpointSpec, Error, ErrorCode, LabelFilter, Name, ObjectSize};
 
 use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
@@ -67,18 +67,20 @@ impl Pool {
         }
     }
 
-    /// A page of volumes, snapshots and images.
+    /// A page of volumes, snapshots and images, of all or of those with a label.
     pub(crate) async fn list(
         &self,
         prefix: String,
         after: Option<Name>,
         limit: usize,
+        label: Option<LabelFilter>,
     ) -> Result<VolumePage, Error> {
         match self
             .catalogue(CatalogueRequest::List {
                 prefix,
                 after,
                 limit,
+                label,
             })
             .await?
         {
@@ -119,6 +121,7 @@ impl Pool {
             object_size: request.object_size.unwrap_or(ObjectSize::DEFAULT),
             created: seconds_since_1970(),
             on_full: request.on_full.unwrap_or_default(),
+            labels: request.labels,
         };
         let what = format!("`{}` was not created", request.name);
         let made = self.change(create, &request.name).await;
@@ -163,6 +166,7 @@ impl Pool {
             size: request.size,
             created: seconds_since_1970(),
             on_full: request.on_full,
+            labels: request.labels,
         };
         let what = format!("`{source}` was not cloned to `{}`", request.name);
         let made = self.change(clone, &request.name).await;
@@ -175,10 +179,15 @@ impl Pool {
         volume: &Name,
         request: SnapshotVolume,
     ) -> Result<VolumeView, Error> {
-        wait_while_passing(|| self.snapshot_once(volume, &request.name)).await
+        wait_while_passing(|| self.snapshot_once(volume, &request)).await
     }
 
-    async fn snapshot_once(&self, volume: &Name, name: &Name) -> Result<VolumeView, Hindrance> {
+    async fn snapshot_once(
+        &self,
+        volume: &Name,
+        asked: &SnapshotVolume,
+    ) -> Result<VolumeView, Hindrance> {
+        let name = &asked.name;
         let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(volume).await?;
         if entry.kind != Kind::Volume {
@@ -194,11 +203,11 @@ impl Pool {
         }
         let what = format!("the snapshot `{name}` of `{volume}` was not made");
         let full = |error| self.explain_full(&what, error);
-        match self.snapshot_closed(&entry, name).await {
+        match self.snapshot_closed(&entry, asked).await {
             Err(error) if error.code == ErrorCode::InUse => {}
             result => return Ok(self.view(result.map_err(full)?)),
         }
-        match self.snapshot_open(&entry, name).await {
+        match self.snapshot_open(&entry, asked).await {
             // Open, but not for a guest of ours: it is being closed, or copied.
             Err(error) if error.code == ErrorCode::NotFound => {
                 Err(Hindrance::Passing(self.open_elsewhere(&entry)))
@@ -221,22 +230,30 @@ impl Pool {
         }
     }
 
-    async fn snapshot_closed(&self, volume: &Entry, name: &Name) -> Result<Entry, Error> {
+    async fn snapshot_closed(
+        &self,
+        volume: &Entry,
+        asked: &SnapshotVolume,
+    ) -> Result<Entry, Error> {
+        let name = &asked.name;
         let request = CatalogueRequest::Snapshot {
             volume: volume.name.clone(),
             name: name.clone(),
             lineage: fresh_lineage()?,
             created: seconds_since_1970(),
+            labels: asked.labels.clone(),
         };
         self.change(request, name).await
     }
 
-    async fn snapshot_open(&self, volume: &Entry, name: &Name) -> Result<Entry, Error> {
+    async fn snapshot_open(&self, volume: &Entry, asked: &SnapshotVolume) -> Result<Entry, Error> {
+        let name = &asked.name;
         let request = CatalogueRequest::PrepareSnapshot {
             volume: volume.name.clone(),
             name: name.clone(),
             lineage: fresh_lineage()?,
             created: seconds_since_1970(),
+            labels: asked.labels.clone(),
         };
         match self.catalogue(request).await {
             Err(error) => return Err(self.explain_taken_name(name, error).await),
@@ -351,31 +368,38 @@ impl Pool {
         Ok(self.view(entry))
     }
 
-    /// Another policy for a full pool, which a running guest's writes follow at once.
+    /// Other labels, or another policy for a full pool, which a running guest's writes follow at once.
     pub(crate) async fn set(&self, name: &Name, request: SetVolume) -> Result<VolumeView, Error> {
+        if request.on_full.is_none() && request.labels.is_empty() {
+            let message = format!("nothing to set of `{name}`: neither labels nor on_full");
+            return Err(Error::new(ErrorCode::Invalid, message));
+        }
         let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(name).await?;
-        if entry.kind != Kind::Volume {
+        if let Some(on_full) = request.on_full
+            && entry.kind != Kind::Volume
+        {
             return Err(Error::new(
                 ErrorCode::Invalid,
-                format!("`{name}` is frozen: only volumes are set"),
+                format!(
+                    "`{name}` is frozen: only volumes have a policy for a full pool of their own"
+                ),
             )
             .with_hint(format!(
                 "its clones may have another policy: {}",
-                self.command(&format!(
-                    "volume clone {name} NAME --on-full {}",
-                    request.on_full
-                ))
+                self.command(&format!("volume clone {name} NAME --on-full {on_full}"))
             )));
         }
-        let set = CatalogueRequest::SetOnFull {
+        let set = CatalogueRequest::Set {
             name: name.clone(),
             on_full: request.on_full,
+            labels: request.labels,
         };
         let what = format!("`{name}` was not set");
         let set = self.change(set, name).await;
         let entry = set.map_err(|error| self.explain_full(&what, error))?;
-        if self.attachments().has_volume(&self.name, entry.lineage) {
+        let attached = self.attachments().has_volume(&self.name, entry.lineage);
+        if attached && request.on_full.is_some() {
             let told = ControlRequest::OnFull {
                 lineage: entry.lineage,
                 policy: entry.on_full,

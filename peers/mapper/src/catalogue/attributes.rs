@@ -5,14 +5,22 @@
 //!
 //! Invariant: an attribute whose tag this program does not know is kept as it is and written back.
 
-use archipelago_protocol::OnFull;
+use archipelago_protocol::labels::{LABELS_LEN_MAX, LABELS_MAX};
+use archipelago_protocol::{ErrorCode, Label, LabelKey, LabelValue, Labels, OnFull};
 
+use crate::failure::{Failure, Outcome};
 use crate::format::{Reader, Writer};
 
 /// Seconds that a write without room waits, u32; 0: it is reported at once. Without the attribute it waits for ever.
 const ON_FULL: u16 = 1;
+/// Labels, each: length of its key u8, of its value u8, key, value; in rising order of the keys. Without the attribute there are none.
+const LABELS: u16 = 2;
 /// Longest list of one record: what the longest page of a checkpoint has room for.
 pub(super) const ATTRIBUTES_LEN_MAX: usize = 4096;
+/// Bytes of tag and length in front of a value.
+const HEADER_LEN: usize = 4;
+/// The longest labels, and the other attribute.
+const _: () = assert!(HEADER_LEN + LABELS_LEN_MAX + 2 * LABELS_MAX + 8 <= ATTRIBUTES_LEN_MAX);
 
 /// The attributes of a record. Most have none, and there are records by the million: then it is a word.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,6 +30,7 @@ pub(crate) struct Attributes(Option<Box<List>>);
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct List {
     on_full: OnFull,
+    labels: Labels,
     /// Those of a newer program.
     unknown: Vec<Unknown>,
 }
@@ -33,11 +42,18 @@ struct Unknown {
 }
 
 impl Attributes {
-    /// With a policy for a full pool, and nothing else.
-    pub(crate) fn with_on_full(on_full: OnFull) -> Self {
-        let mut attributes = Attributes::default();
-        attributes.set_on_full(on_full);
-        attributes
+    /// With a policy for a full pool and labels, and nothing else.
+    pub(crate) fn new(on_full: OnFull, labels: Labels) -> Self {
+        let list = List {
+            on_full,
+            labels,
+            unknown: Vec::new(),
+        };
+        Attributes::of(list)
+    }
+
+    fn of(list: List) -> Self {
+        Attributes(Some(Box::new(list)).filter(|list| **list != List::default()))
     }
 
     /// The policy for a full pool.
@@ -45,10 +61,40 @@ impl Attributes {
         self.0.as_ref().map(|list| list.on_full).unwrap_or_default()
     }
 
-    pub(crate) fn set_on_full(&mut self, on_full: OnFull) {
-        let mut list = self.0.take().unwrap_or_default();
-        list.on_full = on_full;
-        self.0 = Some(list).filter(|list| **list != List::default());
+    /// The labels; `None`: there are none.
+    pub(crate) fn labels(&self) -> Option<&Labels> {
+        self.0.as_ref().map(|list| &list.labels)
+    }
+
+    /// The same with another policy for a full pool.
+    pub(crate) fn with_on_full(&self, on_full: OnFull) -> Self {
+        let list = self.list();
+        Attributes::of(List { on_full, ..list })
+    }
+
+    /// The same with other labels: of something that is made of what has these attributes, or has had them.
+    pub(crate) fn with_labels(&self, labels: Labels) -> Self {
+        let list = self.list();
+        Attributes::of(List { labels, ..list })
+    }
+
+    fn list(&self) -> List {
+        self.0.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// Checks that the attributes fit into a record: those of a newer program may leave too little room.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`].
+    pub(crate) fn check_len(&self) -> Outcome<()> {
+        let len = self.encode().len();
+        if len <= ATTRIBUTES_LEN_MAX {
+            return Ok(());
+        }
+        let why = format!(
+            "the attributes would have {len} bytes of {ATTRIBUTES_LEN_MAX}: a newer program has noted more than leaves room for them"
+        );
+        Err(Failure::new(ErrorCode::Invalid, why))
     }
 
     /// The list as bytes, for the end of a record.
@@ -59,6 +105,9 @@ impl Attributes {
         };
         if let Some(seconds) = list.on_full.to_seconds() {
             put(&mut to, ON_FULL, &seconds.to_le_bytes());
+        }
+        if !list.labels.is_empty() {
+            put(&mut to, LABELS, &labels_to_bytes(&list.labels));
         }
         for unknown in &list.unknown {
             put(&mut to, unknown.tag, &unknown.value);
@@ -92,14 +141,47 @@ impl Attributes {
                     let seconds = value.try_into().map_err(|_length| impossible())?;
                     list.on_full = OnFull::from_seconds(Some(u32::from_le_bytes(seconds)));
                 }
+                LABELS if list.labels.is_empty() => {
+                    list.labels = labels_from_bytes(value).ok_or_else(impossible)?;
+                }
+                LABELS => return Err(impossible()),
                 tag => list.unknown.push(Unknown {
                     tag,
                     value: value.to_vec(),
                 }),
             }
         }
-        Ok(Attributes(Some(list)))
+        Ok(Attributes::of(*list))
     }
+}
+
+fn labels_to_bytes(labels: &Labels) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let len = |text: &str| u8::try_from(text.len()).expect("at most 255");
+    for (key, value) in labels.iter() {
+        let (key, value) = (key.as_str(), value.as_str());
+        bytes.extend([len(key), len(value)]);
+        bytes.extend(key.bytes().chain(value.bytes()));
+    }
+    bytes
+}
+
+/// The labels whose bytes these are: one at least, each legal, in rising order of their keys, not too many or too long.
+fn labels_from_bytes(bytes: &[u8]) -> Option<Labels> {
+    let mut from = Reader::new(bytes);
+    let mut list: Vec<Label> = Vec::new();
+    while !from.rest().is_empty() {
+        let (key_len, value_len) = (from.u8()?, from.u8()?);
+        let mut text = |len: u8| std::str::from_utf8(from.take(usize::from(len))?).ok();
+        let key: LabelKey = text(key_len)?.parse().ok()?;
+        let value: LabelValue = text(value_len)?.parse().ok()?;
+        if list.last().is_some_and(|last| last.key >= key) {
+            return None;
+        }
+        list.push(Label { key, value });
+    }
+    let labels = Labels::from_list(list).ok();
+    labels.filter(|labels| !labels.is_empty())
 }
 
 fn put(to: &mut Writer, tag: u16, value: &[u8]) {
@@ -112,13 +194,15 @@ fn put(to: &mut Writer, tag: u16, value: &[u8]) {
 fn take<'a>(from: &mut Reader<'a>) -> Option<(u16, &'a [u8])> {
     let (tag, len) = (from.u16()?, usize::from(from.u16()?));
     let value = from.take(len)?;
-    from.take((4 + len).next_multiple_of(8) - 4 - len)?;
+    from.take((HEADER_LEN + len).next_multiple_of(8) - HEADER_LEN - len)?;
     Some((tag, value))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::tests::check;
@@ -135,7 +219,7 @@ mod tests {
             (OnFull::Report, "0100 0400 00000000"),
             (OnFull::Wait { limit }, "0100 0400 02010000"),
         ] {
-            let attributes = Attributes::with_on_full(policy);
+            let attributes = Attributes::new(policy, Labels::default());
             let bytes = attributes.encode();
             check(&bytes, golden);
             assert_eq!(decoded(&bytes), Ok(attributes));
@@ -144,12 +228,12 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_written_back() {
-        // Tags 2 and 3, each twice: whether that is right is not for us to say.
+        // Tags 3 and 4, each twice: whether that is right is not for us to say.
         let bytes = [
-            2, 0, 5, 0, b'a', b'=', b'b', b'c', b'd', 0, 0, 0, 0, 0, 0, 0, //
+            4, 0, 5, 0, b'a', b'=', b'b', b'c', b'd', 0, 0, 0, 0, 0, 0, 0, //
             1, 0, 4, 0, 0, 0, 0, 0, //
             3, 0, 0, 0, 0, 0, 0, 0, //
-            2, 0, 1, 0, 9, 0, 0, 0, //
+            4, 0, 1, 0, 9, 0, 0, 0, //
             3, 0, 0, 0, 0, 0, 0, 0,
         ];
         let attributes = decoded(&bytes).unwrap();
@@ -157,6 +241,104 @@ mod tests {
         let again = attributes.encode();
         assert_eq!(again, [&bytes[16..24], &bytes[..16], &bytes[24..]].concat());
         assert_eq!(decoded(&again), Ok(attributes));
+    }
+
+    fn labels(list: &[&str]) -> Labels {
+        Labels::from_list(list.iter().map(|text| text.parse().unwrap()).collect()).unwrap()
+    }
+
+    #[test]
+    fn labels_are_their_lengths_and_texts_in_order_of_their_keys() {
+        let all = labels(&["b.c=\u{fc}", "a="]);
+        let attributes = Attributes::new(OnFull::Report, all.clone());
+        let bytes = attributes.encode();
+        check(
+            &bytes,
+            "0100 0400 00000000 0200 0a00 01 00 61 03 02 622e63 c3bc 0000",
+        );
+        assert_eq!(decoded(&bytes), Ok(attributes.clone()));
+        assert_eq!(attributes.labels(), Some(&all));
+        let without = attributes.with_labels(Labels::default());
+        check(&without.encode(), "0100 0400 00000000");
+        assert_eq!(
+            without.with_on_full(OnFull::default()),
+            Attributes::default()
+        );
+    }
+
+    #[test]
+    fn the_longest_labels_fit_and_what_a_newer_program_noted_may_leave_no_room() {
+        let long: Vec<String> = (0..32)
+            .map(|number| format!("k{number:02}={}", "v".repeat(93)))
+            .collect();
+        let long = labels(&long.iter().map(String::as_str).collect::<Vec<_>>());
+        let longest = Attributes::new(OnFull::Report, long.clone());
+        assert_eq!(longest.encode().len(), 8 + 3144);
+        assert_eq!(decoded(&longest.encode()), Ok(longest.clone()));
+        for (unknown_len, fits) in [(940, true), (941, false)] {
+            let mut bytes = vec![0; (4 + unknown_len as usize).next_multiple_of(8)];
+            bytes[0] = 9;
+            bytes[2..4].copy_from_slice(&u16::to_le_bytes(unknown_len));
+            let newer = decoded(&bytes).unwrap();
+            let both = newer.with_labels(long.clone()).with_on_full(OnFull::Report);
+            assert_eq!(both.check_len().is_ok(), fits);
+            assert_eq!(decoded(&both.encode()).is_ok(), fits, "as it is read back");
+        }
+    }
+
+    #[test]
+    fn labels_that_no_program_wrote_are_damage() {
+        let attribute = |labels: &[u8]| {
+            let mut bytes = vec![2, 0];
+            bytes.extend(u16::try_from(labels.len()).unwrap().to_le_bytes());
+            bytes.extend(labels);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            bytes
+        };
+        let good = attribute(b"\x01\x01ax");
+        assert_eq!(decoded(&good).unwrap().labels(), Some(&labels(&["a=x"])));
+        let [mut many, mut long] = [Vec::new(), Vec::new()];
+        for number in 0..33 {
+            many.extend([2, 0, b'a' + number / 26, b'a' + number % 26]);
+        }
+        for number in 0..13 {
+            long.extend([1, 255, b'a' + number]);
+            long.extend([b'v'; 255]);
+        }
+        let cases: [&[u8]; 15] = [
+            b"",
+            b"\x01",
+            b"\x01\x01a",
+            b"\x01\x02ax",
+            b"\xff\xffax",
+            b"\x00\x01x",
+            b"\x01\x01Ax",
+            b"\x01\x01-x",
+            b"\x01\x01\xffx",
+            b"\x01\x01a\n",
+            b"\x01\x01a\xff",
+            b"\x01\x01ax\x01\x01ay",
+            b"\x01\x01bx\x01\x01ay",
+            &many,
+            &long,
+        ];
+        let damage = Err("attribute 2 of a catalogue record is impossible".to_owned());
+        for labels in cases {
+            assert_eq!(decoded(&attribute(labels)), damage, "{labels:x?}");
+        }
+        // Twice.
+        assert_eq!(decoded(&[good.clone(), good].concat()), damage);
+    }
+
+    proptest! {
+        #[test]
+        fn labels_of_any_bytes_are_refused_or_come_back_as_they_were(
+            bytes in prop::collection::vec(prop_oneof![0..4_u8, b'a'..b'e', any::<u8>()], 0..40),
+        ) {
+            if let Some(labels) = labels_from_bytes(&bytes) {
+                prop_assert_eq!(labels_to_bytes(&labels), bytes);
+            }
+        }
     }
 
     #[test]

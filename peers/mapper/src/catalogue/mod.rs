@@ -34,7 +34,7 @@ pub(crate) use attributes::Attributes;
 pub(crate) use checkpoint::decode as decode_page;
 pub(crate) use names::Names;
 pub(crate) use prepared::PreparedSnapshot;
-pub(crate) use record::{Change, Item};
+pub(crate) use record::{Change, Item, SnapshotFields};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
@@ -169,17 +169,12 @@ impl Catalogue {
                 let why = format!("volume {} is gone", prepared.volume);
                 Failure::new(ErrorCode::NotFound, why)
             })?;
-            let PreparedSnapshot {
-                name,
-                lineage,
-                created,
-                ..
-            } = prepared;
             Item {
                 size,
-                ..volume.snapshot(name, lineage, created, root)
+                ..volume.snapshot(prepared.snapshot, root)
             }
         };
+        item.attributes.check_len()?;
         self.change(&guard, vec![Change::Put(item)]).await
     }
 

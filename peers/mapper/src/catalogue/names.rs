@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use archipelago_protocol::catalogue::{Entry, Kind, PAGE_MAX, Page};
-use archipelago_protocol::{Lineage, Name};
+use archipelago_protocol::{LabelFilter, Labels, Lineage, Name};
 
 use super::record::{Change, Item};
+
+/// Most items that a listing looks at: it is one turn of the data thread, and a microsecond each would already be noticed by guests.
+const LOOKED_AT_MAX: usize = 2 * PAGE_MAX;
 
 /// All items of the pool.
 #[derive(Debug, Default)]
@@ -173,10 +176,24 @@ impl Names {
             parent,
             created: item.created,
             on_full: item.attributes.on_full(),
+            labels: item.attributes.labels().cloned().unwrap_or_default(),
         })
     }
 
-    pub(crate) fn list(&self, prefix: &str, after: Option<&Name>, limit: usize) -> Page {
+    /// What begins with `prefix` and has such a `label`, in order of the names. If few of many have it, a page ends before it is
+    /// full.
+    pub(crate) fn list(
+        &self,
+        prefix: &str,
+        after: Option<&Name>,
+        limit: usize,
+        label: Option<&LabelFilter>,
+    ) -> Page {
+        let none = Labels::default();
+        let matches = |item: &Item| {
+            let labels = item.attributes.labels().unwrap_or(&none);
+            label.is_none_or(|label| label.matches(labels))
+        };
         let limit = limit.clamp(1, PAGE_MAX);
         // Names order as their text does, so a prefix is a range.
         let start = match (after, prefix.parse::<Name>()) {
@@ -186,21 +203,24 @@ impl Names {
             (_, Err(_illegal)) => Bound::Unbounded,
         };
         let mut entries: Vec<Entry> = Vec::new();
-        let mut next = None;
-        for (name, lineage) in self.by_name.range((start, Bound::Unbounded)) {
+        let mut last: Option<&Name> = None;
+        let from_start = self.by_name.range((start, Bound::Unbounded));
+        for (looked_at, (name, lineage)) in from_start.enumerate() {
             if !name.as_str().starts_with(prefix) {
                 break;
             }
             let item = &self.items[lineage];
-            if item.kind == Kind::Importing {
-                continue;
+            let listed = item.kind != Kind::Importing && matches(item);
+            if looked_at == LOOKED_AT_MAX || (listed && entries.len() == limit) {
+                let next = last.cloned();
+                return Page { entries, next };
             }
-            if entries.len() == limit {
-                next = entries.last().map(|entry| entry.name.clone());
-                break;
+            if listed {
+                entries.extend(self.entry(item));
             }
-            entries.extend(self.entry(item));
+            last = Some(name);
         }
+        let next = None;
         Page { entries, next }
     }
 
@@ -338,6 +358,7 @@ mod tests {
             parent: Some(name("v")),
             created: 7,
             on_full: OnFull::default(),
+            labels: Labels::default(),
         };
         assert_eq!((shown, named.len()), (expected, 2));
     }
@@ -352,7 +373,7 @@ mod tests {
         let names = names_of(&items);
         let list = |prefix: &str, after: &str, limit| {
             let after = (!after.is_empty()).then(|| name(after));
-            let page = names.list(prefix, after.as_ref(), limit);
+            let page = names.list(prefix, after.as_ref(), limit, None);
             let found: Vec<String> = page
                 .entries
                 .iter()
@@ -373,7 +394,51 @@ mod tests {
         assert_eq!(list("", "", 0), ("a".to_owned(), more("a")), "one at least");
         assert_eq!(list("/", "", 9), (String::new(), None));
         assert_eq!(list("x", "", 9), (String::new(), None));
-        assert_eq!(names_of(&[]).list("", None, 9).entries, []);
+        assert_eq!(names_of(&[]).list("", None, 9, None).entries, []);
+    }
+
+    #[test]
+    fn a_page_of_what_has_a_label_ends_after_so_many_looks_and_goes_on_there() {
+        let count = 2 * LOOKED_AT_MAX + 10;
+        // Every 500th is the first disk, and one of them is another machine's.
+        let items = (1..=count).map(|number| {
+            let labels = match number % 500 {
+                0 if number == 1000 => "disk=0,instance=db",
+                0 => "disk=0,instance=web",
+                1 => "disk=1",
+                _ => "",
+            };
+            let labels = labels.split_terminator(',').map(|it| it.parse().unwrap());
+            let labels = Labels::from_list(labels.collect()).unwrap();
+            let text = format!("v{number:06}");
+            Item {
+                attributes: Attributes::new(OnFull::default(), labels),
+                ..item(number as u128, &text, Kind::Volume, 0)
+            }
+        });
+        let names = names_of(&items.collect::<Vec<_>>());
+        let list_all = |label: &str, limit: usize| {
+            let label: LabelFilter = label.parse().unwrap();
+            let (mut found, mut pages, mut after) = (Vec::new(), 0, None);
+            loop {
+                let page = names.list("", after.as_ref(), limit, Some(&label));
+                assert!(page.entries.len() <= limit);
+                found.extend(page.entries.iter().map(|entry| entry.lineage.0));
+                pages += 1;
+                after = page.next;
+                if after.is_none() {
+                    return (found, pages);
+                }
+            }
+        };
+        let every_500th: Vec<u128> = (1..=8).map(|number| number * 500).collect();
+        assert_eq!(list_all("disk=0", 9), (every_500th.clone(), 3));
+        // Three a page; the last one is looked for behind the last that there is.
+        assert_eq!(list_all("disk=0", 3), (every_500th.clone(), 3));
+        assert_eq!(list_all("disk=0", 1), (every_500th, 8));
+        assert_eq!(list_all("disk", 1000).0.len(), 17);
+        assert_eq!(list_all("instance=db", 1), (vec![1000], 3));
+        assert_eq!(list_all("instance=none", 1), (vec![], 3));
     }
 
     #[test]

@@ -3,17 +3,22 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use archipelago_protocol::{ErrorCode, Lineage, Name};
+use archipelago_protocol::{ErrorCode, Lineage};
 
 use super::names::Names;
+use super::record::SnapshotFields;
 
 /// A promised snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PreparedSnapshot {
     pub(crate) volume: Lineage,
-    pub(crate) name: Name,
-    pub(crate) lineage: Lineage,
-    pub(crate) created: u64,
+    pub(crate) snapshot: SnapshotFields,
+}
+
+impl PreparedSnapshot {
+    fn release(&self, names: &mut Names) {
+        names.release(&self.snapshot.name, self.snapshot.lineage);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +42,14 @@ impl PreparedSnapshots {
         &self,
         names: &mut Names,
         generation: u64,
-        snapshot: PreparedSnapshot,
+        prepared: PreparedSnapshot,
     ) -> u64 {
+        let PreparedSnapshot { snapshot, .. } = &prepared;
         names.reserve(snapshot.name.clone(), snapshot.lineage);
         self.tokens.set(self.tokens.get() + 1);
         let token = generation << 32 | self.tokens.get();
-        let mut prepared = self.by_token.borrow_mut();
-        prepared.insert(token, (snapshot, Stage::Promised));
+        let mut by_token = self.by_token.borrow_mut();
+        by_token.insert(token, (prepared, Stage::Promised));
         token
     }
 
@@ -73,8 +79,8 @@ impl PreparedSnapshots {
 
     /// Forgets the snapshot of `token`, made or given up.
     pub(super) fn end(&self, names: &mut Names, token: u64) {
-        if let Some((snapshot, _)) = self.by_token.borrow_mut().remove(&token) {
-            names.release(&snapshot.name, snapshot.lineage);
+        if let Some((prepared, _)) = self.by_token.borrow_mut().remove(&token) {
+            prepared.release(names);
         }
     }
 
@@ -84,7 +90,7 @@ impl PreparedSnapshots {
         prepared.retain(|_, (snapshot, stage)| {
             let stays = snapshot.volume != volume || *stage == Stage::Begun;
             if !stays {
-                names.release(&snapshot.name, snapshot.lineage);
+                snapshot.release(names);
             }
             stays
         });
@@ -93,6 +99,8 @@ impl PreparedSnapshots {
 
 #[cfg(test)]
 mod tests {
+    use archipelago_protocol::Labels;
+
     use super::*;
 
     #[test]
@@ -100,15 +108,18 @@ mod tests {
         let (prepared, mut names) = (PreparedSnapshots::default(), Names::default());
         let snapshot = |name: &str, volume| PreparedSnapshot {
             volume: Lineage(volume),
-            name: name.parse().unwrap(),
-            lineage: Lineage(100 + volume),
-            created: 0,
+            snapshot: SnapshotFields {
+                name: name.parse().unwrap(),
+                lineage: Lineage(100 + volume),
+                created: 0,
+                labels: Labels::default(),
+            },
         };
         let (a, b) = (snapshot("a", 1), snapshot("b", 2));
         let token_a = prepared.add(&mut names, 3, a.clone());
         let token_b = prepared.add(&mut names, 3, b.clone());
         assert_eq!([token_a, token_b], [3 << 32 | 1, 3 << 32 | 2]);
-        assert!(names.is_taken(&a.name) && names.is_used(b.lineage));
+        assert!(names.is_taken(&a.snapshot.name) && names.is_used(b.snapshot.lineage));
         assert_eq!(
             prepared.begin(token_a, Lineage(2)),
             Err(ErrorCode::NotFound)
@@ -118,12 +129,12 @@ mod tests {
         // One that was begun stays until its end.
         prepared.forget(&mut names, Lineage(1));
         prepared.forget(&mut names, Lineage(2));
-        assert!(names.is_taken(&a.name) && !names.is_taken(&b.name));
+        assert!(names.is_taken(&a.snapshot.name) && !names.is_taken(&b.snapshot.name));
         assert_eq!(
             (prepared.get(token_a), prepared.get(token_b)),
             (Some(a.clone()), None)
         );
         prepared.end(&mut names, token_a);
-        assert!(!names.is_taken(&a.name) && prepared.get(token_a).is_none());
+        assert!(!names.is_taken(&a.snapshot.name) && prepared.get(token_a).is_none());
     }
 }

@@ -8,7 +8,7 @@
 //! The records of one batch take effect together.
 
 use archipelago_protocol::catalogue::Kind;
-use archipelago_protocol::{Lineage, Name, ObjectSize};
+use archipelago_protocol::{Labels, Lineage, Name, ObjectSize};
 
 use super::attributes::Attributes;
 use crate::format::{Reader, Writer};
@@ -41,8 +41,14 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    /// A snapshot of this volume, whose map has `root`.
-    pub(crate) fn snapshot(&self, name: Name, lineage: Lineage, created: u64, root: Root) -> Item {
+    /// The snapshot of this volume that was asked for, whose map has `root`.
+    pub(crate) fn snapshot(&self, asked: SnapshotFields, root: Root) -> Item {
+        let SnapshotFields {
+            name,
+            lineage,
+            created,
+            labels,
+        } = asked;
         Item {
             name: Some(name),
             kind: Kind::Snapshot,
@@ -50,9 +56,19 @@ impl Item {
             parent: Some(self.lineage),
             created,
             root,
+            attributes: self.attributes.with_labels(labels),
             ..self.clone()
         }
     }
+}
+
+/// What is asked of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SnapshotFields {
+    pub(crate) name: Name,
+    pub(crate) lineage: Lineage,
+    pub(crate) created: u64,
+    pub(crate) labels: Labels,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -256,7 +272,7 @@ mod tests {
     fn attributes_survive_their_bytes_whatever_the_length_of_the_name() {
         for name_len in [0, 1, 3, 4, 5, 8, 255] {
             let report = Change::Put(Item {
-                attributes: Attributes::with_on_full(OnFull::Report),
+                attributes: Attributes::new(OnFull::Report, Labels::default()),
                 ..item(&"x".repeat(name_len))
             });
             let mut bytes = Writer::bare();
@@ -266,7 +282,7 @@ mod tests {
             assert_eq!(bytes[at..], [1, 0, 4, 0, 0, 0, 0, 0]);
             let read = |bytes: &[u8]| Change::decode_all(bytes);
             assert_eq!(read(&bytes), Ok(vec![report]));
-            bytes[at] = 2;
+            bytes[at] = 3;
             let again = read(&bytes).unwrap();
             let mut written = Writer::bare();
             again[0].encode(&mut written);

@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{ErrorCode, Lineage, Name, OnFull};
+use archipelago_protocol::{ErrorCode, LabelChanges, Lineage, Name, OnFull};
 
-use crate::catalogue::{Attributes, Change, Item, Names, PreparedSnapshot};
+use crate::catalogue::{Attributes, Change, Item, Names, PreparedSnapshot, SnapshotFields};
 use crate::check;
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
@@ -76,6 +76,7 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
             object_size,
             created,
             on_full,
+            labels,
         } => {
             if !matches!(kind, Kind::Volume | Kind::Importing) {
                 return Err(Failure::new(
@@ -93,7 +94,7 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
                 object_size,
                 created,
                 root: Root::default(),
-                attributes: Attributes::with_on_full(on_full),
+                attributes: Attributes::new(on_full, labels),
             };
             enter(parts, |_names| Ok(item)).await
         }
@@ -104,11 +105,13 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
             size,
             created,
             on_full,
+            labels,
         } => {
             enter(parts, |names| {
                 let mut clone = clone_of(names, &source, name, lineage, size, created)?;
+                clone.attributes = clone.attributes.with_labels(labels);
                 if let Some(on_full) = on_full {
-                    clone.attributes.set_on_full(on_full);
+                    clone.attributes = clone.attributes.with_on_full(on_full);
                 }
                 Ok(clone)
             })
@@ -119,13 +122,31 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
             name,
             lineage,
             created,
-        } => snapshot_closed(parts, volume, name, lineage, created).await,
+            labels,
+        } => {
+            let asked = SnapshotFields {
+                name,
+                lineage,
+                created,
+                labels,
+            };
+            snapshot_closed(parts, volume, asked).await
+        }
         CatalogueRequest::PrepareSnapshot {
             volume,
             name,
             lineage,
             created,
-        } => prepare(parts, &volume, name, lineage, created),
+            labels,
+        } => {
+            let asked = SnapshotFields {
+                name,
+                lineage,
+                created,
+                labels,
+            };
+            prepare(parts, &volume, asked)
+        }
         CatalogueRequest::Publish { name } => publish(parts, name).await,
         CatalogueRequest::Lookup { name } => {
             let names = parts.catalogue.names();
@@ -139,13 +160,18 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
             prefix,
             after,
             limit,
-        } => Ok(CatalogueReply::Page(parts.catalogue.names().list(
-            &prefix,
-            after.as_ref(),
-            limit,
-        ))),
+            label,
+        } => {
+            let names = parts.catalogue.names();
+            let page = names.list(&prefix, after.as_ref(), limit, label.as_ref());
+            Ok(CatalogueReply::Page(page))
+        }
         CatalogueRequest::Resize { name, size, force } => resize(parts, name, size, force).await,
-        CatalogueRequest::SetOnFull { name, on_full } => set_on_full(parts, name, on_full).await,
+        CatalogueRequest::Set {
+            name,
+            on_full,
+            labels,
+        } => set(parts, name, on_full, labels).await,
         CatalogueRequest::Rename { from, to } => rename(parts, from, to).await,
         CatalogueRequest::Remove { name } => remove(parts, name).await,
         CatalogueRequest::PoolInfo => {
@@ -175,6 +201,7 @@ async fn enter(
         if let Some(name) = &item.name {
             check_fresh(&names, name, item.lineage)?;
         }
+        item.attributes.check_len()?;
         item
     };
     parts
@@ -239,9 +266,7 @@ fn volume_named(names: &Names, name: &Name) -> Outcome<Item> {
 async fn snapshot_closed(
     parts: &Rc<Parts>,
     volume: Name,
-    name: Name,
-    lineage: Lineage,
-    created: u64,
+    asked: SnapshotFields,
 ) -> Outcome<CatalogueReply> {
     let item = volume_named(&parts.catalogue.names(), &volume)?;
     let _alone = parts.volumes.lock(item.lineage).await;
@@ -250,31 +275,29 @@ async fn snapshot_closed(
     }
     // What was prepared for a session that never took it up: its name is free.
     parts.catalogue.forget_prepared(item.lineage);
-    check_fresh(&parts.catalogue.names(), &name, lineage)?;
+    check_fresh(&parts.catalogue.names(), &asked.name, asked.lineage)?;
     let root = freeze_closed(parts, item.lineage).await?;
     enter(parts, |names| {
-        Ok(volume_named(names, &volume)?.snapshot(name, lineage, created, root))
+        Ok(volume_named(names, &volume)?.snapshot(asked, root))
     })
     .await
 }
 
-fn prepare(
-    parts: &Rc<Parts>,
-    volume: &Name,
-    name: Name,
-    lineage: Lineage,
-    created: u64,
-) -> Outcome<CatalogueReply> {
+fn prepare(parts: &Rc<Parts>, volume: &Name, asked: SnapshotFields) -> Outcome<CatalogueReply> {
     let volume = {
         let names = parts.catalogue.names();
         volume_named(&names, volume)?
     };
     parts.catalogue.forget_prepared(volume.lineage);
+    let (name, lineage) = (asked.name.clone(), asked.lineage);
+    // Before anything of the map is frozen for it.
+    volume
+        .attributes
+        .with_labels(asked.labels.clone())
+        .check_len()?;
     let snapshot = PreparedSnapshot {
         volume: volume.lineage,
-        name: name.clone(),
-        lineage,
-        created,
+        snapshot: asked,
     };
     let check = |names: &Names| check_fresh(names, &name, lineage);
     let token = parts.catalogue.prepare_snapshot(snapshot, check)?;
@@ -344,14 +367,30 @@ async fn resize(parts: &Rc<Parts>, name: Name, size: u64, force: bool) -> Outcom
     Ok(entry(parts, lineage))
 }
 
-async fn set_on_full(parts: &Rc<Parts>, name: Name, on_full: OnFull) -> Outcome<CatalogueReply> {
+async fn set(
+    parts: &Rc<Parts>,
+    name: Name,
+    on_full: Option<OnFull>,
+    labels: LabelChanges,
+) -> Outcome<CatalogueReply> {
     let guard = parts.catalogue.locked().await?;
-    let mut volume = volume_named(&parts.catalogue.names(), &name)?;
-    let lineage = volume.lineage;
+    let item = {
+        let names = parts.catalogue.names();
+        match on_full {
+            Some(_) => volume_named(&names, &name)?,
+            None => find(&names, &name)?,
+        }
+    };
+    let mut all = item.attributes.labels().cloned().unwrap_or_default();
+    all.apply(&labels)
+        .map_err(|error| Failure::new(error.code, error.message))?;
+    let on_full = on_full.unwrap_or_else(|| item.attributes.on_full());
+    let attributes = item.attributes.with_labels(all).with_on_full(on_full);
+    let lineage = item.lineage;
     // The same again costs nothing, not even room.
-    if volume.attributes.on_full() != on_full {
-        volume.attributes.set_on_full(on_full);
-        let change = vec![Change::Put(volume)];
+    if attributes != item.attributes {
+        attributes.check_len()?;
+        let change = vec![Change::Put(Item { attributes, ..item })];
         parts.catalogue.change(&guard, change).await?;
     }
     Ok(entry(parts, lineage))

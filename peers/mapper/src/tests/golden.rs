@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use archipelago_protocol::catalogue::Kind;
-use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize, OnFull};
+use archipelago_protocol::{Epoch, Generation, Labels, Lineage, ObjectSize, OnFull};
 
 use crate::catalogue::{Attributes, Change, Item};
 use crate::format::Writer;
@@ -189,13 +189,20 @@ fn catalogue_records() {
         ..snapshot.clone()
     };
     let reporting = Item {
-        attributes: Attributes::with_on_full(OnFull::Report),
+        attributes: Attributes::new(OnFull::Report, Labels::default()),
+        ..snapshot.clone()
+    };
+    let labels = ["ganeti.disk=0", "ganeti.instance=web"].map(|label| label.parse().unwrap());
+    let labels = Labels::from_list(labels.to_vec()).unwrap();
+    let labelled = Item {
+        attributes: Attributes::new(OnFull::default(), labels),
         ..snapshot.clone()
     };
     let changes = vec![
         Change::Put(snapshot),
         Change::Put(hidden),
         Change::Put(reporting),
+        Change::Put(labelled),
         Change::Delete(US),
         Change::Forget(US),
     ];
@@ -217,6 +224,11 @@ fn catalogue_records() {
          02 01 000000000000 84030000 07000000 00000000 0300000000000000 0400000000000000
          0500000000000000 4000000000000000 766d4031
          0100 0400 00000000
+         01 00 9800 02 10 0400 0100000000000000 0200000000000000 0300000000000000 0400000000000000
+         0000100000000000 d204000000000000
+         02 01 000000000000 84030000 07000000 00000000 0300000000000000 0400000000000000
+         0500000000000000 4000000000000000 766d4031
+         0200 2200 0b01 67616e6574692e6469736b 30 0f03 67616e6574692e696e7374616e6365 776562 0000
          02 00 1800 00000000 0100000000000000 0200000000000000
          03 00 1800 00000000 0100000000000000 0200000000000000",
     );

@@ -4,7 +4,7 @@ use archipelago_mapper::Mapper;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind, Page};
 use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest};
-use archipelago_protocol::{ErrorCode, Lineage, Name, ObjectSize, OnFull};
+use archipelago_protocol::{ErrorCode, Labels, Lineage, Name, ObjectSize, OnFull};
 
 use crate::rig::pool::Left;
 use crate::rig::{Rig, small};
@@ -18,6 +18,7 @@ fn list(rig: &mut Rig, prefix: &str, after: Option<Name>, limit: usize) -> Page 
         prefix: prefix.to_owned(),
         after,
         limit,
+        label: None,
     }) {
         CatalogueReply::Page(page) => page,
         other => panic!("{other:?}"),
@@ -123,6 +124,7 @@ fn a_rename_is_seen_by_descendants_and_a_taken_name_is_refused() {
         size,
         created: 0,
         on_full: None,
+        labels: Labels::default(),
     };
     assert_eq!(rig.refused(clone("u", None)), ErrorCode::Invalid);
     assert_eq!(rig.refused(clone("s", Some(512))), ErrorCode::Invalid);
@@ -139,6 +141,7 @@ fn import(rig: &mut Rig, text: &str) -> Lineage {
         object_size: ObjectSize::MIN,
         created: 0,
         on_full: OnFull::default(),
+        labels: Labels::default(),
     });
     lineage
 }
@@ -185,6 +188,7 @@ fn a_prepared_name_is_reserved_until_the_snapshot_is_over() {
         name: name("s"),
         lineage,
         created: 0,
+        labels: Labels::default(),
     };
     assert_eq!(rig.refused(snapshot_of("other")), ErrorCode::Exists);
     // Whoever gets this error prepares anew, which is what frees the name.
@@ -222,6 +226,7 @@ fn a_failed_append_is_read_again_before_anything_is_changed() {
         object_size: ObjectSize::MIN,
         created: 0,
         on_full: OnFull::default(),
+        labels: Labels::default(),
     };
     rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::Io));
     assert_eq!(rig.refused(create.clone()), ErrorCode::SyncFailed);
@@ -353,6 +358,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
         parent: parent.map(name),
         created,
         on_full: OnFull::default(),
+        labels: Labels::default(),
     };
     let create = |text: &str, lineage, kind, created| CatalogueRequest::Create {
         name: name(text),
@@ -362,6 +368,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
         object_size: ObjectSize::MAX,
         created,
         on_full: OnFull::default(),
+        labels: Labels::default(),
     };
     let cloned = |text: &str, lineage, size| CatalogueRequest::Clone {
         source: name("s"),
@@ -370,6 +377,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
         size,
         created: 13,
         on_full: None,
+        labels: Labels::default(),
     };
     let made = [
         (
@@ -382,6 +390,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
                 name: name("s"),
                 lineage: snapshot,
                 created: 12,
+                labels: Labels::default(),
             },
             entry("s", Kind::Snapshot, snapshot, 1 << 20, Some("v"), 12),
         ),
@@ -454,6 +463,7 @@ fn an_entry_says_what_it_was_made_of_and_when() {
                 name: name("x"),
                 lineage: Lineage(77),
                 created: 0,
+                labels: Labels::default(),
             },
             ErrorCode::Invalid,
         ),

@@ -3,7 +3,7 @@
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
-use archipelago_protocol::{ErrorCode, ObjectSize, OnFull};
+use archipelago_protocol::{ErrorCode, Labels, ObjectSize, OnFull};
 
 use crate::rig::{Rig, small};
 
@@ -60,6 +60,7 @@ fn lack_of_space_changes_nothing_and_passes() {
         object_size: ObjectSize::MIN,
         created: 0,
         on_full: OnFull::default(),
+        labels: Labels::default(),
     };
     rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::NoSpace));
     assert_eq!(rig.refused(create.clone()), ErrorCode::NoSpace);

@@ -7,6 +7,7 @@ mod damage;
 mod failures;
 mod full;
 mod journal;
+mod labels;
 mod logs;
 mod model;
 mod policies;

@@ -1,7 +1,7 @@
 //! The policy for a full pool: set at any time, inherited, and part of the durable catalogue.
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
-use archipelago_protocol::{ErrorCode, Name, ObjectSize, OnFull};
+use archipelago_protocol::{ErrorCode, LabelChanges, Labels, Name, ObjectSize, OnFull};
 
 use super::rig::{Rig, small};
 
@@ -16,9 +16,10 @@ fn policy(rig: &mut Rig, text: &str) -> String {
 
 fn set(text: &str, on_full: &str) -> CatalogueRequest {
     let on_full = on_full.parse().unwrap();
-    CatalogueRequest::SetOnFull {
+    CatalogueRequest::Set {
         name: name(text),
-        on_full,
+        on_full: Some(on_full),
+        labels: LabelChanges::default(),
     }
 }
 
@@ -84,6 +85,7 @@ fn a_clone_takes_the_policy_of_its_source_unless_it_is_given_one() {
         size: None,
         created: 1,
         on_full: Some(OnFull::default()),
+        labels: Labels::default(),
     });
     for _ in 0..2 {
         for (text, expected) in [
@@ -112,6 +114,7 @@ fn only_a_volume_is_set_and_the_same_again_writes_nothing() {
         object_size: ObjectSize::MIN,
         created: 0,
         on_full: OnFull::default(),
+        labels: Labels::default(),
     });
     for text in ["s", "i"] {
         assert_eq!(rig.refused(set(text, "report")), ErrorCode::Invalid);

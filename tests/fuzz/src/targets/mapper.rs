@@ -9,7 +9,9 @@ use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placeme
 use archipelago_protocol::object::{
     OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
-use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, Name, ObjectSize, OnFull};
+use archipelago_protocol::{
+    BLOCK_SIZE, Epoch, ErrorCode, Label, LabelChanges, Labels, Lineage, Name, ObjectSize, OnFull,
+};
 use xseg::Region;
 
 use crate::input::Input;
@@ -40,6 +42,21 @@ fn config() -> MapperConfig {
 
 fn name(number: u8) -> Name {
     format!("v{}", number & 7).parse().expect("a legal name")
+}
+
+/// A label of eight, set or removed.
+fn label_changes(number: u8) -> LabelChanges {
+    let key = format!("k{}", number & 7).parse().expect("a legal key");
+    let mut changes = LabelChanges::default();
+    let changed = match number & 0x80 {
+        0 => changes.unset(key),
+        _ => changes.set(Label {
+            key,
+            value: "v".repeat(usize::from(number)).parse().expect("legal"),
+        }),
+    };
+    changed.expect("the only one");
+    changes
 }
 
 fn lineage(number: u8) -> Lineage {
@@ -180,6 +197,7 @@ impl Rig {
                 object_size: ObjectSize::MIN,
                 created: 1,
                 on_full: OnFull::default(),
+                labels: Labels::default(),
             },
             1 => CatalogueRequest::Clone {
                 source: first,
@@ -188,23 +206,28 @@ impl Rig {
                 size: (kind & 0x80 != 0).then_some(size),
                 created: 1,
                 on_full: None,
+                labels: Labels::default(),
             },
             2 => CatalogueRequest::Snapshot {
                 volume: first,
                 name: second,
                 lineage: id,
                 created: 1,
+                labels: Labels::default(),
             },
             3 => CatalogueRequest::PrepareSnapshot {
                 volume: first,
                 name: second,
                 lineage: id,
                 created: 1,
+                labels: Labels::default(),
             },
             4 => CatalogueRequest::Publish { name: first },
-            5 if kind & 0x40 != 0 => CatalogueRequest::SetOnFull {
+            5 if kind & 0x40 != 0 => CatalogueRequest::Set {
                 name: first,
-                on_full: OnFull::from_seconds(Some(u32::from(kind & 0x80))),
+                on_full: (kind & 0x20 != 0)
+                    .then(|| OnFull::from_seconds(Some(u32::from(kind & 0x80)))),
+                labels: label_changes(input.u8()),
             },
             5 => CatalogueRequest::Resize {
                 name: first,
@@ -220,6 +243,7 @@ impl Rig {
                 prefix: String::new(),
                 after: Some(first),
                 limit: usize::from(kind),
+                label: (kind & 0x10 != 0).then(|| "k1".parse().expect("a legal key")),
             },
         };
         self.tags += 1;
@@ -372,6 +396,7 @@ pub(crate) fn real_structures() -> Vec<Vec<u8>> {
             created: 1,
             // The second has an attribute.
             on_full: OnFull::from_seconds((number == 2).then_some(7)),
+            labels: Labels::default(),
         };
         rig.mapper.catalogue_request(0, request);
         rig.settle();
@@ -396,6 +421,7 @@ pub(crate) fn real_structures() -> Vec<Vec<u8>> {
                 name: snapshot,
                 lineage: id,
                 created: 1,
+                labels: Labels::default(),
             },
         );
         rig.settle();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use archipelago_blocker::Backend;
 use archipelago_doubles::SimulatedBackend;
 use archipelago_mapper::{ClientId, Effect, Mapper};
+use archipelago_protocol::Labels;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::error::ErrorCode;
@@ -145,6 +146,7 @@ impl World {
             object_size: OBJECT_SIZE,
             created: 1,
             on_full: OnFull::default(),
+            labels: Labels::default(),
         });
     }
 
@@ -247,6 +249,7 @@ impl World {
             prefix: String::new(),
             after: None,
             limit: 100,
+            label: None,
         };
         let entries = match self.control(list) {
             CatalogueReply::Page(page) => page.entries,
@@ -326,6 +329,7 @@ pub(crate) fn small_pool() -> SimulatedBackend {
         name: "monday".parse().unwrap(),
         lineage: MONDAY,
         created: 1,
+        labels: Labels::default(),
     };
     let CatalogueReply::Token { token } = world.control(snapshot) else {
         panic!("no token");
@@ -348,6 +352,7 @@ pub(crate) fn small_pool() -> SimulatedBackend {
         size: None,
         created: 1,
         on_full: None,
+        labels: Labels::default(),
     });
     let clone = world.open(CLONE);
     world.fill(CLONE, clone, &[2, 100]);

@@ -5,7 +5,7 @@
 
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{BeginImport, Bulk, Done, VolumeView};
-use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
+use archipelago_protocol::{Error, ErrorCode, Labels, Lineage, Name};
 use archipelago_segment::Request;
 use serde::Serialize;
 
@@ -32,6 +32,8 @@ struct Imported {
 
 /// Imports a source as an image of the pool that was named, or of the default pool.
 pub(super) fn run(options: &Import, client: &Client, output: Output) -> Result<(), Error> {
+    // Too many are refused before anything is read.
+    Labels::from_list(options.label.clone())?;
     let interrupt = Interrupt::new()?;
     if download::is_address(&options.file) {
         // Said before it has taken an hour.
@@ -81,6 +83,7 @@ fn attempt(
         size: reader.size(),
         pool: options.pool.clone(),
         object_size: options.object_size,
+        labels: Labels::from_list(options.label.clone())?,
     };
     let bulk: Bulk = match client.call(Method::Post, "/v1/images", &begin) {
         Err(error) if error.code == ErrorCode::Exists => {

@@ -16,7 +16,7 @@ use archipelago_protocol::journaled::{JournaledBlockId, JournaledData, area_len}
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::BlockState;
-use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize, OnFull};
+use archipelago_protocol::{Epoch, ErrorCode, Labels, Lineage, ObjectSize, OnFull};
 
 use self::pool::{Pool, SECTOR};
 
@@ -228,6 +228,7 @@ impl Rig {
             object_size,
             created: 1,
             on_full: OnFull::default(),
+            labels: Labels::default(),
         });
         lineage
     }
@@ -242,6 +243,7 @@ impl Rig {
             size,
             created: 2,
             on_full: None,
+            labels: Labels::default(),
         });
         lineage
     }
@@ -254,6 +256,7 @@ impl Rig {
             name,
             lineage,
             created: 3,
+            labels: Labels::default(),
         });
         lineage
     }
@@ -266,6 +269,7 @@ impl Rig {
             name,
             lineage,
             created: 3,
+            labels: Labels::default(),
         }) {
             CatalogueReply::Token { token } => (token, lineage),
             other => panic!("{other:?}"),
