@@ -76,13 +76,13 @@ stage packages tests/install/packages.sh
 stage check tests/check.sh
 # Not a release build: sums that overflow and broken assertions of our own shall be seen.
 stage fuzz-replay cargo test --no-fail-fast --package archipelago-fuzz-tests --test replay
-stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp
+stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp --package archipelago-ganeti
 stage simulation cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
 # A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
 stage mutants cargo run --release --quiet --package archipelago-mutants -- --quick --trusted
 stage loom loom
 beside crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
-stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
+stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
 meet
 stage endpoints cargo test --release --no-fail-fast --package archipelago-endpoint-tests -- --nocapture
 stage faults cargo test --release --package archipelago-fault-tests -- --nocapture

@@ -66,6 +66,9 @@ report 'forbidden dependency' < <(while read -r from to; do
     # What the command and other programs link: types and a client.
     'control/api peers/protocol') continue ;;
     'control/api '* | 'control/cli control/node') echo "$from -> $to" ;;
+    # What Ganeti calls asks a node, as the command does.
+    'control/ganeti control/api' | 'control/ganeti peers/protocol') continue ;;
+    'control/ganeti '*) echo "$from -> $to" ;;
     # Only these wire parts together.
     control/* | bench*) continue ;;
     # What all share.
@@ -85,13 +88,17 @@ report 'forbidden dependency' < <(while read -r from to; do
     esac
 done <<<"$edges")
 
-# The command asks a node; it hosts nothing, serves nothing and confines nothing.
-tree=(cargo tree --package archipelago-cli --edges normal --prefix none --format '{p}')
-linked=$({ "${tree[@]}" --offline 2>/dev/null || "${tree[@]}"; } | cut -d ' ' -f 1 | sort -u)
-report 'linked into the archipelago command' < <(
-    grep --extended-regexp '^(archipelago-(node|host|mapper|volume|blocker.*|runtime|vhost-user|nbd)|io-uring|landlock|axum|tokio)$' <<<"$linked")
-# An empty answer would pass the rule above.
-report 'not linked into the archipelago command: does cargo tree work?' < <(grep --quiet '^archipelago-api$' <<<"$linked" || echo archipelago-api)
+# These programs ask a node; they host nothing, serve nothing and confine nothing.
+for package in archipelago-cli archipelago-ganeti; do
+    tree=(cargo tree --package "$package" --edges normal --prefix none --format '{p}')
+    linked=$({ "${tree[@]}" --offline 2>/dev/null || "${tree[@]}"; } | cut -d ' ' -f 1 | sort -u)
+    report "linked into $package" < <(
+        grep --extended-regexp '^(archipelago-(node|host|mapper|volume|blocker.*|runtime|vhost-user|nbd)|io-uring|landlock|axum|tokio)$' <<<"$linked")
+    # An empty answer would pass the rule above.
+    report "not linked into $package: does cargo tree work?" < <(grep --quiet '^archipelago-api$' <<<"$linked" || echo archipelago-api)
+done
+# Channels of the data path neither.
+report 'linked into archipelago-ganeti' < <(grep --extended-regexp '^archipelago-(segment|endpoint)$' <<<"$linked")
 
 # Licences of everything that is linked into our programs: those that Apache-2.0 goes together with.
 report 'a licence that nobody looked at' < <(cargo metadata --format-version 1 2>/dev/null | jq --raw-output '

@@ -1,0 +1,85 @@
+//! What each script does, one function for each.
+//!
+//! | script | what it does | again, or of a volume that does not exist |
+//! |---|---|---|
+//! | create | [`create`] | refused; what it began is undone if it fails |
+//! | attach | [`attach`] | the same answer; refused |
+//! | detach | ends everything that shows the volume | nothing to do: done |
+//! | remove | the same, then removes it | nothing to do: done |
+//! | grow | [`grow`] | done, if it has that size already; refused |
+//! | setinfo | [`setinfo`] | the same labels; refused |
+//! | snapshot | a snapshot of the volume, frozen | refused |
+//! | verify, open, close | [`checks`] | they change nothing |
+
+mod attach;
+mod checks;
+mod create;
+mod grow;
+mod setinfo;
+
+use std::fmt;
+
+use archipelago_api::client::Client;
+use archipelago_protocol::{Error, Name};
+
+use crate::call::Call;
+use crate::clock::Clock;
+use crate::settings::Settings;
+use crate::volume::Volume;
+
+pub use attach::Answer;
+
+/// The node that is asked, and what else a script looks at.
+pub struct Node<'a> {
+    client: &'a Client,
+    clock: &'a dyn Clock,
+    settings: &'a Settings,
+}
+
+impl fmt::Debug for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("client", self.client)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Node<'a> {
+    /// The node that `client` asks, for an installation with `settings`.
+    #[must_use]
+    pub fn new(client: &'a Client, clock: &'a dyn Clock, settings: &'a Settings) -> Node<'a> {
+        Node {
+            client,
+            clock,
+            settings,
+        }
+    }
+
+    fn volume(&self, name: &'a Name) -> Volume<'a> {
+        Volume::new(self.client, self.clock, name)
+    }
+}
+
+/// Does what `call` asks; only an attach has an answer.
+///
+/// # Errors
+/// Why it was not done, naming the volume, the cause and the next step.
+pub fn run<'a>(call: &'a Call, node: &'a Node<'a>) -> Result<Option<Answer>, Error> {
+    match call {
+        Call::Create { volume, size, disk } => create::create(node, volume, *size, disk),
+        Call::Attach { volume, access } => {
+            return attach::attach(&node.volume(volume), *access).map(Some);
+        }
+        Call::Detach { volume } => node.volume(volume).detach_all(),
+        Call::Remove { volume } => node.volume(volume).remove(),
+        Call::Grow { volume, size } => grow::grow(&node.volume(volume), *size),
+        Call::SetInfo { volume, owner } => setinfo::set_info(&node.volume(volume), owner),
+        Call::Snapshot { volume, snapshot } => {
+            node.volume(volume).snapshot(snapshot).map(|_made| ())
+        }
+        Call::Verify => checks::verify(node.client),
+        Call::Open { volume, sharing } => checks::open(&node.volume(volume), *sharing),
+        Call::Close { volume } => checks::close(&node.volume(volume)),
+    }?;
+    Ok(None)
+}

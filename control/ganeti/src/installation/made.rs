@@ -1,0 +1,68 @@
+//! Directories that an installation makes, and takes away if nothing is in them.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::Error;
+
+use super::failed;
+
+/// Ganeti's mode of its own logs' directories.
+const LOGS_MODE: u32 = 0o750;
+/// Of what everybody may read.
+const MODE: u32 = 0o755;
+
+/// Which of `paths` and the directories above them there are not, the outer ones first.
+pub(super) fn missing(paths: &[&Path]) -> Vec<PathBuf> {
+    let mut missing: Vec<PathBuf> = Vec::new();
+    for path in paths {
+        let mut above: Vec<&Path> = path.ancestors().take_while(|one| !one.exists()).collect();
+        above.reverse();
+        for one in above {
+            if !missing.iter().any(|known| known == one) {
+                missing.push(one.to_owned());
+            }
+        }
+    }
+    missing
+}
+
+/// Makes `path` and the directories above it, for everybody to read, whatever the umask.
+pub(super) fn make(path: &Path) -> Result<(), Error> {
+    for one in missing(&[path]) {
+        make_one(&one, MODE)?;
+    }
+    Ok(())
+}
+
+/// Makes the directory of logs, for its owner and its group.
+pub(super) fn make_logs(path: &Path) -> Result<(), Error> {
+    if let Some(parent) = path.parent() {
+        make(parent)?;
+    }
+    if path.exists() {
+        return Ok(());
+    }
+    make_one(path, LOGS_MODE)
+}
+
+fn make_one(path: &Path, mode: u32) -> Result<(), Error> {
+    let made = DirBuilder::new().mode(mode).create(path);
+    let made = match made {
+        // Another installation was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        made => made,
+    };
+    made.and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+        .map_err(|error| failed(path, &error))
+}
+
+/// Removes those of `made` that are empty, the inner ones first.
+pub(super) fn remove(made: &[PathBuf]) {
+    for path in made.iter().rev() {
+        // What others have put there keeps it.
+        let _kept = fs::remove_dir(path);
+    }
+}

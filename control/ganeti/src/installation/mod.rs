@@ -1,0 +1,114 @@
+//! Puts the provider and the wrapper where Ganeti looks, takes them away, and checks what is there.
+//!
+//! | file | what |
+//! |---|---|
+//! | `provider` | the provider's directory: links to this program, the list of parameters, the settings |
+//! | `made` | directories that an installation makes, and takes away again |
+//! | `checks` | whether all of it works together: scripts, QEMU, node, Ganeti |
+//!
+//! Everything that an installation makes is in one directory, but for the directory of logs, which Ganeti needs and nobody else makes. The
+//! settings in it say what is ours. Whatever ends an installation: the same again finishes it, and an uninstallation removes what is there.
+
+mod checks;
+mod made;
+mod provider;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::{Error, ErrorCode};
+use serde::Serialize;
+
+use crate::settings::Settings;
+
+pub use checks::Finding;
+
+/// Where Ganeti looks for a provider of our name, on Debian.
+pub const PROVIDER_DIRECTORY: &str = "/usr/share/ganeti/extstorage/archipelago";
+/// Where Ganeti logs what providers say. It fails without this directory, and does not make it.
+pub const LOG_DIRECTORY: &str = "/var/log/ganeti/extstorage";
+
+/// Where things are put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The provider's directory.
+    pub provider: PathBuf,
+    /// The directory of Ganeti's logs of providers.
+    pub logs: PathBuf,
+}
+
+/// What is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The provider's directory.
+    pub directory: PathBuf,
+    /// The wrapper, for `kvm_path`.
+    pub wrapper: PathBuf,
+    /// What was looked at.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// Whether everything that was looked at is as it should be.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.findings
+            .iter()
+            .all(|finding| finding.problem.is_none())
+    }
+}
+
+/// Installs `settings` at `places`, with links to `program`. The same again changes what is other than that.
+///
+/// # Errors
+/// [`ErrorCode::Exists`] if something is in the way that is not ours, what the system says otherwise.
+pub fn install(places: &Places, program: &Path, settings: Settings) -> Result<Report, Error> {
+    let present = provider::present(&places.provider)?;
+    let mut made = present.map(|settings| settings.made).unwrap_or_default();
+    let missing = made::missing(&[&places.provider, &places.logs]);
+    made.retain(|path| !missing.contains(path));
+    made.extend(missing);
+    let settings = Settings { made, ..settings };
+    let text = settings.render()?;
+    // The directory of the settings first, then they, which say what is made from here on.
+    made::make(&places.provider)?;
+    provider::write(&places.provider, program, &text)?;
+    made::make_logs(&places.logs)?;
+    check(places)
+}
+
+/// Removes what an installation at `directory` has made, and only that. Left are files of others in its directories.
+///
+/// # Errors
+/// [`ErrorCode::Exists`] if the directory is not ours; nothing is removed then.
+pub fn uninstall(directory: &Path) -> Result<(), Error> {
+    let Some(settings) = provider::present(directory)? else {
+        return Ok(());
+    };
+    provider::remove(directory)?;
+    made::remove(&settings.made);
+    Ok(())
+}
+
+/// Looks at what is at `places`, and at what it needs.
+///
+/// # Errors
+/// [`ErrorCode::Exists`] if the directory is not ours.
+pub fn check(places: &Places) -> Result<Report, Error> {
+    let settings = provider::present(&places.provider)?;
+    Ok(Report {
+        directory: places.provider.clone(),
+        wrapper: provider::wrapper(&places.provider),
+        findings: checks::look(places, settings.as_ref()),
+    })
+}
+
+/// Why something at `path` could not be made or removed.
+fn failed(path: &Path, error: &io::Error) -> Error {
+    let message = format!("{}: {error}", path.display());
+    let error_of = Error::new(ErrorCode::Io, message);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => error_of.with_hint("be root"),
+        _ => error_of,
+    }
+}

@@ -1,0 +1,138 @@
+//! The provider's directory: what Ganeti calls, and how it is known that it is ours.
+//!
+//! | name | what |
+//! |---|---|
+//! | `create`, `attach` and so on | links to this program |
+//! | `archipelago-kvm` | the same: the wrapper |
+//! | `parameters.list` | for Ganeti |
+//! | `archipelago.conf` | the settings. It is made first and removed last: a directory with this file is ours |
+
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use archipelago_protocol::{Error, ErrorCode};
+
+use super::failed;
+use crate::call::Action;
+use crate::parameters::parameters_list;
+use crate::settings::{FILE_NAME, Settings};
+use crate::wrapper::WRAPPER_NAME;
+
+/// This program's own name, which the links lead to.
+pub(super) const PROGRAM_NAME: &str = "archipelago-ganeti";
+/// Name of the list of parameters.
+const PARAMETERS_NAME: &str = "parameters.list";
+/// Of what everybody may read.
+const MODE: u32 = 0o644;
+
+/// Names of the links.
+pub(super) fn link_names() -> impl Iterator<Item = &'static str> {
+    Action::ALL
+        .into_iter()
+        .map(Action::name)
+        .chain([WRAPPER_NAME])
+}
+
+/// The wrapper in `directory`.
+pub(super) fn wrapper(directory: &Path) -> PathBuf {
+    directory.join(WRAPPER_NAME)
+}
+
+/// The settings of the installation in `directory`; nothing if there is none.
+///
+/// # Errors
+/// [`ErrorCode::Exists`] if something else is there.
+pub(super) fn present(directory: &Path) -> Result<Option<Settings>, Error> {
+    if let Some(settings) = Settings::read(directory)? {
+        return Ok(Some(settings));
+    }
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(directory, &error)),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(None),
+            Some(_entry) => Err(not_ours(directory)),
+        },
+    }
+}
+
+fn not_ours(path: &Path) -> Error {
+    let message = format!(
+        "{} is there, and no installation of ours has made it",
+        path.display()
+    );
+    Error::new(ErrorCode::Exists, message).with_hint("move it away, or say another --dir")
+}
+
+/// Whether `path` is what an installation of ours puts at `name`; nothing if nothing is there.
+fn is_ours(path: &Path, name: &str) -> Result<Option<bool>, Error> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        metadata => metadata.map_err(|error| failed(path, &error))?,
+    };
+    if name == PARAMETERS_NAME {
+        return Ok(Some(metadata.is_file()));
+    }
+    let target = fs::read_link(path).ok();
+    let program = target.as_deref().and_then(Path::file_name);
+    Ok(Some(program.is_some_and(|program| program == PROGRAM_NAME)))
+}
+
+/// Writes everything into `directory`: the settings `settings` first, then links to `program` and the list of parameters.
+///
+/// # Errors
+/// [`ErrorCode::Exists`] if a name is taken by what is not ours.
+pub(super) fn write(directory: &Path, program: &Path, settings: &str) -> Result<(), Error> {
+    for name in link_names().chain([PARAMETERS_NAME]) {
+        let path = directory.join(name);
+        if is_ours(&path, name)? == Some(false) {
+            return Err(not_ours(&path));
+        }
+    }
+    write_file(directory, FILE_NAME, settings)?;
+    for name in link_names() {
+        replace(directory, name, |path| symlink(program, path))?;
+    }
+    write_file(directory, PARAMETERS_NAME, &parameters_list())
+}
+
+fn write_file(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
+    replace(directory, name, |path| {
+        fs::write(path, text)?;
+        fs::set_permissions(path, Permissions::from_mode(MODE))
+    })
+}
+
+/// Makes `name` anew by `make`, at once: Ganeti may call it at any moment.
+fn replace(
+    directory: &Path,
+    name: &str,
+    make: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), Error> {
+    let path = directory.join(name);
+    let new = unfinished(directory, name);
+    let _former = fs::remove_file(&new);
+    make(&new)
+        .and_then(|()| fs::rename(&new, &path))
+        .map_err(|error| failed(&path, &error))
+}
+
+fn unfinished(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!(".{name}.new"))
+}
+
+/// Removes from `directory` what is ours.
+pub(super) fn remove(directory: &Path) -> Result<(), Error> {
+    for name in link_names().chain([PARAMETERS_NAME]) {
+        let path = directory.join(name);
+        if is_ours(&path, name)? == Some(true) {
+            fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
+        }
+        let _unfinished = fs::remove_file(unfinished(directory, name));
+    }
+    let _unfinished = fs::remove_file(unfinished(directory, FILE_NAME));
+    let path = directory.join(FILE_NAME);
+    fs::remove_file(&path).map_err(|error| failed(&path, &error))
+}

@@ -1,0 +1,189 @@
+//! What an installation says to the programs that it puts where Ganeti looks: a small file beside their names.
+//!
+//! Lines of `key = value`; empty lines and those that begin with `#` are passed over.
+//!
+//! | key | value |
+//! |---|---|
+//! | `root` | directory of the node, if it is not the system's (`--root`) |
+//! | `qemu` | the program that the wrapper becomes |
+//! | `ganeti-state` | Ganeti's state directory |
+//! | `made` | a directory that the installation made, and takes away if it is empty; as many lines as directories |
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use archipelago_api::layout::{Layout, ROOT_VARIABLE, path_error};
+use archipelago_protocol::{Error, ErrorCode};
+
+/// Name of the file.
+pub const FILE_NAME: &str = "archipelago.conf";
+/// Its first line.
+const HEADER: &str = "# Written by `archipelago ganeti install`.";
+/// Where Ganeti keeps its state, if nothing else is said.
+const GANETI_STATE: &str = "/var/lib/ganeti";
+/// Ganeti's version is in this file of its state: `3.0.2`.
+const RELEASE_VERSION: &str = "ssconf_release_version";
+
+/// The settings of an installation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Directory of the node.
+    pub root: Option<PathBuf>,
+    /// The program that the wrapper becomes.
+    pub qemu: Option<PathBuf>,
+    /// Ganeti's state directory.
+    pub ganeti_state: Option<PathBuf>,
+    /// Directories that the installation made, the outer ones first.
+    pub made: Vec<PathBuf>,
+}
+
+impl Settings {
+    /// The settings in `directory`; none if there is no file.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] that names the line which is not understood, what [`path_error`] says of a file that cannot be read.
+    pub fn read(directory: &Path) -> Result<Option<Settings>, Error> {
+        let path = directory.join(FILE_NAME);
+        match fs::read_to_string(&path) {
+            Ok(text) => Settings::parse(&text).map(Some).map_err(|error| Error {
+                message: format!("{}: {}", path.display(), error.message),
+                ..error
+            }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(path_error(&path, &error)),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Settings, Error> {
+        let mut settings = Settings::default();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let refused = || {
+                let message = format!("line {}: `{line}` is not a setting", index + 1);
+                Error::new(ErrorCode::Invalid, message)
+                    .with_hint("write it anew: archipelago ganeti install")
+            };
+            let (key, value) = line.split_once('=').ok_or_else(refused)?;
+            let (key, value) = (key.trim(), value.trim());
+            let path = Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+            match (key, path) {
+                ("root", Some(path)) => settings.root = Some(path),
+                ("qemu", Some(path)) => settings.qemu = Some(path),
+                ("ganeti-state", Some(path)) => settings.ganeti_state = Some(path),
+                ("made", Some(path)) => settings.made.push(path),
+                _ => return Err(refused()),
+            }
+        }
+        Ok(settings)
+    }
+
+    /// The file's text.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] for a path that a line cannot hold.
+    pub fn render(&self) -> Result<String, Error> {
+        let mut text = format!("{HEADER}\n");
+        let paths = [
+            ("root", &self.root),
+            ("qemu", &self.qemu),
+            ("ganeti-state", &self.ganeti_state),
+        ];
+        let paths = paths
+            .into_iter()
+            .filter_map(|(key, path)| Some((key, path.as_ref()?)));
+        let made = self.made.iter().map(|path| ("made", path));
+        for (key, path) in paths.chain(made) {
+            let legal = |text: &&str| text.trim() == *text && !text.contains(['\n', '\r']);
+            let value = path.to_str().filter(legal).ok_or_else(|| {
+                let message = format!("{}: no line can hold this path", path.display());
+                Error::new(ErrorCode::Invalid, message)
+            })?;
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+        Ok(text)
+    }
+
+    /// The node that is asked: the one that the environment names, else the installation, else the system's.
+    ///
+    /// # Errors
+    /// As [`Layout::new`].
+    pub fn layout(&self) -> Result<Layout, Error> {
+        let root = std::env::var_os(ROOT_VARIABLE).map(PathBuf::from);
+        Layout::new(root.as_deref().or(self.root.as_deref()))
+    }
+
+    /// Ganeti's state directory.
+    #[must_use]
+    pub fn ganeti_state(&self) -> &Path {
+        let default = || Path::new(GANETI_STATE);
+        self.ganeti_state.as_deref().unwrap_or_else(default)
+    }
+
+    /// Ganeti's version, major and minor; `None`: its state does not say.
+    #[must_use]
+    pub fn ganeti_version(&self) -> Option<(u32, u32)> {
+        let text = fs::read_to_string(self.ganeti_state().join(RELEASE_VERSION)).ok()?;
+        let mut numbers = text.trim().split('.');
+        let mut number = || numbers.next()?.parse().ok();
+        Some((number()?, number()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        for settings in [
+            Settings::default(),
+            Settings {
+                root: Some("/srv/a = b".into()),
+                qemu: Some("/usr/bin/kvm".into()),
+                ganeti_state: Some("/var/lib/g".into()),
+                made: vec!["/a".into(), "/a/b".into()],
+            },
+        ] {
+            let text = settings.render().unwrap();
+            assert_eq!(Settings::parse(&text), Ok(settings));
+        }
+        for path in ["/a\nqemu = /b", "/a ", "/a\r"] {
+            let settings = Settings {
+                root: Some(path.into()),
+                ..Settings::default()
+            };
+            assert!(settings.render().is_err(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_says_nothing_is_named() {
+        for line in ["root", "root = run", "colour = red", "made = log", "= /a"] {
+            let error = Settings::parse(&format!("# a\n\n{line}\n")).unwrap_err();
+            assert!(error.message.contains("line 3"), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn the_version_of_ganeti_is_read_from_its_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            ganeti_state: Some(dir.path().to_owned()),
+            ..Settings::default()
+        };
+        assert_eq!(settings.ganeti_version(), None);
+        for (text, expected) in [
+            ("3.0.2\n", Some((3, 0))),
+            ("3.1.0~rc2\n", Some((3, 1))),
+            ("3\n", None),
+            ("x.y\n", None),
+        ] {
+            fs::write(dir.path().join(RELEASE_VERSION), text).unwrap();
+            assert_eq!(settings.ganeti_version(), expected, "{text}");
+        }
+    }
+}

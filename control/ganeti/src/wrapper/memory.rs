@@ -1,0 +1,113 @@
+//! Memory that a vhost-user back end can map: all of the guest's, in a backend that is shared.
+//!
+//! | the command line has | what comes of it |
+//! |---|---|
+//! | `-m SIZE` | besides it a memfd of that size, shared, which the machine uses |
+//! | `-m SIZE -mem-path DIR` | a file in DIR instead (huge pages), and no `-mem-path`, which QEMU refuses beside a backend |
+//! | `-mem-prealloc` | stays: QEMU allocates backends at the start too |
+//! | a backend of its own, by `-machine memory-backend=` or `-numa memdev=` | stays, and has to be shared |
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use archipelago_protocol::{Error, ErrorCode};
+
+use super::arguments::{is_option, values_of};
+use super::options::OptionList;
+
+/// Id of the backend.
+const BACKEND: &str = "archipelago-memory";
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorCode::Invalid, message)
+}
+
+/// `arguments` with memory that is shared.
+///
+/// # Errors
+/// [`ErrorCode::Invalid`] if there is no size, or a backend that is not shared.
+pub(super) fn share_memory(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, Error> {
+    let backends = backends(&arguments);
+    if !backends.is_empty() {
+        for backend in &backends {
+            check_shared(&arguments, backend)?;
+        }
+        return Ok(arguments);
+    }
+    let size = size(&arguments)?;
+    let directory = values_of(&arguments, "mem-path").last().cloned();
+    let kind: &[u8] = match directory {
+        Some(_) => b"memory-backend-file",
+        None => b"memory-backend-memfd",
+    };
+    let mut backend = OptionList::new(kind)
+        .with("id", BACKEND.as_bytes())
+        .with("size", &size);
+    if let Some(directory) = &directory {
+        backend = backend.with("mem-path", directory.as_bytes());
+    }
+    let backend = backend.with("share", b"on");
+    while let Some(at) = arguments.iter().position(|one| is_option(one, "mem-path")) {
+        // The value is there: otherwise QEMU says what is missing.
+        arguments.drain(at..(at + 2).min(arguments.len()));
+    }
+    arguments.extend([
+        "-object".into(),
+        backend.render(),
+        "-machine".into(),
+        format!("memory-backend={BACKEND}").into(),
+    ]);
+    Ok(arguments)
+}
+
+/// Ids of the backends that the command line gives the guest itself.
+fn backends(arguments: &[OsString]) -> Vec<Vec<u8>> {
+    let of = |option: &str, key: &str| -> Vec<Vec<u8>> {
+        let lists = values_of(arguments, option).map(|value| OptionList::parse(value));
+        lists
+            .filter_map(|list| list.get(key).map(<[u8]>::to_vec))
+            .collect()
+    };
+    let mut backends = of("machine", "memory-backend");
+    backends.extend(of("M", "memory-backend"));
+    backends.extend(of("numa", "memdev"));
+    backends
+}
+
+fn check_shared(arguments: &[OsString], backend: &[u8]) -> Result<(), Error> {
+    let objects = values_of(arguments, "object").map(|value| OptionList::parse(value));
+    let shared = objects
+        .filter(|object| object.get("id") == Some(backend))
+        .any(|object| object.has("share", "on") || object.has("share", "true"));
+    if shared {
+        return Ok(());
+    }
+    let message = format!(
+        "the memory backend `{}` is not shared, and a vhost-user disk needs the guest's memory",
+        String::from_utf8_lossy(backend)
+    );
+    Err(invalid(message).with_hint("add share=on to its -object, where kvm_extra says it"))
+}
+
+/// The size of the guest's memory, with its unit.
+fn size(arguments: &[OsString]) -> Result<Vec<u8>, Error> {
+    let value = values_of(arguments, "m").last();
+    let list = value.map(|value| OptionList::parse(value));
+    let size = list
+        .as_ref()
+        .and_then(|list| list.get("size").or(list.name()));
+    let mut size = size.map(<[u8]>::to_vec).unwrap_or_default();
+    if !size.first().is_some_and(u8::is_ascii_digit) {
+        let said = value
+            .map(|value| value.to_string_lossy())
+            .unwrap_or_default();
+        return Err(invalid(format!(
+            "-m `{said}`: the size of the guest's memory is not there"
+        )));
+    }
+    if size.iter().all(u8::is_ascii_digit) {
+        // MiB, in -m alone.
+        size.push(b'M');
+    }
+    Ok(size)
+}

@@ -1,0 +1,158 @@
+//! The wrapper that Ganeti calls as `kvm_path`: QEMU with vhost-user disks.
+//!
+//! Ganeti knows no vhost-user disks. But an address in user space passes through it to QEMU's command line, and this program stands
+//! between the two: it finds the disks whose address is [`DISK_PREFIX`] and a volume's name, asks the node for their sockets, and
+//! becomes QEMU, by the same process id, with the descriptors that Ganeti hands on. Without such a disk nothing is asked or changed;
+//! so Ganeti's probes (`--help`, `-machine ?`, `-device ?`) pass.
+//!
+//! | file | what |
+//! |---|---|
+//! | `command_line` | which disks are ours, and what becomes of the arguments: a pure function |
+//! | `memory` | the guest's memory, shared |
+//! | `arguments`, `options` | the shape of QEMU's arguments |
+
+mod arguments;
+mod command_line;
+mod memory;
+mod options;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use archipelago_api::client::{Client, path_segment};
+use archipelago_api::types::VolumeView;
+use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Name};
+
+use crate::settings::Settings;
+
+pub use command_line::{CommandLine, Endpoint, Reconnect, reconnect_of};
+
+/// What a disk's address begins with that the wrapper looks for: one that Ganeti's parsers of both versions let pass.
+pub const DISK_PREFIX: &str = "rbd:vhost_user/";
+/// The wrapper's name.
+pub const WRAPPER_NAME: &str = "archipelago-kvm";
+/// Names QEMU, whatever the settings say.
+pub const QEMU_VARIABLE: &str = "ARCHIPELAGO_KVM";
+/// The device that a disk becomes.
+const VHOST_USER_DEVICE: &str = "vhost-user-blk-pci";
+/// QEMU if nothing is said: the first one that exists.
+const QEMU: [&str; 2] = ["/usr/bin/kvm", "/usr/bin/qemu-system-x86_64"];
+
+/// Becomes QEMU with `arguments`; returns only if that fails.
+#[must_use]
+pub fn become_qemu(arguments: Vec<OsString>, settings: &Settings) -> Error {
+    match command(arguments, settings) {
+        Ok(mut command) => {
+            let error = command.exec();
+            let program = Path::new(command.get_program()).display();
+            failed(format!("starting {program}: {error}")).with_hint(format!(
+                "name QEMU by `archipelago ganeti install --qemu FILE`, or ${QEMU_VARIABLE}"
+            ))
+        }
+        Err(error) => error,
+    }
+}
+
+fn failed(message: String) -> Error {
+    Error::new(ErrorCode::Unavailable, message)
+}
+
+fn command(arguments: Vec<OsString>, settings: &Settings) -> Result<Command, Error> {
+    let program = qemu(settings)?;
+    let line = CommandLine::parse(arguments)?;
+    let volumes: Vec<&Name> = line.volumes().collect();
+    let mut endpoints = Vec::new();
+    let mut reconnect = Reconnect::Seconds;
+    if !volumes.is_empty() {
+        let client = Client::new(settings.layout()?);
+        for volume in volumes {
+            endpoints.push(endpoint(&client, volume)?);
+        }
+        reconnect = reconnect_of(&version(&program));
+    }
+    let mut command = Command::new(program);
+    command.args(line.rewrite(&endpoints, reconnect)?);
+    Ok(command)
+}
+
+/// The program that is QEMU.
+fn qemu(settings: &Settings) -> Result<PathBuf, Error> {
+    let named = std::env::var_os(QEMU_VARIABLE).map(PathBuf::from);
+    let found = || {
+        QEMU.into_iter()
+            .map(PathBuf::from)
+            .find(|path| path.exists())
+    };
+    let program = named
+        .or_else(|| settings.qemu.clone())
+        .or_else(found)
+        .unwrap_or_else(|| PathBuf::from(QEMU[1]));
+    let is_this = std::fs::canonicalize(&program)
+        .ok()
+        .zip(std::env::current_exe().ok())
+        .is_some_and(|(program, this)| program == this);
+    if is_this {
+        return Err(
+            failed(format!("{} is this wrapper, not QEMU", program.display())).with_hint(format!(
+                "name QEMU by `archipelago ganeti install --qemu FILE`, or ${QEMU_VARIABLE}"
+            )),
+        );
+    }
+    Ok(program)
+}
+
+/// Whether QEMU is there, and has what the wrapper says to it.
+///
+/// # Errors
+/// What is missing.
+pub(crate) fn check_qemu(settings: &Settings) -> Result<(), Error> {
+    let program = qemu(settings)?;
+    let path = program.display();
+    let hint = format!("name it: archipelago ganeti install --qemu FILE, or ${QEMU_VARIABLE}");
+    let output = Command::new(&program)
+        .args(["-device", "help"])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| failed(format!("{path}: {error}")).with_hint(&hint))?;
+    let devices = String::from_utf8_lossy(&output.stdout);
+    if !devices.contains(VHOST_USER_DEVICE) {
+        let message = format!("{path} has no device {VHOST_USER_DEVICE}");
+        return Err(failed(message).with_hint(hint));
+    }
+    Ok(())
+}
+
+/// What QEMU prints of its version; nothing if it does not.
+fn version(program: &Path) -> OsString {
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    output.map_or_else(
+        |_failed| OsString::new(),
+        |output| OsStr::from_bytes(&output.stdout).to_owned(),
+    )
+}
+
+/// Where `volume` is attached for a virtual machine.
+fn endpoint(client: &Client, volume: &Name) -> Result<Endpoint, Error> {
+    let path = format!("/v1/volumes/{}", path_segment(volume.as_str()));
+    let view: VolumeView = client.get(&path).map_err(|error| Error {
+        message: format!("volume `{volume}`: {}", error.message),
+        ..error
+    })?;
+    let sockets = view.attachments.into_iter().map(|one| one.endpoint);
+    let mut endpoints = sockets.filter_map(|endpoint| match endpoint {
+        EndpointSpec::VhostUser { socket, queues } => Some(Endpoint { socket, queues }),
+        _ => None,
+    });
+    endpoints.next().ok_or_else(|| {
+        failed(format!("volume `{volume}` is not attached over vhost-user")).with_hint(
+            "its instance's disks are not activated: gnt-instance activate-disks INSTANCE, or start it by Ganeti",
+        )
+    })
+}
