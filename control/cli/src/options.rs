@@ -77,6 +77,9 @@ pub enum Command {
     /// NBD on TCP
     #[command(subcommand)]
     Nbd(Nbd),
+    /// Disks of Ganeti's instances on this node
+    #[command(subcommand)]
+    Ganeti(Ganeti),
     /// Check a pool for damage, missing and leaked objects, with the node running or stopped
     Doctor(Doctor),
     /// Print the script that completes commands in a shell
@@ -135,6 +138,41 @@ pub struct ServeNbd {
     /// Serve other hosts without encryption: anyone who can reach the port can read and write
     #[arg(long, conflicts_with = "tls_certificate")]
     pub insecure: bool,
+}
+
+/// Commands of the external storage provider for Ganeti, which `archipelago-ganeti` carries out.
+#[derive(Debug, Subcommand)]
+pub enum Ganeti {
+    /// Put the provider and the QEMU wrapper where Ganeti looks, and print what the cluster is told; the same again changes what is other
+    Install {
+        /// The provider's directory [default: /usr/share/ganeti/extstorage/archipelago]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// The directory of Ganeti's logs of providers [default: /var/log/ganeti/extstorage]
+        #[arg(long, value_name = "DIR")]
+        log_dir: Option<PathBuf>,
+        /// QEMU, which the wrapper becomes [default: /usr/bin/kvm, else /usr/bin/qemu-system-x86_64]
+        #[arg(long, value_name = "FILE")]
+        qemu: Option<PathBuf>,
+        /// Ganeti's state directory [default: /var/lib/ganeti]
+        #[arg(long, value_name = "DIR")]
+        ganeti_state: Option<PathBuf>,
+    },
+    /// Take away what was installed, and only that; volumes stay
+    Uninstall {
+        /// The provider's directory [default: /usr/share/ganeti/extstorage/archipelago]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Check what is installed and what it needs: QEMU, the node, Ganeti; exit 1 if anything is wrong
+    Check {
+        /// The provider's directory [default: /usr/share/ganeti/extstorage/archipelago]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// The directory of Ganeti's logs of providers [default: /var/log/ganeti/extstorage]
+        #[arg(long, value_name = "DIR")]
+        log_dir: Option<PathBuf>,
+    },
 }
 
 /// Options of `mount`.

@@ -58,6 +58,8 @@ mod tests {
             "mount",
             "umount",
             "nbd serve",
+            "ganeti",
+            "ganeti install",
             "doctor",
             "completions",
         ];

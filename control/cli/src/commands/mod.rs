@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod doctor;
+mod ganeti;
 mod image;
 mod mount;
 mod nbd;
@@ -48,6 +49,7 @@ pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
         Command::Mount(options) => mount::mount(&options, &layout, output),
         Command::Umount { directory } => mount::umount(&directory, output),
         Command::Nbd(Nbd::Serve(options)) => nbd::serve(options, &layout, output),
+        Command::Ganeti(command) => ganeti::run(command, &layout, output),
         Command::Doctor(options) => {
             return doctor::run(&options, &layout, &client, output);
         }
