@@ -14,7 +14,7 @@ use super::calls::blocking;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A number that no device and no attachment has.
-pub(in crate::daemon) fn free_number(attached: impl Iterator<Item = u32>) -> u32 {
+pub(crate) fn free_number(attached: impl Iterator<Item = u32>) -> u32 {
     let mut taken = Control::numbers();
     taken.extend(attached);
     // One of so many is free.
@@ -25,7 +25,7 @@ pub(in crate::daemon) fn free_number(attached: impl Iterator<Item = u32>) -> u32
 }
 
 /// The endpoint of the device `number`.
-pub(in crate::daemon) fn endpoint(number: u32) -> EndpointSpec {
+pub(crate) fn endpoint(number: u32) -> EndpointSpec {
     EndpointSpec::Ublk {
         device: number,
         path: Device::path(number),
@@ -36,7 +36,7 @@ pub(in crate::daemon) fn endpoint(number: u32) -> EndpointSpec {
 ///
 /// # Errors
 /// Why not, with what to use in their place.
-pub(in crate::daemon) async fn check() -> Result<(), Error> {
+pub(crate) async fn check() -> Result<(), Error> {
     blocking(CALL_TIMEOUT, |_goes_on| Control::open().map(drop)).await
 }
 
@@ -44,7 +44,7 @@ pub(in crate::daemon) async fn check() -> Result<(), Error> {
 ///
 /// # Errors
 /// [`ErrorCode::Unsupported`] with what to do.
-pub(in crate::daemon) async fn check_resizes(number: u32) -> Result<(), Error> {
+pub(crate) async fn check_resizes(number: u32) -> Result<(), Error> {
     blocking(CALL_TIMEOUT, move |_goes_on| {
         if Control::open()?.resizes() {
             return Ok(());
@@ -69,14 +69,14 @@ pub(super) fn opened() -> Result<Option<Control>, Error> {
 
 /// A device that this node has made, or is about to make.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::daemon) struct OwnDevice {
+pub(crate) struct OwnDevice {
     number: u32,
     mark: DeviceMark,
 }
 
 impl OwnDevice {
     /// The device `number` of the volume `lineage` of the node at `layout`.
-    pub(in crate::daemon) fn new(layout: &Layout, lineage: Lineage, number: u32) -> OwnDevice {
+    pub(crate) fn new(layout: &Layout, lineage: Lineage, number: u32) -> OwnDevice {
         OwnDevice {
             number,
             mark: DeviceMark::new(&identity(layout), lineage.0),
@@ -100,7 +100,7 @@ impl OwnDevice {
     }
 
     /// Gives it, if it is there, the size of its volume.
-    pub(in crate::daemon) async fn resize(self, size: u64) -> Result<(), Error> {
+    pub(crate) async fn resize(self, size: u64) -> Result<(), Error> {
         blocking(CALL_TIMEOUT, move |_goes_on| {
             let control = Control::open()?;
             match self.look(&control)? {

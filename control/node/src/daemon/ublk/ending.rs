@@ -20,7 +20,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Removes the devices of the node at `layout` that `attached` does not name. Without ublk there are none.
-pub(in crate::daemon) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
+pub(crate) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
     let numbers: Vec<u32> = Control::numbers()
         .into_iter()
         .filter(|number| !attached.contains(number))
@@ -82,7 +82,7 @@ fn claim(device: &Device<'_>, number: u32) -> Result<File, Error> {
 impl OwnDevice {
     /// Stops it, so that its endpoint can be detached: refused while anybody uses it. Unless the node has its pool no more
     /// (`is_orphan`), what waits for a server is waited for.
-    pub(in crate::daemon) async fn stop(self, is_orphan: bool) -> Result<(), Error> {
+    pub(crate) async fn stop(self, is_orphan: bool) -> Result<(), Error> {
         blocking(STOP_TIMEOUT, move |goes_on| {
             let Some(control) = opened()? else {
                 return Ok(());
@@ -119,7 +119,7 @@ impl OwnDevice {
     }
 
     /// Removes it, which is stopped and which no process serves any more.
-    pub(in crate::daemon) async fn remove(self) {
+    pub(crate) async fn remove(self) {
         let removed = blocking(REMOVE_TIMEOUT, move |goes_on| match opened()? {
             Some(control) if self.look(&control)?.is_some() => {
                 control.device(self.number()).remove(goes_on)
@@ -134,7 +134,7 @@ impl OwnDevice {
 
 impl Pool {
     /// Takes back `own`, which could not be served.
-    pub(in crate::daemon) async fn abandon_device(&self, attachment: AttachmentId, own: OwnDevice) {
+    pub(crate) async fn abandon_device(&self, attachment: AttachmentId, own: OwnDevice) {
         let stopped = blocking(STOP_TIMEOUT, move |_goes_on| match opened()? {
             Some(control) if own.look(&control)?.is_some() => control.device(own.number()).stop(),
             Some(_) | None => Ok(()),

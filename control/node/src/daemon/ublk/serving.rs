@@ -82,12 +82,12 @@ fn opener() -> u32 {
 
 impl Pool {
     /// The device `number` of the volume `lineage`.
-    pub(in crate::daemon) fn own_device(&self, lineage: Lineage, number: u32) -> OwnDevice {
+    pub(crate) fn own_device(&self, lineage: Lineage, number: u32) -> OwnDevice {
         OwnDevice::new(&self.context.layout, lineage, number)
     }
 
     /// Has the endpoint serve the device `number`, which is made, or recovered from a dead server, as needed.
-    pub(in crate::daemon) async fn serve_device(
+    pub(crate) async fn serve_device(
         &self,
         attachment: AttachmentId,
         volume: &ServedVolume,
