@@ -299,11 +299,8 @@ async fn clone(State(node): Shared, Segment(text): Segment, Body(body): Body) ->
 
 async fn resize(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     let name = name(&text)?;
-    ok(node
-        .pool_of(&name)
-        .await?
-        .resize(&name, parse(&body)?)
-        .await?)
+    let request = parse(&body)?;
+    ok(kept(async move { node.pool_of(&name).await?.resize(&name, request).await }).await?)
 }
 
 async fn set(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {

@@ -272,14 +272,17 @@ impl Pool {
         self.lookup(name).await
     }
 
-    /// Another size; a running guest is told.
+    /// Another size; a running guest is told, and so are block devices of this host.
     pub(crate) async fn resize(
         &self,
         name: &Name,
         request: ResizeVolume,
     ) -> Result<VolumeView, Error> {
         check_volume_size(request.size)?;
-        wait_while_passing(|| self.resize_once(name, &request)).await
+        let view = wait_while_passing(|| self.resize_once(name, &request)).await?;
+        let Entry { lineage, size, .. } = view.entry;
+        self.grow_local(name, lineage, size).await?;
+        Ok(view)
     }
 
     async fn resize_once(

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use archipelago_api::layout::path_error;
+use archipelago_protocol::ids::SECTOR_SIZE;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::fcntl::OFlag;
 
@@ -32,6 +33,14 @@ fn attribute(node: &Path, name: &str) -> Option<String> {
     let number = node.file_name()?;
     let path = Path::new("/sys/block").join(number).join("loop").join(name);
     Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
+}
+
+/// Bytes of `node`, a `/dev/loopN`; `None`: there is none.
+fn size_of(node: &Path) -> Option<u64> {
+    let path = Path::new("/sys/block").join(node.file_name()?).join("size");
+    let sectors: u64 = fs::read_to_string(path).ok()?.trim_end().parse().ok()?;
+    // Whatever the device's blocks are, sysfs counts in these.
+    sectors.checked_mul(SECTOR_SIZE)
 }
 
 fn open_alone(node: &Path) -> io::Result<()> {
@@ -113,6 +122,37 @@ impl<'a> LoopDevice<'a> {
     fn link_to(&self, node: &Path) -> Result<(), Error> {
         let _former = fs::remove_file(self.link);
         std::os::unix::fs::symlink(node, self.link).map_err(|error| path_error(self.link, &error))
+    }
+
+    /// Has it take the size of its file, which is `size` bytes by now, or more. One that is not there is made with that size.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Io`] if it has another size then, [`ErrorCode::Unavailable`] if what serves the file does not answer, else what the
+    /// tools say.
+    pub(super) async fn grow(&self, size: u64) -> Result<(), Error> {
+        let Some(node) = self.node() else {
+            return Ok(());
+        };
+        if size_of(&node) >= Some(size) {
+            return Ok(());
+        }
+        // First the file: the driver takes what the kernel knows of its size, which may be older than the resize. A stat that does not
+        // return is a program's, which can be ended.
+        let file = self.file.to_string_lossy();
+        let shown = run("stat", &["--cached=never", "--format=%s", &file]).await?;
+        if !shown.parse().is_ok_and(|shown: u64| shown >= size) {
+            let message = format!("its file {file} has {shown} bytes, not {size}");
+            return Err(Error::new(ErrorCode::Io, message));
+        }
+        run("losetup", &["--set-capacity", &node.to_string_lossy()]).await?;
+        match size_of(&node) {
+            Some(now) if now < size => {
+                let message = format!("{} has {now} bytes, not {size}", node.display());
+                Err(Error::new(ErrorCode::Io, message))
+            }
+            // As it shall be, or taken away meanwhile.
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Takes it away, with its link. One that is not there is no error.

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use archipelago_api::layout::{make_directory, path_error};
 use archipelago_api::types::{Attachment, AttachmentState};
-use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Name};
+use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name};
 
 use self::file::{ProcessState, VolumeFile};
 use self::loop_device::LoopDevice;
@@ -156,6 +156,42 @@ impl Pool {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Has block devices of the volume `lineage` take the `size` that its files show by now, outside [`Pool::lock_changes`].
+    ///
+    /// # Errors
+    /// What went wrong with the last that has not: the volume has grown.
+    pub(crate) async fn grow_local(
+        &self,
+        name: &Name,
+        lineage: Lineage,
+        size: u64,
+    ) -> Result<(), Error> {
+        let endpoints: Vec<EndpointSpec> = {
+            let attachments = self.attachments();
+            let of_volume = attachments.of_volume(&self.name, lineage);
+            of_volume.map(|one| one.endpoint.clone()).collect()
+        };
+        let mut grown = Ok(());
+        for endpoint in endpoints {
+            let EndpointSpec::Loop { file, device } = endpoint else {
+                continue;
+            };
+            let looks = &self.context.looks;
+            if let Err(error) = LoopDevice::new(&device, &file, looks).grow(size).await {
+                let at = device.display();
+                let message = format!(
+                    "`{name}` has {size} bytes now, but its device {at} does not show them: {}",
+                    error.message
+                );
+                grown = Err(Error::new(error.code, message).with_hint(format!(
+                    "`{} volume resize {name} {size}` tries it again; so does `losetup --set-capacity {at}`",
+                    self.context.layout.command()
+                )));
+            }
+        }
+        grown
     }
 
     /// Whether anything of the pool is used by this host itself.
