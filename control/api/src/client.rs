@@ -107,9 +107,20 @@ impl Client {
     /// As [`Client::call`]: [`ErrorCode::InUse`] if somebody else has it open, [`ErrorCode::ReadOnly`] if it is frozen and shall be
     /// written.
     pub fn open(&self, name: &Name, access: Access) -> Result<Bulk, Error> {
+        let request = OpenVolume {
+            read_only: access == Access::Read,
+            ..OpenVolume::default()
+        };
+        self.open_as(name, &request)
+    }
+
+    /// As [`Client::open`], in all that `request` says.
+    ///
+    /// # Errors
+    /// As [`Client::open`]; [`ErrorCode::Stale`] if the reservation is gone, so that others may have had the volume.
+    pub fn open_as(&self, name: &Name, request: &OpenVolume) -> Result<Bulk, Error> {
         let path = format!("/v1/volumes/{}/open", path_segment(name.as_str()));
-        let read_only = access == Access::Read;
-        self.call(Method::Post, &path, &OpenVolume { read_only })
+        self.call(Method::Post, &path, request)
     }
 
     fn exchange(&self, method: Method, path: &str, body: &[u8]) -> Result<Vec<u8>, Error> {

@@ -335,6 +335,12 @@ pub struct OpenVolume {
     /// Refuse writes. Snapshots and images are opened so only, and by any number of processes; a volume, as long as nobody writes it.
     #[serde(default)]
     pub read_only: bool,
+    /// Nobody else gets it while the processes of the node are away: answered with a reservation.
+    #[serde(default)]
+    pub keep: bool,
+    /// Name of the reservation that this process holds: it had the volume open, and opens it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
 }
 
 /// Something that is open, and where its one client connects within 30 s.
@@ -351,6 +357,12 @@ pub struct Bulk {
     /// User of the process behind it, if it is not the daemon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
+    /// A file that this process locks (flock) once it has connected, for as long as it keeps the volume: then nobody else gets that while
+    /// the node's processes are away. One that has no name left once it is locked is void. Absent: not asked for, or an endpoint of the
+    /// node may open the volume, so it is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub reservation: Option<PathBuf>,
 }
 
 /// What a check of a pool found.

@@ -210,7 +210,10 @@ mod tests {
     fn the_status_says_how_the_pool_is_accessed_and_why() {
         for (options, expected) in [
             ("rw", "direct, in units of "),
-            ("data=journal", "page cache: the file system accepts O_DIRECT"),
+            (
+                "data=journal",
+                "page cache: the file system accepts O_DIRECT",
+            ),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let Some(mount) = Mount::new(dir.path(), "ext4", options) else {

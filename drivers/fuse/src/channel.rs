@@ -1,69 +1,51 @@
-//! The channel of an open file: opened by the node, given up when it ends, opened anew when somebody opens the file again.
+//! The channel of an open file: opened by the node, opened again by itself when its process dies, given up if others may have had the
+//! volume meanwhile.
+//!
+//! | state | leaves it when |
+//! |---|---|
+//! | closed | somebody opens the file: live |
+//! | live | the process behind it dies or stops: away, if the volume is kept; else closed |
+//! | away | it is open again: live; others may have had the volume: closed |
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use archipelago_api::client::Client;
-use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name};
-use archipelago_segment::{VolumeClient, VolumeOptions};
+use archipelago_protocol::{Access, Error, Name};
+use archipelago_segment::{VolumeClient, loss_marker};
+use nix::sys::eventfd::EventFd;
 
 use crate::job::Incarnation;
-
-/// Buffers of an open file: 4 MiB, of which only what is used takes memory. Enough pieces in flight for a disk.
-const OPTIONS: VolumeOptions = VolumeOptions {
-    buffers: 32,
-    buffer_len: 128 << 10,
-};
-/// Bytes of a buffer.
-pub(crate) const BUFFER_LEN: u32 = 128 << 10;
-const _: () = assert!(BUFFER_LEN as usize == OPTIONS.buffer_len);
-
-/// Opens one thing, again and again.
-#[derive(Debug, Clone)]
-pub(crate) struct Opener {
-    client: Client,
-    name: Name,
-    lineage: Lineage,
-}
-
-impl Opener {
-    /// Opens what has the name `name` as long as it is `lineage`.
-    pub(crate) fn new(client: Client, name: Name, lineage: Lineage) -> Opener {
-        Opener {
-            client,
-            name,
-            lineage,
-        }
-    }
-
-    /// What it opens.
-    pub(crate) fn name(&self) -> &Name {
-        &self.name
-    }
-
-    fn open(&self, access: Access) -> Result<(VolumeClient, u64), Error> {
-        let opened = self.client.open(&self.name, access)?;
-        if opened.lineage != self.lineage {
-            // The endpoint closes what nobody comes for.
-            let message = format!("`{}` is another one now", self.name);
-            return Err(Error::new(ErrorCode::NotFound, message));
-        }
-        let volume = VolumeClient::connect(&opened.socket, opened.uid, OPTIONS)?;
-        Ok((volume, opened.size))
-    }
-}
+use crate::opener::{Connection, Opener};
+use crate::reopening::Reopening;
 
 #[derive(Debug)]
-struct Connection {
-    access: Access,
-    client: VolumeClient,
+enum State {
+    Closed,
+    Live(Box<Connection>),
+    Away {
+        access: Access,
+        /// Marker of the channel that has ended: see [`loss_marker`].
+        marker: PathBuf,
+        reopening: Reopening,
+    },
+}
+
+/// What became of a channel that was away.
+#[derive(Debug)]
+pub(crate) enum Return {
+    /// It is open again; the file has so many bytes. `lost`: acknowledged writes are not there any more.
+    Live { size: u64, lost: bool },
+    /// Others may have had the volume: whoever has the file open is not served any more.
+    Ended(Error),
 }
 
 /// The channel, if there is one.
 #[derive(Debug)]
 pub(crate) struct Channel {
     opener: Opener,
-    connection: Option<Connection>,
-    /// Of the connection, or of the last one.
+    state: State,
+    /// Of the connection, or of the last one. One that is opened again is the same.
     incarnation: Incarnation,
 }
 
@@ -71,7 +53,7 @@ impl Channel {
     pub(crate) fn new(opener: Opener) -> Channel {
         Channel {
             opener,
-            connection: None,
+            state: State::Closed,
             incarnation: Incarnation(0),
         }
     }
@@ -83,70 +65,154 @@ impl Channel {
 
     /// The client, as long as the endpoint is there.
     pub(crate) fn live(&mut self) -> Option<&mut VolumeClient> {
-        let client = &mut self.connection.as_mut()?.client;
-        (!client.is_gone()).then_some(client)
+        self.client().filter(|client| !client.is_gone())
     }
 
     /// The client, also of an endpoint that has gone: it still has requests to give back.
     pub(crate) fn client(&mut self) -> Option<&mut VolumeClient> {
-        self.connection
-            .as_mut()
-            .map(|connection| &mut connection.client)
+        match &mut self.state {
+            State::Live(connection) => Some(&mut connection.client),
+            State::Closed | State::Away { .. } => None,
+        }
+    }
+
+    /// Whether its endpoint has gone and it will be opened again: requests wait for that.
+    pub(crate) fn is_kept(&self) -> bool {
+        match &self.state {
+            State::Live(connection) => connection.reservation.is_some(),
+            State::Away { .. } => true,
+            State::Closed => false,
+        }
+    }
+
+    /// Whether it is being opened again.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self.state, State::Away { .. })
     }
 
     /// What is readable when the client has something to do.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        let connection = self.connection.as_ref()?;
-        Some(connection.client.as_fd())
+        match &self.state {
+            State::Live(connection) => Some(connection.client.as_fd()),
+            State::Closed | State::Away { .. } => None,
+        }
     }
 
-    /// The incarnation that serves, if one does.
+    /// The incarnation that serves, now or once the channel is back.
     pub(crate) fn incarnation(&mut self) -> Option<Incarnation> {
-        self.live()?;
-        Some(self.incarnation)
+        (self.is_kept() || self.live().is_some()).then_some(self.incarnation)
     }
 
     /// The incarnation that serves `access`, if one does.
     pub(crate) fn serves(&mut self, access: Access) -> Option<Incarnation> {
-        let enough = self.connection.as_ref()?.access >= access;
-        enough.then(|| self.incarnation()).flatten()
+        let served = match &self.state {
+            State::Live(connection) => connection.access,
+            State::Away { access, .. } => *access,
+            State::Closed => return None,
+        };
+        (served >= access).then(|| self.incarnation()).flatten()
     }
 
-    /// Opens it so that it serves `access` and what it served before; nothing is in flight. Gives the file's size.
+    /// Opens it so that it serves `access` and what it served before; nothing is in flight, and it is not away. Gives the file's size.
     ///
     /// # Errors
     /// What the node says. Who had it open to be read has it still, if the node lets them.
     pub(crate) fn open(&mut self, access: Access) -> Result<u64, Error> {
         let readers = self.live().is_some();
         if readers && let Err(error) = self.close() {
-            tracing::warn!("`{}`, open to be read: {error}", self.opener.name);
+            tracing::warn!("`{}`, open to be read: {error}", self.name());
         }
-        self.connection = None;
+        self.state = State::Closed;
         match self.opener.open(access) {
-            Ok((client, size)) => {
+            Ok(connection) => {
                 if !readers {
                     self.incarnation.0 += 1;
                 }
-                self.connection = Some(Connection { access, client });
+                let size = connection.size;
+                self.state = State::Live(Box::new(connection));
                 Ok(size)
             }
             Err(error) => {
-                if readers && let Ok((client, _)) = self.opener.open(Access::Read) {
-                    let access = Access::Read;
-                    self.connection = Some(Connection { access, client });
+                if readers && let Ok(connection) = self.opener.open(Access::Read) {
+                    self.state = State::Live(Box::new(connection));
                 }
                 Err(error)
             }
         }
     }
 
-    /// Closes it; nothing is in flight. Of a channel that ended before, whoever used it has been told.
+    /// Its endpoint has gone, and all requests were given back: begins to open it again, if it is kept. `false`: it is closed now.
+    pub(crate) fn leave(&mut self, doorbell: &Arc<EventFd>) -> bool {
+        let former = std::mem::replace(&mut self.state, State::Closed);
+        let State::Live(former) = former else {
+            return false;
+        };
+        let Connection {
+            access,
+            socket,
+            reservation: Some(reservation),
+            ..
+        } = *former
+        else {
+            return false;
+        };
+        let opener = self.opener.clone();
+        match Reopening::start(opener, access, reservation, Arc::clone(doorbell)) {
+            Ok(reopening) => {
+                self.state = State::Away {
+                    access,
+                    marker: loss_marker(&socket),
+                    reopening,
+                };
+                true
+            }
+            Err(error) => {
+                tracing::error!("opening `{}` again: {error}", self.name());
+                false
+            }
+        }
+    }
+
+    /// What became of it, if it was away and is not any more.
+    pub(crate) fn come_back(&mut self) -> Option<Return> {
+        let State::Away {
+            marker, reopening, ..
+        } = &self.state
+        else {
+            return None;
+        };
+        let reopened = reopening.take()?;
+        // Whoever closed the volume has done so before it was open again.
+        let lost = reopened.lost || std::fs::remove_file(marker).is_ok();
+        self.opener = reopened.opener;
+        Some(match reopened.result {
+            Ok(connection) => {
+                let size = connection.size;
+                self.state = State::Live(Box::new(connection));
+                Return::Live { size, lost }
+            }
+            Err(error) => {
+                self.state = State::Closed;
+                Return::Ended(error)
+            }
+        })
+    }
+
+    /// Closes it; nothing is in flight. Of a channel that ended before, whoever used it has been told, or will be.
     ///
     /// # Errors
     /// What was lost.
     pub(crate) fn close(&mut self) -> Result<(), Error> {
-        match self.connection.take() {
-            Some(Connection { client, .. }) if !client.is_gone() => client.close(),
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Live(connection) if !connection.client.is_gone() => {
+                // The reservation ends behind the close.
+                let Connection {
+                    client,
+                    reservation: _kept,
+                    ..
+                } = *connection;
+                client.close()
+            }
             _ => Ok(()),
         }
     }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{ResizeVolume, VolumeView};
@@ -65,6 +65,15 @@ fn ask(client: &Client, name: &Name) -> Result<Entry, Error> {
     Ok(view.entry)
 }
 
+/// What is `known` of a file while nobody can be asked: the kernel forgets the path of a file of which it gets an error, and a loop device
+/// has lost its file then.
+fn known_while_away(error: Error, known: impl FnOnce() -> Option<Entry>) -> Result<Entry, Error> {
+    match error.code {
+        ErrorCode::Unavailable => known().ok_or(error),
+        _ => Err(error),
+    }
+}
+
 fn path(name: &Name, rest: &str) -> String {
     format!("/v1/volumes/{}{rest}", path_segment(name.as_str()))
 }
@@ -78,15 +87,20 @@ fn number_of(error: &Error, what: &Name) -> libc::c_int {
 }
 
 impl VolumeFiles {
-    /// The files of the node that `client` asks, or that of `only`, which belong to the user and group of this process.
+    /// The files of the node that `client` asks, or that of `only`, which belong to the user and group of this process. Requests wait for
+    /// up to `wait_max` for a node that is away.
     ///
     /// # Errors
     /// What the kernel says to its threads.
-    pub fn new(client: Client, only: Option<Name>) -> std::io::Result<VolumeFiles> {
+    pub fn new(
+        client: Client,
+        only: Option<Name>,
+        wait_max: Duration,
+    ) -> std::io::Result<VolumeFiles> {
         Ok(VolumeFiles {
             api: ApiThreads::start(client)?,
             nodes: Arc::default(),
-            open: OpenFiles::default(),
+            open: OpenFiles::new(wait_max),
             listings: HashMap::new(),
             next_listing: 0,
             owner: Owner {
@@ -116,8 +130,8 @@ impl VolumeFiles {
 
 /// Gives the volume `size` bytes; the number of the error if that cannot be.
 fn grow(client: &Client, node: &Node, size: u64) -> Result<Entry, libc::c_int> {
-    let failed = |error: Error| number_of(&error, &node.name);
-    let entry = ask(client, &node.name).map_err(failed)?;
+    let failed = |error: Error| number_of(&error, node.name());
+    let entry = ask(client, node.name()).map_err(failed)?;
     if size == entry.size {
         return Ok(entry);
     }
@@ -133,7 +147,7 @@ fn grow(client: &Client, node: &Node, size: u64) -> Result<Entry, libc::c_int> {
     }
     let resize = ResizeVolume { size, force: false };
     let view: Result<VolumeView, Error> =
-        client.call(Method::Post, &path(&node.name, "/resize"), &resize);
+        client.call(Method::Post, &path(node.name(), "/resize"), &resize);
     Ok(view.map_err(failed)?.entry)
 }
 
@@ -158,12 +172,15 @@ impl Filesystem for VolumeFiles {
             return reply.error(libc::ENOENT);
         };
         let (nodes, owner) = (Arc::clone(&self.nodes), self.owner);
-        self.api.ask(move |client| match ask(client, &name) {
-            Ok(entry) => match lock(&nodes).look_up(&entry) {
-                Some(_) => reply.entry(&TTL, &owner.file(&entry), 0),
-                None => reply.error(libc::EIO),
-            },
-            Err(error) => reply.error(number_of(&error, &name)),
+        self.api.ask(move |client| {
+            let known = || lock(&nodes).named(&name);
+            match ask(client, &name).or_else(|error| known_while_away(error, known)) {
+                Ok(entry) => match lock(&nodes).look_up(&entry) {
+                    Some(_) => reply.entry(&TTL, &owner.file(&entry), 0),
+                    None => reply.error(libc::EIO),
+                },
+                Err(error) => reply.error(number_of(&error, &name)),
+            }
         });
     }
 
@@ -179,14 +196,17 @@ impl Filesystem for VolumeFiles {
             return reply.error(libc::ESTALE);
         };
         let (nodes, owner) = (Arc::clone(&self.nodes), self.owner);
-        self.api.ask(move |client| match ask(client, &node.name) {
-            Ok(entry) if entry.lineage == node.lineage => {
-                lock(&nodes).update(&entry);
-                reply.attr(&TTL, &owner.file(&entry));
+        self.api.ask(move |client| {
+            let known = || Some(node.entry());
+            match ask(client, node.name()).or_else(|error| known_while_away(error, known)) {
+                Ok(entry) if entry.lineage == node.lineage() => {
+                    lock(&nodes).update(&entry);
+                    reply.attr(&TTL, &owner.file(&entry));
+                }
+                // Another thing has the name now; the kernel looks it up again.
+                Ok(_other) => reply.error(libc::ESTALE),
+                Err(error) => reply.error(number_of(&error, node.name())),
             }
-            // Another thing has the name now; the kernel looks it up again.
-            Ok(_other) => reply.error(libc::ESTALE),
-            Err(error) => reply.error(number_of(&error, &node.name)),
         });
     }
 

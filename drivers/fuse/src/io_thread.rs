@@ -4,7 +4,10 @@
 //! limit of requests in flight, and by the programs that wait for theirs.
 //!
 //! Invariants
-//! - Each request is answered once. A channel that ends fails all that came over it, before a new one is opened.
+//! - Each request is answered once. When the channel of a volume that is kept ends, what was not answered is sent again over the next
+//!   one, before anything newer; so is nothing else. Requests wait for that, in bounds ([`Outage`]), and fail then until it is back.
+//! - A channel that is not kept, or that others may have followed, fails all that came over it, before a new one is opened.
+//! - Writes that were lost fail the next flush.
 //! - Requests that change the file are carried out together, but for one that changes a part of a sector: that one is alone.
 
 use std::collections::VecDeque;
@@ -13,15 +16,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use archipelago_protocol::{Access, ErrorCode};
 use archipelago_segment::{Finished, Request, SubmitError, VolumeClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::channel::{BUFFER_LEN, Channel, Opener};
+use crate::channel::{Channel, Return};
 use crate::job::{Io, Job};
+use crate::opener::{BUFFER_LEN, Opener};
 use crate::operation::{Operation, Step};
+use crate::outage::Outage;
 use crate::pieces::Piece;
 use crate::slab::Slab;
 
@@ -37,13 +43,14 @@ pub(crate) struct IoThread {
 }
 
 impl IoThread {
-    /// Starts the thread for what `opener` opens. Nothing is opened yet.
+    /// Starts the thread for what `opener` opens, whose requests wait for `wait_max` when its endpoint is away. Nothing is opened yet.
     ///
     /// # Errors
     /// What the kernel says: no descriptor, no thread.
     pub(crate) fn start(
         opener: Opener,
         size: FileSize,
+        wait_max: Duration,
     ) -> std::io::Result<(IoThread, JoinHandle<()>)> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let doorbell = Arc::new(EventFd::from_value_and_flags(0, flags)?);
@@ -57,7 +64,10 @@ impl IoThread {
             begun: VecDeque::new(),
             operations: Slab::default(),
             steps: Slab::default(),
+            unanswered: VecDeque::new(),
             changing: Changing::default(),
+            outage: Outage::new(wait_max),
+            unreported_loss: false,
             failures: 0,
         };
         let thread = std::thread::Builder::new().name("volume".to_owned());
@@ -129,7 +139,12 @@ struct Worker {
     operations: Slab<Operation>,
     /// By their tokens.
     steps: Slab<Flight>,
+    /// In flight when the channel ended: sent again first.
+    unanswered: VecDeque<Flight>,
     changing: Changing,
+    outage: Outage,
+    /// Acknowledged writes were lost and no flush has reported it: the next one fails.
+    unreported_loss: bool,
     /// Operations that failed.
     failures: u64,
 }
@@ -141,7 +156,7 @@ impl Worker {
             ending |= self.take_jobs();
             self.begin();
             self.send_pieces();
-            if self.take_finished() {
+            if self.take_finished() || self.follow_channel() {
                 continue;
             }
             let idle = self.operations.is_empty() && self.waiting.is_empty();
@@ -149,9 +164,15 @@ impl Worker {
                 break;
             }
             // An open waits until nothing is in flight, which is so now.
-            if !self.operations.is_empty() || self.waiting.is_empty() {
+            if self.channel.is_away() || !self.operations.is_empty() || self.waiting.is_empty() {
                 self.sleep();
             }
+        }
+        if self.unreported_loss {
+            let name = self.channel.name();
+            tracing::error!(
+                "`{name}`: written data was lost, and nobody has asked for a sync since"
+            );
         }
         if let Err(error) = self.channel.close() {
             let name = self.channel.name();
@@ -169,6 +190,74 @@ impl Worker {
             self.finished(finished);
         }
         any
+    }
+
+    /// Follows the channel: its end, its return, the deadline of what waits for that. Whether anything has changed.
+    fn follow_channel(&mut self) -> bool {
+        if let Some(back) = self.channel.come_back() {
+            self.came_back(back);
+            return true;
+        }
+        if self.outage.is_over_limit() && !(self.unanswered.is_empty() && self.begun.is_empty()) {
+            let (name, seconds) = (self.channel.name(), self.outage.limit().as_secs());
+            tracing::error!("`{name}` is away for {seconds} s: its requests fail until it is back");
+            self.fail_all();
+            return true;
+        }
+        let gone = self.channel.client().is_some_and(|client| client.is_gone());
+        if !gone {
+            return false;
+        }
+        let name = self.channel.name().clone();
+        if self.channel.leave(&self.doorbell) {
+            self.outage.begin();
+            tracing::warn!("the channel of `{name}` has ended: its requests wait for the next one");
+        } else {
+            self.fail_all();
+        }
+        true
+    }
+
+    fn came_back(&mut self, back: Return) {
+        let name = self.channel.name();
+        let away = self.outage.end();
+        match back {
+            Return::Live { size, lost } => {
+                // Relaxed: a number of its own, it orders nothing else.
+                self.size.store(size, Ordering::Relaxed);
+                self.unreported_loss |= lost;
+                let count = self.unanswered.len();
+                tracing::info!("`{name}` is back after {away:?}: {count} requests are sent again");
+                if lost {
+                    tracing::error!("`{name}`: written data was lost; the next sync fails");
+                }
+            }
+            Return::Ended(error) => {
+                tracing::error!(
+                    "`{name}` is not served any more to who has it open: {error} ({})",
+                    error.hint
+                );
+                self.fail_all();
+            }
+        }
+    }
+
+    /// Fails everything that has begun; nothing is in flight.
+    fn fail_all(&mut self) {
+        let unanswered = std::mem::take(&mut self.unanswered);
+        let begun = std::mem::take(&mut self.begun);
+        for flight in &unanswered {
+            if let Some(operation) = self.operations.get_mut(flight.operation) {
+                operation.ended(Err(ErrorCode::Unavailable));
+            }
+        }
+        let unanswered = unanswered.into_iter().map(|flight| flight.operation);
+        for index in unanswered.chain(begun) {
+            if let Some(operation) = self.operations.get_mut(index) {
+                operation.give_up(ErrorCode::Unavailable);
+            }
+            self.answer_done(index);
+        }
     }
 
     /// Takes what has come; whether nothing will come any more.
@@ -194,10 +283,21 @@ impl Worker {
             let channel = self.channel.descriptor();
             descriptors.extend(channel.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             // A wait that a signal ends early is begun again.
-            let _woken = poll(&mut descriptors, PollTimeout::NONE);
+            let _woken = poll(&mut descriptors, self.sleep_max());
         }
         if let Some(client) = self.channel.client() {
             client.wake();
+        }
+    }
+
+    /// How long to sleep at most: until requests wait no more.
+    fn sleep_max(&self) -> PollTimeout {
+        match self.outage.left() {
+            None | Some(Duration::ZERO) => PollTimeout::NONE,
+            // Behind the moment, not a part of a millisecond before it. A longer sleep is cut, and begun again.
+            Some(left) => {
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            }
         }
     }
 
@@ -208,7 +308,9 @@ impl Worker {
                 Job::Open { access, reply } => {
                     if let Some(incarnation) = self.channel.serves(access) {
                         reply(Ok(incarnation));
-                    } else if !self.operations.is_empty() {
+                    } else if self.channel.is_away() && self.outage.is_over_limit() {
+                        reply(Err(ErrorCode::Unavailable));
+                    } else if self.channel.is_away() || !self.operations.is_empty() {
                         return self.waiting.push_front(Job::Open { access, reply });
                     } else {
                         let opened = self.open(access);
@@ -219,12 +321,18 @@ impl Worker {
                         reply(serves);
                     }
                 }
-                Job::Io { incarnation, io } if self.channel.incarnation() == Some(incarnation) => {
+                Job::Io { incarnation, io }
+                    if self.channel.incarnation() == Some(incarnation)
+                        && !self.outage.is_over_limit() =>
+                {
                     if let Some(io) = self.begin_io(io) {
                         return self.waiting.push_front(Job::Io { incarnation, io });
                     }
                 }
-                Job::Io { io, .. } => io.fail(ErrorCode::Unavailable),
+                Job::Io { io, .. } => {
+                    self.report(ErrorCode::Unavailable);
+                    io.fail(ErrorCode::Unavailable);
+                }
             }
         }
     }
@@ -265,6 +373,9 @@ impl Worker {
 
     /// Sends as many pieces as there is room for.
     fn send_pieces(&mut self) {
+        if self.channel.is_away() || !self.send_unanswered() {
+            return;
+        }
         while let Some(&index) = self.begun.front() {
             let piece = self
                 .operations
@@ -276,7 +387,11 @@ impl Worker {
                 continue;
             };
             match self.send_piece(index, piece) {
-                Sent::Yes => {}
+                Sent::Yes => {
+                    if let Some(operation) = self.operations.get_mut(index) {
+                        operation.began();
+                    }
+                }
                 Sent::NoRoom => return,
                 Sent::Gone => {
                     if let Some(operation) = self.operations.get_mut(index) {
@@ -287,9 +402,29 @@ impl Worker {
         }
     }
 
+    /// Sends again what the former channel has not answered; whether all of it is sent.
+    fn send_unanswered(&mut self) -> bool {
+        while let Some(&Flight {
+            operation, piece, ..
+        }) = self.unanswered.front()
+        {
+            // It counts as in flight all the while.
+            if !matches!(self.send_piece(operation, piece), Sent::Yes) {
+                return false;
+            }
+            self.unanswered.pop_front();
+        }
+        true
+    }
+
     fn send_piece(&mut self, index: usize, piece: Piece) -> Sent {
+        let gone = match self.channel.is_kept() {
+            // It waits, and is sent over the next channel.
+            true => Sent::NoRoom,
+            false => Sent::Gone,
+        };
         let Some(client) = self.channel.live() else {
-            return Sent::Gone;
+            return gone;
         };
         let Some(operation) = self.operations.get_mut(index) else {
             return Sent::Gone;
@@ -309,15 +444,12 @@ impl Worker {
         };
         let token = self.steps.insert(flight);
         match client.submit(token as u64, request) {
-            Ok(()) => {
-                operation.began();
-                Sent::Yes
-            }
+            Ok(()) => Sent::Yes,
             Err(refused) => {
                 self.steps.remove(token);
                 match refused {
                     SubmitError::Full(_) => Sent::NoRoom,
-                    SubmitError::Gone(_) => Sent::Gone,
+                    SubmitError::Gone(_) => gone,
                 }
             }
         }
@@ -329,15 +461,27 @@ impl Worker {
         let Some(flight) = self.steps.remove(token) else {
             return;
         };
+        let mut result = finished.result;
+        if result == Err(ErrorCode::Unavailable)
+            && self.channel.live().is_none()
+            && self.channel.is_kept()
+        {
+            return self.unanswered.push_back(flight);
+        }
+        if flight.piece == Piece::Flush && result.is_ok() && self.unreported_loss {
+            self.unreported_loss = false;
+            result = Err(ErrorCode::SyncFailed);
+        }
         let Some(operation) = self.operations.get_mut(flight.operation) else {
             return;
         };
-        let mut result = finished.result;
         if result.is_ok()
             && let Some(next) = operation.stepped(flight.piece, flight.step, finished.buffer)
         {
             match self.send_step(flight, next) {
                 Ok(()) => return,
+                // From its first step on.
+                Err(_gone) if self.channel.is_kept() => return self.unanswered.push_back(flight),
                 Err(code) => result = Err(code),
             }
         }

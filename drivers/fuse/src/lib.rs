@@ -9,24 +9,29 @@
 //! | `nodes`, `attributes`, `listing` | names, numbers, sizes |
 //! | `api_threads` | who asks the node |
 //! | `open_files`, `io_thread`, `channel` | an open file: its users, its thread, its segment channel |
+//! | `opener`, `reservation`, `reopening`, `outage` | how a channel is opened, and opened again when its process has died |
 //! | `job`, `operation`, `pieces` | a request for an open file, and how it is cut into what a volume can do |
 //!
 //! One design decision: this is a process of its own, a client of the segment channel as any other program is. The kernel may wait for
 //! it at any moment, and it may wait for the endpoint; the endpoint never waits for it. When it dies, the endpoint closes what it had
-//! open, and programs get errors: no answer is ever made up.
+//! open, and programs get errors: no answer is ever made up. When the endpoint dies, requests wait and are sent to the next one; a
+//! reservation keeps others from the volume meanwhile.
 //!
 //! What a program may rely on:
 //! * A write that returned is seen by everybody who reads the file in this mount. `fsync` makes it durable.
 //! * A punched hole and a zeroed range read as zeros.
 //! * A file is somebody's: opened for writing it is nobody else's, in no other mount and at no endpoint.
-//! * After an error of the channel (the data process died), every call on files that were open fails, until they are opened again.
+//! * The death of the data process or the daemon, or a restart of the node, is a pause: nothing that was answered is lost. After five minutes
+//!   without a node, requests fail until it is back.
+//! * Written data that was lost all the same, as a disk failed, fails the next `fsync`.
 //!
 //! ```no_run
 //! use archipelago_api::{client::Client, layout::Layout};
 //! use archipelago_fuse::{MountOptions, mount};
 //!
 //! let client = Client::new(Layout::new(None)?);
-//! let options = MountOptions { read_only: true, allow_other: false, only: None };
+//! let wait_max = std::time::Duration::from_secs(300);
+//! let options = MountOptions { read_only: true, allow_other: false, only: None, wait_max };
 //! mount(client, "/mnt/volumes".as_ref(), options, || ())?;
 //! # Ok::<(), archipelago_protocol::Error>(())
 //! ```
@@ -46,8 +51,12 @@ mod listing;
 mod mounting;
 mod nodes;
 mod open_files;
+mod opener;
 mod operation;
+mod outage;
 mod pieces;
+mod reopening;
+mod reservation;
 mod slab;
 
 pub use filesystem::VolumeFiles;

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use archipelago_api::client::Client;
 use archipelago_api::layout::{Layout, ROOT_VARIABLE};
@@ -15,6 +16,8 @@ use clap::Parser;
 
 /// What a process in the background says when its mount is there.
 const READY: &[u8] = b"ready\n";
+/// How long requests wait for the node: longer than its stop (60 s), an update of its programs and its start (50 s) take together.
+const WAIT_MAX_SECONDS: u64 = 300;
 
 /// Serves the volumes, snapshots and images of a node as files in DIR, until it is unmounted.
 #[derive(Debug, Parser)]
@@ -32,6 +35,9 @@ struct Options {
     /// Show this volume, snapshot or image alone
     #[arg(long, value_name = "NAME")]
     only: Option<Name>,
+    /// How long requests on open files wait for a node that is away, before they fail
+    #[arg(long, value_name = "SECONDS", default_value_t = WAIT_MAX_SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    wait_max: u64,
     /// Say `ready` when the mount is there, or why it is not, for `archipelago mount`
     #[arg(long, hide = true)]
     background: bool,
@@ -79,6 +85,7 @@ fn serve(options: Options) -> Result<(), Error> {
         read_only: options.read_only,
         allow_other: options.allow_other,
         only: options.only,
+        wait_max: Duration::from_secs(options.wait_max),
     };
     mount(client, &options.directory, mount_options, || {
         if options.background {

@@ -1,6 +1,7 @@
 //! A mount from its beginning to its end.
 
 use std::path::Path;
+use std::time::Duration;
 
 use archipelago_api::client::Client;
 use archipelago_api::pools::PoolList;
@@ -23,6 +24,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Nothing else is shown.
     pub only: Option<Name>,
+    /// How long requests on an open file wait for a node that is away, before they fail.
+    pub wait_max: Duration,
 }
 
 /// Mounts the things of the node that `client` asks at `directory`, calls `ready`, serves until somebody unmounts it or a signal
@@ -41,7 +44,7 @@ pub fn mount(
     let failed = |error: std::io::Error| mount_error(directory, &error);
     let signals = block_signals().map_err(|errno| failed(errno.into()))?;
     let kernel_options = kernel_options(&options);
-    let files = VolumeFiles::new(client, options.only).map_err(failed)?;
+    let files = VolumeFiles::new(client, options.only, options.wait_max).map_err(failed)?;
     let mut session = Session::new(files, directory, &kernel_options).map_err(failed)?;
     let at = std::path::absolute(directory).map_err(failed)?;
     let ending = std::thread::Builder::new().name("signals".to_owned());

@@ -27,18 +27,35 @@ pub(crate) fn number(lineage: Lineage) -> u64 {
 /// A file that the kernel knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
-    pub(crate) name: Name,
-    pub(crate) lineage: Lineage,
-    pub(crate) kind: Kind,
+    /// As last heard, but for its size.
+    entry: Arc<Entry>,
     /// Bytes, as last heard.
     pub(crate) size: FileSize,
     lookups: u64,
 }
 
 impl Node {
+    /// Its name, as last heard.
+    pub(crate) fn name(&self) -> &Name {
+        &self.entry.name
+    }
+
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.entry.lineage
+    }
+
+    /// All that was heard last.
+    pub(crate) fn entry(&self) -> Entry {
+        Entry {
+            // Relaxed: a number of its own, it orders nothing else.
+            size: self.size.load(Ordering::Relaxed),
+            ..Entry::clone(&self.entry)
+        }
+    }
+
     /// Whether it never changes.
     pub(crate) fn is_frozen(&self) -> bool {
-        self.kind != Kind::Volume
+        self.entry.kind != Kind::Volume
     }
 }
 
@@ -51,16 +68,14 @@ impl Nodes {
     pub(crate) fn look_up(&mut self, entry: &Entry) -> Option<u64> {
         let number = number(entry.lineage);
         let node = self.0.entry(number).or_insert_with(|| Node {
-            name: entry.name.clone(),
-            lineage: entry.lineage,
-            kind: entry.kind,
+            entry: Arc::new(entry.clone()),
             size: Arc::new(AtomicU64::new(entry.size)),
             lookups: 0,
         });
-        if node.lineage != entry.lineage {
+        if node.lineage() != entry.lineage {
             return None;
         }
-        node.name = entry.name.clone();
+        node.entry = Arc::new(entry.clone());
         node.lookups += 1;
         // Relaxed: a number of its own, it orders nothing else.
         node.size.store(entry.size, Ordering::Relaxed);
@@ -70,11 +85,17 @@ impl Nodes {
     /// What is heard of a file that the kernel knows.
     pub(crate) fn update(&mut self, entry: &Entry) {
         if let Some(node) = self.0.get_mut(&number(entry.lineage))
-            && node.lineage == entry.lineage
+            && node.lineage() == entry.lineage
         {
             // Relaxed: as above.
             node.size.store(entry.size, Ordering::Relaxed);
         }
+    }
+
+    /// What was heard last of the file `name` that the kernel knows.
+    pub(crate) fn named(&self, name: &Name) -> Option<Entry> {
+        let mut nodes = self.0.values();
+        nodes.find(|node| node.name() == name).map(Node::entry)
     }
 
     /// A file that the kernel knows.
@@ -118,7 +139,13 @@ mod tests {
         let mut nodes = Nodes::default();
         let number = nodes.look_up(&entry("a", 77)).unwrap();
         assert_eq!(nodes.look_up(&entry("b", 77)), Some(number));
-        assert_eq!(nodes.get(number).unwrap().name.as_str(), "b");
+        assert_eq!(nodes.get(number).unwrap().name().as_str(), "b");
+        let named = |name: &str| {
+            nodes
+                .named(&name.parse().unwrap())
+                .map(|entry| entry.lineage)
+        };
+        assert_eq!((named("a"), named("b")), (None, Some(Lineage(77))));
         nodes.forget(number, 1);
         assert!(nodes.get(number).is_some());
         let other = nodes.look_up(&entry("b", 78)).unwrap();

@@ -5,14 +5,15 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use archipelago_api::client::Client;
 use archipelago_protocol::{Access, ErrorCode, Lineage};
 
-use crate::channel::Opener;
 use crate::io_thread::IoThread;
 use crate::job::{Incarnation, Io, Job, Reply};
 use crate::nodes::Node;
+use crate::opener::Opener;
 
 /// A file that somebody has open.
 #[derive(Debug)]
@@ -55,31 +56,41 @@ impl Tables {
 }
 
 /// All of them. Clones share them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct OpenFiles {
     tables: Arc<Mutex<Tables>>,
     /// Threads that may not have ended yet.
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    wait_max: Duration,
 }
 
 impl OpenFiles {
+    /// None yet. Requests wait for up to `wait_max` for an endpoint that is away.
+    pub(crate) fn new(wait_max: Duration) -> OpenFiles {
+        OpenFiles {
+            tables: Arc::default(),
+            threads: Arc::default(),
+            wait_max,
+        }
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens `node`; `reply` gets the number of the handle.
     pub(crate) fn open(&self, client: &Client, node: &Node, access: Access, reply: Reply<u64>) {
-        let lineage = node.lineage;
+        let lineage = node.lineage();
         let mut tables = self.tables();
         let file = match tables.files.entry(lineage) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
-                let opener = Opener::new(client.clone(), node.name.clone(), lineage);
+                let opener = Opener::new(client.clone(), node.name().clone(), lineage);
                 match self.start(opener, node) {
                     Ok(thread) => vacant.insert(OpenFile { thread, users: 0 }),
                     Err(error) => {
                         drop(tables);
-                        tracing::error!("opening `{}`: {error}", node.name);
+                        tracing::error!("opening `{}`: {error}", node.name());
                         return reply(Err(ErrorCode::NoDescriptors));
                     }
                 }
@@ -109,7 +120,7 @@ impl OpenFiles {
     }
 
     fn start(&self, opener: Opener, node: &Node) -> io::Result<IoThread> {
-        let (queue, thread) = IoThread::start(opener, Arc::clone(&node.size))?;
+        let (queue, thread) = IoThread::start(opener, Arc::clone(&node.size), self.wait_max)?;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);

@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod buffers;
+mod loss;
 mod server;
 mod volume;
 
@@ -36,6 +37,7 @@ use archipelago_protocol::ErrorCode;
 use xseg::Submission;
 
 pub use buffers::{Buffer, Buffers};
+pub use loss::loss_marker;
 pub use server::{BulkServer, BulkStep};
 pub use volume::{Finished, Request, SubmitError, VolumeClient, VolumeOptions};
 

@@ -37,7 +37,10 @@ pub enum BulkStep {
     /// The open of the volume has ended, this way.
     Opened(Result<(), Error>),
     /// The volume is closed: drop this server.
-    Ended,
+    Ended {
+        /// What the client was answered is lost, and it was cut off before that could be reported: leave [`crate::loss_marker`].
+        lost: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,16 @@ pub struct BulkServer<P> {
     /// Submitted and not yet done. The cookie of a volume request is the tag of its entry.
     in_flight: usize,
     finish: Option<u64>,
+    report: Report,
+}
+
+/// How the client learns of what fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Report {
+    /// By answers, as long as it is there.
+    Answers,
+    /// It was cut off: nothing has failed since, or something has.
+    CutOff { lost: bool },
 }
 
 impl<P: ServerPort> BulkServer<P> {
@@ -92,6 +105,7 @@ impl<P: ServerPort> BulkServer<P> {
             waiting: VecDeque::new(),
             in_flight: 0,
             finish: None,
+            report: Report::Answers,
         }
     }
 
@@ -121,7 +135,10 @@ impl<P: ServerPort> BulkServer<P> {
     pub fn give_up(&mut self, volumes: &mut impl Volumes) {
         match self.state {
             CopyState::Opening | CopyState::Waiting => self.close(volumes),
-            CopyState::Copying => self.break_off(volumes, "the endpoint stops"),
+            CopyState::Copying => {
+                self.report = Report::CutOff { lost: false };
+                self.break_off(volumes, "the endpoint stops");
+            }
             CopyState::Parting => self.state = CopyState::Ended,
             CopyState::Breaking | CopyState::Closing | CopyState::Ended => {}
         }
@@ -177,7 +194,7 @@ impl<P: ServerPort> BulkServer<P> {
             self.part();
         }
         if self.state == CopyState::Ended {
-            return BulkStep::Ended;
+            return self.ended();
         }
         if !busy {
             return BulkStep::Idle;
@@ -223,10 +240,12 @@ impl<P: ServerPort> BulkServer<P> {
             },
             VolumeEvent::Done { cookie, result } => {
                 self.in_flight -= 1;
+                self.note_failure(result.is_err());
                 self.answer(cookie, result);
                 BulkStep::Busy
             }
             VolumeEvent::Closed { result } => {
+                self.note_failure(result.is_err());
                 if let Some(tag) = self.finish.take() {
                     self.answer(tag, result.map_err(|error| error.code));
                 }
@@ -238,11 +257,23 @@ impl<P: ServerPort> BulkServer<P> {
                     }
                     _ => {
                         self.state = CopyState::Ended;
-                        BulkStep::Ended
+                        self.ended()
                     }
                 }
             }
             VolumeEvent::Resized { .. } => BulkStep::Busy,
+        }
+    }
+
+    fn ended(&self) -> BulkStep {
+        let lost = self.report == Report::CutOff { lost: true };
+        BulkStep::Ended { lost }
+    }
+
+    /// Something has ended, and may have `failed`.
+    fn note_failure(&mut self, failed: bool) {
+        if let Report::CutOff { lost } = &mut self.report {
+            *lost |= failed;
         }
     }
 

@@ -84,7 +84,7 @@ mod tests {
                 port.start();
                 server.connect(volumes, Server::from(port));
             }
-            if matches!(server.poll(volumes), BulkStep::Ended) {
+            if matches!(server.poll(volumes), BulkStep::Ended { .. }) {
                 return;
             }
             let _rested = poll(&mut [], PollTimeout::from(1_u8));

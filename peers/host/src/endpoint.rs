@@ -10,7 +10,7 @@ use archipelago_endpoint::{Seed, Shortage};
 use archipelago_protocol::control::{ChannelStatus, PeerStatus, Wait};
 use archipelago_protocol::{Error, ErrorCode, Lineage, OnFull};
 use archipelago_runtime::{Peer, Progress};
-use archipelago_segment::{BULK_ROLE, BulkServer, BulkStep};
+use archipelago_segment::{BULK_ROLE, BulkServer, BulkStep, loss_marker};
 use archipelago_volume::{ControlEvent, Shared, VolumePeer, WaitsFor};
 use xseg::shared::{Admission, Listener};
 use xseg::{Client, Server};
@@ -288,7 +288,17 @@ impl EndpointHost {
                     }
                     failed
                 }
-                BulkStep::Ended => true,
+                BulkStep::Ended { lost } => {
+                    let marker = loss_marker(&bulk.socket);
+                    // The socket itself, which nobody can use any more.
+                    if lost && let Err(error) = std::fs::rename(&bulk.socket, &marker) {
+                        tracing::error!(
+                            "{}: {error}: a loss is not reported to its client",
+                            marker.display()
+                        );
+                    }
+                    true
+                }
             };
             if ended {
                 let bulk = self.bulks.swap_remove(index);

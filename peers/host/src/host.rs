@@ -106,6 +106,11 @@ impl<B: Backend> Host<B> {
                 Some(endpoint),
                 _,
             ) => {
+                if self.stopping.is_some() {
+                    // Whoever is given up opens it again at once, and the process would never be idle.
+                    let error = Error::new(ErrorCode::Unavailable, "the node is stopping");
+                    return answer.fail(error);
+                }
                 endpoint.open_bulk(lineage, write, on_full, &socket, answer);
             }
             (ControlRequest::Grants { grants }, _, _) => {

@@ -7,10 +7,12 @@
 //! disk holds without a word about reconnecting.
 #![forbid(unsafe_code)]
 
+mod aligned;
 pub mod attached;
 pub mod disk;
 mod disks;
 pub mod fsx;
+pub mod load;
 
 pub use attached::{Attached, Way};
 pub use disk::Disk;

@@ -164,16 +164,41 @@ mod tests {
         let output = node.output(&["volume", "detach", "v"])?;
         let said = String::from_utf8(output.stderr)?;
         let refused = output.status.code() == Some(5) && said.contains("mounted");
-        // The device under the file system dies. It is made anew once nobody holds the dead one.
-        let killed = node.process_of("endpoint").and_then(Node::kill);
+        // What is below the file system dies, and the file system goes on, on the same device.
+        let before = device(&attached)?;
+        let outlives = || -> Result<()> {
+            for round in 2..4 {
+                let file = Path::new(at).join(format!("file{round}"));
+                std::fs::write(&file, noise(round, 1 << 20))?;
+                match round {
+                    2 => Node::kill(node.process_of("endpoint")?)?,
+                    _ => {
+                        Node::kill(node.daemon()?)?;
+                        node.restart()?;
+                    }
+                }
+                std::fs::File::open(&file)?.sync_all()?;
+                wait_for_state(&node, "connected")?;
+                ensure!(device(&attached)? == before, "another device");
+            }
+            Ok(())
+        };
+        let outlived = outlives();
         tool(&["umount", at])?;
         ensure!(refused, "{said}");
-        killed?;
-        let missing = || "the device never came back".to_owned();
-        wait_until(TIMEOUT, missing, || Ok(tool(&["mount", path, at]).ok()))?;
-        let found = std::fs::read(&file);
+        outlived?;
+        tool(&["mount", path, at])?;
+        let found = [1, 2, 3].map(|round| {
+            let name = match round {
+                1 => "file".to_owned(),
+                round => format!("file{round}"),
+            };
+            std::fs::read(Path::new(at).join(name)).map(|data| data == noise(round, 1 << 20))
+        });
         tool(&["umount", at])?;
-        ensure!(found? == noise(1, 1 << 20), "what was synced is lost");
+        for found in found {
+            ensure!(found?, "what was synced is lost");
+        }
         tool(&["e2fsck", "-f", "-n", path])?;
 
         // A stop takes everything away, a start makes it again, at the same path.

@@ -116,6 +116,10 @@ impl Pool {
         } else {
             Access::Write
         };
+        // Its endpoint would open the volume without the daemon, perhaps while a process that keeps it is away from its own.
+        if self.reservations.exclude(entry.lineage, access, None)? {
+            return Err(Hindrance::Passing(self.open_elsewhere(&entry)));
+        }
         let served = match self.grant(entry.lineage, access).await {
             Ok(()) => self.serve(&entry, &attachment).await,
             Err(error) => Err(error),

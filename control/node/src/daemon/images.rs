@@ -74,6 +74,7 @@ impl Pool {
             size,
             socket,
             uid: self.context.endpoint.map(|user| user.uid),
+            reservation: None,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Volumes, snapshots and images that one process has open over a segment channel: exports, mounts, anybody's program.
 //!
 //! The endpoint knows when such a channel ends, not the daemon: nothing of it is written down, and a process that dies leaves nothing.
+//! A process that asks for that keeps the volume while the endpoint is away: `reservations`.
 
 use archipelago_api::types::{Bulk, OpenVolume};
 use archipelago_protocol::catalogue::{Entry, Kind};
@@ -10,6 +11,13 @@ use archipelago_protocol::{Access, Error, ErrorCode, Name, OnFull};
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::Pool;
 use crate::fresh::fresh_lineage;
+
+fn access_of(request: &OpenVolume) -> Access {
+    match request.read_only {
+        true => Access::Read,
+        false => Access::Write,
+    }
+}
 
 impl Pool {
     /// Opens something for one reader, which copies it.
@@ -23,29 +31,31 @@ impl Pool {
                 self.context.layout.command()
             ))
         };
-        wait_while_passing(|| self.open_once(name, Access::Read, in_use)).await
+        let once = OpenVolume {
+            read_only: true,
+            ..OpenVolume::default()
+        };
+        wait_while_passing(|| self.open_once(name, &once, in_use)).await
     }
 
     /// Opens something for one process.
     pub(crate) async fn open(&self, name: &Name, request: OpenVolume) -> Result<Bulk, Error> {
-        let access = if request.read_only {
-            Access::Read
-        } else {
-            Access::Write
-        };
+        let access = access_of(&request);
         let in_use = |entry: &Entry| self.used_by_another(entry, access);
-        wait_while_passing(|| self.open_once(name, access, in_use)).await
+        wait_while_passing(|| self.open_once(name, &request, in_use)).await
     }
 
     async fn open_once(
         &self,
         name: &Name,
-        access: Access,
+        request: &OpenVolume,
         in_use: impl Fn(&Entry) -> Error,
     ) -> Result<Bulk, Hindrance> {
         let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup_whole(name).await?;
+        let access = access_of(request);
         let write = access == Access::Write;
+        let own = request.reservation.as_deref();
         if write && entry.kind != Kind::Volume {
             let message = format!("`{name}` is frozen: it is opened only to be read");
             return Err(Error::new(ErrorCode::ReadOnly, message)
@@ -54,6 +64,12 @@ impl Pool {
                     self.context.layout.command()
                 ))
                 .into());
+        }
+        if self.reservations.exclude(entry.lineage, access, own)? {
+            return Err(Hindrance::Passing(in_use(&entry)));
+        }
+        if let Some(own) = own {
+            self.check_kept(entry.lineage, access, own)?;
         }
         self.grant_open(entry.lineage, access).await?;
         let socket = self.context.layout.bulk_socket(fresh_lineage()?);
@@ -69,6 +85,10 @@ impl Pool {
                 size: entry.size,
                 socket,
                 uid: self.context.endpoint.map(|user| user.uid),
+                reservation: match request.keep && own.is_none() {
+                    true => self.reserve(entry.lineage, access),
+                    false => None,
+                },
             }),
             Err(error) if error.code == ErrorCode::InUse => Err(Hindrance::Passing(in_use(&entry))),
             Err(error) => Err(self.explain_damage(entry.lineage, error).await.into()),

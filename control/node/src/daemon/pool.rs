@@ -21,10 +21,10 @@ use tokio::sync::watch;
 use super::attachments::Attachments;
 use super::context::NodeContext;
 use super::grants::Granted;
-use super::local_parts::LocalParts;
 use super::pool_paths::PoolPaths;
 use super::pool_watch::PoolWatch;
 use super::process::{AskError, Process, RunState};
+use super::reservations::Reservations;
 use super::settings::peer_settings;
 use super::supervision::Supervision;
 
@@ -71,7 +71,9 @@ pub(crate) struct Pool {
     changes: tokio::sync::Mutex<()>,
     granted: Mutex<Granted>,
     /// What this host itself uses; held while something of it is made or ended.
-    pub(crate) local: tokio::sync::Mutex<LocalParts>,
+    pub(crate) local: tokio::sync::Mutex<()>,
+    /// What processes keep open while the data process is away.
+    pub(crate) reservations: Reservations,
     /// Watches the pool's file system: its free space, and who has the pool open.
     pub(crate) watch: PoolWatch,
     /// Number of the endpoint's incarnation: each new one gets the list of attached volumes.
@@ -129,6 +131,7 @@ impl Pool {
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Pool {
             context: Arc::clone(context),
+            reservations: Reservations::new(paths.reservations()),
             name: name.clone(),
             watch: PoolWatch::new(config.directory())?,
             config: config.clone(),

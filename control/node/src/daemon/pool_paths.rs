@@ -1,6 +1,6 @@
-//! Paths of the files of a pool that last until the host reboots: sockets of its processes, presence journals, grants.
+//! Paths of the files of a pool that last until the host reboots: sockets of its processes, presence journals, grants, reservations.
 //!
-//! | pool | sockets and grants | journals |
+//! | pool | sockets, grants and reservations | journals |
 //! |---|---|---|
 //! | the first one | `run/` | `run/journal/` |
 //! | each other | `run/pools/NAME/` | `run/pools/NAME/journal/` |
@@ -90,6 +90,11 @@ impl PoolPaths {
     /// What an endpoint with a user of its own may open of the pool.
     pub(crate) fn grants(&self) -> PathBuf {
         self.run.join("grants.json")
+    }
+
+    /// Reservations of processes that have volumes of the pool open.
+    pub(crate) fn reservations(&self) -> PathBuf {
+        self.run.join("reserved")
     }
 
     /// Control socket of the process that hosts `role` first.

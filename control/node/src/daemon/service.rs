@@ -276,7 +276,7 @@ pub(crate) async fn stop(pool: &Pool) -> Vec<String> {
     let deadline = Instant::now() + DRAIN_TIMEOUT;
     let local = tokio::time::timeout(DRAIN_TIMEOUT, pool.end_all_local()).await;
     let mut unfinished = local.unwrap_or_else(|_late| {
-        vec!["what this host uses of the pool did not end in time: I/O fails there now".to_owned()]
+        vec!["what this host uses of the pool did not end in time: I/O waits there now".to_owned()]
     });
     let mut supervisors = pool.supervision.take_supervisors();
     let mut all_ended = true;

@@ -9,7 +9,7 @@ use archipelago_host::Pool as _;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{EndpointSpec, Error, ErrorCode, LabelFilter, Name, ObjectSize};
+use archipelago_protocol::{Access, EndpointSpec, Error, ErrorCode, LabelFilter, Name, ObjectSize};
 
 use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
@@ -338,6 +338,13 @@ impl Pool {
                     .into());
             }
         }
+        if request.size < entry.size
+            && self
+                .reservations
+                .exclude(entry.lineage, Access::Write, None)?
+        {
+            return Err(Hindrance::Passing(self.open_elsewhere(&entry)));
+        }
         let resize = CatalogueRequest::Resize {
             name: name.clone(),
             size: request.size,
@@ -465,6 +472,12 @@ impl Pool {
                     ))
                     .into(),
             );
+        }
+        if self
+            .reservations
+            .exclude(entry.lineage, Access::Write, None)?
+        {
+            return Err(Hindrance::Passing(self.open_elsewhere(&entry)));
         }
         let remove = CatalogueRequest::Remove { name: name.clone() };
         match self.catalogue(remove).await {

@@ -100,7 +100,7 @@ fn a_client_that_goes_away_ends_the_copy_once_and_quietly() {
     assert!(matches!(server.poll(&mut volumes), BulkStep::Idle));
     assert_eq!((volumes.state().closes, broken.get()), (0, 0));
     volumes.state().release(0);
-    while !matches!(server.poll(&mut volumes), BulkStep::Ended) {}
+    while !matches!(server.poll(&mut volumes), BulkStep::Ended { .. }) {}
     assert_eq!(volumes.state().closes, 1);
 }
 
@@ -113,8 +113,33 @@ fn an_endpoint_that_stops_cuts_its_client_off_once() {
     }
     assert_eq!((volumes.state().closes, broken.get()), (0, 1));
     volumes.state().release(0);
-    while !matches!(server.poll(&mut volumes), BulkStep::Ended) {}
+    while !matches!(server.poll(&mut volumes), BulkStep::Ended { .. }) {}
     assert_eq!(volumes.state().closes, 1);
+}
+
+#[test]
+fn a_loss_after_the_client_was_cut_off_leaves_a_marker_and_no_other_does() {
+    for (stops, failure, expected) in [
+        (true, None, false),
+        (true, Some(ErrorCode::SyncFailed), true),
+        (false, Some(ErrorCode::SyncFailed), false),
+    ] {
+        let (mut volumes, mut server, client, _) = copying();
+        match stops {
+            true => server.give_up(&mut volumes),
+            false => drop(client),
+        }
+        server.poll(&mut volumes);
+        volumes.state().fail = failure;
+        volumes.state().release(0);
+        server.poll(&mut volumes);
+        let ended = loop {
+            if let BulkStep::Ended { lost } = server.poll(&mut volumes) {
+                break lost;
+            }
+        };
+        assert_eq!(ended, expected, "stops: {stops}, {failure:?}");
+    }
 }
 
 /// The answer to `request` of a client whose copy may only read.
@@ -135,7 +160,7 @@ fn answer(volumes: &mut MemoryVolumes, request: BulkRequest) -> (i32, Vec<u8>) {
     let mut page = vec![0; 32];
     client.arena().read(request.memory, &mut page).unwrap();
     drop(client);
-    while !matches!(server.poll(volumes), BulkStep::Ended) {}
+    while !matches!(server.poll(volumes), BulkStep::Ended { .. }) {}
     (completion.result, page)
 }
 

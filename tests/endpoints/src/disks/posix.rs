@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::unistd::{Whence, lseek64};
 
+use crate::aligned::Aligned;
 use crate::disk::{Disk, Durable, LEN_MAX, Run, Space, TIMEOUT};
 
 /// Between two attempts to open.
@@ -41,30 +42,6 @@ pub(crate) struct Posix {
 struct Open {
     buffered: File,
     direct: File,
-}
-
-/// Memory for direct I/O: the aligned part of a larger piece.
-struct Aligned {
-    bytes: Vec<u8>,
-    begin: usize,
-}
-
-impl Aligned {
-    fn new(len: usize) -> Aligned {
-        let bytes = vec![0; len + 4096];
-        let begin = bytes.as_ptr().align_offset(4096);
-        Aligned { bytes, begin }
-    }
-
-    fn get(&mut self, len: usize) -> &mut [u8] {
-        &mut self.bytes[self.begin..self.begin + len]
-    }
-}
-
-impl std::fmt::Debug for Aligned {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Aligned").finish_non_exhaustive()
-    }
 }
 
 impl Open {

@@ -8,6 +8,7 @@
 //! - Made and ended outside [`Pool::lock_changes`]: the kernel opens the file meanwhile, and that open is a change of the pool. Whoever
 //!   holds [`Pool::local`] may take that lock, never the other way round.
 //! - Nothing is there that is not noted: what is to be made is looked up under [`Pool::local`], and forgotten under it once it is ended.
+//! - What is there outlives the data processes and the daemon: the next daemon finds it, and serves it on.
 //! - What is noted as attached and is not whole is ended, as far as it is there, and made anew: after a start of the node, after the death
 //!   of a process, and by an attach that asks for the same again. A detach ends what is there, whole or not.
 
@@ -26,7 +27,6 @@ use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage
 use self::file::{ProcessState, VolumeFile};
 use self::loop_device::LoopDevice;
 use super::context::NodeContext;
-use super::local_parts::LocalParts;
 use super::looks::Looks;
 use super::pool::Pool;
 
@@ -98,11 +98,11 @@ impl Pool {
         attachment: &Attachment,
         is_new: bool,
     ) -> Result<(), Error> {
-        let mut parts = self.local.lock().await;
-        let made = self.serve_local(&mut parts, attachment).await;
+        let _one_at_a_time = self.local.lock().await;
+        let made = self.serve_local(attachment).await;
         if made.is_err()
             && is_new
-            && let Err(error) = self.forget_parts(&mut parts, attachment).await
+            && let Err(error) = self.forget_parts(attachment).await
         {
             let name = &attachment.name;
             tracing::warn!("taking back the attachment of `{name}`: {error}");
@@ -114,11 +114,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`ErrorCode::NotFound`] if it is noted no longer, or its name is another volume's.
-    async fn serve_local(
-        &self,
-        parts: &mut LocalParts,
-        attachment: &Attachment,
-    ) -> Result<(), Error> {
+    async fn serve_local(&self, attachment: &Attachment) -> Result<(), Error> {
         let name = &attachment.name;
         if !self.attachments().has(attachment.id) {
             let message = format!("`{name}` was detached by another request");
@@ -137,22 +133,15 @@ impl Pool {
                 file.serve(layout, name, read_only).await
             }
             EndpointSpec::Loop { file, device } => {
-                // Read before anything is opened: a device of an endpoint that dies meanwhile is made once more.
-                let incarnation = *self.endpoint_incarnations.borrow();
                 let device = LoopDevice::new(device, file, looks);
                 let file = VolumeFile::new(file, looks);
-                if parts.devices.get(&attachment.id) == Some(&incarnation)
-                    && device.node().is_some()
-                    && file.process_state().await == ProcessState::Answers
-                {
+                // Of whichever daemon: its file outlives the processes of the node, and so does the device.
+                if device.node().is_some() && file.process_state().await == ProcessState::Answers {
                     return Ok(());
                 }
-                parts.devices.remove(&attachment.id);
                 device.end().await?;
                 file.serve(layout, name, read_only).await?;
-                device.make(read_only).await?;
-                parts.devices.insert(attachment.id, incarnation);
-                Ok(())
+                device.make(read_only).await
             }
             _ => Ok(()),
         }
@@ -222,16 +211,11 @@ impl Pool {
     /// # Errors
     /// [`ErrorCode::InUse`] if a program uses it.
     pub(crate) async fn forget_local(&self, attachment: &Attachment) -> Result<(), Error> {
-        let mut parts = self.local.lock().await;
-        self.forget_parts(&mut parts, attachment).await
+        let _one_at_a_time = self.local.lock().await;
+        self.forget_parts(attachment).await
     }
 
-    async fn forget_parts(
-        &self,
-        parts: &mut LocalParts,
-        attachment: &Attachment,
-    ) -> Result<(), Error> {
-        parts.devices.remove(&attachment.id);
+    async fn forget_parts(&self, attachment: &Attachment) -> Result<(), Error> {
         self.end_parts(attachment).await?;
         let _one_at_a_time = self.lock_changes().await?;
         self.attachments().remove(attachment.id)?;
@@ -239,8 +223,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Makes what is missing of what this host itself uses, or of those of `only`, but for `failed`: with the endpoint that they used,
-    /// the open files of devices died. Returned is what may be served later.
+    /// Makes what is missing of what this host itself uses, or of those of `only`, but for `failed`. Returned is what may be served later.
     pub(crate) async fn serve_all_local(
         &self,
         only: Option<Vec<AttachmentId>>,
@@ -280,7 +263,7 @@ impl Pool {
         left
     }
 
-    /// Ends what this host uses of the pool, before its processes stop. What is in use stays, and fails from then on.
+    /// Ends what this host uses of the pool, before its processes stop. What is in use stays, and waits for the next start of the node.
     pub(crate) async fn end_all_local(&self) -> Vec<String> {
         let local: Vec<Attachment> = {
             let attachments = self.attachments();
@@ -288,8 +271,7 @@ impl Pool {
             let local = of_pool.filter(|one| is_local(&one.endpoint));
             local.cloned().collect()
         };
-        let mut parts = self.local.lock().await;
-        parts.devices.clear();
+        let _one_at_a_time = self.local.lock().await;
         let ends = local.iter().map(|one| self.end_parts(one));
         let ends = futures_util::future::join_all(ends).await;
         let mut left = Vec::new();
@@ -297,7 +279,7 @@ impl Pool {
             match ended {
                 Ok(()) => {}
                 Err(error) if error.code == ErrorCode::InUse => left.push(format!(
-                    "`{}` was in use at {}, where I/O fails now",
+                    "`{}` is in use at {}: I/O waits there for the node's next start, and fails after 5 minutes",
                     attachment.name,
                     attachment.endpoint.path().display()
                 )),

@@ -1,0 +1,309 @@
+//! Files and block devices of this host while the processes behind them die: requests wait, nobody sees an error, and nobody else gets the
+//! volume meanwhile.
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::io::Read;
+    use std::os::unix::fs::FileExt;
+    use std::path::{Path, PathBuf};
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+
+    use anyhow::{Context, Result, ensure};
+    use archipelago_api::client::Client;
+    use archipelago_api::layout::Layout;
+    use archipelago_bench::server::own_program;
+    use archipelago_bench::waiting::{now, wait_until};
+    use archipelago_crash_tests::node::Node;
+    use archipelago_endpoint_tests::load::Load;
+    use archipelago_endpoint_tests::{Attached, Way};
+    use archipelago_protocol::{Access, ErrorCode, Name};
+    use nix::errno::Errno;
+    use nix::mount::{MntFlags, umount2};
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+    /// Deaths of each process.
+    const ROUNDS: usize = 8;
+    /// Seconds that a file of the test waits for its node.
+    const WAIT_MAX: u64 = 3;
+
+    fn can(way: Way) -> bool {
+        Way::here().contains(&way)
+    }
+
+    /// The process that serves files of `node`.
+    fn file_process(node: &Node) -> Result<Pid> {
+        let root = node.root().to_str().context("UTF-8")?;
+        for entry in std::fs::read_dir("/proc")? {
+            let path = entry?.path();
+            let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if line.contains("archipelago-fuse") && line.contains(root) {
+                let pid = path.file_name().and_then(|name| name.to_str());
+                return Ok(Pid::from_raw(pid.context("a number")?.parse()?));
+            }
+        }
+        anyhow::bail!("no process serves a file")
+    }
+
+    fn open(path: &Path) -> Result<File> {
+        Ok(OpenOptions::new().read(true).write(true).open(path)?)
+    }
+
+    /// A process that has a file open, so that this one has not: see `local.rs`.
+    struct Holder(Child);
+
+    impl Holder {
+        fn of(file: &Path) -> Result<Holder> {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#"exec 9<>"$0" && echo open && exec sleep 600"#]);
+            let child = shell.arg(file).stdout(Stdio::piped()).spawn()?;
+            let mut holder = Holder(child);
+            let mut open = [0; 5];
+            let stdout = holder.0.stdout.as_mut().context("a pipe")?;
+            stdout.read_exact(&mut open)?;
+            Ok(holder)
+        }
+    }
+
+    impl Drop for Holder {
+        fn drop(&mut self) {
+            // It may have ended by itself.
+            let _ended = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+
+    /// Kills each process of a node again and again under a load that must not notice.
+    fn nobody_notices(placement: &str, way: Way) -> Result<()> {
+        if !can(way) {
+            return Ok(());
+        }
+        let node = Node::start(placement)?;
+        node.call(&["volume", "create", "v", "--size", "8M"])?;
+        let attached = Attached::new(&node, way, "v", Access::Write, &[])?;
+        let path = attached.path().context("a path")?;
+        let before = file_process(&node)?;
+        let roles: &[&str] = match placement {
+            "fused" => &["endpoint"],
+            _ => &["endpoint", "mapper", "blocker"],
+        };
+        // A page cache of a device writes back when it likes: its errors would not be seen here.
+        let buffered = usize::from(way == Way::File);
+        let load = Load::start(path, 3, buffered)?;
+        let kills = || {
+            load.wait_for_progress()?;
+            for role in roles {
+                for _ in 0..ROUNDS {
+                    Node::kill(node.process_of(role)?)?;
+                    load.wait_for_progress()?;
+                }
+            }
+            for _ in 0..ROUNDS {
+                Node::kill(node.daemon()?)?;
+                node.restart()?;
+                load.wait_for_progress()?;
+            }
+            Ok(())
+        };
+        let killed: Result<()> = kills();
+        let (count, longest) = load.finish()?;
+        killed?;
+        eprintln!("{placement}, {way:?}: {count} operations, the longest took {longest:?}");
+        ensure!(file_process(&node)? == before, "another process serves it");
+        // The next daemon has adopted all of it.
+        let again = Attached::new(&node, way, "v", Access::Write, &[])?;
+        ensure!(again.id() == attached.id() && again.path() == attached.path());
+        let missing = || "it is never detached".to_owned();
+        wait_until(TIMEOUT, missing, || Ok(attached.detach().ok()))
+    }
+
+    #[test]
+    fn a_file_outlives_the_processes_behind_it_fused() -> Result<()> {
+        nobody_notices("fused", Way::File)
+    }
+
+    #[test]
+    fn a_file_outlives_the_processes_behind_it_split() -> Result<()> {
+        nobody_notices("split", Way::File)
+    }
+
+    #[test]
+    fn a_block_device_outlives_the_processes_behind_it_fused() -> Result<()> {
+        nobody_notices("fused", Way::Block)
+    }
+
+    #[test]
+    fn a_block_device_outlives_the_processes_behind_it_split() -> Result<()> {
+        nobody_notices("split", Way::Block)
+    }
+
+    /// A mount of `node` by hand, of everything or of what `options` say.
+    struct Mount {
+        at: PathBuf,
+        process: Child,
+    }
+
+    impl Mount {
+        fn start(node: &Node, options: &[&str]) -> Result<Mount> {
+            let at = node.root().join("files");
+            std::fs::create_dir(&at)?;
+            let mut command = Command::new(own_program("archipelago-fuse")?);
+            command.arg("--root").arg(node.root()).args(options);
+            let process = command.arg("--").arg(&at).spawn()?;
+            let mount = Mount { at, process };
+            let missing = || "the mount never comes".to_owned();
+            wait_until(TIMEOUT, missing, || {
+                Ok(mount.at.join("v").exists().then_some(()))
+            })?;
+            Ok(mount)
+        }
+
+        fn pid(&self) -> Result<Pid> {
+            Ok(Pid::from_raw(i32::try_from(self.process.id())?))
+        }
+    }
+
+    impl Drop for Mount {
+        fn drop(&mut self) {
+            // It may have ended, or stand still.
+            let _ended = self.process.kill().and_then(|()| self.process.wait());
+            let _left = umount2(&self.at, MntFlags::MNT_DETACH);
+        }
+    }
+
+    #[test]
+    fn nobody_else_gets_a_volume_while_its_process_is_away_from_it() -> Result<()> {
+        if !can(Way::File) {
+            return Ok(());
+        }
+        for placement in ["fused", "split"] {
+            let node = Node::start(placement)?;
+            node.call(&["volume", "create", "v", "--size", "4M"])?;
+            let mount = Mount::start(&node, &[])?;
+            let holder = Holder::of(&mount.at.join("v"))?;
+            let process = mount.pid()?;
+            Node::freeze(process)?;
+            let client = Client::new(Layout::new(Some(node.root()))?);
+            let tried = || -> Result<()> {
+                let name: Name = "v".parse()?;
+                let (node, client, name) = (&node, &client, &name);
+                for death in ["endpoint", "daemon"] {
+                    match death {
+                        "daemon" => {
+                            Node::kill(node.daemon()?)?;
+                            node.restart()?;
+                        }
+                        role => Node::kill(node.process_of(role)?)?,
+                    }
+                    let export = node.root().join("export");
+                    let export = export.to_str().context("UTF-8")?;
+                    let requests = [
+                        &["volume", "attach", "v"][..],
+                        &["volume", "attach", "v", "--nbd", "--read-only"],
+                        &["volume", "remove", "v"],
+                        &["volume", "resize", "v", "--force", "1M"],
+                        &["image", "export", "v", export],
+                    ];
+                    // Side by side, since the node waits a while for each.
+                    std::thread::scope(|scope| -> Result<()> {
+                        let opened = [Access::Read, Access::Write]
+                            .map(|access| scope.spawn(move || client.open(name, access)));
+                        let asked =
+                            requests.map(|request| scope.spawn(move || node.output(request)));
+                        for refused in asked {
+                            let refused = refused.join().ok().context("a panic")??;
+                            ensure!(refused.status.code() == Some(5), "{death}: {refused:?}");
+                        }
+                        for opened in opened {
+                            let opened = opened.join().ok().context("a panic")?.map(drop);
+                            let code = opened.map_err(|error| error.code);
+                            ensure!(code == Err(ErrorCode::InUse), "{death}: {code:?}");
+                        }
+                        Ok(())
+                    })?;
+                }
+                Ok(())
+            };
+            let tried = tried();
+            kill(process, Signal::SIGCONT)?;
+            tried?;
+            // It goes on, under the name that the volume has got meanwhile.
+            let file = open(&mount.at.join("v"))?;
+            file.write_all_at(&[7; 4096], 0)?;
+            node.call(&["volume", "rename", "v", "w"])?;
+            Node::kill(node.process_of("endpoint")?)?;
+            file.write_all_at(&[8; 4096], 4096)?;
+            file.sync_all()?;
+            // And ends with its process.
+            drop((file, holder, mount));
+            node.call(&["volume", "attach", "w"])?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_node_that_stays_away_is_an_error_until_it_is_back() -> Result<()> {
+        if !can(Way::File) {
+            return Ok(());
+        }
+        let node = Node::start("fused")?;
+        node.call(&["volume", "create", "v", "--size", "4M"])?;
+        let mount = Mount::start(&node, &["--wait-max", &WAIT_MAX.to_string()])?;
+        let file = open(&mount.at.join("v"))?;
+        file.write_all_at(&[1; 4096], 0)?;
+        Node::kill(node.daemon()?)?;
+        let began = now();
+        // A write may still have been answered.
+        let failed = loop {
+            if let Err(error) = file.write_all_at(&[2; 4096], 4096) {
+                break error;
+            }
+        };
+        let waited = now() - began;
+        ensure!(failed.raw_os_error() == Some(Errno::EIO as i32), "{failed}");
+        ensure!(
+            waited + Duration::from_secs(1) >= Duration::from_secs(WAIT_MAX),
+            "it waited for {waited:?} only"
+        );
+        ensure!(file.sync_all().is_err(), "a sync of nobody succeeds");
+        node.restart()?;
+        let missing = || "it never comes back".to_owned();
+        wait_until(TIMEOUT, missing, || {
+            Ok(file.write_all_at(&[3; 4096], 8192).ok())
+        })?;
+        file.sync_all()?;
+        let mut data = [0; 4096];
+        file.read_exact_at(&mut data, 0)?;
+        ensure!(data == [1; 4096], "what was answered before is lost");
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_in_use_waits_for_the_start_after_a_stop() -> Result<()> {
+        if !can(Way::Block) {
+            return Ok(());
+        }
+        for way in [Way::File, Way::Block] {
+            let node = Node::start("fused")?;
+            node.call(&["volume", "create", "v", "--size", "8M"])?;
+            let attached = Attached::new(&node, way, "v", Access::Write, &[])?;
+            let load = Load::start(attached.path().context("a path")?, 2, 0)?;
+            let stopped = || {
+                load.wait_for_progress()?;
+                node.call(&["node", "stop"])?;
+                node.call(&["node", "start"])?;
+                load.wait_for_progress()
+            };
+            let stopped: Result<()> = stopped();
+            let (_count, longest) = load.finish()?;
+            stopped?;
+            eprintln!("{way:?}: the longest operation took {longest:?}");
+            let missing = || "it is never detached".to_owned();
+            wait_until(TIMEOUT, missing, || Ok(attached.detach().ok()))?;
+        }
+        Ok(())
+    }
+}
