@@ -3,7 +3,8 @@
 use archipelago_api::types::{CloneVolume, CreateVolume, VolumeView};
 use archipelago_protocol::{Error, ErrorCode, Labels, Name};
 
-use super::{Node, attach};
+use super::attach;
+use super::node::Node;
 use crate::parameters::{Access, NewDisk};
 use crate::settings::Settings;
 
@@ -17,7 +18,7 @@ pub(super) fn create(
     size: u64,
     disk: &NewDisk,
 ) -> Result<(), Error> {
-    check_access(disk.access, node.settings)?;
+    check_access(disk.access, node.settings())?;
     let volume = node.volume(volume);
     let made = match &disk.origin {
         None => volume.create(&CreateVolume {

@@ -2,63 +2,28 @@
 //!
 //! | script | what it does | again, or of a volume that does not exist |
 //! |---|---|---|
-//! | create | [`create`] | refused; what it began is undone if it fails |
-//! | attach | [`attach`] | the same answer; refused |
+//! | create | file `create` | refused; what it began is undone if it fails |
+//! | attach | file `attach` | the same answer; refused |
 //! | detach | ends everything that shows the volume | nothing to do: done |
 //! | remove | the same, then removes it | nothing to do: done |
-//! | grow | [`grow`] | done, if it has that size already; refused |
-//! | setinfo | [`setinfo`] | the same labels; refused |
+//! | grow | file `grow` | done, if it has that size already; refused |
+//! | setinfo | file `setinfo` | the same labels; refused |
 //! | snapshot | a snapshot of the volume, frozen | refused |
-//! | verify, open, close | [`checks`] | they change nothing |
+//! | verify, open, close | file `checks` | they change nothing |
 
 mod attach;
 mod checks;
 mod create;
 mod grow;
+mod node;
 mod setinfo;
 
-use std::fmt;
-
-use archipelago_api::client::Client;
-use archipelago_protocol::{Error, Name};
+use archipelago_protocol::Error;
 
 use crate::call::Call;
-use crate::clock::Clock;
-use crate::settings::Settings;
-use crate::volume::Volume;
 
 pub use attach::Answer;
-
-/// The node that is asked, and what else a script looks at.
-pub struct Node<'a> {
-    client: &'a Client,
-    clock: &'a dyn Clock,
-    settings: &'a Settings,
-}
-
-impl fmt::Debug for Node<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node")
-            .field("client", self.client)
-            .finish_non_exhaustive()
-    }
-}
-
-impl<'a> Node<'a> {
-    /// The node that `client` asks, for an installation with `settings`.
-    #[must_use]
-    pub fn new(client: &'a Client, clock: &'a dyn Clock, settings: &'a Settings) -> Node<'a> {
-        Node {
-            client,
-            clock,
-            settings,
-        }
-    }
-
-    fn volume(&self, name: &'a Name) -> Volume<'a> {
-        Volume::new(self.client, self.clock, name)
-    }
-}
+pub use node::Node;
 
 /// Does what `call` asks; only an attach has an answer.
 ///
@@ -77,7 +42,7 @@ pub fn run<'a>(call: &'a Call, node: &'a Node<'a>) -> Result<Option<Answer>, Err
         Call::Snapshot { volume, snapshot } => {
             node.volume(volume).snapshot(snapshot).map(|_made| ())
         }
-        Call::Verify => checks::verify(node.client),
+        Call::Verify => checks::verify(node.client()),
         Call::Open { volume, sharing } => checks::open(&node.volume(volume), *sharing),
         Call::Close { volume } => checks::close(&node.volume(volume)),
     }?;

@@ -9,7 +9,7 @@ use archipelago_protocol::Error;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
-use super::Places;
+use super::places::Places;
 use super::provider::{PROGRAM_NAME, link_names};
 use crate::actions::{self, Node};
 use crate::call::Call;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use archipelago_protocol::Error;
 
-use super::failed;
+use super::failure::failed;
 
 /// Ganeti's mode of its own logs' directories.
 const LOGS_MODE: u32 = 0o750;

@@ -10,32 +10,20 @@
 //! settings in it say what is ours. Whatever ends an installation: the same again finishes it, and an uninstallation removes what is there.
 
 mod checks;
+mod failure;
 mod made;
+mod places;
 mod provider;
 
-use std::io;
 use std::path::{Path, PathBuf};
 
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::Error;
 use serde::Serialize;
 
 use crate::settings::Settings;
 
 pub use checks::Finding;
-
-/// Where Ganeti looks for a provider of our name, on Debian.
-pub const PROVIDER_DIRECTORY: &str = "/usr/share/ganeti/extstorage/archipelago";
-/// Where Ganeti logs what providers say. It fails without this directory, and does not make it.
-pub const LOG_DIRECTORY: &str = "/var/log/ganeti/extstorage";
-
-/// Where things are put.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    /// The provider's directory.
-    pub provider: PathBuf,
-    /// The directory of Ganeti's logs of providers.
-    pub logs: PathBuf,
-}
+pub use places::{LOG_DIRECTORY, PROVIDER_DIRECTORY, Places};
 
 /// What is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,7 +49,7 @@ impl Report {
 /// Installs `settings` at `places`, with links to `program`. The same again changes what is other than that.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if something is in the way that is not ours, what the system says otherwise.
+/// [`archipelago_protocol::ErrorCode::Exists`] if something is in the way that is not ours, what the system says otherwise.
 pub fn install(places: &Places, program: &Path, settings: Settings) -> Result<Report, Error> {
     let present = provider::present(&places.provider)?;
     let mut made = present.map(|settings| settings.made).unwrap_or_default();
@@ -80,7 +68,7 @@ pub fn install(places: &Places, program: &Path, settings: Settings) -> Result<Re
 /// Removes what an installation at `directory` has made, and only that. Left are files of others in its directories.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if the directory is not ours; nothing is removed then.
+/// [`archipelago_protocol::ErrorCode::Exists`] if the directory is not ours; nothing is removed then.
 pub fn uninstall(directory: &Path) -> Result<(), Error> {
     let Some(settings) = provider::present(directory)? else {
         return Ok(());
@@ -93,7 +81,7 @@ pub fn uninstall(directory: &Path) -> Result<(), Error> {
 /// Looks at what is at `places`, and at what it needs.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if the directory is not ours.
+/// [`archipelago_protocol::ErrorCode::Exists`] if the directory is not ours.
 pub fn check(places: &Places) -> Result<Report, Error> {
     let settings = provider::present(&places.provider)?;
     Ok(Report {
@@ -101,14 +89,4 @@ pub fn check(places: &Places) -> Result<Report, Error> {
         wrapper: provider::wrapper(&places.provider),
         findings: checks::look(places, settings.as_ref()),
     })
-}
-
-/// Why something at `path` could not be made or removed.
-fn failed(path: &Path, error: &io::Error) -> Error {
-    let message = format!("{}: {error}", path.display());
-    let error_of = Error::new(ErrorCode::Io, message);
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => error_of.with_hint("be root"),
-        _ => error_of,
-    }
 }

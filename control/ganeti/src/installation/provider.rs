@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use archipelago_protocol::{Error, ErrorCode};
 
-use super::failed;
+use super::failure::failed;
 use crate::call::Action;
 use crate::parameters::parameters_list;
 use crate::settings::{FILE_NAME, Settings};

@@ -23,10 +23,12 @@ use std::path::PathBuf;
 
 use archipelago_protocol::{Error, ErrorCode, Name};
 
-use super::DISK_PREFIX;
 use super::arguments::positions_of;
 use super::memory::share_memory;
 use super::options::OptionList;
+
+/// What a disk's address begins with that the wrapper looks for: one that Ganeti's parsers of both versions let pass.
+pub const DISK_PREFIX: &str = "rbd:vhost_user/";
 
 /// QEMU's device of a disk that Ganeti calls paravirtual, and what it becomes. Variants end alike: `-non-transitional`.
 const DEVICE: &[u8] = b"virtio-blk-pci";

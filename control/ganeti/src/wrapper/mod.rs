@@ -28,10 +28,8 @@ use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Name};
 
 use crate::settings::Settings;
 
-pub use command_line::{CommandLine, Endpoint, Reconnect, reconnect_of};
+pub use command_line::{CommandLine, DISK_PREFIX, Endpoint, Reconnect, reconnect_of};
 
-/// What a disk's address begins with that the wrapper looks for: one that Ganeti's parsers of both versions let pass.
-pub const DISK_PREFIX: &str = "rbd:vhost_user/";
 /// The wrapper's name.
 pub const WRAPPER_NAME: &str = "archipelago-kvm";
 /// Names QEMU, whatever the settings say.
