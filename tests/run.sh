@@ -89,6 +89,8 @@ stage faults cargo test --release --package archipelago-fault-tests -- --nocaptu
 stage guest-parts tests/vm/guest/build.sh
 # Two guests at a time: each emulated processor takes a core.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2
+# Two clusters at a time, as above.
+stage ganeti cargo test --release --no-fail-fast --package archipelago-ganeti-tests -- --nocapture --test-threads 2
 stage power-cut cargo test --release --no-fail-fast --package archipelago-power-cut-tests -- --nocapture
 
 if [ ${#failures[@]} -gt 0 ]; then

@@ -18,6 +18,8 @@ set -euo pipefail
 #   binutils xz-utils       unpacking kernel and modules
 #   strace                  counting the system calls of a thread
 #   jq                      JSON in scripts
+#   ganeti openssh-server   a cluster in namespaces; nothing of them is started on this host by the tests
+#   iproute2 procps         its network and its processes
 packages=(
     gcc make libc6-dev
     qemu-system-x86 qemu-utils libnbd-bin nbd-client
@@ -28,6 +30,7 @@ packages=(
     strace
     curl groff-base mandoc fish zsh
     jq ca-certificates
+    ganeti openssh-server iproute2 procps
 )
 
 find_missing() {
