@@ -21,6 +21,8 @@ use archipelago_protocol::{AttachmentId, Error, ErrorCode, Lineage};
 
 /// Environment variable that names the root directory.
 pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
+/// Extension of the socket of a volume that is opened over a segment channel.
+pub const BULK_SOCKET: &str = "bulk";
 /// Longest path of a UNIX socket: `sun_path` less its final zero.
 pub const SOCKET_PATH_MAX: usize = 107;
 /// Longest path of the run directory: what is left of a socket's path for `/volume/`, 32 digits and `.sock`.
@@ -225,7 +227,7 @@ impl Layout {
     /// The socket of a bulk copy of a volume.
     #[must_use]
     pub fn bulk_socket(&self, lineage: Lineage) -> PathBuf {
-        self.volumes().join(format!("{lineage}.bulk"))
+        self.volumes().join(format!("{lineage}.{BULK_SOCKET}"))
     }
 
     /// The option that makes the command find this layout, for hints.

@@ -290,8 +290,13 @@ impl EndpointHost {
                 }
                 BulkStep::Ended { lost } => {
                     let marker = loss_marker(&bulk.socket);
-                    // The socket itself, which nobody can use any more.
-                    if lost && let Err(error) = std::fs::rename(&bulk.socket, &marker) {
+                    // The socket itself, which nobody can use any more and which takes no space; a daemon that has started meanwhile may
+                    // have removed it.
+                    let marked = || {
+                        std::fs::rename(&bulk.socket, &marker)
+                            .or_else(|_removed| std::fs::File::create(&marker).map(drop))
+                    };
+                    if lost && let Err(error) = marked() {
                         tracing::error!(
                             "{}: {error}: a loss is not reported to its client",
                             marker.display()

@@ -65,28 +65,13 @@ impl Footprint {
     /// # Errors
     /// With what is left.
     pub fn await_again(&self, storage: &Storage<'_>) -> Result<()> {
-        self.await_that(|| Footprint::of(storage))
-    }
-
-    /// The same after a kill of the node: a data process that was killed leaves the socket of an opened volume in the run directory,
-    /// which nobody can use and which goes with that directory.
-    ///
-    /// # Errors
-    /// With what else is left.
-    pub fn await_again_after_kill(&self, storage: &Storage<'_>) -> Result<()> {
-        self.await_that(|| {
-            let mut now = Footprint::of(storage)?;
-            now.sockets.retain(|socket| !socket.ends_with(".bulk"));
-            Ok(now)
-        })
-    }
-
-    fn await_that(&self, look: impl Fn() -> Result<Footprint>) -> Result<()> {
-        let missing = || match look() {
+        let missing = || match Footprint::of(storage) {
             Ok(left) => format!("is left behind: {left:?}; before there was {self:?}"),
             Err(error) => format!("{error:#}"),
         };
-        wait_until(SETTLE, missing, || Ok((look()? == *self).then_some(())))
+        wait_until(SETTLE, missing, || {
+            Ok((Footprint::of(storage)? == *self).then_some(()))
+        })
     }
 
     /// That there is something of each kind which a running instance needs: a look that finds nothing proves nothing.

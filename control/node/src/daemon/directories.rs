@@ -4,10 +4,12 @@ use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
-use archipelago_api::layout::{Layout, path_error};
+use archipelago_api::layout::{BULK_SOCKET, Layout, path_error};
 use archipelago_host::Identity;
 use archipelago_protocol::Error;
 use nix::unistd::{getegid, geteuid};
+
+use super::service::unlink;
 
 /// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's; they are there. The endpoint
 /// and those who may connect get through the run directory, and so to the peers' sockets; what else is in it, and who
@@ -46,6 +48,22 @@ pub(crate) fn give_sockets_to(layout: &Layout, endpoint: Option<Identity>) -> Re
     }
 }
 
+/// Removes the sockets of opened volumes that killed data processes have left; none of this node serves. What cannot be removed
+/// stays: it is in nobody's way.
+pub(crate) fn remove_stale_sockets(layout: &Layout) {
+    let Ok(entries) = std::fs::read_dir(layout.volumes()) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == BULK_SOCKET)
+        {
+            unlink(&path);
+        }
+    }
+}
+
 /// Lets the endpoint's user through `directory` to the sockets in it, and no further.
 ///
 /// # Errors
@@ -59,6 +77,24 @@ pub(crate) fn let_through(directory: &Path, endpoint: Identity) -> Result<(), Er
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_sockets_of_opened_volumes_are_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(Some(dir.path())).unwrap();
+        layout.make_directories().unwrap();
+        let lineage = archipelago_protocol::Lineage(7);
+        let stale = layout.bulk_socket(lineage);
+        let kept = [
+            layout.volume_socket(lineage),
+            layout.volumes().join("7.lost"),
+        ];
+        for path in kept.iter().chain([&stale]) {
+            std::fs::write(path, "").unwrap();
+        }
+        remove_stale_sockets(&layout);
+        assert!(!stale.exists() && kept.iter().all(|path| path.exists()));
+    }
 
     #[test]
     fn sockets_are_given_to_the_endpoints_user_and_taken_back() {

@@ -96,6 +96,7 @@ pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<
         }
     }
     directories::give_sockets_to(&layout, endpoint)?;
+    directories::remove_stale_sockets(&layout);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(FOREVER)
