@@ -230,13 +230,21 @@ mod tests {
             let tried = tried();
             kill(process, Signal::SIGCONT)?;
             tried?;
-            // It goes on, under the name that the volume has got meanwhile.
+            // It goes on, under the name that the volume has got meanwhile, also if its name is another's by then.
             let file = open(&mount.at.join("v"))?;
             file.write_all_at(&[7; 4096], 0)?;
             node.call(&["volume", "rename", "v", "w"])?;
             Node::kill(node.process_of("endpoint")?)?;
             file.write_all_at(&[8; 4096], 4096)?;
             file.sync_all()?;
+            for (from, to) in [("w", "x"), ("x", "w")] {
+                node.call(&["volume", "rename", from, to])?;
+                node.call(&["volume", "create", from, "--size", "1M"])?;
+                Node::kill(node.process_of("endpoint")?)?;
+                file.write_all_at(&[9; 4096], 8192)?;
+                file.sync_all()?;
+                node.call(&["volume", "remove", from])?;
+            }
             // And ends with its process.
             drop((file, holder, mount));
             node.call(&["volume", "attach", "w"])?;

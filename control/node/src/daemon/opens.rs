@@ -10,6 +10,7 @@ use archipelago_protocol::{Access, Error, ErrorCode, Name, OnFull};
 
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::Pool;
+use super::reservations::lineage_of;
 use crate::fresh::fresh_lineage;
 
 fn access_of(request: &OpenVolume) -> Access {
@@ -56,6 +57,12 @@ impl Pool {
         let access = access_of(request);
         let write = access == Access::Write;
         let own = request.reservation.as_deref();
+        let kept = own.and_then(lineage_of);
+        if kept.is_some_and(|lineage| lineage != entry.lineage) {
+            // Renamed while its data process was away: whoever keeps it looks for its new name.
+            let message = format!("`{name}` is another volume now");
+            return Err(Error::new(ErrorCode::NotFound, message).into());
+        }
         if write && entry.kind != Kind::Volume {
             let message = format!("`{name}` is frozen: it is opened only to be read");
             return Err(Error::new(ErrorCode::ReadOnly, message)

@@ -36,6 +36,12 @@ fn access_name(access: Access) -> &'static str {
     }
 }
 
+/// What the reservation `name` is of, if it is a reservation.
+pub(crate) fn lineage_of(name: &str) -> Option<Lineage> {
+    let (lineage, _access) = name.split_once('.')?;
+    lineage.parse().ok()
+}
+
 /// The access of the file `name`, if it is a reservation of `lineage`.
 fn access_of(name: &str, lineage: Lineage) -> Option<Access> {
     let (access, _number) = name
@@ -161,6 +167,7 @@ mod tests {
             assert_eq!(excludes(LINEAGE, Access::Write, None), write);
             assert!(!excludes(LINEAGE, Access::Write, Some(name(&path))));
             assert!(!excludes(Lineage(8), Access::Write, None));
+            assert_eq!(lineage_of(name(&path)), Some(LINEAGE));
             let is_kept = |lineage, access| {
                 let kept = reservations.is_reservation(name(&path), lineage, access);
                 kept.unwrap()
@@ -184,6 +191,7 @@ mod tests {
         for strange in ["", ".", "x", outside.as_str()] {
             let kept = reservations.is_reservation(strange, LINEAGE, Access::Read);
             assert!(!kept.unwrap(), "{strange}");
+            assert_eq!(lineage_of(strange), None);
         }
     }
 }

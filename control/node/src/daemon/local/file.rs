@@ -108,6 +108,15 @@ impl<'a> VolumeFile<'a> {
         }
     }
 
+    /// That its process is [`ProcessState::Silent`].
+    pub(super) fn silence(&self, layout: &Layout) -> Error {
+        let message = format!("what serves {} does not answer", self.file.display());
+        Error::new(ErrorCode::Unavailable, message).with_hint(format!(
+            "`{} node status` shows whether the storage hangs",
+            layout.command()
+        ))
+    }
+
     /// Mounts it, unless it is there and its process answers.
     ///
     /// # Errors
@@ -121,15 +130,7 @@ impl<'a> VolumeFile<'a> {
         match self.process_state().await {
             ProcessState::None => {}
             ProcessState::Answers => return Ok(()),
-            ProcessState::Silent => {
-                let message = format!("what serves {} does not answer", self.file.display());
-                return Err(
-                    Error::new(ErrorCode::Unavailable, message).with_hint(format!(
-                        "`{} node status` shows whether the storage hangs",
-                        layout.command()
-                    )),
-                );
-            }
+            ProcessState::Silent => return Err(self.silence(layout)),
             // Nobody gets anything from it any more, and open files stay with whoever has them.
             ProcessState::Dead => self.unmount_all(MntFlags::MNT_DETACH).await?,
         }

@@ -136,8 +136,13 @@ impl Pool {
                 let device = LoopDevice::new(device, file, looks);
                 let file = VolumeFile::new(file, looks);
                 // Of whichever daemon: its file outlives the processes of the node, and so does the device.
-                if device.node().is_some() && file.process_state().await == ProcessState::Answers {
-                    return Ok(());
+                if device.node().is_some() {
+                    match file.process_state().await {
+                        ProcessState::Answers => return Ok(()),
+                        // Nothing is taken from under programs whose calls wait.
+                        ProcessState::Silent => return Err(file.silence(layout)),
+                        ProcessState::None | ProcessState::Dead => {}
+                    }
                 }
                 device.end().await?;
                 file.serve(layout, name, read_only).await?;
