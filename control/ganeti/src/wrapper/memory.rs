@@ -17,6 +17,8 @@ use super::options::OptionList;
 
 /// Id of the backend.
 const BACKEND: &str = "archipelago-memory";
+/// How QEMU spells that something is so.
+const TRUE: [&str; 4] = ["on", "yes", "true", "y"];
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorCode::Invalid, message)
@@ -78,7 +80,7 @@ fn check_shared(arguments: &[OsString], backend: &[u8]) -> Result<(), Error> {
     let objects = values_of(arguments, "object").map(|value| OptionList::parse(value));
     let shared = objects
         .filter(|object| object.get("id") == Some(backend))
-        .any(|object| object.has("share", "on") || object.has("share", "true"));
+        .any(|object| TRUE.iter().any(|value| object.has("share", value)));
     if shared {
         return Ok(());
     }
@@ -86,21 +88,23 @@ fn check_shared(arguments: &[OsString], backend: &[u8]) -> Result<(), Error> {
         "the memory backend `{}` is not shared, and a vhost-user disk needs the guest's memory",
         String::from_utf8_lossy(backend)
     );
-    Err(invalid(message).with_hint("add share=on to its -object, where kvm_extra says it"))
+    let is_json = |value: &OsString| value.as_bytes().starts_with(b"{");
+    Err(invalid(message).with_hint(match values_of(arguments, "object").any(is_json) {
+        true => "a JSON -object is not read: write it as key=value, with share=on, where kvm_extra says it",
+        false => "add share=on to its -object, where kvm_extra says it",
+    }))
 }
 
-/// The size of the guest's memory, with its unit.
+/// The size of the guest's memory, with its unit: of several `-m` the last one that has a size, as QEMU takes it.
 fn size(arguments: &[OsString]) -> Result<Vec<u8>, Error> {
-    let value = values_of(arguments, "m").last();
-    let list = value.map(|value| OptionList::parse(value));
-    let size = list
-        .as_ref()
-        .and_then(|list| list.get("size").or(list.name()));
-    let mut size = size.map(<[u8]>::to_vec).unwrap_or_default();
+    let size_of = |value: &OsString| {
+        let list = OptionList::parse(value);
+        list.get("size").or(list.name()).map(<[u8]>::to_vec)
+    };
+    let mut sizes = values_of(arguments, "m").rev().filter_map(size_of);
+    let mut size = sizes.next().unwrap_or_default();
     if !size.first().is_some_and(u8::is_ascii_digit) {
-        let said = value
-            .map(|value| value.to_string_lossy())
-            .unwrap_or_default();
+        let said = String::from_utf8_lossy(&size);
         return Err(invalid(format!(
             "-m `{said}`: the size of the guest's memory is not there"
         )));

@@ -156,6 +156,12 @@ fn memory_is_as_large_as_it_was_and_in_huge_pages_if_it_was() {
             vec!["-m", "192", "-m", "256"],
             "memory-backend-memfd,id=archipelago-memory,size=256M",
         ),
+        // One without a size adds to the one before.
+        (
+            vec!["-m", "64", "-m", "slots=2,maxmem=1G"],
+            vec!["-m", "64", "-m", "slots=2,maxmem=1G"],
+            "memory-backend-memfd,id=archipelago-memory,size=64M",
+        ),
         (
             vec!["-m", "512", "-mem-path", "/dev/huge,pages", "-mem-prealloc"],
             vec!["-m", "512", "-mem-prealloc"],
@@ -183,6 +189,14 @@ fn a_backend_of_the_command_lines_own_stays_if_it_is_shared() {
                 "memory-backend-memfd,id=ram,size=192M,share=on,hugetlb=on",
                 true,
             ),
+            ("memory-backend-memfd,id=ram,size=192M,share=yes", true),
+            ("memory-backend-memfd,id=ram,size=192M,share=y", true),
+            ("memory-backend-memfd,id=ram,size=192M,share=true", true),
+            ("memory-backend-memfd,id=ram,size=192M,share=off", false),
+            (
+                r#"{"qom-type":"memory-backend-memfd","id":"ram","size":201326592,"share":true}"#,
+                false,
+            ),
             ("memory-backend-ram,id=ram,size=192M", false),
             ("memory-backend-memfd,id=other,size=192M,share=on", false),
         ] {
@@ -195,6 +209,9 @@ fn a_backend_of_the_command_lines_own_stays_if_it_is_shared() {
                 (Ok(arguments), true) => assert_eq!(arguments, becomes),
                 (Err(error), false) => {
                     assert!(error.message.contains("`ram` is not shared"), "{error}");
+                    let is_json = object.starts_with('{');
+                    let says_so = error.hint.contains("write it as key=value");
+                    assert_eq!(says_so, is_json, "{}", error.hint);
                 }
                 (other, _) => panic!("{object}: {other:?}"),
             }
