@@ -35,11 +35,11 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Tool {
-    /// Put provider and wrapper where Ganeti looks; the same again changes what is other
+    /// Put provider and wrapper where Ganeti looks; may be repeated: updates what differs, and keeps settings that are not given
     Install {
         #[command(flatten)]
         places: PlaceOptions,
-        /// QEMU, which the wrapper becomes
+        /// QEMU binary that the wrapper executes
         #[arg(long, value_name = "FILE")]
         qemu: Option<PathBuf>,
         /// Ganeti's state directory
@@ -145,9 +145,11 @@ fn command(options: &Options) -> Result<bool, Error> {
             report
         }
         Tool::Uninstall { dir } => {
-            installation::uninstall(&absolute(dir)?)?;
-            if options.json {
-                print("{}\n")?;
+            let wrapper = installation::uninstall(&absolute(dir)?)?;
+            match (options.json, wrapper) {
+                (true, _) => print("{}\n")?,
+                (false, Some(wrapper)) => print(&without_wrapper(&wrapper))?,
+                (false, None) => {}
             }
             return Ok(true);
         }
@@ -185,6 +187,15 @@ fn next_steps(report: &Report) -> String {
          gnt-cluster modify -H kvm:kvm_path={}\n",
         report.directory.display(),
         report.wrapper.display()
+    )
+}
+
+/// What the cluster is told once `wrapper` is removed: QEMU is not found there any more.
+fn without_wrapper(wrapper: &Path) -> String {
+    format!(
+        "no instance starts whose kvm_path is {}; on the master, unless done before:\n  \
+         gnt-cluster modify -H kvm:kvm_path=/usr/bin/kvm\n",
+        wrapper.display()
     )
 }
 

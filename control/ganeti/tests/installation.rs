@@ -6,13 +6,13 @@ mod harness;
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Output};
 
     use archipelago_ganeti::call::Action;
 
-    use crate::harness::{Host, program, run, text};
+    use crate::harness::{Host, program, run, skip, text};
 
     /// A directory in which things are installed.
     struct Place {
@@ -110,6 +110,75 @@ mod tests {
         }
     }
 
+    /// Hints say `archipelago ganeti install`, without options, to whoever has installed with some.
+    #[test]
+    fn an_installation_without_options_keeps_the_settings() {
+        let place = Place::new();
+        let options = ["--root", "--qemu", "--ganeti-state"];
+        let mut install = place.tool("install");
+        for (option, path) in options.iter().zip(["/srv/a", "/usr/bin/qemu", "/srv/b"]) {
+            install.args([option, path]);
+        }
+        assert!(run(&mut install).status.success());
+        let once = place.everything();
+        let settings = |at: &[(PathBuf, u32, String)]| {
+            let conf = place.provider().join("archipelago.conf");
+            let found = at.iter().find(|(path, ..)| *path == conf);
+            found.unwrap().2.clone()
+        };
+        assert!(run(&mut place.tool("install")).status.success());
+        assert_eq!(place.everything(), once);
+        // One that is given changes, the others stay.
+        for (option, former) in options.iter().zip(["/srv/a", "/usr/bin/qemu", "/srv/b"]) {
+            assert!(
+                run(place.tool("install").args([option, "/c"]))
+                    .status
+                    .success()
+            );
+            let expected = settings(&once).replace(former, "/c");
+            assert_eq!(settings(&place.everything()), expected, "{option}");
+            assert!(
+                run(place.tool("install").args([option, former]))
+                    .status
+                    .success()
+            );
+        }
+        assert_eq!(place.everything(), once);
+    }
+
+    #[test]
+    fn who_uninstalls_learns_which_instances_need_another_kvm_path() {
+        let place = Place::new();
+        assert!(place.install().status.success());
+        let said = text(&place.uninstall().stdout);
+        let wrapper = place.provider().join("archipelago-kvm");
+        assert!(
+            said.contains(&format!("kvm_path is {}", wrapper.display())),
+            "{said}"
+        );
+        assert!(
+            said.contains("gnt-cluster modify -H kvm:kvm_path=/usr/bin/kvm\n"),
+            "{said}"
+        );
+        assert_eq!(text(&place.uninstall().stdout), "");
+    }
+
+    /// With user separation Ganeti's daemons have groups of their own.
+    #[test]
+    fn the_directory_of_logs_belongs_to_whom_ganetis_other_logs_do() {
+        if !nix::unistd::geteuid().is_root() {
+            return skip("to give a directory away needs root");
+        }
+        let place = Place::new();
+        let os = place.logs().with_file_name("os");
+        fs::create_dir_all(&os).unwrap();
+        std::os::unix::fs::chown(&os, Some(1234), Some(2345)).unwrap();
+        assert!(place.install().status.success());
+        let metadata = fs::metadata(place.logs()).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (1234, 2345));
+        assert_eq!(metadata.permissions().mode() & 0o7777, 0o750);
+    }
+
     #[test]
     fn what_was_there_before_stays() {
         let place = Place::new();
@@ -167,7 +236,7 @@ mod tests {
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
-        for missing in names.iter().filter(|name| *name != "archipelago.conf") {
+        for missing in &names {
             for finishes in [true, false] {
                 let place = Place::new();
                 assert!(place.install().status.success());
@@ -175,13 +244,32 @@ mod tests {
                 fs::remove_file(place.provider().join(missing)).unwrap();
                 fs::write(place.provider().join(format!(".{missing}.new")), "half").unwrap();
                 fs::remove_dir(place.logs()).unwrap();
+                if missing == "archipelago.conf" {
+                    // It is made first: nothing else is there without it.
+                    for name in names.iter().filter(|name| *name != missing) {
+                        fs::remove_file(place.provider().join(name)).unwrap();
+                    }
+                    fs::remove_dir(place.dir.path().join("log")).unwrap();
+                }
                 if finishes {
                     let checked = run(&mut place.tool("check"));
-                    assert!(text(&checked.stdout).contains("problem: "), "{checked:?}");
+                    let problem = format!("problem: provider {}: ", place.provider().display());
+                    assert!(
+                        text(&checked.stdout).contains(&problem),
+                        "{missing}: {checked:?}"
+                    );
                     assert!(place.install().status.success());
+                    if missing == "archipelago.conf" {
+                        // What was made is known no more.
+                        continue;
+                    }
                     assert_eq!(place.everything(), once, "{missing}");
                 } else {
                     assert!(place.uninstall().status.success());
+                    if missing == "archipelago.conf" {
+                        fs::remove_dir(place.provider().parent().unwrap()).unwrap();
+                        fs::remove_dir(place.dir.path().join("ganeti")).unwrap();
+                    }
                     assert_eq!(place.everything(), [], "{missing}");
                 }
             }
@@ -203,7 +291,7 @@ mod tests {
             said.contains("problem: node of this host: no node daemon"),
             "{said}"
         );
-        assert!(said.contains("is not that of a node of Ganeti"), "{said}");
+        assert!(said.contains("is not a Ganeti state directory"), "{said}");
         host.archipelago(&["init"]);
         host.archipelago(&["node", "start"]);
         fs::create_dir(host.path("ganeti")).unwrap();

@@ -1,62 +1,19 @@
-//! Whether everything works together: what Ganeti calls, QEMU, the node, and Ganeti itself.
+//! Whether everything works together: what Ganeti calls, QEMU and the node here, Ganeti itself in [`ganeti`].
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use archipelago_api::client::Client;
-use archipelago_protocol::Error;
-use nix::sys::utsname::uname;
-use serde::Serialize;
 
-use super::places::Places;
-use super::provider::{PROGRAM_NAME, link_names};
+use super::finding::Finding;
+use super::ganeti;
+use super::places::{Places, SEARCH_PATH};
+use super::provider::{PARAMETERS_NAME, PROGRAM_NAME, has_parameters_list, link_names};
 use crate::actions::{self, Node};
 use crate::call::Call;
 use crate::clock::SystemClock;
 use crate::settings::Settings;
 use crate::wrapper;
-
-/// Something that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What.
-    pub what: String,
-    /// What is wrong with it; null: nothing.
-    pub problem: Option<String>,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub hint: String,
-}
-
-impl Finding {
-    fn good(what: impl Into<String>) -> Finding {
-        Finding {
-            what: what.into(),
-            problem: None,
-            hint: String::new(),
-        }
-    }
-
-    fn bad(
-        what: impl Into<String>,
-        problem: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Finding {
-        Finding {
-            what: what.into(),
-            problem: Some(problem.into()),
-            hint: hint.into(),
-        }
-    }
-
-    fn of<T>(what: &str, found: Result<T, Error>) -> Finding {
-        match found {
-            Ok(_) => Finding::good(what),
-            Err(error) => Finding::bad(what, error.message, error.hint),
-        }
-    }
-}
 
 const INSTALL: &str = "archipelago ganeti install";
 
@@ -68,12 +25,13 @@ pub(super) fn look(places: &Places, settings: Option<&Settings>) -> Vec<Finding>
         return vec![Finding::bad(what, "it is not installed", INSTALL)];
     };
     let mut findings = vec![scripts(provider), logs(&places.logs)];
+    findings.extend(hidden(provider, &SEARCH_PATH.map(Path::new)));
     findings.push(Finding::of(
         "QEMU for vhost-user disks",
         wrapper::check_qemu(settings),
     ));
     findings.push(node(settings));
-    findings.extend(ganeti(settings));
+    findings.extend(ganeti::look(provider, settings));
     findings
 }
 
@@ -85,14 +43,31 @@ fn scripts(provider: &Path) -> Finding {
         let name = program.as_deref().and_then(Path::file_name);
         name.is_none_or(|name| name != PROGRAM_NAME)
     });
-    match lost {
-        None => Finding::good(what),
-        Some(name) => Finding::bad(
-            what,
-            format!("`{name}` leads to no {PROGRAM_NAME}"),
-            INSTALL,
-        ),
+    if let Some(name) = lost {
+        let problem = format!("`{name}` does not link to {PROGRAM_NAME}");
+        return Finding::bad(what, problem, INSTALL);
     }
+    match has_parameters_list(provider) {
+        true => Finding::good(what),
+        false => {
+            let problem = format!("`{PARAMETERS_NAME}` is missing or not that of this version");
+            Finding::bad(what, problem, INSTALL)
+        }
+    }
+}
+
+/// A provider of the same name that Ganeti finds before `provider`, if that is in one of the directories `search_path`.
+fn hidden(provider: &Path, search_path: &[&Path]) -> Option<Finding> {
+    let name = provider.file_name()?;
+    let at = search_path
+        .iter()
+        .position(|one| Some(*one) == provider.parent())?;
+    let mut earlier = search_path[..at].iter().map(|one| one.join(name));
+    let other = earlier.find(|path| path.exists())?;
+    let problem = format!("Ganeti finds {} first", other.display());
+    let hint = "move that away: an older provider, which Ganeti would run in place of this one";
+    let what = format!("search path of {}", provider.display());
+    Some(Finding::bad(what, problem, hint))
 }
 
 fn logs(logs: &Path) -> Finding {
@@ -111,90 +86,29 @@ fn node(settings: &Settings) -> Finding {
     Finding::of("node of this host", verified)
 }
 
-/// What Ganeti says of the provider, if this host is its master: all nodes of a group must have it.
-fn ganeti(settings: &Settings) -> Option<Finding> {
-    let Some((major, minor)) = settings.ganeti_version() else {
-        let state = settings.ganeti_state().display();
-        let problem = format!("{state} is not that of a node of Ganeti");
-        return Some(Finding::bad(
-            "Ganeti",
-            problem,
-            "gnt-node add, or --ganeti-state DIR",
-        ));
-    };
-    if (major, minor) < (3, 0) {
-        let problem = format!("version {major}.{minor} was never tried");
-        return Some(Finding::bad("Ganeti", problem, "use 3.0 or newer"));
-    }
-    if !is_master(settings) {
-        return Some(Finding::good(format!("Ganeti {major}.{minor}")));
-    }
-    let what = format!("Ganeti {major}.{minor}: gnt-storage diagnose");
-    let hint = "run it: gnt-storage diagnose; it has to be installed on every node of a group";
-    let output = Command::new("gnt-storage")
-        .arg("diagnose")
-        .stdin(Stdio::null())
-        .output();
-    let text = match output {
-        Ok(output) if output.status.success() => {
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        }
-        Ok(output) => {
-            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Some(Finding::bad(what, words, hint));
-        }
-        Err(error) => return Some(Finding::bad(what, error.to_string(), hint)),
-    };
-    Some(match diagnosis(&text) {
-        None => Finding::good(what),
-        Some(problem) => Finding::bad(what, problem, hint),
-    })
-}
-
-/// What `gnt-storage diagnose` finds wrong with the provider; nothing if it finds none.
-fn diagnosis(text: &str) -> Option<String> {
-    let mut lines = text.lines();
-    if !lines.any(|line| line.trim() == "Provider: archipelago") {
-        return Some("Ganeti does not find the provider".to_owned());
-    }
-    let of_provider = lines.take_while(|line| !line.starts_with("Provider: "));
-    let mut bad = of_provider.filter(|line| {
-        let of_node = line.contains("status: ") && !line.contains("status: valid");
-        of_node || line.trim_end().ends_with("--> invalid")
-    });
-    bad.next().map(|line| line.trim().to_owned())
-}
-
-fn is_master(settings: &Settings) -> bool {
-    let master = fs::read_to_string(settings.ganeti_state().join("ssconf_master_node"));
-    let (Ok(master), Ok(host)) = (master, uname()) else {
-        return false;
-    };
-    let master = master.trim();
-    let host = host.nodename();
-    host == master || master.split('.').next().is_some_and(|short| host == short)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &str = "Provider: archipelago\n---\n  Node: node1.example, status: valid (path: /usr/share/ganeti/extstorage/archipelago) \
-        [parameters: origin, pool]\n  --\n  For nodegroup: default --> valid\n\nProvider: zfs\n---\n  Node: node1.example, status: invalid\n";
-
     #[test]
-    fn what_ganeti_finds_wrong_is_found_in_its_words() {
-        assert_eq!(diagnosis(GOOD), None);
-        assert!(diagnosis("").is_some());
-        assert!(diagnosis(&GOOD.replace("archipelago\n", "archipelago2\n")).is_some());
-        let bad = GOOD.replace("status: valid", "status: invalid, error: no script");
-        assert!(diagnosis(&bad).unwrap().contains("no script"));
-        let of_group = GOOD.replace("--> valid", "--> invalid");
-        assert!(diagnosis(&of_group).unwrap().contains("default"));
-        let missing = GOOD.replace(
-            "  --\n",
-            "  Node: node2.example, status: ExtStorage provider not found\n  --\n",
+    fn a_provider_that_ganeti_finds_first_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second, third] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let search_path = [first.as_path(), second.as_path(), third.as_path()];
+        let ours = second.join("archipelago");
+        fs::create_dir_all(&ours).unwrap();
+        fs::create_dir_all(third.join("archipelago")).unwrap();
+        fs::create_dir_all(first.join("zfs")).unwrap();
+        assert_eq!(hidden(&ours, &search_path), None);
+        let older = first.join("archipelago");
+        fs::create_dir_all(&older).unwrap();
+        let finding = hidden(&ours, &search_path).unwrap();
+        let problem = finding.problem.unwrap();
+        assert!(problem.contains(older.to_str().unwrap()), "{problem}");
+        // Somewhere else Ganeti has been told to look.
+        assert_eq!(
+            hidden(&dir.path().join("d/archipelago"), &search_path),
+            None
         );
-        assert!(diagnosis(&missing).unwrap().contains("node2.example"));
     }
 }

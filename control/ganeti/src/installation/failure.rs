@@ -10,7 +10,7 @@ pub(super) fn failed(path: &Path, error: &io::Error) -> Error {
     let message = format!("{}: {error}", path.display());
     let error_of = Error::new(ErrorCode::Io, message);
     match error.kind() {
-        io::ErrorKind::PermissionDenied => error_of.with_hint("be root"),
+        io::ErrorKind::PermissionDenied => error_of.with_hint("run this as root"),
         _ => error_of,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use archipelago_protocol::Error;
@@ -11,6 +11,8 @@ use super::failure::failed;
 
 /// Ganeti's mode of its own logs' directories.
 const LOGS_MODE: u32 = 0o750;
+/// The directory of the logs of operating systems' scripts, which Ganeti makes itself beside that of the providers' logs.
+const SIBLING_NAME: &str = "os";
 /// Of what everybody may read.
 const MODE: u32 = 0o755;
 
@@ -37,7 +39,7 @@ pub(super) fn make(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the directory of logs, for its owner and its group.
+/// Makes the directory of logs, for its owner and its group, which are those of Ganeti's other logs.
 pub(super) fn make_logs(path: &Path) -> Result<(), Error> {
     if let Some(parent) = path.parent() {
         make(parent)?;
@@ -45,7 +47,13 @@ pub(super) fn make_logs(path: &Path) -> Result<(), Error> {
     if path.exists() {
         return Ok(());
     }
-    make_one(path, LOGS_MODE)
+    make_one(path, LOGS_MODE)?;
+    match fs::metadata(path.with_file_name(SIBLING_NAME)) {
+        Ok(sibling) => chown(path, Some(sibling.uid()), Some(sibling.gid()))
+            .map_err(|error| failed(path, &error)),
+        // Whoever installs owns it.
+        Err(_none) => Ok(()),
+    }
 }
 
 fn make_one(path: &Path, mode: u32) -> Result<(), Error> {

@@ -23,7 +23,7 @@ use crate::wrapper::WRAPPER_NAME;
 /// This program's own name, which the links lead to.
 pub(super) const PROGRAM_NAME: &str = "archipelago-ganeti";
 /// Name of the list of parameters.
-const PARAMETERS_NAME: &str = "parameters.list";
+pub(super) const PARAMETERS_NAME: &str = "parameters.list";
 /// Of what everybody may read.
 const MODE: u32 = 0o644;
 
@@ -33,6 +33,16 @@ pub(super) fn link_names() -> impl Iterator<Item = &'static str> {
         .into_iter()
         .map(Action::name)
         .chain([WRAPPER_NAME])
+}
+
+/// Names of everything in the directory.
+fn names() -> impl Iterator<Item = &'static str> {
+    link_names().chain([PARAMETERS_NAME, FILE_NAME])
+}
+
+/// Whether `directory` has the list of parameters that this program takes.
+pub(super) fn has_parameters_list(directory: &Path) -> bool {
+    fs::read_to_string(directory.join(PARAMETERS_NAME)).is_ok_and(|text| text == parameters_list())
 }
 
 /// The wrapper in `directory`.
@@ -51,10 +61,16 @@ pub(super) fn present(directory: &Path) -> Result<Option<Settings>, Error> {
     match fs::read_dir(directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(directory, &error)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(None),
-            Some(_entry) => Err(not_ours(directory)),
-        },
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry.map_err(|error| failed(directory, &error))?;
+                // What an installation leaves that was killed before it had its settings.
+                if !names().any(|name| entry.path() == unfinished(directory, name)) {
+                    return Err(not_ours(directory));
+                }
+            }
+            Ok(None)
+        }
     }
 }
 
@@ -123,16 +139,20 @@ fn unfinished(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!(".{name}.new"))
 }
 
-/// Removes from `directory` what is ours.
+/// Removes from `directory`, which [`present`] takes for ours or for empty, what is ours. The settings are last.
 pub(super) fn remove(directory: &Path) -> Result<(), Error> {
     for name in link_names().chain([PARAMETERS_NAME]) {
         let path = directory.join(name);
         if is_ours(&path, name)? == Some(true) {
             fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
         }
+    }
+    for name in names() {
         let _unfinished = fs::remove_file(unfinished(directory, name));
     }
-    let _unfinished = fs::remove_file(unfinished(directory, FILE_NAME));
     let path = directory.join(FILE_NAME);
-    fs::remove_file(&path).map_err(|error| failed(&path, &error))
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|error| failed(&path, &error)),
+    }
 }
