@@ -220,13 +220,14 @@ fn script(action: Action, called: &Path) -> ExitCode {
     }
 }
 
-/// The settings beside the name that this program was called by.
+/// The settings beside the name that this program was called by, which alone decide; without them the environment does.
 fn settings_beside(called: &Path) -> Result<Settings, Error> {
     let directory = called
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let settings = directory.map(Settings::read).transpose()?;
-    Ok(settings.flatten().unwrap_or_default())
+    let settings = settings.flatten();
+    Ok(settings.unwrap_or_else(Settings::from_environment))
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -5,7 +5,7 @@
 //! | key | value |
 //! |---|---|
 //! | `root` | directory of the node, if it is not the system's (`--root`) |
-//! | `qemu` | the program that the wrapper becomes |
+//! | `qemu` | the QEMU binary that the wrapper executes |
 //! | `ganeti-state` | Ganeti's state directory |
 //! | `made` | a directory that the installation made, and takes away if it is empty; as many lines as directories |
 
@@ -20,6 +20,8 @@ use archipelago_protocol::{Error, ErrorCode};
 pub const FILE_NAME: &str = "archipelago.conf";
 /// Its first line.
 const HEADER: &str = "# Written by `archipelago ganeti install`.";
+/// Names the QEMU binary that the wrapper executes, where there is no file.
+const QEMU_VARIABLE: &str = "ARCHIPELAGO_KVM";
 /// Where Ganeti keeps its state, if nothing else is said.
 const GANETI_STATE: &str = "/var/lib/ganeti";
 /// Ganeti's version is in this file of its state: `3.0.2`.
@@ -30,7 +32,7 @@ const RELEASE_VERSION: &str = "ssconf_release_version";
 pub struct Settings {
     /// Directory of the node.
     pub root: Option<PathBuf>,
-    /// The program that the wrapper becomes.
+    /// The QEMU binary that the wrapper executes.
     pub qemu: Option<PathBuf>,
     /// Ganeti's state directory.
     pub ganeti_state: Option<PathBuf>,
@@ -107,13 +109,24 @@ impl Settings {
         Ok(text)
     }
 
-    /// The node that is asked: the one that the environment names, else the installation, else the system's.
+    /// What the environment says, for a program that no installation has put where it is. Beside an installation's file nothing is read
+    /// from there: scripts, wrapper and check must mean the same node, whatever the environment of Ganeti's daemons is.
+    #[must_use]
+    pub fn from_environment() -> Settings {
+        let path = |variable| std::env::var_os(variable).map(PathBuf::from);
+        Settings {
+            root: path(ROOT_VARIABLE),
+            qemu: path(QEMU_VARIABLE),
+            ..Settings::default()
+        }
+    }
+
+    /// The node that is asked: the system's, if nothing else is said.
     ///
     /// # Errors
     /// As [`Layout::new`].
     pub fn layout(&self) -> Result<Layout, Error> {
-        let root = std::env::var_os(ROOT_VARIABLE).map(PathBuf::from);
-        Layout::new(root.as_deref().or(self.root.as_deref()))
+        Layout::new(self.root.as_deref())
     }
 
     /// Ganeti's state directory.

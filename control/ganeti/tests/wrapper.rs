@@ -38,9 +38,10 @@ mod tests {
 
     fn wrapper(host: &Host) -> Command {
         let mut command = Command::new(host.provider().join("archipelago-kvm"));
+        // The settings beside it alone decide.
         command
-            .env_remove("ARCHIPELAGO_ROOT")
-            .env_remove("ARCHIPELAGO_KVM");
+            .env("ARCHIPELAGO_ROOT", host.path("elsewhere"))
+            .env("ARCHIPELAGO_KVM", "/bin/false");
         command
     }
 
@@ -57,24 +58,28 @@ mod tests {
         let host = Host::stopped();
         let mut command = wrapper(&host);
         command.args(["-name", "n1", "-drive", "file=/a", "-device", "?"]);
-        let output = run(command.env("ARCHIPELAGO_KVM", echo(&host)));
+        host.install("--qemu", &echo(&host));
+        let output = run(&mut command);
         assert_eq!(
             text(&output.stdout),
             "-name\nn1\n-drive\nfile=/a\n-device\n?\n"
         );
-        let mut lost = wrapper(&host);
-        let output = run(lost
-            .arg("--help")
-            .env("ARCHIPELAGO_KVM", host.path("nothing")));
+        host.install("--qemu", &host.path("nothing"));
+        let output = run(wrapper(&host).arg("--help"));
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains("--qemu FILE"), "{output:?}");
-        let mut itself = wrapper(&host);
-        itself.env("ARCHIPELAGO_KVM", host.provider().join("archipelago-kvm"));
-        let output = run(&mut itself);
+        host.install("--qemu", &host.provider().join("archipelago-kvm"));
+        let output = run(&mut wrapper(&host));
         assert!(
             text(&output.stderr).contains("is this wrapper"),
             "{output:?}"
         );
+        // A link in a directory without settings: there the environment decides.
+        let link = host.path("archipelago-kvm");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_archipelago-ganeti"), &link).unwrap();
+        let mut linked = Command::new(link);
+        let output = run(linked.arg("x").env("ARCHIPELAGO_KVM", echo(&host)));
+        assert_eq!(text(&output.stdout), "x\n", "{output:?}");
     }
 
     #[test]
@@ -82,10 +87,11 @@ mod tests {
         let host = Host::start();
         let device = format!("virtio-blk-pci,id={ID},bus=pci.0,addr=0xd,drive={ID}");
         let [drive, _] = drives();
+        host.install("--qemu", &echo(&host));
         let run_it = || {
             let mut command = wrapper(&host);
             command.args(["-m", "64", "-device", &device]).args(&drive);
-            run(command.env("ARCHIPELAGO_KVM", echo(&host)))
+            run(&mut command)
         };
         let output = run_it();
         assert_eq!(output.status.code(), Some(1));
@@ -129,11 +135,11 @@ mod tests {
             return skip("there is no QEMU");
         }
         let host = Host::start();
+        host.install("--qemu", Path::new(QEMU));
         host.done("create", &[USERSPACE[0], ("VOL_SIZE", "4")]);
         for drive in drives() {
             let device = format!("virtio-blk-pci,id={ID},bus=pci.0,addr=0xd,drive={ID}");
             let mut command = wrapper(&host);
-            command.env("ARCHIPELAGO_KVM", QEMU);
             command.args([
                 "-name",
                 "n1",

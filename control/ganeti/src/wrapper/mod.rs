@@ -32,10 +32,10 @@ pub use command_line::{CommandLine, DISK_PREFIX, Endpoint, Reconnect, reconnect_
 
 /// The wrapper's name.
 pub const WRAPPER_NAME: &str = "archipelago-kvm";
-/// Names QEMU, whatever the settings say.
-pub const QEMU_VARIABLE: &str = "ARCHIPELAGO_KVM";
 /// The device that a disk becomes.
 const VHOST_USER_DEVICE: &str = "vhost-user-blk-pci";
+/// What helps if QEMU is not found.
+const NAME_QEMU: &str = "name QEMU by `archipelago ganeti install --qemu FILE`";
 /// QEMU if nothing is said: the first one that exists.
 const QEMU: [&str; 2] = ["/usr/bin/kvm", "/usr/bin/qemu-system-x86_64"];
 
@@ -46,9 +46,7 @@ pub fn become_qemu(arguments: Vec<OsString>, settings: &Settings) -> Error {
         Ok(mut command) => {
             let error = command.exec();
             let program = Path::new(command.get_program()).display();
-            failed(format!("starting {program}: {error}")).with_hint(format!(
-                "name QEMU by `archipelago ganeti install --qemu FILE`, or ${QEMU_VARIABLE}"
-            ))
+            failed(format!("starting {program}: {error}")).with_hint(NAME_QEMU)
         }
         Err(error) => error,
     }
@@ -78,14 +76,14 @@ fn command(arguments: Vec<OsString>, settings: &Settings) -> Result<Command, Err
 
 /// The program that is QEMU.
 fn qemu(settings: &Settings) -> Result<PathBuf, Error> {
-    let named = std::env::var_os(QEMU_VARIABLE).map(PathBuf::from);
     let found = || {
         QEMU.into_iter()
             .map(PathBuf::from)
             .find(|path| path.exists())
     };
-    let program = named
-        .or_else(|| settings.qemu.clone())
+    let program = settings
+        .qemu
+        .clone()
         .or_else(found)
         .unwrap_or_else(|| PathBuf::from(QEMU[1]));
     let is_this = std::fs::canonicalize(&program)
@@ -93,11 +91,8 @@ fn qemu(settings: &Settings) -> Result<PathBuf, Error> {
         .zip(std::env::current_exe().ok())
         .is_some_and(|(program, this)| program == this);
     if is_this {
-        return Err(
-            failed(format!("{} is this wrapper, not QEMU", program.display())).with_hint(format!(
-                "name QEMU by `archipelago ganeti install --qemu FILE`, or ${QEMU_VARIABLE}"
-            )),
-        );
+        let message = format!("{} is this wrapper, not QEMU", program.display());
+        return Err(failed(message).with_hint(NAME_QEMU));
     }
     Ok(program)
 }
@@ -109,16 +104,15 @@ fn qemu(settings: &Settings) -> Result<PathBuf, Error> {
 pub(crate) fn check_qemu(settings: &Settings) -> Result<(), Error> {
     let program = qemu(settings)?;
     let path = program.display();
-    let hint = format!("name it: archipelago ganeti install --qemu FILE, or ${QEMU_VARIABLE}");
     let output = Command::new(&program)
         .args(["-device", "help"])
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| failed(format!("{path}: {error}")).with_hint(&hint))?;
+        .map_err(|error| failed(format!("{path}: {error}")).with_hint(NAME_QEMU))?;
     let devices = String::from_utf8_lossy(&output.stdout);
     if !devices.contains(VHOST_USER_DEVICE) {
         let message = format!("{path} has no device {VHOST_USER_DEVICE}");
-        return Err(failed(message).with_hint(hint));
+        return Err(failed(message).with_hint(NAME_QEMU));
     }
     Ok(())
 }

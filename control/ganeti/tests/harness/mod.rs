@@ -119,14 +119,19 @@ impl Host {
         let host = Host {
             dir: tempfile::tempdir().unwrap(),
         };
+        host.install("--root", &host.root());
+        host.install("--ganeti-state", &host.path("ganeti"));
+        host
+    }
+
+    /// Installs the provider, again with one more setting: those of before stay.
+    pub(crate) fn install(&self, option: &str, path: &Path) {
         let mut install = program();
-        install.arg("install").arg("--root").arg(host.root());
-        install.arg("--dir").arg(host.provider());
-        install.arg("--log-dir").arg(host.path("log"));
-        install.arg("--ganeti-state").arg(host.path("ganeti"));
+        install.arg("install").arg(option).arg(path);
+        install.arg("--dir").arg(self.provider());
+        install.arg("--log-dir").arg(self.path("log"));
         let output = run(&mut install);
         assert!(output.status.success(), "{output:?}");
-        host
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -176,7 +181,8 @@ impl Host {
         let mut command = Command::new(self.provider().join(action));
         command
             .current_dir(self.provider())
-            .env_remove("ARCHIPELAGO_ROOT")
+            // The settings beside them alone decide.
+            .env("ARCHIPELAGO_ROOT", self.path("elsewhere"))
             .env("EXTP_PROVIDER", "archipelago")
             .env("VOL_NAME", volume)
             .envs(variables.iter().copied());
