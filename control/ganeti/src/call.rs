@@ -209,7 +209,7 @@ impl Variables {
         self.parsed("VOL_NAME", str::parse)
     }
 
-    fn parameters(&self) -> Result<Parameters, Error> {
+    fn parameters(&self) -> Parameters {
         let pairs = self.values.iter();
         Parameters::new(pairs.map(|(name, value)| (name.as_str(), value.as_str())))
     }
@@ -229,11 +229,11 @@ impl Call {
             Action::Create => Call::Create {
                 volume: variables.volume()?,
                 size: variables.parsed("VOL_SIZE", bytes)?,
-                disk: variables.parameters()?.new_disk()?,
+                disk: variables.parameters().new_disk()?,
             },
             Action::Attach => Call::Attach {
                 volume: variables.volume()?,
-                access: variables.parameters()?.access()?,
+                access: variables.parameters().access()?,
             },
             Action::Detach => Call::Detach {
                 volume: variables.volume()?,
@@ -307,7 +307,7 @@ fn instance(text: &str) -> Result<String, Error> {
 }
 
 /// The number that Ganeti puts at the end of a disk's name: `UUID.ext.disk0`.
-fn disk_number(volume: &Name) -> Option<u32> {
+pub(crate) fn disk_number(volume: &Name) -> Option<u32> {
     let (_, number) = volume.as_str().rsplit_once(".disk")?;
     let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
     number.parse().ok().filter(|_| is_number)

@@ -1,7 +1,8 @@
 //! Parameters of a disk, as Ganeti hands them on: `--disk 0:size=10G,provider=archipelago,origin=debian12` comes as `EXTP_ORIGIN`.
 //!
 //! Ganeti checks no name, upper-cases it, keeps its dashes (`EXTP_OBJECT-SIZE`), and hands all parameters to every script for the
-//! disk's whole existence. So `create` refuses what it does not know, and the other scripts look at nothing but the access.
+//! disk's whole existence. So `create` refuses what it does not know, and the other scripts look at nothing but the access: a parameter
+//! that was changed for the worse must not be in the way of a removal.
 
 use std::collections::BTreeMap;
 
@@ -76,6 +77,8 @@ pub struct NewDisk {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parameters {
     values: BTreeMap<String, String>,
+    /// Of those that are given in two spellings the last one.
+    given_twice: Option<String>,
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -84,23 +87,19 @@ fn invalid(message: impl Into<String>) -> Error {
 
 impl Parameters {
     /// Parameters of `pairs`, whose names still have their [`PREFIX`]; other variables are passed over.
-    ///
-    /// # Errors
-    /// [`ErrorCode::Invalid`] if one is given in two spellings.
-    pub fn new<'a>(
-        pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Result<Parameters, Error> {
-        let mut values = BTreeMap::new();
+    pub fn new<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Parameters {
+        let mut parameters = Parameters::default();
         for (variable, value) in pairs {
             let Some(name) = variable.strip_prefix(PREFIX) else {
                 continue;
             };
             let name = name.to_ascii_lowercase().replace('_', "-");
-            if values.insert(name.clone(), value.to_owned()).is_some() {
-                return Err(invalid(format!("parameter `{name}` is given twice")));
+            let former = parameters.values.insert(name.clone(), value.to_owned());
+            if former.is_some() {
+                parameters.given_twice = Some(name);
             }
         }
-        Ok(Parameters { values })
+        parameters
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -125,22 +124,23 @@ impl Parameters {
     /// How the disk is used.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] for anything but the two kinds of access and the two ways of userspace.
+    /// [`ErrorCode::Invalid`] for anything but the two kinds of access and, of userspace, its two ways.
     pub fn access(&self) -> Result<Access, Error> {
-        let userspace = match self.get("userspace") {
-            None | Some("vhost-user") => Access::VhostUser,
-            Some("nbd") => Access::Nbd,
-            Some(other) => {
-                return Err(invalid(format!(
-                    "parameter `userspace`: `{other}` is neither vhost-user nor nbd"
-                )));
-            }
-        };
         match self.get("access") {
             None | Some("kernelspace") => Ok(Access::BlockDevice),
-            Some("userspace") => Ok(userspace),
+            Some("userspace") => self.userspace(),
             Some(other) => Err(invalid(format!(
                 "parameter `access`: `{other}` is neither kernelspace nor userspace"
+            ))),
+        }
+    }
+
+    fn userspace(&self) -> Result<Access, Error> {
+        match self.get("userspace") {
+            None | Some("vhost-user") => Ok(Access::VhostUser),
+            Some("nbd") => Ok(Access::Nbd),
+            Some(other) => Err(invalid(format!(
+                "parameter `userspace`: `{other}` is neither vhost-user nor nbd"
             ))),
         }
     }
@@ -148,8 +148,12 @@ impl Parameters {
     /// What a new disk shall be.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] that names the first parameter which is unknown or has no legal value.
+    /// [`ErrorCode::Invalid`] that names a parameter which is unknown, given in two spellings, or has no legal value.
     pub fn new_disk(&self) -> Result<NewDisk, Error> {
+        if let Some(name) = &self.given_twice {
+            return Err(invalid(format!("parameter `{name}` is given twice")));
+        }
+        self.userspace()?;
         let known = |name: &str| {
             OF_GANETI.contains(&name) || PARAMETERS.iter().any(|known| known.name == name)
         };
@@ -204,7 +208,7 @@ mod tests {
     use super::*;
 
     fn parameters(pairs: &[(&str, &str)]) -> Parameters {
-        Parameters::new(pairs.iter().copied()).unwrap()
+        Parameters::new(pairs.iter().copied())
     }
 
     #[test]
@@ -252,8 +256,12 @@ mod tests {
             assert_eq!(error.code, ErrorCode::Invalid);
             assert!(error.message.contains(word), "{name}: {}", error.message);
         }
-        let twice = [("EXTP_ON-FULL", "wait"), ("EXTP_ON_FULL", "wait")];
-        assert!(Parameters::new(twice).is_err());
+        let twice = parameters(&[("EXTP_ON-FULL", "wait"), ("EXTP_ON_FULL", "wait")]);
+        let error = twice.new_disk().unwrap_err();
+        assert!(
+            error.message.contains("`on-full` is given twice"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -269,6 +277,12 @@ mod tests {
             (
                 vec![("EXTP_ACCESS", "userspace"), ("EXTP_BOGUS", "1")],
                 Access::VhostUser,
+            ),
+            // What was changed after the disk was made.
+            (vec![("EXTP_USERSPACE", "iscsi")], Access::BlockDevice),
+            (
+                vec![("EXTP_ON-FULL", "wait"), ("EXTP_ON_FULL", "report")],
+                Access::BlockDevice,
             ),
             (
                 vec![

@@ -71,11 +71,11 @@ impl<'a> Volume<'a> {
         self.client.call(Method::Post, &path, request)
     }
 
-    /// Makes a snapshot of it.
-    pub(crate) fn snapshot(&self, snapshot: &Name) -> Result<VolumeView, Error> {
+    /// Makes a snapshot of it, with `labels`.
+    pub(crate) fn snapshot(&self, snapshot: &Name, labels: Labels) -> Result<VolumeView, Error> {
         let request = SnapshotVolume {
             name: snapshot.clone(),
-            labels: Labels::default(),
+            labels,
         };
         let path = self.path("/snapshot");
         self.client.call(Method::Post, &path, &request)
@@ -97,10 +97,21 @@ impl<'a> Volume<'a> {
         self.client.call(Method::Post, &self.path("/set"), &request)
     }
 
-    /// Shows it as `kind`; the same again answers the same.
+    /// Shows it as `kind`, to be written; the same again answers the same.
     pub(crate) fn attach(&self, kind: EndpointKind) -> Result<Attachment, Error> {
+        self.attach_as(kind, false)
+    }
+
+    /// The same, to be read alone: of a snapshot or an image nothing else is possible.
+    pub(crate) fn attach_read_only(&self, kind: EndpointKind) -> Result<Attachment, Error> {
+        self.attach_as(kind, true)
+    }
+
+    fn attach_as(&self, kind: EndpointKind, read_only: bool) -> Result<Attachment, Error> {
         let request = AttachVolume {
             kind: Some(kind),
+            // Said always: an attachment that somebody has made by hand for reading is not what an instance needs.
+            read_only: Some(read_only),
             ..AttachVolume::default()
         };
         self.client

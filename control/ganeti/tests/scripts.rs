@@ -246,6 +246,10 @@ mod tests {
         assert_eq!(view.entry.on_full.to_string(), "report");
         let said = host.refused("grow", &with(USERSPACE, &[("VOL_NEW_SIZE", "7")]));
         assert!(said.contains("8 MiB") && said.contains("7 MiB"), "{said}");
+        assert!(
+            said.contains("grow-disk --absolute INSTANCE N 8M"),
+            "{said}"
+        );
         assert_eq!(host.view(VOLUME).unwrap().entry.size, 8 << 20);
         for action in ["grow", "setinfo", "snapshot", "open", "close", "attach"] {
             let variables = [
@@ -283,22 +287,78 @@ mod tests {
         host.assert_nothing_is_shown();
     }
 
+    /// `gnt-instance info` attaches the disks of stopped instances, and nobody detaches those before `access` is changed.
     #[test]
-    fn what_is_in_the_way_of_an_attach_is_said() {
+    fn an_idle_attachment_of_another_access_makes_room_and_one_that_is_used_is_said() {
         let host = Host::start();
         host.done("create", &with(NBD, &[("VOL_SIZE", "4")]));
+        host.done("attach", USERSPACE);
+        let client = connect(&nbd_socket(&host));
         let said = host.refused("attach", USERSPACE);
         assert!(
-            said.contains("by nbd") && said.contains("volume detach"),
+            said.contains("by nbd")
+                && said.contains("in use")
+                && said.contains("stop the instance"),
             "{said}"
         );
-        // A detach ends it, whoever has attached it.
+        assert_eq!(host.view(VOLUME).unwrap().attachments.len(), 1);
+        drop(client);
         host.done("detach", USERSPACE);
         host.done("attach", USERSPACE);
         assert!(
             host.refused("attach", &[("EXTP_ACCESS", "both")])
                 .contains("`both`")
         );
+    }
+
+    /// An instance would start with a disk that refuses each write.
+    #[test]
+    fn what_is_attached_for_reading_by_hand_is_refused_by_name() {
+        let host = Host::start();
+        host.done("create", &with(USERSPACE, &[("VOL_SIZE", "4")]));
+        for kind in ["--vhost-user", "--nbd"] {
+            host.done("detach", USERSPACE);
+            host.archipelago(&["volume", "attach", VOLUME, "--read-only", kind]);
+            let said = host.refused("attach", USERSPACE);
+            assert!(
+                said.contains("read-only") && said.contains("volume detach"),
+                "{said}"
+            );
+            assert!(host.view(VOLUME).unwrap().attachments[0].read_only);
+        }
+        host.done("remove", USERSPACE);
+    }
+
+    /// What a killed job has left is found by `volume list --label ganeti.disk`.
+    #[test]
+    fn a_new_disk_and_a_snapshot_of_it_say_what_they_are() {
+        let host = Host::start();
+        host.make_image("image", "4M");
+        let labels = |name: &str| host.view(name).unwrap().entry.labels.to_string();
+        for more in [vec![], vec![("EXTP_ORIGIN", "image")]] {
+            host.done(
+                "create",
+                &with(USERSPACE, &[&[("VOL_SIZE", "4")], &more[..]].concat()),
+            );
+            assert_eq!(labels(VOLUME), "ganeti.disk=0");
+            host.done(
+                "setinfo",
+                &with(USERSPACE, &[("VOL_METADATA", "originstname+n1")]),
+            );
+            host.archipelago(&["volume", "set", VOLUME, "backup=nightly"]);
+            let snapshot = format!("{VOLUME}.snap");
+            let request = with(USERSPACE, &[("VOL_SNAPSHOT_NAME", &snapshot)]);
+            host.done("snapshot", &request);
+            assert_eq!(labels(&snapshot), "ganeti.disk=0,ganeti.instance=n1");
+            let said = host.refused("snapshot", &request);
+            let command = format!("archipelago volume remove {snapshot}");
+            assert!(
+                said.contains("interrupted export") && said.contains(&command),
+                "{said}"
+            );
+            host.done_of(&snapshot, "remove", USERSPACE);
+            host.done("remove", USERSPACE);
+        }
     }
 
     /// A client of the NBD export at `socket`, past its handshake.

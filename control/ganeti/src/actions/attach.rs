@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use archipelago_api::client::path_segment;
-use archipelago_api::types::EndpointKind;
+use archipelago_api::types::{Attachment, EndpointKind};
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::{EndpointSpec, Error, ErrorCode};
 
@@ -39,28 +39,50 @@ impl fmt::Display for Answer {
 /// their address in user space is an NBD export, which tools can read.
 pub(super) fn attach(volume: &Volume<'_>, access: Access) -> Result<Answer, Error> {
     let is_frozen = volume.view()?.entry.kind != Kind::Volume;
+    let shown = |kind| match is_frozen {
+        true => volume.attach_read_only(kind),
+        false => attach_for_writes(volume, kind),
+    };
     let device = match is_frozen || access == Access::BlockDevice {
-        true => Some(block_device(volume)?),
+        true => Some(shown(EndpointKind::Block)?.endpoint.path().to_owned()),
         false => None,
     };
     let address = match (access, is_frozen) {
         (Access::BlockDevice, _) => None,
         (Access::VhostUser, false) => {
-            volume.attach(EndpointKind::VhostUser)?;
+            shown(EndpointKind::VhostUser)?;
             Some(format!("{DISK_PREFIX}{}", volume.name()))
         }
-        (Access::Nbd, false) | (_, true) => Some(nbd_address(volume)?),
+        (Access::Nbd, false) | (_, true) => Some(nbd_address(&shown(EndpointKind::Nbd)?)?),
     };
     Ok(Answer { device, address })
 }
 
-fn block_device(volume: &Volume<'_>) -> Result<PathBuf, Error> {
-    let attachment = volume.attach(EndpointKind::Block)?;
-    Ok(attachment.endpoint.path().to_owned())
+/// Attaches `volume` as `kind`, in the place of an attachment of another kind that nobody uses: Ganeti attaches disks of stopped instances
+/// too, and detaches none of them before a change of `access`. What is attached for reading alone is not Ganeti's, and stays.
+fn attach_for_writes(volume: &Volume<'_>, kind: EndpointKind) -> Result<Attachment, Error> {
+    let refusal = match volume.attach(kind) {
+        Err(error) if error.code == ErrorCode::InUse => error,
+        attached => return attached,
+    };
+    let attachments = volume.view()?.attachments;
+    let is_former = |one: &Attachment| !one.read_only && !kind.includes(&one.endpoint);
+    if !attachments.iter().any(is_former) {
+        return Err(refusal);
+    }
+    // The node refuses to end what is used.
+    volume.try_detach_all().map_err(|error| match error.code {
+        ErrorCode::InUse => Error {
+            message: format!("{}; {}", refusal.message, error.message),
+            hint: format!("stop the instance first; {}", refusal.hint),
+            ..error
+        },
+        _ => error,
+    })?;
+    volume.attach(kind)
 }
 
-fn nbd_address(volume: &Volume<'_>) -> Result<String, Error> {
-    let attachment = volume.attach(EndpointKind::Nbd)?;
+fn nbd_address(attachment: &Attachment) -> Result<String, Error> {
     let EndpointSpec::Nbd { socket, export } = &attachment.endpoint else {
         let message = "the node attached something else than an NBD export";
         return Err(Error::new(ErrorCode::Internal, message));

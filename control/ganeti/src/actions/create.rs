@@ -1,14 +1,15 @@
 //! `create`: a new volume, empty or a clone, that can be attached.
 
 use archipelago_api::types::{CloneVolume, CreateVolume, VolumeView};
-use archipelago_protocol::{Error, ErrorCode, Labels, Name};
+use archipelago_protocol::{Error, ErrorCode, Name};
 
 use super::attach;
 use super::node::Node;
+use super::ownership;
 use crate::parameters::{Access, NewDisk};
 use crate::settings::Settings;
 
-/// From this version on, Ganeti gives QEMU no addresses of NBD exports.
+/// From this version on, Ganeti rejects NBD URIs.
 const NO_NBD_SINCE: (u32, u32) = (3, 1);
 
 /// Makes `volume` of `size` bytes, and attaches it: Ganeti never removes a volume that it has made and cannot attach.
@@ -20,6 +21,8 @@ pub(super) fn create(
 ) -> Result<(), Error> {
     check_access(disk.access, node.settings())?;
     let volume = node.volume(volume);
+    // Already now: if the answer is lost, nobody says later whose it is.
+    let labels = ownership::of_new(volume.name())?;
     let made = match &disk.origin {
         None => volume.create(&CreateVolume {
             name: volume.name().clone(),
@@ -27,7 +30,7 @@ pub(super) fn create(
             pool: disk.pool.clone(),
             object_size: disk.object_size,
             on_full: disk.on_full,
-            labels: Labels::default(),
+            labels,
         }),
         Some(origin) => {
             check_origin(&node.volume(origin).view()?, size, disk)?;
@@ -35,7 +38,7 @@ pub(super) fn create(
                 name: volume.name().clone(),
                 size: Some(size),
                 on_full: disk.on_full,
-                labels: Labels::default(),
+                labels,
             };
             volume.clone_of(origin, &request)
         }
@@ -74,7 +77,8 @@ fn check_access(access: Access, settings: &Settings) -> Result<(), Error> {
     match settings.ganeti_version() {
         Some(version) if access == Access::Nbd && version >= NO_NBD_SINCE => {
             let (major, minor) = version;
-            let message = format!("userspace=nbd: Ganeti {major}.{minor} gives QEMU no NBD export");
+            let message =
+                format!("userspace=nbd: Ganeti {major}.{minor} does not support NBD URIs");
             Err(Error::new(ErrorCode::Unsupported, message)
                 .with_hint("leave it out, for vhost-user, or say access=kernelspace"))
         }

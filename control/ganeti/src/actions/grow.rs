@@ -10,14 +10,14 @@ pub(super) fn grow(volume: &Volume<'_>, size: u64) -> Result<(), Error> {
     let view = volume.view()?;
     let present = view.entry.size;
     if size < present {
+        let present = present.div_ceil(1 << 20);
         let message = format!(
-            "it has {} MiB already and does not shrink to {} MiB",
-            present.div_ceil(1 << 20),
+            "it has {present} MiB already and does not shrink to {} MiB",
             size >> 20
         );
-        return Err(Error::new(ErrorCode::Invalid, message).with_hint(
-            "it was resized beside Ganeti, which takes over its size by: gnt-cluster repair-disk-sizes",
-        ));
+        return Err(Error::new(ErrorCode::Invalid, message).with_hint(format!(
+            "it was resized beside Ganeti, which takes over its size by: gnt-instance grow-disk --absolute INSTANCE N {present}M"
+        )));
     }
     // Again also if it has the size: what was interrupted may not have reached the guest.
     match volume.resize(size) {
@@ -46,7 +46,11 @@ fn grow_detached(
     })?;
     let resized = volume.resize(size);
     for attachment in attachments {
-        volume.attach(EndpointKind::of(&attachment.endpoint))?;
+        let kind = EndpointKind::of(&attachment.endpoint);
+        match attachment.read_only {
+            true => volume.attach_read_only(kind)?,
+            false => volume.attach(kind)?,
+        };
     }
     resized.map(|_resized| ())
 }

@@ -2,13 +2,13 @@
 //!
 //! | script | what it does | again, or of a volume that does not exist |
 //! |---|---|---|
-//! | create | file `create` | refused; what it began is undone if it fails |
+//! | create | file `create` | refused; what it began is undone if it fails. A volume stays if the script is killed or the node's answer lost: `ownership` |
 //! | attach | file `attach` | the same answer; refused |
 //! | detach | ends everything that shows the volume | nothing to do: done |
 //! | remove | the same, then removes it | nothing to do: done |
 //! | grow | file `grow` | done, if it has that size already; refused |
 //! | setinfo | file `setinfo` | the same labels; refused |
-//! | snapshot | a snapshot of the volume, frozen | refused |
+//! | snapshot | file `snapshot` | refused |
 //! | verify, open, close | file `checks` | they change nothing |
 
 mod attach;
@@ -16,7 +16,9 @@ mod checks;
 mod create;
 mod grow;
 mod node;
+mod ownership;
 mod setinfo;
+mod snapshot;
 
 use archipelago_protocol::Error;
 
@@ -39,9 +41,7 @@ pub fn run<'a>(call: &'a Call, node: &'a Node<'a>) -> Result<Option<Answer>, Err
         Call::Remove { volume } => node.volume(volume).remove(),
         Call::Grow { volume, size } => grow::grow(&node.volume(volume), *size),
         Call::SetInfo { volume, owner } => setinfo::set_info(&node.volume(volume), owner),
-        Call::Snapshot { volume, snapshot } => {
-            node.volume(volume).snapshot(snapshot).map(|_made| ())
-        }
+        Call::Snapshot { volume, snapshot } => snapshot::snapshot(&node.volume(volume), snapshot),
         Call::Verify => checks::verify(node.client()),
         Call::Open { volume, sharing } => checks::open(&node.volume(volume), *sharing),
         Call::Close { volume } => checks::close(&node.volume(volume)),
