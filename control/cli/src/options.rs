@@ -143,7 +143,7 @@ pub struct ServeNbd {
 /// Commands of the external storage provider for Ganeti, which `archipelago-ganeti` carries out.
 #[derive(Debug, Subcommand)]
 pub enum Ganeti {
-    /// Put the provider and the QEMU wrapper where Ganeti looks, and print what the cluster is told; the same again changes what is other
+    /// Put the provider and the QEMU wrapper where Ganeti looks, and print what the cluster is told; may be repeated: updates what differs, and keeps settings that are not given
     Install {
         /// The provider's directory [default: /usr/share/ganeti/extstorage/archipelago]
         #[arg(long, value_name = "DIR")]
@@ -151,7 +151,7 @@ pub enum Ganeti {
         /// The directory of Ganeti's logs of providers [default: /var/log/ganeti/extstorage]
         #[arg(long, value_name = "DIR")]
         log_dir: Option<PathBuf>,
-        /// QEMU, which the wrapper becomes [default: /usr/bin/kvm, else /usr/bin/qemu-system-x86_64]
+        /// QEMU binary that the wrapper executes [default: /usr/bin/kvm, else /usr/bin/qemu-system-x86_64]
         #[arg(long, value_name = "FILE")]
         qemu: Option<PathBuf>,
         /// Ganeti's state directory [default: /var/lib/ganeti]
