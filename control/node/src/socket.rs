@@ -22,3 +22,13 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
 }
+
+/// Removes a socket that nobody listens to any more; one that is gone is fine.
+pub(crate) fn unlink(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("{}: {error}", path.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
+}

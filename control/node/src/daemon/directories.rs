@@ -9,7 +9,7 @@ use archipelago_host::Identity;
 use archipelago_protocol::Error;
 use nix::unistd::{getegid, geteuid};
 
-use super::service::unlink;
+use crate::socket::unlink;
 
 /// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's; they are there. The endpoint
 /// and those who may connect get through the run directory, and so to the peers' sockets; what else is in it, and who

@@ -50,7 +50,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::{accounts, logging};
+use crate::{accounts, logging, socket};
 pub(crate) use lock::NodeLock;
 pub(crate) use node::Node;
 use pool::PoolState;
@@ -156,7 +156,7 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
     lock.note_ending(layout);
     if let Some(error) = lost {
         kill_all(&node).await;
-        service::unlink(&layout.api_socket());
+        socket::unlink(&layout.api_socket());
         return Err(error);
     }
     node.stopping.send_replace(true);
@@ -171,7 +171,7 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
     hang_up.send_replace(true);
     let _in_time = tokio::time::timeout(service::EXIT_TIMEOUT, api).await;
     keeper.abort();
-    service::unlink(&layout.api_socket());
+    socket::unlink(&layout.api_socket());
     tracing::info!("stopped");
     Ok(())
 }

@@ -9,7 +9,6 @@
 //!
 //! Each pool has a task of its own for this, so what one pool waits for keeps no other.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use super::pool::{Pool, PoolState, unexpected_reply};
 use super::pool_user::PoolUser;
 use super::process::AskError;
 use super::supervisor::{AbortOnDrop, End, Event, Wish, keep_running};
+use crate::socket::unlink;
 
 /// How long all processes of a pool together may take to drain; less, once storage hangs.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -363,15 +363,5 @@ pub(crate) async fn kill(pool: &Pool) {
             tracing::warn!("the {} process cannot be killed", process.title());
         }
         unlink(process.socket());
-    }
-}
-
-/// Removes a socket that nobody listens to any more; one that is gone is fine.
-pub(crate) fn unlink(path: &Path) {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!("{}: {error}", path.display());
-        }
-        Ok(()) | Err(_) => {}
     }
 }
