@@ -23,13 +23,19 @@ pub struct FilePool {
     /// With what right the pool is opened.
     #[serde(default)]
     pub claim: Claim,
+    /// Directory of what the node keeps as long as no other one has had the pool: see [`Claimant::kept`].
+    #[serde(default)]
+    pub kept: Option<PathBuf>,
 }
 
 impl Pool for FilePool {
     type Backend = FileBackend;
 
     fn directories(&self) -> Vec<&Path> {
-        vec![&self.directory]
+        let kept = self.kept.as_deref();
+        std::iter::once(self.directory.as_path())
+            .chain(kept)
+            .collect()
     }
 
     fn descriptors(&self, limit: u64) -> u64 {
@@ -57,6 +63,7 @@ impl Pool for FilePool {
                 },
                 node: node.to_owned(),
                 claim: self.claim,
+                kept: self.kept.clone(),
                 lost: end_with,
             },
         };

@@ -314,4 +314,53 @@ mod tests {
         }
         Ok(())
     }
+
+    #[test]
+    fn a_file_ends_when_another_node_has_had_its_pool() -> Result<()> {
+        if !can(Way::File) {
+            return Ok(());
+        }
+        for placement in ["fused", "split"] {
+            let first = Node::start(placement)?;
+            first.call(&["volume", "create", "v", "--size", "4M"])?;
+            let mount = Mount::start(&first, &[])?;
+            let file = open(&mount.at.join("v"))?;
+            file.write_all_at(&[1; 4096], 0)?;
+            // A stop alone is a pause, however often.
+            for round in 2..4 {
+                first.call(&["node", "stop"])?;
+                first.call(&["node", "start"])?;
+                file.write_all_at(&[round; 4096], 0)?;
+                file.sync_all()?;
+            }
+            first.call(&["node", "stop"])?;
+            let pool = first.root().join("pool");
+            let second = Node::builder(placement).pool(&pool).start()?;
+            let other = Mount::start(&second, &[])?;
+            let written = open(&other.at.join("v"))?;
+            written.write_all_at(&[9; 4096], 0)?;
+            written.sync_all()?;
+            drop((written, other));
+            second.call(&["node", "stop"])?;
+            first.call(&["node", "start"])?;
+            // For good, before and after somebody opens it anew.
+            let fails = || {
+                let failed = file.write_all_at(&[4; 4096], 0).err();
+                let failed = failed.context("data of another node was written over")?;
+                ensure!(failed.raw_os_error() == Some(Errno::EIO as i32), "{failed}");
+                let failed = file.sync_all().is_err() && file.read_at(&mut [0], 8192).is_err();
+                ensure!(failed, "{placement}: the file goes on");
+                Ok(())
+            };
+            fails()?;
+            let anew = open(&mount.at.join("v"))?;
+            fails()?;
+            let mut data = [0; 4096];
+            anew.read_exact_at(&mut data, 0)?;
+            ensure!(data == [9; 4096], "{placement}: what the other wrote");
+            anew.write_all_at(&[5; 4096], 4096)?;
+            anew.sync_all()?;
+        }
+        Ok(())
+    }
 }

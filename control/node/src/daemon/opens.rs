@@ -72,11 +72,11 @@ impl Pool {
                 ))
                 .into());
         }
-        if self.reservations.exclude(entry.lineage, access, own)? {
-            return Err(Hindrance::Passing(in_use(&entry)));
-        }
         if let Some(own) = own {
             self.check_kept(entry.lineage, access, own)?;
+        }
+        if self.reservations.exclude(entry.lineage, access, own)? {
+            return Err(Hindrance::Passing(in_use(&entry)));
         }
         self.grant_open(entry.lineage, access).await?;
         let socket = self.context.layout.bulk_socket(fresh_lineage()?);

@@ -68,6 +68,7 @@ impl PoolPaths {
     pub(crate) fn make(&self, endpoint: Option<Identity>) -> Result<(), Error> {
         make_directory(&self.run)?;
         make_directory(&self.journals())?;
+        make_directory(&self.reservations())?;
         if let (Some(user), false) = (endpoint, self.is_first) {
             let above = self.run.parent().into_iter();
             for directory in above.chain([self.run.as_path()]) {
@@ -92,7 +93,7 @@ impl PoolPaths {
         self.run.join("grants.json")
     }
 
-    /// Reservations of processes that have volumes of the pool open.
+    /// Reservations of processes that have volumes of the pool open, and the note which incarnation of the pool's owner they are of.
     pub(crate) fn reservations(&self) -> PathBuf {
         self.run.join("reserved")
     }

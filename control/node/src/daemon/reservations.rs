@@ -10,6 +10,8 @@
 //!   attach looks for reservations, and what is attached so is not reserved.
 //! - A file that nobody locks is of a process that has ended, or not come yet: the next look removes it. A process that locks its file
 //!   looks whether the file is still there, and has no reservation otherwise.
+//! - If any other node has had the pool since this one did, the process that opens the pool removes all of them before it serves anybody
+//!   ([`archipelago_blocker_file::Claimant::kept`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -71,7 +73,7 @@ fn is_held(path: &Path) -> io::Result<bool> {
 }
 
 impl Reservations {
-    /// Those in `directory`, which is made when the first of them is.
+    /// Those in `directory`.
     pub(crate) fn new(directory: PathBuf) -> Reservations {
         Reservations { directory }
     }

@@ -32,7 +32,10 @@ pub(crate) fn peer_settings(
             channel_memory_mib: config.data.channel_memory_mib,
         },
         endpoint,
-        pool: file_pool(pool, claim),
+        pool: FilePool {
+            kept: Some(paths.reservations()),
+            ..file_pool(pool, claim)
+        },
     }
 }
 
@@ -43,5 +46,6 @@ pub(crate) fn file_pool(config: &PoolConfig, claim: Claim) -> FilePool {
         directory,
         direct,
         claim,
+        kept: None,
     }
 }

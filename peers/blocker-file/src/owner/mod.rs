@@ -17,6 +17,7 @@ mod heartbeat;
 mod name;
 mod record;
 mod records;
+mod tenure;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -41,6 +42,7 @@ use record::Record;
 pub(crate) use records::reserve;
 pub use records::stray_records;
 use records::{describe, latest, look, names};
+use tenure::Tenure;
 
 use crate::access;
 use crate::errors::failed;
@@ -75,6 +77,8 @@ pub struct Claimant {
     pub node: PathBuf,
     /// With what right.
     pub claim: Claim,
+    /// Files that are right only as long as nobody else has had the pool: if anybody has, they are removed before it is opened.
+    pub kept: Option<PathBuf>,
     /// Called, from a thread of its own, when somebody else has taken the pool: nothing may be written any more.
     pub lost: fn(&Error),
 }
@@ -86,6 +90,7 @@ impl Default for Claimant {
             host: Host::default(),
             node: PathBuf::new(),
             claim: Claim::Start,
+            kept: None,
             lost: |_error| {},
         }
     }
@@ -150,6 +155,9 @@ pub(crate) fn claim(
     match claim_as(layout, claimant, clock, reach, SILENCE) {
         Ok(owner) => Ok(Some(owner)),
         Err(error) if reach == Reach::ThisHost => {
+            // Nothing will say who has had the pool.
+            let ended = Tenure::new(claimant.kept.as_deref()).end(layout);
+            ended.map_err(|error| not_ended(layout, &error))?;
             tracing::warn!(
                 "{error}; the pool is served without an owner record: its lock excludes others"
             );
@@ -157,6 +165,11 @@ pub(crate) fn claim(
         }
         Err(error) => Err(error),
     }
+}
+
+fn not_ended(layout: &Layout, error: &io::Error) -> Error {
+    let what = "remove what is not right any more after others had";
+    failed(what, layout.directory(), error)
 }
 
 fn claim_as(
@@ -203,6 +216,11 @@ fn claim_as(
             let message = format!("pool `{}` has had too many owners", directory.display());
             return Err(Error::new(ErrorCode::Damaged, message));
         };
+        match Tenure::new(claimant.kept.as_deref()).go_on(layout, found, next) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(not_ended(layout, &error)),
+        }
         // The comparison is the old name: it is gone if anybody was quicker, or had the last try carried out without an answer.
         match fs::rename(layout.owner(found), layout.owner(next)) {
             Ok(()) => {}
@@ -257,6 +275,7 @@ fn taken(
             tracing::warn!("{}: {error}", layout.owner(*former).display());
         }
     }
+    Tenure::new(claimant.kept.as_deref()).had(layout, name);
     let now = clock.wall_seconds();
     let record = Record {
         incarnation: name.incarnation,

@@ -269,3 +269,53 @@ fn strays_are_named() {
         [layout.owner(Name::FIRST), odd]
     );
 }
+
+#[test]
+fn what_a_node_keeps_goes_when_another_one_has_had_the_pool() {
+    let kept = tempfile::tempdir().unwrap();
+    let file = kept.path().join("file");
+    let ours = |claim| Claimant {
+        kept: Some(kept.path().to_owned()),
+        ..with(claim, 1)
+    };
+    let (_dir, layout) = pool();
+    let is_left_after = |claim| {
+        fs::write(&file, "").unwrap();
+        let owner = taken_by(&ours(claim), &layout).unwrap();
+        (owner, file.exists())
+    };
+    let (owner, is_left) = is_left_after(Claim::Start);
+    assert!(!is_left, "nobody knows who had the pool before");
+    drop(owner);
+    let (owner, is_left) = is_left_after(Claim::Start);
+    assert!(is_left, "released by this node");
+    kill(owner);
+    let (owner, is_left) = is_left_after(Claim::Restart);
+    assert!(is_left, "killed");
+    drop(owner);
+    // One that was killed between the rename and its note.
+    let note = fs::read(kept.path().join("owner")).unwrap();
+    let before = latest(&layout).unwrap().unwrap();
+    kill(taken_by(&ours(Claim::Start), &layout).unwrap());
+    let taken = latest(&layout).unwrap().unwrap();
+    let born = String::from_utf8(note).unwrap();
+    let born = born.trim().rsplit(' ').next().unwrap().to_owned();
+    let between = format!("had {before} {born}\ntakes {taken} {born}\n");
+    fs::write(kept.path().join("owner"), between).unwrap();
+    let (owner, is_left) = is_left_after(Claim::Restart);
+    assert!(is_left, "killed before it had noted that it took the pool");
+    drop(owner);
+    drop(taken_by(&claimant(2), &layout).unwrap());
+    let (owner, is_left) = is_left_after(Claim::Start);
+    assert!(!is_left, "another host came and went");
+    kill(owner);
+    // A copy has the same names.
+    let record = layout.owner(latest(&layout).unwrap().unwrap());
+    let copy = record.with_extension("copy");
+    fs::copy(&record, &copy).unwrap();
+    if fs::metadata(&copy).unwrap().created().is_ok() {
+        fs::rename(&copy, &record).unwrap();
+        let (_owner, is_left) = is_left_after(Claim::Restart);
+        assert!(!is_left, "the pool was restored from a copy");
+    }
+}
