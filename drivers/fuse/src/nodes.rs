@@ -61,13 +61,17 @@ impl Node {
 
 /// The files that the kernel knows.
 #[derive(Debug, Default)]
-pub(crate) struct Nodes(HashMap<u64, Node>);
+pub(crate) struct Nodes {
+    nodes: HashMap<u64, Node>,
+    /// Whose each name was when it was looked up last. A file whose name another one has got since does not hear of that.
+    names: HashMap<Name, u64>,
+}
 
 impl Nodes {
     /// The kernel learns of `entry`, once more. `None`: another thing has its number.
     pub(crate) fn look_up(&mut self, entry: &Entry) -> Option<u64> {
         let number = number(entry.lineage);
-        let node = self.0.entry(number).or_insert_with(|| Node {
+        let node = self.nodes.entry(number).or_insert_with(|| Node {
             entry: Arc::new(entry.clone()),
             size: Arc::new(AtomicU64::new(entry.size)),
             lookups: 0,
@@ -75,6 +79,10 @@ impl Nodes {
         if node.lineage() != entry.lineage {
             return None;
         }
+        if self.names.get(node.name()) == Some(&number) {
+            self.names.remove(node.name());
+        }
+        self.names.insert(entry.name.clone(), number);
         node.entry = Arc::new(entry.clone());
         node.lookups += 1;
         // Relaxed: a number of its own, it orders nothing else.
@@ -84,7 +92,7 @@ impl Nodes {
 
     /// What is heard of a file that the kernel knows.
     pub(crate) fn update(&mut self, entry: &Entry) {
-        if let Some(node) = self.0.get_mut(&number(entry.lineage))
+        if let Some(node) = self.nodes.get_mut(&number(entry.lineage))
             && node.lineage() == entry.lineage
         {
             // Relaxed: as above.
@@ -94,23 +102,27 @@ impl Nodes {
 
     /// What was heard last of the file `name` that the kernel knows.
     pub(crate) fn named(&self, name: &Name) -> Option<Entry> {
-        let mut nodes = self.0.values();
-        nodes.find(|node| node.name() == name).map(Node::entry)
+        self.get(*self.names.get(name)?).map(Node::entry)
     }
 
     /// A file that the kernel knows.
     pub(crate) fn get(&self, number: u64) -> Option<&Node> {
-        self.0.get(&number)
+        self.nodes.get(&number)
     }
 
     /// The kernel forgets `lookups` of those that it made.
     pub(crate) fn forget(&mut self, number: u64, lookups: u64) {
-        if let Some(node) = self.0.get_mut(&number) {
-            node.lookups = node.lookups.saturating_sub(lookups);
-            if node.lookups == 0 {
-                self.0.remove(&number);
-            }
+        let Some(node) = self.nodes.get_mut(&number) else {
+            return;
+        };
+        node.lookups = node.lookups.saturating_sub(lookups);
+        if node.lookups > 0 {
+            return;
         }
+        if self.names.get(node.name()) == Some(&number) {
+            self.names.remove(node.name());
+        }
+        self.nodes.remove(&number);
     }
 }
 
@@ -152,6 +164,29 @@ mod tests {
         assert_ne!(other, number);
         nodes.forget(number, 1);
         assert!(nodes.get(number).is_none() && nodes.get(other).is_some());
+    }
+
+    #[test]
+    fn a_name_is_that_of_the_file_that_was_found_under_it_last() {
+        let mut nodes = Nodes::default();
+        let old = nodes.look_up(&entry("v", 77)).unwrap();
+        // Renamed to `v.old`, of which nobody hears; then there is a new `v`.
+        let new = nodes.look_up(&entry("v", 78)).unwrap();
+        let named = |nodes: &Nodes, name: &str| {
+            let entry = nodes.named(&name.parse().unwrap())?;
+            Some(entry.lineage)
+        };
+        assert_eq!(named(&nodes, "v"), Some(Lineage(78)));
+        nodes.update(&entry("v.old", 77));
+        assert_eq!(nodes.look_up(&entry("v.old", 77)), Some(old));
+        assert_eq!(named(&nodes, "v"), Some(Lineage(78)));
+        assert_eq!(named(&nodes, "v.old"), Some(Lineage(77)));
+        nodes.forget(old, 2);
+        assert_eq!(named(&nodes, "v"), Some(Lineage(78)));
+        assert_eq!(named(&nodes, "v.old"), None);
+        nodes.look_up(&entry("v", 79));
+        nodes.forget(new, 1);
+        assert_eq!(named(&nodes, "v"), Some(Lineage(79)));
     }
 
     #[test]
