@@ -4,31 +4,62 @@
 //! | state | leaves it when |
 //! |---|---|
 //! | closed | somebody opens the file: live |
-//! | live | the process behind it dies or stops: away, if the volume is kept; else closed |
+//! | live | the process behind it dies or stops, or the node goes while a reader asks for more: away, if the volume is kept; else closed |
 //! | away | it is open again: live; others may have had the volume: closed |
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use archipelago_protocol::{Access, Error, Name};
+use archipelago_protocol::{Access, Error, ErrorCode, Name};
 use archipelago_segment::{VolumeClient, loss_marker};
 use nix::sys::eventfd::EventFd;
 
 use crate::job::Incarnation;
 use crate::opener::{Connection, Opener};
 use crate::reopening::Reopening;
+use crate::reservation::Reservation;
 
 #[derive(Debug)]
 enum State {
     Closed,
     Live(Box<Connection>),
-    Away {
-        access: Access,
-        /// Marker of the channel that has ended: see [`loss_marker`].
-        marker: PathBuf,
-        reopening: Reopening,
-    },
+    Away(Away),
+}
+
+/// A channel that is to be opened again.
+#[derive(Debug)]
+struct Away {
+    access: Access,
+    /// Marker of the channel that has ended: see [`loss_marker`].
+    marker: PathBuf,
+    reservation: Arc<Reservation>,
+    /// `None`: there was no thread for it yet.
+    reopening: Option<Reopening>,
+}
+
+impl Away {
+    /// That which was open for `access` at `socket`.
+    fn new(access: Access, socket: &Path, reservation: Arc<Reservation>) -> Away {
+        Away {
+            access,
+            marker: loss_marker(socket),
+            reservation,
+            reopening: None,
+        }
+    }
+
+    /// Begins to open it, if that has not begun.
+    fn start(&mut self, opener: &Opener, doorbell: &Arc<EventFd>) {
+        if self.reopening.is_none() {
+            let (opener, doorbell) = (opener.clone(), Arc::clone(doorbell));
+            let reservation = Arc::clone(&self.reservation);
+            let started = Reopening::start(opener, self.access, reservation, doorbell);
+            self.reopening = started
+                .inspect_err(|error| tracing::error!("opening a file again, later: {error}"))
+                .ok();
+        }
+    }
 }
 
 /// What became of a channel that was away.
@@ -72,7 +103,7 @@ impl Channel {
     pub(crate) fn client(&mut self) -> Option<&mut VolumeClient> {
         match &mut self.state {
             State::Live(connection) => Some(&mut connection.client),
-            State::Closed | State::Away { .. } => None,
+            State::Closed | State::Away(_) => None,
         }
     }
 
@@ -80,21 +111,21 @@ impl Channel {
     pub(crate) fn is_kept(&self) -> bool {
         match &self.state {
             State::Live(connection) => connection.reservation.is_some(),
-            State::Away { .. } => true,
+            State::Away(_) => true,
             State::Closed => false,
         }
     }
 
     /// Whether it is being opened again.
     pub(crate) fn is_away(&self) -> bool {
-        matches!(self.state, State::Away { .. })
+        matches!(self.state, State::Away(_))
     }
 
     /// What is readable when the client has something to do.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
             State::Live(connection) => Some(connection.client.as_fd()),
-            State::Closed | State::Away { .. } => None,
+            State::Closed | State::Away(_) => None,
         }
     }
 
@@ -107,25 +138,28 @@ impl Channel {
     pub(crate) fn serves(&mut self, access: Access) -> Option<Incarnation> {
         let served = match &self.state {
             State::Live(connection) => connection.access,
-            State::Away { access, .. } => *access,
+            State::Away(away) => away.access,
             State::Closed => return None,
         };
         (served >= access).then(|| self.incarnation()).flatten()
     }
 
+    /// Whether it is away and nobody is opening it, for want of a thread: [`Channel::come_back`] tries again.
+    pub(crate) fn wants_thread(&self) -> bool {
+        matches!(&self.state, State::Away(away) if away.reopening.is_none())
+    }
+
     /// Opens it so that it serves `access` and what it served before; nothing is in flight, and it is not away. Gives the file's size.
     ///
     /// # Errors
-    /// What the node says. Who had it open to be read has it still, if the node lets them.
-    pub(crate) fn open(&mut self, access: Access) -> Result<u64, Error> {
-        let readers = self.live().is_some();
-        if readers && let Err(error) = self.close() {
-            tracing::warn!("`{}`, open to be read: {error}", self.name());
-        }
-        self.state = State::Closed;
-        match self.opener.open(access) {
+    /// What the node says. Who had it open to be read has it still, if the node lets them, or once it is back: then it is away.
+    pub(crate) fn open(&mut self, access: Access, doorbell: &Arc<EventFd>) -> Result<u64, Error> {
+        let (live, kept) = (self.live().is_some(), self.is_kept());
+        let readers = self.take_for_more();
+        let held = readers.as_ref().map(|away| Arc::clone(&away.reservation));
+        match self.opener.open(access, held.as_deref()) {
             Ok(connection) => {
-                if !readers {
+                if !live && !kept {
                     self.incarnation.0 += 1;
                 }
                 let size = connection.size;
@@ -133,12 +167,36 @@ impl Channel {
                 Ok(size)
             }
             Err(error) => {
-                if readers && let Ok(connection) = self.opener.open(Access::Read) {
-                    self.state = State::Live(Box::new(connection));
+                let again = match &held {
+                    Some(held) => self.opener.reopen(Access::Read, held),
+                    None if live => self.opener.open(Access::Read, None),
+                    None => return Err(error),
+                };
+                match (again, readers) {
+                    (Ok(connection), _) => self.state = State::Live(Box::new(connection)),
+                    (Err(again), Some(mut away)) if again.code != ErrorCode::Stale => {
+                        away.start(&self.opener, doorbell);
+                        self.state = State::Away(away);
+                    }
+                    (Err(_), _) => {}
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Closes what is open to be read. Its reservation, if it has one, goes on.
+    fn take_for_more(&mut self) -> Option<Away> {
+        let State::Live(readers) = &self.state else {
+            return None;
+        };
+        let (access, socket) = (readers.access, &readers.socket);
+        let reservation = readers.reservation.clone();
+        let away = reservation.map(|reservation| Away::new(access, socket, reservation));
+        if let Err(error) = self.close() {
+            tracing::warn!("`{}`, open to be read: {error}", self.name());
+        }
+        away
     }
 
     /// Its endpoint has gone, and all requests were given back: begins to open it again, if it is kept. `false`: it is closed now.
@@ -156,34 +214,21 @@ impl Channel {
         else {
             return false;
         };
-        let opener = self.opener.clone();
-        match Reopening::start(opener, access, reservation, Arc::clone(doorbell)) {
-            Ok(reopening) => {
-                self.state = State::Away {
-                    access,
-                    marker: loss_marker(&socket),
-                    reopening,
-                };
-                true
-            }
-            Err(error) => {
-                tracing::error!("opening `{}` again: {error}", self.name());
-                false
-            }
-        }
+        let mut away = Away::new(access, &socket, reservation);
+        away.start(&self.opener, doorbell);
+        self.state = State::Away(away);
+        true
     }
 
     /// What became of it, if it was away and is not any more.
-    pub(crate) fn come_back(&mut self) -> Option<Return> {
-        let State::Away {
-            marker, reopening, ..
-        } = &self.state
-        else {
+    pub(crate) fn come_back(&mut self, doorbell: &Arc<EventFd>) -> Option<Return> {
+        let State::Away(away) = &mut self.state else {
             return None;
         };
-        let reopened = reopening.take()?;
+        away.start(&self.opener, doorbell);
+        let reopened = away.reopening.as_ref()?.take()?;
         // Whoever closed the volume has done so before it was open again.
-        let lost = reopened.lost || std::fs::remove_file(marker).is_ok();
+        let lost = reopened.lost || std::fs::remove_file(&away.marker).is_ok();
         self.opener = reopened.opener;
         Some(match reopened.result {
             Ok(connection) => {

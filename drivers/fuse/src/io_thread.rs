@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use archipelago_protocol::{Access, ErrorCode};
+use archipelago_runtime::SystemClock;
 use archipelago_segment::{Finished, Request, SubmitError, VolumeClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -30,6 +31,9 @@ use crate::operation::{Operation, Step};
 use crate::outage::Outage;
 use crate::pieces::Piece;
 use crate::slab::Slab;
+
+/// Milliseconds until a thread is asked for again that the kernel has refused.
+const THREAD_RETRY_MS: u16 = 1000;
 
 /// Bytes of a file, as all who use it see them.
 pub(crate) type FileSize = Arc<AtomicU64>;
@@ -66,7 +70,7 @@ impl IoThread {
             steps: Slab::default(),
             unanswered: VecDeque::new(),
             changing: Changing::default(),
-            outage: Outage::new(wait_max),
+            outage: Outage::new(wait_max, SystemClock),
             unreported_loss: false,
             failures: 0,
         };
@@ -118,6 +122,8 @@ struct Flight {
     operation: usize,
     piece: Piece,
     step: Step,
+    /// A former channel has not answered it.
+    resent: bool,
 }
 
 /// Whether a piece could be sent.
@@ -194,7 +200,7 @@ impl Worker {
 
     /// Follows the channel: its end, its return, the deadline of what waits for that. Whether anything has changed.
     fn follow_channel(&mut self) -> bool {
-        if let Some(back) = self.channel.come_back() {
+        if let Some(back) = self.channel.come_back(&self.doorbell) {
             self.came_back(back);
             return true;
         }
@@ -213,6 +219,7 @@ impl Worker {
             self.outage.begin();
             tracing::warn!("the channel of `{name}` has ended: its requests wait for the next one");
         } else {
+            self.outage.end();
             self.fail_all();
         }
         true
@@ -220,13 +227,14 @@ impl Worker {
 
     fn came_back(&mut self, back: Return) {
         let name = self.channel.name();
-        let away = self.outage.end();
         match back {
             Return::Live { size, lost } => {
+                // The volume may have grown since the node has said this, and nobody has shrunk what this process keeps.
                 // Relaxed: a number of its own, it orders nothing else.
-                self.size.store(size, Ordering::Relaxed);
+                self.size.fetch_max(size, Ordering::Relaxed);
                 self.unreported_loss |= lost;
                 let count = self.unanswered.len();
+                let away = self.outage.back(count);
                 tracing::info!("`{name}` is back after {away:?}: {count} requests are sent again");
                 if lost {
                     tracing::error!("`{name}`: written data was lost; the next sync fails");
@@ -237,6 +245,7 @@ impl Worker {
                     "`{name}` is not served any more to who has it open: {error} ({})",
                     error.hint
                 );
+                self.outage.end();
                 self.fail_all();
             }
         }
@@ -293,6 +302,7 @@ impl Worker {
     /// How long to sleep at most: until requests wait no more.
     fn sleep_max(&self) -> PollTimeout {
         match self.outage.left() {
+            _ if self.channel.wants_thread() => THREAD_RETRY_MS.into(),
             None | Some(Duration::ZERO) => PollTimeout::NONE,
             // Behind the moment, not a part of a millisecond before it. A longer sleep is cut, and begun again.
             Some(left) => {
@@ -338,7 +348,11 @@ impl Worker {
     }
 
     fn open(&mut self, access: Access) -> Result<(), ErrorCode> {
-        match self.channel.open(access) {
+        let opened = self.channel.open(access, &self.doorbell);
+        if self.channel.is_away() {
+            self.outage.begin();
+        }
+        match opened {
             Ok(size) => {
                 // Relaxed: a number of its own, it orders nothing else.
                 self.size.store(size, Ordering::Relaxed);
@@ -386,7 +400,7 @@ impl Worker {
                 self.answer_done(index);
                 continue;
             };
-            match self.send_piece(index, piece) {
+            match self.send_piece(index, piece, false) {
                 Sent::Yes => {
                     if let Some(operation) = self.operations.get_mut(index) {
                         operation.began();
@@ -409,7 +423,7 @@ impl Worker {
         }) = self.unanswered.front()
         {
             // It counts as in flight all the while.
-            if !matches!(self.send_piece(operation, piece), Sent::Yes) {
+            if !matches!(self.send_piece(operation, piece, true), Sent::Yes) {
                 return false;
             }
             self.unanswered.pop_front();
@@ -417,7 +431,7 @@ impl Worker {
         true
     }
 
-    fn send_piece(&mut self, index: usize, piece: Piece) -> Sent {
+    fn send_piece(&mut self, index: usize, piece: Piece, resent: bool) -> Sent {
         let gone = match self.channel.is_kept() {
             // It waits, and is sent over the next channel.
             true => Sent::NoRoom,
@@ -441,6 +455,7 @@ impl Worker {
             operation: index,
             piece,
             step,
+            resent,
         };
         let token = self.steps.insert(flight);
         match client.submit(token as u64, request) {
@@ -484,6 +499,9 @@ impl Worker {
                 Err(_gone) if self.channel.is_kept() => return self.unanswered.push_back(flight),
                 Err(code) => result = Err(code),
             }
+        }
+        if flight.resent {
+            self.outage.answered();
         }
         if let Some(operation) = self.operations.get_mut(flight.operation) {
             operation.ended(result);

@@ -65,15 +65,19 @@ impl Opener {
         &self.name
     }
 
-    /// Opens it for `access`, and has it kept.
+    /// Opens it for `access`, and has it kept. `held` is the reservation of this process for less than that, which goes on if this fails.
     ///
     /// # Errors
     /// What the node says.
-    pub(crate) fn open(&self, access: Access) -> Result<Connection, Error> {
+    pub(crate) fn open(
+        &self,
+        access: Access,
+        held: Option<&Reservation>,
+    ) -> Result<Connection, Error> {
         let request = OpenVolume {
             read_only: access == Access::Read,
             keep: true,
-            reservation: None,
+            reservation: held.and_then(Reservation::name).map(str::to_owned),
         };
         for _ in 0..TRIES {
             let opened = self.ask(&request)?;

@@ -363,4 +363,30 @@ mod tests {
         }
         Ok(())
     }
+
+    #[test]
+    fn a_reader_outlives_an_open_to_write_that_the_node_goes_under() -> Result<()> {
+        if !can(Way::File) {
+            return Ok(());
+        }
+        let node = Node::start("fused")?;
+        node.call(&["volume", "create", "v", "--size", "4M"])?;
+        let mount = Mount::start(&node, &[])?;
+        let path = mount.at.join("v");
+        let reader = File::open(&path)?;
+        // The daemon cannot be asked, and the data process is there.
+        let socket = node.root().join("run/api.sock");
+        let aside = socket.with_extension("aside");
+        std::fs::rename(&socket, &aside)?;
+        ensure!(open(&path).is_err(), "the node was not asked");
+        std::fs::rename(&aside, &socket)?;
+        reader.read_exact_at(&mut [0; 512], 0)?;
+        // And one that succeeds takes nothing from it, also over a death.
+        open(&path)?.write_all_at(&[1; 4096], 8192)?;
+        Node::kill(node.process_of("endpoint")?)?;
+        let mut data = [0; 4096];
+        reader.read_exact_at(&mut data, 8192)?;
+        ensure!(data == [1; 4096], "what was written is not read");
+        Ok(())
+    }
 }

@@ -57,8 +57,8 @@ impl Pool {
         let access = access_of(request);
         let write = access == Access::Write;
         let own = request.reservation.as_deref();
-        let kept = own.and_then(lineage_of);
-        if kept.is_some_and(|lineage| lineage != entry.lineage) {
+        let own_lineage = own.and_then(lineage_of);
+        if own_lineage.is_some_and(|lineage| lineage != entry.lineage) {
             // Renamed while its data process was away: whoever keeps it looks for its new name.
             let message = format!("`{name}` is another volume now");
             return Err(Error::new(ErrorCode::NotFound, message).into());
@@ -72,9 +72,9 @@ impl Pool {
                 ))
                 .into());
         }
-        if let Some(own) = own {
-            self.check_kept(entry.lineage, access, own)?;
-        }
+        let kept = own
+            .map(|own| self.access_kept(entry.lineage, own))
+            .transpose()?;
         if self.reservations.exclude(entry.lineage, access, own)? {
             return Err(Hindrance::Passing(in_use(&entry)));
         }
@@ -92,7 +92,7 @@ impl Pool {
                 size: entry.size,
                 socket,
                 uid: self.context.endpoint.map(|user| user.uid),
-                reservation: match request.keep && own.is_none() {
+                reservation: match request.keep && kept < Some(access) {
                     true => self.reserve(entry.lineage, access),
                     false => None,
                 },

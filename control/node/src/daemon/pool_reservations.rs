@@ -17,22 +17,17 @@ impl Pool {
         served.all(|one| access == Access::Read && one.read_only)
     }
 
-    /// Refuses a process that has had `lineage` open, with the reservation `own`, if others may have had it since.
+    /// The access for which a process has had `lineage` open without a break, with the reservation `own`. It may ask for more.
     ///
     /// # Errors
-    /// [`ErrorCode::Stale`].
-    pub(crate) fn check_kept(
-        &self,
-        lineage: Lineage,
-        access: Access,
-        own: &str,
-    ) -> Result<(), Error> {
-        let is_kept = self.reservations.is_reservation(own, lineage, access)?;
-        if is_kept && self.may_keep(lineage, access) {
-            return Ok(());
-        }
-        let message = "its reservation is gone: others may have had it open since";
-        Err(Error::new(ErrorCode::Stale, message).with_hint("open it anew"))
+    /// [`ErrorCode::Stale`] if others may have had it since.
+    pub(crate) fn access_kept(&self, lineage: Lineage, own: &str) -> Result<Access, Error> {
+        let kept = self.reservations.access_kept(own, lineage)?;
+        kept.filter(|access| self.may_keep(lineage, *access))
+            .ok_or_else(|| {
+                let message = "its reservation is gone: others may have had it open since";
+                Error::new(ErrorCode::Stale, message).with_hint("open it anew")
+            })
     }
 
     /// A reservation for the process that has just opened `lineage`; `None` if others may open it without the daemon, or the

@@ -115,16 +115,14 @@ impl Reservations {
         Ok(!held.is_empty() && (access == Access::Write || held.contains(&Access::Write)))
     }
 
-    /// Whether `own` is a reservation for `access` to `lineage`, and a process holds it.
-    pub(crate) fn is_reservation(
-        &self,
-        own: &str,
-        lineage: Lineage,
-        access: Access,
-    ) -> Result<bool, Error> {
+    /// The access to `lineage` that `own` is a reservation for, if a process holds it.
+    pub(crate) fn access_kept(&self, own: &str, lineage: Lineage) -> Result<Option<Access>, Error> {
+        let Some(access) = access_of(own, lineage).filter(|_| !own.contains('/')) else {
+            return Ok(None);
+        };
         let path = self.directory.join(own);
-        let serves = !own.contains('/') && access_of(own, lineage) >= Some(access);
-        Ok(serves && is_held(&path).map_err(|error| path_error(&path, &error))?)
+        let is_held = is_held(&path).map_err(|error| path_error(&path, &error))?;
+        Ok(is_held.then_some(access))
     }
 
     /// Makes one that nobody holds yet.
@@ -170,16 +168,12 @@ mod tests {
             assert!(!excludes(LINEAGE, Access::Write, Some(name(&path))));
             assert!(!excludes(Lineage(8), Access::Write, None));
             assert_eq!(lineage_of(name(&path)), Some(LINEAGE));
-            let is_kept = |lineage, access| {
-                let kept = reservations.is_reservation(name(&path), lineage, access);
-                kept.unwrap()
-            };
-            assert!(is_kept(LINEAGE, Access::Read));
-            assert_eq!(is_kept(LINEAGE, Access::Write), kept == Access::Write);
-            assert!(!is_kept(Lineage(8), Access::Read));
+            let access_kept = |lineage| reservations.access_kept(name(&path), lineage).unwrap();
+            assert_eq!(access_kept(LINEAGE), Some(kept));
+            assert_eq!(access_kept(Lineage(8)), None);
             drop(lock);
             assert!(!excludes(LINEAGE, Access::Write, None), "its process ended");
-            assert!(!path.exists() && !is_kept(LINEAGE, Access::Read));
+            assert!(!path.exists() && access_kept(LINEAGE).is_none());
         }
     }
 
@@ -191,8 +185,8 @@ mod tests {
         let _lock = hold(&path);
         let outside = format!("../reserved/{}", name(&path));
         for strange in ["", ".", "x", outside.as_str()] {
-            let kept = reservations.is_reservation(strange, LINEAGE, Access::Read);
-            assert!(!kept.unwrap(), "{strange}");
+            let kept = reservations.access_kept(strange, LINEAGE);
+            assert_eq!(kept.unwrap(), None, "{strange}");
             assert_eq!(lineage_of(strange), None);
         }
     }
