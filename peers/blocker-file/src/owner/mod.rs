@@ -11,6 +11,7 @@
 //! - A silent owner on another host is never taken for a dead one but by a person ([`Claim::TakeOver`]): nothing stops its
 //!   writes. Times of two hosts are never compared.
 //! - Where the lock reaches everybody, the record decides nothing, and a pool without one is served all the same.
+//! - What a node keeps only as long as nobody else has had the pool is removed before the record changes hands ([`tenure`]).
 
 mod check;
 mod heartbeat;
