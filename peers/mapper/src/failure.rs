@@ -1,6 +1,6 @@
 //! Why something failed: a code for the asker, a sentence for people.
 
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Error, ErrorCode, Lineage};
 
 /// A failure inside the mapper.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,12 @@ impl Failure {
     /// Metadata that contradicts itself; `what` names the object.
     pub(crate) fn damaged(what: impl Into<String>) -> Self {
         Failure::new(ErrorCode::Damaged, what)
+    }
+
+    /// A sync failed while nobody had `lineage` open to write.
+    pub(crate) fn lost(lineage: Lineage) -> Self {
+        let why = format!("a sync of the pool failed: what {lineage} had not flushed may be lost");
+        Failure::new(ErrorCode::SyncFailed, why)
     }
 }
 

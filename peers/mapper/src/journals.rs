@@ -2,19 +2,27 @@
 //! failed sync of the pool has voided.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
 use crate::failure::{Failure, Outcome};
 use crate::journal::{Journal, JournalStore, Recovered};
 
+/// Who knows that a volume without a writer has lost what its last writer had not flushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Unreported,
+    /// Somebody who has to do with the volume; no writer yet, who alone can tell whoever wrote.
+    Seen,
+}
+
 /// Where journals are, and which were voided.
 #[derive(Debug)]
 pub(crate) struct Journals {
     store: RefCell<Box<dyn JournalStore>>,
-    /// Closed volumes whose journals were voided by a failed sync of the pool; not reported yet.
-    lost: RefCell<BTreeSet<Lineage>>,
+    /// Volumes of which something was lost while they had no writer. The next writer's open takes them out.
+    lost: RefCell<BTreeMap<Lineage, Loss>>,
 }
 
 impl Journals {
@@ -55,19 +63,40 @@ impl Journals {
         self.store.borrow().in_use()
     }
 
-    /// Removes the journal of `lineage` after a failed sync of the pool: what it speaks of may be lost. A volume that is
-    /// closed and had a journal is noted as lost; one that is open is stopped by others.
-    pub(crate) fn void(&self, lineage: Lineage, is_open: bool) {
+    /// Removes the journal of `lineage` after a failed sync of the pool: what it speaks of may be lost. A volume that has no
+    /// writer and had a journal is noted as lost; a writer is stopped by others.
+    pub(crate) fn void(&self, lineage: Lineage, has_writer: bool) {
         let mut store = self.store.borrow_mut();
-        if !is_open && store.load(lineage).is_some() {
-            self.lost.borrow_mut().insert(lineage);
+        if !has_writer && store.load(lineage).is_some() {
+            self.note_lost(lineage);
         }
         store.remove(lineage);
     }
 
-    /// Whether the journal of `lineage` was voided; reported once.
+    /// What the last writer of `lineage` had not flushed may be lost, and it has not been told.
+    pub(crate) fn note_lost(&self, lineage: Lineage) {
+        let mut lost = self.lost.borrow_mut();
+        lost.entry(lineage).or_insert(Loss::Unreported);
+    }
+
+    /// Whether something of `lineage` was lost, for somebody who may be no writer: reported once.
+    pub(crate) fn see_lost(&self, lineage: Lineage) -> bool {
+        let mut lost = self.lost.borrow_mut();
+        let loss = lost.get_mut(&lineage);
+        loss.is_some_and(|loss| std::mem::replace(loss, Loss::Seen) == Loss::Unreported)
+    }
+
+    /// Whether something of `lineage` was lost, for its next writer: reported once, whoever has seen it before.
     pub(crate) fn take_lost(&self, lineage: Lineage) -> bool {
-        self.lost.borrow_mut().remove(&lineage)
+        self.lost.borrow_mut().remove(&lineage).is_some()
+    }
+
+    /// Nothing of `lineage` was lost that nobody was told of: all of it had been durable.
+    pub(crate) fn drop_unreported(&self, lineage: Lineage) {
+        let mut lost = self.lost.borrow_mut();
+        if lost.get(&lineage) == Some(&Loss::Unreported) {
+            lost.remove(&lineage);
+        }
     }
 }
 
@@ -78,6 +107,8 @@ fn no_memory(lineage: Lineage, code: ErrorCode) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::journal::NoJournals;
 
@@ -109,17 +140,32 @@ mod tests {
     }
 
     #[test]
-    fn a_voided_journal_of_a_closed_volume_is_reported_once() {
+    fn a_voided_journal_of_a_volume_without_a_writer_is_reported_once() {
         let journals = Journals::new(Box::new(Made::default()));
-        for (lineage, is_open, lost) in [(1, false, true), (2, true, false)] {
+        for (lineage, has_writer, lost) in [(1, false, true), (2, true, false)] {
             let lineage = Lineage(lineage);
             journals.open(lineage, Generation(1)).unwrap();
-            journals.void(lineage, is_open);
+            journals.void(lineage, has_writer);
             assert_eq!(journals.load(lineage), None);
             assert_eq!(journals.take_lost(lineage), lost);
             assert!(!journals.take_lost(lineage));
         }
         journals.void(Lineage(3), false);
         assert!(!journals.take_lost(Lineage(3)), "it had none");
+    }
+
+    #[test]
+    fn a_loss_that_others_have_seen_is_reported_to_the_next_writer_too() {
+        let journals = Journals::new(Box::new(Made::default()));
+        let lineage = Lineage(1);
+        journals.note_lost(lineage);
+        assert!(journals.see_lost(lineage) && !journals.see_lost(lineage));
+        journals.note_lost(lineage);
+        journals.drop_unreported(lineage);
+        assert!(!journals.see_lost(lineage), "the same loss");
+        assert!(journals.take_lost(lineage) && !journals.take_lost(lineage));
+        journals.note_lost(lineage);
+        journals.drop_unreported(lineage);
+        assert!(!journals.take_lost(lineage));
     }
 }

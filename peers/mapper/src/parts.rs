@@ -59,15 +59,16 @@ impl Parts {
     ///
     /// A failure is final, and everybody's: it does not say what was lost, and another sync may succeed without it. So
     /// nothing that is not durable counts any more, of no volume: those that are open stop, what journals know is void, and
-    /// whoever opens such a volume next gets an error.
+    /// whoever opens such a volume next gets an error. That goes for volumes, too, that are in memory and have no writer: nobody
+    /// would see that they stop.
     pub(crate) async fn sync_pool(&self) -> Outcome<()> {
         let synced = self.pool.disk.sync_pool().await;
         if synced.is_err() {
             self.volumes.poison_all();
             for kind in [Kind::Volume, Kind::Importing] {
                 for lineage in self.catalogue.names().of_kind(kind) {
-                    let is_open = self.volumes.get(lineage).is_some();
-                    self.pool.journals.void(lineage, is_open);
+                    let has_writer = self.volumes.has_writer(lineage);
+                    self.pool.journals.void(lineage, has_writer);
                 }
             }
         }

@@ -47,6 +47,12 @@ impl Volumes {
         self.get(lineage).is_some_and(|volume| volume.is_open())
     }
 
+    /// Whether a session exists that writes.
+    pub(crate) fn has_writer(&self, lineage: Lineage) -> bool {
+        let volume = self.get(lineage);
+        volume.is_some_and(|volume| volume.access.has_writer())
+    }
+
     /// What any of them wrote may be lost.
     pub(crate) fn poison_all(&self) {
         self.by_lineage

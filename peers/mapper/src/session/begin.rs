@@ -84,7 +84,7 @@ async fn swap_in(parts: &Parts, volume: &Volume, head: VolumeHead) -> Outcome<()
     let (pool, lineage) = (&parts.pool, volume.lineage);
     swap_head(pool, volume, head).await?;
     // What a failed sync could have dropped since the recovery's own is none of this volume's.
-    pool.journals.take_lost(lineage);
+    pool.journals.drop_unreported(lineage);
     let mut journal = pool.journals.open(lineage, head.generation)?;
     journal.mark(head.log_start);
     volume.log.restart(head.log_start, head.generation);

@@ -39,7 +39,9 @@ pub(super) async fn open(
         return add(parts, client, volume, write);
     }
     if write && flags & FLAG_DROP != 0 {
+        // It knows that what is not durable is lost, by whatever.
         parts.forget(lineage);
+        parts.pool.journals.take_lost(lineage);
     }
     let volume = match (frozen, write) {
         (true, _) => read_only(parts, &item, item.root),
@@ -74,23 +76,46 @@ async fn readable(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
     }
 }
 
-/// A volume for writing, as soon as there is room for what its session writes first: the one that a vanished client left
-/// in memory, or from the pool.
+/// A volume for writing, as soon as there is room for what its session writes first. What the writer before it had not
+/// flushed and may be lost since is reported once, as [`ErrorCode::SyncFailed`], also if others have seen that.
 async fn writable(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
-    let left = parts.volumes.get(item.lineage);
-    if let Some(volume) = left {
-        if volume.check().is_ok() {
-            volume.start.set_left();
-            let begun = begin_if_room(parts, &volume).await;
-            if volume.check().is_err() {
-                // A failed sync is final: the next open has what is durable and nothing else.
-                parts.forget(item.lineage);
-            }
-            begun?;
-            return Ok(volume);
-        }
-        parts.forget(item.lineage);
+    let lineage = item.lineage;
+    if parts.pool.journals.take_lost(lineage) {
+        parts.forget(lineage);
+        return Err(Failure::lost(lineage));
     }
+    let opened = match parts.volumes.get(lineage) {
+        Some(left) => left_writable(parts, item, left).await,
+        None => loaded_writable(parts, item).await,
+    };
+    opened.inspect_err(|failure| {
+        if failure.code == ErrorCode::SyncFailed {
+            parts.pool.journals.take_lost(lineage);
+        }
+    })
+}
+
+/// The volume that a vanished client left in memory.
+async fn left_writable(parts: &Rc<Parts>, item: &Item, left: Rc<Volume>) -> Outcome<Rc<Volume>> {
+    let mut begun = left.check();
+    if begun.is_ok() {
+        left.start.set_left();
+        begun = begin_if_room(parts, &left).await;
+    }
+    if left.check().is_ok() {
+        return begun.map(|()| left);
+    }
+    // A failed sync is final: the next open has what is durable and nothing else.
+    parts.forget(item.lineage);
+    match begun.and_then(|()| left.check()) {
+        // Another node has had it: what is durable is the volume.
+        Err(failure) if failure.code == ErrorCode::Stale => loaded_writable(parts, item).await,
+        ended => ended.map(|()| left),
+    }
+}
+
+/// A volume from the pool.
+async fn loaded_writable(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
     let volume = load_writer(parts, item).await?;
     begin_if_room(parts, &volume).await?;
     Ok(volume)

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use archipelago_protocol::object::ObjectId;
-use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode};
+use archipelago_protocol::{BLOCK_SIZE, Epoch};
 
 use super::pages::with_pages;
 use crate::failure::{Failure, Outcome};
@@ -30,11 +30,10 @@ pub(super) async fn recover(
     let journal = pool.journals.load(lineage);
     let synced = parts.sync_pool().await;
     // Reported now, whosever sync it was that failed.
-    let lost = pool.journals.take_lost(lineage);
+    let lost = pool.journals.see_lost(lineage);
     synced?;
     if lost {
-        let why = format!("a sync of the pool failed: what {lineage} had not flushed may be lost");
-        return Err(Failure::new(ErrorCode::SyncFailed, why));
+        return Err(Failure::lost(lineage));
     }
     let mut log = volume.log.to_replay();
     let journal = journal.filter(|journal| journal.generation == log.generation);

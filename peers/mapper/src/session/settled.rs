@@ -48,6 +48,14 @@ pub(super) async fn leave_in_log(parts: &Rc<Parts>, volume: &Rc<Volume>) -> Outc
     Ok(())
 }
 
+/// A volume that was left in memory and has failed leaves it. What a failed sync has lost of it is for the next writer to know.
+fn forget_lost(parts: &Parts, volume: &Volume) {
+    parts.forget(volume.lineage);
+    if volume.access.poisoned() == Some(ErrorCode::SyncFailed) {
+        parts.pool.journals.note_lost(volume.lineage);
+    }
+}
+
 /// Makes sure that the last session has ended cleanly; the head then. `None`: there was no session.
 pub(super) async fn settle(
     parts: &Rc<Parts>,
@@ -58,11 +66,13 @@ pub(super) async fn settle(
         if volume.check().is_ok() {
             let closed = close_clean(parts, &volume).await;
             if volume.check().is_err() {
-                parts.forget(item.lineage);
+                forget_lost(parts, &volume);
+                // By the failure below.
+                parts.pool.journals.see_lost(item.lineage);
             }
             closed?;
         } else {
-            parts.forget(item.lineage);
+            forget_lost(parts, &volume);
         }
     }
     match read_head(parts, item).await? {

@@ -9,6 +9,7 @@ mod full;
 mod journal;
 mod labels;
 mod logs;
+mod losses;
 mod model;
 mod policies;
 mod promises;
