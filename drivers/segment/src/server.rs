@@ -75,7 +75,7 @@ pub struct BulkServer<P> {
 enum Report {
     /// By answers, as long as it is there.
     Answers,
-    /// It was cut off: nothing has failed since, or something has.
+    /// It was cut off: nothing that it was answered was lost since, or something was.
     CutOff { lost: bool },
 }
 
@@ -240,12 +240,13 @@ impl<P: ServerPort> BulkServer<P> {
             },
             VolumeEvent::Done { cookie, result } => {
                 self.in_flight -= 1;
-                self.note_failure(result.is_err());
+                // Another failure is of this request alone: its client has no answer, and sends it again.
+                self.note_loss(result == Err(ErrorCode::SyncFailed));
                 self.answer(cookie, result);
                 BulkStep::Busy
             }
             VolumeEvent::Closed { result } => {
-                self.note_failure(result.is_err());
+                self.note_loss(result.is_err());
                 if let Some(tag) = self.finish.take() {
                     self.answer(tag, result.map_err(|error| error.code));
                 }
@@ -270,10 +271,10 @@ impl<P: ServerPort> BulkServer<P> {
         BulkStep::Ended { lost }
     }
 
-    /// Something has ended, and may have `failed`.
-    fn note_failure(&mut self, failed: bool) {
+    /// Something has ended: with it, what was acknowledged may be `gone`.
+    fn note_loss(&mut self, gone: bool) {
         if let Report::CutOff { lost } = &mut self.report {
-            *lost |= failed;
+            *lost |= gone;
         }
     }
 

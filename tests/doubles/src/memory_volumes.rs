@@ -46,6 +46,8 @@ pub struct State {
     pub parked: Vec<Submitted>,
     /// Opens fail with this.
     pub fail_open: Option<ErrorCode>,
+    /// Closes fail with this.
+    pub fail_close: Option<ErrorCode>,
     /// Policies for a full pool, in the order in which they were set.
     pub policies: Vec<OnFull>,
     /// How often the volume was opened and closed.
@@ -240,9 +242,9 @@ impl Volumes for MemoryVolumes {
         );
         state.open = false;
         state.closes += 1;
-        state
-            .events
-            .push_back(VolumeEvent::Closed { result: Ok(()) });
+        let failed = state.fail_close;
+        let result = failed.map_or(Ok(()), |code| Err(Error::new(code, "failed")));
+        state.events.push_back(VolumeEvent::Closed { result });
     }
 
     fn on_full(&mut self, volume: VolumeHandle, policy: OnFull) {

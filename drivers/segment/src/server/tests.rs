@@ -119,10 +119,18 @@ fn an_endpoint_that_stops_cuts_its_client_off_once() {
 
 #[test]
 fn a_loss_after_the_client_was_cut_off_leaves_a_marker_and_no_other_does() {
-    for (stops, failure, expected) in [
-        (true, None, false),
-        (true, Some(ErrorCode::SyncFailed), true),
-        (false, Some(ErrorCode::SyncFailed), false),
+    let (lost, full) = (Some(ErrorCode::SyncFailed), Some(ErrorCode::NoSpace));
+    // Whether the endpoint stops or the client goes; how its request fails, then the close.
+    for (stops, request, close, expected) in [
+        (true, None, None, false),
+        (true, lost, None, true),
+        (true, None, lost, true),
+        // It is sent again when the endpoint is back, and was not acknowledged.
+        (true, full, None, false),
+        (true, full, lost, true),
+        (true, None, full, true),
+        (false, lost, None, false),
+        (false, None, lost, false),
     ] {
         let (mut volumes, mut server, client, _) = copying();
         match stops {
@@ -130,7 +138,8 @@ fn a_loss_after_the_client_was_cut_off_leaves_a_marker_and_no_other_does() {
             false => drop(client),
         }
         server.poll(&mut volumes);
-        volumes.state().fail = failure;
+        volumes.state().fail = request;
+        volumes.state().fail_close = close;
         volumes.state().release(0);
         server.poll(&mut volumes);
         let ended = loop {
@@ -138,8 +147,41 @@ fn a_loss_after_the_client_was_cut_off_leaves_a_marker_and_no_other_does() {
                 break lost;
             }
         };
-        assert_eq!(ended, expected, "stops: {stops}, {failure:?}");
+        assert_eq!(
+            ended, expected,
+            "stops: {stops}, request: {request:?}, close: {close:?}"
+        );
     }
+}
+
+/// A write that waits for room in the pool when the endpoint stops, as with the policy to wait.
+#[test]
+fn a_write_that_waits_for_room_when_the_endpoint_stops_is_no_loss() {
+    let mut volumes = MemoryVolumes::new(1 << 20);
+    volumes.state().full = true;
+    let mut server = BulkServer::open(&mut volumes, Lineage(1), true, OnFull::Wait { limit: None });
+    server.poll(&mut volumes);
+    let (mut client, port) = channel(16, 1 << 20).unwrap();
+    server.connect(&mut volumes, port);
+    let write = BulkRequest {
+        op: BulkOp::Write,
+        offset: 0,
+        len: 4096,
+        memory: 0,
+        range: 0,
+        flags: BulkFlags::default(),
+    };
+    client.submit(0, write.encode()).unwrap();
+    client.publish();
+    server.poll(&mut volumes);
+    assert_eq!(volumes.state().parked.len(), 1);
+    server.give_up(&mut volumes);
+    let ended = loop {
+        if let BulkStep::Ended { lost } = server.poll(&mut volumes) {
+            break lost;
+        }
+    };
+    assert!(!ended);
 }
 
 /// The answer to `request` of a client whose copy may only read.
