@@ -12,8 +12,8 @@
 //!
 //! Invariants
 //! - The private table is the truth. An answer that fits no entry breaks the connection.
-//! - Before what is in flight is sent again, the answers that the dead server had published are taken; its memory is given
-//!   up then, so nothing that it might still do is seen.
+//! - Before what is in flight is sent again or forgotten, the answers that the dead server had published are taken, and the
+//!   caller gets them; its memory is given up then, so nothing that it might still do is seen.
 
 use std::collections::VecDeque;
 use std::io;
@@ -42,7 +42,8 @@ const MESSAGES_PER_CALL: usize = 64;
 pub enum OnServerDeath {
     /// They are sent again to the next server, in order: for requests that may be done twice.
     Replay,
-    /// They are forgotten, and the incarnation changes: the caller starts its work again.
+    /// Those without an answer are forgotten, and the incarnation changes: the caller starts its work again, once it has taken
+    /// the answers that the dead server had published.
     Report,
 }
 
@@ -370,23 +371,18 @@ impl SharedClient {
         let (State::Settling(_, mut rings) | State::Live(_, mut rings)) = state else {
             return;
         };
-        match self.options.on_server_death {
-            OnServerDeath::Report => {
-                self.inflight.clear();
-                self.drained.clear();
-            }
-            OnServerDeath::Replay => {
-                // Bounded by the table: each turn takes one request out of it.
-                while published == Published::Taken
-                    && let Ok(Some(words)) = rings.completions.pop()
-                {
-                    let completion = Completion::from_words(words);
-                    let Some(cookie) = self.inflight.take(&completion) else {
-                        break;
-                    };
-                    self.drained.push_back((cookie, completion));
-                }
-            }
+        // Bounded by the table: each turn takes one request out of it.
+        while published == Published::Taken
+            && let Ok(Some(words)) = rings.completions.pop()
+        {
+            let completion = Completion::from_words(words);
+            let Some(cookie) = self.inflight.take(&completion) else {
+                break;
+            };
+            self.drained.push_back((cookie, completion));
+        }
+        if self.options.on_server_death == OnServerDeath::Report {
+            self.inflight.clear();
         }
         self.incarnation += 1;
         self.regions.start_again();

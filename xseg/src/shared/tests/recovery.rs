@@ -86,30 +86,35 @@ fn replay_sends_what_is_in_flight_again_in_order_and_with_its_regions() {
 }
 
 #[test]
-fn report_forgets_what_was_in_flight_and_says_so() {
+fn report_gives_back_what_was_answered_and_forgets_the_rest() {
     let place = place();
     let (mut listener, mut client, mut server) = pair(&place, OnServerDeath::Report);
-    client.submit(1, request(1)).unwrap();
+    for n in 0..3 {
+        client.submit(100 + n, request(n)).unwrap();
+    }
     client.publish();
-    let submission = server.accept().unwrap();
-    server.complete(answer(&submission));
+    let taken: Vec<Submission> = (0..3).map(|_| server.accept().unwrap()).collect();
+    let failed = Completion {
+        result: -5,
+        ..answer(&taken[1])
+    };
+    server.complete(failed);
     server.publish();
+    server.complete(answer(&taken[2]));
     drop(server);
     client.service();
-    assert_eq!(
-        (
-            client.incarnation(),
-            client.in_flight(),
-            client.is_connected()
-        ),
-        (2, 0, false)
-    );
-    assert_eq!(client.complete(), None, "no answer of a former server");
-    assert_eq!(client.submit(2, request(2)), Err(PortError::Broken));
+    let state = (client.incarnation(), client.in_flight());
+    assert_eq!((state, client.is_connected()), ((2, 1), false));
+    assert!(!client.prepare_sleep(), "an answer waits");
+    assert_eq!(client.submit(103, request(3)), Err(PortError::Broken));
+    // Also beside its successor.
     let mut server = meet(&mut listener, &mut client);
-    client.submit(2, request(2)).unwrap();
+    assert_eq!(client.complete(), Some((101, failed)));
+    assert_eq!((client.complete(), client.in_flight()), (None, 0));
+    client.submit(103, request(3)).unwrap();
     client.publish();
-    assert_eq!(server.accept().unwrap().offset, 2);
+    assert_eq!(server.accept().unwrap().offset, 3);
+    assert_eq!(server.accept(), None, "the others are forgotten");
     assert_eq!(client.incarnation(), 2);
 }
 
