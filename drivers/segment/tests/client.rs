@@ -244,6 +244,31 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_flush_that_was_answered_before_a_death_has_failed() {
+        let mut endpoint = Endpoint::start(true);
+        let mut client = endpoint.client();
+        endpoint.volumes.state().hold = true;
+        client.submit(1, Request::Flush).unwrap();
+        while endpoint.volumes.state().held.is_empty() {
+            let _rested = poll(&mut [], PollTimeout::from(1_u8));
+        }
+        write(&mut client, 2, 0, 1, 512);
+        assert!(client.prepare_sleep(), "nothing is answered");
+        endpoint.volumes.state().fail = Some(ErrorCode::SyncFailed);
+        endpoint.volumes.state().release(0);
+        let mut descriptors = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut descriptors, PollTimeout::from(30_000_u16)), Ok(1));
+        endpoint.kill();
+        // Sees the death before the answer.
+        client.wake();
+        for (token, result) in [(1, ErrorCode::SyncFailed), (2, ErrorCode::Unavailable)] {
+            let finished = client.wait().unwrap();
+            assert_eq!((finished.token, finished.result), (token, Err(result)));
+        }
+        assert!(client.wait().is_none() && client.is_gone());
+    }
+
+    #[test]
     fn a_reader_changes_nothing_and_a_bad_range_is_refused() {
         let endpoint = Endpoint::start(false);
         let mut client = endpoint.client();
