@@ -10,14 +10,16 @@ mod example;
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{BufRead, BufReader, Read};
     use std::process::{Command, Stdio};
 
     use archipelago_api::client::Method;
-    use archipelago_api::types::{Bulk, ResizeVolume, SnapshotVolume, VolumeView};
+    use archipelago_api::types::{Bulk, OpenVolume, ResizeVolume, SnapshotVolume, VolumeView};
     use archipelago_protocol::status::BlockState;
     use archipelago_protocol::{Access, Error, ErrorCode, Labels, Name};
     use archipelago_segment::{Request, VolumeClient, VolumeOptions};
+    use nix::fcntl::{Flock, FlockArg};
 
     use super::example::copy_out;
     use crate::harness::{Node, PLACEMENTS, run, wait};
@@ -62,6 +64,43 @@ mod tests {
         let mut data = vec![0; len as usize];
         finished.buffer.unwrap().read(0, &mut data);
         Ok(data)
+    }
+
+    #[test]
+    fn a_volume_that_its_process_keeps_is_not_taken_for_closed() {
+        for placement in PLACEMENTS {
+            let node = Node::start(placement);
+            node.done(&["volume", "create", "v", "--size", "8M"]);
+            let client = node.client();
+            let name: Name = "v".parse().unwrap();
+            let mut request = OpenVolume {
+                keep: true,
+                ..OpenVolume::default()
+            };
+            let opened = client.open_as(&name, &request).unwrap();
+            let path = opened.reservation.clone().unwrap();
+            let file = File::open(&path).unwrap();
+            let kept = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+            let connect = |opened: &Bulk| {
+                VolumeClient::connect(&opened.socket, opened.uid, VolumeOptions::default())
+            };
+            // Its channel has ended, and it is not back: nobody settles its last session for it.
+            drop(connect(&opened).unwrap());
+            let said = node.refused(&["volume", "snapshot", "v", "s"], 5);
+            assert!(said.contains("another process has it open"), "{said}");
+            let shrink = ["volume", "resize", "v", "4M", "--force"];
+            node.refused(&shrink, 5);
+            let exported = node.path("exported");
+            node.refused(&["image", "export", "v", exported.to_str().unwrap()], 5);
+
+            let own = path.file_name().unwrap().to_str().unwrap();
+            request.reservation = Some(own.to_owned());
+            let again = connect(&client.open_as(&name, &request).unwrap()).unwrap();
+            node.done(&["volume", "snapshot", "v", "s"]);
+            again.close().unwrap();
+            drop(kept);
+            node.done(&["volume", "snapshot", "v", "t"]);
+        }
     }
 
     #[test]

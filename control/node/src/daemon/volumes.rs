@@ -203,9 +203,15 @@ impl Pool {
         }
         let what = format!("the snapshot `{name}` of `{volume}` was not made");
         let full = |error| self.explain_full(&what, error);
-        match self.snapshot_closed(&entry, asked).await {
-            Err(error) if error.code == ErrorCode::InUse => {}
-            result => return Ok(self.view(result.map_err(full)?)),
+        // A process that keeps it while its data process is away has it open: what its last session left is its own to hear of.
+        let is_kept = self
+            .reservations
+            .exclude(entry.lineage, Access::Read, None)?;
+        if !is_kept {
+            match self.snapshot_closed(&entry, asked).await {
+                Err(error) if error.code == ErrorCode::InUse => {}
+                result => return Ok(self.view(result.map_err(full)?)),
+            }
         }
         match self.snapshot_open(&entry, asked).await {
             // Open, but not for a guest of ours: it is being closed, or copied.
