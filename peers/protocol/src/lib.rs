@@ -5,7 +5,7 @@
 //! | [`ids`] | everybody: lineages, epochs, blocks, sizes, names |
 //! | [`volume`] | a driver and the volume peer (function calls in one thread) |
 //! | [`map`] | the volume peer and the mapper (ring entries) |
-//! | [`carry`] | the same: blocks that a small flush hands to the log |
+//! | [`journaled`] | the same: blocks that a small flush hands to the log |
 //! | [`status`] | driver, volume peer and mapper: which parts of a volume hold data |
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |

@@ -366,11 +366,16 @@ impl Node {
         })
     }
 
-    /// Whether the process is dead: gone, or waiting for its parent to take note.
+    /// Whether the process is dead: gone, or waiting for its parent to take note. Its first thread alone may end before the others,
+    /// and only the last one makes an orphan of its process group.
     #[must_use]
     pub fn is_dead(pid: Pid) -> bool {
-        let state = state_of(Path::new(&format!("/proc/{pid}")));
-        state.is_none_or(|state| matches!(state, 'Z' | 'X'))
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            return true;
+        };
+        tasks
+            .flatten()
+            .all(|task| state_of(&task.path()).is_none_or(|state| matches!(state, 'Z' | 'X')))
     }
 
     /// `kill`; a process that has gone already is no error.
