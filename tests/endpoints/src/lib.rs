@@ -11,6 +11,7 @@ mod aligned;
 pub mod attached;
 pub mod disk;
 mod disks;
+pub mod files;
 pub mod fsx;
 pub mod load;
 

@@ -4,10 +4,9 @@
 #[cfg(test)]
 mod tests {
     use std::fs::{File, OpenOptions};
-    use std::io::Read;
     use std::os::unix::fs::FileExt;
     use std::path::{Path, PathBuf};
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Command};
     use std::time::Duration;
 
     use anyhow::{Context, Result, ensure};
@@ -16,6 +15,7 @@ mod tests {
     use archipelago_bench::server::own_program;
     use archipelago_bench::waiting::{now, wait_until};
     use archipelago_crash_tests::node::Node;
+    use archipelago_endpoint_tests::files::{Holder, file_process};
     use archipelago_endpoint_tests::load::Load;
     use archipelago_endpoint_tests::{Attached, Way};
     use archipelago_protocol::{Access, ErrorCode, Name};
@@ -34,46 +34,8 @@ mod tests {
         Way::here().contains(&way)
     }
 
-    /// The process that serves files of `node`.
-    fn file_process(node: &Node) -> Result<Pid> {
-        let root = node.root().to_str().context("UTF-8")?;
-        for entry in std::fs::read_dir("/proc")? {
-            let path = entry?.path();
-            let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            if line.contains("archipelago-fuse") && line.contains(root) {
-                let pid = path.file_name().and_then(|name| name.to_str());
-                return Ok(Pid::from_raw(pid.context("a number")?.parse()?));
-            }
-        }
-        anyhow::bail!("no process serves a file")
-    }
-
     fn open(path: &Path) -> Result<File> {
         Ok(OpenOptions::new().read(true).write(true).open(path)?)
-    }
-
-    /// A process that has a file open, so that this one has not: see `local.rs`.
-    struct Holder(Child);
-
-    impl Holder {
-        fn of(file: &Path) -> Result<Holder> {
-            let mut shell = Command::new("sh");
-            shell.args(["-c", r#"exec 9<>"$0" && echo open && exec sleep 600"#]);
-            let child = shell.arg(file).stdout(Stdio::piped()).spawn()?;
-            let mut holder = Holder(child);
-            let mut open = [0; 5];
-            let stdout = holder.0.stdout.as_mut().context("a pipe")?;
-            stdout.read_exact(&mut open)?;
-            Ok(holder)
-        }
-    }
-
-    impl Drop for Holder {
-        fn drop(&mut self) {
-            // It may have ended by itself.
-            let _ended = self.0.kill().and_then(|()| self.0.wait());
-        }
     }
 
     /// Kills each process of a node again and again under a load that must not notice.
