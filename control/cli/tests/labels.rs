@@ -89,11 +89,9 @@ mod tests {
                 line("db2").ends_with("  a=1,b=2") && line("c ").ends_with("  -"),
                 "{text}"
             );
-            node.done(&["node", "stop"]);
-            node.done(&["node", "start"]);
+            node.restart();
             check();
-            let report = node.json(&["doctor"]);
-            assert_eq!(report["clean"], true, "{report}");
+            node.assert_clean();
         }
     }
 
@@ -232,8 +230,7 @@ mod tests {
                 assert_eq!(labels(&node, "v"), expected);
             }
         }
-        node.done(&["node", "stop"]);
-        node.done(&["node", "start"]);
+        node.restart();
         assert_eq!(labels(&node, "v"), expected);
     }
 }

@@ -56,11 +56,9 @@ mod tests {
                 assert_eq!(views.iter().find(of).unwrap()["on_full"], "report");
             };
             check();
-            node.done(&["node", "stop"]);
-            node.done(&["node", "start"]);
+            node.restart();
             check();
-            let report = node.json(&["doctor"]);
-            assert_eq!(report["clean"], true, "{report}");
+            node.assert_clean();
         }
     }
 

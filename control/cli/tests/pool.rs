@@ -151,8 +151,7 @@ mod tests {
         for life in ["stopped", "killed"] {
             match life {
                 "stopped" => {
-                    node.done(&["node", "stop"]);
-                    node.done(&["node", "start"]);
+                    node.restart();
                 }
                 _ => {
                     let before = process(&node);
@@ -180,7 +179,7 @@ mod tests {
             node.done(&["image", "export", "image", path(&exported)]);
             assert!(fs::read(&exported).unwrap() == content, "{kind}, {life}");
             fs::remove_file(exported).unwrap();
-            assert_eq!(node.json(&["doctor"])["clean"], true);
+            node.assert_clean();
         }
         node.done(&["volume", "remove", "idle"]);
         node.done(&["volume", "detach", "vm"]);
@@ -188,7 +187,7 @@ mod tests {
         node.done(&["volume", "remove", "clone"]);
         node.done(&["volume", "remove", "image"]);
         node.done(&["node", "stop"]);
-        assert_eq!(node.json(&["doctor"])["clean"], true);
+        node.assert_clean();
     }
 
     #[test]

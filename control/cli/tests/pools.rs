@@ -111,8 +111,7 @@ mod tests {
 
             // All of it after a restart, attachments at their sockets.
             let socket = node.done(&["volume", "attach", "c"]);
-            node.done(&["node", "stop"]);
-            node.done(&["node", "start"]);
+            node.restart();
             assert_eq!(pools_of(&node), expected);
             assert!(Path::new(socket.trim()).exists());
             assert_eq!(node.done(&["volume", "attach", "c"]), socket);
@@ -128,8 +127,7 @@ mod tests {
             node.done(&["pool", "remove", "fast"]);
             assert_eq!(names_of_pools(&node), ["default"]);
             node.refused_as(&["pool", "remove", "default"], 5, "in-use");
-            node.done(&["node", "stop"]);
-            node.done(&["node", "start"]);
+            node.restart();
             assert_eq!(
                 pools_of(&node),
                 [pair("a", "default"), pair("old", "default")]
@@ -237,8 +235,7 @@ mod tests {
         assert_eq!(names_of_pools(&node), ["default"]);
         assert_eq!(problems_but_room(&node), Vec::<Value>::new());
         node.refused_as(&["volume", "info", "b"], 3, "not-found");
-        node.done(&["node", "stop"]);
-        node.done(&["node", "start"]);
+        node.restart();
         std::fs::rename(&away, &there).unwrap();
         add(&node, "fast");
         assert_eq!(pools_of(&node), [pair("b", "fast")]);
@@ -276,8 +273,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(node.done(&["volume", "attach", "v"]), socket);
             assert_eq!(node.json(&["volume", "info", "v"])["pool"], "default");
-            node.done(&["node", "stop"]);
-            node.done(&["node", "start"]);
+            node.restart();
             assert!(Path::new(socket.trim()).exists(), "served after a restart");
         }
     }

@@ -138,8 +138,7 @@ mod tests {
             node.done(&["volume", "snapshot", "v", "s"]);
             assert!(exported(&node, "s") == expected);
             // After a restart too: nothing of this was only in memory.
-            node.done(&["node", "stop"]);
-            node.done(&["node", "start"]);
+            node.restart();
             assert!(exported(&node, "s") == expected);
         }
     }

@@ -195,6 +195,18 @@ impl Node {
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// Stops and starts it.
+    pub(crate) fn restart(&self) {
+        self.done(&["node", "stop"]);
+        self.done(&["node", "start"]);
+    }
+
+    /// `doctor` finds no damage.
+    pub(crate) fn assert_clean(&self) {
+        let report = self.json(&["doctor"]);
+        assert_eq!(report["clean"], true, "{report}");
+    }
+
     /// Expects success; gives the standard output.
     pub(crate) fn done(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments);
