@@ -7,11 +7,7 @@ use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest
 use archipelago_protocol::{ErrorCode, Labels, Lineage, Name, ObjectSize, OnFull};
 
 use crate::rig::pool::Left;
-use crate::rig::{Rig, small};
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
+use crate::rig::{Rig, name, small};
 
 fn list(rig: &mut Rig, prefix: &str, after: Option<Name>, limit: usize) -> Page {
     match rig.control(CatalogueRequest::List {

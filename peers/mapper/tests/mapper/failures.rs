@@ -13,10 +13,7 @@ fn a_failed_append_is_final_until_reopened() {
     rig.write(own, handle, 1, 1);
     rig.flush(handle).unwrap();
     rig.write(own, handle, 2, 2);
-    // The sync of the rig, then the append.
-    rig.pool.fail = Some((rig.pool.log.len() + 2, ErrorCode::Io));
-    assert_eq!(rig.flush(handle), Err(ErrorCode::SyncFailed));
-    rig.pool.fail = None;
+    rig.fail_flush(handle);
     assert_eq!(
         rig.op(MapOp::FlushBegin, handle, 0).result,
         Err(ErrorCode::SyncFailed)

@@ -2,13 +2,9 @@
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::MapOp;
-use archipelago_protocol::{ErrorCode, Label, LabelChanges, Labels, Name, ObjectSize, OnFull};
+use archipelago_protocol::{ErrorCode, Label, LabelChanges, Labels, ObjectSize, OnFull};
 
-use super::rig::{Rig, small};
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
+use super::rig::{Rig, name, small};
 
 fn labels(rig: &mut Rig, text: &str) -> String {
     let lookup = CatalogueRequest::Lookup { name: name(text) };
@@ -96,11 +92,7 @@ fn labels_survive_restarts_checkpoints_and_every_other_change_of_the_entry() {
     rig.entry(set("u", &["disk", "instance"]));
     rig.power_cut(|| false);
     assert_eq!(labels(&mut rig, "u"), "");
-    let CatalogueReply::Report(report) = rig.control(CatalogueRequest::Check { repair: false })
-    else {
-        panic!("a check was asked for")
-    };
-    assert!(report.clean, "{report:?}");
+    rig.assert_clean();
 }
 
 #[test]

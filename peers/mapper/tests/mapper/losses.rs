@@ -1,7 +1,6 @@
-//! A sync that fails while a volume has no writer: what the last one had not flushed may be lost, and the next one is told
-//! once, whoever has seen it before.
+//! A sync that fails while a volume has no writer: what the last one had not flushed may be lost, and that is reported to
+//! the next one, once, also if others have seen it before.
 
-use archipelago_mapper::ClientId;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapRequest};
 use archipelago_protocol::object::ObjectOp;
@@ -30,9 +29,7 @@ fn died(death: Death) -> (Rig, Lineage) {
     rig.write(own, handle, 2, 2);
     match death {
         Death::Client => {
-            rig.mapper.client_gone(rig.client);
-            rig.client = ClientId(2);
-            rig.run();
+            rig.replace_client();
         }
         Death::Mapper => rig.restart(),
     }
@@ -69,6 +66,14 @@ fn has_what_is_durable(rig: &mut Rig, own: Lineage, handle: u32) {
     assert_eq!((rig.read(handle, 1), rig.read(handle, 3)), (1, 3));
 }
 
+/// The next writer gets the loss reported, once, and then what is durable.
+fn is_reported_once(rig: &mut Rig, own: Lineage, context: &str) {
+    let reported = open(rig, own, 0);
+    assert_eq!(reported, Err(ErrorCode::SyncFailed), "{context}");
+    let handle = open(rig, own, 0).unwrap();
+    has_what_is_durable(rig, own, handle);
+}
+
 fn snapshot_of(rig: &mut Rig, name: &str) -> CatalogueRequest {
     CatalogueRequest::Snapshot {
         volume: "v".parse().unwrap(),
@@ -80,19 +85,16 @@ fn snapshot_of(rig: &mut Rig, name: &str) -> CatalogueRequest {
 }
 
 #[test]
-fn the_next_writer_is_told_once() {
+fn a_loss_is_reported_to_the_next_writer_once() {
     for death in DEATHS {
         let (mut rig, own) = died(death);
         fail_sync(&mut rig);
-        let told = open(&mut rig, own, 0);
-        assert_eq!(told, Err(ErrorCode::SyncFailed), "{death:?}");
-        let handle = open(&mut rig, own, 0).unwrap();
-        has_what_is_durable(&mut rig, own, handle);
+        is_reported_once(&mut rig, own, &format!("{death:?}"));
     }
 }
 
 #[test]
-fn a_writer_that_knows_is_not_told() {
+fn a_loss_is_not_reported_to_a_writer_that_knows_of_it() {
     for death in DEATHS {
         let (mut rig, own) = died(death);
         fail_sync(&mut rig);
@@ -102,7 +104,7 @@ fn a_writer_that_knows_is_not_told() {
 }
 
 #[test]
-fn who_sees_a_loss_before_the_writer_takes_no_report_from_it() {
+fn a_reader_or_a_snapshot_that_meets_a_loss_does_not_take_the_writers_report() {
     for death in DEATHS {
         for reads in [false, true] {
             let (mut rig, own) = died(death);
@@ -120,10 +122,7 @@ fn who_sees_a_loss_before_the_writer_takes_no_report_from_it() {
                 assert_eq!(seen, ErrorCode::SyncFailed, "{context}");
                 rig.entry(snapshot);
             }
-            let told = open(&mut rig, own, 0);
-            assert_eq!(told, Err(ErrorCode::SyncFailed), "{context}");
-            let handle = open(&mut rig, own, 0).unwrap();
-            has_what_is_durable(&mut rig, own, handle);
+            is_reported_once(&mut rig, own, &context);
         }
     }
 }
@@ -138,16 +137,16 @@ fn a_snapshot_that_fails_itself_leaves_the_writer_its_report() {
             rig.pool.fail = Some((rig.pool.log.len() + request, ErrorCode::Io));
             let made = rig.control(snapshot);
             rig.pool.fail = None;
-            let told = open(&mut rig, own, 0);
-            let handle = match told {
+            let opened = open(&mut rig, own, 0);
+            let handle = match opened {
                 Err(ErrorCode::SyncFailed) => open(&mut rig, own, 0).unwrap(),
-                opened => opened.unwrap(),
+                other => other.unwrap(),
             };
             let kept = rig.read(handle, 2) == 2;
             losses += u32::from(!kept);
             let context = format!("{death:?}, request {request}: {made:?}");
-            assert!(kept || told.is_err(), "{context}");
-            assert!(!matches!(made, CatalogueReply::Entry(_)) || told.is_ok());
+            assert!(kept || opened.is_err(), "{context}");
+            assert!(!matches!(made, CatalogueReply::Entry(_)) || opened.is_ok());
             assert_eq!(rig.read(handle, 1), 1, "{context}");
         }
     }
@@ -155,7 +154,7 @@ fn a_snapshot_that_fails_itself_leaves_the_writer_its_report() {
 }
 
 #[test]
-fn what_failed_under_a_writer_that_died_is_told_to_the_next_one() {
+fn what_failed_under_a_writer_that_died_is_reported_to_the_next_one() {
     for seen in [false, true] {
         let mut rig = Rig::new(small());
         let own = rig.create("v", 1 << 20, ObjectSize::MIN);
@@ -164,20 +163,14 @@ fn what_failed_under_a_writer_that_died_is_told_to_the_next_one() {
         rig.flush(handle).unwrap();
         rig.write(own, handle, 2, 2);
         // The append: nobody else's volume stops.
-        rig.pool.fail = Some((rig.pool.log.len() + 2, ErrorCode::Io));
-        assert_eq!(rig.flush(handle), Err(ErrorCode::SyncFailed));
-        rig.pool.fail = None;
+        rig.fail_flush(handle);
         // Whether it has read that answer, nobody knows.
-        rig.mapper.client_gone(rig.client);
-        rig.client = ClientId(2);
+        rig.replace_client();
         if seen {
             let snapshot = snapshot_of(&mut rig, "s");
             assert_eq!(rig.refused(snapshot), ErrorCode::SyncFailed);
         }
-        let told = open(&mut rig, own, 0);
-        assert_eq!(told, Err(ErrorCode::SyncFailed), "seen: {seen}");
-        let handle = open(&mut rig, own, 0).unwrap();
-        has_what_is_durable(&mut rig, own, handle);
+        is_reported_once(&mut rig, own, &format!("seen: {seen}"));
     }
 }
 
@@ -191,9 +184,6 @@ fn a_reader_of_what_has_no_room_to_end_is_no_writer() {
         rig.pool.room = Room::Enough;
         fail_sync(&mut rig);
         rig.op(MapOp::Close, reader, 0).result.unwrap();
-        let told = open(&mut rig, own, 0);
-        assert_eq!(told, Err(ErrorCode::SyncFailed), "{death:?}");
-        let handle = open(&mut rig, own, 0).unwrap();
-        has_what_is_durable(&mut rig, own, handle);
+        is_reported_once(&mut rig, own, &format!("{death:?}"));
     }
 }

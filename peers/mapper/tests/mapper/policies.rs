@@ -1,13 +1,9 @@
 //! The policy for a full pool: set at any time, inherited, and part of the durable catalogue.
 
-use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
-use archipelago_protocol::{ErrorCode, LabelChanges, Labels, Name, ObjectSize, OnFull};
+use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
+use archipelago_protocol::{ErrorCode, LabelChanges, Labels, ObjectSize, OnFull};
 
-use super::rig::{Rig, small};
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
+use super::rig::{Rig, name, small};
 
 fn policy(rig: &mut Rig, text: &str) -> String {
     let lookup = CatalogueRequest::Lookup { name: name(text) };
@@ -62,11 +58,7 @@ fn a_policy_that_was_set_survives_restarts_checkpoints_and_every_other_change() 
     rig.entry(set("u", "wait"));
     rig.restart();
     assert_eq!(policy(&mut rig, "u"), "wait");
-    let CatalogueReply::Report(report) = rig.control(CatalogueRequest::Check { repair: false })
-    else {
-        panic!("a check was asked for")
-    };
-    assert!(report.clean, "{report:?}");
+    rig.assert_clean();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use archipelago_protocol::journaled::{JournaledBlockId, JournaledData, area_len}
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::BlockState;
-use archipelago_protocol::{Epoch, ErrorCode, Labels, Lineage, ObjectSize, OnFull};
+use archipelago_protocol::{Epoch, ErrorCode, Labels, Lineage, Name, ObjectSize, OnFull};
 
 use self::pool::{Pool, SECTOR};
 
@@ -45,6 +45,10 @@ pub(crate) fn small() -> MapperConfig {
         pending_max: 64,
         io_len_max: 64 << 10,
     }
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
 }
 
 /// A block full of `stamp`.
@@ -115,6 +119,28 @@ impl Rig {
             self.journals.clone(),
         );
         self.next_lineage = next;
+    }
+
+    /// The client's process dies, and another one comes.
+    pub(crate) fn replace_client(&mut self) {
+        self.mapper.client_gone(self.client);
+        self.client = ClientId(self.client.0 + 1);
+        self.run();
+    }
+
+    /// A check of the pool finds no damage.
+    pub(crate) fn assert_clean(&mut self) {
+        match self.control(CatalogueRequest::Check { repair: false }) {
+            CatalogueReply::Report(report) => assert!(report.clean, "{report:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A flush whose log append fails: its sync comes first.
+    pub(crate) fn fail_flush(&mut self, handle: u32) {
+        self.pool.fail = Some((self.pool.log.len() + 2, ErrorCode::Io));
+        assert_eq!(self.flush(handle), Err(ErrorCode::SyncFailed));
+        self.pool.fail = None;
     }
 
     pub(crate) fn power_cut(&mut self, keep: impl FnMut() -> bool) {
