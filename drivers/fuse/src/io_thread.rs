@@ -210,8 +210,7 @@ impl Worker {
             self.fail_all();
             return true;
         }
-        let gone = self.channel.client().is_some_and(|client| client.is_gone());
-        if !gone {
+        if self.channel.client().is_none_or(|client| !client.is_gone()) {
             return false;
         }
         let name = self.channel.name().clone();
@@ -247,6 +246,8 @@ impl Worker {
                 );
                 self.outage.end();
                 self.fail_all();
+                // Every request of those who wrote fails from now on; who opens the file anew has lost nothing.
+                self.unreported_loss = false;
             }
         }
     }
@@ -288,11 +289,13 @@ impl Worker {
             None => false,
         };
         if !ready {
-            let mut descriptors = vec![PollFd::new(self.doorbell.as_fd(), PollFlags::POLLIN)];
-            let channel = self.channel.descriptor();
-            descriptors.extend(channel.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+            let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let (doorbell, longest) = (readable(self.doorbell.as_fd()), self.sleep_max());
             // A wait that a signal ends early is begun again.
-            let _woken = poll(&mut descriptors, self.sleep_max());
+            let _woken = match self.channel.descriptor() {
+                Some(channel) => poll(&mut [doorbell, readable(channel)], longest),
+                None => poll(&mut [doorbell], longest),
+            };
         }
         if let Some(client) = self.channel.client() {
             client.wake();
@@ -432,13 +435,13 @@ impl Worker {
     }
 
     fn send_piece(&mut self, index: usize, piece: Piece, resent: bool) -> Sent {
-        let gone = match self.channel.is_kept() {
+        let disconnected = match self.channel.is_kept() {
             // It waits, and is sent over the next channel.
             true => Sent::NoRoom,
             false => Sent::Gone,
         };
         let Some(client) = self.channel.live() else {
-            return gone;
+            return disconnected;
         };
         let Some(operation) = self.operations.get_mut(index) else {
             return Sent::Gone;
@@ -464,7 +467,7 @@ impl Worker {
                 self.steps.remove(token);
                 match refused {
                     SubmitError::Full(_) => Sent::NoRoom,
-                    SubmitError::Gone(_) => gone,
+                    SubmitError::Gone(_) => disconnected,
                 }
             }
         }
