@@ -386,19 +386,19 @@ mod tests {
     }
 
     #[test]
-    fn a_front_end_that_is_going_is_waited_for() {
+    fn a_front_end_that_disconnects_is_waited_for() {
         let host = Host::start();
         host.done("create", &with(NBD, &[("VOL_SIZE", "4")]));
         for action in ["detach", "remove"] {
             let client = connect(&nbd_socket(&host));
-            let going = std::thread::spawn(move || {
+            let front_end = std::thread::spawn(move || {
                 // Longer than the daemon itself waits.
                 SystemClock.pause(Duration::from_secs(6));
                 drop(client);
             });
             let took = milliseconds(|| drop(host.done(action, NBD)));
             assert!(took >= 5500, "{action}: {took} ms");
-            going.join().unwrap();
+            front_end.join().unwrap();
         }
         assert_eq!(host.view(VOLUME), None);
         host.assert_nothing_is_shown();

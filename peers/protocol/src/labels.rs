@@ -365,12 +365,12 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_are_judged_by_their_characters() {
+    fn keys_and_values_are_limited_in_length_and_characters() {
         let key = "k".repeat(LABEL_KEY_LEN_MAX);
         let value = "ü".repeat(127);
-        for good in ["a=", "0=1", "ganeti.instance=web 1, ünder=x", "a_b-c.d=="] {
-            let (key, value) = good.split_once('=').unwrap();
-            let label = label(good);
+        for valid in ["a=", "0=1", "ganeti.instance=web 1, ünder=x", "a_b-c.d=="] {
+            let (key, value) = valid.split_once('=').unwrap();
+            let label = label(valid);
             assert_eq!((label.key.as_str(), label.value.as_str()), (key, value));
         }
         assert!(format!("{key}={value}!").parse::<Label>().is_ok());

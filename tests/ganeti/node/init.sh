@@ -60,10 +60,12 @@ printf '%s\n' 'PermitRootLogin prohibit-password' 'PidFile /run/sshd.pid' 'Stric
 
 take_down() {
     local devices
+    # Each step is tried, whatever became of the others.
+    set +e
     # Known by their files, as long as these are mounted.
-    devices=$(timeout 10 losetup --noheadings --output NAME,BACK-FILE | grep -F " $dir/" | cut -d ' ' -f 1) || true
-    # All processes of the namespaces but this one.
-    kill -9 -1 2>/dev/null || true
+    devices=$(timeout 10 losetup --noheadings --output NAME,BACK-FILE | awk -v dir="$dir/" 'index($2, dir) == 1 { print $1 }')
+    # All processes of the namespaces but this one; there may be none.
+    kill -9 -1 2>/dev/null
     for device in $devices; do timeout 10 losetup --detach "$device"; done
 }
 trap take_down EXIT

@@ -295,8 +295,11 @@ mod tests {
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             bytes
         };
-        let good = attribute(b"\x01\x01ax");
-        assert_eq!(decoded(&good).unwrap().labels(), Some(&labels(&["a=x"])));
+        let one_label = attribute(b"\x01\x01ax");
+        assert_eq!(
+            decoded(&one_label).unwrap().labels(),
+            Some(&labels(&["a=x"]))
+        );
         let [mut many, mut long] = [Vec::new(), Vec::new()];
         for number in 0..33 {
             many.extend([2, 0, b'a' + number / 26, b'a' + number % 26]);
@@ -327,7 +330,7 @@ mod tests {
             assert_eq!(decoded(&attribute(labels)), damage, "{labels:x?}");
         }
         // Twice.
-        assert_eq!(decoded(&[good.clone(), good].concat()), damage);
+        assert_eq!(decoded(&[one_label.clone(), one_label].concat()), damage);
     }
 
     proptest! {

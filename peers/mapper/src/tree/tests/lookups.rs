@@ -53,9 +53,9 @@ fn a_tree_of_every_height_finds_its_blocks() {
     stored.set(15, 3 * LEAF * 256, None);
     stored.store();
     for (block, (epoch, end)) in edges.iter().zip(expected) {
-        let gone = (15..3 * LEAF * 256).contains(block);
+        let is_zeroed = (15..3 * LEAF * 256).contains(block);
         let found = stored.at(*block);
-        if gone {
+        if is_zeroed {
             assert_eq!(found.0, 0, "{block}");
         } else {
             assert_eq!(found, (epoch, end), "{block}");

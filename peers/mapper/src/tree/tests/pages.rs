@@ -17,15 +17,15 @@ proptest! {
         stored.store();
         let root = stored.tree.stored_root().unwrap();
         let page = root.page.unwrap();
-        let good = stored.pack[..page.len as usize].to_vec();
-        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &good).is_ok());
-        let mut bad = good.clone();
-        let bit = bit.index(bad.len() * 8);
-        bad[bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &bad).is_err());
-        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &good[..cut.index(good.len())]).is_err());
-        prop_assert!(decode(&page, root.level + 1, ObjectSize::MIN, &good).is_err());
-        prop_assert!(decode(&page, root.level, ObjectSize::MAX, &good).is_err());
+        let stored_page = stored.pack[..page.len as usize].to_vec();
+        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &stored_page).is_ok());
+        let mut flipped = stored_page.clone();
+        let bit = bit.index(flipped.len() * 8);
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &flipped).is_err());
+        prop_assert!(decode(&page, root.level, ObjectSize::MIN, &stored_page[..cut.index(stored_page.len())]).is_err());
+        prop_assert!(decode(&page, root.level + 1, ObjectSize::MIN, &stored_page).is_err());
+        prop_assert!(decode(&page, root.level, ObjectSize::MAX, &stored_page).is_err());
     }
 
     #[test]
@@ -36,7 +36,7 @@ proptest! {
         let bytes = writer.seal();
         let len = u32::try_from(bytes.len()).unwrap();
         let page = PageRef { lineage: OWN, pack: 1, offset: 0, len, crc: crate::format::sealed_crc(&bytes) };
-        let _judged = decode(&page, level, ObjectSize::MIN, &bytes);
+        let _decoded = decode(&page, level, ObjectSize::MIN, &bytes);
     }
 }
 
