@@ -12,22 +12,28 @@ export RUST_BACKTRACE=0
 
 failures=() failed=()
 stage() {
-    local name=$1 began=$SECONDS
+    local name=$1 began=$SECONDS cpu_began
+    cpu_began=$(cpu $$)
     shift
     printf '\n==== %s: %s\n' "$name" "$*"
     # Nobody waits for `tee`: a process that a failed test has left behind may still hold its pipe.
     "$@" > >(tee "$target/logs/$name.log") 2>&1
-    ended "$name" $? $((SECONDS - began)) "$*"
+    ended "$name" $? $((SECONDS - began)) $(($(cpu $$) - cpu_began)) "$*"
 }
 
-# The stage $1 has ended, with the exit code $2, after $3 seconds; its command was $4.
+# Seconds of CPU that the ended children of the shell $1 have used: proc_pid_stat(5), cutime and cstime in ticks of 10 ms.
+cpu() {
+    awk '{ printf "%d", ($16 + $17) / 100 }' "/proc/$1/stat"
+}
+
+# The stage $1 has ended, with the exit code $2, after $3 seconds, $4 of CPU; its command was $5.
 ended() {
-    if [ "$2" -eq 0 ]; then
-        printf '==== %s: passed, %d s (total %d s)\n' "$1" "$3" "$SECONDS"
-    else
-        printf '==== %s: FAILED, %d s (total %d s)\n' "$1" "$3" "$SECONDS"
-        failures+=("$1: $4") failed+=("$1")
+    local result=passed
+    if [ "$2" -ne 0 ]; then
+        result=FAILED
+        failures+=("$1: $5") failed+=("$1")
     fi
+    printf '==== %s: %s, %d s, %d s of CPU (total %d s)\n' "$1" "$result" "$3" "$4" "$SECONDS"
 }
 
 # Starts a stage beside the next one: for what waits more than it computes. `meet` shows what it has printed.
@@ -42,7 +48,7 @@ beside() {
         SECONDS=0
         "$@" > "$beside_log" 2>&1
         code=$?
-        printf '%s' "$SECONDS" > "$beside_log.seconds"
+        printf '%s %s' "$SECONDS" "$(cpu "$BASHPID")" > "$beside_log.seconds"
         exit $code
     ) &
     beside_pid=$!
@@ -56,7 +62,9 @@ meet() {
     trap - EXIT
     printf '\n==== %s, from beside the last stage: %s\n' "$beside_name" "$beside_command"
     cat "$beside_log"
-    ended "$beside_name" $code "$(cat "$beside_log.seconds")" "$beside_command"
+    local seconds cpu
+    read -r seconds cpu < "$beside_log.seconds"
+    ended "$beside_name" $code "$seconds" "$cpu" "$beside_command"
 }
 
 # What the failed stage $1 reported: some records keep only the last lines of a long run.
