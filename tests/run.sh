@@ -21,7 +21,8 @@ stage() {
     ended "$name" $? $((SECONDS - began)) $(($(cpu $$) - cpu_began)) "$*"
 }
 
-# Seconds of CPU that the ended children of the shell $1 have used: proc_pid_stat(5), cutime and cstime in ticks of 10 ms.
+# Seconds of CPU that the ended children of the shell $1 have used: proc_pid_stat(5), cutime and cstime in ticks of 10 ms. Daemons that go on in the
+# background are nobody's children, and not counted.
 cpu() {
     awk '{ printf "%d", ($16 + $17) / 100 }' "/proc/$1/stat"
 }
@@ -46,9 +47,10 @@ beside() {
     printf '\n==== %s, beside the next stage: %s\n' "$beside_name" "$beside_command"
     (
         SECONDS=0
+        local shell=$BASHPID
         "$@" > "$beside_log" 2>&1
         code=$?
-        printf '%s %s' "$SECONDS" "$(cpu "$BASHPID")" > "$beside_log.seconds"
+        printf '%s %s' "$SECONDS" "$(cpu "$shell")" > "$beside_log.seconds"
         exit $code
     ) &
     beside_pid=$!

@@ -7,7 +7,8 @@ mod harness;
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
+    use std::io::Write;
     use std::path::{Path, PathBuf};
 
     use nix::sys::statvfs::statvfs;
@@ -28,12 +29,19 @@ mod tests {
 
     /// Takes so much that `left` bytes are free.
     fn leave(mount: &Path, left: u64) {
-        let ballast = mount.join("ballast");
-        fs::remove_file(&ballast).ok();
+        // In one step from the old length to the new one: the node looks at any time, and shall see no other level in between.
+        let mut ballast = File::options();
+        ballast.append(true).create(true);
+        let mut ballast = ballast.open(mount.join("ballast")).unwrap();
         let found = statvfs(mount).unwrap();
         let free = found.blocks_available() * found.fragment_size();
-        let len = usize::try_from(free - left).unwrap();
-        fs::write(&ballast, vec![1; len]).unwrap();
+        if let Some(more) = free.checked_sub(left) {
+            let more = usize::try_from(more).unwrap();
+            ballast.write_all(&vec![1; more]).unwrap();
+        } else {
+            let len = ballast.metadata().unwrap().len();
+            ballast.set_len(len - (left - free)).unwrap();
+        }
     }
 
     fn pool(node: &Node) -> Value {
