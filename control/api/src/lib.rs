@@ -2,7 +2,8 @@
 //!
 //! * [`types`], [`pools`]: bodies of requests and answers of the HTTP API; [`client`]: how to ask it.
 //! * `openapi`, a feature of the crate: the description of the API for machines, made from these types.
-//! * [`layout`]: where a node keeps its things; [`config`]: its configuration.
+//! * [`layout`]: where a node keeps its things; [`config`]: its configuration; [`durable`]: how
+//!   its small files are written.
 //!
 //! One design decision: this crate is data and one blocking client. Whoever speaks to a node needs no more, so the command and
 //! other programs link nothing of the data path: no io_uring, no mapper, no server.
@@ -23,6 +24,7 @@
 
 pub mod client;
 pub mod config;
+pub mod durable;
 pub mod layout;
 #[cfg(feature = "openapi")]
 pub mod openapi;

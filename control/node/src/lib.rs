@@ -23,7 +23,6 @@ mod api;
 mod daemon;
 mod descriptors;
 mod doctor;
-mod durable;
 pub mod file_pool;
 mod file_size;
 mod fresh;

@@ -3,9 +3,7 @@
 //! Invariant: a configuration that exists is never overwritten. It appears last, whole and durable, so `init` can be repeated after a
 //! failure or a crash.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use archipelago_protocol::{Error, ErrorCode};
@@ -14,6 +12,7 @@ use super::{
     CHANNEL_MEMORY_MIB, CHANNEL_REQUESTS, Config, DEFAULT_POOL, DataPath, POLL_US, Placement,
     SUBMISSION_CHUNK,
 };
+use crate::durable;
 use crate::layout::{Layout, make_directory, path_error};
 
 /// Options of a new node.
@@ -57,37 +56,11 @@ pub fn init(
     make_pool(&pool)?;
     let text = render(options.placement, pool_text);
     let config = Config::parse(&text)?;
-    create_durably(path, text.as_bytes()).map_err(|error| match error.kind() {
+    durable::create(path, text.as_bytes()).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => already_configured(path),
         _ => path_error(path, &error),
     })?;
     Ok(config)
-}
-
-/// Creates `path` with all of `content`, or not at all.
-///
-/// # Errors
-/// [`ErrorKind::AlreadyExists`]; what the file system reports.
-fn create_durably(path: &Path, content: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension(format!("{}.new", std::process::id()));
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&fresh)
-        .and_then(|mut file| {
-            file.write_all(content)?;
-            file.sync_all()
-        })
-        // Commit point. Unlike a rename, a link never replaces what another `init` has created meanwhile.
-        .and_then(|()| fs::hard_link(&fresh, path));
-    let removed = fs::remove_file(&fresh);
-    written.and(removed)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 fn already_configured(path: &Path) -> Error {

@@ -7,11 +7,12 @@
 //! | `parameters.list` | for Ganeti |
 //! | `archipelago.conf` | the settings. It is made first and removed last: a directory with this file is ours |
 
-use std::fs::{self, Permissions};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use archipelago_api::durable;
 use archipelago_protocol::{Error, ErrorCode};
 
 use super::failure::failed;
@@ -109,34 +110,28 @@ pub(super) fn write(directory: &Path, program: &Path, settings: &str) -> Result<
     }
     write_file(directory, FILE_NAME, settings)?;
     for name in link_names() {
-        replace(directory, name, |path| symlink(program, path))?;
+        link(directory, name, program)?;
     }
     write_file(directory, PARAMETERS_NAME, &parameters_list())
 }
 
 fn write_file(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
-    replace(directory, name, |path| {
-        fs::write(path, text)?;
-        fs::set_permissions(path, Permissions::from_mode(MODE))
-    })
+    let path = directory.join(name);
+    durable::replace_with_mode(&path, text.as_bytes(), MODE).map_err(|error| failed(&path, &error))
 }
 
-/// Makes `name` anew by `make`, at once: Ganeti may call it at any moment.
-fn replace(
-    directory: &Path,
-    name: &str,
-    make: impl FnOnce(&Path) -> io::Result<()>,
-) -> Result<(), Error> {
+/// Makes the link `name` to `program` anew, at once: Ganeti may call it at any moment.
+fn link(directory: &Path, name: &str, program: &Path) -> Result<(), Error> {
     let path = directory.join(name);
-    let new = unfinished(directory, name);
+    let new = durable::unfinished(&path);
     let _former = fs::remove_file(&new);
-    make(&new)
+    symlink(program, &new)
         .and_then(|()| fs::rename(&new, &path))
         .map_err(|error| failed(&path, &error))
 }
 
 fn unfinished(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!(".{name}.new"))
+    durable::unfinished(&directory.join(name))
 }
 
 /// Removes from `directory`, which [`present`] takes for ours or for empty, what is ours. The settings are last.

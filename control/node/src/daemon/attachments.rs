@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use archipelago_api::durable;
 use archipelago_api::types::Attachment;
 use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name};
 use serde::{Deserialize, Serialize};
-
-use crate::durable;
 
 /// Version of the file, newest first.
 ///

@@ -8,11 +8,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use archipelago_api::durable;
 use archipelago_api::layout::path_error;
 use archipelago_api::types::Attachment;
 use archipelago_protocol::{Access, Error, Grants, Lineage};
-
-use crate::durable;
 
 /// The volumes that are granted.
 #[derive(Debug)]

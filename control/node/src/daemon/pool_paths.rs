@@ -13,13 +13,13 @@
 
 use std::path::{Path, PathBuf};
 
+use archipelago_api::durable;
 use archipelago_api::layout::{Layout, SOCKET_PATH_MAX, make_directory};
 use archipelago_host::Identity;
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode, Name};
 
 use super::directories::let_through;
-use crate::durable;
 
 /// Longest name of a socket in a pool's directory.
 const SOCKET_NAME_LEN: usize = "/control-endpoint.sock".len();

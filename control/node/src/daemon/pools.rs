@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_api::config::{Config, PoolConfig, with_pool, without_pool};
+use archipelago_api::durable;
 use archipelago_api::layout::path_error;
 use archipelago_api::pools::{AddPool, PoolView};
 use archipelago_blocker_file::Claim;
@@ -21,7 +22,6 @@ use super::node::{LOOKUP_TIMEOUT, Node};
 use super::pool::{Pool, PoolState};
 use super::pool_paths::PoolPaths;
 use super::service;
-use crate::durable;
 
 /// How long a new pool may take until it is served. One that was in use elsewhere is waited for by its process.
 const ADD_TIMEOUT: Duration = Duration::from_secs(60);
