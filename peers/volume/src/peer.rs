@@ -16,7 +16,7 @@ use xseg::{ClientPort, Region, RegionId};
 use crate::cells::ARENA_LEN_MIN;
 use crate::control_event::{ControlEvent, WaitsFor};
 use crate::limits::VOLUMES_MAX;
-use crate::ports::{Ports, Waiter};
+use crate::ports::{MapAnswer, Ports, Waiter};
 use crate::slab::Slab;
 use crate::snapshot::SnapshotRequest;
 use crate::tables::Tables;
@@ -224,12 +224,19 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             taken = true;
         }
         for _ in 0..REPLIES_PER_POLL {
-            let Some((waiter, reply)) = self.tables.ports.next_map_reply() else {
+            let Some(answer) = self.tables.ports.next_map_answer() else {
                 break;
             };
-            if let Some(waiter) = waiter {
-                let v = self.volume_of(waiter);
-                self.on_volume(v, |volume, t| volume.on_map_reply(t, waiter, &reply));
+            match answer {
+                MapAnswer::Reply(waiter, reply) => {
+                    let v = self.volume_of(waiter);
+                    self.on_volume(v, |volume, t| volume.on_map_reply(t, waiter, &reply));
+                }
+                MapAnswer::LateSyncFailure(waiter) => {
+                    let v = self.volume_of(waiter);
+                    self.on_volume(v, Volume::on_late_sync_failure);
+                }
+                MapAnswer::Forgotten => {}
             }
             taken = true;
         }

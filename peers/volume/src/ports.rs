@@ -1,13 +1,13 @@
 //! The two ports of the peer: to the mapper and to the blocker, with the accounts of what is in flight.
 //!
 //! The cookie of a submission says whom the completion is for. Those of the mapper's port also carry the port's
-//! incarnation: answers of a mapper that died are for nobody. No volume may hold more than half of the credits of a port
+//! incarnation: of the answers of a mapper that died only failed syncs count. No volume may hold more than half of the credits of a port
 //! ([`may_acquire`]): one whose requests do not come back, because storage hangs, does not stop the others.
 //!
 //! | mapper | becomes |
 //! |---|---|
 //! | Serving | Recovering, when the port has another incarnation |
-//! | Recovering: nothing is sent, and answers of the mapper are for nobody | Serving, when no object request is in flight and the successor is connected |
+//! | Recovering: nothing is sent, and the answers that the dead mapper has left are taken | Serving, when they are taken, no object request is in flight and the successor is connected |
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::{MapReply, MapRequest};
@@ -27,6 +27,17 @@ pub(crate) enum Waiter {
     Round(u32),
     /// The snapshot of the volume in this slot.
     Snapshot(u32),
+}
+
+/// An answer of the mapper, and what it means.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum MapAnswer {
+    /// For somebody who waits for it.
+    Reply(Waiter, MapReply),
+    /// The mapper died after it had answered this with a failed sync.
+    LateSyncFailure(Waiter),
+    /// For nobody: its mapper died, and its request starts again.
+    Forgotten,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -105,6 +116,8 @@ pub(crate) struct Ports<M, B> {
     incarnation: u64,
     /// The mapper died, and its volumes were not opened again yet.
     recovering: bool,
+    /// The incarnation of the mapper that died, until all of its answers are taken.
+    former: Option<u64>,
     object_in_flight: u32,
     sent: Sent,
 }
@@ -116,6 +129,7 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
             mapper,
             blocker,
             recovering: false,
+            former: None,
             object_in_flight: 0,
             sent: Sent::default(),
         }
@@ -189,12 +203,23 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         sent
     }
 
-    /// The next answer of the mapper, and whom it is for: perhaps nobody.
-    pub(crate) fn next_map_reply(&mut self) -> Option<(Option<Waiter>, MapReply)> {
-        let (cookie, completion) = self.mapper.complete()?;
+    /// The next answer of the mapper.
+    pub(crate) fn next_map_answer(&mut self) -> Option<MapAnswer> {
+        let Some((cookie, completion)) = self.mapper.complete() else {
+            self.former = None;
+            return None;
+        };
         let (waiter, incarnation) = Waiter::of_cookie(cookie);
-        let waits = incarnation == self.incarnation & INCARNATION_MASK && !self.recovering;
-        Some((waits.then_some(waiter), MapReply::decode(&completion)))
+        let reply = MapReply::decode(&completion);
+        let is_of = |other: u64| incarnation == other & INCARNATION_MASK;
+        let answer = if !self.recovering && is_of(self.incarnation) {
+            MapAnswer::Reply(waiter, reply)
+        } else if reply.result == Err(ErrorCode::SyncFailed) && self.former.is_some_and(is_of) {
+            MapAnswer::LateSyncFailure(waiter)
+        } else {
+            MapAnswer::Forgotten
+        };
+        Some(answer)
     }
 
     /// The next answer of the blocker, and whom it is for.
@@ -212,6 +237,10 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         let incarnation = self.mapper.incarnation();
         let replaced = incarnation != self.incarnation;
         if replaced {
+            // Nothing was sent to one that came and went while the peer recovered.
+            if !self.recovering {
+                self.former = Some(self.incarnation);
+            }
             self.incarnation = incarnation;
             self.recovering = true;
             self.sent.mapper_restarts += 1;
@@ -226,7 +255,8 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
 
     /// Whether the mapper's successor can be used from now on: every volume is to be opened again.
     pub(crate) fn recovered(&mut self) -> bool {
-        let recovered = self.recovering && self.object_in_flight == 0 && self.mapper.is_connected();
+        let is_drained = self.former.is_none() && self.object_in_flight == 0;
+        let recovered = self.recovering && is_drained && self.mapper.is_connected();
         self.recovering &= !recovered;
         recovered
     }

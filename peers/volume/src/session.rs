@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | Waiting | Opening | the next turn of a full pool, or the driver gives up |
 //! | Serving | Failing | a sync failed |
+//! | Opening again, Serving, Closing | Failing | the mapper died, and had reported a failed sync |
 //! | Serving | Closing | the driver closes, all is answered and clean |
 //! | Serving | Abandoning | the flush of a close failed |
 //! | Failing | Abandoning | nothing of the volume is in flight |
@@ -191,6 +192,16 @@ impl Session {
                 *attempt != Attempt::First
             }
             session => !session.is_dead(),
+        }
+    }
+
+    /// Whether acknowledged writes may depend on the session, or on the one that is to follow: not before the first open, and not when
+    /// what is not durable is dropped anyway.
+    pub(crate) fn has_writes(&self) -> bool {
+        match self {
+            Session::Opening { attempt, .. } => *attempt != Attempt::First,
+            Session::Serving { .. } | Session::Closing { .. } => true,
+            _ => false,
         }
     }
 

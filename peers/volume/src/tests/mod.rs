@@ -5,6 +5,7 @@ mod credits;
 mod fakes;
 mod history;
 mod journaled;
+mod late_failures;
 mod random;
 mod safety;
 mod space;

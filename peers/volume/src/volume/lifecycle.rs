@@ -8,7 +8,7 @@
 //! * A mapper that died: when no object request of any volume is in flight, every volume is opened again, and its
 //!   unfinished requests start from the beginning, in the order of submission. What was dirty stays dirty. Requests whose
 //!   data was written and reported only wait for a flush again. If the open reports a failed sync, that is as above. So
-//!   is a sync that fails while the mapper is dead: its successor gets the report.
+//!   is a sync that fails while the mapper is dead, or that the dead mapper had reported: its successor gets the report.
 //!
 //! Starting from the beginning may write bytes a second time after a later, overlapping write of the same driver was
 //! answered. Both were in flight together, so their order was never promised.
@@ -97,6 +97,14 @@ impl Volume {
         if self.session.fail(t.submitted) {
             t.counters.sync_failures += 1;
             t.ready.add(self.slot);
+        }
+    }
+
+    /// A mapper that died had answered a request of the volume with a failed sync. Final, although the request starts again with the
+    /// successor, where it could succeed.
+    pub(crate) fn on_late_sync_failure<M, B>(&mut self, t: &mut Tables<M, B>) {
+        if self.session.has_writes() {
+            self.fail(t);
         }
     }
 
