@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make soak`: kills of every process by the thousand, under verified load, and a million crash images after each round, with new seeds;
-# then kills and power cuts under guests, every mutant of the protocol, and libFuzzer on each target. Stops at the first failure, whose seed or
+# then kills and power cuts under guests, Ganeti of another Debian, every mutant of the protocol, and libFuzzer on each target. Stops at the first failure, whose seed or
 # input it prints, and says its rates.
 #   CRASH_KILLS   signals in all (10000)
 #   MINUTES       of kills and images, at most about so long (no limit)
@@ -11,6 +11,7 @@
 #   POWER_CUT_MARKS  power cuts under a guest's file systems, after the rounds (100000)
 #   ENDPOINT_OPERATIONS  random operations over each way into a volume (1000000)
 #   FUZZ_SECONDS  of each fuzz target (600)
+#   GANETI_ROOT   where Debian 13 with its Ganeti 3.1 is, or is made (ganeti-3.1 beside the programs); needs root and mmdebstrap
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests/install/packages.sh
@@ -48,6 +49,17 @@ GUEST_KILLS_SEED=$seed GUEST_KILLS=${GUEST_KILLS:-1000} cargo test --release --p
 echo "== soak: power cuts with POWER_CUT_SEED=$seed"
 POWER_CUT_SEED=$seed POWER_CUT_MARKS=${POWER_CUT_MARKS:-100000} cargo test --release --package archipelago-power-cut-tests \
     --test power_cut survives -- --nocapture
+
+if [ "$(id -u)" -eq 0 ] && command -v mmdebstrap >/dev/null; then
+    GANETI_ROOT=$(realpath --canonicalize-missing "${GANETI_ROOT:-$target/ganeti-3.1}")
+    export GANETI_ROOT
+    echo "== soak: Ganeti 3.1 in $GANETI_ROOT"
+    tests/ganeti/root.sh "$GANETI_ROOT"
+    cargo build --release --package archipelago-nbd-tcp --package archipelago-ganeti
+    cargo test --release --no-fail-fast --package archipelago-ganeti-tests -- --nocapture --test-threads 2
+else
+    echo '== soak: no Ganeti 3.1: it needs root and `apt-get install mmdebstrap`'
+fi
 
 echo '== soak: every mutant is noticed'
 cargo run --release --package archipelago-mutants

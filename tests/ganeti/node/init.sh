@@ -3,6 +3,9 @@
 # input ends (the test says so, or has died), and takes everything down. All that changes lies in the directory $1, or in memory:
 # the host's files stay as they are.
 #
+# With a directory $2 the machine's root is what lies there, another Debian with another Ganeti (root.sh makes one); what changes of it
+# lies in $1 too. The directories after it are shown where they are: the programs, and what guests are made of.
+#
 # It prints its process id as the host sees it. As the first process it reaps whatever is left to it: Ganeti takes a dead QEMU that
 # nobody has reaped for a running one.
 set -euo pipefail
@@ -12,9 +15,27 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 read -r pid _ </proc/self/stat
 
 mount --make-rprivate /
+enter_root() {
+    local root=$1 path
+    shift
+    mkdir -p "$dir"/{changes,work,root-file-system}
+    mount -t overlay -o "lowerdir=$root,upperdir=$dir/changes,workdir=$dir/work" overlay "$dir/root-file-system"
+    cd "$dir/root-file-system"
+    for path in "$@"; do mkdir -p ".$path" && mount --bind "$path" ".$path"; done
+    mount --rbind /dev dev
+    mkdir former-root
+    pivot_root . former-root
+    cd /
+}
+if [ $# -gt 1 ]; then enter_root "${@:2}"; fi
 mount -t proc proc /proc
 # Anew: the network devices that it shows are those of the namespace in which it was mounted.
 mount -t sysfs sysfs /sys
+
+if [ $# -gt 1 ]; then
+    umount --lazy /former-root
+    rmdir /former-root
+fi
 
 private() { mkdir -p "$dir$1" && mount --bind "$dir$1" "$1"; }
 # What other tests have mounted is not kept alive here: a mount below the programs or the directory alone stays.

@@ -1,4 +1,6 @@
 //! A cluster of one node: Ganeti of Debian's package, its daemons, commands and jobs, in a machine of its own.
+//!
+//! It is the Ganeti of this host, or with `$GANETI_ROOT` that of the root file system in that directory (`tests/ganeti/root.sh` makes one).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +44,10 @@ impl Cluster {
     pub fn start() -> Result<Cluster> {
         let began = now();
         let dir = private_directory()?;
-        let machine = Namespaces::start(dir.path())?;
+        let root = std::env::var_os("GANETI_ROOT").map(PathBuf::from);
+        let programs = dir.path().parent().context("beside the programs")?;
+        let guest = Parts::get()?.kernel.parent().context("in a directory")?;
+        let machine = Namespaces::start(dir.path(), root.as_deref(), &[programs, guest])?;
         let cluster = Cluster { machine, dir };
         cluster.install_os("tiny")?;
         cluster.initialise()?;
@@ -60,6 +65,20 @@ impl Cluster {
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Ganeti's version, major and minor.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub fn version(&self) -> Result<(u32, u32)> {
+        let said = self.run("gnt-cluster", &["version"])?;
+        let version = said.lines().find_map(|line| {
+            let mut numbers = line.strip_prefix("Software version: ")?.split('.');
+            let mut number = || numbers.next()?.parse().ok();
+            Some((number()?, number()?))
+        });
+        version.with_context(|| format!("no version in {said}"))
     }
 
     /// Runs a command of Ganeti: what it printed.

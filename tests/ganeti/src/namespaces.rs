@@ -33,17 +33,20 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Starts a machine whose changed files lie in `dir`, which must exist.
+    /// Starts a machine whose changed files lie in `dir`, which must exist. Its root is the host's, or what lies in `root`; of the host
+    /// it then has the directories `shown`, where they are.
     ///
     /// # Errors
     /// If it cannot be made: this needs root.
-    pub fn start(dir: &Path) -> Result<Namespaces> {
+    pub fn start(dir: &Path, root: Option<&Path>, shown: &[&Path]) -> Result<Namespaces> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("node/init.sh");
         let mut child = Command::new("unshare")
             .args(["--mount", "--uts", "--ipc", "--net", "--pid"])
             .args(["--propagation", "private", "--fork", "--kill-child"])
             .arg(script)
             .arg(dir)
+            .args(root)
+            .args(root.map_or(&[][..], |_| shown))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -15,6 +15,8 @@ use archipelago_ganeti_tests::storage::Storage;
 
 /// Names, before and after it is renamed.
 const NAMES: [&str; 2] = ["n1.example", "n2.example"];
+/// The Ganeti that tells QEMU of disks that come, grow and go; `modify` does so if nothing else is said.
+const HOTPLUGS: (u32, u32) = (3, 1);
 
 #[test]
 fn an_instance_on_a_kernel_device() -> Result<()> {
@@ -63,6 +65,8 @@ struct Life<'a> {
     storage: &'a Storage<'a>,
     way: Way,
     instance: Instance<'a>,
+    /// Ganeti's.
+    version: (u32, u32),
     /// Of what the guest wrote.
     sum: String,
 }
@@ -91,6 +95,7 @@ impl<'a> Life<'a> {
             storage,
             way,
             instance,
+            version: cluster.version()?,
             sum,
         })
     }
@@ -114,6 +119,12 @@ impl<'a> Life<'a> {
         step("gnt-instance modify: a second disk comes and goes", &|| {
             self.second_disk()
         })?;
+        if self.version >= HOTPLUGS {
+            step(
+                "gnt-instance modify: a second disk comes and goes under a running guest",
+                &|| self.hotplug(),
+            )?;
+        }
         step("gnt-instance recreate-disks is refused", &|| {
             let refused = self.instance.ask(&["recreate-disks"]);
             ensure!(refused.is_err(), "recreate-disks was done");
@@ -162,17 +173,14 @@ impl<'a> Life<'a> {
         let mut guest = match self.way {
             Way::KernelDevice => {
                 // Ganeti 3.0 does not tell QEMU of a device's new size.
-                self.instance.reboot()?;
-                let mut guest = self.instance.console()?;
-                guest.run(&seen)?;
-                guest
+                if self.version < HOTPLUGS {
+                    self.instance.reboot()?;
+                }
+                self.instance.console()?
             }
-            Way::VhostUser => {
-                let mut guest = self.instance.console()?;
-                guest.run(&format!("await 60 {seen}"))?;
-                guest
-            }
+            Way::VhostUser => self.instance.console()?,
         };
+        guest.run(&format!("await 60 {seen}"))?;
         self.reads_back(&mut guest)
     }
 
@@ -191,9 +199,51 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
+    /// A block device reaches the guest at once, and leaves it. A disk over vhost-user is there after the next start: it is made and
+    /// removed without a word to QEMU.
+    fn hotplug(&self) -> Result<()> {
+        self.instance.start()?;
+        let mut guest = self.instance.console()?;
+        let disk = format!("add:size=16M,{}", disk_of(self.way, "pool=second"));
+        let (seen, gone) = (
+            format!("await 60 sectors_are vdb {}", 16 << 11),
+            "await 60 test ! -e /sys/block/vdb",
+        );
+        match self.way {
+            Way::KernelDevice => {
+                self.instance.ask(&["modify", "--disk", &disk])?;
+                guest.run(&seen)?;
+                guest.run("dd if=/dev/zero of=/dev/vdb bs=1M count=4 oflag=direct 2>/dev/null")?;
+                self.instance.ask(&["modify", "--disk", "1:remove"])?;
+                guest.run(gone)?;
+            }
+            Way::VhostUser => {
+                let no_hotplug = ["modify", "--no-hotplug", "--disk"];
+                self.instance.ask(&[&no_hotplug[..], &[&disk]].concat())?;
+                self.instance.reboot()?;
+                guest = self.instance.console()?;
+                guest.run(&seen)?;
+                self.instance.stop()?;
+                self.instance.ask(&["modify", "--disk", "1:remove"])?;
+                self.instance.start()?;
+                guest = self.instance.console()?;
+                guest.run(gone)?;
+            }
+        }
+        self.reads_back(&mut guest)?;
+        let left = self.storage.volumes()?;
+        ensure!(left.len() == 1, "one volume is expected: {left:?}");
+        self.instance.stop()
+    }
+
     fn rename(&self) -> Result<()> {
-        let options = ["rename", "--force", "--no-name-check", "--no-ip-check"];
-        self.instance.ask_with(&options, &[NAMES[1]])?;
+        // Later ones neither check nor ask.
+        let options: &[&str] = match self.version < HOTPLUGS {
+            true => &["--force", "--no-name-check", "--no-ip-check"],
+            false => &[],
+        };
+        self.instance
+            .ask_with(&[&["rename"][..], options].concat(), &[NAMES[1]])?;
         self.has_label(NAMES[1])
     }
 
