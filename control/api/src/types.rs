@@ -148,7 +148,7 @@ impl EndpointKind {
             EndpointSpec::Nbd { .. } => EndpointKind::Nbd,
             EndpointSpec::Ublk { .. } => EndpointKind::Ublk,
             EndpointSpec::Fuse { .. } => EndpointKind::Fuse,
-            EndpointSpec::Loop { .. } => EndpointKind::Block,
+            EndpointSpec::NbdDevice { .. } | EndpointSpec::Loop { .. } => EndpointKind::Block,
         }
     }
 }

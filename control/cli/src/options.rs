@@ -384,7 +384,7 @@ pub enum Volume {
         /// For programs on this host that read and write files: a file, through FUSE
         #[arg(long, conflicts_with_all = ["queues", "block"])]
         fuse: bool,
-        /// For this host itself: a block device, ublk if the kernel has it, else a loop device; needs root
+        /// For this host itself: a block device by ublk, NBD or a loop, the first that it has; needs root
         #[arg(long, conflicts_with = "queues")]
         block: bool,
         /// Request queues of a vhost-user device [default: 1]

@@ -1,8 +1,9 @@
-//! The NBD protocol, the server's side: what both NBD drivers share. Source: `doc/proto.md` of the NBD project.
+//! The NBD protocol, the server's side: what both NBD drivers share; and the handshake of the kernel's client. Source: `doc/proto.md` of the NBD project.
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | [`handshake`] | options and their answers, as a state machine of bytes |
+//! | [`client`] | the other side of the handshake, for connections that are handed to the kernel's client |
 //! | [`request`], [`command`] | headers of requests; what they ask for, and of the volume |
 //! | [`reply`] | headers of replies, and which reply a request gets |
 //! | [`pieces`] | how a request is cut for the volume |
@@ -27,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod command;
 pub mod handshake;
 pub mod losses;

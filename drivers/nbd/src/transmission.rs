@@ -112,6 +112,11 @@ impl Transmission {
         }
     }
 
+    /// The export has `size` bytes: clients that learn of it ask for all of them.
+    pub(crate) fn set_size(&mut self, size: u64) {
+        self.terms.size = size;
+    }
+
     /// Its memory, once it is over.
     pub(crate) fn into_memory(self) -> Memory {
         self.memory

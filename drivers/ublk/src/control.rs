@@ -7,7 +7,7 @@
 //! | without a server: requests wait | served, by [`Device::begin_recovery`], a process that serves its queue, [`Device::end_recovery`] |
 //! | stopped | removed, by [`Device::remove`] |
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -301,31 +301,6 @@ impl Device<'_> {
             Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
             removed => removed.map_err(|error| given_up(self.number, "removing", &error)),
         }
-    }
-
-    /// The block device as nobody else may have it: mounted, or part of another device.
-    ///
-    /// # Errors
-    /// [`ErrorCode::InUse`] if somebody has it so, [`ErrorCode::Io`] otherwise.
-    pub fn claim(&self) -> Result<File, Error> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let path = Self::path(self.number);
-        let flags = nix::fcntl::OFlag::O_EXCL.bits();
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(&path);
-        opened.map_err(|error| {
-            let path = path.display();
-            match error.raw_os_error() {
-                Some(errno) if errno == Errno::EBUSY as i32 => Error::new(
-                    ErrorCode::InUse,
-                    format!("{path} is mounted, or part of another device"),
-                )
-                .with_hint("unmount it, or remove what is on top of it, then detach"),
-                _ => Error::new(ErrorCode::Io, format!("{path}: {error}")),
-            }
-        })
     }
 }
 

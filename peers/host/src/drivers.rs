@@ -1,6 +1,7 @@
 //! The drivers that a data process can host: which one serves a kind of endpoint. The one file that names them.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use archipelago_endpoint::{Endpoint, EndpointSpec, ServedVolume};
 use archipelago_protocol::{Error, ErrorCode};
@@ -45,16 +46,10 @@ impl DriverSettings {
                 })?;
                 Ok((Box::new(endpoint), Box::new(seed)))
             }
-            EndpointSpec::Nbd { socket, export } => {
-                use archipelago_nbd::config::{AttachConfig, HANDSHAKE_MAX};
-                let (endpoint, seed) = archipelago_nbd::Endpoint::attach(AttachConfig {
-                    volume,
-                    socket: socket.clone(),
-                    socket_mode: self.socket_mode,
-                    export: export.clone(),
-                    handshake_max: HANDSHAKE_MAX,
-                })?;
-                Ok((Box::new(endpoint), Box::new(seed)))
+            EndpointSpec::Nbd { socket, export } => self.export(volume, socket, export.clone()),
+            // The kernel asks for the default export.
+            EndpointSpec::NbdDevice { device, socket, .. } => {
+                self.export(volume, socket, format!("nbd{device}"))
             }
             EndpointSpec::Ublk { device, .. } => {
                 let queue = descriptor.ok_or_else(|| {
@@ -74,5 +69,23 @@ impl DriverSettings {
                 format!("the daemon serves {} itself", spec.kind()),
             )),
         }
+    }
+
+    /// An NBD export, which has the name `export`.
+    fn export(
+        self,
+        volume: ServedVolume,
+        socket: &Path,
+        export: String,
+    ) -> Result<(Box<dyn Endpoint>, DriverSeed), Error> {
+        use archipelago_nbd::config::{AttachConfig, HANDSHAKE_MAX};
+        let (endpoint, seed) = archipelago_nbd::Endpoint::attach(AttachConfig {
+            volume,
+            socket: socket.to_owned(),
+            socket_mode: self.socket_mode,
+            export,
+            handshake_max: HANDSHAKE_MAX,
+        })?;
+        Ok((Box::new(endpoint), Box::new(seed)))
     }
 }

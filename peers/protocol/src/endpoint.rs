@@ -69,6 +69,17 @@ pub enum EndpointSpec {
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         path: PathBuf,
     },
+    /// A block device of this host, by the kernel's NBD client, which is connected to an export.
+    NbdDevice {
+        /// Its number.
+        device: u32,
+        /// Where it is: `/dev/nbd` and the number.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        path: PathBuf,
+        /// Where the daemon connects it.
+        #[cfg_attr(feature = "schema", schema(value_type = String))]
+        socket: PathBuf,
+    },
     /// A file of this host. Served by the daemon, not by a data process.
     Fuse {
         /// Where it is.
@@ -98,6 +109,7 @@ impl EndpointSpec {
             EndpointSpec::VhostUser { .. } => "vhost-user",
             EndpointSpec::Nbd { .. } => "nbd",
             EndpointSpec::Ublk { .. } => "ublk",
+            EndpointSpec::NbdDevice { .. } => "nbd-device",
             EndpointSpec::Fuse { .. } => "fuse",
             EndpointSpec::Loop { .. } => "loop",
         }
@@ -115,7 +127,7 @@ impl EndpointSpec {
         match self {
             EndpointSpec::VhostUser { queues, .. } => *queues,
             EndpointSpec::Nbd { .. } => NBD_CONNECTIONS,
-            EndpointSpec::Ublk { .. } => 1,
+            EndpointSpec::Ublk { .. } | EndpointSpec::NbdDevice { .. } => 1,
             EndpointSpec::Fuse { .. } | EndpointSpec::Loop { .. } => 0,
         }
     }
@@ -125,7 +137,7 @@ impl EndpointSpec {
     pub fn path(&self) -> &Path {
         match self {
             EndpointSpec::VhostUser { socket, .. } | EndpointSpec::Nbd { socket, .. } => socket,
-            EndpointSpec::Ublk { path, .. } => path,
+            EndpointSpec::Ublk { path, .. } | EndpointSpec::NbdDevice { path, .. } => path,
             EndpointSpec::Fuse { file } => file,
             EndpointSpec::Loop { device, .. } => device,
         }

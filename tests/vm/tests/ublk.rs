@@ -271,13 +271,14 @@ fn the_rate_beside_a_loop_device_is_printed() -> Result<()> {
     Ok(())
 }
 
-/// Refused before anything is made, and the volume can be attached otherwise.
+/// A device by the kernel's NBD client: it keeps its requests over deaths and a resize, and nothing of it is left behind.
 #[test]
-fn without_the_right_to_make_devices_there_is_a_clear_refusal() -> Result<()> {
+fn without_ublk_a_block_device_is_one_of_the_nbd_client() -> Result<()> {
     let Some(host) = Host::boot("fused")? else {
         return Ok(());
     };
-    host.run("archipelago volume create disk --size 1M && rmmod ublk_drv")?;
+    host.run("archipelago volume create disk --size 256M && rmmod ublk_drv")?;
+    // Refused before anything is made, and the volume can be attached otherwise.
     host.refused(
         "archipelago volume attach disk --ublk",
         &[
@@ -287,6 +288,59 @@ fn without_the_right_to_make_devices_there_is_a_clear_refusal() -> Result<()> {
             "archipelago mount",
         ],
     )?;
+    let path = host.run("archipelago volume attach disk --block")?;
+    let device = path.strip_prefix("/dev/").context("a path below /dev")?;
+    ensure!(device.starts_with("nbd"), "{path}");
+    for (file, expected) in [
+        ("queue/write_cache", "write back"),
+        ("queue/fua", "1"),
+        ("queue/logical_block_size", "512"),
+        ("ro", "0"),
+    ] {
+        let found = host.run(&format!("cat /sys/block/{device}/{file}"))?;
+        ensure!(found == expected, "{file}: {found}");
+    }
+    host.run(&format!(
+        "mkfs.ext4 -q -F {path} 64M && mount -t ext4 {path} /mnt && make_files 10 256"
+    ))?;
+    let detach = "archipelago volume detach disk";
+    host.refused(detach, &["in use", "mounted"])?;
+    host.run(&format!(
+        "archipelago volume resize disk 320M && sectors_are {device} 655360"
+    ))?;
+    // Beyond the size that the kernel has agreed on when it was connected.
+    host.run(&format!("start_load {path} 48m --offset=260m"))?;
+    for kill in ["kill_beneath", "kill_beneath", "kill_node_beneath"] {
+        let text = host.run(&format!(
+            "usleep 300000; {kill} {device} endpoint || {{ show_node_log; false; }}"
+        ))?;
+        let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+        let [in_flight, waited] = numbers.with_context(|| text.clone())?[..] else {
+            anyhow::bail!("{kill}: {text}");
+        };
+        println!("{kill}: {in_flight} requests in flight, a read waited {waited}0 ms");
+        ensure!(waited < WAIT_MAX, "{kill}: {text}");
+    }
+    // The same again finds what is there.
+    let again = host.run("archipelago volume attach disk --block")?;
+    ensure!(again == path, "{again}");
+    host.run("end_load && check_files && umount /mnt && no_errors")?;
+    let is_left = format!("sectors_are {device} 0 && [ ! -e /sys/block/{device}/pid ]");
+    host.run(&format!("check_fs {path} && {detach} && {is_left}"))?;
+    // A stop of the node takes it away, and a start makes it again.
+    let path = host.run("archipelago volume attach disk --block")?;
+    host.run(&format!("archipelago node stop && {is_left}"))?;
+    host.run(&format!(
+        "archipelago node start && await 10 sectors_are {device} 655360 && mount -t ext4 -o ro {path} /mnt && check_files && umount /mnt"
+    ))?;
+    // As an attach leaves it behind whose daemon dies in its midst.
+    host.run(&format!(
+        "kill -9 $(pid_of_daemon) && await 60 no_node && rm $(find /node/root -name attachments.json) && archipelago node start && {is_left}"
+    ))?;
+    host.run("archipelago volume snapshot disk frozen")?;
+    let path = host.run("archipelago volume attach frozen --block")?;
+    host.run(&format!("[ $(blockdev --getro {path}) = 1 ] && no_errors"))?;
+    host.refused(&format!("dd if=/dev/zero of={path} count=1"), &["ermitted"])?;
     let socket = host.run("archipelago volume attach disk --nbd")?;
     ensure!(Path::new(&socket).is_absolute(), "{socket}");
     Ok(())

@@ -361,7 +361,9 @@ fn info(view: &VolumeView) -> String {
         });
         let place = match &attachment.endpoint {
             EndpointSpec::Fuse { .. } => "file",
-            EndpointSpec::Ublk { .. } | EndpointSpec::Loop { .. } => "device",
+            EndpointSpec::Ublk { .. }
+            | EndpointSpec::NbdDevice { .. }
+            | EndpointSpec::Loop { .. } => "device",
             _ => "socket",
         };
         rows.push((place, attachment.endpoint.path().display().to_string()));

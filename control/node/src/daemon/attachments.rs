@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the file, newest first.
 ///
-/// 3: the kinds of a version have their own number: new are ublk devices, files and loop devices.
+/// 4: new are NBD devices.
+/// 3: the kinds of a version have their own number: new are ublk devices, files and loop devices; still read.
 /// 2: attachments with a number and a kind, and the number of the next one; still read.
 /// 1: vhost-user attachments; still read.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,7 +77,7 @@ fn parse(bytes: &[u8]) -> Result<Content, String> {
         serde_json::from_slice(bytes).map_err(|error| error.to_string())
     }
     match read::<Versioned>(bytes)?.version {
-        VERSION | 2 => read(bytes),
+        VERSION | 3 | 2 => read(bytes),
         1 => read::<ContentV1>(bytes).map(Content::from),
         version => Err(format!("version {version} is not in 1..={VERSION}")),
     }
@@ -134,9 +135,17 @@ impl Attachments {
     }
 
     /// Numbers of the ublk devices that attachments name.
-    pub(crate) fn devices(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn ublk_devices(&self) -> impl Iterator<Item = u32> {
         self.all().filter_map(|one| match one.endpoint {
             EndpointSpec::Ublk { device, .. } => Some(device),
+            _ => None,
+        })
+    }
+
+    /// Numbers of the NBD devices that attachments name.
+    pub(crate) fn nbd_devices(&self) -> impl Iterator<Item = u32> {
+        self.all().filter_map(|one| match one.endpoint {
+            EndpointSpec::NbdDevice { device, .. } => Some(device),
             _ => None,
         })
     }

@@ -11,6 +11,7 @@ use archipelago_protocol::catalogue::Entry;
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::{Access, AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name};
 
+use super::host_device::HostDevice;
 use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::Pool;
@@ -125,9 +126,9 @@ impl Pool {
             Err(error) => Err(error),
         };
         if let Err(error) = served {
-            if let EndpointSpec::Ublk { device, .. } = attachment.endpoint {
-                let device = self.own_device(entry.lineage, device);
-                self.abandon_device(attachment.id, device).await;
+            let endpoint = &attachment.endpoint;
+            if self.host_device(entry.lineage, endpoint).is_some() {
+                self.abandon(attachment.id, entry.lineage, endpoint).await;
             }
             self.withdraw_if_detached(entry.lineage).await;
             return Err(match error.code {
@@ -142,18 +143,8 @@ impl Pool {
         }
         let noted = self.attachments().insert(attachment.clone());
         if let Err(error) = noted {
-            if let EndpointSpec::Ublk { device, .. } = attachment.endpoint {
-                let device = self.own_device(entry.lineage, device);
-                self.abandon_device(attachment.id, device).await;
-            } else {
-                let detach = ControlRequest::Detach {
-                    attachment: attachment.id,
-                    force: true,
-                };
-                if let Err(error) = self.tell(Role::Endpoint, &detach).await {
-                    tracing::warn!("taking back the attachment of `{name}`: {error}");
-                }
-            }
+            let endpoint = &attachment.endpoint;
+            self.abandon(attachment.id, entry.lineage, endpoint).await;
             self.withdraw_if_detached(entry.lineage).await;
             return Err(error.into());
         }
@@ -196,7 +187,9 @@ impl Pool {
                 ),
                 export: entry.name.to_string(),
             },
-            EndpointKind::Ublk => ublk::endpoint(ublk::free_number(self.attachments().devices())),
+            EndpointKind::Ublk => {
+                ublk::endpoint(ublk::free_number(self.attachments().ublk_devices()))
+            }
             EndpointKind::Fuse => self.local_file(id, &entry.name)?,
             EndpointKind::Block => self.block_device(id, &entry.name).await?,
         })
@@ -308,13 +301,10 @@ impl Pool {
             let message = format!("`{name}` is in use: {}", error.message);
             Hindrance::Passing(Error { message, ..error })
         };
-        let device = match attachment.endpoint {
-            EndpointSpec::Ublk { device, .. } => Some(self.own_device(entry.lineage, device)),
-            _ => None,
-        };
+        let device = self.host_device(entry.lineage, &attachment.endpoint);
         let is_orphan = self.attachments().is_orphan(attachment.id);
-        if let Some(device) = device
-            && let Err(error) = device.stop(is_orphan).await
+        if let Some(device) = &device
+            && let Err(error) = device.clone().stop(is_orphan).await
         {
             return Err(match error.code {
                 ErrorCode::InUse => in_use(error),
@@ -324,7 +314,8 @@ impl Pool {
         let attachment = attachment.id;
         let detach = ControlRequest::Detach {
             attachment,
-            force: false,
+            // A device that is disconnected was a client, of which the endpoint has not heard yet that it has ended.
+            force: device.as_ref().is_some_and(HostDevice::ends_with_stop),
         };
         match self.tell(Role::Endpoint, &detach).await {
             Ok(()) => {}

@@ -7,15 +7,18 @@
 
 mod abandoned;
 mod attachments;
+mod block;
 mod context;
 mod directories;
 mod endpoints;
 mod gauge;
 mod grants;
+mod host_device;
 mod images;
 mod local;
 mod lock;
 mod looks;
+mod nbd;
 mod node;
 mod opens;
 mod passing;
@@ -124,8 +127,11 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
     let mut end =
         Signals::new().map_err(|error| Error::new(ErrorCode::Io, format!("signals: {error}")))?;
     let keeper = tokio::spawn(keep_log(Arc::clone(&node)));
-    let attached = node.context.attachments().devices().collect();
-    ublk::remove_left_over(&node.context.layout, attached).await;
+    let layout = &node.context.layout;
+    let attached = node.context.attachments().ublk_devices().collect();
+    ublk::remove_left_over(layout, attached).await;
+    let attached = node.context.attachments().nbd_devices().collect();
+    nbd::remove_left_over(layout, attached).await;
     for pool in node.pools() {
         service::start(&pool);
     }

@@ -274,8 +274,9 @@ fn died_at_start(pool: &Pool, title: &str, end: End) -> Error {
 pub(crate) async fn stop(pool: &Pool) -> Vec<String> {
     pool.supervision.set_service(None);
     let deadline = Instant::now() + DRAIN_TIMEOUT;
-    let local = tokio::time::timeout(DRAIN_TIMEOUT, pool.end_all_local()).await;
-    let mut unfinished = local.unwrap_or_else(|_late| {
+    let used_here = async { [pool.end_all_local().await, pool.end_nbd_devices().await].concat() };
+    let used_here = tokio::time::timeout(DRAIN_TIMEOUT, used_here).await;
+    let mut unfinished = used_here.unwrap_or_else(|_late| {
         vec!["what this host uses of the pool did not end in time: I/O waits there now".to_owned()]
     });
     let mut supervisors = pool.supervision.take_supervisors();

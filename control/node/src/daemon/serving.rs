@@ -41,6 +41,10 @@ impl Pool {
         if let EndpointSpec::Ublk { device, .. } = attachment.endpoint {
             return self.serve_device(attachment.id, &volume, device).await;
         }
+        if let EndpointSpec::NbdDevice { device, socket, .. } = &attachment.endpoint {
+            let served = self.serve_nbd_device(attachment.id, &volume, *device, socket);
+            return served.await;
+        }
         let request = ControlRequest::Attach {
             attachment: attachment.id,
             volume,

@@ -185,9 +185,10 @@ mod tests {
                     device: 0,
                     path: socket,
                 },
-                EndpointKind::Block => EndpointSpec::Loop {
-                    file: PathBuf::from("/file"),
-                    device: socket,
+                EndpointKind::Block => EndpointSpec::NbdDevice {
+                    device: 0,
+                    path: socket,
+                    socket: PathBuf::from("/socket"),
                 },
             },
         }

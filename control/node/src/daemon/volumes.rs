@@ -9,13 +9,13 @@ use archipelago_host::Pool as _;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{Access, EndpointSpec, Error, ErrorCode, LabelFilter, Name, ObjectSize};
+use archipelago_protocol::{Access, Error, ErrorCode, LabelFilter, Name, ObjectSize};
 
+use super::host_device::HostDevice;
 use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::{Pool, unexpected_reply};
 use super::settings::file_pool;
-use super::ublk;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Pool {
@@ -310,17 +310,14 @@ impl Pool {
             .into());
         }
         let attached = self.attachments().has_volume(&self.name, entry.lineage);
-        let devices: Vec<u32> = {
+        let devices: Vec<HostDevice> = {
             let attachments = self.attachments();
             let of_volume = attachments.of_volume(&self.name, entry.lineage);
-            let devices = of_volume.filter_map(|one| match one.endpoint {
-                EndpointSpec::Ublk { device, .. } => Some(device),
-                _ => None,
-            });
+            let devices = of_volume.filter_map(|one| self.host_device(one.lineage, &one.endpoint));
             devices.collect()
         };
-        if let Some(device) = devices.first() {
-            ublk::check_resizes(*device).await?;
+        for device in &devices {
+            device.check_resizes().await?;
         }
         if request.size < entry.size {
             let what = format!(
@@ -377,7 +374,6 @@ impl Pool {
         }
         let mut shown = Ok(());
         for device in devices {
-            let device = self.own_device(entry.lineage, device);
             shown = shown.and(device.resize(entry.size).await);
         }
         shown?;

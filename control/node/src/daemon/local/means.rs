@@ -5,25 +5,28 @@ use std::path::Path;
 use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Name};
 
 use super::super::pool::Pool;
-use super::super::ublk;
+use super::super::{nbd, ublk};
 
 /// A way to a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Means {
     /// The kernel's ublk driver: its requests go to the pool's endpoint, and outlive it.
     Ublk,
+    /// The kernel's NBD client, connected to the pool's endpoint: its requests outlive that.
+    Nbd,
     /// The volume as a file, and the kernel's loop driver over it.
     Loop,
 }
 
 /// In the order in which they are tried, best first.
-const MEANS: [Means; 2] = [Means::Ublk, Means::Loop];
+const MEANS: [Means; 3] = [Means::Ublk, Means::Nbd, Means::Loop];
 
 impl Means {
     /// Why this host does not have it.
     async fn hindrance(self) -> Option<String> {
         let why = match self {
             Means::Ublk => return ublk::check().await.err().map(|error| error.message),
+            Means::Nbd => return nbd::check().await.err().map(|error| error.message),
             Means::Loop if !Path::new("/dev/fuse").exists() => "no /dev/fuse: modprobe fuse",
             Means::Loop if !Path::new("/dev/loop-control").exists() => {
                 "no /dev/loop-control: modprobe loop"
@@ -54,7 +57,11 @@ impl Pool {
                 continue;
             }
             return Ok(match means {
-                Means::Ublk => ublk::endpoint(ublk::free_number(self.attachments().devices())),
+                Means::Ublk => ublk::endpoint(ublk::free_number(self.attachments().ublk_devices())),
+                Means::Nbd => nbd::endpoint(
+                    nbd::free_number(self.attachments().nbd_devices()),
+                    self.context.layout.further_nbd_socket(id),
+                ),
                 Means::Loop => self.local_device(id, name)?,
             });
         }

@@ -279,18 +279,25 @@ impl Pool {
         let _one_at_a_time = self.local.lock().await;
         let ends = local.iter().map(|one| self.end_parts(one));
         let ends = futures_util::future::join_all(ends).await;
-        let mut left = Vec::new();
-        for (attachment, ended) in local.iter().zip(ends) {
-            match ended {
-                Ok(()) => {}
-                Err(error) if error.code == ErrorCode::InUse => left.push(format!(
-                    "`{}` is in use at {}: I/O waits there for the node's next start, and fails after 5 minutes",
-                    attachment.name,
-                    attachment.endpoint.path().display()
-                )),
-                Err(error) => tracing::warn!("ending `{}`: {error}", attachment.name),
-            }
-        }
-        left
+        left_in_use(local.iter().zip(ends))
     }
+}
+
+/// What is said of attachments that stay, since a program uses them, when the node stops; other failures are logged.
+pub(super) fn left_in_use<'a>(
+    ended: impl Iterator<Item = (&'a Attachment, Result<(), Error>)>,
+) -> Vec<String> {
+    let mut left = Vec::new();
+    for (attachment, ended) in ended {
+        match ended {
+            Ok(()) => {}
+            Err(error) if error.code == ErrorCode::InUse => left.push(format!(
+                "`{}` is in use at {}: I/O waits there for the node's next start, and fails after 5 minutes",
+                attachment.name,
+                attachment.endpoint.path().display()
+            )),
+            Err(error) => tracing::warn!("ending `{}`: {error}", attachment.name),
+        }
+    }
+    left
 }

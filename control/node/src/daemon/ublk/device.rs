@@ -8,7 +8,7 @@ use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Lineage};
 use archipelago_ublk::control::DeviceState;
 use archipelago_ublk::{Control, Device, DeviceMark};
 
-use super::calls::blocking;
+use crate::daemon::block::calls::blocking;
 
 /// How long a question to the kernel may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,24 +40,6 @@ pub(crate) async fn check() -> Result<(), Error> {
     blocking(CALL_TIMEOUT, |_goes_on| Control::open().map(drop)).await
 }
 
-/// Refuses to resize what a device shows, where the kernel could not show it.
-///
-/// # Errors
-/// [`ErrorCode::Unsupported`] with what to do.
-pub(crate) async fn check_resizes(number: u32) -> Result<(), Error> {
-    blocking(CALL_TIMEOUT, move |_goes_on| {
-        if Control::open()?.resizes() {
-            return Ok(());
-        }
-        let message = format!(
-            "this kernel cannot change the size of /dev/ublkb{number} while it is attached: that takes Linux 6.16"
-        );
-        Err(Error::new(ErrorCode::Unsupported, message)
-            .with_hint("detach the volume, resize it, and attach it again"))
-    })
-    .await
-}
-
 /// The control device; `None`: the kernel has no devices any more, so there is nothing to stop.
 pub(super) fn opened() -> Result<Option<Control>, Error> {
     match Control::open() {
@@ -81,6 +63,25 @@ impl OwnDevice {
             number,
             mark: DeviceMark::new(&identity(layout), lineage.0),
         }
+    }
+
+    /// Refuses to resize what it shows, where the kernel could not show it.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] with what to do.
+    pub(crate) async fn check_resizes(self) -> Result<(), Error> {
+        blocking(CALL_TIMEOUT, move |_goes_on| {
+            if Control::open()?.resizes() {
+                return Ok(());
+            }
+            let number = self.number;
+            let message = format!(
+                "this kernel cannot change the size of /dev/ublkb{number} while it is attached: that takes Linux 6.16"
+            );
+            Err(Error::new(ErrorCode::Unsupported, message)
+                .with_hint("detach the volume, resize it, and attach it again"))
+        })
+        .await
     }
 
     /// Its number: that of `/dev/ublkbN`.

@@ -1,6 +1,5 @@
 //! The end of a device: stopped once nobody uses it, removed once no process serves it; and what was left over.
 
-use std::fs::File;
 use std::time::Duration;
 
 use archipelago_api::layout::Layout;
@@ -9,9 +8,9 @@ use archipelago_protocol::{AttachmentId, Error, ErrorCode};
 use archipelago_ublk::control::DeviceState;
 use archipelago_ublk::{Control, Device, DeviceMark};
 
-use super::calls::blocking;
 use super::device::{OwnDevice, identity, opened};
-use super::users;
+use crate::daemon::block::calls::blocking;
+use crate::daemon::block::claim::{claim, write_back};
 use crate::daemon::pool::Pool;
 
 /// How long a device may take to be written back and stopped.
@@ -57,26 +56,13 @@ fn remove_unused(
     };
     let claimed = match state {
         DeviceState::Dead => None,
-        DeviceState::Served(_) | DeviceState::Waits => Some(claim(&device, number)?),
+        DeviceState::Served(_) | DeviceState::Waits => Some(claim(&Device::path(number))?),
     };
     tracing::warn!("/dev/ublkb{number} is a left-over of this node and is removed");
     device.stop()?;
     // The kernel removes nothing that somebody has open.
     drop(claimed);
     device.remove(goes_on)
-}
-
-/// The device `number`, which nobody uses.
-fn claim(device: &Device<'_>, number: u32) -> Result<File, Error> {
-    let claimed = device.claim()?;
-    match users::of(number) {
-        None => Ok(claimed),
-        Some(user) => {
-            let message = format!("/dev/ublkb{number} is open: {user} uses it");
-            Err(Error::new(ErrorCode::InUse, message)
-                .with_hint("stop the program that uses it, then detach"))
-        }
-    }
 }
 
 impl OwnDevice {
@@ -100,15 +86,11 @@ impl OwnDevice {
                 }
                 Some(DeviceState::Dead) | None => return Ok(()),
             };
-            let claimed = claim(&device, number)?;
+            let path = Device::path(number);
+            let claimed = claim(&path)?;
             // A stopped device takes nothing more from the page cache.
             if is_served {
-                claimed.sync_all().map_err(|error| {
-                    Error::new(
-                        ErrorCode::Io,
-                        format!("writing back /dev/ublkb{number}: {error}"),
-                    )
-                })?;
+                write_back(&claimed, &path)?;
             }
             if !goes_on() {
                 return Ok(());

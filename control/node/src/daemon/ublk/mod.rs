@@ -13,14 +13,10 @@
 //! | `device` | which device is whose, and what is asked of it |
 //! | `serving` | a device and its endpoint: made, or recovered from a dead server |
 //! | `ending` | a device is stopped, taken back, removed; the left-overs of the node |
-//! | `users` | who has a device open |
-//! | `calls` | calls that block |
 
-mod calls;
 mod device;
 mod ending;
 mod serving;
-mod users;
 
-pub(super) use device::{check, check_resizes, endpoint, free_number};
+pub(super) use device::{OwnDevice, check, endpoint, free_number};
 pub(super) use ending::remove_left_over;

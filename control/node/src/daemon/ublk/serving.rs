@@ -8,8 +8,8 @@ use archipelago_protocol::{AttachmentId, Error, ErrorCode, Lineage, ServedVolume
 use archipelago_ublk::Control;
 use archipelago_ublk::control::DeviceState;
 
-use super::calls::{blocking, late, pause};
 use super::device::{OwnDevice, endpoint};
+use crate::daemon::block::calls::{blocking, late, pause};
 use crate::daemon::pool::{Pool, unexpected_reply};
 use crate::daemon::process::{AskError, RunState};
 

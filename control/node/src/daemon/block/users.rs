@@ -4,13 +4,10 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use archipelago_ublk::Device;
-
-/// A process, other than this one, or a loop device that has the device `number` open; `None` also where /proc does not show it.
-pub(super) fn of(number: u32) -> Option<String> {
-    let path = Device::path(number);
-    let device = fs::metadata(&path).ok()?.rdev();
-    if let Some(loop_device) = loop_device_on(&path) {
+/// A process, other than this one, or a loop device that has the block device at `path` open; `None` also where /proc does not show it.
+pub(super) fn of(path: &Path) -> Option<String> {
+    let device = fs::metadata(path).ok()?.rdev();
+    if let Some(loop_device) = loop_device_on(path) {
         return Some(loop_device);
     }
     let own = std::process::id().to_string();

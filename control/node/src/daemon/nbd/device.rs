@@ -1,0 +1,251 @@
+//! Devices: numbers, which node and volume each is of, and what is asked of one.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use archipelago_api::layout::Layout;
+use archipelago_protocol::ids::SECTOR_SIZE;
+use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Lineage};
+use caps::{CapSet, Capability};
+use nix::errno::Errno;
+
+use super::connection::Connection;
+use super::kernel::Kernel;
+use crate::daemon::block::calls::blocking;
+
+/// How long a question to the kernel may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where the kernel lists devices.
+const BLOCKS: &str = "/sys/block";
+/// Milliseconds after which the kernel looks whether a request that is not answered was sent over a connection that has ended: how long,
+/// at most, a request in flight takes longer than its connection takes to come back. A request on a connection that stands just goes on.
+const LOOK_MS: &str = "1000";
+/// Users of a user namespace that has all of them: the host's own.
+const ALL_USERS: [&str; 3] = ["0", "0", "4294967295"];
+
+/// What sysfs says of the device `number`.
+fn attribute(number: u32, name: &str) -> Option<String> {
+    let path = format!("{BLOCKS}/nbd{number}/{name}");
+    Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
+}
+
+/// Where the device `number` is.
+pub(super) fn path_of(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/nbd{number}"))
+}
+
+/// Devices that there are, in use or not.
+pub(super) fn numbers() -> Vec<u32> {
+    let names = fs::read_dir(BLOCKS).into_iter().flatten().flatten();
+    let number = |name: String| name.strip_prefix("nbd")?.parse().ok();
+    names
+        .filter_map(|entry| entry.file_name().into_string().ok().and_then(number))
+        .collect()
+}
+
+/// A number that no attachment and no connected device has.
+pub(crate) fn free_number(attached: impl Iterator<Item = u32>) -> u32 {
+    let attached: Vec<u32> = attached.collect();
+    // More than there are devices and attachments: one of so many is free.
+    (0..u32::MAX)
+        .find(|number| !attached.contains(number) && attribute(*number, "pid").is_none())
+        .unwrap_or(u32::MAX)
+}
+
+/// The endpoint of the device `number`, whose connection is to `socket`.
+pub(crate) fn endpoint(number: u32, socket: PathBuf) -> EndpointSpec {
+    EndpointSpec::NbdDevice {
+        device: number,
+        path: path_of(number),
+        socket,
+    }
+}
+
+/// Whether this node can have devices at all.
+///
+/// # Errors
+/// [`ErrorCode::Unsupported`] with why not.
+pub(crate) async fn check() -> Result<(), Error> {
+    let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let is_hosts = users.split_whitespace().eq(ALL_USERS);
+    let may = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false);
+    if !is_hosts || !may {
+        let message = "NBD devices need CAP_SYS_ADMIN of the host itself";
+        return Err(Error::new(ErrorCode::Unsupported, message));
+    }
+    blocking(CALL_TIMEOUT, |_goes_on| Kernel::open().map(drop)).await
+}
+
+/// How a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeviceState {
+    /// Connected to nothing, or not there.
+    Free,
+    /// It is this node's and of this volume; its connection may have ended.
+    Ours,
+    /// It is somebody else's.
+    Foreign,
+}
+
+/// A device that this node has made, or is about to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OwnDevice {
+    number: u32,
+    /// What the kernel keeps as its backend.
+    identifier: String,
+}
+
+/// What the identifiers of the node at `layout` begin with: also one in another container, with the same path, has another one.
+pub(super) fn prefix(layout: &Layout) -> String {
+    let state = fs::metadata(layout.state());
+    let (device, inode) = state.map_or((0, 0), |found| (found.dev(), found.ino()));
+    let run = layout.run().display();
+    format!("archipelago:{device:x}:{inode:x}:{run}:")
+}
+
+/// Whether the device `number` is of a node whose identifiers begin with `prefix`.
+pub(super) fn is_of_node(number: u32, prefix: &str) -> bool {
+    attribute(number, "backend").is_some_and(|backend| backend.starts_with(prefix))
+}
+
+impl OwnDevice {
+    /// The device `number` of the volume `lineage` of the node at `layout`.
+    pub(crate) fn new(layout: &Layout, lineage: Lineage, number: u32) -> OwnDevice {
+        OwnDevice {
+            number,
+            identifier: format!("{}{lineage}", prefix(layout)),
+        }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> PathBuf {
+        path_of(self.number)
+    }
+
+    /// How it is.
+    pub(super) fn state(&self) -> DeviceState {
+        match attribute(self.number, "backend") {
+            Some(backend) if backend == self.identifier => DeviceState::Ours,
+            None if attribute(self.number, "pid").is_none() => DeviceState::Free,
+            Some(_) | None => DeviceState::Foreign,
+        }
+    }
+
+    fn failed(&self, what: &str, errno: Errno) -> Error {
+        let code = match errno {
+            Errno::EBUSY => ErrorCode::Exists,
+            Errno::EPERM => ErrorCode::Denied,
+            _ => ErrorCode::Io,
+        };
+        let path = self.path();
+        Error::new(code, format!("{what} {}: {errno}", path.display()))
+    }
+
+    /// Makes it, with a connection to `socket`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Exists`] if somebody else was faster, [`ErrorCode::Unsupported`] if the kernel or the host cannot have it.
+    pub(super) fn connect(&self, socket: &Path) -> Result<(), Error> {
+        let connection = Connection::open(socket)?;
+        let mut kernel = Kernel::open()?;
+        let is_new = !Path::new(BLOCKS)
+            .join(format!("nbd{}", self.number))
+            .exists();
+        let connected = kernel.connect(self.number, &self.identifier, &connection, is_new);
+        connected.map_err(|errno| self.failed("connecting", errno))?;
+        let prepared = self.prepare();
+        if prepared.is_err() {
+            let _left = kernel.disconnect(self.number);
+        }
+        prepared
+    }
+
+    /// What is set beside the connection, and what has to be there.
+    fn prepare(&self) -> Result<(), Error> {
+        let unusable = |message: String| Err(Error::new(ErrorCode::Unsupported, message));
+        if self.state() != DeviceState::Ours {
+            let message = "this kernel keeps no identifiers of NBD devices: that takes Linux 5.14";
+            return unusable(message.to_owned());
+        }
+        let path = self.path();
+        if !path.exists() {
+            let message = format!(
+                "there is no {}: does the kernel manage /dev?",
+                path.display()
+            );
+            return unusable(message);
+        }
+        let timeout = format!("{BLOCKS}/nbd{}/queue/io_timeout", self.number);
+        fs::write(&timeout, LOOK_MS)
+            .map_err(|error| Error::new(ErrorCode::Unsupported, format!("{timeout}: {error}")))
+    }
+
+    /// Gives it, if its connection has ended, another one to `socket`, and the size of what is served there.
+    ///
+    /// # Errors
+    /// What the endpoint or the kernel says.
+    pub(super) fn reconnect(&self, socket: &Path) -> Result<(), Error> {
+        let connection = Connection::open(socket)?;
+        let mut kernel = Kernel::open()?;
+        let reconnected = kernel.reconnect(self.number, &self.identifier, &connection);
+        reconnected.map_err(|errno| self.failed("connecting", errno))?;
+        self.resize_to(&mut kernel, connection.export.size)
+    }
+
+    fn resize_to(&self, kernel: &mut Kernel, size: u64) -> Result<(), Error> {
+        let sectors = attribute(self.number, "size").and_then(|sectors| sectors.parse().ok());
+        // Whatever the device's blocks are, sysfs counts in these.
+        if sectors.and_then(|sectors: u64| sectors.checked_mul(SECTOR_SIZE)) == Some(size) {
+            return Ok(());
+        }
+        let resized = kernel.resize(self.number, &self.identifier, size);
+        resized.map_err(|errno| self.failed("resizing", errno))
+    }
+
+    /// Gives it, if it is there, the size of its volume, which its endpoint serves by now.
+    ///
+    /// # Errors
+    /// What the kernel says: the volume has its size.
+    pub(crate) async fn resize(self, size: u64) -> Result<(), Error> {
+        blocking(CALL_TIMEOUT, move |_goes_on| match self.state() {
+            DeviceState::Ours => self.resize_to(&mut Kernel::open()?, size),
+            // It is made anew, with the size that the volume has then.
+            DeviceState::Free | DeviceState::Foreign => Ok(()),
+        })
+        .await
+    }
+
+    /// Ends it, if it is this one: what waits in it fails.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn disconnect(&self) -> Result<(), Error> {
+        if self.state() != DeviceState::Ours {
+            return Ok(());
+        }
+        let disconnected = Kernel::open()?.disconnect(self.number);
+        disconnected.map_err(|errno| self.failed("disconnecting", errno))
+    }
+
+    /// That it is somebody else's.
+    pub(super) fn foreign(&self) -> Error {
+        let message = format!("{} belongs to somebody else", self.path().display());
+        Error::new(ErrorCode::Exists, message)
+            .with_hint("detach the volume, and attach it again: it gets another device")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_that_nobody_has_is_given() {
+        // Beyond what a kernel makes when its module is loaded.
+        let attached = || 0..4095;
+        assert_eq!(free_number(attached()), 4095);
+        assert_eq!(free_number(attached().skip(1).chain([0, 4095])), 4096);
+    }
+}

@@ -1,0 +1,74 @@
+//! The end of a device: disconnected once nobody uses it; and what was left over.
+
+use std::time::Duration;
+
+use archipelago_api::layout::Layout;
+use archipelago_protocol::{Error, ErrorCode};
+
+use super::device::{DeviceState, OwnDevice, is_of_node, numbers, path_of, prefix};
+use super::kernel::Kernel;
+use crate::daemon::block::calls::blocking;
+use crate::daemon::block::claim::{claim, write_back};
+
+/// How long a device may take to be written back and disconnected.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the left-overs may: one without a connection keeps whoever opens it waiting.
+const LEFT_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Disconnects the devices of the node at `layout` that `attached` does not name, unless somebody uses them.
+pub(crate) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
+    let prefix = prefix(layout);
+    let is_left = |number: &u32| !attached.contains(number) && is_of_node(*number, &prefix);
+    let left: Vec<u32> = numbers().into_iter().filter(is_left).collect();
+    if left.is_empty() {
+        return;
+    }
+    let removed = blocking(LEFT_OVER_TIMEOUT, move |_goes_on| {
+        for number in left {
+            if let Err(error) = remove_unused(number) {
+                tracing::warn!("/dev/nbd{number}, which no attachment names, stays: {error}");
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!("left-over NBD devices: {error}");
+    }
+}
+
+fn remove_unused(number: u32) -> Result<(), Error> {
+    let _claimed = claim(&path_of(number))?;
+    tracing::warn!("/dev/nbd{number} is a left-over of this node and is removed");
+    let disconnected = Kernel::open()?.disconnect(number);
+    disconnected.map_err(|errno| {
+        let message = format!("disconnecting it: {errno}");
+        Error::new(ErrorCode::Io, message)
+    })
+}
+
+impl OwnDevice {
+    /// Disconnects it, so that its endpoint can be detached: refused while anybody uses it. Unless the node has its pool no more
+    /// (`is_orphan`), what waits for a server is waited for.
+    pub(crate) async fn stop(self, is_orphan: bool) -> Result<(), Error> {
+        blocking(STOP_TIMEOUT, move |goes_on| {
+            if self.state() != DeviceState::Ours {
+                return Ok(());
+            }
+            let path = self.path();
+            let claimed = claim(&path)?;
+            if !is_orphan {
+                write_back(&claimed, &path)?;
+            }
+            if !goes_on() {
+                return Ok(());
+            }
+            self.disconnect()
+        })
+        .await
+    }
+
+    /// Disconnects it, whoever uses it.
+    pub(crate) async fn abandon(self) -> Result<(), Error> {
+        blocking(STOP_TIMEOUT, move |_goes_on| self.disconnect()).await
+    }
+}

@@ -1,0 +1,194 @@
+//! Commands on NBD devices, by the kernel's generic netlink family `nbd`. Calls block; they need `CAP_SYS_ADMIN` of the host itself.
+//!
+//! Source: `include/uapi/linux/nbd-netlink.h` of Linux.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use archipelago_protocol::{Error, ErrorCode};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::connection::Connection;
+use super::netlink::{Answer, Attributes, answers, request, u16_of};
+
+/// The family that knows the numbers of families; its command; attributes of that.
+const CONTROL_FAMILY: u16 = 0x10;
+const GET_FAMILY: u8 = 3;
+const FAMILY_ID: u16 = 1;
+const FAMILY_NAME: u16 = 2;
+/// Commands.
+const CONNECT: u8 = 1;
+const DISCONNECT: u8 = 2;
+const RECONFIGURE: u8 = 3;
+/// Attributes.
+const INDEX: u16 = 1;
+const SIZE_BYTES: u16 = 2;
+const BLOCK_SIZE_BYTES: u16 = 3;
+const TIMEOUT: u16 = 4;
+const SERVER_FLAGS: u16 = 5;
+const CLIENT_FLAGS: u16 = 6;
+const SOCKETS: u16 = 7;
+const DEAD_CONNECTION_TIMEOUT: u16 = 8;
+const BACKEND_IDENTIFIER: u16 = 10;
+/// In [`SOCKETS`]: an item, and the descriptor in that.
+const SOCKET_ITEM: u16 = 1;
+const SOCKET_FD: u16 = 1;
+/// In [`CLIENT_FLAGS`]: a disconnected device is removed.
+const DESTROY_ON_DISCONNECT: u64 = 1;
+
+/// Bytes of a logical block.
+const BLOCK_SIZE: u64 = 512;
+/// Seconds that a request waits for a connection before it fails, and all that follow: what files wait for the node.
+const DEAD_SECONDS: u64 = 300;
+/// Longest wait for an answer of the kernel: a command has ended when it answers.
+const ANSWER_SECONDS: i64 = 10;
+/// Longest answer: a family with all of its commands.
+const ANSWER_MAX: usize = 16 << 10;
+/// Answers to one request at most: content and its end, behind those of one that nobody waited for.
+const ANSWERS_MAX: usize = 16;
+
+/// The way to the kernel's NBD client.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    socket: OwnedFd,
+    family: u16,
+    sequence: u32,
+}
+
+impl Kernel {
+    /// Finds the driver.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unsupported`] if there is none, [`ErrorCode::Io`] with what the kernel says otherwise.
+    pub(super) fn open() -> Result<Kernel, Error> {
+        let failed = |errno: Errno| Error::new(ErrorCode::Io, format!("netlink: {errno}"));
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkGeneric,
+        )
+        .map_err(failed)?;
+        let timeout = TimeVal::seconds(ANSWER_SECONDS);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout).map_err(failed)?;
+        let mut kernel = Kernel {
+            socket,
+            family: CONTROL_FAMILY,
+            sequence: 0,
+        };
+        let named = Attributes::default().text(FAMILY_NAME, "nbd");
+        kernel.family = match kernel.ask(GET_FAMILY, &named) {
+            Ok(Some(family)) => family,
+            Ok(None) | Err(Errno::ENOENT) => {
+                let message = "this kernel has no NBD devices: modprobe nbd";
+                return Err(Error::new(ErrorCode::Unsupported, message));
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        Ok(kernel)
+    }
+
+    /// Sends a command, and waits for its end: the number of a family, if the answer has one.
+    fn ask(&mut self, command: u8, attributes: &Attributes) -> Result<Option<u16>, Errno> {
+        self.sequence += 1;
+        let message = request(self.family, command, self.sequence, attributes);
+        let socket = self.socket.as_raw_fd();
+        send(socket, &message, MsgFlags::empty())?;
+        let mut family = None;
+        let mut buffer = vec![0; ANSWER_MAX];
+        for _ in 0..ANSWERS_MAX {
+            let len = recv(socket, &mut buffer, MsgFlags::empty())?;
+            for answer in answers(&buffer[..len], self.sequence) {
+                match answer {
+                    Answer::Ended(Ok(())) => return Ok(family),
+                    Answer::Ended(Err(code)) => return Err(Errno::from_raw(code)),
+                    Answer::Content(content) => family = u16_of(content, FAMILY_ID).or(family),
+                }
+            }
+        }
+        Err(Errno::EPROTO)
+    }
+
+    /// Makes `/dev/nbd` and `number` a device of `connection`, which is the backend `identifier`; a device that `is_new` goes when it is
+    /// disconnected.
+    ///
+    /// # Errors
+    /// [`Errno::EBUSY`] if somebody has it.
+    pub(super) fn connect(
+        &mut self,
+        number: u32,
+        identifier: &str,
+        connection: &Connection,
+        is_new: bool,
+    ) -> Result<(), Errno> {
+        let flags = if is_new { DESTROY_ON_DISCONNECT } else { 0 };
+        let attributes = Attributes::default()
+            .u32(INDEX, number)
+            .u64(SIZE_BYTES, connection.export.size)
+            .u64(BLOCK_SIZE_BYTES, BLOCK_SIZE)
+            // None: see the invariants of this module's parent.
+            .u64(TIMEOUT, 0)
+            .u64(DEAD_CONNECTION_TIMEOUT, DEAD_SECONDS)
+            .u64(SERVER_FLAGS, connection.export.flags.into())
+            .u64(CLIENT_FLAGS, flags)
+            .text(BACKEND_IDENTIFIER, identifier)
+            .nested(SOCKETS, &sockets(connection));
+        self.ask(CONNECT, &attributes).map(drop)
+    }
+
+    /// Gives the device `number`, if its connection has ended, another one. One whose connection has not ended stays as it is, without an
+    /// error.
+    pub(super) fn reconnect(
+        &mut self,
+        number: u32,
+        identifier: &str,
+        connection: &Connection,
+    ) -> Result<(), Errno> {
+        let attributes = Attributes::default()
+            .u32(INDEX, number)
+            .text(BACKEND_IDENTIFIER, identifier)
+            .nested(SOCKETS, &sockets(connection));
+        self.ask(RECONFIGURE, &attributes).map(drop)
+    }
+
+    /// Gives the device `number` another size.
+    pub(super) fn resize(&mut self, number: u32, identifier: &str, size: u64) -> Result<(), Errno> {
+        let attributes = Attributes::default()
+            .u32(INDEX, number)
+            .text(BACKEND_IDENTIFIER, identifier)
+            .u64(SIZE_BYTES, size);
+        self.ask(RECONFIGURE, &attributes).map(drop)
+    }
+
+    /// Ends the device `number`: what waits in it fails.
+    pub(super) fn disconnect(&mut self, number: u32) -> Result<(), Errno> {
+        let attributes = Attributes::default().u32(INDEX, number);
+        self.ask(DISCONNECT, &attributes).map(drop)
+    }
+}
+
+fn sockets(connection: &Connection) -> Attributes {
+    let socket = connection.stream.as_raw_fd().cast_unsigned();
+    let item = Attributes::default().u32(SOCKET_FD, socket);
+    Attributes::default().nested(SOCKET_ITEM, &item)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_the_driver_is_said() {
+        match Kernel::open() {
+            Ok(kernel) => assert_ne!(kernel.family, CONTROL_FAMILY),
+            Err(error) => {
+                assert_eq!(error.code, ErrorCode::Unsupported, "{error}");
+                assert!(error.message.contains("modprobe nbd"), "{error}");
+            }
+        }
+    }
+}
