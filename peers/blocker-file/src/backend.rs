@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_blocker::Backend;
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve, Wait};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
@@ -26,15 +27,17 @@ use crate::access::{self, Below};
 use crate::calls::{Part, Token};
 use crate::context::{Context, Replies};
 use crate::counters::Counters;
-use crate::errors::{code_of, is_of_one_file, sync_failure};
+use crate::errors::{Failed, code_of, is_of_one_file, sync_failure};
 use crate::files::Files;
 use crate::heads::Heads;
 use crate::job_requests::JobRequests;
 use crate::jobs::Done;
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
-use crate::open_file::OpenFile;
+use crate::log_job::LogDone;
+use crate::logs::Logs;
 use crate::open_job::Opened;
 use crate::owner::{self, Claimant, Owner};
+use crate::parts::Parts;
 use crate::pending_opens::{PendingOpens, Waiter};
 use crate::reserve::Reserve;
 use crate::stall_detector::{oldest, spare_workers};
@@ -70,9 +73,8 @@ pub struct Options {
 pub struct FileBackend {
     source: Source,
     layout: Layout,
-    /// How the pool's files are accessed, with the reason.
-    access: PoolAccess,
     files: Files,
+    logs: Logs,
     opens: PendingOpens,
     transfers: Transfers,
     syncs: Syncs,
@@ -83,6 +85,14 @@ pub struct FileBackend {
     seconds: u64,
     threads: Threads,
     _doorbells: Vec<Watch>,
+    pool: OpenPool,
+}
+
+/// How the pool was opened.
+#[derive(Debug)]
+struct OpenPool {
+    /// How its files are accessed, with the reason.
+    access: PoolAccess,
     owner: Option<Owner>,
 }
 
@@ -156,7 +166,7 @@ impl FileBackend {
         let mut backend = FileBackend {
             source,
             layout,
-            access: found.report,
+            logs: Logs::new(seconds),
             files: Files::new(found.access, below.calls(), copy_on_write),
             opens: PendingOpens::new(seconds),
             transfers: Transfers::new(found.access, below, seconds),
@@ -167,7 +177,10 @@ impl FileBackend {
             seconds,
             threads,
             _doorbells: doorbells,
-            owner,
+            pool: OpenPool {
+                access: found.report,
+                owner,
+            },
         };
         if let Err(error) = synced {
             let error = failed("sync the file system", &options.directory, &error);
@@ -205,6 +218,7 @@ impl FileBackend {
             source: &self.source,
             threads: &self.threads,
             files: &mut self.files,
+            logs: &mut self.logs,
             throttle: &mut self.throttle,
             replies: &mut self.replies,
         };
@@ -236,6 +250,7 @@ impl FileBackend {
                 parts.opens.wait(id, waiter, &context);
             }
         }
+        parts.go_on_with_logs(&mut context);
         Ok(())
     }
 
@@ -254,6 +269,7 @@ impl FileBackend {
     /// Closes the files that `which` names: they are being deleted.
     fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         self.opens.forget(&which);
+        self.logs.forget(&which);
         self.files.forget(which);
     }
 
@@ -264,7 +280,7 @@ impl FileBackend {
             Part::Transfers => self.transfers.is_failed_sync(index, result),
             Part::Syncs => result < 0,
             // Threads answer these.
-            Part::Opens | Part::Requests => return,
+            Part::Opens | Part::Requests | Part::Logs => return,
         };
         if is_failed_sync {
             // Of this file at least something may be gone, which a sync of the pool that began before does not know.
@@ -273,9 +289,12 @@ impl FileBackend {
                 self.mark_unsynced_lost();
             }
         }
-        let (parts, mut context) = self.parts();
+        let (mut parts, mut context) = self.parts();
         match part {
-            Part::Transfers => parts.transfers.on_ring(index, result, &mut context),
+            Part::Transfers => {
+                parts.transfers.on_ring(index, result, &mut context);
+                parts.go_on_with_logs(&mut context);
+            }
             _ => {
                 let failed = sync_failure(result);
                 parts.syncs.part_done(index, failed, context.replies);
@@ -288,22 +307,26 @@ impl FileBackend {
         let Token { part, index } = token;
         let done = match done {
             Done::Opened(result) => return self.on_opened(index, result),
+            Done::Log(result) => return self.on_log(index, result),
             Done::Replied(done) => done,
         };
         if done.is_err_and(|failed| failed.lost) {
             self.mark_unsynced_lost();
         }
-        let (parts, mut context) = self.parts();
+        let (mut parts, mut context) = self.parts();
         let result = done.map(drop).map_err(|failed| failed.code);
         match part {
-            Part::Transfers => parts.transfers.on_thread(index, result, &mut context),
+            Part::Transfers => {
+                parts.transfers.on_thread(index, result, &mut context);
+                parts.go_on_with_logs(&mut context);
+            }
             Part::Syncs => {
                 let failed = result.err();
                 parts.syncs.part_done(index, failed, context.replies);
             }
             Part::Requests => parts.requests.done(index, done, &mut context),
-            // They are answered by an open file.
-            Part::Opens => {}
+            // They are answered by an open file, and by what was found of a log.
+            Part::Opens | Part::Logs => {}
         }
     }
 
@@ -321,6 +344,23 @@ impl FileBackend {
             let open = Rc::clone(&open);
             parts.start_on_open(ticket, &request, &memory, open, &mut context);
         }
+        parts.go_on_with_logs(&mut context);
+    }
+
+    /// A thread has done something with a log.
+    fn on_log(&mut self, index: usize, done: Result<LogDone, Failed>) {
+        if done.is_err_and(|failed| failed.lost) {
+            self.mark_unsynced_lost();
+        }
+        let (mut parts, mut context) = self.parts();
+        let Some((id, reply)) = context.logs.done(index, done) else {
+            return;
+        };
+        if let Some((ticket, reply)) = reply {
+            context.replies.push(ticket, reply);
+        }
+        parts.go_on_with_log(id, &mut context);
+        parts.go_on_with_logs(&mut context);
     }
 
     /// A sync failed, of whatever: what is not durable may be gone. What is under way may have lost to it, too.
@@ -334,6 +374,7 @@ impl FileBackend {
     /// The sync of what a predecessor wrote failed. Another try might succeed, and nobody learn of what is gone.
     pub(crate) fn suspect_all(&mut self) {
         self.files.suspect_all();
+        self.logs.suspect_all();
         self.requests.suspect();
     }
 
@@ -350,31 +391,6 @@ impl FileBackend {
     }
 }
 
-/// The parts of a backend that have calls under way.
-struct Parts<'a> {
-    opens: &'a mut PendingOpens,
-    transfers: &'a mut Transfers,
-    syncs: &'a mut Syncs,
-    requests: &'a mut JobRequests,
-}
-
-impl Parts<'_> {
-    /// Starts a read, write or sync on its open file.
-    fn start_on_open(
-        &mut self,
-        ticket: u64,
-        request: &ObjectRequest,
-        memory: &[Span],
-        open: Rc<OpenFile>,
-        context: &mut Context<'_>,
-    ) {
-        match request.op {
-            ObjectOp::Sync => self.syncs.start(ticket, open, context),
-            _ => self.transfers.start(ticket, request, memory, open, context),
-        }
-    }
-}
-
 impl Backend for FileBackend {
     fn name(&self) -> &str {
         "file"
@@ -384,12 +400,16 @@ impl Backend for FileBackend {
         self.figures().named().to_vec()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::EXCLUSIVE_LOCK
+    }
+
     fn pool_report(&self) -> Option<PoolReport> {
         let [held, wanted] = self.throttle.reserve().figures();
         Some(PoolReport {
-            access: self.access.clone(),
+            access: self.pool.access.clone(),
             reserve: PoolReserve { held, wanted },
-            owner: self.owner.as_ref().map(Owner::text),
+            owner: self.pool.owner.as_ref().map(Owner::text),
         })
     }
 
@@ -399,6 +419,7 @@ impl Backend for FileBackend {
         self.transfers.tick(self.seconds);
         self.syncs.tick(self.seconds);
         self.requests.tick(self.seconds, &self.threads);
+        self.logs.tick(self.seconds);
         let resumed = self.throttle.look(self.seconds);
         self.resume(resumed);
         self.throttle.grow_reserve(&self.threads);
@@ -410,7 +431,7 @@ impl Backend for FileBackend {
         let layout = &self.layout;
         let on_files = self.transfers.waits(layout).chain(self.syncs.waits(layout));
         let others = self.opens.waits(layout).chain(self.requests.waits(layout));
-        oldest(on_files.chain(others))
+        oldest(on_files.chain(others).chain(self.logs.waits(layout)))
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
@@ -424,7 +445,15 @@ impl Backend for FileBackend {
                 self.replies.push(ticket, ObjectReply::done(0));
                 Ok(())
             }
-            ObjectOp::Sync => self.start_on_file(ticket, request, memory),
+            ObjectOp::Append | ObjectOp::Seal if request.id.kind != ObjectKind::Log => {
+                Err(ErrorCode::Invalid)
+            }
+            ObjectOp::Sync | ObjectOp::Append | ObjectOp::Seal => {
+                self.start_on_file(ticket, request, memory)
+            }
+            ObjectOp::Create if swapped || request.id.kind == ObjectKind::Data => {
+                Err(ErrorCode::Invalid)
+            }
             ObjectOp::CompareAndSwap | ObjectOp::ReadSwapped if !swapped => Err(ErrorCode::Invalid),
             _ => {
                 self.start_on_thread(ticket, request, memory);

@@ -19,6 +19,8 @@ pub(crate) enum Part {
     Opens = 2,
     /// [`crate::job_requests::JobRequests`].
     Requests = 3,
+    /// [`crate::logs::Logs`].
+    Logs = 4,
 }
 
 /// Names a call to the ring and to threads.
@@ -43,6 +45,7 @@ impl Token {
             1 => Part::Syncs,
             2 => Part::Opens,
             3 => Part::Requests,
+            4 => Part::Logs,
             _ => return None,
         };
         let index = usize::try_from(bits & ((1 << PART_SHIFT) - 1)).ok()?;

@@ -7,6 +7,7 @@ use archipelago_protocol::object::ObjectReply;
 use archipelago_runtime::Source;
 
 use crate::files::Files;
+use crate::logs::Logs;
 use crate::threads::Threads;
 use crate::throttle::Throttle;
 
@@ -48,6 +49,7 @@ pub(crate) struct Context<'a> {
     pub(crate) source: &'a Source,
     pub(crate) threads: &'a Threads,
     pub(crate) files: &'a mut Files,
+    pub(crate) logs: &'a mut Logs,
     pub(crate) throttle: &'a mut Throttle,
     pub(crate) replies: &'a mut Replies,
 }

@@ -51,6 +51,11 @@ impl Heads {
         }
     }
 
+    /// Whether the file system copies on write.
+    pub(crate) fn copies_on_write(&self) -> bool {
+        self.copy_on_write
+    }
+
     fn doubtful(&self) -> MutexGuard<'_, FxHashSet<ObjectId>> {
         // Nothing panics while it is held.
         self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage};
@@ -15,9 +16,10 @@ use crate::deletion::{delete, delete_lineage, punch};
 use crate::descriptors::retry_while_exhausted;
 use crate::errors::{Failed, code_of, sync_code_of};
 use crate::heads::Heads;
-use crate::layout::{CONTAINER_LEN, FileId, Layout};
+use crate::layout::{CONTAINER_LEN, FileId, LOG_HEADER_LEN, Layout};
+use crate::log_job::{LogDone, LogJob};
 use crate::names::{files_of, lineages, sync_names};
-use crate::open_job::{OpenJob, Opened};
+use crate::open_job::{Missing, OpenJob, Opened};
 use crate::reserve::{Claim, Reserve};
 use crate::room::room;
 use crate::spans::scatter;
@@ -40,6 +42,8 @@ pub(crate) enum Job {
     Close(OwnedFd),
     /// Have the reserve grow if there is room.
     Grow,
+    /// Something with a log.
+    Log(LogJob),
     /// Move bytes to or from a place that the medium does not take as it is.
     Unaligned(UnalignedTransfer),
     /// A call that does not return before the other side is dropped.
@@ -52,8 +56,15 @@ impl Job {
     fn claim(&self) -> Option<Claim> {
         match self {
             Job::Request { .. } => Some(Claim::All),
+            // A new log leaves half of it to others.
+            Job::Open(open)
+                if open.missing == Missing::Create && open.id.object.kind == ObjectKind::Log =>
+            {
+                Some(Claim::Half)
+            }
             Job::Open(open) if open.id.object.kind != ObjectKind::Data => Some(Claim::All),
             Job::Unaligned(transfer) => transfer.claim,
+            Job::Log(_) => Some(Claim::All),
             _ => None,
         }
     }
@@ -70,6 +81,8 @@ pub(crate) enum Done {
     Replied(Result<ObjectReply, Failed>),
     /// The file that was asked for.
     Opened(io::Result<Opened>),
+    /// What was to be done with a log.
+    Log(Result<LogDone, Failed>),
 }
 
 /// What the threads of one pool of threads share.
@@ -99,6 +112,7 @@ impl Done {
         match self {
             Done::Replied(result) => result.is_err_and(|failed| failed.code == ErrorCode::NoSpace),
             Done::Opened(result) => result.as_ref().is_err_and(is_full),
+            Done::Log(result) => result.is_err_and(|failed| failed.code == ErrorCode::NoSpace),
         }
     }
 }
@@ -129,6 +143,7 @@ fn attempt(context: &WorkerContext, job: &Job) -> Done {
         }
         Job::Request { request, memory } => Done::Replied(carry_out(context, request, memory)),
         Job::Open(open) => Done::Opened(open.run(layout)),
+        Job::Log(log) => Done::Log(log.run()),
         Job::Grow => {
             context.reserve.grow_if_room();
             Done::Replied(Ok(ObjectReply::done(0)))
@@ -177,11 +192,38 @@ fn carry_out(
         ObjectOp::Stat => Ok(stat(layout, id)?),
         ObjectOp::StatPool => Ok(stat_pool(layout)?),
         ObjectOp::List => Ok(list(context, request, memory)?),
-        ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync => Err(ErrorCode::Internal.into()),
+        ObjectOp::Create => Ok(create(context, id)?),
+        ObjectOp::Read
+        | ObjectOp::Write
+        | ObjectOp::Append
+        | ObjectOp::Seal
+        | ObjectOp::Sync
+        | ObjectOp::Capabilities => Err(ErrorCode::Internal.into()),
     }
 }
 
-fn stat(layout: &Layout, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
+pub(crate) fn stat(layout: &Layout, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
+    let (occupied, len) = match id.kind {
+        ObjectKind::Data => stat_data(layout, id)?,
+        kind => {
+            let path = layout.file(FileId::locate(id, 0).0);
+            let metadata = fs::metadata(path).map_err(|error| code_of(&error))?;
+            let header = match kind {
+                ObjectKind::Log => LOG_HEADER_LEN,
+                _ => 0,
+            };
+            let len = metadata.len().saturating_sub(header);
+            (metadata.blocks() * 512, len)
+        }
+    };
+    Ok(ObjectReply {
+        result: Ok(0),
+        values: [occupied, len],
+    })
+}
+
+/// What the files of an epoch occupy together, and how far they go. Which there are, the lineage's directory says.
+fn stat_data(layout: &Layout, id: ObjectId) -> Result<(u64, u64), ErrorCode> {
     let (mut occupied, mut len, mut found) = (0, 0, false);
     for file in files_of(layout, id.lineage).map_err(|error| code_of(&error))? {
         if file.object != id {
@@ -192,13 +234,38 @@ fn stat(layout: &Layout, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
         occupied += metadata.blocks() * 512;
         len = file.chunk * CONTAINER_LEN + metadata.len();
     }
-    if !found {
-        return Err(ErrorCode::NotFound);
+    match found {
+        true => Ok((occupied, len)),
+        false => Err(ErrorCode::NotFound),
     }
-    Ok(ObjectReply {
-        result: Ok(0),
-        values: [occupied, len],
-    })
+}
+
+/// Makes an empty file, its name durable.
+fn create(context: &WorkerContext, id: ObjectId) -> Result<ObjectReply, Failed> {
+    let layout = &context.layout;
+    let (file, _) = FileId::locate(id, 0);
+    let path = layout.file(file);
+    if path.exists() {
+        return Err(ErrorCode::Exists.into());
+    }
+    // Requests of one lineage that are jobs are done one after another, and no other process has the pool.
+    let job = OpenJob {
+        id: file,
+        missing: Missing::Create,
+        direct: false,
+        in_place: context.heads.copies_on_write() && id.kind == ObjectKind::Log,
+        pause: Duration::ZERO,
+    };
+    let opened = job.run(layout)?;
+    if !opened.created {
+        return Err(ErrorCode::Exists.into());
+    }
+    opened
+        .file
+        .sync_all()
+        .map_err(|error| Failed::sync(&error))?;
+    sync_names(layout, id.lineage)?;
+    Ok(ObjectReply::done(0))
 }
 
 fn stat_pool(layout: &Layout) -> Result<ObjectReply, ErrorCode> {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `LL/LINEAGE/data-EPOCH-CHUNK` | blocks of one epoch, 64 GiB of volume: byte `o` of the volume is at `o % 64 GiB` |
 //! | `LL/LINEAGE/head` | two slots, see `archipelago_blocker::slots` |
-//! | `LL/LINEAGE/log-NUMBER` | a log |
+//! | `LL/LINEAGE/log-NUMBER` | a log, behind 4096 bytes for its token, see `archipelago_blocker::logs` |
 //! | `LL/LINEAGE/pack-NUMBER` | map or catalogue pages |
 //!
 //! `LINEAGE` is 32 hexadecimal digits, `LL` its first two, the numbers are 16 (chunks: 8) hexadecimal digits, so that the
@@ -18,6 +18,8 @@ use archipelago_protocol::object::{ObjectId, ObjectKind};
 
 /// Bytes of volume in one container.
 pub const CONTAINER_LEN: u64 = 1 << 36;
+/// Bytes in front of a log in its file, for its token.
+pub(crate) const LOG_HEADER_LEN: u64 = 4096;
 /// Bytes of the lock file: the largest unit of direct I/O that a pool uses.
 pub(crate) const LOCK_LEN: usize = 4096;
 
@@ -40,7 +42,11 @@ impl FileId {
                 offset % CONTAINER_LEN,
             )
         } else {
-            (FileId { object, chunk: 0 }, offset)
+            let header = match object.kind {
+                ObjectKind::Log => LOG_HEADER_LEN,
+                _ => 0,
+            };
+            (FileId { object, chunk: 0 }, offset.saturating_add(header))
         }
     }
 
@@ -168,7 +174,12 @@ mod tests {
         ] {
             let (file, offset) = FileId::locate(id, 3 * CONTAINER_LEN + 5);
             assert_eq!(parse(lineage, &file.name()), Some(file));
-            assert_eq!(file.chunk * CONTAINER_LEN + offset, 3 * CONTAINER_LEN + 5);
+            let header = match id.kind {
+                ObjectKind::Log => 4096,
+                _ => 0,
+            };
+            let place = file.chunk * CONTAINER_LEN + offset;
+            assert_eq!(place, 3 * CONTAINER_LEN + 5 + header);
         }
         let path = Layout::new(Path::new("/p")).file(FileId::locate(ObjectId::head(lineage), 0).0);
         assert_eq!(

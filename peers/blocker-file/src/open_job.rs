@@ -11,6 +11,7 @@ use nix::fcntl::OFlag;
 use crate::access::overwrite_in_place;
 use crate::descriptors::wait;
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
+use crate::log_job::make_header;
 
 /// Whether a file that is not there is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +96,10 @@ impl OpenJob {
         if create && self.id.object.kind == ObjectKind::Data {
             // Its full length at once, all hole: writes beyond the end of a file are serialised.
             file.set_len(CONTAINER_LEN)?;
+        }
+        if self.missing == Missing::Create && self.id.object.kind == ObjectKind::Log {
+            // Also of one whose making was cut short.
+            make_header(&file)?;
         }
         Ok(file)
     }

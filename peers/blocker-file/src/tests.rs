@@ -1,6 +1,7 @@
 //! The conformance battery on a disk and in memory, and what only files have.
 
 mod full;
+mod logs;
 
 use std::cell::RefCell;
 use std::path::Path;

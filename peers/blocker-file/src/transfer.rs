@@ -52,6 +52,17 @@ pub(crate) enum Stage {
     MakingDurable(u32),
 }
 
+/// How long what a transfer writes is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// Until a power cut, for sure.
+    Written,
+    /// For good, when it is answered.
+    Durable,
+    /// The same, in a log.
+    Appended,
+}
+
 /// What an answer of the ring means to a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moved {
@@ -72,7 +83,7 @@ pub(crate) struct Transfer {
     /// Byte of the file.
     offset: u64,
     len: u32,
-    durable: bool,
+    kept: Kept,
     memory: Vec<Span>,
     /// The buffer that stands for `memory`.
     buffer: Option<Region>,
@@ -103,7 +114,11 @@ impl Transfer {
             },
             offset,
             len: request.len,
-            durable: request.flags & FLAG_DURABLE != 0,
+            kept: match request.op {
+                ObjectOp::Append => Kept::Appended,
+                _ if request.flags & FLAG_DURABLE != 0 => Kept::Durable,
+                _ => Kept::Written,
+            },
             memory,
             buffer: None,
             moved: 0,
@@ -148,7 +163,12 @@ impl Transfer {
 
     /// Whether it is a write that is durable when it is answered.
     pub(crate) fn is_durable_write(&self) -> bool {
-        self.durable && self.is_write()
+        self.kept != Kept::Written && self.is_write()
+    }
+
+    /// Whether it appends to a log: it has the file alone, and the log is waiting for its end.
+    pub(crate) fn is_append(&self) -> bool {
+        self.kept == Kept::Appended
     }
 
     /// Whether it may still move bytes of data: paused writes will not before the gate is open.
@@ -161,7 +181,7 @@ impl Transfer {
         match (self.direction, self.open.id().object.kind) {
             (Direction::Read, _) | (Direction::Write, ObjectKind::Data) => None,
             // An append is durable; what is not makes a new log.
-            (Direction::Write, ObjectKind::Log) if !self.durable => Some(Claim::Half),
+            (Direction::Write, ObjectKind::Log) if self.kept == Kept::Written => Some(Claim::Half),
             (Direction::Write, _) => Some(Claim::All),
         }
     }
@@ -231,9 +251,9 @@ impl Transfer {
         match self.direction {
             Direction::Read => source.read(file, spans, at, token),
             Direction::Write => {
-                let durability = match self.durable {
-                    true => Durability::Now,
-                    false => Durability::Later,
+                let durability = match self.kept {
+                    Kept::Written => Durability::Later,
+                    Kept::Durable | Kept::Appended => Durability::Now,
                 };
                 source.write(file, spans, at, durability, token);
             }

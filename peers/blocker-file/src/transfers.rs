@@ -74,6 +74,11 @@ impl Transfers {
         }
     }
 
+    /// Places, lengths and addresses that direct I/O takes are multiples of this.
+    pub(crate) fn alignment(&self) -> usize {
+        self.alignment as usize
+    }
+
     /// Time goes on.
     pub(crate) fn tick(&mut self, seconds: u64) {
         self.calls.tick(seconds);
@@ -182,6 +187,8 @@ impl Transfers {
             return true;
         }
         let wanted = match fit {
+            // Nothing that was started before may land on top of an append.
+            Fit::Whole | Fit::Memory if transfer.is_append() => Use::Alone,
             Fit::Whole | Fit::Memory => Use::Shared,
             Fit::Place => Use::Alone,
         };
@@ -397,6 +404,10 @@ impl Transfers {
         }
         if transfer.is_write() && !(transfer.is_durable_write() && result.is_ok()) {
             context.files.wrote(transfer.open());
+        }
+        if transfer.is_append() {
+            let moved = result.map(|()| transfer.len());
+            context.logs.append_ended(transfer.open().id(), moved);
         }
         let (ticket, len) = (transfer.ticket(), transfer.len());
         context.replies.push_result(ticket, len, result);

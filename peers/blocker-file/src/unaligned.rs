@@ -4,6 +4,7 @@
 //! sends such a request on the data path.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use archipelago_protocol::ErrorCode;
@@ -27,27 +28,57 @@ pub(crate) struct UnalignedTransfer {
     pub(crate) claim: Option<Claim>,
 }
 
+/// Zeros at an address that the medium takes.
+#[derive(Debug)]
+pub(crate) struct AlignedBuffer {
+    buffer: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuffer {
+    /// `len` bytes at an address that is a multiple of `unit`.
+    pub(crate) fn new(len: usize, unit: usize) -> Self {
+        let buffer = vec![0; len + unit];
+        let start = buffer.as_ptr().align_offset(unit);
+        AlignedBuffer { buffer, start, len }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..][..self.len]
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..][..self.len]
+    }
+
+    /// Reads what `file` holds from `offset` on. Zeros stay only beyond the end of the file: a read that stops earlier must not
+    /// pass for one.
+    pub(crate) fn fill_from(&mut self, file: &File, offset: u64) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < self.len {
+            let rest = &mut self.bytes_mut()[filled..];
+            match file.read_at(rest, offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl UnalignedTransfer {
     pub(crate) fn run(&self) -> Result<(), ErrorCode> {
         let unit = self.unit as u64;
         let start = self.offset / unit * unit;
         let before = usize::try_from(self.offset - start).map_err(|_long| ErrorCode::Internal)?;
         let around = (before + self.len).next_multiple_of(self.unit);
-        // Room to begin at an address that the medium takes.
-        let mut buffer = vec![0; around + self.unit];
-        let skipped = buffer.as_ptr().align_offset(self.unit);
-        let blocks = &mut buffer[skipped..][..around];
-        // Up to the end of the file, beyond which there are zeros: a read that stops earlier must not pass for one.
-        let mut filled = 0;
-        while filled < around {
-            let at = start + filled as u64;
-            match self.file.read_at(&mut blocks[filled..], at) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(code_of(&error)),
-            }
-        }
+        let mut buffer = AlignedBuffer::new(around, self.unit);
+        let filled = buffer.fill_from(&self.file, start);
+        filled.map_err(|error| code_of(&error))?;
+        let blocks = buffer.bytes_mut();
         let place = before..before + self.len;
         match self.direction {
             Direction::Read => scatter(&blocks[place], &self.memory),

@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::Span;
 
 /// Storage for objects, polled from one thread. The contract is [`archipelago_protocol::object`]'s.
 ///
-/// Requests come checked for form; `memory` holds exactly `request.len` bytes and stays mapped until the reply.
+/// Requests come checked for form, and [`ObjectOp::Capabilities`](archipelago_protocol::object::ObjectOp::Capabilities) does not come; `memory` holds exactly `request.len` bytes and stays mapped until the reply.
 pub trait Backend {
     /// What it is called in logs and figures.
     fn name(&self) -> &str;
+
+    /// What it does by itself, from its first request to its last.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE
+    }
 
     /// Figures of its own by name, in the order in which they are reported.
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -2,6 +2,7 @@
 //!
 //! * [`Backend`]: what each kind of storage implements; the contract itself is [`archipelago_protocol::object`]'s.
 //! * [`BlockerPeer`]: the peer that serves one backend to any number of channels, each within its [`Rights`].
+//! * [`logs`]: what an append or a seal comes to, and how a log's end is found on a medium of sectors.
 //! * [`slots`]: how a small compare-and-swap object lies on a medium of sectors, for backends that need it.
 //!
 //! Requests are checked here once for all backends: form, rights, memory and fairness are the peer's, so that a
@@ -16,6 +17,7 @@ mod backend;
 mod channel;
 mod counters;
 mod in_flight;
+pub mod logs;
 mod peer;
 mod rights;
 mod scatter;

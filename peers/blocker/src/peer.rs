@@ -185,6 +185,14 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             self.counters.failed += 1;
             return channel.answer(entry.tag, &ObjectReply::failed(ErrorCode::Denied));
         }
+        if request.op == ObjectOp::Capabilities {
+            let values = [self.backend.capabilities().bits(), 0];
+            let reply = ObjectReply {
+                values,
+                ..ObjectReply::done(0)
+            };
+            return channel.answer(entry.tag, &reply);
+        }
         let started = Started {
             channel: channel.id,
             tag: entry.tag,
@@ -210,7 +218,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         channel.started();
         match request.op {
             ObjectOp::Read | ObjectOp::ReadSwapped => self.counters.reads += 1,
-            ObjectOp::Write => self.counters.writes += 1,
+            ObjectOp::Write | ObjectOp::Append => self.counters.writes += 1,
             ObjectOp::Sync | ObjectOp::SyncPool => self.counters.syncs += 1,
             ObjectOp::CompareAndSwap => self.counters.swaps += 1,
             _ => {}
@@ -237,7 +245,9 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
             (ObjectOp::Read | ObjectOp::ReadSwapped, Ok(len)) => {
                 self.counters.read_bytes += u64::from(len);
             }
-            (ObjectOp::Write, Ok(_)) => self.counters.written_bytes += u64::from(started.len),
+            (ObjectOp::Write | ObjectOp::Append, Ok(_)) => {
+                self.counters.written_bytes += u64::from(started.len);
+            }
             (_, Ok(_)) => {}
             (_, Err(_)) => self.counters.failed += 1,
         }
@@ -262,10 +272,10 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
 
 /// Whether the operation moves bytes; the others' `len` is a range or nothing.
 fn uses_memory(request: &ObjectRequest) -> bool {
-    use ObjectOp::{CompareAndSwap, List, Read, ReadSwapped, Write};
+    use ObjectOp::{Append, CompareAndSwap, List, Read, ReadSwapped, Write};
     matches!(
         request.op,
-        Read | Write | CompareAndSwap | ReadSwapped | List
+        Read | Write | Append | CompareAndSwap | ReadSwapped | List
     ) && request.len > 0
 }
 

@@ -24,7 +24,7 @@ impl Rights {
     pub fn allow(self, request: &ObjectRequest, grants: &Grants) -> bool {
         let of_data = request.id.kind == ObjectKind::Data;
         match (self, request.op) {
-            (Rights::All, _) | (_, ObjectOp::SyncPool) => true,
+            (Rights::All, _) | (_, ObjectOp::SyncPool | ObjectOp::Capabilities) => true,
             (Rights::Granted, ObjectOp::Write) => {
                 of_data && grants.permit(request.id.lineage, Access::Write)
             }
@@ -44,8 +44,8 @@ mod tests {
     #[test]
     fn a_volume_peer_moves_data_and_asks_for_nothing_else() {
         use ObjectOp::{
-            CompareAndSwap, Delete, DeleteLineage, List, Punch, Read, ReadSwapped, Stat, StatPool,
-            Sync, SyncPool, Write,
+            Append, Capabilities, CompareAndSwap, Create, Delete, DeleteLineage, List, Punch, Read,
+            ReadSwapped, Seal, Stat, StatPool, Sync, SyncPool, Write,
         };
         let kinds = [
             ObjectKind::Data,
@@ -66,6 +66,9 @@ mod tests {
             (Stat, false),
             (StatPool, false),
             (List, false),
+            (Append, false),
+            (Seal, false),
+            (Create, false),
         ];
         let none = Grants::default();
         let (mut read, mut written) = (Grants::default(), Grants::default());
@@ -99,8 +102,10 @@ mod tests {
                     );
                 }
             }
-            // A sync of the pool names no object.
-            assert!(Rights::Granted.allow(&request(SyncPool), &none));
+            // These name no object.
+            for op in [SyncPool, Capabilities] {
+                assert!(Rights::Granted.allow(&request(op), &none));
+            }
         }
     }
 }

@@ -30,7 +30,7 @@ pub fn encode_batch(
 /// A log that was only made.
 #[must_use]
 pub fn blank_log(lineage: Lineage, len: u64) -> Vec<u8> {
-    crate::log::blank(lineage, 0..len)
+    archipelago_protocol::log_sector::blank(lineage, 0..len)
 }
 
 #[must_use]

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::catalogue::CatalogueRequest;
 use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::map::MapRequest;
@@ -79,6 +80,11 @@ impl Mapper {
     pub fn client_gone(&mut self, client: ClientId) {
         session::client_gone(&self.parts, client);
         self.run();
+    }
+
+    /// Sets what the blocker's backend does by itself. Until then it does nothing beyond the contract.
+    pub fn set_capabilities(&mut self, capabilities: Capabilities) {
+        self.parts.pool.disk.set_capabilities(capabilities);
     }
 
     /// Takes the answer to an [`Effect::Object`]; `data` is what was read, empty otherwise.

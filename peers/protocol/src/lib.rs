@@ -8,6 +8,8 @@
 //! | [`journaled`] | the same: blocks that a small flush hands to the log |
 //! | [`status`] | driver, volume peer and mapper: which parts of a volume hold data |
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
+//! | [`capabilities`] | the same: what a backend does by itself |
+//! | [`log_sector`] | the same: what a log is made of |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
 //! | [`endpoint`] | the same, and drivers: which volume is served, at what kind of endpoint |
@@ -25,6 +27,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capabilities;
 pub mod catalogue;
 pub mod check;
 pub mod control;
@@ -36,6 +39,7 @@ pub mod ids;
 pub mod journaled;
 pub mod labels;
 pub mod last_words;
+pub mod log_sector;
 pub mod map;
 pub mod object;
 pub mod on_full;

@@ -12,12 +12,19 @@
 //! - [`ObjectOp::CompareAndSwap`] is atomic and durable when completed: after a crash the object is old or new.
 //! - What was never written reads as zeros, in objects that exist; an object that does not exist is
 //!   [`ErrorCode::NotFound`] to read (data and metadata alike), and is created by its first write.
-//! - Every request may be repeated: the same write, swap, punch or delete again leaves the same state.
+//! - Every request may be repeated: the same write, swap, append, seal, punch or delete again leaves the same state. After a
+//!   [`ObjectOp::Create`] whose answer was lost, the repetition says [`ErrorCode::Exists`].
+//!
+//! Logs
+//! - A log is made by plain writes of blank sectors ([`crate::log_sector`]), and has the length that these gave it. It changes by
+//!   appends from then on: after the first one a plain write is [`ErrorCode::Stale`].
+//! - Position `p` of a log stands at `p` modulo its length. Its **end** is the position behind the last append that landed whole.
+//! - Its **token** is the generation whose session may append. A seal raises it and nothing lowers it.
 
 use xseg::{Completion, Submission};
 
 use crate::error::ErrorCode;
-use crate::ids::{Epoch, Lineage, ObjectSize};
+use crate::ids::{Epoch, Generation, Lineage, ObjectSize};
 
 /// What an object holds. A part of its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,7 +34,7 @@ pub enum ObjectKind {
     Data = 0,
     /// A small object changed by compare-and-swap only: a volume's or the catalogue's head. `number` is 0.
     Head = 1,
-    /// A log, overwritten in a circle. `number` counts logs of this lineage.
+    /// A log, appended to in a circle. `number` counts logs of this lineage, below 2^32.
     Log = 2,
     /// Map or catalogue pages, appended, never changed. `number` counts packs of this lineage.
     Pack = 3,
@@ -159,7 +166,8 @@ pub enum ObjectOp {
     DeleteLineage = 8,
     /// Gives the space of `[offset, offset + len)` back; it reads as zeros afterwards.
     Punch = 9,
-    /// Result 0; values: bytes that the object occupies, and its length.
+    /// Result 0; values: bytes that the object occupies, and its length. Looks at this object and no other, so its cost does not
+    /// grow with what else there is. For data: all that the lineage wrote in the epoch, at a cost that grows with the lineage.
     Stat = 10,
     /// Result 0; values: bytes free and bytes in all of the pool.
     StatPool = 11,
@@ -168,13 +176,27 @@ pub enum ObjectOp {
     /// [`ErrorCode::Invalid`].
     List = 12,
     // Retired: 13, a barrier. It did nothing, and completed when all earlier requests of its channel had.
+    /// Appends `len` bytes, the sectors of one batch of [`crate::log_sector`], to the log `id`, durably. Result: `len`. They land
+    /// only if `offset` is the log's end and `token` is not below the log's; otherwise the log stays as it is, and the reply is
+    /// [`ErrorCode::Stale`] with the end as value 0. A repetition of the append that landed last, with equal bytes, succeeds.
+    /// Bytes that would cross the end of the circle, or are no batch of this position and token: [`ErrorCode::Invalid`].
+    Append = 14,
+    /// Raises the token of the log `id` to `token`, durably, and waits for the appends in flight: from its completion on each append
+    /// with a lower token is [`ErrorCode::Stale`], whatever dies. Needs no room. Result 0. A token below the log's:
+    /// [`ErrorCode::Stale`] with that one as value 0; the same again succeeds.
+    Seal = 15,
+    /// Makes an empty object, durably, which nobody has made before: [`ErrorCode::Exists`] if it is there. Not for heads, which a
+    /// swap of version 0 makes, nor for data, whose objects share files.
+    Create = 16,
+    /// Value 0: the [`Capabilities`](crate::capabilities::Capabilities) of the backend. `id` names nothing.
+    Capabilities = 17,
 }
 
 impl ObjectOp {
     fn from_bits(bits: u8) -> Option<Self> {
         use ObjectOp::{
-            CompareAndSwap, Delete, DeleteLineage, List, Punch, Read, ReadSwapped, Stat, StatPool,
-            Sync, SyncPool, Write,
+            Append, Capabilities, CompareAndSwap, Create, Delete, DeleteLineage, List, Punch, Read,
+            ReadSwapped, Seal, Stat, StatPool, Sync, SyncPool, Write,
         };
         [
             Read,
@@ -189,9 +211,18 @@ impl ObjectOp {
             Stat,
             StatPool,
             List,
+            Append,
+            Seal,
+            Create,
+            Capabilities,
         ]
         .into_iter()
         .find(|op| *op as u8 == bits)
+    }
+
+    /// Whether the operation is of a session, whose token it carries.
+    fn has_token(self) -> bool {
+        matches!(self, ObjectOp::Append | ObjectOp::Seal)
     }
 }
 
@@ -201,6 +232,8 @@ pub const FLAG_DURABLE: u8 = 1;
 pub const SWAP_LEN_MAX: u32 = 4096 - 64;
 /// Most bytes of one read or write: larger ones are split by the client.
 pub const IO_LEN_MAX: u32 = 32 << 20;
+/// The bits of a log's number beside a token: both go into one word.
+const NUMBER_MASK: u64 = u32::MAX as u64;
 /// Bytes of an id in a listing.
 pub const OBJECT_ID_LEN: usize = 32;
 /// Most entries of a scatter list.
@@ -230,8 +263,11 @@ pub struct ObjectRequest {
     pub id: ObjectId,
     /// Size of the pieces into which the volume's data is cut; matters to backends with one object each.
     pub object_size: ObjectSize,
-    /// Byte offset in the object's address space; for [`ObjectOp::CompareAndSwap`] the expected version.
+    /// Byte offset in the object's address space; for [`ObjectOp::CompareAndSwap`] the expected version, for
+    /// [`ObjectOp::Append`] the position.
     pub offset: u64,
+    /// Whose session asks, for [`ObjectOp::Append`] and [`ObjectOp::Seal`]; below 2^32. Others carry none.
+    pub token: Generation,
     /// Bytes of data in memory.
     pub len: u32,
     /// Where the data is.
@@ -248,6 +284,7 @@ impl ObjectRequest {
             id,
             object_size: ObjectSize::DEFAULT,
             offset: 0,
+            token: Generation(0),
             len: 0,
             memory: Memory::default(),
         }
@@ -257,6 +294,10 @@ impl ObjectRequest {
     #[must_use]
     pub fn encode(&self) -> Submission {
         let [high, low] = self.id.lineage.to_words();
+        let number = match self.op.has_token() {
+            true => self.id.number & NUMBER_MASK | self.token.0 << 32,
+            false => self.id.number,
+        };
         Submission {
             tag: 0,
             op: self.op as u8,
@@ -267,7 +308,7 @@ impl ObjectRequest {
             region: self.memory.region,
             offset: self.offset,
             region_offset: self.memory.offset,
-            args: [high, low, self.id.number],
+            args: [high, low, number],
         }
     }
 
@@ -287,16 +328,21 @@ impl ObjectRequest {
         if !fits {
             return Err(ErrorCode::Invalid);
         }
+        let (number, token) = match op.has_token() {
+            true => (entry.args[2] & NUMBER_MASK, entry.args[2] >> 32),
+            false => (entry.args[2], 0),
+        };
         Ok(ObjectRequest {
             op,
             flags: entry.flags,
             id: ObjectId {
                 lineage: Lineage::from_words(entry.args[0], entry.args[1]),
                 kind,
-                number: entry.args[2],
+                number,
             },
             object_size,
             offset: entry.offset,
+            token: Generation(token),
             len: entry.len,
             memory: Memory {
                 region: entry.region,
@@ -386,6 +432,7 @@ mod tests {
             id: ObjectId::pack(Lineage(7 << 70 | 3), 9),
             object_size: ObjectSize::MAX,
             offset: 1 << 40,
+            token: Generation(0),
             len: 4096,
             memory: Memory {
                 region: 3,
@@ -433,7 +480,7 @@ mod tests {
         for bits in 0..=u8::MAX {
             let op = ObjectRequest::decode(&Submission { op: bits, ..good });
             let expected = match bits {
-                1..=12 => Ok(bits),
+                1..=12 | 14..=17 => Ok(bits),
                 _ => Err(ErrorCode::Unsupported),
             };
             assert_eq!(op.map(|request| request.op as u8), expected);
@@ -457,6 +504,21 @@ mod tests {
         let told = ids.map(|id| (id.lineage, id.kind as u8, id.number));
         let expected = [(0, 7), (1, 0), (2, 7), (3, 7)];
         assert_eq!(told, expected.map(|(kind, number)| (lineage, kind, number)));
+    }
+
+    #[test]
+    fn a_session_s_operations_have_its_token_beside_the_number() {
+        for op in [ObjectOp::Append, ObjectOp::Seal] {
+            let request = ObjectRequest {
+                token: Generation(7),
+                ..ObjectRequest::new(op, ObjectId::log(Lineage(1), 9))
+            };
+            let entry = request.encode();
+            assert_eq!(entry.args[2], 7 << 32 | 9);
+            assert_eq!(ObjectRequest::decode(&entry), Ok(request));
+        }
+        let delete = ObjectRequest::new(ObjectOp::Delete, ObjectId::log(Lineage(1), u64::MAX));
+        assert_eq!(ObjectRequest::decode(&delete.encode()), Ok(delete));
     }
 
     #[test]

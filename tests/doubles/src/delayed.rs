@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_blocker::Backend;
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
@@ -138,6 +139,10 @@ impl<B: Backend> Delayed<B> {
 impl<B: Backend> Backend for Delayed<B> {
     fn name(&self) -> &str {
         self.backend.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.backend.capabilities()
     }
 
     fn look(&mut self, now: Duration) {

@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use archipelago_blocker::Backend;
+use archipelago_blocker::logs::{Landing, LogState};
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::error::ErrorCode;
+use archipelago_protocol::log_sector::is_batch;
 use archipelago_protocol::object::{
-    OBJECT_ID_LEN, ObjectId, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
+    OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
 };
 use xseg::Span;
 
@@ -24,6 +27,8 @@ struct Object {
     pages: BTreeMap<u64, Box<[u8; PAGE]>>,
     /// End of the last byte written.
     len: u64,
+    /// Of a log.
+    log: LogState,
 }
 
 #[derive(Debug)]
@@ -69,13 +74,35 @@ impl MemoryBackend {
             ObjectOp::Write => {
                 let mut bytes = std::mem::take(&mut self.bounce);
                 gather(&mut bytes, memory);
-                self.objects
-                    .entry(id)
-                    .or_default()
-                    .write(request.offset, &bytes);
+                let object = self.objects.entry(id).or_default();
+                if object.log.end > 0 {
+                    return Ok(stale(object.log.end));
+                }
+                object.write(request.offset, &bytes);
                 self.bounce = bytes;
                 ObjectReply::done(request.len)
             }
+            ObjectOp::Append | ObjectOp::Seal if id.kind != ObjectKind::Log => {
+                return Err(ErrorCode::Invalid);
+            }
+            ObjectOp::Append => self.append(request, memory)?,
+            ObjectOp::Seal => {
+                let object = self.objects.get_mut(&id).ok_or(ErrorCode::NotFound)?;
+                if request.token < object.log.token {
+                    return Ok(stale(object.log.token.0));
+                }
+                object.log.token = request.token;
+                ObjectReply::done(0)
+            }
+            ObjectOp::Create if matches!(id.kind, ObjectKind::Head | ObjectKind::Data) => {
+                return Err(ErrorCode::Invalid);
+            }
+            ObjectOp::Create if self.objects.contains_key(&id) => return Err(ErrorCode::Exists),
+            ObjectOp::Create => {
+                self.objects.insert(id, Object::default());
+                ObjectReply::done(0)
+            }
+            ObjectOp::Capabilities => return Err(ErrorCode::Internal),
             ObjectOp::Sync | ObjectOp::SyncPool => ObjectReply::done(0),
             ObjectOp::CompareAndSwap => self.swap(request, memory)?,
             ObjectOp::ReadSwapped => {
@@ -127,6 +154,42 @@ impl MemoryBackend {
             }
             ObjectOp::List => self.list(request, memory)?,
         })
+    }
+
+    fn append(
+        &mut self,
+        request: &ObjectRequest,
+        memory: &[Span],
+    ) -> Result<ObjectReply, ErrorCode> {
+        let ObjectRequest {
+            id,
+            len,
+            offset,
+            token,
+            ..
+        } = *request;
+        let object = self.objects.get_mut(&id).ok_or(ErrorCode::NotFound)?;
+        let mut bytes = Vec::new();
+        gather(&mut bytes, memory);
+        if !is_batch(&bytes, len, id.lineage, offset, token) {
+            return Err(ErrorCode::Invalid);
+        }
+        match object.log.append(object.len, offset, len, token) {
+            Landing::At(place) => {
+                object.write(place, &bytes);
+                object.log.end = offset + u64::from(len);
+            }
+            Landing::IfRepeated(place) => {
+                let mut there = vec![0; bytes.len()];
+                object.read(place, &mut there);
+                if there != bytes {
+                    return Ok(stale(object.log.end));
+                }
+            }
+            Landing::Stale => return Ok(stale(object.log.end)),
+            Landing::Invalid => return Err(ErrorCode::Invalid),
+        }
+        Ok(ObjectReply::done(len))
     }
 
     fn swap(&mut self, request: &ObjectRequest, memory: &[Span]) -> Result<ObjectReply, ErrorCode> {
@@ -193,6 +256,14 @@ impl MemoryBackend {
     }
 }
 
+/// The refusal that says what is there.
+fn stale(there: u64) -> ObjectReply {
+    ObjectReply {
+        result: Err(ErrorCode::Stale),
+        values: [there, 0],
+    }
+}
+
 impl Object {
     fn read(&self, offset: u64, into: &mut [u8]) {
         for_pages(offset, into.len(), |page, within, range| {
@@ -230,6 +301,10 @@ impl Object {
 impl Backend for MemoryBackend {
     fn name(&self) -> &str {
         "memory"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::DURABLE
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {

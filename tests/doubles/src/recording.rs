@@ -22,6 +22,7 @@ use std::io::{ErrorKind, Read, Result, Write};
 use std::time::Duration;
 
 use archipelago_blocker::Backend;
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolReport, Wait};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Span, Submission};
@@ -53,12 +54,16 @@ pub enum Recorded {
 
 /// Whether a request is worth an entry.
 fn counts(op: ObjectOp) -> bool {
-    use ObjectOp::{List, Read, ReadSwapped, Stat, StatPool};
-    !matches!(op, List | Read | ReadSwapped | Stat | StatPool)
+    use ObjectOp::{Capabilities, List, Read, ReadSwapped, Stat, StatPool};
+    let changes = !matches!(op, List | Read | ReadSwapped | Stat | StatPool);
+    changes && op != Capabilities
 }
 
 fn carries_data(op: ObjectOp) -> bool {
-    matches!(op, ObjectOp::Write | ObjectOp::CompareAndSwap)
+    matches!(
+        op,
+        ObjectOp::Write | ObjectOp::Append | ObjectOp::CompareAndSwap
+    )
 }
 
 fn put(out: &mut impl Write, words: [u64; WORDS], data: &[u8]) -> Result<()> {
@@ -198,6 +203,10 @@ impl<B: Backend, W: Write> Recording<B, W> {
 impl<B: Backend, W: Write> Backend for Recording<B, W> {
     fn name(&self) -> &str {
         self.backend.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.backend.capabilities()
     }
 
     fn look(&mut self, now: Duration) {

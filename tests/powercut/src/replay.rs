@@ -60,7 +60,8 @@ pub struct Replay {
 
 fn makes_durable(request: &ObjectRequest) -> bool {
     match request.op {
-        ObjectOp::Sync | ObjectOp::SyncPool | ObjectOp::CompareAndSwap => true,
+        ObjectOp::Sync | ObjectOp::SyncPool => true,
+        ObjectOp::CompareAndSwap | ObjectOp::Append | ObjectOp::Seal | ObjectOp::Create => true,
         ObjectOp::Write => request.flags & FLAG_DURABLE != 0,
         _ => false,
     }

@@ -5,7 +5,8 @@
 //! - Each backend call that changes something is a crash point: a clone of all that survives the processes.
 //! - What is given out for a first write was never written before, but by ourselves since the last unclean end.
 //! - A node that was taken over is fenced: what it has in flight has happened or never will, and the backend refuses what
-//!   it asks from then on. But for swaps: those are decided by what they compare, whenever they come.
+//!   it asks from then on. But for swaps, appends and seals: the backend itself decides those, by the version of a head or by the
+//!   end and the token of a log, whenever they come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -82,10 +83,19 @@ pub struct Wiring {
 
 fn makes_durable(request: &ObjectRequest) -> bool {
     match request.op {
-        ObjectOp::Sync | ObjectOp::SyncPool => true,
+        ObjectOp::Sync | ObjectOp::SyncPool | ObjectOp::Append => true,
         ObjectOp::Write => request.flags & FLAG_DURABLE != 0,
         _ => false,
     }
+}
+
+/// Whether nothing but the pool's fence keeps a node that was replaced from this: all but what the backend decides itself, by the
+/// version of a head or by the end and the token of a log, whenever it comes.
+fn needs_fence(request: &ObjectRequest) -> bool {
+    !matches!(
+        request.op,
+        ObjectOp::CompareAndSwap | ObjectOp::Append | ObjectOp::Seal
+    )
 }
 
 fn reads(op: ObjectOp) -> bool {
@@ -210,7 +220,7 @@ impl Wiring {
     pub fn fence(&mut self, random: &mut Random) {
         let tickets: Vec<u64> = self.calls.keys().copied().collect();
         for ticket in tickets {
-            if self.calls[&ticket].request.op == ObjectOp::CompareAndSwap {
+            if !needs_fence(&self.calls[&ticket].request) {
                 continue;
             }
             if random.below(2) == 0 {
@@ -322,7 +332,7 @@ impl Wiring {
             memory,
         } = call;
         let ours = node == self.owner() && !self.fenced;
-        if !ours && request.op != ObjectOp::CompareAndSwap {
+        if !ours && needs_fence(&request) {
             return self.refused.push((node, ticket));
         }
         self.next += 1;
@@ -340,7 +350,7 @@ impl Wiring {
         self.calls.insert(self.next, call);
         let changes = !reads(request.op) && request.op != ObjectOp::Stat;
         let filler = self.filling
-            && request.op == ObjectOp::Write
+            && matches!(request.op, ObjectOp::Write | ObjectOp::Append)
             && matches!(request.id.kind, ObjectKind::Data | ObjectKind::Log);
         if changes && !filler && self.points.is_some() {
             let point = self.crash_point();
@@ -356,7 +366,7 @@ impl Wiring {
             ticket,
             request,
         } = self.calls.remove(&ticket).expect("every call has an owner");
-        let swaps = request.op == ObjectOp::CompareAndSwap;
+        let swaps = matches!(request.op, ObjectOp::CompareAndSwap | ObjectOp::Seal);
         if reply.result.is_err() && node == self.owner() && (swaps || makes_durable(&request)) {
             self.note_failure(&request);
         }

@@ -128,16 +128,16 @@ fn with_no_page_left_metadata_is_written_and_data_is_not() {
         );
         let swapped = full.driver.swap(ObjectId::head(Lineage(3)), 0, b"head");
         assert_eq!(swapped.result, Ok(0));
-        // A pack, a log, a head of two pages.
-        assert_eq!(full.held(), RESERVE - 4 * 4096);
-        assert_eq!(full.backend.borrow().figures().reserve_spent, 3);
+        // A pack, a log and the block of its token, a head of two pages.
+        assert_eq!(full.held(), RESERVE - 5 * 4096);
+        assert_eq!(full.backend.borrow().figures().reserve_spent, 4);
         for id in [pack, log] {
             assert_eq!(full.driver.read(id, 0, 4096).as_deref(), Ok(&page[..]));
         }
         // What has its place is written as ever.
         assert_eq!(full.driver.write(data(1), 0, &[4; MIB]), Ok(1 << 20));
         assert_eq!(full.new_data(1), Err(ErrorCode::NoSpace));
-        assert_eq!(full.held(), RESERVE - 4 * 4096);
+        assert_eq!(full.held(), RESERVE - 5 * 4096);
     });
 }
 
@@ -145,17 +145,18 @@ fn with_no_page_left_metadata_is_written_and_data_is_not() {
 fn a_new_log_leaves_half_of_the_reserve_and_an_append_none() {
     on_a_full_file_system(|full| {
         let log = ObjectId::log(Lineage(2), 1);
-        let (mut at, piece) = (0, vec![5; 64 << 10]);
+        let (mut at, piece) = (0, vec![5; 4096]);
         let mut fill = |flags| {
             loop {
                 match full.driver.write_with(log, at, &piece, flags) {
-                    Ok(_) => at += 64 << 10,
+                    Ok(_) => at += 4096,
                     Err(code) => return (code, at),
                 }
             }
         };
-        assert_eq!(fill(0), (ErrorCode::NoSpace, RESERVE / 2));
-        assert_eq!(fill(FLAG_DURABLE), (ErrorCode::NoSpace, RESERVE));
+        let header = 4096;
+        assert_eq!(fill(0), (ErrorCode::NoSpace, RESERVE / 2 - header));
+        assert_eq!(fill(FLAG_DURABLE), (ErrorCode::NoSpace, RESERVE - header));
     });
 }
 
@@ -196,15 +197,15 @@ fn the_reserve_grows_before_data_does() {
         let log = ObjectId::log(Lineage(2), 1);
         let half = vec![6; 512 << 10];
         let taken = full.driver.write_with(log, 0, &half, FLAG_DURABLE);
-        assert_eq!((taken, full.held()), (Ok(512 << 10), RESERVE / 2));
+        assert_eq!((taken, full.held()), (Ok(512 << 10), RESERVE / 2 - 4096));
         assert_eq!(full.new_data(0), Err(ErrorCode::NoSpace));
         // The first write that finds room has the reserve take the rest of what is missing.
         full.free(half.len());
         assert_eq!(full.driver.write(data(1), 1 << 30, &[2; 4096]), Ok(4096));
-        full.wait_until_held(RESERVE - 4096);
+        full.wait_until_held(RESERVE - 2 * 4096);
         assert_eq!(full.new_data(1), Err(ErrorCode::NoSpace));
         // Without a write it is found within a second.
-        full.free(4096);
+        full.free(2 * 4096);
         full.look();
         full.wait_until_held(RESERVE);
         assert_eq!(full.new_data(2), Err(ErrorCode::NoSpace));

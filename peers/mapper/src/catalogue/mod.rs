@@ -205,7 +205,12 @@ impl Catalogue {
         let first = state == State::Unread;
         match state {
             State::Ready => return Ok(guard),
-            State::Failed(failure) if failure.code == ErrorCode::Damaged => return Err(failure),
+            // Damage stays, and so does a successor: whoever was replaced takes nothing back.
+            State::Failed(failure)
+                if matches!(failure.code, ErrorCode::Damaged | ErrorCode::Stale) =>
+            {
+                return Err(failure);
+            }
             State::Failed(_) | State::Unread => {}
         }
         let mut read = self.read().await;
@@ -243,14 +248,18 @@ impl Catalogue {
             Some((version, bytes)) => (CatalogueHead::decode(&bytes)?, version),
             None => (self.create().await?, 0),
         };
+        let next = Generation(head.generation.0 + 1);
+        // Its predecessor may live: nothing that it appends from here on is lost, because it is refused.
+        head.log().seal(&self.pool.disk, next).await?;
         // A predecessor may have died between writing and syncing: what is read must be durable.
         self.pool.disk.sync(head.log().id).await?;
         let (mut names, mut log) = stored(&self.pool, &head).await?;
         self.head.refresh(head, version)?;
-        head.generation = Generation(head.generation.0 + 1);
+        head.generation = next;
         head.owner = self.pool.config.owner;
         self.head.swap(&self.pool.disk, head).await?;
         log.generation = head.generation;
+        log.token = head.generation;
         names.keep_reservations(&self.names.borrow());
         *self.names.borrow_mut() = names;
         *self.log.borrow_mut() = log;

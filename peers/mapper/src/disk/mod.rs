@@ -13,11 +13,11 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::object::{
-    FLAG_DURABLE, OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
-    SWAP_LEN_MAX,
+    OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
 };
-use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{ErrorCode, Generation, Lineage, ObjectSize};
 use rustc_hash::FxHashMap;
 
 use crate::effect::{Effect, EffectId};
@@ -41,6 +41,8 @@ pub(crate) struct Disk {
     requests: Cell<u64>,
     /// Syncs of the pool that failed so far.
     failed_pool_syncs: Cell<u64>,
+    /// What the backend does by itself, as far as that is known.
+    capabilities: Cell<Capabilities>,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,7 @@ impl Disk {
             effects: RefCell::default(),
             requests: Cell::new(0),
             failed_pool_syncs: Cell::new(0),
+            capabilities: Cell::default(),
         }
     }
 
@@ -90,6 +93,16 @@ impl Disk {
             *call = Call::Answered(reply, data);
             self.scheduler.wake(task);
         }
+    }
+
+    /// Sets what the backend does by itself.
+    pub(crate) fn set_capabilities(&self, capabilities: Capabilities) {
+        self.capabilities.set(capabilities);
+    }
+
+    /// Whether what was written is durable, so that there is nothing to sync.
+    fn is_durable(&self) -> bool {
+        self.capabilities.get().has(Capabilities::DURABLE)
     }
 
     async fn call(&self, request: ObjectRequest, data: Vec<u8>) -> (ObjectReply, Vec<u8>) {
@@ -159,19 +172,46 @@ impl Disk {
 
     /// Writes `data` to an object at `offset`.
     pub(crate) async fn write(&self, id: ObjectId, offset: u64, data: &[u8]) -> Outcome<()> {
-        self.write_pieces(id, ObjectSize::DEFAULT, offset, data, 0)
-            .await
+        self.write_data(id, ObjectSize::DEFAULT, offset, data).await
     }
 
-    /// The same, and it is durable afterwards. One request: `data` is at most one batch.
-    pub(crate) async fn write_durable(
+    /// Appends a batch to a log at `position`, as the session `token`; it is durable afterwards.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Stale`]: a newer session has sealed the log, or has appended there.
+    pub(crate) async fn append(
         &self,
         id: ObjectId,
-        offset: u64,
-        data: &[u8],
+        position: u64,
+        token: Generation,
+        batch: Vec<u8>,
     ) -> Outcome<()> {
-        self.write_pieces(id, ObjectSize::DEFAULT, offset, data, FLAG_DURABLE)
-            .await
+        let request = ObjectRequest {
+            offset: position,
+            token,
+            len: u32::try_from(batch.len()).expect("at most io_len_max"),
+            ..ObjectRequest::new(ObjectOp::Append, id)
+        };
+        let (reply, _) = self.call(request, batch).await;
+        match reply.result {
+            Ok(len) if len == request.len => Ok(()),
+            Ok(_) => Err(failed(ObjectOp::Append, id, ErrorCode::Io)),
+            Err(code) => Err(failed(ObjectOp::Append, id, code)),
+        }
+    }
+
+    /// Keeps sessions older than `token` from appending to a log, durably.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Stale`]: a newer session has sealed it.
+    pub(crate) async fn seal(&self, id: ObjectId, token: Generation) -> Outcome<()> {
+        let request = ObjectRequest {
+            token,
+            ..ObjectRequest::new(ObjectOp::Seal, id)
+        };
+        let (reply, _) = self.call(request, Vec::new()).await;
+        let sealed = reply.result.map(drop);
+        sealed.map_err(|code| failed(ObjectOp::Seal, id, code))
     }
 
     /// Writes a volume's data.
@@ -182,21 +222,9 @@ impl Disk {
         offset: u64,
         data: &[u8],
     ) -> Outcome<()> {
-        self.write_pieces(id, object_size, offset, data, 0).await
-    }
-
-    async fn write_pieces(
-        &self,
-        id: ObjectId,
-        object_size: ObjectSize,
-        offset: u64,
-        data: &[u8],
-        flags: u8,
-    ) -> Outcome<()> {
         let mut at = offset;
         for piece in data.chunks(self.io_len_max) {
             let request = ObjectRequest {
-                flags,
                 object_size,
                 offset: at,
                 len: u32::try_from(piece.len()).expect("at most io_len_max"),
@@ -216,6 +244,9 @@ impl Disk {
 
     /// Makes an object's completed writes durable.
     pub(crate) async fn sync(&self, id: ObjectId) -> Outcome<()> {
+        if self.is_durable() {
+            return Ok(());
+        }
         let failed_before = self.failed_pool_syncs.get();
         let synced = self.simple(ObjectOp::Sync, id).await;
         synced.map(drop).map_err(final_sync)?;
@@ -229,6 +260,9 @@ impl Disk {
         object_size: ObjectSize,
         offset: u64,
     ) -> Outcome<()> {
+        if self.is_durable() {
+            return Ok(());
+        }
         let request = ObjectRequest {
             object_size,
             offset,
@@ -243,6 +277,9 @@ impl Disk {
 
     /// Makes all completed writes to the pool durable.
     pub(crate) async fn sync_pool(&self) -> Outcome<()> {
+        if self.is_durable() {
+            return Ok(());
+        }
         let id = ObjectId::head(Lineage::CATALOGUE);
         let failed_before = self.failed_pool_syncs.get();
         let synced = self.simple(ObjectOp::SyncPool, id).await;
@@ -394,10 +431,13 @@ fn failed(op: ObjectOp, id: ObjectId, code: ErrorCode) -> Failure {
     let what = match op {
         ObjectOp::Read | ObjectOp::ReadSwapped => "reading",
         ObjectOp::Write => "writing",
+        ObjectOp::Append => "appending to",
+        ObjectOp::Seal => "sealing",
+        ObjectOp::Create => "making",
         ObjectOp::Sync | ObjectOp::SyncPool => "syncing",
         ObjectOp::CompareAndSwap => "replacing",
         ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => "deleting",
-        ObjectOp::Stat | ObjectOp::StatPool => "looking up",
+        ObjectOp::Stat | ObjectOp::StatPool | ObjectOp::Capabilities => "looking up",
         ObjectOp::List => "listing the objects up to",
     };
     Failure::new(code, format!("{what} {} failed: {code}", name_of(id)))

@@ -86,22 +86,15 @@ fn long_reads_and_writes_are_cut_and_a_short_count_is_a_failure() {
     );
     assert_eq!(asked[0].0.op, ObjectOp::Read);
     let data = bytes.clone();
-    let write = move |flags: u8| {
+    let write = move || {
         let data = data.clone();
-        move |disk: Rc<Disk>| async move {
-            match flags {
-                0 => disk.write(pack(), 4096, &data).await,
-                _ => disk.write_durable(pack(), 4096, &data).await,
-            }
-        }
+        move |disk: Rc<Disk>| async move { disk.write(pack(), 4096, &data).await }
     };
-    for flags in [0, FLAG_DURABLE] {
-        let (written, asked) = run(write(flags), &whole);
-        assert_eq!((written, places(&asked)), (Ok(()), expected.to_vec()));
-        for ((request, data), piece) in asked.iter().zip(pieces.clone()) {
-            assert_eq!((request.op, request.flags), (ObjectOp::Write, flags));
-            assert_eq!(*data, bytes[piece]);
-        }
+    let (written, asked) = run(write(), &whole);
+    assert_eq!((written, places(&asked)), (Ok(()), expected.to_vec()));
+    for ((request, data), piece) in asked.iter().zip(pieces.clone()) {
+        assert_eq!((request.op, request.flags), (ObjectOp::Write, 0));
+        assert_eq!(*data, bytes[piece]);
     }
     for (reply, data) in [
         (ObjectReply::done(8191), 8191),
@@ -117,7 +110,53 @@ fn long_reads_and_writes_are_cut_and_a_short_count_is_a_failure() {
         assert_eq!(code(read), Some(ErrorCode::Io), "{reply:?}, {data} bytes");
     }
     let short = [(ObjectReply::done(8191), Vec::new())];
-    assert_eq!(code(run(write(0), &short).0), Some(ErrorCode::Io));
+    assert_eq!(code(run(write(), &short).0), Some(ErrorCode::Io));
+}
+
+#[test]
+fn an_append_and_a_seal_carry_their_session() {
+    let log = ObjectId::log(US, 3);
+    let append = |reply| {
+        let task = move |disk: Rc<Disk>| async move {
+            disk.append(log, 8192, Generation(7), vec![5; 4096]).await
+        };
+        run(task, &[(reply, Vec::new())])
+    };
+    let (done, asked) = append(ObjectReply::done(4096));
+    assert_eq!(done, Ok(()));
+    let (request, data) = &asked[0];
+    assert_eq!((request.op, request.id), (ObjectOp::Append, log));
+    assert_eq!((request.offset, request.token), (8192, Generation(7)));
+    assert_eq!((request.len, data.as_slice()), (4096, &[5; 4096][..]));
+    assert_eq!(code(append(ObjectReply::done(4095)).0), Some(ErrorCode::Io));
+    let stale = ObjectReply::failed(ErrorCode::Stale);
+    let refused = append(stale).0.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Stale);
+    assert!(refused.message.contains("another session"), "{refused:?}");
+    let seal = |reply| {
+        let task = move |disk: Rc<Disk>| async move { disk.seal(log, Generation(8)).await };
+        run(task, &[(reply, Vec::new())])
+    };
+    let (done, asked) = seal(ObjectReply::done(0));
+    assert_eq!(done, Ok(()));
+    let (request, _) = &asked[0];
+    assert_eq!(
+        (request.op, request.id, request.token),
+        (ObjectOp::Seal, log, Generation(8))
+    );
+    assert_eq!(code(seal(stale).0), Some(ErrorCode::Stale));
+}
+
+#[test]
+fn what_is_durable_when_acknowledged_is_never_synced() {
+    let task = |disk: Rc<Disk>| async move {
+        disk.set_capabilities(Capabilities::DURABLE);
+        disk.sync(pack()).await?;
+        disk.sync_pool().await?;
+        disk.sync_data(pack(), ObjectSize::DEFAULT, 0).await
+    };
+    let (synced, asked) = run(task, &[]);
+    assert_eq!((synced, asked.len()), (Ok(()), 0));
 }
 
 #[test]

@@ -62,6 +62,7 @@ impl CatalogueHead {
             start: self.log_start,
             position: self.log_start,
             generation: self.generation,
+            token: self.generation,
         }
     }
 

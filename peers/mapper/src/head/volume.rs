@@ -78,6 +78,7 @@ impl VolumeHead {
             start: self.log_start,
             position: self.log_start,
             generation: self.generation,
+            token: self.generation,
         }
     }
 

@@ -1,13 +1,15 @@
 //! Batches: what one append writes. Layout: `docs/map-format.md`, "Logs".
 //!
 //! Body behind the envelope: generation u64, position u64, payload length u32, data blocks u32; payload; the data
-//! blocks; zeros. All of it lies in the contents of sectors ([`super::sector`]).
+//! blocks; zeros. All of it lies in the contents of sectors ([`archipelago_protocol::log_sector`]).
 //!
 //! What a guest wrote is never taken for a batch: batches begin in sectors with index 0, and in these the envelope does.
 
+use archipelago_protocol::log_sector::{
+    CONTENT_LEN, SECTOR_LEN, Sector, UNIT, position_of, sectors,
+};
 use archipelago_protocol::{BLOCK_SIZE, Generation, Lineage};
 
-use super::sector::{CONTENT_LEN, SECTOR_LEN, Sector, UNIT, position_of, sectors};
 use crate::format::{ENVELOPE_LEN, Problem, Reader, Writer};
 
 const MAGIC: [u8; 8] = *b"ARCHBTCH";

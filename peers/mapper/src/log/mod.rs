@@ -3,18 +3,19 @@
 //! Invariants
 //! - Positions only grow; a batch at position `p` stands at `p` modulo the log's length and never wraps.
 //! - One batch in flight at a time. So a bad batch with a valid later one behind it is damage, not a torn tail.
-//! - Every sector is whole at any time, also of a torn append. So one that is not is damage ([`sector`]).
+//! - Every sector is whole at any time, also of a torn append. So one that is not is damage ([`archipelago_protocol::log_sector`]).
 //! - Nothing is appended over a position that the head still needs.
+//! - A session that may not have ended is sealed off before its log is replayed: what it appends afterwards is refused.
 
 mod batch;
 mod record;
 mod scan;
-mod sector;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
+use archipelago_protocol::log_sector::{SECTOR_LEN, Sector, blank, first_damaged};
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{ErrorCode, Generation};
 
@@ -23,14 +24,11 @@ use crate::failure::{Failure, Outcome};
 
 use batch::{HEAD_LEN, UNIT_CONTENT};
 use scan::{Scan, Step, scan_known};
-use sector::{SECTOR_LEN, Sector, first_damaged};
 
+pub(crate) use archipelago_protocol::log_sector::UNIT;
 pub(crate) use batch::{Content, POSITION_MAX, batch_len, encode_batch};
 pub(crate) use record::{Record, RecordKind};
 pub(crate) use scan::{Wanted, scan};
-pub(crate) use sector::UNIT;
-#[cfg(feature = "fuzzing")]
-pub(crate) use sector::blank;
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
 pub(crate) const BATCH_MAX: usize = 256 * 1024;
@@ -57,7 +55,10 @@ pub(crate) struct Log {
     pub(crate) start: u64,
     /// The next batch.
     pub(crate) position: u64,
+    /// Of its batches: that of the head, so that a replay finds them.
     pub(crate) generation: Generation,
+    /// What appends have to show: the generation, or that to come of a session which has sealed the log and not begun yet.
+    pub(crate) token: Generation,
 }
 
 impl Log {
@@ -130,10 +131,11 @@ impl Log {
             content,
             len_min,
         );
-        disk.write_durable(now.id, now.position % now.len, &batch)
+        let end = now.position + batch.len() as u64;
+        disk.append(now.id, now.position, now.token, batch)
             .await
             .map_err(final_sync)?;
-        log.borrow_mut().position = now.position + batch.len() as u64;
+        log.borrow_mut().position = end;
         Ok(())
     }
 
@@ -142,11 +144,20 @@ impl Log {
         let mut at = 0;
         while at < len {
             let end = len.min(at + BATCH_MAX as u64);
-            let blank = sector::blank(id.lineage, at..end);
+            let blank = blank(id.lineage, at..end);
             disk.write(id, at, &blank).await?;
             at = end;
         }
         disk.sync(id).await
+    }
+
+    /// Keeps every session before `generation` from appending, whatever it has in flight. A replay afterwards finds all that
+    /// they have appended.
+    pub(crate) async fn seal(&mut self, disk: &Disk, generation: Generation) -> Outcome<()> {
+        let sealed = disk.seal(self.id, generation).await;
+        sealed.map_err(|failure| self.missing(failure))?;
+        self.token = generation;
+        Ok(())
     }
 
     /// Reads what was appended since `start`; the position is behind it afterwards. Batches of newer generations than

@@ -4,10 +4,10 @@
 //! - What an append left torn was never acknowledged; what was acknowledged and is not whole is damage.
 //! - Who knows how far a session had appended reads no further than the append that may have been in flight.
 
+use archipelago_protocol::log_sector::{SECTOR_LEN, Sector, UNIT, first_damaged};
 use archipelago_protocol::{Generation, Lineage};
 
 use super::batch::{Content, POSITION_MAX, decode, units_of};
-use super::sector::{SECTOR_LEN, Sector, UNIT, first_damaged};
 use crate::format::Problem;
 
 /// Which batches a replay takes.
@@ -183,8 +183,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::batch::{BLOCK_LEN, HEAD_LEN, UNIT_CONTENT, batch_len, encode_batch};
-    use super::super::sector::blank;
     use super::*;
+    use archipelago_protocol::log_sector::blank;
 
     const US: Lineage = Lineage(5);
     const LOG_LEN: usize = 16 * UNIT;

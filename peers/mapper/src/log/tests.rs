@@ -5,10 +5,10 @@ use std::rc::Rc;
 use archipelago_protocol::Lineage;
 use archipelago_protocol::object::{ObjectOp, ObjectReply};
 
-use super::sector::blank;
 use super::*;
 use crate::task::Scheduler;
 use crate::tests::run_task;
+use archipelago_protocol::log_sector::blank;
 
 const US: Lineage = Lineage(5);
 const UNITS: u64 = 16;
@@ -29,6 +29,7 @@ fn log(start: u64, batches: u64) -> (Log, Vec<u8>) {
         start: start * UNIT as u64,
         position: 0,
         generation: Generation(3),
+        token: Generation(3),
     };
     (log, bytes)
 }

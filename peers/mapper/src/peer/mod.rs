@@ -23,14 +23,16 @@ mod rights;
 
 use std::collections::VecDeque;
 
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::PeerStatus;
 use archipelago_protocol::map::{MapReply, MapRequest};
-use archipelago_protocol::{ErrorCode, Grants};
+use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
+use archipelago_protocol::{ErrorCode, Grants, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use xseg::{ClientPort, ServerPort};
 
-use crate::effect::{ClientId, Effect};
+use crate::effect::{ClientId, Effect, EffectId};
 use crate::mapper::Mapper;
 
 use channel::Channel;
@@ -39,6 +41,9 @@ pub use rights::Rights;
 
 /// Requests of one channel accepted in one turn.
 pub const ENTRIES_PER_TURN: usize = 64;
+
+/// The peer's own request, which asks what the backend does by itself: no effect of a mapper comes to this number.
+const CAPABILITIES: EffectId = EffectId(u64::MAX);
 
 /// What went through the ports.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,9 +74,13 @@ pub struct MapperPeer<P = xseg::Server, C = xseg::Client> {
 impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
     /// Serves `mapper`, whose objects are behind `blocker`; nobody is connected yet.
     pub fn new(mapper: Mapper, blocker: C) -> Self {
+        let mut objects = ObjectRequests::new(blocker);
+        let id = ObjectId::head(Lineage::CATALOGUE);
+        let ask = ObjectRequest::new(ObjectOp::Capabilities, id);
+        objects.push(CAPABILITIES, ask, Vec::new());
         MapperPeer {
             mapper,
-            objects: ObjectRequests::new(blocker),
+            objects,
             channels: Vec::new(),
             first: 0,
             next_client: 1,
@@ -229,9 +238,16 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
     fn take_object_replies(&mut self) -> Progress {
         let mut progress = Progress::Idle;
         while let Some(answered) = self.objects.next() {
+            progress = Progress::Busy;
+            if answered.id == CAPABILITIES {
+                if answered.reply.result.is_ok() {
+                    let bits = answered.reply.values[0];
+                    self.mapper.set_capabilities(Capabilities::from_bits(bits));
+                }
+                continue;
+            }
             self.mapper
                 .object_done(answered.id, answered.reply, answered.data);
-            progress = Progress::Busy;
         }
         progress
     }

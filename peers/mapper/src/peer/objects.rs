@@ -63,7 +63,10 @@ fn reads(op: ObjectOp) -> bool {
 }
 
 fn writes(op: ObjectOp) -> bool {
-    matches!(op, ObjectOp::Write | ObjectOp::CompareAndSwap)
+    matches!(
+        op,
+        ObjectOp::Write | ObjectOp::Append | ObjectOp::CompareAndSwap
+    )
 }
 
 impl<C: ClientPort> ObjectRequests<C> {

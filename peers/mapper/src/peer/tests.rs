@@ -2,7 +2,7 @@
 
 use archipelago_protocol::Lineage;
 use archipelago_protocol::map::MapOp;
-use archipelago_protocol::object::ObjectRequest;
+use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::local::{LocalClient, LocalServer, channel};
 
 use super::*;
@@ -69,10 +69,14 @@ fn a_channel_is_idle_when_it_is_closed_and_all_is_answered() {
     peer.poll();
     assert!(!peer.channel_idle(id), "the open waits for the blocker");
     assert!(!peer.is_idle());
+    let entry = blocker.accept().expect("the backend is asked what it does");
+    let request = ObjectRequest::decode(&entry).unwrap();
+    assert_eq!(request.op, ObjectOp::Capabilities);
+    blocker.complete(ObjectReply::done(0).encode(entry.tag));
     let entry = blocker.accept().expect("the catalogue is looked for");
     let request = ObjectRequest::decode(&entry).unwrap();
     assert_eq!(request.id.lineage, Lineage::CATALOGUE);
-    let failed = archipelago_protocol::object::ObjectReply::failed(ErrorCode::Io);
+    let failed = ObjectReply::failed(ErrorCode::Io);
     blocker.complete(failed.encode(entry.tag));
     blocker.publish();
     for _ in 0..3 {

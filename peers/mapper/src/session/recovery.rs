@@ -1,4 +1,5 @@
-//! Recovery after an unclean end, in this order: sync the pool (what a dead process had acknowledged is durable afterwards),
+//! Recovery after an unclean end, in this order: seal the log with the generation to come (the session before appends nothing
+//! more, wherever it lives), sync the pool (what a dead process had acknowledged is durable afterwards),
 //! replay the log, then the presence journal of the same generation and boot, or else write the data that the log holds to
 //! its home location. The volume can be read then. `begin` stores the tree that results, and only then swaps the head: new
 //! generation, new epoch, new root, log from its end on. A crash before the swap leaves everything as it was.
@@ -25,6 +26,8 @@ pub(super) async fn recover(
     mut next: VolumeHead,
 ) -> Outcome<VolumeHead> {
     let (pool, lineage) = (&parts.pool, volume.lineage);
+    let mut log = volume.log.to_replay();
+    log.seal(&pool.disk, next.generation).await?;
     // Taken before the sync that makes it true: a failed sync of somebody else voids journals, and this one is right if our
     // own sync succeeds before that.
     let journal = pool.journals.load(lineage);
@@ -35,7 +38,6 @@ pub(super) async fn recover(
     if lost {
         return Err(Failure::lost(lineage));
     }
-    let mut log = volume.log.to_replay();
     let journal = journal.filter(|journal| journal.generation == log.generation);
     let logged = journal.as_ref().and_then(|journal| journal.logged);
     let reach = logged.map_or(Reach::Unknown, Reach::AtLeast);

@@ -17,6 +17,7 @@ fn log(len: u64, start: u64, position: u64) -> Log {
         start,
         position,
         generation: Generation(1),
+        token: Generation(1),
     }
 }
 

@@ -87,6 +87,7 @@ impl LogWriter {
         log.start = position;
         log.position = position;
         log.generation = generation;
+        log.token = generation;
         self.data_until.set(0);
     }
 
@@ -118,6 +119,7 @@ mod tests {
             start: 8192,
             position: 8192,
             generation: Generation(2),
+            token: Generation(2),
         };
         let writer = LogWriter::new(log);
         let appended = || {

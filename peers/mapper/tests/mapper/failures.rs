@@ -92,7 +92,7 @@ fn a_removed_volume_is_forgotten_when_its_deletion_is_durable() {
         [
             ObjectOp::DeleteLineage,
             ObjectOp::SyncPool,
-            ObjectOp::Write // forgotten
+            ObjectOp::Append // forgotten
         ]
     );
 }
@@ -175,9 +175,11 @@ fn a_sync_that_fails_beside_a_recovery_costs_it_nothing_that_its_own_made_durabl
         let first = if own_first { mine } else { other };
         let second = if own_first { other } else { mine };
         let tags = [first, second].map(|lineage| rig.send(MapRequest::open(lineage, true)));
-        // Both have read their heads and sync the pool; of the two syncs the second one fails.
-        rig.step(ObjectOp::ReadSwapped, None);
-        rig.step(ObjectOp::ReadSwapped, None);
+        // Both have read their heads, seal their logs and sync the pool; of the two syncs the second one fails.
+        for op in [ObjectOp::ReadSwapped, ObjectOp::Seal] {
+            rig.step(op, None);
+            rig.step(op, None);
+        }
         if own_first {
             rig.step(ObjectOp::SyncPool, None);
             rig.step(ObjectOp::SyncPool, Some(ErrorCode::Io));

@@ -84,7 +84,7 @@ fn a_batch_that_ends_with_the_circle_needs_no_padding() {
         rig.write(own, handle, block * 2, 1);
         rig.flush(handle).unwrap();
     }
-    let appended = rig.pool.count(before, ObjectOp::Write, ObjectKind::Log);
+    let appended = rig.pool.count(before, ObjectOp::Append, ObjectKind::Log);
     assert_eq!(appended, 40, "as many units");
 }
 

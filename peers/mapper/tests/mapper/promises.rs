@@ -353,7 +353,7 @@ fn what_a_flush_carries_while_the_mapper_relieves_itself_is_not_taken_for_home()
     // Meanwhile an ordinary flush makes room, and another one carries what was written after that sync had begun.
     let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];
     rig.send(commit(cut));
-    rig.step(ObjectOp::Write, None);
+    rig.step(ObjectOp::Append, None);
     rig.reply(held).unwrap().result.unwrap();
     rig.ask(report(202)).result.unwrap();
     let cut = rig.op(MapOp::FlushBegin, handle, 0).values[0];

@@ -555,7 +555,7 @@ fn the_mapper_s_own_commit_takes_nothing_that_came_after_its_sync_began() {
         operand: [cut, 0],
         ..MapRequest::new(MapOp::FlushCommit, handle)
     });
-    rig.step(ObjectOp::Write, None);
+    rig.step(ObjectOp::Append, None);
     assert_eq!(rig.reply(flushed).unwrap().result, Ok(0));
     assert_eq!(rig.reply(held).unwrap().result, Ok(0));
     rig.ask(report(202)).result.unwrap();
@@ -563,7 +563,7 @@ fn the_mapper_s_own_commit_takes_nothing_that_came_after_its_sync_began() {
     rig.step(ObjectOp::SyncPool, None);
     rig.stalled = false;
     rig.run();
-    let appended = rig.pool.count(before, ObjectOp::Write, ObjectKind::Log);
+    let appended = rig.pool.count(before, ObjectOp::Append, ObjectKind::Log);
     assert_eq!(appended, 0, "their data may not be durable");
     assert_eq!(rig.op(MapOp::FlushBegin, handle, 0).result, Ok(1));
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use archipelago_blocker::Backend;
 use archipelago_protocol::error::ErrorCode;
-use archipelago_protocol::ids::{Epoch, Lineage};
+use archipelago_protocol::ids::{Epoch, Generation, Lineage};
 use archipelago_protocol::object::{IO_LEN_MAX, ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{Region, Span};
 
@@ -175,6 +175,31 @@ impl<'a> Driver<'a> {
     /// An operation without memory.
     pub fn simple(&mut self, op: ObjectOp, id: ObjectId) -> ObjectReply {
         self.call(&ObjectRequest::new(op, id), &[])
+    }
+
+    /// Appends a batch of the session `token` to the log `id`.
+    ///
+    /// # Panics
+    /// If `bytes` are too many for the buffer.
+    pub fn append(&mut self, id: ObjectId, position: u64, bytes: &[u8], token: u64) -> ObjectReply {
+        self.region.write(0, bytes).expect("inside the buffer");
+        let len = u32::try_from(bytes.len()).expect("a test's bytes");
+        let request = ObjectRequest {
+            offset: position,
+            len,
+            token: Generation(token),
+            ..ObjectRequest::new(ObjectOp::Append, id)
+        };
+        self.call(&request, &[(0, u64::from(len))])
+    }
+
+    /// Raises the token of the log `id`.
+    pub fn seal(&mut self, id: ObjectId, token: u64) -> ObjectReply {
+        let request = ObjectRequest {
+            token: Generation(token),
+            ..ObjectRequest::new(ObjectOp::Seal, id)
+        };
+        self.call(&request, &[])
     }
 
     /// Swaps the content of `id` if its version is `expected`.

@@ -13,6 +13,7 @@
 
 mod data;
 mod driver;
+mod logs;
 mod many;
 mod small;
 
@@ -71,6 +72,29 @@ pub const CASES: &[Case] = &[
         "deleting a lineage deletes all that it has",
         small::delete_lineage,
     ),
+    ("appends go round in a circle", logs::circle),
+    (
+        "an append lands where the log ends, and nowhere else",
+        logs::position,
+    ),
+    (
+        "the repetition of the append that landed last succeeds",
+        logs::repetition,
+    ),
+    ("what is no batch is not appended", logs::malformed),
+    (
+        "a sealed log takes appends of newer sessions only",
+        logs::token,
+    ),
+    (
+        "plain writes make a log, and are refused once it is used",
+        logs::plain_writes,
+    ),
+    (
+        "appends and seals in flight together are in some order",
+        logs::racing,
+    ),
+    ("an object is made once", logs::create),
     (
         "a listing is in order, in pages, of all kinds",
         many::listing,

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use archipelago_blocker::Backend;
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::Lineage;
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
@@ -18,7 +19,7 @@ use super::store::{Call, Store};
 use crate::pages::{gather, scatter};
 
 /// Operations are numbered below this.
-const OPS: usize = 13;
+const OPS: usize = 18;
 
 #[derive(Debug, Clone)]
 struct InFlight {
@@ -60,6 +61,13 @@ impl SimulatedBackend {
     #[must_use]
     pub fn shuffled(mut self) -> Self {
         self.shuffled = true;
+        self
+    }
+
+    /// The same, whose completed writes are durable: there is nothing to sync.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.store.durable = true;
         self
     }
 
@@ -224,11 +232,19 @@ impl Backend for SimulatedBackend {
         "simulated"
     }
 
+    fn capabilities(&self) -> Capabilities {
+        match self.store.durable {
+            true => Capabilities::DURABLE,
+            false => Capabilities::NONE,
+        }
+    }
+
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
         self.calls += 1;
         self.counts[request.op as usize] += 1;
         let mut data = Vec::new();
-        if matches!(request.op, ObjectOp::Write | ObjectOp::CompareAndSwap) {
+        let carries = [ObjectOp::Write, ObjectOp::Append, ObjectOp::CompareAndSwap];
+        if carries.contains(&request.op) {
             gather(&mut data, memory);
         }
         let call = Call {

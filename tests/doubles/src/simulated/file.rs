@@ -6,7 +6,12 @@
 //! - `dirty` are the pages with layers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
+
+use archipelago_blocker::logs::LogState;
+use archipelago_protocol::ids::Lineage;
+use archipelago_protocol::log_sector::is_whole;
 
 use super::choose::Chooser;
 use crate::pages::{PAGE, for_pages};
@@ -66,9 +71,26 @@ pub(super) struct File {
     pub(super) named: bool,
     /// A sync of the pool has dropped some of it, and no sync of its own has reported that.
     pub(super) lost: bool,
+    /// Of a log: its attributes, which are durable when they change.
+    pub(super) log: LogState,
+    /// The positions of an append that was not acknowledged: it has landed if its sectors are all there.
+    pub(super) in_doubt: Option<Range<u64>>,
 }
 
 impl File {
+    /// Of a log: its attributes, after a look at what an append that was not acknowledged has left.
+    pub(super) fn log_state(&mut self, lineage: Lineage) -> LogState {
+        if let Some(positions) = self.in_doubt.take() {
+            let len = positions.end - positions.start;
+            let mut bytes = vec![0; usize::try_from(len).expect("a batch is small")];
+            self.read(positions.start % self.len, &mut bytes);
+            if is_whole(&bytes, lineage, positions.start) {
+                self.log.end = positions.end;
+            }
+        }
+        self.log
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.len
     }

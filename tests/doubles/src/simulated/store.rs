@@ -7,9 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use archipelago_blocker::logs::Landing;
 use archipelago_blocker::slots::{self, Current, SLOTS_LEN, Swap};
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::Lineage;
+use archipelago_protocol::log_sector::is_batch;
 use archipelago_protocol::object::{
     FLAG_DURABLE, OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
     SWAP_LEN_MAX,
@@ -53,6 +55,16 @@ pub(super) struct Store {
     graves: BTreeMap<Key, Arc<File>>,
     /// Raised by every call that completes.
     pub(super) now: Moment,
+    /// Each completed write and deletion is durable.
+    pub(super) durable: bool,
+}
+
+/// The refusal that says what is there.
+fn stale(there: u64) -> ObjectReply {
+    ObjectReply {
+        result: Err(ErrorCode::Stale),
+        values: [there, 0],
+    }
 }
 
 impl Store {
@@ -77,12 +89,16 @@ impl Store {
                 Ok((ObjectReply::done(request.len), bytes))
             }
             ObjectOp::Write => {
-                let keep = if request.flags & FLAG_DURABLE != 0 {
+                let keep = if self.durable || request.flags & FLAG_DURABLE != 0 {
                     Keep::Durable
                 } else {
                     Keep::Written(self.now)
                 };
                 let file = self.file_mut(key(id, request.offset));
+                let end = file.log_state(id.lineage).end;
+                if end > 0 {
+                    return Ok((stale(end), Vec::new()));
+                }
                 file.write(request.offset, data, keep, || true);
                 file.named |= keep == Keep::Durable;
                 done(request.len)
@@ -127,8 +143,33 @@ impl Store {
                 self.bury(|(known, _)| known.lineage == id.lineage);
                 done(0)
             }
+            ObjectOp::Append | ObjectOp::Seal if id.kind != ObjectKind::Log => {
+                Err(ErrorCode::Invalid)
+            }
+            ObjectOp::Append => self.append(call).map(|reply| (reply, Vec::new())),
+            ObjectOp::Seal => {
+                let file = self.files.get_mut(&key(id, 0)).ok_or(ErrorCode::NotFound)?;
+                let log = &mut Arc::make_mut(file).log;
+                if request.token < log.token {
+                    return Ok((stale(log.token.0), Vec::new()));
+                }
+                log.token = request.token;
+                done(0)
+            }
+            ObjectOp::Create if matches!(id.kind, ObjectKind::Head | ObjectKind::Data) => {
+                Err(ErrorCode::Invalid)
+            }
+            ObjectOp::Create if self.files.contains_key(&key(id, 0)) => Err(ErrorCode::Exists),
+            ObjectOp::Create => {
+                self.file_mut(key(id, 0)).named = true;
+                done(0)
+            }
+            ObjectOp::Capabilities => Err(ErrorCode::Internal),
             ObjectOp::Punch => {
-                let keep = Keep::Written(self.now);
+                let keep = match self.durable {
+                    true => Keep::Durable,
+                    false => Keep::Written(self.now),
+                };
                 if let Some(file) = self.files.get_mut(&key(id, request.offset)) {
                     Arc::make_mut(file).punch(request.offset, request.len as usize, keep);
                 }
@@ -160,7 +201,16 @@ impl Store {
                 let file = self.file_mut(key(request.id, request.offset));
                 file.write(request.offset, &call.data, keep, || chooser.choose(2) == 1);
             }
-            ObjectOp::CompareAndSwap | ObjectOp::Delete | ObjectOp::DeleteLineage
+            ObjectOp::Append if chooser.choose(2) == 1 => {
+                let keep = Keep::Written(self.now);
+                self.begin_append(call, keep, || chooser.choose(2) == 1);
+            }
+            ObjectOp::CompareAndSwap
+            | ObjectOp::Append
+            | ObjectOp::Seal
+            | ObjectOp::Create
+            | ObjectOp::Delete
+            | ObjectOp::DeleteLineage
                 if chooser.choose(2) == 1 =>
             {
                 // It has happened, but the answer says otherwise.
@@ -201,6 +251,7 @@ impl Store {
                     || true,
                 );
             }
+            ObjectOp::Append => self.begin_append(call, keep, || true),
             ObjectOp::CompareAndSwap if request.len <= SWAP_LEN_MAX => {
                 let Ok(current) = self.current(request.id) else {
                     return;
@@ -212,13 +263,71 @@ impl Store {
                         .write(offset, &slot[..], keep, || true);
                 }
             }
-            ObjectOp::Punch | ObjectOp::Delete | ObjectOp::DeleteLineage
+            ObjectOp::Seal
+            | ObjectOp::Create
+            | ObjectOp::Punch
+            | ObjectOp::Delete
+            | ObjectOp::DeleteLineage
                 if chooser.choose(2) == 1 =>
             {
                 let _ = self.execute(call);
             }
             _ => {}
         }
+    }
+
+    /// Writes the sectors of an append that `wanted` says yes to. Whether it has landed, what is left of it says.
+    fn begin_append(&mut self, call: &Call, keep: Keep, wanted: impl FnMut() -> bool) {
+        let ObjectRequest {
+            id,
+            offset,
+            len,
+            token,
+            ..
+        } = call.request;
+        let Some(file) = self.files.get_mut(&key(id, 0)) else {
+            return;
+        };
+        let file = Arc::make_mut(file);
+        let state = file.log_state(id.lineage);
+        if let Landing::At(place) = state.append(file.len(), offset, len, token) {
+            file.write(place, &call.data, keep, wanted);
+            file.in_doubt = Some(offset..offset + u64::from(len));
+        }
+    }
+
+    fn append(&mut self, call: &Call) -> Result<ObjectReply, ErrorCode> {
+        let ObjectRequest {
+            id,
+            offset,
+            len,
+            token,
+            ..
+        } = call.request;
+        let file = self.files.get_mut(&key(id, 0)).ok_or(ErrorCode::NotFound)?;
+        if !is_batch(&call.data, len, id.lineage, offset, token) {
+            return Err(ErrorCode::Invalid);
+        }
+        let file = Arc::make_mut(file);
+        let state = file.log_state(id.lineage);
+        match state.append(file.len(), offset, len, token) {
+            Landing::At(place) => {
+                file.write(place, &call.data, Keep::Durable, || true);
+                file.log.end = offset + u64::from(len);
+            }
+            Landing::IfRepeated(place) => {
+                let mut there = vec![0; call.data.len()];
+                file.read(place, &mut there);
+                if there != *call.data {
+                    return Ok(stale(state.end));
+                }
+                // It may have been in flight when something else failed: it is durable when this is answered.
+                file.write(place, &call.data, Keep::Durable, || true);
+            }
+            Landing::Stale => return Ok(stale(state.end)),
+            Landing::Invalid => return Err(ErrorCode::Invalid),
+        }
+        Ok(ObjectReply::done(len))
     }
 
     /// Leaves what a power cut may leave.
@@ -291,6 +400,9 @@ impl Store {
             .collect();
         for key in keys {
             let file = self.files.remove(&key).expect("listed just now");
+            if self.durable {
+                continue;
+            }
             // A name that was never durable does not come back for sure, but may: as the file that it was.
             self.graves.insert(key, file);
         }

@@ -99,7 +99,7 @@ fn of_log(pool: &SimulatedBackend, id: ObjectId) -> Free {
     while end < start + len {
         let at = usize::try_from(end % len).unwrap();
         let content = at + SECTOR_HEADER;
-        let is_first = word(&bytes, at) == end && bytes[at + 16..at + 20] == [0; 4];
+        let is_first = word(&bytes, at) == end && bytes[at + 16..at + 18] == [0; 2];
         if !is_first || !bytes[content..].starts_with(b"ARCHBTCH") {
             break;
         }

@@ -85,6 +85,7 @@ impl World {
                         request.op,
                         ObjectOp::Read
                             | ObjectOp::Write
+                            | ObjectOp::Append
                             | ObjectOp::CompareAndSwap
                             | ObjectOp::ReadSwapped
                             | ObjectOp::List

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
-use archipelago_protocol::{ErrorCode, Lineage};
+use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
 /// What a medium writes whole or not at all.
 pub(crate) const SECTOR: usize = 512;
@@ -52,6 +52,8 @@ pub(crate) struct Pool {
     /// The request with this number fails so.
     pub(crate) fail: Option<(usize, ErrorCode)>,
     fail_done: Option<Left>,
+    /// Of sealed logs.
+    tokens: BTreeMap<ObjectId, Generation>,
     pub(crate) room: Room,
 }
 
@@ -60,6 +62,8 @@ impl Pool {
     fn has_room(&self, request: &ObjectRequest, len: usize) -> bool {
         let is_there = match request.op {
             ObjectOp::CompareAndSwap => self.swapped.contains_key(&request.id),
+            // It lands on what was written before.
+            ObjectOp::Append => true,
             ObjectOp::Write => self.objects.get(&request.id).is_some_and(|object| {
                 let mut whole = true;
                 for_sectors(request.offset as usize, len, |sector, _, _| {
@@ -76,6 +80,19 @@ impl Pool {
         }
     }
 
+    /// The write that an append comes to. Whether it begins where the log ends is not looked at: `tests/simulation` does.
+    fn landing(&self, request: &ObjectRequest) -> ObjectRequest {
+        let object = &self.objects[&request.id];
+        let last = object.now.last_key_value().map_or(0, |(sector, _)| *sector);
+        let len = ((last + 1) * SECTOR) as u64;
+        ObjectRequest {
+            op: ObjectOp::Write,
+            flags: FLAG_DURABLE,
+            offset: request.offset % len,
+            ..*request
+        }
+    }
+
     pub(crate) fn serve(&mut self, request: &ObjectRequest, data: &[u8]) -> (ObjectReply, Vec<u8>) {
         self.log.push((request.op, request.id, request.flags));
         if let Some((at, code)) = self.fail
@@ -86,10 +103,13 @@ impl Pool {
         if !self.has_room(request, data.len()) {
             return (ObjectReply::failed(ErrorCode::NoSpace), Vec::new());
         }
-        if request.op == ObjectOp::Write
+        if matches!(request.op, ObjectOp::Write | ObjectOp::Append)
             && let Some(left) = self.fail_done.take()
         {
             let mut done = *request;
+            if request.op == ObjectOp::Append {
+                done = self.landing(request);
+            }
             if !matches!(left, Left::Durable) {
                 done.flags &= !FLAG_DURABLE;
             }
@@ -132,6 +152,28 @@ impl Pool {
                     object.sync_sectors(offset / SECTOR, end.div_ceil(SECTOR));
                 }
                 (ObjectReply::done(request.len), Vec::new())
+            }
+            ObjectOp::Append
+                if request.token < self.tokens.get(&id).copied().unwrap_or_default() =>
+            {
+                (ObjectReply::failed(ErrorCode::Stale), Vec::new())
+            }
+            ObjectOp::Append => {
+                let write = self.landing(request);
+                let served = self.serve(&write, data);
+                self.log.pop();
+                served
+            }
+            ObjectOp::Seal if !self.objects.contains_key(&id) => {
+                (ObjectReply::failed(ErrorCode::NotFound), Vec::new())
+            }
+            ObjectOp::Seal => {
+                let token = self.tokens.entry(id).or_default();
+                if request.token < *token {
+                    return (ObjectReply::failed(ErrorCode::Stale), Vec::new());
+                }
+                *token = request.token;
+                (ObjectReply::done(0), Vec::new())
             }
             ObjectOp::Sync => {
                 if let Some(object) = self.objects.get_mut(&id) {
