@@ -10,7 +10,7 @@
 //! bytes of an image, which it copies itself over a segment channel. A mount is served by a program of its own, `archipelago-fuse`: it lives
 //! on when the command has ended, and the kernel waits for it. `nbd serve` becomes the program `archipelago-nbd-tcp`.
 //!
-//! Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space, 7 damaged data.
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space, 7 damaged data, 8 unsupported format.
 //!
 //! This crate never opens a pool and links nothing of the data path: `doctor` has the program `archipelagod` open one.
 

@@ -16,7 +16,7 @@ const AFTER: &str = "Names are 1 to 255 of A-Z a-z 0-9 . _ @ : + -, not starting
 name space, whatever their pool. Sizes are bytes, or a number with K M G T P or KiB..PiB (powers of 1024), or with KB..PB
 (powers of 1000): multiples of 512, up to 1 PiB.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space, 7 damaged data.";
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space, 7 damaged data, 8 unsupported format.";
 
 /// Formats of disk images.
 const FORMATS: &str = "raw|qcow2|vmdk|vpc|vhdx";

@@ -391,7 +391,7 @@ mod tests {
                 assert_eq!(output.status.code(), Some(7), "{output:?}");
                 let said = String::from_utf8(output.stdout).unwrap();
                 assert!(
-                    said.contains(&format!("pack 1 of {owner} is damaged")),
+                    said.contains(&format!("pack {} of {owner} is damaged", 1_u64 << 32)),
                     "{said}"
                 );
                 assert!(said.contains("needed by `"), "{said}");

@@ -10,7 +10,7 @@ pub(crate) fn errno(code: ErrorCode) -> libc::c_int {
         ErrorCode::Exists => libc::EEXIST,
         ErrorCode::InUse => libc::EBUSY,
         ErrorCode::NoSpace | ErrorCode::NoRunSpace => libc::ENOSPC,
-        ErrorCode::Unsupported => libc::EOPNOTSUPP,
+        ErrorCode::Unsupported | ErrorCode::UnsupportedFormat => libc::EOPNOTSUPP,
         ErrorCode::ReadOnly => libc::EROFS,
         ErrorCode::Denied => libc::EACCES,
         ErrorCode::NoDescriptors => libc::ENFILE,

@@ -129,8 +129,8 @@ impl FileBackend {
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] naming the holder of the lock or the owner on another host, [`ErrorCode::Stale`] if another host has
-    /// had the pool since a process died whose successor this is, [`ErrorCode::Damaged`] for an unknown version, [`ErrorCode::Unsupported`] for a
-    /// file system whose locks exclude nobody, or what the system says.
+    /// had the pool since a process died whose successor this is, [`ErrorCode::UnsupportedFormat`] for an unknown version, [`ErrorCode::Unsupported`]
+    /// for a file system whose locks exclude nobody, or what the system says.
     pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
         let layout = Layout::new(&options.directory);
         pool::check_marker(&layout)?;

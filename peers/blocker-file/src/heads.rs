@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use archipelago_blocker::slots::{self, SLOTS_LEN, Swap};
+use archipelago_blocker::slots::{self, SLOTS_LEN, SlotsUnreadable, Swap};
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LEN_MAX};
 use rustc_hash::FxHashSet;
@@ -126,9 +126,13 @@ impl Heads {
             sync_names(layout, id.lineage)?;
             self.doubtful().remove(&id);
         }
-        slots::decode(&bytes).map_err(|damage| {
-            tracing::error!("{}: {damage}", path.display());
-            ErrorCode::Damaged.into()
+        slots::decode(&bytes).map_err(|why| {
+            tracing::error!("{}: {why}", path.display());
+            let code = match why {
+                SlotsUnreadable::Damaged(_) => ErrorCode::Damaged,
+                SlotsUnreadable::Unsupported { .. } => ErrorCode::UnsupportedFormat,
+            };
+            code.into()
         })
     }
 }

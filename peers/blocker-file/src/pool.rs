@@ -5,13 +5,14 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use archipelago_protocol::error::{DAMAGED_HINT, UNSUPPORTED_FORMAT_HINT};
 use archipelago_protocol::{Error, ErrorCode};
 
 use crate::errors::failed;
 use crate::layout::Layout;
 use crate::{lock, owner};
 
-/// The one version of the format so far.
+/// The one version of the format so far, without incompatible features.
 const MARKER: &str =
     "# A pool of Archipelago. See docs/pool-format.md before you touch anything.\nversion = 1\n";
 /// What `mkfs` leaves in the directory that a file system is mounted at; it stays there.
@@ -77,17 +78,60 @@ pub(crate) fn check_marker(layout: &Layout) -> Result<(), Error> {
         failed("read", &path, &error)
             .with_hint("`archipelago init` makes a pool; is the right directory configured?")
     })?;
-    let version = text
-        .lines()
-        .find_map(|line| line.strip_prefix("version = "));
-    if version == Some("1") {
-        return Ok(());
+    check_format(&text).map_err(|(code, why)| {
+        let hint = match code {
+            ErrorCode::UnsupportedFormat => UNSUPPORTED_FORMAT_HINT,
+            _ => DAMAGED_HINT,
+        };
+        let message = format!("`{}` {why}", path.display());
+        Error::new(code, message).with_hint(hint)
+    })
+}
+
+/// Whether this program knows the format of a pool with this marker.
+fn check_format(marker: &str) -> Result<(), (ErrorCode, String)> {
+    let value = |key: &str| {
+        let mut lines = marker.lines().filter_map(|line| line.split_once(" = "));
+        lines.find_map(|(found, value)| (found == key).then_some(value))
+    };
+    let version = value("version").and_then(|version| version.parse::<u32>().ok());
+    match version {
+        Some(1) => {}
+        Some(other) => {
+            let why = format!("has version {other}, this program knows version 1");
+            return Err((ErrorCode::UnsupportedFormat, why));
+        }
+        None => return Err((ErrorCode::Damaged, "names no version".to_owned())),
     }
-    let message = format!(
-        "`{}` has version {}, this program knows 1",
-        path.display(),
-        version.unwrap_or("none")
-    );
-    Err(Error::new(ErrorCode::Damaged, message)
-        .with_hint("use the program that wrote the pool, or a newer one"))
+    match value("incompatible") {
+        None | Some("[]") => Ok(()),
+        Some(features) => {
+            let why =
+                format!("has incompatible features that this program does not know: {features}");
+            Err((ErrorCode::UnsupportedFormat, why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_of_another_version_or_with_unknown_features_is_unsupported() {
+        let check = |marker: &str| check_format(marker).map_err(|(code, _)| code);
+        assert_eq!(check(MARKER), Ok(()));
+        assert_eq!(check("version = 1\nincompatible = []\nlabel = x\n"), Ok(()));
+        for unsupported in [
+            "version = 2\n",
+            "version = 1\nincompatible = [\"striped\"]\n",
+            "incompatible = [\"striped\"]\nversion = 1\n",
+        ] {
+            let refused = check(unsupported);
+            assert_eq!(refused, Err(ErrorCode::UnsupportedFormat), "{unsupported}");
+        }
+        for damaged in ["", "version = one\n", "versions = 1\n"] {
+            assert_eq!(check(damaged), Err(ErrorCode::Damaged), "{damaged}");
+        }
+    }
 }

@@ -272,7 +272,7 @@ fn a_pool_is_served_by_one_process_and_known_by_its_version() {
     std::fs::write(pool.join("pool.toml"), "version = 2\n").unwrap();
     assert_eq!(
         check_marker(&Layout::new(&pool)).unwrap_err().code,
-        ErrorCode::Damaged
+        ErrorCode::UnsupportedFormat
     );
 }
 

@@ -20,11 +20,13 @@
 //! | 6 | 2 | length of the content |
 //! | 8 | 8 | version |
 //! | 16 | 4 | CRC32C of the content |
-//! | 20 | 12 | zeros |
+//! | 20 | 4 | incompatible features: a program that does not know one of these bits cannot read the slot |
+//! | 24 | 8 | zeros |
 //! | 32 | | content, 476 bytes in the first sector, 508 in each other |
 //! | 508 of each sector | 4 | CRC32C of version, sector number (u64 each) and the sector's first 508 bytes |
 //!
-//! All numbers are little-endian.
+//! All numbers are little-endian. A slot of another format version, or with an unknown feature, that is whole and newer than the
+//! other slot is [`SlotsUnreadable::Unsupported`], never damage. The content's own compatible features are the content's matter.
 
 use archipelago_protocol::object::SWAP_LEN_MAX;
 
@@ -53,6 +55,25 @@ pub struct SlotDamage {
     pub slot: usize,
     /// The first sector of it that cannot be.
     pub sector: usize,
+}
+
+/// Why the slots cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SlotsUnreadable {
+    /// They contradict every history of swaps and crashes.
+    #[error(transparent)]
+    Damaged(#[from] SlotDamage),
+    /// Another version of the program wrote the newer one.
+    #[error(
+        "a small object has slot format {format} and incompatible features {features:#x}, this program knows format \
+         {FORMAT} without features"
+    )]
+    Unsupported {
+        /// Its format version.
+        format: u16,
+        /// Its incompatible features.
+        features: u32,
+    },
 }
 
 /// What a small object holds.
@@ -157,9 +178,48 @@ pub fn encode(version: u64, content: &[u8]) -> Box<[u8; SLOT_LEN]> {
 /// filled up with zeros.
 ///
 /// # Errors
-/// [`SlotDamage`]: something is there that no interrupted swap leaves behind.
-pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotDamage> {
+/// [`SlotsUnreadable::Damaged`]: something is there that no interrupted swap leaves behind. [`SlotsUnreadable::Unsupported`].
+pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotsUnreadable> {
     let (first, second) = bytes.split_at(SLOT_LEN);
+    let found = decode_known(first, second);
+    let current = match &found {
+        Ok(Some(current)) => current.version,
+        Ok(None) | Err(_) => 0,
+    };
+    let foreign = [(first, 0), (second, 1)].into_iter();
+    let mut foreign = foreign.filter_map(|(slot, place)| unsupported(slot, place));
+    if let Some((_, why)) = foreign.find(|(version, _)| *version > current) {
+        return Err(why);
+    }
+    Ok(found?)
+}
+
+/// The version of `slot`, and why it cannot be read, if it is whole and another version of the program wrote it.
+fn unsupported(slot: &[u8], place: usize) -> Option<(u64, SlotsUnreadable)> {
+    let version = whole_version(slot, place)?;
+    let (format, features) = format_of(slot);
+    let unsupported = slot[..4] == MAGIC && (format, features) != (FORMAT, 0);
+    unsupported.then_some((version, SlotsUnreadable::Unsupported { format, features }))
+}
+
+/// Format version and incompatible features.
+fn format_of(slot: &[u8]) -> (u16, u32) {
+    let format = u16::from_le_bytes([slot[4], slot[5]]);
+    let features = u32::from_le_bytes(slot[20..24].try_into().expect("four bytes"));
+    (format, features)
+}
+
+/// The version of a slot whose sectors all belong to it, where it belongs.
+fn whole_version(slot: &[u8], place: usize) -> Option<u64> {
+    let version = u64::from_le_bytes(slot[8..16].try_into().expect("eight bytes"));
+    let possible = (1..=VERSION_MAX).contains(&version);
+    let in_place = possible && slot_offset(version) == (place * SLOT_LEN) as u64;
+    let mut sectors = slot.chunks_exact(SECTOR).enumerate();
+    let whole = in_place && sectors.all(|(index, sector)| is_of(version, index, sector));
+    whole.then_some(version)
+}
+
+fn decode_known(first: &[u8], second: &[u8]) -> Result<Option<Current>, SlotDamage> {
     match (decode_whole(first, 0), decode_whole(second, 1)) {
         (Some(odd), Some(even)) if odd.version.abs_diff(even.version) == 1 => {
             Ok([odd, even].into_iter().max_by_key(|slot| slot.version))
@@ -187,23 +247,13 @@ pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotDamage> {
 
 /// The content of `slot` if all of it belongs together and it stands where its version belongs.
 fn decode_whole(slot: &[u8], place: usize) -> Option<Current> {
-    let field = |at: usize| u16::from_le_bytes([slot[at], slot[at + 1]]);
-    let len = usize::from(field(6));
-    if slot[..4] != MAGIC || field(4) != FORMAT || len > SWAP_LEN_MAX as usize {
+    let len = usize::from(u16::from_le_bytes([slot[6], slot[7]]));
+    let known = slot[..4] == MAGIC && format_of(slot) == (FORMAT, 0) && slot[24..HEADER] == [0; 8];
+    if !known || len > SWAP_LEN_MAX as usize {
         return None;
     }
-    let version = u64::from_le_bytes(slot[8..16].try_into().expect("eight bytes"));
-    let possible = (1..=VERSION_MAX).contains(&version);
-    let in_place = possible && slot_offset(version) == (place * SLOT_LEN) as u64;
-    let sectors = slot.chunks_exact(SECTOR);
-    let whole = sectors
-        .clone()
-        .enumerate()
-        .all(|(index, sector)| is_of(version, index, sector));
-    if !in_place || !whole {
-        return None;
-    }
-    let body = sectors.flat_map(|sector| &sector[..BODY]);
+    let version = whole_version(slot, place)?;
+    let body = slot.chunks_exact(SECTOR).flat_map(|sector| &sector[..BODY]);
     let content: Vec<u8> = body.skip(HEADER).take(len).copied().collect();
     let sum = u32::from_le_bytes(slot[16..20].try_into().expect("four bytes"));
     (crc32c::crc32c(&content) == sum).then_some(Current { version, content })
@@ -333,7 +383,10 @@ mod tests {
         for at in 0..SLOTS_LEN {
             let mut flipped = medium;
             flipped[at] ^= 1 << (at % 8);
-            let damage = decode(&flipped).expect_err("a flipped bit");
+            let SlotsUnreadable::Damaged(damage) = decode(&flipped).expect_err("a flipped bit")
+            else {
+                panic!("a flipped bit at {at} is damage");
+            };
             assert_eq!(
                 damage.slot * SLOT_LEN + damage.sector * SECTOR,
                 at / SECTOR * SECTOR
@@ -417,6 +470,8 @@ mod tests {
             ("length", 7, 16),
             ("length", 6, 4),
             ("checksum", 16, 0),
+            ("features", 21, 1),
+            ("reserved", 31, 1),
         ] {
             assert_eq!(
                 decode_whole(forged(1, at, value).as_slice(), 0),
@@ -430,6 +485,30 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_slot_of_another_format_is_unsupported_and_an_older_one_is_ignored() {
+        for (at, value, format, features) in [(4, 2, 2, 0), (20, 8, 1, 8)] {
+            let decoded = |foreign: u64, ours: u64| {
+                let mut medium = [0; SLOTS_LEN];
+                for (version, slot) in [
+                    (foreign, forged(foreign, at, value)),
+                    (ours, encode(ours, b"abc")),
+                ] {
+                    let start = usize::try_from(slot_offset(version)).unwrap();
+                    medium[start..][..SLOT_LEN].copy_from_slice(slot.as_slice());
+                }
+                decode(&medium)
+            };
+            let unsupported = SlotsUnreadable::Unsupported { format, features };
+            assert_eq!(decoded(6, 5), Err(unsupported));
+            let current = decoded(4, 5).unwrap().unwrap();
+            assert_eq!(current.version, 5);
+            let mut alone = [0; SLOTS_LEN];
+            alone[..SLOT_LEN].copy_from_slice(forged(1, at, value).as_slice());
+            assert_eq!(decode(&alone), Err(unsupported));
+        }
+    }
+
+    #[test]
     fn damage_is_named_by_its_place() {
         let both = |odd, even| {
             let mut medium = [0; SLOTS_LEN];
@@ -437,7 +516,7 @@ mod tests {
             put(&mut medium, even, &content(even), 0xff);
             decode(&medium)
         };
-        let damage = |slot, sector| Err(SlotDamage { slot, sector });
+        let damage = |slot, sector| Err(SlotDamage { slot, sector }.into());
         assert_eq!(both(5, 2), damage(1, 0));
         assert_eq!(both(1, 4), damage(0, 0));
         for at in [0, 511, 512, 1500, SLOT_LEN - 1] {

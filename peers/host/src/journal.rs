@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 
 use archipelago_mapper::journal::{
-    self, Journal, JournalArea, JournalMemory, JournalStore, Recovered,
+    self, Journal, JournalArea, JournalMemory, JournalStore, Recovered, UnsupportedJournal,
 };
 use archipelago_protocol::{Error, ErrorCode, Generation, Lineage};
 use nix::errno::Errno;
@@ -187,6 +187,21 @@ impl FileJournals {
     fn hidden(&self, lineage: Lineage) -> PathBuf {
         self.path(lineage).with_extension("new")
     }
+
+    /// The memory of the journal that is there.
+    fn existing(&self, lineage: Lineage) -> Option<MappedFile> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.path(lineage))
+            .ok()?;
+        let len = usize::try_from(file.metadata().ok()?.len()).ok()?;
+        let region = Region::from_fd(OwnedFd::from(file), 0, len).ok()?;
+        Some(MappedFile {
+            region,
+            _alive: Rc::new(()),
+        })
+    }
 }
 
 fn allocate(file: &File) -> std::io::Result<()> {
@@ -223,19 +238,11 @@ impl JournalStore for FileJournals {
         }
     }
 
-    fn load(&mut self, lineage: Lineage) -> Option<Recovered> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.path(lineage))
-            .ok()?;
-        let len = usize::try_from(file.metadata().ok()?.len()).ok()?;
-        let region = Region::from_fd(OwnedFd::from(file), 0, len).ok()?;
-        let memory = MappedFile {
-            region,
-            _alive: Rc::new(()),
-        };
-        journal::load(&memory, self.boot, lineage)
+    fn load(&mut self, lineage: Lineage) -> Result<Option<Recovered>, UnsupportedJournal> {
+        match self.existing(lineage) {
+            Some(memory) => journal::load(&memory, self.boot, lineage),
+            None => Ok(None),
+        }
     }
 
     fn in_use(&self) -> Vec<Lineage> {
@@ -304,6 +311,7 @@ mod tests {
         let found = FileJournals::new(dir.path().join("journal"))
             .unwrap()
             .load(us)
+            .unwrap()
             .unwrap();
         assert_eq!(
             (found.generation, found.records),
@@ -311,9 +319,9 @@ mod tests {
         );
         let mut next_boot = FileJournals::new(dir.path().join("journal")).unwrap();
         next_boot.boot ^= 1;
-        assert_eq!(next_boot.load(us), None);
+        assert_eq!(next_boot.load(us), Ok(None));
         journals.remove(us);
         journals.remove(us);
-        assert_eq!(journals.load(us), None);
+        assert_eq!(journals.load(us), Ok(None));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use archipelago_mapper::{ClientId, Mapper, MapperPeer, Rights};
 use archipelago_protocol::catalogue::CatalogueRequest;
 use archipelago_protocol::control::{ControlReply, PeerStatus};
-use archipelago_protocol::{Error, ErrorCode, Grants, Lineage};
+use archipelago_protocol::{Error, Grants, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use xseg::{Client, Server};
 
@@ -51,14 +51,9 @@ impl MapperHost {
         self.peer.set_grants(grants);
     }
 
-    /// What was found damaged of a volume.
+    /// What was found of a volume that cannot be used.
     pub(crate) fn damage(&self, lineage: Lineage) -> Result<(), Error> {
-        let damage = self.peer.mapper().damage(lineage);
-        damage.map_or(Ok(()), |message| {
-            Err(Error::new(ErrorCode::Damaged, message).with_hint(
-                "nothing was changed; restore the object named, or the pool, from a copy",
-            ))
-        })
+        self.peer.mapper().damage(lineage).map_or(Ok(()), Err)
     }
 
     /// The port to the blocker.
@@ -140,9 +135,9 @@ impl Channels for MapperHost {
 mod tests {
     use archipelago_mapper::MapperConfig;
     use archipelago_mapper::journal::NoJournals;
-    use archipelago_protocol::Access;
     use archipelago_protocol::control::Role;
     use archipelago_protocol::map::{MapReply, MapRequest};
+    use archipelago_protocol::{Access, ErrorCode};
     use xseg::ClientPort;
 
     use super::*;

@@ -1,13 +1,16 @@
 //! What a mapper is configured with.
 
-use crate::log::UNIT;
+use crate::log::{LOG_LEN_MAX, UNIT};
+
+/// Longest pack: what a backend must have room for in one object, as RADOS does by default.
+const PACK_LEN_MAX: u64 = 128 << 20;
 
 /// Sizes and identity of a mapper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapperConfig {
     /// Who the mapper is: written into its heads.
     pub owner: u128,
-    /// Bytes of the logs of volumes that are opened for the first time; a multiple of 4096, at least 64 KiB.
+    /// Bytes of the logs of volumes that are opened for the first time; a multiple of 4096, 64 KiB to 128 MiB.
     pub log_len: u64,
     /// Bytes of the catalogue's log when the pool is new; likewise.
     pub catalogue_log_len: u64,
@@ -15,6 +18,9 @@ pub struct MapperConfig {
     pub cache_bytes: usize,
     /// First writes and zeroed ranges of a volume that may wait to be logged. Not more than its journal holds.
     pub pending_max: usize,
+    /// Bytes of a pack of map pages or catalogue pages, a multiple of 4096, at most 128 MiB: what follows goes to the next pack.
+    /// Only a page that is longer, alone in its pack, passes it.
+    pub pack_len_max: u64,
     /// Longest object read or write, a multiple of 4096: what the channel's arena has room for.
     pub io_len_max: usize,
 }
@@ -29,6 +35,7 @@ impl Default for MapperConfig {
             catalogue_log_len: 4 << 20,
             cache_bytes: 64 << 20,
             pending_max: 32_768,
+            pack_len_max: PACK_LEN_MAX,
             io_len_max: 256 << 10,
         }
     }
@@ -41,13 +48,18 @@ impl MapperConfig {
         let unit = UNIT as u64;
         for len in [self.log_len, self.catalogue_log_len] {
             assert!(
-                len.is_multiple_of(unit) && len >= 16 * unit && len <= 1 << 30,
+                len.is_multiple_of(unit) && len >= 16 * unit && len <= LOG_LEN_MAX,
                 "log length {len}"
             );
         }
         assert!(
             self.io_len_max >= 4 * UNIT && self.io_len_max.is_multiple_of(UNIT),
             "longest object request"
+        );
+        let pack = self.pack_len_max;
+        assert!(
+            pack > 0 && pack.is_multiple_of(unit) && pack <= PACK_LEN_MAX,
+            "pack length {pack}"
         );
         assert!(self.pending_max > 0, "pending records");
     }

@@ -6,20 +6,40 @@
 //! | 8 | 4 | format version |
 //! | 12 | 4 | length in bytes, envelope and padding included |
 //! | 16 | 4 | CRC32C of all other bytes of the length |
-//! | 20 | 4 | 0 |
-//! | 24 | 16 | lineage that wrote it (high word, low word) |
-//! | 40 | | body |
+//! | 20 | 4 | incompatible features: a program that does not know one of these bits cannot read the structure |
+//! | 24 | 4 | compatible features: may be ignored, see `docs/map-format.md` |
+//! | 28 | 4 | 0 |
+//! | 32 | 16 | lineage that wrote it (high word, low word) |
+//! | 48 | | body |
+//!
+//! Rules
+//! - The first 20 bytes keep their meaning in every version. So a structure of another version is known for what it is.
+//! - Another version or an unknown incompatible feature is [`Unreadable::Unsupported`], never damage.
+//! - Reserved fields and padding are 0. Whoever gives them a meaning raises the version or sets an incompatible feature, so
+//!   other values are damage in what this program can read.
 
 use std::fmt;
 
 use archipelago_protocol::Lineage;
 
-/// Version of all formats of the mapper. 2: logs of sectors with checksums of their own. 1: the first.
-pub(crate) const VERSION: u32 = 2;
-/// Bytes of the envelope.
-pub(crate) const ENVELOPE_LEN: usize = 40;
+/// Version of all formats of the mapper. 3: feature bits, several sources of an entry, packs that roll over. 2: logs of
+/// sectors with checksums of their own. 1: the first. 1 and 2 were never released.
+pub(crate) const VERSION: u32 = 3;
+/// Incompatible features that this program knows: none yet.
+const INCOMPATIBLE_KNOWN: u32 = 0;
+const VERSION_AT: usize = 8;
+const LENGTH_AT: usize = VERSION_AT + 4;
 /// Where the checksum stands.
-pub(crate) const CRC_AT: usize = 16;
+pub(crate) const CRC_AT: usize = LENGTH_AT + 4;
+const INCOMPATIBLE_AT: usize = CRC_AT + 4;
+const COMPATIBLE_AT: usize = INCOMPATIBLE_AT + 4;
+const RESERVED_AT: usize = COMPATIBLE_AT + 4;
+const LINEAGE_AT: usize = RESERVED_AT + 4;
+/// Bytes of the envelope.
+pub(crate) const ENVELOPE_LEN: usize = LINEAGE_AT + 16;
+const _: () = assert!(VERSION_AT == 8 && LENGTH_AT == 12 && CRC_AT == 16);
+const _: () = assert!(INCOMPATIBLE_AT == 20 && COMPATIBLE_AT == 24 && RESERVED_AT == 28);
+const _: () = assert!(LINEAGE_AT == 32 && ENVELOPE_LEN == 48);
 
 /// What is wrong with bytes that should have been a structure of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +48,8 @@ pub(crate) enum Problem {
     Foreign,
     /// A version that this program does not know.
     Version(u32),
+    /// Incompatible features that this program does not know.
+    Features(u32),
     /// A length that does not fit the bytes.
     Length(u32),
     /// The checksum does not match.
@@ -42,17 +64,56 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Problem::Foreign => f.write_str("it does not begin as it must"),
-            Problem::Version(found) => {
-                write!(
-                    f,
-                    "it has format version {found}, this program knows version {VERSION}"
-                )
-            }
+            Problem::Version(found) if *found < VERSION => write!(
+                f,
+                "it has format version {found}, written by an older program before the first release; this program knows \
+                 version {VERSION}"
+            ),
+            Problem::Version(found) => write!(
+                f,
+                "it has format version {found}, this program knows version {VERSION}"
+            ),
+            Problem::Features(found) => write!(
+                f,
+                "it uses features of format version {VERSION} that this program does not know (bits {found:#x})"
+            ),
             Problem::Length(found) => write!(f, "its length {found} is impossible"),
             Problem::Checksum => f.write_str("its checksum does not match"),
             Problem::Lineage(found) => write!(f, "it belongs to lineage {found}"),
             Problem::Field(name) => write!(f, "its field `{name}` is impossible"),
         }
+    }
+}
+
+/// Why something stored cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// It contradicts itself or its checksum.
+    #[error("{0}")]
+    Damaged(String),
+    /// Another version of the program reads it.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl From<Problem> for Unreadable {
+    fn from(problem: Problem) -> Self {
+        let why = problem.to_string();
+        match problem {
+            Problem::Version(_) | Problem::Features(_) => Unreadable::Unsupported(why),
+            Problem::Foreign
+            | Problem::Length(_)
+            | Problem::Checksum
+            | Problem::Lineage(_)
+            | Problem::Field(_) => Unreadable::Damaged(why),
+        }
+    }
+}
+
+impl From<String> for Unreadable {
+    /// What is wrong in a structure whose envelope is right.
+    fn from(why: String) -> Self {
+        Unreadable::Damaged(why)
     }
 }
 
@@ -63,15 +124,22 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Begins a structure of kind `magic`.
+    /// Begins a structure of kind `magic` that uses no features.
     pub(crate) fn sealed(magic: [u8; 8], lineage: Lineage) -> Self {
+        Writer::sealed_with(magic, lineage, 0)
+    }
+
+    /// The same with these compatible features: those that the structure had before.
+    pub(crate) fn sealed_with(magic: [u8; 8], lineage: Lineage, compatible: u32) -> Self {
         let mut writer = Writer::bare();
         writer.bytes.extend_from_slice(&magic);
-        writer.u32(VERSION);
-        writer.u32(0);
-        writer.u32(0);
-        writer.u32(0);
-        writer.lineage(lineage);
+        writer.at(VERSION_AT).u32(VERSION);
+        writer.at(LENGTH_AT).u32(0);
+        writer.at(CRC_AT).u32(0);
+        writer.at(INCOMPATIBLE_AT).u32(0);
+        writer.at(COMPATIBLE_AT).u32(compatible);
+        writer.at(RESERVED_AT).u32(0);
+        writer.at(LINEAGE_AT).lineage(lineage);
         writer
     }
 
@@ -135,7 +203,7 @@ impl Writer {
     /// Puts length and checksum into the envelope.
     pub(crate) fn seal(mut self) -> Vec<u8> {
         let len = u32::try_from(self.bytes.len()).expect("structures are far below 4 GiB");
-        self.bytes[12..16].copy_from_slice(&len.to_le_bytes());
+        self.bytes[LENGTH_AT..CRC_AT].copy_from_slice(&len.to_le_bytes());
         let crc = checksum(&self.bytes);
         self.bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
         self.bytes
@@ -150,6 +218,17 @@ pub(crate) fn checksum(bytes: &[u8]) -> u32 {
 /// The checksum that a sealed structure carries.
 pub(crate) fn sealed_crc(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes[CRC_AT..CRC_AT + 4].try_into().expect("four bytes"))
+}
+
+/// A structure whose envelope is right.
+#[derive(Debug)]
+pub(crate) struct Opened<'a> {
+    /// What is behind the envelope.
+    pub(crate) fields: Reader<'a>,
+    /// Bytes of the structure.
+    pub(crate) len: usize,
+    /// Its compatible features.
+    pub(crate) compatible: u32,
 }
 
 /// Reads fields; `None` when the bytes end before.
@@ -171,19 +250,20 @@ impl<'a> Reader<'a> {
         self
     }
 
-    /// Checks the envelope at the beginning of `bytes`: the fields behind it, and the structure's length.
+    /// Checks the envelope at the beginning of `bytes`.
     pub(crate) fn open(
         magic: [u8; 8],
         lineage: Option<Lineage>,
         bytes: &'a [u8],
-    ) -> Result<(Self, usize), Problem> {
+    ) -> Result<Opened<'a>, Problem> {
         let envelope = bytes.get(..ENVELOPE_LEN).ok_or(Problem::Foreign)?;
         let mut fields = Reader::new(envelope);
         if fields.take(8) != Some(&magic) {
             return Err(Problem::Foreign);
         }
         let mut word = || fields.u32().ok_or(Problem::Foreign);
-        let (version, len, crc, _reserved) = (word()?, word()?, word()?, word()?);
+        let (version, len, crc) = (word()?, word()?, word()?);
+        let (incompatible, compatible, reserved) = (word()?, word()?, word()?);
         let whole = usize::try_from(len).map_err(|_too_large| Problem::Length(len))?;
         let structure = bytes
             .get(..whole)
@@ -196,15 +276,26 @@ impl<'a> Reader<'a> {
         if version != VERSION {
             return Err(Problem::Version(version));
         }
+        let unknown = incompatible & !INCOMPATIBLE_KNOWN;
+        if unknown != 0 {
+            return Err(Problem::Features(unknown));
+        }
+        if reserved != 0 {
+            return Err(Problem::Field("reserved"));
+        }
         let writer = fields.lineage().ok_or(Problem::Foreign)?;
         if lineage.is_some_and(|expected| expected != writer) {
             return Err(Problem::Lineage(writer));
         }
-        let body = Reader {
+        let fields = Reader {
             bytes: &structure[ENVELOPE_LEN..],
             offset: ENVELOPE_LEN,
         };
-        Ok((body, whole))
+        Ok(Opened {
+            fields,
+            len: whole,
+            compatible,
+        })
     }
 
     pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
@@ -238,6 +329,21 @@ impl<'a> Reader<'a> {
         Some(Lineage::from_words(self.u64()?, self.u64()?))
     }
 
+    /// Takes `len` reserved bytes; `None` also if one is not 0.
+    pub(crate) fn zeros(&mut self, len: usize) -> Option<()> {
+        let zeros = self.take(len)?.iter().all(|byte| *byte == 0);
+        zeros.then_some(())
+    }
+
+    /// Takes all that is left, padding.
+    ///
+    /// # Errors
+    /// A byte is not 0.
+    pub(crate) fn padding(&mut self) -> Result<(), Problem> {
+        let len = self.bytes.len();
+        self.zeros(len).ok_or(Problem::Field("padding"))
+    }
+
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.bytes
     }
@@ -258,8 +364,8 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
         let good = sealed();
-        let (mut fields, len) = Reader::open(*b"ARCHTEST", Some(Lineage(7)), &good).unwrap();
-        assert_eq!((fields.u64(), len), (Some(1234), good.len()));
+        let mut opened = Reader::open(*b"ARCHTEST", Some(Lineage(7)), &good).unwrap();
+        assert_eq!((opened.fields.u64(), opened.len), (Some(1234), good.len()));
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
@@ -284,8 +390,8 @@ mod tests {
             rest,
             [
                 b"ARCHTEST".as_slice(),
-                &[2, 0, 0, 0, 48, 0, 0, 0],
-                &[0; 12],
+                &[3, 0, 0, 0, 56, 0, 0, 0],
+                &[0; 20],
                 &[7, 0, 0, 0, 0, 0, 0, 0],
                 &[0xd2, 4, 0, 0, 0, 0, 0, 0],
             ]
@@ -305,13 +411,31 @@ mod tests {
         assert_eq!(writer.into_bytes(), [1, 0, 0, 0, 0, 0, 0, 0]);
     }
 
-    #[test]
-    fn another_version_is_named() {
+    /// What is found in an envelope with another byte at `at`, whose checksum is right.
+    fn with_byte(at: usize, byte: u8) -> Result<u32, Problem> {
         let mut writer = Writer::sealed(*b"ARCHTEST", Lineage(7));
-        writer.bytes[8] = 9;
-        let found = Reader::open(*b"ARCHTEST", None, &writer.seal()).unwrap_err();
-        assert_eq!(found, Problem::Version(9));
-        assert!(found.to_string().contains("version 9"));
+        writer.bytes[at] = byte;
+        let bytes = writer.seal();
+        Reader::open(*b"ARCHTEST", None, &bytes).map(|opened| opened.compatible)
+    }
+
+    #[test]
+    fn another_version_and_an_unknown_feature_are_unsupported_and_no_damage() {
+        for (at, byte, problem, why) in [
+            (8, 9, Problem::Version(9), "format version 9, this program"),
+            (8, 2, Problem::Version(2), "before the first release"),
+            (20, 4, Problem::Features(4), "does not know (bits 0x4)"),
+        ] {
+            assert_eq!(with_byte(at, byte), Err(problem));
+            let Unreadable::Unsupported(text) = problem.into() else {
+                panic!("{problem} is not damage");
+            };
+            assert!(text.contains(why), "{text}");
+        }
+        assert_eq!(with_byte(28, 1), Err(Problem::Field("reserved")));
+        let reserved = Unreadable::from(Problem::Field("reserved"));
+        assert!(matches!(reserved, Unreadable::Damaged(_)));
+        assert_eq!(with_byte(24, 5), Ok(5), "compatible features are handed on");
     }
 
     proptest! {

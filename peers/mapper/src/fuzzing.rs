@@ -5,7 +5,7 @@
 use archipelago_protocol::{Generation, Lineage, ObjectSize};
 
 use crate::catalogue::{Change, Names, decode_page};
-use crate::format::{Writer, sealed_crc};
+use crate::format::{ENVELOPE_LEN, Writer, sealed_crc};
 use crate::head::{CatalogueHead, VolumeHead};
 use crate::log::{Content, Record, Wanted, scan};
 use crate::tree::{PageRef, decode, reencode};
@@ -88,7 +88,7 @@ pub fn map_page(
     edit: Option<(usize, u16, u16)>,
 ) -> Option<Vec<u8>> {
     // Shorter than an envelope: no reference to such a page can be made.
-    let crc = sealed_crc(bytes.get(..40)?);
+    let crc = sealed_crc(bytes.get(..ENVELOPE_LEN)?);
     let page = PageRef {
         lineage,
         pack: 1,

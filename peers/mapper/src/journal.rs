@@ -4,7 +4,7 @@
 //! record format in between is here ([`JournalArea`]), so that it is tested without a file. It survives the death of
 //! every process of ours, and is void after a power cut: the boot id tells.
 //!
-//! Layout: 128 bytes head (envelope, boot id 16 bytes, generation u64, slots u64); two marks of 24 bytes: crc u32, 0 u32,
+//! Layout: 128 bytes head (envelope, boot id 16 bytes, at this place in every later version, generation u64, slots u64); two marks of 24 bytes: crc u32, 0 u32,
 //! generation u64, position u64; then slots of 48 bytes: crc u32, kind u8, 3 × 0, blocks u32, 0 u32, sequence u64,
 //! generation u64, first block u64, epoch u64. The record with sequence `n` stands in slot `n` modulo the count.
 //!
@@ -19,9 +19,11 @@ use std::fmt;
 
 use archipelago_protocol::{Epoch, ErrorCode, Generation, Lineage};
 
-use crate::format::{Reader, Writer};
+use crate::format::{ENVELOPE_LEN, Problem, Reader, Unreadable, Writer};
 
 const MAGIC: [u8; 8] = *b"ARCHJRNL";
+/// Bytes of the envelope in versions 1 and 2.
+const ENVELOPE_LEN_BEFORE_3: usize = 40;
 /// Bytes of the head; the marks follow.
 pub const HEAD_LEN: usize = 128;
 /// Bytes of a mark.
@@ -57,6 +59,14 @@ pub struct JournalRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the presence journal is full")]
 pub struct JournalFull;
+
+/// A journal of this boot that another version of the program wrote. It may hold writes that were acknowledged, so it is not
+/// ignored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct UnsupportedJournal {
+    why: String,
+}
 
 /// What a journal held when its process died.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +116,10 @@ pub trait JournalStore: fmt::Debug {
     ) -> Result<Box<dyn Journal>, ErrorCode>;
 
     /// What the last journal of `lineage` holds, if it is of this boot.
-    fn load(&mut self, lineage: Lineage) -> Option<Recovered>;
+    ///
+    /// # Errors
+    /// [`UnsupportedJournal`].
+    fn load(&mut self, lineage: Lineage) -> Result<Option<Recovered>, UnsupportedJournal>;
 
     /// Whose journals are in use.
     fn in_use(&self) -> Vec<Lineage> {
@@ -180,21 +193,53 @@ impl<M: JournalMemory> JournalArea<M> {
 }
 
 /// What the journal in `memory` holds; `None`: none of this lineage and boot.
-pub fn load<M: JournalMemory>(memory: &M, boot: u128, lineage: Lineage) -> Option<Recovered> {
-    let slots = slots_in(memory.size());
-    if slots == 0 {
-        return None;
+///
+/// # Errors
+/// [`UnsupportedJournal`].
+pub fn load<M: JournalMemory>(
+    memory: &M,
+    boot: u128,
+    lineage: Lineage,
+) -> Result<Option<Recovered>, UnsupportedJournal> {
+    if slots_in(memory.size()) == 0 {
+        return Ok(None);
     }
     let mut head = [0; HEAD_LEN];
     memory.read(0, &mut head);
-    let (mut fields, _) = Reader::open(MAGIC, Some(lineage), &head).ok()?;
-    if fields.lineage() != Some(Lineage(boot)) {
+    let problem = match Reader::open(MAGIC, Some(lineage), &head) {
+        Ok(opened) => return Ok(recovered(memory, opened.fields, boot)),
+        Err(problem) => problem,
+    };
+    match Unreadable::from(problem) {
+        Unreadable::Unsupported(why) if boot_of(&head, problem) == Some(boot) => {
+            Err(UnsupportedJournal { why })
+        }
+        // Of another boot, or of nobody's.
+        Unreadable::Unsupported(_) | Unreadable::Damaged(_) => Ok(None),
+    }
+}
+
+/// The boot id in a head that has this `problem`. It stands right behind the envelope, which was shorter before version 3.
+fn boot_of(head: &[u8; HEAD_LEN], problem: Problem) -> Option<u128> {
+    let at = match problem {
+        Problem::Version(1 | 2) => ENVELOPE_LEN_BEFORE_3,
+        _ => ENVELOPE_LEN,
+    };
+    let lineage = Reader::new(&head[at..]).lineage()?;
+    Some(lineage.0)
+}
+
+/// What the records behind a head say, whose fields are `head`.
+fn recovered<M: JournalMemory>(memory: &M, mut head: Reader<'_>, boot: u128) -> Option<Recovered> {
+    let slots = slots_in(memory.size());
+    if head.lineage() != Some(Lineage(boot)) {
         return None;
     }
-    let generation = Generation(fields.u64()?);
-    if fields.u64() != Some(slots) {
+    let generation = Generation(head.u64()?);
+    if head.u64() != Some(slots) {
         return None;
     }
+    head.padding().ok()?;
     let mut found = BTreeMap::new();
     // In the order of the first round.
     for slot in (1..slots).chain([0]) {
@@ -258,7 +303,7 @@ fn encode_mark(position: u64, generation: Generation) -> Vec<u8> {
 
 fn decode_mark(bytes: &[u8; MARK_LEN], generation: Generation) -> Option<u64> {
     let mut fields = behind_crc(bytes)?;
-    fields.u32()?;
+    fields.zeros(4)?;
     (fields.u64()? == generation.0).then_some(())?;
     fields.u64()
 }
@@ -283,9 +328,9 @@ fn decode_slot(bytes: &[u8; SLOT_LEN], generation: Generation) -> Option<Journal
         2 => true,
         _ => return None,
     };
-    fields.take(3)?;
+    fields.zeros(3)?;
     let blocks = fields.u32()?;
-    fields.u32()?;
+    fields.zeros(4)?;
     let sequence = fields.u64()?;
     if fields.u64()? != generation.0 {
         return None;
@@ -348,8 +393,8 @@ impl JournalStore for NoJournals {
         Ok(Box::new(NoJournal))
     }
 
-    fn load(&mut self, _lineage: Lineage) -> Option<Recovered> {
-        None
+    fn load(&mut self, _lineage: Lineage) -> Result<Option<Recovered>, UnsupportedJournal> {
+        Ok(None)
     }
 
     fn remove(&mut self, _lineage: Lineage) {}

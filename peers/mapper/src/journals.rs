@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
 use crate::failure::{Failure, Outcome};
+use crate::format::Unreadable;
 use crate::journal::{Journal, JournalStore, Recovered};
 
 /// Who knows that a volume without a writer has lost what its last writer had not flushed.
@@ -50,8 +51,12 @@ impl Journals {
     }
 
     /// What the last journal of `lineage` holds.
-    pub(crate) fn load(&self, lineage: Lineage) -> Option<Recovered> {
-        self.store.borrow_mut().load(lineage)
+    pub(crate) fn load(&self, lineage: Lineage) -> Outcome<Option<Recovered>> {
+        let loaded = self.store.borrow_mut().load(lineage);
+        loaded.map_err(|unsupported| {
+            let what = format!("the presence journal of {lineage}");
+            Failure::unreadable(&what, Unreadable::Unsupported(unsupported.to_string()))
+        })
     }
 
     pub(crate) fn remove(&self, lineage: Lineage) {
@@ -67,7 +72,7 @@ impl Journals {
     /// writer and had a journal is noted as lost; a writer is stopped by others.
     pub(crate) fn void(&self, lineage: Lineage, has_writer: bool) {
         let mut store = self.store.borrow_mut();
-        if !has_writer && store.load(lineage).is_some() {
+        if !has_writer && store.load(lineage) != Ok(None) {
             self.note_lost(lineage);
         }
         store.remove(lineage);
@@ -110,7 +115,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::journal::NoJournals;
+    use crate::journal::{NoJournals, UnsupportedJournal};
 
     /// Remembers for whom journals were made.
     #[derive(Debug, Default)]
@@ -126,12 +131,12 @@ mod tests {
             NoJournals.open(lineage, generation)
         }
 
-        fn load(&mut self, lineage: Lineage) -> Option<Recovered> {
-            self.0.contains(&lineage).then_some(Recovered {
+        fn load(&mut self, lineage: Lineage) -> Result<Option<Recovered>, UnsupportedJournal> {
+            Ok(self.0.contains(&lineage).then_some(Recovered {
                 generation: Generation(1),
                 logged: None,
                 records: Vec::new(),
-            })
+            }))
         }
 
         fn remove(&mut self, lineage: Lineage) {
@@ -146,7 +151,7 @@ mod tests {
             let lineage = Lineage(lineage);
             journals.open(lineage, Generation(1)).unwrap();
             journals.void(lineage, has_writer);
-            assert_eq!(journals.load(lineage), None);
+            assert_eq!(journals.load(lineage), Ok(None));
             assert_eq!(journals.take_lost(lineage), lost);
             assert!(!journals.take_lost(lineage));
         }

@@ -116,10 +116,10 @@ impl Mapper {
         self.parts.catalogue.failure().map(Error::from)
     }
 
-    /// The last damage that was found in the objects of `lineage`, for people.
+    /// The last damage that was found in the objects of `lineage`, or a format that this program does not know.
     #[must_use]
-    pub fn damage(&self, lineage: Lineage) -> Option<String> {
-        self.parts.pool.damage(lineage)
+    pub fn damage(&self, lineage: Lineage) -> Option<Error> {
+        self.parts.pool.unreadable(lineage).map(Error::from)
     }
 
     /// What happened so far.
@@ -178,10 +178,10 @@ mod tests {
         let default = MapperConfig::default();
         for (log_len, good) in [
             (64 << 10, true),
-            (1 << 30, true),
+            (128 << 20, true),
             (60 << 10, false),
             ((64 << 10) + 512, false),
-            ((1 << 30) + 4096, false),
+            ((128 << 20) + 4096, false),
         ] {
             let catalogue_log_len = log_len;
             assert_eq!(is_taken(MapperConfig { log_len, ..default }), good);
@@ -197,6 +197,19 @@ mod tests {
                 ..default
             };
             assert_eq!(is_taken(config), good, "{io_len_max}");
+        }
+        for (pack_len_max, good) in [
+            (4096, true),
+            (128 << 20, true),
+            (0, false),
+            (4096 + 512, false),
+            ((128 << 20) + 4096, false),
+        ] {
+            let config = MapperConfig {
+                pack_len_max,
+                ..default
+            };
+            assert_eq!(is_taken(config), good, "{pack_len_max}");
         }
         for (pending_max, good) in [(1, true), (0, false)] {
             let config = MapperConfig {

@@ -10,6 +10,7 @@ use archipelago_protocol::{ErrorCode, ObjectSize};
 
 use crate::disk::{Disk, name_of};
 use crate::failure::{Failure, Outcome};
+use crate::format::Unreadable;
 use crate::task::{Locks, Scheduler};
 use crate::tree::{Cache, Missing, Node, PageRef, decode};
 
@@ -65,13 +66,11 @@ impl Pages {
     ) -> Outcome<Rc<Node>> {
         let Missing { page, level } = missing;
         let id = ObjectId::pack(page.lineage, page.pack);
-        let damaged = |why: &str| {
-            Failure::damaged(format!(
-                "{} is damaged at {}: {why}",
-                name_of(id),
-                page.offset
-            ))
+        let unreadable = |why: Unreadable| {
+            let what = format!("the page at {} of {}", page.offset, name_of(id));
+            Failure::unreadable(&what, why)
         };
+        let damaged = |why: &str| unreadable(Unreadable::Damaged(why.to_owned()));
         // Whole units: a backend may read them without a copy.
         let skip = page.offset % 4096;
         let len = usize::try_from((skip + u64::from(page.len)).next_multiple_of(4096))
@@ -85,6 +84,6 @@ impl Pages {
                 })?;
         let from = usize::try_from(skip).expect("below 4096");
         decode(&page, level, size, &bytes[from..from + page.len as usize])
-            .map_err(|problem| damaged(&problem.to_string()))
+            .map_err(|problem| unreadable(problem.into()))
     }
 }

@@ -25,8 +25,8 @@ pub(crate) struct Pool {
     pub(crate) pages: Pages,
     pub(crate) journals: Journals,
     counters: Cell<Counters>,
-    /// The last damage of each lineage.
-    damages: RefCell<BTreeMap<Lineage, String>>,
+    /// The last damage of each lineage, or format that this program does not know.
+    unreadable: RefCell<BTreeMap<Lineage, Failure>>,
 }
 
 impl Pool {
@@ -37,7 +37,7 @@ impl Pool {
             pages: Pages::new(&scheduler, config.cache_bytes),
             journals: Journals::new(journals),
             counters: Cell::default(),
-            damages: RefCell::default(),
+            unreadable: RefCell::default(),
             scheduler,
             config,
         }
@@ -53,24 +53,27 @@ impl Pool {
         self.counters.set(counters);
     }
 
-    /// Notes damage for people.
+    /// Notes for people that something stored cannot be used.
     pub(crate) fn note(&self, lineage: Lineage, failure: &Failure) {
-        if failure.code == ErrorCode::Damaged {
-            tracing::error!("{}", failure.message);
-            self.count(|counters| counters.damages += 1);
-            let message = failure.message.clone();
-            self.damages.borrow_mut().insert(lineage, message);
+        if !failure.code.is_of_stored() {
+            return;
         }
+        tracing::error!("{}", failure.message);
+        if failure.code == ErrorCode::Damaged {
+            self.count(|counters| counters.damages += 1);
+        }
+        let mut unreadable = self.unreadable.borrow_mut();
+        unreadable.insert(lineage, failure.clone());
     }
 
-    /// The last damage that was noted of `lineage`.
-    pub(crate) fn damage(&self, lineage: Lineage) -> Option<String> {
-        self.damages.borrow().get(&lineage).cloned()
+    /// What was noted last of `lineage`.
+    pub(crate) fn unreadable(&self, lineage: Lineage) -> Option<Failure> {
+        self.unreadable.borrow().get(&lineage).cloned()
     }
 
     /// Everything of `lineage` could be read.
-    pub(crate) fn forget_damage(&self, lineage: Lineage) {
-        self.damages.borrow_mut().remove(&lineage);
+    pub(crate) fn forget_unreadable(&self, lineage: Lineage) {
+        self.unreadable.borrow_mut().remove(&lineage);
     }
 
     /// Brings a page into the cache. It stays there as long as the caller holds the node.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::ErrorCode;
 use crate::ids::Name;
 
 /// Findings that are told one by one; more are counted only. A damaged page of a parent can be met very often.
@@ -16,6 +17,9 @@ pub enum FindingKind {
     Damaged,
     /// An object that metadata names is not there, or is shorter than it must be.
     Missing,
+    /// Metadata of another version of the program, or with features that this one does not know. It may be in order; this
+    /// program cannot say.
+    Unsupported,
     /// Sectors behind the end of a log: what an interrupted append leaves. A note.
     Remnant,
     /// Objects that nothing names: they take space. A note.
@@ -25,7 +29,13 @@ pub enum FindingKind {
 }
 
 impl FindingKind {
-    /// Whether something that was acknowledged may be lost: notes are not.
+    /// Whether it is no note: something is wrong, or could not be checked.
+    #[must_use]
+    pub fn is_fault(self) -> bool {
+        self.is_damage() || self == FindingKind::Unsupported
+    }
+
+    /// Whether something that was acknowledged may be lost.
     #[must_use]
     pub fn is_damage(self) -> bool {
         matches!(self, FindingKind::Damaged | FindingKind::Missing)
@@ -67,7 +77,7 @@ pub struct Checked {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// Whether nothing is damaged or missing. Notes do not count.
+    /// Whether nothing is damaged, missing or of an unsupported format. Notes do not count.
     pub clean: bool,
     /// What was found, up to [`FINDINGS_MAX`].
     pub findings: Vec<Finding>,
@@ -80,9 +90,26 @@ pub struct Report {
 }
 
 impl Report {
+    /// What the command that made the check ends with: nothing if the pool is clean. Damage counts for more than a format
+    /// that is not supported.
+    #[must_use]
+    pub fn fault(&self) -> Option<ErrorCode> {
+        if self.clean {
+            return None;
+        }
+        let unsupported = |finding: &Finding| finding.kind == FindingKind::Unsupported;
+        let damaged = |finding: &Finding| finding.kind.is_damage();
+        let only_unsupported =
+            self.findings.iter().any(unsupported) && !self.findings.iter().any(damaged);
+        Some(match only_unsupported {
+            true => ErrorCode::UnsupportedFormat,
+            false => ErrorCode::Damaged,
+        })
+    }
+
     /// Adds a finding.
     pub fn add(&mut self, finding: Finding) {
-        self.clean &= !finding.kind.is_damage();
+        self.clean &= !finding.kind.is_fault();
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(finding);
         } else {
@@ -112,14 +139,22 @@ mod tests {
         report.add(finding(FindingKind::Remnant));
         assert!(report.clean);
         assert_eq!((report.findings.len(), report.more), (FINDINGS_MAX, 2));
-        report.add(finding(FindingKind::Missing));
+        assert_eq!(report.fault(), None);
+        report.findings.truncate(1);
+        report.add(finding(FindingKind::Unsupported));
         assert!(!report.clean);
+        assert_eq!(report.fault(), Some(ErrorCode::UnsupportedFormat));
+        report.add(finding(FindingKind::Missing));
+        assert_eq!(report.fault(), Some(ErrorCode::Damaged));
     }
 
     #[test]
     fn what_is_damaged_or_missing_is_damage() {
-        use FindingKind::{Damaged, Foreign, Leaked, Missing, Remnant};
-        let told = [Damaged, Missing, Remnant, Leaked, Foreign].map(FindingKind::is_damage);
-        assert_eq!(told, [true, true, false, false, false]);
+        use FindingKind::{Damaged, Foreign, Leaked, Missing, Remnant, Unsupported};
+        let kinds = [Damaged, Missing, Unsupported, Remnant, Leaked, Foreign];
+        let damage = kinds.map(FindingKind::is_damage);
+        assert_eq!(damage, [true, true, false, false, false, false]);
+        let faults = kinds.map(FindingKind::is_fault);
+        assert_eq!(faults, [true, true, true, false, false, false]);
     }
 }

@@ -46,11 +46,13 @@ pub enum ErrorCode {
     NoRunSpace = 17,
     /// A file of the pool may not get so large: a limit of its file system or of the process. Room does not help.
     TooLarge = 18,
+    /// Stored by another version of the program, or with features that this one does not know. Nothing was changed.
+    UnsupportedFormat = 19,
 }
 
 impl ErrorCode {
     /// All codes, in order of their numbers.
-    pub const ALL: [ErrorCode; 18] = [
+    pub const ALL: [ErrorCode; 19] = [
         ErrorCode::Invalid,
         ErrorCode::NotFound,
         ErrorCode::Exists,
@@ -69,6 +71,7 @@ impl ErrorCode {
         ErrorCode::NoMemory,
         ErrorCode::NoRunSpace,
         ErrorCode::TooLarge,
+        ErrorCode::UnsupportedFormat,
     ];
 
     /// Whether something has run out that comes back by itself, or when somebody frees it: the same request can be done then.
@@ -81,6 +84,12 @@ impl ErrorCode {
                 | ErrorCode::NoMemory
                 | ErrorCode::NoRunSpace
         )
+    }
+
+    /// Whether what is stored cannot be used: to ask again is of no use.
+    #[must_use]
+    pub fn is_of_stored(self) -> bool {
+        matches!(self, ErrorCode::Damaged | ErrorCode::UnsupportedFormat)
     }
 
     /// The code as the negative result of a completion.
@@ -99,7 +108,7 @@ impl ErrorCode {
     }
 
     /// Exit code of the command: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space,
-    /// 7 damaged data.
+    /// 7 damaged data, 8 unsupported format.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
@@ -112,6 +121,7 @@ impl ErrorCode {
             | ErrorCode::NoMemory
             | ErrorCode::NoRunSpace => 6,
             ErrorCode::Damaged => 7,
+            ErrorCode::UnsupportedFormat => 8,
             ErrorCode::Io
             | ErrorCode::SyncFailed
             | ErrorCode::Stale
@@ -147,12 +157,21 @@ impl fmt::Display for ErrorCode {
             ErrorCode::NoMemory => "out of memory",
             ErrorCode::NoRunSpace => "the run directory is full",
             ErrorCode::TooLarge => "larger than a file may get",
+            ErrorCode::UnsupportedFormat => "stored in a format that this program does not know",
         })
     }
 }
 
 /// What helps against [`ErrorCode::TooLarge`].
 pub const TOO_LARGE_HINT: &str = "raise LimitFSIZE of the service (`ulimit -f`), or move the pool to a file system without such a limit";
+
+/// What helps against [`ErrorCode::Damaged`].
+pub const DAMAGED_HINT: &str =
+    "nothing was changed; restore the object named, or the pool, from a copy";
+
+/// What helps against [`ErrorCode::UnsupportedFormat`].
+pub const UNSUPPORTED_FORMAT_HINT: &str =
+    "nothing was changed; use the program that wrote it, or a newer one that reads its format";
 
 /// An error for people and scripts.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -235,7 +254,7 @@ mod tests {
         for (code, number) in ErrorCode::ALL.into_iter().zip(1..) {
             assert_eq!(code.to_result(), -number, "{code:?}");
         }
-        for unknown in [0, 1, -19, i32::MIN] {
+        for unknown in [0, 1, -20, i32::MIN] {
             assert_eq!(ErrorCode::from_result(unknown), ErrorCode::Internal);
         }
     }
@@ -243,6 +262,9 @@ mod tests {
     #[test]
     fn a_command_ends_with_the_code_of_what_scripts_tell_apart() {
         let told = ErrorCode::ALL.map(ErrorCode::exit_code);
-        assert_eq!(told, [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1, 6, 6, 6, 1]);
+        assert_eq!(
+            told,
+            [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1, 6, 6, 6, 1, 8]
+        );
     }
 }

@@ -19,6 +19,8 @@ const SIZE: usize = 16 << 20;
 
 /// Exit code of a command that met damaged data.
 const DAMAGED: i32 = 7;
+/// Exit code of a command that met what another version of the program wrote.
+const UNSUPPORTED: i32 = 8;
 
 /// Bytes in front of a log in its file.
 const LOG_HEADER: usize = 4096;
@@ -64,9 +66,10 @@ fn named(path: &Path) -> Result<[String; 2]> {
 }
 
 /// Breaks one metadata file of a stopped node, and sees that a command which needs it names it, exits with
-/// [`DAMAGED`] and writes nothing; then mends it.
+/// `code` and writes nothing; then mends it.
 fn refuses(
     node: &Node,
+    code: i32,
     good: &BTreeMap<PathBuf, Vec<u8>>,
     path: &Path,
     broken: &[u8],
@@ -76,7 +79,7 @@ fn refuses(
     let checked = node.output(&["--json", "doctor"])?;
     let found = String::from_utf8_lossy(&checked.stdout);
     ensure!(
-        checked.status.code() == Some(DAMAGED),
+        checked.status.code() == Some(code),
         "the doctor exits with {:?}: {found}",
         checked.status.code()
     );
@@ -101,8 +104,8 @@ fn refuses(
     // A node that never started has nothing to stop; one that serves may try to close what is damaged.
     node.output(&["node", "stop"])?;
     ensure!(
-        output.status.code() == Some(DAMAGED),
-        "exit {:?}, expected {DAMAGED}: {said}",
+        output.status.code() == Some(code),
+        "exit {:?}, expected {code}: {said}",
         output.status.code()
     );
     for name in named(path)? {
@@ -138,9 +141,10 @@ fn refuses(
     Ok(())
 }
 
-/// Every metadata file of `kind`, broken in each of the ways that `breaks` gives.
+/// Every metadata file of `kind`, broken in each of the ways that `breaks` gives, is refused with `code`.
 fn all_refused(
     node: &Node,
+    code: i32,
     kind: &str,
     command: &[&str],
     breaks: impl Fn(&[u8]) -> Vec<(&'static str, Vec<u8>)>,
@@ -154,7 +158,7 @@ fn all_refused(
         }
         for (what, broken) in breaks(content) {
             rounds += 1;
-            if let Err(error) = refuses(node, &good, path, &broken, command) {
+            if let Err(error) = refuses(node, code, &good, path, &broken, command) {
                 failures.push(format!("{what} of {}: {error:#}", path.display()));
                 for (path, content) in &good {
                     fs::write(path, content)?;
@@ -194,7 +198,7 @@ const EXPORT: [&str; 5] = ["--json", "image", "export", "disk", "/dev/null"];
 #[test]
 fn damaged_heads_are_refused_by_name() -> Result<()> {
     let node = written_node(false)?;
-    let rounds = all_refused(&node, "head", &EXPORT, |content| {
+    let rounds = all_refused(&node, DAMAGED, "head", &EXPORT, |content| {
         // Both slots: one bad slot of two is what a crash leaves, and is survived.
         let mut flipped = content.to_vec();
         for slot in flipped.chunks_mut(4096) {
@@ -214,7 +218,7 @@ fn damaged_heads_are_refused_by_name() -> Result<()> {
 #[test]
 fn damaged_packs_are_refused_by_name() -> Result<()> {
     let node = written_node(false)?;
-    let rounds = all_refused(&node, "pack", &EXPORT, |content| {
+    let rounds = all_refused(&node, DAMAGED, "pack", &EXPORT, |content| {
         let used = content.iter().rposition(|byte| *byte != 0).unwrap_or(0);
         let mut flipped = content.to_vec();
         flipped[used] ^= 1;
@@ -232,7 +236,7 @@ fn damaged_packs_are_refused_by_name() -> Result<()> {
 #[test]
 fn damaged_logs_are_refused_by_name() -> Result<()> {
     let node = written_node(true)?;
-    let rounds = all_refused(&node, "log", &EXPORT, |content| {
+    let rounds = all_refused(&node, DAMAGED, "log", &EXPORT, |content| {
         let mut flipped = content.to_vec();
         flipped[LOG_HEADER + 60] ^= 1;
         // Sectors to which something was appended have a number of their own.
@@ -249,4 +253,51 @@ fn damaged_logs_are_refused_by_name() -> Result<()> {
     ensure!(rounds == 6, "the volume and the catalogue have a log each");
     node.call(&["node", "start"])?;
     node.call(&["volume", "info", "disk"]).map(drop)
+}
+
+#[test]
+fn what_another_version_wrote_is_refused_by_name_and_is_no_damage() -> Result<()> {
+    let node = written_node(false)?;
+    let rounds = all_refused(&node, UNSUPPORTED, "pack", &EXPORT, |content| {
+        // The envelope of the last page: its version, its incompatible features.
+        let mut pages = (0..content.len()).step_by(64);
+        let is_page = |at: &usize| content[*at..].starts_with(b"ARCH");
+        let page = pages.rfind(is_page).unwrap_or(0);
+        let resealed = |at: usize, value: u8| {
+            let mut broken = content.to_vec();
+            let len = u32::from_le_bytes([12, 13, 14, 15].map(|at| content[page + at]));
+            let page = &mut broken[page..][..len as usize];
+            page[at] = value;
+            let crc = crc32c::crc32c_append(crc32c::crc32c(&page[..16]), &page[20..]);
+            page[16..20].copy_from_slice(&crc.to_le_bytes());
+            broken
+        };
+        vec![
+            ("a newer version", resealed(8, 4)),
+            ("an older version", resealed(8, 2)),
+            ("an unknown feature", resealed(23, 0x80)),
+        ]
+    })?;
+    ensure!(rounds >= 3, "a volume closed cleanly has map pages");
+    let marker = node.root().join("pool/pool.toml");
+    let good = fs::read(&marker)?;
+    for broken in [
+        "version = 2\n",
+        "version = 1\nincompatible = [\"striped\"]\n",
+    ] {
+        fs::write(&marker, broken)?;
+        for command in [["node", "start"].as_slice(), &["doctor"]] {
+            let refused = node.output(command)?;
+            let said = String::from_utf8_lossy(&refused.stderr);
+            ensure!(refused.status.code() == Some(UNSUPPORTED), "{refused:?}");
+            ensure!(
+                said.contains("pool.toml") && !said.contains("damaged"),
+                "{said}"
+            );
+        }
+        ensure!(fs::read(&marker)? == broken.as_bytes(), "it was written");
+    }
+    fs::write(&marker, good)?;
+    node.call(&["node", "start"])?;
+    node.call(&EXPORT).map(drop)
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use archipelago_mapper::journal::{
     self, HEAD_LEN, Journal, JournalArea, JournalMemory, JournalStore, Recovered, SLOTS_AT,
+    UnsupportedJournal,
 };
 use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
@@ -105,9 +106,11 @@ impl JournalStore for MemoryJournals {
         )))
     }
 
-    fn load(&mut self, lineage: Lineage) -> Option<Recovered> {
-        let areas = self.areas.borrow();
-        journal::load(areas.get(&lineage)?, BOOT, lineage)
+    fn load(&mut self, lineage: Lineage) -> Result<Option<Recovered>, UnsupportedJournal> {
+        match self.areas.borrow().get(&lineage) {
+            Some(area) => journal::load(area, BOOT, lineage),
+            None => Ok(None),
+        }
     }
 
     fn remove(&mut self, lineage: Lineage) {

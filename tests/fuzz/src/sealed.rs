@@ -3,9 +3,9 @@
 //! Written from `docs/map-format.md`, not with the code under test.
 
 /// Bytes of the envelope.
-pub(crate) const ENVELOPE_LEN: usize = 40;
+pub(crate) const ENVELOPE_LEN: usize = 48;
 
-/// `bytes` as a structure of kind `magic`: version, length and checksum are right, everything else is as it was.
+/// `bytes` as a structure of kind `magic`: version, length, features and checksum are right, everything else is as it was.
 pub(crate) fn sealed(magic: [u8; 8], bytes: &[u8]) -> Vec<u8> {
     let mut sealed = bytes.to_vec();
     if sealed.len() < ENVELOPE_LEN {
@@ -13,8 +13,11 @@ pub(crate) fn sealed(magic: [u8; 8], bytes: &[u8]) -> Vec<u8> {
     }
     let len = u32::try_from(sealed.len()).expect("inputs are small");
     sealed[..8].copy_from_slice(&magic);
-    sealed[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    sealed[8..12].copy_from_slice(&3_u32.to_le_bytes());
     sealed[12..16].copy_from_slice(&len.to_le_bytes());
+    // No incompatible features; the reserved field.
+    sealed[20..24].fill(0);
+    sealed[28..32].fill(0);
     reseal(&mut sealed);
     sealed
 }
@@ -38,6 +41,6 @@ pub(crate) fn structure_at(bytes: &mut [u8], at: usize) -> Option<&mut [u8]> {
 
 /// The lineage in an envelope.
 pub(crate) fn lineage_of(bytes: &[u8]) -> archipelago_protocol::Lineage {
-    let mut input = crate::input::Input::new(bytes.get(24..).unwrap_or_default());
+    let mut input = crate::input::Input::new(bytes.get(32..).unwrap_or_default());
     archipelago_protocol::Lineage::from_words(input.u64(), input.u64())
 }

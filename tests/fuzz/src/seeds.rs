@@ -41,7 +41,11 @@ pub fn of(name: &str) -> Vec<Vec<u8>> {
             [&[6, 0, 7, 3][..], &[0x21, 1, 1, 5], &[0, 64, 0, 1], &[1, 1, 9]].concat(),
         ],
         "map-page" => structures(b"ARCHPAGE", 6),
-        "catalogue-records" => payloads(|payload| !(payload.len() % 32 == 0 && payload[2] == 32)),
+        "catalogue-records" => {
+            let mut records = payloads(|payload| !(payload.len() % 32 == 0 && payload[2] == 32));
+            records.push(spliced_record());
+            records
+        }
         "catalogue-page" => structures(b"ARCHCPAG", 0),
         "journal" => vec![journal(0), journal(5), journal(9)],
         "slots" => vec![
@@ -143,7 +147,7 @@ fn payloads(wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         .filter_map(|batch| {
             let word =
                 |at: usize| u32::from_le_bytes(batch[at..at + 4].try_into().expect("4 bytes"));
-            batch.get(64..64 + word(56) as usize).map(<[u8]>::to_vec)
+            batch.get(72..72 + word(64) as usize).map(<[u8]>::to_vec)
         })
         .filter(|payload| !payload.is_empty() && wanted(payload))
         .collect();
@@ -151,6 +155,26 @@ fn payloads(wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
     found.dedup();
     found.truncate(6);
     found
+}
+
+/// A hidden image of two sources that was removed: what no program writes yet.
+fn spliced_record() -> Vec<u8> {
+    let mut record = vec![0; 112 + 2 * 16];
+    record[..8].copy_from_slice(&[1, 0, 144, 0, 3, 22, 0, 0]);
+    // Size, time, epoch, time of removal, number of sources, the sources.
+    for (at, value) in [
+        (25, 16),
+        (32, 1),
+        (44, 2),
+        (48, 9),
+        (108, 2),
+        (120, 5),
+        (136, 6),
+    ] {
+        record[at] = value;
+    }
+    record[16] = 4;
+    record
 }
 
 fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {

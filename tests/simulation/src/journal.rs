@@ -8,6 +8,9 @@ const RECORDS: usize = 128;
 /// The shortest logs that there are, so that runs go round them and checkpoint.
 const LOG_LEN: u64 = 64 << 10;
 
+/// Short packs, so that runs go on to the next.
+const PACK_LEN: u64 = 8 << 10;
+
 /// Longest object request of the mapper, in bytes.
 pub(crate) const IO_LEN_MAX: usize = 64 << 10;
 
@@ -34,6 +37,7 @@ pub fn unstarted(owner: u128, journals: &MemoryJournals) -> Mapper {
         catalogue_log_len: LOG_LEN,
         cache_bytes: 1 << 20,
         pending_max: RECORDS,
+        pack_len_max: PACK_LEN,
         io_len_max: IO_LEN_MAX,
     };
     Mapper::new(config, Box::new(journals.clone()))

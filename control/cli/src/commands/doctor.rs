@@ -8,6 +8,7 @@ use archipelago_api::layout::Layout;
 use archipelago_api::pools::PoolView;
 use archipelago_api::types::PoolCheck;
 use archipelago_protocol::check::{Finding, FindingKind};
+use archipelago_protocol::error::UNSUPPORTED_FORMAT_HINT;
 use archipelago_protocol::{Error, ErrorCode, Name};
 
 use super::program;
@@ -42,10 +43,8 @@ pub(super) fn run(
         answer => answer?,
     };
     output.print(&check, |check| render(check, layout, options.repair))?;
-    Ok(match check.report.clean {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::from(ErrorCode::Damaged.exit_code()),
-    })
+    let fault = check.report.fault();
+    Ok(fault.map_or(ExitCode::SUCCESS, |fault| ExitCode::from(fault.exit_code())))
 }
 
 fn online(client: &Client, pool: &Name) -> Result<PoolCheck, Error> {
@@ -108,13 +107,14 @@ fn render(check: &PoolCheck, layout: &Layout, repair: bool) -> String {
         .findings
         .iter()
         .any(|finding| finding.kind == FindingKind::Leaked);
-    lines.push(match report.clean {
-        true if leaks && !repair => format!(
+    lines.push(match report.fault() {
+        None if leaks && !repair => format!(
             "clean; `{} doctor --repair` deletes the orphans; stop the node first",
             layout.command()
         ),
-        true => "clean".to_owned(),
-        false => {
+        None => "clean".to_owned(),
+        Some(ErrorCode::UnsupportedFormat) => format!("unsupported: {UNSUPPORTED_FORMAT_HINT}"),
+        Some(_) => {
             "damaged: nothing was changed; restore the objects named, or the pool, from a copy"
                 .to_owned()
         }
@@ -126,6 +126,7 @@ fn line(finding: &Finding) -> String {
     let kind = match finding.kind {
         FindingKind::Damaged => "damaged",
         FindingKind::Missing => "missing",
+        FindingKind::Unsupported => "unsupported",
         FindingKind::Remnant | FindingKind::Leaked | FindingKind::Foreign => "note",
     };
     let needed = finding

@@ -93,7 +93,7 @@ impl IntoResponse for Refusal {
             | ErrorCode::NoRunSpace
             | ErrorCode::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
             ErrorCode::ReadOnly | ErrorCode::Denied => StatusCode::FORBIDDEN,
-            ErrorCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            ErrorCode::Unsupported | ErrorCode::UnsupportedFormat => StatusCode::NOT_IMPLEMENTED,
             ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Damaged | ErrorCode::Io | ErrorCode::SyncFailed | ErrorCode::Internal => {
                 StatusCode::INTERNAL_SERVER_ERROR

@@ -415,22 +415,20 @@ impl Pool {
         }
     }
 
-    /// Replaces an [`ErrorCode::Damaged`] that names no object by the mapper's error, which names it.
+    /// Replaces an error of something stored that names no object by the mapper's error, which names it.
     pub(crate) async fn explain_damage(&self, lineage: Lineage, error: Error) -> Error {
-        if error.code != ErrorCode::Damaged {
+        if !error.code.is_of_stored() {
             return error;
         }
         self.damage(lineage).await.unwrap_or(error)
     }
 
-    /// The damage that the mapper has found in a volume.
+    /// The damage that the mapper has found in a volume, or a format that it does not know.
     pub(crate) async fn damage(&self, lineage: Lineage) -> Option<Error> {
         let damage = self
             .ask(Role::Mapper, &ControlRequest::Damage { lineage })
             .await;
-        damage
-            .err()
-            .filter(|error| error.code == ErrorCode::Damaged)
+        damage.err().filter(|error| error.code.is_of_stored())
     }
 
     /// Looks up the entry `name`.

@@ -126,10 +126,7 @@ impl Pool {
             );
         }
         let may_pass = |code: ErrorCode| {
-            !matches!(
-                code,
-                ErrorCode::NotFound | ErrorCode::Invalid | ErrorCode::Damaged
-            )
+            !code.is_of_stored() && !matches!(code, ErrorCode::NotFound | ErrorCode::Invalid)
         };
         failed
             .into_iter()

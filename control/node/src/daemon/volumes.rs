@@ -102,7 +102,8 @@ impl Pool {
     /// One of them.
     pub(crate) async fn info(&self, name: &Name) -> Result<VolumeView, Error> {
         let entry = self.lookup(name).await?;
-        let damage = self.damage(entry.lineage).await;
+        let found = self.damage(entry.lineage).await;
+        let damage = found.filter(|error| error.code == ErrorCode::Damaged);
         Ok(VolumeView {
             damage: damage.map(|error| error.message),
             ..self.view(entry)

@@ -194,7 +194,7 @@ fn put(to: &mut Writer, tag: u16, value: &[u8]) {
 fn take<'a>(from: &mut Reader<'a>) -> Option<(u16, &'a [u8])> {
     let (tag, len) = (from.u16()?, usize::from(from.u16()?));
     let value = from.take(len)?;
-    from.take((HEADER_LEN + len).next_multiple_of(8) - HEADER_LEN - len)?;
+    from.zeros((HEADER_LEN + len).next_multiple_of(8) - HEADER_LEN - len)?;
     Some((tag, value))
 }
 

@@ -1,24 +1,24 @@
-//! The whole catalogue as sorted pages in a pack, so that a start reads sequentially and the log can be short.
+//! The whole catalogue as sorted pages, one behind the other in packs of equal length, so that a start reads sequentially and
+//! the log can be short.
 //!
 //! Page body behind the envelope: payload length u32, 0 u32, catalogue records; zeros to 4096.
 
-use archipelago_protocol::Lineage;
 use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{ErrorCode, Lineage};
 
-use super::attributes::ATTRIBUTES_LEN_MAX;
 use super::names::Names;
-use super::record::Change;
+use super::record::{Change, RECORD_LEN_MAX};
 use crate::disk::{Disk, name_of};
 use crate::failure::{Failure, Outcome};
-use crate::format::{Problem, Reader, Writer};
+use crate::format::{ENVELOPE_LEN, Opened, Problem, Reader, Unreadable, Writer};
 use crate::head::CatalogueHead;
 
 const MAGIC: [u8; 8] = *b"ARCHCPAG";
 /// A page is closed when its records pass this.
 const PAGE_FULL: usize = 64 * 1024;
-/// Longest page: a full one and the longest record (below 512 bytes and its attributes), rounded up.
+/// Longest page: its fields, a full page of records but for one byte, and the longest record, rounded up to 4096.
 const PAGE_LEN_MAX: usize = PAGE_FULL + 8192;
-const _: () = assert!(48 + 512 + ATTRIBUTES_LEN_MAX <= PAGE_LEN_MAX - PAGE_FULL - 3072);
+const _: () = assert!(ENVELOPE_LEN + 8 + RECORD_LEN_MAX <= PAGE_LEN_MAX - PAGE_FULL);
 /// Bytes written or read at a time.
 const PIECE: usize = 1 << 20;
 
@@ -31,49 +31,53 @@ fn page(records: &[u8]) -> Vec<u8> {
     page.seal()
 }
 
-pub(crate) fn decode(bytes: &[u8]) -> Result<(Vec<Change>, usize), String> {
-    let (mut fields, len) = Reader::open(MAGIC, Some(Lineage::CATALOGUE), bytes)
-        .map_err(|problem| problem.to_string())?;
-    let short = || Problem::Field("page end").to_string();
+pub(crate) fn decode(bytes: &[u8]) -> Result<(Vec<Change>, usize), Unreadable> {
+    let Opened {
+        mut fields, len, ..
+    } = Reader::open(MAGIC, Some(Lineage::CATALOGUE), bytes)?;
+    let short = || Problem::Field("page end");
     let payload_len = fields.u32().ok_or_else(short)?;
-    fields.u32().ok_or_else(short)?;
+    fields.zeros(4).ok_or(Problem::Field("reserved"))?;
     let payload = fields.take(payload_len as usize).ok_or_else(short)?;
+    fields.padding()?;
     Ok((Change::decode_all(payload)?, len))
 }
 
 /// What the last checkpoint holds.
 pub(super) async fn read(disk: &Disk, head: &CatalogueHead) -> Outcome<Names> {
     let mut names = Names::default();
-    let id = ObjectId::pack(Lineage::CATALOGUE, head.pack);
-    let (mut at, mut rest) = (0, Vec::new());
-    while at < head.pack_len {
-        let len = usize::try_from(head.pack_len - at)
-            .unwrap_or(usize::MAX)
-            .min(PIECE);
-        let bytes = disk
-            .read(id, at, len)
-            .await
-            .map_err(|failure| match failure.code {
-                archipelago_protocol::ErrorCode::NotFound => {
-                    Failure::damaged(format!("{} is missing", name_of(id)))
-                }
-                _ => failure,
-            })?;
-        at += bytes.len() as u64;
-        rest.extend_from_slice(&bytes);
-        apply_pages(&mut names, &mut rest, at == head.pack_len)
-            .map_err(|why| Failure::damaged(format!("{} is damaged: {why}", name_of(id))))?;
+    let (mut at, mut rest) = (0_u64, Vec::new());
+    let mut last = ObjectId::pack(Lineage::CATALOGUE, head.pack);
+    for id in head.packs() {
+        last = id;
+        let end = head.pack_len.min(at.saturating_add(head.pack_capacity));
+        let mut offset = 0;
+        while at < end {
+            let len = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE);
+            let bytes = disk
+                .read(id, offset, len)
+                .await
+                .map_err(|failure| match failure.code {
+                    ErrorCode::NotFound => Failure::damaged(format!("{} is missing", name_of(id))),
+                    _ => failure,
+                })?;
+            at += bytes.len() as u64;
+            offset += bytes.len() as u64;
+            rest.extend_from_slice(&bytes);
+            apply_pages(&mut names, &mut rest, at == head.pack_len)
+                .map_err(|why| Failure::unreadable(&name_of(id), why))?;
+        }
     }
     if names.len() != head.entries {
         let why = format!("{} of {} names are there", names.len(), head.entries);
-        let pack = name_of(id);
+        let pack = name_of(last);
         return Err(Failure::damaged(format!("{pack} is damaged: {why}")));
     }
     Ok(names)
 }
 
 /// Applies the pages at the front of `bytes` and takes them off: those that are there whole for sure, or all at the `end`.
-fn apply_pages(names: &mut Names, bytes: &mut Vec<u8>, end: bool) -> Result<(), String> {
+fn apply_pages(names: &mut Names, bytes: &mut Vec<u8>, end: bool) -> Result<(), Unreadable> {
     let mut used = 0;
     while used < bytes.len() && (end || bytes.len() - used >= PAGE_LEN_MAX) {
         let (changes, len) = decode(&bytes[used..])?;
@@ -108,15 +112,26 @@ pub(super) fn pages(names: &Names) -> Vec<Vec<u8>> {
     pieces
 }
 
-/// Writes the pieces of `pages` to a new pack, durably; its length.
-pub(super) async fn write(disk: &Disk, pack: ObjectId, pages: &[Vec<u8>]) -> Outcome<u64> {
-    let mut at = 0;
-    for piece in pages {
-        disk.write(pack, at, piece).await?;
-        at += piece.len() as u64;
+/// Writes the pieces of `pages` to the packs of `head`, which are new, durably.
+pub(super) async fn write(disk: &Disk, head: &CatalogueHead, pages: &[Vec<u8>]) -> Outcome<()> {
+    let mut pieces = pages.iter().map(Vec::as_slice);
+    let mut piece: &[u8] = &[];
+    for pack in head.packs() {
+        let mut at = 0;
+        while at < head.pack_capacity {
+            if piece.is_empty() {
+                let Some(next) = pieces.next() else { break };
+                piece = next;
+            }
+            let room = usize::try_from(head.pack_capacity - at).unwrap_or(usize::MAX);
+            let (now, rest) = piece.split_at(piece.len().min(room));
+            disk.write(pack, at, now).await?;
+            at += now.len() as u64;
+            piece = rest;
+        }
+        disk.sync(pack).await?;
     }
-    disk.sync(pack).await?;
-    Ok(at)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -125,7 +140,7 @@ mod tests {
 
     use archipelago_protocol::catalogue::Kind;
     use archipelago_protocol::object::ObjectReply;
-    use archipelago_protocol::{ErrorCode, Generation, ObjectSize};
+    use archipelago_protocol::{Epoch, Generation, ObjectSize};
 
     use super::super::attributes::Attributes;
     use super::super::record::Item;
@@ -145,10 +160,12 @@ mod tests {
                 name: Some(format!("{number:0>255}").parse().unwrap()),
                 kind: Kind::Volume,
                 lineage: Lineage(number),
-                parent: None,
+                sources: Vec::new(),
                 size: 512,
                 object_size: ObjectSize::MIN,
                 created: 0,
+                epoch: Epoch(0),
+                removed: 0,
                 root: Root::default(),
                 attributes: Attributes::default(),
             };
@@ -163,12 +180,12 @@ mod tests {
         Change::Delete(Lineage(1 << 64 | 2)).encode(&mut record);
         let page = page(&record.into_bytes());
         check(
-            &page[..72],
-            "4152434843504147 02000000 00100000 0e2959e1 00000000
+            &page[..80],
+            "4152434843504147 03000000 00100000 a0c695c1 00000000 00000000 00000000
              0000000000000000 0000000000000000 18000000 00000000
              02 00 1800 00000000 0100000000000000 0200000000000000",
         );
-        assert!(page.len() == 4096 && page[72..].iter().all(|byte| *byte == 0));
+        assert!(page.len() == 4096 && page[80..].iter().all(|byte| *byte == 0));
         let (changes, len) = decode(&page).unwrap();
         assert_eq!(
             (changes, len),
@@ -210,6 +227,9 @@ mod tests {
         }
     }
 
+    /// Bytes of a pack: a page reaches from one into the next.
+    const CAPACITY: u64 = 400 << 10;
+
     /// What is read of `pack`, if the head has `recorded` its bytes and names.
     fn read_back(pack: &[u8], recorded: (u64, u64), answer: Option<ErrorCode>) -> Outcome<Names> {
         let head = CatalogueHead {
@@ -220,15 +240,19 @@ mod tests {
             log_start: 0,
             pack: 7,
             pack_len: recorded.0,
+            pack_capacity: CAPACITY,
             entries: recorded.1,
+            compatible: 0,
         };
         let scheduler = Rc::new(Scheduler::default());
         let disk = Rc::new(Disk::new(&scheduler, 256 << 10));
         let task = Rc::clone(&disk);
         let names = async move { read(&task, &head).await };
         run_task(&scheduler, &disk, names, |request| {
-            assert_eq!(request.id, ObjectId::pack(Lineage::CATALOGUE, 7));
-            let at = usize::try_from(request.offset).unwrap();
+            let first = request.id.number.checked_sub(7).unwrap();
+            assert_eq!(request.id, ObjectId::pack(Lineage::CATALOGUE, 7 + first));
+            assert!(request.offset + u64::from(request.len) <= CAPACITY);
+            let at = usize::try_from(first * CAPACITY + request.offset).unwrap();
             match answer {
                 Some(code) => (ObjectReply::failed(code), Vec::new()),
                 None => {

@@ -21,11 +21,10 @@ use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
 use crate::failure::{Failure, Outcome};
 use crate::format::Writer;
-use crate::head::{CatalogueHead, StoredHead};
+use crate::head::{CatalogueHead, StoredHead, pack_count};
 use crate::log::{Content, Log, Reach};
 use crate::pool::Pool;
 use crate::task::{Guard, Lock};
-use crate::tree::Root;
 
 use prepared::PreparedSnapshots;
 
@@ -34,7 +33,7 @@ pub(crate) use attributes::Attributes;
 pub(crate) use checkpoint::decode as decode_page;
 pub(crate) use names::Names;
 pub(crate) use prepared::PreparedSnapshot;
-pub(crate) use record::{Change, Item, SnapshotFields};
+pub(crate) use record::{Change, FrozenRoot, Item, SnapshotFields};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
@@ -62,7 +61,7 @@ pub(crate) struct Catalogue {
     prepared: PreparedSnapshots,
     log: RefCell<Log>,
     head: StoredHead<CatalogueHead>,
-    /// Packs begun by this mapper.
+    /// Pack numbers taken by this mapper.
     packs: Cell<u64>,
     collection: Cell<Collection>,
 }
@@ -77,7 +76,9 @@ impl Catalogue {
             log_start: 0,
             pack: 0,
             pack_len: 0,
+            pack_capacity: 0,
             entries: 0,
+            compatible: 0,
         };
         Catalogue {
             pool: Rc::clone(pool),
@@ -156,7 +157,12 @@ impl Catalogue {
     }
 
     /// Gives the prepared snapshot of `token`, whose pages are durable, its name: its birth.
-    pub(crate) async fn enter_snapshot(&self, token: u64, size: u64, root: Root) -> Outcome<()> {
+    pub(crate) async fn enter_snapshot(
+        &self,
+        token: u64,
+        size: u64,
+        frozen: FrozenRoot,
+    ) -> Outcome<()> {
         // The session may have ended meanwhile, and with it the reservation of the name.
         let prepared = self.prepared.get(token).ok_or_else(|| {
             let why = format!("there is no snapshot with token {token}");
@@ -171,7 +177,7 @@ impl Catalogue {
             })?;
             Item {
                 size,
-                ..volume.snapshot(prepared.snapshot, root)
+                ..volume.snapshot(prepared.snapshot, frozen)
             }
         };
         item.attributes.check_len()?;
@@ -205,9 +211,9 @@ impl Catalogue {
         let first = state == State::Unread;
         match state {
             State::Ready => return Ok(guard),
-            // Damage stays, and so does a successor: whoever was replaced takes nothing back.
+            // What is stored stays so, and so does a successor: whoever was replaced takes nothing back.
             State::Failed(failure)
-                if matches!(failure.code, ErrorCode::Damaged | ErrorCode::Stale) =>
+                if failure.code.is_of_stored() || failure.code == ErrorCode::Stale =>
             {
                 return Err(failure);
             }
@@ -220,7 +226,7 @@ impl Catalogue {
         }
         if let Err(failure) = read {
             // An unread catalogue stays so: what an import left behind is removed by the first read that succeeds.
-            if !first || failure.code == ErrorCode::Damaged {
+            if !first || failure.code.is_of_stored() {
                 *self.state.borrow_mut() = State::Failed(failure.clone());
             }
             return Err(failure);
@@ -338,31 +344,33 @@ impl Catalogue {
         Log::append(&self.log, &self.pool.disk, content).await
     }
 
-    /// Writes everything to a new pack and lets the log begin anew. The caller holds the lock.
+    /// Writes everything to new packs and lets the log begin anew. The caller holds the lock.
     async fn checkpoint(&self) -> Outcome<()> {
         let old = self.head.get();
-        let number = self.packs.get() + 1;
-        self.packs.set(number);
-        // Unique: the generation is, and a pack that was begun is never written again.
-        let id = ObjectId::pack(Lineage::CATALOGUE, old.generation.0 << 16 | number);
         let pages = checkpoint::pages(&self.names());
-        let len = checkpoint::write(&self.pool.disk, id, &pages).await?;
+        let pack_len = pages.iter().map(|piece| piece.len() as u64).sum();
+        let pack_capacity = self.pool.config.pack_len_max;
+        // Unique: the generation is, and a pack that was begun is never written again.
+        let pack = old.generation.0 << 32 | (self.packs.get() + 1);
+        let count = pack_count(pack_len, pack_capacity);
+        self.packs.set(self.packs.get() + count);
         let position = self.log.borrow().position;
         let entries = self.names.borrow().len();
         let head = CatalogueHead {
             log_start: position,
-            pack: id.number,
-            pack_len: len,
+            pack,
+            pack_len,
+            pack_capacity,
             entries,
             ..old
         };
+        checkpoint::write(&self.pool.disk, &head, &pages).await?;
         self.head.swap(&self.pool.disk, head).await?;
         self.log.borrow_mut().start = position;
         self.pool
             .count(|counters| counters.catalogue_checkpoints += 1);
-        if old.pack != 0 {
+        for old in old.packs() {
             let pool = Rc::clone(&self.pool);
-            let old = ObjectId::pack(Lineage::CATALOGUE, old.pack);
             self.pool.scheduler.spawn(async move {
                 if let Err(failure) = pool.disk.delete(old).await {
                     tracing::warn!("an old catalogue checkpoint stays: {}", failure.message);

@@ -16,7 +16,7 @@ const LOOKED_AT_MAX: usize = 2 * PAGE_MAX;
 pub(crate) struct Names {
     items: BTreeMap<Lineage, Item>,
     by_name: BTreeMap<Name, Lineage>,
-    /// How many items name it as their parent.
+    /// How many items have it among their sources.
     children: BTreeMap<Lineage, u64>,
     /// Without an entry, their objects not yet deleted.
     pending_delete: BTreeSet<Lineage>,
@@ -33,8 +33,8 @@ impl Names {
                 if let Some(name) = &item.name {
                     self.by_name.insert(name.clone(), item.lineage);
                 }
-                if let Some(parent) = item.parent {
-                    *self.children.entry(parent).or_default() += 1;
+                for source in &item.sources {
+                    *self.children.entry(*source).or_default() += 1;
                 }
                 self.items.insert(item.lineage, item);
             }
@@ -55,12 +55,12 @@ impl Names {
         if let Some(name) = old.name {
             self.by_name.remove(&name);
         }
-        if let Some(parent) = old.parent
-            && let Some(count) = self.children.get_mut(&parent)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.children.remove(&parent);
+        for source in old.sources {
+            if let Some(count) = self.children.get_mut(&source) {
+                *count -= 1;
+                if *count == 0 {
+                    self.children.remove(&source);
+                }
             }
         }
     }
@@ -164,8 +164,9 @@ impl Names {
     /// An item as people see it.
     pub(crate) fn entry(&self, item: &Item) -> Option<Entry> {
         let parent = item
-            .parent
-            .and_then(|parent| self.items.get(&parent))
+            .sources
+            .first()
+            .and_then(|source| self.items.get(source))
             .and_then(|parent| parent.name.clone());
         Some(Entry {
             name: item.name.clone()?,
@@ -241,7 +242,7 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
-    use archipelago_protocol::{ObjectSize, OnFull};
+    use archipelago_protocol::{Epoch, ObjectSize, OnFull};
 
     use super::*;
     use crate::catalogue::Attributes;
@@ -257,10 +258,15 @@ mod tests {
             name: (!text.is_empty()).then(|| name(text)),
             kind,
             lineage: Lineage(id),
-            parent: (parent != 0).then_some(Lineage(parent)),
+            sources: (parent != 0)
+                .then_some(Lineage(parent))
+                .into_iter()
+                .collect(),
             size: 512,
             object_size: ObjectSize::MIN,
             created: 7,
+            epoch: Epoch(0),
+            removed: 0,
             root: Root::default(),
             attributes: Attributes::default(),
         }
@@ -295,6 +301,28 @@ mod tests {
         // Put again, of another parent.
         names.apply(Change::Put(item(4, "d", Kind::Volume, 1)));
         assert!(!children(&names) && names.has_children(Lineage(1)));
+    }
+
+    #[test]
+    fn every_source_has_the_item_as_a_child_and_is_kept_by_it() {
+        let mut names = family();
+        let spliced = Item {
+            sources: vec![Lineage(5), Lineage(1)],
+            ..item(7, "s", Kind::Image, 0)
+        };
+        names.apply(Change::Put(spliced));
+        assert!(names.orphans().is_empty(), "the snapshot is needed again");
+        assert!(names.has_children(Lineage(5)) && names.has_children(Lineage(1)));
+        let entry = names.entry(names.get(Lineage(7)).unwrap()).unwrap();
+        assert_eq!(entry.parent, None, "the first source has no name any more");
+        let mut again = Names::default();
+        names.dump().for_each(|change| again.apply(change));
+        assert!(again.has_children(Lineage(5)) && again.check().is_ok());
+        // A source without an entry, whichever of them it is.
+        names.apply(Change::Delete(Lineage(5)));
+        assert!(names.check().is_err());
+        names.apply(Change::Delete(Lineage(7)));
+        assert!(names.check().is_ok() && !names.has_children(Lineage(5)));
     }
 
     #[test]

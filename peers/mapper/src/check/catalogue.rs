@@ -43,10 +43,7 @@ impl Inspection {
         let head = CatalogueHead::decode(&bytes)?;
         let log = ObjectId::log(Lineage::CATALOGUE, head.log_number);
         self.named.extend([id, log]);
-        if head.pack != 0 {
-            self.named
-                .insert(ObjectId::pack(Lineage::CATALOGUE, head.pack));
-        }
+        self.named.extend(head.packs());
         self.report.checked.logs += 1;
         let (names, log): (_, Log) = stored(&self.parts.pool, &head).await?;
         self.names = names;

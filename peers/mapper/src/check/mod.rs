@@ -121,6 +121,7 @@ impl Inspection {
     fn failed(&mut self, failure: Failure, needed_by: Option<&Name>) {
         let kind = match failure.code {
             ErrorCode::NotFound => FindingKind::Missing,
+            ErrorCode::UnsupportedFormat => FindingKind::Unsupported,
             _ => FindingKind::Damaged,
         };
         self.find(kind, failure.message, needed_by);

@@ -4,9 +4,11 @@ use std::rc::Rc;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{ErrorCode, LabelChanges, Lineage, Name, OnFull};
+use archipelago_protocol::{Epoch, ErrorCode, LabelChanges, Lineage, Name, OnFull};
 
-use crate::catalogue::{Attributes, Change, Item, Names, PreparedSnapshot, SnapshotFields};
+use crate::catalogue::{
+    Attributes, Change, FrozenRoot, Item, Names, PreparedSnapshot, SnapshotFields,
+};
 use crate::check;
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
@@ -89,10 +91,12 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
                 name: Some(name),
                 kind,
                 lineage,
-                parent: None,
+                sources: Vec::new(),
                 size,
                 object_size,
                 created,
+                epoch: Epoch(0),
+                removed: 0,
                 root: Root::default(),
                 attributes: Attributes::new(on_full, labels),
             };
@@ -245,9 +249,11 @@ fn clone_of(
         name: Some(name),
         kind: Kind::Volume,
         lineage,
-        parent: Some(parent.lineage),
+        sources: vec![parent.lineage],
         size,
         created,
+        epoch: Epoch(0),
+        removed: 0,
         ..parent
     })
 }
@@ -276,9 +282,9 @@ async fn snapshot_closed(
     // What was prepared for a session that never took it up: its name is free.
     parts.catalogue.forget_prepared(item.lineage);
     check_fresh(&parts.catalogue.names(), &asked.name, asked.lineage)?;
-    let root = freeze_closed(parts, item.lineage).await?;
+    let frozen = freeze_closed(parts, item.lineage).await?;
     enter(parts, |names| {
-        Ok(volume_named(names, &volume)?.snapshot(asked, root))
+        Ok(volume_named(names, &volume)?.snapshot(asked, frozen))
     })
     .await
 }
@@ -316,7 +322,7 @@ async fn publish(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
     if parts.volumes.is_open(item.lineage) {
         return Err(in_use(&name));
     }
-    let root = freeze_closed(parts, item.lineage).await?;
+    let FrozenRoot { root, epoch } = freeze_closed(parts, item.lineage).await?;
     let guard = parts.catalogue.locked().await?;
     let item = find(&parts.catalogue.names(), &name)?;
     if item.kind != Kind::Importing {
@@ -325,6 +331,7 @@ async fn publish(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
     let lineage = item.lineage;
     let image = Item {
         kind: Kind::Image,
+        epoch,
         root,
         ..item
     };

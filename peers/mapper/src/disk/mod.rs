@@ -428,6 +428,9 @@ fn failed(op: ObjectOp, id: ObjectId, code: ErrorCode) -> Failure {
     if code == ErrorCode::Damaged {
         return Failure::damaged(format!("{} is damaged", name_of(id)));
     }
+    if code == ErrorCode::UnsupportedFormat {
+        return Failure::new(code, format!("{} has an unsupported format", name_of(id)));
+    }
     let what = match op {
         ObjectOp::Read | ObjectOp::ReadSwapped => "reading",
         ObjectOp::Write => "writing",

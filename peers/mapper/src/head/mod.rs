@@ -3,7 +3,7 @@
 //! Layouts: `docs/map-format.md`, "Volume head" and "Catalogue head". Shorter than 4032 bytes by far.
 //!
 //! Invariant: what a head counts (generation, epochs, log positions) never falls from one head of a lineage to the next
-//! ([`StoredHead`] asserts it).
+//! ([`StoredHead`] refuses to write such a head).
 
 mod catalogue;
 mod stored;
@@ -15,10 +15,10 @@ use archipelago_protocol::{Generation, Lineage};
 use crate::disk::name_of;
 use crate::failure::Failure;
 use crate::format::{Problem, Reader, Writer};
-use crate::log::POSITION_MAX;
-use crate::tree::{LEVEL_MAX, Root, read_ref, write_ref};
+use crate::log::{LOG_LEN_MAX, POSITION_MAX};
+use crate::tree::{LEVEL_MAX, REF_LEN, Root, read_ref, write_ref};
 
-pub(crate) use catalogue::CatalogueHead;
+pub(crate) use catalogue::{CatalogueHead, pack_count};
 pub(crate) use stored::StoredHead;
 pub(crate) use volume::VolumeHead;
 
@@ -46,23 +46,20 @@ fn word(fields: &mut Reader<'_>) -> Result<u64, Problem> {
 
 fn check_log(len: u64, start: u64) -> Result<(), Problem> {
     let unit = crate::log::UNIT as u64;
-    // 1 GiB is far more than anybody asks for; replay reads a log whole.
-    let possible = len > 0 && len.is_multiple_of(unit) && len <= 1 << 30;
+    let possible = len > 0 && len.is_multiple_of(unit) && len <= LOG_LEN_MAX;
     if !possible || !start.is_multiple_of(unit) || start > POSITION_MAX {
         return Err(Problem::Field("log"));
     }
     Ok(())
 }
 
-fn damaged(lineage: Lineage, problem: Problem) -> Failure {
-    Failure::damaged(format!(
-        "{} is damaged: {problem}",
-        name_of(ObjectId::head(lineage))
-    ))
+fn unreadable(lineage: Lineage, problem: Problem) -> Failure {
+    Failure::unreadable(&name_of(ObjectId::head(lineage)), problem)
 }
 
 /// Bytes of a root: level u8, present u8, 0 u16, 0 u32, page reference.
-pub(crate) const ROOT_LEN: usize = 52;
+pub(crate) const ROOT_LEN: usize = 8 + REF_LEN;
+const _: () = assert!(ROOT_LEN == 52);
 
 pub(crate) fn write_root(to: &mut Writer, root: Root) {
     to.u8(root.level);
@@ -71,7 +68,7 @@ pub(crate) fn write_root(to: &mut Writer, root: Root) {
     to.u32(0);
     match &root.page {
         Some(page) => write_ref(to, page),
-        None => to.bytes(&[0; 44]),
+        None => to.bytes(&[0; REF_LEN]),
     }
 }
 
@@ -82,15 +79,12 @@ pub(crate) fn read_root(from: &mut Reader<'_>) -> Result<Root, Problem> {
         .filter(|level| *level <= LEVEL_MAX)
         .ok_or_else(bad)?;
     let present = from.u8().ok_or_else(bad)?;
-    from.u16().ok_or_else(bad)?;
-    from.u32().ok_or_else(bad)?;
-    let page = read_ref(from).ok_or_else(bad)?;
-    match present {
-        0 => Ok(Root { page: None, level }),
-        1 => Ok(Root {
-            page: Some(page),
-            level,
-        }),
-        _ => Err(bad()),
-    }
+    from.zeros(6).ok_or_else(bad)?;
+    let page = match present {
+        0 => from.zeros(REF_LEN).map(|()| None),
+        1 => read_ref(from).map(Some),
+        _ => None,
+    };
+    let page = page.ok_or_else(bad)?;
+    Ok(Root { page, level })
 }

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use archipelago_protocol::Lineage;
 use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::{ErrorCode, Lineage};
 
 use super::{Head, fallen};
 use crate::disk::{Disk, name_of};
@@ -56,10 +56,14 @@ impl<H: Head> StoredHead<H> {
 
     /// Makes `next` the head, durably. Commit point: the compare-and-swap.
     ///
+    /// # Errors
+    /// [`ErrorCode::Internal`] if a field of `next` falls that must only grow: nothing is written, and the session that asked
+    /// cannot go on. What the blocker says.
+    ///
     /// # Panics
-    /// If a field of `next` falls that must only grow, or another swap came in between: our own mistakes.
+    /// If another swap came in between.
     pub(crate) async fn swap(&self, disk: &Disk, next: H) -> Outcome<()> {
-        self.assert_follows(&next);
+        self.check_follows(&next)?;
         let (id, version) = (ObjectId::head(self.lineage), self.version.get());
         let bytes = next.to_bytes(self.lineage);
         let stored = disk.swap(id, version, bytes).await?;
@@ -69,23 +73,28 @@ impl<H: Head> StoredHead<H> {
             "two swaps of {} at a time",
             name_of(id)
         );
-        self.assert_follows(&next);
         self.content.set(next);
         self.version.set(stored);
         Ok(())
     }
 
-    fn assert_follows(&self, next: &H) {
-        if let Some((field, before, now)) = fallen(&self.content.get(), next) {
-            let head = name_of(ObjectId::head(self.lineage));
-            panic!("the {field} of {head} would fall from {before} to {now}");
-        }
+    /// Checks what no head may do, whatever mistake made it: an older generation, epoch or log position could make a recovery
+    /// take what was overwritten for what is there.
+    fn check_follows(&self, next: &H) -> Outcome<()> {
+        let Some((field, before, now)) = fallen(&self.content.get(), next) else {
+            return Ok(());
+        };
+        let head = name_of(ObjectId::head(self.lineage));
+        let why = format!(
+            "the {field} of {head} would fall from {before} to {now}: the head was not written"
+        );
+        tracing::error!("{why}");
+        Err(Failure::new(ErrorCode::Internal, why))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::rc::Rc;
 
     use archipelago_protocol::object::{ObjectOp, ObjectReply};
@@ -111,6 +120,7 @@ mod tests {
             log_number: 2,
             log_len: 1 << 20,
             log_start: 8192,
+            compatible: 0,
         }
     }
 
@@ -196,10 +206,12 @@ mod tests {
             ),
         ];
         for (field, next) in lower {
-            let swap = AssertUnwindSafe(|| swapped(next, Ok(8)));
-            let panic = catch_unwind(swap).expect_err(field);
-            let message = panic.downcast_ref::<String>().expect(field);
+            let (stored, outcome) = swapped(next, Ok(8));
+            let failure = outcome.expect_err(field);
+            assert_eq!(failure.code, ErrorCode::Internal);
+            let message = failure.message;
             assert!(message.starts_with(&format!("the {field} of")), "{message}");
+            assert_eq!((stored.get(), stored.version.get()), (now, 7), "{field}");
         }
         assert_eq!(swapped(now, Ok(8)).1, Ok(()), "the same again");
     }
@@ -214,7 +226,9 @@ mod tests {
             log_start: 8192,
             pack: 5,
             pack_len: 4096,
+            pack_capacity: 4096,
             entries: 6,
+            compatible: 0,
         };
         let stored = StoredHead::new(Lineage::CATALOGUE, head, 7);
         let newer = CatalogueHead {

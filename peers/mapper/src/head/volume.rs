@@ -3,7 +3,7 @@
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{Epoch, Generation, Lineage, ObjectSize};
 
-use super::{GENERATION_MAX, Head, ROOT_LEN, check_log, damaged, read_root, word, write_root};
+use super::{GENERATION_MAX, Head, ROOT_LEN, check_log, read_root, unreadable, word, write_root};
 use crate::failure::Outcome;
 use crate::format::{ENVELOPE_LEN, Problem, Reader, Writer};
 use crate::log::Log;
@@ -24,10 +24,10 @@ const LOG_LEN_AT: usize = LOG_NUMBER_AT + 8;
 const LOG_START_AT: usize = LOG_LEN_AT + 8;
 const ROOT_AT: usize = LOG_START_AT + 8;
 const LEN: usize = (ROOT_AT + ROOT_LEN).next_multiple_of(8);
-const _: () = assert!(GENERATION_AT == 40 && OWNER_AT == 48 && CLEAN_AT == 64);
-const _: () = assert!(OBJECT_SIZE_AT == 65 && EPOCH_AT == 72 && FROZEN_AT == 80);
-const _: () = assert!(LOG_NUMBER_AT == 88 && LOG_LEN_AT == 96 && LOG_START_AT == 104);
-const _: () = assert!(ROOT_AT == 112 && LEN == 168);
+const _: () = assert!(GENERATION_AT == 48 && OWNER_AT == 56 && CLEAN_AT == 72);
+const _: () = assert!(OBJECT_SIZE_AT == 73 && RESERVED_AT == 74 && EPOCH_AT == 80);
+const _: () = assert!(FROZEN_AT == 88 && LOG_NUMBER_AT == 96 && LOG_LEN_AT == 104);
+const _: () = assert!(LOG_START_AT == 112 && ROOT_AT == 120 && LEN == 176);
 
 /// A volume's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +48,13 @@ pub(crate) struct VolumeHead {
     pub(crate) log_len: u64,
     /// Replay begins here.
     pub(crate) log_start: u64,
+    /// Compatible features that were found: kept from head to head.
+    pub(crate) compatible: u32,
 }
 
 impl VolumeHead {
     pub(crate) fn encode(&self, lineage: Lineage) -> Vec<u8> {
-        let mut head = Writer::sealed(MAGIC, lineage);
+        let mut head = Writer::sealed_with(MAGIC, lineage, self.compatible);
         head.at(GENERATION_AT).u64(self.generation.0);
         head.at(OWNER_AT).lineage(Lineage(self.owner));
         head.at(CLEAN_AT).u8(u8::from(self.clean));
@@ -83,11 +85,12 @@ impl VolumeHead {
     }
 
     pub(crate) fn decode(lineage: Lineage, bytes: &[u8]) -> Outcome<Self> {
-        Self::parse(lineage, bytes).map_err(|problem| damaged(lineage, problem))
+        Self::parse(lineage, bytes).map_err(|problem| unreadable(lineage, problem))
     }
 
     fn parse(lineage: Lineage, bytes: &[u8]) -> Result<Self, Problem> {
-        let (mut head, _) = Reader::open(MAGIC, Some(lineage), bytes)?;
+        let opened = Reader::open(MAGIC, Some(lineage), bytes)?;
+        let (mut head, compatible) = (opened.fields, opened.compatible);
         let generation = Generation(word(head.at(GENERATION_AT))?);
         let owner = head.at(OWNER_AT).lineage().ok_or(Problem::Field("owner"))?;
         let clean = match head.at(CLEAN_AT).u8() {
@@ -99,9 +102,9 @@ impl VolumeHead {
             .and_then(ObjectSize::from_log2)
             .ok_or(Problem::Field("object size"))?;
         head.at(RESERVED_AT)
-            .take(EPOCH_AT - RESERVED_AT)
-            .ok_or(Problem::Field("head end"))?;
-        let head = VolumeHead {
+            .zeros(EPOCH_AT - RESERVED_AT)
+            .ok_or(Problem::Field("reserved"))?;
+        let found = VolumeHead {
             generation,
             owner: owner.0,
             clean,
@@ -112,7 +115,10 @@ impl VolumeHead {
             log_len: word(head.at(LOG_LEN_AT))?,
             log_start: word(head.at(LOG_START_AT))?,
             root: read_root(head.at(ROOT_AT))?,
+            compatible,
         };
+        head.padding()?;
+        let head = found;
         check_log(head.log_len, head.log_start)?;
         if head.generation > GENERATION_MAX {
             return Err(Problem::Field("generation"));
@@ -169,6 +175,7 @@ mod tests {
             log_number: 1,
             log_len: 1 << 20,
             log_start: 8192,
+            compatible: 9,
         }
     }
 
@@ -197,18 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_whole_units_up_to_a_gibibyte() {
-        const GIB: u64 = 1 << 30;
+    fn a_log_is_whole_units_up_to_128_mebibytes() {
+        const MAX: u64 = 128 << 20;
         for (log_len, log_start, legal) in [
             (0, 0, false),
             (4095, 0, false),
             (4096, 0, true),
             (6144, 0, false),
-            (GIB, 0, true),
-            (GIB + 4096, 0, false),
-            (GIB, 2048, false),
-            (GIB, POSITION_MAX, true),
-            (GIB, POSITION_MAX + 4096, false),
+            (MAX, 0, true),
+            (MAX + 4096, 0, false),
+            (MAX, 2048, false),
+            (MAX, POSITION_MAX, true),
+            (MAX, POSITION_MAX + 4096, false),
         ] {
             let with = VolumeHead {
                 log_len,
@@ -250,8 +257,13 @@ mod tests {
             (OBJECT_SIZE_AT, 15, false),
             (ROOT_AT, LEVEL_MAX, true),
             (ROOT_AT, LEVEL_MAX + 1, false),
-            (ROOT_AT + 1, 0, true),
+            // Without a root there is no reference.
+            (ROOT_AT + 1, 0, false),
             (ROOT_AT + 1, 2, false),
+            // Reserved, and padding.
+            (RESERVED_AT + 5, 1, false),
+            (ROOT_AT + 2, 1, false),
+            (LEN - 1, 1, false),
         ] {
             let mut bytes = head().encode(Lineage(9));
             bytes[at] = value;

@@ -119,7 +119,7 @@ pub(super) fn decode(bytes: &[u8], lineage: Lineage, position: u64) -> Result<Ba
         let sector = nth(index).filter(|sector| sector.generation == first.generation);
         whole.extend_from_slice(sector.ok_or(Problem::Field("sector"))?.content);
     }
-    let (mut fields, _) = Reader::open(MAGIC, Some(lineage), &whole)?;
+    let mut fields = Reader::open(MAGIC, Some(lineage), &whole)?.fields;
     let short = || Problem::Field("batch end");
     let generation = fields.u64().ok_or_else(short)?;
     if generation != first.generation {
@@ -133,12 +133,14 @@ pub(super) fn decode(bytes: &[u8], lineage: Lineage, position: u64) -> Result<Ba
     let payload = fields.take(payload_len).ok_or_else(short)?;
     let blocks = count
         .checked_mul(BLOCK_LEN)
-        .and_then(|len| fields.take(len));
+        .and_then(|len| fields.take(len))
+        .ok_or_else(short)?;
+    fields.padding()?;
     Ok(Batch {
         generation,
         content: Content {
             payload: payload.to_vec(),
-            blocks: blocks.ok_or_else(short)?.to_vec(),
+            blocks: blocks.to_vec(),
         },
         len: len as u64,
     })

@@ -21,6 +21,7 @@ use archipelago_protocol::{ErrorCode, Generation};
 
 use crate::disk::{Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
+use crate::format::Unreadable;
 
 use batch::{HEAD_LEN, UNIT_CONTENT};
 use scan::{Scan, Step, scan_known};
@@ -32,6 +33,9 @@ pub(crate) use scan::{Wanted, scan};
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
 pub(crate) const BATCH_MAX: usize = 256 * 1024;
+
+/// Longest log: what a backend must have room for in one object; a replay reads all of it.
+pub(crate) const LOG_LEN_MAX: u64 = 128 << 20;
 
 /// Records that fit into a unit for sure, be it a batch's first.
 pub(crate) const RECORDS_PER_UNIT: usize = (UNIT_CONTENT - HEAD_LEN) / Record::LEN;
@@ -171,7 +175,7 @@ impl Log {
         let Scan { contents, end } = match reach {
             Reach::Unknown => {
                 let bytes = self.read(disk).await?;
-                scan(&bytes, self.wanted(oldest)).map_err(|why| self.damaged(&why))?
+                scan(&bytes, self.wanted(oldest)).map_err(|why| self.unreadable(why))?
             }
             Reach::AtLeast(known) => self.scan_known(disk, self.wanted(oldest), known).await?,
         };
@@ -203,7 +207,7 @@ impl Log {
             match scan_known(&bytes, wanted, known, read_to) {
                 Ok(Step::Found(scan)) => return Ok(scan),
                 Ok(Step::ReadOn(to)) => needed = to,
-                Err(why) => return Err(self.damaged(&why)),
+                Err(why) => return Err(self.unreadable(why)),
             }
         }
     }
@@ -279,7 +283,11 @@ impl Log {
             .min())
     }
 
+    fn unreadable(&self, why: Unreadable) -> Failure {
+        Failure::unreadable(&name_of(self.id), why)
+    }
+
     pub(crate) fn damaged(&self, why: &str) -> Failure {
-        Failure::damaged(format!("{} is damaged: {why}", name_of(self.id)))
+        self.unreadable(Unreadable::Damaged(why.to_owned()))
     }
 }

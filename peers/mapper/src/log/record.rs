@@ -98,7 +98,9 @@ impl Record {
             5 => RecordKind::WrittenBack,
             kind => return Err(format!("record kind {kind} is unknown to this program")),
         };
-        fields.u8().ok_or_else(short)?;
+        fields
+            .zeros(1)
+            .ok_or("a record's reserved field is not 0")?;
         let len = fields.u16().ok_or_else(short)?;
         if usize::from(len) != Self::LEN {
             return Err(format!("a record has length {len}"));

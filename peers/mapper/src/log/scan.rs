@@ -8,7 +8,7 @@ use archipelago_protocol::log_sector::{SECTOR_LEN, Sector, UNIT, first_damaged};
 use archipelago_protocol::{Generation, Lineage};
 
 use super::batch::{Content, POSITION_MAX, decode, units_of};
-use crate::format::Problem;
+use crate::format::{Problem, Unreadable};
 
 /// Which batches a replay takes.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +63,7 @@ fn begun_len(log: &[u8], lineage: Lineage, place: usize, end: u64) -> usize {
 /// # Errors
 /// What is damaged: a bad batch with a valid one behind it, a last one that no torn append leaves so, or one that this
 /// program cannot read.
-pub(crate) fn scan(bytes: &[u8], wanted: Wanted) -> Result<Scan, String> {
+pub(crate) fn scan(bytes: &[u8], wanted: Wanted) -> Result<Scan, Unreadable> {
     let (found, end) = batches(bytes, wanted)?;
     let Some(why) = end else { return Ok(found) };
     let len = bytes.len() as u64;
@@ -74,9 +74,9 @@ pub(crate) fn scan(bytes: &[u8], wanted: Wanted) -> Result<Scan, String> {
         let batch = decode(&bytes[place..], wanted.lineage, later);
         if batch.is_ok_and(|batch| generations.contains(&batch.generation)) {
             let bad = found.end;
-            return Err(format!(
+            return Err(Unreadable::Damaged(format!(
                 "the batch at position {bad} is bad ({why}), one at {later} follows it"
-            ));
+            )));
         }
         later += UNIT as u64;
     }
@@ -93,7 +93,7 @@ pub(crate) fn scan_known(
     wanted: Wanted,
     known: u64,
     read_to: u64,
-) -> Result<Step, String> {
+) -> Result<Step, Unreadable> {
     let (found, end) = batches(bytes, wanted)?;
     let Some(why) = end else {
         return Ok(Step::Found(found));
@@ -106,38 +106,40 @@ pub(crate) fn scan_known(
         return Ok(Step::ReadOn(needed));
     }
     if found.end < known {
-        return Err(format!(
+        return Err(Unreadable::Damaged(format!(
             "the batch at position {} is bad ({why}), and batches were appended up to {known}",
             found.end
-        ));
+        )));
     }
     checked(bytes, wanted, found).map(Step::Found)
 }
 
 /// What was found, if nothing is wrong with its end.
-fn checked(bytes: &[u8], wanted: Wanted, found: Scan) -> Result<Scan, String> {
+fn checked(bytes: &[u8], wanted: Wanted, found: Scan) -> Result<Scan, Unreadable> {
     let place = found.end % bytes.len() as u64;
     let place = usize::try_from(place).expect("inside the bytes");
     match judge_end(bytes, wanted.lineage, place, found.end) {
         Ok(()) => Ok(found),
-        Err(at) => Err(format!(
+        Err(at) => Err(Unreadable::Damaged(format!(
             "its last batch, at position {}, is no torn append: the sector at byte {at} is not what was ever written there",
             found.end
-        )),
+        ))),
     }
 }
 
 /// The batches from the start on, and why what follows the last is none; `None`: the circle is full.
-fn batches(bytes: &[u8], wanted: Wanted) -> Result<(Scan, Option<Problem>), String> {
+fn batches(bytes: &[u8], wanted: Wanted) -> Result<(Scan, Option<Problem>), Unreadable> {
     let Wanted { lineage, start, .. } = wanted;
     let len = bytes.len() as u64;
     if len == 0 || !len.is_multiple_of(UNIT as u64) || !start.is_multiple_of(UNIT as u64) {
-        return Err(format!(
+        return Err(Unreadable::Damaged(format!(
             "length {len} and start {start} are not multiples of {UNIT}"
-        ));
+        )));
     }
     if start > POSITION_MAX {
-        return Err(format!("start {start} is beyond {POSITION_MAX}"));
+        return Err(Unreadable::Damaged(format!(
+            "start {start} is beyond {POSITION_MAX}"
+        )));
     }
     let at = |position: u64| {
         let offset = usize::try_from(position % len).expect("inside the bytes");
@@ -157,7 +159,9 @@ fn batches(bytes: &[u8], wanted: Wanted) -> Result<(Scan, Option<Problem>), Stri
                 generation = batch.generation;
                 found.end += batch.len;
                 if found.end - start > len {
-                    return Err(format!("the batches from position {start} on overlap"));
+                    return Err(Unreadable::Damaged(format!(
+                        "the batches from position {start} on overlap"
+                    )));
                 }
                 if !batch.content.is_empty() {
                     found.contents.push(batch.content);
@@ -169,11 +173,8 @@ fn batches(bytes: &[u8], wanted: Wanted) -> Result<(Scan, Option<Problem>), Stri
             return Ok((found, None));
         }
     };
-    if let Problem::Version(_) = why {
-        return Err(format!(
-            "the batch at position {} cannot be read: {why}",
-            found.end
-        ));
+    if let unsupported @ Unreadable::Unsupported(_) = why.into() {
+        return Err(unsupported);
     }
     Ok((found, Some(why)))
 }
@@ -227,7 +228,10 @@ mod tests {
     }
 
     fn found(bytes: &[u8], start: u64) -> Result<Vec<u8>, String> {
-        scan(bytes, wanted(start, 0, 3)).map(|scan| firsts(&scan))
+        let found = scan(bytes, wanted(start, 0, 3));
+        found
+            .map(|scan| firsts(&scan))
+            .map_err(|why| why.to_string())
     }
 
     fn wanted(start: u64, oldest: u64, newest: u64) -> Wanted {
@@ -261,7 +265,7 @@ mod tests {
                     (read, to) = (to, further);
                 }
                 Ok(Step::Found(scan)) => return (Ok(firsts(&scan)), to),
-                Err(why) => return (Err(why), to),
+                Err(why) => return (Err(why.to_string()), to),
             }
         }
     }

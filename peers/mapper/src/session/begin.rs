@@ -89,6 +89,6 @@ async fn swap_in(parts: &Parts, volume: &Volume, head: VolumeHead) -> Outcome<()
     journal.mark(head.log_start);
     volume.log.restart(head.log_start, head.generation);
     volume.map.borrow_mut().begin_session(&head, journal);
-    pool.forget_damage(lineage);
+    pool.forget_unreadable(lineage);
     Ok(())
 }

@@ -13,13 +13,13 @@ use crate::head::VolumeHead;
 use crate::parts::Parts;
 use crate::pool::Pool;
 use crate::task::Guard;
-use crate::tree::{Root, Tree};
+use crate::tree::{Root, Tree, Written};
 use crate::volume::Volume;
 
 /// How pages become durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PageSync {
-    /// By a sync of their pack: the volume's own affair.
+    /// By a sync of their packs: the volume's own affair.
     Pack,
     /// By a sync of the pool, one for all volumes that ask meanwhile: a hundred that are opened together after a crash
     /// would sync a new pack and its names each.
@@ -137,27 +137,41 @@ pub(super) async fn store_tree(
         return Ok(root);
     }
     let (pool, pack) = (&parts.pool, &volume.pack);
-    let (id, offset) = (pack.id(volume.lineage), pack.offset());
-    let (written, root) = tree.pages(volume.lineage, pack.number(), offset);
-    pack.take(written.bytes.len());
-    let mut bytes = written.bytes.clone();
-    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    let start = pack.next();
+    let (written, root, end) = tree.pages(volume.lineage, start);
+    let end = pack.take_to(end);
     // Nothing durable refers to these pages yet: a failed write loses nothing, a failed sync is final as any other.
-    if let Err(failure) = pool.disk.write(id, offset, &bytes).await {
+    if let Err(failure) = write_pages(pool, &written).await {
         if failure.code == ErrorCode::NoSpace {
             // Tried again and again: what there is of these pages shall not take ever more room.
-            pack.give_back(offset, bytes.len());
+            pack.give_back(start, end);
         }
         return Err(failure);
     }
     let synced = match sync {
-        PageSync::Pack => pool.disk.sync(id).await,
+        PageSync::Pack => sync_packs(pool, &written).await,
         PageSync::Pool => parts.sync_pool().await,
     };
     volume.stop_if_failed(pool, synced)?;
     written.mark_stored(&mut pool.pages.cache_mut());
     pool.count(|counters| counters.pages_written += written.count());
     Ok(root)
+}
+
+async fn write_pages(pool: &Pool, written: &Written) -> Outcome<()> {
+    for piece in &written.pieces {
+        let mut bytes = piece.bytes.clone();
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        pool.disk.write(piece.pack, piece.offset, &bytes).await?;
+    }
+    Ok(())
+}
+
+async fn sync_packs(pool: &Pool, written: &Written) -> Outcome<()> {
+    for piece in &written.pieces {
+        pool.disk.sync(piece.pack).await?;
+    }
+    Ok(())
 }
 
 /// Starts a checkpoint if the log is half full and none is under way.

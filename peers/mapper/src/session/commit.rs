@@ -226,12 +226,12 @@ mod tests {
 
     #[test]
     fn a_batch_is_filled_before_another_is_begun() {
-        // Four units of 3904 bytes, less 64: 486 records, or three blocks with 102.
+        // Four units of 3904 bytes, less 72: 485 records, or three blocks with 101.
         assert_eq!(batches(&[], &JournaledData::default(), 9, 4 * UNIT), []);
-        assert_eq!(lens(486, &[]), [(486, 0)]);
-        assert_eq!(lens(487, &[]), [(486, 0), (1, 0)]);
-        assert_eq!(lens(99, &[1, 2, 3]), [(102, 3)]);
-        assert_eq!(lens(100, &[1, 2, 3]), [(102, 3), (1, 0)]);
+        assert_eq!(lens(485, &[]), [(485, 0)]);
+        assert_eq!(lens(486, &[]), [(485, 0), (1, 0)]);
+        assert_eq!(lens(98, &[1, 2, 3]), [(101, 3)]);
+        assert_eq!(lens(99, &[1, 2, 3]), [(101, 3), (1, 0)]);
         assert_eq!(lens(1, &[1, 2, 3, 4]), [(3, 3), (2, 1)]);
     }
 

@@ -117,6 +117,7 @@ fn first_head(parts: &Parts, item: &Item) -> VolumeHead {
         log_number: 1,
         log_len: parts.pool.config.log_len,
         log_start: 0,
+        compatible: 0,
     }
 }
 
@@ -138,5 +139,14 @@ fn volume_of(
 ) -> Rc<Volume> {
     let scheduler = &parts.pool.scheduler;
     let (lineage, object_size) = (item.lineage, item.object_size);
-    Volume::new(scheduler, lineage, object_size, item.size, stored, mode)
+    let pack_len_max = parts.pool.config.pack_len_max;
+    Volume::new(
+        scheduler,
+        lineage,
+        object_size,
+        item.size,
+        stored,
+        mode,
+        pack_len_max,
+    )
 }

@@ -30,7 +30,7 @@ pub(super) async fn recover(
     log.seal(&pool.disk, next.generation).await?;
     // Taken before the sync that makes it true: a failed sync of somebody else voids journals, and this one is right if our
     // own sync succeeds before that.
-    let journal = pool.journals.load(lineage);
+    let journal = pool.journals.load(lineage)?;
     let synced = parts.sync_pool().await;
     // Reported now, whosever sync it was that failed.
     let lost = pool.journals.see_lost(lineage);

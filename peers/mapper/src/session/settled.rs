@@ -10,11 +10,11 @@ use super::checkpoint::checkpoint_clean;
 use super::commit::{HomeLocations, sync_and_commit};
 use super::load::{open_writer, read_head};
 use super::pages::with_pages;
-use crate::catalogue::Item;
+use crate::catalogue::{FrozenRoot, Item};
 use crate::failure::{Failure, Outcome};
 use crate::head::{StoredHead, VolumeHead};
 use crate::parts::Parts;
-use crate::tree::{Range, Root};
+use crate::tree::Range;
 use crate::volume::Volume;
 
 /// The catalogue's item of a lineage.
@@ -85,16 +85,18 @@ pub(super) async fn settle(
     }
 }
 
-/// Freezes a volume as it is: durably, nothing of it is owned any more. Its root.
-pub(crate) async fn freeze_closed(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<Root> {
+/// Freezes a volume as it is: durably, nothing of it is owned any more.
+pub(crate) async fn freeze_closed(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<FrozenRoot> {
     let result = freeze(parts, lineage).await;
     result.inspect_err(|failure| parts.pool.note(lineage, failure))
 }
 
-async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<Root> {
+async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<FrozenRoot> {
     let item = item(parts, lineage)?;
     let Some(stored) = settle(parts, &item).await? else {
-        return Ok(item.root);
+        // It was never written.
+        let (root, epoch) = (item.root, Epoch(0));
+        return Ok(FrozenRoot { root, epoch });
     };
     let head = stored.get();
     let frozen = VolumeHead {
@@ -103,7 +105,8 @@ async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<Root> {
         ..head
     };
     stored.swap(&parts.pool.disk, frozen).await?;
-    Ok(head.root)
+    let VolumeHead { root, epoch, .. } = head;
+    Ok(FrozenRoot { root, epoch })
 }
 
 /// Drops what lies beyond `size` from the map, durably: should the volume grow again, zeros are there.

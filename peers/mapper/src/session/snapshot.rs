@@ -11,6 +11,7 @@ use archipelago_protocol::map::MapReply;
 
 use super::checkpoint::{PageSync, store_tree};
 use super::commit::{HomeLocations, commit};
+use crate::catalogue::FrozenRoot;
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
 use crate::volume::{FrozenMap, Select, Volume};
@@ -70,10 +71,9 @@ async fn make(
     let nothing = JournaledData::default();
     commit(parts, volume, select, &nothing, HomeLocations::Unknown).await?;
     let root = store_tree(parts, volume, &frozen.tree, PageSync::Pack).await?;
-    parts
-        .catalogue
-        .enter_snapshot(token, frozen.size, root)
-        .await?;
+    let (size, epoch) = (frozen.size, frozen.epoch);
+    let frozen = FrozenRoot { root, epoch };
+    parts.catalogue.enter_snapshot(token, size, frozen).await?;
     parts.pool.count(|counters| counters.snapshots += 1);
     Ok(())
 }

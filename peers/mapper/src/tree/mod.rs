@@ -32,10 +32,11 @@ pub(crate) use leaf::Leaf;
 pub(crate) use node::{Body, Child, Node};
 #[cfg(feature = "fuzzing")]
 pub(crate) use page::reencode;
-pub(crate) use page::{decode, read_ref, write_ref};
+pub(crate) use page::{REF_LEN, decode, read_ref, write_ref};
 pub(crate) use place::{
-    FAN_OUT, LEAF_OBJECTS, LEVEL_MAX, Layer, Missing, PageRef, Range, Root, WritePlace,
+    FAN_OUT, LEAF_OBJECTS, LEVEL_MAX, Layer, Missing, PackPlace, PageRef, Range, Root, WritePlace,
 };
+pub(crate) use store::Written;
 
 /// A map, live or frozen.
 #[derive(Debug, Clone)]

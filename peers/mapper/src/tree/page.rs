@@ -107,7 +107,11 @@ fn head(
     page
 }
 
-/// 44 bytes: length, crc, 0, lineage, pack, offset.
+/// Bytes of a page reference.
+pub(crate) const REF_LEN: usize = 4 + 4 + 4 + 16 + 8 + 8;
+const _: () = assert!(REF_LEN == 44);
+
+/// Length, crc, 0, lineage, pack, offset.
 pub(crate) fn write_ref(to: &mut Writer, page: &PageRef) {
     to.u32(page.len);
     to.u32(page.crc);
@@ -118,7 +122,8 @@ pub(crate) fn write_ref(to: &mut Writer, page: &PageRef) {
 }
 
 pub(crate) fn read_ref(from: &mut Reader<'_>) -> Option<PageRef> {
-    let (len, crc, _reserved) = (from.u32()?, from.u32()?, from.u32()?);
+    let (len, crc) = (from.u32()?, from.u32()?);
+    from.zeros(4)?;
     Some(PageRef {
         len,
         crc,
@@ -135,8 +140,9 @@ pub(crate) fn decode(
     size: ObjectSize,
     bytes: &[u8],
 ) -> Result<Rc<Node>, Problem> {
-    let (mut fields, len) = Reader::open(MAGIC, Some(page.lineage), bytes)?;
-    if len != bytes.len() || sealed_crc(bytes) != page.crc {
+    let opened = Reader::open(MAGIC, Some(page.lineage), bytes)?;
+    let mut fields = opened.fields;
+    if opened.len != bytes.len() || sealed_crc(bytes) != page.crc {
         return Err(Problem::Checksum);
     }
     let short = || Problem::Field("page end");
@@ -147,10 +153,11 @@ pub(crate) fn decode(
     if fields.u8() != Some(size.log2()) {
         return Err(Problem::Field("object size"));
     }
-    fields.u16().ok_or_else(short)?;
+    let reserved = || Problem::Field("reserved");
+    fields.zeros(2).ok_or_else(reserved)?;
     let entries = fields.u32().ok_or_else(short)?;
     let layers = fields.u32().ok_or_else(short)?;
-    fields.u32().ok_or_else(short)?;
+    fields.zeros(4).ok_or_else(reserved)?;
     let body = match level {
         0 => Body::Leaf(decode_leaf(&mut fields, entries, layers, size)?),
         _ => Body::Inner(decode_inner(&mut fields, entries)?),
@@ -178,7 +185,7 @@ fn decode_leaf(
         if fields.u64() != Some(0) {
             return Err(Problem::Field("displacement"));
         }
-        if fields.u32() != Some(KIND_DATA) || fields.u32().is_none() {
+        if fields.u32() != Some(KIND_DATA) || fields.zeros(4).is_none() {
             return Err(Problem::Field("layer kind"));
         }
         table.push(Layer { lineage, epoch });
@@ -227,7 +234,7 @@ fn decode_inner(fields: &mut Reader<'_>, entries: u32) -> Result<Vec<Child>, Pro
     let mut next = 0;
     for _ in 0..entries {
         let index = fields.u16().ok_or_else(short)?;
-        fields.u16().ok_or_else(short)?;
+        fields.zeros(2).ok_or(Problem::Field("reserved"))?;
         if index < next || u64::from(index) >= FAN_OUT {
             return Err(Problem::Field("child index"));
         }

@@ -31,6 +31,16 @@ pub(crate) struct PageRef {
     pub(crate) crc: u32,
 }
 
+/// Where a page may go: behind what was written of a pack, or to the packs after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PackPlace {
+    /// Of the pack.
+    pub(crate) number: u64,
+    pub(crate) offset: u64,
+    /// Bytes of a pack at most. Only a page that is longer, alone in its pack, passes it.
+    pub(crate) len_max: u64,
+}
+
 /// A page that has to be loaded first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Missing {

@@ -1,27 +1,37 @@
 //! Pages of a tree that are not stored yet.
 //!
-//! Children come before their parents, one page behind the other, to be appended to a pack in one go. Nodes are marked
-//! as stored only when the pages are durable.
+//! Children come before their parents, one page behind the other, to be appended to a pack in one go, and to further packs when
+//! that one is full. Nodes are marked as stored only when the pages are durable.
 
 use std::rc::Rc;
 
 use archipelago_protocol::Lineage;
+use archipelago_protocol::object::ObjectId;
 
 use super::Tree;
 use super::cache::Cache;
 use super::node::{Body, Child, Node};
 use super::page::{encode_inner, encode_leaf};
-use super::place::{PageRef, Root};
+use super::place::{PackPlace, PageRef, Root};
 use crate::format::sealed_crc;
 
 /// Pages begin at multiples of this.
 const PAGE_ALIGN: usize = 64;
 
+/// Pages for one pack.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) pack: ObjectId,
+    pub(crate) offset: u64,
+    /// To be written there.
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// Pages that are to be appended, and the nodes that they hold.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
-    /// To be written at the offset that they were made for.
-    pub(crate) bytes: Vec<u8>,
+    /// One for each pack.
+    pub(crate) pieces: Vec<Piece>,
     pub(super) nodes: Vec<(Rc<Node>, PageRef)>,
 }
 
@@ -43,26 +53,20 @@ impl Written {
 }
 
 impl Tree {
-    /// Makes the pages that are not stored yet, for `offset` of `pack`, and tells where the root will be.
-    pub(crate) fn pages(&self, lineage: Lineage, pack: u64, offset: u64) -> (Written, Root) {
-        let mut written = Written::default();
+    /// Makes the pages that are not stored yet, for `place` and what follows: the pages, where the root will be, and the end of
+    /// the pages.
+    pub(crate) fn pages(&self, lineage: Lineage, place: PackPlace) -> (Written, Root, PackPlace) {
         let mut sink = Sink {
             lineage,
-            pack,
-            offset,
-            written: &mut written,
+            next: place,
+            written: Written::default(),
         };
         let page = self.store(&self.root, self.level, &mut sink);
-        (
-            written,
-            Root {
-                page,
-                level: self.level,
-            },
-        )
+        let level = self.level;
+        (sink.written, Root { page, level }, sink.next)
     }
 
-    fn store(&self, child: &Child, level: u8, sink: &mut Sink<'_>) -> Option<PageRef> {
+    fn store(&self, child: &Child, level: u8, sink: &mut Sink) -> Option<PageRef> {
         let node = match child {
             Child::Empty => return None,
             Child::Stored(page) => return Some(*page),
@@ -112,23 +116,39 @@ fn release(child: &mut Child) {
     }
 }
 
-struct Sink<'a> {
+struct Sink {
     lineage: Lineage,
-    pack: u64,
-    offset: u64,
-    written: &'a mut Written,
+    /// Of the next page.
+    next: PackPlace,
+    written: Written,
 }
 
-impl Sink<'_> {
+impl Sink {
     fn put(&mut self, page: &[u8]) -> PageRef {
-        let bytes = &mut self.written.bytes;
-        let at = bytes.len();
+        let len = page.len().next_multiple_of(PAGE_ALIGN);
+        if self.next.offset > 0 && self.next.offset + len as u64 > self.next.len_max {
+            self.next.number += 1;
+            self.next.offset = 0;
+        }
+        let PackPlace { number, offset, .. } = self.next;
+        let pack = ObjectId::pack(self.lineage, number);
+        let pieces = &mut self.written.pieces;
+        if pieces.last().is_none_or(|piece| piece.pack != pack) {
+            let bytes = Vec::new();
+            pieces.push(Piece {
+                pack,
+                offset,
+                bytes,
+            });
+        }
+        let bytes = &mut pieces.last_mut().expect("pushed if there was none").bytes;
         bytes.extend_from_slice(page);
         bytes.resize(bytes.len().next_multiple_of(PAGE_ALIGN), 0);
+        self.next.offset += len as u64;
         PageRef {
             lineage: self.lineage,
-            pack: self.pack,
-            offset: self.offset + at as u64,
+            pack: number,
+            offset,
             len: u32::try_from(page.len()).expect("structures are far below 4 GiB"),
             crc: sealed_crc(page),
         }

@@ -367,6 +367,7 @@ mod tests {
             log_number: 1,
             log_len: 1 << 16,
             log_start: 0,
+            compatible: 0,
         };
         LiveMap::new(Lineage(5), ObjectSize::MIN, 1 << 20, &head)
     }

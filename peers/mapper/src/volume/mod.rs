@@ -28,7 +28,7 @@ mod waiting;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{ErrorCode, Generation, Lineage, ObjectSize};
 
 use crate::failure::{Failure, Outcome};
 use crate::head::{StoredHead, VolumeHead};
@@ -73,7 +73,7 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// A volume of `size` bytes as its head says, before any replay. Its pages go to a pack of the next generation.
+    /// A volume of `size` bytes as its head says, before any replay. Its pages go to packs of the next generation.
     pub(crate) fn new(
         scheduler: &Rc<Scheduler>,
         lineage: Lineage,
@@ -81,13 +81,10 @@ impl Volume {
         size: u64,
         stored: StoredHead<VolumeHead>,
         mode: AccessMode,
+        pack_len_max: u64,
     ) -> Rc<Self> {
         let head = stored.get();
-        let pack = if stored.is_first() {
-            head.generation.0
-        } else {
-            head.generation.0 + 1
-        };
+        let generation = Generation(head.generation.0 + u64::from(!stored.is_first()));
         Rc::new(Volume {
             lineage,
             object_size,
@@ -98,7 +95,7 @@ impl Volume {
             throttled: ThrottledChanges::default(),
             head: stored,
             log: LogWriter::new(head.log(lineage)),
-            pack: PackEnd::new(pack),
+            pack: PackEnd::new(generation, pack_len_max),
             commit: Lock::new(scheduler),
             checkpoint: Lock::new(scheduler),
             checkpointing: Cell::new(false),

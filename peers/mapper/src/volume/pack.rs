@@ -1,9 +1,12 @@
-//! The end of the pack into which a session writes map pages.
+//! The end of the packs into which a session writes map pages.
+//!
+//! Packs of a session are numbered `generation << 32 | n` from `n = 0` on: no other session has the same.
 
 use std::cell::Cell;
 
-use archipelago_protocol::Lineage;
-use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::Generation;
+
+use crate::tree::PackPlace;
 
 /// Pages begin at multiples of this: each write of pages is whole units.
 const UNIT: u64 = 4096;
@@ -11,41 +14,39 @@ const UNIT: u64 = 4096;
 /// Where the next pages go.
 #[derive(Debug)]
 pub(crate) struct PackEnd {
-    number: u64,
-    offset: Cell<u64>,
+    next: Cell<PackPlace>,
 }
 
 impl PackEnd {
-    /// An empty pack.
-    pub(super) fn new(number: u64) -> Self {
+    /// The first pack of the session with this generation, of packs of at most `len_max` bytes.
+    pub(super) fn new(generation: Generation, len_max: u64) -> Self {
         PackEnd {
-            number,
-            offset: Cell::new(0),
+            next: Cell::new(PackPlace {
+                number: generation.0 << 32,
+                offset: 0,
+                len_max,
+            }),
         }
     }
 
-    pub(crate) fn number(&self) -> u64 {
-        self.number
+    pub(crate) fn next(&self) -> PackPlace {
+        self.next.get()
     }
 
-    pub(crate) fn id(&self, lineage: Lineage) -> ObjectId {
-        ObjectId::pack(lineage, self.number)
+    /// Takes what lies before `end`: it is never written twice, whatever becomes of it. Where the next pages go then.
+    pub(crate) fn take_to(&self, end: PackPlace) -> PackPlace {
+        let next = PackPlace {
+            offset: end.offset.next_multiple_of(UNIT),
+            ..end
+        };
+        self.next.set(next);
+        next
     }
 
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset.get()
-    }
-
-    /// Takes the next `len` bytes, which are never written twice, whatever becomes of them.
-    pub(crate) fn take(&self, len: usize) {
-        let end = self.offset.get() + len as u64;
-        self.offset.set(end.next_multiple_of(UNIT));
-    }
-
-    /// Nothing was written of the `len` bytes at `offset`: for want of room, so shall not take ever more of it.
-    pub(crate) fn give_back(&self, offset: u64, len: usize) {
-        if self.offset.get() == offset + len as u64 {
-            self.offset.set(offset);
+    /// Nothing was written of what was taken from `start` to `end`: for want of room, so it shall not take ever more of it.
+    pub(crate) fn give_back(&self, start: PackPlace, end: PackPlace) {
+        if self.next.get() == end {
+            self.next.set(start);
         }
     }
 }
@@ -56,13 +57,21 @@ mod tests {
 
     #[test]
     fn only_what_was_taken_last_is_given_back() {
-        let pack = PackEnd::new(7);
-        pack.take(5000);
-        assert_eq!(pack.offset(), 8192);
-        pack.take(4096);
-        pack.give_back(0, 8192);
-        assert_eq!(pack.offset(), 12288, "others were taken since");
-        pack.give_back(8192, 4096);
-        assert_eq!(pack.offset(), 8192);
+        let pack = PackEnd::new(Generation(7), 1 << 20);
+        let first = pack.next();
+        assert_eq!((first.number, first.offset), (7 << 32, 0));
+        let at = |number, offset| PackPlace {
+            number,
+            offset,
+            ..first
+        };
+        let second = pack.take_to(at(7 << 32, 5000));
+        assert_eq!(second, at(7 << 32, 8192));
+        // Rolled over.
+        let third = pack.take_to(at(7 << 32 | 1, 4096));
+        pack.give_back(first, second);
+        assert_eq!(pack.next(), third, "others were taken since");
+        pack.give_back(second, third);
+        assert_eq!(pack.next(), second);
     }
 }

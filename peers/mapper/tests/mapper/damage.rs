@@ -1,6 +1,8 @@
 //! What was damaged is named and refused, and nothing is written.
 
+use archipelago_mapper::MapperConfig;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
+use archipelago_protocol::check::FindingKind;
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
@@ -21,13 +23,115 @@ fn damage_is_named_and_nothing_is_written() {
             refused => refused,
         };
         assert_eq!(result, Err(ErrorCode::Damaged), "{kind:?}");
-        let message = rig.mapper.damage(own).unwrap();
+        let message = rig.mapper.damage(own).unwrap().message;
         assert!(message.contains(&own.to_string()), "{message}");
         let wrote = |op: &ObjectOp| matches!(op, ObjectOp::Write | ObjectOp::CompareAndSwap);
         assert!(
             !rig.pool.log[before..].iter().any(|(op, _, _)| wrote(op)),
             "{kind:?}"
         );
+    }
+}
+
+/// Where the envelope has the version, and the incompatible features.
+const ENVELOPE: [(usize, u8, &str); 3] = [
+    (8, 4, "format version 4, this program knows version 3"),
+    (8, 2, "before the first release"),
+    (20, 2, "(bits 0x2)"),
+];
+
+#[test]
+fn what_another_version_wrote_is_unsupported_and_other_volumes_are_served() {
+    for kind in [ObjectKind::Head, ObjectKind::Log, ObjectKind::Pack] {
+        for (at, value, why) in ENVELOPE {
+            let (mut rig, own, handle) = Rig::opened();
+            let other = rig.create("other", 1 << 20, ObjectSize::MIN);
+            rig.write(own, handle, 1, 1);
+            if kind == ObjectKind::Log {
+                rig.flush(handle).unwrap();
+            } else {
+                rig.close(handle);
+            }
+            rig.pool.reseal(kind, own, at, value);
+            rig.power_cut(|| false);
+            let before = rig.pool.log.len();
+            let result = match rig
+                .ask(MapRequest::open(own, kind == ObjectKind::Log))
+                .result
+            {
+                Ok(handle) => rig.locate(handle, 1, 1, false).result,
+                refused => refused,
+            };
+            assert_eq!(result, Err(ErrorCode::UnsupportedFormat), "{kind:?}");
+            let error = rig.mapper.damage(own).unwrap();
+            assert_eq!(error.code, ErrorCode::UnsupportedFormat);
+            assert!(error.message.contains(why), "{}", error.message);
+            assert!(
+                error.message.contains(&own.to_string()),
+                "{}",
+                error.message
+            );
+            assert_eq!(rig.mapper.counters().damages, 0);
+            let wrote = |op: &ObjectOp| matches!(op, ObjectOp::Write | ObjectOp::CompareAndSwap);
+            let log = &rig.pool.log[before..];
+            // The catalogue is read, and taken, by the first request.
+            let of_volume = |id: &ObjectId| id.lineage != Lineage::CATALOGUE;
+            assert!(!log.iter().any(|(op, id, _)| wrote(op) && of_volume(id)));
+            let CatalogueReply::Report(report) =
+                rig.control(CatalogueRequest::Check { repair: false })
+            else {
+                panic!()
+            };
+            assert_eq!(report.fault(), Some(ErrorCode::UnsupportedFormat));
+            let found: Vec<FindingKind> = report.findings.iter().map(|one| one.kind).collect();
+            assert_eq!(found, [FindingKind::Unsupported], "{kind:?}");
+            let handle = rig.open(other, true);
+            assert!(rig.write(other, handle, 1, 5));
+        }
+    }
+}
+
+#[test]
+fn a_catalogue_of_another_version_refuses_the_pool() {
+    for kind in [ObjectKind::Head, ObjectKind::Log] {
+        for (at, value, why) in ENVELOPE {
+            let mut rig = Rig::new(small());
+            rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+            rig.pool.reseal(kind, Lineage::CATALOGUE, at, value);
+            rig.restart();
+            let before = rig.pool.log.len();
+            for _ in 0..2 {
+                let lookup = CatalogueRequest::Lookup {
+                    name: "v".parse().unwrap(),
+                };
+                assert_eq!(rig.refused(lookup), ErrorCode::UnsupportedFormat);
+            }
+            let failure = rig.mapper.failure().unwrap();
+            assert_eq!(failure.code, ErrorCode::UnsupportedFormat);
+            assert!(failure.message.contains(why), "{}", failure.message);
+            assert!(failure.message.contains("catalogue"), "{}", failure.message);
+            assert!(failure.hint.contains("nothing was changed"));
+            let wrote = |op: &ObjectOp| matches!(op, ObjectOp::Write | ObjectOp::CompareAndSwap);
+            assert!(!rig.pool.log[before..].iter().any(|(op, _, _)| wrote(op)));
+        }
+    }
+}
+
+#[test]
+fn compatible_features_of_a_head_are_kept() {
+    let (mut rig, own, handle) = Rig::opened();
+    rig.write(own, handle, 1, 1);
+    rig.close(handle);
+    for lineage in [own, Lineage::CATALOGUE] {
+        rig.pool.reseal(ObjectKind::Head, lineage, 24, 0x81);
+    }
+    rig.restart();
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 2, 2);
+    rig.close(handle);
+    for lineage in [own, Lineage::CATALOGUE] {
+        let (_, head) = &rig.pool.swapped[&ObjectId::head(lineage)];
+        assert_eq!(head[24..28], [0x81, 0, 0, 0], "{lineage}");
     }
 }
 
@@ -44,7 +148,13 @@ fn a_hole_in_the_log_is_damage() {
         rig.ask(MapRequest::open(own, true)).result,
         Err(ErrorCode::Damaged)
     );
-    assert!(rig.mapper.damage(own).unwrap().contains("follows it"));
+    assert!(
+        rig.mapper
+            .damage(own)
+            .unwrap()
+            .message
+            .contains("follows it")
+    );
 }
 
 #[test]
@@ -61,7 +171,7 @@ fn appends_that_a_medium_lost_are_missed_while_the_machine_lives() {
         rig.ask(MapRequest::open(own, true)).result,
         Err(ErrorCode::Damaged)
     );
-    let why = rig.mapper.damage(own).unwrap();
+    let why = rig.mapper.damage(own).unwrap().message;
     assert!(why.contains("batches were appended up to 8192"), "{why}");
 }
 
@@ -98,13 +208,13 @@ fn a_pack_that_is_missing_is_damage() {
     let (mut rig, own, handle) = Rig::opened();
     rig.write(own, handle, 1, 1);
     rig.close(handle);
-    delete(&mut rig, ObjectId::pack(own, 1));
+    delete(&mut rig, ObjectId::pack(own, 1 << 32));
     let reader = rig.open(own, false);
     let located = rig.locate(reader, 1, 1, false).result;
     assert_eq!(located, Err(ErrorCode::Damaged));
-    let why = rig.mapper.damage(own).unwrap();
+    let why = rig.mapper.damage(own).unwrap().message;
     assert!(
-        why.contains("pack 1 of") && why.contains("it is missing"),
+        why.contains("pack 4294967296 of") && why.contains("it is missing"),
         "{why}"
     );
     // And the catalogue's: the first checkpoint of the first mapper.
@@ -112,19 +222,29 @@ fn a_pack_that_is_missing_is_damage() {
         rig.create(&format!("w{number}"), 1 << 20, ObjectSize::MIN);
     }
     assert_eq!(rig.mapper.counters().catalogue_checkpoints, 1);
-    delete(&mut rig, ObjectId::pack(Lineage::CATALOGUE, 2 << 16 | 1));
+    delete(&mut rig, ObjectId::pack(Lineage::CATALOGUE, 2 << 32 | 1));
     let failure = rig.mapper.failure().unwrap();
     assert_eq!(failure.code, ErrorCode::Damaged);
     let why = failure.message;
     assert!(
-        why.contains("pack 131073 of the catalogue is missing"),
+        why.contains("pack 8589934593 of the catalogue is missing"),
         "{why}"
     );
 }
 
 #[test]
 fn a_page_is_found_wherever_its_pack_has_it() {
-    let mut rig = Rig::new(small());
+    for (pack_len_max, packs) in [(128 << 20, 1), (8192, 2), (4096, 3)] {
+        pages_are_found(pack_len_max, packs);
+    }
+}
+
+/// In so many packs of such a length.
+fn pages_are_found(pack_len_max: u64, packs: usize) {
+    let mut rig = Rig::new(MapperConfig {
+        pack_len_max,
+        ..small()
+    });
     let own = rig.create("v", 1 << 40, ObjectSize::MIN);
     let handle = rig.open(own, true);
     // Leaves far apart: pages that begin anywhere in their pack, and one that ends in another unit.
@@ -133,6 +253,7 @@ fn a_page_is_found_wherever_its_pack_has_it() {
         rig.write(own, handle, *place, place + 1);
     }
     rig.close(handle);
+    assert_eq!(rig.pool.packs(own), packs);
     rig.restart();
     let reader = rig.open(own, false);
     for place in &places {
@@ -140,4 +261,5 @@ fn a_page_is_found_wherever_its_pack_has_it() {
     }
     let pages = rig.mapper.counters().pages_read;
     assert_eq!(pages, 61, "each once, and what is above them");
+    rig.assert_clean();
 }

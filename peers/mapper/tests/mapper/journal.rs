@@ -2,8 +2,8 @@
 
 use archipelago_doubles::JournalBytes;
 use archipelago_mapper::journal::{
-    HEAD_LEN, Journal, JournalArea, JournalFull, JournalMemory, JournalRecord, SLOT_LEN, SLOTS_AT,
-    len_for, load,
+    HEAD_LEN, Journal, JournalArea, JournalFull, JournalMemory, JournalRecord, Recovered, SLOT_LEN,
+    SLOTS_AT, len_for, load,
 };
 use archipelago_protocol::{Epoch, Generation, Lineage};
 
@@ -17,6 +17,11 @@ fn record(sequence: u64) -> JournalRecord {
         epoch: Epoch(1),
         zero: sequence.is_multiple_of(3),
     }
+}
+
+/// What is found of this boot and lineage.
+fn found(memory: &JournalBytes, boot: u128, lineage: Lineage) -> Option<Recovered> {
+    load(memory, boot, lineage).unwrap()
 }
 
 fn area(slots: usize) -> JournalBytes {
@@ -35,9 +40,9 @@ fn records_are_found_in_order_also_after_the_circle_closed() {
     journal.append(record(5)).unwrap();
     journal.append(record(6)).unwrap();
     assert_eq!(journal.append(record(7)), Err(JournalFull));
-    let found = load(&memory, 7, US).unwrap();
-    assert_eq!(found.generation, Generation(2));
-    assert_eq!(found.records, (3..=6).map(record).collect::<Vec<_>>());
+    let recovered = found(&memory, 7, US).unwrap();
+    assert_eq!(recovered.generation, Generation(2));
+    assert_eq!(recovered.records, (3..=6).map(record).collect::<Vec<_>>());
 }
 
 #[test]
@@ -49,7 +54,7 @@ fn a_death_inside_an_append_loses_only_that_record() {
     }
     memory.flip(SLOTS_AT + SLOT_LEN * 3 + 20, 1);
     assert_eq!(
-        load(&memory, 7, US).unwrap().records,
+        found(&memory, 7, US).unwrap().records,
         vec![record(1), record(2)]
     );
 }
@@ -63,7 +68,7 @@ fn what_lies_before_damage_is_not_replayed_without_what_was_damaged() {
     }
     memory.flip(SLOTS_AT + SLOT_LEN * 2 + 20, 1);
     assert_eq!(
-        load(&memory, 7, US).unwrap().records,
+        found(&memory, 7, US).unwrap().records,
         vec![record(3), record(4)]
     );
 }
@@ -73,18 +78,18 @@ fn another_boot_lineage_or_generation_finds_nothing() {
     let memory = area(4);
     let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
     journal.append(record(1)).unwrap();
-    assert_eq!(load(&memory, 8, US), None);
-    assert_eq!(load(&memory, 7, Lineage(4)), None);
+    assert_eq!(found(&memory, 8, US), None);
+    assert_eq!(found(&memory, 7, Lineage(4)), None);
     JournalArea::create(memory.clone(), 7, US, Generation(3));
-    assert!(load(&memory, 7, US).unwrap().records.is_empty());
-    assert_eq!(load(&area(0), 7, US), None);
+    assert!(found(&memory, 7, US).unwrap().records.is_empty());
+    assert_eq!(found(&area(0), 7, US), None);
 }
 
 #[test]
 fn a_death_inside_a_mark_leaves_the_one_before_it() {
     let memory = area(4);
     let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
-    let logged = || load(&memory, 7, US).unwrap().logged;
+    let logged = || found(&memory, 7, US).unwrap().logged;
     assert_eq!(logged(), None);
     journal.mark(4096);
     assert_eq!(logged(), Some(4096));
@@ -105,9 +110,33 @@ fn memory_without_room_for_a_record_is_no_journal() {
     let mut journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
     journal.append(record(1)).unwrap();
     assert_eq!(journal.append(record(2)), Err(JournalFull));
-    assert_eq!(load(&memory, 7, US).unwrap().records, vec![record(1)]);
+    assert_eq!(found(&memory, 7, US).unwrap().records, vec![record(1)]);
     let none = area(0);
     let mut journal = JournalArea::create(none.clone(), 7, US, Generation(2));
     assert_eq!(journal.append(record(1)), Err(JournalFull));
-    assert_eq!(load(&none, 7, US), None);
+    assert_eq!(found(&none, 7, US), None);
+}
+
+#[test]
+fn a_journal_of_another_version_is_void_of_another_boot_only() {
+    // Version at 8, boot id right behind the envelope, which had 40 bytes before version 3; features at 20.
+    for (version, features, boot_at) in [(2, 0, 40), (4, 0, 48), (3, 1 << 31, 48)] {
+        let memory = area(4);
+        let _journal = JournalArea::create(memory.clone(), 7, US, Generation(2));
+        let mut head = [0; HEAD_LEN];
+        memory.read(0, &mut head);
+        head[8] = version;
+        head[20..24].copy_from_slice(&u32::to_le_bytes(features));
+        head[40..64].fill(0);
+        head[boot_at + 8] = 7;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&head[..16]), &head[20..]);
+        head[16..20].copy_from_slice(&crc.to_le_bytes());
+        memory.clone().write(0, &head);
+        let unsupported = load(&memory, 7, US).unwrap_err();
+        assert!(
+            unsupported.to_string().contains("this program"),
+            "{unsupported}"
+        );
+        assert_eq!(load(&memory, 8, US), Ok(None), "void since the reboot");
+    }
 }

@@ -107,7 +107,7 @@ fn a_log_that_is_missing_or_too_short_is_damage() {
             continue;
         }
         assert_eq!(opened, Err(ErrorCode::Damaged), "{kept} bytes are left");
-        let why = rig.mapper.damage(own).unwrap();
+        let why = rig.mapper.damage(own).unwrap().message;
         let expected = match kept {
             0 => "it is missing".to_owned(),
             _ => format!("it has {kept} bytes of 65536"),
@@ -131,7 +131,13 @@ fn without_a_mark_of_its_journal_all_of_a_log_is_judged() {
     rig.restart();
     let opened = rig.ask(MapRequest::open(own, true)).result;
     assert_eq!(opened, Err(ErrorCode::Damaged));
-    assert!(rig.mapper.damage(own).unwrap().contains("follows it"));
+    assert!(
+        rig.mapper
+            .damage(own)
+            .unwrap()
+            .message
+            .contains("follows it")
+    );
 }
 
 fn checked(rig: &mut Rig) -> Report {

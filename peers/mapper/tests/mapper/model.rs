@@ -75,6 +75,7 @@ impl World {
         let config = MapperConfig {
             cache_bytes: 64 << 10,
             pending_max: 40,
+            pack_len_max: 8192,
             ..small()
         };
         let mut rig = Rig::new(config);

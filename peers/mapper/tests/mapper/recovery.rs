@@ -50,7 +50,7 @@ fn a_head_that_is_lost_with_what_it_led_to_is_damage() {
         rig.power_cut(|| false);
         let opened = rig.ask(MapRequest::open(own, true)).result;
         assert_eq!(opened, Err(ErrorCode::Damaged));
-        let why = rig.mapper.damage(own).unwrap();
+        let why = rig.mapper.damage(own).unwrap().message;
         assert!(
             why.contains("head of") && why.contains("is missing"),
             "{why}"
@@ -62,7 +62,7 @@ fn owner(rig: &mut Rig, lineage: Lineage) -> u128 {
     let request = ObjectRequest::new(ObjectOp::ReadSwapped, ObjectId::head(lineage));
     let (_, head) = rig.pool.serve(&request, &[]);
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
-    u128::from(word(48)) << 64 | u128::from(word(56))
+    u128::from(word(56)) << 64 | u128::from(word(64))
 }
 
 #[test]

@@ -36,6 +36,7 @@ fn config() -> MapperConfig {
         catalogue_log_len: 64 << 10,
         io_len_max: IO_LEN_MAX,
         pending_max: 64,
+        pack_len_max: 8192,
         ..MapperConfig::default()
     }
 }

@@ -6,7 +6,7 @@ use archipelago_mapper::fuzzing;
 use archipelago_protocol::{Generation, Lineage, ObjectSize};
 
 use crate::input::Input;
-use crate::sealed::{lineage_of, sealed};
+use crate::sealed::{ENVELOPE_LEN, lineage_of, sealed};
 
 const UNIT: usize = 4096;
 
@@ -126,8 +126,8 @@ pub(crate) fn map_page(bytes: &[u8]) {
     let page = input.rest();
     for page in [page.to_vec(), sealed(*b"ARCHPAGE", page)] {
         let lineage = lineage_of(&page);
-        let level = page.get(40).copied().unwrap_or(0);
-        let log2 = page.get(41).copied().unwrap_or(0);
+        let level = page.get(ENVELOPE_LEN).copied().unwrap_or(0);
+        let log2 = page.get(ENVELOPE_LEN + 1).copied().unwrap_or(0);
         let size = ObjectSize::from_log2(log2).unwrap_or(ObjectSize::DEFAULT);
         let decode = |bytes: &[u8]| fuzzing::map_page(lineage, level, size, bytes, None);
         settles(&page, decode);

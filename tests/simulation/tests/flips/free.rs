@@ -15,7 +15,7 @@ use archipelago_doubles::SimulatedBackend;
 use archipelago_protocol::object::{ObjectId, ObjectKind};
 
 const UNIT: usize = 4096;
-const ENVELOPE: usize = 40;
+const ENVELOPE: usize = 48;
 /// Bytes of a sector of a log, of its header, and of the contents of a unit.
 pub(crate) const SECTOR: usize = 512;
 const SECTOR_HEADER: usize = 24;
@@ -90,10 +90,10 @@ fn of_log(pool: &SimulatedBackend, id: ObjectId) -> Free {
         in_use: vec![false; bytes.len() / UNIT],
         ..Free::default()
     };
-    if is_volume && head[64] == 1 {
+    if is_volume && head[72] == 1 {
         return free;
     }
-    let start = word(&head, if is_volume { 104 } else { 80 });
+    let start = word(&head, if is_volume { 112 } else { 88 });
     let len = bytes.len() as u64;
     let mut end = start;
     while end < start + len {

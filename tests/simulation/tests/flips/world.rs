@@ -264,7 +264,10 @@ impl World {
             let frozen = matches!(entry.kind, Kind::Snapshot | Kind::Image);
             let map = self.serve_one(entry.lineage, !frozen, entry.size);
             let map = map.map_err(|code| {
-                let why = self.mapper.damage(entry.lineage).unwrap_or_default();
+                let why = self
+                    .mapper
+                    .damage(entry.lineage)
+                    .map_or_else(String::new, |error| error.message);
                 (code, why)
             });
             // The catalogue's part of it, as a run.

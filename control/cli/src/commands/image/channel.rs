@@ -102,6 +102,7 @@ fn failed(code: ErrorCode) -> Error {
         ErrorCode::NoRunSpace => "the run directory is full",
         ErrorCode::TooLarge => "a file of the pool may not get so large",
         ErrorCode::Damaged => "the volume is damaged",
+        ErrorCode::UnsupportedFormat => "the volume has a format that this program does not know",
         ErrorCode::Io => "the pool reports an input or output error",
         ErrorCode::SyncFailed => "the pool failed to make it durable",
         ErrorCode::Stale => "another session has taken over the volume",

@@ -10,6 +10,16 @@ use super::*;
 pub(super) use lookups::{count_step, steps_of};
 
 const OWN: Lineage = Lineage(5);
+
+/// Behind so many bytes of pack 1.
+fn place(offset: u64) -> PackPlace {
+    PackPlace {
+        number: 1,
+        offset,
+        len_max: 1 << 30,
+    }
+}
+
 /// Two leaves and a bit of objects of 16 blocks.
 const BLOCKS: u64 = 16 * 1100;
 
@@ -81,8 +91,11 @@ impl Stored {
     }
 
     pub(super) fn store(&mut self) {
-        let (written, root) = self.tree.pages(OWN, 1, self.pack.len() as u64);
-        self.pack.extend_from_slice(&written.bytes);
+        let place = place(self.pack.len() as u64);
+        let (written, root, _) = self.tree.pages(OWN, place);
+        for piece in &written.pieces {
+            self.pack.extend_from_slice(&piece.bytes);
+        }
         self.tree = Tree::new(root, ObjectSize::MIN);
         self.cache = Cache::new(1 << 20);
     }
@@ -164,27 +177,76 @@ fn zeros_over_whole_nodes_read_none_of_their_pages_and_leave_none() {
     stored.load(first.expect("the root is not there yet"));
     assert_eq!(stored.tree.missing(&stored.cache, zeros, None), None);
     stored.tree.set(&stored.cache, zeros, None);
-    let (written, _) = stored.tree.pages(OWN, 1, stored.pack.len() as u64);
+    let (written, ..) = stored.tree.pages(OWN, place(stored.pack.len() as u64));
     assert_eq!(written.nodes.len(), 1, "the root alone");
     // Nothing is made to hold zeros where there was nothing.
     let mut empty = Tree::new(Root::default(), ObjectSize::MIN);
     empty.set(&stored.cache, Range { start: 3, end: 5 }, None);
-    assert_eq!(empty.pages(OWN, 1, 0).1.page, None);
+    assert_eq!(empty.pages(OWN, place(0)).1.page, None);
+}
+
+#[test]
+fn pages_go_to_the_next_pack_when_one_is_full() {
+    let mut stored = Stored::new();
+    // Leaves of 128 bytes in their packs, and a root.
+    for leaf in 0..5 {
+        stored.set(leaf * 8192, leaf * 8192 + 8, Some(layer(1)));
+    }
+    let places = |len_max, offset| {
+        let place = PackPlace {
+            len_max,
+            ..place(offset)
+        };
+        let (written, root, end) = stored.tree.pages(OWN, place);
+        let pieces = written.pieces.iter();
+        let found: Vec<_> = pieces
+            .map(|piece| (piece.pack.number, piece.offset, piece.bytes.len()))
+            .collect();
+        let page = root.page.unwrap();
+        assert_eq!(
+            (page.pack, end.number),
+            (end.number, found.last().unwrap().0)
+        );
+        assert_eq!(
+            end.offset,
+            page.offset + u64::from(page.len).next_multiple_of(64)
+        );
+        found
+    };
+    let root = 320;
+    assert_eq!(places(1 << 20, 0), [(1, 0, 640 + root)]);
+    assert_eq!(places(640 + root as u64, 0), [(1, 0, 640 + root)]);
+    assert_eq!(places(640, 0), [(1, 0, 640), (2, 0, root)]);
+    let found = places(384, 256);
+    assert_eq!(
+        found,
+        [(1, 256, 128), (2, 0, 384), (3, 0, 128), (4, 0, root)]
+    );
+    // Longer than a pack may be: alone in one.
+    let alone = [
+        (1, 0, 128),
+        (2, 0, 128),
+        (3, 0, 128),
+        (4, 0, 128),
+        (5, 0, 128),
+        (6, 0, root),
+    ];
+    assert_eq!(places(64, 0), alone);
 }
 
 #[test]
 fn a_stored_node_that_is_changed_is_stored_again() {
     let mut stored = Stored::new();
     stored.set(3, 90, Some(layer(2)));
-    let (written, first) = stored.tree.pages(OWN, 1, 0);
+    let (written, first, _) = stored.tree.pages(OWN, place(0));
     written.mark_stored(&mut stored.cache);
     assert!(stored.tree.is_stored());
-    assert_eq!(stored.tree.pages(OWN, 1, 4096).0.count(), 0);
+    assert_eq!(stored.tree.pages(OWN, place(4096)).0.count(), 0);
     drop(written);
     stored.cache = Cache::new(0);
     stored.set(3, 4, None);
     assert!(!stored.tree.is_stored());
-    let (written, second) = stored.tree.pages(OWN, 1, 4096);
+    let (written, second, _) = stored.tree.pages(OWN, place(4096));
     assert!(written.count() > 0 && first != second);
 }
 
@@ -236,7 +298,7 @@ fn nodes_that_are_stored_are_released_also_below_one_that_is_not() {
     stored.set(0, 1, Some(layer(1)));
     stored.set(8192, 8193, Some(layer(1)));
     let store = |stored: &mut Stored, offset| {
-        let (written, _) = stored.tree.pages(OWN, 1, offset);
+        let (written, ..) = stored.tree.pages(OWN, place(offset));
         written.mark_stored(&mut stored.cache);
         written.count()
     };

@@ -43,6 +43,7 @@ pub(crate) fn small() -> MapperConfig {
         catalogue_log_len: 64 << 10,
         cache_bytes: 1 << 20,
         pending_max: 64,
+        pack_len_max: 128 << 20,
         io_len_max: 64 << 10,
     }
 }

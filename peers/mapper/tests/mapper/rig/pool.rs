@@ -46,7 +46,7 @@ pub(crate) enum Room {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pool {
     objects: BTreeMap<ObjectId, Object>,
-    swapped: BTreeMap<ObjectId, (u64, Vec<u8>)>,
+    pub(crate) swapped: BTreeMap<ObjectId, (u64, Vec<u8>)>,
     /// Requests so far.
     pub(crate) log: Vec<(ObjectOp, ObjectId, u8)>,
     /// The request with this number fails so.
@@ -324,6 +324,48 @@ impl Pool {
         object.now.get_mut(&(at / SECTOR)).unwrap()[at % SECTOR] ^= 1;
         object.durable.clone_from(&object.now);
     }
+
+    /// Puts `value` at byte `at` of the envelope of a head, or of the first structure of a pack or log, as another program would
+    /// have written it: with checksums that are right.
+    pub(crate) fn reseal(&mut self, kind: ObjectKind, lineage: Lineage, at: usize, value: u8) {
+        if kind == ObjectKind::Head {
+            let (_, head) = self.swapped.get_mut(&ObjectId::head(lineage)).unwrap();
+            head[at] = value;
+            seal(head);
+            return;
+        }
+        let (_, object) = self
+            .objects
+            .iter_mut()
+            .find(|(id, _)| id.kind == kind && id.lineage == lineage)
+            .unwrap();
+        // Sectors of a log have a header of 24 bytes in front of their content.
+        let skip = if kind == ObjectKind::Log { 24 } else { 0 };
+        let first = &object.now[&0];
+        let len = u32::from_le_bytes(first[skip + 12..skip + 16].try_into().unwrap()) as usize;
+        let sectors = len.div_ceil(SECTOR - skip);
+        let contents = (0..sectors).flat_map(|sector| object.now[&sector][skip..].to_vec());
+        let mut contents: Vec<u8> = contents.collect();
+        contents[at] = value;
+        seal(&mut contents[..len]);
+        for (content, index) in contents.chunks(SECTOR - skip).zip(0..) {
+            let sector = object.now.get_mut(&index).unwrap();
+            sector[skip..].copy_from_slice(content);
+            if kind == ObjectKind::Log {
+                let words = lineage.to_words().map(u64::to_le_bytes);
+                let parts = [words.as_flattened(), &sector[..20], &sector[24..]];
+                let crc = parts.into_iter().fold(0, crc32c::crc32c_append);
+                sector[20..24].copy_from_slice(&crc.to_le_bytes());
+            }
+        }
+        object.durable.clone_from(&object.now);
+    }
+}
+
+/// Puts the right checksum into the envelope of the structure that fills `bytes`.
+fn seal(bytes: &mut [u8]) {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..16]), &bytes[20..]);
+    bytes[16..20].copy_from_slice(&crc.to_le_bytes());
 }
 
 impl Object {
