@@ -67,6 +67,7 @@ impl Cost {
 }
 
 /// Counts what the data thread of `node` does for a round of `workload`.
+#[expect(clippy::disallowed_methods, reason = "measures another process")]
 fn round(node: &Node, disk: &mut Disk, workload: Workload, seed: u64) -> Result<Cost> {
     // The thread that hosts the peers is the first one of its process.
     let calls = SystemCalls::of(node.process_of("endpoint")?)?;
