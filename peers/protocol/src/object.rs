@@ -21,124 +21,14 @@
 //! - Position `p` of a log stands at `p` modulo its length. Its **end** is the position behind the last append that landed whole.
 //! - Its **token** is the generation whose session may append. A seal raises it and nothing lowers it.
 
+mod id;
+
 use xseg::{Completion, Submission};
 
 use crate::error::ErrorCode;
-use crate::ids::{Epoch, Generation, Lineage, ObjectSize};
+use crate::ids::{Generation, Lineage, ObjectSize};
 
-/// What an object holds. A part of its identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum ObjectKind {
-    /// Blocks of a volume: `number` is the epoch, `offset` the volume's byte offset.
-    Data = 0,
-    /// A small object changed by compare-and-swap only: a volume's or the catalogue's head. `number` is 0.
-    Head = 1,
-    /// A log, appended to in a circle. `number` counts logs of this lineage, below 2^32.
-    Log = 2,
-    /// Map or catalogue pages, appended, never changed. `number` counts packs of this lineage.
-    Pack = 3,
-    /// Reserved: immutable content, named by its hash.
-    Content = 4,
-}
-
-impl ObjectKind {
-    fn from_bits(bits: u32) -> Option<Self> {
-        Some(match bits {
-            0 => ObjectKind::Data,
-            1 => ObjectKind::Head,
-            2 => ObjectKind::Log,
-            3 => ObjectKind::Pack,
-            4 => ObjectKind::Content,
-            _ => return None,
-        })
-    }
-}
-
-/// Identity of an address space of objects: a container for the file blocker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectId {
-    /// Whose it is.
-    pub lineage: Lineage,
-    /// What it holds.
-    pub kind: ObjectKind,
-    /// Epoch of data, running number of logs and packs, 0 for heads.
-    pub number: u64,
-}
-
-impl ObjectId {
-    /// The blocks that `lineage` wrote in `epoch`.
-    #[must_use]
-    pub fn data(lineage: Lineage, epoch: Epoch) -> Self {
-        ObjectId {
-            lineage,
-            kind: ObjectKind::Data,
-            number: epoch.0,
-        }
-    }
-
-    /// The head of `lineage`.
-    #[must_use]
-    pub fn head(lineage: Lineage) -> Self {
-        ObjectId {
-            lineage,
-            kind: ObjectKind::Head,
-            number: 0,
-        }
-    }
-
-    /// Log `number` of `lineage`.
-    #[must_use]
-    pub fn log(lineage: Lineage, number: u64) -> Self {
-        ObjectId {
-            lineage,
-            kind: ObjectKind::Log,
-            number,
-        }
-    }
-
-    /// Pack `number` of `lineage`.
-    #[must_use]
-    pub fn pack(lineage: Lineage, number: u64) -> Self {
-        ObjectId {
-            lineage,
-            kind: ObjectKind::Pack,
-            number,
-        }
-    }
-
-    /// The id as [`ObjectOp::List`] tells it: lineage (high word, low word), number, kind; each a little-endian u64.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; OBJECT_ID_LEN] {
-        let [high, low] = self.lineage.to_words();
-        let mut bytes = [0; OBJECT_ID_LEN];
-        for (index, word) in [high, low, self.number, self.kind as u64]
-            .into_iter()
-            .enumerate()
-        {
-            bytes[index * 8..][..8].copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-
-    /// The id in an entry of a listing; `None`: no kind of that number.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8; OBJECT_ID_LEN]) -> Option<Self> {
-        let word = |index: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[index * 8..][..8]);
-            u64::from_le_bytes(word)
-        };
-        let kind = u32::try_from(word(3))
-            .ok()
-            .and_then(ObjectKind::from_bits)?;
-        Some(ObjectId {
-            lineage: Lineage::from_words(word(0), word(1)),
-            kind,
-            number: word(2),
-        })
-    }
-}
+pub use id::{OBJECT_ID_LEN, ObjectId, ObjectKind};
 
 /// Operations of the contract. The numbers are the wire's; retired numbers are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -234,8 +124,6 @@ pub const SWAP_LEN_MAX: u32 = 4096 - 64;
 pub const IO_LEN_MAX: u32 = 32 << 20;
 /// The bits of a log's number beside a token: both go into one word.
 const NUMBER_MASK: u64 = u32::MAX as u64;
-/// Bytes of an id in a listing.
-pub const OBJECT_ID_LEN: usize = 32;
 /// Most entries of a scatter list.
 pub const SCATTER_MAX: u16 = 1024;
 /// Bytes of an entry of a scatter list: region u32, length u32, offset u64, little-endian.
@@ -412,17 +300,7 @@ impl ObjectReply {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_id_survives_a_listing() {
-        let id = ObjectId {
-            lineage: Lineage(9 << 64 | 1),
-            kind: ObjectKind::Pack,
-            number: u64::MAX,
-        };
-        assert_eq!(ObjectId::from_bytes(&id.to_bytes()), Some(id));
-        assert_eq!(ObjectId::from_bytes(&[0xff; OBJECT_ID_LEN]), None);
-    }
+    use crate::ids::Epoch;
 
     #[test]
     fn fields_stand_where_the_wire_has_them() {
@@ -519,13 +397,6 @@ mod tests {
         }
         let delete = ObjectRequest::new(ObjectOp::Delete, ObjectId::log(Lineage(1), u64::MAX));
         assert_eq!(ObjectRequest::decode(&delete.encode()), Ok(delete));
-    }
-
-    #[test]
-    fn a_listing_has_four_words_for_an_id() {
-        let bytes = ObjectId::log(Lineage(1 << 64 | 2), 3).to_bytes();
-        let words = bytes.chunks_exact(8).map(|word| (word[0], &word[1..]));
-        assert!(words.eq([1, 2, 3, 2].map(|low| (low, [0; 7].as_slice()))));
     }
 
     #[test]
