@@ -90,11 +90,23 @@ pub(crate) struct Logs {
     suspect: bool,
 }
 
-fn stale(there: u64) -> Verdict {
-    Verdict::Reply(ObjectReply {
+/// The answer to a request that came too late: `there` is the end or the token that it should have known.
+fn stale_reply(there: u64) -> ObjectReply {
+    ObjectReply {
         result: Err(ErrorCode::Stale),
         values: [there, 0],
-    })
+    }
+}
+
+fn stale(there: u64) -> Verdict {
+    Verdict::Reply(stale_reply(there))
+}
+
+/// The answer to a request whose call failed.
+fn failed_reply(done: Result<LogDone, Failed>) -> ObjectReply {
+    // A call that did something else than it was asked for would be our mistake.
+    let code = done.err().map_or(ErrorCode::Internal, |failed| failed.code);
+    ObjectReply::failed(code)
 }
 
 fn refused(code: ErrorCode) -> Verdict {
@@ -290,11 +302,8 @@ impl Logs {
                 None
             }
             (LogCall::Inspect, failed) => {
-                let code = failed
-                    .err()
-                    .map_or(ErrorCode::Internal, |failed| failed.code);
                 let first = log.waiting.pop_front();
-                first.map(|first| (first.ticket, ObjectReply::failed(code)))
+                first.map(|first| (first.ticket, failed_reply(failed)))
             }
             (LogCall::Seal { ticket, token }, Ok(LogDone::Sealed)) => {
                 log.token_in_doubt = false;
@@ -304,37 +313,22 @@ impl Logs {
                 Some((ticket, ObjectReply::done(0)))
             }
             (LogCall::Seal { ticket, .. }, Ok(LogDone::Refused(there))) => {
-                let reply = ObjectReply {
-                    result: Err(ErrorCode::Stale),
-                    values: [there.0, 0],
-                };
-                Some((ticket, reply))
+                Some((ticket, stale_reply(there.0)))
             }
             (LogCall::Seal { ticket, .. }, failed) => {
                 log.known = None;
                 log.token_in_doubt = true;
-                let code = failed
-                    .err()
-                    .map_or(ErrorCode::Internal, |failed| failed.code);
-                Some((ticket, ObjectReply::failed(code)))
+                Some((ticket, failed_reply(failed)))
             }
             (LogCall::Compare { ticket, len }, Ok(LogDone::Compared { equal })) => {
                 let end = log.known.map_or(0, |known| known.state.end);
                 let reply = match equal {
                     true => ObjectReply::done(len),
-                    false => ObjectReply {
-                        result: Err(ErrorCode::Stale),
-                        values: [end, 0],
-                    },
+                    false => stale_reply(end),
                 };
                 Some((ticket, reply))
             }
-            (LogCall::Compare { ticket, .. }, failed) => {
-                let code = failed
-                    .err()
-                    .map_or(ErrorCode::Internal, |failed| failed.code);
-                Some((ticket, ObjectReply::failed(code)))
-            }
+            (LogCall::Compare { ticket, .. }, failed) => Some((ticket, failed_reply(failed))),
         };
         Some((id, reply))
     }
