@@ -280,7 +280,7 @@ fn what_another_version_wrote_is_refused_by_name_and_is_no_damage() -> Result<()
     })?;
     ensure!(rounds >= 3, "a volume closed cleanly has map pages");
     let marker = node.root().join("pool/pool.toml");
-    let good = fs::read(&marker)?;
+    let original = fs::read(&marker)?;
     for broken in [
         "version = 2\n",
         "version = 1\nincompatible = [\"striped\"]\n",
@@ -288,16 +288,16 @@ fn what_another_version_wrote_is_refused_by_name_and_is_no_damage() -> Result<()
         fs::write(&marker, broken)?;
         for command in [["node", "start"].as_slice(), &["doctor"]] {
             let refused = node.output(command)?;
-            let said = String::from_utf8_lossy(&refused.stderr);
+            let text = String::from_utf8_lossy(&refused.stderr);
             ensure!(refused.status.code() == Some(UNSUPPORTED), "{refused:?}");
             ensure!(
-                said.contains("pool.toml") && !said.contains("damaged"),
-                "{said}"
+                text.contains("pool.toml") && !text.contains("damaged"),
+                "{text}"
             );
         }
         ensure!(fs::read(&marker)? == broken.as_bytes(), "it was written");
     }
-    fs::write(&marker, good)?;
+    fs::write(&marker, original)?;
     node.call(&["node", "start"])?;
     node.call(&EXPORT).map(drop)
 }

@@ -357,7 +357,7 @@ mod tests {
             sources: vec![Lineage(2), Lineage(3)],
             ..item("four")
         };
-        let good = put(&two);
+        let whole = put(&two);
         // The record's reserved byte, the number of sources, the reserved field behind it, the second source: the first one
         // again, the catalogue.
         for (at, value, why) in [
@@ -368,7 +368,7 @@ mod tests {
             (136 + 8, 2, "list of sources"),
             (136 + 8, 0, "list of sources"),
         ] {
-            let mut bad = good.clone();
+            let mut bad = whole.clone();
             bad[at] = value;
             let refused = Change::decode_all(&bad).unwrap_err();
             assert!(refused.contains(why), "{at}: {refused}");

@@ -128,6 +128,11 @@ impl File {
         found
     }
 
+    /// Writes all of `from`.
+    pub(super) fn write_all(&mut self, offset: u64, from: &[u8], keep: Keep) {
+        self.write(offset, from, keep, || true);
+    }
+
     /// Writes the sectors of `from` that `wanted` says yes to, asked in order.
     pub(super) fn write(
         &mut self,

@@ -99,7 +99,7 @@ impl Store {
                 if end > 0 {
                     return Ok((stale(end), Vec::new()));
                 }
-                file.write(request.offset, data, keep, || true);
+                file.write_all(request.offset, data, keep);
                 file.named |= keep == Keep::Durable;
                 done(request.len)
             }
@@ -244,13 +244,13 @@ impl Store {
         let keep = Keep::Written(self.now);
         match request.op {
             ObjectOp::Write => {
-                self.file_mut(key(request.id, request.offset)).write(
+                self.file_mut(key(request.id, request.offset)).write_all(
                     request.offset,
                     &call.data,
                     keep,
-                    || true,
                 );
             }
+            // All of its sectors: the power cut chooses among them.
             ObjectOp::Append => self.begin_append(call, keep, || true),
             ObjectOp::CompareAndSwap if request.len <= SWAP_LEN_MAX => {
                 let Ok(current) = self.current(request.id) else {
@@ -260,7 +260,7 @@ impl Store {
                     slots::swap(current.as_ref(), request.offset, &call.data)
                 {
                     self.file_mut(key(request.id, 0))
-                        .write(offset, &slot[..], keep, || true);
+                        .write_all(offset, &slot[..], keep);
                 }
             }
             ObjectOp::Seal
@@ -312,7 +312,7 @@ impl Store {
         let state = file.log_state(id.lineage);
         match state.append(file.len(), offset, len, token) {
             Landing::At(place) => {
-                file.write(place, &call.data, Keep::Durable, || true);
+                file.write_all(place, &call.data, Keep::Durable);
                 file.log.end = offset + u64::from(len);
             }
             Landing::IfRepeated(place) => {
@@ -322,7 +322,7 @@ impl Store {
                     return Ok(stale(state.end));
                 }
                 // It may have been in flight when something else failed: it is durable when this is answered.
-                file.write(place, &call.data, Keep::Durable, || true);
+                file.write_all(place, &call.data, Keep::Durable);
             }
             Landing::Stale => return Ok(stale(state.end)),
             Landing::Invalid => return Err(ErrorCode::Invalid),
@@ -378,7 +378,7 @@ impl Store {
         let file = self.file_mut(key(id, offset));
         let mut byte = [0];
         file.read(offset, &mut byte);
-        file.write(offset, &[byte[0] ^ mask], Keep::Durable, || true);
+        file.write_all(offset, &[byte[0] ^ mask], Keep::Durable);
     }
 
     pub(super) fn has_data(&self, id: ObjectId, offset: u64, len: usize) -> bool {
@@ -431,7 +431,7 @@ impl Store {
                     version,
                 } => {
                     let file = self.file_mut(key(request.id, 0));
-                    file.write(offset, &slot[..], Keep::Durable, || true);
+                    file.write_all(offset, &slot[..], Keep::Durable);
                     file.named = true;
                     ObjectReply {
                         result: Ok(0),
