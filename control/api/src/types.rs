@@ -281,6 +281,9 @@ pub struct VolumeView {
     /// What was found damaged of it since the mapper started; told of single volumes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
+    /// What was found of it since then in a format that the node's program does not know; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
 }
 
 /// A page of a listing.

@@ -103,6 +103,7 @@ mod tests {
             pool: "default".parse().unwrap(),
             attachments: Vec::new(),
             damage: None,
+            unsupported: None,
         }
     }
 

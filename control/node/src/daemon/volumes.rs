@@ -29,6 +29,7 @@ impl Pool {
             pool: self.name.clone(),
             attachments,
             damage: None,
+            unsupported: None,
             entry,
         }
     }
@@ -103,9 +104,13 @@ impl Pool {
     pub(crate) async fn info(&self, name: &Name) -> Result<VolumeView, Error> {
         let entry = self.lookup(name).await?;
         let found = self.damage(entry.lineage).await;
-        let damage = found.filter(|error| error.code == ErrorCode::Damaged);
+        let message_of = |code| {
+            let of_code = found.as_ref().filter(|error| error.code == code);
+            of_code.map(|error| error.message.clone())
+        };
         Ok(VolumeView {
-            damage: damage.map(|error| error.message),
+            damage: message_of(ErrorCode::Damaged),
+            unsupported: message_of(ErrorCode::UnsupportedFormat),
             ..self.view(entry)
         })
     }

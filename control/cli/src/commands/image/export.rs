@@ -10,6 +10,7 @@ use std::path::Path;
 
 use archipelago_api::client::{Client, Method};
 use archipelago_api::types::{Bulk, VolumeView};
+use archipelago_protocol::error::{DAMAGED_HINT, UNSUPPORTED_FORMAT_HINT};
 use archipelago_protocol::{Error, ErrorCode, Name};
 use archipelago_segment::{Buffer, Request};
 use serde::Serialize;
@@ -143,16 +144,20 @@ fn encoded(
     Ok(())
 }
 
-/// The endpoint knows only that something is damaged; the node knows what.
+/// The endpoint knows only that something stored cannot be used; the node knows what.
 fn explained(error: Error, name: &Name, client: &Client) -> Error {
-    if error.code != ErrorCode::Damaged {
+    if !error.code.is_of_stored() {
         return error;
     }
     let info: Result<VolumeView, Error> = client.get(&volume::path(name, ""));
-    match info.map(|info| info.damage) {
-        Ok(Some(damage)) => Error::new(ErrorCode::Damaged, damage)
-            .with_hint("nothing was changed; restore the object named, or the pool, from a copy"),
-        Ok(None) | Err(_) => error,
+    let Ok(info) = info else { return error };
+    let (found, hint) = match error.code {
+        ErrorCode::UnsupportedFormat => (info.unsupported, UNSUPPORTED_FORMAT_HINT),
+        _ => (info.damage, DAMAGED_HINT),
+    };
+    match found {
+        Some(message) => Error::new(error.code, message).with_hint(hint),
+        None => error,
     }
 }
 
