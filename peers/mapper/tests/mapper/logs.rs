@@ -3,9 +3,10 @@
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::{FindingKind, Report};
 use archipelago_protocol::journaled::JournaledData;
+use archipelago_protocol::log_sector::{CONTENT_LEN, sectors};
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectRequest};
-use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{Epoch, ErrorCode, Generation, Lineage, ObjectSize};
 
 use crate::rig::pool::Pool;
 use crate::rig::{Rig, blocks_area, small};
@@ -86,6 +87,33 @@ fn a_batch_that_ends_with_the_circle_needs_no_padding() {
     }
     let appended = rig.pool.count(before, ObjectOp::Append, ObjectKind::Log);
     assert_eq!(appended, 40, "as many units");
+}
+
+/// What a session had in flight may land at any time, also where the log ended for it.
+#[test]
+fn a_session_that_was_replaced_is_sealed_off_before_its_log_is_read() {
+    let (mut rig, own, handle) = Rig::opened();
+    rig.write(own, handle, 1, 1);
+    rig.flush(handle).unwrap();
+    let before = rig.pool.log.len();
+    rig.restart();
+    rig.open(own, true);
+    for lineage in [own, Lineage::CATALOGUE] {
+        let log = ObjectId::log(lineage, 1);
+        let requests = &rig.pool.log[before..];
+        let first = requests.iter().find(|(_, id, _)| *id == log);
+        assert_eq!(first.map(|(op, ..)| *op), Some(ObjectOp::Seal), "{log:?}");
+        let position = 4096;
+        let batch = sectors(&[0; CONTENT_LEN * 8], lineage, position, Generation(1));
+        let late = ObjectRequest {
+            offset: position,
+            len: u32::try_from(batch.len()).unwrap(),
+            token: Generation(1),
+            ..ObjectRequest::new(ObjectOp::Append, log)
+        };
+        let (reply, _) = rig.pool.serve(&late, &batch);
+        assert_eq!(reply.result, Err(ErrorCode::Stale), "{log:?}");
+    }
 }
 
 #[test]
