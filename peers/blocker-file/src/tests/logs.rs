@@ -3,12 +3,15 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 
+use archipelago_blocker::logs::LogState;
 use archipelago_protocol::Generation;
 use archipelago_protocol::log_sector::{CONTENT_LEN, SECTOR_LEN, UNIT, blank, sectors};
-use archipelago_protocol::object::ObjectReply;
+use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 
 use super::*;
 use crate::layout::{FileId, LOG_HEADER_LEN};
+use crate::log_job::LogDone;
+use crate::logs::{Logs, Verdict};
 
 const UNITS: u64 = 64;
 const LOG: ObjectId = ObjectId {
@@ -185,4 +188,34 @@ fn a_look_at_one_log_is_a_look_at_one_file() {
     let of = |number| crate::jobs::stat(&layout, ObjectId::log(Lineage(1), number));
     assert_eq!(of(9).map(|stat| stat.values[1]), Ok(0));
     assert_eq!(of(8), Err(ErrorCode::NotFound));
+}
+
+#[test]
+fn a_seal_waits_for_the_append_that_is_under_way() {
+    let memory = xseg::Region::anonymous(UNIT).unwrap();
+    let span = memory.span(0, UNIT as u64).unwrap();
+    span.write(&batch(1, 0, 1, 1));
+    let request = |op, token| ObjectRequest {
+        len: u32::try_from(UNIT).unwrap(),
+        token: Generation(token),
+        ..ObjectRequest::new(op, LOG)
+    };
+    let (append, seal) = (request(ObjectOp::Append, 1), request(ObjectOp::Seal, 2));
+    let id = FileId::locate(LOG, 0).0;
+    let mut logs = Logs::new(0);
+    let Verdict::First(_, look) = logs.begin(1, &append, std::slice::from_ref(&span), id) else {
+        panic!("an append needs the log's end");
+    };
+    assert!(matches!(logs.begin(2, &seal, &[], id), Verdict::Wait));
+    let found = LogDone::Inspected {
+        state: LogState::default(),
+        len: UNITS * UNIT as u64,
+    };
+    assert!(logs.done(look, Ok(found)).is_some());
+    let begun = logs.begin(1, &append, &[span], id);
+    assert!(matches!(begun, Verdict::Move(0)), "{begun:?}");
+    assert!(matches!(logs.begin(2, &seal, &[], id), Verdict::Wait));
+    logs.append_ended(id, Ok(append.len));
+    let sealed = logs.begin(2, &seal, &[], id);
+    assert!(matches!(sealed, Verdict::Answer(..)), "{sealed:?}");
 }
