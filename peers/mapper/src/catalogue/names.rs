@@ -306,13 +306,16 @@ mod tests {
     #[test]
     fn every_source_has_the_item_as_a_child_and_is_kept_by_it() {
         let mut names = family();
-        let spliced = Item {
-            sources: vec![Lineage(5), Lineage(1)],
-            ..item(7, "s", Kind::Image, 0)
-        };
-        names.apply(Change::Put(spliced));
-        assert!(names.orphans().is_empty(), "the snapshot is needed again");
-        assert!(names.has_children(Lineage(5)) && names.has_children(Lineage(1)));
+        // The snapshot, which is needed again, is the second source first, and then the first one.
+        for sources in [[1, 5], [5, 1]] {
+            let spliced = Item {
+                sources: sources.map(Lineage).to_vec(),
+                ..item(7, "s", Kind::Image, 0)
+            };
+            names.apply(Change::Put(spliced));
+            assert!(names.orphans().is_empty(), "{sources:?}");
+            assert!(names.has_children(Lineage(5)) && names.has_children(Lineage(1)));
+        }
         let entry = names.entry(names.get(Lineage(7)).unwrap()).unwrap();
         assert_eq!(entry.parent, None, "the first source has no name any more");
         let mut again = Names::default();

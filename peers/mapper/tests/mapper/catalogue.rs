@@ -539,3 +539,33 @@ fn a_log_that_cannot_be_looked_at_is_not_begun_anew() {
     assert_eq!(asked, [ReadSwapped, List, Stat]);
     assert!(!rig.mapper.is_ready());
 }
+
+#[test]
+fn a_mapper_that_was_replaced_does_not_take_the_catalogue_back() {
+    let mut rig = Rig::new(small());
+    rig.create("before", 512, ObjectSize::MIN);
+    // Another mapper of the same pool starts.
+    let successor = Rig::on(rig.config, rig.pool.clone(), rig.journals.clone());
+    rig.pool = successor.pool;
+    let create = |rig: &mut Rig| {
+        let lineage = Lineage(1 << 64 | 99);
+        let request = CatalogueRequest::Create {
+            name: name("late"),
+            lineage,
+            kind: Kind::Volume,
+            size: 512,
+            object_size: ObjectSize::MIN,
+            created: 1,
+            on_full: OnFull::default(),
+            labels: Labels::default(),
+        };
+        match rig.control(request) {
+            CatalogueReply::Failed(error) => error.code,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(create(&mut rig), ErrorCode::Stale);
+    assert_eq!(create(&mut rig), ErrorCode::Stale, "asked again");
+    rig.restart();
+    assert_eq!(names(&list(&mut rig, "", None, 10)), ["before"]);
+}
