@@ -310,15 +310,15 @@ mod tests {
             let node = Node::start(placement);
             node.done(&["node", "stop"]);
             let path = node.root().join("pool/pool.toml");
-            let good = std::fs::read(&path).unwrap();
+            let original = std::fs::read(&path).unwrap();
             std::fs::write(&path, "version = 9\n").unwrap();
-            let error = node.refused_as(&["node", "start"], 7, "damaged");
+            let error = node.refused_as(&["node", "start"], 8, "unsupported-format");
             let message = error["message"].as_str().unwrap();
             assert!(message.contains("pool.toml"), "{placement}: {error}");
             // The other processes wait for this one for ever: they are not waited for.
             let log = std::fs::read_to_string(node.root().join("run/archipelagod.log")).unwrap();
             assert!(!log.contains("did not answer"), "{placement}: {log}");
-            std::fs::write(&path, good).unwrap();
+            std::fs::write(&path, original).unwrap();
             node.done(&["node", "start"]);
         }
     }
