@@ -3,7 +3,7 @@
 use archipelago_mapper::MapperConfig;
 use archipelago_protocol::map::MapRequest;
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
-use archipelago_protocol::{Epoch, ErrorCode, Lineage, ObjectSize};
+use archipelago_protocol::{Epoch, Lineage, ObjectSize};
 
 use crate::rig::{Rig, small};
 
@@ -48,9 +48,7 @@ fn a_head_that_is_lost_with_what_it_led_to_is_damage() {
         let head = ObjectRequest::new(ObjectOp::Delete, ObjectId::head(own));
         rig.pool.serve(&head, &[]);
         rig.power_cut(|| false);
-        let opened = rig.ask(MapRequest::open(own, true)).result;
-        assert_eq!(opened, Err(ErrorCode::Damaged));
-        let why = rig.mapper.damage(own).unwrap().message;
+        let why = rig.damage_at_open(own);
         assert!(
             why.contains("head of") && why.contains("is missing"),
             "{why}"

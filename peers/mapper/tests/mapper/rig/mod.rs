@@ -307,6 +307,14 @@ impl Rig {
         self.ask(MapRequest::open(lineage, write)).result.unwrap()
     }
 
+    /// Why a volume, which is damaged, is not opened for writing.
+    pub(crate) fn damage_at_open(&mut self, lineage: Lineage) -> String {
+        let opened = self.ask(MapRequest::open(lineage, true)).result;
+        assert_eq!(opened, Err(ErrorCode::Damaged));
+        let found = self.mapper.damage(lineage);
+        found.expect("damage has its reason").message
+    }
+
     pub(crate) fn op(&mut self, op: MapOp, handle: u32, operand: u64) -> MapReply {
         self.ask(MapRequest {
             operand: [operand, 0],
