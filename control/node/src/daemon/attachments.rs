@@ -361,7 +361,7 @@ mod tests {
         let written = Attachments::read(path.clone()).unwrap();
         assert_eq!(written.all().cloned().collect::<Vec<_>>(), both[1..]);
         let text = std::fs::read_to_string(path).unwrap();
-        assert!(text.contains("\"version\": 3") && text.contains("\"kind\": \"vhost-user\""));
+        assert!(text.contains("\"version\": 4") && text.contains("\"kind\": \"vhost-user\""));
     }
 
     #[test]
@@ -375,6 +375,7 @@ mod tests {
             r#"{"version":1,"attachments":[],"x":1}"#,
             r#"{"version":2,"attachments":[]}"#,
             r#"{"version":3,"attachments":[]}"#,
+            r#"{"version":4,"attachments":[]}"#,
         ] {
             std::fs::write(&path, content).unwrap();
             let error = Attachments::read(path.clone()).unwrap_err();

@@ -67,8 +67,6 @@ impl Looks {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::OpenOptionsExt;
-
     use super::*;
 
     /// Returns once somebody writes to the pipe.
@@ -91,12 +89,9 @@ mod tests {
         let found = *answer.wait_for(Option::is_some).await.unwrap();
         assert_eq!(found, Some(Err(io::ErrorKind::NotFound)));
         let mut answer = looks.begin(&pipe, open).unwrap();
+        // Also for reading: so it waits for no reader, whose thread may not have come as far yet.
         let mut writer = std::fs::OpenOptions::new();
-        let _writer = writer
-            .write(true)
-            .custom_flags(nix::libc::O_NONBLOCK)
-            .open(&pipe)
-            .unwrap();
+        let _writer = writer.read(true).write(true).open(&pipe).unwrap();
         assert_eq!(
             *answer.wait_for(Option::is_some).await.unwrap(),
             Some(Ok(()))
