@@ -17,7 +17,7 @@ impl Drop for GivesUp {
 }
 
 /// Calls that block, and are given up after a time, or with whoever waits for them.
-pub(in crate::daemon) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     timeout: Duration,
     call: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -33,14 +33,14 @@ pub(in crate::daemon) async fn blocking<T: Send + 'static>(
     }
 }
 
-pub(in crate::daemon) fn late(timeout: Duration) -> Error {
+pub(crate) fn late(timeout: Duration) -> Error {
     let seconds = timeout.as_secs();
     let message = format!("a command on a block device has not returned for {seconds} s");
     Error::new(ErrorCode::Unavailable, message)
 }
 
 /// On a thread for calls that block.
-pub(in crate::daemon) fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     let time = nix::poll::PollTimeout::try_from(time).unwrap_or(nix::poll::PollTimeout::ZERO);
     // Waiting for nothing: a signal that ends it early does no harm.
     let _interrupted = nix::poll::poll(&mut [], time);

@@ -14,7 +14,7 @@ use super::users;
 ///
 /// # Errors
 /// [`ErrorCode::InUse`] if somebody has, or it is mounted or part of another device; [`ErrorCode::Io`] otherwise.
-pub(in crate::daemon) fn claim(path: &Path) -> Result<File, Error> {
+pub(crate) fn claim(path: &Path) -> Result<File, Error> {
     let claimed = open_alone(path)?;
     match users::of(path) {
         None => Ok(claimed),
@@ -47,7 +47,7 @@ fn open_alone(path: &Path) -> Result<File, Error> {
 ///
 /// # Errors
 /// [`ErrorCode::Io`] with what the kernel says.
-pub(in crate::daemon) fn write_back(device: &File, path: &Path) -> Result<(), Error> {
+pub(crate) fn write_back(device: &File, path: &Path) -> Result<(), Error> {
     device.sync_all().map_err(|error| {
         let message = format!("writing back {}: {error}", path.display());
         Error::new(ErrorCode::Io, message)
