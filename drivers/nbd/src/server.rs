@@ -332,9 +332,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
         let Stage::Transmission(transmission) = &mut connection.stage else {
             return false;
         };
-        transmission.set_size(self.shared.size());
-        let metrics = &self.shared.metrics;
-        let turn = transmission.poll(&connection.socket, &mut self.volume, metrics);
+        let turn = transmission.poll(&connection.socket, &mut self.volume, &self.shared);
         if turn.blocked {
             connection.await_room(&mut self.wakeups);
         }

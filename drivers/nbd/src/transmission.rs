@@ -28,6 +28,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::receiver::{Filling, Received, Receiver, Target};
 use crate::sender::{Sender, Sent};
+use crate::shared::Shared;
 use crate::submissions::Submissions;
 
 /// Requests taken, and calls that receive, in one turn of the thread: others are served in between.
@@ -112,11 +113,6 @@ impl Transmission {
         }
     }
 
-    /// The export has `size` bytes: clients that learn of it ask for all of them.
-    pub(crate) fn set_size(&mut self, size: u64) {
-        self.terms.size = size;
-    }
-
     /// Its memory, once it is over.
     pub(crate) fn into_memory(self) -> Memory {
         self.memory
@@ -168,8 +164,9 @@ impl Transmission {
         &mut self,
         socket: &UnixStream,
         volume: &mut EndpointVolume<V>,
-        metrics: &Metrics,
+        shared: &Shared,
     ) -> Turn {
+        let metrics = &shared.metrics;
         let mut turn = Turn::default();
         let service = match volume.service() {
             Service::Open(_) if !self.memory.is_ready(volume.peer()) => Service::NotYet,
@@ -177,7 +174,7 @@ impl Transmission {
         };
         turn.busy |= self.submit_waiting(service, volume, metrics);
         if self.phase == Phase::Open {
-            self.receive(socket, service, volume, metrics, &mut turn);
+            self.receive(socket, service, volume, shared, &mut turn);
         }
         // Whoever has said all that it wants may still be there for the answers, or not.
         if self.phase == Phase::Finishing && self.receiver.take_hangup(socket) {
@@ -208,9 +205,10 @@ impl Transmission {
         socket: &UnixStream,
         service: Service,
         volume: &mut EndpointVolume<V>,
-        metrics: &Metrics,
+        shared: &Shared,
         turn: &mut Turn,
     ) {
+        let metrics = &shared.metrics;
         let mut receives = 0;
         for _ in 0..STEPS_PER_TURN {
             match self.step(service, volume, metrics) {
@@ -225,6 +223,8 @@ impl Transmission {
                     if !self.receive_once(socket) {
                         return;
                     }
+                    // After what has come: a client that has learned of a new size asks for all of it.
+                    self.terms.size = shared.size();
                     turn.busy = true;
                 }
                 Err(violation) => {
