@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use archipelago_api::durable;
 use archipelago_api::types::Attachment;
+use archipelago_protocol::error::UNSUPPORTED_FORMAT_HINT;
 use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage, Name};
 use serde::{Deserialize, Serialize};
 
@@ -71,15 +72,18 @@ impl From<ContentV1> for Content {
     }
 }
 
-/// The content of the file, in the words of whoever cannot read it.
-fn parse(bytes: &[u8]) -> Result<Content, String> {
-    fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
-        serde_json::from_slice(bytes).map_err(|error| error.to_string())
+/// The content of the file; otherwise the code of the error, and the reason.
+fn parse(bytes: &[u8]) -> Result<Content, (ErrorCode, String)> {
+    fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, (ErrorCode, String)> {
+        serde_json::from_slice(bytes).map_err(|error| (ErrorCode::Damaged, error.to_string()))
     }
     match read::<Versioned>(bytes)?.version {
         VERSION | 3 | 2 => read(bytes),
         1 => read::<ContentV1>(bytes).map(Content::from),
-        version => Err(format!("version {version} is not in 1..={VERSION}")),
+        version => {
+            let why = format!("has version {version}, this program knows 1 to {VERSION}");
+            Err((ErrorCode::UnsupportedFormat, why))
+        }
     }
 }
 
@@ -98,12 +102,16 @@ impl Attachments {
     /// Reads the file; without one nothing is attached.
     ///
     /// # Errors
-    /// [`ErrorCode::Damaged`] if it does not parse: what was attached must not be forgotten silently.
+    /// [`ErrorCode::Damaged`] if it does not parse, [`ErrorCode::UnsupportedFormat`] if another version of the program wrote it: what was attached must
+    /// not be forgotten silently.
     pub(crate) fn read(path: PathBuf) -> Result<Attachments, Error> {
         let content = match std::fs::read(&path) {
-            Ok(bytes) => parse(&bytes).map_err(|why| {
-                Error::new(ErrorCode::Damaged, format!("{}: {why}", path.display()))
-                    .with_hint("move the file away to start with nothing attached")
+            Ok(bytes) => parse(&bytes).map_err(|(code, why)| {
+                let hint = match code {
+                    ErrorCode::UnsupportedFormat => UNSUPPORTED_FORMAT_HINT,
+                    _ => "move the file away to start with nothing attached",
+                };
+                Error::new(code, format!("{}: {why}", path.display())).with_hint(hint)
             })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Content {
                 version: VERSION,
@@ -371,7 +379,6 @@ mod tests {
         for content in [
             "",
             "{",
-            r#"{"version":9,"attachments":[]}"#,
             r#"{"version":1,"attachments":[],"x":1}"#,
             r#"{"version":2,"attachments":[]}"#,
             r#"{"version":3,"attachments":[]}"#,
@@ -381,6 +388,23 @@ mod tests {
             let error = Attachments::read(path.clone()).unwrap_err();
             assert_eq!(error.code, ErrorCode::Damaged);
             assert!(error.message.contains("attachments.json"));
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_unsupported_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("attachments.json");
+        for content in [
+            r#"{"version":0,"attachments":[]}"#,
+            r#"{"version":9,"attached":{}}"#,
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = Attachments::read(path.clone()).unwrap_err();
+            assert_eq!(error.code, ErrorCode::UnsupportedFormat);
+            assert!(error.message.contains("attachments.json"));
+            assert_eq!(error.hint, UNSUPPORTED_FORMAT_HINT);
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
         }
     }
