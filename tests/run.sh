@@ -10,7 +10,7 @@ export ARCHIPELAGO_BIN_DIR=$target/release
 # Tests say how to replay a failure; traces of panics that tests expect would hide it.
 export RUST_BACKTRACE=0
 
-failures=() failed=()
+failures=() failed=() beside_names=() beside_commands=()
 stage() {
     local name=$1 began=$SECONDS cpu_began
     cpu_began=$(cpu $$)
@@ -37,21 +37,27 @@ ended() {
     printf '==== %s: %s, %d s, %d s of CPU (total %d s)\n' "$1" "$result" "$3" "$4" "$SECONDS"
 }
 
-# Starts a stage beside the next one: for what waits more than it computes. `meet` shows what it has printed.
+# Adds a stage to those that run one after another beside the stages that follow, for what waits more than it computes. `begin` starts them,
+# `meet` waits for them and shows what they have printed.
 beside() {
-    beside_name=$1
+    local command
+    beside_names+=("$1")
     shift
-    beside_command=$* beside_log=$target/logs/$beside_name.log
+    printf -v command '%q ' "$@"
+    beside_commands+=("$command")
+}
+
+begin() {
+    printf '\n==== beside the next stages: %s\n' "${beside_names[*]}"
     # A process group of its own, so that it can be ended with this run.
     set -m
-    printf '\n==== %s, beside the next stage: %s\n' "$beside_name" "$beside_command"
     (
-        SECONDS=0
-        local shell=$BASHPID
-        "$@" > "$beside_log" 2>&1
-        code=$?
-        printf '%s %s' "$SECONDS" "$(cpu "$shell")" > "$beside_log.seconds"
-        exit $code
+        shell=$BASHPID
+        for index in "${!beside_names[@]}"; do
+            log=$target/logs/${beside_names[index]}.log began=$SECONDS cpu_began=$(cpu "$shell")
+            eval "${beside_commands[index]}" > "$log" 2>&1
+            printf '%s %s %s' $? $((SECONDS - began)) $(($(cpu "$shell") - cpu_began)) > "$log.ended"
+        done
     ) &
     beside_pid=$!
     set +m
@@ -60,13 +66,16 @@ beside() {
 
 meet() {
     wait "$beside_pid"
-    local code=$?
     trap - EXIT
-    printf '\n==== %s, from beside the last stage: %s\n' "$beside_name" "$beside_command"
-    cat "$beside_log"
-    local seconds cpu
-    read -r seconds cpu < "$beside_log.seconds"
-    ended "$beside_name" $code "$seconds" "$cpu" "$beside_command"
+    local index log code seconds cpu
+    for index in "${!beside_names[@]}"; do
+        log=$target/logs/${beside_names[index]}.log
+        printf '\n==== %s, from beside the last stages: %s\n' "${beside_names[index]}" "${beside_commands[index]}"
+        cat "$log"
+        read -r code seconds cpu < "$log.ended"
+        ended "${beside_names[index]}" "$code" "$seconds" "$cpu" "${beside_commands[index]}"
+    done
+    beside_names=() beside_commands=()
 }
 
 # What the failed stage $1 reported: some records keep only the last lines of a long run.
@@ -79,28 +88,35 @@ excerpt() {
 
 # loom replaces the atomics of the whole build: a target folder of its own.
 loom() {
-    RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$target/loom cargo test --package xseg --release --lib model::
+    RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$target/loom nice cargo test --package xseg --release --lib model::
 }
 
 stage packages tests/install/packages.sh
-stage check tests/check.sh
-# Not a release build: sums that overflow and broken assertions of our own shall be seen.
-stage fuzz-replay cargo test --no-fail-fast --package archipelago-fuzz-tests --test replay
 stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp --package archipelago-ganeti
-stage simulation cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
-# A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
-stage mutants cargo run --release --quiet --package archipelago-mutants -- --quick --trusted
-stage loom loom
+stage guest-parts tests/vm/guest/build.sh
+
+# Beside each other: what computes, at a lower priority, and what waits for processes and disks.
 beside crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
+beside endpoints cargo test --release --no-fail-fast --package archipelago-endpoint-tests -- --nocapture
+# Two clusters at a time: each emulated processor takes a core.
+beside ganeti cargo test --release --no-fail-fast --package archipelago-ganeti-tests -- --nocapture --test-threads 2
+begin
+stage check nice tests/check.sh
+# Not a release build: sums that overflow and broken assertions of our own shall be seen.
+stage fuzz-replay nice cargo test --no-fail-fast --package archipelago-fuzz-tests --test replay
+stage simulation nice cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
+# A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
+stage mutants nice cargo run --release --quiet --package archipelago-mutants -- --quick --trusted
+stage loom loom
+meet
+
+beside faults cargo test --release --package archipelago-fault-tests -- --nocapture
+begin
 stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
 meet
-stage endpoints cargo test --release --no-fail-fast --package archipelago-endpoint-tests -- --nocapture
-stage faults cargo test --release --package archipelago-fault-tests -- --nocapture
-stage guest-parts tests/vm/guest/build.sh
-# Two guests at a time: each emulated processor takes a core.
+
+# Two guests at a time, as above.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2
-# Two clusters at a time, as above.
-stage ganeti cargo test --release --no-fail-fast --package archipelago-ganeti-tests -- --nocapture --test-threads 2
 stage power-cut cargo test --release --no-fail-fast --package archipelago-power-cut-tests -- --nocapture
 
 if [ ${#failures[@]} -gt 0 ]; then
