@@ -34,8 +34,8 @@ const START_AHEAD: Duration = Duration::from_millis(300);
 const CHECK_DEADLINE: Duration = Duration::from_secs(
     2 * (HANGS.as_secs() + STOP_DEADLINE.as_secs() + 2 * START_DEADLINE.as_secs()),
 );
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(1);
+/// Between two looks for a held call: short beside [`HELD_MIN`].
+const LOOK: Duration = Duration::from_millis(5);
 
 /// The thread's and the life's common view.
 #[derive(Debug)]
@@ -193,9 +193,7 @@ impl<'a> Watch<'a> {
         }
         self.look_beside()?;
         if self.checks == Checks::Stop {
-            while now() < since + HANGS {
-                rest(LOOK);
-            }
+            rest((since + HANGS).saturating_duration_since(now()));
             self.look_beside()?;
             self.stop_and_start()?;
         }
