@@ -16,16 +16,20 @@ stage() {
     fi
 }
 
+# What links librados is left out where that is not installed: without names, cargo means `default-members`.
+crates=()
+[ ! -e /usr/include/rados/librados.h ] || crates=(--workspace)
+
 unit_tests() {
-    cargo test --workspace --lib --bins && cargo test --workspace --doc
+    cargo test "${crates[@]}" --lib --bins && cargo test "${crates[@]}" --doc
 }
 
 documentation() {
-    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+    RUSTDOCFLAGS='-D warnings' cargo doc "${crates[@]}" --no-deps --quiet
 }
 
 stage format cargo fmt --all --check
-stage lints cargo clippy --workspace --all-targets --quiet -- -D warnings
+stage lints cargo clippy "${crates[@]}" --all-targets --quiet -- -D warnings
 stage unit-tests unit_tests
 stage documentation documentation
 stage tidy tests/tidy.sh

@@ -20,6 +20,9 @@ set -euo pipefail
 #   jq                      JSON in scripts
 #   ganeti openssh-server   a cluster in namespaces; nothing of them is started on this host by the tests
 #   iproute2 procps         its network and its processes
+#   ceph-mon ceph-osd       a cluster of the tests' own; nothing of them is started by their installation
+#   ceph-common             its tools
+#   librados-dev            the library of its clients
 packages=(
     gcc make libc6-dev
     qemu-system-x86 qemu-utils libnbd-bin nbd-client
@@ -31,6 +34,7 @@ packages=(
     curl groff-base mandoc fish zsh
     jq ca-certificates
     ganeti openssh-server iproute2 procps
+    ceph-mon ceph-osd ceph-common librados-dev
 )
 
 find_missing() {

@@ -1,0 +1,301 @@
+//! The connection to a cluster.
+//!
+//! Every call here may wait for the cluster: none of them belongs on a thread that serves requests.
+
+use std::ffi::{CStr, CString, c_char};
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::libc;
+
+use crate::bindings;
+use crate::error::{Code, RadosError};
+use crate::pool::Pool;
+
+/// Bytes of a cluster's id as text, with the byte that ends it.
+const FSID_LEN: usize = 37;
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// The configuration file; `None`: where Ceph looks for one.
+    pub conf: Option<PathBuf>,
+    /// Who we are, without `client.`.
+    pub client: String,
+    /// Where the key is; `None`: where the configuration says.
+    pub keyring: Option<PathBuf>,
+    /// How long to wait for the monitors. Calls on objects have no timeout: one that was given up could still be done.
+    pub timeout: Duration,
+    /// Further settings of the client, by name.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        ConnectOptions {
+            conf: None,
+            client: "admin".to_owned(),
+            keyring: None,
+            timeout: Duration::from_secs(8),
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// What the cluster says of its space, in bytes. All 0: nobody counts it (no manager runs).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Space {
+    /// What all devices hold.
+    pub total: u64,
+    /// What is free of it.
+    pub free: u64,
+}
+
+/// The handle. librados serialises what needs it.
+#[derive(Debug)]
+pub(crate) struct Handle(pub(crate) bindings::rados_t);
+
+// SAFETY: a `rados_t` may be used by several threads at a time, and by another one than has made it (librados.h, `rados_create`:
+// the handle is reference counted and locks what it shares).
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from `rados_create`; every `Pool` that uses it holds this `Handle`, so none is left.
+        unsafe { bindings::rados_shutdown(self.0) };
+    }
+}
+
+/// A connection to a cluster, an identity of its own for the blocklist.
+#[derive(Debug, Clone)]
+pub struct Cluster(Arc<Handle>);
+
+/// `text` for C.
+pub(crate) fn c_string(text: &str) -> Result<CString, RadosError> {
+    CString::new(text).map_err(|_zero| {
+        let code = Code::of(-libc::EINVAL).unwrap_or(Code::CANCELED);
+        RadosError::new(format!("`{}` has a zero byte", text.escape_debug()), code)
+    })
+}
+
+impl Cluster {
+    /// Connects.
+    ///
+    /// # Errors
+    /// `ENOENT`: no configuration, no key; `ETIMEDOUT`: no monitor answers; `EACCES` and `EPERM`: it does not accept the key.
+    pub fn connect(options: &ConnectOptions) -> Result<Cluster, RadosError> {
+        let client = c_string(&options.client)?;
+        let mut rados = ptr::null_mut();
+        // SAFETY: both pointers are valid for the call, which copies the text.
+        let created = unsafe { bindings::rados_create(&raw mut rados, client.as_ptr()) };
+        RadosError::check(created, || format!("make client.{}", options.client))?;
+        let cluster = Cluster(Arc::new(Handle(rados)));
+        cluster.read_conf(options)?;
+        let seconds = options.timeout.as_secs().max(1).to_string();
+        let keyring = options.keyring.as_ref().map(|path| path.to_string_lossy());
+        // Bounded by the callers: a limit of librados' own would have `Pool`'s calls wait.
+        let unlimited = "1099511627776";
+        let fixed = [
+            ("client_mount_timeout", seconds.as_str()),
+            ("rados_mon_op_timeout", &seconds),
+            ("rados_osd_op_timeout", "0"),
+            ("objecter_inflight_ops", "1048576"),
+            ("objecter_inflight_op_bytes", unlimited),
+            ("log_to_stderr", "false"),
+            ("err_to_stderr", "false"),
+            ("log_file", ""),
+            ("admin_socket", ""),
+        ];
+        for (name, value) in fixed {
+            cluster.set(name, value)?;
+        }
+        if let Some(keyring) = keyring {
+            cluster.set("keyring", &keyring)?;
+        }
+        for (name, value) in &options.settings {
+            cluster.set(name, value)?;
+        }
+        // SAFETY: the handle is valid.
+        let connected = unsafe { bindings::rados_connect(cluster.handle()) };
+        RadosError::check(connected, || {
+            format!("connect as client.{}", options.client)
+        })?;
+        Ok(cluster)
+    }
+
+    fn handle(&self) -> bindings::rados_t {
+        self.0.0
+    }
+
+    fn read_conf(&self, options: &ConnectOptions) -> Result<(), RadosError> {
+        let path = match &options.conf {
+            Some(path) => Some(c_string(&path.to_string_lossy())?),
+            None => None,
+        };
+        let path_ptr = path.as_ref().map_or(ptr::null(), |path| path.as_ptr());
+        // SAFETY: the handle is valid, and the path is null, which means the default places, or a text that lives until the end.
+        let read = unsafe { bindings::rados_conf_read_file(self.handle(), path_ptr) };
+        RadosError::check(read, || match &options.conf {
+            Some(path) => format!("read `{}`", path.display()),
+            None => "read the configuration of Ceph".to_owned(),
+        })
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<(), RadosError> {
+        let (option, text) = (c_string(name)?, c_string(value)?);
+        // SAFETY: the handle is valid, and both texts live until the call returns.
+        let set =
+            unsafe { bindings::rados_conf_set(self.handle(), option.as_ptr(), text.as_ptr()) };
+        RadosError::check(set, || format!("set {name} = {value}"))
+    }
+
+    /// The cluster's id, as text.
+    ///
+    /// # Errors
+    /// What librados says.
+    pub fn fsid(&self) -> Result<String, RadosError> {
+        let mut text = [0_u8; FSID_LEN];
+        // SAFETY: the handle is valid and the buffer has the length given.
+        let result = unsafe {
+            bindings::rados_cluster_fsid(
+                self.handle(),
+                text.as_mut_ptr().cast::<c_char>(),
+                FSID_LEN,
+            )
+        };
+        RadosError::check(result, || "ask for the cluster's id".to_owned())?;
+        let text = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+        Ok(text.to_string_lossy().into_owned())
+    }
+
+    /// Our addresses, as [`Cluster::blocklist`] takes them.
+    ///
+    /// # Errors
+    /// What librados says.
+    pub fn addresses(&self) -> Result<String, RadosError> {
+        let mut text: *mut c_char = ptr::null_mut();
+        // SAFETY: the handle is valid, and the pointer is a valid place for the result.
+        let result = unsafe { bindings::rados_getaddrs(self.handle(), &raw mut text) };
+        RadosError::check(result, || "ask for our addresses".to_owned())?;
+        if text.is_null() {
+            return Ok(String::new());
+        }
+        // SAFETY: on success librados has stored a text that ends with a zero byte.
+        let addresses = unsafe { CStr::from_ptr(text) };
+        let addresses = addresses.to_string_lossy().into_owned();
+        // SAFETY: the text came from librados, which frees such a buffer with this call, and it is not used after it.
+        unsafe { bindings::rados_buffer_free(text) };
+        Ok(addresses)
+    }
+
+    /// Has the OSDs refuse everything from the client at `address`, for `seconds` (0: for as long as the cluster's default says).
+    ///
+    /// # Errors
+    /// What the monitors say; `EINVAL` for what is no address.
+    pub fn blocklist(&self, address: &str, seconds: u32) -> Result<(), RadosError> {
+        let text = c_string(address)?;
+        // SAFETY: the handle is valid; librados reads the text and does not change it, though its type says otherwise.
+        let result = unsafe {
+            bindings::rados_blocklist_add(self.handle(), text.as_ptr().cast_mut(), seconds)
+        };
+        RadosError::check(result, || format!("blocklist {address}"))
+    }
+
+    /// Waits until we know the newest map of the OSDs: what we send from then on is done after what that map shuts out.
+    ///
+    /// # Errors
+    /// What librados says.
+    pub fn wait_for_latest_osdmap(&self) -> Result<(), RadosError> {
+        // SAFETY: the handle is valid.
+        let result = unsafe { bindings::rados_wait_for_latest_osdmap(self.handle()) };
+        RadosError::check(result, || "wait for the newest map of the OSDs".to_owned())
+    }
+
+    /// The space of the cluster.
+    ///
+    /// # Errors
+    /// What the monitors say; `ETIMEDOUT` if none does.
+    pub fn space(&self) -> Result<Space, RadosError> {
+        let mut stat = bindings::rados_cluster_stat_t {
+            kb: 0,
+            kb_used: 0,
+            kb_avail: 0,
+            num_objects: 0,
+        };
+        // SAFETY: the handle is valid, and the pointer is a valid place for the result.
+        let result = unsafe { bindings::rados_cluster_stat(self.handle(), &raw mut stat) };
+        RadosError::check(result, || "ask for the cluster's space".to_owned())?;
+        Ok(Space {
+            total: stat.kb.saturating_mul(1024),
+            free: stat.kb_avail.saturating_mul(1024),
+        })
+    }
+
+    /// Sends a command in JSON to the monitors: what they answer.
+    ///
+    /// # Errors
+    /// What the monitors say, with their text.
+    pub fn mon_command(&self, command: &str) -> Result<Vec<u8>, RadosError> {
+        let text = c_string(command)?;
+        let mut commands = [text.as_ptr()];
+        let (mut out, mut out_len) = (ptr::null_mut::<c_char>(), 0);
+        let (mut status, mut status_len) = (ptr::null_mut::<c_char>(), 0);
+        // SAFETY: the handle is valid, the one command lives until the end, there is no input, and the results have valid places.
+        let result = unsafe {
+            bindings::rados_mon_command(
+                self.handle(),
+                commands.as_mut_ptr(),
+                commands.len(),
+                ptr::null(),
+                0,
+                &raw mut out,
+                &raw mut out_len,
+                &raw mut status,
+                &raw mut status_len,
+            )
+        };
+        let out = take_buffer(out, out_len);
+        let status = take_buffer(status, status_len);
+        RadosError::check(result, || {
+            format!("{command}: {}", String::from_utf8_lossy(&status))
+        })?;
+        Ok(out)
+    }
+
+    /// The namespace `namespace` of the pool `name`; an empty one is the default.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such pool.
+    pub fn pool(&self, name: &str, namespace: &str) -> Result<Pool, RadosError> {
+        let (c_name, namespace) = (c_string(name)?, c_string(namespace)?);
+        let mut context = ptr::null_mut();
+        // SAFETY: the handle is valid, the name lives until the end, and the pointer is a valid place for the result.
+        let result = unsafe {
+            bindings::rados_ioctx_create(self.handle(), c_name.as_ptr(), &raw mut context)
+        };
+        RadosError::check(result, || format!("open the pool `{name}`"))?;
+        // SAFETY: the context was made above, nobody else uses it yet, and the namespace lives until the call returns.
+        unsafe { bindings::rados_ioctx_set_namespace(context, namespace.as_ptr()) };
+        // A full pool refuses writes instead of keeping them, and what is deleted is deleted.
+        // SAFETY: as above.
+        unsafe { bindings::rados_set_pool_full_try(context) };
+        Ok(Pool::new(context, Arc::clone(&self.0)))
+    }
+}
+
+/// A buffer that librados has allocated, as one of ours; librados' is freed.
+fn take_buffer(buffer: *mut c_char, len: usize) -> Vec<u8> {
+    if buffer.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: librados has stored `len` bytes there.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), len) };
+    let bytes = bytes.to_vec();
+    // SAFETY: the buffer came from librados, which frees such a buffer with this call, and it is not used after it.
+    unsafe { bindings::rados_buffer_free(buffer) };
+    bytes
+}

@@ -1,0 +1,54 @@
+//! librados, the C library of Ceph's object store, behind a small safe layer.
+//!
+//! * [`Cluster`]: a connection; what concerns the whole cluster, in calls that wait.
+//! * [`Pool`]: one namespace of a pool; what concerns objects. Each call returns at once and ends in a [`Completed`].
+//! * [`Completions`]: calls under way, and their results as librados' threads report them; a doorbell for a thread that sleeps.
+//! * [`WriteOp`], [`ReadOp`]: several steps on one object, done as one.
+//!
+//! One design decision: calls are asynchronous, and whoever starts one gives away what librados needs until the call ends (memory,
+//! operation, results), so no caller can free it too early. A [`WriteOp`] is consumed when it is started, because librados empties it.
+//!
+//! `bindings` is bindgen's output for the functions in use, of `rados/librados.h` 16.2.15 as Debian 12 has it. It was generated once:
+//! a build needs no libclang, and linking needs `librados-dev`.
+//!
+//! ```no_run
+//! use librados_sys::{Cluster, Completions, ConnectOptions, Payload, WriteOp};
+//!
+//! let cluster = Cluster::connect(&ConnectOptions::default())?;
+//! let pool = cluster.pool("rbd", "namespace")?;
+//! let mut completions = Completions::new()?;
+//! let op = WriteOp::new().create_exclusive().write(0, b"text".to_vec());
+//! pool.operate(&mut completions, 1, c"object", op);
+//! let completed = completions.wait();
+//! assert_eq!((completed.token, completed.result), (1, Ok(0)));
+//! # Ok::<(), librados_sys::RadosError>(())
+//! ```
+//!
+//! This crate never retries, and knows nothing of what objects hold.
+
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    non_camel_case_types,
+    dead_code,
+    clippy::all,
+    reason = "generated"
+)]
+mod bindings;
+mod cluster;
+mod completions;
+mod error;
+mod pool;
+mod read_op;
+mod write_op;
+
+#[link(name = "rados")]
+unsafe extern "C" {}
+
+pub use cluster::{Cluster, ConnectOptions, Space};
+pub use completions::{Completed, Completions, Payload};
+pub use error::{Code, RadosError};
+pub use pool::Pool;
+pub use read_op::{Found, ReadOp};
+pub use write_op::{Comparison, Hint, WriteOp};

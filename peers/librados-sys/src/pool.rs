@@ -1,0 +1,205 @@
+//! Calls on the objects of one namespace of a pool.
+//!
+//! Each call returns at once; its end comes from the [`Completions`] that it was given.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::ptr;
+use std::sync::Arc;
+
+use xseg::Span;
+
+use crate::bindings;
+use crate::cluster::Handle;
+use crate::completions::{Completions, Held};
+use crate::error::RadosError;
+use crate::read_op::ReadOp;
+use crate::write_op::WriteOp;
+
+/// Flags of all calls: a full cluster refuses what needs room, and does what needs none.
+const FLAGS: c_int = bindings::LIBRADOS_OPERATION_FULL_TRY.cast_signed();
+
+/// One namespace of a pool.
+#[derive(Debug)]
+pub struct Pool {
+    context: bindings::rados_ioctx_t,
+    _cluster: Arc<Handle>,
+}
+
+// SAFETY: a `rados_ioctx_t` may be used by another thread than has made it; its settings are not changed after it was made.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    pub(crate) fn new(context: bindings::rados_ioctx_t, cluster: Arc<Handle>) -> Pool {
+        Pool {
+            context,
+            _cluster: cluster,
+        }
+    }
+
+    /// Reads into `span` from `offset` on: as many bytes as the object has there.
+    pub fn read(
+        &self,
+        completions: &mut Completions,
+        token: u64,
+        object: &CStr,
+        offset: u64,
+        span: Span,
+    ) {
+        let (address, len) = (span.address().cast::<c_char>(), span.len());
+        completions.begin(token, Held::Span { span }, |completion, _held| {
+            // SAFETY: context and completion are valid, the name is copied, and the memory is mapped until the call ends: the slot
+            // holds its span. Nobody has a reference to memory of a region.
+            unsafe {
+                bindings::rados_aio_read(
+                    self.context,
+                    object.as_ptr(),
+                    completion,
+                    address,
+                    len,
+                    offset,
+                )
+            }
+        });
+    }
+
+    /// Reads into `buffer` from `offset` on: as many bytes as the object has there. The buffer comes back with the end.
+    pub fn read_bytes(
+        &self,
+        completions: &mut Completions,
+        token: u64,
+        object: &CStr,
+        offset: u64,
+        buffer: Vec<u8>,
+    ) {
+        completions.begin(token, Held::Bytes(buffer), |completion, held| {
+            let Held::Bytes(buffer) = held else { return 0 };
+            let (address, len) = (buffer.as_mut_ptr().cast::<c_char>(), buffer.len());
+            // SAFETY: context and completion are valid, the name is copied, and the slot keeps the buffer, untouched, until the call
+            // ends.
+            unsafe {
+                bindings::rados_aio_read(
+                    self.context,
+                    object.as_ptr(),
+                    completion,
+                    address,
+                    len,
+                    offset,
+                )
+            }
+        });
+    }
+
+    /// Writes `span` at `offset`; durable on all replicas at the end of the call.
+    pub fn write(
+        &self,
+        completions: &mut Completions,
+        token: u64,
+        object: &CStr,
+        offset: u64,
+        span: Span,
+    ) {
+        let (address, len) = (span.address().cast_const().cast::<c_char>(), span.len());
+        completions.begin(token, Held::Span { span }, |completion, _held| {
+            // SAFETY: context and completion are valid, the name is copied, and the memory is mapped until the call ends: the slot
+            // holds its span.
+            unsafe {
+                bindings::rados_aio_write(
+                    self.context,
+                    object.as_ptr(),
+                    completion,
+                    address,
+                    len,
+                    offset,
+                )
+            }
+        });
+    }
+
+    /// Writes `bytes` at `offset`; durable on all replicas at the end of the call, with which the buffer comes back.
+    pub fn write_bytes(
+        &self,
+        completions: &mut Completions,
+        token: u64,
+        object: &CStr,
+        offset: u64,
+        bytes: Vec<u8>,
+    ) {
+        completions.begin(token, Held::Bytes(bytes), |completion, held| {
+            let Held::Bytes(bytes) = held else { return 0 };
+            // SAFETY: context and completion are valid, the name is copied, and the slot keeps the buffer until the call ends.
+            unsafe {
+                bindings::rados_aio_write(
+                    self.context,
+                    object.as_ptr(),
+                    completion,
+                    bytes.as_ptr().cast::<c_char>(),
+                    bytes.len(),
+                    offset,
+                )
+            }
+        });
+    }
+
+    /// Does all steps of `op`, or none; durable on all replicas at the end of the call.
+    pub fn operate(&self, completions: &mut Completions, token: u64, object: &CStr, op: WriteOp) {
+        completions.begin(token, Held::Write(op), |completion, held| {
+            let Held::Write(op) = held else { return 0 };
+            // SAFETY: context, completion and operation are valid, the name is copied, no time is given, and the slot keeps the
+            // operation with its memory until the call ends.
+            unsafe {
+                bindings::rados_aio_write_op_operate(
+                    op.handle(),
+                    self.context,
+                    completion,
+                    object.as_ptr(),
+                    ptr::null_mut(),
+                    FLAGS,
+                )
+            }
+        });
+    }
+
+    /// Does what `op` asks for, at one moment of the object.
+    pub fn query(&self, completions: &mut Completions, token: u64, object: &CStr, op: ReadOp) {
+        completions.begin(token, Held::Read(op), |completion, held| {
+            let Held::Read(op) = held else { return 0 };
+            // SAFETY: context, completion and operation are valid, the name is copied, and the slot keeps the operation with the
+            // places of its results until the call ends.
+            unsafe {
+                bindings::rados_aio_read_op_operate(
+                    op.handle(),
+                    self.context,
+                    completion,
+                    object.as_ptr(),
+                    0,
+                )
+            }
+        });
+    }
+
+    /// The granularity of appends to the pool's objects, in bytes, if it has one (erasure-coded pools that take no overwrites).
+    ///
+    /// # Errors
+    /// What librados says.
+    pub fn alignment(&self) -> Result<Option<u64>, RadosError> {
+        let (mut required, mut alignment) = (0, 0);
+        // SAFETY: the context is valid, and the pointer is a valid place for the result.
+        let result = unsafe {
+            bindings::rados_ioctx_pool_requires_alignment2(self.context, &raw mut required)
+        };
+        RadosError::check(result, || "ask for the pool's alignment".to_owned())?;
+        // SAFETY: as above.
+        let result = unsafe {
+            bindings::rados_ioctx_pool_required_alignment2(self.context, &raw mut alignment)
+        };
+        RadosError::check(result, || "ask for the pool's alignment".to_owned())?;
+        Ok((required != 0).then_some(alignment))
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: the context came from `rados_ioctx_create` and is not used after this; calls under way keep what they need of it.
+        unsafe { bindings::rados_ioctx_destroy(self.context) };
+    }
+}
