@@ -114,7 +114,7 @@ beside faults cargo test --release --package archipelago-fault-tests -- --nocapt
 begin
 stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
 meet
-stage ceph cargo test --release --no-fail-fast --package librados-sys
+stage ceph cargo test --release --no-fail-fast --package librados-sys --package archipelago-blocker-rados
 
 # Two guests at a time, as above.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2

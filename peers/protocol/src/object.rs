@@ -59,7 +59,7 @@ pub enum ObjectOp {
     /// Result 0; values: bytes that the object occupies, and its length. Looks at this object and no other, so its cost does not
     /// grow with what else there is. For data: all that the lineage wrote in the epoch, at a cost that grows with the lineage.
     Stat = 10,
-    /// Result 0; values: bytes free and bytes in all of the pool.
+    /// Result 0; values: bytes free and bytes in all of the pool. Both 0: nobody knows.
     StatPool = 11,
     /// Lists objects with (lineage, kind, number) above the given id as [`ObjectId`]s of 32 bytes into the memory.
     /// Result: bytes filled; 0: no more. No room for one id:

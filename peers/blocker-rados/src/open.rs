@@ -1,0 +1,315 @@
+//! How a pool is opened, and how it is made: each step that may fail has an error of its own, within [`TIMEOUT`] each.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use archipelago_protocol::{Error, ErrorCode};
+use librados_sys::{
+    Cluster, Code, Completions, ConnectOptions, Payload, Pool, RadosError, ReadOp, WriteOp,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::errors::code_of;
+use crate::names::MARKER;
+use crate::owner::{Claimant, Owner, Place};
+
+/// How long the cluster may take for one step of opening. Two of them fit into the 10 s in which an error has to come.
+const TIMEOUT: Duration = Duration::from_secs(4);
+/// The format that this program writes, and the only one that it reads.
+const FORMAT: u32 = 1;
+/// Longest marker.
+const MARKER_LEN_MAX: usize = 4096;
+/// A key in the marker's sorted map: a pool that takes none cannot have indexes.
+const MARKER_KEY: &[u8] = b"format";
+
+/// Which pool, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// The RADOS pool of heads, logs, packs and indexes: a replicated one.
+    pub pool: String,
+    /// That of what volumes hold; `None`: the same.
+    pub data_pool: Option<String>,
+    /// The namespace in both; empty: the default one.
+    #[serde(default)]
+    pub namespace: String,
+    /// Ceph's configuration; `None`: where Ceph looks for one.
+    pub conf: Option<PathBuf>,
+    /// Who we are, without `client.`.
+    pub client: String,
+    /// Where the key is; `None`: where Ceph's configuration says.
+    pub keyring: Option<PathBuf>,
+    /// The id that the cluster must have; empty: any.
+    #[serde(default)]
+    pub fsid: String,
+}
+
+/// What stands in the marker.
+#[derive(Debug, Serialize, Deserialize)]
+struct Marker {
+    format: u32,
+    #[serde(default)]
+    incompatible: Vec<String>,
+}
+
+/// A pool that is open.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) cluster: Cluster,
+    pub(crate) metadata: Pool,
+    pub(crate) data: Pool,
+    pub(crate) completions: Completions,
+    pub(crate) owner: Option<Owner>,
+}
+
+impl Options {
+    /// What the pool is called, for people.
+    pub(crate) fn name(&self) -> String {
+        match self.namespace.as_str() {
+            "" => self.pool.clone(),
+            namespace => format!("{}/{namespace}", self.pool),
+        }
+    }
+
+    fn data_pool(&self) -> &str {
+        self.data_pool.as_deref().unwrap_or(&self.pool)
+    }
+
+    /// The caps that the client needs, as `ceph auth` takes them.
+    fn caps(&self) -> String {
+        let osd = |pool: &str| {
+            let namespace = match self.namespace.as_str() {
+                "" => String::new(),
+                namespace => format!(" namespace={namespace}"),
+            };
+            format!("allow rwx pool={pool}{namespace}")
+        };
+        let mut osds = osd(&self.pool);
+        if let Some(data) = &self.data_pool {
+            osds = format!("{osds}, {}", osd(data));
+        }
+        format!(
+            "ceph auth get-or-create client.{} mon 'allow r, allow command \"osd blocklist\"' osd '{osds}'",
+            self.client
+        )
+    }
+
+    fn error(&self, code: ErrorCode, what: impl std::fmt::Display) -> Error {
+        Error::new(code, format!("RADOS pool `{}`: {what}", self.name()))
+    }
+
+    /// Why the connection failed, with what helps.
+    fn not_connected(&self, error: &RadosError) -> Error {
+        let code = error.code();
+        let who = format!("client.{}", self.client);
+        match code.errno() {
+            libc::ETIMEDOUT => self
+                .error(
+                    ErrorCode::Unavailable,
+                    format_args!(
+                        "no monitor of the cluster answers {who} within {} s",
+                        TIMEOUT.as_secs()
+                    ),
+                )
+                .with_hint(format!(
+                    "look at `mon host` in {}, and whether the monitors run and can be reached",
+                    self.conf_name()
+                )),
+            libc::EACCES | libc::EPERM => self
+                .error(
+                    ErrorCode::Denied,
+                    format_args!("the cluster does not accept the key of {who}"),
+                )
+                .with_hint(format!(
+                    "its keyring must hold what `ceph auth get {who}` prints; to make it: {}",
+                    self.caps()
+                )),
+            libc::ENOENT => self
+                .error(
+                    ErrorCode::NotFound,
+                    format_args!(
+                        "{error}: a file is missing: {}, or the keyring with the key of {who}",
+                        self.conf_name()
+                    ),
+                )
+                .with_hint("give --ceph-conf and --keyring"),
+            _ => self.error(code_of(code), format_args!("{error}: {code}")),
+        }
+    }
+
+    fn conf_name(&self) -> String {
+        self.conf.as_ref().map_or_else(
+            || "/etc/ceph/ceph.conf".to_owned(),
+            |conf| conf.display().to_string(),
+        )
+    }
+
+    fn connect(&self) -> Result<Cluster, Error> {
+        let options = ConnectOptions {
+            conf: self.conf.clone(),
+            client: self.client.clone(),
+            keyring: self.keyring.clone(),
+            timeout: TIMEOUT,
+            settings: Vec::new(),
+        };
+        let cluster = Cluster::connect(&options).map_err(|error| self.not_connected(&error))?;
+        let fsid = cluster.fsid().map_err(|error| self.not_connected(&error))?;
+        if !self.fsid.is_empty() && self.fsid != fsid {
+            let text = format!(
+                "it is in the cluster {}, but {} leads to the cluster {fsid}",
+                self.fsid,
+                self.conf_name()
+            );
+            return Err(self
+                .error(ErrorCode::Invalid, text)
+                .with_hint("correct the configuration of Ceph, or `fsid` in that of the node"));
+        }
+        Ok(cluster)
+    }
+
+    fn open_pool(&self, cluster: &Cluster, name: &str) -> Result<Pool, Error> {
+        let pool = cluster.pool(name, &self.namespace).map_err(|error| {
+            let code = error.code();
+            match code {
+                Code::NOT_FOUND => self
+                    .error(ErrorCode::NotFound, format_args!("the cluster has no pool `{name}`"))
+                    .with_hint(format!("`ceph osd pool create {name}`, then `ceph osd pool application enable {name} archipelago`")),
+                _ => self.error(code_of(code), format_args!("{error}: {code}")),
+            }
+        })?;
+        let alignment = pool.alignment().map_err(|error| {
+            let code = error.code();
+            self.error(code_of(code), format_args!("{error}: {code}"))
+        })?;
+        match alignment {
+            None => Ok(pool),
+            Some(_) => Err(self
+                .error(ErrorCode::Unsupported, format_args!("`{name}` is erasure-coded and takes no overwrites"))
+                .with_hint(format!("`ceph osd pool set {name} allow_ec_overwrites true` (on BlueStore), or another --data-pool"))),
+        }
+    }
+
+    /// Why a first call failed.
+    fn refused(&self, code: Option<Code>) -> Error {
+        let Some(code) = code else {
+            return self
+                .error(ErrorCode::Unavailable, format_args!("the cluster does not answer within {} s", TIMEOUT.as_secs()))
+                .with_hint("`ceph health detail` and `ceph pg stat` say whether its placement groups are active");
+        };
+        match code_of(code) {
+            ErrorCode::Denied => self
+                .error(ErrorCode::Denied, format_args!("client.{} may not use it", self.client))
+                .with_hint(format!("{}; for a client that is there, `ceph auth caps` in place of `ceph auth get-or-create`", self.caps())),
+            ErrorCode::Unsupported => self
+                .error(ErrorCode::Unsupported, "it has no sorted maps: it is erasure-coded")
+                .with_hint("give a replicated pool with --rados, and this one with --data-pool"),
+            ErrorCode::NoSpace => self.error(ErrorCode::NoSpace, "the cluster, or the pool's quota, is full"),
+            other => self.error(other, code),
+        }
+    }
+
+    /// Looks at what says that it is a pool of ours; whether that is there.
+    fn read_marker(&self, pool: &Pool, completions: &mut Completions) -> Result<bool, Error> {
+        let op = ReadOp::new().read(0, MARKER_LEN_MAX);
+        pool.query(completions, 0, MARKER, op);
+        let Some(completed) = completions.wait_for(TIMEOUT) else {
+            return Err(self.refused(None));
+        };
+        let found = match (completed.result, completed.payload) {
+            (Ok(_), Payload::Found(found)) => found,
+            (Err(Code::NOT_FOUND), _) => return Ok(false),
+            (Err(code), _) => return Err(self.refused(Some(code))),
+            (Ok(_), _) => return Err(self.refused(None)),
+        };
+        let marker: Marker = serde_json::from_slice(&found.data).map_err(|_other| {
+            self.error(
+                ErrorCode::Damaged,
+                "the object `pool` in it is none of ours",
+            )
+        })?;
+        if marker.format != FORMAT || !marker.incompatible.is_empty() {
+            let text = format!(
+                "it has format {} with features {:?}, and this program knows format {FORMAT}",
+                marker.format, marker.incompatible
+            );
+            return Err(self.error(ErrorCode::UnsupportedFormat, text));
+        }
+        Ok(true)
+    }
+
+    /// Makes the marker; one that somebody else has just made is as good.
+    fn make_marker(&self, pool: &Pool, completions: &mut Completions) -> Result<(), Error> {
+        let marker = Marker {
+            format: FORMAT,
+            incompatible: Vec::new(),
+        };
+        let text = serde_json::to_vec(&marker).unwrap_or_default();
+        let op = WriteOp::new()
+            .create_exclusive()
+            .write_full(text)
+            .set_key(MARKER_KEY, b"1");
+        pool.operate(completions, 0, MARKER, op);
+        match completions.wait_for(TIMEOUT).map(|done| done.result) {
+            Some(Ok(_) | Err(Code::EXISTS)) => Ok(()),
+            Some(Err(code)) => Err(self.refused(Some(code))),
+            None => Err(self.refused(None)),
+        }
+    }
+}
+
+/// What is done with the marker of a pool.
+enum Marked {
+    /// It must be there.
+    Already,
+    /// It is made if it is missing.
+    Now,
+}
+
+fn open_with(options: &Options, marked: &Marked) -> Result<Opened, Error> {
+    let cluster = options.connect()?;
+    let metadata = options.open_pool(&cluster, &options.pool)?;
+    let data = options.open_pool(&cluster, options.data_pool())?;
+    let mut completions = Completions::new()
+        .map_err(|error| options.error(ErrorCode::Io, format_args!("an eventfd: {error}")))?;
+    if !options.read_marker(&metadata, &mut completions)? {
+        match marked {
+            Marked::Now => options.make_marker(&metadata, &mut completions)?,
+            Marked::Already => {
+                return Err(options
+                    .error(ErrorCode::NotFound, "it was not made a pool of Archipelago")
+                    .with_hint("`archipelago pool add NAME --rados POOL` does that"));
+            }
+        }
+    }
+    Ok(Opened {
+        cluster,
+        metadata,
+        data,
+        completions,
+        owner: None,
+    })
+}
+
+/// Makes a RADOS pool one of ours, if it is none yet, and checks that it can be used: the cluster's id.
+///
+/// # Errors
+/// Why it cannot be, with what helps.
+pub fn check(options: &Options) -> Result<String, Error> {
+    let opened = open_with(options, &Marked::Now)?;
+    let fsid = opened.cluster.fsid();
+    fsid.map_err(|error| options.not_connected(&error))
+}
+
+/// Opens a pool for `claimant`.
+pub(crate) fn open(options: &Options, claimant: &Claimant) -> Result<Opened, Error> {
+    let mut opened = open_with(options, &Marked::Already)?;
+    let name = options.name();
+    let mut place = Place {
+        cluster: &opened.cluster,
+        pool: &opened.metadata,
+        completions: &mut opened.completions,
+        timeout: TIMEOUT,
+        name: &name,
+    };
+    opened.owner = Some(Owner::claim(&mut place, claimant)?);
+    Ok(opened)
+}

@@ -1,0 +1,320 @@
+//! The owner of a pool: one incarnation of one node's blocker at a time.
+//!
+//! The object `owner` names it, with the address that its client has in the cluster. It changes hands by compare-and-swap, and whoever
+//! takes it has blocklisted the address in it before: from then on nothing of the former owner lands, wherever it is and whatever it
+//! had in flight.
+//!
+//! Invariants
+//! - Before the record is changed, every OSD that the new owner will talk to knows that the former one is shut out.
+//! - A silent owner of another node is never taken for a dead one but by a person ([`Claim::TakeOver`]).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use archipelago_protocol::{Error, ErrorCode};
+use librados_sys::{Cluster, Code, Completions, Payload, Pool, ReadOp};
+use serde::{Deserialize, Serialize};
+
+use crate::errors::code_of;
+use crate::heads::{decode, encode, is_lost, swap_op};
+use crate::names::OWNER;
+
+/// How long a former owner stays shut out. Nobody wakes a process that was stopped for so long.
+const BLOCKLISTED_S: u32 = 30 * 24 * 3600;
+/// Takers that may be quicker than this one before it gives up.
+const TRIES: usize = 8;
+/// Longest record.
+const LEN_MAX: usize = 4096;
+/// How long a release may take: the process ends.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// With what right a pool is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Claim {
+    /// A node starts.
+    #[default]
+    Start,
+    /// A process is the successor of one that has died, in a node that goes on.
+    Restart,
+    /// A person says that a node of another host does not write any more.
+    TakeOver,
+}
+
+/// Who opens a pool.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    /// The host, by a number that is the same over reboots; 0: unknown.
+    pub machine: u32,
+    /// Its name, for people.
+    pub host: String,
+    /// The node's directory of sockets.
+    pub node: PathBuf,
+    /// With what right.
+    pub claim: Claim,
+    /// Called when somebody else has taken the pool: nothing that is written lands any more.
+    pub lost: fn(&Error),
+}
+
+/// What the record says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    machine: u32,
+    host: String,
+    node: PathBuf,
+    /// Of the client, as the blocklist takes it.
+    address: String,
+    /// The owner has ended, with nothing in flight.
+    released: bool,
+}
+
+impl Record {
+    /// Whether the owner is an earlier incarnation on the same node.
+    fn is_of(&self, claimant: &Claimant) -> bool {
+        self.machine != 0 && self.machine == claimant.machine && self.node == claimant.node
+    }
+}
+
+/// What follows from the record that is there.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nobody has the pool.
+    Take,
+    /// Somebody has, who is shut out first.
+    Fence,
+    /// Somebody has.
+    Refuse,
+    /// Somebody has got it since we had.
+    Lost,
+}
+
+fn check(record: Option<&Record>, claimant: &Claimant) -> Verdict {
+    let Some(record) = record else {
+        return Verdict::Take;
+    };
+    match (record.is_of(claimant), claimant.claim) {
+        (true, _) if record.released => Verdict::Take,
+        (true, _) => Verdict::Fence,
+        (false, Claim::Restart) => Verdict::Lost,
+        (false, _) if record.released => Verdict::Take,
+        (false, Claim::TakeOver) => Verdict::Fence,
+        (false, Claim::Start) => Verdict::Refuse,
+    }
+}
+
+/// What a claim needs besides.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) pool: &'a Pool,
+    pub(crate) completions: &'a mut Completions,
+    /// How long a call may take.
+    pub(crate) timeout: Duration,
+    /// The pool's name, for people.
+    pub(crate) name: &'a str,
+}
+
+impl Place<'_> {
+    fn error(&self, what: &str, code: Option<Code>) -> Error {
+        let (code, why) = match code {
+            Some(code) => (code_of(code), code.to_string()),
+            None => (ErrorCode::Unavailable, "no answer".to_owned()),
+        };
+        Error::new(code, format!("RADOS pool `{}`: {what}: {why}", self.name))
+    }
+
+    /// Version and content of the record.
+    fn read(&mut self) -> Result<(u64, Option<Record>), Error> {
+        let op = ReadOp::new().read(0, LEN_MAX);
+        self.pool.query(self.completions, 0, OWNER, op);
+        let what = "read who owns it";
+        let Some(completed) = self.completions.wait_for(self.timeout) else {
+            return Err(self.error(what, None));
+        };
+        match (completed.result, completed.payload) {
+            (Err(Code::NOT_FOUND), _) => Ok((0, None)),
+            (Err(code), _) => Err(self.error(what, Some(code))),
+            (Ok(_), Payload::Found(found)) => {
+                let decoded = decode(&found.data).and_then(|(version, content)| {
+                    Some((version, serde_json::from_slice(content).ok()?))
+                });
+                let (version, record) = decoded.ok_or_else(|| {
+                    let text = format!("RADOS pool `{}`: the object `owner` is damaged", self.name);
+                    Error::new(ErrorCode::Damaged, text)
+                })?;
+                Ok((version, Some(record)))
+            }
+            (Ok(_), _) => Err(self.error(what, None)),
+        }
+    }
+
+    /// Replaces version `version` of the record; `false`: another one is there.
+    fn swap(&mut self, version: u64, record: &Record, timeout: Duration) -> Result<bool, Error> {
+        let content = serde_json::to_vec(record).unwrap_or_default();
+        debug_assert!(
+            encode(version, &content).len() <= LEN_MAX,
+            "a path is shorter"
+        );
+        let op = swap_op(version, &content);
+        self.pool.operate(self.completions, 0, OWNER, op);
+        let what = "enter this node as its owner";
+        match self.completions.wait_for(timeout).map(|done| done.result) {
+            Some(Ok(_)) => Ok(true),
+            Some(Err(code)) if is_lost(code) => Ok(false),
+            Some(Err(code)) => Err(self.error(what, Some(code))),
+            None => Err(self.error(what, None)),
+        }
+    }
+}
+
+/// The ownership of a pool.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    version: u64,
+    record: Record,
+}
+
+impl Owner {
+    /// Makes this client the owner.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`] naming the owner; [`ErrorCode::Stale`] if a restart finds that another node has had the pool.
+    pub(crate) fn claim(place: &mut Place<'_>, claimant: &Claimant) -> Result<Owner, Error> {
+        let failed = |error: librados_sys::RadosError, name: &str| {
+            let text = format!("RADOS pool `{name}`: {error}: {}", error.code());
+            Error::new(code_of(error.code()), text)
+        };
+        let address = place.cluster.addresses();
+        let record = Record {
+            machine: claimant.machine,
+            host: claimant.host.clone(),
+            node: claimant.node.clone(),
+            address: address.map_err(|error| failed(error, place.name))?,
+            released: false,
+        };
+        for _ in 0..TRIES {
+            let (version, found) = place.read()?;
+            match (check(found.as_ref(), claimant), &found) {
+                (Verdict::Take, _) | (Verdict::Fence, None) => {}
+                (Verdict::Fence, Some(found)) => {
+                    fence(place.cluster, &found.address)
+                        .map_err(|error| failed(error, place.name))?;
+                }
+                (Verdict::Refuse, found) => return Err(in_use(place.name, found.as_ref())),
+                (Verdict::Lost, found) => return Err(lost(place.name, found.as_ref())),
+            }
+            if place.swap(version, &record, place.timeout)? {
+                return Ok(Owner {
+                    version: version + 1,
+                    record,
+                });
+            }
+        }
+        Err(in_use(place.name, None))
+    }
+
+    /// Says that nothing is in flight any more. If the cluster does not answer, the next start shuts this client out.
+    pub(crate) fn release(&self, place: &mut Place<'_>) {
+        let record = Record {
+            released: true,
+            ..self.record.clone()
+        };
+        match place.swap(self.version, &record, RELEASE_TIMEOUT) {
+            Ok(_) => {}
+            Err(error) => tracing::warn!("the pool could not be released: {error}"),
+        }
+    }
+}
+
+/// Shuts the client at `address` out: nothing of it lands from here on.
+fn fence(cluster: &Cluster, address: &str) -> Result<(), librados_sys::RadosError> {
+    tracing::info!("the client {address}, which had the pool, is blocklisted");
+    cluster.blocklist(address, BLOCKLISTED_S)?;
+    cluster.wait_for_latest_osdmap()
+}
+
+fn described(record: Option<&Record>) -> String {
+    record.map_or_else(
+        || "somebody else".to_owned(),
+        |record| {
+            format!(
+                "the node `{}` on host `{}` (client {})",
+                record.node.display(),
+                record.host,
+                record.address
+            )
+        },
+    )
+}
+
+fn in_use(name: &str, record: Option<&Record>) -> Error {
+    let text = format!("RADOS pool `{name}` is in use by {}", described(record));
+    Error::new(ErrorCode::InUse, text).with_hint(
+        "stop that node; if it cannot be reached any more, start this one with --take-over: the cluster then refuses whatever the other one still writes",
+    )
+}
+
+/// Somebody else has got the pool.
+pub(crate) fn taken(name: &str) -> Error {
+    let text = format!("RADOS pool `{name}` was taken over: the cluster refuses this client");
+    Error::new(ErrorCode::Stale, text)
+        .with_hint("this node has lost the pool to another one, and must not serve it")
+}
+
+fn lost(name: &str, record: Option<&Record>) -> Error {
+    let text = format!(
+        "RADOS pool `{name}` has got another owner: {}",
+        described(record)
+    );
+    Error::new(ErrorCode::Stale, text)
+        .with_hint("this node has lost the pool, and must not serve it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claimant(machine: u32, node: &str, claim: Claim) -> Claimant {
+        Claimant {
+            machine,
+            host: "here".to_owned(),
+            node: node.into(),
+            claim,
+            lost: |_error| {},
+        }
+    }
+
+    #[test]
+    fn only_a_person_takes_a_pool_from_another_node() {
+        use Claim::{Restart, Start, TakeOver};
+        let record = |released| Record {
+            machine: 7,
+            host: "there".to_owned(),
+            node: "/run/a".into(),
+            address: "127.0.0.1:0/1".to_owned(),
+            released,
+        };
+        for (machine, node, claim, released, expected) in [
+            (7, "/run/a", Start, false, Verdict::Fence),
+            (7, "/run/a", Restart, false, Verdict::Fence),
+            (7, "/run/a", Start, true, Verdict::Take),
+            (7, "/run/b", Start, false, Verdict::Refuse),
+            (8, "/run/a", Start, false, Verdict::Refuse),
+            (8, "/run/a", Start, true, Verdict::Take),
+            (8, "/run/a", Restart, false, Verdict::Lost),
+            (8, "/run/a", Restart, true, Verdict::Lost),
+            (8, "/run/a", TakeOver, false, Verdict::Fence),
+        ] {
+            let claimant = claimant(machine, node, claim);
+            let verdict = check(Some(&record(released)), &claimant);
+            assert_eq!(verdict, expected, "{machine} {node} {claim:?} {released}");
+        }
+        assert_eq!(check(None, &claimant(7, "/run/a", Start)), Verdict::Take);
+        let unknown = Record {
+            machine: 0,
+            ..record(false)
+        };
+        let verdict = check(Some(&unknown), &claimant(0, "/run/a", Start));
+        assert_eq!(verdict, Verdict::Refuse);
+    }
+}

@@ -1,0 +1,129 @@
+//! Removes objects: first the objects, then what stands of them in the index.
+
+use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectReply};
+use archipelago_protocol::{ErrorCode, Lineage};
+use librados_sys::{Code, WriteOp};
+
+use crate::calls::Calls;
+use crate::errors::code_of;
+use crate::index::{self, Indexed};
+use crate::known::GROUP_LEN;
+use crate::names::{ObjectName, before_data_key, index_key, lineage_key};
+
+/// Removals under way at a time, so that they leave room for what guests wait for.
+const AT_ONCE: usize = 64;
+
+/// Removes an object, whatever it holds.
+pub(crate) async fn delete(calls: &Calls, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
+    calls.known.borrow_mut().forget(id);
+    if id.kind != ObjectKind::Data {
+        remove(calls, &[(id, ObjectName::whole(id))]).await?;
+        remove_keys(calls, id.lineage, &[index_key(id, 0)]).await?;
+    } else {
+        let mut after = Some(before_data_key(id));
+        while let Some(from) = after.take() {
+            let (found, next) = index::objects(calls, id.lineage, &from).await?;
+            let (ours, others): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|found| found.id == id);
+            remove_indexed(calls, id.lineage, &ours).await?;
+            after = next.filter(|_| others.is_empty());
+        }
+    }
+    // Whatever was written meanwhile.
+    calls.known.borrow_mut().forget(id);
+    Ok(ObjectReply::done(0))
+}
+
+/// Removes all that a lineage has, its head last.
+pub(crate) async fn delete_lineage(
+    calls: &Calls,
+    lineage: Lineage,
+) -> Result<ObjectReply, ErrorCode> {
+    calls.known.borrow_mut().forget_lineage(lineage);
+    let (mut after, mut has_head) = (Some(String::new()), false);
+    while let Some(from) = after {
+        let (mut found, next) = index::objects(calls, lineage, &from).await?;
+        let count = found.len();
+        found.retain(|found| found.id.kind != ObjectKind::Head);
+        has_head |= found.len() < count;
+        remove_indexed(calls, lineage, &found).await?;
+        after = next;
+    }
+    if has_head {
+        let head = ObjectId::head(lineage);
+        remove(calls, &[(head, ObjectName::whole(head))]).await?;
+    }
+    let index = ObjectName::index(lineage);
+    gone(calls.change(&index, WriteOp::new().remove()).await.result)?;
+    let key = lineage_key(lineage).into_bytes();
+    let forget = WriteOp::new().remove_keys(&[key]);
+    let part = ObjectName::lineages(lineage);
+    gone(calls.change(&part, forget).await.result)?;
+    calls.known.borrow_mut().forget_lineage(lineage);
+    Ok(ObjectReply::done(0))
+}
+
+/// Removes what stands in an index, and its keys.
+async fn remove_indexed(
+    calls: &Calls,
+    lineage: Lineage,
+    found: &[Indexed],
+) -> Result<(), ErrorCode> {
+    for found in found.chunks(AT_ONCE) {
+        let names: Vec<(ObjectId, ObjectName)> = found.iter().flat_map(names_of).collect();
+        remove(calls, &names).await?;
+        let keys: Vec<String> = found
+            .iter()
+            .map(|found| index_key(found.id, found.group))
+            .collect();
+        remove_keys(calls, lineage, &keys).await?;
+    }
+    Ok(())
+}
+
+/// The RADOS objects that a key of the index may stand for.
+pub(crate) fn names_of(found: &Indexed) -> Vec<(ObjectId, ObjectName)> {
+    let Indexed { id, group, .. } = *found;
+    if id.kind != ObjectKind::Data {
+        return vec![(id, ObjectName::whole(id))];
+    }
+    let first = group.saturating_mul(GROUP_LEN);
+    (first..first.saturating_add(GROUP_LEN))
+        .map(|number| (id, ObjectName::data(id, number)))
+        .collect()
+}
+
+/// Removes RADOS objects; those that are missing do not matter.
+async fn remove(calls: &Calls, names: &[(ObjectId, ObjectName)]) -> Result<(), ErrorCode> {
+    for names in names.chunks(AT_ONCE) {
+        let removed: Vec<_> = names
+            .iter()
+            .map(|(id, name)| calls.change_in(calls.pool_of(*id), name, WriteOp::new().remove()))
+            .collect();
+        let mut result = Ok(());
+        for removed in removed {
+            // All of them end, whatever the first failure was.
+            result = result.and(gone(removed.await.result));
+        }
+        result?;
+    }
+    Ok(())
+}
+
+async fn remove_keys(calls: &Calls, lineage: Lineage, keys: &[String]) -> Result<(), ErrorCode> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.clone().into_bytes()).collect();
+    // The index may be missing, and is not made by this.
+    let op = WriteOp::new().assert_exists().remove_keys(&keys);
+    gone(calls.change(&ObjectName::index(lineage), op).await.result)
+}
+
+/// Success, also if there was nothing.
+fn gone(result: Result<usize, Code>) -> Result<(), ErrorCode> {
+    match result {
+        Ok(_) | Err(Code::NOT_FOUND) => Ok(()),
+        Err(code) => Err(code_of(code)),
+    }
+}

@@ -1,0 +1,81 @@
+//! Requests that take several calls: a future each, polled when one of its calls ends.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply};
+
+use crate::calls::{Calls, Purpose};
+
+/// Number of a task, used again after its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TaskId(usize);
+
+type Future = Pin<Box<dyn std::future::Future<Output = ObjectReply>>>;
+
+struct Task {
+    ticket: u64,
+    op: ObjectOp,
+    id: ObjectId,
+    future: Future,
+}
+
+/// The tasks under way.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    tasks: Vec<Option<Task>>,
+    free: Vec<usize>,
+}
+
+impl fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tasks")
+            .field("under_way", &(self.tasks.len() - self.free.len()))
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tasks {
+    /// Starts a task that answers `ticket`: its reply, if it ends at once.
+    pub(crate) fn start(
+        &mut self,
+        calls: &Calls,
+        ticket: u64,
+        (op, id): (ObjectOp, ObjectId),
+        future: impl std::future::Future<Output = ObjectReply> + 'static,
+    ) -> Option<(u64, ObjectReply)> {
+        let task = Task {
+            ticket,
+            op,
+            id,
+            future: Box::pin(future),
+        };
+        let index = self.free.pop().unwrap_or(self.tasks.len());
+        match self.tasks.get_mut(index) {
+            Some(slot) => *slot = Some(task),
+            None => self.tasks.push(Some(task)),
+        }
+        self.go_on(calls, TaskId(index))
+    }
+
+    /// Goes on with a task, one of whose calls has ended: its reply, if it ends with that.
+    pub(crate) fn go_on(&mut self, calls: &Calls, id: TaskId) -> Option<(u64, ObjectReply)> {
+        let task = self.tasks.get_mut(id.0)?.as_mut()?;
+        let purpose = Purpose {
+            task: id,
+            op: task.op,
+            id: task.id,
+        };
+        let future = &mut task.future;
+        let mut context = Context::from_waker(Waker::noop());
+        let polled = calls.within(purpose, || future.as_mut().poll(&mut context));
+        let Poll::Ready(reply) = polled else {
+            return None;
+        };
+        let ticket = task.ticket;
+        self.tasks[id.0] = None;
+        self.free.push(id.0);
+        Some((ticket, reply))
+    }
+}
