@@ -74,7 +74,7 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// NBD on TCP
+    /// Many NBD exports at one address or socket
     #[command(subcommand)]
     Nbd(Nbd),
     /// Disks of Ganeti's instances on this node
@@ -107,10 +107,10 @@ pub enum Shell {
     Fish,
 }
 
-/// Commands of NBD on TCP.
+/// Commands of NBD servers of their own.
 #[derive(Debug, Subcommand)]
 pub enum Nbd {
-    /// Serve volumes, snapshots and images as NBD exports on TCP, in the foreground until SIGTERM or SIGINT; prints its address when it accepts connections
+    /// Serve volumes, snapshots and images as NBD exports, on TCP or at one UNIX socket, in the foreground until SIGTERM or SIGINT; prints where it listens when it accepts connections
     Serve(ServeNbd),
 }
 
@@ -121,8 +121,11 @@ pub struct ServeNbd {
     #[arg(value_name = "NAME")]
     pub names: Vec<Name>,
     /// IP address to listen at, and port [default port: 10809]
-    #[arg(long, value_name = "ADDR[:PORT]")]
-    pub listen: String,
+    #[arg(long, value_name = "ADDR[:PORT]", required_unless_present = "socket")]
+    pub listen: Option<String>,
+    /// UNIX socket to listen at, in place of an address: made, and open to its owner alone
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["listen", "tls_certificate", "insecure"])]
+    pub socket: Option<PathBuf>,
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,

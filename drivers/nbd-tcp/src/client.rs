@@ -1,65 +1,51 @@
 //! One client, from its connection to its end.
 
-use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use archipelago_nbd_protocol::handshake::Handshake;
 use archipelago_nbd_protocol::request::Terms;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::end::End;
 use crate::exports::Lease;
 use crate::link::Link;
+use crate::listener::{Accepted, tune};
 use crate::negotiation::{HANDSHAKE_MAX, Handshaking, Negotiated, Negotiation};
 use crate::receiver::Receiver;
 use crate::sender::send;
 use crate::shared::Shared;
 
-/// A client's host that is silent for so long is asked whether it is there, so often, so many times: two minutes after a host has
-/// died, it has left nothing behind.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_COUNT: u32 = 4;
-
 /// How long what was asked may take once a client asks for no more: a write that waits for room in its pool might take for ever.
 const ANSWERS_MAX: Duration = Duration::from_secs(30);
 
-/// Serves the client at `socket`, which has a place among those in their handshakes.
+/// Serves the client that was `accepted`, which has a place among those in their handshakes and the name `client` in the log.
 pub(crate) async fn serve_client(
-    socket: TcpStream,
-    address: SocketAddr,
+    accepted: Accepted,
+    client: String,
     place: Handshaking,
     shared: Rc<Shared>,
 ) {
-    if let Err(end) = tune(&socket) {
-        return tracing::debug!("{address}: {end}");
-    }
-    match begin(socket, address, place, &shared).await {
+    let begun = match accepted {
+        Accepted::Tcp(socket) => match tune(&socket) {
+            Ok(()) => begin(socket, &client, place, &shared).await,
+            Err(end) => return tracing::debug!("{client}: {end}"),
+        },
+        Accepted::Unix(socket) => begin(socket, &client, place, &shared).await,
+    };
+    match begun {
         Ok(()) => {}
         // The client has no other way to learn it.
-        Err(end @ End::Refused { .. }) => tracing::info!("{address}: {end}"),
+        Err(end @ End::Refused { .. }) => tracing::info!("{client}: {end}"),
         // At the level for debugging only: a client can cause any number of these lines.
-        Err(end) => tracing::debug!("{address}: the handshake ends: {end}"),
+        Err(end) => tracing::debug!("{client}: the handshake ends: {end}"),
     }
 }
 
-fn tune(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_COUNT);
-    SockRef::from(socket).set_tcp_keepalive(&keepalive)
-}
-
-async fn begin(
-    mut socket: TcpStream,
-    address: SocketAddr,
+async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
+    mut socket: S,
+    client: &str,
     mut place: Handshaking,
     shared: &Rc<Shared>,
 ) -> Result<(), End> {
@@ -72,7 +58,7 @@ async fn begin(
         {
             Negotiated::Agreed(terms, lease) => {
                 drop(place);
-                transmit(socket, address, terms, lease, shared).await;
+                transmit(socket, client, terms, lease, shared).await;
                 Ok(())
             }
             Negotiated::StartTls | Negotiated::Aborted => Ok(()),
@@ -98,7 +84,7 @@ async fn begin(
         .await?
     {
         drop(place);
-        transmit(stream, address, terms, lease, shared).await;
+        transmit(stream, client, terms, lease, shared).await;
     }
     Ok(())
 }
@@ -106,13 +92,13 @@ async fn begin(
 /// Serves the requests of a client until it has enough, goes away or is in the way.
 async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
-    address: SocketAddr,
+    client: &str,
     terms: Terms,
     lease: Lease,
     shared: &Shared,
 ) {
     let volume = Rc::clone(lease.volume());
-    tracing::info!("{address} uses `{}`", volume.name());
+    tracing::info!("{client} uses `{}`", volume.name());
     let link = Rc::new(Link::new(terms, Rc::clone(&volume)));
     let (input, output) = tokio::io::split(stream);
     let result = {
@@ -141,9 +127,9 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     };
     link.break_off();
     match result {
-        Ok(()) | Err(End::Gone) => tracing::info!("{address} has left `{}`", volume.name()),
+        Ok(()) | Err(End::Gone) => tracing::info!("{client} has left `{}`", volume.name()),
         Err(end) => tracing::warn!(
-            "{address}, which uses `{}`, is cut off: {end}",
+            "{client}, which uses `{}`, is cut off: {end}",
             volume.name()
         ),
     }

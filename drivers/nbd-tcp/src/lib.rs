@@ -1,9 +1,10 @@
-//! The volumes of a node as NBD exports on TCP: a process of its own, a client of the node and of its segment channels.
+//! The volumes of a node as NBD exports, on TCP or at one UNIX socket: a process of its own, a client of the node and of its segment channels.
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | [`server`] | the listening socket, limits, the end |
 //! | [`tls`] | certificates |
+//! | [`listener`] | where clients connect: TCP, or a UNIX socket |
 //! | `client`, `end` | one client from its connection to its end, and why it ends |
 //! | `shared` | what all clients share |
 //! | `negotiation` | a handshake: bytes, its deadline, who answers |
@@ -26,6 +27,7 @@ mod client;
 mod end;
 mod exports;
 mod link;
+pub mod listener;
 mod negotiation;
 mod receiver;
 mod sender;
@@ -34,5 +36,6 @@ mod shared;
 pub mod tls;
 mod volume;
 
+pub use listener::Place;
 pub use server::{ServeOptions, serve};
 pub use tls::TlsFiles;

@@ -9,14 +9,14 @@ use std::process::ExitCode;
 
 use archipelago_api::client::Client;
 use archipelago_api::layout::{Layout, ROOT_VARIABLE};
-use archipelago_nbd_tcp::{ServeOptions, TlsFiles, serve};
+use archipelago_nbd_tcp::{Place, ServeOptions, TlsFiles, serve};
 use archipelago_protocol::{Error, Name, last_words};
 use clap::Parser;
 
 /// The port of NBD, as IANA has it.
 const PORT: u16 = 10809;
 
-/// Serves volumes, snapshots and images of a node as NBD exports on TCP, until SIGTERM or SIGINT.
+/// Serves volumes, snapshots and images of a node as NBD exports, on TCP or at a UNIX socket, until SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
 #[command(name = "archipelago-nbd-tcp", version)]
 struct Options {
@@ -27,8 +27,11 @@ struct Options {
     #[arg(long)]
     json: bool,
     /// Where to listen
-    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address)]
-    listen: SocketAddr,
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = address, required_unless_present = "socket")]
+    listen: Option<SocketAddr>,
+    /// A UNIX socket to listen at, in place of an address
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["listen", "tls_certificate", "insecure"])]
+    socket: Option<PathBuf>,
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
@@ -85,17 +88,22 @@ fn run(options: Options) -> Result<(), Error> {
         key,
         client_authorities: options.tls_client_ca,
     });
+    let address = options.listen.map(Place::Address);
+    let listen = address.or(options.socket.map(Place::Socket));
     let serve_options = ServeOptions {
-        listen: options.listen,
+        listen: listen.expect("one of the two, which is checked above"),
         names: options.names,
         read_only: options.read_only,
         tls,
         insecure: options.insecure,
     };
-    serve(client, serve_options, |address| {
+    serve(client, serve_options, |place| {
         let line = match options.json {
-            true => serde_json::json!({ "address": address }).to_string(),
-            false => format!("listening on {address}"),
+            true => match &place {
+                Place::Address(address) => serde_json::json!({ "address": address }).to_string(),
+                Place::Socket(path) => serde_json::json!({ "socket": path }).to_string(),
+            },
+            false => format!("listening on {place}"),
         };
         // The output may be closed: nobody has to read the line.
         let mut stdout = std::io::stdout().lock();

@@ -1,13 +1,11 @@
 //! The listening socket: who is let in, how many at a time, and the end.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use archipelago_api::client::Client;
 use archipelago_protocol::{Error, ErrorCode, Name};
-use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -15,6 +13,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::client::serve_client;
 use crate::exports::Exports;
+use crate::listener::{Listener, Place};
 use crate::negotiation::Handshaking;
 use crate::shared::Shared;
 use crate::tls::TlsFiles;
@@ -29,8 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What is served, and to whom.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Address and port; port 0: any.
-    pub listen: SocketAddr,
+    /// Where clients connect.
+    pub listen: Place,
     /// What is served; empty: whatever a client asks for.
     pub names: Vec<Name>,
     /// Nobody writes through this server.
@@ -41,7 +40,7 @@ pub struct ServeOptions {
     pub insecure: bool,
 }
 
-/// Serves things of the node that `client` asks, calls `ready` with the address once clients are let in, and goes on until SIGTERM or
+/// Serves things of the node that `client` asks, calls `ready` with where they connect once clients are let in, and goes on until SIGTERM or
 /// SIGINT: then requests in flight are finished and volumes closed.
 ///
 /// # Errors
@@ -50,13 +49,17 @@ pub struct ServeOptions {
 pub fn serve(
     client: Client,
     options: ServeOptions,
-    ready: impl FnOnce(SocketAddr),
+    ready: impl FnOnce(Place),
 ) -> Result<(), Error> {
     let listen = options.listen;
-    if options.tls.is_none() && !options.insecure && !listen.ip().is_loopback() {
+    if let Place::Address(address) = listen
+        && options.tls.is_none()
+        && !options.insecure
+        && !address.ip().is_loopback()
+    {
         let message = format!(
             "{} is not an address of this host alone, and nothing is encrypted",
-            listen.ip()
+            address.ip()
         );
         return Err(Error::new(ErrorCode::Invalid, message).with_hint(
             "give --tls-certificate and --tls-key, listen on 127.0.0.1, or use --insecure",
@@ -74,16 +77,9 @@ pub fn serve(
     ));
     let result = LocalSet::new().block_on(&runtime, async {
         shared.exports.check().await?;
-        let listener = TcpListener::bind(listen).await.map_err(|error| {
-            let code = match error.kind() {
-                std::io::ErrorKind::AddrInUse => ErrorCode::InUse,
-                std::io::ErrorKind::PermissionDenied => ErrorCode::Denied,
-                _ => ErrorCode::Io,
-            };
-            Error::new(code, format!("listening on {listen}: {error}"))
-        })?;
+        let listener = Listener::bind(&listen).await?;
         let signals = Signals::new().map_err(failed)?;
-        ready(listener.local_addr().map_err(failed)?);
+        ready(listener.place(&listen).map_err(failed)?);
         let clients = accept(listener, signals, &shared).await;
         // It fails if no receiver is left: then no client is.
         let _sent = end.send(true);
@@ -117,16 +113,16 @@ impl Signals {
 }
 
 /// Lets clients in until a signal; those that are there then.
-async fn accept(listener: TcpListener, mut signals: Signals, shared: &Rc<Shared>) -> JoinSet<()> {
+async fn accept(listener: Listener, mut signals: Signals, shared: &Rc<Shared>) -> JoinSet<()> {
     let mut handshakes = Handshakes::default();
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             () = signals.next() => return clients,
             accepted = listener.accept() => match accepted {
-                Ok((socket, address)) => {
+                Ok((accepted, client)) => {
                     let place = handshakes.take_place();
-                    clients.spawn_local(serve_client(socket, address, place, Rc::clone(shared)));
+                    clients.spawn_local(serve_client(accepted, client, place, Rc::clone(shared)));
                 }
                 Err(error) => {
                     tracing::warn!("accepting a client failed: {error}");

@@ -1,6 +1,7 @@
 //! `nbd serve`: this process becomes the program `archipelago-nbd-tcp`, so that signals reach it and its exit code is the command's.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 
 use archipelago_api::layout::Layout;
 use archipelago_protocol::{Error, ErrorCode};
@@ -14,7 +15,6 @@ pub(super) fn serve(options: ServeNbd, layout: &Layout, output: Output) -> Resul
     if let Some(root) = layout.root() {
         command.arg("--root").arg(root);
     }
-    command.arg("--listen").arg(options.listen);
     for (flag, given) in [
         ("--json", output.is_json()),
         ("--read-only", options.read_only),
@@ -25,6 +25,8 @@ pub(super) fn serve(options: ServeNbd, layout: &Layout, output: Output) -> Resul
         }
     }
     for (option, file) in [
+        ("--listen", options.listen.map(PathBuf::from)),
+        ("--socket", options.socket),
         ("--tls-certificate", options.tls_certificate),
         ("--tls-key", options.tls_key),
         ("--tls-client-ca", options.tls_client_ca),

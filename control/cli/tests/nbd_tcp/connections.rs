@@ -1,8 +1,7 @@
 //! Several connections to one export as one disk: each request goes over one of them, so that what one has been answered the others
 //! must see.
 
-use std::io::{Error, Read, Result, Write};
-use std::net::TcpStream;
+use std::io::{Error, Result};
 
 use archipelago_endpoint_tests::disk::{Disk, Durable, Run, Space};
 use archipelago_endpoint_tests::fsx::Random;
@@ -12,7 +11,7 @@ use archipelago_nbd_protocol::wire::{
     command_flag, extent_flag, info, option, option_reply,
 };
 
-use crate::server::Server;
+use crate::server::{ClientSocket, Server};
 
 const SECTOR: u64 = 512;
 /// Sectors whose status is asked for at most: more than one piece.
@@ -30,7 +29,7 @@ pub(crate) struct Connections<'a> {
 impl<'a> Connections<'a> {
     /// Three of them; `seed` says which does what.
     pub(crate) fn new(server: &'a Server, export: &'a str, seed: u64) -> Connections<'a> {
-        let connect = |structured| Connection::new(server.connect(), export, structured);
+        let connect = |structured| Connection::new(server.client(), export, structured);
         Connections {
             server,
             export,
@@ -63,7 +62,7 @@ impl Disk for Connections<'_> {
     /// One of them connects anew.
     fn size(&mut self) -> Result<u64> {
         let which = index(self.random.below(self.all.len() as u64));
-        self.all[which] = Connection::new(self.server.connect(), self.export, which > 0);
+        self.all[which] = Connection::new(self.server.client(), self.export, which > 0);
         Ok(self.all[which].size)
     }
 
@@ -137,26 +136,25 @@ impl Disk for Connections<'_> {
 /// One connection behind its handshake.
 #[derive(Debug)]
 struct Connection {
-    socket: TcpStream,
+    socket: Box<dyn ClientSocket>,
     cookie: u64,
     size: u64,
 }
 
 impl Connection {
     /// Agrees on `export`, with structured replies and block status if `structured`.
-    fn new(mut socket: TcpStream, export: &str, structured: bool) -> Connection {
-        socket.set_nodelay(true).unwrap();
+    fn new(mut socket: Box<dyn ClientSocket>, export: &str, structured: bool) -> Connection {
         let mut greeting = [0; 18];
         socket.read_exact(&mut greeting).unwrap();
         socket.write_all(&3_u32.to_be_bytes()).unwrap();
         let name = [&len_of(export.as_bytes())[..], export.as_bytes()].concat();
         if structured {
-            negotiate(&mut socket, option::STRUCTURED_REPLY, &[]);
+            negotiate(&mut *socket, option::STRUCTURED_REPLY, &[]);
             let query = ALLOCATION.as_bytes();
             let context = [&name, &1_u32.to_be_bytes()[..], &len_of(query), query].concat();
-            negotiate(&mut socket, option::SET_META_CONTEXT, &context);
+            negotiate(&mut *socket, option::SET_META_CONTEXT, &context);
         }
-        let informed = negotiate(&mut socket, option::GO, &[&name, &[0, 0][..]].concat());
+        let informed = negotiate(&mut *socket, option::GO, &[&name, &[0, 0][..]].concat());
         let mut infos = informed
             .iter()
             .filter(|data| data[..2] == info::EXPORT.to_be_bytes());
@@ -269,7 +267,7 @@ fn len_of(bytes: &[u8]) -> [u8; 4] {
 }
 
 /// Sends an option, and takes its replies, which must end in success; what they hold.
-fn negotiate(socket: &mut TcpStream, option: u32, data: &[u8]) -> Vec<Vec<u8>> {
+fn negotiate(socket: &mut dyn ClientSocket, option: u32, data: &[u8]) -> Vec<Vec<u8>> {
     let magic = OPTION_MAGIC.to_be_bytes();
     let head = [&magic[..], &option.to_be_bytes(), &len_of(data), data].concat();
     socket.write_all(&head).unwrap();

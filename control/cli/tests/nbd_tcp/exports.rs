@@ -1,5 +1,7 @@
 //! Exports of one port, and where it listens.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::Value;
 
 use crate::harness::clients::{
@@ -32,10 +34,7 @@ fn reference_clients_use_several_exports_of_one_port() {
 
             has_the_hole(&server.uri("w"));
             let listed = client(&["nbdinfo", "--list", "--json", &server.uri("")]);
-            let listed: Value = serde_json::from_str(&listed).unwrap();
-            let exports = listed["exports"].as_array().unwrap().iter();
-            let names: Vec<_> = exports.map(|export| &export["export-name"]).collect();
-            assert_eq!(names, ["v", "w"], "{listed}");
+            assert_eq!(names_of(&listed), ["v", "w"], "{listed}");
             for unnamed in ["x", "", "nobody"] {
                 let refused = failing_client(&["qemu-img", "info", &server.uri(unnamed)]);
                 assert!(refused.contains("no export of this name"), "{refused}");
@@ -45,6 +44,61 @@ fn reference_clients_use_several_exports_of_one_port() {
             is_free(node, "v");
         },
     );
+}
+
+#[test]
+fn five_volumes_are_exports_of_one_unix_socket() {
+    if !has_clients() {
+        return;
+    }
+    let names = ["v1", "v2", "v3", "v4", "v5"];
+    let node = node_with("fused", &names.map(|name| (name, "4M")));
+    let socket = node.path("exports");
+    let server = Server::start(&node, &["--socket", socket.to_str().unwrap()]);
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let sources: Vec<_> = names
+        .into_iter()
+        .zip(1..)
+        .map(|(name, byte)| file(&node, &format!("source-{name}"), &vec![byte; 4 << 20]))
+        .collect();
+    for (name, source) in names.iter().zip(&sources) {
+        convert(source, &server.uri(name));
+    }
+    for (name, source) in names.iter().zip(&sources) {
+        compare(source, &server.uri(name));
+    }
+    let listed = client(&["nbdinfo", "--list", "--json", &server.uri("")]);
+    assert_eq!(names_of(&listed), names, "{listed}");
+    client(&["nbdcopy", "--flush", &server.uri("v1"), &server.uri("v5")]);
+    compare(&sources[0], &server.uri("v5"));
+    let refused = failing_client(&["qemu-img", "info", &server.uri("nobody")]);
+    assert!(refused.contains("no export of this name"), "{refused}");
+    let path = socket.to_str().unwrap();
+    node.refused_as(&["nbd", "serve", "--socket", path], 5, "in-use");
+    compare(&sources[2], &server.uri("v3"));
+    // A killed server leaves its socket to the next one.
+    drop(server);
+    assert!(socket.exists());
+    let server = Server::start(&node, &["--socket", path]);
+    compare(&sources[1], &server.uri("v2"));
+    server.end();
+    assert!(!socket.exists(), "its socket is left");
+    // Only what is named is listed.
+    let server = Server::start(&node, &["v2", "v4", "--socket", path]);
+    let listed = client(&["nbdinfo", "--list", "--json", &server.uri("")]);
+    assert_eq!(names_of(&listed), ["v2", "v4"], "{listed}");
+    let refused = failing_client(&["qemu-img", "info", &server.uri("v1")]);
+    assert!(refused.contains("no export of this name"), "{refused}");
+    server.end();
+}
+
+/// The exports of a list of `nbdinfo`.
+fn names_of(listed: &str) -> Vec<String> {
+    let listed: Value = serde_json::from_str(listed).unwrap();
+    let exports = listed["exports"].as_array().unwrap().iter();
+    let names = exports.map(|export| export["export-name"].as_str().unwrap().to_owned());
+    names.collect()
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The server of a node, and what the tests ask about both.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ const END: Duration = Duration::from_secs(20);
 pub(crate) struct Server {
     child: Option<Child>,
     pub(crate) port: u16,
+    /// Where it listens in place of a port.
+    socket: Option<PathBuf>,
 }
 
 impl Server {
@@ -31,7 +35,9 @@ impl Server {
         );
         let mut command = node.command(&["nbd", "serve"]);
         command.args(arguments).stdin(Stdio::null());
-        if !arguments.contains(&"--listen") {
+        let has_place =
+            |argument: &&str| argument.starts_with("--listen") || argument.starts_with("--socket");
+        if !arguments.iter().any(has_place) {
             command.args(["--listen", "127.0.0.1:0"]);
         }
         let mut log = File::options();
@@ -41,22 +47,43 @@ impl Server {
         let mut server = Server {
             child: Some(child.unwrap()),
             port: 0,
+            socket: None,
         };
         let stdout = server.child.as_mut().unwrap().stdout.take().unwrap();
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).unwrap();
-        let port = line.trim().strip_prefix("listening on ");
-        let port = port.and_then(|address| address.rsplit(':').next()?.parse().ok());
+        let place = line.trim().strip_prefix("listening on ");
+        if let Some(path) = place.filter(|place| place.starts_with('/')) {
+            server.socket = Some(PathBuf::from(path));
+            return server;
+        }
+        let port = place.and_then(|address| address.rsplit(':').next()?.parse().ok());
         server.port = port.unwrap_or_else(|| panic!("{line:?}: {}", log_of(node)));
         server
     }
 
     pub(crate) fn uri(&self, export: &str) -> String {
-        format!("nbd://127.0.0.1:{}/{export}", self.port)
+        match &self.socket {
+            None => format!("nbd://127.0.0.1:{}/{export}", self.port),
+            Some(socket) => format!("nbd+unix:///{export}?socket={}", socket.display()),
+        }
     }
 
+    /// A connection to its port.
     pub(crate) fn connect(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).unwrap()
+    }
+
+    /// A connection to wherever it listens.
+    pub(crate) fn client(&self) -> Box<dyn ClientSocket> {
+        match &self.socket {
+            None => {
+                let socket = self.connect();
+                socket.set_nodelay(true).unwrap();
+                Box::new(socket)
+            }
+            Some(socket) => Box::new(UnixStream::connect(socket).unwrap()),
+        }
     }
 
     fn pid(&self) -> Pid {
@@ -78,6 +105,24 @@ impl Server {
         kill(self.pid(), Signal::SIGTERM).unwrap();
         let output = ended(self.child.take().unwrap(), "nbd serve", END);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+}
+
+/// A client's end of a connection, over TCP or at a UNIX socket.
+pub(crate) trait ClientSocket: Read + Write + Send + std::fmt::Debug {
+    /// Bounds each read from now on.
+    fn read_within(&self, time: Duration);
+}
+
+impl ClientSocket for TcpStream {
+    fn read_within(&self, time: Duration) {
+        self.set_read_timeout(Some(time)).unwrap();
+    }
+}
+
+impl ClientSocket for UnixStream {
+    fn read_within(&self, time: Duration) {
+        self.set_read_timeout(Some(time)).unwrap();
     }
 }
 

@@ -12,7 +12,11 @@ pub(crate) fn negotiated(server: &Server) -> TcpStream {
 
 /// As [`negotiated`], for an export whose name has one letter.
 pub(crate) fn negotiated_for(server: &Server, export: &[u8; 1]) -> TcpStream {
-    let mut socket = server.connect();
+    negotiated_over(server.connect(), export)
+}
+
+/// As [`negotiated_for`], over `socket`.
+pub(crate) fn negotiated_over<S: Read + Write>(mut socket: S, export: &[u8; 1]) -> S {
     let mut greeting = [0; 18];
     socket.read_exact(&mut greeting).unwrap();
     assert!(greeting.starts_with(b"NBDMAGICIHAVEOPT"));
@@ -47,7 +51,7 @@ pub(crate) fn read_request(len: u32) -> Vec<u8> {
 }
 
 /// Whether the server has ended the connection, within the time-out of the socket.
-pub(crate) fn is_ended(socket: &mut TcpStream) -> bool {
+pub(crate) fn is_ended(socket: &mut impl Read) -> bool {
     let mut rest = [0; 64 << 10];
     loop {
         match socket.read(&mut rest) {
