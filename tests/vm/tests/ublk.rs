@@ -271,6 +271,20 @@ fn the_rate_beside_a_loop_device_is_printed() -> Result<()> {
     Ok(())
 }
 
+/// Does `kill` with requests in flight on `device`, which is one of the kernel's NBD client: they wait, for a bounded time.
+fn kill_beneath_nbd(host: &Host, kill: &str, device: &str, role: &str) -> Result<()> {
+    let text = host.run(&format!(
+        "usleep 300000; {kill} {device} {role} || {{ show_node_log; false; }}"
+    ))?;
+    let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+    let [in_flight, waited] = numbers.with_context(|| text.clone())?[..] else {
+        anyhow::bail!("{kill}: {text}");
+    };
+    println!("{kill} {role}: {in_flight} requests in flight, a read waited {waited}0 ms");
+    ensure!(waited < WAIT_MAX, "{kill} {role}: {text}");
+    Ok(())
+}
+
 /// A device by the kernel's NBD client: it keeps its requests over deaths and a resize, and nothing of it is left behind.
 #[test]
 fn without_ublk_a_block_device_is_one_of_the_nbd_client() -> Result<()> {
@@ -311,15 +325,7 @@ fn without_ublk_a_block_device_is_one_of_the_nbd_client() -> Result<()> {
     // Beyond the size that the kernel has agreed on when it was connected.
     host.run(&format!("start_load {path} 48m --offset=260m"))?;
     for kill in ["kill_beneath", "kill_beneath", "kill_node_beneath"] {
-        let text = host.run(&format!(
-            "usleep 300000; {kill} {device} endpoint || {{ show_node_log; false; }}"
-        ))?;
-        let numbers: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
-        let [in_flight, waited] = numbers.with_context(|| text.clone())?[..] else {
-            anyhow::bail!("{kill}: {text}");
-        };
-        println!("{kill}: {in_flight} requests in flight, a read waited {waited}0 ms");
-        ensure!(waited < WAIT_MAX, "{kill}: {text}");
+        kill_beneath_nbd(&host, kill, device, "endpoint")?;
     }
     // The same again finds what is there.
     let again = host.run("archipelago volume attach disk --block")?;
@@ -343,5 +349,31 @@ fn without_ublk_a_block_device_is_one_of_the_nbd_client() -> Result<()> {
     host.refused(&format!("dd if=/dev/zero of={path} count=1"), &["ermitted"])?;
     let socket = host.run("archipelago volume attach disk --nbd")?;
     ensure!(Path::new(&socket).is_absolute(), "{socket}");
+    Ok(())
+}
+
+/// The same where each role has a process of its own: the death of any of them is a pause.
+#[test]
+fn a_device_of_the_nbd_client_outlives_kills_split() -> Result<()> {
+    let Some(host) = Host::boot("split")? else {
+        return Ok(());
+    };
+    host.run("archipelago volume create disk --size 256M && rmmod ublk_drv")?;
+    let path = host.run("archipelago volume attach disk --block")?;
+    let device = path.strip_prefix("/dev/").context("a path below /dev")?;
+    ensure!(device.starts_with("nbd"), "{path}");
+    host.run(&format!(
+        "mkfs.ext4 -q -F {path} 64M && mount -t ext4 {path} /mnt && make_files 10 256"
+    ))?;
+    // Behind the file system.
+    host.run(&format!("start_load {path} 64m --offset=80m"))?;
+    for role in ["blocker", "mapper", "endpoint"] {
+        kill_beneath_nbd(&host, "kill_beneath", device, role)?;
+    }
+    kill_beneath_nbd(&host, "kill_node_beneath", device, "endpoint")?;
+    host.run("end_load && check_files && umount /mnt && no_errors")?;
+    host.run(&format!(
+        "check_fs {path} && archipelago volume detach disk && sectors_are {device} 0 && [ ! -e /sys/block/{device}/pid ]"
+    ))?;
     Ok(())
 }

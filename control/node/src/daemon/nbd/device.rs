@@ -89,6 +89,15 @@ pub(super) enum DeviceState {
     Foreign,
 }
 
+/// How a device is of which sysfs says this, as one whose backend is to be `identifier`.
+fn state_of(backend: Option<&str>, is_connected: bool, identifier: &str) -> DeviceState {
+    match backend {
+        Some(backend) if backend == identifier => DeviceState::Ours,
+        None if !is_connected => DeviceState::Free,
+        Some(_) | None => DeviceState::Foreign,
+    }
+}
+
 /// A device that this node has made, or is about to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OwnDevice {
@@ -126,11 +135,9 @@ impl OwnDevice {
 
     /// How it is.
     pub(super) fn state(&self) -> DeviceState {
-        match attribute(self.number, "backend") {
-            Some(backend) if backend == self.identifier => DeviceState::Ours,
-            None if attribute(self.number, "pid").is_none() => DeviceState::Free,
-            Some(_) | None => DeviceState::Foreign,
-        }
+        let backend = attribute(self.number, "backend");
+        let is_connected = attribute(self.number, "pid").is_some();
+        state_of(backend.as_deref(), is_connected, &self.identifier)
     }
 
     fn failed(&self, what: &str, errno: Errno) -> Error {
@@ -240,6 +247,43 @@ impl OwnDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_device_with_the_identifier_is_the_node_s_own() {
+        use DeviceState::{Foreign, Free, Ours};
+        let identifier = "archipelago:1:2:/run:ab";
+        for (backend, is_connected, expected) in [
+            (None, false, Free),
+            (None, true, Foreign),
+            (Some(identifier), true, Ours),
+            // Its connection has ended.
+            (Some(identifier), false, Ours),
+            (Some("archipelago:1:2:/run:abc"), true, Foreign),
+            (Some("archipelago:1:3:/run:ab"), true, Foreign),
+            (Some(""), false, Foreign),
+        ] {
+            let found = state_of(backend, is_connected, identifier);
+            assert_eq!(found, expected, "{backend:?}, {is_connected}");
+        }
+    }
+
+    #[test]
+    fn another_node_at_the_same_path_has_other_identifiers() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("node");
+        let layout = Layout::new(Some(&root)).unwrap();
+        let make = || fs::create_dir_all(layout.state()).unwrap();
+        make();
+        let first = prefix(&layout);
+        assert_eq!(prefix(&layout), first);
+        // Both are there, so no inode number is used again.
+        fs::rename(&root, dir.path().join("former")).unwrap();
+        make();
+        assert_ne!(prefix(&layout), first);
+        let lineage = Lineage(7);
+        let own = OwnDevice::new(&layout, lineage, 3);
+        assert!(own.identifier.starts_with(&prefix(&layout)), "{own:?}");
+    }
 
     #[test]
     fn the_first_number_that_nobody_has_is_given() {

@@ -125,18 +125,7 @@ impl Kernel {
         connection: &Connection,
         is_new: bool,
     ) -> Result<(), Errno> {
-        let flags = if is_new { DESTROY_ON_DISCONNECT } else { 0 };
-        let attributes = Attributes::default()
-            .u32(INDEX, number)
-            .u64(SIZE_BYTES, connection.export.size)
-            .u64(BLOCK_SIZE_BYTES, BLOCK_SIZE)
-            // None: see the invariants of this module's parent.
-            .u64(TIMEOUT, 0)
-            .u64(DEAD_CONNECTION_TIMEOUT, DEAD_SECONDS)
-            .u64(SERVER_FLAGS, connection.export.flags.into())
-            .u64(CLIENT_FLAGS, flags)
-            .text(BACKEND_IDENTIFIER, identifier)
-            .nested(SOCKETS, &sockets(connection));
+        let attributes = device(number, identifier, connection, is_new);
         self.ask(CONNECT, &attributes).map(drop)
     }
 
@@ -171,6 +160,22 @@ impl Kernel {
     }
 }
 
+/// What a device is made with.
+fn device(number: u32, identifier: &str, connection: &Connection, is_new: bool) -> Attributes {
+    let flags = if is_new { DESTROY_ON_DISCONNECT } else { 0 };
+    Attributes::default()
+        .u32(INDEX, number)
+        .u64(SIZE_BYTES, connection.export.size)
+        .u64(BLOCK_SIZE_BYTES, BLOCK_SIZE)
+        // None: see the invariants of this module's parent.
+        .u64(TIMEOUT, 0)
+        .u64(DEAD_CONNECTION_TIMEOUT, DEAD_SECONDS)
+        .u64(SERVER_FLAGS, connection.export.flags.into())
+        .u64(CLIENT_FLAGS, flags)
+        .text(BACKEND_IDENTIFIER, identifier)
+        .nested(SOCKETS, &sockets(connection))
+}
+
 fn sockets(connection: &Connection) -> Attributes {
     let socket = connection.stream.as_raw_fd().cast_unsigned();
     let item = Attributes::default().u32(SOCKET_FD, socket);
@@ -179,7 +184,37 @@ fn sockets(connection: &Connection) -> Attributes {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use archipelago_nbd_protocol::client::Chosen;
+
     use super::*;
+
+    #[test]
+    fn a_device_has_one_connection_no_timeout_of_requests_and_its_identifier() {
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let socket = stream.as_raw_fd().cast_unsigned();
+        let export = Chosen {
+            size: 5 << 20,
+            flags: 0x6d,
+        };
+        let connection = Connection { stream, export };
+        for (is_new, client_flags) in [(false, 0), (true, 1)] {
+            // Numbers as the kernel's header has them.
+            let item = Attributes::default().u32(1, socket);
+            let expected = Attributes::default()
+                .u32(1, 9)
+                .u64(2, 5 << 20)
+                .u64(3, 512)
+                .u64(4, 0)
+                .u64(8, 300)
+                .u64(5, 0x6d)
+                .u64(6, client_flags)
+                .text(10, "node:volume")
+                .nested(7, &Attributes::default().nested(1, &item));
+            assert_eq!(device(9, "node:volume", &connection, is_new), expected);
+        }
+    }
 
     #[test]
     fn a_kernel_without_the_driver_is_said() {
