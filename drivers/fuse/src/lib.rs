@@ -8,8 +8,9 @@
 //! | `filesystem` | each call of the kernel |
 //! | `nodes`, `attributes`, `listing` | names, numbers, sizes |
 //! | `api_threads` | who asks the node |
-//! | `open_files`, `io_thread`, `channel` | an open file: its users, its thread, its segment channel |
+//! | `open_files`, `io_thread`, `worker`, `channel` | an open file: its users, its queue, its thread, its segment channel |
 //! | `opener`, `reservation`, `reopening`, `outage` | how a channel is opened, and opened again when its process has died |
+//! | `requests` | what is under way on an open file: sent, sent again over the next channel, answered |
 //! | `job`, `operation`, `pieces` | a request for an open file, and how it is cut into what a volume can do |
 //!
 //! One design decision: this is a process of its own, a client of the segment channel as any other program is. The kernel may wait for
@@ -56,8 +57,10 @@ mod operation;
 mod outage;
 mod pieces;
 mod reopening;
+mod requests;
 mod reservation;
 mod slab;
+mod worker;
 
 pub use filesystem::VolumeFiles;
 pub use mounting::{MountOptions, SUBTYPE, mount};
