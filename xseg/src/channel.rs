@@ -177,6 +177,14 @@ impl ClientPort for Client {
         each!(self, port => port.is_connected())
     }
 
+    fn announce(&mut self, number: u32, cookie: u64, submission: Submission) {
+        each!(self, port => port.announce(number, cookie, submission));
+    }
+
+    fn withdraw(&mut self, number: u32) {
+        each!(self, port => port.withdraw(number));
+    }
+
     fn prepare_sleep(&mut self) -> bool {
         each!(self, port => port.prepare_sleep())
     }

@@ -60,6 +60,15 @@ pub trait ClientPort {
     /// Whether there is a live server behind the port.
     fn is_connected(&self) -> bool;
 
+    /// Has each successor of the server get `submission`, with its completion for `cookie`, before any request: what was opened at
+    /// the server as number `number` is opened there again. In place of what was announced as that number before.
+    fn announce(&mut self, _number: u32, _cookie: u64, _submission: Submission) {
+        // A server in the same thread has no successor.
+    }
+
+    /// What was announced as `number` is not open any more.
+    fn withdraw(&mut self, _number: u32) {}
+
     /// Announces sleep; `false`: something has arrived, do not sleep. Pair with [`ClientPort::wake`].
     fn prepare_sleep(&mut self) -> bool;
 

@@ -21,7 +21,8 @@ pub(crate) fn errno(code: ErrorCode) -> libc::c_int {
         | ErrorCode::SyncFailed
         | ErrorCode::Stale
         | ErrorCode::Unavailable
-        | ErrorCode::Internal => libc::EIO,
+        | ErrorCode::Internal
+        | ErrorCode::NotOpen => libc::EIO,
     }
 }
 

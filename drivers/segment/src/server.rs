@@ -19,8 +19,8 @@ use std::collections::VecDeque;
 use archipelago_protocol::volume::{
     OnFull, OpenMode, Segment, VolumeEvent, VolumeHandle, VolumeOp, VolumeRequest, Volumes,
 };
-use archipelago_protocol::{Error, ErrorCode, Lineage};
-use xseg::{Completion, RegionId, ServerPort};
+use archipelago_protocol::{Error, ErrorCode, Lineage, Reply};
+use xseg::{RegionId, ServerPort};
 
 use crate::{BulkOp, BulkRequest};
 
@@ -211,12 +211,7 @@ impl<P: ServerPort> BulkServer<P> {
             return;
         };
         while let Some(entry) = port.accept() {
-            let result = ErrorCode::Invalid.to_result();
-            port.complete(Completion {
-                tag: entry.tag,
-                result,
-                ..Completion::default()
-            });
+            port.complete(Reply::failed(ErrorCode::Invalid).encode(entry.tag));
         }
         if port.is_closed() {
             self.state = CopyState::Ended;
@@ -279,13 +274,8 @@ impl<P: ServerPort> BulkServer<P> {
     }
 
     fn answer(&mut self, tag: u64, result: Result<(), ErrorCode>) {
-        let result = result.map_or_else(ErrorCode::to_result, |()| 0);
         if let Some(port) = &mut self.port {
-            port.complete(Completion {
-                tag,
-                result,
-                ..Completion::default()
-            });
+            port.complete(Reply::from(result).encode(tag));
         }
     }
 
@@ -306,13 +296,7 @@ impl<P: ServerPort> BulkServer<P> {
             busy = true;
             match BulkRequest::decode(&entry) {
                 Ok(request) => self.waiting.push_back((entry.tag, request)),
-                Err(code) => {
-                    port.complete(Completion {
-                        tag: entry.tag,
-                        result: code.to_result(),
-                        ..Completion::default()
-                    });
-                }
+                Err(code) => port.complete(Reply::failed(code).encode(entry.tag)),
             }
         }
         let ready = self

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use archipelago_protocol::status::STATUS_PAGE_MAX;
-use archipelago_protocol::{Error, ErrorCode};
+use archipelago_protocol::{Error, ErrorCode, Reply};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -377,11 +377,7 @@ impl VolumeClient {
     }
 
     fn finish(&mut self, cookie: u64, completion: Completion) -> Option<Finished> {
-        let result = if completion.result < 0 {
-            Err(ErrorCode::from_result(completion.result))
-        } else {
-            Ok(())
-        };
+        let result = Reply::decode(&completion).result.map(drop);
         self.take(usize::try_from(cookie).unwrap_or(usize::MAX), result)
     }
 

@@ -17,7 +17,7 @@ use archipelago_blocker::Backend;
 use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve, Wait};
 use archipelago_protocol::object::{
-    FLAG_DURABLE, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, Source, Watch};
@@ -28,7 +28,7 @@ use crate::calls::{Part, Token};
 use crate::context::{Context, Replies};
 use crate::counters::Counters;
 use crate::errors::{Failed, code_of, is_of_one_file, sync_failure};
-use crate::files::Files;
+use crate::files::{Files, Unsynced};
 use crate::heads::Heads;
 use crate::job_requests::JobRequests;
 use crate::jobs::Done;
@@ -225,7 +225,7 @@ impl FileBackend {
         (parts, context)
     }
 
-    /// Starts a read, write or sync, as soon as its file is open.
+    /// Starts a read, a write or a change of a log, as soon as its file is open.
     fn start_on_file(
         &mut self,
         ticket: u64,
@@ -233,7 +233,7 @@ impl FileBackend {
         memory: &[Span],
     ) -> Result<(), ErrorCode> {
         let (id, offset) = FileId::locate(request.id, request.offset);
-        let is_data = request.op != ObjectOp::Sync && request.id.kind == ObjectKind::Data;
+        let is_data = request.id.kind == ObjectKind::Data;
         if is_data && offset + u64::from(request.len) > CONTAINER_LEN {
             // An object never crosses a container: its size divides the container's.
             return Err(ErrorCode::Invalid);
@@ -252,6 +252,22 @@ impl FileBackend {
         }
         parts.go_on_with_logs(&mut context);
         Ok(())
+    }
+
+    /// Makes what was written to an object durable.
+    fn start_sync(&mut self, ticket: u64, id: ObjectId) {
+        let (parts, mut context) = self.parts();
+        match context.files.unsynced(id) {
+            Unsynced::Files(files) => parts.syncs.start(ticket, files, &mut context),
+            Unsynced::Many => {
+                let request = ObjectRequest::new(ObjectOp::SyncPool, id);
+                parts.requests.start(ticket, &request, &[], &mut context);
+            }
+            Unsynced::Lost => {
+                let failed = ObjectReply::failed(ErrorCode::SyncFailed);
+                context.replies.push(ticket, failed);
+            }
+        }
     }
 
     /// Has a thread carry out a request that moves no data.
@@ -434,6 +450,10 @@ impl Backend for FileBackend {
         oldest(on_files.chain(others).chain(self.logs.waits(layout)))
     }
 
+    fn written_before(&mut self, id: ObjectId) {
+        self.files.written_before(id);
+    }
+
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
         debug_assert!(request.flags & !FLAG_DURABLE == 0, "checked by the peer");
         let swapped = request.id.kind == ObjectKind::Head;
@@ -448,8 +468,10 @@ impl Backend for FileBackend {
             ObjectOp::Append | ObjectOp::Seal if request.id.kind != ObjectKind::Log => {
                 Err(ErrorCode::Invalid)
             }
-            ObjectOp::Sync | ObjectOp::Append | ObjectOp::Seal => {
-                self.start_on_file(ticket, request, memory)
+            ObjectOp::Append | ObjectOp::Seal => self.start_on_file(ticket, request, memory),
+            ObjectOp::Sync => {
+                self.start_sync(ticket, request.id);
+                Ok(())
             }
             ObjectOp::Create if swapped || request.id.kind == ObjectKind::Data => {
                 Err(ErrorCode::Invalid)

@@ -16,6 +16,7 @@ use nix::poll::PollTimeout;
 use nix::unistd::{Whence, lseek};
 
 use crate::descriptors::retry_while_exhausted;
+use crate::errors::Failed;
 use crate::layout::{FileId, Layout};
 use crate::names::files_of;
 use crate::stall_detector::Progress;
@@ -95,24 +96,21 @@ pub(crate) fn delete_lineage(
     }
 }
 
-/// Gives the space of a range back.
-pub(crate) fn punch(layout: &Layout, request: &ObjectRequest) -> io::Result<()> {
+/// Gives the space of a range back, durably: a later sync of the object does not look for it.
+pub(crate) fn punch(layout: &Layout, request: &ObjectRequest) -> Result<(), Failed> {
     let (id, offset) = FileId::locate(request.id, request.offset);
     let path = layout.file(id);
     let file = match retry_while_exhausted(|| OpenOptions::new().write(true).open(&path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     if request.len == 0 {
         return Ok(());
     }
     let signed = |value: u64| i64::try_from(value).map_err(io::Error::other);
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    Ok(fallocate(
-        &file,
-        flags,
-        signed(offset)?,
-        signed(u64::from(request.len))?,
-    )?)
+    let (offset, len) = (signed(offset)?, signed(u64::from(request.len))?);
+    fallocate(&file, flags, offset, len).map_err(io::Error::from)?;
+    file.sync_data().map_err(|error| Failed::sync(&error))
 }

@@ -4,13 +4,14 @@
 //! - A file with a request in flight is never closed.
 //! - Files are opened and closed by the threads of the blocking pool, never by the data thread.
 //! - A file that this process created is `fresh` until its name is durable. A fresh file stays open.
+//! - `chunks` has the files of `open` and `closed`, so that a sync of an object finds them.
 //! - The sync state of a file outlives its close as long as the file has unsynced writes or an unreported loss. In a suspect
 //!   pool every sync state does, because it says whether the loss was reported.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use archipelago_protocol::object::ObjectKind;
+use archipelago_protocol::object::{ObjectId, ObjectKind};
 use archipelago_runtime::{Calls, File};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -26,6 +27,29 @@ use crate::sync_state::{LogicalTime, SyncState};
 /// Files closed at once when no descriptor is free: the opens that follow need a few.
 const IDLE_CLOSED_AT_ONCE: usize = 16;
 
+/// Files of an object that are synced one by one: eight syncs in flight cost about what one sync of the pool does.
+const SYNCS_MAX: usize = 8;
+
+/// What a sync of an object has to make durable.
+#[derive(Debug)]
+pub(crate) enum Unsynced {
+    /// These files, perhaps none.
+    Files(Vec<Rc<OpenFile>>),
+    /// So much that a sync of the pool is less.
+    Many,
+    /// What was written is lost: the sync fails.
+    Lost,
+}
+
+fn forget_chunk(chunks: &mut FxHashMap<ObjectId, Vec<u64>>, id: FileId) {
+    if let Some(of_object) = chunks.get_mut(&id.object) {
+        of_object.retain(|chunk| *chunk != id.chunk);
+        if of_object.is_empty() {
+            chunks.remove(&id.object);
+        }
+    }
+}
+
 /// The open files of a pool.
 #[derive(Debug)]
 pub(crate) struct Files {
@@ -38,6 +62,10 @@ pub(crate) struct Files {
     open: FxHashMap<FileId, Rc<OpenFile>>,
     /// The sync states that outlive the close of their files.
     closed: FxHashMap<FileId, SyncState>,
+    /// The chunks of each object that are open, or closed with a sync state.
+    chunks: FxHashMap<ObjectId, Vec<u64>>,
+    /// Objects that clients wrote through an earlier process, whose writes may be lost: the next sync of each reports that.
+    lost_objects: FxHashSet<ObjectId>,
     /// Files whose creation failed: if their name exists, it may not be durable.
     half_created: FxHashSet<FileId>,
     /// Writes of an earlier process may be lost: the first sync of each file reports that.
@@ -61,6 +89,8 @@ impl Files {
             open_max,
             open: FxHashMap::default(),
             closed: FxHashMap::default(),
+            chunks: FxHashMap::default(),
+            lost_objects: FxHashSet::default(),
             half_created: FxHashSet::default(),
             suspect: false,
             clock: 0,
@@ -120,8 +150,55 @@ impl Files {
         let open = Rc::new(OpenFile::new(id, file, opened));
         if !deleted {
             self.open.insert(id, Rc::clone(&open));
+            let chunks = self.chunks.entry(id.object).or_default();
+            if !chunks.contains(&id.chunk) {
+                chunks.push(id.chunk);
+            }
         }
         open
+    }
+
+    /// What a sync of `object` has to make durable. A loss that it has to report instead is cleared.
+    pub(crate) fn unsynced(&mut self, object: ObjectId) -> Unsynced {
+        let mut lost = self.lost_objects.remove(&object);
+        let mut open = Vec::new();
+        let mut is_closed = false;
+        for chunk in self.chunks.get(&object).into_iter().flatten() {
+            let id = FileId {
+                object,
+                chunk: *chunk,
+            };
+            if let Some(file) = self.open.get(&id) {
+                if file.is_fresh() || file.sync_state().must_be_kept(self.pool_synced) {
+                    open.push(Rc::clone(file));
+                }
+            } else if let Some(state) = self.closed.get(&id) {
+                lost |= state.take_loss();
+                is_closed |= state.must_be_kept(self.pool_synced);
+            }
+        }
+        if lost {
+            for file in &open {
+                file.sync_state().take_loss();
+            }
+            return Unsynced::Lost;
+        }
+        if is_closed || open.len() > SYNCS_MAX {
+            // The sync of the pool reports the losses of no file.
+            let losses = open.iter().filter(|file| file.sync_state().take_loss());
+            return match losses.count() {
+                0 => Unsynced::Many,
+                _ => Unsynced::Lost,
+            };
+        }
+        Unsynced::Files(open)
+    }
+
+    /// A client wrote `object` through an earlier process. All of that was made durable when the pool was opened, if it could be.
+    pub(crate) fn written_before(&mut self, object: ObjectId) {
+        if self.suspect {
+            self.lost_objects.insert(object);
+        }
     }
 
     /// The creation of the file `id` failed; its name may exist all the same.
@@ -134,6 +211,16 @@ impl Files {
     pub(crate) fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         self.open.retain(|id, _| !which(id));
         self.closed.retain(|id, _| !which(id));
+        self.chunks.retain(|object, chunks| {
+            let object = *object;
+            chunks.retain(|chunk| {
+                !which(&FileId {
+                    object,
+                    chunk: *chunk,
+                })
+            });
+            !chunks.is_empty()
+        });
         self.half_created.retain(|id| !which(id));
     }
 
@@ -169,8 +256,14 @@ impl Files {
         for open in self.open.values() {
             open.pool_synced(pool_synced);
         }
-        self.closed
-            .retain(|_, state| self.suspect || state.must_be_kept(pool_synced));
+        let chunks = &mut self.chunks;
+        self.closed.retain(|id, state| {
+            let kept = self.suspect || state.must_be_kept(pool_synced);
+            if !kept {
+                forget_chunk(chunks, *id);
+            }
+            kept
+        });
     }
 
     /// A sync failed, and the kernel does not say which file's data is lost: every file with unsynced writes has a loss
@@ -233,6 +326,8 @@ impl Files {
         let state = closed.map(|open| open.sync_state().clone());
         if let Some(state) = state.filter(|it| self.suspect || it.must_be_kept(self.pool_synced)) {
             self.closed.insert(oldest, state);
+        } else {
+            forget_chunk(&mut self.chunks, oldest);
         }
         true
     }
@@ -301,5 +396,69 @@ mod tests {
         assert!(!opened.created);
         let open = files.opened(id, opened, threads.sender(), false);
         assert!(open.is_fresh());
+    }
+
+    #[test]
+    fn a_sync_covers_the_files_of_its_object_and_the_pool_when_they_are_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let threads = BlockingPool::for_test(1, layout.clone());
+        let mut files = Files::new(Access::Cached, Calls::First, false);
+        let [object, other] = [1, 2].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
+        let write = |files: &mut Files, object, chunk| {
+            let id = FileId { object, chunk };
+            let open = files.find(id).unwrap_or_else(|| {
+                let job = files.open_job(id, Missing::Create);
+                let opened = job.run(&layout).unwrap();
+                files.opened(id, opened, threads.sender(), false)
+            });
+            open.name_synced();
+            files.wrote(&open);
+            open
+        };
+        let count = |files: &mut Files| match files.unsynced(object) {
+            Unsynced::Files(open) => open.len(),
+            other => panic!("{other:?}"),
+        };
+        write(&mut files, other, 0);
+        assert_eq!(count(&mut files), 0);
+        let first = write(&mut files, object, 0);
+        write(&mut files, object, 5);
+        assert_eq!(count(&mut files), 2);
+        let now = files.now();
+        assert!(first.sync_state().synced(now));
+        assert_eq!(count(&mut files), 1);
+        for chunk in 1..=8 {
+            write(&mut files, object, chunk);
+        }
+        assert_eq!(count(&mut files), 8);
+        write(&mut files, object, 0);
+        assert!(matches!(files.unsynced(object), Unsynced::Many));
+        // A loss is reported once, whoever's sync has failed.
+        files.mark_unsynced_lost();
+        assert!(matches!(files.unsynced(object), Unsynced::Lost));
+        assert!(matches!(files.unsynced(object), Unsynced::Many));
+        files.pool_synced(files.now());
+        assert_eq!(count(&mut files), 0);
+        // What was closed with unsynced writes takes a sync of the pool.
+        write(&mut files, object, 3);
+        files.open.retain(|id, open| {
+            let keep = id.object != object;
+            if !keep {
+                files.closed.insert(*id, open.sync_state().clone());
+            }
+            keep
+        });
+        assert!(matches!(files.unsynced(object), Unsynced::Many));
+        files.forget(|id| id.object == object);
+        assert_eq!(count(&mut files), 0);
+        assert_eq!(files.chunks.len(), 1);
+        // What a client announces is in doubt only if the sync at the start of the pool failed.
+        files.written_before(other);
+        assert!(!matches!(files.unsynced(other), Unsynced::Lost));
+        files.suspect_all();
+        files.written_before(other);
+        assert!(matches!(files.unsynced(other), Unsynced::Lost));
+        assert!(!matches!(files.unsynced(other), Unsynced::Lost));
     }
 }

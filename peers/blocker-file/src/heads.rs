@@ -71,10 +71,10 @@ impl Heads {
             return Err(ErrorCode::Invalid.into());
         }
         let content = gather(memory);
-        let reply = |result, version| {
+        let reply = |result: Result<u32, ErrorCode>, version| {
             Ok(ObjectReply {
-                result,
                 values: [version, 0],
+                ..result.map_or_else(ObjectReply::failed, ObjectReply::done)
             })
         };
         let current = self.current(layout, request.id)?;
@@ -110,8 +110,8 @@ impl Heads {
         }
         scatter(&current.content, memory);
         Ok(ObjectReply {
-            result: Ok(len),
             values: [current.version, 0],
+            ..ObjectReply::done(len)
         })
     }
 

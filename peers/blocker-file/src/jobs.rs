@@ -188,7 +188,7 @@ fn carry_out(
             plain(delete(layout, is_it, id.lineage, progress))
         }
         ObjectOp::DeleteLineage => plain(delete_lineage(layout, id.lineage, progress)),
-        ObjectOp::Punch => plain(punch(layout, request)),
+        ObjectOp::Punch => punch(layout, request).map(|()| ObjectReply::done(0)),
         ObjectOp::Stat => Ok(stat(layout, id)?),
         ObjectOp::StatPool => Ok(stat_pool(layout)?),
         ObjectOp::List => Ok(list(context, request, memory)?),
@@ -217,8 +217,8 @@ pub(crate) fn stat(layout: &Layout, id: ObjectId) -> Result<ObjectReply, ErrorCo
         }
     };
     Ok(ObjectReply {
-        result: Ok(0),
         values: [occupied, len],
+        ..ObjectReply::done(0)
     })
 }
 
@@ -271,8 +271,8 @@ fn create(context: &WorkerContext, id: ObjectId) -> Result<ObjectReply, Failed> 
 fn stat_pool(layout: &Layout) -> Result<ObjectReply, ErrorCode> {
     let room = room(layout.directory()).map_err(|error| code_of(&error))?;
     Ok(ObjectReply {
-        result: Ok(0),
         values: [room.free, room.total],
+        ..ObjectReply::done(0)
     })
 }
 

@@ -93,8 +93,8 @@ pub(crate) struct Logs {
 /// The answer to a request that came too late: `there` is the end or the token that it should have known.
 fn stale_reply(there: u64) -> ObjectReply {
     ObjectReply {
-        result: Err(ErrorCode::Stale),
         values: [there, 0],
+        ..ObjectReply::failed(ErrorCode::Stale)
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Starts a read, write or sync on its open file.
+    /// Starts a read, a write or a change of a log on its open file.
     pub(crate) fn start_on_open(
         &mut self,
         ticket: u64,
@@ -39,7 +39,6 @@ impl Parts<'_> {
         context: &mut Context<'_>,
     ) {
         match request.op {
-            ObjectOp::Sync => self.syncs.start(ticket, open, context),
             ObjectOp::Write | ObjectOp::Append | ObjectOp::Seal
                 if request.id.kind == ObjectKind::Log =>
             {

@@ -141,8 +141,6 @@ impl PendingOpens {
                     self.wait(id, waiter, context);
                     continue;
                 }
-                // Nothing was ever written there.
-                _ if not_there && waiter.request.op == ObjectOp::Sync => ObjectReply::done(0),
                 _ => ObjectReply::failed(code_of(error)),
             };
             context.replies.push(waiter.ticket, reply);

@@ -1,4 +1,4 @@
-//! Syncs of one file under way: what was written to it becomes durable, and its name if it is new.
+//! Syncs of objects under way: what was written to their files becomes durable, and names that are new.
 //!
 //! What a failure means for other files: [`crate::sync_state`].
 
@@ -14,10 +14,19 @@ use crate::open_file::OpenFile;
 use crate::stall_detector::wait_on;
 use crate::sync_state::LogicalTime;
 
+/// A request, until all its files are synced.
+#[derive(Debug)]
+struct ObjectSync {
+    ticket: u64,
+    files: usize,
+    failed: Option<ErrorCode>,
+}
+
 /// A sync of a file, for one request.
 #[derive(Debug)]
 struct FileSync {
-    ticket: u64,
+    /// The place of the request.
+    object: usize,
     open: Rc<OpenFile>,
     /// What it covers.
     began: LogicalTime,
@@ -30,6 +39,7 @@ struct FileSync {
 #[derive(Debug)]
 pub(crate) struct Syncs {
     calls: Calls<FileSync>,
+    objects: Calls<ObjectSync>,
     count: u64,
 }
 
@@ -38,6 +48,7 @@ impl Syncs {
     pub(crate) fn new(seconds: u64) -> Self {
         Syncs {
             calls: Calls::new(seconds),
+            objects: Calls::new(seconds),
             count: 0,
         }
     }
@@ -47,17 +58,36 @@ impl Syncs {
         self.calls.tick(seconds);
     }
 
-    /// Syncs started so far.
+    /// Syncs of files started so far.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Makes what was written to `open` durable.
-    pub(crate) fn start(&mut self, ticket: u64, open: Rc<OpenFile>, context: &Context<'_>) {
+    /// Makes what was written to `files`, those of one object, durable.
+    pub(crate) fn start(
+        &mut self,
+        ticket: u64,
+        files: Vec<Rc<OpenFile>>,
+        context: &mut Context<'_>,
+    ) {
+        if files.is_empty() {
+            return context.replies.push_result(ticket, 0, Ok(()));
+        }
+        let object = self.objects.insert(ObjectSync {
+            ticket,
+            files: files.len(),
+            failed: None,
+        });
+        for open in files {
+            self.start_file(object, open, context);
+        }
+    }
+
+    fn start_file(&mut self, object: usize, open: Rc<OpenFile>, context: &Context<'_>) {
         self.count += 1;
         let fresh = open.is_fresh();
         let index = self.calls.insert(FileSync {
-            ticket,
+            object,
             open: Rc::clone(&open),
             began: context.files.now(),
             waiting: 1 + u32::from(fresh),
@@ -83,7 +113,7 @@ impl Syncs {
         }
     }
 
-    /// One of the answers for the sync at `index`; with the last one its request is answered.
+    /// One of the answers for the sync at `index`; with the last one its file is done.
     pub(crate) fn part_done(
         &mut self,
         index: usize,
@@ -111,8 +141,23 @@ impl Syncs {
                 }
             }
         };
-        replies.push_result(sync.ticket, 0, result);
+        let object = sync.object;
         self.calls.remove(index);
+        self.file_done(object, result, replies);
+    }
+
+    /// A file of the request at `index` is synced, or not; with the last one the request is answered.
+    fn file_done(&mut self, index: usize, result: Result<(), ErrorCode>, replies: &mut Replies) {
+        let Some(object) = self.objects.get_mut(index) else {
+            return;
+        };
+        object.files -= 1;
+        object.failed = object.failed.or(result.err());
+        if object.files == 0 {
+            let result = object.failed.map_or(Ok(()), Err);
+            replies.push_result(object.ticket, 0, result);
+            self.objects.remove(index);
+        }
     }
 
     /// The ages of the calls that the ring makes, in seconds.
@@ -124,5 +169,34 @@ impl Syncs {
     pub(crate) fn waits<'a>(&'a self, layout: &'a Layout) -> impl Iterator<Item = Wait> {
         let calls = self.calls.ages();
         calls.map(|(age, sync)| wait_on("sync of", sync.open.id(), layout, age))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archipelago_protocol::object::ObjectReply;
+
+    use super::*;
+
+    #[test]
+    fn one_file_that_was_not_synced_fails_the_sync_of_its_object() {
+        let (mut syncs, mut replies) = (Syncs::new(0), Replies::default());
+        let failed = ObjectReply::failed(ErrorCode::Io);
+        for (results, expected) in [
+            ([Err(ErrorCode::Io), Ok(())], failed),
+            ([Ok(()), Err(ErrorCode::Io)], failed),
+            ([Ok(()), Ok(())], ObjectReply::done(0)),
+        ] {
+            let object = syncs.objects.insert(ObjectSync {
+                ticket: 7,
+                files: 2,
+                failed: None,
+            });
+            for result in results {
+                assert_eq!(replies.pop(), None, "answered with the last file");
+                syncs.file_done(object, result, &mut replies);
+            }
+            assert_eq!(replies.pop(), Some((7, expected)));
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolReport, Wait};
-use archipelago_protocol::object::{ObjectReply, ObjectRequest};
+use archipelago_protocol::handle::FencingToken;
+use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest};
 use xseg::Span;
 
 /// Storage for objects, polled from one thread. The contract is [`archipelago_protocol::object`]'s.
@@ -36,6 +37,15 @@ pub trait Backend {
     fn waits(&self) -> Vec<Wait> {
         Vec::new()
     }
+
+    /// Whether the pool knows that whoever has `token` was fenced: what it opens is refused as stale.
+    fn is_fenced(&self, _token: &FencingToken) -> bool {
+        false
+    }
+
+    /// A client wrote to `id` through a predecessor of this process, and what it wrote may not be durable: the next sync of `id`
+    /// covers that, too, or fails. There is nothing to do for a backend that made everything durable when it was opened.
+    fn written_before(&mut self, _id: ObjectId) {}
 
     /// Takes a request; exactly one reply with `ticket` follows from [`Backend::poll`]. Never waits for
     /// storage: what does, does so elsewhere.

@@ -1,4 +1,4 @@
-//! What the peer keeps of one channel: its port and how much is in flight.
+//! What the peer keeps of one channel: its port, what its client has open, and how much is in flight.
 //!
 //! Invariants
 //! - `in_flight` counts started requests; a channel leaves the table only at 0.
@@ -6,6 +6,7 @@
 use archipelago_protocol::object::ObjectReply;
 use xseg::ServerPort;
 
+use crate::handles::Handles;
 use crate::rights::Rights;
 
 /// A channel that the peer serves. Never given twice.
@@ -17,6 +18,7 @@ pub(crate) struct Channel<P> {
     pub(crate) id: ChannelId,
     pub(crate) port: P,
     pub(crate) rights: Rights,
+    pub(crate) handles: Handles,
     /// Accept no more: removed by its owner, or closed.
     pub(crate) leaving: bool,
     /// Something was answered since the last publish.
@@ -30,6 +32,7 @@ impl<P: ServerPort> Channel<P> {
             id,
             port,
             rights,
+            handles: Handles::default(),
             leaving: false,
             unpublished: false,
             in_flight: 0,

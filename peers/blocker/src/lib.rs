@@ -16,6 +16,7 @@
 mod backend;
 mod channel;
 mod counters;
+mod handles;
 mod in_flight;
 pub mod logs;
 mod peer;

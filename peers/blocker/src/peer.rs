@@ -4,9 +4,11 @@
 //! - Each accepted request is answered exactly once, or its channel is closed by then and the answer is dropped.
 //! - No channel gets more than [`ENTRIES_PER_TURN`] requests started before the next one has its turn, and the first turn
 //!   goes round, so a busy client delays another by a bounded amount.
+//! - A request on a handle that is not open is answered, and hurts nobody else.
 //! - What was started finishes, whatever becomes of its client: [`BlockerPeer::channel_idle`] says when.
 
 use archipelago_protocol::control::PeerStatus;
+use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{ErrorCode, Grants};
 use archipelago_runtime::{Peer, Progress};
@@ -67,8 +69,14 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         id
     }
 
-    /// Says what channels with [`Rights::Granted`] may write from now on; until then it is nothing.
+    /// Says what channels with [`Rights::Granted`] may write from now on; until then it is nothing. Handles that rest on a grant
+    /// which is no more are closed; what was started on them finishes.
     pub fn set_grants(&mut self, grants: Grants) {
+        for channel in &mut self.channels {
+            let rights = channel.rights;
+            let keep = |object: &OpenObject| rights.allow_open(object, &grants);
+            channel.handles.retain(keep);
+        }
         self.grants = grants;
     }
 
@@ -170,21 +178,61 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         progress
     }
 
-    fn start(&mut self, index: usize, entry: &Submission) {
+    /// Opens or closes a handle.
+    fn change_handles(
+        &mut self,
+        index: usize,
+        request: Result<HandleRequest, ErrorCode>,
+    ) -> Result<(), ErrorCode> {
         let channel = &mut self.channels[index];
-        let request = match ObjectRequest::decode(entry) {
+        match request? {
+            HandleRequest::Close { handle } => channel.handles.close(handle),
+            HandleRequest::Open {
+                handle,
+                object,
+                again,
+            } => {
+                if !channel.rights.allow_open(&object, &self.grants) {
+                    self.counters.denied += 1;
+                    return Err(ErrorCode::Denied);
+                }
+                if self.backend.is_fenced(&object.token) {
+                    return Err(ErrorCode::Stale);
+                }
+                channel.handles.open(handle, object)?;
+                if again && object.access != HandleAccess::Read {
+                    self.backend.written_before(object.id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, index: usize, entry: &Submission) {
+        if let Some(request) = HandleRequest::decode(entry) {
+            let done = self.change_handles(index, request);
+            self.counters.failed += u64::from(done.is_err());
+            return self.channels[index].answer(entry.tag, &ObjectReply::from(done));
+        }
+        let channel = &mut self.channels[index];
+        let decoded = ObjectRequest::decode(entry, |handle, op| channel.handles.get(handle, op));
+        let allowed = decoded.and_then(|request| {
+            match request.op.is_about_pool() && !channel.rights.allow_on_pool(request.op) {
+                true => Err(ErrorCode::Denied),
+                false => Ok(request),
+            }
+        });
+        let request = match allowed {
             Ok(request) => request,
             Err(code) => {
-                self.counters.refused += 1;
+                match code {
+                    ErrorCode::Denied => self.counters.denied += 1,
+                    _ => self.counters.refused += 1,
+                }
                 self.counters.failed += 1;
                 return channel.answer(entry.tag, &ObjectReply::failed(code));
             }
         };
-        if !channel.rights.allow(&request, &self.grants) {
-            self.counters.denied += 1;
-            self.counters.failed += 1;
-            return channel.answer(entry.tag, &ObjectReply::failed(ErrorCode::Denied));
-        }
         if request.op == ObjectOp::Capabilities {
             let values = [self.backend.capabilities().bits(), 0];
             let reply = ObjectReply {

@@ -3,8 +3,11 @@
 //! Metadata is the mapper's alone: who could write a head or a log would own every volume of the pool. A volume peer, which
 //! shares its process with the driver that guests talk to, moves data and makes it durable. One that is less trusted than
 //! the blocker writes only volumes that control has granted it. Why reads are not bound like that: `docs/decisions/`, 7.
+//!
+//! Rights are checked when an object is opened; what is asked on its handle then is within them.
 
-use archipelago_protocol::object::{ObjectKind, ObjectOp, ObjectRequest};
+use archipelago_protocol::handle::{HandleAccess, OpenObject};
+use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Access, Grants};
 
 /// What the client of a channel may ask for.
@@ -14,39 +17,41 @@ pub enum Rights {
     All,
     /// Reads, writes and syncs of data, and a sync of the pool: a volume peer.
     Data,
-    /// The same, and no writes but to volumes that are granted: a volume peer of another user.
+    /// The same, and no writes and syncs but of volumes that are granted: a volume peer of another user.
     Granted,
 }
 
 impl Rights {
-    /// Whether `request` is within them. Looks at two bytes of it, and for [`Rights::Granted`] a write's volume up.
+    /// Whether the client may open `object`, and keep it open.
     #[must_use]
-    pub fn allow(self, request: &ObjectRequest, grants: &Grants) -> bool {
-        let of_data = request.id.kind == ObjectKind::Data;
-        match (self, request.op) {
-            (Rights::All, _) | (_, ObjectOp::SyncPool | ObjectOp::Capabilities) => true,
-            (Rights::Granted, ObjectOp::Write) => {
-                of_data && grants.permit(request.id.lineage, Access::Write)
+    pub fn allow_open(self, object: &OpenObject, grants: &Grants) -> bool {
+        let of_data = object.id.kind == ObjectKind::Data;
+        match (self, object.access) {
+            (Rights::All, _) => true,
+            (_, HandleAccess::Metadata) => false,
+            (Rights::Granted, HandleAccess::Write) => {
+                of_data && grants.permit(object.id.lineage, Access::Write)
             }
-            (_, ObjectOp::Read | ObjectOp::Write | ObjectOp::Sync) => of_data,
-            _ => false,
+            (_, HandleAccess::Read | HandleAccess::Write) => of_data,
         }
+    }
+
+    /// Whether the client may ask for `op`, which is about the pool.
+    #[must_use]
+    pub fn allow_on_pool(self, op: ObjectOp) -> bool {
+        self == Rights::All || matches!(op, ObjectOp::SyncPool | ObjectOp::Capabilities)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use archipelago_protocol::Lineage;
     use archipelago_protocol::object::ObjectId;
+    use archipelago_protocol::{Lineage, ObjectSize};
 
     use super::*;
 
     #[test]
-    fn a_volume_peer_moves_data_and_asks_for_nothing_else() {
-        use ObjectOp::{
-            Append, Capabilities, CompareAndSwap, Create, Delete, DeleteLineage, List, Punch, Read,
-            ReadSwapped, Seal, Stat, StatPool, Sync, SyncPool, Write,
-        };
+    fn a_volume_peer_opens_data_and_nothing_else() {
         let kinds = [
             ObjectKind::Data,
             ObjectKind::Head,
@@ -54,21 +59,10 @@ mod tests {
             ObjectKind::Pack,
             ObjectKind::Content,
         ];
-        let ops = [
-            (Read, true),
-            (Write, true),
-            (Sync, true),
-            (CompareAndSwap, false),
-            (ReadSwapped, false),
-            (Delete, false),
-            (DeleteLineage, false),
-            (Punch, false),
-            (Stat, false),
-            (StatPool, false),
-            (List, false),
-            (Append, false),
-            (Seal, false),
-            (Create, false),
+        let accesses = [
+            (HandleAccess::Read, true),
+            (HandleAccess::Write, true),
+            (HandleAccess::Metadata, false),
         ];
         let none = Grants::default();
         let (mut read, mut written) = (Grants::default(), Grants::default());
@@ -76,35 +70,43 @@ mod tests {
         read.allow(Lineage(2), Access::Write);
         written.allow(Lineage(1), Access::Write);
         for kind in kinds {
-            let request = |op| {
-                let (lineage, number) = (Lineage(1), 0);
-                let id = ObjectId {
-                    lineage,
-                    kind,
-                    number,
+            for (access, of_data) in accesses {
+                let object = OpenObject {
+                    id: ObjectId {
+                        lineage: Lineage(1),
+                        kind,
+                        number: 0,
+                    },
+                    object_size: ObjectSize::DEFAULT,
+                    access,
+                    token: Default::default(),
                 };
-                ObjectRequest::new(op, id)
-            };
-            for (op, of_data) in ops {
                 let allowed = of_data && kind == ObjectKind::Data;
-                let request = request(op);
+                let is_read = access == HandleAccess::Read;
                 for (rights, grants, allowed) in [
                     (Rights::All, &none, true),
                     (Rights::Data, &none, allowed),
-                    (Rights::Granted, &none, allowed && op != Write),
-                    (Rights::Granted, &read, allowed && op != Write),
+                    (Rights::Granted, &none, allowed && is_read),
+                    (Rights::Granted, &read, allowed && is_read),
                     (Rights::Granted, &written, allowed),
                 ] {
                     assert_eq!(
-                        rights.allow(&request, grants),
+                        rights.allow_open(&object, grants),
                         allowed,
-                        "{rights:?} for {op:?} of {kind:?} with {grants:?}"
+                        "{rights:?} opens {kind:?} for {access:?} with {grants:?}"
                     );
                 }
             }
-            // These name no object.
-            for op in [SyncPool, Capabilities] {
-                assert!(Rights::Granted.allow(&request(op), &none));
+        }
+        use ObjectOp::{Capabilities, DeleteLineage, List, StatPool, SyncPool};
+        for op in [DeleteLineage, List, StatPool, SyncPool, Capabilities] {
+            assert!(Rights::All.allow_on_pool(op));
+            for rights in [Rights::Data, Rights::Granted] {
+                assert_eq!(
+                    rights.allow_on_pool(op),
+                    matches!(op, SyncPool | Capabilities),
+                    "{rights:?} {op:?}"
+                );
             }
         }
     }

@@ -6,6 +6,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 use archipelago_blocker::{Backend, BlockerPeer, ChannelId, ENTRIES_PER_TURN, Rights};
 use archipelago_doubles::MemoryBackend;
+use archipelago_protocol::handle::{
+    FencingToken, HANDLES_MAX, HandleAccess, HandleRequest, OpenObject,
+};
 use archipelago_protocol::object::{
     Memory, ObjectId, ObjectOp, ObjectReply, ObjectRequest, SCATTER_MAX,
 };
@@ -19,11 +22,22 @@ use xseg::{ClientPort, Region, RegionId, Server, Span, Submission};
 struct Manual {
     started: Vec<(u64, ObjectRequest)>,
     replies: VecDeque<(u64, ObjectReply)>,
+    /// The incarnation that was fenced.
+    fenced: Option<u128>,
+    written_before: Vec<ObjectId>,
 }
 
 impl Backend for Manual {
     fn name(&self) -> &str {
         "manual"
+    }
+
+    fn is_fenced(&self, token: &FencingToken) -> bool {
+        self.fenced == Some(token.incarnation)
+    }
+
+    fn written_before(&mut self, id: ObjectId) {
+        self.written_before.push(id);
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, _memory: &[Span]) {
@@ -44,13 +58,42 @@ impl Manual {
 }
 
 fn connect<B: Backend>(peer: &mut BlockerPeer<B>) -> (LocalClient, ChannelId) {
-    connect_with(peer, Rights::All)
+    let (mut client, id) = connect_with(peer, Rights::All);
+    let open = open(HANDLE, object(), HandleAccess::Metadata);
+    assert_eq!(change(peer, &mut client, open), Ok(0));
+    (client, id)
 }
 
 fn connect_with<B: Backend>(peer: &mut BlockerPeer<B>, rights: Rights) -> (LocalClient, ChannelId) {
     let (client, server) = channel(256, 1 << 20).unwrap();
     let id = peer.add_channel(Server::from(server), rights);
     (client, id)
+}
+
+/// The cookie of opens and closes.
+const HANDLES: u64 = u64::MAX;
+/// The handle of [`object`] in most tests.
+const HANDLE: u32 = 1;
+
+/// Asks for `request`; its answer, and those of other requests about handles.
+fn change<B: Backend>(
+    peer: &mut BlockerPeer<B>,
+    client: &mut LocalClient,
+    request: HandleRequest,
+) -> Result<u32, ErrorCode> {
+    client.submit(HANDLES, request.encode()).unwrap();
+    peer.poll();
+    let (cookie, completion) = client.complete().expect("answered in the same turn");
+    assert_eq!(cookie, HANDLES);
+    ObjectReply::decode(&completion).result
+}
+
+fn open(handle: u32, id: ObjectId, access: HandleAccess) -> HandleRequest {
+    HandleRequest::Open {
+        handle,
+        object: OpenObject::of(&ObjectRequest::new(ObjectOp::Read, id), access),
+        again: false,
+    }
 }
 
 fn object() -> ObjectId {
@@ -73,37 +116,129 @@ fn completions(client: &mut LocalClient) -> Vec<(u64, Result<u32, ErrorCode>)> {
 }
 
 #[test]
-fn what_a_channel_may_not_ask_for_is_denied_and_reaches_no_backend() {
+fn what_a_channel_may_not_open_is_denied_and_reaches_no_backend() {
     let mut peer = BlockerPeer::new(Manual::default());
     let (mut volume, _) = connect_with(&mut peer, Rights::Granted);
     let (mut mapper, _) = connect(&mut peer);
-    let swap = ObjectRequest::new(ObjectOp::CompareAndSwap, ObjectId::head(Lineage(1)));
-    let log = ObjectRequest::new(ObjectOp::Write, ObjectId::log(Lineage(1), 1));
-    for (cookie, request) in [swap, log].into_iter().enumerate() {
-        volume.submit(cookie as u64, request.encode()).unwrap();
+    let head = open(2, ObjectId::head(Lineage(1)), HandleAccess::Metadata);
+    let log = open(3, ObjectId::log(Lineage(1), 1), HandleAccess::Write);
+    let data = open(4, object(), HandleAccess::Write);
+    for request in [head, log, data] {
+        let answer = change(&mut peer, &mut volume, request);
+        assert_eq!(answer, Err(ErrorCode::Denied), "{request:?}");
     }
+    // A request travels with its open, and finds it denied.
     let write = request(ObjectOp::Write, 0, 512);
-    volume.submit(2, write.encode()).unwrap();
-    mapper.submit(3, swap.encode()).unwrap();
+    volume.submit(HANDLES, data.encode()).unwrap();
+    volume.submit(2, write.encode(4)).unwrap();
+    let list = ObjectRequest::new(ObjectOp::List, object());
+    volume.submit(3, list.encode(0)).unwrap();
+    let swap = ObjectRequest::new(ObjectOp::CompareAndSwap, ObjectId::head(Lineage(1)));
+    assert_eq!(change(&mut peer, &mut mapper, head), Ok(0));
+    mapper.submit(3, swap.encode(2)).unwrap();
     peer.poll();
-    assert_eq!(
-        completions(&mut volume),
-        [0, 1, 2].map(|cookie| (cookie, Err(ErrorCode::Denied)))
-    );
+    let answers = [
+        (HANDLES, Err(ErrorCode::Denied)),
+        (2, Err(ErrorCode::NotOpen)),
+        (3, Err(ErrorCode::Denied)),
+    ];
+    assert_eq!(completions(&mut volume), answers);
     let mut grants = Grants::default();
     grants.allow(write.id.lineage, Access::Write);
     peer.set_grants(grants);
-    volume.submit(4, write.encode()).unwrap();
+    volume.submit(HANDLES, data.encode()).unwrap();
+    volume.submit(4, write.encode(4)).unwrap();
+    // More than it was opened for.
+    let punch = request(ObjectOp::Punch, 0, 512);
+    volume.submit(5, punch.encode(4)).unwrap();
     peer.poll();
-    let started: Vec<ObjectOp> = peer
-        .backend()
-        .started
-        .iter()
-        .map(|(_, request)| request.op)
-        .collect();
-    assert_eq!(started, [ObjectOp::CompareAndSwap, ObjectOp::Write]);
+    let started = |peer: &BlockerPeer<Manual>| -> Vec<ObjectOp> {
+        let started = peer.backend().started.iter();
+        started.map(|(_, request)| request.op).collect()
+    };
+    let expected = [ObjectOp::CompareAndSwap, ObjectOp::Write];
+    assert_eq!(started(&peer), expected);
+    let answers = [(HANDLES, Ok(0)), (5, Err(ErrorCode::Denied))];
+    assert_eq!(completions(&mut volume), answers);
     let counters = peer.counters();
-    assert_eq!((counters.denied, counters.failed), (3, 3));
+    assert_eq!((counters.denied, counters.failed), (6, 7));
+    // A handle dies with its grant, those of others do not; what was started finishes.
+    peer.set_grants(Grants::default());
+    volume.submit(6, write.encode(4)).unwrap();
+    mapper.submit(7, write.encode(HANDLE)).unwrap();
+    peer.backend_mut().reply(1);
+    peer.poll();
+    let answers = [(6, Err(ErrorCode::NotOpen)), (4, Ok(512))];
+    assert_eq!(completions(&mut volume), answers);
+    assert_eq!(started(&peer), expected);
+}
+
+#[test]
+fn a_bad_handle_hurts_its_request_only() {
+    let mut peer = BlockerPeer::new(MemoryBackend::new());
+    let (mut client, _) = connect(&mut peer);
+    let other = ObjectId::data(Lineage(2), Epoch(1));
+    let mut check = |request: HandleRequest, expected: Result<u32, ErrorCode>| {
+        let answer = change(&mut peer, &mut client, request);
+        assert_eq!(answer, expected, "{request:?}");
+    };
+    let metadata = HandleAccess::Metadata;
+    check(open(HANDLE, object(), metadata), Ok(0));
+    check(open(HANDLE, other, metadata), Err(ErrorCode::InUse));
+    check(
+        open(HANDLE, object(), HandleAccess::Read),
+        Err(ErrorCode::InUse),
+    );
+    check(open(HANDLES_MAX - 1, other, metadata), Ok(0));
+    check(open(HANDLES_MAX, other, metadata), Err(ErrorCode::Invalid));
+    check(
+        HandleRequest::Close {
+            handle: HANDLES_MAX,
+        },
+        Err(ErrorCode::Invalid),
+    );
+    check(HandleRequest::Close { handle: 7 }, Ok(0));
+    check(
+        HandleRequest::Close {
+            handle: HANDLES_MAX - 1,
+        },
+        Ok(0),
+    );
+    let write = request(ObjectOp::Write, 0, 512);
+    for (cookie, handle) in [(1, HANDLES_MAX - 1), (2, 7), (3, u32::MAX), (4, HANDLE)] {
+        client.submit(cookie, write.encode(handle)).unwrap();
+    }
+    peer.poll();
+    let answers = completions(&mut client);
+    let lost = Err(ErrorCode::NotOpen);
+    assert_eq!(answers, [(1, lost), (2, lost), (3, lost), (4, Ok(512))]);
+}
+
+#[test]
+fn who_was_fenced_opens_nothing() {
+    let mut peer = BlockerPeer::new(Manual {
+        fenced: Some(5),
+        ..Manual::default()
+    });
+    let (mut client, _) = connect(&mut peer);
+    for (incarnation, expected) in [(4, Ok(0)), (5, Err(ErrorCode::Stale)), (6, Ok(0))] {
+        let object = OpenObject {
+            token: FencingToken {
+                incarnation,
+                generation: 1,
+            },
+            ..OpenObject::of(&request(ObjectOp::Read, 0, 0), HandleAccess::Write)
+        };
+        let handle = 10 + u32::try_from(incarnation).unwrap();
+        let open = HandleRequest::Open {
+            handle,
+            object,
+            again: incarnation == 6,
+        };
+        assert_eq!(change(&mut peer, &mut client, open), expected);
+    }
+    // What was written through a handle of before may not be durable.
+    assert_eq!(peer.backend().written_before, [object()]);
 }
 
 #[test]
@@ -120,11 +255,11 @@ fn requests_of_several_channels_reach_the_backend_and_come_back() {
         },
         ..request(ObjectOp::Write, 0, 512)
     };
-    writer.submit(1, write.encode()).unwrap();
+    writer.submit(1, write.encode(HANDLE)).unwrap();
     assert_eq!(peer.poll(), Progress::Busy);
     assert_eq!(completions(&mut writer), [(1, Ok(512))]);
     reader
-        .submit(2, request(ObjectOp::Read, 0, 512).encode())
+        .submit(2, request(ObjectOp::Read, 0, 512).encode(HANDLE))
         .unwrap();
     peer.poll();
     assert_eq!(completions(&mut reader), [(2, Ok(512))]);
@@ -139,7 +274,7 @@ fn requests_of_several_channels_reach_the_backend_and_come_back() {
             counters.read_bytes,
             counters.written_bytes
         ),
-        (2, 512, 512)
+        (4, 512, 512)
     );
 }
 
@@ -171,9 +306,9 @@ fn scatter_lists_name_any_region_of_the_channel() {
         },
         ..request(ObjectOp::Write, 0, 1024)
     };
-    client.submit(1, write.encode()).unwrap();
+    client.submit(1, write.encode(HANDLE)).unwrap();
     client
-        .submit(2, request(ObjectOp::Read, 0, 1024).encode())
+        .submit(2, request(ObjectOp::Read, 0, 1024).encode(HANDLE))
         .unwrap();
     peer.poll();
     assert_eq!(completions(&mut client), [(1, Ok(1024)), (2, Ok(1024))]);
@@ -186,7 +321,7 @@ fn scatter_lists_name_any_region_of_the_channel() {
 fn bad_requests_are_answered_and_the_channel_goes_on() {
     let mut peer = BlockerPeer::new(MemoryBackend::new());
     let (mut client, _) = connect(&mut peer);
-    let write = request(ObjectOp::Write, 0, 512).encode();
+    let write = request(ObjectOp::Write, 0, 512).encode(HANDLE);
     let bad = [
         (Submission { op: 99, ..write }, ErrorCode::Unsupported),
         (
@@ -194,7 +329,7 @@ fn bad_requests_are_answered_and_the_channel_goes_on() {
                 handle: 77,
                 ..write
             },
-            ErrorCode::Invalid,
+            ErrorCode::NotOpen,
         ),
         (
             Submission {
@@ -251,11 +386,11 @@ fn a_busy_channel_gets_its_turn_and_no_more() {
     let (mut busy, _) = connect(&mut peer);
     let (mut quiet, _) = connect(&mut peer);
     for cookie in 0..200 {
-        busy.submit(cookie, request(ObjectOp::Read, 0, 512).encode())
+        busy.submit(cookie, request(ObjectOp::Read, 0, 512).encode(HANDLE))
             .unwrap();
     }
     quiet
-        .submit(0, request(ObjectOp::Read, 4096, 512).encode())
+        .submit(0, request(ObjectOp::Read, 4096, 512).encode(HANDLE))
         .unwrap();
     peer.poll();
     let started = &peer.backend().started;
@@ -272,7 +407,7 @@ fn what_a_dead_client_started_finishes_before_the_channel_is_idle() {
     let (mut client, id) = connect(&mut peer);
     for cookie in 0..3 {
         client
-            .submit(cookie, request(ObjectOp::Write, 0, 512).encode())
+            .submit(cookie, request(ObjectOp::Write, 0, 512).encode(HANDLE))
             .unwrap();
     }
     peer.poll();
@@ -298,12 +433,12 @@ fn a_removed_channel_accepts_nothing_more_and_finishes() {
     let mut peer = BlockerPeer::new(Manual::default());
     let (mut client, id) = connect(&mut peer);
     client
-        .submit(1, request(ObjectOp::Write, 0, 512).encode())
+        .submit(1, request(ObjectOp::Write, 0, 512).encode(HANDLE))
         .unwrap();
     peer.poll();
     peer.remove_channel(id);
     client
-        .submit(2, request(ObjectOp::Write, 0, 512).encode())
+        .submit(2, request(ObjectOp::Write, 0, 512).encode(HANDLE))
         .unwrap();
     peer.poll();
     assert_eq!(peer.backend().started.len(), 1);
@@ -320,7 +455,7 @@ fn slots_are_used_again() {
     let (mut tickets, mut slots) = (BTreeSet::new(), BTreeSet::new());
     for cookie in 0..1000 {
         for op in [ObjectOp::Write, ObjectOp::Read] {
-            let entry = request(op, 0, 512).encode();
+            let entry = request(op, 0, 512).encode(HANDLE);
             client.submit(cookie, entry).unwrap();
         }
         peer.poll();
@@ -347,7 +482,7 @@ fn a_backend_that_replies_twice_is_our_own_mistake() {
     let mut peer = BlockerPeer::new(Manual::default());
     let (mut client, _) = connect(&mut peer);
     client
-        .submit(1, request(ObjectOp::Read, 0, 512).encode())
+        .submit(1, request(ObjectOp::Read, 0, 512).encode(HANDLE))
         .unwrap();
     peer.poll();
     let (ticket, _) = peer.backend().started[0];

@@ -108,6 +108,7 @@ impl<B: Backend> Channels for BlockerHost<B> {
 #[cfg(test)]
 mod tests {
     use archipelago_doubles::MemoryBackend;
+    use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
     use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
     use archipelago_protocol::{Access, Epoch, ErrorCode, Lineage};
     use xseg::ClientPort;
@@ -141,13 +142,25 @@ mod tests {
         ] {
             let (mut client, server) = xseg::local::channel(8, 4096).unwrap();
             host.add(Server::from(server), Caller { uid, role });
+            let mut handle = 0;
             let done = requests.map(|(op, id)| {
                 let request = ObjectRequest::new(op, id);
-                client.submit(1, request.encode()).unwrap();
+                handle += 1;
+                let open = HandleRequest::Open {
+                    handle,
+                    object: OpenObject::of(&request, HandleAccess::of(op)),
+                    again: false,
+                };
+                client.submit(1, open.encode()).unwrap();
+                client.submit(1, request.encode(handle)).unwrap();
                 client.publish();
                 host.poll();
-                let (_, completion) = client.complete().expect("memory answers at once");
-                ObjectReply::decode(&completion).result != Err(ErrorCode::Denied)
+                let mut answers = std::iter::from_fn(|| client.complete())
+                    .map(|(_, completion)| ObjectReply::decode(&completion).result);
+                let opened = answers.next().expect("an open is answered at once");
+                let written = answers.next().expect("memory answers at once");
+                assert!(opened.is_ok() == written.is_ok() && answers.next().is_none());
+                opened != Err(ErrorCode::Denied)
             });
             assert_eq!(done, allowed, "user {uid} as {role}");
         }

@@ -48,11 +48,13 @@ pub enum ErrorCode {
     TooLarge = 18,
     /// Stored by another version of the program, or with features that this one does not know. Nothing was changed.
     UnsupportedFormat = 19,
+    /// The object handle of the request is not open.
+    NotOpen = 20,
 }
 
 impl ErrorCode {
     /// All codes, in order of their numbers.
-    pub const ALL: [ErrorCode; 19] = [
+    pub const ALL: [ErrorCode; 20] = [
         ErrorCode::Invalid,
         ErrorCode::NotFound,
         ErrorCode::Exists,
@@ -72,6 +74,7 @@ impl ErrorCode {
         ErrorCode::NoRunSpace,
         ErrorCode::TooLarge,
         ErrorCode::UnsupportedFormat,
+        ErrorCode::NotOpen,
     ];
 
     /// Whether something has run out that comes back by itself, or when somebody frees it: the same request can be done then.
@@ -130,7 +133,8 @@ impl ErrorCode {
             | ErrorCode::Unavailable
             | ErrorCode::Internal
             | ErrorCode::Denied
-            | ErrorCode::TooLarge => 1,
+            | ErrorCode::TooLarge
+            | ErrorCode::NotOpen => 1,
         }
     }
 }
@@ -158,6 +162,7 @@ impl fmt::Display for ErrorCode {
             ErrorCode::NoRunSpace => "the run directory is full",
             ErrorCode::TooLarge => "larger than a file may get",
             ErrorCode::UnsupportedFormat => "stored in a format that this program does not know",
+            ErrorCode::NotOpen => "the object handle is not open",
         })
     }
 }
@@ -254,7 +259,7 @@ mod tests {
         for (code, number) in ErrorCode::ALL.into_iter().zip(1..) {
             assert_eq!(code.to_result(), -number, "{code:?}");
         }
-        for unknown in [0, 1, -20, i32::MIN] {
+        for unknown in [0, 1, -21, i32::MIN] {
             assert_eq!(ErrorCode::from_result(unknown), ErrorCode::Internal);
         }
     }
@@ -264,7 +269,7 @@ mod tests {
         let told = ErrorCode::ALL.map(ErrorCode::exit_code);
         assert_eq!(
             told,
-            [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1, 6, 6, 6, 1, 8]
+            [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1, 6, 6, 6, 1, 8, 1]
         );
     }
 }

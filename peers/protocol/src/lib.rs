@@ -10,6 +10,9 @@
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
 //! | [`capabilities`] | the same: what a backend does by itself |
 //! | [`log_sector`] | the same: what a log is made of |
+//! | [`handle`] | the same: objects that are opened |
+//! | [`client_handles`] | volume peer and mapper: the handles that they have open |
+//! | [`reply`] | whoever speaks by ring entries: the answer to any request |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
 //! | [`endpoint`] | the same, and drivers: which volume is served, at what kind of endpoint |
@@ -23,18 +26,20 @@
 //! One design decision: ids are structured numbers, never strings, so that every request of the data path fits in one
 //! 64-byte entry, and names appear only in [`catalogue`].
 //!
-//! This crate never does I/O, reads no clock and keeps no state.
+//! This crate never does I/O and reads no clock. It keeps no state but [`client_handles`], which two peers share.
 
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
 pub mod catalogue;
 pub mod check;
+pub mod client_handles;
 pub mod control;
 mod date;
 pub mod endpoint;
 pub mod error;
 pub mod grants;
+pub mod handle;
 pub mod ids;
 pub mod journaled;
 pub mod labels;
@@ -43,6 +48,7 @@ pub mod log_sector;
 pub mod map;
 pub mod object;
 pub mod on_full;
+pub mod reply;
 #[cfg(feature = "schema")]
 mod schema;
 pub mod status;
@@ -55,3 +61,4 @@ pub use grants::{Access, Grants};
 pub use ids::{BLOCK_SIZE, Epoch, Generation, Lineage, Name, ObjectSize};
 pub use labels::{Label, LabelChanges, LabelFilter, LabelKey, LabelValue, Labels};
 pub use on_full::OnFull;
+pub use reply::Reply;

@@ -28,10 +28,11 @@
 //! - A commit either follows a sync of everything that was dirty and says [`FLAG_HOME`], or it carries a copy of every
 //!   block that was written since the commit or snapshot before it ([`crate::journaled`]).
 
-use xseg::{Completion, Submission};
+use xseg::Submission;
 
 use crate::error::ErrorCode;
 use crate::ids::{Epoch, Lineage, ObjectSize};
+use crate::reply::Reply;
 use crate::status::MapRuns;
 
 /// Operations of the mapper on the data path. The numbers are the wire's.
@@ -198,37 +199,10 @@ impl MapRequest {
 }
 
 /// The answer to a [`MapRequest`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MapReply {
-    /// The number that the operation's row names, or why it failed.
-    pub result: Result<u32, ErrorCode>,
-    /// Placement and flags.
-    pub flags: u32,
-    /// The values that the operation's row names.
-    pub values: [u64; 2],
-}
+pub type MapReply = Reply;
 
+/// What an answer of the mapper holds besides its result.
 impl MapReply {
-    /// Success with `result` and nothing else.
-    #[must_use]
-    pub fn done(result: u32) -> Self {
-        MapReply {
-            result: Ok(result),
-            flags: 0,
-            values: [0; 2],
-        }
-    }
-
-    /// Failure.
-    #[must_use]
-    pub fn failed(code: ErrorCode) -> Self {
-        MapReply {
-            result: Err(code),
-            flags: 0,
-            values: [0; 2],
-        }
-    }
-
     /// The answer to a locate: `len` bytes lie at `placement` in (`lineage_index`, `epoch`).
     #[must_use]
     pub fn run(len: u32, placement: Placement, epoch: Epoch, lineage_index: u32) -> Self {
@@ -275,38 +249,12 @@ impl MapReply {
             .ok()
             .and_then(ObjectSize::from_log2)
     }
-
-    /// The reply as a ring entry to the request with `tag`.
-    #[must_use]
-    pub fn encode(&self, tag: u64) -> Completion {
-        let result = match self.result {
-            // Handles and runs stay below 2^31; a larger one would be our mistake.
-            Ok(count) => i32::try_from(count).unwrap_or(ErrorCode::Internal.to_result()),
-            Err(code) => code.to_result(),
-        };
-        Completion {
-            tag,
-            result,
-            flags: self.flags,
-            values: self.values,
-        }
-    }
-
-    /// The reply in a ring entry.
-    #[must_use]
-    pub fn decode(entry: &Completion) -> Self {
-        let result =
-            u32::try_from(entry.result).map_err(|_negative| ErrorCode::from_result(entry.result));
-        MapReply {
-            result,
-            flags: entry.flags,
-            values: entry.values,
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use xseg::Completion;
+
     use super::*;
     use crate::status::BlockState;
 

@@ -4,6 +4,9 @@
 //! byte `offset` of it is byte `offset` of the volume, so object `i` is `offset / object_size == i`, and each backend
 //! places it as suits it: the file blocker by arithmetic in a container, RADOS as one RADOS object.
 //!
+//! A client opens an object ([`crate::handle`]); its requests carry the handle. The three argument words of such an entry are
+//! reserved, for a displacement and for names of content, and are 0.
+//!
 //! Guarantees
 //! - Requests in flight at the same time are not ordered. What was completed before another was submitted precedes it.
 //! - A completed [`ObjectOp::Write`] is seen by every later read, and is durable after a later completed
@@ -23,10 +26,12 @@
 
 mod id;
 
-use xseg::{Completion, Submission};
+use xseg::Submission;
 
 use crate::error::ErrorCode;
+use crate::handle::OpenObject;
 use crate::ids::{Generation, Lineage, ObjectSize};
+use crate::reply::Reply;
 
 pub use id::{OBJECT_ID_LEN, ObjectId, ObjectKind};
 
@@ -38,7 +43,7 @@ pub enum ObjectOp {
     Read = 1,
     /// Writes `len` bytes at `offset`, creating the object if need be. Result: `len`; a shorter count never happens.
     Write = 2,
-    /// Makes all completed writes to `id` durable, its name included. For data: the 64 GiB around `offset`.
+    /// Makes all completed writes to `id` durable, its name included.
     Sync = 3,
     /// Makes all completed writes to the pool durable. It fails if another sync, of whatever, fails while it is under way: what that
     /// one dropped, this one may not have made durable.
@@ -83,6 +88,16 @@ pub enum ObjectOp {
 }
 
 impl ObjectOp {
+    /// Whether it is about the pool, or a lineage of it: its entry carries an id. All others carry a handle.
+    #[must_use]
+    pub fn is_about_pool(self) -> bool {
+        use ObjectOp::{Capabilities, DeleteLineage, List, StatPool, SyncPool};
+        matches!(
+            self,
+            SyncPool | DeleteLineage | StatPool | List | Capabilities
+        )
+    }
+
     fn from_bits(bits: u8) -> Option<Self> {
         use ObjectOp::{
             Append, Capabilities, CompareAndSwap, Create, Delete, DeleteLineage, List, Punch, Read,
@@ -109,11 +124,6 @@ impl ObjectOp {
         .into_iter()
         .find(|op| *op as u8 == bits)
     }
-
-    /// Whether the operation is of a session, whose token it carries.
-    fn has_token(self) -> bool {
-        matches!(self, ObjectOp::Append | ObjectOp::Seal)
-    }
 }
 
 /// [`ObjectRequest::flags`]: a write is durable when it completes.
@@ -122,8 +132,6 @@ pub const FLAG_DURABLE: u8 = 1;
 pub const SWAP_LEN_MAX: u32 = 4096 - 64;
 /// Most bytes of one read or write: larger ones are split by the client.
 pub const IO_LEN_MAX: u32 = 32 << 20;
-/// The bits of a log's number beside a token: both go into one word.
-const NUMBER_MASK: u64 = u32::MAX as u64;
 /// Most entries of a scatter list.
 pub const SCATTER_MAX: u16 = 1024;
 /// Bytes of an entry of a scatter list: region u32, length u32, offset u64, little-endian.
@@ -154,7 +162,7 @@ pub struct ObjectRequest {
     /// Byte offset in the object's address space; for [`ObjectOp::CompareAndSwap`] the expected version, for
     /// [`ObjectOp::Append`] the position.
     pub offset: u64,
-    /// Whose session asks, for [`ObjectOp::Append`] and [`ObjectOp::Seal`]; below 2^32. Others carry none.
+    /// Whose session asks: it opened the handle. Below 2^32; [`ObjectOp::Append`] and [`ObjectOp::Seal`] need it.
     pub token: Generation,
     /// Bytes of data in memory.
     pub len: u32,
@@ -178,13 +186,15 @@ impl ObjectRequest {
         }
     }
 
-    /// The request as a ring entry.
+    /// The request as a ring entry, on `handle`, which its client has opened for [`ObjectRequest::id`]. A request about the pool
+    /// carries the id itself, and no handle.
     #[must_use]
-    pub fn encode(&self) -> Submission {
+    pub fn encode(&self, handle: u32) -> Submission {
         let [high, low] = self.id.lineage.to_words();
-        let number = match self.op.has_token() {
-            true => self.id.number & NUMBER_MASK | self.token.0 << 32,
-            false => self.id.number,
+        let (handle, args) = if self.op.is_about_pool() {
+            (u32::from(self.id.kind as u8), [high, low, self.id.number])
+        } else {
+            (handle, [0; 3])
         };
         Submission {
             tag: 0,
@@ -192,45 +202,51 @@ impl ObjectRequest {
             flags: self.flags,
             count: self.memory.count,
             len: self.len,
-            handle: u32::from(self.id.kind as u8) | u32::from(self.object_size.log2()) << 8,
+            handle,
             region: self.memory.region,
             offset: self.offset,
             region_offset: self.memory.offset,
-            args: [high, low, number],
+            args,
         }
     }
 
-    /// The request in a ring entry, judged for form: operation, kind and sizes are known ones. Memory is not judged.
+    /// The request in a ring entry, checked for form: operation, kind and sizes are known ones, and reserved words are 0. `resolve`
+    /// says which object a handle stands for, if it may be used for an operation. Memory is not checked.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] for an unknown operation, [`ErrorCode::Invalid`] for any other field.
-    pub fn decode(entry: &Submission) -> Result<Self, ErrorCode> {
+    /// [`ErrorCode::Unsupported`] for an unknown operation, [`ErrorCode::Invalid`] for any other field, and what `resolve` says.
+    pub fn decode<'a>(
+        entry: &Submission,
+        resolve: impl FnOnce(u32, ObjectOp) -> Result<&'a OpenObject, ErrorCode>,
+    ) -> Result<Self, ErrorCode> {
         let op = ObjectOp::from_bits(entry.op).ok_or(ErrorCode::Unsupported)?;
-        let kind = ObjectKind::from_bits(entry.handle & 0xff).ok_or(ErrorCode::Invalid)?;
-        let log2 = u8::try_from(entry.handle >> 8).map_err(|_too_large| ErrorCode::Invalid)?;
-        let object_size = ObjectSize::from_log2(log2).ok_or(ErrorCode::Invalid)?;
         let fits = entry.len <= IO_LEN_MAX
             && entry.count <= SCATTER_MAX
             && entry.flags & !FLAG_DURABLE == 0
-            && entry.offset.checked_add(u64::from(entry.len)).is_some();
+            && entry.offset.checked_add(u64::from(entry.len)).is_some()
+            && (op.is_about_pool() || entry.args == [0; 3]);
         if !fits {
             return Err(ErrorCode::Invalid);
         }
-        let (number, token) = match op.has_token() {
-            true => (entry.args[2] & NUMBER_MASK, entry.args[2] >> 32),
-            false => (entry.args[2], 0),
+        let (id, object_size, token) = if op.is_about_pool() {
+            let kind = ObjectKind::from_bits(entry.handle).ok_or(ErrorCode::Invalid)?;
+            let id = ObjectId {
+                lineage: Lineage::from_words(entry.args[0], entry.args[1]),
+                kind,
+                number: entry.args[2],
+            };
+            (id, ObjectSize::DEFAULT, 0)
+        } else {
+            let object = resolve(entry.handle, op)?;
+            (object.id, object.object_size, object.token.generation)
         };
         Ok(ObjectRequest {
             op,
             flags: entry.flags,
-            id: ObjectId {
-                lineage: Lineage::from_words(entry.args[0], entry.args[1]),
-                kind,
-                number,
-            },
+            id,
             object_size,
             offset: entry.offset,
-            token: Generation(token),
+            token: Generation(token.into()),
             len: entry.len,
             memory: Memory {
                 region: entry.region,
@@ -242,73 +258,45 @@ impl ObjectRequest {
 }
 
 /// The answer to an [`ObjectRequest`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ObjectReply {
-    /// Count that the operation's description names, or why it failed.
-    pub result: Result<u32, ErrorCode>,
-    /// Values that the operation's description names.
-    pub values: [u64; 2],
-}
-
-impl ObjectReply {
-    /// Success with count `result` and no values.
-    #[must_use]
-    pub fn done(result: u32) -> Self {
-        ObjectReply {
-            result: Ok(result),
-            values: [0; 2],
-        }
-    }
-
-    /// Failure without values.
-    #[must_use]
-    pub fn failed(code: ErrorCode) -> Self {
-        ObjectReply {
-            result: Err(code),
-            values: [0; 2],
-        }
-    }
-
-    /// The reply as a ring entry to the request with `tag`.
-    #[must_use]
-    pub fn encode(&self, tag: u64) -> Completion {
-        let result = match self.result {
-            // Counts are at most IO_LEN_MAX; a larger one would be our mistake.
-            Ok(count) => i32::try_from(count).unwrap_or(ErrorCode::Internal.to_result()),
-            Err(code) => code.to_result(),
-        };
-        Completion {
-            tag,
-            result,
-            flags: 0,
-            values: self.values,
-        }
-    }
-
-    /// The reply in a ring entry.
-    #[must_use]
-    pub fn decode(entry: &Completion) -> Self {
-        let result =
-            u32::try_from(entry.result).map_err(|_negative| ErrorCode::from_result(entry.result));
-        ObjectReply {
-            result,
-            values: entry.values,
-        }
-    }
-}
+pub type ObjectReply = Reply;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handle::{FencingToken, HandleAccess};
     use crate::ids::Epoch;
+
+    const PACK: OpenObject = OpenObject {
+        id: ObjectId {
+            lineage: Lineage(7 << 70 | 3),
+            kind: ObjectKind::Pack,
+            number: 9,
+        },
+        object_size: ObjectSize::MAX,
+        access: HandleAccess::Metadata,
+        token: FencingToken {
+            incarnation: 0,
+            generation: 0,
+        },
+    };
+
+    /// Any handle is [`PACK`]'s.
+    fn decode(entry: &Submission) -> Result<ObjectRequest, ErrorCode> {
+        ObjectRequest::decode(entry, |_, _| Ok(&PACK))
+    }
+
+    fn read() -> Submission {
+        ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode(5)
+    }
 
     #[test]
     fn fields_stand_where_the_wire_has_them() {
+        let (id, object_size) = (PACK.id, PACK.object_size);
         let request = ObjectRequest {
             op: ObjectOp::Write,
             flags: 1,
-            id: ObjectId::pack(Lineage(7 << 70 | 3), 9),
-            object_size: ObjectSize::MAX,
+            id,
+            object_size,
             offset: 1 << 40,
             token: Generation(0),
             len: 4096,
@@ -324,47 +312,49 @@ mod tests {
             flags: 1,
             count: 2,
             len: 4096,
-            handle: 0x1903,
+            handle: 12,
             region: 3,
             offset: 1 << 40,
             region_offset: 8192,
+            args: [0; 3],
+        };
+        assert_eq!(request.encode(12), entry);
+        let decoded = ObjectRequest::decode(&entry, |handle, op| {
+            assert_eq!((handle, op), (12, ObjectOp::Write));
+            Ok(&PACK)
+        });
+        assert_eq!(decoded, Ok(request));
+        let refused = ObjectRequest::decode(&entry, |_, _| Err(ErrorCode::NotOpen));
+        assert_eq!(refused, Err(ErrorCode::NotOpen));
+        let about_pool = ObjectRequest::new(ObjectOp::List, id);
+        let entry = Submission {
+            op: 12,
+            handle: 3,
             args: [7 << 6, 3, 9],
+            ..Submission::default()
         };
-        assert_eq!(request.encode(), entry);
-        assert_eq!(ObjectRequest::decode(&entry), Ok(request));
-        let reply = ObjectReply {
-            values: [1, 2],
-            ..ObjectReply::done(3)
-        };
-        let entry = Completion {
-            tag: 4,
-            result: 3,
-            flags: 0,
-            values: [1, 2],
-        };
-        assert_eq!(reply.encode(4), entry);
-        assert_eq!(ObjectReply::decode(&entry), reply);
-        let failed = ObjectReply::failed(ErrorCode::NoSpace);
-        assert_eq!(failed.encode(4).result, -5);
-        assert_eq!(ObjectReply::decode(&failed.encode(4)), failed);
-        let mistake = ObjectReply::done(u32::MAX).encode(4);
-        let internal = ObjectReply::failed(ErrorCode::Internal);
-        assert_eq!(ObjectReply::decode(&mistake), internal);
+        assert_eq!(about_pool.encode(12), entry);
+        let decoded = ObjectRequest::decode(&entry, |_, _| Err(ErrorCode::NotOpen));
+        assert_eq!(decoded, Ok(about_pool));
     }
 
     #[test]
     fn every_operation_and_kind_has_its_number() {
-        let good = ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode();
+        let listing = ObjectRequest::new(ObjectOp::List, PACK.id).encode(0);
         for bits in 0..=u8::MAX {
-            let op = ObjectRequest::decode(&Submission { op: bits, ..good });
+            let op = decode(&Submission {
+                op: bits,
+                handle: 1,
+                ..read()
+            });
             let expected = match bits {
                 1..=12 | 14..=17 => Ok(bits),
                 _ => Err(ErrorCode::Unsupported),
             };
             assert_eq!(op.map(|request| request.op as u8), expected);
-            let kind = ObjectRequest::decode(&Submission {
-                handle: 22 << 8 | u32::from(bits),
-                ..good
+            let kind = decode(&Submission {
+                handle: bits.into(),
+                ..listing
             });
             let expected = match bits {
                 0..=4 => Ok(bits),
@@ -385,18 +375,15 @@ mod tests {
     }
 
     #[test]
-    fn a_session_s_operations_have_its_token_beside_the_number() {
-        for op in [ObjectOp::Append, ObjectOp::Seal] {
-            let request = ObjectRequest {
-                token: Generation(7),
-                ..ObjectRequest::new(op, ObjectId::log(Lineage(1), 9))
-            };
-            let entry = request.encode();
-            assert_eq!(entry.args[2], 7 << 32 | 9);
-            assert_eq!(ObjectRequest::decode(&entry), Ok(request));
-        }
-        let delete = ObjectRequest::new(ObjectOp::Delete, ObjectId::log(Lineage(1), u64::MAX));
-        assert_eq!(ObjectRequest::decode(&delete.encode()), Ok(delete));
+    fn the_token_of_a_request_is_that_of_its_handle() {
+        let request = ObjectRequest {
+            token: Generation(7),
+            ..ObjectRequest::new(ObjectOp::Append, ObjectId::log(Lineage(1), u64::MAX))
+        };
+        let object = OpenObject::of(&request, HandleAccess::Metadata);
+        assert_eq!(object.token.generation, 7);
+        let decoded = ObjectRequest::decode(&request.encode(3), |_, _| Ok(&object));
+        assert_eq!(decoded, Ok(request));
     }
 
     #[test]
@@ -407,35 +394,20 @@ mod tests {
             count: 1024,
             len: IO_LEN_MAX,
             offset: u64::MAX - u64::from(IO_LEN_MAX),
-            ..ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode()
+            ..read()
         };
-        assert!(ObjectRequest::decode(&largest).is_ok());
+        assert!(decode(&largest).is_ok());
     }
 
     #[test]
     fn unknown_fields_are_refused() {
-        let good = ObjectRequest::new(ObjectOp::Read, ObjectId::head(Lineage(1))).encode();
+        let good = read();
         let cases = [
             (Submission { op: 0, ..good }, ErrorCode::Unsupported),
             (Submission { op: 200, ..good }, ErrorCode::Unsupported),
             (
                 Submission {
-                    handle: 0xff,
-                    ..good
-                },
-                ErrorCode::Invalid,
-            ),
-            (
-                Submission {
-                    handle: 1 | 99 << 8,
-                    ..good
-                },
-                ErrorCode::Invalid,
-            ),
-            (
-                Submission {
-                    // The low byte alone would be a legal size.
-                    handle: 1 | 22 << 8 | 1 << 16,
+                    args: [0, 0, 1],
                     ..good
                 },
                 ErrorCode::Invalid,
@@ -471,7 +443,7 @@ mod tests {
             ),
         ];
         for (entry, expected) in cases {
-            assert_eq!(ObjectRequest::decode(&entry), Err(expected), "{entry:?}");
+            assert_eq!(decode(&entry), Err(expected), "{entry:?}");
         }
     }
 }

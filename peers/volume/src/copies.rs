@@ -1,8 +1,8 @@
 //! Copies of small first writes: a flush can hand them to the mapper's log as journaled data, instead of a sync.
 //!
-//! A first write makes the file system allocate, so the sync of its container commits the file system's journal: dear,
+//! A first write makes the file system allocate, so the sync of its object commits the file system's journal: dear,
 //! for a few blocks. If every write since the last round is a first write of whole blocks and has a copy here, the round
-//! hands the copies over with its commit, and the containers stay dirty until a later round. Rules:
+//! hands the copies over with its commit, and the objects stay dirty until a later round. Rules:
 //!
 //! - A write in place, a merge, or a write for whose copy there was no room makes the next round write back
 //!   ([`Copies::has_all`]): the log cannot know of such a write, and a replay must not put an older copy over it.

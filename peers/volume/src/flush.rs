@@ -1,11 +1,11 @@
 //! Flush rounds of one volume: what is dirty, what the map does not have yet, and who waits for it.
 //!
-//! A round that writes back, strictly in this order: `FlushBegin` gives the cut; the containers that completed writes
+//! A round that writes back, strictly in this order: `FlushBegin` gives the cut; the objects that completed writes
 //! dirtied are synced; `FlushCommit` logs the cut; the requests that joined are answered. Each step starts when the one
 //! before was answered.
 //!
 //! A round that journals has no syncs: its `FlushCommit` hands over copies of all that was written since the last round
-//! ([`Copies`]), and the containers stay dirty. The next round that writes back then says [`FLAG_HOME`], also if nothing
+//! ([`Copies`]), and the objects stay dirty. The next round that writes back then says [`FLAG_HOME`], also if nothing
 //! else is new: without that a replay could put a journaled block over a newer one that was written in place and synced.
 //!
 //! The sync of a snapshot takes the place of a round and has neither cut nor commit.
@@ -14,14 +14,14 @@
 //! |---|---|---|
 //! | Idle | | |
 //! | Begin | `FlushBegin` | Syncing, Commit or the end: decided when the cut is known |
-//! | Syncing | a sync for each container | Commit if there is a cut, else the end |
+//! | Syncing | a sync for each object | Commit if there is a cut, else the end |
 //! | Commit | `FlushCommit` | the end |
 //!
 //! Invariants
 //! - One round at a time in a volume. Flushes that come while it runs join the next one (group commit).
-//! - A container is dirty before the mapper gets the report of the write that dirtied it, and the dirty ones are taken
-//!   after the cut was answered: so all data that the cut covers is in the containers that are synced.
-//! - A container that is dirtied while it is synced is dirty again afterwards.
+//! - An object is dirty before the mapper gets the report of the write that dirtied it, and the dirty ones are taken
+//!   after the cut was answered: so all data that the cut covers is in the objects that are synced.
+//! - An object that is dirtied while it is synced is dirty again afterwards.
 //! - Whether a round journals is decided after the cut was answered: each write that the cut covers has a copy by then, or
 //!   makes the round write back. So do a close, the mapper's request for a round, and a missing area.
 //! - Nothing is sent when nothing is dirty and nothing is new to the map; if only data is dirty, the mapper is spared.
@@ -43,7 +43,7 @@ use crate::slab::{Queue, Slab};
 enum Method {
     /// Its commit hands over copies, if there is one of everything.
     Journal,
-    /// It syncs containers.
+    /// It syncs objects.
     WriteBack,
 }
 
@@ -151,7 +151,7 @@ impl Flush {
             Some(slots) => self.copies.complete(slots, offset, place.epoch),
             None => self.copies.lack_one(),
         }
-        self.dirty.add(place, offset);
+        self.dirty.add(place);
     }
 
     /// The mapper answered a report, with these flags. A report that failed may have had an effect.

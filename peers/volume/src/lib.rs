@@ -23,7 +23,7 @@
 //! | `cutter` | cuts requests into pieces |
 //! | `ports` | both ports, credits, whom an answer is for |
 //! | `ready` | volumes with work, in the order of their turns |
-//! | `dirty` | containers whose data is not durable |
+//! | `dirty` | objects whose data is not durable |
 //! | `request`, `piece` | plain data |
 //! | `exclusion` | which writes may be in flight together: merges and clears |
 //! | `lineages` | the mapper's short names of lineages |

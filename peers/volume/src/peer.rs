@@ -189,7 +189,9 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         let volume = &mut self.volumes[v].volume;
         let result = what(volume, &mut self.tables);
         if volume.is_gone() {
+            let lineage = volume.lineage();
             self.volumes.remove(v);
+            self.tables.ports.forget_objects(lineage);
         }
         result
     }
@@ -367,6 +369,7 @@ impl<M: ClientPort, B: ClientPort> Peer for VolumePeer<M, B> {
                 moved = true;
             }
         }
+        moved |= self.tables.ports.has_opened();
         if moved {
             self.tables.ports.publish();
         }

@@ -207,7 +207,7 @@ impl Pieces {
         Ok(Run::Continues)
     }
 
-    /// A completed write dirties its container, before the completion is reported to anybody.
+    /// A completed write dirties its object, before the completion is reported to anybody.
     pub(crate) fn note_written<M, B>(
         &self,
         t: &mut Tables<M, B>,

@@ -4,14 +4,18 @@
 //! incarnation: of the answers of a mapper that died only failed syncs count. No volume may hold more than half of the credits of a port
 //! ([`may_acquire`]): one whose requests do not come back, because storage hangs, does not stop the others.
 //!
+//! Objects are opened at the blocker as they are needed ([`ClientHandles`]); the port opens them again at its successor.
+//!
 //! | mapper | becomes |
 //! |---|---|
 //! | Serving | Recovering, when the port has another incarnation |
 //! | Recovering: nothing is sent, and the answers that the dead mapper has left are taken | Serving, when they are taken, no object request is in flight and the successor is connected |
 
-use archipelago_protocol::ErrorCode;
+use archipelago_protocol::client_handles::{ClientHandles, Effect, HandleUse};
+use archipelago_protocol::handle::{HandleAccess, OpenObject};
 use archipelago_protocol::map::{MapReply, MapRequest};
-use archipelago_protocol::object::{ObjectReply, ObjectRequest};
+use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::{ErrorCode, Lineage};
 use xseg::{ClientPort, Region, RegionId};
 
 use crate::limits::may_acquire;
@@ -42,6 +46,8 @@ pub(crate) enum MapAnswer {
 
 const KIND_SHIFT: u32 = 56;
 const INCARNATION_MASK: u64 = 0xff_ffff;
+/// Where the cookie of an object request has the use of its handle; 0: a sync of the pool. It has no incarnation.
+const USE_SHIFT: u32 = 32;
 
 impl Waiter {
     fn cookie(self, incarnation: u64) -> u64 {
@@ -65,6 +71,14 @@ impl Waiter {
         };
         (waiter, cookie >> 32 & INCARNATION_MASK)
     }
+}
+
+/// What an object request is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handle {
+    /// None: it is about the pool.
+    Pool,
+    Object(u32),
 }
 
 /// What one volume has in flight.
@@ -119,6 +133,9 @@ pub(crate) struct Ports<M, B> {
     /// The incarnation of the mapper that died, until all of its answers are taken.
     former: Option<u64>,
     object_in_flight: u32,
+    handles: ClientHandles,
+    /// Opens of handles that the blocker can see.
+    opens_published: u64,
     sent: Sent,
 }
 
@@ -131,6 +148,8 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
             recovering: false,
             former: None,
             object_in_flight: 0,
+            handles: ClientHandles::default(),
+            opens_published: 0,
             sent: Sent::default(),
         }
     }
@@ -183,24 +202,59 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         may_acquire(in_flight.object as usize, self.blocker.credits())
     }
 
-    /// Sends `request` for the volume of `in_flight`. `false`: no credit for it or no connection; nothing changed.
+    /// The handle of the object of `request`, which the volume of `in_flight` may send now. `None`: it has to wait.
+    pub(crate) fn open_for(
+        &mut self,
+        in_flight: &InFlight,
+        request: &ObjectRequest,
+    ) -> Option<Handle> {
+        if !self.may_send_object(in_flight) {
+            return None;
+        }
+        let handle = if request.op == ObjectOp::SyncPool {
+            Handle::Pool
+        } else {
+            let object = OpenObject::of(request, HandleAccess::of(request.op));
+            Handle::Object(self.handles.find(&mut self.blocker, &object)?)
+        };
+        // An open has taken a credit.
+        self.may_send_object(in_flight).then_some(handle)
+    }
+
+    /// Sends `request` for the volume of `in_flight`, on the handle that [`Ports::open_for`] has given. `false`: no credit for it or
+    /// no connection; nothing changed.
     pub(crate) fn send_object(
         &mut self,
         in_flight: &mut InFlight,
         waiter: Waiter,
+        handle: Handle,
         request: &ObjectRequest,
     ) -> bool {
-        let sent = self.may_send_object(in_flight)
-            && self
-                .blocker
-                .submit(waiter.cookie(0), request.encode())
-                .is_ok();
+        let (number, used) = match handle {
+            Handle::Pool => (0, None),
+            Handle::Object(number) => {
+                let effect = Effect::of(request.op, request.flags);
+                (number, Some(HandleUse::new(number, effect)))
+            }
+        };
+        let bits = used.map_or(0, HandleUse::to_bits);
+        let cookie = waiter.cookie(0) | bits << USE_SHIFT;
+        let sent = self.blocker.submit(cookie, request.encode(number)).is_ok();
         if sent {
+            match used {
+                Some(used) => self.handles.sent(used),
+                None => self.handles.pool_sync_sent(),
+            }
             in_flight.object += 1;
             self.object_in_flight += 1;
             self.sent.object_requests += 1;
         }
         sent
+    }
+
+    /// Nobody here uses the volume any more: its objects are opened again, within the rights of then, if somebody does.
+    pub(crate) fn forget_objects(&mut self, lineage: Lineage) {
+        self.handles.forget(&mut self.blocker, lineage);
     }
 
     /// The next answer of the mapper.
@@ -224,12 +278,19 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
 
     /// The next answer of the blocker, and whom it is for.
     pub(crate) fn next_object_reply(&mut self) -> Option<(Waiter, ObjectReply)> {
-        let (cookie, completion) = self.blocker.complete()?;
-        self.object_in_flight -= 1;
-        Some((
-            Waiter::of_cookie(cookie).0,
-            ObjectReply::decode(&completion),
-        ))
+        loop {
+            let (cookie, completion) = self.blocker.complete()?;
+            let mut reply = ObjectReply::decode(&completion);
+            if self.handles.take(&mut self.blocker, cookie, &reply) {
+                continue;
+            }
+            match HandleUse::from_bits(cookie >> USE_SHIFT & INCARNATION_MASK) {
+                Some(used) => self.handles.answered(&mut self.blocker, used, &mut reply),
+                None => self.handles.pool_sync_answered(reply.result.is_ok()),
+            }
+            self.object_in_flight -= 1;
+            return Some((Waiter::of_cookie(cookie).0, reply));
+        }
     }
 
     /// Looks whether the mapper was replaced. Whether it was.
@@ -279,8 +340,14 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         self.blocker.remove_region(id);
     }
 
+    /// Whether handles were opened that the blocker cannot see yet, perhaps with no request behind them.
+    pub(crate) fn has_opened(&self) -> bool {
+        self.handles.opens() != self.opens_published
+    }
+
     /// Shows the other sides what was sent.
     pub(crate) fn publish(&mut self) {
+        self.opens_published = self.handles.opens();
         self.mapper.publish();
         self.blocker.publish();
     }
@@ -300,6 +367,8 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
 
 #[cfg(test)]
 mod tests {
+    use archipelago_protocol::client_handles::HANDLE_COOKIE;
+
     use super::*;
 
     #[test]
@@ -312,6 +381,10 @@ mod tests {
         ] {
             let cookie = kind(12).cookie(0x0100_0007);
             assert_eq!(Waiter::of_cookie(cookie), (kind(12), 7));
+            let used = HandleUse::new(0x7fff, Effect::Syncs);
+            let cookie = kind(12).cookie(0) | used.to_bits() << USE_SHIFT;
+            assert_eq!(cookie & HANDLE_COOKIE, 0);
+            assert_eq!(Waiter::of_cookie(cookie), (kind(12), used.to_bits()));
         }
     }
 }

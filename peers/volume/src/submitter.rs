@@ -97,28 +97,31 @@ impl Submitter {
         let Some(p) = self.to_object.front() else {
             return Submitted::Nothing;
         };
-        if !t.ports.may_send_object(in_flight) {
-            return Submitted::Nothing;
-        }
-        let request = match prepare(t, p) {
-            Ok(None) => return Submitted::Nothing,
-            Ok(Some(memory)) => object_request(&t.pieces[p], memory, object_size),
-            Err(code) => Err(code),
-        };
-        match request {
-            Ok(request) => {
-                copy_first_write(t, p, copies, exclusion);
-                if !t.ports.send_object(in_flight, Waiter::Piece(p), &request) {
-                    return Submitted::Nothing;
-                }
-                self.to_object.pop(&mut t.pieces);
-                Submitted::Sent
-            }
+        let mut request = match object_request(&t.pieces[p], object_size) {
+            Ok(request) => request,
             Err(code) => {
                 self.to_object.pop(&mut t.pieces);
-                Submitted::Failed(p, code)
+                return Submitted::Failed(p, code);
             }
+        };
+        let Some(handle) = t.ports.open_for(in_flight, &request) else {
+            return Submitted::Nothing;
+        };
+        request.memory = match prepare(t, p) {
+            Ok(None) => return Submitted::Nothing,
+            Ok(Some(memory)) => memory,
+            Err(code) => {
+                self.to_object.pop(&mut t.pieces);
+                return Submitted::Failed(p, code);
+            }
+        };
+        copy_first_write(t, p, copies, exclusion);
+        let waiter = Waiter::Piece(p);
+        if !t.ports.send_object(in_flight, waiter, handle, &request) {
+            return Submitted::Nothing;
         }
+        self.to_object.pop(&mut t.pieces);
+        Submitted::Sent
     }
 }
 
@@ -157,11 +160,8 @@ fn map_request(piece: &Piece, session: u32) -> MapRequest {
     }
 }
 
-fn object_request(
-    piece: &Piece,
-    memory: Memory,
-    object_size: ObjectSize,
-) -> Result<ObjectRequest, ErrorCode> {
+/// What piece `piece` asks of the blocker, but for the memory.
+fn object_request(piece: &Piece, object_size: ObjectSize) -> Result<ObjectRequest, ErrorCode> {
     let block = (block_start(piece.offset), BLOCK_SIZE);
     let run = (piece.offset, piece.len);
     let (op, place, (offset, len)) = match piece.step {
@@ -175,7 +175,6 @@ fn object_request(
         object_size,
         offset,
         len: u32::try_from(len).map_err(|_too_long| ErrorCode::Internal)?,
-        memory,
         ..ObjectRequest::new(op, ObjectId::data(lineage, epoch))
     })
 }

@@ -25,6 +25,7 @@ use archipelago_crash_tests::pattern::SECTOR;
 use archipelago_crash_tests::verifier::Verifier;
 use archipelago_crash_tests::{seed, skip};
 use archipelago_protocol::control::Role;
+use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Lineage};
@@ -195,12 +196,34 @@ fn ask(port: &mut SharedClient, request: Submission) -> Result<Completion> {
 /// What only a mapper asks of a blocker, and writes to volumes that it may not write; and what it may.
 fn tries_objects(root: &Path, volume: Lineage, others: [Lineage; 2]) -> Result<()> {
     let mut port = connect(root, "run/segment-blocker.sock", Role::Endpoint)?;
+    let mut handle = 0;
     let mut ask = |op: ObjectOp, id: ObjectId, len: u32| -> Result<Result<u32, ErrorCode>> {
         let request = ObjectRequest {
             len,
             ..ObjectRequest::new(op, id)
         };
-        Ok(ObjectReply::decode(&ask(&mut port, request.encode())?).result)
+        let mut answered = |entry| -> Result<Result<u32, ErrorCode>> {
+            Ok(ObjectReply::decode(&ask(&mut port, entry)?).result)
+        };
+        if op.is_about_pool() {
+            return answered(request.encode(0));
+        }
+        handle += 1;
+        let open = HandleRequest::Open {
+            handle,
+            object: OpenObject::of(&request, HandleAccess::of(op)),
+            again: false,
+        };
+        let opened = answered(open.encode())?;
+        let answer = answered(request.encode(handle))?;
+        if opened.is_ok() {
+            return Ok(answer);
+        }
+        ensure!(
+            answer == Err(ErrorCode::NotOpen),
+            "{op:?} of {id:?}: {answer:?}"
+        );
+        Ok(opened)
     };
     let head = ObjectId::head(volume);
     let catalogue = ObjectId::head(Lineage::CATALOGUE);

@@ -14,7 +14,8 @@ use std::time::Duration;
 use archipelago_blocker::Backend;
 use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolReport, Wait};
-use archipelago_protocol::object::{ObjectReply, ObjectRequest};
+use archipelago_protocol::handle::FencingToken;
+use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest};
 use archipelago_runtime::{Clock, Source};
 use xseg::Span;
 
@@ -155,6 +156,14 @@ impl<B: Backend> Backend for Delayed<B> {
 
     fn pool_report(&self) -> Option<PoolReport> {
         self.backend.pool_report()
+    }
+
+    fn is_fenced(&self, token: &FencingToken) -> bool {
+        self.backend.is_fenced(token)
+    }
+
+    fn written_before(&mut self, id: ObjectId) {
+        self.backend.written_before(id);
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

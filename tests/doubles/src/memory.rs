@@ -113,8 +113,8 @@ impl MemoryBackend {
                 }
                 scatter(&swapped.content, memory);
                 ObjectReply {
-                    result: Ok(len),
                     values: [swapped.version, 0],
+                    ..ObjectReply::done(len)
                 }
             }
             ObjectOp::Delete => {
@@ -140,16 +140,16 @@ impl MemoryBackend {
                     (None, None) => return Err(ErrorCode::NotFound),
                 };
                 ObjectReply {
-                    result: Ok(0),
                     values: [bytes, len],
+                    ..ObjectReply::done(0)
                 }
             }
             ObjectOp::StatPool => {
                 let pages: usize = self.objects.values().map(|object| object.pages.len()).sum();
                 let used = ((pages + self.swapped.len()) * PAGE) as u64;
                 ObjectReply {
-                    result: Ok(0),
                     values: [POOL_BYTES.saturating_sub(used), POOL_BYTES],
+                    ..ObjectReply::done(0)
                 }
             }
             ObjectOp::List => self.list(request, memory)?,
@@ -209,14 +209,14 @@ impl MemoryBackend {
                 .is_some_and(|swapped| swapped.content == content);
         if repeated {
             return Ok(ObjectReply {
-                result: Ok(0),
                 values: [now, 0],
+                ..ObjectReply::done(0)
             });
         }
         if now != request.offset {
             return Ok(ObjectReply {
-                result: Err(ErrorCode::Stale),
                 values: [now, 0],
+                ..ObjectReply::failed(ErrorCode::Stale)
             });
         }
         self.swapped.insert(
@@ -227,8 +227,8 @@ impl MemoryBackend {
             },
         );
         Ok(ObjectReply {
-            result: Ok(0),
             values: [now + 1, 0],
+            ..ObjectReply::done(0)
         })
     }
 
@@ -259,8 +259,8 @@ impl MemoryBackend {
 /// The refusal that says what is there.
 fn stale(there: u64) -> ObjectReply {
     ObjectReply {
-        result: Err(ErrorCode::Stale),
         values: [there, 0],
+        ..ObjectReply::failed(ErrorCode::Stale)
     }
 }
 

@@ -15,7 +15,7 @@
 //! | 3, 4 | lineage: high, low | 0 |
 //! | 5 | number of the object | 0 |
 //! | 6 | offset | 0 |
-//! | 7 | object size: log2 | 0 |
+//! | 7 | object size: log2, token << 8 | 0 |
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Result, Write};
@@ -24,7 +24,9 @@ use std::time::Duration;
 use archipelago_blocker::Backend;
 use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::control::{PoolReport, Wait};
-use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::handle::{FencingToken, HandleAccess, OpenObject};
+use archipelago_protocol::object::{OBJECT_ID_LEN, ObjectId, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::{ErrorCode, Generation, ObjectSize};
 use xseg::{Span, Submission};
 
 const WORDS: usize = 8;
@@ -85,22 +87,22 @@ impl Recorded {
                 request,
                 data,
             } => {
-                let entry = request.encode();
-                let what = u64::from(entry.op)
-                    | u64::from(entry.flags) << 8
-                    | u64::from(entry.handle & 0xff) << 16
-                    | u64::from(entry.len) << 32;
-                let [high, low, number] = entry.args;
-                let size = u64::from(entry.handle >> 8);
+                let id = request.id;
+                let what = u64::from(request.op as u8)
+                    | u64::from(request.flags) << 8
+                    | u64::from(id.kind as u8) << 16
+                    | u64::from(request.len) << 32;
+                let [high, low] = id.lineage.to_words();
+                let size_and_token = u64::from(request.object_size.log2()) | request.token.0 << 8;
                 let words = [
                     STARTED,
                     *ticket,
                     what,
                     high,
                     low,
-                    number,
-                    entry.offset,
-                    size,
+                    id.number,
+                    request.offset,
+                    size_and_token,
                 ];
                 put(out, words, data)
             }
@@ -125,26 +127,38 @@ impl Recorded {
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *word = u64::from_le_bytes(*bytes);
         }
-        let [kind, ticket, what, high, low, number, offset, size] = words;
+        let [
+            kind,
+            ticket,
+            what,
+            high,
+            low,
+            number,
+            offset,
+            size_and_token,
+        ] = words;
         match kind {
             ANSWERED => Ok(Some(Recorded::Answered {
                 ticket,
                 done: what == 1,
             })),
             STARTED => {
-                let [op, flags, object, _, len @ ..] = what.to_le_bytes();
-                // Checked below, with the kind that it stands beside.
-                let [size, ..] = size.to_le_bytes();
-                let entry = Submission {
-                    op,
-                    flags,
-                    len: u32::from_le_bytes(len),
-                    handle: u32::from(object) | u32::from(size) << 8,
-                    offset,
-                    args: [high, low, number],
-                    ..Submission::default()
-                };
-                let request = ObjectRequest::decode(&entry)
+                let [op, flags, kind, _, len @ ..] = what.to_le_bytes();
+                let request = object([high, low, number], kind, size_and_token)
+                    .and_then(|object| {
+                        let entry = Submission {
+                            op,
+                            flags,
+                            len: u32::from_le_bytes(len),
+                            offset,
+                            ..Submission::default()
+                        };
+                        let decoded = ObjectRequest::decode(&entry, |_, _| Ok(&object))?;
+                        Ok(ObjectRequest {
+                            id: object.id,
+                            ..decoded
+                        })
+                    })
                     .map_err(|code| std::io::Error::other(format!("no request: {code:?}")))?;
                 let mut data = Vec::new();
                 if carries_data(request.op) {
@@ -162,6 +176,30 @@ impl Recorded {
             _ => Err(std::io::Error::other(format!("no entry of kind {kind}"))),
         }
     }
+}
+
+/// The object of an entry.
+fn object(
+    id: [u64; 3],
+    kind: u8,
+    size_and_token: u64,
+) -> std::result::Result<OpenObject, ErrorCode> {
+    let [high, low, number] = id;
+    let mut bytes = [0; OBJECT_ID_LEN];
+    for (word, bytes) in [high, low, number, kind.into()]
+        .into_iter()
+        .zip(bytes.as_chunks_mut::<8>().0)
+    {
+        *bytes = word.to_le_bytes();
+    }
+    let id = ObjectId::from_bytes(&bytes).ok_or(ErrorCode::Invalid)?;
+    let [log2, ..] = size_and_token.to_le_bytes();
+    let request = ObjectRequest {
+        object_size: ObjectSize::from_log2(log2).ok_or(ErrorCode::Invalid)?,
+        token: Generation(size_and_token >> 8 & u64::from(u32::MAX)),
+        ..ObjectRequest::new(ObjectOp::Read, id)
+    };
+    Ok(OpenObject::of(&request, HandleAccess::Metadata))
 }
 
 /// Whether `bytes` could be filled.
@@ -221,6 +259,14 @@ impl<B: Backend, W: Write> Backend for Recording<B, W> {
         self.backend.pool_report()
     }
 
+    fn is_fenced(&self, token: &FencingToken) -> bool {
+        self.backend.is_fenced(token)
+    }
+
+    fn written_before(&mut self, id: ObjectId) {
+        self.backend.written_before(id);
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut counters = self.backend.counters();
         counters.push(("recorded", self.entries));
@@ -268,7 +314,7 @@ impl<B, W> fmt::Debug for Recording<B, W> {
 #[cfg(test)]
 mod tests {
     use archipelago_protocol::ids::{Epoch, Lineage};
-    use archipelago_protocol::object::{FLAG_DURABLE, ObjectId};
+    use archipelago_protocol::object::FLAG_DURABLE;
     use xseg::Region;
 
     use super::*;

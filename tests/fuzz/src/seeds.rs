@@ -2,6 +2,7 @@
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind, Page};
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
+use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
 use archipelago_protocol::map::{MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{
@@ -66,8 +67,8 @@ pub fn of(name: &str) -> Vec<Vec<u8>> {
         "object-entry" => object_entries(),
         "control-json" => json(),
         "blocker" => vec![
-            [&[0, 0, 0, 16][..], &[7; 16], &requests(&[2, 1, 3, 9, 12, 13])].concat(),
-            requests(&[5, 6, 5, 7, 8, 10, 11]),
+            [&[0, 0, 0, 16][..], &[7; 16], &requests(&[16, 2, 1, 3, 9, 12, 13])].concat(),
+            requests(&[17, 5, 6, 5, 7, 8, 10, 11]),
         ],
         "mapper" => lives(),
         _ => Vec::new(),
@@ -403,11 +404,17 @@ fn object_entries() -> Vec<Vec<u8>> {
                     len: 4096,
                     ..ObjectRequest::new(op, id)
                 }
-                .encode()
+                .encode(3)
                 .to_words(),
             )
         })
         .into();
+    let open = HandleRequest::Open {
+        handle: 3,
+        object: OpenObject::of(&ObjectRequest::new(ObjectOp::Read, id), HandleAccess::Write),
+        again: true,
+    };
+    found.push(words(open.encode().to_words()));
     found.push(id.to_bytes().to_vec());
     found
 }

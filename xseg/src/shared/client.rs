@@ -5,10 +5,11 @@
 //! | `Idle`: no connection; each call of `service` tries once | none | kept (`Replay`) or refused (`Report`) |
 //! | `Greeting`: hello sent | none | as above |
 //! | `Settling`: welcomed; regions go to the server | new, empty | as above |
-//! | `Live`: all regions are answered for | working | sent |
+//! | `Announcing`: all regions are answered for; what was open goes to the server | working | as above |
+//! | `Live`: what was open is answered for | working | sent |
 //!
-//! `Settling` to `Live` sends what is in flight, in the order of submission: no request reaches a server before the regions
-//! that it names. Any state falls back to `Idle` when the server disconnects or breaks the protocol.
+//! `Announcing` to `Live` sends what is in flight, in the order of submission: no request reaches a server before the regions
+//! that it names, and before what was open at its predecessor is open again. Any state falls back to `Idle` when the server disconnects or breaks the protocol.
 //!
 //! Invariants
 //! - The private table is the truth. An answer that fits no entry breaks the connection.
@@ -26,6 +27,7 @@ use super::announced::Announced;
 use super::doorbell_fd::DoorbellFd;
 use super::layout::{self, Direction, Header, RING_MAX};
 use super::message::{Message, Refusal};
+use super::reopened::{Announcing, Reopened};
 use super::socket::{self, Received, Watch};
 use crate::doorbell::{Doorbell, Sleeper};
 use crate::entry::{COMPLETION_WORDS, Completion, SUBMISSION_WORDS, Submission};
@@ -85,6 +87,7 @@ enum State {
     Idle,
     Greeting(Session),
     Settling(Session, Rings),
+    Announcing(Session, Rings, Announcing),
     Live(Session, Rings),
 }
 
@@ -108,6 +111,7 @@ pub struct SharedClient {
     /// Answers of a dead server that the caller has not taken yet.
     drained: VecDeque<(u64, Completion)>,
     regions: Announced,
+    reopened: Reopened,
     incarnation: u64,
     completion_doorbell: DoorbellFd,
     watch: Watch,
@@ -135,6 +139,7 @@ impl SharedClient {
             inflight: InFlight::new(size),
             drained: VecDeque::with_capacity(size),
             regions: Announced::default(),
+            reopened: Reopened::default(),
             incarnation: 1,
             completion_doorbell: DoorbellFd::new()?,
             watch: Watch::new()?,
@@ -192,8 +197,10 @@ impl SharedClient {
         }
         let mut more = true;
         for _ in 0..MESSAGES_PER_CALL {
-            let (State::Greeting(session) | State::Settling(session, _) | State::Live(session, _)) =
-                &self.state
+            let (State::Greeting(session)
+            | State::Settling(session, _)
+            | State::Announcing(session, ..)
+            | State::Live(session, _)) = &self.state
             else {
                 more = false;
                 break;
@@ -213,7 +220,8 @@ impl SharedClient {
             }
         }
         self.send_regions();
-        self.go_live();
+        self.start_announcing();
+        self.announce_again();
         more
     }
 
@@ -324,25 +332,58 @@ impl SharedClient {
     }
 
     fn send_regions(&mut self) {
-        if let State::Settling(session, _) | State::Live(session, _) = &self.state {
+        if let State::Settling(session, _)
+        | State::Announcing(session, ..)
+        | State::Live(session, _) = &self.state
+        {
             self.regions.send(&session.socket);
         } else {
             self.regions.keep_silent();
         }
     }
 
-    /// Sends what is in flight, once the server has all regions.
-    fn go_live(&mut self) {
+    /// Begins to send what is open, once the server has all regions.
+    fn start_announcing(&mut self) {
         if !matches!(self.state, State::Settling(..)) || !self.regions.are_answered() {
             return;
         }
-        let State::Settling(session, rings) = std::mem::replace(&mut self.state, State::Idle)
-        else {
+        if let State::Settling(session, rings) = std::mem::replace(&mut self.state, State::Idle) {
+            self.state = State::Announcing(session, rings, Announcing::default());
+        }
+    }
+
+    /// Takes answers to what was announced, and announces the rest; when that is done, sends what is in flight.
+    fn announce_again(&mut self) {
+        let State::Announcing(_, rings, at) = &mut self.state else {
             return;
         };
-        self.state = State::Live(session, rings);
-        for submission in self.inflight.in_order() {
-            self.send(&submission);
+        // Bounded by what was announced: an answer too many ends it.
+        loop {
+            let Ok(words) = rings.completions.pop() else {
+                return self.violated(Violation::Cursor);
+            };
+            let Some(completion) = words.map(Completion::from_words) else {
+                break;
+            };
+            let Some(cookie) = self.reopened.answered(at, &completion) else {
+                return self.violated(Violation::Completion);
+            };
+            self.drained
+                .extend(cookie.map(|cookie| (cookie, completion)));
+        }
+        for entry in self.reopened.next_batch(at, self.options.ring_size) {
+            if rings.requests.push(entry.to_words()).is_err() {
+                return self.violated(Violation::Cursor);
+            }
+        }
+        if self.reopened.are_done(at)
+            && let State::Announcing(session, rings, _) =
+                std::mem::replace(&mut self.state, State::Idle)
+        {
+            self.state = State::Live(session, rings);
+            for submission in self.inflight.in_order() {
+                self.send(&submission);
+            }
         }
         self.publish();
     }
@@ -368,7 +409,10 @@ impl SharedClient {
     /// Ends the connection.
     fn lost(&mut self, published: Published) {
         let state = std::mem::replace(&mut self.state, State::Idle);
-        let (State::Settling(_, mut rings) | State::Live(_, mut rings)) = state else {
+        let (State::Settling(_, mut rings)
+        | State::Announcing(_, mut rings, _)
+        | State::Live(_, mut rings)) = state
+        else {
             return;
         };
         // Bounded by the table: each turn takes one request out of it.
@@ -419,7 +463,8 @@ impl ClientPort for SharedClient {
     }
 
     fn publish(&mut self) {
-        if let State::Live(session, rings) = &mut self.state {
+        if let State::Live(session, rings) | State::Announcing(session, rings, _) = &mut self.state
+        {
             // Room for completions first, then requests that will need it.
             rings.completions.publish();
             if rings.requests.publish() && rings.doorbell.needed() {
@@ -429,6 +474,7 @@ impl ClientPort for SharedClient {
     }
 
     fn complete(&mut self) -> Option<(u64, Completion)> {
+        self.announce_again();
         if let Some(answer) = self.drained.pop_front() {
             return Some(answer);
         }
@@ -479,11 +525,19 @@ impl ClientPort for SharedClient {
         matches!(self.state, State::Live(..))
     }
 
+    fn announce(&mut self, number: u32, cookie: u64, submission: Submission) {
+        self.reopened.announce(number, cookie, submission);
+    }
+
+    fn withdraw(&mut self, number: u32) {
+        self.reopened.withdraw(number);
+    }
+
     fn prepare_sleep(&mut self) -> bool {
         if !self.drained.is_empty() {
             return false;
         }
-        let State::Live(_, rings) = &mut self.state else {
+        let (State::Live(_, rings) | State::Announcing(_, rings, _)) = &mut self.state else {
             return true;
         };
         rings.sleeper.announce();
@@ -499,7 +553,7 @@ impl ClientPort for SharedClient {
 
     fn wake(&mut self) {
         let silence = match &mut self.state {
-            State::Live(_, rings) => rings.sleeper.wake(),
+            State::Live(_, rings) | State::Announcing(_, rings, _) => rings.sleeper.wake(),
             // Without rings at work nobody says when the doorbell rang, and it must not ring for ever.
             _ => true,
         };
@@ -511,8 +565,10 @@ impl ClientPort for SharedClient {
 
 impl Drop for SharedClient {
     fn drop(&mut self) {
-        if let State::Greeting(session) | State::Settling(session, _) | State::Live(session, _) =
-            &self.state
+        if let State::Greeting(session)
+        | State::Settling(session, _)
+        | State::Announcing(session, ..)
+        | State::Live(session, _) = &self.state
         {
             let _a_disconnect_says_the_same = socket::send(&session.socket, &Message::Goodbye, &[]);
         }

@@ -17,6 +17,7 @@ mod doorbell_fd;
 mod layout;
 mod listener;
 mod message;
+mod reopened;
 mod server;
 mod socket;
 mod violation;

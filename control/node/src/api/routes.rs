@@ -95,9 +95,11 @@ impl IntoResponse for Refusal {
             ErrorCode::ReadOnly | ErrorCode::Denied => StatusCode::FORBIDDEN,
             ErrorCode::Unsupported | ErrorCode::UnsupportedFormat => StatusCode::NOT_IMPLEMENTED,
             ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorCode::Damaged | ErrorCode::Io | ErrorCode::SyncFailed | ErrorCode::Internal => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            ErrorCode::Damaged
+            | ErrorCode::Io
+            | ErrorCode::SyncFailed
+            | ErrorCode::Internal
+            | ErrorCode::NotOpen => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, axum::Json(Failure { error: self.0 })).into_response()
     }

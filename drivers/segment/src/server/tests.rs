@@ -6,7 +6,7 @@ use std::rc::Rc;
 use archipelago_doubles::memory_volumes::MemoryVolumes;
 use archipelago_protocol::status::{BlockState, StatusPage};
 use xseg::local::{LocalClient, LocalServer, channel};
-use xseg::{ClientPort, RegionTable, Submission};
+use xseg::{ClientPort, Completion, RegionTable, Submission};
 
 use super::*;
 use crate::BulkFlags;

@@ -40,7 +40,7 @@ use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
 use crate::tree::PageRef;
 
-/// Blocks of one object in one 64 GiB chunk that maps name, as bytes.
+/// Blocks of one object that maps name, as bytes, in one stretch of it.
 #[derive(Debug)]
 struct Data {
     /// Of the first block.
@@ -66,7 +66,7 @@ struct Inspection {
     pages: FxHashSet<(PageRef, u64)>,
     /// Packs and data that maps name, and all that the catalogue needs of its own.
     named: BTreeSet<ObjectId>,
-    /// Data that maps name, by object and chunk.
+    /// Data that maps name, by object and stretch.
     data: BTreeMap<(ObjectId, u64), Data>,
     /// Volumes whose unclean end, or open session, may know of more data and pages than can be read here.
     unsettled: BTreeSet<Lineage>,

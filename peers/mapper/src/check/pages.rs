@@ -11,7 +11,7 @@ use crate::catalogue::Item;
 use crate::disk::name_of;
 use crate::tree::{Body, Child, FAN_OUT, LEAF_OBJECTS, Layer, Leaf, Missing, Root};
 
-/// Data is kept by chunks of this length: what a sync covers, and what a backend may lose as one.
+/// The doctor reads one block in each stretch of this length: a backend may have lost a part of an object.
 const CHUNK_LOG2: u32 = 36;
 
 impl Inspection {

@@ -14,7 +14,10 @@ fn pack() -> ObjectId {
 }
 
 fn said(result: Result<u32, ErrorCode>, values: [u64; 2]) -> ObjectReply {
-    ObjectReply { result, values }
+    ObjectReply {
+        values,
+        ..result.map_or_else(ObjectReply::failed, ObjectReply::done)
+    }
 }
 
 /// What `call` comes to, and what it asked for, if these are the answers; pieces are of 8 KiB at most.

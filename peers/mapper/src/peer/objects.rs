@@ -3,12 +3,15 @@
 //! Invariants
 //! - Requests are sent in the order in which the mapper made them; one that finds no credit or memory holds up the rest.
 //! - The memory of a request is released when the request has been answered, never before.
+//! - Objects are opened as they are needed ([`ClientHandles`]), for the whole contract: a mapper may ask for all of it.
 //! - Nothing is cut here: the mapper's requests are at most [`MapperConfig::io_len_max`] long.
 //!
 //! [`MapperConfig::io_len_max`]: crate::MapperConfig::io_len_max
 
 use std::collections::VecDeque;
 
+use archipelago_protocol::client_handles::{ClientHandles, Effect, HandleUse};
+use archipelago_protocol::handle::{HandleAccess, OpenObject};
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::{ClientPort, PortError};
 
@@ -33,6 +36,8 @@ struct Sent {
     id: EffectId,
     op: ObjectOp,
     len: u32,
+    /// `None`: it is about the pool.
+    used: Option<HandleUse>,
     extent: Option<Extent>,
 }
 
@@ -50,6 +55,7 @@ pub(super) struct Answered {
 pub(super) struct ObjectRequests<C> {
     port: C,
     arena: Arena,
+    handles: ClientHandles,
     queue: VecDeque<Queued>,
     /// By cookie.
     sent: Vec<Option<Sent>>,
@@ -74,6 +80,7 @@ impl<C: ClientPort> ObjectRequests<C> {
         ObjectRequests {
             arena: Arena::new(port.arena().len()),
             port,
+            handles: ClientHandles::default(),
             queue: VecDeque::new(),
             sent: Vec::new(),
             free: Vec::new(),
@@ -111,6 +118,7 @@ impl<C: ClientPort> ObjectRequests<C> {
 
     /// Sends what can be sent. Whether anything was.
     pub(super) fn send(&mut self) -> bool {
+        let opens = self.handles.opens();
         let mut any = false;
         while let Some(queued) = self.queue.pop_front() {
             if !self.send_one(&queued) {
@@ -119,6 +127,7 @@ impl<C: ClientPort> ObjectRequests<C> {
             }
             any = true;
         }
+        any |= self.handles.opens() != opens;
         if any {
             self.port.publish();
         }
@@ -128,10 +137,19 @@ impl<C: ClientPort> ObjectRequests<C> {
     /// `false`: there is no credit or no memory now.
     fn send_one(&mut self, queued: &Queued) -> bool {
         let Queued { id, request, data } = queued;
+        let mut request = *request;
+        let handle = if request.op.is_about_pool() {
+            None
+        } else {
+            let object = OpenObject::of(&request, HandleAccess::Metadata);
+            let Some(handle) = self.handles.find(&mut self.port, &object) else {
+                return false;
+            };
+            Some(handle)
+        };
         if self.port.credits() == 0 {
             return false;
         }
-        let mut request = *request;
         let extent = if (reads(request.op) || writes(request.op)) && request.len > 0 {
             let Some(extent) = self.arena.allocate(request.len) else {
                 return false;
@@ -151,12 +169,23 @@ impl<C: ClientPort> ObjectRequests<C> {
             self.sent.push(None);
             self.sent.len() - 1
         });
-        match self.port.submit(cookie as u64, request.encode()) {
+        let number = handle.unwrap_or_default();
+        match self.port.submit(cookie as u64, request.encode(number)) {
             Ok(()) => {
+                let effect = Effect::of(request.op, request.flags);
+                let used = handle.map(|handle| HandleUse::new(handle, effect));
+                if let Some(used) = used {
+                    self.handles.sent(used);
+                } else if request.op == ObjectOp::SyncPool {
+                    self.handles.pool_sync_sent();
+                } else if request.op == ObjectOp::DeleteLineage {
+                    self.handles.forget(&mut self.port, request.id.lineage);
+                }
                 self.sent[cookie] = Some(Sent {
                     id: *id,
                     op: request.op,
                     len: request.len,
+                    used,
                     extent,
                 });
                 true
@@ -173,22 +202,32 @@ impl<C: ClientPort> ObjectRequests<C> {
 
     /// The next answered request; `None`: no more in this turn.
     pub(super) fn next(&mut self) -> Option<Answered> {
-        let next = if self.replies_taken < REPLIES_PER_TURN {
-            self.port.complete()
-        } else {
-            None
+        let (cookie, mut reply) = loop {
+            let next = if self.replies_taken < REPLIES_PER_TURN {
+                self.port.complete()
+            } else {
+                None
+            };
+            let Some((cookie, completion)) = next else {
+                self.replies_taken = 0;
+                return None;
+            };
+            self.replies_taken += 1;
+            let reply = ObjectReply::decode(&completion);
+            if !self.handles.take(&mut self.port, cookie, &reply) {
+                break (cookie, reply);
+            }
         };
-        let Some((cookie, completion)) = next else {
-            self.replies_taken = 0;
-            return None;
-        };
-        self.replies_taken += 1;
         let cookie = usize::try_from(cookie).expect("cookies are indices");
         let sent = self.sent[cookie]
             .take()
             .expect("a port answers each request once");
         self.free.push(cookie);
-        let reply = ObjectReply::decode(&completion);
+        if let Some(used) = sent.used {
+            self.handles.answered(&mut self.port, used, &mut reply);
+        } else if sent.op == ObjectOp::SyncPool {
+            self.handles.pool_sync_answered(reply.result.is_ok());
+        }
         let mut data = Vec::new();
         if let Some(extent) = sent.extent {
             if let (true, Ok(filled)) = (reads(sent.op), reply.result) {
@@ -211,6 +250,7 @@ impl<C: ClientPort> ObjectRequests<C> {
 #[cfg(test)]
 mod tests {
     use archipelago_protocol::Lineage;
+    use archipelago_protocol::handle::HandleRequest;
     use archipelago_protocol::object::ObjectId;
     use xseg::local::{LocalClient, LocalServer, channel};
     use xseg::{RegionId, ServerPort};
@@ -234,10 +274,15 @@ mod tests {
 
     /// Serves the next request: a write's bytes are what `content` becomes, a read gets them.
     fn serve(server: &mut LocalServer, content: &mut Vec<u8>) -> bool {
-        let Some(entry) = server.accept() else {
+        let Some(mut entry) = server.accept() else {
             return false;
         };
-        let request = ObjectRequest::decode(&entry).unwrap();
+        if HandleRequest::decode(&entry).is_some() {
+            server.complete(ObjectReply::done(0).encode(entry.tag));
+            entry = server.accept().expect("behind its open");
+        }
+        let object = OpenObject::of(&request(ObjectOp::Write), HandleAccess::Metadata);
+        let request = ObjectRequest::decode(&entry, |_, _| Ok(&object)).unwrap();
         let arena = server.regions().get(RegionId::ARENA).unwrap().clone();
         if request.op == ObjectOp::Write {
             content.resize(request.len as usize, 0);

@@ -1,6 +1,7 @@
 //! The peer with a blocker that does not answer, or one that is looked at by hand.
 
 use archipelago_protocol::Lineage;
+use archipelago_protocol::handle::HandleRequest;
 use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::{ObjectOp, ObjectReply, ObjectRequest};
 use xseg::local::{LocalClient, LocalServer, channel};
@@ -70,12 +71,17 @@ fn a_channel_is_idle_when_it_is_closed_and_all_is_answered() {
     assert!(!peer.channel_idle(id), "the open waits for the blocker");
     assert!(!peer.is_idle());
     let entry = blocker.accept().expect("the backend is asked what it does");
-    let request = ObjectRequest::decode(&entry).unwrap();
+    let request = ObjectRequest::decode(&entry, |_, _| Err(ErrorCode::NotOpen)).unwrap();
     assert_eq!(request.op, ObjectOp::Capabilities);
     blocker.complete(ObjectReply::done(0).encode(entry.tag));
     let entry = blocker.accept().expect("the catalogue is looked for");
-    let request = ObjectRequest::decode(&entry).unwrap();
-    assert_eq!(request.id.lineage, Lineage::CATALOGUE);
+    let request = HandleRequest::decode(&entry);
+    let Some(Ok(HandleRequest::Open { object, .. })) = request else {
+        panic!("an open comes before what needs it: {request:?}");
+    };
+    assert_eq!(object.id.lineage, Lineage::CATALOGUE);
+    blocker.complete(ObjectReply::done(0).encode(entry.tag));
+    let entry = blocker.accept().expect("the request travels with it");
     let failed = ObjectReply::failed(ErrorCode::Io);
     blocker.complete(failed.encode(entry.tag));
     blocker.publish();

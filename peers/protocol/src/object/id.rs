@@ -13,7 +13,7 @@ pub enum ObjectKind {
     Data = 0,
     /// A small object changed by compare-and-swap only: a volume's or the catalogue's head. `number` is 0.
     Head = 1,
-    /// A log, appended to in a circle. `number` counts logs of this lineage, below 2^32.
+    /// A log, appended to in a circle. `number` counts logs of this lineage.
     Log = 2,
     /// Map or catalogue pages, appended, never changed. `number` counts packs of this lineage.
     Pack = 3,
@@ -22,7 +22,7 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
-    pub(super) fn from_bits(bits: u32) -> Option<Self> {
+    pub(crate) fn from_bits(bits: u32) -> Option<Self> {
         Some(match bits {
             0 => ObjectKind::Data,
             1 => ObjectKind::Head,
@@ -34,7 +34,7 @@ impl ObjectKind {
     }
 }
 
-/// Identity of an address space of objects: a container for the file blocker.
+/// Identity of an address space. How a backend cuts and places it, no other crate knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
     /// Whose it is.

@@ -1,5 +1,6 @@
 //! Counts of what reaches the backends, and the usual ways through the peer.
 
+use archipelago_protocol::handle::HandleAccess;
 use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::ObjectOp;
 use archipelago_protocol::volume::{
@@ -67,6 +68,19 @@ fn a_flush_syncs_once_and_spares_the_mapper_without_dirty_metadata() {
     forget(&mut world);
     assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
     assert_eq!((map_ops(&world).len(), object_ops(&world).len()), (0, 0));
+}
+
+#[test]
+fn an_object_is_written_and_synced_through_one_handle() {
+    let mut world = World::opened();
+    assert_eq!(world.run(WRITE, 0, 8192), Ok(()));
+    assert_eq!(world.run(VolumeOp::Flush, 0, 0), Ok(()));
+    let wire = world.object_port.wire.borrow();
+    let written = wire
+        .handles
+        .values()
+        .filter(|object| object.access == HandleAccess::Write);
+    assert_eq!(written.count(), 1, "{:?}", wire.handles);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::{MapOp, MapRequest};
-use archipelago_protocol::object::{ObjectOp, ObjectRequest};
+use archipelago_protocol::object::ObjectOp;
 use archipelago_protocol::volume::{OnFull, VolumeEvent, VolumeOp, Volumes};
 use proptest::prelude::*;
 
@@ -161,7 +161,7 @@ fn map_fault(world: &World, index: usize, setup: Setup) -> Option<ErrorCode> {
 
 fn object_fault(world: &World, index: usize, setup: Setup) -> Option<ErrorCode> {
     let wire = world.object_port.wire.borrow();
-    match ObjectRequest::decode(&wire.queue[index].1).unwrap().op {
+    match wire.object_request(&wire.queue[index].1).op {
         ObjectOp::Sync | ObjectOp::SyncPool => setup.sync_faults.then_some(ErrorCode::Io),
         ObjectOp::Write => setup.faults.then_some(ErrorCode::NoSpace),
         _ => setup.faults.then_some(ErrorCode::Io),

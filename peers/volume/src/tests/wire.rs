@@ -1,9 +1,11 @@
 //! A port whose other end is the test: it sees every submission and completes them when and how it likes.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
+use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
+use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::{ClientPort, Completion, PortError, Region, RegionId, RegionTable, Submission};
 
 /// The state of a channel, as both ends see it.
@@ -17,9 +19,34 @@ pub(crate) struct Wire {
     pub(crate) incarnation: u64,
     pub(crate) connected: bool,
     pub(crate) regions: RegionTable,
+    /// What is open, if this is a blocker's.
+    pub(crate) handles: BTreeMap<u32, OpenObject>,
 }
 
 impl Wire {
+    /// The request in an entry that waits for the blocker.
+    pub(crate) fn object_request(&self, entry: &Submission) -> ObjectRequest {
+        let resolve = |handle, op| {
+            let object = &self.handles[&handle];
+            assert!(object.access >= HandleAccess::of(op));
+            Ok(object)
+        };
+        ObjectRequest::decode(entry, resolve).unwrap()
+    }
+
+    /// A blocker answers opens and closes at once.
+    fn change_handles(&mut self, cookie: u64, request: HandleRequest) {
+        match request {
+            HandleRequest::Open { handle, object, .. } => {
+                let before = self.handles.insert(handle, object);
+                assert_eq!(before, None, "closed before its number is used again");
+            }
+            HandleRequest::Close { handle } => drop(self.handles.remove(&handle)),
+        }
+        let done = ObjectReply::done(0).encode(0);
+        self.completions.push_back((cookie, done));
+    }
+
     /// Answers the request at `index`.
     pub(crate) fn answer(&mut self, index: usize, completion: Completion) {
         let (cookie, _) = self.queue.remove(index).unwrap();
@@ -54,6 +81,7 @@ impl TestPort {
             incarnation: 1,
             connected: true,
             regions,
+            handles: BTreeMap::new(),
         };
         TestPort {
             wire: Rc::new(RefCell::new(wire)),
@@ -77,6 +105,10 @@ impl ClientPort for TestPort {
             return Err(PortError::Full);
         }
         wire.in_flight += 1;
+        if let Some(request) = HandleRequest::decode(&submission) {
+            wire.change_handles(cookie, request.unwrap());
+            return Ok(());
+        }
         wire.queue.push_back((cookie, submission));
         Ok(())
     }

@@ -423,7 +423,7 @@ impl World {
     pub(crate) fn object_step(&mut self, index: usize, fault: Option<ErrorCode>) {
         let wire = std::rc::Rc::clone(&self.object_port.wire);
         let entry = wire.borrow().queue[index].1;
-        let request = ObjectRequest::decode(&entry).unwrap();
+        let request = wire.borrow().object_request(&entry);
         self.object_log.push(request);
         let reply = match fault {
             Some(code) => ObjectReply::failed(code),
@@ -445,7 +445,7 @@ impl World {
         let wire = self.object_port.wire.borrow();
         wire.queue
             .iter()
-            .position(|(_, entry)| ObjectRequest::decode(entry).unwrap().op == op)
+            .position(|(_, entry)| wire.object_request(entry).op == op)
     }
 
     /// The index of the first request of `op` that waits for the mapper.

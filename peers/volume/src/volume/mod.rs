@@ -19,7 +19,7 @@ mod requests;
 mod space;
 
 use archipelago_protocol::map::MapReply;
-use archipelago_protocol::object::ObjectReply;
+use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use archipelago_protocol::volume::{OpenMode, VolumeEvent};
 use archipelago_protocol::{ErrorCode, Lineage, ObjectSize};
 use xseg::ClientPort;
@@ -76,6 +76,11 @@ impl Volume {
             snapshots: Snapshots::default(),
             space: Space::default(),
         }
+    }
+
+    /// Which volume it is.
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.lineage
     }
 
     /// Whether its slot can be freed: it has ended, and its driver has collected everything.
@@ -192,7 +197,18 @@ impl Volume {
                 t.ports.send_map(&mut self.in_flight, waiter, &request)
             }
             Some(FlushRequest::ToBlocker(request)) => {
-                t.ports.send_object(&mut self.in_flight, waiter, &request)
+                // On the handle through which the object was written.
+                let request = ObjectRequest {
+                    object_size: self.object_size,
+                    ..request
+                };
+                match t.ports.open_for(&self.in_flight, &request) {
+                    Some(handle) => {
+                        let in_flight = &mut self.in_flight;
+                        t.ports.send_object(in_flight, waiter, handle, &request)
+                    }
+                    None => false,
+                }
             }
         };
         if sent {

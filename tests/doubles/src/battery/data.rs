@@ -243,14 +243,14 @@ pub(super) fn syncs(driver: &mut Driver<'_>) {
             "{id:?}"
         );
     }
-    // Data is synced 64 GiB at a time: where it was written.
-    let far = 5 << 36;
-    assert!(driver.write(ids[0], far + 512, &pattern(3, 512)).is_ok());
-    let sync = ObjectRequest {
-        offset: far + 512,
-        ..ObjectRequest::new(ObjectOp::Sync, ids[0])
-    };
-    assert_eq!(driver.call(&sync, &[]).result, Ok(0));
+    // A sync covers the object, however far apart its data is.
+    for places in [2, 12] {
+        for far in 0..places {
+            let at = (far << 36) + 512;
+            assert!(driver.write(ids[0], at, &pattern(3, 512)).is_ok());
+        }
+        assert_eq!(driver.simple(ObjectOp::Sync, ids[0]).result, Ok(0));
+    }
 }
 
 pub(super) fn repetition(driver: &mut Driver<'_>) {

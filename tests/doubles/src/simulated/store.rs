@@ -62,8 +62,8 @@ pub(super) struct Store {
 /// The refusal that says what is there.
 fn stale(there: u64) -> ObjectReply {
     ObjectReply {
-        result: Err(ErrorCode::Stale),
         values: [there, 0],
+        ..ObjectReply::failed(ErrorCode::Stale)
     }
 }
 
@@ -104,13 +104,14 @@ impl Store {
                 done(request.len)
             }
             ObjectOp::Sync => {
-                if let Some(file) = self.files.get_mut(&key(id, request.offset)) {
-                    let file = Arc::make_mut(file);
-                    if std::mem::take(&mut file.lost) {
-                        return Err(ErrorCode::SyncFailed);
-                    }
-                    file.sync(*moment);
+                let mut lost = false;
+                for file in self.files_of(id) {
+                    lost |= std::mem::take(&mut file.lost);
                 }
+                if lost {
+                    return Err(ErrorCode::SyncFailed);
+                }
+                self.files_of(id).for_each(|file| file.sync(*moment));
                 done(0)
             }
             ObjectOp::SyncPool => {
@@ -129,8 +130,8 @@ impl Store {
                 }
                 Ok((
                     ObjectReply {
-                        result: Ok(len),
                         values: [version, 0],
+                        ..ObjectReply::done(len)
                     },
                     content,
                 ))
@@ -181,8 +182,8 @@ impl Store {
                 let values = [POOL_BYTES.saturating_sub(used), POOL_BYTES];
                 Ok((
                     ObjectReply {
-                        result: Ok(0),
                         values,
+                        ..ObjectReply::done(0)
                     },
                     Vec::new(),
                 ))
@@ -217,9 +218,7 @@ impl Store {
                 let _ = self.execute(call);
             }
             ObjectOp::Sync => {
-                if let Some(file) = self.files.get_mut(&key(request.id, request.offset)) {
-                    Arc::make_mut(file).drop_written();
-                }
+                self.files_of(request.id).for_each(File::drop_written);
             }
             ObjectOp::SyncPool => {
                 self.files
@@ -387,6 +386,13 @@ impl Store {
             .is_some_and(|file| file.has_data(offset, len))
     }
 
+    /// The files of an object of which something is open, or lost.
+    fn files_of(&mut self, id: ObjectId) -> impl Iterator<Item = &mut File> {
+        let files = self.files.range_mut((id, 0)..=(id, u64::MAX));
+        let open = files.filter(|(_, file)| file.lost || !file.is_settled());
+        open.map(|(_, file)| Arc::make_mut(file))
+    }
+
     fn file_mut(&mut self, key: Key) -> &mut File {
         Arc::make_mut(self.files.entry(key).or_default())
     }
@@ -434,17 +440,17 @@ impl Store {
                     file.write_all(offset, &slot[..], Keep::Durable);
                     file.named = true;
                     ObjectReply {
-                        result: Ok(0),
                         values: [version, 0],
+                        ..ObjectReply::done(0)
                     }
                 }
                 Swap::Done { version } => ObjectReply {
-                    result: Ok(0),
                     values: [version, 0],
+                    ..ObjectReply::done(0)
                 },
                 Swap::Stale { version } => ObjectReply {
-                    result: Err(ErrorCode::Stale),
                     values: [version, 0],
+                    ..ObjectReply::failed(ErrorCode::Stale)
                 },
             },
         )
@@ -461,8 +467,8 @@ impl Store {
             (bytes + file.occupied(), file.len().max(len))
         });
         Ok(ObjectReply {
-            result: Ok(0),
             values: [bytes, len],
+            ..ObjectReply::done(0)
         })
     }
 

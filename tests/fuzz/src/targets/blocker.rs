@@ -4,12 +4,20 @@ use std::collections::BTreeSet;
 
 use archipelago_blocker::{BlockerPeer, Rights};
 use archipelago_doubles::MemoryBackend;
-use archipelago_protocol::Lineage;
-use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
+use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::{Epoch, Lineage};
 use archipelago_runtime::Peer;
 use xseg::{Client, ClientPort, Region, RegionId, Server, Submission, local};
 
 use crate::input::Input;
+
+fn is_open(entry: &Submission) -> bool {
+    matches!(
+        HandleRequest::decode(entry),
+        Some(Ok(HandleRequest::Open { .. }))
+    )
+}
 
 /// Requests of any form on a channel to a blocker: each is answered once.
 pub(crate) fn blocker(bytes: &[u8]) {
@@ -48,14 +56,37 @@ pub(crate) fn blocker(bytes: &[u8]) {
         }
         let mut entry = Submission::from_words(words);
         if kind & 4 != 0 {
-            let id = ObjectId {
-                lineage: Lineage(u128::from(input.u8() & 3)),
-                kind: ObjectKind::Data,
-                number: u64::from(input.u8() & 3),
-            };
-            entry = ObjectRequest::new(ObjectOp::Read, id).encode();
-            entry.op = input.u8() % 16;
-            entry.handle = u32::from(input.u8() % 6) | 22 << 8;
+            let lineage = Lineage(u128::from(input.u8() & 3));
+            let number = u64::from(input.u8() & 3);
+            let op = input.u8() % 20;
+            let kinds = [
+                ObjectId::data(lineage, Epoch(number)),
+                ObjectId::head(lineage),
+                ObjectId::log(lineage, number),
+                ObjectId::pack(lineage, number),
+            ];
+            let handle = u32::from(input.u8() % 6);
+            let id = kinds[handle as usize % kinds.len()];
+            let request = ObjectRequest::new(ObjectOp::List, id);
+            if op >= 18 {
+                let object = OpenObject::of(&request, HandleAccess::Metadata);
+                let open = HandleRequest::Open {
+                    handle,
+                    object,
+                    again: op == 19,
+                };
+                entry = open.encode();
+            } else {
+                entry = request.encode(handle);
+                entry.op = op;
+                entry.handle = handle;
+                let about_pool = matches!(op, 4 | 8 | 11 | 12 | 17);
+                if !about_pool {
+                    entry.args = [0; 3];
+                }
+            }
+        }
+        if kind & 4 != 0 && !is_open(&entry) {
             entry.flags = input.u8() & 1;
             entry.offset = u64::from(input.u16());
             entry.len = u32::from(input.u16());

@@ -1,13 +1,14 @@
 //! What peers say to each other: ring entries, and JSON between the daemon and its processes. And the configuration.
 
 use archipelago_api::config::{Config, PoolConfig};
-use archipelago_protocol::ErrorCode;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::{ControlReply, ControlRequest};
+use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
 use archipelago_protocol::ids::{BLOCK_SIZE, SECTOR_SIZE};
 use archipelago_protocol::map::{MapReply, MapRequest};
-use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest};
+use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::{StatusPage, StatusRun};
+use archipelago_protocol::{ErrorCode, Generation, Lineage};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use xseg::{Completion, Submission};
@@ -63,8 +64,19 @@ pub(crate) fn status_page(bytes: &[u8]) {
 }
 
 pub(crate) fn object_entry(bytes: &[u8]) {
-    if let Ok(request) = ObjectRequest::decode(&submission(bytes)) {
-        assert_eq!(ObjectRequest::decode(&request.encode()), Ok(request));
+    let entry = submission(bytes);
+    if let Some(Ok(request)) = HandleRequest::decode(&entry) {
+        let again = HandleRequest::decode(&request.encode());
+        assert_eq!(again, Some(Ok(request)));
+    }
+    let log = ObjectRequest {
+        token: Generation(7),
+        ..ObjectRequest::new(ObjectOp::Append, ObjectId::log(Lineage(3), 5))
+    };
+    let object = OpenObject::of(&log, HandleAccess::Metadata);
+    let decode = |entry| ObjectRequest::decode(entry, |_, _| Ok(&object));
+    if let Ok(request) = decode(&entry) {
+        assert_eq!(decode(&request.encode(entry.handle)), Ok(request));
     }
     let entry = completion(bytes);
     let reply = ObjectReply::decode(&entry);

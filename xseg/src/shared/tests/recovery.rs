@@ -148,3 +148,45 @@ fn a_server_takes_nothing_before_it_is_started_and_counts_what_a_dead_client_lef
     server.publish();
     assert_eq!(server.in_flight(), 0);
 }
+
+#[test]
+fn what_was_open_is_opened_again_before_a_request_is_sent_again() {
+    let place = place();
+    let (listener, mut client, server) = pair(&place, OnServerDeath::Replay);
+    // More than a ring holds; one of them is open no more.
+    for number in 0..7 {
+        client.announce(
+            number,
+            500 + u64::from(number),
+            request(900 + u64::from(number)),
+        );
+    }
+    client.withdraw(3);
+    for n in 0..4 {
+        client.submit(100 + n, request(n)).unwrap();
+    }
+    client.publish();
+    drop(server);
+    drop(listener);
+    client.service();
+    let mut listener = Listener::bind(&place.path, Admission::own([ROLE])).unwrap();
+    client.service();
+    let mut server = listener.accept().unwrap();
+    server.start();
+    let mut seen = Vec::new();
+    let mut cookies = Vec::new();
+    for _ in 0..20 {
+        server.service();
+        client.service();
+        while let Some(submission) = server.accept() {
+            assert_eq!(submission.offset < 900, client.is_connected());
+            seen.push(submission.offset);
+            server.complete(answer(&submission));
+        }
+        server.publish();
+        cookies.extend(std::iter::from_fn(|| client.complete()).map(|(cookie, _)| cookie));
+    }
+    let expected = [900, 901, 902, 904, 905, 906, 0, 1, 2, 3];
+    assert_eq!(seen, expected);
+    assert_eq!(cookies, [500, 501, 502, 504, 505, 506, 100, 101, 102, 103]);
+}

@@ -110,9 +110,11 @@ fn failed(code: ErrorCode) -> Error {
         ErrorCode::Unavailable => "a peer is unavailable",
         ErrorCode::Denied => "the endpoint may not do that",
         ErrorCode::Invalid | ErrorCode::Unsupported => "the endpoint refuses the request",
-        ErrorCode::NotFound | ErrorCode::Exists | ErrorCode::InUse | ErrorCode::Internal => {
-            "internal error"
-        }
+        ErrorCode::NotFound
+        | ErrorCode::Exists
+        | ErrorCode::InUse
+        | ErrorCode::Internal
+        | ErrorCode::NotOpen => "internal error",
     };
     let error = Error::new(code, format!("copying failed: {what}"));
     match code {

@@ -193,8 +193,8 @@ impl Pool {
                 self.swapped.insert(id, (version + 1, data.to_vec()));
                 (
                     ObjectReply {
-                        result: Ok(0),
                         values: [version + 1, 0],
+                        ..ObjectReply::done(0)
                     },
                     Vec::new(),
                 )
@@ -202,8 +202,8 @@ impl Pool {
             ObjectOp::ReadSwapped => match self.swapped.get(&id) {
                 Some((version, bytes)) => {
                     let reply = ObjectReply {
-                        result: Ok(bytes.len() as u32),
                         values: [*version, 0],
+                        ..ObjectReply::done(bytes.len() as u32)
                     };
                     (reply, bytes.clone())
                 }
@@ -224,8 +224,8 @@ impl Pool {
                     let last = object.now.last_key_value();
                     let len = last.map_or(0, |(sector, _)| (*sector as u64 + 1) * 512);
                     let reply = ObjectReply {
-                        result: Ok(0),
                         values: [len, len],
+                        ..ObjectReply::done(0)
                     };
                     (reply, Vec::new())
                 }
@@ -233,8 +233,8 @@ impl Pool {
             },
             ObjectOp::StatPool => (
                 ObjectReply {
-                    result: Ok(0),
                     values: [5, 10],
+                    ..ObjectReply::done(0)
                 },
                 Vec::new(),
             ),
