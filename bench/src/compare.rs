@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::disk::Disk;
 use crate::load::{self, FL1, Figures, R1M, RR1, RR32, RW1, RW32, W1M, Workload};
-use crate::server::{Server, usage_of};
+use crate::server::{Server, Usage, usage_of};
 
 /// Bytes of the largest request.
 pub const REQUEST_LEN_MAX: usize = 1 << 20;
@@ -91,11 +91,28 @@ impl Case {
 
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
-struct Sample {
+pub struct Sample {
     figures: Figures,
     cpu_us_per_request: f64,
     rss_kib: u64,
 }
+
+impl Sample {
+    /// What a client saw, and what its server's processes had used `before` and `after`.
+    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+    #[must_use]
+    pub fn new(figures: Figures, before: &Usage, after: &Usage) -> Sample {
+        let cpu = after.cpu.saturating_sub(before.cpu);
+        Sample {
+            figures,
+            cpu_us_per_request: cpu.as_secs_f64() * 1e6 / figures.requests.max(1) as f64,
+            rss_kib: after.rss_kib,
+        }
+    }
+}
+
+/// How a case is measured on a server, with a seed for the places of its requests.
+pub type Measure<'a> = &'a mut dyn FnMut(&mut dyn Server, Case, u64) -> Result<Sample>;
 
 /// All measurements: by case, by server, by round.
 #[derive(Debug)]
@@ -105,8 +122,11 @@ pub struct Results {
     samples: Vec<Vec<Vec<Sample>>>,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn measure(server: &mut dyn Server, case: Case, time: Duration, seed: u64) -> Result<Sample> {
+/// Measures `case` for `time` with a client of our own, over vhost-user.
+///
+/// # Errors
+/// If the server fails.
+pub fn measure(server: &mut dyn Server, case: Case, time: Duration, seed: u64) -> Result<Sample> {
     let socket = match case.ground {
         Ground::Filled => server.filled()?,
         Ground::FreshClone => server.fresh_clone()?,
@@ -121,12 +141,7 @@ fn measure(server: &mut dyn Server, case: Case, time: Duration, seed: u64) -> Re
     let after = usage_of(&pids)?;
     drop(disk);
     server.release()?;
-    let cpu = after.cpu.saturating_sub(before.cpu);
-    Ok(Sample {
-        figures,
-        cpu_us_per_request: cpu.as_secs_f64() * 1e6 / figures.requests.max(1) as f64,
-        rss_kib: after.rss_kib,
-    })
+    Ok(Sample::new(figures, &before, &after))
 }
 
 /// Connects a disk that fits all cases.
@@ -145,7 +160,7 @@ pub fn run(
     servers: &mut [Box<dyn Server>],
     cases: &[Case],
     rounds: usize,
-    time: Duration,
+    measure: Measure<'_>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Results> {
     let mut samples = vec![vec![Vec::with_capacity(rounds); servers.len()]; cases.len()];
@@ -155,7 +170,7 @@ pub fn run(
                 let column = (turn + round + row) % servers.len();
                 let server = servers[column].as_mut();
                 let seed = (round * cases.len() + row) as u64;
-                let sample = measure(server, *case, time, seed)
+                let sample = measure(server, *case, seed)
                     .with_context(|| format!("{} on {}", case.name(), server.name()))?;
                 progress(&format!(
                     "round {} {} {}: {:.0} IOPS, CPU {:.1} us per I/O",
@@ -275,9 +290,9 @@ impl Results {
         text
     }
 
-    /// The goals of `docs/performance.md` that this run did not reach.
+    /// Those of the `goals` of `docs/performance.md` that this run did not reach.
     #[must_use]
-    pub fn missed_goals(&self) -> Vec<String> {
+    pub fn missed_goals(&self, goals: &dyn Fn(&Case) -> Goals) -> Vec<String> {
         let Some(fused) = self.servers.iter().position(|server| server == FUSED) else {
             return Vec::new();
         };
@@ -306,12 +321,16 @@ impl Results {
 
 /// What is promised for a case, relative to the baseline.
 #[derive(Debug, Clone, Copy, Default)]
-struct Goals {
-    rate_min: Option<f64>,
-    cpu_max: Option<f64>,
+pub struct Goals {
+    /// Lowest rate, as a part of the baseline's.
+    pub rate_min: Option<f64>,
+    /// Highest CPU per request, as a part of the baseline's.
+    pub cpu_max: Option<f64>,
 }
 
-fn goals(case: &Case) -> Goals {
+/// What is promised over vhost-user, beside qemu-storage-daemon.
+#[must_use]
+pub fn goals(case: &Case) -> Goals {
     let (rate_min, cpu_max) = match (case.ground, case.workload.name) {
         (Ground::Filled, "rr1" | "rr32" | "rw1" | "rw32") => (Some(1.0), None),
         (Ground::Filled, "w1m") => (Some(0.95), Some(1.0)),
@@ -358,9 +377,9 @@ mod tests {
 
     #[test]
     fn goals_are_for_rate_and_cpu() {
-        assert!(results(sample(951.0, 99.0)).missed_goals().is_empty());
+        assert!(results(sample(951.0, 99.0)).missed_goals(&goals).is_empty());
         assert_eq!(
-            results(sample(940.0, 101.0)).missed_goals(),
+            results(sample(940.0, 101.0)).missed_goals(&goals),
             [
                 "w1m: 0.94 of the rate of peer, goal 0.95",
                 "w1m: 1.01 of the CPU per I/O of peer, goal 1"

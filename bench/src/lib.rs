@@ -16,6 +16,7 @@ pub mod adversary;
 pub mod compare;
 #[expect(unsafe_code, reason = "virtio-driver takes addresses of buffers")]
 pub mod disk;
+pub mod fio;
 pub mod idle;
 pub mod load;
 pub mod neighbour;

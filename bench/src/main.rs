@@ -7,10 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use archipelago_bench::adversary::{Attack, attack};
 use archipelago_bench::compare::{self, CASES, Case, REQUEST_LEN_MAX};
+use archipelago_bench::fio;
 use archipelago_bench::idle;
 use archipelago_bench::load;
 use archipelago_bench::neighbour;
-use archipelago_bench::server::{Archipelago, Build, QemuStorageDaemon, Server, Volumes};
+use archipelago_bench::server::{
+    Archipelago, Build, QemuFuse, QemuNbd, QemuStorageDaemon, Server, Volumes,
+};
 use clap::{Parser, Subcommand};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -56,6 +59,10 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         volumes: usize,
     },
+    /// Compares over NBD, with fio as the client and qemu-nbd as the peer
+    Nbd,
+    /// Compares files, with fio as the client and the FUSE export of qemu-storage-daemon as the peer; needs root and /dev/fuse
+    Fuse,
     /// Runs as that hostile front end until it is killed
     Adversary {
         /// Only this attack; without the option all attacks by turns
@@ -118,18 +125,41 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
+    let way = match options.command {
+        Some(Command::Nbd) => Some(fio::Way::Nbd),
+        Some(Command::Fuse) => Some(fio::Way::File),
+        _ => None,
+    };
     let mut servers: Vec<Box<dyn Server>> = Vec::new();
     for build in &builds {
-        servers.push(Box::new(Archipelago::new(dir.path(), build)?));
+        let server = Archipelago::new(dir.path(), build)?;
+        servers.push(Box::new(match way {
+            Some(fio::Way::Nbd) => server.attached_by("--nbd"),
+            Some(fio::Way::File) => server.attached_by("--fuse"),
+            None => server,
+        }));
     }
-    servers.push(Box::new(QemuStorageDaemon::new(dir.path(), &volumes)?));
-    let cases: Vec<Case> = CASES
-        .into_iter()
-        .filter(|case| case.name().contains(&options.only))
-        .collect();
-    let results = compare::run(&mut servers, &cases, options.rounds, time, &mut |line| {
-        eprintln!("{line}");
-    })?;
+    let (peer, cases): (Box<dyn Server>, &[Case]) = match way {
+        Some(fio::Way::Nbd) => (Box::new(QemuNbd::new(dir.path(), &volumes)), &fio::CASES),
+        Some(fio::Way::File) => (Box::new(QemuFuse::new(dir.path(), &volumes)), &fio::CASES),
+        None => {
+            let peer = QemuStorageDaemon::new(dir.path(), &volumes)?;
+            (Box::new(peer), &CASES)
+        }
+    };
+    servers.push(peer);
+    let is_wanted = |case: &&Case| case.name().contains(&options.only);
+    let cases: Vec<Case> = cases.iter().filter(is_wanted).copied().collect();
+    let results = compare::run(
+        &mut servers,
+        &cases,
+        options.rounds,
+        &mut |server, case, seed| match way {
+            Some(way) => way.measure(server, case, time, seed),
+            None => compare::measure(server, case, time, seed),
+        },
+        &mut |line| eprintln!("{line}"),
+    )?;
     println!(
         "{} rounds of {} ms, {} MiB volumes, the same blocks for all, O_DIRECT, one queue; server on CPU 0, client on CPU {CLIENT_CPU}\n\n{}",
         options.rounds,
@@ -137,7 +167,8 @@ fn main() -> Result<()> {
         options.size,
         results.table()
     );
-    for missed in results.missed_goals() {
+    let goals = |case: &Case| way.map_or_else(|| compare::goals(case), |way| way.goals(case));
+    for missed in results.missed_goals(&goals) {
         println!("goal missed: {missed}");
     }
     Ok(())

@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 mod archipelago;
+mod qemu_fuse;
+mod qemu_nbd;
 mod qemu_storage_daemon;
 mod usage;
 
 pub use archipelago::{Archipelago, Build, Volumes};
+pub use qemu_fuse::QemuFuse;
+pub use qemu_nbd::QemuNbd;
 pub use qemu_storage_daemon::QemuStorageDaemon;
 pub use usage::{Usage, usage_of};
 

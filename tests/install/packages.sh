@@ -7,6 +7,7 @@ set -euo pipefail
 #   gcc make libc6-dev      the linker of Rust, and fio for the guest
 #   qemu-system-x86         the virtual machine; its qemu-system-common brings qemu-storage-daemon
 #   qemu-utils              qemu-img and qemu-io: NBD clients; with qemu-nbd, formats of images; also for the benchmark's qcow2 clone
+#   fio                     the client of the benchmarks over NBD and of files
 #   curl                    images at an address
 #   groff-base mandoc       reading the manual pages; fish and zsh: their completions
 #   libnbd-bin              nbdcopy and nbdinfo: NBD clients
@@ -25,7 +26,7 @@ set -euo pipefail
 #   librados-dev            the library of its clients
 packages=(
     gcc make libc6-dev
-    qemu-system-x86 qemu-utils libnbd-bin nbd-client
+    qemu-system-x86 qemu-utils libnbd-bin nbd-client fio
     busybox-static cpio
     e2fsprogs util-linux xfsprogs btrfs-progs
     grub-common

@@ -139,6 +139,8 @@ pub struct Archipelago {
     root: PathBuf,
     command: PathBuf,
     running: bool,
+    /// The option by which volumes are attached; none: over vhost-user.
+    way: Option<&'static str>,
     /// Volumes to be detached.
     attached: Vec<String>,
     clones: u32,
@@ -157,6 +159,7 @@ impl Archipelago {
             root,
             command: build.command.clone(),
             running: false,
+            way: None,
             attached: Vec::new(),
             clones: 0,
         };
@@ -167,6 +170,13 @@ impl Archipelago {
             server.configure("poll_us", poll_us)?;
         }
         Ok(server)
+    }
+
+    /// Volumes are attached by `option` of `volume attach`, in place of vhost-user.
+    #[must_use]
+    pub fn attached_by(mut self, option: &'static str) -> Self {
+        self.way = Some(option);
+        self
     }
 
     fn configure(&self, key: &str, value: u32) -> Result<()> {
@@ -213,9 +223,11 @@ impl Archipelago {
 
     fn attach(&mut self, name: &str) -> Result<PathBuf> {
         self.start()?;
-        let socket = self.call(&["volume", "attach", name])?.trim().into();
+        let attach = ["volume", "attach", name];
+        let attach: Vec<&str> = attach.into_iter().chain(self.way).collect();
+        let place = self.call(&attach)?.trim().into();
         self.attached.push(name.to_owned());
-        Ok(socket)
+        Ok(place)
     }
 
     fn lineage(&self, name: &str) -> Result<String> {
@@ -236,6 +248,26 @@ impl Archipelago {
                 .args(arguments),
         )
     }
+}
+
+/// The processes that serve files of the node at `root`.
+fn mounts_of(root: &Path) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One that has ended meanwhile is none of them.
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut arguments = command.split(|byte| *byte == 0);
+        let program = arguments.next().unwrap_or_default();
+        let is_of_node = |argument: &[u8]| argument == root.as_os_str().as_encoded_bytes();
+        if program.ends_with(b"/archipelago-fuse") && arguments.any(is_of_node) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
 }
 
 impl Server for Archipelago {
@@ -264,6 +296,7 @@ impl Server for Archipelago {
             .iter()
             .filter_map(|process| process["pid"].as_u64())
             .map(|pid| Ok(u32::try_from(pid)?))
+            .chain(mounts_of(&self.root)?.into_iter().map(Ok))
             .collect()
     }
 

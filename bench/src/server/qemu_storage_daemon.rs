@@ -14,7 +14,7 @@ use crate::program::{Guarded, stdout_of};
 use crate::waiting::wait_until;
 
 /// Longest time until it listens, on a loaded machine, too.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The peer; its process runs while it serves.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Server for QemuStorageDaemon {
 ///
 /// # Errors
 /// If it ends instead, or does not listen in time.
-fn wait_for_socket(path: &Path, child: &mut Child) -> Result<()> {
+pub(super) fn wait_for_socket(path: &Path, child: &mut Child) -> Result<()> {
     let silent = || format!("no server listens on {}", path.display());
     wait_until(START_TIMEOUT, silent, || {
         if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
