@@ -92,7 +92,7 @@ loom() {
 }
 
 stage packages tests/install/packages.sh
-stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp --package archipelago-ganeti
+stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp --package archipelago-ganeti --package archipelago-rados
 stage guest-parts tests/vm/guest/build.sh
 
 # Beside each other: what computes, at a lower priority, and what waits for processes and disks.
@@ -114,7 +114,7 @@ beside faults cargo test --release --package archipelago-fault-tests -- --nocapt
 begin
 stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
 meet
-stage ceph cargo test --release --no-fail-fast --package librados-sys --package archipelago-blocker-rados
+stage ceph cargo test --release --no-fail-fast --package librados-sys --package archipelago-blocker-rados --package archipelago-rados
 
 # Two guests at a time, as above.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2

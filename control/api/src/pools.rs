@@ -7,6 +7,8 @@ use archipelago_protocol::Name;
 use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve};
 use serde::{Deserialize, Serialize};
 
+use crate::config::RadosPool;
+
 /// A pool and its file system.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +20,7 @@ pub struct PoolStatus {
     pub unserved: Option<String>,
     /// Its backend.
     pub kind: String,
-    /// Where it is.
+    /// Where it is: a directory, or `rados:POOL/NAMESPACE`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub directory: PathBuf,
     /// How its files are accessed; null: the process that serves it does not answer.
@@ -146,9 +148,13 @@ pub struct PoolView {
 pub struct AddPool {
     /// Its name.
     pub name: Name,
-    /// Its directory: an absolute path; an empty directory or a pool.
-    #[cfg_attr(feature = "openapi", schema(value_type = String))]
-    pub directory: PathBuf,
+    /// Its directory, if it is one of files: an absolute path; an empty directory or a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub directory: Option<PathBuf>,
+    /// Its RADOS pool, if it is on one; in place of `directory`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rados: Option<RadosPool>,
 }
 
 /// The pools.

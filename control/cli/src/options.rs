@@ -235,6 +235,29 @@ pub struct Opening {
     pub take_over: bool,
 }
 
+/// A pool on RADOS. `archipelago-rados`, which serves it, belongs beside archipelagod.
+#[derive(Debug, Args)]
+pub struct RadosOptions {
+    /// A replicated RADOS pool, in place of a directory
+    #[arg(long, value_name = "POOL", conflicts_with = "dir")]
+    pub rados: Option<String>,
+    /// Another RADOS pool for what volumes hold
+    #[arg(long, value_name = "POOL", requires = "rados")]
+    pub data_pool: Option<String>,
+    /// The namespace in both pools [default: none]
+    #[arg(long, value_name = "NAME", requires = "rados")]
+    pub namespace: Option<String>,
+    /// Ceph's configuration file [default: where Ceph looks for one]
+    #[arg(long, value_name = "FILE", requires = "rados")]
+    pub ceph_conf: Option<PathBuf>,
+    /// The client of the cluster, without `client.` [default: admin]
+    #[arg(long, value_name = "ID", requires = "rados")]
+    pub client: Option<String>,
+    /// The file with the client's key [default: where Ceph's configuration says]
+    #[arg(long, value_name = "FILE", requires = "rados")]
+    pub keyring: Option<PathBuf>,
+}
+
 /// Commands on pools.
 #[derive(Debug, Subcommand)]
 pub enum Pool {
@@ -250,8 +273,11 @@ pub enum Pool {
         /// Its name
         name: Name,
         /// An empty directory, or one that is a pool already
-        #[arg(long, value_name = "DIR")]
-        dir: PathBuf,
+        #[arg(long, value_name = "DIR", required_unless_present = "rados")]
+        dir: Option<PathBuf>,
+        /// Or a RADOS pool
+        #[command(flatten)]
+        rados: RadosOptions,
     },
     /// Remove an empty pool from the running node; its directory is kept
     Remove {

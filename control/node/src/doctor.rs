@@ -4,7 +4,7 @@
 //! - The node's lock is taken before the pool's: no daemon of this node starts meanwhile.
 //! - The pool is closed when the check returns, so that its file system can be unmounted.
 
-use archipelago_api::config::Config;
+use archipelago_api::config::{Config, PoolConfig};
 use archipelago_api::layout::Layout;
 use archipelago_blocker_file::Claim;
 use archipelago_protocol::check::Report;
@@ -23,13 +23,24 @@ pub(crate) fn check_offline(layout: &Layout, name: &Name, repair: bool) -> Resul
         let message = format!("there is no pool `{name}`");
         return Err(Error::new(ErrorCode::NotFound, message));
     };
+    if let PoolConfig::Rados(_) = pool {
+        let message = format!("pool `{name}` is on RADOS, and is checked while it is served");
+        return Err(
+            Error::new(ErrorCode::Unsupported, message).with_hint(format!(
+                "`{} node start`, then the same again",
+                layout.command()
+            )),
+        );
+    }
     let _lock = NodeLock::take(layout)?;
     // The pool is only looked at: no process of it gets a socket.
     let paths = PoolPaths::new(layout, name, name)?;
     let settings = peer_settings(layout, &config, pool, &paths, None, Claim::Start);
     let checked = archipelago_host::check_offline(&settings, repair);
     // The kernel closes the ring's files some time later.
-    if let Err(left) = PoolUser::wait_free(&settings.pool.directory, RELEASE_TIMEOUT) {
+    if let Some(directory) = pool.directory()
+        && let Err(left) = PoolUser::wait_free(directory, RELEASE_TIMEOUT)
+    {
         tracing::warn!("{left}");
     }
     checked

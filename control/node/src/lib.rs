@@ -1,7 +1,7 @@
 //! Node daemon: starts and watches the data processes, and offers them as HTTP and JSON on a UNIX socket.
 //!
 //! * `daemon`: `archipelagod`, one per node, and what it offers; the types of its API are `archipelago_api`'s.
-//! * [`file_pool`]: a pool of files, as a data process hosts it.
+//! * [`file_pool`], [`node_pool`]: a pool of files, as a data process hosts it; a pool of any kind.
 //! * `doctor`: a check of a pool that nobody serves; `offline`: what the program does without a daemon; `tool`: foreign programs, confined; [`program`]: the command line of `archipelagod`.
 //!
 //! One design decision: the daemon never touches data. It is the parent of the data processes in every placement, so its
@@ -27,7 +27,9 @@ pub mod file_pool;
 mod file_size;
 mod fresh;
 mod logging;
+pub mod node_pool;
 mod offline;
 pub mod program;
+mod rados_program;
 mod socket;
 mod tool;

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use archipelago_api::config::Config;
+use archipelago_api::config::{Config, PoolConfig};
 use archipelago_api::layout::Layout;
 use archipelago_api::types::{Done, Ended};
 use archipelago_protocol::{Error, ErrorCode, Name};
@@ -90,10 +90,7 @@ fn answer(answer: &impl Serialize) -> Result<(), Error> {
 /// Who serves the pools of a node whose sockets nobody serves.
 fn absence(layout: &Layout) -> Option<Error> {
     let config = Config::read(layout.config()).ok()?;
-    let users = config
-        .pools
-        .values()
-        .map(|pool| PoolUser::of(pool.directory()));
+    let users = config.pools.values().map(PoolUser::of_pool);
     let nodes = users.filter_map(|user| match user {
         PoolUser::Node(node) => Some(node),
         PoolUser::Nobody | PoolUser::Process(_) => None,
@@ -128,8 +125,8 @@ fn stop_found_by_pools(layout: &Layout) -> Result<Vec<String>, Error> {
         return Ok(Vec::new());
     };
     let mut notes = Vec::new();
-    for pool in config.pools.values() {
-        notes.extend(stop_found_by_pool(layout, pool.directory())?);
+    for directory in config.pools.values().filter_map(PoolConfig::directory) {
+        notes.extend(stop_found_by_pool(layout, directory)?);
     }
     Ok(notes)
 }

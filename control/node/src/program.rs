@@ -14,8 +14,10 @@ use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use clap::{Args, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::file_pool::FilePool;
+use crate::node_pool::NodePool;
 use crate::offline::{self, Offline};
 use crate::tool::{self, Tool};
 use crate::{daemon, descriptors, file_size, logging};
@@ -63,15 +65,15 @@ struct PeerOptions {
     role: Vec<Role>,
 }
 
-/// What a data process is to be.
+/// What a data process is to be, whose pool is of the kind `P`.
 #[derive(Debug)]
-pub struct DataProcess {
+pub struct DataProcess<P = NodePool> {
     /// Process id of the daemon that started it.
     pub parent: i32,
     /// What it hosts.
     pub roles: Vec<Role>,
     /// What it needs to know.
-    pub settings: PeerSettings<FilePool>,
+    pub settings: PeerSettings<P>,
 }
 
 fn parse_role(text: &str) -> Result<Role, Error> {
@@ -93,6 +95,11 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
         Some(Command::Tool(tool)) => tool::run(&tool),
         None => run_daemon(&options),
     };
+    exit_code(result, report)
+}
+
+/// Whether a program has done its work. A failure is logged, and, with `report`, written to the standard output.
+fn exit_code(result: Result<(), Error>, report: bool) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -140,9 +147,57 @@ fn run_daemon(options: &Options) -> Result<(), Error> {
     })
 }
 
-fn run_peer(
+/// A program that hosts the blocker of another kind of pool.
+#[derive(Debug, Parser)]
+struct BackendOptions {
+    #[command(subcommand)]
+    command: BackendCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BackendCommand {
+    /// A data process, started by the daemon with its control socket as standard input
+    Peer(PeerOptions),
+    /// Make a pool, if it is none yet, and write what is known of it to the standard output
+    MakePool {
+        /// The pool, in JSON
+        pool: String,
+    },
+}
+
+/// Does what the command line of a program says that hosts the blocker of another kind of pool: `host` is what a data process does, `make`
+/// what makes a pool.
+pub fn run_backend<P: DeserializeOwned, C: DeserializeOwned, A: Serialize>(
+    host: impl FnOnce(DataProcess<P>) -> Result<(), Error>,
+    make: impl FnOnce(C) -> Result<A, Error>,
+) -> ExitCode {
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    let result = match BackendOptions::parse().command {
+        BackendCommand::Peer(peer) => run_peer(peer, host),
+        BackendCommand::MakePool { pool } => {
+            logging::start("make-pool");
+            parse_settings(&pool).and_then(make).and_then(|made| {
+                let text = serde_json::to_string(&made).unwrap_or_default();
+                writeln!(std::io::stdout(), "{text}")
+                    .map_err(|error| Error::new(ErrorCode::Io, format!("standard output: {error}")))
+            })
+        }
+    };
+    exit_code(result, true)
+}
+
+fn parse_settings<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|error| {
+        Error::new(
+            ErrorCode::Invalid,
+            format!("settings of a data process: {error}"),
+        )
+    })
+}
+
+fn run_peer<P: DeserializeOwned>(
     options: PeerOptions,
-    host: impl FnOnce(DataProcess) -> Result<(), Error>,
+    host: impl FnOnce(DataProcess<P>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     logging::start(match options.role.as_slice() {
         [Role::Endpoint] => "endpoint",
@@ -153,12 +208,7 @@ fn run_peer(
     // The daemon's own limit, unless somebody has changed it since.
     descriptors::raise();
     file_size::raise();
-    let settings = serde_json::from_str(&options.settings).map_err(|error| {
-        Error::new(
-            ErrorCode::Invalid,
-            format!("settings of a data process: {error}"),
-        )
-    })?;
+    let settings = parse_settings(&options.settings)?;
     host(DataProcess {
         parent: options.parent,
         roles: options.role,

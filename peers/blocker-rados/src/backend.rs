@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use archipelago_blocker::Backend;
 use archipelago_protocol::capabilities::Capabilities;
-use archipelago_protocol::control::Wait;
+use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve, Wait};
 use archipelago_protocol::object::{ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Source, Watch};
@@ -43,6 +43,7 @@ pub struct RadosBackend {
     owner: Option<Owner>,
     lost: fn(&Error),
     name: String,
+    fsid: String,
     counters: Counters,
 }
 
@@ -82,6 +83,7 @@ impl RadosBackend {
                 .poll_readable(space.doorbell(), DOORBELL)
                 .map_err(failed)?,
         ];
+        let fsid = opened.fsid.clone();
         let calls = Calls::new(opened, name.clone());
         Ok(RadosBackend {
             calls: Rc::new(calls.0),
@@ -94,6 +96,7 @@ impl RadosBackend {
             owner: calls.1,
             lost: claimant.lost,
             name,
+            fsid,
             counters: Counters::default(),
         })
     }
@@ -206,6 +209,16 @@ impl Backend for RadosBackend {
             ("rados_first_writes", self.counters.first_writes),
             ("rados_gathered", self.transfers.gathered()),
         ]
+    }
+
+    fn pool_report(&self) -> Option<PoolReport> {
+        Some(PoolReport {
+            access: PoolAccess::Cluster {
+                fsid: self.fsid.clone(),
+            },
+            reserve: PoolReserve { held: 0, wanted: 0 },
+            owner: self.owner.as_ref().map(Owner::text),
+        })
     }
 
     fn look(&mut self, now: Duration) {

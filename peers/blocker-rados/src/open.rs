@@ -59,6 +59,7 @@ pub(crate) struct Opened {
     pub(crate) data: Pool,
     pub(crate) completions: Completions,
     pub(crate) owner: Option<Owner>,
+    pub(crate) fsid: String,
 }
 
 impl Options {
@@ -143,7 +144,7 @@ impl Options {
         )
     }
 
-    fn connect(&self) -> Result<Cluster, Error> {
+    fn connect(&self) -> Result<(Cluster, String), Error> {
         let options = ConnectOptions {
             conf: self.conf.clone(),
             client: self.client.clone(),
@@ -163,7 +164,7 @@ impl Options {
                 .error(ErrorCode::Invalid, text)
                 .with_hint("correct the configuration of Ceph, or `fsid` in that of the node"));
         }
-        Ok(cluster)
+        Ok((cluster, fsid))
     }
 
     fn open_pool(&self, cluster: &Cluster, name: &str) -> Result<Pool, Error> {
@@ -265,7 +266,7 @@ enum Marked {
 }
 
 fn open_with(options: &Options, marked: &Marked) -> Result<Opened, Error> {
-    let cluster = options.connect()?;
+    let (cluster, fsid) = options.connect()?;
     let metadata = options.open_pool(&cluster, &options.pool)?;
     let data = options.open_pool(&cluster, options.data_pool())?;
     let mut completions = Completions::new()
@@ -286,30 +287,39 @@ fn open_with(options: &Options, marked: &Marked) -> Result<Opened, Error> {
         data,
         completions,
         owner: None,
+        fsid,
     })
 }
 
-/// Makes a RADOS pool one of ours, if it is none yet, and checks that it can be used: the cluster's id.
+/// Makes a RADOS pool one of ours, if it is none yet, and checks that `claimant` can use it: the cluster's id.
 ///
 /// # Errors
-/// Why it cannot be, with what helps.
-pub fn check(options: &Options) -> Result<String, Error> {
-    let opened = open_with(options, &Marked::Now)?;
-    let fsid = opened.cluster.fsid();
-    fsid.map_err(|error| options.not_connected(&error))
+/// Why the pool cannot be used, with what helps; [`ErrorCode::InUse`] naming the node that serves it.
+pub fn check(options: &Options, claimant: &Claimant) -> Result<String, Error> {
+    let mut opened = open_with(options, &Marked::Now)?;
+    let name = options.name();
+    Owner::look(&mut opened.place(&name), claimant)?;
+    Ok(opened.fsid)
+}
+
+impl Opened {
+    /// Where the record of the owner is.
+    fn place<'a>(&'a mut self, name: &'a str) -> Place<'a> {
+        Place {
+            cluster: &self.cluster,
+            pool: &self.metadata,
+            completions: &mut self.completions,
+            timeout: TIMEOUT,
+            name,
+        }
+    }
 }
 
 /// Opens a pool for `claimant`.
 pub(crate) fn open(options: &Options, claimant: &Claimant) -> Result<Opened, Error> {
     let mut opened = open_with(options, &Marked::Already)?;
     let name = options.name();
-    let mut place = Place {
-        cluster: &opened.cluster,
-        pool: &opened.metadata,
-        completions: &mut opened.completions,
-        timeout: TIMEOUT,
-        name: &name,
-    };
-    opened.owner = Some(Owner::claim(&mut place, claimant)?);
+    let owner = Owner::claim(&mut opened.place(&name), claimant)?;
+    opened.owner = Some(owner);
     Ok(opened)
 }

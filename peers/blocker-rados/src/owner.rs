@@ -69,9 +69,10 @@ struct Record {
 }
 
 impl Record {
-    /// Whether the owner is an earlier incarnation on the same node.
+    /// Whether the owner is an earlier incarnation on the same node. Copies of a machine have its id, but seldom its name.
     fn is_of(&self, claimant: &Claimant) -> bool {
-        self.machine != 0 && self.machine == claimant.machine && self.node == claimant.node
+        let is_same_host = self.machine == claimant.machine && self.host == claimant.host;
+        self.machine != 0 && is_same_host && self.node == claimant.node
     }
 }
 
@@ -213,6 +214,19 @@ impl Owner {
         Err(in_use(place.name, None))
     }
 
+    /// Looks whether the pool could be claimed.
+    ///
+    /// # Errors
+    /// As [`Owner::claim`].
+    pub(crate) fn look(place: &mut Place<'_>, claimant: &Claimant) -> Result<(), Error> {
+        let (_version, found) = place.read()?;
+        match check(found.as_ref(), claimant) {
+            Verdict::Take | Verdict::Fence => Ok(()),
+            Verdict::Refuse => Err(in_use(place.name, found.as_ref())),
+            Verdict::Lost => Err(lost(place.name, found.as_ref())),
+        }
+    }
+
     /// Says that nothing is in flight any more. If the cluster does not answer, the next start shuts this client out.
     pub(crate) fn release(&self, place: &mut Place<'_>) {
         let record = Record {
@@ -223,6 +237,16 @@ impl Owner {
             Ok(_) => {}
             Err(error) => tracing::warn!("the pool could not be released: {error}"),
         }
+    }
+}
+
+impl Owner {
+    /// The ownership, for people.
+    pub(crate) fn text(&self) -> String {
+        format!(
+            "this node, as client {} of the cluster",
+            self.record.address
+        )
     }
 }
 
@@ -289,7 +313,7 @@ mod tests {
         use Claim::{Restart, Start, TakeOver};
         let record = |released| Record {
             machine: 7,
-            host: "there".to_owned(),
+            host: "here".to_owned(),
             node: "/run/a".into(),
             address: "127.0.0.1:0/1".to_owned(),
             released,
@@ -315,6 +339,12 @@ mod tests {
             ..record(false)
         };
         let verdict = check(Some(&unknown), &claimant(0, "/run/a", Start));
+        assert_eq!(verdict, Verdict::Refuse);
+        let copy = Record {
+            host: "there".to_owned(),
+            ..record(false)
+        };
+        let verdict = check(Some(&copy), &claimant(7, "/run/a", Start));
         assert_eq!(verdict, Verdict::Refuse);
     }
 }

@@ -39,7 +39,7 @@ fn run(ceph: &CephCluster, data: Option<&str>) {
             keyring: None,
             fsid: ceph.fsid().to_owned(),
         };
-        check(&options).expect("a pool that can be used");
+        check(&options, &claimant()).expect("a pool that can be used");
         let opened = RadosBackend::open(&options, &claimant(), reactor.source());
         Box::new(opened.expect("a pool that opens"))
     };

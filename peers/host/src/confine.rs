@@ -4,8 +4,8 @@
 //! |---|---|
 //! | capabilities | none, also if the daemon runs as root |
 //! | user | the endpoint's own, if it has one (`identity`) |
-//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), what this host is called (both), sockets of the role; no TCP |
-//! | seccomp | no new programs, no sockets but UNIX ones, no tracing, mounting, modules, namespaces, other users' ids |
+//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), what this host is called (both), sockets of the role; TCP for a blocker whose pool is a cluster |
+//! | seccomp | no new programs, no sockets but UNIX ones (and those of such a blocker), no tracing, mounting, modules, namespaces, other users' ids |
 //!
 //! Done first of all, by the main thread: threads and descriptors that come later have it too. What the daemon hands over
 //! as descriptors (guest memory, sockets) needs no permission.
@@ -37,8 +37,12 @@ pub fn confine<P: Pool>(roles: &[Role], settings: &PeerSettings<P>) -> Result<()
     let mut sandbox = Sandbox::of_process();
     allow_files(&mut sandbox, roles, settings);
     sandbox.refuse(&REFUSED);
-    let other_family = FirstArgument::IsNot(libc::AF_UNIX.unsigned_abs());
-    sandbox.refuse_if(libc::SYS_socket, other_family);
+    if roles.contains(&Role::Blocker) && settings.pool.uses_network() {
+        sandbox.allow_tcp();
+    } else {
+        let other_family = FirstArgument::IsNot(libc::AF_UNIX.unsigned_abs());
+        sandbox.refuse_if(libc::SYS_socket, other_family);
+    }
     let landlock = sandbox.enter()?;
     if landlock != RulesetStatus::FullyEnforced {
         tracing::info!(
@@ -69,6 +73,9 @@ fn allow_files<P: Pool>(sandbox: &mut Sandbox, roles: &[Role], settings: &PeerSe
     if roles.contains(&Role::Blocker) {
         for directory in settings.pool.directories() {
             sandbox.allow(directory, files);
+        }
+        for path in settings.pool.reads() {
+            sandbox.allow(path, AccessFs::ReadFile | AccessFs::ReadDir);
         }
     }
     if roles.contains(&Role::Mapper) {

@@ -26,6 +26,16 @@ pub trait Pool {
     /// The directories in which the backend makes, reads and writes files: the confined process keeps them.
     fn directories(&self) -> Vec<&Path>;
 
+    /// What the backend reads outside of them: the confined process may read these files, and what is below these directories.
+    fn reads(&self) -> Vec<&Path> {
+        Vec::new()
+    }
+
+    /// Whether the backend speaks to other hosts: the confined process may.
+    fn uses_network(&self) -> bool {
+        false
+    }
+
     /// File descriptors that the backend needs for itself, in a process that may have `limit`.
     fn descriptors(&self, limit: u64) -> u64;
 

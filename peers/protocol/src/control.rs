@@ -205,6 +205,11 @@ pub enum PoolAccess {
         /// Why not past it.
         why: String,
     },
+    /// There are none: it is objects of a cluster.
+    Cluster {
+        /// The cluster's id.
+        fsid: String,
+    },
 }
 
 impl fmt::Display for PoolAccess {
@@ -214,6 +219,7 @@ impl fmt::Display for PoolAccess {
                 write!(f, "direct, in units of {alignment} bytes")
             }
             PoolAccess::Buffered { why } => write!(f, "page cache: {why}"),
+            PoolAccess::Cluster { fsid } => write!(f, "objects of the cluster {fsid}"),
         }
     }
 }

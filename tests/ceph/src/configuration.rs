@@ -74,6 +74,7 @@ osd crush chooseleaf type = 0
 osd crush update on start = false
 osd class update on start = false
 osd heartbeat grace = 4
+mon osd min down reporters = 1
 osd objectstore = {store}
 memstore device bytes = 4294967296
 bluestore block create = true

@@ -19,7 +19,18 @@ pub fn with_pool(text: &str, name: &Name, pool: &PoolConfig) -> Result<String, E
             format!("there is a pool `{name}` already"),
         ));
     }
-    let PoolConfig::File { directory, direct } = pool;
+    let mut changed = text.trim_end().to_owned();
+    changed.push_str(&format!("\n\n[pool.{}]\n{}", key(name), render(pool)?));
+    expected.pools.insert(name.clone(), pool.clone());
+    checked(changed, &expected)
+}
+
+/// The lines of a pool's section, but for its header.
+fn render(pool: &PoolConfig) -> Result<String, Error> {
+    let (directory, direct) = match pool {
+        PoolConfig::File { directory, direct } => (directory, direct),
+        PoolConfig::Rados(rados) => return rados.render(),
+    };
     let Some(path) = directory.to_str() else {
         return Err(Error::new(
             ErrorCode::Invalid,
@@ -27,16 +38,8 @@ pub fn with_pool(text: &str, name: &Name, pool: &PoolConfig) -> Result<String, E
         ));
     };
     let path = toml::Value::String(path.to_owned());
-    let mut changed = text.trim_end().to_owned();
-    changed.push_str(&format!(
-        "\n\n[pool.{}]\nkind = \"file\"\ndirectory = {path}\n",
-        key(name)
-    ));
-    if !direct {
-        changed.push_str("direct = false\n");
-    }
-    expected.pools.insert(name.clone(), pool.clone());
-    checked(changed, &expected)
+    let direct = if *direct { "" } else { "direct = false\n" };
+    Ok(format!("kind = \"file\"\ndirectory = {path}\n{direct}"))
 }
 
 /// The text of a configuration without the section of a pool. Comments below its last key stay.
@@ -107,6 +110,7 @@ fn by_hand() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RadosPool;
 
     const TEXT: &str = "# Ours.\nplacement = \"split\"\n\n[pool.default]\nkind = \"file\"\ndirectory = \"/p\"\n#direct = true\n\n# Knobs.\n[data]\npoll_us = 7 # less\n";
 
@@ -119,9 +123,29 @@ mod tests {
 
     #[test]
     fn a_pool_is_added_and_taken_out_and_the_rest_stays_as_it_was_written() {
+        let rados = RadosPool {
+            pool: "volumes".to_owned(),
+            data_pool: Some("data".to_owned()),
+            namespace: "vms".to_owned(),
+            ceph_conf: Some("/etc/ceph/other.conf".into()),
+            client: "archipelago".to_owned(),
+            keyring: Some("/etc/ceph/key".into()),
+            fsid: "an-id".to_owned(),
+        };
+        let least = RadosPool {
+            data_pool: None,
+            namespace: String::new(),
+            ceph_conf: None,
+            client: "admin".to_owned(),
+            keyring: None,
+            fsid: String::new(),
+            ..rados.clone()
+        };
         for (name, pool) in [
             ("fast", pool("/fast", true)),
             ("a.b@c", pool("/with \"quotes\"", false)),
+            ("far", PoolConfig::Rados(rados)),
+            ("farther", PoolConfig::Rados(least)),
         ] {
             let name: Name = name.parse().unwrap();
             let added = with_pool(TEXT, &name, &pool).unwrap();

@@ -6,6 +6,7 @@ mod account;
 mod edit;
 mod endpoint;
 mod init;
+mod rados;
 mod section;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ pub use account::Account;
 pub use edit::{with_pool, without_pool};
 pub use endpoint::Endpoint;
 pub use init::{InitOptions, init};
+pub use rados::{DEFAULT_CLIENT, RadosPool};
 use section::Section;
 
 /// Name of the pool of a fresh node.
@@ -113,6 +115,8 @@ pub enum PoolConfig {
         /// Whether to use `O_DIRECT` where the file system takes it.
         direct: bool,
     },
+    /// Objects of a RADOS pool.
+    Rados(RadosPool),
 }
 
 /// The configuration of a node.
@@ -258,11 +262,42 @@ pub fn default_pool<'a>(pools: impl Iterator<Item = &'a Name> + Clone) -> Result
 }
 
 impl PoolConfig {
-    /// The directory of the pool.
+    /// The directory of the pool, if it is one of files.
     #[must_use]
-    pub fn directory(&self) -> &Path {
-        let PoolConfig::File { directory, .. } = self;
-        directory
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            PoolConfig::File { directory, .. } => Some(directory),
+            PoolConfig::Rados(_) => None,
+        }
+    }
+
+    /// Where it is, for people: the directory, or `rados:POOL/NAMESPACE`.
+    #[must_use]
+    pub fn place(&self) -> PathBuf {
+        match self {
+            PoolConfig::File { directory, .. } => directory.clone(),
+            PoolConfig::Rados(rados) => rados.place().into(),
+        }
+    }
+
+    /// Its kind, as the configuration has it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            PoolConfig::File { .. } => "file",
+            PoolConfig::Rados(_) => "rados",
+        }
+    }
+
+    /// Whether this pool lies in `other`.
+    fn is_inside(&self, other: &PoolConfig) -> bool {
+        match (self, other) {
+            (PoolConfig::Rados(one), PoolConfig::Rados(other)) => one.overlaps(other),
+            _ => match (self.directory(), other.directory()) {
+                (Some(one), Some(other)) => one.starts_with(other),
+                _ => false,
+            },
+        }
     }
 }
 
@@ -306,10 +341,12 @@ fn data_path(mut section: Section) -> Result<DataPath, Error> {
 fn pool(mut section: Section) -> Result<PoolConfig, Error> {
     match section.string("kind")?.as_deref() {
         Some("file") => {}
+        Some("rados") => return RadosPool::parse(section).map(PoolConfig::Rados),
         Some(other) => {
-            return Err(section.invalid_value("kind", &format!("\"{other}\""), "\"file\""));
+            let value = format!("\"{other}\"");
+            return Err(section.invalid_value("kind", &value, "\"file\" or \"rados\""));
         }
-        None => return Err(section.missing("kind", "\"file\"")),
+        None => return Err(section.missing("kind", "\"file\" or \"rados\"")),
     }
     let Some(directory) = section.string("directory")? else {
         return Err(section.missing("directory", "an absolute path"));
@@ -341,17 +378,20 @@ fn check_pools(pools: &BTreeMap<Name, PoolConfig>) -> Result<(), Error> {
         ));
     }
     for (name, pool) in pools {
-        let inside = |(other, outer): &(&Name, &PoolConfig)| {
-            *other != name && pool.directory().starts_with(outer.directory())
-        };
+        let inside =
+            |(other, outer): &(&Name, &PoolConfig)| *other != name && pool.is_inside(outer);
         if let Some((other, _)) = pools.iter().find(inside) {
-            return Err(Error::new(
-                ErrorCode::Invalid,
-                format!(
+            let message = match pool {
+                PoolConfig::File { directory, .. } => format!(
                     "pool.{name}.directory = \"{}\" is not legal: it is inside the directory of pool.{other}",
-                    pool.directory().display()
+                    directory.display()
                 ),
-            ));
+                PoolConfig::Rados(rados) => format!(
+                    "pool.{name} ({}) is not legal: pool.{other} has the same objects",
+                    rados.place()
+                ),
+            };
+            return Err(Error::new(ErrorCode::Invalid, message));
         }
     }
     Ok(())

@@ -76,7 +76,7 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         ),
         (
             "[pool.other]\nkind = \"tape\"",
-            "pool.other.kind = \"tape\" is not legal: \"file\"",
+            "pool.other.kind = \"tape\" is not legal: \"file\" or \"rados\"",
         ),
         (
             "[pool.other]\nkind = \"file\"",
@@ -93,6 +93,18 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
         (
             "[pool.other]\nkind = \"file\"\ndirectory = \"/p/q\"",
             "pool.other.directory = \"/p/q\" is not legal: it is inside the directory of pool.default",
+        ),
+        (
+            "[pool.other]\nkind = \"rados\"",
+            "pool.other.pool is missing: the name of a RADOS pool",
+        ),
+        (
+            "[pool.other]\nkind = \"rados\"\npool = \"a\"\nkeyring = \"k\"",
+            "keyring = \"k\" is not legal: an absolute path",
+        ),
+        (
+            "[pool.other]\nkind = \"rados\"\npool = \"a\"\n[pool.same]\nkind = \"rados\"\npool = \"b\"\ndata_pool = \"a\"",
+            "pool.other (rados:a) is not legal: pool.same has the same objects",
         ),
     ];
     for (text, expected) in cases {

@@ -62,7 +62,7 @@ fn initialise(layout: &Layout, options: Init, output: Output) -> Result<(), Erro
     #[derive(Serialize)]
     struct Made<'a> {
         config: &'a std::path::Path,
-        pool_dir: &'a std::path::Path,
+        pool_dir: std::path::PathBuf,
         placement: String,
     }
     let options = InitOptions {
@@ -79,7 +79,7 @@ fn initialise(layout: &Layout, options: Init, output: Output) -> Result<(), Erro
     let pool = &config.pools[config.default_pool()?];
     let made = Made {
         config: layout.config(),
-        pool_dir: pool.directory(),
+        pool_dir: pool.place(),
         placement: config.placement.to_string(),
     };
     output.print(&made, |made| {

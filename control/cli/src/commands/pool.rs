@@ -1,15 +1,21 @@
 //! `pool list|info|add|remove`.
 
+use std::path::PathBuf;
+
 use archipelago_api::client::{Client, Method, path_segment};
+use archipelago_api::config::{DEFAULT_CLIENT, RadosPool};
 use archipelago_api::layout::path_error;
 use archipelago_api::pools::{AddPool, PoolList, PoolStatus, PoolView};
 use archipelago_api::types::Done;
 use archipelago_protocol::Error;
 use archipelago_protocol::control::PoolReserve;
 
-use crate::options::Pool;
+use crate::options::{Pool, RadosOptions};
 use crate::output::{Output, Table, facts};
 use crate::size::human;
+
+/// The kind of a pool without files: nothing of it is held by a lock or set aside.
+const RADOS: &str = "rados";
 
 pub(super) fn run(command: Pool, client: &Client, output: Output) -> Result<(), Error> {
     match command {
@@ -22,9 +28,12 @@ pub(super) fn run(command: Pool, client: &Client, output: Output) -> Result<(), 
                 client.get(&format!("/v1/pools/{}", path_segment(name.as_str())))?;
             output.print(&pool, info)
         }
-        Pool::Add { name, dir } => {
-            let directory = std::path::absolute(&dir).map_err(|error| path_error(&dir, &error))?;
-            let body = AddPool { name, directory };
+        Pool::Add { name, dir, rados } => {
+            let body = AddPool {
+                name,
+                directory: dir.map(absolute).transpose()?,
+                rados: rados_pool(rados)?,
+            };
             let pool: PoolView = client.call(Method::Post, "/v1/pools", &body)?;
             output.print(&pool, |_quiet| String::new())
         }
@@ -35,6 +44,26 @@ pub(super) fn run(command: Pool, client: &Client, output: Output) -> Result<(), 
             output.print(&done, |_quiet| String::new())
         }
     }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, Error> {
+    std::path::absolute(&path).map_err(|error| path_error(&path, &error))
+}
+
+/// The RADOS pool that the options name, if they name one.
+fn rados_pool(options: RadosOptions) -> Result<Option<RadosPool>, Error> {
+    let Some(pool) = options.rados else {
+        return Ok(None);
+    };
+    Ok(Some(RadosPool {
+        pool,
+        data_pool: options.data_pool,
+        namespace: options.namespace.unwrap_or_default(),
+        ceph_conf: options.ceph_conf.map(absolute).transpose()?,
+        client: options.client.unwrap_or_else(|| DEFAULT_CLIENT.to_owned()),
+        keyring: options.keyring.map(absolute).transpose()?,
+        fsid: String::new(),
+    }))
 }
 
 fn render(list: &PoolList) -> String {
@@ -78,6 +107,8 @@ pub(super) fn told(pool: &PoolStatus) -> Vec<(&'static str, String)> {
         access.map_or_else(|| "not known".to_owned(), ToString::to_string),
     ));
     match pool.space {
+        // Shown by `pool info`, if the cluster counts it.
+        None if pool.kind == RADOS => {}
         None => rows.push((
             "free",
             "not known: the file system does not answer".to_owned(),
@@ -102,6 +133,10 @@ pub(super) fn told(pool: &PoolStatus) -> Vec<(&'static str, String)> {
                 ));
             }
         }
+    }
+    if pool.kind == RADOS {
+        rows.extend(pool.owner.iter().map(|owner| ("owner", owner.clone())));
+        return rows;
     }
     if let Some(reserve) = pool.reserve {
         rows.push(("reserve", reserve_text(reserve)));

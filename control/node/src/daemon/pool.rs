@@ -74,8 +74,8 @@ pub(crate) struct Pool {
     pub(crate) local: tokio::sync::Mutex<()>,
     /// What processes keep open while the data process is away.
     pub(crate) reservations: Reservations,
-    /// Watches the pool's file system: its free space, and who has the pool open.
-    pub(crate) watch: PoolWatch,
+    /// Watches the pool's file system, if it is one of files: its free space, and who has the pool open.
+    pub(crate) watch: Option<PoolWatch>,
     /// Number of the endpoint's incarnation: each new one gets the list of attached volumes.
     pub(crate) endpoint_incarnations: watch::Sender<u64>,
 }
@@ -88,10 +88,16 @@ struct RetriedReply {
 }
 
 /// The roles that each process of a pool hosts, in the order in which the processes start.
-fn process_groups(placement: Placement) -> Vec<Vec<Role>> {
-    match placement {
-        Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
-        Placement::Split => vec![
+fn process_groups(placement: Placement, config: &PoolConfig) -> Vec<Vec<Role>> {
+    match (placement, config) {
+        (Placement::Fused, PoolConfig::File { .. }) => {
+            vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]]
+        }
+        // The blocker is another program's.
+        (Placement::Fused, PoolConfig::Rados(_)) => {
+            vec![vec![Role::Blocker], vec![Role::Endpoint, Role::Mapper]]
+        }
+        (Placement::Split, _) => vec![
             vec![Role::Blocker],
             vec![Role::Mapper],
             vec![Role::Endpoint],
@@ -121,7 +127,7 @@ impl Pool {
             context.endpoint,
             claim,
         );
-        let processes = process_groups(context.config.placement)
+        let processes = process_groups(context.config.placement, config)
             .into_iter()
             .map(|roles| {
                 let title = paths.title(name, &roles);
@@ -133,7 +139,7 @@ impl Pool {
             context: Arc::clone(context),
             reservations: Reservations::new(paths.reservations()),
             name: name.clone(),
-            watch: PoolWatch::new(config.directory())?,
+            watch: config.directory().map(PoolWatch::new).transpose()?,
             config: config.clone(),
             paths,
             supervision: Supervision::new(processes.len()),
@@ -486,9 +492,16 @@ impl Pool {
     /// Explains the failure of a change because a resource (space, descriptors, memory) has run out: `what` was not done, which
     /// resource is missing and where, and what to do. Other errors are returned as they are.
     pub(crate) fn explain_full(&self, what: &str, error: Error) -> Error {
-        let (pool, directory) = (&self.name, self.config.directory().display());
+        let (pool, place) = (&self.name, self.config.place());
+        let directory = place.display();
         let command = self.context.layout.command();
         let (why, hint) = match error.code {
+            ErrorCode::NoSpace if self.config.directory().is_none() => (
+                format!("pool `{pool}` is full ({directory})"),
+                format!(
+                    "remove volumes, add storage to the cluster, or raise the quota of its pool; `{command} pool info {pool}` shows what is free"
+                ),
+            ),
             ErrorCode::NoSpace => (
                 format!("the file system of pool `{pool}` is full ({directory})"),
                 format!(

@@ -14,7 +14,7 @@ use archipelago_host::PeerSettings;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, SystemClock};
 
-use crate::file_pool::FilePool;
+use crate::node_pool::NodePool;
 
 /// How long a file system may take to say who holds a lock.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,6 +45,12 @@ pub(crate) enum PoolUser {
 }
 
 impl PoolUser {
+    /// Who has the pool open, by its lock. A cluster knows no process.
+    #[must_use]
+    pub(crate) fn of_pool(pool: &PoolConfig) -> PoolUser {
+        pool.directory().map_or(PoolUser::Nobody, PoolUser::of)
+    }
+
     /// Who has the pool in `directory` open.
     #[must_use]
     pub(crate) fn of(directory: &Path) -> PoolUser {
@@ -121,12 +127,12 @@ impl ServingNode {
 
     /// The node that serves `pool`, by the arguments of its processes.
     fn find(pool: &PoolConfig) -> Option<ServingNode> {
-        let directory = pool.directory();
+        let place = pool.place();
         let processes = std::fs::read_dir("/proc").ok()?;
         processes
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter_map(ServingNode::of_process)
-            .find(|node| node.pool == directory)
+            .find(|node| node.pool == place)
     }
 
     /// The node that the data process `pid` belongs to.
@@ -145,11 +151,11 @@ impl ServingNode {
             arguments.get(at + 1).copied()
         };
         let daemon = value("--parent")?.parse().ok()?;
-        let settings: PeerSettings<FilePool> = serde_json::from_str(value("--settings")?).ok()?;
+        let settings: PeerSettings<NodePool> = serde_json::from_str(value("--settings")?).ok()?;
         (parent_of(pid) == Some(daemon)).then_some(ServingNode {
             daemon,
             run: settings.node,
-            pool: settings.pool.directory,
+            pool: settings.pool.place(),
         })
     }
 

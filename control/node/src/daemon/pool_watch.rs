@@ -20,6 +20,8 @@ use tokio::time::timeout;
 
 use super::gauge::{Change, Described, Gauge, WHAT_TO_DO};
 
+/// The kind of a pool in a file system.
+const FILE: &str = "file";
 /// A file system that has not answered by then is told as one that does not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -166,6 +168,8 @@ pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
     let what = match &pool.space {
         Some(space) if space.level == SpaceLevel::Ok => return None,
         Some(space) => format!("{at}: {}; {WHAT_TO_DO}", Described(space)),
+        // No file system of ours.
+        None if pool.kind != FILE => return None,
         None => format!(
             "{at}: its file system did not report its free space within {} s",
             ANSWER_TIMEOUT.as_secs()

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use archipelago_api::config::{Config, PoolConfig, with_pool, without_pool};
+use archipelago_api::config::{Config, PoolConfig, RadosPool, with_pool, without_pool};
 use archipelago_api::durable;
 use archipelago_api::layout::path_error;
 use archipelago_api::pools::{AddPool, PoolView};
@@ -22,6 +22,7 @@ use super::node::{LOOKUP_TIMEOUT, Node};
 use super::pool::{Pool, PoolState};
 use super::pool_paths::PoolPaths;
 use super::service;
+use crate::rados_program::make_pool;
 
 /// How long a new pool may take until it is served. One that was in use elsewhere is waited for by its process.
 const ADD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -60,32 +61,17 @@ impl Node {
     /// Adds a pool, and answers when it is served.
     pub(crate) async fn add_pool(&self, request: AddPool) -> Result<PoolView, Error> {
         let _one_at_a_time = self.change_pools().await?;
-        let AddPool { name, directory } = request;
-        if !directory.is_absolute() {
-            let message = format!(
-                "directory `{}` is not an absolute path",
-                directory.display()
-            );
-            return Err(Error::new(ErrorCode::Invalid, message));
-        }
-        let config = PoolConfig::File {
-            directory: directory.clone(),
-            direct: true,
-        };
-        // Whether it is legal is found out before anything is made: as it is written, and where that leads.
-        self.changed_config(|text| with_pool(text, &name, &config))?;
-        let paths = PoolPaths::new(&self.context.layout, &name, &self.first)?;
+        let name = request.name.clone();
         let mut stops = self.stopping.subscribe();
-        let asked = directory.clone();
-        let real = on_a_thread(&mut stops, &asked, move || Ok(real_path(&directory))).await?;
-        let led_to = PoolConfig::File {
-            directory: real,
-            direct: true,
+        let config = match (request.directory, request.rados) {
+            (Some(directory), None) => self.make_file_pool(&mut stops, &name, directory).await?,
+            (None, Some(rados)) => self.make_rados_pool(&mut stops, &name, rados).await?,
+            (Some(_), Some(_)) | (None, None) => {
+                let message = "a pool has either a directory or a RADOS pool";
+                return Err(Error::new(ErrorCode::Invalid, message));
+            }
         };
-        self.changed_config(|text| with_pool(text, &name, &led_to))?;
-        let directory = asked.clone();
-        let make = move || archipelago_blocker_file::create(&directory);
-        on_a_thread(&mut stops, &asked, make).await?;
+        let paths = PoolPaths::new(&self.context.layout, &name, &self.first)?;
         let pool = Arc::new(Pool::new(
             &self.context,
             &name,
@@ -106,8 +92,58 @@ impl Node {
         }
         self.context.attachments().adopt(&name);
         self.insert_pool(Arc::clone(&pool));
-        tracing::info!("pool `{name}` was added ({})", config.directory().display());
+        tracing::info!("pool `{name}` was added ({})", config.place().display());
         pool.info_of_pool().await
+    }
+
+    /// Makes a directory a pool, if it is none yet.
+    async fn make_file_pool(
+        &self,
+        stops: &mut watch::Receiver<bool>,
+        name: &Name,
+        directory: PathBuf,
+    ) -> Result<PoolConfig, Error> {
+        if !directory.is_absolute() {
+            let message = format!(
+                "directory `{}` is not an absolute path",
+                directory.display()
+            );
+            return Err(Error::new(ErrorCode::Invalid, message));
+        }
+        let in_files = |directory| PoolConfig::File {
+            directory,
+            direct: true,
+        };
+        let config = in_files(directory.clone());
+        // Whether it is legal is found out before anything is made: as it is written, and where that leads.
+        self.changed_config(|text| with_pool(text, name, &config))?;
+        PoolPaths::new(&self.context.layout, name, &self.first)?;
+        let asked = directory.clone();
+        let real = on_a_thread(stops, &directory, move || Ok(real_path(&asked))).await?;
+        self.changed_config(|text| with_pool(text, name, &in_files(real)))?;
+        let asked = directory.clone();
+        let make = move || archipelago_blocker_file::create(&asked);
+        on_a_thread(stops, &directory, make).await?;
+        Ok(config)
+    }
+
+    /// Makes a RADOS pool one of ours, if it is none yet.
+    async fn make_rados_pool(
+        &self,
+        stops: &mut watch::Receiver<bool>,
+        name: &Name,
+        rados: RadosPool,
+    ) -> Result<PoolConfig, Error> {
+        rados.check()?;
+        let config = PoolConfig::Rados(rados.clone());
+        self.changed_config(|text| with_pool(text, name, &config))?;
+        let made = tokio::select! {
+            made = make_pool(rados, self.context.layout.run()) => made?,
+            _ = stops.wait_for(|stops| *stops) => return Err(stopping()),
+        };
+        let config = PoolConfig::Rados(made);
+        self.changed_config(|text| with_pool(text, name, &config))?;
+        Ok(config)
     }
 
     /// Notes a pool in the configuration, once it is served.

@@ -29,7 +29,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::file_pool::FilePool;
+use crate::node_pool::NodePool;
+use crate::rados_program;
 
 /// Whether a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub(crate) struct Process {
     listener: UnixListener,
     /// The socket's inode: leads there also when its name has been removed.
     inode: File,
-    settings: PeerSettings<FilePool>,
+    settings: PeerSettings<NodePool>,
     run_state: watch::Sender<RunState>,
     restarts: watch::Sender<u64>,
     /// Whether an incarnation of it has had the pool open.
@@ -81,7 +82,7 @@ impl Process {
         title: String,
         socket: PathBuf,
         roles: Vec<Role>,
-        settings: PeerSettings<FilePool>,
+        settings: PeerSettings<NodePool>,
     ) -> Result<Process, Error> {
         let listener = crate::socket::listen(&socket)?;
         let inode = OpenOptions::new()
@@ -156,23 +157,33 @@ impl Process {
         self.last_end.send_replace(Some(LastEnd { error, at }));
     }
 
+    /// The program of the process: this one, unless it hosts the blocker of a pool that another one opens.
+    fn program(&self) -> PathBuf {
+        if let (NodePool::Rados(_), true) =
+            (&self.settings.pool, self.roles.contains(&Role::Blocker))
+        {
+            return rados_program::path();
+        }
+        // A program that was replaced by an update has no path any more; the others are of the old version too.
+        std::env::current_exe()
+            .ok()
+            .filter(|path| path.exists())
+            .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+    }
+
     /// Starts an incarnation of the process.
     ///
     /// The caller is the main thread: the kernel ties the child's death to the thread that started it.
     pub(crate) fn spawn(&self) -> std::io::Result<Child> {
-        // A program that was replaced by an update has no path any more; the others are of the old version too.
-        let program = std::env::current_exe()
-            .ok()
-            .filter(|path| path.exists())
-            .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+        let program = self.program();
         let listener: OwnedFd = self.listener.try_clone()?.into();
         let mut settings = self.settings.clone();
         // An incarnation that could not open the pool has no successor: whoever owned the pool meanwhile has taken nothing from it.
         // What a person knew of another owner was true for the first incarnation.
         if *self.has_opened.borrow() {
-            settings.pool.claim = Claim::Restart;
+            settings.pool.set_claim(Claim::Restart);
         } else if self.restarts() > 0 {
-            settings.pool.claim = Claim::Start;
+            settings.pool.set_claim(Claim::Start);
         }
         let settings = serde_json::to_string(&settings).map_err(std::io::Error::other)?;
         let mut command = Command::new(program);

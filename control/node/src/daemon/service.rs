@@ -9,6 +9,7 @@
 //!
 //! Each pool has a task of its own for this, so what one pool waits for keeps no other.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +94,9 @@ async fn watch_pool(pool: Arc<Pool>) {
         let pool = Arc::clone(&pool);
         async move {
             loop {
-                pool.watch.look(&pool.name).await;
+                if let Some(watch) = &pool.watch {
+                    watch.look(&pool.name).await;
+                }
                 tokio::time::sleep(WATCH_STEP).await;
             }
         }
@@ -207,9 +210,14 @@ async fn open(pool: &Arc<Pool>) -> Result<(), Error> {
             Ok(ControlReply::Status(_)) => process.note_opened(),
             Ok(other) => return Err(unexpected_reply(&other)),
             Err(error) if process.roles().contains(&Role::Blocker) => {
+                let place = pool.config.place();
+                let storage = match pool.config.directory() {
+                    Some(_) => "that file system",
+                    None => "the cluster",
+                };
                 let hint = format!(
-                    "it opens `{}` first: does that file system answer?",
-                    pool.config.directory().display()
+                    "it opens `{}` first: does {storage} answer?",
+                    place.display()
                 );
                 return Err(error.with_hint(hint));
             }
@@ -238,7 +246,7 @@ async fn first_death(events: &mut mpsc::UnboundedReceiver<Event>) -> (String, En
 /// A process that cannot even start says why; one that does not is known by its exit code.
 fn died_at_start(pool: &Pool, title: &str, end: End) -> Error {
     if let Some(error) = end.last_words {
-        return match PoolUser::of(pool.config.directory()) {
+        return match PoolUser::of_pool(&pool.config) {
             // One of this daemon's own is another pool's, in the same directory.
             PoolUser::Node(other)
                 if error.code == ErrorCode::InUse && other.daemon != std::process::id() =>
@@ -336,7 +344,9 @@ pub(crate) async fn stop(pool: &Pool) -> Vec<String> {
 
 /// Waits until the pool can be unmounted: the kernel closes what a process had open some time after its end was seen.
 async fn release(pool: &Pool) -> Result<(), String> {
-    let directory = pool.config.directory().to_owned();
+    let Some(directory) = pool.config.directory().map(Path::to_owned) else {
+        return Ok(());
+    };
     let pool = directory.display().to_string();
     let (sender, released) = tokio::sync::oneshot::channel();
     // On a thread of its own: the file system may not answer, which must not keep the daemon.

@@ -8,6 +8,7 @@ use archipelago_host::{DataPathSettings, Identity, PeerSettings};
 use super::pool_paths::PoolPaths;
 
 use crate::file_pool::FilePool;
+use crate::node_pool::{NodePool, RadosSettings};
 
 /// The settings of every process of a pool of the node at `layout`, whose endpoint runs as `endpoint` and whose pool is opened with
 /// the right of `claim`.
@@ -18,7 +19,7 @@ pub(crate) fn peer_settings(
     paths: &PoolPaths,
     endpoint: Option<Identity>,
     claim: Claim,
-) -> PeerSettings<FilePool> {
+) -> PeerSettings<NodePool> {
     PeerSettings {
         node: layout.run().to_owned(),
         run: paths.run().to_owned(),
@@ -32,20 +33,19 @@ pub(crate) fn peer_settings(
             channel_memory_mib: config.data.channel_memory_mib,
         },
         endpoint,
-        pool: FilePool {
-            kept: Some(paths.reservations()),
-            ..file_pool(pool, claim)
-        },
+        pool: node_pool(pool, claim, Some(paths)),
     }
 }
 
-/// The pool of `config` as its processes host it, opened with the right of `claim`.
-pub(crate) fn file_pool(config: &PoolConfig, claim: Claim) -> FilePool {
-    let PoolConfig::File { directory, direct } = config.clone();
-    FilePool {
-        directory,
-        direct,
-        claim,
-        kept: None,
+/// The pool of `config` as its processes host it, opened with the right of `claim`; of a pool that is served, with the node's `paths` for it.
+pub(crate) fn node_pool(config: &PoolConfig, claim: Claim, paths: Option<&PoolPaths>) -> NodePool {
+    match config.clone() {
+        PoolConfig::File { directory, direct } => NodePool::File(FilePool {
+            directory,
+            direct,
+            claim,
+            kept: paths.map(PoolPaths::reservations),
+        }),
+        PoolConfig::Rados(rados) => NodePool::Rados(RadosSettings { rados, claim }),
     }
 }

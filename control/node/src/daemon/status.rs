@@ -8,15 +8,17 @@ use archipelago_api::types::{
     Attachment, AttachmentState, AttachmentView, NodeStatus, ProblemView, ProcessEnd, ProcessView,
     WaitView,
 };
-use archipelago_blocker_file::Holder;
+use archipelago_blocker_file::{Holder, Room};
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::control::{
     ControlReply, ControlRequest, DeviceProblem, ProcessStatus, Role, ServedAttachment, Wait,
 };
 use archipelago_protocol::{AttachmentId, Error, Lineage, Name};
 
+use super::gauge::Gauge;
 use super::local::{is_local, state};
 use super::node::Node;
-use super::pool::Pool;
+use super::pool::{Pool, unexpected_reply};
 use super::pool_watch::{Sight, problem};
 use super::process::{AskError, Process};
 use crate::descriptors::descriptors_of;
@@ -25,6 +27,28 @@ use crate::descriptors::descriptors_of;
 const RECENT: Duration = Duration::from_secs(10);
 /// A process that does not say how it is within this time is shown as not serving.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is in a pool.
+#[derive(Debug, Clone, Copy)]
+struct PoolContent {
+    /// Volumes, snapshots and images.
+    entries: u64,
+    free: u64,
+    /// 0: nobody knows.
+    total: u64,
+}
+
+impl PoolContent {
+    /// The room, if that is known.
+    fn room(self) -> Option<Room> {
+        (self.total > 0).then(|| Room {
+            free: self.free,
+            used: self.total.saturating_sub(self.free),
+            total: self.total,
+            inodes: None,
+        })
+    }
+}
 
 /// What the processes of one pool say.
 struct PoolReport {
@@ -181,13 +205,16 @@ fn figures_name<'a>(
 impl Pool {
     /// The pool as it is now; but for what its process knows: access, reserve and owner.
     async fn look(&self) -> PoolStatus {
-        let Sight { space, holder } = self.watch.look(&self.name).await;
+        let Sight { space, holder } = match &self.watch {
+            Some(watch) => watch.look(&self.name).await,
+            None => Sight::default(),
+        };
         let is_ours = |pid| self.processes.iter().any(|process| process.pid() == pid);
         PoolStatus {
             name: self.name.clone(),
             unserved: self.unserved_reason().map(|why| why.message),
-            kind: "file".to_owned(),
-            directory: self.config.directory().to_owned(),
+            kind: self.config.kind().to_owned(),
+            directory: self.config.place(),
             access: None,
             reserve: None,
             space,
@@ -196,6 +223,26 @@ impl Pool {
                 ours: pid.is_some_and(is_ours),
             }),
             owner: None,
+        }
+    }
+
+    /// How many volumes, snapshots and images there are.
+    pub(crate) async fn entries(&self) -> Result<u64, Error> {
+        Ok(self.content().await?.entries)
+    }
+
+    async fn content(&self) -> Result<PoolContent, Error> {
+        match self.catalogue(CatalogueRequest::PoolInfo).await? {
+            CatalogueReply::Pool {
+                entries,
+                free,
+                total,
+            } => Ok(PoolContent {
+                entries,
+                free,
+                total,
+            }),
+            other => Err(unexpected_reply(&other)),
         }
     }
 
@@ -247,30 +294,36 @@ impl Pool {
     /// # Errors
     /// If it is served and does not say what is in it.
     pub(crate) async fn info_of_pool(&self) -> Result<PoolView, Error> {
-        let entries = match self.unserved_reason() {
-            None => Some(self.entries().await?),
+        let content = match self.unserved_reason() {
+            None => Some(self.content().await?),
             Some(_) => None,
         };
-        Ok(view_of_pool(self.pool_status().await, entries))
+        Ok(view_of_pool(self.pool_status().await, content))
     }
 
     /// The same beside other pools, which are not waited for.
     pub(crate) async fn line_of_pool(&self) -> PoolView {
-        let entries = match self.unserved_reason() {
-            None => tokio::time::timeout(ANSWER_TIMEOUT, self.entries())
+        let content = match self.unserved_reason() {
+            None => tokio::time::timeout(ANSWER_TIMEOUT, self.content())
                 .await
                 .ok(),
             Some(_) => None,
         };
-        view_of_pool(self.pool_status().await, entries.and_then(Result::ok))
+        view_of_pool(self.pool_status().await, content.and_then(Result::ok))
     }
 }
 
-fn view_of_pool(status: PoolStatus, entries: Option<u64>) -> PoolView {
+fn view_of_pool(mut status: PoolStatus, content: Option<PoolContent>) -> PoolView {
+    // What no file system says, the backend does, if it knows.
+    if status.space.is_none()
+        && let Some(room) = content.and_then(|content| content.room())
+    {
+        status.space = Some(Gauge::default().look(&room).0);
+    }
     PoolView {
         free: status.space.map_or(0, |space| space.free),
         total: status.space.map_or(0, |space| space.total),
-        entries,
+        entries: content.map(|content| content.entries),
         status,
     }
 }

@@ -15,7 +15,7 @@ use super::host_device::HostDevice;
 use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
 use super::pool::{Pool, unexpected_reply};
-use super::settings::file_pool;
+use super::settings::node_pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Pool {
@@ -41,7 +41,7 @@ impl Pool {
     /// What is damaged, missing or leaked in the pool.
     pub(crate) async fn check_pool(&self) -> Result<PoolCheck, Error> {
         let mut report = self.check().await?;
-        let pool = file_pool(&self.config, Claim::Start);
+        let pool = node_pool(&self.config, Claim::Start, None);
         // Storage that does not answer has kept the check above as well.
         let looked = tokio::task::spawn_blocking(move || {
             pool.look_for_foreign(&mut report);
@@ -58,14 +58,6 @@ impl Pool {
             online: true,
             report,
         })
-    }
-
-    /// How many volumes, snapshots and images there are.
-    pub(crate) async fn entries(&self) -> Result<u64, Error> {
-        match self.catalogue(CatalogueRequest::PoolInfo).await? {
-            CatalogueReply::Pool { entries, .. } => Ok(entries),
-            other => Err(unexpected_reply(&other)),
-        }
     }
 
     /// A page of volumes, snapshots and images, of all or of those with a label.

@@ -1,0 +1,99 @@
+//! The pool of a data process, whatever its kind. One on RADOS is opened by another program, `archipelago-rados`, which reads the same
+//! settings.
+
+use std::path::{Path, PathBuf};
+
+use archipelago_api::config::RadosPool;
+use archipelago_blocker_file::{Claim, FileBackend};
+use archipelago_host::{Pool, Purpose};
+use archipelago_protocol::check::Report;
+use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::Reactor;
+use serde::{Deserialize, Serialize};
+
+use crate::file_pool::FilePool;
+
+/// The pool of a data process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum NodePool {
+    /// Container files of a directory.
+    File(FilePool),
+    /// Objects of a RADOS pool.
+    Rados(RadosSettings),
+}
+
+/// A RADOS pool, and with what right it is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RadosSettings {
+    /// Which.
+    pub rados: RadosPool,
+    /// With what right.
+    #[serde(default)]
+    pub claim: Claim,
+}
+
+/// What `archipelago-rados make-pool` is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MakePool {
+    /// Which.
+    pub rados: RadosPool,
+    /// The node's directory of sockets: it is refused a pool that another node serves.
+    pub node: PathBuf,
+}
+
+impl NodePool {
+    /// Sets with what right the pool is opened.
+    pub(crate) fn set_claim(&mut self, new: Claim) {
+        match self {
+            NodePool::File(FilePool { claim, .. })
+            | NodePool::Rados(RadosSettings { claim, .. }) => *claim = new,
+        }
+    }
+
+    /// Where it is, as [`archipelago_api::config::PoolConfig::place`] has it.
+    pub(crate) fn place(&self) -> PathBuf {
+        match self {
+            NodePool::File(pool) => pool.directory.clone(),
+            NodePool::Rados(pool) => pool.rados.place().into(),
+        }
+    }
+}
+
+impl Pool for NodePool {
+    type Backend = FileBackend;
+
+    fn directories(&self) -> Vec<&Path> {
+        match self {
+            NodePool::File(pool) => pool.directories(),
+            NodePool::Rados(_) => Vec::new(),
+        }
+    }
+
+    fn descriptors(&self, limit: u64) -> u64 {
+        match self {
+            NodePool::File(pool) => pool.descriptors(limit),
+            NodePool::Rados(_) => 0,
+        }
+    }
+
+    fn open(&self, reactor: &Reactor, purpose: Purpose, node: &Path) -> Result<FileBackend, Error> {
+        match self {
+            NodePool::File(pool) => pool.open(reactor, purpose, node),
+            NodePool::Rados(pool) => {
+                let message = format!(
+                    "`{}` is opened by the program archipelago-rados",
+                    pool.rados.place()
+                );
+                Err(Error::new(ErrorCode::Unsupported, message))
+            }
+        }
+    }
+
+    fn look_for_foreign(&self, report: &mut Report) {
+        match self {
+            NodePool::File(pool) => pool.look_for_foreign(report),
+            NodePool::Rados(_) => {}
+        }
+    }
+}

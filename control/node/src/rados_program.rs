@@ -1,0 +1,76 @@
+//! The program `archipelago-rados`: where it is, and what it does for the daemon beside hosting a blocker.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use archipelago_api::config::RadosPool;
+use archipelago_protocol::{Error, ErrorCode, last_words};
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::node_pool::MakePool;
+
+/// Its name.
+const NAME: &str = "archipelago-rados";
+/// How long it may take to make a pool: it has a timeout of its own for each of its steps.
+const MAKE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What it says of a pool that it has made.
+#[derive(Debug, Deserialize)]
+struct Made {
+    fsid: String,
+}
+
+/// The program: beside this one, else wherever `PATH` says.
+pub(crate) fn path() -> PathBuf {
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|program| program.with_file_name(NAME));
+    beside
+        .filter(|program| program.exists())
+        .unwrap_or_else(|| PathBuf::from(NAME))
+}
+
+/// Makes a RADOS pool one of ours, if it is none yet, and checks that the node whose sockets are in `node` can use it: the pool, with the
+/// id of its cluster.
+///
+/// # Errors
+/// What the program says, or that there is no such program.
+pub(crate) async fn make_pool(pool: RadosPool, node: &Path) -> Result<RadosPool, Error> {
+    let unavailable = |message| Error::new(ErrorCode::Unavailable, message);
+    let make = MakePool {
+        rados: pool.clone(),
+        node: node.to_owned(),
+    };
+    let text = serde_json::to_string(&make).expect("settings have string keys");
+    let child = Command::new(path())
+        .arg("make-pool")
+        .arg(text)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = match tokio::time::timeout(MAKE_TIMEOUT, child).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) => {
+            return Err(unavailable(format!("{NAME} cannot be started: {error}"))
+                .with_hint("it belongs beside archipelagod, and needs the package librados2"));
+        }
+        Err(_late) => {
+            let seconds = MAKE_TIMEOUT.as_secs();
+            return Err(unavailable(format!(
+                "{NAME} has no answer after {seconds} s"
+            )));
+        }
+    };
+    if !output.status.success() {
+        let ended = || unavailable(format!("{NAME} ended with {}", output.status));
+        return Err(last_words::decode(&output.stdout).unwrap_or_else(ended));
+    }
+    let made: Made = serde_json::from_slice(&output.stdout)
+        .map_err(|error| unavailable(format!("the answer of {NAME}: {error}")))?;
+    Ok(RadosPool {
+        fsid: made.fsid,
+        ..pool
+    })
+}
