@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use archipelago_blocker_file::{Claim, Claimant, FileBackend, Host, Options, files_kept};
-use archipelago_host::{HostIdentity, Pool, Purpose, end_with, host_identity};
+use archipelago_host::{HostIdentity, Pool, Purpose, Sharing, end_with, host_identity};
 use archipelago_protocol::Error;
 use archipelago_protocol::check::{Finding, FindingKind, Report};
 use archipelago_runtime::Reactor;
@@ -68,6 +68,11 @@ impl Pool for FilePool {
             },
         };
         FileBackend::open(&options, reactor.source(), reactor.clock().as_ref())
+    }
+
+    /// The pool's lock, and the owner record where other hosts reach the directory, keep every other node away.
+    fn sharing(&self) -> Sharing {
+        Sharing::Alone
     }
 
     /// The files that lie where directories belong, and those beside the owner record.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use archipelago_api::config::RadosPool;
 use archipelago_blocker_file::{Claim, FileBackend};
-use archipelago_host::{Pool, Purpose};
+use archipelago_host::{Pool, Purpose, Sharing};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::Reactor;
@@ -88,6 +88,11 @@ impl Pool for NodePool {
                 Err(Error::new(ErrorCode::Unsupported, message))
             }
         }
+    }
+
+    /// One node at a time, whatever the kind of pool: its lock or claim keeps every other node away.
+    fn sharing(&self) -> Sharing {
+        Sharing::Alone
     }
 
     fn look_for_foreign(&self, report: &mut Report) {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use archipelago_api::config::RadosPool;
 use archipelago_blocker_file::Claim as NodeClaim;
 use archipelago_blocker_rados::{Claim, Claimant, Options, RadosBackend, check};
-use archipelago_host::{Pool, Purpose, end_with, host_identity};
+use archipelago_host::{Pool, Purpose, Sharing, end_with, host_identity};
 use archipelago_node::node_pool::{MakePool, RadosSettings};
 use archipelago_protocol::Error;
 use archipelago_protocol::check::Report;
@@ -117,6 +117,11 @@ impl Pool for HostedPool {
     ) -> Result<RadosBackend, Error> {
         let claimant = claimant(node, self.0.claim);
         RadosBackend::open(&options(&self.0.rados), &claimant, reactor.source())
+    }
+
+    /// The claim of the pool keeps every other node away.
+    fn sharing(&self) -> Sharing {
+        Sharing::Alone
     }
 
     fn look_for_foreign(&self, _report: &mut Report) {}

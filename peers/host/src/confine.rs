@@ -82,7 +82,7 @@ fn allow_files<P: Pool>(sandbox: &mut Sandbox, roles: &[Role], settings: &PeerSe
         sandbox.allow(&settings.journals, files);
     }
     if roles.contains(&Role::Mapper) || roles.contains(&Role::Blocker) {
-        for identity in [owner::BOOT_ID, owner::MACHINE_ID] {
+        for identity in [owner::BOOT_ID, owner::MACHINE_ID, owner::RANDOM_ID] {
             sandbox.allow(identity, AccessFs::ReadFile);
         }
     }

@@ -51,6 +51,8 @@ pub(crate) struct Host<B> {
     pub(crate) mapper: Option<(MapperHost, Option<Acceptor<ClientId>>)>,
     pub(crate) blocker: Option<(BlockerHost<B>, Option<Acceptor<ChannelId>>)>,
     pub(crate) stopping: Option<Answer>,
+    /// The mapper has begun to leave the pool.
+    pub(crate) left: bool,
     pub(crate) handle: Handle,
 }
 
@@ -205,7 +207,7 @@ impl<B: Backend> Host<B> {
         endpoint.is_some_and(EndpointHost::waits_for_space)
     }
 
-    fn settle_stop(&mut self) {
+    fn settle_stop(&mut self) -> Progress {
         let quiet = self.endpoint.as_ref().is_none_or(EndpointHost::is_idle)
             && self
                 .mapper
@@ -215,10 +217,22 @@ impl<B: Backend> Host<B> {
                 .blocker
                 .as_ref()
                 .is_none_or(|(blocker, _)| blocker.is_idle());
-        if quiet && let Some(answer) = self.stopping.take() {
+        if !quiet {
+            return Progress::Idle;
+        }
+        // Last of all: it says that this node owns nothing any more.
+        if let Some((mapper, _)) = &mut self.mapper
+            && !std::mem::replace(&mut self.left, true)
+            && mapper.blocker().is_connected()
+        {
+            mapper.leave();
+            return Progress::Busy;
+        }
+        if let Some(answer) = self.stopping.take() {
             answer.send(ControlReply::Done);
             self.handle.stop();
         }
+        Progress::Idle
     }
 }
 
@@ -252,7 +266,7 @@ impl<B: Backend> Peer for Host<B> {
             progress = progress.or(blocker.poll());
         }
         if self.stopping.is_some() {
-            self.settle_stop();
+            progress = progress.or(self.settle_stop());
         }
         progress
     }

@@ -14,7 +14,7 @@
 //! | `drivers` | which driver serves a kind of endpoint |
 //! | `doctor` | a check of a pool that nobody serves |
 //! | `descriptors` | how many attached volumes the process has file descriptors for |
-//! | `owner` | the host's number in the heads |
+//! | `owner` | what this host and its mapper are called |
 //! | `identity` | the user that the process runs as |
 //! | `confine`, [`sandbox`] | what the process may still do; how a process is confined |
 //! | `last_words` | how the process reports why it ends |
@@ -79,6 +79,7 @@ use xseg::shared::{Admission, ConnectOptions, OnServerDeath, SharedClient};
 use xseg::{Client, Server};
 
 use acceptor::{Acceptor, Caller, Channels};
+pub use archipelago_mapper::Sharing;
 use attached::AttachedEndpoints;
 use blocker::BlockerHost;
 pub use confine::confine;
@@ -282,6 +283,7 @@ fn build<P: Pool, B: Backend>(
         mapper: None,
         blocker: None,
         stopping: None,
+        left: false,
         handle: reactor.handle(),
     };
     if builder.hosts(Role::Blocker) {
@@ -303,7 +305,9 @@ fn build<P: Pool, B: Backend>(
         }
         let journals = FileJournals::new(settings.journals.clone())?;
         let config = MapperConfig {
-            owner: owner::owner(),
+            owner: owner::fresh_incarnation()?,
+            node: owner::host_identity().name,
+            sharing: settings.pool.sharing(),
             pending_max: journal::RECORDS,
             ..MapperConfig::default()
         };

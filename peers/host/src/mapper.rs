@@ -46,6 +46,11 @@ impl MapperHost {
         self.asked.push_back((tag, answer));
     }
 
+    /// The node stops: nothing can be asked any more.
+    pub(crate) fn leave(&mut self) {
+        self.peer.leave();
+    }
+
     /// Sets what an endpoint with a user of its own may open.
     pub(crate) fn set_grants(&mut self, grants: Grants) {
         self.peer.set_grants(grants);

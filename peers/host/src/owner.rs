@@ -1,15 +1,16 @@
-//! What this host is called, in numbers: in the heads, so that a head shows where its last writer ran, and in the owner record
-//! of a pool.
-//!
-//! The number in the heads is shown to people, never compared for a decision: generations decide who may write.
+//! What this host and its mapper are called, in numbers: in the owner record of a pool, and in catalogue and heads.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use archipelago_protocol::{Error, ErrorCode};
 
 /// The same over reboots. See machine-id(5): it is not stored as it is.
 pub(crate) const MACHINE_ID: &str = "/etc/machine-id";
 /// Another one at each boot.
 pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// 122 random bits at each read.
+pub(crate) const RANDOM_ID: &str = "/proc/sys/kernel/random/uuid";
 /// The namespace of process ids: its inode is its number.
 const NAMESPACE: &str = "/proc/self/ns/pid";
 /// Parameters of FNV-1a with 128 bits: draft-eastlake-fnv, section 5.
@@ -18,9 +19,17 @@ const FNV_PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
 /// Makes the number ours: another program's hash of the same id differs.
 const SALT: &str = "archipelago owner 1:";
 
-/// The number of this host; 0 if it has no identity.
-pub(crate) fn owner() -> u128 {
-    first_of(&[Path::new(MACHINE_ID), Path::new(BOOT_ID)])
+/// The id of a mapper that starts: random, of no other one.
+///
+/// # Errors
+/// [`ErrorCode::Io`] if the kernel gives none.
+pub(crate) fn fresh_incarnation() -> Result<u128, Error> {
+    let failed = |why: String| Error::new(ErrorCode::Io, format!("{RANDOM_ID}: {why}"));
+    let text = std::fs::read_to_string(RANDOM_ID).map_err(|error| failed(error.to_string()))?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let id = u128::from_str_radix(&digits, 16).ok();
+    id.filter(|id| *id != 0 && digits.len() == 32)
+        .ok_or_else(|| failed(format!("`{}` is no random id", text.trim())))
 }
 
 /// This host, as the owner record of a pool tells it from others. 0: unknown.
@@ -81,6 +90,12 @@ fn number(id: &str) -> Option<u128> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_mappers_have_one_id() {
+        let ids = [(); 2].map(|()| fresh_incarnation().unwrap());
+        assert!(ids[0] != ids[1] && ids[0] != 0 && ids[1] != 0);
+    }
 
     #[test]
     fn a_host_is_known_by_its_first_identity() {

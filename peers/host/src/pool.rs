@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use archipelago_blocker::Backend;
+use archipelago_mapper::Sharing;
 use archipelago_protocol::Error;
 use archipelago_protocol::check::Report;
 use archipelago_runtime::Reactor;
@@ -49,6 +50,9 @@ pub trait Pool {
         purpose: Purpose,
         node: &Path,
     ) -> Result<Self::Backend, Error>;
+
+    /// Who else may serve the pool while this process does.
+    fn sharing(&self) -> Sharing;
 
     /// Adds to `report` what lies in the pool and is not part of it, as far as only this kind of pool can see.
     fn look_for_foreign(&self, report: &mut Report);

@@ -44,6 +44,10 @@ mod tests {
             Ok(MemoryBackend::new())
         }
 
+        fn sharing(&self) -> archipelago_host::Sharing {
+            archipelago_host::Sharing::Alone
+        }
+
         fn look_for_foreign(&self, _report: &mut Report) {}
     }
 

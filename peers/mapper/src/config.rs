@@ -5,11 +5,41 @@ use crate::log::{LOG_LEN_MAX, UNIT};
 /// Longest pack: what a backend must have room for in one object, as RADOS does by default.
 const PACK_LEN_MAX: u64 = 128 << 20;
 
+/// Longest name of a node: what Linux allows for a host's.
+pub(crate) const NODE_LEN_MAX: usize = 64;
+/// Longest list of a node's addresses.
+pub(crate) const ADDRESSES_LEN_MAX: usize = 1024;
+
+/// Who else may serve the pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody: a lock of the pool says so. Every other incarnation has ended.
+    Alone,
+    /// Other nodes.
+    Shared {
+        /// Incarnations that are known to have ended, such as the node's own before this one: nothing that they still send reaches
+        /// the pool's data.
+        ended: Vec<u128>,
+    },
+}
+
+impl Sharing {
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Sharing::Shared { .. })
+    }
+}
+
 /// Sizes and identity of a mapper.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapperConfig {
-    /// Who the mapper is: written into its heads.
+    /// The incarnation: random, not 0, never used before. It owns what the mapper opens.
     pub owner: u128,
+    /// Name of the node, for people: at most 64 bytes.
+    pub node: String,
+    /// What a fence of this incarnation has to name, in words of the backend; at most 1024 bytes.
+    pub addresses: String,
+    /// Who else may serve the pool.
+    pub sharing: Sharing,
     /// Bytes of the logs of volumes that are opened for the first time; a multiple of 4096, 64 KiB to 128 MiB.
     pub log_len: u64,
     /// Bytes of the catalogue's log when the pool is new; likewise.
@@ -30,7 +60,10 @@ impl Default for MapperConfig {
     /// more of data that was written in order.
     fn default() -> Self {
         MapperConfig {
-            owner: 0,
+            owner: 1,
+            node: String::new(),
+            addresses: String::new(),
+            sharing: Sharing::Alone,
             log_len: 4 << 20,
             catalogue_log_len: 4 << 20,
             cache_bytes: 64 << 20,
@@ -62,5 +95,10 @@ impl MapperConfig {
             "pack length {pack}"
         );
         assert!(self.pending_max > 0, "pending records");
+        assert!(self.owner != 0, "an incarnation has an id");
+        assert!(
+            self.node.len() <= NODE_LEN_MAX && self.addresses.len() <= ADDRESSES_LEN_MAX,
+            "name and addresses of the node"
+        );
     }
 }

@@ -31,6 +31,8 @@ pub struct Counters {
     pub throttled: u64,
     /// Batches appended to the catalogue's log.
     pub catalogue_changes: u64,
+    /// Batches that were refused because another node had appended meanwhile.
+    pub catalogue_refused: u64,
     /// Checkpoints of the catalogue.
     pub catalogue_checkpoints: u64,
     /// Lineages whose objects were deleted.
@@ -42,7 +44,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in order.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 17] {
+    pub fn list(&self) -> [(&'static str, u64); 18] {
         [
             ("locates", self.locates),
             ("locate_misses", self.locate_misses),
@@ -58,6 +60,7 @@ impl Counters {
             ("snapshots", self.snapshots),
             ("throttled", self.throttled),
             ("catalogue_changes", self.catalogue_changes),
+            ("catalogue_refused", self.catalogue_refused),
             ("catalogue_checkpoints", self.catalogue_checkpoints),
             ("lineages_deleted", self.lineages_deleted),
             ("damages", self.damages),

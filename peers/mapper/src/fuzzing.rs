@@ -7,7 +7,7 @@ use archipelago_protocol::{Generation, Lineage, ObjectSize};
 use crate::catalogue::{Change, Names, decode_page};
 use crate::format::{ENVELOPE_LEN, Writer, sealed_crc};
 use crate::head::{CatalogueHead, VolumeHead};
-use crate::log::{Content, Record, Wanted, scan};
+use crate::log::{Content, Record, Wanted, Writers, scan};
 use crate::tree::{PageRef, decode, reencode};
 
 /// A batch of at least `len_min` bytes; `blocks` are journaled, 4096 bytes each.
@@ -59,8 +59,7 @@ pub fn scan_log(
     let wanted = Wanted {
         lineage,
         start,
-        oldest,
-        newest,
+        writers: Writers::Sessions { oldest, newest },
     };
     let found = scan(bytes, wanted).ok()?;
     let contents = found.contents.into_iter();

@@ -68,7 +68,7 @@ mod tree;
 mod volume;
 mod volumes;
 
-pub use config::MapperConfig;
+pub use config::{MapperConfig, Sharing};
 pub use counters::Counters;
 pub use effect::{ClientId, Effect, EffectId};
 pub use mapper::Mapper;

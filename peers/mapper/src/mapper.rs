@@ -75,6 +75,17 @@ impl Mapper {
         self.run();
     }
 
+    /// The node stops, and owns nothing any more: says so in the pool. Nothing can be asked afterwards; [`Mapper::is_idle`] says when
+    /// it is done.
+    pub fn leave(&mut self) {
+        self.parts.spawn(|parts| async move {
+            if let Err(failure) = parts.catalogue.leave().await {
+                tracing::warn!("this node's end is not noted: {}", failure.message);
+            }
+        });
+        self.run();
+    }
+
     /// A volume peer's process died, or its channel ended. What it reported stays; its sessions end. Answers to it may
     /// still come out; drop them.
     pub fn client_gone(&mut self, client: ClientId) {
@@ -184,17 +195,23 @@ mod tests {
             ((128 << 20) + 4096, false),
         ] {
             let catalogue_log_len = log_len;
-            assert_eq!(is_taken(MapperConfig { log_len, ..default }), good);
+            assert_eq!(
+                is_taken(MapperConfig {
+                    log_len,
+                    ..default.clone()
+                }),
+                good
+            );
             let other = MapperConfig {
                 catalogue_log_len,
-                ..default
+                ..default.clone()
             };
             assert_eq!(is_taken(other), good, "{log_len}");
         }
         for (io_len_max, good) in [(16384, true), (12288, false), (16384 + 512, false)] {
             let config = MapperConfig {
                 io_len_max,
-                ..default
+                ..default.clone()
             };
             assert_eq!(is_taken(config), good, "{io_len_max}");
         }
@@ -207,14 +224,22 @@ mod tests {
         ] {
             let config = MapperConfig {
                 pack_len_max,
-                ..default
+                ..default.clone()
             };
             assert_eq!(is_taken(config), good, "{pack_len_max}");
+        }
+        for (owner, node_len, good) in [(1, 64, true), (0, 64, false), (1, 65, false)] {
+            let config = MapperConfig {
+                owner,
+                node: "n".repeat(node_len),
+                ..default.clone()
+            };
+            assert_eq!(is_taken(config), good, "{owner} {node_len}");
         }
         for (pending_max, good) in [(1, true), (0, false)] {
             let config = MapperConfig {
                 pending_max,
-                ..default
+                ..default.clone()
             };
             assert_eq!(is_taken(config), good, "{pending_max}");
         }

@@ -189,6 +189,12 @@ pub enum CatalogueRequest {
         /// The name.
         name: Name,
     },
+    /// Declares an incarnation of a node dead: what it owns may be taken over. Whoever asks knows that nothing which it still sends
+    /// reaches the pool's data.
+    Fence {
+        /// The id of the incarnation, written as a lineage.
+        incarnation: Lineage,
+    },
     /// Figures of the pool.
     PoolInfo,
     /// Looks for damage, missing and leaked objects; also in a pool whose catalogue cannot be used. Nothing is changed

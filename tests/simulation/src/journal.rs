@@ -1,7 +1,7 @@
 //! The production mapper, with journals that survive the death of its process.
 
 use archipelago_doubles::MemoryJournals;
-use archipelago_mapper::{Mapper, MapperConfig};
+use archipelago_mapper::{Mapper, MapperConfig, Sharing};
 
 /// Records that fit into a journal.
 const RECORDS: usize = 128;
@@ -33,6 +33,9 @@ pub fn mapper(owner: u128, journals: &MemoryJournals) -> Mapper {
 pub fn unstarted(owner: u128, journals: &MemoryJournals) -> Mapper {
     let config = MapperConfig {
         owner,
+        node: format!("node {owner}"),
+        addresses: String::new(),
+        sharing: Sharing::Alone,
         log_len: LOG_LEN,
         catalogue_log_len: LOG_LEN,
         cache_bytes: 1 << 20,

@@ -5,6 +5,7 @@
 //! * [`machine`]: nodes, backend and tasks, interleaved by a seed.
 //! * [`wiring`]: nodes and the backend.
 //! * [`node`]: volume peer, mapper and blocker with their channels, as a process hosts them.
+//! * [`nodes`]: several nodes on one pool.
 //! * [`volume`]: an open volume, as a task uses it.
 //! * [`memory`]: memory of machines.
 //! * [`journal`]: what survives the death of a process.
@@ -28,6 +29,7 @@ pub mod journal;
 pub mod machine;
 pub mod memory;
 pub mod node;
+pub mod nodes;
 pub mod oracle;
 pub mod plan;
 mod port;

@@ -36,6 +36,8 @@ pub struct CrashPoint {
     pub firsts: BTreeSet<(ObjectId, u64)>,
     /// A sync has failed, and the mapper was not told: the journals may speak for what is lost.
     pub doubtful: bool,
+    /// Mappers that were started: each has a number of its own.
+    pub starts: u128,
 }
 
 impl CrashPoint {
@@ -48,6 +50,7 @@ impl CrashPoint {
             oracle: Oracle::default(),
             firsts: BTreeSet::new(),
             doubtful: false,
+            starts: 0,
         }
     }
 }

@@ -5,7 +5,9 @@
 //! - A mapper that died is replaced only when its channel to the blocker is idle: all that it asked for has ended.
 //! - What a dead mapper was asked is answered by nobody (volumes), or with [`ErrorCode::Unavailable`] (names).
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use archipelago_blocker::{BlockerPeer, ChannelId, Rights};
 use archipelago_doubles::MemoryJournals;
@@ -39,10 +41,31 @@ const VOLUME_ARENA_LEN: usize = 64 << 10;
 /// Bytes of the mapper's: two of its longest requests, so that others wait, and memory is used again.
 const MAPPER_ARENA_LEN: usize = 2 * journal::IO_LEN_MAX;
 
+/// Counts the mappers that are started, of all nodes. Clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Starts(Rc<Cell<u128>>);
+
+impl Starts {
+    /// When so many were started.
+    pub(crate) fn after(count: u128) -> Self {
+        Starts(Rc::new(Cell::new(count)))
+    }
+
+    pub(crate) fn count(&self) -> u128 {
+        self.0.get()
+    }
+
+    /// The number of one that starts now.
+    fn next(&self) -> u128 {
+        self.0.set(self.0.get() + 1);
+        self.0.get()
+    }
+}
+
 /// The peers of a node.
 #[derive(Debug)]
 pub struct Node {
-    owner: u128,
+    starts: Starts,
     peer: VolumePeer<MapPort, LocalClient>,
     mapper: Option<MapperPeer<Witness, LocalClient>>,
     blocker: BlockerPeer<Storage, LocalServer>,
@@ -93,7 +116,7 @@ impl Arenas {
 impl Node {
     /// Starts both peers; requests of guests name `memory`.
     pub(crate) fn start(
-        owner: u128,
+        starts: &Starts,
         journals: MemoryJournals,
         memory: &Region,
         pool: &MemoryPool,
@@ -115,7 +138,7 @@ impl Node {
         let (mapper_client, mapper_server) = arenas.channel(MAPPER_ARENA_LEN);
         let mapper_channel = blocker.add_channel(mapper_server, Rights::All);
         let mut node = Node {
-            owner,
+            starts: starts.clone(),
             peer,
             mapper: None,
             blocker,
@@ -135,7 +158,7 @@ impl Node {
     }
 
     fn start_mapper(&mut self, map_server: LocalServer, blocker: LocalClient) {
-        let mapper = journal::mapper(self.owner, &self.journals);
+        let mapper = journal::mapper(self.starts.next(), &self.journals);
         let mut mapper = MapperPeer::new(mapper, blocker);
         let server = Witness::new(map_server, &self.sessions);
         mapper.add_channel(server, archipelago_mapper::Rights::All);

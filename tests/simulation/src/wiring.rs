@@ -22,7 +22,7 @@ use archipelago_protocol::object::{
 use crate::journal;
 use crate::machine::CrashPoint;
 use crate::memory::{Memory, MemoryPool};
-use crate::node::Node;
+use crate::node::{Node, Starts};
 use crate::oracle::{Crash, Oracle};
 use crate::storage::BackendCall;
 use crate::trouble::Trouble;
@@ -49,6 +49,7 @@ struct Call {
 #[derive(Debug)]
 pub struct Wiring {
     nodes: Vec<Node>,
+    starts: Starts,
     /// The pool.
     pub backend: SimulatedBackend,
     /// What may be read.
@@ -111,12 +112,15 @@ impl Wiring {
             journals,
             oracle,
             firsts,
+            starts,
             ..
         } = point;
         let pool = memory.clone();
         let memory = pool.take(MEMORY_LEN);
+        let starts = Starts::after(starts);
         Wiring {
-            nodes: vec![Node::start(1, journals, &memory, &pool)],
+            nodes: vec![Node::start(&starts, journals, &memory, &pool)],
+            starts,
             backend,
             oracle,
             memory,
@@ -166,6 +170,7 @@ impl Wiring {
                 .copied()
                 .collect(),
             doubtful: !self.doubtful.is_empty(),
+            starts: self.starts.count(),
         }
     }
 
@@ -240,8 +245,8 @@ impl Wiring {
         self.end_uncleanly();
         self.doubtful.clear();
         self.oracle.crash(Crash::PowerCut);
-        let owner = self.nodes.len() as u128 + 1;
-        let node = Node::start(owner, journal::journals(), &self.memory, &self.pool);
+        let journals = journal::journals();
+        let node = Node::start(&self.starts, journals, &self.memory, &self.pool);
         self.nodes.push(node);
     }
 

@@ -6,7 +6,7 @@
 //! Invariant: an attribute whose tag this program does not know is kept as it is and written back.
 
 use archipelago_protocol::labels::{LABELS_LEN_MAX, LABELS_MAX};
-use archipelago_protocol::{ErrorCode, Label, LabelKey, LabelValue, Labels, OnFull};
+use archipelago_protocol::{ErrorCode, Label, LabelKey, LabelValue, Labels, Lineage, OnFull};
 
 use crate::failure::{Failure, Outcome};
 use crate::format::{Reader, Writer};
@@ -15,12 +15,14 @@ use crate::format::{Reader, Writer};
 const ON_FULL: u16 = 1;
 /// Labels, each: length of its key u8, of its value u8, key, value; in rising order of the keys. Without the attribute there are none.
 const LABELS: u16 = 2;
+/// Of an import: the incarnation that fills it, 16 bytes, high word first. Without the attribute nobody does.
+const IMPORTER: u16 = 3;
 /// Longest list of one record: what the longest page of a checkpoint has room for.
 pub(super) const ATTRIBUTES_LEN_MAX: usize = 4096;
 /// Bytes of tag and length in front of a value.
 const HEADER_LEN: usize = 4;
-/// The longest labels, and the other attribute.
-const _: () = assert!(HEADER_LEN + LABELS_LEN_MAX + 2 * LABELS_MAX + 8 <= ATTRIBUTES_LEN_MAX);
+/// The longest labels, and the other attributes.
+const _: () = assert!(HEADER_LEN + LABELS_LEN_MAX + 2 * LABELS_MAX + 8 + 24 <= ATTRIBUTES_LEN_MAX);
 
 /// The attributes of a record. Most have none, and there are records by the million: then it is a word.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -31,6 +33,8 @@ pub(crate) struct Attributes(Option<Box<List>>);
 struct List {
     on_full: OnFull,
     labels: Labels,
+    /// 0: none.
+    importer: u128,
     /// Those of a newer program.
     unknown: Vec<Unknown>,
 }
@@ -47,6 +51,7 @@ impl Attributes {
         let list = List {
             on_full,
             labels,
+            importer: 0,
             unknown: Vec::new(),
         };
         Attributes::of(list)
@@ -76,6 +81,17 @@ impl Attributes {
     pub(crate) fn with_labels(&self, labels: Labels) -> Self {
         let list = self.list();
         Attributes::of(List { labels, ..list })
+    }
+
+    /// The incarnation that fills the import; 0: none.
+    pub(crate) fn importer(&self) -> u128 {
+        self.0.as_ref().map_or(0, |list| list.importer)
+    }
+
+    /// The same of an import that this incarnation fills; 0: of none any more.
+    pub(crate) fn with_importer(&self, importer: u128) -> Self {
+        let list = self.list();
+        Attributes::of(List { importer, ..list })
     }
 
     fn list(&self) -> List {
@@ -108,6 +124,10 @@ impl Attributes {
         }
         if !list.labels.is_empty() {
             put(&mut to, LABELS, &labels_to_bytes(&list.labels));
+        }
+        if list.importer != 0 {
+            let words = Lineage(list.importer).to_words().map(u64::to_le_bytes);
+            put(&mut to, IMPORTER, words.as_flattened());
         }
         for unknown in &list.unknown {
             put(&mut to, unknown.tag, &unknown.value);
@@ -144,7 +164,12 @@ impl Attributes {
                 LABELS if list.labels.is_empty() => {
                     list.labels = labels_from_bytes(value).ok_or_else(impossible)?;
                 }
-                LABELS => return Err(impossible()),
+                IMPORTER if list.importer == 0 => {
+                    let importer = Reader::new(value).lineage();
+                    let whole = importer.filter(|of| value.len() == 16 && of.0 != 0);
+                    list.importer = whole.ok_or_else(impossible)?.0;
+                }
+                LABELS | IMPORTER => return Err(impossible()),
                 tag => list.unknown.push(Unknown {
                     tag,
                     value: value.to_vec(),
@@ -228,13 +253,13 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_written_back() {
-        // Tags 3 and 4, each twice: whether that is right is not for us to say.
+        // Tags 7 and 4, each twice: whether that is right is not for us to say.
         let bytes = [
             4, 0, 5, 0, b'a', b'=', b'b', b'c', b'd', 0, 0, 0, 0, 0, 0, 0, //
             1, 0, 4, 0, 0, 0, 0, 0, //
-            3, 0, 0, 0, 0, 0, 0, 0, //
+            7, 0, 0, 0, 0, 0, 0, 0, //
             4, 0, 1, 0, 9, 0, 0, 0, //
-            3, 0, 0, 0, 0, 0, 0, 0,
+            7, 0, 0, 0, 0, 0, 0, 0,
         ];
         let attributes = decoded(&bytes).unwrap();
         assert_eq!(attributes.on_full(), OnFull::Report);

@@ -177,19 +177,19 @@ mod tests {
     #[test]
     fn a_page_has_its_records_behind_their_length() {
         let mut record = Writer::bare();
-        Change::Delete(Lineage(1 << 64 | 2)).encode(&mut record);
+        Change::Forget(Lineage(1 << 64 | 2)).encode(&mut record);
         let page = page(&record.into_bytes());
         check(
             &page[..80],
-            "4152434843504147 03000000 00100000 a0c695c1 00000000 00000000 00000000
+            "4152434843504147 03000000 00100000 69115311 00000000 00000000 00000000
              0000000000000000 0000000000000000 18000000 00000000
-             02 00 1800 00000000 0100000000000000 0200000000000000",
+             03 00 1800 00000000 0100000000000000 0200000000000000",
         );
         assert!(page.len() == 4096 && page[80..].iter().all(|byte| *byte == 0));
         let (changes, len) = decode(&page).unwrap();
         assert_eq!(
             (changes, len),
-            (vec![Change::Delete(Lineage(1 << 64 | 2))], 4096)
+            (vec![Change::Forget(Lineage(1 << 64 | 2))], 4096)
         );
     }
 

@@ -1,44 +1,70 @@
-//! The catalogue: names, volumes, snapshots and images of the pool, all in memory, changed by durable batches.
+//! The catalogue: names, volumes, snapshots and images of the pool, and who serves it, all in memory, changed by durable batches.
+//!
+//! All nodes of a pool share one log: a change is decided on what was read, and lands only if nobody has appended since; otherwise
+//! what came between is read, and it is decided again. There is no leader. A start takes nothing from another node.
 //!
 //! Invariants
-//! - One batch is one atomic change; memory changes when the batch is durable. Changes go one after another.
+//! - One batch is one atomic change; memory changes when the batch is durable. Changes of a node go one after another.
+//! - In a pool that several nodes serve, the log is read on before anything is answered, so that an answer shows all that was
+//!   answered to anybody before the request came. In a pool that one node serves, nothing is read.
 //! - After a failed append it is not known what is durable: the next request reads the catalogue again, and stores what
 //!   it found anew before it answers anybody.
 //! - What others descend from keeps its entry without a name; the last descendant takes it along (in the background).
+//!
+//! | module | what |
+//! |---|---|
+//! | `replica` | names in memory, at a position of the log; appends, checkpoints |
+//! | `loading` | from the pool into memory |
+//! | `turns` | who appends next, if several do all the time |
+//! | `checkpoint`, `record`, `attributes` | what is stored |
+//! | `names`, `incarnations`, `prepared` | what is in memory |
 
 mod attributes;
 mod checkpoint;
+mod incarnations;
+mod loading;
 mod names;
 mod prepared;
 mod record;
+mod replica;
+mod turns;
 
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 
-use archipelago_protocol::catalogue::Kind;
-use archipelago_protocol::object::ObjectId;
-use archipelago_protocol::{ErrorCode, Generation, Lineage};
+use archipelago_protocol::{ErrorCode, Lineage};
 
+use crate::config::Sharing;
 use crate::failure::{Failure, Outcome};
-use crate::format::Writer;
-use crate::head::{CatalogueHead, StoredHead, pack_count};
-use crate::log::{Content, Log, Reach};
 use crate::pool::Pool;
 use crate::task::{Guard, Lock};
 
 use prepared::PreparedSnapshots;
+use replica::{Appended, Replica};
 
 pub(crate) use attributes::Attributes;
 #[cfg(feature = "fuzzing")]
 pub(crate) use checkpoint::decode as decode_page;
+pub(crate) use incarnations::{End, Incarnation};
+pub(crate) use loading::{Loaded, SyncLog, load};
 pub(crate) use names::Names;
 pub(crate) use prepared::PreparedSnapshot;
 pub(crate) use record::{Change, FrozenRoot, Item, SnapshotFields};
+
+/// Times that a change is decided again because others have appended. Each time another change has landed, so the pool goes on, and
+/// turns see to it that this node is not always the late one.
+const TRIES_MAX: usize = 256;
+/// Appends in a row that were refused though nobody has appended: then what is in memory is not what is stored.
+const UNEXPLAINED_MAX: usize = 8;
+/// Abandoned imports that a start gives up with its first batch; the collection gives up the others.
+const IMPORTS_AT_ONCE: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Unread,
     Ready,
+    /// This incarnation has ended by itself.
+    Left,
     Failed(Failure),
 }
 
@@ -50,6 +76,9 @@ enum Collection {
     Running,
 }
 
+/// What a change comes to: the records, and what is said of them.
+pub(crate) type Decided<T> = (Vec<Change>, T);
+
 /// The catalogue and where it is stored.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
@@ -57,45 +86,29 @@ pub(crate) struct Catalogue {
     /// Held while the catalogue is read or changed.
     lock: Lock,
     state: RefCell<State>,
-    names: RefCell<Names>,
+    replica: Replica,
     prepared: PreparedSnapshots,
-    log: RefCell<Log>,
-    head: StoredHead<CatalogueHead>,
-    /// Pack numbers taken by this mapper.
-    packs: Cell<u64>,
     collection: Cell<Collection>,
+    /// The end of others was noted that are known to have ended.
+    started: Cell<bool>,
 }
 
 impl Catalogue {
     pub(crate) fn new(pool: &Rc<Pool>) -> Self {
-        let head = CatalogueHead {
-            generation: Generation(0),
-            owner: 0,
-            log_number: 1,
-            log_len: 0,
-            log_start: 0,
-            pack: 0,
-            pack_len: 0,
-            pack_capacity: 0,
-            entries: 0,
-            compatible: 0,
-        };
         Catalogue {
             pool: Rc::clone(pool),
             lock: Lock::new(&pool.scheduler),
             state: RefCell::new(State::Unread),
-            names: RefCell::default(),
+            replica: Replica::new(pool),
             prepared: PreparedSnapshots::default(),
-            log: RefCell::new(head.log()),
-            head: StoredHead::new(Lineage::CATALOGUE, head, 0),
-            packs: Cell::new(0),
             collection: Cell::new(Collection::Idle),
+            started: Cell::new(false),
         }
     }
 
     /// What there is. Not held across an await.
     pub(crate) fn names(&self) -> Ref<'_, Names> {
-        self.names.borrow()
+        self.replica.names()
     }
 
     /// Keeps changes away, whatever the catalogue's state.
@@ -116,7 +129,7 @@ impl Catalogue {
     pub(crate) fn failure(&self) -> Option<Failure> {
         match &*self.state.borrow() {
             State::Failed(failure) => Some(failure.clone()),
-            State::Unread | State::Ready => None,
+            State::Unread | State::Ready | State::Left => None,
         }
     }
 
@@ -126,9 +139,9 @@ impl Catalogue {
         snapshot: PreparedSnapshot,
         check: impl FnOnce(&Names) -> Outcome<()>,
     ) -> Outcome<u64> {
-        let mut names = self.names.borrow_mut();
+        let mut names = self.replica.names_mut();
         check(&names)?;
-        let generation = self.head.get().generation.0;
+        let generation = self.replica.generation().0;
         Ok(self.prepared.add(&mut names, generation, snapshot))
     }
 
@@ -148,12 +161,12 @@ impl Catalogue {
 
     /// Forgets a prepared snapshot, made or given up.
     pub(crate) fn end_prepared(&self, token: u64) {
-        self.prepared.end(&mut self.names.borrow_mut(), token);
+        self.prepared.end(&mut self.replica.names_mut(), token);
     }
 
     /// Forgets what was prepared for a volume and never begun.
     pub(crate) fn forget_prepared(&self, volume: Lineage) {
-        self.prepared.forget(&mut self.names.borrow_mut(), volume);
+        self.prepared.forget(&mut self.replica.names_mut(), volume);
     }
 
     /// Gives the prepared snapshot of `token`, whose pages are durable, its name: its birth.
@@ -168,20 +181,27 @@ impl Catalogue {
             let why = format!("there is no snapshot with token {token}");
             Failure::new(ErrorCode::NotFound, why)
         })?;
+        self.ready().await?;
         let guard = self.locked().await?;
-        let item = {
-            let names = self.names();
+        self.change(&guard, |names| {
             let volume = names.get(prepared.volume).ok_or_else(|| {
                 let why = format!("volume {} is gone", prepared.volume);
                 Failure::new(ErrorCode::NotFound, why)
             })?;
-            Item {
-                size,
-                ..volume.snapshot(prepared.snapshot, frozen)
+            // Other nodes do not know of the reservation.
+            let name = &prepared.snapshot.name;
+            if names.find(name).is_some() {
+                let why = format!("the name `{name}` was taken by another node");
+                return Err(Failure::new(ErrorCode::Exists, why));
             }
-        };
-        item.attributes.check_len()?;
-        self.change(&guard, vec![Change::Put(item)]).await
+            let item = Item {
+                size,
+                ..volume.snapshot(prepared.snapshot.clone(), frozen)
+            };
+            item.attributes.check_len()?;
+            Ok((vec![Change::Put(item)], ()))
+        })
+        .await
     }
 
     /// There may be something to remove.
@@ -204,197 +224,223 @@ impl Catalogue {
         self.collection.set(Collection::Idle);
     }
 
-    /// Waits until the catalogue can be used, and locks it.
+    /// Waits until the catalogue can be used, and locks it. What other nodes have changed since [`Catalogue::ready`] may not be in it:
+    /// a change that is decided on it lands only if there is nothing.
     pub(crate) async fn locked(&self) -> Outcome<Guard> {
         let guard = self.lock.acquire().await;
         let state = self.state.borrow().clone();
-        let first = state == State::Unread;
-        match state {
+        let first = match state {
             State::Ready => return Ok(guard),
+            State::Left => {
+                let why = "this node is stopping";
+                return Err(Failure::new(ErrorCode::Unavailable, why));
+            }
             // What is stored stays so, and so does a successor: whoever was replaced takes nothing back.
             State::Failed(failure)
                 if failure.code.is_of_stored() || failure.code == ErrorCode::Stale =>
             {
                 return Err(failure);
             }
-            State::Failed(_) | State::Unread => {}
-        }
-        let mut read = self.read().await;
+            State::Failed(_) => false,
+            State::Unread => true,
+        };
+        let mut read = self.replica.read().await;
         if read.is_ok() && !first {
             // What a failed append left may be read and not be durable; syncing it again would prove nothing.
-            read = self.checkpoint().await;
+            read = self.replica.checkpoint().await;
         }
         if let Err(failure) = read {
             // An unread catalogue stays so: what an import left behind is removed by the first read that succeeds.
-            if !first || failure.code.is_of_stored() {
+            if !first || failure.code.is_of_stored() || failure.code == ErrorCode::Stale {
                 *self.state.borrow_mut() = State::Failed(failure.clone());
             }
             return Err(failure);
         }
         *self.state.borrow_mut() = State::Ready;
-        if first {
-            self.drop_imports(&guard).await?;
+        if !self.started.get() {
+            self.begin(&guard).await?;
+            self.started.set(true);
             self.want_collection();
         }
         Ok(guard)
     }
 
-    /// Waits until the catalogue can be used.
+    /// Waits until the catalogue can be used. It is as it is now, whoever has changed it.
     pub(crate) async fn ready(&self) -> Outcome<()> {
-        if self.is_ready() {
+        let shared = self.pool.config.sharing.is_shared();
+        if self.is_ready() && !shared {
             return Ok(());
         }
-        self.locked().await.map(drop)
-    }
-
-    /// Reads head, checkpoint and log, and takes ownership with a new generation.
-    async fn read(&self) -> Outcome<()> {
-        let id = ObjectId::head(Lineage::CATALOGUE);
-        let (mut head, version) = match self.pool.disk.read_swapped(id).await? {
-            Some((version, bytes)) => (CatalogueHead::decode(&bytes)?, version),
-            None => (self.create().await?, 0),
-        };
-        let next = Generation(head.generation.0 + 1);
-        // Its predecessor may live: nothing that it appends from here on is lost, because it is refused.
-        head.log().seal(&self.pool.disk, next).await?;
-        // A predecessor may have died between writing and syncing: what is read must be durable.
-        self.pool.disk.sync(head.log().id).await?;
-        let (mut names, mut log) = stored(&self.pool, &head).await?;
-        self.head.refresh(head, version)?;
-        head.generation = next;
-        head.owner = self.pool.config.owner;
-        self.head.swap(&self.pool.disk, head).await?;
-        log.generation = head.generation;
-        log.token = head.generation;
-        names.keep_reservations(&self.names.borrow());
-        *self.names.borrow_mut() = names;
-        *self.log.borrow_mut() = log;
-        Ok(())
-    }
-
-    async fn create(&self) -> Outcome<CatalogueHead> {
-        if self.pool.disk.holds_volumes().await? {
-            return Err(Failure::damaged(
-                "the head of the catalogue is missing, but the pool holds volumes",
-            ));
-        }
-        let head = CatalogueHead {
-            log_len: self.pool.config.catalogue_log_len,
-            ..self.head.get()
-        };
-        // A first start that was cut short leaves part of a log, or an empty one, never one with names in it.
-        let left = head.log();
-        let whole = match self.pool.disk.len(left.id).await {
-            Ok(len) => len >= left.len,
-            Err(failure) if failure.code == ErrorCode::NotFound => false,
-            Err(failure) => return Err(failure),
-        };
-        if whole && left.is_used(&self.pool.disk).await? {
-            return Err(Failure::damaged(
-                "the head of the catalogue is missing, but its log holds names",
-            ));
-        }
-        Log::create(
-            &self.pool.disk,
-            ObjectId::log(Lineage::CATALOGUE, head.log_number),
-            head.log_len,
-        )
-        .await?;
-        Ok(head)
-    }
-
-    async fn drop_imports(&self, guard: &Guard) -> Outcome<()> {
-        let left: Vec<Lineage> = self.names.borrow().of_kind(Kind::Importing);
-        // A batch each: there are few, and a batch is bounded.
-        for lineage in left {
-            self.pool.journals.remove(lineage);
-            self.change(guard, vec![Change::Delete(lineage)]).await?;
+        let _guard = self.locked().await?;
+        if shared {
+            self.end_if_stale(self.replica.follow().await)?;
         }
         Ok(())
     }
 
-    /// Makes `changes` durable as one batch, then visible. The guard is of [`Catalogue::lock`].
-    pub(crate) async fn change(&self, _guard: &Guard, changes: Vec<Change>) -> Outcome<()> {
-        let mut payload = Writer::bare();
+    /// This incarnation begins, those that are known to have ended end, and with them the imports that they were filling.
+    async fn begin(&self, guard: &Guard) -> Outcome<()> {
+        let begun = self.change(guard, |names| Ok((self.ends(names), ()))).await;
+        match begun {
+            // Without room, it begins with its first change.
+            Err(failure) if failure.code.passes() => {
+                tracing::warn!("this node's start is not noted yet: {}", failure.message);
+                Ok(())
+            }
+            begun => begun,
+        }
+    }
+
+    fn ends(&self, names: &Names) -> Vec<Change> {
+        let own = self.pool.config.owner;
+        let has_ended = |id: u128| match &self.pool.config.sharing {
+            Sharing::Alone => true,
+            Sharing::Shared { ended } => ended.contains(&id),
+        };
+        let others = names.incarnations().others(own).map(|other| other.id);
+        let ended: Vec<u128> = others.filter(|id| has_ended(*id)).collect();
+        let ends = ended.iter().map(|incarnation| Change::End {
+            incarnation: *incarnation,
+            how: End::Fenced,
+        });
+        let given_up = names.abandoned_imports(|importer| ended.contains(&importer));
+        let deletes = given_up
+            .take(IMPORTS_AT_ONCE)
+            .map(|lineage| Change::Delete { lineage, by: own });
+        let mut changes: Vec<Change> = ends.chain(deletes).collect();
+        changes.extend(self.birth(names));
         changes
-            .iter()
-            .for_each(|change| change.encode(&mut payload));
-        let content = Content::records(payload.into_bytes());
-        let batch_max = self.log.borrow().batch_max(self.pool.config.io_len_max);
-        if content.batch_len() > batch_max {
-            return Err(Failure::new(ErrorCode::Invalid, "too many changes at once"));
+    }
+
+    /// The record with which this incarnation begins, if it has not.
+    fn birth(&self, names: &Names) -> Option<Change> {
+        let config = &self.pool.config;
+        (!names.incarnations().is_live(config.owner)).then(|| {
+            Change::Begin(Incarnation {
+                id: config.owner,
+                node: config.node.clone(),
+                addresses: config.addresses.clone(),
+            })
+        })
+    }
+
+    /// Sees that this incarnation has begun: before it owns anything.
+    pub(crate) async fn join(&self) -> Outcome<()> {
+        if self.replica.has_begun() {
+            return Ok(());
         }
-        let result = self.append(&content, batch_max).await;
-        if let Err(failure) = &result
-            && !failure.code.passes()
+        let guard = self.locked().await?;
+        let birth = |names: &Names| Ok((self.birth(names).into_iter().collect(), ()));
+        self.change(&guard, birth).await
+    }
+
+    /// Whether the incarnation serves the pool: what it owns is not taken from it. Its owner has begun before it became that, so
+    /// whoever has read the name of the owner asks afterwards.
+    pub(crate) async fn is_live(&self, incarnation: u128) -> Outcome<bool> {
+        self.ready().await?;
+        Ok(self.names().incarnations().is_live(incarnation))
+    }
+
+    /// Whether other nodes serve the pool.
+    pub(crate) fn has_others(&self) -> bool {
+        let names = self.names();
+        let others = names.incarnations().others(self.pool.config.owner);
+        others.count() > 0
+    }
+
+    /// Declares an incarnation dead: the caller knows that nothing which it still sends reaches the pool's data.
+    pub(crate) async fn fence(&self, incarnation: u128) -> Outcome<()> {
+        let guard = self.locked().await?;
+        self.change(&guard, |names| {
+            let live = names.incarnations().is_live(incarnation);
+            let how = End::Fenced;
+            let end = live.then_some(Change::End { incarnation, how });
+            Ok((end.into_iter().collect(), ()))
+        })
+        .await?;
+        self.want_collection();
+        Ok(())
+    }
+
+    /// This incarnation ends: it owns nothing, and changes nothing any more.
+    pub(crate) async fn leave(&self) -> Outcome<()> {
+        if !self.is_ready() {
+            return Ok(());
+        }
+        let guard = self.locked().await?;
+        let incarnation = self.pool.config.owner;
+        self.change(&guard, |names| {
+            let live = names.incarnations().is_live(incarnation);
+            let how = End::Gone;
+            let end = live.then_some(Change::End { incarnation, how });
+            Ok((end.into_iter().collect(), ()))
+        })
+        .await?;
+        *self.state.borrow_mut() = State::Left;
+        Ok(())
+    }
+
+    /// Makes durable, as one batch, what `decide` finds right, then visible; what it says of that. It is asked again if others have
+    /// changed the catalogue meanwhile; without a record nothing is written. The guard is of [`Catalogue::lock`].
+    ///
+    /// # Errors
+    /// What `decide` says, or why the change could not be made durable.
+    pub(crate) async fn change<T>(
+        &self,
+        _guard: &Guard,
+        decide: impl Fn(&Names) -> Outcome<Decided<T>>,
+    ) -> Outcome<T> {
+        let mut unexplained = 0;
+        for _ in 0..TRIES_MAX {
+            for _ in 0..self.replica.reads_before_append() {
+                self.end_if_stale(self.replica.follow().await)?;
+            }
+            let (mut changes, said) = decide(&self.names())?;
+            if changes.is_empty() {
+                return Ok(said);
+            }
+            let ends = changes
+                .iter()
+                .any(|change| matches!(change, Change::Begin(_) | Change::End { .. }));
+            if !ends {
+                changes.splice(..0, self.birth(&self.names()));
+            }
+            match self.replica.append(changes).await {
+                Ok(Appended::Done) => {
+                    self.pool.count(|counters| counters.catalogue_changes += 1);
+                    return Ok(said);
+                }
+                Ok(Appended::Refused) => {
+                    self.pool.count(|counters| counters.catalogue_refused += 1);
+                }
+                Err(failure) => {
+                    if !failure.code.passes() && failure.code != ErrorCode::Invalid {
+                        *self.state.borrow_mut() = State::Failed(failure.clone());
+                    }
+                    return Err(failure);
+                }
+            }
+            if self.end_if_stale(self.replica.follow().await)? {
+                unexplained = 0;
+            } else {
+                unexplained += 1;
+            }
+            if unexplained == UNEXPLAINED_MAX {
+                unexplained = 0;
+                self.end_if_stale(self.replica.load_again().await)?;
+            }
+        }
+        let why = "other nodes change the catalogue all the time: try again";
+        Err(Failure::new(ErrorCode::Unavailable, why))
+    }
+
+    /// Whoever was declared dead stays so.
+    fn end_if_stale<T>(&self, outcome: Outcome<T>) -> Outcome<T> {
+        if let Err(failure) = &outcome
+            && failure.code == ErrorCode::Stale
         {
             *self.state.borrow_mut() = State::Failed(failure.clone());
         }
-        result?;
-        let mut names = self.names.borrow_mut();
-        changes.into_iter().for_each(|change| names.apply(change));
-        self.pool.count(|counters| counters.catalogue_changes += 1);
-        Ok(())
+        outcome
     }
-
-    async fn append(&self, content: &Content, batch_max: usize) -> Outcome<()> {
-        if !self.log.borrow().has_room(content.batch_len(), batch_max) {
-            self.checkpoint().await?;
-        }
-        Log::append(&self.log, &self.pool.disk, content).await
-    }
-
-    /// Writes everything to new packs and lets the log begin anew. The caller holds the lock.
-    async fn checkpoint(&self) -> Outcome<()> {
-        let old = self.head.get();
-        let pages = checkpoint::pages(&self.names());
-        let pack_len = pages.iter().map(|piece| piece.len() as u64).sum();
-        let pack_capacity = self.pool.config.pack_len_max;
-        // Unique: the generation is, and a pack that was begun is never written again.
-        let pack = old.generation.0 << 32 | (self.packs.get() + 1);
-        let count = pack_count(pack_len, pack_capacity);
-        self.packs.set(self.packs.get() + count);
-        let position = self.log.borrow().position;
-        let entries = self.names.borrow().len();
-        let head = CatalogueHead {
-            log_start: position,
-            pack,
-            pack_len,
-            pack_capacity,
-            entries,
-            ..old
-        };
-        checkpoint::write(&self.pool.disk, &head, &pages).await?;
-        self.head.swap(&self.pool.disk, head).await?;
-        self.log.borrow_mut().start = position;
-        self.pool
-            .count(|counters| counters.catalogue_checkpoints += 1);
-        for old in old.packs() {
-            let pool = Rc::clone(&self.pool);
-            self.pool.scheduler.spawn(async move {
-                if let Err(failure) = pool.disk.delete(old).await {
-                    tracing::warn!("an old catalogue checkpoint stays: {}", failure.message);
-                }
-            });
-        }
-        Ok(())
-    }
-}
-
-/// What checkpoint and log hold.
-pub(crate) async fn stored(pool: &Pool, head: &CatalogueHead) -> Outcome<(Names, Log)> {
-    let mut names = checkpoint::read(&pool.disk, head).await?;
-    let mut log = head.log();
-    for content in log
-        .replay(&pool.disk, Generation(0), Reach::Unknown)
-        .await?
-    {
-        for change in Change::decode_all(&content.payload).map_err(|why| log.damaged(&why))? {
-            names.apply(change);
-        }
-    }
-    names
-        .check()
-        .map_err(|why| Failure::damaged(format!("the catalogue contradicts itself: {why}")))?;
-    Ok((names, log))
 }

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use archipelago_protocol::catalogue::{Entry, Kind, PAGE_MAX, Page};
 use archipelago_protocol::{LabelFilter, Labels, Lineage, Name};
 
+use super::incarnations::Incarnations;
 use super::record::{Change, Item};
 
 /// Most items that a listing looks at: it is one turn of the data thread, and a microsecond each would already be noticed by guests.
@@ -18,8 +19,10 @@ pub(crate) struct Names {
     by_name: BTreeMap<Name, Lineage>,
     /// How many items have it among their sources.
     children: BTreeMap<Lineage, u64>,
-    /// Without an entry, their objects not yet deleted.
-    pending_delete: BTreeSet<Lineage>,
+    /// Without an entry, their objects not yet deleted; which incarnation deletes them.
+    pending_delete: BTreeMap<Lineage, u128>,
+    /// Who serves the pool.
+    incarnations: Incarnations,
     /// Names of prepared snapshots.
     reserved: BTreeSet<Name>,
     reserved_lineages: BTreeSet<Lineage>,
@@ -38,13 +41,15 @@ impl Names {
                 }
                 self.items.insert(item.lineage, item);
             }
-            Change::Delete(lineage) => {
+            Change::Delete { lineage, by } => {
                 self.take(lineage);
-                self.pending_delete.insert(lineage);
+                self.pending_delete.insert(lineage, by);
             }
             Change::Forget(lineage) => {
                 self.pending_delete.remove(&lineage);
             }
+            Change::Begin(incarnation) => self.incarnations.begin(incarnation),
+            Change::End { incarnation, .. } => self.incarnations.end(incarnation),
         }
     }
 
@@ -99,7 +104,7 @@ impl Names {
     }
 
     pub(crate) fn is_pending_delete(&self, lineage: Lineage) -> bool {
-        self.pending_delete.contains(&lineage)
+        self.pending_delete.contains_key(&lineage)
     }
 
     pub(crate) fn find(&self, name: &Name) -> Option<&Item> {
@@ -116,7 +121,7 @@ impl Names {
     pub(crate) fn is_used(&self, lineage: Lineage) -> bool {
         lineage == Lineage::CATALOGUE
             || self.items.contains_key(&lineage)
-            || self.pending_delete.contains(&lineage)
+            || self.pending_delete.contains_key(&lineage)
             || self.reserved_lineages.contains(&lineage)
     }
 
@@ -142,19 +147,51 @@ impl Names {
             .collect()
     }
 
-    /// Items without a name that nobody descends from.
-    pub(crate) fn orphans(&self) -> Vec<Lineage> {
-        let orphan = |item: &&Item| item.name.is_none() && !self.has_children(item.lineage);
+    /// Items that nobody needs: those without a name that nobody descends from, and imports whose incarnation has ended.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = &Item> + '_ {
         self.items
             .values()
-            .filter(orphan)
-            .map(|item| item.lineage)
-            .collect()
+            .filter(|item| self.is_orphan(item.lineage))
     }
 
-    /// Lineages without an entry whose objects are still there.
-    pub(crate) fn pending_delete(&self) -> impl Iterator<Item = Lineage> + '_ {
-        self.pending_delete.iter().copied()
+    /// Imports that `has_ended` says the incarnation of.
+    pub(crate) fn abandoned_imports(
+        &self,
+        has_ended: impl Fn(u128) -> bool,
+    ) -> impl Iterator<Item = Lineage> {
+        let imports = self.items.values().filter(move |item| {
+            let importer = item.attributes.importer();
+            let live = self.incarnations.is_live(importer) && !has_ended(importer);
+            item.kind == Kind::Importing && !live
+        });
+        imports.map(|item| item.lineage)
+    }
+
+    /// Whether nobody needs the item.
+    pub(crate) fn is_orphan(&self, lineage: Lineage) -> bool {
+        let Some(item) = self.items.get(&lineage) else {
+            return false;
+        };
+        let abandoned =
+            item.kind == Kind::Importing && !self.incarnations.is_live(item.attributes.importer());
+        (item.name.is_none() || abandoned) && !self.has_children(lineage)
+    }
+
+    /// Lineages without an entry whose objects `incarnation` has to delete: its own, and those of incarnations that have ended.
+    pub(crate) fn pending_delete_of(
+        &self,
+        incarnation: u128,
+    ) -> impl Iterator<Item = Lineage> + '_ {
+        let due = move |by: u128| by == incarnation || !self.incarnations.is_live(by);
+        self.pending_delete
+            .iter()
+            .filter(move |(_, by)| due(**by))
+            .map(|(lineage, _)| *lineage)
+    }
+
+    /// Who serves the pool.
+    pub(crate) fn incarnations(&self) -> &Incarnations {
+        &self.incarnations
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -232,260 +269,18 @@ impl Names {
         let deleted = self
             .pending_delete
             .iter()
-            .map(|lineage| Change::Delete(*lineage));
+            .map(|(lineage, by)| Change::Delete {
+                lineage: *lineage,
+                by: *by,
+            });
+        let live = self.incarnations.live().cloned();
         named
             .chain(hidden)
             .map(|item| Change::Put(item.clone()))
             .chain(deleted)
+            .chain(live.map(Change::Begin))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use archipelago_protocol::{Epoch, ObjectSize, OnFull};
-
-    use super::*;
-    use crate::catalogue::Attributes;
-    use crate::tree::Root;
-
-    fn name(text: &str) -> Name {
-        text.parse().unwrap()
-    }
-
-    /// An item whose lineage is `id`; no name: hidden, parent 0: none.
-    fn item(id: u128, text: &str, kind: Kind, parent: u128) -> Item {
-        Item {
-            name: (!text.is_empty()).then(|| name(text)),
-            kind,
-            lineage: Lineage(id),
-            sources: (parent != 0)
-                .then_some(Lineage(parent))
-                .into_iter()
-                .collect(),
-            size: 512,
-            object_size: ObjectSize::MIN,
-            created: 7,
-            epoch: Epoch(0),
-            removed: 0,
-            root: Root::default(),
-            attributes: Attributes::default(),
-        }
-    }
-
-    fn names_of(items: &[Item]) -> Names {
-        let mut names = Names::default();
-        for item in items {
-            names.apply(Change::Put(item.clone()));
-        }
-        names
-    }
-
-    fn family() -> Names {
-        names_of(&[
-            item(1, "v", Kind::Volume, 0),
-            item(2, "", Kind::Snapshot, 1),
-            item(3, "c", Kind::Volume, 2),
-            item(4, "d", Kind::Volume, 2),
-            item(5, "", Kind::Snapshot, 1),
-            item(6, "i", Kind::Importing, 0),
-        ])
-    }
-
-    #[test]
-    fn a_parent_has_children_until_the_last_is_gone() {
-        let mut names = family();
-        let children = |names: &Names| names.has_children(Lineage(2));
-        assert!(children(&names) && !names.has_children(Lineage(3)));
-        names.apply(Change::Delete(Lineage(3)));
-        assert!(children(&names));
-        // Put again, of another parent.
-        names.apply(Change::Put(item(4, "d", Kind::Volume, 1)));
-        assert!(!children(&names) && names.has_children(Lineage(1)));
-    }
-
-    #[test]
-    fn every_source_has_the_item_as_a_child_and_is_kept_by_it() {
-        let mut names = family();
-        // The snapshot, which is needed again, is the second source first, and then the first one.
-        for sources in [[1, 5], [5, 1]] {
-            let spliced = Item {
-                sources: sources.map(Lineage).to_vec(),
-                ..item(7, "s", Kind::Image, 0)
-            };
-            names.apply(Change::Put(spliced));
-            assert!(names.orphans().is_empty(), "{sources:?}");
-            assert!(names.has_children(Lineage(5)) && names.has_children(Lineage(1)));
-        }
-        let entry = names.entry(names.get(Lineage(7)).unwrap()).unwrap();
-        assert_eq!(entry.parent, None, "the first source has no name any more");
-        let mut again = Names::default();
-        names.dump().for_each(|change| again.apply(change));
-        assert!(again.has_children(Lineage(5)) && again.check().is_ok());
-        // A source without an entry, whichever of them it is.
-        names.apply(Change::Delete(Lineage(5)));
-        assert!(names.check().is_err());
-        names.apply(Change::Delete(Lineage(7)));
-        assert!(names.check().is_ok() && !names.has_children(Lineage(5)));
-    }
-
-    #[test]
-    fn hidden_items_without_descendants_are_orphans() {
-        let mut names = family();
-        assert_eq!(names.orphans(), [Lineage(5)]);
-        names.apply(Change::Delete(Lineage(3)));
-        names.apply(Change::Delete(Lineage(4)));
-        assert_eq!(names.orphans(), [Lineage(2), Lineage(5)]);
-        assert_eq!(names.of_kind(Kind::Importing), [Lineage(6)]);
-        assert_eq!(names.of_kind(Kind::Snapshot), [Lineage(2), Lineage(5)]);
-    }
-
-    #[test]
-    fn a_lineage_is_used_once_and_a_name_by_one() {
-        let mut names = family();
-        names.apply(Change::Delete(Lineage(3)));
-        names.reserve(name("r"), Lineage(9));
-        for (lineage, used) in [(0, true), (1, true), (3, true), (9, true), (7, false)] {
-            assert_eq!(names.is_used(Lineage(lineage)), used, "{lineage}");
-        }
-        for (text, taken) in [("v", true), ("r", true), ("c", false), ("x", false)] {
-            assert_eq!(names.is_taken(&name(text)), taken, "{text}");
-        }
-        assert!(names.is_pending_delete(Lineage(3)) && !names.is_pending_delete(Lineage(1)));
-        assert!(names.pending_delete().eq([Lineage(3)]));
-        // What is reserved outlives a catalogue that is read again.
-        let mut again = family();
-        again.keep_reservations(&names);
-        assert!(again.is_taken(&name("r")) && again.is_used(Lineage(9)));
-        again.release(&name("r"), Lineage(9));
-        assert!(!again.is_taken(&name("r")) && !again.is_used(Lineage(9)));
-        names.apply(Change::Forget(Lineage(3)));
-        assert!(!names.is_used(Lineage(3)));
-    }
-
-    #[test]
-    fn a_catalogue_that_contradicts_itself_is_told() {
-        assert_eq!(family().check(), Ok(()));
-        let twice = names_of(&[item(1, "v", Kind::Volume, 0), item(2, "v", Kind::Volume, 0)]);
-        assert!(twice.check().unwrap_err().contains("two things"));
-        let orphan = names_of(&[item(2, "c", Kind::Volume, 1)]);
-        assert!(orphan.check().unwrap_err().contains("no entry"));
-    }
-
-    #[test]
-    fn an_entry_names_its_parent_as_long_as_that_has_a_name() {
-        let names = family();
-        let entry = |text: &str| names.entry(names.find(&name(text))?);
-        assert_eq!(entry("c").unwrap().parent, None);
-        let shown = names.entry(names.get(Lineage(5)).unwrap());
-        assert_eq!(shown, None, "hidden itself");
-        let named = names_of(&[item(1, "v", Kind::Volume, 0), item(2, "s", Kind::Image, 1)]);
-        let shown = named.entry(named.get(Lineage(2)).unwrap()).unwrap();
-        let expected = Entry {
-            name: name("s"),
-            kind: Kind::Image,
-            lineage: Lineage(2),
-            size: 512,
-            object_size: ObjectSize::MIN,
-            parent: Some(name("v")),
-            created: 7,
-            on_full: OnFull::default(),
-            labels: Labels::default(),
-        };
-        assert_eq!((shown, named.len()), (expected, 2));
-    }
-
-    #[test]
-    fn a_listing_goes_on_after_any_name() {
-        let items: Vec<Item> = (1..)
-            .zip(["a", "a2", "b1", "b2", "b3", "c"])
-            .map(|(id, text)| item(id, text, Kind::Volume, 0))
-            .chain([item(9, "b4", Kind::Importing, 0)])
-            .collect();
-        let names = names_of(&items);
-        let list = |prefix: &str, after: &str, limit| {
-            let after = (!after.is_empty()).then(|| name(after));
-            let page = names.list(prefix, after.as_ref(), limit, None);
-            let found: Vec<String> = page
-                .entries
-                .iter()
-                .map(|entry| entry.name.to_string())
-                .collect();
-            (found.join(" "), page.next.map(|next| next.to_string()))
-        };
-        let more = |text: &str| Some(text.to_owned());
-        assert_eq!(list("b", "", 9), ("b1 b2 b3".to_owned(), None));
-        assert_eq!(list("b", "", 2), ("b1 b2".to_owned(), more("b2")));
-        assert_eq!(list("b", "b2", 2), ("b3".to_owned(), None));
-        assert_eq!(list("b", "", 3), ("b1 b2 b3".to_owned(), None));
-        // After one in front of all with the prefix, or behind them.
-        assert_eq!(list("b", "a", 9), ("b1 b2 b3".to_owned(), None));
-        assert_eq!(list("b", "c", 9), (String::new(), None));
-        assert_eq!(list("", "", 9), ("a a2 b1 b2 b3 c".to_owned(), None));
-        assert_eq!(list("", "b2", 9), ("b3 c".to_owned(), None));
-        assert_eq!(list("", "", 0), ("a".to_owned(), more("a")), "one at least");
-        assert_eq!(list("/", "", 9), (String::new(), None));
-        assert_eq!(list("x", "", 9), (String::new(), None));
-        assert_eq!(names_of(&[]).list("", None, 9, None).entries, []);
-    }
-
-    #[test]
-    fn a_page_of_what_has_a_label_ends_after_so_many_looks_and_goes_on_there() {
-        let count = 2 * LOOKED_AT_MAX + 10;
-        // Every 500th is the first disk, and one of them is another machine's.
-        let items = (1..=count).map(|number| {
-            let labels = match number % 500 {
-                0 if number == 1000 => "disk=0,instance=db",
-                0 => "disk=0,instance=web",
-                1 => "disk=1",
-                _ => "",
-            };
-            let labels = labels.split_terminator(',').map(|it| it.parse().unwrap());
-            let labels = Labels::from_list(labels.collect()).unwrap();
-            let text = format!("v{number:06}");
-            Item {
-                attributes: Attributes::new(OnFull::default(), labels),
-                ..item(number as u128, &text, Kind::Volume, 0)
-            }
-        });
-        let names = names_of(&items.collect::<Vec<_>>());
-        let list_all = |label: &str, limit: usize| {
-            let label: LabelFilter = label.parse().unwrap();
-            let (mut found, mut pages, mut after) = (Vec::new(), 0, None);
-            loop {
-                let page = names.list("", after.as_ref(), limit, Some(&label));
-                assert!(page.entries.len() <= limit);
-                found.extend(page.entries.iter().map(|entry| entry.lineage.0));
-                pages += 1;
-                after = page.next;
-                if after.is_none() {
-                    return (found, pages);
-                }
-            }
-        };
-        let every_500th: Vec<u128> = (1..=8).map(|number| number * 500).collect();
-        assert_eq!(list_all("disk=0", 9), (every_500th.clone(), 3));
-        // Three a page; the last one is looked for behind the last that there is.
-        assert_eq!(list_all("disk=0", 3), (every_500th.clone(), 3));
-        assert_eq!(list_all("disk=0", 1), (every_500th, 8));
-        assert_eq!(list_all("disk", 1000).0.len(), 17);
-        assert_eq!(list_all("instance=db", 1), (vec![1000], 3));
-        assert_eq!(list_all("instance=none", 1), (vec![], 3));
-    }
-
-    #[test]
-    fn a_dump_is_named_ones_by_name_then_hidden_then_pending_deletes() {
-        let mut names = family();
-        names.apply(Change::Delete(Lineage(4)));
-        let dumped: Vec<u128> = names
-            .dump()
-            .map(|change| match change {
-                Change::Put(item) => item.lineage.0,
-                Change::Delete(lineage) | Change::Forget(lineage) => 100 + lineage.0,
-            })
-            .collect();
-        assert_eq!(dumped, [3, 6, 1, 2, 5, 104]);
-        let mut again = Names::default();
-        names.dump().for_each(|change| again.apply(change));
-        assert!(again.dump().eq(names.dump()));
-    }
-}
+mod tests;

@@ -4,7 +4,9 @@
 //! * 1 put: map kind u8, object size log2 u8, name length u16 (0: hidden), lineage, size u64, created u64, epoch u64,
 //!   removed u64, root (52 bytes), sources u16, 0 u16, name, zeros to 8, the sources' lineages,
 //!   [`attributes`](super::attributes);
-//! * 2 delete, 3 forget: 0 u32, lineage.
+//! * 2 delete: 0 u32, lineage, incarnation that deletes its objects;
+//! * 3 forget: 0 u32, lineage;
+//! * 4 begin, 5 end: of an [`incarnation`](super::incarnations).
 //!
 //! The records of one batch take effect together.
 
@@ -12,6 +14,7 @@ use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::{Epoch, Labels, Lineage, Name, ObjectSize};
 
 use super::attributes::{ATTRIBUTES_LEN_MAX, Attributes};
+use super::incarnations::{End, Incarnation};
 use crate::format::{Reader, Writer};
 use crate::head::{ROOT_LEN, read_root, write_root};
 use crate::tree::Root;
@@ -62,6 +65,11 @@ pub(crate) struct Item {
 }
 
 impl Item {
+    /// Whether its map never changes.
+    pub(crate) fn is_frozen(&self) -> bool {
+        matches!(self.kind, Kind::Snapshot | Kind::Image)
+    }
+
     /// The snapshot of this volume that was asked for, whose map is `frozen`.
     pub(crate) fn snapshot(&self, asked: SnapshotFields, frozen: FrozenRoot) -> Item {
         let FrozenRoot { root, epoch } = frozen;
@@ -107,10 +115,14 @@ pub(crate) struct SnapshotFields {
 pub(crate) enum Change {
     /// The item is so from now on.
     Put(Item),
-    /// The item is gone, its objects are to be deleted.
-    Delete(Lineage),
+    /// The item is gone, its objects are to be deleted by the incarnation `by`.
+    Delete { lineage: Lineage, by: u128 },
     /// They are deleted.
     Forget(Lineage),
+    /// An incarnation serves the pool.
+    Begin(Incarnation),
+    /// It does not any more, and changes nothing.
+    End { incarnation: u128, how: End },
 }
 
 impl Change {
@@ -122,14 +134,25 @@ impl Change {
                 item.encode(&mut body);
                 1
             }
-            Change::Delete(lineage) | Change::Forget(lineage) => {
+            Change::Delete { lineage, by } => {
                 body.u32(0);
                 body.lineage(*lineage);
-                if matches!(self, Change::Delete(_)) {
-                    2
-                } else {
-                    3
-                }
+                body.lineage(Lineage(*by));
+                2
+            }
+            Change::Forget(lineage) => {
+                body.u32(0);
+                body.lineage(*lineage);
+                3
+            }
+            Change::Begin(incarnation) => {
+                incarnation.encode(&mut body);
+                4
+            }
+            Change::End { incarnation, how } => {
+                how.encode(&mut body);
+                body.lineage(Lineage(*incarnation));
+                5
             }
         };
         to.u8(kind);
@@ -166,15 +189,23 @@ impl Change {
         let mut body = Reader::new(body);
         match kind {
             1 => Item::decode(&mut body).map(Change::Put),
-            2 | 3 => {
+            2 => {
+                body.zeros(4).ok_or_else(reserved)?;
+                let lineage = body.lineage().ok_or_else(short)?;
+                let by = body.lineage().ok_or_else(short)?.0;
+                body.padding().map_err(|problem| problem.to_string())?;
+                Ok(Change::Delete { lineage, by })
+            }
+            3 => {
                 body.zeros(4).ok_or_else(reserved)?;
                 let lineage = body.lineage().ok_or_else(short)?;
                 body.padding().map_err(|problem| problem.to_string())?;
-                Ok(if kind == 2 {
-                    Change::Delete(lineage)
-                } else {
-                    Change::Forget(lineage)
-                })
+                Ok(Change::Forget(lineage))
+            }
+            4 => Incarnation::decode(&mut body).map(Change::Begin),
+            5 => {
+                let (how, incarnation) = End::decode(&mut body)?;
+                Ok(Change::End { incarnation, how })
             }
             kind => Err(format!(
                 "catalogue record kind {kind} is unknown to this program"
@@ -312,7 +343,10 @@ mod tests {
         let long = "x".repeat(255);
         let changes = vec![
             Change::Put(item("vm-1")),
-            Change::Delete(Lineage(4)),
+            Change::Delete {
+                lineage: Lineage(4),
+                by: 1 << 64 | 9,
+            },
             Change::Put(item("")),
             Change::Put(item(&long)),
             Change::Put(Item {
@@ -375,14 +409,14 @@ mod tests {
         }
         for (at, why) in [(4, "reserved"), (24, "padding")] {
             let mut bytes = Writer::bare();
-            Change::Delete(Lineage(2)).encode(&mut bytes);
+            Change::Forget(Lineage(2)).encode(&mut bytes);
             let mut bytes = bytes.into_bytes();
-            // Eight bytes more than a delete has.
+            // Eight bytes more than the record has.
             bytes[2] += 8;
             bytes.extend([0; 8]);
             assert_eq!(
                 Change::decode_all(&bytes),
-                Ok(vec![Change::Delete(Lineage(2))])
+                Ok(vec![Change::Forget(Lineage(2))])
             );
             bytes[at] = 1;
             let refused = Change::decode_all(&bytes).unwrap_err();
@@ -404,7 +438,7 @@ mod tests {
             assert_eq!(bytes[at..], [1, 0, 4, 0, 0, 0, 0, 0]);
             let read = |bytes: &[u8]| Change::decode_all(bytes);
             assert_eq!(read(&bytes), Ok(vec![report]));
-            bytes[at] = 3;
+            bytes[at] = 7;
             let again = read(&bytes).unwrap();
             let mut written = Writer::bare();
             again[0].encode(&mut written);

@@ -5,10 +5,8 @@ use archipelago_protocol::check::FindingKind;
 use archipelago_protocol::object::ObjectId;
 
 use super::Inspection;
-use crate::catalogue::stored;
+use crate::catalogue::{Loaded, SyncLog, load};
 use crate::failure::Outcome;
-use crate::head::CatalogueHead;
-use crate::log::Log;
 
 impl Inspection {
     /// Reads the catalogue as it is stored. `false`: it cannot be used, and what was found says so.
@@ -26,8 +24,10 @@ impl Inspection {
     }
 
     async fn read_stored(&mut self) -> Outcome<bool> {
-        let id = ObjectId::head(Lineage::CATALOGUE);
-        let Some((_, bytes)) = self.parts.pool.disk.read_swapped(id).await? else {
+        let Some(Loaded {
+            head, names, log, ..
+        }) = load(&self.parts.pool, SyncLog::No).await?
+        else {
             let holds_volumes = self
                 .listed
                 .iter()
@@ -40,12 +40,10 @@ impl Inspection {
             return Ok(false);
         };
         self.report.checked.heads += 1;
-        let head = CatalogueHead::decode(&bytes)?;
-        let log = ObjectId::log(Lineage::CATALOGUE, head.log_number);
-        self.named.extend([id, log]);
+        self.named
+            .extend([ObjectId::head(Lineage::CATALOGUE), log.id]);
         self.named.extend(head.packs());
         self.report.checked.logs += 1;
-        let (names, log): (_, Log) = stored(&self.parts.pool, &head).await?;
         self.names = names;
         // What replay does not need hides no name.
         if let Err(failure) = self.check_tail(&log, None).await {

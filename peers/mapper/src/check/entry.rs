@@ -131,7 +131,7 @@ impl Inspection {
         let mut records = Vec::new();
         let mut data = JournaledBlocks::default();
         for content in log
-            .replay(&parts.pool.disk, head.generation, Reach::Unknown)
+            .replay(&parts.pool.disk, log.of_session(), Reach::Unknown)
             .await?
         {
             let batch = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;

@@ -1,16 +1,19 @@
 //! Background: entries that nobody needs any more are removed, then their objects.
 //!
 //! A durable record marks a lineage as pending delete first; then its objects are deleted, durably; then it is forgotten. A
-//! crash anywhere goes on at the next start. Deletes are durable after a sync of the pool: without it a power cut could bring
+//! crash anywhere goes on at the next start. The record names the incarnation that deletes: another one does so only when that
+//! incarnation has ended. Deletes are durable after a sync of the pool: without it a power cut could bring
 //! objects back that nobody knows of any more.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use archipelago_protocol::Lineage;
+use archipelago_protocol::{ErrorCode, Lineage};
 
-use crate::catalogue::Change;
+use crate::catalogue::{Change, Item, Names};
 use crate::failure::Outcome;
 use crate::parts::Parts;
+use crate::session::check_owner;
 
 /// Most entries marked, or forgotten, by one batch.
 const LINEAGES_AT_ONCE: usize = 64;
@@ -31,34 +34,62 @@ pub(crate) fn start_if_due(parts: &Rc<Parts>) -> bool {
 }
 
 async fn collect(parts: &Rc<Parts>) -> Outcome<()> {
+    let own = parts.pool.config.owner;
+    // Removed here while another node was opening them: that node closes them, and its collection has them.
+    let mut in_use = BTreeSet::new();
     loop {
-        let guard = parts.catalogue.locked().await?;
-        let orphans = parts.catalogue.names().orphans();
-        if !orphans.is_empty() {
-            let changes = orphans
-                .into_iter()
-                .take(LINEAGES_AT_ONCE)
-                .map(Change::Delete)
-                .collect();
-            parts.catalogue.change(&guard, changes).await?;
-            continue;
+        parts.catalogue.ready().await?;
+        let orphans: Vec<Item> = {
+            let names = parts.catalogue.names();
+            let orphans = names.orphans();
+            let free = orphans.filter(|item| !in_use.contains(&item.lineage));
+            free.take(LINEAGES_AT_ONCE).cloned().collect()
+        };
+        let mut unneeded = Vec::new();
+        for item in orphans {
+            match check_owner(parts, &item).await {
+                Err(failure) if failure.code == ErrorCode::InUse => {
+                    in_use.insert(item.lineage);
+                }
+                // Whatever is wrong with it, nobody has it open.
+                Ok(()) | Err(_) => unneeded.push(item.lineage),
+            }
         }
+        let guard = parts.catalogue.locked().await?;
+        let mark = |names: &Names| {
+            let deletes = unneeded
+                .iter()
+                .filter(|lineage| names.is_orphan(**lineage))
+                .map(|lineage| Change::Delete {
+                    lineage: *lineage,
+                    by: own,
+                });
+            Ok((deletes.collect(), ()))
+        };
+        parts.catalogue.change(&guard, mark).await?;
         let deleted: Vec<Lineage> = {
             let names = parts.catalogue.names();
-            names.pending_delete().take(LINEAGES_AT_ONCE).collect()
+            let pending = names.pending_delete_of(own);
+            pending.take(LINEAGES_AT_ONCE).collect()
         };
         drop(guard);
         if deleted.is_empty() {
             return Ok(());
         }
         for lineage in &deleted {
+            parts.pool.journals.remove(*lineage);
             parts.pool.disk.delete_lineage(*lineage).await?;
         }
         parts.sync_pool().await?;
         let guard = parts.catalogue.locked().await?;
-        let changes = deleted.iter().copied().map(Change::Forget).collect();
-        parts.catalogue.change(&guard, changes).await?;
-        let count = deleted.len() as u64;
+        let forget = |names: &Names| {
+            let pending = deleted
+                .iter()
+                .filter(|lineage| names.is_pending_delete(**lineage));
+            let count = pending.clone().count() as u64;
+            Ok((pending.copied().map(Change::Forget).collect(), count))
+        };
+        let count = parts.catalogue.change(&guard, forget).await?;
         parts
             .pool
             .count(|counters| counters.lineages_deleted += count);

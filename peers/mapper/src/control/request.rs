@@ -12,7 +12,7 @@ use crate::catalogue::{
 use crate::check;
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
-use crate::session::{freeze_closed, shrink};
+use crate::session::{check_owner, freeze_closed, shrink};
 use crate::tree::Root;
 
 /// Answers `request`.
@@ -87,6 +87,10 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
                 ));
             }
             let size = check_size(size)?;
+            let importer = match kind {
+                Kind::Importing => parts.pool.config.owner,
+                _ => 0,
+            };
             let item = Item {
                 name: Some(name),
                 kind,
@@ -98,9 +102,9 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
                 epoch: Epoch(0),
                 removed: 0,
                 root: Root::default(),
-                attributes: Attributes::new(on_full, labels),
+                attributes: Attributes::new(on_full, labels).with_importer(importer),
             };
-            enter(parts, |_names| Ok(item)).await
+            enter(parts, |_names| Ok(item.clone())).await
         }
         CatalogueRequest::Clone {
             source,
@@ -112,8 +116,8 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
             labels,
         } => {
             enter(parts, |names| {
-                let mut clone = clone_of(names, &source, name, lineage, size, created)?;
-                clone.attributes = clone.attributes.with_labels(labels);
+                let mut clone = clone_of(names, &source, &name, lineage, size, created)?;
+                clone.attributes = clone.attributes.with_labels(labels.clone());
                 if let Some(on_full) = on_full {
                     clone.attributes = clone.attributes.with_on_full(on_full);
                 }
@@ -178,6 +182,10 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
         } => set(parts, name, on_full, labels).await,
         CatalogueRequest::Rename { from, to } => rename(parts, from, to).await,
         CatalogueRequest::Remove { name } => remove(parts, name).await,
+        CatalogueRequest::Fence { incarnation } => {
+            parts.catalogue.fence(incarnation.0).await?;
+            Ok(CatalogueReply::Done)
+        }
         CatalogueRequest::PoolInfo => {
             let [free, total] = parts.pool.disk.stat_pool().await?;
             Ok(CatalogueReply::Pool {
@@ -196,23 +204,20 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
 /// Puts a new item that `make` derives from the catalogue as it is.
 async fn enter(
     parts: &Rc<Parts>,
-    make: impl FnOnce(&Names) -> Outcome<Item>,
+    make: impl Fn(&Names) -> Outcome<Item>,
 ) -> Outcome<CatalogueReply> {
     let guard = parts.catalogue.locked().await?;
-    let item = {
-        let names = parts.catalogue.names();
-        let item = make(&names)?;
+    let decide = |names: &Names| {
+        let item = make(names)?;
         if let Some(name) = &item.name {
-            check_fresh(&names, name, item.lineage)?;
+            check_fresh(names, name, item.lineage)?;
         }
         item.attributes.check_len()?;
-        item
+        let lineage = item.lineage;
+        Ok((vec![Change::Put(item)], lineage))
     };
-    parts
-        .catalogue
-        .change(&guard, vec![Change::Put(item.clone())])
-        .await?;
-    Ok(entry(parts, item.lineage))
+    let lineage = parts.catalogue.change(&guard, decide).await?;
+    Ok(entry(parts, lineage))
 }
 
 fn entry(parts: &Parts, lineage: Lineage) -> CatalogueReply {
@@ -226,7 +231,7 @@ fn entry(parts: &Parts, lineage: Lineage) -> CatalogueReply {
 fn clone_of(
     names: &Names,
     source: &Name,
-    name: Name,
+    name: &Name,
     lineage: Lineage,
     size: Option<u64>,
     created: u64,
@@ -246,7 +251,7 @@ fn clone_of(
         return Err(Failure::new(ErrorCode::Invalid, why));
     }
     Ok(Item {
-        name: Some(name),
+        name: Some(name.clone()),
         kind: Kind::Volume,
         lineage,
         sources: vec![parent.lineage],
@@ -269,6 +274,15 @@ fn volume_named(names: &Names, name: &Name) -> Outcome<Item> {
     Ok(item)
 }
 
+/// The volume, unless its name stands for another one by now.
+fn same_volume(names: &Names, name: &Name, lineage: Lineage) -> Outcome<Item> {
+    let item = volume_named(names, name)?;
+    match item.lineage == lineage {
+        true => Ok(item),
+        false => Err(not_found(name)),
+    }
+}
+
 async fn snapshot_closed(
     parts: &Rc<Parts>,
     volume: Name,
@@ -284,7 +298,8 @@ async fn snapshot_closed(
     check_fresh(&parts.catalogue.names(), &asked.name, asked.lineage)?;
     let frozen = freeze_closed(parts, item.lineage).await?;
     enter(parts, |names| {
-        Ok(volume_named(names, &volume)?.snapshot(asked, frozen))
+        let now = same_volume(names, &volume, item.lineage)?;
+        Ok(now.snapshot(asked.clone(), frozen))
     })
     .await
 }
@@ -323,22 +338,23 @@ async fn publish(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
         return Err(in_use(&name));
     }
     let FrozenRoot { root, epoch } = freeze_closed(parts, item.lineage).await?;
-    let guard = parts.catalogue.locked().await?;
-    let item = find(&parts.catalogue.names(), &name)?;
-    if item.kind != Kind::Importing {
-        return Err(not_found(&name));
-    }
     let lineage = item.lineage;
-    let image = Item {
-        kind: Kind::Image,
-        epoch,
-        root,
-        ..item
+    let guard = parts.catalogue.locked().await?;
+    let decide = |names: &Names| {
+        let item = find(names, &name)?;
+        if item.kind != Kind::Importing || item.lineage != lineage {
+            return Err(not_found(&name));
+        }
+        let image = Item {
+            kind: Kind::Image,
+            epoch,
+            root,
+            attributes: item.attributes.with_importer(0),
+            ..item
+        };
+        Ok((vec![Change::Put(image)], ()))
     };
-    parts
-        .catalogue
-        .change(&guard, vec![Change::Put(image)])
-        .await?;
+    parts.catalogue.change(&guard, decide).await?;
     Ok(entry(parts, lineage))
 }
 
@@ -346,7 +362,8 @@ async fn resize(parts: &Rc<Parts>, name: Name, size: u64, force: bool) -> Outcom
     let size = check_size(size)?;
     let known = volume_named(&parts.catalogue.names(), &name)?;
     let _alone = parts.volumes.lock(known.lineage).await;
-    let now = volume_named(&parts.catalogue.names(), &name)?;
+    let now = same_volume(&parts.catalogue.names(), &name, known.lineage)?;
+    check_owner(parts, &now).await?;
     if size < now.size {
         if parts.volumes.is_open(now.lineage) {
             return Err(in_use(&name));
@@ -361,13 +378,13 @@ async fn resize(parts: &Rc<Parts>, name: Name, size: u64, force: bool) -> Outcom
         // The map first: a crash in between leaves zeros at the old end, never old data behind a new one.
         shrink(parts, now.lineage, size).await?;
     }
+    let lineage = known.lineage;
     let guard = parts.catalogue.locked().await?;
-    let now = volume_named(&parts.catalogue.names(), &name)?;
-    let lineage = now.lineage;
-    parts
-        .catalogue
-        .change(&guard, vec![Change::Put(Item { size, ..now })])
-        .await?;
+    let decide = |names: &Names| {
+        let now = same_volume(names, &name, lineage)?;
+        Ok((vec![Change::Put(Item { size, ..now })], ()))
+    };
+    parts.catalogue.change(&guard, decide).await?;
     if let Some(volume) = parts.volumes.get(lineage) {
         volume.set_size(size);
     }
@@ -381,71 +398,67 @@ async fn set(
     labels: LabelChanges,
 ) -> Outcome<CatalogueReply> {
     let guard = parts.catalogue.locked().await?;
-    let item = {
-        let names = parts.catalogue.names();
-        match on_full {
-            Some(_) => volume_named(&names, &name)?,
-            None => find(&names, &name)?,
+    let decide = |names: &Names| {
+        let item = match on_full {
+            Some(_) => volume_named(names, &name)?,
+            None => find(names, &name)?,
+        };
+        let mut all = item.attributes.labels().cloned().unwrap_or_default();
+        all.apply(&labels)
+            .map_err(|error| Failure::new(error.code, error.message))?;
+        let on_full = on_full.unwrap_or_else(|| item.attributes.on_full());
+        let attributes = item.attributes.with_labels(all).with_on_full(on_full);
+        let lineage = item.lineage;
+        // The same again costs nothing, not even room.
+        if attributes == item.attributes {
+            return Ok((Vec::new(), lineage));
         }
-    };
-    let mut all = item.attributes.labels().cloned().unwrap_or_default();
-    all.apply(&labels)
-        .map_err(|error| Failure::new(error.code, error.message))?;
-    let on_full = on_full.unwrap_or_else(|| item.attributes.on_full());
-    let attributes = item.attributes.with_labels(all).with_on_full(on_full);
-    let lineage = item.lineage;
-    // The same again costs nothing, not even room.
-    if attributes != item.attributes {
         attributes.check_len()?;
-        let change = vec![Change::Put(Item { attributes, ..item })];
-        parts.catalogue.change(&guard, change).await?;
-    }
+        Ok((vec![Change::Put(Item { attributes, ..item })], lineage))
+    };
+    let lineage = parts.catalogue.change(&guard, decide).await?;
     Ok(entry(parts, lineage))
 }
 
 async fn rename(parts: &Rc<Parts>, from: Name, to: Name) -> Outcome<CatalogueReply> {
     let guard = parts.catalogue.locked().await?;
-    let item = {
-        let names = parts.catalogue.names();
-        let item = find(&names, &from)?;
+    let decide = |names: &Names| {
+        let item = find(names, &from)?;
         if from != to {
-            check_free(&names, &to)?;
+            check_free(names, &to)?;
         }
-        item
+        let lineage = item.lineage;
+        let name = Some(to.clone());
+        Ok((vec![Change::Put(Item { name, ..item })], lineage))
     };
-    let lineage = item.lineage;
-    parts
-        .catalogue
-        .change(
-            &guard,
-            vec![Change::Put(Item {
-                name: Some(to),
-                ..item
-            })],
-        )
-        .await?;
+    let lineage = parts.catalogue.change(&guard, decide).await?;
     Ok(entry(parts, lineage))
 }
 
 async fn remove(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
     let known = find(&parts.catalogue.names(), &name)?;
     let _alone = parts.volumes.lock(known.lineage).await;
+    check_owner(parts, &known).await?;
     let guard = parts.catalogue.locked().await?;
-    let item = find(&parts.catalogue.names(), &name)?;
-    if item.lineage != known.lineage {
-        return Err(not_found(&name));
-    }
-    if parts.volumes.is_open(item.lineage) {
-        return Err(in_use(&name));
-    }
-    let lineage = item.lineage;
-    let needed = parts.catalogue.names().has_children(lineage);
-    let change = if needed {
-        Change::Put(Item { name: None, ..item })
-    } else {
-        Change::Delete(lineage)
+    let (lineage, own) = (known.lineage, parts.pool.config.owner);
+    let decide = |names: &Names| {
+        let item = find(names, &name)?;
+        if item.lineage != lineage {
+            return Err(not_found(&name));
+        }
+        if parts.volumes.is_open(lineage) {
+            return Err(in_use(&name));
+        }
+        // Another node may just be opening it: the collection looks who owns it when nobody finds it any more.
+        let needed =
+            names.has_children(lineage) || names.incarnations().others(own).next().is_some();
+        let change = match needed {
+            true => Change::Put(Item { name: None, ..item }),
+            false => Change::Delete { lineage, by: own },
+        };
+        Ok((vec![change], ()))
     };
-    parts.catalogue.change(&guard, vec![change]).await?;
+    parts.catalogue.change(&guard, decide).await?;
     parts.catalogue.forget_prepared(lineage);
     parts.forget(lineage);
     parts.catalogue.want_collection();

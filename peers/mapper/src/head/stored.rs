@@ -112,6 +112,7 @@ mod tests {
         VolumeHead {
             generation: Generation(3),
             owner: 99,
+            takeovers: 0,
             clean: true,
             object_size: ObjectSize::MIN,
             epoch: Epoch(5),

@@ -17,7 +17,8 @@ const OWNER_AT: usize = GENERATION_AT + 8;
 const CLEAN_AT: usize = OWNER_AT + 16;
 const OBJECT_SIZE_AT: usize = CLEAN_AT + 1;
 const RESERVED_AT: usize = OBJECT_SIZE_AT + 1;
-const EPOCH_AT: usize = RESERVED_AT + 6;
+const TAKEOVERS_AT: usize = RESERVED_AT + 2;
+const EPOCH_AT: usize = TAKEOVERS_AT + 4;
 const FROZEN_AT: usize = EPOCH_AT + 8;
 const LOG_NUMBER_AT: usize = FROZEN_AT + 8;
 const LOG_LEN_AT: usize = LOG_NUMBER_AT + 8;
@@ -25,7 +26,8 @@ const LOG_START_AT: usize = LOG_LEN_AT + 8;
 const ROOT_AT: usize = LOG_START_AT + 8;
 const LEN: usize = (ROOT_AT + ROOT_LEN).next_multiple_of(8);
 const _: () = assert!(GENERATION_AT == 48 && OWNER_AT == 56 && CLEAN_AT == 72);
-const _: () = assert!(OBJECT_SIZE_AT == 73 && RESERVED_AT == 74 && EPOCH_AT == 80);
+const _: () = assert!(OBJECT_SIZE_AT == 73 && RESERVED_AT == 74 && TAKEOVERS_AT == 76);
+const _: () = assert!(EPOCH_AT == 80);
 const _: () = assert!(FROZEN_AT == 88 && LOG_NUMBER_AT == 96 && LOG_LEN_AT == 104);
 const _: () = assert!(LOG_START_AT == 112 && ROOT_AT == 120 && LEN == 176);
 
@@ -34,8 +36,10 @@ const _: () = assert!(LOG_START_AT == 112 && ROOT_AT == 120 && LEN == 176);
 pub(crate) struct VolumeHead {
     /// Of the session that wrote it.
     pub(crate) generation: Generation,
-    /// Who has, or had, the session.
+    /// The incarnation that has, or had, the session. Unless the head is clean, the volume is its own until it has ended.
     pub(crate) owner: u128,
+    /// Generations since the session whose log is to be replayed: nodes that took the volume over and have not begun.
+    pub(crate) takeovers: u32,
     /// The session ended and left nothing to replay.
     pub(crate) clean: bool,
     pub(crate) object_size: ObjectSize,
@@ -60,7 +64,7 @@ impl VolumeHead {
         head.at(CLEAN_AT).u8(u8::from(self.clean));
         head.at(OBJECT_SIZE_AT).u8(self.object_size.log2());
         head.at(RESERVED_AT).u16(0);
-        head.u32(0);
+        head.at(TAKEOVERS_AT).u32(self.takeovers);
         head.at(EPOCH_AT).u64(self.epoch.0);
         head.at(FROZEN_AT).u64(self.frozen.0);
         head.at(LOG_NUMBER_AT).u64(self.log_number);
@@ -74,12 +78,13 @@ impl VolumeHead {
 
     /// The log that it names, as if nothing had been appended since.
     pub(crate) fn log(&self, lineage: Lineage) -> Log {
+        let generation = Generation(self.generation.0 - u64::from(self.takeovers));
         Log {
             id: ObjectId::log(lineage, self.log_number),
             len: self.log_len,
             start: self.log_start,
             position: self.log_start,
-            generation: self.generation,
+            generation,
             token: self.generation,
         }
     }
@@ -102,11 +107,14 @@ impl VolumeHead {
             .and_then(ObjectSize::from_log2)
             .ok_or(Problem::Field("object size"))?;
         head.at(RESERVED_AT)
-            .zeros(EPOCH_AT - RESERVED_AT)
+            .zeros(TAKEOVERS_AT - RESERVED_AT)
             .ok_or(Problem::Field("reserved"))?;
+        let takeovers = head.at(TAKEOVERS_AT).u32();
+        let takeovers = takeovers.ok_or(Problem::Field("head end"))?;
         let found = VolumeHead {
             generation,
             owner: owner.0,
+            takeovers,
             clean,
             object_size,
             epoch: Epoch(word(head.at(EPOCH_AT))?),
@@ -122,6 +130,10 @@ impl VolumeHead {
         check_log(head.log_len, head.log_start)?;
         if head.generation > GENERATION_MAX {
             return Err(Problem::Field("generation"));
+        }
+        // After a clean end there is nothing to take over.
+        if head.takeovers > 0 && (head.clean || u64::from(head.takeovers) >= head.generation.0) {
+            return Err(Problem::Field("takeovers"));
         }
         if head.epoch <= head.frozen || head.epoch.0 >> 32 > head.generation.0 {
             return Err(Problem::Field("epoch"));
@@ -164,6 +176,7 @@ mod tests {
         VolumeHead {
             generation: Generation(3),
             owner: 99,
+            takeovers: 0,
             clean: true,
             object_size: ObjectSize::MIN,
             epoch: Epoch(5),
@@ -250,6 +263,29 @@ mod tests {
             let checked = VolumeHead::decode(Lineage(9), &with.encode(Lineage(9)));
             assert_eq!(checked.is_ok(), legal, "{epoch} of generation {generation}");
         }
+        // Of a session that has not ended cleanly, after others of older generations.
+        for (takeovers, clean, legal) in [
+            (0, true, true),
+            (1, true, false),
+            (2, false, true),
+            (3, false, false),
+        ] {
+            let with = VolumeHead {
+                takeovers,
+                clean,
+                ..head()
+            };
+            let checked = VolumeHead::decode(Lineage(9), &with.encode(Lineage(9)));
+            assert_eq!(checked.is_ok(), legal, "{takeovers} takeovers, {clean}");
+            if legal {
+                let log = with.log(Lineage(9));
+                let generation = 3 - u64::from(takeovers);
+                assert_eq!(
+                    (log.generation, log.token),
+                    (Generation(generation), Generation(3))
+                );
+            }
+        }
         // Clean flag, object size, level of the root, whether there is one.
         for (at, value, legal) in [
             (CLEAN_AT, 0, true),
@@ -261,7 +297,7 @@ mod tests {
             (ROOT_AT + 1, 0, false),
             (ROOT_AT + 1, 2, false),
             // Reserved, and padding.
-            (RESERVED_AT + 5, 1, false),
+            (RESERVED_AT + 1, 1, false),
             (ROOT_AT + 2, 1, false),
             (LEN - 1, 1, false),
         ] {

@@ -5,9 +5,12 @@
 //! - One batch in flight at a time. So a bad batch with a valid later one behind it is damage, not a torn tail.
 //! - Every sector is whole at any time, also of a torn append. So one that is not is damage ([`archipelago_protocol::log_sector`]).
 //! - Nothing is appended over a position that the head still needs.
+//! - The catalogue's log has several writers, each with a generation of its own. An append that is not at the end of all others is
+//!   refused by the backend; so who has read to a position has read what everybody else has.
 //! - A session that may not have ended is sealed off before its log is replayed: what it appends afterwards is refused.
 
 mod batch;
+mod follow;
 mod record;
 mod scan;
 #[cfg(test)]
@@ -28,8 +31,9 @@ use scan::{Scan, Step, scan_known};
 
 pub(crate) use archipelago_protocol::log_sector::UNIT;
 pub(crate) use batch::{Content, POSITION_MAX, batch_len, encode_batch};
+pub(crate) use follow::Followed;
 pub(crate) use record::{Record, RecordKind};
-pub(crate) use scan::{Wanted, scan};
+pub(crate) use scan::{Wanted, Writers, scan};
 
 /// Largest batch in bytes: one durable write, copied through the channel's arena.
 pub(crate) const BATCH_MAX: usize = 256 * 1024;
@@ -59,7 +63,8 @@ pub(crate) struct Log {
     pub(crate) start: u64,
     /// The next batch.
     pub(crate) position: u64,
-    /// Of its batches: that of the head, so that a replay finds them.
+    /// Of the batches that are appended. Of a volume's log that of the session that the head names, so that a replay finds them; of
+    /// the catalogue's the writer's own.
     pub(crate) generation: Generation,
     /// What appends have to show: the generation, or that to come of a session which has sealed the log and not begun yet.
     pub(crate) token: Generation,
@@ -164,30 +169,34 @@ impl Log {
         Ok(())
     }
 
-    /// Reads what was appended since `start`; the position is behind it afterwards. Batches of newer generations than
-    /// the log's are not there, nor are those of older ones than `oldest`: an append that failed may have left them.
+    /// Reads what was appended since `start`; the position is behind it afterwards. What is not of `writers` is not there: an append
+    /// that failed may have left it.
     pub(crate) async fn replay(
         &mut self,
         disk: &Disk,
-        oldest: Generation,
+        writers: Writers,
         reach: Reach,
     ) -> Outcome<Vec<Content>> {
+        let wanted = Wanted {
+            lineage: self.id.lineage,
+            start: self.start,
+            writers,
+        };
         let Scan { contents, end } = match reach {
             Reach::Unknown => {
                 let bytes = self.read(disk).await?;
-                scan(&bytes, self.wanted(oldest)).map_err(|why| self.unreadable(why))?
+                scan(&bytes, wanted).map_err(|why| self.unreadable(why))?
             }
-            Reach::AtLeast(known) => self.scan_known(disk, self.wanted(oldest), known).await?,
+            Reach::AtLeast(known) => self.scan_known(disk, wanted, known).await?,
         };
         self.position = end;
         Ok(contents)
     }
 
-    fn wanted(&self, oldest: Generation) -> Wanted {
-        Wanted {
-            lineage: self.id.lineage,
-            start: self.start,
-            oldest,
+    /// Of this log's session, and of no other.
+    pub(crate) fn of_session(&self) -> Writers {
+        Writers::Sessions {
+            oldest: self.generation,
             newest: self.generation,
         }
     }

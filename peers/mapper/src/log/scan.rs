@@ -4,6 +4,8 @@
 //! - What an append left torn was never acknowledged; what was acknowledged and is not whole is damage.
 //! - Who knows how far a session had appended reads no further than the append that may have been in flight.
 
+use std::ops::RangeInclusive;
+
 use archipelago_protocol::log_sector::{SECTOR_LEN, Sector, UNIT, first_damaged};
 use archipelago_protocol::{Generation, Lineage};
 
@@ -16,10 +18,29 @@ pub(crate) struct Wanted {
     pub(crate) lineage: Lineage,
     /// From this position on.
     pub(crate) start: u64,
-    /// Of this generation and newer ones,
-    pub(crate) oldest: Generation,
-    /// up to this one.
-    pub(crate) newest: Generation,
+    pub(crate) writers: Writers,
+}
+
+/// Who appends to a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writers {
+    /// One session after the other: generations only rise, from the `oldest` to the `newest`. Others are leftovers.
+    Sessions {
+        oldest: Generation,
+        newest: Generation,
+    },
+    /// Several at a time, each with a generation of its own: whatever was appended belongs to the log.
+    Nodes,
+}
+
+impl Writers {
+    /// Generations that a batch may have behind one of generation `last`, or as the first.
+    fn after(self, last: Option<u64>) -> RangeInclusive<u64> {
+        match self {
+            Writers::Sessions { oldest, newest } => last.unwrap_or(oldest.0)..=newest.0,
+            Writers::Nodes => 0..=u64::MAX,
+        }
+    }
 }
 
 /// What a replay found.
@@ -67,7 +88,7 @@ pub(crate) fn scan(bytes: &[u8], wanted: Wanted) -> Result<Scan, Unreadable> {
     let (found, end) = batches(bytes, wanted)?;
     let Some(why) = end else { return Ok(found) };
     let len = bytes.len() as u64;
-    let generations = wanted.oldest.0..=wanted.newest.0;
+    let generations = wanted.writers.after(None);
     let mut later = found.end + UNIT as u64;
     while later < wanted.start + len {
         let place = usize::try_from(later % len).expect("inside the bytes");
@@ -149,14 +170,14 @@ fn batches(bytes: &[u8], wanted: Wanted) -> Result<(Scan, Option<Problem>), Unre
         contents: Vec::new(),
         end: start,
     };
-    let mut generation = wanted.oldest.0;
+    let mut last = None;
     let why = loop {
         match at(found.end) {
-            Ok(batch) if batch.generation < generation || batch.generation > wanted.newest.0 => {
+            Ok(batch) if !wanted.writers.after(last).contains(&batch.generation) => {
                 break Problem::Field("generation");
             }
             Ok(batch) => {
-                generation = batch.generation;
+                last = Some(batch.generation);
                 found.end += batch.len;
                 if found.end - start > len {
                     return Err(Unreadable::Damaged(format!(
@@ -238,8 +259,10 @@ mod tests {
         Wanted {
             lineage: US,
             start,
-            oldest: Generation(oldest),
-            newest: Generation(newest),
+            writers: Writers::Sessions {
+                oldest: Generation(oldest),
+                newest: Generation(newest),
+            },
         }
     }
 
@@ -372,6 +395,12 @@ mod tests {
         assert_eq!(end(0, 0), unit, "older than the batch before it");
         assert_eq!(end(unit, 3), unit, "older than the head's");
         assert_eq!(end(unit, 2), 2 * unit, "the last before a head was swapped");
+        // Several nodes append in turn.
+        let wanted = Wanted {
+            writers: Writers::Nodes,
+            ..wanted(0, 0, 0)
+        };
+        assert_eq!(scan(&log, wanted).unwrap().end, 2 * unit);
     }
 
     #[test]

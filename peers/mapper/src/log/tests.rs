@@ -40,8 +40,9 @@ fn replayed((mut log, bytes): (Log, Vec<u8>), known: u64) -> (Outcome<usize>, us
     let disk = Rc::new(Disk::new(&scheduler, 1 << 20));
     let task = Rc::clone(&disk);
     let replay = async move {
+        let writers = log.of_session();
         let reach = Reach::AtLeast(known * UNIT as u64);
-        let contents = log.replay(&task, Generation(3), reach).await;
+        let contents = log.replay(&task, writers, reach).await;
         contents.map(|contents| contents.len())
     };
     let mut read = 0;

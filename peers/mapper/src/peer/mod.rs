@@ -135,6 +135,11 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
         self.replies.pop_front()
     }
 
+    /// As [`Mapper::leave`].
+    pub fn leave(&mut self) {
+        self.mapper.leave();
+    }
+
     /// The mapper.
     pub fn mapper(&self) -> &Mapper {
         &self.mapper

@@ -10,6 +10,7 @@ use archipelago_protocol::object::{ObjectId, ObjectKind};
 use archipelago_protocol::{Epoch, Generation, Lineage};
 
 use super::begin::begin;
+use super::ownership::{lost_race, take_over};
 use super::recovery::recover;
 use crate::catalogue::Item;
 use crate::disk::name_of;
@@ -25,8 +26,14 @@ pub(crate) async fn read_head(
     item: &Item,
 ) -> Outcome<Option<StoredHead<VolumeHead>>> {
     let id = ObjectId::head(item.lineage);
-    let Some((version, bytes)) = parts.pool.disk.read_swapped(id).await? else {
-        if was_opened(parts, item.lineage).await? {
+    let mut found = parts.pool.disk.read_swapped(id).await?;
+    let opened = found.is_none() && was_opened(parts, item.lineage).await?;
+    if opened && parts.catalogue.has_others() {
+        // Another node may have opened it for the first time since the head was looked for.
+        found = parts.pool.disk.read_swapped(id).await?;
+    }
+    let Some((version, bytes)) = found else {
+        if opened {
             let why = format!(
                 "{} is missing, but there are data or pages that it led to",
                 name_of(id)
@@ -68,7 +75,8 @@ async fn was_opened(parts: &Parts, lineage: Lineage) -> Outcome<bool> {
 /// Opens for writing, all of it: a session without room to begin is a failure. Otherwise as [`load_writer`].
 pub(super) async fn open_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
     let volume = load_writer(parts, item).await?;
-    begin(parts, &volume).await?;
+    let begun = begin(parts, &volume).await;
+    lost_race(parts, item, begun).await?;
     Ok(volume)
 }
 
@@ -76,6 +84,8 @@ pub(super) async fn open_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Vo
 /// is reported once, as [`ErrorCode::SyncFailed`]; the next open has what is durable. The caller holds the lineage's lock and
 /// knows that nobody has it open.
 pub(super) async fn load_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
+    // It owns the volume from the head on that it swaps.
+    parts.catalogue.join().await?;
     let (volume, due) = match read_head(parts, item).await? {
         None => {
             let head = first_head(parts, item);
@@ -86,11 +96,13 @@ pub(super) async fn load_writer(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Vo
             )
         }
         Some(stored) => {
+            take_over(parts, item, &stored).await?;
             let head = stored.get();
             let generation = Generation(head.generation.0 + 1);
             let mut next = VolumeHead {
                 generation,
                 owner: parts.pool.config.owner,
+                takeovers: 0,
                 clean: false,
                 ..head
             };
@@ -109,6 +121,7 @@ fn first_head(parts: &Parts, item: &Item) -> VolumeHead {
     VolumeHead {
         generation: Generation(1),
         owner: parts.pool.config.owner,
+        takeovers: 0,
         clean: false,
         object_size: item.object_size,
         epoch: Epoch(1 << 32),

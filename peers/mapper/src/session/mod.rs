@@ -17,6 +17,7 @@
 //! | `change` | first writes and zeroes |
 //! | `commit`, `checkpoint` | the log, and the map's pages with a new head |
 //! | `snapshot` | snapshots of an open volume |
+//! | `ownership` | which node has a volume |
 //! | `load`, `recovery`, `begin` | from the pool into memory, and what a session writes first |
 //! | `settled` | volumes that nobody has open |
 //! | `pages` | map pages that a step needs |
@@ -30,6 +31,7 @@ mod commit;
 mod load;
 mod locate;
 mod open;
+mod ownership;
 mod pages;
 mod recovery;
 mod requests;
@@ -39,5 +41,6 @@ mod status;
 
 pub(crate) use close::client_gone;
 pub(crate) use load::read_head;
+pub(crate) use ownership::check_owner;
 pub(crate) use requests::dispatch;
 pub(crate) use settled::{freeze_closed, shrink};

@@ -2,14 +2,14 @@
 
 use std::rc::Rc;
 
-use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::map::{FLAG_DROP, FLAG_WRITE, MapReply};
 use archipelago_protocol::{ErrorCode, Lineage};
 
 use super::begin::begin_if_room;
 use super::close::end;
 use super::load::{load_writer, read_only};
-use super::settled::{item, settle};
+use super::ownership::{lost_race, unless_removed};
+use super::settled::{close_clean, item, settle};
 use crate::catalogue::Item;
 use crate::effect::ClientId;
 use crate::failure::{Failure, Outcome};
@@ -27,7 +27,7 @@ pub(super) async fn open(
     parts.catalogue.ready().await?;
     let _alone = parts.volumes.lock(lineage).await;
     let item = item(parts, lineage)?;
-    let frozen = matches!(item.kind, Kind::Snapshot | Kind::Image);
+    let frozen = item.is_frozen();
     if frozen && write {
         return Err(Failure::new(
             ErrorCode::ReadOnly,
@@ -44,16 +44,32 @@ pub(super) async fn open(
         parts.pool.journals.take_lost(lineage);
     }
     let volume = match (frozen, write) {
-        (true, _) => read_only(parts, &item, item.root),
-        (false, true) => writable(parts, &item).await?,
-        (false, false) => readable(parts, &item).await?,
+        (true, _) => Ok(read_only(parts, &item, item.root)),
+        (false, true) => writable(parts, &item).await,
+        (false, false) => readable(parts, &item).await,
     };
+    let volume = unless_removed(parts, lineage, volume).await?;
+    if write && parts.catalogue.has_others() {
+        check_still_there(parts, &volume).await?;
+    }
     parts.volumes.insert(Rc::clone(&volume));
     // It may have been grown while it was opened.
     if let Some(now) = parts.catalogue.names().get(lineage) {
         volume.set_size(now.size);
     }
     add(parts, client, volume, write)
+}
+
+/// Another node may have removed the volume while it was opened: who removes it looks for an owner when nobody finds it any more, so
+/// whoever has become the owner looks whether it can be found.
+async fn check_still_there(parts: &Rc<Parts>, volume: &Rc<Volume>) -> Outcome<()> {
+    parts.catalogue.ready().await?;
+    let found = item(parts, volume.lineage);
+    if found.is_err() && !volume.start.is_before_head() {
+        close_clean(parts, volume).await?;
+        parts.catalogue.want_collection();
+    }
+    found.map(drop)
 }
 
 /// A volume for reading, as it is. Without room for what its last session has to write still, it is read from memory.
@@ -117,7 +133,8 @@ async fn left_writable(parts: &Rc<Parts>, item: &Item, left: Rc<Volume>) -> Outc
 /// A volume from the pool.
 async fn loaded_writable(parts: &Rc<Parts>, item: &Item) -> Outcome<Rc<Volume>> {
     let volume = load_writer(parts, item).await?;
-    begin_if_room(parts, &volume).await?;
+    let begun = begin_if_room(parts, &volume).await;
+    lost_race(parts, item, begun).await?;
     Ok(volume)
 }
 

@@ -43,8 +43,8 @@ pub(super) async fn recover(
     let reach = logged.map_or(Reach::Unknown, Reach::AtLeast);
     let mut records = Vec::new();
     let mut data = JournaledBlocks::default();
-    let oldest = log.generation;
-    for content in log.replay(&pool.disk, oldest, reach).await? {
+    let writers = log.of_session();
+    for content in log.replay(&pool.disk, writers, reach).await? {
         let batch = Record::decode_all(&content.payload).map_err(|why| log.damaged(&why))?;
         data.replay(&batch, content.blocks)
             .map_err(|why| log.damaged(&why.to_string()))?;

@@ -9,6 +9,7 @@ use super::begin::begin;
 use super::checkpoint::checkpoint_clean;
 use super::commit::{HomeLocations, sync_and_commit};
 use super::load::{open_writer, read_head};
+use super::ownership::{lost_race, unless_removed};
 use super::pages::with_pages;
 use crate::catalogue::{FrozenRoot, Item};
 use crate::failure::{Failure, Outcome};
@@ -88,6 +89,7 @@ pub(super) async fn settle(
 /// Freezes a volume as it is: durably, nothing of it is owned any more.
 pub(crate) async fn freeze_closed(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<FrozenRoot> {
     let result = freeze(parts, lineage).await;
+    let result = unless_removed(parts, lineage, result).await;
     result.inspect_err(|failure| parts.pool.note(lineage, failure))
 }
 
@@ -104,7 +106,8 @@ async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<FrozenRoot> {
         epoch: Epoch(head.epoch.0 + 1),
         ..head
     };
-    stored.swap(&parts.pool.disk, frozen).await?;
+    let swapped = stored.swap(&parts.pool.disk, frozen).await;
+    lost_race(parts, &item, swapped).await?;
     let VolumeHead { root, epoch, .. } = head;
     Ok(FrozenRoot { root, epoch })
 }
@@ -112,6 +115,7 @@ async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<FrozenRoot> {
 /// Drops what lies beyond `size` from the map, durably: should the volume grow again, zeros are there.
 pub(crate) async fn shrink(parts: &Rc<Parts>, lineage: Lineage, size: u64) -> Outcome<()> {
     let result = cut(parts, lineage, size).await;
+    let result = unless_removed(parts, lineage, result).await;
     result.inspect_err(|failure| parts.pool.note(lineage, failure))
 }
 

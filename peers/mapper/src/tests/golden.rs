@@ -7,7 +7,7 @@ use std::rc::Rc;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::{Epoch, Generation, Labels, Lineage, ObjectSize, OnFull};
 
-use crate::catalogue::{Attributes, Change, Item};
+use crate::catalogue::{Attributes, Change, End, Incarnation, Item};
 use crate::format::Writer;
 use crate::head::{CatalogueHead, VolumeHead};
 use crate::journal::{Journal, JournalArea, JournalMemory, JournalRecord, load};
@@ -44,6 +44,7 @@ fn a_volume_head() {
     let head = VolumeHead {
         generation: Generation(6),
         owner: OWNER,
+        takeovers: 0,
         clean: true,
         object_size: ObjectSize::MIN,
         epoch: Epoch(9),
@@ -64,6 +65,14 @@ fn a_volume_head() {
          0500000000000000 4000000000000000 00000000",
     );
     assert_eq!(VolumeHead::decode(US, &bytes), Ok(head));
+    let taken = VolumeHead {
+        clean: false,
+        takeovers: 5,
+        ..head
+    };
+    let bytes = taken.encode(US);
+    check(&bytes[72..80], "00 10 0000 05000000");
+    assert_eq!(VolumeHead::decode(US, &bytes), Ok(taken));
 }
 
 #[test]
@@ -216,14 +225,37 @@ fn catalogue_records() {
         removed: 5678,
         ..reporting.clone()
     };
+    let import = Item {
+        kind: Kind::Importing,
+        sources: Vec::new(),
+        attributes: Attributes::default().with_importer(OWNER),
+        ..hidden.clone()
+    };
     let changes = vec![
         Change::Put(snapshot),
         Change::Put(hidden),
         Change::Put(reporting),
         Change::Put(labelled),
         Change::Put(spliced),
-        Change::Delete(US),
+        Change::Put(import),
+        Change::Delete {
+            lineage: US,
+            by: OWNER,
+        },
         Change::Forget(US),
+        Change::Begin(Incarnation {
+            id: OWNER,
+            node: "node".to_owned(),
+            addresses: "a b".to_owned(),
+        }),
+        Change::End {
+            incarnation: OWNER,
+            how: End::Gone,
+        },
+        Change::End {
+            incarnation: OWNER,
+            how: End::Fenced,
+        },
     ];
     let mut bytes = Writer::bare();
     changes.iter().for_each(|change| change.encode(&mut bytes));
@@ -263,8 +295,18 @@ fn catalogue_records() {
          0300000000000000 0400000000000000
          0100000000000000 0200000000000000
          0100 0400 00000000
-         02 00 1800 00000000 0100000000000000 0200000000000000
-         03 00 1800 00000000 0100000000000000 0200000000000000",
+         01 00 8800 04 10 0000 0100000000000000 0200000000000000 0000100000000000 d204000000000000
+         0000000000000000 0000000000000000
+         00 00 000000000000 00000000 00000000 00000000 0000000000000000 0000000000000000
+         0000000000000000 0000000000000000
+         0000 0000
+         0300 1000 0700000000000000 0800000000000000 00000000
+         02 00 2800 00000000 0100000000000000 0200000000000000 0700000000000000 0800000000000000
+         03 00 1800 00000000 0100000000000000 0200000000000000
+         04 00 2800 00000000 0700000000000000 0800000000000000
+         0400 0300 00000000 6e6f6465 612062 00
+         05 00 1800 01 00 0000 0700000000000000 0800000000000000
+         05 00 1800 02 00 0000 0700000000000000 0800000000000000",
     );
     assert_eq!(Change::decode_all(&bytes), Ok(changes));
 }

@@ -5,7 +5,8 @@ use archipelago_protocol::{Epoch, Generation, Lineage};
 
 use crate::format::Writer;
 use crate::log::{
-    BATCH_MAX, Content, Log, Record, RecordKind, UNIT, Wanted, batch_len, encode_batch, scan,
+    BATCH_MAX, Content, Log, Record, RecordKind, UNIT, Wanted, Writers, batch_len, encode_batch,
+    scan,
 };
 
 const US: Lineage = Lineage(5);
@@ -81,8 +82,7 @@ fn a_log_is_whole_units_and_so_is_where_it_starts() {
         let wanted = Wanted {
             lineage: US,
             start,
-            oldest: Generation(0),
-            newest: Generation(1),
+            writers: Writers::Nodes,
         };
         let found = scan(&batch[..len], wanted);
         found.map(|found| found.contents.len())

@@ -359,6 +359,7 @@ mod tests {
         let head = VolumeHead {
             generation: Generation(1),
             owner: 1,
+            takeovers: 0,
             clean: false,
             object_size: ObjectSize::MIN,
             epoch: Epoch(epoch),

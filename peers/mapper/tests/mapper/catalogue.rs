@@ -312,7 +312,7 @@ fn a_pool_is_repaired_by_a_mapper_that_does_not_serve_it() {
     let mut rig = Rig::new(small());
     let repair = CatalogueRequest::Check { repair: true };
     assert_eq!(rig.refused(repair.clone()), ErrorCode::InUse);
-    rig.mapper = Mapper::new(rig.config, Box::new(rig.journals.clone()));
+    rig.mapper = Mapper::new(rig.config.clone(), Box::new(rig.journals.clone()));
     assert!(matches!(rig.control(repair), CatalogueReply::Report(report) if report.clean));
 }
 
@@ -346,12 +346,13 @@ fn a_catalogue_whose_head_is_lost_is_refused_not_begun_anew() {
 
 #[test]
 fn a_first_start_that_was_cut_short_is_begun_anew() {
-    let mut rig = Rig::new(small());
-    let head = ObjectRequest::new(ObjectOp::Delete, ObjectId::head(Lineage::CATALOGUE));
-    rig.pool.serve(&head, &[]);
-    rig.power_cut(|| false);
-    assert!(rig.mapper.failure().is_none());
-    rig.create("v", 1 << 20, ObjectSize::MIN);
+    for written in [0, 32 << 10, 64 << 10] {
+        let mut rig = Rig::new(small());
+        rig.pool.begin_catalogue(written);
+        rig.power_cut(|| false);
+        assert!(rig.mapper.failure().is_none(), "{written}");
+        rig.create("v", 1 << 20, ObjectSize::MIN);
+    }
 }
 
 #[test]
@@ -545,7 +546,9 @@ fn a_mapper_that_was_replaced_does_not_take_the_catalogue_back() {
     let mut rig = Rig::new(small());
     rig.create("before", 512, ObjectSize::MIN);
     // Another mapper of the same pool starts.
-    let successor = Rig::on(rig.config, rig.pool.clone(), rig.journals.clone());
+    let mut config = rig.config.clone();
+    config.owner += 1;
+    let successor = Rig::on(config, rig.pool.clone(), rig.journals.clone());
     rig.pool = successor.pool;
     let create = |rig: &mut Rig| {
         let lineage = Lineage(1 << 64 | 99);

@@ -204,7 +204,7 @@ fn a_pack_that_is_missing_is_damage() {
         "{why}"
     );
     // And the catalogue's: the first checkpoint of the first mapper.
-    for number in 0..20 {
+    for number in 0..15 {
         rig.create(&format!("w{number}"), 1 << 20, ObjectSize::MIN);
     }
     assert_eq!(rig.mapper.counters().catalogue_checkpoints, 1);

@@ -11,6 +11,7 @@ mod labels;
 mod logs;
 mod losses;
 mod model;
+mod nodes;
 mod policies;
 mod promises;
 mod recovery;

@@ -80,7 +80,7 @@ fn a_head_says_whose_session_it_is() {
     rig.restart();
     rig.open(own, true);
     let owners = [Lineage::CATALOGUE, own].map(|lineage| owner(&mut rig, lineage));
-    assert_eq!(owners, [1 << 64 | 9; 2]);
+    assert_eq!(owners, [1 << 64 | 10; 2], "the next one");
 }
 
 #[test]

@@ -119,6 +119,7 @@ impl SimulatedBackend {
     /// The pool after a power cut: of everything that was not durable, calls in flight included, what `chooser` says.
     #[must_use]
     pub fn power_cut(mut self, chooser: &mut dyn Chooser) -> Self {
+        self.store.settle_logs();
         for flight in std::mem::take(&mut self.in_flight) {
             self.store.begin(&flight.call, chooser);
         }

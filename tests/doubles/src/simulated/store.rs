@@ -236,6 +236,20 @@ impl Store {
         }
     }
 
+    /// Finds out what appends that were not acknowledged have left: before others are begun.
+    pub(super) fn settle_logs(&mut self) {
+        for ((id, _), file) in &mut self.files {
+            if file.in_doubt.is_some() {
+                Arc::make_mut(file).log_state(id.lineage);
+            }
+        }
+    }
+
+    fn is_in_doubt(&self, log: ObjectId) -> bool {
+        let file = self.files.get(&key(log, 0));
+        file.is_some_and(|file| file.in_doubt.is_some())
+    }
+
     /// Adds what a call in flight may have done already to what the power cut then chooses from.
     pub(super) fn begin(&mut self, call: &Call, chooser: &mut dyn Chooser) {
         self.now += 1;
@@ -249,8 +263,10 @@ impl Store {
                     keep,
                 );
             }
-            // All of its sectors: the power cut chooses among them.
-            ObjectOp::Append => self.begin_append(call, keep, || true),
+            // All of its sectors: the power cut chooses among them. Another append to the log waits for it, and is not begun.
+            ObjectOp::Append if !self.is_in_doubt(request.id) => {
+                self.begin_append(call, keep, || true);
+            }
             ObjectOp::CompareAndSwap if request.len <= SWAP_LEN_MAX => {
                 let Ok(current) = self.current(request.id) else {
                     return;

@@ -10,7 +10,7 @@ pub(crate) mod pool;
 use std::collections::{BTreeMap, VecDeque};
 
 use archipelago_doubles::MemoryJournals;
-use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig};
+use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig, Sharing};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::journaled::{JournaledBlockId, JournaledData, area_len};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
@@ -39,6 +39,9 @@ pub(crate) struct Rig {
 pub(crate) fn small() -> MapperConfig {
     MapperConfig {
         owner: 7,
+        node: "here".to_owned(),
+        addresses: String::new(),
+        sharing: Sharing::Alone,
         log_len: 64 << 10,
         catalogue_log_len: 64 << 10,
         cache_bytes: 1 << 20,
@@ -76,11 +79,8 @@ pub(crate) fn blocks_area(epoch: Epoch, blocks: &[u64]) -> JournaledData {
 
 impl Rig {
     pub(crate) fn new(config: MapperConfig) -> Self {
-        Self::on(
-            config,
-            Pool::default(),
-            MemoryJournals::new(config.pending_max),
-        )
+        let journals = MemoryJournals::new(config.pending_max);
+        Self::on(config, Pool::default(), journals)
     }
 
     /// With a volume `v` of 1 GiB that is open to be written; its lineage and handle.
@@ -92,7 +92,7 @@ impl Rig {
     }
 
     pub(crate) fn on(config: MapperConfig, pool: Pool, journals: MemoryJournals) -> Self {
-        let mut mapper = Mapper::new(config, Box::new(journals.clone()));
+        let mut mapper = Mapper::new(config.clone(), Box::new(journals.clone()));
         mapper.start();
         let mut rig = Rig {
             mapper,
@@ -111,11 +111,13 @@ impl Rig {
         rig
     }
 
-    /// The mapper's process dies and comes again; what was written stays written.
+    /// The mapper's process dies and comes again, as another incarnation; what was written stays written.
     pub(crate) fn restart(&mut self) {
         let next = self.next_lineage;
+        let mut config = self.config.clone();
+        config.owner += 1;
         *self = Rig::on(
-            self.config,
+            config,
             std::mem::take(&mut self.pool),
             self.journals.clone(),
         );
@@ -196,6 +198,11 @@ impl Rig {
         self.run();
     }
 
+    /// Fresh lineages are of their own for each node.
+    pub(crate) fn number_lineages(&mut self, node: u128) {
+        self.next_lineage = 1000 * node;
+    }
+
     pub(crate) fn fresh(&mut self) -> Lineage {
         self.next_lineage += 1;
         Lineage(self.next_lineage)
@@ -224,10 +231,18 @@ impl Rig {
     }
 
     pub(crate) fn control(&mut self, request: CatalogueRequest) -> CatalogueReply {
+        let tag = self.send_control(request);
+        self.control_reply(tag)
+    }
+
+    pub(crate) fn send_control(&mut self, request: CatalogueRequest) -> u64 {
         self.next_tag += 1;
-        let tag = self.next_tag;
-        self.mapper.catalogue_request(tag, request);
+        self.mapper.catalogue_request(self.next_tag, request);
         self.run();
+        self.next_tag
+    }
+
+    pub(crate) fn control_reply(&mut self, tag: u64) -> CatalogueReply {
         self.catalogue.remove(&tag).expect("answered")
     }
 

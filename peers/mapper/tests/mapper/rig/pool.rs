@@ -54,6 +54,8 @@ pub(crate) struct Pool {
     fail_done: Option<Left>,
     /// Of sealed logs.
     tokens: BTreeMap<ObjectId, Generation>,
+    /// Where the log of the catalogue ends, as far as that is known.
+    end: Option<u64>,
     pub(crate) room: Room,
 }
 
@@ -80,7 +82,8 @@ impl Pool {
         }
     }
 
-    /// The write that an append comes to. Whether it begins where the log ends is not looked at: `tests/simulation` does.
+    /// The write that an append comes to. Whether it begins where the log ends is looked at for the catalogue only, which has
+    /// several writers; `tests/simulation` has a backend that looks at all.
     fn landing(&self, request: &ObjectRequest) -> ObjectRequest {
         let object = &self.objects[&request.id];
         let last = object.now.last_key_value().map_or(0, |(sector, _)| *sector);
@@ -109,6 +112,7 @@ impl Pool {
             let mut done = *request;
             if request.op == ObjectOp::Append {
                 done = self.landing(request);
+                self.end = None;
             }
             if !matches!(left, Left::Durable) {
                 done.flags &= !FLAG_DURABLE;
@@ -158,7 +162,16 @@ impl Pool {
             {
                 (ObjectReply::failed(ErrorCode::Stale), Vec::new())
             }
+            ObjectOp::Append
+                if id.lineage == Lineage::CATALOGUE
+                    && self.end.is_some_and(|end| end != request.offset) =>
+            {
+                (ObjectReply::failed(ErrorCode::Stale), Vec::new())
+            }
             ObjectOp::Append => {
+                if id.lineage == Lineage::CATALOGUE {
+                    self.end = Some(request.offset + data.len() as u64);
+                }
                 let write = self.landing(request);
                 let served = self.serve(&write, data);
                 self.log.pop();
@@ -255,6 +268,7 @@ impl Pool {
 
     /// A power cut: of the sectors that were not synced, those stay that `keep` says.
     pub(crate) fn power_cut(&mut self, mut keep: impl FnMut() -> bool) {
+        self.end = None;
         for object in self.objects.values_mut() {
             for sector in std::mem::take(&mut object.dirty) {
                 if keep() {
@@ -303,6 +317,24 @@ impl Pool {
         let log = logs.find(|(id, _)| id.kind == ObjectKind::Log && id.lineage == lineage);
         let (id, object) = log.unwrap();
         self.objects.insert(*id, object.clone());
+        self.end = None;
+    }
+
+    /// Leaves of the catalogue what a first start has when it has written so many bytes of its log.
+    pub(crate) fn begin_catalogue(&mut self, written: u64) {
+        let ours = |id: &ObjectId| id.lineage == Lineage::CATALOGUE;
+        self.objects.retain(|id, _| !ours(id));
+        self.swapped.retain(|id, _| !ours(id));
+        self.end = None;
+        if written > 0 {
+            let blank = archipelago_protocol::log_sector::blank(Lineage::CATALOGUE, 0..written);
+            let request = ObjectRequest {
+                len: u32::try_from(written).unwrap(),
+                flags: FLAG_DURABLE,
+                ..ObjectRequest::new(ObjectOp::Write, ObjectId::log(Lineage::CATALOGUE, 1))
+            };
+            self.serve(&request, &blank).0.result.unwrap();
+        }
     }
 
     /// The next write fails when it is done.
