@@ -197,7 +197,10 @@ fn a_start_takes_nothing_from_a_node_that_lives() {
     let import = nodes.on(0, |rig| create_import(rig, "i"));
     let writer = nodes.on(0, |rig| rig.open(import, true));
     nodes.on(0, |rig| rig.write(import, writer, 1, 5));
+    // Between two sessions of its import, too.
+    nodes.on(0, |rig| rig.close(writer));
     nodes.restart(1);
+    let writer = nodes.on(0, |rig| rig.open(import, true));
     nodes.on(0, |rig| rig.write(import, writer, 2, 6));
     nodes.on(0, |rig| rig.close(writer));
     let publish = CatalogueRequest::Publish { name: name("i") };
