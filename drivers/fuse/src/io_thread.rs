@@ -4,7 +4,6 @@
 //! limit of requests in flight, and by the programs that wait for theirs.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,10 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::job::Job;
 use crate::opener::Opener;
-use crate::worker::Worker;
-
-/// Bytes of a file, as all who use it see them.
-pub(crate) type FileSize = Arc<AtomicU64>;
+use crate::worker::{FileSize, Worker};
 
 /// The queue of an open file. Its thread closes the file and ends when the last sender is dropped.
 #[derive(Debug)]

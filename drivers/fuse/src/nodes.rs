@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::{Lineage, Name};
 
-use crate::io_thread::FileSize;
+use crate::worker::FileSize;
 
 /// Number of the directory.
 pub(crate) const ROOT: u64 = fuser::FUSE_ROOT_ID;

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
@@ -18,11 +18,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use crate::channel::{Channel, Return};
-use crate::io_thread::FileSize;
 use crate::job::Job;
 use crate::opener::Opener;
 use crate::outage::Outage;
 use crate::requests::Requests;
+
+/// Bytes of a file, as all who use it see them.
+pub(crate) type FileSize = Arc<AtomicU64>;
 
 /// Milliseconds until a thread is asked for again that the kernel has refused.
 const THREAD_RETRY_MS: u16 = 1000;

@@ -10,18 +10,31 @@ use std::time::Duration;
 use archipelago_protocol::control::Wait;
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp};
 use librados_sys::{Cluster, Completed, Completions, Pool, ReadOp, WriteOp};
+use xseg::Span;
 
 use crate::known::Known;
 use crate::names::ObjectName;
 use crate::open::Opened;
 use crate::owner::Owner;
-use crate::tasks::TaskId;
-use crate::transfers::Transfer;
 
 /// A call that has not returned for as long is reported.
 const WAIT_SECONDS_MIN: u64 = 1;
 /// Calls that are reported: the oldest.
 const WAITS_MAX: usize = 16;
+
+/// Number of a task, used again after its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TaskId(pub(crate) usize);
+
+/// A read or write under way.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    pub(crate) ticket: u64,
+    pub(crate) op: ObjectOp,
+    pub(crate) len: u32,
+    /// Where the bytes of a read go.
+    pub(crate) memory: Vec<Span>,
+}
 
 /// Who waits for a call.
 #[derive(Debug)]

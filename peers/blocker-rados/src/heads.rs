@@ -1,49 +1,19 @@
-//! Small objects that compare-and-swap changes: version (8 bytes, little-endian), then the content, written as a whole.
+//! Small objects that compare-and-swap changes.
 //!
 //! A swap is one compound operation: the version must be the expected one, and the object is replaced. So it is atomic in the cluster,
 //! whoever else swaps.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LEN_MAX};
-use librados_sys::{Code, Payload, ReadOp, WriteOp};
+use librados_sys::{Code, Payload, ReadOp};
 use xseg::Span;
 
 use crate::calls::Calls;
 use crate::errors::code_of;
+use crate::head_bytes::{VERSION_LEN, decode, is_lost, swap_op};
 use crate::index;
 use crate::memory::{gather, scatter};
 use crate::names::ObjectName;
-
-/// Bytes of the version in front of the content.
-const VERSION_LEN: usize = 8;
-
-/// The bytes of a head.
-pub(crate) fn encode(version: u64, content: &[u8]) -> Vec<u8> {
-    [&version.to_le_bytes()[..], content].concat()
-}
-
-/// Version and content in the bytes of a head; `None`: it is none.
-pub(crate) fn decode(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let (version, content) = bytes.split_first_chunk::<VERSION_LEN>()?;
-    Some((u64::from_le_bytes(*version), content))
-}
-
-/// What makes `content` the version behind `expected`.
-pub(crate) fn swap_op(expected: u64, content: &[u8]) -> WriteOp {
-    let record = encode(expected.saturating_add(1), content);
-    match expected {
-        0 => WriteOp::new().create_exclusive().write_full(record),
-        _ => WriteOp::new()
-            .assert_exists()
-            .compare(0, &expected.to_le_bytes())
-            .write_full(record),
-    }
-}
-
-/// Whether a swap failed because another version is there.
-pub(crate) fn is_lost(code: Code) -> bool {
-    code.is_mismatch() || code == Code::EXISTS || code == Code::NOT_FOUND
-}
 
 /// Carries out a swap.
 pub(crate) async fn swap(
@@ -116,18 +86,5 @@ pub(crate) fn stale(there: u64) -> ObjectReply {
     ObjectReply {
         values: [there, 0],
         ..ObjectReply::failed(ErrorCode::Stale)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_head_is_its_version_and_its_content() {
-        let bytes = encode(258, b"content");
-        assert_eq!(bytes[..10], [2, 1, 0, 0, 0, 0, 0, 0, b'c', b'o']);
-        assert_eq!(decode(&bytes), Some((258, &b"content"[..])));
-        assert_eq!(decode(&bytes[..7]), None);
     }
 }

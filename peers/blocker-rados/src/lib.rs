@@ -10,7 +10,7 @@
 //! | `transfers` | reads and writes of one call |
 //! | `heads`, `logs`, `index`, `removal`, `looks` | requests of several calls: a task each |
 //! | `calls`, `tasks` | calls under way; what goes on when one ends |
-//! | `names` | how RADOS objects are called |
+//! | `names`, `head_bytes` | how RADOS objects are called; the bytes of a head |
 //! | `known` | what need not be written into an index again |
 //! | `space` | the thread that asks the monitors |
 //!
@@ -25,6 +25,7 @@
 mod backend;
 mod calls;
 mod errors;
+mod head_bytes;
 mod heads;
 mod index;
 mod known;

@@ -16,7 +16,7 @@ use librados_sys::{Cluster, Code, Completions, Payload, Pool, ReadOp};
 use serde::{Deserialize, Serialize};
 
 use crate::errors::code_of;
-use crate::heads::{decode, encode, is_lost, swap_op};
+use crate::head_bytes::{decode, encode, is_lost, swap_op};
 use crate::names::OWNER;
 
 /// How long a former owner stays shut out. Nobody wakes a process that was stopped for so long.

@@ -6,11 +6,7 @@ use std::task::{Context, Poll, Waker};
 
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply};
 
-use crate::calls::{Calls, Purpose};
-
-/// Number of a task, used again after its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TaskId(usize);
+use crate::calls::{Calls, Purpose, TaskId};
 
 type Future = Pin<Box<dyn std::future::Future<Output = ObjectReply>>>;
 

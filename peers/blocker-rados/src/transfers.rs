@@ -9,7 +9,7 @@ use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, 
 use librados_sys::{Code, Completed, Hint, Payload, WriteOp};
 use xseg::Span;
 
-use crate::calls::Calls;
+use crate::calls::{Calls, Transfer};
 use crate::errors::code_of;
 use crate::known::GROUP_LEN;
 use crate::memory::{fill_zeros, gather, scatter};
@@ -19,16 +19,6 @@ use crate::names::ObjectName;
 const BYTES_MAX: u64 = 64 << 20;
 /// Longest object of a cluster, unless its administrator has changed it (`osd max object size`).
 pub(crate) const OBJECT_LEN_MAX: u64 = 128 << 20;
-
-/// A read or write under way.
-#[derive(Debug)]
-pub(crate) struct Transfer {
-    ticket: u64,
-    op: ObjectOp,
-    len: u32,
-    /// Where the bytes of a read go.
-    memory: Vec<Span>,
-}
 
 /// Where the bytes of a request are in the cluster.
 #[derive(Debug, Clone, Copy)]

@@ -12,6 +12,7 @@ use nix::libc;
 
 use crate::bindings;
 use crate::error::{Code, RadosError};
+use crate::handle::Handle;
 use crate::pool::Pool;
 
 /// Bytes of a cluster's id as text, with the byte that ends it.
@@ -51,23 +52,6 @@ pub struct Space {
     pub total: u64,
     /// What is free of it.
     pub free: u64,
-}
-
-/// The handle. librados serialises what needs it.
-#[derive(Debug)]
-pub(crate) struct Handle(pub(crate) bindings::rados_t);
-
-// SAFETY: a `rados_t` may be used by several threads at a time, and by another one than has made it (librados.h, `rados_create`:
-// the handle is reference counted and locks what it shares).
-unsafe impl Send for Handle {}
-// SAFETY: as above.
-unsafe impl Sync for Handle {}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: the handle came from `rados_create`; every `Pool` that uses it holds this `Handle`, so none is left.
-        unsafe { bindings::rados_shutdown(self.0) };
-    }
 }
 
 /// A connection to a cluster, an identity of its own for the blocklist.

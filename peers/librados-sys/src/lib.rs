@@ -39,6 +39,7 @@ mod bindings;
 mod cluster;
 mod completions;
 mod error;
+mod handle;
 mod pool;
 mod read_op;
 mod write_op;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use xseg::Span;
 
 use crate::bindings;
-use crate::cluster::Handle;
 use crate::completions::{Completions, Held};
 use crate::error::RadosError;
+use crate::handle::Handle;
 use crate::read_op::ReadOp;
 use crate::write_op::WriteOp;
 

@@ -20,7 +20,7 @@ use xseg::Submission;
 
 use crate::error::ErrorCode;
 use crate::ids::{Lineage, ObjectSize};
-use crate::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest};
+use crate::object::{ObjectId, ObjectKind, ObjectOp};
 
 /// Handles of a channel: numbers below this. A volume peer has at most 1024 volumes with up to 8 objects written and 8 being
 /// synced, and a ring of 4096 requests in flight: 20,480 that it must not close.
@@ -84,25 +84,6 @@ pub struct OpenObject {
     pub access: HandleAccess,
     /// Who asks.
     pub token: FencingToken,
-}
-
-impl OpenObject {
-    /// The object of `request` with `access`, opened by the session that asks, of no node in particular.
-    ///
-    /// # Panics
-    /// If the generation of the session is 2^32 or more: the codec of heads refuses these.
-    pub fn of(request: &ObjectRequest, access: HandleAccess) -> Self {
-        OpenObject {
-            id: request.id,
-            object_size: request.object_size,
-            access,
-            token: FencingToken {
-                incarnation: 0,
-                generation: u32::try_from(request.token.0)
-                    .expect("generations of sessions stay below 2^32"),
-            },
-        }
-    }
 }
 
 /// A request about a handle.

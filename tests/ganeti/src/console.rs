@@ -58,7 +58,8 @@ impl Console {
     /// If it fails there, or does not end.
     pub fn run(&mut self, command: &str) -> Result<String> {
         self.id += 1;
-        let begin = self.said.len();
+        // A line that has come in part belongs to an earlier question.
+        let begin = self.said.rfind('\n').map_or(0, |end| end + 1);
         let line = format!("{} {command}\n", self.id);
         self.stream.write_all(line.as_bytes()).context("console")?;
         let answer = format!("GUEST-EXIT {} ", self.id);

@@ -28,6 +28,7 @@ mod change;
 mod checkpoint;
 mod close;
 mod commit;
+mod head;
 mod load;
 mod locate;
 mod open;
@@ -40,7 +41,7 @@ mod snapshot;
 mod status;
 
 pub(crate) use close::client_gone;
-pub(crate) use load::read_head;
+pub(crate) use head::read_head;
 pub(crate) use ownership::check_owner;
 pub(crate) use requests::dispatch;
 pub(crate) use settled::{freeze_closed, shrink};

@@ -9,7 +9,7 @@
 
 use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
-use super::load::read_head;
+use super::head::read_head;
 use crate::catalogue::Item;
 use crate::failure::{Failure, Outcome};
 use crate::head::{StoredHead, VolumeHead};
