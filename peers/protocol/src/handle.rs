@@ -139,7 +139,7 @@ impl HandleRequest {
         }
     }
 
-    /// The request in a ring entry; `None`: it is about no handle, but an [`ObjectRequest`].
+    /// The request in a ring entry; `None`: it is about no handle, but an [`ObjectRequest`](crate::object::ObjectRequest).
     #[must_use]
     pub fn decode(entry: &Submission) -> Option<Result<Self, ErrorCode>> {
         match entry.op {
