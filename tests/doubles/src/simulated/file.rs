@@ -75,6 +75,8 @@ pub(super) struct File {
     pub(super) log: LogState,
     /// The positions of an append that was not acknowledged: it has landed if its sectors are all there.
     pub(super) in_doubt: Option<Range<u64>>,
+    /// The positions of an append that was found landed without an acknowledgement: a power cut may still lose it.
+    unsynced: Option<Range<u64>>,
 }
 
 impl File {
@@ -86,9 +88,21 @@ impl File {
             self.read(positions.start % self.len, &mut bytes);
             if is_whole(&bytes, lineage, positions.start) {
                 self.log.end = positions.end;
+                self.unsynced = Some(positions);
             }
         }
         self.log
+    }
+
+    /// After a power cut: a log ends before an append that it has lost.
+    pub(super) fn find_end_again(&mut self, lineage: Lineage) {
+        if let Some(positions) = self.unsynced.take()
+            && positions.end == self.log.end
+        {
+            self.log.end = positions.start;
+            self.in_doubt = Some(positions);
+            self.log_state(lineage);
+        }
     }
 
     pub(super) fn len(&self) -> u64 {

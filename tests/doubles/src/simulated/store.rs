@@ -363,12 +363,14 @@ impl Store {
                 self.files.insert(key, grave);
             }
         }
-        self.files.retain(|_, file| {
+        self.files.retain(|(id, _), file| {
             if !file.named && chooser.choose(2) == 0 {
                 return false;
             }
             if !file.is_settled() {
-                Arc::make_mut(file).power_cut(chooser);
+                let file = Arc::make_mut(file);
+                file.power_cut(chooser);
+                file.find_end_again(id.lineage);
             }
             true
         });
