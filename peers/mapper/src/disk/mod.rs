@@ -178,14 +178,14 @@ impl Disk {
     /// Appends a batch to a log at `position`, as the session `token`; it is durable afterwards.
     ///
     /// # Errors
-    /// [`ErrorCode::Stale`]: a newer session has sealed the log, or has appended there.
+    /// Why it was not done; being refused is none.
     pub(crate) async fn append(
         &self,
         id: ObjectId,
         position: u64,
         token: Generation,
         batch: Vec<u8>,
-    ) -> Outcome<()> {
+    ) -> Outcome<Appended> {
         let request = ObjectRequest {
             offset: position,
             token,
@@ -194,8 +194,13 @@ impl Disk {
         };
         let (reply, _) = self.call(request, batch).await;
         match reply.result {
-            Ok(len) if len == request.len => Ok(()),
+            Ok(len) if len == request.len => Ok(Appended::Done),
             Ok(_) => Err(failed(ObjectOp::Append, id, ErrorCode::Io)),
+            Err(ErrorCode::Stale) => {
+                let end = reply.values[0];
+                let why = failed(ObjectOp::Append, id, ErrorCode::Stale);
+                Ok(Appended::Refused { end, why })
+            }
             Err(code) => Err(failed(ObjectOp::Append, id, code)),
         }
     }
@@ -406,6 +411,19 @@ pub(crate) fn final_sync(failure: Failure) -> Failure {
             ..failure
         },
     }
+}
+
+/// What became of an append.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Appended {
+    Done,
+    /// A newer session has sealed the log, or the log does not end at the position.
+    Refused {
+        /// Where it ends.
+        end: u64,
+        /// The refusal as a failure, [`ErrorCode::Stale`].
+        why: Failure,
+    },
 }
 
 /// An object's id for people.

@@ -126,16 +126,21 @@ fn an_append_and_a_seal_carry_their_session() {
         run(task, &[(reply, Vec::new())])
     };
     let (done, asked) = append(ObjectReply::done(4096));
-    assert_eq!(done, Ok(()));
+    assert_eq!(done, Ok(Appended::Done));
     let (request, data) = &asked[0];
     assert_eq!((request.op, request.id), (ObjectOp::Append, log));
     assert_eq!((request.offset, request.token), (8192, Generation(7)));
     assert_eq!((request.len, data.as_slice()), (4096, &[5; 4096][..]));
     assert_eq!(code(append(ObjectReply::done(4095)).0), Some(ErrorCode::Io));
-    let stale = ObjectReply::failed(ErrorCode::Stale);
-    let refused = append(stale).0.unwrap_err();
-    assert_eq!(refused.code, ErrorCode::Stale);
-    assert!(refused.message.contains("another session"), "{refused:?}");
+    let stale = ObjectReply {
+        values: [12288, 0],
+        ..ObjectReply::failed(ErrorCode::Stale)
+    };
+    let Appended::Refused { end, why } = append(stale).0.unwrap() else {
+        panic!("a refused append is not done");
+    };
+    assert_eq!((end, why.code), (12288, ErrorCode::Stale));
+    assert!(why.message.contains("another session"), "{why:?}");
     let seal = |reply| {
         let task = move |disk: Rc<Disk>| async move { disk.seal(log, Generation(8)).await };
         run(task, &[(reply, Vec::new())])

@@ -4,7 +4,7 @@
 //! - Positions only grow; a batch at position `p` stands at `p` modulo the log's length and never wraps.
 //! - One batch in flight at a time. So a bad batch with a valid later one behind it is damage, not a torn tail.
 //! - Every sector is whole at any time, also of a torn append. So one that is not is damage ([`archipelago_protocol::log_sector`]).
-//! - Nothing is appended over a position that the head still needs.
+//! - Nothing is appended over a position that the head still needs. What lies before it may be lost.
 //! - The catalogue's log has several writers, each with a generation of its own. An append that is not at the end of all others is
 //!   refused by the backend; so who has read to a position has read what everybody else has.
 //! - A session that may not have ended is sealed off before its log is replayed: what it appends afterwards is refused.
@@ -22,7 +22,7 @@ use archipelago_protocol::log_sector::{SECTOR_LEN, Sector, blank, first_damaged}
 use archipelago_protocol::object::ObjectId;
 use archipelago_protocol::{ErrorCode, Generation};
 
-use crate::disk::{Disk, final_sync, name_of};
+use crate::disk::{Appended, Disk, final_sync, name_of};
 use crate::failure::{Failure, Outcome};
 use crate::format::Unreadable;
 
@@ -133,18 +133,54 @@ impl Log {
         len_min: usize,
     ) -> Outcome<()> {
         let now = log.borrow().clone();
-        let batch = encode_batch(
-            now.id.lineage,
-            now.generation,
-            now.position,
-            content,
-            len_min,
+        let appended = match now.put_at(disk, now.position, content, len_min).await? {
+            (Appended::Refused { end, .. }, _) if end < now.start => {
+                now.fill_up(disk, end).await?;
+                now.put_at(disk, now.position, content, len_min).await?
+            }
+            appended => appended,
+        };
+        match appended {
+            (Appended::Done, end) => {
+                log.borrow_mut().position = end;
+                Ok(())
+            }
+            (Appended::Refused { why, .. }, _) => Err(why),
+        }
+    }
+
+    /// Appends one batch at `position`: what became of it, and the position behind it.
+    async fn put_at(
+        &self,
+        disk: &Disk,
+        position: u64,
+        content: &Content,
+        len_min: usize,
+    ) -> Outcome<(Appended, u64)> {
+        let batch = encode_batch(self.id.lineage, self.generation, position, content, len_min);
+        let end = position + batch.len() as u64;
+        let appended = disk.append(self.id, position, self.token, batch).await;
+        Ok((appended.map_err(final_sync)?, end))
+    }
+
+    /// Brings a log that ends at `end`, before all that the head needs, to the start of what it needs: with batches that say nothing.
+    ///
+    /// A batch was read although its append had failed, and the head that was stored then needs nothing in front of its end. If the
+    /// batch was never durable, a power cut takes it, and the log ends before the head's start.
+    async fn fill_up(&self, disk: &Disk, mut end: u64) -> Outcome<()> {
+        tracing::warn!(
+            "{} ends at position {end} and begins at {}: a batch that nobody needs was lost",
+            name_of(self.id),
+            self.start
         );
-        let end = now.position + batch.len() as u64;
-        disk.append(now.id, now.position, now.token, batch)
-            .await
-            .map_err(final_sync)?;
-        log.borrow_mut().position = end;
+        while end < self.start {
+            let rest = (self.start - end).min(self.len - end % self.len);
+            let len = usize::try_from(rest).map_or(BATCH_MAX, |rest| rest.min(BATCH_MAX));
+            match self.put_at(disk, end, &Content::default(), len).await? {
+                (Appended::Done, behind) => end = behind,
+                (Appended::Refused { why, .. }, _) => return Err(why),
+            }
+        }
         Ok(())
     }
 

@@ -4,10 +4,11 @@ use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::{FindingKind, Report};
 use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::log_sector::{CONTENT_LEN, sectors};
+use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Generation, Lineage, ObjectSize};
 
-use crate::rig::pool::Pool;
+use crate::rig::pool::{Left, Pool};
 use crate::rig::{Rig, blocks_area, small};
 
 fn read(pool: &mut Pool, id: ObjectId, offset: u64, len: u32) -> Vec<u8> {
@@ -74,6 +75,34 @@ fn batches_of_every_length_go_round_the_log() {
         64 << 10,
         "nothing was written behind its end"
     );
+}
+
+/// A batch that was read and never durable stands in front of the position that a new head names; then a power cut takes it.
+#[test]
+fn a_log_that_has_lost_a_batch_which_nobody_needs_is_appended_to() {
+    let (mut rig, own, handle) = Rig::opened();
+    rig.write(own, handle, 1, 7);
+    rig.flush(handle).unwrap();
+    rig.write(own, handle, 2, 8);
+    let begun = rig.op(MapOp::FlushBegin, handle, 0);
+    rig.sync();
+    rig.pool.fail_done(Left::Lost);
+    let failed = rig.op(MapOp::FlushCommit, handle, begun.values[0]).result;
+    assert_eq!(failed, Err(ErrorCode::SyncFailed));
+    rig.op(MapOp::Abandon, handle, 0).result.unwrap();
+    rig.open(own, true);
+    rig.power_cut(|| false);
+    let handle = rig.open(own, true);
+    assert_eq!(rig.read(handle, 1), 7);
+    for block in 3..100 {
+        rig.write(own, handle, block, block);
+        rig.flush(handle).unwrap();
+    }
+    rig.power_cut(|| false);
+    let handle = rig.open(own, true);
+    assert_eq!(rig.read(handle, 99), 99);
+    rig.close(handle);
+    rig.assert_clean();
 }
 
 #[test]

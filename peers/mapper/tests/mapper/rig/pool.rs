@@ -1,7 +1,9 @@
 //! A pool in memory, and everything that a crash, a failure or damage can do to it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
+use archipelago_blocker::logs::{Landing, LogState, find_end};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
@@ -54,8 +56,8 @@ pub(crate) struct Pool {
     fail_done: Option<Left>,
     /// Of sealed logs.
     tokens: BTreeMap<ObjectId, Generation>,
-    /// Where the log of the catalogue ends, as far as that is known.
-    end: Option<u64>,
+    /// Where logs end, as far as that is known; otherwise what is stored says it.
+    ends: BTreeMap<ObjectId, u64>,
     pub(crate) room: Room,
 }
 
@@ -82,18 +84,32 @@ impl Pool {
         }
     }
 
-    /// The write that an append comes to. Whether it begins where the log ends is looked at for the catalogue only, which has
-    /// several writers; `tests/simulation` has a backend that looks at all.
-    fn landing(&self, request: &ObjectRequest) -> ObjectRequest {
-        let object = &self.objects[&request.id];
+    /// What an append comes to, and the write that it is.
+    fn landing(&mut self, request: &ObjectRequest) -> (LogState, Landing, ObjectRequest) {
+        let (id, object) = (request.id, &self.objects[&request.id]);
         let last = object.now.last_key_value().map_or(0, |(sector, _)| *sector);
-        let len = ((last + 1) * SECTOR) as u64;
-        ObjectRequest {
+        let len = (last + 1) * SECTOR;
+        let stored = || {
+            let sector = |index: usize| object.now.get(&index).copied().unwrap_or([0; SECTOR]);
+            let bytes: Vec<u8> = (0..=last).flat_map(sector).collect();
+            let mut read = |places: std::ops::Range<u64>| {
+                Ok::<_, Infallible>(bytes[places.start as usize..places.end as usize].to_vec())
+            };
+            let Ok(end) = find_end(id.lineage, len as u64, u64::MAX, &mut read);
+            end
+        };
+        let state = LogState {
+            token: self.tokens.get(&id).copied().unwrap_or_default(),
+            end: *self.ends.entry(id).or_insert_with(stored),
+        };
+        let landing = state.append(len as u64, request.offset, request.len, request.token);
+        let write = ObjectRequest {
             op: ObjectOp::Write,
             flags: FLAG_DURABLE,
-            offset: request.offset % len,
+            offset: request.offset % len as u64,
             ..*request
-        }
+        };
+        (state, landing, write)
     }
 
     pub(crate) fn serve(&mut self, request: &ObjectRequest, data: &[u8]) -> (ObjectReply, Vec<u8>) {
@@ -111,8 +127,7 @@ impl Pool {
         {
             let mut done = *request;
             if request.op == ObjectOp::Append {
-                done = self.landing(request);
-                self.end = None;
+                (_, _, done) = self.landing(request);
             }
             if !matches!(left, Left::Durable) {
                 done.flags &= !FLAG_DURABLE;
@@ -145,6 +160,7 @@ impl Pool {
                 (ObjectReply::done(request.len), bytes)
             }
             ObjectOp::Write => {
+                self.ends.remove(&id);
                 let object = self.objects.entry(id).or_default();
                 let end = offset + data.len();
                 for_sectors(offset, data.len(), |sector, within, range| {
@@ -157,24 +173,20 @@ impl Pool {
                 }
                 (ObjectReply::done(request.len), Vec::new())
             }
-            ObjectOp::Append
-                if request.token < self.tokens.get(&id).copied().unwrap_or_default() =>
-            {
-                (ObjectReply::failed(ErrorCode::Stale), Vec::new())
-            }
-            ObjectOp::Append
-                if id.lineage == Lineage::CATALOGUE
-                    && self.end.is_some_and(|end| end != request.offset) =>
-            {
-                (ObjectReply::failed(ErrorCode::Stale), Vec::new())
-            }
             ObjectOp::Append => {
-                if id.lineage == Lineage::CATALOGUE {
-                    self.end = Some(request.offset + data.len() as u64);
+                let (state, landing, write) = self.landing(request);
+                if !matches!(landing, Landing::At(_)) {
+                    let stale = ObjectReply {
+                        values: [state.end, 0],
+                        ..ObjectReply::failed(ErrorCode::Stale)
+                    };
+                    return (stale, Vec::new());
                 }
-                let write = self.landing(request);
                 let served = self.serve(&write, data);
                 self.log.pop();
+                if served.0.result.is_ok() {
+                    self.ends.insert(id, request.offset + data.len() as u64);
+                }
                 served
             }
             ObjectOp::Seal if !self.objects.contains_key(&id) => {
@@ -268,7 +280,7 @@ impl Pool {
 
     /// A power cut: of the sectors that were not synced, those stay that `keep` says.
     pub(crate) fn power_cut(&mut self, mut keep: impl FnMut() -> bool) {
-        self.end = None;
+        self.ends.clear();
         for object in self.objects.values_mut() {
             for sector in std::mem::take(&mut object.dirty) {
                 if keep() {
@@ -317,7 +329,7 @@ impl Pool {
         let log = logs.find(|(id, _)| id.kind == ObjectKind::Log && id.lineage == lineage);
         let (id, object) = log.unwrap();
         self.objects.insert(*id, object.clone());
-        self.end = None;
+        self.ends.clear();
     }
 
     /// Leaves of the catalogue what a first start has when it has written so many bytes of its log.
@@ -325,7 +337,7 @@ impl Pool {
         let ours = |id: &ObjectId| id.lineage == Lineage::CATALOGUE;
         self.objects.retain(|id, _| !ours(id));
         self.swapped.retain(|id, _| !ours(id));
-        self.end = None;
+        self.ends.clear();
         if written > 0 {
             let blank = archipelago_protocol::log_sector::blank(Lineage::CATALOGUE, 0..written);
             let request = ObjectRequest {
