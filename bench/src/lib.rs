@@ -22,4 +22,5 @@ pub mod load;
 pub mod neighbour;
 pub mod program;
 pub mod server;
+pub mod transport;
 pub mod waiting;

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use archipelago_bench::adversary::{Attack, attack};
-use archipelago_bench::compare::{self, CASES, Case, REQUEST_LEN_MAX};
+use archipelago_bench::compare::{self, Case, REQUEST_LEN_MAX};
 use archipelago_bench::fio;
 use archipelago_bench::idle;
 use archipelago_bench::load;
 use archipelago_bench::neighbour;
-use archipelago_bench::server::{
-    Archipelago, Build, QemuFuse, QemuNbd, QemuStorageDaemon, Server, Volumes,
-};
+use archipelago_bench::server::{Archipelago, Build, Server, Volumes};
+use archipelago_bench::transport::Transport;
 use clap::{Parser, Subcommand};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -125,39 +124,29 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    let way = match options.command {
-        Some(Command::Nbd) => Some(fio::Way::Nbd),
-        Some(Command::Fuse) => Some(fio::Way::File),
-        _ => None,
+    let transport = match options.command {
+        Some(Command::Nbd) => Transport::Fio(fio::Way::Nbd),
+        Some(Command::Fuse) => Transport::Fio(fio::Way::File),
+        _ => Transport::VhostUser,
     };
     let mut servers: Vec<Box<dyn Server>> = Vec::new();
     for build in &builds {
         let server = Archipelago::new(dir.path(), build)?;
-        servers.push(Box::new(match way {
-            Some(fio::Way::Nbd) => server.attached_by("--nbd"),
-            Some(fio::Way::File) => server.attached_by("--fuse"),
-            None => server,
-        }));
+        servers.push(Box::new(server.attached_by(transport.attach_option())));
     }
-    let (peer, cases): (Box<dyn Server>, &[Case]) = match way {
-        Some(fio::Way::Nbd) => (Box::new(QemuNbd::new(dir.path(), &volumes)), &fio::CASES),
-        Some(fio::Way::File) => (Box::new(QemuFuse::new(dir.path(), &volumes)), &fio::CASES),
-        None => {
-            let peer = QemuStorageDaemon::new(dir.path(), &volumes)?;
-            (Box::new(peer), &CASES)
-        }
-    };
-    servers.push(peer);
+    servers.push(transport.peer(dir.path(), &volumes)?);
     let is_wanted = |case: &&Case| case.name().contains(&options.only);
-    let cases: Vec<Case> = cases.iter().filter(is_wanted).copied().collect();
+    let cases: Vec<Case> = transport
+        .cases()
+        .iter()
+        .filter(is_wanted)
+        .copied()
+        .collect();
     let results = compare::run(
         &mut servers,
         &cases,
         options.rounds,
-        &mut |server, case, seed| match way {
-            Some(way) => way.measure(server, case, time, seed),
-            None => compare::measure(server, case, time, seed),
-        },
+        &mut |server, case, seed| transport.measure(server, case, time, seed),
         &mut |line| eprintln!("{line}"),
     )?;
     println!(
@@ -167,8 +156,7 @@ fn main() -> Result<()> {
         options.size,
         results.table()
     );
-    let goals = |case: &Case| way.map_or_else(|| compare::goals(case), |way| way.goals(case));
-    for missed in results.missed_goals(&goals) {
+    for missed in results.missed_goals(&|case| transport.goals(case)) {
         println!("goal missed: {missed}");
     }
     Ok(())

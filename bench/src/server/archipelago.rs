@@ -139,8 +139,8 @@ pub struct Archipelago {
     root: PathBuf,
     command: PathBuf,
     running: bool,
-    /// The option by which volumes are attached; none: over vhost-user.
-    way: Option<&'static str>,
+    /// The option with which volumes are attached; `None`: over vhost-user.
+    attach_option: Option<&'static str>,
     /// Volumes to be detached.
     attached: Vec<String>,
     clones: u32,
@@ -159,7 +159,7 @@ impl Archipelago {
             root,
             command: build.command.clone(),
             running: false,
-            way: None,
+            attach_option: None,
             attached: Vec::new(),
             clones: 0,
         };
@@ -172,10 +172,10 @@ impl Archipelago {
         Ok(server)
     }
 
-    /// Volumes are attached by `option` of `volume attach`, in place of vhost-user.
+    /// Volumes are attached with `option` of `volume attach`; `None`: over vhost-user.
     #[must_use]
-    pub fn attached_by(mut self, option: &'static str) -> Self {
-        self.way = Some(option);
+    pub fn attached_by(mut self, option: Option<&'static str>) -> Self {
+        self.attach_option = option;
         self
     }
 
@@ -224,7 +224,7 @@ impl Archipelago {
     fn attach(&mut self, name: &str) -> Result<PathBuf> {
         self.start()?;
         let attach = ["volume", "attach", name];
-        let attach: Vec<&str> = attach.into_iter().chain(self.way).collect();
+        let attach: Vec<&str> = attach.into_iter().chain(self.attach_option).collect();
         let place = self.call(&attach)?.trim().into();
         self.attached.push(name.to_owned());
         Ok(place)
