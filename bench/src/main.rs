@@ -41,8 +41,9 @@ struct Options {
     /// Only servers whose name contains this, also other builds; qemu-storage-daemon is always measured
     #[arg(long, default_value = "")]
     server: String,
-    /// Measures another build too, in the fused placement: the programs in a directory, and optionally another setting
-    #[arg(long, value_name = "NAME=DIRECTORY[,poll_us=N]", value_parser = Build::parse)]
+    /// Measures another build too, in the fused placement: the programs in a directory, and optionally another setting, or a pool of its own with the
+    /// same data for a build whose format of pools differs
+    #[arg(long, value_name = "NAME=DIRECTORY[,poll_us=N][,own_pool]", value_parser = Build::parse)]
     also: Vec<Build>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -100,7 +101,7 @@ fn main() -> Result<()> {
         .filter(|build| !matches!(build, Ok(build) if !build.name.contains(&options.server)))
         .collect::<Result<_>>()?;
     eprintln!("making the volumes");
-    let volumes = Volumes::make(dir.path(), options.size << 20, &fill)?;
+    let volumes = Volumes::make(dir.path(), &builds, options.size << 20, &fill)?;
     if let Some(Command::Neighbour) = options.command {
         for build in &builds {
             let mut server = Archipelago::new(dir.path(), build)?;

@@ -21,6 +21,8 @@ const CONTAINER_LEN: u64 = 64 << 30;
 const OWNED: &str = "owned";
 /// The snapshot that clones are made of.
 const BASE: &str = "base";
+/// The pool that builds have in common.
+const COMMON_POOL: &str = "pool";
 
 /// Programs and settings of a node.
 #[derive(Debug, Clone)]
@@ -33,6 +35,8 @@ pub struct Build {
     pub command: PathBuf,
     /// `poll_us` in its configuration; `None`: as `init` writes it.
     pub poll_us: Option<u32>,
+    /// Name of its pool.
+    pub pool: String,
 }
 
 impl Build {
@@ -46,27 +50,43 @@ impl Build {
             placement: placement.to_owned(),
             command: own_program("archipelago")?,
             poll_us: None,
+            pool: COMMON_POOL.to_owned(),
         })
     }
 
-    /// Reads `NAME=DIRECTORY[,poll_us=N]`: another build, fused.
+    /// Reads `NAME=DIRECTORY[,poll_us=N][,own_pool]`: another build, fused. With `own_pool` its metadata is in a pool of its own: for
+    /// a build whose format of pools is another one.
     ///
     /// # Errors
     /// If that is not what `text` says.
     pub fn parse(text: &str) -> Result<Build> {
         let (name, rest) = text.split_once('=').context("NAME=DIRECTORY is wanted")?;
-        let (dir, poll_us) = match rest.split_once(",poll_us=") {
-            Some((dir, poll_us)) => (dir, Some(poll_us.parse().context("poll_us")?)),
-            None => (rest, None),
-        };
+        let mut settings = rest.split(',');
+        let dir = settings.next().unwrap_or_default();
         let command = Path::new(dir).join("archipelago");
         ensure!(command.exists(), "{} does not exist", command.display());
-        Ok(Build {
+        let mut build = Build {
             name: name.to_owned(),
             placement: "fused".to_owned(),
             command,
-            poll_us,
-        })
+            poll_us: None,
+            pool: COMMON_POOL.to_owned(),
+        };
+        for setting in settings {
+            match setting.split_once('=') {
+                Some(("poll_us", poll_us)) => {
+                    build.poll_us = Some(poll_us.parse().context("poll_us")?);
+                }
+                None if setting == "own_pool" => build.pool = format!("pool-{name}"),
+                _ => bail!("`{setting}` is neither poll_us=N nor own_pool"),
+            }
+        }
+        Ok(build)
+    }
+
+    /// Whether no other build uses its pool.
+    fn has_own_pool(&self) -> bool {
+        self.pool != COMMON_POOL
     }
 }
 
@@ -82,24 +102,53 @@ pub struct Volumes {
 }
 
 impl Volumes {
-    /// Makes them in the pool below `dir`; `fill` writes a volume through its socket.
+    /// Makes them in the pools of `builds` below `dir`; `fill` writes a volume through its socket.
     ///
     /// # Errors
     /// If a node refuses, or a volume has more than one container.
-    pub fn make(dir: &Path, size: u64, fill: &dyn Fn(&Path) -> Result<()>) -> Result<Volumes> {
+    pub fn make(
+        dir: &Path,
+        builds: &[Build],
+        size: u64,
+        fill: &dyn Fn(&Path) -> Result<()>,
+    ) -> Result<Volumes> {
         ensure!(
             size <= CONTAINER_LEN,
             "a volume of {size} bytes has several containers: {CONTAINER_LEN} at most"
         );
-        let build = Build {
-            name: "preparation".to_owned(),
-            ..Build::own("fused")?
+        let prepared = |build: Build| {
+            // Short: so are the paths of sockets.
+            let name = format!("{}-0", build.name);
+            Volumes::make_with(dir, &Build { name, ..build }, size, fill)
         };
-        let mut node = Archipelago::new(dir, &build)?;
+        let volumes = prepared(Build::own("fused")?)?;
+        for build in builds.iter().filter(|build| build.has_own_pool()) {
+            let own = prepared(build.clone())?;
+            // The map of a volume that was written in full is the same: its containers can be those of the common pool.
+            for (own, common) in [(&own.filled, &volumes.filled), (&own.base, &volumes.base)] {
+                fs::remove_file(own)?;
+                fs::hard_link(common, own)?;
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// Makes them in the pool of `build`.
+    fn make_with(
+        dir: &Path,
+        build: &Build,
+        size: u64,
+        fill: &dyn Fn(&Path) -> Result<()>,
+    ) -> Result<Volumes> {
+        let mut node = Archipelago::new(dir, build)?;
         let mut containers = Vec::new();
         for name in ["filled", OWNED] {
             fill(&node.volume(name, size)?)?;
-            containers.push(container(&dir.join("pool"), &node.lineage(name)?, size)?);
+            containers.push(container(
+                &dir.join(&build.pool),
+                &node.lineage(name)?,
+                size,
+            )?);
         }
         node.call(&["volume", "snapshot", "filled", BASE])?;
         node.release()?;
@@ -147,7 +196,7 @@ pub struct Archipelago {
 }
 
 impl Archipelago {
-    /// Configures a node of the pool `dir/pool`, with a root directory of its own.
+    /// Configures a node of the build's pool below `dir`, with a root directory of its own.
     ///
     /// # Errors
     /// If `init` refuses.
@@ -163,7 +212,7 @@ impl Archipelago {
             attached: Vec::new(),
             clones: 0,
         };
-        let pool = dir.join("pool");
+        let pool = dir.join(&build.pool);
         let pool = pool.to_str().context("the directory is not UTF-8")?;
         server.call(&["init", "--placement", &build.placement, "--pool-dir", pool])?;
         if let Some(poll_us) = build.poll_us {
@@ -336,14 +385,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_is_a_name_a_directory_and_a_poll() {
+    fn a_build_is_a_name_a_directory_and_settings() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("archipelago"), "").unwrap();
         let dir = dir.path().to_str().unwrap();
         let build = Build::parse(&format!("old={dir},poll_us=0")).unwrap();
         assert_eq!((build.name.as_str(), build.poll_us), ("old", Some(0)));
         assert_eq!(Build::parse(&format!("old={dir}")).unwrap().poll_us, None);
-        for wrong in [dir, "old=/nowhere", &format!("old={dir},poll_us=few")] {
+        let build = Build::parse(&format!("old={dir},own_pool,poll_us=1")).unwrap();
+        assert_eq!((build.pool.as_str(), build.poll_us), ("pool-old", Some(1)));
+        for wrong in [
+            dir,
+            "old=/nowhere",
+            &format!("old={dir},poll_us=few"),
+            &format!("old={dir},poll"),
+        ] {
             Build::parse(wrong).unwrap_err();
         }
     }
