@@ -72,9 +72,9 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
     /// Says what channels with [`Rights::Granted`] may write from now on; until then it is nothing. Handles that rest on a grant
     /// which is no more are closed; what was started on them finishes.
     pub fn set_grants(&mut self, grants: Grants) {
-        for channel in &mut self.channels {
-            let rights = channel.rights;
-            let keep = |object: &OpenObject| rights.allow_open(object, &grants);
+        let granted = |channel: &&mut Channel<P>| channel.rights == Rights::Granted;
+        for channel in self.channels.iter_mut().filter(granted) {
+            let keep = |object: &OpenObject| Rights::Granted.allow_open(object, &grants);
             channel.handles.retain(keep);
         }
         self.grants = grants;

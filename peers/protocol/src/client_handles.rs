@@ -260,20 +260,11 @@ impl ClientHandles {
         if port.credits() == 0 {
             return None;
         }
-        let handle = if let Ok(fresh) = u32::try_from(self.slots.len())
-            && fresh < self.capacity
-        {
-            fresh
-        } else {
-            let handle = self.free.last().copied().or_else(|| self.evict(port))?;
-            let close = HandleRequest::Close { handle }.encode();
-            let cookie = HANDLE_COOKIE | CLOSE_COOKIE | u64::from(handle);
-            // With a credit for the open, too: so a number is either in use or free.
-            if port.credits() < 2 || port.submit(cookie, close).is_err() {
-                return None;
-            }
-            self.opens += 1;
-            handle
+        let unused = u32::try_from(self.slots.len()).ok();
+        let handle = match unused.filter(|number| *number < self.capacity) {
+            // Numbers that were used before are first, so that the tables of both sides are as long as need be.
+            Some(unused) if self.free.is_empty() || port.credits() < 2 => unused,
+            _ => self.close_free(port)?,
         };
         let request = |again| HandleRequest::Open {
             handle,
@@ -301,6 +292,19 @@ impl ClientHandles {
         }
         self.by_object.insert(*object, handle);
         self.append(handle);
+        Some(handle)
+    }
+
+    /// Closes a free handle, evicted if need be: it stays the last of the list of free ones.
+    fn close_free(&mut self, port: &mut impl ClientPort) -> Option<u32> {
+        let handle = self.free.last().copied().or_else(|| self.evict(port))?;
+        let close = HandleRequest::Close { handle }.encode();
+        let cookie = HANDLE_COOKIE | CLOSE_COOKIE | u64::from(handle);
+        // With a credit for the open, too: so a number is either in use or free.
+        if port.credits() < 2 || port.submit(cookie, close).is_err() {
+            return None;
+        }
+        self.opens += 1;
         Some(handle)
     }
 

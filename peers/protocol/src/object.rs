@@ -330,35 +330,35 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused() {
-        let good = read();
+        let valid = read();
         let cases = [
-            (Submission { op: 0, ..good }, ErrorCode::Unsupported),
-            (Submission { op: 200, ..good }, ErrorCode::Unsupported),
+            (Submission { op: 0, ..valid }, ErrorCode::Unsupported),
+            (Submission { op: 200, ..valid }, ErrorCode::Unsupported),
             (
                 Submission {
                     args: [0, 0, 1],
-                    ..good
+                    ..valid
                 },
                 ErrorCode::Invalid,
             ),
             (
                 Submission {
                     flags: 0x80,
-                    ..good
+                    ..valid
                 },
                 ErrorCode::Invalid,
             ),
             (
                 Submission {
                     count: SCATTER_MAX + 1,
-                    ..good
+                    ..valid
                 },
                 ErrorCode::Invalid,
             ),
             (
                 Submission {
                     len: IO_LEN_MAX + 1,
-                    ..good
+                    ..valid
                 },
                 ErrorCode::Invalid,
             ),
@@ -366,7 +366,7 @@ mod tests {
                 Submission {
                     offset: u64::MAX,
                     len: 1,
-                    ..good
+                    ..valid
                 },
                 ErrorCode::Invalid,
             ),

@@ -15,7 +15,8 @@ use std::task::Poll;
 
 use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::object::{
-    OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest, SWAP_LEN_MAX,
+    FLAG_DURABLE, OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+    SWAP_LEN_MAX,
 };
 use archipelago_protocol::{ErrorCode, Generation, Lineage, ObjectSize};
 use rustc_hash::FxHashMap;
@@ -227,9 +228,12 @@ impl Disk {
         offset: u64,
         data: &[u8],
     ) -> Outcome<()> {
+        // No sync follows that would say so: the table of handles keeps what is not durable.
+        let flags = if self.is_durable() { FLAG_DURABLE } else { 0 };
         let mut at = offset;
         for piece in data.chunks(self.io_len_max) {
             let request = ObjectRequest {
+                flags,
                 object_size,
                 offset: at,
                 len: u32::try_from(piece.len()).expect("at most io_len_max"),

@@ -148,6 +148,20 @@ fn one_credit_is_enough_to_open_and_what_is_forgotten_is_opened_again() {
 }
 
 #[test]
+fn numbers_are_used_again_before_others_are() {
+    let mut rig = Rig::new(8, 16);
+    for epoch in 0..20 {
+        let handle = rig.find(epoch).unwrap();
+        assert_eq!(handle, 0);
+        let close = HandleRequest::Close { handle };
+        let expected = [close, open(handle, epoch)];
+        let skipped = usize::from(epoch == 0);
+        assert_eq!(rig.serve(Ok(())), expected[skipped..]);
+        rig.handles.forget(&mut rig.client, Lineage(1));
+    }
+}
+
+#[test]
 fn uses_survive_a_cookie() {
     for effect in [Effect::None, Effect::Writes, Effect::Syncs, Effect::Deletes] {
         let used = HandleUse::new(HANDLES_MAX - 1, effect);
@@ -155,4 +169,6 @@ fn uses_survive_a_cookie() {
         assert_eq!(HandleUse::from_bits(used.to_bits()), Some(used));
     }
     assert_eq!(HandleUse::from_bits(0), None);
+    let durable = Effect::of(ObjectOp::Write, FLAG_DURABLE);
+    assert_eq!(durable, Effect::None, "no sync has to cover it");
 }
