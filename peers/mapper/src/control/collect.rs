@@ -35,24 +35,29 @@ pub(crate) fn start_if_due(parts: &Rc<Parts>) -> bool {
 
 async fn collect(parts: &Rc<Parts>) -> Outcome<()> {
     let own = parts.pool.config.owner;
-    // Removed here while another node was opening them: that node closes them, and its collection has them.
-    let mut in_use = BTreeSet::new();
+    // Removed here while another node was opening them: that node closes them, and its collection has them. Or not known to be free:
+    // the next collection looks again.
+    let mut kept = BTreeSet::new();
     loop {
         parts.catalogue.ready().await?;
         let orphans: Vec<Item> = {
             let names = parts.catalogue.names();
             let orphans = names.orphans();
-            let free = orphans.filter(|item| !in_use.contains(&item.lineage));
+            let free = orphans.filter(|item| !kept.contains(&item.lineage));
             free.take(LINEAGES_AT_ONCE).cloned().collect()
         };
         let mut unneeded = Vec::new();
         for item in orphans {
             match check_owner(parts, &item).await {
-                Err(failure) if failure.code == ErrorCode::InUse => {
-                    in_use.insert(item.lineage);
+                Ok(()) => unneeded.push(item.lineage),
+                // What is damaged cannot be opened.
+                Err(failure) if failure.code == ErrorCode::Damaged => unneeded.push(item.lineage),
+                Err(failure) => {
+                    if failure.code != ErrorCode::InUse {
+                        tracing::warn!("a removed volume still takes space: {}", failure.message);
+                    }
+                    kept.insert(item.lineage);
                 }
-                // Whatever is wrong with it, nobody has it open.
-                Ok(()) | Err(_) => unneeded.push(item.lineage),
             }
         }
         let guard = parts.catalogue.locked().await?;

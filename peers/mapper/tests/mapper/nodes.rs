@@ -387,6 +387,47 @@ fn a_volume_that_is_removed_while_another_node_opens_it_is_deleted_once_it_is_cl
 }
 
 #[test]
+fn a_removed_volume_is_kept_while_nobody_knows_who_has_it_open() {
+    for fault in [None, Some(ErrorCode::Io), Some(ErrorCode::Unavailable)] {
+        let mut nodes = Nodes::new(2);
+        let own = nodes.on(0, |rig| {
+            let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+            let handle = rig.open(own, true);
+            rig.close(handle);
+            own
+        });
+        // Removed by a node that had found it free, just before another one opened it.
+        nodes.rigs[0].stalled = true;
+        let removal = nodes.on(0, |rig| {
+            let removal = rig.send_control(remove("v"));
+            rig.step(ObjectOp::Read, None);
+            rig.step(ObjectOp::ReadSwapped, None);
+            removal
+        });
+        let handle = nodes.on(1, |rig| rig.open(own, true));
+        nodes.on(1, |rig| rig.write(own, handle, 1, 7));
+        let read_catalogue = |rig: &mut Rig| {
+            while rig.waiting(ObjectOp::Read).is_some() {
+                rig.step(ObjectOp::Read, None);
+            }
+        };
+        nodes.on(0, |rig| {
+            read_catalogue(rig);
+            rig.step(ObjectOp::Append, None);
+            assert_eq!(rig.control_reply(removal), CatalogueReply::Done);
+            // Its collection asks who has it.
+            read_catalogue(rig);
+            rig.step(ObjectOp::ReadSwapped, fault);
+            rig.stalled = false;
+            rig.run();
+        });
+        let kept = nodes.on(1, |rig| (rig.flush(handle), rig.read(handle, 1)));
+        assert_eq!(kept, (Ok(0), 7), "{fault:?}");
+        assert!(nodes.pool.holds(own));
+    }
+}
+
+#[test]
 fn a_node_that_stops_is_gone_and_what_it_had_is_free() {
     let mut nodes = Nodes::new(2);
     let import = nodes.on(0, |rig| create_import(rig, "i"));

@@ -181,11 +181,16 @@ impl Rig {
         );
     }
 
-    /// Answers the first request of `op` that waits in a stalled rig, with `fault` instead of doing it if there is one.
-    pub(crate) fn step(&mut self, op: ObjectOp, fault: Option<ErrorCode>) {
+    /// Which of the requests that wait in a stalled rig is the first of `op`.
+    pub(crate) fn waiting(&self, op: ObjectOp) -> Option<usize> {
         let wanted =
             |effect: &Effect| matches!(effect, Effect::Object { request, .. } if request.op == op);
-        let index = self.waiting.iter().position(wanted);
+        self.waiting.iter().position(wanted)
+    }
+
+    /// Answers the first request of `op` that waits in a stalled rig, with `fault` instead of doing it if there is one.
+    pub(crate) fn step(&mut self, op: ObjectOp, fault: Option<ErrorCode>) {
+        let index = self.waiting(op);
         let index = index.unwrap_or_else(|| panic!("{op:?} does not wait: {:?}", self.waiting));
         let Some(Effect::Object { id, request, data }) = self.waiting.remove(index) else {
             unreachable!("found above");
