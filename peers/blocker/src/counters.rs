@@ -5,7 +5,9 @@ use archipelago_protocol::control::PeerStatus;
 /// Counters of a blocker peer since it started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Requests accepted from channels, good and bad.
+    /// Handles opened and closed for channels, or refused.
+    pub handle_requests: u64,
+    /// Requests accepted from channels, valid or not, but for those that open or close a handle.
     pub requests: u64,
     /// Of these, reads of data or metadata.
     pub reads: u64,
@@ -19,7 +21,7 @@ pub struct Counters {
     pub read_bytes: u64,
     /// Bytes written successfully.
     pub written_bytes: u64,
-    /// Requests answered with an error code.
+    /// Requests, also for handles, answered with an error code.
     pub failed: u64,
     /// Of these, refused for their form or memory before the backend saw them.
     pub refused: u64,
@@ -38,6 +40,7 @@ impl Counters {
     #[must_use]
     pub fn status(&self, name: &str) -> PeerStatus {
         let counters = [
+            ("handle_requests", self.handle_requests),
             ("requests", self.requests),
             ("reads", self.reads),
             ("writes", self.writes),

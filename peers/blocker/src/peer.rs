@@ -161,7 +161,6 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
                 break;
             };
             progress = Progress::Busy;
-            self.counters.requests += 1;
             if channel.in_flight() >= IN_FLIGHT_MAX {
                 warn!(
                     channel = channel.id.0,
@@ -210,10 +209,12 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
 
     fn start(&mut self, index: usize, entry: &Submission) {
         if let Some(request) = HandleRequest::decode(entry) {
+            self.counters.handle_requests += 1;
             let done = self.change_handles(index, request);
             self.counters.failed += u64::from(done.is_err());
             return self.channels[index].answer(entry.tag, &ObjectReply::from(done));
         }
+        self.counters.requests += 1;
         let channel = &mut self.channels[index];
         let decoded = ObjectRequest::decode(entry, |handle, op| channel.handles.get(handle, op));
         let allowed = decoded.and_then(|request| {
