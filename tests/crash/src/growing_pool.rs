@@ -20,7 +20,7 @@ pub const GROWN_WITHIN: Duration = Duration::from_secs(10);
 /// Guests that write fill the file system within any such time, also emulated ones on a busy host.
 pub const STALLED: Duration = Duration::from_secs(60);
 /// Between two looks at the file system and the status.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// For how long the pool stays full: `$GROWN_SECONDS`, else 6 s.
 #[must_use]
@@ -72,30 +72,32 @@ impl GrowingPool {
         self.files.leave(free)
     }
 
-    /// Waits until all `guests` wait for space, for as long as the file system fills. `check` finds out whether one has failed.
+    /// Waits until all `guests` wait for space, for as long as they write. `check` finds out whether one has failed, and how much they
+    /// have done: one that writes where the file system has set space aside for its file takes nothing of what is free.
     ///
     /// # Errors
-    /// That of `check`, or if nothing is written for [`STALLED`].
+    /// That of `check`, or if neither what is free nor what is done changes for [`STALLED`].
     pub fn filled(
         &self,
         node: &Node,
         guests: usize,
-        mut check: impl FnMut() -> Result<()>,
+        mut check: impl FnMut() -> Result<u64>,
     ) -> Result<()> {
-        let (mut free, mut changed) = (self.files.free()?, now());
+        let mut look = || Ok::<_, anyhow::Error>((check()?, self.files.free()?));
+        let (mut found, mut changed) = (look()?, now());
         loop {
-            check()?;
             let waiting = waiting(node)?;
             if waiting == guests {
                 return Ok(());
             }
-            let found = self.files.free()?;
-            if found != free {
-                (free, changed) = (found, now());
+            let before = std::mem::replace(&mut found, look()?);
+            if found != before {
+                changed = now();
             }
             ensure!(
                 changed.elapsed() < STALLED,
-                "{waiting} of {guests} guests wait for space, and for {STALLED:?} nobody has written: {free} bytes are free"
+                "{waiting} of {guests} guests wait for space, and for {STALLED:?} nobody has written: {} bytes are free",
+                found.1
             );
             pause(LOOK);
         }

@@ -73,7 +73,10 @@ fn five_guests(kind: Kind, placement: &str) -> Result<()> {
     };
     let began = now();
     let mut loaded = LoadedVolumes::start(&node, GUESTS, DISK, load, seed())?;
-    pool.filled(&node, GUESTS, || loaded.check())?;
+    pool.filled(&node, GUESTS, || {
+        loaded.check()?;
+        Ok(loaded.done())
+    })?;
     println!(
         "{kind}: full after {:?}, {} requests",
         began.elapsed(),

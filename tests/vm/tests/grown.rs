@@ -90,16 +90,21 @@ fn boot(sockets: &[PathBuf]) -> Result<Vec<Guest>> {
     })
 }
 
+/// How many files the guests have written; they have seen no error.
+fn files(guests: &[Guest]) -> Result<u64> {
+    let check = "no_errors && test ! -e /tmp/files.result && test ! -e /tmp/verifier/result && cat /tmp/files.done";
+    let files = each(guests, |_, guest| {
+        Ok(guest.run(check)?.trim().parse::<u64>()?)
+    })?;
+    Ok(files.iter().sum())
+}
+
 /// For a third of the time of a full pool all guests wait, and see no error. Where the file system finds some space that it had set
 /// aside, they fill that too.
 fn hold(pool: &GrowingPool, node: &Node, guests: &[Guest]) -> Result<()> {
-    let no_error = || {
-        let check = "no_errors && test ! -e /tmp/files.result && test ! -e /tmp/verifier/result";
-        each(guests, |_, guest| guest.run(check)).map(drop)
-    };
     let deadline = now() + full_time() / 3;
     while now() < deadline {
-        pool.filled(node, GUESTS, no_error)?;
+        pool.filled(node, GUESTS, || files(guests))?;
         pause(LOOK);
     }
     Ok(())
@@ -139,12 +144,12 @@ fn five_guests_wait(kind: Kind, placement: &str) -> Result<()> {
         guest.run(FILE_SYSTEMS[index % 2])?;
         guest.run(&format!("start_verifier {index} {PLACE} && start_files"))
     })?;
-    pool.filled(&node, GUESTS, || Ok(()))?;
+    let all_wait = || pool.filled(&node, GUESTS, || files(&guests));
+    all_wait()?;
     println!("{kind}: full after {:?}", began.elapsed());
 
     hold(&pool, &node, &guests)?;
     replace_process(&node, "mapper")?;
-    let all_wait = || pool.filled(&node, GUESTS, || Ok(()));
     all_wait()?;
     node.call(&["node", "stop"])?;
     node.call(&["node", "start"])?;
