@@ -4,8 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-/// Between two polls of another process, which sends no event.
-const INTERVAL: Duration = Duration::from_millis(2);
+/// Between two polls of another process, which sends no event: at first, and at most. In between it is [`PART`] of the time that has passed:
+/// dozens of waits that poll each millisecond leave a busy machine no time for what they wait for.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
+const INTERVAL_MAX: Duration = Duration::from_millis(50);
+/// One part of this many.
+const PART: u32 = 16;
 
 /// The time by the system's clock.
 #[must_use]
@@ -29,13 +33,14 @@ pub fn wait_until<T>(
     missing: impl Fn() -> String,
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let deadline = now() + timeout;
+    let began = now();
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
-        ensure!(now() < deadline, "after {timeout:?} {}", missing());
-        pause(INTERVAL);
+        let passed = began.elapsed();
+        ensure!(passed < timeout, "after {timeout:?} {}", missing());
+        pause((passed / PART).clamp(INTERVAL_MIN, INTERVAL_MAX));
     }
 }
 

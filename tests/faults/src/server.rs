@@ -4,10 +4,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use archipelago_bench::server::own_program;
+use archipelago_bench::waiting;
 use archipelago_crash_tests::node::Node;
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -21,12 +22,6 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub const START_DEADLINE: Duration = Duration::from_secs(80);
 /// Longest time for `node stop` while something hangs: noticed after 10 s, then three processes are ended within 10 s each.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(45);
-/// The first pause of [`wait_for`]; each further one is twice as long, up to [`PAUSE_MAX`]: threads of dozens of lives that look each millisecond leave
-/// a busy machine no time for what they wait for.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
-/// The longest pause between two looks.
-const PAUSE_MAX: Duration = Duration::from_millis(8);
-
 /// How a command ended.
 #[derive(Debug, Clone)]
 pub enum Answer {
@@ -57,18 +52,9 @@ pub fn wait_until(what: &str, done: impl FnMut() -> bool) -> Result<()> {
 ///
 /// # Errors
 /// If it is not done in that time.
-#[expect(clippy::disallowed_methods, reason = "waits for another process")]
 pub fn wait_for(what: &str, timeout: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + timeout;
-    let mut pause = PAUSE_MIN;
-    while !done() {
-        if Instant::now() > deadline {
-            bail!("HANG: {what} is not done after {timeout:?}");
-        }
-        std::thread::sleep(pause);
-        pause = PAUSE_MAX.min(2 * pause);
-    }
-    Ok(())
+    let missing = || format!("HANG: {what} is not done");
+    waiting::wait_until(timeout, missing, || Ok(done().then_some(())))
 }
 
 fn drained(pipe: Option<impl Read>) -> String {
