@@ -100,6 +100,7 @@ beside crash cargo test --release --no-fail-fast --package archipelago-crash-tes
 beside endpoints cargo test --release --no-fail-fast --package archipelago-endpoint-tests -- --nocapture
 # Two clusters at a time: each emulated processor takes a core.
 beside ganeti cargo test --release --no-fail-fast --package archipelago-ganeti-tests -- --nocapture --test-threads 2
+beside ceph cargo test --release --no-fail-fast --package librados-sys --package archipelago-blocker-rados --package archipelago-rados
 begin
 stage check nice tests/check.sh
 # Not a release build: sums that overflow and broken assertions of our own shall be seen.
@@ -114,7 +115,6 @@ beside faults cargo test --release --package archipelago-fault-tests -- --nocapt
 begin
 stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
 meet
-stage ceph cargo test --release --no-fail-fast --package librados-sys --package archipelago-blocker-rados --package archipelago-rados
 
 # Two guests at a time, as above.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2
