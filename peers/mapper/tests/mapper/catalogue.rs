@@ -8,7 +8,7 @@ use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectRequest
 use archipelago_protocol::{ErrorCode, Labels, Lineage, Name, ObjectSize, OnFull};
 
 use crate::rig::pool::Left;
-use crate::rig::{Rig, name, small};
+use crate::rig::{Rig, name, small, volume};
 
 fn list(rig: &mut Rig, prefix: &str, after: Option<Name>, limit: usize) -> Page {
     match rig.control(CatalogueRequest::List {
@@ -140,25 +140,10 @@ fn a_rename_is_seen_by_descendants_and_a_taken_name_is_refused() {
     assert_eq!(rig.refused(clone("x", None)), ErrorCode::NotFound);
 }
 
-fn import(rig: &mut Rig, text: &str) -> Lineage {
-    let lineage = rig.fresh();
-    rig.entry(CatalogueRequest::Create {
-        name: name(text),
-        lineage,
-        kind: Kind::Importing,
-        size: 1 << 20,
-        object_size: ObjectSize::MIN,
-        created: 0,
-        on_full: OnFull::default(),
-        labels: Labels::default(),
-    });
-    lineage
-}
-
 #[test]
 fn an_import_is_hidden_until_published_and_forgotten_by_a_restart() {
     let mut rig = Rig::new(small());
-    let kept = import(&mut rig, "kept");
+    let kept = rig.import("kept");
     let handle = rig.open(kept, true);
     rig.write(kept, handle, 3, 4);
     let publish = CatalogueRequest::Publish { name: name("kept") };
@@ -166,7 +151,7 @@ fn an_import_is_hidden_until_published_and_forgotten_by_a_restart() {
     rig.close(handle);
     assert_eq!(list(&mut rig, "", None, 9).entries, []);
     assert_eq!(rig.entry(publish).kind, Kind::Image);
-    let left = import(&mut rig, "left");
+    let left = rig.import("left");
     let handle = rig.open(left, true);
     rig.write(left, handle, 3, 4);
     rig.restart();
@@ -227,16 +212,7 @@ fn a_failed_append_is_read_again_before_anything_is_changed() {
     let mut rig = Rig::new(small());
     rig.create("v", 1 << 20, ObjectSize::MIN);
     let lineage = rig.fresh();
-    let create = CatalogueRequest::Create {
-        name: name("w"),
-        lineage,
-        kind: Kind::Volume,
-        size: 512,
-        object_size: ObjectSize::MIN,
-        created: 0,
-        on_full: OnFull::default(),
-        labels: Labels::default(),
-    };
+    let create = volume("w", lineage);
     rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::Io));
     assert_eq!(rig.refused(create.clone()), ErrorCode::SyncFailed);
     rig.pool.fail = None;
@@ -287,7 +263,7 @@ fn what_is_listed_after_a_failed_append_stays_so() {
 #[test]
 fn a_first_read_that_failed_leaves_its_work_to_the_next() {
     let mut rig = Rig::new(small());
-    let left = import(&mut rig, "left");
+    let left = rig.import("left");
     rig.create("v", 1 << 20, ObjectSize::MIN);
     rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::Io));
     rig.restart();
@@ -556,20 +532,7 @@ fn a_mapper_that_was_replaced_does_not_take_the_catalogue_back() {
     rig.pool = successor.pool;
     let create = |rig: &mut Rig| {
         let lineage = Lineage(1 << 64 | 99);
-        let request = CatalogueRequest::Create {
-            name: name("late"),
-            lineage,
-            kind: Kind::Volume,
-            size: 512,
-            object_size: ObjectSize::MIN,
-            created: 1,
-            on_full: OnFull::default(),
-            labels: Labels::default(),
-        };
-        match rig.control(request) {
-            CatalogueReply::Failed(error) => error.code,
-            other => panic!("{other:?}"),
-        }
+        rig.refused(volume("late", lineage))
     };
     assert_eq!(create(&mut rig), ErrorCode::Stale);
     assert_eq!(create(&mut rig), ErrorCode::Stale, "asked again");

@@ -1,11 +1,11 @@
 //! What fails on the way to the disk: who gets an error, and what is still there.
 
-use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
-use archipelago_protocol::{ErrorCode, Labels, ObjectSize, OnFull};
+use archipelago_protocol::{ErrorCode, ObjectSize};
 
-use crate::rig::{Rig, small};
+use crate::rig::{Rig, small, volume};
 
 #[test]
 fn a_failed_append_is_final_until_reopened() {
@@ -49,16 +49,7 @@ fn lack_of_space_changes_nothing_and_passes() {
     rig.flush(handle).unwrap();
     rig.snapshot(handle, "v", "s");
     let lineage = rig.fresh();
-    let create = CatalogueRequest::Create {
-        name: "w".parse().unwrap(),
-        lineage,
-        kind: Kind::Volume,
-        size: 512,
-        object_size: ObjectSize::MIN,
-        created: 0,
-        on_full: OnFull::default(),
-        labels: Labels::default(),
-    };
+    let create = volume("w", lineage);
     rig.pool.fail = Some((rig.pool.log.len() + 1, ErrorCode::NoSpace));
     assert_eq!(rig.refused(create.clone()), ErrorCode::NoSpace);
     rig.entry(create);

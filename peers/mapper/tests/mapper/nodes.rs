@@ -5,10 +5,10 @@ use archipelago_mapper::{MapperConfig, Sharing};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
-use archipelago_protocol::{ErrorCode, Labels, Lineage, ObjectSize, OnFull};
+use archipelago_protocol::{ErrorCode, Labels, Lineage, ObjectSize};
 
 use crate::rig::pool::Pool;
-use crate::rig::{Rig, name, small};
+use crate::rig::{Rig, name, small, volume};
 
 /// Nodes, each with a mapper and journals of its own.
 struct Nodes {
@@ -29,6 +29,20 @@ impl Nodes {
             nodes.rigs.push(rig);
         }
         nodes
+    }
+
+    /// Three, of which the first one had a volume open, with a 7 in block 1, when the second one declared it dead; volume and handle.
+    fn with_a_dead_owner() -> (Self, Lineage, u32) {
+        let mut nodes = Nodes::new(3);
+        let own = nodes.on(0, |rig| rig.create("v", 1 << 20, ObjectSize::MIN));
+        let handle = nodes.on(0, |rig| rig.open(own, true));
+        nodes.on(0, |rig| rig.write(own, handle, 1, 7));
+        nodes.on(0, |rig| rig.flush(handle)).unwrap();
+        let fence = CatalogueRequest::Fence {
+            incarnation: Lineage(nodes.rigs[0].config.owner),
+        };
+        assert_eq!(nodes.on(1, |rig| rig.control(fence)), CatalogueReply::Done);
+        (nodes, own, handle)
     }
 
     fn started(&mut self, index: usize, ended: Vec<u128>) -> Rig {
@@ -87,21 +101,6 @@ fn names(rig: &mut Rig) -> Vec<String> {
     }
 }
 
-fn create_import(rig: &mut Rig, text: &str) -> Lineage {
-    let lineage = rig.fresh();
-    rig.entry(CatalogueRequest::Create {
-        name: name(text),
-        lineage,
-        kind: Kind::Importing,
-        size: 1 << 20,
-        object_size: ObjectSize::MIN,
-        created: 0,
-        on_full: OnFull::default(),
-        labels: Labels::default(),
-    });
-    lineage
-}
-
 /// Why the request was refused.
 fn refusal(rig: &mut Rig, request: CatalogueRequest) -> (ErrorCode, String) {
     match rig.control(request) {
@@ -157,16 +156,7 @@ fn who_has_slept_while_the_log_went_round_reads_the_checkpoint() {
 #[test]
 fn a_change_that_comes_late_is_decided_again() {
     let mut nodes = Nodes::new(2);
-    let create = |lineage| CatalogueRequest::Create {
-        name: name("v"),
-        lineage: Lineage(lineage),
-        kind: Kind::Volume,
-        size: 512,
-        object_size: ObjectSize::MIN,
-        created: 0,
-        on_full: OnFull::default(),
-        labels: Labels::default(),
-    };
+    let create = |lineage| volume("v", Lineage(lineage));
     // The first one has decided, and its append has not been carried out.
     nodes.rigs[0].stalled = true;
     let tag = nodes.on(0, |rig| {
@@ -194,7 +184,7 @@ fn a_change_that_comes_late_is_decided_again() {
 #[test]
 fn a_start_takes_nothing_from_a_node_that_lives() {
     let mut nodes = Nodes::new(2);
-    let import = nodes.on(0, |rig| create_import(rig, "i"));
+    let import = nodes.on(0, |rig| rig.import("i"));
     let writer = nodes.on(0, |rig| rig.open(import, true));
     nodes.on(0, |rig| rig.write(import, writer, 1, 5));
     // Between two sessions of its import, too.
@@ -206,7 +196,7 @@ fn a_start_takes_nothing_from_a_node_that_lives() {
     let publish = CatalogueRequest::Publish { name: name("i") };
     assert_eq!(nodes.on(0, |rig| rig.entry(publish)).kind, Kind::Image);
     // Of a node that has ended it does.
-    let left = nodes.on(0, |rig| create_import(rig, "left"));
+    let left = nodes.on(0, |rig| rig.import("left"));
     assert!(nodes.pool.holds(import));
     nodes.restart(0);
     assert_eq!(
@@ -265,15 +255,7 @@ fn a_volume_is_taken_from_nobody_who_lives() {
 
 #[test]
 fn a_declared_takeover_takes_a_volume_and_ends_its_owner() {
-    let mut nodes = Nodes::new(3);
-    let own = nodes.on(0, |rig| rig.create("v", 1 << 20, ObjectSize::MIN));
-    let handle = nodes.on(0, |rig| rig.open(own, true));
-    nodes.on(0, |rig| rig.write(own, handle, 1, 7));
-    nodes.on(0, |rig| rig.flush(handle)).unwrap();
-    let fence = CatalogueRequest::Fence {
-        incarnation: Lineage(nodes.rigs[0].config.owner),
-    };
-    assert_eq!(nodes.on(1, |rig| rig.control(fence)), CatalogueReply::Done);
+    let (mut nodes, own, handle) = Nodes::with_a_dead_owner();
     let next = nodes.on(2, |rig| rig.open(own, true));
     assert_eq!(nodes.on(2, |rig| rig.read(next, 1)), 7);
     // What the first one sends is refused: to the log, the head, the catalogue.
@@ -285,17 +267,7 @@ fn a_declared_takeover_takes_a_volume_and_ends_its_owner() {
     );
     let late = nodes.on(0, |rig| {
         let lineage = rig.fresh();
-        let create = CatalogueRequest::Create {
-            name: name("late"),
-            lineage,
-            kind: Kind::Volume,
-            size: 512,
-            object_size: ObjectSize::MIN,
-            created: 0,
-            on_full: OnFull::default(),
-            labels: Labels::default(),
-        };
-        rig.refused(create)
+        rig.refused(volume("late", lineage))
     });
     assert_eq!(late, ErrorCode::Stale);
     assert_eq!(
@@ -311,15 +283,7 @@ fn a_declared_takeover_takes_a_volume_and_ends_its_owner() {
 
 #[test]
 fn one_of_two_recoveries_wins_before_anything_is_written() {
-    let mut nodes = Nodes::new(3);
-    let own = nodes.on(0, |rig| rig.create("v", 1 << 20, ObjectSize::MIN));
-    let handle = nodes.on(0, |rig| rig.open(own, true));
-    nodes.on(0, |rig| rig.write(own, handle, 1, 7));
-    nodes.on(0, |rig| rig.flush(handle)).unwrap();
-    let fence = CatalogueRequest::Fence {
-        incarnation: Lineage(nodes.rigs[0].config.owner),
-    };
-    nodes.on(1, |rig| rig.control(fence));
+    let (mut nodes, own, _handle) = Nodes::with_a_dead_owner();
     // The first one has read the head, and would go on to take the volume.
     nodes.rigs[1].stalled = true;
     let late = nodes.on(1, |rig| {
@@ -430,7 +394,7 @@ fn a_removed_volume_is_kept_while_nobody_knows_who_has_it_open() {
 #[test]
 fn a_node_that_stops_is_gone_and_what_it_had_is_free() {
     let mut nodes = Nodes::new(2);
-    let import = nodes.on(0, |rig| create_import(rig, "i"));
+    let import = nodes.on(0, |rig| rig.import("i"));
     nodes.on(0, |rig| {
         rig.mapper.leave();
         rig.run();

@@ -1,6 +1,6 @@
 //! The policy for a full pool: set at any time, inherited, and part of the durable catalogue.
 
-use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
+use archipelago_protocol::catalogue::CatalogueRequest;
 use archipelago_protocol::{ErrorCode, LabelChanges, Labels, ObjectSize, OnFull};
 
 use super::rig::{Rig, name, small};
@@ -97,17 +97,7 @@ fn only_a_volume_is_set_and_the_same_again_writes_nothing() {
     let mut rig = Rig::new(small());
     rig.create("v", 1 << 20, ObjectSize::MIN);
     rig.snapshot_closed("v", "s");
-    let lineage = rig.fresh();
-    rig.entry(CatalogueRequest::Create {
-        name: name("i"),
-        lineage,
-        kind: Kind::Importing,
-        size: 512,
-        object_size: ObjectSize::MIN,
-        created: 0,
-        on_full: OnFull::default(),
-        labels: Labels::default(),
-    });
+    rig.import("i");
     for text in ["s", "i"] {
         assert_eq!(rig.refused(set(text, "report")), ErrorCode::Invalid);
     }

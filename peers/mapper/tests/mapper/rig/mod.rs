@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod pool;
+mod requests;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,9 +17,11 @@ use archipelago_protocol::journaled::{JournaledBlockId, JournaledData, area_len}
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::BlockState;
-use archipelago_protocol::{Epoch, ErrorCode, Labels, Lineage, Name, ObjectSize, OnFull};
+use archipelago_protocol::{Epoch, ErrorCode, Labels, Lineage, ObjectSize, OnFull};
 
 use self::pool::{Pool, SECTOR};
+
+pub(crate) use self::requests::{name, volume};
 
 /// Everything that a test needs.
 pub(crate) struct Rig {
@@ -49,10 +52,6 @@ pub(crate) fn small() -> MapperConfig {
         pack_len_max: 128 << 20,
         io_len_max: 64 << 10,
     }
-}
-
-pub(crate) fn name(text: &str) -> Name {
-    text.parse().unwrap()
 }
 
 /// A block full of `stamp`.
