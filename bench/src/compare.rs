@@ -350,6 +350,7 @@ mod tests {
             iops,
             p50_us: 1.0,
             p99_us: 2.0,
+            p999_us: 3.0,
             requests: 1,
         };
         Sample {

@@ -130,6 +130,7 @@ fn figures(text: &str) -> Result<Figures> {
             iops: side["iops"].as_f64()?,
             p50_us: latency("50.000000")?,
             p99_us: latency("99.000000")?,
+            p999_us: latency("99.900000")?,
             requests: side["total_ios"].as_u64()?,
         })
     };
@@ -142,7 +143,8 @@ mod tests {
 
     #[test]
     fn figures_are_those_of_the_side_that_did_something() {
-        let percentile = r#""percentile": {"50.000000": 1500, "99.000000": 9000}"#;
+        let percentile =
+            r#""percentile": {"50.000000": 1500, "99.000000": 9000, "99.900000": 9500}"#;
         let text = format!(
             "a line\n{{\"jobs\": [{{\"read\": {{\"total_ios\": 0, \"iops\": 0}}, \
              \"write\": {{\"total_ios\": 7, \"iops\": 3.5, \"clat_ns\": {{{percentile}}}}}}}]}}"
@@ -151,6 +153,7 @@ mod tests {
             iops: 3.5,
             p50_us: 1.5,
             p99_us: 9.0,
+            p999_us: 9.5,
             requests: 7,
         };
         assert_eq!(figures(&text).unwrap(), expected);

@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 pub mod adversary;
+pub mod catalogue;
 pub mod compare;
 #[expect(unsafe_code, reason = "virtio-driver takes addresses of buffers")]
 pub mod disk;

@@ -73,6 +73,8 @@ pub struct Figures {
     pub p50_us: f64,
     /// 99th percentile of latency in microseconds.
     pub p99_us: f64,
+    /// 99.9th percentile of latency in microseconds.
+    pub p999_us: f64,
     /// Reads or writes done.
     pub requests: u64,
 }
@@ -188,16 +190,18 @@ pub fn run(disk: &mut Disk, workload: Workload, time: Duration, seed: u64) -> Re
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 fn figures(latencies_ns: &mut [u64], time: Duration) -> Figures {
     latencies_ns.sort_unstable();
-    let at = |percent: usize| {
-        let index = (latencies_ns.len() * percent / 100).min(latencies_ns.len().saturating_sub(1));
+    let at = |per_mille: usize| {
+        let last = latencies_ns.len().saturating_sub(1);
+        let index = (latencies_ns.len() * per_mille / 1000).min(last);
         latencies_ns
             .get(index)
             .map_or(0.0, |ns| *ns as f64 / 1000.0)
     };
     Figures {
         iops: latencies_ns.len() as f64 / time.as_secs_f64().max(1e-9),
-        p50_us: at(50),
-        p99_us: at(99),
+        p50_us: at(500),
+        p99_us: at(990),
+        p999_us: at(999),
         requests: latencies_ns.len() as u64,
     }
 }
@@ -208,10 +212,11 @@ mod tests {
 
     #[test]
     fn figures_are_medians_and_rates() {
-        let mut latencies: Vec<u64> = (1..=100).map(|us| us * 1000).collect();
+        let mut latencies: Vec<u64> = (1..=1000).map(|us| us * 1000).collect();
         let figures = figures(&mut latencies, Duration::from_secs(2));
-        assert!((figures.iops - 50.0).abs() < 1e-6);
-        assert!((figures.p50_us - 51.0).abs() < 1e-6);
-        assert!((figures.p99_us - 100.0).abs() < 1e-6);
+        assert!((figures.iops - 500.0).abs() < 1e-6);
+        assert!((figures.p50_us - 501.0).abs() < 1e-6);
+        assert!((figures.p99_us - 991.0).abs() < 1e-6);
+        assert!((figures.p999_us - 1000.0).abs() < 1e-6);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use archipelago_bench::adversary::{Attack, attack};
+use archipelago_bench::catalogue;
 use archipelago_bench::compare::{self, Case, REQUEST_LEN_MAX};
 use archipelago_bench::fio;
 use archipelago_bench::idle;
@@ -58,6 +59,12 @@ enum Command {
         /// Idle volumes, each with a front end
         #[arg(long, default_value_t = 1000)]
         volumes: usize,
+    },
+    /// Measures a pool of many volumes: its start, listings, and what making volumes costs a busy one
+    Catalogue {
+        /// Volumes beside the busy one
+        #[arg(long, default_value_t = 100_000)]
+        entries: usize,
     },
     /// Compares over NBD, with fio as the client and qemu-nbd as the peer
     Nbd,
@@ -120,6 +127,16 @@ fn main() -> Result<()> {
             let mut server = Archipelago::new(dir.path(), build)?;
             let mut progress = |line: &str| eprintln!("{line}");
             let table = idle::run(&mut server, volumes, options.rounds, time, &mut progress)?;
+            println!("{table}");
+            server.release()?;
+        }
+        return Ok(());
+    }
+    if let Some(Command::Catalogue { entries }) = options.command {
+        for build in &builds {
+            let mut server = Archipelago::new(dir.path(), build)?;
+            let mut progress = |line: &str| eprintln!("{line}");
+            let table = catalogue::run(&mut server, entries, options.rounds, time, &mut progress)?;
             println!("{table}");
             server.release()?;
         }

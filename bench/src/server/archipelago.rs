@@ -7,6 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use archipelago_api::client::Client;
+use archipelago_api::layout::Layout;
 
 use super::{SERVER_CPU, Server, own_program};
 use crate::program::stdout_of;
@@ -244,7 +246,11 @@ impl Archipelago {
         Ok(fs::write(&path, text)?)
     }
 
-    fn start(&mut self) -> Result<()> {
+    /// Starts the node, unless it runs.
+    ///
+    /// # Errors
+    /// If it does not serve its pool.
+    pub(crate) fn start(&mut self) -> Result<()> {
         if self.running {
             return Ok(());
         }
@@ -268,6 +274,14 @@ impl Archipelago {
         self.start()?;
         self.call(&["volume", "create", name, "--size", &size.to_string()])?;
         self.attach(name)
+    }
+
+    /// A client of the node's API.
+    ///
+    /// # Errors
+    /// If the directory has no place for sockets.
+    pub(crate) fn client(&self) -> Result<Client> {
+        Ok(Client::new(Layout::new(Some(&self.root))?))
     }
 
     fn attach(&mut self, name: &str) -> Result<PathBuf> {
