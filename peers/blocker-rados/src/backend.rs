@@ -23,7 +23,7 @@ use crate::calls::{Calls, Waiter};
 use crate::open::{Options, open};
 use crate::owner::{Claimant, Owner, Place as OwnerPlace, taken};
 use crate::space::Space;
-use crate::tasks::Tasks;
+use crate::tasks::{TaskOf, Tasks};
 use crate::transfers::{Place, Transfers};
 use crate::{heads, index, logs, looks, removal};
 
@@ -40,7 +40,7 @@ pub struct RadosBackend {
     replies: VecDeque<(u64, ObjectReply)>,
     source: Source,
     _doorbells: [Watch; 2],
-    owner: Option<Owner>,
+    owner: Owner,
     lost: fn(&Error),
     name: String,
     fsid: String,
@@ -62,7 +62,7 @@ impl RadosBackend {
     /// [`ErrorCode::InUse`] naming the owner on another node; [`ErrorCode::Stale`] if another node has had the pool since a process
     /// died whose successor this is; otherwise what is wrong with configuration, key, pool or cluster.
     pub fn open(options: &Options, claimant: &Claimant, source: Source) -> Result<Self, Error> {
-        let opened = open(options, claimant)?;
+        let (opened, owner) = open(options, claimant)?;
         let name = options.name();
         let failed = |error: std::io::Error| {
             Error::new(
@@ -70,10 +70,7 @@ impl RadosBackend {
                 format!("RADOS pool `{name}`: a thread or its doorbell: {error}"),
             )
         };
-        let data_pool = options
-            .data_pool
-            .clone()
-            .unwrap_or_else(|| options.pool.clone());
+        let data_pool = options.data_pool().to_owned();
         let space = Space::start(opened.cluster.clone(), data_pool).map_err(failed)?;
         let doorbells = [
             source
@@ -84,16 +81,15 @@ impl RadosBackend {
                 .map_err(failed)?,
         ];
         let fsid = opened.fsid.clone();
-        let calls = Calls::new(opened, name.clone());
         Ok(RadosBackend {
-            calls: Rc::new(calls.0),
+            calls: Rc::new(Calls::new(opened, name.clone())),
             tasks: Tasks::default(),
             transfers: Transfers::default(),
             space,
             replies: VecDeque::new(),
             source,
             _doorbells: doorbells,
-            owner: calls.1,
+            owner,
             lost: claimant.lost,
             name,
             fsid,
@@ -113,20 +109,31 @@ impl RadosBackend {
             self.replies.push_back((ticket, ObjectReply::done(0)));
             return Ok(());
         }
-        let id = request.id;
-        let is_write = request.op == ObjectOp::Write;
-        if is_write && !self.calls.known.borrow().has_group(id, place.group()) {
-            self.counters.first_writes += 1;
-            self.start_task(ticket, request, memory);
-        } else {
-            self.counters.transfers += 1;
-            self.transfers.start(&self.calls, ticket, request, memory);
+        if self.transfers.admit(ticket, request, &place, memory) {
+            self.send(ticket, request, &place, memory);
         }
         Ok(())
     }
 
-    /// Carries out a request of several calls.
-    fn start_task(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
+    /// Carries out a read or write that was admitted. Only now the index counts: a write may have waited while its object was removed.
+    fn send(&mut self, ticket: u64, request: &ObjectRequest, place: &Place, memory: &[Span]) {
+        let is_write = request.op == ObjectOp::Write;
+        let is_known = || {
+            let known = self.calls.known.borrow();
+            known.has_group(request.id, place.group())
+        };
+        if is_write && !is_known() {
+            self.counters.first_writes += 1;
+            self.start_task(ticket, request, memory, request.len);
+        } else {
+            self.counters.transfers += 1;
+            self.transfers
+                .send(&self.calls, ticket, request, place, memory);
+        }
+    }
+
+    /// Carries out a request of several calls, which was admitted for so many bytes.
+    fn start_task(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span], admitted: u32) {
         self.counters.tasks += 1;
         let calls = Rc::clone(&self.calls);
         let (request, memory) = (*request, memory.to_vec());
@@ -134,9 +141,21 @@ impl RadosBackend {
             let done = carry_out(&calls, &request, &memory).await;
             done.unwrap_or_else(ObjectReply::failed)
         };
-        let of = (request.op, request.id);
-        let replied = self.tasks.start(&self.calls, ticket, of, future);
-        self.replies.extend(replied);
+        let of = TaskOf {
+            ticket,
+            op: request.op,
+            id: request.id,
+            admitted,
+        };
+        let ended = self.tasks.start(&self.calls, of, future);
+        self.end_task(ended);
+    }
+
+    fn end_task(&mut self, ended: Option<(TaskOf, ObjectReply)>) {
+        if let Some((of, reply)) = ended {
+            self.transfers.release(of.admitted);
+            self.replies.push_back((of.ticket, reply));
+        }
     }
 
     /// Takes what has ended.
@@ -147,14 +166,18 @@ impl RadosBackend {
             }
             match waiter {
                 Waiter::Transfer(transfer) => {
-                    let reply = self.transfers.ended(&self.calls, &transfer, &completed);
-                    self.replies.push_back(reply);
+                    self.transfers.release(transfer.len);
+                    let reply = transfer.reply(&completed);
+                    self.replies.push_back((transfer.ticket, reply));
                 }
                 Waiter::Task(task, end) => {
                     *end.borrow_mut() = Some(completed);
-                    let replied = self.tasks.go_on(&self.calls, task);
-                    self.replies.extend(replied);
+                    let ended = self.tasks.go_on(&self.calls, task);
+                    self.end_task(ended);
                 }
+            }
+            while let Some(next) = self.transfers.next() {
+                self.send(next.ticket, &next.request, &next.place, &next.memory);
             }
         }
         while let Some(reply) = self.space.next() {
@@ -217,7 +240,7 @@ impl Backend for RadosBackend {
                 fsid: self.fsid.clone(),
             },
             reserve: PoolReserve { held: 0, wanted: 0 },
-            owner: self.owner.as_ref().map(Owner::text),
+            owner: Some(self.owner.text()),
         })
     }
 
@@ -243,7 +266,7 @@ impl Backend for RadosBackend {
             Append | Seal if kind != ObjectKind::Log => Err(ErrorCode::Invalid),
             Create if is_head || kind == ObjectKind::Data => Err(ErrorCode::Invalid),
             Write if kind == ObjectKind::Log => {
-                self.start_task(ticket, request, memory);
+                self.start_task(ticket, request, memory, 0);
                 Ok(())
             }
             Read | Write => self.start_transfer(ticket, request, memory),
@@ -257,7 +280,7 @@ impl Backend for RadosBackend {
                 Ok(())
             }
             _ => {
-                self.start_task(ticket, request, memory);
+                self.start_task(ticket, request, memory, 0);
                 Ok(())
             }
         };
@@ -281,17 +304,13 @@ impl Backend for RadosBackend {
 
 impl Drop for RadosBackend {
     fn drop(&mut self) {
-        let Some(owner) = self.owner.take() else {
-            return;
-        };
-        let name = self.name.clone();
         self.calls.at_end(|cluster, pool, completions| {
-            owner.release(&mut OwnerPlace {
+            self.owner.release(&mut OwnerPlace {
                 cluster,
                 pool,
                 completions,
                 timeout: Duration::ZERO,
-                name: &name,
+                name: &self.name,
             });
         });
     }

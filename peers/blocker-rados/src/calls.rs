@@ -15,7 +15,6 @@ use xseg::Span;
 use crate::known::Known;
 use crate::names::ObjectName;
 use crate::open::Opened;
-use crate::owner::Owner;
 
 /// A call that has not returned for as long is reported.
 const WAIT_SECONDS_MIN: u64 = 1;
@@ -32,8 +31,8 @@ pub(crate) struct Transfer {
     pub(crate) ticket: u64,
     pub(crate) op: ObjectOp,
     pub(crate) len: u32,
-    /// Where the bytes of a read go.
-    pub(crate) memory: Vec<Span>,
+    /// Where the bytes of a read go, if that is in several places.
+    pub(crate) scattered: Vec<Span>,
 }
 
 /// Who waits for a call.
@@ -126,9 +125,9 @@ impl Future for Call {
 }
 
 impl Calls {
-    /// Calls on a pool that is open, and its owner.
-    pub(crate) fn new(opened: Opened, pool_name: String) -> (Self, Option<Owner>) {
-        let calls = Calls {
+    /// Calls on a pool that is open.
+    pub(crate) fn new(opened: Opened, pool_name: String) -> Self {
+        Calls {
             cluster: opened.cluster,
             metadata: opened.metadata,
             data: opened.data,
@@ -138,8 +137,7 @@ impl Calls {
             purpose: Cell::new(None),
             seconds: Cell::new(0),
             pool_name,
-        };
-        (calls, opened.owner)
+        }
     }
 
     /// Has `body` use the connection when nothing is under way; otherwise nothing is done.
@@ -256,7 +254,8 @@ impl Calls {
                 what: format!(
                     "{:?} of {} in the RADOS pool `{}`",
                     entry.op,
-                    described(entry.id),
+                    // The beginning of its RADOS objects' names.
+                    ObjectName::whole(entry.id),
                     self.pool_name
                 ),
                 seconds,
@@ -266,9 +265,4 @@ impl Calls {
         waits.truncate(WAITS_MAX);
         waits
     }
-}
-
-/// An object, for people: the beginning of its RADOS objects' names.
-fn described(id: ObjectId) -> ObjectName {
-    ObjectName::whole(id)
 }

@@ -20,7 +20,7 @@ use crate::names::{
 };
 
 /// Keys that are read at once.
-pub(crate) const PAGE: u64 = 512;
+const PAGE: u64 = 512;
 
 /// Enters a group of objects into the index of its lineage, and the lineage into that of lineages.
 pub(crate) async fn add(
@@ -51,14 +51,10 @@ pub(crate) async fn add(
     Ok(())
 }
 
-/// A page of a sorted map above `after`; empty if the object is missing.
-pub(crate) async fn page(
-    calls: &Calls,
-    name: &ObjectName,
-    after: &str,
-) -> Result<Found, ErrorCode> {
+/// At most `max` keys of a sorted map above `after`; none if the object is missing.
+async fn page(calls: &Calls, name: &ObjectName, after: &str, max: u64) -> Result<Found, ErrorCode> {
     let after = CString::new(after).map_err(|_zero| ErrorCode::Internal)?;
-    let op = ReadOp::new().keys_above(&after, PAGE);
+    let op = ReadOp::new().keys_above(&after, max);
     let completed = calls.look(name, op).await;
     match (completed.result, completed.payload) {
         (Ok(_), Payload::Found(found)) => Ok(found),
@@ -82,7 +78,7 @@ pub(crate) async fn objects(
     lineage: Lineage,
     after: &str,
 ) -> Result<(Vec<Indexed>, Option<String>), ErrorCode> {
-    let found = page(calls, &ObjectName::index(lineage), after).await?;
+    let found = page(calls, &ObjectName::index(lineage), after, PAGE).await?;
     let entries = found.keys.iter().zip(&found.values);
     let parsed = entries.map(|(key, value)| {
         let (id, group) = parse_index_key(lineage, key)?;
@@ -159,7 +155,7 @@ async fn add_ids(
 async fn next_lineage(calls: &Calls, lineage: Lineage) -> Result<Option<Lineage>, ErrorCode> {
     let mut after = lineage_key(lineage);
     for part in part_of(lineage)..LINEAGE_PARTS {
-        let found = page(calls, &ObjectName::lineages_part(part), &after).await?;
+        let found = page(calls, &ObjectName::lineages_part(part), &after, 1).await?;
         if let Some(key) = found.keys.first() {
             return parse_lineage_key(key).map(Some).ok_or(ErrorCode::Damaged);
         }

@@ -75,17 +75,17 @@ pub(crate) async fn append(
         token,
         ..
     } = *request;
-    // One copy: what is checked is what is written.
-    let bytes = gather(memory);
     let known = calls.known.borrow().log_len(id);
     let mut log_len = match known {
         Some(len) => len,
         None => look(calls, id, ReadOp::new()).await?.len,
     };
-    if !is_batch(&bytes, len, id.lineage, position, token) {
-        return Err(ErrorCode::Invalid);
-    }
     for _ in 0..TRIES {
+        // One copy: what is checked is what is written.
+        let bytes = gather(memory);
+        if !is_batch(&bytes, len, id.lineage, position, token) {
+            return Err(ErrorCode::Invalid);
+        }
         let expected = LogState {
             token,
             end: position,
@@ -93,7 +93,7 @@ pub(crate) async fn append(
         let Landing::At(place) = expected.append(log_len, position, len, token) else {
             return Err(ErrorCode::Invalid);
         };
-        let op = append_op(position, token, place, &bytes);
+        let op = append_op(position, token, place, bytes);
         match calls.change(&ObjectName::whole(id), op).await.result {
             Ok(_) => {
                 calls.known.borrow_mut().set_log_len(id, log_len);
@@ -105,13 +105,13 @@ pub(crate) async fn append(
                 return Err(code_of(code));
             }
         }
-        let there = look(calls, id, ReadOp::new().read(place, bytes.len())).await?;
+        let there = look(calls, id, ReadOp::new().read(place, len as usize)).await?;
         log_len = there.len;
         let state = state_of(&there)?;
         match state.append(log_len, position, len, token) {
             // Something was changed in between.
             Landing::At(_) => {}
-            Landing::IfRepeated(at) if at == place && there.data == bytes => {
+            Landing::IfRepeated(at) if at == place && there.data == gather(memory) => {
                 return Ok(ObjectReply::done(len));
             }
             Landing::IfRepeated(_) | Landing::Stale => return Ok(stale(state.end)),
@@ -121,7 +121,8 @@ pub(crate) async fn append(
     Err(ErrorCode::Io)
 }
 
-fn append_op(position: u64, token: Generation, place: u64, bytes: &[u8]) -> WriteOp {
+fn append_op(position: u64, token: Generation, place: u64, bytes: Vec<u8>) -> WriteOp {
+    let behind = digits(position + bytes.len() as u64);
     let end = match position {
         0 => String::new(),
         _ => digits(position),
@@ -129,8 +130,8 @@ fn append_op(position: u64, token: Generation, place: u64, bytes: &[u8]) -> Writ
     WriteOp::new()
         .compare_attribute(TOKEN, Comparison::AtLeast, digits(token.0).as_bytes())
         .compare_attribute(END, Comparison::Equal, end.as_bytes())
-        .write(place, bytes.to_vec())
-        .set_attribute(END, digits(position + bytes.len() as u64).as_bytes())
+        .write(place, bytes)
+        .set_attribute(END, behind.as_bytes())
 }
 
 /// Raises the token of a log.
@@ -160,11 +161,10 @@ pub(crate) async fn write(
     let place = Place::of(request)?;
     index::add(calls, request.id, 0, request.object_size).await?;
     calls.known.borrow_mut().forget_log(request.id);
-    let bytes = gather(memory);
     for _ in 0..TRIES {
         let op = WriteOp::new()
             .compare_attribute(END, Comparison::Equal, b"")
-            .write(place.offset, bytes.clone());
+            .write(place.offset, gather(memory));
         match calls.change(&place.name, op).await.result {
             Err(Code::CANCELED) => {
                 let there = look(calls, request.id, ReadOp::new()).await?;
@@ -175,7 +175,7 @@ pub(crate) async fn write(
         }
         let op = WriteOp::new()
             .create_exclusive()
-            .write(place.offset, bytes.clone());
+            .write(place.offset, gather(memory));
         match calls.change(&place.name, op).await.result {
             Err(Code::EXISTS) => {}
             result => return written(result, request.len),

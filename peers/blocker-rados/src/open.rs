@@ -23,14 +23,13 @@ const MARKER_LEN_MAX: usize = 4096;
 const MARKER_KEY: &[u8] = b"format";
 
 /// Which pool, and as whom.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The RADOS pool of heads, logs, packs and indexes: a replicated one.
     pub pool: String,
     /// That of what volumes hold; `None`: the same.
     pub data_pool: Option<String>,
     /// The namespace in both; empty: the default one.
-    #[serde(default)]
     pub namespace: String,
     /// Ceph's configuration; `None`: where Ceph looks for one.
     pub conf: Option<PathBuf>,
@@ -39,7 +38,6 @@ pub struct Options {
     /// Where the key is; `None`: where Ceph's configuration says.
     pub keyring: Option<PathBuf>,
     /// The id that the cluster must have; empty: any.
-    #[serde(default)]
     pub fsid: String,
 }
 
@@ -58,7 +56,6 @@ pub(crate) struct Opened {
     pub(crate) metadata: Pool,
     pub(crate) data: Pool,
     pub(crate) completions: Completions,
-    pub(crate) owner: Option<Owner>,
     pub(crate) fsid: String,
 }
 
@@ -71,7 +68,8 @@ impl Options {
         }
     }
 
-    fn data_pool(&self) -> &str {
+    /// The RADOS pool of what volumes hold.
+    pub(crate) fn data_pool(&self) -> &str {
         self.data_pool.as_deref().unwrap_or(&self.pool)
     }
 
@@ -150,7 +148,6 @@ impl Options {
             client: self.client.clone(),
             keyring: self.keyring.clone(),
             timeout: TIMEOUT,
-            settings: Vec::new(),
         };
         let cluster = Cluster::connect(&options).map_err(|error| self.not_connected(&error))?;
         let fsid = cluster.fsid().map_err(|error| self.not_connected(&error))?;
@@ -286,7 +283,6 @@ fn open_with(options: &Options, marked: &Marked) -> Result<Opened, Error> {
         metadata,
         data,
         completions,
-        owner: None,
         fsid,
     })
 }
@@ -316,10 +312,9 @@ impl Opened {
 }
 
 /// Opens a pool for `claimant`.
-pub(crate) fn open(options: &Options, claimant: &Claimant) -> Result<Opened, Error> {
+pub(crate) fn open(options: &Options, claimant: &Claimant) -> Result<(Opened, Owner), Error> {
     let mut opened = open_with(options, &Marked::Already)?;
     let name = options.name();
     let owner = Owner::claim(&mut opened.place(&name), claimant)?;
-    opened.owner = Some(owner);
-    Ok(opened)
+    Ok((opened, owner))
 }

@@ -238,9 +238,7 @@ impl Owner {
             Err(error) => tracing::warn!("the pool could not be released: {error}"),
         }
     }
-}
 
-impl Owner {
     /// The ownership, for people.
     pub(crate) fn text(&self) -> String {
         format!(

@@ -11,10 +11,18 @@ use crate::calls::{Calls, Purpose, TaskId};
 type Future = Pin<Box<dyn std::future::Future<Output = ObjectReply>>>;
 
 struct Task {
-    ticket: u64,
-    op: ObjectOp,
-    id: ObjectId,
+    of: TaskOf,
     future: Future,
+}
+
+/// The request that a task answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TaskOf {
+    pub(crate) ticket: u64,
+    pub(crate) op: ObjectOp,
+    pub(crate) id: ObjectId,
+    /// Bytes for which it was admitted.
+    pub(crate) admitted: u32,
 }
 
 /// The tasks under way.
@@ -33,18 +41,15 @@ impl fmt::Debug for Tasks {
 }
 
 impl Tasks {
-    /// Starts a task that answers `ticket`: its reply, if it ends at once.
+    /// Starts a task: its reply, if it ends at once.
     pub(crate) fn start(
         &mut self,
         calls: &Calls,
-        ticket: u64,
-        (op, id): (ObjectOp, ObjectId),
+        of: TaskOf,
         future: impl std::future::Future<Output = ObjectReply> + 'static,
-    ) -> Option<(u64, ObjectReply)> {
+    ) -> Option<(TaskOf, ObjectReply)> {
         let task = Task {
-            ticket,
-            op,
-            id,
+            of,
             future: Box::pin(future),
         };
         let index = self.free.pop().unwrap_or(self.tasks.len());
@@ -56,12 +61,13 @@ impl Tasks {
     }
 
     /// Goes on with a task, one of whose calls has ended: its reply, if it ends with that.
-    pub(crate) fn go_on(&mut self, calls: &Calls, id: TaskId) -> Option<(u64, ObjectReply)> {
+    pub(crate) fn go_on(&mut self, calls: &Calls, id: TaskId) -> Option<(TaskOf, ObjectReply)> {
         let task = self.tasks.get_mut(id.0)?.as_mut()?;
+        let of = task.of;
         let purpose = Purpose {
             task: id,
-            op: task.op,
-            id: task.id,
+            op: of.op,
+            id: of.id,
         };
         let future = &mut task.future;
         let mut context = Context::from_waker(Waker::noop());
@@ -69,9 +75,8 @@ impl Tasks {
         let Poll::Ready(reply) = polled else {
             return None;
         };
-        let ticket = task.ticket;
         self.tasks[id.0] = None;
         self.free.push(id.0);
-        Some((ticket, reply))
+        Some((of, reply))
     }
 }

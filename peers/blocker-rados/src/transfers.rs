@@ -1,6 +1,7 @@
 //! Reads and writes that are one call: straight from and to the memory of the request, if that is in one place.
 //!
-//! Invariant: at most [`BYTES_MAX`] are under way, but for one request that alone is larger: librados keeps a copy of what is written.
+//! Invariant: at most [`BYTES_MAX`] of reads and writes are under way, first writes included, but for one request that alone is larger:
+//! librados keeps a copy of what is written.
 
 use std::collections::VecDeque;
 
@@ -69,63 +70,88 @@ impl Place {
 
 /// A request that waits for its turn.
 #[derive(Debug)]
-struct Waiting {
-    ticket: u64,
-    request: ObjectRequest,
-    memory: Vec<Span>,
+pub(crate) struct Waiting {
+    pub(crate) ticket: u64,
+    pub(crate) request: ObjectRequest,
+    pub(crate) place: Place,
+    pub(crate) memory: Vec<Span>,
 }
 
-/// The transfers under way, and those that wait.
+/// The bytes of reads and writes under way, and the requests that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Transfers {
     bytes: u64,
     waiting: VecDeque<Waiting>,
-    /// Buffers of requests in several places, used again.
-    buffers: u64,
+    gathered: u64,
 }
 
 impl Transfers {
     /// Requests whose bytes were copied into one place.
     pub(crate) fn gathered(&self) -> u64 {
-        self.buffers
+        self.gathered
     }
 
-    /// Starts a read or write, or has it wait for its turn.
-    pub(crate) fn start(
+    fn has_room(&self, len: u32) -> bool {
+        self.bytes == 0 || self.bytes + u64::from(len) <= BYTES_MAX
+    }
+
+    /// Whether a request may start now; otherwise it waits for its turn ([`Transfers::next`]).
+    pub(crate) fn admit(
+        &mut self,
+        ticket: u64,
+        request: &ObjectRequest,
+        place: &Place,
+        memory: &[Span],
+    ) -> bool {
+        if !self.waiting.is_empty() || !self.has_room(request.len) {
+            self.waiting.push_back(Waiting {
+                ticket,
+                request: *request,
+                place: *place,
+                memory: memory.to_vec(),
+            });
+            return false;
+        }
+        self.bytes += u64::from(request.len);
+        true
+    }
+
+    /// The next request that has waited and may start now.
+    pub(crate) fn next(&mut self) -> Option<Waiting> {
+        let len = self.waiting.front()?.request.len;
+        if !self.has_room(len) {
+            return None;
+        }
+        self.bytes += u64::from(len);
+        self.waiting.pop_front()
+    }
+
+    /// A request of `len` bytes that was admitted has ended.
+    pub(crate) fn release(&mut self, len: u32) {
+        self.bytes -= u64::from(len);
+    }
+
+    /// Makes the one call of a request that was admitted.
+    pub(crate) fn send(
         &mut self,
         calls: &Calls,
         ticket: u64,
         request: &ObjectRequest,
+        place: &Place,
         memory: &[Span],
     ) {
-        let full = self.bytes > 0 && self.bytes + u64::from(request.len) > BYTES_MAX;
-        if full || !self.waiting.is_empty() {
-            self.waiting.push_back(Waiting {
-                ticket,
-                request: *request,
-                memory: memory.to_vec(),
-            });
-            return;
-        }
-        self.send(calls, ticket, request, memory);
-    }
-
-    fn send(&mut self, calls: &Calls, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
-        self.bytes += u64::from(request.len);
-        let Ok(place) = Place::of(request) else {
-            debug_assert!(false, "a place was found before");
-            return;
-        };
         let is_read = request.op == ObjectOp::Read;
+        let is_scattered = memory.len() > 1;
+        self.gathered += u64::from(is_scattered);
         let transfer = Transfer {
             ticket,
             op: request.op,
             len: request.len,
-            memory: if is_read { memory.to_vec() } else { Vec::new() },
+            scattered: match is_read && is_scattered {
+                true => memory.to_vec(),
+                false => Vec::new(),
+            },
         };
-        if memory.len() > 1 {
-            self.buffers += 1;
-        }
         let pool = calls.pool_of(request.id);
         let (name, offset) = (place.name, place.offset);
         calls.transfer(transfer, request.id, request.op, |completions, token| {
@@ -140,45 +166,28 @@ impl Transfers {
                     pool.write(completions, token, object, offset, span.clone());
                 }
                 (false, _) => {
-                    let op = write_op(request, &place, memory);
+                    let op = write_op(request, place, memory);
                     pool.operate(completions, token, object, op);
                 }
             }
         });
     }
-
-    /// A call has ended: the reply to its request. Starts what waited.
-    pub(crate) fn ended(
-        &mut self,
-        calls: &Calls,
-        transfer: &Transfer,
-        completed: &Completed,
-    ) -> (u64, ObjectReply) {
-        self.bytes -= u64::from(transfer.len);
-        while let Some(next) = self.waiting.front() {
-            if self.bytes > 0 && self.bytes + u64::from(next.request.len) > BYTES_MAX {
-                break;
-            }
-            if let Some(next) = self.waiting.pop_front() {
-                self.send(calls, next.ticket, &next.request, &next.memory);
-            }
-        }
-        (transfer.ticket, transfer.reply(completed))
-    }
 }
 
 impl Transfer {
-    fn reply(&self, completed: &Completed) -> ObjectReply {
+    /// The reply to the request whose call has ended.
+    pub(crate) fn reply(&self, completed: &Completed) -> ObjectReply {
         let read = match completed.result {
             Ok(read) => read,
             Err(code) => return ObjectReply::failed(code_of(code)),
         };
-        if self.op == ObjectOp::Read {
-            match (&completed.payload, self.memory.as_slice()) {
-                (Payload::Bytes(bytes), memory) => scatter(&bytes[..read.min(bytes.len())], memory),
-                (_, [span]) => fill_zeros(span, read),
-                (_, _) => return ObjectReply::failed(ErrorCode::Internal),
+        match (self.op, &completed.payload) {
+            (ObjectOp::Read, Payload::Span(span)) => fill_zeros(span, read),
+            (ObjectOp::Read, Payload::Bytes(bytes)) => {
+                scatter(&bytes[..read.min(bytes.len())], &self.scattered);
             }
+            (ObjectOp::Read, _) => return ObjectReply::failed(ErrorCode::Internal),
+            (_, _) => {}
         }
         ObjectReply::done(self.len)
     }

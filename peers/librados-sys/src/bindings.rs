@@ -38,14 +38,6 @@ pub type rados_t = *mut ::core::ffi::c_void;
 pub type rados_ioctx_t = *mut ::core::ffi::c_void;
 pub type rados_xattrs_iter_t = *mut ::core::ffi::c_void;
 pub type rados_omap_iter_t = *mut ::core::ffi::c_void;
-#[repr(C)]
-#[derive(Copy, Clone)]
-pub struct rados_cluster_stat_t {
-    pub kb: u64,
-    pub kb_used: u64,
-    pub kb_avail: u64,
-    pub num_objects: u64,
-}
 pub type rados_write_op_t = *mut ::core::ffi::c_void;
 pub type rados_read_op_t = *mut ::core::ffi::c_void;
 pub type rados_completion_t = *mut ::core::ffi::c_void;
@@ -72,12 +64,6 @@ unsafe extern "C" {
         cluster: rados_t,
         option: *const ::core::ffi::c_char,
         value: *const ::core::ffi::c_char,
-    ) -> ::core::ffi::c_int;
-}
-unsafe extern "C" {
-    pub fn rados_cluster_stat(
-        cluster: rados_t,
-        result: *mut rados_cluster_stat_t,
     ) -> ::core::ffi::c_int;
 }
 unsafe extern "C" {

@@ -29,8 +29,6 @@ pub struct ConnectOptions {
     pub keyring: Option<PathBuf>,
     /// How long to wait for the monitors. Calls on objects have no timeout: one that was given up could still be done.
     pub timeout: Duration,
-    /// Further settings of the client, by name.
-    pub settings: Vec<(String, String)>,
 }
 
 impl Default for ConnectOptions {
@@ -40,18 +38,8 @@ impl Default for ConnectOptions {
             client: "admin".to_owned(),
             keyring: None,
             timeout: Duration::from_secs(8),
-            settings: Vec::new(),
         }
     }
-}
-
-/// What the cluster says of its space, in bytes. All 0: nobody counts it (no manager runs).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Space {
-    /// What all devices hold.
-    pub total: u64,
-    /// What is free of it.
-    pub free: u64,
 }
 
 /// A connection to a cluster, an identity of its own for the blocklist.
@@ -99,9 +87,6 @@ impl Cluster {
         }
         if let Some(keyring) = keyring {
             cluster.set("keyring", &keyring)?;
-        }
-        for (name, value) in &options.settings {
-            cluster.set(name, value)?;
         }
         // SAFETY: the handle is valid.
         let connected = unsafe { bindings::rados_connect(cluster.handle()) };
@@ -197,26 +182,6 @@ impl Cluster {
         // SAFETY: the handle is valid.
         let result = unsafe { bindings::rados_wait_for_latest_osdmap(self.handle()) };
         RadosError::check(result, || "wait for the newest map of the OSDs".to_owned())
-    }
-
-    /// The space of the cluster.
-    ///
-    /// # Errors
-    /// What the monitors say; `ETIMEDOUT` if none does.
-    pub fn space(&self) -> Result<Space, RadosError> {
-        let mut stat = bindings::rados_cluster_stat_t {
-            kb: 0,
-            kb_used: 0,
-            kb_avail: 0,
-            num_objects: 0,
-        };
-        // SAFETY: the handle is valid, and the pointer is a valid place for the result.
-        let result = unsafe { bindings::rados_cluster_stat(self.handle(), &raw mut stat) };
-        RadosError::check(result, || "ask for the cluster's space".to_owned())?;
-        Ok(Space {
-            total: stat.kb.saturating_mul(1024),
-            free: stat.kb_avail.saturating_mul(1024),
-        })
     }
 
     /// Sends a command in JSON to the monitors: what they answer.

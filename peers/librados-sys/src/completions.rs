@@ -56,11 +56,8 @@ pub(crate) enum Held {
     /// Nothing.
     Nothing,
     /// Memory that is read into or written from.
-    Span {
-        #[expect(dead_code, reason = "kept, not read: librados uses it")]
-        span: Span,
-    },
-    /// The same in a buffer of its own, which the caller gets back.
+    Span(Span),
+    /// A buffer that is read into.
     Bytes(Vec<u8>),
     /// An operation that changes an object, with what it writes.
     Write(WriteOp),
@@ -84,7 +81,9 @@ struct Slot {
 pub enum Payload {
     /// Nothing.
     None,
-    /// The buffer that was read into or written from.
+    /// The memory that was read into or written from.
+    Span(Span),
+    /// The buffer that was read into.
     Bytes(Vec<u8>),
     /// What a [`ReadOp`] found.
     Found(Found),
@@ -246,7 +245,8 @@ impl Completions {
             None => Ok(usize::try_from(result).unwrap_or(0)),
         };
         let payload = match std::mem::replace(&mut slot.held, Held::Nothing) {
-            Held::Nothing | Held::Span { .. } | Held::Write(_) => Payload::None,
+            Held::Nothing | Held::Write(_) => Payload::None,
+            Held::Span(span) => Payload::Span(span),
             Held::Bytes(bytes) => Payload::Bytes(bytes),
             Held::Read(op) => match failed {
                 Some(_) => Payload::None,

@@ -47,7 +47,7 @@ mod write_op;
 #[link(name = "rados")]
 unsafe extern "C" {}
 
-pub use cluster::{Cluster, ConnectOptions, Space};
+pub use cluster::{Cluster, ConnectOptions};
 pub use completions::{Completed, Completions, Payload};
 pub use error::{Code, RadosError};
 pub use pool::Pool;

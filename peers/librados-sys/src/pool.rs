@@ -6,6 +6,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 use std::sync::Arc;
 
+use nix::libc;
 use xseg::Span;
 
 use crate::bindings;
@@ -17,6 +18,9 @@ use crate::write_op::WriteOp;
 
 /// Flags of all calls: a full cluster refuses what needs room, and does what needs none.
 const FLAGS: c_int = bindings::LIBRADOS_OPERATION_FULL_TRY.cast_signed();
+
+/// A call was given what another one needs, a mistake of our own: it is refused, and ends.
+const WRONG_HELD: c_int = -libc::EINVAL;
 
 /// One namespace of a pool.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ impl Pool {
         }
     }
 
-    /// Reads into `span` from `offset` on: as many bytes as the object has there.
+    /// Reads into `span` from `offset` on: as many bytes as the object has there. The span comes back with the end.
     pub fn read(
         &self,
         completions: &mut Completions,
@@ -45,24 +49,10 @@ impl Pool {
         offset: u64,
         span: Span,
     ) {
-        let (address, len) = (span.address().cast::<c_char>(), span.len());
-        completions.begin(token, Held::Span { span }, |completion, _held| {
-            // SAFETY: context and completion are valid, the name is copied, and the memory is mapped until the call ends: the slot
-            // holds its span. Nobody has a reference to memory of a region.
-            unsafe {
-                bindings::rados_aio_read(
-                    self.context,
-                    object.as_ptr(),
-                    completion,
-                    address,
-                    len,
-                    offset,
-                )
-            }
-        });
+        self.start_read(completions, token, object, offset, Held::Span(span));
     }
 
-    /// Reads into `buffer` from `offset` on: as many bytes as the object has there. The buffer comes back with the end.
+    /// The same into a buffer.
     pub fn read_bytes(
         &self,
         completions: &mut Completions,
@@ -71,17 +61,31 @@ impl Pool {
         offset: u64,
         buffer: Vec<u8>,
     ) {
-        completions.begin(token, Held::Bytes(buffer), |completion, held| {
-            let Held::Bytes(buffer) = held else { return 0 };
-            let (address, len) = (buffer.as_mut_ptr().cast::<c_char>(), buffer.len());
-            // SAFETY: context and completion are valid, the name is copied, and the slot keeps the buffer, untouched, until the call
-            // ends.
+        self.start_read(completions, token, object, offset, Held::Bytes(buffer));
+    }
+
+    fn start_read(
+        &self,
+        completions: &mut Completions,
+        token: u64,
+        object: &CStr,
+        offset: u64,
+        into: Held,
+    ) {
+        completions.begin(token, into, |completion, held| {
+            let (address, len) = match held {
+                Held::Span(span) => (span.address(), span.len()),
+                Held::Bytes(buffer) => (buffer.as_mut_ptr(), buffer.len()),
+                _ => return WRONG_HELD,
+            };
+            // SAFETY: context and completion are valid, the name is copied, and the slot keeps the buffer, untouched, or the span, and
+            // so the mapping, until the call ends. Nobody has a reference to memory of a region.
             unsafe {
                 bindings::rados_aio_read(
                     self.context,
                     object.as_ptr(),
                     completion,
-                    address,
+                    address.cast::<c_char>(),
                     len,
                     offset,
                 )
@@ -89,7 +93,7 @@ impl Pool {
         });
     }
 
-    /// Writes `span` at `offset`; durable on all replicas at the end of the call.
+    /// Writes `span` at `offset`; durable on all replicas at the end of the call, with which the span comes back.
     pub fn write(
         &self,
         completions: &mut Completions,
@@ -99,7 +103,7 @@ impl Pool {
         span: Span,
     ) {
         let (address, len) = (span.address().cast_const().cast::<c_char>(), span.len());
-        completions.begin(token, Held::Span { span }, |completion, _held| {
+        completions.begin(token, Held::Span(span), |completion, _held| {
             // SAFETY: context and completion are valid, the name is copied, and the memory is mapped until the call ends: the slot
             // holds its span.
             unsafe {
@@ -115,35 +119,12 @@ impl Pool {
         });
     }
 
-    /// Writes `bytes` at `offset`; durable on all replicas at the end of the call, with which the buffer comes back.
-    pub fn write_bytes(
-        &self,
-        completions: &mut Completions,
-        token: u64,
-        object: &CStr,
-        offset: u64,
-        bytes: Vec<u8>,
-    ) {
-        completions.begin(token, Held::Bytes(bytes), |completion, held| {
-            let Held::Bytes(bytes) = held else { return 0 };
-            // SAFETY: context and completion are valid, the name is copied, and the slot keeps the buffer until the call ends.
-            unsafe {
-                bindings::rados_aio_write(
-                    self.context,
-                    object.as_ptr(),
-                    completion,
-                    bytes.as_ptr().cast::<c_char>(),
-                    bytes.len(),
-                    offset,
-                )
-            }
-        });
-    }
-
     /// Does all steps of `op`, or none; durable on all replicas at the end of the call.
     pub fn operate(&self, completions: &mut Completions, token: u64, object: &CStr, op: WriteOp) {
         completions.begin(token, Held::Write(op), |completion, held| {
-            let Held::Write(op) = held else { return 0 };
+            let Held::Write(op) = held else {
+                return WRONG_HELD;
+            };
             // SAFETY: context, completion and operation are valid, the name is copied, no time is given, and the slot keeps the
             // operation with its memory until the call ends.
             unsafe {
@@ -162,7 +143,9 @@ impl Pool {
     /// Does what `op` asks for, at one moment of the object.
     pub fn query(&self, completions: &mut Completions, token: u64, object: &CStr, op: ReadOp) {
         completions.begin(token, Held::Read(op), |completion, held| {
-            let Held::Read(op) = held else { return 0 };
+            let Held::Read(op) = held else {
+                return WRONG_HELD;
+            };
             // SAFETY: context, completion and operation are valid, the name is copied, and the slot keeps the operation with the
             // places of its results until the call ends.
             unsafe {
