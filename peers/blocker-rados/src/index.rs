@@ -22,20 +22,27 @@ use crate::names::{
 /// Keys that are read at once.
 const PAGE: u64 = 512;
 
-/// Enters a group of objects into the index of its lineage, and the lineage into that of lineages.
+/// Enters a group of objects into the index of its lineage, and the lineage into that of lineages. Whoever makes an object does so at
+/// once afterwards: before the next removal.
+///
+/// # Errors
+/// [`ErrorCode::NotFound`]: the object is being removed.
 pub(crate) async fn add(
     calls: &Calls,
     id: ObjectId,
     group: u64,
     object_size: ObjectSize,
 ) -> Result<(), ErrorCode> {
-    let (has_group, has_lineage) = {
+    let has_lineage = {
         let known = calls.known.borrow();
-        (known.has_group(id, group), known.has_lineage(id.lineage))
+        if known.is_being_removed(id) {
+            return Err(ErrorCode::NotFound);
+        }
+        if known.has_group(id, group) {
+            return Ok(());
+        }
+        known.has_lineage(id.lineage)
     };
-    if has_group {
-        return Ok(());
-    }
     let lineage = (!has_lineage).then(|| {
         let op = WriteOp::new().set_key(lineage_key(id.lineage).as_bytes(), b"");
         calls.change(&ObjectName::lineages(id.lineage), op)
@@ -47,7 +54,11 @@ pub(crate) async fn add(
         lineage.await.result.map_err(code_of)?;
     }
     object.map_err(code_of)?;
-    calls.known.borrow_mut().add(id, group);
+    let mut known = calls.known.borrow_mut();
+    if known.is_being_removed(id) {
+        return Err(ErrorCode::NotFound);
+    }
+    known.add(id, group);
     Ok(())
 }
 

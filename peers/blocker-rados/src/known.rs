@@ -1,6 +1,8 @@
 //! What is known to stand in indexes, so that it is not written there again, and how long logs are.
 //!
-//! Invariant: what is here stands in its index. What is deleted is forgotten first.
+//! Invariants
+//! - What is known to stand in an index stands there. What is deleted is forgotten first.
+//! - Nothing of what is being removed is known, nor becomes known.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +17,27 @@ const GROUPS_MAX: usize = 65_536;
 /// Lineages, and logs, that are remembered.
 const LINEAGES_MAX: usize = 65_536;
 
+/// What is being removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removal {
+    Object(ObjectId),
+    Lineage(Lineage),
+}
+
+impl Removal {
+    fn covers(self, id: ObjectId) -> bool {
+        match self {
+            Removal::Object(removed) => removed == id,
+            Removal::Lineage(lineage) => lineage == id.lineage,
+        }
+    }
+}
+
 /// What is known of indexes and logs.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
+    /// Removals under way.
+    removals: Vec<Removal>,
     lineages: BTreeSet<Lineage>,
     /// By object and group; which objects of the group were written to.
     groups: BTreeMap<(ObjectId, u64), u16>,
@@ -74,14 +94,39 @@ impl Known {
         self.log_lens.remove(&id);
     }
 
-    /// Forgets an object.
-    pub(crate) fn forget(&mut self, id: ObjectId) {
+    /// Begins a removal: what it covers is forgotten, and enters no index until the removal has ended.
+    pub(crate) fn begin_removal(&mut self, removal: Removal) {
+        self.removals.push(removal);
+        self.forget_removed(removal);
+    }
+
+    /// Ends a removal.
+    pub(crate) fn end_removal(&mut self, removal: Removal) {
+        if let Some(at) = self.removals.iter().position(|other| *other == removal) {
+            self.removals.swap_remove(at);
+        }
+        // What was learnt of a log meanwhile.
+        self.forget_removed(removal);
+    }
+
+    /// Whether a removal under way covers the object.
+    pub(crate) fn is_being_removed(&self, id: ObjectId) -> bool {
+        self.removals.iter().any(|removal| removal.covers(id))
+    }
+
+    fn forget_removed(&mut self, removal: Removal) {
+        match removal {
+            Removal::Object(id) => self.forget(id),
+            Removal::Lineage(lineage) => self.forget_lineage(lineage),
+        }
+    }
+
+    fn forget(&mut self, id: ObjectId) {
         self.log_lens.remove(&id);
         self.remove_groups((id, 0), (id, u64::MAX));
     }
 
-    /// Forgets a lineage.
-    pub(crate) fn forget_lineage(&mut self, lineage: Lineage) {
+    fn forget_lineage(&mut self, lineage: Lineage) {
         self.lineages.remove(&lineage);
         let of = |kind, number| ObjectId {
             lineage,
@@ -130,13 +175,23 @@ mod tests {
         assert_eq!(known.touch(id(1, 1), 17), Some(false));
         assert_eq!(known.touch(id(1, 1), 16), Some(true));
         assert_eq!(known.touch(id(1, 1), 15), None, "another group");
-        known.forget(id(1, 1));
+        known.begin_removal(Removal::Object(id(1, 1)));
+        assert!(known.is_being_removed(id(1, 1)) && !known.is_being_removed(id(1, 2)));
+        known.end_removal(Removal::Object(id(1, 1)));
+        assert!(!known.is_being_removed(id(1, 1)));
         assert!(!known.has_group(id(1, 1), 1) && known.has_group(id(1, 2), 1));
         assert!(known.has_lineage(Lineage(1)));
         let log = ObjectId::log(Lineage(1), 1);
         known.set_log_len(log, 4096);
         assert_eq!(known.log_len(log), Some(4096));
-        known.forget_lineage(Lineage(1));
+        let removal = Removal::Lineage(Lineage(1));
+        // Of two, the one that ends first leaves the other.
+        known.begin_removal(removal);
+        known.begin_removal(removal);
+        known.end_removal(removal);
+        assert!(known.is_being_removed(log) && !known.is_being_removed(id(2, 1)));
+        known.end_removal(removal);
+        assert!(!known.is_being_removed(log));
         assert!(!known.has_group(id(1, 2), 1) && !known.has_lineage(Lineage(1)));
         assert_eq!(known.log_len(log), None);
         assert!(known.has_group(id(2, 1), 1));

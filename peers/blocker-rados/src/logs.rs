@@ -173,6 +173,8 @@ pub(crate) async fn write(
             Err(Code::NOT_FOUND) => {}
             result => return written(result, request.len),
         }
+        // The log may have been removed meanwhile, and with it its key.
+        index::add(calls, request.id, 0, request.object_size).await?;
         let op = WriteOp::new()
             .create_exclusive()
             .write(place.offset, gather(memory));

@@ -1,4 +1,7 @@
 //! Removes objects: first the objects, then what stands of them in the index.
+//!
+//! Invariant: from the beginning of a removal to its end, nothing that it covers is made. A write that had been sent before reaches its
+//! object before the removal does: the cluster keeps the order of what one client sends to an object.
 
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectReply};
 use archipelago_protocol::{ErrorCode, Lineage};
@@ -7,7 +10,7 @@ use librados_sys::{Code, WriteOp};
 use crate::calls::Calls;
 use crate::errors::code_of;
 use crate::index::{self, Indexed};
-use crate::known::GROUP_LEN;
+use crate::known::{GROUP_LEN, Removal};
 use crate::names::{ObjectName, before_data_key, index_key, lineage_key};
 
 /// Removals under way at a time, so that they leave room for what guests wait for.
@@ -15,7 +18,31 @@ const AT_ONCE: usize = 64;
 
 /// Removes an object, whatever it holds.
 pub(crate) async fn delete(calls: &Calls, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
-    calls.known.borrow_mut().forget(id);
+    alone(calls, Removal::Object(id), delete_object(calls, id)).await
+}
+
+/// Removes all that a lineage has, its head last.
+pub(crate) async fn delete_lineage(
+    calls: &Calls,
+    lineage: Lineage,
+) -> Result<ObjectReply, ErrorCode> {
+    let removing = delete_objects(calls, lineage);
+    alone(calls, Removal::Lineage(lineage), removing).await
+}
+
+/// Carries out a removal: what it covers enters no index meanwhile.
+async fn alone(
+    calls: &Calls,
+    removal: Removal,
+    removing: impl Future<Output = Result<(), ErrorCode>>,
+) -> Result<ObjectReply, ErrorCode> {
+    calls.known.borrow_mut().begin_removal(removal);
+    let removed = removing.await;
+    calls.known.borrow_mut().end_removal(removal);
+    removed.map(|()| ObjectReply::done(0))
+}
+
+async fn delete_object(calls: &Calls, id: ObjectId) -> Result<(), ErrorCode> {
     if id.kind != ObjectKind::Data {
         remove(calls, &[(id, ObjectName::whole(id))]).await?;
         remove_keys(calls, id.lineage, &[index_key(id, 0)]).await?;
@@ -29,17 +56,10 @@ pub(crate) async fn delete(calls: &Calls, id: ObjectId) -> Result<ObjectReply, E
             after = next.filter(|_| others.is_empty());
         }
     }
-    // Whatever was written meanwhile.
-    calls.known.borrow_mut().forget(id);
-    Ok(ObjectReply::done(0))
+    Ok(())
 }
 
-/// Removes all that a lineage has, its head last.
-pub(crate) async fn delete_lineage(
-    calls: &Calls,
-    lineage: Lineage,
-) -> Result<ObjectReply, ErrorCode> {
-    calls.known.borrow_mut().forget_lineage(lineage);
+async fn delete_objects(calls: &Calls, lineage: Lineage) -> Result<(), ErrorCode> {
     let (mut after, mut has_head) = (Some(String::new()), false);
     while let Some(from) = after {
         let (mut found, next) = index::objects(calls, lineage, &from).await?;
@@ -54,13 +74,11 @@ pub(crate) async fn delete_lineage(
         remove(calls, &[(head, ObjectName::whole(head))]).await?;
     }
     let index = ObjectName::index(lineage);
-    gone(calls.change(&index, WriteOp::new().remove()).await.result)?;
+    unless_missing(calls.change(&index, WriteOp::new().remove()).await.result)?;
     let key = lineage_key(lineage).into_bytes();
     let forget = WriteOp::new().remove_keys(&[key]);
     let part = ObjectName::lineages(lineage);
-    gone(calls.change(&part, forget).await.result)?;
-    calls.known.borrow_mut().forget_lineage(lineage);
-    Ok(ObjectReply::done(0))
+    unless_missing(calls.change(&part, forget).await.result)
 }
 
 /// Removes what stands in an index, and its keys.
@@ -103,7 +121,7 @@ async fn remove(calls: &Calls, names: &[(ObjectId, ObjectName)]) -> Result<(), E
         let mut result = Ok(());
         for removed in removed {
             // All of them end, whatever the first failure was.
-            result = result.and(gone(removed.await.result));
+            result = result.and(unless_missing(removed.await.result));
         }
         result?;
     }
@@ -117,11 +135,11 @@ async fn remove_keys(calls: &Calls, lineage: Lineage, keys: &[String]) -> Result
     let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.clone().into_bytes()).collect();
     // The index may be missing, and is not made by this.
     let op = WriteOp::new().assert_exists().remove_keys(&keys);
-    gone(calls.change(&ObjectName::index(lineage), op).await.result)
+    unless_missing(calls.change(&ObjectName::index(lineage), op).await.result)
 }
 
 /// Success, also if there was nothing.
-fn gone(result: Result<usize, Code>) -> Result<(), ErrorCode> {
+fn unless_missing(result: Result<usize, Code>) -> Result<(), ErrorCode> {
     match result {
         Ok(_) | Err(Code::NOT_FOUND) => Ok(()),
         Err(code) => Err(code_of(code)),
