@@ -5,12 +5,13 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use archipelago_bench::waiting::wait_until;
 use librados_sys::{Cluster, Completions, ConnectOptions, WriteOp};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::configuration::{ClusterOptions, KEY, WRONG_KEY, conf, keyring};
-use crate::daemon::{Programs, before, deadline, pause, tail};
+use crate::daemon::{Programs, TIMEOUT, tail};
 
 /// Placement groups of a pool: few, so that each is quickly there.
 const GROUPS: u32 = 8;
@@ -121,11 +122,12 @@ impl CephCluster {
     /// If it fails.
     pub fn start_monitor(&self) {
         self.programs.start_daemon("mon.a", "ceph-mon", "a");
-        let deadline = deadline();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(before(deadline), "the monitor does not listen");
-            pause(Duration::from_millis(2));
-        }
+        let listening = wait_until(
+            TIMEOUT,
+            || "the monitor does not listen".to_owned(),
+            || Ok(TcpStream::connect(("127.0.0.1", self.port)).ok()),
+        );
+        listening.unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Starts an OSD, or starts it again.
@@ -246,20 +248,11 @@ impl CephCluster {
             let write = WriteOp::new().write_full(vec![1]);
             pool.operate(&mut completions, probe, &object, write);
         }
-        let (mut written, deadline) = (Vec::new(), deadline());
-        while written.len() < 64 {
-            match completions.poll() {
-                Some(completed) => {
-                    assert_eq!(completed.result, Ok(0), "a first write to {name}");
-                    written.push(completed.token);
-                }
-                None => {
-                    assert!(before(deadline), "the pool {name} takes no writes");
-                    pause(Duration::from_millis(1));
-                }
-            }
+        for _ in 0..PROBES {
+            let written = completions.wait_for(TIMEOUT).map(|done| done.result);
+            assert_eq!(written, Some(Ok(0)), "a first write to {name}");
         }
-        for probe in written {
+        for probe in 0..PROBES {
             let object = std::ffi::CString::new(format!("probe.{probe}")).expect("a name");
             pool.operate(&mut completions, probe, &object, WriteOp::new().remove());
             assert_eq!(completions.wait().result, Ok(0));

@@ -6,14 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use archipelago_bench::waiting::wait_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How long a program may take that makes something, and a daemon to end.
-const TIMEOUT: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The programs of a cluster in one directory.
 #[derive(Debug)]
@@ -157,18 +157,17 @@ impl Running {
     /// # Panics
     /// If it fails, or does not end in time.
     pub(crate) fn finish(mut self) {
-        let deadline = deadline();
-        loop {
-            match self.child.try_wait().expect("our child") {
-                Some(status) if status.success() => return,
-                Some(status) => {
-                    panic!("{}: {status}\n{}", self.program, tail(&self.output))
-                }
-                None if before(deadline) => pause(PAUSE),
-                None => {
-                    let _killed = self.child.kill();
-                    panic!("{}: no end\n{}", self.program, tail(&self.output));
-                }
+        let ended = wait_until(
+            TIMEOUT,
+            || "it has not ended".to_owned(),
+            || Ok(self.child.try_wait()?),
+        );
+        match ended {
+            Ok(status) if status.success() => {}
+            Ok(status) => panic!("{}: {status}\n{}", self.program, tail(&self.output)),
+            Err(error) => {
+                let _killed = self.child.kill();
+                panic!("{}: {error}\n{}", self.program, tail(&self.output));
             }
         }
     }
@@ -180,28 +179,4 @@ pub(crate) fn tail(path: &Path) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().rev().take(30).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test waits for other processes"
-)]
-pub(crate) fn deadline() -> Instant {
-    Instant::now() + TIMEOUT
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test waits for other processes"
-)]
-pub(crate) fn before(deadline: Instant) -> bool {
-    Instant::now() < deadline
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test waits for other processes"
-)]
-pub(crate) fn pause(duration: Duration) {
-    std::thread::sleep(duration);
 }
