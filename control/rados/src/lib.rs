@@ -12,8 +12,8 @@
 use std::path::{Path, PathBuf};
 
 use archipelago_api::config::RadosPool;
-use archipelago_blocker_file::Claim as NodeClaim;
-use archipelago_blocker_rados::{Claim, Claimant, Options, RadosBackend, check};
+use archipelago_blocker::Claim;
+use archipelago_blocker_rados::{Claimant, Options, RadosBackend, check};
 use archipelago_host::{Pool, Purpose, Sharing, end_with, host_identity};
 use archipelago_node::node_pool::{MakePool, RadosSettings};
 use archipelago_protocol::Error;
@@ -63,22 +63,18 @@ fn options(pool: &RadosPool) -> Options {
 /// # Errors
 /// Why it cannot be, with what helps.
 pub fn make(wanted: MakePool) -> Result<Made, Error> {
-    let claimant = claimant(&wanted.node, NodeClaim::Start);
+    let claimant = claimant(&wanted.node, Claim::Start);
     check(&options(&wanted.rados), &claimant).map(|fsid| Made { fsid })
 }
 
 /// The node whose sockets are in `node`, with the right of `claim`.
-fn claimant(node: &Path, claim: NodeClaim) -> Claimant {
+fn claimant(node: &Path, claim: Claim) -> Claimant {
     let host = host_identity();
     Claimant {
         machine: host.machine,
         host: host.name,
         node: node.to_owned(),
-        claim: match claim {
-            NodeClaim::Start => Claim::Start,
-            NodeClaim::TakeOver => Claim::TakeOver,
-            NodeClaim::Restart => Claim::Restart,
-        },
+        claim,
         lost: end_with,
     }
 }

@@ -42,4 +42,4 @@ mod transfers;
 
 pub use backend::RadosBackend;
 pub use open::{Options, check};
-pub use owner::{Claim, Claimant};
+pub use owner::Claimant;

@@ -11,6 +11,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use archipelago_blocker::Claim;
 use archipelago_protocol::{Error, ErrorCode};
 use librados_sys::{Cluster, Code, Completions, Payload, Pool, ReadOp};
 use serde::{Deserialize, Serialize};
@@ -27,19 +28,6 @@ const TRIES: usize = 8;
 const LEN_MAX: usize = 4096;
 /// How long a release may take: the process ends.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// With what right a pool is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Claim {
-    /// A node starts.
-    #[default]
-    Start,
-    /// A process is the successor of one that has died, in a node that goes on.
-    Restart,
-    /// A person says that a node of another host does not write any more.
-    TakeOver,
-}
 
 /// Who opens a pool.
 #[derive(Debug, Clone)]

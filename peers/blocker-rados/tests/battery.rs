@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use archipelago_blocker::Backend;
-use archipelago_blocker_rados::{Claim, Claimant, Options, RadosBackend, check};
+use archipelago_blocker::{Backend, Claim};
+use archipelago_blocker_rados::{Claimant, Options, RadosBackend, check};
 use archipelago_ceph::{CephCluster, ClusterOptions, Store};
 use archipelago_doubles::battery::{self, Driver};
 use archipelago_protocol::object::{IO_LEN_MAX, ObjectId, ObjectOp, ObjectRequest};

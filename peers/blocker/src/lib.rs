@@ -2,6 +2,7 @@
 //!
 //! * [`Backend`]: what each kind of storage implements; the contract itself is [`archipelago_protocol::object`]'s.
 //! * [`BlockerPeer`]: the peer that serves one backend to any number of channels, each within its [`Rights`].
+//! * [`Claim`]: with what right a pool is opened.
 //! * [`logs`]: what an append or a seal comes to, and how a log's end is found on a medium of sectors.
 //! * [`slots`]: how a small compare-and-swap object lies on a medium of sectors, for backends that need it.
 //!
@@ -15,6 +16,7 @@
 
 mod backend;
 mod channel;
+mod claim;
 mod counters;
 mod handles;
 mod in_flight;
@@ -26,6 +28,7 @@ pub mod slots;
 
 pub use backend::Backend;
 pub use channel::ChannelId;
+pub use claim::Claim;
 pub use counters::Counters;
 pub use peer::{BlockerPeer, ENTRIES_PER_TURN, IN_FLIGHT_MAX};
 pub use rights::Rights;

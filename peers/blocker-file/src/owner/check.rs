@@ -10,22 +10,9 @@
 //! | on this machine, before it was started anew | it has ended; a heartbeat distinguishes two machines with one id |
 //! | anywhere else | unknown: it may write when it likes. A person has to know better |
 
-use serde::{Deserialize, Serialize};
+use archipelago_blocker::Claim;
 
 use super::name::{Name, Place};
-
-/// With what right a pool is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Claim {
-    /// For the first time: if nobody else owns it.
-    #[default]
-    Start,
-    /// Whoever owns it on another host has ended, says a person.
-    TakeOver,
-    /// By the successor of a process that died: if nobody else has owned it since.
-    Restart,
-}
 
 /// Who can have a file of the pool open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -34,7 +34,7 @@ use nix::sys::signal::kill;
 use nix::sys::stat::{major, minor};
 use nix::unistd::Pid;
 
-pub use check::Claim;
+pub use archipelago_blocker::Claim;
 use check::{Reach, Verdict, check};
 use heartbeat::{Heartbeat, PERIOD};
 pub(crate) use name::Name;
