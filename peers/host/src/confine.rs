@@ -5,7 +5,7 @@
 //! | capabilities | none, also if the daemon runs as root |
 //! | user | the endpoint's own, if it has one (`identity`) |
 //! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), what this host is called (both), sockets of the role; TCP for a blocker whose pool is a cluster |
-//! | seccomp | no new programs, no sockets but UNIX ones (and those of such a blocker), no tracing, mounting, modules, namespaces, other users' ids |
+//! | seccomp | no new programs, no sockets but UNIX ones (and IP, with what looks names up, for such a blocker), no tracing, mounting, modules, namespaces, other users' ids |
 //!
 //! Done first of all, by the main thread: threads and descriptors that come later have it too. What the daemon hands over
 //! as descriptors (guest memory, sockets) needs no permission.
@@ -29,6 +29,16 @@ const REFUSED: [libc::c_long; 5] = [
     libc::SYS_setgroups,
 ];
 
+/// Families of sockets of every role.
+const LOCAL: [u32; 1] = [libc::AF_UNIX.unsigned_abs()];
+/// And of a blocker that speaks to other hosts. The C library asks netlink for this host's addresses when it looks names up.
+const NETWORK: [u32; 4] = [
+    libc::AF_UNIX.unsigned_abs(),
+    libc::AF_INET.unsigned_abs(),
+    libc::AF_INET6.unsigned_abs(),
+    libc::AF_NETLINK.unsigned_abs(),
+];
+
 /// Takes from this thread, and from those that it starts, what `roles` do not need.
 ///
 /// # Errors
@@ -37,12 +47,12 @@ pub fn confine<P: Pool>(roles: &[Role], settings: &PeerSettings<P>) -> Result<()
     let mut sandbox = Sandbox::of_process();
     allow_files(&mut sandbox, roles, settings);
     sandbox.refuse(&REFUSED);
+    let mut families = &LOCAL[..];
     if roles.contains(&Role::Blocker) && settings.pool.uses_network() {
         sandbox.allow_tcp();
-    } else {
-        let other_family = FirstArgument::IsNot(libc::AF_UNIX.unsigned_abs());
-        sandbox.refuse_if(libc::SYS_socket, other_family);
+        families = &NETWORK[..];
     }
+    sandbox.refuse_if(libc::SYS_socket, FirstArgument::IsNoneOf(families));
     let landlock = sandbox.enter()?;
     if landlock != RulesetStatus::FullyEnforced {
         tracing::info!(

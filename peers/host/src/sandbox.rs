@@ -73,6 +73,8 @@ const REFUSED: [libc::c_long; 33] = [
 pub enum FirstArgument {
     /// Anything but this.
     IsNot(u32),
+    /// Anything but these.
+    IsNoneOf(&'static [u32]),
     /// It has all of these bits.
     Has(u32),
 }
@@ -244,12 +246,19 @@ fn allow_beneath(
 }
 
 fn rule(argument: FirstArgument) -> Result<SeccompRule, seccompiler::BackendError> {
-    let (operator, value) = match argument {
-        FirstArgument::IsNot(value) => (SeccompCmpOp::Ne, value),
-        FirstArgument::Has(bits) => (SeccompCmpOp::MaskedEq(u64::from(bits)), bits),
+    let first = |operator, value| {
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, u64::from(value))
     };
-    SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, u64::from(value))
-        .and_then(|condition| SeccompRule::new(vec![condition]))
+    // All conditions of a rule have to hold.
+    let conditions = match argument {
+        FirstArgument::IsNot(value) => vec![first(SeccompCmpOp::Ne, value)?],
+        FirstArgument::IsNoneOf(values) => values
+            .iter()
+            .map(|value| first(SeccompCmpOp::Ne, *value))
+            .collect::<Result<_, _>>()?,
+        FirstArgument::Has(bits) => vec![first(SeccompCmpOp::MaskedEq(u64::from(bits)), bits)?],
+    };
+    SeccompRule::new(conditions)
 }
 
 /// From now on the calls that `rules` match fail with `errno`.

@@ -26,14 +26,25 @@ mod tests {
     /// And what it is.
     const ROLES: &str = "CONFINED_ROLES";
 
-    /// A pool whose files lie in a directory; none is opened here.
-    struct Directory(PathBuf);
+    /// A pool whose files lie in a directory; none is opened here. One that is reached over the network has a key beside it.
+    struct Directory {
+        pool: PathBuf,
+        key: Option<PathBuf>,
+    }
 
     impl Pool for Directory {
         type Backend = MemoryBackend;
 
         fn directories(&self) -> Vec<&Path> {
-            vec![&self.0]
+            vec![&self.pool]
+        }
+
+        fn reads(&self) -> Vec<&Path> {
+            self.key.iter().map(PathBuf::as_path).collect()
+        }
+
+        fn uses_network(&self) -> bool {
+            self.key.is_some()
         }
 
         fn descriptors(&self, _limit: u64) -> u64 {
@@ -51,7 +62,7 @@ mod tests {
         fn look_for_foreign(&self, _report: &mut Report) {}
     }
 
-    fn settings(root: &Path) -> PeerSettings<Directory> {
+    fn settings(root: &Path, over_network: bool) -> PeerSettings<Directory> {
         PeerSettings {
             node: root.join("run"),
             run: root.join("run"),
@@ -65,7 +76,10 @@ mod tests {
                 channel_memory_mib: 64,
             },
             endpoint: None,
-            pool: Directory(root.join("pool")),
+            pool: Directory {
+                pool: root.join("pool"),
+                key: over_network.then(|| root.join("key")),
+            },
         }
     }
 
@@ -87,19 +101,22 @@ mod tests {
             return;
         };
         let root = Path::new(&root).to_owned();
-        let roles: Vec<Role> = match std::env::var(ROLES).unwrap().as_str() {
-            "endpoint" => vec![Role::Endpoint],
-            "blocker" => vec![Role::Blocker],
+        let named = std::env::var(ROLES).unwrap();
+        let roles: Vec<Role> = match named.as_str() {
+            "endpoint" | "endpoint of a cluster" => vec![Role::Endpoint],
+            "blocker" | "blocker of a cluster" => vec![Role::Blocker],
             "mapper" => vec![Role::Mapper],
             _ => vec![Role::Endpoint, Role::Mapper, Role::Blocker],
         };
-        confine(&roles, &settings(&root)).unwrap();
+        let over_network = named.ends_with("of a cluster");
+        confine(&roles, &settings(&root, over_network)).unwrap();
+        let reaches_cluster = over_network && roles.contains(&Role::Blocker);
         // Threads that come later have it too.
-        let tried = std::thread::spawn(move || try_all(&root, &roles));
+        let tried = std::thread::spawn(move || try_all(&root, &roles, reaches_cluster));
         tried.join().unwrap();
     }
 
-    fn try_all(root: &Path, roles: &[Role]) {
+    fn try_all(root: &Path, roles: &[Role], reaches_cluster: bool) {
         // Files of others.
         assert_eq!(errno(fs::read("/etc/passwd")), Some(Errno::EACCES));
         assert_eq!(errno(fs::read_dir("/")), Some(Errno::EACCES));
@@ -127,7 +144,17 @@ mod tests {
             errno(UnixListener::bind(root.join("pool/a.sock"))),
             Some(Errno::EACCES)
         );
-        assert_eq!(errno(TcpListener::bind("127.0.0.1:0")), Some(Errno::EPERM));
+        let by_network = (!reaches_cluster).then_some(Errno::EPERM);
+        assert_eq!(errno(TcpListener::bind("127.0.0.1:0")), by_network);
+        let vsock = nix::sys::socket::socket(
+            nix::sys::socket::AddressFamily::Vsock,
+            nix::sys::socket::SockType::Stream,
+            nix::sys::socket::SockFlag::empty(),
+            None,
+        );
+        assert_eq!(vsock.err(), Some(Errno::EPERM));
+        assert_eq!(read(&root.join("key")), expected(reaches_cluster));
+        assert_eq!(read(&root.join("other-key")), Some(Errno::EACCES));
         // Programs, namespaces, mounts.
         assert_eq!(
             errno(Command::new("/bin/true").status()),
@@ -149,7 +176,9 @@ mod tests {
         fs::create_dir_all(root.join("run/journal")).unwrap();
         fs::create_dir(root.join("run/volume")).unwrap();
         fs::create_dir(root.join("pool")).unwrap();
-        fs::write(root.join("pool/secret"), b"data").unwrap();
+        for secret in ["pool/secret", "key", "other-key"] {
+            fs::write(root.join(secret), b"data").unwrap();
+        }
         let said = run_inside(&[(ROOT, root), (ROLES, Path::new(roles))]);
         assert!(said.contains("all tried"), "{said}");
     }
@@ -167,6 +196,16 @@ mod tests {
     #[test]
     fn a_blocker_reaches_its_pool_only() {
         confined("blocker");
+    }
+
+    #[test]
+    fn a_blocker_of_a_cluster_reaches_the_network_and_its_key() {
+        confined("blocker of a cluster");
+    }
+
+    #[test]
+    fn an_endpoint_of_a_cluster_reaches_neither() {
+        confined("endpoint of a cluster");
     }
 
     #[test]
