@@ -9,7 +9,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use archipelago_api::config::RadosPool;
 use archipelago_blocker::Claim;
@@ -87,13 +87,24 @@ impl Pool for HostedPool {
     }
 
     fn reads(&self) -> Vec<&Path> {
-        let pool = &self.0.rados;
-        let named = [&pool.ceph_conf, &pool.keyring].into_iter().flatten();
-        let directories = named.filter_map(|path: &PathBuf| path.parent());
-        directories
-            .chain([Path::new(CEPH)])
-            .chain(SYSTEM.map(Path::new))
-            .collect()
+        let RadosPool {
+            ceph_conf, keyring, ..
+        } = &self.0.rados;
+        let ceph = Path::new(CEPH);
+        let mut reads: Vec<&Path> = SYSTEM.map(Path::new).into();
+        reads.push(ceph_conf.as_deref().unwrap_or(ceph));
+        match keyring {
+            Some(keyring) => reads.push(keyring),
+            // It is where the configuration says: beside that, or in the usual place.
+            None => reads.extend(
+                ceph_conf
+                    .as_deref()
+                    .and_then(Path::parent)
+                    .into_iter()
+                    .chain([ceph]),
+            ),
+        }
+        reads
     }
 
     fn uses_network(&self) -> bool {
@@ -121,4 +132,38 @@ impl Pool for HostedPool {
     }
 
     fn look_for_foreign(&self, _report: &mut Report) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_confined_process_reads_the_files_that_are_named_and_nothing_beside_them() {
+        let reads = |ceph_conf: Option<&str>, keyring: Option<&str>| {
+            let rados = RadosPool {
+                pool: "volumes".to_owned(),
+                data_pool: None,
+                namespace: String::new(),
+                ceph_conf: ceph_conf.map(Into::into),
+                client: "admin".to_owned(),
+                keyring: keyring.map(Into::into),
+                fsid: String::new(),
+            };
+            let claim = Claim::Start;
+            let pool = HostedPool(RadosSettings { rados, claim });
+            let reads = pool.reads();
+            let others = reads
+                .iter()
+                .filter(|path| !SYSTEM.contains(&path.to_str().unwrap_or("")));
+            others
+                .map(|path| path.display().to_string())
+                .collect::<Vec<_>>()
+        };
+        let (conf, key) = (Some("/a/ceph.conf"), Some("/b/key"));
+        assert_eq!(reads(conf, key), ["/a/ceph.conf", "/b/key"]);
+        assert_eq!(reads(None, key), [CEPH, "/b/key"]);
+        assert_eq!(reads(conf, None), ["/a/ceph.conf", "/a", CEPH]);
+        assert_eq!(reads(None, None), [CEPH, CEPH]);
+    }
 }

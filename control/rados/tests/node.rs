@@ -7,44 +7,41 @@
 )]
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use archipelago_bench::waiting::{now, wait_until};
 use archipelago_ceph::{CephCluster, ClusterOptions, Store};
-use archipelago_crash_tests::disk::InFlight;
 use archipelago_crash_tests::loaded_volumes::LoadedVolumes;
 use archipelago_crash_tests::node::Node;
 use archipelago_crash_tests::verifier::Load;
 
 const VOLUMES: usize = 2;
 const SIZE: usize = 24 << 20;
-const LOAD: Load = Load {
-    depth: 16,
-    sectors_max: 256,
-    in_flight: InFlight::Tracked,
-    timeout: Duration::from_secs(60),
-    rest: Duration::ZERO,
-};
+/// Requests of up to 128 KiB: the clusters are slow.
+fn load() -> Load {
+    Load {
+        sectors_max: 256,
+        ..Load::default()
+    }
+}
+
 /// Each volume has done this many after a fault when it counts as served again: more than were in flight.
 const SERVED: u64 = 40;
 /// An error of a pool that cannot be used comes within this.
 const ERROR_TIME: Duration = Duration::from_secs(10);
 
+/// Adds the pool `far`, on the RADOS pool `pool`, with further options.
+fn add<'a>(pool: &'a str, conf: &'a str, options: &[&'a str]) -> Vec<&'a str> {
+    let add = ["pool", "add", "far", "--rados", pool, "--ceph-conf", conf];
+    [&add[..], options].concat()
+}
+
 /// A node whose only pool is on the cluster.
 fn start(placement: &str, ceph: &CephCluster, options: &[&str]) -> Result<Node> {
     let node = Node::start(placement)?;
     let conf = ceph.conf().display().to_string();
-    let add = [
-        "pool",
-        "add",
-        "far",
-        "--rados",
-        "volumes",
-        "--ceph-conf",
-        &conf,
-    ];
-    node.call(&[&add[..], options].concat())?;
+    node.call(&add("volumes", &conf, options))?;
     node.call(&["pool", "remove", "default"])?;
     Ok(node)
 }
@@ -68,7 +65,7 @@ fn content(node: &Node, volume: &str, to: &Path) -> Result<Vec<u8>> {
 
 fn serves(placement: &str, ceph: &CephCluster, options: &[&str]) -> Result<()> {
     let node = start(placement, ceph, options)?;
-    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, LOAD, 7)?;
+    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, load(), 7)?;
     volumes.run(500)?;
     node.call(&["volume", "snapshot", "disk-0", "frozen"])?;
     let exports = tempfile::tempdir()?;
@@ -134,7 +131,7 @@ fn guests_wait_for_an_osd_and_go_on() -> Result<()> {
     ceph.create_pool("volumes", 3);
     ceph.create_pool("data", 3);
     let node = start("fused", &ceph, &["--data-pool", "data"])?;
-    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, LOAD, 8)?;
+    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, load(), 8)?;
     volumes.run(300)?;
     ceph.kill_osd(2);
     volumes.served(SERVED).context("without an OSD")?;
@@ -159,7 +156,7 @@ fn nothing_of_a_stopped_node_lands_once_another_one_has_taken_its_pool() -> Resu
     let ceph = CephCluster::start(ClusterOptions::default());
     ceph.create_pool("volumes", 1);
     let first = start("split", &ceph, &[])?;
-    let mut volumes = LoadedVolumes::start(&first, VOLUMES, SIZE, LOAD, 9)?;
+    let mut volumes = LoadedVolumes::start(&first, VOLUMES, SIZE, load(), 9)?;
     volumes.run(300)?;
     let section = std::fs::read_to_string(first.root().join("archipelago.toml"))?;
     let (_, section) = section.split_once("[pool.far]").context("its section")?;
@@ -213,15 +210,65 @@ fn nothing_of_a_stopped_node_lands_once_another_one_has_taken_its_pool() -> Resu
     Ok(())
 }
 
-/// What `pool add` with these options says, within the time that an error may take.
-fn refused(node: &Node, options: &[&str]) -> Result<String> {
-    let began: Instant = now();
-    let output = node.output(&[&["pool", "add", "far"], options].concat())?;
+/// What a command says that fails within the time that an error may take.
+fn refused(node: &Node, command: &[&str]) -> Result<String> {
+    let began = now();
+    let output = node.output(command)?;
     let took = now() - began;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success(), "it was added");
     ensure!(took < ERROR_TIME, "{took:?}: {said}");
     Ok(said)
+}
+
+fn as_client<'a>(client: &'a str, keyring: &'a str) -> [&'a str; 6] {
+    [
+        "--namespace",
+        "vms",
+        "--client",
+        client,
+        "--keyring",
+        keyring,
+    ]
+}
+
+#[test]
+fn a_client_needs_the_caps_that_are_printed_and_no_more() -> Result<()> {
+    let ceph = CephCluster::start(ClusterOptions {
+        keys: true,
+        ..ClusterOptions::default()
+    });
+    ceph.create_pool("volumes", 1);
+    let node = Node::start("split")?;
+    let conf = ceph.conf().display().to_string();
+    let mut said = String::new();
+    for (client, osd, expected) in [
+        ("reader", "allow r pool=volumes", "may not use it"),
+        (
+            "writer",
+            "allow rwx pool=volumes",
+            "may not have another client blocklisted",
+        ),
+    ] {
+        let keyring = ceph.add_client(client, "allow r", osd);
+        let keyring = keyring.display().to_string();
+        said = refused(&node, &add("volumes", &conf, &as_client(client, &keyring)))?;
+        ensure!(said.contains(expected), "{client}: {said}");
+    }
+    let caps: Vec<&str> = said.split('\'').collect();
+    let [_, mon, _, osd, _] = caps[..] else {
+        anyhow::bail!("no caps are printed: {said}");
+    };
+    let keyring = ceph.add_client("enough", mon, osd).display().to_string();
+    node.call(&add("volumes", &conf, &as_client("enough", &keyring)))?;
+    node.call(&["pool", "remove", "default"])?;
+    let create = |name| node.call(&["volume", "create", name, "--size", "1M"]);
+    create("before")?;
+    // The successor has the client of this one blocklisted.
+    restart(&node, "blocker")?;
+    create("after")?;
+    node.call(&["node", "stop"])?;
+    Ok(())
 }
 
 #[test]
@@ -234,64 +281,31 @@ fn a_pool_that_cannot_be_used_is_refused_by_name_within_ten_seconds() -> Result<
     let node = Node::start("fused")?;
     let conf = ceph.conf().display().to_string();
     let wrong = ceph.write_keyring(false).display().to_string();
-    let cases: [(&[&str], &str); 4] = [
+    for (command, expected) in [
         (
-            &[
-                "--rados",
-                "volumes",
-                "--ceph-conf",
-                &conf,
-                "--keyring",
-                &wrong,
-            ],
+            add("volumes", &conf, &["--keyring", &wrong]),
             "does not accept the key of client.admin",
         ),
+        (add("nothing", &conf, &[]), "has no pool `nothing`"),
         (
-            &["--rados", "nothing", "--ceph-conf", &conf],
+            add("volumes", &conf, &["--data-pool", "nothing"]),
             "has no pool `nothing`",
         ),
         (
-            &[
-                "--rados",
-                "volumes",
-                "--data-pool",
-                "nothing",
-                "--ceph-conf",
-                &conf,
-            ],
-            "has no pool `nothing`",
-        ),
-        (
-            &["--rados", "volumes", "--ceph-conf", "/nowhere/ceph.conf"],
+            add("volumes", "/nowhere/ceph.conf", &[]),
             "/nowhere/ceph.conf",
         ),
-    ];
-    for (options, expected) in cases {
-        let said = refused(&node, options)?;
-        ensure!(said.contains(expected), "{options:?}: {said}");
+    ] {
+        let said = refused(&node, &command)?;
+        ensure!(said.contains(expected), "{command:?}: {said}");
     }
-    node.call(&[
-        "pool",
-        "add",
-        "far",
-        "--rados",
-        "volumes",
-        "--ceph-conf",
-        &conf,
-    ])?;
+    let add = add("volumes", &conf, &[]);
+    node.call(&add)?;
     node.call(&["pool", "remove", "far"])?;
     // Another node of this host, with the pool of the first one.
-    node.call(&[
-        "pool",
-        "add",
-        "far",
-        "--rados",
-        "volumes",
-        "--ceph-conf",
-        &conf,
-    ])?;
+    node.call(&add)?;
     let other = Node::start("fused")?;
-    let said = refused(&other, &["--rados", "volumes", "--ceph-conf", &conf])?;
+    let said = refused(&other, &add)?;
     ensure!(said.contains("is in use by the node"), "{said}");
     other.call(&["node", "stop"])?;
     node.call(&["node", "stop"])?;

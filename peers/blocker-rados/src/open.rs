@@ -22,6 +22,10 @@ const MARKER_LEN_MAX: usize = 4096;
 /// A key in the marker's sorted map: a pool that takes none cannot have indexes.
 const MARKER_KEY: &[u8] = b"format";
 
+/// A command of the kind that shuts a former owner out, which changes nothing.
+const UNBLOCK_NOBODY: &str =
+    r#"{"prefix":"osd blocklist","blocklistop":"rm","addr":"0.0.0.0:0/1"}"#;
+
 /// Which pool, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -186,6 +190,22 @@ impl Options {
         }
     }
 
+    /// What the client may not do, and the caps that it needs.
+    fn denied(&self, what: &str) -> Error {
+        self.error(ErrorCode::Denied, format_args!("client.{} may not {what}", self.client))
+            .with_hint(format!("{}; for a client that is there, `ceph auth caps` in place of `ceph auth get-or-create`", self.caps()))
+    }
+
+    /// Checks that the client may have a former owner blocklisted. What it may do about a client that nobody has is the same.
+    fn check_blocklist(&self, cluster: &Cluster) -> Result<(), Error> {
+        match cluster.mon_command(UNBLOCK_NOBODY) {
+            Err(error) if code_of(error.code()) == ErrorCode::Denied => {
+                Err(self.denied("have another client blocklisted"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Why a first call failed.
     fn refused(&self, code: Option<Code>) -> Error {
         let Some(code) = code else {
@@ -194,13 +214,17 @@ impl Options {
                 .with_hint("`ceph health detail` and `ceph pg stat` say whether its placement groups are active");
         };
         match code_of(code) {
-            ErrorCode::Denied => self
-                .error(ErrorCode::Denied, format_args!("client.{} may not use it", self.client))
-                .with_hint(format!("{}; for a client that is there, `ceph auth caps` in place of `ceph auth get-or-create`", self.caps())),
+            ErrorCode::Denied => self.denied("use it"),
             ErrorCode::Unsupported => self
-                .error(ErrorCode::Unsupported, "it has no sorted maps: it is erasure-coded")
+                .error(
+                    ErrorCode::Unsupported,
+                    "it has no sorted maps: it is erasure-coded",
+                )
                 .with_hint("give a replicated pool with --rados, and this one with --data-pool"),
-            ErrorCode::NoSpace => self.error(ErrorCode::NoSpace, "the cluster, or the pool's quota, is full"),
+            ErrorCode::NoSpace => self.error(
+                ErrorCode::NoSpace,
+                "the cluster, or the pool's quota, is full",
+            ),
             other => self.error(other, code),
         }
     }
@@ -295,6 +319,7 @@ pub fn check(options: &Options, claimant: &Claimant) -> Result<String, Error> {
     let mut opened = open_with(options, &Marked::Now)?;
     let name = options.name();
     Owner::look(&mut opened.place(&name), claimant)?;
+    options.check_blocklist(&opened.cluster)?;
     Ok(opened.fsid)
 }
 

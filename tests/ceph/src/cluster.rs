@@ -193,6 +193,24 @@ impl CephCluster {
         path
     }
 
+    /// Makes `client.ID` with these caps: a file with its key.
+    ///
+    /// # Panics
+    /// If the cluster refuses it.
+    #[must_use]
+    pub fn add_client(&self, id: &str, mon: &str, osd: &str) -> PathBuf {
+        let quoted = |text: &str| text.replace('"', "\\\"");
+        let command = format!(
+            r#"{{"prefix":"auth get-or-create","entity":"client.{id}","caps":["mon","{}","osd","{}"]}}"#,
+            quoted(mon),
+            quoted(osd)
+        );
+        let keyring = self.mon_command(&self.connect(), &command);
+        let path = self.programs.directory.join(format!("keyring-{id}"));
+        fs::write(&path, keyring).expect("a file of our own");
+        path
+    }
+
     /// A client of its own.
     ///
     /// # Panics
