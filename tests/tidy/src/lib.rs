@@ -5,6 +5,7 @@
 //! | [`source`] | the crates and their files, parsed |
 //! | [`fields`] | how many fields a struct has |
 //! | [`circles`] | which files of a crate import each other in a circle |
+//! | [`members`] | which crates need librados, and that a build without names leaves out these and no others |
 //!
 //! What the rules do not fit is listed with a reason in `exceptions.toml`; an exception that is not needed any more is a
 //! finding, too. The rest of the house's rules: `tests/tidy.sh`.
@@ -13,6 +14,7 @@
 
 pub mod circles;
 pub mod fields;
+pub mod members;
 pub mod source;
 
 #[cfg(test)]
@@ -22,7 +24,7 @@ mod tests {
 
     use serde::Deserialize;
 
-    use super::{circles, fields, source};
+    use super::{circles, fields, members, source};
 
     /// What the rules do not fit, and why.
     #[derive(Debug, Deserialize)]
@@ -40,6 +42,15 @@ mod tests {
         let gone = allowed.keys().filter(|one| !found.contains(one));
         let gone = gone.map(|one| format!("an exception that nothing needs: {one}"));
         new.cloned().chain(gone).collect()
+    }
+
+    #[test]
+    fn a_build_without_names_leaves_out_what_needs_librados_and_nothing_else() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let members = members::members(&root).unwrap();
+        assert!(members.need_librados.len() > 1, "{members:?}");
+        let others = members.all.difference(&members.need_librados).cloned();
+        assert_eq!(members.default, others.collect());
     }
 
     #[test]
