@@ -89,14 +89,14 @@ impl Space {
         let (sender, answers) = unbounded();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let doorbell = Arc::new(EventFd::from_flags(flags)?);
-        let ring = Arc::clone(&doorbell);
+        let answered = Arc::clone(&doorbell);
         let thread = std::thread::Builder::new()
             .name("rados-space".to_owned())
             .spawn(move || {
                 for () in questions {
-                    // Nobody listens any more when the backend is being dropped.
+                    // The receiver is missing while the backend is being dropped.
                     let _sent = sender.send(ask(&cluster, &pool));
-                    let _rung = ring.write(1);
+                    let _rung = answered.write(1);
                 }
             })?;
         Ok(Space {

@@ -165,17 +165,17 @@ impl Pool {
     /// # Errors
     /// What librados says.
     pub fn alignment(&self) -> Result<Option<u64>, RadosError> {
+        let check =
+            |result| RadosError::check(result, || "ask for the pool's alignment".to_owned());
         let (mut required, mut alignment) = (0, 0);
         // SAFETY: the context is valid, and the pointer is a valid place for the result.
-        let result = unsafe {
+        check(unsafe {
             bindings::rados_ioctx_pool_requires_alignment2(self.context, &raw mut required)
-        };
-        RadosError::check(result, || "ask for the pool's alignment".to_owned())?;
+        })?;
         // SAFETY: as above.
-        let result = unsafe {
+        check(unsafe {
             bindings::rados_ioctx_pool_required_alignment2(self.context, &raw mut alignment)
-        };
-        RadosError::check(result, || "ask for the pool's alignment".to_owned())?;
+        })?;
         Ok((required != 0).then_some(alignment))
     }
 }
