@@ -100,7 +100,8 @@ fn files(guests: &[Guest]) -> Result<u64> {
 }
 
 /// For a third of the time of a full pool all guests wait, and see no error. Where the file system finds some space that it had set
-/// aside, they fill that too.
+/// aside, they fill that too. By its end each QEMU has connected again for good: QEMU 7.2 loses a disk whose connection ends once more
+/// before (docs/attach.md, "A fault of QEMU").
 fn hold(pool: &GrowingPool, node: &Node, guests: &[Guest]) -> Result<()> {
     let deadline = now() + full_time() / 3;
     while now() < deadline {
@@ -144,19 +145,18 @@ fn five_guests_wait(kind: Kind, placement: &str) -> Result<()> {
         guest.run(FILE_SYSTEMS[index % 2])?;
         guest.run(&format!("start_verifier {index} {PLACE} && start_files"))
     })?;
-    let all_wait = || pool.filled(&node, GUESTS, || files(&guests));
-    all_wait()?;
+    pool.filled(&node, GUESTS, || files(&guests))?;
     println!("{kind}: full after {:?}", began.elapsed());
 
     hold(&pool, &node, &guests)?;
     replace_process(&node, "mapper")?;
-    all_wait()?;
+    hold(&pool, &node, &guests)?;
     node.call(&["node", "stop"])?;
     node.call(&["node", "start"])?;
     hold(&pool, &node, &guests)?;
     Node::kill(node.daemon()?)?;
     node.restart()?;
-    all_wait()?;
+    hold(&pool, &node, &guests)?;
     replace_process(&node, "endpoint")?;
     hold(&pool, &node, &guests)?;
 
