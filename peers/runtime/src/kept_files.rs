@@ -1,4 +1,4 @@
-//! Files that live as long as the ring does in the kernel, which is longer than its process: locks, above all.
+//! Files that live as long as the ring does in the kernel, which may be longer than its process: locks, above all.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,5 +37,15 @@ impl KeptFiles {
             .map_err(failed)?;
         self.count += 1;
         Ok(())
+    }
+
+    /// Closes all of them, before this returns: nothing is in flight in `ring`. The kernel itself closes them some time after the ring's end, and says
+    /// nothing of it, so that a file system that was served could not be unmounted.
+    pub(crate) fn close(&mut self, ring: &Submitter<'_>) {
+        if std::mem::take(&mut self.registered) {
+            // What is not closed here ends with the ring.
+            let _later = ring.unregister_files();
+            self.count = 0;
+        }
     }
 }

@@ -471,8 +471,9 @@ impl Drop for Ring {
                 // A command ends when its device is stopped, or with the process: what it points to stays until then.
                 if self.load.has_commands() {
                     self.leak();
+                    return;
                 }
-                return;
+                return self.kept_files.close(&self.uring.submitter());
             }
             // Said already, and it will not get better.
             if self.uring.is_given_up() {

@@ -56,3 +56,18 @@ fn first_commands_of_a_queue_wait_for_one_call() {
         assert_eq!(ring.uring.submission_len(), left);
     }
 }
+
+#[test]
+fn kept_files_are_closed_when_an_idle_ring_has_ended() {
+    for round in 0..20 {
+        let mut ring = Ring::new(&Config::default()).unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        ring.keep_file(OwnedFd::from(writer)).unwrap();
+        drop(ring);
+        let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+        nix::fcntl::fcntl(&reader, flags).unwrap();
+        // The end of the pipe; an error as long as somebody may still write.
+        let read = std::io::Read::read(&mut reader, &mut [0]);
+        assert_eq!(read.ok(), Some(0), "round {round}");
+    }
+}
