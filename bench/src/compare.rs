@@ -112,7 +112,7 @@ impl Sample {
 }
 
 /// How a case is measured on a server, with a seed for the places of its requests.
-pub type Measure<'a> = &'a mut dyn FnMut(&mut dyn Server, Case, u64) -> Result<Sample>;
+pub type Measure<'a, S> = &'a mut dyn FnMut(&mut S, Case, u64) -> Result<Sample>;
 
 /// All measurements: by case, by server, by round.
 #[derive(Debug)]
@@ -156,11 +156,11 @@ pub fn connect(socket: &Path) -> Result<Disk> {
 ///
 /// # Errors
 /// If a server fails.
-pub fn run(
-    servers: &mut [Box<dyn Server>],
+pub fn run<S: Server + ?Sized>(
+    servers: &mut [Box<S>],
     cases: &[Case],
     rounds: usize,
-    measure: Measure<'_>,
+    measure: Measure<'_, S>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Results> {
     let mut samples = vec![vec![Vec::with_capacity(rounds); servers.len()]; cases.len()];

@@ -80,16 +80,7 @@ impl Way {
     }
 
     fn command(self, place: &Path, workload: Workload, time: Duration, seed: u64) -> Command {
-        let pattern = match (workload.op, workload.random) {
-            (Op::Write, true) => "randwrite",
-            (Op::Write, false) => "write",
-            (_, true) => "randread",
-            (_, false) => "read",
-        };
-        let mut fio = Command::new("fio");
-        fio.args(["--name=load", "--time_based", "--thread"]);
-        // Places are independent of each other: a map of those that were used is no part of the figures.
-        fio.args(["--norandommap=1", "--output-format=json", "--eta=never"]);
+        let mut fio = command(workload, time, seed);
         match self {
             Way::Nbd => fio.args([
                 "--ioengine=nbd".to_owned(),
@@ -102,17 +93,39 @@ impl Way {
                 format!("--filename={}", place.display()),
             ]),
         };
-        fio.arg(format!("--rw={pattern}"));
-        fio.arg(format!("--bs={}", workload.len));
-        fio.arg(format!("--iodepth={}", workload.depth));
-        fio.arg(format!("--runtime={}ms", time.as_millis()));
-        fio.arg(format!("--randseed={seed}"));
         fio
     }
 }
 
+/// fio with `workload` for `time`, whose report [`figures`] reads; the engine and what it needs are missing.
+#[must_use]
+pub fn command(workload: Workload, time: Duration, seed: u64) -> Command {
+    let pattern = match (workload.op, workload.random) {
+        (Op::Write, true) => "randwrite",
+        (Op::Write, false) => "write",
+        (_, true) => "randread",
+        (_, false) => "read",
+    };
+    let mut fio = Command::new("fio");
+    fio.args(["--name=load", "--time_based", "--thread"]);
+    // Places are independent of each other: a map of those that were used is no part of the figures.
+    fio.args(["--norandommap=1", "--output-format=json", "--eta=never"]);
+    fio.arg(format!("--rw={pattern}"));
+    fio.arg(format!("--bs={}", workload.len));
+    fio.arg(format!("--iodepth={}", workload.depth));
+    fio.arg(format!("--runtime={}ms", time.as_millis()));
+    fio.arg(format!("--randseed={seed}"));
+    if workload.flush {
+        fio.arg("--fsync=1");
+    }
+    fio
+}
+
 /// The figures in fio's report.
-fn figures(text: &str) -> Result<Figures> {
+///
+/// # Errors
+/// If the text is none, or nothing was done.
+pub fn figures(text: &str) -> Result<Figures> {
     // Lines of libraries may stand before.
     let begin = text.find('{').context("fio prints no JSON")?;
     let report: serde_json::Value = serde_json::from_str(text.get(begin..).unwrap_or_default())?;

@@ -187,8 +187,10 @@ pub fn run(disk: &mut Disk, workload: Workload, time: Duration, seed: u64) -> Re
     Ok(figures(&mut latencies_ns, end.duration_since(start)))
 }
 
+/// The figures of requests with these latencies, done within `time`.
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn figures(latencies_ns: &mut [u64], time: Duration) -> Figures {
+#[must_use]
+pub fn figures(latencies_ns: &mut [u64], time: Duration) -> Figures {
     latencies_ns.sort_unstable();
     let at = |per_mille: usize| {
         let last = latencies_ns.len().saturating_sub(1);

@@ -24,6 +24,7 @@ set -euo pipefail
 #   ceph-mon ceph-osd       a cluster of the tests' own; nothing of them is started by their installation
 #   ceph-common             its tools
 #   librados-dev            the library of its clients
+#   python3-rbd             RBD beside us, in the benchmark
 packages=(
     gcc make libc6-dev
     qemu-system-x86 qemu-utils libnbd-bin nbd-client fio
@@ -35,7 +36,7 @@ packages=(
     curl groff-base mandoc fish zsh
     jq ca-certificates
     ganeti openssh-server iproute2 procps
-    ceph-mon ceph-osd ceph-common librados-dev
+    ceph-mon ceph-osd ceph-common librados-dev python3-rbd
 )
 
 find_missing() {
