@@ -109,6 +109,7 @@ pub fn operations() -> Vec<Operation> {
         post("/v1/pools", "poolAdd", body::<PoolView>(), "Adds a pool; answers when it is served").of::<AddPool>().made(),
         get("/v1/pools/{name}", "poolInfo", body::<PoolView>(), "One pool"),
         delete("/v1/pools/{name}", "poolRemove", "Takes a pool that holds nothing out of the node"),
+        post("/v1/pools/{name}/take-over", "poolTakeOver", body::<PoolView>(), "Takes over a pool that is not served because another node, which does not write to it any more, has not released it; answers when it is served"),
         get("/v1/pools/{name}/check", "checkPool", body::<PoolCheck>(), "What is damaged, missing or leaked in a pool; changes nothing"),
         get("/v1/volumes", "volumeList", body::<VolumePage>(), "A page of volumes, snapshots and images, in order of their names"),
         post("/v1/volumes", "volumeCreate", volume(), "A new, empty volume").of::<CreateVolume>().made(),

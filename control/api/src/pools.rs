@@ -155,6 +155,9 @@ pub struct AddPool {
     /// Its RADOS pool, if it is on one; in place of `directory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rados: Option<RadosPool>,
+    /// Take it over from a node of another host that has not released it, and does not write to it any more.
+    #[serde(default)]
+    pub take_over: bool,
 }
 
 /// The pools.

@@ -278,6 +278,14 @@ pub enum Pool {
         /// Or a RADOS pool
         #[command(flatten)]
         rados: RadosOptions,
+        /// How it is opened
+        #[command(flatten)]
+        opening: Opening,
+    },
+    /// Take over a pool of the running node that another node has not released; that node must no longer be able to write to it
+    TakeOver {
+        /// The pool
+        name: Name,
     },
     /// Remove an empty pool from the running node; its directory is kept
     Remove {

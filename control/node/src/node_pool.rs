@@ -40,6 +40,9 @@ pub struct MakePool {
     pub rados: RadosPool,
     /// The node's directory of sockets: it is refused a pool that another node serves.
     pub node: PathBuf,
+    /// With what right it will be opened.
+    #[serde(default)]
+    pub claim: Claim,
 }
 
 impl NodePool {

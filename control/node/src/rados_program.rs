@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use archipelago_api::config::RadosPool;
+use archipelago_blocker_file::Claim;
 use archipelago_protocol::{Error, ErrorCode, last_words};
 use serde::Deserialize;
 use tokio::process::Command;
@@ -33,15 +34,20 @@ pub(crate) fn path() -> PathBuf {
 }
 
 /// Makes a RADOS pool one of ours, if it is none yet, and checks that the node whose sockets are in `node` can use it: the pool, with the
-/// id of its cluster.
+/// id of its cluster. `claim` is the right with which it will be opened.
 ///
 /// # Errors
 /// What the program says, or that there is no such program.
-pub(crate) async fn make_pool(pool: RadosPool, node: &Path) -> Result<RadosPool, Error> {
+pub(crate) async fn make_pool(
+    pool: RadosPool,
+    node: &Path,
+    claim: Claim,
+) -> Result<RadosPool, Error> {
     let unavailable = |message| Error::new(ErrorCode::Unavailable, message);
     let make = MakePool {
         rados: pool.clone(),
         node: node.to_owned(),
+        claim,
     };
     let text = serde_json::to_string(&make).expect("settings have string keys");
     let child = Command::new(path())

@@ -63,7 +63,7 @@ fn options(pool: &RadosPool) -> Options {
 /// # Errors
 /// Why it cannot be, with what helps.
 pub fn make(wanted: MakePool) -> Result<Made, Error> {
-    let claimant = claimant(&wanted.node, Claim::Start);
+    let claimant = claimant(&wanted.node, wanted.claim);
     check(&options(&wanted.rados), &claimant).map(|fsid| Made { fsid })
 }
 

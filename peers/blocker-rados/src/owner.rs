@@ -260,7 +260,7 @@ fn described(record: Option<&Record>) -> String {
 fn in_use(name: &str, record: Option<&Record>) -> Error {
     let text = format!("RADOS pool `{name}` is in use by {}", described(record));
     Error::new(ErrorCode::InUse, text).with_hint(
-        "stop that node; if it cannot be reached any more, start this one with --take-over: the cluster then refuses whatever the other one still writes",
+        "stop that node; if it cannot be reached any more, start this one with --take-over, or, if it runs, `archipelago pool take-over`: the cluster then refuses whatever the other one still writes",
     )
 }
 

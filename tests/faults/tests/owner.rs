@@ -19,6 +19,8 @@ use archipelago_fault_tests::server::{Answer, Server, wait_for};
 const IN_USE: i32 = 5;
 /// A start that waits for nobody: an owner is watched for 12 s.
 const AT_ONCE: Duration = Duration::from_secs(8);
+/// A takeover beside an opening that is watching the owner already: twice 12 s, the wait in between, and then some.
+const LATE: Duration = Duration::from_secs(60);
 /// A former owner looks at the record each 2 s.
 const NOTICES: Duration = Duration::from_secs(10);
 
@@ -169,6 +171,56 @@ fn the_node_of_a_second_host_is_refused_by_the_name_of_the_first_and_takes_over_
         "{volumes}"
     );
     done(alpha.server.stop()?)?;
+    Ok(())
+}
+
+/// A node with a pool of its own: the one of a lost host is added to it, and taken over again when it was lost to that host meanwhile.
+#[test]
+fn a_pool_of_a_lost_host_is_taken_over_by_a_node_that_runs() -> Result<()> {
+    let Some((alpha, beta)) = two_hosts()? else {
+        return Ok(());
+    };
+    let own = tempfile::tempdir()?;
+    let own = own.path().join("own");
+    let call = |arguments: &[&str]| beta.server.call_within(arguments, LATE);
+    let shared = beta.disk.path().join("pool").display().to_string();
+    std::fs::remove_file(beta.server.root().join("archipelago.toml"))?;
+    done(call(&["init", "--pool-dir", &own.display().to_string()])?)?;
+    done(beta.server.start()?)?;
+    let is_served =
+        |wanted: &str| -> Result<()> { done(call(&["volume", "info", wanted])?).map(drop) };
+    let refused = |arguments: &[&str], part: &str| match call(arguments)? {
+        Answer::Refused(code, said) if said.contains(part) => Ok(code),
+        other => bail!("{arguments:?}: {other:?}"),
+    };
+
+    alpha.start()?;
+    alpha.create("disk")?;
+    alpha.server.kill();
+    let add = ["pool", "add", "shared", "--dir", &shared];
+    ensure!(refused(&add, "host `alpha`")? == IN_USE, "{add:?}");
+    done(call(&[&add[..], &["--take-over"]].concat())?)?;
+    is_served("disk")?;
+    refused(&["pool", "take-over", "shared"], "is served by this node")?;
+
+    // The other host had it, and is lost again.
+    done(beta.server.stop()?)?;
+    alpha.start()?;
+    alpha.create("other")?;
+    done(beta.server.start()?)?;
+    let pools = || done(call(&["pool", "info", "shared"])?);
+    wait_for("the refusal", LATE, || {
+        pools().is_ok_and(|text| text.contains("host `alpha`"))
+    })?;
+    let take_over = ["pool", "take-over", "shared"];
+    ensure!(
+        refused(&take_over, "its heartbeat goes on")? == IN_USE,
+        "it lives"
+    );
+    alpha.server.kill();
+    done(call(&take_over)?)?;
+    is_served("other")?;
+    done(beta.server.stop()?)?;
     Ok(())
 }
 

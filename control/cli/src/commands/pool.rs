@@ -1,4 +1,4 @@
-//! `pool list|info|add|remove`.
+//! `pool list|info|add|take-over|remove`.
 
 use std::path::PathBuf;
 
@@ -28,13 +28,24 @@ pub(super) fn run(command: Pool, client: &Client, output: Output) -> Result<(), 
                 client.get(&format!("/v1/pools/{}", path_segment(name.as_str())))?;
             output.print(&pool, info)
         }
-        Pool::Add { name, dir, rados } => {
+        Pool::Add {
+            name,
+            dir,
+            rados,
+            opening,
+        } => {
             let body = AddPool {
                 name,
                 directory: dir.map(absolute).transpose()?,
                 rados: rados_pool(rados)?,
+                take_over: opening.take_over,
             };
             let pool: PoolView = client.call(Method::Post, "/v1/pools", &body)?;
+            output.print(&pool, |_quiet| String::new())
+        }
+        Pool::TakeOver { name } => {
+            let path = format!("/v1/pools/{}/take-over", path_segment(name.as_str()));
+            let pool: PoolView = client.call(Method::Post, &path, &())?;
             output.print(&pool, |_quiet| String::new())
         }
         Pool::Remove { name, unserved } => {

@@ -39,6 +39,7 @@ fn routes() -> Routes {
         ("/v1/pools", "post", post(add_pool)),
         ("/v1/pools/{name}", "get", get(pool)),
         ("/v1/pools/{name}", "delete", delete(remove_pool)),
+        ("/v1/pools/{name}/take-over", "post", post(take_over_pool)),
         ("/v1/pools/{name}/check", "get", get(check)),
         ("/v1/volumes", "get", get(list)),
         ("/v1/volumes", "post", post(create)),
@@ -255,6 +256,11 @@ async fn remove_pool(
     };
     kept(async move { node.remove_pool(&name, which).await }).await?;
     ok(Done {})
+}
+
+async fn take_over_pool(State(node): Shared, Segment(text): Segment) -> Answer {
+    let name = name(&text)?;
+    ok(kept(async move { node.take_over_pool(&name).await }).await?)
 }
 
 async fn check(State(node): Shared, Path(text): Path<String>) -> Answer {

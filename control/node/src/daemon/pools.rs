@@ -2,6 +2,7 @@
 //!
 //! Invariants
 //! - A pool is added in this order: its directory, its processes, the configuration. One that cannot be served is not added.
+//! - A pool is taken over only while it is not served because somebody else has it, and only by one opening of it.
 //! - A pool is removed while it is served and holds nothing, or, if that is asked for, while it is not served: first the
 //!   configuration, then its processes.
 
@@ -15,6 +16,7 @@ use archipelago_api::layout::path_error;
 use archipelago_api::pools::{AddPool, PoolView};
 use archipelago_blocker_file::Claim;
 use archipelago_protocol::catalogue::PAGE_MAX;
+use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use tokio::sync::{oneshot, watch};
 
@@ -63,22 +65,23 @@ impl Node {
         let _one_at_a_time = self.change_pools().await?;
         let name = request.name.clone();
         let mut stops = self.stopping.subscribe();
+        let claim = match request.take_over {
+            true => Claim::TakeOver,
+            false => Claim::Start,
+        };
         let config = match (request.directory, request.rados) {
             (Some(directory), None) => self.make_file_pool(&mut stops, &name, directory).await?,
-            (None, Some(rados)) => self.make_rados_pool(&mut stops, &name, rados).await?,
+            (None, Some(rados)) => {
+                self.make_rados_pool(&mut stops, &name, rados, claim)
+                    .await?
+            }
             (Some(_), Some(_)) | (None, None) => {
                 let message = "a pool has either a directory or a RADOS pool";
                 return Err(Error::new(ErrorCode::Invalid, message));
             }
         };
         let paths = PoolPaths::new(&self.context.layout, &name, &self.first)?;
-        let pool = Arc::new(Pool::new(
-            &self.context,
-            &name,
-            &config,
-            paths,
-            Claim::Start,
-        )?);
+        let pool = Arc::new(Pool::new(&self.context, &name, &config, paths, claim)?);
         service::start(&pool);
         let added = tokio::select! {
             // First: what is entered is among the pools before a stop looks at them.
@@ -133,12 +136,13 @@ impl Node {
         stops: &mut watch::Receiver<bool>,
         name: &Name,
         rados: RadosPool,
+        claim: Claim,
     ) -> Result<PoolConfig, Error> {
         rados.check()?;
         let config = PoolConfig::Rados(rados.clone());
         self.changed_config(|text| with_pool(text, name, &config))?;
         let made = tokio::select! {
-            made = make_pool(rados, self.context.layout.run()) => made?,
+            made = make_pool(rados, self.context.layout.run(), claim) => made?,
             _ = stops.wait_for(|stops| *stops) => return Err(stopping()),
         };
         let config = PoolConfig::Rados(made);
@@ -146,9 +150,30 @@ impl Node {
         Ok(config)
     }
 
+    /// Takes the pool `name` over from another node, and answers when it is served.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] if another node's claim is not why it is not served; why it cannot be taken.
+    pub(crate) async fn take_over_pool(&self, name: &Name) -> Result<PoolView, Error> {
+        let _one_at_a_time = self.change_pools().await?;
+        let pool = self.pool(name)?;
+        check_taken(name, &pool.state())?;
+        let process = pool.process(Role::Blocker);
+        process.take_over_next();
+        pool.set_state(PoolState::Opening);
+        let mut stops = self.stopping.subscribe();
+        tokio::select! {
+            _ = stops.wait_for(|stops| *stops) => return Err(stopping()),
+            // An opening that was under way may still be refused.
+            taken = served(&pool, || process.takes_over()) => taken?,
+        }
+        tracing::info!("pool `{name}` was taken over, as was asked for");
+        pool.info_of_pool().await
+    }
+
     /// Notes a pool in the configuration, once it is served.
     async fn enter_served(&self, pool: &Pool) -> Result<(), Error> {
-        served(pool).await?;
+        served(pool, || false).await?;
         self.check_names(pool).await?;
         // From here on nothing is waited for: it is in the file, or it is not added.
         let text = self.changed_config(|text| with_pool(text, &pool.name, &pool.config))?;
@@ -311,16 +336,39 @@ async fn on_a_thread<T: Send + 'static>(
     }
 }
 
-/// Waits until `pool` is served.
+/// Checks that a pool in `state` is not served because another node has it.
+fn check_taken(name: &Name, state: &PoolState) -> Result<(), Error> {
+    let invalid = |why: String| Err(Error::new(ErrorCode::Invalid, why));
+    match state {
+        PoolState::Failed(error) if error.code == ErrorCode::InUse => Ok(()),
+        PoolState::Served => invalid(format!("pool `{name}` is served by this node")),
+        PoolState::Opening => {
+            let why = format!("pool `{name}` is still being opened");
+            Err(Error::new(ErrorCode::Unavailable, why))
+        }
+        PoolState::Failed(error) => invalid(format!(
+            "no other node keeps pool `{name}` from being served: {}",
+            error.message
+        )),
+        PoolState::Lost(error) => {
+            let why = format!("this node has lost pool `{name}`: {}", error.message);
+            Err(Error::new(ErrorCode::Stale, why)
+                .with_hint("stop the guests of its volumes, then start the node again"))
+        }
+    }
+}
+
+/// Waits until `pool` is served; a failure counts if it is not that of an opening before the one that is meant.
 ///
 /// # Errors
 /// Why it is not.
-async fn served(pool: &Pool) -> Result<(), Error> {
+async fn served(pool: &Pool, is_early: impl Fn() -> bool) -> Result<(), Error> {
     let mut changes = pool.context.pools_changed.subscribe();
     let deadline = tokio::time::Instant::now() + ADD_TIMEOUT;
     loop {
         match pool.state() {
             PoolState::Served => return Ok(()),
+            PoolState::Failed(_) if is_early() => {}
             PoolState::Failed(error) | PoolState::Lost(error) => return Err(error),
             PoolState::Opening => {}
         }

@@ -59,6 +59,16 @@ pub(crate) struct LastEnd {
     pub(crate) at: Instant,
 }
 
+/// Whether an incarnation takes the pool over from another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TakeOver {
+    No,
+    /// The next one.
+    Next,
+    /// The one that runs.
+    Now,
+}
+
 /// One process and its control socket.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -73,6 +83,7 @@ pub(crate) struct Process {
     restarts: watch::Sender<u64>,
     /// Whether an incarnation of it has had the pool open.
     has_opened: watch::Sender<bool>,
+    take_over: watch::Sender<TakeOver>,
     last_end: watch::Sender<Option<LastEnd>>,
 }
 
@@ -100,6 +111,7 @@ impl Process {
             run_state: watch::Sender::new(RunState::NotRunning),
             restarts: watch::Sender::new(0),
             has_opened: watch::Sender::new(false),
+            take_over: watch::Sender::new(TakeOver::No),
             last_end: watch::Sender::new(None),
         })
     }
@@ -134,6 +146,9 @@ impl Process {
     }
 
     pub(crate) fn set_run_state(&self, state: RunState) {
+        if state == RunState::NotRunning && *self.take_over.borrow() == TakeOver::Now {
+            self.take_over.send_replace(TakeOver::No);
+        }
         self.run_state.send_replace(state);
     }
 
@@ -144,6 +159,16 @@ impl Process {
     /// Notes that this incarnation has the pool open: the next ones are its successors.
     pub(crate) fn note_opened(&self) {
         self.has_opened.send_replace(true);
+    }
+
+    /// The next incarnation takes the pool over from whoever has not released it, as a person has said.
+    pub(crate) fn take_over_next(&self) {
+        self.take_over.send_replace(TakeOver::Next);
+    }
+
+    /// Whether that incarnation is still to come, or has not ended.
+    pub(crate) fn takes_over(&self) -> bool {
+        *self.take_over.borrow() != TakeOver::No
     }
 
     /// The last unexpected end.
@@ -179,9 +204,15 @@ impl Process {
         let listener: OwnedFd = self.listener.try_clone()?.into();
         let mut settings = self.settings.clone();
         // An incarnation that could not open the pool has no successor: whoever owned the pool meanwhile has taken nothing from it.
-        // What a person knew of another owner was true for the first incarnation.
+        // What a person knew of another owner was true for one incarnation.
+        let takes_over = *self.take_over.borrow() == TakeOver::Next;
+        if takes_over {
+            self.take_over.send_replace(TakeOver::Now);
+        }
         if *self.has_opened.borrow() {
             settings.pool.set_claim(Claim::Restart);
+        } else if takes_over {
+            settings.pool.set_claim(Claim::TakeOver);
         } else if self.restarts() > 0 {
             settings.pool.set_claim(Claim::Start);
         }

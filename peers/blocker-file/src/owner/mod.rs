@@ -394,7 +394,7 @@ fn silent(layout: &Layout, found: Name, silence: Duration) -> Error {
     );
     Error::new(ErrorCode::InUse, message).with_hint(
         "it may still write: stop it on its host, or make sure that this host is off or cut off from the storage; then \
-         `archipelago node start --take-over`",
+         `archipelago node start --take-over`, or `archipelago pool take-over` if the node runs",
     )
 }
 
