@@ -1,5 +1,7 @@
-//! The whole catalogue as sorted pages, one behind the other in packs of equal length, so that a start reads sequentially and
-//! the log can be short.
+//! The whole catalogue as pages in order of the lineages, one behind the other in packs of equal length, so that a start reads
+//! sequentially and the log can be short.
+//!
+//! A page is made, and then written, before the next one is made: so a step takes as long as one page does, whatever there is.
 //!
 //! Page body behind the envelope: payload length u32, 0 u32, catalogue records; zeros to 4096.
 
@@ -19,8 +21,8 @@ const PAGE_FULL: usize = 64 * 1024;
 /// Longest page: its fields, a full page of records but for one byte, and the longest record, rounded up to 4096.
 const PAGE_LEN_MAX: usize = PAGE_FULL + 8192;
 const _: () = assert!(ENVELOPE_LEN + 8 + RECORD_LEN_MAX <= PAGE_LEN_MAX - PAGE_FULL);
-/// Bytes written or read at a time.
-const PIECE: usize = 1 << 20;
+/// Bytes read at a time: some pages, so that a step has a bounded number of records.
+const PIECE: usize = 256 << 10;
 
 fn page(records: &[u8]) -> Vec<u8> {
     let mut page = Writer::sealed(MAGIC, Lineage::CATALOGUE);
@@ -88,50 +90,72 @@ fn apply_pages(names: &mut Names, bytes: &mut Vec<u8>, end: bool) -> Result<(), 
     Ok(())
 }
 
-/// Pages in pieces of about [`PIECE`].
-pub(super) fn pages(names: &Names) -> Vec<Vec<u8>> {
-    let mut pieces: Vec<Vec<u8>> = Vec::new();
+/// The next page of a dump; `None`: that was all.
+pub(super) fn next_page(mut next: impl FnMut() -> Option<Change>) -> Option<Vec<u8>> {
     let mut records = Writer::bare();
-    let mut put = |records: &mut Writer| {
-        let bytes = std::mem::replace(records, Writer::bare()).into_bytes();
-        let page = page(&bytes);
-        match pieces.last_mut() {
-            Some(piece) if piece.len() < PIECE => piece.extend_from_slice(&page),
-            _ => pieces.push(page),
-        }
-    };
-    for change in names.dump() {
+    while records.len() < PAGE_FULL
+        && let Some(change) = next()
+    {
         change.encode(&mut records);
-        if records.len() >= PAGE_FULL {
-            put(&mut records);
-        }
     }
-    if records.len() > 0 {
-        put(&mut records);
-    }
-    pieces
+    (records.len() > 0).then(|| page(&records.into_bytes()))
 }
 
-/// Writes the pieces of `pages` to the packs of `head`, which are new, durably.
-pub(super) async fn write(disk: &Disk, head: &CatalogueHead, pages: &[Vec<u8>]) -> Outcome<()> {
-    let mut pieces = pages.iter().map(Vec::as_slice);
-    let mut piece: &[u8] = &[];
-    for pack in head.packs() {
-        let mut at = 0;
-        while at < head.pack_capacity {
-            if piece.is_empty() {
-                let Some(next) = pieces.next() else { break };
-                piece = next;
-            }
-            let room = usize::try_from(head.pack_capacity - at).unwrap_or(usize::MAX);
-            let (now, rest) = piece.split_at(piece.len().min(room));
-            disk.write(pack, at, now).await?;
-            at += now.len() as u64;
-            piece = rest;
+/// Writes pages one behind the other to new packs.
+#[derive(Debug)]
+pub(super) struct PackWriter<'a> {
+    disk: &'a Disk,
+    first: u64,
+    capacity: u64,
+    len: u64,
+}
+
+impl<'a> PackWriter<'a> {
+    /// To packs of `capacity` bytes, numbered from `first` on.
+    pub(super) fn new(disk: &'a Disk, first: u64, capacity: u64) -> Self {
+        PackWriter {
+            disk,
+            first,
+            capacity,
+            len: 0,
         }
-        disk.sync(pack).await?;
     }
-    Ok(())
+
+    /// Bytes of all pages that were written, or begun.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Writes a page behind the others; what has no room in a pack goes to the next one.
+    pub(super) async fn put(&mut self, page: &[u8]) -> Outcome<()> {
+        let mut rest = page;
+        while !rest.is_empty() {
+            let at = self.len % self.capacity;
+            let room = usize::try_from(self.capacity - at).unwrap_or(usize::MAX);
+            let (now, behind) = rest.split_at(rest.len().min(room));
+            let pack = self.pack();
+            self.len += now.len() as u64;
+            self.disk.write(pack, at, now).await?;
+            if self.len.is_multiple_of(self.capacity) {
+                self.disk.sync(pack).await?;
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Makes the last pack durable.
+    pub(super) async fn finish(&self) -> Outcome<()> {
+        match self.len.is_multiple_of(self.capacity) {
+            true => Ok(()),
+            false => self.disk.sync(self.pack()).await,
+        }
+    }
+
+    /// The one that is being written.
+    fn pack(&self) -> ObjectId {
+        ObjectId::pack(Lineage::CATALOGUE, self.first + self.len / self.capacity)
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +163,7 @@ mod tests {
     use std::rc::Rc;
 
     use archipelago_protocol::catalogue::Kind;
-    use archipelago_protocol::object::ObjectReply;
+    use archipelago_protocol::object::{ObjectOp, ObjectReply};
     use archipelago_protocol::{Epoch, Generation, ObjectSize};
 
     use super::super::attributes::Attributes;
@@ -149,7 +173,7 @@ mod tests {
     use crate::tests::{check, run_task};
     use crate::tree::Root;
 
-    /// 179 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB. Sixteen of them pass a mebibyte.
+    /// 179 records of 368 bytes pass 64 KiB; with the envelope a page is 68 KiB.
     const PAGE: usize = 17 * 4096;
 
     /// So many volumes with the longest names: records of 368 bytes.
@@ -174,6 +198,11 @@ mod tests {
         names
     }
 
+    fn pages(names: &mut Names) -> Vec<Vec<u8>> {
+        names.begin_dump();
+        std::iter::from_fn(|| next_page(|| names.dump_next())).collect()
+    }
+
     #[test]
     fn a_page_has_its_records_behind_their_length() {
         let mut record = Writer::bare();
@@ -194,21 +223,59 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_closed_behind_64_kib_and_written_a_mebibyte_at_a_time() {
-        assert!(pages(&volumes(0)).is_empty());
+    fn pages_are_closed_behind_64_kib() {
+        assert!(pages(&mut volumes(0)).is_empty());
         let lens = |count| -> Vec<usize> {
-            let pieces = pages(&volumes(count));
-            pieces.iter().map(Vec::len).collect()
+            let pages = pages(&mut volumes(count));
+            pages.iter().map(Vec::len).collect()
         };
         assert_eq!(lens(179), [PAGE]);
-        assert_eq!(lens(180), [PAGE + 4096]);
-        assert_eq!(lens(16 * 179), [16 * PAGE]);
-        assert_eq!(lens(16 * 179 + 1), [16 * PAGE, 4096]);
+        assert_eq!(lens(180), [PAGE, 4096]);
+        assert_eq!(lens(3 * 179), [PAGE; 3]);
+    }
+
+    #[test]
+    fn pages_fill_one_pack_and_then_the_next_and_each_is_synced_once() {
+        // Of 8192 bytes each: requests as (operation, pack, offset, bytes).
+        for (lens, expected) in [
+            (vec![], "".to_owned()),
+            (vec![4096], "W7.0+4096 S7".to_owned()),
+            (vec![8192], "W7.0+8192 S7".to_owned()),
+            (
+                vec![4096, 8192, 8192],
+                "W7.0+4096 W7.4096+4096 S7 W8.0+4096 W8.4096+4096 S8 W9.0+4096 S9".to_owned(),
+            ),
+        ] {
+            let scheduler = Rc::new(Scheduler::default());
+            let disk = Rc::new(Disk::new(&scheduler, 256 << 10));
+            let task = Rc::clone(&disk);
+            let total: usize = lens.iter().sum();
+            let write = async move {
+                let mut packs = PackWriter::new(&task, 7, 8192);
+                for len in lens {
+                    packs.put(&vec![1; len]).await?;
+                }
+                packs.finish().await?;
+                Ok::<_, Failure>(packs.len())
+            };
+            let mut asked = Vec::new();
+            let written = run_task(&scheduler, &disk, write, |request| {
+                let (pack, at, len) = (request.id.number, request.offset, request.len);
+                asked.push(match request.op {
+                    ObjectOp::Write => format!("W{pack}.{at}+{len}"),
+                    ObjectOp::Sync => format!("S{pack}"),
+                    op => format!("{op:?}"),
+                });
+                (ObjectReply::done(len), Vec::new())
+            });
+            assert_eq!(asked.join(" "), expected);
+            assert_eq!(written, Ok(total as u64));
+        }
     }
 
     #[test]
     fn pages_are_applied_when_they_are_there_whole() {
-        let pages = pages(&volumes(2 * 179)).concat();
+        let pages = pages(&mut volumes(2 * 179)).concat();
         let mut names = Names::default();
         for (there, end, left, volumes) in [
             // A page may be longer than this one: it waits for more.
@@ -266,8 +333,8 @@ mod tests {
     #[test]
     fn what_was_written_in_pieces_is_read_in_pieces() {
         for count in [0, 1, 180, 16 * 179 + 1, 40 * 179] {
-            let written = volumes(count);
-            let pack = pages(&written).concat();
+            let mut written = volumes(count);
+            let pack = pages(&mut written).concat();
             let entries = u64::try_from(count).unwrap();
             let names = read_back(&pack, (pack.len() as u64, entries), None).unwrap();
             assert!(names.dump().eq(written.dump()), "{count}");
@@ -276,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_pack_that_is_damaged_missing_or_cut_is_told() {
-        let pack = pages(&volumes(400)).concat();
+        let pack = pages(&mut volumes(400)).concat();
         let len = pack.len() as u64;
         let why = |outcome: Outcome<Names>| {
             let failure = outcome.unwrap_err();

@@ -18,9 +18,11 @@
 //! | `turns` | who appends next, if several do all the time |
 //! | `checkpoint`, `record`, `attributes` | what is stored |
 //! | `names`, `incarnations`, `prepared` | what is in memory |
+//! | `dump` | what was in memory when a checkpoint began |
 
 mod attributes;
 mod checkpoint;
+mod dump;
 mod incarnations;
 mod loading;
 mod names;
@@ -86,7 +88,7 @@ pub(crate) struct Catalogue {
     /// Held while the catalogue is read or changed.
     lock: Lock,
     state: RefCell<State>,
-    replica: Replica,
+    replica: Rc<Replica>,
     prepared: PreparedSnapshots,
     collection: Cell<Collection>,
     /// The end of others was noted that are known to have ended.
@@ -99,7 +101,7 @@ impl Catalogue {
             pool: Rc::clone(pool),
             lock: Lock::new(&pool.scheduler),
             state: RefCell::new(State::Unread),
-            replica: Replica::new(pool),
+            replica: Rc::new(Replica::new(pool)),
             prepared: PreparedSnapshots::default(),
             collection: Cell::new(Collection::Idle),
             started: Cell::new(false),

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use archipelago_protocol::catalogue::{Entry, Kind, PAGE_MAX, Page};
 use archipelago_protocol::{LabelFilter, Labels, Lineage, Name};
 
+use super::dump::Dump;
 use super::incarnations::Incarnations;
 use super::record::{Change, Item};
 
@@ -19,6 +20,10 @@ pub(crate) struct Names {
     by_name: BTreeMap<Name, Lineage>,
     /// How many items have it among their sources.
     children: BTreeMap<Lineage, u64>,
+    /// Items without a name that no other item has among its sources.
+    unneeded: BTreeSet<Lineage>,
+    /// Items that are being imported.
+    imports: BTreeSet<Lineage>,
     /// Without an entry, their objects not yet deleted; which incarnation deletes them.
     pending_delete: BTreeMap<Lineage, u128>,
     /// Who serves the pool.
@@ -26,6 +31,8 @@ pub(crate) struct Names {
     /// Names of prepared snapshots.
     reserved: BTreeSet<Name>,
     reserved_lineages: BTreeSet<Lineage>,
+    /// The checkpoint under way.
+    dump: Option<Dump>,
 }
 
 impl Names {
@@ -38,6 +45,13 @@ impl Names {
                 }
                 for source in &item.sources {
                     *self.children.entry(*source).or_default() += 1;
+                    self.unneeded.remove(source);
+                }
+                if item.kind == Kind::Importing {
+                    self.imports.insert(item.lineage);
+                }
+                if item.name.is_none() && !self.has_children(item.lineage) {
+                    self.unneeded.insert(item.lineage);
                 }
                 self.items.insert(item.lineage, item);
             }
@@ -46,6 +60,7 @@ impl Names {
                 self.pending_delete.insert(lineage, by);
             }
             Change::Forget(lineage) => {
+                self.keep_for_dump(lineage);
                 self.pending_delete.remove(&lineage);
             }
             Change::Begin(incarnation) => self.incarnations.begin(incarnation),
@@ -54,9 +69,12 @@ impl Names {
     }
 
     fn take(&mut self, lineage: Lineage) {
+        self.keep_for_dump(lineage);
         let Some(old) = self.items.remove(&lineage) else {
             return;
         };
+        self.unneeded.remove(&lineage);
+        self.imports.remove(&lineage);
         if let Some(name) = old.name {
             self.by_name.remove(&name);
         }
@@ -65,9 +83,55 @@ impl Names {
                 *count -= 1;
                 if *count == 0 {
                     self.children.remove(&source);
+                    let is_hidden = |item: &Item| item.name.is_none();
+                    if self.items.get(&source).is_some_and(is_hidden) {
+                        self.unneeded.insert(source);
+                    }
                 }
             }
         }
+    }
+
+    /// The lineage as it is, as a change; `None`: there is nothing of it.
+    fn state_of(&self, lineage: Lineage) -> Option<Change> {
+        if let Some(item) = self.items.get(&lineage) {
+            return Some(Change::Put(item.clone()));
+        }
+        let by = *self.pending_delete.get(&lineage)?;
+        Some(Change::Delete { lineage, by })
+    }
+
+    /// The lineage is about to change.
+    fn keep_for_dump(&mut self, lineage: Lineage) {
+        if let Some(mut dump) = self.dump.take() {
+            dump.keep(lineage, || self.state_of(lineage));
+            self.dump = Some(dump);
+        }
+    }
+
+    /// Everything as it is now is to be taken from [`Names::dump_next`].
+    pub(super) fn begin_dump(&mut self) {
+        self.dump = Some(Dump::new(self.incarnations.live().cloned().collect()));
+    }
+
+    /// The rest of the dump is not wanted any more.
+    pub(super) fn end_dump(&mut self) {
+        self.dump = None;
+    }
+
+    /// The next part of what was there when the dump began, whatever has changed since; `None`: that was all.
+    pub(super) fn dump_next(&mut self) -> Option<Change> {
+        let mut dump = self.dump.take()?;
+        let behind = |last: Option<Lineage>| {
+            let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+            let item = self.items.range((from, Bound::Unbounded)).next();
+            let deleted = self.pending_delete.range((from, Bound::Unbounded)).next();
+            let lineages = [item.map(|(key, _)| *key), deleted.map(|(key, _)| *key)];
+            lineages.into_iter().flatten().min()
+        };
+        let next = dump.next(behind, |lineage| self.state_of(lineage))?;
+        self.dump = Some(dump);
+        Some(next)
     }
 
     /// What must hold of any catalogue that was read.
@@ -149,9 +213,9 @@ impl Names {
 
     /// Items that nobody needs: those without a name that nobody descends from, and imports whose incarnation has ended.
     pub(crate) fn orphans(&self) -> impl Iterator<Item = &Item> + '_ {
-        self.items
-            .values()
-            .filter(|item| self.is_orphan(item.lineage))
+        let candidates = self.unneeded.iter().chain(&self.imports);
+        let orphans = candidates.filter(|lineage| self.is_orphan(**lineage));
+        orphans.filter_map(|lineage| self.items.get(lineage))
     }
 
     /// Imports that `has_ended` says the incarnation of.
@@ -159,12 +223,12 @@ impl Names {
         &self,
         has_ended: impl Fn(u128) -> bool,
     ) -> impl Iterator<Item = Lineage> {
-        let imports = self.items.values().filter(move |item| {
+        let items = self.imports.iter().map(|lineage| &self.items[lineage]);
+        let abandoned = items.filter(move |item| {
             let importer = item.attributes.importer();
-            let live = self.incarnations.is_live(importer) && !has_ended(importer);
-            item.kind == Kind::Importing && !live
+            !self.incarnations.is_live(importer) || has_ended(importer)
         });
-        imports.map(|item| item.lineage)
+        abandoned.map(|item| item.lineage)
     }
 
     /// Whether nobody needs the item.
@@ -262,7 +326,8 @@ impl Names {
         Page { entries, next }
     }
 
-    /// Everything as changes, names in order, for a checkpoint.
+    /// Everything as changes, names in order.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn dump(&self) -> impl Iterator<Item = Change> + '_ {
         let named = self.by_name.values().map(|lineage| &self.items[lineage]);
         let hidden = self.items.values().filter(|item| item.name.is_none());

@@ -6,13 +6,14 @@
 //! - Each writer has a generation of its own, taken by a swap of the head: no two batches of different writers are alike, torn or
 //!   whole, and no two packs have one number. After an append that failed it takes another one.
 //! - The checkpoint is what the log says, whoever writes it: a swap of the head takes nothing from anybody.
+//! - A checkpoint is written beside changes, page by page, once half of the log is used. Changes wait for it when the log is full.
 
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::rc::Rc;
 
 use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
-use super::checkpoint;
+use super::checkpoint::{PackWriter, next_page};
 use super::loading::{Loaded, SyncLog, create, first_head, load, read_head};
 use super::names::Names;
 use super::record::Change;
@@ -22,6 +23,7 @@ use crate::format::Writer;
 use crate::head::{CatalogueHead, StoredHead, pack_count};
 use crate::log::{Content, Followed, Log};
 use crate::pool::Pool;
+use crate::task::{Guard, Lock};
 
 /// Times that the head is read and swapped while others swap it: at their starts and checkpoints, which are rare.
 const SWAPS_MAX: usize = 64;
@@ -37,13 +39,25 @@ pub(super) enum Appended {
     Refused,
 }
 
+/// The checkpoint that is written beside changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Background {
+    Idle,
+    Running,
+    /// The last one has failed, in a full pool for instance: the next is that of a change without room.
+    Failed,
+}
+
 /// The catalogue in memory, and where it is stored.
 #[derive(Debug)]
 pub(super) struct Replica {
     pool: Rc<Pool>,
     names: RefCell<Names>,
     log: RefCell<Log>,
+    /// Held while the head is read or replaced, and by a checkpoint from its beginning.
+    head_lock: Lock,
     head: StoredHead<CatalogueHead>,
+    background: Cell<Background>,
     /// Pack numbers taken by this mapper.
     packs: Cell<u64>,
     turns: RefCell<Turns>,
@@ -62,6 +76,8 @@ impl Replica {
             pool: Rc::clone(pool),
             names: RefCell::default(),
             log: RefCell::new(head.log()),
+            head_lock: Lock::new(&pool.scheduler),
+            background: Cell::new(Background::Idle),
             head: StoredHead::new(Lineage::CATALOGUE, head, 0),
             packs: Cell::new(0),
             turns: RefCell::default(),
@@ -106,6 +122,7 @@ impl Replica {
 
     /// Reads the catalogue, or makes one in an empty pool, and takes a generation.
     pub(super) async fn read(&self) -> Outcome<()> {
+        let _alone = self.head_lock.acquire().await;
         for _ in 0..SWAPS_MAX {
             let loaded = match load(&self.pool, SyncLog::First).await? {
                 Some(loaded) => loaded,
@@ -194,6 +211,7 @@ impl Replica {
 
     /// Reads all of it again.
     pub(super) async fn load_again(&self) -> Outcome<()> {
+        let _alone = self.head_lock.acquire().await;
         let Some(loaded) = load(&self.pool, SyncLog::No).await? else {
             return Err(Failure::damaged("the head of the catalogue is missing"));
         };
@@ -218,7 +236,7 @@ impl Replica {
     }
 
     /// Makes `changes` durable as one batch, then visible, if nobody has appended since this was read.
-    pub(super) async fn append(&self, changes: Vec<Change>) -> Outcome<Appended> {
+    pub(super) async fn append(self: &Rc<Self>, changes: Vec<Change>) -> Outcome<Appended> {
         let mut payload = Writer::bare();
         changes
             .iter()
@@ -240,20 +258,64 @@ impl Replica {
             let log = self.log.borrow();
             log.has_room(content.batch_len() + spare, batch_max)
         };
-        if !has_room() && self.pool.config.sharing.is_shared() {
-            // Others may have made room.
-            self.refresh_head().await?;
-        }
         if !has_room() {
-            self.checkpoint().await?;
+            self.make_room(&has_room).await?;
         }
         match Log::append(&self.log, &self.pool.disk, &content).await {
             Ok(()) => {
                 self.apply(self.generation(), changes);
+                self.checkpoint_if_due();
                 Ok(Appended::Done)
             }
             Err(failure) if failure.code == ErrorCode::Stale => Ok(Appended::Refused),
             Err(failure) => Err(failure),
+        }
+    }
+
+    /// Sees that the log has room: by a checkpoint, unless one that is under way, or another node's, has made it.
+    async fn make_room(&self, has_room: &impl Fn() -> bool) -> Outcome<()> {
+        let alone = self.head_lock.acquire().await;
+        if !has_room() && self.pool.config.sharing.is_shared() {
+            self.refresh_head().await?;
+        }
+        match has_room() {
+            true => Ok(()),
+            false => self.write_checkpoint(&alone).await,
+        }
+    }
+
+    /// Begins a checkpoint beside changes if half of the log is used.
+    fn checkpoint_if_due(self: &Rc<Self>) {
+        if self.background.get() != Background::Idle || !self.log.borrow().is_half_full() {
+            return;
+        }
+        self.background.set(Background::Running);
+        let replica = Rc::clone(self);
+        self.pool.scheduler.spawn(async move {
+            let alone = replica.head_lock.acquire().await;
+            let written = replica.checkpoint_if_still_due(&alone).await;
+            replica.background.set(match &written {
+                Ok(()) => Background::Idle,
+                Err(_) => Background::Failed,
+            });
+            if let Err(failure) = written {
+                tracing::warn!(
+                    "the catalogue has no new checkpoint yet: {}",
+                    failure.message
+                );
+            }
+        });
+    }
+
+    /// Writes a checkpoint, unless a change that had no room, or another node, was faster.
+    async fn checkpoint_if_still_due(&self, alone: &Guard) -> Outcome<()> {
+        if self.pool.config.sharing.is_shared() {
+            self.refresh_head().await?;
+        }
+        let is_due = self.log.borrow().is_half_full();
+        match is_due {
+            true => self.write_checkpoint(alone).await,
+            false => Ok(()),
         }
     }
 
@@ -270,28 +332,45 @@ impl Replica {
         Ok(())
     }
 
-    /// Writes everything to new packs and lets the log begin anew, unless another node has done so meanwhile.
+    /// Stores everything anew, whatever there is.
     pub(super) async fn checkpoint(&self) -> Outcome<()> {
+        let alone = self.head_lock.acquire().await;
+        self.write_checkpoint(&alone).await
+    }
+
+    /// Writes everything, as it is now, to new packs and lets the log begin here, unless another node has done so meanwhile. The guard is
+    /// that of the head.
+    async fn write_checkpoint(&self, _alone: &Guard) -> Outcome<()> {
         let disk = &self.pool.disk;
         let position = self.log.borrow().position;
-        let pages = checkpoint::pages(&self.names());
-        let pack_len = pages.iter().map(|piece| piece.len() as u64).sum();
-        let pack_capacity = self.pool.config.pack_len_max;
+        let entries = {
+            let mut names = self.names.borrow_mut();
+            names.begin_dump();
+            names.len()
+        };
+        let capacity = self.pool.config.pack_len_max;
         // Unique: the generation is, and a pack that was begun is never written again.
         let pack = self.generation().0 << 32 | (self.packs.get() + 1);
-        let count = pack_count(pack_len, pack_capacity);
-        self.packs.set(self.packs.get() + count);
+        let mut packs = PackWriter::new(disk, pack, capacity);
+        let written = self.write_dump(&mut packs).await;
+        let pack_len = packs.len();
+        self.packs
+            .set(self.packs.get() + pack_count(pack_len, capacity));
         let over = |old: CatalogueHead| CatalogueHead {
             owner: self.pool.config.owner,
             log_start: position,
             pack,
             pack_len,
-            pack_capacity,
-            entries: self.names().len(),
+            pack_capacity: capacity,
+            entries,
             ..old
         };
         let new = over(self.head.get());
-        checkpoint::write(disk, &new, &pages).await?;
+        if let Err(failure) = written {
+            self.names.borrow_mut().end_dump();
+            self.delete_packs(new);
+            return Err(failure);
+        }
         for _ in 0..SWAPS_MAX {
             let old = self.head.get();
             if old.log_start > position {
@@ -305,6 +384,9 @@ impl Replica {
                     self.log.borrow_mut().start = position;
                     self.pool
                         .count(|counters| counters.catalogue_checkpoints += 1);
+                    if self.background.get() == Background::Failed {
+                        self.background.set(Background::Idle);
+                    }
                     self.delete_packs(old);
                     return Ok(());
                 }
@@ -316,6 +398,20 @@ impl Replica {
         }
         let why = "other nodes replace the catalogue's head all the time";
         Err(Failure::new(ErrorCode::Unavailable, why))
+    }
+
+    /// Writes what the dump has, durably.
+    async fn write_dump(&self, packs: &mut PackWriter<'_>) -> Outcome<()> {
+        loop {
+            let page = {
+                let mut names = self.names.borrow_mut();
+                next_page(|| names.dump_next())
+            };
+            match page {
+                Some(page) => packs.put(&page).await?,
+                None => return packs.finish().await,
+            }
+        }
     }
 
     /// Deletes the packs of a head that is not the catalogue's, in the background.

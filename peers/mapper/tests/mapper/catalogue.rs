@@ -10,7 +10,7 @@ use archipelago_protocol::{ErrorCode, Labels, Lineage, Name, ObjectSize, OnFull}
 use crate::rig::pool::Left;
 use crate::rig::{Rig, name, small, volume};
 
-fn list(rig: &mut Rig, prefix: &str, after: Option<Name>, limit: usize) -> Page {
+pub(crate) fn list(rig: &mut Rig, prefix: &str, after: Option<Name>, limit: usize) -> Page {
     match rig.control(CatalogueRequest::List {
         prefix: prefix.to_owned(),
         after,
@@ -22,7 +22,7 @@ fn list(rig: &mut Rig, prefix: &str, after: Option<Name>, limit: usize) -> Page 
     }
 }
 
-fn names(page: &Page) -> Vec<&str> {
+pub(crate) fn names(page: &Page) -> Vec<&str> {
     page.entries
         .iter()
         .map(|entry| entry.name.as_str())

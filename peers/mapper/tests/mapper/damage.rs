@@ -204,10 +204,12 @@ fn a_pack_that_is_missing_is_damage() {
         "{why}"
     );
     // And the catalogue's: the first checkpoint of the first mapper.
-    for number in 0..15 {
+    for number in 0.. {
         rig.create(&format!("w{number}"), 1 << 20, ObjectSize::MIN);
+        if rig.mapper.counters().catalogue_checkpoints == 1 {
+            break;
+        }
     }
-    assert_eq!(rig.mapper.counters().catalogue_checkpoints, 1);
     delete(&mut rig, ObjectId::pack(Lineage::CATALOGUE, 2 << 32 | 1));
     let failure = rig.mapper.failure().unwrap();
     assert_eq!(failure.code, ErrorCode::Damaged);

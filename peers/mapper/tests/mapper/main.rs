@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod catalogue;
+mod catalogue_checkpoints;
 mod damage;
 mod failures;
 mod full;

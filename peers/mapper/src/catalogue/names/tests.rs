@@ -278,3 +278,70 @@ fn a_dump_is_named_ones_by_name_then_hidden_then_pending_deletes() {
     names.dump().for_each(|change| again.apply(change));
     assert!(again.dump().eq(names.dump()));
 }
+
+#[test]
+fn a_dump_is_what_was_there_when_it_began() {
+    let begun = || {
+        let mut names = family();
+        names.apply(deleted(3));
+        names.apply(Change::Begin(Incarnation {
+            id: 70,
+            node: "n".to_owned(),
+            addresses: String::new(),
+        }));
+        names
+    };
+    // Four items, two of which have no name, an import, a deletion, an incarnation; changed after so many parts of them.
+    for taken in 0..=7 {
+        let mut names = begun();
+        names.begin_dump();
+        let mut found: Vec<Change> = Vec::new();
+        found.extend((0..taken).map_while(|_| names.dump_next()));
+        assert_eq!(found.len(), taken);
+        for change in [
+            Change::Put(item(1, "w", Kind::Volume, 0)),
+            Change::Put(item(1, "x", Kind::Volume, 0)),
+            deleted(2),
+            Change::Forget(Lineage(3)),
+            Change::Put(item(3, "late", Kind::Volume, 0)),
+            deleted(4),
+            Change::Forget(Lineage(4)),
+            Change::Put(item(7, "new", Kind::Volume, 0)),
+            Change::End {
+                incarnation: 70,
+                how: End::Fenced,
+            },
+        ] {
+            names.apply(change);
+        }
+        found.extend(std::iter::from_fn(|| names.dump_next()));
+        assert_eq!(found.len(), 7, "each once: {taken}");
+        let mut again = Names::default();
+        found.into_iter().for_each(|change| again.apply(change));
+        assert!(again.dump().eq(begun().dump()), "{taken}");
+        // The next one has what is there now.
+        names.begin_dump();
+        let mut later = Names::default();
+        while let Some(change) = names.dump_next() {
+            later.apply(change);
+        }
+        assert!(later.dump().eq(names.dump()), "{taken}");
+    }
+}
+
+#[test]
+fn what_may_be_unneeded_is_known_without_looking_at_everything() {
+    let mut names = family();
+    // Hidden first and without a child later, and the other way round.
+    names.apply(deleted(3));
+    names.apply(Change::Put(item(4, "d", Kind::Volume, 5)));
+    let unneeded = |names: &Names| names.unneeded.iter().map(|it| it.0).collect::<Vec<_>>();
+    assert_eq!(unneeded(&names), [2]);
+    names.apply(Change::Put(item(4, "d", Kind::Volume, 0)));
+    assert_eq!(unneeded(&names), [2, 5]);
+    names.apply(Change::Put(item(5, "named", Kind::Snapshot, 1)));
+    names.apply(deleted(2));
+    assert_eq!(unneeded(&names), [0_u128; 0]);
+    names.apply(Change::Put(item(6, "i", Kind::Image, 0)));
+    assert!(names.imports.is_empty(), "it is published");
+}

@@ -1,7 +1,10 @@
 //! Requests of control that tests make again and again.
 
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
+use archipelago_protocol::object::ObjectOp;
 use archipelago_protocol::{Labels, Lineage, Name, ObjectSize, OnFull};
+
+use archipelago_mapper::Effect;
 
 use super::Rig;
 
@@ -33,5 +36,12 @@ impl Rig {
         let lineage = self.fresh();
         self.entry(creation(text, lineage, Kind::Importing, 1 << 20));
         lineage
+    }
+
+    /// Whether a stalled rig has a request of `op`.
+    pub(crate) fn waits_for(&self, op: ObjectOp) -> bool {
+        let wanted =
+            |effect: &Effect| matches!(effect, Effect::Object { request, .. } if request.op == op);
+        self.waiting.iter().any(wanted)
     }
 }
