@@ -84,9 +84,10 @@ report 'forbidden dependency' < <(while read -r from to; do
     'drivers/'*' drivers/endpoint') continue ;;
     # Bytes that mean the same in both.
     'drivers/nbd drivers/nbd-protocol' | 'drivers/nbd-tcp drivers/nbd-protocol') continue ;;
-    'drivers/nbd-tcp drivers/segment' | 'drivers/nbd-tcp control/api') continue ;;
-    # A program of its own, which asks a node and uses its channels as any other program does.
-    'drivers/fuse drivers/segment' | 'drivers/fuse control/api') continue ;;
+    # Programs of their own, which ask a node and use its channels as any other program does, and what they share.
+    'drivers/nbd-tcp drivers/segment' | 'drivers/nbd-tcp control/api' | 'drivers/nbd-tcp drivers/kept-volume') continue ;;
+    'drivers/fuse drivers/segment' | 'drivers/fuse control/api' | 'drivers/fuse drivers/kept-volume') continue ;;
+    'drivers/kept-volume drivers/segment' | 'drivers/kept-volume control/api') continue ;;
     # A backend implements the contract.
     'peers/blocker-'*' peers/blocker') continue ;;
     *) echo "$from -> $to" ;;

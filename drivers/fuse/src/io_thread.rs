@@ -8,10 +8,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use archipelago_kept_volume::Opener;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::job::Job;
-use crate::opener::Opener;
 use crate::worker::{FileSize, Worker};
 
 /// The queue of an open file. Its thread closes the file and ends when the last sender is dropped.

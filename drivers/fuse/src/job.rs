@@ -1,13 +1,10 @@
 //! What the file system asks of the thread that serves an open file.
 
+use archipelago_kept_volume::Incarnation;
 use archipelago_protocol::{Access, ErrorCode};
 
 /// Takes the answer; called once.
 pub(crate) type Reply<T> = Box<dyn FnOnce(Result<T, ErrorCode>) + Send>;
-
-/// One channel of an open file: those who opened the file over another one are not served any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Incarnation(pub(crate) u64);
 
 /// What `lseek` looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,15 +8,14 @@
 //! | `filesystem` | each call of the kernel |
 //! | `nodes`, `attributes`, `listing` | names, numbers, sizes |
 //! | `api_threads` | who asks the node |
-//! | `open_files`, `io_thread`, `worker`, `channel` | an open file: its users, its queue, its thread, its segment channel |
-//! | `opener`, `reservation`, `reopening`, `outage` | how a channel is opened, and opened again when its process has died |
+//! | `open_files`, `io_thread`, `worker` | an open file: its users, its queue, its thread |
 //! | `requests` | what is under way on an open file: sent, sent again over the next channel, answered |
 //! | `job`, `operation`, `pieces` | a request for an open file, and how it is cut into what a volume can do |
 //!
 //! One design decision: this is a process of its own, a client of the segment channel as any other program is. The kernel may wait for
 //! it at any moment, and it may wait for the endpoint; the endpoint never waits for it. When it dies, the endpoint closes what it had
 //! open, and programs get errors: no answer is ever made up. When the endpoint dies, requests wait and are sent to the next one; a
-//! reservation keeps others from the volume meanwhile.
+//! reservation keeps others from the volume meanwhile ([`archipelago_kept_volume`]).
 //!
 //! What a program may rely on:
 //! * A write that returned is seen by everybody who reads the file in this mount. `fsync` makes it durable.
@@ -43,7 +42,6 @@
 
 mod api_threads;
 mod attributes;
-mod channel;
 mod failures;
 mod filesystem;
 mod io_thread;
@@ -52,13 +50,9 @@ mod listing;
 mod mounting;
 mod nodes;
 mod open_files;
-mod opener;
 mod operation;
-mod outage;
 mod pieces;
-mod reopening;
 mod requests;
-mod reservation;
 mod slab;
 mod worker;
 

@@ -8,12 +8,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use archipelago_api::client::Client;
+use archipelago_kept_volume::{Incarnation, Opener};
 use archipelago_protocol::{Access, ErrorCode, Lineage};
 
 use crate::io_thread::IoThread;
-use crate::job::{Incarnation, Io, Job, Reply};
+use crate::job::{Io, Job, Reply};
 use crate::nodes::Node;
-use crate::opener::Opener;
+use crate::requests::OPTIONS;
 
 /// A file that somebody has open.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ impl OpenFiles {
         let file = match tables.files.entry(lineage) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(vacant) => {
-                let opener = Opener::new(client.clone(), node.name().clone(), lineage);
+                let opener = Opener::new(client.clone(), node.name().clone(), lineage, OPTIONS);
                 match self.start(opener, node) {
                     Ok(thread) => vacant.insert(OpenFile { thread, users: 0 }),
                     Err(error) => {

@@ -15,63 +15,24 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use archipelago_kept_volume::{Carrier, Outage};
 use archipelago_protocol::ErrorCode;
 use archipelago_runtime::{Clock, SystemClock};
-use archipelago_segment::{Buffer, Finished, Request, SubmitError};
+use archipelago_segment::{Finished, Request, SubmitError, VolumeOptions};
 
-use crate::channel::Channel;
 use crate::job::Io;
-use crate::opener::BUFFER_LEN;
 use crate::operation::{Operation, Step};
-use crate::outage::Outage;
 use crate::pieces::Piece;
 use crate::slab::Slab;
 
-/// What requests are sent over.
-pub(crate) trait Carrier {
-    /// Whether it takes requests.
-    fn is_live(&mut self) -> bool;
-
-    /// Whether it is being opened again.
-    fn is_away(&self) -> bool;
-
-    /// Whether requests that it does not take wait until it is back.
-    fn is_kept(&self) -> bool;
-
-    /// A buffer; `None`: all are in use.
-    fn buffer(&mut self) -> Option<Buffer>;
-
-    /// Sends `request`.
-    ///
-    /// # Errors
-    /// It has no room, or has ended.
-    fn submit(&mut self, token: u64, request: Request) -> Result<(), SubmitError>;
-}
-
-impl Carrier for Channel {
-    fn is_live(&mut self) -> bool {
-        self.live().is_some()
-    }
-
-    fn is_away(&self) -> bool {
-        Channel::is_away(self)
-    }
-
-    fn is_kept(&self) -> bool {
-        Channel::is_kept(self)
-    }
-
-    fn buffer(&mut self) -> Option<Buffer> {
-        self.live()?.buffers().acquire()
-    }
-
-    fn submit(&mut self, token: u64, request: Request) -> Result<(), SubmitError> {
-        match self.live() {
-            Some(client) => client.submit(token, request),
-            None => Err(SubmitError::Gone(request)),
-        }
-    }
-}
+/// Buffers of an open file: 4 MiB, of which only what is used takes memory. Enough pieces in flight for a disk.
+pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
+    buffers: 32,
+    buffer_len: 128 << 10,
+};
+/// Bytes of a buffer.
+const BUFFER_LEN: u32 = 128 << 10;
+const _: () = assert!(BUFFER_LEN as usize == OPTIONS.buffer_len);
 
 /// Operations under way that change the file.
 #[derive(Debug, Default)]

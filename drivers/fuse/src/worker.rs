@@ -11,16 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
+use archipelago_kept_volume::{Channel, Opener, Outage, Return};
 use archipelago_protocol::{Access, ErrorCode};
 use archipelago_runtime::SystemClock;
 use archipelago_segment::VolumeClient;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use crate::channel::{Channel, Return};
 use crate::job::Job;
-use crate::opener::Opener;
-use crate::outage::Outage;
 use crate::requests::Requests;
 
 /// Bytes of a file, as all who use it see them.

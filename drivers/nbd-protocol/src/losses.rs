@@ -37,6 +37,11 @@ impl Losses {
         ReportedLosses(Cell::new(self.0.get()))
     }
 
+    /// Written data was lost and no flush of the volume has reported the loss: the next flush of each connection does.
+    pub fn add(&self) {
+        self.0.set(self.0.get().wrapping_add(1));
+    }
+
     /// The result to send for a piece of `command` that the volume answered with `result`: a flush, or a request that is durable when it is
     /// answered, fails once if a loss was not reported to the connection yet. Called for each answer of the volume, in order, also for
     /// answers of connections that have ended: their losses count as reported.
@@ -53,7 +58,7 @@ impl Losses {
             return result;
         }
         if result == Err(ErrorCode::SyncFailed) {
-            self.0.set(self.0.get().wrapping_add(1));
+            self.add();
         }
         match reported.0.replace(self.0.get()) == self.0.get() {
             true => result,
@@ -90,6 +95,18 @@ mod tests {
             assert_eq!(losses.check(&b, durable, Ok(())), LOST);
             assert_eq!(losses.check(&b, durable, Ok(())), Ok(()));
             assert_eq!(losses.check(&late, durable, Ok(())), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_loss_that_no_flush_has_reported_fails_the_next_flush_of_each_connection() {
+        let losses = Losses::default();
+        let (a, b) = (losses.reported(), losses.reported());
+        losses.add();
+        for reported in [&a, &b] {
+            assert_eq!(losses.check(reported, Command::Read, Ok(())), Ok(()));
+            assert_eq!(losses.check(reported, Command::Flush, Ok(())), LOST);
+            assert_eq!(losses.check(reported, Command::Flush, Ok(())), Ok(()));
         }
     }
 

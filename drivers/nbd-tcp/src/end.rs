@@ -25,7 +25,7 @@ pub(crate) enum End {
     Violation(Violation),
     /// TLS says why.
     Tls(io::Error),
-    /// The volume's channel has ended.
+    /// The volume's channel has ended, and no other one follows.
     Volume,
     /// The server is about to end.
     Ending,
@@ -50,7 +50,7 @@ impl std::fmt::Display for End {
             ),
             End::Violation(why) => write!(f, "{why}"),
             End::Tls(why) => write!(f, "TLS: {why}"),
-            End::Volume => f.write_str("the node's data process has gone away"),
+            End::Volume => f.write_str("the volume is not served any more"),
             End::Ending => f.write_str("the server ends"),
         }
     }

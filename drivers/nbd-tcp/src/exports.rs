@@ -9,7 +9,7 @@
 //! Invariants
 //! - Places are found by lineage: a name may come to mean something else while what it meant is open.
 //! - A lineage is open once at a time: whoever wants it while it is being closed waits, and opens it anew, so that it sees a resize.
-//! - A volume whose channel has ended is not given to anybody else.
+//! - A volume that has ended is not given to anybody else. One that is away from its channel is: it is kept for its clients.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,13 +19,14 @@ use std::time::Duration;
 
 use archipelago_api::client::{Client, path_segment};
 use archipelago_api::types::{VolumePage, VolumeView};
+use archipelago_kept_volume::{Connection, Opener};
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::{Access, Error, ErrorCode, Lineage, Name};
-use archipelago_segment::VolumeClient;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::volume::{Export, OPTIONS, Volume};
+use crate::places::OPTIONS;
+use crate::volume::{Export, Volume};
 
 /// Clients that use exports at a time: each can have 32 MiB of replies waiting, so these 2 GiB.
 const CLIENTS_MAX: usize = 64;
@@ -53,6 +54,8 @@ pub(crate) struct Exports {
     /// Empty: everything that the node has.
     names: Vec<Name>,
     read_only: bool,
+    /// How long requests wait for a node that is away.
+    wait_max: Duration,
     places: RefCell<HashMap<Lineage, Rc<Place>>>,
     /// Places of clients that are free.
     clients: Arc<Semaphore>,
@@ -68,11 +71,12 @@ struct Found {
 }
 
 impl Exports {
-    pub(crate) fn new(node: Client, names: Vec<Name>, read_only: bool) -> Self {
+    pub(crate) fn new(node: Client, names: Vec<Name>, read_only: bool, wait_max: Duration) -> Self {
         Exports {
             node,
             names,
             read_only,
+            wait_max,
             places: RefCell::default(),
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
             questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
@@ -134,8 +138,8 @@ impl Exports {
     /// The export `name` for one more client. Whoever waits no longer leaves nothing behind.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`] if it is no export; what the node says: [`ErrorCode::InUse`] if somebody else has it open, or if it was
-    /// renamed meanwhile, and if there are too many clients or open exports.
+    /// [`ErrorCode::NotFound`] if it is no export; what the node says: [`ErrorCode::InUse`] if somebody else has it open, and if
+    /// there are too many clients or open exports.
     pub(crate) async fn open(&self, name: &[u8]) -> Result<Lease, Error> {
         let name = self.resolve(name)?;
         let Ok(counted) = Arc::clone(&self.clients).try_acquire_owned() else {
@@ -170,8 +174,10 @@ impl Exports {
             None => {
                 *volume = None;
                 let node = self.node.clone();
-                let (export, client) = self.ask(move || connect(&node, found)).await?;
-                Rc::clone(volume.insert(Volume::start(export, client)?))
+                let opened = self.ask(move || connect(node, found)).await?;
+                let (export, opener, connection) = opened;
+                let started = Volume::start(export, opener, connection, self.wait_max)?;
+                Rc::clone(volume.insert(started))
             }
         };
         drop(volume);
@@ -203,7 +209,12 @@ impl Exports {
             return;
         }
         *place = None;
-        // Of a volume whose channel has ended there is nothing to close: who used it was cut off.
+        // Of a volume that has ended there is nothing to close: who used it was cut off. Nor of one that is away: what was answered
+        // outlives that, and nobody waits for the rest.
+        if volume.is_away() {
+            volume.cut_off();
+            return volume.ended().await;
+        }
         if volume.is_ended() {
             return;
         }
@@ -295,24 +306,19 @@ fn look(node: &Client, name: &Name, read_only: bool) -> Result<Found, Error> {
 }
 
 /// Opens what was found.
-fn connect(node: &Client, found: Found) -> Result<(Export, VolumeClient), Error> {
-    let name = &found.export.name;
+fn connect(node: Client, found: Found) -> Result<(Export, Opener, Connection), Error> {
     let access = match found.export.read_only {
         true => Access::Read,
         false => Access::Write,
     };
-    let opened = node.open(name, access)?;
-    let client = VolumeClient::connect(&opened.socket, opened.uid, OPTIONS)?;
-    if opened.lineage != found.lineage {
-        let message = format!("`{name}` was renamed just now");
-        return Err(Error::new(ErrorCode::InUse, message));
-    }
-    let size = opened.size;
+    let opener = Opener::new(node, found.export.name.clone(), found.lineage, OPTIONS);
+    let connection = opener.open(access, None)?;
+    let size = connection.size;
     let export = Export {
         size,
         ..found.export
     };
-    Ok((export, client))
+    Ok((export, opener, connection))
 }
 
 fn list(node: &Client) -> Result<Vec<String>, Error> {

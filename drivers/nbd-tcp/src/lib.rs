@@ -9,7 +9,8 @@
 //! | `shared` | what all clients share |
 //! | `negotiation` | a handshake: bytes, its deadline, who answers |
 //! | `exports` | which names there are, what is open and for how many |
-//! | `volume` | an open volume: its channel, its buffers, requests in flight |
+//! | `volume`, `wakeups` | an open volume: its channel, away or live, its end, and what wakes its task |
+//! | `places`, `flights` | requests in flight: room for them, sent, sent again over the next channel |
 //! | `receiver`, `link`, `sender` | a client's requests; where they and their replies wait; replies |
 //!
 //! One design decision: one thread does everything, by tasks that wait for sockets and channels. A request in flight is an entry of a
@@ -17,7 +18,8 @@
 //! there and the channel's segment: a buffer of the segment is used only while the volume works on it, so that a client that stalls
 //! keeps nothing from another one.
 //!
-//! All connections of an export share one handle of the volume, opened for the first of them and closed behind the last.
+//! All connections of an export share one handle of the volume, opened for the first of them and closed behind the last. It is kept over
+//! deaths and restarts of the node ([`archipelago_kept_volume`]): requests wait, and nobody else gets the volume.
 //!
 //! This crate never knows maps or objects, and opens nothing but by the node's API.
 
@@ -26,15 +28,18 @@
 mod client;
 mod end;
 mod exports;
+mod flights;
 mod link;
 pub mod listener;
 mod negotiation;
+mod places;
 mod receiver;
 mod sender;
 pub mod server;
 mod shared;
 pub mod tls;
 mod volume;
+mod wakeups;
 
 pub use listener::Place;
 pub use server::{ServeOptions, serve};

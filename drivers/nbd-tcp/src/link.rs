@@ -22,7 +22,8 @@ use archipelago_protocol::status::STATUS_PAGE_MAX;
 use archipelago_segment::Buffer;
 use tokio::sync::Notify;
 
-use crate::volume::{Requester, Volume};
+use crate::flights::Requester;
+use crate::volume::Volume;
 
 /// Bytes of replies that wait, on their way included.
 const WAITING_MAX: usize = 8 << 20;

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use archipelago_api::client::Client;
 use archipelago_api::layout::{Layout, ROOT_VARIABLE};
@@ -15,6 +16,8 @@ use clap::Parser;
 
 /// The port of NBD, as IANA has it.
 const PORT: u16 = 10809;
+/// How long requests wait for the node, as those of a mount do: longer than its stop (60 s), an update of its programs and its start take.
+const WAIT_MAX_SECONDS: u64 = 300;
 
 /// Serves volumes, snapshots and images of a node as NBD exports, on TCP or at a UNIX socket, until SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
@@ -47,6 +50,9 @@ struct Options {
     /// Serve other hosts without encryption
     #[arg(long, conflicts_with = "tls_certificate")]
     insecure: bool,
+    /// How long requests wait for a node that is away, before they fail
+    #[arg(long, value_name = "SECONDS", default_value_t = WAIT_MAX_SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    wait_max: u64,
     /// What to serve; nothing: whatever a client asks for
     #[arg(value_name = "NAME")]
     names: Vec<Name>,
@@ -96,6 +102,7 @@ fn run(options: Options) -> Result<(), Error> {
         read_only: options.read_only,
         tls,
         insecure: options.insecure,
+        wait_max: Duration::from_secs(options.wait_max),
     };
     serve(client, serve_options, |place| {
         let line = match options.json {

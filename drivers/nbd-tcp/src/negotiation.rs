@@ -202,7 +202,7 @@ mod tests {
     /// Why a server of `v`, which asks no node for other names, ends the handshake of a client that asks for `name`.
     async fn end_of(name: &[u8]) -> End {
         let node = Client::new(Layout::new(None).unwrap());
-        let exports = Exports::new(node, vec!["v".parse().unwrap()], false);
+        let exports = Exports::new(node, vec!["v".parse().unwrap()], false, Duration::ZERO);
         let (_end, ending) = watch::channel(false);
         let shared = Shared::new(exports, None, ending);
         let (_place, mut place) = oneshot::channel();

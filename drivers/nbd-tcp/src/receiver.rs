@@ -10,15 +10,14 @@ use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::offer::PIECE_MAX;
 use archipelago_nbd_protocol::pieces::Range;
 use archipelago_nbd_protocol::request::{HEADER_LEN, Header};
-use archipelago_protocol::volume::VolumeOp;
-use archipelago_segment::Request;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::end::End;
+use crate::flights::Flight;
 use crate::link::{Link, reply_len};
-use crate::volume::{Flight, Place};
+use crate::places::Place;
 
 /// How long a client may take between two parts of a write's data.
 const STALL_MAX: Duration = Duration::from_secs(30);
@@ -209,45 +208,17 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
             debug_assert!(false, "a piece more than there are");
             return Ok(());
         };
-        let Range { offset, len } = range;
-        let asked = match command.operation() {
-            Some(VolumeOp::Read) => Request::Read {
-                offset,
-                len,
-                buffer: volume.buffer()?,
-            },
-            Some(VolumeOp::Write { durable }) => {
-                let mut buffer = volume.buffer()?;
-                buffer.write(0, self.input.take(len as usize));
-                Request::Write {
-                    offset,
-                    len,
-                    buffer,
-                    durable,
-                }
-            }
-            Some(VolumeOp::BlockStatus) => Request::Status {
-                offset,
-                range: u64::from(len),
-                buffer: volume.buffer()?,
-            },
-            Some(VolumeOp::Discard) => Request::Discard { offset, len },
-            Some(VolumeOp::WriteZeroes { unmap, durable }) => Request::WriteZeroes {
-                offset,
-                len,
-                keep_space: !unmap,
-                durable,
-            },
-            // What there is nothing to do for was answered before: at worst it waits for others.
-            Some(VolumeOp::Flush) | None => Request::Flush,
+        let data = match command {
+            Command::Write { .. } => self.input.take(range.len as usize),
+            _ => &[],
         };
         let flight = Flight {
             requester: Rc::<Link>::clone(self.link),
             request,
             piece,
-            place: Place::of(command),
+            command,
             range,
         };
-        volume.submit(flight, asked)
+        volume.submit(flight, data)
     }
 }

@@ -38,6 +38,8 @@ pub struct ServeOptions {
     pub tls: Option<TlsFiles>,
     /// Other hosts are served without encryption.
     pub insecure: bool,
+    /// How long requests wait for a node that is away, before they fail.
+    pub wait_max: Duration,
 }
 
 /// Serves things of the node that `client` asks, calls `ready` with where they connect once clients are let in, and goes on until SIGTERM or
@@ -71,7 +73,7 @@ pub fn serve(
     let runtime = runtime.map_err(failed)?;
     let (end, ending) = watch::channel(false);
     let shared = Rc::new(Shared::new(
-        Exports::new(client, options.names, options.read_only),
+        Exports::new(client, options.names, options.read_only, options.wait_max),
         tls,
         ending,
     ));

@@ -1,52 +1,44 @@
-//! An open volume: its channel, its buffers, requests in flight and whom their answers are for.
+//! An open volume: its channel, requests in flight and whom their answers are for.
 //!
 //! | state | means | becomes |
 //! |---|---|---|
-//! | live | requests are taken | closing, by [`Volume::close`]; ended, if the channel ends |
+//! | live | requests are taken | closing, by [`Volume::close`]; ended, if the channel ends and is not kept |
 //! | closing | nothing is in flight soon; then the volume is closed | ended; cut off, by [`Volume::cut_off`] |
 //! | cut off | nobody waits for its answers | ended |
 //! | ended | nothing is taken any more; every request was given back | - |
 //!
+//! A volume that is live or closing may be away from its channel: its requests wait, and nobody else gets the volume meanwhile
+//! ([`archipelago_kept_volume`]).
+//!
 //! Invariants
 //! - Whoever submits has acquired a place before, so that the channel never refuses a request but because it has ended.
-//! - Places of requests that the pool's policy may keep waiting for room (writes, zeros) and of all others are apart: when a pool is full,
-//!   reads and flushes go on.
+//! - Nobody acquires a place while the channel is away, but when it has been away for too long: then each request fails at once.
 //! - A read's place is free again when its buffer is given back, the others' when the volume has answered.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use archipelago_kept_volume::{Channel, Connection, Opener, Outage, Return};
 use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::losses::Losses;
-use archipelago_nbd_protocol::offer::{BLOCK_MAX, PIECE_MAX};
-use archipelago_nbd_protocol::pieces::Range;
 use archipelago_nbd_protocol::reply::errno;
 use archipelago_protocol::{Error, ErrorCode, Name};
-use archipelago_segment::{Buffer, Finished, Request, SubmitError, VolumeClient, VolumeOptions};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, Semaphore};
+use archipelago_runtime::SystemClock;
+use archipelago_segment::{Buffer, Request, VolumeClient};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::end::End;
+use crate::flights::{Answered, Flight, Flights};
+use crate::places::{Place, Places};
+use crate::wakeups::Wakeups;
 
-/// Buffers of a volume for reads: as much as the longest read, which has to be whole before it is answered to a client without structured
-/// replies. Only what is used takes memory.
-const READS: usize = (BLOCK_MAX / PIECE_MAX) as usize;
-/// Buffers for writes.
-const WRITES: usize = 64;
-/// Requests without data in flight: together what a channel has beside those with buffers.
-const BARE_REQUESTS: usize = 4;
-const FLUSHES: usize = 4;
-/// The channel of a volume.
-pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
-    buffers: READS + WRITES,
-    buffer_len: PIECE_MAX as usize,
-};
 /// Between two lines about requests that fail.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// Until a thread is asked for again that the kernel has refused.
+const THREAD_RETRY: Duration = Duration::from_secs(1);
 /// The token of the request that closes the volume.
 const CLOSE: u64 = u64::MAX;
 
@@ -58,125 +50,6 @@ pub(crate) struct Export {
     pub(crate) size: u64,
     /// Writes are refused.
     pub(crate) read_only: bool,
-}
-
-/// Whoever is answered.
-pub(crate) trait Requester {
-    /// The volume has answered a piece; a read's `buffer` is to be given back.
-    fn piece_done(
-        &self,
-        request: u16,
-        piece: u16,
-        range: Range,
-        result: Result<(), ErrorCode>,
-        buffer: Option<Buffer>,
-    );
-}
-
-/// What a request in flight occupies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// A buffer, until what is in it has been copied.
-    Read,
-    /// A buffer.
-    Write,
-    /// No buffer: trim and zeros.
-    Bare,
-    /// No buffer.
-    Flush,
-}
-
-impl Place {
-    pub(crate) fn of(command: Command) -> Place {
-        match command {
-            Command::Read | Command::BlockStatus { .. } => Place::Read,
-            Command::Write { .. } => Place::Write,
-            Command::Trim { .. } | Command::WriteZeroes { .. } => Place::Bare,
-            Command::Flush | Command::Disconnect | Command::Cache => Place::Flush,
-        }
-    }
-}
-
-/// Places that are free.
-struct Places {
-    reads: Semaphore,
-    writes: Semaphore,
-    bare: Semaphore,
-    flushes: Semaphore,
-}
-
-impl Places {
-    const COUNT: usize = READS + WRITES + BARE_REQUESTS + FLUSHES;
-
-    fn new() -> Places {
-        Places {
-            reads: Semaphore::new(READS),
-            writes: Semaphore::new(WRITES),
-            bare: Semaphore::new(BARE_REQUESTS),
-            flushes: Semaphore::new(FLUSHES),
-        }
-    }
-
-    fn get(&self, place: Place) -> &Semaphore {
-        match place {
-            Place::Read => &self.reads,
-            Place::Write => &self.writes,
-            Place::Bare => &self.bare,
-            Place::Flush => &self.flushes,
-        }
-    }
-
-    fn close(&self) {
-        for place in [Place::Read, Place::Write, Place::Bare, Place::Flush] {
-            self.get(place).close();
-        }
-    }
-}
-
-/// A piece of a request in flight.
-pub(crate) struct Flight {
-    /// Whose.
-    pub(crate) requester: Rc<dyn Requester>,
-    /// Place of the request there.
-    pub(crate) request: u16,
-    /// Number of the piece.
-    pub(crate) piece: u16,
-    pub(crate) place: Place,
-    pub(crate) range: Range,
-}
-
-struct Channel {
-    client: VolumeClient,
-    /// By their tokens.
-    flights: Vec<Option<Flight>>,
-    free: Vec<usize>,
-}
-
-impl Channel {
-    /// # Errors
-    /// [`End::Volume`] if it has ended.
-    fn submit(&mut self, flight: Flight, request: Request) -> Result<(), End> {
-        let Some(place) = self.free.pop() else {
-            debug_assert!(false, "whoever submits has a place");
-            return Err(End::Volume);
-        };
-        match self.client.submit(place as u64, request) {
-            Ok(()) => self.flights[place] = Some(flight),
-            Err(refused) => {
-                debug_assert!(!matches!(refused, SubmitError::Full(_)));
-                self.free.push(place);
-                return Err(End::Volume);
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, token: u64) -> Option<Flight> {
-        let place = usize::try_from(token).ok()?;
-        let flight = self.flights.get_mut(place)?.take()?;
-        self.free.push(place);
-        Some(flight)
-    }
 }
 
 /// Requests that have failed, as the log has them.
@@ -215,10 +88,13 @@ enum State {
 pub(crate) struct Volume {
     export: Export,
     channel: RefCell<Channel>,
+    flights: RefCell<Flights>,
     state: Cell<State>,
     places: Places,
     /// Wakes the task that takes answers.
     doorbell: Notify,
+    /// The channel is back, or has been away for too long.
+    returned: Notify,
     end: Notify,
     /// Acknowledged writes that were lost, to be reported to each client.
     pub(crate) losses: Losses,
@@ -228,40 +104,35 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// Begins with `client`; a task of its own takes the answers.
+    /// Begins with `connection`, which `opener` has opened; a task of its own takes the answers. Requests wait for `wait_max` when the
+    /// channel is away.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn start(export: Export, client: VolumeClient) -> Result<Rc<Volume>, Error> {
-        let failed = |error: &dyn std::fmt::Display| {
+    pub(crate) fn start(
+        export: Export,
+        opener: Opener,
+        connection: Connection,
+        wait_max: Duration,
+    ) -> Result<Rc<Volume>, Error> {
+        let wakeups = Wakeups::new(std::os::fd::AsFd::as_fd(&connection.client));
+        let wakeups = wakeups.map_err(|error| {
             Error::new(ErrorCode::Io, format!("waiting for the channel: {error}"))
-        };
-        let descriptor = client
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| failed(&error))?;
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe; an OwnedFd is what that asks for: one open descriptor for as long as it lives"
-        )]
-        let readiness = AsyncFd::with_interest(descriptor, Interest::READABLE)
-            .map_err(|error| failed(&error))?;
+        })?;
         let volume = Rc::new(Volume {
             export,
-            channel: RefCell::new(Channel {
-                client,
-                flights: (0..Places::COUNT).map(|_| None).collect(),
-                free: (0..Places::COUNT).rev().collect(),
-            }),
+            channel: RefCell::new(Channel::opened(opener, connection)),
+            flights: RefCell::new(Flights::new(Outage::new(wait_max, SystemClock))),
             state: Cell::new(State::Live),
             places: Places::new(),
             doorbell: Notify::new(),
+            returned: Notify::new(),
             end: Notify::new(),
             losses: Losses::default(),
             failures: Failures::default(),
             users: Cell::new(0),
         });
-        tokio::task::spawn_local(Rc::clone(&volume).take_answers(readiness));
+        tokio::task::spawn_local(Rc::clone(&volume).take_answers(wakeups));
         Ok(volume)
     }
 
@@ -275,6 +146,11 @@ impl Volume {
 
     pub(crate) fn is_ended(&self) -> bool {
         matches!(self.state.get(), State::Ended(_))
+    }
+
+    /// Whether its channel is being opened again.
+    pub(crate) fn is_away(&self) -> bool {
+        self.channel.borrow().is_away()
     }
 
     /// Returns when it has ended.
@@ -292,37 +168,46 @@ impl Volume {
         }
     }
 
-    /// Acquires `count` places; each belongs to the next request of the caller.
+    /// Acquires `count` places; each belongs to the next request of the caller, who submits it before anything else is waited for.
     ///
     /// # Errors
     /// [`End::Volume`] if it has ended.
     pub(crate) async fn acquire(&self, place: Place, count: u32) -> Result<(), End> {
         let places = self.places.get(place).acquire_many(count).await;
         places.map_err(|_closed| End::Volume)?.forget();
+        loop {
+            let returned = self.returned.notified();
+            if !self.is_away() || self.flights.borrow().outage().is_over_limit() {
+                return Ok(());
+            }
+            returned.await;
+        }
+    }
+
+    /// Sends a request, for which a place was acquired, with the `data` of a write; its answer goes to the flight's requester.
+    ///
+    /// # Errors
+    /// [`End::Volume`] if it has ended.
+    pub(crate) fn submit(&self, flight: Flight, data: &[u8]) -> Result<(), End> {
+        if self.is_ended() {
+            return Err(End::Volume);
+        }
+        let mut channel = self.channel.borrow_mut();
+        let refused = self
+            .flights
+            .borrow_mut()
+            .submit(&mut *channel, flight, data);
+        drop(channel);
+        if let Some(flight) = refused {
+            self.hand_over(flight, Err(ErrorCode::Unavailable), None);
+        }
         Ok(())
-    }
-
-    /// The buffer of an acquired place.
-    ///
-    /// # Errors
-    /// [`End::Volume`] if it has ended.
-    pub(crate) fn buffer(&self) -> Result<Buffer, End> {
-        let channel = self.channel.borrow();
-        channel.client.buffers().acquire().ok_or(End::Volume)
-    }
-
-    /// Sends a request, for which a place was acquired; its answer goes to the flight's requester.
-    ///
-    /// # Errors
-    /// [`End::Volume`] if it has ended.
-    pub(crate) fn submit(&self, flight: Flight, request: Request) -> Result<(), End> {
-        self.channel.borrow_mut().submit(flight, request)
     }
 
     /// The data of a read's `buffer` is where it belongs.
     pub(crate) fn give_back(&self, buffer: Buffer) {
         drop(buffer);
-        self.places.reads.add_permits(1);
+        self.places.get(Place::Read).add_permits(1);
     }
 
     /// Logs a failure that a client gets, at a bounded rate.
@@ -350,32 +235,28 @@ impl Volume {
         }
     }
 
-    async fn take_answers(self: Rc<Self>, readiness: AsyncFd<OwnedFd>) {
+    async fn take_answers(self: Rc<Self>, mut wakeups: Wakeups) {
         let result = loop {
             if let Some(result) = self.take_finished() {
                 break result;
             }
-            let may_sleep = self.channel.borrow_mut().client.prepare_sleep();
-            if may_sleep {
-                tokio::select! {
-                    ready = readiness.readable() => match ready {
-                        Ok(mut ready) => ready.clear_ready(),
-                        Err(_) => break Err(ErrorCode::Io),
-                    },
-                    () = self.doorbell.notified() => {}
-                }
-            } else {
-                // Others are served in between.
-                tokio::task::yield_now().await;
+            match self.follow_channel(&mut wakeups) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(code) => break Err(code),
             }
-            self.channel.borrow_mut().client.wake();
+            if self.sleep(&wakeups).await.is_err() {
+                break Err(ErrorCode::Io);
+            }
         };
         self.state.set(State::Ended(result));
         self.places.close();
         self.end.notify_waiters();
-        // What is in flight holds its requester, and that this volume.
-        let flights = std::mem::take(&mut self.channel.borrow_mut().flights);
-        drop(flights);
+        self.returned.notify_waiters();
+        // What is under way holds its requester, and that this volume.
+        let none = Flights::new(Outage::new(Duration::ZERO, SystemClock));
+        drop(self.flights.replace(none));
+        self.channel.borrow_mut().give_up();
     }
 
     /// Takes what is done; the result once everything has ended.
@@ -385,45 +266,169 @@ impl Volume {
         }
         loop {
             let mut channel = self.channel.borrow_mut();
-            let Some(finished) = channel.client.next() else {
-                let is_idle = channel.client.in_flight() == 0;
-                if channel.client.is_gone() && is_idle {
-                    return Some(Err(ErrorCode::Unavailable));
-                }
-                if self.state.get() == State::Closing && is_idle {
-                    // A channel that refuses it has gone: seen in the next turn.
-                    let _sent = channel.client.submit(CLOSE, Request::Close);
-                    self.state.set(State::CloseSent);
-                    continue;
-                }
-                return None;
+            let Some(finished) = channel.client().and_then(VolumeClient::next) else {
+                break;
             };
             if finished.token == CLOSE {
                 return Some(finished.result);
             }
-            let flight = channel.take(finished.token);
-            // Nothing is known of a request that was lost with the channel: its client is cut off, and asks again.
-            let is_lost = channel.client.is_gone();
+            let answered = self.flights.borrow_mut().finished(finished, &mut *channel);
             drop(channel);
-            if let (Some(flight), false) = (flight, is_lost) {
-                self.hand_over(flight, finished);
+            if let Some(Answered {
+                flight,
+                result,
+                buffer,
+            }) = answered
+            {
+                self.hand_over(flight, result, buffer);
+            }
+        }
+        if self.state.get() != State::Closing || !self.flights.borrow().is_empty() {
+            return None;
+        }
+        let mut channel = self.channel.borrow_mut();
+        if channel.is_away() {
+            // What was answered outlives the death of a process: there is nothing to close.
+            return Some(Ok(()));
+        }
+        // A channel that refuses it has gone: seen in the next turn.
+        let sent = channel
+            .live()
+            .is_some_and(|client| client.submit(CLOSE, Request::Close).is_ok());
+        if sent {
+            self.state.set(State::CloseSent);
+        }
+        None
+    }
+
+    /// Follows the channel: its end, its return, the limit of what waits for that. Whether anything has changed.
+    ///
+    /// # Errors
+    /// The end of a volume that is not kept, or that others may have had.
+    fn follow_channel(&self, wakeups: &mut Wakeups) -> Result<bool, ErrorCode> {
+        let name = self.name();
+        let mut channel = self.channel.borrow_mut();
+        if let Some(back) = channel.come_back(&wakeups.doorbell) {
+            self.came_back(back, &mut channel, wakeups)?;
+            return Ok(true);
+        }
+        if self.flights.borrow().outage().is_over_limit() {
+            drop(channel);
+            return Ok(self.fail_waiting());
+        }
+        if channel.client().is_none_or(|client| !client.is_gone()) {
+            return Ok(false);
+        }
+        if !channel.leave(&wakeups.doorbell) {
+            return Err(ErrorCode::Unavailable);
+        }
+        wakeups.channel_left();
+        self.flights.borrow_mut().channel_left();
+        tracing::warn!("the channel of `{name}` has ended: its requests wait for the next one");
+        Ok(true)
+    }
+
+    fn came_back(
+        &self,
+        back: Return,
+        channel: &mut Channel,
+        wakeups: &mut Wakeups,
+    ) -> Result<(), ErrorCode> {
+        let name = self.name();
+        match back {
+            Return::Live { lost, .. } => {
+                if let Some(descriptor) = channel.descriptor() {
+                    let watched = wakeups.channel_returned(descriptor);
+                    watched.map_err(|error| {
+                        tracing::error!("waiting for the channel of `{name}`: {error}");
+                        ErrorCode::Io
+                    })?;
+                }
+                if lost {
+                    tracing::error!("`{name}`: written data was lost; the next flush fails");
+                    self.losses.add();
+                }
+                let (away, count) = self.flights.borrow_mut().channel_returned(channel);
+                tracing::info!("`{name}` is back after {away:?}: {count} requests are sent again");
+                self.returned.notify_waiters();
+                Ok(())
+            }
+            Return::Ended(error) => {
+                tracing::error!(
+                    "`{name}` is not served any more to who uses it: {error} ({})",
+                    error.hint
+                );
+                Err(error.code)
             }
         }
     }
 
-    fn hand_over(&self, flight: Flight, finished: Finished) {
+    /// Fails what has waited for the channel for too long; whether anything has.
+    fn fail_waiting(&self) -> bool {
+        self.returned.notify_waiters();
+        let waiting = self.flights.borrow_mut().take_unanswered();
+        let mut any = false;
+        for (flight, buffer) in waiting {
+            any = true;
+            self.hand_over(flight, Err(ErrorCode::Unavailable), buffer);
+        }
+        any
+    }
+
+    async fn sleep(&self, wakeups: &Wakeups) -> io::Result<()> {
+        let may_sleep = match self.channel.borrow_mut().client() {
+            Some(client) => client.prepare_sleep(),
+            None => true,
+        };
+        if may_sleep {
+            let longest = self.sleep_max();
+            let late = async {
+                match longest {
+                    Some(longest) => tokio::time::sleep(longest).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ready = wakeups.ready() => ready?,
+                () = self.doorbell.notified() => {}
+                () = late => {}
+            }
+        } else {
+            // Others are served in between.
+            tokio::task::yield_now().await;
+        }
+        if let Some(client) = self.channel.borrow_mut().client() {
+            client.wake();
+        }
+        Ok(())
+    }
+
+    /// How long to sleep at most: until requests wait no more.
+    fn sleep_max(&self) -> Option<Duration> {
+        if self.channel.borrow().wants_thread() {
+            return Some(THREAD_RETRY);
+        }
+        let left = self.flights.borrow().outage().left()?;
+        // Behind the moment, not a part of a millisecond before it.
+        (left > Duration::ZERO).then(|| left + Duration::from_millis(1))
+    }
+
+    fn hand_over(&self, flight: Flight, result: Result<(), ErrorCode>, mut buffer: Option<Buffer>) {
+        let place = Place::of(flight.command);
+        if place != Place::Read {
+            drop(buffer.take());
+        }
+        // Whoever gets a buffer gives the place back with it.
+        if buffer.is_none() {
+            self.places.get(place).add_permits(1);
+        }
         let Flight {
             requester,
             request,
             piece,
-            place,
             range,
+            ..
         } = flight;
-        let mut buffer = finished.buffer;
-        if place != Place::Read {
-            drop(buffer.take());
-            self.places.get(place).add_permits(1);
-        }
-        requester.piece_done(request, piece, range, finished.result, buffer);
+        requester.piece_done(request, piece, range, result, buffer);
     }
 }

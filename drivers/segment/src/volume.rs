@@ -177,7 +177,9 @@ impl Request {
         }
     }
 
-    fn into_buffer(self) -> Option<Buffer> {
+    /// The buffer of a request that has one: of one that was not accepted, with its data.
+    #[must_use]
+    pub fn into_buffer(self) -> Option<Buffer> {
         match self {
             Request::Read { buffer, .. }
             | Request::Write { buffer, .. }

@@ -7,13 +7,24 @@
 //! disk holds without a word about reconnecting.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
+
 mod aligned;
 pub mod attached;
 pub mod disk;
 mod disks;
+pub mod exclusion;
 pub mod files;
 pub mod fsx;
 pub mod load;
 
 pub use attached::{Attached, Way};
 pub use disk::Disk;
+
+/// A client of the default export at `socket`, which never reconnects: the end of its connection is an error.
+///
+/// # Errors
+/// If there is no connection within the time of [`disk::TIMEOUT`].
+pub fn nbd_connection(socket: &Path) -> std::io::Result<Box<dyn Disk>> {
+    Ok(Box::new(disks::nbd::Nbd::connect_once(socket)?))
+}

@@ -1,4 +1,5 @@
-//! Verified load on an open file or device that is never opened anew: whoever writes here knows nothing of the processes behind it.
+//! Verified load on an open file or device that is never opened anew, or over connections that are never made again: whoever writes here
+//! knows nothing of the processes behind it.
 //!
 //! Each thread has a part of the disk for itself and a model of it: what it has written is what it reads, and no call may fail.
 
@@ -15,6 +16,8 @@ use archipelago_bench::waiting::{now, wait_until};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use crate::aligned::Aligned;
+use crate::disk::{Disk, Durable, Space};
+use crate::disks::nbd::Nbd;
 use crate::fsx::noise;
 
 /// Bytes that a thread has for itself.
@@ -36,6 +39,50 @@ pub struct Load {
     stop: Arc<AtomicBool>,
 }
 
+/// A file or device that is open, with memory for direct I/O.
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    memory: Aligned,
+}
+
+impl Disk for OpenFile {
+    fn size(&mut self) -> std::io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read(&mut self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        let memory = self.memory.get(into.len());
+        self.file.read_exact_at(memory, offset)?;
+        into.copy_from_slice(memory);
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8], durable: Durable) -> std::io::Result<()> {
+        let memory = self.memory.get(data.len());
+        memory.copy_from_slice(data);
+        self.file.write_all_at(memory, offset)?;
+        match durable {
+            Durable::Now => self.flush(),
+            Durable::Later => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn zero(&mut self, offset: u64, len: u64, _space: Space) -> std::io::Result<()> {
+        self.discard(offset, len)
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let signed = |bytes: u64| i64::try_from(bytes).map_err(std::io::Error::other);
+        Ok(fallocate(&self.file, flags, signed(offset)?, signed(len)?)?)
+    }
+}
+
 /// How a thread moves data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transfers {
@@ -51,11 +98,8 @@ impl Load {
     /// # Errors
     /// If it cannot be opened.
     pub fn start(path: &Path, direct: usize, buffered: usize) -> Result<Load> {
-        let count = direct + buffered;
-        let stop = Arc::new(AtomicBool::new(false));
-        let done: Arc<Vec<AtomicU64>> = Arc::new((0..count).map(|_| AtomicU64::new(0)).collect());
-        let mut threads = Vec::new();
-        for index in 0..count {
+        let mut disks = Vec::new();
+        for index in 0..direct + buffered {
             let transfers = match index < direct {
                 true => Transfers::Direct,
                 false => Transfers::Buffered,
@@ -65,11 +109,38 @@ impl Load {
             if transfers == Transfers::Direct {
                 options.custom_flags(OFlag::O_DIRECT.bits());
             }
-            let mut part = Part {
+            let disk: Box<dyn Disk> = Box::new(OpenFile {
                 file: options.open(path)?,
+                memory: Aligned::new(TRANSFER_LEN),
+            });
+            disks.push((disk, transfers));
+        }
+        Load::over(disks)
+    }
+
+    /// Loads a disk over `connections` to an NBD server's default export at `socket`, none of which is ever made again. The disk has 1 MiB for each.
+    ///
+    /// # Errors
+    /// If one cannot be made.
+    pub fn start_nbd(socket: &Path, connections: usize) -> Result<Load> {
+        let mut disks = Vec::new();
+        for _ in 0..connections {
+            let disk: Box<dyn Disk> = Box::new(Nbd::connect_once(socket)?);
+            disks.push((disk, Transfers::Direct));
+        }
+        Load::over(disks)
+    }
+
+    fn over(disks: Vec<(Box<dyn Disk>, Transfers)>) -> Result<Load> {
+        let count = disks.len();
+        let stop = Arc::new(AtomicBool::new(false));
+        let done: Arc<Vec<AtomicU64>> = Arc::new((0..count).map(|_| AtomicU64::new(0)).collect());
+        let mut threads = Vec::new();
+        for (index, (disk, transfers)) in disks.into_iter().enumerate() {
+            let mut part = Part {
+                disk,
                 begin: (index * PART_LEN) as u64,
                 model: Vec::new(),
-                memory: Aligned::new(TRANSFER_LEN),
                 transfers,
                 seed: index as u64 * 1_000_003,
             };
@@ -136,10 +207,9 @@ impl Load {
 
 /// The part of the disk that a thread has for itself.
 struct Part {
-    file: File,
+    disk: Box<dyn Disk>,
     begin: u64,
     model: Vec<u8>,
-    memory: Aligned,
     transfers: Transfers,
     seed: u64,
 }
@@ -180,10 +250,8 @@ impl Part {
     fn write(&mut self, at: usize, len: usize) -> Result<()> {
         self.seed += 1;
         let data = noise(self.seed, len);
-        let memory = self.memory.get(len);
-        memory.copy_from_slice(&data);
         let offset = self.begin + at as u64;
-        let written = self.file.write_all_at(memory, offset);
+        let written = self.disk.write(offset, &data, Durable::Later);
         written.with_context(|| format!("write of {len} bytes at {offset}"))?;
         self.model[at..at + len].copy_from_slice(&data);
         Ok(())
@@ -193,11 +261,11 @@ impl Part {
         for at in (at..at + len).step_by(TRANSFER_LEN) {
             let len = TRANSFER_LEN.min(len);
             let offset = self.begin + at as u64;
-            let memory = self.memory.get(len);
-            let read = self.file.read_exact_at(memory, offset);
+            let mut found = vec![0; len];
+            let read = self.disk.read(offset, &mut found);
             read.with_context(|| format!("read of {len} bytes at {offset}"))?;
             let expected = &self.model[at..at + len];
-            let wrong = memory.iter().zip(expected).position(|(a, b)| a != b);
+            let wrong = found.iter().zip(expected).position(|(a, b)| a != b);
             ensure!(wrong.is_none(), "wrong data at {offset} + {wrong:?}");
         }
         Ok(())
@@ -206,12 +274,10 @@ impl Part {
     fn step(&mut self) -> Result<()> {
         let (at, len) = self.range();
         match self.random(12) {
-            0 => self.file.sync_data().context("sync"),
+            0 => self.disk.flush().context("sync"),
             1 if self.transfers == Transfers::Direct => {
-                let flags =
-                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                let offset = i64::try_from(self.begin + at as u64)?;
-                fallocate(&self.file, flags, offset, i64::try_from(len)?).context("discard")?;
+                let offset = self.begin + at as u64;
+                self.disk.discard(offset, len as u64).context("discard")?;
                 self.model[at..at + len].fill(0);
                 Ok(())
             }

@@ -10,15 +10,14 @@ mod tests {
     use std::time::Duration;
 
     use anyhow::{Context, Result, ensure};
-    use archipelago_api::client::Client;
-    use archipelago_api::layout::Layout;
     use archipelago_bench::server::own_program;
     use archipelago_bench::waiting::{now, wait_until};
     use archipelago_crash_tests::node::Node;
+    use archipelago_endpoint_tests::exclusion::is_excluded_over_deaths;
     use archipelago_endpoint_tests::files::{Holder, file_process};
     use archipelago_endpoint_tests::load::Load;
     use archipelago_endpoint_tests::{Attached, Way};
-    use archipelago_protocol::{Access, ErrorCode, Name};
+    use archipelago_protocol::Access;
     use nix::errno::Errno;
     use nix::mount::{MntFlags, umount2};
     use nix::sys::signal::{Signal, kill};
@@ -148,48 +147,7 @@ mod tests {
             let holder = Holder::of(&mount.at.join("v"))?;
             let process = mount.pid()?;
             Node::freeze(process)?;
-            let client = Client::new(Layout::new(Some(node.root()))?);
-            let tried = || -> Result<()> {
-                let name: Name = "v".parse()?;
-                let (node, client, name) = (&node, &client, &name);
-                for death in ["endpoint", "daemon"] {
-                    match death {
-                        "daemon" => {
-                            Node::kill(node.daemon()?)?;
-                            node.restart()?;
-                        }
-                        role => Node::kill(node.process_of(role)?)?,
-                    }
-                    let export = node.root().join("export");
-                    let export = export.to_str().context("UTF-8")?;
-                    let requests = [
-                        &["volume", "attach", "v"][..],
-                        &["volume", "attach", "v", "--nbd", "--read-only"],
-                        &["volume", "remove", "v"],
-                        &["volume", "resize", "v", "--force", "1M"],
-                        &["image", "export", "v", export],
-                    ];
-                    // Side by side, since the node waits a while for each.
-                    std::thread::scope(|scope| -> Result<()> {
-                        let opened = [Access::Read, Access::Write]
-                            .map(|access| scope.spawn(move || client.open(name, access)));
-                        let asked =
-                            requests.map(|request| scope.spawn(move || node.output(request)));
-                        for refused in asked {
-                            let refused = refused.join().ok().context("a panic")??;
-                            ensure!(refused.status.code() == Some(5), "{death}: {refused:?}");
-                        }
-                        for opened in opened {
-                            let opened = opened.join().ok().context("a panic")?.map(drop);
-                            let code = opened.map_err(|error| error.code);
-                            ensure!(code == Err(ErrorCode::InUse), "{death}: {code:?}");
-                        }
-                        Ok(())
-                    })?;
-                }
-                Ok(())
-            };
-            let tried = tried();
+            let tried = is_excluded_over_deaths(&node, "v");
             kill(process, Signal::SIGCONT)?;
             tried?;
             // It goes on, under the name that the volume has got meanwhile, also if its name is another's by then.

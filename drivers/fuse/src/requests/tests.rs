@@ -1,6 +1,7 @@
 use std::sync::{Arc, Mutex};
 
 use archipelago_runtime::ManualClock;
+use archipelago_segment::Buffer;
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! A client of an NBD export: simple replies, one request at a time, resent on a new connection as `nbd-client -persist` does.
+//! A client of an NBD export: simple replies, one request at a time, resent on a new connection as `nbd-client -persist` does, or not.
 
 use std::io::{Error, Read, Result, Write};
 use std::os::unix::net::UnixStream;
@@ -16,10 +16,20 @@ use crate::disk::{Disk, Durable, Space, TIMEOUT};
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// What a client does when its connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// It connects again, and sends again what was not answered.
+    Reconnect,
+    /// Its request fails.
+    Fail,
+}
+
 /// A connected client.
 #[derive(Debug)]
 pub(crate) struct Nbd {
     socket: PathBuf,
+    broken: Broken,
     connection: Connection,
     cookie: u64,
 }
@@ -39,8 +49,19 @@ struct Range {
 }
 
 impl Nbd {
+    /// A client that reconnects.
     pub(crate) fn connect(socket: &Path) -> Result<Nbd> {
+        Nbd::new(socket, Broken::Reconnect)
+    }
+
+    /// A client that never reconnects.
+    pub(crate) fn connect_once(socket: &Path) -> Result<Nbd> {
+        Nbd::new(socket, Broken::Fail)
+    }
+
+    fn new(socket: &Path, broken: Broken) -> Result<Nbd> {
         Ok(Nbd {
+            broken,
             socket: socket.to_owned(),
             connection: Connection::await_server(socket)?,
             cookie: 0,
@@ -55,7 +76,7 @@ impl Nbd {
             match self.connection.run(self.cookie, kind, range, data, into) {
                 Ok(0) => return Ok(()),
                 Ok(errno) => return Err(Error::from_raw_os_error(errno)),
-                Err(error) if now() > deadline => return Err(error),
+                Err(error) if self.broken == Broken::Fail || now() > deadline => return Err(error),
                 Err(_broken) => self.connection = Connection::await_server(&self.socket)?,
             }
         }

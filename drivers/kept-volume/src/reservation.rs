@@ -9,9 +9,9 @@ use archipelago_api::layout::path_error;
 use archipelago_protocol::Error;
 use nix::fcntl::{Flock, FlockArg};
 
-/// Nobody else gets the volume as long as this is there, whichever processes of the node die.
+/// A reservation that this process holds: nobody else gets the volume as long as this is there, whichever processes of the node die.
 #[derive(Debug)]
-pub(crate) struct Reservation {
+pub struct Reservation {
     path: PathBuf,
     _lock: Flock<File>,
 }
@@ -21,7 +21,7 @@ impl Reservation {
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn take(path: &Path) -> Result<Option<Reservation>, Error> {
+    pub fn take(path: &Path) -> Result<Option<Reservation>, Error> {
         let failed = |error: io::Error| path_error(path, &error);
         let file = match OpenOptions::new().read(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -40,7 +40,8 @@ impl Reservation {
     }
 
     /// Its name, which the node knows.
-    pub(crate) fn name(&self) -> Option<&str> {
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
         self.path.file_name()?.to_str()
     }
 }

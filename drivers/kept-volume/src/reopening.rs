@@ -1,6 +1,6 @@
 //! The way back to a volume whose channel has ended: a thread that asks the node until the volume is open again.
 //!
-//! A thread of its own: the node may take a minute to answer, and whoever waits for the file is answered when the time is over.
+//! A thread of its own: the node may take a minute to answer, and whoever waits for the volume is answered when the time is over.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

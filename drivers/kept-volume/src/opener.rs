@@ -1,4 +1,4 @@
-//! How an open file comes to its channel: the node opens the volume, this process connects and takes the reservation.
+//! How a process comes to the channel of a volume: the node opens the volume, this process connects and takes the reservation.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,15 +12,6 @@ use archipelago_segment::{VolumeClient, VolumeOptions};
 
 use crate::reservation::Reservation;
 
-/// Buffers of an open file: 4 MiB, of which only what is used takes memory. Enough pieces in flight for a disk.
-const OPTIONS: VolumeOptions = VolumeOptions {
-    buffers: 32,
-    buffer_len: 128 << 10,
-};
-/// Bytes of a buffer.
-pub(crate) const BUFFER_LEN: u32 = 128 << 10;
-const _: () = assert!(BUFFER_LEN as usize == OPTIONS.buffer_len);
-
 /// How often a volume is opened whose reservation is removed before this process has locked it: each time, somebody else asked for the
 /// volume in that millisecond.
 const TRIES: usize = 10;
@@ -31,49 +22,51 @@ const PAGE_LEN: usize = 1000;
 
 /// An open volume and its channel.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    pub(crate) access: Access,
-    pub(crate) client: VolumeClient,
+pub struct Connection {
+    /// What it was opened for.
+    pub access: Access,
+    /// The client of the channel.
+    pub client: VolumeClient,
     /// The socket at which it was met: its marker says whether its process lost something when it stopped.
-    pub(crate) socket: PathBuf,
+    pub socket: PathBuf,
     /// `None`: it is not kept when its process dies.
-    pub(crate) reservation: Option<Arc<Reservation>>,
+    pub reservation: Option<Arc<Reservation>>,
     /// Bytes of the volume.
-    pub(crate) size: u64,
+    pub size: u64,
 }
 
 /// Opens one thing, again and again.
 #[derive(Debug, Clone)]
-pub(crate) struct Opener {
+pub struct Opener {
     client: Client,
     name: Name,
     lineage: Lineage,
+    options: VolumeOptions,
 }
 
 impl Opener {
-    /// Opens what has the name `name` as long as it is `lineage`.
-    pub(crate) fn new(client: Client, name: Name, lineage: Lineage) -> Opener {
+    /// Opens what has the name `name` as long as it is `lineage`, each time with a channel as `options` say.
+    #[must_use]
+    pub fn new(client: Client, name: Name, lineage: Lineage, options: VolumeOptions) -> Opener {
         Opener {
             client,
             name,
             lineage,
+            options,
         }
     }
 
     /// What it opens.
-    pub(crate) fn name(&self) -> &Name {
+    #[must_use]
+    pub fn name(&self) -> &Name {
         &self.name
     }
 
     /// Opens it for `access`, and has it kept. `held` is the reservation of this process for less than that, which goes on if this fails.
     ///
     /// # Errors
-    /// What the node says.
-    pub(crate) fn open(
-        &self,
-        access: Access,
-        held: Option<&Reservation>,
-    ) -> Result<Connection, Error> {
+    /// What the node says; [`ErrorCode::NotFound`] if the name is another thing's by now.
+    pub fn open(&self, access: Access, held: Option<&Reservation>) -> Result<Connection, Error> {
         let request = OpenVolume {
             read_only: access == Access::Read,
             keep: true,
@@ -81,7 +74,7 @@ impl Opener {
         };
         for _ in 0..TRIES {
             let opened = self.ask(&request)?;
-            let client = VolumeClient::connect(&opened.socket, opened.uid, OPTIONS)?;
+            let client = VolumeClient::connect(&opened.socket, opened.uid, self.options)?;
             let reservation = match &opened.reservation {
                 None => None,
                 Some(path) => match Reservation::take(path)? {
@@ -106,7 +99,7 @@ impl Opener {
     ///
     /// # Errors
     /// [`ErrorCode::Stale`] if others may have had it meanwhile, which is final; else what is to be tried again.
-    pub(crate) fn reopen(
+    pub fn reopen(
         &mut self,
         access: Access,
         reservation: &Arc<Reservation>,
@@ -129,7 +122,8 @@ impl Opener {
             true => Ok(()),
             false => Err(Error::new(ErrorCode::Unavailable, "the endpoint is silent")),
         };
-        let client = VolumeClient::connect_while(&opened.socket, opened.uid, OPTIONS, may_wait)?;
+        let client =
+            VolumeClient::connect_while(&opened.socket, opened.uid, self.options, may_wait)?;
         Ok(Connection {
             access,
             client,

@@ -1,4 +1,4 @@
-//! How long requests wait for a channel that is away: in bounds, so that a node that never comes back is an error and no hang.
+//! How long requests wait for a channel that is away: within a limit, so that a node that never comes back is an error and not a hang.
 //!
 //! A channel that is back is not the end of it: what was sent again may be what its process dies of, again and again. The outage ends
 //! once all of that is answered.
@@ -22,7 +22,7 @@ enum State {
 
 /// The outage of one channel, or none.
 #[derive(Debug)]
-pub(crate) struct Outage<C = SystemClock> {
+pub struct Outage<C = SystemClock> {
     limit: Duration,
     state: State,
     clock: C,
@@ -30,7 +30,8 @@ pub(crate) struct Outage<C = SystemClock> {
 
 impl<C: Clock> Outage<C> {
     /// None yet; requests wait for up to `limit` in each.
-    pub(crate) fn new(limit: Duration, clock: C) -> Outage<C> {
+    #[must_use]
+    pub fn new(limit: Duration, clock: C) -> Outage<C> {
         Outage {
             limit,
             state: State::None,
@@ -39,12 +40,13 @@ impl<C: Clock> Outage<C> {
     }
 
     /// How long requests wait.
-    pub(crate) fn limit(&self) -> Duration {
+    #[must_use]
+    pub fn limit(&self) -> Duration {
         self.limit
     }
 
     /// The channel is away, for the first time or once more.
-    pub(crate) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         let since = match self.state {
             State::None => self.clock.now(),
             State::Away { since } | State::Resent { since, .. } => since,
@@ -53,7 +55,7 @@ impl<C: Clock> Outage<C> {
     }
 
     /// The channel is back, and `count` requests are sent again: how long the outage has lasted.
-    pub(crate) fn back(&mut self, count: usize) -> Duration {
+    pub fn back(&mut self, count: usize) -> Duration {
         let (State::Away { since } | State::Resent { since, .. }) = self.state else {
             return Duration::ZERO;
         };
@@ -65,7 +67,7 @@ impl<C: Clock> Outage<C> {
     }
 
     /// One of those that were sent again is answered.
-    pub(crate) fn answered(&mut self) {
+    pub fn answered(&mut self) {
         if let State::Resent { since, count } = self.state {
             self.state = match count - 1 {
                 0 => State::None,
@@ -75,12 +77,13 @@ impl<C: Clock> Outage<C> {
     }
 
     /// Nothing waits any more.
-    pub(crate) fn end(&mut self) {
+    pub fn end(&mut self) {
         self.state = State::None;
     }
 
     /// For how long requests wait yet. `None`: the channel is not away; zero: they wait no more.
-    pub(crate) fn left(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
         let State::Away { since } = self.state else {
             return None;
         };
@@ -88,7 +91,8 @@ impl<C: Clock> Outage<C> {
     }
 
     /// Whether it has lasted for so long that requests fail.
-    pub(crate) fn is_over_limit(&self) -> bool {
+    #[must_use]
+    pub fn is_over_limit(&self) -> bool {
         self.left() == Some(Duration::ZERO)
     }
 }

@@ -1,9 +1,9 @@
-//! The channel of an open file: opened by the node, opened again by itself when its process dies, given up if others may have had the
+//! The channel of an open volume: opened by the node, opened again by itself when its process dies, given up if others may have had the
 //! volume meanwhile.
 //!
 //! | state | leaves it when |
 //! |---|---|
-//! | closed | somebody opens the file: live |
+//! | closed | somebody opens the volume: live |
 //! | live | the process behind it dies or stops, or the node goes while a reader asks for more: away, if the volume is kept; else closed |
 //! | away | it is open again: live; others may have had the volume: closed |
 
@@ -15,7 +15,6 @@ use archipelago_protocol::{Access, Error, ErrorCode, Name};
 use archipelago_segment::{VolumeClient, loss_marker};
 use nix::sys::eventfd::EventFd;
 
-use crate::job::Incarnation;
 use crate::opener::{Connection, Opener};
 use crate::reopening::Reopening;
 use crate::reservation::Reservation;
@@ -56,24 +55,33 @@ impl Away {
             let reservation = Arc::clone(&self.reservation);
             let started = Reopening::start(opener, self.access, reservation, doorbell);
             self.reopening = started
-                .inspect_err(|error| tracing::error!("opening a file again, later: {error}"))
+                .inspect_err(|error| tracing::error!("opening a volume again, later: {error}"))
                 .ok();
         }
     }
 }
 
+/// One channel of a volume: those who opened the volume over another one are not served any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Incarnation(u64);
+
 /// What became of a channel that was away.
 #[derive(Debug)]
-pub(crate) enum Return {
-    /// It is open again; the file has so many bytes. `lost`: acknowledged writes are not there any more.
-    Live { size: u64, lost: bool },
-    /// Others may have had the volume: whoever has the file open is not served any more.
+pub enum Return {
+    /// It is open again.
+    Live {
+        /// Bytes of the volume.
+        size: u64,
+        /// Acknowledged writes are not there any more.
+        lost: bool,
+    },
+    /// Others may have had the volume: whoever has it open is not served any more.
     Ended(Error),
 }
 
 /// The channel, if there is one.
 #[derive(Debug)]
-pub(crate) struct Channel {
+pub struct Channel {
     opener: Opener,
     state: State,
     /// Of the connection, or of the last one. One that is opened again is the same.
@@ -81,7 +89,9 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(opener: Opener) -> Channel {
+    /// The channel of what `opener` opens, closed.
+    #[must_use]
+    pub fn new(opener: Opener) -> Channel {
         Channel {
             opener,
             state: State::Closed,
@@ -89,18 +99,28 @@ impl Channel {
         }
     }
 
+    /// The channel of what `opener` has opened, and `connection` is.
+    #[must_use]
+    pub fn opened(opener: Opener, connection: Connection) -> Channel {
+        Channel {
+            state: State::Live(Box::new(connection)),
+            ..Channel::new(opener)
+        }
+    }
+
     /// What it is a channel to.
-    pub(crate) fn name(&self) -> &Name {
+    #[must_use]
+    pub fn name(&self) -> &Name {
         self.opener.name()
     }
 
     /// The client, as long as the endpoint is there.
-    pub(crate) fn live(&mut self) -> Option<&mut VolumeClient> {
+    pub fn live(&mut self) -> Option<&mut VolumeClient> {
         self.client().filter(|client| !client.is_gone())
     }
 
     /// The client, also of an endpoint that has gone: it still has requests to give back.
-    pub(crate) fn client(&mut self) -> Option<&mut VolumeClient> {
+    pub fn client(&mut self) -> Option<&mut VolumeClient> {
         match &mut self.state {
             State::Live(connection) => Some(&mut connection.client),
             State::Closed | State::Away(_) => None,
@@ -108,7 +128,8 @@ impl Channel {
     }
 
     /// Whether its endpoint has gone and it will be opened again: requests wait for that.
-    pub(crate) fn is_kept(&self) -> bool {
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
         match &self.state {
             State::Live(connection) => connection.reservation.is_some(),
             State::Away(_) => true,
@@ -117,12 +138,14 @@ impl Channel {
     }
 
     /// Whether it is being opened again.
-    pub(crate) fn is_away(&self) -> bool {
+    #[must_use]
+    pub fn is_away(&self) -> bool {
         matches!(self.state, State::Away(_))
     }
 
     /// What is readable when the client has something to do.
-    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+    #[must_use]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
             State::Live(connection) => Some(connection.client.as_fd()),
             State::Closed | State::Away(_) => None,
@@ -130,12 +153,12 @@ impl Channel {
     }
 
     /// The incarnation that serves, now or once the channel is back.
-    pub(crate) fn incarnation(&mut self) -> Option<Incarnation> {
+    pub fn incarnation(&mut self) -> Option<Incarnation> {
         (self.is_kept() || self.live().is_some()).then_some(self.incarnation)
     }
 
     /// The incarnation that serves `access`, if one does.
-    pub(crate) fn serves(&mut self, access: Access) -> Option<Incarnation> {
+    pub fn serves(&mut self, access: Access) -> Option<Incarnation> {
         let served = match &self.state {
             State::Live(connection) => connection.access,
             State::Away(away) => away.access,
@@ -145,15 +168,16 @@ impl Channel {
     }
 
     /// Whether it is away and nobody is opening it, for want of a thread: [`Channel::come_back`] tries again.
-    pub(crate) fn wants_thread(&self) -> bool {
+    #[must_use]
+    pub fn wants_thread(&self) -> bool {
         matches!(&self.state, State::Away(away) if away.reopening.is_none())
     }
 
-    /// Opens it so that it serves `access` and what it served before; nothing is in flight, and it is not away. Gives the file's size.
+    /// Opens it so that it serves `access` and what it served before; nothing is in flight, and it is not away. Gives the volume's size.
     ///
     /// # Errors
     /// What the node says. Who had it open to be read has it still, if the node lets them, or once it is back: then it is away.
-    pub(crate) fn open(&mut self, access: Access, doorbell: &Arc<EventFd>) -> Result<u64, Error> {
+    pub fn open(&mut self, access: Access, doorbell: &Arc<EventFd>) -> Result<u64, Error> {
         let (live, kept) = (self.live().is_some(), self.is_kept());
         let readers = self.take_for_more();
         let held = readers.as_ref().map(|away| Arc::clone(&away.reservation));
@@ -200,7 +224,7 @@ impl Channel {
     }
 
     /// Its endpoint has gone, and all requests were given back: begins to open it again, if it is kept. `false`: it is closed now.
-    pub(crate) fn leave(&mut self, doorbell: &Arc<EventFd>) -> bool {
+    pub fn leave(&mut self, doorbell: &Arc<EventFd>) -> bool {
         let former = std::mem::replace(&mut self.state, State::Closed);
         let State::Live(former) = former else {
             return false;
@@ -221,7 +245,7 @@ impl Channel {
     }
 
     /// What became of it, if it was away and is not any more.
-    pub(crate) fn come_back(&mut self, doorbell: &Arc<EventFd>) -> Option<Return> {
+    pub fn come_back(&mut self, doorbell: &Arc<EventFd>) -> Option<Return> {
         let State::Away(away) = &mut self.state else {
             return None;
         };
@@ -243,11 +267,16 @@ impl Channel {
         })
     }
 
+    /// Drops it, whatever its state: the endpoint closes the volume by itself, and the reservation ends.
+    pub fn give_up(&mut self) {
+        self.state = State::Closed;
+    }
+
     /// Closes it; nothing is in flight. Of a channel that ended before, whoever used it has been told, or will be.
     ///
     /// # Errors
     /// What was lost.
-    pub(crate) fn close(&mut self) -> Result<(), Error> {
+    pub fn close(&mut self) -> Result<(), Error> {
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Live(connection) if !connection.client.is_gone() => {
                 // The reservation ends behind the close.

@@ -1,0 +1,86 @@
+//! Places of requests in flight on a volume: whoever submits has acquired one, so that the channel has room for each.
+//!
+//! Places of requests that the pool's policy may keep waiting for room (writes, zeros) and of all others are apart: when a pool is full,
+//! reads and flushes go on.
+
+use archipelago_nbd_protocol::command::Command;
+use archipelago_nbd_protocol::offer::{BLOCK_MAX, PIECE_MAX};
+use archipelago_segment::VolumeOptions;
+use tokio::sync::Semaphore;
+
+/// Buffers of a volume for reads: as much as the longest read, which has to be whole before it is answered to a client without structured
+/// replies. Only what is used takes memory.
+const READS: usize = (BLOCK_MAX / PIECE_MAX) as usize;
+/// Buffers for writes.
+const WRITES: usize = 64;
+/// Requests without data in flight: together what a channel has beside those with buffers.
+const BARE_REQUESTS: usize = 4;
+const FLUSHES: usize = 4;
+/// All places of a volume.
+pub(crate) const PLACES: usize = READS + WRITES + BARE_REQUESTS + FLUSHES;
+/// The channel of a volume: a buffer for each place that needs one.
+pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
+    buffers: READS + WRITES,
+    buffer_len: PIECE_MAX as usize,
+};
+
+/// What a request in flight occupies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A buffer, until what is in it has been copied.
+    Read,
+    /// A buffer.
+    Write,
+    /// No buffer: trim and zeros.
+    Bare,
+    /// No buffer.
+    Flush,
+}
+
+impl Place {
+    pub(crate) fn of(command: Command) -> Place {
+        match command {
+            Command::Read | Command::BlockStatus { .. } => Place::Read,
+            Command::Write { .. } => Place::Write,
+            Command::Trim { .. } | Command::WriteZeroes { .. } => Place::Bare,
+            Command::Flush | Command::Disconnect | Command::Cache => Place::Flush,
+        }
+    }
+}
+
+/// Places that are free.
+pub(crate) struct Places {
+    reads: Semaphore,
+    writes: Semaphore,
+    bare: Semaphore,
+    flushes: Semaphore,
+}
+
+impl Places {
+    /// All of them.
+    pub(crate) fn new() -> Places {
+        Places {
+            reads: Semaphore::new(READS),
+            writes: Semaphore::new(WRITES),
+            bare: Semaphore::new(BARE_REQUESTS),
+            flushes: Semaphore::new(FLUSHES),
+        }
+    }
+
+    /// Those for requests like `place`.
+    pub(crate) fn get(&self, place: Place) -> &Semaphore {
+        match place {
+            Place::Read => &self.reads,
+            Place::Write => &self.writes,
+            Place::Bare => &self.bare,
+            Place::Flush => &self.flushes,
+        }
+    }
+
+    /// Nobody acquires one any more.
+    pub(crate) fn close(&self) {
+        for place in [Place::Read, Place::Write, Place::Bare, Place::Flush] {
+            self.get(place).close();
+        }
+    }
+}
