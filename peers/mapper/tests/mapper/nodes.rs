@@ -371,7 +371,7 @@ fn a_removed_volume_is_kept_while_nobody_knows_who_has_it_open() {
         let handle = nodes.on(1, |rig| rig.open(own, true));
         nodes.on(1, |rig| rig.write(own, handle, 1, 7));
         let read_catalogue = |rig: &mut Rig| {
-            while rig.waiting(ObjectOp::Read).is_some() {
+            while rig.waits_for(ObjectOp::Read) {
                 rig.step(ObjectOp::Read, None);
             }
         };

@@ -4,8 +4,6 @@ use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
 use archipelago_protocol::object::ObjectOp;
 use archipelago_protocol::{Labels, Lineage, Name, ObjectSize, OnFull};
 
-use archipelago_mapper::Effect;
-
 use super::Rig;
 
 pub(crate) fn name(text: &str) -> Name {
@@ -40,8 +38,6 @@ impl Rig {
 
     /// Whether a stalled rig has a request of `op`.
     pub(crate) fn waits_for(&self, op: ObjectOp) -> bool {
-        let wanted =
-            |effect: &Effect| matches!(effect, Effect::Object { request, .. } if request.op == op);
-        self.waiting.iter().any(wanted)
+        self.waiting(op).is_some()
     }
 }
