@@ -23,6 +23,11 @@ use crate::driver::Shortage;
 
 /// How long after an open that found no slot or no room the next one is tried.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
+/// How long an open is tried again while another session has the volume: one whose client has gone ends within this, and clients must not get an
+/// I/O error for coming right after it.
+const SESSION_ENDS_WITHIN: Duration = Duration::from_secs(2);
+/// Between two of these tries.
+const IN_USE_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum VolumeState {
@@ -226,7 +231,11 @@ impl<V: Volumes> EndpointVolume<V> {
     fn open_failed(&mut self, error: &Error, now: Duration) {
         let (volume, policy) = (self.lineage, self.on_full);
         let again = now + OPEN_AGAIN;
-        self.state = if !error.code.passes() {
+        let tried = now.saturating_sub(self.open_since.unwrap_or(now));
+        self.state = if error.code == ErrorCode::InUse && tried < SESSION_ENDS_WITHIN {
+            debug!(%volume, %error, "the volume cannot be opened yet");
+            VolumeState::Refused(now + IN_USE_AGAIN)
+        } else if !error.code.passes() {
             error!(%volume, %error, "the volume cannot be opened; its clients get I/O errors");
             VolumeState::Failed
         } else if self.has_waited(now) {

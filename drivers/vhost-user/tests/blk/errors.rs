@@ -121,7 +121,7 @@ fn errors_of_a_volume_that_cannot_be_opened_and_of_a_bad_chain_are_named() {
     drop(guest);
     let (host, mut guest) = {
         let host = Host::new();
-        host.volumes.state().fail_open = Some(ErrorCode::InUse);
+        host.volumes.state().fail_open = Some(ErrorCode::Damaged);
         let mut guest = FrontEnd::connect(&host.socket);
         guest.start();
         (host, guest)

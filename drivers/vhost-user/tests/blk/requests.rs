@@ -161,7 +161,7 @@ fn a_read_only_volume_refuses_writes() {
 #[test]
 fn errors_of_the_volume_reach_the_guest() {
     let host = Host::new();
-    host.volumes.state().fail_open = Some(ErrorCode::InUse);
+    host.volumes.state().fail_open = Some(ErrorCode::Damaged);
     let mut guest = start(&host);
     guest.submit(0, 0, 0, 512, WRITE);
     assert_eq!((guest.used(), guest.status(0)), ((0, 1), 1));
@@ -174,6 +174,27 @@ fn errors_of_the_volume_reach_the_guest() {
     guest.submit(0, 0, 0, 512, WRITE);
     assert_eq!((guest.used(), guest.status(0)), ((0, 1), 1));
     assert_eq!(host.status().open_failures, 1);
+}
+
+#[test]
+fn a_volume_whose_last_session_is_ending_is_waited_for() {
+    let host = Host::new();
+    host.volumes.state().fail_open = Some(ErrorCode::InUse);
+    let mut guest = start(&host);
+    guest.submit(0, 0, 0, 512, WRITE);
+    eventually("a third open", || host.volumes.state().opens >= 3);
+    host.volumes.state().fail_open = None;
+    assert_eq!((guest.used(), guest.status(0)), ((0, 513), 0));
+}
+
+#[test]
+fn a_volume_that_stays_in_use_is_an_error() {
+    let host = Host::new();
+    host.volumes.state().fail_open = Some(ErrorCode::InUse);
+    let mut guest = start(&host);
+    guest.submit(0, 0, 0, 512, WRITE);
+    assert_eq!((guest.used(), guest.status(0)), ((0, 1), 1));
+    assert!(host.volumes.state().opens >= 3, "it was waited for");
 }
 
 #[test]

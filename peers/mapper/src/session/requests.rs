@@ -56,7 +56,7 @@ fn open_later(parts: &Rc<Parts>, client: ClientId, tag: u64, request: MapRequest
         let opened = open(&parts, client, lineage, request.flags).await;
         let reply = opened.unwrap_or_else(|failure| {
             parts.pool.note(lineage, &failure);
-            if failure.code.passes() {
+            if failure.code.passes() || failure.code == ErrorCode::InUse {
                 // Whoever asks goes on asking, and says so once.
                 tracing::debug!("open of {lineage} failed: {}", failure.message);
             } else {
