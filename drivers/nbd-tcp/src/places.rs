@@ -6,7 +6,7 @@
 use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::offer::{BLOCK_MAX, PIECE_MAX};
 use archipelago_segment::VolumeOptions;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore};
 
 /// Buffers of a volume for reads: as much as the longest read, which has to be whole before it is answered to a client without structured
 /// replies. Only what is used takes memory.
@@ -67,6 +67,22 @@ impl Places {
         }
     }
 
+    /// Acquires `count` places for requests like `place` when there are some and `ready` is over. Whoever waits no longer has acquired none.
+    ///
+    /// # Errors
+    /// If nobody acquires one any more.
+    pub(crate) async fn acquire(
+        &self,
+        place: Place,
+        count: u32,
+        ready: impl Future<Output = ()>,
+    ) -> Result<(), AcquireError> {
+        let places = self.get(place).acquire_many(count).await?;
+        ready.await;
+        places.forget();
+        Ok(())
+    }
+
     /// Those for requests like `place`.
     pub(crate) fn get(&self, place: Place) -> &Semaphore {
         match place {
@@ -82,5 +98,27 @@ impl Places {
         for place in [Place::Read, Place::Write, Place::Bare, Place::Flush] {
             self.get(place).close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn who_waits_no_longer_has_acquired_no_place() {
+        let places = Places::new();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut waiting = Box::pin(places.acquire(Place::Write, 3, std::future::pending()));
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        assert_eq!(places.get(Place::Write).available_permits(), WRITES - 3);
+        drop(waiting);
+        assert_eq!(places.get(Place::Write).available_permits(), WRITES);
+        let mut acquired = Box::pin(places.acquire(Place::Write, 3, std::future::ready(())));
+        assert!(acquired.as_mut().poll(&mut context).is_ready());
+        drop(acquired);
+        assert_eq!(places.get(Place::Write).available_permits(), WRITES - 3);
     }
 }

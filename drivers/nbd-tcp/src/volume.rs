@@ -173,12 +173,16 @@ impl Volume {
     /// # Errors
     /// [`End::Volume`] if it has ended.
     pub(crate) async fn acquire(&self, place: Place, count: u32) -> Result<(), End> {
-        let places = self.places.get(place).acquire_many(count).await;
-        places.map_err(|_closed| End::Volume)?.forget();
+        let acquired = self.places.acquire(place, count, self.answering()).await;
+        acquired.map_err(|_closed| End::Volume)
+    }
+
+    /// Returns when requests are sent or fail, not while they would only wait for the channel.
+    async fn answering(&self) {
         loop {
             let returned = self.returned.notified();
             if !self.is_away() || self.flights.borrow().outage().is_over_limit() {
-                return Ok(());
+                return;
             }
             returned.await;
         }
