@@ -25,14 +25,13 @@ use crate::operation::{Operation, Step};
 use crate::pieces::Piece;
 use crate::slab::Slab;
 
+/// Bytes of a buffer.
+const BUFFER_LEN: u32 = 128 << 10;
 /// Buffers of an open file: 4 MiB, of which only what is used takes memory. Enough pieces in flight for a disk.
 pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
     buffers: 32,
-    buffer_len: 128 << 10,
+    buffer_len: BUFFER_LEN as usize,
 };
-/// Bytes of a buffer.
-const BUFFER_LEN: u32 = 128 << 10;
-const _: () = assert!(BUFFER_LEN as usize == OPTIONS.buffer_len);
 
 /// Operations under way that change the file.
 #[derive(Debug, Default)]
