@@ -1,5 +1,6 @@
 //! Time, handed in: monotonic for intervals, wall time for people only.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,6 +13,17 @@ pub trait Clock: std::fmt::Debug + Send + Sync {
 
     /// Seconds since 1970, for people; may jump.
     fn wall_seconds(&self) -> u64;
+}
+
+/// A clock that several have.
+impl<C: Clock + ?Sized> Clock for Arc<C> {
+    fn now(&self) -> Duration {
+        (**self).now()
+    }
+
+    fn wall_seconds(&self) -> u64 {
+        (**self).wall_seconds()
+    }
 }
 
 /// The kernel's clocks.

@@ -13,20 +13,6 @@ const LOST: Result<(), ErrorCode> = Err(ErrorCode::Unavailable);
 /// The name of a request, and what it was answered.
 type Answer = (&'static str, Result<(), ErrorCode>);
 
-/// A clock that the test and the requests have.
-#[derive(Debug, Clone, Default)]
-struct SharedClock(Arc<ManualClock>);
-
-impl Clock for SharedClock {
-    fn now(&self) -> Duration {
-        self.0.now()
-    }
-
-    fn wall_seconds(&self) -> u64 {
-        self.0.wall_seconds()
-    }
-}
-
 /// A channel whose requests need no buffers.
 #[derive(Default)]
 struct Line {
@@ -75,16 +61,16 @@ impl Carrier for Line {
 
 /// Requests, their channel, and what was answered: a name for each request, in their order.
 struct File {
-    requests: Requests<SharedClock>,
+    requests: Requests<Arc<ManualClock>>,
     line: Line,
-    clock: SharedClock,
+    clock: Arc<ManualClock>,
     answers: Arc<Mutex<Vec<Answer>>>,
 }
 
 impl File {
     /// Open, with room for `room` requests.
     fn new(kept: bool, room: usize) -> File {
-        let clock = SharedClock::default();
+        let clock = Arc::<ManualClock>::default();
         File {
             requests: Requests::new(Outage::new(LIMIT, clock.clone())),
             line: Line {
@@ -212,7 +198,7 @@ fn an_outage_goes_on_until_all_that_was_sent_again_is_answered() {
     file.begin("a", Some(0));
     file.begin("b", Some(4096));
     file.die();
-    file.clock.0.advance(step);
+    file.clock.advance(step);
     file.come_back(8, false);
     // What comes newly is no part of it, though it is answered first.
     file.begin("c", None);
@@ -228,7 +214,7 @@ fn an_outage_goes_on_until_all_that_was_sent_again_is_answered() {
     // Nothing was in flight: what has only begun waits no longer than that.
     file.begin("d", None);
     assert!(!file.requests.have_waited_too_long());
-    file.clock.0.advance(LIMIT);
+    file.clock.advance(LIMIT);
     assert!(file.requests.have_waited_too_long());
 }
 
@@ -238,9 +224,9 @@ fn after_the_limit_all_that_waits_fails_once_and_what_comes_back_later_is_new() 
     file.begin("in flight", Some(0));
     file.begin("not begun", Some(4096));
     file.die();
-    file.clock.0.advance(LIMIT - Duration::from_millis(1));
+    file.clock.advance(LIMIT - Duration::from_millis(1));
     assert!(!file.requests.have_waited_too_long());
-    file.clock.0.advance(Duration::from_millis(1));
+    file.clock.advance(Duration::from_millis(1));
     assert!(file.requests.have_waited_too_long());
     file.requests.fail_all();
     assert_eq!(
@@ -274,7 +260,7 @@ fn a_request_of_which_some_pieces_were_answered_fails_as_a_whole() {
     file.requests.send(&mut file.line);
     assert_eq!(file.sent(), [Some(1 << 30)]);
     file.die();
-    file.clock.0.advance(LIMIT);
+    file.clock.advance(LIMIT);
     file.requests.fail_all();
     assert_eq!(file.take_answers(), [("long", LOST)]);
     assert!(file.requests.is_empty());

@@ -8,19 +8,6 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(300);
 const TOO_LATE: Result<(), ErrorCode> = Err(ErrorCode::Unavailable);
 
-#[derive(Debug, Clone, Default)]
-struct SharedClock(Arc<ManualClock>);
-
-impl Clock for SharedClock {
-    fn now(&self) -> Duration {
-        self.0.now()
-    }
-
-    fn wall_seconds(&self) -> u64 {
-        self.0.wall_seconds()
-    }
-}
-
 /// A channel whose requests need no buffers.
 #[derive(Default)]
 struct Line {
@@ -79,15 +66,15 @@ impl Requester for Client {
 
 /// Flights, their channel, and whom they answer.
 struct Export {
-    flights: Flights<SharedClock>,
+    flights: Flights<Arc<ManualClock>>,
     line: Line,
-    clock: SharedClock,
+    clock: Arc<ManualClock>,
     client: Rc<Client>,
 }
 
 impl Export {
     fn new() -> Export {
-        let clock = SharedClock::default();
+        let clock = Arc::<ManualClock>::default();
         Export {
             flights: Flights::new(Outage::new(LIMIT, clock.clone())),
             line: Line {
@@ -222,7 +209,7 @@ fn a_request_that_every_process_dies_of_fails_after_the_limit() {
     let mut deaths = 0;
     loop {
         export.leave();
-        export.clock.0.advance(Duration::from_secs(10));
+        export.clock.advance(Duration::from_secs(10));
         if export.flights.outage().is_over_limit() {
             break;
         }
