@@ -11,6 +11,7 @@ use std::path::Path;
 
 mod aligned;
 pub mod attached;
+pub mod deaths;
 pub mod disk;
 mod disks;
 pub mod exclusion;

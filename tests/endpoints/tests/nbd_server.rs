@@ -12,6 +12,7 @@ mod tests {
     use archipelago_bench::server::own_program;
     use archipelago_bench::waiting::{now, wait_until};
     use archipelago_crash_tests::node::Node;
+    use archipelago_endpoint_tests::deaths::kill_each;
     use archipelago_endpoint_tests::disk::Durable;
     use archipelago_endpoint_tests::exclusion::is_excluded_over_deaths;
     use archipelago_endpoint_tests::load::Load;
@@ -72,24 +73,9 @@ mod tests {
         let node = Node::start(placement)?;
         node.call(&["volume", "create", "v", "--size", "8M"])?;
         let server = Server::start(&node, &[])?;
-        let roles: &[&str] = match placement {
-            "fused" => &["endpoint"],
-            _ => &["endpoint", "mapper", "blocker"],
-        };
         let load = Load::start_nbd(&server.socket, 4)?;
         let deaths = || {
-            load.wait_for_progress()?;
-            for role in roles {
-                for _ in 0..ROUNDS {
-                    Node::kill(node.process_of(role)?)?;
-                    load.wait_for_progress()?;
-                }
-            }
-            for _ in 0..ROUNDS {
-                Node::kill(node.daemon()?)?;
-                node.restart()?;
-                load.wait_for_progress()?;
-            }
+            kill_each(&node, placement, ROUNDS, &load)?;
             for _ in 0..2 {
                 node.call(&["node", "stop"])?;
                 node.call(&["node", "start"])?;

@@ -13,6 +13,7 @@ mod tests {
     use archipelago_bench::server::own_program;
     use archipelago_bench::waiting::{now, wait_until};
     use archipelago_crash_tests::node::Node;
+    use archipelago_endpoint_tests::deaths::kill_each;
     use archipelago_endpoint_tests::exclusion::is_excluded_over_deaths;
     use archipelago_endpoint_tests::files::{Holder, file_process};
     use archipelago_endpoint_tests::load::Load;
@@ -47,29 +48,10 @@ mod tests {
         let attached = Attached::new(&node, way, "v", Access::Write, &[])?;
         let path = attached.path().context("a path")?;
         let before = file_process(&node)?;
-        let roles: &[&str] = match placement {
-            "fused" => &["endpoint"],
-            _ => &["endpoint", "mapper", "blocker"],
-        };
         // A page cache of a device writes back when it likes: its errors would not be seen here.
         let buffered = usize::from(way == Way::File);
         let load = Load::start(path, 3, buffered)?;
-        let kills = || {
-            load.wait_for_progress()?;
-            for role in roles {
-                for _ in 0..ROUNDS {
-                    Node::kill(node.process_of(role)?)?;
-                    load.wait_for_progress()?;
-                }
-            }
-            for _ in 0..ROUNDS {
-                Node::kill(node.daemon()?)?;
-                node.restart()?;
-                load.wait_for_progress()?;
-            }
-            Ok(())
-        };
-        let killed: Result<()> = kills();
+        let killed = kill_each(&node, placement, ROUNDS, &load);
         let (count, longest) = load.finish()?;
         killed?;
         eprintln!("{placement}, {way:?}: {count} operations, the longest took {longest:?}");
