@@ -20,7 +20,7 @@ pub(crate) struct Names {
     by_name: BTreeMap<Name, Lineage>,
     /// How many items have it among their sources.
     children: BTreeMap<Lineage, u64>,
-    /// Items without a name that no other item has among its sources.
+    /// Items without a name that no other item has among its sources, but for imports.
     unneeded: BTreeSet<Lineage>,
     /// Items that are being imported.
     imports: BTreeSet<Lineage>,
@@ -49,8 +49,7 @@ impl Names {
                 }
                 if item.kind == Kind::Importing {
                     self.imports.insert(item.lineage);
-                }
-                if item.name.is_none() && !self.has_children(item.lineage) {
+                } else if item.name.is_none() && !self.has_children(item.lineage) {
                     self.unneeded.insert(item.lineage);
                 }
                 self.items.insert(item.lineage, item);

@@ -342,6 +342,10 @@ fn what_may_be_unneeded_is_known_without_looking_at_everything() {
     names.apply(Change::Put(item(5, "named", Kind::Snapshot, 1)));
     names.apply(deleted(2));
     assert_eq!(unneeded(&names), [0_u128; 0]);
+    // An import that was removed beside another node.
+    names.apply(Change::Put(item(6, "", Kind::Importing, 0)));
+    let orphans: Vec<u128> = names.orphans().map(|item| item.lineage.0).collect();
+    assert_eq!(orphans, [6], "once");
     names.apply(Change::Put(item(6, "i", Kind::Image, 0)));
     assert!(names.imports.is_empty(), "it is published");
 }
