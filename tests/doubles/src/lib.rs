@@ -7,6 +7,7 @@
 //! * [`Recording`]: any backend, with its requests and replies written down.
 //! * [`battery`]: the conformance battery of [`archipelago_protocol::object`], one case for each rule.
 //! * [`MemoryJournals`]: the presence journals of a mapper, in memory that outlives it.
+//! * [`MemoryChannel`]: the channel of a kept volume, for tests of what is in flight over it.
 //! * [`memory_volumes`]: a volume peer in memory, for tests of drivers.
 //! * [`epoll_wakeups`]: an event loop for one driver.
 //! * [`data_thread`]: a thread that polls one driver.
@@ -25,6 +26,7 @@ mod delayed;
 pub mod epoll_wakeups;
 mod journals;
 mod memory;
+mod memory_channel;
 pub mod memory_volumes;
 mod pages;
 mod recording;
@@ -33,5 +35,6 @@ pub mod simulated;
 pub use delayed::Delayed;
 pub use journals::{JournalBytes, MemoryJournals};
 pub use memory::MemoryBackend;
+pub use memory_channel::MemoryChannel;
 pub use recording::{Recorded, Recording};
 pub use simulated::SimulatedBackend;

@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex};
 
+use archipelago_doubles::MemoryChannel;
 use archipelago_runtime::ManualClock;
-use archipelago_segment::Buffer;
 
 use super::*;
 
@@ -13,56 +13,10 @@ const LOST: Result<(), ErrorCode> = Err(ErrorCode::Unavailable);
 /// The name of a request, and what it was answered.
 type Answer = (&'static str, Result<(), ErrorCode>);
 
-/// A channel whose requests need no buffers.
-#[derive(Default)]
-struct Line {
-    live: bool,
-    away: bool,
-    kept: bool,
-    /// Requests that it takes yet.
-    room: usize,
-    /// In flight: tokens, and where they write zeros; `None`: a flush.
-    sent: Vec<(u64, Option<u64>)>,
-}
-
-impl Carrier for Line {
-    fn is_live(&mut self) -> bool {
-        self.live
-    }
-
-    fn is_away(&self) -> bool {
-        self.away
-    }
-
-    fn is_kept(&self) -> bool {
-        self.kept
-    }
-
-    fn buffer(&mut self) -> Option<Buffer> {
-        None
-    }
-
-    fn submit(&mut self, token: u64, request: Request) -> Result<(), SubmitError> {
-        if !self.live {
-            return Err(SubmitError::Gone(request));
-        }
-        if self.room == 0 {
-            return Err(SubmitError::Full(request));
-        }
-        self.room -= 1;
-        self.sent.push(match request {
-            Request::WriteZeroes { offset, .. } => (token, Some(offset)),
-            Request::Flush => (token, None),
-            other => panic!("{other:?}"),
-        });
-        Ok(())
-    }
-}
-
 /// Requests, their channel, and what was answered: a name for each request, in their order.
 struct File {
     requests: Requests<Arc<ManualClock>>,
-    line: Line,
+    channel: MemoryChannel,
     clock: Arc<ManualClock>,
     answers: Arc<Mutex<Vec<Answer>>>,
 }
@@ -73,12 +27,7 @@ impl File {
         let clock = Arc::<ManualClock>::default();
         File {
             requests: Requests::new(Outage::new(LIMIT, clock.clone())),
-            line: Line {
-                live: true,
-                kept,
-                room,
-                ..Line::default()
-            },
+            channel: MemoryChannel::new(kept, room),
             clock,
             answers: Arc::default(),
         }
@@ -98,29 +47,29 @@ impl File {
             None => Io::Flush { reply },
         };
         assert!(self.requests.begin(io, SIZE).is_none(), "it does not wait");
-        self.requests.send(&mut self.line);
+        self.requests.send(&mut self.channel);
     }
 
     /// The channel has answered the first request in flight.
     fn finish(&mut self, result: Result<(), ErrorCode>) {
-        let (token, _) = self.line.sent.remove(0);
+        let (token, _) = self.channel.sent.remove(0);
         let finished = Finished {
             token,
             result,
             buffer: None,
         };
-        self.requests.finished(finished, &mut self.line);
+        self.requests.finished(finished, &mut self.channel);
     }
 
     /// The process behind the channel dies: it gives back what was in flight.
     fn die(&mut self) {
-        self.line.live = false;
-        while !self.line.sent.is_empty() {
+        self.channel.live = false;
+        while !self.channel.sent.is_empty() {
             self.finish(LOST);
         }
-        match self.line.kept {
+        match self.channel.kept {
             true => {
-                self.line.away = true;
+                self.channel.away = true;
                 self.requests.channel_left();
             }
             false => self.requests.channel_ended(),
@@ -129,14 +78,14 @@ impl File {
 
     /// The channel is open again, with room for `room`: how many requests are sent again.
     fn come_back(&mut self, room: usize, lost: bool) -> usize {
-        (self.line.live, self.line.away, self.line.room) = (true, false, room);
+        (self.channel.live, self.channel.away, self.channel.room) = (true, false, room);
         let (_, count) = self.requests.channel_returned(lost);
-        self.requests.send(&mut self.line);
+        self.requests.send(&mut self.channel);
         count
     }
 
     fn sent(&self) -> Vec<Option<u64>> {
-        self.line.sent.iter().map(|(_, what)| *what).collect()
+        self.channel.sent.iter().map(|(_, what)| *what).collect()
     }
 
     fn take_answers(&self) -> Vec<Answer> {
@@ -160,8 +109,8 @@ fn what_a_channel_has_not_answered_is_sent_again_first_and_answered_once() {
     assert_eq!(file.come_back(1, false), 1);
     assert_eq!(file.sent(), [Some(4096)]);
     file.finish(DONE);
-    file.line.room = 2;
-    file.requests.send(&mut file.line);
+    file.channel.room = 2;
+    file.requests.send(&mut file.channel);
     assert_eq!(file.sent(), [None, Some(8192)]);
     file.finish(DONE);
     file.finish(Err(ErrorCode::NoSpace));
@@ -202,7 +151,7 @@ fn an_outage_goes_on_until_all_that_was_sent_again_is_answered() {
     file.come_back(8, false);
     // What comes newly is no part of it, though it is answered first.
     file.begin("c", None);
-    file.line.sent.rotate_right(1);
+    file.channel.sent.rotate_right(1);
     file.finish(DONE);
     file.finish(DONE);
     file.die();
@@ -254,10 +203,10 @@ fn a_request_of_which_some_pieces_were_answered_fails_as_a_whole() {
         reply: Box::new(move |result| counted.lock().unwrap().push(("long", result))),
     };
     assert!(file.requests.begin(io, size).is_none());
-    file.requests.send(&mut file.line);
+    file.requests.send(&mut file.channel);
     file.finish(DONE);
-    file.line.room = 1;
-    file.requests.send(&mut file.line);
+    file.channel.room = 1;
+    file.requests.send(&mut file.channel);
     assert_eq!(file.sent(), [Some(1 << 30)]);
     file.die();
     file.clock.advance(LIMIT);

@@ -1,51 +1,13 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use archipelago_doubles::MemoryChannel;
 use archipelago_runtime::ManualClock;
 
 use super::*;
 
 const LIMIT: Duration = Duration::from_secs(300);
 const TOO_LATE: Result<(), ErrorCode> = Err(ErrorCode::Unavailable);
-
-/// A channel whose requests need no buffers.
-#[derive(Default)]
-struct Line {
-    live: bool,
-    away: bool,
-    /// Tokens in flight, and where they write zeros; `None`: a flush.
-    sent: Vec<(u64, Option<u64>)>,
-}
-
-impl Carrier for Line {
-    fn is_live(&mut self) -> bool {
-        self.live
-    }
-
-    fn is_away(&self) -> bool {
-        self.away
-    }
-
-    fn is_kept(&self) -> bool {
-        true
-    }
-
-    fn buffer(&mut self) -> Option<Buffer> {
-        None
-    }
-
-    fn submit(&mut self, token: u64, request: Request) -> Result<(), SubmitError> {
-        if !self.live {
-            return Err(SubmitError::Gone(request));
-        }
-        self.sent.push(match request {
-            Request::WriteZeroes { offset, .. } => (token, Some(offset)),
-            Request::Flush => (token, None),
-            other => panic!("{other:?}"),
-        });
-        Ok(())
-    }
-}
 
 /// Takes answers: the numbers of the requests, and what they were answered.
 #[derive(Default)]
@@ -67,7 +29,7 @@ impl Requester for Client {
 /// Flights, their channel, and whom they answer.
 struct Export {
     flights: Flights<Arc<ManualClock>>,
-    line: Line,
+    channel: MemoryChannel,
     clock: Arc<ManualClock>,
     client: Rc<Client>,
 }
@@ -77,10 +39,7 @@ impl Export {
         let clock = Arc::<ManualClock>::default();
         Export {
             flights: Flights::new(Outage::new(LIMIT, clock.clone())),
-            line: Line {
-                live: true,
-                ..Line::default()
-            },
+            channel: MemoryChannel::new(true, usize::MAX),
             clock,
             client: Rc::default(),
         }
@@ -101,7 +60,7 @@ impl Export {
                 len: 512,
             },
         };
-        if let Some(refused) = self.flights.submit(&mut self.line, flight, &[]) {
+        if let Some(refused) = self.flights.submit(&mut self.channel, flight, &[]) {
             self.client.piece_done(
                 refused.request,
                 refused.piece,
@@ -114,13 +73,13 @@ impl Export {
 
     /// The channel gives back the first request in flight: with `result`, or lost with the channel.
     fn give_back(&mut self, result: Result<(), ErrorCode>) {
-        let (token, _) = self.line.sent.remove(0);
+        let (token, _) = self.channel.sent.remove(0);
         let finished = Finished {
             token,
             result,
             buffer: None,
         };
-        if let Some(done) = self.flights.finished(finished, &mut self.line) {
+        if let Some(done) = self.flights.finished(finished, &mut self.channel) {
             let Flight {
                 request,
                 piece,
@@ -134,21 +93,21 @@ impl Export {
 
     /// The channel ends with all that is in flight.
     fn leave(&mut self) {
-        self.line.live = false;
-        while !self.line.sent.is_empty() {
+        self.channel.live = false;
+        while !self.channel.sent.is_empty() {
             self.give_back(Err(ErrorCode::Unavailable));
         }
-        self.line.away = true;
+        self.channel.away = true;
         self.flights.channel_left();
     }
 
     fn come_back(&mut self) -> usize {
-        (self.line.live, self.line.away) = (true, false);
-        self.flights.channel_returned(&mut self.line).1
+        (self.channel.live, self.channel.away) = (true, false);
+        self.flights.channel_returned(&mut self.channel).1
     }
 
     fn sent(&self) -> Vec<u64> {
-        self.line.sent.iter().filter_map(|(_, at)| *at).collect()
+        self.channel.sent.iter().filter_map(|(_, at)| *at).collect()
     }
 
     fn answers(&self) -> Vec<(u16, Result<(), ErrorCode>)> {
@@ -187,7 +146,7 @@ fn what_a_dead_channel_has_not_answered_is_sent_again_and_nothing_else_is() {
 fn a_request_that_comes_while_the_channel_ends_waits_for_the_next_one() {
     let mut export = Export::new();
     // Nobody has noticed yet.
-    export.line.live = false;
+    export.channel.live = false;
     export.submit(7);
     export.leave();
     assert_eq!((export.answers(), export.come_back()), (vec![], 1));
@@ -216,7 +175,7 @@ fn a_request_that_every_process_dies_of_fails_after_the_limit() {
         assert_eq!(export.come_back(), 1);
         // Others are answered meanwhile.
         export.submit(1);
-        export.line.sent.swap(0, 1);
+        export.channel.sent.swap(0, 1);
         export.give_back(Ok(()));
         deaths += 1;
         assert!(deaths < 100, "it is sent without an end");
