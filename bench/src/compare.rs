@@ -40,45 +40,32 @@ pub struct Case {
 
 /// The rows, in order.
 pub const CASES: [Case; 9] = [
-    Case {
-        workload: RR1,
-        ground: Ground::Filled,
-    },
-    Case {
-        workload: RR32,
-        ground: Ground::Filled,
-    },
-    Case {
-        workload: RW1,
-        ground: Ground::Filled,
-    },
-    Case {
-        workload: RW32,
-        ground: Ground::Filled,
-    },
-    Case {
-        workload: FL1,
-        ground: Ground::Filled,
-    },
-    Case {
-        workload: R1M,
-        ground: Ground::Filled,
-    },
-    Case {
-        workload: W1M,
-        ground: Ground::Filled,
-    },
-    Case {
-        workload: RW32,
-        ground: Ground::FreshClone,
-    },
-    Case {
-        workload: FL1,
-        ground: Ground::FreshClone,
-    },
+    Case::filled(RR1),
+    Case::filled(RR32),
+    Case::filled(RW1),
+    Case::filled(RW32),
+    Case::filled(FL1),
+    Case::filled(R1M),
+    Case::filled(W1M),
+    Case::fresh_clone(RW32),
+    Case::fresh_clone(FL1),
 ];
 
 impl Case {
+    /// On a volume that was written in full.
+    #[must_use]
+    pub const fn filled(workload: Workload) -> Case {
+        let ground = Ground::Filled;
+        Case { workload, ground }
+    }
+
+    /// On a fresh clone.
+    #[must_use]
+    pub const fn fresh_clone(workload: Workload) -> Case {
+        let ground = Ground::FreshClone;
+        Case { workload, ground }
+    }
+
     /// What the tables call it.
     #[must_use]
     pub fn name(&self) -> String {
@@ -367,10 +354,7 @@ mod tests {
             [1.0, 2.0, 4.0].map(at).to_vec()
         };
         Results {
-            cases: vec![Case {
-                workload: W1M,
-                ground: Ground::Filled,
-            }],
+            cases: vec![Case::filled(W1M)],
             servers: vec![FUSED.to_owned(), "peer".to_owned()],
             samples: vec![vec![rounds(fused), rounds(sample(1000.0, 100.0))]],
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::compare::{Case, Goals, Ground, Sample};
+use crate::compare::{Case, Goals, Sample};
 use crate::disk::Op;
 use crate::load::{Figures, R1M, RR1, RR32, RW1, RW32, W1M, Workload};
 use crate::program::stdout_of;
@@ -26,20 +26,13 @@ pub enum Way {
 
 /// The rows, in order.
 pub const CASES: [Case; 6] = [
-    filled(RR1),
-    filled(RR32),
-    filled(RW1),
-    filled(RW32),
-    filled(R1M),
-    filled(W1M),
+    Case::filled(RR1),
+    Case::filled(RR32),
+    Case::filled(RW1),
+    Case::filled(RW32),
+    Case::filled(R1M),
+    Case::filled(W1M),
 ];
-
-const fn filled(workload: Workload) -> Case {
-    Case {
-        workload,
-        ground: Ground::Filled,
-    }
-}
 
 impl Way {
     /// What is promised beside the peer: qemu-nbd, or the FUSE export of qemu-storage-daemon.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use archipelago_bench::compare::{self, Case, Goals, Ground};
-use archipelago_bench::load::{FL1, R1M, RR1, RR32, RW1, RW32, W1M, Workload};
+use archipelago_bench::load::{FL1, R1M, RR1, RR32, RW1, RW32, W1M};
 use archipelago_ceph::{CephCluster, ClusterOptions, Store};
 use clap::{Parser, ValueEnum};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -61,26 +61,16 @@ enum StoreName {
     Blue,
 }
 
-const fn filled(workload: Workload) -> Case {
-    let ground = Ground::Filled;
-    Case { workload, ground }
-}
-
-const fn fresh(workload: Workload) -> Case {
-    let ground = Ground::FreshClone;
-    Case { workload, ground }
-}
-
 /// The rows, in order.
 const CASES: [Case; 8] = [
-    filled(RR1),
-    filled(RR32),
-    filled(RW1),
-    filled(RW32),
-    filled(R1M),
-    filled(W1M),
-    fresh(FL1),
-    fresh(FIRST),
+    Case::filled(RR1),
+    Case::filled(RR32),
+    Case::filled(RW1),
+    Case::filled(RW32),
+    Case::filled(R1M),
+    Case::filled(W1M),
+    Case::fresh_clone(FL1),
+    Case::fresh_clone(FIRST),
 ];
 
 /// What is promised beside RBD without its cache.
