@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use archipelago_blocker_file::{Claim, Claimant, FileBackend, Host, Options, files_kept};
+use archipelago_blocker_file::{
+    Claim, Claimant, FileBackend, Host, JoinedPool, Options, files_kept,
+};
 use archipelago_host::{HostIdentity, Pool, Purpose, Sharing, end_with, host_identity};
 use archipelago_protocol::Error;
 use archipelago_protocol::check::{Finding, FindingKind, Report};
@@ -30,6 +32,7 @@ pub struct FilePool {
 
 impl Pool for FilePool {
     type Backend = FileBackend;
+    type Joined = JoinedPool;
 
     fn directories(&self) -> Vec<&Path> {
         let kept = self.kept.as_deref();
@@ -42,6 +45,14 @@ impl Pool for FilePool {
         files_kept(limit)
     }
 
+    fn join(backend: &FileBackend) -> Option<JoinedPool> {
+        Some(backend.join())
+    }
+
+    fn open_joined(joined: JoinedPool, reactor: &Reactor) -> Result<FileBackend, Error> {
+        FileBackend::open_joined(joined, reactor.source(), reactor.clock().as_ref())
+    }
+
     fn open(&self, reactor: &Reactor, purpose: Purpose, node: &Path) -> Result<FileBackend, Error> {
         let HostIdentity {
             machine,
@@ -52,7 +63,7 @@ impl Pool for FilePool {
         let options = Options {
             directory: self.directory.clone(),
             direct: self.direct,
-            reserve: purpose == Purpose::Serve,
+            reserve: matches!(purpose, Purpose::Serve { .. }),
             lock_timeout: LOCK_TIMEOUT,
             claimant: Claimant {
                 host: Host {
@@ -65,6 +76,10 @@ impl Pool for FilePool {
                 claim: self.claim,
                 kept: self.kept.clone(),
                 lost: end_with,
+            },
+            backends: match purpose {
+                Purpose::Serve { threads } => threads,
+                Purpose::Check => 1,
             },
         };
         FileBackend::open(&options, reactor.source(), reactor.clock().as_ref())

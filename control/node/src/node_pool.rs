@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use archipelago_api::config::RadosPool;
-use archipelago_blocker_file::{Claim, FileBackend};
+use archipelago_blocker_file::{Claim, FileBackend, JoinedPool};
 use archipelago_host::{Pool, Purpose, Sharing};
 use archipelago_protocol::check::Report;
 use archipelago_protocol::{Error, ErrorCode};
@@ -65,6 +65,7 @@ impl NodePool {
 
 impl Pool for NodePool {
     type Backend = FileBackend;
+    type Joined = JoinedPool;
 
     fn directories(&self) -> Vec<&Path> {
         match self {
@@ -78,6 +79,14 @@ impl Pool for NodePool {
             NodePool::File(pool) => pool.descriptors(limit),
             NodePool::Rados(_) => 0,
         }
+    }
+
+    fn join(backend: &FileBackend) -> Option<JoinedPool> {
+        FilePool::join(backend)
+    }
+
+    fn open_joined(joined: JoinedPool, reactor: &Reactor) -> Result<FileBackend, Error> {
+        FilePool::open_joined(joined, reactor)
     }
 
     fn open(&self, reactor: &Reactor, purpose: Purpose, node: &Path) -> Result<FileBackend, Error> {

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::convert::Infallible;
 use std::path::Path;
 
 use archipelago_api::config::RadosPool;
@@ -81,6 +82,7 @@ fn claimant(node: &Path, claim: Claim) -> Claimant {
 
 impl Pool for HostedPool {
     type Backend = RadosBackend;
+    type Joined = Infallible;
 
     fn directories(&self) -> Vec<&Path> {
         Vec::new()
@@ -114,6 +116,14 @@ impl Pool for HostedPool {
     /// Connections to the cluster's daemons, of which a large one has some thousands: as many as there are to spare.
     fn descriptors(&self, limit: u64) -> u64 {
         limit / 2
+    }
+
+    fn join(_backend: &RadosBackend) -> Option<Infallible> {
+        None
+    }
+
+    fn open_joined(joined: Infallible, _reactor: &Reactor) -> Result<RadosBackend, Error> {
+        match joined {}
     }
 
     fn open(

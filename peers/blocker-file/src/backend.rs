@@ -6,16 +6,14 @@
 //! Invariant: no call on the pool's file system is made on this thread once the pool is open, but those of a file system in
 //! memory. Any of them may never return, and all volumes share the thread.
 
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use archipelago_blocker::Backend;
 use archipelago_protocol::capabilities::Capabilities;
-use archipelago_protocol::control::{PoolAccess, PoolReport, PoolReserve, Wait};
+use archipelago_protocol::control::{PoolReport, PoolReserve, Wait};
 use archipelago_protocol::object::{
     FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
 };
@@ -27,43 +25,28 @@ use crate::access::{self, Below};
 use crate::calls::{Part, Token};
 use crate::context::{Context, Replies};
 use crate::counters::Counters;
-use crate::errors::{Failed, code_of, is_of_one_file, sync_failure};
+use crate::errors::{Failed, failed, is_of_one_file, sync_failure};
 use crate::files::{Files, Unsynced};
 use crate::heads::Heads;
 use crate::job_requests::JobRequests;
 use crate::jobs::Done;
+use crate::joined::{JoinedPool, Options};
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
 use crate::log_job::LogDone;
 use crate::logs::Logs;
 use crate::open_job::Opened;
-use crate::owner::{self, Claimant, Owner};
+use crate::owner::Owner;
 use crate::parts::Parts;
 use crate::pending_opens::{PendingOpens, Waiter};
-use crate::reserve::Reserve;
+use crate::siblings::{Deletion, Loss, Sibling};
 use crate::stall_detector::{oldest, spare_workers};
 use crate::syncs::Syncs;
 use crate::threads::Threads;
 use crate::throttle::Throttle;
 use crate::transfers::Transfers;
-use crate::{lock, pool};
 
 /// What the ring gives back for the doorbells of threads; no call has this token.
 const DOORBELL: u64 = u64::MAX;
-
-/// How a pool is opened.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The pool's directory.
-    pub directory: PathBuf,
-    /// Whether to use `O_DIRECT` where the file system takes it.
-    pub direct: bool,
-    /// Whether to set room aside for metadata; what was set aside before is used all the same.
-    pub reserve: bool,
-    /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
-    pub lock_timeout: Duration,
-    /// Who opens it.
-    pub claimant: Claimant,
-}
 
 /// Objects in the files of a directory. Lives on its reactor's thread.
 ///
@@ -88,40 +71,13 @@ pub struct FileBackend {
     pool: OpenPool,
 }
 
-/// How the pool was opened.
+/// The pool, as this backend has opened it.
 #[derive(Debug)]
 struct OpenPool {
-    /// How its files are accessed, with the reason.
-    access: PoolAccess,
+    /// Of the first backend.
     owner: Option<Owner>,
-}
-
-/// The error of a failed call for the pool in `directory`.
-fn failed(what: &str, directory: &Path, error: &io::Error) -> Error {
-    let text = format!("{what} for pool `{}`: {error}", directory.display());
-    Error::new(code_of(error), text)
-}
-
-/// Has the lock outlive this process until the kernel has finished all that its ring has.
-fn keep_lock(lock: File, source: &Source, directory: &Path) -> Result<(), Error> {
-    source.keep_until_ring_ends(lock.into()).map_err(|error| {
-        let hint = error.hint();
-        let what = format!("keep the lock by io_uring: {error}: {}", error.cause());
-        let text = format!("pool `{}`: {what}", directory.display());
-        Error::new(code_of(error.cause()), text).with_hint(hint)
-    })
-}
-
-/// The pool's reserve, which grows now if it is wanted.
-fn open_reserve(layout: &Layout, wanted: bool) -> Result<Arc<Reserve>, Error> {
-    let reserve = Reserve::open(layout);
-    let reserve =
-        reserve.map_err(|error| failed("open the reserve", layout.directory(), &error))?;
-    if wanted {
-        reserve.grow();
-        reserve.report_start();
-    }
-    Ok(Arc::new(reserve))
+    joined: JoinedPool,
+    sibling: Sibling,
 }
 
 impl FileBackend {
@@ -132,59 +88,81 @@ impl FileBackend {
     /// had the pool since a process died whose successor this is, [`ErrorCode::UnsupportedFormat`] for an unknown version, [`ErrorCode::Unsupported`]
     /// for a file system whose locks exclude nobody, or what the system says.
     pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
-        let layout = Layout::new(&options.directory);
-        pool::check_marker(&layout)?;
-        let lock = lock::take(&layout, clock, clock.now() + options.lock_timeout)?;
-        keep_lock(lock, &source, &options.directory)?;
-        let owner = owner::claim(&layout, &options.claimant, clock)?;
-        let found = match options.direct {
-            true => access::find(&layout, &source)?,
-            false => access::configured_cached(),
-        };
+        let (joined, owner) = JoinedPool::open(options, &source, clock)?;
+        FileBackend::start(joined, owner, source, clock)
+    }
+
+    /// The pool, for another backend of it in this process.
+    #[must_use]
+    pub fn join(&self) -> JoinedPool {
+        self.pool.joined.clone()
+    }
+
+    /// One more backend of a pool that this process has opened.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Internal`] if there are as many as the first one was opened for, or what the system says.
+    pub fn open_joined(
+        joined: JoinedPool,
+        source: Source,
+        clock: &dyn Clock,
+    ) -> Result<Self, Error> {
+        FileBackend::start(joined, None, source, clock)
+    }
+
+    fn start(
+        joined: JoinedPool,
+        owner: Option<Owner>,
+        source: Source,
+        clock: &dyn Clock,
+    ) -> Result<Self, Error> {
+        let sibling = joined.enter(&source)?;
+        let layout = joined.layout().clone();
+        let failed = |what: &str, error: &io::Error| failed(what, layout.directory(), error);
+        let access = joined.access();
         let copy_on_write = access::copies_on_write(&layout);
-        let synced = File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
-        let reserve = open_reserve(&layout, options.reserve)?;
-        let heads = || match &synced {
-            Ok(()) => Heads::new(copy_on_write),
-            Err(_) => Heads::suspect(copy_on_write),
+        let heads = || match joined.is_synced() {
+            true => Heads::new(copy_on_write),
+            false => Heads::suspect(copy_on_write),
         };
-        let threads = Threads::start(&layout, heads, &reserve).map_err(|error| {
+        let throttle = Throttle::new(Arc::clone(joined.reserve()));
+        let throttle = throttle.map_err(|error| failed("make a doorbell", &error))?;
+        let threads = Threads::start(&layout, heads, joined.reserve()).map_err(|error| {
             Error::of_thread(
-                format_args!("pool `{}`", options.directory.display()),
+                format_args!("pool `{}`", layout.directory().display()),
                 &error,
             )
         })?;
         let doorbells = threads
             .doorbells()
             .into_iter()
-            .chain([reserve.gate().doorbell()])
+            .chain([throttle.doorbell()])
             .map(|doorbell| source.poll_readable(doorbell, DOORBELL))
             .collect::<io::Result<_>>()
-            .map_err(|error| failed("watch a thread", layout.directory(), &error))?;
+            .map_err(|error| failed("watch a thread", &error))?;
         let below = Below::of(&layout);
         let seconds = clock.now().as_secs();
         let mut backend = FileBackend {
             source,
-            layout,
             logs: Logs::new(seconds),
-            files: Files::new(found.access, below.calls(), copy_on_write),
+            files: Files::new(access, below.calls(), copy_on_write, joined.backends()),
             opens: PendingOpens::new(seconds),
-            transfers: Transfers::new(found.access, below, seconds),
+            transfers: Transfers::new(access, below, seconds),
             syncs: Syncs::new(seconds),
             requests: JobRequests::new(seconds),
-            throttle: Throttle::new(reserve),
+            throttle,
             replies: Replies::default(),
             seconds,
             threads,
             _doorbells: doorbells,
+            layout,
             pool: OpenPool {
-                access: found.report,
                 owner,
+                joined,
+                sibling,
             },
         };
-        if let Err(error) = synced {
-            let error = failed("sync the file system", &options.directory, &error);
-            tracing::error!("{}: what was not flushed may be lost", error.message);
+        if !backend.pool.joined.is_synced() {
             backend.suspect_all();
         }
         Ok(backend)
@@ -256,6 +234,7 @@ impl FileBackend {
 
     /// Makes what was written to an object durable.
     fn start_sync(&mut self, ticket: u64, id: ObjectId) {
+        self.learn_losses();
         let (parts, mut context) = self.parts();
         match context.files.unsynced(id) {
             Unsynced::Files(files) => parts.syncs.start(ticket, files, &mut context),
@@ -274,12 +253,19 @@ impl FileBackend {
     fn start_on_thread(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
         let id = request.id;
         match request.op {
-            ObjectOp::Delete => self.forget(|known| known.object == id),
-            ObjectOp::DeleteLineage => self.forget(|known| known.object.lineage == id.lineage),
+            ObjectOp::Delete => self.delete(Deletion::Object(id)),
+            ObjectOp::DeleteLineage => self.delete(Deletion::Lineage(id.lineage)),
+            ObjectOp::SyncPool => self.learn_losses(),
             _ => {}
         }
         let (parts, mut context) = self.parts();
         parts.requests.start(ticket, request, memory, &mut context);
+    }
+
+    /// What is deleted is closed, here and by the other backends of the pool.
+    fn delete(&mut self, deletion: Deletion) {
+        self.pool.sibling.deletes(deletion);
+        self.forget(|known| deletion.has(known));
     }
 
     /// Closes the files that `which` names: they are being deleted.
@@ -291,6 +277,7 @@ impl FileBackend {
 
     /// The ring has answered.
     fn on_ring(&mut self, token: Token, result: i32) {
+        self.learn_losses();
         let Token { part, index } = token;
         let is_failed_sync = match part {
             Part::Transfers => self.transfers.is_failed_sync(index, result),
@@ -301,7 +288,10 @@ impl FileBackend {
         if is_failed_sync {
             // Of this file at least something may be gone, which a sync of the pool that began before does not know.
             self.requests.mark_lost();
-            if !is_of_one_file(&io::Error::from_raw_os_error(-result)) {
+            let of_one = is_of_one_file(&io::Error::from_raw_os_error(-result));
+            let loss = if of_one { Loss::OfFile } else { Loss::Unsynced };
+            self.pool.sibling.failed(loss);
+            if !of_one {
                 self.mark_unsynced_lost();
             }
         }
@@ -320,6 +310,7 @@ impl FileBackend {
 
     /// A thread has answered.
     fn on_thread(&mut self, token: Token, done: Done) {
+        self.learn_losses();
         let Token { part, index } = token;
         let done = match done {
             Done::Opened(result) => return self.on_opened(index, result),
@@ -327,6 +318,13 @@ impl FileBackend {
             Done::Replied(done) => done,
         };
         if done.is_err_and(|failed| failed.lost) {
+            let of_pool = part == Part::Requests && self.requests.is_pool_sync(index);
+            let loss = if of_pool {
+                Loss::PoolSync
+            } else {
+                Loss::Unsynced
+            };
+            self.pool.sibling.failed(loss);
             self.mark_unsynced_lost();
         }
         let (mut parts, mut context) = self.parts();
@@ -366,6 +364,7 @@ impl FileBackend {
     /// A thread has done something with a log.
     fn on_log(&mut self, index: usize, done: Result<LogDone, Failed>) {
         if done.is_err_and(|failed| failed.lost) {
+            self.pool.sibling.failed(Loss::Unsynced);
             self.mark_unsynced_lost();
         }
         let (mut parts, mut context) = self.parts();
@@ -377,6 +376,21 @@ impl FileBackend {
         }
         parts.go_on_with_log(id, &mut context);
         parts.go_on_with_logs(&mut context);
+    }
+
+    /// What failed syncs of the pool's other backends have dropped is lost here, too.
+    fn learn_losses(&mut self) {
+        let Some(loss) = self.pool.sibling.new_loss() else {
+            return;
+        };
+        self.requests.mark_lost();
+        if loss != Loss::OfFile {
+            self.mark_unsynced_lost();
+        }
+        if loss == Loss::PoolSync {
+            // Reported to the next sync of the pool here, too.
+            self.requests.suspect();
+        }
     }
 
     /// A sync failed, of whatever: what is not durable may be gone. What is under way may have lost to it, too.
@@ -423,10 +437,14 @@ impl Backend for FileBackend {
     fn pool_report(&self) -> Option<PoolReport> {
         let [held, wanted] = self.throttle.reserve().figures();
         Some(PoolReport {
-            access: self.pool.access.clone(),
+            access: self.pool.joined.report(),
             reserve: PoolReserve { held, wanted },
             owner: self.pool.owner.as_ref().map(Owner::text),
         })
+    }
+
+    fn failed_pool_syncs_elsewhere(&self) -> u64 {
+        self.pool.sibling.failed_pool_syncs()
     }
 
     fn look(&mut self, now: Duration) {
@@ -436,6 +454,9 @@ impl Backend for FileBackend {
         self.syncs.tick(self.seconds);
         self.requests.tick(self.seconds, &self.threads);
         self.logs.tick(self.seconds);
+        for deletion in self.pool.sibling.take_deletions() {
+            self.forget(|known| deletion.has(known));
+        }
         let resumed = self.throttle.look(self.seconds);
         self.resume(resumed);
         self.throttle.grow_reserve(&self.threads);

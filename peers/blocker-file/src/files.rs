@@ -79,9 +79,11 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn new(access: Access, calls: Calls, copy_on_write: bool) -> Self {
+    /// One of `backends` that keep files of the pool open in this process.
+    pub(crate) fn new(access: Access, calls: Calls, copy_on_write: bool, backends: usize) -> Self {
         let limit = descriptors::files_kept(descriptors::limit());
-        let open_max = usize::try_from(limit).expect("a few thousand at most");
+        let all = usize::try_from(limit).expect("a few thousand at most");
+        let open_max = (all / backends).max(1);
         Files {
             access,
             calls,
@@ -347,7 +349,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let threads = BlockingPool::for_test(1, layout.clone());
-        let mut files = Files::new(Access::Cached, Calls::First, false);
+        let mut files = Files::new(Access::Cached, Calls::First, false, 1);
         files.open_max = 1;
         let get = |files: &mut Files, id, missing| {
             let known = files.find(id);
@@ -388,7 +390,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let threads = BlockingPool::for_test(1, layout.clone());
-        let mut files = Files::new(Access::Cached, Calls::First, false);
+        let mut files = Files::new(Access::Cached, Calls::First, false, 1);
         let (id, _) = FileId::locate(ObjectId::data(Lineage(1), Epoch(1)), 0);
         drop(files.open_job(id, Missing::Create).run(&layout).unwrap());
         files.half_created(id);
@@ -403,7 +405,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let threads = BlockingPool::for_test(1, layout.clone());
-        let mut files = Files::new(Access::Cached, Calls::First, false);
+        let mut files = Files::new(Access::Cached, Calls::First, false, 1);
         let [object, other] = [1, 2].map(|n| ObjectId::data(Lineage(n), Epoch(1)));
         let write = |files: &mut Files, object, chunk| {
             let id = FileId { object, chunk };

@@ -76,6 +76,11 @@ impl JobRequests {
         self.unreported_loss = true;
     }
 
+    /// Whether the request at `index` is a sync of the pool.
+    pub(crate) fn is_pool_sync(&self, index: usize) -> bool {
+        matches!(self.calls.get(index), Some(JobRequest::SyncPool { .. }))
+    }
+
     /// Has a thread carry out `request`.
     pub(crate) fn start(
         &mut self,

@@ -1,7 +1,7 @@
 //! Objects in container files of a directory, on a local file system.
 //!
 //! * [`FileBackend`]: the backend; lives on its reactor's ring.
-//! * [`Options`]: how it is opened; [`Claimant`], [`Claim`], [`Host`]: who opens the pool, and with what right.
+//! * [`Options`]: how it is opened, [`JoinedPool`]: by several threads of a process; [`Claimant`], [`Claim`], [`Host`]: who opens the pool, and with what right.
 //! * [`room()`]: what is free in a pool's file system; [`holder()`]: who has the pool open.
 //! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign()`]: what is in their way.
 //!
@@ -29,6 +29,7 @@ mod heads;
 mod holder;
 mod job_requests;
 mod jobs;
+mod joined;
 mod layout;
 mod lock;
 mod log_job;
@@ -42,6 +43,7 @@ mod pending_opens;
 mod pool;
 mod reserve;
 mod room;
+mod siblings;
 mod spans;
 mod stall_detector;
 mod sync_state;
@@ -53,11 +55,12 @@ mod transfers;
 mod unaligned;
 mod write_gate;
 
-pub use backend::{FileBackend, Options};
+pub use backend::FileBackend;
 pub use counters::Counters;
 pub use descriptors::files_kept;
 pub use foreign_files::foreign;
 pub use holder::{Holder, holder};
+pub use joined::{JoinedPool, Options};
 pub use layout::{CONTAINER_LEN, Layout};
 pub use owner::{Claim, Claimant, Host, stray_records};
 pub use pool::create;

@@ -117,7 +117,7 @@ impl Reserve {
             path: layout.reserve(),
             kept: Mutex::new(Kept::Missing),
             turn: Mutex::default(),
-            gate: WriteGate::new()?,
+            gate: WriteGate::default(),
             held: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             futile: AtomicU64::new(0),

@@ -1,6 +1,7 @@
 //! The conformance battery on a disk and in memory, and what only files have.
 
 mod full;
+mod joined;
 mod logs;
 
 use std::cell::RefCell;
@@ -25,6 +26,7 @@ fn options(directory: &Path) -> Options {
         reserve: false,
         lock_timeout: Duration::from_secs(5),
         claimant: Claimant::default(),
+        backends: 1,
     }
 }
 

@@ -4,15 +4,17 @@
 //! - A paused write has not begun; it begins when the gate is open again.
 //! - No write is paused for longer than [`PAUSE_SECONDS`], though a call on the file system stalls.
 
+use std::io;
 use std::sync::Arc;
 
 use archipelago_protocol::ErrorCode;
+use nix::sys::eventfd::EventFd;
 
 use crate::blocking_pool::JobQueue;
 use crate::jobs::Job;
 use crate::reserve::Reserve;
 use crate::threads::Threads;
-use crate::write_gate::GateState;
+use crate::write_gate::{GateState, Seat};
 
 /// A data write is paused for about this long at most.
 const PAUSE_SECONDS: u64 = 2;
@@ -31,6 +33,8 @@ enum Pause {
 #[derive(Debug)]
 pub(crate) struct Throttle {
     reserve: Arc<Reserve>,
+    /// This thread's place at the gate.
+    seat: Seat,
     pause: Pause,
     /// Places of the transfers that are paused, in order.
     paused: Vec<usize>,
@@ -39,13 +43,21 @@ pub(crate) struct Throttle {
 }
 
 impl Throttle {
-    pub(crate) fn new(reserve: Arc<Reserve>) -> Self {
-        Throttle {
+    /// # Errors
+    /// If there is no descriptor for the gate's doorbell.
+    pub(crate) fn new(reserve: Arc<Reserve>) -> io::Result<Self> {
+        Ok(Throttle {
+            seat: reserve.gate().join()?,
             reserve,
             pause: Pause::Off,
             paused: Vec::new(),
             starved: false,
-        }
+        })
+    }
+
+    /// Becomes readable whenever the gate has to be looked at.
+    pub(crate) fn doorbell(&self) -> &EventFd {
+        self.seat.doorbell()
     }
 
     /// The room that is set aside for metadata.
@@ -72,7 +84,7 @@ impl Throttle {
         is_drained: impl FnOnce() -> bool,
     ) -> Vec<usize> {
         let gate = self.reserve.gate();
-        match (gate.state(), self.pause) {
+        match (gate.state(&self.seat), self.pause) {
             (GateState::Open, Pause::Off) | (GateState::Closed, _) => Vec::new(),
             (GateState::Open, Pause::On(_) | Pause::GivenUp) => {
                 self.pause = Pause::Off;
@@ -84,7 +96,7 @@ impl Throttle {
                     self.pause = Pause::On(seconds);
                 }
                 if is_drained() {
-                    gate.closed();
+                    gate.closed(&self.seat);
                 }
                 Vec::new()
             }
@@ -132,13 +144,13 @@ mod tests {
     fn writes_are_paused_from_when_the_gate_asks_until_it_opens_or_time_is_up() {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Arc::new(Reserve::open(&Layout::new(dir.path())).unwrap());
-        let mut throttle = Throttle::new(Arc::clone(&reserve));
+        let mut throttle = Throttle::new(Arc::clone(&reserve)).unwrap();
         let (drained, in_flight) = (|| true, || false);
         assert!(throttle.follow_gate(0, || panic!("nobody asks")).is_empty());
         std::thread::scope(|threads| {
             // Waits until the gate is closed.
             threads.spawn(|| reserve.gate().close());
-            while reserve.gate().state() != GateState::Asked {
+            while reserve.gate().state(&throttle.seat) != GateState::Asked {
                 std::thread::yield_now();
             }
             assert!(throttle.follow_gate(10, in_flight).is_empty());
@@ -146,7 +158,7 @@ mod tests {
             throttle.pause(7);
             assert!(throttle.follow_gate(10, drained).is_empty());
         });
-        assert_eq!(reserve.gate().state(), GateState::Closed);
+        assert_eq!(reserve.gate().state(&throttle.seat), GateState::Closed);
         assert!(throttle.look(10 + PAUSE_SECONDS).is_empty());
         assert_eq!(throttle.look(11 + PAUSE_SECONDS), [7], "long enough");
         assert!(!throttle.is_on());

@@ -1,12 +1,13 @@
-//! The gate before data writes: a thread that spends the reserve has the data thread pause them, for they would take what it frees.
+//! The gate before data writes: a thread that spends the reserve has the data threads pause them, for they would take what it frees.
 //!
 //! Invariants
-//! - Asked, closed and open again in this order; only the data thread closes, only who asked opens.
+//! - Asked, closed and open again in this order; only data threads close, only who asked opens.
+//! - It is closed when each data thread has closed its own side: a [`Seat`].
 //! - Nobody waits for ever: a data thread that does not answer, or writes that do not end, are not waited for any longer than
 //!   [`CLOSE_TIMEOUT`]. What is lost then is precedence, and nothing else.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -25,41 +26,70 @@ pub(crate) enum GateState {
     Closed,
 }
 
-/// The gate before data writes.
+/// A data thread's side.
 #[derive(Debug)]
+struct Side {
+    state: GateState,
+    doorbell: Arc<EventFd>,
+}
+
+/// The gate before data writes.
+#[derive(Debug, Default)]
 pub(crate) struct WriteGate {
-    state: Mutex<GateState>,
+    /// One for each data thread.
+    sides: Mutex<Vec<Side>>,
     changed: Condvar,
-    doorbell: EventFd,
+}
+
+/// The place of a data thread at the gate.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    index: usize,
+    doorbell: Arc<EventFd>,
+}
+
+impl Seat {
+    /// Becomes readable whenever its data thread has to look.
+    pub(crate) fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
 }
 
 impl WriteGate {
-    pub(crate) fn new() -> io::Result<WriteGate> {
-        Ok(WriteGate {
-            state: Mutex::new(GateState::Open),
-            changed: Condvar::new(),
-            doorbell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
-        })
+    /// A place for one more data thread, as long as the gate is there.
+    pub(crate) fn join(&self) -> io::Result<Seat> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let doorbell = Arc::new(EventFd::from_flags(flags)?);
+        let mut sides = self.lock();
+        sides.push(Side {
+            state: GateState::Open,
+            doorbell: Arc::clone(&doorbell),
+        });
+        let index = sides.len() - 1;
+        Ok(Seat { index, doorbell })
     }
 
-    fn lock(&self) -> MutexGuard<'_, GateState> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Side>> {
         // Nothing panics while it is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, state: GateState) {
-        *self.lock() = state;
-        // The counter of an eventfd cannot overflow while a machine runs.
-        let _rung = self.doorbell.write(1);
+        for side in self.lock().iter_mut() {
+            side.state = state;
+            // The counter of an eventfd cannot overflow while a machine runs.
+            let _rung = side.doorbell.write(1);
+        }
     }
 
     /// Asks for the gate to be closed, and waits until it is, or for some time.
     pub(crate) fn close(&self) {
         self.set(GateState::Asked);
+        let is_asked = |sides: &mut Vec<Side>| sides.iter().any(|it| it.state == GateState::Asked);
         let asked = self.lock();
         let waited = self
             .changed
-            .wait_timeout_while(asked, CLOSE_TIMEOUT, |state| *state == GateState::Asked);
+            .wait_timeout_while(asked, CLOSE_TIMEOUT, is_asked);
         drop(waited);
     }
 
@@ -68,21 +98,43 @@ impl WriteGate {
         self.set(GateState::Open);
     }
 
-    /// Becomes readable whenever the data thread has to look.
-    pub(crate) fn doorbell(&self) -> &EventFd {
-        &self.doorbell
+    /// The side of `seat`.
+    pub(crate) fn state(&self, seat: &Seat) -> GateState {
+        self.lock()[seat.index].state
     }
 
-    pub(crate) fn state(&self) -> GateState {
-        *self.lock()
-    }
-
-    /// The data thread: no data write is in flight, and none begins.
-    pub(crate) fn closed(&self) {
-        let mut state = self.lock();
-        if *state == GateState::Asked {
-            *state = GateState::Closed;
+    /// The data thread of `seat`: none of its data writes is in flight, and none begins.
+    pub(crate) fn closed(&self, seat: &Seat) {
+        let side = &mut self.lock()[seat.index];
+        if side.state == GateState::Asked {
+            side.state = GateState::Closed;
             self.changed.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_closed_when_every_data_thread_has_closed_its_side() {
+        let gate = WriteGate::default();
+        let [one, two] = [(); 2].map(|()| gate.join().unwrap());
+        let closing = || gate.close();
+        std::thread::scope(|threads| {
+            let closer = threads.spawn(closing);
+            while gate.state(&two) != GateState::Asked {
+                std::thread::yield_now();
+            }
+            gate.closed(&one);
+            assert_eq!(gate.state(&two), GateState::Asked);
+            assert!(!closer.is_finished(), "the other one still writes");
+            gate.closed(&two);
+            closer.join().unwrap();
+        });
+        assert_eq!(gate.state(&one), GateState::Closed);
+        gate.open();
+        assert_eq!([&one, &two].map(|it| gate.state(it)), [GateState::Open; 2]);
     }
 }

@@ -47,6 +47,12 @@ pub trait Backend {
     /// covers that, too, or fails. There is nothing to do for a backend that made everything durable when it was opened.
     fn written_before(&mut self, _id: ObjectId) {}
 
+    /// Syncs of the pool that have failed so far for other backends of the same pool, on other threads of this process: they may have
+    /// dropped what was written here.
+    fn failed_pool_syncs_elsewhere(&self) -> u64 {
+        0
+    }
+
     /// Takes a request; exactly one reply with `ticket` follows from [`Backend::poll`]. Never waits for
     /// storage: what does, does so elsewhere.
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]);

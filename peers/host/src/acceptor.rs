@@ -21,11 +21,14 @@ const DEATH_TIMEOUT: Duration = Duration::from_secs(20);
 const BIND_RETRY_MS: u16 = 5;
 
 /// The owner of a channel: a user in a role has one channel, and the next client of that user and role succeeds the last. What
-/// the client calls itself does not matter, so no client is taken for the successor of another one.
+/// the client calls itself does not matter, so no client is taken for the successor of another one; but for mappers of our own user,
+/// which may ask for everything anyway: each data thread has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) uid: u32,
     pub(crate) role: u8,
+    /// Number of a mapper of our own user.
+    pub(crate) mapper: u64,
 }
 
 impl Caller {
@@ -34,6 +37,7 @@ impl Caller {
         Caller {
             uid: nix::unistd::geteuid().as_raw(),
             role: role as u8,
+            mapper: 0,
         }
     }
 
@@ -43,10 +47,13 @@ impl Caller {
     }
 
     fn of(port: &SharedServer) -> Caller {
-        Caller {
-            uid: port.peer_uid(),
-            role: port.role(),
-        }
+        let (uid, role) = (port.peer_uid(), port.role());
+        let ours = Caller::within(Role::Mapper);
+        let mapper = match (uid, role) == (ours.uid, ours.role) {
+            true => port.client_id(),
+            false => 0,
+        };
+        Caller { uid, role, mapper }
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use archipelago_endpoint::{AttachmentId, Detach, Endpoint, EndpointSpec, ServedVolume};
@@ -12,19 +11,18 @@ use archipelago_protocol::control::{
     ControlReply, ControlRequest, DeviceProblem, PeerStatus, ServedAttachment,
 };
 use archipelago_protocol::{Error, ErrorCode, Lineage};
-use archipelago_runtime::Handle;
 
 use crate::control::{Answer, ask};
 use crate::descriptors::Budget;
 use crate::drivers::DriverSettings;
 use crate::host::Job;
+use crate::threads::DataThreads;
 use crate::{PeerSettings, Pool};
 
-/// The endpoints of a process, and the way to its data thread.
+/// The endpoints of a process, and the ways to its data threads.
 #[derive(Debug, Clone)]
 pub(crate) struct AttachedEndpoints {
-    jobs: Sender<Job>,
-    handle: Handle,
+    threads: DataThreads,
     drivers: DriverSettings,
     budget: Budget,
     /// Held while an endpoint is made, not while one ends: that may take as long as storage does not answer.
@@ -74,13 +72,11 @@ impl Known {
 
 impl AttachedEndpoints {
     pub(crate) fn new(
-        jobs: Sender<Job>,
-        handle: Handle,
+        threads: DataThreads,
         settings: &PeerSettings<impl Pool>,
     ) -> AttachedEndpoints {
         AttachedEndpoints {
-            jobs,
-            handle,
+            threads,
             drivers: DriverSettings::new(settings),
             budget: Budget::own(|limit| settings.pool.descriptors(limit)),
             known: Arc::default(),
@@ -89,12 +85,6 @@ impl AttachedEndpoints {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn send(&self, job: Job) {
-        // A data thread that has ended takes the process with it; whoever waits for an answer sees that.
-        let _ended = self.jobs.send(job);
-        self.handle.wake();
     }
 
     /// Carries a request out, or hands it to the data thread.
@@ -117,10 +107,8 @@ impl AttachedEndpoints {
                     attached.endpoint.resized(size);
                 }
                 drop(known);
-                self.send(Job::Request(
-                    ControlRequest::Resized { lineage, size },
-                    answer,
-                ));
+                let request = ControlRequest::Resized { lineage, size };
+                self.threads.of(lineage).request(request, answer);
             }
             ControlRequest::Detach { attachment, force } => {
                 answer.result(self.detach(attachment, force));
@@ -128,16 +116,23 @@ impl AttachedEndpoints {
             ControlRequest::Status => answer.send(self.status()),
             ControlRequest::Stop => {
                 self.detach_all();
-                self.send(Job::Request(ControlRequest::Stop, answer));
+                self.threads.stop(answer);
             }
-            other => self.send(Job::Request(other, answer)),
+            ControlRequest::Catalogue(request) => self.threads.catalogue(request, answer),
+            ControlRequest::Snapshot { lineage, .. }
+            | ControlRequest::OnFull { lineage, .. }
+            | ControlRequest::OpenBulk { lineage, .. }
+            | ControlRequest::Damage { lineage } => {
+                self.threads.of(lineage).request(request, answer);
+            }
+            // Of an endpoint that has a process of its own: this one has one data thread.
+            ControlRequest::Grants { .. } => self.threads.first().request(request, answer),
         }
     }
 
-    /// What the data thread says, and the figures of each endpoint.
+    /// What the data threads say, and the figures of each endpoint.
     fn status(&self) -> ControlReply {
-        let peers = ask(|answer| self.send(Job::Request(ControlRequest::Status, answer)));
-        let Some(ControlReply::Status(mut status)) = peers else {
+        let Some(mut status) = self.threads.status() else {
             return ControlReply::Failed(Error::new(
                 ErrorCode::Unavailable,
                 "the data thread has ended",
@@ -189,7 +184,8 @@ impl AttachedEndpoints {
             // An earlier change of it may not have come through.
             let policy = volume.on_full;
             let request = ControlRequest::OnFull { lineage, policy };
-            return done(ask(|answer| self.send(Job::Request(request, answer))));
+            let thread = self.threads.of(lineage);
+            return done(ask(|answer| thread.request(request, answer)));
         }
         let mut leaving = known.leaving.values();
         if leaving.any(|leaving| leaving.is_in_the_way(&volume, &spec)) {
@@ -204,7 +200,8 @@ impl AttachedEndpoints {
             .admit(attached.map(|one| one.spec.queues()), spec.queues())?;
         let read_only = volume.read_only;
         let (endpoint, seed) = self.drivers.attach(volume, &spec, descriptor)?;
-        done(ask(|answer| self.send(Job::Serve(seed, answer))))?;
+        let thread = self.threads.of(lineage);
+        done(ask(|answer| thread.send(Job::Serve(seed, answer))))?;
         known.endpoints.insert(
             attachment,
             Attached {

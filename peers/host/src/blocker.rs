@@ -53,6 +53,11 @@ impl<B: Backend> BlockerHost<B> {
         self.peer.backend_mut().look(now);
     }
 
+    /// Syncs of the pool that have failed for other data threads.
+    pub(crate) fn failed_pool_syncs_elsewhere(&self) -> u64 {
+        self.peer.backend().failed_pool_syncs_elsewhere()
+    }
+
     /// Calls on the pool's storage that have not returned.
     pub(crate) fn waits(&self) -> Vec<Wait> {
         self.peer.backend().waits()
@@ -141,7 +146,14 @@ mod tests {
             (user.uid, mapper, [true, false, false]),
         ] {
             let (mut client, server) = xseg::local::channel(8, 4096).unwrap();
-            host.add(Server::from(server), Caller { uid, role });
+            host.add(
+                Server::from(server),
+                Caller {
+                    uid,
+                    role,
+                    mapper: 0,
+                },
+            );
             let mut handle = 0;
             let done = requests.map(|(op, id)| {
                 let request = ObjectRequest::new(op, id);

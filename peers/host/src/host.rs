@@ -17,11 +17,9 @@ use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus}
 use archipelago_protocol::{Error, ErrorCode, Grants};
 use archipelago_runtime::{Handle, Peer, Progress};
 use archipelago_volume::SPACE_INTERVAL;
-use xseg::ClientPort;
 
 use crate::acceptor::Acceptor;
 use crate::blocker::BlockerHost;
-use crate::channel_status::channel_status;
 use crate::control::Answer;
 use crate::endpoint::{DriverSeed, EndpointHost};
 use crate::event_loop::EventLoop;
@@ -53,6 +51,8 @@ pub(crate) struct Host<B> {
     pub(crate) stopping: Option<Answer>,
     /// The mapper has begun to leave the pool.
     pub(crate) left: bool,
+    /// Syncs of the pool that have failed for other data threads, as far as the mapper knows.
+    pub(crate) failed_elsewhere: u64,
     pub(crate) handle: Handle,
 }
 
@@ -155,9 +155,7 @@ impl<B: Backend> Host<B> {
         if let Some((mapper, _)) = &self.mapper {
             status.peers.push(mapper.status());
             status.journals = mapper.journals();
-            status
-                .channels
-                .push(channel_status("mapper", "blocker", mapper.blocker()));
+            status.channels.extend(mapper.channels());
         }
         if let Some((blocker, _)) = &self.blocker {
             status.peers.push(blocker.status());
@@ -173,7 +171,7 @@ impl<B: Backend> Host<B> {
             endpoint.service();
         }
         if let Some((mapper, acceptor)) = &mut self.mapper {
-            while mapper.blocker_mut().service() {}
+            mapper.service();
             if let Some(acceptor) = acceptor {
                 acceptor.service(mapper, &mut self.events.borrow_mut());
             }
@@ -193,7 +191,7 @@ impl<B: Backend> Host<B> {
             .as_ref()
             .is_some_and(|endpoint| !endpoint.is_connected());
         let mapper = self.mapper.as_ref().is_some_and(|(mapper, acceptor)| {
-            !mapper.blocker().is_connected() || acceptor.as_ref().is_some_and(Acceptor::is_waiting)
+            !mapper.is_connected() || acceptor.as_ref().is_some_and(Acceptor::is_waiting)
         });
         let blocker = self
             .blocker
@@ -205,6 +203,16 @@ impl<B: Backend> Host<B> {
     fn waits_for_space(&self) -> bool {
         let endpoint = self.endpoint.as_ref();
         endpoint.is_some_and(EndpointHost::waits_for_space)
+    }
+
+    /// Before any peer of this turn trusts a sync: the mapper learns of the pool's syncs that have failed for other data threads.
+    fn look_for_failed_syncs(&mut self) {
+        if let (Some((mapper, _)), Some((blocker, _))) = (&mut self.mapper, &self.blocker) {
+            let failed = blocker.failed_pool_syncs_elsewhere();
+            if std::mem::replace(&mut self.failed_elsewhere, failed) != failed {
+                mapper.pool_sync_failed();
+            }
+        }
     }
 
     fn settle_stop(&mut self) -> Progress {
@@ -223,7 +231,7 @@ impl<B: Backend> Host<B> {
         // Last of all: it says that this node owns nothing any more.
         if let Some((mapper, _)) = &mut self.mapper
             && !std::mem::replace(&mut self.left, true)
-            && mapper.blocker().is_connected()
+            && mapper.is_connected()
         {
             mapper.leave();
             return Progress::Busy;
@@ -255,6 +263,7 @@ impl<B: Backend> Peer for Host<B> {
             let deadline = events.now() + interval;
             events.alarm(deadline);
         }
+        self.look_for_failed_syncs();
         let mut progress = self.take_jobs();
         if let Some(endpoint) = &mut self.endpoint {
             progress = progress.or(endpoint.poll());

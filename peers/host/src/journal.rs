@@ -100,7 +100,7 @@ impl FileJournals {
     }
 
     /// The older file, to be used again in place. Nobody else writes to it:
-    /// - No volume of this process: it would keep its journal's mark in `mapped`.
+    /// - No volume of this process: it would keep its journal's mark in `mapped`, and no other data thread has a volume of this lineage.
     /// - No former process. Its memory is taken apart before its descriptors are closed, whatever killed it. In the fused
     ///   placement one of these is the pool's lock, which we hold; in the split one it is the mapper's listening socket, which
     ///   we have replaced before the first open, or a process of the same daemon, which has waited for its end.

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 
 use archipelago_mapper::{ClientId, Mapper, MapperPeer, Rights};
 use archipelago_protocol::catalogue::CatalogueRequest;
-use archipelago_protocol::control::{ControlReply, PeerStatus};
+use archipelago_protocol::control::{ChannelStatus, ControlReply, PeerStatus};
 use archipelago_protocol::{Error, Grants, Lineage};
 use archipelago_runtime::{Peer, Progress};
 use xseg::{Client, Server};
 
 use crate::Identity;
 use crate::acceptor::{Caller, Channels};
+use crate::channel_status::channel_status;
 use crate::control::Answer;
 use crate::port::{Attention, HostedServer};
 
@@ -40,6 +41,12 @@ impl MapperHost {
         }
     }
 
+    /// The same, with the catalogue's objects behind another blocker.
+    pub(crate) fn with_catalogue_at(mut self, blocker: Client) -> MapperHost {
+        self.peer = self.peer.with_catalogue_at(blocker);
+        self
+    }
+
     /// Asks about names; the answer follows.
     pub(crate) fn ask(&mut self, request: CatalogueRequest, answer: Answer) {
         let tag = self.peer.ask(request);
@@ -61,13 +68,34 @@ impl MapperHost {
         self.peer.mapper().damage(lineage).map_or(Ok(()), Err)
     }
 
-    /// The port to the blocker.
-    pub(crate) fn blocker(&self) -> &Client {
-        self.peer.blocker()
+    /// A sync of the pool has failed that another data thread asked for.
+    pub(crate) fn pool_sync_failed(&mut self) {
+        self.peer.pool_sync_failed();
     }
 
-    pub(crate) fn blocker_mut(&mut self) -> &mut Client {
-        self.peer.blocker_mut()
+    /// The ports to blockers.
+    fn blockers(&self) -> impl Iterator<Item = &Client> {
+        std::iter::once(self.peer.blocker()).chain(self.peer.catalogue_blocker())
+    }
+
+    /// Figures of the channels to blockers.
+    pub(crate) fn channels(&self) -> Vec<ChannelStatus> {
+        let figures = |port| channel_status("mapper", "blocker", port);
+        self.blockers().map(figures).collect()
+    }
+
+    /// Whether all blockers are there.
+    pub(crate) fn is_connected(&self) -> bool {
+        use xseg::ClientPort;
+        self.blockers().all(ClientPort::is_connected)
+    }
+
+    /// Looks after the sockets of the ports to blockers.
+    pub(crate) fn service(&mut self) {
+        while self.peer.blocker_mut().service() {}
+        if let Some(catalogue) = self.peer.catalogue_blocker_mut() {
+            while catalogue.service() {}
+        }
     }
 
     /// Whether nothing is under way.
@@ -173,7 +201,14 @@ mod tests {
             mapper.set_grants(granted.clone());
             let (mut client, server) = xseg::local::channel(8, 4096).unwrap();
             let role = Role::Endpoint as u8;
-            mapper.add(Server::from(server), Caller { uid, role });
+            mapper.add(
+                Server::from(server),
+                Caller {
+                    uid,
+                    role,
+                    mapper: 0,
+                },
+            );
             for (cookie, lineage, write) in [
                 (0, 3, false),
                 (1, 1, false),

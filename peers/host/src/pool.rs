@@ -11,8 +11,11 @@ use archipelago_runtime::Reactor;
 /// What a pool is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To be served: room is set aside for metadata.
-    Serve,
+    /// To be served by this many data threads, each with a backend of its own: room is set aside for metadata.
+    Serve {
+        /// At least 1.
+        threads: usize,
+    },
     /// To be looked at.
     Check,
 }
@@ -23,6 +26,8 @@ pub enum Purpose {
 pub trait Pool {
     /// What serves the pool.
     type Backend: Backend + 'static;
+    /// The opened pool, for the backend of another data thread.
+    type Joined: Clone + Send;
 
     /// The directories in which the backend makes, reads and writes files: the confined process keeps them.
     fn directories(&self) -> Vec<&Path>;
@@ -39,6 +44,15 @@ pub trait Pool {
 
     /// File descriptors that the backend needs for itself, in a process that may have `limit`.
     fn descriptors(&self, limit: u64) -> u64;
+
+    /// The pool of `backend`, for one more data thread; `None`: this kind of pool is served by one thread.
+    fn join(backend: &Self::Backend) -> Option<Self::Joined>;
+
+    /// One more backend of an opened pool, with sources of `reactor`.
+    ///
+    /// # Errors
+    /// Why there cannot be one.
+    fn open_joined(joined: Self::Joined, reactor: &Reactor) -> Result<Self::Backend, Error>;
 
     /// Opens the pool for this process alone, with sources of `reactor`; `node` is the node's directory of sockets, for people.
     ///

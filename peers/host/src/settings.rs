@@ -13,8 +13,12 @@ use crate::Identity;
 pub const QUEUES_MAX: u16 = archipelago_vhost_user::config::QUEUES_MAX;
 
 /// Knobs of a data thread and its channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPathSettings {
+    /// Data threads of a process that hosts all roles; any other has one.
+    pub threads: u32,
+    /// CPUs that data threads are bound to, in turn; none: to no CPU.
+    pub cpus: Vec<u32>,
     /// Microseconds that an idle data thread polls before it sleeps, at most.
     pub poll_us: u32,
     /// Requests handed to the kernel at once.

@@ -5,6 +5,7 @@ mod child;
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
     use std::fs::{self, File};
     use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
@@ -34,6 +35,7 @@ mod tests {
 
     impl Pool for Directory {
         type Backend = MemoryBackend;
+        type Joined = Infallible;
 
         fn directories(&self) -> Vec<&Path> {
             vec![&self.pool]
@@ -49,6 +51,14 @@ mod tests {
 
         fn descriptors(&self, _limit: u64) -> u64 {
             0
+        }
+
+        fn join(_backend: &MemoryBackend) -> Option<Infallible> {
+            None
+        }
+
+        fn open_joined(joined: Infallible, _reactor: &Reactor) -> Result<MemoryBackend, Error> {
+            match joined {}
         }
 
         fn open(&self, _: &Reactor, _: Purpose, _: &Path) -> Result<MemoryBackend, Error> {
@@ -70,6 +80,8 @@ mod tests {
             journals: root.join("run/journal"),
             grants: root.join("run/grants.json"),
             data: DataPathSettings {
+                threads: 1,
+                cpus: Vec::new(),
                 poll_us: 50,
                 submission_chunk: 8,
                 channel_requests: 1024,

@@ -15,6 +15,9 @@ pub(crate) const ADDRESSES_LEN_MAX: usize = 1024;
 pub enum Sharing {
     /// Nobody: a lock of the pool says so. Every other incarnation has ended.
     Alone,
+    /// These incarnations, of mappers in the same process: its other data threads. A lock of the pool says that nobody else does. Every
+    /// other incarnation has ended.
+    Siblings(Vec<u128>),
     /// Other nodes.
     Shared {
         /// Incarnations that are known to have ended, such as the node's own before this one: nothing that they still send reaches
@@ -25,7 +28,16 @@ pub enum Sharing {
 
 impl Sharing {
     pub(crate) fn is_shared(&self) -> bool {
-        matches!(self, Sharing::Shared { .. })
+        !matches!(self, Sharing::Alone)
+    }
+
+    /// Whether `incarnation`, which is another one than the mapper's own, is known to have ended.
+    pub(crate) fn has_ended(&self, incarnation: u128) -> bool {
+        match self {
+            Sharing::Alone => true,
+            Sharing::Siblings(siblings) => !siblings.contains(&incarnation),
+            Sharing::Shared { ended } => ended.contains(&incarnation),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! failed sync of the pool has voided.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_protocol::{ErrorCode, Generation, Lineage};
 
@@ -24,6 +24,9 @@ pub(crate) struct Journals {
     store: RefCell<Box<dyn JournalStore>>,
     /// Volumes of which something was lost while they had no writer. The next writer's open takes them out.
     lost: RefCell<BTreeMap<Lineage, Loss>>,
+    /// Volumes that were not in memory when another mapper of the process voided journals: something of them was lost unless they
+    /// were closed cleanly, which their heads say.
+    suspected: RefCell<BTreeSet<Lineage>>,
 }
 
 impl Journals {
@@ -31,6 +34,7 @@ impl Journals {
         Journals {
             store: RefCell::new(store),
             lost: RefCell::default(),
+            suspected: RefCell::default(),
         }
     }
 
@@ -47,6 +51,9 @@ impl Journals {
         generation: Generation,
     ) -> Outcome<Box<dyn Journal>> {
         let journal = self.store.borrow_mut().open(lineage, generation);
+        if journal.is_ok() {
+            self.suspected.borrow_mut().remove(&lineage);
+        }
         journal.map_err(|code| no_memory(lineage, code))
     }
 
@@ -60,6 +67,7 @@ impl Journals {
     }
 
     pub(crate) fn remove(&self, lineage: Lineage) {
+        self.suspected.borrow_mut().remove(&lineage);
         self.store.borrow_mut().remove(lineage);
     }
 
@@ -78,7 +86,20 @@ impl Journals {
         store.remove(lineage);
     }
 
-    /// What the last writer of `lineage` had not flushed may be lost, and it has not been told.
+    /// Another mapper of the process has voided journals, perhaps that of `lineage`, which is not in memory here.
+    pub(crate) fn suspect(&self, lineage: Lineage) {
+        self.suspected.borrow_mut().insert(lineage);
+    }
+
+    /// The head of `lineage` says that it was not closed: if it is suspected, what its last writer had not flushed is lost.
+    pub(crate) fn confirm_suspected(&self, lineage: Lineage) {
+        if self.suspected.borrow_mut().remove(&lineage) {
+            self.store.borrow_mut().remove(lineage);
+            self.note_lost(lineage);
+        }
+    }
+
+    /// What the last writer of `lineage` had not flushed may be lost, and this was not reported.
     pub(crate) fn note_lost(&self, lineage: Lineage) {
         let mut lost = self.lost.borrow_mut();
         lost.entry(lineage).or_insert(Loss::Unreported);
@@ -157,6 +178,23 @@ mod tests {
         }
         journals.void(Lineage(3), false);
         assert!(!journals.take_lost(Lineage(3)), "it had none");
+    }
+
+    #[test]
+    fn a_suspected_volume_is_lost_if_it_was_not_closed_and_has_not_been_opened_since() {
+        let journals = Journals::new(Box::new(Made::default()));
+        let [unclean, opened, removed] = [1, 2, 3].map(Lineage);
+        for lineage in [unclean, opened, removed] {
+            journals.suspect(lineage);
+        }
+        journals.open(opened, Generation(1)).unwrap();
+        journals.remove(removed);
+        for (lineage, lost) in [(unclean, true), (opened, false), (removed, false)] {
+            journals.confirm_suspected(lineage);
+            assert_eq!(journals.take_lost(lineage), lost, "{lineage}");
+            journals.confirm_suspected(lineage);
+            assert!(!journals.take_lost(lineage), "{lineage}: once");
+        }
     }
 
     #[test]

@@ -93,6 +93,12 @@ impl Mapper {
         self.run();
     }
 
+    /// A sync of the pool has failed that another mapper of this process asked for: what is not durable counts no more, of no volume.
+    pub fn pool_sync_failed(&mut self) {
+        self.parts.note_failed_sync();
+        self.run();
+    }
+
     /// Sets what the blocker's backend does by itself. Until then it does nothing beyond the contract.
     pub fn set_capabilities(&mut self, capabilities: Capabilities) {
         self.parts.pool.disk.set_capabilities(capabilities);

@@ -64,14 +64,40 @@ impl Parts {
     pub(crate) async fn sync_pool(&self) -> Outcome<()> {
         let synced = self.pool.disk.sync_pool().await;
         if synced.is_err() {
-            self.volumes.poison_all();
-            for kind in [Kind::Volume, Kind::Importing] {
-                for lineage in self.catalogue.names().of_kind(kind) {
-                    let has_writer = self.volumes.has_writer(lineage);
-                    self.pool.journals.void(lineage, has_writer);
-                }
-            }
+            self.lose_unsynced();
         }
         synced
+    }
+
+    /// A sync of the pool has failed that another mapper of this process asked for: the same. That mapper voids the journals of
+    /// volumes that nobody has in memory, perhaps before this call, and cannot know which mapper they are opened by.
+    pub(crate) fn note_failed_sync(&self) {
+        self.pool.disk.note_failed_pool_sync();
+        self.volumes.poison_all();
+        for lineage in self.writable_lineages() {
+            if self.volumes.get(lineage).is_some() {
+                self.void_journal(lineage);
+            } else {
+                self.pool.journals.suspect(lineage);
+            }
+        }
+    }
+
+    fn lose_unsynced(&self) {
+        self.volumes.poison_all();
+        for lineage in self.writable_lineages() {
+            self.void_journal(lineage);
+        }
+    }
+
+    fn writable_lineages(&self) -> Vec<Lineage> {
+        let names = self.catalogue.names();
+        let kinds = [Kind::Volume, Kind::Importing].into_iter();
+        kinds.flat_map(|kind| names.of_kind(kind)).collect()
+    }
+
+    fn void_journal(&self, lineage: Lineage) {
+        let has_writer = self.volumes.has_writer(lineage);
+        self.pool.journals.void(lineage, has_writer);
     }
 }

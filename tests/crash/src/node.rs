@@ -47,6 +47,7 @@ pub struct Builder<'a> {
     placement: &'a str,
     pool: Option<&'a Path>,
     daemon: Option<&'a Path>,
+    threads: usize,
     endpoint: Option<&'a str>,
     user: Option<u32>,
     variables: Vec<(&'static str, String)>,
@@ -57,6 +58,13 @@ impl<'a> Builder<'a> {
     #[must_use]
     pub fn pool(mut self, pool: &'a Path) -> Self {
         self.pool = Some(pool);
+        self
+    }
+
+    /// With `threads` data threads.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
         self
     }
 
@@ -140,6 +148,9 @@ impl<'a> Builder<'a> {
         if let Some(section) = self.endpoint {
             node.configure_endpoint(section)?;
         }
+        if self.threads != 1 {
+            node.configure_threads(self.threads)?;
+        }
         node.call(&["node", "start"])?;
         Ok(node)
     }
@@ -153,6 +164,7 @@ impl Node {
             placement,
             pool: None,
             daemon: None,
+            threads: 1,
             endpoint: None,
             user: None,
             variables: Vec::new(),
@@ -182,6 +194,19 @@ impl Node {
             }
         }
         Ok(command)
+    }
+
+    /// Sets how many data threads there are from the next start on.
+    ///
+    /// # Errors
+    /// If the configuration does not name them.
+    pub fn configure_threads(&self, threads: usize) -> Result<()> {
+        let path = self.root().join("archipelago.toml");
+        let text = std::fs::read_to_string(&path)?;
+        let is_it = |line: &&str| line.starts_with("threads = ");
+        let line = text.lines().find(is_it).context("no `threads`")?;
+        let text = text.replace(line, &format!("threads = {threads}"));
+        Ok(std::fs::write(&path, text)?)
     }
 
     /// Writes the section `[endpoint]`, and lets its user through to the sockets.

@@ -81,14 +81,17 @@ fn kills() -> u64 {
 }
 
 fn survives(placement: &str, endpoint: Option<&str>, victims: &[Victim], kills: u64) -> Result<()> {
-    let seed = seed();
-    let mut random = Random::new(seed);
     let mut builder = Node::builder(placement).delaying(DELAYING, DELAY_MS);
     if let Some(section) = endpoint {
         builder = builder.endpoint(section);
     }
-    let node = builder.start()?;
-    let mut volumes = LoadedVolumes::start(&node, VOLUMES, SIZE, LOAD, seed)?;
+    node_survives(&builder.start()?, placement, victims, kills)
+}
+
+fn node_survives(node: &Node, placement: &str, victims: &[Victim], kills: u64) -> Result<()> {
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let mut volumes = LoadedVolumes::start(node, VOLUMES, SIZE, LOAD, seed)?;
     let (mut signals, mut gaps) = (0, Gaps::default());
     while signals < kills {
         volumes.run(random.below(1000))?;
@@ -97,7 +100,7 @@ fn survives(placement: &str, endpoint: Option<&str>, victims: &[Victim], kills: 
         signals += fault.signals();
         volumes.begin();
         let gap = fault
-            .inject(&node, pause)
+            .inject(node, pause)
             .and_then(|()| volumes.served(SERVED))
             .with_context(|| {
                 format!("{fault:?}, signal {signals} of {placement}; replay with CRASH_SEED={seed}")
@@ -117,6 +120,15 @@ fn survives(placement: &str, endpoint: Option<&str>, victims: &[Victim], kills: 
 #[test]
 fn fused_survives_kills_of_anybody() -> Result<()> {
     survives("fused", None, FUSED, kills() * 3 / 10)
+}
+
+/// Two volumes on each of two data threads.
+#[test]
+fn two_data_threads_survive_kills_of_anybody() -> Result<()> {
+    let node = Node::builder("fused")
+        .threads(2)
+        .delaying(DELAYING, DELAY_MS);
+    node_survives(&node.start()?, "two data threads", FUSED, kills() * 3 / 10)
 }
 
 #[test]

@@ -263,6 +263,10 @@ impl<B: Backend, W: Write> Backend for Recording<B, W> {
         self.backend.is_fenced(token)
     }
 
+    fn failed_pool_syncs_elsewhere(&self) -> u64 {
+        self.backend.failed_pool_syncs_elsewhere()
+    }
+
     fn written_before(&mut self, id: ObjectId) {
         self.backend.written_before(id);
     }

@@ -10,7 +10,7 @@ use archipelago_protocol::{Error, ErrorCode};
 
 use super::{
     CHANNEL_MEMORY_MIB, CHANNEL_REQUESTS, Config, DEFAULT_POOL, DataPath, POLL_US, Placement,
-    SUBMISSION_CHUNK,
+    SUBMISSION_CHUNK, THREADS,
 };
 use crate::durable;
 use crate::layout::{Layout, make_directory, path_error};
@@ -74,17 +74,21 @@ fn already_configured(path: &Path) -> Error {
 /// The configuration as text, with a comment for each key.
 fn render(placement: Placement, pool: &str) -> String {
     let DataPath {
+        threads,
+        cpus: _none,
         poll_us,
         submission_chunk,
         channel_requests,
         channel_memory_mib,
     } = DataPath::default();
     let [
+        threads_range,
         poll_us_range,
         submission_chunk_range,
         channel_requests_range,
         channel_memory_mib_range,
     ] = [
+        THREADS,
         POLL_US,
         SUBMISSION_CHUNK,
         CHANNEL_REQUESTS,
@@ -99,6 +103,10 @@ fn render(placement: Placement, pool: &str) -> String {
 placement = \"{placement}\"
 
 [data]
+# Data threads of each pool of files ({threads_range}), in the placement \"fused\". Volumes are spread over the threads; one volume stays on one.
+threads = {threads}
+# CPUs that the threads are bound to, in turn.
+#cpus = [0, 1]
 # An idle data thread polls for up to this many microseconds before it sleeps ({poll_us_range}). It polls only while polling has recently
 # shortened waits.
 poll_us = {poll_us}

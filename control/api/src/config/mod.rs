@@ -28,6 +28,10 @@ use section::Section;
 
 /// Name of the pool of a fresh node.
 pub const DEFAULT_POOL: &str = "default";
+/// Legal `data.threads`: a thread has an arena for each of its channels, and a copy of the catalogue.
+pub const THREADS: RangeInclusive<u32> = 1..=16;
+/// Legal numbers in `data.cpus`: what a CPU set of the C library holds.
+pub const CPU: RangeInclusive<u32> = 0..=1023;
 /// Legal `data.poll_us`. More than a millisecond of spinning only burns a core.
 pub const POLL_US: RangeInclusive<u32> = 0..=1000;
 /// Legal `data.submission_chunk`.
@@ -81,8 +85,12 @@ impl FromStr for Placement {
 }
 
 /// Knobs of the data path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPath {
+    /// Data threads of each pool of files, in the fused placement: each serves some of the volumes. Any other process has one.
+    pub threads: u32,
+    /// CPUs that data threads are bound to, in turn; none: to no CPU.
+    pub cpus: Vec<u32>,
     /// Microseconds that an idle data thread polls before it sleeps, at most: where that has paid.
     pub poll_us: u32,
     /// Requests handed to the kernel at once: a whole kick at once makes device and server take turns.
@@ -96,6 +104,8 @@ pub struct DataPath {
 impl Default for DataPath {
     fn default() -> Self {
         DataPath {
+            threads: 1,
+            cpus: Vec::new(),
             poll_us: 50,
             submission_chunk: 8,
             channel_requests: 1024,
@@ -208,6 +218,16 @@ impl Config {
                 ),
             ));
         }
+        if data.threads > 1 && placement == Placement::Split {
+            return Err(Error::new(
+                ErrorCode::Invalid,
+                format!(
+                    "data.threads = {} needs placement = \"{}\": in \"{placement}\" each process has one data thread",
+                    data.threads,
+                    Placement::Fused
+                ),
+            ));
+        }
         let mut pools = BTreeMap::new();
         if let Some(section) = top.subsection("pool")? {
             for (name, section) in section.into_sections()? {
@@ -304,6 +324,10 @@ impl PoolConfig {
 fn data_path(mut section: Section) -> Result<DataPath, Error> {
     let standard = DataPath::default();
     let data = DataPath {
+        threads: section
+            .integer("threads", THREADS)?
+            .unwrap_or(standard.threads),
+        cpus: section.integers("cpus", CPU)?.unwrap_or(standard.cpus),
         poll_us: section
             .integer("poll_us", POLL_US)?
             .unwrap_or(standard.poll_us),
@@ -330,6 +354,8 @@ fn data_path(mut section: Section) -> Result<DataPath, Error> {
         ));
     }
     section.finish(&[
+        "threads",
+        "cpus",
         "poll_us",
         "submission_chunk",
         "channel_requests",

@@ -80,6 +80,31 @@ impl Section {
         }
     }
 
+    /// Reads a list of numbers.
+    pub(super) fn integers(
+        &mut self,
+        key: &str,
+        range: RangeInclusive<u32>,
+    ) -> Result<Option<Vec<u32>>, Error> {
+        let Some(value) = self.table.remove(key) else {
+            return Ok(None);
+        };
+        let number = |value: &Value| {
+            let number = u32::try_from(value.as_integer()?).ok()?;
+            range.contains(&number).then_some(number)
+        };
+        let list = value.as_array();
+        let numbers = list.and_then(|list| list.iter().map(number).collect());
+        numbers.map(Some).ok_or_else(|| {
+            let expected = format!(
+                "a list of numbers from {} to {}",
+                range.start(),
+                range.end()
+            );
+            self.invalid_value(key, &value.to_string(), &expected)
+        })
+    }
+
     /// Reads a user or a group: a name, or an id other than 0 and `u32::MAX`.
     pub(super) fn account(&mut self, key: &str) -> Result<Option<Account>, Error> {
         let expected = "a name, or a number from 1 to 4294967294";

@@ -47,8 +47,20 @@ fn each_bad_key_and_value_is_named_with_its_legal_range() {
             "data.channel_requests = 100 is not legal: a power of two from 16 to 4096",
         ),
         (
+            "[data]\nthreads = 17",
+            "data.threads = 17 is not legal: a number from 1 to 16",
+        ),
+        (
+            "placement = \"split\"\n[data]\nthreads = 2",
+            "data.threads = 2 needs placement = \"fused\": in \"split\" each process has one data thread",
+        ),
+        (
+            "[data]\ncpus = [0, 1024]",
+            "data.cpus = [0, 1024] is not legal: a list of numbers from 0 to 1023",
+        ),
+        (
             "[data]\nspeed = 1",
-            "unknown key data.speed = 1; legal keys: poll_us, submission_chunk, channel_requests, channel_memory_mib",
+            "unknown key data.speed = 1; legal keys: threads, cpus, poll_us, submission_chunk, channel_requests, channel_memory_mib",
         ),
         (
             "[endpoint]\nuser = \"a\"",

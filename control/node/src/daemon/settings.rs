@@ -27,6 +27,8 @@ pub(crate) fn peer_settings(
         journals: paths.journals(),
         grants: paths.grants(),
         data: DataPathSettings {
+            threads: config.data.threads,
+            cpus: config.data.cpus.clone(),
             poll_us: config.data.poll_us,
             submission_chunk: config.data.submission_chunk,
             channel_requests: config.data.channel_requests,

@@ -36,7 +36,6 @@ use std::rc::Rc;
 
 use archipelago_protocol::{ErrorCode, Lineage};
 
-use crate::config::Sharing;
 use crate::failure::{Failure, Outcome};
 use crate::pool::Pool;
 use crate::task::{Guard, Lock};
@@ -295,12 +294,9 @@ impl Catalogue {
 
     fn ends(&self, names: &Names) -> Vec<Change> {
         let own = self.pool.config.owner;
-        let has_ended = |id: u128| match &self.pool.config.sharing {
-            Sharing::Alone => true,
-            Sharing::Shared { ended } => ended.contains(&id),
-        };
+        let sharing = &self.pool.config.sharing;
         let others = names.incarnations().others(own).map(|other| other.id);
-        let ended: Vec<u128> = others.filter(|id| has_ended(*id)).collect();
+        let ended: Vec<u128> = others.filter(|id| sharing.has_ended(*id)).collect();
         let ends = ended.iter().map(|incarnation| Change::End {
             incarnation: *incarnation,
             how: End::Fenced,

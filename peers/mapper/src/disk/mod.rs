@@ -293,10 +293,15 @@ impl Disk {
         let failed_before = self.failed_pool_syncs.get();
         let synced = self.simple(ObjectOp::SyncPool, id).await;
         if synced.is_err() {
-            self.failed_pool_syncs.set(self.failed_pool_syncs.get() + 1);
+            self.note_failed_pool_sync();
         }
         synced.map(drop).map_err(final_sync)?;
         self.trust_sync(id, failed_before)
+    }
+
+    /// A sync of the pool has failed: those that were begun before are not trusted.
+    pub(crate) fn note_failed_pool_sync(&self) {
+        self.failed_pool_syncs.set(self.failed_pool_syncs.get() + 1);
     }
 
     /// Checks a sync of `id` that succeeded: not if a sync of the pool has failed since it was begun, when so many had. That

@@ -36,7 +36,7 @@ use crate::effect::{ClientId, Effect, EffectId};
 use crate::mapper::Mapper;
 
 use channel::Channel;
-use objects::ObjectRequests;
+use objects::{Answered, ObjectRequests};
 pub use rights::Rights;
 
 /// Requests of one channel accepted in one turn.
@@ -59,6 +59,8 @@ struct PortCounters {
 pub struct MapperPeer<P = xseg::Server, C = xseg::Client> {
     mapper: Mapper,
     objects: ObjectRequests<C>,
+    /// To the blocker that has the catalogue's objects, if that is another one.
+    catalogue: Option<ObjectRequests<C>>,
     channels: Vec<Channel<P>>,
     /// Index of the channel whose turn is first.
     first: usize,
@@ -81,6 +83,7 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
         MapperPeer {
             mapper,
             objects,
+            catalogue: None,
             channels: Vec::new(),
             first: 0,
             next_client: 1,
@@ -90,6 +93,14 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
             replies: VecDeque::new(),
             counters: PortCounters::default(),
         }
+    }
+
+    /// Has the catalogue's objects behind `blocker`: where several mappers share them, one blocker knows where their log ends and what
+    /// of them is not durable.
+    #[must_use]
+    pub fn with_catalogue_at(mut self, blocker: C) -> Self {
+        self.catalogue = Some(ObjectRequests::new(blocker));
+        self
     }
 
     /// Serves `port` from the next poll on, within `rights`.
@@ -155,13 +166,28 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
         self.objects.port_mut()
     }
 
+    /// The port to the blocker that has the catalogue's objects, if that is another one.
+    pub fn catalogue_blocker(&self) -> Option<&C> {
+        self.catalogue.as_ref().map(ObjectRequests::port)
+    }
+
+    /// The same, for its connection.
+    pub fn catalogue_blocker_mut(&mut self) -> Option<&mut C> {
+        self.catalogue.as_mut().map(ObjectRequests::port_mut)
+    }
+
+    /// As [`Mapper::pool_sync_failed`].
+    pub fn pool_sync_failed(&mut self) {
+        self.mapper.pool_sync_failed();
+    }
+
     /// Whether nothing is under way, and every reply was fetched.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.asked == 0
             && self.replies.is_empty()
             && self.mapper.is_idle()
-            && self.objects.is_idle()
+            && self.object_requests().all(ObjectRequests::is_idle)
             && self.channels.iter().all(Channel::is_idle)
     }
 
@@ -240,19 +266,31 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
         progress
     }
 
+    fn object_requests(&self) -> impl Iterator<Item = &ObjectRequests<C>> {
+        std::iter::once(&self.objects).chain(&self.catalogue)
+    }
+
+    fn object_requests_mut(&mut self) -> impl Iterator<Item = &mut ObjectRequests<C>> {
+        std::iter::once(&mut self.objects).chain(&mut self.catalogue)
+    }
+
+    /// The port that an object request goes to.
+    fn objects_for(&mut self, request: &ObjectRequest) -> &mut ObjectRequests<C> {
+        let of_catalogue = request.id.lineage == Lineage::CATALOGUE && !request.op.is_about_pool();
+        match &mut self.catalogue {
+            Some(catalogue) if of_catalogue => catalogue,
+            _ => &mut self.objects,
+        }
+    }
+
     fn take_object_replies(&mut self) -> Progress {
         let mut progress = Progress::Idle;
-        while let Some(answered) = self.objects.next() {
-            progress = Progress::Busy;
-            if answered.id == CAPABILITIES {
-                if answered.reply.result.is_ok() {
-                    let bits = answered.reply.values[0];
-                    self.mapper.set_capabilities(Capabilities::from_bits(bits));
-                }
-                continue;
+        let mapper = &mut self.mapper;
+        for objects in std::iter::once(&mut self.objects).chain(&mut self.catalogue) {
+            while let Some(answered) = objects.next() {
+                progress = Progress::Busy;
+                take_answered(mapper, answered);
             }
-            self.mapper
-                .object_done(answered.id, answered.reply, answered.data);
         }
         progress
     }
@@ -264,7 +302,7 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
             match effect {
                 Effect::Object { id, request, data } => {
                     self.counters.object_requests += 1;
-                    self.objects.push(id, request, data);
+                    self.objects_for(&request).push(id, request, data);
                 }
                 Effect::MapReply { client, tag, reply } => self.reply(client, tag, reply),
                 Effect::CatalogueReply { tag, reply } => {
@@ -283,6 +321,16 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
     }
 }
 
+fn take_answered(mapper: &mut Mapper, answered: Answered) {
+    let Answered { id, reply, data } = answered;
+    if id != CAPABILITIES {
+        mapper.object_done(id, reply, data);
+    } else if reply.result.is_ok() {
+        let capabilities = Capabilities::from_bits(reply.values[0]);
+        mapper.set_capabilities(capabilities);
+    }
+}
+
 impl<P: ServerPort, C: ClientPort> Peer for MapperPeer<P, C> {
     fn name(&self) -> &str {
         "mapper"
@@ -294,8 +342,10 @@ impl<P: ServerPort, C: ClientPort> Peer for MapperPeer<P, C> {
             .or(self.forget_ended())
             .or(self.take_object_replies())
             .or(self.carry_out());
-        if self.objects.send() {
-            progress = Progress::Busy;
+        for objects in self.object_requests_mut() {
+            if objects.send() {
+                progress = Progress::Busy;
+            }
         }
         for channel in &mut self.channels {
             channel.publish();
@@ -305,14 +355,19 @@ impl<P: ServerPort, C: ClientPort> Peer for MapperPeer<P, C> {
 
     fn prepare_sleep(&mut self) -> bool {
         // Every port is asked, so that `wake` takes back what was announced and nothing else.
-        let quiet = self.objects.port_mut().prepare_sleep();
+        let mut quiet = true;
+        for objects in self.object_requests_mut() {
+            quiet &= objects.port_mut().prepare_sleep();
+        }
         self.channels.iter_mut().fold(quiet, |quiet, channel| {
             channel.port_mut().prepare_sleep() && quiet
         })
     }
 
     fn wake(&mut self) {
-        self.objects.port_mut().wake();
+        for objects in self.object_requests_mut() {
+            objects.port_mut().wake();
+        }
         for channel in &mut self.channels {
             channel.port_mut().wake();
         }

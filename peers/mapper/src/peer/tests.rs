@@ -90,3 +90,33 @@ fn a_channel_is_idle_when_it_is_closed_and_all_is_answered() {
     }
     assert!(peer.channel_idle(id));
 }
+
+#[test]
+fn the_catalogues_objects_are_behind_a_port_of_their_own_if_there_is_one() {
+    let (peer, mut blocker) = peer();
+    let (client, mut catalogue) = channel(64, 1 << 20).unwrap();
+    let mut peer = peer.with_catalogue_at(client);
+    peer.mapper.start();
+    peer.poll();
+    let entry = catalogue.accept().expect("the head is looked for there");
+    let request = HandleRequest::decode(&entry);
+    let Some(Ok(HandleRequest::Open { object, .. })) = request else {
+        panic!("{request:?}");
+    };
+    assert_eq!(object.id, ObjectId::head(Lineage::CATALOGUE));
+    let entry = blocker.accept().expect("the backend is asked what it does");
+    let request = ObjectRequest::decode(&entry, |_, _| Err(ErrorCode::NotOpen)).unwrap();
+    assert_eq!(request.op, ObjectOp::Capabilities);
+    assert!(blocker.accept().is_none() && !peer.is_idle());
+    for (op, lineage, of_catalogue) in [
+        (ObjectOp::Append, Lineage::CATALOGUE, true),
+        (ObjectOp::Append, Lineage(1), false),
+        (ObjectOp::SyncPool, Lineage::CATALOGUE, false),
+    ] {
+        let id = ObjectId::log(lineage, 1);
+        let request = ObjectRequest::new(op, id);
+        let chosen = std::ptr::from_ref(peer.objects_for(&request));
+        let other = peer.catalogue.as_ref().map(std::ptr::from_ref);
+        assert_eq!(Some(chosen) == other, of_catalogue, "{op:?} of {lineage}");
+    }
+}

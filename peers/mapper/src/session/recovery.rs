@@ -32,6 +32,7 @@ pub(super) async fn recover(
     // own sync succeeds before that.
     let journal = pool.journals.load(lineage)?;
     let synced = parts.sync_pool().await;
+    pool.journals.confirm_suspected(lineage);
     // Reported now, whosever sync it was that failed.
     let lost = pool.journals.see_lost(lineage);
     synced?;

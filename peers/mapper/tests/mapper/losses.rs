@@ -1,6 +1,7 @@
 //! A sync that fails while a volume has no writer: what the last one had not flushed may be lost, and that is reported to
 //! the next one, once, also if others have seen it before.
 
+use archipelago_mapper::journal::JournalStore;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::map::{FLAG_DROP, MapOp, MapRequest};
 use archipelago_protocol::object::ObjectOp;
@@ -185,5 +186,59 @@ fn a_reader_of_what_has_no_room_to_end_is_no_writer() {
         fail_sync(&mut rig);
         rig.op(MapOp::Close, reader, 0).result.unwrap();
         is_reported_once(&mut rig, own, &format!("{death:?}"));
+    }
+}
+
+#[test]
+fn a_sync_that_failed_for_another_mapper_of_the_process_is_everybodys() {
+    let mut rig = Rig::new(small());
+    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+    let handle = rig.open(own, true);
+    rig.write(own, handle, 1, 1);
+    rig.flush(handle).unwrap();
+    rig.write(own, handle, 2, 2);
+    // A sync of the pool of its own that is under way is not trusted.
+    rig.stalled = true;
+    let closed = rig.send(MapRequest::new(MapOp::Close, handle));
+    rig.mapper.pool_sync_failed();
+    rig.stalled = false;
+    rig.run();
+    let closed = rig.reply(closed).unwrap().result;
+    assert_eq!(closed, Err(ErrorCode::SyncFailed));
+    for death in DEATHS {
+        for is_voided in [false, true] {
+            let (mut rig, own) = died(death);
+            if is_voided {
+                // By the other mapper, which has been faster.
+                rig.journals.remove(own);
+            }
+            rig.mapper.pool_sync_failed();
+            let context = format!("{death:?}, voided: {is_voided}");
+            is_reported_once(&mut rig, own, &context);
+        }
+    }
+}
+
+#[test]
+fn a_volume_that_was_closed_has_lost_nothing_to_the_sync_of_another_mapper() {
+    for death in DEATHS {
+        let mut rig = Rig::new(small());
+        let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+        let handle = rig.open(own, true);
+        rig.write(own, handle, 1, 1);
+        rig.close(handle);
+        rig.mapper.pool_sync_failed();
+        let handle = rig.open(own, true);
+        rig.write(own, handle, 2, 2);
+        match death {
+            Death::Client => {
+                rig.replace_client();
+            }
+            // What this one suspects ends with it.
+            Death::Mapper => rig.restart(),
+        }
+        let handle = rig.open(own, true);
+        let found = (rig.read(handle, 1), rig.read(handle, 2));
+        assert_eq!(found, (1, 2), "{death:?}");
     }
 }

@@ -25,7 +25,7 @@ impl Nodes {
             starts: 0,
         };
         for _ in 0..count {
-            let rig = nodes.started(nodes.rigs.len(), Vec::new());
+            let rig = nodes.started(nodes.rigs.len(), Sharing::Shared { ended: Vec::new() });
             nodes.rigs.push(rig);
         }
         nodes
@@ -45,12 +45,23 @@ impl Nodes {
         (nodes, own, handle)
     }
 
-    fn started(&mut self, index: usize, ended: Vec<u128>) -> Rig {
+    /// Two mappers of one process, in place of all that there were.
+    fn two_threads(mut self) -> Self {
+        let numbers = [self.starts + 1, self.starts + 2];
+        self.rigs.clear();
+        for (index, sibling) in numbers.into_iter().rev().enumerate() {
+            let rig = self.started(index, Sharing::Siblings(vec![sibling]));
+            self.rigs.push(rig);
+        }
+        self
+    }
+
+    fn started(&mut self, index: usize, sharing: Sharing) -> Rig {
         self.starts += 1;
         let config = MapperConfig {
             owner: self.starts,
             node: format!("node{index}"),
-            sharing: Sharing::Shared { ended },
+            sharing,
             ..small()
         };
         let journals = MemoryJournals::new(config.pending_max);
@@ -63,7 +74,8 @@ impl Nodes {
     /// Node `index` is stopped by force and starts again.
     fn restart(&mut self, index: usize) {
         let before = self.rigs[index].config.owner;
-        self.rigs[index] = self.started(index, vec![before]);
+        let ended = vec![before];
+        self.rigs[index] = self.started(index, Sharing::Shared { ended });
     }
 
     /// Has node `index` do something.
@@ -407,4 +419,33 @@ fn a_node_that_stops_is_gone_and_what_it_had_is_free() {
         ErrorCode::NotFound
     );
     assert!(!nodes.pool.holds(import));
+}
+
+#[test]
+fn mappers_of_one_process_take_nothing_from_each_other_and_all_from_an_earlier_one() {
+    let mut threads = Nodes::new(0).two_threads();
+    let volume = threads.on(0, |rig| rig.create("v", 1 << 20, ObjectSize::MIN));
+    let session = threads.on(0, |rig| rig.open(volume, true));
+    threads.on(0, |rig| {
+        rig.write(volume, session, 1, 1);
+        rig.flush(session).unwrap();
+    });
+    let import = threads.on(1, |rig| rig.import("import"));
+    for thread in [0, 1] {
+        let seen = threads.on(thread, |rig| rig.entry(lookup("import")).lineage);
+        assert_eq!(seen, import, "thread {thread}");
+        assert_eq!(threads.on(thread, names), ["v"], "thread {thread}");
+    }
+    let refused = threads.on(1, |rig| rig.ask(MapRequest::open(volume, true)).result);
+    assert_eq!(refused, Err(ErrorCode::InUse));
+    let refused = threads.on(1, |rig| refusal(rig, remove("v")).0);
+    assert_eq!(refused, ErrorCode::InUse);
+    // The process is killed, and has a successor.
+    let mut threads = threads.two_threads();
+    let session = threads.on(1, |rig| rig.open(volume, true));
+    assert_eq!(threads.on(1, |rig| rig.read(session, 1)), 1);
+    for thread in [0, 1] {
+        let ended = threads.on(thread, |rig| refusal(rig, lookup("import")).0);
+        assert_eq!(ended, ErrorCode::NotFound, "thread {thread}");
+    }
 }

@@ -1,0 +1,156 @@
+//! How a pool is opened: once for a process, whose data threads have a backend each.
+//!
+//! Invariants
+//! - The pool's lock is one open file, which each backend's ring keeps: it is released when the last ring has ended.
+//! - What was found when the pool was opened, and the reserve, are the same for all backends.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use archipelago_protocol::control::PoolAccess;
+use archipelago_protocol::{Error, ErrorCode};
+use archipelago_runtime::{Clock, Source};
+
+use crate::access::{self, Access, Found};
+use crate::errors::code_of;
+use crate::layout::Layout;
+use crate::owner::{self, Claimant, Owner};
+use crate::reserve::Reserve;
+use crate::siblings::{Sibling, Siblings};
+use crate::{lock, pool};
+
+/// How a pool is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The pool's directory.
+    pub directory: PathBuf,
+    /// Whether to use `O_DIRECT` where the file system takes it.
+    pub direct: bool,
+    /// Whether to set room aside for metadata; what was set aside before is used all the same.
+    pub reserve: bool,
+    /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
+    pub lock_timeout: Duration,
+    /// Who opens it.
+    pub claimant: Claimant,
+    /// How many backends the process will have for the pool: at least 1.
+    pub backends: usize,
+}
+
+/// A pool that this process has open, for one more backend.
+#[derive(Debug, Clone)]
+pub struct JoinedPool {
+    layout: Layout,
+    lock: Arc<File>,
+    found: Found,
+    /// What a predecessor wrote is durable.
+    is_synced: bool,
+    reserve: Arc<Reserve>,
+    siblings: Arc<Siblings>,
+    backends: usize,
+}
+
+fn of_pool(what: &str, directory: &Path, error: &io::Error) -> Error {
+    let text = format!("{what} for pool `{}`: {error}", directory.display());
+    Error::new(code_of(error), text)
+}
+
+/// The pool's reserve, which grows now if it is wanted.
+fn open_reserve(layout: &Layout, wanted: bool) -> Result<Arc<Reserve>, Error> {
+    let reserve = Reserve::open(layout);
+    let reserve =
+        reserve.map_err(|error| of_pool("open the reserve", layout.directory(), &error))?;
+    if wanted {
+        reserve.grow();
+        reserve.report_start();
+    }
+    Ok(Arc::new(reserve))
+}
+
+impl JoinedPool {
+    /// Opens the pool for this process, whose first backend is on the ring of `source`.
+    pub(crate) fn open(
+        options: &Options,
+        source: &Source,
+        clock: &dyn Clock,
+    ) -> Result<(JoinedPool, Option<Owner>), Error> {
+        let layout = Layout::new(&options.directory);
+        pool::check_marker(&layout)?;
+        let lock = lock::take(&layout, clock, clock.now() + options.lock_timeout)?;
+        // Before anything is done on the ring.
+        keep_lock(&lock, source, &options.directory)?;
+        let owner = owner::claim(&layout, &options.claimant, clock)?;
+        let found = match options.direct {
+            true => access::find(&layout, source)?,
+            false => access::configured_cached(),
+        };
+        let synced = File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
+        if let Err(error) = &synced {
+            let error = of_pool("sync the file system", &options.directory, error);
+            tracing::error!("{}: what was not flushed may be lost", error.message);
+        }
+        let joined = JoinedPool {
+            reserve: open_reserve(&layout, options.reserve)?,
+            lock: Arc::new(lock),
+            found,
+            is_synced: synced.is_ok(),
+            siblings: Siblings::new(options.backends.max(1)),
+            backends: options.backends.max(1),
+            layout,
+        };
+        Ok((joined, owner))
+    }
+
+    /// The place of a backend on the ring of `source`, which keeps the pool's lock.
+    pub(crate) fn enter(&self, source: &Source) -> Result<Sibling, Error> {
+        keep_lock(&self.lock, source, self.layout.directory())?;
+        self.siblings.join().ok_or_else(|| {
+            let text = format!(
+                "pool `{}` was opened for {} backends",
+                self.layout.directory().display(),
+                self.backends
+            );
+            Error::new(ErrorCode::Internal, text)
+        })
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.found.access
+    }
+
+    /// How its files are accessed, with the reason.
+    pub(crate) fn report(&self) -> PoolAccess {
+        self.found.report.clone()
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        self.is_synced
+    }
+
+    pub(crate) fn reserve(&self) -> &Arc<Reserve> {
+        &self.reserve
+    }
+
+    pub(crate) fn backends(&self) -> usize {
+        self.backends
+    }
+}
+
+/// Has the lock outlive this process until the kernel has finished all that the ring of `source` has.
+fn keep_lock(lock: &File, source: &Source, directory: &Path) -> Result<(), Error> {
+    let same = lock
+        .try_clone()
+        .map_err(|error| of_pool("keep the lock", directory, &error))?;
+    source.keep_until_ring_ends(same.into()).map_err(|error| {
+        let hint = error.hint();
+        let what = format!("keep the lock by io_uring: {error}: {}", error.cause());
+        let text = format!("pool `{}`: {what}", directory.display());
+        Error::new(code_of(error.cause()), text).with_hint(hint)
+    })
+}
