@@ -132,8 +132,13 @@ impl Queue {
         self.setup.addresses = Some(addresses);
     }
 
+    /// Sets the eventfd that interrupts the guest. One that a running ring gets is signalled: what was completed before may have
+    /// interrupted nobody.
     pub(crate) fn set_call(&mut self, call: Option<File>) {
         self.setup.call = call;
+        if self.ring.runs() {
+            self.interrupt();
+        }
     }
 
     pub(crate) fn set_error(&mut self, error: Option<File>) {
@@ -205,7 +210,16 @@ impl Queue {
         }
         self.slots.resize(size);
         self.ring.begin(taken, used);
+        // A predecessor may have died between showing a completion and its interrupt. The guest still waits for that one, and its threshold
+        // suppresses those of later completions. An interrupt too many is harmless.
+        self.interrupt();
         self.again.len()
+    }
+
+    fn interrupt(&self) {
+        if let Some(call) = &self.setup.call {
+            signal(call);
+        }
     }
 }
 

@@ -123,6 +123,13 @@ fn progress(guests: &[Guest]) -> Result<Vec<(u64, u64)>> {
     })
 }
 
+/// What the guest and the node say of a guest that does not go on: requests in flight, and the counters of its endpoint.
+fn seen(node: &Node, guest: &Guest) -> String {
+    let of_guest =
+        guest.run("cat /tmp/verifier/progress /sys/block/vda/inflight; dmesg | tail -n 5");
+    format!("the guest: {of_guest:?}; the node: {:?}", node.status())
+}
+
 /// The pool's file system. Emulated guests take minutes to fill all of it, so most of it is taken unless a time is asked for.
 fn small_pool(kind: Kind, space: u64) -> Result<Option<GrowingPool>> {
     let pool = GrowingPool::new(kind)?;
@@ -170,11 +177,9 @@ fn five_guests_wait(kind: Kind, placement: &str) -> Result<()> {
     println!("{kind}: no guest waits {took:?} after the file system was grown");
     let files = each(&guests, |index, guest| {
         let (files, rounds) = before[index];
-        guest.run(&format!(
-            "await_files {} && await_verifier {}",
-            files + 2,
-            rounds + 2
-        ))?;
+        let goes_on = format!("await_files {} && await_verifier {}", files + 2, rounds + 2);
+        let went_on = guest.run(&goes_on);
+        went_on.with_context(|| seen(&node, guest))?;
         guest.run("end_verifier && end_files")
     })?;
     each(&guests, |index, guest| {

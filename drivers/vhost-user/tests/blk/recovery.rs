@@ -60,6 +60,32 @@ fn requests_of_a_dead_endpoint_are_done_by_its_successor_once_each() {
 }
 
 #[test]
+fn a_guest_whose_interrupt_was_lost_gets_one_when_its_ring_starts_again() {
+    let first = Host::new();
+    let mut guest = FrontEnd::connect(&first.socket);
+    guest.start();
+    guest.submit(0, 1, 0, 512, 0);
+    assert_eq!(guest.used().0, 0);
+    eventually("the interrupt", || first.status().calls == 1);
+    first.die();
+    // As if it had died before the interrupt.
+    while guest.call.read().is_ok() {}
+    let second = Host::new();
+    guest.reconnect(&second.socket);
+    guest.negotiate();
+    guest.add_memory();
+    guest.start_ring(1, None);
+    eventually("an interrupt", || guest.call.read().is_ok());
+    // A front end may give the eventfd of the guest after the start.
+    assert_eq!(
+        guest.ask(13, &words(&[0]), &[guest.call.as_raw_fd()]),
+        Some(0)
+    );
+    eventually("another one", || guest.call.read().is_ok());
+    assert_eq!(second.status().calls, 0, "nothing was completed");
+}
+
+#[test]
 fn completions_come_in_any_order() {
     let host = Host::new();
     let mut guest = FrontEnd::connect(&host.socket);

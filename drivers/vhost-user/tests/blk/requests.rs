@@ -220,6 +220,7 @@ fn a_volume_for_which_there_is_no_slot_is_waited_for_and_not_reported() {
 fn a_ring_without_interrupts_is_not_interrupted() {
     let host = Host::new();
     let mut guest = start(&host);
+    eventually("that of the start", || guest.call.read().is_ok());
     guest
         .memory
         .write(crate::front_end::AVAIL, &[1, 0])
