@@ -2,7 +2,8 @@
 //! ends. Layout: `docs/map-format.md`, "Logs".
 //!
 //! Invariants
-//! - Every sector of a log is whole from the beginning: blank ones are written when the log is made.
+//! - Every sector of a log is whole from the beginning: blank ones are written when the log is made. In a pool whose completed writes
+//!   are durable, its reader takes zeros for blank ones.
 //! - A torn append leaves each of its sectors as it was or as it should be: whole either way. So a sector that is not
 //!   whole is damage, wherever it stands and whatever it held.
 //! - Whatever a guest wrote stands behind a sector's header, which it cannot choose.

@@ -2,7 +2,7 @@
 //!
 //! | op | asks | answer: result; flags; values |
 //! |---|---|---|
-//! | [`MapOp::Open`] | session on a lineage | handle; 0; size, object size log2 |
+//! | [`MapOp::Open`] | session on a lineage | handle; 0 or [`FLAG_DURABLE_POOL`]; size, object size log2 |
 //! | [`MapOp::Close`] | give it back, everything flushed before | 0 |
 //! | [`MapOp::Locate`] | where `len` bytes at `offset` live, or shall be written | bytes of the run; a [`Placement`]; epoch, lineage index |
 //! | [`MapOp::Lineage`] | which lineage an index stands for | 0; -; high and low word |
@@ -26,7 +26,8 @@
 //!   moment between request and answer.
 //! - Presence that is not covered by a cut is never logged by that cut's commit: data is synced before it is logged.
 //! - A commit either follows a sync of everything that was dirty and says [`FLAG_HOME`], or it carries a copy of every
-//!   block that was written since the commit or snapshot before it ([`crate::journaled`]).
+//!   block that was written since the commit or snapshot before it ([`crate::journaled`]), or comes from a pool whose completed
+//!   writes are durable ([`FLAG_DURABLE_POOL`]): there is nothing to sync then, and nothing to carry.
 
 use xseg::Submission;
 
@@ -93,6 +94,8 @@ pub const FLAG_HOME: u8 = 2;
 pub const FLAG_DROP: u8 = 4;
 /// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
 pub const FLAG_FLUSH_REQUESTED: u32 = 1 << 8;
+/// Flag in an answer to an open: each completed write to the pool is durable.
+pub const FLAG_DURABLE_POOL: u32 = 1 << 9;
 // Retired in an answer to an open: 1, the last session did not end cleanly.
 /// Longest [`MapOp::Locate`] and [`MapOp::Written`]: one object.
 pub const LOCATE_LEN_MAX: u64 = 32 << 20;
@@ -240,6 +243,12 @@ impl MapReply {
     #[must_use]
     pub fn placement(&self) -> Option<Placement> {
         Placement::from_bits(self.flags)
+    }
+
+    /// Whether the answer to an open says that each completed write to the pool is durable.
+    #[must_use]
+    pub fn pool_is_durable(&self) -> bool {
+        self.flags & FLAG_DURABLE_POOL != 0
     }
 
     /// The object size in the answer to an open.

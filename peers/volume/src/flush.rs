@@ -10,6 +10,9 @@
 //!
 //! The sync of a snapshot takes the place of a round and has neither cut nor commit.
 //!
+//! Where completed writes are durable, they dirty nothing and leave no copies. So a round has a cut and a commit if there is
+//! something new to the map, and sends nothing otherwise.
+//!
 //! | round | sends | the answer leads to |
 //! |---|---|---|
 //! | Idle | | |
@@ -25,6 +28,7 @@
 //! - Whether a round journals is decided after the cut was answered: each write that the cut covers has a copy by then, or
 //!   makes the round write back. So do a close, the mapper's request for a round, and a missing area.
 //! - Nothing is sent when nothing is dirty and nothing is new to the map; if only data is dirty, the mapper is spared.
+//! - Whether completed writes are durable is known before the first write: the answer to the open says it.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::{FLAG_FLUSH_REQUESTED, FLAG_HOME, MapOp, MapReply, MapRequest};
@@ -122,6 +126,8 @@ pub(crate) enum FlushEvent {
 /// The flush side of a volume.
 #[derive(Debug, Default)]
 pub(crate) struct Flush {
+    /// Completed writes are durable.
+    durable: bool,
     /// Dirtied by completed writes.
     dirty: Dirty,
     /// Copies of what was written since the last round.
@@ -140,13 +146,27 @@ pub(crate) struct Flush {
 }
 
 impl Flush {
-    /// The copies of first writes: room for one is reserved before its write is sent.
+    /// A session has begun, on a pool whose completed writes are durable or not.
+    pub(crate) fn set_durable(&mut self, durable: bool) {
+        self.durable = durable;
+    }
+
+    /// The copies that first writes leave: room for one is reserved before its write is sent. `None`: completed writes are durable.
+    pub(crate) fn copies_of_writes(&mut self) -> Option<&mut Copies> {
+        (!self.durable).then_some(&mut self.copies)
+    }
+
+    /// The copies of first writes, for what is not needed any more.
     pub(crate) fn copies(&mut self) -> &mut Copies {
         &mut self.copies
     }
 
     /// A write of `offset` at `place` has completed, with a copy or not.
     pub(crate) fn mark_dirty(&mut self, place: Place, offset: u64, copy: Option<Slots>) {
+        if self.durable {
+            debug_assert!(copy.is_none(), "nothing is copied where writes are durable");
+            return;
+        }
         match copy {
             Some(slots) => self.copies.complete(slots, offset, place.epoch),
             None => self.copies.lack_one(),
@@ -339,6 +359,7 @@ impl Flush {
         *self = Flush {
             dirty,
             copies: Copies::lost(),
+            durable: self.durable,
             metadata_dirty,
             unreported_loss: self.unreported_loss,
             ..Flush::default()
@@ -349,6 +370,7 @@ impl Flush {
     pub(crate) fn abandon(&mut self, areas: &mut Areas, unreported_loss: bool) {
         self.forget_round(areas, true);
         *self = Flush {
+            durable: self.durable,
             metadata_dirty: true,
             unreported_loss,
             ..Flush::default()

@@ -130,13 +130,13 @@ impl Pieces {
         self.submitter.send_to_map(t, in_flight, session)
     }
 
-    /// Sends the next request to the blocker.
+    /// Sends the next request to the blocker. `copies`: `None` if completed writes are durable.
     pub(crate) fn send_to_blocker<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
         in_flight: &mut InFlight,
         object_size: ObjectSize,
-        copies: &mut Copies,
+        copies: Option<&mut Copies>,
     ) -> Submitted {
         self.submitter
             .send_to_blocker(t, in_flight, object_size, copies, &self.exclusion)

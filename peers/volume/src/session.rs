@@ -83,6 +83,8 @@ pub(crate) enum SessionEvent {
         first: bool,
         size: u64,
         object_size: ObjectSize,
+        /// Completed writes are durable.
+        durable: bool,
     },
     /// The open was refused.
     OpenRefused(ErrorCode),
@@ -267,6 +269,7 @@ impl Session {
                     first,
                     size: reply.values[0],
                     object_size,
+                    durable: reply.pool_is_durable(),
                 }
             }
             (Session::Opening { attempt, .. }, Err(code)) => match (*attempt, code) {

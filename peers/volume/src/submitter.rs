@@ -7,7 +7,7 @@
 //! - A cell is acquired only when there is a credit, so a piece that holds one is in flight or next to be sent.
 
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapRequest};
-use archipelago_protocol::object::{Memory, ObjectId, ObjectOp, ObjectRequest};
+use archipelago_protocol::object::{FLAG_DURABLE, Memory, ObjectId, ObjectOp, ObjectRequest};
 use archipelago_protocol::{BLOCK_SIZE, ErrorCode, ObjectSize};
 use xseg::ClientPort;
 
@@ -85,13 +85,13 @@ impl Submitter {
     }
 
     /// Sends the next request to the blocker. First writes leave a copy in `copies`, unless `exclusion` says that another
-    /// write overlaps.
+    /// write overlaps. Without `copies`, completed writes are durable: no sync follows, so the writes say that they need none.
     pub(crate) fn send_to_blocker<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
         in_flight: &mut InFlight,
         object_size: ObjectSize,
-        copies: &mut Copies,
+        copies: Option<&mut Copies>,
         exclusion: &Exclusion,
     ) -> Submitted {
         let Some(p) = self.to_object.front() else {
@@ -115,7 +115,11 @@ impl Submitter {
                 return Submitted::Failed(p, code);
             }
         };
-        copy_first_write(t, p, copies, exclusion);
+        match copies {
+            Some(copies) => copy_first_write(t, p, copies, exclusion),
+            None if request.op == ObjectOp::Write => request.flags = FLAG_DURABLE,
+            None => {}
+        }
         let waiter = Waiter::Piece(p);
         if !t.ports.send_object(in_flight, waiter, handle, &request) {
             return Submitted::Nothing;

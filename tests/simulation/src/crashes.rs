@@ -46,6 +46,8 @@ impl Depth {
 pub struct Inspector {
     memory: MemoryPool,
     depth: Depth,
+    /// Completed writes are durable.
+    durable: bool,
     /// Images recovered and checked.
     pub images: u64,
 }
@@ -61,7 +63,23 @@ impl Inspector {
         Inspector {
             memory: MemoryPool::default(),
             depth,
+            durable: false,
             images: 0,
+        }
+    }
+
+    /// The same, of pools whose completed writes are durable.
+    #[must_use]
+    pub fn of_durable_pools(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    fn backend(&self, seed: u64) -> SimulatedBackend {
+        let backend = SimulatedBackend::new(seed);
+        match self.durable {
+            true => backend.durable(),
+            false => backend,
         }
     }
 
@@ -77,7 +95,7 @@ impl Inspector {
     /// # Errors
     /// What contradicts the promises.
     pub fn run(&mut self, seed: u64, plan: &[(Op, usize)]) -> Result<(), Trouble> {
-        let mut run = self.on_empty_pool(SimulatedBackend::new(seed), seed)?;
+        let mut run = self.on_empty_pool(self.backend(seed), seed)?;
         run.record();
         run.create();
         let mut random = Random::new(seed ^ 0x0c4a_54e5);
@@ -96,7 +114,7 @@ impl Inspector {
     /// # Errors
     /// What contradicts the promises.
     pub fn extend(&mut self, seed: u64, plan: &[(Op, usize)]) -> Result<bool, Trouble> {
-        let mut run = self.on_empty_pool(SimulatedBackend::new(seed), seed)?;
+        let mut run = self.on_empty_pool(self.backend(seed), seed)?;
         run.create();
         run.advance(usize::MAX, &mut nothing)?;
         let Some(((last, _), before)) = plan.split_last() else {
@@ -129,7 +147,7 @@ impl Inspector {
         call: u64,
         code: ErrorCode,
     ) -> Result<(), Trouble> {
-        let mut backend = SimulatedBackend::new(seed);
+        let mut backend = self.backend(seed);
         backend.fail_call(call, code);
         let mut run = match self.on_empty_pool(backend, seed) {
             Ok(run) => run,

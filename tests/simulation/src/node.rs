@@ -12,6 +12,7 @@ use std::rc::Rc;
 use archipelago_blocker::{BlockerPeer, ChannelId, Rights};
 use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::MapperPeer;
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::error::{Error, ErrorCode};
 use archipelago_protocol::ids::Lineage;
@@ -114,12 +115,13 @@ impl Arenas {
 }
 
 impl Node {
-    /// Starts both peers; requests of guests name `memory`.
+    /// Starts both peers on a backend with `capabilities`; requests of guests name `memory`.
     pub(crate) fn start(
         starts: &Starts,
         journals: MemoryJournals,
         memory: &Region,
         pool: &MemoryPool,
+        capabilities: Capabilities,
     ) -> Self {
         let mut arenas = Arenas {
             pool: pool.clone(),
@@ -132,7 +134,7 @@ impl Node {
         let guest = peer.fresh_region();
         peer.add_region(guest, memory.clone())
             .expect("the first region");
-        let (storage, sessions) = (Storage::default(), Sessions::default());
+        let (storage, sessions) = (Storage::new(capabilities), Sessions::default());
         let mut blocker = BlockerPeer::new(storage.clone());
         blocker.add_channel(object_server, Rights::Data);
         let (mapper_client, mapper_server) = arenas.channel(MAPPER_ARENA_LEN);

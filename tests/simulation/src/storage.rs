@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use archipelago_blocker::Backend;
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::object::{ObjectReply, ObjectRequest};
 use xseg::Span;
 
@@ -25,12 +26,21 @@ struct Calls {
 }
 
 /// A backend that the simulation stands behind. Clones are the same one.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Storage {
+    capabilities: Capabilities,
     calls: Rc<RefCell<Calls>>,
 }
 
 impl Storage {
+    /// One that does by itself what `capabilities` say.
+    pub(crate) fn new(capabilities: Capabilities) -> Self {
+        Storage {
+            capabilities,
+            calls: Rc::default(),
+        }
+    }
+
     /// The calls that were started since this was asked before, in their order.
     pub(crate) fn take_started(&self) -> Vec<BackendCall> {
         std::mem::take(&mut self.calls.borrow_mut().started)
@@ -45,6 +55,10 @@ impl Storage {
 impl Backend for Storage {
     fn name(&self) -> &str {
         "simulated"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
     }
 
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use archipelago_blocker::Backend as _;
 use archipelago_doubles::simulated::{Random, SimulatedBackend};
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::ids::{BLOCK_SIZE, Epoch, Lineage};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, Placement};
@@ -118,8 +119,10 @@ impl Wiring {
         let pool = memory.clone();
         let memory = pool.take(MEMORY_LEN);
         let starts = Starts::after(starts);
+        let capabilities = backend.capabilities();
+        let node = Node::start(&starts, journals, &memory, &pool, capabilities);
         Wiring {
-            nodes: vec![Node::start(&starts, journals, &memory, &pool)],
+            nodes: vec![node],
             starts,
             backend,
             oracle,
@@ -246,7 +249,9 @@ impl Wiring {
         self.doubtful.clear();
         self.oracle.crash(Crash::PowerCut);
         let journals = journal::journals();
-        let node = Node::start(&self.starts, journals, &self.memory, &self.pool);
+        let capabilities = self.backend.capabilities();
+        let (memory, pool) = (&self.memory, &self.pool);
+        let node = Node::start(&self.starts, journals, memory, pool, capabilities);
         self.nodes.push(node);
     }
 
@@ -339,6 +344,12 @@ impl Wiring {
         let ours = node == self.owner() && !self.fenced;
         if !ours && needs_fence(&request) {
             return self.refused.push((node, ticket));
+        }
+        let is_sync = matches!(request.op, ObjectOp::Sync | ObjectOp::SyncPool);
+        if is_sync && self.backend.capabilities().has(Capabilities::DURABLE) {
+            self.wrong = Some(format!(
+                "a pool that has nothing to sync is asked: {request:?}"
+            ));
         }
         self.next += 1;
         if ours && self.fail_next_sync && makes_durable(&request) {

@@ -29,6 +29,8 @@ mod tests {
     const IMAGES_MIN: u64 = if SMALL { 5_000 } else { 1_000_000 };
     /// Of these, from random runs at least.
     const RANDOM_MIN: u64 = if SMALL { 2_000 } else { 150_000 };
+    /// Images of a pool whose completed writes are durable, at least.
+    const DURABLE_MIN: u64 = if SMALL { 1_000 } else { 100_000 };
     /// Plans in which each of the first calls fails: at 40, a snapshot that lacked acknowledged writes was not found.
     const SEEDS_WITH_A_FAILURE: u64 = 400;
     /// Letters of the longest enumerated sequences.
@@ -207,16 +209,51 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_whose_writes_are_durable_keeps_the_promises_without_a_sync() {
+        let search = Search::default();
+        let only = variable("SEED");
+        let first = only.or(variable("FIRST_SEED")).unwrap_or(0);
+        let images_min = variable("IMAGES").unwrap_or(DURABLE_MIN);
+        search.share(|number| {
+            let seed = first + number as u64;
+            let mut inspector = Inspector::new(Depth::RANDOM).of_durable_pools();
+            let plan = plan::random(&mut Random::new(seed), 20);
+            let result = inspector.run(seed, &plan);
+            search.count(inspector.images);
+            if let Err(what) = result {
+                let test = "cargo test --release -p archipelago-simulation durable -- --nocapture";
+                search.fail(format!(
+                    "{what}\nplan: {plan:?}\nreplay: SEED={seed} {test}"
+                ));
+            }
+            only.is_none() && search.images.load(Ordering::Relaxed) < images_min
+        });
+        search.finish("durable pools");
+    }
+
+    #[test]
     fn a_failure_of_any_call_is_survived() {
+        fail_each_call(SEEDS_WITH_A_FAILURE, || Inspector::new(Depth::RANDOM));
+    }
+
+    #[test]
+    fn a_failure_of_any_call_to_a_durable_pool_is_survived() {
+        fail_each_call(SEEDS_WITH_A_FAILURE / 4, || {
+            Inspector::new(Depth::RANDOM).of_durable_pools()
+        });
+    }
+
+    /// Plans of so many seeds, in which each of the first calls fails.
+    fn fail_each_call(seeds: u64, inspector: impl Fn() -> Inspector) {
         let codes = [
             ErrorCode::Io,
             ErrorCode::SyncFailed,
             ErrorCode::NoSpace,
             ErrorCode::Unavailable,
         ];
-        let mut inspector = Inspector::new(Depth::RANDOM);
+        let mut inspector = inspector();
         let only = variable("SEED");
-        for seed in only.map_or(0..SEEDS_WITH_A_FAILURE, |only| only..only + 1) {
+        for seed in only.map_or(0..seeds, |only| only..only + 1) {
             // One failure at a time: two that meet are the matter of the random runs.
             let mut plan = plan::random(&mut Random::new(seed), 12);
             plan.retain(|(op, _)| {

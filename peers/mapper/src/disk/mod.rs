@@ -102,7 +102,7 @@ impl Disk {
     }
 
     /// Whether what was written is durable, so that there is nothing to sync.
-    fn is_durable(&self) -> bool {
+    pub(crate) fn is_durable(&self) -> bool {
         self.capabilities.get().has(Capabilities::DURABLE)
     }
 

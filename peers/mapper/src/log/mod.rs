@@ -4,6 +4,7 @@
 //! - Positions only grow; a batch at position `p` stands at `p` modulo the log's length and never wraps.
 //! - One batch in flight at a time. So a bad batch with a valid later one behind it is damage, not a torn tail.
 //! - Every sector is whole at any time, also of a torn append. So one that is not is damage ([`archipelago_protocol::log_sector`]).
+//! - Where completed writes are durable, nothing is written ahead: what was never appended reads as zeros, and counts as blank.
 //! - Nothing is appended over a position that the head still needs. What lies before it may be lost.
 //! - The catalogue's log has several writers, each with a generation of its own. An append that is not at the end of all others is
 //!   refused by the backend; so who has read to a position has read what everybody else has.
@@ -184,9 +185,13 @@ impl Log {
         Ok(())
     }
 
-    /// Writes a new log in full, durably.
+    /// Makes a new log, durably: writes it in full, so that no append needs room or changes its length. Where completed writes are
+    /// durable the length is enough: only the end is written.
     pub(crate) async fn create(disk: &Disk, id: ObjectId, len: u64) -> Outcome<()> {
-        let mut at = 0;
+        let mut at = match disk.is_durable() {
+            true => len.saturating_sub(UNIT as u64),
+            false => 0,
+        };
         while at < len {
             let end = len.min(at + BATCH_MAX as u64);
             let blank = blank(id.lineage, at..end);
@@ -266,7 +271,8 @@ impl Log {
             let to = usize::try_from(place).expect("inside the bytes");
             let len = usize::try_from(len).expect("inside the bytes");
             let found = disk.read(self.id, place, len).await;
-            let found = found.map_err(|failure| self.missing(failure))?;
+            let mut found = found.map_err(|failure| self.missing(failure))?;
+            self.fill_blanks(disk, &mut found, place);
             bytes[to..to + len].copy_from_slice(&found);
             at += len as u64;
         }
@@ -277,7 +283,24 @@ impl Log {
     async fn read(&self, disk: &Disk) -> Outcome<Vec<u8>> {
         let len = self.checked_len(disk).await?;
         let found = disk.read(self.id, 0, len).await;
-        found.map_err(|failure| self.missing(failure))
+        let mut found = found.map_err(|failure| self.missing(failure))?;
+        self.fill_blanks(disk, &mut found, 0);
+        Ok(found)
+    }
+
+    /// Puts blank sectors where `bytes`, read at `place`, are zeros, if nothing is written ahead in this pool.
+    fn fill_blanks(&self, disk: &Disk, bytes: &mut [u8], place: u64) {
+        if !disk.is_durable() {
+            return;
+        }
+        for (sector, at) in bytes
+            .chunks_exact_mut(SECTOR_LEN)
+            .zip((place..).step_by(SECTOR_LEN))
+        {
+            if sector.iter().all(|byte| *byte == 0) {
+                sector.copy_from_slice(&blank(self.id.lineage, at..at + SECTOR_LEN as u64));
+            }
+        }
     }
 
     /// Its length, if it is there as a whole.

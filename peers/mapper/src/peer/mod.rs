@@ -42,7 +42,8 @@ pub use rights::Rights;
 /// Requests of one channel accepted in one turn.
 pub const ENTRIES_PER_TURN: usize = 64;
 
-/// The peer's own request, which asks what the backend does by itself: no effect of a mapper comes to this number.
+/// The peer's own request, which asks what the backend does by itself: no effect of a mapper comes to this number. It is the first, and
+/// answered before all others: the mapper knows what the backend does before it has read anything.
 const CAPABILITIES: EffectId = EffectId(u64::MAX);
 
 /// What went through the ports.

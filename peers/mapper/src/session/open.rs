@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use archipelago_protocol::map::{FLAG_DROP, FLAG_WRITE, MapReply};
+use archipelago_protocol::map::{FLAG_DROP, FLAG_DURABLE_POOL, FLAG_WRITE, MapReply};
 use archipelago_protocol::{ErrorCode, Lineage};
 
 use super::begin::begin_if_room;
@@ -148,6 +148,10 @@ fn add(parts: &Parts, client: ClientId, volume: Rc<Volume>, write: bool) -> Outc
     let lineage = volume.lineage;
     added.map_err(|code| Failure::new(code, format!("{lineage} is open")))?;
     let reply = MapReply {
+        flags: match parts.pool.disk.is_durable() {
+            true => FLAG_DURABLE_POOL,
+            false => 0,
+        },
         values: [
             volume.map.borrow().size(),
             u64::from(volume.object_size.log2()),

@@ -271,3 +271,57 @@ fn what_the_log_carries_is_not_missed() {
     let report = checked(&mut rig);
     assert!(!report.clean, "{report:?}");
 }
+
+#[test]
+fn a_log_of_a_durable_pool_is_made_by_its_length_and_read_as_if_it_were_blank() {
+    let (mut rig, own, mut handle) = Rig::durable();
+    let log = ObjectId::log(own, 1);
+    let writes = |rig: &Rig| rig.pool.count(0, ObjectOp::Write, ObjectKind::Log);
+    assert_eq!(writes(&rig), 2, "that of the catalogue and that of `v`");
+    let stat = ObjectRequest::new(ObjectOp::Stat, log);
+    assert_eq!(rig.pool.serve(&stat, &[]).0.values[1], 64 << 10);
+    assert_eq!(read(&mut rig.pool, log, 0, 4096), [0; 4096]);
+    // Twice round, with a power cut and a look at all of it now and then.
+    for block in 0..40 {
+        let before = rig.pool.log.len();
+        assert!(rig.write(own, handle, block * 2, block + 1));
+        rig.flush(handle).unwrap();
+        let appends = rig.pool.count(before, ObjectOp::Append, ObjectKind::Log);
+        assert_eq!(appends, 1, "block {block}");
+        if block % 5 == 0 {
+            rig.assert_clean();
+            rig.power_cut(|| false);
+            handle = rig.open(own, true);
+        }
+        for known in 0..=block {
+            assert_eq!(rig.read(handle, known * 2), known + 1, "after {block}");
+        }
+    }
+    assert_eq!(writes(&rig), 2);
+    rig.close(handle);
+    rig.assert_clean();
+}
+
+#[test]
+fn a_sector_of_a_durable_pool_that_is_neither_whole_nor_zeros_is_damage() {
+    let (mut rig, own, handle) = Rig::durable();
+    assert!(rig.write(own, handle, 0, 7));
+    rig.flush(handle).unwrap();
+    rig.pool.damage(ObjectKind::Log, own, 700);
+    rig.power_cut(|| false);
+    let why = rig.damage_at_open(own);
+    assert!(why.contains("the sector at byte 512"), "{why}");
+}
+
+#[test]
+fn where_writes_have_to_be_synced_a_log_of_zeros_is_damage() {
+    let (mut rig, own, handle) = Rig::opened();
+    rig.write(own, handle, 0, 7);
+    rig.flush(handle).unwrap();
+    let log = ObjectId::log(own, 1);
+    delete(&mut rig.pool, log);
+    write(&mut rig.pool, log, (64 << 10) - 512, &[0; 512]);
+    rig.power_cut(|| false);
+    let why = rig.damage_at_open(own);
+    assert!(why.contains("the sector at byte 0"), "{why}");
+}

@@ -48,7 +48,8 @@ pub enum ObjectOp {
     /// Makes an empty object, durably, which nobody has made before: [`Exists`](crate::ErrorCode::Exists) if it is there. Not for heads, which a
     /// swap of version 0 makes, nor for data, whose objects share files.
     Create = 16,
-    /// Value 0: the [`Capabilities`](crate::capabilities::Capabilities) of the backend. `id` names nothing.
+    /// Value 0: the [`Capabilities`](crate::capabilities::Capabilities) of the backend. `id` names nothing. Answered at once: before
+    /// whatever is asked behind it.
     Capabilities = 17,
 }
 

@@ -4,8 +4,12 @@
 use std::collections::BTreeMap;
 
 use archipelago_protocol::journaled::{JournaledBlockId, JournaledData};
-use archipelago_protocol::map::{FLAG_HOME, FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
-use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::map::{
+    FLAG_DURABLE_POOL, FLAG_HOME, FLAG_WRITE, MapOp, MapReply, MapRequest, Placement,
+};
+use archipelago_protocol::object::{
+    FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
+};
 use archipelago_protocol::status::{BlockState, MapRuns};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage, ObjectSize};
 use xseg::{RegionId, RegionTable};
@@ -42,6 +46,8 @@ pub(crate) struct FakeMapper {
     /// Longest run of an answer, in blocks.
     pub(crate) run_max: u64,
     pub(crate) flush_soon: bool,
+    /// Completed writes of the pool are durable.
+    pub(crate) durable: bool,
 }
 
 impl FakeMapper {
@@ -62,6 +68,7 @@ impl FakeMapper {
             snapshots: Vec::new(),
             run_max: u64::MAX,
             flush_soon: false,
+            durable: false,
         }
     }
 
@@ -83,7 +90,12 @@ impl FakeMapper {
             self.session += 1;
             self.epoch.0 += 1;
             let log2 = u64::from(ObjectSize::MIN.log2());
+            let flags = match self.durable {
+                true => FLAG_DURABLE_POOL,
+                false => 0,
+            };
             return MapReply {
+                flags,
                 values: [self.size, log2],
                 ..MapReply::done(self.session)
             };
@@ -334,11 +346,15 @@ impl FakeBlocker {
                     request.offset / object,
                     (request.offset + u64::from(request.len) - 1) / object
                 );
-                let mut into = &mut self.container(lineage, epoch).live[at..at + len];
+                let container = self.container(lineage, epoch);
+                let mut into = &mut container.live[at..at + len];
                 for (region, offset, len) in buffers(request, regions) {
                     let (now, rest) = into.split_at_mut(len);
                     regions.get(region).unwrap().read(offset, now).unwrap();
                     into = rest;
+                }
+                if request.flags & FLAG_DURABLE != 0 {
+                    container.durable[at..at + len].copy_from_slice(&container.live[at..at + len]);
                 }
             }
             ObjectOp::Sync => {

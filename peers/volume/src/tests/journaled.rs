@@ -2,8 +2,8 @@
 
 use archipelago_protocol::journaled::{JOURNALED_MAX, area_len};
 use archipelago_protocol::map::{FLAG_HOME, MapOp};
-use archipelago_protocol::object::ObjectOp;
-use archipelago_protocol::volume::{VolumeEvent, VolumeOp};
+use archipelago_protocol::object::{FLAG_DURABLE, ObjectOp, ObjectRequest};
+use archipelago_protocol::volume::{VolumeEvent, VolumeOp, Volumes};
 use archipelago_protocol::{BLOCK_SIZE, ErrorCode};
 
 use super::world::World;
@@ -12,7 +12,13 @@ const WRITE: VolumeOp = VolumeOp::Write { durable: false };
 const FLUSH: VolumeOp = VolumeOp::Flush;
 
 fn opened() -> World {
+    opened_on(false)
+}
+
+/// On a pool whose completed writes are `durable` or not.
+fn opened_on(durable: bool) -> World {
     let mut world = World::with_areas(64, 1 << 20, 1);
+    world.mapper.durable = durable;
     world.settle();
     assert!(matches!(
         world.events.pop(),
@@ -169,4 +175,42 @@ fn a_write_in_place_that_completes_before_the_cut_is_answered_is_synced() {
     };
     assert!(synced(&world), "the round knows of the write in place");
     assert_eq!(world.run(FLUSH, 0, 0), Ok(()));
+}
+
+#[test]
+fn where_writes_are_durable_a_flush_is_one_append_if_anything_is_new_and_nothing_otherwise() {
+    let mut world = opened_on(true);
+    // First writes, a merge and more than is ever journaled, in one flush.
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    world.run(WRITE, 2 * BLOCK_SIZE + 512, 512).unwrap();
+    world.run(WRITE, 4 * BLOCK_SIZE, 20 * BLOCK_SIZE).unwrap();
+    let is_write = |request: &&ObjectRequest| request.op == ObjectOp::Write;
+    let mut writes = world.object_log.iter().filter(is_write);
+    assert!(writes.all(|write| write.flags == FLAG_DURABLE));
+    assert_eq!(flush(&mut world), (0, vec![(0, false)]));
+    assert_eq!(flush(&mut world), (0, vec![]));
+    // In place: nothing is new to the map.
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    world.map_log.clear();
+    assert_eq!(flush(&mut world), (0, vec![]));
+    assert!(world.map_log.is_empty(), "{:?}", world.map_log);
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    world.peer.close(world.handle);
+    world.settle();
+    let asked: Vec<MapOp> = world.map_log.iter().map(|request| request.op).collect();
+    assert_eq!(asked.last(), Some(&MapOp::Close));
+    assert!(!asked.contains(&MapOp::FlushBegin), "{asked:?}");
+}
+
+#[test]
+fn a_durable_pool_stays_one_when_the_mapper_dies() {
+    let mut world = opened_on(true);
+    world.run(WRITE, 0, BLOCK_SIZE).unwrap();
+    world.kill_mapper();
+    world.revive_mapper();
+    world.settle();
+    world.run(WRITE, 8 * BLOCK_SIZE, BLOCK_SIZE).unwrap();
+    assert_eq!(flush(&mut world).0, 0);
+    world.run(WRITE, 16 * BLOCK_SIZE, BLOCK_SIZE).unwrap();
+    assert_eq!(flush(&mut world), (0, vec![(0, false)]));
 }

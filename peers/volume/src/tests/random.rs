@@ -50,6 +50,8 @@ struct Setup {
     sync_faults: bool,
     /// Opening after a death makes durable what was written.
     recovery_syncs: bool,
+    /// Completed writes are durable.
+    durable: bool,
 }
 
 fn op() -> impl Strategy<Value = VolumeOp> {
@@ -115,6 +117,7 @@ fn setup() -> impl Strategy<Value = Setup> {
         areas,
         run_max,
         prop::bool::weighted(0.2),
+        prop::bool::weighted(0.2),
         flags,
     )
         .prop_map(
@@ -124,6 +127,7 @@ fn setup() -> impl Strategy<Value = Setup> {
                 areas,
                 run_max,
                 flush_soon,
+                durable,
                 (faults, waits, syncs, recovery_syncs),
             )| {
                 Setup {
@@ -136,6 +140,7 @@ fn setup() -> impl Strategy<Value = Setup> {
                     faults,
                     sync_faults: syncs && recovery_syncs,
                     recovery_syncs,
+                    durable,
                 }
             },
         )
@@ -172,6 +177,7 @@ fn play(setup: Setup, actions: &[Action]) {
     let mut world = World::with_areas(setup.credits, setup.arena_len, setup.areas);
     world.mapper.run_max = setup.run_max;
     world.mapper.flush_soon = setup.flush_soon;
+    world.mapper.durable = setup.durable;
     world.recovery_syncs = setup.recovery_syncs;
     if setup.waits {
         let policy = OnFull::Wait { limit: None };
@@ -265,6 +271,13 @@ fn play(setup: Setup, actions: &[Action]) {
         Some(VolumeEvent::Closed { result: Ok(()) })
     );
     world.check_frozen();
+    if setup.durable {
+        let syncs = [ObjectOp::Sync, ObjectOp::SyncPool];
+        let mut asked = world.object_log.iter();
+        assert!(asked.all(|request| !syncs.contains(&request.op)));
+        let mut asked = world.map_log.iter();
+        assert!(asked.all(|request| request.op != MapOp::FlushCommit || request.len == 0));
+    }
     let idle: Vec<u64> = world
         .peer
         .status()

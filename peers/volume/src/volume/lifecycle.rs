@@ -54,7 +54,11 @@ impl Volume {
                 first,
                 size,
                 object_size,
-            } => self.opened(t, first, size, object_size),
+                durable,
+            } => {
+                self.flush.set_durable(durable);
+                self.opened(t, first, size, object_size);
+            }
             SessionEvent::OpenRefused(code) => {
                 if !self.wait_for_session(t, code) {
                     self.open_failed(t, code);

@@ -238,7 +238,7 @@ impl Volume {
                 t,
                 &mut self.in_flight,
                 self.object_size,
-                self.flush.copies(),
+                self.flush.copies_of_writes(),
             );
             match submitted {
                 Submitted::Nothing => break,

@@ -89,10 +89,9 @@ impl Store {
                 Ok((ObjectReply::done(request.len), bytes))
             }
             ObjectOp::Write => {
-                let keep = if self.durable || request.flags & FLAG_DURABLE != 0 {
-                    Keep::Durable
-                } else {
-                    Keep::Written(self.now)
+                let keep = match request.flags & FLAG_DURABLE {
+                    0 => self.keep(),
+                    _ => Keep::Durable,
                 };
                 let file = self.file_mut(key(id, request.offset));
                 let end = file.log_state(id.lineage).end;
@@ -167,10 +166,7 @@ impl Store {
             }
             ObjectOp::Capabilities => Err(ErrorCode::Internal),
             ObjectOp::Punch => {
-                let keep = match self.durable {
-                    true => Keep::Durable,
-                    false => Keep::Written(self.now),
-                };
+                let keep = self.keep();
                 if let Some(file) = self.files.get_mut(&key(id, request.offset)) {
                     Arc::make_mut(file).punch(request.offset, request.len as usize, keep);
                 }
@@ -192,18 +188,26 @@ impl Store {
         }
     }
 
+    /// How what is written now is kept.
+    fn keep(&self) -> Keep {
+        match self.durable {
+            true => Keep::Durable,
+            false => Keep::Written(self.now),
+        }
+    }
+
     /// What a call that fails leaves behind.
     pub(super) fn execute_failing(&mut self, call: &Call, chooser: &mut dyn Chooser) {
         self.now += 1;
         let request = &call.request;
         match request.op {
             ObjectOp::Write if chooser.choose(2) == 1 => {
-                let keep = Keep::Written(self.now);
+                let keep = self.keep();
                 let file = self.file_mut(key(request.id, request.offset));
                 file.write(request.offset, &call.data, keep, || chooser.choose(2) == 1);
             }
             ObjectOp::Append if chooser.choose(2) == 1 => {
-                let keep = Keep::Written(self.now);
+                let keep = self.keep();
                 self.begin_append(call, keep, || chooser.choose(2) == 1);
             }
             ObjectOp::CompareAndSwap

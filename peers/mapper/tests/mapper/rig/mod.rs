@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use archipelago_doubles::MemoryJournals;
 use archipelago_mapper::{ClientId, Effect, Mapper, MapperConfig, Sharing};
+use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::journaled::{JournaledBlockId, JournaledData, area_len};
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapReply, MapRequest, Placement};
-use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
+use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectOp, ObjectReply, ObjectRequest};
 use archipelago_protocol::status::BlockState;
 use archipelago_protocol::{Epoch, ErrorCode, Labels, Lineage, ObjectSize, OnFull};
 
@@ -90,8 +91,21 @@ impl Rig {
         (rig, own, handle)
     }
 
+    /// The same, on a pool whose completed writes are durable.
+    pub(crate) fn durable() -> (Self, Lineage, u32) {
+        let config = small();
+        let journals = MemoryJournals::new(config.pending_max);
+        let mut rig = Rig::on(config, Pool::durable(), journals);
+        let own = rig.create("v", 1 << 30, ObjectSize::DEFAULT);
+        let handle = rig.open(own, true);
+        (rig, own, handle)
+    }
+
     pub(crate) fn on(config: MapperConfig, pool: Pool, journals: MemoryJournals) -> Self {
         let mut mapper = Mapper::new(config.clone(), Box::new(journals.clone()));
+        if pool.durable {
+            mapper.set_capabilities(Capabilities::DURABLE);
+        }
         mapper.start();
         let mut rig = Rig {
             mapper,
@@ -402,7 +416,12 @@ impl Rig {
 
     pub(crate) fn put(&mut self, own: Lineage, epoch: Epoch, block: u64, stamp: u64) {
         let bytes = stamped(stamp);
+        let flags = match self.pool.durable {
+            true => FLAG_DURABLE,
+            false => 0,
+        };
         let request = ObjectRequest {
+            flags,
             offset: block * 4096,
             len: 4096,
             ..ObjectRequest::new(ObjectOp::Write, ObjectId::data(own, epoch))
@@ -491,6 +510,9 @@ impl Rig {
     }
 
     pub(crate) fn sync(&mut self) {
+        if self.pool.durable {
+            return;
+        }
         let request = ObjectRequest::new(ObjectOp::SyncPool, ObjectId::head(Lineage::CATALOGUE));
         self.pool.serve(&request, &[]);
     }

@@ -59,9 +59,19 @@ pub(crate) struct Pool {
     /// Where logs end, as far as that is known; otherwise what is stored says it.
     ends: BTreeMap<ObjectId, u64>,
     pub(crate) room: Room,
+    /// Completed writes are durable: there is nothing to sync.
+    pub(crate) durable: bool,
 }
 
 impl Pool {
+    /// An empty pool whose completed writes are durable.
+    pub(crate) fn durable() -> Self {
+        Pool {
+            durable: true,
+            ..Pool::default()
+        }
+    }
+
     /// Whether there is room for `request`.
     fn has_room(&self, request: &ObjectRequest, len: usize) -> bool {
         let is_there = match request.op {
@@ -118,6 +128,12 @@ impl Pool {
             && at == self.log.len()
         {
             return (ObjectReply::failed(code), Vec::new());
+        }
+        if self.durable {
+            let is_sync = matches!(request.op, ObjectOp::Sync | ObjectOp::SyncPool);
+            assert!(!is_sync, "there is nothing to sync: {request:?}");
+            let is_write = request.op == ObjectOp::Write;
+            assert!(!is_write || request.flags == FLAG_DURABLE, "{request:?}");
         }
         if !self.has_room(request, data.len()) {
             return (ObjectReply::failed(ErrorCode::NoSpace), Vec::new());
