@@ -48,6 +48,9 @@ struct Options {
     /// Size of the volumes in MiB
     #[arg(long, default_value_t = 512)]
     size: u64,
+    /// How long an idle thread of the node polls before it sleeps, in microseconds; without it, what a new node has
+    #[arg(long)]
+    poll_us: Option<u32>,
     /// Only workloads whose name contains one of these, separated by commas; `commands` is the last one
     #[arg(long, default_value = "", value_delimiter = ',')]
     only: Vec<String>,
@@ -110,7 +113,7 @@ fn main() -> Result<()> {
     run_on(CLIENT_CPU)?;
     eprintln!("filling the volumes");
     let time = Duration::from_millis(options.milliseconds);
-    let own = Own::start(&ceph, options.size << 20)?;
+    let own = Own::start(&ceph, options.size << 20, options.poll_us)?;
     let images = Images::make(&ceph, options.size << 20)?;
     let is_wanted = |name: &str| options.only.iter().any(|only| name.contains(only.as_str()));
     if is_wanted("commands") {

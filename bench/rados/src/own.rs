@@ -1,5 +1,6 @@
 //! Our side: a node whose pool is on the cluster, and a client over vhost-user.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,12 +35,17 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// Starts the node, and fills two volumes of `size` bytes.
+    /// Starts the node, whose idle threads poll for `poll_us`, and fills two volumes of `size` bytes.
     ///
     /// # Errors
     /// If the node refuses.
-    pub(crate) fn start(ceph: &CephCluster, size: u64) -> Result<Own> {
+    pub(crate) fn start(ceph: &CephCluster, size: u64, poll_us: Option<u32>) -> Result<Own> {
         let node = Node::start("fused")?;
+        if let Some(poll_us) = poll_us {
+            node.call(&["node", "stop"])?;
+            set_poll_us(&node.root().join("archipelago.toml"), poll_us)?;
+            node.call(&["node", "start"])?;
+        }
         let conf = ceph.conf();
         let conf = conf.to_str().context("a path in UTF-8")?;
         node.call(&["pool", "add", "far", "--rados", POOL, "--ceph-conf", conf])?;
@@ -88,6 +94,16 @@ impl Own {
         self.release()?;
         Ok(without_cpu(figures))
     }
+}
+
+/// Changes `poll_us` in the configuration `path` of a node.
+fn set_poll_us(path: &Path, poll_us: u32) -> Result<()> {
+    let text = fs::read_to_string(path)?;
+    let lines = text.lines().map(|line| match line.starts_with("poll_us") {
+        true => format!("poll_us = {poll_us}\n"),
+        false => format!("{line}\n"),
+    });
+    Ok(fs::write(path, lines.collect::<String>())?)
 }
 
 impl Server for Own {
