@@ -55,6 +55,11 @@ impl Seat {
     }
 }
 
+/// Whether some data thread is still to close its side.
+fn is_awaited(sides: &[Side]) -> bool {
+    sides.iter().any(|it| it.state == GateState::Asked)
+}
+
 impl WriteGate {
     /// A place for one more data thread, as long as the gate is there.
     pub(crate) fn join(&self) -> io::Result<Seat> {
@@ -85,11 +90,10 @@ impl WriteGate {
     /// Asks for the gate to be closed, and waits until it is, or for some time.
     pub(crate) fn close(&self) {
         self.set(GateState::Asked);
-        let is_asked = |sides: &mut Vec<Side>| sides.iter().any(|it| it.state == GateState::Asked);
         let asked = self.lock();
         let waited = self
             .changed
-            .wait_timeout_while(asked, CLOSE_TIMEOUT, is_asked);
+            .wait_timeout_while(asked, CLOSE_TIMEOUT, |sides| is_awaited(sides));
         drop(waited);
     }
 
@@ -129,8 +133,9 @@ mod tests {
             }
             gate.closed(&one);
             assert_eq!(gate.state(&two), GateState::Asked);
-            assert!(!closer.is_finished(), "the other one still writes");
+            assert!(is_awaited(&gate.lock()), "the other one still writes");
             gate.closed(&two);
+            assert!(!is_awaited(&gate.lock()));
             closer.join().unwrap();
         });
         assert_eq!(gate.state(&one), GateState::Closed);
