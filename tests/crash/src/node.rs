@@ -86,9 +86,9 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Served by `program`, an `archipelagod-counting`.
+    /// Served by `program`, an `archipelagod-counting` or another one that needs no settings.
     #[must_use]
-    pub fn counting(mut self, program: &'a str) -> Self {
+    pub fn program(mut self, program: &'a str) -> Self {
         self.daemon = Some(Path::new(program));
         self
     }

@@ -115,7 +115,7 @@ fn check(node: &Node, disk: &mut Disk, workload: Workload) -> Result<()> {
 #[test]
 fn an_owned_read_and_an_owned_write_allocate_nothing_lock_nothing_and_share_their_calls()
 -> Result<()> {
-    let node = Node::builder("fused").counting(COUNTING).start()?;
+    let node = Node::builder("fused").program(COUNTING).start()?;
     let mut disk = Disk::connect(&node.create("disk", DISK_LEN)?, RR32.depth, FILL_LEN)?;
     load::fill(&mut disk, FILL_LEN)?;
     if let Err(error) = SystemCalls::of(node.process_of("endpoint")?).and_then(SystemCalls::finish)
