@@ -1,7 +1,8 @@
-//! A pool on RADOS, as its blocker's process hosts it. The program `archipelago-rados` is started by the node daemon, and by nobody else.
+//! A pool on RADOS, as the process hosts it that has its blocker. The program `archipelago-rados` is started by the node daemon, and by nobody else.
 //!
 //! * [`HostedPool`]: the settings of the process, as a pool that [`archipelago_host`] opens.
 //! * [`make`]: what makes a RADOS pool one of ours.
+//! * [`keep_buffers`]: a setting of the process.
 //!
 //! One design decision: this program is the only one that links librados, so whoever has no such pool needs no package of Ceph.
 //!
@@ -15,6 +16,8 @@ use std::path::Path;
 use archipelago_api::config::RadosPool;
 use archipelago_blocker::Claim;
 use archipelago_blocker_rados::{Claimant, Options, RadosBackend, check};
+
+pub use archipelago_blocker_rados::keep_buffers;
 use archipelago_host::{Pool, Purpose, Sharing, end_with, host_identity};
 use archipelago_node::node_pool::{MakePool, RadosSettings};
 use archipelago_protocol::Error;

@@ -127,6 +127,7 @@ impl RadosBackend {
             self.start_task(ticket, request, memory, request.len);
         } else {
             self.counters.transfers += 1;
+            self.source.begin_elsewhere(request.len as usize);
             self.transfers
                 .send(&self.calls, ticket, request, place, memory);
         }
@@ -135,6 +136,7 @@ impl RadosBackend {
     /// Carries out a request of several calls, which was admitted for so many bytes.
     fn start_task(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span], admitted: u32) {
         self.counters.tasks += 1;
+        self.source.begin_elsewhere(request.len as usize);
         let calls = Rc::clone(&self.calls);
         let (request, memory) = (*request, memory.to_vec());
         let future = async move {
@@ -153,6 +155,7 @@ impl RadosBackend {
 
     fn end_task(&mut self, ended: Option<(TaskOf, ObjectReply)>) {
         if let Some((of, reply)) = ended {
+            self.source.end_elsewhere();
             self.transfers.release(of.admitted);
             self.replies.push_back((of.ticket, reply));
         }
@@ -166,6 +169,7 @@ impl RadosBackend {
             }
             match waiter {
                 Waiter::Transfer(transfer) => {
+                    self.source.end_elsewhere();
                     self.transfers.release(transfer.len);
                     let reply = transfer.reply(&completed);
                     self.replies.push_back((transfer.ticket, reply));

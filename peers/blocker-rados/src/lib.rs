@@ -2,6 +2,7 @@
 //!
 //! * [`RadosBackend`]: the backend; lives on its reactor's thread.
 //! * [`Options`]: which pool, and as whom it is opened; [`check`]: whether it can be.
+//! * [`keep_buffers`]: a setting of the process that hosts the backend.
 //!
 //! | module | subject |
 //! |---|---|
@@ -41,5 +42,6 @@ mod tasks;
 mod transfers;
 
 pub use backend::RadosBackend;
+pub use librados_sys::keep_buffers;
 pub use open::{Options, check};
 pub use owner::Claimant;

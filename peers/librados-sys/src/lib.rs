@@ -26,6 +26,7 @@
 //!
 //! This crate never retries, and knows nothing of what objects hold.
 
+mod allocator;
 #[allow(
     missing_docs,
     missing_debug_implementations,
@@ -47,6 +48,7 @@ mod write_op;
 #[link(name = "rados")]
 unsafe extern "C" {}
 
+pub use allocator::keep_buffers;
 pub use cluster::{Cluster, ConnectOptions};
 pub use completions::{Completed, Completions, Payload};
 pub use error::{Code, RadosError};

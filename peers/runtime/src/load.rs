@@ -13,6 +13,8 @@ pub(crate) enum Kind {
     Standing,
     /// Waits for a request of a device; nobody can cancel it.
     Command,
+    /// A read or write that is under way elsewhere, and whose end comes as an event of a watch: not in the kernel.
+    Elsewhere,
 }
 
 /// Requests in the kernel, and the most since [`Load::activity`] was asked for.
@@ -22,6 +24,7 @@ pub(crate) struct Load {
     syncs: usize,
     standing: usize,
     commands: usize,
+    elsewhere: usize,
     transfers_max: usize,
     bytes_max: usize,
 }
@@ -45,8 +48,8 @@ impl Load {
     /// A request goes to the kernel; `bytes` of its buffers, which count for reads and writes.
     pub(crate) fn begin(&mut self, kind: Kind, bytes: usize) {
         *self.count(kind) += 1;
-        if kind == Kind::Transfer {
-            self.transfers_max = self.transfers_max.max(self.transfers);
+        if matches!(kind, Kind::Transfer | Kind::Elsewhere) {
+            self.transfers_max = self.transfers_max.max(self.awaited());
             self.bytes_max = self.bytes_max.max(bytes);
         }
     }
@@ -73,18 +76,23 @@ impl Load {
 
     /// Whether syncs are all that is waited for: they run on kernel workers that may need this CPU.
     pub(crate) fn is_syncs_only(&self) -> bool {
-        self.syncs > 0 && self.transfers == 0
+        self.syncs > 0 && self.awaited() == 0
+    }
+
+    /// Reads and writes, in the kernel and elsewhere.
+    fn awaited(&self) -> usize {
+        self.transfers + self.elsewhere
     }
 
     /// What is in the kernel, and has been since this was called before.
     pub(crate) fn activity(&mut self) -> Activity {
         let activity = Activity {
-            transfers: self.transfers,
+            transfers: self.awaited(),
             syncs: self.syncs,
             transfers_max: self.transfers_max,
             bytes_max: self.bytes_max,
         };
-        self.transfers_max = self.transfers;
+        self.transfers_max = self.awaited();
         self.bytes_max = 0;
         activity
     }
@@ -95,6 +103,7 @@ impl Load {
             Kind::Sync => &mut self.syncs,
             Kind::Standing => &mut self.standing,
             Kind::Command => &mut self.commands,
+            Kind::Elsewhere => &mut self.elsewhere,
         }
     }
 }
@@ -135,5 +144,23 @@ mod tests {
         load.begin(Kind::Transfer, 1);
         assert!(!load.is_syncs_only());
         assert_eq!(load.in_flight(), 2);
+    }
+
+    #[test]
+    fn what_is_under_way_elsewhere_is_waited_for_and_keeps_no_ring() {
+        let mut load = Load::default();
+        load.begin(Kind::Elsewhere, 8192);
+        assert_eq!((load.in_flight(), load.is_empty()), (0, true));
+        load.begin(Kind::Transfer, 4096);
+        load.end(Kind::Transfer);
+        let activity = Activity {
+            transfers: 1,
+            syncs: 0,
+            transfers_max: 2,
+            bytes_max: 8192,
+        };
+        assert_eq!(load.activity(), activity);
+        load.end(Kind::Elsewhere);
+        assert_eq!(load.activity().transfers, 0);
     }
 }

@@ -4,7 +4,8 @@
 //! and then the sleep besides. What it saves is shared by all requests that are waited for, and is nothing beside the time
 //! that a large one takes. So there is no polling while requests are many or large ([`REQUESTS_MAX`], [`BYTES_MAX`]);
 //! sleep gathers their completions instead. The few and small ones are polled for where that has paid. Waits are of two
-//! kinds that alternate, each with its own experience: for a guest (no request is in the kernel), and for a device.
+//! kinds that alternate, each with its own experience: for a guest (no request is in the kernel, nor with a library's threads), and for
+//! a device.
 //!
 //! | state of a kind of waits | next wait | becomes |
 //! |---|---|---|
@@ -38,10 +39,10 @@ const CHANGE_MAX: u32 = 1024;
 /// A sleep that lasted so many budgets may have been a shorter wait than a budget.
 const SHORT_BUDGETS: u32 = 2;
 
-/// What has been in the kernel since the wait before.
+/// What has been in the kernel, or elsewhere, since the wait before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Activity {
-    /// Reads and writes in the kernel now.
+    /// Reads and writes under way now.
     pub(crate) transfers: usize,
     /// Syncs and durable writes in the kernel now.
     pub(crate) syncs: usize,

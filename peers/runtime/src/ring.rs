@@ -81,7 +81,17 @@ impl Ring {
         &self.load
     }
 
-    /// What has been in the kernel since this was called before.
+    /// A read or write of so many `bytes` begins elsewhere.
+    pub(crate) fn begin_elsewhere(&mut self, bytes: usize) {
+        self.load.begin(Kind::Elsewhere, bytes);
+    }
+
+    /// One that was elsewhere has ended.
+    pub(crate) fn end_elsewhere(&mut self) {
+        self.load.end(Kind::Elsewhere);
+    }
+
+    /// What has been in the kernel, or elsewhere, since this was called before.
     pub(crate) fn activity(&mut self) -> Activity {
         self.load.activity()
     }

@@ -160,6 +160,17 @@ impl Source {
         self.ring.borrow_mut().keep_file(fd)
     }
 
+    /// A read or write of so many `bytes` begins that a library's own threads carry out. The thread waits for it as for one in the
+    /// kernel, and polls only where that has paid; its end comes as an event of a watch.
+    pub fn begin_elsewhere(&self, bytes: usize) {
+        self.ring.borrow_mut().begin_elsewhere(bytes);
+    }
+
+    /// One that [`Source::begin_elsewhere`] has announced has ended.
+    pub fn end_elsewhere(&self) {
+        self.ring.borrow_mut().end_elsewhere();
+    }
+
     /// Lets the ring have `spare` workers more than the kernel's own limit: for the others, while calls that do not return keep
     /// theirs.
     pub fn spare_workers(&self, spare: u32) {
