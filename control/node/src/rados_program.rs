@@ -1,4 +1,4 @@
-//! The program `archipelago-rados`: where it is, and what it does for the daemon beside hosting a blocker.
+//! The program `archipelago-rados`: where it is, and what it does for the daemon beside hosting peers.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

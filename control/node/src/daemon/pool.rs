@@ -88,16 +88,10 @@ struct RetriedReply {
 }
 
 /// The roles that each process of a pool hosts, in the order in which the processes start.
-fn process_groups(placement: Placement, config: &PoolConfig) -> Vec<Vec<Role>> {
-    match (placement, config) {
-        (Placement::Fused, PoolConfig::File { .. }) => {
-            vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]]
-        }
-        // The blocker is another program's.
-        (Placement::Fused, PoolConfig::Rados(_)) => {
-            vec![vec![Role::Blocker], vec![Role::Endpoint, Role::Mapper]]
-        }
-        (Placement::Split, _) => vec![
+fn process_groups(placement: Placement) -> Vec<Vec<Role>> {
+    match placement {
+        Placement::Fused => vec![vec![Role::Endpoint, Role::Mapper, Role::Blocker]],
+        Placement::Split => vec![
             vec![Role::Blocker],
             vec![Role::Mapper],
             vec![Role::Endpoint],
@@ -127,7 +121,7 @@ impl Pool {
             context.endpoint,
             claim,
         );
-        let processes = process_groups(context.config.placement, config)
+        let processes = process_groups(context.config.placement)
             .into_iter()
             .map(|roles| {
                 let title = paths.title(name, &roles);

@@ -27,7 +27,10 @@ pub(crate) fn peer_settings(
         journals: paths.journals(),
         grants: paths.grants(),
         data: DataPathSettings {
-            threads: config.data.threads,
+            threads: match pool {
+                PoolConfig::File { .. } => config.data.threads,
+                PoolConfig::Rados(_) => 1,
+            },
             cpus: config.data.cpus.clone(),
             poll_us: config.data.poll_us,
             submission_chunk: config.data.submission_chunk,
