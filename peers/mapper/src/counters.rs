@@ -37,6 +37,8 @@ pub struct Counters {
     pub catalogue_checkpoints: u64,
     /// Lineages whose objects were deleted.
     pub lineages_deleted: u64,
+    /// Bytes of data that removed snapshots had alone, given back.
+    pub reclaimed_bytes: u64,
     /// Damage found.
     pub damages: u64,
 }
@@ -44,7 +46,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in order.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 18] {
+    pub fn list(&self) -> [(&'static str, u64); 19] {
         [
             ("locates", self.locates),
             ("locate_misses", self.locate_misses),
@@ -63,6 +65,7 @@ impl Counters {
             ("catalogue_refused", self.catalogue_refused),
             ("catalogue_checkpoints", self.catalogue_checkpoints),
             ("lineages_deleted", self.lineages_deleted),
+            ("reclaimed_bytes", self.reclaimed_bytes),
             ("damages", self.damages),
         ]
     }

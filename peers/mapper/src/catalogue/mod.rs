@@ -75,6 +75,8 @@ enum Collection {
     Idle,
     Due,
     Running,
+    /// There may be more to remove since it began.
+    RunningAndDue,
 }
 
 /// What a change comes to: the records, and what is said of them.
@@ -207,8 +209,16 @@ impl Catalogue {
 
     /// There may be something to remove.
     pub(crate) fn want_collection(&self) {
-        if self.collection.get() == Collection::Idle {
-            self.collection.set(Collection::Due);
+        self.collection.set(match self.collection.get() {
+            Collection::Idle | Collection::Due => Collection::Due,
+            Collection::Running | Collection::RunningAndDue => Collection::RunningAndDue,
+        });
+    }
+
+    /// As [`Catalogue::want_collection`], if there is something that an earlier collection had to leave.
+    pub(crate) fn retry_collection(&self) {
+        if self.names().orphans().next().is_some() {
+            self.want_collection();
         }
     }
 
@@ -222,7 +232,10 @@ impl Catalogue {
     }
 
     pub(crate) fn collection_ended(&self) {
-        self.collection.set(Collection::Idle);
+        self.collection.set(match self.collection.get() {
+            Collection::RunningAndDue => Collection::Due,
+            _ => Collection::Idle,
+        });
     }
 
     /// Waits until the catalogue can be used, and locks it. What other nodes have changed since [`Catalogue::ready`] may not be in it:

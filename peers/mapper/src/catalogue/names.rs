@@ -18,8 +18,8 @@ const LOOKED_AT_MAX: usize = 2 * PAGE_MAX;
 pub(crate) struct Names {
     items: BTreeMap<Lineage, Item>,
     by_name: BTreeMap<Name, Lineage>,
-    /// How many items have it among their sources.
-    children: BTreeMap<Lineage, u64>,
+    /// Items and their sources: (source, item).
+    children: BTreeSet<(Lineage, Lineage)>,
     /// Items without a name that no other item has among its sources, but for imports.
     unneeded: BTreeSet<Lineage>,
     /// Items that are being imported.
@@ -44,7 +44,7 @@ impl Names {
                     self.by_name.insert(name.clone(), item.lineage);
                 }
                 for source in &item.sources {
-                    *self.children.entry(*source).or_default() += 1;
+                    self.children.insert((*source, item.lineage));
                     self.unneeded.remove(source);
                 }
                 if item.kind == Kind::Importing {
@@ -78,15 +78,10 @@ impl Names {
             self.by_name.remove(&name);
         }
         for source in old.sources {
-            if let Some(count) = self.children.get_mut(&source) {
-                *count -= 1;
-                if *count == 0 {
-                    self.children.remove(&source);
-                    let is_hidden = |item: &Item| item.name.is_none();
-                    if self.items.get(&source).is_some_and(is_hidden) {
-                        self.unneeded.insert(source);
-                    }
-                }
+            self.children.remove(&(source, lineage));
+            let is_hidden = |item: &Item| item.name.is_none();
+            if !self.has_children(source) && self.items.get(&source).is_some_and(is_hidden) {
+                self.unneeded.insert(source);
             }
         }
     }
@@ -142,11 +137,8 @@ impl Names {
                 return Err(format!("the name {name} stands for two things"));
             }
         }
-        match self
-            .children
-            .keys()
-            .find(|parent| !self.items.contains_key(parent))
-        {
+        let mut parents = self.children.iter().map(|(parent, _)| parent);
+        match parents.find(|parent| !self.items.contains_key(parent)) {
             Some(parent) => Err(format!("lineage {parent} has descendants but no entry")),
             None => Ok(()),
         }
@@ -199,7 +191,14 @@ impl Names {
     }
 
     pub(crate) fn has_children(&self, lineage: Lineage) -> bool {
-        self.children.contains_key(&lineage)
+        self.children(lineage).next().is_some()
+    }
+
+    /// Items that have `lineage` among their sources, those without a name included.
+    pub(crate) fn children(&self, lineage: Lineage) -> impl Iterator<Item = &Item> {
+        let of_lineage = (lineage, Lineage(0))..=(lineage, Lineage(u128::MAX));
+        let children = self.children.range(of_lineage);
+        children.filter_map(|(_, child)| self.items.get(child))
     }
 
     pub(crate) fn of_kind(&self, kind: Kind) -> Vec<Lineage> {

@@ -149,7 +149,8 @@ impl Inspection {
             .copied()
             .collect();
         let (count, bytes) = self.sum(&unnamed).await?;
-        if count == 0 {
+        // Without a byte: all of it was given back.
+        if bytes == 0 {
             return Ok(());
         }
         let first = name_of(unnamed[0]);

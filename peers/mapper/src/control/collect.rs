@@ -1,6 +1,7 @@
 //! Background: entries that nobody needs any more are removed, then their objects.
 //!
-//! A durable record marks a lineage as pending delete first; then its objects are deleted, durably; then it is forgotten. A
+//! What a snapshot had alone is given back first ([`reclaim_all`]), and is durably so. A durable record marks a lineage as pending
+//! delete; then its objects are deleted, durably; then it is forgotten. A
 //! crash anywhere goes on at the next start. The record names the incarnation that deletes: another one does so only when that
 //! incarnation has ended. Deletes are durable after a sync of the pool: without it a power cut could bring
 //! objects back that nobody knows of any more.
@@ -10,6 +11,7 @@ use std::rc::Rc;
 
 use archipelago_protocol::{ErrorCode, Lineage};
 
+use super::reclaim::reclaim_all;
 use crate::catalogue::{Change, Item, Names};
 use crate::failure::Outcome;
 use crate::parts::Parts;
@@ -35,9 +37,9 @@ pub(crate) fn start_if_due(parts: &Rc<Parts>) -> bool {
 
 async fn collect(parts: &Rc<Parts>) -> Outcome<()> {
     let own = parts.pool.config.owner;
-    // Removed here while another node was opening them: that node closes them, and its collection has them. Or not known to be free:
-    // the next collection looks again.
-    let mut kept = BTreeSet::new();
+    // Removed here while another node was opening them: that node closes them, and its collection has them. Or not known to be free,
+    // or snapshots of a volume whose map is not known now: the next collection looks again.
+    let mut kept: BTreeSet<Lineage> = BTreeSet::new();
     loop {
         parts.catalogue.ready().await?;
         let orphans: Vec<Item> = {
@@ -47,19 +49,24 @@ async fn collect(parts: &Rc<Parts>) -> Outcome<()> {
             free.take(LINEAGES_AT_ONCE).cloned().collect()
         };
         let mut unneeded = Vec::new();
+        let looked_at: BTreeSet<Lineage> = orphans.iter().map(|item| item.lineage).collect();
         for item in orphans {
             match check_owner(parts, &item).await {
-                Ok(()) => unneeded.push(item.lineage),
+                Ok(()) => unneeded.push(item),
                 // What is damaged cannot be opened.
-                Err(failure) if failure.code == ErrorCode::Damaged => unneeded.push(item.lineage),
+                Err(failure) if failure.code == ErrorCode::Damaged => unneeded.push(item),
                 Err(failure) => {
                     if failure.code != ErrorCode::InUse {
                         tracing::warn!("a removed volume still takes space: {}", failure.message);
                     }
-                    kept.insert(item.lineage);
                 }
             }
         }
+        let unneeded = reclaim_all(parts, unneeded).await?;
+        let left = looked_at
+            .iter()
+            .filter(|lineage| !unneeded.contains(lineage));
+        kept.extend(left);
         let guard = parts.catalogue.locked().await?;
         let mark = |names: &Names| {
             let deletes = unneeded

@@ -449,9 +449,11 @@ async fn remove(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
         if parts.volumes.is_open(lineage) {
             return Err(in_use(&name));
         }
-        // Another node may just be opening it: the collection looks who owns it when nobody finds it any more.
-        let needed =
-            names.has_children(lineage) || names.incarnations().others(own).next().is_some();
+        // Another node may just be opening it: the collection looks who owns it when nobody finds it any more. And it needs the map
+        // of a snapshot, to find what that had alone.
+        let needed = names.has_children(lineage)
+            || item.kind == Kind::Snapshot
+            || names.incarnations().others(own).next().is_some();
         let change = match needed {
             true => Change::Put(Item { name: None, ..item }),
             false => Change::Delete { lineage, by: own },

@@ -15,8 +15,8 @@ use std::task::Poll;
 
 use archipelago_protocol::capabilities::Capabilities;
 use archipelago_protocol::object::{
-    FLAG_DURABLE, OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply, ObjectRequest,
-    SWAP_LEN_MAX,
+    FLAG_DURABLE, IO_LEN_MAX, OBJECT_ID_LEN, ObjectId, ObjectKind, ObjectOp, ObjectReply,
+    ObjectRequest, SWAP_LEN_MAX,
 };
 use archipelago_protocol::{ErrorCode, Generation, Lineage, ObjectSize};
 use rustc_hash::FxHashMap;
@@ -343,6 +343,31 @@ impl Disk {
             Ok(_) => Ok(reply.values[0]),
             Err(code) => Err(failed(ObjectOp::CompareAndSwap, id, code)),
         }
+    }
+
+    /// Gives back the space of `len` bytes of a volume's data; they read as zeros afterwards. Durable after a sync of the pool.
+    pub(crate) async fn punch_data(
+        &self,
+        id: ObjectId,
+        object_size: ObjectSize,
+        offset: u64,
+        len: u64,
+    ) -> Outcome<()> {
+        let mut at = offset;
+        while at < offset + len {
+            let piece = (offset + len - at).min(u64::from(IO_LEN_MAX));
+            let request = ObjectRequest {
+                object_size,
+                offset: at,
+                len: u32::try_from(piece).expect("at most IO_LEN_MAX"),
+                ..ObjectRequest::new(ObjectOp::Punch, id)
+            };
+            let (reply, _) = self.call(request, Vec::new()).await;
+            let punched = reply.result.map(drop);
+            punched.map_err(|code| failed(ObjectOp::Punch, id, code))?;
+            at += piece;
+        }
+        Ok(())
     }
 
     pub(crate) async fn delete(&self, id: ObjectId) -> Outcome<()> {

@@ -76,6 +76,7 @@ pub(super) async fn begin(parts: &Rc<Parts>, volume: &Rc<Volume>) -> Outcome<()>
         }
     }
     volume.start.done();
+    parts.catalogue.retry_collection();
     Ok(())
 }
 

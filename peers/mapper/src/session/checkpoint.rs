@@ -69,12 +69,21 @@ pub(super) async fn checkpoint_holding(
     store(parts, volume, Picture::of(volume), After::GoesOn).await
 }
 
-/// A checkpoint beside which commits go on.
-async fn checkpoint(parts: &Parts, volume: &Volume) -> Outcome<()> {
+/// A checkpoint beside which commits go on, if the log is half full.
+async fn checkpoint_if_due(parts: &Parts, volume: &Volume) -> Outcome<()> {
+    checkpoint(parts, volume, || volume.log.is_half_full()).await
+}
+
+/// A checkpoint beside which commits go on, if it `is_due` when no batch is in flight.
+pub(super) async fn checkpoint(
+    parts: &Parts,
+    volume: &Volume,
+    is_due: impl FnOnce() -> bool,
+) -> Outcome<()> {
     let commit = volume.hold_commits().await;
     let _alone = volume.hold_checkpoints().await;
     volume.check()?;
-    if !volume.log.is_half_full() {
+    if !is_due() {
         return Ok(());
     }
     let picture = Picture::of(volume);
@@ -182,7 +191,7 @@ pub(super) fn start_if_due(parts: &Rc<Parts>, volume: &Rc<Volume>) {
     }
     let volume = Rc::clone(volume);
     parts.spawn(|parts| async move {
-        let (lineage, done) = (volume.lineage, checkpoint(&parts, &volume).await);
+        let (lineage, done) = (volume.lineage, checkpoint_if_due(&parts, &volume).await);
         match done {
             Ok(()) => {}
             // As often as something is logged; who finds no room says so.

@@ -47,6 +47,7 @@ pub(super) async fn close(parts: &Rc<Parts>, session: &Session, handle: u32) -> 
     if volume.access.poisoned().is_some() {
         parts.forget(volume.lineage);
     }
+    parts.catalogue.retry_collection();
     closed
 }
 

@@ -20,6 +20,7 @@
 //! | `ownership` | which node has a volume |
 //! | `load`, `recovery`, `begin` | from the pool into memory, and what a session writes first |
 //! | `settled` | volumes that nobody has open |
+//! | `stored` | the map of a volume as any crash would leave it |
 //! | `pages` | map pages that a step needs |
 
 mod admission;
@@ -39,9 +40,11 @@ mod requests;
 mod settled;
 mod snapshot;
 mod status;
+mod stored;
 
 pub(crate) use close::client_gone;
 pub(crate) use head::read_head;
 pub(crate) use ownership::check_owner;
 pub(crate) use requests::dispatch;
 pub(crate) use settled::{freeze_closed, shrink};
+pub(crate) use stored::stored_root;

@@ -19,6 +19,7 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod unshared;
 
 use std::rc::Rc;
 
@@ -37,6 +38,7 @@ pub(crate) use place::{
     FAN_OUT, LEAF_OBJECTS, LEVEL_MAX, Layer, Missing, PackPlace, PageRef, Range, Root, WritePlace,
 };
 pub(crate) use store::Written;
+pub(crate) use unshared::{Nodes, Unshared};
 
 /// A map, live or frozen.
 #[derive(Debug, Clone)]

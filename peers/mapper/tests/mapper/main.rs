@@ -15,6 +15,7 @@ mod model;
 mod nodes;
 mod policies;
 mod promises;
+mod reclaim;
 mod recovery;
 mod rig;
 mod sessions;

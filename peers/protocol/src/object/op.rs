@@ -24,7 +24,7 @@ pub enum ObjectOp {
     Delete = 7,
     /// Deletes every object of the lineage but its head, then the head.
     DeleteLineage = 8,
-    /// Gives the space of `[offset, offset + len)` back; it reads as zeros afterwards.
+    /// Gives the space of `[offset, offset + len)` back; it reads as zeros afterwards. Durable after a later sync of the pool.
     Punch = 9,
     /// Result 0; values: bytes that the object occupies, and its length. Looks at this object and no other, so its cost does not
     /// grow with what else there is. For data: all that the lineage wrote in the epoch, at a cost that grows with the lineage.

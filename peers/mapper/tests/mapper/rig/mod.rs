@@ -216,6 +216,16 @@ impl Rig {
         self.run();
     }
 
+    /// Answers the request that waits longest in a stalled rig.
+    pub(crate) fn step_any(&mut self) {
+        let Some(Effect::Object { id, request, data }) = self.waiting.pop_front() else {
+            panic!("nothing waits");
+        };
+        let (reply, data) = self.pool.serve(&request, &data);
+        self.mapper.object_done(id, reply, data);
+        self.run();
+    }
+
     /// Fresh lineages are of their own for each node.
     pub(crate) fn number_lineages(&mut self, node: u128) {
         self.next_lineage = 1000 * node;

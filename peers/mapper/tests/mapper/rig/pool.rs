@@ -250,6 +250,16 @@ impl Pool {
                 }
                 None => (ObjectReply::failed(ErrorCode::NotFound), Vec::new()),
             },
+            ObjectOp::Punch => {
+                if let Some(object) = self.objects.get_mut(&id) {
+                    for_sectors(offset, request.len as usize, |sector, _, _| {
+                        if object.now.remove(&sector).is_some() {
+                            object.dirty.insert(sector);
+                        }
+                    });
+                }
+                (ObjectReply::done(0), Vec::new())
+            }
             ObjectOp::Delete => {
                 self.objects.remove(&id);
                 self.swapped.remove(&id);
@@ -300,7 +310,7 @@ impl Pool {
         for object in self.objects.values_mut() {
             for sector in std::mem::take(&mut object.dirty) {
                 if keep() {
-                    object.durable.insert(sector, object.now[&sector]);
+                    object.keep(sector);
                 }
             }
             object.now.clone_from(&object.durable);
@@ -314,6 +324,18 @@ impl Pool {
             .keys()
             .chain(self.swapped.keys())
             .any(|id| id.lineage == lineage)
+    }
+
+    /// Blocks of data of `lineage` that take space, with their epochs.
+    pub(crate) fn blocks(&self, lineage: Lineage) -> Vec<(u64, u64)> {
+        let is_data = |id: &ObjectId| id.lineage == lineage && id.kind == ObjectKind::Data;
+        let objects = self.objects.iter().filter(|(id, _)| is_data(id));
+        let blocks = objects.flat_map(|(id, object)| {
+            let sectors = object.now.keys().map(|sector| *sector as u64 / 8);
+            sectors.map(|block| (id.number, block))
+        });
+        let blocks: BTreeSet<(u64, u64)> = blocks.collect();
+        blocks.into_iter().collect()
     }
 
     /// How many packs there are of `lineage`.
@@ -433,8 +455,16 @@ impl Object {
         let dirty: Vec<usize> = self.dirty.range(from..to).copied().collect();
         for sector in dirty {
             self.dirty.remove(&sector);
-            self.durable.insert(sector, self.now[&sector]);
+            self.keep(sector);
         }
+    }
+
+    /// The medium has the sector as reads see it.
+    fn keep(&mut self, sector: usize) {
+        match self.now.get(&sector) {
+            Some(bytes) => self.durable.insert(sector, *bytes),
+            None => self.durable.remove(&sector),
+        };
     }
 
     fn sync(&mut self) {
