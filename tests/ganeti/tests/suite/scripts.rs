@@ -140,12 +140,16 @@ fn killed(storage: &Storage<'_>, access: &str, round: usize, kills: &mut Kills) 
     let disk = Disk::new(storage, &format!("killed{round}.ext.disk0"), access);
     let create = disk.with("VOL_SIZE", "64");
     kills.kill(&create, "create", LONG)?;
-    // Ganeti takes another name the next time, but for recreate-disks: what the killed one made is whole, and in the way.
-    if storage.volumes()?.iter().any(|name| name == disk.name()) {
-        create.refused("create")?;
-    } else {
-        create.call("create")?;
-    }
+    // Ganeti takes another name the next time, but for recreate-disks: what the killed one made is whole, and in the way. Its request
+    // may still be under way when it is not listed yet.
+    let is_there = || anyhow::Ok(storage.volumes()?.iter().any(|name| name == disk.name()));
+    let was_there = is_there()?;
+    let made = create.output("create")?.status.success();
+    ensure!(!(was_there && made), "the same disk was made twice");
+    ensure!(
+        made || is_there()?,
+        "the disk was not made, and is not there"
+    );
     kills.kill(&disk, "attach", SHORT)?;
     let answer = disk.call("attach")?;
     let expected = if access == "userspace" { "\nkvm:" } else { "/" };

@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         let file = file
             .map_err(|error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display())))?;
         archipelago_host::run_with(&process.roles, process.settings, |backend, _reactor| {
+            // One for each data thread; what is appended by any of them is behind what was there.
+            let file = file.try_clone().expect("a descriptor to spare");
             Recording::new(backend, file)
         })
     })
