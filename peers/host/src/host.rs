@@ -124,6 +124,9 @@ impl<B: Backend> Host<B> {
                 if let Some(endpoint) = &mut self.endpoint {
                     endpoint.give_up();
                 }
+                if let Some((mapper, _)) = &mut self.mapper {
+                    mapper.stop_background();
+                }
                 if let Some(earlier) = self.stopping.replace(answer) {
                     earlier.send(ControlReply::Done);
                 }

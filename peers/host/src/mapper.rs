@@ -53,6 +53,11 @@ impl MapperHost {
         self.asked.push_back((tag, answer));
     }
 
+    /// The node is about to stop: what is done in the background ends soon.
+    pub(crate) fn stop_background(&mut self) {
+        self.peer.stop_background();
+    }
+
     /// The node stops: nothing can be asked any more.
     pub(crate) fn leave(&mut self) {
         self.peer.leave();

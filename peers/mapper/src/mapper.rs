@@ -75,6 +75,11 @@ impl Mapper {
         self.run();
     }
 
+    /// The node is about to stop: what is done in the background ends at its next step. A later start goes on with it.
+    pub fn stop_background(&mut self) {
+        self.parts.stop_background();
+    }
+
     /// The node stops, and owns nothing any more: says so in the pool. Nothing can be asked afterwards; [`Mapper::is_idle`] says when
     /// it is done.
     pub fn leave(&mut self) {

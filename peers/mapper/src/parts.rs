@@ -1,15 +1,16 @@
 //! The parts of a mapper, which its tasks share.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
-use archipelago_protocol::Lineage;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::map::MapReply;
+use archipelago_protocol::{ErrorCode, Lineage};
 
 use crate::catalogue::Catalogue;
 use crate::config::MapperConfig;
 use crate::effect::{ClientId, Effect};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::journal::JournalStore;
 use crate::pool::Pool;
 use crate::sessions::Sessions;
@@ -22,6 +23,8 @@ pub(crate) struct Parts {
     pub(crate) catalogue: Catalogue,
     pub(crate) volumes: Volumes,
     pub(crate) sessions: Sessions,
+    /// The node is about to stop.
+    stopping: Cell<bool>,
 }
 
 impl Parts {
@@ -31,7 +34,31 @@ impl Parts {
             catalogue: Catalogue::new(&pool),
             volumes: Volumes::new(&pool.scheduler),
             sessions: Sessions::default(),
+            stopping: Cell::new(false),
             pool,
+        }
+    }
+
+    /// The node is about to stop: background work ends at its next step.
+    pub(crate) fn stop_background(&self) {
+        self.stopping.set(true);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// For background work, between its steps.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`]: the node is about to stop.
+    pub(crate) fn check_running(&self) -> Outcome<()> {
+        match self.is_stopping() {
+            true => Err(Failure::new(
+                ErrorCode::Unavailable,
+                "this node is stopping",
+            )),
+            false => Ok(()),
         }
     }
 

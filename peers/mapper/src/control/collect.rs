@@ -23,7 +23,7 @@ const LINEAGES_AT_ONCE: usize = 64;
 /// Starts a collection if the catalogue wants one and none runs; it looks again at its end.
 /// Whether it did.
 pub(crate) fn start_if_due(parts: &Rc<Parts>) -> bool {
-    if !parts.catalogue.take_collection() {
+    if parts.is_stopping() || !parts.catalogue.take_collection() {
         return false;
     }
     parts.spawn(|parts| async move {
@@ -40,7 +40,7 @@ async fn collect(parts: &Rc<Parts>) -> Outcome<()> {
     // Removed here while another node was opening them: that node closes them, and its collection has them. Or not known to be free,
     // or snapshots of a volume whose map is not known now: the next collection looks again.
     let mut kept: BTreeSet<Lineage> = BTreeSet::new();
-    loop {
+    while !parts.is_stopping() {
         parts.catalogue.ready().await?;
         let orphans: Vec<Item> = {
             let names = parts.catalogue.names();
@@ -106,4 +106,5 @@ async fn collect(parts: &Rc<Parts>) -> Outcome<()> {
             .pool
             .count(|counters| counters.lineages_deleted += count);
     }
+    Ok(())
 }

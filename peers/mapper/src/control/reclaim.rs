@@ -45,7 +45,7 @@ enum Newer {
 /// though they have entries.
 ///
 /// # Errors
-/// [`ErrorCode::InUse`], and what passes: not now.
+/// [`ErrorCode::InUse`], [`ErrorCode::Unavailable`] and what passes: not now.
 pub(super) async fn reclaim(
     parts: &Rc<Parts>,
     snapshot: &Item,
@@ -72,6 +72,7 @@ pub(super) async fn reclaim(
     let mut bytes = 0;
     let mut walk = Unshared::new(snapshot.root, older.map(|(root, _)| root), newer);
     while let Some(part) = walk.next_part() {
+        parts.check_running()?;
         let mut loaded = [None, None, None];
         for (node, page) in loaded
             .iter_mut()
@@ -92,6 +93,7 @@ pub(super) async fn reclaim(
             continue;
         }
         for (layer, blocks) in part.blocks(nodes, snapshot.object_size, is_own) {
+            parts.check_running()?;
             let id = ObjectId::data(layer.lineage, layer.epoch);
             let (offset, len) = (
                 blocks.start * BLOCK_SIZE,
@@ -171,7 +173,7 @@ pub(super) async fn reclaim_all(parts: &Rc<Parts>, items: Vec<Item>) -> Outcome<
                 tracing::warn!("space of a removed snapshot is lost: {}", failure.message);
                 gone.insert(snapshot.lineage);
             }
-            Err(failure) if failure.code == ErrorCode::InUse || failure.code.passes() => {
+            Err(failure) if is_later(failure.code) => {
                 tracing::debug!("a removed snapshot still takes space: {}", failure.message);
             }
             Err(failure) => {
@@ -184,4 +186,9 @@ pub(super) async fn reclaim_all(parts: &Rc<Parts>, items: Vec<Item>) -> Outcome<
     }
     gone.extend(others.iter().map(|item| item.lineage));
     Ok(gone.into_iter().collect())
+}
+
+/// Whether it is only too early.
+fn is_later(code: ErrorCode) -> bool {
+    code.passes() || matches!(code, ErrorCode::InUse | ErrorCode::Unavailable)
 }

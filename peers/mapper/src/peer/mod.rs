@@ -147,6 +147,11 @@ impl<P: ServerPort, C: ClientPort> MapperPeer<P, C> {
         self.replies.pop_front()
     }
 
+    /// As [`Mapper::stop_background`].
+    pub fn stop_background(&mut self) {
+        self.mapper.stop_background();
+    }
+
     /// As [`Mapper::leave`].
     pub fn leave(&mut self) {
         self.mapper.leave();

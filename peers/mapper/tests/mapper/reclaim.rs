@@ -294,6 +294,26 @@ fn the_entry_of_a_snapshot_goes_when_its_space_is_given_back_durably() {
 }
 
 #[test]
+fn a_node_that_stops_does_not_wait_for_a_reclaim() {
+    let (mut rig, own, handle) = three();
+    rig.close(handle);
+    let before = rig.stored(own).len();
+    rig.stalled = true;
+    let removal = rig.send_control(CatalogueRequest::Remove { name: name("a") });
+    while !rig.waits_for(ObjectOp::Punch) {
+        rig.step_any();
+    }
+    rig.mapper.stop_background();
+    rig.stalled = false;
+    rig.run();
+    assert_eq!(rig.control_reply(removal), CatalogueReply::Done);
+    assert!(rig.mapper.is_idle());
+    assert_eq!(rig.stored(own).len(), before - 2, "one range of two");
+    rig.restart();
+    assert_eq!(rig.stored(own).len(), before - 3);
+}
+
+#[test]
 fn of_a_volume_whose_session_did_not_end_nothing_is_given_back_until_it_is_known() {
     let (mut rig, own, handle) = three();
     rig.power_cut(|| false);
