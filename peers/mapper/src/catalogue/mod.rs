@@ -32,6 +32,7 @@ mod replica;
 mod turns;
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use archipelago_protocol::{ErrorCode, Lineage};
@@ -92,6 +93,8 @@ pub(crate) struct Catalogue {
     replica: Rc<Replica>,
     prepared: PreparedSnapshots,
     collection: Cell<Collection>,
+    /// Removed volumes that have nothing alone any more.
+    emptied: RefCell<BTreeSet<Lineage>>,
     /// The end of others was noted that are known to have ended.
     started: Cell<bool>,
 }
@@ -105,6 +108,7 @@ impl Catalogue {
             replica: Rc::new(Replica::new(pool)),
             prepared: PreparedSnapshots::default(),
             collection: Cell::new(Collection::Idle),
+            emptied: RefCell::default(),
             started: Cell::new(false),
         }
     }
@@ -229,6 +233,20 @@ impl Catalogue {
             self.collection.set(Collection::Running);
         }
         due
+    }
+
+    /// A removed volume of which nothing was given back yet that it had alone, as far as this mapper knows.
+    pub(crate) fn volume_to_empty(&self) -> Option<Item> {
+        let (names, emptied) = (self.names(), self.emptied.borrow());
+        let mut removed = names.removed_volumes();
+        removed
+            .find(|item| !emptied.contains(&item.lineage))
+            .cloned()
+    }
+
+    /// The removed volume has nothing alone any more, or it cannot be found out.
+    pub(crate) fn volume_emptied(&self, lineage: Lineage) {
+        self.emptied.borrow_mut().insert(lineage);
     }
 
     pub(crate) fn collection_ended(&self) {

@@ -24,6 +24,8 @@ pub(crate) struct Names {
     unneeded: BTreeSet<Lineage>,
     /// Items that are being imported.
     imports: BTreeSet<Lineage>,
+    /// Volumes without a name.
+    removed_volumes: BTreeSet<Lineage>,
     /// Without an entry, their objects not yet deleted; which incarnation deletes them.
     pending_delete: BTreeMap<Lineage, u128>,
     /// Who serves the pool.
@@ -52,6 +54,9 @@ impl Names {
                 } else if item.name.is_none() && !self.has_children(item.lineage) {
                     self.unneeded.insert(item.lineage);
                 }
+                if item.kind == Kind::Volume && item.name.is_none() {
+                    self.removed_volumes.insert(item.lineage);
+                }
                 self.items.insert(item.lineage, item);
             }
             Change::Delete { lineage, by } => {
@@ -74,6 +79,7 @@ impl Names {
         };
         self.unneeded.remove(&lineage);
         self.imports.remove(&lineage);
+        self.removed_volumes.remove(&lineage);
         if let Some(name) = old.name {
             self.by_name.remove(&name);
         }
@@ -214,6 +220,13 @@ impl Names {
         let candidates = self.unneeded.iter().chain(&self.imports);
         let orphans = candidates.filter(|lineage| self.is_orphan(**lineage));
         orphans.filter_map(|lineage| self.items.get(lineage))
+    }
+
+    /// Removed volumes that are still there because something descends from them.
+    pub(crate) fn removed_volumes(&self) -> impl Iterator<Item = &Item> + '_ {
+        let needed = |lineage: &&Lineage| self.has_children(**lineage);
+        let removed = self.removed_volumes.iter().filter(needed);
+        removed.filter_map(|lineage| self.items.get(lineage))
     }
 
     /// Imports that `has_ended` says the incarnation of.

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use archipelago_protocol::{ErrorCode, Lineage};
 
-use super::reclaim::reclaim_all;
+use super::reclaim::{empty_removed_volumes, reclaim_all};
 use crate::catalogue::{Change, Item, Names};
 use crate::failure::Outcome;
 use crate::parts::Parts;
@@ -27,7 +27,9 @@ pub(crate) fn start_if_due(parts: &Rc<Parts>) -> bool {
         return false;
     }
     parts.spawn(|parts| async move {
-        if let Err(failure) = collect(&parts).await {
+        if let Err(failure) = collect(&parts).await
+            && !parts.is_stopping()
+        {
             tracing::warn!("removed volumes still take space: {}", failure.message);
         }
         parts.catalogue.collection_ended();
@@ -42,6 +44,7 @@ async fn collect(parts: &Rc<Parts>) -> Outcome<()> {
     let mut kept: BTreeSet<Lineage> = BTreeSet::new();
     while !parts.is_stopping() {
         parts.catalogue.ready().await?;
+        empty_removed_volumes(parts).await?;
         let orphans: Vec<Item> = {
             let names = parts.catalogue.names();
             let orphans = names.orphans();

@@ -1,4 +1,4 @@
-//! The space that a removed snapshot had alone.
+//! The space that a removed snapshot, or a removed volume with snapshots, had alone.
 //!
 //! A block's place is (lineage, epoch, block). A volume and its snapshots are a row in the order of their epochs. A place is made in one
 //! epoch, and a map that has given it up never gets it again, so the maps that have it are neighbours in the row. A snapshot has alone
@@ -15,13 +15,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use archipelago_protocol::catalogue::Kind;
-use archipelago_protocol::object::ObjectId;
+use archipelago_protocol::object::{ObjectId, ObjectKind};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage};
 
 use crate::catalogue::{Item, Names};
 use crate::failure::Outcome;
 use crate::parts::Parts;
-use crate::session::stored_root;
+use crate::session::{check_owner, stored_root};
 use crate::tree::{Layer, Nodes, Root, Unshared};
 
 /// The maps between which a snapshot of `volume` stands.
@@ -150,6 +150,50 @@ fn neighbours(names: &Names, snapshot: &Item, gone: &BTreeSet<Lineage>) -> Optio
         older: older.map(|older| (older.root, older.epoch)),
         newer,
     })
+}
+
+/// Deletes what removed volumes had alone whose snapshots are still there: all that is younger than the newest of these.
+pub(super) async fn empty_removed_volumes(parts: &Rc<Parts>) -> Outcome<()> {
+    let next = || parts.catalogue.volume_to_empty();
+    while let Some(volume) = next() {
+        parts.catalogue.volume_emptied(volume.lineage);
+        if check_owner(parts, &volume).await.is_err() {
+            // Another node is just closing it. Its blocks stay until its last snapshot is removed, or until the next start.
+            continue;
+        }
+        let Some(newest) = newest(&parts.catalogue.names(), &volume) else {
+            continue;
+        };
+        let mut last = ObjectId::data(volume.lineage, newest);
+        loop {
+            parts.check_running()?;
+            let listed = parts.pool.disk.list_above(last).await?;
+            let alone = listed
+                .iter()
+                .take_while(|id| id.lineage == volume.lineage && id.kind == ObjectKind::Data);
+            let alone: Vec<ObjectId> = alone.copied().collect();
+            for id in &alone {
+                parts.pool.disk.delete(*id).await?;
+            }
+            match alone.last() {
+                Some(id) if alone.len() == listed.len() => last = *id,
+                _ => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The epoch of the newest snapshot of a volume; `None`: something else descends from the volume, too.
+fn newest(names: &Names, volume: &Item) -> Option<Epoch> {
+    let mut newest = Epoch(0);
+    for child in names.children(volume.lineage) {
+        if child.kind != Kind::Snapshot || child.sources != [volume.lineage] {
+            return None;
+        }
+        newest = newest.max(child.epoch);
+    }
+    Some(newest)
 }
 
 /// Gives back what removed snapshots among `items` had alone, durably, and returns those whose entries may be removed: all but those

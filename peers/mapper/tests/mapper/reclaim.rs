@@ -191,16 +191,36 @@ fn a_snapshot_of_a_clone_gives_back_nothing_of_others() {
 fn snapshots_of_a_removed_volume_give_back_what_no_other_has() {
     let (mut rig, own, handle) = three();
     rig.close(handle);
+    let before = rig.stored(own).len();
     rig.remove("v");
+    assert_eq!(rig.stored(own).len(), before - [3, 4, FAR].len());
+    for (text, content) in [("a", A), ("b", B), ("c", C)] {
+        check(&mut rig, text, content);
+    }
     rig.remove("c");
     check(&mut rig, "b", B);
-    // What only the volume had stays until the last snapshot is removed.
     assert_eq!(rig.reclaimed_blocks(), [2, 5, FAR].len() as u64);
     rig.remove("a");
     check(&mut rig, "b", B);
     assert!(rig.pool.holds(own));
     rig.remove("b");
     assert!(!rig.pool.holds(own));
+    rig.assert_clean();
+}
+
+#[test]
+fn a_removed_volume_is_emptied_after_a_crash() {
+    let (mut rig, own, handle) = three();
+    rig.close(handle);
+    let before = rig.stored(own).len();
+    rig.stalled = true;
+    rig.send_control(CatalogueRequest::Remove { name: name("v") });
+    while !rig.waits_for(ObjectOp::Delete) {
+        rig.step_any();
+    }
+    rig.power_cut(|| false);
+    assert_eq!(rig.stored(own).len(), before - [3, 4, FAR].len());
+    check(&mut rig, "c", C);
     rig.assert_clean();
 }
 
