@@ -4,7 +4,7 @@ use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::check::{FindingKind, Report};
 use archipelago_protocol::journaled::JournaledData;
 use archipelago_protocol::log_sector::{CONTENT_LEN, sectors};
-use archipelago_protocol::map::MapOp;
+use archipelago_protocol::map::{MapOp, MapRequest};
 use archipelago_protocol::object::{FLAG_DURABLE, ObjectId, ObjectKind, ObjectOp, ObjectRequest};
 use archipelago_protocol::{Epoch, ErrorCode, Generation, Lineage, ObjectSize};
 
@@ -300,6 +300,16 @@ fn a_log_of_a_durable_pool_is_made_by_its_length_and_read_as_if_it_were_blank() 
     assert_eq!(writes(&rig), 2);
     rig.close(handle);
     rig.assert_clean();
+}
+
+#[test]
+fn an_open_says_whether_completed_writes_are_durable() {
+    for (opened, durable) in [(Rig::durable(), true), (Rig::opened(), false)] {
+        let (mut rig, own, handle) = opened;
+        rig.close(handle);
+        let reply = rig.ask(MapRequest::open(own, true));
+        assert_eq!(reply.pool_is_durable(), durable);
+    }
 }
 
 #[test]
