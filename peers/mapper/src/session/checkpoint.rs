@@ -69,23 +69,25 @@ pub(super) async fn checkpoint_holding(
     store(parts, volume, Picture::of(volume), After::GoesOn).await
 }
 
-/// A checkpoint beside which commits go on, if the log is half full.
-async fn checkpoint_if_due(parts: &Parts, volume: &Volume) -> Outcome<()> {
-    checkpoint(parts, volume, || volume.log.is_half_full()).await
+/// A checkpoint beside which commits go on, if the log is half full when no batch is in flight.
+async fn checkpoint_if_half_full(parts: &Parts, volume: &Volume) -> Outcome<()> {
+    let still = volume.stand_still().await;
+    match volume.log.is_half_full() {
+        true => checkpoint(parts, volume, still).await,
+        false => volume.check(),
+    }
 }
 
-/// A checkpoint beside which commits go on, if it `is_due` when no batch is in flight.
-pub(super) async fn checkpoint(
-    parts: &Parts,
-    volume: &Volume,
-    is_due: impl FnOnce() -> bool,
-) -> Outcome<()> {
-    let commit = volume.hold_commits().await;
-    let _alone = volume.hold_checkpoints().await;
+/// A checkpoint beside which commits go on, whatever the log has.
+pub(super) async fn checkpoint_now(parts: &Parts, volume: &Volume) -> Outcome<()> {
+    let still = volume.stand_still().await;
+    checkpoint(parts, volume, still).await
+}
+
+/// A checkpoint of a volume that stands still; commits go on once the picture is taken.
+async fn checkpoint(parts: &Parts, volume: &Volume, still: [Guard; 2]) -> Outcome<()> {
+    let [commit, _alone] = still;
     volume.check()?;
-    if !is_due() {
-        return Ok(());
-    }
     let picture = Picture::of(volume);
     drop(commit);
     store(parts, volume, picture, After::GoesOn).await
@@ -191,7 +193,10 @@ pub(super) fn start_if_due(parts: &Rc<Parts>, volume: &Rc<Volume>) {
     }
     let volume = Rc::clone(volume);
     parts.spawn(|parts| async move {
-        let (lineage, done) = (volume.lineage, checkpoint_if_due(&parts, &volume).await);
+        let (lineage, done) = (
+            volume.lineage,
+            checkpoint_if_half_full(&parts, &volume).await,
+        );
         match done {
             Ok(()) => {}
             // As often as something is logged; who finds no room says so.

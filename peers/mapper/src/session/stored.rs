@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use archipelago_protocol::{Epoch, ErrorCode};
 
-use super::checkpoint::checkpoint;
+use super::checkpoint::checkpoint_now;
 use super::head::read_head;
 use crate::catalogue::Item;
 use crate::failure::{Failure, Outcome};
@@ -27,7 +27,7 @@ pub(crate) async fn stored_root(parts: &Rc<Parts>, item: &Item, epoch: Epoch) ->
     let begun = writer.filter(|volume| volume.start.due().is_none());
     let head = match begun {
         Some(volume) => {
-            checkpoint(parts, &volume, || true).await?;
+            checkpoint_now(parts, &volume).await?;
             volume.head.get()
         }
         None => match read_head(parts, item).await? {
