@@ -22,12 +22,7 @@ enum Death {
 const DEATHS: [Death; 2] = [Death::Client, Death::Mapper];
 
 fn died(death: Death) -> (Rig, Lineage) {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
-    let handle = rig.open(own, true);
-    rig.write(own, handle, 1, 1);
-    rig.flush(handle).unwrap();
-    rig.write(own, handle, 2, 2);
+    let (mut rig, own, _) = Rig::unflushed();
     match death {
         Death::Client => {
             rig.replace_client();
@@ -191,12 +186,7 @@ fn a_reader_of_what_has_no_room_to_end_is_no_writer() {
 
 #[test]
 fn a_sync_that_failed_for_another_mapper_of_the_process_is_everybodys() {
-    let mut rig = Rig::new(small());
-    let own = rig.create("v", 1 << 20, ObjectSize::MIN);
-    let handle = rig.open(own, true);
-    rig.write(own, handle, 1, 1);
-    rig.flush(handle).unwrap();
-    rig.write(own, handle, 2, 2);
+    let (mut rig, _, handle) = Rig::unflushed();
     // A sync of the pool of its own that is under way is not trusted.
     rig.stalled = true;
     let closed = rig.send(MapRequest::new(MapOp::Close, handle));

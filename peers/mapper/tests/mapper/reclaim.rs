@@ -24,6 +24,14 @@ impl Rig {
         assert_eq!(removed, CatalogueReply::Done);
     }
 
+    /// Removes `text` up to the first request of `op`, which waits in the stalled rig; the tag of the removal.
+    fn remove_until(&mut self, text: &str, op: ObjectOp) -> u64 {
+        self.stalled = true;
+        let removal = self.send_control(CatalogueRequest::Remove { name: name(text) });
+        self.serve_until(op);
+        removal
+    }
+
     fn write_all<const N: usize>(&mut self, own: Lineage, handle: u32, writes: [(u64, u64); N]) {
         for (block, stamp) in writes {
             self.write(own, handle, block, stamp);
@@ -213,11 +221,7 @@ fn a_removed_volume_is_emptied_after_a_crash() {
     let (mut rig, own, handle) = three();
     rig.close(handle);
     let before = rig.stored(own).len();
-    rig.stalled = true;
-    rig.send_control(CatalogueRequest::Remove { name: name("v") });
-    while !rig.waits_for(ObjectOp::Delete) {
-        rig.step_any();
-    }
+    rig.remove_until("v", ObjectOp::Delete);
     rig.power_cut(|| false);
     assert_eq!(rig.stored(own).len(), before - [3, 4, FAR].len());
     check(&mut rig, "c", C);
@@ -267,21 +271,17 @@ fn what_is_overwritten_but_not_flushed_is_kept_until_that_is_durable() {
 
 #[test]
 fn a_crash_anywhere_in_a_reclaim_is_followed_by_the_same_again() {
-    let punches = [1, FAR];
-    for done in 0..=punches.len() {
+    // Of blocks 1 and 2, and of the far one.
+    let punches = 2;
+    for done in 0..=punches {
         for keep in [false, true] {
             let (mut rig, own, handle) = three();
             rig.close(handle);
-            rig.stalled = true;
-            rig.send_control(CatalogueRequest::Remove { name: name("a") });
-            let mut punched = 0;
-            // Up to the punch, or to the sync behind the last one.
-            while punched < done || !(rig.waits_for(ObjectOp::Punch) || punched == punches.len()) {
-                if rig.waits_for(ObjectOp::Punch) {
-                    rig.step(ObjectOp::Punch, None);
-                    punched += 1;
-                } else {
-                    rig.step_any();
+            rig.remove_until("a", ObjectOp::Punch);
+            for count in 1..=done {
+                rig.step(ObjectOp::Punch, None);
+                if count < punches {
+                    rig.serve_until(ObjectOp::Punch);
                 }
             }
             rig.power_cut(|| keep);
@@ -303,12 +303,8 @@ fn the_entry_of_a_snapshot_goes_when_its_space_is_given_back_durably() {
     let (mut rig, own, handle) = three();
     rig.close(handle);
     let before = rig.stored(own).len();
-    rig.stalled = true;
-    rig.send_control(CatalogueRequest::Remove { name: name("a") });
     // The record that removes the entry is durable then.
-    while !rig.waits_for(ObjectOp::DeleteLineage) {
-        rig.step_any();
-    }
+    rig.remove_until("a", ObjectOp::DeleteLineage);
     rig.power_cut(|| false);
     assert_eq!(rig.stored(own).len(), before - [1, 2, FAR].len());
 }
@@ -318,11 +314,7 @@ fn a_node_that_stops_does_not_wait_for_a_reclaim() {
     let (mut rig, own, handle) = three();
     rig.close(handle);
     let before = rig.stored(own).len();
-    rig.stalled = true;
-    let removal = rig.send_control(CatalogueRequest::Remove { name: name("a") });
-    while !rig.waits_for(ObjectOp::Punch) {
-        rig.step_any();
-    }
+    let removal = rig.remove_until("a", ObjectOp::Punch);
     rig.mapper.stop_background();
     rig.stalled = false;
     rig.run();

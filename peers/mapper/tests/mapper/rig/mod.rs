@@ -91,7 +91,18 @@ impl Rig {
         (rig, own, handle)
     }
 
-    /// The same, on a pool whose completed writes are durable.
+    /// With an open volume `v` of 1 MiB whose block 1 holds 1 and is flushed, and whose block 2 holds 2 and is not.
+    pub(crate) fn unflushed() -> (Self, Lineage, u32) {
+        let mut rig = Rig::new(small());
+        let own = rig.create("v", 1 << 20, ObjectSize::MIN);
+        let handle = rig.open(own, true);
+        rig.write(own, handle, 1, 1);
+        rig.flush(handle).unwrap();
+        rig.write(own, handle, 2, 2);
+        (rig, own, handle)
+    }
+
+    /// As [`Rig::opened`], on a pool whose completed writes are durable.
     pub(crate) fn durable() -> (Self, Lineage, u32) {
         let config = small();
         let journals = MemoryJournals::new(config.pending_max);
@@ -205,23 +216,25 @@ impl Rig {
     pub(crate) fn step(&mut self, op: ObjectOp, fault: Option<ErrorCode>) {
         let index = self.waiting(op);
         let index = index.unwrap_or_else(|| panic!("{op:?} does not wait: {:?}", self.waiting));
+        self.answer(index, fault);
+    }
+
+    /// Serves the requests that wait in a stalled rig, the longest waiting first, until one of `op` waits; that one is not served.
+    pub(crate) fn serve_until(&mut self, op: ObjectOp) {
+        while !self.waits_for(op) {
+            self.answer(0, None);
+        }
+    }
+
+    /// Answers the waiting request at `index`, with `fault` instead of doing it if there is one.
+    pub(crate) fn answer(&mut self, index: usize, fault: Option<ErrorCode>) {
         let Some(Effect::Object { id, request, data }) = self.waiting.remove(index) else {
-            unreachable!("found above");
+            panic!("no object request waits at {index}: {:?}", self.waiting);
         };
         let (reply, data) = match fault {
             Some(code) => (ObjectReply::failed(code), Vec::new()),
             None => self.pool.serve(&request, &data),
         };
-        self.mapper.object_done(id, reply, data);
-        self.run();
-    }
-
-    /// Answers the request that waits longest in a stalled rig.
-    pub(crate) fn step_any(&mut self) {
-        let Some(Effect::Object { id, request, data }) = self.waiting.pop_front() else {
-            panic!("nothing waits");
-        };
-        let (reply, data) = self.pool.serve(&request, &data);
         self.mapper.object_done(id, reply, data);
         self.run();
     }
