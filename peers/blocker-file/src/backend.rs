@@ -25,7 +25,7 @@ use crate::access::{self, Below};
 use crate::calls::{Part, Token};
 use crate::context::{Context, Replies};
 use crate::counters::Counters;
-use crate::errors::{Failed, failed, is_of_one_file, sync_failure};
+use crate::errors::{Failed, failed_for_pool, is_of_one_file, sync_failure};
 use crate::files::{Files, Unsynced};
 use crate::heads::Heads;
 use crate::job_requests::JobRequests;
@@ -88,8 +88,8 @@ impl FileBackend {
     /// had the pool since a process died whose successor this is, [`ErrorCode::UnsupportedFormat`] for an unknown version, [`ErrorCode::Unsupported`]
     /// for a file system whose locks exclude nobody, or what the system says.
     pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
-        let (joined, owner) = JoinedPool::open(options, &source, clock)?;
-        FileBackend::start(joined, owner, source, clock)
+        let (joined, sibling, owner) = JoinedPool::open(options, &source, clock)?;
+        FileBackend::start(joined, sibling, owner, source, clock)
     }
 
     /// The pool, for another backend of it in this process.
@@ -107,18 +107,20 @@ impl FileBackend {
         source: Source,
         clock: &dyn Clock,
     ) -> Result<Self, Error> {
-        FileBackend::start(joined, None, source, clock)
+        let sibling = joined.enter(&source)?;
+        FileBackend::start(joined, sibling, None, source, clock)
     }
 
     fn start(
         joined: JoinedPool,
+        sibling: Sibling,
         owner: Option<Owner>,
         source: Source,
         clock: &dyn Clock,
     ) -> Result<Self, Error> {
-        let sibling = joined.enter(&source)?;
         let layout = joined.layout().clone();
-        let failed = |what: &str, error: &io::Error| failed(what, layout.directory(), error);
+        let failed =
+            |what: &str, error: &io::Error| failed_for_pool(what, layout.directory(), error);
         let access = joined.access();
         let copy_on_write = access::copies_on_write(&layout);
         let heads = || match joined.is_synced() {

@@ -42,6 +42,11 @@ pub(crate) fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
     )
 }
 
+/// The error of a failed call for the pool in `directory`.
+pub(crate) fn failed_for_pool(what: &str, directory: &Path, error: &io::Error) -> Error {
+    failed(&format!("{what} for pool"), directory, error)
+}
+
 /// Why a job of a thread failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed {

@@ -5,7 +5,6 @@
 //! - What was found when the pool was opened, and the reserve, are the same for all backends.
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use archipelago_protocol::{Error, ErrorCode};
 use archipelago_runtime::{Clock, Source};
 
 use crate::access::{self, Access, Found};
-use crate::errors::code_of;
+use crate::errors::{code_of, failed_for_pool};
 use crate::layout::Layout;
 use crate::owner::{self, Claimant, Owner};
 use crate::reserve::Reserve;
@@ -49,19 +48,13 @@ pub struct JoinedPool {
     is_synced: bool,
     reserve: Arc<Reserve>,
     siblings: Arc<Siblings>,
-    backends: usize,
-}
-
-fn of_pool(what: &str, directory: &Path, error: &io::Error) -> Error {
-    let text = format!("{what} for pool `{}`: {error}", directory.display());
-    Error::new(code_of(error), text)
 }
 
 /// The pool's reserve, which grows now if it is wanted.
 fn open_reserve(layout: &Layout, wanted: bool) -> Result<Arc<Reserve>, Error> {
     let reserve = Reserve::open(layout);
     let reserve =
-        reserve.map_err(|error| of_pool("open the reserve", layout.directory(), &error))?;
+        reserve.map_err(|error| failed_for_pool("open the reserve", layout.directory(), &error))?;
     if wanted {
         reserve.grow();
         reserve.report_start();
@@ -70,12 +63,12 @@ fn open_reserve(layout: &Layout, wanted: bool) -> Result<Arc<Reserve>, Error> {
 }
 
 impl JoinedPool {
-    /// Opens the pool for this process, whose first backend is on the ring of `source`.
+    /// Opens the pool for this process: the pool, the place of its first backend, which is on the ring of `source`, and whose the pool is.
     pub(crate) fn open(
         options: &Options,
         source: &Source,
         clock: &dyn Clock,
-    ) -> Result<(JoinedPool, Option<Owner>), Error> {
+    ) -> Result<(JoinedPool, Sibling, Option<Owner>), Error> {
         let layout = Layout::new(&options.directory);
         pool::check_marker(&layout)?;
         let lock = lock::take(&layout, clock, clock.now() + options.lock_timeout)?;
@@ -88,7 +81,7 @@ impl JoinedPool {
         };
         let synced = File::open(&options.directory).and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
         if let Err(error) = &synced {
-            let error = of_pool("sync the file system", &options.directory, error);
+            let error = failed_for_pool("sync the file system", &options.directory, error);
             tracing::error!("{}: what was not flushed may be lost", error.message);
         }
         let joined = JoinedPool {
@@ -97,20 +90,24 @@ impl JoinedPool {
             found,
             is_synced: synced.is_ok(),
             siblings: Siblings::new(options.backends.max(1)),
-            backends: options.backends.max(1),
             layout,
         };
-        Ok((joined, owner))
+        let first = joined.take_place()?;
+        Ok((joined, first, owner))
     }
 
-    /// The place of a backend on the ring of `source`, which keeps the pool's lock.
+    /// The place of one more backend, on the ring of `source`, which keeps the pool's lock from then on.
     pub(crate) fn enter(&self, source: &Source) -> Result<Sibling, Error> {
         keep_lock(&self.lock, source, self.layout.directory())?;
+        self.take_place()
+    }
+
+    fn take_place(&self) -> Result<Sibling, Error> {
         self.siblings.join().ok_or_else(|| {
             let text = format!(
                 "pool `{}` was opened for {} backends",
                 self.layout.directory().display(),
-                self.backends
+                self.backends()
             );
             Error::new(ErrorCode::Internal, text)
         })
@@ -137,8 +134,9 @@ impl JoinedPool {
         &self.reserve
     }
 
+    /// How many backends the process has for the pool.
     pub(crate) fn backends(&self) -> usize {
-        self.backends
+        self.siblings.count()
     }
 }
 
@@ -146,7 +144,7 @@ impl JoinedPool {
 fn keep_lock(lock: &File, source: &Source, directory: &Path) -> Result<(), Error> {
     let same = lock
         .try_clone()
-        .map_err(|error| of_pool("keep the lock", directory, &error))?;
+        .map_err(|error| failed_for_pool("keep the lock", directory, &error))?;
     source.keep_until_ring_ends(same.into()).map_err(|error| {
         let hint = error.hint();
         let what = format!("keep the lock by io_uring: {error}: {}", error.cause());

@@ -82,6 +82,10 @@ impl Siblings {
         })
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.members.len()
+    }
+
     /// The place of one more; `None`: there is none left.
     pub(crate) fn join(self: &Arc<Siblings>) -> Option<Sibling> {
         // Each number is given once; nothing else is ordered by it.
