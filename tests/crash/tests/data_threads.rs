@@ -166,7 +166,7 @@ fn a_removed_volume_gives_its_space_back_though_another_thread_has_read_it() -> 
     for name in ["reader", "frozen", "parent"] {
         node.call(&["volume", "remove", name])?;
     }
-    let deleted = || -> Result<usize> {
+    let still_open = || -> Result<usize> {
         let files = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
         let targets = files
             .flatten()
@@ -179,10 +179,7 @@ fn a_removed_volume_gives_its_space_back_though_another_thread_has_read_it() -> 
     };
     let left = || "deleted files of the pool stay open".to_owned();
     archipelago_bench::waiting::wait_until(archipelago_crash_tests::node::TIMEOUT, left, || {
-        let gone = counters(&node, "mapper", "lineages_deleted")?
-            .iter()
-            .sum::<u64>()
-            >= 3;
-        Ok((gone && deleted()? == 0).then_some(()))
+        let deleted: u64 = counters(&node, "mapper", "lineages_deleted")?.iter().sum();
+        Ok((deleted >= 3 && still_open()? == 0).then_some(()))
     })
 }

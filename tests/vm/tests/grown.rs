@@ -123,8 +123,8 @@ fn progress(guests: &[Guest]) -> Result<Vec<(u64, u64)>> {
     })
 }
 
-/// What the guest and the node say of a guest that does not go on: requests in flight, and the counters of its endpoint.
-fn seen(node: &Node, guest: &Guest) -> String {
+/// The state of a guest that makes no progress: its requests in flight, and the counters of its endpoint.
+fn state_of(node: &Node, guest: &Guest) -> String {
     let of_guest =
         guest.run("cat /tmp/verifier/progress /sys/block/vda/inflight; dmesg | tail -n 5");
     format!("the guest: {of_guest:?}; the node: {:?}", node.status())
@@ -177,9 +177,9 @@ fn five_guests_wait(kind: Kind, placement: &str) -> Result<()> {
     println!("{kind}: no guest waits {took:?} after the file system was grown");
     let files = each(&guests, |index, guest| {
         let (files, rounds) = before[index];
-        let goes_on = format!("await_files {} && await_verifier {}", files + 2, rounds + 2);
-        let went_on = guest.run(&goes_on);
-        went_on.with_context(|| seen(&node, guest))?;
+        let progress = format!("await_files {} && await_verifier {}", files + 2, rounds + 2);
+        let progressed = guest.run(&progress);
+        progressed.with_context(|| state_of(&node, guest))?;
         guest.run("end_verifier && end_files")
     })?;
     each(&guests, |index, guest| {

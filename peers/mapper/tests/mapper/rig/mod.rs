@@ -227,7 +227,7 @@ impl Rig {
     }
 
     /// Answers the waiting request at `index`, with `fault` instead of doing it if there is one.
-    pub(crate) fn answer(&mut self, index: usize, fault: Option<ErrorCode>) {
+    fn answer(&mut self, index: usize, fault: Option<ErrorCode>) {
         let Some(Effect::Object { id, request, data }) = self.waiting.remove(index) else {
             panic!("no object request waits at {index}: {:?}", self.waiting);
         };
