@@ -36,6 +36,9 @@ while [ "$done" -lt "$total" ] && [ "$SECONDS" -lt "$end" ]; do
     echo "== soak: at least $((images / (SECONDS - simulated + 1))) crash images a second"
 done
 
+echo '== soak: every bit of the metadata of a small pool flipped'
+FLIPS=all cargo test --release --package archipelago-simulation --test flips -- --nocapture
+
 echo '== soak: control commands at every free space, five guests of a full pool, load at limits'
 SWEEP=all GROWN_SECONDS=${FULL_SECONDS:-60} LIMITS_SECONDS=${FULL_SECONDS:-60} CRASH_SEED=$seed \
     cargo test --release --package archipelago-crash-tests --test sweep --test grown --test limits -- --nocapture --test-threads 1

@@ -1,14 +1,15 @@
-//! Every bit of every metadata object of a small pool, flipped one at a time: a check reports it by the object's name, what
+//! Bits of every byte of every metadata object of a small pool, flipped one at a time: a check reports it by the object's name, what
 //! needs it refuses, and nothing else is ever served. What may change unnoticed is listed in `free`. Besides, the sectors of
 //! the last batch of each log that is replayed, garbled in several ways: as no torn append leaves them.
 //!
 //! | variable | what |
 //! |---|---|
 //! | `FLIP` | only this one: an object as it is printed, a colon, the bit |
-//! | `FLIPS` | `all`: every bit of empty log space too |
+//! | `FLIPS` | `all`: every bit |
 //!
-//! Every bit of heads, packs and of what logs hold. Of log space that holds nothing, where all bits are alike: every bit
-//! where a batch would begin, and every 61st elsewhere. Without optimisation every 1009th of these only.
+//! Of heads, packs and what logs hold every seventh bit: one of each byte, and of eight bytes in a row each place in the byte.
+//! Of log space that holds nothing, where all bits are alike: the same where a batch would begin, and every 61st bit elsewhere.
+//! Without optimisation every 1009th bit only.
 
 #![forbid(unsafe_code)]
 
@@ -34,8 +35,14 @@ mod tests {
     use crate::free::{self, Free, SECTOR};
     use crate::world::{IMAGE, Served, World, small_pool};
 
-    const STEP: usize = if cfg!(debug_assertions) { 1009 } else { 1 };
-    const EMPTY_STEP: usize = 61;
+    /// Bits from one flip to the next. No divisor of it is one of 8, so all places in a byte are reached.
+    const STEP: usize = if cfg!(debug_assertions) { 1009 } else { 7 };
+    /// The same in log space that holds nothing.
+    const EMPTY_STEP: usize = if cfg!(debug_assertions) {
+        61 * 1009
+    } else {
+        61
+    };
     const THREADS: usize = 2;
 
     /// As the mapper calls it.
@@ -177,12 +184,17 @@ mod tests {
         let pool = Pool::new();
         let mut fates = Fates::new();
         let all = std::env::var("FLIPS").is_ok_and(|flips| flips == "all");
-        for id in pool.free.keys() {
+        for (id, free) in &pool.free {
             let bits = pool.backend.bytes(*id).unwrap().len() * 8;
-            for bit in (thread * STEP..bits).step_by(STEP * THREADS) {
-                if pool.free[id].is_empty_space(bit / 8) && bit % EMPTY_STEP != 0 && !all {
-                    continue;
-                }
+            let chosen = (0..bits).filter(|bit| {
+                let step = match free.is_empty_space(bit / 8) {
+                    _ if all => 1,
+                    true => EMPTY_STEP,
+                    false => STEP,
+                };
+                bit % step == 0
+            });
+            for bit in chosen.skip(thread).step_by(THREADS) {
                 let fate = fate_of(&pool, *id, bit);
                 *fates.entry((name_of(*id), fate)).or_default() += 1;
             }
@@ -192,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_reported_and_refused_or_provably_free() {
+    fn a_flipped_bit_of_any_byte_is_reported_and_refused_or_provably_free() {
         let pool = Pool::new();
         println!("{:?}", pool.report);
         assert!(pool.report.clean, "{:?}", pool.report);
