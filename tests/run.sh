@@ -116,9 +116,11 @@ begin
 stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
 meet
 
+beside power-cut cargo test --release --no-fail-fast --package archipelago-power-cut-tests -- --nocapture
+begin
 # Two guests at a time, as above.
 stage virtual-machines cargo test --release --no-fail-fast --package archipelago-vm-tests -- --test-threads 2
-stage power-cut cargo test --release --no-fail-fast --package archipelago-power-cut-tests -- --nocapture
+meet
 
 if [ ${#failures[@]} -gt 0 ]; then
     for name in "${failed[@]}"; do excerpt "$name"; done
