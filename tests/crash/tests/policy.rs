@@ -20,6 +20,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 const UNANSWERED: Duration = Duration::from_secs(2);
 /// A volume's limit.
 const LIMIT_SECONDS: u64 = 8;
+const LIMIT: Duration = Duration::from_secs(LIMIT_SECONDS);
 /// Longest wait for what is to happen.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// What the guest sees: an I/O error.
@@ -120,13 +121,12 @@ fn split_a_volume_that_reports_fails_at_once_and_serves_when_there_is_space() ->
 
 #[test]
 fn a_volume_with_a_limit_waits_as_long_once_and_again_after_there_was_space() -> Result<()> {
-    let limit = Duration::from_secs(LIMIT_SECONDS);
     let policy = format!("wait:{LIMIT_SECONDS}");
     let fails_after_the_limit = |written: Written| {
         ensure!(written.result == IOERR, "{written:?}");
         let rounded = Duration::from_millis(50);
-        ensure!(written.after + rounded >= limit, "too early: {written:?}");
-        ensure!(written.after < limit + AT_ONCE, "too late: {written:?}");
+        ensure!(written.after + rounded >= LIMIT, "too early: {written:?}");
+        ensure!(written.after < LIMIT + AT_ONCE, "too late: {written:?}");
         Ok(())
     };
     on_a_small_file_system(|dir| {
@@ -161,7 +161,7 @@ fn a_policy_that_is_set_reaches_writes_that_wait_and_outlives_every_process() ->
         let mut guest = create(&node, None)?;
         guest.fill_until_it_waits(UNANSWERED)?;
         wait_for_space_wait(&node, Some("writes wait"))?;
-        let set = |policy| node.call(&["volume", "set", "disk", "--on-full", policy]);
+        let set = |policy: &str| node.call(&["volume", "set", "disk", "--on-full", policy]);
         let answered = |guest: &mut Writer| {
             let written = guest.wait(TIMEOUT)?;
             written.context("the write that waits is answered")
@@ -172,8 +172,8 @@ fn a_policy_that_is_set_reaches_writes_that_wait_and_outlives_every_process() ->
         // Those to come wait, and the next change reaches them as well.
         set("wait")?;
         guest.submit()?;
-        ensure!(guest.wait(UNANSWERED)?.is_none(), "it waits again");
-        set("wait:1")?;
+        ensure!(guest.wait(LIMIT)?.is_none(), "it waits again");
+        set(&format!("wait:{LIMIT_SECONDS}"))?;
         fails_at_once(answered(&mut guest)?, "waited for longer than that already")?;
         set("report")?;
         for victim in ["endpoint", "daemon"] {

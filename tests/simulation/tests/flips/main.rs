@@ -1,4 +1,4 @@
-//! Bits of every byte of every metadata object of a small pool, flipped one at a time: a check reports it by the object's name, what
+//! A bit of every byte of every metadata object of a small pool, flipped one at a time: a check reports it by the object's name, what
 //! needs it refuses, and nothing else is ever served. What may change unnoticed is listed in `free`. Besides, the sectors of
 //! the last batch of each log that is replayed, garbled in several ways: as no torn append leaves them.
 //!
@@ -9,7 +9,7 @@
 //!
 //! Of heads, packs and what logs hold every seventh bit: one of each byte, and of eight bytes in a row each place in the byte.
 //! Of log space that holds nothing, where all bits are alike: the same where a batch would begin, and every 61st bit elsewhere.
-//! Without optimisation every 1009th bit only.
+//! Without optimisation every 1009th of these only.
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +35,7 @@ mod tests {
     use crate::free::{self, Free, SECTOR};
     use crate::world::{IMAGE, Served, World, small_pool};
 
-    /// Bits from one flip to the next. No divisor of it is one of 8, so all places in a byte are reached.
+    /// Bits from one flip to the next. It is odd, so all places in a byte are reached.
     const STEP: usize = if cfg!(debug_assertions) { 1009 } else { 7 };
     /// The same in log space that holds nothing.
     const EMPTY_STEP: usize = if cfg!(debug_assertions) {
