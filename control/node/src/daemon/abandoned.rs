@@ -10,7 +10,8 @@ use archipelago_protocol::catalogue::{CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 
-use super::pool::{Pool, unexpected_reply};
+use super::pool::Pool;
+use super::pool_requests::unexpected_reply;
 
 /// Between two looks.
 const STEP: Duration = Duration::from_secs(1);

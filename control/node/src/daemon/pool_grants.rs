@@ -4,7 +4,8 @@ use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Access, Error, Lineage};
 
 use super::grants::Granted;
-use super::pool::{Pool, unexpected_reply};
+use super::pool::Pool;
+use super::pool_requests::unexpected_reply;
 
 impl Pool {
     /// Lets the endpoint open `lineage`, until [`Pool::withdraw`].

@@ -18,7 +18,8 @@ use archipelago_protocol::{Error, ErrorCode};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::pool::{Pool, PoolState, unexpected_reply};
+use super::pool::{Pool, PoolState};
+use super::pool_requests::unexpected_reply;
 use super::pool_user::PoolUser;
 use super::process::AskError;
 use super::supervisor::{AbortOnDrop, End, Event, Wish, keep_running};

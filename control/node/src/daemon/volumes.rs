@@ -14,7 +14,8 @@ use archipelago_protocol::{Access, Error, ErrorCode, LabelFilter, Name, ObjectSi
 use super::host_device::HostDevice;
 use super::local::is_local;
 use super::passing::{Hindrance, wait_while_passing};
-use super::pool::{Pool, unexpected_reply};
+use super::pool::Pool;
+use super::pool_requests::unexpected_reply;
 use super::settings::node_pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 

@@ -8,7 +8,8 @@ use archipelago_protocol::{AttachmentId, Error, ErrorCode, Lineage, ServedVolume
 
 use super::device::{DeviceState, OwnDevice, endpoint};
 use crate::daemon::block::calls::{blocking, late};
-use crate::daemon::pool::{Pool, unexpected_reply};
+use crate::daemon::pool::Pool;
+use crate::daemon::pool_requests::unexpected_reply;
 
 /// How long the remains of a dead server may take to go: the kernel takes another connection once it has seen the end of the last one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);

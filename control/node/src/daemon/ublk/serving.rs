@@ -10,7 +10,8 @@ use archipelago_ublk::control::DeviceState;
 
 use super::device::{OwnDevice, endpoint};
 use crate::daemon::block::calls::{blocking, late, pause};
-use crate::daemon::pool::{Pool, unexpected_reply};
+use crate::daemon::pool::Pool;
+use crate::daemon::pool_requests::unexpected_reply;
 use crate::daemon::process::{AskError, RunState};
 
 /// How long the remains of a dead server may take to go: its last calls on the storage have to return.
