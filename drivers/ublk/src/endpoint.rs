@@ -1,4 +1,4 @@
-//! Attaching a volume to a device: the half that control sees, and the seed of the driver.
+//! An attached volume as the control side sees it; its driver runs on a data thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -78,9 +78,9 @@ impl archipelago_endpoint::Endpoint for Endpoint {
 
     fn detach(&mut self, how: Detach) -> Result<(), Error> {
         let (reply, answer) = channel();
-        // A data thread that has ended drops the request, and with it the other end of `answer`; nor may it be kept here.
+        // A data thread that has ended drops the request, and with it the other end of `answer`: the wait below ends, too.
         if self.requests.send(DetachRequest { how, reply }).is_ok() {
-            // One that is full has been rung already.
+            // The write fails only if the counter is full: then the thread is being woken already.
             let _full = self.doorbell.write(1);
             // A data thread that has ended serves nobody.
             let _ended = answer.recv();

@@ -55,7 +55,7 @@ impl Handles {
         Ok(object)
     }
 
-    /// Closes every handle whose object `keep` does not approve of.
+    /// Closes every handle for whose object `keep` returns `false`.
     pub(crate) fn retain(&mut self, keep: impl Fn(&OpenObject) -> bool) {
         for open in &mut self.open {
             *open = open.filter(&keep);

@@ -1,4 +1,4 @@
-//! `doctor`: through the daemon if one serves the node, else with the pool to ourselves.
+//! The command `doctor`: has the daemon check a pool that it serves; opens a pool that nobody serves, and checks it itself.
 
 use std::process::ExitCode;
 
@@ -34,7 +34,7 @@ pub(super) fn run(
     let check = match served {
         Err(error) if error.code == ErrorCode::Unavailable => {
             let checked = offline(layout, pool, options.repair);
-            // There is a daemon after all: what it said counts.
+            // Another process has the pool open: the daemon's answer says more than that.
             checked.map_err(|found| match found.code {
                 ErrorCode::InUse => error,
                 _ => found,
@@ -51,7 +51,7 @@ fn online(client: &Client, pool: &Name) -> Result<PoolCheck, Error> {
     client.get(&format!("/v1/pools/{}/check", path_segment(pool.as_str())))
 }
 
-/// A daemon that answers is one in whose way a repair would be.
+/// The answer to a repair while a daemon serves the pool: an error. [`ErrorCode::Unavailable`] if there is no daemon.
 fn refused_online(layout: &Layout, client: &Client, pool: &Name) -> Result<PoolCheck, Error> {
     let _served: PoolView = client.get(&format!("/v1/pools/{}", path_segment(pool.as_str())))?;
     Err(Error::new(
@@ -61,7 +61,7 @@ fn refused_online(layout: &Layout, client: &Client, pool: &Name) -> Result<PoolC
     .with_hint(format!("{} node stop", layout.command())))
 }
 
-/// With the pool to ourselves: by the program that can open one.
+/// Checks a pool that nobody serves: the daemon's program does, for this one cannot open pools.
 fn offline(layout: &Layout, pool: &Name, repair: bool) -> Result<PoolCheck, Error> {
     let mut arguments = vec!["check-pool", pool.as_str()];
     if repair {

@@ -1,4 +1,4 @@
-//! What has no length before its end: copied to an unnamed file first.
+//! Sources whose length is known only at their end, such as pipes: copied to an unnamed file first.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
