@@ -12,8 +12,8 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::pools::{AddPool, PoolList, PoolView};
 use crate::types::{
     AttachVolume, Attachment, BeginImport, Bulk, CloneVolume, CreateVolume, DetachVolume, Done,
-    Failure, NodeStatus, OpenVolume, PoolCheck, RenameVolume, ResizeVolume, SetVolume,
-    SnapshotVolume, Stopped, VolumePage, VolumeView,
+    Failure, NodeStatus, OpenVolume, PoolCheck, RenameVolume, ResizeVolume, RollbackVolume,
+    SetVolume, SnapshotVolume, Stopped, VolumePage, VolumeView,
 };
 
 /// What each status of a failure means.
@@ -120,6 +120,7 @@ pub fn operations() -> Vec<Operation> {
         post("/v1/volumes/{name}/resize", "volumeResize", volume(), "Another size; a running guest is told").of::<ResizeVolume>(),
         post("/v1/volumes/{name}/set", "volumeSet", volume(), "Other labels, or another policy for a full pool, which a running guest is served by at once").of::<SetVolume>(),
         post("/v1/volumes/{name}/rename", "volumeRename", volume(), "Another name").of::<RenameVolume>(),
+        post("/v1/volumes/{name}/rollback", "volumeRollback", volume(), "The detached volume begins again as one of its snapshots").of::<RollbackVolume>(),
         post("/v1/volumes/{name}/attach", "volumeAttach", body::<Attachment>(), "Serves it at a socket (vhost-user, NBD), as a file (FUSE) or as a block device (ublk, loop) of the host; the same again answers the same. What is read-only may be attached several times").of::<AttachVolume>(),
         post("/v1/volumes/{name}/detach", "volumeDetach", body::<Done>(), "Serves it no longer, or of several attachments the one that is meant; refused while somebody is connected").of::<DetachVolume>(),
         post("/v1/volumes/{name}/export", "volumeExport", body::<Bulk>(), "Opens it for one reader over a segment channel"),

@@ -114,6 +114,15 @@ pub struct RenameVolume {
     pub pool: Option<Name>,
 }
 
+/// Makes the volume in the path what one of its snapshots is.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackVolume {
+    /// The snapshot.
+    pub snapshot: Name,
+}
+
 /// A kind of endpoint.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

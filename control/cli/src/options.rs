@@ -400,6 +400,13 @@ pub enum Volume {
         #[arg(long)]
         pool: Option<Name>,
     },
+    /// Roll a detached volume back to one of its snapshots: what was written since is lost unless another snapshot has it
+    Rollback {
+        /// The volume
+        name: Name,
+        /// A snapshot of it; all snapshots are kept
+        snapshot: Name,
+    },
     /// Remove a volume, snapshot or image; its clones are kept
     Remove {
         /// Its name

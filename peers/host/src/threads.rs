@@ -89,6 +89,7 @@ fn subject(request: &CatalogueRequest) -> Option<&Name> {
         | CatalogueRequest::PrepareSnapshot { volume, .. } => Some(volume),
         CatalogueRequest::Publish { name }
         | CatalogueRequest::Resize { name, .. }
+        | CatalogueRequest::Rollback { name, .. }
         | CatalogueRequest::Remove { name } => Some(name),
         CatalogueRequest::Create { .. }
         | CatalogueRequest::Clone { .. }

@@ -184,6 +184,16 @@ pub enum CatalogueRequest {
         /// The new name.
         to: Name,
     },
+    /// The volume begins again as a snapshot of its own, with the size of that. Nobody has the volume open. The snapshots stay, and so do
+    /// name, labels and policy; the rest of what the volume was is removed.
+    Rollback {
+        /// The volume.
+        name: Name,
+        /// One of its snapshots, those from before an earlier rollback included.
+        snapshot: Name,
+        /// The volume's new id, fresh.
+        lineage: Lineage,
+    },
     /// Forgets the name; what clones still need stays.
     Remove {
         /// The name.

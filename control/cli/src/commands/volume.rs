@@ -3,8 +3,8 @@
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::types::{
     AttachVolume, Attachment, AttachmentView, CloneVolume, CreateVolume, DetachVolume, Done,
-    EndpointKind, NodeStatus, PoolAbsence, RenameVolume, ResizeVolume, SetVolume, SnapshotVolume,
-    VolumePage, VolumeView,
+    EndpointKind, NodeStatus, PoolAbsence, RenameVolume, ResizeVolume, RollbackVolume, SetVolume,
+    SnapshotVolume, VolumePage, VolumeView,
 };
 use archipelago_protocol::{
     AttachmentId, EndpointSpec, Error, LabelChanges, LabelFilter, Labels, Name,
@@ -135,6 +135,11 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
                 client.call(Method::Post, &path(&old, "/rename"), &body)?,
                 output,
             )
+        }
+        Volume::Rollback { name, snapshot } => {
+            let path = path(&name, "/rollback");
+            let body = RollbackVolume { snapshot };
+            made(client.call(Method::Post, &path, &body)?, output)
         }
         Volume::Remove { name } => {
             done(client.call(Method::Delete, &path(&name, ""), &())?, output)

@@ -50,6 +50,7 @@ fn routes() -> Routes {
         ("/v1/volumes/{name}/resize", "post", post(resize)),
         ("/v1/volumes/{name}/set", "post", post(set)),
         ("/v1/volumes/{name}/rename", "post", post(rename)),
+        ("/v1/volumes/{name}/rollback", "post", post(rollback)),
         ("/v1/volumes/{name}/attach", "post", post(attach)),
         ("/v1/volumes/{name}/detach", "post", post(detach)),
         ("/v1/volumes/{name}/export", "post", post(export)),
@@ -318,6 +319,15 @@ async fn set(State(node): Shared, Segment(text): Segment, Body(body): Body) -> A
 
 async fn rename(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
     ok(node.rename(&name(&text)?, parse(&body)?).await?)
+}
+
+async fn rollback(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {
+    let name = name(&text)?;
+    ok(node
+        .pool_of(&name)
+        .await?
+        .rollback(&name, parse(&body)?)
+        .await?)
 }
 
 async fn attach(State(node): Shared, Segment(text): Segment, Body(body): Body) -> Answer {

@@ -33,6 +33,7 @@ mod pool_watch;
 mod pools;
 mod process;
 mod reservations;
+mod rollback;
 mod service;
 mod serving;
 mod settings;

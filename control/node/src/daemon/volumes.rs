@@ -20,7 +20,7 @@ use super::settings::node_pool;
 use crate::fresh::{fresh_lineage, seconds_since_1970};
 
 impl Pool {
-    fn view(&self, entry: Entry) -> VolumeView {
+    pub(super) fn view(&self, entry: Entry) -> VolumeView {
         let attachments = self
             .attachments()
             .of_volume(&self.name, entry.lineage)
@@ -456,6 +456,19 @@ impl Pool {
         Ok(self.view(entry))
     }
 
+    /// Fails with [`ErrorCode::InUse`] if the volume is attached.
+    pub(super) fn check_detached(&self, entry: &Entry) -> Result<(), Error> {
+        if !self.attachments().has_volume(&self.name, entry.lineage) {
+            return Ok(());
+        }
+        let name = &entry.name;
+        let detach = self.command(&format!("volume detach {name}"));
+        Err(
+            Error::new(ErrorCode::InUse, format!("`{name}` is attached"))
+                .with_hint(format!("detach it first: {detach}")),
+        )
+    }
+
     /// Forgets a name; what clones still need stays.
     pub(crate) async fn remove(&self, name: &Name) -> Result<(), Error> {
         wait_while_passing(|| self.remove_once(name)).await
@@ -464,16 +477,7 @@ impl Pool {
     async fn remove_once(&self, name: &Name) -> Result<(), Hindrance> {
         let _one_at_a_time = self.lock_changes().await?;
         let entry = self.lookup(name).await?;
-        if self.attachments().has_volume(&self.name, entry.lineage) {
-            return Err(
-                Error::new(ErrorCode::InUse, format!("`{name}` is attached"))
-                    .with_hint(format!(
-                        "detach it first: {}",
-                        self.command(&format!("volume detach {name}"))
-                    ))
-                    .into(),
-            );
-        }
+        self.check_detached(&entry)?;
         if self
             .reservations
             .exclude(entry.lineage, Access::Write, None)?

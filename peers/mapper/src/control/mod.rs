@@ -1,8 +1,10 @@
 //! What control asks of the mapper, and what follows from it in the background.
 
 mod collect;
+mod named;
 mod reclaim;
 mod request;
+mod rollback;
 
 pub(crate) use collect::start_if_due;
 pub(crate) use request::answer;

@@ -3,9 +3,13 @@
 use std::rc::Rc;
 
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
-use archipelago_protocol::ids::check_volume_size;
-use archipelago_protocol::{Epoch, ErrorCode, LabelChanges, Lineage, Name, OnFull};
+use archipelago_protocol::{Epoch, ErrorCode, LabelChanges, Name, OnFull};
 
+use super::named::{
+    check_free, check_fresh, check_size, clone_of, entry, find, in_use, not_found, same_volume,
+    volume_named,
+};
+use super::rollback::rollback;
 use crate::catalogue::{
     Attributes, Change, FrozenRoot, Item, Names, PreparedSnapshot, SnapshotFields,
 };
@@ -21,46 +25,6 @@ pub(crate) async fn answer(parts: &Rc<Parts>, request: CatalogueRequest) -> Cata
         Ok(reply) => reply,
         Err(failure) => CatalogueReply::Failed(failure.into()),
     }
-}
-
-fn not_found(name: &Name) -> Failure {
-    Failure::new(
-        ErrorCode::NotFound,
-        format!("there is no volume, snapshot or image `{name}`"),
-    )
-}
-
-fn find(names: &Names, name: &Name) -> Outcome<Item> {
-    names.find(name).cloned().ok_or_else(|| not_found(name))
-}
-
-fn check_free(names: &Names, name: &Name) -> Outcome<()> {
-    match names.is_taken(name) {
-        true => Err(Failure::new(
-            ErrorCode::Exists,
-            format!("the name `{name}` is taken"),
-        )),
-        false => Ok(()),
-    }
-}
-
-fn check_fresh(names: &Names, name: &Name, lineage: Lineage) -> Outcome<()> {
-    check_free(names, name)?;
-    match names.is_used(lineage) {
-        true => Err(Failure::new(
-            ErrorCode::Exists,
-            format!("the lineage {lineage} was used before"),
-        )),
-        false => Ok(()),
-    }
-}
-
-fn check_size(bytes: u64) -> Outcome<u64> {
-    check_volume_size(bytes).map_err(|error| Failure::new(error.code, error.message))
-}
-
-fn in_use(name: &Name) -> Failure {
-    Failure::new(ErrorCode::InUse, format!("`{name}` is open"))
 }
 
 async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<CatalogueReply> {
@@ -181,6 +145,11 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
             labels,
         } => set(parts, name, on_full, labels).await,
         CatalogueRequest::Rename { from, to } => rename(parts, from, to).await,
+        CatalogueRequest::Rollback {
+            name,
+            snapshot,
+            lineage,
+        } => rollback(parts, &name, &snapshot, lineage).await,
         CatalogueRequest::Remove { name } => remove(parts, name).await,
         CatalogueRequest::Fence { incarnation } => {
             parts.catalogue.fence(incarnation.0).await?;
@@ -218,69 +187,6 @@ async fn enter(
     };
     let lineage = parts.catalogue.change(&guard, decide).await?;
     Ok(entry(parts, lineage))
-}
-
-fn entry(parts: &Parts, lineage: Lineage) -> CatalogueReply {
-    let names = parts.catalogue.names();
-    names
-        .get(lineage)
-        .and_then(|item| names.entry(item))
-        .map_or(CatalogueReply::Done, CatalogueReply::Entry)
-}
-
-fn clone_of(
-    names: &Names,
-    source: &Name,
-    name: &Name,
-    lineage: Lineage,
-    size: Option<u64>,
-    created: u64,
-) -> Outcome<Item> {
-    let parent = find(names, source)?;
-    if !matches!(parent.kind, Kind::Snapshot | Kind::Image) {
-        let why =
-            format!("`{source}` is neither a snapshot nor an image: make a snapshot of it first");
-        return Err(Failure::new(ErrorCode::Invalid, why));
-    }
-    let size = check_size(size.unwrap_or(parent.size))?;
-    if size < parent.size {
-        let why = format!(
-            "size {size} is less than the {} bytes of `{source}`",
-            parent.size
-        );
-        return Err(Failure::new(ErrorCode::Invalid, why));
-    }
-    Ok(Item {
-        name: Some(name.clone()),
-        kind: Kind::Volume,
-        lineage,
-        sources: vec![parent.lineage],
-        size,
-        created,
-        epoch: Epoch(0),
-        removed: 0,
-        ..parent
-    })
-}
-
-fn volume_named(names: &Names, name: &Name) -> Outcome<Item> {
-    let item = find(names, name)?;
-    if item.kind != Kind::Volume {
-        return Err(Failure::new(
-            ErrorCode::Invalid,
-            format!("`{name}` is not a volume"),
-        ));
-    }
-    Ok(item)
-}
-
-/// The volume, unless its name stands for another one by now.
-fn same_volume(names: &Names, name: &Name, lineage: Lineage) -> Outcome<Item> {
-    let item = volume_named(names, name)?;
-    match item.lineage == lineage {
-        true => Ok(item),
-        false => Err(not_found(name)),
-    }
 }
 
 async fn snapshot_closed(

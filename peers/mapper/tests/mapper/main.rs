@@ -18,5 +18,6 @@ mod promises;
 mod reclaim;
 mod recovery;
 mod rig;
+mod rollback;
 mod sessions;
 mod status;
