@@ -9,6 +9,10 @@ target=$(realpath "$target")
 export ARCHIPELAGO_BIN_DIR=$target/release
 # Tests say how to replay a failure; traces of panics that tests expect would hide it.
 export RUST_BACKTRACE=0
+# On a build machine everything is compiled once: no state for a next build, and no line tables.
+if [ -n "${CI:-}" ]; then
+    export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_RELEASE_DEBUG=0
+fi
 
 # Runs the command of the stage $1. What it prints goes to its log, which is shown whole at its end: other stages run beside it.
 stage() {
