@@ -78,15 +78,17 @@ loom() {
 
 rm -f "$target"/logs/*.failed
 stage packages tests/install/packages.sh
-stage release-build cargo build --release --quiet --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp --package archipelago-ganeti --package archipelago-rados
+# `archipelago-crash-tests` is among the packages of a stage for its features alone: with other features in its packages, Cargo would compile
+# the dependencies of that stage once more.
+stage release-build cargo build --release --quiet --package archipelago-crash-tests --package archipelago-node --package archipelago-cli --package archipelago-fuse --package archipelago-nbd-tcp --package archipelago-ganeti --package archipelago-rados
 stage guest-parts tests/vm/guest/build.sh
 
 # What computes, at a lower priority than what waits for processes, disks and guests.
 computation() {
     stage check nice tests/check.sh
     # Not a release build: sums that overflow and broken assertions of our own shall be seen.
-    stage fuzz-replay nice cargo test --no-fail-fast --package archipelago-fuzz-tests --test replay
-    stage simulation nice cargo test --release --package archipelago-simulation --package archipelago-mapper -- --nocapture
+    stage fuzz-replay nice cargo test --no-fail-fast --workspace --test replay
+    stage simulation nice cargo test --release --package archipelago-crash-tests --package archipelago-simulation --package archipelago-mapper --lib --test crashes --test flips --test nodes --test mapper -- --nocapture
     # A few ways to break the protocol, each noticed; all of them: tests/soak.sh. Unbroken, their tests have passed above.
     stage mutants nice cargo run --release --quiet --package archipelago-mutants -- --quick --trusted
     stage loom loom
@@ -95,7 +97,7 @@ computation() {
 nodes() {
     stage crash cargo test --release --no-fail-fast --package archipelago-crash-tests -- --nocapture
     stage endpoints cargo test --release --no-fail-fast --package archipelago-endpoint-tests -- --nocapture
-    stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --test '*'
+    stage whole-system cargo test --release --no-fail-fast --package archipelago-host --package archipelago-cli --package archipelago-ganeti --package archipelago-segment --package archipelago-vhost-user --package archipelago-nbd --package archipelago-nbd-tcp --test '*'
     stage faults cargo test --release --package archipelago-fault-tests -- --nocapture
 }
 
