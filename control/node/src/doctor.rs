@@ -11,6 +11,7 @@ use archipelago_protocol::check::Report;
 use archipelago_protocol::{Error, ErrorCode, Name};
 
 use crate::daemon::{NodeLock, PoolPaths, PoolUser, RELEASE_TIMEOUT, peer_settings};
+use crate::rados_program;
 
 /// Checks the pool `name` of the node at `layout`, which no daemon serves. With `repair`, what provably nobody needs is deleted.
 ///
@@ -23,19 +24,13 @@ pub(crate) fn check_offline(layout: &Layout, name: &Name, repair: bool) -> Resul
         let message = format!("there is no pool `{name}`");
         return Err(Error::new(ErrorCode::NotFound, message));
     };
-    if let PoolConfig::Rados(_) = pool {
-        let message = format!("pool `{name}` is on RADOS, and is checked while it is served");
-        return Err(
-            Error::new(ErrorCode::Unsupported, message).with_hint(format!(
-                "`{} node start`, then the same again",
-                layout.command()
-            )),
-        );
-    }
     let _lock = NodeLock::take(layout)?;
     // The pool is only looked at: no process of it gets a socket.
     let paths = PoolPaths::new(layout, name, name)?;
     let settings = peer_settings(layout, &config, pool, &paths, None, Claim::Start);
+    if let PoolConfig::Rados(_) = pool {
+        return rados_program::check_pool(&settings, repair);
+    }
     let checked = archipelago_host::check_offline(&settings, repair);
     // The kernel closes the ring's files some time later.
     if let Some(directory) = pool.directory()

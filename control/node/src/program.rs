@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 use archipelago_blocker_file::Claim;
 use archipelago_host::{PeerSettings, last_words};
+use archipelago_protocol::check::Report;
 use archipelago_protocol::control::Role;
 use archipelago_protocol::{Error, ErrorCode};
 use clap::{Args, Parser, Subcommand};
@@ -163,27 +164,47 @@ enum BackendCommand {
         /// The pool, in JSON
         pool: String,
     },
+    /// Check a pool that nobody serves, and write the report to the standard output
+    CheckPool {
+        /// Settings of a data process, in JSON
+        settings: String,
+        /// Delete what provably nobody needs
+        #[arg(long)]
+        repair: bool,
+    },
 }
 
 /// Does what the command line of a program says that hosts the blocker of another kind of pool: `host` is what a data process does, `make`
-/// what makes a pool.
+/// what makes a pool, and `check` what checks one, with or without repairs.
 pub fn run_backend<P: DeserializeOwned, C: DeserializeOwned, A: Serialize>(
     host: impl FnOnce(DataProcess<P>) -> Result<(), Error>,
     make: impl FnOnce(C) -> Result<A, Error>,
+    check: impl FnOnce(&PeerSettings<P>, bool) -> Result<Report, Error>,
 ) -> ExitCode {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let result = match BackendOptions::parse().command {
         BackendCommand::Peer(peer) => run_peer(peer, host),
         BackendCommand::MakePool { pool } => {
             logging::start("make-pool");
-            parse_settings(&pool).and_then(make).and_then(|made| {
-                let text = serde_json::to_string(&made).unwrap_or_default();
-                writeln!(std::io::stdout(), "{text}")
-                    .map_err(|error| Error::new(ErrorCode::Io, format!("standard output: {error}")))
-            })
+            parse_settings(&pool)
+                .and_then(make)
+                .and_then(|made| answer(&made))
+        }
+        BackendCommand::CheckPool { settings, repair } => {
+            logging::start("check-pool");
+            parse_settings(&settings)
+                .and_then(|settings| check(&settings, repair))
+                .and_then(|report| answer(&report))
         }
     };
     exit_code(result, true)
+}
+
+/// Writes `answer` to the standard output, as JSON.
+fn answer(answer: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string(answer).unwrap_or_default();
+    writeln!(std::io::stdout(), "{text}")
+        .map_err(|error| Error::new(ErrorCode::Io, format!("standard output: {error}")))
 }
 
 fn parse_settings<T: DeserializeOwned>(text: &str) -> Result<T, Error> {

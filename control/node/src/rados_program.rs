@@ -1,16 +1,19 @@
 //! The program `archipelago-rados`: where it is, and what it does for the daemon beside hosting peers.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use archipelago_api::config::RadosPool;
 use archipelago_blocker_file::Claim;
+use archipelago_host::PeerSettings;
+use archipelago_protocol::check::Report;
 use archipelago_protocol::{Error, ErrorCode, last_words};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
-use crate::node_pool::MakePool;
+use crate::node_pool::{MakePool, NodePool};
 
 /// Its name.
 const NAME: &str = "archipelago-rados";
@@ -43,7 +46,6 @@ pub(crate) async fn make_pool(
     node: &Path,
     claim: Claim,
 ) -> Result<RadosPool, Error> {
-    let unavailable = |message| Error::new(ErrorCode::Unavailable, message);
     let make = MakePool {
         rados: pool.clone(),
         node: node.to_owned(),
@@ -58,10 +60,7 @@ pub(crate) async fn make_pool(
         .output();
     let output = match tokio::time::timeout(MAKE_TIMEOUT, child).await {
         Ok(Ok(output)) => output,
-        Ok(Err(error)) => {
-            return Err(unavailable(format!("{NAME} cannot be started: {error}"))
-                .with_hint("it belongs beside archipelagod, and needs the package librados2"));
-        }
+        Ok(Err(error)) => return Err(not_started(&error)),
         Err(_late) => {
             let seconds = MAKE_TIMEOUT.as_secs();
             return Err(unavailable(format!(
@@ -69,14 +68,43 @@ pub(crate) async fn make_pool(
             )));
         }
     };
-    if !output.status.success() {
-        let ended = || unavailable(format!("{NAME} ended with {}", output.status));
-        return Err(last_words::decode(&output.stdout).unwrap_or_else(ended));
-    }
-    let made: Made = serde_json::from_slice(&output.stdout)
-        .map_err(|error| unavailable(format!("the answer of {NAME}: {error}")))?;
+    let made: Made = answer(&output)?;
     Ok(RadosPool {
         fsid: made.fsid,
         ..pool
     })
+}
+
+/// Checks the pool of `settings`, which is on RADOS and which nobody serves. With `repair`, what provably nobody needs is deleted.
+///
+/// # Errors
+/// What the program reports, or that there is no such program. Damage is not an error: the report has it.
+pub(crate) fn check_pool(settings: &PeerSettings<NodePool>, repair: bool) -> Result<Report, Error> {
+    let text = serde_json::to_string(settings).expect("settings have string keys");
+    let mut command = std::process::Command::new(path());
+    command.arg("check-pool").arg(text);
+    if repair {
+        command.arg("--repair");
+    }
+    let output = command.stdin(Stdio::null()).output();
+    answer(&output.map_err(|error| not_started(&error))?)
+}
+
+fn unavailable(message: String) -> Error {
+    Error::new(ErrorCode::Unavailable, message)
+}
+
+fn not_started(error: &std::io::Error) -> Error {
+    unavailable(format!("{NAME} cannot be started: {error}"))
+        .with_hint("it belongs beside archipelagod, and needs the package librados2")
+}
+
+/// What the program has written to its standard output: the answer, or why it failed.
+fn answer<T: DeserializeOwned>(output: &Output) -> Result<T, Error> {
+    if !output.status.success() {
+        let ended = || unavailable(format!("{NAME} ended with {}", output.status));
+        return Err(last_words::decode(&output.stdout).unwrap_or_else(ended));
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| unavailable(format!("the answer of {NAME}: {error}")))
 }

@@ -17,5 +17,6 @@ fn main() -> ExitCode {
             archipelago_host::run(&process.roles, process.settings)
         },
         make,
+        archipelago_host::check_offline,
     )
 }

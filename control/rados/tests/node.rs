@@ -94,6 +94,11 @@ fn serves(placement: &str, ceph: &CephCluster, options: &[&str]) -> Result<()> {
     let report = node.call(&["--json", "doctor"])?;
     ensure!(report.contains("\"clean\":true"), "{report}");
     node.call(&["node", "stop"])?;
+    let report = node.call(&["--json", "doctor"])?;
+    ensure!(
+        report.contains("\"clean\":true") && report.contains("\"online\":false"),
+        "{report}"
+    );
     node.call(&["node", "start"])?;
     ensure!(
         content(&node, "frozen", exports.path())? == before,
