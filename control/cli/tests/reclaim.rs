@@ -85,4 +85,37 @@ mod tests {
             node.assert_clean();
         }
     }
+
+    #[test]
+    fn a_volume_that_is_snapshotted_again_and_again_takes_one_copy() {
+        if !has_clients() {
+            return;
+        }
+        for placement in PLACEMENTS {
+            let node = Node::start(placement);
+            let pool = node.root().join("pool");
+            node.done(&["volume", "create", "v", "--size", "1G"]);
+            let socket = node.done(&["volume", "attach", "v", "--nbd"]);
+            let export = format!("nbd+unix:///v?socket={}", socket.trim());
+            let fill = format!("write -P 255 0 {DATA}M");
+            qemu_io(&[], &[&fill, "flush"], &export);
+            let one_copy = occupied(&pool);
+            for round in 1..=10 {
+                node.done(&["volume", "snapshot", "v", "s"]);
+                let part = format!("write -P {round} 1M 2M");
+                qemu_io(&[], &[&part, "flush"], &export);
+                node.done(&["volume", "remove", "s"]);
+                let left = one_copy + MIB;
+                wait("the space of the snapshot", || occupied(&pool) <= left);
+                // In place: without another copy.
+                let all = format!("write -P {round} 0 {DATA}M");
+                qemu_io(&[], &[&all, "flush"], &export);
+                let now = occupied(&pool);
+                assert!(now <= left, "{now} bytes in round {round}, {placement:?}");
+            }
+            let read = format!("read -P 10 0 {DATA}M");
+            qemu_io(&[], &[&read], &export);
+            node.assert_clean();
+        }
+    }
 }

@@ -14,6 +14,7 @@ use crate::volume::Volume;
 pub(crate) struct Volumes {
     by_lineage: RefCell<BTreeMap<Lineage, Rc<Volume>>>,
     locks: Locks<Lineage>,
+    births: Locks<Lineage>,
 }
 
 impl Volumes {
@@ -21,12 +22,19 @@ impl Volumes {
         Volumes {
             by_lineage: RefCell::default(),
             locks: Locks::new(scheduler),
+            births: Locks::new(scheduler),
         }
     }
 
     /// Opening, closing, removing and the like of one lineage go one after another.
     pub(crate) async fn lock(&self, lineage: Lineage) -> Guard {
         self.locks.lock(lineage).await
+    }
+
+    /// Held from before a snapshot of the volume is frozen until it is in the catalogue, also if the session ends meanwhile: who holds it
+    /// knows that no snapshot is between the two. Taken after the lineage's lock, before all others.
+    pub(crate) async fn lock_births(&self, volume: Lineage) -> Guard {
+        self.births.lock(volume).await
     }
 
     pub(crate) fn get(&self, lineage: Lineage) -> Option<Rc<Volume>> {

@@ -3,7 +3,8 @@
 //! Invariants
 //! - Names, lineages and stamps are counted, so a run depends on its seed and nothing else.
 //! - Writes, zeroes, flushes and snapshots are in flight together, whatever they touch. What changes names or opens and
-//!   closes volumes begins alone; only a disturbance begins before it has ended.
+//!   closes volumes begins alone; only a disturbance begins before it has ended, and the removal of a snapshot goes on beside
+//!   those.
 //! - After a disturbance all tasks end, well or not, and the run finds out what is there before it goes on.
 
 use std::ops::Range;
@@ -226,9 +227,14 @@ impl Run {
     /// # Errors
     /// What contradicts the promises.
     pub fn start_op(&mut self, op: Op) -> Result<bool, Trouble> {
+        // What a removed snapshot had is given back while its volume is written.
         let shares = matches!(
             op,
-            Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } | Op::Snapshot { .. }
+            Op::Write { .. }
+                | Op::Zero { .. }
+                | Op::Flush { .. }
+                | Op::Snapshot { .. }
+                | Op::Remove(Target::Snapshot(_))
         );
         let disturbs = matches!(op, Op::MapperDeath | Op::TakeOver | Op::FailedSync { .. });
         let started = match op {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use archipelago_protocol::catalogue::{Entry, Kind, PAGE_MAX, Page};
-use archipelago_protocol::{LabelFilter, Labels, Lineage, Name};
+use archipelago_protocol::{Epoch, LabelFilter, Labels, Lineage, Name};
 
 use super::dump::Dump;
 use super::incarnations::Incarnations;
@@ -205,6 +205,25 @@ impl Names {
         let of_lineage = (lineage, Lineage(0))..=(lineage, Lineage(u128::MAX));
         let children = self.children.range(of_lineage);
         children.filter_map(|(_, child)| self.items.get(child))
+    }
+
+    /// The epoch of the newest snapshot of `volume` among those that `counts` says; 0: there is none. `None`: something else descends from
+    /// the volume, too.
+    pub(crate) fn newest_snapshot(
+        &self,
+        volume: Lineage,
+        counts: impl Fn(&Item) -> bool,
+    ) -> Option<Epoch> {
+        let mut newest = Epoch(0);
+        for child in self.children(volume) {
+            if child.kind != Kind::Snapshot || child.sources != [volume] {
+                return None;
+            }
+            if counts(child) {
+                newest = newest.max(child.epoch);
+            }
+        }
+        Some(newest)
     }
 
     pub(crate) fn of_kind(&self, kind: Kind) -> Vec<Lineage> {

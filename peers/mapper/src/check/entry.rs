@@ -5,7 +5,7 @@ use std::rc::Rc;
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::check::FindingKind;
 use archipelago_protocol::object::{ObjectId, ObjectKind};
-use archipelago_protocol::{BLOCK_SIZE, Lineage};
+use archipelago_protocol::{BLOCK_SIZE, Epoch, Lineage};
 
 use super::Inspection;
 use crate::catalogue::Item;
@@ -107,10 +107,30 @@ impl Inspection {
             // Its log is appended to while it is read, and nothing here keeps its owner away.
             return Ok(head.root);
         }
-        if let Err(failure) = self.check_log(item, &head).await {
-            self.failed(failure, item.name.as_ref());
+        match self.check_log(item, &head).await {
+            Ok(frozen) => self.check_frozen(item, frozen),
+            Err(failure) => self.failed(failure, item.name.as_ref()),
         }
         Ok(head.root)
+    }
+
+    /// No snapshot has blocks of epochs that the volume owns, and writes over in place.
+    fn check_frozen(&mut self, item: &Item, frozen: Epoch) {
+        let newest = {
+            let (read, now) = (&self.names, self.parts.catalogue.names());
+            let removed = |lineage| {
+                read.is_orphan(lineage)
+                    || self.is_online() && (now.get(lineage).is_none() || now.is_orphan(lineage))
+            };
+            read.newest_snapshot(item.lineage, |snapshot| !removed(snapshot.lineage))
+        };
+        if newest.is_some_and(|newest| newest > frozen) {
+            let why = format!(
+                "{} owns blocks of its newest snapshot: it is frozen up to epoch {}",
+                item.lineage, frozen.0
+            );
+            self.find(FindingKind::Damaged, why, item.name.as_ref());
+        }
     }
 
     /// A head is durable before anything is written that it leads to, but for the log that it names.
@@ -132,12 +152,14 @@ impl Inspection {
         }
     }
 
-    async fn check_log(&mut self, item: &Item, head: &VolumeHead) -> Outcome<()> {
+    /// Up to which epoch head and log say that the volume is frozen.
+    async fn check_log(&mut self, item: &Item, head: &VolumeHead) -> Outcome<Epoch> {
         self.report.checked.logs += 1;
         let mut log = head.log(item.lineage);
         if head.clean {
             // Nothing in it is needed; but the next session writes into it and relies on its length.
-            return log.check_sectors(&self.parts.pool.disk).await.map(drop);
+            let checked = log.check_sectors(&self.parts.pool.disk).await;
+            return checked.map(|_| head.frozen);
         }
         let parts = Rc::clone(&self.parts);
         let mut records = Vec::new();
@@ -167,6 +189,11 @@ impl Inspection {
             }
             self.need(item, layer, start * BLOCK_SIZE, record.end() * BLOCK_SIZE);
         }
-        self.check_tail(&log, item.name.as_ref()).await
+        self.check_tail(&log, item.name.as_ref()).await?;
+        let freezes = records
+            .iter()
+            .filter(|record| record.kind == RecordKind::Freeze);
+        let logged = freezes.map(|record| record.epoch).max();
+        Ok(logged.map_or(head.frozen, |logged| logged.max(head.frozen)))
     }
 }

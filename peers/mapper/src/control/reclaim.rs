@@ -161,7 +161,11 @@ pub(super) async fn empty_removed_volumes(parts: &Rc<Parts>) -> Outcome<()> {
             // Another node is just closing it. Its blocks stay until its last snapshot is removed, or until the next start.
             continue;
         }
-        let Some(newest) = newest(&parts.catalogue.names(), &volume) else {
+        let newest = {
+            let names = parts.catalogue.names();
+            names.newest_snapshot(volume.lineage, |_| true)
+        };
+        let Some(newest) = newest else {
             continue;
         };
         let mut last = ObjectId::data(volume.lineage, newest);
@@ -182,18 +186,6 @@ pub(super) async fn empty_removed_volumes(parts: &Rc<Parts>) -> Outcome<()> {
         }
     }
     Ok(())
-}
-
-/// The epoch of the newest snapshot of a volume; `None`: something else descends from the volume, too.
-fn newest(names: &Names, volume: &Item) -> Option<Epoch> {
-    let mut newest = Epoch(0);
-    for child in names.children(volume.lineage) {
-        if child.kind != Kind::Snapshot || child.sources != [volume.lineage] {
-            return None;
-        }
-        newest = newest.max(child.epoch);
-    }
-    Some(newest)
 }
 
 /// Gives back what removed snapshots among `items` had alone, durably, and returns those whose entries may be removed: all but those

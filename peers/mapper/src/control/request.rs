@@ -203,11 +203,14 @@ async fn snapshot_closed(
     parts.catalogue.forget_prepared(item.lineage);
     check_fresh(&parts.catalogue.names(), &asked.name, asked.lineage)?;
     let frozen = freeze_closed(parts, item.lineage).await?;
-    enter(parts, |names| {
+    let root = frozen.root;
+    let entered = enter(parts, |names| {
         let now = same_volume(names, &volume, item.lineage)?;
-        Ok(now.snapshot(asked.clone(), frozen))
+        Ok(now.snapshot(asked.clone(), root))
     })
-    .await
+    .await;
+    frozen.release(parts).await;
+    entered
 }
 
 fn prepare(parts: &Rc<Parts>, volume: &Name, asked: SnapshotFields) -> Outcome<CatalogueReply> {
@@ -243,7 +246,8 @@ async fn publish(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
     if parts.volumes.is_open(item.lineage) {
         return Err(in_use(&name));
     }
-    let FrozenRoot { root, epoch } = freeze_closed(parts, item.lineage).await?;
+    let frozen = freeze_closed(parts, item.lineage).await?;
+    let FrozenRoot { root, epoch } = frozen.root;
     let lineage = item.lineage;
     let guard = parts.catalogue.locked().await?;
     let decide = |names: &Names| {
@@ -260,7 +264,10 @@ async fn publish(parts: &Rc<Parts>, name: Name) -> Outcome<CatalogueReply> {
         };
         Ok((vec![Change::Put(image)], ()))
     };
-    parts.catalogue.change(&guard, decide).await?;
+    let changed = parts.catalogue.change(&guard, decide).await;
+    drop(guard);
+    frozen.release(parts).await;
+    changed?;
     Ok(entry(parts, lineage))
 }
 

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_only_grows_never_falls_at_a_swap() {
         let now = head();
-        let lower: [(&str, VolumeHead); 5] = [
+        let lower: [(&str, VolumeHead); 4] = [
             (
                 "generation",
                 VolumeHead {
@@ -181,13 +181,6 @@ mod tests {
                 "epoch",
                 VolumeHead {
                     epoch: Epoch(4),
-                    ..now
-                },
-            ),
-            (
-                "frozen epoch",
-                VolumeHead {
-                    frozen: Epoch(3),
                     ..now
                 },
             ),

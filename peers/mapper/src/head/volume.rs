@@ -151,7 +151,6 @@ impl Head for VolumeHead {
         [
             ("generation", before.generation.0, now.generation.0),
             ("epoch", before.epoch.0, now.epoch.0),
-            ("frozen epoch", before.frozen.0, now.frozen.0),
             ("log number", before.log_number, now.log_number),
             ("log start", before.log_start, now.log_start),
         ]

@@ -14,6 +14,7 @@ use archipelago_protocol::object::ObjectId;
 
 use super::checkpoint::{PageSync, store_tree, swap_head};
 use super::commit::{HomeLocations, sync_and_commit};
+use super::owned_again::own_again_if_due;
 use crate::failure::{Failure, Outcome};
 use crate::head::VolumeHead;
 use crate::log::Log;
@@ -76,6 +77,7 @@ pub(super) async fn begin(parts: &Rc<Parts>, volume: &Rc<Volume>) -> Outcome<()>
         }
     }
     volume.start.done();
+    own_again_if_due(parts, volume).await;
     parts.catalogue.retry_collection();
     Ok(())
 }

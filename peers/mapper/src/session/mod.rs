@@ -17,6 +17,7 @@
 //! | `change` | first writes and zeroes |
 //! | `commit`, `checkpoint` | the log, and the map's pages with a new head |
 //! | `snapshot` | snapshots of an open volume |
+//! | `owned_again` | blocks that only removed snapshots had |
 //! | `ownership` | which node has a volume |
 //! | `load`, `recovery`, `begin` | from the pool into memory, and what a session writes first |
 //! | `settled` | volumes that nobody has open |
@@ -33,6 +34,7 @@ mod head;
 mod load;
 mod locate;
 mod open;
+mod owned_again;
 mod ownership;
 mod pages;
 mod recovery;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use archipelago_protocol::object::ObjectId;
-use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage};
+use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Generation, Lineage};
 
 use super::begin::begin;
 use super::checkpoint::checkpoint_clean;
@@ -37,6 +37,8 @@ pub(super) fn item(parts: &Parts, lineage: Lineage) -> Outcome<Item> {
 /// Ends a session for good: everything durable, the head clean, nothing in memory.
 pub(super) async fn close_clean(parts: &Rc<Parts>, volume: &Rc<Volume>) -> Outcome<()> {
     begin(parts, volume).await?;
+    // Another node that opens it reads the catalogue after the head: each snapshot has to be in it.
+    let _no_birth = parts.volumes.lock_births(volume.lineage).await;
     checkpoint_clean(parts, volume).await?;
     parts.forget(volume.lineage);
     Ok(())
@@ -87,30 +89,68 @@ pub(super) async fn settle(
     }
 }
 
+/// A volume that was frozen, and which nobody opens until [`Frozen::release`]: what was frozen has to enter the catalogue before
+/// another node looks there for what it may write over.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Frozen {
+    pub(crate) root: FrozenRoot,
+    /// `None`: no other node can come in between, or there is nothing to write over.
+    owned: Option<StoredHead<VolumeHead>>,
+}
+
+impl Frozen {
+    /// What was frozen is in the catalogue, or never will be.
+    pub(crate) async fn release(self, parts: &Parts) {
+        let Some(stored) = self.owned else {
+            return;
+        };
+        let clean = VolumeHead {
+            clean: true,
+            ..stored.get()
+        };
+        if let Err(failure) = stored.swap(&parts.pool.disk, clean).await {
+            // As after a crash: the next open recovers.
+            tracing::warn!("a volume stays with this node: {}", failure.message);
+        }
+    }
+}
+
 /// Freezes a volume as it is: durably, nothing of it is owned any more.
-pub(crate) async fn freeze_closed(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<FrozenRoot> {
+pub(crate) async fn freeze_closed(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<Frozen> {
     let result = freeze(parts, lineage).await;
     let result = unless_removed(parts, lineage, result).await;
     result.inspect_err(|failure| parts.pool.note(lineage, failure))
 }
 
-async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<FrozenRoot> {
+async fn freeze(parts: &Rc<Parts>, lineage: Lineage) -> Outcome<Frozen> {
     let item = item(parts, lineage)?;
     let Some(stored) = settle(parts, &item).await? else {
         // It was never written.
         let (root, epoch) = (item.root, Epoch(0));
-        return Ok(FrozenRoot { root, epoch });
+        let root = FrozenRoot { root, epoch };
+        return Ok(Frozen { root, owned: None });
     };
     let head = stored.get();
-    let frozen = VolumeHead {
-        frozen: head.epoch,
-        epoch: Epoch(head.epoch.0 + 1),
+    let VolumeHead { root, epoch, .. } = head;
+    let mut frozen = VolumeHead {
+        frozen: epoch,
+        epoch: Epoch(epoch.0 + 1),
         ..head
     };
+    let is_shared = parts.pool.config.sharing.is_shared();
+    if is_shared {
+        parts.catalogue.join().await?;
+        frozen.generation = Generation(head.generation.0 + 1);
+        frozen.owner = parts.pool.config.owner;
+        frozen.clean = false;
+    }
     let swapped = stored.swap(&parts.pool.disk, frozen).await;
     lost_race(parts, &item, swapped).await?;
-    let VolumeHead { root, epoch, .. } = head;
-    Ok(FrozenRoot { root, epoch })
+    Ok(Frozen {
+        root: FrozenRoot { root, epoch },
+        owned: is_shared.then_some(stored),
+    })
 }
 
 /// Drops what lies beyond `size` from the map, durably: should the volume grow again, zeros are there.

@@ -11,6 +11,7 @@ use archipelago_protocol::map::MapReply;
 
 use super::checkpoint::{PageSync, store_tree};
 use super::commit::{HomeLocations, commit};
+use super::owned_again;
 use crate::catalogue::FrozenRoot;
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
@@ -32,11 +33,12 @@ pub(super) fn begin(parts: &Parts, volume: &Volume, token: u64) -> MapReply {
 }
 
 /// Forgets the snapshot; the raised epoch stays.
-pub(super) fn abort(parts: &Parts, volume: &Volume, token: u64) -> MapReply {
+pub(super) fn abort(parts: &Rc<Parts>, volume: &Rc<Volume>, token: u64) -> MapReply {
     if let Err(code) = volume.map.borrow_mut().abort_snapshot(token) {
         return MapReply::failed(code);
     }
     parts.catalogue.end_prepared(token);
+    owned_again::start_if_due(parts, volume);
     MapReply::done(0)
 }
 
@@ -53,11 +55,22 @@ pub(super) async fn commit_snapshot(
         };
         Failure::new(code, why)
     })?;
+    let birth = parts.volumes.lock_births(volume.lineage).await;
+    if !volume.map.borrow().is_making(token) {
+        let why = "the session has ended that was making a snapshot";
+        return Err(Failure::new(ErrorCode::NotFound, why));
+    }
     let result = make(parts, volume, token, frozen).await;
     parts.catalogue.end_prepared(token);
-    let mut map = volume.map.borrow_mut();
-    map.end_snapshot(token);
-    map.release_stored();
+    {
+        let mut map = volume.map.borrow_mut();
+        map.end_snapshot(token);
+        map.release_stored();
+    }
+    drop(birth);
+    if result.is_err() {
+        owned_again::start_if_due(parts, volume);
+    }
     result
 }
 

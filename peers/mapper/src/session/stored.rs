@@ -6,6 +6,7 @@ use archipelago_protocol::{Epoch, ErrorCode};
 
 use super::checkpoint::checkpoint_now;
 use super::head::read_head;
+use super::owned_again::own_again;
 use crate::catalogue::Item;
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
@@ -16,7 +17,8 @@ use crate::tree::Root;
 ///
 /// Nothing is written to these epochs any more: a block of them that is not in this root never comes back. That takes a head whose
 /// map was stored when the snapshot was there: a head that was made while the snapshot was being made may lack late writes of the
-/// epoch. So a volume that is written makes a checkpoint now.
+/// epoch. So a volume that is written makes a checkpoint now. Before that it owns again what no snapshot has any more: what it has written
+/// elsewhere by then is not in the root, and what it writes over afterwards stays where it is.
 ///
 /// # Errors
 /// [`ErrorCode::InUse`]: its last session has not ended, and the volume is not open here.
@@ -27,6 +29,7 @@ pub(crate) async fn stored_root(parts: &Rc<Parts>, item: &Item, epoch: Epoch) ->
     let begun = writer.filter(|volume| volume.start.due().is_none());
     let head = match begun {
         Some(volume) => {
+            own_again(parts, &volume).await?;
             checkpoint_now(parts, &volume).await?;
             volume.head.get()
         }
@@ -40,7 +43,7 @@ pub(crate) async fn stored_root(parts: &Rc<Parts>, item: &Item, epoch: Epoch) ->
             None => return Ok(item.root),
         },
     };
-    if head.frozen < epoch {
+    if head.epoch <= epoch {
         let why = format!(
             "the head of {} does not know of its snapshot of epoch {}",
             item.lineage, epoch.0

@@ -5,6 +5,7 @@
 //! - The volume owns only objects of epochs after `frozen`. Objects of epochs up to `sealed` never change.
 //! - `sealed <= frozen < epoch`. Late writes may still arrive for epochs after `sealed` up to `frozen`: their snapshot is not
 //!   committed.
+//! - No snapshot that is there or in progress is of an epoch after `frozen`.
 //! - A change that is in the tree but not in the log is in the dirty metadata, in the order of the changes.
 
 use archipelago_protocol::status::MapRuns;
@@ -297,6 +298,12 @@ impl LiveMap {
         self.snapshot.is_some()
     }
 
+    /// Whether the snapshot of `token` is in progress.
+    pub(crate) fn is_making(&self, token: u64) -> bool {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.is_some_and(|snapshot| snapshot.token() == token)
+    }
+
     /// Begins a snapshot of the map as it is: from now on the volume owns none of these objects. Returns the new epoch.
     pub(crate) fn begin_snapshot(&mut self, token: u64) -> Epoch {
         let old = self.epoch;
@@ -319,6 +326,15 @@ impl LiveMap {
                 self.end_snapshot(token);
                 Ok(())
             }
+        }
+    }
+
+    /// The volume owns its blocks of epochs after `newest` again, unless a snapshot is in progress. `newest` is the epoch of its
+    /// newest snapshot, and no snapshot of a later epoch can come into being.
+    pub(crate) fn lower_frozen(&mut self, newest: Epoch) {
+        if self.snapshot.is_none() {
+            self.frozen = self.frozen.min(newest);
+            self.sealed = self.sealed.min(newest);
         }
     }
 
@@ -397,6 +413,28 @@ mod tests {
             epochs(&map, &cache, [1, 2, 3, 4, 5, 6]),
             [None, Some(6), Some(7), Some(7), Some(6), None]
         );
+    }
+
+    #[test]
+    fn what_only_a_removed_snapshot_had_is_owned_again() {
+        let (mut map, cache) = (map(8), Cache::new(1 << 20));
+        let range = Range { start: 4, end: 5 };
+        let place = |map: &LiveMap| map.write_place(&cache, range).unwrap();
+        map.apply(&cache, range, Some(Epoch(8)), 9).unwrap();
+        map.begin_snapshot(1);
+        map.lower_frozen(Epoch(0));
+        assert_eq!(map.frozen(), Epoch(8), "the snapshot is in progress");
+        map.commit_snapshot(1).unwrap();
+        map.end_snapshot(1);
+        assert_eq!(place(&map), WritePlace::Unowned { end: 5 });
+        map.lower_frozen(Epoch(8));
+        assert!(!map.may_be_written(Epoch(8)));
+        map.lower_frozen(Epoch(7));
+        let epoch = Epoch(8);
+        assert_eq!(place(&map), WritePlace::Owned { epoch, end: 5 });
+        assert!(map.may_be_written(Epoch(8)) && !map.may_be_written(Epoch(7)));
+        map.lower_frozen(Epoch(9));
+        assert_eq!(map.frozen(), Epoch(7), "it does not rise");
     }
 
     #[test]

@@ -11,14 +11,14 @@ use crate::rig::pool::Pool;
 use crate::rig::{Rig, name, small, volume};
 
 /// Nodes, each with a mapper and journals of its own.
-struct Nodes {
-    pool: Pool,
-    rigs: Vec<Rig>,
+pub(crate) struct Nodes {
+    pub(crate) pool: Pool,
+    pub(crate) rigs: Vec<Rig>,
     starts: u128,
 }
 
 impl Nodes {
-    fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         let mut nodes = Nodes {
             pool: Pool::default(),
             rigs: Vec::new(),
@@ -72,14 +72,14 @@ impl Nodes {
     }
 
     /// Node `index` is stopped by force and starts again.
-    fn restart(&mut self, index: usize) {
+    pub(crate) fn restart(&mut self, index: usize) {
         let before = self.rigs[index].config.owner;
         let ended = vec![before];
         self.rigs[index] = self.started(index, Sharing::Shared { ended });
     }
 
     /// Has node `index` do something.
-    fn on<T>(&mut self, index: usize, act: impl FnOnce(&mut Rig) -> T) -> T {
+    pub(crate) fn on<T>(&mut self, index: usize, act: impl FnOnce(&mut Rig) -> T) -> T {
         let rig = &mut self.rigs[index];
         std::mem::swap(&mut rig.pool, &mut self.pool);
         let done = act(rig);

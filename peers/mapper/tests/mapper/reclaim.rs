@@ -3,12 +3,12 @@
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
 use archipelago_protocol::map::MapOp;
 use archipelago_protocol::object::ObjectOp;
-use archipelago_protocol::{Lineage, ObjectSize};
+use archipelago_protocol::{Epoch, Lineage, ObjectSize};
 
 use crate::rig::{Rig, name, small};
 
 /// An open volume `v` of 4 GiB: two leaves.
-fn opened() -> (Rig, Lineage, u32) {
+pub(crate) fn opened() -> (Rig, Lineage, u32) {
     let mut rig = Rig::new(small());
     let own = rig.create("v", 4 << 30, ObjectSize::DEFAULT);
     let handle = rig.open(own, true);
@@ -16,10 +16,10 @@ fn opened() -> (Rig, Lineage, u32) {
 }
 
 /// Of the second leaf.
-const FAR: u64 = (3 << 30) / 4096;
+pub(crate) const FAR: u64 = (3 << 30) / 4096;
 
 impl Rig {
-    fn remove(&mut self, text: &str) {
+    pub(crate) fn remove(&mut self, text: &str) {
         let removed = self.control(CatalogueRequest::Remove { name: name(text) });
         assert_eq!(removed, CatalogueReply::Done);
     }
@@ -32,19 +32,24 @@ impl Rig {
         removal
     }
 
-    fn write_all<const N: usize>(&mut self, own: Lineage, handle: u32, writes: [(u64, u64); N]) {
+    pub(crate) fn write_all<const N: usize>(
+        &mut self,
+        own: Lineage,
+        handle: u32,
+        writes: [(u64, u64); N],
+    ) {
         for (block, stamp) in writes {
             self.write(own, handle, block, stamp);
         }
         self.flush(handle).unwrap();
     }
 
-    fn read_all<const N: usize>(&mut self, handle: u32, blocks: [u64; N]) -> [u64; N] {
+    pub(crate) fn read_all<const N: usize>(&mut self, handle: u32, blocks: [u64; N]) -> [u64; N] {
         blocks.map(|block| self.read(handle, block))
     }
 
     /// The blocks that take space, in order, whatever their epochs.
-    fn stored(&self, own: Lineage) -> Vec<u64> {
+    pub(crate) fn stored(&self, own: Lineage) -> Vec<u64> {
         let mut blocks: Vec<u64> = self
             .pool
             .blocks(own)
@@ -61,7 +66,7 @@ impl Rig {
 }
 
 /// A volume of which each of three snapshots `a`, `b`, `c` has something alone, with a neighbour, and with all.
-fn three() -> (Rig, Lineage, u32) {
+pub(crate) fn three() -> (Rig, Lineage, u32) {
     let (mut rig, own, handle) = opened();
     rig.write_all(own, handle, [(0, 1), (1, 1), (2, 1), (3, 1), (FAR, 1)]);
     rig.snapshot(handle, "v", "a");
@@ -76,9 +81,9 @@ fn three() -> (Rig, Lineage, u32) {
 }
 
 /// Blocks that all of them read.
-const READ: [u64; 7] = [0, 1, 2, 3, 4, 5, FAR];
+pub(crate) const READ: [u64; 7] = [0, 1, 2, 3, 4, 5, FAR];
 
-fn check(rig: &mut Rig, text: &str, expected: [u64; 7]) {
+pub(crate) fn check(rig: &mut Rig, text: &str, expected: [u64; 7]) {
     let lookup = CatalogueRequest::Lookup { name: name(text) };
     let lineage = rig.entry(lookup).lineage;
     let reader = rig.open(lineage, false);
@@ -86,9 +91,9 @@ fn check(rig: &mut Rig, text: &str, expected: [u64; 7]) {
     rig.close(reader);
 }
 
-const A: [u64; 7] = [1, 1, 1, 1, 0, 0, 1];
-const B: [u64; 7] = [1, 2, 2, 1, 2, 0, 2];
-const C: [u64; 7] = [1, 2, 3, 1, 2, 3, 3];
+pub(crate) const A: [u64; 7] = [1, 1, 1, 1, 0, 0, 1];
+pub(crate) const B: [u64; 7] = [1, 2, 2, 1, 2, 0, 2];
+pub(crate) const C: [u64; 7] = [1, 2, 3, 1, 2, 3, 3];
 const V: [u64; 7] = [1, 2, 3, 4, 4, 0, 4];
 
 #[test]
@@ -242,7 +247,7 @@ fn a_late_write_of_the_snapshot_s_epoch_stays_with_the_volume() {
         rig.flush(handle).unwrap();
     }
     assert!(rig.mapper.counters().checkpoints > checkpoints);
-    let old = archipelago_protocol::Epoch(old);
+    let old = Epoch(old);
     rig.put(own, old, 9, 5);
     rig.written(handle, 9, 1, old).result.unwrap();
     rig.sync();

@@ -226,6 +226,15 @@ impl Rig {
         }
     }
 
+    /// Serves the requests that wait in a stalled rig, and those that follow, but for those of `op`.
+    pub(crate) fn serve_all_but(&mut self, op: ObjectOp) {
+        let other =
+            |effect: &Effect| matches!(effect, Effect::Object { request, .. } if request.op != op);
+        while let Some(index) = self.waiting.iter().position(other) {
+            self.answer(index, None);
+        }
+    }
+
     /// Answers the waiting request at `index`, with `fault` instead of doing it if there is one.
     fn answer(&mut self, index: usize, fault: Option<ErrorCode>) {
         let Some(Effect::Object { id, request, data }) = self.waiting.remove(index) else {
