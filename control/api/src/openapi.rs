@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use archipelago_protocol::usage::Usage;
 use serde_json::{Value, json};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -114,6 +115,7 @@ pub fn operations() -> Vec<Operation> {
         get("/v1/volumes", "volumeList", body::<VolumePage>(), "A page of volumes, snapshots and images, in order of their names"),
         post("/v1/volumes", "volumeCreate", volume(), "A new, empty volume").of::<CreateVolume>().made(),
         get("/v1/volumes/{name}", "volumeInfo", volume(), "One volume, snapshot or image"),
+        get("/v1/volumes/{name}/usage", "volumeUsage", body::<Usage>(), "What it takes of its pool; a walk over its map and those of its snapshots. 409 in-use: its last session has not ended"),
         delete("/v1/volumes/{name}", "volumeRemove", "Forgets the name; what clones still need stays"),
         post("/v1/volumes/{name}/snapshot", "volumeSnapshot", volume(), "A snapshot, of a volume that may be running").of::<SnapshotVolume>().made(),
         post("/v1/volumes/{name}/clone", "volumeClone", volume(), "A writable volume that begins as the snapshot or image in the path").of::<CloneVolume>().made(),

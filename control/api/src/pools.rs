@@ -139,6 +139,22 @@ pub struct PoolView {
     pub total: u64,
     /// Volumes, snapshots and images; null: the pool is not served, or does not answer.
     pub entries: Option<u64>,
+    /// Bytes of all volumes together, as guests see them; null: as `entries`.
+    #[serde(default)]
+    pub provisioned: Option<u64>,
+    /// What its objects occupy, where one pool of files is asked for; null: its files cannot be counted, or not within 2 s.
+    #[serde(default)]
+    pub stored: Option<PoolStored>,
+}
+
+/// What the objects of a pool occupy.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStored {
+    /// Bytes of what volumes, snapshots and images hold.
+    pub data: u64,
+    /// Bytes of maps, logs and the catalogue.
+    pub metadata: u64,
 }
 
 /// Adds a pool to the node.

@@ -263,7 +263,7 @@ pub struct RadosOptions {
 pub enum Pool {
     /// List the pools
     List,
-    /// Show a pool
+    /// Show a pool, and what it stores
     Info {
         /// The pool
         name: Name,
@@ -355,7 +355,7 @@ pub enum Volume {
         #[arg(long, value_name = "KEY[=VALUE]")]
         label: Option<LabelFilter>,
     },
-    /// Show a volume, snapshot or image
+    /// Show a volume, snapshot or image, and the space that it takes
     Info {
         /// Its name
         name: Name,

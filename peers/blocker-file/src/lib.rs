@@ -2,7 +2,7 @@
 //!
 //! * [`FileBackend`]: the backend; lives on its reactor's ring.
 //! * [`Options`]: how it is opened, [`JoinedPool`]: by several threads of a process; [`Claimant`], [`Claim`], [`Host`]: who opens the pool, and with what right.
-//! * [`room()`]: what is free in a pool's file system; [`holder()`]: who has the pool open.
+//! * [`room()`]: what is free in a pool's file system; [`stored()`]: what the pool's objects occupy there; [`holder()`]: who has the pool open.
 //! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign()`]: what is in their way.
 //!
 //! One design decision: all blocks that a lineage wrote in one epoch lie in one sparse file for each 64 GiB of volume,
@@ -46,6 +46,7 @@ mod room;
 mod siblings;
 mod spans;
 mod stall_detector;
+mod stored;
 mod sync_state;
 mod syncs;
 mod threads;
@@ -65,6 +66,7 @@ pub use layout::{CONTAINER_LEN, Layout};
 pub use owner::{Claim, Claimant, Host, stray_records};
 pub use pool::create;
 pub use room::{Room, room};
+pub use stored::{Stored, stored};
 
 #[cfg(test)]
 mod tests;

@@ -121,9 +121,11 @@ impl AttachedEndpoints {
             ControlRequest::Catalogue(request) => self.threads.catalogue(request, answer),
             ControlRequest::Snapshot { lineage, .. }
             | ControlRequest::OnFull { lineage, .. }
-            | ControlRequest::OpenBulk { lineage, .. }
-            | ControlRequest::Damage { lineage } => {
+            | ControlRequest::OpenBulk { lineage, .. } => {
                 self.threads.of(lineage).request(request, answer);
+            }
+            ControlRequest::Damage { lineage } => {
+                self.threads.question(Some(lineage), request, answer);
             }
             // Of an endpoint that has a process of its own: this one has one data thread.
             ControlRequest::Grants { .. } => self.threads.first().request(request, answer),

@@ -4,15 +4,16 @@
 //! - Whatever concerns a lineage goes to one thread, from the first request that does until the lineage is removed or the process ends.
 //!   So one mapper has its session, and one backend knows where its log ends and what of it is not durable.
 //! - That is for service, not for safety: a mapper takes no volume from another one, whose incarnation its head names.
+//! - A question assigns nothing: any mapper can read what nobody has open, and only the owner knows what it has not stored yet.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 
-use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
+use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Entry, Kind};
 use archipelago_protocol::control::{ControlReply, ControlRequest, ProcessStatus};
-use archipelago_protocol::{Lineage, Name};
+use archipelago_protocol::{ErrorCode, Lineage, Name};
 use archipelago_runtime::Handle;
 
 use crate::control::{Answer, ask};
@@ -68,6 +69,11 @@ impl Assignments {
         })
     }
 
+    /// The thread of `lineage`, if it has one.
+    fn find(&self, lineage: Lineage) -> Option<usize> {
+        self.by_lineage.get(&lineage).copied()
+    }
+
     fn release(&mut self, lineage: Lineage) {
         if let Some(index) = self.by_lineage.remove(&lineage) {
             self.counts[index] -= 1;
@@ -98,6 +104,7 @@ fn subject(request: &CatalogueRequest) -> Option<&Name> {
         | CatalogueRequest::Set { .. }
         | CatalogueRequest::Rename { .. }
         | CatalogueRequest::Fence { .. }
+        | CatalogueRequest::Usage { .. }
         | CatalogueRequest::PoolInfo
         | CatalogueRequest::Check { .. } => None,
     }
@@ -138,8 +145,18 @@ impl DataThreads {
         }
     }
 
+    /// The thread that has the volume `lineage`, if one has it.
+    fn owner(&self, lineage: Lineage) -> Option<&ThreadQueue> {
+        let index = self.assignments().find(lineage)?;
+        self.queues.get(index)
+    }
+
     /// Has the catalogue asked by the mapper of the thread that has the volume which `request` is about.
     pub(crate) fn catalogue(&self, request: CatalogueRequest, answer: Answer) {
+        if let (2.., CatalogueRequest::Usage { name }) = (self.queues.len(), &request) {
+            let volume = self.volume_of(name);
+            return self.question(volume, ControlRequest::Catalogue(request), answer);
+        }
         let named = match (self.queues.len(), subject(&request)) {
             (2.., Some(name)) => self.lineage_of(name),
             _ => None,
@@ -161,11 +178,50 @@ impl DataThreads {
         }
     }
 
+    /// Has `request`, a question about `volume`, answered by the thread that has the volume; by the first thread if none has it.
+    pub(crate) fn question(
+        &self,
+        volume: Option<Lineage>,
+        request: ControlRequest,
+        answer: Answer,
+    ) {
+        let owner = || volume.and_then(|volume| self.owner(volume));
+        if let Some(owner) = owner() {
+            return owner.request(request, answer);
+        }
+        let asked = request.clone();
+        let Some(reply) = ask(|answer| self.first().request(asked, answer)) else {
+            return;
+        };
+        let is_open = matches!(
+            &reply,
+            ControlReply::Catalogue(CatalogueReply::Failed(error)) if error.code == ErrorCode::InUse
+        );
+        match owner() {
+            // Opened since the question was asked.
+            Some(owner) if is_open => owner.request(request, answer),
+            _ => answer.send(reply),
+        }
+    }
+
     fn lineage_of(&self, name: &Name) -> Option<Lineage> {
+        Some(self.lookup(name)?.lineage)
+    }
+
+    /// The volume whose blocks `name` may have: of a snapshot, the one that it was made of.
+    fn volume_of(&self, name: &Name) -> Option<Lineage> {
+        let entry = self.lookup(name)?;
+        match entry.kind {
+            Kind::Snapshot => self.lineage_of(&entry.parent?),
+            Kind::Volume | Kind::Image | Kind::Importing => Some(entry.lineage),
+        }
+    }
+
+    fn lookup(&self, name: &Name) -> Option<Entry> {
         let look = CatalogueRequest::Lookup { name: name.clone() };
         let request = ControlRequest::Catalogue(look);
         match ask(|answer| self.first().request(request, answer)) {
-            Some(ControlReply::Catalogue(CatalogueReply::Entry(entry))) => Some(entry.lineage),
+            Some(ControlReply::Catalogue(CatalogueReply::Entry(entry))) => Some(entry),
             _ => None,
         }
     }
@@ -233,6 +289,10 @@ mod tests {
         };
         let spread = [7, 8, 9, 7, 10, 8].map(|lineage| assignments.assign(Lineage(lineage)));
         assert_eq!(spread, [0, 1, 2, 0, 0, 1]);
+        assert_eq!(
+            (assignments.find(Lineage(9)), assignments.find(Lineage(11))),
+            (Some(2), None)
+        );
         assignments.release(Lineage(8));
         assignments.release(Lineage(8));
         assert_eq!(assignments.assign(Lineage(11)), 1, "where there is room");

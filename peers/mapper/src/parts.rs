@@ -14,6 +14,7 @@ use crate::failure::{Failure, Outcome};
 use crate::journal::JournalStore;
 use crate::pool::Pool;
 use crate::sessions::Sessions;
+use crate::task::Lock;
 use crate::volumes::Volumes;
 
 /// All that a mapper consists of, but for its unfinished tasks.
@@ -23,6 +24,8 @@ pub(crate) struct Parts {
     pub(crate) catalogue: Catalogue,
     pub(crate) volumes: Volumes,
     pub(crate) sessions: Sessions,
+    /// Held while maps are walked to count what they take: guests share the thread with one walk at most.
+    pub(crate) counting: Lock,
     /// The node is about to stop.
     stopping: Cell<bool>,
 }
@@ -34,6 +37,7 @@ impl Parts {
             catalogue: Catalogue::new(&pool),
             volumes: Volumes::new(&pool.scheduler),
             sessions: Sessions::default(),
+            counting: Lock::new(&pool.scheduler),
             stopping: Cell::new(false),
             pool,
         }

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::ids::{Lineage, Name, ObjectSize};
 use crate::labels::{LabelChanges, LabelFilter, Labels};
 use crate::on_full::OnFull;
+use crate::usage::Usage;
 
 /// The three kinds of named map, and the one that is not yet visible.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -205,6 +206,11 @@ pub enum CatalogueRequest {
         /// The id of the incarnation, written as a lineage.
         incarnation: Lineage,
     },
+    /// What something takes of the pool: its maps are compared, so the answer takes a time that grows with them.
+    Usage {
+        /// Its name.
+        name: Name,
+    },
     /// Figures of the pool.
     PoolInfo,
     /// Looks for damage, missing and leaked objects; also in a pool whose catalogue cannot be used. Nothing is changed
@@ -238,7 +244,11 @@ pub enum CatalogueReply {
         total: u64,
         /// Named things.
         entries: u64,
+        /// Bytes of all volumes together, as guests see them.
+        provisioned: u64,
     },
+    /// What something takes of the pool.
+    Usage(Usage),
     /// What a check found.
     Report(Report),
     /// It failed.

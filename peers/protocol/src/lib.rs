@@ -52,6 +52,7 @@ pub mod reply;
 #[cfg(feature = "schema")]
 mod schema;
 pub mod status;
+pub mod usage;
 pub mod volume;
 
 pub use date::date;

@@ -147,6 +147,51 @@ fn volumes_are_spread_and_snapshots_and_clones_cross_threads() -> Result<()> {
     checked(&node)
 }
 
+/// Bytes that the volume `name` has data for, as its mapper says.
+fn mapped(node: &Node, name: &str) -> Result<u64> {
+    let info = node.call(&["--json", "volume", "info", name])?;
+    let info: serde_json::Value = serde_json::from_str(&info)?;
+    let mapped = info["usage"]["mapped"].as_u64();
+    mapped.with_context(|| format!("{name} is not counted: {info}"))
+}
+
+#[test]
+fn a_question_gives_a_volume_to_no_thread_and_is_answered_by_the_one_that_has_it() -> Result<()> {
+    let seed = seed();
+    let node = Node::builder("fused").threads(2).start()?;
+    node.call(&["volume", "create", "asked", "--size", &SIZE.to_string()])?;
+    ensure!(mapped(&node, "asked")? == 0);
+    let mut volumes = Vec::new();
+    for (name, number) in [("one", 1), ("two", 2), ("three", 3)] {
+        let mut verifier = disk(&node, name, seed + number)?;
+        verifier.run(100)?;
+        volumes.push((name, verifier));
+    }
+    let spread = counters(&node, "volume", "volumes")?;
+    ensure!(spread == [2, 1], "the first thread comes first: {spread:?}");
+    // Open on either thread, and not stored yet.
+    for (name, verifier) in &mut volumes {
+        verifier.drain()?;
+        let before = mapped(&node, name)?;
+        ensure!(before > 0, "{name}");
+        // What a snapshot shares, only the thread of its volume knows, whichever thread has the snapshot.
+        let snapshot = format!("{name}-frozen");
+        node.call(&["volume", "snapshot", name, &snapshot])?;
+        node.attach(&snapshot)?;
+        verifier.run(50)?;
+        ensure!(mapped(&node, &snapshot)? == before, "{snapshot}");
+    }
+    for (name, mut verifier) in volumes {
+        verifier.flush()?;
+        drop(verifier);
+        node.detach(&format!("{name}-frozen"))?;
+        let open = mapped(&node, name)?;
+        node.detach(name)?;
+        ensure!(mapped(&node, name)? == open, "{name} is closed");
+    }
+    checked(&node)
+}
+
 #[test]
 fn a_removed_volume_gives_its_space_back_though_another_thread_has_read_it() -> Result<()> {
     let seed = seed();

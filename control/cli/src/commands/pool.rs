@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use archipelago_api::client::{Client, Method, path_segment};
 use archipelago_api::config::{DEFAULT_CLIENT, RadosPool};
 use archipelago_api::layout::path_error;
-use archipelago_api::pools::{AddPool, PoolList, PoolStatus, PoolView};
+use archipelago_api::pools::{AddPool, PoolList, PoolStatus, PoolStored, PoolView};
 use archipelago_api::types::Done;
 use archipelago_protocol::Error;
 use archipelago_protocol::control::PoolReserve;
@@ -190,5 +190,24 @@ fn info(pool: &PoolView) -> String {
         pool.entries
             .map_or_else(|| "not known".to_owned(), |entries| entries.to_string()),
     ));
+    if let Some(provisioned) = pool.provisioned {
+        let text = format!("{} ({provisioned} bytes)", human(provisioned));
+        rows.push(("provisioned", text));
+    }
+    match pool.stored {
+        Some(PoolStored { data, metadata }) => {
+            let text = format!(
+                "{} ({data} bytes) of data, {} of metadata",
+                human(data),
+                human(metadata)
+            );
+            rows.push(("stored", text));
+        }
+        None if pool.status.kind == RADOS => {}
+        None => rows.push((
+            "stored",
+            "not known: its files cannot be counted, or not in time".to_owned(),
+        )),
+    }
     facts(&rows)
 }

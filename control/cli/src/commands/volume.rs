@@ -6,6 +6,8 @@ use archipelago_api::types::{
     EndpointKind, NodeStatus, PoolAbsence, RenameVolume, ResizeVolume, RollbackVolume, SetVolume,
     SnapshotVolume, VolumePage, VolumeView,
 };
+use archipelago_protocol::catalogue::Kind;
+use archipelago_protocol::usage::Usage;
 use archipelago_protocol::{
     AttachmentId, EndpointSpec, Error, LabelChanges, LabelFilter, Labels, Name,
 };
@@ -28,6 +30,35 @@ struct VolumeList {
 #[derive(Debug, Serialize)]
 struct AttachmentList {
     attachments: Vec<AttachmentView>,
+}
+
+/// One of them, with the space that it takes.
+#[derive(Debug, Serialize)]
+struct VolumeInfo {
+    #[serde(flatten)]
+    view: VolumeView,
+    #[serde(flatten)]
+    space: Space,
+}
+
+/// What something takes of its pool.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Space {
+    Known { usage: Usage },
+    Unknown { usage_unknown: String },
+}
+
+impl VolumeInfo {
+    fn new(view: VolumeView, usage: Result<Usage, Error>) -> VolumeInfo {
+        let space = match usage {
+            Ok(usage) => Space::Known { usage },
+            Err(error) => Space::Unknown {
+                usage_unknown: error.message,
+            },
+        };
+        VolumeInfo { view, space }
+    }
 }
 
 pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<(), Error> {
@@ -99,7 +130,8 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
         }
         Volume::Info { name } => {
             let view: VolumeView = client.get(&path(&name, ""))?;
-            output.print(&view, info)
+            let usage: Result<Usage, Error> = client.get(&path(&name, "/usage"));
+            output.print(&VolumeInfo::new(view, usage), info)
         }
         Volume::Resize { name, size, force } => made(
             client.call(
@@ -330,7 +362,8 @@ fn attachment_table(attachments: &[AttachmentView]) -> String {
     }
 }
 
-fn info(view: &VolumeView) -> String {
+fn info(info: &VolumeInfo) -> String {
+    let VolumeInfo { view, space } = info;
     let entry = &view.entry;
     let mut rows = vec![
         ("name", entry.name.to_string()),
@@ -346,6 +379,7 @@ fn info(view: &VolumeView) -> String {
         ("lineage", entry.lineage.to_string()),
         ("created", date(entry.created)),
     ];
+    rows.extend(space_rows(space, entry.kind));
     let labels = entry.labels.iter();
     rows.extend(labels.map(|(key, value)| ("label", format!("{key}={value}"))));
     if view.attachments.is_empty() {
@@ -373,5 +407,58 @@ fn info(view: &VolumeView) -> String {
         };
         rows.push((place, attachment.endpoint.path().display().to_string()));
     }
-    facts(&rows)
+    let snapshots = match space {
+        Space::Known { usage } => snapshot_table(usage),
+        Space::Unknown { .. } => String::new(),
+    };
+    facts(&rows) + &snapshots
+}
+
+fn exactly(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", human(bytes))
+}
+
+fn space_rows(space: &Space, kind: Kind) -> Vec<(&'static str, String)> {
+    let usage = match space {
+        Space::Known { usage } => usage,
+        Space::Unknown { usage_unknown } => {
+            return vec![("mapped", format!("not known: {usage_unknown}"))];
+        }
+    };
+    let provisioned = human(usage.provisioned);
+    let mut rows = vec![
+        (
+            "mapped",
+            format!("{} of {provisioned} provisioned", exactly(usage.mapped)),
+        ),
+        (
+            "unique",
+            format!("{}, given back by its removal", exactly(usage.unique)),
+        ),
+        ("shared", exactly(usage.shared)),
+    ];
+    if let Some(stored) = usage.stored {
+        let with = match kind {
+            Kind::Snapshot => ", with the other snapshots of its removed volume",
+            Kind::Volume | Kind::Importing => ", with its snapshots",
+            Kind::Image => "",
+        };
+        rows.push(("stored", exactly(stored) + with));
+    }
+    rows
+}
+
+fn snapshot_table(usage: &Usage) -> String {
+    let mut table = Table::new(&["SNAPSHOT", "MAPPED", "REMOVAL FREES"]);
+    for snapshot in &usage.snapshots {
+        table.row([
+            snapshot.name.to_string(),
+            human(snapshot.mapped),
+            human(snapshot.unique),
+        ]);
+    }
+    match table.is_empty() {
+        true => String::new(),
+        false => format!("\n{}", table.render()),
+    }
 }

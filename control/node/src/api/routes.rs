@@ -44,6 +44,7 @@ fn routes() -> Routes {
         ("/v1/volumes", "get", get(list)),
         ("/v1/volumes", "post", post(create)),
         ("/v1/volumes/{name}", "get", get(info)),
+        ("/v1/volumes/{name}/usage", "get", get(usage)),
         ("/v1/volumes/{name}", "delete", delete(remove)),
         ("/v1/volumes/{name}/snapshot", "post", post(snapshot)),
         ("/v1/volumes/{name}/clone", "post", post(clone)),
@@ -290,6 +291,11 @@ async fn create(State(node): Shared, Body(body): Body) -> Answer {
 async fn info(State(node): Shared, Segment(text): Segment) -> Answer {
     let name = name(&text)?;
     ok(node.pool_of(&name).await?.info(&name).await?)
+}
+
+async fn usage(State(node): Shared, Segment(text): Segment) -> Answer {
+    let name = name(&text)?;
+    ok(node.pool_of(&name).await?.usage(&name).await?)
 }
 
 async fn remove(State(node): Shared, Segment(text): Segment) -> Answer {

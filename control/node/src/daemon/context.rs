@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use archipelago_api::config::Config;
 use archipelago_api::layout::Layout;
+use archipelago_blocker_file::Stored;
 use archipelago_host::Identity;
 use archipelago_protocol::Error;
 use tokio::sync::watch;
@@ -22,6 +23,8 @@ pub(crate) struct NodeContext {
     attachments: Mutex<Attachments>,
     /// Looks at what this host itself uses.
     pub(crate) looks: Looks,
+    /// Counts of what pools of files store.
+    pub(crate) counts: Looks<Option<Stored>>,
     /// Counts changes of the states of pools.
     pub(crate) pools_changed: watch::Sender<u64>,
 }
@@ -40,6 +43,7 @@ impl NodeContext {
             endpoint,
             attachments: Mutex::new(attachments),
             looks: Looks::default(),
+            counts: Looks::default(),
             pools_changed: watch::Sender::new(0),
         })
     }

@@ -16,15 +16,27 @@ use tokio::sync::watch;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a call says, by the kind of its error.
-type Answer = Result<(), io::ErrorKind>;
-type Pending = BTreeMap<PathBuf, watch::Receiver<Option<Answer>>>;
+type Answer<T> = Result<T, io::ErrorKind>;
+type Pending<T> = BTreeMap<PathBuf, watch::Receiver<Option<Answer<T>>>>;
 
 /// The calls that have not returned.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Looks(Arc<Mutex<Pending>>);
+#[derive(Debug)]
+pub(crate) struct Looks<T = ()>(Arc<Mutex<Pending<T>>>);
 
-impl Looks {
-    fn pending(&self) -> MutexGuard<'_, Pending> {
+impl<T> Default for Looks<T> {
+    fn default() -> Self {
+        Looks(Arc::default())
+    }
+}
+
+impl<T> Clone for Looks<T> {
+    fn clone(&self) -> Self {
+        Looks(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Copy + Send + Sync + 'static> Looks<T> {
+    fn pending(&self) -> MutexGuard<'_, Pending<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -32,8 +44,8 @@ impl Looks {
     pub(crate) async fn ask(
         &self,
         path: &Path,
-        call: fn(&Path) -> io::Result<()>,
-    ) -> Option<Answer> {
+        call: fn(&Path) -> io::Result<T>,
+    ) -> Option<Answer<T>> {
         let mut answer = self.begin(path, call)?;
         let answered = answer.wait_for(Option::is_some);
         let answered = tokio::time::timeout(TIMEOUT, answered).await.ok()?.ok()?;
@@ -44,8 +56,8 @@ impl Looks {
     fn begin(
         &self,
         path: &Path,
-        call: fn(&Path) -> io::Result<()>,
-    ) -> Option<watch::Receiver<Option<Answer>>> {
+        call: fn(&Path) -> io::Result<T>,
+    ) -> Option<watch::Receiver<Option<Answer<T>>>> {
         let mut pending = self.pending();
         if let Some(answer) = pending.get(path) {
             return Some(answer.clone());

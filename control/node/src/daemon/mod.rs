@@ -38,6 +38,7 @@ mod service;
 mod serving;
 mod settings;
 mod sharing;
+mod space;
 mod status;
 mod supervision;
 mod supervisor;

@@ -13,8 +13,8 @@ use archipelago_protocol::{Error, ErrorCode, Lineage, Name};
 use super::pool::{Pool, PoolState, REQUEST_TIMEOUT};
 use super::process::{AskError, Process, RunState};
 
-/// How long a check of the pool may take: less than the client of the API waits, and enough for some 100,000 map pages.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(180);
+/// How long a walk over maps may take: less than the client of the API waits, and enough for some 100,000 map pages.
+const WALK_TIMEOUT: Duration = Duration::from_secs(180);
 /// A call on storage that has not returned for this long counts as hung, and requests that wait for this long fail with a
 /// description of the call. A sync of a busy disk takes a few seconds; an NFS client retries for ever if its server is away.
 const HUNG_AFTER: Duration = Duration::from_secs(10);
@@ -143,12 +143,20 @@ impl Pool {
 
     /// Has the mapper check the pool while it serves other requests.
     pub(crate) async fn check(&self) -> Result<Report, Error> {
-        let request = ControlRequest::Catalogue(CatalogueRequest::Check { repair: false });
-        let answer = self.send_within(Role::Mapper, &request, CHECK_TIMEOUT);
+        match self.walk(CatalogueRequest::Check { repair: false }).await? {
+            CatalogueReply::Report(report) => Ok(report),
+            other => Err(unexpected_reply(&other)),
+        }
+    }
+
+    /// Sends a request for which the mapper walks over maps while it serves other requests.
+    pub(crate) async fn walk(&self, request: CatalogueRequest) -> Result<CatalogueReply, Error> {
+        let request = ControlRequest::Catalogue(request);
+        let answer = self.send_within(Role::Mapper, &request, WALK_TIMEOUT);
         match answer.await?.reply {
-            ControlReply::Catalogue(CatalogueReply::Report(report)) => Ok(report),
             ControlReply::Catalogue(CatalogueReply::Failed(error))
             | ControlReply::Failed(error) => Err(error),
+            ControlReply::Catalogue(reply) => Ok(reply),
             other => Err(unexpected_reply(&other)),
         }
     }

@@ -37,6 +37,7 @@ struct PoolContent {
     free: u64,
     /// 0: nobody knows.
     total: u64,
+    provisioned: u64,
 }
 
 impl PoolContent {
@@ -238,10 +239,12 @@ impl Pool {
                 entries,
                 free,
                 total,
+                provisioned,
             } => Ok(PoolContent {
                 entries,
                 free,
                 total,
+                provisioned,
             }),
             other => Err(unexpected_reply(&other)),
         }
@@ -299,7 +302,11 @@ impl Pool {
             None => Some(self.content().await?),
             Some(_) => None,
         };
-        Ok(view_of_pool(self.pool_status().await, content))
+        let (status, stored) = futures_util::future::join(self.pool_status(), self.stored()).await;
+        Ok(PoolView {
+            stored,
+            ..view_of_pool(status, content)
+        })
     }
 
     /// The same beside other pools, which are not waited for.
@@ -325,6 +332,8 @@ fn view_of_pool(mut status: PoolStatus, content: Option<PoolContent>) -> PoolVie
         free: status.space.map_or(0, |space| space.free),
         total: status.space.map_or(0, |space| space.total),
         entries: content.map(|content| content.entries),
+        provisioned: content.map(|content| content.provisioned),
+        stored: None,
         status,
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Names {
     imports: BTreeSet<Lineage>,
     /// Volumes without a name.
     removed_volumes: BTreeSet<Lineage>,
+    /// Bytes of all volumes with a name together: 16384 volumes of 1 PiB are more than a u64 holds.
+    provisioned: u128,
     /// Without an entry, their objects not yet deleted; which incarnation deletes them.
     pending_delete: BTreeMap<Lineage, u128>,
     /// Who serves the pool.
@@ -57,6 +59,7 @@ impl Names {
                 if item.kind == Kind::Volume && item.name.is_none() {
                     self.removed_volumes.insert(item.lineage);
                 }
+                self.provisioned += provisioned(&item);
                 self.items.insert(item.lineage, item);
             }
             Change::Delete { lineage, by } => {
@@ -80,6 +83,7 @@ impl Names {
         self.unneeded.remove(&lineage);
         self.imports.remove(&lineage);
         self.removed_volumes.remove(&lineage);
+        self.provisioned -= provisioned(&old);
         if let Some(name) = old.name {
             self.by_name.remove(&name);
         }
@@ -288,6 +292,11 @@ impl Names {
         &self.incarnations
     }
 
+    /// Bytes that guests see of all volumes together.
+    pub(crate) fn provisioned(&self) -> u64 {
+        u64::try_from(self.provisioned).unwrap_or(u64::MAX)
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.by_name.len() as u64
     }
@@ -374,6 +383,14 @@ impl Names {
             .map(|item| Change::Put(item.clone()))
             .chain(deleted)
             .chain(live.map(Change::Begin))
+    }
+}
+
+/// What `item` adds to the provisioned bytes.
+fn provisioned(item: &Item) -> u128 {
+    match (item.kind, &item.name) {
+        (Kind::Volume, Some(_)) => u128::from(item.size),
+        _ => 0,
     }
 }
 

@@ -27,7 +27,7 @@ impl Inspection {
         }
         for id in &leaks.objects {
             debug_assert!(id.kind != ObjectKind::Head);
-            self.parts.pool.disk.delete(*id).await?;
+            self.parts.pool.disk.delete_leaked(*id).await?;
             self.report
                 .repaired
                 .push(format!("deleted {}", name_of(*id)));

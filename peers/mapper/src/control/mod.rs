@@ -5,6 +5,7 @@ mod named;
 mod reclaim;
 mod request;
 mod rollback;
+mod usage;
 
 pub(crate) use collect::start_if_due;
 pub(crate) use request::answer;

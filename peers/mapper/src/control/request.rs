@@ -10,6 +10,7 @@ use super::named::{
     volume_named,
 };
 use super::rollback::rollback;
+use super::usage::usage;
 use crate::catalogue::{
     Attributes, Change, FrozenRoot, Item, Names, PreparedSnapshot, SnapshotFields,
 };
@@ -155,12 +156,18 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
             parts.catalogue.fence(incarnation.0).await?;
             Ok(CatalogueReply::Done)
         }
+        CatalogueRequest::Usage { name } => {
+            let item = find(&parts.catalogue.names(), &name)?;
+            usage(parts, &item).await.map(CatalogueReply::Usage)
+        }
         CatalogueRequest::PoolInfo => {
             let [free, total] = parts.pool.disk.stat_pool().await?;
+            let names = parts.catalogue.names();
             Ok(CatalogueReply::Pool {
                 free,
                 total,
-                entries: parts.catalogue.names().len(),
+                entries: names.len(),
+                provisioned: names.provisioned(),
             })
         }
         CatalogueRequest::Check { .. } => Err(Failure::new(

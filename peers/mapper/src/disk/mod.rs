@@ -4,6 +4,7 @@
 //! - A short count is a failure; a reply for nothing is ignored.
 //! - Requests larger than the limit are cut; each piece waits for the one before.
 
+mod failed;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,9 @@ use rustc_hash::FxHashMap;
 use crate::effect::{Effect, EffectId};
 use crate::failure::{Failure, Outcome};
 use crate::task::Scheduler;
+use failed::failed;
+
+pub(crate) use failed::{final_sync, name_of};
 
 /// Bytes of a page of a listing: 512 ids.
 const LISTED_AT_ONCE: u32 = 16 << 10;
@@ -370,7 +374,19 @@ impl Disk {
         Ok(())
     }
 
+    /// Deletes an object that nothing names any more.
+    ///
+    /// # Panics
+    /// If it has pages of maps, which go with their lineage: whoever walks over a map (`control::usage`, `control::reclaim`, `check`) holds
+    /// roots across waits, and reads every page below them. What gives back single packs has to wait for these walks.
     pub(crate) async fn delete(&self, id: ObjectId) -> Outcome<()> {
+        let has_pages = id.kind == ObjectKind::Pack && id.lineage != Lineage::CATALOGUE;
+        assert!(!has_pages, "pages of maps go with their lineage");
+        self.delete_leaked(id).await
+    }
+
+    /// Deletes an object that no map names, while nothing serves the pool.
+    pub(crate) async fn delete_leaked(&self, id: ObjectId) -> Outcome<()> {
         self.simple(ObjectOp::Delete, id).await.map(drop)
     }
 
@@ -417,6 +433,13 @@ impl Disk {
         Ok(self.simple(ObjectOp::StatPool, id).await?.values)
     }
 
+    /// A round trip to the blocker that asks for nothing new: what guests have sent meanwhile comes in between.
+    pub(crate) async fn give_way(&self) {
+        let id = ObjectId::head(Lineage::CATALOGUE);
+        let ask = ObjectRequest::new(ObjectOp::Capabilities, id);
+        let _known = self.call(ask, Vec::new()).await;
+    }
+
     /// Whether the pool holds any object that is not the catalogue's.
     pub(crate) async fn holds_volumes(&self) -> Outcome<bool> {
         let above = ObjectId {
@@ -436,17 +459,6 @@ impl Disk {
     }
 }
 
-/// A sync or durable write that failed leaves unknown what is durable; lack of space, or of a descriptor, is found out before.
-pub(crate) fn final_sync(failure: Failure) -> Failure {
-    match failure.code {
-        ErrorCode::NoSpace | ErrorCode::NoDescriptors | ErrorCode::Stale => failure,
-        _ => Failure {
-            code: ErrorCode::SyncFailed,
-            ..failure
-        },
-    }
-}
-
 /// What became of an append.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Appended {
@@ -458,42 +470,4 @@ pub(crate) enum Appended {
         /// The refusal as a failure, [`ErrorCode::Stale`].
         why: Failure,
     },
-}
-
-/// An object's id for people.
-pub(crate) fn name_of(id: ObjectId) -> String {
-    let owner = if id.lineage == Lineage::CATALOGUE {
-        "the catalogue".to_owned()
-    } else {
-        id.lineage.to_string()
-    };
-    match id.kind {
-        ObjectKind::Data => format!("data of epoch {} of {owner}", id.number),
-        ObjectKind::Head => format!("head of {owner}"),
-        ObjectKind::Log => format!("log {} of {owner}", id.number),
-        ObjectKind::Pack => format!("pack {} of {owner}", id.number),
-        ObjectKind::Content => format!("content object {} of {owner}", id.number),
-    }
-}
-
-fn failed(op: ObjectOp, id: ObjectId, code: ErrorCode) -> Failure {
-    if code == ErrorCode::Damaged {
-        return Failure::damaged(format!("{} is damaged", name_of(id)));
-    }
-    if code == ErrorCode::UnsupportedFormat {
-        return Failure::new(code, format!("{} has an unsupported format", name_of(id)));
-    }
-    let what = match op {
-        ObjectOp::Read | ObjectOp::ReadSwapped => "reading",
-        ObjectOp::Write => "writing",
-        ObjectOp::Append => "appending to",
-        ObjectOp::Seal => "sealing",
-        ObjectOp::Create => "making",
-        ObjectOp::Sync | ObjectOp::SyncPool => "syncing",
-        ObjectOp::CompareAndSwap => "replacing",
-        ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => "deleting",
-        ObjectOp::Stat | ObjectOp::StatPool | ObjectOp::Capabilities => "looking up",
-        ObjectOp::List => "listing the objects up to",
-    };
-    Failure::new(code, format!("{what} {} failed: {code}", name_of(id)))
 }

@@ -321,13 +321,28 @@ fn a_sync_beside_a_failed_sync_of_the_pool_has_failed_too() {
 }
 
 #[test]
+#[should_panic(expected = "pages of maps go with their lineage")]
+fn pages_of_a_map_that_may_be_walked_are_not_deleted() {
+    let _panics = run(|disk| async move { disk.delete(pack()).await }, &[]);
+}
+
+#[test]
 fn deletes_lists_and_figures_are_asked_for_and_taken_as_told() {
     let done = [(ObjectReply::done(0), Vec::new())];
-    let (deleted, asked) = run(|disk| async move { disk.delete(pack()).await }, &done);
+    let (deleted, asked) = run(
+        |disk| async move { disk.delete_leaked(pack()).await },
+        &done,
+    );
     assert_eq!(
         (deleted, asked[0].0.op, asked[0].0.id),
         (Ok(()), ObjectOp::Delete, pack())
     );
+    let of_catalogue = ObjectId::pack(Lineage::CATALOGUE, 3);
+    let (deleted, asked) = run(
+        move |disk| async move { disk.delete(of_catalogue).await },
+        &done,
+    );
+    assert_eq!((deleted, asked[0].0.id), (Ok(()), of_catalogue));
     let (deleted, asked) = run(|disk| async move { disk.delete_lineage(US).await }, &done);
     assert_eq!((deleted, asked[0].0.op), (Ok(()), ObjectOp::DeleteLineage));
     assert_eq!(asked[0].0.id.lineage, US);

@@ -22,6 +22,7 @@
 //! | `load`, `recovery`, `begin` | from the pool into memory, and what a session writes first |
 //! | `settled` | volumes that nobody has open |
 //! | `stored` | the map of a volume as any crash would leave it |
+//! | `current` | the map of anything as it is now |
 //! | `pages` | map pages that a step needs |
 
 mod admission;
@@ -30,6 +31,7 @@ mod change;
 mod checkpoint;
 mod close;
 mod commit;
+mod current;
 mod head;
 mod load;
 mod locate;
@@ -45,6 +47,7 @@ mod status;
 mod stored;
 
 pub(crate) use close::client_gone;
+pub(crate) use current::current_tree;
 pub(crate) use head::read_head;
 pub(crate) use ownership::check_owner;
 pub(crate) use requests::dispatch;

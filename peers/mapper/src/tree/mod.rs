@@ -10,6 +10,7 @@
 //! - A change is made whole or not at all: [`Tree::missing`] names the pages that it needs beforehand.
 
 mod cache;
+mod compare;
 mod leaf;
 mod node;
 mod page;
@@ -29,6 +30,7 @@ use leaf::LeafPlace;
 use place::{index, small};
 
 pub(crate) use cache::Cache;
+pub(crate) use compare::{Comparison, PlaceNodes, SLOTS};
 pub(crate) use leaf::Leaf;
 pub(crate) use node::{Body, Child, Node};
 #[cfg(feature = "fuzzing")]
@@ -59,6 +61,10 @@ impl Tree {
             object_blocks: object_size.blocks(),
             object_size,
         }
+    }
+
+    pub(crate) fn object_size(&self) -> ObjectSize {
+        self.object_size
     }
 
     /// Blocks under a node of `level`.

@@ -418,11 +418,13 @@ fn an_entry_says_what_it_was_made_of_and_when() {
         free,
         total,
         entries,
+        provisioned,
     } = rig.control(CatalogueRequest::PoolInfo)
     else {
         panic!()
     };
     assert_eq!((free, total, entries), (5, 10, 5));
+    assert_eq!(provisioned, 4 << 20, "two volumes of 1 MiB, one of 2 MiB");
     // As large as its source, and under its own name.
     let same = rig.fresh();
     assert_eq!(rig.entry(cloned("e", same, Some(1 << 20))).size, 1 << 20);

@@ -23,3 +23,4 @@ mod rig;
 mod rollback;
 mod sessions;
 mod status;
+mod usage;

@@ -73,6 +73,35 @@ fn a_parent_has_children_until_the_last_is_gone() {
 }
 
 #[test]
+fn what_is_provisioned_are_the_volumes_that_have_a_name() {
+    let mut names = family();
+    assert_eq!(names.provisioned(), 3 * 512);
+    let grown = Item {
+        size: 4096,
+        ..item(4, "d", Kind::Volume, 2)
+    };
+    names.apply(Change::Put(grown));
+    assert_eq!(names.provisioned(), 2 * 512 + 4096);
+    // Removed: with descendants, and without.
+    names.apply(Change::Put(item(1, "", Kind::Volume, 0)));
+    names.apply(deleted(4));
+    assert_eq!(names.provisioned(), 512);
+    let largest = Item {
+        size: 1 << 50,
+        ..item(0, "", Kind::Volume, 0)
+    };
+    for number in 100..100 + (1 << 14) {
+        let name = Some(name(&format!("n{number}")));
+        names.apply(Change::Put(Item {
+            name,
+            lineage: Lineage(number),
+            ..largest.clone()
+        }));
+    }
+    assert_eq!(names.provisioned(), u64::MAX);
+}
+
+#[test]
 fn every_source_has_the_item_as_a_child_and_is_kept_by_it() {
     let mut names = family();
     // The snapshot, which is needed again, is the second source first, and then the first one.
