@@ -37,10 +37,10 @@ impl Method {
     }
 }
 
-/// Says more about a node whose socket nobody serves, if it can.
+/// Explains why no process serves the node's socket, if it can.
 type Explain = fn(&Layout) -> Option<Error>;
 
-/// Asks the daemon of one node.
+/// Sends requests to the daemon of one node.
 #[derive(Debug, Clone)]
 pub struct Client {
     layout: Layout,
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// Has `explain` say why nobody serves the socket, in place of the plain failure.
+    /// Uses `explain` to report why no process serves the socket, in place of the plain failure.
     #[must_use]
     pub fn explaining(self, explain: Explain) -> Client {
         Client { explain, ..self }
@@ -114,10 +114,10 @@ impl Client {
         self.open_as(name, &request)
     }
 
-    /// As [`Client::open`], in all that `request` says.
+    /// As [`Client::open`], with the options of `request`.
     ///
     /// # Errors
-    /// As [`Client::open`]; [`ErrorCode::Stale`] if the reservation is gone, so that others may have had the volume.
+    /// As [`Client::open`]; [`ErrorCode::Stale`] if the reservation no longer exists, so that others may have opened the volume.
     pub fn open_as(&self, name: &Name, request: &OpenVolume) -> Result<Bulk, Error> {
         let path = format!("/v1/volumes/{}/open", path_segment(name.as_str()));
         self.call(Method::Post, &path, request)

@@ -105,7 +105,7 @@ impl Layout {
     /// empty after a reboot, so this is done at every start.
     ///
     /// # Errors
-    /// What [`path_error`] says.
+    /// As [`path_error`].
     pub fn make_directories(&self) -> Result<(), Error> {
         for path in [self.run(), self.state(), &self.journals(), &self.volumes()] {
             make_directory(path)?;
@@ -264,7 +264,7 @@ fn for_shell(text: &str) -> String {
 /// Makes a directory and those above it, for their owner only.
 ///
 /// # Errors
-/// What [`path_error`] says.
+/// As [`path_error`].
 pub fn make_directory(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)

@@ -5,8 +5,8 @@
 //! * [`layout`]: where a node keeps its things; [`config`]: its configuration; [`durable`]: how
 //!   its small files are written.
 //!
-//! One design decision: this crate is data and one blocking client. Whoever speaks to a node needs no more, so the command and
-//! other programs link nothing of the data path: no io_uring, no mapper, no server.
+//! One design decision: this crate is data and one blocking client. A client of a node needs no more, so the command and other programs
+//! link nothing of the data path: no io_uring, no mapper, no server.
 //!
 //! ```no_run
 //! use archipelago_api::client::Client;

@@ -1,7 +1,7 @@
 //! The description of the HTTP API for machines, OpenAPI 3.1: the operations of this table, with the schemas of the types.
 //!
-//! Whoever adds a route adds a line to [`operations`]; a test of the daemon compares the two. What a field means is said once, at
-//! the field. A running daemon answers the description to `GET /v1/openapi.json`.
+//! A new route needs a line in [`operations`]; a test of the daemon compares the two. The meaning of a field is documented once, at the
+//! field. A running daemon returns the description for `GET /v1/openapi.json`.
 
 use std::collections::BTreeMap;
 
@@ -119,7 +119,7 @@ pub fn operations() -> Vec<Operation> {
         delete("/v1/volumes/{name}", "volumeRemove", "Forgets the name; what clones still need stays"),
         post("/v1/volumes/{name}/snapshot", "volumeSnapshot", volume(), "A snapshot, of a volume that may be running").of::<SnapshotVolume>().made(),
         post("/v1/volumes/{name}/clone", "volumeClone", volume(), "A writable volume that begins as the snapshot or image in the path").of::<CloneVolume>().made(),
-        post("/v1/volumes/{name}/resize", "volumeResize", volume(), "Another size; a running guest is told").of::<ResizeVolume>(),
+        post("/v1/volumes/{name}/resize", "volumeResize", volume(), "Another size; a running guest is notified").of::<ResizeVolume>(),
         post("/v1/volumes/{name}/set", "volumeSet", volume(), "Other labels, or another policy for a full pool, which a running guest is served by at once").of::<SetVolume>(),
         post("/v1/volumes/{name}/rename", "volumeRename", volume(), "Another name").of::<RenameVolume>(),
         post("/v1/volumes/{name}/rollback", "volumeRollback", volume(), "The detached volume begins again as one of its snapshots").of::<RollbackVolume>(),
@@ -271,9 +271,9 @@ mod tests {
             journals: Vec::new(),
             problems: Vec::new(),
         };
-        let told = serde_json::to_value(status).unwrap();
-        let told: Vec<String> = told.as_object().unwrap().keys().cloned().collect();
-        assert_eq!(properties("NodeStatus"), told);
+        let fields = serde_json::to_value(status).unwrap();
+        let fields: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(properties("NodeStatus"), fields);
         let strings = ["Name", "Lineage", "OnFull"];
         for name in ["Labels", "LabelChanges"] {
             assert_eq!(description["components"]["schemas"][name]["type"], "object");

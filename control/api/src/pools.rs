@@ -42,7 +42,7 @@ pub struct PoolStatus {
 }
 
 impl PoolStatus {
-    /// Adds what the process that serves the pool has said, if it has.
+    /// Adds the report of the process that serves the pool, if there is one.
     pub fn add_report(&mut self, report: Option<PoolReport>) {
         let Some(PoolReport {
             access,
@@ -116,11 +116,11 @@ impl fmt::Display for SpaceLevel {
     }
 }
 
-/// Who has a pool open, as its lock says.
+/// The owner of a pool's lock, from the lock file.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolLock {
-    /// The process that opened it; null: it has not said yet.
+    /// The process that opened the pool; null: it has not written its id yet.
     pub pid: Option<u32>,
     /// Whether that is a process of this node.
     pub ours: bool,

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// Bytes in which the mark of each format lies.
+/// Bytes at the beginning of a file that contain the magic number of each format.
 const MARK_LEN: usize = 20;
 /// Bytes at the end of a fixed VHD, which has no other mark.
 const VHD_FOOTER_LEN: u64 = 512;
@@ -63,11 +63,11 @@ impl Format {
         all.into_iter().find(|format| format.name() == name)
     }
 
-    /// What the content of `file`, of `len` bytes, looks like. Whoever wrote the content has decided it: a guest can make its raw
-    /// disk look like anything.
+    /// The format that the content of `file`, of `len` bytes, looks like. The writer of the content controls the result: a guest can make
+    /// its raw disk look like any format.
     ///
     /// # Errors
-    /// What reading the file says.
+    /// If the file cannot be read.
     pub(crate) fn detect(file: &File, len: u64) -> std::io::Result<Format> {
         let mut mark = [0; MARK_LEN];
         let there = usize::try_from(len).unwrap_or(MARK_LEN).min(MARK_LEN);

@@ -5,10 +5,10 @@
 //! * [`format`](mod@format), [`checksum`]: of disk images.
 //! * [`output`]: tables for people, one JSON object for scripts, and errors for both.
 //!
-//! One design decision: the command holds no state and takes no lock; whatever it changes, it asks the daemon for. The
+//! One design decision: the command holds no state and takes no lock; every change is a request to the daemon. The
 //! exceptions are `init`, which must work before there is a daemon, `doctor`, which must work when none can start, and the
-//! bytes of an image, which it copies itself over a segment channel. A mount is served by a program of its own, `archipelago-fuse`: it lives
-//! on when the command has ended, and the kernel waits for it. `nbd serve` becomes the program `archipelago-nbd-tcp`.
+//! bytes of an image, which it copies itself over a segment channel. A mount is served by a program of its own, `archipelago-fuse`, which
+//! runs on after the command has ended. `nbd serve` becomes the program `archipelago-nbd-tcp`.
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists already, 5 in use, 6 no space, 7 damaged data, 8 unsupported format.
 //!

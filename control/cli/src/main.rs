@@ -28,7 +28,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whatever umask this process inherits: who makes a file can read and write it. What others may is for the umask to say.
+/// Takes the owner's own rights out of the inherited umask, so that files made here can be read and written by their owner. The rights of
+/// others follow the umask.
 fn let_owner_use_files() {
     let inherited = umask(Mode::empty());
     umask(inherited.difference(Mode::S_IRWXU));
@@ -41,9 +42,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
     if !help && std::env::args_os().any(|argument| argument == "--json") {
-        Output::new(true).fail(&told(&error.render().to_string()));
+        Output::new(true).fail(&usage_error(&error.render().to_string()));
     } else {
-        // A reader that has gone is no reason to fail.
+        // If the reader of the output has closed it, the exit code is still that of the error.
         let _printed = error.print();
     }
     ExitCode::from(if help {
@@ -53,8 +54,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     })
 }
 
-/// What `clap` says to people, for scripts: its first paragraph, and as a hint its tips and its usage.
-fn told(text: &str) -> Error {
+/// The text that `clap` prints, as an error for scripts: its first paragraph, with its tips and its usage as the hint.
+fn usage_error(text: &str) -> Error {
     let mut paragraphs = text.split("\n\n").map(|paragraph| {
         let words: Vec<&str> = paragraph.split_whitespace().collect();
         words.join(" ")

@@ -146,7 +146,7 @@ pub struct ServeNbd {
 /// Commands of the external storage provider for Ganeti, which `archipelago-ganeti` carries out.
 #[derive(Debug, Subcommand)]
 pub enum Ganeti {
-    /// Put the provider and the QEMU wrapper where Ganeti looks, and print what the cluster is told; may be repeated: updates what differs, and keeps settings that are not given
+    /// Put the provider and the QEMU wrapper where Ganeti looks, and print the commands to run on the cluster's master; may be repeated: updates what differs, and keeps settings that are not given
     Install {
         /// The provider's directory [default: /usr/share/ganeti/extstorage/archipelago]
         #[arg(long, value_name = "DIR")]

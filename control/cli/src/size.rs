@@ -30,14 +30,14 @@ fn bytes(text: &str) -> Result<u64, Error> {
     number.checked_mul(factor).ok_or_else(refused)
 }
 
-/// What a unit, in upper case, stands for.
+/// The number of bytes that a unit, in upper case, stands for.
 fn factor(unit: &str) -> Option<u64> {
     let mut characters = unit.chars();
     let first = characters.next()?;
     let (_, shift) = UNITS.iter().find(|(letter, _)| *letter == first)?;
     match characters.as_str() {
         "" | "IB" => Some(1 << shift),
-        // 10 bits stand for three digits.
+        // 10 bits in a binary unit correspond to three digits in a decimal one.
         "B" => Some(1000_u64.pow(shift / 10)),
         _ => None,
     }

@@ -1,6 +1,6 @@
-//! Pools that come and go while the node runs: changes of the text of a configuration, which keep what people wrote.
+//! Adds and removes pools in the text of a configuration while the node runs, and keeps comments and formatting.
 //!
-//! Invariant: the changed text means what the old one meant, but for the one pool. A text of which that cannot be said is not
+//! Invariant: except for the one pool, the changed text has the meaning of the old one. A text for which that cannot be checked is not
 //! changed.
 
 use archipelago_protocol::{Error, ErrorCode, Name};
@@ -63,12 +63,12 @@ pub fn without_pool(text: &str, name: &Name) -> Result<String, Error> {
     let Some(start) = start else {
         return Err(by_hand());
     };
-    let says = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with('#');
+    let has_content = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with('#');
     let end = lines[start + 1..]
         .iter()
         .take_while(|line| !line.trim_start().starts_with('['))
         .enumerate()
-        .filter(|(_, line)| says(line))
+        .filter(|(_, line)| has_content(line))
         .map(|(index, _)| start + 1 + index + 1)
         .last()
         .unwrap_or(start + 1);

@@ -163,7 +163,7 @@ impl Config {
                 format!("there is no configuration {at}"),
             )
             .with_hint(
-                "`archipelago init` writes one; `--root DIR` or $ARCHIPELAGO_ROOT says where",
+                "`archipelago init` writes one; `--root DIR` or $ARCHIPELAGO_ROOT sets where",
             ),
             std::io::ErrorKind::InvalidData => {
                 Error::new(ErrorCode::Invalid, format!("{at}: not UTF-8 text"))

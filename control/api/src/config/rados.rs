@@ -41,7 +41,7 @@ pub struct RadosPool {
     /// The client, without `client.`.
     #[serde(default = "default_client")]
     pub client: String,
-    /// The file with the client's key; null: where Ceph's configuration says.
+    /// The file with the client's key; null: the file that Ceph's configuration names.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub keyring: Option<PathBuf>,

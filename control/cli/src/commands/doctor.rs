@@ -34,7 +34,7 @@ pub(super) fn run(
     let check = match served {
         Err(error) if error.code == ErrorCode::Unavailable => {
             let checked = offline(layout, pool, options.repair);
-            // Another process has the pool open: the daemon's answer says more than that.
+            // Another process has the pool open: the daemon's answer is the better explanation.
             checked.map_err(|found| match found.code {
                 ErrorCode::InUse => error,
                 _ => found,

@@ -24,10 +24,10 @@ use serde::Serialize;
 use crate::options::{Command, Init, Nbd, Options};
 use crate::output::Output;
 
-/// Runs the command of `options`; the exit code of what was done, which is not 0 if a check found damage.
+/// Runs the command of `options`. Returns the exit code, which is not 0 if a check found damage.
 ///
 /// # Errors
-/// Why it failed; the code tells the exit code.
+/// Why the command failed; the error's code determines the exit code.
 pub fn run(options: Options, output: Output) -> Result<ExitCode, Error> {
     match &options.command {
         Command::Completions { shell } => {

@@ -20,18 +20,18 @@ use super::program;
 use crate::options::Mount;
 use crate::output::Output;
 
-/// How long a mount may take: one question to the node, and the kernel's answer.
+/// How long a mount may take: one request to the node, and the kernel's reply.
 const READY_TIMEOUT_MS: u16 = 30_000;
-/// What the process says when its mount is there.
+/// What the process writes to its standard output when its mount is there.
 const READY: &[u8; 6] = b"ready\n";
 /// Source of our mounts in the kernel's table.
 const MOUNT_SOURCE: &[u8] = b"archipelago";
-/// Their types: by the kernel's own call, and by `fusermount3`.
+/// Types of our mounts: made by the kernel's own call, and by `fusermount3`.
 const MOUNT_TYPES: [&[u8]; 2] = [b"fuse", b"fuse.archipelago"];
 /// The kernel's table of mounts.
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// What `mount` and `umount` say to scripts.
+/// The JSON object that `mount` and `umount` print.
 #[derive(Debug, Serialize)]
 struct Mounted<'a> {
     directory: &'a Path,
@@ -96,7 +96,7 @@ pub(super) fn umount(directory: &Path, output: Output) -> Result<(), Error> {
                 "end it (fuser -vm {at}), or detach its loop device"
             )));
         }
-        // The kernel lets root do that; everybody else has a program that may.
+        // Only root may call the kernel; other users have a program with the right to.
         Err(Errno::EPERM) => unmount_by_program(&directory)?,
         Err(errno) => {
             return Err(Error::new(
@@ -126,7 +126,7 @@ fn unmount_by_program(directory: &Path) -> Result<(), Error> {
         .with_hint("run the command as root or as the user who mounted it"))
 }
 
-/// The directory as the kernel's table has it. A mount whose process has died answers nothing, so only what is above it is asked.
+/// The directory as the kernel's table names it. A mount whose process has died does not answer, so only its parent is looked up.
 fn resolve(directory: &Path) -> Result<PathBuf, Error> {
     let failed = |error: std::io::Error| {
         let code = match error.kind() {
@@ -199,7 +199,7 @@ fn open_log(layout: &Layout) -> Result<File, Error> {
     })
 }
 
-/// Waits until the mount is there, or the process says why not.
+/// Waits until the mount is there, or its process reports why it failed.
 fn await_ready(child: &mut Child, layout: &Layout) -> Result<(), Error> {
     let log = layout.mount_log();
     let unknown = |what: &str| {
@@ -218,16 +218,16 @@ fn await_ready(child: &mut Child, layout: &Layout) -> Result<(), Error> {
         let _reaped = child.wait();
         return Err(unknown("its process did not answer within 30 s"));
     }
-    let mut said = vec![0; READY.len()];
-    if stdout.read_exact(&mut said).is_ok() {
-        if said == READY {
+    let mut text = vec![0; READY.len()];
+    if stdout.read_exact(&mut text).is_ok() {
+        if text == READY {
             return Ok(());
         }
-        // What cannot be read is no reason.
-        let _rest = stdout.take(last_words::LEN_MAX).read_to_end(&mut said);
+        // A failed read leaves `text` as it is: then the reason is unknown.
+        let _rest = stdout.take(last_words::LEN_MAX).read_to_end(&mut text);
     }
     let _reaped = child.wait();
-    Err(last_words::decode(&said).unwrap_or_else(|| unknown("its process ended")))
+    Err(last_words::decode(&text).unwrap_or_else(|| unknown("its process ended")))
 }
 
 #[cfg(test)]

@@ -22,20 +22,20 @@ use super::program;
 use crate::options::{Node, Opening};
 use crate::output::Output;
 
-/// How long a daemon may take until it serves: recovery of the catalogue included.
+/// How long a daemon may take until it serves, including recovery of the catalogue.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
-/// What a daemon in the background says when it serves.
+/// What a daemon in the background writes to its standard output when it serves.
 const READY: &[u8; 6] = b"ready\n";
-/// Lines of the log that are shown when it does not.
+/// Lines of the log that are shown if it does not start.
 const TAIL_LINES: usize = 12;
 
-/// What `start` and `stop` say to scripts.
+/// The JSON object that `start` and `stop` print.
 #[derive(Debug, Serialize)]
 struct Running {
     running: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
-    /// What a stop ended by force.
+    /// What a forced stop has interrupted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unfinished: Vec<String>,
 }
@@ -67,7 +67,7 @@ pub(super) fn run(
     }
 }
 
-/// The daemon in the foreground.
+/// The command that runs the daemon in the foreground.
 fn daemon(layout: &Layout, opening: Opening) -> Command {
     let mut command = program::command();
     if let Some(root) = layout.root() {
@@ -80,7 +80,7 @@ fn daemon(layout: &Layout, opening: Opening) -> Command {
 }
 
 fn start(layout: &Layout, client: &Client, opening: Opening, output: Output) -> Result<(), Error> {
-    // Judged here, where the person who can mend it looks.
+    // Validated here too, so that a mistake is reported to the person who runs this command.
     let config = Config::read(layout.config())?;
     let (log, from) = open_log(layout)?;
     let mut child = daemon(layout, opening)
@@ -110,12 +110,12 @@ fn start(layout: &Layout, client: &Client, opening: Opening, output: Output) -> 
     )
 }
 
-/// Says which pools are not served, of a node that serves others.
+/// Prints which pools a node of several pools does not serve.
 fn note_unserved(config: &Config, client: &Client, output: Output) {
     if config.pools.len() < 2 {
         return;
     }
-    // A daemon that has ended since has said why in its log.
+    // A daemon that has ended meanwhile has reported the reason in its log.
     let Ok(list) = client.get::<PoolList>("/v1/pools") else {
         return;
     };
@@ -150,12 +150,12 @@ fn open_log(layout: &Layout) -> Result<(File, u64), Error> {
 #[derive(Debug)]
 enum Beginning {
     Ready,
-    /// It closed its output: it is about to exit. What it said before, if it could.
+    /// It closed its output, and is about to exit. The error that it reported, if it did.
     Ended(Option<Error>),
     Late,
 }
 
-/// Waits until the daemon says that it serves, ends, or takes too long.
+/// Waits until the daemon reports that it serves, or ends, or exceeds the timeout.
 fn await_ready(child: &mut Child) -> Beginning {
     let Some(mut stdout) = child.stdout.take() else {
         return Beginning::Late;
@@ -166,20 +166,20 @@ fn await_ready(child: &mut Child) -> Beginning {
         return Beginning::Late;
     }
     let mut word = [0; READY.len()];
-    let mut said = Vec::new();
+    let mut text = Vec::new();
     match stdout.read_exact(&mut word) {
         Ok(()) if word == *READY => return Beginning::Ready,
-        Ok(()) => said.extend(word),
-        // Shorter than the word: nothing that could be heard.
+        Ok(()) => text.extend(word),
+        // An output this short is not an error report.
         Err(_ended) => return Beginning::Ended(None),
     }
-    match stdout.take(last_words::LEN_MAX).read_to_end(&mut said) {
-        Ok(_) => Beginning::Ended(last_words::decode(&said)),
+    match stdout.take(last_words::LEN_MAX).read_to_end(&mut text) {
+        Ok(_) => Beginning::Ended(last_words::decode(&text)),
         Err(_lost) => Beginning::Ended(None),
     }
 }
 
-/// Why the daemon did not start: in its own words, or else what its log ends with.
+/// Why the daemon did not start: the error that it reported, or else the end of its log.
 fn not_started(
     layout: &Layout,
     child: &mut Child,
@@ -222,7 +222,7 @@ fn not_started(
     .with_hint(format!("its log: {}", layout.log().display()))
 }
 
-/// Says in the log what the daemon could not: and so finds out whether anything can be written there.
+/// Writes to the log in place of a daemon that could not; fails if the log cannot be written.
 fn log_line(log: &Path, line: &str) -> std::io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(log)?;
     file.write_all(format!("{line}\n").as_bytes())
@@ -231,7 +231,7 @@ fn log_line(log: &Path, line: &str) -> std::io::Result<()> {
 fn tail(layout: &Layout, from: u64) -> Vec<String> {
     let mut text = Vec::new();
     let read = File::open(layout.log()).and_then(|mut file| {
-        // One that is shorter now was cut meanwhile.
+        // A log that is shorter now was truncated meanwhile.
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(if from <= len { from } else { 0 }))?;
         file.take(LOG_LEN_MAX).read_to_end(&mut text)
@@ -250,7 +250,7 @@ fn stop(layout: &Layout, client: &Client, output: Output) -> Result<(), Error> {
     let asked: Result<Stopped, Error> = client.call(Method::Post, "/v1/node/stop", &());
     let (unfinished, ended): (_, Ended) = match asked {
         Ok(Stopped { unfinished }) => (unfinished, program::ask(layout, &["await-end"])?),
-        // Nobody there is what was asked for; a daemon that is just ending is waited for.
+        // No daemon: the wanted state. A daemon that is ending is waited for.
         Err(error) if error.code == ErrorCode::Unavailable => (
             Vec::new(),
             program::ask(layout, &["await-end", "--unreachable"])?,

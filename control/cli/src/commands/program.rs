@@ -1,4 +1,4 @@
-//! Programs of ours: `archipelagod`, and what only that program can do while no daemon serves the node.
+//! Programs of this project: `archipelagod`, and what only `archipelagod` can do while no daemon serves the node.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ pub(super) fn command() -> Command {
     named("archipelagod")
 }
 
-/// The program `name` of ours: beside this one, else wherever `PATH` says.
+/// The program `name` of this project: the one beside this program, else the one in `PATH`.
 pub(super) fn named(name: &str) -> Command {
     let beside = std::env::current_exe()
         .ok()
@@ -28,7 +28,7 @@ pub(super) fn named(name: &str) -> Command {
 /// What the program answers to `arguments` about the node at `layout`, without a daemon.
 ///
 /// # Errors
-/// Why the program failed, in its own words if it had any.
+/// The error that the program reported, else how it ended.
 pub(super) fn ask<T: DeserializeOwned>(layout: &Layout, arguments: &[&str]) -> Result<T, Error> {
     let failed = |what: String| Error::new(ErrorCode::Unavailable, what);
     let mut command = command();
@@ -59,7 +59,7 @@ pub(super) fn ask<T: DeserializeOwned>(layout: &Layout, arguments: &[&str]) -> R
     Err(last_words::decode(&output.stdout).unwrap_or_else(ended))
 }
 
-/// Why nobody serves the sockets of the node at `layout`, if its pools tell.
+/// Why no process serves the sockets of the node at `layout`, if its pools show the reason.
 pub(super) fn explain_absence(layout: &Layout) -> Option<Error> {
     ask::<Option<Error>>(layout, &["absence"]).ok().flatten()
 }

@@ -1,4 +1,4 @@
-//! What packages install beside the command, made from the definitions that its help is made from: manual pages and completions.
+//! Manual pages and completions, which packages install: made from the same definitions as the help.
 
 use std::io::Write;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(super) fn completions(shell: Shell) -> Result<(), Error> {
         .map_err(|error| Error::new(ErrorCode::Io, format!("standard output: {error}")))
 }
 
-/// Writes a page for each command into `directory`, which is made if it is not there.
+/// Writes a page for each command into `directory`, which is created if it does not exist.
 pub(super) fn manual(directory: &Path) -> Result<(), Error> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorCode::Io, format!("{}: {error}", directory.display()))

@@ -9,7 +9,7 @@ use crate::output::Table;
 /// Characters of a line of counters: with the columns before it some 110.
 const COUNTERS_WIDTH: usize = 64;
 
-/// The counters that count something, in lines of at most [`COUNTERS_WIDTH`].
+/// The counters that are not zero, in lines of at most [`COUNTERS_WIDTH`].
 fn wrap(counters: &[(String, u64)]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for (name, value) in counters.iter().filter(|(_, value)| *value != 0) {
@@ -44,7 +44,7 @@ fn of_pool(status: &NodeStatus, process: &ProcessView, what: &str) -> String {
     }
 }
 
-/// File descriptors of each process, as far as they are known.
+/// File descriptors of each process, if they are known.
 fn descriptors(status: &NodeStatus) -> String {
     let mut table = Table::new(&["PROCESS", "ROLES", "DESCRIPTORS", "ALLOWED"]);
     let daemon = (status.pid, "daemon".to_owned(), status.descriptors);
@@ -68,7 +68,7 @@ fn descriptors(status: &NodeStatus) -> String {
     table.render() + "\n"
 }
 
-/// The processes that do not serve, or ended since the daemon started, and why.
+/// The processes that do not serve, or have ended since the daemon started, and why.
 fn ends(status: &NodeStatus) -> Table {
     let mut ends = Table::new(&["PROCESS", "RESTARTS", "ENDED SECONDS AGO", "REASON"]);
     for process in &status.processes {
@@ -86,7 +86,7 @@ fn ends(status: &NodeStatus) -> Table {
     ends
 }
 
-/// What is wrong: with pools, and with the service of guests.
+/// Problems: of pools, and of the processes that serve guests.
 fn problems(status: &NodeStatus) -> [Table; 2] {
     let mut pools = Table::new(&["POOL", "PROBLEM"]);
     let mut volumes = Table::new(&["VOLUME", "GUEST NOT SERVED"]);
@@ -101,7 +101,7 @@ fn problems(status: &NodeStatus) -> [Table; 2] {
     [pools, volumes]
 }
 
-/// The pools: a line for each, and what is known of it.
+/// The pools: a line for each, and its details.
 fn pools(status: &NodeStatus) -> String {
     if status.pools.is_empty() {
         return String::new();
@@ -263,12 +263,12 @@ mod tests {
             lines.iter().all(|line| line.len() <= COUNTERS_WIDTH),
             "{lines:?}"
         );
-        let told = lines.join(" ");
+        let joined = lines.join(" ");
         let expected: Vec<String> = counters[1..]
             .iter()
             .map(|(name, value)| format!("{name} {value}"))
             .collect();
-        assert_eq!(told, expected.join(", "));
+        assert_eq!(joined, expected.join(", "));
         assert!(wrap(&counters[..1]).is_empty());
     }
 }

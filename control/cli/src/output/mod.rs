@@ -1,4 +1,4 @@
-//! What is printed: tables for people, one JSON object for scripts, and errors for both.
+//! Printing: tables for people, one JSON object for scripts, and errors for both.
 
 mod table;
 mod tree;
@@ -25,19 +25,19 @@ impl Output {
         Output { json }
     }
 
-    /// Whether scripts listen.
+    /// Whether JSON is printed.
     #[must_use]
     pub fn is_json(self) -> bool {
         self.json
     }
 
-    /// Prints `value` as JSON, or what `text` makes of it.
+    /// Prints `value` as JSON, or the text that `text` makes of it.
     ///
     /// # Errors
-    /// [`ErrorCode::Io`] if the standard output cannot be written. A reader that has gone is no error.
+    /// [`ErrorCode::Io`] if the standard output cannot be written. An output that its reader has closed is not an error.
     ///
     /// # Panics
-    /// If `value` cannot be JSON: our own mistake.
+    /// If `value` cannot be serialised: a bug.
     pub fn print<T: Serialize>(
         self,
         value: &T,
@@ -67,12 +67,12 @@ impl Output {
     /// Prints a note for people, on the standard error.
     pub fn note(self, text: &str) {
         if !self.json {
-            // Nothing to do about a standard error that is closed.
+            // If the standard error is closed, the note is lost.
             let _written = writeln!(std::io::stderr(), "{text}");
         }
     }
 
-    /// Prints a failure: an object for scripts on the standard output, what, why and the next step for people.
+    /// Prints a failure: for scripts an object on the standard output; for people the error and its hint.
     pub fn fail(self, error: &Error) {
         let text = render(error);
         let written = if self.json {
@@ -85,7 +85,7 @@ impl Output {
         } else {
             writeln!(std::io::stderr(), "{text}")
         };
-        // Nothing to do about a closed output but to exit with the code.
+        // If the output is closed, the exit code still reports the failure.
         drop(written);
     }
 }

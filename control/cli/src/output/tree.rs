@@ -1,4 +1,4 @@
-//! The chain of clones as a tree: below each thing what was made from it.
+//! The chain of clones as a tree: below each volume, snapshot or image are its clones and snapshots.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,9 +6,9 @@ use archipelago_api::types::VolumeView;
 
 use crate::size::human;
 
-/// The things in `volumes` as a tree. What was made from something that has no name any more stands at the top.
+/// The `volumes` as a tree. Those whose parent was removed are at the top.
 ///
-/// Walked with a stack of its own: a chain of clones may be deeper than ours.
+/// An explicit stack instead of recursion: a chain of clones may be deeper than the thread's stack allows.
 pub(crate) fn tree(volumes: &[VolumeView]) -> String {
     let known: BTreeSet<&str> = volumes
         .iter()
@@ -69,7 +69,7 @@ fn push<'a>(
     }
 }
 
-/// A kind as people read it.
+/// The name of `kind` in tables.
 pub(crate) fn kind_name(kind: archipelago_protocol::catalogue::Kind) -> &'static str {
     use archipelago_protocol::catalogue::Kind;
     match kind {

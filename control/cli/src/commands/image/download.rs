@@ -11,7 +11,7 @@ use super::spool::spool;
 use super::tool::{self, Permissions, Tool};
 use crate::output::Output;
 
-/// What `curl` says at the end, before the status of HTTP.
+/// What precedes the HTTP status in the last line of `curl`'s output.
 const STATUS_MARK: &str = "archipelago-http-status:";
 
 /// Whether `name` is an address of HTTP.
@@ -24,18 +24,18 @@ pub(super) fn is_address(name: &OsStr) -> bool {
     begins(b"http://") || begins(b"https://")
 }
 
-/// Downloads what is at `address`.
+/// Downloads the file at `address`.
 pub(super) fn run(address: &str, interrupt: &Interrupt, output: Output) -> Result<File, Error> {
     let program = tool::find("curl", "curl", "or download the file first")?;
     let size_max = VOLUME_SIZE_MAX.to_string();
     let status = format!("%{{stderr}}{STATUS_MARK}%{{http_code}}\n");
-    // What was asked for over TLS is not fetched without.
+    // A download that begins over TLS follows no redirection to plain HTTP.
     let redirections = match address.get(..6) {
         Some(scheme) if scheme.eq_ignore_ascii_case("https:") => "=https",
         _ => "=http,https",
     };
     let arguments = [
-        // First: no configuration of the user's.
+        // The user's configuration of curl is not read. This option must be the first.
         "--disable",
         "--proto",
         "=http,https",
@@ -50,7 +50,7 @@ pub(super) fn run(address: &str, interrupt: &Interrupt, output: Output) -> Resul
         "--globoff",
         "--connect-timeout",
         "30",
-        // Slower than this for two minutes is not going on.
+        // A download that is slower than this for two minutes is ended.
         "--speed-limit",
         "1",
         "--speed-time",
@@ -74,17 +74,17 @@ pub(super) fn run(address: &str, interrupt: &Interrupt, output: Output) -> Resul
     let file = spool(tool.stdout(), address, interrupt, output)?;
     match tool.wait(interrupt)? {
         status if status.success() => Ok(file),
-        status => Err(failure(&tool.said(), address, &status.to_string())),
+        status => Err(failure(&tool.output(), address, &status.to_string())),
     }
 }
 
-/// Why a download failed, from what `curl` has said.
-fn failure(said: &str, address: &str, ended: &str) -> Error {
-    if let Some(error) = archipelago_protocol::last_words::decode(said.as_bytes()) {
+/// Why a download failed, from the output of `curl`.
+fn failure(text: &str, address: &str, ended: &str) -> Error {
+    if let Some(error) = archipelago_protocol::last_words::decode(text.as_bytes()) {
         return error;
     }
-    let status = said.lines().find_map(|line| line.strip_prefix(STATUS_MARK));
-    let why = said.lines().find(|line| line.starts_with("curl: "));
+    let status = text.lines().find_map(|line| line.strip_prefix(STATUS_MARK));
+    let why = text.lines().find(|line| line.starts_with("curl: "));
     let why = why.map_or_else(|| format!("curl ended ({ended})"), str::to_owned);
     // `curl: (22) The requested URL returned error: 404`
     let why = why.split_once(") ").map_or(why.as_str(), |(_, why)| why);
@@ -111,9 +111,9 @@ mod tests {
         ] {
             assert_eq!(is_address(OsStr::new(name)), expected, "{name}");
         }
-        let said =
+        let text =
             "curl: (22) The requested URL returned error: 404\narchipelago-http-status:404\n";
-        let error = failure(said, "http://host/disk", "exit status: 22");
+        let error = failure(text, "http://host/disk", "exit status: 22");
         assert_eq!(error.code, ErrorCode::NotFound);
         assert_eq!(
             error.message,

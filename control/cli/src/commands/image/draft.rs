@@ -1,7 +1,7 @@
-//! A file that gets its name when it is whole and durable: whatever ends this process before leaves nothing, and what had the name is
-//! there until then.
+//! A file that gets its name only when it is whole and durable. If this process ends before that, no file is left, and a file that had the
+//! name before is unchanged.
 //!
-//! On a file system that cannot make files without a name it has a temporary one, which a kill leaves behind.
+//! File systems that cannot make a file without a name give it a temporary one; a kill leaves that file behind.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 
 /// What temporary names begin with.
 const PREFIX: &str = ".archipelago-export-";
-/// The part of a mode that is taken over from what is replaced: who may read, write, execute.
+/// The part of a mode that is copied from the replaced file: who may read, write, execute.
 const MODE: u32 = 0o777;
 
 #[derive(Debug)]
@@ -33,10 +33,10 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// An empty file that is to be `path`, or what a link there leads to.
+    /// An empty file that is to become `path`, or the target of a link there.
     ///
     /// # Errors
-    /// If no file can be made there, or what is there may not be written.
+    /// If no file can be made there, or the present file may not be written.
     pub(super) fn new(path: &Path) -> std::io::Result<Draft> {
         let replaced = match std::fs::canonicalize(path) {
             Ok(path) => Some(path),
@@ -44,7 +44,7 @@ impl Draft {
             Err(error) => return Err(error),
         };
         let mode = match &replaced {
-            // Who may not write it may not replace it either.
+            // A user who may not write the file may not replace it either.
             Some(path) => {
                 let there = OpenOptions::new().write(true).open(path)?;
                 Some(there.metadata()?.permissions().mode() & MODE)
@@ -60,7 +60,7 @@ impl Draft {
             .open(directory);
         let content = match unnamed {
             Ok(file) => Content::Unnamed(file),
-            // No such thing on this file system: NFS, FUSE.
+            // The file system has no files without a name: NFS, FUSE.
             Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => {
                 let mut builder = tempfile::Builder::new();
                 let builder = builder.prefix(PREFIX);
@@ -86,7 +86,7 @@ impl Draft {
     /// Makes the content durable, then the name.
     ///
     /// # Errors
-    /// Then nothing is left of it, and what had the name has it still, unless only the directory could not be made durable.
+    /// Then no file is left, and a former file keeps the name; unless only the directory could not be made durable.
     pub(super) fn publish(self) -> std::io::Result<()> {
         self.file().sync_all()?;
         let path = self.path;
@@ -101,7 +101,7 @@ impl Draft {
                 };
                 match link(&path) {
                     Ok(()) => {}
-                    // What is there is replaced, in one step.
+                    // The former file is replaced, in one step.
                     Err(nix::errno::Errno::EEXIST) => {
                         let between = tempfile::Builder::new()
                             .prefix(PREFIX)

@@ -15,9 +15,9 @@ use super::qemu::{self, Server};
 use super::tool::{Inherited, Permissions, Tool};
 use crate::format::{Compression, Format};
 
-/// Bytes that are gathered: zeros of whole clusters are left out, and a compressed cluster is written once.
+/// Bytes that are buffered: clusters of zeros are left out, and a compressed cluster is written once.
 const WINDOW_LEN: u64 = 1 << 20;
-/// Clusters of the formats that we make are as long or longer.
+/// Shortest cluster of the formats that are made here.
 const CLUSTER_LEN: usize = 64 << 10;
 /// Writes in flight.
 const DEPTH: usize = 8;
@@ -146,7 +146,7 @@ impl<'a> EncodedTarget<'a> {
     fn explain<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
         let (server, connection, interrupt) = (&mut self.server, &self.connection, self.interrupt);
         result.map_err(|error| match server.explain(error, connection, interrupt) {
-            // A failure to write is none of the volume.
+            // A failed write to the target must not read as damage of the volume.
             error if error.code == ErrorCode::Damaged => Error {
                 code: ErrorCode::Io,
                 ..error
@@ -155,7 +155,7 @@ impl<'a> EncodedTarget<'a> {
         })
     }
 
-    /// Writes what is left, makes all of it durable, and gives the file its name.
+    /// Writes the rest of the window, makes the file durable, and gives it its name.
     pub(super) fn finish(mut self) -> Result<(), Error> {
         self.flush_window()?;
         while self.in_flight > 0 {
@@ -186,7 +186,7 @@ fn create(
     let path = inherited.path();
     let mut arguments = vec!["create", "-q", "-f", format.name()];
     match (format, compression) {
-        // Else the size is rounded to what an old BIOS could address.
+        // Otherwise QEMU rounds the size to what an old BIOS could address.
         (Format::Vpc, _) => arguments.extend(["-o", "force_size=on"]),
         (Format::Qcow2, Some(Compression::Zstd)) => {
             arguments.extend(["-o", "compression_type=zstd"]);

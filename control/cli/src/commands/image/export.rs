@@ -30,7 +30,7 @@ use crate::output::Output;
 /// Bytes of zeros that are written at once.
 const ZEROS_LEN: usize = 1 << 20;
 
-/// What an export says to scripts.
+/// The JSON object that an export prints.
 #[derive(Debug, Serialize)]
 struct Exported<'a> {
     name: &'a Name,
@@ -49,7 +49,7 @@ struct Target {
 
 #[derive(Debug)]
 enum Place {
-    /// Holes where there are zeros. What had its name is replaced when it is whole.
+    /// A file with holes where there are zeros. It replaces a former file of its name when it is whole.
     File(Draft),
     Device(File),
     Pipe(File),
@@ -144,7 +144,7 @@ fn encoded(
     Ok(())
 }
 
-/// The endpoint knows only that something stored cannot be used; the node knows what.
+/// Adds to `error` what the node knows: the endpoint reports only that stored data cannot be used.
 fn explained(error: Error, name: &Name, client: &Client) -> Error {
     if !error.code.is_of_stored() {
         return error;
@@ -183,26 +183,26 @@ fn copy(
     Ok(())
 }
 
-/// The token of a question about what is to be read next; those of reads are their numbers.
+/// The token of a block status request; the token of a read is its number.
 const STATUS: u64 = u64::MAX;
 
-/// A read that is not taken.
+/// A read whose data has not been written to the target yet.
 #[derive(Debug)]
 struct Read {
     offset: u64,
     len: usize,
-    /// Its data, once that is there.
+    /// Its data, once the read has completed.
     data: Option<Buffer>,
 }
 
-/// The reads of a copy: as many in flight as there are buffers, one of them perhaps for a question about what is to be read next.
+/// The reads of a copy: as many in flight as there are buffers; one of the buffers may hold a block status request.
 #[derive(Debug)]
 struct Reads<'a> {
     channel: Channel<'a>,
     extents: Extents,
-    /// In the order of the volume.
+    /// In ascending order of offsets.
     ahead: VecDeque<Read>,
-    /// The number of the first of them.
+    /// The number of the first read in `ahead`.
     first: u64,
 }
 
@@ -216,7 +216,7 @@ impl<'a> Reads<'a> {
         }
     }
 
-    /// Puts the next data into `data`, a buffer long: its offset in the volume, and its length. `None`: that was all.
+    /// Puts the next data into `data`, which is as long as a buffer: its offset in the volume, and its length. `None` at the end.
     fn next(&mut self, data: &mut [u8]) -> Result<Option<(u64, usize)>, Error> {
         loop {
             self.send()?;
@@ -247,7 +247,7 @@ impl<'a> Reads<'a> {
         }
     }
 
-    /// Asks for all that there is a buffer for: first of all what there is.
+    /// Sends reads while there are free buffers; a block status request goes first.
     fn send(&mut self) -> Result<(), Error> {
         while let Some(buffer) = self.channel.acquire() {
             if let Some(range) = self.extents.question() {
@@ -355,7 +355,7 @@ impl Target {
 }
 
 impl Place {
-    /// Devices and pipes are written themselves.
+    /// Devices and pipes are written in place; a file is written through a [`Draft`].
     fn open(path: &Path, title: &str, size: u64) -> Result<Place, Error> {
         let failed = |error: std::io::Error| write_error(title, &error);
         let file_type = match path.metadata() {

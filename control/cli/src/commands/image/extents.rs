@@ -1,4 +1,4 @@
-//! Where the data of a volume is, as its block status says: learnt page by page, taken in pieces.
+//! Where the data of a volume is, from its block status, which is requested page by page.
 //!
 //! Invariant: extents are in order and apart; what lies between them, and before the end of what is known, is a hole.
 
@@ -9,22 +9,22 @@ use archipelago_protocol::status::{BlockState, StatusRun};
 
 /// Holes shorter than this are read along: a request costs more than they do.
 const GAP_MIN: u64 = 64 << 10;
-/// Extents beyond which no more are asked for: a page has 256 of them at most, so 12 KiB are enough.
+/// With so many extents known, no further page is requested. A page has 256 extents at most, so 12 KiB of memory are enough.
 const KNOWN_MAX: usize = 256;
 
-/// The data of a volume that has not been taken yet.
+/// The data of a volume that has not been read yet.
 #[derive(Debug)]
 pub(super) struct Extents {
     size: u64,
     /// Up to here the status is known.
     known: u64,
-    /// The range of the question that is not answered.
+    /// The range of the block status request in flight.
     asked: Option<Range<u64>>,
     data: VecDeque<Range<u64>>,
 }
 
 impl Extents {
-    /// Of a volume of `size` bytes, of which nothing is known.
+    /// The extents of a volume of `size` bytes, of which nothing is known yet.
     pub(super) fn new(size: u64) -> Self {
         Extents {
             size,
@@ -34,7 +34,7 @@ impl Extents {
         }
     }
 
-    /// The range whose status is to be asked for now, if any: [`Extents::learn`] follows.
+    /// The range whose status is to be requested now, if any: [`Extents::learn`] follows.
     pub(super) fn question(&mut self) -> Option<Range<u64>> {
         if self.asked.is_some() || self.known == self.size || self.data.len() > KNOWN_MAX {
             return None;
@@ -43,14 +43,14 @@ impl Extents {
         self.asked.clone()
     }
 
-    /// Bytes that the question in flight is about.
+    /// Bytes that the request in flight covers.
     pub(super) fn asked_len(&self) -> u64 {
         self.asked
             .as_ref()
             .map_or(0, |range| range.end - range.start)
     }
 
-    /// The answer: runs that cover the range that was asked for, from its beginning on, in part or whole.
+    /// The reply: runs that cover the requested range from its beginning on, in part or whole.
     pub(super) fn learn(&mut self, runs: &[StatusRun]) {
         self.asked = None;
         for run in runs {
@@ -78,7 +78,7 @@ impl Extents {
         Some((start, len))
     }
 
-    /// Whether everything is known and taken.
+    /// Whether all extents are known and taken.
     pub(super) fn is_done(&self) -> bool {
         self.known == self.size && self.data.is_empty()
     }

@@ -1,8 +1,8 @@
-//! What an image says about other files, read from its header before any program opens the image.
+//! Which other files an image names, read from its header before any program opens the image.
 //!
-//! An image that somebody else made may name any file of this host as its backing or data file: who opens it blindly gives that
-//! file's content away. Layouts: QEMU's `docs/interop/qcow2.txt`; VMware's *Virtual Disk Format 5.0*; Microsoft's *Virtual Hard Disk Image
-//! Format Specification* 1.0 and *VHDX Format Specification* 1.0.
+//! An image from an untrusted source may name any file of this host as its backing or data file: a program that opens the image without a
+//! check discloses that file. Layouts: QEMU's `docs/interop/qcow2.txt`; VMware's *Virtual Disk Format 5.0*; Microsoft's *Virtual Hard Disk
+//! Image Format Specification* 1.0 and *VHDX Format Specification* 1.0.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,15 +21,15 @@ const EXTENSIONS_MAX: usize = 64;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Longest name of a format.
 const FORMAT_LEN_MAX: u32 = 32;
-/// The incompatible feature: whoever wrote it last has found that it contradicts itself.
+/// The incompatible feature: the last writer found the image to be inconsistent.
 const CORRUPT: u64 = 1 << 1;
 /// The incompatible feature: the data lies in another file.
 const DATA_FILE: u64 = 1 << 2;
 /// Longest first table of a qcow2: QEMU's own limit.
 const L1_LEN_MAX: u64 = 32 << 20;
-/// Bytes of it that are read at once.
+/// Bytes of the first table that are read at once.
 const L1_STEP: u64 = 1 << 20;
-/// Where a table of the second level lies: bits of an entry of the first.
+/// Offset of a table of the second level: bits of an entry of the first.
 const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// A flag of an entry of the second level: the cluster is compressed.
 const COMPRESSED: u64 = 1 << 62;
@@ -37,9 +37,9 @@ const COMPRESSED: u64 = 1 << 62;
 const EXTENDED_L2: u64 = 1 << 4;
 /// Bytes of a VMDK's descriptor that are looked at; the format's limit is 20 sectors in practice.
 const DESCRIPTOR_LEN_MAX: usize = 64 << 10;
-/// Where QEMU looks for the name of a parent, whatever the header says: so many bytes behind the first sector.
+/// Length of the range behind the first sector in which QEMU searches for the name of a parent, whatever the header states.
 const PARENT_LEN: u64 = 20 * SECTOR;
-/// How QEMU finds the name of a parent: anywhere in those bytes.
+/// What precedes the name of a parent, anywhere in that range.
 const PARENT: &str = "parentfilenamehint";
 const SECTOR: u64 = 512;
 /// The mark of a VHD's footer.
@@ -57,16 +57,16 @@ const REGION_LEN: usize = 32;
 /// A file below an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Backing {
-    /// As the image has it.
+    /// The name, as the image has it.
     pub(super) name: String,
-    /// Its format, if the image says it.
+    /// The format, if the image states it.
     pub(super) format: Option<String>,
 }
 
 /// The backing file of the image in `file`.
 ///
 /// # Errors
-/// [`ErrorCode::Unsupported`] for an image whose data lies in further files; [`ErrorCode::Damaged`] for a header that cannot be.
+/// [`ErrorCode::Unsupported`] for an image whose data lies in further files; [`ErrorCode::Damaged`] for a header with impossible values.
 pub(super) fn backing(
     file: &File,
     title: &str,
@@ -77,7 +77,7 @@ pub(super) fn backing(
         Format::Qcow2 => qcow2(file, title, interrupt),
         Format::Vmdk => vmdk(file, title).map(|()| None),
         Format::Vpc => vpc(file, title).map(|()| None),
-        // A parent elsewhere, QEMU refuses.
+        // QEMU itself refuses a VHDX with a parent.
         Format::Vhdx => vhdx(file, title).map(|()| None),
         Format::Raw => Ok(None),
     }
@@ -162,7 +162,7 @@ fn qcow2(file: &File, title: &str, interrupt: &Interrupt) -> Result<Option<Backi
     Ok(Some(Backing { name, format }))
 }
 
-/// What the extensions of the header say about the format of the backing file; they end where its name begins.
+/// The format of the backing file, from the header's extensions, which end where the file's name begins.
 fn backing_format(
     file: &File,
     title: &str,
@@ -191,7 +191,7 @@ fn backing_format(
     Err(damaged(title, "its header has too many extensions"))
 }
 
-/// Refuses an image whose tables lie where the file has ended: QEMU reads zeros there, and so takes its data for holes.
+/// Refuses an image whose tables lie beyond the end of the file: QEMU would read zeros there, and treat its data as holes.
 fn check_tables(
     file: &File,
     title: &str,
@@ -212,7 +212,7 @@ fn check_tables(
         return Err(truncated("its first table"));
     }
     let mut at = at;
-    // Bytes of tables that were read: none is read twice, whatever the first says.
+    // Bytes of second-level tables read so far. No table is read twice, whatever the first-level table contains.
     let mut tables_len = 0;
     while left > 0 {
         let part = left.min(L1_STEP);
@@ -234,7 +234,7 @@ fn check_tables(
             let clusters = read(file, title, table_at, cluster)?;
             let mut clusters = clusters.chunks_exact(entry_len);
             let end = |entry: &[u8]| compressed_end(be64(entry, 0), cluster_bits);
-            // A writer of old has not filled the last sector up.
+            // Old writers have not padded the last sector.
             if clusters.any(|entry| end(entry) >= len + SECTOR) {
                 return Err(truncated("one of its compressed clusters"));
             }
@@ -255,7 +255,7 @@ fn compressed_end(entry: u64, cluster_bits: u32) -> u64 {
     offset - offset % SECTOR + (further_sectors + 1) * SECTOR
 }
 
-/// Refuses what is more than one file.
+/// Refuses an image of more than one file.
 fn vmdk(file: &File, title: &str) -> Result<(), Error> {
     let header = read(file, title, 0, 44)?;
     if !header.starts_with(b"KDMV") {
@@ -297,7 +297,7 @@ fn vmdk(file: &File, title: &str) -> Result<(), Error> {
     }
 }
 
-/// Refuses a disk of changes: QEMU takes it for a dynamic one, and what its parent has for zeros.
+/// Refuses a differencing disk: QEMU reads it as a dynamic one, with zeros where the parent has the data.
 fn vpc(file: &File, title: &str) -> Result<(), Error> {
     let len = usize::try_from(SECTOR).expect("512");
     let mut expected = VHD_DYNAMIC;
@@ -317,7 +317,7 @@ fn vpc(file: &File, title: &str) -> Result<(), Error> {
     }
 }
 
-/// Refuses regions where the file has ended: QEMU takes a table of blocks that is not there for an empty one.
+/// Refuses regions beyond the end of the file: QEMU treats a missing block table as an empty one.
 fn vhdx(file: &File, title: &str) -> Result<(), Error> {
     let len = len_of(file, title)?;
     let table = read(file, title, REGIONS_AT, REGIONS_LEN)?;

@@ -1,4 +1,4 @@
-//! ^C and SIGTERM while an image is copied: noticed between two steps, so that what was begun is taken back.
+//! ^C and SIGTERM while an image is copied: noticed between two steps, so that the command can undo what it has begun.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// What the failure of an interrupted copy says.
+/// The error message of an interrupted copy.
 pub(super) const INTERRUPTED: &str = "interrupted";
 
 /// Signals as a descriptor.
@@ -17,7 +17,7 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// From now on the signals do not kill, they are only noticed.
+    /// From now on the signals do not kill the process; they are only recorded.
     pub(super) fn new() -> Result<Interrupt, Error> {
         let mut set = SigSet::empty();
         set.add(Signal::SIGINT);
@@ -42,7 +42,7 @@ impl Interrupt {
         self.wait(other, PollTimeout::NONE).map(drop)
     }
 
-    /// Waits until `other` can be read, or written, for `timeout_ms` at most: whether it can. Fails if a signal comes first.
+    /// Waits up to `timeout_ms` until `other` can be read, or written; returns whether it can. Fails if a signal comes first.
     pub(super) fn wait_within(
         &self,
         other: impl AsFd,
@@ -67,7 +67,7 @@ impl Interrupt {
         descriptors.extend(other.map(|(other, events)| PollFd::new(other, events)));
         let ready = match poll(&mut descriptors, timeout) {
             Ok(ready) => ready > 0,
-            // Somebody looks again.
+            // The caller waits again.
             Err(nix::errno::Errno::EINTR) => true,
             Err(errno) => return Err(Error::new(ErrorCode::Internal, format!("poll: {errno}"))),
         };

@@ -1,7 +1,7 @@
 //! The files of an image: its own, and its backing files if requested; and the QEMU options that open them.
 //!
-//! QEMU is given a tree of nodes in which each file is a descriptor of ours, with its format: what names stand in the images has no
-//! effect on what is opened.
+//! QEMU gets a tree of nodes in which each file is a descriptor that this command has opened, with its format: the names in the images have
+//! no effect on what is opened.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -46,10 +46,10 @@ struct Layer {
 pub(super) struct Layers(Vec<Layer>);
 
 impl Layers {
-    /// The files of the image in `file`, which `path` leads to if it has a path.
+    /// The files of the image in `file`. `path` is the image's own path, if it has one.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] for an image that names files below it, unless they are taken.
+    /// [`ErrorCode::Invalid`] for an image that names backing files, unless they may be read.
     pub(super) fn open(
         file: &File,
         title: &str,
@@ -99,7 +99,7 @@ impl Layers {
         self.0.iter().map(|layer| &layer.inherited).collect()
     }
 
-    /// What QEMU opens.
+    /// The block node that QEMU opens.
     pub(super) fn block_node(&self) -> String {
         let below = self.0.iter().rev().fold(Value::Null, |below, layer| {
             let mut node = json!({
@@ -107,9 +107,9 @@ impl Layers {
                 "file": { "driver": layer.driver(), "filename": layer.inherited.path() },
             });
             match layer.format {
-                // Unless it is told that there is nothing below, QEMU opens what the image names.
+                // Without this, QEMU opens the backing file that the image names.
                 Format::Qcow2 | Format::Vmdk => node["backing"] = below,
-                // Else it is rounded down to what an old BIOS could address.
+                // Without this, QEMU rounds the size down to what an old BIOS could address.
                 Format::Vpc => node["force_size_calc"] = json!("current_size"),
                 Format::Raw | Format::Vhdx => {}
             }
@@ -118,7 +118,7 @@ impl Layers {
         format!("json:{below}")
     }
 
-    /// Where the data of the file at `depth` below the image ends. QEMU fills the last sector of a raw file up.
+    /// Length of the file at `depth` below the image. QEMU pads the last sector of a raw file.
     pub(super) fn len(&self, depth: usize) -> Option<u64> {
         self.0.get(depth).map(|layer| match layer.format {
             Format::Raw => layer.len.next_multiple_of(SECTOR_SIZE),
@@ -131,7 +131,7 @@ impl Layers {
         self.0.iter().map(|layer| layer.len).sum()
     }
 
-    /// Refuses files below the image that were written while they were read.
+    /// Refuses backing files that were written while they were read.
     pub(super) fn check_unchanged(&self) -> Result<(), Error> {
         for layer in &self.0[1..] {
             Version::check(layer.version, &layer.file, &layer.title)?;
@@ -155,7 +155,7 @@ impl Layer {
         })
     }
 
-    /// What QEMU calls the kind of the file.
+    /// QEMU's driver for the kind of the file.
     fn driver(&self) -> &'static str {
         let mode = nix::sys::stat::fstat(&self.file).map_or(0, |found| found.st_mode);
         if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFBLK {
@@ -166,7 +166,7 @@ impl Layer {
     }
 }
 
-/// Opens a file or device that an image names. What else has a name there may block whoever opens it, or do something.
+/// Opens a file or device that an image names. Other kinds of files are refused: to open a pipe, for example, may block.
 fn open_disk(path: &Path) -> std::io::Result<File> {
     let check = |found: &std::fs::Metadata| {
         let found = found.file_type();
@@ -182,7 +182,7 @@ fn open_disk(path: &Path) -> std::io::Result<File> {
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
         .open(path)?;
-    // Another may have got the name meanwhile.
+    // The name may lead to another file meanwhile.
     check(&file.metadata()?)?;
     Ok(file)
 }
@@ -197,14 +197,14 @@ fn refused(title: &str, below: &Backing) -> Error {
     )
 }
 
-/// Where the file below the image at `above` is, and its format.
+/// Path and format of the file below the image at `above`.
 fn locate(above: &Path, title: &str, below: &Backing) -> Result<(PathBuf, Format), Error> {
     let refused = |what: &str| {
         let name = below.name.escape_debug();
         let message = format!("the backing file of {title}, `{name}`, {what}");
         Error::new(ErrorCode::Invalid, message)
     };
-    // QEMU takes what stands before a colon for a protocol.
+    // QEMU reads the part before a colon as a protocol.
     let colon = below.name.find(':');
     let slash = below.name.find('/').unwrap_or(usize::MAX);
     if colon.is_some_and(|colon| colon < slash) {

@@ -1,8 +1,7 @@
 //! `image import|export`: the command copies the bytes itself, over a segment channel to the endpoint.
 //!
-//! Formats other than raw are read and written by QEMU's own programs, each confined to the one image that it works on
-//! (`tool`, `qemu`, `nbd`): `decoded` reads them, `encoded` writes them. What an image says of other files is read by us, first (`header`,
-//! `layers`).
+//! Formats other than raw are read and written by QEMU's own programs, each confined to the one image that it works on (`tool`, `qemu`,
+//! `nbd`): `decoded` reads them, `encoded` writes them. Which other files an image names is read here, first (`header`, `layers`).
 
 mod channel;
 mod decoded;

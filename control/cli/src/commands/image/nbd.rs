@@ -1,7 +1,7 @@
 //! The client's side of NBD, as much as a copy needs: one connection, several requests in flight, simple replies.
 //!
-//! Source: the NBD project's `doc/proto.md`. The server is `qemu-nbd`, which works on an image that may be hostile: what it sends is
-//! checked as if it were. Every wait ends at an interrupt, and when the server is silent for too long.
+//! Source: the NBD project's `doc/proto.md`. The server is `qemu-nbd`, which works on an image that may be hostile, so everything that it
+//! sends is validated. Every wait ends at an interrupt, and after a timeout.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,11 +11,11 @@ use nix::poll::PollFlags;
 
 use super::interrupt::Interrupt;
 
-/// How long a server may say nothing: longer than storage below it may hang without an end being in sight.
+/// How long a server may send nothing: longer than the timeouts of the storage below it.
 const SILENCE_MS: i32 = 300_000;
-/// Options in the answer to one of ours, bounded as a server of any kind sends fewer.
+/// Most replies to one option; servers send fewer.
 const REPLIES_MAX: usize = 16;
-/// Longest answer to an option.
+/// Longest reply to an option.
 const REPLY_LEN_MAX: u32 = 4096;
 
 const MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -30,7 +30,7 @@ const REPLY_ACK: u32 = 1;
 const REPLY_INFO: u32 = 3;
 const INFO_EXPORT: u16 = 0;
 
-/// What is asked for.
+/// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Command {
@@ -40,7 +40,7 @@ pub(super) enum Command {
     Flush = 3,
 }
 
-/// An answer that has begun: data follows if it is that of a read which has succeeded.
+/// The header of a reply. The data of a read that succeeded follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) cookie: u64,
@@ -58,7 +58,7 @@ pub(super) struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    /// To whoever serves `stream`; [`Connection::negotiate`] comes first.
+    /// A connection over `stream`; [`Connection::negotiate`] comes first.
     pub(super) fn new(stream: UnixStream, interrupt: &'a Interrupt) -> Self {
         Connection {
             stream,
@@ -68,7 +68,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Whether the server has closed the connection, or ended. It says why itself.
+    /// Whether the server has closed the connection, or ended. The reason is in the server's own error output.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost
     }
@@ -90,7 +90,7 @@ impl<'a> Connection<'a> {
         hello.extend(CLIENT_FLAGS.to_be_bytes());
         hello.extend(OPTION_MAGIC.to_be_bytes());
         hello.extend(OPTION_GO.to_be_bytes());
-        // The length of a name that is empty, and no further information that is asked for.
+        // The length of the name, which is empty, and the number of information requests: none.
         hello.extend(6_u32.to_be_bytes());
         hello.extend([0; 6]);
         self.write(&hello)?;
@@ -121,7 +121,7 @@ impl<'a> Connection<'a> {
         Err(nonsense("no end of its answers"))
     }
 
-    /// Sends a request; `data` is what a write writes.
+    /// Sends a request; `data` is the payload of a write.
     pub(super) fn send(
         &mut self,
         command: Command,
@@ -140,7 +140,7 @@ impl<'a> Connection<'a> {
         self.write(data)
     }
 
-    /// Waits for the next answer. The data of a read is taken with [`Connection::read`] then.
+    /// Waits for the next reply. The data of a read is then taken with [`Connection::read`].
     pub(super) fn reply(&mut self) -> Result<Reply, Error> {
         let head = self.bytes::<16>()?;
         let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
@@ -193,7 +193,7 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// Waits until the stream is ready again, if that is all that `error` says.
+    /// Waits until the stream is ready again, if `error` reports only that the stream is not ready.
     fn wait(&mut self, error: &std::io::Error, events: PollFlags) -> Result<(), Error> {
         match error.kind() {
             ErrorKind::Interrupted => Ok(()),

@@ -1,10 +1,10 @@
-//! What readers of sources give.
+//! What readers of sources return.
 
 /// A piece that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// Where it belongs.
+    /// Its offset in the disk.
     pub(super) offset: u64,
-    /// Bytes of it, a multiple of 512: the last one is filled up with zeros.
+    /// Its length, a multiple of 512: the end of a source is padded with zeros.
     pub(super) len: usize,
 }

@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::Output;
 
-/// How much has come from a source whose end nobody knows, shown as [`known`] shows it.
+/// Shows how much has come from a source of unknown length, as [`known`] does.
 pub(super) fn arrival(output: Output) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {bytes} {binary_bytes_per_sec}")
         .unwrap_or_else(|_our_mistake| ProgressStyle::default_spinner());

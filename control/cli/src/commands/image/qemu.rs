@@ -13,7 +13,7 @@ use super::tool::{self, Permissions, Tool};
 const PACKAGE: &str = "qemu-utils";
 const WITHOUT: &str = "raw images need no other program";
 
-/// Where a program of QEMU is.
+/// Path of a program of QEMU.
 pub(super) fn find(name: &str) -> Result<PathBuf, Error> {
     tool::find(name, PACKAGE, WITHOUT)
 }
@@ -22,13 +22,13 @@ pub(super) fn find(name: &str) -> Result<PathBuf, Error> {
 #[derive(Debug)]
 pub(super) struct Server {
     tool: Tool,
-    /// How the program calls the image, and how people do.
+    /// How the program names the image, and how the user does.
     node: String,
     title: String,
 }
 
 impl Server {
-    /// Has `qemu-nbd` open `node`, which people call `title`.
+    /// Has `qemu-nbd` open `node`, which messages name `title`.
     pub(super) fn start<'a>(
         node: &str,
         title: &str,
@@ -58,7 +58,7 @@ impl Server {
         }
     }
 
-    /// Waits for its end, after a `Disconnect`; what it wrote is written then.
+    /// Waits until the program ends, after a `Disconnect`; then all writes are in the file.
     pub(super) fn finish(mut self, interrupt: &Interrupt) -> Result<(), Error> {
         match self.tool.wait(interrupt)? {
             status if status.success() => Ok(()),
@@ -71,7 +71,7 @@ impl Server {
         }
     }
 
-    /// `error` of its connection, in its own words if it has ended.
+    /// The program's own error if it has ended; otherwise `error`, the one of its connection.
     pub(super) fn explain(
         &mut self,
         error: Error,
@@ -95,18 +95,18 @@ impl Server {
     }
 }
 
-/// What a program of QEMU says, with the image called as people call it.
+/// The error of a program of QEMU, with the image named as the user names it.
 pub(super) fn in_words(error: Error, node: &str, title: &str) -> Error {
-    let said = error.message.as_str();
-    let said = said.split_once(": ").map_or(said, |(program, rest)| {
+    let text = error.message.as_str();
+    let text = text.split_once(": ").map_or(text, |(program, rest)| {
         if program.starts_with("qemu-") && !program.contains(' ') {
             rest
         } else {
-            said
+            text
         }
     });
     // `Failed to blk_new_open 'json:...': Image is not in qcow2 format`
-    let why = said.split_once(node).map_or(said, |(_, why)| why);
+    let why = text.split_once(node).map_or(text, |(_, why)| why);
     let why = why.trim_start_matches(['\'', '"', ':', ' ']);
     Error {
         message: format!("{title}: {why}"),
@@ -114,11 +114,11 @@ pub(super) fn in_words(error: Error, node: &str, title: &str) -> Error {
     }
 }
 
-/// A socket that listens, and a connection to it. Its name is gone before anybody else could use it.
+/// A listening socket, and a connection to it. Its directory is removed before another process could use the name.
 fn connected() -> Result<(UnixListener, UnixStream), Error> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorCode::Io, format!("a socket for qemu-nbd: {error}"))
-            .with_hint("$TMPDIR says where it is made for a moment")
+            .with_hint("it is made in $TMPDIR for a moment")
     };
     let directory = tempfile::tempdir().map_err(failed)?;
     let path = directory.path().join("nbd");

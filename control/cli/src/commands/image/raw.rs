@@ -14,7 +14,7 @@ use super::interrupt::Interrupt;
 use super::piece::Piece;
 use super::source::Source;
 
-/// How far a raw source was read.
+/// The state of reading a raw source.
 #[derive(Debug, Default)]
 pub(super) struct RawReader {
     position: u64,
@@ -54,7 +54,7 @@ impl RawReader {
     }
 }
 
-/// The first data at or after `position`, in whole blocks. `None`: only a hole.
+/// The first data at or after `position`, in whole blocks. `None`: only a hole follows.
 fn data_after(
     title: &str,
     file: &File,
@@ -71,7 +71,7 @@ fn data_after(
     let start = match seek(position, Whence::SeekData) {
         Ok(start) => start,
         Err(Errno::ENXIO) => return Ok(None),
-        // No such thing here: all of it is data.
+        // The file system does not report holes: all of it is data.
         Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((position, len))),
         Err(errno) => return Err(read_error(title, &errno.into())),
     };

@@ -11,7 +11,7 @@ use super::raw::RawReader;
 use super::source::Source;
 use crate::format::Format;
 
-/// A source and how far it was read.
+/// A source and the position in it.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
     source: &'a Source,
@@ -25,7 +25,7 @@ enum FormatReader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Of `source`, from its beginning.
+    /// A reader of `source`, from its beginning.
     pub(super) fn open(
         source: &'a Source,
         format: Format,
@@ -49,12 +49,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The same in whole sectors.
+    /// Bytes of the disk, rounded up to whole sectors.
     pub(super) fn size(&self) -> u64 {
         self.len().next_multiple_of(SECTOR_SIZE)
     }
 
-    /// Puts the next piece into `buffer`, whose length is a multiple of a block and stays. `None`: the end.
+    /// Puts the next piece into `buffer`, whose length is a multiple of a block and is kept. `None` at the end.
     pub(super) fn next(
         &mut self,
         buffer: &mut Vec<u8>,

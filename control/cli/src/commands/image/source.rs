@@ -1,7 +1,7 @@
 //! Where an image comes from: a file, a device, a pipe, or an address.
 //!
-//! An image is begun with its size. A pipe has none before its end, so it goes through an unnamed temporary file first
-//! (in `$TMPDIR`, without its zeros); so does what is downloaded.
+//! An import begins with the size of the image. The size of a pipe is known only at its end, so a pipe is first copied to an unnamed
+//! temporary file (in `$TMPDIR`, without its zeros); so is a download.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -23,23 +23,23 @@ use super::spool::spool;
 use crate::checksum::Checksum;
 use crate::output::Output;
 
-/// Bytes that are taken into a checksum at once.
+/// Bytes that are hashed at once.
 const CHECKSUM_STEP: usize = 1 << 20;
 
 /// A source.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// For messages.
+    /// Its name in messages.
     title: String,
     file: File,
-    /// Where it is, unless it came through a pipe.
+    /// Its path; `None` for a pipe.
     path: Option<PathBuf>,
     len: u64,
-    /// Of a regular file of somebody else's.
+    /// Set for a regular file, which other programs may write.
     version: Option<Version>,
 }
 
-/// What tells that a file was written: length, and the times of the last change of its content and of itself.
+/// Detects that a file was written: its length, and the times of the last change of its content and of its inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
     len: u64,
@@ -48,7 +48,7 @@ pub(super) struct Version {
 }
 
 impl Version {
-    /// `None`: what is no regular file has no such times.
+    /// `None` for a file that is not regular: it has no such times.
     pub(super) fn of(file: &File) -> std::io::Result<Option<Version>> {
         let found = file.metadata()?;
         Ok(found.is_file().then(|| Version {
@@ -58,15 +58,15 @@ impl Version {
         }))
     }
 
-    /// Bytes of `file`. A device has no length in its metadata, but an end.
+    /// Length of `file`. For a device, whose metadata has no length, the position of its end.
     pub(super) fn len(mut file: &File) -> std::io::Result<u64> {
         file.seek(SeekFrom::End(0))
     }
 
-    /// Refuses what was written while it was read: it is neither what it was nor what it is now.
+    /// Refuses a file that was written while it was read: the copy is neither its former nor its present content.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] saying how the file changed.
+    /// [`ErrorCode::InUse`], with how the file changed.
     pub(super) fn check(before: Option<Version>, file: &File, title: &str) -> Result<(), Error> {
         let Some(before) = before else {
             return Ok(());
@@ -143,7 +143,7 @@ impl Source {
         })
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub(super) fn title(&self) -> &str {
         &self.title
     }
@@ -153,20 +153,20 @@ impl Source {
         &self.file
     }
 
-    /// Where it is, if it is a file that has a place.
+    /// Its path, if it has one.
     pub(super) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// Bytes in all.
+    /// Its length.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// Refuses what was written while it was read.
+    /// Refuses a source that was written while it was read.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] saying how the file changed.
+    /// [`ErrorCode::InUse`], with how the file changed.
     pub(super) fn check_unchanged(&self) -> Result<(), Error> {
         Version::check(self.version, &self.file, &self.title)
     }
@@ -177,10 +177,10 @@ impl Source {
         shorter(&self.title, self.len, now)
     }
 
-    /// Reads all of it, and refuses what has not this checksum.
+    /// Reads all of it, and refuses content with another checksum.
     ///
     /// # Errors
-    /// [`ErrorCode::Damaged`] with the checksum that it has.
+    /// [`ErrorCode::Damaged`], with the checksum of the content.
     pub(super) fn verify(
         &self,
         expected: &Checksum,

@@ -1,4 +1,5 @@
-//! Programs of others that read and write formats, or download: `qemu-nbd`, `qemu-img`, `curl`, each confined by `archipelagod tool`.
+//! Programs of other projects that read and write formats, or download (`qemu-nbd`, `qemu-img`, `curl`), each confined by `archipelagod
+//! tool`.
 //!
 //! A program gets the files of its task as descriptors, dies with this process, and is waited for when the task ends.
 
@@ -17,17 +18,17 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::interrupt::Interrupt;
 use crate::commands::program;
 
-/// Descriptors of files have numbers from here on: those below belong to whoever started this command.
+/// Inherited files get descriptors from this number on: lower ones may belong to the parent of this process.
 const DESCRIPTOR_MIN: RawFd = 10;
-/// Bytes of what a program says when it fails; more ends the program.
+/// Bytes of a program's error output that are kept; a program that writes more is ended.
 const WORDS_LEN_MAX: u64 = 64 << 10;
-/// What is looked at when a program is at its end: a few milliseconds, unless it writes.
+/// How often the end of a program is checked for: a program ends within a few milliseconds, unless it writes.
 const END_STEP_MS: u16 = 2;
 
-/// Where a program of this name is.
+/// Path of the program `name`.
 ///
 /// # Errors
-/// [`ErrorCode::Unavailable`] naming the package that has it.
+/// [`ErrorCode::Unavailable`], naming the package to install.
 pub(super) fn find(name: &str, package: &str, without: &str) -> Result<PathBuf, Error> {
     let directories = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates = std::env::split_paths(&directories).map(|directory| directory.join(name));
@@ -43,14 +44,14 @@ pub(super) fn find(name: &str, package: &str, without: &str) -> Result<PathBuf, 
 pub(super) struct Inherited(RawFd);
 
 impl Inherited {
-    /// A second descriptor of `file`, which programs started later have too.
+    /// A second descriptor of `file`, which programs started from now on inherit.
     pub(super) fn new(file: &File) -> Result<Inherited, Error> {
         fcntl(file, FcntlArg::F_DUPFD(DESCRIPTOR_MIN))
             .map(Inherited)
             .map_err(|errno| Error::new(ErrorCode::NoDescriptors, format!("a descriptor: {errno}")))
     }
 
-    /// Its name in the program.
+    /// The path by which the program opens it.
     pub(super) fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.0)
     }
@@ -58,7 +59,7 @@ impl Inherited {
 
 impl Drop for Inherited {
     fn drop(&mut self) {
-        // Nothing was written through it.
+        // The program wrote through a descriptor of its own, so a failed close loses nothing.
         let _closed = nix::unistd::close(self.0);
     }
 }
@@ -71,7 +72,7 @@ pub(super) struct Permissions<'a> {
     /// The socket that it serves.
     pub(super) listen: Option<OwnedFd>,
     pub(super) network: bool,
-    /// Seconds.
+    /// Seconds of CPU time.
     pub(super) cpu: Option<u64>,
 }
 
@@ -134,12 +135,12 @@ impl Tool {
         })
     }
 
-    /// What it writes to its standard output; once.
+    /// The program's standard output; may be taken once.
     pub(super) fn stdout(&mut self) -> ChildStdout {
         self.child.stdout.take().expect("piped, and taken once")
     }
 
-    /// Waits for its end.
+    /// Waits until the program ends.
     ///
     /// # Errors
     /// When interrupted.
@@ -159,7 +160,7 @@ impl Tool {
         }
     }
 
-    /// Runs it to its end, which must be a success.
+    /// Waits until the program ends, and checks that it succeeded.
     pub(super) fn finish(mut self, interrupt: &Interrupt) -> Result<(), Error> {
         match self.wait(interrupt)? {
             status if status.success() => Ok(()),
@@ -167,24 +168,24 @@ impl Tool {
         }
     }
 
-    /// Why it failed: what it said itself, or `what` happened to it.
+    /// Why the program failed: from its own output, else `what` happened to it.
     pub(super) fn failure(&mut self, code: ErrorCode, what: &str) -> Error {
-        let said = self.said();
-        if let Some(error) = last_words::decode(said.as_bytes()) {
+        let text = self.output();
+        if let Some(error) = last_words::decode(text.as_bytes()) {
             return error;
         }
-        let last = said.lines().rev().find(|line| !line.trim().is_empty());
+        let last = text.lines().rev().find(|line| !line.trim().is_empty());
         match last {
             Some(line) => Error::new(code, line.trim().to_owned()),
             None => Error::new(code, format!("{} {what}", self.name)),
         }
     }
 
-    /// What it said when it failed.
-    pub(super) fn said(&mut self) -> String {
+    /// The error output of a program that failed, and the rest of its standard output.
+    pub(super) fn output(&mut self) -> String {
         let mut out = Vec::new();
         if let Some(mut stdout) = self.child.stdout.take() {
-            // `archipelagod` says there why it cannot start the program.
+            // `archipelagod` reports here why it cannot start the program.
             let _read = stdout
                 .by_ref()
                 .take(last_words::LEN_MAX)

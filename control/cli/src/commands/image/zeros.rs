@@ -24,7 +24,7 @@ pub(super) fn data_ranges(buffer: &[u8]) -> Vec<Range<usize>> {
 }
 
 fn is_zero(block: &[u8]) -> bool {
-    // The pieces are what the compiler turns into vector compares.
+    // The compiler turns a comparison of this length into vector instructions.
     block
         .chunks(64)
         .all(|piece| piece.iter().fold(0, |sum, byte| sum | byte) == 0)
