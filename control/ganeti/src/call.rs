@@ -1,7 +1,7 @@
-//! What Ganeti asks: the name of the script and the environment, parsed once into a checked value.
+//! A call of Ganeti: the name of the script and the environment, parsed once into a checked value.
 //!
-//! The variables are those of ganeti-extstorage-interface(7). The environment is not a clean one, whatever that page says: it is that
-//! of Ganeti's node daemon with these variables added, so only they are read.
+//! The variables are those of ganeti-extstorage-interface(7). Other variables are ignored: that page promises a clean environment, but
+//! Ganeti's node daemon passes its own environment with these variables added.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use crate::parameters::{Access, NewDisk, PREFIX, Parameters};
 
 /// Longest `VOL_METADATA`: Ganeti cuts it there.
 const METADATA_LEN_MAX: usize = 128;
-/// What `VOL_METADATA` begins with: Ganeti's `originstname+`.
+/// Prefix of `VOL_METADATA`: Ganeti's `originstname+`.
 const METADATA_PREFIX: &str = "originstname+";
 /// Ganeti's sizes are MiB.
 const MIB: u64 = 1 << 20;
@@ -73,16 +73,16 @@ impl Action {
     }
 }
 
-/// Whose disk a volume is.
+/// The owner of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     /// The instance.
     pub instance: String,
-    /// Number of the disk when it was made; `None`: the volume's name does not say.
+    /// Number of the disk when it was made; `None` if the volume's name does not contain one.
     pub disk: Option<u32>,
 }
 
-/// How a disk that is opened is shared with other nodes.
+/// How an open disk is shared with other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
     /// By this node alone.
@@ -91,7 +91,7 @@ pub enum Sharing {
     Shared,
 }
 
-/// What is asked.
+/// What a call requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// Makes a volume.
@@ -100,17 +100,17 @@ pub enum Call {
         volume: Name,
         /// Bytes.
         size: u64,
-        /// What it shall be.
+        /// Parameters of the new disk.
         disk: NewDisk,
     },
-    /// Shows it to this host, and says where.
+    /// Makes it accessible on this host, and returns its address.
     Attach {
         /// Its name.
         volume: Name,
-        /// To whom.
+        /// How its user accesses it.
         access: Access,
     },
-    /// Shows it no longer.
+    /// Ends its attachments.
     Detach {
         /// Its name.
         volume: Name,
@@ -124,14 +124,14 @@ pub enum Call {
     Grow {
         /// Its name.
         volume: Name,
-        /// Bytes, in all.
+        /// Its new size in bytes.
         size: u64,
     },
-    /// Notes whose disk it is.
+    /// Labels it with its owner.
     SetInfo {
         /// Its name.
         volume: Name,
-        /// Whose.
+        /// The owner.
         owner: Owner,
     },
     /// Checks that the node serves its pools.
@@ -147,7 +147,7 @@ pub enum Call {
     Open {
         /// Its name.
         volume: Name,
-        /// By whom else.
+        /// Whether another node has it open too.
         sharing: Sharing,
     },
     /// Checks that it is there.
@@ -170,7 +170,7 @@ impl Variables {
     fn new(all: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Variables, Error> {
         let mut values = BTreeMap::new();
         for (name, value) in all {
-            // Nothing of the interface has such a name.
+            // No variable of the interface has such a name.
             let Ok(name) = name.into_string() else {
                 continue;
             };
@@ -216,10 +216,10 @@ impl Variables {
 }
 
 impl Call {
-    /// What `action` is asked with the environment `variables`.
+    /// The call of `action` with the environment `variables`.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] that names the variable which is missing or has no legal value.
+    /// [`ErrorCode::Invalid`], naming the variable that is missing or has an illegal value.
     pub fn parse(
         action: Action,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -267,7 +267,7 @@ impl Call {
         })
     }
 
-    /// The volume that is asked about.
+    /// The volume that the call is about.
     #[must_use]
     pub fn volume(&self) -> Option<&Name> {
         match self {

@@ -1,4 +1,4 @@
-//! Time, for what is waited for.
+//! The clock, for timeouts.
 
 use std::time::Duration;
 
@@ -14,19 +14,19 @@ pub trait Clock {
     fn pause(&self, duration: Duration);
 }
 
-/// The kernel's.
+/// The kernel's monotonic clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Duration {
-        // The kernel knows this clock always; zero would only make waits longer.
+        // This clock always exists; zero would only make waits longer.
         clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
     }
 
     fn pause(&self, duration: Duration) {
         let timeout = PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX);
-        // A signal that ends it early does no harm.
+        // A signal may end the pause early, which is harmless.
         let _paused = poll(&mut [], timeout);
     }
 }

@@ -1,20 +1,20 @@
 //! Ganeti's external storage provider `archipelago`: disks of Ganeti's instances are volumes of this host's node.
 //!
-//! One program, which acts by the name that it is called by. Ganeti finds it under the names of the interface's scripts in a directory
+//! One program, whose function depends on the name by which it is called. Ganeti finds it under the names of the interface's scripts in a
+//! directory
 //! of its own, and as the instances' `kvm_path` under the name of the QEMU wrapper.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`call`] | what Ganeti asks: its environment, parsed once into a checked value |
+//! | [`call`] | Ganeti's call: its environment, parsed once into a checked value |
 //! | [`parameters`] | the parameters of a disk: `origin`, `pool`, `userspace` and so on |
 //! | [`actions`] | what each script does: a function for each, on the node's API |
 //! | [`wrapper`] | QEMU's command line: virtio disks of Ganeti become vhost-user disks |
-//! | [`installation`] | puts all of it where Ganeti looks, takes it away, checks it |
+//! | [`installation`] | installs all of it where Ganeti looks, removes it, checks it |
 //! | [`settings`] | the small file that an installation leaves beside the scripts |
 //!
-//! One design decision: nothing is remembered between two calls. What is attached, how large a volume is, and whose disk it is, is
-//! known to the node alone, so that a script that was killed or called twice finds what is there. The interface:
-//! ganeti-extstorage-interface(7).
+//! One design decision: the scripts store no state between two calls. Only the node knows what is attached, how large a volume is and who
+//! owns it, so a script that is killed or called twice finds the true state. The interface: ganeti-extstorage-interface(7).
 //!
 //! ```
 //! use archipelago_ganeti::call::{Action, Call};
@@ -26,7 +26,7 @@
 //! # Ok::<(), archipelago_protocol::Error>(())
 //! ```
 //!
-//! This crate never touches a pool, and knows no part of the data path: all is asked of the node's daemon.
+//! This crate never touches a pool and contains no part of the data path: everything is a request to the node's daemon.
 
 #![forbid(unsafe_code)]
 

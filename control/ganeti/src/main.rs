@@ -1,4 +1,4 @@
-//! `archipelago-ganeti`: acts by the name that it is called by.
+//! `archipelago-ganeti`: its function depends on the name by which it is called.
 
 #![forbid(unsafe_code)]
 
@@ -92,7 +92,7 @@ fn wrapper(called: &Path) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A command of people.
+/// A command of a user.
 fn tool(options: &Options) -> ExitCode {
     match command(options) {
         Ok(true) => ExitCode::SUCCESS,
@@ -100,7 +100,7 @@ fn tool(options: &Options) -> ExitCode {
         Err(error) => {
             fail("ganeti", &error);
             if options.json {
-                // Nothing to do about a closed output but to exit with the code.
+                // If the output is closed, the exit code still reports the failure.
                 let _written = print(&format!("{}\n", last_words::encode(&error)));
             }
             ExitCode::from(error.code.exit_code())
@@ -108,7 +108,7 @@ fn tool(options: &Options) -> ExitCode {
     }
 }
 
-/// Runs it; whether everything was found to be good.
+/// Runs the command; returns whether every check succeeded.
 fn command(options: &Options) -> Result<bool, Error> {
     let absolute = |path: &Path| {
         std::path::absolute(path).map_err(|error| {
@@ -177,7 +177,7 @@ fn findings(report: &Report) -> String {
     report.findings.iter().map(line).collect()
 }
 
-/// What the cluster is told, once, on its master.
+/// The commands that configure the cluster, once, on its master.
 fn next_steps(report: &Report) -> String {
     format!(
         "installed in {}\n\
@@ -190,7 +190,7 @@ fn next_steps(report: &Report) -> String {
     )
 }
 
-/// What the cluster is told once `wrapper` is removed: QEMU is not found there any more.
+/// The commands that make the cluster stop using `wrapper`, which was removed.
 fn without_wrapper(wrapper: &Path) -> String {
     format!(
         "no instance starts whose kvm_path is {}; on the master, unless done before:\n  \
@@ -199,7 +199,7 @@ fn without_wrapper(wrapper: &Path) -> String {
     )
 }
 
-/// A script of the provider, called as `called`: Ganeti knows success and failure only.
+/// A script of the provider, called as `called`. Ganeti distinguishes success and failure only.
 fn script(action: Action, called: &Path) -> ExitCode {
     let subject = match std::env::var("VOL_NAME") {
         Ok(volume) => format!("{} of volume `{volume}`", action.name()),
@@ -220,7 +220,7 @@ fn script(action: Action, called: &Path) -> ExitCode {
     }
 }
 
-/// The settings beside the name that this program was called by, which alone decide; without them the environment does.
+/// The settings beside the link by which this program was called; without them, those from the environment.
 fn settings_beside(called: &Path) -> Result<Settings, Error> {
     let directory = called
         .parent()
@@ -238,12 +238,12 @@ fn print(text: &str) -> Result<(), Error> {
         .map_err(|error| Error::new(ErrorCode::Io, format!("standard output: {error}")))
 }
 
-/// What was not done, why, and the next step: Ganeti shows the end of it.
+/// Prints what failed, why, and the next step: Ganeti shows the end of the text.
 fn fail(subject: &str, error: &Error) {
     let mut text = format!("archipelago: {subject}: {}\n", error.message);
     if !error.hint.is_empty() {
         text.push_str(&format!("hint: {}\n", error.hint));
     }
-    // Nothing to do about a closed output but to exit with the code.
+    // If the output is closed, the exit code still reports the failure.
     let _written = std::io::stderr().write_all(text.as_bytes());
 }

@@ -1,8 +1,8 @@
-//! Parameters of a disk, as Ganeti hands them on: `--disk 0:size=10G,provider=archipelago,origin=debian12` comes as `EXTP_ORIGIN`.
+//! Parameters of a disk, as Ganeti passes them on: `--disk 0:size=10G,provider=archipelago,origin=debian12` arrives as `EXTP_ORIGIN`.
 //!
-//! Ganeti checks no name, upper-cases it, keeps its dashes (`EXTP_OBJECT-SIZE`), and hands all parameters to every script for the
-//! disk's whole existence. So `create` refuses what it does not know, and the other scripts look at nothing but the access: a parameter
-//! that was changed for the worse must not be in the way of a removal.
+//! Ganeti checks no name, upper-cases it, keeps its dashes (`EXTP_OBJECT-SIZE`), and passes all parameters to every script as long as the
+//! disk exists. So `create` refuses unknown parameters, and the other scripts read only the access: a parameter that was changed to an
+//! illegal value must not prevent a removal.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,13 @@ pub const PREFIX: &str = "EXTP_";
 /// A parameter that a disk may have, for `parameters.list`.
 #[derive(Debug, Clone, Copy)]
 pub struct Parameter {
-    /// As it is written in Ganeti's commands.
+    /// The name, as in Ganeti's commands.
     pub name: &'static str,
-    /// In a line.
+    /// One line of description.
     pub description: &'static str,
 }
 
-/// Parameters of ours.
+/// The parameters of this provider.
 pub const PARAMETERS: [Parameter; 5] = [
     Parameter {
         name: "origin",
@@ -44,10 +44,10 @@ pub const PARAMETERS: [Parameter; 5] = [
     },
 ];
 
-/// What Ganeti itself says in the same way.
+/// Ganeti's own parameters, which arrive in the same way.
 const OF_GANETI: [&str; 2] = ["provider", "access"];
 
-/// How a disk is used by its instance.
+/// How an instance accesses its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Through a block device of this host: `access=kernelspace`.
@@ -58,18 +58,18 @@ pub enum Access {
     Nbd,
 }
 
-/// What a new disk shall be.
+/// The parameters of a new disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDisk {
-    /// Image or snapshot that it begins as.
+    /// Image or snapshot of which it is a clone.
     pub origin: Option<Name>,
-    /// Where it is stored.
+    /// The pool that stores it.
     pub pool: Option<Name>,
-    /// Bytes of its objects.
+    /// Size of its objects in bytes.
     pub object_size: Option<ObjectSize>,
-    /// What its writes do without space.
+    /// What its writes do in a full pool.
     pub on_full: Option<OnFull>,
-    /// How it is used.
+    /// How its instance accesses it.
     pub access: Access,
 }
 
@@ -77,7 +77,7 @@ pub struct NewDisk {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parameters {
     values: BTreeMap<String, String>,
-    /// Of those that are given in two spellings the last one.
+    /// The last parameter that was given in two spellings.
     given_twice: Option<String>,
 }
 
@@ -86,7 +86,7 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 impl Parameters {
-    /// Parameters of `pairs`, whose names still have their [`PREFIX`]; other variables are passed over.
+    /// The parameters in `pairs`, whose names still have their [`PREFIX`]; other variables are ignored.
     pub fn new<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Parameters {
         let mut parameters = Parameters::default();
         for (variable, value) in pairs {
@@ -121,10 +121,10 @@ impl Parameters {
         parsed.map(Some)
     }
 
-    /// How the disk is used.
+    /// How the instance accesses the disk.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] for anything but the two kinds of access and, of userspace, its two ways.
+    /// [`ErrorCode::Invalid`] for an unknown `access`, or an unknown `userspace`.
     pub fn access(&self) -> Result<Access, Error> {
         match self.get("access") {
             None | Some("kernelspace") => Ok(Access::BlockDevice),
@@ -145,10 +145,10 @@ impl Parameters {
         }
     }
 
-    /// What a new disk shall be.
+    /// The parameters of a new disk.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] that names a parameter which is unknown, given in two spellings, or has no legal value.
+    /// [`ErrorCode::Invalid`], naming the parameter that is unknown, given in two spellings, or has an illegal value.
     pub fn new_disk(&self) -> Result<NewDisk, Error> {
         if let Some(name) = &self.given_twice {
             return Err(invalid(format!("parameter `{name}` is given twice")));
@@ -196,7 +196,7 @@ fn object_size(text: &str) -> Result<ObjectSize, Error> {
     ObjectSize::try_from(bytes).map_err(|_not_legal| refused())
 }
 
-/// The file `parameters.list`: a line for each, its name and what it is.
+/// The content of the file `parameters.list`: the name and description of each parameter, one a line.
 #[must_use]
 pub fn parameters_list() -> String {
     let line = |parameter: &Parameter| format!("{} {}\n", parameter.name, parameter.description);

@@ -1,13 +1,13 @@
-//! What an installation says to the programs that it puts where Ganeti looks: a small file beside their names.
+//! The settings of an installation, in a small file beside the links that Ganeti calls.
 //!
-//! Lines of `key = value`; empty lines and those that begin with `#` are passed over.
+//! Lines of `key = value`; empty lines and lines that begin with `#` are ignored.
 //!
 //! | key | value |
 //! |---|---|
 //! | `root` | directory of the node, if it is not the system's (`--root`) |
 //! | `qemu` | the QEMU binary that the wrapper executes |
 //! | `ganeti-state` | Ganeti's state directory |
-//! | `made` | a directory that the installation made, and takes away if it is empty; as many lines as directories |
+//! | `made` | a directory that the installation made, and removes if it is empty; one line for each directory |
 
 use std::fs;
 use std::io::ErrorKind;
@@ -20,11 +20,11 @@ use archipelago_protocol::{Error, ErrorCode};
 pub const FILE_NAME: &str = "archipelago.conf";
 /// Its first line.
 const HEADER: &str = "# Written by `archipelago ganeti install`.";
-/// Names the QEMU binary that the wrapper executes, where there is no file.
+/// The variable with the path of the QEMU binary, for a program without a settings file.
 const QEMU_VARIABLE: &str = "ARCHIPELAGO_KVM";
-/// Where Ganeti keeps its state, if nothing else is said.
+/// Ganeti's default state directory.
 const GANETI_STATE: &str = "/var/lib/ganeti";
-/// Ganeti's version is in this file of its state: `3.0.2`.
+/// The file with Ganeti's version in its state directory: `3.0.2`.
 const RELEASE_VERSION: &str = "ssconf_release_version";
 
 /// The settings of an installation.
@@ -44,7 +44,7 @@ impl Settings {
     /// The settings in `directory`; none if there is no file.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] that names the line which is not understood, what [`path_error`] says of a file that cannot be read.
+    /// [`ErrorCode::Invalid`], naming the line that is not understood; [`path_error`]'s error for a file that cannot be read.
     pub fn read(directory: &Path) -> Result<Option<Settings>, Error> {
         let path = directory.join(FILE_NAME);
         match fs::read_to_string(&path) {
@@ -109,8 +109,8 @@ impl Settings {
         Ok(text)
     }
 
-    /// What the environment says, for a program that no installation has put where it is. Beside an installation's file nothing is read
-    /// from there: scripts, wrapper and check must mean the same node, whatever the environment of Ganeti's daemons is.
+    /// The settings in the environment, for a program without a settings file. With a settings file the environment is not read: scripts,
+    /// wrapper and check must use the same node, whatever the environment of Ganeti's daemons is.
     #[must_use]
     pub fn from_environment() -> Settings {
         let path = |variable| std::env::var_os(variable).map(PathBuf::from);
@@ -121,7 +121,7 @@ impl Settings {
         }
     }
 
-    /// The node that is asked: the system's, if nothing else is said.
+    /// The layout of the node; by default the system's.
     ///
     /// # Errors
     /// As [`Layout::new`].
@@ -136,7 +136,7 @@ impl Settings {
         self.ganeti_state.as_deref().unwrap_or_else(default)
     }
 
-    /// Ganeti's version, major and minor; `None`: its state does not say.
+    /// Ganeti's version, major and minor; `None` if its state does not contain it.
     #[must_use]
     pub fn ganeti_version(&self) -> Option<(u32, u32)> {
         let text = fs::read_to_string(self.ganeti_state().join(RELEASE_VERSION)).ok()?;

@@ -1,4 +1,4 @@
-//! A volume of the node, by its name: what the scripts do to it.
+//! A volume of the node, by its name, and the requests that scripts send about it.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use archipelago_protocol::{Error, ErrorCode, LabelChanges, Labels, Name};
 
 use crate::clock::Clock;
 
-/// How long a front end that is going, and a volume that is being closed, are waited for. Ganeti itself waits 30 s for a removal.
+/// Timeout for a front end that is disconnecting, and for a volume that is being closed. Ganeti itself waits 30 s for a removal.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two tries. The daemon waits for what passes too, for 4 s each.
+/// Pause between two tries. The daemon itself waits 4 s in each try.
 const BUSY_STEP: Duration = Duration::from_millis(100);
 
 /// A volume, which may exist or not.
@@ -40,15 +40,15 @@ impl<'a> Volume<'a> {
         format!("/v1/volumes/{}{action}", path_segment(self.name.as_str()))
     }
 
-    /// What the node knows of it.
+    /// The node's view of the volume.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`] if there is none.
+    /// [`ErrorCode::NotFound`] if the volume does not exist.
     pub(crate) fn view(&self) -> Result<VolumeView, Error> {
         self.client.get(&self.path(""))
     }
 
-    /// The same; nothing if there is none.
+    /// The node's view of the volume; `None` if it does not exist.
     pub(crate) fn find(&self) -> Result<Option<VolumeView>, Error> {
         match self.view() {
             Err(error) if error.code == ErrorCode::NotFound => Ok(None),
@@ -56,12 +56,12 @@ impl<'a> Volume<'a> {
         }
     }
 
-    /// Makes it; it must not exist.
+    /// Creates the volume, which must not exist.
     pub(crate) fn create(&self, request: &CreateVolume) -> Result<VolumeView, Error> {
         self.client.call(Method::Post, "/v1/volumes", request)
     }
 
-    /// Makes it of `origin`, as `request` says; it must not exist.
+    /// Creates the volume as a clone of `origin`, with the options of `request`; it must not exist.
     pub(crate) fn clone_of(
         &self,
         origin: &Name,
@@ -71,7 +71,7 @@ impl<'a> Volume<'a> {
         self.client.call(Method::Post, &path, request)
     }
 
-    /// Makes a snapshot of it, with `labels`.
+    /// Makes a snapshot of the volume, with `labels`.
     pub(crate) fn snapshot(&self, snapshot: &Name, labels: Labels) -> Result<VolumeView, Error> {
         let request = SnapshotVolume {
             name: snapshot.clone(),
@@ -81,14 +81,14 @@ impl<'a> Volume<'a> {
         self.client.call(Method::Post, &path, &request)
     }
 
-    /// Gives it the size of `size` bytes, which is not smaller than it is.
+    /// Sets the size of the volume to `size` bytes, which must not be smaller than its present size.
     pub(crate) fn resize(&self, size: u64) -> Result<VolumeView, Error> {
         let request = ResizeVolume { size, force: false };
         let path = self.path("/resize");
         self.client.call(Method::Post, &path, &request)
     }
 
-    /// Notes `labels` of it.
+    /// Changes the volume's labels by `labels`.
     pub(crate) fn label(&self, labels: LabelChanges) -> Result<VolumeView, Error> {
         let request = SetVolume {
             on_full: None,
@@ -97,12 +97,12 @@ impl<'a> Volume<'a> {
         self.client.call(Method::Post, &self.path("/set"), &request)
     }
 
-    /// Shows it as `kind`, to be written; the same again answers the same.
+    /// Attaches the volume as `kind`, for writes; a repeated call returns the same attachment.
     pub(crate) fn attach(&self, kind: EndpointKind) -> Result<Attachment, Error> {
         self.attach_as(kind, false)
     }
 
-    /// The same, to be read alone: of a snapshot or an image nothing else is possible.
+    /// Attaches the volume as `kind`, read-only, as snapshots and images require.
     pub(crate) fn attach_read_only(&self, kind: EndpointKind) -> Result<Attachment, Error> {
         self.attach_as(kind, true)
     }
@@ -110,7 +110,7 @@ impl<'a> Volume<'a> {
     fn attach_as(&self, kind: EndpointKind, read_only: bool) -> Result<Attachment, Error> {
         let request = AttachVolume {
             kind: Some(kind),
-            // Said always: an attachment that somebody has made by hand for reading is not what an instance needs.
+            // Always set: a read-only attachment that a user has made by hand does not serve an instance.
             read_only: Some(read_only),
             ..AttachVolume::default()
         };
@@ -118,15 +118,15 @@ impl<'a> Volume<'a> {
             .call(Method::Post, &self.path("/attach"), &request)
     }
 
-    /// Ends everything that shows it. A front end that is going is waited for.
+    /// Ends all attachments of the volume. Waits for a front end that is disconnecting.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] if somebody uses it for longer than that.
+    /// [`ErrorCode::InUse`] if the volume is still in use after [`BUSY_TIMEOUT`].
     pub(crate) fn detach_all(&self) -> Result<(), Error> {
         self.while_in_use(|| self.try_detach_all())
     }
 
-    /// The same, tried once.
+    /// As [`Volume::detach_all`], tried once.
     pub(crate) fn try_detach_all(&self) -> Result<(), Error> {
         let attachments = self.find()?.map(|view| view.attachments);
         for attachment in attachments.into_iter().flatten() {
@@ -142,16 +142,16 @@ impl<'a> Volume<'a> {
         };
         let path = self.path("/detach");
         match self.client.call(Method::Post, &path, &request) {
-            // Another request was faster.
+            // Another request has ended it meanwhile.
             Err(error) if error.code == ErrorCode::NotFound => Ok(()),
             detached => detached.map(|Done {}| ()),
         }
     }
 
-    /// Removes it, if it is there, and everything that shows it.
+    /// Removes the volume, if it exists, and all its attachments.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] if somebody uses it for longer than a closing session is waited for.
+    /// [`ErrorCode::InUse`] if the volume is still in use after [`BUSY_TIMEOUT`].
     pub(crate) fn remove(&self) -> Result<(), Error> {
         self.detach_all()?;
         self.while_in_use(
@@ -162,7 +162,7 @@ impl<'a> Volume<'a> {
         )
     }
 
-    /// What `attempt` gives, made again while the volume is in use, for [`BUSY_TIMEOUT`] at most.
+    /// The result of `attempt`, which is repeated while the volume is in use, for [`BUSY_TIMEOUT`] at most.
     fn while_in_use<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         let deadline = self.clock.now() + BUSY_TIMEOUT;
         loop {

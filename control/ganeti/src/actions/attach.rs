@@ -1,8 +1,7 @@
-//! `attach`: shows a volume to this host, and says where.
+//! `attach`: makes a volume accessible on this host, and prints its path and address.
 //!
-//! Ganeti calls it all the time, also for `gnt-instance info` of an instance that is stopped, and nobody calls detach after that. So the
-//! same again is the same answer, and over vhost-user and NBD it takes nothing that another could want: the volume is opened by
-//! whoever connects.
+//! Ganeti calls it often, also for `gnt-instance info` of a stopped instance, and does not call detach after that. So a repeated attach
+//! returns the same answer, and over vhost-user and NBD an attachment alone excludes nobody: the volume is opened when a client connects.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use crate::wrapper::DISK_PREFIX;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     device: Option<PathBuf>,
-    /// What QEMU gets as its disk.
+    /// The disk's address for QEMU.
     address: Option<String>,
 }
 
@@ -35,8 +34,8 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Attaches `volume` for `access`. Snapshots are for backups, which read a block device whatever the access of the instance's disks is;
-/// their address in user space is an NBD export, which tools can read.
+/// Attaches `volume` for `access`. A snapshot serves backups, which read a block device whatever the access of the instance's disks is. Its
+/// address in user space is an NBD export, which tools can read.
 pub(super) fn attach(volume: &Volume<'_>, access: Access) -> Result<Answer, Error> {
     let is_frozen = volume.view()?.entry.kind != Kind::Volume;
     let shown = |kind| match is_frozen {
@@ -58,8 +57,8 @@ pub(super) fn attach(volume: &Volume<'_>, access: Access) -> Result<Answer, Erro
     Ok(Answer { device, address })
 }
 
-/// Attaches `volume` as `kind`, in the place of an attachment of another kind that nobody uses: Ganeti attaches disks of stopped instances
-/// too, and detaches none of them before a change of `access`. What is attached for reading alone is not Ganeti's, and stays.
+/// Attaches `volume` as `kind`, and detaches an unused attachment of another kind first: Ganeti also attaches disks of stopped instances,
+/// and does not detach them before a change of `access`. Read-only attachments were not made by Ganeti, and stay.
 fn attach_for_writes(volume: &Volume<'_>, kind: EndpointKind) -> Result<Attachment, Error> {
     let refusal = match volume.attach(kind) {
         Err(error) if error.code == ErrorCode::InUse => error,
@@ -70,7 +69,7 @@ fn attach_for_writes(volume: &Volume<'_>, kind: EndpointKind) -> Result<Attachme
     if !attachments.iter().any(is_former) {
         return Err(refusal);
     }
-    // The node refuses to end what is used.
+    // The node refuses to end an attachment that is in use.
     volume.try_detach_all().map_err(|error| match error.code {
         ErrorCode::InUse => Error {
             message: format!("{}; {}", refusal.message, error.message),
@@ -91,7 +90,7 @@ fn nbd_address(attachment: &Attachment) -> Result<String, Error> {
         let message = format!("{}: an address takes UTF-8 only", socket.display());
         Error::new(ErrorCode::Invalid, message)
     })?;
-    // Slashes are legal in a query; Ganeti hands commas on to QEMU as they are.
+    // Slashes are legal in a query; Ganeti passes commas on to QEMU unchanged.
     let socket = path_segment(socket).replace("%2F", "/");
     Ok(format!(
         "nbd+unix:///{}?socket={socket}",

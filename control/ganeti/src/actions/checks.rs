@@ -1,8 +1,8 @@
 //! `verify`, `open` and `close`: they change nothing.
 //!
-//! A volume is owned by whoever writes it: the session begins when a front end starts its first queue or a device is opened, and
-//! excludes every other writer from then on, whatever Ganeti said before. So opening it shared, as Ganeti does on both nodes
-//! while an instance moves, needs nothing either.
+//! A volume is owned by its writer: the session begins when a front end starts its first queue or opens a device, and excludes every other
+//! writer from then on, whatever Ganeti has requested before. So opening a volume shared, as Ganeti does on both nodes while an instance
+//! moves, needs no action either.
 
 use archipelago_api::client::Client;
 use archipelago_api::types::NodeStatus;

@@ -1,4 +1,4 @@
-//! `create`: a new volume, empty or a clone, that can be attached.
+//! `create`: makes a new volume, empty or a clone, and attaches it.
 
 use archipelago_api::types::{CloneVolume, CreateVolume, VolumeView};
 use archipelago_protocol::{Error, ErrorCode, Name};
@@ -12,7 +12,7 @@ use crate::settings::Settings;
 /// From this version on, Ganeti rejects NBD URIs.
 const NO_NBD_SINCE: (u32, u32) = (3, 1);
 
-/// Makes `volume` of `size` bytes, and attaches it: Ganeti never removes a volume that it has made and cannot attach.
+/// Makes `volume` of `size` bytes, and attaches it: Ganeti never removes a volume that was made but cannot be attached.
 pub(super) fn create(
     node: &Node<'_>,
     volume: &Name,
@@ -21,7 +21,7 @@ pub(super) fn create(
 ) -> Result<(), Error> {
     check_access(disk.access, node.settings())?;
     let volume = node.volume(volume);
-    // Already now: if the answer is lost, nobody says later whose it is.
+    // Labelled when it is made: if the answer is lost, no later call reports the volume's owner.
     let labels = ownership::of_new(volume.name())?;
     let made = match &disk.origin {
         None => volume.create(&CreateVolume {
@@ -44,7 +44,7 @@ pub(super) fn create(
         }
     };
     made.map_err(|error| match error.code {
-        // Ganeti asks for the same name again to make the disks of an instance anew.
+        // Ganeti uses the same name again when it recreates the disks of an instance.
         ErrorCode::Exists => error.with_hint(format!(
             "its data stays; to begin with an empty disk, remove it first: archipelago volume remove {}",
             volume.name()
@@ -80,13 +80,13 @@ fn check_access(access: Access, settings: &Settings) -> Result<(), Error> {
             let message =
                 format!("userspace=nbd: Ganeti {major}.{minor} does not support NBD URIs");
             Err(Error::new(ErrorCode::Unsupported, message)
-                .with_hint("leave it out, for vhost-user, or say access=kernelspace"))
+                .with_hint("leave it out, for vhost-user, or use access=kernelspace"))
         }
         _ => Ok(()),
     }
 }
 
-/// Refuses what a clone of `origin` cannot be.
+/// Refuses parameters that a clone of `origin` cannot have.
 fn check_origin(origin: &VolumeView, size: u64, disk: &NewDisk) -> Result<(), Error> {
     let name = &origin.entry.name;
     let refused = |message: String, hint: String| {

@@ -1,11 +1,11 @@
-//! `grow`: a larger volume, which a running guest sees over vhost-user at once.
+//! `grow`: makes a volume larger; over vhost-user a running guest sees the new size at once.
 
 use archipelago_api::types::{Attachment, EndpointKind};
 use archipelago_protocol::{Error, ErrorCode};
 
 use crate::volume::Volume;
 
-/// Gives `volume` the size of `size` bytes.
+/// Sets the size of `volume` to `size` bytes.
 pub(super) fn grow(volume: &Volume<'_>, size: u64) -> Result<(), Error> {
     let view = volume.view()?;
     let present = view.entry.size;
@@ -19,7 +19,7 @@ pub(super) fn grow(volume: &Volume<'_>, size: u64) -> Result<(), Error> {
             "it was resized beside Ganeti, which takes over its size by: gnt-instance grow-disk --absolute INSTANCE N {present}M"
         )));
     }
-    // Again also if it has the size: what was interrupted may not have reached the guest.
+    // Repeated even if the volume has the size: an interrupted resize may not have reached the guest.
     match volume.resize(size) {
         Err(error) if error.code == ErrorCode::Unsupported => {
             grow_detached(volume, &view.attachments, size, &error)
@@ -28,8 +28,8 @@ pub(super) fn grow(volume: &Volume<'_>, size: u64) -> Result<(), Error> {
     }
 }
 
-/// The same for a device that keeps its size, as those of ublk do before Linux 6.16. Ganeti attaches a disk before it lets it grow,
-/// also one of an instance that is stopped: `attachments` end meanwhile, if nobody uses them.
+/// Resizes a volume whose device cannot change its size, as those of ublk before Linux 6.16. Ganeti attaches a disk before it grows it,
+/// also one of a stopped instance: `attachments` are detached for the resize, if they are not in use.
 fn grow_detached(
     volume: &Volume<'_>,
     attachments: &[Attachment],

@@ -1,12 +1,12 @@
-//! What each script does, one function for each.
+//! The actions of the scripts, a function for each.
 //!
-//! | script | what it does | again, or of a volume that does not exist |
+//! | script | what it does | repeated, or for a volume that does not exist |
 //! |---|---|---|
-//! | create | file `create` | refused; what it began is undone if it fails. A volume stays if the script is killed or the node's answer lost: `ownership` |
+//! | create | file `create` | refused; what it began is undone if it fails. A volume stays if the script is killed or the node's answer is lost: `ownership` |
 //! | attach | file `attach` | the same answer; refused |
-//! | detach | ends everything that shows the volume | nothing to do: done |
-//! | remove | the same, then removes it | nothing to do: done |
-//! | grow | file `grow` | done, if it has that size already; refused |
+//! | detach | ends all attachments of the volume | succeeds |
+//! | remove | detaches the volume, then removes it | succeeds |
+//! | grow | file `grow` | succeeds, if the volume has that size already; refused |
 //! | setinfo | file `setinfo` | the same labels; refused |
 //! | snapshot | file `snapshot` | refused |
 //! | verify, open, close | file `checks` | they change nothing |
@@ -27,10 +27,10 @@ use crate::call::Call;
 pub use attach::Answer;
 pub use node::Node;
 
-/// Does what `call` asks; only an attach has an answer.
+/// Carries out `call`; only an attach has an answer.
 ///
 /// # Errors
-/// Why it was not done, naming the volume, the cause and the next step.
+/// Why it failed, naming the volume, the cause and the next step.
 pub fn run<'a>(call: &'a Call, node: &'a Node<'a>) -> Result<Option<Answer>, Error> {
     match call {
         Call::Create { volume, size, disk } => create::create(node, volume, *size, disk),

@@ -1,4 +1,4 @@
-//! The node that the scripts ask.
+//! The node to which the scripts send their requests.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::settings::Settings;
 use crate::volume::Volume;
 
-/// The node that is asked, and what else a script looks at.
+/// The node, and what else a script needs.
 pub struct Node<'a> {
     client: &'a Client,
     clock: &'a dyn Clock,
@@ -25,7 +25,7 @@ impl fmt::Debug for Node<'_> {
 }
 
 impl<'a> Node<'a> {
-    /// The node that `client` asks, for an installation with `settings`.
+    /// The node behind `client`, for an installation with `settings`.
     #[must_use]
     pub fn new(client: &'a Client, clock: &'a dyn Clock, settings: &'a Settings) -> Node<'a> {
         Node {

@@ -1,17 +1,17 @@
-//! Whose disk a volume is, as labels of it: Ganeti's names of volumes do not say.
+//! The owner of a disk, as labels of its volume: Ganeti's names of volumes do not contain it.
 //!
 //! | labels | the volume |
 //! |---|---|
 //! | `ganeti.disk` | was made by `create`, which Ganeti may have forgotten since |
-//! | `ganeti.disk`, `ganeti.instance` | was a disk of that instance when Ganeti last said so: at its creation, and when the instance is renamed |
+//! | `ganeti.disk`, `ganeti.instance` | was a disk of that instance when Ganeti last reported it: when the instance was created or renamed |
 //!
-//! A label is a hint: Ganeti's configuration alone knows what is a disk of whom.
+//! A label is a hint: only Ganeti's configuration knows the owner of a disk.
 
 use archipelago_protocol::{Error, Label, LabelChanges, LabelKey, LabelValue, Labels, Name};
 
 use crate::call::{Owner, disk_number};
 
-/// What our labels begin with.
+/// Prefix of these labels.
 const PREFIX: &str = "ganeti.";
 /// The instance.
 const INSTANCE: &str = "ganeti.instance";
@@ -25,7 +25,7 @@ pub(super) fn of_new(volume: &Name) -> Result<Labels, Error> {
     Ok(labels)
 }
 
-/// Those of `labels` that are ours.
+/// Those of `labels` with our prefix.
 pub(super) fn ours(labels: &Labels) -> Result<Labels, Error> {
     let ours = labels
         .iter()
@@ -37,7 +37,7 @@ pub(super) fn ours(labels: &Labels) -> Result<Labels, Error> {
     Labels::from_list(ours.collect())
 }
 
-/// What is noted of a disk of `owner`.
+/// The labels of a disk of `owner`.
 pub(super) fn of_owner(owner: &Owner) -> Result<LabelChanges, Error> {
     let mut changes = number(owner.disk)?;
     changes.set(Label {

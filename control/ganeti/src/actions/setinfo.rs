@@ -1,4 +1,4 @@
-//! `setinfo`: notes whose disk a volume is.
+//! `setinfo`: labels a volume with its owner.
 
 use archipelago_protocol::Error;
 
@@ -6,7 +6,7 @@ use super::ownership;
 use crate::call::Owner;
 use crate::volume::Volume;
 
-/// Notes that `volume` is a disk of `owner`. An instance that was renamed says so here, and only here.
+/// Labels `volume` as a disk of `owner`. Ganeti reports the new name of a renamed instance by this call only.
 pub(super) fn set_info(volume: &Volume<'_>, owner: &Owner) -> Result<(), Error> {
     let labels = ownership::of_owner(owner)?;
     volume.label(labels).map(|_labelled| ())

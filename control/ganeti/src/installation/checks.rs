@@ -1,4 +1,4 @@
-//! Whether everything works together: what Ganeti calls, QEMU and the node here, Ganeti itself in [`ganeti`].
+//! Checks that the parts work together: the scripts, QEMU and the node here; Ganeti itself in [`ganeti`].
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::wrapper;
 
 const INSTALL: &str = "archipelago ganeti install";
 
-/// Looks at what is at `places`, whose settings are `settings`.
+/// Checks the installation at `places`, whose settings are `settings`.
 pub(super) fn look(places: &Places, settings: Option<&Settings>) -> Vec<Finding> {
     let provider = &places.provider;
     let Some(settings) = settings else {
@@ -35,7 +35,7 @@ pub(super) fn look(places: &Places, settings: Option<&Settings>) -> Vec<Finding>
     findings
 }
 
-/// Each script must lead to a program, and is a file that may be run then.
+/// Each script must be a link to this program, and the list of parameters that of this version.
 fn scripts(provider: &Path) -> Finding {
     let what = format!("provider {}", provider.display());
     let lost = link_names().find(|name| {
@@ -56,7 +56,7 @@ fn scripts(provider: &Path) -> Finding {
     }
 }
 
-/// A provider of the same name that Ganeti finds before `provider`, if that is in one of the directories `search_path`.
+/// Another provider of the same name that Ganeti finds first, if `provider` is in one of the directories `search_path`.
 fn hidden(provider: &Path, search_path: &[&Path]) -> Option<Finding> {
     let name = provider.file_name()?;
     let at = search_path
@@ -105,7 +105,7 @@ mod tests {
         let finding = hidden(&ours, &search_path).unwrap();
         let problem = finding.problem.unwrap();
         assert!(problem.contains(older.to_str().unwrap()), "{problem}");
-        // Somewhere else Ganeti has been told to look.
+        // A directory that Ganeti searches only if it is configured to.
         assert_eq!(
             hidden(&dir.path().join("d/archipelago"), &search_path),
             None

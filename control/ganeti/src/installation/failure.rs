@@ -1,4 +1,4 @@
-//! Failures of the system, in words.
+//! Errors of the system, as error messages.
 
 use std::io;
 use std::path::Path;

@@ -1,12 +1,12 @@
-//! What a check finds.
+//! The result of a check.
 
 use archipelago_protocol::Error;
 use serde::Serialize;
 
-/// Something that was looked at.
+/// The result of checking one thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What.
+    /// What was checked.
     pub what: String,
     /// What is wrong with it; null: nothing.
     pub problem: Option<String>,

@@ -1,4 +1,4 @@
-//! Whether Ganeti can use the provider: its version, and on its master what the whole cluster is set to.
+//! Checks that Ganeti can use the provider: its version, and on its master the settings of the cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::settings::Settings;
 /// The cluster's configuration, in Ganeti's state directory on the master.
 const CONFIGURATION: &str = "config.data";
 
-/// The configuration, of which this program looks at a little.
+/// The parts of the configuration that this program reads.
 #[derive(Debug, Deserialize)]
 struct Configuration {
     cluster: Cluster,
@@ -30,7 +30,7 @@ struct Cluster {
     hvparams: BTreeMap<String, BTreeMap<String, serde_json::Value>>,
 }
 
-/// Looks at Ganeti; on its master also at the cluster, for the provider in `provider`.
+/// Checks Ganeti; on its master also the cluster, for the provider in `provider`.
 pub(super) fn look(provider: &Path, settings: &Settings) -> Vec<Finding> {
     if !is_master(settings) {
         return vec![version(settings)];
@@ -65,7 +65,7 @@ fn version(settings: &Settings) -> Finding {
     Finding::good(format!("Ganeti {major}.{minor}"))
 }
 
-/// What Ganeti says of the provider: all nodes of a group must have it.
+/// Checks Ganeti's diagnosis of the provider: all nodes of a group must have it.
 fn diagnose() -> Finding {
     let what = "Ganeti: gnt-storage diagnose";
     let hint = "run it: gnt-storage diagnose; it has to be installed on every node of a group";
@@ -89,7 +89,7 @@ fn diagnose() -> Finding {
     }
 }
 
-/// What `gnt-storage diagnose` finds wrong with the provider; nothing if it finds none.
+/// The problem that `gnt-storage diagnose` reports of the provider; `None` if it reports none.
 fn diagnosis(text: &str) -> Option<String> {
     let mut lines = text.lines();
     if !lines.any(|line| line.trim() == "Provider: archipelago") {
@@ -114,7 +114,7 @@ fn is_master(settings: &Settings) -> bool {
 }
 
 impl Cluster {
-    /// What of it the provider depends on: whether disks over vhost-user have `wrapper`, and whether clones stay what they are.
+    /// Checks the settings that the provider depends on: that disks over vhost-user use `wrapper`, and that clones are not overwritten.
     fn look(&self, wrapper: &Path) -> Vec<Finding> {
         let kvm_path = self
             .hvparams

@@ -1,4 +1,4 @@
-//! Directories that an installation makes, and takes away if nothing is in them.
+//! Directories that an installation makes, and removes if they are empty.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
@@ -9,14 +9,14 @@ use archipelago_protocol::Error;
 
 use super::failure::failed;
 
-/// Ganeti's mode of its own logs' directories.
+/// Mode of the directories of Ganeti's own logs.
 const LOGS_MODE: u32 = 0o750;
-/// The directory of the logs of operating systems' scripts, which Ganeti makes itself beside that of the providers' logs.
+/// The directory of the logs of operating systems' scripts, which Ganeti itself makes beside the providers' logs.
 const SIBLING_NAME: &str = "os";
-/// Of what everybody may read.
+/// Mode of directories that everybody may read.
 const MODE: u32 = 0o755;
 
-/// Which of `paths` and the directories above them there are not, the outer ones first.
+/// Those of `paths` and their parents that do not exist, the outer ones first.
 pub(super) fn missing(paths: &[&Path]) -> Vec<PathBuf> {
     let mut missing: Vec<PathBuf> = Vec::new();
     for path in paths {
@@ -31,7 +31,7 @@ pub(super) fn missing(paths: &[&Path]) -> Vec<PathBuf> {
     missing
 }
 
-/// Makes `path` and the directories above it, for everybody to read, whatever the umask.
+/// Makes `path` and its parents, readable for everybody, whatever the umask.
 pub(super) fn make(path: &Path) -> Result<(), Error> {
     for one in missing(&[path]) {
         make_one(&one, MODE)?;
@@ -39,7 +39,7 @@ pub(super) fn make(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the directory of logs, for its owner and its group, which are those of Ganeti's other logs.
+/// Makes the directory of logs, with the owner and the group of Ganeti's other logs.
 pub(super) fn make_logs(path: &Path) -> Result<(), Error> {
     if let Some(parent) = path.parent() {
         make(parent)?;
@@ -51,7 +51,7 @@ pub(super) fn make_logs(path: &Path) -> Result<(), Error> {
     match fs::metadata(path.with_file_name(SIBLING_NAME)) {
         Ok(sibling) => chown(path, Some(sibling.uid()), Some(sibling.gid()))
             .map_err(|error| failed(path, &error)),
-        // Whoever installs owns it.
+        // Without Ganeti's logs, the installing user owns it.
         Err(_none) => Ok(()),
     }
 }
@@ -59,7 +59,7 @@ pub(super) fn make_logs(path: &Path) -> Result<(), Error> {
 fn make_one(path: &Path, mode: u32) -> Result<(), Error> {
     let made = DirBuilder::new().mode(mode).create(path);
     let made = match made {
-        // Another installation was faster.
+        // Another installation has made it meanwhile.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
         made => made,
     };
@@ -67,10 +67,10 @@ fn make_one(path: &Path, mode: u32) -> Result<(), Error> {
         .map_err(|error| failed(path, &error))
 }
 
-/// Removes those of `made` that are empty, the inner ones first.
+/// Removes those directories of `made` that are empty, the inner ones first.
 pub(super) fn remove(made: &[PathBuf]) {
     for path in made.iter().rev() {
-        // What others have put there keeps it.
+        // A directory with files of others is kept.
         let _kept = fs::remove_dir(path);
     }
 }

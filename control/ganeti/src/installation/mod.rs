@@ -1,13 +1,14 @@
-//! Puts the provider and the wrapper where Ganeti looks, takes them away, and checks what is there.
+//! Installs the provider and the wrapper where Ganeti looks, removes them, and checks the installation.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `provider` | the provider's directory: links to this program, the list of parameters, the settings |
-//! | `made` | directories that an installation makes, and takes away again |
-//! | `checks`, `ganeti` | whether all of it works together: scripts, QEMU, node; Ganeti and its cluster |
+//! | `made` | directories that an installation makes, and removes again |
+//! | `checks`, `ganeti` | whether the parts work together: scripts, QEMU, node; Ganeti and its cluster |
 //!
-//! Everything that an installation makes is in one directory, but for the directory of logs, which Ganeti needs and nobody else makes. The
-//! settings in it say what is ours. Whatever ends an installation: the same again finishes it, and an uninstallation removes what is there.
+//! Everything that an installation makes is in one directory, except the directory of logs, which Ganeti needs and does not make. The
+//! settings in the first directory list what was made. An interrupted installation is completed by a second one, and undone by an
+//! uninstallation.
 
 mod checks;
 mod failure;
@@ -27,19 +28,19 @@ use crate::settings::Settings;
 pub use finding::Finding;
 pub use places::{LOG_DIRECTORY, PROVIDER_DIRECTORY, Places};
 
-/// What is there.
+/// The state of an installation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The provider's directory.
     pub directory: PathBuf,
     /// The wrapper, for `kvm_path`.
     pub wrapper: PathBuf,
-    /// What was looked at.
+    /// The result of each check.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// Whether everything that was looked at is as it should be.
+    /// Whether every check succeeded.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.findings
@@ -48,11 +49,11 @@ impl Report {
     }
 }
 
-/// Installs `settings` at `places`, with links to `program`. What `settings` leave out stays as an installation there has it. May be
-/// repeated: updates what differs.
+/// Installs `settings` at `places`, with links to `program`. Settings that are missing keep the values of a former installation there. May
+/// be repeated: updates what differs.
 ///
 /// # Errors
-/// [`archipelago_protocol::ErrorCode::Exists`] if something is in the way that is not ours, what the system says otherwise.
+/// [`archipelago_protocol::ErrorCode::Exists`] if files of others are in the way; otherwise the error of the system.
 pub fn install(places: &Places, program: &Path, settings: Settings) -> Result<Report, Error> {
     let present = provider::present(&places.provider)?.unwrap_or_default();
     let mut made = present.made;
@@ -66,32 +67,32 @@ pub fn install(places: &Places, program: &Path, settings: Settings) -> Result<Re
         made,
     };
     let text = settings.render()?;
-    // The directory of the settings first, then they, which say what is made from here on.
+    // The directory of the settings first, then the settings, which list the directories that are made from here on.
     made::make(&places.provider)?;
     provider::write(&places.provider, program, &text)?;
     made::make_logs(&places.logs)?;
     check(places)
 }
 
-/// Removes what an installation at `directory` has made, and only that. Left are files of others in its directories. The wrapper that was
-/// removed; nothing if there was none.
+/// Removes what an installation at `directory` has made, and only that. Files of others stay, with their directories. Returns the path of
+/// the removed wrapper; `None` if there was none.
 ///
 /// # Errors
-/// [`archipelago_protocol::ErrorCode::Exists`] if the directory is not ours; nothing is removed then.
+/// [`archipelago_protocol::ErrorCode::Exists`] if the directory was not made by an installation; then nothing is removed.
 pub fn uninstall(directory: &Path) -> Result<Option<PathBuf>, Error> {
     let settings = provider::present(directory)?;
     provider::remove(directory)?;
-    // Also if an installation was interrupted before its settings said what it has made.
+    // An installation may have been interrupted before its settings listed this directory.
     let directories = [directory.to_owned()];
     made::remove(&directories);
     made::remove(settings.as_ref().map_or(&[], |settings| &settings.made));
     Ok(settings.map(|_removed| provider::wrapper(directory)))
 }
 
-/// Looks at what is at `places`, and at what it needs.
+/// Checks the installation at `places`, and what it depends on.
 ///
 /// # Errors
-/// [`archipelago_protocol::ErrorCode::Exists`] if the directory is not ours.
+/// [`archipelago_protocol::ErrorCode::Exists`] if the directory was not made by an installation.
 pub fn check(places: &Places) -> Result<Report, Error> {
     let settings = provider::present(&places.provider)?;
     Ok(Report {

@@ -1,11 +1,11 @@
-//! The provider's directory: what Ganeti calls, and how it is known that it is ours.
+//! The provider's directory: the scripts that Ganeti calls, and how an installation recognises its own directory.
 //!
-//! | name | what |
+//! | name | content |
 //! |---|---|
 //! | `create`, `attach` and so on | links to this program |
-//! | `archipelago-kvm` | the same: the wrapper |
-//! | `parameters.list` | for Ganeti |
-//! | `archipelago.conf` | the settings. It is made first and removed last: a directory with this file is ours |
+//! | `archipelago-kvm` | a link to this program: the wrapper |
+//! | `parameters.list` | the list of parameters, for Ganeti |
+//! | `archipelago.conf` | the settings. Made first and removed last: a directory with this file is an installation's |
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,11 +21,11 @@ use crate::parameters::parameters_list;
 use crate::settings::{FILE_NAME, Settings};
 use crate::wrapper::WRAPPER_NAME;
 
-/// This program's own name, which the links lead to.
+/// This program's own name, the target of the links.
 pub(super) const PROGRAM_NAME: &str = "archipelago-ganeti";
 /// Name of the list of parameters.
 pub(super) const PARAMETERS_NAME: &str = "parameters.list";
-/// Of what everybody may read.
+/// Mode of files that everybody may read.
 const MODE: u32 = 0o644;
 
 /// Names of the links.
@@ -41,7 +41,7 @@ fn names() -> impl Iterator<Item = &'static str> {
     link_names().chain([PARAMETERS_NAME, FILE_NAME])
 }
 
-/// Whether `directory` has the list of parameters that this program takes.
+/// Whether the list of parameters in `directory` is that of this program.
 pub(super) fn has_parameters_list(directory: &Path) -> bool {
     fs::read_to_string(directory.join(PARAMETERS_NAME)).is_ok_and(|text| text == parameters_list())
 }
@@ -51,10 +51,10 @@ pub(super) fn wrapper(directory: &Path) -> PathBuf {
     directory.join(WRAPPER_NAME)
 }
 
-/// The settings of the installation in `directory`; nothing if there is none.
+/// The settings of the installation in `directory`; `None` if there is none.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if something else is there.
+/// [`ErrorCode::Exists`] if files of others are there.
 pub(super) fn present(directory: &Path) -> Result<Option<Settings>, Error> {
     if let Some(settings) = Settings::read(directory)? {
         return Ok(Some(settings));
@@ -65,7 +65,7 @@ pub(super) fn present(directory: &Path) -> Result<Option<Settings>, Error> {
         Ok(entries) => {
             for entry in entries {
                 let entry = entry.map_err(|error| failed(directory, &error))?;
-                // What an installation leaves that was killed before it had its settings.
+                // An installation that was killed before it had its settings leaves such files.
                 if !names().any(|name| entry.path() == unfinished(directory, name)) {
                     return Err(not_ours(directory));
                 }
@@ -80,10 +80,10 @@ fn not_ours(path: &Path) -> Error {
         "{} is there, and no installation of ours has made it",
         path.display()
     );
-    Error::new(ErrorCode::Exists, message).with_hint("move it away, or say another --dir")
+    Error::new(ErrorCode::Exists, message).with_hint("move it away, or use another --dir")
 }
 
-/// Whether `path` is what an installation of ours puts at `name`; nothing if nothing is there.
+/// Whether `path` is the file that an installation makes under the name `name`; `None` if there is no file.
 fn is_ours(path: &Path, name: &str) -> Result<Option<bool>, Error> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -100,7 +100,7 @@ fn is_ours(path: &Path, name: &str) -> Result<Option<bool>, Error> {
 /// Writes everything into `directory`: the settings `settings` first, then links to `program` and the list of parameters.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if a name is taken by what is not ours.
+/// [`ErrorCode::Exists`] if a name is taken by a file of others.
 pub(super) fn write(directory: &Path, program: &Path, settings: &str) -> Result<(), Error> {
     for name in link_names().chain([PARAMETERS_NAME]) {
         let path = directory.join(name);
@@ -120,7 +120,7 @@ fn write_file(directory: &Path, name: &str, text: &str) -> Result<(), Error> {
     durable::replace_with_mode(&path, text.as_bytes(), MODE).map_err(|error| failed(&path, &error))
 }
 
-/// Makes the link `name` to `program` anew, at once: Ganeti may call it at any moment.
+/// Replaces the link `name` by one to `program`, atomically: Ganeti may call it at any moment.
 fn link(directory: &Path, name: &str, program: &Path) -> Result<(), Error> {
     let path = directory.join(name);
     let new = durable::unfinished(&path);
@@ -134,7 +134,8 @@ fn unfinished(directory: &Path, name: &str) -> PathBuf {
     durable::unfinished(&directory.join(name))
 }
 
-/// Removes from `directory`, which [`present`] takes for ours or for empty, what is ours. The settings are last.
+/// Removes what an installation has made in `directory`, which [`present`] has accepted as an installation's or as empty. The settings are
+/// last.
 pub(super) fn remove(directory: &Path) -> Result<(), Error> {
     for name in link_names().chain([PARAMETERS_NAME]) {
         let path = directory.join(name);

@@ -1,6 +1,6 @@
-//! QEMU's command line as Ganeti writes it, and what becomes of it.
+//! QEMU's command line as Ganeti writes it, and its rewriting.
 //!
-//! A disk with an address of ours is two arguments, in Ganeti's order. Ganeti 3.0:
+//! A disk with our address takes two arguments, in Ganeti's order. Ganeti 3.0:
 //!
 //! ```text
 //! -device virtio-blk-pci,id=disk-ID,bus=pci.0,addr=0xd,drive=disk-ID
@@ -14,8 +14,8 @@
 //! -blockdev driver=raw,node-name=disk-ID,discard=ignore,cache.direct=on,cache.no-flush=off,file.driver=rbd,file.pool=vhost_user,file.image=VOLUME
 //! ```
 //!
-//! The device becomes one of vhost-user at the same place of the same bus, the drive its socket. Besides, the guest's memory becomes
-//! shared ([`super::memory`]). Nothing else changes by a byte.
+//! The device becomes a vhost-user device at the same place of the same bus, and the drive becomes its socket. The guest's memory becomes
+//! shared ([`super::memory`]). No other byte changes.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -27,13 +27,13 @@ use super::arguments::positions_of;
 use super::memory::share_memory;
 use super::options::OptionList;
 
-/// What a disk's address begins with that the wrapper looks for: one that Ganeti's parsers of both versions let pass.
+/// Prefix of the address of a disk that the wrapper rewrites: one that the parsers of both versions of Ganeti accept.
 pub const DISK_PREFIX: &str = "rbd:vhost_user/";
 
-/// QEMU's device of a disk that Ganeti calls paravirtual, and what it becomes. Variants end alike: `-non-transitional`.
+/// QEMU's device of a disk that Ganeti calls paravirtual; it is replaced. Variants have the same ending: `-non-transitional`.
 const DEVICE: &[u8] = b"virtio-blk-pci";
 const VHOST_USER_DEVICE: &[u8] = b"vhost-user-blk-pci";
-/// Properties of the former that the latter does not have.
+/// Properties of that device that a vhost-user device does not have.
 const OF_DRIVE: [&str; 2] = ["drive", "write-cache"];
 
 /// Where a volume is served.
@@ -45,7 +45,7 @@ pub struct Endpoint {
     pub queues: u16,
 }
 
-/// How this QEMU is told to connect again when the socket's process was started anew.
+/// The option that makes this version of QEMU connect again after the socket's process was restarted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reconnect {
     /// `reconnect`, in seconds: before version 9.2.
@@ -54,14 +54,14 @@ pub enum Reconnect {
     Milliseconds,
 }
 
-/// A disk with an address of ours.
+/// A disk with our address.
 #[derive(Debug)]
 struct Disk {
     volume: Name,
     id: Vec<u8>,
-    /// Where its `-drive` or `-blockdev` is among the arguments.
+    /// Index of the value of its `-drive` or `-blockdev` among the arguments.
     drive: usize,
-    /// Where the value of its `-device` is.
+    /// Index of the value of its `-device`.
     device: usize,
 }
 
@@ -80,7 +80,7 @@ impl CommandLine {
     /// The command line of `arguments`, without the program.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] for a disk of ours that cannot be one of vhost-user.
+    /// [`ErrorCode::Invalid`] for a disk with our address that cannot be a vhost-user device.
     pub fn parse(arguments: Vec<OsString>) -> Result<CommandLine, Error> {
         let mut disks = Vec::new();
         for option in ["drive", "blockdev"] {
@@ -107,13 +107,13 @@ impl CommandLine {
         Ok(CommandLine { arguments, disks })
     }
 
-    /// The volumes of the disks of ours.
+    /// The volumes of the disks with our address.
     pub fn volumes(&self) -> impl Iterator<Item = &Name> {
         self.disks.iter().map(|disk| &disk.volume)
     }
 
-    /// The arguments that QEMU gets, with the disks of ours at `endpoints`, which are those of [`CommandLine::volumes`] in their order.
-    /// Without such disks they are what they were.
+    /// The arguments for QEMU, with the disks connected to `endpoints`, which are in the order of [`CommandLine::volumes`]. Without disks
+    /// of ours the arguments are unchanged.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if the guest's memory cannot be shared.
@@ -150,7 +150,7 @@ impl CommandLine {
                 .without(&OF_DRIVE)
                 .with("chardev", &channel);
             if !has_queues {
-                // Otherwise as many as the guest has processors, which QEMU refuses if they are more than are offered.
+                // By default QEMU uses a queue for each processor of the guest, and fails if that is more than the endpoint offers.
                 device = device.with("num-queues", endpoint.queues.to_string().as_bytes());
             }
             arguments[disk.device] = device.render();
@@ -159,14 +159,14 @@ impl CommandLine {
     }
 }
 
-/// Volume and id of a `-drive` of ours. Without an id no device is its front end.
+/// Volume and id of a `-drive` with our address. Without an id no device refers to it.
 fn of_drive(list: &OptionList) -> Option<(&[u8], Option<&[u8]>)> {
     let volume = list.get("file")?.strip_prefix(DISK_PREFIX.as_bytes())?;
     let id = list.get("id").filter(|_| list.has("if", "none"));
     Some((volume, id))
 }
 
-/// Volume and name of a `-blockdev` of ours.
+/// Volume and name of a `-blockdev` with our address.
 fn of_block_device(list: &OptionList) -> Option<(&[u8], Option<&[u8]>)> {
     let (pool, _) = DISK_PREFIX.strip_prefix("rbd:")?.split_once('/')?;
     let is_ours = list.has("file.driver", "rbd") && list.has("file.pool", pool);
@@ -186,7 +186,7 @@ fn not_paravirtual(volume: &Name) -> Error {
         .with_hint("gnt-instance modify -H disk_type=paravirtual INSTANCE, or access=kernelspace")
 }
 
-/// Where the value of the one `-device` is whose drive is `id`.
+/// Index of the value of the one `-device` whose drive is `id`.
 fn device(arguments: &[OsString], id: &[u8], volume: &Name) -> Result<usize, Error> {
     let of_disk = |at: &usize| {
         let device = OptionList::parse(&arguments[*at]);
@@ -204,7 +204,7 @@ fn device(arguments: &[OsString], id: &[u8], volume: &Name) -> Result<usize, Err
     }
 }
 
-/// The version that `qemu --version` prints decides how it is told to connect again.
+/// The reconnect option for the version that `qemu --version` prints.
 #[must_use]
 pub fn reconnect_of(version: &OsStr) -> Reconnect {
     let text = version.to_string_lossy();

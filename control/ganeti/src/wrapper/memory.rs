@@ -1,11 +1,11 @@
-//! Memory that a vhost-user back end can map: all of the guest's, in a backend that is shared.
+//! Memory that a vhost-user back end can map: all of the guest's memory, in a shared backend.
 //!
-//! | the command line has | what comes of it |
+//! | the command line has | the rewritten one has |
 //! |---|---|
-//! | `-m SIZE` | besides it a memfd of that size, shared, which the machine uses |
+//! | `-m SIZE` | in addition a shared memfd of that size, which the machine uses |
 //! | `-m SIZE -mem-path DIR` | a file in DIR instead (huge pages), and no `-mem-path`, which QEMU refuses beside a backend |
-//! | `-mem-prealloc` | stays: QEMU allocates backends at the start too |
-//! | a backend of its own, by `-machine memory-backend=` or `-numa memdev=` | stays, and has to be shared |
+//! | `-mem-prealloc` | the same: QEMU allocates backends at the start too |
+//! | a backend of its own, by `-machine memory-backend=` or `-numa memdev=` | the same; it must be shared |
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -17,17 +17,17 @@ use super::options::OptionList;
 
 /// Id of the backend.
 const BACKEND: &str = "archipelago-memory";
-/// How QEMU spells that something is so.
+/// QEMU's spellings of a true value.
 const TRUE: [&str; 4] = ["on", "yes", "true", "y"];
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorCode::Invalid, message)
 }
 
-/// `arguments` with memory that is shared.
+/// `arguments` with shared memory.
 ///
 /// # Errors
-/// [`ErrorCode::Invalid`] if there is no size, or a backend that is not shared.
+/// [`ErrorCode::Invalid`] if the size is missing, or a backend is not shared.
 pub(super) fn share_memory(mut arguments: Vec<OsString>) -> Result<Vec<OsString>, Error> {
     let backends = backends(&arguments);
     if !backends.is_empty() {
@@ -50,7 +50,7 @@ pub(super) fn share_memory(mut arguments: Vec<OsString>) -> Result<Vec<OsString>
     }
     let backend = backend.with("share", b"on");
     while let Some(at) = arguments.iter().position(|one| is_option(one, "mem-path")) {
-        // The value is there: otherwise QEMU says what is missing.
+        // If the value is missing, QEMU reports that.
         arguments.drain(at..(at + 2).min(arguments.len()));
     }
     arguments.extend([
@@ -62,7 +62,7 @@ pub(super) fn share_memory(mut arguments: Vec<OsString>) -> Result<Vec<OsString>
     Ok(arguments)
 }
 
-/// Ids of the backends that the command line gives the guest itself.
+/// Ids of the backends that the command line itself assigns to the guest.
 fn backends(arguments: &[OsString]) -> Vec<Vec<u8>> {
     let of = |option: &str, key: &str| -> Vec<Vec<u8>> {
         let lists = values_of(arguments, option).map(|value| OptionList::parse(value));
@@ -89,10 +89,14 @@ fn check_shared(arguments: &[OsString], backend: &[u8]) -> Result<(), Error> {
         String::from_utf8_lossy(backend)
     );
     let is_json = |value: &OsString| value.as_bytes().starts_with(b"{");
-    Err(invalid(message).with_hint(match values_of(arguments, "object").any(is_json) {
-        true => "a JSON -object is not read: write it as key=value, with share=on, where kvm_extra says it",
-        false => "add share=on to its -object, where kvm_extra says it",
-    }))
+    Err(
+        invalid(message).with_hint(match values_of(arguments, "object").any(is_json) {
+            true => {
+                "a JSON -object is not read: write it as key=value, with share=on, in kvm_extra"
+            }
+            false => "add share=on to its -object, in kvm_extra",
+        }),
+    )
 }
 
 /// The size of the guest's memory, with its unit: of several `-m` the last one that has a size, as QEMU takes it.
@@ -104,13 +108,13 @@ fn size(arguments: &[OsString]) -> Result<Vec<u8>, Error> {
     let mut sizes = values_of(arguments, "m").rev().filter_map(size_of);
     let mut size = sizes.next().unwrap_or_default();
     if !size.first().is_some_and(u8::is_ascii_digit) {
-        let said = String::from_utf8_lossy(&size);
+        let value = String::from_utf8_lossy(&size);
         return Err(invalid(format!(
-            "-m `{said}`: the size of the guest's memory is not there"
+            "-m `{value}`: the size of the guest's memory is missing"
         )));
     }
     if size.iter().all(u8::is_ascii_digit) {
-        // MiB, in -m alone.
+        // MiB: the default unit of -m alone.
         size.push(b'M');
     }
     Ok(size)

@@ -1,15 +1,15 @@
 //! The wrapper that Ganeti calls as `kvm_path`: QEMU with vhost-user disks.
 //!
-//! Ganeti knows no vhost-user disks. But an address in user space passes through it to QEMU's command line, and this program stands
-//! between the two: it finds the disks whose address is [`DISK_PREFIX`] and a volume's name, asks the node for their sockets, and
-//! becomes QEMU, by the same process id, with the descriptors that Ganeti hands on. Without such a disk nothing is asked or changed;
-//! so Ganeti's probes (`--help`, `-machine ?`, `-device ?`) pass.
+//! Ganeti does not support vhost-user disks, but it passes an address in user space on to QEMU's command line. This program stands between
+//! the two: it finds the disks whose address is [`DISK_PREFIX`] and a volume's name, asks the node for their sockets, and becomes QEMU,
+//! with the same process id and the descriptors that Ganeti passed on. Without such a disk it asks nothing and changes nothing, so Ganeti's
+//! probes (`--help`, `-machine ?`, `-device ?`) work.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
-//! | `command_line` | which disks are ours, and what becomes of the arguments: a pure function |
-//! | `memory` | the guest's memory, shared |
-//! | `arguments`, `options` | the shape of QEMU's arguments |
+//! | `command_line` | which disks are rewritten, and how: a pure function |
+//! | `memory` | shared memory of the guest |
+//! | `arguments`, `options` | the syntax of QEMU's arguments |
 
 mod arguments;
 mod command_line;
@@ -34,9 +34,9 @@ pub use command_line::{CommandLine, DISK_PREFIX, Endpoint, Reconnect, reconnect_
 pub const WRAPPER_NAME: &str = "archipelago-kvm";
 /// The device that a disk becomes.
 const VHOST_USER_DEVICE: &str = "vhost-user-blk-pci";
-/// What helps if QEMU is not found.
+/// The hint if QEMU is not found.
 const NAME_QEMU: &str = "name QEMU by `archipelago ganeti install --qemu FILE`";
-/// QEMU if nothing is said: the first one that exists.
+/// The default QEMU binaries: the first one that exists is used.
 const QEMU: [&str; 2] = ["/usr/bin/kvm", "/usr/bin/qemu-system-x86_64"];
 
 /// Becomes QEMU with `arguments`; returns only if that fails.
@@ -74,7 +74,7 @@ fn command(arguments: Vec<OsString>, settings: &Settings) -> Result<Command, Err
     Ok(command)
 }
 
-/// The program that is QEMU.
+/// Path of the QEMU binary.
 fn qemu(settings: &Settings) -> Result<PathBuf, Error> {
     let found = || {
         QEMU.into_iter()
@@ -97,7 +97,7 @@ fn qemu(settings: &Settings) -> Result<PathBuf, Error> {
     Ok(program)
 }
 
-/// Whether QEMU is there, and has what the wrapper says to it.
+/// Checks that QEMU exists, and supports the options that the wrapper adds.
 ///
 /// # Errors
 /// What is missing.
@@ -117,7 +117,7 @@ pub(crate) fn check_qemu(settings: &Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// What QEMU prints of its version; nothing if it does not.
+/// The version that QEMU prints; empty if it prints none.
 fn version(program: &Path) -> OsString {
     let output = Command::new(program)
         .arg("--version")
@@ -130,7 +130,7 @@ fn version(program: &Path) -> OsString {
     )
 }
 
-/// Where `volume` is attached for a virtual machine.
+/// The endpoint at which `volume` is attached for a virtual machine.
 fn endpoint(client: &Client, volume: &Name) -> Result<Endpoint, Error> {
     let path = format!("/v1/volumes/{}", path_segment(volume.as_str()));
     let view: VolumeView = client.get(&path).map_err(|error| Error {

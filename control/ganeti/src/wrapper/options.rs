@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// One value, with its key or, as the first of a list may be, without.
+/// One value, with its key; the first value of a list may have no key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Item {
     key: Option<Vec<u8>>,
@@ -17,7 +17,7 @@ pub(super) struct OptionList {
 }
 
 impl OptionList {
-    /// The list that `argument` is.
+    /// Parses `argument`.
     pub(super) fn parse(argument: &OsStr) -> OptionList {
         let mut items = Vec::new();
         let mut item = Vec::new();
@@ -44,7 +44,7 @@ impl OptionList {
         OptionList { items: vec![first] }
     }
 
-    /// The same with one more.
+    /// The list with one more option.
     pub(super) fn with(mut self, key: &str, value: &[u8]) -> OptionList {
         self.items.push(Item {
             key: Some(key.as_bytes().to_vec()),
@@ -53,7 +53,7 @@ impl OptionList {
         self
     }
 
-    /// The same without those of the keys `keys`.
+    /// The list without the options `keys`.
     pub(super) fn without(mut self, keys: &[&str]) -> OptionList {
         let is_one = |key: &Vec<u8>| keys.iter().any(|one| one.as_bytes() == key.as_slice());
         self.items
@@ -61,7 +61,7 @@ impl OptionList {
         self
     }
 
-    /// The same with `name` in the place of what it begins with.
+    /// The list with `name` as its first, keyless value.
     pub(super) fn renamed(mut self, name: &[u8]) -> OptionList {
         if let Some(first) = self.items.first_mut().filter(|first| first.key.is_none()) {
             first.value = name.to_vec();
@@ -69,7 +69,7 @@ impl OptionList {
         self
     }
 
-    /// What it begins with, if that has no key.
+    /// The first value, if it has no key.
     pub(super) fn name(&self) -> Option<&[u8]> {
         let first = self.items.first().filter(|first| first.key.is_none())?;
         Some(&first.value)
@@ -87,7 +87,7 @@ impl OptionList {
         self.get(key) == Some(value.as_bytes())
     }
 
-    /// The argument.
+    /// The list as an argument.
     pub(super) fn render(&self) -> OsString {
         let mut bytes = Vec::new();
         for (index, item) in self.items.iter().enumerate() {
