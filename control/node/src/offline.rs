@@ -121,7 +121,7 @@ fn absence(layout: &Layout) -> Option<Error> {
 /// Ends a daemon whose run directory was removed under it, which only the locks of its pools still know. What was found.
 fn stop_found_by_pools(layout: &Layout) -> Result<Vec<String>, Error> {
     let Ok(config) = Config::read(layout.config()) else {
-        // Nothing says which pools would be served.
+        // Without a configuration it is not known which pools would be served.
         return Ok(Vec::new());
     };
     let mut notes = Vec::new();

@@ -84,7 +84,7 @@ fn parse_role(text: &str) -> Result<Role, Error> {
         .ok_or_else(|| Error::new(ErrorCode::Invalid, format!("`{text}` is not a role")))
 }
 
-/// Does what the command line says; `host` is what a data process does.
+/// Carries out the command line; `host` runs a data process.
 pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
     // Whatever it inherits: files are their owner's, and the owner can use them.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
@@ -121,7 +121,7 @@ fn run_daemon(options: &Options) -> Result<(), Error> {
     logging::start("archipelagod");
     descriptors::raise();
     file_size::raise();
-    // A task of the daemon that panics ends alone, and whoever keeps it running says so; this says where it was.
+    // A task of the daemon that panics ends alone, and its supervisor logs that; this logs where it panicked.
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         tracing::error!(
@@ -139,10 +139,12 @@ fn run_daemon(options: &Options) -> Result<(), Error> {
     };
     daemon::run(Layout::new(options.root.as_deref())?, claim, || {
         if options.background {
-            let told =
+            let reported =
                 writeln!(std::io::stdout(), "ready").and_then(|()| std::io::stdout().flush());
-            if let Err(error) = told {
-                tracing::debug!("whoever started the daemon has gone: {error}");
+            if let Err(error) = reported {
+                tracing::debug!(
+                    "the process that started the daemon has closed its output: {error}"
+                );
             }
         }
     })
@@ -174,8 +176,8 @@ enum BackendCommand {
     },
 }
 
-/// Does what the command line of a program says that hosts the blocker of another kind of pool: `host` is what a data process does, `make`
-/// what makes a pool, and `check` what checks one, with or without repairs.
+/// Carries out the command line of a program that hosts the blocker of another kind of pool: `host` runs a data process, `make` makes a
+/// pool, and `check` checks one, with or without repairs.
 pub fn run_backend<P: DeserializeOwned, C: DeserializeOwned, A: Serialize>(
     host: impl FnOnce(DataProcess<P>) -> Result<(), Error>,
     make: impl FnOnce(C) -> Result<A, Error>,

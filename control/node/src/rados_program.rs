@@ -20,13 +20,13 @@ const NAME: &str = "archipelago-rados";
 /// How long it may take to make a pool: it has a timeout of its own for each of its steps.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What it says of a pool that it has made.
+/// What the program reports of a pool that it has made.
 #[derive(Debug, Deserialize)]
 struct Made {
     fsid: String,
 }
 
-/// The program: beside this one, else wherever `PATH` says.
+/// Path of the program: beside this one, else the one in `PATH`.
 pub(crate) fn path() -> PathBuf {
     let beside = std::env::current_exe()
         .ok()
@@ -40,7 +40,7 @@ pub(crate) fn path() -> PathBuf {
 /// id of its cluster. `claim` is the right with which it will be opened.
 ///
 /// # Errors
-/// What the program says, or that there is no such program.
+/// The error that the program reports, or that there is no such program.
 pub(crate) async fn make_pool(
     pool: RadosPool,
     node: &Path,

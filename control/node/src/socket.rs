@@ -23,7 +23,7 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
-/// Removes a socket that nobody listens to any more; one that is gone is fine.
+/// Removes a socket that no process listens to any more, if it exists.
 pub(crate) fn unlink(path: &Path) {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -2,7 +2,7 @@
 //!
 //! | means | what is left |
 //! |---|---|
-//! | descriptors | the files of the task, opened by whoever asked, as `/proc/self/fd/N`; all others are closed |
+//! | descriptors | the files of the task, opened by the caller, as `/proc/self/fd/N`; all others are closed |
 //! | environment | the path of programs; for a download also proxies and certificates |
 //! | Landlock | those files, and the programs and libraries of the system; no TCP, unless the task is a download |
 //! | seccomp | no sockets but the one that is served (or a download's), no signals to others, io_uring, tracing, mounting, modules, namespaces |
@@ -115,7 +115,7 @@ const NAMESPACES: [libc::c_int; 7] = [
 /// A program and what it may use.
 #[derive(Debug, Args)]
 pub(crate) struct Tool {
-    /// Process id of whoever asks; the program dies with it
+    /// Process id of the caller; the program dies with it
     #[arg(long)]
     parent: i32,
     /// Descriptors of files that it may read
@@ -178,7 +178,7 @@ fn failed(what: &str, error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Internal, format!("{what}: {error}"))
 }
 
-/// Closes what whoever asked has left open besides the files of the task.
+/// Closes the descriptors that the caller has left open, except the files of the task.
 fn close_others(tool: &Tool) -> Result<(), Error> {
     let failed = |error: std::io::Error| failed("open descriptors", error);
     let mut others = Vec::new();

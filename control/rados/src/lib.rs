@@ -1,12 +1,12 @@
-//! A pool on RADOS, as the process hosts it that has its blocker. The program `archipelago-rados` is started by the node daemon, and by nobody else.
+//! A pool on RADOS, as hosted by the process with its blocker. Only the node daemon starts the program `archipelago-rados`.
 //!
 //! * [`HostedPool`]: the settings of the process, as a pool that [`archipelago_host`] opens.
 //! * [`make`]: what makes a RADOS pool one of ours.
 //! * [`keep_buffers`]: a setting of the process.
 //!
-//! One design decision: this program is the only one that links librados, so whoever has no such pool needs no package of Ceph.
+//! One design decision: only this program links librados, so a host without such a pool needs no package of Ceph.
 //!
-//! This crate never reads the node's configuration: the daemon gives it all that it needs.
+//! This crate never reads the node's configuration: the daemon passes everything that it needs.
 
 #![forbid(unsafe_code)]
 
@@ -43,7 +43,7 @@ const SYSTEM: [&str; 7] = [
 #[serde(transparent)]
 pub struct HostedPool(RadosSettings);
 
-/// What is said of a pool that was made.
+/// What is reported of a pool that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
     /// The id of its cluster.
@@ -100,7 +100,7 @@ impl Pool for HostedPool {
         reads.push(ceph_conf.as_deref().unwrap_or(ceph));
         match keyring {
             Some(keyring) => reads.push(keyring),
-            // It is where the configuration says: beside that, or in the usual place.
+            // The key is beside the configuration, or in the usual place.
             None => reads.extend(
                 ceph_conf
                     .as_deref()

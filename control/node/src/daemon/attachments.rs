@@ -87,7 +87,7 @@ fn parse(bytes: &[u8]) -> Result<Content, (ErrorCode, String)> {
     }
 }
 
-/// The attachments of a node. What the file says and what the memory says is the same after each call.
+/// The attachments of a node. The file and the memory have the same content after each call.
 #[derive(Debug)]
 pub(crate) struct Attachments {
     path: PathBuf,
@@ -183,10 +183,11 @@ impl Attachments {
             .filter(move |one| one.pool.as_ref() == Some(pool))
     }
 
-    /// Says of which pool are those that a node with one pool has noted; durably: once there are more pools, nothing else says it.
+    /// Sets the pool of the attachments that a node with one pool recorded without it. Durable: once there are more pools, only this record
+    /// names it.
     ///
     /// # Errors
-    /// What the file system says; the memory has it all the same.
+    /// If the file cannot be written; the memory has the change nevertheless.
     pub(crate) fn set_pool(&mut self, pool: &Name) -> Result<(), Error> {
         if self.all().all(|one| one.pool.is_some()) {
             return Ok(());

@@ -16,7 +16,7 @@ use super::looks::Looks;
 #[derive(Debug)]
 pub(crate) struct NodeContext {
     pub(crate) layout: Layout,
-    /// As it was at the start of the daemon: pools have come and gone since.
+    /// The configuration at the start of the daemon, without the pools that were added or removed since.
     pub(crate) config: Config,
     /// The user of the endpoints' processes, if they have one of their own.
     pub(crate) endpoint: Option<Identity>,

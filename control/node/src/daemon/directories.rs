@@ -11,12 +11,11 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::socket::unlink;
 
-/// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's; they are there. The endpoint
-/// and those who may connect get through the run directory, and so to the peers' sockets; what else is in it, and who
-/// may read it, stays as it is.
+/// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's user; the directories exist. The endpoint and
+/// its clients may pass through the run directory, and so reach the peers' sockets; other files there keep their owners and modes.
 ///
 /// # Errors
-/// What [`path_error`] says.
+/// As [`path_error`].
 pub(crate) fn give_sockets_to(layout: &Layout, endpoint: Option<Identity>) -> Result<(), Error> {
     let set = |path: &Path, uid: u32, gid: u32, mode: u32| {
         // In this order: a change of the owner may take mode bits away.
@@ -64,10 +63,10 @@ pub(crate) fn remove_stale_sockets(layout: &Layout) {
     }
 }
 
-/// Lets the endpoint's user through `directory` to the sockets in it, and no further.
+/// Lets the endpoint's user pass through `directory` to the sockets in it, and no further.
 ///
 /// # Errors
-/// What [`path_error`] says.
+/// As [`path_error`].
 pub(crate) fn let_through(directory: &Path, endpoint: Identity) -> Result<(), Error> {
     chown(directory, None, Some(endpoint.gid))
         .and_then(|()| std::fs::set_permissions(directory, Permissions::from_mode(0o2710)))

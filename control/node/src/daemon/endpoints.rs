@@ -20,10 +20,10 @@ use super::sharing::{Sharing, select_for_detach, share};
 use super::ublk;
 
 const _: () = assert!(archipelago_api::types::QUEUES_MAX == QUEUES_MAX);
-/// Request queues when nobody says how many.
+/// The default number of request queues.
 const QUEUES_DEFAULT: u16 = 1;
 
-/// What an attach has found or made.
+/// The result of an attach.
 enum Attached {
     /// It was there.
     Present(Attachment),
@@ -88,7 +88,7 @@ impl Pool {
         }
         let read_only = match share(&entry, &present, request, &self.context.layout.command())? {
             Sharing::Present(attachment) => {
-                // Told again: harmless, and it repairs what a failed attempt may have left.
+                // Sent again: harmless, and it repairs what a failed attempt may have left.
                 self.serve(&entry, &attachment).await?;
                 return Ok(Attached::Present(attachment));
             }
@@ -105,7 +105,7 @@ impl Pool {
             endpoint,
         };
         if is_local(&attachment.endpoint) {
-            // Whoever opens it is granted that then, and needs a journal then.
+            // The grant and the journal are made when a process opens the volume.
             self.attachments().insert(attachment.clone())?;
             return Ok(Attached::New(attachment));
         }

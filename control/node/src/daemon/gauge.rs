@@ -99,7 +99,7 @@ fn read(room: &Room, more: u8, full_times: u64) -> Reading {
 }
 
 impl Gauge {
-    /// Takes what a look has found: the space as it is told, and what changed.
+    /// Evaluates a measurement of the file system: the space to report, and how its level changed.
     pub(crate) fn look(&mut self, room: &Room) -> (PoolSpace, Option<Change>) {
         let (up, down) = (
             read(room, 0, 1).level,

@@ -1,9 +1,10 @@
-//! What an endpoint with a user of its own may open: what is attached or imported, and what processes have open over segment channels.
+//! Volumes that an endpoint with a user of its own may open: attached ones, imports, and those that processes have open over segment
+//! channels.
 //!
 //! Invariants
-//! - Granted before the endpoint is told to open it, withdrawn after the endpoint has closed it.
-//! - Written to a file first, then told to blocker and mapper: an incarnation of theirs that starts in between has read it.
-//!   They serve nobody before they know what the endpoint may do.
+//! - A grant is made before the endpoint is asked to open the volume, and withdrawn after the endpoint has closed it.
+//! - A grant is written to a file first, then sent to blocker and mapper, so that an incarnation of theirs that starts in between reads it
+//!   from the file. They accept no client before they have read the grants.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ pub(crate) struct Granted {
     path: PathBuf,
     /// Attached, or being imported.
     held: BTreeMap<Lineage, Access>,
-    /// Open over segment channels when the endpoint was last asked, and since. Nobody says when a channel has ended.
+    /// Volumes open over segment channels when the endpoint was last asked, and those opened since. The end of a channel is not reported.
     opened: Vec<(Lineage, Access)>,
 }
 
@@ -54,10 +55,10 @@ impl Granted {
         self.held.remove(&lineage);
     }
 
-    /// Grants `access` to `lineage` for as long as the endpoint says that it is open; now, `still_open` is.
+    /// Grants `access` to `lineage` until the endpoint reports it as closed. `still_open` is the endpoint's present list.
     pub(crate) fn open(&mut self, lineage: Lineage, access: Access, still_open: &[Lineage]) {
         self.opened.retain(|(known, _)| still_open.contains(known));
-        // A reader that will be refused takes nothing from the writer.
+        // A reader that will be refused must not reduce the writer's access.
         if !self.opened.contains(&(lineage, access)) {
             self.opened.push((lineage, access));
         }

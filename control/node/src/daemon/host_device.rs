@@ -25,10 +25,10 @@ impl HostDevice {
         }
     }
 
-    /// Gives it, if it is there, the size of its volume, which its endpoint knows by now.
+    /// Sets the size of the device, if it exists, to that of its volume, which its endpoint has already.
     ///
     /// # Errors
-    /// What the kernel says: the volume has its size.
+    /// The kernel's error; the volume has its new size nevertheless.
     pub(crate) async fn resize(self, size: u64) -> Result<(), Error> {
         match self {
             HostDevice::Ublk(own) => own.resize(size).await,

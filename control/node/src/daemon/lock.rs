@@ -1,6 +1,6 @@
-//! One daemon per node: it holds a lock on a file as long as it lives.
+//! One daemon per node: a daemon holds a lock on a file while it runs.
 //!
-//! The file holds the daemon's process id, and a second word once the daemon is ending. Whoever wants the lock waits for a
+//! The file contains the daemon's process id, and a second word once the daemon is ending. Another process that wants the lock waits for a
 //! daemon that is ending, or that was killed and has not ended yet.
 
 use std::fs::{File, OpenOptions};
@@ -14,9 +14,9 @@ use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-/// Milliseconds between two tries of whoever waits for the lock.
+/// Milliseconds between two tries to get the lock.
 const RETRY: u8 = 10;
-/// How long a daemon that is ending is waited for.
+/// Timeout for a daemon that is ending.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a daemon has to look alive: between a kill and the first sign of it there is a moment without one.
 const ALIVE_FOR: Duration = Duration::from_millis(300);
@@ -170,7 +170,7 @@ impl Holder {
     }
 }
 
-/// Whether the process `pid` was killed, or has ended, or is gone: one that ends gives its memory back first, and with it its command line.
+/// Whether the process `pid` is ending or has ended: a process that ends frees its memory first, and its command line with it.
 fn is_dying(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty())
 }

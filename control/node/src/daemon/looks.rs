@@ -1,8 +1,8 @@
-//! Probes that may not return: of a file whose process does not answer, and of a device on such a file.
+//! Probes of files and devices that may hang: of a file whose process does not answer, and of a device on such a file.
 //!
 //! Invariants
-//! - A call is on a thread of its own, which keeps neither the daemon's requests nor its end waiting.
-//! - At most one at a time for a path: whoever asks meanwhile gets the same answer.
+//! - A probe has a thread of its own: neither the daemon's requests nor its end wait for it.
+//! - At most one probe at a time for a path: later callers get the result of the running one.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// How long a call may take.
+/// Timeout of a probe.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a call says, by the kind of its error.
+/// The result of a probe: its value, or the kind of its error.
 type Answer<T> = Result<T, io::ErrorKind>;
 type Pending<T> = BTreeMap<PathBuf, watch::Receiver<Option<Answer<T>>>>;
 
-/// The calls that have not returned.
+/// The probes that have not returned.
 #[derive(Debug)]
 pub(crate) struct Looks<T = ()>(Arc<Mutex<Pending<T>>>);
 

@@ -73,17 +73,18 @@ const START_GRACE: Duration = Duration::from_secs(10);
 /// How long a thread for calls that block is kept without work: as long as the daemon lives.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// How often the length of the log is looked at, and what it owes is written.
+/// How often the length of the log is checked, and its pending counts are written.
 const LOG_STEP: Duration = Duration::from_secs(1);
 
-/// Runs the daemon of the node at `layout` until it is told to stop. `ready` is called when requests are served; `claim` is the
-/// right with which the pool is opened.
+/// Runs the daemon of the node at `layout` until a signal or a request stops it. `ready` is called when requests are served; `claim` is the
+/// right with which the pools are opened.
 ///
 /// # Errors
-/// Why it could not start, or who has taken its pool over. A clean stop is no error.
+/// Why it could not start, or which node has taken its pools over. A clean stop is not an error.
 pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<(), Error> {
-    // This host may write back to a volume that the node serves: that must wait neither for a data process nor for the daemon, which
-    // starts dead ones again. Its threads and processes have it from here. Without the right to say so, there are no such devices.
+    // This host may write back dirty pages to a volume that the node serves. So the memory that a data process needs, or the daemon that
+    // restarts data processes, must not wait for write-back. Threads and processes inherit the setting. Without the privilege for it there
+    // are no such devices.
     if let Err(error) = archipelago_runtime::set_io_flusher() {
         tracing::debug!(%error, "PR_SET_IO_FLUSHER");
     }
@@ -223,7 +224,7 @@ async fn start_up(node: &Node) -> Result<(), Error> {
     }
 }
 
-/// Waits until other hosts have taken all pools over; how they said so.
+/// Waits until other hosts have taken over all pools; returns one of their errors.
 async fn all_lost(node: &Node) -> Error {
     let mut changes = node.context.pools_changed.subscribe();
     loop {
@@ -317,7 +318,7 @@ fn serve_api(node: &Arc<Node>) -> Result<Api, Error> {
     Ok((task, hang_up))
 }
 
-/// Serves until `hung_up` says otherwise. What ends it before that, such as a lack of descriptors, is tried again.
+/// Serves until `hung_up` is set. After a failure before that, such as a lack of descriptors, it is started again.
 async fn serve_connections(
     listener: Arc<UnixListener>,
     node: Arc<Node>,

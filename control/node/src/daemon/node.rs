@@ -27,9 +27,9 @@ use super::context::NodeContext;
 use super::pool::Pool;
 use super::pool_paths::{PoolPaths, first_pool};
 
-/// How long a pool may take to say whether it has a name, while there are others.
+/// Timeout for the answer of a pool whether it contains a name, while there are other pools.
 pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same once another pool has said that it has it: a pool that answers at all answers within a millisecond.
+/// The timeout once another pool has answered that it contains the name: a pool that works answers within a millisecond.
 const SECOND_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A node: one per daemon.

@@ -1,5 +1,5 @@
-//! What is in use only for a moment: a guest has just ended, an import or export was just broken off, and the volume is being
-//! closed. Whoever comes meanwhile waits for it, in bounds, and without keeping others from their turn.
+//! Waits for volumes that are in use only for a moment: a guest has just ended, an import or export was just broken off, and the volume is
+//! being closed. A new request for such a volume waits, with a timeout, and without blocking requests for others.
 
 use std::time::Duration;
 
@@ -25,10 +25,10 @@ impl From<Error> for Hindrance {
     }
 }
 
-/// What `attempt` gives, tried again while something passing is in its way, for [`TIMEOUT`] at most.
+/// The result of `attempt`, which is repeated while a passing state hinders it, for [`TIMEOUT`] at most.
 ///
 /// # Errors
-/// What the last try says.
+/// The error of the last attempt.
 pub(crate) async fn wait_while_passing<T, F>(attempt: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Hindrance>>,

@@ -1,7 +1,7 @@
-//! Which node serves a pool, found without its sockets: they are gone when somebody removed the run directory.
+//! Finds the node that serves a pool without its sockets, which are lost if a user has removed the run directory.
 //!
-//! The pool's lock names the data process, whose command line names its daemon and its run directory. A daemon is believed
-//! in only if it is the parent of that process: a process whose daemon has died is about to end.
+//! The pool's lock names the data process, whose command line names its daemon and its run directory. The daemon counts only if it is the
+//! parent of that process: a data process whose daemon has died is about to end.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -16,11 +16,11 @@ use archipelago_runtime::{Clock, SystemClock};
 
 use crate::node_pool::NodePool;
 
-/// How long a file system may take to say who holds a lock.
+/// Timeout for the file system's answer who holds a lock.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a daemon that has released its node's lock may take to end: its last data process is its child until then.
+/// How long a daemon may take to end after it has released its node's lock: its last data process is its child until then.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(3);
-/// Milliseconds between two looks of whoever waits.
+/// Milliseconds between two checks while waiting.
 const RETRY_MS: u8 = 5;
 
 /// A node that serves a pool.
@@ -28,7 +28,7 @@ const RETRY_MS: u8 = 5;
 pub(crate) struct ServingNode {
     /// Process id of its daemon.
     pub(crate) daemon: u32,
-    /// Its run directory, as its processes were told.
+    /// Its run directory, from the command line of its processes.
     pub(crate) run: PathBuf,
     pool: PathBuf,
 }
@@ -36,9 +36,9 @@ pub(crate) struct ServingNode {
 /// Who has a pool open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PoolUser {
-    /// Nobody, or the file system does not say.
+    /// No process, or the file system does not report one.
     Nobody,
-    /// A node whose daemon lives.
+    /// A node whose daemon runs.
     Node(ServingNode),
     /// A process that has ended or is about to, or one that cannot be seen from here.
     Process(Option<u32>),
@@ -70,11 +70,10 @@ impl PoolUser {
         }
     }
 
-    /// Waits until nobody has the pool in `directory` open, or another daemon serves it, for `timeout` at most. What is left then,
-    /// for people.
+    /// Waits until no process has the pool in `directory` open, or another daemon serves it, for `timeout` at most.
     ///
     /// # Errors
-    /// Whoever still has the pool open, or why that is not known.
+    /// A text for users: which process still has the pool open, or why that is not known.
     pub(crate) fn wait_free(directory: &Path, timeout: Duration) -> Result<(), String> {
         let deadline = SystemClock.now() + timeout;
         loop {
@@ -192,7 +191,7 @@ fn parent_of(pid: u32) -> Option<u32> {
     status_of(pid, "PPid")?.parse().ok()
 }
 
-/// A line of what the kernel says about a process.
+/// A line of the kernel's status file of a process.
 fn status_of(pid: u32, key: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status

@@ -22,10 +22,10 @@ use super::gauge::{Change, Described, Gauge, WHAT_TO_DO};
 
 /// The kind of a pool in a file system.
 const FILE: &str = "file";
-/// A file system that has not answered by then is told as one that does not.
+/// A file system that has not answered within this time is reported as not answering.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What one look has found.
+/// The result of one look.
 #[derive(Debug)]
 struct Found {
     room: io::Result<Room>,
@@ -82,7 +82,7 @@ impl PoolWatch {
                 for answer in asked {
                     // A look that panics has no answer; the next one is a look again.
                     if let Ok(found) = std::panic::catch_unwind(&look) {
-                        // Whoever asked waits for this one, or the daemon has ended.
+                        // The send fails only if the receiver has timed out, or the daemon has ended.
                         let _late = answer.send(found);
                     }
                 }
@@ -111,7 +111,7 @@ impl PoolWatch {
         found.ok()
     }
 
-    /// Looks at the pool `name`; says in the log what it has reached or left.
+    /// Looks at the pool `name`; logs the levels that it has reached or left.
     pub(crate) async fn look(&self, name: &impl std::fmt::Display) -> Sight {
         let Ok(Some(found)) = timeout(self.answer_timeout, self.answer()).await else {
             return Sight::default();

@@ -42,7 +42,7 @@ impl Node {
     /// The pools, served or not.
     ///
     /// # Errors
-    /// If there is one, and it does not say what is in it.
+    /// If there is only one, and it does not report its content.
     pub(crate) async fn pool_list(&self) -> Result<Vec<PoolView>, Error> {
         let pools = self.pools();
         if let [only] = pools.as_slice() {

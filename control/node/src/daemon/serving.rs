@@ -1,4 +1,5 @@
-//! Serving: what the file of attachments says is what the endpoint is told, at an attach, and again whenever its process has started.
+//! Serving: sends the attachments in the file of attachments to the endpoint, each when it is made, and all of them whenever the endpoint's
+//! process has started.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +16,15 @@ use super::pool::Pool;
 
 /// Bytes of the serial number that a guest sees.
 const SERIAL_LEN: usize = 20;
-/// A fresh endpoint is told of as many attachments at once: a connection and a thread for each.
+/// A fresh endpoint is sent so many attachments at once: a connection and a thread for each.
 const SERVED_AT_ONCE: usize = 16;
-/// First wait before the endpoint is told again of what it could not serve.
+/// First pause before an attachment that could not be served is sent again.
 const SERVE_RETRY_MIN: Duration = Duration::from_secs(1);
-/// Longest wait: whoever frees a descriptor or some space shall see the volume come back.
+/// Longest pause: a volume shall come back soon after a descriptor or some space was freed.
 const SERVE_RETRY_MAX: Duration = Duration::from_secs(10);
 
 impl Pool {
-    /// Has the endpoint serve it. What this host itself uses is served by [`Pool::serve_noted`].
+    /// Has the endpoint serve `attachment`. Attachments that this host itself uses are served by [`Pool::serve_noted`].
     pub(super) async fn serve(&self, entry: &Entry, attachment: &Attachment) -> Result<(), Error> {
         if is_local(&attachment.endpoint) {
             return Ok(());

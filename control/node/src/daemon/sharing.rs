@@ -79,7 +79,7 @@ pub(crate) fn share(
     }
 }
 
-/// Whether `attachment` has everything that `request` says.
+/// Whether `attachment` has all the options of `request`.
 fn is_same(attachment: &Attachment, request: &AttachVolume) -> bool {
     let endpoint = &attachment.endpoint;
     let kind = request.kind.unwrap_or(EndpointKind::of(endpoint));
@@ -112,10 +112,10 @@ fn described(attachment: &Attachment) -> String {
     )
 }
 
-/// The one of `attached`, which are those of `name`, that `request` means.
+/// The attachment of `attached`, all of `name`, that `request` selects.
 ///
 /// # Errors
-/// [`ErrorCode::NotFound`] if none is meant, [`ErrorCode::Invalid`] if it does not say which of several.
+/// [`ErrorCode::NotFound`] if none is selected, [`ErrorCode::Invalid`] if more than one is.
 pub(crate) fn select_for_detach(
     name: &Name,
     attached: &[Attachment],

@@ -26,7 +26,7 @@ use crate::descriptors::descriptors_of;
 
 /// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two starts.
 const RECENT: Duration = Duration::from_secs(10);
-/// A process that does not say how it is within this time is shown as not serving.
+/// A process that does not report its status within this time is shown as not serving.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is in a pool.
@@ -52,7 +52,7 @@ impl PoolContent {
     }
 }
 
-/// What the processes of one pool say.
+/// The reports of the processes of one pool.
 struct PoolReport {
     status: PoolStatus,
     processes: Vec<ProcessView>,
@@ -62,7 +62,7 @@ struct PoolReport {
     served: ServedAttachments,
 }
 
-/// What the process that hosts the endpoint says of attachments.
+/// The attachments that the process with the endpoint reports.
 enum ServedAttachments {
     /// It serves these, and no others.
     Known(Vec<ServedAttachment>),
@@ -282,7 +282,7 @@ impl Pool {
         report
     }
 
-    /// The pool as it is now, with what the process says that serves it, if it answers.
+    /// The present status of the pool, with the report of the process that serves it, if it answers.
     async fn pool_status(&self) -> PoolStatus {
         let blocker = self.process(Role::Blocker);
         let asked = blocker.ask(&ControlRequest::Status, ANSWER_TIMEOUT);
@@ -293,10 +293,10 @@ impl Pool {
         pool
     }
 
-    /// The pool and what is in it; of a pool that is not served, the former.
+    /// The pool and its content; of a pool that is not served, only the pool.
     ///
     /// # Errors
-    /// If it is served and does not say what is in it.
+    /// If the pool is served and does not report its content.
     pub(crate) async fn info_of_pool(&self) -> Result<PoolView, Error> {
         let content = match self.unserved_reason() {
             None => Some(self.content().await?),
@@ -322,7 +322,7 @@ impl Pool {
 }
 
 fn view_of_pool(mut status: PoolStatus, content: Option<PoolContent>) -> PoolView {
-    // What no file system says, the backend does, if it knows.
+    // Without a file system the backend reports the space, if it knows it.
     if status.space.is_none()
         && let Some(room) = content.and_then(|content| content.room())
     {
@@ -338,7 +338,7 @@ fn view_of_pool(mut status: PoolStatus, content: Option<PoolContent>) -> PoolVie
     }
 }
 
-/// A process for people, and what it said of what is not its own.
+/// A process for the answer to users, and the parts of its report that concern others.
 async fn view(pool: &Name, process: &Process) -> (ProcessView, ProcessStatus) {
     let answer = process.ask(&ControlRequest::Status, ANSWER_TIMEOUT).await;
     let title = process.title();

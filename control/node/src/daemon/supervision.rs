@@ -47,7 +47,7 @@ impl Supervision {
         *kept = supervisors.collect();
     }
 
-    /// Says what shall become of the process `index`.
+    /// Sets the wanted state of the process `index`.
     pub(crate) fn wish(&self, index: usize, wish: Wish) {
         self.wishes[index].send_replace(wish);
     }

@@ -32,12 +32,12 @@ const PANIC_WAIT: Duration = Duration::from_secs(1);
 /// Wait before something of the daemon that failed, such as its API, is tried again.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
-/// What the daemon shall do about a process.
+/// The wanted state of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// Keep it alive.
+    /// Keep it running.
     Live,
-    /// It was told to stop: its end is no accident.
+    /// It was asked to stop: its end is expected.
     Stop,
     /// It did not stop in time, or is not worth waiting for.
     Kill,
@@ -57,7 +57,7 @@ pub(crate) enum Event {
 pub(crate) struct End {
     /// `None`: it could not begin.
     pub(crate) status: Option<ExitStatus>,
-    /// Why, if it could still say so.
+    /// The error that it reported before it ended, if it did.
     pub(crate) last_words: Option<Error>,
 }
 
@@ -100,8 +100,8 @@ impl Backoff {
     }
 }
 
-/// Runs what `make` makes until it returns, again after each panic: a task of the daemon that has gone is missed by
-/// nobody until somebody needs it. `report` is called for each.
+/// Runs the future that `make` returns until it ends, and again after each panic: a task of the daemon that has ended would be noticed only
+/// when it is needed. `report` is called for each panic.
 pub(crate) async fn keep_running<F>(
     what: &str,
     mut make: impl FnMut() -> F,
@@ -143,7 +143,7 @@ where
     }
 }
 
-/// A task that ends with whoever waits for it.
+/// A task that ends when its owner drops it.
 pub(crate) struct AbortOnDrop(pub(crate) JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
@@ -152,7 +152,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Runs `process` until `wish` says otherwise, whatever happens to the supervisor itself.
+/// Runs `process` until `wish` ends it, also after a panic of the supervisor itself.
 pub(crate) async fn supervise_always(
     process: Arc<Process>,
     wish: watch::Receiver<Wish>,
@@ -169,7 +169,7 @@ pub(crate) async fn supervise_always(
     .await;
 }
 
-/// Runs `process` until `wish` says otherwise.
+/// Runs `process` until `wish` ends it.
 async fn supervise(
     process: Arc<Process>,
     mut wish: watch::Receiver<Wish>,
@@ -256,20 +256,20 @@ async fn live(
     }
 }
 
-/// Listens to what a process that has ended had to say. Nobody else holds its output, so this does not wait.
+/// Reads the last words of a process that has ended. No other process has its output open, so this does not wait.
 async fn end(status: Option<ExitStatus>, child: &mut Child) -> End {
-    let mut said = Vec::new();
+    let mut text = Vec::new();
     if let Some(stdout) = child.stdout.take()
         && let Err(error) = stdout
             .take(last_words::LEN_MAX)
-            .read_to_end(&mut said)
+            .read_to_end(&mut text)
             .await
     {
         tracing::debug!("the last words are lost: {error}");
     }
     End {
         status,
-        last_words: last_words::decode(&said),
+        last_words: last_words::decode(&text),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Logs: one line an event on stderr; under systemd with the level in front, as journald reads it (`sd-daemon(3)`).
 //!
 //! Invariants
-//! - A log only informs: no event panics, ends a process or keeps its thread waiting for longer than `output` says. What
-//!   cannot be written is dropped and counted, and the count is written once writing works again.
+//! - A log only informs: no event panics, ends a process or blocks its thread for longer than `output` allows. A line that cannot be
+//!   written is dropped and counted, and the count is written once writing works again.
 //! - Equal events are written at once and then counted (`limit`), so nobody can fill a disk by repeating a fault.
 //! - The file of a daemon in the background has a bound ([`rotation`]).
 //! - A thread that panics inside of this module does not wait for itself: locks are tried, never waited for.
@@ -54,8 +54,8 @@ pub(crate) fn start(who: &'static str) {
     drop(started);
 }
 
-/// Writes the counts that are due: of lines that could not be written, and of events that were repeated. For whoever has a
-/// moment; events do it too.
+/// Writes the counts that are due: of lines that could not be written, and of events that were repeated. Called periodically; events do it
+/// too.
 pub(crate) fn catch_up() {
     let Some(log) = LOG.get() else { return };
     let now = SystemClock.now();

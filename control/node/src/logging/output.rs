@@ -1,8 +1,8 @@
 //! Writes lines to a descriptor that may be full, closed, or read by nobody.
 //!
-//! | the descriptor | what becomes of a line |
+//! | the descriptor | what happens to a line |
 //! |---|---|
-//! | a full file, a pipe whose reader has gone | dropped and counted |
+//! | a full file, a pipe whose reader has closed it | dropped and counted |
 //! | a pipe, socket or terminal that is not read | the first one waits [`READER_TIMEOUT_MS`], the following ones not at all, until it is read |
 //!
 //! A line is one `write` of at most [`LINE_LEN_MAX`] bytes, so those of several processes do not mix.
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Bytes of a line: what a pipe takes whole (`PIPE_BUF`), and has room for when it says that it is writable.
+/// Bytes of a line: a pipe takes so many as a whole (`PIPE_BUF`), and has room for them when it is writable.
 const LINE_LEN_MAX: usize = 4096;
 /// How long, in milliseconds, a reader that reads slowly is waited for: a log is worth less than what its writer does.
 const READER_TIMEOUT_MS: u8 = 20;
@@ -108,7 +108,7 @@ fn await_writable(to: impl AsFd, timeout_ms: u8) -> Result<(), Errno> {
     let mut descriptors = [PollFd::new(to.as_fd(), PollFlags::POLLOUT)];
     match poll(&mut descriptors, PollTimeout::from(timeout_ms)) {
         Ok(0) => Err(Errno::EAGAIN),
-        // An interrupted wait is a short one: what follows may find no room, and says so.
+        // After an interrupted wait the following write may find no room, and fails then.
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno),
     }

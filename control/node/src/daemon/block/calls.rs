@@ -1,4 +1,4 @@
-//! Calls on devices, which block: on threads of their own, and given up after a time.
+//! Calls on devices, which block: each on a thread of its own, and abandoned after a timeout.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,24 +6,24 @@ use std::time::Duration;
 
 use archipelago_protocol::{Error, ErrorCode};
 
-/// Says that a call is given up, however its wait ends: also when what waits is dropped.
-struct GivesUp(Arc<AtomicBool>);
+/// Marks a call as abandoned when its wait ends, also when the waiting task is dropped.
+struct AbandonOnDrop(Arc<AtomicBool>);
 
-impl Drop for GivesUp {
+impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
-        // Relaxed: a hint, which hands nothing over.
+        // Relaxed: a hint, which publishes no other data.
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Calls that block, and are given up after a time, or with whoever waits for them.
+/// Runs a call that blocks. It is abandoned after `timeout`, or when the returned future is dropped; its argument returns `false` then.
 pub(crate) async fn blocking<T: Send + 'static>(
     timeout: Duration,
     call: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let given_up = Arc::new(AtomicBool::new(false));
     let watched = Arc::clone(&given_up);
-    let _gives_up = GivesUp(given_up);
+    let _abandon = AbandonOnDrop(given_up);
     let called = tokio::task::spawn_blocking(move || call(&|| !watched.load(Ordering::Relaxed)));
     tokio::pin!(called);
     match tokio::time::timeout(timeout, &mut called).await {
@@ -60,7 +60,7 @@ mod tests {
                 !goes_on()
             });
             let sent = sender.send(ended);
-            sent.map_err(|gone| Error::new(ErrorCode::Internal, gone.to_string()))
+            sent.map_err(|lost| Error::new(ErrorCode::Internal, lost.to_string()))
         });
         let dropped = tokio::time::timeout(Duration::from_millis(50), call).await;
         assert!(dropped.is_err(), "it had not begun, or has ended");

@@ -43,10 +43,10 @@ fn open_alone(path: &Path) -> Result<File, Error> {
     })
 }
 
-/// Has what the host's page cache holds of `device`, which is at `path`, written.
+/// Writes back what the host's page cache holds of `device`, which is at `path`.
 ///
 /// # Errors
-/// [`ErrorCode::Io`] with what the kernel says.
+/// [`ErrorCode::Io`] with the kernel's error.
 pub(crate) fn write_back(device: &File, path: &Path) -> Result<(), Error> {
     device.sync_all().map_err(|error| {
         let message = format!("writing back {}: {error}", path.display());

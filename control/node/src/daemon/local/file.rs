@@ -22,7 +22,7 @@ use super::tool::run;
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a process that is killed may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the process says when its mount is there.
+/// What the process writes to its standard output when its mount is there.
 const READY: &[u8] = b"ready\n";
 
 /// A file, and the mount in which it is.
@@ -38,15 +38,15 @@ pub(super) struct VolumeFile<'a> {
 pub(super) enum ProcessState {
     /// There is none, and no mount.
     None,
-    /// It says what the file is.
+    /// It answers a request for the file's attributes.
     Answers,
-    /// It has ended and left its mount.
+    /// It has ended, and its mount remains.
     Dead,
-    /// It does not say what the file is: the node is slow, or it is stopped. Programs may go on with the file later.
+    /// It does not answer: the node is slow, or the process is stopped. Programs may still use the file later.
     Silent,
 }
 
-/// A process that has not said yet that its mount is there: it must not mount when nobody waits for that any more.
+/// A process that has not reported its mount yet. It is ended when its starter stops waiting, so that it does not mount later.
 struct Starting(Option<Child>);
 
 impl Starting {
@@ -117,10 +117,10 @@ impl<'a> VolumeFile<'a> {
         ))
     }
 
-    /// Mounts it, unless it is there and its process answers.
+    /// Mounts the file, unless it is mounted and its process answers.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] if its process does not answer, else what `archipelago-fuse` says.
+    /// [`ErrorCode::Unavailable`] if its process does not answer; otherwise the error of `archipelago-fuse`.
     pub(super) async fn serve(
         &self,
         layout: &Layout,
@@ -131,7 +131,7 @@ impl<'a> VolumeFile<'a> {
             ProcessState::None => {}
             ProcessState::Answers => return Ok(()),
             ProcessState::Silent => return Err(self.silence(layout)),
-            // Nobody gets anything from it any more, and open files stay with whoever has them.
+            // The mount serves nobody any more; open files stay with the programs that have them.
             ProcessState::Dead => self.unmount_all(MntFlags::MNT_DETACH).await?,
         }
         let mut directory = fs::DirBuilder::new();
@@ -176,24 +176,24 @@ impl<'a> VolumeFile<'a> {
             .map_err(failed)?;
         let mut starting = Starting(Some(child));
         let stdout = starting.0.as_mut().and_then(|child| child.stdout.take());
-        let mut said = Vec::new();
+        let mut text = Vec::new();
         if let Some(stdout) = stdout {
             let mut stdout = stdout.take(last_words::LEN_MAX);
             let read = async {
-                while said.len() < READY.len() && stdout.read_buf(&mut said).await? > 0 {}
-                if said != READY {
-                    stdout.read_to_end(&mut said).await?;
+                while text.len() < READY.len() && stdout.read_buf(&mut text).await? > 0 {}
+                if text != READY {
+                    stdout.read_to_end(&mut text).await?;
                 }
                 Ok::<(), io::Error>(())
             };
             let _late = tokio::time::timeout(READY_TIMEOUT, read).await;
         }
-        if said == READY {
+        if text == READY {
             starting.succeed();
             return Ok(());
         }
         starting.fail().await;
-        Err(last_words::decode(&said).unwrap_or_else(|| {
+        Err(last_words::decode(&text).unwrap_or_else(|| {
             let message = "the file is not there: its process ended or did not answer";
             Error::new(ErrorCode::Unavailable, message)
                 .with_hint(format!("its log: {}", log.display()))

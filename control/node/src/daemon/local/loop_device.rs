@@ -28,7 +28,7 @@ pub(super) struct LoopDevice<'a> {
     looks: &'a Looks,
 }
 
-/// What sysfs says of `node`, a `/dev/loopN`: its attribute `name` of `loop`.
+/// The attribute `name` of `node`, a `/dev/loopN`, in the directory `loop` of sysfs.
 fn attribute(node: &Path, name: &str) -> Option<String> {
     let number = node.file_name()?;
     let path = Path::new("/sys/block").join(number).join("loop").join(name);
@@ -67,7 +67,8 @@ impl<'a> LoopDevice<'a> {
         (Path::new(&backing) == self.file).then_some(node)
     }
 
-    /// The device as the link says, whose file may be one of a mount that is gone: the kernel shows what is left of its path.
+    /// The device that the link leads to, if its backing file is ours. The mount of that file may be removed: then the kernel shows the
+    /// rest of its path.
     fn node_of_link(&self) -> Option<PathBuf> {
         let node = fs::read_link(self.link).ok()?;
         let backing = attribute(&node, "backing_file")?;
@@ -89,10 +90,10 @@ impl<'a> LoopDevice<'a> {
         })
     }
 
-    /// Makes it.
+    /// Makes the device.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] without `losetup` or direct I/O, what the kernel says otherwise.
+    /// [`ErrorCode::Unsupported`] without `losetup` or direct I/O; otherwise the kernel's error.
     pub(super) async fn make(&self, read_only: bool) -> Result<(), Error> {
         let file = self.file.to_string_lossy();
         let mut arguments = vec!["--direct-io=on", "--show", "--find"];
@@ -124,11 +125,12 @@ impl<'a> LoopDevice<'a> {
         std::os::unix::fs::symlink(node, self.link).map_err(|error| path_error(self.link, &error))
     }
 
-    /// Has it take the size of its file, which is `size` bytes by now, or more. One that is not there is made with that size.
+    /// Makes the device take the present size of its file, which is at least `size` bytes. A device that is made later has that size
+    /// anyhow.
     ///
     /// # Errors
-    /// [`ErrorCode::Io`] if it has another size then, [`ErrorCode::Unavailable`] if what serves the file does not answer, else what the
-    /// tools say.
+    /// [`ErrorCode::Io`] if the device has another size afterwards, [`ErrorCode::Unavailable`] if the process that serves the file does not
+    /// answer; otherwise the error of the tools.
     pub(super) async fn grow(&self, size: u64) -> Result<(), Error> {
         let Some(node) = self.node() else {
             return Ok(());

@@ -1,16 +1,17 @@
 //! Attachments that this host itself uses: a volume as a file, and as a block device.
 //!
-//! They are no endpoints of a data process: a file is served by a process of its own (`archipelago-fuse`), which opens the volume over a
-//! segment channel as any program does, and the block device is the kernel's.
+//! They are not endpoints of a data process: a file is served by a process of its own (`archipelago-fuse`), which opens the volume over a
+//! segment channel like any other program, and the block device is the kernel's.
 //!
 //! Invariants
-//! - Made from below: file, then device. Ended from above, so that what a device has to write still reaches its file.
-//! - Made and ended outside [`Pool::lock_changes`]: the kernel opens the file meanwhile, and that open is a change of the pool. Whoever
-//!   holds [`Pool::local`] may take that lock, never the other way round.
-//! - Nothing is there that is not noted: what is to be made is looked up under [`Pool::local`], and forgotten under it once it is ended.
-//! - What is there outlives the data processes and the daemon: the next daemon finds it, and serves it on.
-//! - What is noted as attached and is not whole is ended, as far as it is there, and made anew: after a start of the node, after the death
-//!   of a process, and by an attach that asks for the same again. A detach ends what is there, whole or not.
+//! - Made from below: file, then device. Ended from above, so that the device's dirty pages still reach the file.
+//! - Made and ended outside [`Pool::lock_changes`]: the kernel opens the file meanwhile, and that open is a change of the pool. A holder of
+//!   [`Pool::local`] may take that lock, never the other way round.
+//! - Each file and device has a record: an attachment is looked up under [`Pool::local`] before it is made, and its record is deleted under
+//!   that lock after it has ended.
+//! - Files and devices outlive the data processes and the daemon: the next daemon finds them and goes on serving them.
+//! - An attachment of which a part is missing is ended and made anew: after a start of the node, after the death of a process, and by a
+//!   repeated attach. A detach ends the parts that exist.
 
 mod file;
 mod loop_device;
@@ -110,10 +111,10 @@ impl Pool {
         made
     }
 
-    /// Makes what `attachment` says, or what is missing of it.
+    /// Makes the file and the device of `attachment`, or the missing part of them.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`] if it is noted no longer, or its name is another volume's.
+    /// [`ErrorCode::NotFound`] if its record was deleted, or its name is another volume's.
     async fn serve_local(&self, attachment: &Attachment) -> Result<(), Error> {
         let name = &attachment.name;
         if !self.attachments().has(attachment.id) {
@@ -256,7 +257,7 @@ impl Pool {
                 continue;
             }
             let name = &attachment.name;
-            // What is mounted stays so for as long as people like: said once.
+            // The mount may stay for long: this is logged as an error once.
             match only {
                 None => tracing::error!("`{name}` is attached but cannot be served: {error}"),
                 Some(_) => tracing::debug!("`{name}` still cannot be served: {error}"),
@@ -283,7 +284,7 @@ impl Pool {
     }
 }
 
-/// What is said of attachments that stay, since a program uses them, when the node stops; other failures are logged.
+/// Reports the attachments that stay when the node stops, because programs use them; other failures are logged.
 pub(super) fn left_in_use<'a>(
     ended: impl Iterator<Item = (&'a Attachment, Result<(), Error>)>,
 ) -> Vec<String> {

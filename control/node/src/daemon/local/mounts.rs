@@ -7,7 +7,7 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// Whether something is mounted at `directory`, a path of ours without links.
 pub(super) fn is_mounted(directory: &Path) -> bool {
-    // Without the table, whatever comes next says what is wrong.
+    // If the table cannot be read, the next call on the mount reports the error.
     let table = std::fs::read_to_string(MOUNTS).unwrap_or_default();
     is_in_table(&table, directory)
 }

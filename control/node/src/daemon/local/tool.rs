@@ -10,10 +10,11 @@ use tokio::process::Command;
 /// How long one may take: a block device writes what it still has.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Runs `program` to its end; its standard output.
+/// Runs `program` until it ends; returns its standard output.
 ///
 /// # Errors
-/// [`ErrorCode::Unsupported`] without the program, [`ErrorCode::Io`] with what it says, [`ErrorCode::Unavailable`] if it does not end.
+/// [`ErrorCode::Unsupported`] if the program is not installed, [`ErrorCode::Io`] with its error output, [`ErrorCode::Unavailable`] if it
+/// does not end.
 pub(super) async fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Result<String, Error> {
     let mut command = Command::new(program);
     command
@@ -36,8 +37,8 @@ pub(super) async fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Resu
         }
     };
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::new(ErrorCode::Io, said.trim().to_owned()));
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::new(ErrorCode::Io, text.trim().to_owned()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -25,7 +25,7 @@ const LOOK_MS: &str = "1000";
 /// Users of a user namespace that has all of them: the host's own.
 const ALL_USERS: [&str; 3] = ["0", "0", "4294967295"];
 
-/// What sysfs says of the device `number`.
+/// The attribute `name` of the device `number` in sysfs.
 fn attribute(number: u32, name: &str) -> Option<String> {
     let path = format!("{BLOCKS}/nbd{number}/{name}");
     Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
@@ -89,7 +89,7 @@ pub(super) enum DeviceState {
     Foreign,
 }
 
-/// How a device is of which sysfs says this, as one whose backend is to be `identifier`.
+/// The state of a device with these attributes in sysfs, for a node whose backend identifier would be `identifier`.
 fn state_of(backend: Option<&str>, is_connected: bool, identifier: &str) -> DeviceState {
     match backend {
         Some(backend) if backend == identifier => DeviceState::Ours,
@@ -189,10 +189,10 @@ impl OwnDevice {
             .map_err(|error| Error::new(ErrorCode::Unsupported, format!("{timeout}: {error}")))
     }
 
-    /// Gives it, if its connection has ended, another one to `socket`, and the size of what is served there.
+    /// If the device has lost its connection, gives it a new one to `socket`, and the size that is served there.
     ///
     /// # Errors
-    /// What the endpoint or the kernel says.
+    /// The error of the endpoint or the kernel.
     pub(super) fn reconnect(&self, socket: &Path) -> Result<(), Error> {
         let connection = Connection::open(socket)?;
         let mut kernel = Kernel::open()?;
@@ -211,10 +211,10 @@ impl OwnDevice {
         resized.map_err(|errno| self.failed("resizing", errno))
     }
 
-    /// Gives it, if it is there, the size of its volume, which its endpoint serves by now.
+    /// Sets the size of the device, if it exists, to that of its volume, which its endpoint serves already.
     ///
     /// # Errors
-    /// What the kernel says: the volume has its size.
+    /// The kernel's error; the volume has its new size nevertheless.
     pub(crate) async fn resize(self, size: u64) -> Result<(), Error> {
         blocking(CALL_TIMEOUT, move |_goes_on| match self.state() {
             DeviceState::Ours => self.resize_to(&mut Kernel::open()?, size),
@@ -224,10 +224,10 @@ impl OwnDevice {
         .await
     }
 
-    /// Ends it, if it is this one: what waits in it fails.
+    /// Disconnects the device, if it belongs to this attachment: its pending requests fail.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub(super) fn disconnect(&self) -> Result<(), Error> {
         if self.state() != DeviceState::Ours {
             return Ok(());

@@ -12,10 +12,10 @@ use crate::daemon::block::claim::{claim, write_back};
 
 /// How long a device may take to be written back and disconnected.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the left-overs may: one without a connection keeps whoever opens it waiting.
+/// The same for left-over devices: a device without a connection blocks every process that opens it.
 const LEFT_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Disconnects the devices of the node at `layout` that `attached` does not name, unless somebody uses them.
+/// Disconnects the devices of the node at `layout` that `attached` does not list, unless they are in use.
 pub(crate) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
     let prefix = prefix(layout);
     let is_left = |number: &u32| !attached.contains(number) && is_of_node(*number, &prefix);
@@ -67,7 +67,7 @@ impl OwnDevice {
         .await
     }
 
-    /// Disconnects it, whoever uses it.
+    /// Disconnects it, even if it is in use.
     pub(crate) async fn abandon(self) -> Result<(), Error> {
         blocking(STOP_TIMEOUT, move |_goes_on| self.disconnect()).await
     }

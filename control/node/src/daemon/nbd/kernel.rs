@@ -63,7 +63,7 @@ impl Kernel {
     /// Finds the driver.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] if there is none, [`ErrorCode::Io`] with what the kernel says otherwise.
+    /// [`ErrorCode::Unsupported`] if there is none; otherwise [`ErrorCode::Io`] with the kernel's error.
     pub(super) fn open() -> Result<Kernel, Error> {
         let failed = |errno: Errno| Error::new(ErrorCode::Io, format!("netlink: {errno}"));
         let socket = socket(

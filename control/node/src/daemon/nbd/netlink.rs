@@ -14,7 +14,7 @@ const ALIGN: usize = 4;
 /// Flags: a request; answer it in any case.
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
-/// Type of the message that says how a request has ended.
+/// Type of the message that reports the result of a request.
 const ERROR: u16 = 2;
 /// Flags in an attribute's type: it holds attributes, it is in the byte order of the network.
 const NESTED: u16 = 1 << 15;
@@ -84,10 +84,10 @@ pub(super) fn request(family: u16, command: u8, sequence: u32, attributes: &Attr
     bytes
 }
 
-/// What the kernel says to a request.
+/// The kernel's reply to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer<'a> {
-    /// It is done, or has failed with this number of an error.
+    /// The request is done, or has failed with this errno.
     Ended(Result<(), i32>),
     /// Attributes, before that.
     Content(&'a [u8]),

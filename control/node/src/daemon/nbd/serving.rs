@@ -59,8 +59,8 @@ impl Pool {
             DeviceState::Free => return connect(OwnDevice::connect).await,
             DeviceState::Ours => {}
         }
-        // The kernel does not say whether it has taken a connection. The endpoint does: it has one then, and none otherwise, since
-        // nobody else holds it.
+        // The kernel does not report whether it has taken a connection, but the endpoint does: it has a client then, and none otherwise,
+        // since no other process has the socket.
         let mut seen = 0;
         while seen < LOOKS {
             match self.is_connected(attachment).await? {
@@ -76,7 +76,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Whether the endpoint has a client at `attachment`; `None`: it does not say at the moment.
+    /// Whether the endpoint has a client at `attachment`; `None` if it does not report the attachment at the moment.
     async fn is_connected(&self, attachment: AttachmentId) -> Result<Option<bool>, Error> {
         match self.ask(Role::Endpoint, &ControlRequest::Status).await? {
             ControlReply::Status(status) => {

@@ -75,8 +75,8 @@ fn prepare(
     }
 }
 
-/// The process that the kernel is told as a device's server. From Linux 6.17 on (6.16.1) it takes none but the process that
-/// has opened the queue, which is this one.
+/// The process id that is given to the kernel as that of a device's server. From Linux 6.17 on (6.16.1) the kernel accepts only the process
+/// that has opened the queue, which is this one.
 fn opener() -> u32 {
     std::process::id()
 }
@@ -108,7 +108,7 @@ impl Pool {
             Prepared::Start(queue) => {
                 let started = self.hand_over(number, &request, queue, false).await;
                 if started.is_err() {
-                    // Nobody has had it. Whoever tries again makes another one.
+                    // The device has had no user. The next attempt makes another one.
                     self.abandon_device(attachment, own).await;
                 }
                 started
@@ -137,12 +137,12 @@ impl Pool {
                 Err(error) if error.code == ErrorCode::Unavailable => {
                     tokio::time::sleep(RECOVERY_LOOK).await;
                 }
-                told => return told.map(|()| Prepared::Served),
+                reply => return reply.map(|()| Prepared::Served),
             }
         }
     }
 
-    /// Gives the endpoint the `queue` of the device `number`, and the device its requests.
+    /// Gives the endpoint the `queue` of the device `number`, and has the device send its requests there.
     async fn hand_over(
         &self,
         number: u32,
@@ -172,7 +172,7 @@ impl Pool {
             let control = Control::open()?;
             let device = control.device(number);
             match recovers {
-                // As long as this server lives there is no other way to get the requests served, so this outlasts whoever waits.
+                // While this server runs, only this call can get the requests served, so it goes on after its caller has stopped waiting.
                 true => device.end_recovery(opener(), serves),
                 false => device.start(opener(), || goes_on() && serves()),
             }
