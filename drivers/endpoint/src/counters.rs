@@ -32,7 +32,7 @@ impl Counter {
 #[macro_export]
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// Live figures, shared between the data thread and whoever reads them.
+        /// Live figures, shared between the data thread and their readers.
         #[derive(Debug, Default)]
         pub struct Metrics { $($(#[$doc])* pub(crate) $name: $crate::counters::Counter,)* }
 

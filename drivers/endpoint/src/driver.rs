@@ -31,7 +31,7 @@ pub enum Shortage {
 pub enum Detach {
     /// Refused while somebody is connected.
     IfUnused,
-    /// Disconnects whoever is connected.
+    /// Disconnects the clients.
     Force,
 }
 
@@ -66,7 +66,7 @@ pub trait Seed<V, W>: Send + fmt::Debug {
     /// Makes the driver; called on the data thread.
     ///
     /// # Errors
-    /// What the kernel says to a watch.
+    /// The kernel's error, if a descriptor cannot be watched.
     fn build(self: Box<Self>, volumes: V, wakeups: W) -> std::io::Result<Box<dyn Driver>>;
 }
 

@@ -18,7 +18,7 @@ impl SocketFile {
     /// with other mode bits, and a stale one is replaced.
     ///
     /// # Errors
-    /// What the file system says, and `AlreadyExists` if the path is not a socket.
+    /// The error of the file system; `AlreadyExists` if the path is not a socket.
     pub fn listen(path: &Path, mode: u32) -> std::io::Result<(UnixListener, SocketFile)> {
         if let Ok(found) = fs::symlink_metadata(path)
             && !found.file_type().is_socket()
@@ -32,7 +32,7 @@ impl SocketFile {
         let listener = UnixListener::bind(&fresh)?;
         fs::set_permissions(&fresh, fs::Permissions::from_mode(mode))?;
         fs::rename(&fresh, path)?;
-        // A client may be gone again before it is accepted.
+        // A client may disconnect before it is accepted.
         listener.set_nonblocking(true)?;
         let made = fs::symlink_metadata(path)?;
         let file = SocketFile {

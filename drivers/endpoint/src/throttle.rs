@@ -1,4 +1,4 @@
-//! A bound on what costs whoever asks nothing and its neighbours much: a burst is free, and whoever goes on waits.
+//! Limits the rate of actions that cost a client nothing and its neighbours much: a burst is free, and each further action waits.
 
 use std::time::Duration;
 

@@ -23,10 +23,10 @@ use crate::driver::Shortage;
 
 /// How long after an open that found no slot or no room the next one is tried.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
-/// How long an open is tried again while another session has the volume: one whose client has gone ends within this, and clients must not get an
-/// I/O error for coming right after it.
+/// How long an open is repeated while another session has the volume. The session of a client that has disconnected ends within this time,
+/// and a client that comes right after it must not get an I/O error.
 const SESSION_ENDS_WITHIN: Duration = Duration::from_secs(2);
-/// Between two of these tries.
+/// Pause between two of these opens.
 const IN_USE_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +35,10 @@ enum VolumeState {
     Opening(VolumeHandle),
     Open(VolumeHandle),
     Closing(VolumeHandle),
-    /// The volume peer had no slot for it; what else an open has no space for, the peer waits for itself ([`OnFull::Wait`]).
-    /// Until then it is not asked for again.
+    /// The volume peer had no slot for it, until then. For other lack of space in an open the peer itself waits ([`OnFull::Wait`]).
     Refused(Duration),
-    /// It could not be opened for want of space for as long as its policy waits, or would not wait for it. Opened again then,
-    /// without waiting: whoever reports serves again when there is room.
+    /// The open has failed for lack of space: its policy does not wait, or its limit has passed. At this time it is tried again, without
+    /// waiting, so that the volume is served when there is space.
     Full(Duration),
     Failed,
 }
@@ -299,7 +298,7 @@ impl<V: Volumes> EndpointVolume<V> {
             {
                 self.peer.on_full(handle, policy);
             }
-            // Tried anew, as the policy says.
+            // The open is tried again, with the volume's policy.
             VolumeState::Refused(_) | VolumeState::Full(_) => {
                 (self.state, self.open_since) = (VolumeState::Closed, None);
             }

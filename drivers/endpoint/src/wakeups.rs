@@ -15,20 +15,20 @@ pub trait Wakeups {
     /// Polls the driver after each signal on `fd`, from now on.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     fn watch(&mut self, fd: OwnedFd) -> std::io::Result<WatchId>;
 
     /// As [`Wakeups::watch`], and sets bit `mark` (0 to 63) of [`Wakeups::take_marks`] with each signal.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     fn watch_marked(&mut self, fd: OwnedFd, mark: u8) -> std::io::Result<WatchId>;
 
     /// The marks of what was signalled since the last call; perhaps more than these. For a driver with many descriptors, which
     /// costs a system call only where something has come.
     fn take_marks(&mut self) -> u64;
 
-    /// One signal, with `mark`, once the descriptor of `id` can be written or its other side is gone.
+    /// Signals `mark` once, when the descriptor of `id` can be written, or its other side has disconnected.
     fn await_writable(&mut self, id: WatchId, mark: u8);
 
     /// Ends a watch and closes the descriptor.
@@ -37,6 +37,6 @@ pub trait Wakeups {
     /// Monotonic time.
     fn now(&self) -> Duration;
 
-    /// Polls the driver when it is `deadline`, and perhaps before: whoever has to wait longer calls again.
+    /// Polls the driver at `deadline`, and perhaps before; a driver that has to wait longer calls this again.
     fn alarm(&mut self, deadline: Duration);
 }

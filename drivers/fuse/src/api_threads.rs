@@ -21,7 +21,7 @@ impl ApiThreads {
     /// Starts them.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error, if a thread cannot start.
     pub(crate) fn start(client: Client) -> std::io::Result<ApiThreads> {
         let (questions, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));

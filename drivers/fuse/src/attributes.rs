@@ -1,4 +1,4 @@
-//! What `stat` says of a volume, a snapshot or an image.
+//! The attributes of a volume, a snapshot or an image, as `stat` returns them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::nodes::{ROOT, number};
 
-/// How long the kernel may believe what it was told: sizes and names change by commands of the node.
+/// How long the kernel may cache attributes and names: commands of the node change them.
 pub(crate) const TTL: Duration = Duration::from_secs(1);
 /// The best size of a transfer.
 const TRANSFER_LEN: u32 = 128 << 10;
@@ -57,8 +57,8 @@ impl Owner {
         }
     }
 
-    /// Those of `entry`. A volume may change at any time, by whoever writes it: its times are the present. How much space a thing takes
-    /// is not known; tools shall look for holes, so it is said to be less than its size, and not nothing.
+    /// The attributes of `entry`. A volume may change at any time, so its times are the present. The space that it takes is not known: it
+    /// is given as less than the size, so that tools look for holes, and more than zero.
     pub(crate) fn file(self, entry: &Entry) -> FileAttr {
         let (perm, time) = match entry.kind {
             Kind::Volume => (0o600, now()),

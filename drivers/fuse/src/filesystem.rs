@@ -1,4 +1,4 @@
-//! The file system: each call of the kernel, handed to whoever can answer it. Nothing here waits.
+//! The file system: passes each call of the kernel to the thread that can answer it. Nothing here waits.
 //!
 //! | call | answered by |
 //! |---|---|
@@ -56,7 +56,7 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the node says of `name`.
+/// Asks the node for `name`.
 fn ask(client: &Client, name: &Name) -> Result<Entry, Error> {
     let view: VolumeView = client.get(&path(name, ""))?;
     if view.entry.kind == Kind::Importing {
@@ -92,7 +92,7 @@ impl VolumeFiles {
     /// up to `wait_max` for a node that is away.
     ///
     /// # Errors
-    /// What the kernel says to its threads.
+    /// The kernel's error, if a thread cannot start.
     pub fn new(
         client: Client,
         only: Option<Name>,
@@ -140,7 +140,7 @@ fn grow(client: &Client, node: &Node, size: u64) -> Result<Entry, libc::c_int> {
         return Err(libc::EROFS);
     }
     if size < entry.size {
-        // Only a command that says so may lose data.
+        // Truncation loses data, which is reserved to an explicit command.
         return Err(libc::EPERM);
     }
     if !size.is_multiple_of(SECTOR_SIZE) {
@@ -348,7 +348,7 @@ impl Filesystem for VolumeFiles {
         let (punch, zero) = (libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE);
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let what = mode & !libc::FALLOC_FL_KEEP_SIZE;
-        // Space cannot be set aside: whoever asks for that shall not rely on it.
+        // Space cannot be reserved, and a program that asks for it must not rely on it.
         if what != punch && what != zero {
             return reply.error(libc::EOPNOTSUPP);
         }

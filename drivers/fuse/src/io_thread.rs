@@ -1,7 +1,7 @@
-//! The queue and the thread of one open file: whoever asks is here, what is done with it in `worker`.
+//! The queue and the thread of one open file: here the callers' side; `worker` carries the requests out.
 //!
-//! A thread for each open file: one whose storage hangs keeps nobody else waiting. What waits in the queue is bounded by the kernel's
-//! limit of requests in flight, and by the programs that wait for theirs.
+//! A thread for each open file: a file whose storage hangs does not delay others. The length of the queue is bounded by the kernel's limit
+//! of requests in flight, and by the programs that wait for theirs.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -26,7 +26,7 @@ impl IoThread {
     /// Starts the thread for what `opener` opens, whose requests wait for `wait_max` when its endpoint is away. Nothing is opened yet.
     ///
     /// # Errors
-    /// What the kernel says: no descriptor, no thread.
+    /// The kernel's error: no descriptor, no thread.
     pub(crate) fn start(
         opener: Opener,
         size: FileSize,

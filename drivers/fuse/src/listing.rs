@@ -37,7 +37,7 @@ impl Listing {
     /// Fills `reply` from `offset` on.
     ///
     /// # Errors
-    /// What the node says.
+    /// The node's error.
     pub(crate) fn read(
         &mut self,
         client: &Client,

@@ -14,7 +14,7 @@ use archipelago_protocol::{Error, Name, last_words};
 use archipelago_runtime::set_io_flusher;
 use clap::Parser;
 
-/// What a process in the background says when its mount is there.
+/// What a process in the background writes to its standard output when its mount is there.
 const READY: &[u8] = b"ready\n";
 /// How long requests wait for the node: longer than its stop (60 s), an update of its programs and its start (50 s) take together.
 const WAIT_MAX_SECONDS: u64 = 300;
@@ -38,7 +38,7 @@ struct Options {
     /// How long requests on open files wait for a node that is away, before they fail
     #[arg(long, value_name = "SECONDS", default_value_t = WAIT_MAX_SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     wait_max: u64,
-    /// Say `ready` when the mount is there, or why it is not, for `archipelago mount`
+    /// Print `ready` when the mount is there, or why it is not, for `archipelago mount`
     #[arg(long, hide = true)]
     background: bool,
     /// Where to mount
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if background {
-                say(format!("{}\n", last_words::encode(&error)).as_bytes());
+                report(format!("{}\n", last_words::encode(&error)).as_bytes());
             }
             tracing::error!("{error} ({})", error.hint);
             ExitCode::from(error.code.exit_code())
@@ -71,7 +71,8 @@ fn serve(options: Options) -> Result<(), Error> {
         // A process that leads a session already, or cannot: it goes on in the old one.
         let _alone = nix::unistd::setsid();
     }
-    // A file of its own may be a block device's, to which this host writes back. Who may not say so, makes no such devices either.
+    // A single file may be the backing file of a block device to which this host writes back. Without this privilege there are no such
+    // devices.
     if options.only.is_some()
         && let Err(error) = set_io_flusher()
     {
@@ -89,13 +90,13 @@ fn serve(options: Options) -> Result<(), Error> {
     };
     mount(client, &options.directory, mount_options, || {
         if options.background {
-            say(READY);
+            report(READY);
         }
     })
 }
 
-/// Says something to whoever started this process. One that has gone is no failure.
-fn say(what: &[u8]) {
+/// Reports to the process that started this one. That process may have closed the pipe, which is not a failure.
+fn report(what: &[u8]) {
     let mut stdout = std::io::stdout().lock();
-    let _said = stdout.write_all(what).and_then(|()| stdout.flush());
+    let _written = stdout.write_all(what).and_then(|()| stdout.flush());
 }

@@ -33,7 +33,7 @@ pub struct MountOptions {
 /// signals are blocked.
 ///
 /// # Errors
-/// [`ErrorCode::Unavailable`] if no node is there; what the kernel says to the mount.
+/// [`ErrorCode::Unavailable`] if the node does not answer; otherwise the kernel's error.
 pub fn mount(
     client: Client,
     directory: &Path,

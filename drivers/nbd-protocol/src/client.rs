@@ -1,5 +1,5 @@
-//! The other side of the handshake, as far as whoever hands a connection to the kernel's client needs it: the default export, with
-//! simple replies and without TLS.
+//! The client's side of the handshake, as far as it is needed to pass a connection to the kernel's client: the default export, with simple
+//! replies and without TLS.
 
 use crate::wire::{Fields, MAGIC, OPTION_MAGIC, handshake_flag, option};
 
@@ -17,8 +17,8 @@ pub struct Chosen {
     pub flags: u16,
 }
 
-/// What is sent to whoever sends `greeting`, so that the transmission of the default export begins; `None`: no server of this protocol,
-/// or one of before fixed newstyle.
+/// The client's reply to a server's `greeting`, which starts the transmission of the default export; `None` if the server does not support
+/// fixed newstyle.
 #[must_use]
 pub fn choose_default(greeting: &[u8; GREETING_LEN]) -> Option<Vec<u8>> {
     let mut fields = Fields(greeting);
@@ -35,7 +35,7 @@ pub fn choose_default(greeting: &[u8; GREETING_LEN]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// What a server says of the export that was chosen.
+/// The server's description of the chosen export.
 #[must_use]
 pub fn chosen(bytes: &[u8; CHOSEN_LEN]) -> Option<Chosen> {
     let mut fields = Fields(bytes);

@@ -12,8 +12,8 @@
 //! - [`Handshake::wants`] never asks for a byte of the transmission, or of TLS, which may follow at once.
 //! - What a client can make the server keep is bounded: [`DATA_MAX`] bytes of an option, and a reply to each of
 //!   [`OPTIONS_MAX`] options.
-//! - Where encryption is required, nothing is said of any export before it, and nothing that was asked before it counts behind it:
-//!   the specification's mode FORCEDTLS.
+//! - Where encryption is required, the server reveals no export before it, and no option from before it has an effect behind it: the
+//!   specification's mode FORCEDTLS.
 
 mod one_export;
 mod option_data;

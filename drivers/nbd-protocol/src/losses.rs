@@ -47,7 +47,7 @@ impl Losses {
     /// answers of connections that have ended: their losses count as reported.
     ///
     /// # Errors
-    /// What `result` says; [`ErrorCode::SyncFailed`] for a loss.
+    /// The error of `result`; [`ErrorCode::SyncFailed`] for a loss.
     pub fn check(
         &self,
         reported: &ReportedLosses,

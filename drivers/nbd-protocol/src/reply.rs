@@ -9,7 +9,7 @@ use crate::wire::{
     extent_flag,
 };
 
-/// What a client gets for what the volume says.
+/// The protocol's error for an error of the volume.
 #[must_use]
 pub fn errno(code: ErrorCode) -> Errno {
     match code {
@@ -93,7 +93,7 @@ impl ReplyHeader {
         ReplyHeader::with(|put| begin_chunk(put, cookie, Done::Yes, chunk::NONE, 0))
     }
 
-    /// A chunk that says that the request has failed.
+    /// A chunk that reports a failed request.
     #[must_use]
     pub fn error(cookie: u64, errno: Errno) -> ReplyHeader {
         ReplyHeader::with(|put| {
@@ -103,7 +103,7 @@ impl ReplyHeader {
         })
     }
 
-    /// A chunk that says that what begins at `offset` could not be read.
+    /// A chunk that reports that the data from `offset` on could not be read.
     #[must_use]
     pub fn error_at(cookie: u64, done: Done, errno: Errno, offset: u64) -> ReplyHeader {
         ReplyHeader::with(|put| {

@@ -127,7 +127,7 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     };
     link.break_off();
     match result {
-        Ok(()) | Err(End::Gone) => tracing::info!("{client} has left `{}`", volume.name()),
+        Ok(()) | Err(End::Disconnected) => tracing::info!("{client} has left `{}`", volume.name()),
         Err(end) => tracing::warn!(
             "{client}, which uses `{}`, is cut off: {end}",
             volume.name()

@@ -1,4 +1,4 @@
-//! Why a connection ends before its client says so.
+//! Why a connection ends without a request of its client.
 
 use std::io;
 
@@ -6,11 +6,11 @@ use archipelago_nbd_protocol::handshake::Broken;
 use archipelago_nbd_protocol::request::Violation;
 use archipelago_protocol::Error;
 
-/// Why a connection ends before its client says so.
+/// Why a connection ends without a request of its client.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// The client, or the way to it, is gone.
-    Gone,
+    /// The client has disconnected, or the network has failed.
+    Disconnected,
     /// The client takes too long.
     Stalled,
     /// The volume takes too long, for a client that asks for no more.
@@ -23,7 +23,7 @@ pub(crate) enum End {
     Refused { name: String, why: Error },
     /// A request makes no sense.
     Violation(Violation),
-    /// TLS says why.
+    /// The error of TLS.
     Tls(io::Error),
     /// The volume's channel has ended, and no other one follows.
     Volume,
@@ -34,7 +34,7 @@ pub(crate) enum End {
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            End::Gone => f.write_str("the connection has ended"),
+            End::Disconnected => f.write_str("the connection has ended"),
             End::Stalled => f.write_str("the client took too long"),
             End::Unanswered => f.write_str("its requests have not finished"),
             End::Evicted => {
@@ -57,7 +57,7 @@ impl std::fmt::Display for End {
 }
 
 impl From<io::Error> for End {
-    fn from(_gone: io::Error) -> End {
-        End::Gone
+    fn from(_lost: io::Error) -> End {
+        End::Disconnected
     }
 }

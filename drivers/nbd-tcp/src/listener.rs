@@ -60,7 +60,8 @@ impl Listener {
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] if another server listens there; [`ErrorCode::Exists`] if the path is something else than a socket;
-    /// [`ErrorCode::Invalid`] for a path that is too long; [`ErrorCode::Denied`], [`ErrorCode::NotFound`] or [`ErrorCode::Io`] with what the kernel says.
+    /// [`ErrorCode::Invalid`] for a path that is too long; otherwise [`ErrorCode::Denied`], [`ErrorCode::NotFound`] or [`ErrorCode::Io`]
+    /// with the kernel's error.
     pub(crate) async fn bind(place: &Place) -> Result<Listener, Error> {
         let bound = match place {
             Place::Address(address) => TcpListener::bind(address).await.map(Listener::Tcp),
@@ -82,7 +83,7 @@ impl Listener {
     /// Where clients connect by now: with the port that the kernel has chosen.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub(crate) fn place(&self, asked: &Place) -> io::Result<Place> {
         match self {
             Listener::Tcp(listener) => listener.local_addr().map(Place::Address),

@@ -1,4 +1,4 @@
-//! Places of requests in flight on a volume: whoever submits has acquired one, so that the channel has room for each.
+//! Places for requests in flight on a volume: a request is submitted only with a place, so that the channel has room for it.
 //!
 //! Places of requests that the pool's policy may keep waiting for room (writes, zeros) and of all others are apart: when a pool is full,
 //! reads and flushes go on.
@@ -67,10 +67,11 @@ impl Places {
         }
     }
 
-    /// Acquires `count` places for requests like `place` when there are some and `ready` is over. Whoever waits no longer has acquired none.
+    /// Acquires `count` places for requests like `place` when they are free and `ready` is over. A caller that stops waiting has acquired
+    /// none.
     ///
     /// # Errors
-    /// If nobody acquires one any more.
+    /// If the places are closed.
     pub(crate) async fn acquire(
         &self,
         place: Place,

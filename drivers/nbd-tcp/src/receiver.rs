@@ -21,7 +21,7 @@ use crate::places::Place;
 
 /// How long a client may take between two parts of a write's data.
 const STALL_MAX: Duration = Duration::from_secs(30);
-/// How long a client may take to go once everything is said.
+/// How long a client may take to disconnect after the last reply.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// Bytes that are received and not given to the volume: some pieces, so that what is behind one is seldom moved to the front.
 const INPUT_LEN: usize = 4 * PIECE_MAX as usize;
@@ -67,7 +67,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
         while self.len() < len {
             let received = timeout(STALL_MAX, self.receive(len)).await;
             if !received.map_err(|_late| End::Stalled)?? {
-                return Err(End::Gone);
+                return Err(End::Disconnected);
             }
         }
         Ok(())
@@ -97,7 +97,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         }
     }
 
-    /// Takes requests until the client has said all that it wants, or the server ends.
+    /// Receives requests until the client ends its side, or the server ends.
     ///
     /// # Errors
     /// Why the connection ends at once.
@@ -117,8 +117,8 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         Ok(())
     }
 
-    /// Drops what comes until the client has gone, for a short time: with unread requests, a socket that is closed is reset, and replies on
-    /// their way are lost.
+    /// Discards what still arrives until the client has disconnected, for a short time: a socket that is closed with unread data is reset,
+    /// and replies on their way are lost.
     pub(crate) async fn drain(&mut self) {
         let ended = timeout(DRAIN_MAX, async {
             loop {
@@ -145,11 +145,11 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
                 more = self.input.receive(HEADER_LEN) => more?,
                 _ = self.ending.wait_for(|ending| *ending) => return Ok(None),
             };
-            // Between two requests that is the way of a client that does not say goodbye.
+            // Between two requests some clients disconnect without a request for it.
             if !more {
                 return match self.input.len() {
                     0 => Ok(None),
-                    _ => Err(End::Gone),
+                    _ => Err(End::Disconnected),
                 };
             }
         }

@@ -46,8 +46,9 @@ pub struct ServeOptions {
 /// SIGINT: then requests in flight are finished and volumes closed.
 ///
 /// # Errors
-/// [`ErrorCode::Invalid`] for an address of other hosts without encryption, and for a bad certificate; what the node says to the opening
-/// of a volume that is named; [`ErrorCode::Unavailable`] if clients' requests have not finished in time at the end; why a volume could not be closed.
+/// [`ErrorCode::Invalid`] for an address of other hosts without encryption, and for a bad certificate; the node's error if a named volume
+/// cannot be opened; [`ErrorCode::Unavailable`] if clients' requests have not finished in time at the end; why a volume could not be
+/// closed.
 pub fn serve(
     client: Client,
     options: ServeOptions,

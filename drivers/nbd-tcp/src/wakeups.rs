@@ -21,7 +21,7 @@ impl Wakeups {
     /// Of a channel whose descriptor is `channel`.
     ///
     /// # Errors
-    /// What the kernel says: no descriptor.
+    /// The kernel's error: no descriptor.
     pub(crate) fn new(channel: BorrowedFd<'_>) -> io::Result<Wakeups> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let doorbell = EventFd::from_value_and_flags(0, flags)?;

@@ -7,7 +7,7 @@ use archipelago_nbd_protocol::offer::NAME_MAX;
 use archipelago_protocol::ids::SECTOR_SIZE;
 use archipelago_protocol::{Error, ErrorCode, ServedVolume};
 
-/// Connections of one export at a time: `nbdcopy` opens 4, the kernel's client as many as it is told to.
+/// Connections of one export at a time: `nbdcopy` opens 4, the kernel's client as many as its user sets.
 pub const CONNECTIONS_MAX: usize = 16;
 /// Between the connection and the transmission: a client that takes longer is disconnected.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);

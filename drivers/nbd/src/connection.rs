@@ -38,7 +38,7 @@ impl Connection {
     /// Takes the client at `socket`, whose handshake ends by `deadline`.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub(crate) fn new(
         socket: UnixStream,
         place: u8,
@@ -97,8 +97,8 @@ impl Connection {
 
     /// Ends the connection in both directions; what its transmission has in flight finishes.
     pub(crate) fn shut_down(&mut self) {
-        // A client that is gone already is fine.
-        let _gone = self.socket.shutdown(std::net::Shutdown::Both);
+        // The client may have disconnected already.
+        let _disconnected = self.socket.shutdown(std::net::Shutdown::Both);
         match &mut self.stage {
             Stage::Handshake(_) => self.stage = Stage::Over,
             Stage::Transmission(transmission) => transmission.break_off(),

@@ -92,7 +92,7 @@ impl archipelago_endpoint::Endpoint for Endpoint {
                     _ => format!("{clients} NBD clients are connected to it"),
                 };
                 Err(Error::new(ErrorCode::InUse, text).with_hint(
-                    "disconnect whoever uses it (`qemu-nbd -d`, `nbd-client -d`), then detach",
+                    "disconnect its clients (`qemu-nbd -d`, `nbd-client -d`), then detach",
                 ))
             }
             // A data thread that has ended serves nobody.

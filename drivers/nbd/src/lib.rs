@@ -11,12 +11,12 @@
 //! | `cells`, `memory`, [`layout`] | where the data of what is in flight lies |
 //! | [`config`], [`metrics`] | how a volume is attached and how much may be asked for; figures |
 //!
-//! What the bytes mean, `archipelago-nbd-protocol` knows.
+//! The meaning of the bytes is in `archipelago-nbd-protocol`.
 //!
 //! One design decision: sockets are served by the data thread itself, with calls that never wait, because a thread between socket
 //! and volume would cost each request two wake-ups. Each connection has a region of its own that the blocker sees: data of a write
-//! is received where the disk writes it from, data of a read is sent from where the disk has put it. Which socket has something is
-//! said by the thread's io_uring, so a quiet client costs no call.
+//! is received where the disk writes it from, data of a read is sent from where the disk has put it. The thread's io_uring reports which
+//! socket is ready, so a quiet client costs no call.
 //!
 //! ```text
 //! let (endpoint, seed) = Endpoint::attach(config)?;            // any thread

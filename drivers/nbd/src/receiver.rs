@@ -63,7 +63,7 @@ pub(crate) enum Received {
     /// The client sends nothing more.
     End,
     /// The connection has failed.
-    Gone,
+    Failed,
 }
 
 /// The input of one connection.
@@ -85,7 +85,7 @@ impl Receiver {
         }
     }
 
-    /// Something has come, or the client is gone.
+    /// Data has come, or the client has disconnected.
     pub(crate) fn signal(&mut self) {
         self.readable = true;
     }
@@ -94,7 +94,7 @@ impl Receiver {
         self.readable
     }
 
-    /// Whether the other side of `socket` is gone for good: nobody reads what is sent. Looked at once for each signal.
+    /// Whether the other side of `socket` has disconnected, so that nobody reads what is sent. Looked at once for each signal.
     pub(crate) fn take_hangup(&mut self, socket: impl AsFd) -> bool {
         if !std::mem::take(&mut self.readable) {
             return false;
@@ -184,7 +184,7 @@ impl Receiver {
                     return Received::Nothing;
                 }
                 ErrorKind::Interrupted => return Received::Some,
-                _ => return Received::Gone,
+                _ => return Received::Failed,
             },
         };
         // Less than there was room for: there was no more, and what comes from now on is signalled.

@@ -58,8 +58,8 @@ pub(crate) enum Sent {
     Some,
     /// The socket is full: to be tried again once it can be written.
     Blocked,
-    /// The client is gone.
-    Gone,
+    /// The client has disconnected.
+    Disconnected,
 }
 
 /// The replies of one connection.
@@ -137,7 +137,7 @@ impl Sender {
                 Err(error) => match error.kind() {
                     std::io::ErrorKind::Interrupted => continue,
                     std::io::ErrorKind::WouldBlock => 0,
-                    _ => return Sent::Gone,
+                    _ => return Sent::Disconnected,
                 },
             };
             self.advance(sent, cells);

@@ -105,7 +105,7 @@ impl Entrance {
         match error.kind() {
             std::io::ErrorKind::WouldBlock => self.signalled = false,
             std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::Interrupted => {}
-            // No descriptor or no memory: whoever waits there is let in when there is.
+            // No descriptor or no memory: the client waits until there is.
             _ => self.paused_until = Some(now + ACCEPT_AGAIN),
         }
     }
@@ -130,7 +130,7 @@ pub struct Server<V, W> {
 }
 
 impl<V: Volumes, W: Wakeups> Server<V, W> {
-    /// Does what the signals say.
+    /// Handles what has been signalled.
     fn take_signals(&mut self) {
         let marks = self.wakeups.take_marks();
         if marks == 0 {

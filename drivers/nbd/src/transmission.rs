@@ -143,7 +143,7 @@ impl Transmission {
         !self.submissions.is_empty() || !self.memory.is_ready(volumes)
     }
 
-    /// Something has come, or the client is gone.
+    /// Data has come, or the client has disconnected.
     pub(crate) fn signal_input(&mut self) {
         self.receiver.signal();
     }
@@ -176,7 +176,7 @@ impl Transmission {
         if self.phase == Phase::Open {
             self.receive(socket, service, volume, shared, &mut turn);
         }
-        // Whoever has said all that it wants may still be there for the answers, or not.
+        // A client that sends no more requests may still read its replies, or have disconnected.
         if self.phase == Phase::Finishing && self.receiver.take_hangup(socket) {
             self.break_off();
             turn.busy = true;
@@ -191,7 +191,7 @@ impl Transmission {
         turn.busy |= sent == Sent::Some;
         match sent {
             Sent::Blocked => turn.blocked = true,
-            Sent::Gone => {
+            Sent::Disconnected => {
                 self.break_off();
                 turn.busy = true;
             }
@@ -253,13 +253,13 @@ impl Transmission {
         match self.receiver.receive(socket, &self.memory, target) {
             Received::Some => {}
             Received::Nothing => return false,
-            // Between two requests that is the way of a client that does not say goodbye.
+            // Between two requests some clients disconnect without a request for it.
             Received::End
                 if matches!(self.expected, Expected::Header) && self.receiver.is_empty() =>
             {
                 self.phase = Phase::Finishing;
             }
-            Received::End | Received::Gone => self.break_off(),
+            Received::End | Received::Failed => self.break_off(),
         }
         true
     }

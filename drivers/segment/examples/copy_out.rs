@@ -4,7 +4,7 @@
 //! cargo run -p archipelago-segment --example copy_out -- NAME FILE
 //! ```
 //!
-//! The two steps of every such program: the node opens the thing and says where, a channel to it moves the data.
+//! The two steps of every such program: the node opens the volume and returns its socket, and a channel to that socket moves the data.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,10 +16,10 @@ use archipelago_api::layout::{Layout, ROOT_VARIABLE};
 use archipelago_protocol::{Access, Error, ErrorCode, Name};
 use archipelago_segment::{Request, VolumeClient, VolumeOptions};
 
-/// Copies `name`, a thing that nobody writes, of the node that `client` asks, to `file`.
+/// Copies `name`, which nobody may write meanwhile, of the node behind `client`, to `file`.
 ///
 /// # Errors
-/// What the node, the endpoint or the kernel say.
+/// The error of the node, the endpoint or the kernel.
 pub(crate) fn copy_out(client: &Client, name: &Name, file: &File) -> Result<(), Error> {
     let io = |error: std::io::Error| Error::new(ErrorCode::Io, error.to_string());
     let opened = client.open(name, Access::Read)?;

@@ -131,7 +131,7 @@ impl Buffer {
     }
 
     /// The answer to a status of `range` bytes: runs that follow each other from where they were asked for, one at least, and
-    /// together at most `range`. Whoever needs more asks again behind them.
+    /// together at most `range`. For the rest a further status is requested behind them.
     ///
     /// # Errors
     /// [`ErrorCode::Internal`] if the answer cannot be.

@@ -21,8 +21,8 @@
 //! were answered before it was sent. A channel that ends without `Finish` closes the volume too, when what was in flight has finished:
 //! a client that dies leaves nothing behind.
 //!
-//! How a volume is opened is the node's to say: `archipelago_api::client::Client::open` asks the daemon, and its answer names the socket.
-//! The example `copy_out` (`drivers/segment/examples`) shows both steps.
+//! The node opens a volume: `archipelago_api::client::Client::open` sends the request to the daemon, whose answer names the socket. The
+//! example `copy_out` (`drivers/segment/examples`) shows both steps.
 //!
 //! This crate never sees a map or an object, and never learns a volume's name.
 

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where an endpoint that stops leaves a file if it could not make durable what came over the channel at `socket`. Whoever reads the marker
+/// The file that an endpoint leaves when it stops, if it could not make data durable that came over the channel at `socket`. Its reader
 /// removes it.
 #[must_use]
 pub fn loss_marker(socket: &Path) -> PathBuf {

@@ -147,7 +147,7 @@ impl<P: ServerPort> BulkServer<P> {
     /// Ends the copy without its `Finish`.
     fn break_off(&mut self, volumes: &mut impl Volumes, why: &str) {
         match &mut self.port {
-            // A client that has gone, interrupted perhaps, is nothing to look into.
+            // A client that has disconnected, interrupted perhaps, is not an error.
             Some(port) if port.is_closed() => tracing::info!("a bulk copy ends early: {why}"),
             Some(port) => port.break_channel(why),
             None => {}
@@ -266,10 +266,10 @@ impl<P: ServerPort> BulkServer<P> {
         BulkStep::Ended { lost }
     }
 
-    /// Something has ended: with it, what was acknowledged may be `gone`.
-    fn note_loss(&mut self, gone: bool) {
+    /// Records the end of a request or of the volume; `is_lost`: acknowledged data may be lost with it.
+    fn note_loss(&mut self, is_lost: bool) {
         if let Report::CutOff { lost } = &mut self.report {
-            *lost |= gone;
+            *lost |= is_lost;
         }
     }
 
@@ -285,7 +285,7 @@ impl<P: ServerPort> BulkServer<P> {
             return false;
         };
         if port.is_closed() {
-            self.break_off(volumes, "the client has gone");
+            self.break_off(volumes, "the client has disconnected");
             return true;
         }
         let mut busy = false;

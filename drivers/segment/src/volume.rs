@@ -3,11 +3,12 @@
 //! | state | meaning | leaves it |
 //! |---|---|---|
 //! | live | the endpoint serves | [`VolumeClient::close`]; the endpoint dies, stops or breaks the protocol |
-//! | gone | requests are refused; those that were in flight are given back as [`ErrorCode::Unavailable`] | - |
+//! | disconnected | requests are refused; requests that were in flight are returned as [`ErrorCode::Unavailable`] | - |
 //!
 //! Invariants
-//! - Each accepted request is given back once, by [`VolumeClient::next`], with its buffer.
-//! - `Unavailable` says nothing about a request: a write may be done or not. Whoever goes on opens the volume again.
+//! - Each accepted request is returned once, by [`VolumeClient::next`], with its buffer.
+//! - `Unavailable` leaves open whether the request was carried out: a write may be done or not. To go on, the client opens the volume
+//!   again.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -245,7 +246,7 @@ struct InFlight {
 /// ```
 #[derive(Debug)]
 pub struct VolumeClient {
-    /// `None`: gone.
+    /// `None`: disconnected.
     port: Option<SharedClient>,
     /// Of the connection that we began with: another one has not seen our requests.
     incarnation: u64,
@@ -257,8 +258,8 @@ pub struct VolumeClient {
 }
 
 impl VolumeClient {
-    /// Connects to the endpoint at `socket`, a process of the user `server`, of this one or of root, as the node's answer to an
-    /// open says. The volume is closed when this is dropped; [`VolumeClient::close`] also says whether all went well.
+    /// Connects to the endpoint at `socket`, a process of the user `server`, of this one or of root, from the node's answer to an open. The
+    /// volume is closed when this is dropped; [`VolumeClient::close`] also reports failures.
     ///
     /// # Errors
     /// [`ErrorCode::Unavailable`] if nobody is there, [`ErrorCode::Unsupported`] if the endpoint is of another version.
@@ -320,7 +321,7 @@ impl VolumeClient {
         self.in_flight.len() - self.free_cookies.len()
     }
 
-    /// Whether the endpoint has gone, so that every further request is refused.
+    /// Whether the endpoint has disconnected, so that every further request is refused.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.port.is_none()
@@ -430,7 +431,7 @@ impl VolumeClient {
     /// Waits until nothing is in flight, makes everything durable and closes the volume.
     ///
     /// # Errors
-    /// What was lost; [`ErrorCode::Unavailable`] if the endpoint has gone, so that nothing is known of what was not flushed.
+    /// What was lost; [`ErrorCode::Unavailable`] if the endpoint has disconnected, so that writes which were not flushed may be lost.
     pub fn close(mut self) -> Result<(), Error> {
         while self.wait().is_some() {}
         let failed = |code: ErrorCode| Error::new(code, format!("closing the volume: {code}"));

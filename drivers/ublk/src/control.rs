@@ -127,7 +127,7 @@ impl Control {
     ///
     /// # Errors
     /// [`ErrorCode::Exists`] if another server has this number, [`ErrorCode::NoSpace`] if there are too many devices,
-    /// [`ErrorCode::Io`] for whatever else the kernel says.
+    /// [`ErrorCode::Io`] for the kernel's other errors.
     pub fn make(&self, number: u32, volume: &ServedVolume, mark: DeviceMark) -> Result<(), Error> {
         let mut info = DeviceInfo {
             queues: 1,
@@ -205,14 +205,15 @@ impl Device<'_> {
         PathBuf::from(format!("/dev/ublkb{number}"))
     }
 
-    /// How it is, and whose; `None`: there is none. What only a server without privileges may look at is nobody's.
+    /// The state and the mark of the device; `None` if it does not exist. The device of an unprivileged server is reported without a mark:
+    /// it is not one of ours.
     ///
     /// # Errors
-    /// [`ErrorCode::Io`] with what the kernel says.
+    /// [`ErrorCode::Io`] with the kernel's error.
     pub fn look(&self) -> Result<Option<(DeviceState, DeviceMark)>, Error> {
         let info = self.control.info(self.number);
         let info = match info {
-            // A device of `UBLK_F_UNPRIVILEGED_DEV` has another question, whoever asks.
+            // A device of `UBLK_F_UNPRIVILEGED_DEV` needs another command.
             Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
                 return Ok(Some((DeviceState::Dead, DeviceMark(0))));
             }
@@ -254,10 +255,10 @@ impl Device<'_> {
         started.map_err(|error| given_up(self.number, "starting", &error))
     }
 
-    /// Prepares a device without a server for the next one; `false`: something of the dead one is left, ask again.
+    /// Prepares a device without a server for the next one; `false` if requests of the dead server are left: the caller tries again.
     ///
     /// # Errors
-    /// [`ErrorCode::Io`] with what the kernel says.
+    /// [`ErrorCode::Io`] with the kernel's error.
     pub fn begin_recovery(&self) -> Result<bool, Error> {
         let begun = self.control.start_recovery(self.number);
         begun
@@ -274,25 +275,25 @@ impl Device<'_> {
         ended.map_err(|error| given_up(self.number, "recovering", &error))
     }
 
-    /// Gives the device, which runs, another size in bytes.
+    /// Sets the size of the device, which runs, in bytes.
     ///
     /// # Errors
-    /// [`ErrorCode::Io`] with what the kernel says.
+    /// [`ErrorCode::Io`] with the kernel's error.
     pub fn resize(&self, size: u64) -> Result<(), Error> {
         let resized = self.control.update_size(self.number, size / SECTOR_SIZE);
         resized.map_err(|error| failed(self.number, "resizing", &error))
     }
 
-    /// Takes the block device away, whoever uses it.
+    /// Removes the block device, even if it is in use.
     ///
     /// # Errors
-    /// [`ErrorCode::Io`] with what the kernel says.
+    /// [`ErrorCode::Io`] with the kernel's error.
     pub fn stop(&self) -> Result<(), Error> {
         let stopped = self.control.stop(self.number);
         stopped.map_err(|error| failed(self.number, "stopping", &error))
     }
 
-    /// Removes the device; waits until its server has closed the queue, as long as `goes_on` says so.
+    /// Removes the device; waits until its server has closed the queue, as long as `goes_on` returns `true`.
     ///
     /// # Errors
     /// As [`Device::start`].
@@ -331,7 +332,7 @@ fn too_old(why: &str) -> Error {
     Error::new(ErrorCode::Unsupported, message).with_hint(format!("use the volume {ALTERNATIVES}"))
 }
 
-/// Why the kernel does not say what it can do.
+/// Why the kernel does not report its features.
 fn no_features(error: &io::Error) -> Error {
     /// The kernel's own number, which is not meant for programs, of what it does not know.
     const ENOTSUPP: i32 = 524;
@@ -343,8 +344,8 @@ fn no_features(error: &io::Error) -> Error {
     }
 }
 
-/// What a refused recovery means: `true`, it was begun before and nobody has served since (Linux 6.12 says `EINVAL` then);
-/// `false`, something of the dead server is left.
+/// The meaning of a refused recovery: `true` if it was begun before and nobody has served since (then Linux 6.12 returns `EINVAL`); `false`
+/// if the dead server has not ended completely.
 fn not_begun(number: u32, error: &io::Error) -> Result<bool, Error> {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EINVAL) => Ok(true),
@@ -359,7 +360,7 @@ fn not_made(number: u32, error: &io::Error) -> Error {
             ErrorCode::Exists,
             format!("/dev/ublkb{number} is another server's"),
         ),
-        // The last one is said of the parameter's limit.
+        // `EACCES` is the error for the limit of the module's parameter.
         Some(Errno::ENOSPC | Errno::EMFILE | Errno::EACCES) => Error::new(
             ErrorCode::NoSpace,
             format!("the kernel makes no more ublk devices: {error}"),
@@ -474,9 +475,9 @@ mod tests {
 
     #[test]
     fn a_recovery_that_was_begun_before_goes_on_and_a_busy_one_waits() {
-        let said = |errno: Errno| not_begun(1, &io::Error::from_raw_os_error(errno as i32));
-        assert_eq!(said(Errno::EINVAL), Ok(true));
-        assert_eq!(said(Errno::EBUSY), Ok(false));
-        assert_eq!(said(Errno::ENODEV).unwrap_err().code, ErrorCode::Io);
+        let meaning = |errno: Errno| not_begun(1, &io::Error::from_raw_os_error(errno as i32));
+        assert_eq!(meaning(Errno::EINVAL), Ok(true));
+        assert_eq!(meaning(Errno::EBUSY), Ok(false));
+        assert_eq!(meaning(Errno::ENODEV).unwrap_err().code, ErrorCode::Io);
     }
 }

@@ -206,7 +206,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
 
     /// The device is stopped.
     fn lose(&mut self, tag: u16, result: i32) {
-        let first = !self.slots.is_gone();
+        let first = !self.slots.is_stopped();
         self.slots.lose(tag);
         if first {
             let reason = Errno::from_raw(-result);
@@ -287,7 +287,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
             debug_assert!(false, "the volume has answered what was not asked");
             return;
         };
-        // An error may come of the end: the next server shall say it, if it is one.
+        // The end itself may have caused the error: the next server gets the request, and reports an error that lasts.
         if self.ending.has_begun() && result.is_err() {
             return self.keep(tag);
         }

@@ -58,7 +58,7 @@ pub struct Release {
 }
 
 impl Release {
-    /// This kernel's; `None` if it has a name that says nothing.
+    /// This kernel's release; `None` if its name has another form.
     #[must_use]
     pub fn own() -> Option<Release> {
         let names = nix::sys::utsname::uname().ok()?;

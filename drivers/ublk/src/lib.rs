@@ -6,7 +6,7 @@
 //! | [`control`] | devices: made, started, recovered, stopped, removed; for the privileged process |
 //! | [`layout`] | how many requests a device has, and where their data is |
 //! | `request` | a request of the kernel, decoded and checked |
-//! | [`queue`] | the kernel's side of a queue, and whoever gives one to a driver |
+//! | [`queue`] | the kernel's side of a queue, and the trait that gives one to a driver |
 //! | `slots` | which requests of a queue the kernel has, and which the driver |
 //! | `config` | how a volume is attached |
 //! | `driver` | serves a device on the data thread |

@@ -38,7 +38,7 @@ pub trait KernelQueues: Wakeups {
     /// The queue behind `fd`, of so many requests at a time and so many bytes each at most.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     fn kernel_queue(
         &mut self,
         fd: OwnedFd,

@@ -70,7 +70,7 @@ impl Request {
     }
 }
 
-/// What the kernel gets for what the volume says.
+/// The kernel's error number for an error of the volume.
 pub(crate) fn errno(code: ErrorCode) -> Errno {
     match code {
         ErrorCode::NoSpace | ErrorCode::NoRunSpace => Errno::ENOSPC,

@@ -1,4 +1,4 @@
-//! What the two halves of an endpoint share: figures, whether the device is gone, and requests to detach.
+//! What the two halves of an endpoint share: figures, whether the device was stopped, and requests to detach.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,19 +20,19 @@ pub(crate) struct DetachRequest {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
-    gone: AtomicBool,
+    is_stopped: AtomicBool,
 }
 
 impl Shared {
     /// The device was stopped.
     pub(crate) fn lose_device(&self) {
         // Relaxed: for people only.
-        self.gone.store(true, Ordering::Relaxed);
+        self.is_stopped.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn has_lost_device(&self) -> bool {
         // Relaxed: as in `lose_device`.
-        self.gone.load(Ordering::Relaxed)
+        self.is_stopped.load(Ordering::Relaxed)
     }
 }
 

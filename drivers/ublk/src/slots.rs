@@ -2,10 +2,10 @@
 //!
 //! | a slot is | leaves it by |
 //! |---|---|
-//! | Fetching: the kernel has its command | a request: Taken; or, once the end has begun, Kept; the device is stopped: Gone |
+//! | Fetching: the kernel has its command | a request: Taken; or, once the end has begun, Kept; the device is stopped: Stopped |
 //! | Taken: the driver has its request | the answer: Fetching |
 //! | Kept: its request is not answered by this server | never: the next server gets the request |
-//! | Gone | never |
+//! | Stopped | never |
 
 use crate::request::Request;
 
@@ -15,7 +15,7 @@ enum Slot {
     Fetching,
     Taken(Request),
     Kept,
-    Gone,
+    Stopped,
 }
 
 /// The places of a queue's requests, by their tags.
@@ -24,7 +24,7 @@ pub(crate) struct Slots {
     slots: Vec<Slot>,
     fetching: usize,
     taken: usize,
-    gone: usize,
+    stopped: usize,
 }
 
 impl Slots {
@@ -34,7 +34,7 @@ impl Slots {
             slots: vec![Slot::Fetching; usize::from(depth)],
             fetching: usize::from(depth),
             taken: 0,
-            gone: 0,
+            stopped: 0,
         }
     }
 
@@ -49,8 +49,8 @@ impl Slots {
     }
 
     /// Whether the device is stopped.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.gone > 0
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped > 0
     }
 
     /// Whether the kernel has the command of `tag`.
@@ -75,13 +75,13 @@ impl Slots {
             Slot::Fetching => self.fetching -= 1,
             Slot::Taken(_) => self.taken -= 1,
             Slot::Kept => {}
-            Slot::Gone => self.gone -= 1,
+            Slot::Stopped => self.stopped -= 1,
         }
         match next {
             Slot::Fetching => self.fetching += 1,
             Slot::Taken(_) => self.taken += 1,
             Slot::Kept => {}
-            Slot::Gone => self.gone += 1,
+            Slot::Stopped => self.stopped += 1,
         }
     }
 
@@ -99,7 +99,7 @@ impl Slots {
     }
 
     pub(crate) fn lose(&mut self, tag: u16) {
-        self.change(tag, Slot::Gone);
+        self.change(tag, Slot::Stopped);
     }
 }
 
@@ -125,8 +125,8 @@ mod tests {
         assert_eq!(slots.request(1), None);
         slots.fetch(0);
         assert_eq!((slots.fetching(), slots.taken()), (2, 0));
-        assert!(!slots.is_gone());
+        assert!(!slots.is_stopped());
         slots.lose(0);
-        assert!(slots.is_gone() && !slots.is_fetching(0) && slots.is_fetching(2));
+        assert!(slots.is_stopped() && !slots.is_fetching(0) && slots.is_fetching(2));
     }
 }

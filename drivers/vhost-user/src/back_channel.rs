@@ -39,7 +39,7 @@ impl Header {
     };
 
     // The protocol's numbers are in the byte order of the host.
-    #[expect(clippy::host_endian_bytes, reason = "the protocol says so")]
+    #[expect(clippy::host_endian_bytes, reason = "the protocol requires it")]
     fn from_bytes(bytes: [u8; HEADER_LEN]) -> Self {
         let word = |at: usize| {
             let mut word = [0; 4];
@@ -53,7 +53,7 @@ impl Header {
         }
     }
 
-    #[expect(clippy::host_endian_bytes, reason = "the protocol says so")]
+    #[expect(clippy::host_endian_bytes, reason = "the protocol requires it")]
     fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         for (at, word) in [self.request, self.flags, self.len].into_iter().enumerate() {
@@ -68,7 +68,7 @@ impl Header {
     }
 }
 
-/// Looks at the next header without taking it. `None`: the front end is gone.
+/// Looks at the next header without taking it. `None`: the front end has disconnected.
 pub(crate) fn peek(stream: &UnixStream) -> Option<Header> {
     let mut bytes = [0; HEADER_LEN];
     loop {

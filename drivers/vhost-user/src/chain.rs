@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - Each descriptor is copied once, and only the copy is looked at.
-//! - A walk ends after [`CHAIN_MAX`] descriptors whatever the ring says, so loops and long chains cost a bounded amount.
+//! - A walk ends after [`CHAIN_MAX`] descriptors whatever the ring contains, so loops and long chains cost a bounded amount.
 //! - A bad address or a piece out of order does not end the walk ([`Chain::fault`]), so that such a request still gets
 //!   its status byte. What hides the chain's end does end it.
 

@@ -72,7 +72,7 @@ pub enum Command {
     Look,
     /// Back to the state at power-on, memory excepted.
     Reset,
-    /// The front end is gone.
+    /// The front end has disconnected.
     Disconnected,
     /// Ends the device.
     Detach,
@@ -145,7 +145,7 @@ impl CommandChannel {
         }
     }
 
-    /// Sends `command` to the device and waits for the answer. `None`: the device is gone.
+    /// Sends `command` to the device and waits for the answer. `None`: the device has ended.
     pub(crate) fn call(&self, command: Command) -> Option<Answer> {
         let (reply, answer) = bounded(1);
         self.commands.send(Message { command, reply }).ok()?;

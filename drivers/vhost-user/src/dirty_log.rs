@@ -27,7 +27,7 @@ impl DirtyLog {
     /// Maps the log that a front end passed.
     ///
     /// # Errors
-    /// What the kernel says to `mmap`; `InvalidInput` if the file is too short or could be made shorter.
+    /// The error of `mmap`; `InvalidInput` if the file is too short or could be made shorter.
     pub fn map(file: File, offset: u64, len: u64) -> std::io::Result<DirtyLog> {
         let refused = |text| std::io::Error::new(std::io::ErrorKind::InvalidInput, text);
         let sealed = |file: &File| {

@@ -20,16 +20,16 @@ impl CommandSender {
     #[must_use]
     pub fn send(&self, command: Command) -> Receiver<Answer> {
         let (reply, answer) = bounded(1);
-        // A device that is gone answers nothing.
-        let _gone = self.0.send(Message { command, reply });
+        // A device that has ended answers nothing.
+        let _ended = self.0.send(Message { command, reply });
         answer
     }
 }
 
-/// A device to be.
+/// The seed of a device.
 ///
 /// # Errors
-/// What the kernel says to eventfds.
+/// The kernel's error, if there can be no eventfd.
 pub fn seed(config: AttachConfig) -> std::io::Result<(CommandSender, DeviceSeed)> {
     let (sender, commands) = unbounded();
     let seed = DeviceSeed {

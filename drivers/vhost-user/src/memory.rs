@@ -39,7 +39,7 @@ impl GuestSlot {
     /// Maps `len` bytes at `file_offset` of `file`.
     ///
     /// # Errors
-    /// What the kernel says to `mmap`, and `InvalidInput` for a file that is shorter or numbers that overflow.
+    /// The error of `mmap`; `InvalidInput` for a file that is shorter, or numbers that overflow.
     pub fn map(
         guest: u64,
         user: u64,
@@ -178,7 +178,7 @@ impl MemoryTable {
         self.slots.iter().any(|slot| slot.retired.is_some())
     }
 
-    /// Whether the file of a slot in use was truncated: what the guest had there is gone.
+    /// Whether the file of a slot in use was truncated: what the guest had there is lost.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.slots

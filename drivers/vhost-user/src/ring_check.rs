@@ -1,13 +1,13 @@
-//! Whether the device can see what the guest does: a guest whose memory is not shared waits for its first request for ever,
-//! and nobody but the device could say why.
+//! Checks that the device sees what the guest does: a guest whose memory is not shared waits for its first request for ever, and only the
+//! device can find the reason.
 //!
-//! Two ways to see nothing:
+//! There are two ways to see nothing:
 //! * The rings are in no memory slot. QEMU with plain `-m` has nothing to share, gives no slot and starts its rings.
 //! * The rings stay empty though the guest kicks. With `share=off` there is a file, but the guest writes into private copies
 //!   of its pages.
 //!
-//! Runs on the connection's thread, at a few moments after a start until the first request is seen, and never again for that
-//! run: it costs the data thread nothing. Kicks are only looked at: whoever reads an eventfd takes the kick from the device.
+//! The check runs on the connection's thread, at a few moments after a start until the first request is seen, and never again for that run:
+//! it costs the data thread nothing. It polls the kick eventfds and does not read them: a read would take the kick from the device.
 
 use std::fmt;
 use std::fs::File;

@@ -90,8 +90,8 @@ impl Session {
         }
     }
 
-    /// Takes the front end that waits. Without descriptors for it, goes on trying, ever slower: nothing is lost meanwhile, and
-    /// one line is logged. `None`: it has gone, or the thread shall stop.
+    /// Accepts the waiting front end. Without descriptors for it, tries again at growing intervals: nothing is lost meanwhile, and one line
+    /// is logged. `None`: the front end has disconnected, or the thread shall stop.
     fn accept(&self, listener: &UnixListener) -> Option<Connection> {
         let mut pause = ACCEPT_PAUSE_MIN;
         let mut accepted = None;
@@ -140,7 +140,7 @@ impl Session {
         {}
         // Requests in flight end, memory is given back and the volume is closed before the next front end comes in.
         if self.device.call(Command::Disconnected).is_none() {
-            debug!(%socket, "the device has gone first");
+            debug!(%socket, "the device has ended before its front end");
         }
         self.shared.set_problem(None);
         self.stop.set(None);

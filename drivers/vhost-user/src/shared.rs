@@ -82,8 +82,8 @@ impl Shared {
         }
     }
 
-    /// Takes the write cache's state from behind an in-flight area, if a predecessor noted it there: a guest that has
-    /// switched its cache off does not say so again to the endpoint's successor.
+    /// Takes the write cache's state from behind an in-flight area, if a predecessor stored it there: a guest that has switched its cache
+    /// off does not send that again to the endpoint's successor.
     pub(crate) fn recall_writeback(&self, region: &Region, start: u64, queues: u16, size: u16) {
         let at = queue_len(size)
             .checked_mul(u64::from(queues))

@@ -9,8 +9,7 @@
 //!   so it could keep the data thread busy with them alone. An honest guest asks for its serial, and now and then for
 //!   something that we do not have.
 //!
-//! So a burst is free, and whoever goes on waits: a front end on its own thread, a guest because its rings are left alone
-//! for a while.
+//! So a burst is free, and further actions wait: a front end on its own thread, a guest because its rings are not served for a while.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

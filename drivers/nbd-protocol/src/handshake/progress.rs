@@ -40,10 +40,10 @@ pub enum Broken {
     /// The client sends options without end.
     #[error("the client has sent more than {OPTIONS_MAX} options")]
     TooMany,
-    /// `EXPORT_NAME` has no way to say so.
+    /// The protocol has no error reply to `EXPORT_NAME`.
     #[error("there is no export of the name that the client asks for")]
     NoSuchExport,
-    /// `EXPORT_NAME` has no way to say so.
+    /// The protocol has no error reply to `EXPORT_NAME`.
     #[error("the client asks for an export without the encryption that is required")]
     NotEncrypted,
 }

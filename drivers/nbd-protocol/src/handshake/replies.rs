@@ -1,4 +1,4 @@
-//! What the server says in a handshake, as bytes that wait to be sent.
+//! The server's replies in a handshake, as bytes that wait to be sent.
 
 use crate::offer::{BLOCK_MAX, BLOCK_MIN, BLOCK_PREFERRED, Offer};
 use crate::wire::{

@@ -76,7 +76,7 @@ impl Commands {
         self.receiver.is_empty()
     }
 
-    /// Drops the commands that have come: whoever asked sees the dropped answer.
+    /// Drops the commands that have come: their callers see that the reply was dropped.
     pub(super) fn refuse_all(&mut self) {
         while self.next().is_some() {}
     }

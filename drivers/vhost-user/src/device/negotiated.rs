@@ -14,7 +14,7 @@ use crate::shared::Shared;
 pub(super) enum FrontEnd {
     /// The front end, or the next one that connects.
     Served,
-    /// Nobody: the front end is gone, or has reset the device.
+    /// Nobody: the front end has disconnected, or has reset the device.
     Dropped,
 }
 
@@ -51,7 +51,7 @@ impl Negotiated {
         self.features = 0;
     }
 
-    /// The front end is gone.
+    /// The front end has disconnected.
     pub(super) fn forget(&mut self) {
         *self = Negotiated::default();
     }

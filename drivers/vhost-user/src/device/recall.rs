@@ -11,7 +11,7 @@
 //! | stops, with an in-flight region, no migration is logged | stays noted in the region: done by the next run of the ring |
 //! | stops otherwise | an I/O error, which is logged: nobody else could ever answer it |
 //!
-//! The reasons, with what the specification says, are in `docs/virtio.md`.
+//! The reasons, with the specification's words, are in `docs/virtio.md`.
 
 use archipelago_endpoint::Wakeups;
 use archipelago_protocol::ErrorCode;

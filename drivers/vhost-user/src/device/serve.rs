@@ -357,14 +357,14 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    /// Logs what is not logged yet: the front end is gone.
+    /// Logs what is not logged yet: the front end has disconnected.
     pub(super) fn end_failures(&mut self) {
         if let Some((count, last)) = self.failures.end() {
             self.log_failure(count, last);
         }
     }
 
-    /// Drops the parts of requests that the volume has not taken; the front end is gone.
+    /// Drops the parts of requests that the volume has not taken; the front end has disconnected.
     pub(super) fn drop_backlog(&mut self) {
         while let Some(part) = self.backlog.pop() {
             let index = usize::from(part.queue);

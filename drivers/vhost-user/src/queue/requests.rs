@@ -149,7 +149,7 @@ impl Queue {
         Some(head)
     }
 
-    /// Gives `head` up without an answer: its front end is gone.
+    /// Abandons `head` without an answer: its front end has disconnected.
     pub(crate) fn abandon(&mut self, head: u16) {
         self.slots.end(head);
     }

@@ -69,7 +69,7 @@ struct Position {
 #[derive(Debug, Default)]
 pub(super) struct SplitRing {
     size: u16,
-    /// `None`: the front end has not said where, or has taken the memory away.
+    /// `None`: the front end has not set its address, or has removed the memory.
     memory: Option<RingMemory>,
     /// `None`: the ring does not run.
     position: Option<Position>,
@@ -100,7 +100,7 @@ impl SplitRing {
         self.memory.is_some()
     }
 
-    /// Whether the ring runs, though its memory may be gone for now.
+    /// Whether the ring runs; its memory may be removed for now.
     pub(super) fn runs(&self) -> bool {
         self.position.is_some()
     }
@@ -187,7 +187,7 @@ impl SplitRing {
         }
     }
 
-    /// Writes the used entry of `head`, of whose memory `len` bytes were written. `false`: the ring's memory is gone.
+    /// Writes the used entry of `head`, of whose memory `len` bytes were written. `false`: the ring's memory was removed.
     pub(super) fn add_used(&mut self, head: u16, len: u32) -> bool {
         let Some(ring) = &self.memory else {
             return false;
