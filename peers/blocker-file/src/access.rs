@@ -1,6 +1,6 @@
-//! How files of a pool can be accessed: what the file system says, and what it takes.
+//! How files of a pool can be accessed: what the file system reports, and what it accepts.
 //!
-//! Invariant: finding out needs no room. The lock file, whose length is fixed, is what is tried.
+//! Invariant: these checks need no free space. They use the lock file, whose length is fixed.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -96,7 +96,7 @@ impl Below {
     }
 }
 
-/// Whether the file system of the pool writes what is overwritten somewhere else, unless a file says otherwise.
+/// Whether the pool's file system writes an overwritten block to another place, unless a file is set not to.
 pub(crate) fn copies_on_write(layout: &Layout) -> bool {
     let found = statfs(layout.directory());
     found.is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC)
@@ -150,7 +150,7 @@ pub(crate) fn is_of_one_host(path: &Path) -> bool {
     }
 }
 
-/// Whether `error` says that there is no direct I/O here, and nothing worse: what file systems say differs.
+/// Whether `error` means only that direct I/O is not supported here: file systems report that in different ways.
 fn refuses(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -166,7 +166,7 @@ fn refuses(error: &io::Error) -> bool {
     )
 }
 
-/// Whether `error` says that there is no room.
+/// Whether `error` means that there is no space.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }

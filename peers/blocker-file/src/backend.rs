@@ -1,7 +1,7 @@
 //! The backend: routes requests to its parts, and the answers of the ring and of threads to the part whose call they end.
 //!
 //! Life of a write: [`FileBackend::start`] finds its file, or has it opened ([`crate::pending_opens`]); [`crate::transfers`]
-//! drives it, [`crate::transfer`] says how far it is; its reply waits in [`crate::context::Replies`].
+//! drives it, [`crate::transfer`] tracks its progress; its reply waits in [`crate::context::Replies`].
 //!
 //! Invariant: no call on the pool's file system is made on this thread once the pool is open, but those of a file system in
 //! memory. Any of them may never return, and all volumes share the thread.
@@ -86,7 +86,7 @@ impl FileBackend {
     /// # Errors
     /// [`ErrorCode::InUse`] naming the holder of the lock or the owner on another host, [`ErrorCode::Stale`] if another host has
     /// had the pool since a process died whose successor this is, [`ErrorCode::UnsupportedFormat`] for an unknown version, [`ErrorCode::Unsupported`]
-    /// for a file system whose locks exclude nobody, or what the system says.
+    /// for a file system whose locks exclude nobody; otherwise the error of the system.
     pub fn open(options: &Options, source: Source, clock: &dyn Clock) -> Result<Self, Error> {
         let (joined, sibling, owner) = JoinedPool::open(options, &source, clock)?;
         FileBackend::start(joined, sibling, owner, source, clock)
@@ -101,7 +101,7 @@ impl FileBackend {
     /// One more backend of a pool that this process has opened.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`] if there are as many as the first one was opened for, or what the system says.
+    /// [`ErrorCode::Internal`] if there are as many as the first one was opened for; otherwise the error of the system.
     pub fn open_joined(
         joined: JoinedPool,
         source: Source,
@@ -288,7 +288,7 @@ impl FileBackend {
             Part::Opens | Part::Requests | Part::Logs => return,
         };
         if is_failed_sync {
-            // Of this file at least something may be gone, which a sync of the pool that began before does not know.
+            // Data of this file at least may be lost, and a sync of the pool that began before does not know that.
             self.requests.mark_lost();
             let of_one = is_of_one_file(&io::Error::from_raw_os_error(-result));
             let loss = if of_one { Loss::OfFile } else { Loss::Unsynced };
@@ -395,7 +395,7 @@ impl FileBackend {
         }
     }
 
-    /// A sync failed, of whatever: what is not durable may be gone. What is under way may have lost to it, too.
+    /// A sync has failed, of any file: data that is not durable may be lost, also that of requests under way.
     fn mark_unsynced_lost(&mut self) {
         self.files.mark_unsynced_lost();
         self.transfers.lose_durable();
@@ -403,7 +403,7 @@ impl FileBackend {
         self.requests.mark_lost();
     }
 
-    /// The sync of what a predecessor wrote failed. Another try might succeed, and nobody learn of what is gone.
+    /// The sync of a predecessor's writes has failed. A second sync might succeed, and hide the loss.
     pub(crate) fn suspect_all(&mut self) {
         self.files.suspect_all();
         self.logs.suspect_all();

@@ -13,7 +13,7 @@ pub struct Counters {
     pub creations: u64,
     /// Transfers that went through a buffer of ours because of their alignment.
     pub bounces: u64,
-    /// Writes tried again because the file system said for a moment that it has no room.
+    /// Writes tried again because the file system reported a passing lack of space.
     pub space_retries: u64,
     /// Calls for metadata that found no room but in the reserve.
     pub reserve_spent: u64,

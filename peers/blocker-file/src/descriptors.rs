@@ -35,7 +35,7 @@ pub(crate) fn limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
-/// Whether `error` says that the process or the host has no descriptor left.
+/// Whether `error` means that the process or the host has no descriptor left.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }

@@ -94,7 +94,7 @@ pub(crate) fn sync_code_of(error: &io::Error) -> ErrorCode {
     }
 }
 
-/// What the ring's answer to a sync says, if it failed.
+/// The error in the ring's result of a sync, if it failed.
 pub(crate) fn sync_failure(result: i32) -> Option<ErrorCode> {
     let error = (result < 0).then(|| io::Error::from_raw_os_error(-result))?;
     Some(sync_code_of(&error))

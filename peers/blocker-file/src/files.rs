@@ -5,8 +5,8 @@
 //! - Files are opened and closed by the threads of the blocking pool, never by the data thread.
 //! - A file that this process created is `fresh` until its name is durable. A fresh file stays open.
 //! - `chunks` has the files of `open` and `closed`, so that a sync of an object finds them.
-//! - The sync state of a file outlives its close as long as the file has unsynced writes or an unreported loss. In a suspect
-//!   pool every sync state does, because it says whether the loss was reported.
+//! - The sync state of a file outlives its close as long as the file has unsynced writes or an unreported loss. In a suspect pool every
+//!   sync state does, because it records whether the loss was reported.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -268,8 +268,7 @@ impl Files {
         });
     }
 
-    /// A sync failed, and the kernel does not say which file's data is lost: every file with unsynced writes has a loss
-    /// to report.
+    /// A sync failed, and the kernel does not report which file's data is lost: every file with unsynced writes has a loss to report.
     pub(crate) fn mark_unsynced_lost(&mut self) {
         let open = self.open.values().map(|open| open.sync_state());
         for state in open.chain(self.closed.values()) {

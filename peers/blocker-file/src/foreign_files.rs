@@ -12,7 +12,7 @@ const FOREIGN_MAX: usize = 100;
 /// Files in `directory`, a pool, that are called like the directory of a lineage or of a shard; at most some. Only looks.
 ///
 /// # Errors
-/// What the file system says.
+/// The error of the file system.
 pub fn foreign(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for shard in fs::read_dir(directory)? {

@@ -26,9 +26,9 @@ use crate::spans::{gather, scatter};
 /// What is known of heads beside their files. One thread at a time swaps a head.
 #[derive(Debug, Default)]
 pub(crate) struct Heads {
-    /// Their last swap failed: their files may say what the medium does not.
+    /// Their last swap failed: their files may differ from the medium.
     doubtful: Mutex<FxHashSet<ObjectId>>,
-    /// So may all others: the sync at the start failed.
+    /// All other heads may, too: the sync at the start failed.
     suspect: bool,
     /// The file system copies on write: new heads are to be overwritten in place.
     copy_on_write: bool,

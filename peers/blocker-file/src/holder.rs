@@ -1,7 +1,7 @@
-//! Who has a pool open, asked from outside: its lock knows, whatever became of sockets and process ids elsewhere.
+//! Which process has a pool open, found by the pool's lock: sockets and process ids may be lost or outdated.
 //!
-//! The lock is held by the open file, which outlives its process until the kernel has freed the process's ring: a lock that
-//! can be taken says that nothing of the pool is open any more.
+//! The lock is held by the open file, which outlives its process until the kernel has freed the process's ring: if the lock can be taken,
+//! nothing of the pool is open any more.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -15,24 +15,24 @@ use crate::layout::Layout;
 /// Longest content of a lock file that is looked at: a process id and what may follow.
 const CONTENT_LEN_MAX: u64 = 4096;
 
-/// Whoever has a pool open.
+/// The holder of a pool's lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
-    /// The process that opened it, which may have ended since; `None`: it has not said yet.
+    /// The process that opened the pool, which may have ended since; `None`: it has not written its id yet.
     pub pid: Option<u32>,
 }
 
-/// Who has the pool in `directory` open; `None`: nobody. Blocks as long as the file system does.
+/// The holder of the lock of the pool in `directory`; `None` if nobody holds it. Blocks as long as the file system does.
 ///
 /// # Errors
-/// What the file system says. A pool without a lock file has never been open.
+/// The error of the file system. A pool without a lock file has never been open.
 pub fn holder(directory: &Path) -> io::Result<Option<Holder>> {
     let file = match File::open(Layout::new(directory).lock()) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    // Shared: two who look are not in each other's way, and whoever opens the pool meanwhile tries again.
+    // Shared: two readers do not conflict, and a process that opens the pool meanwhile tries again.
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
         Ok(_free) => Ok(None),
         Err((file, Errno::EWOULDBLOCK)) => {

@@ -148,7 +148,7 @@ fn attempt(context: &WorkerContext, job: &Job) -> Done {
             context.reserve.grow_if_room();
             Done::Replied(Ok(ObjectReply::done(0)))
         }
-        // Done by whoever calls this.
+        // The caller closes the file.
         Job::Close(_) => Done::Replied(Err(ErrorCode::Internal.into())),
         #[cfg(test)]
         Job::Wait(ended) => {
@@ -176,7 +176,7 @@ fn carry_out(
         ObjectOp::SyncPool => {
             let synced = retry_while_exhausted(|| File::open(layout.directory()))
                 .and_then(|dir| Ok(nix::unistd::syncfs(dir)?));
-            // Reported to all, whatever the reason: whoever asked treats it so.
+            // Reported as a loss to all, whatever the reason: the callers treat it so.
             let failed = |error: io::Error| Failed {
                 code: sync_code_of(&error),
                 lost: true,
@@ -222,7 +222,7 @@ pub(crate) fn stat(layout: &Layout, id: ObjectId) -> Result<ObjectReply, ErrorCo
     })
 }
 
-/// What the files of an epoch occupy together, and how far they go. Which there are, the lineage's directory says.
+/// Bytes that the files of an epoch occupy together, and the end of the last one. The lineage's directory lists the files.
 fn stat_data(layout: &Layout, id: ObjectId) -> Result<(u64, u64), ErrorCode> {
     let (mut occupied, mut len, mut found) = (0, 0, false);
     for file in files_of(layout, id.lineage).map_err(|error| code_of(&error))? {

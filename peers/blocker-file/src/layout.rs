@@ -83,13 +83,13 @@ impl Layout {
         &self.directory
     }
 
-    /// The file that says what this directory is.
+    /// The file that marks this directory as a pool, with its version.
     #[must_use]
     pub fn marker(&self) -> PathBuf {
         self.directory.join("pool.toml")
     }
 
-    /// The file that is locked by whoever serves the pool.
+    /// The file that the process which serves the pool locks.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.directory.join("lock")

@@ -78,7 +78,7 @@ pub(crate) fn take(layout: &Layout, clock: &dyn Clock, deadline: Duration) -> Re
     prove(&path)?;
     if let Err(error) = file.write_all_at(&record(), 0) {
         tracing::warn!(
-            "{}: the process id of whoever serves the pool could not be written: {error}",
+            "{}: the process id of the pool's server could not be written: {error}",
             path.display()
         );
     }

@@ -113,7 +113,7 @@ fn refused(code: ErrorCode) -> Verdict {
     Verdict::Reply(ObjectReply::failed(code))
 }
 
-/// Whether the memory begins as the batch that the request says.
+/// Whether the memory begins with the batch that the request describes.
 fn carries_batch(request: &ObjectRequest, memory: &[Span]) -> bool {
     let mut first = [0; SECTOR_LEN];
     let mut filled = 0;

@@ -67,7 +67,7 @@ impl Occupancy {
         self.users.set(match self.users.get() {
             Users::Alone => Users::Shared(0),
             Users::Shared(users) => {
-                debug_assert!(users > 0, "whoever leaves has entered");
+                debug_assert!(users > 0, "a user leaves that has not entered");
                 Users::Shared(users.saturating_sub(1))
             }
         });

@@ -86,7 +86,7 @@ impl OpenJob {
                 .create(layout.lineage(self.id.object.lineage))?;
         }
         let file = match open(direct | OFlag::O_NOATIME) {
-            // Only the owner of a file may say that.
+            // Only the owner of a file may use `O_NOATIME`.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(direct)?,
             other => other?,
         };

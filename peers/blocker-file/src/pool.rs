@@ -21,7 +21,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 /// Makes `directory` a pool. One that is a pool already is left as it is.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if the directory holds something else, or what the file system says.
+/// [`ErrorCode::Exists`] if the directory holds something else; otherwise the error of the system.
 pub fn create(directory: &Path) -> Result<(), Error> {
     let layout = Layout::new(directory);
     let made = DirBuilder::new()

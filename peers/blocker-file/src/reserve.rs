@@ -70,7 +70,7 @@ pub(crate) struct Reserve {
     /// One spends at a time.
     turn: Mutex<()>,
     gate: WriteGate,
-    /// Bytes that it has, and should have: for whoever must not wait.
+    /// Bytes that it has, and should have: atomics, for readers that must not wait.
     held: AtomicU64,
     wanted: AtomicU64,
     /// Bytes free after the last try to grow found no room: it is futile to try again with no more.
@@ -79,7 +79,7 @@ pub(crate) struct Reserve {
     spent: AtomicU64,
     /// A thread has been asked to have it grow.
     growing: AtomicBool,
-    /// Whether the log has said that it is being spent.
+    /// Whether it was logged that the reserve is being spent.
     reported: Mutex<bool>,
 }
 
@@ -101,7 +101,7 @@ fn signed(value: u64) -> io::Result<i64> {
     i64::try_from(value).map_err(io::Error::other)
 }
 
-/// Whether `error` says that the file system does not allocate ahead.
+/// Whether `error` means that the file system does not support preallocation.
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -220,7 +220,7 @@ impl Reserve {
         true
     }
 
-    /// Whether no thread has been asked to have it grow; whoever gets this answer asks one.
+    /// Whether no thread has been asked to grow it; a caller that gets `true` asks one.
     pub(crate) fn may_begin_growing(&self) -> bool {
         !self.growing.swap(true, Ordering::Relaxed)
     }
@@ -297,7 +297,7 @@ impl Reserve {
         }
     }
 
-    /// Says in the log if there is less than there should be.
+    /// Logs a warning if there is less than there should be.
     pub(crate) fn report_start(&self) {
         let [held, wanted] = self.figures();
         if held < wanted {

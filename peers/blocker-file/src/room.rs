@@ -1,4 +1,4 @@
-//! The room in a pool's file system, as it says itself.
+//! The space in a pool's file system, as the file system reports it.
 
 use std::io;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub struct Room {
 /// The room in the file system of `directory`. Blocks as long as that does.
 ///
 /// # Errors
-/// What the file system says.
+/// The error of the file system.
 pub fn room(directory: &Path) -> io::Result<Room> {
     let found = statvfs(directory)?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());

@@ -11,7 +11,7 @@ use crate::layout::{FileId, Layout};
 
 /// A call that takes longer keeps a worker of the ring from others for longer than they shall wait.
 const STALL_SECONDS: u64 = 2;
-/// Waits that are reported: the oldest. More say nothing more.
+/// Waits that are reported: the oldest ones. More of them would add no information.
 const REPORTED_MAX: usize = 8;
 
 /// Counts the calls that have returned of jobs that consist of many: as long as it grows, none of them stalls.

@@ -1,8 +1,8 @@
 //! What of a file is not durable yet, and whether a failed sync may have dropped some of it.
 //!
-//! A kernel reports a failed sync once, to whoever asked; a disk that could not write its cache may have lost the data of any
-//! file, and the next sync succeeds. So the backend remembers (`fsync` semantics: Rebello et al., "Can Applications
-//! Recover from fsync Failures?", USENIX ATC 2020).
+//! A kernel reports a failed sync once, to one caller; a disk that could not write its cache may have lost the data of any file, and the
+//! next sync succeeds. So the backend remembers the failure (`fsync` semantics: Rebello et al., "Can Applications Recover from fsync
+//! Failures?", USENIX ATC 2020).
 //!
 //! Invariants
 //! - What was written and not synced when a sync failed makes the next sync of its file fail, once.

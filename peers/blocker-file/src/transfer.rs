@@ -89,7 +89,7 @@ pub(crate) struct Transfer {
     buffer: Option<Region>,
     /// Bytes moved so far: the kernel may do less than was asked.
     moved: u32,
-    /// How often the file system has said that it has no room.
+    /// How often the file system has reported a lack of space.
     refusals: u8,
     stage: Stage,
     /// Why it is no durable write, though its bytes were moved.
@@ -365,8 +365,8 @@ impl Transfer {
 
     /// Whether a write that failed with `errno` is to be tried again at once; counts it.
     ///
-    /// A file system whose free blocks are reserved by others for a moment says that it has none: ext4 does so for a few of
-    /// 100,000 writes that allocate in many sparse files at once, and not a second time.
+    /// A file system whose free blocks are reserved by others for a moment reports a lack of space: ext4 does so for a few of 100,000
+    /// writes that allocate in many sparse files at once, and not a second time.
     fn may_retry(&mut self, errno: i32) -> bool {
         let retry = errno == libc::ENOSPC && self.is_write() && self.refusals < REFUSALS_MAX;
         self.refusals += u8::from(retry);

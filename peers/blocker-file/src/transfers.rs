@@ -38,7 +38,7 @@ pub(crate) struct TransferFigures {
     pub(crate) file_syncs: u64,
     /// Transfers that did not fit the medium.
     pub(crate) bounces: u64,
-    /// Writes tried again because the file system said for a moment that it has no room.
+    /// Writes tried again because the file system reported a passing lack of space.
     pub(crate) space_retries: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The backend: routes requests, and the ends of calls to whoever waits for them.
+//! The backend: routes requests, and the completions of calls to the tasks that wait for them.
 //!
 //! Life of a write: [`RadosBackend::start`] finds out whether the object's group stands in the index. If so, [`crate::transfers`] makes
 //! the one call; if not, a task writes the index first. One of librados' threads puts the end into a queue and rings; [`RadosBackend`]
@@ -56,7 +56,7 @@ struct Counters {
 }
 
 impl RadosBackend {
-    /// Opens the pool for this client alone: whoever had it on this node is shut out by the cluster.
+    /// Opens the pool for this client alone: the cluster blocklists the former client of this node.
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] naming the owner on another node; [`ErrorCode::Stale`] if another node has had the pool since a process

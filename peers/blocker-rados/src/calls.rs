@@ -228,7 +228,7 @@ impl Calls {
         }
     }
 
-    /// Takes the ring of the doorbell back: whoever was woken by it looks now.
+    /// Resets the doorbell, whose signal has been handled.
     pub(crate) fn silence(&self) {
         // Empty: it was not the doorbell that woke us.
         let _counted = self.completions.borrow().doorbell().read();

@@ -1,7 +1,7 @@
 //! Small objects that compare-and-swap changes.
 //!
-//! A swap is one compound operation: the version must be the expected one, and the object is replaced. So it is atomic in the cluster,
-//! whoever else swaps.
+//! A swap is one compound operation: it checks that the version is the expected one, and replaces the object. So it is atomic in the
+//! cluster, also against swaps of other clients.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::object::{ObjectId, ObjectReply, ObjectRequest, SWAP_LEN_MAX};
@@ -81,7 +81,7 @@ async fn read(calls: &Calls, id: ObjectId) -> Result<Option<(u64, Vec<u8>)>, Err
     }
 }
 
-/// The refusal that says what is there.
+/// The refusal, with the version that is stored.
 pub(crate) fn stale(there: u64) -> ObjectReply {
     ObjectReply {
         values: [there, 0],

@@ -22,8 +22,8 @@ use crate::names::{
 /// Keys that are read at once.
 const PAGE: u64 = 512;
 
-/// Enters a group of objects into the index of its lineage, and the lineage into that of lineages. Whoever makes an object does so at
-/// once afterwards: before the next removal.
+/// Enters a group of objects into the index of its lineage, and the lineage into that of lineages. The caller makes the object at once
+/// afterwards, before the next removal.
 ///
 /// # Errors
 /// [`ErrorCode::NotFound`]: the object is being removed.
@@ -75,7 +75,7 @@ async fn page(calls: &Calls, name: &ObjectName, after: &str, max: u64) -> Result
     }
 }
 
-/// A key of the index, with what it says.
+/// A key of the index, decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Indexed {
     pub(crate) id: ObjectId,

@@ -57,7 +57,7 @@ fn length(completed: librados_sys::Completed) -> Result<Option<u64>, ErrorCode> 
     }
 }
 
-/// Bytes that an object occupies, and its length. A cluster does not say which bytes of an object are holes: they count.
+/// Bytes that an object occupies, and its length. A cluster does not report which bytes of an object are holes, so they count.
 pub(crate) async fn stat(calls: &Calls, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
     if id.kind != ObjectKind::Data {
         let len = len_of(calls, id, &ObjectName::whole(id)).await?;

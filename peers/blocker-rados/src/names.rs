@@ -11,7 +11,7 @@ use archipelago_protocol::object::{ObjectId, ObjectKind};
 /// The longest name: a lineage (32), `.data.` (6), epoch (16), a dot and a number (17), and the byte that ends it.
 const LEN_MAX: usize = 32 + 6 + 16 + 17 + 1;
 
-/// What says that a pool is one of ours, and in which format.
+/// The object that marks a pool as one of ours, with its format.
 pub(crate) const MARKER: &CStr = c"pool";
 /// Who serves the pool.
 pub(crate) const OWNER: &CStr = c"owner";

@@ -39,7 +39,7 @@ pub struct Options {
     pub conf: Option<PathBuf>,
     /// Who we are, without `client.`.
     pub client: String,
-    /// Where the key is; `None`: where Ceph's configuration says.
+    /// The file with the key; `None`: the one that Ceph's configuration names.
     pub keyring: Option<PathBuf>,
     /// The id that the cluster must have; empty: any.
     pub fsid: String,
@@ -211,7 +211,7 @@ impl Options {
         let Some(code) = code else {
             return self
                 .error(ErrorCode::Unavailable, format_args!("the cluster does not answer within {} s", TIMEOUT.as_secs()))
-                .with_hint("`ceph health detail` and `ceph pg stat` say whether its placement groups are active");
+                .with_hint("`ceph health detail` and `ceph pg stat` show whether its placement groups are active");
         };
         match code_of(code) {
             ErrorCode::Denied => self.denied("use it"),
@@ -229,7 +229,7 @@ impl Options {
         }
     }
 
-    /// Looks at what says that it is a pool of ours; whether that is there.
+    /// Reads the object that marks a pool as one of ours; returns whether it exists.
     fn read_marker(&self, pool: &Pool, completions: &mut Completions) -> Result<bool, Error> {
         let op = ReadOp::new().read(0, MARKER_LEN_MAX);
         pool.query(completions, 0, MARKER, op);

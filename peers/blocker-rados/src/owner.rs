@@ -1,12 +1,11 @@
 //! The owner of a pool: one incarnation of one node's blocker at a time.
 //!
-//! The object `owner` names it, with the address that its client has in the cluster. It changes hands by compare-and-swap, and whoever
-//! takes it has blocklisted the address in it before: from then on nothing of the former owner lands, wherever it is and whatever it
-//! had in flight.
+//! The object `owner` names it, with the address that its client has in the cluster. It changes by compare-and-swap, and the new owner has
+//! blocklisted the former address before: from then on no write of the former owner lands, wherever it runs and whatever it had in flight.
 //!
 //! Invariants
-//! - Before the record is changed, every OSD that the new owner will talk to knows that the former one is shut out.
-//! - A silent owner of another node is never taken for a dead one but by a person ([`Claim::TakeOver`]).
+//! - Before the record is changed, every OSD that the new owner will use knows that the former one is blocklisted.
+//! - A silent owner of another node is treated as dead only if a person declares it so ([`Claim::TakeOver`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,7 +43,7 @@ pub struct Claimant {
     pub lost: fn(&Error),
 }
 
-/// What the record says.
+/// The content of the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     machine: u32,
@@ -215,7 +214,7 @@ impl Owner {
         }
     }
 
-    /// Says that nothing is in flight any more. If the cluster does not answer, the next start shuts this client out.
+    /// Records that nothing is in flight any more. If the cluster does not answer, the next start blocklists this client.
     pub(crate) fn release(&self, place: &mut Place<'_>) {
         let record = Record {
             released: true,

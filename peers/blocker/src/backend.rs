@@ -38,7 +38,7 @@ pub trait Backend {
         Vec::new()
     }
 
-    /// Whether the pool knows that whoever has `token` was fenced: what it opens is refused as stale.
+    /// Whether the pool knows that the incarnation with `token` was fenced: its opens are refused as stale.
     fn is_fenced(&self, _token: &FencingToken) -> bool {
         false
     }

@@ -9,8 +9,8 @@ pub enum Claim {
     /// For the first time: if nobody else owns it.
     #[default]
     Start,
-    /// Whoever owns it on another host has ended, says a person.
+    /// A person has declared that the owner on another host has ended.
     TakeOver,
-    /// By the successor of a process that died: if nobody else has owned it since.
+    /// By the successor of a process that died: granted if nobody else has owned the pool since.
     Restart,
 }

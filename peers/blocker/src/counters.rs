@@ -27,7 +27,7 @@ pub struct Counters {
     pub refused: u64,
     /// Of these, denied: more than the channel may ask for.
     pub denied: u64,
-    /// Answers dropped because their client was gone.
+    /// Answers dropped because their client had disconnected.
     pub dropped: u64,
     /// Channels added so far.
     pub channels: u64,

@@ -54,7 +54,7 @@ impl InFlight {
     /// Adds a request, whose memory `resolve` appends to an empty list: its ticket.
     ///
     /// # Errors
-    /// What `resolve` says; nothing was added.
+    /// The error of `resolve`; then nothing was added.
     pub(crate) fn insert(
         &mut self,
         started: Started,

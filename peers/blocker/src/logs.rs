@@ -101,7 +101,7 @@ fn checksum(lineage: Lineage, token: Generation) -> u32 {
 /// If the batch before `hint` is whole and none begins there, that is the end, and little is read. Otherwise all of the log is.
 ///
 /// # Errors
-/// What `read` says.
+/// The error of `read`.
 pub fn find_end<E>(
     lineage: Lineage,
     log_len: u64,

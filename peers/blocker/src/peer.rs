@@ -5,7 +5,7 @@
 //! - No channel gets more than [`ENTRIES_PER_TURN`] requests started before the next one has its turn, and the first turn
 //!   goes round, so a busy client delays another by a bounded amount.
 //! - A request on a handle that is not open is answered, and hurts nobody else.
-//! - What was started finishes, whatever becomes of its client: [`BlockerPeer::channel_idle`] says when.
+//! - A started request finishes, also after its client has disconnected: [`BlockerPeer::channel_idle`] returns whether all have.
 
 use archipelago_protocol::control::PeerStatus;
 use archipelago_protocol::handle::{HandleAccess, HandleRequest, OpenObject};
@@ -69,8 +69,8 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         id
     }
 
-    /// Says what channels with [`Rights::Granted`] may write from now on; until then it is nothing. Handles that rest on a grant
-    /// which is no more are closed; what was started on them finishes.
+    /// Sets what channels with [`Rights::Granted`] may write from now on; before the first call that is nothing. Handles whose grant was
+    /// withdrawn are closed; requests that were started on them finish.
     pub fn set_grants(&mut self, grants: Grants) {
         let granted = |channel: &&mut Channel<P>| channel.rights == Rights::Granted;
         for channel in self.channels.iter_mut().filter(granted) {

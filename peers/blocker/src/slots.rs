@@ -1,7 +1,7 @@
 //! Two-slot codec: how a small compare-and-swap object lies in 8 KiB of a medium that writes sectors.
 //!
 //! Version `v` stands in slot `v odd: 0, v even: 1`, so a swap never touches the version that holds. Each sector carries a
-//! checksum of its own, seeded with version and place. So a torn write and a damaged medium can be told apart:
+//! checksum of its own, seeded with version and place. So a torn write and a damaged medium can be distinguished:
 //! - torn: every sector is whole, but they belong to different versions. The other slot holds.
 //! - damaged: a sector that belongs to no version that could be there. Falling back to the other slot would silently
 //!   undo a swap that was acknowledged, so this is an error instead.
@@ -109,9 +109,9 @@ pub enum Swap {
     },
 }
 
-/// Judges a swap of `current` to `content` by somebody who expects `expected` to be there.
+/// Compares and swaps: the result of replacing `current` by `content` for a client that expects `expected`.
 ///
-/// A [`Swap::Done`] may answer a crash between write and sync: the backend syncs before it says so.
+/// A [`Swap::Done`] may be the answer to a repetition after a crash between write and sync: the backend syncs before it answers.
 ///
 /// # Panics
 /// If `content` is longer than [`SWAP_LEN_MAX`]: refuse it before.

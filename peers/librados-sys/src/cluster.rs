@@ -25,9 +25,9 @@ pub struct ConnectOptions {
     pub conf: Option<PathBuf>,
     /// Who we are, without `client.`.
     pub client: String,
-    /// Where the key is; `None`: where the configuration says.
+    /// The file with the key; `None`: the one that the configuration names.
     pub keyring: Option<PathBuf>,
-    /// How long to wait for the monitors. Calls on objects have no timeout: one that was given up could still be done.
+    /// Timeout for the monitors. Calls on objects have no timeout: an abandoned one could still be carried out.
     pub timeout: Duration,
 }
 
@@ -125,7 +125,7 @@ impl Cluster {
     /// The cluster's id, as text.
     ///
     /// # Errors
-    /// What librados says.
+    /// The error of librados.
     pub fn fsid(&self) -> Result<String, RadosError> {
         let mut text = [0_u8; FSID_LEN];
         // SAFETY: the handle is valid and the buffer has the length given.
@@ -144,7 +144,7 @@ impl Cluster {
     /// Our addresses, as [`Cluster::blocklist`] takes them.
     ///
     /// # Errors
-    /// What librados says.
+    /// The error of librados.
     pub fn addresses(&self) -> Result<String, RadosError> {
         let mut text: *mut c_char = ptr::null_mut();
         // SAFETY: the handle is valid, and the pointer is a valid place for the result.
@@ -161,33 +161,33 @@ impl Cluster {
         Ok(addresses)
     }
 
-    /// Has the OSDs refuse everything from the client at `address`, for `seconds` (0: for as long as the cluster's default says).
+    /// Has the OSDs refuse everything from the client at `address`, for `seconds` (0: the cluster's default).
     ///
     /// # Errors
-    /// What the monitors say; `EINVAL` for what is no address.
+    /// The error of the monitors; `EINVAL` for an address that is not valid.
     pub fn blocklist(&self, address: &str, seconds: u32) -> Result<(), RadosError> {
         let text = c_string(address)?;
-        // SAFETY: the handle is valid; librados reads the text and does not change it, though its type says otherwise.
+        // SAFETY: the handle is valid; librados reads the text and does not change it, although its type is not `const`.
         let result = unsafe {
             bindings::rados_blocklist_add(self.handle(), text.as_ptr().cast_mut(), seconds)
         };
         RadosError::check(result, || format!("blocklist {address}"))
     }
 
-    /// Waits until we know the newest map of the OSDs: what we send from then on is done after what that map shuts out.
+    /// Waits until this client knows the newest map of the OSDs: operations sent from then on take effect after the blocklist in that map.
     ///
     /// # Errors
-    /// What librados says.
+    /// The error of librados.
     pub fn wait_for_latest_osdmap(&self) -> Result<(), RadosError> {
         // SAFETY: the handle is valid.
         let result = unsafe { bindings::rados_wait_for_latest_osdmap(self.handle()) };
         RadosError::check(result, || "wait for the newest map of the OSDs".to_owned())
     }
 
-    /// Sends a command in JSON to the monitors: what they answer.
+    /// Sends a command in JSON to the monitors; returns their answer.
     ///
     /// # Errors
-    /// What the monitors say, with their text.
+    /// The error of the monitors, with their text.
     pub fn mon_command(&self, command: &str) -> Result<Vec<u8>, RadosError> {
         let text = c_string(command)?;
         let mut commands = [text.as_ptr()];

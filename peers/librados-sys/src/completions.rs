@@ -127,7 +127,7 @@ impl Completions {
     /// None under way.
     ///
     /// # Errors
-    /// What the system says to an eventfd.
+    /// The system's error, if there can be no eventfd.
     pub fn new() -> io::Result<Completions> {
         let (sender, ended) = unbounded();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;

@@ -80,7 +80,7 @@ impl RadosError {
         }
     }
 
-    /// Fails if `result`, the return value of `what`, says so.
+    /// Fails if `result`, the return value of `what`, is an error.
     pub(crate) fn check(result: i32, what: impl FnOnce() -> String) -> Result<(), Self> {
         match Code::of(result) {
             Some(code) => Err(RadosError::new(what(), code)),

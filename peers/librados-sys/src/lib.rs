@@ -5,7 +5,7 @@
 //! * [`Completions`]: calls under way, and their results as librados' threads report them; a doorbell for a thread that sleeps.
 //! * [`WriteOp`], [`ReadOp`]: several steps on one object, done as one.
 //!
-//! One design decision: calls are asynchronous, and whoever starts one gives away what librados needs until the call ends (memory,
+//! One design decision: calls are asynchronous, and the caller of one gives away what librados needs until the call ends (memory,
 //! operation, results), so no caller can free it too early. A [`WriteOp`] is consumed when it is started, because librados empties it.
 //!
 //! `bindings` is bindgen's output for the functions in use, of `rados/librados.h` 16.2.15 as Debian 12 has it. It was generated once:

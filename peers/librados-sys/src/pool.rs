@@ -163,7 +163,7 @@ impl Pool {
     /// The granularity of appends to the pool's objects, in bytes, if it has one (erasure-coded pools that take no overwrites).
     ///
     /// # Errors
-    /// What librados says.
+    /// The error of librados.
     pub fn alignment(&self) -> Result<Option<u64>, RadosError> {
         let check =
             |result| RadosError::check(result, || "ask for the pool's alignment".to_owned());

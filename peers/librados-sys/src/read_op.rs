@@ -185,7 +185,7 @@ impl Drop for ReadOp {
     fn drop(&mut self) {
         // SAFETY: the operation is ours, was not started or has ended, and is not used after this.
         unsafe { bindings::rados_release_read_op(self.op) };
-        // SAFETY: the results came from a box, and with the operation gone nobody writes there.
+        // SAFETY: the results came from a box, and after the release of the operation nobody writes there.
         let results = unsafe { Box::from_raw(self.results) };
         if !results.attributes.get().is_null() {
             // SAFETY: librados made the iterator for this operation, and it is not used after this.
@@ -203,7 +203,7 @@ fn copy(bytes: *const c_char, len: usize) -> Vec<u8> {
     if bytes.is_null() || len == 0 {
         return Vec::new();
     }
-    // SAFETY: librados says that so many bytes are there, and keeps them while their iterator lives.
+    // SAFETY: librados has returned a pointer to so many bytes, and keeps them while their iterator lives.
     unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) }.to_vec()
 }
 

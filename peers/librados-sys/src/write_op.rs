@@ -50,7 +50,7 @@ enum Written {
 pub struct WriteOp {
     op: bindings::rados_write_op_t,
     written: Vec<Written>,
-    /// Where librados says how a comparison of bytes came out: stays where it is until the end.
+    /// Where librados stores the result of a comparison of bytes: the place stays valid until the end.
     compared: *mut c_int,
 }
 
@@ -203,7 +203,7 @@ impl WriteOp {
         self
     }
 
-    /// Says what to expect of the object; storage may ignore it.
+    /// Sets an allocation hint of the object; storage may ignore it.
     #[must_use]
     pub fn hint(self, hint: Hint) -> Self {
         let flags = bindings::LIBRADOS_ALLOC_HINT_FLAG_RANDOM_READ
@@ -229,7 +229,8 @@ impl WriteOp {
     pub fn set_key(self, key: &[u8], value: &[u8]) -> Self {
         let (keys, values) = ([key.as_ptr().cast()], [value.as_ptr().cast()]);
         let (key_lens, value_lens) = ([key.len()], [value.len()]);
-        // SAFETY: the operation is valid, each array has one element, as is said, and all bytes are copied before this returns.
+        // SAFETY: the operation is valid, each array has one element, as its length argument states, and all bytes are copied before this
+        // returns.
         unsafe {
             bindings::rados_write_op_omap_set2(
                 self.op,
@@ -266,7 +267,7 @@ impl Drop for WriteOp {
     fn drop(&mut self) {
         // SAFETY: the operation is ours, was not started or has ended, and is not used after this.
         unsafe { bindings::rados_release_write_op(self.op) };
-        // SAFETY: the place came from a box, and with the operation gone nobody writes there.
+        // SAFETY: the place came from a box, and after the release of the operation nobody writes there.
         drop(unsafe { Box::from_raw(self.compared) });
     }
 }

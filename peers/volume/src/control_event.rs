@@ -32,7 +32,7 @@ pub enum ControlEvent {
         /// look whether the name is there.
         result: Result<(), Error>,
     },
-    /// This volume waits: there is no room. Or it has waited for as long as its policy says.
+    /// This volume waits: there is no space. Or it has waited for as long as its policy allows.
     NoSpace {
         /// Which volume.
         lineage: Lineage,

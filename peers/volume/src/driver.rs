@@ -93,7 +93,7 @@ impl Driver {
         }
     }
 
-    /// It is gone, and has collected all that there was.
+    /// The driver has ended, and has collected all events.
     pub(crate) fn orphan(&mut self) {
         debug_assert!(self.has_all());
         self.attachment = Attachment::Orphaned;

@@ -116,8 +116,8 @@ impl Exclusion {
         true
     }
 
-    /// Releases the range of claim `p`, which waits to be the only writer of its first block. Whoever got what it waited
-    /// for meanwhile: `p` perhaps among them.
+    /// Releases the range of claim `p`, which waits to be the only writer of its first block. Returns the claims that acquired what they
+    /// waited for meanwhile: `p` perhaps among them.
     ///
     /// When there are too many merges, `p` waits for the end of one, whichever it is, and asks for its range again then.
     pub(crate) fn acquire_block<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> Queue {
@@ -135,7 +135,7 @@ impl Exclusion {
         granted
     }
 
-    /// Releases whatever claim `p` holds. Whoever got what it waited for.
+    /// Releases what claim `p` holds. Returns the claims that acquired what they waited for.
     pub(crate) fn release<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> Queue {
         match *claims[p].hold() {
             Hold::Nothing => return Queue::default(),

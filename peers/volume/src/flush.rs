@@ -1,11 +1,11 @@
-//! Flush rounds of one volume: what is dirty, what the map does not have yet, and who waits for it.
+//! Flush rounds of one volume: what is dirty, what the map does not have yet, and which requests wait for it.
 //!
 //! A round that writes back, strictly in this order: `FlushBegin` gives the cut; the objects that completed writes
 //! dirtied are synced; `FlushCommit` logs the cut; the requests that joined are answered. Each step starts when the one
 //! before was answered.
 //!
 //! A round that journals has no syncs: its `FlushCommit` hands over copies of all that was written since the last round
-//! ([`Copies`]), and the objects stay dirty. The next round that writes back then says [`FLAG_HOME`], also if nothing
+//! ([`Copies`]), and the objects stay dirty. The next round that writes back then sets [`FLAG_HOME`], also if nothing
 //! else is new: without that a replay could put a journaled block over a newer one that was written in place and synced.
 //!
 //! The sync of a snapshot takes the place of a round and has neither cut nor commit.
@@ -28,7 +28,7 @@
 //! - Whether a round journals is decided after the cut was answered: each write that the cut covers has a copy by then, or
 //!   makes the round write back. So do a close, the mapper's request for a round, and a missing area.
 //! - Nothing is sent when nothing is dirty and nothing is new to the map; if only data is dirty, the mapper is spared.
-//! - Whether completed writes are durable is known before the first write: the answer to the open says it.
+//! - Whether completed writes are durable is known before the first write, from the answer to the open.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::map::{FLAG_FLUSH_REQUESTED, FLAG_HOME, MapOp, MapReply, MapRequest};
@@ -281,7 +281,7 @@ impl Flush {
         }
     }
 
-    /// What [`Flush::next_request`] said was sent.
+    /// The request that [`Flush::next_request`] returned was sent.
     pub(crate) fn sent(&mut self) {
         match &mut self.round {
             Round::Idle => {}
@@ -343,8 +343,8 @@ impl Flush {
         FlushEvent::Continues
     }
 
-    /// The mapper is gone, and the round with it: what it did not finish is dirty and new again. Its requests are queued
-    /// again by the caller. `metadata_dirty`: whether the mapper may have had reports.
+    /// The mapper has died, and the round with it: what it did not finish is dirty and new again. Its requests are queued again by the
+    /// caller. `metadata_dirty`: whether the mapper may have had reports.
     pub(crate) fn forget_round(&mut self, areas: &mut Areas, metadata_dirty: bool) {
         let mut dirty = self.dirty;
         match std::mem::take(&mut self.round) {

@@ -41,7 +41,7 @@ impl Lineages {
         self.known.get(index.0 as usize).copied().flatten()
     }
 
-    /// The mapper says that `index` is `lineage`.
+    /// The mapper has answered that `index` is `lineage`.
     pub(crate) fn learn(&mut self, index: LineageIndex, lineage: Lineage) {
         let slot = index.0 as usize;
         if self.known.len() <= slot {

@@ -16,7 +16,7 @@ use crate::segments::Parts;
 #[derive(Debug)]
 struct Known {
     region: Region,
-    /// Whether the blocker has said so, once.
+    /// Whether the blocker has reported the region as ready, once.
     ready: bool,
 }
 

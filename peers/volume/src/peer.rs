@@ -49,8 +49,8 @@ pub struct VolumePeer<M, B> {
 impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
     /// A peer that asks the mapper behind `mapper` and the blocker behind `blocker`.
     ///
-    /// The mapper's port forgets what is in flight when its server dies and says so by its incarnation: sessions end with
-    /// the mapper, so nothing may be sent to its successor again. The blocker's port sends what is in flight again.
+    /// The mapper's port forgets what is in flight when its server dies, and reports that by its incarnation: sessions end with the mapper,
+    /// so nothing may be sent to its successor again. The blocker's port sends what is in flight again.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if the blocker channel's arena is too small for one cell of each size.
@@ -117,7 +117,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    /// Closes `volume` for a driver that is gone: nobody collects its events any more.
+    /// Closes `volume` for a driver that has ended: nobody collects its events any more.
     pub fn orphan(&mut self, volume: VolumeHandle) {
         while self.next_event(volume).is_some() {}
         self.on_handle(volume, Volume::orphan);
@@ -305,7 +305,7 @@ impl<M: ClientPort, B: ClientPort> Volumes for VolumePeer<M, B> {
         self.tables.memory.fresh()
     }
 
-    /// A peer that has no slot left gives a handle whose [`VolumeEvent::Opened`] says so.
+    /// Without a free slot, the returned handle's [`VolumeEvent::Opened`] reports that.
     fn open(&mut self, lineage: Lineage, mode: OpenMode) -> VolumeHandle {
         let serial = self.next_serial;
         let opened = |v| Opened {

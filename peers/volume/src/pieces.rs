@@ -190,7 +190,7 @@ impl Pieces {
             BLOCK_SIZE
         };
         match reply.result {
-            // The map says that it is there.
+            // The map lists the object, so it is damage that it does not exist.
             Err(ErrorCode::NotFound) if !piece.is_writing() => return Err(ErrorCode::Damaged),
             Err(code) => return Err(code),
             Ok(count) if u64::from(count) != expected => return Err(ErrorCode::Io),
@@ -322,7 +322,7 @@ impl Pieces {
         self.send_granted(&mut t.pieces, granted);
     }
 
-    /// The map says which of the first blocks of piece `p` hold data.
+    /// The map has answered which of the first blocks of piece `p` hold data.
     fn status<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -345,7 +345,7 @@ impl Pieces {
         Ok(Run::Done)
     }
 
-    /// The map says where the first blocks of piece `p` are.
+    /// The map has answered where the first blocks of piece `p` are.
     fn located<M, B>(
         &mut self,
         t: &mut Tables<M, B>,

@@ -1,8 +1,8 @@
 //! The two ports of the peer: to the mapper and to the blocker, with the accounts of what is in flight.
 //!
-//! The cookie of a submission says whom the completion is for. Those of the mapper's port also carry the port's
+//! The cookie of a submission identifies the receiver of the completion. The cookies of the mapper's port also contain the port's
 //! incarnation: of the answers of a mapper that died only failed syncs count. No volume may hold more than half of the credits of a port
-//! ([`may_acquire`]): one whose requests do not come back, because storage hangs, does not stop the others.
+//! ([`may_acquire`]): a volume whose requests do not come back, because storage hangs, does not stop the others.
 //!
 //! Objects are opened at the blocker as they are needed ([`ClientHandles`]); the port opens them again at its successor.
 //!

@@ -81,7 +81,7 @@ impl Request {
         )
     }
 
-    /// Whether its answer says that earlier writes are durable.
+    /// Whether its answer means that earlier writes are durable.
     pub(crate) fn flushes(&self) -> bool {
         self.op == VolumeOp::Flush || self.is_durable()
     }

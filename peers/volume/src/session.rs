@@ -140,7 +140,7 @@ impl Session {
         }
     }
 
-    /// What [`Session::next_request`] said was sent.
+    /// The request that [`Session::next_request`] returned was sent.
     pub(crate) fn sent(&mut self) {
         if let Some(call) = self.call() {
             *call = Call::Sent;

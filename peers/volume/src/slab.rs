@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - A slab never grows: its memory is allocated once, and touched when it is used. A full slab is an ordinary answer.
-//! - An item is in at most one [`Queue`] at a time: its one link says which comes next.
+//! - An item is in at most one [`Queue`] at a time: its one link names the next item.
 
 /// The link that leads nowhere.
 pub(crate) const NONE: u32 = u32::MAX;

@@ -164,7 +164,7 @@ impl Snapshots {
         })
     }
 
-    /// What [`Snapshots::next_request`] said was sent.
+    /// The request that [`Snapshots::next_request`] returned was sent.
     pub(crate) fn sent(&mut self) {
         let stage = self.current.as_mut().map(|(_, stage)| stage);
         if let Some(Stage::Begin(call) | Stage::Commit(call) | Stage::Abort(_, call)) = stage {

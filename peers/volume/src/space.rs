@@ -1,5 +1,5 @@
-//! The policy of one volume at a full pool: writes without room wait until there is some, if the policy says so, and as
-//! long as it says.
+//! The policy of one volume at a full pool: writes without space wait until there is some, if the policy allows it, and for as long as it
+//! allows.
 //!
 //! A request that failed for want of space and may wait is *parked*: it keeps its slot and is not answered. The host calls
 //! [`VolumePeer::look_for_space`](crate::VolumePeer::look_for_space) while something waits. One turn each
@@ -14,9 +14,9 @@
 //!
 //! Invariants
 //! - Nothing of a parked request is in flight, and it stands in no other queue.
-//! - A volume without a session probes only whether it can have one: its requests start again when it is opened again, the
-//!   parked ones with them. While the policy says to answer at once ([`Space::refuses`]), they are answered, and the session
-//!   is asked for all the same: service comes back with the room.
+//! - A volume without a session probes only whether it can have one: its requests start again when it is opened again, the parked ones with
+//!   them. While the policy answers at once ([`Space::refuses`]), they are answered, and the session is asked for all the same: service
+//!   comes back with the space.
 //! - A driver that gives up ([`OnFull::Report`], a close) is answered for each parked request at once.
 //! - The limit is compared with the time since something of the volume last found room, not with how long one request has
 //!   waited: a request that comes late waits for what is left, and one that comes after the limit does not wait.
@@ -60,7 +60,7 @@ impl SpaceTurns {
         self.wanted
     }
 
-    /// Whether a turn is due at `now`; it is taken then, and no other one is wanted until somebody says so.
+    /// Whether a turn is due at `now`; it is taken then, and the next one must be requested.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
         if !self.wanted || now < self.due {
             return false;
@@ -133,7 +133,7 @@ impl Default for Space {
 }
 
 impl Space {
-    /// Parks request `r`, which failed with `code`, if that passes and the policy says so.
+    /// Parks request `r`, which failed with `code`, if that failure passes and the policy allows it.
     pub(crate) fn park(&mut self, requests: &mut Slab<Request>, r: u32, code: ErrorCode) -> Parked {
         if !code.passes() || self.refuses() {
             return Parked::No;
@@ -216,7 +216,7 @@ impl Space {
             Room::Short { since, .. } if policy == OnFull::Report => {
                 self.room = Room::Over { since };
             }
-            // Those to come wait, as another policy says; the same again is no change.
+            // Later requests wait, as the new policy requires; setting the same policy again changes nothing.
             Room::Over { .. } if policy != before && policy != OnFull::Report => {
                 self.room = Room::Enough;
             }

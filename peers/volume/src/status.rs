@@ -31,7 +31,7 @@ impl StatusCursor {
     /// range that the page covers now.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`]: more than was asked for. [`ErrorCode::Invalid`]: the page's memory has gone.
+    /// [`ErrorCode::Internal`]: more than was asked for. [`ErrorCode::Invalid`]: the page's memory was removed.
     pub(crate) fn add(
         &mut self,
         memory: &GuestMemory,
@@ -87,7 +87,7 @@ impl StatusCursor {
     /// Writes what is left, and the end of the page.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`]: the page's memory has gone.
+    /// [`ErrorCode::Invalid`]: the page's memory was removed.
     pub(crate) fn finish(self, memory: &GuestMemory, request: u32) -> Result<(), ErrorCode> {
         let mut end = self.written;
         if let Some(last) = self.last {

@@ -84,8 +84,8 @@ impl Submitter {
         sent
     }
 
-    /// Sends the next request to the blocker. First writes leave a copy in `copies`, unless `exclusion` says that another
-    /// write overlaps. Without `copies`, completed writes are durable: no sync follows, so the writes say that they need none.
+    /// Sends the next request to the blocker. First writes leave a copy in `copies`, unless `exclusion` reports that another write
+    /// overlaps. Without `copies`, completed writes are durable: no sync follows, and the writes are marked as needing none.
     pub(crate) fn send_to_blocker<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,

@@ -1,14 +1,15 @@
-//! Whether a pool whose record names an owner may be taken. Pure.
+//! Whether a pool whose record names an owner may be taken over. Pure functions.
 //!
-//! The caller has the pool's lock, and has seen it exclude others of this host. What that says of the recorded owner:
+//! The caller has the pool's lock, and has checked that it excludes others of this host. What follows for the recorded owner:
 //!
 //! | the owner ran | then |
 //! |---|---|
 //! | anywhere, and the file system is of one host | its process has ended: it would have the lock |
 //! | under this kernel, on this very file system | the same |
-//! | under this kernel, on another mount, as a process that is gone | what it had in flight has ended, once nothing was heard of it for a while |
-//! | on this machine, before it was started anew | it has ended; a heartbeat distinguishes two machines with one id |
-//! | anywhere else | unknown: it may write when it likes. A person has to know better |
+//! | under this kernel, on another mount, as a process that does not exist any more | what it had in flight has ended, once its heartbeat
+//! was silent for a while |
+//! | on this machine, before a reboot | it has ended; a heartbeat distinguishes two machines with one id |
+//! | anywhere else | unknown: it may still write. A person must decide |
 
 use archipelago_blocker::Claim;
 
@@ -17,9 +18,9 @@ use super::name::{Name, Place};
 /// Who can have a file of the pool open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Processes under this kernel: whoever has the pool's lock is alone.
+    /// Processes under this kernel: the holder of the pool's lock is the only one.
     ThisHost,
-    /// Other hosts too, or other mounts of this one: the lock may not reach them.
+    /// Other hosts too, or other mounts of this one, which the lock may not exclude.
     OtherHosts,
 }
 
@@ -41,8 +42,8 @@ pub(crate) enum Verdict {
     Lost,
 }
 
-/// Whether whoever runs at `own` may take the pool whose record is `found`; `is_gone` says of a process id of the caller's
-/// namespace that nobody has it.
+/// Whether a process at `own` may take over the pool whose record is `found`; `is_gone` returns whether a process id of the caller's
+/// namespace is unused.
 pub(crate) fn check(
     found: Name,
     own: Place,

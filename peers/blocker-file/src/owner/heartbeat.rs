@@ -1,8 +1,8 @@
-//! The heartbeat of a pool's owner: its record, written again in its place, for those who watch from other hosts.
+//! The heartbeat of a pool's owner: it rewrites its record in place, for observers on other hosts.
 //!
 //! Invariants
-//! - Each beat reads before it writes: an owner that finds a later incarnation has lost the pool, says so and beats no more.
-//! - A beat that fails or does not return ends nothing: nobody takes a pool because its owner is silent.
+//! - Each beat reads before it writes: an owner that finds a later incarnation has lost the pool, reports that and stops its heartbeat.
+//! - A beat that fails or does not return ends nothing: an owner does not lose the pool by its silence.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -53,7 +53,7 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Beats for the owner that `record` says, in the file called `name`; `lost` is called when somebody else owns the pool.
+    /// Starts the heartbeat of the owner in `record`, in the file called `name`; `lost` is called when another incarnation owns the pool.
     pub(crate) fn start(
         layout: &Layout,
         name: Name,
@@ -154,7 +154,7 @@ struct Beating {
 }
 
 impl Beating {
-    /// One beat; or the failure of whoever has lost the pool.
+    /// One beat. Returns the error to report if this owner has lost the pool.
     fn beat(&mut self) -> io::Result<Option<Error>> {
         // By its name each time: a successor renames the file.
         let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
@@ -198,7 +198,7 @@ fn write_visibly(record: &Record, file: &File) -> io::Result<()> {
         })
 }
 
-/// The failure of whoever served the pool until `other` took it.
+/// The error of an incarnation that served the pool until `other` took it over.
 pub(crate) fn lost(layout: &Layout, other: Name) -> Error {
     let pool = layout.directory().display();
     let message = format!(

@@ -1,17 +1,17 @@
 //! The owner of a pool: one incarnation at a time, over all hosts that reach its directory.
 //!
-//! The pool's lock excludes processes of one host, everywhere that a pool is served. Whether it excludes those of another
-//! one (NFS, FUSE) cannot be seen from here, so the owner stands in the directory too, in a record that others find.
+//! Everywhere that a pool is served, its lock excludes processes of one host. Whether it excludes processes of other hosts (NFS, FUSE)
+//! cannot be determined from here, so the directory also contains a record of the owner, which others find.
 //!
 //! Invariants
-//! - The record changes hands by a rename from the name that its taker has read: of two takers one finds the file, the other
-//!   does not. A name is never used twice. Rename is atomic on the server of NFS and below FUSE, and needs no room.
-//! - The name says all that a decision needs ([`check`]); what stands in the file ([`record`]) is for people, and its change
-//!   is the heartbeat. So a process may die between any two steps.
-//! - A silent owner on another host is never taken for a dead one but by a person ([`Claim::TakeOver`]): nothing stops its
-//!   writes. Times of two hosts are never compared.
-//! - Where the lock reaches everybody, the record decides nothing, and a pool without one is served all the same.
-//! - What a node keeps only as long as nobody else has had the pool is removed before the record changes hands ([`tenure`]).
+//! - The record changes its owner by a rename from the name that the new owner has read: of two candidates only one finds the file. A name
+//!   is never used twice. Rename is atomic on the server of NFS and below FUSE, and needs no free space.
+//! - The name contains all that a decision needs ([`check`]). The content ([`record`]) is for people, and its change is the heartbeat. So a
+//!   process may die between any two steps.
+//! - A silent owner on another host is treated as dead only if a person declares it so ([`Claim::TakeOver`]): nothing stops its writes.
+//!   Times of two hosts are never compared.
+//! - Where the lock excludes everybody else, the record decides nothing, and a pool without a record is served.
+//! - What a node keeps only as long as nobody else has had the pool is removed before the record changes its owner ([`tenure`]).
 
 mod check;
 mod heartbeat;
@@ -49,10 +49,10 @@ use crate::access;
 use crate::errors::failed;
 use crate::layout::Layout;
 
-/// How long an owner must be silent to be taken for gone, where that can be taken at all: six beats.
+/// How long an owner must be silent to be treated as ended, where that is possible at all: six beats.
 const SILENCE: Duration = Duration::from_secs(12);
 const _: () = assert!(SILENCE.as_secs() >= 6 * PERIOD.as_secs());
-/// Milliseconds between two looks at a record that is watched.
+/// Milliseconds between two reads of a record that is watched.
 const LOOK_MS: u16 = 200;
 /// Takers that may be quicker than this one before it gives up.
 const TRIES: usize = 16;
@@ -142,8 +142,8 @@ impl Drop for Owner {
 /// Makes this process the owner of the pool, whose lock it has. `None`: there is no record, and none is needed.
 ///
 /// # Errors
-/// [`ErrorCode::InUse`] naming the owner, [`ErrorCode::Stale`] if a restart finds that another host has had the pool, or what
-/// the file system says.
+/// [`ErrorCode::InUse`] naming the owner, [`ErrorCode::Stale`] if a restart finds that another host has had the pool; otherwise the error
+/// of the file system.
 pub(crate) fn claim(
     layout: &Layout,
     claimant: &Claimant,
@@ -156,7 +156,7 @@ pub(crate) fn claim(
     match claim_as(layout, claimant, clock, reach, SILENCE) {
         Ok(owner) => Ok(Some(owner)),
         Err(error) if reach == Reach::ThisHost => {
-            // Nothing will say who has had the pool.
+            // Without a record, later starts cannot find out who has had the pool.
             let ended = Tenure::new(claimant.kept.as_deref()).end(layout);
             ended.map_err(|error| not_ended(layout, &error))?;
             tracing::warn!(
@@ -198,7 +198,7 @@ fn claim_as(
                 match seen.map_err(|error| failed("watch", error))? {
                     Seen::Heartbeat => return Err(alive(layout, found)),
                     Seen::Successor => continue,
-                    // A process that was just ending is gone by now.
+                    // A process that was just ending has ended by now.
                     Seen::Silence if verdict() == Verdict::Refuse => {
                         return Err(silent(layout, found, silence));
                     }
@@ -222,7 +222,8 @@ fn claim_as(
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(not_ended(layout, &error)),
         }
-        // The comparison is the old name: it is gone if anybody was quicker, or had the last try carried out without an answer.
+        // The rename compares: the old name does not exist any more if another process was faster, or if the last try was carried out
+        // without an answer.
         match fs::rename(layout.owner(found), layout.owner(next)) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -237,7 +238,7 @@ fn claim_as(
     Err(Error::new(ErrorCode::InUse, message).with_hint("start one node at a time"))
 }
 
-/// The rest, once the record is called `name`: to be certain, to say who, and to go on saying so.
+/// The rest, once the record is called `name`: makes it durable, writes its content, and starts the heartbeat.
 fn taken(
     layout: &Layout,
     claimant: &Claimant,

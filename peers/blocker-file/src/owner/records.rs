@@ -1,4 +1,4 @@
-//! The owner records of a pool: which there are, the first one, and what one says for people.
+//! The owner records of a pool: which exist, how the first one is made, and their content for people.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -107,7 +107,7 @@ pub(crate) fn describe(layout: &Layout, name: Name) -> String {
 /// What lies beside the owner record of the pool in `directory`; at most some.
 ///
 /// # Errors
-/// What the file system says.
+/// The error of the file system.
 pub fn stray_records(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let layout = Layout::new(directory);
     let latest = latest(&layout)?.map(|name| layout.owner(name));

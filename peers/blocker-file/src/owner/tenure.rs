@@ -27,7 +27,7 @@ struct Noted {
     born: u128,
 }
 
-/// What the note says.
+/// The content of the note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Note {
     had: Option<Noted>,
@@ -104,7 +104,7 @@ impl<'a> Tenure<'a> {
     /// The record `found` is about to be called `next`: removes the files if `found` is not this node's.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if the record has another name by now, or what the file system says: then files may be left.
+    /// [`ErrorKind::NotFound`] if the record has another name by now; otherwise the error of the file system, and files may be left.
     pub(crate) fn go_on(&self, layout: &Layout, found: Name, next: Name) -> io::Result<()> {
         let Some(path) = self.note() else {
             return Ok(());
@@ -133,12 +133,12 @@ impl<'a> Tenure<'a> {
     /// Others may have had the pool: removes the files.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The error of the file system.
     pub(crate) fn end(&self, layout: &Layout) -> io::Result<()> {
         let (Some(directory), Some(note)) = (self.directory, self.note()) else {
             return Ok(());
         };
-        // First: nothing says any more that the others are right.
+        // The note first: without it, no later start trusts the other files.
         match fs::remove_file(note) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}

@@ -32,7 +32,7 @@ impl Volume {
         }
     }
 
-    /// The driver is gone, and has collected all that there was.
+    /// The driver has ended, and has collected all events.
     pub(crate) fn orphan<M, B>(&mut self, t: &mut Tables<M, B>) {
         self.driver.orphan();
         self.close(t);

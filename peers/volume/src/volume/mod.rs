@@ -305,7 +305,7 @@ impl Volume {
             // Final, although its round is forgotten: syncing again would succeed without the data.
             self.fail(t);
         }
-        // When everything is drained, requests start again or fail: an answer only says that the memory is free.
+        // When everything is drained, requests start again or fail: an answer only means that the memory is free.
         if t.ports.is_recovering() || self.session.is_failing() {
             return;
         }
