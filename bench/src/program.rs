@@ -56,10 +56,10 @@ pub fn output_within(command: &mut Command, deadline: Duration) -> Result<Output
     })
 }
 
-/// Runs `command` to its end; what it printed.
+/// Runs `command` until it ends; returns its output.
 ///
 /// # Errors
-/// As [`output`]; or if it fails, with what it said.
+/// As [`output`]; or if it fails, with its error output.
 pub fn stdout_of(command: &mut Command) -> Result<String> {
     let output = output(command)?;
     ensure!(

@@ -18,7 +18,7 @@ use crate::region::{Region, RegionId, RegionTable};
 /// Makes a channel of at most `capacity` requests in flight, with an arena of `arena_len` bytes.
 ///
 /// # Errors
-/// `InvalidInput` for a capacity that is not 1 to 65536; what the kernel says to mapping the arena.
+/// `InvalidInput` for a capacity that is not 1 to 65536; otherwise the kernel's error, if the arena cannot be mapped.
 pub fn channel(capacity: usize, arena_len: usize) -> io::Result<(LocalClient, LocalServer)> {
     channel_over(capacity, Region::anonymous(arena_len)?)
 }

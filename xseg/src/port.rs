@@ -15,7 +15,7 @@ pub enum PortError {
     /// All credits are in flight: nothing changed, go on when a completion has come.
     #[error("no credit left on the channel")]
     Full,
-    /// The other side is gone or broke the protocol: reconnect, or close the port.
+    /// The other side has disconnected or broke the protocol: reconnect, or close the port.
     #[error("the channel is broken")]
     Broken,
 }
@@ -39,7 +39,7 @@ pub trait ClientPort {
     /// The next completion and the cookie of its request, in the order in which the server completed.
     fn complete(&mut self) -> Option<(u64, Completion)>;
 
-    /// Lets the server use `region` under `id`. In use only after [`ClientPort::region_ready`] says so.
+    /// Lets the server use `region` under `id`, once [`ClientPort::region_ready`] returns `true`.
     ///
     /// # Errors
     /// [`PortError::Full`]: too many regions. [`PortError::Broken`]: the channel has ended.
@@ -54,7 +54,7 @@ pub trait ClientPort {
     /// The channel's own memory, [`RegionId::ARENA`]: for data that is in no guest's memory.
     fn arena(&self) -> &Region;
 
-    /// Counts the connections of this port: a change says that the server was replaced.
+    /// Counts the connections of this port: a change means that the server was replaced.
     fn incarnation(&self) -> u64;
 
     /// Whether there is a live server behind the port.
@@ -93,7 +93,7 @@ pub trait ServerPort {
     /// Ends the channel because its client broke the protocol of the layer above.
     fn break_channel(&mut self, why: &str);
 
-    /// Whether the client is gone or was cut off. Answers to it are dropped.
+    /// Whether the client has disconnected or was cut off. Answers to it are dropped.
     fn is_closed(&self) -> bool;
 
     /// Announces sleep; `false`: something has arrived, do not sleep. Pair with [`ServerPort::wake`].

@@ -43,7 +43,7 @@ impl Region {
     /// Fresh memory of `len` bytes that can be passed to another process (a memfd sealed against resizing).
     ///
     /// # Errors
-    /// What the kernel says to `memfd_create`, `ftruncate` or `mmap`.
+    /// The error of `memfd_create`, `ftruncate` or `mmap`.
     pub fn anonymous(len: usize) -> std::io::Result<Region> {
         Ok(Region {
             mapping: Arc::new(Mapping::anonymous(len)?),
@@ -53,7 +53,7 @@ impl Region {
     /// Maps `len` bytes of `fd` at `file_offset`, readable and writable.
     ///
     /// # Errors
-    /// What the kernel says to `mmap`, and `InvalidInput` if the file is shorter than that.
+    /// The error of `mmap`; `InvalidInput` if the file is shorter than that.
     pub fn from_fd(fd: OwnedFd, file_offset: u64, len: usize) -> std::io::Result<Region> {
         Ok(Region {
             mapping: Arc::new(Mapping::from_fd(fd, file_offset, len)?),

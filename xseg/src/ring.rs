@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - Only the producer stores `tail` and the slots, only the consumer stores `head`; both count up from 0 for ever.
-//! - `tail - head <= capacity`. A reading that says otherwise breaks the ring: it is neither clamped nor a panic.
+//! - `tail - head <= capacity`. A reading outside this range breaks the ring: it is neither clamped nor a panic.
 //! - An entry is complete before `tail` covers it, and one store of `tail` publishes a whole batch: a producer that dies
 //!   has either sent an entry or not, there is nothing between.
 //! - Each end works with its private cursor. What it has itself written is never read back, and what the other end has
@@ -371,7 +371,7 @@ pub(crate) mod tests {
             }
         }
 
-        // Whatever the words say, an end reads its own slots only and takes at most `capacity` entries per tail.
+        // Whatever the words contain, an end reads its own slots only and takes at most `capacity` entries per tail.
         #[test]
         fn any_words_are_survived(words in proptest::collection::vec(any::<u64>(), 9), pops in 1usize..40) {
             let (_, mut consumer, down, _) = ring(4);

@@ -60,7 +60,7 @@ impl Build {
     /// a build whose format of pools is another one.
     ///
     /// # Errors
-    /// If that is not what `text` says.
+    /// If `text` has another form.
     pub fn parse(text: &str) -> Result<Build> {
         let (name, rest) = text.split_once('=').context("NAME=DIRECTORY is wanted")?;
         let mut settings = rest.split(',');

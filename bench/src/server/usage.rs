@@ -19,7 +19,7 @@ pub struct Usage {
 /// What the processes `pids` used so far.
 ///
 /// # Errors
-/// If one of them is gone.
+/// If one of them does not exist any more.
 pub fn usage_of(pids: &[u32]) -> Result<Usage> {
     let mut usage = Usage::default();
     for pid in pids {

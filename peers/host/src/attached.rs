@@ -132,7 +132,7 @@ impl AttachedEndpoints {
         }
     }
 
-    /// What the data threads say, and the figures of each endpoint.
+    /// The reports of the data threads, and the figures of each endpoint.
     fn status(&self) -> ControlReply {
         let Some(mut status) = self.threads.status() else {
             return ControlReply::Failed(Error::new(

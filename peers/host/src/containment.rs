@@ -51,7 +51,7 @@ fn end(panic: &PanicHookInfo<'_>) {
     std::process::abort();
 }
 
-/// Ends this process at once, reporting why: for a pool that another host has taken over, say.
+/// Ends this process at once, reporting why: for example for a pool that another host has taken over.
 pub fn end_with(error: &Error) {
     let hint = if error.hint.is_empty() { "" } else { "; " };
     tracing::error!("{error}{hint}{}; this process ends", error.hint);
@@ -86,15 +86,15 @@ mod tests {
             .env(PANICS, "1")
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
+        let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(
             output.status.signal(),
             Some(nix::sys::signal::Signal::SIGABRT as i32),
-            "{said}"
+            "{text}"
         );
         assert!(
-            said.contains("thread `a-peer`") && said.contains("of no use"),
-            "{said}"
+            text.contains("thread `a-peer`") && text.contains("of no use"),
+            "{text}"
         );
         let error = archipelago_protocol::last_words::decode(&output.stdout).expect("last words");
         assert!(

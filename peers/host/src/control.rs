@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - One request a connection, one JSON object a line, each answered exactly once or the connection ends.
-//! - Nothing here touches a peer: a request goes to whoever delivers it, and its answer comes back over an [`Answer`].
+//! - Nothing here touches a peer: a request is passed on to the reactor, and its answer comes back over an [`Answer`].
 //! - A request whose client has disconnected while the request waited in the socket's queue is not carried out.
 //! - A request has a thread of its own. [`THREADS_KEPT`] are there from the start; beyond them one is started, and when there
 //!   can be none (the limit of threads is reached), the request waits for one of those.
@@ -34,8 +34,8 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn send(self, reply: ControlReply) {
-        // The thread that asked waits for the answer; if that thread is gone, so is the process.
-        let _gone = self.sender.send(reply);
+        // The thread that sent the request waits for the answer; if that thread has ended, so has the process.
+        let _ended = self.sender.send(reply);
     }
 
     pub(crate) fn fail(self, error: Error) {
@@ -166,7 +166,7 @@ fn one(
         .write_all(&answer)
         .and_then(|()| stream.shutdown(Shutdown::Both));
     if let Err(error) = sent {
-        tracing::debug!("whoever asked did not wait for the answer: {error}");
+        tracing::debug!("the client did not wait for the answer: {error}");
     }
     if stop {
         let _ending = stopped.send(());

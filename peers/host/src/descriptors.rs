@@ -34,7 +34,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Of this process, whose backend needs as many as `backend` says of what is allowed.
+    /// The budget of this process, whose backend needs `backend(limit)` of the allowed descriptors.
     pub(crate) fn own(backend: impl FnOnce(u64) -> u64) -> Budget {
         let allowed = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         Budget {
@@ -43,7 +43,7 @@ impl Budget {
         }
     }
 
-    /// Whether one more volume with `queues` queues fits beside those that have as many as `attached` says.
+    /// Whether one more volume with `queues` queues fits beside those whose queue counts are `attached`.
     ///
     /// # Errors
     /// [`ErrorCode::NoSpace`] with all the numbers.

@@ -310,7 +310,7 @@ impl EndpointHost {
                 bulk.watches
                     .iter()
                     .for_each(|watch| self.events.borrow_mut().unwatch(*watch));
-                // A socket that nobody can use any more; one that is gone is fine.
+                // A socket that has no use any more; it may be removed already.
                 let _removed = std::fs::remove_file(&bulk.socket);
             } else {
                 index += 1;

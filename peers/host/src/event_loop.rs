@@ -207,7 +207,7 @@ impl EventLoop {
         self.marks[place] = marks;
     }
 
-    /// Signals whoever is due; whether the shells are.
+    /// Signals the drivers that are due; returns whether the shells are due.
     fn take_due(&mut self) -> bool {
         let now = self.clock.now();
         while let Some((due, driver)) = self.drivers_due.first().copied() {

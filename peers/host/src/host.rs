@@ -109,7 +109,7 @@ impl<B: Backend> Host<B> {
                 _,
             ) => {
                 if self.stopping.is_some() {
-                    // Whoever is given up opens it again at once, and the process would never be idle.
+                    // The client of an interrupted open opens again at once, and the process would never be idle.
                     let error = Error::new(ErrorCode::Unavailable, "the node is stopping");
                     return answer.fail(error);
                 }
@@ -231,7 +231,7 @@ impl<B: Backend> Host<B> {
         if !quiet {
             return Progress::Idle;
         }
-        // Last of all: it says that this node owns nothing any more.
+        // Last of all: it reports that this node owns nothing any more.
         if let Some((mapper, _)) = &mut self.mapper
             && !std::mem::replace(&mut self.left, true)
             && mapper.is_connected()

@@ -4,7 +4,7 @@
 //! - A file is allocated in full before it is mapped: a full file system is reported at the open, never at an append.
 //! - A journal goes into a file of its own, renamed over the older one. Only if there is no room for two the older file is
 //!   used again, in place; see [`FileJournals::reuse`] for why nobody else writes to it then.
-//! - Names are lineages, so a journal is found by whoever opens the volume next.
+//! - Names are lineages, so the next process that opens the volume finds its journal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -306,7 +306,7 @@ mod tests {
         };
         let mut journal = journals.open(us, Generation(3)).unwrap();
         journal.append(record).unwrap();
-        // Not dropped: as after a kill, nothing was said at the end.
+        // Not dropped: as after a kill, nothing is reported at the end.
         std::mem::forget(journal);
         let found = FileJournals::new(dir.path().join("journal"))
             .unwrap()

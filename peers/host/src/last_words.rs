@@ -8,7 +8,7 @@ use archipelago_protocol::{Error, ErrorCode, last_words};
 /// Reports why this process ends. Never panics: a panic may be what ends the process.
 pub fn report(error: &Error) {
     let mut stdout = std::io::stdout().lock();
-    // A reader that has gone has the exit code and the log.
+    // If the reader has closed the pipe, the exit code and the log still report the failure.
     let _read = writeln!(stdout, "{}", last_words::encode(error)).and_then(|()| stdout.flush());
 }
 

@@ -92,7 +92,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Has the kernel kill this process when its parent dies.
 ///
 /// # Errors
-/// [`ErrorCode::Unavailable`] if the parent is gone already: nobody would stop us.
+/// [`ErrorCode::Unavailable`] if the parent has ended already: nobody would stop this process.
 pub fn die_with(parent: i32) -> Result<(), Error> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
         .map_err(|errno| Error::new(ErrorCode::Internal, format!("PR_SET_PDEATHSIG: {errno}")))?;

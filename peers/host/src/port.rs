@@ -1,8 +1,8 @@
 //! A server's port that looks after its own socket.
 //!
-//! A shared channel has a socket beside its rings: regions come and go over it, and its end is the client's death. Whoever
-//! serves the port only knows [`ServerPort`]; so the port looks at its socket by itself, in [`ServerPort::accept`], whenever
-//! the loop signals that something may have come.
+//! A shared channel has a socket beside its rings: regions are added and removed over it, and its end is the client's death. The peer
+//! behind the port knows only [`ServerPort`]; so the port itself reads its socket, in [`ServerPort::accept`], whenever the loop signals
+//! that something may have come.
 
 use std::cell::Cell;
 use std::rc::Rc;

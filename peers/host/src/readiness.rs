@@ -9,7 +9,7 @@
 //! driver that was busy a moment ago still polled, and its guest need not notify. A sleep counts as [`TURNS_PER_SLEEP`].
 //!
 //! Invariants
-//! - A driver is armed only after [`Driver::prepare_sleep`] has said [`Activity::Idle`]: nothing came in before, and what comes in
+//! - A driver is armed only after [`Driver::prepare_sleep`] has returned [`Activity::Idle`]: nothing came in before, and what comes in
 //!   afterwards is notified.
 //! - An armed driver that becomes polled is woken first.
 
@@ -39,7 +39,7 @@ enum Readiness {
 struct Slot {
     driver: Box<dyn Driver>,
     readiness: Readiness,
-    /// What it said before the sleep that the thread is in.
+    /// What it returned before the sleep that the thread is in.
     asleep: Option<Activity>,
 }
 

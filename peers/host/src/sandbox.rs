@@ -1,4 +1,4 @@
-//! What a process may still do once it has confined itself: data processes (`confine`), and whatever becomes a foreign program.
+//! What a process may do once it has confined itself: data processes (`confine`), and processes that become a foreign program.
 //!
 //! | means | what is left |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! and a process that is killed by it costs guests more than a refused call that nobody makes.
 //!
 //! Invariants
-//! - Everything is off that is not named here: a description that says nothing leaves no capability, no file and no TCP.
-//! - Nothing gives back what was taken: neither this process nor the program that it becomes.
+//! - Everything that is not named here is off: an empty description leaves no capability, no file and no TCP.
+//! - What was taken is never given back: neither to this process nor to the program that it becomes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -126,7 +126,8 @@ impl Sandbox {
         }
     }
 
-    /// Allows `access` to `path` and below. What is not there when the sandbox is entered is missed, and named, by whoever opens it.
+    /// Allows `access` to `path` and below. A path that does not exist when the sandbox is entered is skipped; the program fails when it
+    /// opens the path.
     pub fn allow(&mut self, path: impl AsRef<Path>, access: impl Into<BitFlags<AccessFs>>) {
         self.paths.push((path.as_ref().to_owned(), access.into()));
     }
@@ -141,7 +142,7 @@ impl Sandbox {
         self.refused.extend(calls);
     }
 
-    /// Refuses `call` with this first argument, with `EPERM`; may be said of a call more than once.
+    /// Refuses `call` with this first argument, with `EPERM`; a call may have several such arguments.
     pub fn refuse_if(&mut self, call: libc::c_long, argument: FirstArgument) {
         self.refused_if.push((call, argument));
     }
@@ -151,7 +152,7 @@ impl Sandbox {
         self.missing.push(call);
     }
 
-    /// Takes everything else from this thread, and from those that it starts. Says what Landlock does on this kernel.
+    /// Takes everything else from this thread, and from those that it starts. Returns what Landlock does on this kernel.
     ///
     /// # Errors
     /// [`ErrorCode::Internal`] if the kernel has a means and refuses it: the process is to end.
@@ -208,7 +209,7 @@ impl Sandbox {
             let rule = rule(*argument).map_err(seccomp_failed)?;
             rules.entry(*call).or_default().push(rule);
         }
-        // No rule: always, whatever else was said of the call.
+        // No rule: always, whatever other entries the call has.
         rules.extend(self.refused.iter().map(|call| (*call, Vec::new())));
         fail_calls(rules, libc::EPERM)?;
         if self.missing.is_empty() {

@@ -19,7 +19,7 @@ impl Capabilities {
     /// Each completed write is durable: there is nothing to sync.
     pub const DURABLE: Capabilities = Capabilities(1 << 4);
 
-    /// The set that the bits of a reply say.
+    /// The set in the bits of a reply.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         Capabilities(bits)

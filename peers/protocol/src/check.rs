@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ErrorCode;
 use crate::ids::Name;
 
-/// Findings that are told one by one; more are counted only. A damaged page of a parent can be met very often.
+/// Findings that are listed; more are counted only. A damaged page of a parent may be found very often.
 pub const FINDINGS_MAX: usize = 1000;
 
 /// What kind of thing was found.
@@ -17,8 +17,8 @@ pub enum FindingKind {
     Damaged,
     /// An object that metadata names is not there, or is shorter than it must be.
     Missing,
-    /// Metadata of another version of the program, or with features that this one does not know. It may be in order; this
-    /// program cannot say.
+    /// Metadata of another version of the program, or with features that this one does not know. Whether it is in order, this program
+    /// cannot check.
     Unsupported,
     /// Sectors behind the end of a log: what an interrupted append leaves. A note.
     Remnant,

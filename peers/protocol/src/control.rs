@@ -66,7 +66,7 @@ pub enum ControlRequest {
     Detach {
         /// The attachment's number.
         attachment: AttachmentId,
-        /// Disconnect whoever is connected.
+        /// Disconnect its clients.
         force: bool,
     },
     /// Endpoint: snapshot an open volume, with the mapper's token.
@@ -155,7 +155,7 @@ pub struct ProcessStatus {
     /// Endpoint: volumes that are open over segment channels, or about to be; once for each channel.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels_to: Vec<Lineage>,
-    /// Endpoint: the attachments that it serves; null: one is being made, so it does not say.
+    /// Endpoint: the attachments that it serves; null: unknown for the moment, since one is being made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<Vec<ServedAttachment>>,
 }
@@ -250,7 +250,7 @@ pub struct Wait {
 pub struct PeerStatus {
     /// `endpoint`, `volume`, `mapper`, `blocker-file`.
     pub name: String,
-    /// Counters by name, in the order in which they are told.
+    /// Counters by name, in the order in which they are shown.
     pub counters: Vec<(String, u64)>,
 }
 

@@ -36,7 +36,7 @@ pub enum ErrorCode {
     Unavailable = 12,
     /// A mistake of ours.
     Internal = 13,
-    /// The credentials of whoever asks do not allow it.
+    /// The credentials of the client do not allow it.
     Denied = 14,
     /// The process or the host has no file descriptor left. Passes.
     NoDescriptors = 15,
@@ -187,7 +187,7 @@ pub struct Error {
     pub code: ErrorCode,
     /// What failed and why, naming the thing and the value.
     pub message: String,
-    /// What to do next; empty if there is nothing to say.
+    /// What to do next; empty if there is no advice.
     #[serde(default)]
     pub hint: String,
 }
@@ -266,9 +266,9 @@ mod tests {
 
     #[test]
     fn a_command_ends_with_the_code_of_what_scripts_tell_apart() {
-        let told = ErrorCode::ALL.map(ErrorCode::exit_code);
+        let codes = ErrorCode::ALL.map(ErrorCode::exit_code);
         assert_eq!(
-            told,
+            codes,
             [2, 3, 4, 5, 6, 7, 1, 1, 1, 1, 1, 1, 1, 1, 6, 6, 6, 1, 8, 1]
         );
     }

@@ -8,7 +8,7 @@
 //! | 0 to 4095 | table: for each block its number in the volume (u64) and the epoch that it was written in (u64) |
 //! | from 4096 | the blocks, 4096 bytes each, in the order of the table |
 //!
-//! Its length says how many there are.
+//! The number of blocks follows from the length of the area.
 
 use crate::error::ErrorCode;
 use crate::ids::{BLOCK_SIZE, Epoch};

@@ -144,9 +144,9 @@ impl fmt::Display for LabelValue {
 /// A label, as text `KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
-    /// What it says something about.
+    /// The key.
     pub key: LabelKey,
-    /// What it says.
+    /// The value.
     pub value: LabelValue,
 }
 

@@ -1,7 +1,7 @@
 //! Last words: why a process of ours cannot go on, as one line of JSON on its standard output.
 //!
-//! The log is for people and may be anywhere; an exit code gives the kind only. With its last words a process reports code,
-//! message and hint to whoever started it, as they were where it failed.
+//! The log is for people and may be anywhere; an exit code gives the kind only. By its last words a process reports code, message and hint
+//! of its failure to the process that started it.
 
 use serde::{Deserialize, Serialize};
 

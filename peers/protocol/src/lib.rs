@@ -1,6 +1,6 @@
-//! The vocabulary that peers share: who asks whom for what, and how it looks in a ring entry.
+//! The vocabulary that peers share: their requests and replies, and the encoding as ring entries.
 //!
-//! | module | spoken between |
+//! | module | used between |
 //! |---|---|
 //! | [`ids`] | everybody: lineages, epochs, blocks, sizes, names |
 //! | [`volume`] | a driver and the volume peer (function calls in one thread) |
@@ -12,13 +12,13 @@
 //! | [`log_sector`] | the same: what a log is made of |
 //! | [`handle`] | the same: objects that are opened |
 //! | [`client_handles`] | volume peer and mapper: the handles that they have open |
-//! | [`reply`] | whoever speaks by ring entries: the answer to any request |
+//! | [`reply`] | all peers that use ring entries: the answer to any request |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
 //! | [`endpoint`] | the same, and drivers: which volume is served, at what kind of endpoint |
-//! | [`last_words`] | a process of ours and whoever started it |
+//! | [`last_words`] | a process of ours and the process that started it |
 //! | [`grants`] | control and its processes: which volumes an endpoint may open |
-//! | [`labels`] | everybody but the data path: what people note of a volume, a snapshot or an image |
+//! | [`labels`] | everybody but the data path: key-value notes of users at a volume, a snapshot or an image |
 //! | [`on_full`] | everybody: a volume's policy for a full pool |
 //! | [`error`] | everybody: stable error codes |
 //! | [`date()`] | people: wall time in words |

@@ -1,5 +1,5 @@
-//! Sectors: what a log is made of, so that a torn append and damage can be told apart, and so that a backend finds where a log
-//! ends. Layout: `docs/map-format.md`, "Logs".
+//! Sectors, of which a log consists: they distinguish a torn append from damage, and let a backend find the end of a log. Layout:
+//! `docs/map-format.md`, "Logs".
 //!
 //! Invariants
 //! - Every sector of a log is whole from the beginning: blank ones are written when the log is made. In a pool whose completed writes
@@ -7,7 +7,7 @@
 //! - A torn append leaves each of its sectors as it was or as it should be: whole either way. So a sector that is not
 //!   whole is damage, wherever it stands and whatever it held.
 //! - Whatever a guest wrote stands behind a sector's header, which it cannot choose.
-//! - A batch is whole if all of its sectors are there, of one generation. Each of them says how many these are.
+//! - A batch is whole if all of its sectors are there, of one generation. Each of them contains their number.
 
 use std::ops::Range;
 
@@ -160,7 +160,7 @@ pub fn first_damaged(log: &[u8], lineage: Lineage, places: Range<usize>) -> Opti
     let len = log.len() as u64;
     places.step_by(SECTOR_LEN).find(|place| {
         let sector = Sector::open(&log[*place..], lineage);
-        // One that stands elsewhere than it says was written to the wrong place, or copied there.
+        // A sector whose recorded position is another one was written to the wrong place, or copied there.
         sector.is_none_or(|sector| sector.position % len != *place as u64)
     })
 }

@@ -1,15 +1,15 @@
-//! What the volume peer asks of the mapper, as ring entries.
+//! Requests of the volume peer to the mapper, as ring entries.
 //!
-//! | op | asks | answer: result; flags; values |
+//! | op | request | answer: result; flags; values |
 //! |---|---|---|
 //! | [`MapOp::Open`] | session on a lineage | handle; 0 or [`FLAG_DURABLE_POOL`]; size, object size log2 |
 //! | [`MapOp::Close`] | give it back, everything flushed before | 0 |
 //! | [`MapOp::Locate`] | where `len` bytes at `offset` live, or shall be written | bytes of the run; a [`Placement`]; epoch, lineage index |
 //! | [`MapOp::Lineage`] | which lineage an index stands for | 0; -; high and low word |
-//! | [`MapOp::Written`] | `len` bytes at `offset` were written where a locate said `First` | 0; [`FLAG_FLUSH_REQUESTED`] |
+//! | [`MapOp::Written`] | `len` bytes at `offset` were written where a locate returned `First` | 0; [`FLAG_FLUSH_REQUESTED`] |
 //! | [`MapOp::Zero`] | whole blocks read as zeros from now on | 0; [`FLAG_FLUSH_REQUESTED`] |
 //! | [`MapOp::FlushBegin`] | cut: what is present now | 0 nothing new, 1 something; -; the cut |
-//! | [`MapOp::FlushCommit`] | data up to the cut is synced, or carried: log it, sync the log | 0 |
+//! | [`MapOp::FlushCommit`] | data up to the cut is synced, or journaled: log it, sync the log | 0 |
 //! | [`MapOp::SnapshotBegin`] | raise the epoch, for a prepared snapshot | 0; -; new epoch |
 //! | [`MapOp::SnapshotCommit`] | the old epoch's data is synced: make the snapshot | 0 |
 //! | [`MapOp::SnapshotAbort`] | forget it; the raised epoch stays | 0 |
@@ -25,9 +25,9 @@
 //! - A status covers at least the first block of its range, and as much more as bounded work has found. Its runs are those of one
 //!   moment between request and answer.
 //! - Presence that is not covered by a cut is never logged by that cut's commit: data is synced before it is logged.
-//! - A commit either follows a sync of everything that was dirty and says [`FLAG_HOME`], or it carries a copy of every
-//!   block that was written since the commit or snapshot before it ([`crate::journaled`]), or comes from a pool whose completed
-//!   writes are durable ([`FLAG_DURABLE_POOL`]): there is nothing to sync then, and nothing to carry.
+//! - A commit either follows a sync of everything that was dirty and has [`FLAG_HOME`], or it contains a copy of every block that was
+//!   written since the commit or snapshot before it ([`crate::journaled`]), or comes from a pool whose completed writes are durable
+//!   ([`FLAG_DURABLE_POOL`]): there is nothing to sync then, and nothing to journal.
 
 use xseg::Submission;
 
@@ -89,8 +89,8 @@ impl MapOp {
 pub const FLAG_WRITE: u8 = 1;
 /// Flag of [`MapOp::FlushCommit`]: all that was ever carried is synced where it belongs.
 pub const FLAG_HOME: u8 = 2;
-/// Flag of [`MapOp::Open`]: a sync failed in the last session, and a dead mapper was not told ([`MapOp::Abandon`]): drop what
-/// is not durable.
+/// Flag of [`MapOp::Open`]: a sync failed in the last session, and the mapper died before it received [`MapOp::Abandon`]: drop what is not
+/// durable.
 pub const FLAG_DROP: u8 = 4;
 /// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
 pub const FLAG_FLUSH_REQUESTED: u32 = 1 << 8;
@@ -100,7 +100,7 @@ pub const FLAG_DURABLE_POOL: u32 = 1 << 9;
 /// Longest [`MapOp::Locate`] and [`MapOp::Written`]: one object.
 pub const LOCATE_LEN_MAX: u64 = 32 << 20;
 
-/// What an answer to [`MapOp::Locate`] says of its run.
+/// The kind of the run in an answer to [`MapOp::Locate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Placement {
@@ -108,7 +108,7 @@ pub enum Placement {
     Zero = 0,
     /// Stored at (lineage, epoch): read it there. In answer to a write: owned, write it there, no metadata.
     Stored = 1,
-    /// In answer to a write: write whole blocks to (own lineage, epoch), then say [`MapOp::Written`].
+    /// In answer to a write: write whole blocks to (own lineage, epoch), then send [`MapOp::Written`].
     First = 2,
 }
 
@@ -178,7 +178,7 @@ impl MapRequest {
         }
     }
 
-    /// The request in a ring entry, judged for form.
+    /// The request in a ring entry, validated for form.
     ///
     /// # Errors
     /// [`ErrorCode::Unsupported`] for an unknown operation, [`ErrorCode::Invalid`] for any other field.
@@ -245,7 +245,7 @@ impl MapReply {
         Placement::from_bits(self.flags)
     }
 
-    /// Whether the answer to an open says that each completed write to the pool is durable.
+    /// Whether the answer to an open reports that each completed write to the pool is durable.
     #[must_use]
     pub fn pool_is_durable(&self) -> bool {
         self.flags & FLAG_DURABLE_POOL != 0
@@ -387,7 +387,7 @@ mod tests {
 
     #[test]
     fn an_answer_says_its_placement_beside_its_flags() {
-        let said = |flags| {
+        let decoded = |flags| {
             MapReply {
                 flags,
                 ..MapReply::done(4096)
@@ -401,24 +401,24 @@ mod tests {
             (3, None),
             (0xff, None),
         ] {
-            assert_eq!(said(bits), placement);
-            assert_eq!(said(bits | FLAG_FLUSH_REQUESTED), placement);
+            assert_eq!(decoded(bits), placement);
+            assert_eq!(decoded(bits | FLAG_FLUSH_REQUESTED), placement);
         }
     }
 
     #[test]
     fn an_answer_to_an_open_says_the_object_size() {
-        let said = |log2| {
+        let decoded = |log2| {
             MapReply {
                 values: [1 << 30, log2],
                 ..MapReply::done(1)
             }
             .object_size()
         };
-        assert_eq!(said(22), Some(ObjectSize::DEFAULT));
+        assert_eq!(decoded(22), Some(ObjectSize::DEFAULT));
         // The low byte alone would be a legal size.
         for log2 in [0, 15, 26, 256 + 22, u64::MAX] {
-            assert_eq!(said(log2), None, "{log2}");
+            assert_eq!(decoded(log2), None, "{log2}");
         }
     }
 

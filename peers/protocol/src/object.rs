@@ -16,7 +16,7 @@
 //! - What was never written reads as zeros, in objects that exist; an object that does not exist is
 //!   [`ErrorCode::NotFound`] to read (data and metadata alike), and is created by its first write.
 //! - Every request may be repeated: the same write, swap, append, seal, punch or delete again leaves the same state. After a
-//!   [`ObjectOp::Create`] whose answer was lost, the repetition says [`ErrorCode::Exists`].
+//!   [`ObjectOp::Create`] whose answer was lost, the repetition returns [`ErrorCode::Exists`].
 //!
 //! Logs
 //! - A log is made by plain writes of blank sectors ([`crate::log_sector`]), and has the length that these gave it. It changes by
@@ -121,11 +121,11 @@ impl ObjectRequest {
         }
     }
 
-    /// The request in a ring entry, checked for form: operation, kind and sizes are known ones, and reserved words are 0. `resolve`
-    /// says which object a handle stands for, if it may be used for an operation. Memory is not checked.
+    /// The request in a ring entry, checked for form: operation, kind and sizes are known ones, and reserved words are 0. `resolve` returns
+    /// the object of a handle, if the handle may be used for an operation. Memory is not checked.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] for an unknown operation, [`ErrorCode::Invalid`] for any other field, and what `resolve` says.
+    /// [`ErrorCode::Unsupported`] for an unknown operation, [`ErrorCode::Invalid`] for any other field, and the error of `resolve`.
     pub fn decode<'a>(
         entry: &Submission,
         resolve: impl FnOnce(u32, ObjectOp) -> Result<&'a OpenObject, ErrorCode>,
@@ -298,9 +298,12 @@ mod tests {
             ObjectId::log(lineage, 7),
             ObjectId::pack(lineage, 7),
         ];
-        let told = ids.map(|id| (id.lineage, id.kind as u8, id.number));
+        let found = ids.map(|id| (id.lineage, id.kind as u8, id.number));
         let expected = [(0, 7), (1, 0), (2, 7), (3, 7)];
-        assert_eq!(told, expected.map(|(kind, number)| (lineage, kind, number)));
+        assert_eq!(
+            found,
+            expected.map(|(kind, number)| (lineage, kind, number))
+        );
     }
 
     #[test]

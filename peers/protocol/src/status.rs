@@ -107,7 +107,7 @@ impl<'a> StatusPage<'a> {
         })
     }
 
-    /// Bytes that the runs cover together: at least 512. Whoever needs more asks again behind them.
+    /// Bytes that the runs cover together: at least 512. For the rest a further request is sent behind them.
     #[must_use]
     pub fn covered(&self) -> u64 {
         self.covered

@@ -38,7 +38,7 @@ pub enum VolumeOp {
     /// Which parts of the range hold data, as a page of runs ([`StatusPage`](crate::status::StatusPage)) in the
     /// segments: a multiple of 8 bytes, at most [`STATUS_PAGE_MAX`](crate::status::STATUS_PAGE_MAX). The range has at least
     /// one sector. The answer is bounded by the page, and by the work of one request: it covers at least the first sector of the
-    /// range, and whoever needs more asks again behind what was covered.
+    /// range; for the rest a further request is sent behind what was covered.
     BlockStatus,
 }
 
@@ -119,7 +119,7 @@ pub enum VolumeEvent {
 
 /// The volume peer as drivers see it. One thread; nothing blocks.
 pub trait Volumes {
-    /// Lets requests name `region`. Ready when [`Volumes::region_ready`] says so.
+    /// Lets requests name `region`, once [`Volumes::region_ready`] returns `true`.
     ///
     /// # Errors
     /// [`ErrorCode::NoSpace`]: too many regions.

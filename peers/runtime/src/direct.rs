@@ -1,4 +1,4 @@
-//! What a file system says of `O_DIRECT` on one of its files.
+//! How a file system supports `O_DIRECT` on one of its files.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,10 +14,10 @@ pub struct DirectIo {
     pub offset_alignment: u32,
 }
 
-/// Asks the file system; `None` if the kernel or the file system does not say.
+/// Asks the file system; `None` if the kernel or the file system does not report it.
 ///
 /// # Errors
-/// What `statx` says.
+/// The error of `statx`.
 pub fn direct_io(file: impl AsFd) -> io::Result<Option<DirectIo>> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let fd = file.as_fd().as_raw_fd();

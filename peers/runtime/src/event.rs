@@ -18,7 +18,7 @@ impl Event {
     /// The count, or the error.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn outcome(&self) -> io::Result<u32> {
         u32::try_from(self.result).map_err(|_negative| io::Error::from_raw_os_error(-self.result))
     }

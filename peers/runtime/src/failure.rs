@@ -49,7 +49,7 @@ impl RingFailure {
         self.call == WORKER
     }
 
-    /// What the kernel said.
+    /// The kernel's error.
     #[must_use]
     pub fn cause(&self) -> &io::Error {
         &self.source

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-/// An open file. Clones share the descriptor; it is closed when the last clone and the last request on it are gone.
+/// An open file. Clones share the descriptor; it is closed when the last clone is dropped and the last request on it has ended.
 #[derive(Debug, Clone)]
 pub struct File {
     held: Rc<Held>,

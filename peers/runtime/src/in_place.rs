@@ -12,10 +12,10 @@ const NO_COW: libc::c_int = 0x0080_0000;
 /// Has the file system overwrite `file`, which must be empty, in place: without new blocks, and without checksums of its own.
 ///
 /// # Errors
-/// What the file system says: most do not know of such a thing.
+/// The error of the file system: most do not support this.
 pub fn overwrite_in_place(file: impl AsFd) -> io::Result<()> {
     let fd = file.as_fd().as_raw_fd();
-    // The kernel reads and writes an `int`, whatever the number of the call says (ioctl_iflags(2)): a long has room for one.
+    // The kernel reads and writes an `int`, although the number of the call is that of a long (ioctl_iflags(2)): a long has room for one.
     let mut flags: libc::c_long = 0;
     // SAFETY: the descriptor is borrowed for the call, and `flags` has room for what is written.
     unsafe { get_flags(fd, &raw mut flags) }?;

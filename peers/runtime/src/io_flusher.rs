@@ -5,8 +5,8 @@ use std::io;
 /// Of `linux/prctl.h`.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Says that this thread, and those and the processes that it starts, serve the write-back of this host: the kernel satisfies
-/// their needs of memory without writing back, which would wait for them (prctl(2), `PR_SET_IO_FLUSHER`, Linux 5.6).
+/// Declares that this thread, and the threads and processes that it starts, serve the write-back of this host: the kernel then satisfies
+/// their memory allocations without write-back, which would wait for them (prctl(2), `PR_SET_IO_FLUSHER`, Linux 5.6).
 ///
 /// # Errors
 /// `EPERM` without the capability `CAP_SYS_RESOURCE`.

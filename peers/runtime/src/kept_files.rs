@@ -39,8 +39,8 @@ impl KeptFiles {
         Ok(())
     }
 
-    /// Closes all of them, before this returns: nothing is in flight in `ring`. The kernel itself closes them some time after the ring's end, and says
-    /// nothing of it, so that a file system that was served could not be unmounted.
+    /// Closes all of them, before this returns: nothing is in flight in `ring`. The kernel itself closes them some time after the ring's
+    /// end, without a report, so that until then the file system could not be unmounted.
     pub(crate) fn close(&mut self, ring: &Submitter<'_>) {
         if std::mem::take(&mut self.registered) {
             // What is not closed here ends with the ring.

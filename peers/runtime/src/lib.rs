@@ -7,7 +7,7 @@
 //! * [`Clock`]: time, handed in.
 //! * [`receive_now`], [`send_now`]: a socket's bytes from and to shared memory.
 //! * [`ublk`]: block devices of this host whose requests a process answers; [`set_io_flusher`].
-//! * [`direct_io`]: what a file system says of `O_DIRECT`.
+//! * [`direct_io`]: how a file system supports `O_DIRECT`.
 //!
 //! One design decision: peers are polled, never called back and never awaited; a peer is an ordinary value with a
 //! `poll` method, so the same peer runs in production, in the simulator and in a test on the stack.

@@ -9,7 +9,7 @@
 //!
 //! | state of a kind of waits | next wait | becomes |
 //! |---|---|---|
-//! | polling, with credit | poll for the budget, then sleep | sleeping, when the credit is gone |
+//! | polling, with credit | poll for the budget, then sleep | sleeping, when the credit is used up |
 //! | sleeping, with credit | sleep at once | polling, when the credit is enough |
 //!
 //! Credit comes from waits that end while we poll, or in sleep within [`SHORT_BUDGETS`] (a sleep contains its wake-up), and

@@ -7,7 +7,7 @@
 //! - A thread that always has work yields its CPU now and then, to its node's other processes; the thread neither yields nor
 //!   spins beside a thread that computes on this CPU, for whose whole slice it would wait (`yields`).
 //! - Nothing is caught here: a peer that panics ends the thread, and so does an io_uring that fails for good, by a panic with
-//!   a [`RingFailure`]. What else then ends is decided by whoever hosts the peer.
+//!   a [`RingFailure`]. The host of the peer decides what else ends then.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -45,7 +45,7 @@ impl Reactor {
     /// A reactor on this thread.
     ///
     /// # Errors
-    /// What the kernel says to `io_uring_setup` or `eventfd`.
+    /// The kernel's error of `io_uring_setup` or `eventfd`.
     pub fn new(config: Config, clock: Arc<dyn Clock>) -> Result<Reactor, RingFailure> {
         let ring = Rc::new(RefCell::new(Ring::new(&config)?));
         let handle = Handle::open().map_err(|error| RingFailure::new("eventfd", error))?;

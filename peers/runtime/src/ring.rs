@@ -38,7 +38,7 @@ use uring::{Uring, timespec};
 const IGNORED: u64 = u64::MAX;
 /// User data of the alarm that starts again what had no worker.
 const START_AGAIN: u64 = u64::MAX - 1;
-/// How often a request is tried again after EINTR or EAGAIN before the error is told.
+/// How often a request is tried again after EINTR or EAGAIN before the error is reported.
 const RETRIES_MAX: u8 = 64;
 /// How often the end of the ring waits for outstanding requests, 100 ms each.
 const DRAIN_WAITS_MAX: u32 = 300;
@@ -62,7 +62,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// The ring of this thread. Falls back to fewer features on older kernels, and says so once.
+    /// The ring of this thread. Falls back to fewer features on older kernels, and logs that once.
     pub(crate) fn new(config: &Config) -> Result<Ring, RingFailure> {
         Ok(Ring {
             uring: Uring::new(config)?,
@@ -485,7 +485,7 @@ impl Drop for Ring {
                 }
                 return self.kept_files.close(&self.uring.submitter());
             }
-            // Said already, and it will not get better.
+            // Logged already, and it will not get better.
             if self.uring.is_given_up() {
                 self.leak();
                 return;

@@ -12,10 +12,10 @@ use io_uring::IoUring;
 
 use crate::failure::RingFailure;
 
-/// A ring of `entries` for this thread. Falls back to fewer features on older kernels, and says so once.
+/// A ring of `entries` for this thread. Falls back to fewer features on older kernels, and logs that once.
 ///
 /// # Errors
-/// Why the kernel has none for us.
+/// Why the kernel does not make one.
 pub(crate) fn set_up(entries: u32) -> Result<IoUring, RingFailure> {
     let base = || {
         let mut builder = IoUring::builder();
@@ -27,7 +27,7 @@ pub(crate) fn set_up(entries: u32) -> Result<IoUring, RingFailure> {
         .setup_defer_taskrun()
         .setup_taskrun_flag()
         .build(entries);
-    // What an older kernel says to a flag; any other refusal has nothing to do with flags.
+    // An older kernel's error for an unknown flag; other errors do not depend on flags.
     let is_older = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
     let ring = deferred
         .or_else(|error| {

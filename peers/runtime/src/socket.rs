@@ -22,8 +22,8 @@ pub struct Part {
 /// Receives into `parts` of `memory`, in their order, what has come; 0: the other side sends nothing more.
 ///
 /// # Errors
-/// `WouldBlock` if nothing has come, `InvalidInput` if a part lies outside or there are more than [`PARTS_MAX`], and what
-/// `recvmsg` says.
+/// `WouldBlock` if nothing has come, `InvalidInput` if a part lies outside or there are more than [`PARTS_MAX`]; otherwise the error of
+/// `recvmsg`.
 pub fn receive_now(socket: impl AsFd, memory: &Span, parts: &[Part]) -> io::Result<usize> {
     let mut addresses = [NOWHERE; PARTS_MAX];
     let message = message(memory, parts, &mut addresses)?;

@@ -84,7 +84,7 @@ impl Source {
     /// Reads on this thread, now: for file systems where that only copies memory.
     ///
     /// # Errors
-    /// What `preadv2` says.
+    /// The error of `preadv2`.
     pub fn read_now(&self, file: &File, spans: &[Span], offset: u64) -> io::Result<usize> {
         transfer_now(file, Direction::Read, spans, offset)
     }
@@ -92,7 +92,7 @@ impl Source {
     /// Writes on this thread, now: for file systems where that only copies memory.
     ///
     /// # Errors
-    /// What `pwritev2` says.
+    /// The error of `pwritev2`.
     pub fn write_now(
         &self,
         file: &File,
@@ -107,7 +107,7 @@ impl Source {
     /// levels: take all that is there. Several edges may come as one event.
     ///
     /// # Errors
-    /// What `dup` says.
+    /// The error of `dup`.
     pub fn poll_readable(&self, fd: impl AsFd, token: u64) -> io::Result<Watch> {
         let fd: OwnedFd = fd.as_fd().try_clone_to_owned()?;
         let number = self.ring.borrow_mut().watch(&self.queue, token, fd);
@@ -117,7 +117,7 @@ impl Source {
         })
     }
 
-    /// One event with `token` once the descriptor of `watch` can be written, or its other side is gone.
+    /// One event with `token` once the descriptor of `watch` can be written, or its other side has disconnected.
     pub fn poll_writable_once(&self, watch: &Watch, token: u64) {
         let mut ring = self.ring.borrow_mut();
         ring.await_writable(&self.queue, token, watch.number);
@@ -155,7 +155,7 @@ impl Source {
     /// lock on it so outlives this process until its last write has ended.
     ///
     /// # Errors
-    /// What io_uring says, or that there are too many.
+    /// The error of io_uring, or that there are too many.
     pub fn keep_until_ring_ends(&self, fd: OwnedFd) -> Result<(), RingFailure> {
         self.ring.borrow_mut().keep_file(fd)
     }
@@ -208,7 +208,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// A descriptor under watch; dropping it ends the watch. An event that had already come may still be told.
+/// A descriptor under watch; dropping it ends the watch. An event that had already come may still be reported.
 #[must_use = "dropping it ends the watch"]
 pub struct Watch {
     ring: Weak<RefCell<Ring>>,

@@ -29,7 +29,7 @@ impl WorkerLimit {
     /// Adds `spare` workers to the kernel's own limit, at most [`SPARE_WORKERS_MAX`].
     ///
     /// # Errors
-    /// What the kernel says; before Linux 5.15 there is no such limit. Nothing has changed then.
+    /// The kernel's error; before Linux 5.15 there is no such limit. Nothing has changed then.
     pub(crate) fn set_spare(&mut self, submitter: &Submitter<'_>, spare: u32) -> io::Result<Spare> {
         let spare = spare.min(SPARE_WORKERS_MAX);
         if spare == self.spare {

@@ -3,7 +3,7 @@
 //! A call that may block (a sync, a write that allocates) runs on a thread of the kernel, io-wq, which counts as a thread of
 //! this process's user and control group. When it cannot be started and there is none already, the kernel gives up what
 //! waits for it: ECANCELED, for requests that were not begun. Nobody here cancels reads, writes or syncs, so that is the only
-//! reason for it. A shortage of threads passes and says nothing about the storage, so no peer ever sees it.
+//! reason for it. A shortage of threads passes and is not a failure of the storage, so no peer ever sees it.
 //!
 //! The kernel keeps the last worker of a ring for as long as the ring lives. So a ring starts its first one when it is made
 //! ([`start_first`]): a shortage later on makes calls on storage slow, since fewer are carried out at once, and no more.
@@ -25,7 +25,7 @@ const CALM_ALARMS: u32 = 20;
 /// Starts the first worker of `ring`, which has no requests yet.
 ///
 /// # Errors
-/// EAGAIN if no thread can be started, or what the kernel says to the call.
+/// EAGAIN if no thread can be started; otherwise the kernel's error.
 pub(crate) fn start_first(ring: &mut IoUring) -> Result<(), RingFailure> {
     let nothing = opcode::Nop::new().build().flags(squeue::Flags::ASYNC);
     // SAFETY: it points to nothing.
@@ -75,7 +75,7 @@ impl Default for Workerless {
 }
 
 impl Workerless {
-    /// Whether `result` of a request that nobody has cancelled says that there was no worker for it.
+    /// Whether `result` of a request that nobody has cancelled means that there was no worker for it.
     pub(crate) fn is_meant_by(result: i32) -> bool {
         result == -libc::ECANCELED
     }

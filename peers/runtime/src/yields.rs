@@ -1,9 +1,8 @@
 //! When the thread offers its CPU to others.
 //!
-//! Processes of one node may share a CPU, and what they owe each other is measured in microseconds. A thread that always
-//! has work, as a hostile guest can arrange it, would keep the next one waiting for a slice of some milliseconds: so it
-//! yields now and then. But whoever yields to somebody who computes waits for *his* whole slice: so after a yield that
-//! took long there is none for a while.
+//! Processes of one node may share a CPU, and wait for each other for microseconds. A thread that always has work, as a hostile guest can
+//! arrange it, would keep the next one waiting for a slice of some milliseconds: so it yields now and then. But a thread that yields to a
+//! computing thread waits for the whole slice of that one: so after a yield that took long there is none for a while.
 
 use std::time::Duration;
 

@@ -7,7 +7,7 @@
 //! Invariants
 //! - The handler uses only what is async-signal-safe: atomics of a fixed table, `mmap`, `sigaction`, and it keeps `errno`.
 //! - Faults outside registered mappings, and machine checks, end the process as they always did.
-//! - An entry is taken out before its addresses are unmapped, so a fault never finds a mapping that is gone.
+//! - An entry is removed before its addresses are unmapped, so a fault never finds a mapping that does not exist any more.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -103,7 +103,7 @@ fn find(address: usize) -> Option<&'static Watched> {
 /// Installs a SIGBUS handler, once; call it before serving memory of others.
 ///
 /// # Errors
-/// What the kernel says to `sigaction`.
+/// The error of `sigaction`.
 ///
 /// [`Region::is_damaged`]: crate::Region::is_damaged
 pub fn guard_against_truncation() -> io::Result<()> {

@@ -5,7 +5,7 @@
 //! * `guard`: survives files that are truncated under a mapping. `descriptors`: receives descriptors.
 //!
 //! Invariants
-//! - A mapping is unmapped only when its last owner is gone.
+//! - A mapping is unmapped only when its last owner is dropped.
 //! - Every access is checked against the private length, and is a bulk copy or an atomic access: another process may
 //!   write the same bytes at any time, so no reference into the memory is ever formed but an atomic's.
 

@@ -19,7 +19,7 @@ macro_rules! atomic {
         assert!($mapping.access == Access::ReadWrite, "regions are mapped for both");
         // SAFETY: in range and aligned (both checked above; the base is page-aligned), mapped for reading and writing
         // as long as the mapping is borrowed. Others may access the same bytes in other sizes meanwhile: a guest's
-        // driver, which the hardware serialises, and bulk copies, which are as racy as their documentation says.
+        // driver, which the hardware serialises, and bulk copies, which are racy, as their documentation states.
         unsafe { <$atomic>::from_ptr($mapping.address($start).cast()) }
     }};
 }

@@ -1,8 +1,8 @@
-//! Who may connect to a listener, and as what.
+//! Which users may connect to a listener, and in which role.
 //!
 //! Invariants
-//! - A user comes from the kernel (`SO_PEERCRED`), a role is claimed: what a claim is worth is said here, by user.
-//! - Role numbers mean what the callers agree. Here they are numbers.
+//! - A user comes from the kernel (`SO_PEERCRED`), a role is claimed by the client: the admission sets which users may claim it.
+//! - The callers define what a role number means. Here it is a number.
 
 use std::collections::BTreeMap;
 

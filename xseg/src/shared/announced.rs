@@ -1,7 +1,7 @@
-//! The regions of a client, and what its server knows of them.
+//! The regions of a client, and which of them its server knows.
 //!
 //! Invariants
-//! - What is said about regions arrives in the order in which it was decided, so that an id can be used again.
+//! - Announcements and withdrawals arrive in the order in which they were decided, so that an id can be used again.
 //! - An answer belongs to one announcement by its serial number: a late one never makes a later region ready.
 
 use std::collections::VecDeque;

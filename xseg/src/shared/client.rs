@@ -121,11 +121,11 @@ pub struct SharedClient {
 }
 
 impl SharedClient {
-    /// Makes the client's end of a channel to the server at `path` and says hello, if a server is there already. Never
-    /// waits: the rest happens in [`SharedClient::service`], in whatever order the two processes start.
+    /// Makes the client's end of a channel to the server at `path`, and sends a hello if a server is there already. Never waits: the rest
+    /// happens in [`SharedClient::service`], in whatever order the two processes start.
     ///
     /// # Errors
-    /// `InvalidInput` for a ring size that is no power of two up to 4096; what the kernel says to making memory.
+    /// `InvalidInput` for a ring size that is not a power of two up to 4096; otherwise the kernel's error, if there can be no memory.
     pub fn connect(path: &Path, options: ConnectOptions) -> io::Result<SharedClient> {
         let size = options.ring_size;
         if !size.is_power_of_two() || size > RING_MAX {
@@ -554,7 +554,7 @@ impl ClientPort for SharedClient {
     fn wake(&mut self) {
         let silence = match &mut self.state {
             State::Live(_, rings) | State::Announcing(_, rings, _) => rings.sleeper.wake(),
-            // Without rings at work nobody says when the doorbell rang, and it must not ring for ever.
+            // Without rings at work no sleeper records that the doorbell rang, and it must not ring for ever.
             _ => true,
         };
         if silence {

@@ -75,7 +75,7 @@ pub(crate) fn completion_ring(size: usize) -> RingLayout {
     }
 }
 
-/// What a header says; the rest follows from the version.
+/// The content of a header; the rest follows from the version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) direction: Direction,

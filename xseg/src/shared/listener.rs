@@ -1,10 +1,10 @@
-//! Where clients of other processes arrive.
+//! The socket at which clients of other processes connect.
 //!
 //! Invariants
-//! - Nothing here blocks: a client that connects and says nothing occupies one of a bounded number of places.
+//! - Nothing here blocks: a client that connects and sends nothing occupies one of a bounded number of places.
 //! - The socket's file appears under its name only when it can be connected to, and with its mode: for its owner only, or
 //!   for its group too if anybody else is admitted.
-//! - A client is served only as what its user is admitted as, whatever it says in its hello.
+//! - A client is served only in a role that its user is admitted to, whatever role its hello claims.
 
 use std::fs;
 use std::io;
@@ -22,7 +22,7 @@ use super::message::{Message, Refusal, Unreadable};
 use super::server::{Greeting, SharedServer};
 use super::socket::{self, Peer, Received, Watch};
 
-/// Connections that have not said hello yet; one more drops the oldest. A node has three roles of peers and a few dozen
+/// Connections that have not sent a hello yet; one more drops the oldest. A node has three roles of peers and a few dozen
 /// endpoints at most.
 const PENDING_MAX: usize = 64;
 
@@ -44,13 +44,13 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`, in place of a socket that a dead process has left there, for those whom `admission` admits. If they
-    /// are more than this user and root, the socket is open to its group: a directory with the set-group-ID bit says which.
+    /// Listens at `path`, in place of a socket that a dead process has left there, for the users in `admission`. If these are more than
+    /// this user and root, the socket is open to its group, which a directory with the set-group-ID bit sets.
     ///
     /// The file stays behind when the listener is dropped: by then it may be a successor's.
     ///
     /// # Errors
-    /// `AddrInUse` if a living process listens there; else what the kernel says to the socket or its file.
+    /// `AddrInUse` if a running process listens there; otherwise the kernel's error for the socket or its file.
     pub fn bind(path: &Path, admission: Admission) -> io::Result<Listener> {
         match socket::connect_to(path) {
             Err(error)
@@ -98,7 +98,7 @@ impl Listener {
         (self.refused, self.last_refusal)
     }
 
-    /// The next client that has said hello. Call it until it says `None`, whenever [`Listener::fd`] is readable.
+    /// The next client that has sent a hello. Call it until it returns `None`, whenever [`Listener::fd`] is readable.
     pub fn accept(&mut self) -> Option<SharedServer> {
         self.take_connections();
         let mut index = 0;

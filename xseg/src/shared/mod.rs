@@ -2,7 +2,7 @@
 //!
 //! * [`SharedClient`]: connects, reconnects after the server's death, and keeps the truth about what is in flight.
 //! * [`Listener`] and [`SharedServer`]: the other end; [`Admission`]: who may connect to it, and as what.
-//! * `layout`: where everything stands in the two memories; `message`: what is said over the socket.
+//! * `layout`: where everything stands in the two memories; `message`: the messages on the socket.
 //!
 //! Two memfds, one per direction, each written by exactly one process and sealed so that the kernel enforces it; a third
 //! one, the arena, is bulk memory that both write and nobody trusts. The socket carries descriptors and ends with its

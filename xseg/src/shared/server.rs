@@ -25,7 +25,7 @@ use crate::ring::{Consumer, Producer};
 const MESSAGES_PER_CALL: usize = 64;
 const SLOT_MASK: u64 = 0xffff;
 
-/// What a client said in its hello.
+/// The content of a client's hello.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Greeting {
     pub(crate) role: u8,
@@ -68,7 +68,7 @@ pub struct SharedServer {
 }
 
 impl SharedServer {
-    /// Answers a hello. The error says what was wrong with it.
+    /// Answers a hello. The error names what was wrong with it.
     pub(crate) fn welcome(
         socket: OwnedFd,
         greeting: Greeting,
@@ -83,7 +83,7 @@ impl SharedServer {
         }
     }
 
-    /// All but the socket, which its owner needs to say no.
+    /// Builds all but the socket, over which its owner may have to send a refusal.
     fn build(
         socket: &OwnedFd,
         greeting: Greeting,
@@ -202,7 +202,7 @@ impl SharedServer {
         self.unanswered.accepted
     }
 
-    /// Requests handed out and not answered, also after the client has gone.
+    /// Requests handed out and not answered, also after the client has disconnected.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.unanswered.count
@@ -407,7 +407,7 @@ impl ServerPort for SharedServer {
     }
 
     fn wake(&mut self) {
-        // Without rings at work nobody says when the doorbell rang, and it must not ring for ever.
+        // Without rings at work no sleeper records that the doorbell rang, and it must not ring for ever.
         if self.sleeper.wake() || !self.started || self.socket.is_none() {
             self.request_doorbell.silence();
         }

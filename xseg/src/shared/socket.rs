@@ -22,7 +22,7 @@ pub(crate) enum Received {
     Unreadable(Unreadable),
     /// Nothing there.
     Nothing,
-    /// The other side is gone.
+    /// The other side has disconnected.
     HungUp,
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn unconnected() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Connects to the server at `path`; an error says that none is there now.
+/// Connects to the server at `path`; an error means that none is there now.
 pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let fd = unconnected()?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -99,7 +99,7 @@ pub(crate) fn peer(fd: &OwnedFd) -> io::Result<Peer> {
     })
 }
 
-/// A set of sockets behind one descriptor that never changes: a reactor watches that one, whoever comes and goes.
+/// A set of sockets behind one descriptor that never changes: a reactor watches that one, whichever sockets are added and removed.
 #[derive(Debug)]
 pub(crate) struct Watch(Epoll);
 

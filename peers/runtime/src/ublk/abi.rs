@@ -1,6 +1,6 @@
 //! The ABI between the kernel's ublk driver and its servers: the constants and structures of `linux/ublk_cmd.h` that are used.
 
-// The kernel's own lengths, but that of the parameters: those are the head of the kernel's, which grow, and say their length.
+// The kernel's own lengths, except that of the parameters: ours are the head of the kernel's, which grow and contain their length.
 const _: () = {
     assert!(size_of::<ControlCommand>() == 32);
     assert!(size_of::<DeviceInfo>() == 64);

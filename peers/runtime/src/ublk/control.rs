@@ -63,7 +63,7 @@ impl UblkControl {
     /// Opens it.
     ///
     /// # Errors
-    /// What the file system says: without the kernel module `ublk_drv` there is none.
+    /// The error of the file system: `ENOENT` without the kernel module `ublk_drv`.
     pub fn open() -> io::Result<UblkControl> {
         let file = OpenOptions::new().read(true).write(true).open(Self::PATH)?;
         Ok(UblkControl { file })
@@ -72,7 +72,7 @@ impl UblkControl {
     /// What this kernel can do: of [`feature`](super::abi::feature).
     ///
     /// # Errors
-    /// What the kernel says: before 6.5 it does not know the question.
+    /// The kernel's error: before 6.5 it does not know the command.
     pub fn features(&self) -> io::Result<u64> {
         let mut features = 0;
         let buffer = Buffer::Features(&mut features);
@@ -83,7 +83,7 @@ impl UblkControl {
     /// The device `device`; `None`: there is none.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn info(&self, device: u32) -> io::Result<Option<DeviceInfo>> {
         let mut info = DeviceInfo::default();
         let buffer = Buffer::Info(&mut info);
@@ -94,19 +94,19 @@ impl UblkControl {
         }
     }
 
-    /// Makes a device; the kernel puts in what it has made of it.
+    /// Makes a device; the kernel fills in the values that it has chosen.
     ///
     /// # Errors
-    /// What the kernel says: `EEXIST` if there is one of this number.
+    /// The kernel's error: `EEXIST` if there is a device of this number.
     pub fn add(&self, info: &mut DeviceInfo) -> io::Result<()> {
         let device = info.device;
         self.call(control_op::ADD_DEV, device, 0, Buffer::Info(info))
     }
 
-    /// Says what the device, which is not started, is like.
+    /// Sets the parameters of a device that is not started.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn set_parameters(&self, device: u32, parameters: &Parameters) -> io::Result<()> {
         let mut parameters = *parameters;
         let buffer = Buffer::Parameters(&mut parameters);
@@ -116,16 +116,17 @@ impl UblkControl {
     /// Shows the block device, once requests have been fetched on every queue. `server`: the process that opened the device.
     ///
     /// # Errors
-    /// What the kernel says: from Linux 6.17 on (6.16.1) `EINVAL` if it was another process that opened it; `EINTR` or `ECANCELED` once `goes_on` is false.
+    /// The kernel's error: from Linux 6.17 on (6.16.1) `EINVAL` if it was another process that opened it; `EINTR` or `ECANCELED` once
+    /// `goes_on` is false.
     pub fn start(&self, device: u32, server: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
         let server = u64::from(server);
         self.call_while(control_op::START_DEV, device, server, goes_on)
     }
 
-    /// Takes the block device away. What has been fetched and not answered is waited for.
+    /// Removes the block device. Waits for requests that have been fetched and not answered.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn stop(&self, device: u32) -> io::Result<()> {
         self.call(control_op::STOP_DEV, device, 0, Buffer::Nothing)
     }
@@ -133,7 +134,7 @@ impl UblkControl {
     /// Removes the device; waits until its server has closed it.
     ///
     /// # Errors
-    /// What the kernel says; as [`UblkControl::start`].
+    /// The kernel's error; as [`UblkControl::start`].
     pub fn delete(&self, device: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
         self.call_while(control_op::DEL_DEV, device, 0, goes_on)
     }
@@ -141,7 +142,7 @@ impl UblkControl {
     /// Removes a device that nobody has open: this does not wait.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn delete_unopened(&self, device: u32) -> io::Result<()> {
         self.call(control_op::DEL_DEV, device, 0, Buffer::Nothing)
     }
@@ -149,7 +150,7 @@ impl UblkControl {
     /// Prepares a device whose server has died for the next one.
     ///
     /// # Errors
-    /// What the kernel says: `EBUSY` until everything of the dead server is gone.
+    /// The kernel's error: `EBUSY` until the dead server has ended completely.
     pub fn start_recovery(&self, device: u32) -> io::Result<()> {
         let op = control_op::START_USER_RECOVERY;
         self.call(op, device, 0, Buffer::Nothing)
@@ -172,7 +173,7 @@ impl UblkControl {
     /// Changes the size of a device that runs.
     ///
     /// # Errors
-    /// What the kernel says: before 6.16 it does not know the command.
+    /// The kernel's error: before 6.16 it does not know the command.
     pub fn update_size(&self, device: u32, sectors: u64) -> io::Result<()> {
         let op = control_op::UPDATE_SIZE;
         self.call(op, device, sectors, Buffer::Nothing)
@@ -245,7 +246,7 @@ fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32>
                     error.raw_os_error(),
                     Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
                 ) => {}
-            // The command was not taken. Once the kernel has it, it is waited for whatever else the kernel says.
+            // The command was not taken. Once the kernel has it, it is waited for, whatever other error comes.
             Err(error) if !cancelled && !ring.submission().is_empty() => return Err(error),
             Err(error) => tracing::debug!(%error, "waiting for a command of ublk"),
         }

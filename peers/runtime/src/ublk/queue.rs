@@ -37,7 +37,7 @@ impl UblkQueue {
     /// `buffer_len` bytes. The kernel must run with pages of 4 KiB, or round as if.
     ///
     /// # Errors
-    /// What `mmap` says: `EINVAL` if the depth is another one, or another process has mapped it since it was made or recovered.
+    /// The error of `mmap`: `EINVAL` if the depth is another one, or another process has mapped it since it was made or recovered.
     pub fn open(fd: OwnedFd, depth: u16, buffer_len: usize) -> io::Result<UblkQueue> {
         let len = mapping_len(depth).ok_or(io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
