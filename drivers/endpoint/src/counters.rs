@@ -28,7 +28,7 @@ impl Counter {
     }
 }
 
-/// Declares a driver's figures once: `Metrics`, which its data thread counts, and `Counters`, what they are at one moment.
+/// Declares a driver's figures once: `Metrics`, which its data thread counts, and `Counters`, their values at one moment.
 #[macro_export]
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {

@@ -11,9 +11,9 @@ use archipelago_runtime::Progress;
 pub enum Activity {
     /// Nothing: it has work now.
     Ready,
-    /// The volume peer, perhaps among others: to be polled after each sleep of the thread.
+    /// The volume peer, perhaps among others: the driver must be polled after each sleep of the thread.
     Waiting,
-    /// One of its wake-ups, or a call of its host. Until then it needs no poll, and the other side has been asked to notify it.
+    /// One of its wake-ups, or a call of its host. Until then it needs no poll; the other side has been asked to notify it.
     Idle,
 }
 
@@ -22,14 +22,14 @@ pub enum Activity {
 pub enum Shortage {
     /// No slot is free; requests wait.
     Waits,
-    /// There is no room for as long as the volume's policy waits; requests fail.
+    /// There was no space for as long as the volume's policy waits; requests fail.
     Reported,
 }
 
 /// How far a detach may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detach {
-    /// Refused while somebody is connected.
+    /// Refused while a client is connected.
     IfUnused,
     /// Disconnects the clients.
     Force,
@@ -40,28 +40,28 @@ pub trait Driver {
     /// The volume that is served.
     fn lineage(&self) -> Lineage;
 
-    /// Does a bounded piece of the work that is there.
+    /// Does a bounded part of the pending work.
     fn poll(&mut self) -> Progress;
 
-    /// Asks the other side for notifications, and looks for work once more. [`Activity::Ready`]: it has come meanwhile. Always
+    /// Asks the other side for notifications, and looks for work once more. [`Activity::Ready`]: work has come meanwhile. Always
     /// followed by [`Driver::wake`] before the next poll.
     fn prepare_sleep(&mut self) -> Activity;
 
     /// Ends what [`Driver::prepare_sleep`] has begun: the other side need not notify while the driver is polled.
     fn wake(&mut self);
 
-    /// What writes do from now on for which the pool has no room; those that wait already are answered at once if it is
+    /// Sets what writes without space in the pool do from now on. Writes that wait already are answered at once if the policy is
     /// [`OnFull::Report`].
     fn set_on_full(&mut self, policy: OnFull);
 
-    /// Why the volume cannot be opened for now, and since when. What an open volume waits for, the volume peer knows.
+    /// Why the volume cannot be opened for now, and since when. The shortage of an open volume is reported by the volume peer.
     fn shortage(&self) -> Option<(Shortage, Duration)>;
 
     /// Whether the endpoint has been detached, so that the driver can be dropped.
     fn is_finished(&self) -> bool;
 }
 
-/// What the data thread makes a [`Driver`] of, with its volume peer `V` and its event loop `W`.
+/// From a seed the data thread makes a [`Driver`], with its volume peer `V` and its event loop `W`.
 pub trait Seed<V, W>: Send + fmt::Debug {
     /// Makes the driver; called on the data thread.
     ///
@@ -75,21 +75,21 @@ pub trait Endpoint: Send + fmt::Debug {
     /// Figures since it was attached, by name, in the order in which they are shown.
     fn counters(&self) -> Vec<(&'static str, u64)>;
 
-    /// Who is connected now; `None`: this kind does not know.
+    /// The number of connected clients; `None`: this kind does not know it.
     fn clients(&self) -> Option<u64> {
         None
     }
 
-    /// Why nobody is served, though nothing has failed.
+    /// Why no client can be served, although nothing has failed.
     fn problem(&self) -> Option<String>;
 
-    /// The volume has `size` bytes now; the other side is notified.
+    /// Reports that the volume has `size` bytes now; the other side is notified.
     fn resized(&self, size: u64);
 
-    /// Disconnects, waits until nothing is in flight and the volume is closed, and ends the endpoint: all that is left is to drop
-    /// it. Never called on the data thread, which it waits for.
+    /// Disconnects, waits until nothing is in flight and the volume is closed, and ends the endpoint, which can then be dropped. Never
+    /// called on the data thread, which it waits for.
     ///
     /// # Errors
-    /// [`InUse`](archipelago_protocol::ErrorCode::InUse) while somebody is connected, unless forced; nothing has changed then.
+    /// [`InUse`](archipelago_protocol::ErrorCode::InUse) while a client is connected, unless forced; nothing has changed then.
     fn detach(&mut self, how: Detach) -> Result<(), Error>;
 }

@@ -1,8 +1,8 @@
 //! What drivers share: the seam between a driver and the process that hosts it.
 //!
-//! A driver speaks to a guest or a kernel; what it serves is an endpoint. Each endpoint has two halves, which the driver's
-//! attach function returns: the [`Endpoint`] stays with the threads of control, the [`Seed`] goes to the data thread and becomes
-//! a [`Driver`] there.
+//! A driver serves the protocol of a guest or a kernel; what it serves is an endpoint. Each endpoint has two halves, which the driver's
+//! attach function returns: the [`Endpoint`] stays with the threads of control; the [`Seed`] goes to the data thread and becomes a
+//! [`Driver`] there.
 //!
 //! | module | subject |
 //! |---|---|

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Throttle {
     burst: u32,
     interval: Duration,
-    /// When the units so far are all paid for.
+    /// The time at which the units so far are all paid for.
     paid: Duration,
 }
 
@@ -22,13 +22,13 @@ impl Throttle {
         }
     }
 
-    /// Counts units at `now`: how long to wait before the next one; for what waits first, before this one.
+    /// Counts units at `now`. Returns the wait before the next action, or, for an action that waits first, before this one.
     pub fn count(&mut self, units: u32, now: Duration) -> Duration {
         self.paid = self.paid.max(now) + self.interval * units;
         self.paid.saturating_sub(now + self.interval * self.burst)
     }
 
-    /// When the units so far are all paid for: then a whole burst is free again.
+    /// The time at which the units so far are all paid for: then a whole burst is free again.
     #[must_use]
     pub fn paid(&self) -> Duration {
         self.paid

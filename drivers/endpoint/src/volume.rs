@@ -3,13 +3,13 @@
 //!
 //! | state | leaves it when |
 //! |---|---|
-//! | Closed | it is wanted: opens |
+//! | Closed | a client needs it: opens |
 //! | Opening | `Opened`: Open, Refused, Full or Failed |
-//! | Open | nobody wants it and nothing is in flight: closes |
+//! | Open | no client needs it and nothing is in flight: closes |
 //! | Closing | `Closed`: Closed |
-//! | Refused (no slot; requests wait) | a moment later: opens again; nobody wants it: Closed |
-//! | Full (no room for as long as the policy waits; requests fail) | as Refused |
-//! | Failed (requests fail) | nobody wants it: Closed, so the next use tries again |
+//! | Refused (no slot; requests wait) | a moment later: opens again; no client needs it: Closed |
+//! | Full (no space for as long as the policy waits; requests fail) | as Refused |
+//! | Failed (requests fail) | no client needs it: Closed, so the next use tries again |
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tracing::{debug, error};
 
 use crate::driver::Shortage;
 
-/// How long after an open that found no slot or no room the next one is tried.
+/// Pause after an open that found no slot or no space.
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
 /// How long an open is repeated while another session has the volume. The session of a client that has disconnected ends within this time,
 /// and a client that comes right after it must not get an I/O error.
@@ -43,43 +43,43 @@ enum VolumeState {
     Failed,
 }
 
-/// Whether anybody waits for answers.
+/// Whether clients wait for answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clients {
-    /// Somebody does.
+    /// There are clients.
     Served,
-    /// Nobody any more: requests in flight are dropped, and nothing waits for room.
+    /// There are none any more: requests in flight are dropped, and nothing waits for space.
     Dropped,
 }
 
 /// Why an endpoint's requests fail before they reach the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotServed {
-    /// It has no room for as long as its policy waits.
+    /// There was no space for as long as its policy waits.
     NoSpace,
     /// It could not be opened.
     NotOpen,
 }
 
-/// What requests get now.
+/// What happens to requests now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
-    /// The volume.
+    /// They go to the volume.
     Open(VolumeHandle),
-    /// This failure.
+    /// They fail with this.
     Fails(NotServed),
-    /// Nothing: they wait where they are.
+    /// They wait where they are.
     NotYet,
 }
 
-/// What the volume peer has reported, once the state has followed it.
+/// A report of the volume peer, after the state was updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
     /// A piece of a request is done.
     Done {
-        /// As it was submitted with.
+        /// The cookie with which it was submitted.
         cookie: u64,
-        /// Success, or why not.
+        /// Success, or the error.
         result: Result<(), ErrorCode>,
     },
     /// The volume has so many bytes.
@@ -98,9 +98,9 @@ pub struct EndpointVolume<V> {
     mode: OpenMode,
     on_full: OnFull,
     state: VolumeState,
-    /// What the last open found too little for, and was logged.
+    /// The shortage of the last open, which was logged.
     shortage: Option<Shortage>,
-    /// When an open was tried first, since one succeeded or nobody wanted it.
+    /// When the first open was tried since the last success, or since the volume was needed.
     open_since: Option<Duration>,
 }
 
@@ -133,7 +133,7 @@ impl<V: Volumes> EndpointVolume<V> {
         &self.peer
     }
 
-    /// What requests get now.
+    /// What happens to requests now.
     #[must_use]
     pub fn service(&self) -> Service {
         match self.state {
@@ -174,7 +174,7 @@ impl<V: Volumes> EndpointVolume<V> {
         self.shortage.zip(self.open_since)
     }
 
-    /// Gives a request to the volume behind `handle`.
+    /// Passes a request to the volume behind `handle`.
     ///
     /// # Errors
     /// As [`Volumes::submit`].
@@ -203,10 +203,10 @@ impl<V: Volumes> EndpointVolume<V> {
             VolumeEvent::Done { cookie, result } => Report::Done { cookie, result },
             VolumeEvent::Resized { size } => Report::Size(size),
             VolumeEvent::Opened { result: Ok(volume) } => {
-                // A client may open it as often as it likes: a guest with each reset of its device.
+                // Clients may open it as often as they like: a guest with each reset of its device.
                 debug!(volume = %volume.lineage, size = volume.size, "volume opened");
                 (self.shortage, self.open_since) = (None, None);
-                // It may have been opened without waiting.
+                // It may have been opened with a policy that does not wait.
                 if clients == Clients::Served {
                     self.peer.on_full(handle, self.on_full);
                 }
@@ -286,13 +286,13 @@ impl<V: Volumes> EndpointVolume<V> {
         true
     }
 
-    /// Another policy for a full pool.
+    /// Sets another policy for a full pool.
     pub fn set_on_full(&mut self, policy: OnFull, clients: Clients) {
         if std::mem::replace(&mut self.on_full, policy) == policy {
             return;
         }
         match self.state {
-            // Who drops its requests waits for nothing any more.
+            // Dropped requests do not wait any more.
             VolumeState::Opening(handle) | VolumeState::Open(handle)
                 if clients == Clients::Served =>
             {
@@ -306,21 +306,21 @@ impl<V: Volumes> EndpointVolume<V> {
         }
     }
 
-    /// Has everything answered that waits for room: nobody waits with it any more, and the memory that it names is about to go.
+    /// Has every request answered that waits for space: their clients have disconnected, and the memory that they name will be removed.
     pub fn stop_waiting(&mut self) {
         if let VolumeState::Open(handle) | VolumeState::Opening(handle) = self.state {
             self.peer.on_full(handle, OnFull::Report);
         }
     }
 
-    /// Ends [`EndpointVolume::stop_waiting`]: somebody waits again.
+    /// Ends [`EndpointVolume::stop_waiting`]: there are clients again.
     pub fn wait_again(&mut self) {
         if let VolumeState::Open(handle) | VolumeState::Opening(handle) = self.state {
             self.peer.on_full(handle, self.on_full);
         }
     }
 
-    /// Has an open that waits for room refused; it is tried again when it is wanted. `false`: none is under way.
+    /// Cancels an open that waits for space; the next need tries it again. `false`: none is under way.
     pub fn stop_opening(&mut self) -> bool {
         let opening = matches!(self.state, VolumeState::Opening(_));
         if opening {
@@ -329,7 +329,7 @@ impl<V: Volumes> EndpointVolume<V> {
         opening
     }
 
-    /// Has the open volume give back what waits for room.
+    /// Has the open volume give back the requests that wait for space.
     pub fn recall(&mut self) {
         if let VolumeState::Open(handle) = self.state {
             self.peer.recall(handle);

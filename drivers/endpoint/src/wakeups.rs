@@ -1,7 +1,7 @@
 //! What wakes the data thread for a driver: descriptors and time.
 //!
-//! Invariant: a signal on a watched descriptor makes the thread poll its driver again, though nobody reads the descriptor: watches
-//! are edge-triggered.
+//! Invariant: a signal on a watched descriptor makes the thread poll its driver again, although nobody reads the descriptor: watches are
+//! edge-triggered.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -24,8 +24,8 @@ pub trait Wakeups {
     /// The kernel's error.
     fn watch_marked(&mut self, fd: OwnedFd, mark: u8) -> std::io::Result<WatchId>;
 
-    /// The marks of what was signalled since the last call; perhaps more than these. For a driver with many descriptors, which
-    /// costs a system call only where something has come.
+    /// The marks of the descriptors that were signalled since the last call; perhaps more than these. For a driver with many descriptors,
+    /// each of which costs a system call to look at.
     fn take_marks(&mut self) -> u64;
 
     /// Signals `mark` once, when the descriptor of `id` can be written, or its other side has disconnected.

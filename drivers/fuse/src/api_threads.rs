@@ -1,16 +1,16 @@
-//! Threads that ask the node: an answer that takes long keeps neither the kernel's other requests waiting nor open files.
+//! Threads that send requests to the node: a slow answer delays neither the kernel's other requests nor open files.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use archipelago_api::client::Client;
 
-/// Questions under way at a time; more wait for their turn. The node answers one in less than a millisecond.
+/// Requests under way at a time; more wait for their turn. The node answers one in less than a millisecond.
 const THREADS: usize = 8;
 
 type Question = Box<dyn FnOnce(&Client) + Send>;
 
-/// The threads. They end when this is dropped and all that was asked is answered.
+/// The threads. They end when this is dropped and all requests are answered.
 #[derive(Debug)]
 pub(crate) struct ApiThreads {
     client: Client,
@@ -33,14 +33,14 @@ impl ApiThreads {
         Ok(ApiThreads { client, questions })
     }
 
-    /// The client that they ask with.
+    /// The client that the threads use.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Has `question` asked by one of them.
+    /// Has one of the threads run `question`.
     pub(crate) fn ask(&self, question: impl FnOnce(&Client) + Send + 'static) {
-        // They end after this only.
+        // The threads end only after this is dropped.
         let _sent = self.questions.send(Box::new(question));
     }
 }

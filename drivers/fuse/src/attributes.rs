@@ -10,12 +10,12 @@ use crate::nodes::{ROOT, number};
 
 /// How long the kernel may cache attributes and names: commands of the node change them.
 pub(crate) const TTL: Duration = Duration::from_secs(1);
-/// The best size of a transfer.
+/// The preferred size of a transfer.
 const TRANSFER_LEN: u32 = 128 << 10;
 /// Unit of `st_blocks`.
 const STAT_BLOCK: u64 = 512;
 
-/// Who owns everything in a mount: its owner.
+/// The user and the group of all files in a mount.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Owner {
     pub(crate) uid: u32,
@@ -23,7 +23,7 @@ pub(crate) struct Owner {
 }
 
 fn now() -> SystemTime {
-    // The clock exists on every kernel; nothing else can fail.
+    // The clock exists on every kernel; the call cannot fail otherwise.
     let since = clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from);
     UNIX_EPOCH + since
 }
@@ -49,7 +49,7 @@ impl Owner {
         }
     }
 
-    /// The directory's.
+    /// The attributes of the directory.
     pub(crate) fn directory(self) -> FileAttr {
         FileAttr {
             nlink: 2,

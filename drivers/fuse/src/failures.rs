@@ -1,4 +1,4 @@
-//! What a program sees of a failure: an error number. The words go to the log.
+//! Error numbers, which programs see. The texts go to the log.
 
 use archipelago_protocol::ErrorCode;
 

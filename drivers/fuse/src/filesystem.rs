@@ -32,11 +32,11 @@ use crate::listing::Listing;
 use crate::nodes::{Node, Nodes, ROOT};
 use crate::open_files::OpenFiles;
 
-/// Longest write, and longest read: what the kernel takes at most.
+/// Longest write and longest read: the kernel's limit.
 const TRANSFER_LEN_MAX: u32 = 1 << 20;
-/// Requests that the kernel sends beside those that a program waits for: reading ahead, direct I/O in the background.
+/// Requests that the kernel sends without a program that waits: reading ahead, direct I/O in the background.
 const BACKGROUND_MAX: u16 = 64;
-/// `FOPEN_KEEP_CACHE` of `linux/fuse.h`: what was read before is still right.
+/// `FOPEN_KEEP_CACHE` of `linux/fuse.h`: the page cache of the file stays valid.
 const KEEP_CACHE: u32 = 1 << 1;
 
 /// The volumes, snapshots and images of a node, each a file in one directory.
@@ -48,7 +48,7 @@ pub struct VolumeFiles {
     listings: HashMap<u64, Arc<Mutex<Listing>>>,
     next_listing: u64,
     owner: Owner,
-    /// Nothing else is shown.
+    /// If set, only this file is shown.
     only: Option<Name>,
 }
 
@@ -66,8 +66,8 @@ fn ask(client: &Client, name: &Name) -> Result<Entry, Error> {
     Ok(view.entry)
 }
 
-/// What is `known` of a file while nobody can be asked: the kernel forgets the path of a file of which it gets an error, and a loop device
-/// has lost its file then.
+/// The `known` entry of a file while the node cannot be asked. After an error for a file the kernel would forget its path, and a loop
+/// device would lose its file.
 fn known_while_away(error: Error, known: impl FnOnce() -> Option<Entry>) -> Result<Entry, Error> {
     match error.code {
         ErrorCode::Unavailable => known().ok_or(error),
@@ -79,7 +79,7 @@ fn path(name: &Name, rest: &str) -> String {
     format!("/v1/volumes/{}{rest}", path_segment(name.as_str()))
 }
 
-/// The number for an error that a program sees; what is no answer is logged.
+/// The number of an error, for programs; an error that is not an answer of the node is logged.
 fn number_of(error: &Error, what: &Name) -> libc::c_int {
     if error.code != ErrorCode::NotFound {
         tracing::warn!("`{what}`: {error} ({})", error.hint);
@@ -88,7 +88,7 @@ fn number_of(error: &Error, what: &Name) -> libc::c_int {
 }
 
 impl VolumeFiles {
-    /// The files of the node that `client` asks, or that of `only`, which belong to the user and group of this process. Requests wait for
+    /// The files of the node behind `client`, or only the file `only`. They belong to the user and group of this process. Requests wait for
     /// up to `wait_max` for a node that is away.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ impl VolumeFiles {
         lock(&self.nodes).get(number).cloned()
     }
 
-    /// Grows a volume, or does nothing to one that has this size.
+    /// Grows a volume; does nothing if it has this size already.
     fn truncate(&self, node: Node, size: u64, reply: ReplyAttr) {
         let (nodes, owner) = (Arc::clone(&self.nodes), self.owner);
         self.api.ask(move |client| match grow(client, &node, size) {
@@ -129,7 +129,7 @@ impl VolumeFiles {
     }
 }
 
-/// Gives the volume `size` bytes; the number of the error if that cannot be.
+/// Grows the volume to `size` bytes, or returns the error number.
 fn grow(client: &Client, node: &Node, size: u64) -> Result<Entry, libc::c_int> {
     let failed = |error: Error| number_of(&error, node.name());
     let entry = ask(client, node.name()).map_err(failed)?;
@@ -154,8 +154,8 @@ fn grow(client: &Client, node: &Node, size: u64) -> Result<Entry, libc::c_int> {
 
 impl Filesystem for VolumeFiles {
     fn init(&mut self, _: &Request<'_>, config: &mut KernelConfig) -> Result<(), libc::c_int> {
-        // So that a program with many direct requests in flight has them all here: without it, the kernel sends one after another. It is
-        // older than every kernel that has the rest, and nothing else depends on it.
+        // Without this flag the kernel sends the direct requests of a program one after another. It is older than every kernel that
+        // supports the rest, and nothing else depends on it.
         let _without = config.add_capabilities(FUSE_ASYNC_DIO);
         let background = config.set_max_background(BACKGROUND_MAX);
         let transfer = config.set_max_write(TRANSFER_LEN_MAX);
@@ -207,7 +207,7 @@ impl Filesystem for VolumeFiles {
                     lock(&nodes).update(&entry);
                     reply.attr(&TTL, &owner.file(&entry));
                 }
-                // Another thing has the name now; the kernel looks it up again.
+                // Another volume has the name now; the kernel looks it up again.
                 Ok(_other) => reply.error(libc::ESTALE),
                 Err(error) => reply.error(number_of(&error, node.name())),
             }
@@ -238,7 +238,7 @@ impl Filesystem for VolumeFiles {
         if mode.is_some() || uid.is_some() || gid.is_some() {
             return reply.error(libc::EPERM);
         }
-        // Times are not kept: to set them changes nothing.
+        // Times are not stored: to set them changes nothing.
         // Relaxed: a number of its own, it orders nothing else.
         let size = size.unwrap_or_else(|| node.size.load(Ordering::Relaxed));
         self.truncate(node, size, reply);
@@ -311,7 +311,7 @@ impl Filesystem for VolumeFiles {
         self.open.io(handle, io);
     }
 
-    /// Each close of a descriptor: nothing is kept back here that it would have to write.
+    /// Called for each close of a descriptor: there is no cache here that it would have to write.
     fn flush(&mut self, _: &Request<'_>, _: u64, _: u64, _: u64, reply: ReplyEmpty) {
         reply.ok();
     }

@@ -17,13 +17,14 @@ use crate::worker::{FileSize, Worker};
 /// The queue of an open file. Its thread closes the file and ends when the last sender is dropped.
 #[derive(Debug)]
 pub(crate) struct IoThread {
-    /// `None`: being dropped.
+    /// `None` while this is dropped.
     jobs: Option<Sender<Job>>,
     doorbell: Arc<EventFd>,
 }
 
 impl IoThread {
-    /// Starts the thread for what `opener` opens, whose requests wait for `wait_max` when its endpoint is away. Nothing is opened yet.
+    /// Starts the thread for the file of `opener`, whose requests wait for up to `wait_max` while its endpoint is away. Nothing is opened
+    /// yet.
     ///
     /// # Errors
     /// The kernel's error: no descriptor, no thread.
@@ -42,10 +43,10 @@ impl IoThread {
         Ok((IoThread { jobs, doorbell }, thread))
     }
 
-    /// Hands `job` over.
+    /// Queues `job`.
     pub(crate) fn send(&self, job: Job) {
         if let Some(jobs) = &self.jobs {
-            // The thread ends after its last sender only.
+            // The thread ends only after its last sender is dropped.
             let _sent = jobs.send(job);
             self.ring();
         }

@@ -1,12 +1,12 @@
-//! What the file system asks of the thread that serves an open file.
+//! Requests of the file system to the thread that serves an open file.
 
 use archipelago_kept_volume::Incarnation;
 use archipelago_protocol::{Access, ErrorCode};
 
-/// Takes the answer; called once.
+/// Receives the answer; called once.
 pub(crate) type Reply<T> = Box<dyn FnOnce(Result<T, ErrorCode>) + Send>;
 
-/// What `lseek` looks for.
+/// What `lseek` searches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seek {
     /// Data, at or after the offset.
@@ -17,28 +17,28 @@ pub(crate) enum Seek {
 
 /// A request for an open file.
 pub(crate) enum Io {
-    /// Up to `len` bytes at `offset`: fewer at the end of the file.
+    /// Reads up to `len` bytes at `offset`: fewer at the end of the file.
     Read {
         offset: u64,
         len: u32,
         reply: Reply<Vec<u8>>,
     },
-    /// `data` to `offset`; answers how much of it: less at the end of the file.
+    /// Writes `data` at `offset`; the answer is the number of bytes written: fewer at the end of the file.
     Write {
         offset: u64,
         data: Vec<u8>,
         reply: Reply<u32>,
     },
-    /// Everything that was written is durable.
+    /// Makes everything that was written durable.
     Flush { reply: Reply<()> },
-    /// The range, as far as the file goes, reads as zeros.
+    /// Zeroes the range, up to the end of the file.
     Zero {
         offset: u64,
         len: u64,
         keep_space: bool,
         reply: Reply<()>,
     },
-    /// The next data or hole.
+    /// Finds the next data or hole.
     Seek {
         offset: u64,
         what: Seek,
@@ -47,7 +47,7 @@ pub(crate) enum Io {
 }
 
 impl Io {
-    /// Answers that it failed.
+    /// Answers it with an error.
     pub(crate) fn fail(self, code: ErrorCode) {
         match self {
             Io::Read { reply, .. } => reply(Err(code)),
@@ -58,13 +58,13 @@ impl Io {
     }
 }
 
-/// What comes through the queue of an open file, in order.
+/// An item of the queue of an open file; they are handled in order.
 pub(crate) enum Job {
-    /// Somebody opens the file.
+    /// A program opens the file.
     Open {
         access: Access,
         reply: Reply<Incarnation>,
     },
-    /// Somebody who opened it over `incarnation` uses it.
+    /// A program that opened the file over `incarnation` uses it.
     Io { incarnation: Incarnation, io: Io },
 }

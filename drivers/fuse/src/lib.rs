@@ -1,4 +1,4 @@
-//! The volumes, snapshots and images of a node as files, by FUSE: for tools that know nothing of us, and for loop devices.
+//! The volumes, snapshots and images of a node as files, by FUSE: for tools without support for Archipelago, and for loop devices.
 //!
 //! * [`VolumeFiles`]: the file system, for the kernel's calls.
 //! * [`mount`]: mounts it, serves it until it is unmounted, closes what was open.
@@ -7,23 +7,23 @@
 //! |---|---|
 //! | `filesystem` | each call of the kernel |
 //! | `nodes`, `attributes`, `listing` | names, numbers, sizes |
-//! | `api_threads` | who asks the node |
+//! | `api_threads` | requests to the node |
 //! | `open_files`, `io_thread`, `worker` | an open file: its users, its queue, its thread |
 //! | `requests` | what is under way on an open file: sent, sent again over the next channel, answered |
 //! | `job`, `operation`, `pieces` | a request for an open file, and how it is cut into what a volume can do |
 //!
 //! One design decision: this is a process of its own, a client of the segment channel as any other program is. The kernel may wait for
-//! it at any moment, and it may wait for the endpoint; the endpoint never waits for it. When it dies, the endpoint closes what it had
-//! open, and programs get errors: no answer is ever made up. When the endpoint dies, requests wait and are sent to the next one; a
-//! reservation keeps others from the volume meanwhile ([`archipelago_kept_volume`]).
+//! it at any moment, and it may wait for the endpoint; the endpoint never waits for it. When this process dies, the endpoint closes the
+//! volumes, and programs get errors: no answer is ever invented. When the endpoint dies, requests wait and are sent to the next one; a
+//! reservation excludes others from the volume meanwhile ([`archipelago_kept_volume`]).
 //!
-//! What a program may rely on:
-//! * A write that returned is seen by everybody who reads the file in this mount. `fsync` makes it durable.
+//! Guarantees for programs:
+//! * A write that returned is seen by every reader of the file in this mount. `fsync` makes it durable.
 //! * A punched hole and a zeroed range read as zeros.
-//! * A file is somebody's: opened for writing it is nobody else's, in no other mount and at no endpoint.
-//! * The death of the data process or the daemon, or a restart of the node, is a pause: nothing that was answered is lost. After five minutes
-//!   without a node, requests fail until it is back.
-//! * Written data that was lost all the same, as a disk failed, fails the next `fsync`.
+//! * A file that is open for writing cannot be opened in another mount or at an endpoint.
+//! * The death of the data process or the daemon, or a restart of the node, is a pause: nothing that was answered is lost. After five
+//!   minutes without a node, requests fail until it is back.
+//! * If a disk fails and written data is lost nevertheless, the next `fsync` fails.
 //!
 //! ```no_run
 //! use archipelago_api::{client::Client, layout::Layout};
@@ -36,7 +36,7 @@
 //! # Ok::<(), archipelago_protocol::Error>(())
 //! ```
 //!
-//! This crate never sees a pool, an object or a map, and makes, removes or renames nothing.
+//! This crate never sees a pool, an object or a map, and never makes, removes or renames a volume.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A directory that somebody reads: a page of names at a time, so that its length costs no memory.
+//! A directory that is being read: one page of names at a time, so that its length costs no memory.
 
 use archipelago_api::client::{Client, path_segment};
 use archipelago_api::types::{VolumePage, VolumeView};
@@ -13,20 +13,20 @@ const PAGE_LEN: usize = 1000;
 /// Offset of the first name.
 const FIRST_NAME: u64 = 2;
 
-/// Somebody's place in the directory. Offsets count entries: 0 is `.`, 1 is `..`, then come the names in their order.
+/// A reader's position in the directory. Offsets count entries: 0 is `.`, 1 is `..`, then come the names in their order.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     page: Vec<(Name, u64)>,
     /// Offset of the page's first name.
     begin: u64,
-    /// The name behind which the next page begins; `None`: this is the last.
+    /// The name behind which the next page begins; `None`: this is the last page.
     next: Option<Name>,
-    /// Nothing else is shown.
+    /// If set, only this name is shown.
     only: Option<Name>,
 }
 
 impl Listing {
-    /// The begin of the directory, or of that with `only` alone.
+    /// The beginning of the directory; with `only`, of a directory with only that name.
     pub(crate) fn new(only: Option<Name>) -> Listing {
         Listing {
             only,
@@ -62,7 +62,7 @@ impl Listing {
         }
     }
 
-    /// The name at `offset`, if the directory has so many.
+    /// The name at `offset`, if the directory has that many.
     fn at(&mut self, client: &Client, offset: u64) -> Result<Option<&(Name, u64)>, Error> {
         // A reader that begins again, or goes back, reads from the first page on.
         if offset == FIRST_NAME || offset < self.begin {

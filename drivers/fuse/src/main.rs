@@ -26,13 +26,13 @@ struct Options {
     /// Directory that holds everything of the node, also $ARCHIPELAGO_ROOT
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Nobody writes through this mount
+    /// Refuse writes
     #[arg(long)]
     read_only: bool,
-    /// Let other users in
+    /// Give other users access
     #[arg(long)]
     allow_other: bool,
-    /// Show this volume, snapshot or image alone
+    /// Show only this volume, snapshot or image
     #[arg(long, value_name = "NAME")]
     only: Option<Name>,
     /// How long requests on open files wait for a node that is away, before they fail
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 
 fn serve(options: Options) -> Result<(), Error> {
     if options.background {
-        // A process that leads a session already, or cannot: it goes on in the old one.
+        // The call fails for a process that leads a session already: it stays in its session.
         let _alone = nix::unistd::setsid();
     }
     // A single file may be the backing file of a block device to which this host writes back. Without this privilege there are no such

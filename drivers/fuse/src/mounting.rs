@@ -1,4 +1,4 @@
-//! A mount from its beginning to its end.
+//! A mount, from its beginning to its end.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,25 +12,24 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::filesystem::VolumeFiles;
 
-/// What a mount is called in the table of mounts, behind `fuse.`.
+/// The type in the table of mounts, behind `fuse.`.
 pub const SUBTYPE: &str = "archipelago";
 
 /// How to mount.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MountOptions {
-    /// Nobody writes through this mount.
+    /// Writes are refused.
     pub read_only: bool,
-    /// Users other than this process's may come in; files stay its own.
+    /// Other users have access; files still belong to this process's user.
     pub allow_other: bool,
-    /// Nothing else is shown.
+    /// If set, only this file is shown.
     pub only: Option<Name>,
     /// How long requests on an open file wait for a node that is away, before they fail.
     pub wait_max: Duration,
 }
 
-/// Mounts the things of the node that `client` asks at `directory`, calls `ready`, serves until somebody unmounts it or a signal
-/// (SIGTERM, SIGINT, SIGHUP) asks for that, and closes what was open. To be called before there are other threads: they inherit which
-/// signals are blocked.
+/// Mounts the node behind `client` at `directory`, calls `ready`, serves until the directory is unmounted or a signal (SIGTERM, SIGINT,
+/// SIGHUP) comes, and closes the open files. To be called before other threads are started: they inherit which signals are blocked.
 ///
 /// # Errors
 /// [`ErrorCode::Unavailable`] if the node does not answer; otherwise the kernel's error.
@@ -83,7 +82,7 @@ fn block_signals() -> nix::Result<SigSet> {
     Ok(signals)
 }
 
-/// Takes the mount away at the first signal: programs that have files open go on until they close them.
+/// Unmounts at the first signal: programs with open files go on until they close them.
 fn end_on_signal(signals: &SigSet, directory: &Path) {
     while let Ok(signal) = signals.wait() {
         tracing::info!("{signal}: unmounting {}", directory.display());

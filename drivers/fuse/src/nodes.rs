@@ -1,6 +1,6 @@
-//! Files as the kernel knows them: a number for each volume, snapshot and image that somebody has looked up.
+//! The files that the kernel knows: a number for each volume, snapshot and image that was looked up.
 //!
-//! A number is made of the lineage, which is never given twice: a name that is removed and made again is another file, and a renamed
+//! A number is made from the lineage, which is never used again: a name that is removed and made again is another file, and a renamed
 //! volume is the same one.
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use crate::worker::FileSize;
 /// Number of the directory.
 pub(crate) const ROOT: u64 = fuser::FUSE_ROOT_ID;
 
-/// The number of `lineage`. Two of a million things in a node have the same with a chance of 1 to 30 million.
+/// The number of `lineage`. Of a million files in a node, two have the same number with a probability of 1 in 30 million.
 pub(crate) fn number(lineage: Lineage) -> u64 {
     let [high, low] = lineage.to_words();
     match high ^ low {
@@ -27,15 +27,15 @@ pub(crate) fn number(lineage: Lineage) -> u64 {
 /// A file that the kernel knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
-    /// As last heard, but for its size.
+    /// The entry from the node's last answer, except its size.
     entry: Arc<Entry>,
-    /// Bytes, as last heard.
+    /// The size in bytes, from the node's last answer.
     pub(crate) size: FileSize,
     lookups: u64,
 }
 
 impl Node {
-    /// Its name, as last heard.
+    /// Its name, from the node's last answer.
     pub(crate) fn name(&self) -> &Name {
         &self.entry.name
     }
@@ -44,7 +44,7 @@ impl Node {
         self.entry.lineage
     }
 
-    /// All that was heard last.
+    /// The entry from the node's last answer.
     pub(crate) fn entry(&self) -> Entry {
         Entry {
             // Relaxed: a number of its own, it orders nothing else.
@@ -53,7 +53,7 @@ impl Node {
         }
     }
 
-    /// Whether it never changes.
+    /// Whether its content never changes.
     pub(crate) fn is_frozen(&self) -> bool {
         self.entry.kind != Kind::Volume
     }
@@ -63,12 +63,12 @@ impl Node {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     nodes: HashMap<u64, Node>,
-    /// Whose each name was when it was looked up last. A file whose name another one has got since does not hear of that.
+    /// The number of the file that each name had at its last look-up. A file is not updated when its name goes to another one.
     names: HashMap<Name, u64>,
 }
 
 impl Nodes {
-    /// The kernel learns of `entry`, once more. `None`: another thing has its number.
+    /// Records one more look-up of `entry` by the kernel. `None`: another file has its number.
     pub(crate) fn look_up(&mut self, entry: &Entry) -> Option<u64> {
         let number = number(entry.lineage);
         let node = self.nodes.entry(number).or_insert_with(|| Node {
@@ -90,7 +90,7 @@ impl Nodes {
         Some(number)
     }
 
-    /// What is heard of a file that the kernel knows.
+    /// Updates a file that the kernel knows.
     pub(crate) fn update(&mut self, entry: &Entry) {
         if let Some(node) = self.nodes.get_mut(&number(entry.lineage))
             && node.lineage() == entry.lineage
@@ -100,7 +100,7 @@ impl Nodes {
         }
     }
 
-    /// What was heard last of the file `name` that the kernel knows.
+    /// The last known entry of the file `name`, if the kernel knows it.
     pub(crate) fn named(&self, name: &Name) -> Option<Entry> {
         self.get(*self.names.get(name)?).map(Node::entry)
     }
@@ -110,7 +110,7 @@ impl Nodes {
         self.nodes.get(&number)
     }
 
-    /// The kernel forgets `lookups` of those that it made.
+    /// Removes `lookups` look-ups, which the kernel has forgotten.
     pub(crate) fn forget(&mut self, number: u64, lookups: u64) {
         let Some(node) = self.nodes.get_mut(&number) else {
             return;

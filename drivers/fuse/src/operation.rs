@@ -1,7 +1,7 @@
-//! A request for an open file while it is carried out: its pieces, its data, its answer.
+//! A request for an open file while it is carried out: its pieces, its data, its reply.
 //!
-//! A part of a sector is written in two steps, a read of the sector and a write of the whole of it. No other write may come in
-//! between, so a request with such a part is carried out alone among those that change the file.
+//! A write of a part of a sector has two steps: a read of the sector and a write of the whole sector. No other write may come in between,
+//! so a request with such a part is exclusive among the requests that change the file.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::ids::SECTOR_SIZE;
@@ -11,7 +11,7 @@ use archipelago_segment::{Buffer, Request};
 use crate::job::{Io, Reply, Seek};
 use crate::pieces::{Piece, Pieces};
 
-/// Most bytes of a request without data: what one entry can ask for, in whole MiB.
+/// Most bytes of a request without data: the limit of one ring entry, in whole MiB.
 const BARE_LEN_MAX: u32 = 1 << 30;
 /// A sector of zeros.
 const ZEROS: [u8; 512] = [0; 512];
@@ -22,9 +22,9 @@ const _: () = assert!(ZEROS.len() as u64 == SECTOR_SIZE);
 pub(crate) enum Step {
     /// The one step of a piece.
     Only,
-    /// Of a part that is written: the sector as it is.
+    /// Of a partly written sector: reads it.
     ReadSector,
-    /// Of a part that is written: the sector as it shall be.
+    /// Of a partly written sector: writes it.
     WriteSector,
 }
 
@@ -50,21 +50,21 @@ enum Work {
     Seek(Search),
 }
 
-/// A seek: looks at one page of the map after the other.
+/// A seek: reads the block status page by page.
 struct Search {
-    /// Where the answer is not before.
+    /// The result is not before this offset.
     offset: u64,
     what: Seek,
     /// Bytes of the file.
     size: u64,
-    /// What is looked at next; `None`: in flight, or found.
+    /// Offset of the next status request; `None`: in flight, or found.
     next: Option<u64>,
     found: Option<u64>,
     reply: Reply<u64>,
 }
 
 impl Search {
-    /// Looks at the runs from `at` on.
+    /// Searches the runs from `at` on.
     fn look(&mut self, at: u64, runs: &[StatusRun]) {
         let wanted = match self.what {
             Seek::Data => BlockState::Data,
@@ -90,14 +90,14 @@ impl Search {
 /// A request that has begun.
 pub(crate) struct Operation {
     work: Work,
-    /// Those that have not begun.
+    /// The pieces that have not begun.
     pieces: Pieces,
     in_flight: usize,
     failure: Option<ErrorCode>,
 }
 
 impl Operation {
-    /// The operation for `io` on a file of `size` bytes with buffers of `buffer_len`. `None`: answered already.
+    /// Begins the operation for `io` on a file of `size` bytes with buffers of `buffer_len`. `None`: answered already.
     pub(crate) fn begin(io: Io, size: u64, buffer_len: u32) -> Option<Operation> {
         let room = |offset: u64, len: u64| len.min(size.saturating_sub(offset));
         let none = Pieces::of(0, 0, buffer_len);
@@ -126,7 +126,7 @@ impl Operation {
             } => {
                 let len = room(offset, data.len() as u64);
                 if len == 0 {
-                    // As at the end of a device.
+                    // As at the end of a block device.
                     reply(if data.is_empty() {
                         Ok(0)
                     } else {
@@ -189,7 +189,7 @@ impl Operation {
         })
     }
 
-    /// Whether `io` changes the file, and then whether nothing else may change it meanwhile.
+    /// `Some` if `io` changes the file: whether no other request may change the file meanwhile.
     pub(crate) fn would_change(io: &Io) -> Option<bool> {
         let (offset, len) = match io {
             Io::Write { offset, data, .. } => (*offset, data.len() as u64),
@@ -204,7 +204,7 @@ impl Operation {
         matches!(self.work, Work::Write { .. } | Work::Zero { .. })
     }
 
-    /// Whether nothing else may change the file meanwhile.
+    /// Whether no other request may change the file meanwhile.
     pub(crate) fn is_exclusive(&self) -> bool {
         self.changes() && self.pieces.cut_sectors()
     }
@@ -224,7 +224,7 @@ impl Operation {
         }
     }
 
-    /// Its next piece is in flight.
+    /// Records that its next piece is in flight.
     pub(crate) fn began(&mut self) {
         match &mut self.work {
             Work::Flush { pending, .. } => *pending = false,
@@ -313,7 +313,7 @@ impl Operation {
         }
     }
 
-    /// A step of `piece` has succeeded, with `buffer`: the request of its next step, if there is one.
+    /// Records that a step of `piece` has succeeded, with `buffer`. Returns the request of its next step, if there is one.
     pub(crate) fn stepped(
         &mut self,
         piece: Piece,
@@ -357,7 +357,7 @@ impl Operation {
         None
     }
 
-    /// A piece has ended.
+    /// Records that a piece has ended.
     pub(crate) fn ended(&mut self, result: Result<(), ErrorCode>) {
         self.in_flight -= 1;
         if let Err(code) = result {
@@ -365,12 +365,12 @@ impl Operation {
         }
     }
 
-    /// It cannot go on.
+    /// Records that it cannot go on.
     pub(crate) fn give_up(&mut self, code: ErrorCode) {
         self.failure.get_or_insert(code);
     }
 
-    /// Whether nothing of it is left to do.
+    /// Whether it is finished.
     pub(crate) fn is_done(&self) -> bool {
         self.in_flight == 0 && self.next_piece().is_none()
     }
@@ -401,7 +401,7 @@ fn sector_len() -> u32 {
     u32::try_from(SECTOR_SIZE).unwrap_or(u32::MAX)
 }
 
-/// `len` bytes at `at`, which are inside: pieces are.
+/// `len` bytes at `at`; pieces always lie inside.
 fn part(data: &[u8], at: u64, len: u32) -> &[u8] {
     let at = usize::try_from(at).unwrap_or(usize::MAX);
     &data[at..at + len as usize]

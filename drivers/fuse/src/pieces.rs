@@ -1,4 +1,4 @@
-//! How a range of bytes is cut into what a volume can do: whole sectors, and sectors of which only a part changes.
+//! Cuts a range of bytes into requests that a volume supports: whole sectors, and sectors of which only a part changes.
 //!
 //! Invariant: the pieces of a range follow each other without gaps, and cover exactly the range.
 
@@ -23,14 +23,14 @@ pub(crate) enum Piece {
         /// Bytes of the part: less than a sector.
         len: u32,
     },
-    /// Which parts hold data, from here to the end of the file.
+    /// A block status, from here to the end of the file.
     Status {
         /// First byte: a multiple of 512.
         offset: u64,
         /// Bytes.
         range: u64,
     },
-    /// No range: everything that was written.
+    /// A flush: it has no range.
     Flush,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Those of `len` bytes at `offset`, none longer than `len_max`.
+    /// The pieces of `len` bytes at `offset`, none longer than `len_max`.
     pub(crate) fn of(offset: u64, len: u64, len_max: u32) -> Pieces {
         debug_assert!(len_max > 0 && u64::from(len_max).is_multiple_of(SECTOR_SIZE));
         Pieces {
@@ -65,7 +65,7 @@ impl Pieces {
         }
     }
 
-    /// Whether a part of a sector is among them.
+    /// Whether there is a piece that is part of a sector.
     pub(crate) fn cut_sectors(self) -> bool {
         let is_cut = |at: u64| !at.is_multiple_of(SECTOR_SIZE);
         self.next < self.end && (is_cut(self.next) || is_cut(self.end))

@@ -8,7 +8,7 @@ pub const GREETING_LEN: usize = 18;
 /// Bytes of the answer to [`choose_default`]: a size and flags, without the zeros that follow them in old handshakes.
 pub const CHOSEN_LEN: usize = 10;
 
-/// The export of which a connection is.
+/// The export that was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     /// Bytes.

@@ -1,8 +1,8 @@
-//! What requests ask for, checked, and what the volume does for them.
+//! The commands of requests, validated, and the volume's operation for each.
 
 use archipelago_protocol::volume::VolumeOp;
 
-/// What a request asks for, checked.
+/// A validated command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// The client ends the connection.
@@ -14,7 +14,7 @@ pub enum Command {
         /// Durable when answered.
         durable: bool,
     },
-    /// What was answered is durable.
+    /// Everything that was answered is durable.
     Flush,
     /// The range is not needed any more; reads as zeros.
     Trim {
@@ -28,7 +28,7 @@ pub enum Command {
         /// As for writes.
         durable: bool,
     },
-    /// What the range consists of, from its start: as many extents as the server likes.
+    /// Block status of the range, from its start: as many extents as the server returns.
     BlockStatus {
         /// One extent is enough.
         one: bool,
@@ -38,7 +38,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether what was written before, or this, is durable when it is answered.
+    /// Whether its answer means that earlier writes, or this one, are durable.
     #[must_use]
     pub fn flushes(self) -> bool {
         match self {
@@ -52,7 +52,7 @@ impl Command {
         }
     }
 
-    /// Whether nothing has to be done for `len` bytes of it: it is answered at once.
+    /// Whether a request of `len` bytes needs no operation, and is answered at once.
     #[must_use]
     pub fn is_noop(self, len: u32) -> bool {
         match self {
@@ -62,7 +62,7 @@ impl Command {
         }
     }
 
-    /// What the volume does for it; `None`: nothing.
+    /// The volume's operation for it; `None` if it needs none.
     #[must_use]
     pub fn operation(self) -> Option<VolumeOp> {
         Some(match self {
@@ -70,7 +70,7 @@ impl Command {
             Command::Write { durable } => VolumeOp::Write { durable },
             Command::Flush => VolumeOp::Flush,
             Command::Trim { durable: false } => VolumeOp::Discard,
-            // A discard has no durable way, and zeros whose space is given back are the same.
+            // A discard has no durable variant; zeros whose space is given back are equivalent.
             Command::Trim { durable: true } => VolumeOp::WriteZeroes {
                 unmap: true,
                 durable: true,

@@ -1,4 +1,4 @@
-//! The handshake: a state machine of bytes in and bytes out, which knows no socket and waits for nothing.
+//! The handshake: a state machine of bytes in and bytes out, without sockets and waits.
 //!
 //! | state | takes | becomes |
 //! |---|---|---|
@@ -10,8 +10,7 @@
 //!
 //! Invariants
 //! - [`Handshake::wants`] never asks for a byte of the transmission, or of TLS, which may follow at once.
-//! - What a client can make the server keep is bounded: [`DATA_MAX`] bytes of an option, and a reply to each of
-//!   [`OPTIONS_MAX`] options.
+//! - The memory that a client can occupy is bounded: [`DATA_MAX`] bytes of an option, and a reply to each of [`OPTIONS_MAX`] options.
 //! - Where encryption is required, the server reveals no export before it, and no option from before it has an effect behind it: the
 //!   specification's mode FORCEDTLS.
 
@@ -61,11 +60,11 @@ enum State {
 /// Whether a connection is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encryption {
-    /// It is not, and cannot be.
+    /// It is not supported.
     None,
-    /// It has to be.
+    /// It is required, and has not begun.
     Required,
-    /// It is.
+    /// It has begun.
     Begun,
 }
 
@@ -76,7 +75,7 @@ pub struct Handshake {
     encryption: Encryption,
     no_zeroes: bool,
     structured: bool,
-    /// The export of which `base:allocation` is wanted.
+    /// The export for which the client has selected `base:allocation`.
     block_status: Option<String>,
     options: u32,
     replies: Replies,
@@ -103,7 +102,7 @@ impl Handshake {
         }
     }
 
-    /// Begins with the greeting of a server that serves nothing without TLS: the specification's mode FORCEDTLS.
+    /// Begins with the greeting of a server that requires TLS: the specification's mode FORCEDTLS.
     #[must_use]
     pub fn with_tls() -> Self {
         Handshake {
@@ -124,12 +123,12 @@ impl Handshake {
         }
     }
 
-    /// What is to be sent; the caller takes out what was sent.
+    /// The bytes to send; the caller removes those that were sent.
     pub fn output(&mut self) -> &mut Vec<u8> {
         self.replies.output()
     }
 
-    /// Takes as many bytes as [`Handshake::wants`] has asked for.
+    /// Takes the bytes that [`Handshake::wants`] has asked for.
     ///
     /// # Errors
     /// [`Broken`]: the connection ends.
@@ -157,7 +156,7 @@ impl Handshake {
         Ok(Progress::Continues)
     }
 
-    /// The name of the export that the server is asked for; empty: the default one.
+    /// The name of the requested export; empty: the default export.
     #[must_use]
     pub fn name(&self) -> &[u8] {
         let State::Asked { option, data } = &self.state else {
@@ -171,7 +170,7 @@ impl Handshake {
         name.unwrap_or_default()
     }
 
-    /// The answer to [`Progress::Names`]: the names of the exports, or why not.
+    /// The answer to [`Progress::Names`]: the names of the exports, or a refusal.
     ///
     /// # Panics
     /// If a name has 4 GiB: the caller's mistake.
@@ -185,7 +184,7 @@ impl Handshake {
         }
     }
 
-    /// The answer to [`Progress::Described`] and [`Progress::Chosen`]: the export, or why not.
+    /// The answer to [`Progress::Described`] and [`Progress::Chosen`]: the export, or a refusal.
     ///
     /// # Errors
     /// [`Broken`]: the connection ends.
@@ -223,7 +222,7 @@ impl Handshake {
         }
     }
 
-    /// TLS has begun: from now on the client's bytes come out of it.
+    /// TLS has begun: from now on the client's bytes are decrypted ones.
     pub fn encrypted(&mut self) {
         self.encryption = Encryption::Begun;
     }
@@ -312,21 +311,21 @@ impl Handshake {
         Ok(Progress::Continues)
     }
 
-    /// Has the server answer.
+    /// Has the server look for an export.
     fn ask(&mut self, option: u32, data: &[u8], question: Progress) -> Progress {
         let data = data.to_vec();
         self.state = State::Asked { option, data };
         question
     }
 
-    /// Ends the handshake: the export is this one from now on.
+    /// Ends the handshake, with this export.
     fn agree(&mut self, offer: &Offer<'_>) -> Progress {
         self.state = State::Over;
         Progress::Agreed(Terms {
             size: offer.size,
             read_only: offer.read_only,
             structured: self.structured,
-            // A selection for another export counts for nothing.
+            // A selection for another export has no effect.
             block_status: self.block_status.as_deref() == Some(offer.name),
         })
     }
@@ -352,7 +351,7 @@ impl Handshake {
 
     fn context_option(&mut self, option: u32, data: &[u8]) -> Progress {
         if option == option::SET_META_CONTEXT {
-            // Each selection replaces the one before, also one that fails.
+            // Each selection replaces the previous one, also if it fails.
             self.block_status = None;
             if !self.structured {
                 let why = b"metadata contexts come with structured replies";
@@ -371,7 +370,7 @@ impl Handshake {
     /// Lists or selects metadata contexts: there is one.
     fn contexts(&mut self, option: u32, queries: Queries<'_>, offer: &Offer<'_>) {
         let selects = option == option::SET_META_CONTEXT;
-        // A list without queries is that of all contexts, a selection without them selects none.
+        // A list without queries lists all contexts; a selection without queries selects none.
         let found = match (selects, queries.count()) {
             (false, 0) => true,
             (true, _) => queries.any(|query| query == ALLOCATION.as_bytes()),

@@ -1,19 +1,20 @@
-//! The NBD protocol, the server's side: what both NBD drivers share; and the handshake of the kernel's client. Source: `doc/proto.md` of the NBD project.
+//! The NBD protocol, the server's side, which both NBD drivers share; and the client's handshake, for connections that go to the kernel's
+//! client. Source: `doc/proto.md` of the NBD project.
 //!
-//! | module | what it knows |
+//! | module | subject |
 //! |---|---|
-//! | [`handshake`] | options and their answers, as a state machine of bytes |
-//! | [`client`] | the other side of the handshake, for connections that are handed to the kernel's client |
-//! | [`request`], [`command`] | headers of requests; what they ask for, and of the volume |
-//! | [`reply`] | headers of replies, and which reply a request gets |
+//! | [`handshake`] | options and their replies, as a state machine of bytes |
+//! | [`client`] | the client's side of the handshake, for connections that are passed to the kernel's client |
+//! | [`request`], [`command`] | headers of requests; their commands, and the volume's operations |
+//! | [`reply`] | headers of replies, and the reply to each request |
 //! | [`pieces`] | how a request is cut for the volume |
 //! | [`requests`] | which requests are in flight, and what is left of each |
-//! | [`losses`] | whom lost writes are reported to |
-//! | [`offer`] | what is offered, and how much a client may ask for |
+//! | [`losses`] | to which connections lost writes are reported |
+//! | [`offer`] | the features of an export, and its limits for clients |
 //! | [`wire`] | the protocol's numbers |
 //!
-//! One design decision: nothing here knows a socket or waits for anything. The driver in the data process and the server on TCP
-//! receive and send in their own ways; what a byte means is decided once, and is fuzzed without either.
+//! One design decision: nothing here uses a socket or waits. The driver in the data process and the server on TCP receive and send in their
+//! own ways; the meaning of a byte is decided once, and is fuzzed without either.
 //!
 //! ```
 //! use archipelago_nbd_protocol::handshake::{Handshake, Progress};

@@ -1,16 +1,16 @@
-//! What an export offers, and how much a client may ask for.
+//! The features of an export, and its limits for clients.
 
 use crate::wire::export_flag;
 
-/// Smallest request, and what offsets and lengths are multiples of: what the volume peer takes.
+/// Smallest request, of which offsets and lengths are multiples: the limit of the volume peer.
 pub const BLOCK_MIN: u32 = 512;
 /// The best smallest request: a block of the volume.
 pub const BLOCK_PREFERRED: u32 = 4096;
-/// Longest read or write: what the specification asks of servers.
+/// Longest read or write: the specification's minimum for servers.
 pub const BLOCK_MAX: u32 = 32 << 20;
 /// Longest piece of data of a request, which is one request to the volume.
 pub const PIECE_MAX: u32 = 128 << 10;
-/// Longest name of an export, as the specification has it.
+/// Longest name of an export: the specification's limit.
 pub const NAME_MAX: usize = 4096;
 /// Options of one handshake at most: QEMU sends 5.
 pub const OPTIONS_MAX: u32 = 64;
@@ -27,7 +27,7 @@ pub struct Offer<'a> {
 }
 
 impl Offer<'_> {
-    /// Whether `name` is the export where it is the only one: its own name, or none at all, which is the default export.
+    /// Whether `name` selects the export where it is the only one: by its own name, or by the empty name, which is the default export.
     #[must_use]
     pub fn is_called(&self, name: &[u8]) -> bool {
         name.is_empty() || name == self.name.as_bytes()

@@ -1,12 +1,12 @@
 //! How a request is cut into pieces, each of which is one request to the volume.
 //!
-//! A request of data has a piece for each [`PIECE_MAX`] of it; a range of zeros has one for each [`RANGE_MAX`] of it; a flush has one,
-//! and so has a question for block status, which may be answered for less than it asks.
+//! A request with data has a piece for each [`PIECE_MAX`] of it; a range of zeros has one for each [`RANGE_MAX`] of it; a flush has one,
+//! and so has a block status, which may be answered for a part of its range.
 
 use crate::command::Command;
 use crate::offer::PIECE_MAX;
 
-/// Bytes of a range that are given to the volume at once, so that one request is a bounded amount of work for the mapper.
+/// Most bytes of a range in one request to the volume, so that a request is a bounded amount of work for the mapper.
 pub const RANGE_MAX: u32 = 1 << 30;
 
 /// A part of the range of a request.
@@ -55,7 +55,7 @@ impl Pieces {
         self.is_cut
     }
 
-    /// The range of the piece that is cut next; `None`: all are.
+    /// The range of the next piece; `None` if all are cut.
     #[must_use]
     pub fn next_range(&self) -> Option<Range> {
         let max = match self.command {

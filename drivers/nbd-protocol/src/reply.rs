@@ -18,7 +18,7 @@ pub fn errno(code: ErrorCode) -> Errno {
         ErrorCode::Invalid => Errno::Inval,
         ErrorCode::NoMemory | ErrorCode::NoDescriptors => Errno::NoMem,
         ErrorCode::Unsupported => Errno::NotSup,
-        // Somebody else writes the volume now: nothing of this connection will succeed again.
+        // Another session writes the volume now: no request of this connection will succeed again.
         ErrorCode::Stale => Errno::Shutdown,
         _ => Errno::Io,
     }
@@ -87,7 +87,7 @@ impl ReplyHeader {
         })
     }
 
-    /// A chunk with nothing.
+    /// An empty chunk.
     #[must_use]
     pub fn nothing(cookie: u64) -> ReplyHeader {
         ReplyHeader::with(|put| begin_chunk(put, cookie, Done::Yes, chunk::NONE, 0))
@@ -114,7 +114,7 @@ impl ReplyHeader {
         })
     }
 
-    /// To a request that is wrong.
+    /// The reply to an invalid request.
     #[must_use]
     pub fn refused(header: &Header, terms: &Terms, errno: Errno) -> ReplyHeader {
         match header.is_answered_in_chunks(terms) {
@@ -123,7 +123,7 @@ impl ReplyHeader {
         }
     }
 
-    /// To a request for which there is nothing to do.
+    /// The reply to a request that needs no operation.
     #[must_use]
     pub fn noop(header: &Header, terms: &Terms) -> ReplyHeader {
         match header.is_answered_in_chunks(terms) {
@@ -162,9 +162,9 @@ fn begin_chunk(put: &mut Put<'_>, cookie: u64, done: Done, kind: u16, len: u32) 
 /// Whether a chunk is the last one of its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Done {
-    /// It is.
+    /// It is the last.
     Yes,
-    /// More follow.
+    /// More chunks follow.
     No,
 }
 

@@ -1,4 +1,4 @@
-//! Requests as bytes, and which of them can be right. Pure functions of bytes: fuzzed and tested without a socket.
+//! Requests as bytes, and their validation. Pure functions of bytes, fuzzed and tested without a socket.
 
 use crate::command::Command;
 use crate::offer::{BLOCK_MAX, BLOCK_MIN, PIECE_MAX};
@@ -8,22 +8,22 @@ use crate::wire::{Errno, Fields, Put, REQUEST_MAGIC, command, command_flag};
 /// What breaks a connection: the next bytes cannot be understood, or are too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// No request begins there.
+    /// The bytes are not a request.
     #[error("{0:#x} is not the magic of a request")]
     Magic(u32),
-    /// The data of a write would have to be taken.
+    /// The data of a write is too long to receive.
     #[error("a write of {0} bytes is longer than {BLOCK_MAX}")]
     WriteLen(u32),
 }
 
-/// A request as it stands in its header.
+/// The fields of a request's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// Flags.
     pub flags: u16,
     /// Command.
     pub command: u16,
-    /// What the reply names it by.
+    /// The client's name for the request, which the reply repeats.
     pub cookie: u64,
     /// First byte.
     pub offset: u64,
@@ -35,7 +35,7 @@ impl Header {
     /// The request in `bytes`.
     ///
     /// # Errors
-    /// [`Violation`], after which the connection makes no sense any more.
+    /// [`Violation`], after which the connection cannot go on.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header, Violation> {
         let mut fields = Fields(bytes);
         let magic = fields.u32().unwrap_or(0);
@@ -69,7 +69,7 @@ impl Header {
         bytes
     }
 
-    /// Whether it is answered in chunks under `terms`, errors too.
+    /// Whether it is answered in chunks under `terms`, also with an error.
     #[must_use]
     pub fn is_answered_in_chunks(&self, terms: &Terms) -> bool {
         terms.structured && matches!(self.command, command::READ | command::BLOCK_STATUS)
@@ -84,10 +84,10 @@ impl Header {
         }
     }
 
-    /// What it asks for under `terms`.
+    /// Its validated command under `terms`.
     ///
     /// # Errors
-    /// What it is answered instead.
+    /// The error of its reply.
     pub fn check(&self, terms: &Terms) -> Result<Command, Errno> {
         let allowed = command_flag::FUA
             | match self.command {
@@ -166,7 +166,7 @@ impl Header {
     }
 }
 
-/// What client and server have agreed on.
+/// The result of the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
     /// Bytes of the export, as the client knows it.

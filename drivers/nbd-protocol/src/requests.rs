@@ -1,9 +1,9 @@
 //! The requests of a connection that are not answered. A request is answered when all its pieces are done.
 //!
 //! Invariants
-//! - Nothing is allocated for a request: places are made with the connection, and what a driver holds in one keeps its memory for the
-//!   next request there.
-//! - A place has at most one request, and what it holds for that is empty when the request comes.
+//! - Nothing is allocated for a request: places are made with the connection, and the memory that a driver holds in a place is used again
+//!   by the next request there.
+//! - A place has at most one request, and its held memory is empty when the request comes.
 
 use crate::command::Command;
 use crate::pieces::{Pieces, Range};
@@ -19,7 +19,7 @@ pub struct Request {
     command: Command,
     cookie: u64,
     pieces: Pieces,
-    /// Pieces that are cut, and those of them that are done.
+    /// Pieces that are cut, and how many of them are done.
     cut: u16,
     done: u16,
     failed: Option<Errno>,
@@ -37,31 +37,31 @@ impl Request {
         }
     }
 
-    /// What it asks for.
+    /// Its command.
     #[must_use]
     pub fn command(&self) -> Command {
         self.command
     }
 
-    /// What the client names it by.
+    /// The client's name for it.
     #[must_use]
     pub fn cookie(&self) -> u64 {
         self.cookie
     }
 
-    /// Bytes that it is about.
+    /// Length of its range.
     #[must_use]
     pub fn len_bytes(&self) -> u32 {
         self.pieces.request_len()
     }
 
-    /// The range of the piece that is cut next; `None`: all are.
+    /// The range of the next piece; `None` if all are cut.
     #[must_use]
     pub fn next_range(&self) -> Option<Range> {
         self.pieces.next_range()
     }
 
-    /// Cuts the piece of [`Request::next_range`], which there is: its number, from 0.
+    /// Cuts the piece of [`Request::next_range`], which must exist. Returns its number, from 0.
     pub fn cut(&mut self) -> u16 {
         let number = self.cut;
         self.pieces.cut();
@@ -69,11 +69,11 @@ impl Request {
         number
     }
 
-    /// A piece is done.
+    /// Records that a piece is done.
     pub fn piece_done(&mut self, result: Result<(), Errno>) {
         debug_assert!(self.done < self.cut, "a piece is done once");
         self.done += 1;
-        // The first error is the one that the client gets.
+        // The client gets the first error.
         self.failed = self.failed.or(result.err());
     }
 
@@ -83,7 +83,7 @@ impl Request {
         self.pieces.are_cut() && self.done == self.cut
     }
 
-    /// What it is answered.
+    /// Its result.
     ///
     /// # Errors
     /// The first error of a piece.
@@ -92,9 +92,9 @@ impl Request {
     }
 }
 
-/// What a driver holds for a request in flight: memory, room.
+/// Resources that a driver holds for a request in flight: memory, places.
 pub trait Held: Default {
-    /// Holds nothing any more.
+    /// Releases them.
     fn clear(&mut self);
 }
 
@@ -104,7 +104,7 @@ struct Place<H> {
     held: H,
 }
 
-/// The requests of a connection, and what is held for each.
+/// The requests of a connection, and the resources held for each.
 #[derive(Debug)]
 pub struct Requests<H> {
     places: Vec<Place<H>>,
@@ -125,19 +125,19 @@ impl<H: Held> Requests<H> {
         }
     }
 
-    /// Whether there is no place for another one.
+    /// Whether there is no free place.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// Whether there is none.
+    /// Whether there is no request.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.free.len() == self.places.len()
     }
 
-    /// Places `header`, which asks for `command`; `None`: there is no place.
+    /// Places `header`, with its `command`; `None` if there is no free place.
     pub fn insert(&mut self, command: Command, header: &Header) -> Option<u16> {
         let index = self.free.pop()?;
         let place = &mut self.places[usize::from(index)];
@@ -146,13 +146,13 @@ impl<H: Held> Requests<H> {
         Some(index)
     }
 
-    /// The request in a place, and what is held for it; `None`: the place is free.
+    /// The request in a place, with its resources; `None` if the place is free.
     pub fn get(&mut self, index: u16) -> Option<(&mut Request, &mut H)> {
         let place = self.places.get_mut(usize::from(index))?;
         Some((place.request.as_mut()?, &mut place.held))
     }
 
-    /// A request is answered, or nobody waits for its answer.
+    /// Frees the place of a request that is answered, or whose client has disconnected.
     pub fn remove(&mut self, index: u16) {
         if self.places[usize::from(index)].request.take().is_some() {
             self.free.push(index);

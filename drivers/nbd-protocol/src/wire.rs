@@ -145,9 +145,9 @@ pub mod command_flag {
     pub const FAST_ZERO: u16 = 1 << 4;
 }
 
-/// The metadata context that there is.
+/// The one metadata context.
 pub const ALLOCATION: &str = "base:allocation";
-/// What replies call it by.
+/// Its id in replies.
 pub const ALLOCATION_ID: u32 = 1;
 
 /// Flags of extents of `base:allocation`.
@@ -174,7 +174,7 @@ pub mod chunk {
     pub const ERROR_OFFSET: u16 = 1 << 15 | 2;
 }
 
-/// Errors of requests, with the protocol's numbers, whatever the host's are.
+/// Errors of requests, with the protocol's numbers, which may differ from the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[repr(u32)]
 pub enum Errno {
@@ -184,22 +184,22 @@ pub enum Errno {
     /// The volume has failed.
     #[error("EIO")]
     Io = 5,
-    /// Something has run out.
+    /// A resource is exhausted.
     #[error("ENOMEM")]
     NoMem = 12,
-    /// The request makes no sense.
+    /// The request is invalid.
     #[error("EINVAL")]
     Inval = 22,
-    /// No room, or beyond the end.
+    /// No space, or beyond the end.
     #[error("ENOSPC")]
     NoSpc = 28,
     /// Too long for one chunk.
     #[error("EOVERFLOW")]
     Overflow = 75,
-    /// Not fast.
+    /// Not possible fast.
     #[error("ENOTSUP")]
     NotSup = 95,
-    /// The server is about to end, or lost the volume to somebody else.
+    /// The server is about to end, or has lost the volume to another session.
     #[error("ESHUTDOWN")]
     Shutdown = 108,
 }

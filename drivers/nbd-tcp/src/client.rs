@@ -17,10 +17,10 @@ use crate::receiver::Receiver;
 use crate::sender::send;
 use crate::shared::Shared;
 
-/// How long what was asked may take once a client asks for no more: a write that waits for room in its pool might take for ever.
+/// Timeout for the last replies once a client sends no more requests: a write that waits for space in its pool might take for ever.
 const ANSWERS_MAX: Duration = Duration::from_secs(30);
 
-/// Serves the client that was `accepted`, which has a place among those in their handshakes and the name `client` in the log.
+/// Serves the client that was `accepted`, which has a place among the handshakes and the name `client` in the log.
 pub(crate) async fn serve_client(
     accepted: Accepted,
     client: String,
@@ -89,7 +89,7 @@ async fn begin<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Serves the requests of a client until it has enough, goes away or is in the way.
+/// Serves the requests of a client until it ends its side, disconnects or is evicted.
 async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     client: &str,
@@ -110,7 +110,7 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
             () = volume.ended() => Err(End::Volume),
         };
         match received {
-            // What was asked is answered.
+            // All requests are answered.
             Ok(()) => {
                 link.finish();
                 let sent = tokio::select! {

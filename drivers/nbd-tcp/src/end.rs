@@ -11,17 +11,17 @@ use archipelago_protocol::Error;
 pub(crate) enum End {
     /// The client has disconnected, or the network has failed.
     Disconnected,
-    /// The client takes too long.
+    /// The client exceeds a timeout.
     Stalled,
-    /// The volume takes too long, for a client that asks for no more.
+    /// The volume exceeds a timeout, for a client that sends no more requests.
     Unanswered,
     /// Another client needs its place.
     Evicted,
-    /// The handshake makes no sense.
+    /// The handshake is invalid.
     Broken(Broken),
-    /// The client does not get the export that it has asked for in a way that has no answer.
+    /// The export is refused to a client that has selected it by `EXPORT_NAME`, which has no error reply.
     Refused { name: String, why: Error },
-    /// A request makes no sense.
+    /// A request is invalid.
     Violation(Violation),
     /// The error of TLS.
     Tls(io::Error),
@@ -41,7 +41,7 @@ impl std::fmt::Display for End {
                 f.write_str("others have begun more handshakes than there are places for")
             }
             End::Broken(why) => write!(f, "{why}"),
-            // Both may have what the client has sent.
+            // Both texts may come from the client.
             End::Refused { name, why } => write!(
                 f,
                 "the export `{}` is refused: {}",

@@ -1,11 +1,11 @@
-//! What the two directions of a connection share with its volume: requests in flight, and replies that wait to be sent.
+//! The state that the two directions of a connection share with its volume: requests in flight, and replies that wait to be sent.
 //!
 //! Invariants
-//! - Each request that was taken is answered once, unless the connection breaks off before.
-//! - Replies that wait, and those that are on their way, have at most [`WAITING_MAX`] bytes together, but for a single read that is
-//!   longer: the receiver asks for room before it asks the volume.
-//! - Data is copied out of a buffer as soon as the volume is done with it, whatever the client does: only the pieces of a read that is
-//!   answered whole wait for each other.
+//! - Each accepted request is answered once, unless the connection breaks off before.
+//! - Waiting replies, and those on their way, have at most [`WAITING_MAX`] bytes together, except for a single read that is longer: the
+//!   receiver reserves room for the reply before it sends the request to the volume.
+//! - Data is copied out of a buffer as soon as the volume is done with it, whatever the client does; only the pieces of a read with one
+//!   reply wait for each other.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -25,27 +25,27 @@ use tokio::sync::Notify;
 use crate::flights::Requester;
 use crate::volume::Volume;
 
-/// Bytes of replies that wait, on their way included.
+/// Most bytes of replies that wait or are on their way.
 const WAITING_MAX: usize = 8 << 20;
-/// Bytes that are kept for the next replies when all are sent.
+/// Capacity that is kept for the next replies when all are sent.
 const KEPT: usize = 256 << 10;
 
 /// Whether the connection takes requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// What was asked is answered.
+    /// No further requests; those in flight are answered.
     Finishing,
-    /// Nobody waits for answers.
+    /// Broken off: replies are dropped.
     Broken,
 }
 
-/// What is held for a request in flight.
+/// The resources of a request in flight.
 #[derive(Default)]
 struct Pending {
-    /// Bytes that were promised for the replies to its pieces that are done, and are not free again.
+    /// Bytes reserved for the replies to its completed pieces, and not released yet.
     promised: usize,
-    /// Of a read that is answered whole, by the numbers of its pieces.
+    /// For a read with one reply: the data of its pieces, by their numbers.
     data: Vec<Option<(Buffer, u32)>>,
 }
 
@@ -59,11 +59,11 @@ impl Held for Pending {
 struct Replies {
     phase: Phase,
     requests: Requests<Pending>,
-    /// To be sent.
+    /// Replies to be sent.
     waiting: Vec<u8>,
-    /// Bytes on their way.
+    /// Bytes of replies on their way.
     sending: usize,
-    /// Bytes of replies to requests in flight.
+    /// Bytes reserved for replies to requests in flight.
     promised: usize,
 }
 
@@ -73,19 +73,19 @@ impl Replies {
     }
 }
 
-/// A connection, as its two directions and its volume see it.
+/// A connection, as its two directions and its volume use it.
 pub(crate) struct Link {
     pub(crate) terms: Terms,
     pub(crate) volume: Rc<Volume>,
     reported: ReportedLosses,
     replies: RefCell<Replies>,
-    /// There is something to send.
+    /// Signalled when there is something to send.
     sendable: Notify,
-    /// There is room for another request or reply.
+    /// Signalled when there is room for another request or reply.
     room: Notify,
 }
 
-/// Bytes that the reply to a piece of a request may have.
+/// Most bytes of the reply to a piece of a request.
 pub(crate) fn reply_len(command: Command, range: Range) -> usize {
     let data = match command {
         Command::Read => range.len,
@@ -113,7 +113,7 @@ impl Link {
         }
     }
 
-    /// Whether a request with this command is a read that is answered by one reply.
+    /// Whether `command` is a read with one reply.
     pub(crate) fn is_whole(&self, command: Command) -> bool {
         command == Command::Read && !self.terms.structured
     }
@@ -140,7 +140,7 @@ impl Link {
         }
     }
 
-    /// Waits for room for `len` bytes of replies, which are promised from then on.
+    /// Waits for room for `len` bytes of replies, and reserves it.
     pub(crate) async fn promise(&self, len: usize) {
         loop {
             let room = self.room.notified();
@@ -155,7 +155,7 @@ impl Link {
         }
     }
 
-    /// The next piece of a request, without cutting it.
+    /// The range of the next piece of a request, without cutting it.
     pub(crate) fn next_range(&self, request: u16) -> Option<Range> {
         let mut replies = self.replies.borrow_mut();
         let (request, _) = replies.requests.get(request)?;
@@ -173,12 +173,12 @@ impl Link {
         Some((request.cut(), range))
     }
 
-    /// To a request that is wrong.
+    /// Queues the reply to an invalid request.
     pub(crate) fn refuse(&self, header: &Header, errno: Errno) {
         self.push(&ReplyHeader::refused(header, &self.terms, errno));
     }
 
-    /// To a request for which there is nothing to do.
+    /// Queues the reply to a request that needs no operation.
     pub(crate) fn noop(&self, header: &Header) {
         self.push(&ReplyHeader::noop(header, &self.terms));
     }
@@ -189,7 +189,7 @@ impl Link {
         self.sendable.notify_one();
     }
 
-    /// Nothing more is taken; what was is answered.
+    /// Accepts no more requests; those in flight are answered.
     pub(crate) fn finish(&self) {
         let mut replies = self.replies.borrow_mut();
         if replies.phase == Phase::Open {
@@ -198,7 +198,7 @@ impl Link {
         self.sendable.notify_one();
     }
 
-    /// Nobody waits for answers any more.
+    /// Drops all replies: the client has disconnected or is cut off.
     pub(crate) fn break_off(&self) {
         let mut replies = self.replies.borrow_mut();
         replies.phase = Phase::Broken;
@@ -212,7 +212,7 @@ impl Link {
         }
     }
 
-    /// Waits for replies and moves them to `sending`, whose content is sent; `false`: there will be none any more.
+    /// Waits for replies and moves them to `sending`, which the caller sends; `false`: there will be no more.
     pub(crate) async fn take_replies(&self, sending: &mut Vec<u8>) -> bool {
         sending.clear();
         sending.shrink_to(KEPT);
@@ -264,7 +264,7 @@ impl Requester for Link {
         request.piece_done(result);
         let is_done = request.is_done();
         held.promised += reply_len(command, range);
-        // A read that is answered whole has its room until it is answered.
+        // A read with one reply keeps its reserved room until it is answered.
         let kept = match is_done || !self.is_whole(command) {
             true => std::mem::take(&mut held.promised),
             false => 0,
@@ -309,7 +309,7 @@ impl Link {
         }
     }
 
-    /// Answers a request by one reply: the data of all its pieces follows if they have succeeded.
+    /// Queues the one reply to a request: the data of all its pieces follows if they have succeeded.
     fn answer(&self, replies: &mut Replies, index: u16) {
         let Some((request, held)) = replies.requests.get(index) else {
             return;
@@ -333,7 +333,7 @@ fn append(to: &mut Vec<u8>, buffer: &Buffer, len: u32) {
     buffer.read(0, &mut to[at..]);
 }
 
-/// A chunk of a read: the data in `buffer`, or why there is none.
+/// Queues a chunk of a read: the data in `buffer`, or its error.
 fn chunk(
     to: &mut Vec<u8>,
     cookie: u64,
@@ -354,7 +354,7 @@ fn chunk(
     }
 }
 
-/// The extents in the page that `buffer` holds, or why there are none.
+/// Queues the extents in the page in `buffer`, or the error.
 fn extents(
     to: &mut Vec<u8>,
     cookie: u64,

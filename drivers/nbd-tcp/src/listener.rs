@@ -13,8 +13,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// Mode bits of a UNIX socket: the owner alone.
 const SOCKET_MODE: u32 = 0o600;
-/// A client's host that is silent for so long is asked whether it is there, so often, so many times: two minutes after a host has
-/// died, it has left nothing behind.
+/// TCP keepalive for a silent client: after this idle time the host is probed, several times. So two minutes after a host has died, its
+/// connection is closed.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_COUNT: u32 = 4;
@@ -24,7 +24,7 @@ const KEEPALIVE_COUNT: u32 = 4;
 pub enum Place {
     /// Address and port; port 0: any.
     Address(SocketAddr),
-    /// Path of a UNIX socket, which is made. A socket that nobody serves any more is replaced.
+    /// Path of a UNIX socket, which is made. A socket without a server is replaced.
     Socket(PathBuf),
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Accepted {
 }
 
 impl Listener {
-    /// At `place`.
+    /// Listens at `place`.
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] if another server listens there; [`ErrorCode::Exists`] if the path is something else than a socket;
@@ -80,7 +80,7 @@ impl Listener {
         })
     }
 
-    /// Where clients connect by now: with the port that the kernel has chosen.
+    /// The place where clients connect: with the port that the kernel has chosen.
     ///
     /// # Errors
     /// The kernel's error.
@@ -107,12 +107,12 @@ impl Listener {
     }
 }
 
-/// Takes over a socket file that nobody serves, never one of a server that is there. Two servers that start at the same moment are not
-/// kept apart: the second one has the path.
+/// Replaces a socket file without a server, never one with a server. Two servers that start at the same moment do not exclude each other:
+/// the second one gets the path.
 async fn listen_at(path: &Path) -> io::Result<Listener> {
     let is_served = match UnixStream::connect(path).await {
         Ok(_connection) => true,
-        // More clients wait there than its queue holds.
+        // The queue of waiting clients is full: there is a server.
         Err(error) => error.kind() == io::ErrorKind::WouldBlock,
     };
     if is_served {

@@ -14,9 +14,9 @@ use archipelago_nbd_tcp::{Place, ServeOptions, TlsFiles, serve};
 use archipelago_protocol::{Error, Name, last_words};
 use clap::Parser;
 
-/// The port of NBD, as IANA has it.
+/// The port of NBD at IANA.
 const PORT: u16 = 10809;
-/// How long requests wait for the node, as those of a mount do: longer than its stop (60 s), an update of its programs and its start take.
+/// How long requests wait for the node, as for a mount: longer than its stop (60 s), an update of its programs and its start take.
 const WAIT_MAX_SECONDS: u64 = 300;
 
 /// Serves volumes, snapshots and images of a node as NBD exports, on TCP or at a UNIX socket, until SIGTERM or SIGINT.
@@ -44,7 +44,7 @@ struct Options {
     /// The certificate's key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
-    /// Serve only clients with a certificate that one of these authorities has signed, PEM
+    /// Require client certificates signed by one of these certificate authorities, PEM
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_client_ca: Option<PathBuf>,
     /// Serve other hosts without encryption
@@ -53,7 +53,7 @@ struct Options {
     /// How long requests wait for a node that is away, before they fail
     #[arg(long, value_name = "SECONDS", default_value_t = WAIT_MAX_SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     wait_max: u64,
-    /// What to serve; nothing: whatever a client asks for
+    /// Names to serve; without names: every volume, snapshot and image of the node
     #[arg(value_name = "NAME")]
     names: Vec<Name>,
 }
@@ -112,19 +112,19 @@ fn run(options: Options) -> Result<(), Error> {
             },
             false => format!("listening on {place}"),
         };
-        // The output may be closed: nobody has to read the line.
+        // The output may be closed: the line is not needed then.
         let mut stdout = std::io::stdout().lock();
         let _written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     })
 }
 
-/// As the command does: what, why and the next step for people, an object for scripts.
+/// Prints a failure as the command does: for people the error and its hint, for scripts an object.
 fn fail(error: &Error, json: bool) {
     let mut text = format!("archipelago: {}\n", error.message);
     if !error.hint.is_empty() {
         text.push_str(&format!("hint: {}\n", error.hint));
     }
-    // Nothing to do about a closed output but to exit with the code.
+    // If the output is closed, the exit code still reports the failure.
     let _written = std::io::stderr().write_all(text.as_bytes());
     if json {
         let line = format!("{}\n", last_words::encode(error));

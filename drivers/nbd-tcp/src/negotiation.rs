@@ -1,4 +1,4 @@
-//! A handshake on a stream: bytes to and from its state machine, its deadline, and the answers to what it asks.
+//! A handshake on a stream: bytes to and from its state machine, its deadline, and the exports that it asks for.
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use crate::exports::Lease;
 use crate::shared::Shared;
 use crate::volume::Export;
 
-/// Between the connection and the transmission, without the time that the node takes: a client that takes longer is disconnected.
+/// Between the connection and the transmission, without the time that the node takes: a slower client is disconnected.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
 /// How long the node may take to open an export.
 const OPEN_MAX: Duration = Duration::from_secs(15);
 
-/// The place of a client in its handshake; ends if it is needed for somebody else.
+/// The place of a client in its handshake; the receiver is completed if another client needs the place.
 pub(crate) type Handshaking = oneshot::Receiver<()>;
 
-/// What came of a handshake.
+/// The result of a handshake.
 pub(crate) enum Negotiated {
     /// TLS begins.
     StartTls,
     /// The transmission begins.
     Agreed(Terms, Lease),
-    /// The client has enough.
+    /// The client ends the connection.
     Aborted,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Negotiated {
 pub(crate) struct Negotiation {
     handshake: Handshake,
     deadline: Instant,
-    /// What has come of the bytes that are wanted.
+    /// The received bytes of the next input.
     input: Vec<u8>,
 }
 
@@ -60,7 +60,7 @@ impl Negotiation {
         self.handshake.encrypted();
     }
 
-    /// Goes on until something else begins on `stream`.
+    /// Runs until another protocol begins on `stream`, or the connection ends.
     ///
     /// # Errors
     /// Why the connection ends.
@@ -106,7 +106,7 @@ impl Negotiation {
             if let Progress::Names | Progress::Described | Progress::Chosen = progress {
                 let asked = Instant::now();
                 progress = self.answer(progress, shared, lease).await?;
-                // What the node takes is not the client's.
+                // The client's deadline does not include the node's time.
                 self.deadline += asked.elapsed();
             }
         }

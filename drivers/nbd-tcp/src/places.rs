@@ -1,19 +1,19 @@
 //! Places for requests in flight on a volume: a request is submitted only with a place, so that the channel has room for it.
 //!
-//! Places of requests that the pool's policy may keep waiting for room (writes, zeros) and of all others are apart: when a pool is full,
-//! reads and flushes go on.
+//! Requests that the pool's policy may keep waiting for space (writes, zeros) have places of their own: when a pool is full, reads and
+//! flushes go on.
 
 use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::offer::{BLOCK_MAX, PIECE_MAX};
 use archipelago_segment::VolumeOptions;
 use tokio::sync::{AcquireError, Semaphore};
 
-/// Buffers of a volume for reads: as much as the longest read, which has to be whole before it is answered to a client without structured
-/// replies. Only what is used takes memory.
+/// Buffers of a volume for reads: enough for the longest read, which must be complete before it is answered to a client without structured
+/// replies. A buffer takes memory only when it is used.
 const READS: usize = (BLOCK_MAX / PIECE_MAX) as usize;
 /// Buffers for writes.
 const WRITES: usize = 64;
-/// Requests without data in flight: together what a channel has beside those with buffers.
+/// Requests without data in flight.
 const BARE_REQUESTS: usize = 4;
 const FLUSHES: usize = 4;
 /// All places of a volume.
@@ -24,10 +24,10 @@ pub(crate) const OPTIONS: VolumeOptions = VolumeOptions {
     buffer_len: PIECE_MAX as usize,
 };
 
-/// What a request in flight occupies.
+/// The kind of place that a request in flight occupies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A buffer, until what is in it has been copied.
+    /// A buffer, until its data has been copied.
     Read,
     /// A buffer.
     Write,
@@ -48,7 +48,7 @@ impl Place {
     }
 }
 
-/// Places that are free.
+/// The free places.
 pub(crate) struct Places {
     reads: Semaphore,
     writes: Semaphore,
@@ -57,7 +57,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// All of them.
+    /// All places, free.
     pub(crate) fn new() -> Places {
         Places {
             reads: Semaphore::new(READS),
@@ -84,7 +84,7 @@ impl Places {
         Ok(())
     }
 
-    /// Those for requests like `place`.
+    /// The places for requests like `place`.
     pub(crate) fn get(&self, place: Place) -> &Semaphore {
         match place {
             Place::Read => &self.reads,
@@ -94,7 +94,7 @@ impl Places {
         }
     }
 
-    /// Nobody acquires one any more.
+    /// Closes all places: no request can acquire one any more.
     pub(crate) fn close(&self) {
         for place in [Place::Read, Place::Write, Place::Bare, Place::Flush] {
             self.get(place).close();

@@ -1,7 +1,7 @@
-//! A client's requests: received, checked, cut into pieces and given to the volume, in the order in which they come.
+//! A client's requests: received, validated, cut into pieces and sent to the volume, in the order in which they arrive.
 //!
-//! What a request waits for (a place, room for its reply, a buffer) is freed by those before it, and by those of other clients that the
-//! volume works on: no client can keep another one waiting for longer than the volume does.
+//! The resources that a request waits for (a place, room for its reply, a buffer) are released by earlier requests, and by those of other
+//! clients that the volume works on: no client can delay another one for longer than the volume does.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,13 +23,13 @@ use crate::places::Place;
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// How long a client may take to disconnect after the last reply.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// Bytes that are received and not given to the volume: some pieces, so that what is behind one is seldom moved to the front.
+/// Bytes that are received and not passed to the volume: several pieces, so that the bytes behind a piece are seldom moved to the front.
 const INPUT_LEN: usize = 4 * PIECE_MAX as usize;
 
 /// Bytes from a client.
 struct Input<R> {
     stream: R,
-    /// Zeros where nothing has come yet.
+    /// Zeros where nothing was received yet.
     bytes: Vec<u8>,
     start: usize,
     end: usize,
@@ -49,7 +49,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
         self.end - self.start
     }
 
-    /// Receives something. What has come stays if the caller waits no longer. `false`: the end.
+    /// Receives some bytes. They are kept if the caller stops waiting. `false`: the end.
     async fn receive(&mut self, wanted: usize) -> Result<bool, End> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -73,7 +73,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
         Ok(())
     }
 
-    /// The next `len` bytes, which are there.
+    /// The next `len` bytes, which were received.
     fn take(&mut self, len: usize) -> &[u8] {
         let at = self.start;
         self.start += len;
@@ -81,7 +81,7 @@ impl<R: AsyncRead + Unpin> Input<R> {
     }
 }
 
-/// The direction from a client.
+/// The direction from the client.
 pub(crate) struct Receiver<'a, R> {
     input: Input<R>,
     link: &'a Rc<Link>,
@@ -128,11 +128,11 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
                 }
             }
         });
-        // One that does not go has what it was sent by now.
+        // A client that has not disconnected has received its replies by now.
         ended.await.unwrap_or_default();
     }
 
-    /// The next request; `None`: there will be none.
+    /// The next request; `None` at the end.
     async fn next_header(&mut self) -> Result<Option<Header>, End> {
         loop {
             if *self.ending.borrow() {
@@ -158,7 +158,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         Header::decode(&bytes).map(Some).map_err(End::Violation)
     }
 
-    /// Drops data that nobody wants.
+    /// Discards data of a refused write.
     async fn skip(&mut self, len: u32) -> Result<(), End> {
         let mut left = len as usize;
         while left > 0 {
@@ -170,7 +170,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         Ok(())
     }
 
-    /// Gives a request to the volume.
+    /// Passes a request to the volume, piece by piece.
     async fn carry_out(&mut self, command: Command, header: &Header) -> Result<(), End> {
         let link = self.link;
         let request = link.insert(command, header).await;
@@ -188,7 +188,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         Ok(())
     }
 
-    /// Gives all of a read to the volume at once: none of its pieces is sent before all are there.
+    /// Passes all pieces of a read to the volume at once: the reply is sent when all of them are done.
     async fn read_whole(&mut self, request: u16, len: u32) -> Result<(), End> {
         let pieces = len.div_ceil(PIECE_MAX);
         let range = Range { offset: 0, len: 0 };
@@ -201,7 +201,7 @@ impl<'a, R: AsyncRead + Unpin> Receiver<'a, R> {
         Ok(())
     }
 
-    /// Gives the next piece of a request to the volume: everything that it needs is there.
+    /// Passes the next piece of a request to the volume: its resources were acquired.
     fn submit(&mut self, request: u16, command: Command) -> Result<(), End> {
         let volume = &self.link.volume;
         let Some((piece, range)) = self.link.cut(request) else {

@@ -1,4 +1,4 @@
-//! Replies to a client: everything that waits at once, in as few calls as its socket lets.
+//! Replies to a client: all waiting replies together, in as few calls as the socket allows.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use crate::end::End;
 use crate::link::Link;
 
-/// How long a client may take to receive a part: one that reads nothing for so long is cut off.
+/// Timeout for a client to receive a part: a client that reads nothing for so long is cut off.
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// Bytes of a part.
 const PART_LEN: usize = 256 << 10;
 
-/// Sends replies until there will be none any more.
+/// Sends replies until there will be no more.
 ///
 /// # Errors
 /// Why the connection ends.

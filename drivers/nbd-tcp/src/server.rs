@@ -1,4 +1,4 @@
-//! The listening socket: who is let in, how many at a time, and the end.
+//! The listening socket: which clients are accepted, how many at a time, and the end.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -18,32 +18,32 @@ use crate::negotiation::Handshaking;
 use crate::shared::Shared;
 use crate::tls::TlsFiles;
 
-/// Handshakes at a time. One more evicts the oldest: a client that means to use an export has finished its own by then.
+/// Handshakes at a time. A further one evicts the oldest: an honest client has finished its handshake by then.
 const HANDSHAKES_MAX: usize = 128;
 /// How long requests in flight may take at the end.
 const ENDING_MAX: Duration = Duration::from_secs(30);
-/// How long nobody is let in when the kernel has no descriptor or memory for another client.
+/// Pause after the kernel had no descriptor or memory for another client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is served, and to whom.
+/// What is served, to which clients.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
     /// Where clients connect.
     pub listen: Place,
-    /// What is served; empty: whatever a client asks for.
+    /// Names to serve; empty: every name that a client selects.
     pub names: Vec<Name>,
-    /// Nobody writes through this server.
+    /// Writes are refused.
     pub read_only: bool,
-    /// Encryption, without which nothing is served.
+    /// Encryption, which is then required.
     pub tls: Option<TlsFiles>,
-    /// Other hosts are served without encryption.
+    /// Serve other hosts without encryption.
     pub insecure: bool,
     /// How long requests wait for a node that is away, before they fail.
     pub wait_max: Duration,
 }
 
-/// Serves things of the node that `client` asks, calls `ready` with where they connect once clients are let in, and goes on until SIGTERM or
-/// SIGINT: then requests in flight are finished and volumes closed.
+/// Serves volumes of the node behind `client`, calls `ready` with the place once clients are accepted, and goes on until SIGTERM or SIGINT:
+/// then requests in flight are finished and volumes closed.
 ///
 /// # Errors
 /// [`ErrorCode::Invalid`] for an address of other hosts without encryption, and for a bad certificate; the node's error if a named volume
@@ -84,12 +84,12 @@ pub fn serve(
         let signals = Signals::new().map_err(failed)?;
         ready(listener.place(&listen).map_err(failed)?);
         let clients = accept(listener, signals, &shared).await;
-        // It fails if no receiver is left: then no client is.
+        // The send fails if there is no receiver: then there is no client.
         let _sent = end.send(true);
         finish(clients).await?;
         shared.exports.outcome()
     });
-    // A call to the node that has not returned keeps nobody waiting.
+    // A call to the node that has not returned does not delay the end.
     runtime.shutdown_background();
     result
 }
@@ -115,7 +115,7 @@ impl Signals {
     }
 }
 
-/// Lets clients in until a signal; those that are there then.
+/// Accepts clients until a signal; returns the clients that are connected then.
 async fn accept(listener: Listener, mut signals: Signals, shared: &Rc<Shared>) -> JoinSet<()> {
     let mut handshakes = Handshakes::default();
     let mut clients = JoinSet::new();
@@ -137,12 +137,12 @@ async fn accept(listener: Listener, mut signals: Signals, shared: &Rc<Shared>) -
     }
 }
 
-/// Clients in their handshakes, the oldest first: one more takes the place of that.
+/// Clients in their handshakes, the oldest first: a further one replaces it.
 #[derive(Default)]
 struct Handshakes(VecDeque<oneshot::Sender<()>>);
 
 impl Handshakes {
-    /// A place, until it is dropped, or needed for somebody else: then it ends.
+    /// A place, until it is dropped, or another client needs it: then the receiver is completed.
     fn take_place(&mut self) -> Handshaking {
         self.0.retain(|place| !place.is_closed());
         if self.0.len() >= HANDSHAKES_MAX {

@@ -5,10 +5,10 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::exports::Exports;
 
-/// What all clients share.
+/// The state that all clients share.
 pub(crate) struct Shared {
     pub(crate) exports: Exports,
-    /// `None`: nothing is encrypted.
+    /// `None`: connections are not encrypted.
     pub(crate) tls: Option<TlsAcceptor>,
     /// Whether the server is about to end.
     pub(crate) ending: watch::Receiver<bool>,

@@ -1,6 +1,6 @@
-//! Certificates: what the server shows, and which clients it takes.
+//! Certificates: the server's own, and the authorities of its clients.
 //!
-//! There is no pre-shared key: `docs/decisions/0012-no-pre-shared-keys-over-tcp.md`.
+//! Pre-shared keys are not supported: `docs/decisions/0012-no-pre-shared-keys-over-tcp.md`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use tokio_rustls::TlsAcceptor;
 /// Files in PEM, read once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The server's certificate, and those between it and its authority.
+    /// The server's certificate, and the intermediate ones up to its authority.
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
-    /// Authorities of which a client has to have a certificate; `None`: any client is taken.
+    /// Authorities, one of which must have signed a client's certificate; `None`: any client is accepted.
     pub client_authorities: Option<PathBuf>,
 }
 
 impl TlsFiles {
-    /// What begins TLS with a client: versions 1.2 and 1.3, with the suites that `rustls` has.
+    /// Accepts TLS of clients: versions 1.2 and 1.3, with the suites of `rustls`.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] naming the file that is not what it should be.
+    /// [`ErrorCode::Invalid`], naming the file that is not valid.
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 
 /// Descriptors that the task waits for.
 pub(crate) struct Wakeups {
-    /// `None`: the channel is away.
+    /// `None` while the channel is away.
     channel: Option<AsyncFd<OwnedFd>>,
     reopened: AsyncFd<OwnedFd>,
     /// Rung when the channel is open again.
@@ -18,7 +18,7 @@ pub(crate) struct Wakeups {
 }
 
 impl Wakeups {
-    /// Of a channel whose descriptor is `channel`.
+    /// Wake-ups of the channel whose descriptor is `channel`.
     ///
     /// # Errors
     /// The kernel's error: no descriptor.
@@ -32,17 +32,17 @@ impl Wakeups {
         })
     }
 
-    /// The channel is away.
+    /// Stops watching the channel, which is away.
     pub(crate) fn channel_left(&mut self) {
         self.channel = None;
     }
 
-    /// The channel is back, with the descriptor `channel`.
+    /// Watches the new channel, with the descriptor `channel`.
     ///
     /// # Errors
     /// As [`Wakeups::new`].
     pub(crate) fn channel_returned(&mut self, channel: BorrowedFd<'_>) -> io::Result<()> {
-        // Nothing to read is fine.
+        // The read fails if the doorbell was not rung.
         let _silenced = self.doorbell.read();
         self.channel = Some(watch(channel)?);
         Ok(())

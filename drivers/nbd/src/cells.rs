@@ -1,4 +1,4 @@
-//! The cells of a connection: which are free, and which belong together.
+//! The cells of a connection: the free ones, and lists of those that belong together.
 //!
 //! Free cells are taken last in, first out: a client with little in flight uses the same few pages again and again.
 
@@ -11,7 +11,7 @@ use crate::layout::CELLS;
 pub(crate) const NONE: u16 = u16::MAX;
 const _: () = assert!(CELLS < NONE);
 
-/// The cells of a read that is answered whole, in the order of their data.
+/// The cells of a read with one reply, in the order of their data.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CellList {
     first: u16,
@@ -39,7 +39,7 @@ pub(crate) struct Cells {
     free: Vec<u16>,
     /// The cell behind each cell of a list.
     next: Vec<u16>,
-    /// What each cell is for.
+    /// The range of the volume that each cell is for.
     ranges: Vec<Range>,
 }
 
@@ -64,12 +64,12 @@ impl Cells {
         Some(cell)
     }
 
-    /// What a cell that is taken is for.
+    /// The range of a cell that is taken.
     pub(crate) fn range(&self, cell: u16) -> Range {
         self.ranges[usize::from(cell)]
     }
 
-    /// Takes a cell back.
+    /// Returns a cell to the free ones.
     pub(crate) fn put(&mut self, cell: u16) {
         debug_assert!(!self.free.contains(&cell), "given back once");
         self.free.push(cell);
@@ -84,7 +84,7 @@ impl Cells {
         list.last = cell;
     }
 
-    /// Takes the first cell off `list`; it is still taken.
+    /// Removes the first cell from `list`; the cell is still taken.
     pub(crate) fn pop(&self, list: &mut CellList) -> Option<u16> {
         let first = list.first;
         if first == NONE {

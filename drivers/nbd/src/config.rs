@@ -1,4 +1,4 @@
-//! How a volume is attached, and how much its clients may ask for.
+//! How a volume is attached, and the limits of its clients.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use archipelago_protocol::{Error, ErrorCode, ServedVolume};
 
 /// Connections of one export at a time: `nbdcopy` opens 4, the kernel's client as many as its user sets.
 pub const CONNECTIONS_MAX: usize = 16;
-/// Between the connection and the transmission: a client that takes longer is disconnected.
+/// Between the connection and the transmission: a slower client is disconnected.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Connections in quick succession that need not wait.
+/// Connections in quick succession that do not wait.
 pub(crate) const CONNECTS: u32 = 64;
-/// What each further one waits for: a transmission costs the pool the memory of its buffers, the first one an open.
+/// The wait of each further one: a transmission costs the pool the memory of its buffers, and the first one an open.
 pub(crate) const CONNECT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How a volume is attached.
 #[derive(Debug, Clone)]
 pub struct AttachConfig {
-    /// What every kind of endpoint has.
+    /// The settings of every kind of endpoint.
     pub volume: ServedVolume,
-    /// Where the socket is made; a stale socket there is replaced.
+    /// Path of the socket; a stale socket there is replaced.
     pub socket: PathBuf,
-    /// Mode bits of the socket; [`AttachConfig::SOCKET_MODE`] unless a group shall get in.
+    /// Mode bits of the socket; [`AttachConfig::SOCKET_MODE`] unless a group shall have access.
     pub socket_mode: u32,
-    /// Name of the export; the empty name means it as well.
+    /// Name of the export, which is also the default export.
     pub export: String,
     /// A client whose handshake takes longer is disconnected; [`HANDSHAKE_MAX`] outside of tests.
     pub handshake_max: Duration,
 }
 
 impl AttachConfig {
-    /// The owner alone.
+    /// Access for the owner alone.
     pub const SOCKET_MODE: u32 = 0o600;
 
     /// Checks the ranges.

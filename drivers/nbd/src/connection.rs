@@ -1,4 +1,4 @@
-//! One client: its socket, and how far its connection has come.
+//! One client: its socket, and the state of its connection.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -11,15 +11,15 @@ use crate::config::CONNECTIONS_MAX;
 use crate::negotiation::Negotiation;
 use crate::transmission::Transmission;
 
-/// What is asked for the replies in the kernel: several cells. The kernel gives what the host allows.
+/// Requested size of the kernel's send buffer: several cells. The kernel sets what the host allows.
 const SEND_BUFFER: usize = 1 << 20;
 
-/// How far a connection has come.
+/// The state of a connection.
 #[derive(Debug)]
 pub(crate) enum Stage {
     Handshake(Box<Negotiation>),
     Transmission(Box<Transmission>),
-    /// Nothing is left of it.
+    /// It has ended.
     Over,
 }
 
@@ -29,13 +29,13 @@ pub(crate) struct Connection {
     pub(crate) socket: UnixStream,
     watch: WatchId,
     place: u8,
-    /// A signal of the socket's room has been asked for.
+    /// A signal was requested for when the socket can be written.
     awaits_room: bool,
     pub(crate) stage: Stage,
 }
 
 impl Connection {
-    /// Takes the client at `socket`, whose handshake ends by `deadline`.
+    /// Serves the client at `socket`, whose handshake ends by `deadline`.
     ///
     /// # Errors
     /// The kernel's error.
@@ -46,7 +46,7 @@ impl Connection {
         wakeups: &mut impl Wakeups,
     ) -> std::io::Result<Connection> {
         socket.set_nonblocking(true)?;
-        // Whatever it answers: the default is enough to work with.
+        // The result does not matter: the default size works too.
         let _kept = setsockopt(&socket, SndBuf, &SEND_BUFFER);
         let watched = OwnedFd::from(socket.try_clone()?);
         let watch = wakeups.watch_marked(watched, place)?;
@@ -59,15 +59,15 @@ impl Connection {
         })
     }
 
-    /// Mark of a socket that has room again.
+    /// Mark of a socket that can be written again.
     fn room_mark(&self) -> u8 {
-        // Above the marks of what has come, one for each place.
+        // Above the marks of readable sockets, one for each place.
         const FIRST: u8 = 32;
         const { assert!(CONNECTIONS_MAX < FIRST as usize && 2 * FIRST <= 64) }
         self.place + FIRST
     }
 
-    /// Passes signals on.
+    /// Passes signals on to the handshake or the transmission.
     pub(crate) fn signal(&mut self, marks: u64) {
         let has_room = marks & 1 << self.room_mark() != 0;
         if has_room {
@@ -88,14 +88,14 @@ impl Connection {
         }
     }
 
-    /// Asks for a signal once the socket has room.
+    /// Requests a signal for when the socket can be written.
     pub(crate) fn await_room(&mut self, wakeups: &mut impl Wakeups) {
         if !std::mem::replace(&mut self.awaits_room, true) {
             wakeups.await_writable(self.watch, self.room_mark());
         }
     }
 
-    /// Ends the connection in both directions; what its transmission has in flight finishes.
+    /// Ends the connection in both directions; pieces in flight finish.
     pub(crate) fn shut_down(&mut self) {
         // The client may have disconnected already.
         let _disconnected = self.socket.shutdown(std::net::Shutdown::Both);
@@ -106,7 +106,7 @@ impl Connection {
         }
     }
 
-    /// The end of the watch, and of the connection.
+    /// Ends the watch of the socket, and the connection.
     pub(crate) fn end(self, wakeups: &mut impl Wakeups) {
         let _gone = self.socket.shutdown(std::net::Shutdown::Both);
         wakeups.unwatch(self.watch);

@@ -1,4 +1,4 @@
-//! Requests to detach: refused while somebody is connected, or answered when the endpoint has ended.
+//! Requests to detach: refused while a client is connected, or answered when the endpoint has ended.
 
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -10,7 +10,7 @@ use crate::shared::{DetachRequest, Detached};
 #[derive(Debug)]
 pub(crate) struct Detaching {
     requests: Receiver<DetachRequest>,
-    /// Those that wait for the end; the first one has begun it.
+    /// The requests that wait for the end; the first one has begun it.
     waiting: Vec<Sender<Detached>>,
 }
 
@@ -22,13 +22,13 @@ impl Detaching {
         }
     }
 
-    /// Takes what has come, while `in_use` clients are connected. `true`: the end begins.
+    /// Takes new requests, while `in_use` clients are connected. `true`: the end begins.
     pub(crate) fn take_requests(&mut self, in_use: usize) -> bool {
         let had_begun = self.has_begun();
         while let Ok(DetachRequest { how, reply }) = self.requests.try_recv() {
             if how == Detach::IfUnused && in_use > 0 && !self.has_begun() {
-                // Somebody who does not wait for it is fine.
-                let _gone = reply.send(Detached::InUse(in_use));
+                // The requester may have stopped waiting.
+                let _dropped = reply.send(Detached::InUse(in_use));
             } else {
                 self.waiting.push(reply);
             }
@@ -40,7 +40,7 @@ impl Detaching {
         !self.waiting.is_empty()
     }
 
-    /// The endpoint has ended.
+    /// Answers all requests: the endpoint has ended.
     pub(crate) fn finish(&self) {
         for reply in &self.waiting {
             let _gone = reply.send(Detached::Done);

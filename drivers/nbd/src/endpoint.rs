@@ -18,7 +18,7 @@ pub struct Endpoint {
     shared: Arc<Shared>,
     requests: Sender<DetachRequest>,
     doorbell: EventFd,
-    /// Goes with it.
+    /// The socket's file, which is removed with the endpoint.
     _file: SocketFile,
 }
 
@@ -80,7 +80,7 @@ impl archipelago_endpoint::Endpoint for Endpoint {
 
     fn detach(&mut self, how: Detach) -> Result<(), Error> {
         let (reply, answer) = channel();
-        // A data thread that has ended drops the request, and with it the other end of `answer`; nor may it be kept here.
+        // A data thread that has ended drops the request, and with it the other end of `answer`: the wait below ends, too.
         if self.requests.send(DetachRequest { how, reply }).is_err() {
             return Ok(());
         }
@@ -95,7 +95,7 @@ impl archipelago_endpoint::Endpoint for Endpoint {
                     "disconnect its clients (`qemu-nbd -d`, `nbd-client -d`), then detach",
                 ))
             }
-            // A data thread that has ended serves nobody.
+            // A data thread that has ended has no clients.
             Ok(Detached::Done) | Err(_) => Ok(()),
         }
     }

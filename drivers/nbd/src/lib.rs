@@ -1,15 +1,15 @@
 //! NBD endpoint: a volume as an export on a UNIX socket, for QEMU, libnbd and the kernel's client.
 //!
-//! | module | what it knows |
+//! | module | subject |
 //! |---|---|
 //! | [`endpoint`] | attach and detach: the socket, the half that control sees |
 //! | [`server`], `detaching` | the export on the data thread: listener, connections, volume |
 //! | `connection`, `negotiation` | one client: its socket, its handshake and deadline |
 //! | `transmission` | a client's requests, one after the other, cut into pieces for the volume |
-//! | `piece`, `submissions`, `replies` | what the volume is asked for, and works on; what the client is answered |
+//! | `piece`, `submissions`, `replies` | requests to the volume, and those in flight; replies to the client |
 //! | `receiver`, `sender` | bytes from and to the socket |
-//! | `cells`, `memory`, [`layout`] | where the data of what is in flight lies |
-//! | [`config`], [`metrics`] | how a volume is attached and how much may be asked for; figures |
+//! | `cells`, `memory`, [`layout`] | where the data of requests in flight lies |
+//! | [`config`], [`metrics`] | how a volume is attached, limits of clients; figures |
 //!
 //! The meaning of the bytes is in `archipelago-nbd-protocol`.
 //!

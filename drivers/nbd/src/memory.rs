@@ -1,4 +1,4 @@
-//! The region of a connection, as socket and volume use it.
+//! The region of a connection, as its socket and its volume use it.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::Volumes;
@@ -11,7 +11,7 @@ use crate::layout::REGION_LEN;
 const COPY_MAX: usize = 1024;
 const _: () = assert!(crate::layout::INPUT_LEN <= COPY_MAX);
 
-/// A region that the volume peer knows.
+/// A region that was added to the volume peer.
 #[derive(Debug)]
 pub(crate) struct Memory {
     id: RegionId,
@@ -21,7 +21,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Fresh memory, which `volumes` is shown.
+    /// Fresh memory, which is added to `volumes` as a region.
     pub(crate) fn new(volumes: &mut impl Volumes) -> Result<Memory, ErrorCode> {
         let region = Region::anonymous(REGION_LEN).map_err(|error| {
             tracing::warn!(%error, "no memory for the buffers of a connection");
@@ -34,7 +34,7 @@ impl Memory {
         Ok(Memory { id, region, span })
     }
 
-    /// Gives it back; nothing in flight names it.
+    /// Removes the region; no request in flight names it.
     pub(crate) fn end(self, volumes: &mut impl Volumes) {
         volumes.remove_region(self.id);
     }
@@ -52,7 +52,7 @@ impl Memory {
         &self.span
     }
 
-    /// Copies bytes out: the blocker's process sees them too, so what is validated is the copy.
+    /// Copies bytes out: the blocker's process can write them too, so the copy is validated and used.
     pub(crate) fn read(&self, at: usize, into: &mut [u8]) {
         let read = self.region.read(at as u64, into);
         debug_assert!(read.is_ok(), "the layout is inside the region");
@@ -63,7 +63,7 @@ impl Memory {
         debug_assert!(written.is_ok(), "the layout is inside the region");
     }
 
-    /// Copies a few bytes, at most as many as the input has, within the region.
+    /// Copies bytes within the region, at most as many as the input has.
     pub(crate) fn copy(&self, from: Part, to: usize) {
         let mut bytes = [0; COPY_MAX];
         let bytes = &mut bytes[..from.len];

@@ -30,21 +30,21 @@ counters! {
     written_bytes,
     /// Requests answered with an error.
     errors,
-    /// Of these, because the request itself was wrong.
+    /// Of these, because the request itself was invalid.
     errors_refused,
     /// Of these, by the volume's answer: no space.
     errors_no_space,
     /// Of these, by any other answer of the volume.
     errors_volume,
-    /// Connections broken off because what came made no sense.
+    /// Connections broken off because of invalid input.
     violations,
-    /// Clients that were sent away: too many connections.
+    /// Clients that were refused: too many connections.
     turned_away,
     /// Handshakes that took too long.
     handshake_timeouts,
-    /// Calls that received.
+    /// Calls to receive.
     receives,
-    /// Calls that sent.
+    /// Calls to send.
     sends,
     /// Times the volume could not take a request at once.
     volume_refusals,

@@ -8,21 +8,21 @@ use archipelago_nbd_protocol::handshake::{Broken, Handshake, Progress};
 use archipelago_nbd_protocol::offer::Offer;
 use archipelago_nbd_protocol::request::Terms;
 
-/// Bytes received in one turn at most: several options, and few of those that are skipped.
+/// Most bytes received in one turn: several options, and few of the skipped ones.
 const BYTES_PER_TURN: usize = 16 << 10;
 
-/// What came of a turn.
+/// The result of a turn.
 #[derive(Debug)]
 pub(crate) enum Negotiated {
     /// It goes on once the socket is signalled.
     Waits,
     /// It goes on at once.
     Continues,
-    /// What is to be sent waits for the client.
+    /// The output waits for the client.
     Blocked,
     /// The transmission begins.
     Agreed(Terms),
-    /// It has ended, perhaps because what came made no sense.
+    /// It has ended, perhaps because of invalid input.
     Ended(Option<Broken>),
 }
 
@@ -30,11 +30,11 @@ pub(crate) enum Negotiated {
 #[derive(Debug)]
 pub(crate) struct Negotiation {
     handshake: Handshake,
-    /// What has come of the bytes that are wanted.
+    /// The received bytes of the next input.
     input: Vec<u8>,
-    /// What becomes of the connection once everything is sent.
+    /// What follows once all output is sent.
     outcome: Progress,
-    /// Something may have come, or the socket may have room.
+    /// The socket may be readable or writable.
     signalled: bool,
     pub(crate) deadline: Duration,
 }
@@ -55,7 +55,7 @@ impl Negotiation {
         self.signalled = true;
     }
 
-    /// Does a bounded piece of the work.
+    /// Does a bounded part of the pending work.
     pub(crate) fn poll(&mut self, socket: &UnixStream, offer: &Offer<'_>) -> Negotiated {
         if !self.signalled {
             return Negotiated::Waits;
@@ -83,7 +83,7 @@ impl Negotiation {
                 }
             }
             match self.outcome {
-                // A server of one export has answered at once.
+                // With one export, the answer was given at once.
                 Progress::Continues
                 | Progress::Names
                 | Progress::Described

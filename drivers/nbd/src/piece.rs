@@ -1,4 +1,4 @@
-//! Pieces of requests: what the volume is asked for, and whom its answer is for.
+//! Pieces of requests: the requests to the volume, and the receiver of each completion.
 
 use archipelago_endpoint::NotServed;
 use archipelago_nbd_protocol::wire::Errno;
@@ -9,12 +9,12 @@ use archipelago_nbd_protocol::pieces::Range;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Piece {
     pub(crate) request: u16,
-    /// [`NONE`] for what has no data.
+    /// [`NONE`] for a piece without data.
     pub(crate) cell: u16,
     pub(crate) range: Range,
 }
 
-/// Whom a completion of the volume is for.
+/// The receiver of a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cookie {
     /// The connection's place.
@@ -38,7 +38,7 @@ impl Cookie {
     }
 }
 
-/// What a client gets while the volume is not served.
+/// The error for a client while the volume is not served.
 pub(crate) fn not_served(why: NotServed) -> Errno {
     match why {
         NotServed::NoSpace => Errno::NoSpc,

@@ -1,7 +1,7 @@
-//! What a client sends: headers of requests, and the data of writes, which goes straight to its cell.
+//! The input of a client: headers of requests, and the data of writes, which is received into its cell.
 //!
-//! Headers are received into a small buffer, many with one call. What it holds of a write's data is copied to the cell; the rest of
-//! the data is received there, and the headers behind it with the same call.
+//! Headers are received into a small buffer, many with one call. Data of a write that lands in the buffer is copied to the cell; the rest
+//! of the data is received into the cell, and the headers behind it with the same call.
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
@@ -22,7 +22,7 @@ pub(crate) struct Filling {
 }
 
 impl Filling {
-    /// The first `len` bytes of `cell` are to come.
+    /// The first `len` bytes of `cell` are still to be received.
     pub(crate) fn new(cell: u16, len: u32) -> Self {
         Filling {
             cell,
@@ -50,11 +50,11 @@ pub(crate) enum Target<'a> {
     Input,
     /// Data of a write, then headers.
     Cell(&'a mut Filling),
-    /// Nowhere: so many bytes of data that nobody wants, then headers.
+    /// Nowhere: so many bytes of data of a refused write, then headers.
     Scrap(&'a mut u32),
 }
 
-/// What came of a call.
+/// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
     Some,
@@ -69,10 +69,10 @@ pub(crate) enum Received {
 /// The input of one connection.
 #[derive(Debug)]
 pub(crate) struct Receiver {
-    /// Bytes of the buffer that are not parsed.
+    /// The bytes of the buffer that are not parsed begin here.
     start: usize,
     end: usize,
-    /// Something may have come.
+    /// The socket may be readable.
     readable: bool,
 }
 
@@ -110,7 +110,7 @@ impl Receiver {
         self.start == self.end
     }
 
-    /// The next header, if it is there; it stays until [`Receiver::skip_header`].
+    /// The next header, if it was received; it stays until [`Receiver::skip_header`].
     pub(crate) fn header(&self, memory: &Memory) -> Option<[u8; HEADER_LEN]> {
         if self.end - self.start < HEADER_LEN {
             return None;
@@ -120,12 +120,12 @@ impl Receiver {
         Some(header)
     }
 
-    /// The header was understood.
+    /// Removes the header, which was parsed.
     pub(crate) fn skip_header(&mut self) {
         self.start += HEADER_LEN;
     }
 
-    /// Up to `max` bytes of the buffer, which are taken.
+    /// Takes up to `max` bytes of the buffer.
     fn take(&mut self, max: usize) -> Part {
         let len = max.min(self.end - self.start);
         let part = Part {
@@ -144,13 +144,13 @@ impl Receiver {
         filling.filled += u32::try_from(part.len).unwrap_or(0);
     }
 
-    /// Drops data that nobody wants.
+    /// Discards data of a refused write.
     pub(crate) fn scrap(&mut self, left: &mut u32) {
         let dropped = self.take(*left as usize).len;
         *left -= u32::try_from(dropped).unwrap_or(0);
     }
 
-    /// Receives what has come. Data has been taken out of the buffer before.
+    /// Receives into `target`. All data in the buffer was taken out before.
     pub(crate) fn receive(
         &mut self,
         socket: impl AsFd,
@@ -169,7 +169,7 @@ impl Receiver {
         debug_assert!(first.len == 0 || self.is_empty());
         let input = Part {
             offset: INPUT_AT + self.end,
-            // Headers come only behind all of the data.
+            // Headers are received only behind all of the data.
             len: match &target {
                 Target::Scrap(left) if **left as usize > first.len => 0,
                 _ => INPUT_LEN - self.end,
@@ -187,7 +187,7 @@ impl Receiver {
                 _ => return Received::Failed,
             },
         };
-        // Less than there was room for: there was no more, and what comes from now on is signalled.
+        // Fewer bytes than there was room for: the socket is empty, and later data is signalled.
         self.readable = received == first.len + input.len;
         let data = received.min(first.len);
         self.end += received - data;
@@ -200,7 +200,7 @@ impl Receiver {
         Received::Some
     }
 
-    /// Moves what is not parsed, less than a header, to the front of the buffer.
+    /// Moves the unparsed bytes, less than a header, to the front of the buffer.
     fn compact(&mut self, memory: &Memory) {
         let len = self.end - self.start;
         if self.start > 0 && len > 0 {

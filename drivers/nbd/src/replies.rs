@@ -1,4 +1,4 @@
-//! What a client is answered: which reply, with which data, and which cells it leaves free.
+//! Replies to a client: which reply, with which data, and which cells become free.
 
 use archipelago_protocol::status::{STATUS_PAGE_MAX, StatusPage};
 
@@ -12,7 +12,7 @@ use archipelago_nbd_protocol::reply::{Done, EXTENT_LEN, ReplyHeader, errno, exte
 use archipelago_nbd_protocol::request::{Header, Terms};
 use archipelago_nbd_protocol::wire::Errno;
 
-/// The replies of a connection: whatever a cell holds is sent, or the cell is free.
+/// The replies of a connection: the data of a cell is either sent, or the cell is freed.
 pub(crate) struct Replies<'a> {
     pub(crate) terms: &'a Terms,
     pub(crate) memory: &'a Memory,
@@ -21,19 +21,19 @@ pub(crate) struct Replies<'a> {
 }
 
 impl Replies<'_> {
-    /// To a request that is wrong.
+    /// Sends the reply to an invalid request.
     pub(crate) fn refuse(&mut self, header: &Header, errno: Errno) {
         let reply = ReplyHeader::refused(header, self.terms, errno);
         self.sender.push(self.memory, &reply, None);
     }
 
-    /// To a request for which there is nothing to do.
+    /// Sends the reply to a request that needs no operation.
     pub(crate) fn noop(&mut self, header: &Header) {
         let reply = ReplyHeader::noop(header, self.terms);
         self.sender.push(self.memory, &reply, None);
     }
 
-    /// To a request that is answered by one reply: the data in `cells` follows if it has succeeded.
+    /// Sends the one reply to a request: the data in `cells` follows if it has succeeded.
     pub(crate) fn whole(&mut self, cookie: u64, mut cells: CellList, result: Result<(), Errno>) {
         let mut header = Some(ReplyHeader::simple(cookie, result));
         while let Some(cell) = self.cells.pop(&mut cells) {
@@ -55,7 +55,7 @@ impl Replies<'_> {
         }
     }
 
-    /// A chunk of a read: the data in `cell`, or why there is none.
+    /// Sends a chunk of a read: the data in `cell`, or its error.
     pub(crate) fn chunk(&mut self, cookie: u64, done: Done, cell: u16, result: Result<(), Errno>) {
         let Range { offset, len } = self.cells.range(cell);
         match result {
@@ -72,7 +72,7 @@ impl Replies<'_> {
         }
     }
 
-    /// Turns the page in `cell` into extents, in its place, and sends them.
+    /// Converts the page in `cell` into extents, in place, and sends them.
     pub(crate) fn extents(&mut self, cookie: u64, one: bool, cell: u16, result: Result<(), Errno>) {
         let Range { len, .. } = self.cells.range(cell);
         let mut page = [0; STATUS_PAGE_MAX as usize];

@@ -1,8 +1,8 @@
-//! Replies on their way to the client: several go with one call, their data from where the volume has put it.
+//! Replies on their way to the client: several are sent with one call, their data from where the volume has put it.
 //!
 //! Invariants
-//! - Replies go in the order in which they were pushed. The header of reply `n` stands in slot `n % OUTPUT_SLOTS`, which is free
-//!   because no more replies wait.
+//! - Replies are sent in the order in which they were pushed. The header of reply `n` is in slot `n % OUTPUT_SLOTS`, which is free because
+//!   the number of waiting replies is limited.
 //! - The cell of a reply is free once its last byte was sent.
 
 use std::collections::VecDeque;
@@ -16,13 +16,13 @@ use crate::memory::Memory;
 use archipelago_nbd_protocol::reply::ReplyHeader;
 use archipelago_nbd_protocol::requests::REQUESTS;
 
-/// Replies that wait, from which on no request is taken: a client that sends and does not read keeps no more of them.
+/// Waiting replies from which on no request is received: the limit for a client that sends and does not read.
 const WAITING_MAX: usize = 128;
 const _: () = assert!(
-    // Those that wait, one for each request in flight, one for each cell.
+    // The waiting ones, one for each request in flight, one for each cell.
     WAITING_MAX + REQUESTS as usize + CELLS as usize <= OUTPUT_SLOTS
 );
-/// Bytes sent in one turn, so that a client that reads fast is served in turn with others.
+/// Most bytes sent in one turn, so that a client that reads fast does not delay others.
 const BYTES_PER_TURN: usize = 1 << 20;
 
 /// A reply, or a part of one.
@@ -49,10 +49,10 @@ impl Reply {
     }
 }
 
-/// What came of a turn.
+/// The result of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// Nothing was to be sent.
+    /// There was nothing to send.
     Nothing,
     /// Something was sent.
     Some,
@@ -66,9 +66,9 @@ pub(crate) enum Sent {
 #[derive(Debug)]
 pub(crate) struct Sender {
     queue: VecDeque<Reply>,
-    /// Bytes of the first one that were sent.
+    /// Bytes of the first reply that were sent.
     sent: usize,
-    /// Replies pushed, all in all.
+    /// Number of replies pushed so far.
     pushed: usize,
     blocked: bool,
 }
@@ -87,17 +87,17 @@ impl Sender {
         self.queue.is_empty()
     }
 
-    /// Whether another request may be taken.
+    /// Whether another request may be received.
     pub(crate) fn has_room(&self) -> bool {
         self.queue.len() < WAITING_MAX
     }
 
-    /// The socket may have room again.
+    /// The socket may be writable again.
     pub(crate) fn unblock(&mut self) {
         self.blocked = false;
     }
 
-    /// Sends a header, and the data that follows it.
+    /// Queues a header, and the data that follows it.
     pub(crate) fn push(&mut self, memory: &Memory, header: &ReplyHeader, data: Option<Data>) {
         let offset = OUTPUT_AT + self.pushed % OUTPUT_SLOTS * OUTPUT_SLOT_LEN;
         memory.write(offset, header.bytes());
@@ -105,7 +105,7 @@ impl Sender {
         self.push_part(Part { offset, len }, data);
     }
 
-    /// Sends more data of the same reply.
+    /// Queues more data of the same reply.
     pub(crate) fn push_data(&mut self, data: Data) {
         self.push_part(Part::default(), Some(data));
     }
@@ -116,7 +116,7 @@ impl Sender {
         self.pushed = self.pushed.wrapping_add(1);
     }
 
-    /// Sends what the socket takes, up to the bound of a turn. `calls` counts the calls into the kernel.
+    /// Sends as much as the socket takes, up to the limit of a turn. `calls` counts the system calls.
     pub(crate) fn send(
         &mut self,
         socket: impl AsFd,
@@ -150,7 +150,7 @@ impl Sender {
         Sent::Some
     }
 
-    /// The parts that are to be sent next: how many they are, and their bytes.
+    /// The parts to send next: their number, and their bytes.
     fn gather(&self, parts: &mut [Part; PARTS_MAX]) -> (usize, usize) {
         let (mut count, mut bytes, mut skip) = (0, 0, self.sent);
         for reply in &self.queue {

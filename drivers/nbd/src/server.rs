@@ -27,16 +27,16 @@ use archipelago_nbd_protocol::losses::Losses;
 use archipelago_nbd_protocol::offer::Offer;
 use archipelago_nbd_protocol::request::Terms;
 
-/// Marks of the descriptors that are no connections.
+/// Mark of the listener's descriptor.
 const MARK_LISTENER: u8 = 62;
 const MARK_DOORBELL: u8 = 63;
-/// Reports of the volume taken in one turn.
+/// Most reports of the volume handled in one turn.
 const REPORTS_PER_TURN: usize = 256;
-/// Clients accepted in one turn.
+/// Most clients accepted in one turn.
 const ACCEPTS_PER_TURN: usize = 4;
-/// How long after a failure the next client is let in.
+/// Pause after a failure to accept a client.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
-/// Lines about clients that misbehave, in a burst and one more in each interval.
+/// Log lines about clients that misbehave: a burst, and one more in each interval.
 const LINES: u32 = 8;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -79,14 +79,14 @@ impl ServerSeed {
     }
 }
 
-/// Where clients come in.
+/// The listening socket.
 #[derive(Debug)]
 struct Entrance {
     listener: UnixListener,
     throttle: Throttle,
-    /// Somebody may wait there.
+    /// Clients may wait there.
     signalled: bool,
-    /// Until then nobody is let in: too many came.
+    /// No client is accepted before this time: too many came, or accepting failed.
     paused_until: Option<Duration>,
 }
 
@@ -100,7 +100,7 @@ impl Entrance {
         }
     }
 
-    /// Nobody could be let in.
+    /// Handles a failure to accept a client.
     fn refused(&mut self, error: &std::io::Error, now: Duration) {
         match error.kind() {
             std::io::ErrorKind::WouldBlock => self.signalled = false,
@@ -121,11 +121,11 @@ pub struct Server<V, W> {
     detaching: Detaching,
     connections: [Option<Connection>; CONNECTIONS_MAX],
     lines: Throttle,
-    /// Errors of clients that a line was written for.
+    /// Errors of clients that were logged.
     logged_errors: u64,
     /// Acknowledged writes that were lost, to be reported to each connection.
     losses: Losses,
-    /// Whether anybody waits for answers.
+    /// Whether clients wait for answers.
     served: Clients,
 }
 
@@ -163,7 +163,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
         })
     }
 
-    /// Lets clients in.
+    /// Accepts clients.
     fn accept(&mut self) -> bool {
         if !self.entrance.signalled || self.detaching.has_begun() {
             return false;
@@ -210,13 +210,13 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
         any
     }
 
-    /// Whether a line about a client may be written now.
+    /// Whether a line about a client may be logged now.
     fn may_log(&mut self) -> bool {
         let now = self.wakeups.now();
         self.lines.count(1, now).is_zero()
     }
 
-    /// Takes what the volume reports.
+    /// Handles the reports of the volume.
     fn take_reports(&mut self) -> bool {
         let mut any = false;
         for _ in 0..REPORTS_PER_TURN {
@@ -300,7 +300,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
         true
     }
 
-    /// The transmission of the client at `place` begins.
+    /// Begins the transmission of the client at `place`.
     fn begin(&mut self, place: usize, terms: Terms) {
         let memory = Memory::new(self.volume.peer());
         let log = self.may_log();
@@ -364,7 +364,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
             transmission.into_memory().end(self.volume.peer());
         }
         connection.end(&mut self.wakeups);
-        // Somebody may wait for the place.
+        // A client may wait for the place.
         self.entrance.signalled = true;
     }
 
@@ -385,7 +385,7 @@ impl<V: Volumes, W: Wakeups> Server<V, W> {
         if clients != self.served {
             self.served = clients;
             match clients {
-                // Nobody waits with what waits for room.
+                // The clients of the requests that wait for space have disconnected.
                 Clients::Dropped => self.volume.stop_waiting(),
                 Clients::Served => self.volume.wait_again(),
             }
@@ -456,7 +456,7 @@ impl<V: Volumes, W: Wakeups> Driver for Server<V, W> {
         if let Some(due) = due {
             self.wakeups.alarm(due);
         }
-        // Whatever else comes is signalled: a poll that had work left would not have been idle.
+        // Anything else that comes is signalled: a poll with work left would not have returned idle.
         let mut waits = self.volume.changes();
         let stages = self.connections.iter().flatten().map(|it| &it.stage);
         for stage in stages {

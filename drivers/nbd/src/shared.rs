@@ -9,17 +9,17 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::metrics::Metrics;
 
-/// A request to detach. The answer comes when it is done; none if the data thread has ended.
+/// A request to detach. The answer comes when it is done; there is none if the data thread has ended.
 #[derive(Debug)]
 pub(crate) struct DetachRequest {
     pub(crate) how: Detach,
     pub(crate) reply: Sender<Detached>,
 }
 
-/// What came of a request to detach.
+/// The result of a request to detach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detached {
-    /// Nobody is served any more, and the volume is closed.
+    /// No client is served any more, and the volume is closed.
     Done,
     /// So many clients are connected; nothing has changed.
     InUse(usize),
@@ -44,7 +44,7 @@ impl Shared {
 
     /// Bytes of the volume.
     pub(crate) fn size(&self) -> u64 {
-        // Relaxed: nothing is handed over with the number, and requests are checked by the volume as well.
+        // Relaxed: no other data is published with the number, and the volume validates requests as well.
         self.size.load(Ordering::Relaxed)
     }
 
@@ -53,7 +53,7 @@ impl Shared {
         self.size.store(size, Ordering::Relaxed);
     }
 
-    /// The endpoint is detached. Called and looked at by the data thread alone.
+    /// The endpoint is detached. Called and read by the data thread alone.
     pub(crate) fn finish(&self) {
         // Relaxed: within one thread.
         self.finished.store(true, Ordering::Relaxed);
@@ -65,7 +65,7 @@ impl Shared {
     }
 }
 
-/// A doorbell: what is rung, and what is watched.
+/// A doorbell: the descriptor to ring, and the one to watch.
 pub(crate) fn doorbell() -> std::io::Result<(EventFd, OwnedFd)> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let made = EventFd::from_value_and_flags(0, flags)?;
@@ -73,7 +73,7 @@ pub(crate) fn doorbell() -> std::io::Result<(EventFd, OwnedFd)> {
     Ok((made, watched))
 }
 
-/// Rings a doorbell. One that is full has been rung already.
+/// Rings a doorbell. The write fails only if the counter is full: then it has been rung.
 pub(crate) fn ring(doorbell: &EventFd) {
     let _full = doorbell.write(1);
 }

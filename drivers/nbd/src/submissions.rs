@@ -1,4 +1,4 @@
-//! The pieces of a connection that the volume works on, and those that wait for a place there, in the order in which they were cut.
+//! The pieces of a connection that are in flight at the volume, and those that wait for a slot there, in the order in which they were cut.
 
 use std::collections::VecDeque;
 
@@ -15,23 +15,23 @@ use crate::layout::{CELLS, cell_at};
 use crate::memory::Memory;
 use crate::piece::{Cookie, Piece, not_served};
 
-/// What came of a submission.
+/// The result of a submission.
 #[derive(Debug)]
 pub(crate) enum Submitted {
-    /// The volume works on it.
+    /// It is in flight.
     InFlight,
-    /// The volume has no place for it now.
+    /// The volume has no free slot.
     NoPlace,
-    /// It will not be done.
+    /// It has failed.
     Failed(Errno),
 }
 
-/// The pieces of a connection behind its requests.
+/// The pieces of a connection.
 #[derive(Debug)]
 pub(crate) struct Submissions {
     /// The connection's place.
     place: u8,
-    /// Pieces that the volume had no place for.
+    /// Pieces that wait for a slot.
     waiting: VecDeque<Piece>,
     in_flight: u32,
 }
@@ -45,42 +45,42 @@ impl Submissions {
         }
     }
 
-    /// Pieces that the volume works on.
+    /// Pieces in flight.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight
     }
 
-    /// Whether the volume has no piece, and none waits for it.
+    /// Whether no piece is in flight and none waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.in_flight == 0 && self.waiting.is_empty()
     }
 
-    /// The piece that is given to the volume before any other.
+    /// The piece to submit before any other.
     pub(crate) fn next_waiting(&self) -> Option<Piece> {
         self.waiting.front().copied()
     }
 
-    /// The piece of [`Submissions::next_waiting`] waits no longer.
+    /// Removes the piece of [`Submissions::next_waiting`].
     pub(crate) fn take_waiting(&mut self) {
         self.waiting.pop_front();
     }
 
-    /// `piece` waits for a place, behind all others.
+    /// Queues `piece`, behind all others.
     pub(crate) fn wait(&mut self, piece: Piece) {
         self.waiting.push_back(piece);
     }
 
-    /// Nobody waits for the answers to what waits.
+    /// Drops the waiting pieces: the client has disconnected.
     pub(crate) fn forget_waiting(&mut self) {
         self.waiting.clear();
     }
 
-    /// The volume has answered a piece.
+    /// Counts a piece that the volume has answered.
     pub(crate) fn done(&mut self) {
         self.in_flight -= 1;
     }
 
-    /// Gives `piece` to the volume, which is to do `operation` with the cell in `memory`.
+    /// Submits `piece` to the volume, as `operation` with the cell in `memory`.
     pub(crate) fn submit<V: Volumes>(
         &mut self,
         piece: Piece,

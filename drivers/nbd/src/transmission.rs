@@ -2,15 +2,15 @@
 //!
 //! | state | means | becomes |
 //! |---|---|---|
-//! | Open | requests are taken | Finishing, at `DISC` or the end of the input; Broken |
-//! | Finishing | what was asked is answered | over, once all of it is sent; Broken |
-//! | Broken | nobody waits for answers; pieces in flight finish | over, once none is in flight |
+//! | Open | requests are received | Finishing, at `DISC` or the end of the input; Broken |
+//! | Finishing | requests in flight are answered | over, once all replies are sent; Broken |
+//! | Broken | replies are dropped; pieces in flight finish | over, once none is in flight |
 //!
 //! Invariants
-//! - Requests are cut into pieces in the order in which they came, and what one of them waits for (a cell, a place in the volume)
-//!   is freed by those before it: no two requests wait for each other.
+//! - Requests are cut into pieces in the order in which they came. The resources that a request waits for (a cell, a slot in the volume)
+//!   are released by earlier ones, so no two requests wait for each other.
 //! - A cell belongs to one piece: filled from the socket, in flight, or on its way to the client.
-//! - What a client can keep is its own: its region, its requests, its socket.
+//! - A client can occupy only its own resources: its region, its requests, its socket.
 
 mod completion;
 mod intake;
@@ -31,7 +31,7 @@ use crate::sender::{Sender, Sent};
 use crate::shared::Shared;
 use crate::submissions::Submissions;
 
-/// Requests taken, and calls that receive, in one turn of the thread: others are served in between.
+/// Most requests received, and calls that receive, in one turn of the thread: others are served in between.
 const STEPS_PER_TURN: usize = 16;
 const RECEIVES_PER_TURN: usize = 8;
 
@@ -39,7 +39,7 @@ const RECEIVES_PER_TURN: usize = 8;
 #[derive(Debug, Clone, Copy)]
 enum Expected {
     Header,
-    /// Nothing: a request is to be cut into pieces first.
+    /// Nothing: a request has to be cut into pieces first.
     Pieces {
         request: u16,
     },
@@ -61,23 +61,23 @@ enum Phase {
     Broken,
 }
 
-/// What came of a step.
+/// The result of a step.
 enum Step {
-    /// Something was done.
+    /// It has done something.
     Taken,
-    /// More has to come first.
+    /// More input is needed first.
     NeedsInput,
-    /// Something has to become free first.
+    /// A resource must become free first.
     Waits,
 }
 
-/// What came of a turn of a connection.
+/// The result of a turn of a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Turn {
     pub(crate) busy: bool,
     /// The socket has become full.
     pub(crate) blocked: bool,
-    /// What came made no sense.
+    /// The client's input is invalid.
     pub(crate) violation: Option<Violation>,
 }
 
@@ -88,7 +88,7 @@ pub(crate) struct Transmission {
     memory: Memory,
     receiver: Receiver,
     expected: Expected,
-    /// And the cells of a read that is answered whole.
+    /// The requests, each with the cells of a read with one reply.
     requests: Requests<CellList>,
     cells: Cells,
     submissions: Submissions,
@@ -113,17 +113,17 @@ impl Transmission {
         }
     }
 
-    /// Its memory, once it is over.
+    /// Returns its memory, once it is over.
     pub(crate) fn into_memory(self) -> Memory {
         self.memory
     }
 
-    /// Whether somebody waits for answers.
+    /// Whether its client waits for answers.
     pub(crate) fn is_served(&self) -> bool {
         self.phase != Phase::Broken
     }
 
-    /// Whether nothing is left of it but its memory.
+    /// Whether it has ended.
     pub(crate) fn is_over(&self) -> bool {
         let answered = self.requests.is_empty() && self.sender.is_empty();
         let drained = self.submissions.is_empty();
@@ -138,7 +138,7 @@ impl Transmission {
         self.submissions.in_flight()
     }
 
-    /// Whether it goes on once the volume peer has done something.
+    /// Whether it goes on after progress of the volume peer.
     pub(crate) fn waits_for_volume(&self, volumes: &impl Volumes) -> bool {
         !self.submissions.is_empty() || !self.memory.is_ready(volumes)
     }
@@ -148,18 +148,18 @@ impl Transmission {
         self.receiver.signal();
     }
 
-    /// The socket can be written again.
+    /// The socket may be writable again.
     pub(crate) fn signal_output(&mut self) {
         self.sender.unblock();
     }
 
-    /// Nobody waits for answers any more.
+    /// Drops all replies: the client has disconnected or is cut off.
     pub(crate) fn break_off(&mut self) {
         self.phase = Phase::Broken;
         self.submissions.forget_waiting();
     }
 
-    /// Does a bounded piece of the work.
+    /// Does a bounded part of the pending work.
     pub(crate) fn poll<V: Volumes>(
         &mut self,
         socket: &UnixStream,
@@ -223,7 +223,7 @@ impl Transmission {
                     if !self.receive_once(socket) {
                         return;
                     }
-                    // After what has come: a client that has learned of a new size asks for all of it.
+                    // After the requests already received: a client that knows the new size may use all of it.
                     self.terms.size = shared.size();
                     turn.busy = true;
                 }
@@ -240,7 +240,7 @@ impl Transmission {
         }
     }
 
-    /// Receives; `false`: nothing has come.
+    /// Receives; `false`: nothing was received.
     fn receive_once(&mut self, socket: &UnixStream) -> bool {
         let target = match &mut self.expected {
             Expected::Header | Expected::Pieces { .. } => Target::Input,

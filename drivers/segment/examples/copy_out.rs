@@ -1,4 +1,4 @@
-//! A program of one's own on a volume: copies it to a file, several reads ahead, with holes where it reads zeros.
+//! An example of a program that uses a volume: copies it to a file, several reads ahead, with holes where it reads zeros.
 //!
 //! ```text
 //! cargo run -p archipelago-segment --example copy_out -- NAME FILE
@@ -50,7 +50,7 @@ pub(crate) fn copy_out(client: &Client, name: &Name, file: &File) -> Result<(), 
             ranges.push_back((offset, len));
             offsets.next();
         }
-        // Whichever is done first.
+        // The read that completes first.
         let Some(finished) = volume.wait() else { break };
         finished
             .result

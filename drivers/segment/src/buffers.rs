@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - A [`Buffer`] is on the free list or has one owner: a request in flight owns the buffer that it names.
-//! - The endpoint can write any of them at any time: they are read and written by copy.
+//! - The endpoint can write any of them at any time, so they are read and written by copy.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use archipelago_protocol::ErrorCode;
 use archipelago_protocol::status::{STATUS_PAGE_MAX, StatusPage, StatusRun};
 use xseg::Region;
 
-/// Alignment of buffers: what direct I/O on any pool asks for.
+/// Alignment of buffers: enough for direct I/O on any pool.
 const ALIGNMENT: usize = 4096;
 // A status fits into every buffer.
 const _: () = assert!(STATUS_PAGE_MAX as usize <= ALIGNMENT);
@@ -44,12 +44,12 @@ impl fmt::Debug for Buffers {
 }
 
 impl Buffers {
-    /// `buffer_len` as it is used: a multiple of the alignment.
+    /// `buffer_len`, rounded up to the alignment.
     pub(crate) fn rounded(buffer_len: usize) -> usize {
         buffer_len.max(1).next_multiple_of(ALIGNMENT)
     }
 
-    /// As many buffers of `buffer_len` bytes as `region` has.
+    /// As many buffers of `buffer_len` bytes as fit into `region`.
     pub(crate) fn new(region: Region, buffer_len: usize) -> Buffers {
         let count = region.len() / buffer_len as u64;
         let count = u32::try_from(count).unwrap_or(u32::MAX);
@@ -62,13 +62,13 @@ impl Buffers {
         }
     }
 
-    /// Bytes of each.
+    /// Bytes of each buffer.
     #[must_use]
     pub fn buffer_len(&self) -> usize {
         self.shared.buffer_len
     }
 
-    /// A buffer that nobody has, with any content. `None`: all are in use; one is free again when its owner drops it.
+    /// A free buffer, with any content. `None`: all are in use; a buffer is freed when its owner drops it.
     #[must_use]
     pub fn acquire(&self) -> Option<Buffer> {
         let index = self.shared.free().pop()?;
@@ -79,7 +79,7 @@ impl Buffers {
     }
 }
 
-/// A piece of the arena, for the data of one request. Free again when it is dropped.
+/// A piece of the arena, for the data of one request. Freed when it is dropped.
 pub struct Buffer {
     shared: Arc<Shared>,
     index: u32,
@@ -98,7 +98,7 @@ impl Drop for Buffer {
 }
 
 impl Buffer {
-    /// The place in the arena of `len` bytes at `at`.
+    /// The offset in the arena of `len` bytes at `at`.
     fn place(&self, at: usize, len: usize) -> u64 {
         let end = at.checked_add(len);
         assert!(
@@ -109,7 +109,7 @@ impl Buffer {
         self.begin() + at as u64
     }
 
-    /// Where it begins in the arena.
+    /// The offset of the buffer in the arena.
     pub(crate) fn begin(&self) -> u64 {
         u64::from(self.index) * self.shared.buffer_len as u64
     }
@@ -130,11 +130,11 @@ impl Buffer {
         written.expect("buffers are inside the arena");
     }
 
-    /// The answer to a status of `range` bytes: runs that follow each other from where they were asked for, one at least, and
-    /// together at most `range`. For the rest a further status is requested behind them.
+    /// The result of a status of `range` bytes: consecutive runs from the requested offset on, one at least, and together at most `range`.
+    /// For the rest a further status is requested behind them.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`] if the answer cannot be.
+    /// [`ErrorCode::Internal`] if the page is not valid.
     pub fn status(&self, range: u64) -> Result<Vec<StatusRun>, ErrorCode> {
         let mut page = [0; STATUS_PAGE_MAX as usize];
         self.read(0, &mut page);
@@ -142,10 +142,10 @@ impl Buffer {
         Ok(page.runs().collect())
     }
 
-    /// Copies what is at `at` to `into`.
+    /// Copies the bytes at `at` to `into`.
     ///
     /// # Panics
-    /// If it has fewer bytes there: the caller's mistake.
+    /// If the buffer ends before: the caller's mistake.
     pub fn read(&self, at: usize, into: &mut [u8]) {
         let place = self.place(at, into.len());
         let read = self.shared.region.read(place, into);

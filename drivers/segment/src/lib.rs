@@ -1,30 +1,30 @@
-//! Volumes over a segment channel: for any process that reads or writes one. The requests, their server in the endpoint, their client.
+//! Volumes over a segment channel: for any process that reads or writes a volume. The requests, their server in the endpoint, their client.
 //!
 //! * [`BulkRequest`]: a request, as a ring entry.
 //! * [`BulkServer`]: the driver: it turns ring entries into requests to a volume.
-//! * [`VolumeClient`]: the other side: an open volume with several requests in flight and a descriptor to poll.
+//! * [`VolumeClient`]: the client: an open volume with several requests in flight and a descriptor to poll.
 //!
-//! One design decision: the data lies in the channel's arena, which the client owns and the volume peer takes as a region, so
+//! One design decision: the data lies in the channel's arena, which the client owns and the volume peer uses as a region, so
 //! data is never copied inside the endpoint.
 //!
-//! | op | asks | answer |
+//! | op | request | answer |
 //! |---|---|---|
 //! | [`BulkOp::Read`] | `len` bytes at `offset` into the arena at `region_offset` | 0 |
 //! | [`BulkOp::Write`] | `len` bytes of the arena at `region_offset` to `offset` | 0 |
 //! | [`BulkOp::Zero`] | `len` bytes at `offset` read as zeros | 0 |
-//! | [`BulkOp::Flush`] | what was written is durable | 0 |
+//! | [`BulkOp::Flush`] | make everything that was written durable | 0 |
 //! | [`BulkOp::Status`] | which of `args[0]` bytes at `offset` hold data: a page of `len` bytes into the arena at `region_offset` | 0 |
-//! | [`BulkOp::Finish`] | after all others: everything durable, the volume closed | 0 |
+//! | [`BulkOp::Finish`] | after all others: make everything durable, close the volume | 0 |
 //! | [`BulkOp::Discard`] | `len` bytes at `offset` read as zeros, their space may be given back | 0 |
 //!
 //! A negative answer is an [`ErrorCode`]. Requests in flight together are not ordered, but for `Finish`; a flush covers the writes that
 //! were answered before it was sent. A channel that ends without `Finish` closes the volume too, when what was in flight has finished:
-//! a client that dies leaves nothing behind.
+//! if a client dies, nothing stays open.
 //!
 //! The node opens a volume: `archipelago_api::client::Client::open` sends the request to the daemon, whose answer names the socket. The
 //! example `copy_out` (`drivers/segment/examples`) shows both steps.
 //!
-//! This crate never sees a map or an object, and never learns a volume's name.
+//! This crate never sees a map or an object, and never sees a volume's name.
 
 #![forbid(unsafe_code)]
 
@@ -41,10 +41,10 @@ pub use loss::loss_marker;
 pub use server::{BulkServer, BulkStep};
 pub use volume::{Finished, Request, SubmitError, VolumeClient, VolumeOptions};
 
-/// What the client of a bulk copy asks to be served as.
+/// The role that the client of a bulk copy claims.
 pub const BULK_ROLE: u8 = 16;
 
-/// Operations of a bulk copy. The numbers are the wire's.
+/// Operations of a bulk copy. The numbers are those of the ring entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(
     missing_docs,
@@ -94,7 +94,7 @@ impl BulkFlags {
     }
 
     /// # Errors
-    /// [`ErrorCode::Unsupported`] for an unknown bit: it may ask for what this version would not do.
+    /// [`ErrorCode::Unsupported`] for an unknown bit, whose meaning this version cannot honour.
     fn from_bits(bits: u8) -> Result<BulkFlags, ErrorCode> {
         if bits & !(Self::DURABLE | Self::KEEP_SPACE) != 0 {
             return Err(ErrorCode::Unsupported);
@@ -111,11 +111,11 @@ impl BulkFlags {
 pub struct BulkRequest {
     /// What to do.
     pub op: BulkOp,
-    /// First byte of the volume.
+    /// Offset in the volume.
     pub offset: u64,
     /// Bytes of memory; of a zero, bytes of the volume.
     pub len: u32,
-    /// Place in the channel's arena.
+    /// Offset in the channel's arena.
     pub memory: u64,
     /// Of a status, bytes of the volume; else 0.
     pub range: u64,
@@ -142,7 +142,7 @@ impl BulkRequest {
     ///
     /// # Errors
     /// [`ErrorCode::Unsupported`] for an unknown operation or modifier, and for an operation that would be answered without being durable
-    /// although it asks for that.
+    /// although durability is requested.
     pub fn decode(entry: &Submission) -> Result<BulkRequest, ErrorCode> {
         let op = BulkOp::ALL
             .into_iter()

@@ -1,6 +1,7 @@
-//! The marker of a loss: how a process that stops reports to the client of a channel that acknowledged writes are lost.
+//! The marker of a loss: an endpoint that stops reports by it to the client of a channel that acknowledged writes are lost.
 //!
-//! The channel is at its end then, and nobody would read an answer. A client that opens the volume again looks for the marker.
+//! The channel has ended then, so the endpoint cannot report the loss as an answer. A client that opens the volume again looks for the
+//! marker.
 
 use std::path::{Path, PathBuf};
 

@@ -3,8 +3,8 @@
 //! | state | meaning | leaves it |
 //! |---|---|---|
 //! | opening | the volume is being opened | `Opened` |
-//! | waiting | open, nobody is connected | a channel, or given up |
-//! | copying | requests go through | `Finish`, or the channel ends |
+//! | waiting | open, no client is connected | a channel, or given up |
+//! | copying | requests are carried out | `Finish`, or the channel ends |
 //! | breaking | the channel has ended; what is in flight finishes | nothing is in flight |
 //! | closing | no more requests; the volume is being closed | `Closed` |
 //! | parting | closed; the client reads its last answer | the channel ends |
@@ -12,7 +12,7 @@
 //!
 //! Invariants
 //! - Each accepted entry is answered once, unless its channel has ended.
-//! - The arena is taken back from the volume peer only when nothing in flight names it.
+//! - The arena is removed from the volume peer only when nothing in flight names it.
 
 use std::collections::VecDeque;
 
@@ -27,18 +27,18 @@ use crate::{BulkOp, BulkRequest};
 /// Entries taken in one poll.
 const ENTRIES_PER_POLL: usize = 64;
 
-/// What a poll of a [`BulkServer`] has brought about.
+/// The result of a poll of a [`BulkServer`].
 #[derive(Debug)]
 pub enum BulkStep {
     /// Nothing.
     Idle,
     /// Something was done, and there may be more to do.
     Busy,
-    /// The open of the volume has ended, this way.
+    /// The open of the volume has ended, with this result.
     Opened(Result<(), Error>),
     /// The volume is closed: drop this server.
     Ended {
-        /// What the client was answered is lost, and it was cut off before that could be reported: leave [`crate::loss_marker`].
+        /// Acknowledged data is lost, and the client was cut off before that could be reported: leave [`crate::loss_marker`].
         lost: bool,
     },
 }
@@ -70,17 +70,17 @@ pub struct BulkServer<P> {
     report: Report,
 }
 
-/// How the client learns of what fails.
+/// How failures are reported to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Report {
-    /// By answers, as long as it is there.
+    /// By answers, while it is connected.
     Answers,
-    /// It was cut off: nothing that it was answered was lost since, or something was.
+    /// It was cut off; whether acknowledged data was lost since.
     CutOff { lost: bool },
 }
 
 impl<P: ServerPort> BulkServer<P> {
-    /// Starts to open the volume; `on_full` is what its writes do for which the pool has no room.
+    /// Starts to open the volume; `on_full` is the policy for writes without space in the pool.
     pub fn open(
         volumes: &mut impl Volumes,
         lineage: Lineage,
@@ -109,7 +109,7 @@ impl<P: ServerPort> BulkServer<P> {
         }
     }
 
-    /// Whether the volume is open and nobody has connected.
+    /// Whether the volume is open and no client has connected.
     pub fn is_waiting(&self) -> bool {
         self.state == CopyState::Waiting
     }
@@ -131,7 +131,7 @@ impl<P: ServerPort> BulkServer<P> {
         }
     }
 
-    /// Nobody will connect, or the process stops: close.
+    /// Closes the volume: no client will connect, or the process stops.
     pub fn give_up(&mut self, volumes: &mut impl Volumes) {
         match self.state {
             CopyState::Opening | CopyState::Waiting => self.close(volumes),
@@ -155,7 +155,7 @@ impl<P: ServerPort> BulkServer<P> {
         self.waiting.clear();
         self.finish = None;
         self.state = CopyState::Breaking;
-        // What waits for room has nobody to wait for it any more.
+        // The client of the requests that wait for space has disconnected.
         volumes.on_full(self.volume, OnFull::Report);
         self.close_when_drained(volumes);
     }
@@ -174,7 +174,7 @@ impl<P: ServerPort> BulkServer<P> {
         self.state = CopyState::Closing;
     }
 
-    /// Does a bounded piece of the work.
+    /// Does a bounded part of the pending work.
     pub fn poll(&mut self, volumes: &mut impl Volumes) -> BulkStep {
         let mut busy = false;
         while let Some(event) = volumes.next_event(self.volume) {
@@ -205,7 +205,7 @@ impl<P: ServerPort> BulkServer<P> {
         BulkStep::Busy
     }
 
-    /// Refuses what still comes, until the client disconnects.
+    /// Refuses further requests, until the client disconnects.
     fn part(&mut self) {
         let Some(port) = &mut self.port else {
             return;
@@ -222,7 +222,7 @@ impl<P: ServerPort> BulkServer<P> {
         match event {
             VolumeEvent::Opened { result } => match result {
                 Ok(_info) => {
-                    // Given up while it was opened: it stays in closing until `Closed`.
+                    // Given up while it was opened: the state stays closing until `Closed`.
                     if self.state == CopyState::Opening {
                         self.state = CopyState::Waiting;
                     }
@@ -235,7 +235,7 @@ impl<P: ServerPort> BulkServer<P> {
             },
             VolumeEvent::Done { cookie, result } => {
                 self.in_flight -= 1;
-                // Another failure is of this request alone: its client has no answer, and sends it again.
+                // Any other failure concerns this request alone: its client has no answer, and sends it again.
                 self.note_loss(result == Err(ErrorCode::SyncFailed));
                 self.answer(cookie, result);
                 BulkStep::Busy
@@ -279,7 +279,7 @@ impl<P: ServerPort> BulkServer<P> {
         }
     }
 
-    /// Takes entries and submits what the volume has room for. Whether anything was done.
+    /// Takes entries and submits them while the volume has slots. Returns whether anything was done.
     fn copy(&mut self, volumes: &mut impl Volumes) -> bool {
         let Some(port) = &mut self.port else {
             return false;
@@ -316,7 +316,7 @@ impl<P: ServerPort> BulkServer<P> {
         busy
     }
 
-    /// `false`: no room, try again later.
+    /// `false`: no slot, try again later.
     fn submit(&mut self, volumes: &mut impl Volumes, tag: u64, request: BulkRequest) -> bool {
         let region = self.region.map_or(0, |region| region.0);
         let segments = [Segment {
@@ -380,13 +380,12 @@ impl<P: ServerPort> BulkServer<P> {
         }
     }
 
-    /// Announces sleep; `false`: do not sleep. Requests that the volume had no room for do not keep the thread awake: whatever makes
-    /// room wakes it.
+    /// Announces sleep; `false`: do not sleep. Requests that wait for a slot do not keep the thread awake: a freed slot wakes it.
     pub fn prepare_sleep(&mut self) -> bool {
         self.port.as_mut().is_none_or(|port| port.prepare_sleep())
     }
 
-    /// Takes the announcement of sleep back.
+    /// Withdraws the announcement of sleep.
     pub fn wake(&mut self) {
         if let Some(port) = &mut self.port {
             port.wake();

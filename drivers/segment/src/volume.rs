@@ -29,17 +29,17 @@ use crate::{BULK_ROLE, BulkFlags, BulkOp, BulkRequest};
 const BARE_REQUESTS: usize = 8;
 /// Most buffers of a channel: more requests than one volume may have in flight gain nothing.
 const BUFFERS_MAX: usize = 1024;
-/// How long a connection sleeps at most before it looks again, in milliseconds.
+/// Longest sleep of a connection before it checks again, in milliseconds.
 const STEP_MS: u16 = 100;
 /// How many such steps a connection may take: 30 s.
 const CONNECT_STEPS: u32 = 300;
 
-/// How much of a segment a client asks for.
+/// The size of the segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VolumeOptions {
     /// Buffers: reads and writes that can be in flight. At most 1024.
     pub buffers: usize,
-    /// Bytes of each, rounded up to 4096: the longest read or write. The memory is taken when it is first used.
+    /// Bytes of each buffer, rounded up to 4096: the longest read or write. The memory is taken when it is first used.
     pub buffer_len: usize,
 }
 
@@ -62,7 +62,7 @@ pub enum Request {
         offset: u64,
         /// Bytes, at most the buffer's.
         len: u32,
-        /// Where to.
+        /// Receives the data.
         buffer: Buffer,
     },
     /// Writes the first `len` bytes of `buffer` to `offset`.
@@ -71,19 +71,18 @@ pub enum Request {
         offset: u64,
         /// Bytes, at most the buffer's.
         len: u32,
-        /// Where from.
+        /// Holds the data.
         buffer: Buffer,
         /// Durable when it is done, as if a flush followed it.
         durable: bool,
     },
-    /// Which parts of `range` bytes at `offset` hold data and which are holes: into the beginning of `buffer`, where
-    /// [`Buffer::status`] finds it.
+    /// Stores which parts of `range` bytes at `offset` hold data and which are holes at the beginning of `buffer`, for [`Buffer::status`].
     Status {
         /// First byte of the volume.
         offset: u64,
         /// Bytes: up to the whole volume.
         range: u64,
-        /// Where to.
+        /// Receives the page.
         buffer: Buffer,
     },
     /// Makes durable what was done before this was submitted.
@@ -106,12 +105,12 @@ pub enum Request {
         /// Durable when it is done, as if a flush followed it.
         durable: bool,
     },
-    /// After all others: makes everything durable and closes the volume. What is sent later is refused.
+    /// After all others: makes everything durable and closes the volume. Later requests are refused.
     Close,
 }
 
 impl Request {
-    /// The entry that asks for it, and the buffer that it needs meanwhile.
+    /// The request as a ring entry.
     fn encode(&self) -> Submission {
         let (op, offset, len, flags) = match *self {
             Request::Read { offset, len, .. } => (BulkOp::Read, offset, len, BulkFlags::default()),
@@ -178,7 +177,7 @@ impl Request {
         }
     }
 
-    /// The buffer of a request that has one: of one that was not accepted, with its data.
+    /// The buffer of a request that has one; for a request that was not accepted, with its data.
     #[must_use]
     pub fn into_buffer(self) -> Option<Buffer> {
         match self {
@@ -193,10 +192,10 @@ impl Request {
     }
 }
 
-/// Why a request was not accepted. It comes back, and nothing has changed.
+/// Why a request was not accepted. The request is returned, and nothing has changed.
 #[derive(Debug)]
 pub enum SubmitError {
-    /// As many are in flight as may be: try again when one is done.
+    /// The limit of requests in flight is reached: try again when one is done.
     Full(Request),
     /// The channel has ended.
     Gone(Request),
@@ -216,9 +215,9 @@ impl std::error::Error for SubmitError {}
 /// A request that is done.
 #[derive(Debug)]
 pub struct Finished {
-    /// As given to [`VolumeClient::submit`].
+    /// The token that was given to [`VolumeClient::submit`].
     pub token: u64,
-    /// Success, or why not.
+    /// Success, or the error.
     pub result: Result<(), ErrorCode>,
     /// The buffer of a request that has one.
     pub buffer: Option<Buffer>,
@@ -230,7 +229,7 @@ struct InFlight {
     buffer: Option<Buffer>,
 }
 
-/// An open volume. Nothing blocks but [`VolumeClient::connect`], [`VolumeClient::wait`] and [`VolumeClient::close`].
+/// An open volume. Only [`VolumeClient::connect`], [`VolumeClient::wait`] and [`VolumeClient::close`] block.
 ///
 /// ```no_run
 /// # use archipelago_segment::{Request, VolumeClient};
@@ -248,10 +247,10 @@ struct InFlight {
 pub struct VolumeClient {
     /// `None`: disconnected.
     port: Option<SharedClient>,
-    /// Of the connection that we began with: another one has not seen our requests.
+    /// The incarnation of the first connection: a server of another one has not seen our requests.
     incarnation: u64,
     buffers: Buffers,
-    /// By the cookie of the entry.
+    /// By the cookies of their entries.
     in_flight: Vec<Option<InFlight>>,
     free_cookies: Vec<usize>,
     events: Epoll,
@@ -262,7 +261,7 @@ impl VolumeClient {
     /// volume is closed when this is dropped; [`VolumeClient::close`] also reports failures.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] if nobody is there, [`ErrorCode::Unsupported`] if the endpoint is of another version.
+    /// [`ErrorCode::Unavailable`] if there is no endpoint, [`ErrorCode::Unsupported`] if it has another version.
     pub fn connect(
         socket: &Path,
         server: Option<u32>,
@@ -271,10 +270,10 @@ impl VolumeClient {
         VolumeClient::connect_while(socket, server, options, || Ok(()))
     }
 
-    /// As [`VolumeClient::connect`], for as long as `may_wait`, which is asked ten times a second, has no error.
+    /// As [`VolumeClient::connect`], as long as `may_wait`, which is called ten times a second, returns no error.
     ///
     /// # Errors
-    /// As those, or that of `may_wait`.
+    /// As [`VolumeClient::connect`], or the error of `may_wait`.
     pub fn connect_while(
         socket: &Path,
         server: Option<u32>,
@@ -315,7 +314,7 @@ impl VolumeClient {
         &self.buffers
     }
 
-    /// Requests that were accepted and not yet given back.
+    /// Requests that were accepted and not yet returned.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.len() - self.free_cookies.len()
@@ -327,10 +326,10 @@ impl VolumeClient {
         self.port.is_none()
     }
 
-    /// Sends a request; [`VolumeClient::next`] gives it back with `token` when it is done. Requests in flight together are not ordered.
+    /// Sends a request; [`VolumeClient::next`] returns it with `token` when it is done. Requests in flight together are not ordered.
     ///
     /// # Errors
-    /// [`SubmitError`] gives it back at once.
+    /// [`SubmitError`], with the request.
     ///
     /// # Panics
     /// If a read or write is longer than its buffer: the caller's mistake.
@@ -360,7 +359,7 @@ impl VolumeClient {
         Ok(())
     }
 
-    /// The next request that is done, if there is one.
+    /// The next request that is done, if any.
     #[expect(
         clippy::should_implement_trait,
         reason = "none now does not mean none later"
@@ -404,7 +403,7 @@ impl VolumeClient {
         }
     }
 
-    /// Ends what [`VolumeClient::prepare_sleep`] began, and looks after the connection.
+    /// Ends what [`VolumeClient::prepare_sleep`] began, and services the connection.
     pub fn wake(&mut self) {
         if let Some(port) = &mut self.port {
             port.wake();
@@ -420,7 +419,7 @@ impl VolumeClient {
             }
             if self.prepare_sleep() {
                 let mut descriptors = [PollFd::new(self.events.0.as_fd(), PollFlags::POLLIN)];
-                // A wait that a signal ends early is begun again.
+                // A signal may end the wait early; then it begins again.
                 let _woken = poll(&mut descriptors, PollTimeout::NONE);
             }
             self.wake();
@@ -444,14 +443,14 @@ impl VolumeClient {
 }
 
 impl AsFd for VolumeClient {
-    /// Readable when [`VolumeClient::wake`] and then [`VolumeClient::next`] have something to do, once
-    /// [`VolumeClient::prepare_sleep`] has asked for that. For `poll`, `epoll` and the like; there is nothing to read from it.
+    /// Readable when [`VolumeClient::wake`] and then [`VolumeClient::next`] have something to do, after [`VolumeClient::prepare_sleep`].
+    /// For `poll`, `epoll` and the like; there is nothing to read from it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.0.as_fd()
     }
 }
 
-/// One descriptor for both of the port's.
+/// One descriptor for both descriptors of the port.
 fn watch(port: &SharedClient) -> Result<Epoll, Errno> {
     let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     for descriptor in port.fds() {
@@ -472,7 +471,7 @@ fn await_welcome(
         if port.is_connected() {
             return Ok(());
         }
-        // It is there from the open on until the volume is closed.
+        // The socket exists from the open on until the volume is closed.
         if !socket.exists() {
             let message = format!("{}: the volume was closed", socket.display());
             return Err(Error::new(ErrorCode::Unavailable, message).with_hint("open it again"));
@@ -489,7 +488,7 @@ fn await_welcome(
         }
         let [doorbell, socket] = port.fds();
         let mut descriptors = [doorbell, socket].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        // A wait that a signal ends early is begun again.
+        // A signal may end the wait early; then it begins again.
         let _woken = poll(&mut descriptors, PollTimeout::from(STEP_MS));
     }
     let message = "the endpoint did not answer within 30 s";

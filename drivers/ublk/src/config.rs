@@ -7,7 +7,7 @@ use archipelago_protocol::ServedVolume;
 /// How a volume is attached.
 #[derive(Debug)]
 pub struct AttachConfig {
-    /// What every kind of endpoint has.
+    /// The settings of every kind of endpoint.
     pub volume: ServedVolume,
     /// Number of the device.
     pub device: u32,

@@ -25,21 +25,21 @@ use crate::layout::{BUFFER_LEN, DEPTH, RANGE_MAX};
 
 /// Where the kernel lists devices.
 const DEVICES: &str = "/sys/class/ublk-char";
-/// What a device needs of its kernel.
+/// Features that the kernel must have.
 const NEEDED: u64 =
     feature::USER_RECOVERY | feature::USER_RECOVERY_REISSUE | feature::CMD_IOCTL_ENCODE;
 /// Bytes of a logical block and of a volume's block, as powers of two.
 const SECTOR_SHIFT: u8 = 9;
 const BLOCK_SHIFT: u8 = 12;
-/// What a discard gives back whole.
+/// The unit in which discards give space back.
 const DISCARD_GRANULARITY: u32 = 1 << BLOCK_SHIFT;
 
-/// Whose a device is: the kernel keeps it with the device, whatever becomes of who made it.
+/// The owner of a device. The kernel keeps the mark with the device, also after the death of its maker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMark(u64);
 
 impl DeviceMark {
-    /// Of the node whose identity is `node`, for the volume with so many as its lineage.
+    /// The mark of a volume, by its lineage, of the node whose identity is `node`.
     #[must_use]
     pub fn new(node: &[u8], lineage: u128) -> DeviceMark {
         let node = hash(node);
@@ -47,14 +47,14 @@ impl DeviceMark {
         DeviceMark(u64::from(node) << 32 | u64::from(volume))
     }
 
-    /// Whether both are of one node.
+    /// Whether both marks are of one node.
     #[must_use]
     pub fn is_of_node(self, other: DeviceMark) -> bool {
         self.0 >> 32 == other.0 >> 32
     }
 }
 
-/// FNV-1a, of 32 bits; never 0, which is nobody's.
+/// FNV-1a, of 32 bits; never 0, which means no owner.
 fn hash(bytes: &[u8]) -> u32 {
     let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
@@ -62,7 +62,7 @@ fn hash(bytes: &[u8]) -> u32 {
     hash.max(1)
 }
 
-/// How a device is.
+/// The state of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceState {
     /// Not started, or stopped.
@@ -73,7 +73,7 @@ pub enum DeviceState {
     Waits,
 }
 
-/// The way to the kernel's ublk driver.
+/// The kernel's ublk driver.
 #[derive(Debug)]
 pub struct Control {
     control: UblkControl,
@@ -81,7 +81,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Finds out whether this kernel can have devices, and opens the control device.
+    /// Checks that this kernel supports devices, and opens the control device.
     ///
     /// # Errors
     /// [`ErrorCode::Unsupported`] or [`ErrorCode::Denied`], with what to use in place of ublk.
@@ -97,13 +97,13 @@ impl Control {
         Ok(Control { control, features })
     }
 
-    /// Whether devices that run can be given another size.
+    /// Whether the size of a running device can be changed.
     #[must_use]
     pub fn resizes(&self) -> bool {
         self.features & feature::UPDATE_SIZE != 0
     }
 
-    /// The device `number`, there or not.
+    /// The device `number`, whether it exists or not.
     #[must_use]
     pub fn device(&self, number: u32) -> Device<'_> {
         Device {
@@ -112,7 +112,7 @@ impl Control {
         }
     }
 
-    /// The devices of whatever server.
+    /// The numbers of all devices, of any server.
     #[must_use]
     pub fn numbers() -> Vec<u32> {
         let names = std::fs::read_dir(DEVICES).into_iter().flatten().flatten();
@@ -153,7 +153,7 @@ impl Control {
             )))
         };
         set.map_err(|error| {
-            // What is reported is the first failure; a device that stays is found and removed by the next start.
+            // The first failure is reported; a device that stays is found and removed by the next start.
             let _removed = self.control.delete_unopened(number);
             failed(number, "setting up", &error)
         })
@@ -165,7 +165,7 @@ fn number_of(name: &str) -> Option<u32> {
     name.strip_prefix("ublkc")?.parse().ok()
 }
 
-/// What the kernel is to know of a volume.
+/// The parameters of a volume's device.
 fn parameters(volume: &ServedVolume) -> Parameters {
     let mut attributes = attribute::VOLATILE_CACHE | attribute::FUA;
     if volume.read_only {
@@ -199,7 +199,7 @@ pub struct Device<'a> {
 }
 
 impl Device<'_> {
-    /// Where the block device `number` is.
+    /// Path of the block device `number`.
     #[must_use]
     pub fn path(number: u32) -> PathBuf {
         PathBuf::from(format!("/dev/ublkb{number}"))
@@ -229,10 +229,10 @@ impl Device<'_> {
         }))
     }
 
-    /// Its queue, for the process that is to serve it. One has it open at a time.
+    /// Opens its queue, for the process that is to serve it. Only one process has it open at a time.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] while somebody has it open, [`ErrorCode::Io`] otherwise.
+    /// [`ErrorCode::InUse`] while another process has it open, [`ErrorCode::Io`] otherwise.
     pub fn open_queue(&self) -> Result<OwnedFd, Error> {
         let path = format!("/dev/ublkc{}", self.number);
         let opened = OpenOptions::new().read(true).write(true).open(&path);
@@ -245,11 +245,11 @@ impl Device<'_> {
         })
     }
 
-    /// Shows the block device, once the queue is served. `server` is the process that opened the queue: others are refused from
-    /// Linux 6.17 on (6.16.1), older kernels take any. Given up when `goes_on` is false.
+    /// Makes the block device appear, once the queue is served. `server` is the process that opened the queue: from Linux 6.17 on (6.16.1)
+    /// others are refused, older kernels accept any. Abandoned when `goes_on` returns `false`.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] when it was given up, [`ErrorCode::Io`] otherwise.
+    /// [`ErrorCode::Unavailable`] if it was abandoned, [`ErrorCode::Io`] otherwise.
     pub fn start(&self, server: u32, goes_on: impl Fn() -> bool) -> Result<(), Error> {
         let started = self.control.start(self.number, server, goes_on);
         started.map_err(|error| given_up(self.number, "starting", &error))
@@ -266,7 +266,7 @@ impl Device<'_> {
             .or_else(|error| not_begun(self.number, &error))
     }
 
-    /// Gives the device its requests again, once the queue is served; as [`Device::start`].
+    /// Sends the device's requests again, once the queue is served; as [`Device::start`].
     ///
     /// # Errors
     /// As [`Device::start`].
@@ -334,7 +334,7 @@ fn too_old(why: &str) -> Error {
 
 /// Why the kernel does not report its features.
 fn no_features(error: &io::Error) -> Error {
-    /// The kernel's own number, which is not meant for programs, of what it does not know.
+    /// The kernel's internal number for an unknown command.
     const ENOTSUPP: i32 = 524;
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => unusable(&io::ErrorKind::PermissionDenied.into()),

@@ -1,9 +1,9 @@
-//! Serves a device on the data thread: asks the kernel for requests, gives them to the volume, answers them.
+//! Serves a device on the data thread: fetches requests from the kernel, submits them to the volume, answers them.
 //!
 //! Invariants
-//! - A request that has come is answered once, or kept for the next server: with an answer that the volume has given, never with an
-//!   error that is this server's own end.
-//! - A buffer is named to the volume only while its request is with the driver.
+//! - A fetched request is answered once, or kept for the next server: with the volume's answer, never with an error that this server's own
+//!   end causes.
+//! - A buffer is in requests to the volume only while the driver has the kernel's request.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,7 +31,7 @@ use crate::slots::Slots;
 
 /// Mark of the doorbell.
 const MARK_DOORBELL: u8 = 0;
-/// Lines about errors, in a burst and one more in each interval.
+/// Log lines about errors: a burst, and one more in each interval.
 const LINES: u32 = 8;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -54,7 +54,7 @@ where
     }
 }
 
-/// The buffers of all requests, in a region that the volume peer knows.
+/// The buffers of all requests, in a region that was added to the volume peer.
 #[derive(Debug)]
 struct Buffers {
     id: RegionId,
@@ -83,13 +83,13 @@ impl Buffers {
 struct Ending {
     requests: Receiver<DetachRequest>,
     waiting: Vec<Sender<()>>,
-    /// Whether commands may be left with the kernel: the process ends, and they with it.
+    /// Whether commands may be left with the kernel: they end with the process.
     leaves_commands: bool,
     finished: bool,
 }
 
 impl Ending {
-    /// `true`: it begins.
+    /// Takes new requests to detach. `true`: the end begins.
     fn take_requests(&mut self) -> bool {
         let had_begun = self.has_begun();
         while let Ok(DetachRequest { how, reply }) = self.requests.try_recv() {
@@ -106,8 +106,8 @@ impl Ending {
     fn finish(&mut self) {
         self.finished = true;
         for reply in &self.waiting {
-            // Somebody who does not wait for it is fine.
-            let _gone = reply.send(());
+            // The requester may have stopped waiting.
+            let _dropped = reply.send(());
         }
     }
 }
@@ -117,19 +117,19 @@ struct UblkDriver<V, W: KernelQueues> {
     lineage: Lineage,
     device: u32,
     shared: Arc<Shared>,
-    /// Before the event loop: its commands go through it.
+    /// Declared before the event loop, which its commands use.
     queue: W::Queue,
     wakeups: W,
     volume: EndpointVolume<V>,
     buffers: Buffers,
     slots: Slots,
-    /// Requests that the volume could not take yet.
+    /// Requests that wait for a slot in the volume.
     backlog: VecDeque<u16>,
-    /// Whether a request has come: the volume is open from then on.
+    /// Whether a request has come: then the volume is open.
     used: bool,
     ending: Ending,
     lines: Throttle,
-    /// Errors that a line was written for.
+    /// Errors that were logged.
     logged_errors: u64,
 }
 
@@ -172,7 +172,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
         if self.wakeups.take_marks() & 1 << MARK_DOORBELL == 0 || !self.ending.take_requests() {
             return;
         }
-        // What waits here waits for the next server from now on, and what waits for room is not waited for.
+        // From now on the backlog is left to the next server, and requests that wait for space are given up.
         while let Some(tag) = self.backlog.pop_front() {
             self.keep(tag);
         }
@@ -184,7 +184,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
         self.shared.metrics.kept.add(1);
     }
 
-    /// Takes what the kernel has sent: no more than the queue has requests.
+    /// Handles the commands that the kernel has completed: no more than the queue has requests.
     fn take_commands(&mut self) -> bool {
         let mut any = false;
         while let Some(Completed { tag, result }) = self.queue.next_completed() {
@@ -204,7 +204,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
         any
     }
 
-    /// The device is stopped.
+    /// Handles the stop of the device.
     fn lose(&mut self, tag: u16, result: i32) {
         let first = !self.slots.is_stopped();
         self.slots.lose(tag);
@@ -241,7 +241,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
         self.queue.commit_and_fetch(tag, result, buffer);
     }
 
-    /// Gives the request of `tag` to the volume, or answers it; `false`: it has to wait.
+    /// Submits the request of `tag` to the volume, or answers it; `false`: it has to wait.
     fn try_submit(&mut self, tag: u16) -> bool {
         let Some(request) = self.slots.request(tag) else {
             debug_assert!(false, "a request that the driver does not have");
@@ -257,7 +257,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
                 let segments = [Segment {
                     region: self.buffers.id.0,
                     len: if request.has_data() {
-                        // Decoded: no longer than a buffer.
+                        // Validated: no longer than a buffer.
                         u32::try_from(request.len).unwrap_or(BUFFER_LEN)
                     } else {
                         0
@@ -307,7 +307,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
         any
     }
 
-    /// Takes what the volume reports: no more than there are requests, and what becomes of the volume.
+    /// Handles the reports of the volume: no more than there are requests, and changes of the volume's state.
     fn take_reports(&mut self) -> bool {
         let mut any = false;
         loop {
@@ -353,7 +353,7 @@ impl<V: Volumes, W: KernelQueues> UblkDriver<V, W> {
         busy
     }
 
-    /// Logs that the kernel gets errors.
+    /// Logs that requests fail.
     fn report_errors(&mut self) {
         let errors = self.shared.metrics.errors.get();
         let fresh = errors.wrapping_sub(self.logged_errors);
@@ -386,7 +386,7 @@ impl<V: Volumes, W: KernelQueues> Driver for UblkDriver<V, W> {
         if let Some(due) = self.volume.due() {
             self.wakeups.alarm(due);
         }
-        // Whatever else comes is signalled: a poll that had work left would not have been idle.
+        // Anything else that comes is signalled: a poll with work left would not have returned idle.
         match self.slots.taken() > 0 || self.volume.changes() {
             true => Activity::Waiting,
             false => Activity::Idle,

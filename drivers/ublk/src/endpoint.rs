@@ -22,8 +22,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Prepares to serve a device. The seed becomes its driver on the data thread, which asks for requests at once; the kernel
-    /// has some when the device is started, or its recovery is ended.
+    /// Prepares to serve a device. The seed becomes its driver on the data thread, which fetches requests at once; the first ones come when
+    /// the device is started, or its recovery is ended.
     ///
     /// # Errors
     /// [`ErrorCode::Io`] without a descriptor to spare.
@@ -73,7 +73,7 @@ impl archipelago_endpoint::Endpoint for Endpoint {
         })
     }
 
-    /// The device's size is the daemon's business.
+    /// The daemon sets the device's size.
     fn resized(&self, _size: u64) {}
 
     fn detach(&mut self, how: Detach) -> Result<(), Error> {
@@ -82,7 +82,7 @@ impl archipelago_endpoint::Endpoint for Endpoint {
         if self.requests.send(DetachRequest { how, reply }).is_ok() {
             // The write fails only if the counter is full: then the thread is being woken already.
             let _full = self.doorbell.write(1);
-            // A data thread that has ended serves nobody.
+            // A data thread that has ended has no clients.
             let _ended = answer.recv();
         }
         Ok(())

@@ -1,14 +1,14 @@
-//! Which kernels are fit for ublk: those with known faults are refused by name.
+//! Which kernels support ublk: those with known faults are refused by name.
 
 use std::fmt;
 
 use archipelago_protocol::{Error, ErrorCode};
 
-/// What to do without ublk.
+/// The alternatives to ublk.
 pub const ALTERNATIVES: &str = "over NBD (`archipelago volume attach NAME --nbd`), or as a file through FUSE (`archipelago mount DIR`)";
 
-/// Kernels that crash, with what is known of them. Sources: the fix "ublk: fix NULL dereference" of Linux 6.18.6, and the bug
-/// trackers of storage systems that met them.
+/// Kernels that crash, with the known cause. Sources: the fix "ublk: fix NULL dereference" of Linux 6.18.6, and the bug trackers of storage
+/// systems that were affected.
 const FAULTY: [Fault; 2] = [
     Fault {
         versions: Versions::Stable {
@@ -32,9 +32,9 @@ struct Fault {
     what: &'static str,
 }
 
-/// Kernels, the ends included.
+/// A range of kernels, both ends included.
 enum Versions {
-    /// Of a stable series, unless a distribution counts its own builds of patch level 0.
+    /// A stable series, except a distribution's own builds of patch level 0.
     Stable {
         series: (u32, u32),
         patches: (u32, u32),
@@ -47,12 +47,12 @@ enum Versions {
     },
 }
 
-/// A kernel's release as `uname -r` has it: `6.17.0-1015-azure`, `6.12.117+deb12-cloud-amd64`.
+/// A kernel's release as `uname -r` prints it: `6.17.0-1015-azure`, `6.12.117+deb12-cloud-amd64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     series: (u32, u32),
     patch: u32,
-    /// The number behind the first dash, if one stands there.
+    /// The number behind the first dash, if there is one.
     build: Option<u32>,
     text: String,
 }
@@ -65,7 +65,7 @@ impl Release {
         Release::parse(names.release().to_str()?)
     }
 
-    /// The release that is written as `text`.
+    /// Parses a release.
     #[must_use]
     pub fn parse(text: &str) -> Option<Release> {
         let (version, rest) =
@@ -88,10 +88,10 @@ impl Release {
         })
     }
 
-    /// Whether ublk may be used on it.
+    /// Checks that ublk may be used on this kernel.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] naming the fault, and what to use in place of ublk.
+    /// [`ErrorCode::Unsupported`], naming the fault, and the alternatives to ublk.
     pub fn check(&self) -> Result<(), Error> {
         let Some(fault) = FAULTY.iter().find(|fault| fault.versions.have(self)) else {
             return Ok(());

@@ -2,26 +2,25 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`kernel`] | which kernels are fit for it |
+//! | [`kernel`] | which kernels support ublk without known faults |
 //! | [`control`] | devices: made, started, recovered, stopped, removed; for the privileged process |
-//! | [`layout`] | how many requests a device has, and where their data is |
+//! | [`layout`] | the number of requests of a device, and where their data is |
 //! | `request` | a request of the kernel, decoded and checked |
 //! | [`queue`] | the kernel's side of a queue, and the trait that gives one to a driver |
-//! | `slots` | which requests of a queue the kernel has, and which the driver |
+//! | `slots` | the owner of each request of a queue: the kernel or the driver |
 //! | `config` | how a volume is attached |
 //! | `driver` | serves a device on the data thread |
 //! | `endpoint`, `shared` | the half that control sees; what both halves share |
 //! | `metrics` | figures |
 //!
-//! Two processes have part in a device: the daemon, which is privileged, gives commands on the control device ([`Control`]) and
-//! opens the device's queue; the data process, which has no privileges, is handed that descriptor and serves the queue through
-//! its own io_uring.
+//! A device involves two processes: the daemon, which is privileged, gives commands on the control device ([`Control`]) and opens the
+//! device's queue; the data process, which has no privileges, receives that descriptor and serves the queue through its own io_uring.
 //!
-//! One design decision: the driver takes a [`KernelQueue`] from its event loop, so that the same driver runs beside a kernel in
-//! memory, which loses, repeats and delays what it likes.
+//! One design decision: the driver takes a [`KernelQueue`] from its event loop, so that tests run the same driver with a simulated kernel,
+//! which loses, repeats and delays requests.
 //!
-//! This crate never knows a volume's content or a backend, and never retries a request: what was not answered the kernel itself
-//! gives to the device's next server.
+//! This crate contains nothing of a volume's content or a backend, and never retries a request: the kernel itself sends requests without an
+//! answer to the device's next server.
 
 #![forbid(unsafe_code)]
 

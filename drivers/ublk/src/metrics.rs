@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::request::Request;
 
 counters! {
-    /// Requests that are not answered now.
+    /// Requests in flight now.
     in_flight,
     /// Read requests answered.
     reads,
@@ -33,7 +33,7 @@ counters! {
     volume_refusals,
     /// Times the volume could not be opened.
     open_failures,
-    /// Requests that the next server gets, because this one was about to end.
+    /// Requests left to the next server, because this one was about to end.
     kept,
 }
 

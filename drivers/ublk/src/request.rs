@@ -1,4 +1,4 @@
-//! A request of the kernel, decoded and checked.
+//! A request of the kernel, decoded and validated.
 
 use archipelago_endpoint::NotServed;
 use archipelago_protocol::ErrorCode;
@@ -9,18 +9,18 @@ use nix::errno::Errno;
 
 use crate::layout::BUFFER_LEN;
 
-/// What the kernel asks for.
+/// A validated request of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) op: VolumeOp,
-    /// First byte.
+    /// Offset in the volume.
     pub(crate) offset: u64,
     pub(crate) len: u64,
 }
 
 impl Request {
     /// # Errors
-    /// What the kernel is answered at once.
+    /// The error to answer at once.
     pub(crate) fn decode(descriptor: &Descriptor) -> Result<Request, Errno> {
         let flags = descriptor.op_flags;
         let durable = flags & operation::FUA != 0;
@@ -54,12 +54,12 @@ impl Request {
         }
     }
 
-    /// Whether bytes of its buffer are meant.
+    /// Whether it uses bytes of its buffer.
     pub(crate) fn has_data(&self) -> bool {
         matches!(self.op, VolumeOp::Read | VolumeOp::Write { .. })
     }
 
-    /// What the kernel is answered.
+    /// The answer to the kernel.
     pub(crate) fn answer(&self, result: Result<(), Errno>) -> i32 {
         match result {
             // At most the length of a buffer.
@@ -80,7 +80,7 @@ pub(crate) fn errno(code: ErrorCode) -> Errno {
     }
 }
 
-/// What the kernel gets while the volume is not served.
+/// The error for the kernel while the volume is not served.
 pub(crate) fn unserved(why: NotServed) -> Errno {
     match why {
         NotServed::NoSpace => Errno::ENOSPC,

@@ -9,7 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::metrics::Metrics;
 
-/// A request to detach. The answer comes when it is done; none if the data thread has ended.
+/// A request to detach. The answer comes when it is done; there is none if the data thread has ended.
 #[derive(Debug)]
 pub(crate) struct DetachRequest {
     pub(crate) how: Detach,
@@ -24,9 +24,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The device was stopped.
+    /// Records that the device was stopped.
     pub(crate) fn lose_device(&self) {
-        // Relaxed: for people only.
+        // Relaxed: shown to users only.
         self.is_stopped.store(true, Ordering::Relaxed);
     }
 
@@ -36,7 +36,7 @@ impl Shared {
     }
 }
 
-/// A doorbell: what is rung, and what is watched.
+/// A doorbell: the descriptor to ring, and the one to watch.
 pub(crate) fn doorbell() -> std::io::Result<(EventFd, OwnedFd)> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let made = EventFd::from_value_and_flags(0, flags)?;

@@ -1,4 +1,4 @@
-//! Which requests of a queue the kernel has, and which the driver.
+//! The owner of each request of a queue: the kernel or the driver.
 //!
 //! | a slot is | leaves it by |
 //! |---|---|
@@ -9,7 +9,7 @@
 
 use crate::request::Request;
 
-/// A request's place.
+/// The state of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
     Fetching,
@@ -18,7 +18,7 @@ enum Slot {
     Stopped,
 }
 
-/// The places of a queue's requests, by their tags.
+/// The states of a queue's requests, by their tags.
 #[derive(Debug)]
 pub(crate) struct Slots {
     slots: Vec<Slot>,
@@ -28,7 +28,7 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Of `depth` requests, all of which the kernel is asked for.
+    /// `depth` requests, all of which are being fetched.
     pub(crate) fn new(depth: u16) -> Slots {
         Slots {
             slots: vec![Slot::Fetching; usize::from(depth)],
@@ -53,7 +53,7 @@ impl Slots {
         self.stopped > 0
     }
 
-    /// Whether the kernel has the command of `tag`.
+    /// Whether a request for `tag` is being fetched.
     pub(crate) fn is_fetching(&self, tag: u16) -> bool {
         self.slots.get(usize::from(tag)) == Some(&Slot::Fetching)
     }
@@ -89,7 +89,7 @@ impl Slots {
         self.change(tag, Slot::Taken(request));
     }
 
-    /// The kernel is asked for the next one.
+    /// Records that the next request for `tag` is being fetched.
     pub(crate) fn fetch(&mut self, tag: u16) {
         self.change(tag, Slot::Fetching);
     }

@@ -1,8 +1,8 @@
-//! Messages that the crate `vhost` hides or does not know, handled before it sees them.
+//! Messages that the crate `vhost` hides or does not support, handled before it sees them.
 //!
 //! * SET_BACKEND_REQ_FD: the crate keeps the back channel's socket to itself and has no sender for config changes, so the
 //!   message is received here.
-//! * SET_LOG_FD: unknown to the crate, which would break the connection. The descriptor is of no use to us.
+//! * SET_LOG_FD: the crate does not support it, and would break the connection. The descriptor is not needed here.
 
 use std::fs::File;
 use std::io::Write;
@@ -76,7 +76,7 @@ pub(crate) fn peek(stream: &UnixStream) -> Option<Header> {
             Ok(HEADER_LEN) => return Some(Header::from_bytes(bytes)),
             Err(nix::errno::Errno::EINTR) => {}
             Ok(0) | Err(_) => return None,
-            // A header in pieces: the crate waits for the rest, and refuses it if it is one of ours.
+            // A header in parts: the crate waits for the rest, and refuses the message if it is one of ours.
             Ok(_) => return Some(Header::UNKNOWN),
         }
     }
@@ -89,7 +89,7 @@ pub(crate) struct BackChannel {
 }
 
 impl BackChannel {
-    /// Takes the message if it is one of ours. `Ok(false)`: it is the crate's.
+    /// Takes the message if it is one of ours. `Ok(false)`: the crate handles it.
     pub(crate) fn take(&mut self, stream: &UnixStream, header: Header) -> std::io::Result<bool> {
         if ![SET_LOG_FD, SET_BACKEND_REQ_FD].contains(&header.request) {
             return Ok(false);

@@ -1,10 +1,10 @@
 //! Descriptor chains: from a head index to the request's readable and writable pieces.
 //!
 //! Invariants
-//! - Each descriptor is copied once, and only the copy is looked at.
+//! - Each descriptor is copied once, and only the copy is used.
 //! - A walk ends after [`CHAIN_MAX`] descriptors whatever the ring contains, so loops and long chains cost a bounded amount.
 //! - A bad address or a piece out of order does not end the walk ([`Chain::fault`]), so that such a request still gets
-//!   its status byte. What hides the chain's end does end it.
+//!   its status byte. A fault that hides the chain's end does end the walk.
 
 use std::sync::atomic::Ordering;
 
@@ -12,7 +12,7 @@ use archipelago_protocol::volume::Segment;
 
 use crate::memory::{MemoryTable, Place};
 
-/// Descriptors of one request at most: 254 data segments, header, status, and room for guests that split those.
+/// Most descriptors of one request: 254 data segments, header, status, and room for guests that split those.
 pub const CHAIN_MAX: usize = 512;
 /// Bytes of a descriptor.
 pub const DESCRIPTOR_LEN: u64 = 16;
@@ -57,7 +57,7 @@ pub enum ChainError {
         /// Its bytes.
         len: u32,
     },
-    /// An indirect table of no or of odd length.
+    /// An indirect table of length zero, or of an odd length.
     #[error("an indirect table of {len} bytes is not a multiple of {DESCRIPTOR_LEN} above 0")]
     TableLen {
         /// Its bytes.
@@ -69,7 +69,7 @@ pub enum ChainError {
     /// An indirect descriptor within an indirect table.
     #[error("an indirect descriptor stands in an indirect table")]
     Nested,
-    /// A chain that goes on after an indirect descriptor.
+    /// A chain that continues after an indirect descriptor.
     #[error("an indirect descriptor has the flag NEXT")]
     NextAndIndirect,
     /// A readable piece after a writable one.
@@ -88,17 +88,17 @@ struct Descriptor {
 /// A request's pieces. One is kept per device and filled again for each request.
 #[derive(Debug, Default)]
 pub struct Chain {
-    /// What the device may read.
+    /// Pieces that the device may read.
     pub readable: Vec<Segment>,
-    /// What the device may write.
+    /// Pieces that the device may write.
     pub writable: Vec<Segment>,
     /// Guest addresses of `writable`.
     pub addresses: Vec<u64>,
-    /// Descriptors looked at.
+    /// Number of descriptors read.
     pub descriptors: usize,
-    /// What makes this no request, though its end was found.
+    /// Why the chain is not a valid request, although its end was found.
     pub fault: Option<ChainError>,
-    /// Whether the last descriptor was a writable one that could be found.
+    /// Whether the last descriptor was a writable one in guest memory.
     ends_writable: bool,
     scratch: Vec<u64>,
 }
@@ -121,7 +121,7 @@ impl Chain {
     /// Walks the chain that starts at `head` of the table of `size` descriptors at `table`.
     ///
     /// # Errors
-    /// What hides the end of the chain, and with it the place of the status byte.
+    /// The fault that hides the end of the chain, and with it the place of the status byte.
     pub fn walk(
         &mut self,
         memory: &MemoryTable,
@@ -147,7 +147,7 @@ impl Chain {
             let place = table.offset + u64::from(index) * DESCRIPTOR_LEN;
             let descriptor = load(&table, place).ok_or(ChainError::Unreadable { index })?;
             if descriptor.flags & INDIRECT != 0 {
-                // WRITE means nothing here, and is ignored: section 2.7.5.3.2.
+                // WRITE has no meaning here, and is ignored: section 2.7.5.3.2.
                 indirect = indirect.used()?;
                 let Descriptor { address, len, .. } = descriptor;
                 if descriptor.flags & NEXT != 0 {
@@ -195,7 +195,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Takes the last writable byte away: the status byte. Where it is, and its guest address.
+    /// Removes the last writable byte, the status byte. Returns its place and its guest address.
     pub fn take_status(&mut self) -> Option<(Segment, u64)> {
         if !self.ends_writable {
             return None;
@@ -216,7 +216,7 @@ impl Chain {
         Some((status, address))
     }
 
-    /// Takes the first `into.len()` readable bytes away, into `into`. `false`: there are not so many.
+    /// Removes the first `into.len()` readable bytes, and copies them into `into`. `false`: there are fewer.
     #[must_use]
     pub fn take_readable(&mut self, memory: &MemoryTable, into: &mut [u8]) -> bool {
         let mut done = 0;
@@ -255,7 +255,7 @@ impl Chain {
     }
 }
 
-/// Whether an indirect descriptor may stand here.
+/// Whether a descriptor may be an indirect one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {
     /// The feature was negotiated and this is the ring's own table.
@@ -267,7 +267,7 @@ pub enum Allowed {
 }
 
 impl Allowed {
-    /// What holds within the indirect table.
+    /// The rule within the indirect table.
     fn used(self) -> Result<Allowed, ChainError> {
         match self {
             Allowed::Yes => Ok(Allowed::Nested),

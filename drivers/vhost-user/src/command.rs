@@ -1,9 +1,9 @@
-//! What the thread of a connection asks of the device on the data thread.
+//! Commands of a connection's thread to the device on the data thread.
 //!
 //! Invariants
-//! - Everything that could block, map or allocate much has been done before a command is sent: the device only takes over.
-//! - Each command is answered once, when it is true: a stopped ring has drained, removed memory is named by nobody. A
-//!   device that goes away drops the answer's sender, which the waiting thread sees.
+//! - Work that could block, map or allocate much is done before a command is sent: the device only applies the result.
+//! - Each command is answered once, when it has taken effect: a stopped ring has drained, no request names removed memory. A device that
+//!   ends drops the sender of the answer, which the waiting thread sees.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -28,7 +28,7 @@ pub enum Command {
     Features(u64),
     /// One more memory slot.
     AddSlot(GuestSlot),
-    /// One memory slot less.
+    /// Removes a memory slot.
     RemoveSlot {
         /// Guest-physical address.
         guest: u64,
@@ -37,13 +37,13 @@ pub enum Command {
         /// Bytes.
         len: u64,
     },
-    /// All memory slots anew.
+    /// Replaces all memory slots.
     SetSlots(Vec<GuestSlot>),
-    /// Entries of a ring.
+    /// Number of entries of a ring.
     RingSize(u16, u16),
-    /// Places of a ring.
+    /// Addresses of a ring.
     RingAddresses(u16, RingAddresses),
-    /// Where a ring goes on.
+    /// Index at which a ring goes on.
     RingBase(u16, u16),
     /// Stops a ring; answered with [`Answer::Base`].
     StopRing(u16),
@@ -57,20 +57,20 @@ pub enum Command {
     Enable(u16, bool),
     /// The dirty log.
     Log(DirtyLog),
-    /// Where requests in flight are noted.
+    /// The region that records requests in flight.
     InFlight {
         /// The mapping.
         region: Region,
-        /// Where the area starts in it.
+        /// Offset of the area in it.
         start: u64,
         /// Queues it has room for.
         queues: u16,
         /// Entries of each.
         size: u16,
     },
-    /// Asks what the device sees of its rings; answered with [`Answer::Rings`].
+    /// Asks for the visible state of the rings; answered with [`Answer::Rings`].
     Look,
-    /// Back to the state at power-on, memory excepted.
+    /// Resets the device to its state at power-on, except memory.
     Reset,
     /// The front end has disconnected.
     Disconnected,
@@ -78,29 +78,29 @@ pub enum Command {
     Detach,
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// Done.
     Done,
-    /// The ring has stopped; it goes on here.
+    /// The ring has stopped; it goes on at this index.
     Base(u16),
-    /// What is seen of the rings.
+    /// The visible state of the rings.
     Rings(RingsSeen),
-    /// Nothing was changed, and why.
+    /// Nothing was changed, for this reason.
     Refused(Refusal),
 }
 
-/// Why a command has changed nothing.
+/// Why a command was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No queue has the index.
     #[error("there is no such queue")]
     NoSuchQueue,
-    /// Only a stopped ring is set up.
+    /// The ring must be stopped before it is set up.
     #[error("the ring is running")]
     RingRuns,
-    /// A size that rings do not have.
+    /// An illegal size of a ring.
     #[error("a ring of {0} entries is not a power of two in 1..={RING_SIZE_MAX}")]
     RingSize(u16),
     /// The kick eventfd cannot be watched: the errno, if there is one.
@@ -109,28 +109,28 @@ pub enum Refusal {
     /// Features that were not offered.
     #[error("features {0:#x} were not offered")]
     Features(u64),
-    /// Memory that is there already.
+    /// The memory overlaps a slot.
     #[error("the memory slot overlaps another one")]
     SlotsOverlap,
-    /// Memory that is not there.
+    /// There is no such memory slot.
     #[error("there is no such memory slot")]
     NoSuchSlot,
-    /// More memory than there may be.
+    /// The limit of memory slots is reached.
     #[error("there are {MEMORY_SLOTS_MAX} memory slots already")]
     TooManySlots,
-    /// The volume peer takes no more regions.
+    /// The volume peer accepts no more regions.
     #[error("the volume peer has no room for a region")]
     TooManyRegions,
 }
 
-/// A command and where its answer goes.
+/// A command, and the channel for its answer.
 #[derive(Debug)]
 pub struct Message {
     pub(crate) command: Command,
     pub(crate) reply: Sender<Answer>,
 }
 
-/// The way to the device: a channel of commands, and the doorbell that wakes the device's thread.
+/// The channel to the device: commands, and the doorbell that wakes the device's thread.
 #[derive(Debug, Clone)]
 pub(crate) struct CommandChannel {
     commands: Sender<Message>,

@@ -1,4 +1,4 @@
-//! What a device offers: how it is attached, feature bits, and the configuration space of virtio-blk.
+//! How a device is attached, its feature bits, and the configuration space of virtio-blk.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use archipelago_protocol::ids::SECTOR_SIZE;
 use archipelago_protocol::{Error, ErrorCode, ServedVolume};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
-/// Queues of one device at most: QEMU's default is one per vCPU.
+/// Most queues of one device: QEMU's default is one per vCPU.
 pub const QUEUES_MAX: u16 = 256;
-/// Entries of one ring at most, as the virtio specification has it.
+/// Most entries of one ring: the virtio specification's limit.
 pub const RING_SIZE_MAX: u16 = 32_768;
 /// Data segments of one request that a guest may use.
 pub const SEG_MAX: u32 = 254;
-/// Ranges of one discard or write-zeroes request at most.
+/// Most ranges of one discard or write-zeroes request.
 pub const RANGES_MAX: usize = 32;
-/// Sectors of one such range at most: 1 GiB, so that one request is a bounded amount of work for the mapper.
+/// Most sectors of one such range: 1 GiB, so that one request is a bounded amount of work for the mapper.
 pub const RANGE_SECTORS_MAX: u32 = 1 << 21;
-/// Bytes of the configuration space that mean something.
+/// Bytes of the configuration space that are defined.
 pub const CONFIG_LEN: usize = 60;
-/// Where the write-cache byte stands in it.
+/// Offset of the write-cache byte in it.
 pub const WRITEBACK_AT: u32 = 32;
-/// Bytes that GET_ID gives.
+/// Bytes of the answer to GET_ID.
 pub const SERIAL_LEN: usize = 20;
 
 /// Feature bits: virtio 1.2, sections 5.2.3 and 6.
@@ -44,7 +44,7 @@ pub mod feature {
     pub const DISCARD: u64 = 1 << 13;
     /// Write-zeroes requests.
     pub const WRITE_ZEROES: u64 = 1 << 14;
-    /// Legacy: an interrupt when the ring runs empty, whatever the guest asked for. Not offered.
+    /// Legacy: an interrupt when the ring runs empty, whatever the guest has requested. Not offered.
     pub const NOTIFY_ON_EMPTY: u64 = 1 << 24;
     /// vhost: log what is written into guest memory.
     pub const LOG_ALL: u64 = 1 << 26;
@@ -58,33 +58,32 @@ pub mod feature {
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;
     /// Virtio 1.
     pub const VERSION_1: u64 = 1 << 32;
-    /// Memory is accessed in the order that the platform's devices keep. Not offered.
+    /// Memory is accessed in the order that the platform's devices use. Not offered.
     pub const ORDER_PLATFORM: u64 = 1 << 36;
 
-    /// What a front end may show to its guest without asking us, and what is kept without the guest's asking: any layout
-    /// is understood, and the ring is accessed with the barriers that a device of the platform would need.
+    /// Features that a front end may show to its guest although they were not offered, and that are honoured: every layout is supported,
+    /// and the ring is accessed with the barriers that a device of the platform would need.
     pub const KEPT_UNASKED: u64 = ANY_LAYOUT | ORDER_PLATFORM;
 }
 
 /// How a volume is attached.
 #[derive(Debug, Clone)]
 pub struct AttachConfig {
-    /// What every kind of endpoint has.
+    /// The settings of every kind of endpoint.
     pub volume: ServedVolume,
-    /// Where the socket is made; a stale socket there is replaced.
+    /// Path of the socket; a stale socket there is replaced.
     pub socket: PathBuf,
-    /// Mode bits of the socket; [`AttachConfig::SOCKET_MODE`] unless a group shall get in.
+    /// Mode bits of the socket; [`AttachConfig::SOCKET_MODE`] unless a group shall have access.
     pub socket_mode: u32,
     /// Queues offered: 1 to [`QUEUES_MAX`].
     pub queues: u16,
-    /// A front end that connects, or starts its rings, again and again waits until this has passed for each time; a burst
-    /// is free.
+    /// A front end that connects or starts its rings repeatedly waits for this time before each start; a burst is free.
     /// Zero: never. [`AttachConfig::START_INTERVAL`] unless front ends are trusted.
     pub start_interval: Duration,
 }
 
 impl AttachConfig {
-    /// The owner alone.
+    /// Access for the owner alone.
     pub const SOCKET_MODE: u32 = 0o600;
     /// Four a second: each start costs the pool some synced writes.
     pub const START_INTERVAL: Duration = Duration::from_millis(250);
@@ -134,8 +133,8 @@ impl AttachConfig {
         always | ring | access | many
     }
 
-    /// Virtio features that a front end may set: those offered, and some that QEMU shows to a guest without asking (legacy
-    /// guests see ANY_LAYOUT by default).
+    /// Virtio features that a front end may set: the offered ones, and some that QEMU shows to a guest by itself (legacy guests see
+    /// ANY_LAYOUT by default).
     #[must_use]
     pub fn accepted_features(&self) -> u64 {
         self.features() | feature::KEPT_UNASKED | feature::NOTIFY_ON_EMPTY
@@ -165,7 +164,7 @@ impl AttachConfig {
         space
     }
 
-    /// What GET_ID answers.
+    /// The answer to GET_ID.
     #[must_use]
     pub fn id(&self) -> [u8; SERIAL_LEN] {
         let mut id = [0; SERIAL_LEN];

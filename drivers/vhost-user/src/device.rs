@@ -2,11 +2,11 @@
 //!
 //! | part | subject |
 //! |---|---|
-//! | `EndpointVolume`, of `drivers/endpoint` | the volume: when it is open, and what requests get |
-//! | `commands`, `control` | what the front end asks for besides requests |
-//! | `negotiated`, `guest_memory`, `rings` | what front end and device have agreed on; memory; queues |
+//! | `EndpointVolume`, of `drivers/endpoint` | the volume: when it is open, and what happens to requests |
+//! | `commands`, `control` | commands of the front end |
+//! | `negotiated`, `guest_memory`, `rings` | the result of the negotiation; memory; queues |
 //! | `reader`, `serve`, `backlog` | the data path: chains to requests, requests to the volume, completions to the guest |
-//! | `recall` | commands that would wait with requests that wait for room |
+//! | `recall` | commands that would wait for requests that wait for space |
 
 mod backlog;
 mod commands;
@@ -44,15 +44,15 @@ use negotiated::{FrontEnd, Negotiated};
 use reader::RequestReader;
 use rings::Rings;
 
-/// Reports of the volume taken in one turn.
+/// Most reports of the volume handled in one turn.
 const REPORTS_PER_TURN: usize = 256;
 
-/// How the volume's answers are to be taken.
+/// How the volume's answers are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Completions {
-    /// As they are.
+    /// As final results.
     Final,
-    /// What has no room was recalled, and is done again.
+    /// Requests without space were recalled, and are done again.
     Recalled,
 }
 
@@ -70,7 +70,7 @@ pub struct Device<V, W> {
     rings: Rings,
     reader: RequestReader,
     backlog: Backlog,
-    /// Counts what was answered without the volume.
+    /// Counts requests that were answered without the volume.
     throttle: AnswerThrottle,
     failures: FailureLog,
 }
@@ -115,7 +115,7 @@ impl DeviceSeed {
 }
 
 impl<V: Volumes, W: Wakeups> Device<V, W> {
-    /// Takes what the volume reports.
+    /// Handles the reports of the volume.
     fn take_reports(&mut self, completions: Completions) -> bool {
         let mut any = false;
         for _ in 0..REPORTS_PER_TURN {
@@ -152,7 +152,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         self.volume.settle(wanted, idle, || self.wakeups.now())
     }
 
-    /// Whether something goes on once the volume peer has done its part, which no wake-up announces.
+    /// Whether the device goes on after progress of the volume peer, which no wake-up announces.
     fn waits_for_volume(&self) -> bool {
         let commands = self.commands.any_waits() || !self.memory.is_settled();
         let requests = self.rings.in_flight() > 0 || !self.backlog.is_clear();

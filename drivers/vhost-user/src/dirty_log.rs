@@ -1,10 +1,9 @@
 //! The dirty log of a live migration: a bit for each 4 KiB page of guest memory that was written.
 //!
 //! Invariants
-//! - A bit is set after the write it stands for: a front end that clears the bit and copies the page in between would
-//!   miss the write otherwise.
+//! - A bit is set after its write: otherwise a front end that clears the bit and copies the page in between would miss the write.
 //! - The memory cannot shrink (sealed), so no store to it can fault.
-//! - A page beyond the log is left out: the front end has no place for it.
+//! - A page beyond the log is not recorded: the front end has no place for it.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-/// Bytes that a bit stands for.
+/// Bytes of guest memory per bit.
 const PAGE: u64 = 4096;
 
 /// A mapped dirty log.
@@ -53,7 +52,7 @@ impl DirtyLog {
         })
     }
 
-    /// Notes that `len` bytes at guest address `address` were written.
+    /// Records that `len` bytes at guest address `address` were written.
     pub fn mark(&self, address: u64, len: u64) {
         if len == 0 {
             return;

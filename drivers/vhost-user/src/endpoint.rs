@@ -28,7 +28,7 @@ pub struct Endpoint {
     device: CommandChannel,
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
-    /// Goes with it.
+    /// The socket's file, which is removed with the endpoint.
     _file: SocketFile,
 }
 
@@ -106,7 +106,7 @@ impl Endpoint {
         self.shared.metrics.read()
     }
 
-    /// Why the guest is not served, though nothing has failed.
+    /// Why the guest cannot be served, although nothing has failed.
     #[must_use]
     pub fn problem(&self) -> Option<Problem> {
         self.shared.problem()

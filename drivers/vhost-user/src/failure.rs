@@ -1,5 +1,5 @@
-//! Why guests get error statuses, and how that is logged: the first at once, then one line for all of an interval, because
-//! a guest can make errors as fast as requests.
+//! Why guests get error statuses, and how errors are logged: the first at once, then one line per interval, because a guest can cause
+//! errors as fast as requests.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,25 +11,25 @@ use crate::chain::ChainError;
 use crate::config::{RANGE_SECTORS_MAX, RANGES_MAX, SERIAL_LEN};
 use crate::request_kind::{Kind, Status};
 
-/// One line of a device in this time at most.
+/// At most one line of a device in this time.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a request has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// No request of a kind that is known.
+    /// An unknown kind of request.
     #[error("request type {0} is not known")]
     UnknownRequest(u32),
-    /// A range of a discard or write-zeroes request has a flag that is not known.
+    /// A range of a discard or write-zeroes request has an unknown flag.
     #[error("a range has an unknown flag")]
     UnknownFlag,
-    /// The chain cannot be a request.
+    /// The chain is not a valid request.
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// No header.
     #[error("the request is shorter than its header of 16 bytes")]
     Header,
-    /// Outside the volume, or no whole sectors.
+    /// Outside the volume, or not whole sectors.
     #[error("{len} bytes at sector {sector} are not whole sectors within a volume of {size} bytes")]
     Outside {
         /// First sector.
@@ -39,10 +39,10 @@ pub enum Failure {
         /// Bytes of the volume.
         size: u64,
     },
-    /// A write to what is read-only.
+    /// A write to a read-only volume.
     #[error("the volume is attached read-only")]
     ReadOnly,
-    /// No room for the serial.
+    /// The buffer is too short for the serial.
     #[error("the buffer for the serial has {0} bytes instead of {SERIAL_LEN}")]
     Serial(u64),
     /// A list of ranges of a wrong length.
@@ -69,7 +69,7 @@ impl From<NotServed> for Failure {
 }
 
 impl Failure {
-    /// What the guest is answered.
+    /// The status for the guest.
     #[must_use]
     pub fn status(self) -> Status {
         match self {
@@ -98,17 +98,17 @@ impl fmt::Display for Failed {
     }
 }
 
-/// Which errors of a device are logged.
+/// Decides which errors of a device are logged.
 #[derive(Debug, Default)]
 pub(crate) struct FailureLog {
-    /// Until then errors are only counted.
+    /// Before this time errors are only counted.
     until: Option<Duration>,
-    /// Errors not logged, and the last one of them.
+    /// The number of errors that were not logged, and the last one of them.
     unreported: Option<(u64, Failed)>,
 }
 
 impl FailureLog {
-    /// Notes an error at `now`. Whether to log it at once.
+    /// Records an error at `now`. Returns whether to log it at once.
     pub(crate) fn note(&mut self, failed: Failed, now: Duration) -> bool {
         if self.until.is_none() {
             self.until = Some(now.saturating_add(INTERVAL));
@@ -119,7 +119,7 @@ impl FailureLog {
         false
     }
 
-    /// When there is something to report.
+    /// When the next report is due.
     pub(crate) fn due(&self) -> Option<Duration> {
         self.until.filter(|_| self.unreported.is_some())
     }
@@ -129,7 +129,7 @@ impl FailureLog {
         self.until.is_some()
     }
 
-    /// What is to be reported at `now`: the number of errors since the last line, and the last of them.
+    /// The report that is due at `now`: the number of errors since the last line, and the last of them.
     pub(crate) fn take(&mut self, now: Duration) -> Option<(u64, Failed)> {
         if self.until.is_none_or(|until| now < until) {
             return None;
@@ -139,7 +139,7 @@ impl FailureLog {
         report
     }
 
-    /// What is not reported yet; begins anew.
+    /// The errors that were not reported; starts anew.
     pub(crate) fn end(&mut self) -> Option<(u64, Failed)> {
         std::mem::take(self).unreported
     }

@@ -1,4 +1,4 @@
-//! A device without socket or threads, for fuzzing only: feature `fuzzing`, no promise to anybody.
+//! A device without socket or threads, for fuzzing only: feature `fuzzing`, without any guarantee.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::device::DeviceSeed;
 use crate::endpoint::eventfd;
 use crate::shared::Shared;
 
-/// The way to a device that no front end has.
+/// The channel to a device without a front end.
 #[derive(Debug)]
 pub struct CommandSender(Sender<Message>);
 

@@ -1,4 +1,4 @@
-//! Messages of a front end, as the crate `vhost` gives them, turned into commands for the device.
+//! Messages of a front end, as the crate `vhost` parses them, turned into commands for the device.
 //!
 //! Runs on the thread of the connection; mapping memory and checking descriptors happens here.
 
@@ -36,15 +36,15 @@ pub(crate) struct Handler {
     pub(crate) config: AttachConfig,
     pub(crate) shared: Arc<Shared>,
     pub(crate) device: CommandChannel,
-    /// Set when a message was refused: then the connection itself is sound.
+    /// Set when a message was refused: the connection itself is intact then.
     pub(crate) refused: bool,
-    /// Of all connections of the volume, one at a time.
+    /// Shared by all connections of the volume, which come one at a time.
     pub(crate) allowance: Arc<Allowance>,
     pub(crate) stop: Arc<Stop>,
-    /// Whether the next start is counted already: with the connection, or with another ring.
+    /// Whether the next start was counted already: with the connection, or with another ring.
     pub(crate) started: bool,
     pub(crate) check: RingCheck,
-    /// Whether a problem of this connection is in the log.
+    /// Whether a problem of this connection was logged.
     pub(crate) warned: bool,
 }
 
@@ -77,21 +77,21 @@ impl Handler {
             .map_err(|cause| self.refuse(format_args!("guest memory cannot be mapped: {cause}")))
     }
 
-    /// Memory has changed: a problem may be one no more.
+    /// Checks again after a change of memory: a problem may be solved.
     fn look_again(&mut self) {
         if self.shared.problem().is_some() {
             self.check.again(SystemClock.now());
         }
     }
 
-    /// Waits before the first start of a run, if there were too many of them.
+    /// Waits before the first start of a run, if there were too many starts.
     fn wait_to_start(&mut self) {
         if !std::mem::replace(&mut self.started, true) {
             self.stop.wait(self.allowance.start());
         }
     }
 
-    /// Looks whether the guest's requests can be seen, if it is time.
+    /// Checks whether the guest's requests are visible, if that is due.
     pub(crate) fn check_rings(&mut self) {
         let now = SystemClock.now();
         if self.check.due().is_none_or(|due| now < due) {
@@ -135,7 +135,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        // Deprecated, and understood in different ways: stopping rings is what GET_VRING_BASE and RESET_DEVICE are for.
+        // Deprecated, and interpreted in different ways: GET_VRING_BASE and RESET_DEVICE stop rings.
         Ok(())
     }
 
@@ -191,7 +191,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> Result<()> {
         let index = self.index(index)?;
         let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
-        // Far beyond any guest's memory, and so that sums of it cannot overflow.
+        // A limit far beyond any guest's memory, so that sums cannot overflow.
         let log = logged.then_some(log).filter(|log| *log < 1 << 56);
         self.change(Command::RingAddresses(
             index,
@@ -274,7 +274,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let space = self
             .config
             .space(self.shared.size(), self.shared.writeback());
-        // Front ends ask for prefixes, or for more than there is: zeros follow. The crate has bounded the size.
+        // Front ends ask for prefixes, or for more than is defined: zeros follow. The crate has limited the size.
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         let take = usize::try_from(size).unwrap_or(0);
         let bytes = space.into_iter().chain(std::iter::repeat(0));

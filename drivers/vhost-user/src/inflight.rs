@@ -1,24 +1,23 @@
-//! The in-flight region: which requests a dead endpoint had taken and not completed. Split layout of the vhost-user
-//! specification ("Inflight I/O tracking").
+//! The in-flight region: the requests that a dead endpoint had taken and not completed. Split layout of the vhost-user specification
+//! ("Inflight I/O tracking").
 //!
 //! ```text
 //! queue:  0 features u64 | 8 version u16 | 10 desc_num u16 | 12 last_batch_head u16 | 14 used_idx u16 | 16 entries
 //! entry:  0 inflight u8 | 1 padding | 6 next u16 | 8 counter u64
 //! ```
 //!
-//! Commit points. Death can come between any two stores; the next endpoint sees:
+//! Commit points. The endpoint can die between any two stores; the next endpoint sees:
 //! - [`QueueLog::taken`]: `counter` before `inflight`. Without the mark the chain is taken from the avail ring again.
 //! - [`QueueLog::batch`] links the batch through `next`, then the used index is published, then [`QueueLog::commit`]
 //!   clears the marks and stores `used_idx`. In between, `used_idx` differs from the ring's: the batch is found through
 //!   `last_batch_head` and its marks are cleared by [`QueueLog::recover`].
 //!
-//! Ordering. Nobody else reads the region while its endpoint lives; the successor maps it after the death, of which the
-//! closed socket informs the front end. What it finds is therefore what the dead thread had stored, up to some instruction: all that must be kept
-//! is the order in which the stores are made, by the compiler and by the processor. Each store that must not come before what
-//! precedes it is a Release, and pairs with the Acquire loads of `recover`.
+//! Ordering. No other process reads the region while its endpoint runs; the successor maps it after the death, of which the closed socket
+//! informs the front end. So the successor finds what the dead thread had stored, up to some instruction: only the order of the stores must
+//! be kept, by the compiler and by the processor. Each store that must not come before the preceding ones is a Release, and pairs with the
+//! Acquire loads of `recover`.
 //!
-//! The region is the front end's: every index is checked, and a region that makes no sense costs that guest its requests
-//! only.
+//! The front end can write the region: every index is validated, and an invalid region costs that guest its requests only.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -50,7 +49,7 @@ pub struct QueueLog {
 }
 
 impl QueueLog {
-    /// The part of queue `index`. `None`: the region has none for it.
+    /// The part of queue `index`. `None`: the region has no part for it.
     #[must_use]
     pub fn new(region: &Region, start: u64, index: u16, size: u16) -> Option<QueueLog> {
         let len = queue_len(size);
@@ -97,20 +96,20 @@ impl QueueLog {
     }
 
     fn mark(&self, head: u16, value: u8) {
-        // Release: what was stored before (the counter of a head that is taken, the used index that covers a head which is
-        // done) is there if the mark is. Pairs with the Acquire fence in `is_marked` of a successor. The stores that must come after
-        // the mark are Release stores themselves.
+        // Release: the earlier stores (the counter of a head that is taken, the used index that covers a head which is done) are there if
+        // the mark is. Pairs with the Acquire fence in `is_marked` of a successor. Stores that must come after the mark are Release stores
+        // themselves.
         fence(Ordering::Release);
         let stored = self.region.write(self.entry(head), &[value]);
         debug_assert!(stored.is_ok(), "heads are below the size");
     }
 
-    /// Makes the marks agree with the ring, whose used index is `used`: the heads that were taken and not completed, in
-    /// the order in which they were taken.
+    /// Makes the marks agree with the ring, whose used index is `used`. Returns the heads that were taken and not completed, in the order
+    /// in which they were taken.
     pub fn recover(&mut self, used: u16) -> Vec<u16> {
         if self.load(VERSION_AT) != VERSION || self.load(SIZE_AT) != self.size {
-            // Fresh: zeros. `used_idx` must be the ring's at once, or a ring that begins elsewhere than at 0 would look
-            // like one with a half-committed batch, and the entry that `last_batch_head` 0 names would be dropped.
+            // A new region: zeros. `used_idx` must be the ring's at once; otherwise a ring that begins elsewhere than at 0 would look like
+            // one with a half-committed batch, and the entry that `last_batch_head` 0 names would be dropped.
             for head in 0..self.size {
                 self.mark(head, 0);
             }
@@ -150,12 +149,12 @@ impl QueueLog {
         taken.into_iter().map(|(_, head)| head).collect()
     }
 
-    /// Notes that `head` counts as not taken.
+    /// Records that `head` counts as not taken.
     pub fn untaken(&self, head: u16) {
         self.mark(head, 0);
     }
 
-    /// Notes that `head` was taken.
+    /// Records that `head` was taken.
     pub fn taken(&mut self, head: u16) {
         let at = self.entry(head) + COUNTER_AT;
         // Relaxed: the fence in `mark` orders it before the mark.
@@ -169,13 +168,13 @@ impl QueueLog {
     pub fn batch(&self, head: u16) {
         let last = self.load(BATCH_HEAD_AT);
         let at = self.entry(head) + NEXT_AT;
-        // Relaxed: the Release store of the batch's head in the next line makes it known.
+        // Relaxed: the Release store of the batch's head in the next line publishes it.
         let stored = self.region.store_u16(at, last, Ordering::Relaxed);
         debug_assert!(stored.is_ok(), "heads are below the size");
         self.store(BATCH_HEAD_AT, head);
     }
 
-    /// Forgets the heads of the batch, which the used index `used` covers now.
+    /// Clears the marks of the batch, which the used index `used` covers now.
     pub fn commit(&self, heads: &[u16], used: u16) {
         for head in heads {
             self.mark(*head, 0);

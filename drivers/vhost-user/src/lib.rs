@@ -1,17 +1,17 @@
 //! vhost-user-blk endpoint: a volume as a virtio block device of a virtual machine.
 //!
-//! | module | what it knows |
+//! | module | subject |
 //! |---|---|
 //! | [`endpoint`] | attach and detach: the socket, the thread beside it |
 //! | `session`, `stop`, `handler`, `back_channel` | one front end's connection: messages, descriptors, config notices |
-//! | [`ring_check`] | whether the device can see what the guest does: is the memory shared? |
-//! | `throttle` | how much may be asked that costs the asker nothing: starts, memory slots, refused requests |
-//! | [`command`] | what the connection's thread asks of the device |
+//! | [`ring_check`] | whether the guest's memory is shared, so that the device sees its requests |
+//! | `throttle` | limits for actions that cost a guest nothing: starts, memory slots, refused requests |
+//! | [`command`] | commands of the connection's thread to the device |
 //! | [`device`] | the device on the data thread: its turn, its volume |
 //! | [`queue`], [`chain`], [`request`], [`request_kind`] | split ring, descriptor chains, virtio-blk requests and their kinds |
 //! | [`failure`] | why guests get error statuses, and which of them are logged |
 //! | [`memory`] | guest addresses to (region, offset) |
-//! | [`inflight`], [`dirty_log`] | what outlives the endpoint; what a migration copies |
+//! | [`inflight`], [`dirty_log`] | the state for a successor; the log for a migration |
 //! | [`config`], [`metrics`] | features and configuration space; figures |
 //!
 //! One design decision: the crate `vhost` parses messages on a plain thread per attached volume, because it blocks in the
@@ -24,7 +24,7 @@
 //! endpoint.detach(Detach::Force)?;                             // any other thread
 //! ```
 //!
-//! This crate never knows maps, objects or names, never allocates for a request, and never blocks the data thread.
+//! This crate contains nothing of maps, objects or names, never allocates for a request, and never blocks the data thread.
 
 #![forbid(unsafe_code)]
 

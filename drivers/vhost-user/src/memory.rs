@@ -1,12 +1,11 @@
-//! Guest memory: which piece of which region a guest's or a front end's address means.
+//! Guest memory: translates addresses of the guest or the front end to a piece of a region.
 //!
 //! Invariants
-//! - Every address is checked against the private table for its whole length; a range may run on into the next slot.
-//! - A slot that is being taken back is no longer found by address, but keeps its region until the requests that may
-//!   name it are done (it is retired until then).
-//! - What an address or a region costs to find grows with the logarithm of the slots: a guest may have 509 of them, and
-//!   requests of 512 pieces.
-//! - Each slot has a region of its own in the volume peer, so a slot comes and goes without regard to the others.
+//! - Every address is checked against the private table for its whole length; a range may continue into the next slot.
+//! - A slot that is being removed is no longer found by address, but keeps its region until the requests that may name it are done (it is
+//!   retired until then).
+//! - The cost of a look-up grows with the logarithm of the number of slots: a guest may have 509 of them, and requests of 512 pieces.
+//! - Each slot has a region of its own in the volume peer, so slots are added and removed independently.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -14,24 +13,24 @@ use std::os::fd::OwnedFd;
 use archipelago_protocol::volume::Segment;
 use xseg::{Region, RegionId};
 
-/// Memory slots that a front end may use: what QEMU can have with memory hotplug.
+/// Most memory slots of a front end: QEMU's limit with memory hotplug.
 pub const MEMORY_SLOTS_MAX: usize = 509;
 
-/// `mmap` places are multiples of this.
+/// Offsets of `mmap` are multiples of this.
 const PAGE: u64 = 4096;
 
 /// A memory slot as a front end describes it, mapped.
 #[derive(Debug, Clone)]
 pub struct GuestSlot {
-    /// First guest-physical address: what descriptors name.
+    /// First guest-physical address, which descriptors use.
     pub guest: u64,
-    /// First address in the front end: what ring addresses name.
+    /// First address in the front end, which ring addresses use.
     pub user: u64,
     /// Length in bytes.
     pub len: u64,
     /// The mapping; may begin before the slot.
     pub region: Region,
-    /// Where in `region` the slot begins.
+    /// Offset of the slot in `region`.
     pub start: u64,
 }
 
@@ -81,7 +80,7 @@ pub struct Place {
 struct Slot {
     slot: GuestSlot,
     id: RegionId,
-    /// Set when the slot is being taken back: the memory generation that still may name it.
+    /// Set when the slot is being removed: the memory generation that still may name it.
     retired: Option<u64>,
 }
 
@@ -96,7 +95,7 @@ pub struct MemoryTable {
 }
 
 impl MemoryTable {
-    /// Enters a slot under the region number that the volume peer knows it by.
+    /// Enters a slot, under its region number in the volume peer.
     pub fn insert(&mut self, slot: GuestSlot, id: RegionId) {
         self.slots.push(Slot {
             slot,
@@ -106,7 +105,7 @@ impl MemoryTable {
         self.index();
     }
 
-    /// Orders the slots anew after a change.
+    /// Sorts the slots again after a change.
     fn index(&mut self) {
         let slots = &self.slots;
         self.by_guest.clear();
@@ -143,7 +142,7 @@ impl MemoryTable {
         })
     }
 
-    /// Takes back the slot that was described like this. `false`: there is none.
+    /// Retires the slot with this description. `false`: there is none.
     pub fn retire(&mut self, guest: u64, user: u64, len: u64, generation: u64) -> bool {
         let found = self.slots.iter_mut().find(|s| {
             s.retired.is_none() && (s.slot.guest, s.slot.user, s.slot.len) == (guest, user, len)
@@ -153,7 +152,7 @@ impl MemoryTable {
         found.is_some()
     }
 
-    /// Takes back every slot.
+    /// Retires every slot.
     pub fn retire_all(&mut self, generation: u64) {
         for slot in self.slots.iter_mut().filter(|s| s.retired.is_none()) {
             slot.retired = Some(generation);
@@ -161,7 +160,7 @@ impl MemoryTable {
         self.index();
     }
 
-    /// A retired slot that no request of generation `oldest` or later can name; it leaves the table.
+    /// Removes a retired slot that no request of generation `oldest` or later can name.
     pub fn take_retired(&mut self, oldest: Option<u64>) -> Option<RegionId> {
         let index = self.slots.iter().position(|slot| {
             slot.retired
@@ -199,8 +198,8 @@ impl MemoryTable {
         (inside < slot.slot.len).then_some((slot, inside))
     }
 
-    /// Appends the pieces that the guest's `len` bytes at `address` consist of, at most `room` of them, each with the
-    /// guest address that it begins at. `false`: some byte is not in memory, or there is no room.
+    /// Appends the pieces of the guest's `len` bytes at `address`, at most `room` of them, each with its guest address. `false`: some byte
+    /// is not in memory, or there is no room.
     #[must_use]
     pub fn translate(
         &self,
@@ -244,7 +243,7 @@ impl MemoryTable {
         })
     }
 
-    /// The front end's `len` bytes at its own `address`, if they lie in one slot: where a ring is.
+    /// The front end's `len` bytes at its own `address`, if they lie in one slot: the place of a ring.
     #[must_use]
     pub fn user_place(&self, address: u64, len: u64) -> Option<Place> {
         self.slots.iter().find_map(|slot| {
@@ -257,7 +256,7 @@ impl MemoryTable {
         })
     }
 
-    /// The region of a segment that [`MemoryTable::translate`] made, also of a retired slot.
+    /// The region of a segment from [`MemoryTable::translate`], also of a retired slot.
     #[must_use]
     pub fn region(&self, id: u32) -> Option<&Region> {
         let id_of = |index: &usize| self.slots[*index].id.0;

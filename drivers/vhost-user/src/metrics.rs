@@ -28,7 +28,7 @@ counters! {
     written_bytes,
     /// Requests completed with IOERR.
     errors,
-    /// Of these, because the request itself was wrong.
+    /// Of these, because the request itself was invalid.
     errors_refused,
     /// Of these, because the volume could not be opened.
     errors_not_open,
@@ -40,15 +40,15 @@ counters! {
     errors_sync_failed,
     /// Another session owns the volume.
     errors_stale,
-    /// The mapper or the blocker was not there.
+    /// The mapper or the blocker was not available.
     errors_unavailable,
     /// Any other answer.
     errors_other,
     /// Requests completed with UNSUPP.
     unsupported,
-    /// Chains that were no request.
+    /// Chains that were not valid requests.
     malformed,
-    /// Rings given up for good because they made no sense.
+    /// Rings that were broken by their guests.
     broken_rings,
     /// Times a ring had work after its guest was asked to kick.
     kicks,
@@ -56,11 +56,11 @@ counters! {
     calls,
     /// Batches published without an interrupt, because the guest wanted none.
     calls_suppressed,
-    /// Requests taken over from an endpoint that died or a connection that broke.
+    /// Requests recovered from an endpoint that died or a connection that broke.
     resubmitted,
     /// Times the volume could not take a request at once.
     volume_refusals,
-    /// Times the rings were left alone because too much was answered without the volume.
+    /// Times the rings were throttled because too many requests were answered without the volume.
     throttled,
     /// Times the volume could not be opened.
     open_failures,

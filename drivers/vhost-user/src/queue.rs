@@ -1,15 +1,15 @@
-//! A queue: what the front end has set up, its ring, and the requests taken from it.
+//! A queue: the front end's settings, its ring, and the requests taken from it.
 //!
 //! | part | subject |
 //! |---|---|
-//! | `requests` | what is taken from the ring, and completed there |
+//! | `requests` | requests are taken from the ring, and completed there |
 //! | `ring` | the words of the ring in guest memory |
-//! | `slots` | the requests that the volume has |
-//! | [`QueueLog`] | the same in the in-flight region, for a successor |
+//! | `slots` | the requests in flight |
+//! | [`QueueLog`] | the requests in flight in the in-flight region, for a successor |
 //!
 //! Invariants
 //! - A head outside the ring, or one that is in flight already, breaks the ring.
-//! - A head is completed once: written into the used ring by `Queue::complete`, seen by the guest with `Queue::publish`.
+//! - A head is completed once: `Queue::complete` writes it into the used ring, `Queue::publish` shows it to the guest.
 
 mod broken;
 mod requests;
@@ -32,7 +32,7 @@ use ring::SplitRing;
 use slots::Slots;
 pub(crate) use slots::{Outcome, PieceResult, Slot, Taken};
 
-/// What a front end sets up before a ring starts, and forgets with a reset.
+/// The settings of a front end before a ring starts; a reset clears them.
 #[derive(Debug, Default)]
 struct QueueSetup {
     /// Entries of the ring.
@@ -47,14 +47,14 @@ struct QueueSetup {
     enabled: bool,
 }
 
-/// How far the stop of a ring is.
+/// The progress of the stop of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stopping {
-    /// It is not to stop.
+    /// It does not stop.
     No,
-    /// Nothing more is taken from the ring; what a predecessor had taken is still done.
+    /// No further requests are taken from the ring; those that a predecessor had taken are still done.
     Finishing,
-    /// As `Finishing`, without the requests that wait for room: they are not done again by this run.
+    /// As `Finishing`, without the requests that wait for space: this run does not do them again.
     Leaving,
 }
 
@@ -63,11 +63,11 @@ enum Stopping {
 struct Run {
     kick: WatchId,
     stopping: Stopping,
-    /// It made no sense, and is served no more.
+    /// The guest has broken it; it is not served any more.
     broken: bool,
 }
 
-/// Where the next chain comes from.
+/// The source of the next chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The guest has made it available.
@@ -76,38 +76,38 @@ pub(crate) enum Source {
     Again,
 }
 
-/// What the device sees of a started ring.
+/// The visible state of a started ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sight {
-    /// Its memory is not there.
+    /// Its memory is missing.
     NoMemory,
     /// The guest has made requests available.
     Used,
-    /// It never has.
+    /// The guest never has made requests available.
     Empty,
 }
 
-/// What becomes of requests that were given back when their ring has stopped.
+/// What happens to requests that were given back when their ring has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leftovers {
     /// There are none.
     None,
     /// They count as not taken: the ring stops before so many of them.
     Untaken(usize),
-    /// So many stay noted in the in-flight region.
+    /// So many stay recorded in the in-flight region.
     Noted(usize),
-    /// So many are to be answered: nobody else ever could.
+    /// So many are to be answered: there would be no later answer.
     Unanswered(usize),
 }
 
-/// What the guest got for a batch of completions.
+/// How the guest was notified of a batch of completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interrupt {
     /// An interrupt.
     Sent,
-    /// None: it wants none.
+    /// No interrupt: the guest has suppressed it.
     Suppressed,
-    /// None: the front end has given no eventfd for it.
+    /// No interrupt: the front end has passed no eventfd for it.
     Unconnected,
 }
 
@@ -123,7 +123,7 @@ pub(crate) struct Queue {
     log: Option<QueueLog>,
 }
 
-/// What the front end sets up.
+/// The front end's settings.
 impl Queue {
     /// Entries of the ring.
     pub(crate) fn size(&self) -> u16 {
@@ -142,8 +142,8 @@ impl Queue {
         self.setup.addresses = Some(addresses);
     }
 
-    /// Sets the eventfd that interrupts the guest. One that a running ring gets is signalled: what was completed before may have
-    /// interrupted nobody.
+    /// Sets the eventfd that interrupts the guest. If the ring runs, the eventfd is signalled at once: earlier completions may not have
+    /// interrupted the guest.
     pub(crate) fn set_call(&mut self, call: Option<File>) {
         self.setup.call = call;
         if self.ring.runs() {
@@ -159,7 +159,7 @@ impl Queue {
         self.setup.enabled = enabled;
     }
 
-    /// Negotiated notifications; a ring that runs keeps its way of asking.
+    /// Sets the negotiated notifications; a running ring keeps its own.
     pub(crate) fn set_notifications(&mut self, wanted: Notifications) {
         let event_idx = match self.is_started() {
             true => self.ring.notifications().event_idx,
@@ -172,7 +172,7 @@ impl Queue {
         });
     }
 
-    /// Starts the ring; of one that is started, the kick eventfd alone is replaced, and the old one returned.
+    /// Starts the ring. If it is started already, only the kick eventfd is replaced, and the old one returned.
     pub(crate) fn start(
         &mut self,
         kick: WatchId,
@@ -183,7 +183,7 @@ impl Queue {
             return Some(std::mem::replace(&mut run.kick, kick));
         }
         self.ring.set_notifications(notifications);
-        // A ring of another size than the area's entries would be read at the wrong places.
+        // In an area for another size of rings, the entries would be read at the wrong places.
         self.log = log.filter(|log| log.size() == self.setup.size);
         self.run = Some(Run {
             kick,
@@ -193,13 +193,13 @@ impl Queue {
         None
     }
 
-    /// Back to the state before the front end set the queue up.
+    /// Clears the front end's settings.
     pub(crate) fn forget(&mut self) {
         self.setup = QueueSetup::default();
         self.log = None;
     }
 
-    /// Finds the ring in `memory`; called after each change of either. Returns the number of requests to be done again.
+    /// Looks up the ring in `memory`; called after each change of either. Returns the number of requests to be done again.
     pub(crate) fn resolve(&mut self, memory: &MemoryTable) -> usize {
         let QueueSetup {
             size, addresses, ..
@@ -212,8 +212,8 @@ impl Queue {
         let mut taken = self.setup.base;
         self.again.clear();
         if let Some(log) = &mut self.log {
-            // The base that the front end sets may be older than the ring: with the in-flight region, what was taken
-            // is what was used and what is noted.
+            // The front end's base may be older than the ring: with the in-flight region, the used index and the recorded heads determine
+            // which requests were taken.
             self.again.extend(log.recover(used));
             let noted = u16::try_from(self.again.len()).unwrap_or(u16::MAX);
             taken = used.wrapping_add(noted);
@@ -254,13 +254,13 @@ impl Queue {
         self.run.as_ref().is_some_and(runs) && self.setup.enabled && self.ring.is_found()
     }
 
-    /// Whether requests may be taken now; a ring that stops still does what a predecessor had taken.
+    /// Whether requests may be taken now; a stopping ring still does the requests that a predecessor had taken.
     pub(crate) fn takes(&self) -> bool {
         let unfinished = self.stopping() == Stopping::Finishing && !self.again.is_empty();
         self.is_running() || (unfinished && self.ring.is_found() && !self.is_broken())
     }
 
-    /// Has the ring stop: nothing more is taken from it.
+    /// Begins the stop of the ring: no further requests are taken from it.
     pub(crate) fn begin_stop(&mut self) {
         if let Some(run) = &mut self.run
             && run.stopping == Stopping::No
@@ -269,7 +269,7 @@ impl Queue {
         }
     }
 
-    /// Has a ring that stops do so without the requests that wait for room.
+    /// Lets a stopping ring stop without the requests that wait for space.
     pub(crate) fn leave_waiting(&mut self) {
         if let Some(run) = &mut self.run {
             run.stopping = Stopping::Leaving;
@@ -283,8 +283,8 @@ impl Queue {
         self.in_flight() == 0 && (none_again || nothing_can)
     }
 
-    /// Decides what becomes of requests that waited for room when the ring has stopped. `logs_memory`: a migration copies what is
-    /// written, so that no successor may write into this memory.
+    /// Decides what happens to requests that waited for space when the ring has stopped. `logs_memory`: a migration copies written memory,
+    /// so no successor may write into this memory.
     pub(crate) fn leave(&mut self, logs_memory: bool) -> Leftovers {
         let count = self.again.len();
         if self.stopping() != Stopping::Leaving || count == 0 || !self.ring.is_found() {
@@ -299,7 +299,7 @@ impl Queue {
         }
     }
 
-    /// Ends the run of the ring: its kick eventfd, and where the ring goes on.
+    /// Ends the run of the ring; returns its kick eventfd, and the index at which the ring goes on.
     pub(crate) fn stop(&mut self) -> (Option<WatchId>, u16) {
         if let Some(base) = self.ring.end() {
             self.setup.base = base;
@@ -309,7 +309,7 @@ impl Queue {
         (kick, self.setup.base)
     }
 
-    /// The guest has broken the ring: it is served no more until it is set up again, and the front end is notified.
+    /// Marks the ring as broken by the guest: it is not served until it is set up again, and the front end is notified.
     pub(crate) fn break_off(&mut self) {
         if let Some(run) = &mut self.run {
             run.broken = true;
@@ -319,7 +319,7 @@ impl Queue {
         }
     }
 
-    /// What is seen of the ring, if it is served.
+    /// The visible state of the ring, if it is served.
     pub(crate) fn sight(&self) -> Option<Sight> {
         if !self.is_started() || !self.setup.enabled {
             return None;

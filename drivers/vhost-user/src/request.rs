@@ -1,4 +1,4 @@
-//! Requests of virtio-blk (virtio 1.2, section 5.2.6): from a chain to what is asked of the volume.
+//! Requests of virtio-blk (virtio 1.2, section 5.2.6): from a chain to a request to the volume.
 
 use archipelago_protocol::ids::SECTOR_SIZE;
 
@@ -22,7 +22,7 @@ const UNMAP: u32 = 1;
 /// A part of a volume, from a discard or write-zeroes request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {
-    /// First byte.
+    /// Offset in the volume.
     pub offset: u64,
     /// Bytes.
     pub len: u64,
@@ -30,12 +30,12 @@ pub struct Range {
     pub unmap: bool,
 }
 
-/// What a chain asks for. Data stands in the chain; ranges in the vector given to [`parse`].
+/// The request in a chain. Data stands in the chain; ranges in the vector given to [`parse`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Reads `len` bytes into the writable pieces.
     Read {
-        /// First byte.
+        /// Offset in the volume.
         offset: u64,
         /// Bytes.
         len: u64,
@@ -53,7 +53,7 @@ pub enum Request {
     Discard,
     /// Zeroes ranges.
     WriteZeroes,
-    /// Asks for the serial.
+    /// Returns the serial.
     GetId,
 }
 
@@ -72,7 +72,7 @@ impl Request {
     }
 }
 
-/// What requests are checked against.
+/// The limits that requests are validated against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of the volume.
@@ -81,10 +81,10 @@ pub struct Limits {
     pub read_only: bool,
 }
 
-/// Takes the request out of `chain`, whose status byte is already taken away.
+/// Parses the request in `chain`, whose status byte is already removed.
 ///
 /// # Errors
-/// Why it fails, and which kind of request does.
+/// The failure, and the kind of the request.
 pub fn parse(
     chain: &mut Chain,
     memory: &MemoryTable,
@@ -143,7 +143,7 @@ pub fn parse(
     }
 }
 
-/// The byte at which `sector` begins, if `len` bytes there are whole sectors inside the volume.
+/// The offset of `sector`, if `len` bytes there are whole sectors inside the volume.
 fn checked(sector: u64, len: u64, size: u64) -> Result<u64, Failure> {
     let offset = sector.checked_mul(SECTOR_SIZE);
     let end = offset.and_then(|offset| offset.checked_add(len));
@@ -165,7 +165,7 @@ fn take_ranges(
     if bytes == 0 || !whole || bytes > (RANGES_MAX * RANGE_LEN) as u64 {
         return Err(Failure::Ranges(bytes));
     }
-    // A flag that is not known is UNSUPP whatever else is wrong (section 5.2.6.2), so all ranges are looked at.
+    // An unknown flag is UNSUPP whatever else is wrong (section 5.2.6.2), so all ranges are read.
     let (mut unknown_flag, mut wrong) = (false, None);
     for _ in 0..bytes / RANGE_LEN as u64 {
         let mut range = [0; RANGE_LEN];

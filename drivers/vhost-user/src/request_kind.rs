@@ -1,4 +1,4 @@
-//! Kinds of virtio-blk requests, and what their guest is answered (virtio 1.2, section 5.2.6).
+//! Kinds of virtio-blk requests, and their status for the guest (virtio 1.2, section 5.2.6).
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ pub enum Status {
     Ok = 0,
     /// Failure.
     IoErr = 1,
-    /// The device does not know such a request.
+    /// The device does not support such a request.
     Unsupported = 2,
 }
 
@@ -27,7 +27,7 @@ pub enum Kind {
     Discard,
     /// Writes zeroes.
     WriteZeroes,
-    /// GET_ID, and what nobody knows.
+    /// GET_ID, and unknown requests.
     #[default]
     Other,
 }

@@ -3,7 +3,7 @@
 //!
 //! There are two ways to see nothing:
 //! * The rings are in no memory slot. QEMU with plain `-m` has nothing to share, gives no slot and starts its rings.
-//! * The rings stay empty though the guest kicks. With `share=off` there is a file, but the guest writes into private copies
+//! * The rings stay empty although the guest kicks. With `share=off` there is a file, but the guest writes into private copies
 //!   of its pages.
 //!
 //! The check runs on the connection's thread, at a few moments after a start until the first request is seen, and never again for that run:
@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// From a start to the first look: a guest that has kicked by then has made its request available before.
+/// From a start to the first check: a guest that has kicked by then has made its request available before.
 const FIRST: Duration = Duration::from_secs(1);
-/// Between two looks at most: a disk may stay unused for days.
+/// Longest time between two checks: a disk may stay unused for days.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What the device sees of its rings.
+/// The visible state of the rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingsSeen {
     /// No ring is started and enabled.
@@ -34,7 +34,7 @@ pub enum RingsSeen {
     Used,
 }
 
-/// Why a guest is not served, though nothing has failed.
+/// Why a guest is not served, although nothing has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Problem {
     /// A ring is in no memory slot.
@@ -56,7 +56,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The looks at the rings of one connection.
+/// The checks of the rings of one connection.
 #[derive(Debug)]
 pub(crate) struct RingCheck {
     /// Eventfds of started rings that were not signalled at their start.
@@ -74,10 +74,10 @@ impl RingCheck {
         }
     }
 
-    /// A ring starts with `kick`.
+    /// Records that a ring starts with `kick`.
     pub(crate) fn start(&mut self, queue: u16, kick: &File, now: Duration) {
         self.stop(queue);
-        // One that was signalled before shows nothing of this run. Without a descriptor to spare there is one witness less.
+        // An eventfd that was signalled before does not show activity of this run. Without a spare descriptor this ring is not watched.
         if !is_signalled(kick)
             && let Ok(kick) = kick.try_clone()
         {
@@ -86,23 +86,23 @@ impl RingCheck {
         self.again(now);
     }
 
-    /// A ring has stopped.
+    /// Records that a ring has stopped.
     pub(crate) fn stop(&mut self, queue: u16) {
         self.kicks.retain(|(known, _)| *known != queue);
     }
 
-    /// Something has changed that may change what is seen.
+    /// Schedules another check: memory or rings have changed.
     pub(crate) fn again(&mut self, now: Duration) {
         self.interval = FIRST;
         self.due = Some(now + FIRST);
     }
 
-    /// When to look next.
+    /// When the next check is due.
     pub(crate) fn due(&self) -> Option<Duration> {
         self.due
     }
 
-    /// What follows from what the device sees at `now`.
+    /// The problem that follows from the visible state at `now`.
     pub(crate) fn look(&mut self, seen: RingsSeen, now: Duration) -> Option<Problem> {
         self.interval = (self.interval * 2).min(LONGEST);
         self.due = Some(now + self.interval);

@@ -1,6 +1,6 @@
-//! The thread beside an attached volume: takes one front end after the other.
+//! The thread beside an attached volume: serves the connections of front ends, one after the other.
 //!
-//! Invariant: whatever a front end sends, or leaves half sent, holds up this thread only.
+//! Invariant: whatever a front end sends, or leaves half sent, delays this thread only.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -23,26 +23,26 @@ use crate::shared::Shared;
 use crate::stop::Stop;
 use crate::throttle::Allowance;
 
-/// Requests that leave the front end without an answer when they fail: GET_FEATURES, SET_LOG_BASE, GET_VRING_BASE,
-/// GET_INFLIGHT_FD. All that is left then is to disconnect.
+/// Requests whose failure cannot be reported as an answer: GET_FEATURES, SET_LOG_BASE, GET_VRING_BASE, GET_INFLIGHT_FD. Then the connection
+/// is ended.
 const UNANSWERED: [u32; 4] = [1, 6, 11, 31];
 
-/// Between two tries to take a front end for which there is no descriptor: at first, and at most.
+/// First and longest pause between two tries to accept a front end for which there is no descriptor.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(100);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// A front end's connection, as often as it is needed.
+/// A front end's connection, with a descriptor for each use.
 #[derive(Debug)]
 struct Connection {
     stream: UnixStream,
-    /// To wait at.
+    /// To wait for messages.
     ours: UnixStream,
-    /// To end it by.
+    /// To end the connection.
     own: UnixStream,
 }
 
 impl Connection {
-    /// The next front end; one that was `accepted` and could not be copied is kept for the next try.
+    /// The connection of the next front end; if an `accepted` one cannot be copied, it is kept for the next try.
     fn take(
         listener: &UnixListener,
         accepted: &mut Option<UnixStream>,
@@ -74,7 +74,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Takes front ends until the thread shall stop.
+    /// Serves front ends until the thread shall stop.
     pub(crate) fn run(&self, listener: &UnixListener) {
         while !self.stop.is_wanted() {
             let mut fds = [
@@ -138,7 +138,7 @@ impl Session {
         while self.wait(&ours, &back_channel, &handler)
             && self.message(&ours, &mut requests, &handler, &mut back_channel)
         {}
-        // Requests in flight end, memory is given back and the volume is closed before the next front end comes in.
+        // Requests in flight end, memory is unmapped and the volume is closed before the next front end is accepted.
         if self.device.call(Command::Disconnected).is_none() {
             debug!(%socket, "the device has ended before its front end");
         }
@@ -147,7 +147,7 @@ impl Session {
         info!(%socket, "front end disconnected");
     }
 
-    /// Waits for a message; passes notices on and looks at the rings meanwhile. `false`: the thread shall stop.
+    /// Waits for a message; meanwhile passes on notices of changes, and checks the rings. `false`: the thread shall stop.
     fn wait(
         &self,
         stream: &UnixStream,
@@ -208,7 +208,7 @@ impl Session {
             let mut handler = handler.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut handler.refused)
         };
-        // A refusal that the front end got as its answer leaves the connection usable; nothing else does.
+        // The connection stays usable only after a refusal that the front end got as its answer.
         if refused && header.needs_reply() && !UNANSWERED.contains(&header.request) {
             return true;
         }
@@ -232,6 +232,6 @@ fn clear(eventfd: &File) {
     use std::io::Read;
     let mut eventfd = eventfd;
     let mut count = [0; 8];
-    // Non-blocking: somebody else may have taken the count.
+    // Non-blocking: another reader may have taken the count.
     let _taken_already = eventfd.read(&mut count);
 }

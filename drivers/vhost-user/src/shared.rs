@@ -11,7 +11,7 @@ use crate::inflight::queue_len;
 use crate::metrics::Metrics;
 use crate::ring_check::Problem;
 
-/// Bytes after an in-flight area of ours, in which the state of the write cache outlives the endpoint.
+/// Bytes after an in-flight area, in which the state of the write cache outlives the endpoint.
 pub(crate) const TRAILER_LEN: u64 = 64;
 const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"aWCE");
 
@@ -43,24 +43,24 @@ impl Shared {
 
     /// Bytes of the volume.
     pub(crate) fn size(&self) -> u64 {
-        // Relaxed: nothing is handed over with the number, and requests are checked by the volume as well.
+        // Relaxed: no other data is published with the number, and the volume validates requests as well.
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Changes the size; the front end is notified if it is another one.
+    /// Changes the size; the front end is notified of a new one.
     pub(crate) fn set_size(&self, size: u64) {
-        // Relaxed: requests are checked by the volume as well.
+        // Relaxed: the volume validates requests as well.
         if self.size.swap(size, Ordering::Relaxed) != size {
             signal(&self.notice);
         }
     }
 
-    /// Why the guest is not served, if nothing has failed.
+    /// Why the guest is not served, although nothing has failed.
     pub(crate) fn problem(&self) -> Option<Problem> {
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the problem; gives the one before.
+    /// Sets the problem; returns the former one.
     pub(crate) fn set_problem(&self, problem: Option<Problem>) -> Option<Problem> {
         let mut now = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut now, problem)

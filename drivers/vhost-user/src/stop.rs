@@ -1,4 +1,4 @@
-//! How the thread of a connection is made to end, whatever it waits for.
+//! Ends the thread of a connection, whatever it waits for.
 
 use std::fs::File;
 use std::net::Shutdown;
@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::shared::signal;
 
-/// What ends the thread.
+/// The request to end, and the means to interrupt the thread's waits.
 #[derive(Debug)]
 pub(crate) struct Stop {
     wanted: AtomicBool,
@@ -30,7 +30,7 @@ impl Stop {
     }
 
     pub(crate) fn is_wanted(&self) -> bool {
-        // Acquire: pairs with the Release in `request`. Only the flag is handed over; the doorbell ends waits.
+        // Acquire: pairs with the Release in `request`. Only the flag is published; the doorbell ends waits.
         self.wanted.load(Ordering::Acquire)
     }
 
@@ -51,7 +51,7 @@ impl Stop {
         // Whole milliseconds, rounded up.
         let whole = PollTimeout::try_from(timeout + Duration::from_nanos(999_999));
         if !timeout.is_zero() {
-            // An interrupted wait is a shorter one.
+            // An interrupted wait is only shorter.
             let _interrupted = poll(&mut fds, whole.unwrap_or(PollTimeout::MAX));
         }
     }
@@ -67,7 +67,7 @@ impl Stop {
         stream.is_some()
     }
 
-    /// Notes the connection that is to be cut when the thread shall stop.
+    /// Sets the connection that is to be cut when the thread shall stop.
     pub(crate) fn set(&self, stream: Option<UnixStream>) {
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream;
     }

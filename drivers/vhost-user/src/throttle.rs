@@ -1,13 +1,12 @@
-//! Bounds on what costs a guest or front end nothing and its neighbours much.
+//! Limits for actions that cost a guest or front end nothing and its neighbours much.
 //!
-//! * Connecting, and starting the rings anew. The first start after a connection or a stop opens the volume, and the end of
-//!   the run closes it: some synced writes of metadata each, which every volume of the pool feels; and a connection is
-//!   logged. An honest guest starts a few times in a row (firmware, boot loader, kernel) and then not for hours.
+//! * Connecting, and starting the rings anew. The first start after a connection or a stop opens the volume, and the end of the run closes
+//!   it: some synced writes of metadata each, which delay every volume of the pool; and a connection is logged. An honest guest starts a
+//!   few times in a row (firmware, boot loader, kernel) and then not for hours.
 //! * Memory slots. Each is mapped here and in the blocker's process, and a message waits for both. An honest guest has a
 //!   few, and adds one now and then.
-//! * Requests that are answered without the volume: refused ones, empty ones, the serial. No device makes their guest wait,
-//!   so it could keep the data thread busy with them alone. An honest guest asks for its serial, and now and then for
-//!   something that we do not have.
+//! * Requests that are answered without the volume: refused ones, empty ones, the serial. No storage delays them, so a guest could keep the
+//!   data thread busy with them alone. An honest guest asks for its serial, and now and then sends an unsupported request.
 //!
 //! So a burst is free, and further actions wait: a front end on its own thread, a guest because its rings are not served for a while.
 
@@ -17,23 +16,23 @@ use std::time::Duration;
 use archipelago_endpoint::Throttle;
 use archipelago_runtime::{Clock, SystemClock};
 
-/// Starts in quick succession that need not wait.
+/// Starts in quick succession that do not wait.
 pub(crate) const STARTS: u32 = 16;
-/// Memory slots that need not wait: more than guests have, but for those with hundreds of DIMMs.
+/// Memory slots that do not wait: more than guests have, except those with hundreds of DIMMs.
 const SLOTS: u32 = 128;
-/// What each further one costs: some 20 times the work that it is. A whole table of 509 takes 0.8 s.
+/// The wait of each further one: some 20 times the work that it causes. A whole table of 509 takes 0.8 s.
 const SLOT_INTERVAL: Duration = Duration::from_millis(2);
-/// Descriptors of requests that are answered at once, that need not wait.
+/// Descriptors of requests answered without the volume that do not wait.
 const DESCRIPTORS: u32 = 256;
-/// What each further one costs: 250 a millisecond, some 10 ns of work each.
+/// The wait of each further one: 250 a millisecond, some 10 ns of work each.
 const DESCRIPTOR_INTERVAL: Duration = Duration::from_micros(4);
 
-/// For requests that are answered at once, by their descriptors.
+/// The throttle for requests answered without the volume, in descriptors.
 fn of_answers() -> Throttle {
     Throttle::new(DESCRIPTORS, DESCRIPTOR_INTERVAL)
 }
 
-/// Requests that were answered without the volume: too many of them, and the rings are left alone for a while.
+/// Pauses the rings for a while after too many requests that were answered without the volume.
 #[derive(Debug)]
 pub(crate) struct AnswerThrottle {
     answers: Throttle,
@@ -57,7 +56,7 @@ impl AnswerThrottle {
         over
     }
 
-    /// Whether there is a pause now.
+    /// Whether the rings are paused now.
     pub(crate) fn is_paused(&mut self, now: impl FnOnce() -> Duration) -> bool {
         if let Some(until) = self.paused_until
             && until <= now()
@@ -67,7 +66,7 @@ impl AnswerThrottle {
         self.has_paused()
     }
 
-    /// Whether a pause has begun that was not seen to be over.
+    /// Whether a pause has begun whose end was not noticed yet.
     pub(crate) fn has_paused(&self) -> bool {
         self.paused_until.is_some()
     }
@@ -78,7 +77,7 @@ impl AnswerThrottle {
     }
 }
 
-/// What the front ends of one volume may do without a wait, all of them together: one is connected at a time.
+/// The actions that the front ends of one volume may do without a wait, all together: one is connected at a time.
 #[derive(Debug)]
 pub(crate) struct Allowance {
     starts: Mutex<Throttle>,
@@ -86,7 +85,7 @@ pub(crate) struct Allowance {
 }
 
 impl Allowance {
-    /// One more start for each interval.
+    /// Allows one more start in each interval.
     pub(crate) fn new(start_interval: Duration) -> Self {
         Allowance {
             starts: Mutex::new(Throttle::new(STARTS, start_interval)),
@@ -94,12 +93,12 @@ impl Allowance {
         }
     }
 
-    /// Counts a start now: how long it has to wait.
+    /// Counts a start now; returns how long it has to wait.
     pub(crate) fn start(&self) -> Duration {
         count(&self.starts, 1)
     }
 
-    /// Counts memory slots now: how long they have to wait.
+    /// Counts memory slots now; returns how long they have to wait.
     pub(crate) fn slots(&self, number: usize) -> Duration {
         count(&self.slots, u32::try_from(number).unwrap_or(u32::MAX))
     }

@@ -1,4 +1,4 @@
-//! Handshakes of a server with one export, which is asked nothing.
+//! Handshakes of a server with a single export.
 
 use super::Handshake;
 use super::progress::{Broken, Progress};
@@ -6,7 +6,7 @@ use super::replies::Refusal;
 use crate::offer::Offer;
 
 impl Handshake {
-    /// As [`Handshake::take`], of a server whose one export is `offer`.
+    /// As [`Handshake::take`], for a server whose only export is `offer`.
     ///
     /// # Errors
     /// [`Broken`]: the connection ends.

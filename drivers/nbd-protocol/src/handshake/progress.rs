@@ -1,4 +1,4 @@
-//! How far a handshake has come, and why it comes no further.
+//! The progress of a handshake, and why one fails.
 
 use crate::offer::OPTIONS_MAX;
 use crate::request::Terms;
@@ -6,10 +6,10 @@ use crate::request::Terms;
 /// Longest data of an option that is skipped; a longer one breaks the connection.
 pub(super) const SKIP_MAX: u32 = 1 << 20;
 
-/// How far the handshake has come.
+/// The progress of the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// More bytes are to come.
+    /// More bytes are needed.
     Continues,
     /// The names of all exports are wanted: [`Handshake::list`](super::Handshake::list).
     Names,
@@ -28,13 +28,13 @@ pub enum Progress {
 /// Why a handshake is broken off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// Flags that nobody knows.
+    /// Unknown flags.
     #[error("{0:#x} are not flags of a client")]
     Flags(u32),
-    /// No option begins there.
+    /// The bytes are not an option.
     #[error("{0:#x} is not the magic of an option")]
     Magic(u64),
-    /// Its data would have to be read.
+    /// The option's data is too long to read.
     #[error("an option with {0} bytes of data is longer than {SKIP_MAX}")]
     TooLong(u32),
     /// The client sends options without end.

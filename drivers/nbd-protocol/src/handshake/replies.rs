@@ -7,7 +7,7 @@ use crate::wire::{
 
 use super::option_data::Wanted;
 
-/// Zeros at the end of the reply to `EXPORT_NAME`, unless the client does without.
+/// Zeros at the end of the reply to `EXPORT_NAME`, unless the client has asked for none.
 const ZEROES: usize = 124;
 
 /// Why a client does not get an export.
@@ -15,13 +15,13 @@ const ZEROES: usize = 124;
 pub enum Refusal<'a> {
     /// There is none of this name.
     Unknown,
-    /// Not now, or not this client: why.
+    /// Not now, or not for this client; the reason.
     Policy(&'a str),
-    /// The server, or what it serves from, is about to end or is not there: why.
+    /// The server, or the storage behind it, is about to end or is away; the reason.
     Shutdown(&'a str),
 }
 
-/// What is to be sent: the greeting, replies to options, the reply to `EXPORT_NAME`.
+/// The bytes to send: the greeting, replies to options, the reply to `EXPORT_NAME`.
 #[derive(Debug)]
 pub(super) struct Replies {
     output: Vec<u8>,
@@ -38,12 +38,12 @@ impl Replies {
         Replies { output }
     }
 
-    /// The bytes; the caller takes out what was sent.
+    /// The bytes; the caller removes those that were sent.
     pub(super) fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
 
-    /// The only answer to `EXPORT_NAME`.
+    /// The only reply to `EXPORT_NAME`.
     pub(super) fn begin(&mut self, size: u64, flags: u16, with_zeroes: bool) {
         self.output.extend(size.to_be_bytes());
         self.output.extend(flags.to_be_bytes());
@@ -65,7 +65,7 @@ impl Replies {
         self.reply(option, option_reply::ACK, &[]);
     }
 
-    /// What the export is.
+    /// Describes the export.
     pub(super) fn describe(
         &mut self,
         option: u32,
@@ -91,7 +91,7 @@ impl Replies {
         self.reply(option, option_reply::ACK, &[]);
     }
 
-    /// The metadata context that there is, by `id`, or none.
+    /// The one metadata context, by `id`, or none.
     pub(super) fn contexts(&mut self, option: u32, id: Option<u32>) {
         if let Some(id) = id {
             let parts: [&[u8]; 2] = [&id.to_be_bytes(), ALLOCATION.as_bytes()];
@@ -100,7 +100,7 @@ impl Replies {
         self.reply(option, option_reply::ACK, &[]);
     }
 
-    /// Why the export is not to be had.
+    /// Refuses the export.
     pub(super) fn refuse(&mut self, option: u32, why: Refusal<'_>) {
         let (kind, text) = match why {
             Refusal::Unknown => (option_reply::ERR_UNKNOWN, "there is no export of this name"),

@@ -1,4 +1,4 @@
-//! What the volume has done, and what the client is answered.
+//! Completions of the volume, and the replies to the client.
 
 use archipelago_nbd_protocol::command::Command;
 use archipelago_nbd_protocol::losses::Losses;
@@ -13,7 +13,7 @@ use crate::piece::Cookie;
 use crate::replies::Replies;
 
 impl Transmission {
-    /// The volume has answered a piece.
+    /// Handles the volume's answer to a piece.
     pub(crate) fn done(
         &mut self,
         cookie: Cookie,
@@ -50,7 +50,7 @@ impl Transmission {
                 let done = if is_done { Done::Yes } else { Done::No };
                 self.replies().chunk(cookie, done, cell, result);
             }
-            // Its cells are sent, or freed, all at once.
+            // Its cells are sent, or freed, together at the end.
             Command::Read => {}
             Command::BlockStatus { one } => self.replies().extents(cookie, one, cell, result),
             _ if cell != NONE => self.cells.put(cell),
@@ -61,7 +61,7 @@ impl Transmission {
         }
     }
 
-    /// Every piece of a request is done.
+    /// Answers a request: all its pieces are done.
     fn finish(&mut self, index: u16, metrics: &Metrics) {
         let Some((request, cells)) = self.requests.get(index) else {
             return;

@@ -1,4 +1,4 @@
-//! A client's requests: taken, checked, cut into pieces and given to the volume.
+//! A client's requests: received, validated, cut into pieces and submitted to the volume.
 
 use archipelago_endpoint::{EndpointVolume, Service};
 use archipelago_nbd_protocol::command::Command;
@@ -51,7 +51,7 @@ impl Transmission {
                 self.replies().noop(&header);
             }
             Ok(command) => {
-                // There is room: looked at above.
+                // There is a free place: checked above.
                 let Some(request) = self.requests.insert(command, &header) else {
                     return Ok(Step::Waits);
                 };
@@ -67,7 +67,7 @@ impl Transmission {
         Ok(Step::Taken)
     }
 
-    /// Makes the next piece of a request without data of the client's.
+    /// Cuts the next piece of a request that does not write data.
     pub(super) fn cut<V: Volumes>(
         &mut self,
         index: u16,
@@ -82,7 +82,7 @@ impl Transmission {
         let mut cell = NONE;
         let is_read = request.command() == Command::Read;
         if is_read || matches!(request.command(), Command::BlockStatus { .. }) {
-            // A read that is answered whole needs all its cells at a time.
+            // A read with one reply needs all its cells at the same time.
             let limit = match self.terms.structured {
                 true => CELLS_SHARED,
                 false => CELLS,
@@ -108,7 +108,7 @@ impl Transmission {
         Step::Taken
     }
 
-    /// Takes data of a write.
+    /// Receives data of a write.
     pub(super) fn take_data<V: Volumes>(
         &mut self,
         index: u16,
@@ -153,7 +153,7 @@ impl Transmission {
         Step::Taken
     }
 
-    /// Gives a piece to the volume, now or as soon as it has a place.
+    /// Submits a piece to the volume, now or as soon as there is a slot.
     fn submit<V: Volumes>(
         &mut self,
         piece: Piece,
@@ -167,7 +167,7 @@ impl Transmission {
         }
     }
 
-    /// Gives the volume what waits for a place; whether it has taken anything.
+    /// Submits the waiting pieces; returns whether one was taken.
     pub(super) fn submit_waiting<V: Volumes>(
         &mut self,
         service: Service,
@@ -185,7 +185,7 @@ impl Transmission {
         any
     }
 
-    /// Gives a piece to the volume, or answers it; `false`: no place.
+    /// Submits a piece to the volume, or answers it; `false`: there is no slot.
     fn try_submit<V: Volumes>(
         &mut self,
         piece: Piece,
@@ -206,7 +206,7 @@ impl Transmission {
     }
 }
 
-/// A request that has a piece to be cut, its cells if it is answered whole, and the piece's range.
+/// A request with a piece to cut, its cells if it has one reply, and the piece's range.
 fn next_piece(
     requests: &mut Requests<CellList>,
     index: u16,

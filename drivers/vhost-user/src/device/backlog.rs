@@ -1,4 +1,4 @@
-//! What the volume could not take at once: parts of requests, and whether it refuses for now.
+//! Parts of requests that the volume could not take at once, and whether it refuses for now.
 
 use crate::config::RANGES_MAX;
 use crate::request::{Kind, Range};
@@ -36,7 +36,7 @@ impl Backlog {
         self.parts.push(part);
     }
 
-    /// The part whose turn is next; it stays until [`Backlog::pop`].
+    /// The next part to submit; it stays until [`Backlog::pop`].
     pub(super) fn next(&self) -> Option<Deferred> {
         self.parts.last().copied()
     }
@@ -45,18 +45,18 @@ impl Backlog {
         self.parts.pop()
     }
 
-    /// Takes the parts of requests of `queue` out: their heads.
+    /// Removes the parts of requests of `queue`; returns their heads.
     pub(super) fn take_of(&mut self, queue: u16) -> Vec<u16> {
         let theirs = self.parts.extract_if(.., |part| part.queue == queue);
         theirs.map(|part| part.head).collect()
     }
 
-    /// The volume has refused a request.
+    /// Records that the volume has refused a request.
     pub(super) fn refuse(&mut self) {
         self.refused = true;
     }
 
-    /// The volume may have room again.
+    /// Records that the volume may have a free slot again.
     pub(super) fn retry(&mut self) {
         self.refused = false;
     }
@@ -66,7 +66,7 @@ impl Backlog {
         self.refused
     }
 
-    /// Whether nothing waits for the volume to have room.
+    /// Whether no part waits for the volume.
     pub(super) fn is_clear(&self) -> bool {
         !self.refused && self.parts.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Commands of the front end's thread: those that came, and those whose answer has to wait.
+//! Commands of the front end's thread: the new ones, and those whose answer has to wait.
 
 use std::time::Duration;
 
@@ -7,36 +7,36 @@ use tracing::warn;
 
 use crate::command::{Answer, Message};
 
-/// How long a command waits with requests that wait for room: as long as they may take to go on when there is some.
+/// How long a command waits for requests that wait for space: long enough for them to go on when there is some.
 const RECALL_AFTER: Duration = Duration::from_secs(1);
-/// Between two recalls for one command: what was being tried during the first waits again by then.
+/// Pause between two recalls for one command: requests that were being tried during the first wait again by then.
 const RECALL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// When a command is done.
+/// The condition for the answer to a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
     /// The ring has drained; then `Closed` if it was the last one.
     Stopped(u16),
     /// The volume is closed, if no ring is started by then.
     Closed(Answer),
-    /// Retired memory is named by nobody, new memory is known to the volume peer.
+    /// No request names retired memory, and the volume peer has added new memory.
     MemorySettled,
     /// No request older than this generation is in flight.
     Newer(u64),
     /// Rings have drained without answers, and the volume is closed.
     Reset,
-    /// As `Reset`, and memory is given back.
+    /// As `Reset`, and memory is unmapped.
     Disconnected,
     /// As `Disconnected`; the device ends.
     Detached,
 }
 
 impl Until {
-    /// Whether requests that wait for room hold the command up.
+    /// Whether requests that wait for space delay the command.
     fn waits_for_room(self) -> bool {
         match self {
             Until::Stopped(_) | Until::Closed(_) | Until::MemorySettled | Until::Newer(_) => true,
-            // These have everything answered at once.
+            // These commands have all requests answered at once.
             Until::Reset | Until::Disconnected | Until::Detached => false,
         }
     }
@@ -46,7 +46,7 @@ impl Until {
 #[derive(Debug)]
 struct Pending {
     until: Until,
-    /// When the volume is to give back what waits for room: the command does not wait with it.
+    /// When the volume is to give back requests that wait for space, so that the command does not wait for them.
     recall_at: Duration,
     reply: Sender<Answer>,
 }
@@ -66,17 +66,17 @@ impl Commands {
         }
     }
 
-    /// The next command that has come.
+    /// The next new command.
     pub(super) fn next(&mut self) -> Option<Message> {
         self.receiver.try_recv().ok()
     }
 
-    /// Whether none has come.
+    /// Whether there is no new command.
     pub(super) fn none_came(&self) -> bool {
         self.receiver.is_empty()
     }
 
-    /// Drops the commands that have come: their callers see that the reply was dropped.
+    /// Drops the new commands: their callers see that the reply was dropped.
     pub(super) fn refuse_all(&mut self) {
         while self.next().is_some() {}
     }
@@ -95,12 +95,12 @@ impl Commands {
         !self.pending.is_empty()
     }
 
-    /// What the command at `index` waits for; `None`: there are not so many.
+    /// The condition of the command at `index`; `None`: there are fewer.
     pub(super) fn until(&self, index: usize) -> Option<Until> {
         self.pending.get(index).map(|pending| pending.until)
     }
 
-    /// The command at `index` waits for something else now.
+    /// Changes the condition of the command at `index`.
     pub(super) fn set_until(&mut self, index: usize, until: Until) {
         self.pending[index].until = until;
     }
@@ -110,13 +110,13 @@ impl Commands {
         reply(&self.pending.swap_remove(index).reply, answer);
     }
 
-    /// When the next recall is.
+    /// The time of the next recall.
     pub(super) fn recall_due(&self) -> Option<Duration> {
         let held_up = self.pending.iter().filter(|it| it.until.waits_for_room());
         held_up.map(|pending| pending.recall_at).min()
     }
 
-    /// Whether what waits for room is to be recalled now for the command at `index`; the next time is later.
+    /// Whether requests that wait for space are to be recalled now for the command at `index`; sets the time of its next recall.
     pub(super) fn take_recall(&mut self, index: usize, now: Duration) -> bool {
         let pending = &mut self.pending[index];
         if now < pending.recall_at || !pending.until.waits_for_room() {

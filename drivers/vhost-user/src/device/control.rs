@@ -1,4 +1,4 @@
-//! What a front end asks for besides requests, and the answers that have to wait.
+//! Commands of a front end, and the answers that have to wait.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use super::negotiated::{FrontEnd, InFlightArea};
 use crate::command::{Answer, Command, Message, Refusal};
 use crate::config::{RING_SIZE_MAX, feature};
 
-/// What becomes of a command.
+/// The result of a command.
 #[derive(Debug)]
 enum Outcome {
     Answered(Answer),
@@ -24,7 +24,7 @@ const DONE: Outcome = Outcome::Answered(Answer::Done);
 impl<V: Volumes, W: Wakeups> Device<V, W> {
     pub(super) fn take_commands(&mut self) -> bool {
         let mut any = false;
-        // One thread per connection that waits for each answer, and one that detaches: few commands at a time.
+        // A connection has one thread, which waits for each answer, and one thread detaches: few commands at a time.
         while let Some(Message {
             command,
             reply: asker,
@@ -118,7 +118,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
         let logs_now = self.negotiated.set_features(features);
         let notifications = self.negotiated.notifications();
-        // Without the extension rings are served as soon as they start.
+        // Without the extension, rings are served as soon as they start.
         let all_enabled = !self.negotiated.has(feature::PROTOCOL_FEATURES);
         for queue in self.rings.iter_mut() {
             queue.set_notifications(notifications);
@@ -127,7 +127,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             }
         }
         if logs_now {
-            // Requests taken before do not know what they will write: the front end copies memory after the answer.
+            // Requests taken before do not record what they write: the front end copies memory after the answer.
             return Ok(Outcome::Waits(Until::Newer(self.memory.next_generation())));
         }
         Ok(DONE)
@@ -157,23 +157,23 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         Outcome::Waits(Until::MemorySettled)
     }
 
-    /// Finds the rings again after a change of memory or of their addresses.
+    /// Looks up the rings again after a change of memory or of their addresses.
     fn resolve(&mut self) {
         let again = self.rings.resolve(self.memory.table());
         self.shared.metrics.resubmitted.add(again as u64);
     }
 
-    /// Stops every ring; what is in flight ends without an answer.
+    /// Stops every ring; requests in flight end without an answer.
     fn drop_requests(&mut self, until: Until) -> Outcome {
         self.front_end = FrontEnd::Dropped;
         self.drop_backlog();
-        // Nobody waits for them any more, and the memory that they name is about to go.
+        // Their front end has disconnected, and the memory that they name will be removed.
         self.volume.stop_waiting();
         self.rings.begin_stop();
         Outcome::Waits(until)
     }
 
-    /// Answers the commands that are done by now.
+    /// Answers the commands whose conditions are met by now.
     pub(super) fn settle_commands(&mut self) -> bool {
         let oldest = || self.rings.oldest_generation();
         self.memory.settle(oldest, self.volume.peer());
@@ -198,7 +198,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         any
     }
 
-    /// The answer, or what to wait for now.
+    /// The answer, or the condition that it still waits for.
     fn settle(&mut self, until: Until) -> Result<Answer, Until> {
         match until {
             Until::Stopped(index) => {

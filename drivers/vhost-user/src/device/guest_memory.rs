@@ -1,5 +1,4 @@
-//! Guest memory and the volume peer: each slot is a region that the peer knows before requests name it, and that it forgets once
-//! none does.
+//! Guest memory and the volume peer: each slot is a region, which is added to the peer before requests name it, and removed once none does.
 
 use archipelago_protocol::volume::Volumes;
 
@@ -10,9 +9,9 @@ use crate::memory::{GuestSlot, MEMORY_SLOTS_MAX, MemoryTable};
 #[derive(Debug)]
 pub(super) struct GuestMemory {
     table: MemoryTable,
-    /// Raised with each change that older requests must not outlive.
+    /// Raised with each change for which older requests must have ended.
     generation: u64,
-    /// Whether the volume peer knows every region.
+    /// Whether the volume peer has all regions.
     ready: bool,
 }
 
@@ -25,7 +24,7 @@ impl GuestMemory {
         }
     }
 
-    /// Where addresses lead.
+    /// Translates addresses.
     pub(super) fn table(&self) -> &MemoryTable {
         &self.table
     }
@@ -46,12 +45,12 @@ impl GuestMemory {
         self.ready
     }
 
-    /// Whether new slots may be named, and removed ones are named by nobody.
+    /// Whether new slots may be named, and no request names removed ones.
     pub(super) fn is_settled(&self) -> bool {
         self.ready && !self.table.has_retired()
     }
 
-    /// One more slot.
+    /// Adds a slot.
     pub(super) fn add(&mut self, slot: GuestSlot, peer: &mut impl Volumes) -> Result<(), Refusal> {
         if self.table.overlaps(&slot) {
             return Err(Refusal::SlotsOverlap);
@@ -68,7 +67,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// One slot less.
+    /// Removes a slot.
     pub(super) fn remove(&mut self, guest: u64, user: u64, len: u64) -> Result<(), Refusal> {
         if !self.table.retire(guest, user, len, self.generation) {
             return Err(Refusal::NoSuchSlot);
@@ -77,7 +76,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// All slots anew.
+    /// Replaces all slots.
     pub(super) fn replace(
         &mut self,
         slots: Vec<GuestSlot>,
@@ -88,7 +87,7 @@ impl GuestMemory {
         slots.into_iter().try_for_each(|slot| self.add(slot, peer))
     }
 
-    /// Looks whether new regions are ready, and gives those back that no request names; `oldest`: the oldest generation in flight.
+    /// Checks whether new regions are ready, and removes those that no request names; `oldest`: the oldest generation in flight.
     pub(super) fn settle(&mut self, oldest: impl FnOnce() -> Option<u64>, peer: &mut impl Volumes) {
         if !self.ready {
             self.ready = self.table.regions().all(|id| peer.region_ready(id));
@@ -98,7 +97,7 @@ impl GuestMemory {
         }
     }
 
-    /// Gives all memory back; nothing is in flight.
+    /// Removes all memory; nothing is in flight.
     pub(super) fn clear(&mut self, peer: &mut impl Volumes) {
         self.table.retire_all(self.generation);
         self.give_back(None, peer);

@@ -1,4 +1,4 @@
-//! What front end and device have agreed on for the whole device.
+//! The result of the negotiation between front end and device.
 
 use xseg::Region;
 
@@ -9,7 +9,7 @@ use crate::inflight::QueueLog;
 use crate::queue::Notifications;
 use crate::shared::Shared;
 
-/// Whether somebody gets the answers.
+/// Whether there is a front end for the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FrontEnd {
     /// The front end, or the next one that connects.
@@ -40,7 +40,7 @@ impl Negotiated {
         self.features & feature != 0
     }
 
-    /// Acknowledged features. Whether guest memory is logged from now on.
+    /// Sets the acknowledged features. Returns whether guest memory is logged from now on.
     pub(super) fn set_features(&mut self, features: u64) -> bool {
         let logs_now = features & !self.features & feature::LOG_ALL != 0;
         self.features = features;
@@ -60,7 +60,7 @@ impl Negotiated {
         self.dirty_log = Some(log);
     }
 
-    /// The log to mark, if the front end wants marks.
+    /// The dirty log, if the front end has requested logging.
     pub(super) fn dirty_log(&self) -> Option<&DirtyLog> {
         self.dirty_log
             .as_ref()
@@ -93,9 +93,9 @@ impl Negotiated {
         }
     }
 
-    /// Whether every completed write must be durable: the guest has no write cache, or believes that it has none.
+    /// Whether every completed write must be durable: the guest has no write cache, or has switched it off.
     pub(super) fn write_through(&self, shared: &Shared) -> bool {
-        // A guest that cannot flush has no other way to make a write durable, whatever it wrote into the write-cache byte.
+        // A guest that cannot flush has no other way to make a write durable, whatever its write-cache byte is.
         let switched_off = self.has(feature::CONFIG_WCE) && !shared.writeback();
         switched_off || !self.has(feature::FLUSH)
     }

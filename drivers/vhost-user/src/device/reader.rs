@@ -1,5 +1,5 @@
-//! From a head in a ring to a request: walks the chain and parses what it holds. One reader serves all rings of a device, and
-//! allocates nothing.
+//! From a head in a ring to a request: walks the chain and parses its content. One reader serves all rings of a device, and allocates
+//! nothing.
 
 use archipelago_protocol::volume::Segment;
 
@@ -13,7 +13,7 @@ use crate::request::{Kind, Limits, Range, Request, parse};
 /// A chain that ends in a status byte.
 #[derive(Debug)]
 pub(super) struct ReadChain {
-    /// The request, or why it fails.
+    /// The request, or its error.
     pub(super) request: Result<Request, (Kind, Failure)>,
     /// Region and offset of the status byte.
     pub(super) status: (u32, u64),
@@ -65,12 +65,12 @@ impl RequestReader {
         self.chain.descriptors
     }
 
-    /// What the device may read.
+    /// The pieces that the device may read.
     pub(super) fn readable(&self) -> &[Segment] {
         &self.chain.readable
     }
 
-    /// What the device may write.
+    /// The pieces that the device may write.
     pub(super) fn writable(&self) -> &[Segment] {
         &self.chain.writable
     }
@@ -80,13 +80,13 @@ impl RequestReader {
         &self.ranges
     }
 
-    /// First byte of the ranges, and their sum.
+    /// First byte of the ranges, and the sum of their lengths.
     pub(super) fn ranges_sum(&self) -> (u64, u64) {
         let sum = self.ranges.iter().map(|range| range.len).sum();
         (self.ranges.first().map_or(0, |range| range.offset), sum)
     }
 
-    /// Guest addresses and lengths of what the device may write, at most `limit` of them.
+    /// Guest addresses and lengths of the writable pieces, at most `limit` of them.
     pub(super) fn written(&self, limit: WrittenPieces) -> impl Iterator<Item = (u64, u32)> {
         let pieces = self.chain.addresses.iter().zip(&self.chain.writable);
         let pieces = pieces.map(|(address, segment)| (*address, segment.len));
@@ -96,7 +96,7 @@ impl RequestReader {
         })
     }
 
-    /// Writes `bytes` into the writable pieces: how many there was room for.
+    /// Writes `bytes` into the writable pieces; returns how many fitted.
     pub(super) fn put(&self, memory: &MemoryTable, bytes: &[u8]) -> u64 {
         let mut left = bytes;
         for segment in &self.chain.writable {

@@ -1,15 +1,15 @@
-//! Commands of a front end that would wait with requests that wait for room in the pool: stops of rings above all. A guest
+//! Commands of a front end that would wait for requests which wait for space in the pool: above all stops of rings. With recalls, a guest
 //! whose pool is full can be shut down, reset, migrated and have its memory changed.
 //!
-//! Such a command waits a second; then the volume gives back what waits for room, unanswered. What is in flight in the
-//! storage is waited for as before: its memory is in use. Of what was given back,
+//! Such a command waits for a second; then the volume gives back the requests that wait for space, unanswered. Requests that are in flight
+//! in the storage are waited for as before: their memory is in use. The requests that were given back:
 //!
-//! | its ring | what becomes of it |
+//! | its ring | what happens to the request |
 //! |---|---|
 //! | goes on | submitted again, and waits again |
-//! | stops, and it is all that was taken last | counts as not taken: the base is before it |
-//! | stops, with an in-flight region, no migration is logged | stays noted in the region: done by the next run of the ring |
-//! | stops otherwise | an I/O error, which is logged: nobody else could ever answer it |
+//! | stops, and they are exactly the last ones taken | counts as not taken: the base is before it |
+//! | stops, with an in-flight region, no migration is logged | stays recorded in the region: done by the next run of the ring |
+//! | stops otherwise | an I/O error, which is logged: there would be no later answer |
 //!
 //! The reasons, with the specification's words, are in `docs/virtio.md`.
 
@@ -26,8 +26,8 @@ use crate::queue::{Leftovers, PieceResult};
 use crate::request::Status;
 
 impl<V: Volumes, W: Wakeups> Device<V, W> {
-    /// Has the volume give back what waits for room, if the command at `index`, which waits for `until`, has waited long enough.
-    /// Whether that was done: the command may be done by now.
+    /// Has the volume give back the requests that wait for space, if the command at `index`, which waits for `until`, has waited long
+    /// enough. Returns whether that was done: the command may be done by now.
     pub(super) fn recall_if_due(&mut self, index: usize, until: Until) -> bool {
         if !self.commands.take_recall(index, self.wakeups.now()) {
             return false;
@@ -39,21 +39,21 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
             self.rings.at(usize::from(queue)).leave_waiting();
             self.recall_backlog(queue);
         }
-        // What it answers before is no answer to this.
+        // Earlier reports are not answers to the recall.
         while self.take_reports(Completions::Final) {}
         self.volume.recall();
         while self.take_reports(Completions::Recalled) {}
         true
     }
 
-    /// The parts of requests of `queue` that the volume has not taken are not submitted any more.
+    /// Removes the parts of requests of `queue` that the volume has not taken.
     fn recall_backlog(&mut self, queue: u16) {
         for head in self.backlog.take_of(queue) {
             self.piece_done(usize::from(queue), head, PieceResult::Recalled);
         }
     }
 
-    /// Decides what becomes of requests that waited for room when their ring stopped.
+    /// Decides what happens to requests that waited for space when their ring stopped.
     pub(super) fn leave(&mut self, index: usize) {
         let logs_memory = self.negotiated.has(feature::LOG_ALL);
         let (device, volume) = (&self.name, self.config.volume.lineage);

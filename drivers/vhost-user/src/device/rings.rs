@@ -9,7 +9,7 @@ use crate::ring_check::RingsSeen;
 #[derive(Debug)]
 pub(super) struct Rings {
     queues: Vec<Queue>,
-    /// Queue whose turn is first.
+    /// The queue that is served first in the next turn.
     first: usize,
 }
 
@@ -46,7 +46,7 @@ impl Rings {
         self.get(usize::from(index)).ok_or(Refusal::NoSuchQueue)
     }
 
-    /// The queue that a front end names to set it up, which only a stopped one is.
+    /// The queue that a front end names to set it up, which must be stopped.
     pub(super) fn stopped(&mut self, index: u16) -> Result<&mut Queue, Refusal> {
         let queue = self.named(index)?;
         match queue.is_started() {
@@ -55,7 +55,7 @@ impl Rings {
         }
     }
 
-    /// The queue whose turn is first now: each in turn.
+    /// The queue to serve first: each queue in turn.
     pub(super) fn next_first(&mut self) -> usize {
         self.first = (self.first + 1) % self.len().max(1);
         self.first
@@ -65,7 +65,7 @@ impl Rings {
         self.queues.iter().map(Queue::in_flight).sum()
     }
 
-    /// The oldest memory generation that a request in flight names.
+    /// The oldest memory generation of a request in flight.
     pub(super) fn oldest_generation(&self) -> Option<u64> {
         let oldest = self.queues.iter().filter_map(Queue::oldest_generation);
         oldest.min()
@@ -86,7 +86,7 @@ impl Rings {
         !self.any_started() && self.in_flight() == 0
     }
 
-    /// Finds the rings again after a change of memory or of their addresses: how many requests are done again.
+    /// Looks up the rings again after a change of memory or of their addresses. Returns how many requests are done again.
     pub(super) fn resolve(&mut self, memory: &MemoryTable) -> usize {
         let queues = self.queues.iter_mut();
         queues.map(|queue| queue.resolve(memory)).sum()
@@ -96,7 +96,7 @@ impl Rings {
         self.iter_mut().for_each(Queue::begin_stop);
     }
 
-    /// What is seen of the rings.
+    /// The visible state of the rings.
     pub(super) fn seen(&self) -> RingsSeen {
         let seen = || self.queues.iter().filter_map(Queue::sight);
         if seen().next().is_none() {

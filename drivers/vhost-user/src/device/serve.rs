@@ -17,27 +17,27 @@ use crate::failure::{Failed, Failure, INTERVAL};
 use crate::queue::{Broken, Interrupt, Outcome, PieceResult, Taken};
 use crate::request::{Kind, Limits, Range, Request, Status};
 
-/// Chains taken from one queue in one turn. A whole kick's worth at once makes guest, endpoint and device take turns:
-/// chunks of eight were worth a fifth of the IOPS at queue depth 32 in the prototype.
+/// Chains taken from one queue in one turn. If a turn took all that one kick announces, guest, endpoint and device would work alternately:
+/// chunks of eight gave a fifth more IOPS at queue depth 32 in the prototype.
 const CHAINS_PER_TURN: usize = 8;
 
-/// Descriptors after which a queue's turn is over. A chain has up to 512, of some 10 ns each: a guest whose requests are
-/// all of that length keeps its neighbours waiting for one of them, not for eight.
+/// Descriptors after which a queue's turn is over. A chain has up to 512, of some 10 ns each: if all requests of a guest have that length,
+/// its neighbours wait for one of them, not for eight.
 const DESCRIPTORS_PER_TURN: usize = 256;
 
-/// What became of the next chain of a queue.
+/// The result of taking the next chain of a queue.
 enum Step {
     Taken,
     Empty,
-    /// The volume has no room; the chain stays in the ring.
+    /// The volume has no free slot; the chain stays in the ring.
     Refused,
 }
 
-/// What a request was submitted as.
+/// A submitted request.
 struct Submitted {
-    /// Bytes that the guest will get.
+    /// Bytes for the guest.
     len: u64,
-    /// Pieces to wait for.
+    /// Pieces whose answers are awaited.
     pieces: u32,
 }
 
@@ -46,7 +46,7 @@ fn cookie(queue: usize, head: u16) -> u64 {
 }
 
 impl<V: Volumes, W: Wakeups> Device<V, W> {
-    /// Takes chains from the rings, a bounded number.
+    /// Takes a bounded number of chains from the rings.
     pub(super) fn serve(&mut self) -> bool {
         let service = self.volume.service();
         if service == Service::NotYet || self.front_end == FrontEnd::Dropped {
@@ -55,7 +55,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         if !self.memory.is_ready() || self.throttle.is_paused(|| self.wakeups.now()) {
             return false;
         }
-        // Others' completions make room as well as ours, so each turn tries again.
+        // Completions of other volumes free slots as well as ours, so each turn tries again.
         self.backlog.retry();
         if !self.submit_backlog(service) {
             return false;
@@ -175,7 +175,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         Ok(Step::Taken)
     }
 
-    /// The chain was answered without the volume: its guest has waited for nothing, and may have to.
+    /// Counts a chain that was answered without the volume, so that its guest may have to wait.
     fn count_answer(&mut self) {
         let descriptors = u32::try_from(self.reader.descriptors()).unwrap_or(u32::MAX);
         if self.throttle.count(descriptors, self.wakeups.now()) {
@@ -183,7 +183,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    /// Gives `request` to the volume. `None`: no room.
+    /// Submits `request` to the volume. `None`: no free slot.
     fn submit(
         &mut self,
         index: usize,
@@ -245,7 +245,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         })
     }
 
-    /// Gives the rest of a request to the volume. `false`: no room yet.
+    /// Submits the rest of a request to the volume. `false`: no free slot yet.
     fn submit_backlog(&mut self, service: Service) -> bool {
         let Service::Open(handle) = service else {
             return self.backlog.is_empty();
@@ -271,7 +271,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         true
     }
 
-    /// The volume has answered a piece of a request.
+    /// Handles the volume's answer to a piece of a request.
     pub(super) fn done(
         &mut self,
         cookie: u64,
@@ -281,14 +281,14 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         let index = usize::try_from(cookie >> 16).unwrap_or(usize::MAX);
         let head = u16::try_from(cookie & 0xffff).unwrap_or(u16::MAX);
         let result = match (result, completions) {
-            // It waited for room, and the device cannot wait with it.
+            // It waited for space, and was recalled.
             (Err(ErrorCode::NoSpace), Completions::Recalled) => PieceResult::Recalled,
             (result, _) => PieceResult::Done(result),
         };
         self.piece_done(index, head, result);
     }
 
-    /// A piece of a request is done, or is not done any more.
+    /// Records that a piece of a request is done, or was recalled.
     pub(super) fn piece_done(&mut self, index: usize, head: u16, result: PieceResult) {
         let Some(queue) = self.rings.get(index) else {
             debug_assert!(false, "the volume has answered what was not asked");
@@ -335,7 +335,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         queue.complete(head, status, self.memory.table(), dirty);
     }
 
-    /// Logs an error that the guest gets, and how many came before that were not.
+    /// Logs an error of the guest, and how many earlier ones were not logged.
     #[cold]
     fn log_failure(&self, before: u64, failed: Failed) {
         let (device, volume) = (&self.name, self.config.volume.lineage);
@@ -348,7 +348,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    /// Logs the number of errors that were only counted, when it is time.
+    /// Logs the number of errors that were only counted, when it is due.
     pub(super) fn report_failures(&mut self) {
         if self.failures.is_counting()
             && let Some((count, last)) = self.failures.take(self.wakeups.now())
@@ -357,7 +357,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    /// Logs what is not logged yet: the front end has disconnected.
+    /// Logs the remaining errors: the front end has disconnected.
     pub(super) fn end_failures(&mut self) {
         if let Some((count, last)) = self.failures.end() {
             self.log_failure(count, last);
@@ -372,7 +372,7 @@ impl<V: Volumes, W: Wakeups> Device<V, W> {
         }
     }
 
-    /// Shows the guest what was completed: one index and at most one interrupt per queue.
+    /// Publishes the completed requests to the guest: one index and at most one interrupt per queue.
     pub(super) fn publish(&mut self) {
         let dirty = self.negotiated.dirty_log();
         for queue in self.rings.iter_mut() {

@@ -1,8 +1,8 @@
-//! Why a ring is served no more.
+//! Why a ring is not served any more.
 
 use crate::chain::ChainError;
 
-/// Why a ring makes no sense.
+/// How a guest has broken its ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Broken {
     #[error("avail index {avail} is more than the ring's {size} entries ahead of {taken}")]

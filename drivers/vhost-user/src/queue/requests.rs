@@ -18,7 +18,7 @@ impl Queue {
         self.slots.in_flight()
     }
 
-    /// The oldest memory generation that a request in flight names.
+    /// The oldest memory generation of a request in flight.
     pub(crate) fn oldest_generation(&self) -> Option<u64> {
         self.slots.oldest_generation()
     }
@@ -48,7 +48,7 @@ impl Queue {
         }
     }
 
-    /// Takes the head that [`Queue::peek`] gave: a request in `pieces` that the volume has, or one that fails.
+    /// Takes the head that [`Queue::peek`] returned: a request in flight in `pieces`, or one that fails.
     pub(crate) fn take(
         &mut self,
         (head, source): (u16, Source),
@@ -69,7 +69,7 @@ impl Queue {
         self.slots.begin(head, taken, pieces, failure, dirty);
     }
 
-    /// Takes the volume's answer to a piece of `head`. What became of the request, if that was the last one.
+    /// Records the volume's answer to a piece of `head`. Returns the outcome of the request, if that was the last piece.
     pub(crate) fn piece_done(&mut self, head: u16, result: PieceResult) -> Option<Outcome> {
         self.slots.piece_done(head, result)
     }
@@ -84,7 +84,7 @@ impl Queue {
     ) {
         let slot = self.slots.end(head);
         if !self.ring.is_found() {
-            // The front end has taken the ring's memory away under it: done again when it is back.
+            // The front end has removed the ring's memory: the request is done again when there is memory.
             self.again.push_back(head);
             return;
         }
@@ -93,7 +93,7 @@ impl Queue {
             .region(region)
             .is_some_and(|region| region.write(offset, &[status as u8]).is_ok());
         debug_assert!(written, "the slot's memory stays while it is busy");
-        // Failed reads have written an unknown part: only the status byte is promised.
+        // A failed read has written an unknown part: only the status byte is guaranteed.
         let data = if status == Status::Ok {
             slot.taken().len
         } else {
@@ -109,14 +109,14 @@ impl Queue {
         debug_assert!(added, "the ring is there");
     }
 
-    /// Takes `head` back from the volume: it is done again, by this ring or by its next run.
+    /// Records that the volume has given back `head`: it is done again, by this ring or by its next run.
     pub(crate) fn put_back(&mut self, head: u16) {
         self.slots.recall(head);
         self.again.push_back(head);
     }
 
-    /// Whether what is to be done again is just what was taken last: those heads then count as not taken, as if they had
-    /// been made available this moment.
+    /// Whether the requests to be done again are exactly the last ones taken: then those heads count as not taken, as if they had just been
+    /// made available.
     pub(super) fn untake(&mut self) -> bool {
         let Ok(count) = u16::try_from(self.again.len()) else {
             return false;
@@ -139,8 +139,7 @@ impl Queue {
         true
     }
 
-    /// Takes one that was put back as if it were in flight, to complete it. Of others only their predecessor knew where their
-    /// status is.
+    /// Takes a request that was put back, to complete it. For requests of a predecessor the place of the status byte is unknown.
     pub(crate) fn take_recalled(&mut self) -> Option<u16> {
         let is_recalled = |head: &u16| self.slots.get(*head).is_some_and(Slot::is_recalled);
         let index = self.again.iter().position(is_recalled)?;
@@ -154,7 +153,7 @@ impl Queue {
         self.slots.end(head);
     }
 
-    /// Shows the guest what was completed. `None`: nothing was; else whether it was interrupted.
+    /// Shows the completed requests to the guest. `None`: there were none; else whether it was interrupted.
     pub(crate) fn publish(&mut self, dirty: Option<&DirtyLog>) -> Option<Interrupt> {
         if self.ring.completed().is_empty() {
             return None;

@@ -1,12 +1,11 @@
 //! The words of one split ring in guest memory (virtio 1.2, section 2.7).
 //!
 //! Invariants
-//! - `last_avail_idx` and `used_idx` are private; the ring's own words are read once per use and never trusted: an avail index
-//!   more than a ring ahead breaks the ring.
-//! - A completed head is seen by the guest with [`SplitRing::publish_used`], one index store for the batch.
-//! - While the device is awake the guest is asked not to notify. [`SplitRing::enable_notifications`] asks again, and the caller
-//!   then looks at the avail index once more (the fence pairs with the guest's between its index store and its look at the
-//!   threshold).
+//! - `last_avail_idx` and `used_idx` are private. The ring's own words are read once per use and never trusted: an avail index more than a
+//!   ring ahead breaks the ring.
+//! - [`SplitRing::publish_used`] shows completed heads to the guest, with one store of the index for the batch.
+//! - While the device is awake the guest is asked not to notify. [`SplitRing::enable_notifications`] asks for notifications, and the caller
+//!   then reads the avail index once more (the fence pairs with the guest's between its store of the index and its read of the threshold).
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -24,7 +23,7 @@ const RING_AT: u64 = 4;
 const AVAIL_ENTRY_LEN: u64 = 2;
 const USED_ENTRY_LEN: u64 = 8;
 
-/// Where a ring is, in the front end's own addresses.
+/// The addresses of a ring, in the front end's address space.
 #[derive(Debug, Clone, Copy)]
 pub struct RingAddresses {
     /// Descriptor table.
@@ -37,7 +36,7 @@ pub struct RingAddresses {
     pub log: Option<u64>,
 }
 
-/// A ring's memory, found in the table.
+/// A ring's memory, looked up in the table.
 #[derive(Debug, Clone)]
 struct RingMemory {
     descriptors: Place,
@@ -45,16 +44,16 @@ struct RingMemory {
     used: Place,
 }
 
-/// How device and guest ask each other for notifications.
+/// How device and guest request notifications.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Notifications {
     /// `VIRTIO_F_EVENT_IDX`: by thresholds instead of flags.
     pub(crate) event_idx: bool,
-    /// `VIRTIO_F_NOTIFY_ON_EMPTY`: the guest wants an interrupt when nothing is left, though it has suppressed them.
+    /// `VIRTIO_F_NOTIFY_ON_EMPTY`: the guest wants an interrupt when the ring is empty, although it has suppressed them.
     pub(crate) on_empty: bool,
 }
 
-/// Where the run of a ring is.
+/// The position of a running ring.
 #[derive(Debug, Clone, Copy)]
 struct Position {
     /// Index of the next avail entry to take.
@@ -81,7 +80,7 @@ pub(super) struct SplitRing {
 }
 
 impl SplitRing {
-    /// Finds the ring of `size` entries in `memory`; called after each change of either.
+    /// Looks up the ring of `size` entries in `memory`; called after each change of either.
     pub(super) fn find(
         &mut self,
         size: u16,
@@ -95,7 +94,7 @@ impl SplitRing {
         }
     }
 
-    /// Whether the ring's memory is there.
+    /// Whether the ring's memory was found.
     pub(super) fn is_found(&self) -> bool {
         self.memory.is_some()
     }
@@ -118,14 +117,14 @@ impl SplitRing {
         self.notifications
     }
 
-    /// The used index as the ring's memory has it.
+    /// The used index in the ring's memory.
     pub(super) fn used_idx_in_memory(&self) -> u16 {
         self.load(|ring| (&ring.used, INDEX_AT))
     }
 
     /// Begins a run of the ring.
     pub(super) fn begin(&mut self, last_avail_idx: u16, used_idx: u16) {
-        // A predecessor that was killed may have left NO_NOTIFY in the ring: it goes before the first sleep.
+        // A predecessor that was killed may have left NO_NOTIFY in the ring: it is cleared before the first sleep.
         let notify = false;
         self.position = Some(Position {
             last_avail_idx,
@@ -135,7 +134,7 @@ impl SplitRing {
         self.completed = Vec::with_capacity(usize::from(self.size));
     }
 
-    /// Ends the run: where it goes on. `None`: it did not run.
+    /// Ends the run; returns the index at which it goes on. `None`: it did not run.
     pub(super) fn end(&mut self) -> Option<u16> {
         let position = self.position.take();
         // Guests that poll their flags again later must not find NO_NOTIFY.
@@ -156,7 +155,7 @@ impl SplitRing {
         self.position.map_or(0, |at| at.used_idx)
     }
 
-    /// Requests that the guest has made available and that are not taken.
+    /// The number of requests that the guest has made available and that are not taken.
     pub(super) fn available(&self) -> Result<u16, Broken> {
         let avail = self.load(|ring| (&ring.avail, INDEX_AT));
         let (taken, size) = (self.last_avail_idx(), self.size);
@@ -167,7 +166,7 @@ impl SplitRing {
         Ok(available)
     }
 
-    /// The head that the avail ring has at `index`.
+    /// The head at `index` of the avail ring.
     pub(super) fn head_at(&self, index: u16) -> u16 {
         let entry = u64::from(index % self.size.max(1));
         self.load(|ring| (&ring.avail, RING_AT + AVAIL_ENTRY_LEN * entry))
@@ -180,7 +179,7 @@ impl SplitRing {
         }
     }
 
-    /// Makes `index` the next avail entry again.
+    /// Sets the next avail entry back to `index`.
     pub(super) fn rewind(&mut self, index: u16) {
         if let Some(at) = &mut self.position {
             at.last_avail_idx = index;
@@ -210,13 +209,13 @@ impl SplitRing {
         &self.completed
     }
 
-    /// The used index once what was completed is published.
+    /// The used index after the completed heads are published.
     pub(super) fn next_used_idx(&self) -> u16 {
         let count = u16::try_from(self.completed.len()).unwrap_or(u16::MAX);
         self.used_idx().wrapping_add(count)
     }
 
-    /// Shows the guest what was completed.
+    /// Publishes the completed heads to the guest.
     pub(super) fn publish_used(&mut self) {
         let next = self.next_used_idx();
         if let Some(at) = &mut self.position {
@@ -225,7 +224,7 @@ impl SplitRing {
         self.store_used(INDEX_AT, next);
     }
 
-    /// Forgets what was published, up to the index before it, and marks the ring's memory. Whether the guest wants an interrupt.
+    /// Removes the published heads, and marks the ring's memory as written. Returns whether the guest wants an interrupt.
     pub(super) fn end_batch(&mut self, in_flight: usize, dirty: Option<&DirtyLog>) -> bool {
         let new = self.used_idx();
         let count = u16::try_from(self.completed.len()).unwrap_or(u16::MAX);
@@ -238,8 +237,8 @@ impl SplitRing {
             }
             dirty.mark(used, RING_AT);
         }
-        // SeqCst: the used index is out before the threshold is read; pairs with the guest's fence between its store of
-        // the threshold and its last look at the used index. Without both, each could miss the other's store.
+        // SeqCst: the used index is published before the threshold is read; pairs with the guest's fence between its store of the threshold
+        // and its last read of the used index. Without both, each could miss the other's store.
         fence(Ordering::SeqCst);
         if self.notifications.on_empty && in_flight == 0 && self.available() == Ok(0) {
             return true;
@@ -253,7 +252,7 @@ impl SplitRing {
         }
     }
 
-    /// Asks the guest to notify the device of the next request. The caller then looks for one that is there already.
+    /// Asks the guest to notify the device of the next request. The caller then looks for a request that came meanwhile.
     pub(super) fn enable_notifications(&mut self, dirty: Option<&DirtyLog>) {
         if self.notifications.event_idx {
             // avail_event, behind the used ring.
@@ -265,12 +264,12 @@ impl SplitRing {
             self.mark_used(dirty, FLAGS_AT);
         }
         self.set_notified(true);
-        // SeqCst: the wish is out before the avail index is read again; pairs with the guest's fence between its store of the avail
-        // index and its look at flags or threshold. Without both, each could miss the other's store.
+        // SeqCst: the request for notifications is published before the avail index is read again; pairs with the guest's fence between its
+        // store of the avail index and its read of flags or threshold. Without both, each could miss the other's store.
         fence(Ordering::SeqCst);
     }
 
-    /// Asks the guest not to notify. With EVENT_IDX a threshold that is not moved on does that.
+    /// Asks the guest not to notify. With EVENT_IDX, it is enough not to advance the threshold.
     pub(super) fn disable_notifications(&mut self, dirty: Option<&DirtyLog>) {
         if self.is_notified() && !self.notifications.event_idx {
             self.store_used(FLAGS_AT, NO_NOTIFY);

@@ -1,16 +1,16 @@
-//! The requests of one ring that the volume has: a slot per head, made when the ring gets its size, so that taking a request
-//! allocates nothing.
+//! The requests of one ring that are in flight: a slot per head, made when the size of the ring is set, so that taking a request allocates
+//! nothing.
 
 use archipelago_protocol::ErrorCode;
 
 use crate::failure::Failure;
 use crate::request::{Kind, Request};
 
-/// A request as it was taken from the ring.
+/// A request as taken from the ring.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Taken {
     pub(crate) kind: Kind,
-    /// What it is, if it could be read.
+    /// The request, if it is valid.
     pub(crate) request: Option<Request>,
     /// For lists of ranges, the first byte and the sum.
     pub(crate) ranges: (u64, u64),
@@ -22,21 +22,21 @@ pub(crate) struct Taken {
     pub(crate) generation: u64,
 }
 
-/// The volume's answer to a piece.
+/// The result of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PieceResult {
-    /// It was done, or has failed.
+    /// The volume's final answer.
     Done(Result<(), ErrorCode>),
-    /// It waited for room, and was given back undone.
+    /// It waited for space, and was given back undone.
     Recalled,
 }
 
-/// What became of a request whose last piece is done.
+/// The outcome of a request whose last piece is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The guest is answered.
+    /// It is completed, and perhaps has failed.
     Completed(Option<Failure>),
-    /// It was given back, wholly or in part, and has not failed otherwise: it is done again.
+    /// It was given back, in whole or in part, and has not failed otherwise: it is done again.
     Recalled,
 }
 
@@ -59,7 +59,7 @@ enum State {
 pub(crate) struct Slot {
     state: State,
     taken: Taken,
-    /// Guest memory that is written by then: address, bytes; filled while a migration runs.
+    /// Guest memory that the request writes: address, bytes; filled while a migration runs.
     dirty: Vec<(u64, u32)>,
 }
 
@@ -74,17 +74,17 @@ impl Slot {
         matches!(self.state, State::InFlight { .. })
     }
 
-    /// Whether the volume has given the request back: its status byte is known.
+    /// Whether the volume has given the request back; the place of its status byte is known.
     pub(super) fn is_recalled(&self) -> bool {
         matches!(self.state, State::Recalled)
     }
 
-    /// Guest memory that is written when the request is completed.
+    /// Guest memory that the request writes.
     pub(super) fn dirty(&self) -> &[(u64, u32)] {
         &self.dirty
     }
 
-    /// First byte of the volume that the request concerns, and how many.
+    /// First byte of the request's range in the volume, and its length.
     #[cold]
     pub(crate) fn range(&self) -> (u64, u64) {
         match self.taken.request {
@@ -117,7 +117,7 @@ impl Slots {
         self.in_flight
     }
 
-    /// The oldest memory generation that a request in flight names.
+    /// The oldest memory generation of a request in flight.
     pub(super) fn oldest_generation(&self) -> Option<u64> {
         let busy = self.slots.iter().filter(|slot| slot.is_busy());
         busy.map(|slot| slot.taken.generation).min()
@@ -128,7 +128,7 @@ impl Slots {
         self.slots.get(usize::from(head))
     }
 
-    /// Notes that `head` is in flight, in so many `pieces`.
+    /// Records that `head` is in flight, in so many `pieces`.
     pub(super) fn begin(
         &mut self,
         head: u16,
@@ -150,7 +150,7 @@ impl Slots {
         };
     }
 
-    /// Notes that `head`, which was recalled, is in flight again, in no piece: to be completed.
+    /// Records that `head`, which was recalled, is in flight again, without pieces: to be completed.
     pub(super) fn begin_again(&mut self, head: u16) {
         self.slots[usize::from(head)].state = State::InFlight {
             pieces: 0,
@@ -160,8 +160,8 @@ impl Slots {
         self.in_flight += 1;
     }
 
-    /// Takes the volume's answer to a piece of `head`. What became of the request, if that was the last one; an answer to what was
-    /// not asked is none.
+    /// Records the volume's answer to a piece of `head`. Returns the outcome of the request, if that was the last piece; an unexpected
+    /// answer is ignored.
     pub(super) fn piece_done(&mut self, head: u16, result: PieceResult) -> Option<Outcome> {
         let slot = self.slots.get_mut(usize::from(head));
         let Some(State::InFlight {
