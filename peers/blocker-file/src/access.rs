@@ -41,11 +41,11 @@ impl Access {
     }
 }
 
-/// An access, and why it is that one.
+/// An access, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) access: Access,
-    /// The same for the status.
+    /// The same, as shown in the status.
     pub(crate) report: PoolAccess,
 }
 
@@ -67,14 +67,14 @@ impl Found {
     }
 }
 
-/// What is below the page cache, and so how calls on the file system are made.
+/// What is below the page cache. It determines how calls on the file system are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Below {
-    /// Memory: calls only copy, and io_uring would hand them to its workers.
+    /// Memory: calls only copy, and io_uring would pass them to its workers.
     Memory,
-    /// Something that a call does not wait for if it is asked not to, or that io_uring knows not to ask.
+    /// A device: a call returns without waiting if it is asked to, or io_uring passes it to a worker.
     Device,
-    /// Another process (FUSE): its kernel side waits, for a lock of the file at least, also if it is asked not to.
+    /// Another process (FUSE): its kernel side waits, at least for a lock of the file, also if it is asked not to.
     Process,
 }
 
@@ -87,7 +87,7 @@ impl Below {
         }
     }
 
-    /// Who makes the calls that the ring is asked for.
+    /// Which thread makes the calls that go to the ring.
     pub(crate) fn calls(self) -> Calls {
         match self {
             Below::Memory | Below::Device => Calls::First,
@@ -102,7 +102,7 @@ pub(crate) fn copies_on_write(layout: &Layout) -> bool {
     found.is_ok_and(|found| found.filesystem_type() == BTRFS_SUPER_MAGIC)
 }
 
-/// Has `file`, which was made just now, overwritten in place; where that is refused it works as well, but not without room.
+/// Has `file`, which was just made, overwritten in place. Where that is refused, overwriting works too, but needs free space.
 pub(crate) fn overwrite_in_place(file: &File, path: &Path) {
     if let Err(error) = archipelago_runtime::overwrite_in_place(file) {
         tracing::debug!("{}: overwriting in place: {error}", path.display());
@@ -124,7 +124,7 @@ pub(crate) fn file_system_name(path: &Path) -> String {
     }
 }
 
-/// Magic numbers that `nix` does not have: `linux/magic.h` and the file systems' own sources.
+/// Magic numbers that `nix` does not have: from `linux/magic.h` and the file systems' own sources.
 const F2FS: FsType = FsType(0xf2f5_2010);
 const ZFS: FsType = FsType(0x2fc1_2fc1);
 const BCACHEFS: FsType = FsType(0xca45_1a4e);
@@ -133,8 +133,8 @@ const NILFS: FsType = FsType(0x3434);
 const REISERFS: FsType = FsType(0x5265_4973);
 const RAMFS: FsType = FsType(0x8584_58f6);
 
-/// Whether only processes of this host can have files of the file system of `path` open, so that a lock which excludes them
-/// excludes everybody. A file system that is not known to be such is not.
+/// Whether only processes of this host can have files of the file system of `path` open, so that a lock which excludes them excludes
+/// everybody. `false` for an unknown file system.
 pub(crate) fn is_of_one_host(path: &Path) -> bool {
     let Ok(found) = statfs(path) else {
         return false;
@@ -171,8 +171,8 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
-/// Finds out what the file system takes: by asking, and by writing a part of the lock file in its place. The caller holds the
-/// lock, and it has been written.
+/// Finds out which access the file system accepts: by asking it, and by writing a part of the lock file in place. The caller holds the lock
+/// and has written the file.
 pub(crate) fn find(layout: &Layout, source: &Source) -> Result<Found, Error> {
     let found = attempt(&layout.lock(), source)
         .map_err(|error| failed("try direct I/O in", layout.directory(), &error))?;
@@ -231,7 +231,7 @@ fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
         let span = memory
             .span(0, u64::from(alignment))
             .map_err(io::Error::other)?;
-        // What is written is what was read: nobody else writes it.
+        // It writes the bytes that were read: no other process writes them.
         let tried = source
             .read_now(&file, std::slice::from_ref(&span), 0)
             .and_then(|read| match read == span.len() {
@@ -239,10 +239,10 @@ fn attempt(path: &Path, source: &Source) -> io::Result<Found> {
                 false => Ok(read),
             });
         match tried {
-            // Too short a file is read without a word, whatever the alignment.
+            // A file that is too short is read without an error, whatever the alignment.
             Ok(_) if !whole && u64::from(alignment) < LOCK_LEN as u64 => {}
             Ok(_) => return Ok(Found::direct(alignment)),
-            // It was read like that, and rewriting needs room (btrfs): alignment was not what failed.
+            // It could be read with this alignment, and rewriting needs space (btrfs): the alignment is not the cause.
             Err(error) if is_full(&error) => return Ok(Found::direct(alignment)),
             Err(error) if refuses(&error) => refused = Some(error),
             Err(error) => return Err(error),

@@ -1,10 +1,10 @@
-//! The backend: routes requests to its parts, and the answers of the ring and of threads to the part whose call they end.
+//! The backend: routes requests to its parts, and completions of the ring and of threads to the part that made the call.
 //!
 //! Life of a write: [`FileBackend::start`] finds its file, or has it opened ([`crate::pending_opens`]); [`crate::transfers`]
 //! drives it, [`crate::transfer`] tracks its progress; its reply waits in [`crate::context::Replies`].
 //!
-//! Invariant: no call on the pool's file system is made on this thread once the pool is open, but those of a file system in
-//! memory. Any of them may never return, and all volumes share the thread.
+//! Invariant: once the pool is open, no call on its file system is made on this thread, except on a file system in memory. Any such call
+//! may never return, and all volumes share the thread.
 
 use std::io;
 use std::rc::Rc;
@@ -45,13 +45,13 @@ use crate::threads::Threads;
 use crate::throttle::Throttle;
 use crate::transfers::Transfers;
 
-/// What the ring gives back for the doorbells of threads; no call has this token.
+/// The token of the threads' doorbell on the ring; no call has this token.
 const DOORBELL: u64 = u64::MAX;
 
 /// Objects in the files of a directory. Lives on its reactor's thread.
 ///
-/// Dropped in this order: what is open is closed by the threads, which do what they have before they end; the pool is released
-/// when nobody writes any more.
+/// Dropped in this order: open files are closed by the threads, which finish their jobs before they end; the pool is released when no
+/// thread writes any more.
 #[derive(Debug)]
 pub struct FileBackend {
     source: Source,
@@ -64,7 +64,7 @@ pub struct FileBackend {
     requests: JobRequests,
     throttle: Throttle,
     replies: Replies,
-    /// Monotonic time, as it was reported last.
+    /// Monotonic time, as last reported.
     seconds: u64,
     threads: Threads,
     _doorbells: Vec<Watch>,
@@ -74,14 +74,14 @@ pub struct FileBackend {
 /// The pool, as this backend has opened it.
 #[derive(Debug)]
 struct OpenPool {
-    /// Of the first backend.
+    /// Of the first backend only.
     owner: Option<Owner>,
     joined: JoinedPool,
     sibling: Sibling,
 }
 
 impl FileBackend {
-    /// Opens the pool for this process alone: waits for the lock, makes what a dead predecessor wrote durable.
+    /// Opens the pool for this process alone: waits for the lock, and makes durable what a dead predecessor wrote.
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] naming the holder of the lock or the owner on another host, [`ErrorCode::Stale`] if another host has
@@ -170,7 +170,7 @@ impl FileBackend {
         Ok(backend)
     }
 
-    /// What went through.
+    /// The figures so far.
     #[must_use]
     pub fn figures(&self) -> Counters {
         let transfers = self.transfers.figures();
@@ -186,7 +186,7 @@ impl FileBackend {
         }
     }
 
-    /// The parts that have calls under way, and what they use besides their own.
+    /// The parts that have calls under way, and what they share.
     fn parts(&mut self) -> (Parts<'_>, Context<'_>) {
         let parts = Parts {
             opens: &mut self.opens,
@@ -234,7 +234,7 @@ impl FileBackend {
         Ok(())
     }
 
-    /// Makes what was written to an object durable.
+    /// Makes earlier writes to an object durable.
     fn start_sync(&mut self, ticket: u64, id: ObjectId) {
         self.learn_losses();
         let (parts, mut context) = self.parts();
@@ -251,7 +251,7 @@ impl FileBackend {
         }
     }
 
-    /// Has a thread carry out a request that moves no data.
+    /// Has a thread carry out a request without data.
     fn start_on_thread(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]) {
         let id = request.id;
         match request.op {
@@ -264,27 +264,27 @@ impl FileBackend {
         parts.requests.start(ticket, request, memory, &mut context);
     }
 
-    /// What is deleted is closed, here and by the other backends of the pool.
+    /// Closes the files that are being deleted, here and in the other backends of the pool.
     fn delete(&mut self, deletion: Deletion) {
         self.pool.sibling.deletes(deletion);
         self.forget(|known| deletion.has(known));
     }
 
-    /// Closes the files that `which` names: they are being deleted.
+    /// Closes the files that `which` selects: they are being deleted.
     fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         self.opens.forget(&which);
         self.logs.forget(&which);
         self.files.forget(which);
     }
 
-    /// The ring has answered.
+    /// Handles a completion of the ring.
     fn on_ring(&mut self, token: Token, result: i32) {
         self.learn_losses();
         let Token { part, index } = token;
         let is_failed_sync = match part {
             Part::Transfers => self.transfers.is_failed_sync(index, result),
             Part::Syncs => result < 0,
-            // Threads answer these.
+            // Calls of threads only.
             Part::Opens | Part::Requests | Part::Logs => return,
         };
         if is_failed_sync {
@@ -310,7 +310,7 @@ impl FileBackend {
         }
     }
 
-    /// A thread has answered.
+    /// Handles the result of a thread.
     fn on_thread(&mut self, token: Token, done: Done) {
         self.learn_losses();
         let Token { part, index } = token;
@@ -341,7 +341,7 @@ impl FileBackend {
                 parts.syncs.part_done(index, failed, context.replies);
             }
             Part::Requests => parts.requests.done(index, done, &mut context),
-            // They are answered by an open file, and by what was found of a log.
+            // Their results are an open file, and the state of a log.
             Part::Opens | Part::Logs => {}
         }
     }
@@ -363,7 +363,7 @@ impl FileBackend {
         parts.go_on_with_logs(&mut context);
     }
 
-    /// A thread has done something with a log.
+    /// Handles the result of a thread's job on a log.
     fn on_log(&mut self, index: usize, done: Result<LogDone, Failed>) {
         if done.is_err_and(|failed| failed.lost) {
             self.pool.sibling.failed(Loss::Unsynced);
@@ -380,7 +380,7 @@ impl FileBackend {
         parts.go_on_with_logs(&mut context);
     }
 
-    /// What failed syncs of the pool's other backends have dropped is lost here, too.
+    /// Records losses of the pool's other backends: a failed sync of theirs may have dropped data of this one.
     fn learn_losses(&mut self) {
         let Some(loss) = self.pool.sibling.new_loss() else {
             return;
@@ -390,7 +390,7 @@ impl FileBackend {
             self.mark_unsynced_lost();
         }
         if loss == Loss::PoolSync {
-            // Reported to the next sync of the pool here, too.
+            // The next sync of the pool reports it here, too.
             self.requests.suspect();
         }
     }
@@ -410,7 +410,7 @@ impl FileBackend {
         self.requests.suspect();
     }
 
-    /// Pauses data writes, or has them go on, as the gate asks for.
+    /// Pauses data writes, or resumes them, as the gate requires.
     fn follow_gate(&mut self) {
         let is_drained = || self.transfers.are_data_writes_drained();
         let resumed = self.throttle.follow_gate(self.seconds, is_drained);
@@ -481,7 +481,7 @@ impl Backend for FileBackend {
         debug_assert!(request.flags & !FLAG_DURABLE == 0, "checked by the peer");
         let swapped = request.id.kind == ObjectKind::Head;
         let result = match request.op {
-            // Small objects change by swaps only.
+            // Small objects are changed by swaps only.
             ObjectOp::Read | ObjectOp::Write if swapped => Err(ErrorCode::Invalid),
             ObjectOp::Read | ObjectOp::Write => self.start_on_file(ticket, request, memory),
             ObjectOp::Sync if swapped => {
@@ -531,10 +531,11 @@ impl Backend for FileBackend {
     }
 }
 
-/// What tests do to a backend that no disk can be made to do.
+/// Faults that tests inject, which no disk can be made to show.
 #[cfg(test)]
 impl FileBackend {
-    /// The ring has moved `count` bytes of a transfer: what is left of it is under way. `None`: the ring moves none.
+    /// Simulates that the ring has moved `count` bytes of a transfer. Returns how much of it is then under way. `None`: the ring moves
+    /// none.
     pub(crate) fn move_part(&mut self, count: i32) -> Option<u32> {
         let (index, _) = self.transfers.moving()?;
         let part = Part::Transfers;
@@ -542,12 +543,12 @@ impl FileBackend {
         self.transfers.moving().map(|(_, moved)| moved)
     }
 
-    /// Whether a reply waits to be taken.
+    /// Whether a reply is ready.
     pub(crate) fn has_reply(&self) -> bool {
         !self.replies.is_empty()
     }
 
-    /// What the thread of pool syncs reports when one of them has failed; a disk that does so cannot be had.
+    /// Simulates a failed sync of the pool.
     pub(crate) fn fail_pool_sync(&mut self) {
         let ticket = u64::MAX;
         let index = self.requests.insert_pool_sync(ticket, self.files.now());

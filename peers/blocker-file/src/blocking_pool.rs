@@ -1,13 +1,13 @@
-//! Threads for calls that may take long, or for ever: jobs stand in queues, and each queue is done in order.
+//! Threads for calls that may take long, or for ever: jobs wait in queues, and each queue is processed in order.
 //!
 //! Invariants
-//! - One thread at a time works at a queue, so a swap is atomic among swaps of its object, and a call that does not return
-//!   keeps one thread and its own queue, nobody else's. Queues go on side by side, and the file system commits them together.
-//! - A volume has two queues ([`JobQueue`]), so [`THREADS_MAX`] threads are all kept only when [`THREADS_MAX`] / 2 volumes hang:
-//!   that is no longer a file that hangs, but the pool.
-//! - Syncs of the pool that wait in their queue are one sync: what it covers was completed before any of them was asked
-//!   for, so a sync that begins later covers it. If it fails, it fails for all.
-//! - Jobs are bounded by the credits of the clients whose requests they are, and by the files that are open.
+//! - At most one thread at a time processes a queue, so a swap is atomic among swaps of its object, and a call that does not return blocks
+//!   one thread and its own queue only. Queues are processed side by side, and the file system commits them together.
+//! - A volume has two queues ([`JobQueue`]), so all [`THREADS_MAX`] threads are blocked only when [`THREADS_MAX`] / 2 volumes hang: then
+//!   not single files hang, but the pool.
+//! - Waiting syncs of the pool are merged into one: what each of them covers was completed before it was requested, so a sync that begins
+//!   later covers it. If it fails, all of them fail.
+//! - The number of jobs is bounded by the credits of the clients, and by the number of open files.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,31 +25,30 @@ use crate::jobs::{Done, Job, WorkerContext, run};
 use crate::layout::Layout;
 use crate::reserve::Reserve;
 
-/// Threads of the volumes' queues: two for each of 32 volumes that hang. They are started when there is nobody to do a job.
+/// Threads of the volumes' queues: two for each of 32 volumes that hang. They are started when no thread is free for a job.
 pub(crate) const THREADS_MAX: usize = 64;
-/// As many are kept without work: swaps are synced one by one, and a takeover of all volumes of a node is at least one
-/// swap each.
+/// Threads that are kept without work: swaps are synced one by one, and a takeover of all volumes of a node is at least one swap each.
 const THREADS_KEPT: usize = 8;
 
-/// A queue of jobs, which are done one after the other.
+/// A queue of jobs, which are done in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum JobQueue {
-    /// Swaps, names and looks of one lineage.
+    /// Swaps, names and state of one lineage.
     Swaps(Lineage),
-    /// Its files: opened, closed, changed in odd places.
+    /// Files of one lineage: opened, closed, changed at unaligned places.
     Files(Lineage),
-    /// What concerns the pool.
+    /// Jobs that concern the whole pool.
     Pool,
 }
 
-/// A job and where its answer belongs; `None`: nobody waits.
+/// A job and the token for its result; `None`: no result is needed.
 type Queued = (Option<Token>, Job);
 
 #[derive(Debug, Default)]
 struct PoolState {
     /// Queues with jobs that wait or are being done.
     queues: FxHashMap<JobQueue, VecDeque<Queued>>,
-    /// Those that nobody works at, in order.
+    /// Queues that no thread processes, in order.
     ready: VecDeque<JobQueue>,
     threads: Vec<JoinHandle<()>>,
     running: usize,
@@ -70,7 +69,7 @@ struct PoolShared {
 
 impl PoolShared {
     fn state(&self) -> MutexGuard<'_, PoolState> {
-        // Nothing panics while it is held.
+        // No code panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -108,7 +107,7 @@ impl PoolShared {
     fn work(&self) {
         while let Some((queue, (token, job), others)) = self.next() {
             let done = run(&self.context, job);
-            // Nobody listens any more when the backend is being dropped.
+            // There is no receiver any more when the backend is being dropped.
             let send = |token, done| _ = self.done.send((token, done));
             if let Done::Replied(reply) = done {
                 others
@@ -129,11 +128,11 @@ impl PoolShared {
         }
     }
 
-    /// Has `job` done behind those of `queue`.
+    /// Appends `job` to `queue`.
     fn enqueue(self: &Arc<Self>, queue: JobQueue, token: Option<Token>, job: Job) {
         let mut state = self.state();
         if let Some(jobs) = state.queues.get_mut(&queue) {
-            // Somebody works at it, or it is among those that are ready.
+            // A thread processes the queue, or it is in `ready`.
             return jobs.push_back((token, job));
         }
         state.queues.insert(queue, VecDeque::from([(token, job)]));
@@ -160,7 +159,7 @@ impl PoolShared {
     }
 }
 
-/// Takes the syncs of the pool out of `jobs`, and leaves the others in their order: their tokens.
+/// Removes the syncs of the pool from `jobs`, and keeps the others in their order. Returns the tokens of the syncs.
 fn take_pool_syncs(jobs: &mut VecDeque<Queued>) -> Vec<Token> {
     let mut tokens = Vec::new();
     jobs.retain(|(token, job)| {
@@ -173,19 +172,19 @@ fn take_pool_syncs(jobs: &mut VecDeque<Queued>) -> Vec<Token> {
     tokens
 }
 
-/// The threads, and the two ways to them.
+/// The threads, with their queues and results.
 #[derive(Debug)]
 pub(crate) struct BlockingPool {
     shared: Arc<PoolShared>,
     done: Receiver<(Token, Done)>,
 }
 
-/// A way to the threads for jobs that nobody waits for.
+/// A sender of jobs whose results are not needed.
 #[derive(Debug, Clone)]
 pub(crate) struct JobSender(Arc<PoolShared>);
 
 impl BlockingPool {
-    /// At most `threads_max` threads called `name`; `heads` is what they know of those that they swap.
+    /// At most `threads_max` threads called `name`; `heads` is the state of the heads that they swap.
     pub(crate) fn start(
         name: &'static str,
         threads_max: usize,
@@ -204,12 +203,12 @@ impl BlockingPool {
             threads_max,
         });
         let pool = BlockingPool { shared, done };
-        // One at once: that there can be none is known at the start.
+        // One thread at once, so that a shortage of threads is found at the start.
         pool.shared.start_thread(&mut pool.shared.state())?;
         Ok(pool)
     }
 
-    /// The threads of a test.
+    /// Threads for a test.
     #[cfg(test)]
     pub(crate) fn for_test(threads_max: usize, layout: Layout) -> BlockingPool {
         let reserve = Arc::new(Reserve::open(&layout).expect("an eventfd"));
@@ -222,12 +221,12 @@ impl BlockingPool {
         &self.shared.doorbell
     }
 
-    /// Has `job` done behind those of its queue; what comes of it is for `token`.
+    /// Appends `job` to its queue; its result goes to `token`.
     pub(crate) fn send(&self, queue: JobQueue, token: Token, job: Job) {
         self.shared.enqueue(queue, Some(token), job);
     }
 
-    /// A way to the threads for jobs that nobody waits for.
+    /// A sender of jobs whose results are not needed.
     pub(crate) fn sender(&self) -> JobSender {
         JobSender(Arc::clone(&self.shared))
     }
@@ -243,14 +242,14 @@ impl BlockingPool {
 }
 
 impl JobSender {
-    /// Has `job` done behind those of its queue.
+    /// Appends `job` to its queue.
     pub(crate) fn send(&self, queue: JobQueue, job: Job) {
         self.0.enqueue(queue, None, job);
     }
 }
 
 impl Drop for BlockingPool {
-    /// Waits for what is being done, and does what waits.
+    /// Waits for the running jobs, and does the waiting ones.
     fn drop(&mut self) {
         let threads = {
             let mut state = self.shared.state();
@@ -259,7 +258,7 @@ impl Drop for BlockingPool {
         };
         self.shared.called.notify_all();
         for thread in threads {
-            // It has no reason to panic; if it did, its jobs have no answers, which the process notices elsewhere.
+            // The thread has no cause to panic. If it did, its jobs would have no results, which the process notices elsewhere.
             let _ended = thread.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Aligned buffers for transfers whose memory the medium does not take as it is.
+//! Aligned buffers for transfers whose memory is not aligned as the medium requires.
 
 use std::io;
 
@@ -28,7 +28,7 @@ impl BounceBuffers {
         Region::anonymous(len)
     }
 
-    /// Takes a buffer back that nobody uses any more.
+    /// Takes back a buffer that is not used any more.
     pub(crate) fn put_back(&mut self, region: Region) {
         if self.free.len() < KEPT_MAX && region.len() <= KEPT_LEN_MAX {
             self.free.push(region);

@@ -1,10 +1,10 @@
-//! Calls under way: a table in which each has a place, by which its answer finds it.
+//! Calls under way: a table in which each call has a place, by which its result finds it.
 //!
 //! Invariants
 //! - A place is used again only when its call has been removed.
 //! - Places are used again, so a steady load allocates nothing.
 
-/// Where the number of a part stands in the bits of a [`Token`].
+/// Bit offset of the part in a [`Token`].
 const PART_SHIFT: u32 = 56;
 
 /// The part of a backend that a call belongs to.
@@ -23,22 +23,22 @@ pub(crate) enum Part {
     Logs = 4,
 }
 
-/// Names a call to the ring and to threads.
+/// Identifies a call of the ring or of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Token {
-    /// Whose it is.
+    /// The part that made the call.
     pub(crate) part: Part,
     /// Its place in that part's table.
     pub(crate) index: usize,
 }
 
 impl Token {
-    /// The token as the ring takes it.
+    /// The token as user data of the ring.
     pub(crate) fn to_bits(self) -> u64 {
         (self.part as u64) << PART_SHIFT | self.index as u64
     }
 
-    /// The token that the ring gives back; `None`: of none of the parts.
+    /// The token of the ring's user data; `None` if it belongs to none of the parts.
     pub(crate) fn from_bits(bits: u64) -> Option<Token> {
         let part = match bits >> PART_SHIFT {
             0 => Part::Transfers,
@@ -65,7 +65,7 @@ struct Call<T> {
 pub(crate) struct Calls<T> {
     entries: Vec<Option<Call<T>>>,
     free: Vec<usize>,
-    /// Monotonic time, as it was reported last.
+    /// Monotonic time, as last reported.
     seconds: u64,
 }
 
@@ -79,12 +79,12 @@ impl<T> Calls<T> {
         }
     }
 
-    /// Time goes on.
+    /// Sets the time.
     pub(crate) fn tick(&mut self, seconds: u64) {
         self.seconds = seconds;
     }
 
-    /// Adds a call that begins now: its place.
+    /// Adds a call that begins now; returns its place.
     pub(crate) fn insert(&mut self, what: T) -> usize {
         let call = Some(Call {
             since: self.seconds,

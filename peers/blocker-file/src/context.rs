@@ -1,4 +1,4 @@
-//! What the parts of a backend use besides their own.
+//! The shared context of a backend's parts.
 
 use std::collections::VecDeque;
 
@@ -21,7 +21,7 @@ impl Replies {
         self.0.push_back((ticket, reply));
     }
 
-    /// Answers with `len` bytes moved, or why they were not.
+    /// Answers with `len` bytes moved, or with the error.
     pub(crate) fn push_result(&mut self, ticket: u64, len: u32, result: Result<(), ErrorCode>) {
         let reply = result.map_or_else(ObjectReply::failed, |()| ObjectReply::done(len));
         self.push(ticket, reply);
@@ -36,14 +36,14 @@ impl Replies {
         self.0.is_empty()
     }
 
-    /// Drops the replies to `ticket`, which is a test's own.
+    /// Drops the replies to `ticket`, which a test has sent.
     #[cfg(test)]
     pub(crate) fn forget(&mut self, ticket: u64) {
         self.0.retain(|(other, _)| *other != ticket);
     }
 }
 
-/// What a part uses besides its own while it does something.
+/// The shared context of a part while it does something.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) source: &'a Source,

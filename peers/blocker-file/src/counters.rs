@@ -15,7 +15,7 @@ pub struct Counters {
     pub bounces: u64,
     /// Writes tried again because the file system reported a passing lack of space.
     pub space_retries: u64,
-    /// Calls for metadata that found no room but in the reserve.
+    /// Calls for metadata that found space only in the reserve.
     pub reserve_spent: u64,
 }
 

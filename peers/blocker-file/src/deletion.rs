@@ -1,7 +1,6 @@
-//! Deleting files and giving space back. For threads that may wait.
+//! Deletes files and gives space back. For threads that may block.
 //!
-//! Large files are shortened in steps before they are unlinked: freeing many extents at once blocks the file system for
-//! everybody.
+//! Large files are shortened in steps before they are unlinked: to free many extents at once would block the file system for all.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,12 +20,12 @@ use crate::layout::{FileId, Layout};
 use crate::names::files_of;
 use crate::stall_detector::Progress;
 
-/// A file is shortened by this much at a time when it is deleted; holes cost nothing.
+/// A file is shortened by this much in each step of its deletion; holes cost nothing.
 const DELETE_STEP: u64 = 8 << 20;
-/// After each step of a deletion the thread pauses this many times as long as the step took: others want the journal.
+/// After each step of a deletion the thread pauses for this many times the duration of the step: others need the journal.
 const DELETE_PAUSE: u32 = 3;
 
-/// Where pieces of [`DELETE_STEP`] begin that hold data, in order.
+/// Offsets of the pieces of [`DELETE_STEP`] that hold data, in order.
 fn pieces_with_data(file: &File) -> io::Result<Vec<u64>> {
     let mut pieces = Vec::new();
     let mut from = 0;
@@ -58,13 +57,13 @@ fn delete_file(path: &Path, progress: &Progress) -> io::Result<()> {
         progress.step();
         let took = SystemClock.now().saturating_sub(before);
         let pause = PollTimeout::try_from(took * DELETE_PAUSE).unwrap_or(PollTimeout::ZERO);
-        // Waiting for nothing: a signal that ends it early does no harm.
+        // A pause only: a signal that ends it early does no harm.
         let _paused = nix::poll::poll(&mut [], pause);
     }
     fs::remove_file(path)
 }
 
-/// Deletes the files of `lineage` that `which` names.
+/// Deletes the files of `lineage` that `which` selects.
 pub(crate) fn delete(
     layout: &Layout,
     which: impl Fn(&FileId) -> bool,
@@ -78,13 +77,13 @@ pub(crate) fn delete(
     Ok(())
 }
 
-/// Deletes all that `lineage` has.
+/// Deletes all files of `lineage`.
 pub(crate) fn delete_lineage(
     layout: &Layout,
     lineage: Lineage,
     progress: &Progress,
 ) -> io::Result<()> {
-    // The head goes last: as long as it is there, the deletion can be found and repeated.
+    // The head goes last: as long as it exists, the deletion can be found and repeated.
     let is_no_head = |id: &FileId| id.object.kind != ObjectKind::Head;
     delete(layout, is_no_head, lineage, progress)?;
     delete(layout, |_| true, lineage, progress)?;
@@ -96,7 +95,7 @@ pub(crate) fn delete_lineage(
     }
 }
 
-/// Gives the space of a range back. A sync of the pool makes that durable; a sync of the object does not look for it.
+/// Gives the space of a range back. A sync of the pool makes that durable; a sync of the object does not cover it.
 pub(crate) fn punch(layout: &Layout, request: &ObjectRequest) -> Result<(), Failed> {
     let (id, offset) = FileId::locate(request.id, request.offset);
     let path = layout.file(id);

@@ -1,7 +1,7 @@
 //! File descriptors: how many a pool may keep, and what happens when the process or the host has none left.
 //!
-//! Running out of descriptors is a condition that passes, so it is no failure of storage: a call that needs one is repeated
-//! until it gets one, and a volume only waits. What the pool keeps open without need is closed first ([`crate::files`]).
+//! A shortage of descriptors passes, so it is not a failure of storage: a call that needs one is repeated until it gets one, and a volume
+//! only waits. Files that the pool keeps open without need are closed first ([`crate::files`]).
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,27 +10,27 @@ use std::time::Duration;
 use nix::poll::PollTimeout;
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Pauses before a call is repeated: short at first, since closing an idle file takes a moment only.
+/// First pause before a call is repeated: short, since closing an idle file takes only a moment.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-/// At most, so that a volume goes on well within a second once there are descriptors.
+/// Longest pause, so that a volume goes on well within a second once there are descriptors.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// Files kept open at most, whatever the limit of descriptors: beyond that, looking for the oldest gets slow.
+/// Most files kept open, whatever the limit of descriptors: with more, finding the oldest gets slow.
 const FILES_MAX: u64 = 4096;
-/// Files kept open at least.
+/// Fewest files kept open.
 const FILES_MIN: u64 = 16;
-/// One descriptor in so many is for files of the pool: a file costs little to open again, a front end must never be refused.
+/// One descriptor in so many is for files of the pool: a file is cheap to open again, but a front end must never be refused.
 const FILES_SHARE: u64 = 8;
 
-/// Calls that wait for a descriptor now, in the whole process: the first and the last of an episode are logged.
+/// Calls of the whole process that wait for a descriptor now: the first and the last of an episode are logged.
 static WAITING: AtomicU32 = AtomicU32::new(0);
 
-/// Files that a pool keeps open at most in a process that may have `limit` descriptors.
+/// Most files that a pool keeps open in a process with a limit of `limit` descriptors.
 #[must_use]
 pub fn files_kept(limit: u64) -> u64 {
     (limit / FILES_SHARE).clamp(FILES_MIN, FILES_MAX)
 }
 
-/// Descriptors that this process may have.
+/// The limit of descriptors of this process.
 pub(crate) fn limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
@@ -40,25 +40,25 @@ pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// How long to wait before try number `tries` is followed by another one.
+/// The pause before try number `tries` is followed by another one.
 pub(crate) fn pause(tries: u32) -> Duration {
     PAUSE_MIN.saturating_mul(1 << tries.min(16)).min(PAUSE_MAX)
 }
 
-/// Waits, on a thread that may.
+/// Pauses, on a thread that may block.
 pub(crate) fn wait(pause: Duration) {
     let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
-    // Waiting for nothing: a signal that ends it early does no harm.
+    // A pause only: a signal that ends it early does no harm.
     let _rested = nix::poll::poll(&mut [], pause);
 }
 
-/// A call that waits for a descriptor. While any is there, the episode goes on.
+/// A call that waits for a descriptor. The episode lasts as long as there is one.
 #[derive(Debug)]
 pub(crate) struct Starved(());
 
 impl Starved {
     pub(crate) fn new(error: &io::Error) -> Starved {
-        // Only counted: nothing else is ordered by it.
+        // Only a count: it orders nothing else.
         if WAITING.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::warn!(
                 "no file descriptor is free ({} allowed, LimitNOFILE of the service): {error}; requests that need one wait",
@@ -77,7 +77,7 @@ impl Drop for Starved {
     }
 }
 
-/// Repeats `call`, on a thread that may wait, until it does not fail for want of a descriptor.
+/// Repeats `call`, on a thread that may block, until it does not fail for lack of a descriptor.
 pub(crate) fn retry_while_exhausted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let (mut tries, mut starved) = (0, None);
     loop {

@@ -1,25 +1,25 @@
-//! What a failed system call means to the other peers.
+//! Maps failed system calls to error codes.
 //!
 //! | errno | code | what follows |
 //! |---|---|---|
-//! | ENOSPC, EDQUOT | `no-space` | a guest's write waits for room |
+//! | ENOSPC, EDQUOT | `no-space` | a guest's write waits for space |
 //! | EMFILE, ENFILE | `no-descriptors` | waits |
 //! | ENOMEM | `no-memory` | waits |
-//! | EFBIG | `too-large` | fails: a limit of the file system or of the process (RLIMIT_FSIZE), which room does not lift |
+//! | EFBIG | `too-large` | fails: a limit of the file system or of the process (RLIMIT_FSIZE), which free space does not lift |
 //! | ESTALE | `stale` | the volume stops |
 //! | ENOENT | `not-found` | the caller decides: a hole, or an object that is missing |
 //! | EROFS | `read-only` | fails |
 //! | EINVAL | `invalid` | fails |
 //! | any other | `io` | fails |
 //!
-//! A sync that fails is final, whatever the reason, but for ESTALE.
+//! A sync that fails is final, whatever the reason, except for ESTALE.
 
 use std::io;
 use std::path::Path;
 
 use archipelago_protocol::{Error, ErrorCode};
 
-/// The code for a failed read, write, open or the like.
+/// The code of a failed read, write, open and the like.
 pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => ErrorCode::NoSpace,
@@ -34,7 +34,7 @@ pub(crate) fn code_of(error: &io::Error) -> ErrorCode {
     }
 }
 
-/// The error of a failed call on `path`; `what` was to be done with it.
+/// The error of a failed call on `path`; `what` is what was to be done with it.
 pub(crate) fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
     Error::new(
         code_of(error),
@@ -51,7 +51,7 @@ pub(crate) fn failed_for_pool(what: &str, directory: &Path, error: &io::Error) -
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failed {
     pub(crate) code: ErrorCode,
-    /// It was a sync, which may have dropped what others wrote.
+    /// It was a sync, which may have dropped data of others.
     pub(crate) lost: bool,
 }
 
@@ -68,7 +68,7 @@ impl From<io::Error> for Failed {
 }
 
 impl Failed {
-    /// A sync has failed.
+    /// The failure of a sync.
     pub(crate) fn sync(error: &io::Error) -> Self {
         Failed {
             code: sync_code_of(error),
@@ -77,8 +77,8 @@ impl Failed {
     }
 }
 
-/// Whether a failed sync concerns the file that was synced, and no other: its file system had no room for it, or lost it.
-/// Anything else may be the disk's cache, in which everybody's data is.
+/// Whether a failed sync concerns only the synced file: its file system had no space for it, or has lost it. Any other failure may be one
+/// of the disk's cache, which holds everybody's data.
 pub(crate) fn is_of_one_file(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -86,7 +86,7 @@ pub(crate) fn is_of_one_file(error: &io::Error) -> bool {
     )
 }
 
-/// The code for a failed sync: final, whatever the reason.
+/// The code of a failed sync: final, whatever the reason.
 pub(crate) fn sync_code_of(error: &io::Error) -> ErrorCode {
     match code_of(error) {
         ErrorCode::Stale => ErrorCode::Stale,

@@ -27,7 +27,7 @@ use crate::sync_state::{LogicalTime, SyncState};
 /// Files closed at once when no descriptor is free: the opens that follow need a few.
 const IDLE_CLOSED_AT_ONCE: usize = 16;
 
-/// Files of an object that are synced one by one: eight syncs in flight cost about what one sync of the pool does.
+/// Most files of an object that are synced one by one: eight syncs in flight cost about as much as one sync of the pool.
 const SYNCS_MAX: usize = 8;
 
 /// What a sync of an object has to make durable.
@@ -35,9 +35,9 @@ const SYNCS_MAX: usize = 8;
 pub(crate) enum Unsynced {
     /// These files, perhaps none.
     Files(Vec<Rc<OpenFile>>),
-    /// So much that a sync of the pool is less.
+    /// So many that a sync of the pool is cheaper.
     Many,
-    /// What was written is lost: the sync fails.
+    /// Writes are lost: the sync fails.
     Lost,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Files {
     calls: Calls,
     /// The file system copies on write (btrfs, for example).
     copy_on_write: bool,
-    /// Files kept open at most, unless all are in use.
+    /// Most files kept open, unless all are in use.
     open_max: usize,
     open: FxHashMap<FileId, Rc<OpenFile>>,
     /// The sync states that outlive the close of their files.
@@ -79,7 +79,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// One of `backends` that keep files of the pool open in this process.
+    /// The files of one of `backends` that keep files of the pool open in this process.
     pub(crate) fn new(access: Access, calls: Calls, copy_on_write: bool, backends: usize) -> Self {
         let limit = descriptors::files_kept(descriptors::limit());
         let all = usize::try_from(limit).expect("a few thousand at most");

@@ -1,4 +1,4 @@
-//! What lies in a pool where directories of lineages belong and is none: left alone, skipped by listings, named by the doctor.
+//! Foreign files in places of a pool where directories of lineages belong: left alone, skipped by listings, listed by the doctor.
 
 use std::fs;
 use std::io;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use archipelago_protocol::Lineage;
 
-/// Most of them that are named: somebody unpacked something here.
+/// Most of them that are listed.
 const FOREIGN_MAX: usize = 100;
 
-/// Files in `directory`, a pool, that are called like the directory of a lineage or of a shard; at most some. Only looks.
+/// Files in `directory`, a pool, that have the name of a lineage's or a shard's directory; not all if there are many. Changes nothing.
 ///
 /// # Errors
 /// The error of the file system.

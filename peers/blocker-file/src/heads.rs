@@ -1,8 +1,8 @@
-//! Small objects that change by swaps: two slots in a file, as `archipelago_blocker::slots` has them.
+//! Small objects that are changed by swaps: two slots in a file, in the format of `archipelago_blocker::slots`.
 //!
 //! Invariants
-//! - A swap is compared only with what is durable. What was there when the process began is, by the sync of its start, and
-//!   what it swapped since is, unless that failed: then the slots are written and synced again before they are compared.
+//! - A swap is compared only with durable content. What existed when the process began is durable by the sync of its start, and later swaps
+//!   are, unless one failed: then the slots are written and synced again before they are compared.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -23,14 +23,14 @@ use crate::layout::{FileId, Layout};
 use crate::names::sync_names;
 use crate::spans::{gather, scatter};
 
-/// What is known of heads beside their files. One thread at a time swaps a head.
+/// The state of heads beside their files. One thread at a time swaps a head.
 #[derive(Debug, Default)]
 pub(crate) struct Heads {
     /// Their last swap failed: their files may differ from the medium.
     doubtful: Mutex<FxHashSet<ObjectId>>,
     /// All other heads may, too: the sync at the start failed.
     suspect: bool,
-    /// The file system copies on write: new heads are to be overwritten in place.
+    /// The file system copies on write: new heads are set to be overwritten in place.
     copy_on_write: bool,
 }
 
@@ -43,7 +43,7 @@ impl Heads {
         }
     }
 
-    /// The same, of a pool whose sync at the start failed.
+    /// Heads of a pool whose sync at the start failed.
     pub(crate) fn suspect(copy_on_write: bool) -> Self {
         Heads {
             suspect: true,
@@ -57,7 +57,7 @@ impl Heads {
     }
 
     fn doubtful(&self) -> MutexGuard<'_, FxHashSet<ObjectId>> {
-        // Nothing panics while it is held.
+        // No code panics while the lock is held.
         self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -121,7 +121,7 @@ impl Heads {
             return Ok(None);
         };
         if self.suspect || self.doubtful().contains(&id) {
-            // Written again: a sync alone would not, once the kernel has given up on these pages.
+            // Written again: a sync alone would not write these pages, once the kernel has given up on them.
             write(self, layout, id, 0, &bytes[..])?;
             sync_names(layout, id.lineage)?;
             self.doubtful().remove(&id);
@@ -137,7 +137,7 @@ impl Heads {
     }
 }
 
-/// Writes `bytes` at `offset`, durably, name and all.
+/// Writes `bytes` at `offset`, durably, with the file's name.
 fn write(
     heads: &Heads,
     layout: &Layout,
@@ -161,7 +161,7 @@ fn write(
     }
     let len = file.metadata()?.len();
     if len < SLOTS_LEN as u64 {
-        // Room for both slots before either is written: later swaps need none. Zeros are what a shorter file means.
+        // Space for both slots before either is written: later swaps need none. A shorter file means zeros.
         let missing = usize::try_from(len).map_or(0, |len| SLOTS_LEN - len);
         file.write_all_at(&[0; SLOTS_LEN][..missing], len)?;
     }

@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::layout::Layout;
 
-/// Longest content of a lock file that is looked at: a process id and what may follow.
+/// Longest content of a lock file that is read: a process id and what may follow.
 const CONTENT_LEN_MAX: u64 = 4096;
 
 /// The holder of a pool's lock.

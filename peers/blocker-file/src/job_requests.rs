@@ -1,4 +1,4 @@
-//! Requests that a thread carries out as a whole: swaps, listings, deletions, looks, and syncs of the pool.
+//! Requests that a thread carries out as a whole: swaps, listings, deletions, states, and syncs of the pool.
 
 use archipelago_protocol::control::Wait;
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectReply, ObjectRequest};
@@ -13,18 +13,18 @@ use crate::stall_detector::{Steps, wait_on};
 use crate::sync_state::LogicalTime;
 use crate::threads::Threads;
 
-/// A request on its thread.
+/// A request that a thread carries out.
 #[derive(Debug)]
 enum JobRequest {
     /// A sync of the pool.
     SyncPool {
         ticket: u64,
-        /// What it covers.
+        /// The logical time of its beginning: it covers all earlier writes.
         began: LogicalTime,
-        /// Another sync has failed meanwhile: what that dropped, this one may not have made durable.
+        /// Another sync has failed meanwhile, and may have dropped data that this one covers.
         lost: bool,
     },
-    /// Any other.
+    /// Any other request.
     Other {
         ticket: u64,
         op: ObjectOp,
@@ -36,17 +36,17 @@ enum JobRequest {
 #[derive(Debug)]
 pub(crate) struct JobRequests {
     calls: Calls<JobRequest>,
-    /// Monotonic time, as it was reported last.
+    /// Monotonic time, as last reported.
     seconds: u64,
     listings: Steps,
     deletions: Steps,
     pool_syncs: u64,
-    /// A sync of the pool failed before there was anybody to report that to: the next one does.
+    /// A sync of the pool failed without a request to report that to: the next one fails.
     unreported_loss: bool,
 }
 
 impl JobRequests {
-    /// None yet, at the time `seconds`.
+    /// No requests yet, at the time `seconds`.
     pub(crate) fn new(seconds: u64) -> Self {
         JobRequests {
             calls: Calls::new(seconds),
@@ -58,7 +58,7 @@ impl JobRequests {
         }
     }
 
-    /// Time goes on.
+    /// Sets the time.
     pub(crate) fn tick(&mut self, seconds: u64, threads: &Threads) {
         self.seconds = seconds;
         self.calls.tick(seconds);
@@ -71,7 +71,7 @@ impl JobRequests {
         self.pool_syncs
     }
 
-    /// A sync of the pool failed, with nobody to report that to: the next one fails.
+    /// Records that a sync of the pool failed without a request to report that to: the next one fails.
     pub(crate) fn suspect(&mut self) {
         self.unreported_loss = true;
     }
@@ -117,7 +117,7 @@ impl JobRequests {
         context.threads.send_request(token, request, memory);
     }
 
-    /// A thread has carried out the request at `index`.
+    /// Handles the result of the request at `index`.
     pub(crate) fn done(
         &mut self,
         index: usize,
@@ -142,7 +142,7 @@ impl JobRequests {
         context.replies.push(ticket, reply);
     }
 
-    /// A sync failed, of whatever: those of the pool that are under way fail, too.
+    /// Records that a sync failed, of any file: the syncs of the pool that are under way fail, too.
     pub(crate) fn mark_lost(&mut self) {
         for call in self.calls.iter_mut() {
             if let JobRequest::SyncPool { lost, .. } = call {
@@ -185,7 +185,7 @@ impl JobRequests {
         }
     }
 
-    /// Begins a sync of the pool that no thread carries out: its place.
+    /// Begins a sync of the pool that no thread carries out; returns its place.
     #[cfg(test)]
     pub(crate) fn insert_pool_sync(&mut self, ticket: u64, began: LogicalTime) -> usize {
         self.calls.insert(JobRequest::SyncPool {

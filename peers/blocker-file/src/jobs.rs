@@ -1,4 +1,4 @@
-//! Jobs of threads that may wait: swaps, listings, names, the opening and closing of files, syncs of the pool, deletions.
+//! Jobs of threads that may block: swaps, listings, names, the opening and closing of files, syncs of the pool, deletions.
 
 use std::fs::{self, File};
 use std::io;
@@ -26,7 +26,7 @@ use crate::spans::scatter;
 use crate::stall_detector::Progress;
 use crate::unaligned::UnalignedTransfer;
 
-/// What a thread shall do.
+/// A job.
 #[derive(Debug)]
 pub(crate) enum Job {
     /// A request of a client.
@@ -36,15 +36,15 @@ pub(crate) enum Job {
     },
     /// Make the names of a lineage's files durable.
     Names(Lineage),
-    /// Open a file, or make it.
+    /// Open a file, or create it.
     Open(OpenJob),
-    /// Close one: that may write, and wait.
+    /// Close a file: that may write, and block.
     Close(OwnedFd),
-    /// Have the reserve grow if there is room.
+    /// Let the reserve grow if there is space.
     Grow,
-    /// Something with a log.
+    /// A job on a log.
     Log(LogJob),
-    /// Move bytes to or from a place that the medium does not take as it is.
+    /// Move bytes to or from a place that is not aligned as the medium requires.
     Unaligned(UnalignedTransfer),
     /// A call that does not return before the other side is dropped.
     #[cfg(test)]
@@ -52,11 +52,11 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    /// What it may take of the reserve if it finds no room.
+    /// How much of the reserve it may take if it finds no space.
     fn claim(&self) -> Option<Claim> {
         match self {
             Job::Request { .. } => Some(Claim::All),
-            // A new log leaves half of it to others.
+            // A new log leaves half of the reserve to others.
             Job::Open(open)
                 if open.missing == Missing::Create && open.id.object.kind == ObjectKind::Log =>
             {
@@ -74,24 +74,24 @@ impl Job {
     }
 }
 
-/// What came of it.
+/// The result of a job.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The answer to a request, or to something that has none of its own.
+    /// The answer to a request, or to a job without a result of its own.
     Replied(Result<ObjectReply, Failed>),
-    /// The file that was asked for.
+    /// The opened file.
     Opened(io::Result<Opened>),
-    /// What was to be done with a log.
+    /// The result of a job on a log.
     Log(Result<LogDone, Failed>),
 }
 
-/// What the threads of one pool of threads share.
+/// State that the threads of one pool of threads share.
 #[derive(Debug)]
 pub(crate) struct WorkerContext {
     pub(crate) layout: Layout,
     pub(crate) heads: Heads,
     pub(crate) reserve: Arc<Reserve>,
-    /// Of jobs that consist of many calls.
+    /// The progress of jobs that consist of many calls.
     pub(crate) progress: Progress,
 }
 
@@ -107,7 +107,7 @@ impl WorkerContext {
 }
 
 impl Done {
-    /// Whether it found no room.
+    /// Whether it found no space.
     fn found_no_room(&self) -> bool {
         match self {
             Done::Replied(result) => result.is_err_and(|failed| failed.code == ErrorCode::NoSpace),
@@ -117,7 +117,7 @@ impl Done {
     }
 }
 
-/// Does `job`, for as long as that takes; what is metadata with room from the reserve if there is no other.
+/// Does `job`, for as long as that takes; metadata gets space from the reserve if there is no other.
 pub(crate) fn run(context: &WorkerContext, job: Job) -> Done {
     match job {
         Job::Close(file) => {
@@ -134,7 +134,7 @@ pub(crate) fn run(context: &WorkerContext, job: Job) -> Done {
     }
 }
 
-/// Does `job`, which can be done again.
+/// Does `job`, which can be repeated.
 fn attempt(context: &WorkerContext, job: &Job) -> Done {
     let layout = &context.layout;
     match job {
@@ -240,7 +240,7 @@ fn stat_data(layout: &Layout, id: ObjectId) -> Result<(u64, u64), ErrorCode> {
     }
 }
 
-/// Makes an empty file, its name durable.
+/// Makes an empty file, with a durable name.
 fn create(context: &WorkerContext, id: ObjectId) -> Result<ObjectReply, Failed> {
     let layout = &context.layout;
     let (file, _) = FileId::locate(id, 0);
@@ -248,7 +248,7 @@ fn create(context: &WorkerContext, id: ObjectId) -> Result<ObjectReply, Failed> 
     if path.exists() {
         return Err(ErrorCode::Exists.into());
     }
-    // Requests of one lineage that are jobs are done one after another, and no other process has the pool.
+    // The jobs of one lineage are done one after another, and no other process has the pool open.
     let job = OpenJob {
         id: file,
         missing: Missing::Create,

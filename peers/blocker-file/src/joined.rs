@@ -1,8 +1,8 @@
-//! How a pool is opened: once for a process, whose data threads have a backend each.
+//! Opens a pool: once for a process, whose data threads have a backend each.
 //!
 //! Invariants
 //! - The pool's lock is one open file, which each backend's ring keeps: it is released when the last ring has ended.
-//! - What was found when the pool was opened, and the reserve, are the same for all backends.
+//! - All backends share the findings of the open, and the reserve.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,15 +26,15 @@ use crate::{lock, pool};
 pub struct Options {
     /// The pool's directory.
     pub directory: PathBuf,
-    /// Whether to use `O_DIRECT` where the file system takes it.
+    /// Whether to use `O_DIRECT` if the file system supports it.
     pub direct: bool,
-    /// Whether to set room aside for metadata; what was set aside before is used all the same.
+    /// Whether to reserve space for metadata; an existing reserve is used in any case.
     pub reserve: bool,
-    /// How long to wait for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
+    /// Timeout for the pool's lock, which a dead predecessor's ring may hold for some milliseconds.
     pub lock_timeout: Duration,
-    /// Who opens it.
+    /// The process that opens it.
     pub claimant: Claimant,
-    /// How many backends the process will have for the pool: at least 1.
+    /// Number of backends that the process will have for the pool: at least 1.
     pub backends: usize,
 }
 
@@ -44,13 +44,13 @@ pub struct JoinedPool {
     layout: Layout,
     lock: Arc<File>,
     found: Found,
-    /// What a predecessor wrote is durable.
+    /// The writes of a predecessor are durable.
     is_synced: bool,
     reserve: Arc<Reserve>,
     siblings: Arc<Siblings>,
 }
 
-/// The pool's reserve, which grows now if it is wanted.
+/// The pool's reserve, which begins to grow if `wanted`.
 fn open_reserve(layout: &Layout, wanted: bool) -> Result<Arc<Reserve>, Error> {
     let reserve = Reserve::open(layout);
     let reserve =
@@ -63,7 +63,7 @@ fn open_reserve(layout: &Layout, wanted: bool) -> Result<Arc<Reserve>, Error> {
 }
 
 impl JoinedPool {
-    /// Opens the pool for this process: the pool, the place of its first backend, which is on the ring of `source`, and whose the pool is.
+    /// Opens the pool for this process. Returns the pool, the place of its first backend, which is on the ring of `source`, and the owner.
     pub(crate) fn open(
         options: &Options,
         source: &Source,
@@ -72,7 +72,7 @@ impl JoinedPool {
         let layout = Layout::new(&options.directory);
         pool::check_marker(&layout)?;
         let lock = lock::take(&layout, clock, clock.now() + options.lock_timeout)?;
-        // Before anything is done on the ring.
+        // First of all calls on the ring.
         keep_lock(&lock, source, &options.directory)?;
         let owner = owner::claim(&layout, &options.claimant, clock)?;
         let found = match options.direct {
@@ -96,7 +96,7 @@ impl JoinedPool {
         Ok((joined, first, owner))
     }
 
-    /// The place of one more backend, on the ring of `source`, which keeps the pool's lock from then on.
+    /// The place of a further backend, on the ring of `source`, which keeps the pool's lock from then on.
     pub(crate) fn enter(&self, source: &Source) -> Result<Sibling, Error> {
         keep_lock(&self.lock, source, self.layout.directory())?;
         self.take_place()
@@ -134,13 +134,13 @@ impl JoinedPool {
         &self.reserve
     }
 
-    /// How many backends the process has for the pool.
+    /// Number of backends that the process has for the pool.
     pub(crate) fn backends(&self) -> usize {
         self.siblings.count()
     }
 }
 
-/// Has the lock outlive this process until the kernel has finished all that the ring of `source` has.
+/// Makes the lock outlive this process until the kernel has finished all calls of the ring of `source`.
 fn keep_lock(lock: &File, source: &Source, directory: &Path) -> Result<(), Error> {
     let same = lock
         .try_clone()

@@ -1,6 +1,6 @@
 //! How objects are named and placed in a pool's directory.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `LL/LINEAGE/data-EPOCH-CHUNK` | blocks of one epoch, 64 GiB of volume: byte `o` of the volume is at `o % 64 GiB` |
 //! | `LL/LINEAGE/head` | two slots, see `archipelago_blocker::slots` |
@@ -31,7 +31,7 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
-    /// The file that holds byte `offset` of `object`, and where in it.
+    /// The file that holds byte `offset` of `object`, and the offset in it.
     pub(crate) fn locate(object: ObjectId, offset: u64) -> (FileId, u64) {
         if object.kind == ObjectKind::Data {
             (
@@ -95,7 +95,7 @@ impl Layout {
         self.directory.join("lock")
     }
 
-    /// The file whose room is set aside for metadata.
+    /// The file whose space is reserved for metadata.
     #[must_use]
     pub fn reserve(&self) -> PathBuf {
         self.directory.join("reserve")
@@ -106,7 +106,7 @@ impl Layout {
         self.directory.join("owner")
     }
 
-    /// The owner record that is called `name`.
+    /// The owner record with the name `name`.
     pub(crate) fn owner(&self, name: impl Display) -> PathBuf {
         self.owners().join(name.to_string())
     }
@@ -123,7 +123,7 @@ impl Layout {
     }
 }
 
-/// The file of `lineage` that is called `name`; `None` for what is not ours.
+/// The file of `lineage` with the name `name`; `None` for a foreign file.
 pub(crate) fn parse(lineage: Lineage, name: &str) -> Option<FileId> {
     let number = |text: &str, digits: usize| {
         let legal = text.len() == digits

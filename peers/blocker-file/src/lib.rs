@@ -1,15 +1,17 @@
 //! Objects in container files of a directory, on a local file system.
 //!
 //! * [`FileBackend`]: the backend; lives on its reactor's ring.
-//! * [`Options`]: how it is opened, [`JoinedPool`]: by several threads of a process; [`Claimant`], [`Claim`], [`Host`]: who opens the pool, and with what right.
-//! * [`room()`]: what is free in a pool's file system; [`stored()`]: what the pool's objects occupy there; [`holder()`]: who has the pool open.
-//! * [`create`]: makes a pool's directory; [`Layout`]: how objects are named in it; [`foreign()`]: what is in their way.
+//! * [`Options`]: how it is opened, [`JoinedPool`]: by several threads of a process; [`Claimant`], [`Claim`], [`Host`]: the process that
+//!   opens the pool, and its right to.
+//! * [`room()`]: free space in a pool's file system; [`stored()`]: the space of the pool's objects there; [`holder()`]: the process that has
+//!   the pool open.
+//! * [`create`]: makes a pool's directory; [`Layout`]: the names of objects in it; [`foreign()`]: foreign files in their places.
 //!
 //! One design decision: all blocks that a lineage wrote in one epoch lie in one sparse file for each 64 GiB of volume,
 //! placed by arithmetic. So there are few descriptors, one `fdatasync` covers any number of dirty objects, and no name
-//! is made on the way of a write but the first. What each file is for: `docs/pool-format.md`.
+//! is made on the path of a write except the first. The purpose of each file: `docs/pool-format.md`.
 //!
-//! This crate never knows volumes, maps or names of volumes, and never writes outside its directory.
+//! This crate contains nothing of volumes, maps or names of volumes, and never writes outside its directory.
 
 #![forbid(unsafe_code)]
 

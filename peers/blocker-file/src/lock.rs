@@ -1,9 +1,9 @@
 //! The lock of a pool: one process serves it at a time.
 //!
 //! Invariants
-//! - A lock that does not exclude is no lock: it is tried before anything of the pool is believed.
-//! - The record in the file is for people, and what [`crate::access`] tries direct I/O on. It has one length and is written in
-//!   place, so that a start on a full file system needs no room; where it cannot be written the lock holds all the same.
+//! - A lock that does not exclude others is not accepted: it is tried before anything of the pool is read.
+//! - The record in the file is for people, and for the trials of direct I/O in [`crate::access`]. It has a fixed length and is written in
+//!   place, so that a start on a full file system needs no space; if it cannot be written, the lock holds nevertheless.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -25,7 +25,7 @@ use crate::layout::{LOCK_LEN, Layout};
 /// How often a held lock is tried again.
 const LOCK_RETRY_MS: u16 = 5;
 
-/// Opens the lock file, and makes it if it is not there.
+/// Opens the lock file; creates it if it does not exist.
 fn open(path: &Path) -> Result<File, Error> {
     OpenOptions::new()
         .read(true)
@@ -37,7 +37,7 @@ fn open(path: &Path) -> Result<File, Error> {
         .map_err(|error| failed("open", path, &error))
 }
 
-/// One try. The lock lives as long as the open file does; it is not to fall when a guard is dropped.
+/// Tries once. The lock lives as long as the open file does; no guard releases it.
 fn try_lock(file: &File) -> Result<(), Errno> {
     #[expect(
         deprecated,
@@ -58,7 +58,7 @@ pub(crate) fn take(layout: &Layout, clock: &dyn Clock, deadline: Duration) -> Re
             }
             Err(Errno::EWOULDBLOCK) => {
                 let mut holder = String::new();
-                // A holder that cannot be named is still a holder.
+                // A holder without a readable id is still a holder.
                 let _unreadable = file.read_to_string(&mut holder);
                 let message = format!(
                     "pool `{}` is in use by process {}",
@@ -85,7 +85,7 @@ pub(crate) fn take(layout: &Layout, clock: &dyn Clock, deadline: Duration) -> Re
     Ok(file)
 }
 
-/// What helps against a file system without locks.
+/// The remedy for a file system without locks.
 const NO_LOCKS: &str = "two nodes could serve the pool at once: mount the file system with locks (NFS without `nolock` or \
                         `local_lock`, FUSE with a program that implements flock), or keep the pool on another one";
 
@@ -107,7 +107,7 @@ fn prove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Our process id and a line's end, filled up with blanks.
+/// This process's id and a line feed, padded with blanks.
 fn record() -> [u8; LOCK_LEN] {
     let mut record = [b' '; LOCK_LEN];
     let id = format!("{}\n", std::process::id());
@@ -116,7 +116,7 @@ fn record() -> [u8; LOCK_LEN] {
     record
 }
 
-/// Makes the lock file of a fresh pool with its full length: no start needs room for it.
+/// Makes the lock file of a new pool with its full length: then no start needs space for it.
 pub(crate) fn reserve(layout: &Layout) -> std::io::Result<()> {
     let file = OpenOptions::new()
         .write(true)

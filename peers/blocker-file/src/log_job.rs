@@ -1,7 +1,6 @@
-//! What a thread does for a log: finds its end, raises its token, compares a repeated append with what is there.
+//! A thread's job on a log: finds its end, raises its token, or compares a repeated append with the stored bytes.
 //!
-//! A log's file begins with a block for its token ([`LOG_HEADER_LEN`]), made with the file. So a seal writes in place, and needs
-//! no room.
+//! A log's file begins with a block for its token ([`LOG_HEADER_LEN`]), made with the file. So a seal writes in place, and needs no space.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,29 +15,29 @@ use crate::layout::{FileId, LOG_HEADER_LEN};
 use crate::spans::gather;
 use crate::unaligned::AlignedBuffer;
 
-/// What shall be done with a log.
+/// A job on a log.
 #[derive(Debug)]
 pub(crate) struct LogJob {
     pub(crate) id: FileId,
     pub(crate) file: File,
-    /// Places, lengths and addresses that the medium takes are multiples of this.
+    /// Offsets, lengths and addresses must be multiples of this.
     pub(crate) unit: usize,
     pub(crate) task: LogTask,
-    /// A seal failed, or what a predecessor wrote may not be durable: the token is written again before it counts.
+    /// A seal failed, or the writes of a predecessor may not be durable: the token is written again before it counts.
     pub(crate) token_in_doubt: bool,
 }
 
 #[derive(Debug)]
 pub(crate) enum LogTask {
-    /// Find out all about it; `hint` is where its client believes the end to be.
+    /// Find end, token and length; `hint` is the end that its client expects.
     Inspect { hint: u64 },
     /// Raise the token.
     Seal { token: Generation },
-    /// Look whether the bytes in this memory stand at this place.
+    /// Check whether the bytes in this memory are stored at this place.
     Compare { place: u64, memory: Vec<Span> },
 }
 
-/// What a job has found, or made so.
+/// The result of a job.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum LogDone {
     Inspected {
@@ -47,7 +46,7 @@ pub(crate) enum LogDone {
         len: u64,
     },
     Sealed,
-    /// The log has this token, which is higher.
+    /// The log has this token, which is higher than the requested one.
     Refused(Generation),
     Compared {
         equal: bool,
@@ -114,7 +113,7 @@ impl LogJob {
         self.file.sync_data().map_err(|error| Failed::sync(&error))
     }
 
-    /// Bytes of the log, zeros behind its end.
+    /// Bytes of the log; zeros beyond its end.
     fn read(&self, place: u64, len: usize) -> Result<Vec<u8>, ErrorCode> {
         let at = LOG_HEADER_LEN + place;
         let unit = self.unit as u64;
@@ -128,7 +127,7 @@ impl LogJob {
     }
 }
 
-/// Makes the block for the token at the beginning of a log's file that has none.
+/// Makes the block for the token at the beginning of a log's file, if it has none.
 pub(crate) fn make_header(file: &File) -> std::io::Result<()> {
     if file.metadata()?.len() >= LOG_HEADER_LEN {
         return Ok(());

@@ -1,17 +1,17 @@
-//! Logs: where each ends, whose session may append, and the requests that wait for that.
+//! Logs: their ends and tokens, and the requests that wait for a log.
 //!
 //! | request | needs |
 //! |---|---|
 //! | plain write | that nothing was appended yet |
-//! | append | the end and the token; it has the log alone until it is durable |
-//! | seal | the log alone: appends in flight have ended |
+//! | append | the end and the token; it has exclusive use of the log until it is durable |
+//! | seal | exclusive use of the log: appends in flight have ended |
 //!
 //! Ends and tokens are read from the medium once per log and run ([`crate::log_job`]), and again after a failure. An append then
 //! costs one write.
 //!
 //! Invariants
-//! - While an append, a seal or a look at a log is under way, the log is busy, and other requests wait in order.
-//! - The end moves only when an append is durable. After an append or a seal that failed nothing is known.
+//! - While an append, a seal or an inspection of a log is under way, the log is busy, and other requests wait in order.
+//! - The end moves only when an append is durable. After a failed append or seal, end and token are unknown.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -31,7 +31,7 @@ use crate::log_job::{LogDone, LogTask};
 use crate::open_file::OpenFile;
 use crate::stall_detector::wait_on;
 
-/// A request for a log, while it waits.
+/// A waiting request for a log.
 #[derive(Debug)]
 pub(crate) struct LogRequest {
     pub(crate) ticket: u64,
@@ -40,21 +40,21 @@ pub(crate) struct LogRequest {
     pub(crate) open: Rc<OpenFile>,
 }
 
-/// What is to be done with a request.
+/// What to do with a request.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// Moved to this place of the log.
+    /// Transfer it at this place of the log.
     Move(u64),
     Reply(ObjectReply),
-    /// A thread has to do this, for the call at this place, which answers the request.
+    /// A thread has to do this task, for the call at this place; its result answers the request.
     Answer(LogTask, usize),
-    /// A thread has to do this first, for the call at this place; the request waits.
+    /// A thread has to do this task first, for the call at this place; the request waits.
     First(LogTask, usize),
-    /// It waits for what is under way.
+    /// It waits for the calls under way.
     Wait,
 }
 
-/// What a thread is asked for.
+/// The task of a thread.
 #[derive(Debug, Clone, Copy)]
 enum LogCall {
     Inspect,
@@ -64,7 +64,7 @@ enum LogCall {
 
 #[derive(Debug, Default)]
 struct LogEntry {
-    /// `None`: it has to be looked at.
+    /// `None`: the log must be inspected.
     known: Option<Known>,
     busy: bool,
     /// A seal failed: the token on the medium may not be durable.
@@ -75,7 +75,7 @@ struct LogEntry {
 #[derive(Debug, Clone, Copy)]
 struct Known {
     state: LogState,
-    /// Bytes of the log; `None`: plain writes may have changed that.
+    /// Bytes of the log; `None`: unknown, since plain writes may have changed it.
     len: Option<u64>,
 }
 
@@ -86,11 +86,11 @@ pub(crate) struct Logs {
     logs: FxHashMap<FileId, LogEntry>,
     /// Logs whose append has ended, and whose next requests have not been started yet.
     ended: Vec<FileId>,
-    /// What an earlier process wrote may not be durable.
+    /// The writes of an earlier process may not be durable.
     suspect: bool,
 }
 
-/// The answer to a request that came too late: `there` is the end or the token that it should have known.
+/// The answer to a stale request: `there` is the actual end or token.
 fn stale_reply(there: u64) -> ObjectReply {
     ObjectReply {
         values: [there, 0],
@@ -104,7 +104,7 @@ fn stale(there: u64) -> Verdict {
 
 /// The answer to a request whose call failed.
 fn failed_reply(done: Result<LogDone, Failed>) -> ObjectReply {
-    // A call that did something else than it was asked for would be our mistake.
+    // A result of another kind would be a bug.
     let code = done.err().map_or(ErrorCode::Internal, |failed| failed.code);
     ObjectReply::failed(code)
 }
@@ -138,7 +138,7 @@ fn carries_batch(request: &ObjectRequest, memory: &[Span]) -> bool {
 }
 
 impl Logs {
-    /// None yet, at the time `seconds`.
+    /// No logs yet, at the time `seconds`.
     pub(crate) fn new(seconds: u64) -> Self {
         Logs {
             calls: Calls::new(seconds),
@@ -148,22 +148,22 @@ impl Logs {
         }
     }
 
-    /// Time goes on.
+    /// Sets the time.
     pub(crate) fn tick(&mut self, seconds: u64) {
         self.calls.tick(seconds);
     }
 
-    /// What an earlier process wrote may not be durable: each token is written again before it counts.
+    /// Records that the writes of an earlier process may not be durable: each token is written again before it counts.
     pub(crate) fn suspect_all(&mut self) {
         self.suspect = true;
     }
 
-    /// Whether tokens of the log `id` are written again before they count.
+    /// Whether the token of the log `id` is written again before it counts.
     pub(crate) fn is_token_in_doubt(&self, id: FileId) -> bool {
         self.suspect || self.logs.get(&id).is_some_and(|log| log.token_in_doubt)
     }
 
-    /// What to do with a request for the log `id` that has just come.
+    /// Decides about a new request for the log `id`.
     pub(crate) fn begin(
         &mut self,
         ticket: u64,
@@ -178,13 +178,13 @@ impl Logs {
         }
     }
 
-    /// Has a request wait behind the others.
+    /// Queues a request behind the others.
     pub(crate) fn wait(&mut self, id: FileId, request: LogRequest) {
         self.logs.entry(id).or_default().waiting.push_back(request);
     }
 
-    /// The first request that waits for the log `id`, and what to do with it; `None`: it goes on waiting, or none waits. A request
-    /// that has something done first, which is returned instead, goes on waiting, too.
+    /// The first waiting request for the log `id`, and the decision about it; `None`: it waits on, or none waits. If a task has to be done
+    /// first, it is returned, and the request waits on.
     pub(crate) fn next(&mut self, id: FileId) -> Option<(LogRequest, Verdict)> {
         let log = self.logs.get_mut(&id)?;
         let first = log.waiting.pop_front()?;
@@ -198,7 +198,7 @@ impl Logs {
         }
     }
 
-    /// Has a request wait in front of the others.
+    /// Queues a request in front of the others.
     pub(crate) fn wait_first(&mut self, id: FileId, request: LogRequest) {
         self.logs.entry(id).or_default().waiting.push_front(request);
     }
@@ -268,7 +268,7 @@ impl Logs {
         self.calls.insert((id, call))
     }
 
-    /// The append to the log `id` has ended; the end is behind it if it is durable.
+    /// Records that the append to the log `id` has ended; the end moves if it is durable.
     pub(crate) fn append_ended(&mut self, id: FileId, moved: Result<u32, ErrorCode>) {
         if let Some(log) = self.logs.get_mut(&id) {
             log.busy = false;
@@ -280,12 +280,12 @@ impl Logs {
         self.ended.push(id);
     }
 
-    /// A log whose append has ended: what waits for it can go on.
+    /// A log whose append has ended: its waiting requests can go on.
     pub(crate) fn next_ended(&mut self) -> Option<FileId> {
         self.ended.pop()
     }
 
-    /// A thread has done the call at `index`: its log, and the answer to the request that it was for.
+    /// Handles the result of the call at `index`. Returns its log, and the answer to its request.
     pub(crate) fn done(
         &mut self,
         index: usize,
@@ -333,7 +333,7 @@ impl Logs {
         Some((id, reply))
     }
 
-    /// The files that `which` selects are being deleted: what waits for them are the last requests.
+    /// Records that the files which `which` selects are being deleted: their waiting requests are the last ones.
     pub(crate) fn forget(&mut self, which: impl Fn(&FileId) -> bool) {
         self.logs
             .retain(|id, log| !which(id) || log.busy || !log.waiting.is_empty());

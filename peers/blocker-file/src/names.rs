@@ -1,4 +1,4 @@
-//! Names of a pool's files: which there are, and how they become durable. For threads that may wait.
+//! Names of a pool's files: lists them, and makes them durable. For threads that may block.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,7 +10,7 @@ use crate::errors::Failed;
 use crate::layout::{FileId, Layout, parse};
 use crate::stall_detector::Progress;
 
-/// Makes the names of a lineage's files durable. Whatever fails, they may not be.
+/// Makes the names of a lineage's files durable. After any failure they may not be.
 pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> Result<(), Failed> {
     let own = layout.lineage(lineage);
     for directory in own
@@ -27,7 +27,7 @@ pub(crate) fn sync_names(layout: &Layout, lineage: Lineage) -> Result<(), Failed
     Ok(())
 }
 
-/// Whether there is nothing, or something foreign, where a lineage's directory belongs.
+/// Whether there is no directory for the lineage: nothing, or a foreign file.
 fn is_no_directory(error: &io::Error) -> bool {
     matches!(
         error.kind(),

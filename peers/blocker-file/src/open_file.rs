@@ -1,7 +1,7 @@
-//! An open file of the pool, and who uses it now.
+//! An open file of the pool, and its users.
 //!
-//! Any number of transfers use a file side by side; one whose place the medium does not take uses it alone, because it reads and
-//! writes the blocks around. Transfers wait for each other in order, so that neither kind starves the other.
+//! Any number of transfers use a file at the same time; an unaligned one uses it alone, because it reads and writes whole blocks. Transfers
+//! wait for each other in order, so that neither kind starves the other.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -20,18 +20,18 @@ pub(crate) enum Use {
     Alone,
 }
 
-/// Who uses a file now.
+/// The present users of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Users {
     Shared(u32),
     Alone,
 }
 
-/// Who uses a file, and who waits for it.
+/// The present users of a file, and those that wait for it.
 #[derive(Debug)]
 pub(crate) struct Occupancy {
     users: Cell<Users>,
-    /// Places of transfers, in order.
+    /// Indexes of waiting transfers, in order.
     waiting: RefCell<VecDeque<usize>>,
 }
 
@@ -45,12 +45,12 @@ impl Default for Occupancy {
 }
 
 impl Occupancy {
-    /// Whether somebody uses the file alone.
+    /// Whether one transfer uses the file alone.
     pub(crate) fn is_alone(&self) -> bool {
         self.users.get() == Users::Alone
     }
 
-    /// Begins a use of the file, if those that go on allow. Whether they do.
+    /// Begins a use of the file, if the present users permit it. Returns whether they do.
     #[must_use]
     pub(crate) fn enter(&self, wanted: Use) -> bool {
         let users = match (self.users.get(), wanted) {
@@ -73,22 +73,22 @@ impl Occupancy {
         });
     }
 
-    /// Whether a transfer waits, behind which others have to.
+    /// Whether a transfer waits; later ones wait behind it.
     pub(crate) fn has_waiting(&self) -> bool {
         !self.waiting.borrow().is_empty()
     }
 
-    /// Has the transfer at `index` wait behind the others.
+    /// Queues the transfer at `index` behind the others.
     pub(crate) fn wait(&self, index: usize) {
         self.waiting.borrow_mut().push_back(index);
     }
 
-    /// Has the transfer at `index`, which was the first to wait, wait on.
+    /// Queues the transfer at `index`, which was the first to wait, in front again.
     pub(crate) fn wait_first(&self, index: usize) {
         self.waiting.borrow_mut().push_front(index);
     }
 
-    /// The first of those that wait.
+    /// Removes the first waiting transfer.
     pub(crate) fn next_waiting(&self) -> Option<usize> {
         self.waiting.borrow_mut().pop_front()
     }
@@ -108,16 +108,16 @@ pub(crate) struct OpenFile {
     last_used: Cell<u64>,
 }
 
-/// What is known of a file when it has been opened.
+/// The state of a file at its opening.
 #[derive(Debug)]
 pub(crate) struct OpenedAs {
-    /// Past the page cache.
+    /// It bypasses the page cache.
     pub(crate) direct: bool,
     /// Its name is not durable.
     pub(crate) fresh: bool,
-    /// What of it is not durable.
+    /// Which of its data is not durable.
     pub(crate) sync_state: SyncState,
-    /// When.
+    /// The logical time of the opening.
     pub(crate) now: LogicalTime,
 }
 
@@ -143,7 +143,7 @@ impl OpenFile {
         &self.file
     }
 
-    /// Whether it is read and written past the page cache.
+    /// Whether it bypasses the page cache.
     pub(crate) fn is_direct(&self) -> bool {
         self.direct
     }
@@ -153,29 +153,29 @@ impl OpenFile {
         self.fresh.get()
     }
 
-    /// Its name is durable.
+    /// Records that its name is durable.
     pub(crate) fn name_synced(&self) {
         self.fresh.set(false);
     }
 
-    /// A sync of the pool that began at `began` succeeded.
+    /// Records that a sync of the pool which began at `began` succeeded.
     pub(crate) fn pool_synced(&self, began: LogicalTime) {
         if self.opened <= began {
             self.name_synced();
         }
     }
 
-    /// What of it is not durable.
+    /// Which of its data is not durable.
     pub(crate) fn sync_state(&self) -> &SyncState {
         &self.sync_state
     }
 
-    /// Who uses it now.
+    /// Its present users.
     pub(crate) fn occupancy(&self) -> &Occupancy {
         &self.occupancy
     }
 
-    /// The file is used at `now`.
+    /// Records a use at `now`.
     pub(crate) fn touch(&self, now: LogicalTime) {
         self.last_used.set(now.0);
     }

@@ -1,4 +1,4 @@
-//! Opening a file of the pool: a job of a thread that may wait for it.
+//! Opens a file of the pool: a job of a thread that may block.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -13,23 +13,23 @@ use crate::descriptors::wait;
 use crate::layout::{CONTAINER_LEN, FileId, Layout};
 use crate::log_job::make_header;
 
-/// Whether a file that is not there is made.
+/// Whether a missing file is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
     Create,
     Refuse,
 }
 
-/// What shall be opened, and how.
+/// Which file to open, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OpenJob {
     pub(crate) id: FileId,
     pub(crate) missing: Missing,
-    /// Past the page cache.
+    /// Bypass the page cache.
     pub(crate) direct: bool,
-    /// What is made is to be overwritten in place, on a file system that would not by itself.
+    /// Set a new file to be overwritten in place, on a file system that copies on write.
     pub(crate) in_place: bool,
-    /// How long to wait before: no descriptor was free the last time.
+    /// Pause before the try: no descriptor was free the last time.
     pub(crate) pause: Duration,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct OpenJob {
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) file: fs::File,
-    /// It was not there before.
+    /// It was created.
     pub(crate) created: bool,
 }
 
@@ -94,11 +94,11 @@ impl OpenJob {
             overwrite_in_place(&file, &path);
         }
         if create && self.id.object.kind == ObjectKind::Data {
-            // Its full length at once, all hole: writes beyond the end of a file are serialised.
+            // The full length at once, as a hole: writes beyond the end of a file are serialised.
             file.set_len(CONTAINER_LEN)?;
         }
         if self.missing == Missing::Create && self.id.object.kind == ObjectKind::Log {
-            // Also of one whose making was cut short.
+            // Also for a file whose creation was interrupted.
             make_header(&file)?;
         }
         Ok(file)

@@ -1,4 +1,4 @@
-//! The parts of a backend together: what starts on an open file, and what goes on when a log is free.
+//! The parts of a backend together: starts requests on open files, and resumes those that waited for a log.
 
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -48,7 +48,7 @@ impl Parts<'_> {
         }
     }
 
-    /// Starts what changes a log, as soon as nothing else does.
+    /// Starts a change of a log, as soon as the log is not busy.
     fn start_on_log(
         &mut self,
         ticket: u64,
@@ -81,7 +81,7 @@ impl Parts<'_> {
         }
     }
 
-    /// Starts what waited for the log `id`, as far as it goes.
+    /// Starts the requests that waited for the log `id`, as far as possible.
     pub(crate) fn go_on_with_log(&mut self, id: FileId, context: &mut Context<'_>) {
         while let Some((first, verdict)) = context.logs.next(id) {
             match verdict {
@@ -107,14 +107,14 @@ impl Parts<'_> {
         }
     }
 
-    /// Starts what waited for appends that have ended.
+    /// Starts the requests that waited for appends that have ended.
     pub(crate) fn go_on_with_logs(&mut self, context: &mut Context<'_>) {
         while let Some(id) = context.logs.next_ended() {
             self.go_on_with_log(id, context);
         }
     }
 
-    /// Has a thread do something with a log.
+    /// Has a thread do a task on a log.
     fn send_log(
         &mut self,
         open: &OpenFile,

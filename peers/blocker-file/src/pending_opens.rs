@@ -1,7 +1,6 @@
 //! Files that are being opened, and the requests that wait for them.
 //!
-//! A thread opens a file; requests on it go on in their order when it has. Without a free descriptor they wait, and it is tried
-//! again.
+//! A thread opens a file; then requests on it go on in their order. Without a free descriptor they wait, and the open is tried again.
 
 use std::io;
 use std::rc::Rc;
@@ -31,7 +30,7 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// Only a write makes a file.
+    /// Only a write creates a file.
     fn missing(&self) -> Missing {
         match self.request.op {
             ObjectOp::Write => Missing::Create,
@@ -40,14 +39,14 @@ impl Waiter {
     }
 }
 
-/// A file that is being opened, and who waits for it.
+/// A file that is being opened, and the requests that wait for it.
 #[derive(Debug)]
 struct PendingOpen {
     id: FileId,
     missing: Missing,
     /// The file was deleted meanwhile.
     deleted: bool,
-    /// Tries that found no descriptor free, and the episode that they belong to.
+    /// The number of tries that found no free descriptor, and the episode that they belong to.
     starved: Option<(u32, Starved)>,
     waiters: Vec<Waiter>,
 }
@@ -59,14 +58,14 @@ pub(crate) struct PendingOpens {
     by_file: FxHashMap<FileId, usize>,
 }
 
-/// The name of the open at `index` for threads.
+/// The token of the open at `index`.
 fn token(index: usize) -> Token {
     let part = Part::Opens;
     Token { part, index }
 }
 
 impl PendingOpens {
-    /// None yet, at the time `seconds`.
+    /// No opens yet, at the time `seconds`.
     pub(crate) fn new(seconds: u64) -> Self {
         PendingOpens {
             calls: Calls::new(seconds),
@@ -74,12 +73,12 @@ impl PendingOpens {
         }
     }
 
-    /// Time goes on.
+    /// Sets the time.
     pub(crate) fn tick(&mut self, seconds: u64) {
         self.calls.tick(seconds);
     }
 
-    /// Has `waiter` wait until `id` is open.
+    /// Queues `waiter` until `id` is open.
     pub(crate) fn wait(&mut self, id: FileId, waiter: Waiter, context: &Context<'_>) {
         let known = self.by_file.get(&id);
         if let Some(pending) = known.and_then(|index| self.calls.get_mut(*index)) {
@@ -98,8 +97,8 @@ impl PendingOpens {
         send(index, job, context);
     }
 
-    /// A thread has opened the file at `index`, or not. The open file and who has waited for it; those whom a failure concerns
-    /// are answered.
+    /// Handles the result of the open at `index`. Returns the open file and the requests that waited for it; requests that fail with it are
+    /// answered.
     pub(crate) fn opened(
         &mut self,
         index: usize,
@@ -136,7 +135,7 @@ impl PendingOpens {
         let not_there = error.kind() == io::ErrorKind::NotFound;
         for waiter in pending.waiters {
             let reply = match waiter.missing() {
-                // Asked for while somebody looked who would not make it.
+                // A write came while an open without creation was under way.
                 Missing::Create if not_there && missing == Missing::Refuse => {
                     self.wait(id, waiter, context);
                     continue;
@@ -147,7 +146,7 @@ impl PendingOpens {
         }
     }
 
-    /// No descriptor was free: closes files that nobody uses, and tries once more. Requests wait meanwhile. Whether it does.
+    /// No descriptor was free: closes idle files, and tries once more. Requests wait meanwhile. Returns whether it tries again.
     fn open_again(&mut self, index: usize, error: &io::Error, context: &mut Context<'_>) -> bool {
         let Some(pending) = self.calls.get_mut(index) else {
             return false;

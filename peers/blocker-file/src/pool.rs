@@ -1,4 +1,4 @@
-//! A pool's directory: made once.
+//! Makes a pool's directory.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
@@ -12,13 +12,13 @@ use crate::errors::failed;
 use crate::layout::Layout;
 use crate::{lock, owner};
 
-/// The one version of the format so far, without incompatible features.
+/// The only version of the format so far, without incompatible features.
 const MARKER: &str =
     "# A pool of Archipelago. See docs/pool-format.md before you touch anything.\nversion = 1\n";
-/// What `mkfs` leaves in the directory that a file system is mounted at; it stays there.
+/// The directory that `mkfs` makes in the root of a file system; it stays there.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Makes `directory` a pool. One that is a pool already is left as it is.
+/// Makes `directory` a pool. A pool is left unchanged.
 ///
 /// # Errors
 /// [`ErrorCode::Exists`] if the directory holds something else; otherwise the error of the system.
@@ -54,7 +54,7 @@ pub fn create(directory: &Path) -> Result<(), Error> {
         .open(&marker);
     let mut file = made.map_err(|error| failed("make", &marker, &error))?;
     let mut write = || -> std::io::Result<()> {
-        // The marker comes last: with it the pool is whole.
+        // The marker comes last: with it the pool is complete.
         lock::reserve(&layout)?;
         owner::reserve(&layout)?;
         file.write_all(MARKER.as_bytes())?;
@@ -62,8 +62,8 @@ pub fn create(directory: &Path) -> Result<(), Error> {
         File::open(directory)?.sync_all()
     };
     write().map_err(|error| {
-        // Half a marker would be refused for ever, as one of an unknown version.
-        let _gone = fs::remove_file(&marker);
+        // A half-written marker would be refused for ever, as one of an unknown version.
+        let _removed = fs::remove_file(&marker);
         let _gone = fs::remove_file(layout.lock());
         let _gone = fs::remove_file(layout.owner(owner::Name::FIRST));
         let _gone = fs::remove_dir(layout.owners());
@@ -71,7 +71,7 @@ pub fn create(directory: &Path) -> Result<(), Error> {
     })
 }
 
-/// Refuses a directory that is no pool, or one of an unknown version.
+/// Refuses a directory that is not a pool, or a pool of an unknown version.
 pub(crate) fn check_marker(layout: &Layout) -> Result<(), Error> {
     let path = layout.marker();
     let text = fs::read_to_string(&path).map_err(|error| {
@@ -88,7 +88,7 @@ pub(crate) fn check_marker(layout: &Layout) -> Result<(), Error> {
     })
 }
 
-/// Whether this program knows the format of a pool with this marker.
+/// Whether this program supports the format of a pool with this marker.
 fn check_format(marker: &str) -> Result<(), (ErrorCode, String)> {
     let value = |key: &str| {
         let mut lines = marker.lines().filter_map(|line| line.split_once(" = "));

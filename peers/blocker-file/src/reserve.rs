@@ -1,15 +1,15 @@
-//! The reserve: room for metadata when data has filled the file system.
+//! The reserve: space for metadata when data has filled the file system.
 //!
-//! A file of the pool that is allocated and holds nothing. A call for metadata that finds no room shortens the file and is
-//! repeated; what it did not take becomes the reserve's again at once. Metadata are logs, heads, map and catalogue pages,
-//! names, and deletions, which need room on file systems that copy on write.
+//! A file of the pool that is allocated and empty. A call for metadata that finds no space shortens the file and is repeated; what the call
+//! did not use is allocated again at once. Metadata are logs, heads, map and catalogue pages, names, and deletions, which need space on
+//! file systems that copy on write.
 //!
 //! Invariants
-//! - Data never takes what is given up: no data write begins, and none of ours is in flight, from before the file is shortened
-//!   until it has taken back what is left ([`crate::write_gate`]).
-//! - The reserve comes before data: when there is room again, the file grows first.
+//! - Data never takes released space: no data write begins, and none of ours is in flight, from before the file is shortened until it has
+//!   taken back the rest ([`crate::write_gate`]).
+//! - The reserve comes before data: when there is space again, the file grows first.
 //! - A new log, of megabytes, never takes the second half: that is for what exists already, above all for recoveries.
-//! - Without it, or with too little of it, a pool works; a call that finds no room fails as it did before.
+//! - Without it, or with too little of it, a pool works; then a call that finds no space fails.
 //!
 //! The file is allocated in pieces of [`PIECE`]: btrfs frees an extent only as a whole.
 
@@ -27,57 +27,57 @@ use crate::layout::Layout;
 use crate::room::room;
 use crate::write_gate::WriteGate;
 
-/// Allocated, and given up first, at once.
+/// The unit in which the file is allocated, and first released.
 const PIECE: u64 = 256 << 10;
-/// What is left of a piece is taken back in multiples of this.
+/// The rest of a piece is taken back in multiples of this.
 const UNIT: u64 = 4096;
-/// One byte in so many of the file system is the reserve's.
+/// The reserve's share of the file system: one byte in so many.
 const SHARE: u64 = 64;
-/// At least: some directories and heads, and map pages of a recovery.
+/// Shortest reserve: enough for some directories and heads, and for the map pages of a recovery.
 const LEN_MIN: u64 = 1 << 20;
-/// At most: fifteen new logs, or a recovery of many volumes.
+/// Longest reserve: enough for fifteen new logs, or for a recovery of many volumes.
 const LEN_MAX: u64 = 64 << 20;
 const _: () = assert!(LEN_MIN.is_multiple_of(PIECE) && LEN_MAX.is_multiple_of(PIECE));
 
 /// How much of the reserve a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// What is there.
+    /// All of it.
     All,
     /// The first half.
     Half,
 }
 
-/// What may be done about the file.
+/// The state of the file.
 #[derive(Debug)]
 enum Kept {
-    /// It is not there.
+    /// It does not exist.
     Missing,
     File {
         file: File,
         len: u64,
     },
-    /// The file system allocates nothing ahead.
+    /// The file system does not support preallocation.
     Refused,
 }
 
-/// The reserve of a pool. Its calls are made by threads that may wait, but for the figures.
+/// The reserve of a pool. Except for the figures, its calls are made by threads that may block.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     directory: PathBuf,
     path: PathBuf,
     kept: Mutex<Kept>,
-    /// One spends at a time.
+    /// Held by the one thread that spends.
     turn: Mutex<()>,
     gate: WriteGate,
     /// Bytes that it has, and should have: atomics, for readers that must not wait.
     held: AtomicU64,
     wanted: AtomicU64,
-    /// Bytes free after the last try to grow found no room: it is futile to try again with no more.
+    /// Free bytes when the last try to grow found no space: another try needs more.
     futile: AtomicU64,
     /// Calls that took from it.
     spent: AtomicU64,
-    /// A thread has been asked to have it grow.
+    /// A thread has been asked to grow it.
     growing: AtomicBool,
     /// Whether it was logged that the reserve is being spent.
     reported: Mutex<bool>,
@@ -86,14 +86,14 @@ pub(crate) struct Reserve {
 /// The length of the reserve of a file system of `total` bytes.
 fn wanted_of(total: u64) -> u64 {
     match total {
-        // It has no limit that it knows of.
+        // The file system has no limit that it reports.
         0 => 0,
         _ => (total / SHARE / PIECE * PIECE).clamp(LEN_MIN, LEN_MAX),
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whatever is held is whole between any two calls.
+    // The data is consistent between any two calls.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -110,7 +110,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 }
 
 impl Reserve {
-    /// The reserve of the pool at `layout`, as it is; nothing is made.
+    /// The reserve of the pool at `layout`, in its present state; nothing is made.
     pub(crate) fn open(layout: &Layout) -> io::Result<Reserve> {
         let reserve = Reserve {
             directory: layout.directory().to_owned(),
@@ -142,9 +142,9 @@ impl Reserve {
         &self.gate
     }
 
-    /// Bytes that it has, and should have. At most a moment old; waits for nothing.
+    /// Bytes that it has, and should have; at most a moment old. Never blocks.
     pub(crate) fn figures(&self) -> [u64; 2] {
-        // Only looked at: nothing else is ordered by them.
+        // Only shown: they order nothing else.
         [&self.held, &self.wanted].map(|figure| figure.load(Ordering::Relaxed))
     }
 
@@ -170,7 +170,7 @@ impl Reserve {
         *kept = now;
     }
 
-    /// Runs `call`, and if it finds no room again and again, each time with more of the reserve.
+    /// Runs `call`; while it finds no space, runs it again, each time with more of the reserve.
     pub(crate) fn spend<T>(
         &self,
         claim: Claim,
@@ -197,7 +197,7 @@ impl Reserve {
         result
     }
 
-    /// Frees `len` bytes or a little more. Whether any.
+    /// Releases `len` bytes or a little more. Returns whether any were released.
     fn give(&self, len: u64, claim: Claim) -> bool {
         let least = match claim {
             Claim::All => 0,
@@ -225,7 +225,7 @@ impl Reserve {
         !self.growing.swap(true, Ordering::Relaxed)
     }
 
-    /// Grows to its length if there is room, before data takes it.
+    /// Grows to its full length if there is space, before data takes it.
     pub(crate) fn grow_if_room(&self) {
         self.growing.store(false, Ordering::Relaxed);
         let _turn = lock(&self.turn);
@@ -240,7 +240,7 @@ impl Reserve {
         self.gate.open();
     }
 
-    /// Grows as far as there is room.
+    /// Grows as far as there is space.
     pub(crate) fn grow(&self) {
         let mut kept = lock(&self.kept);
         if let Err(error) = self.try_grow(&mut kept) {
@@ -332,7 +332,7 @@ impl Reserve {
     }
 }
 
-/// Allocates `file`, of which `len` bytes are, up to `wanted`, as far as the `free` bytes reach.
+/// Allocates `file`, of which `len` bytes are allocated, up to `wanted`, as far as the `free` bytes reach.
 fn allocate(file: &File, len: &mut u64, wanted: u64, mut free: u64) -> io::Result<()> {
     while *len < wanted {
         let piece = (PIECE - *len % PIECE).min(wanted - *len);
@@ -346,7 +346,7 @@ fn allocate(file: &File, len: &mut u64, wanted: u64, mut free: u64) -> io::Resul
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_full(&error) => {
-                    // What there is of it may be a hole.
+                    // The newly allocated part may be a hole.
                     file.set_len(*len)?;
                     size = size / 2 / UNIT * UNIT;
                 }

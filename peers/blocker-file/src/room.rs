@@ -5,21 +5,20 @@ use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 
-/// The room in a file system, as far as a process without privileges may use it: blocks set aside for root are neither free
-/// nor used.
+/// The space in a file system, as far as a process without privileges may use it: blocks reserved for root are neither free nor used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     /// Bytes free.
     pub free: u64,
     /// Bytes used.
     pub used: u64,
-    /// Bytes in all, those set aside included.
+    /// Bytes in all, reserved ones included.
     pub total: u64,
-    /// Inodes free, and in all; `None`: the file system has no limit of them.
+    /// Inodes free, and in all; `None`: the file system does not limit them.
     pub inodes: Option<[u64; 2]>,
 }
 
-/// The room in the file system of `directory`. Blocks as long as that does.
+/// The space in the file system of `directory`. Blocks as long as that does.
 ///
 /// # Errors
 /// The error of the file system.

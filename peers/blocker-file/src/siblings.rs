@@ -1,12 +1,12 @@
-//! What the backends of one pool report to each other, if several threads of a process serve it: syncs that failed, objects that are deleted.
+//! Reports between the backends of one pool, if several threads of a process serve it: failed syncs, and deleted objects.
 //!
 //! Each backend knows which of its own writes are not durable. A failed sync may have dropped writes of the others, too, and the kernel
 //! reports it to one of them only.
 //!
 //! Invariants
-//! - A failure is counted before its request is answered. A backend looks at the counts of the others before it answers a sync, and
-//!   before it begins one.
-//! - What is deleted is closed by the others within about a second: its space is free then. Nobody needs it any more.
+//! - A failure is counted before its request is answered. A backend checks the counts of the others before it begins a sync, and before it
+//!   answers one.
+//! - The other backends close deleted files within about a second: then their space is free. No request needs them any more.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,14 +16,14 @@ use archipelago_protocol::object::ObjectId;
 
 use crate::layout::FileId;
 
-/// What a failed sync may have dropped.
+/// Which data a failed sync may have dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// Writes to one file.
     OfFile,
-    /// Anything that is not durable.
+    /// All data that is not durable.
     Unsynced,
-    /// The same, and it was a sync of the pool.
+    /// The same, by a sync of the pool.
     PoolSync,
 }
 
@@ -35,7 +35,7 @@ pub(crate) enum Deletion {
 }
 
 impl Deletion {
-    /// Whether the file `id` is among them.
+    /// Whether it covers the file `id`.
     pub(crate) fn has(&self, id: &FileId) -> bool {
         match self {
             Deletion::Object(object) => id.object == *object,
@@ -44,22 +44,22 @@ impl Deletion {
     }
 }
 
-/// What one backend has reported to the others.
+/// The reports of one backend.
 #[derive(Debug, Default)]
 struct Member {
     /// Failed syncs.
     failed: AtomicU64,
-    /// Those that may have dropped what others wrote.
+    /// Failed syncs that may have dropped data of others.
     unsynced: AtomicU64,
-    /// Those of the pool.
+    /// Failed syncs of the pool.
     pool: AtomicU64,
-    /// What others delete, and this one has not closed yet.
+    /// Deletions by others, whose files this backend has not closed yet.
     deletions: Mutex<Vec<Deletion>>,
 }
 
 impl Member {
     fn deletions(&self) -> MutexGuard<'_, Vec<Deletion>> {
-        // Whole at any time.
+        // Consistent at any time.
         self.deletions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -86,9 +86,9 @@ impl Siblings {
         self.members.len()
     }
 
-    /// The place of one more; `None`: there is none left.
+    /// The place of a further backend; `None`: all are taken.
     pub(crate) fn join(self: &Arc<Siblings>) -> Option<Sibling> {
-        // Each number is given once; nothing else is ordered by it.
+        // Each number is given once; it orders nothing else.
         let index = self.joined.fetch_add(1, Ordering::Relaxed);
         (index < self.members.len()).then(|| Sibling {
             all: Arc::clone(self),
@@ -98,7 +98,7 @@ impl Siblings {
     }
 }
 
-/// What one backend has seen of the others.
+/// The counts of the others that one backend has seen.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     failed: u64,
@@ -121,7 +121,7 @@ impl Sibling {
         members.filter_map(move |(index, member)| (index != own).then_some(member))
     }
 
-    /// A sync of this backend's has failed; not answered yet.
+    /// Reports a failed sync of this backend, before it is answered.
     pub(crate) fn failed(&self, loss: Loss) {
         let own = &self.all.members[self.index];
         if loss == Loss::PoolSync {
@@ -134,7 +134,7 @@ impl Sibling {
         own.failed.fetch_add(1, Ordering::Release);
     }
 
-    /// The worst that others have reported since this was asked before.
+    /// The worst loss that others have reported since the last call.
     pub(crate) fn new_loss(&mut self) -> Option<Loss> {
         // Acquire: pairs with the Release in `failed`.
         let failed = self
@@ -164,22 +164,22 @@ impl Sibling {
         )
     }
 
-    /// Syncs of the pool of others that have failed so far.
+    /// Failed syncs of the pool so far, of the other backends.
     pub(crate) fn failed_pool_syncs(&self) -> u64 {
-        // Acquire: as late as what `new_loss` finds.
+        // Acquire: at least as recent as the counts in `new_loss`.
         self.others()
             .map(|other| other.pool.load(Ordering::Acquire))
             .sum()
     }
 
-    /// Reports to the others what is deleted.
+    /// Reports a deletion to the others.
     pub(crate) fn deletes(&self, deletion: Deletion) {
         for other in self.others() {
             other.deletions().push(deletion);
         }
     }
 
-    /// What others delete, once.
+    /// The new deletions by others, once.
     pub(crate) fn take_deletions(&self) -> Vec<Deletion> {
         std::mem::take(&mut *self.all.members[self.index].deletions())
     }

@@ -1,8 +1,8 @@
-//! Bytes of client memory, which lies in spans: collected, spread, and which way they go.
+//! Bytes of client memory, which consists of spans: gathered, scattered, and their direction.
 
 use xseg::Span;
 
-/// Which way the bytes of a transfer go.
+/// The direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     Read,
@@ -21,7 +21,7 @@ pub(crate) fn gather(memory: &[Span]) -> Vec<u8> {
     bytes
 }
 
-/// Copies as much of `bytes` into `memory` as has room.
+/// Copies as much of `bytes` into `memory` as fits.
 pub(crate) fn scatter(mut bytes: &[u8], memory: &[Span]) {
     for span in memory {
         let len = span.len().min(bytes.len());

@@ -1,6 +1,6 @@
 //! Detects calls that have not returned for a long time, so that they are reported and do not exhaust shared resources.
 //!
-//! A job of many calls (a listing, a deletion) may take its time: it stalls only when none of its calls returns
+//! A job of many calls (a listing, a deletion) may take long: it stalls only when none of its calls returns
 //! ([`Progress`], seen by the data thread as [`Steps`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,19 +9,19 @@ use archipelago_protocol::control::Wait;
 
 use crate::layout::{FileId, Layout};
 
-/// A call that takes longer keeps a worker of the ring from others for longer than they shall wait.
+/// A call that takes longer blocks a worker of the ring, for which other calls must not wait.
 const STALL_SECONDS: u64 = 2;
 /// Waits that are reported: the oldest ones. More of them would add no information.
 const REPORTED_MAX: usize = 8;
 
-/// Counts the calls that have returned of jobs that consist of many: as long as it grows, none of them stalls.
+/// Counts the returned calls of jobs that consist of many: while it grows, none of them stalls.
 #[derive(Debug, Default)]
 pub(crate) struct Progress(AtomicU64);
 
 impl Progress {
     /// A call has returned.
     pub(crate) fn step(&self) {
-        // Only looked at: nothing else is ordered by it.
+        // Only a count: it orders nothing else.
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -39,14 +39,14 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    /// As of `seconds`, so many steps are done.
+    /// Records that `done` steps are done at the time `seconds`.
     pub(crate) fn look(&mut self, done: u64, seconds: u64) {
         if std::mem::replace(&mut self.done, done) != done {
             self.last = seconds;
         }
     }
 
-    /// The age of a call that is one of many, if it began `age` seconds ago: the last step may be younger.
+    /// The age of a call of such a job that began `age` seconds ago: the time since the last step, if that is shorter.
     pub(crate) fn age(&self, age: u64, now: u64) -> u64 {
         age.min(now.saturating_sub(self.last))
     }
@@ -62,7 +62,7 @@ pub(crate) fn wait_on(what: &str, id: FileId, layout: &Layout, seconds: u64) -> 
     }
 }
 
-/// Of `waits`, those that have been under way for a second or longer, the oldest first.
+/// Those of `waits` that have lasted for a second or longer, the oldest first.
 pub(crate) fn oldest(waits: impl Iterator<Item = Wait>) -> Vec<Wait> {
     let mut waits: Vec<Wait> = waits.filter(|wait| wait.seconds > 0).collect();
     waits.sort_by_key(|wait| std::cmp::Reverse(wait.seconds));
@@ -70,8 +70,8 @@ pub(crate) fn oldest(waits: impl Iterator<Item = Wait>) -> Vec<Wait> {
     waits
 }
 
-/// Workers that the ring needs beside its own, for calls under way of these ages. Once one stalls, each may need one: others
-/// on the same file will stall, too.
+/// Workers that the ring needs in addition, for calls under way of these ages. Once one stalls, each may need one: others on the same file
+/// will stall, too.
 pub(crate) fn spare_workers(ages: impl Iterator<Item = u64>) -> u32 {
     let (mut calls, mut stalls) = (0, false);
     for age in ages {

@@ -1,13 +1,13 @@
-//! What of a file is not durable yet, and whether a failed sync may have dropped some of it.
+//! Which data of a file is not durable yet, and whether a failed sync may have dropped some of it.
 //!
 //! A kernel reports a failed sync once, to one caller; a disk that could not write its cache may have lost the data of any file, and the
 //! next sync succeeds. So the backend remembers the failure (`fsync` semantics: Rebello et al., "Can Applications Recover from fsync
 //! Failures?", USENIX ATC 2020).
 //!
 //! Invariants
-//! - What was written and not synced when a sync failed makes the next sync of its file fail, once.
-//! - A sync or durable write that was under way then fails too, one of the whole pool included: it cannot know which of the two
-//!   the disk did first.
+//! - If a sync fails, data that was written and not synced makes the next sync of its file fail, once.
+//! - A sync or durable write that was under way then fails too, also one of the whole pool: it is unknown which of the two the disk did
+//!   first.
 
 use std::cell::Cell;
 

@@ -1,6 +1,6 @@
-//! Syncs of objects under way: what was written to their files becomes durable, and names that are new.
+//! Syncs of objects under way: they make the data of their files durable, and new names.
 //!
-//! What a failure means for other files: [`crate::sync_state`].
+//! The consequences of a failure for other files: [`crate::sync_state`].
 
 use std::rc::Rc;
 
@@ -28,9 +28,9 @@ struct FileSync {
     /// The place of the request.
     object: usize,
     open: Rc<OpenFile>,
-    /// What it covers.
+    /// The logical time of its beginning: it covers all earlier writes.
     began: LogicalTime,
-    /// Answers that are still to come.
+    /// Results that are still to come.
     waiting: u32,
     failed: Option<ErrorCode>,
 }
@@ -44,7 +44,7 @@ pub(crate) struct Syncs {
 }
 
 impl Syncs {
-    /// None yet, at the time `seconds`.
+    /// No syncs yet, at the time `seconds`.
     pub(crate) fn new(seconds: u64) -> Self {
         Syncs {
             calls: Calls::new(seconds),
@@ -53,7 +53,7 @@ impl Syncs {
         }
     }
 
-    /// Time goes on.
+    /// Sets the time.
     pub(crate) fn tick(&mut self, seconds: u64) {
         self.calls.tick(seconds);
     }
@@ -63,7 +63,7 @@ impl Syncs {
         self.count
     }
 
-    /// Makes what was written to `files`, those of one object, durable.
+    /// Makes earlier writes to `files`, all of one object, durable.
     pub(crate) fn start(
         &mut self,
         ticket: u64,
@@ -104,7 +104,7 @@ impl Syncs {
         }
     }
 
-    /// A sync failed, of whatever: those under way of files that may have lost something fail, too.
+    /// Records that a sync failed, of any file: those under way whose files may have lost data fail, too.
     pub(crate) fn mark_lost(&mut self) {
         for sync in self.calls.iter_mut() {
             if sync.open.sync_state().is_lost() {
@@ -113,7 +113,7 @@ impl Syncs {
         }
     }
 
-    /// One of the answers for the sync at `index`; with the last one its file is done.
+    /// Handles one of the results for the sync at `index`; with the last one its file is done.
     pub(crate) fn part_done(
         &mut self,
         index: usize,
@@ -146,7 +146,7 @@ impl Syncs {
         self.file_done(object, result, replies);
     }
 
-    /// A file of the request at `index` is synced, or not; with the last one the request is answered.
+    /// Handles the result for a file of the request at `index`; with the last one the request is answered.
     fn file_done(&mut self, index: usize, result: Result<(), ErrorCode>, replies: &mut Replies) {
         let Some(object) = self.objects.get_mut(index) else {
             return;
@@ -160,7 +160,7 @@ impl Syncs {
         }
     }
 
-    /// The ages of the calls that the ring makes, in seconds.
+    /// The ages of the ring's calls, in seconds.
     pub(crate) fn ring_ages(&self) -> impl Iterator<Item = u64> {
         self.calls.ages().map(|(age, _)| age)
     }

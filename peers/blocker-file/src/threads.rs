@@ -1,10 +1,10 @@
-//! The threads that may wait for the pool's file system, and which of them does what.
+//! The threads that may block on the pool's file system, and their jobs.
 //!
 //! | threads | jobs |
 //! |---|---|
-//! | general, many | what volumes ask for: swaps, opens, closes, names, unaligned transfers; listings |
-//! | syncer, one | syncs of the pool: one at a time, those that wait meanwhile are one more |
-//! | deleter, one | deletions, which take long and are in nobody's way |
+//! | general, many | requests of volumes: swaps, opens, closes, names, unaligned transfers; listings |
+//! | syncer, one | syncs of the pool: one at a time; all waiting ones are merged |
+//! | deleter, one | deletions, which take long and must not delay others |
 
 use std::io;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// Starts them; each has what `heads` gives as its knowledge of heads.
+    /// Starts them; each gets what `heads` returns as its state of heads.
     pub(crate) fn start(
         layout: &Layout,
         heads: impl Fn() -> Heads,
@@ -47,27 +47,27 @@ impl Threads {
         })
     }
 
-    /// What becomes readable when one of them has done a job.
+    /// The descriptors that become readable when a job is done.
     pub(crate) fn doorbells(&self) -> [&EventFd; 3] {
         [&self.general, &self.syncer, &self.deleter].map(BlockingPool::doorbell)
     }
 
-    /// Has `job` done, which concerns one volume; what comes of it is for `token`.
+    /// Queues `job`, which concerns one volume; its result goes to `token`.
     pub(crate) fn send(&self, queue: JobQueue, token: Token, job: Job) {
         self.general.send(queue, token, job);
     }
 
-    /// Has the names of the files of `lineage` made durable; the answer is for `token`.
+    /// Makes the names of the files of `lineage` durable; the result goes to `token`.
     pub(crate) fn sync_names(&self, lineage: Lineage, token: Token) {
         self.send(JobQueue::Swaps(lineage), token, Job::Names(lineage));
     }
 
-    /// A way to the general threads for jobs that nobody waits for.
+    /// A sender of jobs for the general threads whose results are not needed.
     pub(crate) fn sender(&self) -> JobSender {
         self.general.sender()
     }
 
-    /// Has a request carried out that is no transfer of data.
+    /// Queues a request that is not a transfer of data.
     pub(crate) fn send_request(&self, token: Token, request: &ObjectRequest, memory: &[Span]) {
         let (threads, queue) = match request.op {
             ObjectOp::Delete | ObjectOp::DeleteLineage | ObjectOp::Punch => {
@@ -81,7 +81,7 @@ impl Threads {
         threads.send(queue, token, Job::Request { request, memory });
     }
 
-    /// The next job that one of them has done.
+    /// The next result.
     pub(crate) fn next_done(&self) -> Option<(Token, Done)> {
         [&self.general, &self.syncer, &self.deleter]
             .into_iter()

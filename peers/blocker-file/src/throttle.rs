@@ -1,8 +1,8 @@
-//! Data writes are paused while a thread spends the reserve, and the reserve grows when there is room again.
+//! Pauses data writes while a thread spends the reserve, and lets the reserve grow when there is space again.
 //!
 //! Invariants
 //! - A paused write has not begun; it begins when the gate is open again.
-//! - No write is paused for longer than [`PAUSE_SECONDS`], though a call on the file system stalls.
+//! - No write is paused for longer than [`PAUSE_SECONDS`], even if a call on the file system stalls.
 
 use std::io;
 use std::sync::Arc;
@@ -23,22 +23,22 @@ const PAUSE_SECONDS: u64 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pause {
     Off,
-    /// Since then, in seconds of the monotonic clock.
+    /// Paused since this time, in seconds of the monotonic clock.
     On(u64),
-    /// It has taken too long: no more, until the gate is open again.
+    /// The pause has taken too long: no further pause until the gate is open again.
     GivenUp,
 }
 
-/// Data writes and the room that they do not find.
+/// Data writes, and their lack of space.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     reserve: Arc<Reserve>,
     /// This thread's place at the gate.
     seat: Seat,
     pause: Pause,
-    /// Places of the transfers that are paused, in order.
+    /// Indexes of the paused transfers, in order.
     paused: Vec<usize>,
-    /// A data write has found no room since the reserve was last looked after.
+    /// A data write has found no space since the last check of the reserve.
     starved: bool,
 }
 
@@ -55,12 +55,12 @@ impl Throttle {
         })
     }
 
-    /// Becomes readable whenever the gate has to be looked at.
+    /// Becomes readable whenever the gate has changed.
     pub(crate) fn doorbell(&self) -> &EventFd {
         self.seat.doorbell()
     }
 
-    /// The room that is set aside for metadata.
+    /// The space that is reserved for metadata.
     pub(crate) fn reserve(&self) -> &Reserve {
         &self.reserve
     }
@@ -75,8 +75,8 @@ impl Throttle {
         self.paused.push(index);
     }
 
-    /// Does what the gate asks for at the time `seconds`. `is_drained`: no data write is in flight but those that are paused.
-    /// The writes to be resumed.
+    /// Follows the gate at the time `seconds`. `is_drained`: no data write is in flight except paused ones. Returns the writes to be
+    /// resumed.
     #[must_use]
     pub(crate) fn follow_gate(
         &mut self,
@@ -103,7 +103,7 @@ impl Throttle {
         }
     }
 
-    /// Called about once a second. The writes to be resumed, because they have been paused for long.
+    /// Called about once a second. Returns the writes to be resumed because their pause has taken too long.
     #[must_use]
     pub(crate) fn look(&mut self, seconds: u64) -> Vec<usize> {
         match self.pause {
@@ -115,14 +115,14 @@ impl Throttle {
         }
     }
 
-    /// Has the reserve grow if it is short.
+    /// Lets the reserve grow if it is short.
     pub(crate) fn grow_reserve(&self, threads: &Threads) {
         if self.reserve.is_short() && self.reserve.may_begin_growing() {
             threads.sender().send(JobQueue::Pool, Job::Grow);
         }
     }
 
-    /// A data write ended with `result`: there was no room, or there is again and the reserve comes first.
+    /// Records that a data write ended with `result`: there was no space, or there is space again and the reserve comes first.
     pub(crate) fn data_write_ended(&mut self, result: Result<(), ErrorCode>, threads: &Threads) {
         match result {
             Err(ErrorCode::NoSpace) => self.starved = true,

@@ -1,12 +1,12 @@
-//! One read or write of one file: what it is, how it fits the medium, how far it is.
+//! One read or write of one file: its bytes, its alignment, its progress.
 //!
-//! | stage | what moves its bytes | ends with |
+//! | stage | who moves its bytes | ends with |
 //! |---|---|---|
-//! | [`Stage::Queued`] | nothing: another transfer has the file | the file is free |
-//! | [`Stage::Paused`] | nothing: data writes are paused | the gate is open |
+//! | [`Stage::Queued`] | nobody: another transfer has the file | the file is free |
+//! | [`Stage::Paused`] | nobody: data writes are paused | the gate is open |
 //! | [`Stage::Moving`] | the ring | its event |
-//! | [`Stage::OnThread`] | a thread that may wait | its answer |
-//! | [`Stage::MakingDurable`] | nothing any more | the answers of a sync and of its name |
+//! | [`Stage::OnThread`] | a thread that may block | its result |
+//! | [`Stage::MakingDurable`] | nobody: they are moved | the results of a sync, of the data and the name |
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,52 +23,52 @@ use crate::reserve::Claim;
 use crate::spans::Direction;
 use crate::unaligned::UnalignedTransfer;
 
-/// Times that a write without room is tried again at once: the first has always been enough, each costs a full pool a call.
+/// Immediate retries of a write without space: the first has always been enough, and each costs a full pool a call.
 const REFUSALS_MAX: u8 = 3;
 
-/// How a transfer fits the medium.
+/// Whether a transfer is aligned as the medium requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fit {
-    /// As it is.
+    /// Its place and its memory are.
     Whole,
-    /// Its place does, its memory does not: through a buffer.
+    /// Its place is, its memory is not: it goes through a buffer.
     Memory,
-    /// Its place does not: the blocks around it are read, changed and written, while nobody else uses the file.
+    /// Its place is not: the blocks around it are read, changed and written, while it uses the file alone.
     Place,
 }
 
-/// Where a transfer is.
+/// The stage of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// It waits for its file.
     Queued,
-    /// It is a data write, and they are paused.
+    /// It is a data write, and data writes are paused.
     Paused,
     /// The ring moves its bytes.
     Moving,
     /// A thread moves its bytes.
     OnThread,
-    /// Its bytes are moved; so many answers are still to come before it is durable.
+    /// Its bytes are moved; so many results are still to come before it is durable.
     MakingDurable(u32),
 }
 
-/// How long what a transfer writes is kept.
+/// The durability of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kept {
-    /// Until a power cut, for sure.
+    /// It may be lost in a power cut.
     Written,
-    /// For good, when it is answered.
+    /// It is durable when it is answered.
     Durable,
-    /// The same, in a log.
+    /// As `Durable`, in a log.
     Appended,
 }
 
-/// What an answer of the ring means to a transfer.
+/// The consequence of a result of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moved {
-    /// To be submitted again: for the rest, or because the call was interrupted.
+    /// Submit again: for the rest, or because the call was interrupted.
     Again,
-    /// To be submitted again: the file system had no room for a moment.
+    /// Submit again: the file system had no space for a moment.
     Refused,
     /// All bytes are moved, or it failed.
     Ended(Result<(), ErrorCode>),
@@ -80,24 +80,24 @@ pub(crate) struct Transfer {
     ticket: u64,
     open: Rc<OpenFile>,
     direction: Direction,
-    /// Byte of the file.
+    /// Offset in the file.
     offset: u64,
     len: u32,
     kept: Kept,
     memory: Vec<Span>,
-    /// The buffer that stands for `memory`.
+    /// The buffer in place of `memory`.
     buffer: Option<Region>,
-    /// Bytes moved so far: the kernel may do less than was asked.
+    /// Bytes moved so far: the kernel may move fewer than requested.
     moved: u32,
     /// How often the file system has reported a lack of space.
     refusals: u8,
     stage: Stage,
-    /// Why it is no durable write, though its bytes were moved.
+    /// Why it is not durable, although its bytes were moved.
     failed: Option<ErrorCode>,
 }
 
 impl Transfer {
-    /// The transfer that `request` asks for, at `offset` of the file.
+    /// The transfer for `request`, at `offset` of the file.
     pub(crate) fn new(
         ticket: u64,
         open: Rc<OpenFile>,
@@ -166,27 +166,27 @@ impl Transfer {
         self.kept != Kept::Written && self.is_write()
     }
 
-    /// Whether it appends to a log: it has the file alone, and the log is waiting for its end.
+    /// Whether it appends to a log: it uses the file alone, and the log waits for its end.
     pub(crate) fn is_append(&self) -> bool {
         self.kept == Kept::Appended
     }
 
-    /// Whether it may still move bytes of data: paused writes will not before the gate is open.
+    /// Whether it may still move bytes of data: a paused write does not before the gate is open.
     pub(crate) fn holds_up_gate(&self) -> bool {
         self.is_data_write() && !matches!(self.stage, Stage::Paused | Stage::MakingDurable(_))
     }
 
-    /// What the write may take of the reserve; `None`: it is data.
+    /// How much of the reserve the write may take; `None` for data.
     pub(crate) fn reserve_claim(&self) -> Option<Claim> {
         match (self.direction, self.open.id().object.kind) {
             (Direction::Read, _) | (Direction::Write, ObjectKind::Data) => None,
-            // An append is durable; what is not makes a new log.
+            // An append is durable; any other write makes a new log.
             (Direction::Write, ObjectKind::Log) if self.kept == Kept::Written => Some(Claim::Half),
             (Direction::Write, _) => Some(Claim::All),
         }
     }
 
-    /// How it fits a medium that takes multiples of `alignment`.
+    /// How it is aligned for a medium that needs multiples of `alignment`.
     pub(crate) fn fit(&self, alignment: u32) -> Fit {
         if !self.open.is_direct() {
             return Fit::Whole;
@@ -205,7 +205,7 @@ impl Transfer {
         }
     }
 
-    /// Has the transfer go through `buffer`, which is at least as long.
+    /// Uses `buffer`, which is at least as long, in place of its memory.
     pub(crate) fn use_buffer(&mut self, buffer: Region) -> Result<(), ErrorCode> {
         if self.is_write() {
             let mut bytes = vec![0; self.len as usize];
@@ -218,7 +218,7 @@ impl Transfer {
         Ok(())
     }
 
-    /// The transfer has ended with `result`: what was read into its buffer goes to its memory. The buffer.
+    /// Ends the transfer with `result`: data that was read into its buffer is copied to its memory. Returns the buffer.
     pub(crate) fn take_buffer(&mut self, result: Result<(), ErrorCode>) -> Option<Region> {
         let buffer = self.buffer.take()?;
         if self.direction == Direction::Read && result.is_ok() {
@@ -237,7 +237,7 @@ impl Transfer {
         self.memory
     }
 
-    /// Has the ring move what is still to be moved.
+    /// Has the ring move the rest of its bytes.
     pub(crate) fn submit(&mut self, source: &Source, token: u64) {
         self.stage = Stage::Moving;
         let (file, at) = (self.open.file(), self.offset + u64::from(self.moved));
@@ -260,7 +260,7 @@ impl Transfer {
         }
     }
 
-    /// Takes the ring's answer: a count, or a negative errno.
+    /// Handles the ring's result: a count, or a negative errno.
     pub(crate) fn on_moved(&mut self, result: i32) -> Moved {
         match (u32::try_from(result), self.direction) {
             (Err(_negative), _) if is_interrupted(result) => Moved::Again,
@@ -285,7 +285,7 @@ impl Transfer {
         }
     }
 
-    /// Whether the ring's answer `result` is that of a failed sync, as a failed durable write is.
+    /// Whether the ring's `result` is that of a failed sync; so is that of a failed durable write.
     pub(crate) fn is_failed_sync(&self, result: i32) -> bool {
         match self.stage {
             Stage::MakingDurable(_) => result < 0,
@@ -320,7 +320,7 @@ impl Transfer {
         }
     }
 
-    /// The same for a thread, which moves whole units; a write may take `claim` of the reserve.
+    /// The transfer for a thread, which moves whole units; a write may take `claim` of the reserve.
     pub(crate) fn for_thread(
         &self,
         unit: u32,
@@ -338,14 +338,14 @@ impl Transfer {
         })
     }
 
-    /// A sync failed while the transfer was under way: if it is a durable write, it may have lost to that.
+    /// Records that a sync failed while the transfer was under way: a durable write may have lost data by it.
     pub(crate) fn mark_lost(&mut self) {
         if self.is_durable_write() {
             self.failed = Some(ErrorCode::SyncFailed);
         }
     }
 
-    /// What has come of a part of making it durable, and whether that was the last.
+    /// Handles one of the results of making it durable. Returns whether that was the last.
     pub(crate) fn part_done(&mut self, failed: Option<ErrorCode>) -> bool {
         let Stage::MakingDurable(waiting) = self.stage else {
             return false;
@@ -358,7 +358,7 @@ impl Transfer {
         waiting == 1
     }
 
-    /// `result`, unless a failed sync took with it what was moved well.
+    /// `result`, unless a failed sync may have dropped the moved bytes.
     pub(crate) fn outcome(&self, result: Result<(), ErrorCode>) -> Result<(), ErrorCode> {
         result.and(self.failed.map_or(Ok(()), Err))
     }
@@ -373,7 +373,7 @@ impl Transfer {
         retry
     }
 
-    /// The memory of what is still to be moved.
+    /// The memory of the bytes that are still to be moved.
     fn rest(&self) -> Vec<Span> {
         let whole = match &self.buffer {
             Some(buffer) => vec![
@@ -398,7 +398,7 @@ impl Transfer {
         rest
     }
 
-    /// Copies what is to be written into `bytes`, or what was read out of them.
+    /// Copies the bytes to be written into `bytes`, or the read ones from there.
     fn copy(&self, bytes: &mut [u8]) {
         let mut rest = bytes;
         for span in &self.memory {
@@ -411,10 +411,10 @@ impl Transfer {
         }
     }
 
-    /// Beyond the end of a file there are zeros.
+    /// Fills the rest with zeros: a read beyond the end of a file.
     fn zero_rest(&self) {
         for span in self.rest() {
-            // Some pages at a time: the end of a file is rare.
+            // A few pages at a time: the end of a file is rare.
             span.write(&vec![0; span.len()]);
         }
     }
@@ -426,7 +426,7 @@ impl Transfer {
     }
 }
 
-/// Whether the call was interrupted, and did nothing.
+/// Whether the call was interrupted, and moved nothing.
 fn is_interrupted(result: i32) -> bool {
     matches!(-result, libc::EAGAIN | libc::EINTR)
 }

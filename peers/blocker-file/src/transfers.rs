@@ -1,14 +1,14 @@
 //! Transfers under way: started, moved by the ring or at once, made durable, answered.
 //!
-//! | fit of place and memory | how |
+//! | alignment | how |
 //! |---|---|
-//! | both fit the medium | straight between the client's memory and the medium |
-//! | only the place does | through a buffer |
-//! | not even the place | a thread reads, changes and writes the blocks around ([`crate::unaligned`]), with the file to itself |
-//! | the page cache serves | as it is; if there is nothing but memory below it, by plain calls, at once |
+//! | place and memory are aligned | directly between the client's memory and the medium |
+//! | only the place is | through a buffer |
+//! | the place is not | a thread reads, changes and writes the blocks around ([`crate::unaligned`]), and uses the file alone |
+//! | any, through the page cache | unchanged; by plain calls, at once, if the file system is in memory |
 //!
-//! The third kind is for contents of odd length; none of our own clients sends such a request on the data path. A metadata
-//! write without room becomes a thread's, too, which may take from the reserve.
+//! The third kind is for contents of odd length; none of our own clients sends such a request on the data path. A metadata write without
+//! space goes to a thread, too, which may take from the reserve.
 
 use std::rc::Rc;
 
@@ -31,12 +31,12 @@ use crate::spans::Direction;
 use crate::stall_detector::wait_on;
 use crate::transfer::{Fit, Moved, Stage, Transfer};
 
-/// What went through.
+/// Figures so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct TransferFigures {
-    /// Syncs of files that durable writes needed.
+    /// Syncs of files for durable writes.
     pub(crate) file_syncs: u64,
-    /// Transfers that did not fit the medium.
+    /// Transfers that were not aligned.
     pub(crate) bounces: u64,
     /// Writes tried again because the file system reported a passing lack of space.
     pub(crate) space_retries: u64,
@@ -46,23 +46,23 @@ pub(crate) struct TransferFigures {
 #[derive(Debug)]
 pub(crate) struct Transfers {
     calls: Calls<Transfer>,
-    /// Places, lengths and addresses that direct I/O takes are multiples of this.
+    /// Offsets, lengths and addresses of direct I/O must be multiples of this.
     alignment: u32,
     below: Below,
     buffers: BounceBuffers,
-    /// Lists of spans for the next transfers: their memory is used again.
+    /// Empty lists of spans, whose memory is used again.
     spare: Vec<Vec<Span>>,
     figures: TransferFigures,
 }
 
-/// The name of the transfer at `index` for the ring and for threads.
+/// The token of the transfer at `index`.
 fn token(index: usize) -> Token {
     let part = Part::Transfers;
     Token { part, index }
 }
 
 impl Transfers {
-    /// None yet, at the time `seconds`.
+    /// No transfers yet, at the time `seconds`.
     pub(crate) fn new(access: Access, below: Below, seconds: u64) -> Self {
         Transfers {
             calls: Calls::new(seconds),
@@ -74,12 +74,12 @@ impl Transfers {
         }
     }
 
-    /// Places, lengths and addresses that direct I/O takes are multiples of this.
+    /// Offsets, lengths and addresses of direct I/O must be multiples of this.
     pub(crate) fn alignment(&self) -> usize {
         self.alignment as usize
     }
 
-    /// Time goes on.
+    /// Sets the time.
     pub(crate) fn tick(&mut self, seconds: u64) {
         self.calls.tick(seconds);
     }
@@ -120,23 +120,23 @@ impl Transfers {
         }
     }
 
-    /// No data write is in flight but those that are paused, or wait for a sync.
+    /// Whether no data write is in flight, except those that are paused or wait for a sync.
     pub(crate) fn are_data_writes_drained(&self) -> bool {
         !self.calls.iter().any(Transfer::holds_up_gate)
     }
 
-    /// Whether the ring's answer to the transfer at `index` is that of a failed sync.
+    /// Whether the ring's result for the transfer at `index` is that of a failed sync.
     pub(crate) fn is_failed_sync(&self, index: usize, result: i32) -> bool {
         let transfer = self.calls.get(index);
         transfer.is_some_and(|transfer| transfer.is_failed_sync(result))
     }
 
-    /// A sync failed: durable writes that are under way may have lost to it.
+    /// Records that a sync failed: durable writes under way may have lost data by it.
     pub(crate) fn lose_durable(&mut self) {
         self.calls.iter_mut().for_each(Transfer::mark_lost);
     }
 
-    /// The ages of the calls that the ring makes, in seconds.
+    /// The ages of the ring's calls, in seconds.
     pub(crate) fn ring_ages(&self) -> impl Iterator<Item = u64> {
         let calls = self.calls.ages();
         calls.filter_map(|(age, transfer)| {
@@ -168,7 +168,7 @@ impl Transfers {
         }
     }
 
-    /// Starts a transfer, unless it has to wait for its file. Whether it was started, or paused.
+    /// Starts a transfer, unless it has to wait for its file. Returns whether it was started, or paused.
     fn launch(&mut self, index: usize, context: &mut Context<'_>) -> bool {
         let Some(transfer) = self.calls.get_mut(index) else {
             return true;
@@ -187,7 +187,7 @@ impl Transfers {
             return true;
         }
         let wanted = match fit {
-            // Nothing that was started before may land on top of an append.
+            // An earlier transfer must not land on top of an append.
             Fit::Whole | Fit::Memory if transfer.is_append() => Use::Alone,
             Fit::Whole | Fit::Memory => Use::Shared,
             Fit::Place => Use::Alone,
@@ -209,7 +209,7 @@ impl Transfers {
         }
     }
 
-    /// Has the ring move it through a buffer that the medium takes.
+    /// Has the ring move it through an aligned buffer.
     fn submit_bounced(&mut self, index: usize, context: &mut Context<'_>) {
         self.figures.bounces += 1;
         let Some(transfer) = self.calls.get_mut(index) else {
@@ -228,7 +228,7 @@ impl Transfers {
         }
     }
 
-    /// By plain calls, which only copy memory.
+    /// Moves it by plain calls, which only copy memory.
     fn move_now(&mut self, index: usize, context: &mut Context<'_>) {
         let Some(transfer) = self.calls.get_mut(index) else {
             return;
@@ -245,14 +245,14 @@ impl Transfers {
         self.settle(index, result, context);
     }
 
-    /// Has a thread move what is at an odd place. Nobody else uses the file.
+    /// Has a thread move an unaligned transfer, which uses the file alone.
     fn move_unaligned(&mut self, index: usize, context: &mut Context<'_>) {
         self.figures.bounces += 1;
         let claim = self.calls.get(index).and_then(Transfer::reserve_claim);
         self.move_on_thread(index, self.alignment, claim, context);
     }
 
-    /// Has a thread make a metadata write for which there is no room, with what the reserve has. Whether it does: not for data.
+    /// Has a thread carry out a metadata write without space, from the reserve. Returns whether it does: not for data.
     fn write_from_reserve(&mut self, index: usize, context: &mut Context<'_>) -> bool {
         let Some(transfer) = self.calls.get(index) else {
             return false;
@@ -289,7 +289,7 @@ impl Transfers {
         }
     }
 
-    /// The ring has answered for the transfer at `index`.
+    /// Handles the ring's result for the transfer at `index`.
     pub(crate) fn on_ring(&mut self, index: usize, result: i32, context: &mut Context<'_>) {
         match self.calls.get(index).map(Transfer::stage) {
             Some(Stage::Moving) => self.on_moved(index, result, context),
@@ -301,7 +301,7 @@ impl Transfers {
         }
     }
 
-    /// A thread has answered for the transfer at `index`.
+    /// Handles a thread's result for the transfer at `index`.
     pub(crate) fn on_thread(
         &mut self,
         index: usize,
@@ -340,7 +340,7 @@ impl Transfers {
         self.relaunch(&open, context);
     }
 
-    /// A thread has moved the bytes, or could not.
+    /// Handles the result of a thread that moved the bytes.
     fn on_thread_done(
         &mut self,
         index: usize,
@@ -356,7 +356,7 @@ impl Transfers {
         self.relaunch(&open, context);
     }
 
-    /// A transfer that was moved by plain calls: a durable write still has to be synced.
+    /// Handles the result of plain calls: a durable write still has to be synced.
     fn settle(&mut self, index: usize, result: Result<(), ErrorCode>, context: &mut Context<'_>) {
         let Some(transfer) = self.calls.get(index) else {
             return;
@@ -370,7 +370,7 @@ impl Transfers {
         self.make_durable(index, 1, context);
     }
 
-    /// The transfer is durable when so many `syncs` have ended, and its file's name is durable.
+    /// Makes the transfer durable: when so many `syncs` have ended, and the name of its file is durable.
     fn make_durable(&mut self, index: usize, syncs: u32, context: &Context<'_>) {
         let Some(transfer) = self.calls.get_mut(index) else {
             return;
@@ -383,7 +383,7 @@ impl Transfers {
         }
     }
 
-    /// One of the answers that make a write durable.
+    /// Handles one of the results that make a write durable.
     fn on_part(&mut self, index: usize, failed: Option<ErrorCode>, context: &mut Context<'_>) {
         let transfer = self.calls.get_mut(index);
         if transfer.is_some_and(|transfer| transfer.part_done(failed)) {
@@ -414,7 +414,7 @@ impl Transfers {
         self.spare.push(transfer.into_spans());
     }
 
-    /// Starts what waited for a file, as far as it goes.
+    /// Starts the transfers that waited for a file, as far as possible.
     fn relaunch(&mut self, open: &OpenFile, context: &mut Context<'_>) {
         while let Some(index) = open.occupancy().next_waiting() {
             if !self.launch(index, context) {
@@ -423,7 +423,7 @@ impl Transfers {
         }
     }
 
-    /// A transfer that the ring moves: its place, and how much of it is moved.
+    /// A transfer that the ring moves: its index, and how many bytes are moved.
     #[cfg(test)]
     pub(crate) fn moving(&self) -> Option<(usize, u32)> {
         (0..64).find_map(|index| {

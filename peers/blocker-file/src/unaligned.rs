@@ -1,6 +1,6 @@
-//! A transfer whose place the medium does not take: the blocks around it are read, changed and written.
+//! A transfer whose place is not aligned: the blocks around it are read, changed and written.
 //!
-//! Runs on a thread that may wait, while nobody else uses the file. For contents of odd length; none of our own clients
+//! Runs on a thread that may block, while it uses the file alone. For contents of odd length; none of our own clients
 //! sends such a request on the data path.
 
 use std::fs::File;
@@ -14,21 +14,21 @@ use crate::errors::code_of;
 use crate::reserve::Claim;
 use crate::spans::{Direction, gather, scatter};
 
-/// What is to be moved.
+/// The transfer.
 #[derive(Debug)]
 pub(crate) struct UnalignedTransfer {
     pub(crate) file: File,
     pub(crate) direction: Direction,
     pub(crate) offset: u64,
     pub(crate) len: usize,
-    /// Places, lengths and addresses that the medium takes are multiples of this.
+    /// Offsets, lengths and addresses must be multiples of this.
     pub(crate) unit: usize,
     pub(crate) memory: Vec<Span>,
-    /// What the write may take of the reserve if it finds no room.
+    /// How much of the reserve the write may take if it finds no space.
     pub(crate) claim: Option<Claim>,
 }
 
-/// Zeros at an address that the medium takes.
+/// Zeros at an aligned address.
 #[derive(Debug)]
 pub(crate) struct AlignedBuffer {
     buffer: Vec<u8>,
@@ -52,8 +52,8 @@ impl AlignedBuffer {
         &mut self.buffer[self.start..][..self.len]
     }
 
-    /// Reads what `file` holds from `offset` on. Zeros stay only beyond the end of the file: a read that stops earlier must not
-    /// pass for one.
+    /// Reads the bytes of `file` from `offset` on. Zeros stay only beyond the end of the file: a shorter read must not be taken for the
+    /// end.
     pub(crate) fn fill_from(&mut self, file: &File, offset: u64) -> io::Result<()> {
         let mut filled = 0;
         while filled < self.len {

@@ -1,10 +1,11 @@
-//! The gate before data writes: a thread that spends the reserve has the data threads pause them, for they would take what it frees.
+//! The gate before data writes: a thread that spends the reserve has the data threads pause data writes, which would otherwise take the
+//! released space.
 //!
 //! Invariants
-//! - Asked, closed and open again in this order; only data threads close, only who asked opens.
+//! - It is asked for, closed and open again in this order; only data threads close it, and only the thread that asked opens it.
 //! - It is closed when each data thread has closed its own side: a [`Seat`].
-//! - Nobody waits for ever: a data thread that does not answer, or writes that do not end, are not waited for any longer than
-//!   [`CLOSE_TIMEOUT`]. What is lost then is precedence, and nothing else.
+//! - No wait is endless: a data thread that does not answer, or writes that do not end, are waited for no longer than [`CLOSE_TIMEOUT`].
+//!   Then data may take the released space; no other harm is done.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// How long data writes in flight may take to end: a disk needs milliseconds.
+/// Timeout for data writes in flight: a disk needs milliseconds.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether data writes may begin.
@@ -20,13 +21,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum GateState {
     /// They may.
     Open,
-    /// Somebody asks that they do not, and waits for those in flight.
+    /// A thread asks that none begins, and waits for those in flight.
     Asked,
-    /// They do not, and none is in flight.
+    /// None may begin, and none is in flight.
     Closed,
 }
 
-/// A data thread's side.
+/// The side of a data thread.
 #[derive(Debug)]
 struct Side {
     state: GateState,
@@ -49,19 +50,19 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// Becomes readable whenever its data thread has to look.
+    /// Becomes readable whenever its data thread has to check the gate.
     pub(crate) fn doorbell(&self) -> &EventFd {
         &self.doorbell
     }
 }
 
-/// Whether some data thread is still to close its side.
+/// Whether some data thread has not closed its side yet.
 fn is_awaited(sides: &[Side]) -> bool {
     sides.iter().any(|it| it.state == GateState::Asked)
 }
 
 impl WriteGate {
-    /// A place for one more data thread, as long as the gate is there.
+    /// A place for a further data thread, valid as long as the gate exists.
     pub(crate) fn join(&self) -> io::Result<Seat> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let doorbell = Arc::new(EventFd::from_flags(flags)?);
@@ -75,7 +76,7 @@ impl WriteGate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Side>> {
-        // Nothing panics while it is held.
+        // No code panics while the lock is held.
         self.sides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,7 +88,7 @@ impl WriteGate {
         }
     }
 
-    /// Asks for the gate to be closed, and waits until it is, or for some time.
+    /// Asks for the gate to be closed, and waits until it is, or for the timeout.
     pub(crate) fn close(&self) {
         self.set(GateState::Asked);
         let asked = self.lock();
@@ -102,12 +103,12 @@ impl WriteGate {
         self.set(GateState::Open);
     }
 
-    /// The side of `seat`.
+    /// The state of the side of `seat`.
     pub(crate) fn state(&self, seat: &Seat) -> GateState {
         self.lock()[seat.index].state
     }
 
-    /// The data thread of `seat`: none of its data writes is in flight, and none begins.
+    /// Closes the side of `seat`: none of its data writes is in flight, and none begins.
     pub(crate) fn closed(&self, seat: &Seat) {
         let side = &mut self.lock()[seat.index];
         if side.state == GateState::Asked {

@@ -1,8 +1,8 @@
 //! The backend: routes requests, and the completions of calls to the tasks that wait for them.
 //!
-//! Life of a write: [`RadosBackend::start`] finds out whether the object's group stands in the index. If so, [`crate::transfers`] makes
-//! the one call; if not, a task writes the index first. One of librados' threads puts the end into a queue and rings; [`RadosBackend`]
-//! takes it from there and replies.
+//! Life of a write: [`RadosBackend::start`] checks whether the object's group is in the index. If so, [`crate::transfers`] makes one call;
+//! if not, a task writes the index first. One of librados' threads queues the completion and rings the doorbell; [`RadosBackend`] takes it
+//! from the queue and replies.
 //!
 //! Invariant: nothing here waits for the cluster, from the first request to the last.
 
@@ -27,7 +27,7 @@ use crate::tasks::{TaskOf, Tasks};
 use crate::transfers::{Place, Transfers};
 use crate::{heads, index, logs, looks, removal};
 
-/// What the ring gives back for the doorbells.
+/// The token of the doorbells on the ring.
 const DOORBELL: u64 = u64::MAX;
 
 /// Objects in a RADOS pool. Lives on its reactor's thread.
@@ -47,7 +47,7 @@ pub struct RadosBackend {
     counters: Counters,
 }
 
-/// What went through.
+/// Figures so far.
 #[derive(Debug, Default)]
 struct Counters {
     transfers: u64,
@@ -97,7 +97,7 @@ impl RadosBackend {
         })
     }
 
-    /// Carries out a request of one call, or one that must be in the index first.
+    /// Carries out a request of one call, or one that must be entered into the index first.
     fn start_transfer(
         &mut self,
         ticket: u64,
@@ -115,7 +115,7 @@ impl RadosBackend {
         Ok(())
     }
 
-    /// Carries out a read or write that was admitted. Only now the index counts: a write may have waited while its object was removed.
+    /// Carries out a read or write that was admitted. The index is checked only now: a write may have waited while its object was removed.
     fn send(&mut self, ticket: u64, request: &ObjectRequest, place: &Place, memory: &[Span]) {
         let is_write = request.op == ObjectOp::Write;
         let is_known = || {
@@ -161,7 +161,7 @@ impl RadosBackend {
         }
     }
 
-    /// Takes what has ended.
+    /// Handles the calls that have ended.
     fn take_ends(&mut self) {
         while let Some((waiter, completed)) = self.calls.next() {
             if completed.result == Err(Code::BLOCKLISTED) {
@@ -190,7 +190,7 @@ impl RadosBackend {
     }
 }
 
-/// What a request of several calls does.
+/// Carries out a request of several calls.
 async fn carry_out(
     calls: &Calls,
     request: &ObjectRequest,
@@ -264,7 +264,7 @@ impl Backend for RadosBackend {
         let kind = request.id.kind;
         let is_head = kind == ObjectKind::Head;
         let result = match request.op {
-            // Small objects change by swaps only.
+            // Small objects are changed by swaps only.
             Read | Write if is_head => Err(ErrorCode::Invalid),
             CompareAndSwap | ReadSwapped if !is_head => Err(ErrorCode::Invalid),
             Append | Seal if kind != ObjectKind::Log => Err(ErrorCode::Invalid),
@@ -274,7 +274,7 @@ impl Backend for RadosBackend {
                 Ok(())
             }
             Read | Write => self.start_transfer(ticket, request, memory),
-            // All that was written is durable.
+            // All completed writes are durable.
             Sync | SyncPool => {
                 self.replies.push_back((ticket, ObjectReply::done(0)));
                 Ok(())

@@ -1,4 +1,4 @@
-//! Calls on the cluster under way: who waits for each, and since when.
+//! Calls on the cluster under way: what waits for each, and since when.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -16,9 +16,9 @@ use crate::known::Known;
 use crate::names::ObjectName;
 use crate::open::Opened;
 
-/// A call that has not returned for as long is reported.
+/// A call that has not returned for so long is reported.
 const WAIT_SECONDS_MIN: u64 = 1;
-/// Calls that are reported: the oldest.
+/// Most calls that are reported: the oldest.
 const WAITS_MAX: usize = 16;
 
 /// Number of a task, used again after its end.
@@ -31,16 +31,16 @@ pub(crate) struct Transfer {
     pub(crate) ticket: u64,
     pub(crate) op: ObjectOp,
     pub(crate) len: u32,
-    /// Where the bytes of a read go, if that is in several places.
+    /// The spans for the bytes of a read, if there are several.
     pub(crate) scattered: Vec<Span>,
 }
 
-/// Who waits for a call.
+/// What waits for a call.
 #[derive(Debug)]
 pub(crate) enum Waiter {
     /// A read or write of one call.
     Transfer(Transfer),
-    /// A task, which looks there.
+    /// A task, which finds the completion there.
     Task(TaskId, Rc<RefCell<Option<Completed>>>),
 }
 
@@ -52,7 +52,7 @@ struct Entry {
     since: u64,
 }
 
-/// What the calls of a task are for.
+/// The purpose of the calls of a task.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Purpose {
     pub(crate) task: TaskId,
@@ -65,12 +65,12 @@ pub(crate) struct Calls {
     cluster: Cluster,
     /// Heads, logs, packs, indexes.
     pub(crate) metadata: Pool,
-    /// What volumes hold.
+    /// Data of volumes.
     pub(crate) data: Pool,
     pub(crate) known: RefCell<Known>,
     completions: RefCell<Completions>,
     entries: RefCell<Entries>,
-    /// The task that is being polled.
+    /// The purpose of the task that is being polled.
     purpose: Cell<Option<Purpose>>,
     seconds: Cell<u64>,
     pool_name: String,
@@ -84,7 +84,7 @@ impl fmt::Debug for Calls {
     }
 }
 
-/// Calls by the token that librados was given.
+/// Calls by their tokens at librados.
 #[derive(Debug, Default)]
 struct Entries {
     slots: Vec<Option<Entry>>,
@@ -109,7 +109,7 @@ impl Entries {
     }
 }
 
-/// The end of a call that a task waits for.
+/// The completion of a call that a task awaits.
 #[derive(Debug)]
 pub(crate) struct Call(Rc<RefCell<Option<Completed>>>);
 
@@ -125,7 +125,7 @@ impl Future for Call {
 }
 
 impl Calls {
-    /// Calls on a pool that is open.
+    /// Calls on an open pool.
     pub(crate) fn new(opened: Opened, pool_name: String) -> Self {
         Calls {
             cluster: opened.cluster,
@@ -140,7 +140,7 @@ impl Calls {
         }
     }
 
-    /// Has `body` use the connection when nothing is under way; otherwise nothing is done.
+    /// Has `body` use the connection if nothing is under way; otherwise does nothing.
     pub(crate) fn at_end(&self, body: impl FnOnce(&Cluster, &Pool, &mut Completions)) {
         let mut completions = self.completions.borrow_mut();
         if completions.in_flight() == 0 {
@@ -148,7 +148,7 @@ impl Calls {
         }
     }
 
-    /// Where objects of the kind of `id` are.
+    /// The pool of objects of the kind of `id`.
     pub(crate) fn pool_of(&self, id: ObjectId) -> &Pool {
         match id.kind {
             ObjectKind::Data => &self.data,
@@ -156,7 +156,7 @@ impl Calls {
         }
     }
 
-    /// Has `body` make calls for a task.
+    /// Runs `body`, whose calls are for a task with this purpose.
     pub(crate) fn within<T>(&self, purpose: Purpose, body: impl FnOnce() -> T) -> T {
         let before = self.purpose.replace(Some(purpose));
         let result = body();
@@ -164,22 +164,22 @@ impl Calls {
         result
     }
 
-    /// Starts a change of an object of the metadata pool, for the task that runs.
+    /// Starts a change of an object of the metadata pool, for the running task.
     pub(crate) fn change(&self, name: &ObjectName, op: WriteOp) -> Call {
         self.change_in(&self.metadata, name, op)
     }
 
-    /// The same in `pool`.
+    /// Starts a change of an object of `pool`.
     pub(crate) fn change_in(&self, pool: &Pool, name: &ObjectName, op: WriteOp) -> Call {
         self.start(|completions, token| pool.operate(completions, token, name.as_c_str(), op))
     }
 
-    /// Starts a look at an object of the metadata pool, for the task that runs.
+    /// Starts a read of an object of the metadata pool, for the running task.
     pub(crate) fn look(&self, name: &ObjectName, op: ReadOp) -> Call {
         self.look_in(&self.metadata, name, op)
     }
 
-    /// The same in `pool`.
+    /// Starts a read of an object of `pool`.
     pub(crate) fn look_in(&self, pool: &Pool, name: &ObjectName, op: ReadOp) -> Call {
         self.start(|completions, token| pool.query(completions, token, name.as_c_str(), op))
     }
@@ -230,11 +230,11 @@ impl Calls {
 
     /// Resets the doorbell, whose signal has been handled.
     pub(crate) fn silence(&self) {
-        // Empty: it was not the doorbell that woke us.
+        // The read fails if another descriptor has woken the thread.
         let _counted = self.completions.borrow().doorbell().read();
     }
 
-    /// Notes the monotonic time.
+    /// Sets the monotonic time.
     pub(crate) fn look_at(&self, now: Duration) {
         self.seconds.set(now.as_secs());
     }

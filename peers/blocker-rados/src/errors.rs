@@ -1,13 +1,13 @@
-//! What a failed call on an object means to the other peers.
+//! Maps failed calls on objects to error codes.
 //!
 //! | errno | code | what follows |
 //! |---|---|---|
 //! | ENOENT | `not-found` | the caller decides: a hole, or an object that is missing |
 //! | EEXIST | `exists` | the caller decides |
-//! | ENOSPC, EDQUOT | `no-space` | a guest's write waits for room: cluster, pool or quota is full |
+//! | ENOSPC, EDQUOT | `no-space` | a guest's write waits for space: cluster, pool or quota is full |
 //! | ENOMEM | `no-memory` | waits |
 //! | EFBIG, E2BIG, EMSGSIZE | `too-large` | fails: a limit of the cluster |
-//! | ESHUTDOWN | `stale` | we were blocklisted: the process ends |
+//! | ESHUTDOWN | `stale` | this client was blocklisted: the process ends |
 //! | EPERM, EACCES | `denied` | fails: the client's caps |
 //! | EOPNOTSUPP | `unsupported` | fails: not on a pool of this kind |
 //! | EINVAL, ERANGE | `invalid` | fails |
@@ -17,7 +17,7 @@
 use archipelago_protocol::ErrorCode;
 use librados_sys::Code;
 
-/// The code for a failed call.
+/// The code of a failed call.
 pub(crate) fn code_of(code: Code) -> ErrorCode {
     match code.errno() {
         libc::ENOENT => ErrorCode::NotFound,

@@ -1,4 +1,4 @@
-//! The bytes of a small object that compare-and-swap changes: version (8 bytes, little-endian), then the content, written as a whole.
+//! The bytes of a small object that is changed by compare-and-swap: version (8 bytes, little-endian), then the content, written as a whole.
 
 use librados_sys::{Code, WriteOp};
 
@@ -10,13 +10,13 @@ pub(crate) fn encode(version: u64, content: &[u8]) -> Vec<u8> {
     [&version.to_le_bytes()[..], content].concat()
 }
 
-/// Version and content in the bytes of a head; `None`: it is none.
+/// Version and content in the bytes of a head; `None` if they are not valid.
 pub(crate) fn decode(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (version, content) = bytes.split_first_chunk::<VERSION_LEN>()?;
     Some((u64::from_le_bytes(*version), content))
 }
 
-/// What makes `content` the version behind `expected`.
+/// The operation that replaces version `expected` by `content`.
 pub(crate) fn swap_op(expected: u64, content: &[u8]) -> WriteOp {
     let record = encode(expected.saturating_add(1), content);
     match expected {
@@ -28,7 +28,7 @@ pub(crate) fn swap_op(expected: u64, content: &[u8]) -> WriteOp {
     }
 }
 
-/// Whether a swap failed because another version is there.
+/// Whether a swap failed because another version is stored.
 pub(crate) fn is_lost(code: Code) -> bool {
     code.is_mismatch() || code == Code::EXISTS || code == Code::NOT_FOUND
 }

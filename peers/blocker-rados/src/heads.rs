@@ -1,4 +1,4 @@
-//! Small objects that compare-and-swap changes.
+//! Small objects that are changed by compare-and-swap.
 //!
 //! A swap is one compound operation: it checks that the version is the expected one, and replaces the object. So it is atomic in the
 //! cluster, also against swaps of other clients.
@@ -34,7 +34,7 @@ pub(crate) async fn swap(
     let version = match swapped.result {
         Ok(_) => expected + 1,
         Err(code) if is_lost(code) => match read(calls, id).await? {
-            // Our own, whose answer was lost.
+            // Our own swap, whose answer was lost.
             Some((version, there)) if version == expected + 1 && there == content => version,
             Some((version, _)) => return Ok(stale(version)),
             None => return Ok(stale(0)),

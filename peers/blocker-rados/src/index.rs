@@ -1,8 +1,8 @@
-//! The indexes: which lineages there are, and which objects a lineage has.
+//! The indexes: the list of lineages, and the objects of each lineage.
 //!
 //! Invariants
-//! - An object stands in the index of its lineage, and the lineage in the index of lineages, before the object is made.
-//! - What stands there may be missing: a crash came in between, or between a removal and the change of the index.
+//! - Before an object is made, it is entered into the index of its lineage, and the lineage into the index of lineages.
+//! - An entry's object may not exist: after a crash in between, or between a removal and the change of the index.
 
 use std::ffi::CString;
 
@@ -83,7 +83,7 @@ pub(crate) struct Indexed {
     pub(crate) object_size: ObjectSize,
 }
 
-/// The keys of a lineage above `after`, a page of them: the last key, if there are more, goes with them.
+/// The keys of a lineage above `after`, one page: with the last key, if there are more.
 pub(crate) async fn objects(
     calls: &Calls,
     lineage: Lineage,
@@ -129,14 +129,14 @@ pub(crate) async fn list(
     }
     let bytes: Vec<u8> = ids.into_iter().flat_map(ObjectId::to_bytes).collect();
     let count = u32::try_from(bytes.len()).map_err(|_too_long| ErrorCode::Internal)?;
-    // Behind the last id the memory stays as it is.
+    // The memory behind the last id is unchanged.
     let mut whole = gather(memory);
     whole[..bytes.len()].copy_from_slice(&bytes);
     scatter(&whole, memory);
     Ok(ObjectReply::done(count))
 }
 
-/// Adds the ids of a lineage whose keys are above `after`, until there are `room`.
+/// Adds the ids of a lineage whose keys are above `after`, until `room` ids are listed.
 async fn add_ids(
     calls: &Calls,
     lineage: Lineage,
@@ -156,7 +156,7 @@ async fn add_ids(
             }
             ids.push(id);
         }
-        // An epoch may have many groups: its id is listed once.
+        // An epoch may have many groups, but its id is listed once.
         after = next.map(|next| ids.last().map_or(next, |last| behind_key(*last)));
     }
     Ok(())

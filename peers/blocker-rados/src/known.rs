@@ -1,8 +1,8 @@
-//! What is known to stand in indexes, so that it is not written there again, and how long logs are.
+//! Cache of index entries, so that they are not written again, and of the lengths of logs.
 //!
 //! Invariants
-//! - What is known to stand in an index stands there. What is deleted is forgotten first.
-//! - Nothing of what is being removed is known, nor becomes known.
+//! - A cached entry is in the index. It is removed from the cache before it is deleted.
+//! - Nothing that is being removed is in the cache, or enters it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,13 @@ use archipelago_protocol::object::{ObjectId, ObjectKind};
 
 /// Data objects that share a key of the index: 64 MiB of a volume whose objects have 4 MiB.
 pub(crate) const GROUP_LEN: u64 = 16;
-/// Groups that are remembered: 4 TiB of volumes whose objects have 4 MiB, in about 4 MiB of memory. Beyond that all are forgotten,
+/// Groups in the cache: 4 TiB of volumes whose objects have 4 MiB, in about 4 MiB of memory. When there are more, the cache is cleared,
 /// which costs a write to an index for each group that is written to again.
 const GROUPS_MAX: usize = 65_536;
-/// Lineages, and logs, that are remembered.
+/// Lineages, and logs, in the cache.
 const LINEAGES_MAX: usize = 65_536;
 
-/// What is being removed.
+/// A removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Removal {
     Object(ObjectId),
@@ -33,29 +33,29 @@ impl Removal {
     }
 }
 
-/// What is known of indexes and logs.
+/// The cache of indexes and logs.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// Removals under way.
     removals: Vec<Removal>,
     lineages: BTreeSet<Lineage>,
-    /// By object and group; which objects of the group were written to.
+    /// By object and group: which objects of the group were written to.
     groups: BTreeMap<(ObjectId, u64), u16>,
     log_lens: BTreeMap<ObjectId, u64>,
 }
 
 impl Known {
-    /// Whether the lineage stands in the index of lineages.
+    /// Whether the lineage is known to be in the index of lineages.
     pub(crate) fn has_lineage(&self, lineage: Lineage) -> bool {
         self.lineages.contains(&lineage)
     }
 
-    /// Whether the group of an object stands in the index of its lineage.
+    /// Whether the group of an object is known to be in the index of its lineage.
     pub(crate) fn has_group(&self, id: ObjectId, group: u64) -> bool {
         self.groups.contains_key(&(id, group))
     }
 
-    /// Notes that both stand there.
+    /// Records that both are in their indexes.
     pub(crate) fn add(&mut self, id: ObjectId, group: u64) {
         if self.lineages.len() >= LINEAGES_MAX {
             self.lineages.clear();
@@ -67,7 +67,7 @@ impl Known {
         self.groups.entry((id, group)).or_insert(0);
     }
 
-    /// Notes that an object of a group is written to: whether that is the first time. `None`: the group is not known.
+    /// Records that an object of a group is written to. Returns whether that is the first time; `None`: the group is not known.
     pub(crate) fn touch(&mut self, id: ObjectId, number: u64) -> Option<bool> {
         let bit = 1 << (number % GROUP_LEN);
         let touched = self.groups.get_mut(&(id, number / GROUP_LEN))?;
@@ -81,7 +81,7 @@ impl Known {
         self.log_lens.get(&id).copied()
     }
 
-    /// Notes the length of a log.
+    /// Records the length of a log.
     pub(crate) fn set_log_len(&mut self, id: ObjectId, len: u64) {
         if self.log_lens.len() >= LINEAGES_MAX {
             self.log_lens.clear();
@@ -89,12 +89,12 @@ impl Known {
         self.log_lens.insert(id, len);
     }
 
-    /// Forgets the length of a log: it may change.
+    /// Removes the length of a log, which may change.
     pub(crate) fn forget_log(&mut self, id: ObjectId) {
         self.log_lens.remove(&id);
     }
 
-    /// Begins a removal: what it covers is forgotten, and enters no index until the removal has ended.
+    /// Begins a removal: its objects are removed from the cache, and enter no index until it has ended.
     pub(crate) fn begin_removal(&mut self, removal: Removal) {
         self.removals.push(removal);
         self.forget_removed(removal);
@@ -105,7 +105,7 @@ impl Known {
         if let Some(at) = self.removals.iter().position(|other| *other == removal) {
             self.removals.swap_remove(at);
         }
-        // What was learnt of a log meanwhile.
+        // The length of a log may have been recorded meanwhile.
         self.forget_removed(removal);
     }
 

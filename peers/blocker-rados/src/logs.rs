@@ -1,12 +1,12 @@
-//! Logs: the circle is the object's bytes; where it ends and who may append stand in attributes beside them.
+//! Logs: the object's bytes are the circle; its end and its token are in attributes beside them.
 //!
-//! | attribute | what |
+//! | attribute | content |
 //! |---|---|
-//! | `end` | position behind the last append, 16 hexadecimal digits; missing: there was none, and plain writes make the log |
+//! | `end` | position behind the last append, 16 hexadecimal digits; missing: there was no append, and plain writes make the log |
 //! | `token` | the generation whose session may append, 16 hexadecimal digits; missing: 0 |
 //!
-//! An append is one compound operation: the token must not be below the attribute, the end must be the position, the bytes are written
-//! and the end is moved. So a stale writer is refused by the cluster itself, and an append is never torn.
+//! An append is one compound operation: it checks that its token is not below the attribute and that the end is its position, writes the
+//! bytes and moves the end. So the cluster itself refuses a stale writer, and an append is never torn.
 
 use std::ffi::CStr;
 
@@ -27,15 +27,15 @@ use crate::transfers::{Place, written};
 
 const END: &CStr = c"end";
 const TOKEN: &CStr = c"token";
-/// How often an append is tried whose log has changed between the attempt and the look at it.
+/// Tries of an append whose log has changed between the attempt and the check after it.
 const TRIES: u32 = 4;
 
-/// A number as an attribute has it: the order of the texts is that of the numbers.
+/// A number in an attribute: the texts sort as the numbers do.
 fn digits(number: u64) -> String {
     format!("{number:016x}")
 }
 
-/// The number of an attribute; 0: it is missing.
+/// The number in an attribute; 0 if it is missing.
 fn number(attribute: &[u8]) -> Result<u64, ErrorCode> {
     if attribute.is_empty() {
         return Ok(0);
@@ -51,7 +51,7 @@ fn state_of(found: &Found) -> Result<LogState, ErrorCode> {
     })
 }
 
-/// What is there of a log; `op` may look at more.
+/// Reads the state of a log; `op` may read more.
 async fn look(calls: &Calls, id: ObjectId, op: ReadOp) -> Result<Found, ErrorCode> {
     let op = op.attributes().len();
     let completed = calls.look(&ObjectName::whole(id), op).await;
@@ -81,7 +81,7 @@ pub(crate) async fn append(
         None => look(calls, id, ReadOp::new()).await?.len,
     };
     for _ in 0..TRIES {
-        // One copy: what is checked is what is written.
+        // One copy: the checked bytes are the written ones.
         let bytes = gather(memory);
         if !is_batch(&bytes, len, id.lineage, position, token) {
             return Err(ErrorCode::Invalid);
@@ -109,7 +109,7 @@ pub(crate) async fn append(
         log_len = there.len;
         let state = state_of(&there)?;
         match state.append(log_len, position, len, token) {
-            // Something was changed in between.
+            // The log was changed in between.
             Landing::At(_) => {}
             Landing::IfRepeated(at) if at == place && there.data == gather(memory) => {
                 return Ok(ObjectReply::done(len));
@@ -152,7 +152,7 @@ pub(crate) async fn seal(calls: &Calls, request: &ObjectRequest) -> Result<Objec
     }
 }
 
-/// Writes plainly to a log that takes no appends yet.
+/// Writes plainly to a log that was not appended to yet.
 pub(crate) async fn write(
     calls: &Calls,
     request: &ObjectRequest,
@@ -173,7 +173,7 @@ pub(crate) async fn write(
             Err(Code::NOT_FOUND) => {}
             result => return written(result, request.len),
         }
-        // The log may have been removed meanwhile, and with it its key.
+        // The log may have been removed meanwhile, with its key.
         index::add(calls, request.id, 0, request.object_size).await?;
         let op = WriteOp::new()
             .create_exclusive()

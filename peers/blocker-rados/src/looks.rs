@@ -1,4 +1,4 @@
-//! Objects made, looked at and punched.
+//! Creates, inspects and punches objects.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectReply, ObjectRequest};
@@ -25,7 +25,7 @@ pub(crate) async fn create(
     written(made.result, 0)
 }
 
-/// Writes to an object whose group is not known to stand in the index.
+/// Writes to an object whose group is not known to be in the index.
 pub(crate) async fn first_write(
     calls: &Calls,
     request: &ObjectRequest,
@@ -42,7 +42,7 @@ pub(crate) async fn first_write(
     written(done.result, request.len)
 }
 
-/// The length of a RADOS object, if it is there.
+/// The length of a RADOS object, if it exists.
 async fn len_of(calls: &Calls, id: ObjectId, name: &ObjectName) -> Result<Option<u64>, ErrorCode> {
     let completed = calls.look_in(calls.pool_of(id), name, ReadOp::new().len());
     length(completed.await)
@@ -99,7 +99,7 @@ fn stated(occupied: u64, len: u64) -> ObjectReply {
     }
 }
 
-/// Frees a range. Behind an object's end nothing is done: it would grow.
+/// Frees a range. Nothing is done behind an object's end: it would grow.
 pub(crate) async fn punch(
     calls: &Calls,
     request: &ObjectRequest,

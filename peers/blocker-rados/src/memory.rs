@@ -1,13 +1,13 @@
 //! Bytes of requests: from several places into one buffer, and back.
 //!
-//! Invariant: a byte is copied once on its way; a request of one place is not copied here at all.
+//! Invariant: a byte is copied once on its way; a request with one span is not copied here at all.
 
 use xseg::Span;
 
-/// Zeros that fill what a short object does not have.
+/// Zeros for the missing end of a short object.
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// The bytes of all spans, copied once: what is checked is what is written.
+/// The bytes of all spans, copied once: the checked bytes are the written ones.
 pub(crate) fn gather(spans: &[Span]) -> Vec<u8> {
     let len = spans.iter().map(Span::len).sum();
     let mut bytes = vec![0; len];
@@ -19,7 +19,7 @@ pub(crate) fn gather(spans: &[Span]) -> Vec<u8> {
     bytes
 }
 
-/// Copies `bytes` into the spans, and zeros into what is left of them.
+/// Copies `bytes` into the spans, and zeros into the rest of them.
 pub(crate) fn scatter(bytes: &[u8], spans: &[Span]) {
     let mut rest = bytes;
     for span in spans {

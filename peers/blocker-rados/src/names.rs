@@ -1,4 +1,4 @@
-//! How RADOS objects are called. `docs/pool-format.md` has the list.
+//! The names of RADOS objects. `docs/pool-format.md` has the list.
 //!
 //! Numbers are in hexadecimal digits of fixed width, so that names and keys sort as the numbers do.
 
@@ -13,7 +13,7 @@ const LEN_MAX: usize = 32 + 6 + 16 + 17 + 1;
 
 /// The object that marks a pool as one of ours, with its format.
 pub(crate) const MARKER: &CStr = c"pool";
-/// Who serves the pool.
+/// The record of the node that serves the pool.
 pub(crate) const OWNER: &CStr = c"owner";
 
 /// The name of a RADOS object.
@@ -33,7 +33,7 @@ impl ObjectName {
         name
     }
 
-    /// Object `number` of what a lineage wrote in an epoch.
+    /// Object `number` of the data that a lineage wrote in an epoch.
     pub(crate) fn data(id: ObjectId, number: u64) -> ObjectName {
         let (lineage, epoch) = (id.lineage.0, id.number);
         ObjectName::new(format_args!(
@@ -59,7 +59,7 @@ impl ObjectName {
         ObjectName::new(format_args!("{:032x}.index", lineage.0))
     }
 
-    /// The part of the index of lineages that has this one.
+    /// The part of the index of lineages that lists this one.
     pub(crate) fn lineages(lineage: Lineage) -> ObjectName {
         ObjectName::lineages_part(part_of(lineage))
     }
@@ -101,7 +101,7 @@ impl fmt::Debug for ObjectName {
 /// Parts of the index of lineages: of a million lineages each has 62,500, below the 200,000 keys of an object at which Ceph warns.
 pub(crate) const LINEAGE_PARTS: u8 = 16;
 
-/// The part of the index of lineages that has this one: in the order of lineages.
+/// The part of the index of lineages that lists this one, in the order of lineages.
 pub(crate) fn part_of(lineage: Lineage) -> u8 {
     u8::try_from(lineage.0 >> 124).expect("four bits")
 }
@@ -111,7 +111,7 @@ pub(crate) fn lineage_key(lineage: Lineage) -> String {
     format!("{:032x}", lineage.0)
 }
 
-/// The lineage of a key; `None`: it is none.
+/// The lineage of a key; `None` if the key is not valid.
 pub(crate) fn parse_lineage_key(key: &[u8]) -> Option<Lineage> {
     let text = std::str::from_utf8(key)
         .ok()
@@ -137,7 +137,7 @@ pub(crate) fn before_data_key(id: ObjectId) -> String {
     format!("0.{:016x}", id.number)
 }
 
-/// The object and the group of a key in the index of `lineage`; `None`: it is no key.
+/// The object and the group of a key in the index of `lineage`; `None` if the key is not valid.
 pub(crate) fn parse_index_key(lineage: Lineage, key: &[u8]) -> Option<(ObjectId, u64)> {
     let text = std::str::from_utf8(key).ok()?;
     let mut parts = text.split('.');

@@ -1,4 +1,4 @@
-//! How a pool is opened, and how it is made: each step that may fail has an error of its own, within [`TIMEOUT`] each.
+//! Opens or makes a pool: each step that may fail has an error of its own, within [`TIMEOUT`] each.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,31 +13,31 @@ use crate::errors::code_of;
 use crate::names::MARKER;
 use crate::owner::{Claimant, Owner, Place};
 
-/// How long the cluster may take for one step of opening. Two of them fit into the 10 s in which an error has to come.
+/// Timeout for one step of opening. Two of them fit into the 10 s in which an error must be reported.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// The format that this program writes, and the only one that it reads.
 const FORMAT: u32 = 1;
 /// Longest marker.
 const MARKER_LEN_MAX: usize = 4096;
-/// A key in the marker's sorted map: a pool that takes none cannot have indexes.
+/// A key in the marker's sorted map: a pool that refuses it cannot have indexes.
 const MARKER_KEY: &[u8] = b"format";
 
-/// A command of the kind that shuts a former owner out, which changes nothing.
+/// A command of the same kind as that which blocklists a former owner; it changes nothing.
 const UNBLOCK_NOBODY: &str =
     r#"{"prefix":"osd blocklist","blocklistop":"rm","addr":"0.0.0.0:0/1"}"#;
 
-/// Which pool, and as whom.
+/// The pool, and the client that opens it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The RADOS pool of heads, logs, packs and indexes: a replicated one.
     pub pool: String,
-    /// That of what volumes hold; `None`: the same.
+    /// The RADOS pool of volumes' data; `None`: the same one.
     pub data_pool: Option<String>,
     /// The namespace in both; empty: the default one.
     pub namespace: String,
-    /// Ceph's configuration; `None`: where Ceph looks for one.
+    /// Ceph's configuration; `None`: Ceph's default file.
     pub conf: Option<PathBuf>,
-    /// Who we are, without `client.`.
+    /// The client, without `client.`.
     pub client: String,
     /// The file with the key; `None`: the one that Ceph's configuration names.
     pub keyring: Option<PathBuf>,
@@ -45,7 +45,7 @@ pub struct Options {
     pub fsid: String,
 }
 
-/// What stands in the marker.
+/// The content of the marker.
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
     format: u32,
@@ -64,7 +64,7 @@ pub(crate) struct Opened {
 }
 
 impl Options {
-    /// What the pool is called, for people.
+    /// The name of the pool, for messages.
     pub(crate) fn name(&self) -> String {
         match self.namespace.as_str() {
             "" => self.pool.clone(),
@@ -72,12 +72,12 @@ impl Options {
         }
     }
 
-    /// The RADOS pool of what volumes hold.
+    /// The RADOS pool of volumes' data.
     pub(crate) fn data_pool(&self) -> &str {
         self.data_pool.as_deref().unwrap_or(&self.pool)
     }
 
-    /// The caps that the client needs, as `ceph auth` takes them.
+    /// The caps that the client needs, in the syntax of `ceph auth`.
     fn caps(&self) -> String {
         let osd = |pool: &str| {
             let namespace = match self.namespace.as_str() {
@@ -100,7 +100,7 @@ impl Options {
         Error::new(code, format!("RADOS pool `{}`: {what}", self.name()))
     }
 
-    /// Why the connection failed, with what helps.
+    /// Why the connection failed, with the remedy.
     fn not_connected(&self, error: &RadosError) -> Error {
         let code = error.code();
         let who = format!("client.{}", self.client);
@@ -190,13 +190,13 @@ impl Options {
         }
     }
 
-    /// What the client may not do, and the caps that it needs.
+    /// An error that names what is denied to the client, and the caps that it needs.
     fn denied(&self, what: &str) -> Error {
         self.error(ErrorCode::Denied, format_args!("client.{} may not {what}", self.client))
             .with_hint(format!("{}; for a client that is there, `ceph auth caps` in place of `ceph auth get-or-create`", self.caps()))
     }
 
-    /// Checks that the client may have a former owner blocklisted. What it may do about a client that nobody has is the same.
+    /// Checks that the client may blocklist a former owner, by a command about a client that does not exist.
     fn check_blocklist(&self, cluster: &Cluster) -> Result<(), Error> {
         match cluster.mon_command(UNBLOCK_NOBODY) {
             Err(error) if code_of(error.code()) == ErrorCode::Denied => {
@@ -258,7 +258,7 @@ impl Options {
         Ok(true)
     }
 
-    /// Makes the marker; one that somebody else has just made is as good.
+    /// Makes the marker; one that another process has just made is accepted.
     fn make_marker(&self, pool: &Pool, completions: &mut Completions) -> Result<(), Error> {
         let marker = Marker {
             format: FORMAT,
@@ -278,11 +278,11 @@ impl Options {
     }
 }
 
-/// What is done with the marker of a pool.
+/// What to do about a missing marker.
 enum Marked {
-    /// It must be there.
+    /// Fail.
     Already,
-    /// It is made if it is missing.
+    /// Make it.
     Now,
 }
 
@@ -311,10 +311,10 @@ fn open_with(options: &Options, marked: &Marked) -> Result<Opened, Error> {
     })
 }
 
-/// Makes a RADOS pool one of ours, if it is none yet, and checks that `claimant` can use it: the cluster's id.
+/// Makes a RADOS pool one of ours, if it is not yet, and checks that `claimant` can use it. Returns the cluster's id.
 ///
 /// # Errors
-/// Why the pool cannot be used, with what helps; [`ErrorCode::InUse`] naming the node that serves it.
+/// Why the pool cannot be used, with the remedy; [`ErrorCode::InUse`] naming the node that serves it.
 pub fn check(options: &Options, claimant: &Claimant) -> Result<String, Error> {
     let mut opened = open_with(options, &Marked::Now)?;
     let name = options.name();
@@ -324,7 +324,7 @@ pub fn check(options: &Options, claimant: &Claimant) -> Result<String, Error> {
 }
 
 impl Opened {
-    /// Where the record of the owner is.
+    /// The place of the owner's record.
     fn place<'a>(&'a mut self, name: &'a str) -> Place<'a> {
         Place {
             cluster: &self.cluster,

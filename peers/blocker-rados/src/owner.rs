@@ -19,27 +19,27 @@ use crate::errors::code_of;
 use crate::head_bytes::{decode, encode, is_lost, swap_op};
 use crate::names::OWNER;
 
-/// How long a former owner stays shut out. Nobody wakes a process that was stopped for so long.
+/// How long a former owner stays blocklisted: longer than a stopped process is resumed after.
 const BLOCKLISTED_S: u32 = 30 * 24 * 3600;
-/// Takers that may be quicker than this one before it gives up.
+/// Failed swaps, because others were faster, after which this process gives up.
 const TRIES: usize = 8;
 /// Longest record.
 const LEN_MAX: usize = 4096;
-/// How long a release may take: the process ends.
+/// Timeout for a release: the process is ending.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who opens a pool.
+/// The process that opens a pool.
 #[derive(Debug, Clone)]
 pub struct Claimant {
-    /// The host, by a number that is the same over reboots; 0: unknown.
+    /// The host, by a number that stays the same after reboots; 0: unknown.
     pub machine: u32,
-    /// Its name, for people.
+    /// Its name, for messages.
     pub host: String,
     /// The node's directory of sockets.
     pub node: PathBuf,
-    /// With what right.
+    /// Its right to.
     pub claim: Claim,
-    /// Called when somebody else has taken the pool: nothing that is written lands any more.
+    /// Called when another node has taken the pool over: nothing that this one writes lands any more.
     pub lost: fn(&Error),
 }
 
@@ -49,30 +49,30 @@ struct Record {
     machine: u32,
     host: String,
     node: PathBuf,
-    /// Of the client, as the blocklist takes it.
+    /// The client's address, in the syntax of the blocklist.
     address: String,
     /// The owner has ended, with nothing in flight.
     released: bool,
 }
 
 impl Record {
-    /// Whether the owner is an earlier incarnation on the same node. Copies of a machine have its id, but seldom its name.
+    /// Whether the owner is an earlier incarnation on the same node. Copies of a machine have the same id, but seldom the same name.
     fn is_of(&self, claimant: &Claimant) -> bool {
         let is_same_host = self.machine == claimant.machine && self.host == claimant.host;
         self.machine != 0 && is_same_host && self.node == claimant.node
     }
 }
 
-/// What follows from the record that is there.
+/// What follows from the present record.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nobody has the pool.
+    /// The pool has no owner.
     Take,
-    /// Somebody has, who is shut out first.
+    /// The pool has an owner, which must be blocklisted first.
     Fence,
-    /// Somebody has.
+    /// The pool has another owner.
     Refuse,
-    /// Somebody has got it since we had.
+    /// The pool has got another owner since this node had it.
     Lost,
 }
 
@@ -90,15 +90,15 @@ fn check(record: Option<&Record>, claimant: &Claimant) -> Verdict {
     }
 }
 
-/// What a claim needs besides.
+/// The context of a claim.
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) cluster: &'a Cluster,
     pub(crate) pool: &'a Pool,
     pub(crate) completions: &'a mut Completions,
-    /// How long a call may take.
+    /// Timeout of a call.
     pub(crate) timeout: Duration,
-    /// The pool's name, for people.
+    /// The pool's name, for messages.
     pub(crate) name: &'a str,
 }
 
@@ -136,7 +136,7 @@ impl Place<'_> {
         }
     }
 
-    /// Replaces version `version` of the record; `false`: another one is there.
+    /// Replaces version `version` of the record; `false` if another version is stored.
     fn swap(&mut self, version: u64, record: &Record, timeout: Duration) -> Result<bool, Error> {
         let content = serde_json::to_vec(record).unwrap_or_default();
         debug_assert!(
@@ -201,7 +201,7 @@ impl Owner {
         Err(in_use(place.name, None))
     }
 
-    /// Looks whether the pool could be claimed.
+    /// Checks whether the pool could be claimed.
     ///
     /// # Errors
     /// As [`Owner::claim`].
@@ -226,7 +226,7 @@ impl Owner {
         }
     }
 
-    /// The ownership, for people.
+    /// The ownership, as a text.
     pub(crate) fn text(&self) -> String {
         format!(
             "this node, as client {} of the cluster",
@@ -235,7 +235,7 @@ impl Owner {
     }
 }
 
-/// Shuts the client at `address` out: nothing of it lands from here on.
+/// Blocklists the client at `address`: no write of it lands from here on.
 fn fence(cluster: &Cluster, address: &str) -> Result<(), librados_sys::RadosError> {
     tracing::info!("the client {address}, which had the pool, is blocklisted");
     cluster.blocklist(address, BLOCKLISTED_S)?;
@@ -263,7 +263,7 @@ fn in_use(name: &str, record: Option<&Record>) -> Error {
     )
 }
 
-/// Somebody else has got the pool.
+/// The error after another node has taken the pool over.
 pub(crate) fn taken(name: &str) -> Error {
     let text = format!("RADOS pool `{name}` was taken over: the cluster refuses this client");
     Error::new(ErrorCode::Stale, text)

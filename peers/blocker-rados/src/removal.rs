@@ -1,7 +1,7 @@
-//! Removes objects: first the objects, then what stands of them in the index.
+//! Removes objects: first the objects, then their index entries.
 //!
-//! Invariant: from the beginning of a removal to its end, nothing that it covers is made. A write that had been sent before reaches its
-//! object before the removal does: the cluster keeps the order of what one client sends to an object.
+//! Invariant: from the beginning of a removal to its end, none of its objects is made. A write that was sent before reaches its object
+//! before the removal does: the cluster keeps the order of one client's operations on an object.
 
 use archipelago_protocol::object::{ObjectId, ObjectKind, ObjectReply};
 use archipelago_protocol::{ErrorCode, Lineage};
@@ -13,15 +13,15 @@ use crate::index::{self, Indexed};
 use crate::known::{GROUP_LEN, Removal};
 use crate::names::{ObjectName, before_data_key, index_key, lineage_key};
 
-/// Removals under way at a time, so that they leave room for what guests wait for.
+/// Removals under way at a time: few enough not to delay requests of guests.
 const AT_ONCE: usize = 64;
 
-/// Removes an object, whatever it holds.
+/// Removes an object, whatever its content.
 pub(crate) async fn delete(calls: &Calls, id: ObjectId) -> Result<ObjectReply, ErrorCode> {
     alone(calls, Removal::Object(id), delete_object(calls, id)).await
 }
 
-/// Removes all that a lineage has, its head last.
+/// Removes all objects of a lineage, its head last.
 pub(crate) async fn delete_lineage(
     calls: &Calls,
     lineage: Lineage,
@@ -30,7 +30,7 @@ pub(crate) async fn delete_lineage(
     alone(calls, Removal::Lineage(lineage), removing).await
 }
 
-/// Carries out a removal: what it covers enters no index meanwhile.
+/// Carries out a removal: meanwhile its objects enter no index.
 async fn alone(
     calls: &Calls,
     removal: Removal,
@@ -81,7 +81,7 @@ async fn delete_objects(calls: &Calls, lineage: Lineage) -> Result<(), ErrorCode
     unless_missing(calls.change(&part, forget).await.result)
 }
 
-/// Removes what stands in an index, and its keys.
+/// Removes the objects of an index, and their keys.
 async fn remove_indexed(
     calls: &Calls,
     lineage: Lineage,
@@ -99,7 +99,7 @@ async fn remove_indexed(
     Ok(())
 }
 
-/// The RADOS objects that a key of the index may stand for.
+/// The RADOS objects that a key of the index covers.
 pub(crate) fn names_of(found: &Indexed) -> Vec<(ObjectId, ObjectName)> {
     let Indexed { id, group, .. } = *found;
     if id.kind != ObjectKind::Data {
@@ -111,7 +111,7 @@ pub(crate) fn names_of(found: &Indexed) -> Vec<(ObjectId, ObjectName)> {
         .collect()
 }
 
-/// Removes RADOS objects; those that are missing do not matter.
+/// Removes RADOS objects; missing ones are not an error.
 async fn remove(calls: &Calls, names: &[(ObjectId, ObjectName)]) -> Result<(), ErrorCode> {
     for names in names.chunks(AT_ONCE) {
         let removed: Vec<_> = names
@@ -120,7 +120,7 @@ async fn remove(calls: &Calls, names: &[(ObjectId, ObjectName)]) -> Result<(), E
             .collect();
         let mut result = Ok(());
         for removed in removed {
-            // All of them end, whatever the first failure was.
+            // All removals end, whatever the first failure was.
             result = result.and(unless_missing(removed.await.result));
         }
         result?;
@@ -133,12 +133,12 @@ async fn remove_keys(calls: &Calls, lineage: Lineage, keys: &[String]) -> Result
         return Ok(());
     }
     let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.clone().into_bytes()).collect();
-    // The index may be missing, and is not made by this.
+    // The index may be missing; this does not make it.
     let op = WriteOp::new().assert_exists().remove_keys(&keys);
     unless_missing(calls.change(&ObjectName::index(lineage), op).await.result)
 }
 
-/// Success, also if there was nothing.
+/// Success, also if the object was missing.
 fn unless_missing(result: Result<usize, Code>) -> Result<(), ErrorCode> {
     match result {
         Ok(_) | Err(Code::NOT_FOUND) => Ok(()),

@@ -1,4 +1,4 @@
-//! The thread that asks the monitors for space: such calls wait.
+//! The thread that asks the monitors for free space: such calls block.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,10 +14,10 @@ use serde::Deserialize;
 
 use crate::errors::code_of;
 
-/// What the monitors are asked.
+/// The command for the monitors.
 const DF: &str = r#"{"prefix":"df","format":"json"}"#;
 
-/// The part of their answer that matters.
+/// The relevant part of their answer.
 #[derive(Debug, Deserialize)]
 struct Df {
     pools: Vec<DfPool>,
@@ -39,7 +39,7 @@ struct DfStats {
     max_avail: u64,
 }
 
-/// Bytes free and in all of the pool `name`, by the monitors' answer. Both 0: nobody counts them, no manager runs.
+/// Bytes free and in all of the pool `name`, from the monitors' answer. Both are 0 without a manager, which counts them.
 fn parse(answer: &[u8], name: &str) -> Option<[u64; 2]> {
     let df: Df = serde_json::from_slice(answer).ok()?;
     let pool = df.pools.into_iter().find(|pool| pool.name == name);
@@ -74,7 +74,7 @@ fn ask(cluster: &Cluster, pool: &str) -> ObjectReply {
 /// The thread, and the tickets that wait for its next answer.
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// `None`: it ends.
+    /// `None` while it ends.
     asked: Option<Sender<()>>,
     answers: Receiver<ObjectReply>,
     doorbell: Arc<EventFd>,
@@ -94,7 +94,7 @@ impl Space {
             .name("rados-space".to_owned())
             .spawn(move || {
                 for () in questions {
-                    // The receiver is missing while the backend is being dropped.
+                    // There is no receiver while the backend is being dropped.
                     let _sent = sender.send(ask(&cluster, &pool));
                     let _rung = answered.write(1);
                 }
@@ -113,7 +113,7 @@ impl Space {
         &self.doorbell
     }
 
-    /// Asks for `ticket`.
+    /// Requests an answer for `ticket`.
     pub(crate) fn ask(&mut self, ticket: u64) {
         self.waiting.push_back(ticket);
         if let Some(asked) = &self.asked {
@@ -121,7 +121,7 @@ impl Space {
         }
     }
 
-    /// The next answer. Answers come in the order of the questions.
+    /// The next answer. Answers come in the order of the requests.
     pub(crate) fn next(&mut self) -> Option<(u64, ObjectReply)> {
         if self.waiting.is_empty() {
             return None;
@@ -136,7 +136,7 @@ impl Drop for Space {
     fn drop(&mut self) {
         self.asked = None;
         if let Some(thread) = self.thread.take() {
-            // It has no reason to panic, and a question has a timeout.
+            // The thread has no cause to panic, and a command has a timeout.
             let _ended = thread.join();
         }
     }

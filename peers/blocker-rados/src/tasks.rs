@@ -41,7 +41,7 @@ impl fmt::Debug for Tasks {
 }
 
 impl Tasks {
-    /// Starts a task: its reply, if it ends at once.
+    /// Starts a task; returns its reply, if it ends at once.
     pub(crate) fn start(
         &mut self,
         calls: &Calls,
@@ -60,7 +60,7 @@ impl Tasks {
         self.go_on(calls, TaskId(index))
     }
 
-    /// Goes on with a task, one of whose calls has ended: its reply, if it ends with that.
+    /// Continues a task, one of whose calls has ended; returns its reply, if it ends.
     pub(crate) fn go_on(&mut self, calls: &Calls, id: TaskId) -> Option<(TaskOf, ObjectReply)> {
         let task = self.tasks.get_mut(id.0)?.as_mut()?;
         let of = task.of;

@@ -1,7 +1,7 @@
-//! Reads and writes that are one call: straight from and to the memory of the request, if that is in one place.
+//! Reads and writes of one call: directly from and to the memory of the request, if that is one span.
 //!
-//! Invariant: at most [`BYTES_MAX`] of reads and writes are under way, first writes included, but for one request that alone is larger:
-//! librados keeps a copy of what is written.
+//! Invariant: at most [`BYTES_MAX`] of reads and writes are under way, first writes included, except for a single larger request: librados
+//! keeps a copy of the written bytes.
 
 use std::collections::VecDeque;
 
@@ -21,12 +21,12 @@ const BYTES_MAX: u64 = 64 << 20;
 /// Longest object of a cluster, unless its administrator has changed it (`osd max object size`).
 pub(crate) const OBJECT_LEN_MAX: u64 = 128 << 20;
 
-/// Where the bytes of a request are in the cluster.
+/// The place of a request's bytes in the cluster.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) name: ObjectName,
     pub(crate) offset: u64,
-    /// Which object of its address space.
+    /// The number of the object in its address space.
     pub(crate) number: u64,
 }
 
@@ -68,7 +68,7 @@ impl Place {
     }
 }
 
-/// A request that waits for its turn.
+/// A request that waits to be admitted.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) ticket: u64,
@@ -86,7 +86,7 @@ pub(crate) struct Transfers {
 }
 
 impl Transfers {
-    /// Requests whose bytes were copied into one place.
+    /// Requests whose bytes were copied into one buffer.
     pub(crate) fn gathered(&self) -> u64 {
         self.gathered
     }
@@ -95,7 +95,7 @@ impl Transfers {
         self.bytes == 0 || self.bytes + u64::from(len) <= BYTES_MAX
     }
 
-    /// Whether a request may start now; otherwise it waits for its turn ([`Transfers::next`]).
+    /// Whether a request may start now; otherwise it waits to be admitted ([`Transfers::next`]).
     pub(crate) fn admit(
         &mut self,
         ticket: u64,
@@ -116,7 +116,7 @@ impl Transfers {
         true
     }
 
-    /// The next request that has waited and may start now.
+    /// The next waiting request that may start now.
     pub(crate) fn next(&mut self) -> Option<Waiting> {
         let len = self.waiting.front()?.request.len;
         if !self.has_room(len) {
@@ -126,12 +126,12 @@ impl Transfers {
         self.waiting.pop_front()
     }
 
-    /// A request of `len` bytes that was admitted has ended.
+    /// Records that an admitted request of `len` bytes has ended.
     pub(crate) fn release(&mut self, len: u32) {
         self.bytes -= u64::from(len);
     }
 
-    /// Makes the one call of a request that was admitted.
+    /// Makes the call of an admitted request.
     pub(crate) fn send(
         &mut self,
         calls: &Calls,
@@ -175,7 +175,7 @@ impl Transfers {
 }
 
 impl Transfer {
-    /// The reply to the request whose call has ended.
+    /// The reply to a request whose call has ended.
     pub(crate) fn reply(&self, completed: &Completed) -> ObjectReply {
         let read = match completed.result {
             Ok(read) => read,
@@ -193,12 +193,12 @@ impl Transfer {
     }
 }
 
-/// Whether nobody has written to this object since we began: the cluster is given a hint then.
+/// Whether this process has not written to the object yet: then the cluster gets a hint.
 fn is_first(calls: &Calls, id: ObjectId, number: u64) -> bool {
     id.kind == ObjectKind::Data && calls.known.borrow_mut().touch(id, number) == Some(true)
 }
 
-/// A write, with what is known of the object.
+/// The operation of a write, with a hint if it is the object's first.
 pub(crate) fn write_op(request: &ObjectRequest, place: &Place, memory: &[Span]) -> WriteOp {
     let op = match request.id.kind {
         ObjectKind::Data => WriteOp::new().hint(Hint {
@@ -213,7 +213,7 @@ pub(crate) fn write_op(request: &ObjectRequest, place: &Place, memory: &[Span]) 
     }
 }
 
-/// The count of a write that has ended.
+/// The reply to a write that has ended.
 pub(crate) fn written(result: Result<usize, Code>, len: u32) -> Result<ObjectReply, ErrorCode> {
     match result {
         Ok(_) => Ok(ObjectReply::done(len)),

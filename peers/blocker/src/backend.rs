@@ -1,4 +1,4 @@
-//! What each kind of storage implements.
+//! The trait that each kind of storage implements.
 
 use std::time::Duration;
 
@@ -10,22 +10,23 @@ use xseg::Span;
 
 /// Storage for objects, polled from one thread. The contract is [`archipelago_protocol::object`]'s.
 ///
-/// Requests come checked for form, and [`ObjectOp::Capabilities`](archipelago_protocol::object::ObjectOp::Capabilities) does not come; `memory` holds exactly `request.len` bytes and stays mapped until the reply.
+/// Requests were validated for form. [`ObjectOp::Capabilities`](archipelago_protocol::object::ObjectOp::Capabilities) is answered
+/// elsewhere. `memory` holds exactly `request.len` bytes and stays mapped until the reply.
 pub trait Backend {
-    /// What it is called in logs and figures.
+    /// Its name in logs and figures.
     fn name(&self) -> &str;
 
-    /// What it does by itself, from its first request to its last.
+    /// Its capabilities, the same from its first request to its last.
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE
     }
 
-    /// Figures of its own by name, in the order in which they are reported.
+    /// Its own figures by name, in the order in which they are shown.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
 
-    /// What it knows of the pool, if that is one of files.
+    /// Its report about the pool, if that is a pool of files.
     fn pool_report(&self) -> Option<PoolReport> {
         None
     }
@@ -43,18 +44,18 @@ pub trait Backend {
         false
     }
 
-    /// A client wrote to `id` through a predecessor of this process, and what it wrote may not be durable: the next sync of `id`
-    /// covers that, too, or fails. There is nothing to do for a backend that made everything durable when it was opened.
+    /// Reports that a client wrote to `id` through a predecessor of this process, and that these writes may not be durable: the next sync
+    /// of `id` covers them, too, or fails. A backend that made everything durable when it was opened has nothing to do.
     fn written_before(&mut self, _id: ObjectId) {}
 
-    /// Syncs of the pool that have failed so far for other backends of the same pool, on other threads of this process: they may have
-    /// dropped what was written here.
+    /// Failed syncs of the pool so far, of other backends of the same pool on other threads of this process: they may have dropped data of
+    /// this one.
     fn failed_pool_syncs_elsewhere(&self) -> u64 {
         0
     }
 
-    /// Takes a request; exactly one reply with `ticket` follows from [`Backend::poll`]. Never waits for
-    /// storage: what does, does so elsewhere.
+    /// Takes a request; exactly one reply with `ticket` follows from [`Backend::poll`]. Never blocks on storage: blocking calls are made by
+    /// other threads.
     fn start(&mut self, ticket: u64, request: &ObjectRequest, memory: &[Span]);
 
     /// The next reply, in any order.

@@ -1,4 +1,4 @@
-//! What the peer keeps of one channel: its port, what its client has open, and how much is in flight.
+//! The state of one channel: its port, the open handles of its client, and the number of requests in flight.
 //!
 //! Invariants
 //! - `in_flight` counts started requests; a channel leaves the table only at 0.
@@ -9,7 +9,7 @@ use xseg::ServerPort;
 use crate::handles::Handles;
 use crate::rights::Rights;
 
-/// A channel that the peer serves. Never given twice.
+/// A channel of the peer. No id is used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelId(pub u64);
 
@@ -19,9 +19,9 @@ pub(crate) struct Channel<P> {
     pub(crate) port: P,
     pub(crate) rights: Rights,
     pub(crate) handles: Handles,
-    /// Accept no more: removed by its owner, or closed.
+    /// Accept no more requests: removed by its owner, or closed.
     pub(crate) leaving: bool,
-    /// Something was answered since the last publish.
+    /// Some requests were answered since the last publish.
     unpublished: bool,
     in_flight: usize,
 }
@@ -43,7 +43,7 @@ impl<P: ServerPort> Channel<P> {
         self.in_flight
     }
 
-    /// Notes a started request, which [`Channel::finished`] ends.
+    /// Counts a started request, which [`Channel::finished`] ends.
     pub(crate) fn started(&mut self) {
         self.in_flight += 1;
     }
@@ -54,7 +54,7 @@ impl<P: ServerPort> Channel<P> {
         self.answer(tag, reply);
     }
 
-    /// Answers without having started.
+    /// Answers a request that was not started.
     pub(crate) fn answer(&mut self, tag: u64, reply: &ObjectReply) {
         if !self.port.is_closed() {
             self.port.complete(reply.encode(tag));
@@ -62,7 +62,7 @@ impl<P: ServerPort> Channel<P> {
         }
     }
 
-    /// Makes the answers of this turn visible.
+    /// Publishes the answers of this turn.
     pub(crate) fn publish(&mut self) {
         if std::mem::take(&mut self.unpublished) {
             self.port.publish();

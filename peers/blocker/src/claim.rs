@@ -1,12 +1,12 @@
-//! With what right a pool is opened, whatever its kind.
+//! The right with which a pool is opened, for every kind of pool.
 
 use serde::{Deserialize, Serialize};
 
-/// With what right a pool is opened.
+/// The right with which a pool is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Claim {
-    /// For the first time: if nobody else owns it.
+    /// For the first time: granted if nobody else owns it.
     #[default]
     Start,
     /// A person has declared that the owner on another host has ended.

@@ -1,4 +1,4 @@
-//! What went through a blocker peer.
+//! Counters of a blocker peer.
 
 use archipelago_protocol::control::PeerStatus;
 
@@ -7,7 +7,7 @@ use archipelago_protocol::control::PeerStatus;
 pub struct Counters {
     /// Handles opened and closed for channels, or refused.
     pub handle_requests: u64,
-    /// Requests accepted from channels, valid or not, but for those that open or close a handle.
+    /// Requests accepted from channels, valid or not, except those that open or close a handle.
     pub requests: u64,
     /// Of these, reads of data or metadata.
     pub reads: u64,
@@ -23,9 +23,9 @@ pub struct Counters {
     pub written_bytes: u64,
     /// Requests, also for handles, answered with an error code.
     pub failed: u64,
-    /// Of these, refused for their form or memory before the backend saw them.
+    /// Of these, refused for their form or memory, without the backend.
     pub refused: u64,
-    /// Of these, denied: more than the channel may ask for.
+    /// Of these, denied: the channel lacks the right.
     pub denied: u64,
     /// Answers dropped because their client had disconnected.
     pub dropped: u64,
@@ -36,7 +36,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The counters under `name`, as the node daemon asks for them.
+    /// The counters under `name`, for the node daemon.
     #[must_use]
     pub fn status(&self, name: &str) -> PeerStatus {
         let counters = [

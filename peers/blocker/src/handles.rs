@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - A handle stands for one object until it is closed; the client chose its number, below [`HANDLES_MAX`].
-//! - What is found here was checked when it was opened: rights, and the token of the client that opened it.
+//! - Rights and the client's token were checked when the handle was opened.
 //!
 //! [`HANDLES_MAX`]: archipelago_protocol::handle::HANDLES_MAX
 
@@ -17,10 +17,10 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Opens `object` as `handle`, which is in range. The same again changes nothing.
+    /// Opens `object` as `handle`, which is in range. A repetition changes nothing.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`]: the number stands for something else.
+    /// [`ErrorCode::InUse`]: the number stands for another object.
     pub(crate) fn open(&mut self, handle: u32, object: OpenObject) -> Result<(), ErrorCode> {
         let index = handle as usize;
         if self.open.len() <= index {
@@ -45,7 +45,7 @@ impl Handles {
     /// The object of `handle`, for `op`.
     ///
     /// # Errors
-    /// [`ErrorCode::NotOpen`], or [`ErrorCode::Denied`] if it was opened for less.
+    /// [`ErrorCode::NotOpen`], or [`ErrorCode::Denied`] if it was opened with fewer rights.
     pub(crate) fn get(&self, handle: u32, op: ObjectOp) -> Result<&OpenObject, ErrorCode> {
         let open = self.open.get(handle as usize);
         let object = open.and_then(Option::as_ref).ok_or(ErrorCode::NotOpen)?;

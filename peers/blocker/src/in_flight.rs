@@ -1,8 +1,8 @@
-//! Requests that the backend has been given and has not answered.
+//! Requests that the backend has taken and not answered.
 //!
 //! Invariants
-//! - A ticket names one request: its lower half is a slot, its upper half counts the uses of that slot. A reply to any other
-//!   ticket is a mistake of our own, and panics.
+//! - A ticket names one request: its lower half is a slot, its upper half counts the uses of that slot. A reply to any other ticket is a
+//!   bug, and panics.
 //! - A slot keeps the spans of its request until the reply, so the memory stays mapped.
 //! - Slots and their spans are used again, so a steady load allocates nothing.
 
@@ -12,7 +12,7 @@ use xseg::Span;
 
 use crate::channel::ChannelId;
 
-/// What is needed of a request when its reply comes.
+/// The part of a request that is needed for its reply.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Started {
     pub(crate) channel: ChannelId,
@@ -36,7 +36,7 @@ pub(crate) struct InFlight {
     free: Vec<u32>,
 }
 
-/// The slot of a ticket, and which use of it.
+/// The slot of a ticket, and the number of its use.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "a ticket is two packed 32-bit words"
@@ -46,12 +46,12 @@ fn unpack(ticket: u64) -> (u32, u32) {
 }
 
 impl InFlight {
-    /// How many there are.
+    /// Number of requests.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Adds a request, whose memory `resolve` appends to an empty list: its ticket.
+    /// Adds a request, whose memory `resolve` appends to an empty list. Returns its ticket.
     ///
     /// # Errors
     /// The error of `resolve`; then nothing was added.

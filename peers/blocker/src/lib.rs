@@ -1,16 +1,15 @@
-//! The object contract as code: what a backend is, and what serves one to other peers.
+//! The object contract as code: the backend's trait, and the peer that serves a backend to other peers.
 //!
-//! * [`Backend`]: what each kind of storage implements; the contract itself is [`archipelago_protocol::object`]'s.
+//! * [`Backend`]: the trait of each kind of storage; the contract itself is [`archipelago_protocol::object`]'s.
 //! * [`BlockerPeer`]: the peer that serves one backend to any number of channels, each within its [`Rights`].
-//! * [`Claim`]: with what right a pool is opened.
-//! * [`logs`]: what an append or a seal comes to, and how a log's end is found on a medium of sectors.
+//! * [`Claim`]: the right with which a pool is opened.
+//! * [`logs`]: the rules of append and seal, and how a log's end is found on a medium of sectors.
 //! * [`slots`]: how a small compare-and-swap object lies on a medium of sectors, for backends that need it.
 //!
-//! Requests are checked here once for all backends: form, rights, memory and fairness are the peer's, so that a
-//! backend is storage and nothing else. A backend for tests, and the battery that every backend passes, are in
-//! `tests/doubles`.
+//! The peer validates requests once for all backends (form, rights, memory) and is fair to its channels, so a backend is only storage. A
+//! backend for tests, and the battery that every backend passes, are in `tests/doubles`.
 //!
-//! This crate never knows volumes, maps or names.
+//! This crate contains nothing of volumes, maps or names.
 
 #![forbid(unsafe_code)]
 

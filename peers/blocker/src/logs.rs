@@ -1,19 +1,19 @@
-//! Logs: what an append or a seal comes to, and how a backend without room for attributes finds a log's end on its medium.
+//! Logs: the rules of append and seal, and how a backend without attributes finds a log's end on its medium.
 //!
 //! Invariants
-//! - An end is the position behind the last whole batch. What a torn append left is no part of the log.
+//! - An end is the position behind the last whole batch. The rest of a torn append is not part of the log.
 //! - Between runs of a backend the end is found again from the sectors; the token is stored ([`encode_token`]).
 //!
-//! A token on the medium: 512 bytes, written in place, so that raising it needs no room.
+//! A token on the medium: 512 bytes, written in place, so that raising it needs no space.
 //!
-//! | offset | bytes | what |
+//! | offset | bytes | content |
 //! |---|---|---|
 //! | 0 | 4 | magic `ALT1` |
 //! | 4 | 4 | CRC32C of the lineage (high word, low word) and the token |
 //! | 8 | 8 | token |
 //! | 16 | 496 | zeros |
 //!
-//! Zeros in its place: token 0, which every log has that was never sealed. All numbers are little-endian.
+//! Zeros in its place mean token 0, which a log has until it is sealed. All numbers are little-endian.
 
 use std::ops::Range;
 
@@ -22,30 +22,30 @@ use archipelago_protocol::{Generation, Lineage};
 
 const MAGIC: [u8; 4] = *b"ALT1";
 
-/// What is known of a log.
+/// The state of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogState {
-    /// Whose session may append; a newer one may, too.
+    /// The generation whose session may append; newer ones may, too.
     pub token: Generation,
-    /// Where the next append lands; 0: there was none, and plain writes make the log.
+    /// The position of the next append; 0: there was none, and plain writes make the log.
     pub end: u64,
 }
 
-/// What an append comes to.
+/// The decision about an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Landing {
-    /// Its bytes belong at this place; when they are durable, the end is behind them.
+    /// Its bytes are to be stored at this place; when they are durable, the end is behind them.
     At(u64),
-    /// It may be a repetition of the append that landed last: it is one, and done, if these bytes stand at this place.
+    /// It may repeat the append that landed last: it does, and is done, if these bytes are stored at this place.
     IfRepeated(u64),
-    /// It is refused: its token is too low, or it does not begin where the log ends.
+    /// It is refused: its token is too low, or it does not begin at the end of the log.
     Stale,
-    /// No log takes it.
+    /// It is not valid for any log.
     Invalid,
 }
 
 impl LogState {
-    /// What an append of `len` bytes at `position` by the session `token` comes to, in a log of `log_len` bytes.
+    /// The decision about an append of `len` bytes at `position` by the session `token`, in a log of `log_len` bytes.
     #[must_use]
     pub fn append(&self, log_len: u64, position: u64, len: u32, token: Generation) -> Landing {
         let (unit, len) = (UNIT as u64, u64::from(len));
@@ -80,7 +80,7 @@ pub fn encode_token(lineage: Lineage, token: Generation) -> [u8; SECTOR_LEN] {
     sector
 }
 
-/// The token in a sector; `None`: it is damaged.
+/// The token in a sector; `None` if it is damaged.
 #[must_use]
 pub fn decode_token(lineage: Lineage, sector: &[u8; SECTOR_LEN]) -> Option<Generation> {
     if sector.iter().all(|byte| *byte == 0) {
@@ -96,9 +96,9 @@ fn checksum(lineage: Lineage, token: Generation) -> u32 {
     crc32c::crc32c_append(sum, &token.0.to_le_bytes())
 }
 
-/// The end of a log of `log_len` bytes, for somebody who believes it to be `hint`. `read` gives the bytes of a range of places.
+/// The end of a log of `log_len` bytes, which a client expects at `hint`. `read` returns the bytes of a range of places.
 ///
-/// If the batch before `hint` is whole and none begins there, that is the end, and little is read. Otherwise all of the log is.
+/// If the batch before `hint` is whole and none begins there, that is the end, and little is read. Otherwise the whole log is read.
 ///
 /// # Errors
 /// The error of `read`.
@@ -131,7 +131,7 @@ fn ends_at<E>(
     let next = read(place..place + sector)?;
     let next = Sector::open(&next, lineage);
     if hint == 0 {
-        // A log whose first sector is blank has no batch: the first one begins there.
+        // A log whose first sector is blank has no batch: the first one will begin there.
         return Ok(next.is_some_and(|next| next.is_blank()));
     }
     if next.is_none_or(|next| next.is_of(hint, 0) || next.position > hint) {
@@ -148,7 +148,7 @@ fn ends_at<E>(
     Ok(is_whole(&bytes, lineage, batch.start))
 }
 
-/// Whether a batch stands in a log in one piece.
+/// Whether a batch stands in a log without a wrap.
 fn fits(batch: &Range<u64>, log_len: u64) -> bool {
     let len = batch.end - batch.start;
     len <= log_len && batch.start % log_len <= log_len - len

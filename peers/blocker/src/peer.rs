@@ -1,10 +1,10 @@
 //! The peer that serves one backend to any number of channels.
 //!
 //! Invariants
-//! - Each accepted request is answered exactly once, or its channel is closed by then and the answer is dropped.
-//! - No channel gets more than [`ENTRIES_PER_TURN`] requests started before the next one has its turn, and the first turn
-//!   goes round, so a busy client delays another by a bounded amount.
-//! - A request on a handle that is not open is answered, and hurts nobody else.
+//! - Each accepted request is answered exactly once; if its channel is closed by then, the answer is dropped.
+//! - At most [`ENTRIES_PER_TURN`] requests of a channel are started before the next channel has its turn, and the channels start a turn in
+//!   rotation, so a busy client delays another by a bounded amount.
+//! - A request on a handle that is not open is answered, and affects no other request.
 //! - A started request finishes, also after its client has disconnected: [`BlockerPeer::channel_idle`] returns whether all have.
 
 use archipelago_protocol::control::PeerStatus;
@@ -24,9 +24,9 @@ use crate::scatter::ScatterBuffer;
 
 /// Requests of one channel started in one turn: an eighth of a ring.
 pub const ENTRIES_PER_TURN: usize = 32;
-/// Unanswered requests of one channel. More than a ring has room for; a client with more than that has broken the protocol.
+/// Most unanswered requests of one channel: more than a ring has room for. A client with more has broken the protocol.
 pub const IN_FLIGHT_MAX: usize = 4096;
-/// Replies taken from the backend in one turn, so that a fast backend does not keep new requests waiting.
+/// Most replies taken from the backend in one turn, so that a fast backend does not delay new requests.
 const REPLIES_PER_TURN: usize = 1024;
 
 /// Serves a [`Backend`] on any number of channels. Lives on one thread.
@@ -35,7 +35,7 @@ pub struct BlockerPeer<B, P = xseg::Server> {
     name: String,
     backend: B,
     channels: Vec<Channel<P>>,
-    /// Index of the channel whose turn is first.
+    /// Index of the channel that is served first.
     first: usize,
     next_channel: u64,
     grants: Grants,
@@ -45,7 +45,7 @@ pub struct BlockerPeer<B, P = xseg::Server> {
 }
 
 impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
-    /// Serves `backend`; nobody is connected yet.
+    /// Serves `backend`; there are no channels yet.
     pub fn new(backend: B) -> Self {
         BlockerPeer {
             name: format!("blocker-{}", backend.name()),
@@ -80,16 +80,16 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         self.grants = grants;
     }
 
-    /// Accepts nothing more from the channel; what was started finishes. A channel whose port is closed is removed
-    /// without being asked for.
+    /// Accepts no more requests of the channel; those that were started finish. A channel whose port is closed is removed without this
+    /// call.
     pub fn remove_channel(&mut self, id: ChannelId) {
         if let Some(channel) = self.channels.iter_mut().find(|channel| channel.id == id) {
             channel.leaving = true;
         }
     }
 
-    /// Whether the channel has ended and all that it started has finished: from then on its client's successor may be
-    /// served, for nothing old can overtake anything new.
+    /// Whether the channel has ended and all its requests have finished: then its client's successor may be served, for no old request can
+    /// overtake a new one.
     #[must_use]
     pub fn channel_idle(&self, id: ChannelId) -> bool {
         self.channels.iter().all(|channel| channel.id != id)
@@ -107,13 +107,13 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         self.in_flight.len()
     }
 
-    /// What went through so far.
+    /// The counters so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// The counters, as the node daemon asks for them.
+    /// The counters, for the node daemon.
     #[must_use]
     pub fn status(&self) -> PeerStatus {
         let mut status = self.counters.status(&self.name);
@@ -130,7 +130,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
         &self.backend
     }
 
-    /// The backend, for what its own kind offers.
+    /// The backend, for functions of its own kind.
     pub fn backend_mut(&mut self) -> &mut B {
         &mut self.backend
     }
@@ -319,7 +319,7 @@ impl<B: Backend, P: ServerPort> BlockerPeer<B, P> {
     }
 }
 
-/// Whether the operation moves bytes; the others' `len` is a range or nothing.
+/// Whether the operation moves bytes; for others `len` is a range or unused.
 fn uses_memory(request: &ObjectRequest) -> bool {
     use ObjectOp::{Append, CompareAndSwap, List, Read, ReadSwapped, Write};
     matches!(
@@ -344,7 +344,7 @@ impl<B: Backend, P: ServerPort> Peer for BlockerPeer<B, P> {
     }
 
     fn prepare_sleep(&mut self) -> bool {
-        // Every port is asked, so that `wake` withdraws what was announced and nothing else.
+        // Every port is asked, so that `wake` withdraws exactly the announcements that were made.
         let mut quiet = true;
         for channel in &mut self.channels {
             quiet &= channel.port.prepare_sleep();

@@ -1,23 +1,23 @@
-//! What a channel may ask for, whatever its client asks.
+//! What the client of a channel may request.
 //!
-//! Metadata is the mapper's alone: who could write a head or a log would own every volume of the pool. A volume peer, which
-//! shares its process with the driver that guests talk to, moves data and makes it durable. One that is less trusted than
-//! the blocker writes only volumes that control has granted it. Why reads are not bound like that: `docs/decisions/`, 7.
+//! Only the mapper may access metadata: the writer of a head or a log could control every volume of the pool. A volume peer, which shares
+//! its process with the driver that guests talk to, moves data and makes it durable. If it is less trusted than the blocker, it writes only
+//! volumes that control has granted it. Why reads are not limited in this way: `docs/decisions/`, 7.
 //!
-//! Rights are checked when an object is opened; what is asked on its handle then is within them.
+//! Rights are checked when an object is opened; then requests on its handle need no check.
 
 use archipelago_protocol::handle::{HandleAccess, OpenObject};
 use archipelago_protocol::object::{ObjectKind, ObjectOp};
 use archipelago_protocol::{Access, Grants};
 
-/// What the client of a channel may ask for.
+/// What the client of a channel may request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rights {
     /// The whole contract: a mapper.
     All,
     /// Reads, writes and syncs of data, and a sync of the pool: a volume peer.
     Data,
-    /// The same, and no writes and syncs but of volumes that are granted: a volume peer of another user.
+    /// As `Data`, but writes and syncs only of granted volumes: a volume peer of another user.
     Granted,
 }
 
@@ -36,7 +36,7 @@ impl Rights {
         }
     }
 
-    /// Whether the client may ask for `op`, which is about the pool.
+    /// Whether the client may request `op`, which concerns the pool.
     #[must_use]
     pub fn allow_on_pool(self, op: ObjectOp) -> bool {
         self == Rights::All || matches!(op, ObjectOp::SyncPool | ObjectOp::Capabilities)

@@ -1,8 +1,8 @@
-//! Where a request's bytes are: from numbers that a client wrote to checked spans.
+//! The memory of a request: from numbers that a client wrote to validated spans.
 //!
 //! Invariants
-//! - The scatter list is copied out of its region once; only the copy is checked and used.
-//! - What comes out holds exactly `len` bytes, each inside a region that this channel knows.
+//! - The scatter list is copied out of its region once; only the copy is validated and used.
+//! - The result has exactly `len` bytes, each inside a region of this channel.
 
 use archipelago_protocol::error::ErrorCode;
 use archipelago_protocol::object::{Memory, SCATTER_ENTRY_LEN, SCATTER_MAX};

@@ -1,19 +1,18 @@
-//! Two-slot codec: how a small compare-and-swap object lies in 8 KiB of a medium that writes sectors.
+//! Two-slot codec: the layout of a small compare-and-swap object in 8 KiB of a medium that writes sectors.
 //!
-//! Version `v` stands in slot `v odd: 0, v even: 1`, so a swap never touches the version that holds. Each sector carries a
+//! Version `v` stands in slot `v odd: 0, v even: 1`, so a swap never touches the current version. Each sector has a
 //! checksum of its own, seeded with version and place. So a torn write and a damaged medium can be distinguished:
-//! - torn: every sector is whole, but they belong to different versions. The other slot holds.
-//! - damaged: a sector that belongs to no version that could be there. Falling back to the other slot would silently
+//! - torn: every sector is whole, but they belong to different versions. The other slot is valid.
+//! - damaged: a sector that belongs to no possible version. To use the other slot instead would silently
 //!   undo a swap that was acknowledged, so this is an error instead.
 //!
 //! Invariants
 //! - Sectors of 512 bytes are written whole or not at all; nothing is assumed of their order.
-//! - A swap is acknowledged only after its slot is durable, and is compared only with what is durable: after a failed
-//!   write the backend makes the object durable, or refuses it, before it reads it again. Otherwise a next swap would
-//!   overwrite the last durable version.
+//! - A swap is acknowledged only after its slot is durable, and is compared only with durable content: after a failed write the backend
+//!   makes the object durable, or refuses it, before it reads it again. Otherwise the next swap would overwrite the last durable version.
 //! - Of two whole slots the versions differ by one.
 //!
-//! | offset in a slot | bytes | what |
+//! | offset in a slot | bytes | content |
 //! |---|---|---|
 //! | 0 | 4 | magic `AHS1` |
 //! | 4 | 2 | format version: 1 |
@@ -26,7 +25,7 @@
 //! | 508 of each sector | 4 | CRC32C of version, sector number (u64 each) and the sector's first 508 bytes |
 //!
 //! All numbers are little-endian. A slot of another format version, or with an unknown feature, that is whole and newer than the
-//! other slot is [`SlotsUnreadable::Unsupported`], never damage. The content's own compatible features are the content's matter.
+//! other slot is [`SlotsUnreadable::Unsupported`], never damage. The compatible features are part of the content.
 
 use archipelago_protocol::object::SWAP_LEN_MAX;
 
@@ -42,28 +41,28 @@ const BODY: usize = SECTOR - 4;
 const HEADER: usize = 32;
 const MAGIC: [u8; 4] = *b"AHS1";
 const FORMAT: u16 = 1;
-/// Versions end here, so that the next one is always a number: one swap a nanosecond gets there in 146 years.
+/// Limit of versions, so that the next one is always a number: one swap a nanosecond gets there in 146 years.
 const VERSION_MAX: u64 = 1 << 62;
-// 8 * 508 - 32 = 4032: exactly what the contract promises.
+// 8 * 508 - 32 = 4032: exactly the length in the contract.
 const _: () = assert!(SECTORS * BODY - HEADER == SWAP_LEN_MAX as usize);
 
-/// The slots contradict every history of swaps and crashes.
+/// The slots match no history of swaps and crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("slot {slot}, sector {sector} of a small object is damaged")]
 pub struct SlotDamage {
-    /// The slot that cannot be.
+    /// The impossible slot.
     pub slot: usize,
-    /// The first sector of it that cannot be.
+    /// The first impossible sector in it.
     pub sector: usize,
 }
 
 /// Why the slots cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SlotsUnreadable {
-    /// They contradict every history of swaps and crashes.
+    /// They match no history of swaps and crashes.
     #[error(transparent)]
     Damaged(#[from] SlotDamage),
-    /// Another version of the program wrote the newer one.
+    /// Another version of the program wrote the newer slot.
     #[error(
         "a small object has slot format {format} and incompatible features {features:#x}, this program knows format \
          {FORMAT} without features"
@@ -76,35 +75,35 @@ pub enum SlotsUnreadable {
     },
 }
 
-/// What a small object holds.
+/// The state of a small object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Current {
     /// Swaps so far, the creation included.
     pub version: u64,
-    /// What the last of them wrote.
+    /// The content of the last swap.
     pub content: Vec<u8>,
 }
 
-/// What has to be done for a swap.
+/// How to carry out a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
     /// Write `slot` durably at `offset`; the object has `version` then.
     Write {
-        /// Where in the 8 KiB.
+        /// Offset in the 8 KiB.
         offset: u64,
-        /// What.
+        /// The bytes.
         slot: Box<[u8; SLOT_LEN]>,
-        /// The version that it brings.
+        /// The new version.
         version: u64,
     },
-    /// A repetition of the swap that won: nothing to do. The version is this.
+    /// A repetition of the swap that succeeded: nothing to do.
     Done {
-        /// The version that is there.
+        /// The current version.
         version: u64,
     },
-    /// Another version is there.
+    /// The current version is another one.
     Stale {
-        /// That one; 0: none.
+        /// The current version; 0: none.
         version: u64,
     },
 }
@@ -114,7 +113,7 @@ pub enum Swap {
 /// A [`Swap::Done`] may be the answer to a repetition after a crash between write and sync: the backend syncs before it answers.
 ///
 /// # Panics
-/// If `content` is longer than [`SWAP_LEN_MAX`]: refuse it before.
+/// If `content` is longer than [`SWAP_LEN_MAX`]: the caller must refuse that before.
 #[must_use]
 pub fn swap(current: Option<&Current>, expected: u64, content: &[u8]) -> Swap {
     let version = current.map_or(0, |current| current.version);
@@ -134,7 +133,7 @@ pub fn swap(current: Option<&Current>, expected: u64, content: &[u8]) -> Swap {
     }
 }
 
-/// Where in the 8 KiB the slot of `version` begins.
+/// Offset in the 8 KiB of the slot of `version`.
 #[must_use]
 pub fn slot_offset(version: u64) -> u64 {
     if version.is_multiple_of(2) {
@@ -174,11 +173,10 @@ pub fn encode(version: u64, content: &[u8]) -> Box<[u8; SLOT_LEN]> {
     slot
 }
 
-/// What the 8 KiB in `bytes` hold; `None`: nothing was ever completely written. A medium that holds less than 8 KiB is
-/// filled up with zeros.
+/// The state in the 8 KiB of `bytes`; `None`: nothing was ever completely written. A shorter medium is padded with zeros.
 ///
 /// # Errors
-/// [`SlotsUnreadable::Damaged`]: something is there that no interrupted swap leaves behind. [`SlotsUnreadable::Unsupported`].
+/// [`SlotsUnreadable::Damaged`]: the content cannot come from an interrupted swap. [`SlotsUnreadable::Unsupported`].
 pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotsUnreadable> {
     let (first, second) = bytes.split_at(SLOT_LEN);
     let found = decode_known(first, second);
@@ -194,7 +192,7 @@ pub fn decode(bytes: &[u8; SLOTS_LEN]) -> Result<Option<Current>, SlotsUnreadabl
     Ok(found?)
 }
 
-/// The version of `slot`, and why it cannot be read, if it is whole and another version of the program wrote it.
+/// The version of `slot`, and the error, if the slot is whole and was written by another version of the program.
 fn unsupported(slot: &[u8], place: usize) -> Option<(u64, SlotsUnreadable)> {
     let version = whole_version(slot, place)?;
     let (format, features) = format_of(slot);
@@ -209,7 +207,7 @@ fn format_of(slot: &[u8]) -> (u16, u32) {
     (format, features)
 }
 
-/// The version of a slot whose sectors all belong to it, where it belongs.
+/// The version of a slot whose sectors all belong to it, if that is the slot of this version.
 fn whole_version(slot: &[u8], place: usize) -> Option<u64> {
     let version = u64::from_le_bytes(slot[8..16].try_into().expect("eight bytes"));
     let possible = (1..=VERSION_MAX).contains(&version);
@@ -224,7 +222,7 @@ fn decode_known(first: &[u8], second: &[u8]) -> Result<Option<Current>, SlotDama
         (Some(odd), Some(even)) if odd.version.abs_diff(even.version) == 1 => {
             Ok([odd, even].into_iter().max_by_key(|slot| slot.version))
         }
-        // Two versions that no swap leaves side by side: the older one is out of place.
+        // No swap leaves these two versions side by side: the older one is out of place.
         (Some(odd), Some(even)) => Err(SlotDamage {
             slot: usize::from(even.version < odd.version),
             sector: 0,
@@ -245,7 +243,7 @@ fn decode_known(first: &[u8], second: &[u8]) -> Result<Option<Current>, SlotDama
     }
 }
 
-/// The content of `slot` if all of it belongs together and it stands where its version belongs.
+/// The content of `slot`, if it is whole and in the slot of its version.
 fn decode_whole(slot: &[u8], place: usize) -> Option<Current> {
     let len = usize::from(u16::from_le_bytes([slot[6], slot[7]]));
     let known = slot[..4] == MAGIC && format_of(slot) == (FORMAT, 0) && slot[24..HEADER] == [0; 8];
@@ -259,8 +257,8 @@ fn decode_whole(slot: &[u8], place: usize) -> Option<Current> {
     (crc32c::crc32c(&content) == sum).then_some(Current { version, content })
 }
 
-/// Whether the slot that does not hold can be what an interrupted swap from version `holds` left: sectors of the
-/// version before and of the one after, zeros if there was none before.
+/// Checks that the other slot can be the result of an interrupted swap from version `holds`: sectors of the version before and of the one
+/// after, zeros if there was none before.
 fn check_torn(slot: &[u8], place: usize, holds: u64) -> Result<(), SlotDamage> {
     for (index, sector) in slot.chunks_exact(SECTOR).enumerate() {
         let before = match holds.checked_sub(1) {

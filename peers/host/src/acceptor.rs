@@ -1,7 +1,7 @@
-//! Where the clients of a peer connect: the sockets of shared channels.
+//! Accepts the clients of a peer: the sockets of shared channels.
 //!
-//! Invariant: the successor of a client is served only when nothing of its predecessor is under way any more, so an old
-//! request can never overtake a new one.
+//! Invariant: the successor of a client is served only when no request of its predecessor is under way any more, so an old request can
+//! never overtake a new one.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use xseg::shared::{Admission, Listener, SharedServer};
 use crate::Identity;
 use crate::event_loop::{EventLoop, WatchId};
 
-/// How long a dying predecessor may keep the socket.
+/// Timeout for a dying predecessor, which still has the socket.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the socket is tried meanwhile.
+/// Pause between two tries to get the socket meanwhile.
 const BIND_RETRY_MS: u16 = 5;
 
-/// The owner of a channel: a user in a role has one channel, and the next client of that user and role succeeds the last. What
-/// the client calls itself does not matter, so no client is taken for the successor of another one; but for mappers of our own user,
-/// which may ask for everything anyway: each data thread has one.
+/// The owner of a channel: a user in a role has one channel, and the next client of that user and role succeeds the last one. The client's
+/// own id does not matter, so no client is treated as the successor of another one. Mappers of our own user are an exception, since they
+/// have all rights anyway: each data thread has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) uid: u32,
     pub(crate) role: u8,
-    /// Number of a mapper of our own user.
+    /// The number of a mapper of our own user.
     pub(crate) mapper: u64,
 }
 
@@ -72,18 +72,18 @@ struct Waiting {
     watches: Vec<WatchId>,
 }
 
-/// What an acceptor asks of the peer that it accepts for.
+/// The functions of a peer that an acceptor uses.
 pub(crate) trait Channels {
     /// A channel of the peer.
     type Channel: Copy;
 
-    /// Serves `port`, as what `caller` may be.
+    /// Serves `port`, with the rights of `caller`.
     fn add(&mut self, port: Server, caller: Caller) -> Self::Channel;
 
-    /// Accepts nothing more from it.
+    /// Accepts no more requests of `channel`.
     fn remove(&mut self, channel: Self::Channel);
 
-    /// Whether it has ended and all that it started has finished.
+    /// Whether it has ended and all its requests have finished.
     fn is_idle(&self, channel: Self::Channel) -> bool;
 }
 
@@ -96,8 +96,8 @@ pub(crate) struct Acceptor<C> {
 }
 
 impl<C: Copy> Acceptor<C> {
-    /// Listens at `path` for those whom `admission` admits, in place of a predecessor. A predecessor that is dying listens until
-    /// the kernel has taken its memory apart, which takes longer the more volumes it served.
+    /// Listens at `path` for the users in `admission`, in place of a predecessor. A dying predecessor listens until the kernel has freed
+    /// its memory, which takes longer the more volumes it served.
     pub(crate) fn listen(
         path: &Path,
         admission: &Admission,
@@ -125,7 +125,7 @@ impl<C: Copy> Acceptor<C> {
         })
     }
 
-    /// Takes what has come. To be called when something was signalled, and after each poll while somebody waits.
+    /// Accepts new clients. To be called after a signal, and after each poll while a client waits.
     pub(crate) fn service(
         &mut self,
         channels: &mut impl Channels<Channel = C>,
@@ -143,7 +143,7 @@ impl<C: Copy> Acceptor<C> {
         let mut index = 0;
         while index < self.waiting.len() {
             let client = Caller::of(&self.waiting[index].port);
-            // Only the newest of several is alive.
+            // Of several, only the newest is alive.
             let superseded = self.waiting[index + 1..]
                 .iter()
                 .any(|later| Caller::of(&later.port) == client);

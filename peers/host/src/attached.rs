@@ -1,4 +1,4 @@
-//! What the control threads do themselves: endpoints are made and ended beside the data thread.
+//! Requests that the control threads carry out themselves: they make and end endpoints beside the data thread.
 //!
 //! Ending an endpoint waits for the data thread, so it must not happen on it.
 
@@ -19,17 +19,17 @@ use crate::host::Job;
 use crate::threads::DataThreads;
 use crate::{PeerSettings, Pool};
 
-/// The endpoints of a process, and the ways to its data threads.
+/// The endpoints of a process, and the channels to its data threads.
 #[derive(Debug, Clone)]
 pub(crate) struct AttachedEndpoints {
     threads: DataThreads,
     drivers: DriverSettings,
     budget: Budget,
-    /// Held while an endpoint is made, not while one ends: that may take as long as storage does not answer.
+    /// Held while an endpoint is made, not while one ends: that takes as long as the storage does not answer.
     known: Arc<Mutex<Known>>,
 }
 
-/// An endpoint and what it was made of.
+/// An endpoint and its description.
 #[derive(Debug)]
 struct Attached {
     lineage: Lineage,
@@ -47,7 +47,7 @@ struct Leaving {
 }
 
 impl Leaving {
-    /// Whether one of `volume` at `spec` has to wait for its end: for its path, or for the volume. Readers share that.
+    /// Whether a new endpoint of `volume` at `spec` has to wait for its end: for its path, or for the volume. Readers share the volume.
     fn is_in_the_way(&self, volume: &ServedVolume, spec: &EndpointSpec) -> bool {
         let shares = self.read_only && volume.read_only;
         self.spec.path() == spec.path() || (self.lineage == volume.lineage && !shares)
@@ -61,8 +61,8 @@ struct Known {
 }
 
 impl Known {
-    /// The attachment that is the same as one of `lineage` at `spec`. Its number may differ: a daemon that did not get the answer
-    /// asks again under another one.
+    /// The attachment of `lineage` at `spec`, if there is one. Its number may differ: a daemon that did not get the answer sends the
+    /// request again with another number.
     fn same(&self, lineage: Lineage, spec: &EndpointSpec) -> Option<AttachmentId> {
         let same = |one: &Attached| one.lineage == lineage && one.spec == *spec;
         let mut known = self.endpoints.iter();
@@ -87,7 +87,7 @@ impl AttachedEndpoints {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Carries a request out, or hands it to the data thread.
+    /// Carries a request out, or passes it to the data thread.
     pub(crate) fn deliver(
         &self,
         request: ControlRequest,
@@ -127,7 +127,7 @@ impl AttachedEndpoints {
             ControlRequest::Damage { lineage } => {
                 self.threads.question(Some(lineage), request, answer);
             }
-            // Of an endpoint that has a process of its own: this one has one data thread.
+            // For an endpoint with a process of its own: that process has one data thread.
             ControlRequest::Grants { .. } => self.threads.first().request(request, answer),
         }
     }
@@ -140,7 +140,7 @@ impl AttachedEndpoints {
                 "the data thread has ended",
             ));
         };
-        // An endpoint that is just made holds the lock for as long as that takes: figures do not wait for it.
+        // While an endpoint is made, the lock is held: the figures do not wait for it.
         if let Ok(known) = self.known.try_lock() {
             status
                 .peers
@@ -164,14 +164,14 @@ impl AttachedEndpoints {
     ) -> Result<(), Error> {
         let mut known = self.known();
         let lineage = volume.lineage;
-        // The kernel lets a device's queue be open once, and what is known here has it open.
+        // The kernel lets a device's queue be open only once, and the present endpoint has it open.
         if descriptor.is_some() && known.same(lineage, &spec).is_some() {
             return Err(Error::new(
                 ErrorCode::InUse,
                 "another queue of this device is served still",
             ));
         }
-        // What lets write never answers for one that must not.
+        // A writable endpoint must not serve as a read-only one.
         if let Some(stale) = known.same(lineage, &spec)
             && known.endpoints[&stale].read_only != volume.read_only
             && let Some(mut attached) = known.endpoints.remove(&stale)
@@ -183,7 +183,7 @@ impl AttachedEndpoints {
         {
             known.endpoints.insert(attachment, attached);
             drop(known);
-            // An earlier change of it may not have come through.
+            // An earlier change of the policy may have been lost.
             let policy = volume.on_full;
             let request = ControlRequest::OnFull { lineage, policy };
             let thread = self.threads.of(lineage);
@@ -244,7 +244,7 @@ impl AttachedEndpoints {
         } else {
             Detach::IfUnused
         });
-        // An endpoint that has ended is dropped, with its socket, before another one may take its place.
+        // An endpoint that has ended is dropped, with its socket, before another one takes its place.
         let kept = match &ended {
             Ok(()) => {
                 drop(attached);
@@ -268,7 +268,7 @@ impl AttachedEndpoints {
     }
 }
 
-/// What the data thread made of an endpoint.
+/// The data thread's result for an endpoint.
 fn done(reply: Option<ControlReply>) -> Result<(), Error> {
     match reply {
         Some(ControlReply::Done) => Ok(()),
@@ -280,7 +280,7 @@ fn done(reply: Option<ControlReply>) -> Result<(), Error> {
     }
 }
 
-/// What keeps guests from being served.
+/// Why guests are not served.
 fn problems<'a>(endpoints: impl Iterator<Item = &'a Attached>) -> Vec<DeviceProblem> {
     let problem = |attached: &Attached| {
         attached.endpoint.problem().map(|what| DeviceProblem {
@@ -291,7 +291,7 @@ fn problems<'a>(endpoints: impl Iterator<Item = &'a Attached>) -> Vec<DeviceProb
     endpoints.filter_map(problem).collect()
 }
 
-/// Figures of an endpoint. The daemon, which knows names, puts the volume's name in its number's place.
+/// Figures of an endpoint. The daemon replaces the volume's number by its name.
 fn endpoint_status((id, attached): (&AttachmentId, &Attached)) -> PeerStatus {
     let counters = attached.endpoint.counters().into_iter();
     PeerStatus {

@@ -12,7 +12,7 @@ use crate::Identity;
 use crate::acceptor::{Caller, Channels};
 use crate::port::{Attention, HostedServer};
 
-/// A blocker and what its ports listen to.
+/// A blocker and the sockets of its ports.
 #[derive(Debug)]
 pub(crate) struct BlockerHost<B> {
     peer: BlockerPeer<B, HostedServer>,
@@ -43,7 +43,7 @@ impl<B: Backend> BlockerHost<B> {
         self.peer.status()
     }
 
-    /// What the backend knows of the pool.
+    /// The backend's report about the pool.
     pub(crate) fn pool_report(&self) -> Option<PoolReport> {
         self.peer.backend().pool_report()
     }
@@ -53,7 +53,7 @@ impl<B: Backend> BlockerHost<B> {
         self.peer.backend_mut().look(now);
     }
 
-    /// Syncs of the pool that have failed for other data threads.
+    /// Failed syncs of the pool, of other data threads.
     pub(crate) fn failed_pool_syncs_elsewhere(&self) -> u64 {
         self.peer.backend().failed_pool_syncs_elsewhere()
     }

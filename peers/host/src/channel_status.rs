@@ -3,7 +3,7 @@
 use archipelago_protocol::control::ChannelStatus;
 use xseg::Client;
 
-/// What a channel reports of itself.
+/// The figures of a channel.
 pub(crate) fn channel_status(client: &str, server: &str, port: &Client) -> ChannelStatus {
     let figures = port.figures();
     ChannelStatus {

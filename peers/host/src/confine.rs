@@ -1,16 +1,16 @@
-//! What a data process may still do, should a guest or a neighbour take it over: as little as its roles need.
+//! Confines a data process, in case a guest or a neighbour takes it over: it keeps as little as its roles need.
 //!
 //! | means | what is left |
 //! |---|---|
 //! | capabilities | none, also if the daemon runs as root |
 //! | user | the endpoint's own, if it has one (`identity`) |
-//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), what this host is called (both), sockets of the role; TCP for a blocker whose pool is a cluster |
-//! | seccomp | no new programs, no sockets but UNIX ones (and IP, with what looks names up, for such a blocker), no tracing, mounting, modules, namespaces, other users' ids |
+//! | Landlock | files: the pool's directory (blocker), the presence journals (mapper), the host's identity (both), sockets of the role; TCP for a blocker whose pool is a cluster |
+//! | seccomp | no new programs, no sockets but UNIX ones (and IP, with name look-ups, for such a blocker), no tracing, mounting, modules, namespaces, other users' ids |
 //!
-//! Done first of all, by the main thread: threads and descriptors that come later have it too. What the daemon hands over
-//! as descriptors (guest memory, sockets) needs no permission.
+//! Done first of all, by the main thread: later threads and descriptors inherit it. Descriptors that the daemon passes (guest memory,
+//! sockets) need no permission.
 //!
-//! How, `sandbox` knows.
+//! The mechanism is in `sandbox`.
 
 use archipelago_protocol::Error;
 use archipelago_protocol::control::Role;
@@ -20,7 +20,7 @@ use nix::libc;
 use crate::sandbox::{FirstArgument, Sandbox};
 use crate::{PeerSettings, Pool, owner};
 
-/// System calls that other processes of ours may make, and no role does.
+/// System calls that other processes of ours may make, but no role needs.
 const REFUSED: [libc::c_long; 5] = [
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -29,9 +29,9 @@ const REFUSED: [libc::c_long; 5] = [
     libc::SYS_setgroups,
 ];
 
-/// Families of sockets of every role.
+/// Families of sockets for every role.
 const LOCAL: [u32; 1] = [libc::AF_UNIX.unsigned_abs()];
-/// And of a blocker that speaks to other hosts. The C library asks netlink for this host's addresses when it looks names up.
+/// In addition for a blocker that uses the network. The C library asks netlink for this host's addresses when it looks up names.
 const NETWORK: [u32; 4] = [
     libc::AF_UNIX.unsigned_abs(),
     libc::AF_INET.unsigned_abs(),
@@ -39,10 +39,10 @@ const NETWORK: [u32; 4] = [
     libc::AF_NETLINK.unsigned_abs(),
 ];
 
-/// Takes from this thread, and from those that it starts, what `roles` do not need.
+/// Takes from this thread, and from those that it starts, everything that `roles` do not need.
 ///
 /// # Errors
-/// If the kernel has a means and refuses it. What it does not have is logged.
+/// If the kernel has a mechanism and refuses it. A missing mechanism is logged.
 pub fn confine<P: Pool>(roles: &[Role], settings: &PeerSettings<P>) -> Result<(), Error> {
     let mut sandbox = Sandbox::of_process();
     allow_files(&mut sandbox, roles, settings);

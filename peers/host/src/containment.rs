@@ -1,14 +1,14 @@
-//! What ends a data process when something goes wrong in it, and what must not.
+//! Which faults end a data process, and which must not.
 //!
-//! | what | becomes of it |
+//! | fault | consequence |
 //! |---|---|
 //! | a panic, on whatever thread | the process ends at once (SIGABRT); the daemon starts the next incarnation |
 //! | an io_uring that the kernel refuses to serve | the same, with one line; the reason is reported to the daemon |
 //! | a pool that another host has taken over | the same; the daemon ends too |
 //! | guest memory whose file was truncated | zeros in its place; the guest's rings are broken, the process goes on |
 //!
-//! Peers share state, and threads wait for each other's answers: half a process is worse than a fresh one, which finds
-//! what is unfinished in its clients' tables, journals and in-flight regions.
+//! Peers share state, and threads wait for each other's answers: half a process is worse than a new one, which finds unfinished requests in
+//! its clients' tables, journals and in-flight regions.
 
 use std::panic::PanicHookInfo;
 
@@ -17,7 +17,7 @@ use archipelago_runtime::RingFailure;
 
 use crate::last_words;
 
-/// Prepares this process; once, before it serves anybody.
+/// Prepares this process; once, before it serves.
 ///
 /// # Errors
 /// [`ErrorCode::Internal`] if the kernel refuses the handler.
@@ -31,7 +31,7 @@ pub(crate) fn contain() -> Result<(), Error> {
     })
 }
 
-/// A refusal of io_uring, for people: the call, the kernel's word, what to do.
+/// The error for a refusal of io_uring: the call, the kernel's error, the remedy.
 pub(crate) fn ring_failed(failure: &RingFailure) -> Error {
     if failure.is_of_threads() {
         return Error::of_thread("io_uring", failure.cause());

@@ -1,11 +1,11 @@
-//! The control socket of a data process: a thread that reads requests and hands them to the reactor.
+//! The control socket of a data process: threads that read requests and pass them to the reactor.
 //!
 //! Invariants
 //! - One request a connection, one JSON object a line, each answered exactly once or the connection ends.
 //! - Nothing here touches a peer: a request is passed on to the reactor, and its answer comes back over an [`Answer`].
 //! - A request whose client has disconnected while the request waited in the socket's queue is not carried out.
-//! - A request has a thread of its own. [`THREADS_KEPT`] are there from the start; beyond them one is started, and when there
-//!   can be none (the limit of threads is reached), the request waits for one of those.
+//! - A request has a thread of its own. [`THREADS_KEPT`] are there from the start; beyond them one is started. If that fails (the limit of
+//!   threads is reached), the request waits for one of those.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -20,13 +20,13 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use xseg::receive_with_descriptors;
 
-/// Before the next connection is tried when one could not be taken: the process has no descriptor to spare.
+/// Pause after a connection could not be accepted: the process has no spare descriptor.
 const ACCEPT_PAUSE_MS: u16 = 200;
 
-/// Threads for requests that are always there: one that hangs, one that changes something, and one for the status.
+/// Threads that are always there: for a request that hangs, one that changes something, and the status.
 const THREADS_KEPT: usize = 3;
 
-/// Where the one answer to a request goes.
+/// Receives the one answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     sender: mpsc::SyncSender<ControlReply>,
@@ -42,7 +42,7 @@ impl Answer {
         self.send(ControlReply::Failed(error));
     }
 
-    /// Answers `Done` or the failure.
+    /// Answers `Done` or the error.
     pub(crate) fn result(self, result: Result<(), Error>) {
         match result {
             Ok(()) => self.send(ControlReply::Done),
@@ -51,8 +51,8 @@ impl Answer {
     }
 }
 
-/// Serves `listener` on threads of its own; `deliver` hands a job to the reactor. The receiver gets a message when a stop has
-/// been answered: the process may end then.
+/// Serves `listener` on threads of its own; `deliver` passes a job to the reactor. The receiver gets a message when a stop has been
+/// answered: then the process may end.
 pub(crate) fn serve(
     listener: UnixListener,
     deliver: impl Fn(ControlRequest, Option<OwnedFd>, Answer) + Send + Sync + 'static,
@@ -70,7 +70,7 @@ pub(crate) fn serve(
                         threads.add(stream);
                     }
                     Err(error) => {
-                        // One line for each episode: what fails now fails again at once.
+                        // One line for each episode: the next try probably fails, too.
                         if failures == 0 {
                             tracing::warn!("a control connection: {error}");
                         }
@@ -83,7 +83,7 @@ pub(crate) fn serve(
     Ok(answered)
 }
 
-/// Waits for the answer to what `deliver` sends off; `None`: it was dropped.
+/// Waits for the answer to the request that `deliver` sends; `None`: it was dropped.
 pub(crate) fn ask(deliver: impl FnOnce(Answer)) -> Option<ControlReply> {
     let (sender, receiver) = mpsc::sync_channel(1);
     deliver(Answer { sender });
@@ -93,7 +93,7 @@ pub(crate) fn ask(deliver: impl FnOnce(Answer)) -> Option<ControlReply> {
 /// The threads that serve connections.
 struct Threads<D> {
     waiting: (Sender<UnixStream>, Receiver<UnixStream>),
-    /// Connections that wait or are being served. Only counted, so Relaxed.
+    /// Connections that wait or are being served. Only a count, so Relaxed.
     connections: AtomicUsize,
     deliver: D,
     stopped: mpsc::Sender<()>,
@@ -109,16 +109,16 @@ impl<D: Fn(ControlRequest, Option<OwnedFd>, Answer) + Send + Sync + 'static> Thr
         });
         for _ in 0..THREADS_KEPT {
             let shared = Arc::clone(&threads);
-            // The channel's other end is here, too: it is never closed.
+            // The channel's sender is here, too: it is never closed.
             thread().spawn(move || shared.waiting.1.iter().for_each(|it| shared.serve(it)))?;
         }
         Ok(threads)
     }
 
-    /// Has `stream` served by a thread that is kept, by one of its own if all of those may be busy.
+    /// Serves `stream` on a kept thread, or on a new one if all kept ones may be busy.
     fn add(self: &Arc<Self>, stream: UnixStream) {
         let others = self.connections.fetch_add(1, Ordering::Relaxed);
-        // This end keeps the other one open.
+        // This receiver keeps the channel open.
         let _sent = self.waiting.0.send(stream);
         if others < THREADS_KEPT {
             return;
@@ -173,7 +173,7 @@ fn one(
     }
 }
 
-/// What comes over a connection, with the descriptor that came with it.
+/// The bytes from a connection, with the descriptor that came with them.
 struct Received<'a> {
     stream: &'a UnixStream,
     descriptor: Option<OwnedFd>,

@@ -1,26 +1,26 @@
-//! How many attached volumes a process has file descriptors for.
+//! The number of attached volumes for which a process has file descriptors.
 //!
-//! A process that runs out of descriptors can neither take a front end nor open a file of the pool. So an attach is refused
-//! when the descriptors that the volume may take in use are not left.
+//! A process without descriptors can neither accept a front end nor open a file of the pool. So an attach is refused if the descriptors
+//! that the volume may need in use are not left.
 
 use archipelago_protocol::{Error, ErrorCode};
 use nix::sys::resource::{Resource, getrlimit};
 
-/// Descriptors for everything but attached volumes and files of the pool: rings and segments (30), control connections (some
-/// 20), calls of the threads that may wait (64), bulk copies.
+/// Descriptors for everything except attached volumes and files of the pool: rings and segments (30), control connections (some 20), calls
+/// of the threads that may block (64), bulk copies.
 const RESERVE: u64 = 128;
-/// Of an attached volume: its socket, and two eventfds of its own plus three copies.
+/// For an attached volume: its socket, and two eventfds of its own plus three copies.
 const ATTACHED: u64 = 6;
-/// Of its front end, once there is one: three copies of the connection, the back channel, the in-flight region.
+/// For its front end: three copies of the connection, the back channel, the in-flight region.
 const CONNECTED: u64 = 5;
-/// Of the guest's memory: two slots, as guests of more than 3 GiB have. What others have more comes out of the reserve.
+/// For the guest's memory: two slots, as for guests of more than 3 GiB. Further slots use the reserve.
 const MEMORY: u64 = 2;
-/// Of the open volume: its presence journal.
+/// For the open volume: its presence journal.
 const OPEN: u64 = 1;
-/// Of each queue: kick and call.
+/// For each queue: kick and call.
 const QUEUE: u64 = 2;
 
-/// What one volume with `queues` queues takes, in use.
+/// Descriptors of one volume with `queues` queues, in use.
 fn taken_by(queues: u16) -> u64 {
     ATTACHED + CONNECTED + MEMORY + OPEN + QUEUE * u64::from(queues)
 }

@@ -1,7 +1,7 @@
-//! A check of a pool that nobody serves: blocker and mapper in this thread, for one question.
+//! Checks a pool that nobody serves: runs blocker and mapper in this thread, for one request.
 //!
 //! Invariants
-//! - The pool's lock is taken first: nobody serves the pool meanwhile.
+//! - The pool's lock is taken first: no other process serves the pool meanwhile.
 //! - The mapper is never started: it takes no ownership of the catalogue, removes nothing, and answers only the check.
 
 use std::sync::Arc;
@@ -24,13 +24,12 @@ const REQUESTS: usize = 64;
 /// Bytes of their channel: a log of 4 MiB is read in parts.
 const ARENA_LEN: usize = 16 << 20;
 
-/// Checks the pool of `settings`, which nobody serves. With `repair`, what provably nobody needs is deleted.
+/// Checks the pool of `settings`, which nobody serves. With `repair`, objects that are provably not needed are deleted.
 ///
-/// The ring, and so the pool's files, are closed when this returns, as far as this process can: the kernel closes them some
-/// time later.
+/// The ring, and so the pool's files, are closed when this returns, as far as this process can: the kernel closes them some time later.
 ///
 /// # Errors
-/// [`ErrorCode::InUse`] if the pool is served, or why the pool cannot be opened. Damage is not an error: the report has it.
+/// [`ErrorCode::InUse`] if the pool is served, or why the pool cannot be opened. Damage is not an error: it is in the report.
 pub fn check_offline<P: Pool>(settings: &PeerSettings<P>, repair: bool) -> Result<Report, Error> {
     let failed = |error: std::io::Error| Error::new(ErrorCode::Io, format!("check: {error}"));
     let config = Config {
@@ -70,7 +69,7 @@ pub fn check_offline<P: Pool>(settings: &PeerSettings<P>, repair: bool) -> Resul
     }
 }
 
-/// Mapper and blocker until the check is answered.
+/// Blocker and mapper, until the check is answered.
 struct Doctor<B> {
     mapper: MapperPeer<Server, Client>,
     blocker: BlockerPeer<B, Server>,

@@ -1,4 +1,4 @@
-//! The drivers that a data process can host: which one serves a kind of endpoint. The one file that names them.
+//! The drivers that a data process can host: one for each kind of endpoint. Only this file names them.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,10 +9,10 @@ use archipelago_protocol::{Error, ErrorCode};
 use crate::endpoint::DriverSeed;
 use crate::{Identity, PeerSettings};
 
-/// Mode bits of sockets, unless a group shall get in: the owner alone.
+/// Mode bits of sockets, unless a group shall have access: the owner alone.
 const SOCKET_MODE: u32 = 0o600;
 
-/// What drivers need to know of the process, whatever they serve.
+/// Settings of the process that all drivers need.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DriverSettings {
     /// Mode bits of sockets.
@@ -26,8 +26,8 @@ impl DriverSettings {
         }
     }
 
-    /// Makes the endpoint that `spec` describes, with the descriptor that the daemon has opened for it, if it needs one; the seed
-    /// goes to the data thread.
+    /// Makes the endpoint that `spec` describes, with the descriptor that the daemon has opened for it, if it needs one. The seed goes to
+    /// the data thread.
     pub(super) fn attach(
         self,
         volume: ServedVolume,
@@ -47,7 +47,7 @@ impl DriverSettings {
                 Ok((Box::new(endpoint), Box::new(seed)))
             }
             EndpointSpec::Nbd { socket, export } => self.export(volume, socket, export.clone()),
-            // The kernel asks for the default export.
+            // The kernel's connection uses the default export.
             EndpointSpec::NbdDevice { device, socket, .. } => {
                 self.export(volume, socket, format!("nbd{device}"))
             }
@@ -71,7 +71,7 @@ impl DriverSettings {
         }
     }
 
-    /// An NBD export, which has the name `export`.
+    /// An NBD export with the name `export`.
     fn export(
         self,
         volume: ServedVolume,

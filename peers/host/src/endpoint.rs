@@ -21,17 +21,17 @@ use crate::event_loop::{EventLoop, LoopWakeups, WatchId};
 use crate::port::{Attention, HostedServer};
 use crate::readiness::{DriverId, Drivers};
 
-/// A volume to whose channel nobody has connected for this long is closed.
+/// If no client connects to an open volume's channel for this long, the volume is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Volumes that are open over segment channels at a time: each channel takes some descriptors and some MiB.
+/// Most volumes that are open over segment channels: each channel takes some descriptors and some MiB.
 const BULKS_MAX: usize = 64;
 
 type Volumes = Shared<Client, Client>;
 
-/// What the data thread makes a driver of.
+/// From this the data thread makes a driver.
 pub(crate) type DriverSeed = Box<dyn Seed<Volumes, LoopWakeups>>;
 
-/// Why a volume waits, or does not any more, for people.
+/// Why a volume waits, or does not wait any more, as a text for the log.
 fn without_space(waits_for: WaitsFor) -> &'static str {
     match waits_for {
         WaitsFor::Writes => "writes wait for space in the pool",
@@ -53,7 +53,7 @@ struct Bulk {
     socket: PathBuf,
     listener: Listener,
     watches: Vec<WatchId>,
-    /// Until the volume is open.
+    /// Set until the volume is open.
     answer: Option<Answer>,
     since: Duration,
 }
@@ -62,7 +62,7 @@ struct Bulk {
 pub(crate) struct EndpointHost {
     volumes: Volumes,
     drivers: Drivers,
-    /// Drivers that were signalled; kept for its memory.
+    /// Drivers that were signalled; kept to use its memory again.
     woken: Vec<DriverId>,
     bulks: Vec<Bulk>,
     snapshots: VecDeque<(u64, Answer)>,
@@ -98,7 +98,7 @@ impl EndpointHost {
             .map_err(|error| Error::new(ErrorCode::Io, format!("watching an endpoint: {error}")))
     }
 
-    /// Snapshots an open volume; the answer follows.
+    /// Snapshots an open volume; the answer follows later.
     pub(crate) fn snapshot(&mut self, lineage: Lineage, token: u64, answer: Answer) {
         let id = self.next_snapshot;
         self.next_snapshot += 1;
@@ -106,13 +106,13 @@ impl EndpointHost {
         self.volumes.snapshot(lineage, token, id);
     }
 
-    /// The catalogue has a new size.
+    /// Reports a new size from the catalogue.
     pub(crate) fn resized(&mut self, lineage: Lineage, size: u64) {
         self.volumes.resized(lineage, size);
         self.drivers.change(lineage, |_collects_the_event| ());
     }
 
-    /// The catalogue has another policy for a full pool: for what waits, and what comes.
+    /// Sets another policy for a full pool, for waiting and later requests.
     pub(crate) fn set_on_full(&mut self, lineage: Lineage, policy: OnFull) {
         self.drivers
             .change(lineage, |driver| driver.set_on_full(policy));
@@ -160,7 +160,7 @@ impl EndpointHost {
         }
     }
 
-    /// Ends bulk copies: the process stops.
+    /// Ends all bulk copies: the process stops.
     pub(crate) fn give_up(&mut self) {
         for bulk in &mut self.bulks {
             bulk.server.give_up(&mut self.volumes);
@@ -172,7 +172,7 @@ impl EndpointHost {
         self.drivers.len() == 0 && self.bulks.is_empty() && self.snapshots.is_empty()
     }
 
-    /// Looks after sockets: new clients of bulk copies, the ports' connections.
+    /// Services sockets: new clients of bulk copies, and the connections of ports.
     pub(crate) fn service(&mut self) {
         self.volumes.with(|peer| {
             let (mapper, blocker) = peer.ports_mut();
@@ -211,7 +211,7 @@ impl EndpointHost {
         self.bulks.iter().map(|bulk| bulk.lineage).collect()
     }
 
-    /// Whether all servers are there.
+    /// Whether all servers are connected.
     pub(crate) fn is_connected(&self) -> bool {
         use xseg::ClientPort;
         self.volumes
@@ -234,7 +234,7 @@ impl EndpointHost {
         let mut waits: Vec<Wait> = self
             .volumes
             .with(|peer| peer.without_space(now).map(wait).collect());
-        // Volumes that are not open, which the volume peer does not know.
+        // Volumes that are not open, so that the volume peer does not report them.
         let drivers = self.drivers.iter();
         waits.extend(drivers.filter_map(|driver| {
             let (shortage, since) = driver.shortage()?;
@@ -290,7 +290,8 @@ impl EndpointHost {
                 }
                 BulkStep::Ended { lost } => {
                     let marker = loss_marker(&bulk.socket);
-                    // The socket itself, which nobody can use any more and which takes no space; a daemon that has started meanwhile may
+                    // The socket itself becomes the marker: nobody can use it any more, and it takes no space. A daemon that has started
+                    // meanwhile may
                     // have removed it.
                     let marked = || {
                         std::fs::rename(&bulk.socket, &marker)

@@ -1,7 +1,7 @@
-//! What the data thread sleeps on: descriptors under watch, and moments.
+//! What wakes the data thread: watched descriptors, and time.
 //!
-//! A signal names its receiver. One for the shells makes every shell look after its sockets; one for a driver makes that driver
-//! polled, and costs nobody else anything.
+//! A signal names its receiver. After one for the shells, every shell services its sockets; after one for a driver, only that driver is
+//! polled.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,15 +19,15 @@ use xseg::Span;
 
 use crate::readiness::DriverId;
 
-/// Token of the shells' watches. Those of drivers have the driver's place for theirs, and above it one more than the mark.
+/// Token of the shells' watches. The token of a driver's watch is the driver's index, with its mark plus one above it.
 const TOKEN_SHELLS: u64 = 1 << 62;
 /// Token of every timeout.
 const TOKEN_TIMEOUT: u64 = 2 << 62;
-/// Token of commands of a kernel's queue: its driver's place, the tag, and some of the queue's serial number.
+/// Token of commands of a kernel's queue: its driver's index, the tag, and a part of the queue's serial number.
 const TOKEN_COMMAND: u64 = 3 << 62;
-/// Where the mark of a driver's watch stands, and the tag of a command.
+/// Bit offset of the mark of a driver's watch, and of the tag of a command.
 const MARK_SHIFT: u32 = 32;
-/// Where the serial number of a queue stands, and how much of it fits.
+/// Bit offset of a queue's serial number, of which the lower bits fit.
 const SERIAL_SHIFT: u32 = 48;
 const SERIAL_MASK: u64 = (1 << 14) - 1;
 
@@ -45,34 +45,34 @@ fn of_token(token: u64) -> (DriverId, u64) {
     (DriverId(driver), bit.unwrap_or(0))
 }
 
-/// What has come back of a kernel's queue.
+/// Completed commands of a kernel's queue.
 #[derive(Debug)]
 struct QueueEvents {
     serial: u64,
     completed: RefCell<VecDeque<Completed>>,
 }
 
-/// Watches and alarms of one process.
+/// Watches and alarms of one data thread.
 pub(crate) struct EventLoop {
     source: Source,
     clock: Arc<dyn Clock>,
     watched: BTreeMap<WatchId, Watch>,
     next: u64,
-    /// Timeouts that are still to come: a few.
+    /// Timeouts that are still to come: few.
     timeouts: Vec<Duration>,
-    /// When the shells want to look after their sockets.
+    /// When the shells are to service their sockets.
     shells_due: Option<Duration>,
-    /// When drivers want to be polled.
+    /// When drivers are to be polled.
     drivers_due: BTreeSet<(Duration, DriverId)>,
     /// Drivers that were signalled.
     woken: Vec<DriverId>,
-    /// The marks of each driver that has marked watches, by its place.
+    /// The marks of each driver that has marked watches, by its index.
     marks: Vec<Option<Rc<Cell<u64>>>>,
-    /// The kernel's queue of each driver that has one, by its place.
+    /// The kernel's queue of each driver that has one, by its index.
     queues: Vec<Option<Rc<QueueEvents>>>,
 }
 
-/// A watched descriptor. Never given twice.
+/// A watched descriptor. No id is used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WatchId(u64);
 
@@ -110,7 +110,7 @@ impl EventLoop {
         Ok(id)
     }
 
-    /// One signal with `token`, once the descriptor of the watch can be written.
+    /// Requests one signal with `token`, when the descriptor of the watch can be written.
     fn await_writable(&self, id: WatchId, token: u64) {
         if let Some(watch) = self.watched.get(&id) {
             self.source.poll_writable_once(watch, token);
@@ -129,7 +129,7 @@ impl EventLoop {
         self.timeout(due);
     }
 
-    /// Has the kernel signal at `deadline`, unless a timeout comes before: what is due later is looked for then.
+    /// Has the kernel signal at `deadline`, unless an earlier timeout is set: later deadlines are checked then.
     fn timeout(&mut self, deadline: Duration) {
         let now = self.clock.now();
         self.timeouts.retain(|timeout| *timeout > now);
@@ -139,7 +139,7 @@ impl EventLoop {
         }
     }
 
-    /// Takes all signals. Whether the shells have to look after their sockets.
+    /// Handles all signals. Returns whether the shells have to service their sockets.
     pub(crate) fn take_signals(&mut self) -> bool {
         let mut shells = false;
         let mut timeouts = false;
@@ -167,13 +167,13 @@ impl EventLoop {
 
     fn mark(&self, driver: DriverId, mark: u64) {
         let marks = self.marks.get(driver.0 as usize);
-        // A driver that has ended may still be signalled.
+        // The driver may have ended.
         if let Some(Some(marks)) = marks {
             marks.set(marks.get() | mark);
         }
     }
 
-    /// A command of a kernel's queue has come back.
+    /// Handles a completed command of a kernel's queue.
     fn complete(&mut self, token: u64, result: i32) {
         let (driver, _) = of_token(token & u64::from(u32::MAX));
         let queue = self.queues.get(driver.0 as usize).and_then(Option::as_ref);
@@ -189,7 +189,7 @@ impl EventLoop {
         }
     }
 
-    /// Where what comes back for `driver` goes from now on.
+    /// Sets the receiver of completed commands for `driver`.
     fn set_queue(&mut self, driver: DriverId, queue: Option<Rc<QueueEvents>>) {
         let place = driver.0 as usize;
         if self.queues.len() <= place {
@@ -198,7 +198,7 @@ impl EventLoop {
         self.queues[place] = queue;
     }
 
-    /// Where the marks of `driver` are set from now on.
+    /// Sets the receiver of the marks of `driver`.
     fn set_marks(&mut self, driver: DriverId, marks: Option<Rc<Cell<u64>>>) {
         let place = driver.0 as usize;
         if self.marks.len() <= place {
@@ -228,26 +228,26 @@ impl EventLoop {
         shells
     }
 
-    /// Whether a signal waits.
+    /// Whether there are signals to handle.
     pub(crate) fn has_signals(&self) -> bool {
         self.source.has_events()
     }
 
-    /// Puts the drivers that were signalled into `woken`, in place of what is there. One may be named twice.
+    /// Replaces `woken` by the drivers that were signalled. One may be listed twice.
     pub(crate) fn take_woken(&mut self, woken: &mut Vec<DriverId>) {
         woken.clear();
         std::mem::swap(woken, &mut self.woken);
     }
 }
 
-/// The event loop as one driver sees it.
+/// The event loop, as one driver uses it.
 pub(crate) struct LoopWakeups {
     events: Rc<RefCell<EventLoop>>,
     driver: DriverId,
     watched: Vec<WatchId>,
-    /// Made with its first marked watch.
+    /// Made with the driver's first marked watch.
     marks: Option<Rc<Cell<u64>>>,
-    /// Its alarm, which may have come already.
+    /// The driver's alarm, which may have passed already.
     alarm: Duration,
 }
 

@@ -1,10 +1,9 @@
-//! Everything that a data process hosts, as one peer of its reactor.
+//! The peers that a data thread hosts, as one peer of its reactor.
 //!
-//! Requests of control arrive as [`Job`]s from other threads and are answered from here, so that peers are touched by one
-//! thread only.
+//! Requests of control arrive as [`Job`]s from other threads and are answered from here, so that only one thread touches the peers.
 //!
-//! Stop: bulk copies are given up and endpoints have been detached by the control thread; when all volumes are closed and
-//! nothing is in flight any more, the stop is answered and the reactor ends.
+//! Stop: the control thread has ended bulk copies and detached endpoints. When all volumes are closed and nothing is in flight any more,
+//! the stop is answered and the reactor ends.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -26,12 +25,12 @@ use crate::event_loop::EventLoop;
 use crate::mapper::MapperHost;
 use crate::port::Attention;
 
-/// The thread looks after its connections this often, also when nothing was signalled.
+/// How often the thread services its connections without a signal.
 const TICK: Duration = Duration::from_secs(1);
-/// And this often while a server is not there or a client waits.
+/// The same while a server is not connected or a client waits.
 const TICK_UNCONNECTED: Duration = Duration::from_millis(10);
 
-/// What a thread of control asks of the data thread.
+/// A request of a control thread to the data thread.
 #[derive(Debug)]
 pub(crate) enum Job {
     /// A request that concerns peers.
@@ -40,7 +39,7 @@ pub(crate) enum Job {
     Serve(DriverSeed, Answer),
 }
 
-/// The peers of a process. Those that are elsewhere are `None`.
+/// The peers of a process. Those in other processes are `None`.
 pub(crate) struct Host<B> {
     pub(crate) events: Rc<RefCell<EventLoop>>,
     pub(crate) attention: Attention,
@@ -51,7 +50,7 @@ pub(crate) struct Host<B> {
     pub(crate) stopping: Option<Answer>,
     /// The mapper has begun to leave the pool.
     pub(crate) left: bool,
-    /// Syncs of the pool that have failed for other data threads, as far as the mapper knows.
+    /// Failed syncs of the pool, of other data threads, that the mapper knows.
     pub(crate) failed_elsewhere: u64,
     pub(crate) handle: Handle,
 }
@@ -187,7 +186,7 @@ impl<B: Backend> Host<B> {
         }
     }
 
-    /// Whether some connection is still to be made.
+    /// Whether some connection is not established yet.
     fn is_unconnected(&self) -> bool {
         let endpoint = self
             .endpoint
@@ -208,7 +207,7 @@ impl<B: Backend> Host<B> {
         endpoint.is_some_and(EndpointHost::waits_for_space)
     }
 
-    /// Before any peer of this turn trusts a sync: the mapper learns of the pool's syncs that have failed for other data threads.
+    /// Reports failed syncs of the pool, of other data threads, to the mapper, before any peer of this turn relies on a sync.
     fn look_for_failed_syncs(&mut self) {
         if let (Some((mapper, _)), Some((blocker, _))) = (&mut self.mapper, &self.blocker) {
             let failed = blocker.failed_pool_syncs_elsewhere();
@@ -285,7 +284,7 @@ impl<B: Backend> Peer for Host<B> {
 
     fn prepare_sleep(&mut self) -> bool {
         if self.waits_for_space() {
-            // What has begun to wait in this turn: the alarm that is set may be a second away.
+            // For requests that began to wait in this turn: the alarm that is set may be a second away.
             let mut events = self.events.borrow_mut();
             let deadline = events.now() + SPACE_INTERVAL;
             events.alarm(deadline);

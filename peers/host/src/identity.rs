@@ -1,8 +1,8 @@
-//! The user that a data process runs as, where it is not the daemon's.
+//! The user that a data process runs as, if it is not the daemon's.
 //!
 //! Invariants
-//! - Taken on before the process serves, opens or creates anything, by its first thread: threads that come later have it.
-//! - All of it or none: no supplementary group and no saved user is left to go back to.
+//! - The first thread takes it on before the process serves, opens or creates anything: later threads inherit it.
+//! - It is taken on completely or not at all: no supplementary group and no saved user is left to return to.
 
 use archipelago_protocol::{Error, ErrorCode};
 use nix::errno::Errno;
@@ -16,9 +16,9 @@ use std::path::Path;
 pub struct Identity {
     /// The user; never root.
     pub uid: u32,
-    /// The only group: whose members reach the peers' sockets, so it shall have none but the user.
+    /// The only group. Its members can connect to the peers' sockets, so it shall have only the user.
     pub gid: u32,
-    /// Whose members may connect to the sockets of volumes.
+    /// The group whose members may connect to the sockets of volumes.
     pub front_ends: Option<u32>,
 }
 
@@ -29,7 +29,7 @@ impl Identity {
         self.front_ends.map_or(0o600, |_group| 0o660)
     }
 
-    /// Makes this process one of the user's, for ever.
+    /// Changes the user of this process, for ever.
     ///
     /// # Errors
     /// [`ErrorCode::Internal`] if the kernel refuses; [`ErrorCode::Unavailable`] if the parent dies meanwhile.
@@ -48,7 +48,7 @@ impl Identity {
         setgroups(&[]).map_err(failed("groups"))?;
         setresgid(gid, gid, gid).map_err(failed("group"))?;
         setresuid(uid, uid, uid).map_err(failed("user"))?;
-        // A process that changes its user is not killed with its parent any more: prctl(2).
+        // The kernel clears this setting when a process changes its user: prctl(2).
         prctl::set_pdeathsig(signal).map_err(failed("PR_SET_PDEATHSIG"))?;
         if signal.is_some() && getppid() != parent {
             return Err(Error::new(
@@ -59,10 +59,10 @@ impl Identity {
         Ok(())
     }
 
-    /// Whether this process, which has taken it on, reaches `directory` and may make files there.
+    /// Checks that this process, as this user, can reach `directory` and make files there.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] naming the directory, with what to do.
+    /// [`ErrorCode::Invalid`], naming the directory, with the remedy.
     pub fn check_reach(self, directory: &Path) -> Result<(), Error> {
         access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| {
             Error::new(

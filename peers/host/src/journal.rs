@@ -2,8 +2,8 @@
 //!
 //! Invariants
 //! - A file is allocated in full before it is mapped: a full file system is reported at the open, never at an append.
-//! - A journal goes into a file of its own, renamed over the older one. Only if there is no room for two the older file is
-//!   used again, in place; see [`FileJournals::reuse`] for why nobody else writes to it then.
+//! - A journal gets a new file, renamed over the older one. Only if there is no space for two, the older file is used again, in place; see
+//!   [`FileJournals::reuse`] for why no other process writes to it then.
 //! - Names are lineages, so the next process that opens the volume finds its journal.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,10 +23,10 @@ use xseg::Region;
 
 use crate::owner::BOOT_ID;
 
-/// Records that a journal has room for at least.
+/// Fewest records that fit into a journal.
 pub(crate) const RECORDS: usize = 32_768;
 const JOURNAL_LEN: usize = journal::len_for(RECORDS);
-/// Bytes that an open volume takes in the directory of journals.
+/// Bytes of the presence journal of an open volume.
 pub const JOURNAL_LEN_BYTES: u64 = JOURNAL_LEN as u64;
 
 /// The journals in one directory.
@@ -34,18 +34,18 @@ pub const JOURNAL_LEN_BYTES: u64 = JOURNAL_LEN as u64;
 pub(crate) struct FileJournals {
     directory: PathBuf,
     boot: u128,
-    /// Files that are ready for the next journal of a lineage, which is not there yet.
+    /// Files that are ready for the next journal of a lineage, which is not made yet.
     prepared: BTreeMap<Lineage, Prepared>,
-    /// Journals of this process that somebody may still write to.
+    /// Journals of this process that may still be written to.
     mapped: BTreeMap<Lineage, Weak<()>>,
-    /// Whose journal found no memory the last time.
+    /// Lineages whose last journal found no memory.
     starved: BTreeSet<Lineage>,
 }
 
 /// Memory for a journal.
 #[derive(Debug)]
 enum Prepared {
-    /// A file beside the older journal, in whose place it goes.
+    /// A file beside the older journal, which it will replace.
     Fresh(File),
     /// The older journal's file.
     Older(File),
@@ -54,12 +54,12 @@ enum Prepared {
 #[derive(Debug)]
 struct MappedFile {
     region: Region,
-    /// As long as it is there, the file is ours.
+    /// While this exists, the file is in use.
     _alive: Rc<()>,
 }
 
 impl FileJournals {
-    /// The journals in `directory`, which is made if need be.
+    /// The journals in `directory`, which is created if it does not exist.
     pub(crate) fn new(directory: PathBuf) -> Result<FileJournals, Error> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Error::new(ErrorCode::Io, format!("{what}: {error}"))
@@ -93,19 +93,19 @@ impl FileJournals {
             .open(hidden)?;
         let allocated = allocate(&file);
         if allocated.is_err() {
-            // What there is of it takes room from others.
-            let _gone = std::fs::remove_file(hidden);
+            // A partly allocated file takes space from others.
+            let _removed = std::fs::remove_file(hidden);
         }
         allocated.map(|()| file)
     }
 
-    /// The older file, to be used again in place. Nobody else writes to it:
+    /// The older file, to be used again in place. No other process writes to it:
     /// - No volume of this process: it would keep its journal's mark in `mapped`, and no other data thread has a volume of this lineage.
-    /// - No former process. Its memory is taken apart before its descriptors are closed, whatever killed it. In the fused
-    ///   placement one of these is the pool's lock, which we hold; in the split one it is the mapper's listening socket, which
-    ///   we have replaced before the first open, or a process of the same daemon, which has waited for its end.
+    /// - No former process. Its memory is freed before its descriptors are closed, whatever killed it. In the fused placement one of these
+    ///   descriptors is the pool's lock, which this process holds; in the split one it is the mapper's listening socket, which this process
+    ///   has replaced before the first open. A process of the same daemon was waited for.
     ///
-    /// Its content stays until the new journal is made, and slots carry their generation, so older ones need not be cleared.
+    /// Its content stays until the new journal is made. Slots contain their generation, so older ones need not be cleared.
     fn reuse(&self, lineage: Lineage) -> std::io::Result<File> {
         let in_use = self.mapped.get(&lineage);
         if in_use.is_some_and(|alive| alive.strong_count() > 0) {
@@ -118,7 +118,7 @@ impl FileJournals {
         if file.metadata()?.len() != JOURNAL_LEN as u64 {
             return Err(std::io::Error::from(ErrorKind::InvalidData));
         }
-        // Costs nothing if it is whole. If it is not, an append would end the process.
+        // Costs nothing if the file is fully allocated. If it is not, an append would end the process.
         allocate(&file)?;
         Ok(file)
     }
@@ -136,7 +136,7 @@ impl FileJournals {
                 );
                 Ok(Prepared::Older(file))
             }
-            // Not there or in use: what matters is that there is no room.
+            // It does not exist or is in use: the lack of space is the error to report.
             Err(_why) => Err(failed),
         }
     }
@@ -162,7 +162,7 @@ impl FileJournals {
         })
     }
 
-    /// The code of `error` for the mapper; the error is logged once until there is memory again.
+    /// The code of `error` for the mapper; the error is logged once, until there is memory again.
     fn report(&mut self, lineage: Lineage, error: &std::io::Error) -> ErrorCode {
         let code = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => ErrorCode::NoRunSpace,
@@ -188,7 +188,7 @@ impl FileJournals {
         self.path(lineage).with_extension("new")
     }
 
-    /// The memory of the journal that is there.
+    /// The memory of the present journal.
     fn existing(&self, lineage: Lineage) -> Option<MappedFile> {
         let file = OpenOptions::new()
             .read(true)
@@ -211,7 +211,7 @@ fn allocate(file: &File) -> std::io::Result<()> {
 
 impl JournalStore for FileJournals {
     fn prepare(&mut self, lineage: Lineage) -> Result<(), ErrorCode> {
-        // Always anew: what an earlier try has prepared may have been overtaken by a removal.
+        // Always made anew: an earlier prepared file may be outdated after a removal.
         self.prepared.remove(&lineage);
         match self.memory_for(lineage) {
             Ok(prepared) => {
@@ -255,8 +255,8 @@ impl JournalStore for FileJournals {
 
     fn remove(&mut self, lineage: Lineage) {
         if self.prepared.remove(&lineage).is_some() {
-            // One that was used again in place has none beside it.
-            let _gone = std::fs::remove_file(self.hidden(lineage));
+            // A file that was used again in place has none beside it.
+            let _removed = std::fs::remove_file(self.hidden(lineage));
         }
         match std::fs::remove_file(self.path(lineage)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {

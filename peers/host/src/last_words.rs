@@ -1,4 +1,4 @@
-//! How a process reports, on its standard output, why it ends: see [`archipelago_protocol::last_words`].
+//! Reports, on the standard output, why a process ends: see [`archipelago_protocol::last_words`].
 
 use std::io::Write;
 use std::panic::PanicHookInfo;

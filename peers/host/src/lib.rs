@@ -1,30 +1,30 @@
 //! Hosts peers in a process: the shells around mapper, blocker and endpoint, on one data thread or several.
 //!
 //! * [`run`]: hosts a set of roles with the pool's own backend; [`run_with`]: with another backend around it.
-//! * [`PeerSettings`]: what the process needs to know; [`Pool`]: the kind of pool that it serves.
+//! * [`PeerSettings`]: the settings of the process; [`Pool`]: the kind of pool that it serves.
 //! * [`check_offline`]: a check of a pool that nobody serves.
 //!
 //! | module | subject |
 //! |---|---|
 //! | `data_thread` | a data thread: its reactor, channels and peers |
-//! | `threads` | which data thread has a volume |
+//! | `threads` | assigns volumes to data threads |
 //! | `host` | all peers of a data thread as one, and the loop that polls them |
 //! | `endpoint`, `mapper`, `blocker` | the shell of each role |
 //! | `journal` | presence journals in mapped files |
-//! | `acceptor`, `port`, `channel_status` | shared channels: who connects, who succeeds whom, their figures |
+//! | `acceptor`, `port`, `channel_status` | shared channels: their clients, successors of clients, figures |
 //! | `control`, `attached` | requests of the daemon, on threads of their own |
-//! | `drivers` | which driver serves a kind of endpoint |
+//! | `drivers` | the driver of each kind of endpoint |
 //! | `doctor` | a check of a pool that nobody serves |
-//! | `descriptors` | how many attached volumes the process has file descriptors for |
-//! | `owner` | what this host and its mapper are called |
+//! | `descriptors` | the number of attached volumes for which the process has file descriptors |
+//! | `owner` | the identity of this host and of its mapper |
 //! | `identity` | the user that the process runs as |
-//! | `confine`, [`sandbox`] | what the process may still do; how a process is confined |
-//! | `last_words` | how the process reports why it ends |
-//! | `containment` | what a panic ends, and what a hostile front end does not |
-//! | `event_loop`, `readiness`, `pool` | what a thread sleeps on; which drivers it polls; how its backend is opened |
+//! | `confine`, [`sandbox`] | what a confined process keeps; how it is confined |
+//! | `last_words` | reports why the process ends |
+//! | `containment` | which faults end the process |
+//! | `event_loop`, `readiness`, `pool` | what wakes a thread; which drivers it polls; how its backend is opened |
 //!
-//! One design decision: a process hosts any set of roles with the same code. Roles that live together are joined by local
-//! channels, the others by shared ones; nothing above the ports sees a difference.
+//! One design decision: a process hosts any set of roles with the same code. Roles in one process are connected by local channels, others
+//! by shared ones; above the ports there is no difference.
 //!
 //! ```no_run
 //! use archipelago_host::{PeerSettings, Pool, die_with, run};
@@ -36,7 +36,7 @@
 //! }
 //! ```
 //!
-//! This crate reads no configuration file, knows no volume's name and starts no process.
+//! This crate reads no configuration file, contains no volume's name and starts no process.
 
 #![forbid(unsafe_code)]
 
@@ -87,7 +87,7 @@ pub use owner::{HostIdentity, host_identity};
 pub use pool::{Pool, Purpose};
 pub use settings::{DataPathSettings, PeerSettings, QUEUES_MAX};
 
-/// How long a process waits after a stop for its answer to be sent.
+/// Timeout for sending the answer to a stop.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Has the kernel kill this process when its parent dies.
 ///
@@ -96,7 +96,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 pub fn die_with(parent: i32) -> Result<(), Error> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
         .map_err(|errno| Error::new(ErrorCode::Internal, format!("PR_SET_PDEATHSIG: {errno}")))?;
-    // Asked after the call above: a parent that died before it is noticed here, one that dies later kills us.
+    // Checked after the call above: a parent that died before it is noticed here; one that dies later makes the kernel kill this process.
     if nix::unistd::getppid().as_raw() != parent {
         return Err(Error::new(
             ErrorCode::Unavailable,
@@ -106,7 +106,7 @@ pub fn die_with(parent: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Hosts `roles` until asked to stop. The standard input is the control socket, which the daemon listens on.
+/// Hosts `roles` until asked to stop. The standard input is the control socket, on which the daemon listens.
 ///
 /// # Errors
 /// Why they cannot be served.
@@ -114,7 +114,7 @@ pub fn run<P: Pool + Sync>(roles: &[Role], settings: PeerSettings<P>) -> Result<
     run_with(roles, settings, |backend, _reactor| backend)
 }
 
-/// The same with another backend around the pool's own, of each data thread: how tests delay and fail.
+/// As [`run`], with another backend around the pool's own, of each data thread: tests inject delays and failures in this way.
 ///
 /// # Errors
 /// As [`run`].
@@ -131,7 +131,7 @@ pub fn run_with<P: Pool + Sync, B: Backend>(
             user.check_reach(&settings.volumes)?;
             None
         }
-        // Out of reach afterwards.
+        // Read now: the file cannot be read after `confine`.
         _ => settings.read_grants()?,
     };
     confine(roles, &settings)?;
@@ -158,7 +158,7 @@ pub fn run_with<P: Pool + Sync, B: Backend>(
             .inspect_err(|_error| threads.end())
             .map_err(|error| Error::of_thread("control socket", &error))?;
         first.run(&plan);
-        // Whether it was sent in time or not: the process is done.
+        // The process ends, whether the answer was sent in time or not.
         let _answered = answered.recv_timeout(ANSWER_TIMEOUT);
         Ok(())
     })

@@ -1,4 +1,4 @@
-//! The mapper in a data process: the channels of its clients, and the answers that control waits for.
+//! The mapper in a data process: the channels of its clients, and the answers for control.
 
 use std::collections::VecDeque;
 
@@ -15,11 +15,11 @@ use crate::channel_status::channel_status;
 use crate::control::Answer;
 use crate::port::{Attention, HostedServer};
 
-/// A mapper and what its ports listen to.
+/// A mapper and the sockets of its ports.
 #[derive(Debug)]
 pub(crate) struct MapperHost {
     peer: MapperPeer<HostedServer, Client>,
-    /// By tag, lowest first.
+    /// Answers by tag, lowest first.
     asked: VecDeque<(u64, Answer)>,
     attention: Attention,
     /// The user of the endpoint's process, if it has one of its own.
@@ -41,24 +41,24 @@ impl MapperHost {
         }
     }
 
-    /// The same, with the catalogue's objects behind another blocker.
+    /// As [`MapperHost::new`], with the catalogue's objects behind another blocker.
     pub(crate) fn with_catalogue_at(mut self, blocker: Client) -> MapperHost {
         self.peer = self.peer.with_catalogue_at(blocker);
         self
     }
 
-    /// Asks about names; the answer follows.
+    /// Sends a request of the catalogue; the answer follows later.
     pub(crate) fn ask(&mut self, request: CatalogueRequest, answer: Answer) {
         let tag = self.peer.ask(request);
         self.asked.push_back((tag, answer));
     }
 
-    /// The node is about to stop: what is done in the background ends soon.
+    /// Ends background work soon: the node is about to stop.
     pub(crate) fn stop_background(&mut self) {
         self.peer.stop_background();
     }
 
-    /// The node stops: nothing can be asked any more.
+    /// Leaves the pool: the node stops, and no further request is possible.
     pub(crate) fn leave(&mut self) {
         self.peer.leave();
     }
@@ -68,12 +68,12 @@ impl MapperHost {
         self.peer.set_grants(grants);
     }
 
-    /// What was found of a volume that cannot be used.
+    /// The damage found in a volume, if any.
     pub(crate) fn damage(&self, lineage: Lineage) -> Result<(), Error> {
         self.peer.mapper().damage(lineage).map_or(Ok(()), Err)
     }
 
-    /// A sync of the pool has failed that another data thread asked for.
+    /// Records a failed sync of the pool that another data thread requested.
     pub(crate) fn pool_sync_failed(&mut self) {
         self.peer.pool_sync_failed();
     }
@@ -89,13 +89,13 @@ impl MapperHost {
         self.blockers().map(figures).collect()
     }
 
-    /// Whether all blockers are there.
+    /// Whether all blockers are connected.
     pub(crate) fn is_connected(&self) -> bool {
         use xseg::ClientPort;
         self.blockers().all(ClientPort::is_connected)
     }
 
-    /// Looks after the sockets of the ports to blockers.
+    /// Services the sockets of the ports to blockers.
     pub(crate) fn service(&mut self) {
         while self.peer.blocker_mut().service() {}
         if let Some(catalogue) = self.peer.catalogue_blocker_mut() {

@@ -1,13 +1,13 @@
-//! What this host and its mapper are called, in numbers: in the owner record of a pool, and in catalogue and heads.
+//! Numbers that identify this host and its mapper: in the owner record of a pool, and in catalogue and heads.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use archipelago_protocol::{Error, ErrorCode};
 
-/// The same over reboots. See machine-id(5): it is not stored as it is.
+/// The id of the machine, the same after reboots. See machine-id(5): it must not be stored unhashed.
 pub(crate) const MACHINE_ID: &str = "/etc/machine-id";
-/// Another one at each boot.
+/// The id of the boot.
 pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// 122 random bits at each read.
 pub(crate) const RANDOM_ID: &str = "/proc/sys/kernel/random/uuid";
@@ -16,13 +16,13 @@ const NAMESPACE: &str = "/proc/self/ns/pid";
 /// Parameters of FNV-1a with 128 bits: draft-eastlake-fnv, section 5.
 const FNV_BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
 const FNV_PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-/// Makes the number ours: another program's hash of the same id differs.
+/// Makes the hash differ from that of another program.
 const SALT: &str = "archipelago owner 1:";
 
-/// The id of a mapper that starts: random, of no other one.
+/// The id of a starting mapper: random, unique.
 ///
 /// # Errors
-/// [`ErrorCode::Io`] if the kernel gives none.
+/// [`ErrorCode::Io`] if it cannot be read from the kernel.
 pub(crate) fn fresh_incarnation() -> Result<u128, Error> {
     let failed = |why: String| Error::new(ErrorCode::Io, format!("{RANDOM_ID}: {why}"));
     let text = std::fs::read_to_string(RANDOM_ID).map_err(|error| failed(error.to_string()))?;
@@ -32,23 +32,23 @@ pub(crate) fn fresh_incarnation() -> Result<u128, Error> {
         .ok_or_else(|| failed(format!("`{}` is no random id", text.trim())))
 }
 
-/// This host, as the owner record of a pool tells it from others. 0: unknown.
+/// This host, as owner records distinguish it from others. 0: unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostIdentity {
-    /// The machine, over reboots.
+    /// The machine; the same after reboots.
     pub machine: u32,
-    /// The kernel that runs.
+    /// The running kernel.
     pub boot: u64,
-    /// The namespace that process ids count in.
+    /// The namespace of process ids.
     pub namespace: u32,
-    /// Its name, for people.
+    /// Its name, for messages.
     pub name: String,
 }
 
-/// What this host is called.
+/// The identity of this host.
 #[must_use]
 pub fn host_identity() -> HostIdentity {
-    // Folded: of FNV-1a, the last bytes of its input do not reach each byte of the sum.
+    // Folded: in FNV-1a, the last bytes of the input do not affect each byte of the sum.
     let folded = |path| fold(first_of(&[Path::new(path)]));
     let namespace = std::fs::metadata(NAMESPACE).map_or(0, |found| found.ino());
     let name = nix::sys::utsname::uname();
@@ -77,7 +77,7 @@ fn first_of(sources: &[&Path]) -> u128 {
         .unwrap_or(0)
 }
 
-/// Nothing for what stands in a machine-id before the first boot: empty, or `uninitialized`.
+/// Parses an id. `None` for a machine-id before the first boot: empty, or `uninitialized`.
 fn number(id: &str) -> Option<u128> {
     let digits = id.bytes().filter(u8::is_ascii_hexdigit).count();
     (digits == 32).then(|| {

@@ -1,4 +1,4 @@
-//! A server's port that looks after its own socket.
+//! A server's port that services its own socket.
 //!
 //! A shared channel has a socket beside its rings: regions are added and removed over it, and its end is the client's death. The peer
 //! behind the port knows only [`ServerPort`]; so the port itself reads its socket, in [`ServerPort::accept`], whenever the loop signals
@@ -9,20 +9,20 @@ use std::rc::Rc;
 
 use xseg::{Completion, RegionTable, Server, ServerPort, Submission};
 
-/// Signals all ports of a thread that something may have come over a socket.
+/// Signals to all ports of a thread that something may have come over a socket.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Attention {
     count: Rc<Cell<u64>>,
 }
 
 impl Attention {
-    /// Every port looks at its socket once.
+    /// Makes every port read its socket once.
     pub(crate) fn call(&self) {
         self.count.set(self.count.get().wrapping_add(1));
     }
 }
 
-/// A server's port and what it has seen of the loop's calls.
+/// A server's port, and the last signal of the loop that it has handled.
 #[derive(Debug)]
 pub(crate) struct HostedServer {
     port: Server,

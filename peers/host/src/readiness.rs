@@ -1,36 +1,37 @@
-//! The drivers of a data thread, and which of them have to be polled: a turn costs what is ready, not what is attached.
+//! The drivers of a data thread, and which of them have to be polled: the cost of a turn depends on the ready drivers, not on the attached
+//! ones.
 //!
 //! | a driver is | polled | becomes |
 //! |---|---|---|
-//! | polled | each turn; at each sleep of the thread it asks for notifications, after it no more | armed, once it has been idle for [`IDLE_TURNS`] |
+//! | polled | each turn; at each sleep of the thread it asks for notifications, afterwards it stops them | armed, once it has been idle for [`IDLE_TURNS`] |
 //! | armed | never; it has asked for notifications, which stay on | polled, by one of its wake-ups or a call of the host |
 //!
-//! Only turns in which the thread has work count, so that polling before a sleep (`archipelago_runtime`, polling) finds every
-//! driver that was busy a moment ago still polled, and its guest need not notify. A sleep counts as [`TURNS_PER_SLEEP`].
+//! Only turns in which the thread has work count. So polling before a sleep (`archipelago_runtime`, polling) still polls every driver that
+//! was busy a moment ago, and its guest need not notify. A sleep counts as [`TURNS_PER_SLEEP`].
 //!
 //! Invariants
 //! - A driver is armed only after [`Driver::prepare_sleep`] has returned [`Activity::Idle`]: nothing came in before, and what comes in
 //!   afterwards is notified.
-//! - An armed driver that becomes polled is woken first.
+//! - Before an armed driver is polled again, its notifications are switched off.
 
 use archipelago_endpoint::{Activity, Driver};
 use archipelago_protocol::Lineage;
 use archipelago_runtime::Progress;
 
-/// Turns in which a driver may be idle before it is armed. A poll in vain costs some 20 ns and a guest's notification some
-/// microseconds, so that a guest saves more by the polls of its driver than they cost.
+/// Turns in which a driver may be idle before it is armed. A useless poll costs some 20 ns and a guest's notification some microseconds, so
+/// a guest saves more by the polls of its driver than they cost.
 const IDLE_TURNS: u32 = 64;
-/// A sleep of the thread costs an idle driver two writes into guest memory: as much as some polls in vain.
+/// A sleep of the thread costs an idle driver two writes into guest memory: as much as some useless polls.
 const TURNS_PER_SLEEP: u32 = IDLE_TURNS / 4;
 
-/// Place of a driver in its [`Drivers`]. Given again once the driver has ended.
+/// Index of a driver in its [`Drivers`]. Used again once the driver has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct DriverId(pub(crate) u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Readiness {
     Polled {
-        /// Turns in succession in which it found nothing to do.
+        /// Consecutive turns in which it found nothing to do.
         idle_turns: u32,
     },
     Armed,
@@ -44,7 +45,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// Asks for notifications for good if nothing is to be done and nothing is waited for. Whether it is armed now.
+    /// Arms the driver if it has nothing to do and waits for nothing. Returns whether it is armed now.
     fn arm(&mut self) -> bool {
         if self.driver.prepare_sleep() == Activity::Idle {
             self.readiness = Readiness::Armed;
@@ -55,7 +56,7 @@ impl Slot {
         false
     }
 
-    /// Counts turns in which it was idle. Whether they are enough.
+    /// Counts idle turns. Returns whether there were enough of them.
     fn was_idle(&mut self, turns: u32) -> bool {
         match &mut self.readiness {
             Readiness::Armed => true,
@@ -72,9 +73,9 @@ impl Slot {
 pub(crate) struct Drivers {
     slots: Vec<Option<Slot>>,
     free: Vec<DriverId>,
-    /// Those that are polled.
+    /// The drivers that are polled.
     ready: Vec<DriverId>,
-    /// Those of them that found nothing to do in this turn; kept for its memory.
+    /// Those of them that found nothing to do in this turn; kept to use its memory again.
     idle: Vec<DriverId>,
 }
 
@@ -86,7 +87,7 @@ impl Drivers {
     ) -> Result<(), E> {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
-            // An attachment takes descriptors, of which a process has fewer than that.
+            // An attachment takes descriptors, and a process has fewer of these than numbers.
             DriverId(u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX))
         });
         match build(id) {
@@ -110,18 +111,18 @@ impl Drivers {
         self.slots.get_mut(id.0 as usize)?.as_mut()
     }
 
-    /// How many there are.
+    /// Number of drivers.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// All of them, in no order.
+    /// All drivers, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &dyn Driver> {
         let slots = self.slots.iter().flatten();
         slots.map(|slot| &*slot.driver)
     }
 
-    /// Calls `change` with each driver of `lineage`, and polls it then.
+    /// Calls `change` with each driver of `lineage`, and polls them from then on.
     pub(crate) fn change(&mut self, lineage: Lineage, mut change: impl FnMut(&mut dyn Driver)) {
         for index in 0..self.slots.len() {
             let Some(slot) = &mut self.slots[index] else {
@@ -134,8 +135,7 @@ impl Drivers {
         }
     }
 
-    /// One of the driver's wake-ups has come, or its host has called it: it is polled from now on. One that has ended is no
-    /// error.
+    /// Polls a driver from now on: one of its wake-ups has come, or its host has called it. A driver that has ended is ignored.
     pub(crate) fn signal(&mut self, id: DriverId) {
         let Some(slot) = self.get(id) else { return };
         let before = std::mem::replace(&mut slot.readiness, Readiness::Polled { idle_turns: 0 });
@@ -145,7 +145,7 @@ impl Drivers {
         }
     }
 
-    /// Polls those that are ready, and drops those that have ended.
+    /// Polls the ready drivers, and drops those that have ended.
     pub(crate) fn poll(&mut self) -> Progress {
         let mut progress = Progress::Idle;
         let mut index = 0;
@@ -203,7 +203,7 @@ impl Drivers {
         quiet
     }
 
-    /// The thread is awake again: those that were idle for long stay armed, the others are polled.
+    /// Ends a sleep of the thread: drivers that were idle for long stay armed, the others are polled.
     pub(crate) fn wake(&mut self) {
         let mut armed = false;
         for index in 0..self.ready.len() {

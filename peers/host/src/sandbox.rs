@@ -2,12 +2,12 @@
 //!
 //! | means | what is left |
 //! |---|---|
-//! | capabilities | those that a program is to keep, if the process has them |
-//! | Landlock | access to paths that are named; TCP only if it is allowed |
-//! | seccomp | all but what no process of ours does (tracing, mounting, modules, namespaces, other users' ids), and what is refused besides |
+//! | capabilities | those that a program keeps, if the process has them |
+//! | Landlock | access to listed paths; TCP only if it is allowed |
+//! | seccomp | all calls except those that no process of ours makes (tracing, mounting, modules, namespaces, other users' ids), and those that are refused in addition |
 //!
-//! The seccomp filter is a list of what is refused, with `EPERM`: a list of what is allowed breaks with each new C library,
-//! and a process that is killed by it costs guests more than a refused call that nobody makes.
+//! The seccomp filter lists the refused calls, which fail with `EPERM`: a list of allowed calls would break with each new C library, and a
+//! process that is killed by a filter costs guests more than a refused call that no process needs.
 //!
 //! Invariants
 //! - Everything that is not named here is off: an empty description leaves no capability, no file and no TCP.
@@ -28,7 +28,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// Landlock's version whose rights are asked for; older kernels give what they have.
+/// The version of Landlock whose rights are requested; older kernels support a part of them.
 const LANDLOCK: ABI = ABI::V5;
 
 /// System calls that no process of ours makes.
@@ -68,7 +68,7 @@ const REFUSED: [libc::c_long; 33] = [
     libc::SYS_sethostname,
 ];
 
-/// What the first argument of a system call is, by its low 32 bits.
+/// A condition on the first argument of a system call, by its low 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FirstArgument {
     /// Anything but this.
@@ -79,23 +79,23 @@ pub enum FirstArgument {
     Has(u32),
 }
 
-/// Which capabilities are kept.
+/// The capabilities that are kept.
 #[derive(Debug)]
 enum Capabilities {
-    /// None, by a process that stays what it is. The bounding set takes a capability to change, which most users do not have; what it
-    /// allows needs a new program.
+    /// None, for a process that does not become another program. A change of the bounding set needs a capability, which most users do not
+    /// have; the bounding set has an effect only on new programs.
     None,
-    /// These, by the program that this process becomes.
+    /// These, for the program that this process becomes.
     OfProgram(Vec<Capability>),
 }
 
-/// What a process keeps; [`Sandbox::enter`] takes the rest from it.
+/// What a process keeps; [`Sandbox::enter`] takes everything else from it.
 #[derive(Debug)]
 pub struct Sandbox {
     capabilities: Capabilities,
     allows_tcp: bool,
     paths: Vec<(PathBuf, BitFlags<AccessFs>)>,
-    /// Calls that fail with `EPERM`: always, or by their first argument.
+    /// Calls that fail with `EPERM`, always or depending on their first argument.
     refused: Vec<libc::c_long>,
     refused_if: Vec<(libc::c_long, FirstArgument)>,
     /// Calls that fail with `ENOSYS`.
@@ -103,13 +103,13 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Of a process that becomes no other program: no capability is left.
+    /// For a process that does not become another program: it keeps no capability.
     #[must_use]
     pub fn of_process() -> Sandbox {
         Sandbox::new(Capabilities::None)
     }
 
-    /// Of the program that this process becomes: of the capabilities that this process has, `kept` are left.
+    /// For the program that this process becomes: it keeps those of the capabilities `kept` that this process has.
     #[must_use]
     pub fn of_program(kept: &[Capability]) -> Sandbox {
         Sandbox::new(Capabilities::OfProgram(kept.to_vec()))
@@ -147,7 +147,7 @@ impl Sandbox {
         self.refused_if.push((call, argument));
     }
 
-    /// Has `call` fail as on a kernel that does not know it, with `ENOSYS`: libraries make another one instead.
+    /// Makes `call` fail with `ENOSYS`, as on a kernel without it: libraries then use another call.
     pub fn hide(&mut self, call: libc::c_long) {
         self.missing.push(call);
     }
@@ -155,7 +155,7 @@ impl Sandbox {
     /// Takes everything else from this thread, and from those that it starts. Returns what Landlock does on this kernel.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`] if the kernel has a means and refuses it: the process is to end.
+    /// [`ErrorCode::Internal`] if the kernel has a mechanism and refuses it: then the process must end.
     pub fn enter(&self) -> Result<RulesetStatus, Error> {
         self.drop_capabilities()?;
         let status = self.restrict_files()?;
@@ -172,7 +172,7 @@ impl Sandbox {
         let others = caps::runtime::thread_all_supported();
         for capability in others.into_iter().filter(|one| !kept.contains(one)) {
             if let Capabilities::OfProgram(_) = self.capabilities {
-                // What no process without privileges can change gives it nothing either.
+                // A process without privileges cannot change it, and gets nothing by it.
                 let _dropped = caps::drop(None, CapSet::Bounding, capability);
             }
             caps::drop(None, CapSet::Ambient, capability).map_err(failed)?;
@@ -262,7 +262,7 @@ fn rule(argument: FirstArgument) -> Result<SeccompRule, seccompiler::BackendErro
     SeccompRule::new(conditions)
 }
 
-/// From now on the calls that `rules` match fail with `errno`.
+/// Makes the calls that `rules` match fail with `errno` from now on.
 fn fail_calls(
     rules: BTreeMap<libc::c_long, Vec<SeccompRule>>,
     errno: libc::c_int,

@@ -1,16 +1,16 @@
-//! The C library's allocator, from which librados has its buffers.
+//! The C library's allocator, which provides librados' buffers.
 
 use nix::libc;
 
-/// Freed memory that an arena of the allocator keeps, in bytes: as much as may be under way at a time.
+/// Bytes of freed memory that an arena of the allocator keeps: as many as may be under way at a time.
 const KEPT_MAX: libc::c_int = 64 << 20;
 /// Longest buffer that comes from an arena, in bytes: the allocator accepts no larger limit.
 const FROM_ARENA_MAX: libc::c_int = 32 << 20;
-/// Arenas, each for some threads. A thread of librados seldom waits for another one's.
+/// Arenas, each shared by some threads: threads of librados seldom wait for each other.
 const ARENAS_MAX: libc::c_int = 4;
 
-/// Has the allocator of this process keep what librados frees: each large write is copied into a buffer of its own, and the kernel would
-/// map and clear its pages each time. Whether it accepts that.
+/// Makes the allocator of this process keep the memory that librados frees: each large write is copied into a buffer of its own, and the
+/// kernel would map and clear its pages each time. Returns whether the allocator accepts that.
 pub fn keep_buffers() -> bool {
     let settings = [
         (libc::M_MMAP_THRESHOLD, FROM_ARENA_MAX),

@@ -1,6 +1,6 @@
 //! The connection to a cluster.
 //!
-//! Every call here may wait for the cluster: none of them belongs on a thread that serves requests.
+//! Every call here may block on the cluster, so none may be made on a thread that serves requests.
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::PathBuf;
@@ -21,9 +21,9 @@ const FSID_LEN: usize = 37;
 /// How to connect.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// The configuration file; `None`: where Ceph looks for one.
+    /// The configuration file; `None`: Ceph's default file.
     pub conf: Option<PathBuf>,
-    /// Who we are, without `client.`.
+    /// The client, without `client.`.
     pub client: String,
     /// The file with the key; `None`: the one that the configuration names.
     pub keyring: Option<PathBuf>,
@@ -46,7 +46,7 @@ impl Default for ConnectOptions {
 #[derive(Debug, Clone)]
 pub struct Cluster(Arc<Handle>);
 
-/// `text` for C.
+/// `text` as a C string.
 pub(crate) fn c_string(text: &str) -> Result<CString, RadosError> {
     CString::new(text).map_err(|_zero| {
         let code = Code::of(-libc::EINVAL).unwrap_or(Code::CANCELED);
@@ -58,7 +58,7 @@ impl Cluster {
     /// Connects.
     ///
     /// # Errors
-    /// `ENOENT`: no configuration, no key; `ETIMEDOUT`: no monitor answers; `EACCES` and `EPERM`: it does not accept the key.
+    /// `ENOENT`: no configuration, or no key; `ETIMEDOUT`: no monitor answers; `EACCES` and `EPERM`: the monitor does not accept the key.
     pub fn connect(options: &ConnectOptions) -> Result<Cluster, RadosError> {
         let client = c_string(&options.client)?;
         let mut rados = ptr::null_mut();
@@ -69,7 +69,7 @@ impl Cluster {
         cluster.read_conf(options)?;
         let seconds = options.timeout.as_secs().max(1).to_string();
         let keyring = options.keyring.as_ref().map(|path| path.to_string_lossy());
-        // Bounded by the callers: a limit of librados' own would have `Pool`'s calls wait.
+        // The callers limit the bytes under way: with a limit of librados, `Pool`'s calls would block.
         let unlimited = "1099511627776";
         let fixed = [
             ("client_mount_timeout", seconds.as_str()),
@@ -141,7 +141,7 @@ impl Cluster {
         Ok(text.to_string_lossy().into_owned())
     }
 
-    /// Our addresses, as [`Cluster::blocklist`] takes them.
+    /// This client's addresses, in the syntax of [`Cluster::blocklist`].
     ///
     /// # Errors
     /// The error of librados.
@@ -215,7 +215,7 @@ impl Cluster {
         Ok(out)
     }
 
-    /// The namespace `namespace` of the pool `name`; an empty one is the default.
+    /// The namespace `namespace` of the pool `name`; empty: the default namespace.
     ///
     /// # Errors
     /// `ENOENT`: there is no such pool.
@@ -229,14 +229,14 @@ impl Cluster {
         RadosError::check(result, || format!("open the pool `{name}`"))?;
         // SAFETY: the context was made above, nobody else uses it yet, and the namespace lives until the call returns.
         unsafe { bindings::rados_ioctx_set_namespace(context, namespace.as_ptr()) };
-        // A full pool refuses writes instead of keeping them, and what is deleted is deleted.
+        // A full pool refuses writes instead of keeping them, and deletions are carried out.
         // SAFETY: as above.
         unsafe { bindings::rados_set_pool_full_try(context) };
         Ok(Pool::new(context, Arc::clone(&self.0)))
     }
 }
 
-/// A buffer that librados has allocated, as one of ours; librados' is freed.
+/// Copies a buffer that librados has allocated, and frees it.
 fn take_buffer(buffer: *mut c_char, len: usize) -> Vec<u8> {
     if buffer.is_null() {
         return Vec::new();

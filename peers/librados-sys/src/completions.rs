@@ -1,9 +1,10 @@
-//! Calls under way, and how their ends reach the thread that started them.
+//! Calls under way, and how their completions reach the thread that started them.
 //!
 //! Invariants
-//! - A slot belongs to one call from its start until its [`Completed`] is taken: it owns all that librados reads or writes for it.
-//! - librados' threads do two things: put the number of the slot into a queue, and ring the doorbell if the owner asked for it.
-//! - Calls that are under way when the [`Completions`] are dropped keep their slots for ever: librados cannot take its hands off them.
+//! - A slot belongs to one call from its start until its [`Completed`] is taken: it owns everything that librados reads or writes for the
+//!   call.
+//! - librados' threads only queue the number of the slot, and ring the doorbell if the owner has asked for that.
+//! - If the [`Completions`] are dropped while calls are under way, the slots of these are never freed: librados may still use their memory.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -21,19 +22,19 @@ use crate::error::Code;
 use crate::read_op::{Found, ReadOp};
 use crate::write_op::WriteOp;
 
-/// What librados' threads have of the owner.
+/// State that librados' threads share with the owner.
 #[derive(Debug)]
 struct Shared {
     ended: Sender<u32>,
-    /// Whether the owner wants to be rung for the next end.
+    /// Whether the owner wants the doorbell for the next completion.
     armed: AtomicBool,
     doorbell: EventFd,
 }
 
 impl Shared {
-    /// The call of a slot has ended.
+    /// Records that the call of a slot has ended.
     fn end(&self, slot: u32) {
-        // Without a receiver nobody waits any more.
+        // Without a receiver nobody needs the completion.
         let _sent = self.ended.send(slot);
         // AcqRel: pairs with `Completions::poll`. Either the owner finds the slot in the queue after it has armed, or this rings.
         if self.armed.swap(false, Ordering::AcqRel) {
@@ -43,25 +44,25 @@ impl Shared {
     }
 }
 
-/// What the callback of a slot gets: never moved, never freed while a call of the slot is under way.
+/// The argument of a slot's callback: never moved, and never freed while a call of the slot is under way.
 #[derive(Debug)]
 struct Argument {
     shared: Arc<Shared>,
     slot: u32,
 }
 
-/// What a call needs until its end.
+/// Resources that a call needs until its end.
 #[derive(Debug)]
 pub(crate) enum Held {
     /// Nothing.
     Nothing,
-    /// Memory that is read into or written from.
+    /// Memory to read into or write from.
     Span(Span),
-    /// A buffer that is read into.
+    /// A buffer to read into.
     Bytes(Vec<u8>),
-    /// An operation that changes an object, with what it writes.
+    /// An operation that changes an object, with its data.
     Write(WriteOp),
-    /// An operation that looks at one, with the places of what it finds.
+    /// An operation that reads an object, with the places of its results.
     Read(ReadOp),
 }
 
@@ -72,11 +73,11 @@ struct Slot {
     completion: bindings::rados_completion_t,
     token: u64,
     held: Held,
-    /// Why the call could not even be started.
+    /// Why the call could not be started.
     refused: Option<Code>,
 }
 
-/// What a call gave back.
+/// Resources that a call returns.
 #[derive(Debug)]
 pub enum Payload {
     /// Nothing.
@@ -85,18 +86,18 @@ pub enum Payload {
     Span(Span),
     /// The buffer that was read into.
     Bytes(Vec<u8>),
-    /// What a [`ReadOp`] found.
+    /// The results of a [`ReadOp`].
     Found(Found),
 }
 
-/// The end of a call.
+/// The completion of a call.
 #[derive(Debug)]
 pub struct Completed {
-    /// What its caller called it.
+    /// The caller's token.
     pub token: u64,
-    /// Bytes read by [`Pool::read`](crate::Pool::read) and its like, else 0; or why the call failed.
+    /// Bytes read by [`Pool::read`](crate::Pool::read) and the like, else 0; or the error of the call.
     pub result: Result<usize, Code>,
-    /// What came with it, whatever the result.
+    /// The resources of the call, whatever its result.
     pub payload: Payload,
 }
 
@@ -114,17 +115,17 @@ unsafe impl Send for Completions {}
 
 /// librados' threads call this at the end of each call.
 unsafe extern "C" fn on_end(_completion: bindings::rados_completion_t, argument: *mut c_void) {
-    // SAFETY: the argument is the one that `begin` gave to librados, and its slot keeps it until the number of the slot has been taken
-    // from the queue, into which it goes below. Other threads have shared references at most.
+    // SAFETY: the argument is the one that `begin` gave to librados, and its slot keeps it until the number of the slot has been taken from
+    // the queue, into which it goes below. Other threads have shared references at most.
     let argument = unsafe { &*argument.cast::<Argument>() };
-    // Of our own: once the number is in the queue, slot and argument may be dropped.
+    // A reference of its own: once the number is in the queue, slot and argument may be dropped.
     let shared = Arc::clone(&argument.shared);
     let slot = argument.slot;
     shared.end(slot);
 }
 
 impl Completions {
-    /// None under way.
+    /// No calls yet.
     ///
     /// # Errors
     /// The system's error, if there can be no eventfd.
@@ -150,13 +151,13 @@ impl Completions {
         &self.shared.doorbell
     }
 
-    /// Calls whose ends were not taken yet.
+    /// Calls whose completions were not taken yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// The next end of a call; `None`: the doorbell will ring.
+    /// The next completion; `None`: the doorbell will ring.
     pub fn poll(&mut self) -> Option<Completed> {
         if let Ok(slot) = self.ended.try_recv() {
             return Some(self.take(slot));
@@ -167,7 +168,7 @@ impl Completions {
         Some(self.take(slot))
     }
 
-    /// Waits for the next end of a call: for tests and for threads that serve nobody.
+    /// Waits for the next completion: for tests and for threads that serve no requests.
     ///
     /// # Panics
     /// If no call is under way.
@@ -177,13 +178,13 @@ impl Completions {
         self.take(slot)
     }
 
-    /// Waits for the next end of a call for as long as `timeout`.
+    /// Waits for the next completion for at most `timeout`.
     pub fn wait_for(&mut self, timeout: Duration) -> Option<Completed> {
         let slot = self.ended.recv_timeout(timeout).ok()?;
         Some(self.take(slot))
     }
 
-    /// Starts a call: `start` gets its completion and what it needs, in the place where that stays until the end.
+    /// Starts a call: `start` gets its completion and its resources, in the place where these stay until the end.
     pub(crate) fn begin(
         &mut self,
         token: u64,
@@ -205,7 +206,7 @@ impl Completions {
             Some(_) => created,
         };
         if let Some(code) = Code::of(started) {
-            // librados calls nobody back for what it did not accept.
+            // librados makes no callback for a call that it did not accept.
             slot.refused = Some(code);
             self.shared.end(index);
         }
@@ -266,7 +267,7 @@ impl Completions {
 impl Drop for Completions {
     fn drop(&mut self) {
         if self.in_flight() > 0 {
-            // Memory of calls under way belongs to librados, which may still read and write there.
+            // Calls under way may still read and write this memory.
             std::mem::forget(std::mem::take(&mut self.slots));
         }
     }

@@ -1,28 +1,28 @@
-//! What librados returns where a call fails.
+//! Return values of librados for failed calls.
 
 use std::fmt;
 use std::io;
 
 use nix::libc;
 
-/// The first code of a comparison of bytes that failed: this, and the offset of the first byte that differs.
+/// The first code of a failed comparison of bytes: the code is this plus the offset of the first different byte.
 const MISMATCH: i32 = 4095;
 
-/// Why a call on an object failed: an errno, positive.
+/// The error of a call on an object: an errno, positive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Code(i32);
 
 impl Code {
-    /// There is no such object.
+    /// The object does not exist.
     pub const NOT_FOUND: Code = Code(libc::ENOENT);
-    /// The object is there already.
+    /// The object exists already.
     pub const EXISTS: Code = Code(libc::EEXIST);
     /// A comparison of an attribute failed.
     pub const CANCELED: Code = Code(libc::ECANCELED);
-    /// Another client has had this one blocklisted.
+    /// Another client has blocklisted this one.
     pub const BLOCKLISTED: Code = Code(libc::ESHUTDOWN);
 
-    /// The code of a return value; `None`: it is none of a failure.
+    /// The code of a return value; `None` if it is not an error.
     pub(crate) fn of(result: i32) -> Option<Code> {
         (result < 0).then(|| Code(result.saturating_neg()))
     }
@@ -33,13 +33,13 @@ impl Code {
         self.0
     }
 
-    /// Whether a condition of a compound operation did not hold, so that nothing of it was done.
+    /// Whether a condition of a compound operation was not met, so that none of its steps was done.
     #[must_use]
     pub fn is_mismatch(self) -> bool {
         self == Code::CANCELED || self.0 >= MISMATCH
     }
 
-    /// The offset, in the bytes compared, of the first one that differs; `None`: the failure is another one.
+    /// The offset, in the compared bytes, of the first different one; `None`: the error is another one.
     #[must_use]
     pub fn mismatch_at(self) -> Option<u32> {
         u32::try_from(self.0 - MISMATCH).ok()
@@ -61,7 +61,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// A call on the cluster that failed.
+/// A failed call on the cluster.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct RadosError {
@@ -71,7 +71,7 @@ pub struct RadosError {
 }
 
 impl RadosError {
-    /// `what` has failed with the errno `code`.
+    /// The error of `what`, which has failed with the errno `code`.
     pub(crate) fn new(what: impl Into<String>, code: Code) -> Self {
         RadosError {
             what: what.into(),
@@ -88,7 +88,7 @@ impl RadosError {
         }
     }
 
-    /// Why.
+    /// The errno.
     #[must_use]
     pub fn code(&self) -> Code {
         self.code

@@ -2,12 +2,12 @@
 
 use crate::bindings;
 
-/// The handle. librados serialises what needs it.
+/// The handle. librados does its own locking.
 #[derive(Debug)]
 pub(crate) struct Handle(pub(crate) bindings::rados_t);
 
-// SAFETY: a `rados_t` may be used by several threads at a time, and by another one than has made it (librados.h, `rados_create`:
-// the handle is reference counted and locks what it shares).
+// SAFETY: a `rados_t` may be used by several threads at a time, and by other threads than its maker (librados.h, `rados_create`: the handle
+// is reference counted and locks shared state).
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}

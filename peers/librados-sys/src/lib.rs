@@ -1,15 +1,15 @@
 //! librados, the C library of Ceph's object store, behind a small safe layer.
 //!
-//! * [`Cluster`]: a connection; what concerns the whole cluster, in calls that wait.
-//! * [`Pool`]: one namespace of a pool; what concerns objects. Each call returns at once and ends in a [`Completed`].
+//! * [`Cluster`]: a connection; calls that concern the whole cluster, and block.
+//! * [`Pool`]: one namespace of a pool; calls on objects. Each call returns at once and ends in a [`Completed`].
 //! * [`Completions`]: calls under way, and their results as librados' threads report them; a doorbell for a thread that sleeps.
-//! * [`WriteOp`], [`ReadOp`]: several steps on one object, done as one.
+//! * [`WriteOp`], [`ReadOp`]: several steps on one object, carried out atomically.
 //!
 //! One design decision: calls are asynchronous, and the caller of one gives away what librados needs until the call ends (memory,
 //! operation, results), so no caller can free it too early. A [`WriteOp`] is consumed when it is started, because librados empties it.
 //!
-//! `bindings` is bindgen's output for the functions in use, of `rados/librados.h` 16.2.15 as Debian 12 has it. It was generated once:
-//! a build needs no libclang, and linking needs `librados-dev`.
+//! `bindings` is bindgen's output for the functions in use, from `rados/librados.h` 16.2.15 of Debian 12. It was generated once: a build
+//! needs no libclang, and linking needs `librados-dev`.
 //!
 //! ```no_run
 //! use librados_sys::{Cluster, Completions, ConnectOptions, Payload, WriteOp};
@@ -24,7 +24,7 @@
 //! # Ok::<(), librados_sys::RadosError>(())
 //! ```
 //!
-//! This crate never retries, and knows nothing of what objects hold.
+//! This crate never retries, and contains nothing of the objects' content.
 
 mod allocator;
 #[allow(

@@ -1,6 +1,6 @@
 //! Calls on the objects of one namespace of a pool.
 //!
-//! Each call returns at once; its end comes from the [`Completions`] that it was given.
+//! Each call returns at once; its completion comes from the [`Completions`] that the call got.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
@@ -16,10 +16,10 @@ use crate::handle::Handle;
 use crate::read_op::ReadOp;
 use crate::write_op::WriteOp;
 
-/// Flags of all calls: a full cluster refuses what needs room, and does what needs none.
+/// Flags of all calls: a full cluster refuses calls that need space, and carries out the others.
 const FLAGS: c_int = bindings::LIBRADOS_OPERATION_FULL_TRY.cast_signed();
 
-/// A call was given what another one needs, a mistake of our own: it is refused, and ends.
+/// The error of a call that got the resources of another kind of call, which is a bug: it is refused, and ends.
 const WRONG_HELD: c_int = -libc::EINVAL;
 
 /// One namespace of a pool.
@@ -29,7 +29,7 @@ pub struct Pool {
     _cluster: Arc<Handle>,
 }
 
-// SAFETY: a `rados_ioctx_t` may be used by another thread than has made it; its settings are not changed after it was made.
+// SAFETY: a `rados_ioctx_t` may be used by other threads than its maker; its settings are not changed after it was made.
 unsafe impl Send for Pool {}
 
 impl Pool {
@@ -40,7 +40,7 @@ impl Pool {
         }
     }
 
-    /// Reads into `span` from `offset` on: as many bytes as the object has there. The span comes back with the end.
+    /// Reads into `span` from `offset` on: as many bytes as the object has there. The completion returns the span.
     pub fn read(
         &self,
         completions: &mut Completions,
@@ -52,7 +52,7 @@ impl Pool {
         self.start_read(completions, token, object, offset, Held::Span(span));
     }
 
-    /// The same into a buffer.
+    /// Reads into a buffer.
     pub fn read_bytes(
         &self,
         completions: &mut Completions,
@@ -93,7 +93,7 @@ impl Pool {
         });
     }
 
-    /// Writes `span` at `offset`; durable on all replicas at the end of the call, with which the span comes back.
+    /// Writes `span` at `offset`; durable on all replicas when the call completes. The completion returns the span.
     pub fn write(
         &self,
         completions: &mut Completions,
@@ -119,7 +119,7 @@ impl Pool {
         });
     }
 
-    /// Does all steps of `op`, or none; durable on all replicas at the end of the call.
+    /// Carries out all steps of `op`, or none; durable on all replicas when the call completes.
     pub fn operate(&self, completions: &mut Completions, token: u64, object: &CStr, op: WriteOp) {
         completions.begin(token, Held::Write(op), |completion, held| {
             let Held::Write(op) = held else {
@@ -140,7 +140,7 @@ impl Pool {
         });
     }
 
-    /// Does what `op` asks for, at one moment of the object.
+    /// Carries out `op`, on one state of the object.
     pub fn query(&self, completions: &mut Completions, token: u64, object: &CStr, op: ReadOp) {
         completions.begin(token, Held::Read(op), |completion, held| {
             let Held::Read(op) = held else {
@@ -160,7 +160,7 @@ impl Pool {
         });
     }
 
-    /// The granularity of appends to the pool's objects, in bytes, if it has one (erasure-coded pools that take no overwrites).
+    /// The granularity of appends to the pool's objects, in bytes, if it has one (erasure-coded pools without overwrites).
     ///
     /// # Errors
     /// The error of librados.

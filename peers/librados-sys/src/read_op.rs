@@ -1,4 +1,4 @@
-//! Several looks at one object, done at one moment.
+//! Several reads of one object, of one state of it.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uchar};
@@ -6,7 +6,7 @@ use std::ptr;
 
 use crate::bindings;
 
-/// Where librados stores what an operation finds.
+/// Where librados stores the results of an operation.
 #[derive(Debug)]
 struct Results {
     attributes: Cell<bindings::rados_xattrs_iter_t>,
@@ -14,11 +14,11 @@ struct Results {
     more: Cell<c_uchar>,
     len: Cell<u64>,
     data_len: Cell<usize>,
-    /// The operation as a whole fails if a step does: not read.
+    /// Not read: if a step fails, the whole operation fails.
     codes: [Cell<c_int>; 4],
 }
 
-/// What an operation has found; what it did not ask for is empty.
+/// The results of an operation; those of missing steps are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
     /// Attributes by name.
@@ -45,11 +45,11 @@ impl Found {
     }
 }
 
-/// An operation that looks at an object. Each step is given once at most.
+/// An operation that reads an object. Each step may be given once.
 #[derive(Debug)]
 pub struct ReadOp {
     op: bindings::rados_read_op_t,
-    /// From a box: stays where it is.
+    /// From a box: its address does not change.
     results: *mut Results,
     data: Vec<u8>,
 }
@@ -64,7 +64,7 @@ impl Default for ReadOp {
 }
 
 impl ReadOp {
-    /// One without steps.
+    /// An operation without steps.
     #[must_use]
     pub fn new() -> ReadOp {
         let results = Results {
@@ -87,13 +87,13 @@ impl ReadOp {
         self.op
     }
 
-    /// The places of the results. librados writes there until the operation has ended: they are cells, and nobody looks at them before.
+    /// The places of the results. librados writes there until the operation has ended: they are cells, and are not read before.
     fn results(&self) -> &Results {
         // SAFETY: the pointer came from a box that lives as long as the operation.
         unsafe { &*self.results }
     }
 
-    /// The object's attributes.
+    /// Reads the object's attributes.
     #[must_use]
     pub fn attributes(self) -> Self {
         let results = self.results();
@@ -108,7 +108,7 @@ impl ReadOp {
         self
     }
 
-    /// The keys of its sorted map above `after`, with their values, `max` at most.
+    /// Reads the keys of its sorted map above `after`, with their values, `max` at most.
     #[must_use]
     pub fn keys_above(self, after: &CStr, max: u64) -> Self {
         let results = self.results();
@@ -128,7 +128,7 @@ impl ReadOp {
         self
     }
 
-    /// Its length.
+    /// Reads its length.
     #[must_use]
     pub fn len(self) -> Self {
         let results = self.results();
@@ -144,7 +144,7 @@ impl ReadOp {
         self
     }
 
-    /// Up to `len` bytes at `offset`.
+    /// Reads up to `len` bytes at `offset`.
     #[must_use]
     pub fn read(mut self, offset: u64, len: usize) -> Self {
         self.data = vec![0; len];
@@ -164,7 +164,7 @@ impl ReadOp {
         self
     }
 
-    /// What was found by an operation that has succeeded.
+    /// The results of an operation that has succeeded.
     pub(crate) fn found(mut self) -> Found {
         let mut data = std::mem::take(&mut self.data);
         let results = self.results();
@@ -198,7 +198,7 @@ impl Drop for ReadOp {
     }
 }
 
-/// `len` bytes of librados', copied; none at all if there are none.
+/// A copy of `len` bytes of librados; empty if there are none.
 fn copy(bytes: *const c_char, len: usize) -> Vec<u8> {
     if bytes.is_null() || len == 0 {
         return Vec::new();

@@ -1,7 +1,7 @@
-//! Several steps that change one object, done all or not at all.
+//! Several steps that change one object, carried out all or not at all.
 //!
-//! Steps are done in their order; the first one that fails ends the operation, and nothing was changed. librados empties an operation
-//! when it is started, so it is given away then: a retry makes a new one.
+//! Steps are carried out in their order. If one fails, the operation ends, and nothing was changed. librados empties an operation when it
+//! is started, so it is consumed then: a retry makes a new one.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
@@ -10,29 +10,29 @@ use xseg::Span;
 
 use crate::bindings;
 
-/// How an attribute has to compare. The text given stands on the left: [`Comparison::AtLeast`] holds if it is not below the attribute.
+/// A condition on an attribute. The given text is on the left: [`Comparison::AtLeast`] is met if it is not below the attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Comparison {
-    /// The same bytes. An attribute that is missing is an empty text.
+    /// The same bytes. A missing attribute counts as an empty text.
     Equal,
-    /// In the order of bytes not below the attribute. A missing one is below all others.
+    /// Not below the attribute, in the order of bytes. A missing attribute is below all others.
     AtLeast,
 }
 
-/// The operators as the call takes them: all are below 8.
+/// The operators as arguments of the call: all are below 8.
 const EQUAL: u8 = bindings::LIBRADOS_CMPXATTR_OP_EQ.to_le_bytes()[0];
 const AT_LEAST: u8 = bindings::LIBRADOS_CMPXATTR_OP_GTE.to_le_bytes()[0];
 
-/// What is known of an object that is going to be written.
+/// Expectations about an object that is going to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hint {
-    /// Bytes that it is expected to get.
+    /// Expected length of the object.
     pub object_len: u64,
-    /// Bytes of a write to it.
+    /// Expected length of a write.
     pub write_len: u64,
 }
 
-/// What an operation keeps until its end.
+/// Memory that an operation keeps until its end.
 #[derive(Debug)]
 enum Written {
     Bytes {
@@ -64,7 +64,7 @@ impl Default for WriteOp {
 }
 
 impl WriteOp {
-    /// One without steps.
+    /// An operation without steps.
     #[must_use]
     pub fn new() -> WriteOp {
         WriteOp {
@@ -79,7 +79,7 @@ impl WriteOp {
         self.op
     }
 
-    /// The object must be there: `ENOENT`.
+    /// Requires that the object exists: otherwise `ENOENT`.
     #[must_use]
     pub fn assert_exists(self) -> Self {
         // SAFETY: the operation is valid.
@@ -87,7 +87,7 @@ impl WriteOp {
         self
     }
 
-    /// Makes the object, which must not be there: `EEXIST`.
+    /// Makes the object; `EEXIST` if it exists.
     #[must_use]
     pub fn create_exclusive(self) -> Self {
         let exclusive = bindings::LIBRADOS_CREATE_EXCLUSIVE;
@@ -96,7 +96,7 @@ impl WriteOp {
         self
     }
 
-    /// The object must have `bytes` at `offset`. What is beyond its end, and all of an object that is missing, compares as zeros.
+    /// Requires that the object has `bytes` at `offset`. Bytes beyond its end, and all bytes of a missing object, compare as zeros.
     #[must_use]
     pub fn compare(self, offset: u64, bytes: &[u8]) -> Self {
         // SAFETY: the operation is valid, the bytes are copied before this returns, and the place of the result lives as long as the
@@ -113,7 +113,7 @@ impl WriteOp {
         self
     }
 
-    /// The attribute `name` must compare so with `value`: `ECANCELED`; `ENOENT` if the object is missing.
+    /// Requires that the attribute `name` compares to `value` in this way: otherwise `ECANCELED`; `ENOENT` if the object is missing.
     #[must_use]
     pub fn compare_attribute(self, name: &CStr, comparison: Comparison, value: &[u8]) -> Self {
         let operator = match comparison {
@@ -195,7 +195,7 @@ impl WriteOp {
         self
     }
 
-    /// Frees `len` bytes at `offset`, which read as zeros then. Makes no object.
+    /// Frees `len` bytes at `offset`, which then read as zeros. Does not make the object.
     #[must_use]
     pub fn zero(self, offset: u64, len: u64) -> Self {
         // SAFETY: the operation is valid.
@@ -244,7 +244,7 @@ impl WriteOp {
         self
     }
 
-    /// Removes `keys` from the object's sorted map; those that are not there do not matter.
+    /// Removes `keys` from the object's sorted map; missing ones are not an error.
     #[must_use]
     pub fn remove_keys(self, keys: &[Vec<u8>]) -> Self {
         let pointers: Vec<*const c_char> = keys.iter().map(|key| key.as_ptr().cast()).collect();

@@ -1,7 +1,6 @@
-//! What a backend does by itself, so that its clients need not do it.
+//! The capabilities of a backend, which spare its clients work.
 
-/// The answer to [`ObjectOp::Capabilities`](crate::object::ObjectOp::Capabilities): a set of bits. A client ignores bits that it
-/// does not know.
+/// The answer to [`ObjectOp::Capabilities`](crate::object::ObjectOp::Capabilities): a set of bits. A client ignores unknown bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capabilities(u64);
 
@@ -12,9 +11,9 @@ impl Capabilities {
     pub const CLONE_RANGE: Capabilities = Capabilities(1);
     /// Several writes to one object can be one atomic change.
     pub const ATOMIC_WRITES: Capabilities = Capabilities(1 << 1);
-    /// The pool is locked against others for as long as its blocker, or what that had in flight, is there.
+    /// The pool is locked against others as long as its blocker runs, or requests that the blocker had in flight are not finished.
     pub const EXCLUSIVE_LOCK: Capabilities = Capabilities(1 << 2);
-    /// Another client can be kept from the pool for good, with what it has in flight.
+    /// Another client can be excluded from the pool for good, with its requests in flight.
     pub const FENCING: Capabilities = Capabilities(1 << 3);
     /// Each completed write is durable: there is nothing to sync.
     pub const DURABLE: Capabilities = Capabilities(1 << 4);
@@ -31,13 +30,13 @@ impl Capabilities {
         self.0
     }
 
-    /// These and `others`.
+    /// The union with `others`.
     #[must_use]
     pub fn with(self, others: Capabilities) -> Self {
         Capabilities(self.0 | others.0)
     }
 
-    /// Whether all of `others` are among them.
+    /// Whether the set contains all of `others`.
     #[must_use]
     pub fn has(self, others: Capabilities) -> bool {
         self.0 & others.0 == others.0

@@ -1,4 +1,4 @@
-//! What a check of a pool found, for people and scripts. Asked for by [`crate::catalogue::CatalogueRequest::Check`].
+//! The findings of a check of a pool. Requested by [`crate::catalogue::CatalogueRequest::Check`].
 
 use serde::{Deserialize, Serialize};
 
@@ -8,54 +8,54 @@ use crate::ids::Name;
 /// Findings that are listed; more are counted only. A damaged page of a parent may be found very often.
 pub const FINDINGS_MAX: usize = 1000;
 
-/// What kind of thing was found.
+/// The kind of a finding.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FindingKind {
     /// Metadata that cannot be read, fails its checksum or contradicts itself.
     Damaged,
-    /// An object that metadata names is not there, or is shorter than it must be.
+    /// An object that metadata names does not exist, or is too short.
     Missing,
     /// Metadata of another version of the program, or with features that this one does not know. Whether it is in order, this program
     /// cannot check.
     Unsupported,
-    /// Sectors behind the end of a log: what an interrupted append leaves. A note.
+    /// Sectors behind the end of a log, from an interrupted append. A note.
     Remnant,
-    /// Objects that nothing names: they take space. A note.
+    /// Objects that no metadata names: they take space. A note.
     Leaked,
-    /// A file of somebody else's, where a directory of the pool belongs. A note.
+    /// A foreign file, where a directory of the pool belongs. A note.
     Foreign,
 }
 
 impl FindingKind {
-    /// Whether it is no note: something is wrong, or could not be checked.
+    /// Whether it is more than a note: something is wrong, or could not be checked.
     #[must_use]
     pub fn is_fault(self) -> bool {
         self.is_damage() || self == FindingKind::Unsupported
     }
 
-    /// Whether something that was acknowledged may be lost.
+    /// Whether acknowledged data may be lost.
     #[must_use]
     pub fn is_damage(self) -> bool {
         matches!(self, FindingKind::Damaged | FindingKind::Missing)
     }
 }
 
-/// One thing that was found.
+/// A finding.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What kind of thing.
+    /// Its kind.
     pub kind: FindingKind,
-    /// What and why, naming the object.
+    /// What was found and why it is wrong, naming the object.
     pub message: String,
-    /// A volume, snapshot or image that needs it; others may too.
+    /// A volume, snapshot or image that needs the object; others may too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needed_by: Option<Name>,
 }
 
-/// How much was looked at.
+/// How much was checked.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Checked {
@@ -63,7 +63,7 @@ pub struct Checked {
     pub entries: u64,
     /// Heads, the catalogue's included.
     pub heads: u64,
-    /// Logs, likewise.
+    /// Logs, the catalogue's included.
     pub logs: u64,
     /// Map pages.
     pub pages: u64,
@@ -73,25 +73,24 @@ pub struct Checked {
     pub objects: u64,
 }
 
-/// What a check found.
+/// The result of a check.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Report {
     /// Whether nothing is damaged, missing or of an unsupported format. Notes do not count.
     pub clean: bool,
-    /// What was found, up to [`FINDINGS_MAX`].
+    /// The findings, up to [`FINDINGS_MAX`].
     pub findings: Vec<Finding>,
-    /// Findings beyond.
+    /// Number of further findings.
     pub more: u64,
-    /// What was looked at.
+    /// How much was checked.
     pub checked: Checked,
-    /// What was repaired, if that was asked for.
+    /// What was repaired, if that was requested.
     pub repaired: Vec<String>,
 }
 
 impl Report {
-    /// What the command that made the check ends with: nothing if the pool is clean. Damage counts for more than a format
-    /// that is not supported.
+    /// The error with which the command of the check ends; `None` if the pool is clean. Damage takes precedence over an unsupported format.
     #[must_use]
     pub fn fault(&self) -> Option<ErrorCode> {
         if self.clean {

@@ -1,12 +1,12 @@
 //! The handles that a client of a blocker has open on one channel: a bounded cache.
 //!
-//! The least recently used handle is closed when a number is needed. Opens are sent ahead of the requests that need them and not
-//! waited for; what became of an open is known before the first answer to a request that uses it.
+//! The least recently used handle is closed when a number is needed. An open is sent ahead of the requests that need it, without a wait;
+//! its result comes before the first answer to a request that uses it.
 //!
 //! Invariants
 //! - A handle with requests in flight, or with writes that no completed sync covers, keeps its number.
 //! - A request is sent on a handle only behind its open. A number is used again only behind a close.
-//! - What is open is known to the port, which announces it to the server's successor.
+//! - The port has all open handles, and announces them to the server's successor.
 //! - Finding an open handle is one look-up in a table, and allocates nothing.
 
 use rustc_hash::FxHashMap;
@@ -18,20 +18,20 @@ use crate::ids::Lineage;
 use crate::object::{FLAG_DURABLE, ObjectOp};
 use crate::reply::Reply;
 
-/// In the cookies of opens and closes; those of requests are below.
+/// Bit in the cookies of opens and closes; cookies of requests are below.
 pub const HANDLE_COOKIE: u64 = 1 << 63;
-/// Besides, in the cookie of a close.
+/// A further bit in the cookie of a close.
 const CLOSE_COOKIE: u64 = 1 << 62;
 /// The end of the list of handles.
 const NONE: u32 = u32::MAX;
 
-/// What a request does to the durability of its object.
+/// The effect of a request on the durability of its object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Effect {
     /// Nothing.
     None = 0,
-    /// It writes what a sync makes durable.
+    /// It writes data that a sync makes durable.
     Writes = 1,
     /// It makes the object's writes durable.
     Syncs = 2,
@@ -91,13 +91,13 @@ impl HandleUse {
 enum SlotState {
     /// Its open was sent.
     Open,
-    /// Nobody finds it any more, perhaps because its open was refused; free when nothing is in flight.
+    /// Not found any more, perhaps because its open was refused; free when nothing is in flight.
     Leaving(Option<ErrorCode>),
-    /// To be closed before it is used again.
+    /// Must be closed before it is used again.
     Free,
 }
 
-/// Which writes are durable: moments of the table's clock.
+/// Which writes are durable, in times of the table's clock.
 #[derive(Debug, Clone, Copy, Default)]
 struct Durability {
     written: u64,
@@ -154,7 +154,7 @@ impl ClientHandles {
         }
     }
 
-    /// The handle of `object`, opened if need be; `None`: there is no credit for that now, or all handles are in use.
+    /// The handle of `object`, which is opened if necessary; `None`: there is no credit for that now, or all handles are in use.
     pub fn find(&mut self, port: &mut impl ClientPort, object: &OpenObject) -> Option<u32> {
         if let Some(handle) = self.by_object.get(object) {
             let handle = *handle;
@@ -164,7 +164,7 @@ impl ClientHandles {
         self.open(port, object)
     }
 
-    /// A request is being sent on a handle.
+    /// Records that a request is sent on a handle.
     pub fn sent(&mut self, used: HandleUse) {
         self.clock += 1;
         let clock = self.clock;
@@ -177,7 +177,7 @@ impl ClientHandles {
         }
     }
 
-    /// A request on a handle was answered with `reply`, in which a refusal of its open takes the place of what followed from it.
+    /// Records that a request on a handle was answered with `reply`. If the handle's open was refused, `reply` gets the reason of that.
     pub fn answered(&mut self, port: &mut impl ClientPort, used: HandleUse, reply: &mut Reply) {
         self.clock += 1;
         let clock = self.clock;
@@ -200,18 +200,18 @@ impl ClientHandles {
         self.free_if_left(used.handle);
     }
 
-    /// A sync of the pool is being sent.
+    /// Records that a sync of the pool is sent.
     pub fn pool_sync_sent(&mut self) {
         self.clock += 1;
         self.pool.sync_sent(self.clock);
     }
 
-    /// It was answered, with success or without.
+    /// Records that a sync of the pool was answered; `ok`: with success.
     pub fn pool_sync_answered(&mut self, ok: bool) {
         self.pool.sync_answered(ok);
     }
 
-    /// Takes the answer of `cookie` if it is that of an open or a close. Whether it is.
+    /// Handles the answer with `cookie`, if it is that of an open or a close. Returns whether it is.
     pub fn take(&mut self, port: &mut impl ClientPort, cookie: u64, reply: &Reply) -> bool {
         if cookie & HANDLE_COOKIE == 0 {
             return false;
@@ -226,7 +226,7 @@ impl ClientHandles {
         true
     }
 
-    /// Nobody uses the objects of `lineage` any more: their handles are opened again if somebody does.
+    /// Closes the handles of the objects of `lineage`, which are not used any more; a later use opens them again.
     pub fn forget(&mut self, port: &mut impl ClientPort, lineage: Lineage) {
         let of_lineage = |(object, handle): (&OpenObject, &u32)| {
             (object.id.lineage == lineage).then_some(*handle)
@@ -250,7 +250,7 @@ impl ClientHandles {
         self.by_object.len()
     }
 
-    /// Whether none is open.
+    /// Whether no handle is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_object.is_empty()
@@ -262,7 +262,7 @@ impl ClientHandles {
         }
         let unused = u32::try_from(self.slots.len()).ok();
         let handle = match unused.filter(|number| *number < self.capacity) {
-            // Numbers that were used before are first, so that the tables of both sides are as long as need be.
+            // Numbers that were used before come first, so that the tables of both sides stay short.
             Some(unused) if self.free.is_empty() || port.credits() < 2 => unused,
             _ => self.close_free(port)?,
         };
@@ -295,12 +295,12 @@ impl ClientHandles {
         Some(handle)
     }
 
-    /// Closes a free handle, evicted if need be: it stays the last of the list of free ones.
+    /// Closes a free handle, or an evicted one: it stays the last in the list of free ones.
     fn close_free(&mut self, port: &mut impl ClientPort) -> Option<u32> {
         let handle = self.free.last().copied().or_else(|| self.evict(port))?;
         let close = HandleRequest::Close { handle }.encode();
         let cookie = HANDLE_COOKIE | CLOSE_COOKIE | u64::from(handle);
-        // With a credit for the open, too: so a number is either in use or free.
+        // With a credit for the open, too: so a number is always either in use or free.
         if port.credits() < 2 || port.submit(cookie, close).is_err() {
             return None;
         }
@@ -308,7 +308,7 @@ impl ClientHandles {
         Some(handle)
     }
 
-    /// Frees the least recently used handle that is not needed.
+    /// Frees the least recently used handle that can be closed.
     fn evict(&mut self, port: &mut impl ClientPort) -> Option<u32> {
         for _ in 0..self.by_object.len() {
             let handle = self.oldest;
@@ -319,13 +319,13 @@ impl ClientHandles {
                 self.free_if_left(handle);
                 return Some(handle);
             }
-            // It counts as used: so the next one who looks does not come by it first.
+            // It is moved to the front, so that the next search does not check it first again.
             self.touch(handle);
         }
         None
     }
 
-    /// Nobody finds the handle any more.
+    /// Removes the handle from the table of objects.
     fn leave(&mut self, port: &mut impl ClientPort, handle: u32, why: Option<ErrorCode>) {
         let Some(slot) = self.slots.get_mut(handle as usize) else {
             return;
@@ -350,7 +350,7 @@ impl ClientHandles {
         }
     }
 
-    /// The handle is the most recently used one.
+    /// Makes the handle the most recently used one.
     fn touch(&mut self, handle: u32) {
         if self.newest != handle {
             self.unlink(handle);
@@ -389,7 +389,7 @@ impl Durability {
         self.syncs += 1;
     }
 
-    /// Overlapping syncs cover what the first of them does: that is not too much.
+    /// Overlapping syncs count from the first of them, which is safe.
     fn sync_answered(&mut self, ok: bool) {
         self.syncs -= 1;
         if ok {

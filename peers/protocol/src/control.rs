@@ -1,4 +1,4 @@
-//! What the node daemon asks of the peer processes that it started: one JSON object a line, over a UNIX socket.
+//! Requests of the node daemon to the peer processes that it started: one JSON object a line, over a UNIX socket.
 //!
 //! A peer process serves the requests of the roles that it hosts and answers [`ErrorCode::Unsupported`] to the others.
 //!
@@ -16,7 +16,7 @@ use crate::grants::Grants;
 use crate::ids::Lineage;
 use crate::on_full::OnFull;
 
-/// What a process hosts.
+/// A role that a process hosts.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -33,7 +33,7 @@ impl Role {
     /// Each role once.
     pub const ALL: [Role; 3] = [Role::Endpoint, Role::Mapper, Role::Blocker];
 
-    /// The role as it stands in file names and options.
+    /// The role's name in file names and options.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -51,18 +51,18 @@ pub const LINE_LEN_MAX: u64 = 16 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum ControlRequest {
-    /// Mapper: names.
+    /// Mapper: a request of the catalogue.
     Catalogue(CatalogueRequest),
-    /// Endpoint: serve a volume. The same again is not an error.
+    /// Endpoint: serve a volume. A repetition is not an error.
     Attach {
         /// The attachment's number.
         attachment: AttachmentId,
-        /// What is served. The same attachment again with another policy for a full pool is as [`ControlRequest::OnFull`].
+        /// The volume. A repetition with another policy for a full pool is like [`ControlRequest::OnFull`].
         volume: ServedVolume,
-        /// Where and how.
+        /// The endpoint.
         endpoint: EndpointSpec,
     },
-    /// Endpoint: stop serving; refused with in-use while somebody is connected, unless `force`.
+    /// Endpoint: stop serving; refused with in-use while a client is connected, unless `force`.
     Detach {
         /// The attachment's number.
         attachment: AttachmentId,
@@ -83,11 +83,11 @@ pub enum ControlRequest {
         /// Bytes.
         size: u64,
     },
-    /// Endpoint: the catalogue has another policy for a full pool for a volume. Of one that is not attached: nothing to do.
+    /// Endpoint: the catalogue has another policy for a full pool for a volume. Ignored if the volume is not attached.
     OnFull {
         /// The volume.
         lineage: Lineage,
-        /// From now on, and for writes that wait.
+        /// The policy from now on, also for writes that wait.
         policy: OnFull,
     },
     /// Endpoint: serve a volume to one local client over a segment channel.
@@ -96,24 +96,24 @@ pub enum ControlRequest {
         lineage: Lineage,
         /// Whether the client will write.
         write: bool,
-        /// What its writes do for which the pool has no room.
+        /// What its writes do without space in the pool.
         on_full: OnFull,
         /// Where the client will connect.
         socket: PathBuf,
     },
-    /// Mapper: what is damaged of a volume, if anything was found. Answers a failure that names it.
+    /// Mapper: report the damage of a volume, if any was found. The answer is an error that names it.
     Damage {
         /// The volume.
         lineage: Lineage,
     },
-    /// Mapper and blocker: all that an endpoint with a user of its own may open from now on.
+    /// Mapper and blocker: all volumes that an endpoint with a user of its own may open from now on.
     Grants {
         /// The volumes.
         grants: Grants,
     },
-    /// Any role: what it is and what went through it.
+    /// Any role: report its status.
     Status,
-    /// Any role: finish what is in flight, give ownership back, exit.
+    /// Any role: finish requests in flight, release ownership, exit.
     Stop,
 }
 
@@ -123,7 +123,7 @@ pub enum ControlRequest {
 pub enum ControlReply {
     /// From the mapper.
     Catalogue(CatalogueReply),
-    /// Figures.
+    /// The status.
     Status(ProcessStatus),
     /// Done.
     Done,
@@ -131,7 +131,7 @@ pub enum ControlReply {
     Failed(Error),
 }
 
-/// A peer process and what went through it.
+/// The status of a peer process.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ProcessStatus {
     /// Its process id.
@@ -140,13 +140,13 @@ pub struct ProcessStatus {
     pub peers: Vec<PeerStatus>,
     /// The channels that its peers are clients of.
     pub channels: Vec<ChannelStatus>,
-    /// Calls on the pool's storage that have not returned for a second or longer: the oldest, at most some.
+    /// Calls on the pool's storage that have not returned for a second or longer: the oldest ones.
     #[serde(default)]
     pub waits: Vec<Wait>,
-    /// Guests that are not served, though nothing has failed.
+    /// Guests that are not served, although nothing has failed.
     #[serde(default)]
     pub problems: Vec<DeviceProblem>,
-    /// Blocker: what it knows of the pool.
+    /// Blocker: its report about the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolReport>,
     /// Mapper: volumes whose presence journal is in use.
@@ -163,30 +163,30 @@ pub struct ProcessStatus {
 /// An attachment that a process serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedAttachment {
-    /// Which.
+    /// Its number.
     pub attachment: AttachmentId,
-    /// Who is connected to it now; null: its kind does not know.
+    /// Number of connected clients; null: its kind does not know it.
     pub clients: Option<u64>,
 }
 
-/// What the process that serves a pool knows of it.
+/// The report about a pool of the process that serves it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolReport {
     /// How its files are accessed.
     pub access: PoolAccess,
-    /// The room that is set aside for metadata.
+    /// The space that is reserved for metadata.
     pub reserve: PoolReserve,
-    /// The owner record, which other hosts find, for people; null: there was no room for one.
+    /// A description of the owner record, which other hosts find; null: there was no space for one.
     pub owner: Option<String>,
 }
 
-/// Room in a pool that only metadata takes, when there is no other.
+/// Space in a pool that is reserved for metadata.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolReserve {
-    /// Bytes that are set aside.
+    /// Bytes reserved now.
     pub held: u64,
-    /// Bytes that should be; 0: the file system cannot set room aside.
+    /// Bytes that should be reserved; 0: the file system does not support a reserve.
     pub wanted: u64,
 }
 
@@ -202,10 +202,10 @@ pub enum PoolAccess {
     },
     /// Through the page cache.
     Buffered {
-        /// Why not past it.
+        /// Why the page cache is used.
         why: String,
     },
-    /// There are none: it is objects of a cluster.
+    /// There are no files: the pool is in a cluster.
     Cluster {
         /// The cluster's id.
         fsid: String,
@@ -229,18 +229,18 @@ impl fmt::Display for PoolAccess {
 pub struct DeviceProblem {
     /// The volume.
     pub lineage: Lineage,
-    /// What is wrong, and what to look at.
+    /// The problem, and what to check.
     pub what: String,
 }
 
 /// A call on storage that has not returned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wait {
-    /// The volume that it is for; the catalogue's, if it is for the pool.
+    /// The volume of the call; the catalogue's lineage, if the call concerns the pool.
     pub lineage: Lineage,
-    /// What was called, and on what.
+    /// The call, and its object.
     pub what: String,
-    /// For how long.
+    /// How long it has lasted.
     pub seconds: u64,
 }
 
@@ -258,9 +258,9 @@ pub struct PeerStatus {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ChannelStatus {
-    /// The peer that asks.
+    /// The peer that sends requests.
     pub client: String,
-    /// The peer that answers.
+    /// The peer that answers them.
     pub server: String,
     /// `local` (one thread) or `shared` (a segment).
     pub transport: String,

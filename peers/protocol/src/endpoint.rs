@@ -1,7 +1,7 @@
 //! Attachments: which volume is served, and at what kind of endpoint.
 //!
-//! One design decision: what every kind has stands in [`ServedVolume`], what only one kind has in its variant of
-//! [`EndpointSpec`]. Another driver is another variant; nothing that is not about it names it.
+//! One design decision: the settings of every kind are in [`ServedVolume`], those of one kind in its variant of [`EndpointSpec`]. A new
+//! driver is a new variant; other code does not name it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Lineage, ObjectSize};
 use crate::on_full::OnFull;
 
-/// Number of an attachment in its node. Never given twice.
+/// Number of an attachment in its node. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AttachmentId(pub u64);
@@ -27,27 +27,27 @@ impl fmt::Display for AttachmentId {
 pub struct ServedVolume {
     /// The volume.
     pub lineage: Lineage,
-    /// Bytes, as the catalogue has them: a multiple of 512.
+    /// Size in bytes, from the catalogue: a multiple of 512.
     pub size: u64,
-    /// Bytes of its objects: the best size of a transfer.
+    /// Size of its objects in bytes: the preferred size of a transfer.
     pub object_size: ObjectSize,
     /// Refuse writes.
     pub read_only: bool,
-    /// What names the disk to a guest: at most 20 bytes.
+    /// The serial number of the disk that a guest sees: at most 20 bytes.
     pub serial: String,
-    /// What writes do for which the pool has no room, as long as no other policy is set.
+    /// What writes do without space in the pool, until another policy is set.
     #[serde(default)]
     pub on_full: OnFull,
 }
 
-/// A kind of endpoint, and what only that kind has.
+/// A kind of endpoint, and the settings of that kind.
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum EndpointSpec {
     /// A vhost-user-blk device.
     VhostUser {
-        /// Where virtual machine monitors connect.
+        /// The socket for virtual machine monitors.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         socket: PathBuf,
         /// Request queues offered.
@@ -55,17 +55,17 @@ pub enum EndpointSpec {
     },
     /// An NBD export.
     Nbd {
-        /// Where clients connect.
+        /// The socket for clients.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         socket: PathBuf,
-        /// Name of the export: that of the volume when it was attached. The empty name means it as well.
+        /// Name of the export: the volume's name when it was attached. It is also the default export.
         export: String,
     },
     /// A block device of this host.
     Ublk {
         /// Its number.
         device: u32,
-        /// Where it is: `/dev/ublkb` and the number.
+        /// Its path: `/dev/ublkb` and the number.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         path: PathBuf,
     },
@@ -73,36 +73,36 @@ pub enum EndpointSpec {
     NbdDevice {
         /// Its number.
         device: u32,
-        /// Where it is: `/dev/nbd` and the number.
+        /// Its path: `/dev/nbd` and the number.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         path: PathBuf,
-        /// Where the daemon connects it.
+        /// The socket to which the daemon connects it.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         socket: PathBuf,
     },
     /// A file of this host. Served by the daemon, not by a data process.
     Fuse {
-        /// Where it is.
+        /// Its path.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         file: PathBuf,
     },
-    /// A block device of this host, by the kernel's loop driver over such a file. Served by the daemon.
+    /// A block device of this host, by the kernel's loop driver on such a file. Served by the daemon.
     Loop {
         /// The file below it.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         file: PathBuf,
-        /// Where the device is: a link to `/dev/loopN`.
+        /// Path of the device: a link to `/dev/loopN`.
         #[cfg_attr(feature = "schema", schema(value_type = String))]
         device: PathBuf,
     },
 }
 
-/// Connections of an NBD export that a process sets its resources aside for: those of clients in their usual way. More of them come out
-/// of what is left.
+/// Connections of an NBD export for which a process reserves resources: those that clients usually open. Further ones use the unreserved
+/// rest.
 pub const NBD_CONNECTIONS: u16 = 4;
 
 impl EndpointSpec {
-    /// The kind's name, for people and in figures.
+    /// The kind's name, in messages and figures.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -115,13 +115,13 @@ impl EndpointSpec {
         }
     }
 
-    /// Name of the endpoint in figures: its kind, and what tells it from others of this kind: its number or, for people, its volume.
+    /// Name of the endpoint in figures: its kind, and its number or, for users, its volume.
     #[must_use]
     pub fn peer_name(&self, which: &impl fmt::Display) -> String {
         format!("{}:{which}", self.kind())
     }
 
-    /// Queues of requests that it offers; for NBD, connections, each of which is one.
+    /// Number of its request queues; for NBD, of connections, each of which is one.
     #[must_use]
     pub fn queues(&self) -> u16 {
         match self {
@@ -132,7 +132,7 @@ impl EndpointSpec {
         }
     }
 
-    /// Where it is found.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {

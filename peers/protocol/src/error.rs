@@ -1,4 +1,4 @@
-//! Errors that cross a seam: a stable code, what it concerns, and what to do.
+//! Errors between crates and processes: a stable code, the object of the error, and the remedy.
 
 use std::fmt;
 
@@ -10,31 +10,31 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum ErrorCode {
-    /// A request or argument that can never be right: out of range, misaligned, malformed.
+    /// A request or argument that is never valid: out of range, misaligned, malformed.
     Invalid = 1,
     /// No such volume, snapshot, image, pool or object.
     NotFound = 2,
-    /// The name is taken, or the object is there already.
+    /// The name is taken, or the object exists already.
     Exists = 3,
-    /// Somebody else owns it, or it is attached.
+    /// Another user owns it, or it is attached.
     InUse = 4,
     /// The pool's file system, a quota or a table is full. Passes: goes on when there is space.
     NoSpace = 5,
     /// Metadata that fails its checksum or contradicts itself. Nothing was changed.
     Damaged = 6,
-    /// The backend failed the request; what is durable is unchanged.
+    /// The backend failed the request; durable data is unchanged.
     Io = 7,
-    /// A sync failed: what was not yet durable is lost, the volume must be reopened.
+    /// A sync failed: data that was not yet durable is lost, the volume must be reopened.
     SyncFailed = 8,
     /// A newer session owns the volume: this one may not write any more.
     Stale = 9,
     /// The operation is not offered.
     Unsupported = 10,
-    /// The thing is read-only.
+    /// The volume or object is read-only.
     ReadOnly = 11,
-    /// The other side is not there; try again later.
+    /// The other side is not available; try again later.
     Unavailable = 12,
-    /// A mistake of ours.
+    /// A bug.
     Internal = 13,
     /// The credentials of the client do not allow it.
     Denied = 14,
@@ -44,7 +44,7 @@ pub enum ErrorCode {
     NoMemory = 16,
     /// The run directory is full. Passes.
     NoRunSpace = 17,
-    /// A file of the pool may not get so large: a limit of its file system or of the process. Room does not help.
+    /// A file of the pool may not get so large: a limit of its file system or of the process. Free space does not help.
     TooLarge = 18,
     /// Stored by another version of the program, or with features that this one does not know. Nothing was changed.
     UnsupportedFormat = 19,
@@ -77,7 +77,7 @@ impl ErrorCode {
         ErrorCode::NotOpen,
     ];
 
-    /// Whether something has run out that comes back by itself, or when somebody frees it: the same request can be done then.
+    /// Whether a resource is exhausted that becomes available again, by itself or when it is freed: then the same request can succeed.
     #[must_use]
     pub fn passes(self) -> bool {
         matches!(
@@ -89,7 +89,7 @@ impl ErrorCode {
         )
     }
 
-    /// Whether what is stored cannot be used: to ask again is of no use.
+    /// Whether stored data cannot be used: a repetition does not help.
     #[must_use]
     pub fn is_of_stored(self) -> bool {
         matches!(self, ErrorCode::Damaged | ErrorCode::UnsupportedFormat)
@@ -139,7 +139,7 @@ impl ErrorCode {
     }
 }
 
-/// In words, for the middle of a sentence.
+/// The code as a phrase, for the middle of a sentence.
 impl fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -167,14 +167,14 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// What helps against [`ErrorCode::TooLarge`].
+/// The remedy for [`ErrorCode::TooLarge`].
 pub const TOO_LARGE_HINT: &str = "raise LimitFSIZE of the service (`ulimit -f`), or move the pool to a file system without such a limit";
 
-/// What helps against [`ErrorCode::Damaged`].
+/// The remedy for [`ErrorCode::Damaged`].
 pub const DAMAGED_HINT: &str =
     "nothing was changed; restore the object named, or the pool, from a copy";
 
-/// What helps against [`ErrorCode::UnsupportedFormat`].
+/// The remedy for [`ErrorCode::UnsupportedFormat`].
 pub const UNSUPPORTED_FORMAT_HINT: &str =
     "nothing was changed; use the program that wrote it, or a newer one that reads its format";
 
@@ -183,7 +183,7 @@ pub const UNSUPPORTED_FORMAT_HINT: &str =
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[expect(clippy::error_impl_error, reason = "the one error that crosses seams")]
 pub struct Error {
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: ErrorCode,
     /// What failed and why, naming the thing and the value.
     pub message: String,
@@ -215,7 +215,7 @@ impl Error {
         )
     }
 
-    /// The same with a hint.
+    /// The error with a hint.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
@@ -229,7 +229,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Result of what crosses a seam.
+/// Result with an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[cfg(test)]

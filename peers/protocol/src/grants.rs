@@ -1,7 +1,7 @@
-//! Which volumes a volume peer may open, where its credentials do not allow it all of them.
+//! Volumes that a volume peer may open, if its credentials do not allow it to open all.
 //!
-//! Control decides, mapper and blocker enforce: the first at each open, the second at each write. Reads of data are not in
-//! question here: a clone's data lies in the lineages that it descends from.
+//! Control decides; mapper and blocker enforce: the mapper at each open, the blocker at each write. Reads of data are not limited here: a
+//! clone's data lies in the lineages that it descends from.
 
 use std::collections::BTreeMap;
 
@@ -19,19 +19,19 @@ pub enum Access {
     Write,
 }
 
-/// Volumes and how they may be opened; all others may not.
+/// The granted volumes, with their access; all others must not be opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Grants(BTreeMap<Lineage, Access>);
 
 impl Grants {
-    /// Allows `access` to `lineage`, beside what is allowed already.
+    /// Allows `access` to `lineage`, in addition to other grants.
     pub fn allow(&mut self, lineage: Lineage, access: Access) {
         let granted = self.0.entry(lineage).or_insert(access);
         *granted = access.max(*granted);
     }
 
-    /// Whether they allow `access` to `lineage`. A search in a table: no allocation.
+    /// Whether `access` to `lineage` is granted. A search in a table: no allocation.
     #[must_use]
     pub fn permit(&self, lineage: Lineage, access: Access) -> bool {
         self.0

@@ -1,4 +1,4 @@
-//! Object handles: what a client of a blocker opens once, so that its requests carry 32 bits.
+//! Object handles: a client of a blocker opens an object once, so that its requests carry 32 bits.
 //!
 //! The client chooses the number, so that an open and the requests that use it travel together, and so that the same numbers can
 //! be announced to a blocker's successor. Rights and the fencing token are checked when a handle is opened, never per request.
@@ -31,7 +31,7 @@ const OP_CLOSE: u8 = 33;
 const ACCESS_MASK: u8 = 3;
 const FLAG_AGAIN: u8 = 4;
 
-/// What may be done through a handle. Each allows what those before it do.
+/// The operations that a handle allows. Each access includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum HandleAccess {
@@ -64,7 +64,7 @@ impl HandleAccess {
     }
 }
 
-/// Who opens: refused as stale once the pool knows that it was fenced. All zeros: nobody in particular.
+/// The session that opens: refused as stale once the pool knows that it was fenced. All zeros: no particular one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FencingToken {
     /// The incarnation of the node.
@@ -73,32 +73,32 @@ pub struct FencingToken {
     pub generation: u32,
 }
 
-/// An object as it is opened.
+/// An object to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OpenObject {
-    /// Which object.
+    /// Its id.
     pub id: ObjectId,
     /// Size of the pieces into which the volume's data is cut; matters to backends with one object each.
     pub object_size: ObjectSize,
-    /// What will be asked for.
+    /// The operations that are needed.
     pub access: HandleAccess,
-    /// Who asks.
+    /// The session that opens it.
     pub token: FencingToken,
 }
 
-/// A request about a handle.
+/// A request to open or close a handle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandleRequest {
-    /// Requests with `handle` are about `object` from now on.
+    /// Requests with `handle` concern `object` from now on.
     Open {
         /// The client's number.
         handle: u32,
-        /// What it stands for.
+        /// The object.
         object: OpenObject,
-        /// The handle was open at a predecessor of this blocker: what was written through it may not be durable yet.
+        /// The handle was open at a predecessor of this blocker: writes through it may not be durable yet.
         again: bool,
     },
-    /// `handle` stands for nothing any more.
+    /// Closes `handle`.
     Close {
         /// The client's number.
         handle: u32,
@@ -139,7 +139,7 @@ impl HandleRequest {
         }
     }
 
-    /// The request in a ring entry; `None`: it is about no handle, but an [`ObjectRequest`](crate::object::ObjectRequest).
+    /// The request in a ring entry; `None`: it does not open or close a handle, but is an [`ObjectRequest`](crate::object::ObjectRequest).
     #[must_use]
     pub fn decode(entry: &Submission) -> Option<Result<Self, ErrorCode>> {
         match entry.op {

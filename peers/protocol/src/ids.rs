@@ -63,7 +63,7 @@ impl FromStr for Lineage {
                 format!("`{text}` is not a lineage: 32 hexadecimal digits"),
             )
         };
-        // A sign would be taken for a digit's place.
+        // A sign must not pass as a digit.
         if text.len() != 32 || text.starts_with('+') {
             return Err(refused());
         }
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Lineage {
     }
 }
 
-/// Age of a block within its lineage. Raised by every snapshot, takeover and open after an unclean end.
+/// Epoch of a block within its lineage. Raised by every snapshot, takeover and open after an unclean end.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
 )]

@@ -1,9 +1,9 @@
-//! Blocks that a small flush hands to the mapper, so that one append to the log makes them durable.
+//! Blocks that a small flush passes to the mapper, so that one append to the log makes them durable.
 //!
 //! They travel in an *area* of the channel's arena, named by offset and length in
 //! [`MapOp::FlushCommit`](crate::map::MapOp::FlushCommit):
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 0 to 4095 | table: for each block its number in the volume (u64) and the epoch that it was written in (u64) |
 //! | from 4096 | the blocks, 4096 bytes each, in the order of the table |
@@ -24,7 +24,7 @@ const BLOCK_LEN: usize = 4096;
 const _: () = assert!(BLOCK_LEN as u64 == BLOCK_SIZE);
 const _: () = assert!((JOURNALED_MAX * JournaledBlockId::LEN) as u64 <= TABLE_LEN);
 
-/// Which block a copy is of.
+/// The id of a copied block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JournaledBlockId {
     /// The epoch that it was written in; the lineage is the volume's own.
@@ -55,7 +55,7 @@ impl JournaledBlockId {
     }
 }
 
-/// Bytes of an area with `blocks` blocks; none: no area.
+/// Bytes of an area with `blocks` blocks; 0: no area.
 #[must_use]
 pub fn area_len(blocks: usize) -> u64 {
     if blocks == 0 {
@@ -75,7 +75,7 @@ impl JournaledData {
     /// Takes the bytes of an area, or none.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] for a length that no area has.
+    /// [`ErrorCode::Invalid`] for an impossible length.
     pub fn new(area: Vec<u8>) -> Result<Self, ErrorCode> {
         let blocks = area.len().saturating_sub(BLOCK_LEN) / BLOCK_LEN;
         if area.len() as u64 != area_len(blocks) || blocks > JOURNALED_MAX {
@@ -90,7 +90,7 @@ impl JournaledData {
         self.area.len().saturating_sub(BLOCK_LEN) / BLOCK_LEN
     }
 
-    /// Whether nothing is carried.
+    /// Whether there is no block.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.area.is_empty()

@@ -1,12 +1,12 @@
-//! Labels: what people and programs note of a volume, a snapshot or an image, such as whose disk it is. The storage never reads them.
+//! Labels: notes of users and programs about a volume, a snapshot or an image, such as whose disk it is. The storage never reads them.
 //!
-//! | what | bounds |
+//! | text | limits |
 //! |---|---|
 //! | key | 1 to 63 of `a-z 0-9 . _ -`, beginning with a letter or a digit; a program that sets labels begins its keys with its name and a dot: `ganeti.instance` |
 //! | value | up to 255 bytes of UTF-8 without control characters; may be empty |
-//! | all labels of one thing | [`LABELS_MAX`], of [`LABELS_LEN_MAX`] bytes in all |
+//! | all labels of a volume, snapshot or image | [`LABELS_MAX`], of [`LABELS_LEN_MAX`] bytes in all |
 //!
-//! In JSON the labels of a thing are one object, from keys to values. In a change, null instead of a value removes the label.
+//! In JSON the labels are one object, from keys to values. In a change, null instead of a value removes the label.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -21,10 +21,10 @@ use crate::error::{Error, ErrorCode};
 pub const LABEL_KEY_LEN_MAX: usize = 63;
 /// Longest value, in bytes.
 pub const LABEL_VALUE_LEN_MAX: usize = 255;
-/// Most labels of one thing.
+/// Most labels of one volume, snapshot or image.
 pub const LABELS_MAX: usize = 32;
-/// Most bytes of the keys and values of one thing: with two bytes of lengths for each label they fit into a record of the catalogue,
-/// and leave 950 bytes of it to other attributes.
+/// Most bytes of keys and values together: with two bytes of lengths for each label they fit into a record of the catalogue, and leave 950
+/// bytes of it to other attributes.
 pub const LABELS_LEN_MAX: usize = 3072;
 
 fn invalid(message: String) -> Error {
@@ -164,7 +164,7 @@ impl FromStr for Label {
     }
 }
 
-/// The labels of one thing: within the bounds, in order of their keys.
+/// The labels of one volume, snapshot or image: within the limits, in order of their keys.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(
     try_from = "BTreeMap<LabelKey, LabelValue>",
@@ -190,7 +190,7 @@ impl Labels {
     /// Makes `changes`, all or none.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] if they are too many or too long then; the labels are as before.
+    /// [`ErrorCode::Invalid`] if they are too many or too long afterwards; then the labels are unchanged.
     pub fn apply(&mut self, changes: &LabelChanges) -> Result<(), Error> {
         let mut labels = self.0.clone();
         for (key, value) in &changes.0 {
@@ -215,7 +215,7 @@ impl Labels {
         self.0.get(key)
     }
 
-    /// All, in order of their keys.
+    /// All labels, in order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&LabelKey, &LabelValue)> {
         self.0.iter()
     }
@@ -248,7 +248,7 @@ impl From<Labels> for BTreeMap<LabelKey, LabelValue> {
     }
 }
 
-/// The labels as people read them: `KEY=VALUE`, with commas between them.
+/// The labels for users: `KEY=VALUE`, with commas between them.
 impl fmt::Display for Labels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (key, value)) in self.0.iter().enumerate() {
@@ -259,13 +259,13 @@ impl fmt::Display for Labels {
     }
 }
 
-/// A change of labels: keys with their new values, or with none to remove the label. Labels that are not named stay.
+/// A change of labels: keys with their new values, or with none to remove the label. Other labels stay.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LabelChanges(BTreeMap<LabelKey, Option<LabelValue>>);
 
 impl LabelChanges {
-    /// Has `label` set.
+    /// Adds a change that sets `label`.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if there is a change of this key.
@@ -273,7 +273,7 @@ impl LabelChanges {
         self.insert(label.key, Some(label.value))
     }
 
-    /// Has the label of `key` removed, if there is one.
+    /// Adds a change that removes the label of `key`, if there is one.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if there is a change of this key.
@@ -296,17 +296,17 @@ impl LabelChanges {
     }
 }
 
-/// Which labels are looked for, as text `KEY` or `KEY=VALUE`.
+/// A filter for labels, as text `KEY` or `KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LabelFilter {
     key: LabelKey,
-    /// `None`: any.
+    /// `None`: any value.
     value: Option<LabelValue>,
 }
 
 impl LabelFilter {
-    /// Whether something with `labels` is looked for.
+    /// Whether `labels` match.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
         let found = labels.0.get(&self.key);

@@ -1,4 +1,4 @@
-//! Last words: why a process of ours cannot go on, as one line of JSON on its standard output.
+//! Last words: why a process of ours ends, as one line of JSON on its standard output.
 //!
 //! The log is for people and may be anywhere; an exit code gives the kind only. By its last words a process reports code, message and hint
 //! of its failure to the process that started it.
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// Longest last words that are read, in bytes: a message names a few things, each a path or a name.
+/// Longest last words that are read, in bytes: a message contains a few names and paths.
 pub const LEN_MAX: u64 = 64 << 10;
 
 /// The line, which has the form of a failure in the API.
@@ -26,7 +26,7 @@ pub fn encode(error: &Error) -> String {
     serde_json::to_string(&LastWords { error }).expect("an error has string keys")
 }
 
-/// The last words in the `output` of a process. `None`: the process was killed, or died of something unforeseen.
+/// The last words in the `output` of a process. `None`: the process was killed, or ended by an unforeseen fault.
 #[must_use]
 pub fn decode(output: &[u8]) -> Option<Error> {
     let line = output

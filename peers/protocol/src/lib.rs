@@ -5,13 +5,13 @@
 //! | [`ids`] | everybody: lineages, epochs, blocks, sizes, names |
 //! | [`volume`] | a driver and the volume peer (function calls in one thread) |
 //! | [`map`] | the volume peer and the mapper (ring entries) |
-//! | [`journaled`] | the same: blocks that a small flush hands to the log |
+//! | [`journaled`] | the same: blocks that a small flush passes to the log |
 //! | [`status`] | driver, volume peer and mapper: which parts of a volume hold data |
 //! | [`object`] | volume peer or mapper and a blocker (ring entries): the object contract |
-//! | [`capabilities`] | the same: what a backend does by itself |
-//! | [`log_sector`] | the same: what a log is made of |
-//! | [`handle`] | the same: objects that are opened |
-//! | [`client_handles`] | volume peer and mapper: the handles that they have open |
+//! | [`capabilities`] | the same: the capabilities of a backend |
+//! | [`log_sector`] | the same: the sectors of a log |
+//! | [`handle`] | the same: opening and closing objects |
+//! | [`client_handles`] | volume peer and mapper: their open handles |
 //! | [`reply`] | all peers that use ring entries: the answer to any request |
 //! | [`catalogue`] | control and the mapper: names, volumes, snapshots, images |
 //! | [`control`] | the node daemon and the processes that it started |
@@ -21,12 +21,12 @@
 //! | [`labels`] | everybody but the data path: key-value notes of users at a volume, a snapshot or an image |
 //! | [`on_full`] | everybody: a volume's policy for a full pool |
 //! | [`error`] | everybody: stable error codes |
-//! | [`date()`] | people: wall time in words |
+//! | [`date()`] | users: wall time as text |
 //!
 //! One design decision: ids are structured numbers, never strings, so that every request of the data path fits in one
 //! 64-byte entry, and names appear only in [`catalogue`].
 //!
-//! This crate never does I/O and reads no clock. It keeps no state but [`client_handles`], which two peers share.
+//! This crate never does I/O and reads no clock. It keeps no state except [`client_handles`], which two peers share.
 
 #![forbid(unsafe_code)]
 

@@ -3,17 +3,17 @@
 //!
 //! Invariants
 //! - Every sector of a log is whole from the beginning: blank ones are written when the log is made. In a pool whose completed writes
-//!   are durable, its reader takes zeros for blank ones.
-//! - A torn append leaves each of its sectors as it was or as it should be: whole either way. So a sector that is not
-//!   whole is damage, wherever it stands and whatever it held.
-//! - Whatever a guest wrote stands behind a sector's header, which it cannot choose.
+//!   are durable, its reader accepts zeros as blank ones.
+//! - A torn append leaves each of its sectors in its old or its new state: whole either way. So a sector that is not whole is damage,
+//!   wherever it stands and whatever its content was.
+//! - Guest data stands behind a sector's header, which a guest cannot choose.
 //! - A batch is whole if all of its sectors are there, of one generation. Each of them contains their number.
 
 use std::ops::Range;
 
 use crate::ids::{Generation, Lineage};
 
-/// What a medium writes whole or not at all (`docs/assumptions.md`).
+/// The unit that a medium writes whole or not at all (`docs/assumptions.md`).
 pub const SECTOR_LEN: usize = 512;
 /// Batches are multiples of this, so that no append touches a durable one.
 pub const UNIT: usize = 4096;
@@ -21,28 +21,29 @@ const _: () = assert!(UNIT.is_multiple_of(SECTOR_LEN));
 /// Position u64, generation u64, index u16, count u16, checksum u32.
 const HEADER_LEN: usize = 24;
 const CRC_AT: usize = 20;
-/// What a sector holds of its batch.
+/// Bytes of a batch in one sector.
 pub const CONTENT_LEN: usize = SECTOR_LEN - HEADER_LEN;
 /// In place of index and count: nothing was ever appended here.
 const BLANK: u16 = u16::MAX;
 
-/// A sector that is whole.
+/// A whole sector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sector<'a> {
-    /// In the log; of a blank one its place.
+    /// Its position in the log; for a blank one its place.
     pub position: u64,
-    /// Of its batch. An append that tears over what another left torn mixes sectors of both; no two of them pass for one.
+    /// The generation of its batch. If an append tears over the rest of another torn one, sectors of both are mixed, and are not taken for
+    /// one batch.
     pub generation: u64,
-    /// In its batch, from 0.
+    /// Its index in its batch, from 0.
     index: u16,
-    /// Sectors of its batch.
+    /// Number of sectors of its batch.
     count: u16,
-    /// What it holds of its batch.
+    /// Its part of the batch.
     pub content: &'a [u8],
 }
 
 impl<'a> Sector<'a> {
-    /// The sector at the beginning of `bytes`; `None`: it is not what a log of `lineage` ever held.
+    /// The sector at the beginning of `bytes`; `None`: it is not a sector of a log of `lineage`.
     #[must_use]
     pub fn open(bytes: &'a [u8], lineage: Lineage) -> Option<Self> {
         let bytes = bytes.get(..SECTOR_LEN)?;
@@ -70,7 +71,7 @@ impl<'a> Sector<'a> {
         (self.index, self.count) == (BLANK, BLANK)
     }
 
-    /// Where its batch stands; `None`: it is blank, or no batch can have such a sector.
+    /// The range of its batch; `None`: it is blank, or no batch can have such a sector.
     #[must_use]
     pub fn batch(&self) -> Option<Range<u64>> {
         let start = u64::from(self.index) * SECTOR_LEN as u64;
@@ -82,7 +83,7 @@ impl<'a> Sector<'a> {
     }
 }
 
-/// The position that the sector at the beginning of `bytes` gives, whole or not.
+/// The position in the sector at the beginning of `bytes`, whole or not.
 #[must_use]
 pub fn position_of(bytes: &[u8]) -> Option<u64> {
     let position = bytes.get(..8)?.try_into().ok()?;
@@ -121,7 +122,7 @@ fn write(
 /// The sectors of a batch of `content`, a multiple of [`CONTENT_LEN`].
 ///
 /// # Panics
-/// If they are more than a batch may have: 65,534.
+/// If they are more than the 65,534 that a batch may have.
 #[must_use]
 pub fn sectors(content: &[u8], lineage: Lineage, position: u64, generation: Generation) -> Vec<u8> {
     let count = content.len() / CONTENT_LEN;
@@ -129,7 +130,7 @@ pub fn sectors(content: &[u8], lineage: Lineage, position: u64, generation: Gene
     let count = u16::try_from(count).ok().filter(|count| *count < BLANK);
     let count = count.expect("batches are shorter than 32 MiB");
     for (content, index) in content.chunks_exact(CONTENT_LEN).zip(0..) {
-        // A log that claims to be at the end of numbers is refused when it is read, not here.
+        // A log that claims to be at the end of the numbers is refused when it is read, not here.
         let position = position.wrapping_add(bytes.len() as u64);
         let place = [index, count];
         write(&mut bytes, lineage, position, generation, place, content);
@@ -137,7 +138,7 @@ pub fn sectors(content: &[u8], lineage: Lineage, position: u64, generation: Gene
     bytes
 }
 
-/// What a new log holds at these places.
+/// The content of a new log at these places.
 #[must_use]
 pub fn blank(lineage: Lineage, places: Range<u64>) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -154,7 +155,7 @@ pub fn blank(lineage: Lineage, places: Range<u64>) -> Vec<u8> {
     bytes
 }
 
-/// Where in a whole log a sector is damaged: the first such place of those given, which are multiples of sectors.
+/// The first of the `places`, which are multiples of sectors, where a whole log is damaged.
 #[must_use]
 pub fn first_damaged(log: &[u8], lineage: Lineage, places: Range<usize>) -> Option<usize> {
     let len = log.len() as u64;
@@ -165,9 +166,9 @@ pub fn first_damaged(log: &[u8], lineage: Lineage, places: Range<usize>) -> Opti
     })
 }
 
-/// Whether `bytes` are the sectors of one batch at `position`, of the session `token` or one before: a session that has not begun
-/// appends in the name of the one before. Looks at the first one: this is asked for
-/// each append, and what is wrong with another one hurts its own session only.
+/// Whether `bytes` are the sectors of one batch at `position`, of the session `token` or an earlier one: a session that has not begun
+/// appends with the token of the one before. Only the first sector is checked: this is called for each append, and a bad sector behind it
+/// harms only its own session.
 #[must_use]
 pub fn is_batch(
     bytes: &[u8],
@@ -182,7 +183,7 @@ pub fn is_batch(
     batch.is_some_and(|batch| batch.end - batch.start == u64::from(len))
 }
 
-/// Whether `bytes` are all sectors of the batch at `position`, and no other's.
+/// Whether `bytes` are all sectors of the batch at `position`, and of no other batch.
 #[must_use]
 pub fn is_whole(bytes: &[u8], lineage: Lineage, position: u64) -> bool {
     let Some(end) = position.checked_add(bytes.len() as u64) else {

@@ -3,8 +3,8 @@
 //! | op | request | answer: result; flags; values |
 //! |---|---|---|
 //! | [`MapOp::Open`] | session on a lineage | handle; 0 or [`FLAG_DURABLE_POOL`]; size, object size log2 |
-//! | [`MapOp::Close`] | give it back, everything flushed before | 0 |
-//! | [`MapOp::Locate`] | where `len` bytes at `offset` live, or shall be written | bytes of the run; a [`Placement`]; epoch, lineage index |
+//! | [`MapOp::Close`] | end the session, after everything was flushed | 0 |
+//! | [`MapOp::Locate`] | where `len` bytes at `offset` are, or shall be written | bytes of the run; a [`Placement`]; epoch, lineage index |
 //! | [`MapOp::Lineage`] | which lineage an index stands for | 0; -; high and low word |
 //! | [`MapOp::Written`] | `len` bytes at `offset` were written where a locate returned `First` | 0; [`FLAG_FLUSH_REQUESTED`] |
 //! | [`MapOp::Zero`] | whole blocks read as zeros from now on | 0; [`FLAG_FLUSH_REQUESTED`] |
@@ -12,7 +12,7 @@
 //! | [`MapOp::FlushCommit`] | data up to the cut is synced, or journaled: log it, sync the log | 0 |
 //! | [`MapOp::SnapshotBegin`] | raise the epoch, for a prepared snapshot | 0; -; new epoch |
 //! | [`MapOp::SnapshotCommit`] | the old epoch's data is synced: make the snapshot | 0 |
-//! | [`MapOp::SnapshotAbort`] | forget it; the raised epoch stays | 0 |
+//! | [`MapOp::SnapshotAbort`] | drop the prepared snapshot; the raised epoch stays | 0 |
 //! | [`MapOp::Abandon`] | a sync failed: drop what is not durable, end the session | 0 |
 //! | [`MapOp::Status`] | which blocks of `len` bytes at `offset` hold data | how many runs; 0; the runs, [`MapRuns`] |
 //!
@@ -36,7 +36,7 @@ use crate::ids::{Epoch, Lineage, ObjectSize};
 use crate::reply::Reply;
 use crate::status::MapRuns;
 
-/// Operations of the mapper on the data path. The numbers are the wire's.
+/// Operations of the mapper on the data path. The numbers are those of the ring entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(
     missing_docs,
@@ -87,12 +87,12 @@ impl MapOp {
 
 /// Flag of [`MapOp::Open`]: open for writing. Flag of [`MapOp::Locate`]: for writing.
 pub const FLAG_WRITE: u8 = 1;
-/// Flag of [`MapOp::FlushCommit`]: all that was ever carried is synced where it belongs.
+/// Flag of [`MapOp::FlushCommit`]: all journaled data is synced at its home location.
 pub const FLAG_HOME: u8 = 2;
 /// Flag of [`MapOp::Open`]: a sync failed in the last session, and the mapper died before it received [`MapOp::Abandon`]: drop what is not
 /// durable.
 pub const FLAG_DROP: u8 = 4;
-/// Flag in an answer: flush soon, the memory for what is not yet logged is filling up.
+/// Flag in an answer: flush soon, since the memory for unlogged changes is filling up.
 pub const FLAG_FLUSH_REQUESTED: u32 = 1 << 8;
 /// Flag in an answer to an open: each completed write to the pool is durable.
 pub const FLAG_DURABLE_POOL: u32 = 1 << 9;
@@ -130,18 +130,18 @@ pub struct MapRequest {
     pub op: MapOp,
     /// [`FLAG_WRITE`], [`FLAG_HOME`], [`FLAG_DROP`] or 0.
     pub flags: u8,
-    /// Session that [`MapOp::Open`] gave.
+    /// The session, from the answer to [`MapOp::Open`].
     pub handle: u32,
-    /// Byte offset in the volume: of a block. Of [`MapOp::FlushCommit`]: of the area in the channel's arena.
+    /// Byte offset in the volume, of a block. For [`MapOp::FlushCommit`]: offset of the area in the channel's arena.
     pub offset: u64,
-    /// Length in bytes: whole blocks. Of [`MapOp::FlushCommit`]: of the area, 0 if nothing is carried.
+    /// Length in bytes, in whole blocks. For [`MapOp::FlushCommit`]: length of the area, 0 without journaled data.
     pub len: u64,
     /// The lineage to open, the cut, the snapshot's token, the epoch written, the lineage index.
     pub operand: [u64; 2],
 }
 
 impl MapRequest {
-    /// A request of `op` on session `handle` with nothing else.
+    /// A request of `op` on session `handle`, with all other fields 0.
     #[must_use]
     pub fn new(op: MapOp, handle: u32) -> Self {
         MapRequest {
@@ -154,7 +154,7 @@ impl MapRequest {
         }
     }
 
-    /// Opens `lineage`.
+    /// A request to open `lineage`.
     #[must_use]
     pub fn open(lineage: Lineage, for_writing: bool) -> Self {
         let flags = if for_writing { FLAG_WRITE } else { 0 };
@@ -204,7 +204,7 @@ impl MapRequest {
 /// The answer to a [`MapRequest`].
 pub type MapReply = Reply;
 
-/// What an answer of the mapper holds besides its result.
+/// Fields of the mapper's answers besides the result.
 impl MapReply {
     /// The answer to a locate: `len` bytes lie at `placement` in (`lineage_index`, `epoch`).
     #[must_use]
@@ -229,7 +229,7 @@ impl MapReply {
     /// The runs in the answer to a status.
     ///
     /// # Errors
-    /// Why the request failed; [`ErrorCode::Internal`] from a mapper that speaks another protocol.
+    /// The error of the request; [`ErrorCode::Internal`] from a mapper with another protocol.
     pub fn status_runs(&self) -> Result<MapRuns, ErrorCode> {
         let count = self.result?;
         let runs = MapRuns::from_values(self.values)?;
@@ -239,7 +239,7 @@ impl MapReply {
         Ok(runs)
     }
 
-    /// Where the located run lies; `None` from a mapper that speaks another protocol.
+    /// Where the located run is; `None` from a mapper with another protocol.
     #[must_use]
     pub fn placement(&self) -> Option<Placement> {
         Placement::from_bits(self.flags)

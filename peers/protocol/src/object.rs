@@ -1,19 +1,19 @@
-//! The object contract: what a blocker does for volume peers and mappers.
+//! The object contract: the operations of a blocker for volume peers and mappers.
 //!
 //! An object is addressed by structured numbers. Data lies in an address space of its own for each (lineage, epoch):
 //! byte `offset` of it is byte `offset` of the volume, so object `i` is `offset / object_size == i`, and each backend
-//! places it as suits it: the file blocker by arithmetic in a container, RADOS as one RADOS object.
+//! places it as it needs: the file blocker by arithmetic in a container, RADOS as one RADOS object.
 //!
 //! A client opens an object ([`crate::handle`]); its requests carry the handle. The three argument words of such an entry are
 //! reserved, for a displacement and for names of content, and are 0.
 //!
 //! Guarantees
-//! - Requests in flight at the same time are not ordered. What was completed before another was submitted precedes it.
+//! - Requests in flight at the same time are not ordered. A request that was completed before another was submitted precedes it.
 //! - A completed [`ObjectOp::Write`] is seen by every later read, and is durable after a later completed
 //!   [`ObjectOp::Sync`] of its object or pool. Until then any subset of its sectors may survive a power cut. With
 //!   [`FLAG_DURABLE`] it is durable when completed.
 //! - [`ObjectOp::CompareAndSwap`] is atomic and durable when completed: after a crash the object is old or new.
-//! - What was never written reads as zeros, in objects that exist; an object that does not exist is
+//! - Bytes that were never written read as zeros, in objects that exist; an object that does not exist is
 //!   [`ErrorCode::NotFound`] to read (data and metadata alike), and is created by its first write.
 //! - Every request may be repeated: the same write, swap, append, seal, punch or delete again leaves the same state. After a
 //!   [`ObjectOp::Create`] whose answer was lost, the repetition returns [`ErrorCode::Exists`].
@@ -39,7 +39,7 @@ pub use op::ObjectOp;
 
 /// [`ObjectRequest::flags`]: a write is durable when it completes.
 pub const FLAG_DURABLE: u8 = 1;
-/// Longest content of a compare-and-swap object: a 4 KiB slot less its own head.
+/// Longest content of a compare-and-swap object: a 4 KiB slot minus its header.
 pub const SWAP_LEN_MAX: u32 = 4096 - 64;
 /// Most bytes of one read or write: larger ones are split by the client.
 pub const IO_LEN_MAX: u32 = 32 << 20;
@@ -48,7 +48,7 @@ pub const SCATTER_MAX: u16 = 1024;
 /// Bytes of an entry of a scatter list: region u32, length u32, offset u64, little-endian.
 pub const SCATTER_ENTRY_LEN: usize = 16;
 
-/// Where the bytes of a request are: a buffer, or a list of buffers, in memory that the channel knows.
+/// The memory of a request: a buffer, or a list of buffers, in regions of the channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Memory {
     /// Region of the buffer, or of the scatter list.
@@ -66,18 +66,18 @@ pub struct ObjectRequest {
     pub op: ObjectOp,
     /// [`FLAG_DURABLE`] or 0.
     pub flags: u8,
-    /// Which object.
+    /// The object.
     pub id: ObjectId,
     /// Size of the pieces into which the volume's data is cut; matters to backends with one object each.
     pub object_size: ObjectSize,
     /// Byte offset in the object's address space; for [`ObjectOp::CompareAndSwap`] the expected version, for
     /// [`ObjectOp::Append`] the position.
     pub offset: u64,
-    /// Whose session asks: it opened the handle. Below 2^32; [`ObjectOp::Append`] and [`ObjectOp::Seal`] need it.
+    /// The generation of the session that opened the handle. Below 2^32; [`ObjectOp::Append`] and [`ObjectOp::Seal`] need it.
     pub token: Generation,
     /// Bytes of data in memory.
     pub len: u32,
-    /// Where the data is.
+    /// The memory for the data.
     pub memory: Memory,
 }
 
@@ -97,8 +97,8 @@ impl ObjectRequest {
         }
     }
 
-    /// The request as a ring entry, on `handle`, which its client has opened for [`ObjectRequest::id`]. A request about the pool
-    /// carries the id itself, and no handle.
+    /// The request as a ring entry, on `handle`, which its client has opened for [`ObjectRequest::id`]. A request about the pool contains
+    /// the id itself, and no handle.
     #[must_use]
     pub fn encode(&self, handle: u32) -> Submission {
         let [high, low] = self.id.lineage.to_words();
@@ -172,10 +172,10 @@ impl ObjectRequest {
 pub type ObjectReply = Reply;
 
 impl OpenObject {
-    /// The object of `request` with `access`, opened by the session that asks, of no node in particular.
+    /// The object of `request` with `access`, opened by the session in the request, of no particular node.
     ///
     /// # Panics
-    /// If the generation of the session is 2^32 or more: the codec of heads refuses these.
+    /// If the generation of the session is 2^32 or more: the codec of heads refuses such generations.
     pub fn of(request: &ObjectRequest, access: HandleAccess) -> Self {
         OpenObject {
             id: request.id,

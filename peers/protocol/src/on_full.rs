@@ -1,4 +1,4 @@
-//! A volume's policy for a full pool, as people, records and drivers have it.
+//! A volume's policy for a full pool, in text, records and requests.
 //!
 //! Text: `wait`, `wait:SECONDS` or `report`. In numbers: the seconds that a write waits, 0 for `report`, none for ever.
 
@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorCode};
 
-/// What happens to a write for which the pool has no room.
+/// What happens to a write without space in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum OnFull {
     /// It fails with [`ErrorCode::NoSpace`] at once.
     Report,
-    /// It waits until there is room, and fails only when the volume has been without room for as long as `limit`.
+    /// It waits until there is space, and fails only when the volume has been without space for as long as `limit`.
     Wait {
         /// Whole seconds, at least one; `None`: it waits for ever.
         limit: Option<Duration>,
@@ -24,7 +24,7 @@ pub enum OnFull {
 }
 
 impl OnFull {
-    /// How long a write waits for room; `None`: for ever.
+    /// How long a write waits for space; `None`: for ever.
     #[must_use]
     pub fn limit(self) -> Option<Duration> {
         match self {
@@ -33,7 +33,7 @@ impl OnFull {
         }
     }
 
-    /// The same in seconds, at least one for a policy that waits.
+    /// The limit in seconds, at least one for a policy that waits.
     #[must_use]
     pub fn to_seconds(self) -> Option<u32> {
         match self {
@@ -44,7 +44,7 @@ impl OnFull {
         }
     }
 
-    /// The policy whose [`OnFull::to_seconds`] these are.
+    /// The policy with this limit in seconds, as [`OnFull::to_seconds`] returns it.
     #[must_use]
     pub fn from_seconds(seconds: Option<u32>) -> Self {
         match seconds {
@@ -56,7 +56,7 @@ impl OnFull {
     }
 }
 
-/// Waits for ever: a guest cannot tell a full pool from a broken disk.
+/// Waits for ever: a guest cannot distinguish a full pool from a broken disk.
 impl Default for OnFull {
     fn default() -> Self {
         OnFull::Wait { limit: None }

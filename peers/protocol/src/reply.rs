@@ -1,7 +1,7 @@
-//! The answer to a request of any ring protocol, and how it looks in a ring entry.
+//! The answer to a request of any ring protocol, and its encoding as a ring entry.
 //!
-//! A completion carries a count or a negated [`ErrorCode`] as its result, flags, and two values. What these stand for is the
-//! operation's matter: [`crate::object`], [`crate::map`], and the segment channel of a volume.
+//! A completion has a count or a negated [`ErrorCode`] as its result, flags, and two values. Their meaning depends on the operation:
+//! [`crate::object`], [`crate::map`], and the segment channel of a volume.
 
 use xseg::Completion;
 
@@ -10,16 +10,16 @@ use crate::error::ErrorCode;
 /// The answer to a request on a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
-    /// Count that the operation's description names, or why it failed.
+    /// The count of the operation, or its error.
     pub result: Result<u32, ErrorCode>,
-    /// Flags that the operation's description names; 0 if it names none.
+    /// Flags of the operation; 0 if it has none.
     pub flags: u32,
-    /// Values that the operation's description names.
+    /// Values of the operation.
     pub values: [u64; 2],
 }
 
 impl Reply {
-    /// Success with count `result` and nothing else.
+    /// Success with count `result`, without flags and values.
     #[must_use]
     pub fn done(result: u32) -> Self {
         Reply {
@@ -43,7 +43,7 @@ impl Reply {
     #[must_use]
     pub fn encode(&self, tag: u64) -> Completion {
         let result = match self.result {
-            // Counts, handles and runs stay below 2^31; a larger one would be our mistake.
+            // Counts, handles and runs stay below 2^31; a larger one would be a bug.
             Ok(count) => i32::try_from(count).unwrap_or(ErrorCode::Internal.to_result()),
             Err(code) => code.to_result(),
         };
@@ -69,7 +69,7 @@ impl Reply {
 }
 
 impl From<Result<(), ErrorCode>> for Reply {
-    /// The answer to an operation that counts nothing.
+    /// The answer to an operation without a count.
     fn from(result: Result<(), ErrorCode>) -> Self {
         result.map_or_else(Reply::failed, |()| Reply::done(0))
     }

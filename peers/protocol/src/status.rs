@@ -1,18 +1,18 @@
 //! Block status: which parts of a volume hold data and which are holes, as runs.
 //!
-//! A driver gets runs in a *page* of its memory ([`VolumeOp::BlockStatus`](crate::volume::VolumeOp::BlockStatus)). The
-//! mapper answers up to [`MapRuns::MAX`] of them in the values of a completion ([`MapOp::Status`](crate::map::MapOp)).
+//! A driver gets runs in a *page* of its memory ([`VolumeOp::BlockStatus`](crate::volume::VolumeOp::BlockStatus)). The mapper returns up to
+//! [`MapRuns::MAX`] of them in the values of a completion ([`MapOp::Status`](crate::map::MapOp)).
 //!
 //! | where | a run | length | state |
 //! |---|---|---|---|
 //! | page | u64, little-endian | bits 9 to 63, in place: bytes, a multiple of 512 | bits 0 to 8 |
 //! | answer of the mapper | u32; two in each value, the low half first | bits 2 to 31: blocks | bits 0 and 1 |
 //!
-//! A run of 0 ends the list; a full list has no end. Runs follow one another without a gap, the first from where the
-//! request begins. Neighbours of a page differ in their state.
+//! A run of 0 ends the list; a full list has no end mark. Runs are consecutive, the first one from the beginning of the request's range.
+//! Neighbours in a page differ in their state.
 //!
-//! There are two states, not three: the map has no zeros that are stored. Zeros that a guest wrote as data are data; what
-//! was discarded, or zeroed by a command, is a hole, whether or not the pool has the space back yet.
+//! There are two states, not three: the map stores no zeros. Zeros that a guest wrote as data are data; a range that was discarded, or
+//! zeroed by a command, is a hole, whether or not its space was given back yet.
 
 use crate::error::ErrorCode;
 use crate::ids::{BLOCK_SIZE, SECTOR_SIZE};
@@ -25,13 +25,13 @@ const ENTRY: usize = STATUS_ENTRY_LEN as usize;
 /// Bits of an entry that are not its length.
 const STATE_MASK: u64 = SECTOR_SIZE - 1;
 
-/// What a part of a volume holds. The numbers are the wire's.
+/// The state of a part of a volume. The numbers are those of the entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum BlockState {
     /// Nothing is stored: it reads as zeros.
     Hole = 0,
-    /// Something is stored, or may be.
+    /// Data is stored, or may be.
     Data = 1,
 }
 
@@ -50,7 +50,7 @@ impl BlockState {
 pub struct StatusRun {
     /// Bytes: a multiple of 512, and not 0.
     pub len: u64,
-    /// What they hold.
+    /// Their state.
     pub state: BlockState,
 }
 
@@ -88,7 +88,7 @@ impl<'a> StatusPage<'a> {
     /// The page in `bytes`, a private copy, which answers a request of `asked` bytes.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`]: an unknown state, a length that no run has, more than was asked for, or no run at all.
+    /// [`ErrorCode::Internal`]: an unknown state, an impossible length, more than was requested, or no run at all.
     pub fn decode(bytes: &'a [u8], asked: u64) -> Result<Self, ErrorCode> {
         let (mut covered, mut used) = (0_u64, 0);
         for entry in bytes.as_chunks::<ENTRY>().0 {
@@ -120,7 +120,7 @@ impl<'a> StatusPage<'a> {
     }
 }
 
-/// Runs of whole blocks, as the mapper answers them.
+/// Runs of whole blocks, in an answer of the mapper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MapRuns {
     words: [u32; MapRuns::MAX],
@@ -130,11 +130,11 @@ pub struct MapRuns {
 impl MapRuns {
     /// Most runs of an answer.
     pub const MAX: usize = 4;
-    /// Most blocks of a run: 2^30 - 1, which is 4 TiB. What goes on behind takes another run of the same state.
+    /// Most blocks of a run: 2^30 - 1, which is 4 TiB. The rest of a longer one takes another run of the same state.
     pub const BLOCKS_MAX: u64 = (1 << 30) - 1;
 
-    /// Adds a run of `blocks` blocks, at least one, behind the others. Whether there was room for all of them: else as
-    /// many as fit were added.
+    /// Adds a run of `blocks` blocks, at least one, behind the others. Returns whether there was room for all of them; otherwise as many as
+    /// fit were added.
     pub fn push(&mut self, state: BlockState, mut blocks: u64) -> bool {
         while blocks > 0 {
             let Some(word) = self.words.get_mut(self.len as usize) else {
@@ -148,13 +148,13 @@ impl MapRuns {
         true
     }
 
-    /// Runs that it holds.
+    /// Number of runs.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.len
     }
 
-    /// Whether it holds no run.
+    /// Whether there is no run.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0

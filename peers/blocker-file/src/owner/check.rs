@@ -6,8 +6,7 @@
 //! |---|---|
 //! | anywhere, and the file system is of one host | its process has ended: it would have the lock |
 //! | under this kernel, on this very file system | the same |
-//! | under this kernel, on another mount, as a process that does not exist any more | what it had in flight has ended, once its heartbeat
-//! was silent for a while |
+//! | under this kernel, on another mount, as a process that does not exist any more | what it had in flight has ended, once its heartbeat was silent for a while |
 //! | on this machine, before a reboot | it has ended; a heartbeat distinguishes two machines with one id |
 //! | anywhere else | unknown: it may still write. A person must decide |
 
@@ -15,7 +14,7 @@ use archipelago_blocker::Claim;
 
 use super::name::{Name, Place};
 
-/// Who can have a file of the pool open.
+/// Which processes can have a file of the pool open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// Processes under this kernel: the holder of the pool's lock is the only one.

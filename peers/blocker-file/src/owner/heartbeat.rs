@@ -22,13 +22,13 @@ use crate::layout::Layout;
 /// Time between two beats: a small synchronous write each.
 pub(crate) const PERIOD: Duration = Duration::from_secs(2);
 
-/// What the thread and its owner share.
+/// State that the thread and its owner share.
 #[derive(Debug, Default)]
 struct Pulse {
     ended: bool,
     /// Monotonic time of the last beat that succeeded.
     last: Duration,
-    /// Why the last one did not.
+    /// Why the last beat failed.
     failure: Option<String>,
 }
 
@@ -40,7 +40,7 @@ struct Shared {
 
 impl Shared {
     fn pulse(&self) -> MutexGuard<'_, Pulse> {
-        // Nothing panics while it is held.
+        // No code panics while the lock is held.
         self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -83,7 +83,7 @@ impl Heartbeat {
         })
     }
 
-    /// When it succeeded last, for people.
+    /// The time of the last success, as a text.
     pub(crate) fn text(&self, now: Duration) -> String {
         let pulse = self.shared.pulse();
         let ago = now.saturating_sub(pulse.last).as_secs();
@@ -100,7 +100,7 @@ impl Drop for Heartbeat {
         self.shared.pulse().ended = true;
         self.shared.called.notify_all();
         if let Some(thread) = self.thread.take() {
-            // It has no reason to panic, and nothing that a panic would leave undone.
+            // The thread has no cause to panic, and a panic would leave nothing undone.
             let _ended = thread.join();
         }
     }
@@ -156,7 +156,7 @@ struct Beating {
 impl Beating {
     /// One beat. Returns the error to report if this owner has lost the pool.
     fn beat(&mut self) -> io::Result<Option<Error>> {
-        // By its name each time: a successor renames the file.
+        // Opened by its name each time: a successor renames the file.
         let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -169,7 +169,7 @@ impl Beating {
             }
             Err(error) => return Err(error),
         };
-        // A name that this host remembers leads to the file of the successor.
+        // A name in this host's cache may lead to the file of the successor.
         let found = Record::read(&file)?;
         if found.is_some_and(|found| found.incarnation > self.name.incarnation) {
             let other = latest(&self.layout)?.unwrap_or(self.name);
@@ -186,7 +186,7 @@ impl Beating {
     }
 }
 
-/// Writes `record`, or changes the file's time if that needs room which is not there: other hosts look for any change.
+/// Writes `record`; if there is no space for that, changes the file's time: other hosts look for any change.
 fn write_visibly(record: &Record, file: &File) -> io::Result<()> {
     record
         .write(file)

@@ -54,38 +54,38 @@ const SILENCE: Duration = Duration::from_secs(12);
 const _: () = assert!(SILENCE.as_secs() >= 6 * PERIOD.as_secs());
 /// Milliseconds between two reads of a record that is watched.
 const LOOK_MS: u16 = 200;
-/// Takers that may be quicker than this one before it gives up.
+/// Failed renames, because others were faster, after which this process gives up.
 const TRIES: usize = 16;
-/// This host, as an owner record distinguishes it from others. 0: unknown.
+/// This host, as owner records distinguish it from others. 0: unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Host {
-    /// The machine, over reboots.
+    /// The machine; the same after reboots.
     pub machine: u32,
-    /// The kernel that runs.
+    /// The running kernel.
     pub boot: u64,
-    /// The namespace that process ids count in.
+    /// The namespace of process ids.
     pub namespace: u32,
-    /// Its name, for people.
+    /// Its name, for messages.
     pub name: String,
 }
 
-/// Who opens a pool.
+/// The process that opens a pool.
 #[derive(Debug, Clone)]
 pub struct Claimant {
-    /// Where.
+    /// Its host.
     pub host: Host,
-    /// The node's directory of sockets, for people.
+    /// The node's directory of sockets, for messages.
     pub node: PathBuf,
-    /// With what right.
+    /// Its right to.
     pub claim: Claim,
-    /// Files that are right only as long as nobody else has had the pool: if anybody has, they are removed before it is opened.
+    /// Files that are valid only as long as nobody else has had the pool: otherwise they are removed before it is opened.
     pub kept: Option<PathBuf>,
-    /// Called, from a thread of its own, when somebody else has taken the pool: nothing may be written any more.
+    /// Called, on a thread of its own, when another node has taken the pool over: nothing may be written any more.
     pub lost: fn(&Error),
 }
 
 impl Default for Claimant {
-    /// A host that knows nothing of itself.
+    /// A host without any known number.
     fn default() -> Self {
         Claimant {
             host: Host::default(),
@@ -97,18 +97,18 @@ impl Default for Claimant {
     }
 }
 
-/// The ownership of a pool. Released when dropped: by then nobody writes any more.
+/// The ownership of a pool. Released when dropped: by then no thread writes any more.
 #[derive(Debug)]
 pub(crate) struct Owner {
     layout: Layout,
     name: Name,
     since: u64,
-    /// Where others may look.
+    /// Present if other hosts may look.
     heartbeat: Option<Heartbeat>,
 }
 
 impl Owner {
-    /// The ownership, for people.
+    /// The ownership, as a text.
     pub(crate) fn text(&self) -> String {
         let (incarnation, since) = (self.name.incarnation, date(self.since));
         let alive = match &self.heartbeat {
@@ -121,14 +121,14 @@ impl Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // A beat after the release would be one of nobody.
+        // A heartbeat after the release would be without an owner.
         drop(self.heartbeat.take());
         let released = fs::rename(
             self.layout.owner(self.name),
             self.layout.owner(self.name.released()),
         );
         match released {
-            // Somebody has taken it.
+            // Another node has taken it over.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(
                 "{}: the pool's owner record could not be released: {error}",
@@ -261,8 +261,8 @@ fn taken(
         .iter()
         .any(|other| other.incarnation >= name.incarnation && *other != name)
     {
-        // A rename that is no rename (object stores behind FUSE): both takers come here.
-        let _gone = fs::remove_file(layout.owner(name));
+        // The rename was not atomic (object stores behind FUSE): both processes come here.
+        let _removed = fs::remove_file(layout.owner(name));
         let message = format!(
             "pool `{}`: its file system ({}) let two nodes rename one file",
             directory.display(),
@@ -272,7 +272,7 @@ fn taken(
             .with_hint("keep the pool on a file system with an atomic rename"));
     }
     for former in names.iter().filter(|former| **former != name) {
-        // Of somebody who made the first record when there was one, or of an older copy of the pool.
+        // From a process that made the first record when there was one already, or from an older copy of the pool.
         if let Err(error) = fs::remove_file(layout.owner(*former)) {
             tracing::warn!("{}: {error}", layout.owner(*former).display());
         }
@@ -292,7 +292,7 @@ fn taken(
     let written = OpenOptions::new().write(true).open(&path).and_then(|file| {
         record.write(&file)?;
         match reach {
-            // The sync of the start comes next.
+            // The sync of the start follows, and makes it durable.
             Reach::ThisHost => Ok(()),
             Reach::OtherHosts => file.sync_data(),
         }
@@ -316,7 +316,7 @@ fn taken(
     Ok(owner)
 }
 
-/// Where this process runs, for a pool in `directory`.
+/// The place of this process, for a pool in `directory`.
 fn place(directory: &Path, host: &Host) -> io::Result<Place> {
     Ok(Place {
         machine: host.machine,
@@ -327,7 +327,7 @@ fn place(directory: &Path, host: &Host) -> io::Result<Place> {
     })
 }
 
-/// A device's number as the kernel has it, of 32 bits; the one of `stat` is the same, spread over 64.
+/// A device's number in the kernel's format of 32 bits; `stat` has the same number, spread over 64.
 fn kernel_number(device: u64) -> u32 {
     let (major, minor) = (major(device), minor(device));
     u32::try_from(major << 20 | minor).unwrap_or(0)
@@ -341,7 +341,7 @@ fn is_gone(process: u32) -> bool {
     }
 }
 
-/// What was seen of an owner.
+/// The result of watching an owner.
 enum Seen {
     Silence,
     Heartbeat,
@@ -369,7 +369,7 @@ fn watch(layout: &Layout, name: Name, clock: &dyn Clock, silence: Duration) -> i
             Some(_same) => {}
         }
     }
-    // A name that this host remembers would have hidden a successor.
+    // A name in this host's cache might have hidden a successor.
     match latest(layout)? {
         Some(latest) if latest == name => Ok(Seen::Silence),
         Some(_) | None => Ok(Seen::Successor),

@@ -1,24 +1,24 @@
 //! The name of a pool's owner record: it holds everything that a takeover decision needs, so one rename changes the owner atomically.
 //!
-//! `owner/INCARNATION-MACHINE-BOOT-DEVICE-NAMESPACE-PROCESS`, hexadecimal, of one length. It has a directory of its own, where
-//! a second name always has room: also without a free block on xfs, which keeps two such names in the directory's inode.
-//! A pool that nobody owns has zeros after the incarnation.
+//! `owner/INCARNATION-MACHINE-BOOT-DEVICE-NAMESPACE-PROCESS`, hexadecimal, of one length. The directory has no other entry, so a second
+//! name always fits: also without a free block on xfs, which keeps two such names in the directory's inode. A pool without an owner has
+//! zeros after the incarnation.
 
 use std::fmt;
 
 /// Digits of the fields: an incarnation, a place's five.
 const DIGITS: [usize; 6] = [8, 8, 16, 8, 8, 8];
 
-/// Where the owner of a pool runs. A number that is 0 is unknown, and like no other.
+/// Where the owner of a pool runs. A number that is 0 is unknown, and equal to no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
-    /// The host, over reboots.
+    /// The host; the same after reboots.
     pub(crate) machine: u32,
-    /// The kernel that runs.
+    /// The running kernel.
     pub(crate) boot: u64,
-    /// The file system's number there: one that is in use keeps it, and no other has it.
+    /// The file system's number there: a file system in use keeps it, and no other one has it.
     pub(crate) device: u32,
-    /// The namespace that `process` counts in.
+    /// The namespace of `process`.
     pub(crate) namespace: u32,
     pub(crate) process: u32,
 }
@@ -28,7 +28,7 @@ pub(crate) struct Place {
 pub(crate) struct Name {
     /// Grows by one with each owner.
     pub(crate) incarnation: u32,
-    /// `None`: nobody owns the pool.
+    /// `None`: the pool has no owner.
     pub(crate) place: Option<Place>,
 }
 
@@ -39,7 +39,7 @@ impl Name {
         place: None,
     };
 
-    /// The same record once its owner has given the pool back.
+    /// The same record after its owner has released the pool.
     pub(crate) fn released(self) -> Name {
         Name {
             place: None,
@@ -47,7 +47,7 @@ impl Name {
         }
     }
 
-    /// The record of the next owner; `None`: no number is left, which no pool sees.
+    /// The record of the next owner; `None` if the numbers are used up, which does not happen in practice.
     pub(crate) fn succeeded_by(self, place: Place) -> Option<Name> {
         Some(Name {
             incarnation: self.incarnation.checked_add(1)?,
@@ -55,7 +55,7 @@ impl Name {
         })
     }
 
-    /// The record that is called `text`; `None` for what is none.
+    /// Parses a name; `None` if `text` is not one.
     pub(crate) fn parse(text: &str) -> Option<Name> {
         let mut fields = text.split('-');
         let mut values = [0_u64; DIGITS.len()];
@@ -83,7 +83,7 @@ impl Name {
         };
         Some(Name {
             incarnation: short(incarnation)?,
-            // Every process has a number.
+            // Every process has an id that is not 0.
             place: (place.process != 0).then_some(place),
         })
     }

@@ -1,7 +1,7 @@
-//! What stands in an owner record: who that is, for people, and a number that grows with each heartbeat.
+//! The content of an owner record: a description of the owner for people, and a number that grows with each heartbeat.
 //!
-//! Lines of `name value`, the last one a checksum of those before it, filled up with blanks to one length: it is written in
-//! its place and needs no room. No decision rests on it but that it changes.
+//! Lines of `name value`, the last one a checksum of those before it, padded with blanks to one length: it is written in place and needs no
+//! space. No decision depends on the content, except that it changes.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -11,11 +11,11 @@ use std::path::PathBuf;
 
 /// Length of the file.
 pub(crate) const LEN: usize = 4096;
-/// Longest host name and path that are kept: with every character escaped, both have room.
+/// Longest host name and path that are kept: even with every character escaped, both fit.
 const TEXT_LEN_MAX: usize = 1200;
 const CHECKSUM: &str = "checksum ";
 
-/// Who owns a pool, in its own words.
+/// The owner of a pool, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Record {
     pub(crate) incarnation: u32,
@@ -30,7 +30,7 @@ pub(crate) struct Record {
     pub(crate) heartbeats: u64,
 }
 
-/// At most [`TEXT_LEN_MAX`] bytes of `text` as they are written: in ASCII, on one line.
+/// At most [`TEXT_LEN_MAX`] bytes of `text` in the record's encoding: ASCII, one line.
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for char in text.chars() {
@@ -67,7 +67,7 @@ impl Record {
         bytes
     }
 
-    /// The record in `bytes`; `None` if it is torn, damaged or not there.
+    /// The record in `bytes`; `None` if it is torn, damaged or missing.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Record> {
         let text = std::str::from_utf8(bytes).ok()?;
         let (body, sum) = text.split_at(text.rfind(CHECKSUM)?);
@@ -90,14 +90,14 @@ impl Record {
         })
     }
 
-    /// Reads what stands in `file`, the record of `incarnation`; `None` if that is of another one, or no record.
+    /// Reads the record of `incarnation` from `file`; `None` if there is one of another incarnation, or none.
     pub(crate) fn read(file: &File) -> io::Result<Option<Record>> {
         let mut bytes = Vec::with_capacity(LEN);
         file.take(LEN as u64).read_to_end(&mut bytes)?;
         Ok(Record::decode(&bytes))
     }
 
-    /// Writes it into `file`, in its place.
+    /// Writes it into `file`, in place.
     pub(crate) fn write(&self, file: &File) -> io::Result<()> {
         file.write_all_at(&self.encode(), 0)
     }

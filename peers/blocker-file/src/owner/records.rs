@@ -12,10 +12,10 @@ use super::name::Name;
 use super::record::Record;
 use crate::layout::Layout;
 
-/// Most entries beside the record that are looked at.
+/// Most entries beside the record that are listed.
 const STRAYS_MAX: usize = 100;
 
-/// All records of a pool, the one that counts last.
+/// All records of a pool; the last one is the valid one.
 pub(crate) fn names(layout: &Layout) -> io::Result<Vec<Name>> {
     let entries = match fs::read_dir(layout.owners()) {
         Ok(entries) => entries,
@@ -30,13 +30,13 @@ pub(crate) fn names(layout: &Layout) -> io::Result<Vec<Name>> {
     Ok(names)
 }
 
-/// The record that counts.
+/// The valid record.
 pub(crate) fn latest(layout: &Layout) -> io::Result<Option<Name>> {
     Ok(names(layout)?.pop())
 }
 
-/// Makes the first record of a pool, of nobody, with its full length: no start needs room for it. One that somebody else has
-/// just made will do.
+/// Makes the first record of a pool, without an owner, with its full length: then no start needs space for it. A record that another
+/// process has just made is kept.
 pub(crate) fn reserve(layout: &Layout) -> io::Result<()> {
     let made = DirBuilder::new().mode(0o700).create(layout.owners());
     made.or_else(|error| match error.kind() {
@@ -64,7 +64,7 @@ pub(crate) fn reserve(layout: &Layout) -> io::Result<()> {
     written
 }
 
-/// What a heartbeat changes. The file is opened each time: a client of NFS then asks its server.
+/// The part of a record that a heartbeat changes. The file is opened each time: then a client of NFS asks its server.
 pub(crate) fn look(
     layout: &Layout,
     name: Name,
@@ -78,7 +78,7 @@ pub(crate) fn look(
     Ok(Some((Record::read(&file)?, modified)))
 }
 
-/// The owner that a record names, for people.
+/// The owner in a record, for messages.
 pub(crate) fn describe(layout: &Layout, name: Name) -> String {
     let Some(place) = name.place else {
         return "a node that has released it since".to_owned();
@@ -87,7 +87,7 @@ pub(crate) fn describe(layout: &Layout, name: Name) -> String {
         .ok()
         .flatten()
         .and_then(|(record, _)| record);
-    // Until it has written that, the words are its predecessor's.
+    // Until the owner has written its content, the record has that of its predecessor.
     match record.filter(|record| record.incarnation == name.incarnation) {
         Some(record) => format!(
             "host `{}`, process {}, with its sockets in `{}`, since {}, last heartbeat {} by its clock",
@@ -104,7 +104,7 @@ pub(crate) fn describe(layout: &Layout, name: Name) -> String {
     }
 }
 
-/// What lies beside the owner record of the pool in `directory`; at most some.
+/// Entries beside the owner record of the pool in `directory`; not all if there are many.
 ///
 /// # Errors
 /// The error of the file system.

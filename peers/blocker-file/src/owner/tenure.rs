@@ -1,13 +1,13 @@
-//! Whether a pool was one node's without a break. A node may keep files that are right only as long as nobody else had the pool: they go
-//! before it is opened after somebody had.
+//! Whether one node has had a pool without a break. A node may keep files that are valid only as long as nobody else has had the pool: they
+//! are removed before it is opened after a break.
 //!
-//! The note `owner` stands among these files. It has a line for each record that is known to be this node's: `had`, the last one that it
+//! The note `owner` is beside these files. It has a line for each record that is known to be this node's: `had`, the last one that it
 //! owned, and `takes`, one that it is about to make.
 //!
 //! Invariants
-//! - The files stay only if the record that is found is one of the note: the one that was owned, released since or not, or the very one that
-//!   was about to be made. So a process may die between any two steps, and what is not known counts as a break.
-//! - A record is renamed and never copied, so it has the time of birth that it had, where the file system tells that: a directory that was
+//! - The files stay only if the present record is in the note: the one that was owned, released since or not, or the one that was about to
+//!   be made. So a process may die between any two steps, and an unknown record counts as a break.
+//! - A record is renamed and never copied, so its file keeps its time of birth, if the file system records that: a directory that was
 //!   restored from a copy is another pool.
 
 use std::fmt::Write;
@@ -19,7 +19,7 @@ use std::time::UNIX_EPOCH;
 use super::name::Name;
 use crate::layout::Layout;
 
-/// A record, as the note has it.
+/// A record in the note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Noted {
     name: Name,
@@ -57,14 +57,14 @@ impl Note {
         let mut text = String::new();
         for (which, noted) in [("had", self.had), ("takes", self.takes)] {
             if let Some(Noted { name, born }) = noted {
-                // A string takes all.
+                // Writing to a string does not fail.
                 let _written = writeln!(text, "{which} {name} {born}");
             }
         }
         text
     }
 
-    /// Whether `found` is the record of the node that has noted this.
+    /// Whether `found` is the record of the node with this note.
     fn is_of(&self, found: Noted) -> bool {
         let released = self.had.map(|had| Noted {
             name: had.name.released(),
@@ -74,7 +74,7 @@ impl Note {
     }
 }
 
-/// When the record called `name` was made.
+/// The time of birth of the record called `name`.
 fn born(layout: &Layout, name: Name) -> io::Result<u128> {
     let made = fs::metadata(layout.owner(name))?.created();
     let since = made
@@ -83,15 +83,15 @@ fn born(layout: &Layout, name: Name) -> io::Result<u128> {
     Ok(since.map_or(0, |since| since.as_nanos()))
 }
 
-/// The files of a node that last as long as its tenure.
+/// The files of a node that are valid during its tenure.
 #[derive(Debug)]
 pub(crate) struct Tenure<'a> {
-    /// `None`: it keeps none.
+    /// `None`: the node keeps none.
     directory: Option<&'a Path>,
 }
 
 impl<'a> Tenure<'a> {
-    /// That of the node whose files are in `directory`. A directory that is not there has none.
+    /// The tenure of the node whose files are in `directory`. A directory that does not exist has none.
     pub(crate) fn new(directory: Option<&'a Path>) -> Tenure<'a> {
         let directory = directory.filter(|directory| directory.exists());
         Tenure { directory }
@@ -101,7 +101,7 @@ impl<'a> Tenure<'a> {
         Some(self.directory?.join("owner"))
     }
 
-    /// The record `found` is about to be called `next`: removes the files if `found` is not this node's.
+    /// Prepares the rename of the record `found` to `next`: removes the files if `found` is not this node's.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if the record has another name by now; otherwise the error of the file system, and files may be left.
@@ -122,7 +122,7 @@ impl<'a> Tenure<'a> {
         Ok(())
     }
 
-    /// The record is called `name` now, and this node's.
+    /// Notes that the record is called `name` now, and is this node's.
     pub(crate) fn had(&self, layout: &Layout, name: Name) {
         if let (Some(_), Ok(born)) = (self.directory, born(layout, name)) {
             let had = Some(Noted { name, born });
@@ -130,7 +130,7 @@ impl<'a> Tenure<'a> {
         }
     }
 
-    /// Others may have had the pool: removes the files.
+    /// Removes the files: others may have had the pool.
     ///
     /// # Errors
     /// The error of the file system.
@@ -164,7 +164,7 @@ impl<'a> Tenure<'a> {
         Ok(())
     }
 
-    /// A note that cannot be written is one of an earlier record, or none: the next look finds a break.
+    /// Writes the note. If that fails, an older note stays, or none: the next check finds a break.
     fn write(&self, note: Note) {
         let Some(path) = self.note() else {
             return;

@@ -1,11 +1,11 @@
-//! What names an object: numbers, never a text.
+//! The id of an object: numbers, never a text.
 
 use crate::ids::{Epoch, Lineage};
 
 /// Bytes of an id in a listing.
 pub const OBJECT_ID_LEN: usize = 32;
 
-/// What an object holds. A part of its identity.
+/// The kind of an object. A part of its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ObjectKind {
@@ -34,12 +34,12 @@ impl ObjectKind {
     }
 }
 
-/// Identity of an address space. How a backend cuts and places it, no other crate knows.
+/// Identity of an address space. Only its backend knows how it is divided and placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
-    /// Whose it is.
+    /// The lineage that it belongs to.
     pub lineage: Lineage,
-    /// What it holds.
+    /// Its kind.
     pub kind: ObjectKind,
     /// Epoch of data, running number of logs and packs, 0 for heads.
     pub number: u64,
@@ -86,7 +86,8 @@ impl ObjectId {
         }
     }
 
-    /// The id as [`ObjectOp::List`](super::ObjectOp::List) tells it: lineage (high word, low word), number, kind; each a little-endian u64.
+    /// The id in a listing of [`ObjectOp::List`](super::ObjectOp::List): lineage (high word, low word), number, kind; each a little-endian
+    /// u64.
     #[must_use]
     pub fn to_bytes(self) -> [u8; OBJECT_ID_LEN] {
         let [high, low] = self.lineage.to_words();
@@ -100,7 +101,7 @@ impl ObjectId {
         bytes
     }
 
-    /// The id in an entry of a listing; `None`: no kind of that number.
+    /// The id in an entry of a listing; `None` for an unknown kind.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; OBJECT_ID_LEN]) -> Option<Self> {
         let word = |index: usize| {
