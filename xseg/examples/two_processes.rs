@@ -1,6 +1,6 @@
 //! A client and a server in two processes: `cargo run -p xseg --example two_processes`.
 //!
-//! The program starts itself again as the server, writes through it into shared memory, and prints what came back.
+//! The program starts itself again as the server, writes through the server into shared memory, and prints the result.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut client = SharedClient::connect(&path, options)?;
     client.arena().write(0, TEXT)?;
-    // Submitted before there is a server: it is sent as soon as one is there.
+    // Submitted before there is a server: the port sends it as soon as a server is there.
     let len = u32::try_from(TEXT.len())?;
     client.submit(
         17,

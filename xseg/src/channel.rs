@@ -1,6 +1,6 @@
-//! The two ends of a channel whatever carries it: one type each, so that peers need no type parameter.
+//! The two ends of a channel, over any transport: one type for each end, so that peers need no type parameter.
 //!
-//! Dispatch is a match on the transport, decided once when the channel is made.
+//! Calls are dispatched by a match on the transport, which is chosen when the channel is made.
 
 use std::os::fd::BorrowedFd;
 
@@ -14,9 +14,9 @@ use crate::shared::{SharedClient, SharedServer};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Client {
-    /// The server lives on the same thread.
+    /// The server is on the same thread.
     Local(LocalClient),
-    /// The server lives in another process.
+    /// The server is in another process.
     Shared(Box<SharedClient>),
 }
 
@@ -24,13 +24,13 @@ pub enum Client {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Server {
-    /// The client lives on the same thread.
+    /// The client is on the same thread.
     Local(LocalServer),
-    /// The client lives in another process.
+    /// The client is in another process.
     Shared(Box<SharedServer>),
 }
 
-/// What a channel tells about itself, for status and metrics.
+/// The state of a channel, for status and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChannelFigures {
     /// `local` or `shared`.
@@ -39,9 +39,9 @@ pub struct ChannelFigures {
     pub incarnation: u64,
     /// Requests submitted so far.
     pub submitted: u64,
-    /// Requests submitted whose completion has not been taken.
+    /// Requests submitted whose completions have not been collected.
     pub in_flight: usize,
-    /// How often a server broke the protocol.
+    /// Number of violations of the protocol by servers.
     pub violations: u64,
 }
 
@@ -75,7 +75,7 @@ impl Client {
 }
 
 impl Client {
-    /// What to watch for reading, if the server lives elsewhere: see [`SharedClient::fds`].
+    /// Descriptors to watch for reading, if the server is in another process: see [`SharedClient::fds`].
     #[must_use]
     pub fn fds(&self) -> Option<[BorrowedFd<'_>; 2]> {
         match self {
@@ -94,7 +94,7 @@ impl Client {
 }
 
 impl Server {
-    /// What to watch for reading, if the client lives elsewhere: see [`SharedServer::fds`].
+    /// Descriptors to watch for reading, if the client is in another process: see [`SharedServer::fds`].
     #[must_use]
     pub fn fds(&self) -> Option<[BorrowedFd<'_>; 2]> {
         match self {

@@ -1,12 +1,12 @@
-//! Sleep words and the rule of the doorbell: who publishes wakes a sleeper, once, and nobody else.
+//! Sleep words, and the rule of the doorbell: a publisher wakes the other end if that sleeps, once, and wakes nobody else.
 //!
-//! The race: the publisher stores a cursor and then reads the other end's sleep word; the sleeper stores its sleep word
-//! and then reads the cursor. Each has a full fence between its store and its load, so at least one of them sees the
-//! other's store: either the doorbell is rung, or the sleeper finds the work and does not sleep.
+//! The race: the publisher stores a cursor and then reads the other end's sleep word; the sleeper stores its sleep word and then reads the
+//! cursor. Each has a full fence between its store and its load, so at least one of them sees the other's store: either the publisher rings
+//! the doorbell, or the sleeper finds the work and does not sleep.
 //!
 //! Invariants
-//! - A sleep word is odd while its owner sleeps or is about to; it only grows.
-//! - The publisher cannot clear it (it may only read it), so it remembers privately for which value it has rung.
+//! - A sleep word is odd while its owner sleeps or is about to sleep; it only grows.
+//! - The publisher can only read the sleep word, so it records privately for which value it has rung.
 
 use std::sync::atomic::Ordering;
 
@@ -29,7 +29,7 @@ impl<W: OwnWords> Sleeper<W> {
         }
     }
 
-    /// Announces sleep. After this the caller looks at all its inputs once more, and sleeps only if all are empty.
+    /// Announces sleep. After this the caller checks all its inputs once more, and sleeps only if all are empty.
     pub(crate) fn announce(&mut self) {
         if self.value.is_multiple_of(2) {
             self.value += 1;
@@ -40,13 +40,13 @@ impl<W: OwnWords> Sleeper<W> {
         self.own.full_fence();
     }
 
-    /// Takes the announcement back. Whether there was one.
+    /// Withdraws the announcement. Returns whether there was one.
     pub(crate) fn wake(&mut self) -> bool {
         if self.value.is_multiple_of(2) {
             return false;
         }
         self.value += 1;
-        // Relaxed: seen late it costs a doorbell too many, never one too few.
+        // Relaxed: if the store is seen late, the doorbell is rung once too often, but never once too rarely.
         self.own.store(self.word, self.value, Ordering::Relaxed);
         true
     }
@@ -62,7 +62,7 @@ pub(crate) struct Doorbell<R> {
 
 impl<R: Words> Doorbell<R> {
     pub(crate) fn new(peer: R, word: usize) -> Self {
-        // 0 is even, so it is no value for which a doorbell is rung.
+        // 0 is even, so the doorbell is never rung for it.
         Doorbell {
             peer,
             word,
@@ -70,7 +70,7 @@ impl<R: Words> Doorbell<R> {
         }
     }
 
-    /// Whether the doorbell must be rung, after something was published.
+    /// Whether the doorbell must be rung after a publication.
     pub(crate) fn needed(&mut self) -> bool {
         // SeqCst: pairs with the fence in `Sleeper::announce`; see the race above.
         self.peer.full_fence();

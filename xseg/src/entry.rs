@@ -1,8 +1,8 @@
 //! Ring entries: 64 bytes down, 32 bytes up, inline, little-endian words.
 //!
 //! Invariants
-//! - An entry is eight (four) 64-bit words; a transport moves words and never looks inside, but for the tag.
-//! - `tag` belongs to the port: it is written by the client's port and echoed by the server's.
+//! - An entry is eight (four) 64-bit words; a transport moves the words and interprets only the tag.
+//! - `tag` belongs to the port: the client's port writes it, and the server's port copies it into the completion.
 //!
 //! Word layout: `docs/segment-format.md`, version 1.
 
@@ -11,24 +11,24 @@ pub const SUBMISSION_WORDS: usize = 8;
 /// Words of a completion: 32 bytes, two to a cache line.
 pub const COMPLETION_WORDS: usize = 4;
 
-/// A request on its way from a client to a server.
+/// A request from a client to a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Submission {
     /// Slot (low 16 bits) and sequence (high 48 bits) of the client's private table. Set by the port.
     pub tag: u64,
-    /// What to do; the numbers belong to the protocol spoken on the channel.
+    /// The operation; its numbers belong to the protocol of the channel.
     pub op: u8,
     /// Modifiers of `op`.
     pub flags: u8,
-    /// Entries of the scatter list that stands at (`region`, `region_offset`); 0: that place is the buffer itself.
+    /// Number of entries of the scatter list at (`region`, `region_offset`); 0: that place is the buffer itself.
     pub count: u16,
     /// Length of the data in bytes.
     pub len: u32,
-    /// What the request concerns. The protocol spoken on the channel defines its bits.
+    /// What the request concerns. The protocol of the channel defines its bits.
     pub handle: u32,
     /// Memory region of the data, or of the scatter list.
     pub region: u32,
-    /// Offset in what the handle names, in bytes.
+    /// Offset in what the handle identifies, in bytes.
     pub offset: u64,
     /// Offset in the region, in bytes.
     pub region_offset: u64,
@@ -57,7 +57,7 @@ impl Submission {
         ]
     }
 
-    /// The entry that `words` hold. Every bit pattern is an entry: the server validates what it asks for.
+    /// The entry in `words`. Every bit pattern is an entry: the server validates the request.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
@@ -80,7 +80,7 @@ impl Submission {
     }
 }
 
-/// The one answer to a submission.
+/// The answer to a submission.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Completion {
     /// The submission's tag.
@@ -101,7 +101,7 @@ impl Completion {
         [self.tag, head, self.values[0], self.values[1]]
     }
 
-    /// The entry that `words` hold. Every bit pattern is an entry.
+    /// The entry in `words`. Every bit pattern is an entry.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,

@@ -1,4 +1,4 @@
-//! The private decoders, for fuzzing only: feature `fuzzing`, no promise to anybody.
+//! The private decoders, for fuzzing only: feature `fuzzing`, whose API may change at any time.
 
 /// The message in `bytes`, encoded again.
 #[must_use]

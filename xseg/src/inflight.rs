@@ -1,13 +1,13 @@
-//! A client's private table of requests in flight: the truth about what was asked and not yet answered.
+//! A client's private table of requests in flight. It alone decides what was requested and has not been answered yet.
 //!
 //! Invariants
-//! - A tag is (slot, sequence); no two requests of one table ever share a sequence, so an answer that comes twice,
-//!   late or out of thin air fits no entry.
-//! - Nothing in here is readable or writable by another process.
+//! - A tag is (slot, sequence); two requests of a table never have the same sequence. So an answer that arrives twice, late, or without a
+//!   request matches no entry.
+//! - Another process can neither read nor write this table.
 
 use crate::entry::{Completion, Submission};
 
-/// Slots of a table at most: a tag keeps 16 bits for the slot.
+/// Most slots of a table: the tag has 16 bits for the slot.
 pub(crate) const SLOTS_MAX: usize = 1 << SLOT_BITS;
 const SLOT_BITS: u32 = 16;
 
@@ -22,7 +22,7 @@ struct Request {
 pub(crate) struct InFlight {
     slots: Vec<Option<Request>>,
     free: Vec<u16>,
-    /// Requests ever entered: the sequence of the last one.
+    /// Number of requests entered so far: the sequence of the last one.
     entered: u64,
 }
 
@@ -49,23 +49,23 @@ impl InFlight {
         self.slots.len() - self.free.len()
     }
 
-    /// Requests entered since the beginning.
+    /// Number of requests entered so far.
     pub(crate) fn entered(&self) -> u64 {
         self.entered
     }
 
-    /// Enters a request and gives it its tag; `None`: all slots are taken.
+    /// Enters a request and sets its tag; `None`: all slots are in use.
     pub(crate) fn enter(&mut self, cookie: u64, mut submission: Submission) -> Option<Submission> {
         let slot = self.free.pop()?;
         self.entered += 1;
-        // The sequence loses its upper 16 bits after 2^48 requests, nine years at a million a second; by then the
-        // requests of nine years ago are answered.
+        // The sequence loses its upper 16 bits after 2^48 requests, nine years at a million per second; by then, the requests of nine years
+        // ago are answered.
         submission.tag = u64::from(slot) | self.entered << SLOT_BITS;
         self.slots[usize::from(slot)] = Some(Request { cookie, submission });
         Some(submission)
     }
 
-    /// Takes the request that `completion` answers out of the table. `None`: it answers nothing that is in flight.
+    /// Removes the request that `completion` answers from the table. `None`: no such request is in flight.
     pub(crate) fn take(&mut self, completion: &Completion) -> Option<u64> {
         let slot =
             u16::try_from(completion.tag & (SLOTS_MAX as u64 - 1)).expect("masked to 16 bits");
@@ -89,14 +89,14 @@ impl InFlight {
             .flatten()
             .map(|request| request.submission)
             .collect();
-        // Relative to the last one, so that a wrapped sequence still sorts before its successors.
+        // Relative to the last one, so that requests are also in order after the sequence has wrapped around.
         let age =
             |tag: u64| (self.entered << SLOT_BITS).wrapping_sub(tag & !(SLOTS_MAX as u64 - 1));
         list.sort_unstable_by_key(|submission| std::cmp::Reverse(age(submission.tag)));
         list
     }
 
-    /// Forgets all requests; their answers will fit nothing.
+    /// Removes all requests; their answers will match no entry.
     pub(crate) fn clear(&mut self) {
         for (slot, entry) in self.slots.iter_mut().enumerate() {
             if entry.take().is_some() {

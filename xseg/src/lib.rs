@@ -1,14 +1,14 @@
 //! The segment: how two peers exchange requests through memory, in one thread or in two processes.
 //!
 //! * [`Submission`] and [`Completion`]: the 64-byte and 32-byte entries; their meaning belongs to the callers.
-//! * [`ClientPort`] and [`ServerPort`]: the two ends of a channel, whatever carries it. [`Client`] and [`Server`]: one type
-//!   for each end, over [`local`] or [`shared`] transport.
-//! * [`Region`]: memory that travels by (region, offset), never by copy: guest memory and the channel's arena.
-//! * [`guard_against_truncation`]: a guest's memory file that shrinks under us ends the guest's service, not the process.
+//! * [`ClientPort`] and [`ServerPort`]: the two ends of a channel, over any transport. [`Client`] and [`Server`]: one type for each end,
+//!   over [`local`] or [`shared`] transport.
+//! * [`Region`]: memory that is passed as (region, offset), never copied: guest memory and the channel's arena.
+//! * [`guard_against_truncation`]: if a guest's memory file is truncated while it is mapped, the guest's service ends, not the process.
 //!
-//! One design decision: a channel per (client, server) pair with one writer per memory, no global segment, heap,
-//! lock or pointer. What a peer can scribble on is its own half of its own channels, so a hostile or broken peer ends its
-//! own channel and no other. And a single store publishes a batch, so death leaves nothing half done.
+//! One design decision: there is one channel per pair of client and server, with one writer per memory, and no global segment, heap, lock
+//! or pointer. A peer can write only its own half of its own channels, so a hostile or broken peer ends its own channel and no other. A
+//! single store publishes a batch, so a process that dies leaves nothing half done.
 //!
 //! ```
 //! use xseg::{Client, ClientPort, Completion, Server, ServerPort, Submission, local};
@@ -29,8 +29,8 @@
 //!
 //! Two processes: `cargo run -p xseg --example two_processes`. Formats: `docs/segment-format.md`.
 //!
-//! This crate never knows what a request means: no volumes, objects, backends or names. It never blocks, reads no clock,
-//! starts no thread, and trusts no word that another process can write.
+//! This crate does not know what a request means: it has no volumes, objects, backends or names. It never blocks, reads no clock, starts no
+//! thread, and trusts no word that another process can write.
 
 #![deny(unsafe_code)]
 

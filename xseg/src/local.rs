@@ -1,9 +1,9 @@
-//! A channel between two peers of one thread: the same entries and rules, in private memory.
+//! A channel between two peers on one thread: the same entries and rules, in private memory.
 //!
 //! Invariants
-//! - Neither queue is longer than the channel's capacity: a request keeps its credit until its completion is taken.
+//! - Neither queue is longer than the channel's capacity: a request keeps its credit until its completion is collected.
 //! - A region is visible to the server when `add_region` returns.
-//! - Either end dropped, or broken by its peer, ends the channel for both; completions given before that still arrive.
+//! - When one end is dropped, or its peer breaks the channel, the channel ends for both; earlier completions still arrive.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use crate::inflight::{InFlight, SLOTS_MAX};
 use crate::port::{ClientPort, PortError, ServerPort};
 use crate::region::{Region, RegionId, RegionTable};
 
-/// Makes a channel of at most `capacity` requests in flight, with an arena of `arena_len` bytes.
+/// Makes a channel for at most `capacity` requests in flight, with an arena of `arena_len` bytes.
 ///
 /// # Errors
 /// `InvalidInput` for a capacity that is not 1 to 65536; otherwise the kernel's error, if the arena cannot be mapped.
@@ -23,7 +23,7 @@ pub fn channel(capacity: usize, arena_len: usize) -> io::Result<(LocalClient, Lo
     channel_over(capacity, Region::anonymous(arena_len)?)
 }
 
-/// The same with `arena`, which nobody else uses.
+/// Makes a channel with `arena`, which nothing else uses.
 ///
 /// # Errors
 /// `InvalidInput` for a capacity that is not 1 to 65536.
@@ -52,7 +52,7 @@ pub fn channel_over(capacity: usize, arena: Region) -> io::Result<(LocalClient, 
     Ok((client, LocalServer { pipe, regions }))
 }
 
-/// What both ends share.
+/// The state that both ends share.
 #[derive(Debug)]
 struct Pipe {
     down: RefCell<VecDeque<Submission>>,
@@ -60,8 +60,8 @@ struct Pipe {
     ended: Cell<bool>,
 }
 
-/// One state of the region table. The client appends states, the server walks to the newest: so the server can lend a
-/// table out by reference while the client changes it.
+/// One version of the region table. The client appends versions, and the server moves on to the newest: so the server can lend a table by
+/// reference while the client changes it.
 #[derive(Debug)]
 struct Version {
     table: RegionTable,
@@ -69,7 +69,7 @@ struct Version {
 }
 
 impl Drop for Version {
-    // One by one: a server that was not polled while many regions came has a long chain.
+    // One by one: if many regions were added while the server was not polled, the chain is long.
     fn drop(&mut self) {
         let mut next = self.next.take();
         while let Some(mut version) = next.and_then(Rc::into_inner) {
@@ -94,7 +94,7 @@ impl LocalClient {
         self.inflight.entered()
     }
 
-    /// Requests submitted whose completion has not been taken.
+    /// Requests submitted whose completions have not been collected.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.inflight.len()

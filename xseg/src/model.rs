@@ -1,4 +1,4 @@
-//! The ring and the doorbell under loom: every interleaving and every stale read that the memory model allows.
+//! The ring and the doorbell under loom: all interleavings and all stale reads that the memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p xseg --release model`
 
@@ -42,7 +42,7 @@ const LAYOUT: RingLayout = RingLayout {
     slots: 2,
     capacity: 2,
 };
-/// The sleep word stands after the cursor in both memories.
+/// The sleep word is stored after the cursor in both memories.
 const SLEEP: usize = 1;
 
 type ModelProducer = Producer<2, LoomWords, LoomWords>;
@@ -130,7 +130,7 @@ fn model_no_wake_up_is_lost() {
     });
 }
 
-/// A producer that dies after an unpublished entry: what it had published is there, whole, and nothing else.
+/// A producer that dies after an unpublished entry: the published entries are there, complete, and nothing else.
 #[test]
 fn model_the_dead_have_sent_what_they_published() {
     loom::model(|| {

@@ -1,8 +1,8 @@
-//! Regions: memory that several peers can reach, named by (region, offset).
+//! Regions: memory that several peers can access, addressed by (region, offset).
 //!
 //! Invariants
-//! - Another process, or a guest, may change the bytes at any instruction: no reference into a region ever exists.
-//!   Access is by copy ([`Region::read`], [`Region::write`], [`Region::fill`]) or by handing the address to the kernel.
+//! - Another process, or a guest, may change the bytes at any time, so references into a region do not exist. Access is by copy
+//!   ([`Region::read`], [`Region::write`], [`Region::fill`]) or by passing the address to the kernel.
 //! - A [`Span`] keeps its mapping alive, so no address outlives it.
 
 use std::fmt;
@@ -17,19 +17,19 @@ use crate::mapping::{Mapping, Scalar};
 pub struct RegionId(pub u32);
 
 impl RegionId {
-    /// The channel's own memory, there from the first request on.
+    /// The channel's own memory, available from the first request on.
     pub const ARENA: RegionId = RegionId(0);
 }
 
-/// Why a place is not in a region.
+/// A place that is not in a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{len} bytes at {offset} are not inside a region of {region_len} bytes")]
 pub struct OutOfRegion {
-    /// Where the access began.
+    /// Offset of the access.
     pub offset: u64,
-    /// How long it was.
+    /// Length of the access.
     pub len: u64,
-    /// How long the region is.
+    /// Length of the region.
     pub region_len: u64,
 }
 
@@ -40,7 +40,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// Fresh memory of `len` bytes that can be passed to another process (a memfd sealed against resizing).
+    /// New memory of `len` bytes that can be passed to another process (a memfd sealed against resizing).
     ///
     /// # Errors
     /// The error of `memfd_create`, `ftruncate` or `mmap`.
@@ -73,7 +73,7 @@ impl Region {
         self.mapping.len() == 0
     }
 
-    /// The descriptor and the offset in it that another process maps to see the same memory.
+    /// The descriptor and the offset in it; another process that maps them sees the same memory.
     #[must_use]
     pub fn descriptor(&self) -> (&OwnedFd, u64) {
         self.mapping.descriptor()
@@ -94,7 +94,7 @@ impl Region {
         })
     }
 
-    /// The checked start of `len` bytes at `offset`.
+    /// The start of `len` bytes at `offset`, checked.
     #[inline]
     fn place(&self, offset: u64, len: u64) -> Result<usize, OutOfRegion> {
         let refused = OutOfRegion {
@@ -140,7 +140,7 @@ impl Region {
         Ok(())
     }
 
-    /// Loads a little-endian `u16` in one piece; `order` is `Relaxed`, `Acquire` or `SeqCst`.
+    /// Loads a little-endian `u16` as a unit; `order` is `Relaxed`, `Acquire` or `SeqCst`.
     ///
     /// # Errors
     /// [`OutOfRegion`] if it lies outside or `offset` is not a multiple of its size.
@@ -149,7 +149,7 @@ impl Region {
         self.load(offset, order).map(u16::from_le)
     }
 
-    /// Stores a little-endian `u16` in one piece; `order` is `Relaxed`, `Release` or `SeqCst`.
+    /// Stores a little-endian `u16` as a unit; `order` is `Relaxed`, `Release` or `SeqCst`.
     ///
     /// # Errors
     /// [`OutOfRegion`] if it lies outside or `offset` is not a multiple of its size; nothing is stored then.
@@ -158,7 +158,7 @@ impl Region {
         self.store(offset, value.to_le(), order)
     }
 
-    /// Loads a little-endian `u32` in one piece; `order` is `Relaxed`, `Acquire` or `SeqCst`.
+    /// Loads a little-endian `u32` as a unit; `order` is `Relaxed`, `Acquire` or `SeqCst`.
     ///
     /// # Errors
     /// [`OutOfRegion`] if it lies outside or `offset` is not a multiple of its size.
@@ -167,7 +167,7 @@ impl Region {
         self.load(offset, order).map(u32::from_le)
     }
 
-    /// Stores a little-endian `u32` in one piece; `order` is `Relaxed`, `Release` or `SeqCst`.
+    /// Stores a little-endian `u32` as a unit; `order` is `Relaxed`, `Release` or `SeqCst`.
     ///
     /// # Errors
     /// [`OutOfRegion`] if it lies outside or `offset` is not a multiple of its size; nothing is stored then.
@@ -176,7 +176,7 @@ impl Region {
         self.store(offset, value.to_le(), order)
     }
 
-    /// Loads a little-endian `u64` in one piece; `order` is `Relaxed`, `Acquire` or `SeqCst`.
+    /// Loads a little-endian `u64` as a unit; `order` is `Relaxed`, `Acquire` or `SeqCst`.
     ///
     /// # Errors
     /// [`OutOfRegion`] if it lies outside or `offset` is not a multiple of its size.
@@ -185,7 +185,7 @@ impl Region {
         self.load(offset, order).map(u64::from_le)
     }
 
-    /// Stores a little-endian `u64` in one piece; `order` is `Relaxed`, `Release` or `SeqCst`.
+    /// Stores a little-endian `u64` as a unit; `order` is `Relaxed`, `Release` or `SeqCst`.
     ///
     /// # Errors
     /// [`OutOfRegion`] if it lies outside or `offset` is not a multiple of its size; nothing is stored then.
@@ -194,8 +194,8 @@ impl Region {
         self.store(offset, value.to_le(), order)
     }
 
-    /// Whether the file behind the region was found truncated and zeros stand in for a part of it: stop using the
-    /// region. Only with [`guard_against_truncation`](crate::guard_against_truncation); without it the process ends.
+    /// Whether the file of the region was found truncated, and zeros replace a part of it: stop using the region. Only with
+    /// [`guard_against_truncation`](crate::guard_against_truncation); without it the process ends.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.mapping.is_damaged()
@@ -249,7 +249,7 @@ impl fmt::Debug for Region {
     }
 }
 
-/// A checked piece of a region, on its way to the kernel. Holds the mapping until it is dropped.
+/// A checked part of a region, to be passed to the kernel. Keeps the mapping until it is dropped.
 #[derive(Clone)]
 pub struct Span {
     mapping: Arc<Mapping>,
@@ -258,7 +258,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// Address of the first byte: for system calls only, valid while this span lives.
+    /// Address of the first byte: only for system calls, and valid while this span lives.
     #[must_use]
     pub fn address(&self) -> *mut u8 {
         self.mapping.address(self.start)
@@ -276,25 +276,25 @@ impl Span {
         self.len == 0
     }
 
-    /// Copies the span out into `into`, which is as long.
+    /// Copies the span into `into`, which has the same length.
     ///
     /// # Panics
-    /// If the lengths differ: our own mistake.
+    /// If the lengths differ, which is an error of this program.
     pub fn read(&self, into: &mut [u8]) {
         assert_eq!(into.len(), self.len, "a span is copied whole");
         self.mapping.copy_out(self.start, into);
     }
 
-    /// Copies `from`, which is as long, into the span.
+    /// Copies `from`, which has the same length, into the span.
     ///
     /// # Panics
-    /// If the lengths differ: our own mistake.
+    /// If the lengths differ, which is an error of this program.
     pub fn write(&self, from: &[u8]) {
         assert_eq!(from.len(), self.len, "a span is copied whole");
         self.mapping.copy_in(self.start, from);
     }
 
-    /// The part of the span of `len` bytes at `offset`.
+    /// The part of the span with `len` bytes at `offset`.
     ///
     /// # Errors
     /// [`OutOfRegion`] if any byte lies outside this span.
@@ -323,15 +323,15 @@ impl fmt::Debug for Span {
     }
 }
 
-/// The regions that one channel may name. A channel serves many guests, so what one of them adds must not be searched
-/// through for every request of the others.
+/// The regions that the requests of one channel may name. A channel serves many guests, so looking up one guest's region must not search
+/// through those of the others.
 #[derive(Debug, Default, Clone)]
 pub struct RegionTable {
     /// In the order of their numbers.
     regions: Vec<(RegionId, Region)>,
 }
 
-/// Regions of one channel at most: 509 memory slots of a vhost-user front end for each of some 30 machines, and an arena.
+/// Most regions of one channel: 509 memory slots of a vhost-user front end for each of some 30 machines, and an arena.
 pub const REGIONS_MAX: usize = 16_384;
 
 impl RegionTable {
@@ -342,12 +342,12 @@ impl RegionTable {
         Some(&self.regions[index].1)
     }
 
-    /// Where region `id` is, or would be.
+    /// The index of region `id`: where it is, or where it would be inserted.
     fn index(&self, id: RegionId) -> Result<usize, usize> {
         self.regions.binary_search_by_key(&id, |(known, _)| *known)
     }
 
-    /// Enters `region` under `id`, in place of an older one. `false`: the table is full.
+    /// Inserts `region` as `id`, in place of an older one. `false`: the table is full.
     pub fn insert(&mut self, id: RegionId, region: Region) -> bool {
         match self.index(id) {
             Ok(index) => self.regions[index].1 = region,
@@ -357,7 +357,7 @@ impl RegionTable {
         true
     }
 
-    /// Forgets region `id`; spans of it stay valid.
+    /// Removes region `id`; spans of it stay valid.
     pub fn remove(&mut self, id: RegionId) -> Option<Region> {
         let index = self.index(id).ok()?;
         Some(self.regions.remove(index).1)

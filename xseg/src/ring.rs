@@ -1,14 +1,13 @@
 //! Request and completion ring: one producer, one consumer, in memory of which each can write only its own half.
 //!
 //! Invariants
-//! - Only the producer stores `tail` and the slots, only the consumer stores `head`; both count up from 0 for ever.
-//! - `tail - head <= capacity`. A reading outside this range breaks the ring: it is neither clamped nor a panic.
-//! - An entry is complete before `tail` covers it, and one store of `tail` publishes a whole batch: a producer that dies
-//!   has either sent an entry or not, there is nothing between.
-//! - Each end works with its private cursor. What it has itself written is never read back, and what the other end has
-//!   written is copied once.
+//! - Only the producer stores `tail` and the slots, and only the consumer stores `head`; both only count up, from 0.
+//! - `tail - head <= capacity`. A value outside this range breaks the ring: it causes neither clamping nor a panic.
+//! - An entry is complete before `tail` covers it, and one store of `tail` publishes a whole batch: a producer that dies has either sent an
+//!   entry completely or not at all.
+//! - Each end works with its private cursor. An end never reads back what it has written, and copies once what the other end has written.
 //!
-//! The code is generic over [`Words`], so that the algorithm that serves in production is the one that loom explores.
+//! The code is generic over [`Words`], so that loom explores the same algorithm that runs in production.
 
 use std::sync::atomic::Ordering;
 
@@ -20,13 +19,13 @@ pub(crate) trait Words {
     fn full_fence(&self);
 }
 
-/// Words that this end, and nobody else, may write.
+/// Words that only this end may write.
 pub(crate) trait OwnWords: Words {
     /// Writes word `index`; `order` is `Relaxed` or `Release`.
     fn store(&self, index: usize, value: u64, order: Ordering);
 }
 
-/// Where a ring stands in the two memories, in words.
+/// The position of a ring in the two memories, in words.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RingLayout {
     /// The producer's cursor, in the producer's memory.
@@ -49,16 +48,16 @@ impl RingLayout {
     }
 }
 
-/// Why an entry could not be put in or taken out.
+/// Why an entry could not be added or taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RingError {
     /// No free slot; nothing changed.
     Full,
-    /// The other end's cursor cannot be: give the channel up.
+    /// The other end's cursor is impossible: the channel must be broken.
     Broken,
 }
 
-/// The end that puts entries of `N` words in.
+/// The end that adds entries of `N` words.
 #[derive(Debug)]
 pub(crate) struct Producer<const N: usize, W, R> {
     own: W,
@@ -85,12 +84,12 @@ impl<const N: usize, W: OwnWords, R: Words> Producer<N, W, R> {
         }
     }
 
-    /// Puts `entry` in; the consumer sees it after [`Producer::publish`].
+    /// Adds `entry`; the consumer sees it after [`Producer::publish`].
     pub(crate) fn push(&mut self, entry: [u64; N]) -> Result<(), RingError> {
         if self.tail - self.head == self.layout.capacity {
-            // Acquire: pairs with the Release of `head` in `Consumer::publish`, which has finished with the slot.
+            // Acquire: pairs with the Release of `head` in `Consumer::publish`, which no longer uses the slot.
             let head = self.peer.load(self.layout.head, Ordering::Acquire);
-            // Backwards, or beyond what was published: both come out as more than the capacity.
+            // A cursor that moved back, or beyond what was published, results in more than the capacity.
             let used = self.published.wrapping_sub(head);
             if used > self.layout.capacity || self.tail.wrapping_sub(head) > self.layout.capacity {
                 return Err(RingError::Broken);
@@ -109,7 +108,7 @@ impl<const N: usize, W: OwnWords, R: Words> Producer<N, W, R> {
         Ok(())
     }
 
-    /// Publishes what was put in since the last time. Whether there was anything.
+    /// Publishes the entries added since the last call. Returns whether there were any.
     pub(crate) fn publish(&mut self) -> bool {
         if self.published == self.tail {
             return false;
@@ -122,7 +121,7 @@ impl<const N: usize, W: OwnWords, R: Words> Producer<N, W, R> {
     }
 }
 
-/// The end that takes entries of `N` words out.
+/// The end that takes entries of `N` words.
 #[derive(Debug)]
 pub(crate) struct Consumer<const N: usize, W, R> {
     own: W,
@@ -149,7 +148,7 @@ impl<const N: usize, W: OwnWords, R: Words> Consumer<N, W, R> {
         }
     }
 
-    /// Takes the next entry: a private copy. `None`: nothing is published.
+    /// Takes the next entry, as a private copy. `None`: no entry is published.
     pub(crate) fn pop(&mut self) -> Result<Option<[u64; N]>, RingError> {
         if !self.refresh()? {
             return Ok(None);
@@ -161,7 +160,7 @@ impl<const N: usize, W: OwnWords, R: Words> Consumer<N, W, R> {
         Ok(Some(entry))
     }
 
-    /// Releases the slots of the entries that were taken to the producer.
+    /// Returns the slots of taken entries to the producer.
     pub(crate) fn publish(&mut self) {
         if self.published != self.head {
             self.published = self.head;
@@ -171,12 +170,12 @@ impl<const N: usize, W: OwnWords, R: Words> Consumer<N, W, R> {
         }
     }
 
-    /// Whether an entry is there to take.
+    /// Whether an entry can be taken.
     pub(crate) fn refresh(&mut self) -> Result<bool, RingError> {
         if self.head == self.tail {
             // Acquire: pairs with the Release of `tail` in `Producer::publish`.
             let tail = self.peer.load(self.layout.tail, Ordering::Acquire);
-            // Slots that were taken and not released are still the consumer's: no producer that keeps the rules has passed them.
+            // Slots that were taken and not returned still belong to the consumer: a correct producer has not passed them.
             if tail.wrapping_sub(self.head) > self.layout.capacity
                 || tail.wrapping_sub(self.published) > self.layout.capacity
             {
@@ -330,7 +329,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        // Against a queue: whatever the interleaving of calls, what comes out is what went in.
+        // Compared with a queue: in every interleaving of calls, the entries taken are the entries added.
         #[test]
         fn a_ring_behaves_like_a_bounded_queue(log in 0u32..4, steps in proptest::collection::vec(0u8..4, 0..200)) {
             let capacity = 1u64 << log;
@@ -371,7 +370,7 @@ pub(crate) mod tests {
             }
         }
 
-        // Whatever the words contain, an end reads its own slots only and takes at most `capacity` entries per tail.
+        // Whatever the words contain, an end reads only its own slots and takes at most `capacity` entries per tail.
         #[test]
         fn any_words_are_survived(words in proptest::collection::vec(any::<u64>(), 9), pops in 1usize..40) {
             let (_, mut consumer, down, _) = ring(4);

@@ -1,12 +1,11 @@
-//! What a driver asks of the volume peer: calls within one thread, no ring between them.
+//! What a driver asks of the volume peer: function calls within one thread, without a ring between them.
 //!
 //! Semantics
-//! - Requests in flight together are not ordered. [`VolumeOp::Flush`] covers every write completed before it was
-//!   submitted.
+//! - Requests in flight together are not ordered. [`VolumeOp::Flush`] covers every write that completed before the flush was submitted.
 //! - Offsets and lengths are multiples of 512 bytes, inside the volume.
 //! - [`VolumeOp::Discard`] and [`VolumeOp::WriteZeroes`] are block-exact: afterwards the range reads as zeros.
-//! - [`VolumeOp::BlockStatus`] never calls a block a hole that holds a write which completed before the status was
-//!   submitted, unless a later request made it zeros. It may call zeros data. It reads no data.
+//! - [`VolumeOp::BlockStatus`] reads no data. It may report zeros as data. It never reports as a hole a block with a write that completed
+//!   before the status was submitted, unless a later request turned the block into zeros.
 
 use xseg::{Region, RegionId};
 
@@ -19,26 +18,26 @@ pub use crate::on_full::OnFull;
 pub enum VolumeOp {
     /// Reads into the segments.
     Read,
-    /// Writes the segments' bytes. `durable`: as if a flush followed it.
+    /// Writes the bytes of the segments. `durable`: as if a flush followed the write.
     Write {
         /// Force unit access, or write-through mode.
         durable: bool,
     },
     /// Makes every completed write durable.
     Flush,
-    /// The range reads as zeros; its space may be given back.
+    /// The range reads as zeros afterwards; its space may be released.
     Discard,
-    /// The range reads as zeros; `unmap`: its space may be given back.
+    /// The range reads as zeros afterwards; `unmap`: its space may be released.
     WriteZeroes {
-        /// Whether space may be given back.
+        /// Whether the space may be released.
         unmap: bool,
         /// As for writes.
         durable: bool,
     },
     /// Which parts of the range hold data, as a page of runs ([`StatusPage`](crate::status::StatusPage)) in the
     /// segments: a multiple of 8 bytes, at most [`STATUS_PAGE_MAX`](crate::status::STATUS_PAGE_MAX). The range has at least
-    /// one sector. The answer is bounded by the page, and by the work of one request: it covers at least the first sector of the
-    /// range; for the rest a further request is sent behind what was covered.
+    /// one sector. The answer covers at least the first sector of the range, and ends where the page is full or the work of one request is
+    /// done; the driver sends a further request for the rest.
     BlockStatus,
 }
 
@@ -62,7 +61,7 @@ pub struct VolumeRequest<'a> {
     pub offset: u64,
     /// Bytes of the volume; for reads and writes the sum of the segments.
     pub len: u64,
-    /// Memory of reads and writes, and of a status; the list is copied before [`Volumes::submit`] returns.
+    /// Memory of reads and writes, and of a status; [`Volumes::submit`] copies the list before it returns.
     pub segments: &'a [Segment],
 }
 
@@ -75,85 +74,85 @@ pub struct VolumeHandle(pub u32);
 pub enum OpenMode {
     /// The one writer.
     Exclusive,
-    /// Frozen things only: snapshots and images, or a volume attached read-only that nobody has open.
+    /// The volume cannot change: a snapshot, an image, or a volume attached read-only that nobody has open for writing.
     ReadOnly,
 }
 
-/// What a driver needs to know of a volume to describe it to a guest; known before it is opened.
+/// What a driver needs in order to describe a volume to a guest; known before the volume is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VolumeInfo {
     /// Which volume.
     pub lineage: Lineage,
     /// Bytes.
     pub size: u64,
-    /// Its objects' size.
+    /// Size of its objects.
     pub object_size: ObjectSize,
 }
 
-/// What the volume peer tells a driver.
+/// What the volume peer reports to a driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeEvent {
     /// The request with this cookie is done.
     Done {
         /// As given to [`Volumes::submit`].
         cookie: u64,
-        /// Success, or why not.
+        /// Success, or the error.
         result: Result<(), ErrorCode>,
     },
-    /// The open that was asked for is done.
+    /// The open is done.
     Opened {
-        /// The volume as it is, or why it cannot be had.
+        /// The volume, or why it cannot be opened.
         result: Result<VolumeInfo, Error>,
     },
-    /// The close that was asked for is done: everything is durable, ownership is given back.
+    /// The close is done: all data is durable, and the ownership is released.
     Closed {
         /// Success, or what was lost.
         result: Result<(), Error>,
     },
-    /// The volume has another size now.
+    /// The size of the volume has changed.
     Resized {
         /// Bytes.
         size: u64,
     },
 }
 
-/// The volume peer as drivers see it. One thread; nothing blocks.
+/// The volume peer as drivers see it. For one thread; no call blocks.
 pub trait Volumes {
-    /// Lets requests name `region`, once [`Volumes::region_ready`] returns `true`.
+    /// Adds `region`. Requests may name it once [`Volumes::region_ready`] returns `true`.
     ///
     /// # Errors
     /// [`ErrorCode::NoSpace`]: too many regions.
     fn add_region(&mut self, id: RegionId, region: Region) -> Result<(), ErrorCode>;
 
-    /// Whether requests may name region `id` already.
+    /// Whether requests may name region `id`.
     fn region_ready(&self, id: RegionId) -> bool;
 
-    /// Takes region `id` back; the caller has no request in flight that names it.
+    /// Removes region `id`; the caller has no request in flight that names it.
     fn remove_region(&mut self, id: RegionId);
 
-    /// A region number that nobody uses.
+    /// A region number that is not in use.
     fn fresh_region(&mut self) -> RegionId;
 
-    /// Starts to open a volume; [`VolumeEvent::Opened`] follows. Requests may be submitted only after it.
+    /// Starts to open a volume; [`VolumeEvent::Opened`] follows. Requests may be submitted only after that event.
     fn open(&mut self, lineage: Lineage, mode: OpenMode) -> VolumeHandle;
 
-    /// Starts to close: what is in flight finishes, is flushed, ownership is given back; [`VolumeEvent::Closed`] follows
-    /// and the handle is dead.
+    /// Starts to close a volume: requests in flight finish, the volume is flushed, and its ownership is released. [`VolumeEvent::Closed`]
+    /// follows, after which the handle is invalid.
     fn close(&mut self, volume: VolumeHandle);
 
-    /// What `volume` does from now on with writes for which the pool has no room; [`OnFull::Report`] unless this was
-    /// called. Writes that wait already are answered when the policy becomes that. A limit counts from when they began to.
+    /// What `volume` does from now on with writes for which the pool has no room; [`OnFull::Report`] until this is called. If the policy
+    /// becomes [`OnFull::Report`], writes that wait are answered. The limit of a policy counts from when the writes began to wait.
     fn on_full(&mut self, volume: VolumeHandle, policy: OnFull);
 
-    /// Answers what of `volume` waits for room now, with [`ErrorCode::NoSpace`], for a driver that cannot wait with it. Nothing
-    /// of it may have been done: it can be submitted again. What is asked later waits as before.
+    /// Answers the requests of `volume` that wait for room now, with [`ErrorCode::NoSpace`], for a driver that cannot wait for them. Such a
+    /// request may have been carried out in part or not at all: it can be submitted again. Later requests wait as before.
     fn recall(&mut self, volume: VolumeHandle);
 
     /// Submits a request; exactly one [`VolumeEvent::Done`] with `cookie` follows.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`]: no slot or credit free, nothing changed, try again after a completion. Whatever is
-    /// wrong with the request itself comes as its result.
+    /// [`ErrorCode::Unavailable`]: no slot or credit is free and nothing has changed; try again after a completion. An error of the request
+    /// itself is reported as its result.
     fn submit(
         &mut self,
         volume: VolumeHandle,

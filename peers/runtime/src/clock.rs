@@ -1,4 +1,4 @@
-//! Time, handed in: monotonic for intervals, wall time for people only.
+//! Time, passed in: monotonic time for intervals, wall time only for people.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,14 +8,14 @@ use nix::time::{ClockId, clock_gettime};
 
 /// A source of time.
 pub trait Clock: std::fmt::Debug + Send + Sync {
-    /// Time since some fixed moment in the past; never goes back.
+    /// Time since some fixed moment in the past; never goes backwards.
     fn now(&self) -> Duration;
 
     /// Seconds since 1970, for people; may jump.
     fn wall_seconds(&self) -> u64;
 }
 
-/// A clock that several have.
+/// A clock that several owners share.
 impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn now(&self) -> Duration {
         (**self).now()
@@ -31,7 +31,7 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 pub struct SystemClock;
 
 fn read(clock: ClockId) -> Duration {
-    // Both clocks exist on every kernel; nothing else can fail.
+    // Both clocks exist on every kernel, and the call has no other error.
     clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
 }
 
@@ -52,10 +52,10 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
-    /// Moves the time on.
+    /// Advances the time.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
-        // Relaxed: a number of its own, it orders nothing else.
+        // Relaxed: the number orders no other memory access.
         self.now_ns.fetch_add(by, Ordering::Relaxed);
     }
 }

@@ -5,14 +5,15 @@ use std::time::Duration;
 /// Settings of a reactor.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// How long to poll for work before sleeping, at most: where that has paid, and never while requests are many or large.
-    /// Saves wake-ups, and costs CPU.
+    /// Longest time to poll for work before sleeping. The reactor polls only where polling has paid, and never while requests are many or
+    /// large. Polling saves wake-ups and costs CPU time.
     pub poll: Duration,
-    /// Requests handed to the kernel at once. A whole batch in one call makes the device and us take turns.
+    /// Requests submitted to the kernel in one call. With a whole batch in one call, the device would be idle while we prepare the batch,
+    /// and we would be idle while the device works.
     pub submit_chunk: usize,
     /// Entries of the submission ring: a power of two. More requests wait in memory.
     pub entries: u32,
-    /// Longest sleep. Work arrives by wake-ups; this only bounds what a lost one costs.
+    /// Longest sleep. Work arrives with wake-ups; this only bounds the delay after a lost wake-up.
     pub sleep_max: Duration,
 }
 

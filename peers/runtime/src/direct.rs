@@ -4,8 +4,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// What direct I/O on a file needs, as `statx` has it (`STATX_DIOALIGN`, Linux 6.1). Both are 0 where a file can be opened with
-/// `O_DIRECT` and is accessed through the page cache all the same: ext4 with `data=journal` is such.
+/// What direct I/O on a file needs, as `statx` reports it (`STATX_DIOALIGN`, Linux 6.1). Both are 0 where a file can be opened with
+/// `O_DIRECT` but is still accessed through the page cache: so it is on ext4 with `data=journal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectIo {
     /// Addresses are multiples of this.
@@ -21,7 +21,7 @@ pub struct DirectIo {
 pub fn direct_io(file: impl AsFd) -> io::Result<Option<DirectIo>> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the path is a string with its end, the descriptor is borrowed for the call, and `found` has room for what is written.
+    // SAFETY: the path is a string with its terminator, the descriptor is borrowed for the call, and `found` has room for what is written.
     let done = unsafe {
         libc::statx(
             fd,
@@ -34,7 +34,7 @@ pub fn direct_io(file: impl AsFd) -> io::Result<Option<DirectIo>> {
     if done != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: all bytes are zero or what the kernel wrote, and any bytes are numbers.
+    // SAFETY: every byte is zero or was written by the kernel, and every byte pattern is valid for numbers.
     let found = unsafe { found.assume_init() };
     let known = found.stx_mask & libc::STATX_DIOALIGN != 0;
     Ok(known.then_some(DirectIo {

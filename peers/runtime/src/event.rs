@@ -1,16 +1,16 @@
-//! Completions of requests, and the queues in which they wait for the requester.
+//! Completions of requests, and the queues in which they wait for the source that sent the request.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
-/// What became of a request.
+/// The completion of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
     /// The request's token.
     pub token: u64,
-    /// What the system call would have returned: a count, for watches the poll mask, or a negative errno.
+    /// What the system call would have returned: a count (for watches the poll mask), or a negative errno.
     pub result: i32,
 }
 
@@ -24,5 +24,5 @@ impl Event {
     }
 }
 
-/// Events that wait, each with the mark of its watch.
+/// Events that wait to be collected, each with the mark of its watch.
 pub(crate) type Queue = Rc<RefCell<VecDeque<(Event, Option<Rc<Cell<bool>>>)>>>;

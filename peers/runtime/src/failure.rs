@@ -1,30 +1,30 @@
-//! When the kernel refuses a call of io_uring: which one, whether to try again, and what an administrator can do.
+//! What happens when the kernel refuses a call of io_uring: which call it was, whether to try again, and what an administrator can do.
 //!
 //! | error of `io_uring_enter` | what happens |
 //! |---|---|
-//! | ETIME | nothing: the sleep is over |
-//! | EINTR | the call is tried again, after a pause if it goes on |
-//! | EAGAIN, EBUSY, ENOMEM | the same, but not for ever: after [`REFUSED_MAX`] in a row without a success the ring is given up |
-//! | any other | the ring is given up at once: it will not work later either |
+//! | ETIME | nothing: the sleep has ended |
+//! | EINTR | the call is tried again, after a pause if this repeats |
+//! | EAGAIN, EBUSY, ENOMEM | the same, but after [`REFUSED_MAX`] refusals in a row the ring is given up |
+//! | any other | the ring is given up at once: a later call would fail too |
 //!
-//! A ring that is given up ends its thread with a panic whose payload is a [`RingFailure`].
+//! When a ring is given up, its thread ends with a panic whose payload is a [`RingFailure`].
 
 use std::io;
 use std::time::Duration;
 
-/// Refusals in a row that are tried again without a pause.
+/// Refusals in a row after which the call is tried again without a pause.
 const AT_ONCE_MAX: u32 = 16;
 /// First pause, doubled with each refusal.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_millis(64);
-/// Refusals in a row before the ring is given up: 16 without a pause, 63 ms of growing ones, then 5 s of 64 ms each.
+/// Refusals in a row before the ring is given up: 16 without a pause, 6 with growing pauses (63 ms in all), then 80 of 64 ms each (5 s).
 const REFUSED_MAX: u32 = AT_ONCE_MAX + 6 + 80;
 
-/// The kernel's own call, which tells its result in the requests that it gives up.
+/// A call that the kernel makes itself: its failure is the result of the requests that need the worker.
 const WORKER: &str = "starting a worker of io_uring";
 
-/// A call of io_uring that the kernel refused for good.
+/// A call of io_uring that the kernel refused permanently.
 #[derive(Debug, thiserror::Error)]
 #[error("{call} failed")]
 pub struct RingFailure {
@@ -43,7 +43,7 @@ impl RingFailure {
         RingFailure::new(WORKER, cause)
     }
 
-    /// Whether it is a shortage of threads.
+    /// Whether the cause is a shortage of threads.
     #[must_use]
     pub fn is_of_threads(&self) -> bool {
         self.call == WORKER
@@ -55,7 +55,7 @@ impl RingFailure {
         &self.source
     }
 
-    /// What an administrator can do about it; empty: nothing is known.
+    /// What an administrator can do about it; empty if nothing is known.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self.source.raw_os_error() {
@@ -76,7 +76,7 @@ impl RingFailure {
 }
 
 impl From<RingFailure> for io::Error {
-    /// Text and cause in one; the kind stays that of the cause.
+    /// Text and cause in one error; its kind is that of the cause.
     fn from(failure: RingFailure) -> io::Error {
         let text = format!("{failure}: {}", failure.source);
         io::Error::new(failure.source.kind(), text)
@@ -86,11 +86,11 @@ impl From<RingFailure> for io::Error {
 /// What to do about a refused `io_uring_enter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// Nothing is wrong.
+    /// Not an error.
     Expected,
-    /// It is tried again with the next turn, after this pause.
+    /// The call is tried again with the next turn, after this pause.
     Again(Duration),
-    /// It stays.
+    /// The ring is given up.
     Final,
 }
 
@@ -101,7 +101,7 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    /// The kernel took a call, or completed a request.
+    /// The kernel accepted a call, or completed a request.
     pub(crate) fn end(&mut self) {
         self.count = 0;
     }

@@ -1,4 +1,4 @@
-//! A descriptor that requests may be in flight on.
+//! A descriptor that may have requests in flight.
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -10,20 +10,20 @@ pub struct File {
     held: Rc<Held>,
 }
 
-/// Who makes the calls on a file.
+/// Which thread makes the calls on a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Calls {
-    /// The thread that asks, as far as the file system does not wait; else a worker of the ring.
+    /// The thread that submits, as long as the file system does not block; otherwise a worker of the ring.
     First,
-    /// A worker of the ring: the file system waits although it is asked not to.
+    /// A worker of the ring, because the file system blocks although it was asked not to.
     Workers,
 }
 
-/// Who closes a descriptor.
+/// What closes a descriptor.
 type Closer = Box<dyn Fn(OwnedFd)>;
 
 struct Held {
-    /// Always there; an option so that it can be given to the closer.
+    /// `None` only while the closer takes the descriptor.
     fd: Option<OwnedFd>,
     calls: Calls,
     closer: Option<Closer>,
@@ -50,7 +50,7 @@ impl Held {
 }
 
 impl File {
-    /// A file that `close` closes, wherever its last clone goes: a close may write, and wait.
+    /// A file that `close` closes, on whichever thread its last clone is dropped: a close may write, and block.
     #[must_use]
     pub fn closed_by(
         fd: impl Into<OwnedFd>,

@@ -1,4 +1,4 @@
-//! Reaching a reactor from other threads.
+//! How other threads reach a reactor.
 
 use std::fmt;
 use std::io;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// A way to a reactor from any thread.
+/// Reaches a reactor from any thread.
 #[derive(Clone)]
 pub struct Handle {
     doorbell: Arc<EventFd>,
@@ -23,7 +23,7 @@ impl Handle {
         })
     }
 
-    /// Has the reactor poll its peer soon: another thread has left something for it.
+    /// Has the reactor poll its peer soon: another thread has left work for it.
     pub fn wake(&self) {
         // EAGAIN: the counter is full, so the reactor is about to wake.
         let _ = self.doorbell.write(1);
@@ -31,12 +31,12 @@ impl Handle {
 
     /// Asks the reactor to end.
     pub fn stop(&self) {
-        // Release: pairs with the Acquire in `is_stopping`; what was done before is seen.
+        // Release: pairs with the Acquire in `is_stopping`, so that the reactor sees what this thread did before.
         self.stop.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Whether an end was asked for.
+    /// Whether the reactor has been asked to end.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         // Acquire: pairs with the Release in `stop`.
@@ -47,7 +47,7 @@ impl Handle {
         &self.doorbell
     }
 
-    /// Resets the counter, so that the doorbell can be rung for ever.
+    /// Resets the counter, so that it never fills up.
     pub(crate) fn answer_doorbell(&self) {
         let _ = self.doorbell.read();
     }

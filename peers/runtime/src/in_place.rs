@@ -1,4 +1,4 @@
-//! Files whose blocks are overwritten in place on a file system that copies on write.
+//! Files that are overwritten in place on a file system that copies on write.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,13 +9,13 @@ nix::ioctl_write_ptr!(set_flags, b'f', 2, libc::c_long);
 /// `FS_NOCOW_FL` of `linux/fs.h`; `chattr +C`.
 const NO_COW: libc::c_int = 0x0080_0000;
 
-/// Has the file system overwrite `file`, which must be empty, in place: without new blocks, and without checksums of its own.
+/// Has the file system overwrite `file`, which must be empty, in place: without allocating new blocks, and without checksums.
 ///
 /// # Errors
 /// The error of the file system: most do not support this.
 pub fn overwrite_in_place(file: impl AsFd) -> io::Result<()> {
     let fd = file.as_fd().as_raw_fd();
-    // The kernel reads and writes an `int`, although the number of the call is that of a long (ioctl_iflags(2)): a long has room for one.
+    // The kernel reads and writes an `int`, although the number of the call is that of a long (ioctl_iflags(2)): an int fits into a long.
     let mut flags: libc::c_long = 0;
     // SAFETY: the descriptor is borrowed for the call, and `flags` has room for what is written.
     unsafe { get_flags(fd, &raw mut flags) }?;

@@ -1,12 +1,12 @@
-//! A process that the kernel's write-back waits for.
+//! A process that write-back of the kernel depends on.
 
 use std::io;
 
 /// Of `linux/prctl.h`.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Declares that this thread, and the threads and processes that it starts, serve the write-back of this host: the kernel then satisfies
-/// their memory allocations without write-back, which would wait for them (prctl(2), `PR_SET_IO_FLUSHER`, Linux 5.6).
+/// Declares that this thread, and the threads and processes that it starts, serve the write-back of this host. The kernel then satisfies
+/// their memory allocations without write-back, which would depend on them (prctl(2), `PR_SET_IO_FLUSHER`, Linux 5.6).
 ///
 /// # Errors
 /// `EPERM` without the capability `CAP_SYS_RESOURCE`.

@@ -1,4 +1,4 @@
-//! Files that live as long as the ring does in the kernel, which may be longer than its process: locks, above all.
+//! Files that stay open as long as the ring exists in the kernel, which may be longer than its process exists; they are mostly locks.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +18,7 @@ pub(crate) struct KeptFiles {
 }
 
 impl KeptFiles {
-    /// Puts `fd` into the table of `ring`, where it lives until the kernel has freed the ring, and closes it here.
+    /// Puts `fd` into the table of `ring`, where it stays until the kernel has freed the ring, and closes the descriptor of this process.
     ///
     /// # Errors
     /// If the table is full, or the kernel refuses.
@@ -39,11 +39,11 @@ impl KeptFiles {
         Ok(())
     }
 
-    /// Closes all of them, before this returns: nothing is in flight in `ring`. The kernel itself closes them some time after the ring's
-    /// end, without a report, so that until then the file system could not be unmounted.
+    /// Closes all of them before it returns; nothing is in flight in `ring`. The kernel itself closes them some time after the ring's end
+    /// and does not report when, so until then the file system could not be unmounted.
     pub(crate) fn close(&mut self, ring: &Submitter<'_>) {
         if std::mem::take(&mut self.registered) {
-            // What is not closed here ends with the ring.
+            // Files that are not closed here are closed with the ring.
             let _later = ring.unregister_files();
             self.count = 0;
         }

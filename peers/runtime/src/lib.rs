@@ -2,17 +2,17 @@
 //!
 //! * [`Peer`] and [`Progress`]: what the reactor polls.
 //! * [`Reactor`]: the thread's loop; [`Handle`]: how other threads reach it.
-//! * [`RingFailure`]: a call of io_uring that the kernel refuses for good, and what to do about it.
+//! * [`RingFailure`]: a call of io_uring that the kernel refuses permanently, and what to do about it.
 //! * [`Source`]: a peer's share of the thread's io_uring; [`File`], [`Event`], [`Watch`], [`Durability`].
-//! * [`Clock`]: time, handed in.
+//! * [`Clock`]: time, passed in.
 //! * [`receive_now`], [`send_now`]: a socket's bytes from and to shared memory.
 //! * [`ublk`]: block devices of this host whose requests a process answers; [`set_io_flusher`].
 //! * [`direct_io`]: how a file system supports `O_DIRECT`.
 //!
-//! One design decision: peers are polled, never called back and never awaited; a peer is an ordinary value with a
-//! `poll` method, so the same peer runs in production, in the simulator and in a test on the stack.
+//! One design decision: a peer is polled. It is never called back and never awaited. It is an ordinary value with a `poll` method, so the
+//! same peer runs in production, in the simulator and in a test on the stack.
 //!
-//! This crate never knows what a peer does: no volumes, objects or names.
+//! This crate does not know what a peer does: it has no volumes, objects or names.
 
 #![deny(unsafe_code)]
 

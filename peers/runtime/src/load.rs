@@ -1,4 +1,4 @@
-//! What is in the kernel, by what it means for polling and sleeping.
+//! Requests in the kernel, by what they mean for polling and sleeping.
 
 use crate::polling::Activity;
 use crate::transfer::Direction;
@@ -9,15 +9,15 @@ pub(crate) enum Kind {
     /// A read or write.
     Transfer,
     Sync,
-    /// A watch or timeout: outlasts idleness.
+    /// A watch or timeout: stays in the kernel while the thread is idle.
     Standing,
     /// Waits for a request of a device; nobody can cancel it.
     Command,
-    /// A read or write that is under way elsewhere, and whose end comes as an event of a watch: not in the kernel.
+    /// A read or write that is carried out outside the kernel, and whose end is an event of a watch.
     Elsewhere,
 }
 
-/// Requests in the kernel, and the most since [`Load::activity`] was asked for.
+/// Counts of requests in the kernel, and the maximum since the last call of [`Load::activity`].
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     transfers: usize,
@@ -30,12 +30,12 @@ pub(crate) struct Load {
 }
 
 impl Kind {
-    /// Whether it is a call on a file, which nobody cancels and which is tried again.
+    /// Whether it is a call on a file: nobody cancels such a call, and it is tried again.
     pub(crate) fn is_call(self) -> bool {
         matches!(self, Kind::Transfer | Kind::Sync)
     }
 
-    /// A durable write ends in kernel threads, as a sync does: a polling thread would starve them.
+    /// A durable write ends in kernel threads, as a sync does: a polling thread would take their CPU time.
     pub(crate) fn of(direction: Direction) -> Kind {
         match direction {
             Direction::Write { durable: true } => Kind::Sync,
@@ -45,7 +45,7 @@ impl Kind {
 }
 
 impl Load {
-    /// A request goes to the kernel; `bytes` of its buffers, which count for reads and writes.
+    /// A request is submitted to the kernel; `bytes` are those of its buffers, which count for reads and writes.
     pub(crate) fn begin(&mut self, kind: Kind, bytes: usize) {
         *self.count(kind) += 1;
         if matches!(kind, Kind::Transfer | Kind::Elsewhere) {
@@ -54,7 +54,7 @@ impl Load {
         }
     }
 
-    /// A request has come back.
+    /// A request has completed.
     pub(crate) fn end(&mut self, kind: Kind) {
         *self.count(kind) -= 1;
     }
@@ -74,7 +74,7 @@ impl Load {
         self.in_flight() + self.standing == 0
     }
 
-    /// Whether syncs are all that is waited for: they run on kernel workers that may need this CPU.
+    /// Whether only syncs are awaited: they run on kernel workers that may need this CPU.
     pub(crate) fn is_syncs_only(&self) -> bool {
         self.syncs > 0 && self.awaited() == 0
     }
@@ -84,7 +84,7 @@ impl Load {
         self.transfers + self.elsewhere
     }
 
-    /// What is in the kernel, and has been since this was called before.
+    /// Requests in the kernel now, and since the last call.
     pub(crate) fn activity(&mut self) -> Activity {
         let activity = Activity {
             transfers: self.awaited(),

@@ -3,9 +3,9 @@
 /// Whether a poll found work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing to do until something outside happens.
+    /// There is no work until an event from outside arrives.
     Idle,
-    /// Did something: poll again before sleeping.
+    /// Some work was done: poll again before sleeping.
     Busy,
 }
 
@@ -17,19 +17,20 @@ impl Progress {
     }
 }
 
-/// A role that serves requests. Lives on one thread.
+/// A role that serves requests, on one thread.
 pub trait Peer {
-    /// What it is called in logs and figures.
+    /// Its name in logs and figures.
     fn name(&self) -> &str;
 
-    /// Does a bounded piece of the work that is there. Never blocks.
+    /// Does a bounded part of the pending work. Never blocks.
     fn poll(&mut self) -> Progress;
 
-    /// Announces sleep on the peer's ports; `false`: work has come in, do not sleep. Always paired with [`Peer::wake`].
+    /// Announces on the peer's ports that the thread sleeps; `false`: work has come in, do not sleep. A call of [`Peer::wake`] always
+    /// follows.
     fn prepare_sleep(&mut self) -> bool {
         true
     }
 
-    /// Takes the announcement of sleep back.
+    /// Withdraws the announcement.
     fn wake(&mut self) {}
 }

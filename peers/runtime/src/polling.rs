@@ -1,48 +1,46 @@
-//! Whether to poll for work before sleeping: learned from whether polling has paid.
+//! Whether to poll for work before sleeping, decided by whether polling has paid so far.
 //!
-//! A poll that finds work saves a sleep and a wake-up, some 15 to 30 us of latency; one that finds none costs its CPU time
-//! and then the sleep besides. What it saves is shared by all requests that are waited for, and is nothing beside the time
-//! that a large one takes. So there is no polling while requests are many or large ([`REQUESTS_MAX`], [`BYTES_MAX`]);
-//! sleep gathers their completions instead. The few and small ones are polled for where that has paid. Waits are of two
-//! kinds that alternate, each with its own experience: for a guest (no request is in the kernel, nor with a library's threads), and for
-//! a device.
+//! A poll that finds work saves a sleep and a wake-up, some 15 to 30 us of latency. A poll that finds none costs its CPU time, and the
+//! sleep follows all the same. All requests that are awaited share the saving, and it is negligible beside the duration of a large request.
+//! So the thread does not poll while requests are many or large ([`REQUESTS_MAX`], [`BYTES_MAX`]): during a sleep, their completions
+//! gather. It polls for few and small requests where that has paid. There are two kinds of waits, which alternate, and each has its own
+//! experience: waits for a guest (no request is in the kernel or with the threads of a library), and waits for a device.
 //!
 //! | state of a kind of waits | next wait | becomes |
 //! |---|---|---|
 //! | polling, with credit | poll for the budget, then sleep | sleeping, when the credit is used up |
 //! | sleeping, with credit | sleep at once | polling, when the credit is enough |
 //!
-//! Credit comes from waits that end while we poll, or in sleep within [`SHORT_BUDGETS`] (a sleep contains its wake-up), and
-//! goes with others. A change to polling that did not last doubles the credit that the next one takes.
+//! Credit grows with each wait that ends while we poll, or within [`SHORT_BUDGETS`] of sleep (a sleep includes its wake-up). It shrinks
+//! with every other wait. If a change to polling did not last, the next one takes twice the credit.
 //!
-//! Invariant: waits that only syncs can end are never polled for and teach nothing: kernel workers may need this CPU.
+//! Invariant: a wait that only syncs can end is never polled for and changes no credit, since kernel workers may need this CPU.
 
 use std::time::Duration;
 
-/// Requests in the kernel beyond which there is no polling: each of four gains a quarter of a wake-up.
+/// Requests in the kernel above which the thread does not poll: each of four gains a quarter of a wake-up.
 const REQUESTS_MAX: usize = 4;
-/// Bytes of a request beyond which there is no polling: its transfer takes longer than a wake-up.
+/// Bytes of a request above which the thread does not poll: the transfer takes longer than a wake-up.
 const BYTES_MAX: usize = 64 << 10;
-/// Many or large requests are remembered for so many waits at least, and twice as many at most: a deep queue may be empty
-/// now and then.
+/// Many or large requests count for at least so many waits, and at most twice as many: a deep queue may be empty now and then.
 const WINDOW: u32 = 32;
-/// Credit for a wait that polling would shorten, one for each that is too long: polling pays if one in four is short.
+/// Credit for a wait that polling would shorten; each wait that is too long takes 1. So polling pays if one wait in four is short.
 const CREDIT: u32 = 3;
-/// Credit of a thread that has polled with success for some time: so many waits in vain end polling.
+/// Credit of a thread that has polled with success for some time: after so many waits in vain, polling ends.
 const CREDIT_MAX: u32 = 24;
-/// Credit with which polling begins: four times the budget are at stake, 200 us.
+/// Credit with which polling begins: it risks four times the budget, 200 us.
 const CREDIT_BEGIN: u32 = 4;
-/// Credit that a change to polling takes: at least 6 short sleeps.
+/// Credit that a change to polling takes at first: at least 6 short sleeps.
 const CHANGE_MIN: u32 = 16;
-/// The same after changes in vain: at least 341 short sleeps, of 25 ms in all. What is at stake is a hundredth of that.
+/// The same after changes that did not last: at least 341 short sleeps, 25 ms in all. The change risks a hundredth of that.
 const CHANGE_MAX: u32 = 1024;
-/// A sleep that lasted so many budgets may have been a shorter wait than a budget.
+/// A sleep of at most so many budgets may have been a wait of less than a budget.
 const SHORT_BUDGETS: u32 = 2;
 
-/// What has been in the kernel, or elsewhere, since the wait before.
+/// Requests in the kernel or elsewhere, now and since the last wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Activity {
-    /// Reads and writes under way now.
+    /// Reads and writes in flight now.
     pub(crate) transfers: usize,
     /// Syncs and durable writes in the kernel now.
     pub(crate) syncs: usize,
@@ -67,11 +65,11 @@ pub(crate) struct Wait {
 enum WaitKind {
     Guest,
     Device,
-    /// Only syncs are in the kernel, or many or large requests have been.
+    /// Only syncs are in the kernel, or requests were many or large.
     Sleep,
 }
 
-/// Experience with one kind of waits.
+/// Experience with one kind of wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Experience {
     state: PollState,
@@ -86,7 +84,7 @@ enum PollState {
     Sleeping,
 }
 
-/// The largest of some number in the last waits: between one and two windows of them.
+/// The largest of a number over the last waits: at least one window of them, at most two.
 #[derive(Debug, Default)]
 struct RecentMax {
     current: usize,
@@ -106,7 +104,7 @@ pub(crate) struct Polling {
 }
 
 impl Wait {
-    /// Whether to poll once more at `now`, instead of sleeping.
+    /// Whether to poll again at `now` instead of sleeping.
     pub(crate) fn polls(&mut self, now: Duration) -> bool {
         let polls = !self.slept && now < self.poll_until;
         self.polled |= polls;
@@ -120,7 +118,7 @@ impl Wait {
 }
 
 impl Polling {
-    /// A poll lasts `budget` at most; zero: there are none.
+    /// A poll lasts at most `budget`; zero: the thread never polls.
     pub(crate) fn new(budget: Duration) -> Polling {
         Polling {
             budget,
@@ -160,7 +158,7 @@ impl Polling {
             match (wait.polled, wait.slept) {
                 (_, false) => experience.short(),
                 (true, true) => experience.long(),
-                // Sleep was all that was possible, or that there was reason for.
+                // The thread could only sleep, or had a reason to.
                 (false, true) if experience.state == PollState::Polling => {}
                 (false, true) if short => experience.short(),
                 (false, true) => experience.long(),
@@ -168,7 +166,7 @@ impl Polling {
         }
     }
 
-    /// Whether a wait that begins now is a sleep whatever was learned: polling is off, or requests are many or large.
+    /// Whether a wait that begins now sleeps at once, whatever the experience: polling is off, or requests are many or large.
     pub(crate) fn is_certain_to_sleep(&self) -> bool {
         let busy = self.transfers.get() > REQUESTS_MAX || self.bytes.get() > BYTES_MAX;
         busy || self.budget.is_zero()
@@ -195,7 +193,7 @@ impl Polling {
 }
 
 impl Experience {
-    /// Waits are short, until they prove to be long.
+    /// Assumes that waits are short until they prove to be long.
     fn new() -> Experience {
         Experience {
             state: PollState::Polling,

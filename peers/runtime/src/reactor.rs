@@ -1,13 +1,13 @@
-//! The loop: poll the peer; when it has no work, poll again for a while if that pays (`polling`); then sleep in the kernel.
+//! The loop: poll the peer; if it has no work, poll again for a while if that pays (`polling`); then sleep in the kernel.
 //!
 //! Invariants
-//! - No sleep while the peer has work: it announces its sleep first, and may refuse.
-//! - What the peer pushes is in the kernel before the thread sleeps or polls, at most one round later while it has work.
-//! - No spinning while only syncs are in flight: they run on kernel workers that may need this CPU.
-//! - A thread that always has work yields its CPU now and then, to its node's other processes; the thread neither yields nor
-//!   spins beside a thread that computes on this CPU, for whose whole slice it would wait (`yields`).
-//! - Nothing is caught here: a peer that panics ends the thread, and so does an io_uring that fails for good, by a panic with
-//!   a [`RingFailure`]. The host of the peer decides what else ends then.
+//! - The thread does not sleep while the peer has work: it announces the sleep to the peer first, and the peer may refuse.
+//! - What the peer pushes reaches the kernel before the thread sleeps or polls, at most one round later while the peer has work.
+//! - The thread does not spin while only syncs are in flight: they run on kernel workers that may need this CPU.
+//! - A thread that always has work yields its CPU now and then to other processes of its node. It neither yields to nor spins beside a
+//!   thread that computes on this CPU, since it would wait for the whole time slice of that thread (`yields`).
+//! - Panics are not caught here. A peer that panics ends the thread, and so does an io_uring that fails permanently, by a panic with a
+//!   [`RingFailure`]. The host of the peer decides what else ends then.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -27,17 +27,17 @@ use crate::ring::Ring;
 use crate::source::{Source, Watch};
 use crate::yields::Yields;
 
-/// Token of the handles' doorbell.
+/// Token of the doorbell of all handles.
 const TOKEN_DOORBELL: u64 = 0;
 
-/// A loop on the thread that made it.
+/// A loop on the thread that created it.
 pub struct Reactor {
     config: Config,
     clock: Arc<dyn Clock>,
     handle: Handle,
     doorbell: Source,
     _doorbell_watch: Watch,
-    /// Last: sources go first.
+    /// The last field: sources are dropped first.
     ring: Rc<RefCell<Ring>>,
 }
 
@@ -63,13 +63,13 @@ impl Reactor {
         })
     }
 
-    /// A way to this reactor for other threads.
+    /// A handle to this reactor for other threads.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// A new source, for a peer or a part of one. It is dropped before the reactor.
+    /// A new source, for a peer or a part of one. It must be dropped before the reactor.
     #[must_use]
     pub fn source(&self) -> Source {
         Source::new(&self.ring)
@@ -81,7 +81,7 @@ impl Reactor {
         Arc::clone(&self.clock)
     }
 
-    /// Polls `peer` until a handle asks for the end. What is in flight then is waited for when the reactor is dropped.
+    /// Polls `peer` until a handle asks the reactor to end. Requests in flight at that time are awaited when the reactor is dropped.
     ///
     /// # Panics
     /// With a [`RingFailure`], if the kernel refuses to serve the ring.
@@ -91,12 +91,12 @@ impl Reactor {
         let mut yields = Yields::default();
         let clock = Arc::clone(&self.clock);
         let yield_cpu = || {
-            // It cannot fail on Linux.
+            // The call cannot fail on Linux.
             let _ = sched_yield();
         };
         while !self.handle.is_stopping() {
-            // What many or large requests push may wait for the sleep that follows, or for the next requests: one call into the
-            // kernel less. Few and small ones are waited for.
+            // When requests are many or large, pushed ones may wait for the sleep that follows or for the next requests: that saves a call
+            // into the kernel. Few and small requests are submitted at once, since somebody waits for them.
             let gathers = polling.is_certain_to_sleep();
             let older = self.ring.borrow_mut().has_pending();
             if older && !gathers {
@@ -126,18 +126,18 @@ impl Reactor {
         }
     }
 
-    /// What was pushed goes to the kernel, and what the kernel has finished is at its source. For who polls by itself.
+    /// Submits what was pushed, and takes over what the kernel has completed. For callers that poll by themselves.
     pub fn turn(&mut self) -> Progress {
         self.ring.borrow_mut().submit_pending();
         self.collect()
     }
 
-    /// Sleeps until something happens, at most for `longest`. For who polls by itself.
+    /// Sleeps until something happens, at most for `longest`. For callers that poll by themselves.
     pub fn sleep(&mut self, longest: Duration) {
         self.ring.borrow_mut().wait(longest);
     }
 
-    /// What the kernel has finished is at its source. Busy if there was anything, or another thread has called.
+    /// Takes over what the kernel has completed. Busy if there was anything, or another thread has rung the doorbell.
     fn collect(&mut self) -> Progress {
         let any = self.ring.borrow_mut().collect();
         while self.doorbell.next().is_some() {
@@ -146,7 +146,7 @@ impl Reactor {
         if any { Progress::Busy } else { Progress::Idle }
     }
 
-    /// Sleeps as [`Reactor::sleep`], unless `peer` has work.
+    /// Sleeps as [`Reactor::sleep`] does, unless `peer` has work.
     fn sleep_beside(&mut self, peer: &mut impl Peer) {
         if peer.prepare_sleep() {
             self.ring.borrow_mut().wait(self.config.sleep_max);

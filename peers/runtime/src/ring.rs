@@ -1,12 +1,12 @@
 //! Requests of a thread's io_uring, from their start to their last completion.
 //!
 //! Invariants
-//! - What a request points to (memory, vector, time) and its file are owned by its entry in the table of operations from
-//!   before the request is pushed until its last completion has been seen.
-//! - The ring is not given back before the table is empty; if that cannot be reached, the table is leaked.
-//! - A ring that the kernel refuses to serve is leaked, with the table: what it has in the kernel may still complete.
-//! - A slot of the table is reused only after the last completion of its request, so a completion's number is always
-//!   that of the request it belongs to.
+//! - The entry of a request in the table of operations owns what the request points to (memory, vector, time) and its file, from before the
+//!   request is pushed until its last completion has been seen.
+//! - The ring is not freed before the table is empty; if the table cannot be emptied, it is leaked.
+//! - A ring that the kernel refuses to serve is leaked together with the table: its requests in the kernel may still complete.
+//! - A slot of the table is reused only after the last completion of its request, so the number in a completion always belongs to the right
+//!   request.
 
 mod operation;
 mod uring;
@@ -34,9 +34,9 @@ use crate::workers::Workerless;
 use operation::{Keep, Operation, Vector};
 use uring::{Uring, timespec};
 
-/// User data of requests whose completion nobody waits for.
+/// User data of requests whose completion is ignored.
 const IGNORED: u64 = u64::MAX;
-/// User data of the alarm that starts again what had no worker.
+/// User data of the alarm after which requests that had no worker are started again.
 const START_AGAIN: u64 = u64::MAX - 1;
 /// How often a request is tried again after EINTR or EAGAIN before the error is reported.
 const RETRIES_MAX: u8 = 64;
@@ -62,7 +62,7 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// The ring of this thread. Falls back to fewer features on older kernels, and logs that once.
+    /// The ring of this thread. Falls back to fewer features on older kernels, and logs this once.
     pub(crate) fn new(config: &Config) -> Result<Ring, RingFailure> {
         Ok(Ring {
             uring: Uring::new(config)?,
@@ -81,22 +81,22 @@ impl Ring {
         &self.load
     }
 
-    /// A read or write of so many `bytes` begins elsewhere.
+    /// A read or write of `bytes` begins outside the kernel.
     pub(crate) fn begin_elsewhere(&mut self, bytes: usize) {
         self.load.begin(Kind::Elsewhere, bytes);
     }
 
-    /// One that was elsewhere has ended.
+    /// A read or write outside the kernel has ended.
     pub(crate) fn end_elsewhere(&mut self) {
         self.load.end(Kind::Elsewhere);
     }
 
-    /// What has been in the kernel, or elsewhere, since this was called before.
+    /// Requests in the kernel or elsewhere, now and since the last call.
     pub(crate) fn activity(&mut self) -> Activity {
         self.load.activity()
     }
 
-    /// Puts `fd` where it lives until the kernel has freed the ring, and closes it here.
+    /// Puts `fd` into the ring's file table, where it stays until the kernel has freed the ring, and closes the descriptor of this process.
     pub(crate) fn keep_file(&mut self, fd: OwnedFd) -> Result<(), RingFailure> {
         self.kept_files.keep(&self.uring.submitter(), fd)
     }
@@ -153,7 +153,7 @@ impl Ring {
         );
     }
 
-    /// Syncs the data of `file`, and what is needed to read it back.
+    /// Syncs the data of `file`, and the metadata that is needed to read it back.
     pub(crate) fn sync(&mut self, queue: &Queue, token: u64, file: &File) {
         let entry = opcode::Fsync::new(Fd(file.raw()))
             .flags(FsyncFlags::DATASYNC)
@@ -166,23 +166,23 @@ impl Ring {
             Keep::Nothing,
             Some(file.clone()),
         );
-        // A sync is waited for, and runs on a worker: it gains nothing from a batch.
+        // Somebody waits for a sync, and it runs on a worker: it gains nothing from a batch.
         self.submit();
     }
 
-    /// Lets the kernel have `spare` workers more than it would: so many may be kept by calls that do not return.
+    /// Raises the kernel's limit of workers by `spare`: so many may be occupied by calls that do not return.
     pub(crate) fn spare_workers(&mut self, spare: u32) {
         let submitter = self.uring.submitter();
         match self.worker_limit.set_spare(&submitter, spare) {
             Ok(Spare::Same) => {}
             Ok(Spare::More) => {
-                // The kernel starts a worker when it is given something to do, not when it may have more.
+                // The kernel starts a worker when it gets a request, not when the limit is raised.
                 let nothing = opcode::Nop::new().build();
                 let nothing = nothing.flags(squeue::Flags::ASYNC).user_data(IGNORED);
                 self.push(nothing);
                 self.submit();
             }
-            // Older than 5.15: others wait for those that hang once there are too many of them.
+            // Before 5.15 there is no limit to raise: once too many calls hang, other calls wait for them.
             Err(error) => tracing::debug!(%error, "the limit of io_uring's workers"),
         }
     }
@@ -202,7 +202,7 @@ impl Ring {
         );
     }
 
-    /// Watches `fd` until [`Ring::unwatch`]; number and serial of the watch.
+    /// Watches `fd` until [`Ring::unwatch`]; returns the number and serial of the watch.
     pub(crate) fn watch(&mut self, queue: &Queue, token: u64, fd: OwnedFd) -> (u32, u64) {
         let entry = watch_entry(&fd);
         let queued = Rc::new(Cell::new(false));
@@ -222,7 +222,7 @@ impl Ring {
         }
     }
 
-    /// One event with `token` when the descriptor of the watch can be written; at once if the watch has ended by itself.
+    /// One event with `token` when the descriptor of the watch becomes writable; at once if the watch has ended by itself.
     pub(crate) fn await_writable(
         &mut self,
         queue: &Queue,
@@ -249,13 +249,13 @@ impl Ring {
         };
         let events = u32::try_from(libc::POLLOUT).expect("a mask is positive");
         let entry = opcode::PollAdd::new(Fd(descriptor), events).build();
-        // The kernel takes the file with the entry, which goes to it before the descriptor is closed: a watch ends by a request
-        // behind this one.
+        // The kernel takes the file when it takes the entry. That is before the descriptor is closed: a watch ends by a request that is
+        // submitted after this one.
         self.start(queue, token, Kind::Standing, entry, Keep::Nothing, None);
     }
 
-    /// The first command for a request of a ublk queue, as [`Ring::command`]. Never a reason to go to the kernel: a death between
-    /// two calls would leave a queue that is served in part, which Linux 6.12 neither cancels nor recovers.
+    /// The first command for a request of a ublk queue, as in [`Ring::command`]. It never causes a call into the kernel: if the process
+    /// died between two calls, part of the queue would be served, and Linux 6.12 neither cancels nor recovers such a queue.
     pub(crate) fn first_command(
         &mut self,
         queue: &Queue,
@@ -270,7 +270,7 @@ impl Ring {
         unsafe { self.uring.enqueue(entry) };
     }
 
-    /// Gives the kernel a command of a ublk queue, which keeps `buffer` and `file` until it completes. It may do so at any time.
+    /// Pushes a command of a ublk queue, which keeps `buffer` and `file` until it completes. The kernel may complete it at any time.
     pub(crate) fn command(
         &mut self,
         queue: &Queue,
@@ -302,7 +302,7 @@ impl Ring {
         number
     }
 
-    /// Notes a request: its number, and what is to be pushed.
+    /// Records a request; returns its number, and the entry to push.
     fn begin(
         &mut self,
         queue: &Queue,
@@ -340,7 +340,7 @@ impl Ring {
         unsafe { self.uring.push(entry) };
     }
 
-    /// Hands what was pushed to the kernel, and lets it finish deferred work.
+    /// Submits what was pushed to the kernel, and lets the kernel finish deferred work.
     pub(crate) fn submit(&mut self) {
         self.uring.submit();
     }
@@ -352,12 +352,12 @@ impl Ring {
         }
     }
 
-    /// Whether requests were pushed and not submitted.
+    /// Whether requests were pushed but not submitted.
     pub(crate) fn has_pending(&mut self) -> bool {
         self.uring.has_pending()
     }
 
-    /// Takes over what has completed; whether something had. What was pushed may stay for the next call into the kernel.
+    /// Takes over completions; returns whether there were any. What was pushed may stay until the next call into the kernel.
     pub(crate) fn collect(&mut self) -> bool {
         if self.uring.has_kernel_work() {
             self.submit();
@@ -365,13 +365,13 @@ impl Ring {
         self.reap()
     }
 
-    /// Submits what was pushed, and sleeps until something completes or `longest` has passed: one call into the kernel.
+    /// Submits what was pushed, and sleeps until something completes or `longest` has passed, in one call into the kernel.
     pub(crate) fn wait(&mut self, longest: Duration) {
         self.uring.wait(longest);
         self.reap();
     }
 
-    /// Gives back neither the ring nor what its requests point to.
+    /// Frees neither the ring nor what its requests point to.
     fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.operations));
         self.uring.leak();
@@ -449,7 +449,7 @@ impl Ring {
         }
     }
 
-    /// Starts again what found no worker.
+    /// Starts the requests again that had no worker.
     fn start_again(&mut self) {
         let (slots, alarm) = self.workerless.on_alarm();
         for slot in slots {
@@ -464,7 +464,7 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// Waits for what is in the kernel: it may still write into memory that goes with the table.
+    /// Waits for the requests in the kernel: they may still write into memory that the table owns.
     fn drop(&mut self) {
         for number in 0..self.operations.len() {
             if let Some(operation) = &mut self.operations[number]
@@ -478,14 +478,14 @@ impl Drop for Ring {
             self.submit();
             self.reap();
             if self.load.is_empty() {
-                // A command ends when its device is stopped, or with the process: what it points to stays until then.
+                // A command ends when its device is stopped, or with the process; until then, what it points to must stay.
                 if self.load.has_commands() {
                     self.leak();
                     return;
                 }
                 return self.kept_files.close(&self.uring.submitter());
             }
-            // Logged already, and it will not get better.
+            // The failure is logged already, and a later call would fail too.
             if self.uring.is_given_up() {
                 self.leak();
                 return;

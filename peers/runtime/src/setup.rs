@@ -1,10 +1,10 @@
-//! How a ring is set up: with the features that suit one thread which waits for what it asked for, or fewer of them.
+//! How a ring is set up: with the features that suit a thread which waits for its own requests, or with fewer of them.
 //!
 //! | kernel | features |
 //! |---|---|
 //! | from 6.1 on | a single issuer, task work deferred until the thread waits |
 //! | from 5.19 on | cooperative task work |
-//! | from 5.11 on | none of them; timeouts of waits and completions that are not dropped are needed |
+//! | from 5.11 on | none of these; needed are timeouts of waits, and completions that are never dropped |
 
 use std::io;
 
@@ -12,10 +12,10 @@ use io_uring::IoUring;
 
 use crate::failure::RingFailure;
 
-/// A ring of `entries` for this thread. Falls back to fewer features on older kernels, and logs that once.
+/// A ring of `entries` for this thread. Falls back to fewer features on older kernels, and logs this once.
 ///
 /// # Errors
-/// Why the kernel does not make one.
+/// The kernel's error.
 pub(crate) fn set_up(entries: u32) -> Result<IoUring, RingFailure> {
     let base = || {
         let mut builder = IoUring::builder();
@@ -27,7 +27,7 @@ pub(crate) fn set_up(entries: u32) -> Result<IoUring, RingFailure> {
         .setup_defer_taskrun()
         .setup_taskrun_flag()
         .build(entries);
-    // An older kernel's error for an unknown flag; other errors do not depend on flags.
+    // The error of an older kernel for an unknown flag; other errors do not depend on flags.
     let is_older = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
     let ring = deferred
         .or_else(|error| {

@@ -1,13 +1,13 @@
-//! Bytes of a stream socket from and to shared memory, on the calling thread, without waiting.
+//! Transfers bytes between a stream socket and shared memory, on the calling thread, without waiting.
 //!
-//! Invariant: addresses that the kernel gets are those of parts of a span that outlives the call, checked against its length.
+//! Invariant: the kernel gets only addresses within a span that outlives the call; they are checked against the length of the span.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use xseg::Span;
 
-/// Parts of one call at most.
+/// Most parts of one call.
 pub const PARTS_MAX: usize = 64;
 
 /// A part of a span: bytes from its start.
@@ -15,30 +15,30 @@ pub const PARTS_MAX: usize = 64;
 pub struct Part {
     /// First byte.
     pub offset: usize,
-    /// How many.
+    /// Length.
     pub len: usize,
 }
 
-/// Receives into `parts` of `memory`, in their order, what has come; 0: the other side sends nothing more.
+/// Receives what has arrived into `parts` of `memory`, in their order; 0: the other side sends no more.
 ///
 /// # Errors
-/// `WouldBlock` if nothing has come, `InvalidInput` if a part lies outside or there are more than [`PARTS_MAX`]; otherwise the error of
-/// `recvmsg`.
+/// `WouldBlock` if nothing has arrived, `InvalidInput` if a part is out of bounds or there are more than [`PARTS_MAX`]; otherwise the error
+/// of `recvmsg`.
 pub fn receive_now(socket: impl AsFd, memory: &Span, parts: &[Part]) -> io::Result<usize> {
     let mut addresses = [NOWHERE; PARTS_MAX];
     let message = message(memory, parts, &mut addresses)?;
     let fd = socket.as_fd().as_raw_fd();
     let mut message = message;
-    // SAFETY: the header names addresses of `memory`, which outlives the call, and nothing else; another process may change the
-    // bytes meanwhile, which no reference of ours covers.
+    // SAFETY: the header holds only addresses within `memory`, which outlives the call. Another process may change the bytes meanwhile, but
+    // no reference of ours covers them.
     let done = unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) };
     usize::try_from(done).map_err(|_negative| io::Error::last_os_error())
 }
 
-/// Sends `parts` of `memory`, in their order, as much as the socket has room for.
+/// Sends `parts` of `memory`, in their order, as far as the socket has room.
 ///
 /// # Errors
-/// As [`receive_now`], of `sendmsg`; a disconnected socket is an error, never a signal.
+/// As for [`receive_now`], but of `sendmsg`; a disconnected socket causes an error, never a signal.
 pub fn send_now(socket: impl AsFd, memory: &Span, parts: &[Part]) -> io::Result<usize> {
     let mut addresses = [NOWHERE; PARTS_MAX];
     let message = message(memory, parts, &mut addresses)?;
@@ -54,7 +54,7 @@ const NOWHERE: libc::iovec = libc::iovec {
     iov_len: 0,
 };
 
-/// A message header over `parts`, whose addresses are put into `addresses`, which outlives it.
+/// A message header over `parts`. Their addresses are stored in `addresses`, which outlives the header.
 fn message(
     memory: &Span,
     parts: &[Part],

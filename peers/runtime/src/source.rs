@@ -1,4 +1,4 @@
-//! How a peer does I/O: requests go in, events come out, nothing blocks.
+//! How a peer does I/O: it submits requests and collects events; no call blocks.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -33,9 +33,9 @@ impl Durability {
     }
 }
 
-/// A peer's access to its reactor's io_uring. Clones share one queue of events; each peer takes its own source.
+/// A peer's access to its reactor's io_uring. Clones share one queue of events; each peer uses a source of its own.
 ///
-/// Memory and file of a request are kept alive by the runtime until it completes, also if the source is dropped.
+/// The runtime keeps memory and file of a request alive until the request completes, also if the source is dropped.
 #[derive(Clone)]
 pub struct Source {
     ring: Rc<RefCell<Ring>>,
@@ -81,7 +81,7 @@ impl Source {
         self.ring.borrow_mut().sync(&self.queue, token, file);
     }
 
-    /// Reads on this thread, now: for file systems where that only copies memory.
+    /// Reads immediately, on this thread: for file systems where that only copies memory.
     ///
     /// # Errors
     /// The error of `preadv2`.
@@ -89,7 +89,7 @@ impl Source {
         transfer_now(file, Direction::Read, spans, offset)
     }
 
-    /// Writes on this thread, now: for file systems where that only copies memory.
+    /// Writes immediately, on this thread: for file systems where that only copies memory.
     ///
     /// # Errors
     /// The error of `pwritev2`.
@@ -103,8 +103,8 @@ impl Source {
         transfer_now(file, durability.direction(), spans, offset)
     }
 
-    /// An event with `token` whenever `fd` becomes readable or hangs up, until the watch is dropped. Edges, not
-    /// levels: take all that is there. Several edges may come as one event.
+    /// An event with `token` whenever `fd` becomes readable or is hung up, until the watch is dropped. The watch is edge-triggered: read
+    /// everything that is available. Several edges may be reported as one event.
     ///
     /// # Errors
     /// The error of `dup`.
@@ -117,7 +117,7 @@ impl Source {
         })
     }
 
-    /// One event with `token` once the descriptor of `watch` can be written, or its other side has disconnected.
+    /// One event with `token` once the descriptor of `watch` is writable, or its other side has disconnected.
     pub fn poll_writable_once(&self, watch: &Watch, token: u64) {
         let mut ring = self.ring.borrow_mut();
         ring.await_writable(&self.queue, token, watch.number);
@@ -128,16 +128,16 @@ impl Source {
         self.ring.borrow_mut().timeout(&self.queue, token, deadline);
     }
 
-    /// Asks the kernel for a request of `tag`, whose data goes through `buffer`: an event with `token` and result 0 when there is
-    /// one, or with [`ABORTED`](crate::ublk::abi::ABORTED) once the device is stopped. From the thread of this source only. Those
-    /// of one turn go to the kernel in one call, as far as the ring has room.
+    /// Asks the kernel for a request of `tag`, whose data goes through `buffer`. An event with `token` follows: with result 0 when there is
+    /// a request, with [`ABORTED`](crate::ublk::abi::ABORTED) once the device is stopped. To be called only from the thread of this source.
+    /// The commands of one turn are submitted in one call, as far as the ring has room.
     pub fn fetch(&self, queue: &UblkQueue, tag: u16, buffer: &Span, token: u64) {
         let entry = queue.fetch(tag, buffer);
         let mut ring = self.ring.borrow_mut();
         ring.first_command(&self.queue, token, queue.file(), entry, buffer);
     }
 
-    /// Answers the request of `tag` with `result` (bytes, or a negative errno), and asks for the next one as [`Source::fetch`].
+    /// Answers the request of `tag` with `result` (bytes, or a negative errno), and asks for the next one as [`Source::fetch`] does.
     pub fn commit_and_fetch(
         &self,
         queue: &UblkQueue,
@@ -151,27 +151,27 @@ impl Source {
         ring.command(&self.queue, token, queue.file(), entry, buffer);
     }
 
-    /// Puts `fd` where it stays open until the kernel has finished every request of this ring, and closes it here. A
-    /// lock on it so outlives this process until its last write has ended.
+    /// Puts `fd` into the ring's file table, where it stays open until the kernel has finished every request of this ring, and closes the
+    /// descriptor of this process. So a lock on the file outlives this process until the last write has ended.
     ///
     /// # Errors
-    /// The error of io_uring, or that there are too many.
+    /// The error of io_uring, or of a full table.
     pub fn keep_until_ring_ends(&self, fd: OwnedFd) -> Result<(), RingFailure> {
         self.ring.borrow_mut().keep_file(fd)
     }
 
-    /// A read or write of so many `bytes` begins that a library's own threads carry out. The thread waits for it as for one in the
-    /// kernel, and polls only where that has paid; its end comes as an event of a watch.
+    /// Records that the threads of a library begin a read or write of `bytes`. The thread waits for it as for a request in the kernel, and
+    /// polls only where that has paid; the end is an event of a watch.
     pub fn begin_elsewhere(&self, bytes: usize) {
         self.ring.borrow_mut().begin_elsewhere(bytes);
     }
 
-    /// One that [`Source::begin_elsewhere`] has announced has ended.
+    /// Records the end of a request that [`Source::begin_elsewhere`] recorded.
     pub fn end_elsewhere(&self) {
         self.ring.borrow_mut().end_elsewhere();
     }
 
-    /// Lets the ring have `spare` workers more than the kernel's own limit: for the others, while calls that do not return keep
+    /// Raises the kernel's limit of workers of this ring by `spare`, so that other calls proceed while calls that do not return occupy
     /// theirs.
     pub fn spare_workers(&self, spare: u32) {
         self.ring.borrow_mut().spare_workers(spare);
@@ -193,7 +193,7 @@ impl Source {
         !self.queue.borrow().is_empty()
     }
 
-    /// Reads, writes and syncs of the whole reactor that are in flight.
+    /// Reads, writes and syncs in flight of the whole reactor.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.ring.borrow().load().in_flight()
@@ -208,7 +208,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// A descriptor under watch; dropping it ends the watch. An event that had already come may still be reported.
+/// A descriptor that is watched; dropping the watch ends it. Events that had arrived before may still be reported.
 #[must_use = "dropping it ends the watch"]
 pub struct Watch {
     ring: Weak<RefCell<Ring>>,

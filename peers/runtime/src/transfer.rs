@@ -1,4 +1,4 @@
-//! Reads and writes: which way, from which addresses, and those that the calling thread does itself.
+//! Reads and writes: their direction, their addresses, and those that the calling thread carries out itself.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use xseg::Span;
 
 use crate::file::File;
 
-/// Which way the bytes go.
+/// The direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     Read,
@@ -14,7 +14,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// For the kernel.
+    /// The flags of the system call.
     pub(crate) fn flags(self) -> i32 {
         match self {
             Direction::Write { durable: true } => libc::RWF_DSYNC,

@@ -1,27 +1,27 @@
-//! How many workers the kernel may have for the calls of a ring on files.
+//! The kernel's limit of workers for the calls of a ring on files.
 
 use std::io;
 
 use io_uring::Submitter;
 
-/// Workers beyond the kernel's own limit, at most: as many calls as two channels have in flight when all of it hangs.
+/// Most workers beyond the kernel's own limit: as many calls as two channels have in flight when all of them hang.
 const SPARE_WORKERS_MAX: u32 = 2048;
 
-/// What a change of the limit has come to.
+/// The effect of a change of the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spare {
-    /// There may be no more workers than before.
+    /// The limit is not higher than before.
     Same,
-    /// There may be more.
+    /// The limit is higher than before.
     More,
 }
 
 /// The limit of a ring.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerLimit {
-    /// The kernel's own limit, once it was asked.
+    /// The kernel's own limit, once it has been read.
     own: Option<u32>,
-    /// What was added to it.
+    /// Workers added to it.
     spare: u32,
 }
 
@@ -29,7 +29,7 @@ impl WorkerLimit {
     /// Adds `spare` workers to the kernel's own limit, at most [`SPARE_WORKERS_MAX`].
     ///
     /// # Errors
-    /// The kernel's error; before Linux 5.15 there is no such limit. Nothing has changed then.
+    /// The kernel's error; before Linux 5.15 there is no such limit. In both cases nothing has changed.
     pub(crate) fn set_spare(&mut self, submitter: &Submitter<'_>, spare: u32) -> io::Result<Spare> {
         let spare = spare.min(SPARE_WORKERS_MAX);
         if spare == self.spare {
@@ -50,9 +50,9 @@ impl WorkerLimit {
     }
 }
 
-/// Sets the limit of workers for calls on files, unless it is 0; the limit before.
+/// Sets the limit of workers for calls on files, unless `limit` is 0; returns the limit before.
 fn limit(submitter: &Submitter<'_>, limit: u32) -> io::Result<u32> {
-    // The other limit is that of calls on everything else.
+    // The second limit is that of all other calls.
     let mut limits = [limit, 0];
     submitter.register_iowq_max_workers(&mut limits)?;
     Ok(limits[0])

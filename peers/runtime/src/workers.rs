@@ -1,12 +1,12 @@
-//! Requests for which the kernel could start no worker: they wait a moment and are started again.
+//! Requests for which the kernel could start no worker: they are started again after a pause.
 //!
-//! A call that may block (a sync, a write that allocates) runs on a thread of the kernel, io-wq, which counts as a thread of
-//! this process's user and control group. When it cannot be started and there is none already, the kernel gives up what
-//! waits for it: ECANCELED, for requests that were not begun. Nobody here cancels reads, writes or syncs, so that is the only
-//! reason for it. A shortage of threads passes and is not a failure of the storage, so no peer ever sees it.
+//! A call that may block (a sync, a write that allocates) runs on a kernel thread, io-wq, which counts as a thread of this process's user
+//! and control group. If no such thread exists and none can be started, the kernel gives up the requests that wait for one: they fail with
+//! ECANCELED before they began. This program never cancels reads, writes or syncs, so ECANCELED has no other cause. A shortage of threads
+//! is temporary and is not a failure of the storage, so no peer ever sees it.
 //!
-//! The kernel keeps the last worker of a ring for as long as the ring lives. So a ring starts its first one when it is made
-//! ([`start_first`]): a shortage later on makes calls on storage slow, since fewer are carried out at once, and no more.
+//! The kernel keeps the last worker of a ring as long as the ring exists. So the first worker of a ring is started when the ring is made
+//! ([`start_first`]): a later shortage only makes calls on storage slow, since fewer are carried out at once.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use nix::poll::{PollTimeout, poll};
 
 use crate::failure::{Refusal, Refusals, RingFailure};
 
-/// Between two tries.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Tries without anybody to start again after which the episode is over: longer than the kernel takes to give up.
+/// Alarms in a row without a request to start again after which the episode ends: longer than the kernel takes to give up requests.
 const CALM_ALARMS: u32 = 20;
 
 /// Starts the first worker of `ring`, which has no requests yet.
 ///
 /// # Errors
-/// EAGAIN if no thread can be started; otherwise the kernel's error.
+/// EAGAIN if a thread cannot be started; otherwise the kernel's error.
 pub(crate) fn start_first(ring: &mut IoUring) -> Result<(), RingFailure> {
     let nothing = opcode::Nop::new().build().flags(squeue::Flags::ASYNC);
     // SAFETY: it points to nothing.
@@ -37,7 +37,7 @@ pub(crate) fn start_first(ring: &mut IoUring) -> Result<(), RingFailure> {
             Refusal::Expected => {}
             Refusal::Again(pause) => {
                 let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
-                // Waiting for nothing: a signal that ends it early does no harm.
+                // Only a pause: a signal that ends it early does no harm.
                 let _paused = poll(&mut [], pause);
             }
             Refusal::Final => return Err(RingFailure::new("io_uring_enter", error)),
@@ -50,16 +50,16 @@ pub(crate) fn start_first(ring: &mut IoUring) -> Result<(), RingFailure> {
     Ok(())
 }
 
-/// The requests without a worker.
+/// Requests that had no worker.
 #[derive(Debug)]
 pub(crate) struct Workerless {
     /// Their slots in the table of operations.
     slots: Vec<u32>,
     /// Read by the kernel when the alarm is submitted.
     pause: Box<Timespec>,
-    /// An alarm is on its way: the episode goes on.
+    /// An alarm is armed: the episode continues.
     alarm: bool,
-    /// Alarms in a row without anybody to start again.
+    /// Alarms in a row without a request to start again.
     calm: u32,
 }
 
@@ -75,12 +75,12 @@ impl Default for Workerless {
 }
 
 impl Workerless {
-    /// Whether `result` of a request that nobody has cancelled means that there was no worker for it.
+    /// Whether `result` of a request that was not cancelled means that it had no worker.
     pub(crate) fn is_meant_by(result: i32) -> bool {
         result == -libc::ECANCELED
     }
 
-    /// The request in `slot` waits. The alarm to be submitted, if none is on its way.
+    /// Adds the request in `slot`. Returns the alarm to submit, if none is armed.
     pub(crate) fn add(&mut self, slot: u32) -> Option<squeue::Entry> {
         self.slots.push(slot);
         if self.alarm {
@@ -92,7 +92,7 @@ impl Workerless {
         Some(self.arm())
     }
 
-    /// Whether an episode goes on.
+    /// Whether an episode continues.
     #[cfg(test)]
     pub(crate) fn is_waiting(&self) -> bool {
         self.alarm
@@ -103,7 +103,7 @@ impl Workerless {
         opcode::Timeout::new(&raw const *self.pause).build()
     }
 
-    /// The alarm has rung: the slots of the requests to be started again, and the next alarm. Without any the episode is over.
+    /// The alarm has fired. Returns the slots of the requests to start again, and the next alarm; without an alarm the episode has ended.
     pub(crate) fn on_alarm(&mut self) -> (Vec<u32>, Option<squeue::Entry>) {
         self.alarm = false;
         let slots = std::mem::take(&mut self.slots);

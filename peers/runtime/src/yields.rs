@@ -1,39 +1,39 @@
-//! When the thread offers its CPU to others.
+//! When the thread yields its CPU to other threads.
 //!
-//! Processes of one node may share a CPU, and wait for each other for microseconds. A thread that always has work, as a hostile guest can
-//! arrange it, would keep the next one waiting for a slice of some milliseconds: so it yields now and then. But a thread that yields to a
-//! computing thread waits for the whole slice of that one: so after a yield that took long there is none for a while.
+//! Processes of one node may share a CPU, and wait for each other for microseconds. A thread that always has work (a hostile guest can
+//! cause that) would make the next thread wait for a time slice of some milliseconds: so the thread yields now and then. But if it yields
+//! to a thread that computes, it waits for the whole slice of that thread: so after a yield that took long, it does not yield for a while.
 
 use std::time::Duration;
 
 use crate::clock::Clock;
 
-/// A yield between two looks for work that takes longer gave the CPU to somebody who computes: a slice of some ms, far
-/// more than looking on saves. What the kernel's own workers do for us takes a tenth of this.
+/// If a yield between two polls takes longer, the CPU went to a thread that computes: a time slice of some ms, far more than polling saves.
+/// The kernel's own workers need a tenth of this for our requests.
 const SPIN_YIELD_MAX: Duration = Duration::from_micros(200);
-/// The same for a yield between two turns with work: another peer's batch takes a quarter of this.
+/// The same for a yield between two turns with work: a batch of another peer takes a quarter of this.
 const BUSY_YIELD_MAX: Duration = Duration::from_millis(1);
-/// For this long there is no yield of the kind that took too long. A sleeper that wakes goes first; and a thread with
-/// work has its own slices.
+/// After a yield that took too long, there is no yield of that kind for this long. That is fair: a thread that wakes up runs first, and a
+/// thread with work has its own time slices.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Work that is done between two yields.
+/// Longest work between two yields.
 const BUSY_MAX: Duration = Duration::from_micros(100);
-/// A sleep that is shorter may have been none.
+/// A shorter sleep may not have been a sleep.
 const SLEEP_MIN: Duration = Duration::from_micros(50);
 
-/// Which yields are worth it.
+/// Which yields pay.
 #[derive(Debug, Default)]
 pub(crate) struct Yields {
-    /// No spinning before.
+    /// The thread does not spin before this time.
     spin_from: Duration,
-    /// No yield between turns with work before.
+    /// The thread does not yield between turns with work before this time.
     busy_from: Duration,
     /// Since when the thread has had work without a yield or a sleep.
     busy_since: Option<Duration>,
 }
 
 impl Yields {
-    /// The turn that ends at `now` had work: others get the CPU if it is time.
+    /// The turn that ends at `now` had work: yields if it is time.
     pub(crate) fn busy(&mut self, now: Duration, clock: &dyn Clock, yield_cpu: impl FnOnce()) {
         let since = *self.busy_since.get_or_insert(now);
         if now.saturating_sub(since) < BUSY_MAX || now < self.busy_from {
@@ -47,8 +47,8 @@ impl Yields {
         }
     }
 
-    /// The thread wanted to sleep at `before`, and is awake again: that was work, too, if something woke it at once. A
-    /// guest that kicks without a pause can arrange that.
+    /// The thread wanted to sleep at `before`, and is awake again. If something woke it at once, that counts as work: a guest that kicks
+    /// without a pause can cause that.
     pub(crate) fn slept(&mut self, before: Duration, clock: &dyn Clock, yield_cpu: impl FnOnce()) {
         let now = clock.now();
         if now.saturating_sub(before) >= SLEEP_MIN {
@@ -58,12 +58,12 @@ impl Yields {
         }
     }
 
-    /// Whether looking for work again is better than sleep.
+    /// Whether the thread should poll again rather than sleep.
     pub(crate) fn may_spin(&self, now: Duration) -> bool {
         now >= self.spin_from
     }
 
-    /// Between two looks for work others get the CPU.
+    /// Yields between two polls.
     pub(crate) fn spin(&mut self, now: Duration, clock: &dyn Clock, yield_cpu: impl FnOnce()) {
         yield_cpu();
         let back = clock.now();

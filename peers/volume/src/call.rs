@@ -1,10 +1,10 @@
-//! Whether a state has sent what it calls for.
+//! Whether a state has sent its request.
 
-/// A request that a state calls for, once.
+/// The one request of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// To be sent as soon as there is a credit.
+    /// To be sent as soon as a credit is free.
     Due,
-    /// The answer is waited for.
+    /// Sent; the answer is awaited.
     Sent,
 }

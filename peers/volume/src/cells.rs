@@ -1,7 +1,7 @@
-//! Cells of the blocker channel's arena: scatter lists and the blocks that are being merged.
+//! Cells of the blocker channel's arena: they hold scatter lists and blocks that are being merged.
 //!
-//! Two sizes, so that the rare long list does not use up the room of the many short ones. A piece holds at most one cell
-//! and asks for it only when the piece could be sent, so cells always come back: waiting for one cannot dead-lock.
+//! There are two sizes, so that the rare long lists do not use up the room of the many short ones. A piece holds at most one cell and
+//! acquires it only when the piece can be sent, so cells always become free: waiting for one cannot cause a deadlock.
 
 use archipelago_protocol::BLOCK_SIZE;
 use archipelago_protocol::object::{Memory, SCATTER_ENTRY_LEN, SCATTER_MAX};
@@ -22,10 +22,10 @@ pub(crate) const ARENA_LEN_MIN: u64 = SMALL_LEN + LARGE_LEN;
 /// Scatter entries that are encoded at a time, on the stack: 1 KiB.
 const ENTRIES_AT_ONCE: usize = 64;
 
-/// A cell in use. What it holds is written and named here, and nowhere else.
+/// A cell in use. Only its methods write and name its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cell {
-    /// Where it begins in the arena.
+    /// Offset in the arena.
     offset: u64,
     large: bool,
 }
@@ -84,7 +84,7 @@ impl Cell {
     }
 }
 
-/// The cells that are free.
+/// The free cells.
 #[derive(Debug)]
 pub(crate) struct Cells {
     small: Vec<u64>,
@@ -92,7 +92,7 @@ pub(crate) struct Cells {
 }
 
 impl Cells {
-    /// Cuts an arena of `len` bytes into cells: a quarter of it into large ones, the rest into small ones.
+    /// Divides an arena of `len` bytes into cells: a quarter into large ones, the rest into small ones.
     pub(crate) fn new(len: u64) -> Self {
         let large_count = (len / 4 / LARGE_LEN).max(1);
         let small_count = (len - large_count * LARGE_LEN) / SMALL_LEN;
@@ -109,7 +109,7 @@ impl Cells {
         }
     }
 
-    /// A cell for a block, or for a list of `entries`; `None`: wait until one is released.
+    /// A cell for a block, or for a list of `entries`; `None`: wait until a cell is released.
     pub(crate) fn acquire(&mut self, entries: usize) -> Option<Cell> {
         let large = entries > SMALL_ENTRIES;
         let free = if large {
@@ -120,7 +120,7 @@ impl Cells {
         free.pop().map(|offset| Cell { offset, large })
     }
 
-    /// Releases a cell. The lists never grow beyond the capacity that they began with.
+    /// Releases a cell. The lists never grow beyond their initial capacity.
     pub(crate) fn release(&mut self, cell: Cell) {
         if cell.large {
             self.large.push(cell.offset);
@@ -129,7 +129,7 @@ impl Cells {
         }
     }
 
-    /// Cells that are free.
+    /// Number of free cells.
     pub(crate) fn free(&self) -> usize {
         self.small.len() + self.large.len()
     }

@@ -9,7 +9,7 @@ pub enum WaitsFor {
     Writes,
     /// Room for its open, in the pool.
     Session,
-    /// Nothing any more: what finds no room fails at once, since the limit of the policy is over.
+    /// Nothing any more: the limit of the policy has passed, so requests that find no room fail at once.
     Nothing,
     /// A file descriptor.
     Descriptor,
@@ -22,33 +22,33 @@ pub enum WaitsFor {
 /// A report of the volume peer to control.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlEvent {
-    /// A snapshot that was asked for is there, or is not.
+    /// The requested snapshot was made, or failed.
     SnapshotDone {
         /// As given to [`VolumePeer::snapshot`](crate::VolumePeer::snapshot).
         id: u64,
         /// Its token.
         token: u64,
-        /// Success, or why not. [`ErrorCode::Unavailable`](archipelago_protocol::ErrorCode::Unavailable): the mapper died,
-        /// look whether the name is there.
+        /// Success, or the error. [`ErrorCode::Unavailable`](archipelago_protocol::ErrorCode::Unavailable): the mapper died; check whether
+        /// the name exists.
         result: Result<(), Error>,
     },
-    /// This volume waits: there is no space. Or it has waited for as long as its policy allows.
+    /// This volume waits because there is no space, or has waited as long as its policy allows.
     NoSpace {
         /// Which volume.
         lineage: Lineage,
-        /// For what.
+        /// What it waits for.
         waits_for: WaitsFor,
-        /// For how long, by its policy.
+        /// How long it waits.
         policy: OnFull,
     },
-    /// It has another size than before its session began anew: [`VolumeEvent::Resized`] waits for its driver.
+    /// The size has changed since the volume's previous session: [`VolumeEvent::Resized`] waits for its driver.
     ///
     /// [`VolumeEvent::Resized`]: archipelago_protocol::volume::VolumeEvent::Resized
     Resized {
         /// Which volume.
         lineage: Lineage,
     },
-    /// There is room again for what it asks.
+    /// There is room again for its requests.
     SpaceFound {
         /// Which volume.
         lineage: Lineage,

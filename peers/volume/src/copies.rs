@@ -1,14 +1,14 @@
-//! Copies of small first writes: a flush can hand them to the mapper's log as journaled data, instead of a sync.
+//! Copies of small first writes: a flush can write them to the mapper's log as journaled data, instead of syncing objects.
 //!
-//! A first write makes the file system allocate, so the sync of its object commits the file system's journal: dear,
-//! for a few blocks. If every write since the last round is a first write of whole blocks and has a copy here, the round
-//! hands the copies over with its commit, and the objects stay dirty until a later round. Rules:
+//! A first write makes the file system allocate, so the sync of its object commits the file system's journal: that is expensive for a few
+//! blocks. If every write since the last round is a first write of whole blocks and has a copy here, the commit of the round includes the
+//! copies, and the objects stay dirty until a later round. Rules:
 //!
-//! - A write in place, a merge, or a write for whose copy there was no room makes the next round write back
-//!   ([`Copies::has_all`]): the log cannot know of such a write, and a replay must not put an older copy over it.
-//! - A write that overlaps another one in flight has no copy: log and home location might not agree on which came last.
-//! - Copies stand in the order in which their writes completed. They are made before the write is sent; a guest that
-//!   changes its memory meanwhile may find either content.
+//! - After a write in place, a merge, or a write without room for its copy, the next round writes back ([`Copies::has_all`]): the log
+//!   cannot contain such a write, and a replay must not overwrite it with an older copy.
+//! - A write that overlaps another one in flight has no copy: log and home location might disagree on which came last.
+//! - Copies are kept in the order in which their writes completed. A copy is made before its write is sent; if the guest changes its memory
+//!   meanwhile, either content may be read later.
 
 use archipelago_protocol::journaled::{AREA_LEN, JOURNALED_MAX, JournaledBlockId, area_len};
 use archipelago_protocol::{BLOCK_SIZE, Epoch};
@@ -19,7 +19,7 @@ use crate::blocks::BLOCK_LEN;
 /// A bit for each slot.
 const ALL_FREE: u32 = (1 << JOURNALED_MAX) - 1;
 
-/// Slots of one write, in a row.
+/// Consecutive slots of one write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slots {
     first: usize,
@@ -35,13 +35,13 @@ impl Slots {
 /// The copies of one volume.
 #[derive(Debug)]
 pub(crate) struct Copies {
-    /// A block for each slot; made when first needed.
+    /// A block for each slot; allocated at first use.
     blocks: Vec<u8>,
     free: u32,
-    /// Completed since the last round, in order.
+    /// Copies of writes that completed since the last round, in order.
     done: [(JournaledBlockId, usize); JOURNALED_MAX],
     done_count: usize,
-    /// Something was written since the last round of which there is no copy.
+    /// Since the last round, something was written without a copy.
     incomplete: bool,
 }
 
@@ -62,7 +62,7 @@ impl Default for Copies {
 }
 
 impl Copies {
-    /// Of a volume with completed writes whose copies are lost.
+    /// For a volume with completed writes whose copies are lost.
     pub(crate) fn lost() -> Self {
         Copies {
             incomplete: true,
@@ -70,17 +70,17 @@ impl Copies {
         }
     }
 
-    /// Whether there is a copy of everything that was written since the last round.
+    /// Whether everything that was written since the last round has a copy.
     pub(crate) fn has_all(&self) -> bool {
         !self.incomplete
     }
 
-    /// Something was written without a copy.
+    /// Records that something was written without a copy.
     pub(crate) fn lack_one(&mut self) {
         self.incomplete = true;
     }
 
-    /// Room for the copy of `len` bytes, if one is of use and there is room.
+    /// Reserves room for a copy of `len` bytes, if a copy is useful and there is room.
     pub(crate) fn reserve(&mut self, len: u64) -> Option<Slots> {
         let count = usize::try_from(len / BLOCK_SIZE).ok()?;
         if self.incomplete || count == 0 || count > JOURNALED_MAX {
@@ -100,13 +100,13 @@ impl Copies {
         Some(slots)
     }
 
-    /// The memory of reserved room, for the copy to be read into.
+    /// The memory of reserved room, into which the copy is read.
     pub(crate) fn room(&mut self, slots: Slots) -> &mut [u8] {
         self.blocks.resize(JOURNALED_MAX * BLOCK_LEN, 0);
         &mut self.blocks[slots.first * BLOCK_LEN..][..slots.count * BLOCK_LEN]
     }
 
-    /// The write has completed: the next round may hand the copy over.
+    /// The write has completed: the next round may include the copy.
     pub(crate) fn complete(&mut self, slots: Slots, offset: u64, epoch: Epoch) {
         let first_block = offset / BLOCK_SIZE;
         for index in 0..slots.count {
@@ -121,12 +121,12 @@ impl Copies {
         self.free |= slots.bits();
     }
 
-    /// Whether there is nothing to hand over.
+    /// Whether there are no copies of completed writes.
     pub(crate) fn is_empty(&self) -> bool {
         self.done_count == 0
     }
 
-    /// Forgets the copies of completed writes: these are made durable otherwise.
+    /// Discards the copies of completed writes: these writes are made durable in another way.
     pub(crate) fn clear(&mut self) {
         for (_, slot) in &self.done[..self.done_count] {
             self.free |= 1 << slot;
@@ -135,7 +135,7 @@ impl Copies {
         self.incomplete = false;
     }
 
-    /// Writes the copies of completed writes into `area` and forgets them.
+    /// Writes the copies of completed writes into `area`, and discards them.
     pub(crate) fn hand_over(&mut self, arena: &Region, area: &mut Area) {
         for (index, (of, slot)) in self.done[..self.done_count].iter().enumerate() {
             let entry = area.offset + (index * JournaledBlockId::LEN) as u64;
@@ -151,7 +151,7 @@ impl Copies {
     }
 }
 
-/// A range of the mapper channel's arena by which a commit hands over journaled data.
+/// A range of the mapper channel's arena in which a commit sends journaled data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Area {
     offset: u64,
@@ -159,13 +159,13 @@ pub(crate) struct Area {
 }
 
 impl Area {
-    /// Offset and length, as a request to the mapper names them.
+    /// Offset and length, as requests to the mapper contain them.
     pub(crate) fn named(self) -> (u64, u64) {
         (self.offset, self.len)
     }
 }
 
-/// The areas that are free, for all volumes.
+/// The free areas, for all volumes.
 #[derive(Debug)]
 pub(crate) struct Areas {
     free: Vec<u64>,
@@ -173,7 +173,7 @@ pub(crate) struct Areas {
 }
 
 impl Areas {
-    /// Cuts an arena of `len` bytes into areas.
+    /// Divides an arena of `len` bytes into areas.
     pub(crate) fn new(len: u64) -> Self {
         Areas {
             free: (0..len / AREA_LEN)
@@ -191,12 +191,12 @@ impl Areas {
         Some(Area { offset, len: 0 })
     }
 
-    /// Releases an area that nobody reads any more.
+    /// Releases an area that is no longer read.
     pub(crate) fn release(&mut self, area: Area) {
         self.free.push(area.offset);
     }
 
-    /// Areas that were acquired so far.
+    /// Number of areas acquired so far.
     pub(crate) fn acquired(&self) -> u64 {
         self.acquired
     }

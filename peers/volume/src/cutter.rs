@@ -1,7 +1,7 @@
-//! Cuts requests into pieces: at object boundaries (reads and writes), into the partial blocks at the ends and runs of
-//! whole blocks (discards and write zeroes), or not at all (a status).
+//! Divides requests into pieces: reads and writes at object boundaries; discards and write zeroes into the partial blocks at the ends and
+//! runs of whole blocks; a status is not divided.
 //!
-//! All pieces of a request are in flight together. If there is no room for a piece, the cutting waits where it is.
+//! All pieces of a request are in flight together. Without room for a piece, the cutting pauses.
 
 use archipelago_protocol::map::LOCATE_LEN_MAX;
 use archipelago_protocol::volume::VolumeOp;
@@ -17,25 +17,25 @@ use crate::slab::{Queue, Slab};
 pub(crate) enum Cut {
     /// All requests are cut.
     Nothing,
-    /// A piece of `request` is to be made; [`Cutter::made`] follows.
+    /// Make a piece of `request`; [`Cutter::made`] follows.
     Piece {
         request: u32,
         work: Work,
         offset: u64,
         len: u64,
     },
-    /// No further piece of this request is made.
+    /// All pieces of this request have been made.
     Finished(u32),
 }
 
-/// The requests of a volume that are not wholly cut, the oldest first.
+/// The requests of a volume that are not completely cut, the oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Cutter {
     queue: Queue,
 }
 
 impl Cutter {
-    /// Request `r` is cut from its beginning, after the others.
+    /// Adds request `r`, to be cut from its beginning after the others.
     pub(crate) fn push(&mut self, requests: &mut Slab<Request>, r: u32) {
         let request = &mut requests[r];
         request.cursor = request.offset;
@@ -49,7 +49,7 @@ impl Cutter {
         self.queue.is_empty()
     }
 
-    /// Forgets all requests. The caller has them start again, or answers them.
+    /// Removes all requests. The caller starts them again, or answers them.
     pub(crate) fn clear(&mut self) {
         self.queue = Queue::default();
     }
@@ -74,7 +74,7 @@ impl Cutter {
         Cut::Finished(r)
     }
 
-    /// The piece of `len` bytes was made.
+    /// A piece of `len` bytes was made.
     pub(crate) fn made(&mut self, requests: &mut Slab<Request>, len: u64) {
         if let Some(r) = self.queue.front() {
             requests[r].cursor += len;
@@ -82,7 +82,7 @@ impl Cutter {
     }
 }
 
-/// Work and length of the piece that begins at the request's cursor.
+/// Work and length of the piece at the request's cursor.
 fn next_piece(request: &Request, object_size: ObjectSize) -> (Work, u64) {
     let (at, end) = (request.cursor, request.end());
     let object = object_size.bytes();

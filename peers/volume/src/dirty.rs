@@ -1,11 +1,11 @@
-//! Which objects hold completed writes that are not durable.
+//! Which objects hold completed writes that are not durable yet.
 
 use archipelago_protocol::Lineage;
 use archipelago_protocol::object::{ObjectId, ObjectOp, ObjectRequest};
 
 use crate::piece::Place;
 
-/// Objects that are noted one by one: a volume writes in few epochs at a time. Beyond that the pool is synced.
+/// Objects that are recorded one by one, since a volume writes in few epochs at a time. If there are more, the whole pool is synced.
 const OBJECTS_MAX: usize = 8;
 
 /// A set of objects.
@@ -13,7 +13,7 @@ const OBJECTS_MAX: usize = 8;
 pub(crate) struct Dirty {
     objects: [Place; OBJECTS_MAX],
     count: usize,
-    /// More than fit: the whole pool is synced.
+    /// There are more objects than that: the whole pool is synced.
     pool: bool,
 }
 
@@ -45,12 +45,12 @@ impl Dirty {
         self.count == 0 && !self.pool
     }
 
-    /// How many syncs make all of it durable.
+    /// Number of syncs that make all of it durable.
     pub(crate) fn syncs(&self) -> usize {
         if self.pool { 1 } else { self.count }
     }
 
-    /// The sync of this number.
+    /// The sync with this number.
     pub(crate) fn sync(&self, number: usize) -> ObjectRequest {
         if self.pool {
             return ObjectRequest::new(ObjectOp::SyncPool, ObjectId::head(Lineage::CATALOGUE));

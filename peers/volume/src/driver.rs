@@ -1,4 +1,4 @@
-//! The driver of a volume: what it asked for, and what it has not collected yet.
+//! The driver of a volume: its requests, and the answers and events that it has not collected yet.
 
 use std::collections::VecDeque;
 
@@ -13,23 +13,23 @@ use crate::slab::{Queue, Slab};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attachment {
     Open,
-    /// It has closed: no request comes any more, and the volume closes when all are answered.
+    /// The driver has closed the volume: it sends no more requests, and the volume closes when all are answered.
     Closing,
-    /// As before, and nobody collects answers and events.
+    /// The same, but nobody collects answers and events.
     Orphaned,
 }
 
-/// One volume's driver.
+/// The driver of one volume.
 #[derive(Debug)]
 pub(crate) struct Driver {
     attachment: Attachment,
-    /// Events other than [`VolumeEvent::Done`]: rare.
+    /// Events except [`VolumeEvent::Done`]; there are few.
     events: VecDeque<VolumeEvent>,
-    /// Answered requests.
+    /// Requests that are answered.
     done: Queue,
-    /// Requests not yet answered.
+    /// Number of requests not yet answered.
     live: u32,
-    /// Slots of requests in use, answers not yet collected included.
+    /// Number of slots of requests in use, including requests whose answers have not been collected.
     slots: u32,
 }
 
@@ -46,7 +46,7 @@ impl Default for Driver {
 }
 
 impl Driver {
-    /// Whether it may submit another request while `free` slots are left for all volumes.
+    /// Whether the driver may submit another request while `free` slots are left for all volumes.
     pub(crate) fn may_submit(&self, free: usize) -> bool {
         self.slots < REQUESTS_PER_VOLUME && may_acquire(self.slots as usize, free)
     }
@@ -57,7 +57,7 @@ impl Driver {
         self.live += 1;
     }
 
-    /// Answers request `r`. Its slot is free when the answer is collected.
+    /// Answers request `r`. Its slot becomes free when the driver collects the answer.
     pub(crate) fn answer(
         &mut self,
         requests: &mut Slab<Request>,
@@ -81,12 +81,12 @@ impl Driver {
         self.live == 0
     }
 
-    /// Whether it has closed the volume.
+    /// Whether the driver has closed the volume.
     pub(crate) fn has_closed(&self) -> bool {
         self.attachment != Attachment::Open
     }
 
-    /// It closes the volume.
+    /// The driver closes the volume.
     pub(crate) fn close(&mut self) {
         if self.attachment == Attachment::Open {
             self.attachment = Attachment::Closing;
@@ -106,7 +106,7 @@ impl Driver {
         }
     }
 
-    /// What it collects next: answers first.
+    /// What the driver collects next: answers before events.
     pub(crate) fn next_event(&mut self, requests: &mut Slab<Request>) -> Option<VolumeEvent> {
         let Some(r) = self.done.pop(requests) else {
             return self.events.pop_front();
@@ -116,7 +116,7 @@ impl Driver {
         Some(VolumeEvent::Done { cookie, result })
     }
 
-    /// Whether it has collected everything.
+    /// Whether the driver has collected everything.
     pub(crate) fn has_all(&self) -> bool {
         self.events.is_empty() && self.done.is_empty()
     }

@@ -1,10 +1,10 @@
-//! Writes under way, by the epoch of their place: what a snapshot waits for.
+//! Writes in progress, by the epoch of their place: a snapshot waits for those of the old epoch.
 
-/// The epoch of a write under way: the current one, or the one before the snapshot in work.
+/// The epoch of a write in progress: the current one, or the one before the snapshot in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WritePhase(usize);
 
-/// Counts of the writes that have a place and are not yet done. At most one snapshot is in work, so two counters do.
+/// Counts of the writes that have a place and are not yet done. At most one snapshot is in progress, so two counters suffice.
 #[derive(Debug, Default)]
 pub(crate) struct EpochWrites {
     counts: [u32; 2],
@@ -12,18 +12,18 @@ pub(crate) struct EpochWrites {
 }
 
 impl EpochWrites {
-    /// A write got its place.
+    /// A write got a place.
     pub(crate) fn begin(&mut self) -> WritePhase {
         self.counts[self.current] += 1;
         WritePhase(self.current)
     }
 
-    /// The write is done.
+    /// A write is done.
     pub(crate) fn end(&mut self, phase: WritePhase) {
         self.counts[phase.0] -= 1;
     }
 
-    /// Places belong to a new epoch from now on. The former one.
+    /// Places belong to a new epoch from now on. Returns the phase of the old epoch.
     pub(crate) fn next_epoch(&mut self) -> WritePhase {
         let before = WritePhase(self.current);
         self.current ^= 1;
@@ -34,12 +34,12 @@ impl EpochWrites {
         before
     }
 
-    /// Whether no write of `phase` is under way.
+    /// Whether all writes of `phase` are done.
     pub(crate) fn is_drained(&self, phase: WritePhase) -> bool {
         self.counts[phase.0] == 0
     }
 
-    /// Forgets the writes under way.
+    /// Forgets the writes in progress.
     pub(crate) fn clear(&mut self) {
         self.counts = [0; 2];
     }

@@ -1,17 +1,17 @@
 //! Which writes of a volume may be in flight together.
 //!
-//! - A merge reads a block, changes a part and writes the whole. A write of another part that completes in between would
-//!   be undone, and so would a clear. So a merge is the only writer of its block: it starts when no other write or clear
-//!   of the block is in flight, and later ones wait until the merge is reported.
-//! - A write into a block that is not owned completes first and is reported later. If the block were cleared in between,
-//!   the report would bring back whatever is stored at that place by then: perhaps another write, answered and cleared long
-//!   ago. So a clear starts when no write to its blocks is in flight, and later writes wait for the clear.
-//! - Writes do not exclude one another, nor do clears. They change only what they were asked to change, and what is stored
-//!   at a reported place was written by one of the writes in flight, or by a later one.
-//! - A write that finds that it must merge releases its range before it waits, and a clear holds nothing while it waits,
-//!   so no two wait for each other.
+//! - A merge reads a block, changes a part and writes the whole. It would undo a write of another part, or a clear, that completed in
+//!   between. So a merge is the only writer of its block: it starts when no other write or clear of the block is in flight, and later ones
+//!   wait until the merge has been reported to the mapper.
+//! - A write into a block that is not owned completes first and is reported to the mapper later. If the block were cleared in between, the
+//!   report would map whatever is stored at that place by then: perhaps another write, answered and cleared long ago. So a clear starts
+//!   when no write to its blocks is in flight, and later writes wait for the clear.
+//! - Writes do not exclude one another, and neither do clears. They change only the range that they were sent for, and the data at a
+//!   reported place was written by one of the writes in flight, or by a later one.
+//! - If a write finds that it must merge, it releases its range before it waits; and a clear holds nothing while it waits. So two never
+//!   wait for each other.
 //!
-//! Reads exclude nothing and do not come here.
+//! Reads exclude nothing and are not recorded here.
 //!
 //! | [`Hold`] | active | clears | merges | blocked | becomes |
 //! |---|---|---|---|---|---|
@@ -27,54 +27,54 @@ use crate::blocks::{block_start, share_a_block, touches};
 use crate::limits::{MERGES_MAX, PIECES_PER_VOLUME};
 use crate::slab::{Linked, Queue, Slab};
 
-/// What a range is asked for.
+/// The purpose for which a range is acquired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Write,
     Clear,
 }
 
-/// What somebody holds of the range that it asked for. Only [`Exclusion`] changes it.
+/// What a claim holds of its range. Only [`Exclusion`] changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Hold {
     #[default]
     Nothing,
-    /// A clear that waits: later writes wait for it.
+    /// A clear that waits; later writes wait for it.
     Announced,
-    /// In flight, at this position of the active ones.
+    /// In flight, at this index of the active ones.
     Active(usize),
-    /// Waits to be the only writer of its block.
+    /// Waits to become the only writer of its block.
     Merging,
     /// The only writer of its block.
     Exclusive,
 }
 
-/// Somebody that asks for a range of the volume.
+/// A claim to a range of the volume.
 pub(crate) trait Claim: Linked {
-    /// What for.
+    /// Purpose of the claim.
     fn access(&self) -> Access;
-    /// The bytes.
+    /// The claimed bytes.
     fn range(&self) -> Range<u64>;
-    /// What it holds: of [`Exclusion`] alone.
+    /// What the claim holds; only [`Exclusion`] uses it.
     fn hold(&mut self) -> &mut Hold;
 }
 
-/// A block whose only writer somebody is or waits to be.
+/// A block, and the claim that is its only writer or waits to become that.
 #[derive(Debug, Clone, Copy)]
 struct Merge {
     block: u64,
     claim: u32,
 }
 
-/// Who writes where in one volume, and who waits. Claims are slots of a slab that is given to each call.
+/// Which ranges of one volume are being written, and which claims wait. Claims are slots of a slab that is passed to each call.
 #[derive(Debug)]
 pub(crate) struct Exclusion {
     active: Vec<u32>,
-    /// Clears that are active or announced.
+    /// Clears that are active or wait.
     clears: Vec<u32>,
-    /// In the order of asking.
+    /// In the order of their claims.
     merges: Vec<Merge>,
-    /// Asks again at each release.
+    /// Claims that try again at each release.
     blocked: Queue,
 }
 
@@ -90,7 +90,7 @@ impl Default for Exclusion {
 }
 
 impl Exclusion {
-    /// Asks for the range of claim `p`. Whether it has it; else a later release grants it.
+    /// Acquires the range of claim `p`. Returns whether `p` has the range; if not, a later release grants it.
     pub(crate) fn acquire<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> bool {
         let (access, range) = (claims[p].access(), claims[p].range());
         if access == Access::Clear && *claims[p].hold() == Hold::Nothing {
@@ -116,10 +116,10 @@ impl Exclusion {
         true
     }
 
-    /// Releases the range of claim `p`, which waits to be the only writer of its first block. Returns the claims that acquired what they
-    /// waited for meanwhile: `p` perhaps among them.
+    /// Releases the range of claim `p`, which now waits to become the only writer of its first block. Returns the claims that have acquired
+    /// what they waited for: perhaps also `p`.
     ///
-    /// When there are too many merges, `p` waits for the end of one, whichever it is, and asks for its range again then.
+    /// If there are too many merges, `p` waits until any of them ends, and then acquires its range again.
     pub(crate) fn acquire_block<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> Queue {
         self.leave_active(claims, p);
         if self.merges.len() < MERGES_MAX {
@@ -135,7 +135,7 @@ impl Exclusion {
         granted
     }
 
-    /// Releases what claim `p` holds. Returns the claims that acquired what they waited for.
+    /// Releases what claim `p` holds. Returns the claims that have acquired what they waited for.
     pub(crate) fn release<C: Claim>(&mut self, claims: &mut Slab<C>, p: u32) -> Queue {
         match *claims[p].hold() {
             Hold::Nothing => return Queue::default(),
@@ -151,7 +151,7 @@ impl Exclusion {
         self.grant(claims)
     }
 
-    /// Whether another one that is active shares a block with claim `p`.
+    /// Whether another active claim shares a block with claim `p`.
     pub(crate) fn overlaps_another<C: Claim>(&self, claims: &Slab<C>, p: u32) -> bool {
         let range = claims[p].range();
         self.active
@@ -159,7 +159,7 @@ impl Exclusion {
             .any(|other| *other != p && share_a_block(&range, &claims[*other].range()))
     }
 
-    /// Forgets everybody. Their claims are dropped by the caller.
+    /// Removes all claims from here. The caller drops them.
     pub(crate) fn clear(&mut self) {
         self.active.clear();
         self.clears.clear();
@@ -177,7 +177,7 @@ impl Exclusion {
         }
     }
 
-    /// Merges whose block is free now, then those that waited for something else.
+    /// Grants merges whose block is free now, then claims that waited for something else.
     fn grant<C: Claim>(&mut self, claims: &mut Slab<C>) -> Queue {
         let mut granted = Queue::default();
         for index in 0..self.merges.len() {

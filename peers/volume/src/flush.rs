@@ -1,33 +1,32 @@
-//! Flush rounds of one volume: what is dirty, what the map does not have yet, and which requests wait for it.
+//! Flush rounds of one volume: which data is not durable, what the map does not have yet, and which requests wait for it.
 //!
-//! A round that writes back, strictly in this order: `FlushBegin` gives the cut; the objects that completed writes
-//! dirtied are synced; `FlushCommit` logs the cut; the requests that joined are answered. Each step starts when the one
-//! before was answered.
+//! A round that writes back has these steps, strictly in order: `FlushBegin` returns the cut; the objects that completed writes dirtied are
+//! synced; `FlushCommit` logs the cut; the requests that joined are answered. Each step starts when the previous one was answered.
 //!
-//! A round that journals has no syncs: its `FlushCommit` hands over copies of all that was written since the last round
-//! ([`Copies`]), and the objects stay dirty. The next round that writes back then sets [`FLAG_HOME`], also if nothing
-//! else is new: without that a replay could put a journaled block over a newer one that was written in place and synced.
+//! A round that journals has no syncs: its `FlushCommit` carries copies of all that was written since the last round ([`Copies`]), and the
+//! objects stay dirty. The next round that writes back then sets [`FLAG_HOME`], even if nothing else is new: otherwise a replay could
+//! overwrite a newer block, written in place and synced, with a journaled one.
 //!
-//! The sync of a snapshot takes the place of a round and has neither cut nor commit.
+//! The sync of a snapshot takes the place of a round; it has neither cut nor commit.
 //!
-//! Where completed writes are durable, they dirty nothing and leave no copies. So a round has a cut and a commit if there is
-//! something new to the map, and sends nothing otherwise.
+//! Where completed writes are durable, they dirty no objects and leave no copies. So a round has a cut and a commit if there is something
+//! new for the map, and otherwise sends nothing.
 //!
 //! | round | sends | the answer leads to |
 //! |---|---|---|
 //! | Idle | | |
-//! | Begin | `FlushBegin` | Syncing, Commit or the end: decided when the cut is known |
+//! | Begin | `FlushBegin` | Syncing, Commit or the end: decided by the cut |
 //! | Syncing | a sync for each object | Commit if there is a cut, else the end |
 //! | Commit | `FlushCommit` | the end |
 //!
 //! Invariants
-//! - One round at a time in a volume. Flushes that come while it runs join the next one (group commit).
-//! - An object is dirty before the mapper gets the report of the write that dirtied it, and the dirty ones are taken
-//!   after the cut was answered: so all data that the cut covers is in the objects that are synced.
-//! - An object that is dirtied while it is synced is dirty again afterwards.
-//! - Whether a round journals is decided after the cut was answered: each write that the cut covers has a copy by then, or
-//!   makes the round write back. So do a close, the mapper's request for a round, and a missing area.
-//! - Nothing is sent when nothing is dirty and nothing is new to the map; if only data is dirty, the mapper is spared.
+//! - A volume has one round at a time. Flushes that arrive while it runs join the next one (group commit).
+//! - An object is marked dirty before the mapper gets the report of the write that dirtied it, and the dirty objects are taken after the
+//!   cut was answered. So all data that the cut covers is in the objects that are synced.
+//! - An object that is written while it is synced is dirty again afterwards.
+//! - Whether a round journals is decided after the cut was answered. By then, each write that the cut covers has a copy, or makes the round
+//!   write back. A close, the mapper's request for a round, and a missing area also make a round write back.
+//! - If nothing is dirty and nothing is new for the map, nothing is sent; if only data is dirty, nothing is sent to the mapper.
 //! - Whether completed writes are durable is known before the first write, from the answer to the open.
 
 use archipelago_protocol::ErrorCode;
@@ -45,13 +44,13 @@ use crate::slab::{Queue, Slab};
 /// How a round makes data durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
-    /// Its commit hands over copies, if there is one of everything.
+    /// Its commit carries copies, if everything has a copy.
     Journal,
     /// It syncs objects.
     WriteBack,
 }
 
-/// The requests that a round answers, and how it goes.
+/// The requests that a round answers, and its method.
 #[derive(Debug, Clone, Copy)]
 struct Group {
     joined: Queue,
@@ -69,7 +68,7 @@ struct Syncs {
 /// What follows the syncs.
 #[derive(Debug, Clone, Copy)]
 enum AfterSync {
-    /// They were a snapshot's.
+    /// The syncs belong to a snapshot.
     Snapshot,
     Answer(Group),
     Commit(Commit),
@@ -79,13 +78,13 @@ enum AfterSync {
 #[derive(Debug, Clone, Copy)]
 struct Commit {
     group: Group,
-    /// What `FlushBegin` gave.
+    /// The result of `FlushBegin`.
     cut: u64,
     /// Journaled data.
     area: Option<Area>,
 }
 
-/// How far the round is.
+/// The state of the round.
 #[derive(Debug, Default)]
 #[expect(
     clippy::large_enum_variant,
@@ -106,13 +105,13 @@ pub(crate) enum FlushRequest {
     ToBlocker(ObjectRequest),
 }
 
-/// What came of a step of a round.
+/// The result of a step of a round.
 #[derive(Debug)]
 #[must_use]
 pub(crate) enum FlushEvent {
-    /// The round goes on, or waits.
+    /// The round continues, or waits.
     Continues,
-    /// It has ended: the requests that joined are to be answered.
+    /// The round has ended: the requests that joined must be answered.
     Ended {
         joined: Queue,
         result: Result<(), ErrorCode>,
@@ -128,13 +127,13 @@ pub(crate) enum FlushEvent {
 pub(crate) struct Flush {
     /// Completed writes are durable.
     durable: bool,
-    /// Dirtied by completed writes.
+    /// The objects that completed writes dirtied.
     dirty: Dirty,
     /// Copies of what was written since the last round.
     copies: Copies,
-    /// The mapper got reports since the last `FlushBegin`.
+    /// The mapper has got reports since the last `FlushBegin`.
     metadata_dirty: bool,
-    /// The log has journaled blocks of which the mapper does not know that they are at their home location.
+    /// The log has journaled blocks, and the mapper does not know yet that they are at their home location.
     write_back_pending: bool,
     /// Acknowledged writes were lost and no flush has reported it: the next one fails.
     unreported_loss: bool,
@@ -146,22 +145,22 @@ pub(crate) struct Flush {
 }
 
 impl Flush {
-    /// A session has begun, on a pool whose completed writes are durable or not.
+    /// A session has begun. `durable`: whether completed writes are durable on this pool.
     pub(crate) fn set_durable(&mut self, durable: bool) {
         self.durable = durable;
     }
 
-    /// The copies that first writes leave: room for one is reserved before its write is sent. `None`: completed writes are durable.
+    /// The copies of first writes: room for a copy is reserved before its write is sent. `None`: completed writes are durable.
     pub(crate) fn copies_of_writes(&mut self) -> Option<&mut Copies> {
         (!self.durable).then_some(&mut self.copies)
     }
 
-    /// The copies of first writes, for what is not needed any more.
+    /// The copies of first writes, to release what is no longer needed.
     pub(crate) fn copies(&mut self) -> &mut Copies {
         &mut self.copies
     }
 
-    /// A write of `offset` at `place` has completed, with a copy or not.
+    /// A write of `offset` at `place` has completed, with or without a copy.
     pub(crate) fn mark_dirty(&mut self, place: Place, offset: u64, copy: Option<Slots>) {
         if self.durable {
             debug_assert!(copy.is_none(), "nothing is copied where writes are durable");
@@ -174,24 +173,24 @@ impl Flush {
         self.dirty.add(place);
     }
 
-    /// The mapper answered a report, with these flags. A report that failed may have had an effect.
+    /// The mapper answered a report, with `flags`. A report that failed may have had an effect.
     pub(crate) fn note_report(&mut self, flags: u32) {
         self.metadata_dirty = true;
         self.requested |= flags & FLAG_FLUSH_REQUESTED != 0;
     }
 
-    /// Request `r` is answered by the next round.
+    /// Adds request `r`, which the next round answers.
     pub(crate) fn join(&mut self, requests: &mut Slab<Request>, r: u32) {
         requests[r].phase = Phase::Flushing;
         self.waiting.push(requests, r);
     }
 
-    /// Nobody waits for the next round: its requests are queued again, or answered, by the caller.
+    /// Removes the requests that wait for the next round: the caller queues them again, or answers them.
     pub(crate) fn forget_waiting(&mut self) {
         self.waiting = Queue::default();
     }
 
-    /// Whether a round would have nothing to make durable, and none runs.
+    /// Whether nothing is dirty or new, and no round runs.
     pub(crate) fn is_clean(&self) -> bool {
         let new = self.metadata_dirty || self.write_back_pending;
         self.dirty.is_empty() && !new && self.is_idle()
@@ -202,7 +201,7 @@ impl Flush {
         matches!(self.round, Round::Idle)
     }
 
-    /// Whether there is something to start or to send.
+    /// Whether there is something to start or send.
     pub(crate) fn has_work(&self) -> bool {
         match &self.round {
             Round::Idle => !self.waiting.is_empty() || self.requested,
@@ -211,7 +210,7 @@ impl Flush {
         }
     }
 
-    /// Whether a loss of acknowledged writes is unreported.
+    /// Whether a loss of acknowledged writes has not been reported yet.
     pub(crate) fn has_unreported_loss(&self) -> bool {
         self.unreported_loss
     }
@@ -244,17 +243,17 @@ impl Flush {
             self.requested = false;
             return Some(self.start_syncs(AfterSync::Answer(group)));
         }
-        // All that is dirty is in the log.
+        // All dirty data is in the log.
         Some(self.end(group, None, Ok(())))
     }
 
-    /// Starts the sync for a snapshot in the place of a round.
+    /// Starts the sync for a snapshot, in place of a round.
     pub(crate) fn start_for_snapshot(&mut self) -> FlushEvent {
         debug_assert!(self.is_idle());
         self.start_syncs(AfterSync::Snapshot)
     }
 
-    /// What is to be sent next, on `session`.
+    /// The next request to send, on `session`.
     pub(crate) fn next_request(&self, session: u32) -> Option<FlushRequest> {
         match &self.round {
             Round::Begin(_, Call::Due) => {
@@ -287,7 +286,7 @@ impl Flush {
             Round::Idle => {}
             Round::Begin(_, call) => {
                 *call = Call::Sent;
-                // Before the answer: what is reported from now on may not be in the cut.
+                // Cleared before the answer arrives: what is reported from now on may not be in the cut.
                 (self.metadata_dirty, self.requested) = (false, false);
             }
             Round::Syncing(syncs, _) => {
@@ -298,7 +297,7 @@ impl Flush {
         }
     }
 
-    /// The mapper's answer to what the round has sent. Journaled data goes into one of `areas` of the mapper's `arena`.
+    /// Handles the mapper's answer to the round's request. Journaled data is written to one of `areas` of the mapper's `arena`.
     pub(crate) fn map_reply(
         &mut self,
         reply: &MapReply,
@@ -322,12 +321,12 @@ impl Flush {
                 }
                 self.end(commit.group, commit.area, result.map(|_| ()))
             }
-            // Neither has a request with the mapper.
+            // In these states, no request is at the mapper.
             (Round::Idle | Round::Syncing(..), _) => FlushEvent::Continues,
         }
     }
 
-    /// The blocker's answer to a sync of the round.
+    /// Handles the blocker's answer to a sync of the round.
     pub(crate) fn sync_reply(&mut self, result: Result<u32, ErrorCode>) -> FlushEvent {
         let Round::Syncing(syncs, after) = &mut self.round else {
             return FlushEvent::Continues;
@@ -343,8 +342,8 @@ impl Flush {
         FlushEvent::Continues
     }
 
-    /// The mapper has died, and the round with it: what it did not finish is dirty and new again. Its requests are queued again by the
-    /// caller. `metadata_dirty`: whether the mapper may have had reports.
+    /// The mapper has died, which ends the round: what the round did not finish is dirty and new again. The caller queues its requests
+    /// again. `metadata_dirty`: whether the mapper may have had reports.
     pub(crate) fn forget_round(&mut self, areas: &mut Areas, metadata_dirty: bool) {
         let mut dirty = self.dirty;
         match std::mem::take(&mut self.round) {
@@ -366,7 +365,7 @@ impl Flush {
         };
     }
 
-    /// A sync failed, and nothing is in flight any more: what was dirty is abandoned, not to be synced by somebody later.
+    /// A sync failed, and nothing is in flight any more: the dirty objects are forgotten, so that no later sync covers them.
     pub(crate) fn abandon(&mut self, areas: &mut Areas, unreported_loss: bool) {
         self.forget_round(areas, true);
         *self = Flush {
@@ -377,7 +376,7 @@ impl Flush {
         };
     }
 
-    /// The cut was taken: hand copies over, or sync.
+    /// The cut is known: send copies with the commit, or sync.
     fn cut_taken(
         &mut self,
         mut group: Group,
@@ -391,7 +390,7 @@ impl Flush {
         let Some(cut) = cut else {
             return match group.method {
                 Method::WriteBack => self.start_syncs(AfterSync::Answer(group)),
-                // What has a copy was not reported yet: it is for the next round.
+                // Writes that have a copy were not reported yet: they belong to the next round.
                 Method::Journal => self.end(group, None, Ok(())),
             };
         };
@@ -425,7 +424,7 @@ impl Flush {
         FlushEvent::Continues
     }
 
-    /// Everything that the round took is durable.
+    /// Everything that the round covers is durable.
     fn synced(&mut self, after: AfterSync) -> FlushEvent {
         match after {
             AfterSync::Snapshot => {
@@ -450,7 +449,7 @@ impl Flush {
         let pending = self.write_back_pending && group.method == Method::Journal;
         self.write_back_pending = pending || journaled.is_some();
         if result.is_err() {
-            // What was handed over is at its home location only, and what the log has of it is not known.
+            // The copies are only at their home location, and it is not known whether the log contains them.
             self.metadata_dirty = true;
             self.write_back_pending = true;
             self.copies.lack_one();

@@ -1,11 +1,11 @@
-//! Composer: volume requests become object requests.
+//! Composer: turns volume requests into object requests.
 //!
-//! * [`VolumePeer`]: serves the [`Volumes`](archipelago_protocol::volume::Volumes) calls of drivers in its thread; asks
-//!   the mapper where blocks are stored and moves data between guest memory and the blocker.
-//! * [`Shared`]: the same peer, held by the reactor, by drivers and by control.
-//! * [`ControlEvent`]: what is reported to control: snapshots, volumes without room in the pool.
+//! * [`VolumePeer`]: serves the [`Volumes`](archipelago_protocol::volume::Volumes) calls of drivers in its thread; asks the mapper where
+//!   blocks are stored, and moves data between guest memory and the blocker.
+//! * [`Shared`]: a handle to the same peer, for the reactor, drivers and control.
+//! * [`ControlEvent`]: a report to control: of snapshots, and of volumes without room in the pool.
 //!
-//! Each part is a type with private fields. From the top down; a module knows those below it only:
+//! Each part is a type with private fields. The table lists them from the top down; a module knows only those below it.
 //!
 //! | module | part |
 //! |---|---|
@@ -13,15 +13,15 @@
 //! | `peer` | routes calls and answers to volumes; turns |
 //! | `volume` | one volume: how the parts below work together |
 //! | `pieces` | the pieces of a volume: where each is stored, its transfer, its report |
-//! | `submitter` | sends what pieces ask of mapper and blocker |
+//! | `submitter` | sends the requests of pieces to mapper and blocker |
 //! | `tables` | what all volumes share |
 //! | `flush` | rounds: cut, sync or journaled data, commit |
 //! | `snapshot` | snapshots of open volumes |
-//! | `session` | the state with the mapper, as one enum |
+//! | `session` | the state of the session with the mapper, as one enum |
 //! | `space` | the policy at a full pool: parked, probed, started again |
 //! | `driver` | requests not answered, answers not collected |
 //! | `cutter` | cuts requests into pieces |
-//! | `ports` | both ports, credits, whom an answer is for |
+//! | `ports` | both ports, credits, and the receiver of each answer |
 //! | `ready` | volumes with work, in the order of their turns |
 //! | `dirty` | objects whose data is not durable |
 //! | `request`, `piece` | plain data |
@@ -36,11 +36,11 @@
 //! | `call`, `control_event` | plain data |
 //! | `slab`, `blocks`, `limits` | tables and queues, block arithmetic, bounds |
 //!
-//! One design decision: the peer keeps no map and caches no place. It asks the mapper for every piece, because only the
-//! mapper's answers are ordered against snapshots and clears; a question costs nanoseconds when they share a thread.
-//! All tables are of fixed size and allocated once: a full table makes requests wait where they are, in order.
+//! One design decision: the peer keeps no map and caches no place. It asks the mapper for every piece, because only the mapper's answers
+//! are ordered against snapshots and clears; when both share a thread, that costs nanoseconds. All tables have a fixed size and are
+//! allocated once: while a table is full, requests wait where they are, in order.
 //!
-//! This crate never touches a backend, never writes a map, reads no clock and makes no system call.
+//! This crate accesses no backend, writes no map, reads no clock and makes no system call.
 
 #![forbid(unsafe_code)]
 

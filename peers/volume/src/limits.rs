@@ -1,4 +1,4 @@
-//! How much there may be of everything, and how volumes share what there is.
+//! Limits of all tables, and how volumes share them.
 
 use archipelago_protocol::object::SCATTER_MAX;
 
@@ -14,15 +14,15 @@ pub(crate) const PIECES_MAX: u32 = 8192;
 pub(crate) const PIECES_PER_VOLUME: u32 = 1024;
 /// Segments of one request: the entries of the longest scatter list.
 pub(crate) const SEGMENTS_MAX: usize = SCATTER_MAX as usize;
-/// Blocks of a volume that are being merged, or wait to be: half of a queue of small writes into a fresh clone.
+/// Blocks of a volume that are being merged or wait for it: half of a queue of small writes into a new clone.
 pub(crate) const MERGES_MAX: usize = 64;
-/// Submissions of a volume to one port in its turn: small enough that others get their share of few credits.
+/// Requests that a volume sends to one port in its turn: few enough that others get their share when credits are scarce.
 pub(crate) const QUANTUM: usize = 16;
 
-/// Whether a volume that holds `held` of a shared resource may acquire another one while `free` are left.
+/// Whether a volume that holds `held` of a shared resource may acquire one more while `free` are left.
 ///
-/// No volume may hold more than half of a shared resource. One volume whose storage hangs keeps at most half, two keep a
-/// third each, and some are always free for the volumes that are served.
+/// A volume may hold at most half of a shared resource. One volume whose storage hangs keeps at most half, two keep a third each, and some
+/// are always free for the other volumes.
 pub(crate) fn may_acquire(held: usize, free: usize) -> bool {
     held < free
 }

@@ -1,25 +1,25 @@
-//! The lineages in which blocks of a volume lie: its own and those that it was cloned from.
+//! The lineages in which blocks of a volume are stored: its own and those that it was cloned from.
 
 use archipelago_protocol::{ErrorCode, Lineage};
 
-/// Lineages that one volume's blocks can lie in: clones as deep as that.
+/// Most lineages in which one volume's blocks can be stored: a clone cannot be deeper than that.
 const LINEAGES_MAX: u32 = 1 << 20;
 
-/// Lineages by the mapper's index, as far as they were asked for.
+/// Lineages by the mapper's index, as far as they are known.
 #[derive(Debug, Default)]
 pub(crate) struct Lineages {
     known: Vec<Option<Lineage>>,
 }
 
-/// An index that was checked.
+/// An index that has been checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LineageIndex(u32);
 
 impl LineageIndex {
-    /// Checks an index that the mapper gave.
+    /// Checks an index from the mapper.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`]: no clone is as deep as that.
+    /// [`ErrorCode::Internal`]: a clone cannot be that deep.
     pub(crate) fn new(index: u64) -> Result<Self, ErrorCode> {
         let index = u32::try_from(index).map_err(|_too_large| ErrorCode::Internal)?;
         if index >= LINEAGES_MAX {
@@ -41,7 +41,7 @@ impl Lineages {
         self.known.get(index.0 as usize).copied().flatten()
     }
 
-    /// The mapper has answered that `index` is `lineage`.
+    /// The mapper has reported that `index` is `lineage`.
     pub(crate) fn learn(&mut self, index: LineageIndex, lineage: Lineage) {
         let slot = index.0 as usize;
         if self.known.len() <= slot {
@@ -50,7 +50,7 @@ impl Lineages {
         self.known[slot] = Some(lineage);
     }
 
-    /// Indices have no meaning any more.
+    /// Forgets everything: the indices have no meaning any more.
     pub(crate) fn clear(&mut self) {
         self.known.clear();
     }

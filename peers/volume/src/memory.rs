@@ -1,8 +1,7 @@
 //! Memory of guests: the regions that drivers added, and the segments of each request.
 //!
-//! A region's memory belongs to another process, which may write it at any time: bytes are copied out once, and the copy
-//! is used. Segments are checked when a request is submitted; a region that is removed while a request uses it fails the
-//! request.
+//! A region's memory belongs to another process, which may write it at any time: bytes are copied once, and only the copy is used. Segments
+//! are checked when a request is submitted. If a region is removed while a request uses it, the request fails.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::Segment;
@@ -16,7 +15,7 @@ use crate::segments::Parts;
 #[derive(Debug)]
 struct Known {
     region: Region,
-    /// Whether the blocker has reported the region as ready, once.
+    /// Whether the blocker has reported once that the region is ready.
     ready: bool,
 }
 
@@ -25,7 +24,7 @@ struct Known {
 pub(crate) struct RequestBytes {
     /// Slot of the request.
     pub(crate) request: u32,
-    /// First byte, from the request's first one.
+    /// Offset from the request's first byte.
     pub(crate) skip: u64,
     pub(crate) len: u64,
 }
@@ -35,12 +34,12 @@ pub(crate) struct RequestBytes {
 pub(crate) struct GuestMemory {
     regions: FxHashMap<u32, Known>,
     next: u32,
-    /// The lists are kept for the slot's next request.
+    /// The lists are kept for the next request of the slot.
     segments: Vec<Vec<Segment>>,
 }
 
 impl GuestMemory {
-    /// For `requests` slots of requests.
+    /// For `requests` request slots.
     pub(crate) fn new(requests: u32) -> Self {
         GuestMemory {
             regions: FxHashMap::default(),
@@ -49,7 +48,7 @@ impl GuestMemory {
         }
     }
 
-    /// An id that no region has.
+    /// An id that is not in use.
     pub(crate) fn fresh(&mut self) -> RegionId {
         loop {
             let id = self.next;
@@ -69,15 +68,15 @@ impl GuestMemory {
         self.regions.contains_key(&id.0)
     }
 
-    /// Forgets a region. Whether it was there.
+    /// Removes a region. Returns whether it existed.
     pub(crate) fn remove(&mut self, id: RegionId) -> bool {
         self.regions.remove(&id.0).is_some()
     }
 
-    /// Whether the segments lie in regions that are there and that the blocker sees, by `is_ready`.
+    /// Whether the segments are in existing regions that the blocker has mapped, according to `is_ready`.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`]: the blocker does not see one of them yet. Any other is final.
+    /// [`ErrorCode::Unavailable`]: the blocker has not mapped one of them yet. Any other error is final.
     pub(crate) fn check(
         &mut self,
         segments: &[Segment],
@@ -105,7 +104,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The segments of the request in slot `request` are these.
+    /// Sets the segments of the request in slot `request`.
     pub(crate) fn set_segments(&mut self, request: u32, segments: &[Segment]) {
         let kept = &mut self.segments[request as usize];
         kept.clear();
@@ -118,7 +117,7 @@ impl GuestMemory {
         Parts::new(segments, bytes.skip, bytes.len)
     }
 
-    /// Bytes of the memory of the request in slot `request`.
+    /// Number of bytes of the memory of the request in slot `request`.
     pub(crate) fn len(&self, request: u32) -> u64 {
         let segments = &self.segments[request as usize];
         segments.iter().map(|segment| u64::from(segment.len)).sum()
@@ -134,7 +133,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Writes the whole of `from` to `bytes`, which has its length.
+    /// Writes `from` to `bytes`, which has the same length.
     pub(crate) fn write(&self, bytes: RequestBytes, mut from: &[u8]) -> Result<(), ErrorCode> {
         for part in self.parts(bytes) {
             let (now, rest) = from
@@ -152,7 +151,7 @@ impl GuestMemory {
         }
     }
 
-    /// Copies `bytes` out, into the whole of `into`.
+    /// Copies `bytes` into `into`, which has the same length.
     pub(crate) fn read(&self, bytes: RequestBytes, mut into: &mut [u8]) -> Result<(), ErrorCode> {
         for part in self.parts(bytes) {
             let (now, rest) = into
@@ -170,7 +169,7 @@ impl GuestMemory {
         }
     }
 
-    /// Copies `bytes`, which are fewer than a block, out and shows the copy to `use_copy`.
+    /// Copies `bytes`, which are fewer than a block, and passes the copy to `use_copy`.
     pub(crate) fn with_copy(
         &self,
         bytes: RequestBytes,

@@ -1,7 +1,7 @@
-//! The volume peer itself: it routes calls and answers to volumes, and gives each its turn.
+//! The volume peer itself: it passes calls and answers to volumes, and gives each volume its turn.
 //!
-//! One poll takes what both ports answered (bounded), then lets volumes with work send, in turn and a few requests each,
-//! until nothing can move or the credits are used up. A request that finds no credit stays where it is in its queue.
+//! One poll collects answers from both ports (a bounded number). Then volumes with work take turns and send a few requests each, until none
+//! can continue or the credits are used up. A request without a credit keeps its place in its queue.
 
 use std::time::Duration;
 
@@ -22,23 +22,23 @@ use crate::snapshot::SnapshotRequest;
 use crate::tables::Tables;
 use crate::volume::Volume;
 
-/// Completions taken from each port in one poll: some 10 us of work.
+/// Answers collected from each port in one poll: some 10 us of work.
 const REPLIES_PER_POLL: usize = 256;
-/// Times that every volume with work has its turn in one poll.
+/// Turns of every volume with work in one poll.
 const TURNS_PER_POLL: usize = 16;
-/// The handle of a volume for which there was no slot. No slot has this number.
+/// The handle of a volume for which no slot was free. No slot has this number.
 const NO_SLOT: u32 = 0xffff;
 const _: () = assert!(VOLUMES_MAX < NO_SLOT);
 
-/// A volume, as its handle names it.
+/// A volume, and what its handle contains.
 #[derive(Debug)]
 struct Opened {
-    /// Order of opening; distinguishes the volume from others that had its slot.
+    /// Order of opening; distinguishes the volume from others that used its slot.
     serial: u16,
     volume: Volume,
 }
 
-/// The composer: volume requests in, map and object requests out. See the crate's documentation.
+/// The composer: turns volume requests into requests to mapper and blocker. See the documentation of the crate.
 #[derive(Debug)]
 pub struct VolumePeer<M, B> {
     volumes: Slab<Opened>,
@@ -47,10 +47,10 @@ pub struct VolumePeer<M, B> {
 }
 
 impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
-    /// A peer that asks the mapper behind `mapper` and the blocker behind `blocker`.
+    /// A peer that sends its requests to the mapper behind `mapper` and the blocker behind `blocker`.
     ///
-    /// The mapper's port forgets what is in flight when its server dies, and reports that by its incarnation: sessions end with the mapper,
-    /// so nothing may be sent to its successor again. The blocker's port sends what is in flight again.
+    /// When the mapper dies, its port forgets the requests in flight and has a new incarnation: sessions end with the mapper, so none of
+    /// these requests may be sent to its successor. The blocker's port sends requests in flight again.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if the blocker channel's arena is too small for one cell of each size.
@@ -77,12 +77,12 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         self.tables.ports.blocker()
     }
 
-    /// Both ports, mapper's first, for what their transport needs beside requests (connecting, noticing deaths).
+    /// Both ports, the mapper's first, for what their transport needs besides requests (connecting, noticing deaths).
     pub fn ports_mut(&mut self) -> (&mut M, &mut B) {
         self.tables.ports.both_mut()
     }
 
-    /// What went through, and what is in flight now.
+    /// Counts of what was done, and of what is in flight.
     #[must_use]
     pub fn status(&self) -> PeerStatus {
         let Tables {
@@ -134,7 +134,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    /// The volume has another size; smaller ones are for volumes that nobody has open and are ignored.
+    /// The size of the volume has changed. A smaller size is ignored: only a volume that nobody has open can shrink.
     pub fn resized(&mut self, lineage: Lineage, size: u64) {
         for (_, opened) in self.volumes.iter_mut() {
             opened.volume.resized(&mut self.tables, lineage, size);
@@ -146,16 +146,16 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         self.tables.control_events.pop_front()
     }
 
-    /// Whether [`VolumePeer::look_for_space`] has something to do.
+    /// Whether a volume waits for space.
     #[must_use]
     pub fn waits_for_space(&self) -> bool {
         self.tables.space_turns.is_wanted()
     }
 
-    /// A turn, at `now`, if it is time for one: each volume with parked requests starts one of them again, or gives up when
-    /// its time is over.
+    /// Takes a turn at `now`, if one is due: each volume with parked requests starts one of them again, or answers all of them when its
+    /// time limit has passed.
     pub fn look_for_space(&mut self, now: Duration) {
-        // The turn is taken before the volumes are looked at: one that begins to wait meanwhile wants another turn.
+        // The turn is taken before the volumes are examined: a volume that begins to wait meanwhile requests another turn.
         if !self.tables.space_turns.take(now) {
             return;
         }
@@ -170,7 +170,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         }
     }
 
-    /// Volumes that are without room at `now`: for what, and for how long.
+    /// Volumes that have no room at `now`: what they wait for, and how long they wait.
     pub fn without_space(
         &self,
         now: Duration,
@@ -180,7 +180,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
             .filter_map(move |(_, opened)| opened.volume.without_space(now))
     }
 
-    /// Calls `what` with the volume in slot `v`, and frees the slot if that was its end.
+    /// Calls `what` with the volume in slot `v`, and frees the slot if the volume has ended.
     fn on_volume<T>(
         &mut self,
         v: u32,
@@ -207,7 +207,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         (u32::from(opened.serial) == serial).then(|| self.on_volume(v, what))
     }
 
-    /// The volume that an answer is for.
+    /// The volume that receives an answer.
     fn volume_of(&self, waiter: Waiter) -> u32 {
         match waiter {
             Waiter::Piece(p) => self.tables.pieces[p].volume,
@@ -245,8 +245,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         taken
     }
 
-    /// Opens every volume again with the new mapper, in the order of their opening, when nothing is in flight. Whether
-    /// that was done.
+    /// Opens every volume again with the new mapper, in the order of opening, once nothing is in flight. Returns whether this was done.
     fn recover(&mut self) -> bool {
         if !self.tables.ports.recovered() {
             return false;
@@ -259,7 +258,7 @@ impl<M: ClientPort, B: ClientPort> VolumePeer<M, B> {
         true
     }
 
-    /// One turn for each volume with work. Whether anything moved.
+    /// Gives one turn to each volume with work. Returns whether any could continue.
     fn turn(&mut self) -> bool {
         let mut moved = false;
         for _ in 0..self.tables.ready.len() {
@@ -305,7 +304,7 @@ impl<M: ClientPort, B: ClientPort> Volumes for VolumePeer<M, B> {
         self.tables.memory.fresh()
     }
 
-    /// Without a free slot, the returned handle's [`VolumeEvent::Opened`] reports that.
+    /// Without a free slot, [`VolumeEvent::Opened`] of the returned handle reports the error.
     fn open(&mut self, lineage: Lineage, mode: OpenMode) -> VolumeHandle {
         let serial = self.next_serial;
         let opened = |v| Opened {

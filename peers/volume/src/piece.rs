@@ -1,4 +1,4 @@
-//! A piece of a request: plain data that goes through the steps of `pieces`.
+//! A piece of a request: plain data; `pieces` moves it from step to step.
 
 use std::ops::Range;
 
@@ -13,18 +13,18 @@ use crate::lineages::LineageIndex;
 use crate::slab::{Linked, NONE};
 use crate::status::StatusCursor;
 
-/// What a piece is for.
+/// The purpose of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Bytes into the request's memory.
+    /// Reads into the request's memory.
     Read,
-    /// Bytes out of the request's memory.
+    /// Writes from the request's memory.
     Write,
-    /// Zeros into a part of a block: the edge of a discard.
+    /// Writes zeros into a part of a block: the edge of a discard.
     Zeros,
-    /// Whole blocks that the map shall call zero.
+    /// Marks whole blocks as zero in the map.
     Clear,
-    /// Which blocks hold data.
+    /// Finds out which blocks hold data.
     Status,
 }
 
@@ -44,45 +44,45 @@ pub(crate) enum OldBlock {
     InCell,
 }
 
-/// What a place is for whose lineage is asked for.
+/// The purpose for which a lineage is resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resolved {
     Transfer,
     ReadOld,
 }
 
-/// What a piece sends next, or waits for.
+/// What a piece sends next, or the answer that it awaits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Waits for its range, or to be the only writer of its block.
+    /// Waits for its range, or to become the only writer of its block.
     Acquire,
-    /// Mapper: where is it to be read?
+    /// To the mapper: where is the data read from?
     Probe,
-    /// Mapper: where shall it be written?
+    /// To the mapper: where is the data written?
     Claim,
-    /// Mapper: which lineage has this index? Then on with `after` at that lineage and `epoch`.
+    /// To the mapper: which lineage has this index? Then continues with `after` at that lineage and `epoch`.
     Resolve {
         index: LineageIndex,
         epoch: Epoch,
         after: Resolved,
     },
-    /// Mapper: where is the old content of the block to be merged?
+    /// To the mapper: where is the old content of the block to be merged?
     Old,
-    /// Blocker: the old content of the block, into the cell.
+    /// To the blocker: reads the old content of the block into the cell.
     ReadOld(Place),
-    /// Blocker: the data itself.
+    /// To the blocker: transfers the data itself.
     Transfer,
-    /// Blocker: the merged block, from the cell.
+    /// To the blocker: writes the merged block from the cell.
     Merge(OldBlock),
-    /// Mapper: it is written.
+    /// To the mapper: the blocks are written.
     Report,
-    /// Mapper: it is zero.
+    /// To the mapper: the blocks are zero.
     Clear,
-    /// Mapper: which blocks hold data?
+    /// To the mapper: which blocks hold data?
     Status(StatusCursor),
 }
 
-/// A range of a request, inside one object (but for [`Work::Clear`] and [`Work::Status`]), in work.
+/// A range of a request, inside one object (except for [`Work::Clear`] and [`Work::Status`]), in progress.
 #[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) request: u32,
@@ -91,20 +91,20 @@ pub(crate) struct Piece {
     pub(crate) step: Step,
     /// First byte in the volume.
     pub(crate) offset: u64,
-    /// Bytes of the run in work.
+    /// Bytes of the current run.
     pub(crate) len: u64,
-    /// Bytes behind the run for which there was no room for a piece of their own.
+    /// Bytes after the run for which there was no room to make another piece.
     pub(crate) rest: u64,
     /// Where the run is read or written.
     pub(crate) place: Place,
-    /// The blocks of the run are not owned: the mapper gets a report when they are written.
+    /// The blocks of the run are not owned: the mapper gets a report when they have been written.
     pub(crate) first: bool,
     /// What it holds of its range.
     pub(crate) hold: Hold,
     pub(crate) cell: Option<Cell>,
-    /// The copy of what it writes, until the write has completed.
+    /// The copy of the written data, until the write has completed.
     pub(crate) copy: Option<Slots>,
-    /// The epoch of its place, if it is a write that has one.
+    /// The epoch of its place, for a write that has a place.
     pub(crate) located: Option<WritePhase>,
     pub(crate) next: u32,
 }
@@ -153,12 +153,12 @@ impl Piece {
         }
     }
 
-    /// The whole blocks that hold the run.
+    /// The whole blocks that contain the run.
     pub(crate) fn blocks(&self) -> Range<u64> {
         block_start(self.offset)..block_end(self.offset + self.len)
     }
 
-    /// Whether the step is a write of the blocker.
+    /// Whether the step is a write to the blocker.
     pub(crate) fn is_writing(&self) -> bool {
         match self.step {
             Step::Merge(_) => true,
@@ -167,12 +167,12 @@ impl Piece {
         }
     }
 
-    /// Whether it is part of a request that changes the volume.
+    /// Whether the piece belongs to a request that changes the volume.
     pub(crate) fn is_for_write(&self) -> bool {
         !matches!(self.work, Work::Read | Work::Status)
     }
 
-    /// Whether the step reports something to the mapper.
+    /// Whether the step is a report to the mapper.
     pub(crate) fn is_reporting(&self) -> bool {
         matches!(self.step, Step::Report | Step::Clear)
     }

@@ -10,8 +10,8 @@
 //! | clear | Clear |
 //! | status | Status, until the page ends |
 //!
-//! Resolve comes before a transfer whose lineage is not known yet. What excludes what: [`Exclusion`]. What is sent:
-//! [`Submitter`].
+//! Resolve precedes a transfer whose lineage is not known yet. [`Exclusion`] decides which pieces exclude each other, and [`Submitter`]
+//! sends the requests.
 
 use archipelago_protocol::map::{MapReply, Placement};
 use archipelago_protocol::object::ObjectReply;
@@ -33,11 +33,11 @@ use crate::status::StatusCursor;
 use crate::submitter::{Submitted, Submitter, run_bytes};
 use crate::tables::Tables;
 
-/// How far the run of a piece is.
+/// The state of the run of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Run {
-    /// The piece sends or waits.
+    /// The piece has something to send, or waits.
     Continues,
     /// [`Pieces::run_done`] follows.
     Done,
@@ -60,13 +60,13 @@ pub(crate) struct Pieces {
     count: u32,
     submitter: Submitter,
     exclusion: Exclusion,
-    /// Writes that have a place: a place belongs to the epoch in which it was given.
+    /// Writes that have a place: a place belongs to the epoch in which the mapper gave it.
     writes: EpochWrites,
     lineages: Lineages,
 }
 
 impl Pieces {
-    /// Of the volume in slot `volume`.
+    /// The pieces of the volume in slot `volume`.
     pub(crate) fn new(volume: u32) -> Self {
         Pieces {
             volume,
@@ -78,12 +78,12 @@ impl Pieces {
         }
     }
 
-    /// Writes under way, by epoch.
+    /// Writes in progress, by epoch.
     pub(crate) fn writes(&self) -> &EpochWrites {
         &self.writes
     }
 
-    /// Writes under way, for a snapshot to begin the next epoch.
+    /// Writes in progress; a snapshot begins the next epoch with it.
     pub(crate) fn writes_mut(&mut self) -> &mut EpochWrites {
         &mut self.writes
     }
@@ -93,12 +93,12 @@ impl Pieces {
         !self.submitter.is_empty()
     }
 
-    /// A session has begun: indices of lineages have no meaning yet.
+    /// A session has begun: known indices of lineages have no meaning any more.
     pub(crate) fn forget_lineages(&mut self) {
         self.lineages.clear();
     }
 
-    /// Makes a piece and starts it; `false`: there is no room for it.
+    /// Makes a piece and starts it; `false`: there was no room for it.
     pub(crate) fn add<M, B>(&mut self, t: &mut Tables<M, B>, new: NewPiece) -> bool {
         let NewPiece {
             request,
@@ -120,7 +120,7 @@ impl Pieces {
         true
     }
 
-    /// Sends the next request to the mapper, on `session`. Whether it was sent.
+    /// Sends the next request to the mapper, on `session`. Returns whether one was sent.
     pub(crate) fn send_to_map<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -142,10 +142,10 @@ impl Pieces {
             .send_to_blocker(t, in_flight, object_size, copies, &self.exclusion)
     }
 
-    /// The mapper's answer to piece `p` of the volume `own`.
+    /// Handles the mapper's answer to piece `p` of the volume `own`.
     ///
     /// # Errors
-    /// The piece fails with this.
+    /// The error with which the piece fails.
     pub(crate) fn map_reply<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -168,15 +168,15 @@ impl Pieces {
                 Ok(Run::Continues)
             }
             Step::Status(cursor) => self.status(t, p, cursor, reply),
-            // It is reported.
+            // The blocks are reported.
             _ => reply.result.map(|_| Run::Done),
         }
     }
 
-    /// The blocker's answer to piece `p`.
+    /// Handles the blocker's answer to piece `p`.
     ///
     /// # Errors
-    /// The piece fails with this.
+    /// The error with which the piece fails.
     pub(crate) fn object_reply<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -190,7 +190,7 @@ impl Pieces {
             BLOCK_SIZE
         };
         match reply.result {
-            // The map lists the object, so it is damage that it does not exist.
+            // The map refers to the object: if the object does not exist, data is damaged.
             Err(ErrorCode::NotFound) if !piece.is_writing() => return Err(ErrorCode::Damaged),
             Err(code) => return Err(code),
             Ok(count) if u64::from(count) != expected => return Err(ErrorCode::Io),
@@ -207,7 +207,7 @@ impl Pieces {
         Ok(Run::Continues)
     }
 
-    /// A completed write dirties its object, before the completion is reported to anybody.
+    /// Marks the object of a completed write as dirty, before the completion is reported.
     pub(crate) fn note_written<M, B>(
         &self,
         t: &mut Tables<M, B>,
@@ -221,7 +221,7 @@ impl Pieces {
         }
     }
 
-    /// The run of piece `p` is done: on to the rest, or the piece ends. The request, if that was its last piece.
+    /// The run of piece `p` is done: continues with the rest, or ends the piece. Returns the request, if that was its last piece.
     pub(crate) fn run_done<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -247,7 +247,7 @@ impl Pieces {
         None
     }
 
-    /// Piece `p` ends. The request, if that was its last piece.
+    /// Ends piece `p`. Returns the request, if that was its last piece.
     pub(crate) fn end<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -262,7 +262,7 @@ impl Pieces {
         (request.pieces == 0 && request.phase == Phase::Running).then_some(r)
     }
 
-    /// Forgets every piece and what waits for it. Their requests start again or fail.
+    /// Removes every piece and what waits for it. Their requests start again or fail.
     pub(crate) fn forget_all<M, B>(&mut self, t: &mut Tables<M, B>) {
         let mut mine = std::mem::take(&mut t.scratch);
         mine.clear();
@@ -280,14 +280,14 @@ impl Pieces {
         self.writes.clear();
     }
 
-    /// Begins the run that piece `p` describes.
+    /// Starts the run that piece `p` describes.
     fn start(&mut self, pieces: &mut Slab<Piece>, p: u32) {
         if !pieces[p].is_for_write() || self.exclusion.acquire(pieces, p) {
             self.send_first(pieces, p);
         }
     }
 
-    /// Piece `p` has what it waited for.
+    /// Piece `p` has acquired its range or its block: sends its first request.
     fn send_first(&mut self, pieces: &mut Slab<Piece>, p: u32) {
         let piece = &pieces[p];
         let step = match piece.work {
@@ -306,7 +306,7 @@ impl Pieces {
         }
     }
 
-    /// Releases what the run held: its range, its cell, its count.
+    /// Releases what the run held: its range, its cell, its count in the epoch.
     fn release<M, B>(&mut self, t: &mut Tables<M, B>, copies: &mut Copies, p: u32) {
         let piece = &mut t.pieces[p];
         if let Some(phase) = piece.located.take() {
@@ -322,7 +322,7 @@ impl Pieces {
         self.send_granted(&mut t.pieces, granted);
     }
 
-    /// The map has answered which of the first blocks of piece `p` hold data.
+    /// The mapper has answered which of the first blocks of piece `p` hold data.
     fn status<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -345,7 +345,7 @@ impl Pieces {
         Ok(Run::Done)
     }
 
-    /// The map has answered where the first blocks of piece `p` are.
+    /// The mapper has answered where the first blocks of piece `p` are stored.
     fn located<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -384,7 +384,7 @@ impl Pieces {
                 self.trim(t, p, covered);
                 self.resolve(&mut t.pieces, p, epoch, lineage, Resolved::Transfer)?;
             }
-            // A zero edge inside a block: the run covers it whole.
+            // The edge of a discard, in a block that is zero: the run covers all of the piece.
             (Step::Probe, Work::Zeros, Placement::Zero) => return Ok(Run::Done),
             (Step::Probe, Work::Zeros, Placement::Stored) => {
                 self.submitter.ask_map(&mut t.pieces, p, Step::Claim);
@@ -403,7 +403,7 @@ impl Pieces {
         Ok(Run::Continues)
     }
 
-    /// The blocks of the run are not owned: write them whole to `place`, or merge the first one.
+    /// The blocks of the run are not owned: writes them whole to `place`, or merges the first one.
     fn claimed_first<M, B>(&mut self, t: &mut Tables<M, B>, p: u32, covered: u64, place: Place) {
         let into = t.pieces[p].offset % BLOCK_SIZE;
         let whole = if into == 0 { block_start(covered) } else { 0 };
@@ -416,7 +416,7 @@ impl Pieces {
         let piece = &mut t.pieces[p];
         let exclusive = piece.hold == Hold::Exclusive;
         if whole == 0 && !exclusive {
-            // The place is asked for again when it is the only writer of its block.
+            // The piece asks for the place again once it is the only writer of its block.
             piece.step = Step::Acquire;
             let granted = self.exclusion.acquire_block(&mut t.pieces, p);
             return self.send_granted(&mut t.pieces, granted);
@@ -431,7 +431,7 @@ impl Pieces {
         }
     }
 
-    /// Gives the run its length; what is behind it becomes a piece of its own if there is room.
+    /// Sets the length of the run; the rest becomes another piece if there is room for one.
     fn trim<M, B>(&mut self, t: &mut Tables<M, B>, p: u32, covered: u64) {
         let piece = &mut t.pieces[p];
         if covered >= piece.len {
@@ -450,7 +450,7 @@ impl Pieces {
         }
     }
 
-    /// Goes on at (lineage of the mapper's `index`, `epoch`); asks the mapper for the lineage if it is not known yet.
+    /// Continues at (lineage of the mapper's `index`, `epoch`); asks the mapper for the lineage if it is not known yet.
     fn resolve(
         &mut self,
         pieces: &mut Slab<Piece>,

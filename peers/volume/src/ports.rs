@@ -1,15 +1,15 @@
-//! The two ports of the peer: to the mapper and to the blocker, with the accounts of what is in flight.
+//! The two ports of the peer, to the mapper and to the blocker, and the counts of requests in flight.
 //!
-//! The cookie of a submission identifies the receiver of the completion. The cookies of the mapper's port also contain the port's
-//! incarnation: of the answers of a mapper that died only failed syncs count. No volume may hold more than half of the credits of a port
-//! ([`may_acquire`]): a volume whose requests do not come back, because storage hangs, does not stop the others.
+//! The cookie of a request identifies the receiver of the answer. Cookies of the mapper's port also contain the port's incarnation: of the
+//! answers of a mapper that died, only failed syncs count. A volume may hold at most half of the credits of a port ([`may_acquire`]): so a
+//! volume whose requests are not answered because its storage hangs does not stop the others.
 //!
-//! Objects are opened at the blocker as they are needed ([`ClientHandles`]); the port opens them again at its successor.
+//! Objects are opened at the blocker on demand ([`ClientHandles`]); the port opens them again at the blocker's successor.
 //!
 //! | mapper | becomes |
 //! |---|---|
 //! | Serving | Recovering, when the port has another incarnation |
-//! | Recovering: nothing is sent, and the answers that the dead mapper has left are taken | Serving, when they are taken, no object request is in flight and the successor is connected |
+//! | Recovering: nothing is sent, and the last answers of the dead mapper are collected | Serving, when they are collected, no object request is in flight and the successor is connected |
 
 use archipelago_protocol::client_handles::{ClientHandles, Effect, HandleUse};
 use archipelago_protocol::handle::{HandleAccess, OpenObject};
@@ -20,7 +20,7 @@ use xseg::{ClientPort, Region, RegionId};
 
 use crate::limits::may_acquire;
 
-/// Whom a completion is for.
+/// The receiver of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waiter {
     /// The piece in this slot.
@@ -33,20 +33,20 @@ pub(crate) enum Waiter {
     Snapshot(u32),
 }
 
-/// An answer of the mapper, and what it means.
+/// An answer of the mapper, and its meaning.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum MapAnswer {
-    /// For somebody who waits for it.
+    /// An answer to its receiver.
     Reply(Waiter, MapReply),
-    /// The mapper died after it had answered this with a failed sync.
+    /// A mapper that has died since had answered this receiver with a failed sync.
     LateSyncFailure(Waiter),
-    /// For nobody: its mapper died, and its request starts again.
+    /// An answer of a mapper that died: it is dropped, and the request starts again.
     Forgotten,
 }
 
 const KIND_SHIFT: u32 = 56;
 const INCARNATION_MASK: u64 = 0xff_ffff;
-/// Where the cookie of an object request has the use of its handle; 0: a sync of the pool. It has no incarnation.
+/// Position of the handle's use in the cookie of an object request; 0: a sync of the pool. The cookie contains no incarnation.
 const USE_SHIFT: u32 = 32;
 
 impl Waiter {
@@ -60,7 +60,7 @@ impl Waiter {
         kind << KIND_SHIFT | (incarnation & INCARNATION_MASK) << 32 | u64::from(index)
     }
 
-    /// With the incarnation.
+    /// The waiter and the incarnation.
     fn of_cookie(cookie: u64) -> (Waiter, u64) {
         let index = u32::try_from(cookie & u64::from(u32::MAX)).expect("masked");
         let waiter = match cookie >> KIND_SHIFT {
@@ -73,15 +73,15 @@ impl Waiter {
     }
 }
 
-/// What an object request is sent on.
+/// The handle on which an object request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Handle {
-    /// None: it is about the pool.
+    /// No handle: the request concerns the pool.
     Pool,
     Object(u32),
 }
 
-/// What one volume has in flight.
+/// Counts of the requests of one volume that are in flight.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     map: u32,
@@ -98,12 +98,12 @@ impl InFlight {
         self.map -= 1;
     }
 
-    /// The blocker has answered; [`Ports::next_object_reply`] has counted its part.
+    /// The blocker has answered; [`Ports::next_object_reply`] has updated its count.
     pub(crate) fn object_done(&mut self) {
         self.object -= 1;
     }
 
-    /// The mapper died, or nobody waits for its answers.
+    /// The mapper died, or its answers have no receiver.
     pub(crate) fn forget_map(&mut self) {
         debug_assert_eq!(
             self.object, 0,
@@ -113,7 +113,7 @@ impl InFlight {
     }
 }
 
-/// What was sent since the peer was made.
+/// Counts of requests sent since the peer was made.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sent {
     pub(crate) map_requests: u64,
@@ -126,15 +126,15 @@ pub(crate) struct Sent {
 pub(crate) struct Ports<M, B> {
     mapper: M,
     blocker: B,
-    /// The mapper's port as we know it.
+    /// The last known incarnation of the mapper's port.
     incarnation: u64,
-    /// The mapper died, and its volumes were not opened again yet.
+    /// The mapper died, and its volumes have not been opened again yet.
     recovering: bool,
-    /// The incarnation of the mapper that died, until all of its answers are taken.
+    /// The incarnation of the mapper that died, until all its answers are collected.
     former: Option<u64>,
     object_in_flight: u32,
     handles: ClientHandles,
-    /// Opens of handles that the blocker can see.
+    /// Opens of handles that the blocker has received.
     opens_published: u64,
     sent: Sent,
 }
@@ -180,7 +180,7 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         self.blocker.arena()
     }
 
-    /// Sends `request` for the volume of `in_flight`. `false`: no credit for it or no connection; nothing changed.
+    /// Sends `request` for the volume of `in_flight`. `false`: there is no credit or no connection, and nothing has changed.
     pub(crate) fn send_map(
         &mut self,
         in_flight: &mut InFlight,
@@ -202,7 +202,7 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         may_acquire(in_flight.object as usize, self.blocker.credits())
     }
 
-    /// The handle of the object of `request`, which the volume of `in_flight` may send now. `None`: it has to wait.
+    /// The handle of the object of `request`, which the volume of `in_flight` may send now. `None`: the volume has to wait.
     pub(crate) fn open_for(
         &mut self,
         in_flight: &InFlight,
@@ -217,12 +217,12 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
             let object = OpenObject::of(request, HandleAccess::of(request.op));
             Handle::Object(self.handles.find(&mut self.blocker, &object)?)
         };
-        // An open has taken a credit.
+        // The open may have taken the last credit.
         self.may_send_object(in_flight).then_some(handle)
     }
 
-    /// Sends `request` for the volume of `in_flight`, on the handle that [`Ports::open_for`] has given. `false`: no credit for it or
-    /// no connection; nothing changed.
+    /// Sends `request` for the volume of `in_flight`, on the handle from [`Ports::open_for`]. `false`: there is no credit or no connection,
+    /// and nothing has changed.
     pub(crate) fn send_object(
         &mut self,
         in_flight: &mut InFlight,
@@ -252,7 +252,7 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         sent
     }
 
-    /// Nobody here uses the volume any more: its objects are opened again, within the rights of then, if somebody does.
+    /// The volume is not used here any more. If it is used again, its objects are opened again, with the rights of that time.
     pub(crate) fn forget_objects(&mut self, lineage: Lineage) {
         self.handles.forget(&mut self.blocker, lineage);
     }
@@ -276,7 +276,7 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         Some(answer)
     }
 
-    /// The next answer of the blocker, and whom it is for.
+    /// The next answer of the blocker, and its receiver.
     pub(crate) fn next_object_reply(&mut self) -> Option<(Waiter, ObjectReply)> {
         loop {
             let (cookie, completion) = self.blocker.complete()?;
@@ -293,12 +293,12 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         }
     }
 
-    /// Looks whether the mapper was replaced. Whether it was.
+    /// Checks whether the mapper was replaced. Returns whether it was.
     pub(crate) fn watch_mapper(&mut self) -> bool {
         let incarnation = self.mapper.incarnation();
         let replaced = incarnation != self.incarnation;
         if replaced {
-            // Nothing was sent to one that came and went while the peer recovered.
+            // A mapper that came and died while the peer recovered has received nothing.
             if !self.recovering {
                 self.former = Some(self.incarnation);
             }
@@ -314,7 +314,7 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         self.recovering
     }
 
-    /// Whether the mapper's successor can be used from now on: every volume is to be opened again.
+    /// Whether the mapper's successor can be used from now on. If so, every volume must be opened again.
     pub(crate) fn recovered(&mut self) -> bool {
         let is_drained = self.former.is_none() && self.object_in_flight == 0;
         let recovered = self.recovering && is_drained && self.mapper.is_connected();
@@ -322,7 +322,7 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         recovered
     }
 
-    /// Shows the blocker a region.
+    /// Makes a region known to the blocker.
     pub(crate) fn add_region(&mut self, id: RegionId, region: Region) -> Result<(), ErrorCode> {
         self.blocker
             .add_region(id, region)
@@ -340,12 +340,12 @@ impl<M: ClientPort, B: ClientPort> Ports<M, B> {
         self.blocker.remove_region(id);
     }
 
-    /// Whether handles were opened that the blocker cannot see yet, perhaps with no request behind them.
+    /// Whether opens of handles have not been published to the blocker; perhaps no request follows them.
     pub(crate) fn has_opened(&self) -> bool {
         self.handles.opens() != self.opens_published
     }
 
-    /// Shows the other sides what was sent.
+    /// Publishes what was sent to the mapper and the blocker.
     pub(crate) fn publish(&mut self) {
         self.opens_published = self.handles.opens();
         self.mapper.publish();

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 use crate::limits::VOLUMES_MAX;
 
-/// The queue of volumes with work. Each stands in it at most once, so it never grows.
+/// The queue of volumes with work. Each volume is in it at most once, so it never grows.
 #[derive(Debug)]
 pub(crate) struct Ready {
     queue: VecDeque<u32>,
     queued: Vec<bool>,
-    /// Something is to be done or to be collected since the last poll.
+    /// Since the last poll, something has arrived that must be done or collected.
     kicked: bool,
 }
 
@@ -24,7 +24,7 @@ impl Default for Ready {
 }
 
 impl Ready {
-    /// Volume `v` gets a turn.
+    /// Adds volume `v`, which gets a turn.
     pub(crate) fn add(&mut self, v: u32) {
         self.kicked = true;
         if !std::mem::replace(&mut self.queued[v as usize], true) {
@@ -32,29 +32,29 @@ impl Ready {
         }
     }
 
-    /// Whose turn is next.
+    /// The volume whose turn is next.
     pub(crate) fn next(&mut self) -> Option<u32> {
         let v = self.queue.pop_front()?;
         self.queued[v as usize] = false;
         Some(v)
     }
 
-    /// Volumes that wait for their turn.
+    /// Number of volumes that wait for their turn.
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// The thread must not sleep before the next poll.
+    /// Records that the thread must not sleep before the next poll.
     pub(crate) fn kick(&mut self) {
         self.kicked = true;
     }
 
-    /// A poll has seen everything.
+    /// A poll has handled everything.
     pub(crate) fn settle(&mut self) {
         self.kicked = false;
     }
 
-    /// Whether something was kicked since the last poll.
+    /// Whether [`Ready::kick`] was called since the last poll.
     pub(crate) fn is_kicked(&self) -> bool {
         self.kicked
     }

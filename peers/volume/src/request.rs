@@ -1,25 +1,25 @@
-//! A driver's request, from its submission to the moment when the driver collects the answer.
+//! A driver's request, from its submission until the driver collects the answer.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::volume::VolumeOp;
 
 use crate::slab::{Linked, NONE};
 
-/// How far a request is.
+/// The state of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Not all of it is cut into pieces: it stands in the cutter's queue.
+    /// Part of it is not cut into pieces yet: it is in the cutter's queue.
     Cutting,
     /// All its pieces are made, and some are in flight.
     Running,
-    /// Its data is written; it waits for a flush round.
+    /// Its data is written, and it waits for a flush round.
     Flushing,
-    /// It is answered; its driver has not collected the answer yet.
+    /// It is answered, and its driver has not collected the answer yet.
     Done,
 }
 
-/// A driver's request: plain data. Its segments are in [`GuestMemory`](crate::memory::GuestMemory), so that their lists
-/// are kept for the next request of the slot.
+/// A driver's request: plain data. Its segments are in [`GuestMemory`](crate::memory::GuestMemory), which keeps the list for the next
+/// request of the slot.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) volume: u32,
@@ -81,7 +81,7 @@ impl Request {
         )
     }
 
-    /// Whether its answer means that earlier writes are durable.
+    /// Whether its answer implies that earlier writes are durable.
     pub(crate) fn flushes(&self) -> bool {
         self.op == VolumeOp::Flush || self.is_durable()
     }

@@ -3,7 +3,7 @@
 use archipelago_protocol::object::SCATTER_ENTRY_LEN;
 use archipelago_protocol::volume::Segment;
 
-/// The pieces of memory that hold bytes `skip .. skip + left` of a request. Empty segments are left out.
+/// The parts of memory that hold bytes `skip .. skip + left` of a request. Empty segments are left out.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts<'a> {
     segments: &'a [Segment],

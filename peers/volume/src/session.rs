@@ -1,4 +1,4 @@
-//! A volume's session with the mapper, as one state.
+//! A volume's session with the mapper, as one state machine.
 //!
 //! | state | sends, once | the answer leads to |
 //! |---|---|---|
@@ -19,7 +19,7 @@
 //! | Serving | Closing | the driver closes, all is answered and clean |
 //! | Serving | Abandoning | the flush of a close failed |
 //! | Failing | Abandoning | nothing of the volume is in flight |
-//! | Opening, Waiting, Serving, Failing, Abandoning, Closing | Opening | the mapper died; Dead instead if the driver has closed and something is lost |
+//! | Opening, Waiting, Serving, Failing, Abandoning, Closing | Opening | the mapper died; Dead instead if the driver has closed the volume and data is lost |
 //! | Broken | Dead | the driver closes |
 //!
 //! A Dead volume exists until its driver has collected the last event.
@@ -30,53 +30,53 @@ use archipelago_protocol::{Error, ErrorCode, Lineage, ObjectSize};
 
 use crate::call::Call;
 
-/// Which try to open the volume this is.
+/// Why the volume is being opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    /// The driver waits for it.
+    /// The driver opens it.
     First,
     /// The mapper died.
     Again,
-    /// A sync failed: what is not durable is to be dropped.
+    /// A sync failed: writes that are not durable are to be dropped.
     AfterLoss,
-    /// As before, and the try before this one met a failed sync.
+    /// The same, and the previous attempt also reported a failed sync.
     AfterSecondLoss,
 }
 
-/// Where a volume stands with the mapper.
+/// The state of the volume at the mapper.
 #[derive(Debug)]
 pub(crate) enum Session {
-    /// Asks for a session; requests wait.
+    /// Asks the mapper for a session; requests wait.
     Opening { attempt: Attempt, call: Call },
     /// The mapper had no room for a session; requests wait.
     Waiting { attempt: Attempt },
     /// Has a session.
     Serving { id: u32 },
-    /// A sync failed: waits until nothing is in flight. Requests submitted before number `limit` fail.
+    /// A sync failed: waits until nothing is in flight. Then requests submitted before number `limit` fail.
     Failing { id: u32, limit: u64 },
-    /// Drops what is not durable. `lost`: why the driver's close fails.
+    /// Drops writes that are not durable. `lost`: the error of the driver's close.
     Abandoning {
         id: u32,
         call: Call,
         lost: Option<Error>,
     },
-    /// Ends the session. `lost`: why the driver's close fails all the same.
+    /// Ends the session. `lost`: the error of the driver's close, also if the session ends without error.
     Closing {
         id: u32,
         call: Call,
         lost: Option<Error>,
     },
-    /// Could not be reopened: requests fail with this.
+    /// The volume could not be opened again: requests fail with this code.
     Broken(ErrorCode),
     /// Exists until its last event is collected.
     Dead,
 }
 
-/// What came of an answer of the mapper.
+/// The meaning of an answer of the mapper.
 #[derive(Debug)]
 #[must_use]
 pub(crate) enum SessionEvent {
-    /// Nothing: the call is due again, or nobody waits for the answer.
+    /// Nothing: the request is to be sent again, or the answer has no receiver.
     Nothing,
     /// The session has begun.
     Opened {
@@ -88,24 +88,24 @@ pub(crate) enum SessionEvent {
     },
     /// The open was refused.
     OpenRefused(ErrorCode),
-    /// The reopen met a failed sync for the first time: what was not flushed is lost, and it is asked for once more.
+    /// The first attempt to open again reported a failed sync: writes that are not durable are lost, and the volume is opened once more.
     LostAtReopen,
     /// The session has ended.
     Ended { lost: Option<Error> },
 }
 
-/// Why a volume's open or close fails.
+/// The error of a volume's open or close.
 pub(crate) fn session_error(lineage: Lineage, what: &str, code: ErrorCode) -> Error {
     Error::new(code, format!("volume {lineage} {what}: {code}"))
 }
 
 impl Session {
-    /// Of a volume that a driver opens.
+    /// The first state of a volume that a driver opens.
     pub(crate) fn first() -> Self {
         Session::opening(Attempt::First)
     }
 
-    /// Of a volume that is to be opened.
+    /// The state of a volume that is to be opened.
     pub(crate) fn opening(attempt: Attempt) -> Self {
         Session::Opening {
             attempt,
@@ -113,7 +113,7 @@ impl Session {
         }
     }
 
-    /// The request that the state calls for and that was not sent.
+    /// The request of this state, if it has not been sent.
     pub(crate) fn next_request(&self, lineage: Lineage, mode: OpenMode) -> Option<MapRequest> {
         match self {
             Session::Opening {
@@ -164,7 +164,7 @@ impl Session {
         )
     }
 
-    /// The mapper's handle, while there is a session.
+    /// The mapper's handle of the session, if there is one.
     pub(crate) fn id(&self) -> u32 {
         match self {
             Session::Serving { id }
@@ -187,7 +187,7 @@ impl Session {
         matches!(self, Session::Dead)
     }
 
-    /// Whether the driver knows the volume as open.
+    /// Whether the volume is open for the driver.
     pub(crate) fn is_open(&self) -> bool {
         match self {
             Session::Opening { attempt, .. } | Session::Waiting { attempt } => {
@@ -197,8 +197,8 @@ impl Session {
         }
     }
 
-    /// Whether acknowledged writes may depend on the session, or on the one that is to follow: not before the first open, and not when
-    /// what is not durable is dropped anyway.
+    /// Whether acknowledged writes may depend on this session or on its successor. None do before the first open, or if writes that are not
+    /// durable are to be dropped.
     pub(crate) fn has_writes(&self) -> bool {
         match self {
             Session::Opening { attempt, .. } => *attempt != Attempt::First,
@@ -207,14 +207,14 @@ impl Session {
         }
     }
 
-    /// The open was refused for want of room: it waits for [`Session::ask_again`].
+    /// The open was refused because there is no room: the volume waits for [`Session::ask_again`].
     pub(crate) fn wait_for_room(&mut self) {
         if let Session::Opening { attempt, .. } = *self {
             *self = Session::Waiting { attempt };
         }
     }
 
-    /// Asks again if it waits. Whether it did.
+    /// Asks for a session again if the volume waits for one. Returns whether it did.
     pub(crate) fn ask_again(&mut self) -> bool {
         let Session::Waiting { attempt } = *self else {
             return false;
@@ -223,7 +223,7 @@ impl Session {
         true
     }
 
-    /// A sync failed. Whether that is new.
+    /// A sync failed. Returns whether this is the first failure.
     pub(crate) fn fail(&mut self, limit: u64) -> bool {
         let new = !self.is_failing();
         if new {
@@ -235,7 +235,7 @@ impl Session {
         new
     }
 
-    /// Begins to drop what is not durable.
+    /// Starts to drop writes that are not durable.
     pub(crate) fn abandon(&mut self, lost: Option<Error>) {
         *self = Session::Abandoning {
             id: self.id(),
@@ -244,7 +244,7 @@ impl Session {
         };
     }
 
-    /// Begins to close.
+    /// Starts to close.
     pub(crate) fn close(&mut self, lost: Option<Error>) {
         *self = Session::Closing {
             id: self.id(),
@@ -253,7 +253,7 @@ impl Session {
         };
     }
 
-    /// The mapper's answer to what was sent.
+    /// Handles the mapper's answer.
     pub(crate) fn reply(&mut self, lineage: Lineage, reply: &MapReply) -> SessionEvent {
         if let Session::Opening { call, .. } = self {
             *call = Call::Due;
@@ -274,9 +274,10 @@ impl Session {
             }
             (Session::Opening { attempt, .. }, Err(code)) => match (*attempt, code) {
                 (Attempt::First, _) => SessionEvent::OpenRefused(code),
-                // Guests only wait while nobody is there.
+                // While no mapper serves, guests only wait.
                 (_, ErrorCode::Unavailable) => SessionEvent::Nothing,
-                // What was not flushed is lost; the next open has what is durable. Once: a disk that fails for good ends it.
+                // Writes that are not durable are lost; the next open finds the durable state. This happens once: if the disk keeps
+                // failing, the open fails.
                 (Attempt::Again | Attempt::AfterLoss, ErrorCode::SyncFailed) => {
                     *attempt = Attempt::AfterSecondLoss;
                     SessionEvent::LostAtReopen

@@ -1,4 +1,4 @@
-//! The handle by which a reactor, drivers and control hold one volume peer.
+//! The handle by which a reactor, drivers and control share one volume peer.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use xseg::{ClientPort, Region, RegionId};
 use crate::control_event::ControlEvent;
 use crate::peer::VolumePeer;
 
-/// One volume peer, held by the reactor, by every driver and by control, all on one thread.
+/// One volume peer, shared by the reactor, every driver and control, all on one thread.
 #[derive(Debug)]
 pub struct Shared<M, B>(Rc<RefCell<VolumePeer<M, B>>>);
 
@@ -25,39 +25,39 @@ impl<M, B> Clone for Shared<M, B> {
 }
 
 impl<M: ClientPort, B: ClientPort> Shared<M, B> {
-    /// Lets several hold `peer`.
+    /// Makes `peer` shareable.
     #[must_use]
     pub fn new(peer: VolumePeer<M, B>) -> Self {
         Shared(Rc::new(RefCell::new(peer)))
     }
 
-    /// Calls `what` with the peer. Not from within another call.
+    /// Calls `what` with the peer. Must not be called from within another such call.
     pub fn with<T>(&self, what: impl FnOnce(&mut VolumePeer<M, B>) -> T) -> T {
         what(&mut self.0.borrow_mut())
     }
 
-    /// As [`VolumePeer::orphan`].
+    /// See [`VolumePeer::orphan`].
     pub fn orphan(&self, volume: VolumeHandle) {
         self.with(|peer| peer.orphan(volume));
     }
 
-    /// As [`VolumePeer::snapshot`].
+    /// See [`VolumePeer::snapshot`].
     pub fn snapshot(&self, lineage: Lineage, token: u64, id: u64) {
         self.with(|peer| peer.snapshot(lineage, token, id));
     }
 
-    /// As [`VolumePeer::next_control_event`].
+    /// See [`VolumePeer::next_control_event`].
     #[must_use]
     pub fn next_control_event(&self) -> Option<ControlEvent> {
         self.with(VolumePeer::next_control_event)
     }
 
-    /// As [`VolumePeer::resized`].
+    /// See [`VolumePeer::resized`].
     pub fn resized(&self, lineage: Lineage, size: u64) {
         self.with(|peer| peer.resized(lineage, size));
     }
 
-    /// As [`VolumePeer::status`].
+    /// See [`VolumePeer::status`].
     #[must_use]
     pub fn status(&self) -> PeerStatus {
         self.with(|peer| peer.status())

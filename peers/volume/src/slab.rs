@@ -1,19 +1,19 @@
-//! Fixed tables with free lists, and queues that are threaded through their slots.
+//! Tables of fixed size with free lists, and queues that are linked through their slots.
 //!
 //! Invariants
-//! - A slab never grows: its memory is allocated once, and touched when it is used. A full slab is an ordinary answer.
-//! - An item is in at most one [`Queue`] at a time: its one link names the next item.
+//! - A slab never grows: its memory is allocated once, and touched at first use. A full slab is an ordinary result.
+//! - An item is in at most one [`Queue`] at a time: its only link is the index of the next item.
 
-/// The link that leads nowhere.
+/// The link of the last item.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// An item that can stand in a queue.
+/// An item that can be in a queue.
 pub(crate) trait Linked {
     /// The link to the next item of the queue that this one is in.
     fn link(&mut self) -> &mut u32;
 }
 
-/// A table of at most as many items as it was made for.
+/// A table with a fixed number of slots.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     slots: Vec<Option<T>>,
@@ -30,12 +30,12 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Puts `item` in a free slot; `None`: there is none.
+    /// Puts `item` into a free slot and returns the slot; `None` if none is free.
     pub(crate) fn insert(&mut self, item: T) -> Option<u32> {
         self.insert_with(|_| item)
     }
 
-    /// Puts the item that is made for a free slot there; `None`: there is none.
+    /// Makes an item for a free slot and puts it there; `None` if none is free.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(u32) -> T) -> Option<u32> {
         if self.is_full() {
             return None;
@@ -48,7 +48,7 @@ impl<T> Slab<T> {
         Some(index)
     }
 
-    /// Takes the item out; its slot is free.
+    /// Removes the item; its slot becomes free.
     pub(crate) fn remove(&mut self, index: u32) -> T {
         let item = self.slots[index as usize]
             .take()
@@ -62,21 +62,21 @@ impl<T> Slab<T> {
         self.slots.get(index as usize)?.as_ref()
     }
 
-    /// Every item with its slot.
+    /// Every item and its slot.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         (0u32..)
             .zip(&self.slots)
             .filter_map(|(index, slot)| slot.as_ref().map(|item| (index, item)))
     }
 
-    /// As [`Slab::iter`], to change the items.
+    /// As [`Slab::iter`], with mutable items.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
         (0u32..)
             .zip(&mut self.slots)
             .filter_map(|(index, slot)| slot.as_mut().map(|item| (index, item)))
     }
 
-    /// Slots in use.
+    /// Number of slots in use.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -85,7 +85,7 @@ impl<T> Slab<T> {
         self.vacant() == 0
     }
 
-    /// Items that there is room for.
+    /// Number of free slots.
     pub(crate) fn vacant(&self) -> usize {
         self.capacity as usize - self.len()
     }
@@ -136,7 +136,7 @@ impl Queue {
         self.tail = index;
     }
 
-    /// Puts `index` before all others.
+    /// Adds `index` before all others.
     pub(crate) fn push_front<T: Linked>(&mut self, slab: &mut Slab<T>, index: u32) {
         *slab[index].link() = self.head;
         self.head = index;

@@ -1,18 +1,18 @@
-//! Snapshots of an open volume, as far as the volume peer is concerned.
+//! Snapshots of an open volume: the part of the volume peer.
 //!
-//! `SnapshotBegin` raises the epoch. Writes that had their place before its answer belong to the old epoch: the snapshot
-//! waits until they are completed and reported, then what they dirtied is synced, then `SnapshotCommit` is sent. Other
-//! requests go on all the time, flush rounds too: only the sync itself takes the place of a round.
+//! `SnapshotBegin` raises the epoch. Writes that got their place before its answer belong to the old epoch. The snapshot waits until they
+//! are completed and reported; then the objects that they dirtied are synced; then `SnapshotCommit` is sent. Other requests continue all
+//! the time, and so do flush rounds: only the sync itself takes the place of a round.
 //!
-//! | stage | sends | goes on when | to |
+//! | stage | sends | continues when | to |
 //! |---|---|---|---|
 //! | Begin | `SnapshotBegin` | answered | Draining |
-//! | Draining | | no write of the old epoch is under way, and no round runs | Syncing |
+//! | Draining | | all writes of the old epoch are done, and no round runs | Syncing |
 //! | Syncing | (the flush side syncs) | all is synced | Commit |
 //! | Commit | `SnapshotCommit` | answered | the end, or Abort |
 //! | Abort | `SnapshotAbort` | answered | the end, with the commit's error |
 //!
-//! One snapshot of a volume at a time; others wait in order.
+//! One snapshot of a volume is made at a time; others wait in order.
 
 use std::collections::VecDeque;
 
@@ -23,7 +23,7 @@ use crate::call::Call;
 use crate::control_event::ControlEvent;
 use crate::epoch_writes::{EpochWrites, WritePhase};
 
-/// Snapshots of one volume that may wait: far more than anybody starts at once.
+/// Snapshots of one volume that may wait: far more than anyone starts at once.
 const SNAPSHOTS_WAITING_MAX: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,21 +33,21 @@ enum Stage {
     Draining(WritePhase),
     Syncing,
     Commit(Call),
-    /// The commit failed: the mapper shall forget the snapshot, then control gets the reason.
+    /// The commit failed: the mapper must drop the snapshot, then control gets the error.
     Abort(ErrorCode, Call),
 }
 
-/// A snapshot that control asked for.
+/// A snapshot that control has requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SnapshotRequest {
-    /// Control's name for it.
+    /// Identifies it at control.
     pub(crate) id: u64,
-    /// The mapper's name for it.
+    /// Identifies it at the mapper.
     pub(crate) token: u64,
 }
 
 impl SnapshotRequest {
-    /// The report of its end to control.
+    /// The report of its result to control.
     pub(crate) fn done(self, result: Result<(), ErrorCode>) -> ControlEvent {
         let result = result.map_err(|code| match code {
             ErrorCode::NotFound => Error::new(
@@ -74,13 +74,13 @@ impl SnapshotRequest {
     }
 }
 
-/// What came of an answer of the mapper.
+/// The meaning of an answer of the mapper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum SnapshotEvent {
-    /// The snapshot goes on, or waits.
+    /// The snapshot continues, or waits.
     Continues,
-    /// It is made, or it is not.
+    /// The snapshot was made, or failed.
     Done(SnapshotRequest, Result<(), ErrorCode>),
     /// A sync of the mapper failed.
     SyncFailed,
@@ -91,15 +91,15 @@ pub(crate) enum SnapshotEvent {
 pub(crate) struct Snapshots {
     current: Option<(SnapshotRequest, Stage)>,
     waiting: VecDeque<SnapshotRequest>,
-    /// Acknowledged writes were lost and no snapshot has reported it: the next one would lack them.
+    /// Acknowledged writes were lost and no snapshot has reported it: the next one would lack these writes.
     unreported_loss: bool,
 }
 
 impl Snapshots {
-    /// Adds a snapshot to those that wait.
+    /// Adds a snapshot to the waiting ones.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`]: too many wait.
+    /// [`ErrorCode::InUse`]: too many snapshots wait.
     pub(crate) fn add(&mut self, asked: SnapshotRequest) -> Result<(), ErrorCode> {
         if self.waiting.len() >= SNAPSHOTS_WAITING_MAX {
             return Err(ErrorCode::InUse);
@@ -124,7 +124,7 @@ impl Snapshots {
         }
     }
 
-    /// Whether the writes of the old epoch are done and its sync may start; the caller starts it then.
+    /// Whether the writes of the old epoch are done, so that the sync can start. The caller must then start it.
     pub(crate) fn take_drained(&mut self, writes: &EpochWrites) -> bool {
         match &mut self.current {
             Some((_, stage)) => match *stage {
@@ -145,7 +145,7 @@ impl Snapshots {
         }
     }
 
-    /// What is to be sent next, on `session`.
+    /// The next request to send, on `session`.
     pub(crate) fn next_request(&mut self, session: u32) -> Option<MapRequest> {
         if self.current.is_none() {
             let next = self.waiting.pop_front();
@@ -172,7 +172,7 @@ impl Snapshots {
         }
     }
 
-    /// The mapper's answer to what was sent.
+    /// Handles the mapper's answer.
     pub(crate) fn reply(
         &mut self,
         result: Result<u32, ErrorCode>,
@@ -184,7 +184,7 @@ impl Snapshots {
         let result = match (*stage, result) {
             (_, Err(ErrorCode::SyncFailed)) => return SnapshotEvent::SyncFailed,
             (Stage::Begin(_), Ok(_)) => {
-                // From this answer on, places belong to the new epoch.
+                // From this answer on, new places belong to the new epoch.
                 *stage = Stage::Draining(writes.next_epoch());
                 return SnapshotEvent::Continues;
             }
@@ -200,19 +200,19 @@ impl Snapshots {
         SnapshotEvent::Done(asked, result)
     }
 
-    /// The session ended under the snapshots: none of these will be made.
+    /// The session ended before the snapshots were made: none of them will be made.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = SnapshotRequest> + use<> {
         let current = self.current.take().map(|(asked, _)| asked);
         let waiting = std::mem::take(&mut self.waiting);
         current.into_iter().chain(waiting)
     }
 
-    /// Acknowledged writes were lost; all snapshots were taken out and will report it.
+    /// Acknowledged writes were lost; all snapshots have been taken out and will report it.
     pub(crate) fn note_loss(&mut self, taken: usize) {
         self.unreported_loss = taken == 0;
     }
 
-    /// Whether the next snapshot has to report a loss. It does so once.
+    /// Whether the next snapshot must report a loss. Resets it.
     pub(crate) fn take_unreported_loss(&mut self) -> bool {
         std::mem::take(&mut self.unreported_loss)
     }

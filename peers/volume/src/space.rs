@@ -1,30 +1,29 @@
-//! The policy of one volume at a full pool: writes without space wait until there is some, if the policy allows it, and for as long as it
-//! allows.
+//! The policy of one volume when the pool is full: writes without space wait until there is some, if the policy allows it, and for as long
+//! as it allows.
 //!
-//! A request that failed for want of space and may wait is *parked*: it keeps its slot and is not answered. The host calls
-//! [`VolumePeer::look_for_space`](crate::VolumePeer::look_for_space) while something waits. One turn each
-//! [`SPACE_INTERVAL`], however often the host calls, starts one parked request of each volume again, from the beginning, as
-//! a probe. When the probe succeeds, all parked requests of its volume start again.
+//! A request that failed because there was no space, and that may wait, is *parked*: it keeps its slot and is not answered. While something
+//! waits, the host calls [`VolumePeer::look_for_space`](crate::VolumePeer::look_for_space). Turns are [`SPACE_INTERVAL`] apart, however
+//! often the host calls. In a turn, each volume starts one of its parked requests again from the beginning, as a probe. When the probe
+//! succeeds, all parked requests of that volume start again.
 //!
 //! | [`Room`] | a request without room | becomes |
 //! |---|---|---|
 //! | Enough | is parked, or answered at once if the policy is [`OnFull::Report`] | Short, in a turn in which something waits |
-//! | Short | is parked | Enough, when nothing waits for a second; Over, when the limit of the policy is over |
+//! | Short | is parked | Enough, when nothing has waited for a second; Over, when the limit of the policy has passed |
 //! | Over | is answered at once | Enough, when something found room, or another policy that waits is set |
 //!
 //! Invariants
-//! - Nothing of a parked request is in flight, and it stands in no other queue.
-//! - A volume without a session probes only whether it can have one: its requests start again when it is opened again, the parked ones with
-//!   them. While the policy answers at once ([`Space::refuses`]), they are answered, and the session is asked for all the same: service
-//!   comes back with the space.
-//! - A driver that gives up ([`OnFull::Report`], a close) is answered for each parked request at once.
-//! - The limit is compared with the time since something of the volume last found room, not with how long one request has
-//!   waited: a request that comes late waits for what is left, and one that comes after the limit does not wait.
+//! - No part of a parked request is in flight, and it is in no other queue.
+//! - A volume without a session only probes whether it can get one: when it is open again, its requests start again, also the parked ones.
+//!   While the policy answers at once ([`Space::refuses`]), requests are answered, but the volume still asks for a session: it is served
+//!   again as soon as there is space.
+//! - If a driver gives up ([`OnFull::Report`], a close), each parked request is answered at once.
+//! - The limit is compared with the time since a request of the volume last found room, not with the time that one request has waited: a
+//!   late request waits for the remaining time, and a request after the limit does not wait.
 //!
-//! Starting from the beginning is safe for the reason given in `volume::lifecycle`: a request that is not answered has no
-//! order among those in flight with it. A probe for each volume, not all requests: a full pool costs a failing write each
-//! turn, whatever the depth of the guest's queues; and the parked ones alternate, since there may be room for one and not
-//! for another.
+//! It is safe to start a request from the beginning, for the reason given in `volume::lifecycle`: a request that is not answered has no
+//! order among those in flight with it. Each volume sends one probe, not all its requests: so a full pool costs one failing write per turn,
+//! however deep the guest's queues are. Parked requests take turns as the probe, since there may be room for one but not for another.
 
 use std::time::Duration;
 
@@ -35,22 +34,22 @@ use crate::control_event::{ControlEvent, WaitsFor};
 use crate::request::{Phase, Request};
 use crate::slab::{Queue, Slab};
 
-/// Between two turns: parked requests go on well within a second after there is room.
+/// Time between two turns: parked requests continue well within a second once there is room.
 pub const SPACE_INTERVAL: Duration = Duration::from_millis(250);
-/// Turns without a parked request after which a volume counts as served again: a volume at the edge of a full pool is
-/// reported once, not with each block that somebody frees.
+/// Turns without a parked request after which a volume counts as served: so a volume in a pool that is nearly full is reported once, and
+/// not for each block that becomes free.
 const CALM_TURNS: u8 = 4;
 
-/// When the next turn of all volumes is.
+/// Time of the next turn of all volumes.
 #[derive(Debug, Default)]
 pub(crate) struct SpaceTurns {
-    /// Some volume may wait. Set when one begins to, and found out by each turn.
+    /// Some volume may wait. Set when a volume begins to wait, and updated by each turn.
     wanted: bool,
     due: Duration,
 }
 
 impl SpaceTurns {
-    /// Some volume waits.
+    /// A volume begins to wait.
     pub(crate) fn want(&mut self) {
         self.wanted = true;
     }
@@ -60,7 +59,7 @@ impl SpaceTurns {
         self.wanted
     }
 
-    /// Whether a turn is due at `now`; it is taken then, and the next one must be requested.
+    /// Whether a turn is due at `now`. If so, it is taken, and the next one must be requested.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
         if !self.wanted || now < self.due {
             return false;
@@ -73,18 +72,18 @@ impl SpaceTurns {
     }
 }
 
-/// Whether the pool has had room for a volume, as far as its requests tell.
+/// Whether the pool has had room for a volume, according to the results of its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Room {
     Enough,
     Short {
-        /// The first turn that found something that waits.
+        /// Time of the first turn in which a request waited.
         since: Duration,
-        /// As `since`, or the first turn after something found room: what the limit counts from.
+        /// As `since`, or the first turn after a request found room: the limit counts from here.
         limit_from: Duration,
-        /// Something has found room since the last turn.
+        /// A request has found room since the last turn.
         found: bool,
-        /// Turns that found nothing that waits.
+        /// Turns in a row in which nothing waited.
         calm: u8,
     },
     Over {
@@ -97,7 +96,7 @@ enum Room {
 pub(crate) enum Parked {
     /// It is to be answered.
     No,
-    /// It waits.
+    /// It waits for the first time.
     First,
     /// It waits again: it was the probe.
     Again,
@@ -109,11 +108,11 @@ pub(crate) struct Space {
     policy: OnFull,
     parked: Queue,
     count: u32,
-    /// There was no room for what the begin of a session writes, and none has begun since.
+    /// There was no room for what the start of a session writes, and no session has started since.
     session_refused: bool,
-    /// What there was none of the last time: a code that passes.
+    /// What was missing the last time: a temporary error code.
     lacks: ErrorCode,
-    /// The request that was started again to find out.
+    /// The request that was started again as a probe.
     probe: Option<u32>,
     room: Room,
 }
@@ -133,7 +132,7 @@ impl Default for Space {
 }
 
 impl Space {
-    /// Parks request `r`, which failed with `code`, if that failure passes and the policy allows it.
+    /// Parks request `r`, which failed with `code`, if the error is temporary and the policy allows it.
     pub(crate) fn park(&mut self, requests: &mut Slab<Request>, r: u32, code: ErrorCode) -> Parked {
         if !code.passes() || self.refuses() {
             return Parked::No;
@@ -147,14 +146,14 @@ impl Space {
         if again { Parked::Again } else { Parked::First }
     }
 
-    /// Takes a request out of those that are parked: the one that waits longest.
+    /// Takes the parked request that has waited longest.
     pub(crate) fn unpark(&mut self, requests: &mut Slab<Request>) -> Option<u32> {
         let r = self.parked.pop(requests)?;
         self.count -= 1;
         Some(r)
     }
 
-    /// Takes a parked request to be started again, if it is time to probe.
+    /// Takes a parked request to start again, if a probe is due.
     pub(crate) fn take_probe(&mut self, requests: &mut Slab<Request>) -> Option<u32> {
         if self.refuses() || self.probe.is_some() {
             return None;
@@ -163,7 +162,7 @@ impl Space {
         self.probe
     }
 
-    /// Request `r` was answered. Whether it was the probe.
+    /// Request `r` was answered. Returns whether it was the probe.
     pub(crate) fn take_answer(&mut self, r: u32) -> bool {
         let is_probe = self.probe == Some(r);
         if is_probe {
@@ -172,12 +171,12 @@ impl Space {
         is_probe
     }
 
-    /// Nothing is parked any more: the requests are queued again or answered by the caller.
+    /// Removes all parked requests: the caller queues them again, or answers them.
     pub(crate) fn forget_parked(&mut self) {
         (self.parked, self.count, self.probe) = (Queue::default(), 0, None);
     }
 
-    /// Something that needed room has found it. Whether that is to be reported.
+    /// Something that needed room has found it. Returns whether this must be reported.
     pub(crate) fn found_room(&mut self) -> bool {
         match &mut self.room {
             Room::Enough => false,
@@ -192,31 +191,31 @@ impl Space {
         }
     }
 
-    /// The begin of a session was refused for want of `code`.
+    /// The start of a session was refused with `code`, for want of room.
     pub(crate) fn refuse_session(&mut self, code: ErrorCode) {
         self.lacks = code;
         self.session_refused = true;
     }
 
-    /// A session has begun, or nobody waits for one. Whether it had been refused.
+    /// A session has started, or none is wanted any more. Returns whether one had been refused.
     pub(crate) fn end_refusal(&mut self) -> bool {
         self.forget_parked();
         std::mem::take(&mut self.session_refused)
     }
 
-    /// Whether a session was refused, and none has begun since.
+    /// Whether a session was refused and none has started since.
     pub(crate) fn is_session_refused(&self) -> bool {
         self.session_refused
     }
 
-    /// Another policy, from now on.
+    /// Sets the policy from now on.
     pub(crate) fn set_policy(&mut self, policy: OnFull) {
         let before = std::mem::replace(&mut self.policy, policy);
         match self.room {
             Room::Short { since, .. } if policy == OnFull::Report => {
                 self.room = Room::Over { since };
             }
-            // Later requests wait, as the new policy requires; setting the same policy again changes nothing.
+            // Later requests wait, as the new policy requires. Setting the same policy again changes nothing.
             Room::Over { .. } if policy != before && policy != OnFull::Report => {
                 self.room = Room::Enough;
             }
@@ -224,7 +223,7 @@ impl Space {
         }
     }
 
-    /// Whether there is something to do in a turn.
+    /// Whether a turn has something to do.
     pub(crate) fn wants_turns(&self) -> bool {
         !self.is_served() || matches!(self.room, Room::Short { .. })
     }
@@ -234,7 +233,7 @@ impl Space {
         self.count == 0 && self.probe.is_none() && !self.session_refused
     }
 
-    /// For what it waits.
+    /// What the volume waits for.
     pub(crate) fn waits_for(&self) -> WaitsFor {
         if matches!(self.room, Room::Over { .. }) {
             return WaitsFor::Nothing;
@@ -248,7 +247,7 @@ impl Space {
         }
     }
 
-    /// Requests that are parked.
+    /// Number of parked requests.
     pub(crate) fn parked(&self) -> u64 {
         u64::from(self.count)
     }
@@ -258,12 +257,12 @@ impl Space {
         self.policy == OnFull::Report || matches!(self.room, Room::Over { .. })
     }
 
-    /// Whether no request can be served, and none may wait.
+    /// Whether no request can be served and none may wait.
     pub(crate) fn refuses_all(&self) -> bool {
         self.session_refused && self.refuses()
     }
 
-    /// Since when the volume has been without room; `None`: it is not.
+    /// Since when the volume has had no room; `None` if it has room.
     pub(crate) fn since(&self) -> Option<Duration> {
         match self.room {
             Room::Enough => None,
@@ -271,7 +270,7 @@ impl Space {
         }
     }
 
-    /// What is reported of the room there is.
+    /// The report of the current state to control.
     pub(crate) fn report(&self, lineage: Lineage) -> ControlEvent {
         match self.room {
             Room::Enough => ControlEvent::SpaceFound { lineage },
@@ -283,7 +282,7 @@ impl Space {
         }
     }
 
-    /// A turn at `now`. Whether that is to be reported.
+    /// Takes a turn at `now`. Returns whether the state must be reported.
     pub(crate) fn turn(&mut self, now: Duration) -> bool {
         let served = self.is_served();
         let limit = self.policy.limit();

@@ -1,6 +1,6 @@
-//! A status in work: the page of runs that a request fills, answer by answer of the mapper.
+//! A status request in progress: the page of runs that it fills, from one or more answers of the mapper.
 //!
-//! The last run is not written until the next one differs from it or the page ends, so neighbours differ in their state.
+//! A run is written only when the next one differs from it, or when the page ends. So neighbouring runs differ in their state.
 
 use std::ops::Range;
 
@@ -10,28 +10,28 @@ use archipelago_protocol::status::{MapRuns, STATUS_ENTRY_LEN, StatusRun};
 use crate::blocks::{block_end, block_start};
 use crate::memory::{GuestMemory, RequestBytes};
 
-/// Answers of the mapper that one page takes: the work of each is bounded, so a status of 1 PiB ends soon too.
+/// Most answers of the mapper for one page: the work of each is bounded, so a status of 1 PiB also ends soon.
 const ANSWERS_MAX: u16 = 64;
 
-/// How far the page of a request is.
+/// The state of a request's page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct StatusCursor {
-    /// The run that is not written yet.
+    /// The run that has not been written yet.
     last: Option<StatusRun>,
-    /// Runs that are written.
+    /// Number of runs written.
     written: u16,
-    /// Answers that were added.
+    /// Number of answers added.
     answers: u16,
-    /// A run had no room.
+    /// There was no room for a run.
     full: bool,
 }
 
 impl StatusCursor {
-    /// Adds an answer of the mapper about the blocks of `range` to the page of request `request`. Returns the bytes of the
-    /// range that the page covers now.
+    /// Adds an answer of the mapper about the blocks of `range` to the page of request `request`. Returns how many bytes of the range the
+    /// page covers now.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`]: more than was asked for. [`ErrorCode::Invalid`]: the page's memory was removed.
+    /// [`ErrorCode::Internal`]: the answer covers more than was asked for. [`ErrorCode::Invalid`]: the page's memory was removed.
     pub(crate) fn add(
         &mut self,
         memory: &GuestMemory,
@@ -46,7 +46,7 @@ impl StatusCursor {
             if at > block_end(range.end) {
                 return Err(ErrorCode::Internal);
             }
-            // The first and the last block count as far as they were asked for.
+            // Only the part of the first and the last block that was asked for counts.
             let len = at.min(range.end) - covered;
             if !self.push(memory, request, StatusRun { len, ..run })? {
                 self.full = true;
@@ -57,7 +57,7 @@ impl StatusCursor {
         Ok(covered - range.start)
     }
 
-    /// Adds `run`. Whether there was room.
+    /// Adds `run`. Returns whether there was room.
     fn push(
         &mut self,
         memory: &GuestMemory,
@@ -79,12 +79,12 @@ impl StatusCursor {
         Ok(true)
     }
 
-    /// Whether another answer may be added.
+    /// Whether the page can take another answer.
     pub(crate) fn has_room(&self) -> bool {
         !self.full && self.answers < ANSWERS_MAX
     }
 
-    /// Writes what is left, and the end of the page.
+    /// Writes the last run, and the end of the page.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`]: the page's memory was removed.
@@ -101,7 +101,7 @@ impl StatusCursor {
     }
 }
 
-/// Runs that the page has room for.
+/// Number of runs that fit into the page.
 fn room(memory: &GuestMemory, request: u32) -> u64 {
     memory.len(request) / u64::from(STATUS_ENTRY_LEN)
 }

@@ -1,10 +1,10 @@
-//! Sends what pieces ask of the mapper and of the blocker, in order, as far as there are credits.
+//! Sends the requests of pieces to the mapper and to the blocker, in order, as far as there are credits.
 //!
 //! Invariants
-//! - A transfer of guest memory copies nothing: one segment goes as it is, several as a list in a cell. Only the first
-//!   few first writes after a flush are copied beside it ([`Copies`]).
-//! - The bytes that are merged into a block are copied out of the guest's memory once; what was copied is written.
-//! - A cell is acquired only when there is a credit, so a piece that holds one is in flight or next to be sent.
+//! - A transfer of guest memory does not copy the memory: one segment is sent as it is, several as a list in a cell. Only the first few
+//!   first writes after a flush are also copied ([`Copies`]).
+//! - The bytes that are merged into a block are copied from the guest's memory once, and only the copy is written.
+//! - A cell is acquired only when there is a credit, so a piece that holds a cell is in flight or next to be sent.
 
 use archipelago_protocol::map::{FLAG_WRITE, MapOp, MapRequest};
 use archipelago_protocol::object::{FLAG_DURABLE, Memory, ObjectId, ObjectOp, ObjectRequest};
@@ -22,35 +22,35 @@ use crate::request::Request;
 use crate::slab::{Queue, Slab};
 use crate::tables::Tables;
 
-/// Pieces of one volume that wait for a credit.
+/// Pieces of one volume that wait for credits.
 #[derive(Debug, Default)]
 pub(crate) struct Submitter {
     to_map: Queue,
     to_object: Queue,
 }
 
-/// What came of the piece that was to be sent next.
+/// The result of sending the next piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Submitted {
-    /// There is none, or it waits for a credit or a cell.
+    /// No piece waits, or the next one waits for a credit or a cell.
     Nothing,
     Sent,
-    /// It cannot be sent.
+    /// The piece cannot be sent.
     Failed(u32, ErrorCode),
 }
 
 impl Submitter {
-    /// Piece `p` sends `step` to the mapper.
+    /// Piece `p` must send `step` to the mapper.
     pub(crate) fn ask_map(&mut self, pieces: &mut Slab<Piece>, p: u32, step: Step) {
         pieces[p].step = step;
         self.to_map.push(pieces, p);
     }
 
-    /// Piece `p` sends `step` to the blocker.
+    /// Piece `p` must send `step` to the blocker.
     pub(crate) fn ask_blocker(&mut self, pieces: &mut Slab<Piece>, p: u32, step: Step) {
         pieces[p].step = step;
         if pieces[p].cell.is_some() {
-            // Not behind somebody who waits for a cell: this one will release its own.
+            // Not behind a piece that waits for a cell: this one will release its own cell.
             self.to_object.push_front(pieces, p);
         } else {
             self.to_object.push(pieces, p);
@@ -61,12 +61,12 @@ impl Submitter {
         self.to_map.is_empty() && self.to_object.is_empty()
     }
 
-    /// Forgets all pieces. The caller drops them.
+    /// Removes all pieces from here. The caller drops them.
     pub(crate) fn clear(&mut self) {
         *self = Submitter::default();
     }
 
-    /// Sends the next request to the mapper, on `session`. Whether it was sent.
+    /// Sends the next request to the mapper, on `session`. Returns whether one was sent.
     pub(crate) fn send_to_map<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -84,8 +84,8 @@ impl Submitter {
         sent
     }
 
-    /// Sends the next request to the blocker. First writes leave a copy in `copies`, unless `exclusion` reports that another write
-    /// overlaps. Without `copies`, completed writes are durable: no sync follows, and the writes are marked as needing none.
+    /// Sends the next request to the blocker. A first write leaves a copy in `copies`, unless another write overlaps it according to
+    /// `exclusion`. Without `copies`, completed writes are durable: no sync follows, and writes are marked as needing none.
     pub(crate) fn send_to_blocker<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -129,7 +129,7 @@ impl Submitter {
     }
 }
 
-/// The bytes of the run of `piece`.
+/// The bytes of the current run of `piece`.
 pub(crate) fn run_bytes(piece: &Piece, requests: &Slab<Request>) -> RequestBytes {
     RequestBytes {
         request: piece.request,
@@ -164,7 +164,7 @@ fn map_request(piece: &Piece, session: u32) -> MapRequest {
     }
 }
 
-/// What piece `piece` asks of the blocker, but for the memory.
+/// The request of piece `piece` to the blocker, without the memory.
 fn object_request(piece: &Piece, object_size: ObjectSize) -> Result<ObjectRequest, ErrorCode> {
     let block = (block_start(piece.offset), BLOCK_SIZE);
     let run = (piece.offset, piece.len);
@@ -183,7 +183,7 @@ fn object_request(piece: &Piece, object_size: ObjectSize) -> Result<ObjectReques
     })
 }
 
-/// The memory that piece `p` transfers, with its content; `None`: it waits for a cell.
+/// The memory of piece `p` for the transfer, filled if needed; `None`: it waits for a cell.
 fn prepare<M: ClientPort, B: ClientPort>(
     t: &mut Tables<M, B>,
     p: u32,
@@ -232,7 +232,7 @@ fn prepare<M: ClientPort, B: ClientPort>(
     Ok(Some(cell.block()))
 }
 
-/// The cell of `piece`; acquired at the first need of it.
+/// The cell of `piece`; acquired when first needed.
 fn cell_of(piece: &mut Piece, cells: &mut Cells, entries: usize) -> Option<Cell> {
     if piece.cell.is_none() {
         piece.cell = cells.acquire(entries);
@@ -240,7 +240,7 @@ fn cell_of(piece: &mut Piece, cells: &mut Cells, entries: usize) -> Option<Cell>
     piece.cell
 }
 
-/// Keeps a copy of what piece `p` is about to write, if the next flush could journal it.
+/// Keeps a copy of the data of piece `p`, if the next flush could journal it.
 fn copy_first_write<M, B>(
     t: &mut Tables<M, B>,
     p: u32,

@@ -1,4 +1,4 @@
-//! What all volumes of a peer share: ports, tables, memory. Plain: each field is a part with its own rules.
+//! What all volumes of a peer share: ports, tables, memory. A plain structure: each field is a part with its own rules.
 
 use std::collections::VecDeque;
 
@@ -16,7 +16,7 @@ use crate::request::Request;
 use crate::slab::Slab;
 use crate::space::SpaceTurns;
 
-/// Figures since the peer was made, beside those that parts count themselves.
+/// Counts since the peer was made, besides those that the parts keep.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counters {
     pub(crate) failed: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Counters {
     pub(crate) space_waits: u64,
 }
 
-/// Everything that a volume uses and does not own.
+/// Everything that a volume uses but does not own.
 #[derive(Debug)]
 pub(crate) struct Tables<M, B> {
     pub(crate) ports: Ports<M, B>,
@@ -39,9 +39,9 @@ pub(crate) struct Tables<M, B> {
     pub(crate) space_turns: SpaceTurns,
     pub(crate) control_events: VecDeque<ControlEvent>,
     pub(crate) counters: Counters,
-    /// Requests submitted so far: the sequence number of the next one.
+    /// Number of requests submitted so far: the sequence number of the next one.
     pub(crate) submitted: u64,
-    /// For lists of slots that live as long as a call.
+    /// For lists of slots that are used within one call.
     pub(crate) scratch: Vec<u32>,
 }
 

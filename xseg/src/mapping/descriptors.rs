@@ -1,18 +1,19 @@
-//! Receiving messages and the descriptors that come with them: here because a received number becomes an owned
-//! descriptor only by a promise that the compiler cannot check.
+//! Receives messages and their descriptors. It is in this module because turning a received number into an owned descriptor needs a
+//! guarantee that the compiler cannot check.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
-/// Descriptors in one message at most: the hello's four.
+/// Most descriptors of one message: the hello has four.
 pub(crate) const DESCRIPTORS_MAX: usize = 4;
 
-/// Receives one message, or what a stream has, into `buffer` without blocking, with the descriptors that came with it. `None`: the other side has disconnected.
+/// Receives one message, or the available bytes of a stream, into `buffer` without blocking, and the descriptors that came with it. `None`:
+/// the other side has disconnected.
 ///
 /// # Errors
-/// `WouldBlock`: nothing there. `InvalidData`: a message longer than `buffer`, or with too many descriptors.
+/// `WouldBlock`: there is nothing to receive. `InvalidData`: the message is longer than `buffer`, or has too many descriptors.
 pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
     let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
     let mut slices = [IoSliceMut::new(buffer)];
@@ -27,8 +28,8 @@ pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(usiz
     let truncated = message
         .flags
         .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-    // With a truncated control buffer the library refuses to list what came, which the kernel has then cut to what fits:
-    // those descriptors cannot be named any more, so this is a leak of at most four per offending connection.
+    // If the control buffer was truncated, the library refuses to list the descriptors that the kernel installed before the cut. They
+    // cannot be named any more, so each offending connection leaks at most four.
     if let Ok(list) = message.cmsgs() {
         for entry in list {
             if let ControlMessageOwned::ScmRights(numbers) = entry {

@@ -1,12 +1,12 @@
-//! Files that are truncated under a mapping: an access beyond the new end is a SIGBUS, which would end the process.
+//! Files that are truncated while they are mapped: an access beyond the new end causes a SIGBUS, which would end the process.
 //!
-//! A front end can truncate the file of its guest's memory at any time, so one hostile front end could end a process
-//! that serves many. The handler maps a zero page over the missing page and marks the mapping as damaged: the access
-//! continues, and the mapping's owner finds the mark and stops serving that guest.
+//! A front end can truncate the file of its guest's memory at any time, so one hostile front end could end a process that serves many. The
+//! handler maps a zero page in place of the missing page and marks the mapping as damaged: the access continues, and the owner of the
+//! mapping finds the mark and stops serving that guest.
 //!
 //! Invariants
-//! - The handler uses only what is async-signal-safe: atomics of a fixed table, `mmap`, `sigaction`, and it keeps `errno`.
-//! - Faults outside registered mappings, and machine checks, end the process as they always did.
+//! - The handler uses only async-signal-safe operations: atomics of a fixed table, `mmap`, `sigaction`; and it preserves `errno`.
+//! - Faults outside registered mappings, and machine checks, end the process as they would without the handler.
 //! - An entry is removed before its addresses are unmapped, so a fault never finds a mapping that does not exist any more.
 
 use std::io;
@@ -15,7 +15,7 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
-/// Mappings watched at most: all regions that the channels of a process can name twice over, 24 bytes each.
+/// Most mappings: twice the regions that the channels of a process can name; 24 bytes each.
 const ENTRIES: usize = 32_768;
 
 const FREE: u8 = 0;
@@ -37,10 +37,10 @@ static TABLE: [Watched; ENTRIES] = [const {
         len: AtomicUsize::new(0),
     }
 }; ENTRIES];
-/// No entry at or beyond this was ever used: how far the handler has to look.
+/// Entries from this index on have never been used: the handler searches only up to it.
 static USED_END: AtomicUsize = AtomicUsize::new(0);
 
-/// A mapping's place in the table; dropping it frees the place.
+/// A mapping's entry in the table; dropping it frees the entry.
 #[derive(Debug)]
 pub(super) struct Entry(usize);
 
@@ -53,12 +53,12 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // Release: pairs with the Acquire in `register`; the next owner of the place comes after all that this one did.
+        // Release: pairs with the Acquire in `register`; the next owner of the entry comes after all accesses of this one.
         TABLE[self.0].state.store(FREE, Ordering::Release);
     }
 }
 
-/// Enters a mapping. `None`: the table is full, and the mapping unguarded.
+/// Registers a mapping. `None`: the table is full, and the mapping is not guarded.
 pub(super) fn register(base: usize, len: usize) -> Option<Entry> {
     for (index, watched) in TABLE.iter().enumerate() {
         // Acquire: pairs with the Release in `Entry::drop`. Relaxed on failure: nothing is read then.
@@ -85,7 +85,7 @@ pub(super) fn register(base: usize, len: usize) -> Option<Entry> {
     None
 }
 
-/// The mapping that holds `address`.
+/// The registered mapping that contains `address`.
 fn find(address: usize) -> Option<&'static Watched> {
     // Acquire: pairs with the Release of `fetch_max` in `register`.
     TABLE[..USED_END.load(Ordering::Acquire).min(ENTRIES)]
@@ -100,7 +100,7 @@ fn find(address: usize) -> Option<&'static Watched> {
 
 /// Makes this process survive accesses to mappings whose file was truncated; see [`Region::is_damaged`].
 ///
-/// Installs a SIGBUS handler, once; call it before serving memory of others.
+/// Installs a SIGBUS handler, once; call it before serving memory of other processes.
 ///
 /// # Errors
 /// The error of `sigaction`.
@@ -155,8 +155,7 @@ extern "C" fn on_bus_error(_signal: i32, info: *mut libc::siginfo_t, _context: *
     unsafe { errno.write(kept) };
 }
 
-/// Maps zeros in the place of the page at `address`, or of the whole mapping where single pages cannot be mapped
-/// (huge pages).
+/// Maps zeros in place of the page at `address`, or of the whole mapping if single pages cannot be mapped (huge pages).
 fn replace(watched: &Watched, address: usize) -> bool {
     const PAGE: usize = 4096;
     // Relaxed: `find` has acquired the entry, and the mapping that faulted stays registered meanwhile.

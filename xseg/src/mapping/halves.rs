@@ -20,7 +20,7 @@ impl OwnHalf {
         Mapping::control(len).map(|mapping| OwnHalf(Arc::new(mapping)))
     }
 
-    /// What the peer maps.
+    /// The descriptor that the peer maps.
     pub(crate) fn descriptor(&self) -> &OwnedFd {
         &self.0.fd
     }
@@ -59,7 +59,7 @@ impl OwnWords for OwnHalf {
 pub(crate) struct PeerHalf(Arc<Mapping>);
 
 impl PeerHalf {
-    /// Maps `len` bytes that the peer made, after checking that their size and their writers are fixed for ever.
+    /// Maps `len` bytes that the peer made, after checking that their size and their writers can never change.
     pub(crate) fn new(fd: OwnedFd, len: usize) -> io::Result<PeerHalf> {
         Mapping::control_of_peer(fd, len).map(|mapping| PeerHalf(Arc::new(mapping)))
     }

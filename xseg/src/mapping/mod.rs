@@ -1,13 +1,13 @@
-//! Mapped shared memory: the one module of this crate that owns raw pointers.
+//! Mapped shared memory: the only module of this crate with raw pointers.
 //!
 //! * [`Mapping`]: a mapped file, accessed by copy or by same-size atomics.
 //! * [`OwnHalf`] and [`PeerHalf`]: control memory of a channel as words, by who may write it.
-//! * `guard`: survives files that are truncated under a mapping. `descriptors`: receives descriptors.
+//! * `guard`: survives files that are truncated while they are mapped. `descriptors`: receives descriptors.
 //!
 //! Invariants
 //! - A mapping is unmapped only when its last owner is dropped.
-//! - Every access is checked against the private length, and is a bulk copy or an atomic access: another process may
-//!   write the same bytes at any time, so no reference into the memory is ever formed but an atomic's.
+//! - Every access is checked against the private length, and is a bulk copy or an atomic access. Another process may write the same bytes
+//!   at any time, so the only references into the memory are those to atomics.
 
 mod descriptors;
 mod guard;
@@ -23,9 +23,9 @@ pub use guard::guard_against_truncation;
 pub(crate) use halves::{OwnHalf, PeerHalf};
 pub(crate) use scalar::Scalar;
 
-/// Seals of memory that nobody can resize: no access to it can fault.
+/// Seals of memory that cannot be resized: no access to it can fault.
 pub(crate) const SIZE_SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
-/// Seals of control memory: of fixed size, and writable through no mapping but the creator's, which was there before.
+/// Seals of control memory: it has a fixed size, and only the creator's existing mapping can write it.
 pub(crate) const CONTROL_SEALS: i32 = SIZE_SEALS | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Mapping {
         Mapping::map(fd, 0, len, Access::ReadWrite)
     }
 
-    /// A fresh memfd of `len` bytes that no other process will be able to write: [`CONTROL_SEALS`].
+    /// A new memfd of `len` bytes that other processes cannot write: [`CONTROL_SEALS`].
     pub(crate) fn control(len: usize) -> io::Result<Mapping> {
         let mapping = Mapping::map(memfd(len)?, 0, len, Access::ReadWrite)?;
         add_seals(&mapping.fd, CONTROL_SEALS)?;
@@ -113,7 +113,7 @@ impl Mapping {
         }
         let base = NonNull::new(address.cast::<u8>())
             .ok_or_else(|| io::Error::other("mmap returned null"))?;
-        // Only a file that can shrink can fault.
+        // Only a file that can shrink can cause a fault.
         let guard = if seals(&fd).is_ok_and(|seals| seals & libc::F_SEAL_SHRINK != 0) {
             None
         } else {
@@ -138,7 +138,7 @@ impl Mapping {
         (&self.fd, self.file_offset)
     }
 
-    /// Whether the file was found shortened, and zeros of our own stand in for a part of it.
+    /// Whether the file was found truncated, and zeros replace a part of it.
     pub(crate) fn is_damaged(&self) -> bool {
         self.guard.as_ref().is_some_and(guard::Entry::is_damaged)
     }
@@ -151,7 +151,7 @@ impl Mapping {
         unsafe { self.base.as_ptr().add(start) }
     }
 
-    /// Copies `into.len()` bytes at `start` out.
+    /// Copies `into.len()` bytes at `start` into `into`.
     #[inline]
     pub(crate) fn copy_out(&self, start: usize, into: &mut [u8]) {
         self.check(start, into.len());
@@ -161,7 +161,7 @@ impl Mapping {
         unsafe { ptr::copy_nonoverlapping(self.address(start), into.as_mut_ptr(), into.len()) }
     }
 
-    /// Copies `from` in at `start`.
+    /// Copies `from` to `start`.
     #[inline]
     pub(crate) fn copy_in(&self, start: usize, from: &[u8]) {
         self.check_writable(start, from.len());
@@ -196,7 +196,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // Out of the guard's table first: the addresses may belong to somebody else right after the unmapping.
+        // First the entry of the guard: right after the unmapping, another mapping may get the addresses.
         self.guard = None;
         // SAFETY: base and length are those of the mapping made in `map`; nobody can hold an address any more,
         // because spans and regions share ownership of `self`.

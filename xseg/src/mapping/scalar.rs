@@ -1,14 +1,14 @@
-//! Single integers in shared memory, by atomics of their own size: what a virtqueue is made of.
+//! Single integers in shared memory, accessed by atomics of their own size, as a virtqueue needs.
 
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{Access, Mapping};
 
-/// An integer that the machine loads and stores in one piece.
+/// An integer that the machine loads and stores as a unit.
 pub(crate) trait Scalar: Copy {
-    /// Loads it at byte `start` of `mapping`, which is a multiple of its size and has room for it.
+    /// Loads it at byte `start` of `mapping`, which must be a multiple of its size and have room for it.
     fn load(mapping: &Mapping, start: usize, order: Ordering) -> Self;
-    /// Stores it likewise.
+    /// Stores it, under the same conditions.
     fn store(self, mapping: &Mapping, start: usize, order: Ordering);
 }
 

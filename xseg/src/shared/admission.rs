@@ -1,14 +1,15 @@
 //! Which users may connect to a listener, and in which role.
 //!
 //! Invariants
-//! - A user comes from the kernel (`SO_PEERCRED`), a role is claimed by the client: the admission sets which users may claim it.
-//! - The callers define what a role number means. Here it is a number.
+//! - The user of a connection is reported by the kernel (`SO_PEERCRED`); the client claims a role, and the admission lists the users that
+//!   may claim it.
+//! - The callers define the meaning of a role. In this module, a role is a number.
 
 use std::collections::BTreeMap;
 
 use nix::unistd::geteuid;
 
-/// Roles, one bit for each number.
+/// A set of roles, one bit for each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Roles([u64; 4]);
 
@@ -26,7 +27,7 @@ impl Roles {
     }
 }
 
-/// Who may connect, and as what.
+/// Which users may connect, and in which roles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
     own: Roles,
@@ -34,7 +35,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// This user and root, as any of `roles`, and nobody else.
+    /// Admits only this user and root, in any of `roles`.
     pub fn own(roles: impl IntoIterator<Item = u8>) -> Admission {
         Admission {
             own: Roles::new(roles),
@@ -42,19 +43,19 @@ impl Admission {
         }
     }
 
-    /// The user `uid` too, as any of `roles` and nothing else.
+    /// Also admits the user `uid`, in any of `roles`.
     #[must_use]
     pub fn and(mut self, uid: u32, roles: impl IntoIterator<Item = u8>) -> Admission {
         self.others.insert(uid, Roles::new(roles));
         self
     }
 
-    /// Whether anybody else than this user and root gets in.
+    /// Whether users besides this one and root are admitted.
     pub(crate) fn has_others(&self) -> bool {
         !self.others.is_empty()
     }
 
-    /// What `uid` may be; `None`: nothing at all.
+    /// The roles of `uid`; `None`: the user is not admitted.
     fn roles(&self, uid: u32) -> Option<Roles> {
         if is_own(uid) {
             return Some(self.own);
@@ -71,7 +72,7 @@ impl Admission {
     }
 }
 
-/// Whether `uid` is this process's own user, or root: who could do to it what they want anyway.
+/// Whether `uid` is this process's own user, or root: these could control this process in any case.
 pub(crate) fn is_own(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
 }

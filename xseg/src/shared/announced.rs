@@ -1,8 +1,8 @@
-//! The regions of a client, and which of them its server knows.
+//! The regions of a client, and which of them its server has mapped.
 //!
 //! Invariants
-//! - Announcements and withdrawals arrive in the order in which they were decided, so that an id can be used again.
-//! - An answer belongs to one announcement by its serial number: a late one never makes a later region ready.
+//! - Announcements and withdrawals are sent in the order in which they were made, so that an id can be used again.
+//! - An answer contains the serial number of its announcement, so a late answer never makes a later region ready.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +11,7 @@ use super::message::Message;
 use super::socket;
 use crate::region::{REGIONS_MAX, Region, RegionId};
 
-/// Regions announced and not acknowledged: few enough that the answers fit into any socket buffer.
+/// Most announcements without an acknowledgement: few enough that the answers fit into any socket buffer.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
 #[derive(Debug)]
@@ -28,7 +28,7 @@ enum Outgoing {
     Remove { id: RegionId },
 }
 
-/// The regions that a client has, beside its arena.
+/// The regions of a client, except its arena.
 #[derive(Debug, Default)]
 pub(crate) struct Announced {
     regions: Vec<Known>,
@@ -38,10 +38,10 @@ pub(crate) struct Announced {
 }
 
 impl Announced {
-    /// Enters a region in place of an older one with its number, to be sent. `false`: there are too many.
+    /// Adds a region, in place of an older one with its number, to be sent. `false`: there are too many.
     pub(crate) fn add(&mut self, id: RegionId, region: Region) -> bool {
         self.regions.retain(|known| known.id != id);
-        // One place is the arena's.
+        // One entry is reserved for the arena.
         if self.regions.len() + 1 >= REGIONS_MAX {
             return false;
         }
@@ -57,13 +57,13 @@ impl Announced {
         true
     }
 
-    /// Forgets a region, to be sent.
+    /// Removes a region; the removal is to be sent.
     pub(crate) fn remove(&mut self, id: RegionId) {
         self.regions.retain(|known| known.id != id);
         self.outbox.push_back(Outgoing::Remove { id });
     }
 
-    /// A fresh server knows nothing yet.
+    /// The server is new and has no regions yet.
     pub(crate) fn start_again(&mut self) {
         self.unacknowledged = 0;
         self.outbox.clear();
@@ -75,15 +75,15 @@ impl Announced {
         }
     }
 
-    /// There is no server: everything is announced to the next one anyway.
+    /// There is no server, so nothing needs to be sent: everything will be announced to the next one.
     pub(crate) fn keep_silent(&mut self) {
         self.outbox.clear();
     }
 
-    /// Takes the server's answer to an announcement.
+    /// Handles the server's answer to an announcement.
     pub(crate) fn acknowledged(&mut self, serial: u64, errno: u64) {
         self.unacknowledged = self.unacknowledged.saturating_sub(1);
-        // Unknown serials are regions that were removed before the answer came.
+        // An unknown serial belongs to a region that was removed before the answer arrived.
         if let Some(known) = self.regions.iter_mut().find(|known| known.serial == serial) {
             known.answer = Some(errno == 0);
             if errno != 0 {
@@ -99,12 +99,12 @@ impl Announced {
             .any(|known| known.id == id && known.answer == Some(true))
     }
 
-    /// Whether the server has answered for every region.
+    /// Whether the server has answered the announcement of every region.
     pub(crate) fn are_answered(&self) -> bool {
         self.regions.iter().all(|known| known.answer.is_some())
     }
 
-    /// Sends what the socket and the bound on acknowledgements allow.
+    /// Sends as many messages as the socket and the limit of acknowledgements allow.
     pub(crate) fn send(&mut self, socket: &OwnedFd) {
         while let Some(next) = self.outbox.front() {
             let sent = match next {
@@ -114,7 +114,7 @@ impl Announced {
                 Outgoing::Add { serial } => {
                     let known = self.regions.iter().find(|known| known.serial == *serial);
                     let Some(known) = known else {
-                        // Removed before it was sent.
+                        // The region was removed before it was sent.
                         self.outbox.pop_front();
                         continue;
                     };
@@ -135,7 +135,7 @@ impl Announced {
                 }
             };
             if sent.is_err() {
-                // A full buffer empties, and a disconnect is found by the next look at the socket.
+                // A full buffer drains, and the next call on the socket finds a disconnect.
                 return;
             }
             self.outbox.pop_front();

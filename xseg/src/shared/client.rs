@@ -1,20 +1,21 @@
-//! The end of a shared channel that sends requests, over the deaths of any number of servers.
+//! The end of a shared channel that sends requests. It continues when servers die and are replaced.
 //!
 //! | state | rings | requests submitted now |
 //! |---|---|---|
 //! | `Idle`: no connection; each call of `service` tries once | none | kept (`Replay`) or refused (`Report`) |
 //! | `Greeting`: hello sent | none | as above |
 //! | `Settling`: welcomed; regions go to the server | new, empty | as above |
-//! | `Announcing`: all regions are answered for; what was open goes to the server | working | as above |
-//! | `Live`: what was open is answered for | working | sent |
+//! | `Announcing`: all regions are answered; opened handles are announced to the server | working | as above |
+//! | `Live`: the announcements are answered | working | sent |
 //!
-//! `Announcing` to `Live` sends what is in flight, in the order of submission: no request reaches a server before the regions
-//! that it names, and before what was open at its predecessor is open again. Any state falls back to `Idle` when the server disconnects or breaks the protocol.
+//! The change from `Announcing` to `Live` sends the requests in flight, in the order of submission. So a request reaches a server only
+//! after the regions that it names, and after the handles that were open at the predecessor have been opened again. When the server
+//! disconnects or breaks the protocol, every state returns to `Idle`.
 //!
 //! Invariants
-//! - The private table is the truth. An answer that fits no entry breaks the connection.
-//! - Before what is in flight is sent again or forgotten, the answers that the dead server had published are taken, and the
-//!   caller gets them; its memory is given up then, so nothing that it might still do is seen.
+//! - The private table decides which requests are in flight. An answer that matches no entry breaks the connection.
+//! - Before requests in flight are sent again or forgotten, the answers that the dead server had published are collected and passed to the
+//!   caller. Then the server's memory is released, so later changes by it have no effect.
 
 use std::collections::VecDeque;
 use std::io;
@@ -37,31 +38,31 @@ use crate::port::{ClientPort, PortError};
 use crate::region::{Region, RegionId};
 use crate::ring::{Consumer, Producer};
 
-/// Messages handled per call, as at the server's.
+/// Most messages handled in one call, as at the server.
 const MESSAGES_PER_CALL: usize = 64;
-/// What becomes of requests in flight when the server dies.
+/// What happens to requests in flight when the server dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnServerDeath {
-    /// They are sent again to the next server, in order: for requests that may be done twice.
+    /// They are sent again to the next server, in order: for requests that may be carried out twice.
     Replay,
-    /// Those without an answer are forgotten, and the incarnation changes: the caller starts its work again, once it has taken
-    /// the answers that the dead server had published.
+    /// Those without an answer are forgotten, and the incarnation changes: the caller starts its work again after it has collected the
+    /// answers that the dead server had published.
     Report,
 }
 
 /// How to connect.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// What the client wants to be served as; the meaning belongs to the callers.
+    /// The role that the client claims; the callers define its meaning.
     pub role: u8,
-    /// Who the client is: a restarted client keeps the number, so that its server holds it back until the requests of
-    /// its former self are done.
+    /// Identifies the client. A restarted client has the same number, so that its server does not take its requests before those of its
+    /// predecessor are done.
     pub client_id: u64,
-    /// Requests in flight at most: a power of two up to 4096.
+    /// Most requests in flight: a power of two up to 4096.
     pub ring_size: usize,
     /// Length of the arena in bytes.
     pub arena_len: usize,
-    /// What becomes of requests in flight when the server dies.
+    /// What happens to requests in flight when the server dies.
     pub on_server_death: OnServerDeath,
     /// Users that may be the server, besides this one and root.
     pub allowed_uids: Vec<u32>,
@@ -91,12 +92,12 @@ enum State {
     Live(Session, Rings),
 }
 
-/// What becomes of answers that a server had published before its connection ended.
+/// What happens to answers that a server had published before its connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Published {
-    /// It died: they are as good as any.
+    /// It died: the answers are used.
     Taken,
-    /// It lied: its requests go to another one.
+    /// It violated the protocol: the answers are dropped, and its requests are sent to another server.
     Distrusted,
 }
 
@@ -108,7 +109,7 @@ pub struct SharedClient {
     arena: Region,
     state: State,
     inflight: InFlight,
-    /// Answers of a dead server that the caller has not taken yet.
+    /// Answers of a dead server that the caller has not collected yet.
     drained: VecDeque<(u64, Completion)>,
     regions: Announced,
     reopened: Reopened,
@@ -121,11 +122,11 @@ pub struct SharedClient {
 }
 
 impl SharedClient {
-    /// Makes the client's end of a channel to the server at `path`, and sends a hello if a server is there already. Never waits: the rest
-    /// happens in [`SharedClient::service`], in whatever order the two processes start.
+    /// Makes the client's end of a channel to the server at `path`, and sends a hello if a server is there already. Never waits: the other
+    /// steps happen in [`SharedClient::service`], so the two processes may start in any order.
     ///
     /// # Errors
-    /// `InvalidInput` for a ring size that is not a power of two up to 4096; otherwise the kernel's error, if there can be no memory.
+    /// `InvalidInput` for a ring size that is not a power of two up to 4096; otherwise the kernel's error, if memory cannot be mapped.
     pub fn connect(path: &Path, options: ConnectOptions) -> io::Result<SharedClient> {
         let size = options.ring_size;
         if !size.is_power_of_two() || size > RING_MAX {
@@ -152,45 +153,45 @@ impl SharedClient {
         Ok(client)
     }
 
-    /// What to watch for reading: the doorbell, and the socket behind a descriptor of its own. Neither ever changes.
+    /// Descriptors to watch for reading: the doorbell, and an epoll descriptor with the socket. They never change.
     #[must_use]
     pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
         [self.completion_doorbell.as_fd(), self.watch.as_fd()]
     }
 
-    /// Requests submitted so far.
+    /// Number of requests submitted so far.
     #[must_use]
     pub fn submitted(&self) -> u64 {
         self.inflight.entered()
     }
 
-    /// Requests submitted whose completion has not been taken.
+    /// Requests submitted whose completions have not been collected.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.inflight.len() + self.drained.len()
     }
 
-    /// How often a server broke the protocol, and how it did last.
+    /// Number of violations of the protocol by servers, and the last one.
     #[must_use]
     pub fn violations(&self) -> (u64, Option<Violation>) {
         (self.violations, self.last_violation)
     }
 
-    /// Whether the server that is there speaks another version: waiting does not help.
+    /// Whether the server refused this client because of its version: waiting does not help.
     #[must_use]
     pub fn is_refused_for_version(&self) -> bool {
         self.refusal == Some(Refusal::Version as u64)
     }
 
-    /// Whether the server that is there does not admit this user, or not in this role: waiting does not help.
+    /// Whether the server does not admit this user, or not in this role: waiting does not help.
     #[must_use]
     pub fn is_refused_for_credentials(&self) -> bool {
         self.refusal == Some(Refusal::Credentials as u64)
     }
 
-    /// Handles what came over the socket, notices the server's death, and connects again. To be called when the second
-    /// of [`SharedClient::fds`] is readable, and on every tick while the port is not connected. `true`: there may be
-    /// more, call again.
+    /// Handles messages from the socket, notices the server's death, and connects again. To be called when the second of
+    /// [`SharedClient::fds`] is readable, and on every tick while the port is not connected. `true`: there may be more messages, call
+    /// again.
     pub fn service(&mut self) -> bool {
         if matches!(self.state, State::Idle) {
             self.greet();
@@ -212,7 +213,7 @@ impl SharedClient {
                 }
                 Received::HungUp | Received::Message(Message::Goodbye, _) => {
                     self.lost(Published::Taken);
-                    // Its successor may be there already.
+                    // The successor may be listening already.
                     self.greet();
                 }
                 Received::Message(message, descriptors) => self.handle(message, descriptors),
@@ -305,7 +306,7 @@ impl SharedClient {
         }
     }
 
-    /// Takes the server's memory into use.
+    /// Starts to use the server's memory.
     fn settle(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Violation> {
         let [memory] =
             <[OwnedFd; 1]>::try_from(descriptors).map_err(|_count| Violation::Message)?;
@@ -342,7 +343,7 @@ impl SharedClient {
         }
     }
 
-    /// Begins to send what is open, once the server has all regions.
+    /// Starts to announce open handles, once the server has all regions.
     fn start_announcing(&mut self) {
         if !matches!(self.state, State::Settling(..)) || !self.regions.are_answered() {
             return;
@@ -352,12 +353,12 @@ impl SharedClient {
         }
     }
 
-    /// Takes answers to what was announced, and announces the rest; when that is done, sends what is in flight.
+    /// Collects answers to announcements, and announces the rest; when all are answered, sends the requests in flight.
     fn announce_again(&mut self) {
         let State::Announcing(_, rings, at) = &mut self.state else {
             return;
         };
-        // Bounded by what was announced: an answer too many ends it.
+        // Bounded by the number of announcements: one answer too many ends the loop.
         loop {
             let Ok(words) = rings.completions.pop() else {
                 return self.violated(Violation::Cursor);
@@ -392,13 +393,13 @@ impl SharedClient {
         let State::Live(_, rings) = &mut self.state else {
             return;
         };
-        // As many entries as credits: only a server that publishes a wrong cursor can leave no room.
+        // The ring has as many entries as there are credits: only a server that publishes a wrong cursor can leave no room.
         if rings.requests.push(submission.to_words()).is_err() {
             self.violated(Violation::Cursor);
         }
     }
 
-    /// The server broke the protocol: it gets no second message. The next tick looks for another.
+    /// The server violated the protocol: it is not used any more. The next tick connects to another one.
     fn violated(&mut self, violation: Violation) {
         tracing::warn!(path = %self.path.display(), %violation, "channel closed: its server broke the protocol");
         self.violations += 1;
@@ -415,7 +416,7 @@ impl SharedClient {
         else {
             return;
         };
-        // Bounded by the table: each turn takes one request out of it.
+        // Bounded by the table: each iteration removes one request.
         while published == Published::Taken
             && let Ok(Some(words)) = rings.completions.pop()
         {
@@ -465,7 +466,7 @@ impl ClientPort for SharedClient {
     fn publish(&mut self) {
         if let State::Live(session, rings) | State::Announcing(session, rings, _) = &mut self.state
         {
-            // Room for completions first, then requests that will need it.
+            // First release the slots of completions, then publish requests whose answers need them.
             rings.completions.publish();
             if rings.requests.publish() && rings.doorbell.needed() {
                 session.request_doorbell.ring();
@@ -554,7 +555,7 @@ impl ClientPort for SharedClient {
     fn wake(&mut self) {
         let silence = match &mut self.state {
             State::Live(_, rings) | State::Announcing(_, rings, _) => rings.sleeper.wake(),
-            // Without rings at work no sleeper records that the doorbell rang, and it must not ring for ever.
+            // Without working rings, no sleeper records that the doorbell rang, but it must be silenced.
             _ => true,
         };
         if silence {

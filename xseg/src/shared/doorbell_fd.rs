@@ -1,4 +1,4 @@
-//! The doorbell of one side: an eventfd that both processes hold.
+//! The doorbell of one side: an eventfd that both processes have open.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// An eventfd takes its increment as a native integer: the kernel's interface, not a format of ours.
+/// An eventfd takes its increment as a native integer: this is the kernel's interface, not one of our formats.
 #[expect(clippy::host_endian_bytes, reason = "the kernel's interface")]
 const ONE: [u8; 8] = 1u64.to_ne_bytes();
 
@@ -20,15 +20,15 @@ impl DoorbellFd {
         Ok(DoorbellFd(EventFd::from_value_and_flags(0, flags)?.into()))
     }
 
-    /// Takes over a doorbell that the other side has made. It must not block us, whatever it is.
+    /// Takes over a doorbell that the other side has made. It is set to non-blocking, whatever it is.
     pub(crate) fn of_peer(fd: OwnedFd) -> io::Result<DoorbellFd> {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         Ok(DoorbellFd(fd))
     }
 
-    /// Wakes who watches. An error is no loss: a full counter is a doorbell that rings already, and a descriptor that is
-    /// no eventfd harms only the side that made it, which then sleeps on.
+    /// Wakes the process that watches. Errors are ignored: if the counter is full, the doorbell rings already; a descriptor that is not an
+    /// eventfd harms only the side that made it, which then does not wake up.
     pub(crate) fn ring(&self) {
         let _ringing_already = nix::unistd::write(&self.0, &ONE);
     }

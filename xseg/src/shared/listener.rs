@@ -1,10 +1,10 @@
 //! The socket at which clients of other processes connect.
 //!
 //! Invariants
-//! - Nothing here blocks: a client that connects and sends nothing occupies one of a bounded number of places.
-//! - The socket's file appears under its name only when it can be connected to, and with its mode: for its owner only, or
-//!   for its group too if anybody else is admitted.
-//! - A client is served only in a role that its user is admitted to, whatever role its hello claims.
+//! - No call blocks: a client that connects and sends nothing occupies one of a bounded number of places.
+//! - The socket's file appears under its name only when clients can connect, and with its final mode: access for its owner, and for its
+//!   group if other users are admitted.
+//! - A client is served only in a role to which its user is admitted, whatever role its hello claims.
 
 use std::fs;
 use std::io;
@@ -22,8 +22,8 @@ use super::message::{Message, Refusal, Unreadable};
 use super::server::{Greeting, SharedServer};
 use super::socket::{self, Peer, Received, Watch};
 
-/// Connections that have not sent a hello yet; one more drops the oldest. A node has three roles of peers and a few dozen
-/// endpoints at most.
+/// Most connections that have not sent a hello yet; if there is one more, the oldest is closed. A node has three roles of peers and at most
+/// a few dozen endpoints.
 const PENDING_MAX: usize = 64;
 
 #[derive(Debug)]
@@ -44,10 +44,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`, in place of a socket that a dead process has left there, for the users in `admission`. If these are more than
-    /// this user and root, the socket is open to its group, which a directory with the set-group-ID bit sets.
+    /// Listens at `path` for the users in `admission`, in place of a socket that a dead process has left there. If other users than this
+    /// one and root are admitted, the group of the socket has access; a directory with the set-group-ID bit sets the group.
     ///
-    /// The file stays behind when the listener is dropped: by then it may be a successor's.
+    /// The file stays when the listener is dropped: by then, it may belong to a successor.
     ///
     /// # Errors
     /// `AddrInUse` if a running process listens there; otherwise the kernel's error for the socket or its file.
@@ -86,19 +86,19 @@ impl Listener {
         })
     }
 
-    /// What to watch for reading; it covers connections on their way too, and never changes.
+    /// The descriptor to watch for reading; it also covers connections without a hello, and never changes.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.watch.as_fd()
     }
 
-    /// Connections turned away so far, and why the last one was.
+    /// Number of connections refused so far, and the reason of the last refusal.
     #[must_use]
     pub fn refused(&self) -> (u64, Option<Violation>) {
         (self.refused, self.last_refusal)
     }
 
-    /// The next client that has sent a hello. Call it until it returns `None`, whenever [`Listener::fd`] is readable.
+    /// The next client that has sent a hello. When [`Listener::fd`] is readable, call this until it returns `None`.
     pub fn accept(&mut self) -> Option<SharedServer> {
         self.take_connections();
         let mut index = 0;
@@ -152,7 +152,7 @@ impl Listener {
         None
     }
 
-    /// Bounded: one call takes at most as many connections as may wait.
+    /// Bounded: one call accepts at most as many connections as may wait.
     fn take_connections(&mut self) {
         for _ in 0..PENDING_MAX {
             let Ok((stream, _unnamed)) = self.listener.accept() else {

@@ -1,8 +1,8 @@
 //! Messages on the control socket: 64 bytes each, with their file descriptors.
 //!
 //! Invariants
-//! - Every message has magic, version and kind; every byte that has no meaning is zero and ignored.
-//! - Decoding never fails in a way that harms: a message that is not one ends the channel it came on.
+//! - Every message has magic, version and kind. Bytes without a meaning are sent as zero and ignored when received.
+//! - A failed decoding is harmless: bytes that are not a message end the channel on which they came.
 
 use super::layout::{MAJOR, MINOR};
 
@@ -11,21 +11,21 @@ const MAGIC: u64 = u64::from_le_bytes(*b"XSEGMSG1");
 pub(crate) const MESSAGE_BYTES: usize = 64;
 const WORDS: usize = MESSAGE_BYTES / 8;
 
-/// Why a server turned a client away.
+/// The reason why a server refused a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// Another major version; the server's is in the message.
+    /// The client has another major version; the message contains the server's.
     Version = 1,
-    /// Sizes, seals or header are not as they must be.
+    /// Sizes, seals or header are invalid.
     Hello = 2,
-    /// Not this user, or not in this role.
+    /// The user is not admitted, or not in this role.
     Credentials = 3,
 }
 
 /// A message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// Client: with its memory, its arena, the request doorbell and the completion doorbell.
+    /// From the client, with its memory, its arena, the request doorbell and the completion doorbell.
     Hello {
         role: u8,
         client_id: u64,
@@ -33,36 +33,36 @@ pub(crate) enum Message {
         size: u64,
         arena_len: u64,
     },
-    /// Server: with its memory. From now on the rings work.
+    /// From the server, with its memory. From now on, the rings are in use.
     Welcome { client_id: u64, incarnation: u64 },
-    /// Server: no; the connection ends.
+    /// From the server: the client is refused, and the connection ends.
     Refused { reason: u64 },
-    /// Client: with the region's file.
+    /// From the client, with the region's file.
     RegionAdd {
         id: u32,
         serial: u64,
         offset: u64,
         len: u64,
     },
-    /// Server: the region with this serial is mapped, or (an errno) is not.
+    /// From the server: the region with this serial is mapped, or the mapping failed with `errno`.
     RegionAck { id: u32, serial: u64, errno: u64 },
-    /// Client: no request names the region any more.
+    /// From the client: requests do not name the region any more.
     RegionRemove { id: u32 },
-    /// Either: this was the last message, on purpose.
+    /// From either: the channel is closed on purpose, and no message follows.
     Goodbye,
 }
 
-/// Why a message could not be understood.
+/// The reason why bytes are not a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// Of another major version.
+    /// They have another major version.
     Version,
-    /// No message at all.
+    /// They are not a message of this protocol.
     Garbage,
 }
 
 impl Message {
-    /// The message as it travels.
+    /// The bytes of the message.
     pub(crate) fn encode(&self) -> [u8; MESSAGE_BYTES] {
         let (kind, role, operands) = match *self {
             Message::Hello {
@@ -98,7 +98,7 @@ impl Message {
         bytes
     }
 
-    /// The message that `bytes` hold.
+    /// The message in `bytes`.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Message, Unreadable> {
         let bytes: &[u8; MESSAGE_BYTES] = bytes.try_into().map_err(|_size| Unreadable::Garbage)?;
         let mut words = [0u64; WORDS];

@@ -1,12 +1,12 @@
 //! A channel between two processes.
 //!
-//! * [`SharedClient`]: connects, reconnects after the server's death, and keeps the truth about what is in flight.
-//! * [`Listener`] and [`SharedServer`]: the other end; [`Admission`]: who may connect to it, and as what.
-//! * `layout`: where everything stands in the two memories; `message`: the messages on the socket.
+//! * [`SharedClient`]: connects, reconnects after the server's death, and keeps the table of requests in flight.
+//! * [`Listener`] and [`SharedServer`]: the other end; [`Admission`]: which users may connect to it, and in which roles.
+//! * `layout`: the layout of the two memories; `message`: the messages on the socket.
 //!
-//! Two memfds, one per direction, each written by exactly one process and sealed so that the kernel enforces it; a third
-//! one, the arena, is bulk memory that both write and nobody trusts. The socket carries descriptors and ends with its
-//! process, which is how a death is noticed.
+//! There are two memfds, one per direction. Each is written by exactly one process and sealed so that the kernel enforces this. A third
+//! one, the arena, is bulk memory that both write and neither trusts. The socket carries descriptors; it is closed when its process ends,
+//! which is how the other side notices a death.
 //!
 //! Byte tables, versions and what survives which death: `docs/segment-format.md`.
 

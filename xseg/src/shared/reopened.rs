@@ -1,26 +1,27 @@
-//! What is open at a server, as its successors are asked to open it again: before they get any request.
+//! The announcements of open handles: a client sends them to each successor of its server before any request.
 //!
 //! Invariants
-//! - No more announcements are in a ring than it has slots, and none is when the first request is sent.
-//! - An answer fits one announcement in flight, and fits it once.
+//! - There are never more announcements in a ring than it has slots, and none when the first request is sent.
+//! - An answer matches one announcement in flight, and only once.
 
 use crate::entry::{Completion, Submission};
 
 const SLOT_BITS: u32 = 16;
-/// In the tags of announcements, whose other bits are number and slot: requests have a sequence there, which does not get so far.
+/// Set in the tags of announcements, whose other bits are number and slot. In a tag of a request, this bit belongs to the sequence, which
+/// never gets that far.
 const ANNOUNCEMENT: u64 = 1 << 63;
 
 /// The announcements of a client.
 #[derive(Debug, Default)]
 pub(crate) struct Reopened {
-    /// By number: the cookie of the completion, and the entry.
+    /// By number: the cookie of the completion, and the announced submission.
     entries: Vec<Option<(u64, Submission)>>,
 }
 
-/// How far the announcements to one server are. They are sent in batches, so that each has a slot of its own.
+/// The state of the announcements to one server. They are sent in batches, so that each has its own slot.
 #[derive(Debug, Default)]
 pub(crate) struct Announcing {
-    /// The first number that was not sent.
+    /// The first number that has not been sent.
     next: usize,
     /// The numbers of the batch by slot, until they are answered.
     batch: Vec<Option<usize>>,
@@ -42,7 +43,7 @@ impl Reopened {
         }
     }
 
-    /// Begins a batch for a ring of `slots`, if the one before was answered: its entries.
+    /// The entries of the next batch for a ring of `slots`, if the previous batch was answered.
     pub(crate) fn next_batch(&self, at: &mut Announcing, slots: usize) -> Vec<Submission> {
         if at.in_flight > 0 {
             return Vec::new();
@@ -64,13 +65,13 @@ impl Reopened {
         entries
     }
 
-    /// Whether the server has answered everything, and nothing is left to be sent.
+    /// Whether the server has answered all announcements and none is left to be sent.
     pub(crate) fn are_done(&self, at: &Announcing) -> bool {
         let rest = self.entries.get(at.next..).unwrap_or_default();
         at.in_flight == 0 && rest.iter().all(Option::is_none)
     }
 
-    /// Takes an answer. `None`: it answers no announcement. The cookie of one that was not withdrawn meanwhile.
+    /// Handles an answer. Returns `None` if it matches no announcement; else the cookie, unless the announcement was withdrawn meanwhile.
     pub(crate) fn answered(
         &self,
         at: &mut Announcing,

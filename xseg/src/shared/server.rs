@@ -1,10 +1,10 @@
 //! The end of a shared channel that answers requests.
 //!
 //! Invariants
-//! - A request is handed out once, and only under a tag whose slot has no other request in flight: whatever the client
-//!   writes, no more requests are open than the ring has entries.
-//! - A violation closes this channel and nothing else. After the end answers are dropped, but what was started is
-//!   counted until it is answered, so that the layer above knows when nothing of the client is under way any more.
+//! - A request is passed on once, and only under a tag whose slot has no other request in flight: whatever the client writes, there are
+//!   never more unanswered requests than the ring has entries.
+//! - A violation closes this channel and no other. Afterwards answers are dropped, but requests that were passed on are counted until they
+//!   are answered, so that the layer above knows when all requests of the client are done.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use crate::port::ServerPort;
 use crate::region::{Region, RegionId, RegionTable};
 use crate::ring::{Consumer, Producer};
 
-/// Messages handled per call: enough for any burst of a guest's memory slots, few enough not to be noticed.
+/// Most messages handled in one call: enough for any burst of a guest's memory slots, and few enough not to delay other work.
 const MESSAGES_PER_CALL: usize = 64;
 const SLOT_MASK: u64 = 0xffff;
 
@@ -36,14 +36,14 @@ pub(crate) struct Greeting {
     pub(crate) peer: Peer,
 }
 
-/// Requests that were handed out, by their slots.
+/// Requests that were passed on, by their slots.
 #[derive(Debug)]
 struct Unanswered {
-    /// The tag of the request that was handed out and not answered; 0: none.
+    /// The tag of the request that was passed on and not answered; 0: none.
     tags: Vec<u64>,
-    /// How many there are.
+    /// Number of unanswered requests.
     count: usize,
-    /// How many there have been, the answered ones included.
+    /// Number of requests passed on so far, including the answered ones.
     accepted: u64,
 }
 
@@ -68,7 +68,7 @@ pub struct SharedServer {
 }
 
 impl SharedServer {
-    /// Answers a hello. The error names what was wrong with it.
+    /// Answers a hello. The error is the fault in it.
     pub(crate) fn welcome(
         socket: OwnedFd,
         greeting: Greeting,
@@ -83,7 +83,7 @@ impl SharedServer {
         }
     }
 
-    /// Builds all but the socket, over which its owner may have to send a refusal.
+    /// Builds all parts except the socket, over which its owner may have to send a refusal.
     fn build(
         socket: &OwnedFd,
         greeting: Greeting,
@@ -153,20 +153,20 @@ impl SharedServer {
         })
     }
 
-    /// The socket and the memory, for tests that act in the server's name.
+    /// The socket and the memory, for tests that act as the server.
     #[cfg(all(test, not(loom)))]
     pub(super) fn into_parts(mut self) -> (OwnedFd, OwnHalf) {
         let socket = self.socket.take().expect("not closed");
         (socket, self.own.clone())
     }
 
-    /// What the client wants to be served as.
+    /// The role that the client claimed.
     #[must_use]
     pub fn role(&self) -> u8 {
         self.greeting.role
     }
 
-    /// Who the client is: the same number as its predecessor's, if it had one.
+    /// The client's number: the same as its predecessor's, if it had one.
     #[must_use]
     pub fn client_id(&self) -> u64 {
         self.greeting.client_id
@@ -184,44 +184,44 @@ impl SharedServer {
         self.greeting.peer.pid
     }
 
-    /// The client's user, as the kernel knows it.
+    /// The client's user, as reported by the kernel.
     #[must_use]
     pub fn peer_uid(&self) -> u32 {
         self.greeting.peer.uid
     }
 
-    /// Begins to take requests. Until then the channel only maps regions, because the requests of a predecessor with
-    /// the same client id may still be under way.
+    /// Starts to take requests. Until then the channel only maps regions, because requests of a predecessor with the same client id may
+    /// still be in progress.
     pub fn start(&mut self) {
         self.started = true;
     }
 
-    /// Requests handed out so far.
+    /// Number of requests passed on so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.unanswered.accepted
     }
 
-    /// Requests handed out and not answered, also after the client has disconnected.
+    /// Requests passed on and not answered, also after the client has disconnected.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.unanswered.count
     }
 
-    /// What the client did wrong, if that ended the channel.
+    /// The client's violation, if one ended the channel.
     #[must_use]
     pub fn violation(&self) -> Option<Violation> {
         self.violation
     }
 
-    /// What to watch for reading: the doorbell, and the socket behind a descriptor of its own. Neither ever changes.
+    /// Descriptors to watch for reading: the doorbell, and an epoll descriptor with the socket. They never change.
     #[must_use]
     pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
         [self.request_doorbell.as_fd(), self.watch.as_fd()]
     }
 
-    /// Handles what came over the socket: regions, the client's end. To be called when the second of
-    /// [`SharedServer::fds`] is readable. `true`: there may be more, call again.
+    /// Handles messages from the socket: regions, and the client's end. To be called when the second of [`SharedServer::fds`] is readable.
+    /// `true`: there may be more messages, call again.
     pub fn service(&mut self) -> bool {
         for _ in 0..MESSAGES_PER_CALL {
             let Some(socket) = &self.socket else {
@@ -289,7 +289,7 @@ impl SharedServer {
             errno: u64::from(errno.unsigned_abs()),
         };
         let Some(socket) = &self.socket else { return };
-        // An honest client waits for its acknowledgements, so there is always room for one.
+        // A correct client waits for its acknowledgements, so there is always room for one.
         if let Err(error) = socket::send(socket, &ack, &[]) {
             if error.kind() == io::ErrorKind::WouldBlock {
                 self.violated(Violation::Message);
@@ -312,7 +312,7 @@ impl SharedServer {
         }
     }
 
-    /// The slot of a tag, if the ring has it and the tag is not the mark of a free slot.
+    /// The slot of a tag, if the ring has that slot and the tag is not the mark of a free slot.
     fn slot(&mut self, tag: u64) -> Option<&mut u64> {
         let slot = usize::try_from(tag & SLOT_MASK).ok()?;
         if tag == 0 {
@@ -362,7 +362,7 @@ impl ServerPort for SharedServer {
             }
         }
         self.unanswered.count -= 1;
-        // Twice as many entries as credits: only a client that publishes a wrong cursor can be out of room.
+        // The ring has twice as many entries as there are credits: only a client that publishes a wrong cursor can leave no room.
         if self.socket.is_some() && self.completions.push(completion.to_words()).is_err() {
             self.violated(Violation::Cursor);
         }
@@ -372,7 +372,7 @@ impl ServerPort for SharedServer {
         if self.socket.is_none() {
             return;
         }
-        // The cursor of requests first: a client that sees a completion finds the slot of its request free.
+        // The cursor of requests first: when a client sees a completion, the slot of the request is free.
         self.requests.publish();
         if self.completions.publish() && self.doorbell.needed() {
             self.completion_doorbell.ring();
@@ -407,7 +407,7 @@ impl ServerPort for SharedServer {
     }
 
     fn wake(&mut self) {
-        // Without rings at work no sleeper records that the doorbell rang, and it must not ring for ever.
+        // Without working rings, no sleeper records that the doorbell rang, but it must be silenced.
         if self.sleeper.wake() || !self.started || self.socket.is_none() {
             self.request_doorbell.silence();
         }

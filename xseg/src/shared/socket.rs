@@ -1,4 +1,4 @@
-//! The control socket of a channel: messages, descriptors and credentials, never blocking.
+//! The control socket of a channel: messages, descriptors and credentials. No call blocks.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,20 +13,20 @@ use nix::sys::socket::{
 use super::message::{MESSAGE_BYTES, Message, Unreadable};
 use crate::mapping;
 
-/// What came out of a socket.
+/// What was received from a socket.
 #[derive(Debug)]
 pub(crate) enum Received {
     /// A message and its descriptors.
     Message(Message, Vec<OwnedFd>),
-    /// What came is no message of ours.
+    /// The bytes are not a message of this protocol.
     Unreadable(Unreadable),
-    /// Nothing there.
+    /// There is nothing to receive.
     Nothing,
     /// The other side has disconnected.
     HungUp,
 }
 
-/// A fresh socket of the kind that channels use.
+/// A new socket of the type that channels use.
 pub(crate) fn unconnected() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socket(
@@ -37,14 +37,14 @@ pub(crate) fn unconnected() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Connects to the server at `path`; an error means that none is there now.
+/// Connects to the server at `path`; an error means that no server is there now.
 pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let fd = unconnected()?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
 }
 
-/// Sends `message` with `descriptors`. `WouldBlock`: the buffer is full, nothing was sent.
+/// Sends `message` with `descriptors`. `WouldBlock`: the buffer is full, and nothing was sent.
 pub(crate) fn send(
     fd: &OwnedFd,
     message: &Message,
@@ -65,7 +65,7 @@ pub(crate) fn send(
     Ok(())
 }
 
-/// Takes the next message.
+/// Receives the next message.
 pub(crate) fn next(fd: &OwnedFd) -> Received {
     let mut buffer = [0; MESSAGE_BYTES];
     match mapping::receive(fd, &mut buffer) {
@@ -83,14 +83,14 @@ pub(crate) fn next(fd: &OwnedFd) -> Received {
     }
 }
 
-/// The process at the other end, as it was when it connected or listened.
+/// The process at the other end, at the time when it connected or listened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer {
     pub(crate) uid: u32,
     pub(crate) pid: i32,
 }
 
-/// Who is at the other end.
+/// The process and user at the other end.
 pub(crate) fn peer(fd: &OwnedFd) -> io::Result<Peer> {
     let credentials = getsockopt(fd, PeerCredentials)?;
     Ok(Peer {
@@ -99,7 +99,8 @@ pub(crate) fn peer(fd: &OwnedFd) -> io::Result<Peer> {
     })
 }
 
-/// A set of sockets behind one descriptor that never changes: a reactor watches that one, whichever sockets are added and removed.
+/// A set of sockets behind one epoll descriptor that never changes: a reactor watches that descriptor, whichever sockets are added or
+/// removed.
 #[derive(Debug)]
 pub(crate) struct Watch(Epoll);
 

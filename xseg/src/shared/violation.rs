@@ -1,13 +1,13 @@
-//! What a peer can do that ends its channel.
+//! Violations of the protocol by a peer; each ends its channel.
 
-/// Why a channel was broken off. Each is a fault of the other side; none harms another channel.
+/// The reason why a channel was broken. It is a fault of the other side; other channels are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// A cursor that no honest peer stores: more entries than the ring holds, or less than before.
+    /// A cursor that a correct peer never stores: more entries than the ring holds, or less than before.
     #[error("a ring cursor that cannot be")]
     Cursor,
-    /// A request whose tag names a slot beyond the ring's size, or one that is in flight.
+    /// A request whose tag has a slot beyond the ring's size, or one in flight.
     #[error("a request under a tag that is not free")]
     Tag,
     /// A completion for a request that is not in flight.
@@ -19,16 +19,16 @@ pub enum Violation {
     /// Memory without its seals, or of another size than announced.
     #[error("memory without its seals or of another size")]
     Memory,
-    /// A message that does not belong here.
+    /// A message that is not allowed in this state.
     #[error("a message that does not belong here")]
     Message,
     /// A process of another user.
     #[error("a process of a user who is not admitted")]
     Credentials,
-    /// A process of a user who is admitted, but not as what it claims to be.
+    /// A process of a user who is admitted, but not in the role that it claims.
     #[error("a role that its user is not admitted in")]
     Role,
-    /// The layer above found requests that no honest client sends.
+    /// The layer above found requests that a correct client never sends.
     #[error("refused by the layer above")]
     Protocol,
 }

@@ -1,4 +1,4 @@
-//! A request in the kernel, and what it needs to stay alive.
+//! A request in the kernel, and what must stay valid until it completes.
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
@@ -19,7 +19,7 @@ pub(super) struct Vector {
     pub(super) spans: Vec<Span>,
 }
 
-/// What a request needs to stay alive.
+/// What must stay valid until a request completes.
 pub(super) enum Keep {
     Nothing,
     Span(Span),
@@ -45,9 +45,9 @@ pub(super) struct Operation {
     pub(super) token: u64,
     pub(super) kind: Kind,
     pub(super) retries: u8,
-    /// Tells this request from later ones in its slot.
+    /// Distinguishes this request from later ones in its slot.
     pub(super) serial: u64,
-    /// A watch that was cancelled: not armed again.
+    /// The watch was cancelled and is not armed again.
     pub(super) cancelled: bool,
     pub(super) entry: squeue::Entry,
     pub(super) keep: Keep,

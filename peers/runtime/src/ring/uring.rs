@@ -1,7 +1,7 @@
-//! The pair of rings that is shared with the kernel, and the calls into it.
+//! The pair of rings shared with the kernel, and the calls into the kernel.
 //!
-//! Entries that find the submission ring full wait in a backlog, so that a push always succeeds. A ring that the kernel
-//! refuses to serve for good is *given up*: no further calls are made.
+//! Entries that do not fit into the submission ring wait in a backlog, so a push always succeeds. A ring that the kernel refuses to serve
+//! permanently is *given up*: no further calls are made.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,21 +17,21 @@ use crate::setup::set_up;
 use crate::workers::start_first;
 
 pub(super) struct Uring {
-    /// Always there; an option so that a ring that cannot be drained can be leaked.
+    /// `None` only after the ring was leaked, because it could not be drained.
     ring: Option<IoUring>,
-    /// Entries that found the submission ring full.
+    /// Entries that did not fit into the submission ring.
     backlog: VecDeque<squeue::Entry>,
     /// Entries pushed since the last call.
     unsubmitted: usize,
-    /// Entries that make a call.
+    /// Pushed entries that cause a call.
     chunk: usize,
     refusals: Refusals,
-    /// The kernel has refused it for good.
+    /// The kernel has refused the ring permanently.
     given_up: bool,
 }
 
 impl Uring {
-    /// The ring of this thread. Falls back to fewer features on older kernels, and logs that once.
+    /// The ring of this thread. Falls back to fewer features on older kernels, and logs this once.
     pub(super) fn new(config: &Config) -> Result<Uring, RingFailure> {
         let mut ring = set_up(config.entries)?;
         start_first(&mut ring)?;
@@ -58,12 +58,12 @@ impl Uring {
         self.given_up
     }
 
-    /// Pushes an entry, and submits once a chunk of them has come together.
+    /// Pushes an entry, and submits once a chunk of entries has been pushed.
     ///
     /// # Safety
-    /// What `entry` points to stays valid, at its address, until its last completion.
+    /// What `entry` points to must stay valid at its address until the last completion of the entry.
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees it.
         unsafe { self.enqueue(entry) };
         self.unsubmitted += 1;
         if self.unsubmitted >= self.chunk {
@@ -71,7 +71,7 @@ impl Uring {
         }
     }
 
-    /// Puts an entry where the next call into the kernel takes it from.
+    /// Adds an entry that the next call submits.
     ///
     /// # Safety
     /// As [`Uring::push`].
@@ -88,12 +88,12 @@ impl Uring {
         unsafe { submission.push(entry) }.is_ok()
     }
 
-    /// Hands what was pushed to the kernel, and lets it finish deferred work.
+    /// Submits what was pushed to the kernel, and lets the kernel finish deferred work.
     pub(super) fn submit(&mut self) {
         while !self.given_up {
             match self.ring().submit() {
                 Ok(_) => self.refusals.end(),
-                // Too many completions wait, or no memory. What was not taken stays in the ring.
+                // Too many completions wait, or memory is short. Entries that the kernel did not take stay in the ring.
                 Err(error) => {
                     self.refused(error);
                     break;
@@ -106,10 +106,10 @@ impl Uring {
         self.unsubmitted = 0;
     }
 
-    /// The kernel has refused `io_uring_enter`: what was not taken stays for the next turn, if there is one.
+    /// The kernel refused `io_uring_enter`: entries that it did not take stay for the next turn, if there is one.
     ///
     /// # Panics
-    /// With a [`RingFailure`], if the refusal stays: nothing that this thread hosts can go on.
+    /// With a [`RingFailure`], if the refusal is final: nothing that this thread hosts can continue.
     fn refused(&mut self, error: io::Error) {
         match self.refusals.refused(error.raw_os_error()) {
             Refusal::Expected => {}
@@ -117,13 +117,13 @@ impl Uring {
                 if let Ok(pause) = PollTimeout::try_from(pause)
                     && pause != PollTimeout::ZERO
                 {
-                    // Whatever ends it.
+                    // The result does not matter: the pause may end early.
                     let _paused = poll(&mut [], pause);
                 }
             }
             Refusal::Final => {
                 self.given_up = true;
-                // What unwinds already drops peers, and with them watches of a ring that has failed before.
+                // A thread that unwinds drops peers and their watches, on a ring that has failed before.
                 if !std::thread::panicking() {
                     std::panic::panic_any(RingFailure::new("io_uring_enter", error));
                 }
@@ -131,7 +131,7 @@ impl Uring {
         }
     }
 
-    /// Moves entries from the backlog into the submission ring; `false`: there was no room.
+    /// Moves entries from the backlog into the submission ring; `false`: there was not room for all.
     fn refill(&mut self) -> bool {
         let mut moved = false;
         while let Some(entry) = self.backlog.pop_front() {
@@ -144,18 +144,18 @@ impl Uring {
         moved
     }
 
-    /// Whether entries were pushed and not submitted.
+    /// Whether entries were pushed but not submitted.
     pub(super) fn has_pending(&mut self) -> bool {
         !self.backlog.is_empty() || !self.ring().submission().is_empty()
     }
 
-    /// Whether the kernel completes nothing more before a call: it has deferred work, or completions that found no room.
+    /// Whether the kernel needs a call before it completes more: it has deferred work, or completions that did not fit.
     pub(super) fn has_kernel_work(&mut self) -> bool {
         let submission = self.ring().submission();
         submission.taskrun() || submission.cq_overflow()
     }
 
-    /// Submits what was pushed, and sleeps until something completes or `longest` has passed: one call into the kernel.
+    /// Submits what was pushed, and sleeps until something completes or `longest` has passed, in one call into the kernel.
     pub(super) fn wait(&mut self, longest: Duration) {
         if !self.backlog.is_empty() {
             self.submit();
@@ -173,7 +173,7 @@ impl Uring {
         }
     }
 
-    /// The next completion that is there.
+    /// The next completion, if there is one.
     pub(super) fn next_completion(&mut self) -> Option<cqueue::Entry> {
         let next = self.ring().completion().next();
         if next.is_some() {
@@ -182,7 +182,7 @@ impl Uring {
         next
     }
 
-    /// Gives the ring never back; nothing may be called after it.
+    /// Never frees the ring; nothing may be called afterwards.
     pub(super) fn leak(&mut self) {
         std::mem::forget(self.ring.take());
     }

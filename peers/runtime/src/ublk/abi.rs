@@ -1,6 +1,6 @@
-//! The ABI between the kernel's ublk driver and its servers: the constants and structures of `linux/ublk_cmd.h` that are used.
+//! The ABI between the kernel's ublk driver and its servers: the constants and structures of `linux/ublk_cmd.h` that this program uses.
 
-// The kernel's own lengths, except that of the parameters: ours are the head of the kernel's, which grow and contain their length.
+// The lengths are those of the kernel, except that of the parameters: ours are a prefix of the kernel's, which contain their length.
 const _: () = {
     assert!(size_of::<ControlCommand>() == 32);
     assert!(size_of::<DeviceInfo>() == 64);
@@ -9,13 +9,13 @@ const _: () = {
     assert!(size_of::<Parameters>() == 64);
 };
 
-/// Reads from the kernel, and both ways: directions of `_IOC`.
+/// Directions of `_IOC`: reads from the kernel, and both ways.
 const READ: u32 = 2;
 const READ_WRITE: u32 = 3;
 
-/// A number as `_IOR` and `_IOWR` make it, of the type `u`.
+/// A command number of type `u`, as `_IOR` and `_IOWR` encode it.
 const fn encoded(direction: u32, number: u32, size: usize) -> u32 {
-    // Structures of some bytes.
+    // A structure has only a few bytes.
     #[expect(clippy::cast_possible_truncation, reason = "structures of some bytes")]
     let size = size as u32;
     direction << 30 | size << 16 | (b'u' as u32) << 8 | number
@@ -49,15 +49,15 @@ pub(crate) mod queue_op {
     pub(crate) const COMMIT_AND_FETCH: u32 = encoded(READ_WRITE, 0x21, size_of::<QueueCommand>());
 }
 
-/// What a kernel can do, and what a device is made with.
+/// Features of a kernel and of a device.
 pub mod feature {
-    /// A device whose server has died waits for another one.
+    /// If the server dies, the device waits for another one.
     pub const USER_RECOVERY: u64 = 1 << 3;
-    /// And gives that one what the dead one had not answered.
+    /// Also passes to the new server the requests that the dead one had not answered.
     pub const USER_RECOVERY_REISSUE: u64 = 1 << 4;
-    /// Numbers of commands are those of this module.
+    /// Commands have the numbers of this module.
     pub const CMD_IOCTL_ENCODE: u64 = 1 << 6;
-    /// The size of a device that runs can be changed (Linux 6.16).
+    /// The size of a running device can be changed (Linux 6.16).
     pub const UPDATE_SIZE: u64 = 1 << 10;
 }
 
@@ -65,33 +65,33 @@ pub mod feature {
 pub mod state {
     /// Not started yet, or stopped.
     pub const DEAD: u16 = 0;
-    /// Served.
+    /// A server answers its requests.
     pub const LIVE: u16 = 1;
-    /// Its server has died: requests wait.
+    /// Its server has died, and requests wait.
     pub const QUIESCED: u16 = 2;
 }
 
-/// What a request asks for: the lowest byte of [`Descriptor::op_flags`].
+/// Operations of a request: the lowest byte of [`Descriptor::op_flags`].
 pub mod operation {
-    /// Into the buffer.
+    /// Reads into the buffer.
     pub const READ: u32 = 0;
-    /// From the buffer.
+    /// Writes from the buffer.
     pub const WRITE: u32 = 1;
-    /// What was answered is durable.
+    /// Makes all answered writes durable.
     pub const FLUSH: u32 = 2;
-    /// The range is not needed.
+    /// The contents of the range are no longer needed.
     pub const DISCARD: u32 = 3;
     /// The range reads as zeros.
     pub const WRITE_ZEROES: u32 = 5;
-    /// The byte.
+    /// Mask of the operation.
     pub const MASK: u32 = 0xff;
-    /// A flag: durable when answered.
+    /// A flag: the write must be durable when it is answered.
     pub const FUA: u32 = 1 << 13;
-    /// A flag: zeros whose space is kept.
+    /// A flag: the range of zeros keeps its space.
     pub const NO_UNMAP: u32 = 1 << 15;
 }
 
-/// What a command on a queue comes back with when the device has been stopped.
+/// Result of a command on a queue whose device has been stopped.
 pub const ABORTED: i32 = -libc::ENODEV;
 
 /// `struct ublksrv_ctrl_cmd`.
@@ -122,7 +122,7 @@ pub struct DeviceInfo {
     pub pad0: u16,
     /// Bytes of the longest read or write.
     pub buffer_len: u32,
-    /// Its number.
+    /// Number of the device.
     pub device: u32,
     /// Process that serves it.
     pub server: i32,
@@ -130,23 +130,23 @@ pub struct DeviceInfo {
     pub pad1: u32,
     /// Of [`feature`].
     pub flags: u64,
-    /// The server's own, which the kernel keeps and does not look at.
+    /// A value of the server that the kernel keeps and does not interpret.
     pub mark: u64,
-    /// Owner, of devices of plain users.
+    /// Owner of a device of an unprivileged user.
     pub owner_uid: u32,
-    /// The same.
+    /// Group of that owner.
     pub owner_gid: u32,
     /// Zero.
     pub reserved: [u64; 2],
 }
 
-/// `struct ublk_params`, up to and with what is needed of it: basics and discard.
+/// `struct ublk_params`, up to the last part that is used: basics and discard.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Parameters {
     /// Bytes of this structure.
     pub len: u32,
-    /// Which parts are there: of [`parameter`].
+    /// Which parts are present: of [`parameter`].
     pub types: u32,
     /// Of [`attribute`].
     pub attributes: u32,
@@ -154,15 +154,15 @@ pub struct Parameters {
     pub logical_block_shift: u8,
     /// Of a physical one.
     pub physical_block_shift: u8,
-    /// The best size of a request.
+    /// Optimal size of a request.
     pub io_opt_shift: u8,
-    /// The smallest that is no waste.
+    /// Smallest size of a request that wastes nothing.
     pub io_min_shift: u8,
     /// Sectors of the longest read or write.
     pub sectors_max: u32,
     /// Zero: requests may cross any boundary.
     pub chunk_sectors: u32,
-    /// Size.
+    /// Size of the device.
     pub sectors: u64,
     /// Zero.
     pub virtual_boundary: u64,
@@ -184,7 +184,7 @@ pub struct Parameters {
 
 /// Parts of [`Parameters`].
 pub mod parameter {
-    /// The basics.
+    /// Basic parameters.
     pub const BASIC: u32 = 1 << 0;
     /// Discard and zeros.
     pub const DISCARD: u32 = 1 << 1;
@@ -192,11 +192,11 @@ pub mod parameter {
 
 /// Attributes of a device.
 pub mod attribute {
-    /// Refuse writes.
+    /// The device refuses writes.
     pub const READ_ONLY: u32 = 1 << 0;
-    /// It needs flushes.
+    /// The device needs flushes.
     pub const VOLATILE_CACHE: u32 = 1 << 2;
-    /// It knows durable writes.
+    /// The device supports durable writes.
     pub const FUA: u32 = 1 << 3;
 }
 
@@ -206,11 +206,11 @@ pub mod attribute {
 pub struct Descriptor {
     /// One of [`operation`], and flags.
     pub op_flags: u32,
-    /// Length.
+    /// Length in sectors.
     pub sectors: u32,
-    /// Where.
+    /// First sector.
     pub start_sector: u64,
-    /// The buffer, which its server knows.
+    /// Address of the buffer in the server.
     pub address: u64,
 }
 

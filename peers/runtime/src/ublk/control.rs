@@ -1,7 +1,7 @@
-//! Commands on `/dev/ublk-control`. Each has a ring of its own, since its entries are twice as long as those of a reactor.
+//! Commands on `/dev/ublk-control`. Each has its own ring, since its entries are twice as long as those of a reactor.
 //!
-//! Invariant: a call returns only when the kernel has finished with the command, or has never had it, so what the command points to
-//! outlives it.
+//! Invariant: a call returns only when the kernel has completed the command or has never taken it. So the data that the command points to
+//! outlives the command.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,19 +13,19 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::abi::{ControlCommand, DeviceInfo, Parameters, control_op};
 
-/// Between two looks whether a call is still wanted.
+/// Interval at which a call checks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(20);
 /// User data of the command, and of its cancellation.
 const COMMAND: u64 = 1;
 const CANCEL: u64 = 2;
-/// Of the command and its cancellation.
+/// Entries of the ring: for the command and its cancellation.
 const ENTRIES: u32 = 4;
-/// The command is for no queue.
+/// The command concerns no queue.
 const NO_QUEUE: u16 = u16::MAX;
 
 type ControlRing = IoUring<squeue::Entry128, cqueue::Entry>;
 
-/// What a command points to.
+/// The data that a command points to.
 enum Buffer<'a> {
     Nothing,
     Info(&'a mut DeviceInfo),
@@ -45,22 +45,22 @@ impl Buffer<'_> {
     }
 }
 
-/// As a number, for the kernel.
+/// The address as a number, for the kernel.
 fn address_of<T>(place: &mut T) -> u64 {
     std::ptr::from_mut(place).expose_provenance() as u64
 }
 
-/// The control device. Calls take the capability `CAP_SYS_ADMIN`, and block.
+/// The control device. Calls need the capability `CAP_SYS_ADMIN`, and may block.
 #[derive(Debug)]
 pub struct UblkControl {
     file: File,
 }
 
 impl UblkControl {
-    /// Where it is.
+    /// Path of the control device.
     pub const PATH: &'static str = "/dev/ublk-control";
 
-    /// Opens it.
+    /// Opens the control device.
     ///
     /// # Errors
     /// The error of the file system: `ENOENT` without the kernel module `ublk_drv`.
@@ -69,10 +69,10 @@ impl UblkControl {
         Ok(UblkControl { file })
     }
 
-    /// What this kernel can do: of [`feature`](super::abi::feature).
+    /// The features of this kernel: of [`feature`](super::abi::feature).
     ///
     /// # Errors
-    /// The kernel's error: before 6.5 it does not know the command.
+    /// The kernel's error: before 6.5 the command is unknown.
     pub fn features(&self) -> io::Result<u64> {
         let mut features = 0;
         let buffer = Buffer::Features(&mut features);
@@ -80,7 +80,7 @@ impl UblkControl {
         Ok(features)
     }
 
-    /// The device `device`; `None`: there is none.
+    /// The device `device`; `None` if it does not exist.
     ///
     /// # Errors
     /// The kernel's error.
@@ -94,10 +94,10 @@ impl UblkControl {
         }
     }
 
-    /// Makes a device; the kernel fills in the values that it has chosen.
+    /// Creates a device; the kernel sets the values that it has chosen.
     ///
     /// # Errors
-    /// The kernel's error: `EEXIST` if there is a device of this number.
+    /// The kernel's error: `EEXIST` if a device with this number exists.
     pub fn add(&self, info: &mut DeviceInfo) -> io::Result<()> {
         let device = info.device;
         self.call(control_op::ADD_DEV, device, 0, Buffer::Info(info))
@@ -113,11 +113,11 @@ impl UblkControl {
         self.call(control_op::SET_PARAMS, device, 0, buffer)
     }
 
-    /// Shows the block device, once requests have been fetched on every queue. `server`: the process that opened the device.
+    /// Starts the block device, once requests have been fetched on every queue. `server`: the process that opened the device.
     ///
     /// # Errors
-    /// The kernel's error: from Linux 6.17 on (6.16.1) `EINVAL` if it was another process that opened it; `EINTR` or `ECANCELED` once
-    /// `goes_on` is false.
+    /// The kernel's error: `EINVAL` (6.16.1, and from 6.17 on) if another process opened the device; `EINTR` or `ECANCELED` once `goes_on`
+    /// is false.
     pub fn start(&self, device: u32, server: u32, goes_on: impl Fn() -> bool) -> io::Result<()> {
         let server = u64::from(server);
         self.call_while(control_op::START_DEV, device, server, goes_on)
@@ -139,7 +139,7 @@ impl UblkControl {
         self.call_while(control_op::DEL_DEV, device, 0, goes_on)
     }
 
-    /// Removes a device that nobody has open: this does not wait.
+    /// Removes a device that nobody has open; this does not wait.
     ///
     /// # Errors
     /// The kernel's error.
@@ -147,7 +147,7 @@ impl UblkControl {
         self.call(control_op::DEL_DEV, device, 0, Buffer::Nothing)
     }
 
-    /// Prepares a device whose server has died for the next one.
+    /// Prepares a device whose server has died for a new server.
     ///
     /// # Errors
     /// The kernel's error: `EBUSY` until the dead server has ended completely.
@@ -156,10 +156,10 @@ impl UblkControl {
         self.call(op, device, 0, Buffer::Nothing)
     }
 
-    /// Gives the device its requests again, once they have been fetched on every queue. `server`: as there.
+    /// Passes the device's waiting requests to the new server, once it has fetched on every queue. `server`: as in [`UblkControl::start`].
     ///
     /// # Errors
-    /// As [`UblkControl::start`].
+    /// As for [`UblkControl::start`].
     pub fn end_recovery(
         &self,
         device: u32,
@@ -170,21 +170,21 @@ impl UblkControl {
         self.call_while(op, device, u64::from(server), goes_on)
     }
 
-    /// Changes the size of a device that runs.
+    /// Changes the size of a running device.
     ///
     /// # Errors
-    /// The kernel's error: before 6.16 it does not know the command.
+    /// The kernel's error: before 6.16 the command is unknown.
     pub fn update_size(&self, device: u32, sectors: u64) -> io::Result<()> {
         let op = control_op::UPDATE_SIZE;
         self.call(op, device, sectors, Buffer::Nothing)
     }
 
-    /// A command that the kernel completes by itself.
+    /// Sends a command that the kernel completes by itself.
     fn call(&self, op: u32, device: u32, data: u64, buffer: Buffer<'_>) -> io::Result<()> {
         self.carry_out(op, device, data, buffer, || true)
     }
 
-    /// A command that waits for a server. It is cancelled once `goes_on` is false.
+    /// Sends a command that waits for a server. It is cancelled once `goes_on` is false.
     fn call_while(
         &self,
         op: u32,
@@ -230,10 +230,10 @@ impl UblkControl {
     }
 }
 
-/// The command's result, once it has completed. It is cancelled when `goes_on` is false, and waited for all the same.
+/// The command's result, once it has completed. When `goes_on` is false, the command is cancelled; its completion is awaited all the same.
 ///
 /// # Errors
-/// Why the kernel has not taken it.
+/// The error with which the kernel refused to take the command.
 fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32> {
     let look = Timespec::from(LOOK);
     let arguments = SubmitArgs::new().timespec(&look);
@@ -246,7 +246,7 @@ fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32>
                     error.raw_os_error(),
                     Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
                 ) => {}
-            // The command was not taken. Once the kernel has it, it is waited for, whatever other error comes.
+            // The command was not taken. Once the kernel has taken it, its completion is awaited whatever other error occurs.
             Err(error) if !cancelled && !ring.submission().is_empty() => return Err(error),
             Err(error) => tracing::debug!(%error, "waiting for a command of ublk"),
         }
@@ -260,13 +260,13 @@ fn finish(ring: &mut ControlRing, goes_on: impl Fn() -> bool) -> io::Result<i32>
             let cancel = squeue::Entry128::from(cancel.user_data(CANCEL));
             // SAFETY: it points to nothing.
             let pushed = unsafe { ring.submission().push(&cancel) };
-            // Without room there is something of ours in the ring still, which the next round takes.
+            // Without room, an entry of ours is still in the ring; the next round submits it.
             cancelled = pushed.is_ok();
         }
     }
 }
 
-/// The command as it stands in the entry: 32 bytes, then nothing.
+/// The command as it is stored in the entry: 32 bytes, then zeros.
 fn bytes_of(command: ControlCommand) -> [u8; 80] {
     // SAFETY: both have 32 bytes, and the structure has no padding.
     let head: [u8; 32] = unsafe { std::mem::transmute(command) };

@@ -1,9 +1,9 @@
-//! A queue of a ublk device: its requests as the kernel shows them, and the commands that fetch and answer them.
+//! A queue of a ublk device: its requests as the kernel shows them, and the commands that fetch and answer requests.
 //!
 //! Invariants
-//! - The descriptors are mapped for as long as the queue lives, readable only. The kernel writes that of a tag before the tag's
+//! - The descriptors stay mapped, read-only, as long as the queue exists. The kernel writes the descriptor of a tag before the tag's
 //!   command completes, and again only after the tag's next command.
-//! - All commands of a queue come from one thread: the kernel refuses others.
+//! - All commands of a queue are sent from one thread: the kernel refuses those of other threads.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -18,9 +18,9 @@ use xseg::Span;
 use super::abi::{Descriptor, QueueCommand, queue_op};
 use crate::file::File;
 
-/// Bytes of a page, of which the kernel maps whole ones.
+/// Bytes of a page; the kernel maps whole pages.
 const PAGE: usize = 4096;
-/// The first queue: the only one.
+/// The only queue of a device.
 const QUEUE: u16 = 0;
 
 /// The one queue of a device.
@@ -33,11 +33,11 @@ pub struct UblkQueue {
 }
 
 impl UblkQueue {
-    /// The queue of the device behind `fd`, which was made with a depth of `depth`, and whose longest read or write has
-    /// `buffer_len` bytes. The kernel must run with pages of 4 KiB, or round as if.
+    /// The queue of the device behind `fd`, which was created with depth `depth`, and whose longest read or write has `buffer_len` bytes.
+    /// The kernel must have pages of 4 KiB, or round lengths to 4 KiB.
     ///
     /// # Errors
-    /// The error of `mmap`: `EINVAL` if the depth is another one, or another process has mapped it since it was made or recovered.
+    /// The error of `mmap`: `EINVAL` if the device has another depth, or if another process mapped it after its creation or recovery.
     pub fn open(fd: OwnedFd, depth: u16, buffer_len: usize) -> io::Result<UblkQueue> {
         let len = mapping_len(depth).ok_or(io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
@@ -51,22 +51,22 @@ impl UblkQueue {
         })
     }
 
-    /// Its requests at a time.
+    /// Number of requests at a time.
     #[must_use]
     pub fn depth(&self) -> u16 {
         self.depth
     }
 
-    /// A copy of the request that the last command of `tag` has brought; `None`: there is no such tag.
+    /// A copy of the request that the last command of `tag` fetched; `None` if there is no such tag.
     #[must_use]
     pub fn descriptor(&self, tag: u16) -> Option<Descriptor> {
         if tag >= self.depth {
             return None;
         }
-        // SAFETY: the mapping has as many descriptors as the depth, so this is inside.
+        // SAFETY: the mapping has a descriptor for each tag below the depth, so this is inside.
         let place = unsafe { self.descriptors.add(usize::from(tag)) };
-        // SAFETY: mapped as long as `self` lives, aligned since pages are, and any bytes are numbers. The kernel writes there at
-        // other times only; volatile, since it does so behind the compiler's back.
+        // SAFETY: mapped as long as `self` lives, aligned since pages are, and every byte pattern is valid for numbers. The kernel writes
+        // there only at other times; the read is volatile since the compiler does not know of these writes.
         Some(unsafe { place.as_ptr().read_volatile() })
     }
 
@@ -85,7 +85,7 @@ impl UblkQueue {
     }
 
     /// # Panics
-    /// If the buffer is shorter than the longest request: the kernel does not know its length.
+    /// If the buffer is shorter than the longest request: the kernel does not know the length of the buffer.
     fn entry(&self, op: u32, tag: u16, result: i32, buffer: &Span) -> squeue::Entry {
         assert!(buffer.len() >= self.buffer_len, "a buffer holds a request");
         let command = QueueCommand {
@@ -107,7 +107,7 @@ impl Drop for UblkQueue {
         let Some(len) = mapping_len(self.depth) else {
             return;
         };
-        // SAFETY: mapped by `open` with this length, and nobody refers to it any more.
+        // SAFETY: mapped by `open` with this length, and no reference to it is left.
         let unmapped = unsafe { munmap(self.descriptors.cast(), len.get()) };
         debug_assert!(unmapped.is_ok(), "fd {}", self.file.as_fd().as_raw_fd());
     }

@@ -1,17 +1,16 @@
-//! Open and close, and what happens after a failed sync and after the death of the mapper.
+//! Open and close, and recovery after a failed sync or the death of the mapper.
 //!
-//! * A failed sync: nothing more is sent for the volume; when nothing is in flight, every request that was submitted
-//!   before the failure fails, the session is abandoned, the volume is opened again from what is durable, and goes on
-//!   with what came meanwhile. If no flush was among the failed requests (the sync was a snapshot's, or the mapper's own),
-//!   the next flush fails: it would cover writes that were acknowledged and are lost. So does the next snapshot before
-//!   that flush: it would lack them.
-//! * A mapper that died: when no object request of any volume is in flight, every volume is opened again, and its
-//!   unfinished requests start from the beginning, in the order of submission. What was dirty stays dirty. Requests whose
-//!   data was written and reported only wait for a flush again. If the open reports a failed sync, that is as above. So
-//!   is a sync that fails while the mapper is dead, or that the dead mapper had reported: its successor gets the report.
+//! * A failed sync: nothing more is sent for the volume. When nothing is in flight, every request that was submitted before the failure
+//!   fails, the session is abandoned, the volume is opened again from its durable state, and requests that arrived meanwhile are served. If
+//!   no flush was among the failed requests (the sync belonged to a snapshot, or to the mapper itself), the next flush fails: it would
+//!   cover writes that were acknowledged and are lost. A snapshot before that flush fails too: it would lack these writes.
+//! * A mapper that died: when no object request of any volume is in flight, every volume is opened again, and its unfinished requests start
+//!   from the beginning, in the order of submission. Dirty objects stay dirty. Requests whose data was written and reported only wait for a
+//!   flush again. The volume recovers as from a failed sync if the open reports one, if a sync fails while the mapper is dead, or if the
+//!   dead mapper had reported one: its successor gets the report.
 //!
-//! Starting from the beginning may write bytes a second time after a later, overlapping write of the same driver was
-//! answered. Both were in flight together, so their order was never promised.
+//! A request that starts from the beginning may write bytes a second time, after a later, overlapping write of the same driver was
+//! answered. Both were in flight together, so their order was never guaranteed.
 
 use archipelago_protocol::map::MapReply;
 use archipelago_protocol::volume::{OpenMode, VolumeEvent, VolumeInfo};
@@ -38,7 +37,7 @@ impl Volume {
         self.close(t);
     }
 
-    /// The volume `lineage` has another size; smaller ones are for volumes that nobody has open and are ignored.
+    /// The size of the volume `lineage` has changed. A smaller size is ignored: only a volume that nobody has open can shrink.
     pub(crate) fn resized<M, B>(&mut self, t: &mut Tables<M, B>, lineage: Lineage, size: u64) {
         if self.lineage == lineage && self.session.is_open() && self.size < size {
             self.size = size;
@@ -46,7 +45,7 @@ impl Volume {
         }
     }
 
-    /// The mapper has answered a request of the session.
+    /// Handles the mapper's answer to a request of the session.
     pub(super) fn session_reply<M, B>(&mut self, t: &mut Tables<M, B>, reply: &MapReply) {
         match self.session.reply(self.lineage, reply) {
             SessionEvent::Nothing => {}
@@ -79,14 +78,14 @@ impl Volume {
         }
     }
 
-    /// A round failed otherwise than by a sync: the requests that joined are answered by the caller.
+    /// A round failed, but not because of a sync: the caller answers the requests that joined.
     pub(super) fn round_failed(&mut self, code: ErrorCode) {
         self.stale |= code == ErrorCode::Stale;
         if !self.is_leaving() {
             return;
         }
         if code.passes() {
-            // A close takes less room than a flush, and drops nothing for want of it.
+            // A close needs less room than a flush, and drops nothing when there is none.
             let lost = self.loss();
             self.session.close(lost);
         } else {
@@ -96,7 +95,7 @@ impl Volume {
         }
     }
 
-    /// A sync failed. What is not durable is lost, and nothing may pretend otherwise.
+    /// A sync failed. Data that is not durable is lost, and requests must report that.
     pub(super) fn fail<M, B>(&mut self, t: &mut Tables<M, B>) {
         if self.session.fail(t.submitted) {
             t.counters.sync_failures += 1;
@@ -104,8 +103,8 @@ impl Volume {
         }
     }
 
-    /// A mapper that died had answered a request of the volume with a failed sync. Final, although the request starts again with the
-    /// successor, where it could succeed.
+    /// A mapper that has died since had answered a request of the volume with a failed sync. That is final, although the request starts
+    /// again with the successor, where it could succeed.
     pub(crate) fn on_late_sync_failure<M, B>(&mut self, t: &mut Tables<M, B>) {
         if self.session.has_writes() {
             self.fail(t);
@@ -119,7 +118,7 @@ impl Volume {
         self.session.abandon(lost);
     }
 
-    /// The mapper was replaced, and nothing is in flight: the volume is opened again.
+    /// The mapper was replaced and nothing is in flight: opens the volume again.
     pub(crate) fn recover<M: ClientPort, B: ClientPort>(&mut self, t: &mut Tables<M, B>) {
         let (mut attempt, mut lost) = (Attempt::Again, None);
         match &mut self.session {
@@ -149,7 +148,7 @@ impl Volume {
             }
         }
         if lost.is_some() && self.driver.is_answered() {
-            // Its session ended with the mapper: there is nothing left to abandon.
+            // The session ended with the mapper, so there is nothing to abandon.
             return self.closed(t, lost);
         }
         self.session = Session::opening(attempt);
@@ -167,7 +166,7 @@ impl Volume {
         self.report(t, VolumeEvent::Closed { result });
     }
 
-    /// Every request fails, and every snapshot: there is no session, so nothing of them is in flight.
+    /// Fails every request and every snapshot: there is no session, so none of them is in flight.
     pub(super) fn fail_unserved<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) {
         self.space.forget_parked();
         self.flush.forget_waiting();
@@ -177,12 +176,12 @@ impl Volume {
         t.ready.add(self.slot);
     }
 
-    /// Whether the driver has closed the volume and has all its answers.
+    /// Whether the driver has closed the volume and all its requests are answered.
     pub(super) fn is_leaving(&self) -> bool {
         self.driver.has_closed() && self.driver.is_answered()
     }
 
-    /// Why a close fails, if acknowledged writes were lost and no flush has reported it.
+    /// The error of a close, if acknowledged writes were lost and no flush has reported it.
     pub(super) fn loss(&self) -> Option<Error> {
         let what = "lost what was not flushed";
         self.flush
@@ -216,7 +215,7 @@ impl Volume {
         if self.space.end_refusal() {
             self.found_room(t);
         }
-        // What came while there was no session stands in the queues already.
+        // Requests that arrived while there was no session are in the queues already.
         self.flush.forget_waiting();
         self.cutter.clear();
         let live = self.take_live(t);
@@ -246,18 +245,18 @@ impl Volume {
         t.ready.kick();
     }
 
-    /// Nothing of a failing volume is in flight any more: requests submitted before number `limit` fail.
+    /// Nothing of a failing volume is in flight any more: fails the requests submitted before number `limit`.
     fn fail_drained<M, B>(&mut self, t: &mut Tables<M, B>, limit: u64) {
         self.forget_work(t);
         let snapshots = self.fail_snapshots(t, ErrorCode::SyncFailed);
         self.snapshots.note_loss(snapshots);
         let reported = self.fail_requests(t, limit, ErrorCode::SyncFailed);
-        // A close reports the loss too.
+        // A close also reports the loss.
         let unreported = !reported || self.driver.has_closed();
         self.flush.abandon(&mut t.areas, unreported);
     }
 
-    /// Requests submitted before number `limit` fail; whether a flush was among them.
+    /// Fails the requests submitted before number `limit`; returns whether a flush was among them.
     fn fail_requests<M, B>(&mut self, t: &mut Tables<M, B>, limit: u64, code: ErrorCode) -> bool {
         let live = self.take_live(t);
         let mut flush = false;
@@ -271,7 +270,7 @@ impl Volume {
         flush
     }
 
-    /// The session ended under the snapshots: none of these will be made. How many there were.
+    /// The session ended before the snapshots were made: fails all of them. Returns their number.
     fn fail_snapshots<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) -> usize {
         let ended = self.snapshots.take_all();
         let before = t.control_events.len();
@@ -280,7 +279,7 @@ impl Volume {
         t.control_events.len() - before
     }
 
-    /// Forgets every piece and what waits for one. The requests start again or fail.
+    /// Removes every piece and what waits for one. The requests start again or fail.
     fn forget_work<M, B>(&mut self, t: &mut Tables<M, B>) {
         self.pieces.forget_all(t);
         self.space.forget_parked();

@@ -3,16 +3,16 @@
 //! | part | owns |
 //! |---|---|
 //! | [`Driver`] | requests not answered, answers not collected |
-//! | [`Session`] | the state with the mapper |
+//! | [`Session`] | the state of the session with the mapper |
 //! | [`Cutter`] | requests not wholly cut |
-//! | [`Pieces`] | what is in work between mapper and blocker |
-//! | [`Flush`] | what is dirty, and the round |
-//! | [`Snapshots`] | snapshots in work |
+//! | [`Pieces`] | pieces in progress at mapper and blocker |
+//! | [`Flush`] | what is dirty, and the current round |
+//! | [`Snapshots`] | snapshots in progress |
 //! | [`Space`] | requests that wait for room in the pool |
 //!
-//! The parts do not know one another, but for what one is given in a call. What happens between them stands here: this
-//! file has the turn of a volume and the ways of answers; `requests` the way of a request; `lifecycle` open, close and
-//! failures; `space` a full pool.
+//! The parts do not refer to one another, except to those that are passed in a call. Their cooperation is defined here. This file contains
+//! a volume's turn and the routing of answers; `requests` follows a request through the volume; `lifecycle` has open, close and failures;
+//! `space` handles a full pool.
 
 mod lifecycle;
 mod requests;
@@ -45,7 +45,7 @@ pub(crate) struct Volume {
     mode: OpenMode,
     size: u64,
     object_size: ObjectSize,
-    /// A newer session owns the volume: nothing is written any more.
+    /// A newer session owns the volume: this one writes nothing any more.
     stale: bool,
     driver: Driver,
     session: Session,
@@ -58,7 +58,7 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// In slot `slot`, to be opened.
+    /// A volume in slot `slot`, to be opened.
     pub(crate) fn new(slot: u32, lineage: Lineage, mode: OpenMode) -> Self {
         Volume {
             slot,
@@ -78,12 +78,12 @@ impl Volume {
         }
     }
 
-    /// Which volume it is.
+    /// The lineage of the volume.
     pub(crate) fn lineage(&self) -> Lineage {
         self.lineage
     }
 
-    /// Whether its slot can be freed: it has ended, and its driver has collected everything.
+    /// Whether its slot can be freed: the volume has ended, and its driver has collected everything.
     pub(crate) fn is_gone(&self) -> bool {
         self.session.is_dead() && self.driver.has_all()
     }
@@ -103,12 +103,12 @@ impl Volume {
         }
     }
 
-    /// What the driver collects next.
+    /// The next event for the driver.
     pub(crate) fn next_event<M, B>(&mut self, t: &mut Tables<M, B>) -> Option<VolumeEvent> {
         self.driver.next_event(&mut t.requests)
     }
 
-    /// Goes as far as one turn goes. Whether anything moved.
+    /// Does one turn. Returns whether anything was sent or answered.
     pub(crate) fn advance<M: ClientPort, B: ClientPort>(&mut self, t: &mut Tables<M, B>) -> bool {
         match &self.session {
             Session::Serving { .. } => self.serve(t),
@@ -143,7 +143,7 @@ impl Volume {
     }
 
     fn serve<M: ClientPort, B: ClientPort>(&mut self, t: &mut Tables<M, B>) -> bool {
-        // What others wait for goes first: credits that come free are not used up by new requests.
+        // Work in progress comes first, so that new requests do not use up the credits that become free.
         let mut moved = self.advance_flush(t);
         if !self.session.is_serving() {
             return true;
@@ -160,7 +160,7 @@ impl Volume {
         moved
     }
 
-    /// Starts a round, or sends what the one that runs calls for, as far as it goes. Whether anything moved.
+    /// Starts a round, or sends the requests of the current one, as far as possible. Returns whether anything was done.
     fn advance_flush<M: ClientPort, B: ClientPort>(&mut self, t: &mut Tables<M, B>) -> bool {
         let mut moved = false;
         loop {
@@ -217,7 +217,7 @@ impl Volume {
         sent
     }
 
-    /// Sends what the current snapshot calls for. Whether anything moved.
+    /// Sends the request of the current snapshot. Returns whether one was sent.
     fn advance_snapshot<M: ClientPort, B: ClientPort>(&mut self, t: &mut Tables<M, B>) -> bool {
         let Some(request) = self.snapshots.next_request(self.session.id()) else {
             return false;
@@ -230,7 +230,7 @@ impl Volume {
         sent
     }
 
-    /// Sends what pieces wait to send, a few to each port. Whether anything moved.
+    /// Sends requests of pieces, a few to each port. Returns whether any was sent.
     fn advance_pieces<M: ClientPort, B: ClientPort>(&mut self, t: &mut Tables<M, B>) -> bool {
         let mut moved = false;
         for _ in 0..QUANTUM {
@@ -257,7 +257,7 @@ impl Volume {
         moved
     }
 
-    /// The mapper has answered.
+    /// Handles the mapper's answer.
     pub(crate) fn on_map_reply<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -290,7 +290,7 @@ impl Volume {
         }
     }
 
-    /// The blocker has answered.
+    /// Handles the blocker's answer.
     pub(crate) fn on_object_reply<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -302,10 +302,10 @@ impl Volume {
         if let Waiter::Piece(p) = waiter {
             self.pieces.note_written(t, &mut self.flush, p, reply);
         } else if t.ports.is_recovering() && reply.result.is_err() {
-            // Final, although its round is forgotten: syncing again would succeed without the data.
+            // Final, although its round is forgotten: another sync would succeed without the data.
             self.fail(t);
         }
-        // When everything is drained, requests start again or fail: an answer only means that the memory is free.
+        // When nothing is in flight, requests start again or fail: until then, an answer only means that the memory is free.
         if t.ports.is_recovering() || self.session.is_failing() {
             return;
         }
@@ -342,7 +342,7 @@ impl Volume {
         }
     }
 
-    /// The request fails with the first error of its pieces; the others of it finish on their own.
+    /// The request fails with the first error of its pieces; its other pieces finish.
     fn fail_piece<M, B>(&mut self, t: &mut Tables<M, B>, p: u32, code: ErrorCode) {
         let piece = &t.pieces[p];
         self.stale |= code == ErrorCode::Stale && piece.is_for_write();
@@ -373,7 +373,7 @@ impl Volume {
         }
     }
 
-    /// A snapshot of the volume, if it is open for writing. Whether it is.
+    /// Requests a snapshot of the volume, if it is open for writing. Returns whether it is.
     pub(crate) fn snapshot<M, B>(
         &mut self,
         t: &mut Tables<M, B>,

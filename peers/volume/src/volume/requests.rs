@@ -1,7 +1,7 @@
-//! The way of a request through a volume: checked, cut into pieces, answered once.
+//! How a request passes through a volume: it is checked, cut into pieces, and answered once.
 //!
-//! A request is checked whole before anything is done. Its pieces are in flight together; a durable write joins a flush
-//! round when all its pieces are done. A request that failed for want of room may be parked (`space`) instead of answered.
+//! A request is checked completely before anything is done. Its pieces are in flight together; a durable write joins a flush round when all
+//! its pieces are done. A request that failed for want of room may be parked (`space`) instead of being answered.
 
 use archipelago_protocol::ErrorCode;
 use archipelago_protocol::ids::SECTOR_SIZE;
@@ -17,14 +17,14 @@ use crate::request::{Phase, Request};
 use crate::session::Session;
 use crate::tables::Tables;
 
-/// Whether a page of a status may have `len` bytes.
+/// Whether a status page may have `len` bytes.
 fn is_page(len: u64) -> bool {
     let (entry, max) = (u64::from(STATUS_ENTRY_LEN), u64::from(STATUS_PAGE_MAX));
     len.is_multiple_of(entry) && (entry..=max).contains(&len)
 }
 
 impl Volume {
-    /// A request of the driver, with cookie `cookie`.
+    /// Handles a request of the driver, with cookie `cookie`.
     pub(crate) fn submit<M: ClientPort, B: ClientPort>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -67,7 +67,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Whether the request can be right at all on the volume as it is.
+    /// Whether the request is valid for the volume as it is.
     fn check(&self, asked: &VolumeRequest<'_>) -> Result<(), ErrorCode> {
         if let Session::Broken(code) = self.session {
             return Err(code);
@@ -108,7 +108,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Cuts pieces off the oldest requests. Whether anything moved.
+    /// Cuts pieces off the oldest requests. Returns whether any was cut.
     pub(super) fn advance_cutting<M, B>(&mut self, t: &mut Tables<M, B>) -> bool {
         let mut moved = false;
         for _ in 0..QUANTUM {
@@ -142,7 +142,7 @@ impl Volume {
         moved
     }
 
-    /// Puts request `r` at the end of the queue that it belongs to, from the beginning.
+    /// Adds request `r` to the queue where it belongs, from its beginning.
     pub(super) fn start_request<M, B>(&mut self, t: &mut Tables<M, B>, r: u32) {
         let request = &t.requests[r];
         if request.op == VolumeOp::Flush || request.phase == Phase::Flushing {
@@ -188,7 +188,7 @@ impl Volume {
         self.note_probe(t, r, result);
     }
 
-    /// Requests that are not answered, oldest first, in the scratch list: to be put back there.
+    /// Requests that are not answered, oldest first. The list is the scratch list, which the caller must put back.
     pub(super) fn take_live<M, B>(&self, t: &mut Tables<M, B>) -> Vec<u32> {
         let mut live = std::mem::take(&mut t.scratch);
         live.clear();

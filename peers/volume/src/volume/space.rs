@@ -1,4 +1,4 @@
-//! What a full pool means for a volume: requests and its session wait, probe, go on or fail. The rules: [`Space`].
+//! A full pool: requests and the session of a volume wait, probe, continue or fail. The rules are those of [`Space`].
 //!
 //! [`Space`]: crate::space::Space
 
@@ -12,7 +12,7 @@ use crate::space::Parked;
 use crate::tables::Tables;
 
 impl Volume {
-    /// What the volume does from now on with writes for which there is no room.
+    /// Sets the policy for writes for which there is no room, from now on.
     pub(crate) fn set_on_full<M, B>(&mut self, t: &mut Tables<M, B>, policy: OnFull) {
         self.space.set_policy(policy);
         if policy == OnFull::Report {
@@ -21,29 +21,29 @@ impl Volume {
         }
     }
 
-    /// Returns every parked request to its driver, which may submit it again: not a failure that anybody sees.
+    /// Returns every parked request to its driver, which may submit it again; guests see no error.
     pub(crate) fn recall<M, B>(&mut self, t: &mut Tables<M, B>) {
         t.counters.failed -= self.space.parked();
         self.fail_parked(t);
     }
 
-    /// Whether it wants to take part in the turns.
+    /// Whether the volume needs turns.
     pub(crate) fn wants_space_turns(&self) -> bool {
         self.space.wants_turns()
     }
 
-    /// Requests that are parked.
+    /// Number of parked requests.
     pub(crate) fn parked(&self) -> u64 {
         self.space.parked()
     }
 
-    /// Whether the volume is without room at `now`: for what, and for how long.
+    /// If the volume has no room at `now`: what it waits for, and how long it has waited.
     pub(crate) fn without_space(&self, now: Duration) -> Option<(Lineage, WaitsFor, Duration)> {
         let waited = now.saturating_sub(self.space.since()?);
         Some((self.lineage, self.space.waits_for(), waited))
     }
 
-    /// A turn at `now`: starts one parked request again, or gives up when the time is over.
+    /// Takes a turn at `now`: starts one parked request again, or answers all of them when the limit has passed.
     pub(crate) fn look_for_space<M, B>(&mut self, t: &mut Tables<M, B>, now: Duration) {
         self.ask_session_again(t);
         let changed = self.space.turn(now);
@@ -51,7 +51,7 @@ impl Volume {
             t.control_events.push_back(self.space.report(self.lineage));
         }
         if self.space.refuses() {
-            // Later ones are answered as they come.
+            // Later requests are answered when they arrive.
             if changed {
                 self.fail_waiting(t);
             }
@@ -63,12 +63,12 @@ impl Volume {
         }
     }
 
-    /// The driver waits for nothing any more.
+    /// The driver does not wait any more.
     pub(super) fn give_up<M, B>(&mut self, t: &mut Tables<M, B>) {
         self.set_on_full(t, OnFull::Report);
     }
 
-    /// Parks request `r`, which failed with `code`. Whether it was: else it is to be answered.
+    /// Parks request `r`, which failed with `code`. Returns whether it was parked; if not, it must be answered.
     pub(super) fn park<M, B>(&mut self, t: &mut Tables<M, B>, r: u32, code: ErrorCode) -> bool {
         if self.driver.has_closed() {
             return false;
@@ -82,7 +82,7 @@ impl Volume {
         true
     }
 
-    /// Request `r` was answered with `result`: if it was the probe and found room, all that are parked start again.
+    /// Request `r` was answered with `result`. If it was the probe and found room, all parked requests start again.
     pub(super) fn note_probe<M, B>(
         &mut self,
         t: &mut Tables<M, B>,
@@ -107,10 +107,10 @@ impl Volume {
         }
     }
 
-    /// The mapper refused the session with `code`. Whether it is asked for again in the next turn.
+    /// The mapper refused the session with `code`. Returns whether the next turn asks for it again.
     pub(super) fn wait_for_session<M, B>(&mut self, t: &mut Tables<M, B>, code: ErrorCode) -> bool {
         let refuses = self.space.refuses();
-        // A driver that never had the volume gets the error, and opens it again when it pleases.
+        // A driver that has never had the volume open gets the error, and may open it again at any time.
         let reported = refuses && !self.session.is_open();
         if !code.passes() || self.driver.has_closed() || reported {
             return false;
@@ -124,7 +124,7 @@ impl Volume {
         true
     }
 
-    /// Asks for the session again, if that waits.
+    /// Asks for the session again, if the volume waits for one.
     fn ask_session_again<M, B>(&mut self, t: &mut Tables<M, B>) {
         if self.session.ask_again() {
             t.ready.add(self.slot);
