@@ -1,14 +1,14 @@
-//! The user of the endpoint's process: whether the system knows the accounts of the configuration, asked at the start of a daemon.
+//! The user of the endpoint's process. When a daemon starts, it checks that the accounts of the configuration exist.
 
 use archipelago_api::config::{Account, CORRECT_IT, Endpoint};
 use archipelago_host::Identity;
 use archipelago_protocol::{Error, ErrorCode};
 use nix::unistd::{Gid, Group, Uid, User, geteuid};
 
-/// Looks the accounts up, for a process that shall take them on.
+/// Looks up the accounts, for a process that will run as this user.
 ///
 /// # Errors
-/// [`ErrorCode::Invalid`] naming the key: the system does not know the account, it is root's, or this process is not
+/// [`ErrorCode::Invalid`] with the key of the configuration, if the account does not exist or belongs to root, or if this process is not
 /// root's and cannot change its user.
 pub(crate) fn identity(endpoint: &Endpoint) -> Result<Identity, Error> {
     let own = geteuid();

@@ -1,11 +1,11 @@
-//! File descriptors of our processes: how many one may have, and how many it has.
+//! File descriptors of this program's processes: how many a process may have, and how many it has.
 //!
 //! Each process raises its soft limit to the hard one at its start, before anything derives its size from the limit.
 
 use archipelago_api::types::Descriptors;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// Those of the process `pid`, if the kernel shows them to us.
+/// The descriptors of the process `pid`, if the kernel shows them to this process.
 pub(crate) fn descriptors_of(pid: u32) -> Option<Descriptors> {
     let used = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
@@ -15,7 +15,7 @@ pub(crate) fn descriptors_of(pid: u32) -> Option<Descriptors> {
     })
 }
 
-/// The soft limit of open files, in the words of `/proc/PID/limits`.
+/// The soft limit of open files, from the text of `/proc/PID/limits`.
 fn soft_limit(limits: &str) -> Option<u64> {
     let line = limits
         .lines()
@@ -23,7 +23,7 @@ fn soft_limit(limits: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Raises the soft limit of this process, and of those that it starts, to the hard one: the limit from now on.
+/// Raises the soft limit of this process, and of those that it will start, to the hard limit. Returns the limit from now on.
 pub(crate) fn raise() -> rlim_t {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

@@ -1,4 +1,4 @@
-//! A pool of container files, as a data process of this node hosts it.
+//! A pool of container files, as a data process of this node opens it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use archipelago_protocol::check::{Finding, FindingKind, Report};
 use archipelago_runtime::Reactor;
 use serde::{Deserialize, Serialize};
 
-/// How long a dead predecessor's last writes may hold the pool's lock.
+/// Longest time in which the last writes of a dead predecessor may hold the pool's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Container files of a directory.
@@ -20,12 +20,12 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct FilePool {
     /// The directory.
     pub directory: PathBuf,
-    /// Whether to use `O_DIRECT` where the file system takes it.
+    /// Whether to use `O_DIRECT` where the file system supports it.
     pub direct: bool,
-    /// With what right the pool is opened.
+    /// The right with which the pool is opened.
     #[serde(default)]
     pub claim: Claim,
-    /// Directory of what the node keeps as long as no other one has had the pool: see [`Claimant::kept`].
+    /// Directory of data that is valid as long as no other node has had the pool: see [`Claimant::kept`].
     #[serde(default)]
     pub kept: Option<PathBuf>,
 }
@@ -85,12 +85,12 @@ impl Pool for FilePool {
         FileBackend::open(&options, reactor.source(), reactor.clock().as_ref())
     }
 
-    /// The pool's lock, and the owner record where other hosts reach the directory, keep every other node away.
+    /// The pool's lock excludes every other node; where other hosts reach the directory, the owner record does.
     fn sharing(&self) -> Sharing {
         Sharing::Alone
     }
 
-    /// The files that lie where directories belong, and those beside the owner record.
+    /// Finds files where directories belong, and foreign files beside the owner record.
     fn look_for_foreign(&self, report: &mut Report) {
         let note = |message| Finding {
             kind: FindingKind::Foreign,

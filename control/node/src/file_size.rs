@@ -1,12 +1,12 @@
-//! The limit of file sizes: a file of the pool is as long as its volume, of which it has few blocks.
+//! The limit of file sizes: a file of the pool is as long as its volume, although it contains only few of the blocks.
 //!
-//! A write beyond the limit is a failure of that request, `too-large`. By default the kernel ends the process for it.
+//! A write beyond the limit fails with `too-large`. By default, the kernel would end the process.
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
-/// Raises the soft limit of this process, and of those that it starts, to the hard one, and has the kernel report a write beyond
-/// it instead of ending the process. Before any other thread is started: they take the set of blocked signals over.
+/// Raises the soft limit of this process, and of those that it will start, to the hard limit, and makes the kernel report a write beyond it
+/// instead of ending the process. Call it before other threads are started: they inherit the set of blocked signals.
 pub(crate) fn raise() {
     let mut beyond = SigSet::empty();
     beyond.add(Signal::SIGXFSZ);

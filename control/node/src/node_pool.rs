@@ -1,4 +1,4 @@
-//! The pool of a data process, whatever its kind. One on RADOS is opened by another program, `archipelago-rados`, which reads the same
+//! The pool of a data process, of any kind. A pool on RADOS is opened by another program, `archipelago-rados`, which reads the same
 //! settings.
 
 use std::path::{Path, PathBuf};
@@ -23,30 +23,30 @@ pub enum NodePool {
     Rados(RadosSettings),
 }
 
-/// A RADOS pool, and with what right it is opened.
+/// A RADOS pool, and the right with which it is opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RadosSettings {
-    /// Which.
+    /// The pool.
     pub rados: RadosPool,
-    /// With what right.
+    /// The right.
     #[serde(default)]
     pub claim: Claim,
 }
 
-/// What `archipelago-rados make-pool` is asked for.
+/// The request of `archipelago-rados make-pool`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MakePool {
-    /// Which.
+    /// The pool.
     pub rados: RadosPool,
-    /// The node's directory of sockets: it is refused a pool that another node serves.
+    /// The node's directory of sockets: a pool that another node serves is refused.
     pub node: PathBuf,
-    /// With what right it will be opened.
+    /// The right with which it will be opened.
     #[serde(default)]
     pub claim: Claim,
 }
 
 impl NodePool {
-    /// Sets with what right the pool is opened.
+    /// Sets the right with which the pool is opened.
     pub(crate) fn set_claim(&mut self, new: Claim) {
         match self {
             NodePool::File(FilePool { claim, .. })
@@ -54,7 +54,7 @@ impl NodePool {
         }
     }
 
-    /// Where it is, as [`archipelago_api::config::PoolConfig::place`] has it.
+    /// Its location, in the form of [`archipelago_api::config::PoolConfig::place`].
     pub(crate) fn place(&self) -> PathBuf {
         match self {
             NodePool::File(pool) => pool.directory.clone(),
@@ -102,7 +102,7 @@ impl Pool for NodePool {
         }
     }
 
-    /// One node at a time, whatever the kind of pool: its lock or claim keeps every other node away.
+    /// One node at a time, for every kind of pool: its lock or claim excludes every other node.
     fn sharing(&self) -> Sharing {
         Sharing::Alone
     }

@@ -1,6 +1,6 @@
-//! What the program does for the command while no daemon serves the node: one answer, as JSON on the standard output.
+//! What the program does for the command `archipelago` while no daemon serves the node: returns one answer, as JSON on the standard output.
 //!
-//! The command itself opens no pool and waits for no lock, so it links nothing of the data path.
+//! The command itself opens no pools and waits for no locks, so it links nothing of the data path.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,9 @@ use serde::Serialize;
 use crate::daemon::{NodeLock, PoolUser, RELEASE_TIMEOUT, ServingNode};
 use crate::doctor::check_offline;
 
-/// How long a daemon that is stopping may take: it drains for 60 s, and three processes have some seconds to end.
+/// Longest time in which a daemon may stop: it drains for 60 s, and then three processes have some seconds to end.
 const END_TIMEOUT: Duration = Duration::from_secs(100);
-/// Milliseconds between two looks at a pool that is waited for.
+/// Milliseconds between two checks of a pool while waiting for it.
 const RETRY_MS: u8 = 10;
 
 /// A question, and the node that it is about.
@@ -56,10 +56,10 @@ enum Question {
     },
 }
 
-/// Answers the question.
+/// Carries out the request and writes the answer.
 ///
 /// # Errors
-/// Why there is no answer.
+/// The reason why there is no answer.
 pub(crate) fn run(offline: Offline) -> Result<(), Error> {
     let layout = Layout::new(offline.root.as_deref())?;
     match offline.question {
@@ -87,7 +87,7 @@ fn answer(answer: &impl Serialize) -> Result<(), Error> {
         .map_err(|error| Error::new(ErrorCode::Io, format!("standard output: {error}")))
 }
 
-/// Who serves the pools of a node whose sockets nobody serves.
+/// The node that serves the pools of the node at `layout`, whose sockets are not served.
 fn absence(layout: &Layout) -> Option<Error> {
     let config = Config::read(layout.config()).ok()?;
     let users = config.pools.values().map(PoolUser::of_pool);
@@ -95,7 +95,7 @@ fn absence(layout: &Layout) -> Option<Error> {
         PoolUser::Node(node) => Some(node),
         PoolUser::Nobody | PoolUser::Process(_) => None,
     });
-    // Our own, if it serves any of them.
+    // This node itself, if it serves any of them.
     let node = nodes.min_by_key(|node| node.run != layout.run())?;
     let (socket, command) = (layout.api_socket(), layout.command());
     let (socket, run) = (socket.display(), node.run.display());
@@ -118,10 +118,10 @@ fn absence(layout: &Layout) -> Option<Error> {
     })
 }
 
-/// Ends a daemon whose run directory was removed under it, which only the locks of its pools still know. What was found.
+/// Ends a daemon whose run directory was removed while it ran; only the locks of its pools still lead to it. Returns what was found.
 fn stop_found_by_pools(layout: &Layout) -> Result<Vec<String>, Error> {
     let Ok(config) = Config::read(layout.config()) else {
-        // Without a configuration it is not known which pools would be served.
+        // Without a configuration, its pools are not known.
         return Ok(Vec::new());
     };
     let mut notes = Vec::new();
@@ -131,9 +131,8 @@ fn stop_found_by_pools(layout: &Layout) -> Result<Vec<String>, Error> {
     Ok(notes)
 }
 
-/// Ends a daemon whose run directory was removed under it, which only the pool's lock still knows; waits until the kernel has
-/// closed what a daemon that has died had open.
-/// What was found on the way.
+/// Ends a daemon whose run directory was removed while it ran; only the pool's lock still leads to it. Waits until the kernel has closed
+/// the files of a daemon that has died. Returns what was found.
 fn stop_found_by_pool(layout: &Layout, directory: &Path) -> Result<Option<String>, Error> {
     let pool = directory.display();
     let deadline = SystemClock.now() + END_TIMEOUT;
@@ -192,7 +191,7 @@ fn stop_found_by_pool(layout: &Layout, directory: &Path) -> Result<Option<String
     }
 }
 
-/// Tells a daemon to stop, by the signal for that.
+/// Sends a daemon the signal to stop.
 fn end(node: &ServingNode) -> Result<(), Error> {
     let refused = |why: &str| {
         Error::new(

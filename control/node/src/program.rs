@@ -1,7 +1,7 @@
-//! The program `archipelagod`: its command line, as the daemon and as the data processes that the daemon starts.
+//! The command line of the program `archipelagod`: as the daemon, and as the data processes that the daemon starts.
 //!
-//! A library, so that a test can build the same program around another backend: what delays or fails on purpose is then
-//! in no binary that anybody installs.
+//! It is a library, so that a test can build the same program with another backend: code that delays or fails on purpose is then in no
+//! installed binary.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -66,14 +66,14 @@ struct PeerOptions {
     role: Vec<Role>,
 }
 
-/// What a data process is to be, whose pool is of the kind `P`.
+/// The role and settings of a data process whose pool is of the kind `P`.
 #[derive(Debug)]
 pub struct DataProcess<P = NodePool> {
     /// Process id of the daemon that started it.
     pub parent: i32,
-    /// What it hosts.
+    /// Its roles.
     pub roles: Vec<Role>,
-    /// What it needs to know.
+    /// Its settings.
     pub settings: PeerSettings<P>,
 }
 
@@ -86,7 +86,7 @@ fn parse_role(text: &str) -> Result<Role, Error> {
 
 /// Carries out the command line; `host` runs a data process.
 pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
-    // Whatever it inherits: files are their owner's, and the owner can use them.
+    // Whatever umask it inherits: files are private, and usable by their owner.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let options = Options::parse();
     let report = options.background || options.json || options.command.is_some();
@@ -99,7 +99,7 @@ pub fn run(host: impl FnOnce(DataProcess) -> Result<(), Error>) -> ExitCode {
     exit_code(result, report)
 }
 
-/// Whether a program has done its work. A failure is logged, and, with `report`, written to the standard output.
+/// The exit code of a program. An error is logged, and, with `report`, written to the standard output.
 fn exit_code(result: Result<(), Error>, report: bool) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -121,7 +121,7 @@ fn run_daemon(options: &Options) -> Result<(), Error> {
     logging::start("archipelagod");
     descriptors::raise();
     file_size::raise();
-    // A task of the daemon that panics ends alone, and its supervisor logs that; this logs where it panicked.
+    // A task of the daemon that panics ends alone, and its supervisor logs that; this hook logs where it panicked.
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         tracing::error!(
@@ -130,7 +130,7 @@ fn run_daemon(options: &Options) -> Result<(), Error> {
         );
     }));
     if options.background {
-        // Fails only for the leader of a group, which has no terminal to leave.
+        // Fails only for the leader of a process group, which has no terminal to leave.
         let _led = nix::unistd::setsid();
     }
     let claim = match options.take_over {
@@ -150,7 +150,7 @@ fn run_daemon(options: &Options) -> Result<(), Error> {
     })
 }
 
-/// A program that hosts the blocker of another kind of pool.
+/// A program that contains the blocker of another kind of pool.
 #[derive(Debug, Parser)]
 struct BackendOptions {
     #[command(subcommand)]
@@ -228,7 +228,7 @@ fn run_peer<P: DeserializeOwned>(
         [Role::Blocker] => "blocker",
         _ => "data",
     });
-    // The daemon's own limit, unless somebody has changed it since.
+    // The daemon's own limit, unless it has been changed since.
     descriptors::raise();
     file_size::raise();
     let settings = parse_settings(&options.settings)?;

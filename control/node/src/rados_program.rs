@@ -1,4 +1,4 @@
-//! The program `archipelago-rados`: where it is, and what it does for the daemon beside hosting peers.
+//! The program `archipelago-rados`: its path, and what it does for the daemon besides hosting peers.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -15,18 +15,18 @@ use tokio::process::Command;
 
 use crate::node_pool::{MakePool, NodePool};
 
-/// Its name.
+/// Name of the program.
 const NAME: &str = "archipelago-rados";
-/// How long it may take to make a pool: it has a timeout of its own for each of its steps.
+/// Longest time in which it may make a pool; each of its steps has its own timeout.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the program reports of a pool that it has made.
+/// The program's report of a pool that it has made.
 #[derive(Debug, Deserialize)]
 struct Made {
     fsid: String,
 }
 
-/// Path of the program: beside this one, else the one in `PATH`.
+/// Path of the program: beside this program, else the one in `PATH`.
 pub(crate) fn path() -> PathBuf {
     let beside = std::env::current_exe()
         .ok()
@@ -36,11 +36,11 @@ pub(crate) fn path() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(NAME))
 }
 
-/// Makes a RADOS pool one of ours, if it is none yet, and checks that the node whose sockets are in `node` can use it: the pool, with the
-/// id of its cluster. `claim` is the right with which it will be opened.
+/// Makes a RADOS pool a pool of the node, unless it is one already, and checks that the node whose sockets are in `node` can use it.
+/// Returns the pool, with the id of its cluster. `claim` is the right with which it will be opened.
 ///
 /// # Errors
-/// The error that the program reports, or that there is no such program.
+/// The error that the program reports, or that the program is not installed.
 pub(crate) async fn make_pool(
     pool: RadosPool,
     node: &Path,
@@ -75,10 +75,10 @@ pub(crate) async fn make_pool(
     })
 }
 
-/// Checks the pool of `settings`, which is on RADOS and which nobody serves. With `repair`, what provably nobody needs is deleted.
+/// Checks the pool of `settings`, which is on RADOS and not served. With `repair`, deletes what is certainly not needed.
 ///
 /// # Errors
-/// What the program reports, or that there is no such program. Damage is not an error: the report has it.
+/// The error that the program reports, or that the program is not installed. Damage is not an error: the report contains it.
 pub(crate) fn check_pool(settings: &PeerSettings<NodePool>, repair: bool) -> Result<Report, Error> {
     let text = serde_json::to_string(settings).expect("settings have string keys");
     let mut command = std::process::Command::new(path());
@@ -99,7 +99,7 @@ fn not_started(error: &std::io::Error) -> Error {
         .with_hint("it belongs beside archipelagod, and needs the package librados2")
 }
 
-/// What the program has written to its standard output: the answer, or why it failed.
+/// The answer or the error that the program has written to its standard output.
 fn answer<T: DeserializeOwned>(output: &Output) -> Result<T, Error> {
     if !output.status.success() {
         let ended = || unavailable(format!("{NAME} ended with {}", output.status));

@@ -1,4 +1,4 @@
-//! UNIX sockets of the node: private to its owner, and in place of what a dead process has left.
+//! UNIX sockets of the node: they are private to its owner, and replace sockets that a dead process has left.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -6,10 +6,10 @@ use std::path::Path;
 
 use archipelago_protocol::{Error, ErrorCode};
 
-/// Listens at `path`, which only the owner may open. The caller holds the node's lock, so an old socket is nobody's.
+/// Listens at `path`, to which only the owner has access. The caller holds the node's lock, so an old socket is not in use.
 ///
 /// # Errors
-/// [`ErrorCode::Io`] naming the path.
+/// [`ErrorCode::Io`] with the path.
 pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
     let failed =
         |error: std::io::Error| Error::new(ErrorCode::Io, format!("{}: {error}", path.display()));
@@ -18,12 +18,12 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, Error> {
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    // Between bind and chmod the directory's 0700 keeps others out.
+    // Between bind and chmod, the directory's mode 0700 excludes other users.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
 }
 
-/// Removes a socket that no process listens to any more, if it exists.
+/// Removes a socket at which no process listens any more, if it exists.
 pub(crate) fn unlink(path: &Path) {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,16 +1,16 @@
-//! Foreign programs that read what nobody has checked (disk images) or speak to the network: run with what their task needs and no more.
+//! Foreign programs that read unchecked data (disk images) or use the network: each runs with what its task needs and no more.
 //!
-//! | means | what is left |
+//! | means | what the program can use |
 //! |---|---|
 //! | descriptors | the files of the task, opened by the caller, as `/proc/self/fd/N`; all others are closed |
-//! | environment | the path of programs; for a download also proxies and certificates |
+//! | environment | the search path of programs; for a download also proxies and certificates |
 //! | Landlock | those files, and the programs and libraries of the system; no TCP, unless the task is a download |
-//! | seccomp | no sockets but the one that is served (or a download's), no signals to others, io_uring, tracing, mounting, modules, namespaces |
-//! | capabilities | those that open what the task names, also if the caller is root; none for a download |
+//! | seccomp | no sockets except the one that is served (or a download's); no signals to others, io_uring, tracing, mounting, modules, namespaces |
+//! | capabilities | those to open the files of the task, also if the caller is root; none for a download |
 //! | limits | CPU time, address space, length of a file, no core |
-//! | death | with the process that asked for it, whatever ends that one |
+//! | death | when the calling process ends, for any reason |
 //!
-//! This process confines itself and then becomes the program.
+//! This process confines itself, and then executes the program.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -35,9 +35,9 @@ const SYSTEM: [&str; 6] = [
     "/lib64",
     "/etc/ld.so.cache",
 ];
-/// What a download reads besides: certificates, resolvers, the time zone; never a secret (`/etc/shadow`).
+/// What a download may read besides: certificates, resolvers, the time zone; never a secret (`/etc/shadow`).
 const NETWORK: [&str; 20] = [
-    // Beside these lie the private keys of this host's services.
+    // Private keys of this host's services are in the directories beside these.
     "/etc/ssl/certs",
     "/etc/ssl/cert.pem",
     "/etc/ssl/ca-bundle.pem",
@@ -59,7 +59,7 @@ const NETWORK: [&str; 20] = [
     "/run/systemd/resolve",
     "/run/nscd",
 ];
-/// Variables that a download gets besides the path of programs.
+/// Variables that a download gets besides the search path of programs.
 const NETWORK_VARIABLES: [&str; 10] = [
     "http_proxy",
     "https_proxy",
@@ -72,26 +72,26 @@ const NETWORK_VARIABLES: [&str; 10] = [
     "SSL_CERT_DIR",
     "SSL_CERT_FILE",
 ];
-/// Devices that programs open without being asked to.
+/// Devices that programs open by themselves.
 const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
-/// Bytes of address space: the caches of a format are bounded by 32 MiB, threads have stacks of 8 MiB.
+/// Bytes of address space: the caches of a format are limited to 32 MiB, threads have stacks of 8 MiB.
 const ADDRESS_SPACE: u64 = 8 << 30;
-/// Where a service finds its listening socket: `sd_listen_fds(3)`.
+/// The descriptor at which a service expects its listening socket: `sd_listen_fds(3)`.
 const LISTEN_FD: RawFd = 3;
 
-/// What opens files that belong to others.
+/// Capabilities to open files that belong to others.
 const OPENING: [Capability; 2] = [
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_DAC_READ_SEARCH,
 ];
 
-/// System calls that data processes may make, and no such program does.
+/// System calls that data processes use and such a program never needs.
 const REFUSED: [libc::c_long; 11] = [
     libc::SYS_kill,
     libc::SYS_tkill,
     libc::SYS_rt_sigqueueinfo,
     libc::SYS_rt_tgsigqueueinfo,
-    // What it does, no filter sees.
+    // A filter does not see its operations.
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
@@ -101,7 +101,7 @@ const REFUSED: [libc::c_long; 11] = [
     libc::SYS_kexec_file_load,
 ];
 
-/// What a new process could be put into.
+/// Types of namespaces that a new process could be put into.
 const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
@@ -112,7 +112,7 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNET,
 ];
 
-/// A program and what it may use.
+/// A program and its rights.
 #[derive(Debug, Args)]
 pub(crate) struct Tool {
     /// Process id of the caller; the program dies with it
@@ -141,7 +141,7 @@ pub(crate) struct Tool {
     command: Vec<OsString>,
 }
 
-/// Confines this process and becomes the program.
+/// Confines this process and executes the program.
 ///
 /// # Errors
 /// If it cannot be confined, or the program cannot be started.
@@ -178,7 +178,7 @@ fn failed(what: &str, error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Internal, format!("{what}: {error}"))
 }
 
-/// Closes the descriptors that the caller has left open, except the files of the task.
+/// Closes all descriptors that the caller has left open, except the files of the task.
 fn close_others(tool: &Tool) -> Result<(), Error> {
     let failed = |error: std::io::Error| failed("open descriptors", error);
     let mut others = Vec::new();
@@ -192,7 +192,7 @@ fn close_others(tool: &Tool) -> Result<(), Error> {
         }));
     }
     for descriptor in others {
-        // One of them has read the directory, and is closed.
+        // One of them was that of the directory, which is closed already.
         let _closed = nix::unistd::close(descriptor);
     }
     Ok(())
@@ -215,25 +215,25 @@ fn limit(tool: &Tool) -> Result<(), Error> {
 }
 
 fn sandbox(tool: &Tool) -> Sandbox {
-    // The files were opened by the caller; opening them once more may take what let it open them. A download writes to its standard
-    // output, and opens what everybody may read.
+    // The caller has opened the files; opening them again may need its capabilities. A download writes to its standard output, and opens
+    // files that everybody may read.
     let kept = if tool.network { &[][..] } else { &OPENING };
     let mut sandbox = Sandbox::of_program(kept);
     allow_files(&mut sandbox, tool);
     if tool.network {
         sandbox.allow_tcp();
     } else {
-        // The socket that is served is there already. A UNIX one reaches any service of this host.
+        // The socket that is served exists already. A new UNIX socket could reach any service of this host.
         sandbox.refuse(&[libc::SYS_socket, libc::SYS_connect]);
     }
     sandbox.refuse(&REFUSED);
-    // A program may end itself (`abort`), and nobody else.
+    // A program may end itself (`abort`), but not others.
     let other = FirstArgument::IsNot(std::process::id());
     sandbox.refuse_if(libc::SYS_tgkill, other);
     for flag in NAMESPACES {
         sandbox.refuse_if(libc::SYS_clone, FirstArgument::Has(flag.unsigned_abs()));
     }
-    // Its flags lie in memory, where no filter sees them. Libraries that do not find it call `clone`.
+    // Its flags are in memory, where a filter does not see them. Libraries that do not find it call `clone`.
     sandbox.hide(libc::SYS_clone3);
     sandbox
 }
@@ -261,9 +261,9 @@ fn allow_files(sandbox: &mut Sandbox, tool: &Tool) {
     }
 }
 
-/// Puts the listening socket, which is the standard input, where a service looks for it.
+/// Moves the listening socket, which is the standard input, to the descriptor at which a service expects it.
 fn offer_socket() -> Result<(), Error> {
-    // Whatever the caller has left open there. The descriptors of the task have larger numbers.
+    // The caller may have left something open there. The descriptors of the task have larger numbers.
     let _free = nix::unistd::close(LISTEN_FD);
     match fcntl(std::io::stdin(), FcntlArg::F_DUPFD(LISTEN_FD)) {
         Ok(LISTEN_FD) => Ok(()),

@@ -1,6 +1,6 @@
 //! Routes: a path, a method, and the call of the node that answers it.
 //!
-//! The table of routes is compared with the operations that `archipelago_api::openapi` describes by a test.
+//! A test compares the table of routes with the operations that `archipelago_api::openapi` describes.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ type Shared = State<Arc<Node>>;
 type Answer = Result<Response, Refusal>;
 type Routes = Vec<(&'static str, &'static str, MethodRouter<Arc<Node>>)>;
 
-/// Path, method and handler of everything that the API offers.
+/// Path, method and handler of every call of the API.
 fn routes() -> Routes {
     vec![
         ("/v1/openapi.json", "get", get(openapi)),
@@ -75,7 +75,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .with_state(node)
 }
 
-/// A failure on its way to the client.
+/// An error that is returned to the client.
 struct Refusal(Error);
 
 impl From<Error> for Refusal {
@@ -116,7 +116,7 @@ fn made(body: impl Serialize) -> Answer {
     Ok((StatusCode::CREATED, axum::Json(body)).into_response())
 }
 
-/// The name in a path. What cannot be one is refused as everything else is, in JSON.
+/// A name in a path. An invalid name is refused in JSON, as every other error is.
 struct Segment(String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Segment {
@@ -130,7 +130,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     }
 }
 
-/// The bytes of a body, of bounded length.
+/// The bytes of a body, with a limited length.
 struct Body(Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for Body {
@@ -182,14 +182,14 @@ struct RemovePoolQuery {
     unserved: bool,
 }
 
-/// Which import of a name is meant: another may have got the name meanwhile.
+/// Which import of a name is meant: another import may have the name by now.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ImportQuery {
     lineage: Lineage,
 }
 
-/// The parameters of a request, if they are legal.
+/// The parameters of a request, if they are valid.
 fn valid<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
     match query {
         Ok(Query(query)) => Ok(query),
@@ -231,8 +231,8 @@ async fn add_pool(State(node): Shared, Body(body): Body) -> Answer {
     made(kept(async move { node.add_pool(request).await }).await?)
 }
 
-/// Does the whole of `change`: a request ends with its client's connection, which must not leave processes, mounts or devices
-/// that nobody knows.
+/// Carries out all of `change`. A request ends when its client disconnects; that must not leave processes, mounts or devices that the node
+/// does not know.
 async fn kept<T: Send + 'static>(
     change: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
@@ -365,7 +365,7 @@ async fn open(State(node): Shared, Segment(text): Segment, Body(body): Body) -> 
 
 async fn import(State(node): Shared, Body(body): Body) -> Answer {
     let request = parse(&body)?;
-    // In a task of its own: a client that is killed meanwhile ends this one, and nobody would watch what was begun.
+    // In its own task: if the client ends meanwhile, this task is dropped, and nobody would follow the import.
     let begun = tokio::spawn(async move { node.begin_import(request).await });
     let lost = |error| Error::new(ErrorCode::Internal, format!("beginning an import: {error}"));
     made(begun.await.map_err(lost)??)

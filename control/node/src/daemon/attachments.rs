@@ -1,4 +1,4 @@
-//! What is attached, kept in a file so that a restart of the daemon serves the same at the same paths.
+//! The attachments, stored in a file so that after a restart the daemon serves the same ones at the same paths.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ impl From<ContentV1> for Content {
     }
 }
 
-/// The content of the file; otherwise the code of the error, and the reason.
+/// The content of the file; otherwise the code of the error, and its reason.
 fn parse(bytes: &[u8]) -> Result<Content, (ErrorCode, String)> {
     fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, (ErrorCode, String)> {
         serde_json::from_slice(bytes).map_err(|error| (ErrorCode::Damaged, error.to_string()))
@@ -87,23 +87,23 @@ fn parse(bytes: &[u8]) -> Result<Content, (ErrorCode, String)> {
     }
 }
 
-/// The attachments of a node. The file and the memory have the same content after each call.
+/// The attachments of a node. After each call, file and memory have the same content.
 #[derive(Debug)]
 pub(crate) struct Attachments {
     path: PathBuf,
     by_id: BTreeMap<AttachmentId, Attachment>,
-    /// Given to the next attachment; never to two of them.
+    /// The number of the next attachment; a number is never used twice.
     next_id: AttachmentId,
-    /// Those of pools that the node does not have.
+    /// Attachments of pools that the node does not have.
     orphans: BTreeSet<AttachmentId>,
 }
 
 impl Attachments {
-    /// Reads the file; without one nothing is attached.
+    /// Reads the file; if it does not exist, nothing is attached.
     ///
     /// # Errors
-    /// [`ErrorCode::Damaged`] if it does not parse, [`ErrorCode::UnsupportedFormat`] if another version of the program wrote it: what was attached must
-    /// not be forgotten silently.
+    /// [`ErrorCode::Damaged`] if the file does not parse; [`ErrorCode::UnsupportedFormat`] if another version of the program wrote it.
+    /// Attachments must not be forgotten silently.
     pub(crate) fn read(path: PathBuf) -> Result<Attachments, Error> {
         let content = match std::fs::read(&path) {
             Ok(bytes) => parse(&bytes).map_err(|(code, why)| {
@@ -132,17 +132,17 @@ impl Attachments {
         })
     }
 
-    /// All of them, in order of their numbers.
+    /// All attachments, in order of their numbers.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Attachment> {
         self.by_id.values()
     }
 
-    /// Whether the attachment `id` is noted.
+    /// Whether the attachment `id` is recorded.
     pub(crate) fn has(&self, id: AttachmentId) -> bool {
         self.by_id.contains_key(&id)
     }
 
-    /// Numbers of the ublk devices that attachments name.
+    /// Numbers of the ublk devices of attachments.
     pub(crate) fn ublk_devices(&self) -> impl Iterator<Item = u32> {
         self.all().filter_map(|one| match one.endpoint {
             EndpointSpec::Ublk { device, .. } => Some(device),
@@ -150,7 +150,7 @@ impl Attachments {
         })
     }
 
-    /// Numbers of the NBD devices that attachments name.
+    /// Numbers of the NBD devices of attachments.
     pub(crate) fn nbd_devices(&self) -> impl Iterator<Item = u32> {
         self.all().filter_map(|one| match one.endpoint {
             EndpointSpec::NbdDevice { device, .. } => Some(device),
@@ -158,12 +158,12 @@ impl Attachments {
         })
     }
 
-    /// The attachments of `lineage`, all in one pool: of a pool and its copy the node attaches one.
+    /// The attachments of `lineage`. All are in one pool: if a node has a pool and a copy of it, it attaches volumes of only one of them.
     pub(crate) fn of_lineage(&self, lineage: Lineage) -> impl Iterator<Item = &Attachment> {
         self.all().filter(move |one| one.lineage == lineage)
     }
 
-    /// The attachments of the volume `lineage` of `pool`. A copy of that pool holds another volume of this lineage.
+    /// The attachments of the volume `lineage` of `pool`. A copy of that pool has another volume with this lineage.
     pub(crate) fn of_volume<'a>(
         &'a self,
         pool: &'a Name,
@@ -177,17 +177,17 @@ impl Attachments {
         self.of_volume(pool, lineage).next().is_some()
     }
 
-    /// Those of the volumes of `pool`.
+    /// The attachments of volumes of `pool`.
     pub(crate) fn of_pool<'a>(&'a self, pool: &'a Name) -> impl Iterator<Item = &'a Attachment> {
         self.all()
             .filter(move |one| one.pool.as_ref() == Some(pool))
     }
 
-    /// Sets the pool of the attachments that a node with one pool recorded without it. Durable: once there are more pools, only this record
-    /// names it.
+    /// Sets the pool of attachments that a node with one pool recorded without it. The change is durable: once there are more pools, only
+    /// this record contains the pool.
     ///
     /// # Errors
-    /// If the file cannot be written; the memory has the change nevertheless.
+    /// The error of writing the file; the memory has the change nevertheless.
     pub(crate) fn set_pool(&mut self, pool: &Name) -> Result<(), Error> {
         if self.all().all(|one| one.pool.is_some()) {
             return Ok(());
@@ -198,7 +198,7 @@ impl Attachments {
         self.commit(self.by_id.clone())
     }
 
-    /// Finds those of pools that the node, which starts, does not have: they are kept, and nobody serves them.
+    /// Finds, at the start of a node, attachments of pools that the node does not have: they are kept but not served.
     pub(crate) fn find_orphans<T>(&mut self, pools: &BTreeMap<Name, T>) {
         let has = |one: &Attachment| {
             one.pool
@@ -219,45 +219,45 @@ impl Attachments {
         }
     }
 
-    /// The pool `pool` is taken out of the node: what it serves is kept, and nobody serves it.
+    /// The pool `pool` is removed from the node: its attachments are kept but not served.
     pub(crate) fn orphan(&mut self, pool: &Name) {
         let of_pool: Vec<AttachmentId> = self.of_pool(pool).map(|one| one.id).collect();
         self.orphans.extend(of_pool);
     }
 
-    /// The pool `pool` is in the node again.
+    /// The pool `pool` has been added to the node again.
     pub(crate) fn adopt(&mut self, pool: &Name) {
         let of_pool: Vec<AttachmentId> = self.of_pool(pool).map(|one| one.id).collect();
         self.orphans.retain(|id| !of_pool.contains(id));
     }
 
-    /// Whether the attachment `id` is of a pool that the node does not have.
+    /// Whether the attachment `id` belongs to a pool that the node does not have.
     pub(crate) fn is_orphan(&self, id: AttachmentId) -> bool {
         self.orphans.contains(&id)
     }
 
-    /// A number for one more attachment.
+    /// A number for another attachment.
     pub(crate) fn next_id(&mut self) -> AttachmentId {
         let id = self.next_id;
         self.next_id = AttachmentId(id.0 + 1);
         id
     }
 
-    /// Enters `attachment`.
+    /// Adds `attachment`.
     pub(crate) fn insert(&mut self, attachment: Attachment) -> Result<(), Error> {
         let mut next = self.by_id.clone();
         next.insert(attachment.id, attachment);
         self.commit(next)
     }
 
-    /// Forgets the attachment `id`.
+    /// Removes the attachment `id`.
     pub(crate) fn remove(&mut self, id: AttachmentId) -> Result<(), Error> {
         let mut next = self.by_id.clone();
         next.remove(&id);
         self.commit(next)
     }
 
-    /// Notes the new name of the volume `lineage` of `pool`.
+    /// Records the new name of the volume `lineage` of `pool`.
     pub(crate) fn rename(
         &mut self,
         pool: &Name,

@@ -1,4 +1,4 @@
-//! What all pools of a node share.
+//! The state that all pools of a node share.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,16 +12,16 @@ use tokio::sync::watch;
 use super::attachments::Attachments;
 use super::looks::Looks;
 
-/// Where the node is, how it is configured, and what is attached.
+/// The directories, the configuration and the attachments of the node.
 #[derive(Debug)]
 pub(crate) struct NodeContext {
     pub(crate) layout: Layout,
-    /// The configuration at the start of the daemon, without the pools that were added or removed since.
+    /// The configuration at the start of the daemon, without later additions and removals of pools.
     pub(crate) config: Config,
-    /// The user of the endpoints' processes, if they have one of their own.
+    /// The user of the endpoints' processes, if it is not this process's user.
     pub(crate) endpoint: Option<Identity>,
     attachments: Mutex<Attachments>,
-    /// Looks at what this host itself uses.
+    /// Finds out which devices and mounts this host uses.
     pub(crate) looks: Looks,
     /// Counts of what pools of files store.
     pub(crate) counts: Looks<Option<Stored>>,
@@ -30,7 +30,7 @@ pub(crate) struct NodeContext {
 }
 
 impl NodeContext {
-    /// The context of the node at `layout`; what was attached before is read.
+    /// The context of the node at `layout`. Reads the attachments.
     pub(crate) fn new(
         layout: Layout,
         config: Config,
@@ -48,9 +48,9 @@ impl NodeContext {
         })
     }
 
-    /// What is attached. Held for no longer than a look or a change.
+    /// The attachments. Hold the lock only for one read or one change.
     pub(crate) fn attachments(&self) -> MutexGuard<'_, Attachments> {
-        // A panic while it was held has left the old or the new content: both are whole.
+        // After a panic under the lock, the content is the old or the new one, and complete.
         self.attachments
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -1,4 +1,4 @@
-//! Who may reach the sockets of the node: the endpoint's user and those who may connect, through directories of root's.
+//! Access to the sockets of the node for the endpoint's user and for clients, through directories that root owns.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -12,13 +12,13 @@ use nix::unistd::{getegid, geteuid};
 use crate::socket::unlink;
 
 /// Gives the directory of volumes' sockets to the endpoint's user, or back to this process's user; the directories exist. The endpoint and
-/// its clients may pass through the run directory, and so reach the peers' sockets; other files there keep their owners and modes.
+/// its clients may traverse the run directory, so they reach the peers' sockets; other files there keep their owners and modes.
 ///
 /// # Errors
 /// As [`path_error`].
 pub(crate) fn give_sockets_to(layout: &Layout, endpoint: Option<Identity>) -> Result<(), Error> {
     let set = |path: &Path, uid: u32, gid: u32, mode: u32| {
-        // In this order: a change of the owner may take mode bits away.
+        // In this order, because a change of the owner may clear mode bits.
         chown(path, Some(uid), Some(gid))
             .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
             .map_err(|error| path_error(path, &error))
@@ -27,8 +27,8 @@ pub(crate) fn give_sockets_to(layout: &Layout, endpoint: Option<Identity>) -> Re
     let volumes = layout.volumes();
     match endpoint {
         Some(user) => {
-            // The set-group-ID bit: sockets get the group too, without anybody's right to give files away. Front ends
-            // are not in the user's group: they get through `run`, and to no socket of a peer.
+            // The set-group-ID bit gives new sockets the group, without the right to change owners. Front ends are not in the user's group:
+            // they can traverse `run`, but cannot open a socket of a peer.
             let (run, others, mode) = match user.front_ends {
                 None => (0o2710, user.gid, 0o700),
                 Some(group) => (0o2711, group, 0o2710),
@@ -47,8 +47,8 @@ pub(crate) fn give_sockets_to(layout: &Layout, endpoint: Option<Identity>) -> Re
     }
 }
 
-/// Removes the sockets of opened volumes that killed data processes have left; none of this node serves. What cannot be removed
-/// stays: it is in nobody's way.
+/// Removes the sockets that killed data processes have left for volumes; no running process of this node serves them. A socket that cannot
+/// be removed stays and does no harm.
 pub(crate) fn remove_stale_sockets(layout: &Layout) {
     let Ok(entries) = std::fs::read_dir(layout.volumes()) else {
         return;
@@ -63,7 +63,7 @@ pub(crate) fn remove_stale_sockets(layout: &Layout) {
     }
 }
 
-/// Lets the endpoint's user pass through `directory` to the sockets in it, and no further.
+/// Lets the endpoint's user traverse `directory` to the sockets in it, with no other right.
 ///
 /// # Errors
 /// As [`path_error`].

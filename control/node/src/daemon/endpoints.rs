@@ -1,7 +1,7 @@
-//! Attaching and detaching: a volume gets an endpoint, and loses it.
+//! Attaching and detaching: creates and removes the endpoint of a volume.
 //!
-//! Attaching takes no lock and is idempotent. Which attachments of one volume may be beside each other: `sharing`. What is attached
-//! is served: `serving`.
+//! Attaching takes no lock and is idempotent. The module `sharing` decides which attachments of one volume may exist together; the module
+//! `serving` serves attached volumes.
 
 use std::path::PathBuf;
 
@@ -25,14 +25,14 @@ const QUEUES_DEFAULT: u16 = 1;
 
 /// The result of an attach.
 enum Attached {
-    /// It was there.
+    /// The attachment existed already.
     Present(Attachment),
-    /// It was made.
+    /// The attachment was created.
     New(Attachment),
 }
 
 impl Pool {
-    /// Serves `name` at a socket; the same again answers the same.
+    /// Serves `name` at a socket; repeating the call returns the same attachment.
     pub(crate) async fn attach(
         &self,
         name: &Name,
@@ -65,7 +65,7 @@ impl Pool {
         if !is_local(&attachment.endpoint) {
             return Ok(attachment);
         }
-        // Not before others may change something: the kernel opens the volume meanwhile.
+        // Only now that the lock of changes is released: the kernel opens the volume meanwhile, which is a change.
         self.serve_noted(&attachment, is_new).await?;
         Ok(attachment)
     }
@@ -88,7 +88,7 @@ impl Pool {
         }
         let read_only = match share(&entry, &present, request, &self.context.layout.command())? {
             Sharing::Present(attachment) => {
-                // Sent again: harmless, and it repairs what a failed attempt may have left.
+                // Requested again: this does no harm, and repairs what a failed attempt may have left.
                 self.serve(&entry, &attachment).await?;
                 return Ok(Attached::Present(attachment));
             }
@@ -117,7 +117,7 @@ impl Pool {
         } else {
             Access::Write
         };
-        // Its endpoint would open the volume without the daemon, perhaps while a process that keeps it is away from its own.
+        // Otherwise its endpoint would open the volume without the daemon, perhaps while a process that keeps it is not connected.
         if self.reservations.exclude(entry.lineage, access, None)? {
             return Err(Hindrance::Passing(self.open_elsewhere(&entry)));
         }
@@ -132,7 +132,7 @@ impl Pool {
             }
             self.withdraw_if_detached(entry.lineage).await;
             return Err(match error.code {
-                // Another server was faster: the next number.
+                // Another server has taken this number: try the next one.
                 ErrorCode::Exists => Hindrance::Passing(error),
                 ErrorCode::InUse => Hindrance::Passing(Error {
                     message: format!("`{name}` is still being detached by another request"),
@@ -151,7 +151,7 @@ impl Pool {
         Ok(Attached::New(attachment))
     }
 
-    /// Takes back what the endpoint may do with `lineage`, unless it serves that to others.
+    /// Withdraws the endpoint's right to `lineage`, unless it serves the volume to other clients.
     pub(crate) async fn withdraw_if_detached(&self, lineage: Lineage) {
         let attached = self.attachments().has_volume(&self.name, lineage);
         if !attached {
@@ -159,7 +159,7 @@ impl Pool {
         }
     }
 
-    /// What is asked for. The first of its kind is where it always was, however often the volume was attached before.
+    /// The requested endpoint. The first one of a kind is always at the same place, however often the volume was attached before.
     async fn endpoint(
         &self,
         entry: &Entry,
@@ -195,7 +195,7 @@ impl Pool {
         })
     }
 
-    /// Two pools hold the same volume: one is a copy of the other.
+    /// The error that two pools contain the same volume: one is a copy of the other.
     fn attached_elsewhere(&self, attachment: &Attachment) -> Error {
         let pool = attachment.pool.as_ref().map_or("?", |pool| pool.as_str());
         if self.attachments().is_orphan(attachment.id) {
@@ -214,16 +214,16 @@ impl Pool {
         Error::new(ErrorCode::InUse, message).with_hint("detach it there first")
     }
 
-    /// Refuses what the run directory has no room for: an open volume needs a presence journal there, and those that are
-    /// attached and not open yet were promised one before.
+    /// Refuses an attachment for which the run directory has no room: an open volume needs a presence journal there, and room for volumes
+    /// that are attached and not open yet is reserved.
     fn check_journal_room(&self, attachment: &Attachment) -> Result<(), Error> {
         let directory = self.paths.journals();
         let Ok(stat) = nix::sys::statvfs::statvfs(&directory) else {
-            // Whatever it is, the open will name it.
+            // If there is an error, the open will report it.
             return Ok(());
         };
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        // The pools share the room, and each has its own directory.
+        // The pools share the room, but each has its own directory.
         let layout = &self.context.layout;
         let without_journal = |one: &Attachment| {
             let file = one.lineage.to_string();
@@ -258,8 +258,8 @@ impl Pool {
         ))
     }
 
-    /// Serves `name` no longer: the attachment that `request` means. Refused while a guest runs on it; one that is just ending is
-    /// waited for.
+    /// Ends the attachment of `name` that `request` identifies. Refused while a guest runs on it; if the guest is just ending, waits for
+    /// it.
     pub(crate) async fn detach(&self, name: &Name, request: DetachVolume) -> Result<(), Error> {
         let local = wait_while_passing(|| self.detach_once(name, &request)).await?;
         let Some(attachment) = local else {
@@ -275,7 +275,7 @@ impl Pool {
         })
     }
 
-    /// What is left to be done: an attachment of this host itself, which is ended while others may change something.
+    /// Detaches. An attachment of this host itself is only returned: the caller ends it without the lock of changes.
     async fn detach_once(
         &self,
         name: &Name,
@@ -285,7 +285,7 @@ impl Pool {
         let entry = self.lookup(name).await?;
         let attached: Vec<Attachment> = {
             let attachments = self.attachments();
-            // Not those of a copy's volume; but those of a pool which was given another name by hand.
+            // Not those of a copy's volume, but those of a pool that an administrator has renamed.
             let is_ours = |one: &&Attachment| {
                 one.pool.as_ref() == Some(&self.name) || attachments.is_orphan(one.id)
             };
@@ -314,12 +314,12 @@ impl Pool {
         let attachment = attachment.id;
         let detach = ControlRequest::Detach {
             attachment,
-            // A device that is disconnected was a client, of which the endpoint has not heard yet that it has ended.
+            // A device that has been disconnected was a client, but the endpoint may not have noticed its end yet.
             force: device.as_ref().is_some_and(HostDevice::ends_with_stop),
         };
         match self.tell(Role::Endpoint, &detach).await {
             Ok(()) => {}
-            // The endpoint does not know it: what is left is to forget it.
+            // The endpoint does not have it, so it only remains to remove the record.
             Err(error) if error.code == ErrorCode::NotFound => {}
             Err(error) if error.code == ErrorCode::InUse => return Err(in_use(error)),
             Err(error) => return Err(error.into()),

@@ -1,48 +1,47 @@
-//! How full a pool's file system is, in levels that are reached and left.
+//! How full a pool's file system is, in levels.
 //!
-//! Invariant: a level is left only well below the value at which it is reached, so that a pool at the edge is not a flood of
-//! lines.
+//! Invariant: a level ends only well below the value at which it begins, so that a pool near that value does not cause many log lines.
 
 use std::fmt;
 
 use archipelago_api::pools::{Inodes, PoolSpace, SpaceLevel};
 use archipelago_blocker_file::Room;
 
-/// What is used when a level is reached, in percent, the fullest first.
+/// The percentage in use at which a level begins, the fullest first.
 const LEVELS: [(u8, SpaceLevel); 3] = [
     (95, SpaceLevel::Used95),
     (90, SpaceLevel::Used90),
     (80, SpaceLevel::Used80),
 ];
-/// A level is left when so many percent less than its own are used.
+/// A level ends when the percentage in use is this much below its own.
 const HYSTERESIS_PERCENT: u8 = 2;
-/// A file system with less free than this is full: guests write in pieces of that size.
+/// A file system with less free space than this is full: guests write in pieces of this size.
 const FULL_BELOW: u64 = 1 << 20;
-/// Of a small one: with less than this part of it free.
+/// A small file system is full when less than this part of it is free.
 const FULL_BELOW_PART: u64 = 256;
-/// It is full no more when so many times as much is free.
+/// A file system is not full any more when so many times as much is free.
 const HYSTERESIS_FULL: u64 = 2;
 
-/// What of a file system may run out.
+/// A resource of a file system that may run out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resource {
     Bytes,
     Inodes,
 }
 
-/// A level, and what has reached it.
+/// A level, and the resource that has reached it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Reading {
     level: SpaceLevel,
     resource: Resource,
 }
 
-/// What changed since the last look, for the log.
+/// The change since the last measurement, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// A fuller level was reached.
+    /// A fuller level has begun.
     Rose,
-    /// One was left.
+    /// A level has ended.
     Fell,
 }
 
@@ -62,12 +61,12 @@ impl Default for Gauge {
 
 fn percent(used: u64, free: u64) -> u8 {
     let (used, all) = (u128::from(used), u128::from(used) + u128::from(free));
-    // Of nothing nothing is used.
+    // If there is none, none is in use.
     let percent = (used * 100).div_ceil(all.max(1));
     u8::try_from(percent).unwrap_or(100)
 }
 
-/// The level of something of which `used` percent are used, or that is `full`.
+/// The level of a resource of which `used` percent are in use, or that is `full`.
 fn level(used: u8, full: bool) -> SpaceLevel {
     if full {
         return SpaceLevel::Full;
@@ -76,7 +75,7 @@ fn level(used: u8, full: bool) -> SpaceLevel {
     reached.map_or(SpaceLevel::Ok, |(_, level)| *level)
 }
 
-/// The level of `room`, were `more` percent more used, and full at `full_times` as much free.
+/// The level of `room` if `more` percent more were in use, and if it were full with `full_times` as much free.
 fn read(room: &Room, more: u8, full_times: u64) -> Reading {
     let full_below = FULL_BELOW.min(room.total / FULL_BELOW_PART) * full_times;
     let used = percent(room.used, room.free).saturating_add(more);
@@ -99,7 +98,7 @@ fn read(room: &Room, more: u8, full_times: u64) -> Reading {
 }
 
 impl Gauge {
-    /// Evaluates a measurement of the file system: the space to report, and how its level changed.
+    /// Evaluates a measurement of the file system. Returns the space to report, and the change of its level.
     pub(crate) fn look(&mut self, room: &Room) -> (PoolSpace, Option<Change>) {
         let (up, down) = (
             read(room, 0, 1).level,
@@ -123,7 +122,7 @@ impl Gauge {
     }
 }
 
-/// A file system in words: how full it is, and what to do.
+/// A description of a file system: how full it is, and what to do.
 #[derive(Debug)]
 pub(crate) struct Described<'a>(pub(crate) &'a PoolSpace);
 
@@ -157,7 +156,7 @@ impl fmt::Display for Described<'_> {
     }
 }
 
-/// What to do about a file system that fills up.
+/// What to do when a file system fills up.
 pub(crate) const WHAT_TO_DO: &str =
     "free space there or grow the file system: without room, writes of guests wait or fail";
 

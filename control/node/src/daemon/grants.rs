@@ -1,4 +1,4 @@
-//! Volumes that an endpoint with a user of its own may open: attached ones, imports, and those that processes have open over segment
+//! Volumes that an endpoint with its own user may open: attached volumes, imports, and volumes that processes have open over segment
 //! channels.
 //!
 //! Invariants
@@ -14,18 +14,19 @@ use archipelago_api::layout::path_error;
 use archipelago_api::types::Attachment;
 use archipelago_protocol::{Access, Error, Grants, Lineage};
 
-/// The volumes that are granted.
+/// The granted volumes.
 #[derive(Debug)]
 pub(crate) struct Granted {
     path: PathBuf,
     /// Attached, or being imported.
     held: BTreeMap<Lineage, Access>,
-    /// Volumes open over segment channels when the endpoint was last asked, and those opened since. The end of a channel is not reported.
+    /// Volumes open over segment channels according to the endpoint's last report, and those opened since. The end of a channel is not
+    /// reported.
     opened: Vec<(Lineage, Access)>,
 }
 
 impl Granted {
-    /// What a daemon that starts grants: what is attached.
+    /// The grants of a daemon that starts: one for each attached volume.
     pub(crate) fn new<'a>(
         path: PathBuf,
         attachments: impl Iterator<Item = &'a Attachment>,
@@ -50,15 +51,15 @@ impl Granted {
         self.held.insert(lineage, access);
     }
 
-    /// Takes back what [`Granted::hold`] gave.
+    /// Withdraws the grant of [`Granted::hold`].
     pub(crate) fn release(&mut self, lineage: Lineage) {
         self.held.remove(&lineage);
     }
 
-    /// Grants `access` to `lineage` until the endpoint reports it as closed. `still_open` is the endpoint's present list.
+    /// Grants `access` to `lineage` until the endpoint reports it as closed. `still_open` is the endpoint's current list.
     pub(crate) fn open(&mut self, lineage: Lineage, access: Access, still_open: &[Lineage]) {
         self.opened.retain(|(known, _)| still_open.contains(known));
-        // A reader that will be refused must not reduce the writer's access.
+        // A reader, which will be refused, must not reduce the writer's access.
         if !self.opened.contains(&(lineage, access)) {
             self.opened.push((lineage, access));
         }
@@ -75,7 +76,7 @@ impl Granted {
         grants
     }
 
-    /// Writes them to the file, for peers that start.
+    /// Writes the grants to the file, for peers that start.
     pub(crate) fn write(&self) -> Result<Grants, Error> {
         let grants = self.grants();
         let bytes = serde_json::to_vec(&grants).expect("lineages are strings");

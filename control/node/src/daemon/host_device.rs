@@ -1,4 +1,4 @@
-//! Block devices of this host whose requests a data process answers: one of the kernel's drivers, and what is done with it.
+//! Block devices of this host whose requests a data process answers, through one of several drivers of the kernel.
 
 use archipelago_protocol::control::{ControlRequest, Role};
 use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Lineage};
@@ -14,10 +14,10 @@ pub(crate) enum HostDevice {
 }
 
 impl HostDevice {
-    /// Refuses what the kernel could not show.
+    /// Refuses a resize that the kernel could not show.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] with what to do.
+    /// [`ErrorCode::Unsupported`] with the remedy.
     pub(crate) async fn check_resizes(&self) -> Result<(), Error> {
         match self {
             HostDevice::Ublk(own) => (*own).check_resizes().await,
@@ -25,7 +25,7 @@ impl HostDevice {
         }
     }
 
-    /// Sets the size of the device, if it exists, to that of its volume, which its endpoint has already.
+    /// Sets the size of the device, if it exists, to that of its volume. The endpoint has the new size already.
     ///
     /// # Errors
     /// The kernel's error; the volume has its new size nevertheless.
@@ -36,11 +36,11 @@ impl HostDevice {
         }
     }
 
-    /// Stops it, so that its endpoint can be detached. Unless the node has its pool no more (`is_orphan`), what waits for a server is
-    /// waited for.
+    /// Stops the device, so that its endpoint can be detached. Waits for requests that wait for a server, unless the node does not have the
+    /// pool any more (`is_orphan`).
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] while anybody uses it.
+    /// [`ErrorCode::InUse`] while the device is in use.
     pub(crate) async fn stop(self, is_orphan: bool) -> Result<(), Error> {
         match self {
             HostDevice::Ublk(own) => own.stop(is_orphan).await,
@@ -48,23 +48,23 @@ impl HostDevice {
         }
     }
 
-    /// Whether its endpoint has no client any more that could be in use, once it is stopped.
+    /// Whether stopping the device disconnects the last client of its endpoint.
     pub(crate) fn ends_with_stop(&self) -> bool {
         matches!(self, HostDevice::Nbd(_))
     }
 
-    /// Removes what is left of it, which is stopped and which no process serves any more.
+    /// Removes the rest of a device that has been stopped and is not served any more.
     pub(crate) async fn remove(self) {
         match self {
             HostDevice::Ublk(own) => own.remove().await,
-            // It went when it was disconnected.
+            // It was removed when it was disconnected.
             HostDevice::Nbd(_) => {}
         }
     }
 }
 
 impl Pool {
-    /// The device of the volume `lineage` that `endpoint` is, if it is one.
+    /// The device of the volume `lineage`, if `endpoint` is one.
     pub(crate) fn host_device(
         &self,
         lineage: Lineage,
@@ -81,7 +81,7 @@ impl Pool {
         }
     }
 
-    /// Takes back the attachment `id` of the volume `lineage` at `endpoint`, which was not noted.
+    /// Undoes the attachment `id` of the volume `lineage` at `endpoint`, which could not be recorded.
     pub(crate) async fn abandon(
         &self,
         id: AttachmentId,
@@ -108,8 +108,8 @@ impl Pool {
         }
     }
 
-    /// Disconnects those devices of the pool that the kernel's NBD client serves, before its processes stop. What is in use stays, and
-    /// waits for the next start of the node.
+    /// Disconnects the devices of the pool that the kernel's NBD client serves, before the pool's processes stop. Devices in use stay, and
+    /// wait for the next start of the node.
     pub(crate) async fn end_nbd_devices(&self) -> Vec<String> {
         let devices: Vec<_> = {
             let attachments = self.attachments();

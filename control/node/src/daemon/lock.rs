@@ -14,28 +14,28 @@ use archipelago_runtime::{Clock, SystemClock};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-/// Milliseconds between two tries to get the lock.
+/// Milliseconds between two attempts to get the lock.
 const RETRY: u8 = 10;
 /// Timeout for a daemon that is ending.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a daemon has to look alive: between a kill and the first sign of it there is a moment without one.
+/// For so long, the daemon must look alive: just after a kill, its process does not show yet that it is ending.
 const ALIVE_FOR: Duration = Duration::from_millis(300);
 /// Room for any process id and [`ENDING`].
 const RECORD_LEN: usize = 15;
 /// The second word of the record of a daemon that is ending.
 const ENDING: &str = "ending";
 
-/// The lock of a node. Given back when dropped, or when the process dies.
+/// The lock of a node. Released when it is dropped, or when the process dies.
 #[derive(Debug)]
 pub(crate) struct NodeLock {
     file: Flock<std::fs::File>,
 }
 
 impl NodeLock {
-    /// Takes the lock and leaves our process id in it. A daemon that is ending is waited for.
+    /// Takes the lock and records this process's id. Waits for a daemon that is ending.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] naming the process that holds it.
+    /// [`ErrorCode::InUse`] with the process that holds the lock.
     pub(crate) fn take(layout: &Layout) -> Result<NodeLock, Error> {
         let path = layout.lock();
         let failed = |error: std::io::Error| path_error(&path, &error);
@@ -72,24 +72,25 @@ impl NodeLock {
         Ok(lock)
     }
 
-    /// Lets those that want the lock know that it is given back soon.
+    /// Records that the lock will be released soon, for processes that wait for it.
     pub(crate) fn note_ending(&self, layout: &Layout) {
         self.write_record(&layout.lock(), ENDING);
     }
 
     fn write_record(&self, path: &Path, state: &str) {
         let text = format!("{} {state}", std::process::id());
-        // One length, in its place: a file that was there needs no room. Without its record the lock holds all the same.
+        // The record has a fixed length and is overwritten in place: so an existing file needs no more room. The lock also works without
+        // the record.
         let record = format!("{text:<RECORD_LEN$}\n");
         if let Err(error) = self.file.write_all_at(record.as_bytes(), 0) {
             tracing::warn!("{}: its record was not written: {error}", path.display());
         }
     }
 
-    /// Waits until nobody holds the lock, for `timeout` at most.
+    /// Waits until the lock is free, at most for `timeout`.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] if it is still held then, [`ErrorCode::Io`] if the file cannot be locked at all.
+    /// [`ErrorCode::Unavailable`] if it is not free by then, [`ErrorCode::Io`] if the file cannot be locked at all.
     pub(crate) fn wait_free(layout: &Layout, timeout: Duration) -> Result<(), Error> {
         let path = layout.lock();
         let failed = |error: std::io::Error| path_error(&path, &error);
@@ -119,14 +120,14 @@ impl NodeLock {
 }
 
 fn rest() {
-    // Waiting for nothing: a signal that ends it early does no harm.
+    // Only a pause: a signal that ends it early does no harm.
     let _rested = nix::poll::poll(&mut [], RETRY);
 }
 
-/// Who holds the lock, by the record in the file.
+/// The holder of the lock, according to the record in the file.
 #[derive(Debug, PartialEq, Eq)]
 struct Holder {
-    /// `None`: it has not written its id yet.
+    /// `None`: the holder has not written its id yet.
     pid: Option<u32>,
     says_ending: bool,
 }
@@ -170,7 +171,7 @@ impl Holder {
     }
 }
 
-/// Whether the process `pid` is ending or has ended: a process that ends frees its memory first, and its command line with it.
+/// Whether the process `pid` is ending or has ended: a process that ends first frees its memory, and with it its command line.
 fn is_dying(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty())
 }

@@ -1,8 +1,8 @@
-//! Probes of files and devices that may hang: of a file whose process does not answer, and of a device on such a file.
+//! Probes of files and devices that may hang: a file whose process does not answer, and a device on such a file.
 //!
 //! Invariants
-//! - A probe has a thread of its own: neither the daemon's requests nor its end wait for it.
-//! - At most one probe at a time for a path: later callers get the result of the running one.
+//! - A probe has its own thread: neither the daemon's requests nor its end wait for it.
+//! - At most one probe of a path runs at a time: later callers get its result.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -40,7 +40,7 @@ impl<T: Copy + Send + Sync + 'static> Looks<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks `call` about `path`; `None`: it has not returned within 5 s.
+    /// Runs `call` on `path`; `None` if it has not returned within 5 s.
     pub(crate) async fn ask(
         &self,
         path: &Path,
@@ -52,7 +52,7 @@ impl<T: Copy + Send + Sync + 'static> Looks<T> {
         *answered
     }
 
-    /// The call that is under way, else a new one; `None` without a thread for it.
+    /// The probe that is running, else a new one; `None` if its thread cannot be started.
     fn begin(
         &self,
         path: &Path,

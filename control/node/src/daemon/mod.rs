@@ -1,9 +1,9 @@
-//! The node daemon: one per node, parent of the data processes, server of the API.
+//! The node daemon. There is one per node; it is the parent of the data processes, and serves the API.
 //!
-//! Life cycle: lock, configuration, children, catalogue and attachments, ready; then requests until a signal or a stop;
-//! then endpoint, mapper and blocker are stopped in this order, each when it has drained.
+//! Life cycle: lock, configuration, children, catalogue and attachments, ready; then requests until a signal or a stop; then endpoint,
+//! mapper and blocker stop in this order, each when it has drained.
 //!
-//! Runs on one thread, the main one: the kernel ties the children's death to the thread that started them.
+//! Runs on one thread, the main thread: the kernel ties the children's death to the thread that started them.
 
 mod abandoned;
 mod attachments;
@@ -68,23 +68,23 @@ pub(crate) use service::RELEASE_TIMEOUT;
 pub(crate) use settings::peer_settings;
 use supervisor::{keep_running, keep_trying};
 
-/// How long pools are waited for at the start once one of them is served: what opens later is reported as not served yet.
+/// At the start, how long the daemon waits for other pools once one is served; a pool that opens later is reported as not served yet.
 const START_GRACE: Duration = Duration::from_secs(10);
-/// How long a thread for calls that block is kept without work: as long as the daemon lives.
+/// How long an idle thread for blocking calls is kept: as long as the daemon runs.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// How often the length of the log is checked, and its pending counts are written.
+/// Interval at which the length of the log is checked and its pending counts are written.
 const LOG_STEP: Duration = Duration::from_secs(1);
 
-/// Runs the daemon of the node at `layout` until a signal or a request stops it. `ready` is called when requests are served; `claim` is the
+/// Runs the daemon of the node at `layout` until a signal or a request stops it. Calls `ready` when requests are served; `claim` is the
 /// right with which the pools are opened.
 ///
 /// # Errors
-/// Why it could not start, or which node has taken its pools over. A clean stop is not an error.
+/// The reason why it could not start, or the node that has taken its pools over. A clean stop is not an error.
 pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<(), Error> {
-    // This host may write back dirty pages to a volume that the node serves. So the memory that a data process needs, or the daemon that
-    // restarts data processes, must not wait for write-back. Threads and processes inherit the setting. Without the privilege for it there
-    // are no such devices.
+    // This host may write back dirty pages to a volume that the node serves. So allocations of a data process, or of the daemon that
+    // restarts data processes, must not wait for write-back. Threads and processes inherit the setting. Without the privilege for it, such
+    // devices do not exist.
     if let Err(error) = archipelago_runtime::set_io_flusher() {
         tracing::debug!(%error, "PR_SET_IO_FLUSHER");
     }
@@ -93,10 +93,10 @@ pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<
     let endpoint = endpoint.transpose()?;
     layout.make_directories()?;
     let lock = NodeLock::take(&layout)?;
-    // The lock is a new one if the run directory was removed under a node that serves.
+    // If the run directory of a running node was removed, this is a new lock file.
     for pool in config.pools.values() {
         match ServingNode::of_pool(pool) {
-            // The run directory is shared, so no pool of this node could be served beside it.
+            // The run directory is shared, so this node could serve no pool while the other node runs.
             Some(other) if other.run == layout.run() || config.pools.len() == 1 => {
                 return Err(other.in_use(&layout));
             }
@@ -115,13 +115,13 @@ pub(crate) fn run(layout: Layout, claim: Claim, ready: impl FnOnce()) -> Result<
     runtime.block_on(serve(node, &lock, ready))
 }
 
-/// Starts the first thread for calls that block. It stays: calls wait for it when the limit of threads is reached, and the
-/// runtime would panic if there were none.
+/// Starts the first thread for blocking calls, which is kept: when the limit of threads is reached, calls wait for this thread; without any
+/// thread, the runtime would panic.
 fn start_blocking_thread(runtime: &tokio::runtime::Runtime) -> Result<(), Error> {
-    // The runtime panics if it cannot start its thread, so whether one can be started is found out first.
+    // The runtime panics if it cannot start its thread, so this first checks that a thread can be started.
     std::thread::Builder::new()
         .spawn(|| ())
-        // It does nothing, so it has not panicked.
+        // The thread does nothing, so it has not panicked.
         .map(|thread| drop(thread.join()))
         .map_err(|error| Error::of_thread("the daemon", &error))?;
     let _started = runtime.spawn_blocking(|| ());
@@ -145,7 +145,7 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
         () = end.next() => Err(Error::new(ErrorCode::Unavailable, "stopped before it served")),
     };
     if let Err(error) = started {
-        // Nothing was served yet: there is nothing to drain.
+        // Nothing was served, so nothing has to drain.
         lock.note_ending(&node.context.layout);
         kill_all(&node).await;
         return Err(error);
@@ -173,12 +173,12 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
     node.stopping.send_replace(true);
     let pools = node.pools();
     let unfinished = futures_util::future::join_all(pools.iter().map(|pool| service::stop(pool)));
-    // A pool that is being added is given up, one that is being removed is drained: they are waited for too.
+    // A pool that is being added is given up, and one that is being removed is drained: wait for these too.
     let changes = tokio::time::timeout(service::DRAIN_TIMEOUT, node.pool_changes.lock());
     let (unfinished, changes) = futures_util::future::join(unfinished, changes).await;
     drop(changes);
     node.stopped.send_replace(Some(unfinished.concat()));
-    // The answer to the request that asked for the stop is still on its way.
+    // The answer to the stop request may not have been sent yet.
     hang_up.send_replace(true);
     let _in_time = tokio::time::timeout(service::EXIT_TIMEOUT, api).await;
     keeper.abort();
@@ -187,10 +187,10 @@ async fn serve(node: Arc<Node>, lock: &NodeLock, ready: impl FnOnce()) -> Result
     Ok(())
 }
 
-/// Waits until a pool is served, and somewhat longer for the others.
+/// Waits until a pool is served, and for a limited time for the others.
 ///
 /// # Errors
-/// Why none is served.
+/// The reason why none is served.
 async fn start_up(node: &Node) -> Result<(), Error> {
     let mut changes = node.context.pools_changed.subscribe();
     let mut deadline = None;
@@ -224,7 +224,7 @@ async fn start_up(node: &Node) -> Result<(), Error> {
     }
 }
 
-/// Waits until other hosts have taken over all pools; returns one of their errors.
+/// Waits until other hosts have taken over all pools; returns the error of one of them.
 async fn all_lost(node: &Node) -> Error {
     let mut changes = node.context.pools_changed.subscribe();
     loop {
@@ -249,7 +249,7 @@ async fn kill_all(node: &Node) {
     futures_util::future::join_all(pools.iter().map(|pool| service::kill(pool))).await;
 }
 
-/// The signals that mean a clean stop.
+/// The signals that request a clean stop.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -274,7 +274,7 @@ impl Signals {
     }
 }
 
-/// Keeps the log within its bounds.
+/// Keeps the log below its length limit.
 async fn keep_log(node: Arc<Node>) {
     let make = || {
         let path = node.context.layout.log();
@@ -318,7 +318,7 @@ fn serve_api(node: &Arc<Node>) -> Result<Api, Error> {
     Ok((task, hang_up))
 }
 
-/// Serves until `hung_up` is set. After a failure before that, such as a lack of descriptors, it is started again.
+/// Serves until `hung_up` is set. If serving fails before that, for example because descriptors are short, it is started again.
 async fn serve_connections(
     listener: Arc<UnixListener>,
     node: Arc<Node>,
@@ -331,7 +331,7 @@ async fn serve_connections(
             let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
             axum::serve(listener, crate::api::router(node))
                 .with_graceful_shutdown(async move {
-                    // A dropped sender means the same.
+                    // A dropped sender has the same meaning.
                     let _told = hung_up.wait_for(|hung_up| *hung_up).await;
                 })
                 .await

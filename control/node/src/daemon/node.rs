@@ -1,9 +1,9 @@
-//! The node as the API sees it: its pools, and which of them a name is in.
+//! The node as the API shows it: its pools, and which pool contains a name.
 //!
 //! Invariants
-//! - Names are unique in the node: who makes one claims it first, and looks whether another pool has it.
-//! - A pool that is not served, or does not answer, keeps no request to another one: it is not asked, or not waited for.
-//!   What such a pool holds has names that nobody knows meanwhile, so one may come twice; it is then refused until it is renamed.
+//! - Names are unique in the node: a request that creates a name claims it first, and checks whether another pool contains it.
+//! - A pool that is not served or does not answer delays no request to another pool: the node does not ask it, or does not wait for it. Its
+//!   names are not known meanwhile, so a name may exist twice later; such a name is refused until one of them is renamed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,21 +37,21 @@ const SECOND_TIMEOUT: Duration = Duration::from_millis(200);
 pub(crate) struct Node {
     pub(crate) context: Arc<NodeContext>,
     pools: Mutex<BTreeMap<Name, Arc<Pool>>>,
-    /// The pool whose sockets and journals stand in the run directory itself.
+    /// The pool whose sockets and journals are in the run directory itself.
     pub(crate) first: Name,
-    /// Names that are being made.
+    /// Names that are being created.
     claimed: Mutex<BTreeSet<Name>>,
     /// Held while a pool is added or removed.
     pub(crate) pool_changes: tokio::sync::Mutex<()>,
-    /// Whether the node stops: no pool comes or goes any more.
+    /// Whether the node is stopping: pools are not added or removed any more.
     pub(crate) stopping: watch::Sender<bool>,
     /// Asks the main loop for a clean stop.
     pub(crate) stop: Notify,
-    /// What was left unfinished, once all processes have stopped.
+    /// The unfinished work, once all processes have stopped.
     pub(crate) stopped: watch::Sender<Option<Vec<String>>>,
 }
 
-/// A name that is being made; others may make it when this is dropped.
+/// A name that is being created. When this is dropped, other requests may create it.
 #[derive(Debug)]
 pub(crate) struct Claimed<'a> {
     node: &'a Node,
@@ -60,7 +60,7 @@ pub(crate) struct Claimed<'a> {
 
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
-        // A panic while it was held has left a whole set.
+        // A panic under the lock has left the set complete.
         let mut claimed = self
             .node
             .claimed
@@ -71,8 +71,8 @@ impl Drop for Claimed<'_> {
 }
 
 impl Node {
-    /// The node at `layout`, whose endpoints run as `endpoint` and whose pools are opened with the right of `claim`; nothing
-    /// runs yet. The caller holds its lock.
+    /// The node at `layout`, whose endpoints run as `endpoint`, and whose pools are opened with the right of `claim`. Starts nothing. The
+    /// caller holds the node's lock.
     pub(crate) fn new(
         layout: Layout,
         config: Config,
@@ -109,7 +109,7 @@ impl Node {
 
     /// The pools, in order of their names.
     pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
-        // A panic while it was held has left a whole map.
+        // A panic under the lock has left the map complete.
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.values().cloned().collect()
     }
@@ -135,7 +135,7 @@ impl Node {
         })
     }
 
-    /// The pool for something new: `wanted`, else the only one, else the one named `default`. It is served.
+    /// The pool for something new: `wanted`, else the only pool, else the one named `default`. It must be served.
     fn pool_for(&self, wanted: Option<&Name>) -> Result<Arc<Pool>, Error> {
         let pool = match wanted {
             Some(name) => self.pool(name)?,
@@ -156,7 +156,7 @@ impl Node {
             .collect()
     }
 
-    /// Why the pools are not served that are not.
+    /// The reasons why pools are not served.
     fn absences(&self) -> Vec<PoolAbsence> {
         let pools = self.pools().into_iter();
         pools
@@ -169,11 +169,11 @@ impl Node {
             .collect()
     }
 
-    /// The served pool that `name` is in.
+    /// The served pool that contains `name`.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`]; [`ErrorCode::Exists`] if it is in two; [`ErrorCode::Unavailable`] if it may be in a pool that is
-    /// not served, or does not answer.
+    /// [`ErrorCode::NotFound`]; [`ErrorCode::Exists`] if two pools contain it; [`ErrorCode::Unavailable`] if a pool that is not served or
+    /// does not answer may contain it.
     pub(crate) async fn pool_of(&self, name: &Name) -> Result<Arc<Pool>, Error> {
         let all = self.pools();
         if let [only] = all.as_slice() {
@@ -203,7 +203,7 @@ impl Node {
                     silent.remove(&pool.name);
                     missing = Some(error);
                 }
-                // Silent as one that has not answered.
+                // Counts as a pool that has not answered.
                 Err(_unknown) => {}
             }
         }
@@ -240,7 +240,7 @@ impl Node {
         }
     }
 
-    /// The pool `wanted`, else the one that `name` is in.
+    /// The pool `wanted`, else the one that contains `name`.
     async fn pool_named_or_of(
         &self,
         wanted: Option<&Name>,
@@ -252,10 +252,10 @@ impl Node {
         }
     }
 
-    /// Lets nobody else make `name`, which shall be one of `pool`, and looks whether it is in another pool already.
+    /// Prevents other requests from creating `name`, which will belong to `pool`, and checks whether another pool contains it already.
     async fn claim(&self, name: &Name, pool: &Pool) -> Result<Claimed<'_>, Error> {
         {
-            // A panic while it was held has left a whole set.
+            // A panic under the lock has left the set complete.
             let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
             if !claimed.insert(name.clone()) {
                 return Err(Error::new(
@@ -290,14 +290,14 @@ impl Node {
         }
     }
 
-    /// A new, empty volume.
+    /// Creates an empty volume.
     pub(crate) async fn create(&self, request: CreateVolume) -> Result<VolumeView, Error> {
         let pool = self.pool_for(request.pool.as_ref())?;
         let _claimed = self.claim(&request.name, &pool).await?;
         pool.create(request).await
     }
 
-    /// A writable volume that begins as `source`, in its pool.
+    /// Creates a writable volume with the content of `source`, in its pool.
     pub(crate) async fn clone_volume(
         &self,
         source: &Name,
@@ -308,7 +308,7 @@ impl Node {
         pool.clone_volume(source, request).await
     }
 
-    /// A snapshot, in the pool of its volume.
+    /// Creates a snapshot, in the pool of its volume.
     pub(crate) async fn snapshot(
         &self,
         volume: &Name,
@@ -319,7 +319,7 @@ impl Node {
         pool.snapshot(volume, request).await
     }
 
-    /// Another name.
+    /// Renames a volume, snapshot or image.
     pub(crate) async fn rename(
         &self,
         from: &Name,
@@ -330,7 +330,7 @@ impl Node {
         pool.rename(from, request).await
     }
 
-    /// Makes an invisible image and opens it for one writer.
+    /// Creates an invisible image and opens it for one writer.
     pub(crate) async fn begin_import(&self, request: BeginImport) -> Result<Bulk, Error> {
         let pool = self.pool_for(request.pool.as_ref())?;
         let _claimed = self.claim(&request.name, &pool).await?;
@@ -340,7 +340,7 @@ impl Node {
         Ok(bulk)
     }
 
-    /// A page of volumes, snapshots and images of all pools that are served: of all, or of those with a label.
+    /// A page of volumes, snapshots and images of all served pools: all of them, or those with a label.
     pub(crate) async fn list(
         &self,
         prefix: String,
@@ -359,7 +359,7 @@ impl Node {
         });
         let pages = futures_util::future::join_all(pages).await;
         let mut volumes: Vec<VolumeView> = Vec::new();
-        // What lies behind the first name at which a page ends is for the next page.
+        // Names after the first name at which a page of a pool ends belong to the next page.
         let mut end: Option<Name> = None;
         for (pool, page) in served.iter().zip(pages) {
             let reason = match page {
@@ -383,7 +383,7 @@ impl Node {
         volumes.retain(|view| end.as_ref().is_none_or(|end| view.entry.name <= *end));
         if volumes.len() > limit {
             let last = volumes[limit - 1].entry.name.clone();
-            // A name that is in two pools stands on one page.
+            // If two pools contain a name, both entries are on one page.
             volumes.retain(|view| view.entry.name <= last);
             end = Some(last);
         }

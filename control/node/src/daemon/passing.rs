@@ -1,21 +1,21 @@
-//! Waits for volumes that are in use only for a moment: a guest has just ended, an import or export was just broken off, and the volume is
-//! being closed. A new request for such a volume waits, with a timeout, and without blocking requests for others.
+//! Waits for volumes that are in use only for a moment: a guest has just ended, or an import or export was just aborted, and the volume is
+//! being closed. A new request for such a volume waits, with a timeout; requests for other volumes are not delayed.
 
 use std::time::Duration;
 
 use archipelago_protocol::Error;
 
-/// How long what is being closed is waited for: longer than the last flush of a busy disk takes, shorter than people wait.
+/// Longest wait for a volume that is being closed: longer than the last flush of a busy disk, shorter than people wait.
 const TIMEOUT: Duration = Duration::from_secs(4);
-/// Between two tries.
+/// Pause between two attempts.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Why something was not done.
+/// Why a request was not carried out.
 #[derive(Debug)]
 pub(crate) enum Hindrance {
-    /// Another try will fail too.
+    /// Another attempt would fail too.
     Final(Error),
-    /// Something uses the volume that may be about to end.
+    /// Something uses the volume, but may be about to end.
     Passing(Error),
 }
 
@@ -25,7 +25,7 @@ impl From<Error> for Hindrance {
     }
 }
 
-/// The result of `attempt`, which is repeated while a passing state hinders it, for [`TIMEOUT`] at most.
+/// The result of `attempt`, which is repeated while a temporary state prevents it, at most for [`TIMEOUT`].
 ///
 /// # Errors
 /// The error of the last attempt.

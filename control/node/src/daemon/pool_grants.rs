@@ -1,4 +1,4 @@
-//! Grants that change while the pool is served: stored in a file, then sent to the blocker and the mapper.
+//! Grants that change while the pool is served: they are stored in a file, then sent to the blocker and the mapper.
 
 use archipelago_protocol::control::{ControlReply, ControlRequest, Role};
 use archipelago_protocol::{Access, Error, Lineage};
@@ -8,13 +8,13 @@ use super::pool::Pool;
 use super::pool_requests::unexpected_reply;
 
 impl Pool {
-    /// Lets the endpoint open `lineage`, until [`Pool::withdraw`].
+    /// Permits the endpoint to open `lineage`, until [`Pool::withdraw`].
     pub(crate) async fn grant(&self, lineage: Lineage, access: Access) -> Result<(), Error> {
         self.change_grants(|granted| granted.hold(lineage, access))
             .await
     }
 
-    /// Lets the endpoint open `lineage` for a process, for as long as that has it open.
+    /// Permits the endpoint to open `lineage` for a process, as long as the process has it open.
     pub(crate) async fn grant_open(&self, lineage: Lineage, access: Access) -> Result<(), Error> {
         if self.context.endpoint.is_none() {
             return Ok(());
@@ -27,7 +27,7 @@ impl Pool {
             .await
     }
 
-    /// Takes back what [`Pool::grant`] gave. What fails is logged: the endpoint may do more than it should, nobody less.
+    /// Withdraws the grant of [`Pool::grant`]. Errors are only logged: the endpoint keeps a right too many, and nothing else is affected.
     pub(crate) async fn withdraw(&self, lineage: Lineage) {
         let withdrawn = self.change_grants(|granted| granted.release(lineage));
         if let Err(error) = withdrawn.await {

@@ -5,11 +5,11 @@
 //! | the first one | `run/` | `run/journal/` |
 //! | each other | `run/pools/NAME/` | `run/pools/NAME/journal/` |
 //!
-//! The sockets of volumes stand in `run/volume/` for all pools.
+//! The sockets of volumes are in `run/volume/` for all pools.
 //!
-//! Invariant: as long as the run directory exists, the journals of a pool keep their path. So the name of the first pool is stored in
-//! the state directory, which outlives a reboot: a node that had one pool, of whatever name, may have more pools at its next start.
-//! A pool that has had a directory of its own does not become the first one.
+//! Invariant: as long as the run directory exists, the journals of a pool keep their path. So the name of the first pool is stored in the
+//! state directory, which outlives a reboot: a node that had one pool, of whatever name, may have more pools at its next start. A pool that
+//! has had its own directory does not become the first one.
 
 use std::path::{Path, PathBuf};
 
@@ -28,15 +28,15 @@ const SOCKET_NAME_LEN: usize = "/control-endpoint.sock".len();
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PoolPaths {
     run: PathBuf,
-    /// The pool is the first one: `run` is the node's run directory itself.
+    /// Whether the pool is the first one: then `run` is the node's run directory itself.
     is_first: bool,
 }
 
 impl PoolPaths {
-    /// The paths of the pool `name` of the node at `layout`, where `first` is the first pool.
+    /// The paths of the pool `name` of the node at `layout`, whose first pool is `first`.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] if the name is too long for sockets in a directory of that name.
+    /// [`ErrorCode::Invalid`] if the name is too long for a path of a socket.
     pub(crate) fn new(layout: &Layout, name: &Name, first: &Name) -> Result<PoolPaths, Error> {
         let is_first = name == first;
         if is_first {
@@ -59,12 +59,12 @@ impl PoolPaths {
         Ok(PoolPaths { run, is_first })
     }
 
-    /// The directory of the pool `name` where it is not the first one.
+    /// The directory of the pool `name` if it is not the first one.
     pub(crate) fn further(layout: &Layout, name: &Name) -> PathBuf {
         layout.run().join("pools").join(name.as_str())
     }
 
-    /// Makes the directories, and lets the user of the endpoint through to the sockets.
+    /// Creates the directories, and lets the endpoint's user traverse them to the sockets.
     pub(crate) fn make(&self, endpoint: Option<Identity>) -> Result<(), Error> {
         make_directory(&self.run)?;
         make_directory(&self.journals())?;
@@ -83,17 +83,18 @@ impl PoolPaths {
         &self.run
     }
 
-    /// Presence journals of the pool's open volumes.
+    /// Directory of the presence journals of the pool's open volumes.
     pub(crate) fn journals(&self) -> PathBuf {
         self.run.join("journal")
     }
 
-    /// What an endpoint with a user of its own may open of the pool.
+    /// File of the volumes of the pool that an endpoint with its own user may open.
     pub(crate) fn grants(&self) -> PathBuf {
         self.run.join("grants.json")
     }
 
-    /// Reservations of processes that have volumes of the pool open, and the note which incarnation of the pool's owner they are of.
+    /// File of the reservations of processes that have volumes of the pool open, with the incarnation of the pool's owner for which they
+    /// hold.
     pub(crate) fn reservations(&self) -> PathBuf {
         self.run.join("reserved")
     }
@@ -103,7 +104,7 @@ impl PoolPaths {
         self.run.join(format!("control-{}.sock", role.name()))
     }
 
-    /// A process of the pool `name` as it stands in logs and messages.
+    /// The name of a process of the pool `name` in logs and messages.
     pub(crate) fn title(&self, name: &Name, roles: &[Role]) -> String {
         let roles: Vec<&str> = roles.iter().map(|role| role.name()).collect();
         let roles = roles.join("+");
@@ -115,8 +116,8 @@ impl PoolPaths {
     }
 }
 
-/// The first pool of the node at `layout`: the one that was the first before, as long as the node has it; else `default`, or another
-/// one, of those that have left nothing in a directory of their own. If all have, the former one stays it, and none is there.
+/// The first pool of the node at `layout`: the previous first pool, if the node still has it; else `default` or another pool, of those that
+/// have no files in their own directory. If all have, the previous one remains the first, and the node does not contain it.
 pub(crate) fn first_pool<'a>(
     layout: &Layout,
     pools: impl Iterator<Item = &'a Name> + Clone,
@@ -145,7 +146,7 @@ pub(crate) fn first_pool<'a>(
             .expect("a checked configuration has a pool")
             .clone(),
     };
-    // Needed once there is another pool: a directory without room is no reason not to serve this one.
+    // The record is needed only once there is another pool, so an error is not a reason not to serve this one.
     if let Err(error) = durable::replace(&path, format!("{first}\n").as_bytes()) {
         tracing::warn!("{}: the first pool was not noted: {error}", path.display());
     }

@@ -1,7 +1,7 @@
 //! Finds the node that serves a pool without its sockets, which are lost if a user has removed the run directory.
 //!
-//! The pool's lock names the data process, whose command line names its daemon and its run directory. The daemon counts only if it is the
-//! parent of that process: a data process whose daemon has died is about to end.
+//! The lock of the pool contains the data process, whose command line contains its daemon and its run directory. The daemon counts only if
+//! it is the parent of that process: a data process whose daemon has died is about to end.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -16,9 +16,9 @@ use archipelago_runtime::{Clock, SystemClock};
 
 use crate::node_pool::NodePool;
 
-/// Timeout for the file system's answer who holds a lock.
+/// Timeout for the file system's answer which process holds a lock.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a daemon may take to end after it has released its node's lock: its last data process is its child until then.
+/// How long a daemon may take to end after it has released its node's lock; until then, its last data process is its child.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Milliseconds between two checks while waiting.
 const RETRY_MS: u8 = 5;
@@ -28,35 +28,35 @@ const RETRY_MS: u8 = 5;
 pub(crate) struct ServingNode {
     /// Process id of its daemon.
     pub(crate) daemon: u32,
-    /// Its run directory, from the command line of its processes.
+    /// Its run directory, from the command lines of its processes.
     pub(crate) run: PathBuf,
     pool: PathBuf,
 }
 
-/// Who has a pool open.
+/// What has a pool open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PoolUser {
     /// No process, or the file system does not report one.
     Nobody,
     /// A node whose daemon runs.
     Node(ServingNode),
-    /// A process that has ended or is about to, or one that cannot be seen from here.
+    /// A process that has ended or is about to end, or one that is not visible from here.
     Process(Option<u32>),
 }
 
 impl PoolUser {
-    /// Who has the pool open, by its lock. A cluster knows no process.
+    /// What has the pool open, according to its lock. For a cluster, no process is known.
     #[must_use]
     pub(crate) fn of_pool(pool: &PoolConfig) -> PoolUser {
         pool.directory().map_or(PoolUser::Nobody, PoolUser::of)
     }
 
-    /// Who has the pool in `directory` open.
+    /// What has the pool in `directory` open.
     #[must_use]
     pub(crate) fn of(directory: &Path) -> PoolUser {
         let (sender, receiver) = mpsc::channel();
         let asked = directory.to_owned();
-        // On a thread of its own: a file system that does not answer keeps only that one.
+        // On its own thread: a file system that does not answer blocks only this thread.
         let thread = std::thread::Builder::new().name("pool-user".to_owned());
         let _thread = thread.spawn(move || {
             let _late = sender.send(holder(&asked));
@@ -70,7 +70,7 @@ impl PoolUser {
         }
     }
 
-    /// Waits until no process has the pool in `directory` open, or another daemon serves it, for `timeout` at most.
+    /// Waits until no process has the pool in `directory` open, or another daemon serves it, at most for `timeout`.
     ///
     /// # Errors
     /// A text for users: which process still has the pool open, or why that is not known.
@@ -112,7 +112,7 @@ impl PoolUser {
 }
 
 impl ServingNode {
-    /// The node that serves `pool` and is not about to end: one that is ending is waited for. The pool is not touched.
+    /// The node that serves `pool` and is not about to end; waits for one that is ending. Does not change the pool.
     pub(crate) fn of_pool(pool: &PoolConfig) -> Option<ServingNode> {
         let deadline = SystemClock.now() + ENDING_TIMEOUT;
         loop {
@@ -124,7 +124,7 @@ impl ServingNode {
         }
     }
 
-    /// The node that serves `pool`, by the arguments of its processes.
+    /// The node that serves `pool`, according to the arguments of its processes.
     fn find(pool: &PoolConfig) -> Option<ServingNode> {
         let place = pool.place();
         let processes = std::fs::read_dir("/proc").ok()?;
@@ -134,7 +134,7 @@ impl ServingNode {
             .find(|node| node.pool == place)
     }
 
-    /// The node that the data process `pid` belongs to.
+    /// The node to which the data process `pid` belongs.
     fn of_process(pid: u32) -> Option<ServingNode> {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let arguments: Vec<&str> = line
@@ -158,13 +158,13 @@ impl ServingNode {
         })
     }
 
-    /// Whether its daemon still runs.
+    /// Whether the daemon of this node still runs.
     #[must_use]
     pub(crate) fn is_alive(&self) -> bool {
         status_of(self.daemon, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
     }
 
-    /// The failure of who needs the pool of the node at `layout` for itself.
+    /// The error for a command that needs exclusive use of the pool of the node at `layout`.
     pub(crate) fn in_use(&self, layout: &Layout) -> Error {
         let ServingNode { daemon, run, pool } = self;
         let (pool, run_directory) = (pool.display(), run.display());
@@ -191,7 +191,7 @@ fn parent_of(pid: u32) -> Option<u32> {
     status_of(pid, "PPid")?.parse().ok()
 }
 
-/// A line of the kernel's status file of a process.
+/// The value of `key` in the kernel's status file of a process.
 fn status_of(pid: u32, key: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status

@@ -1,9 +1,9 @@
-//! What the daemon sees of its pool from outside: the room in its file system, and who has it open.
+//! What the daemon observes of its pool from outside: the room in its file system, and which process has it open.
 //!
 //! Invariants
-//! - The file system is called on a thread of its own, which lives as long as the watch: a call that does not return keeps that
-//!   thread and nothing else, and a limit of threads that is reached later keeps nothing. A look that panics ends itself only.
-//! - Each level that is reached or left is one line in the log.
+//! - The file system is called on a thread that lives as long as the watch: a call that does not return blocks only that thread, and a
+//!   limit of threads that is reached later does no harm. A panic ends only one measurement.
+//! - Each level that begins or ends is one line in the log.
 
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -20,12 +20,12 @@ use tokio::time::timeout;
 
 use super::gauge::{Change, Described, Gauge, WHAT_TO_DO};
 
-/// The kind of a pool in a file system.
+/// The kind of pool that is in a file system.
 const FILE: &str = "file";
-/// A file system that has not answered within this time is reported as not answering.
+/// A file system that does not answer within this time is reported as not answering.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The result of one look.
+/// The result of one measurement.
 #[derive(Debug)]
 struct Found {
     room: io::Result<Room>,
@@ -41,22 +41,22 @@ impl Found {
     }
 }
 
-/// What a look tells.
+/// The result for callers.
 #[derive(Debug, Default)]
 pub(crate) struct Sight {
     pub(crate) space: Option<PoolSpace>,
     pub(crate) holder: Option<Holder>,
 }
 
-/// The looks at one pool.
+/// Measurements of one pool.
 #[derive(Debug)]
 pub(crate) struct PoolWatch {
     directory: PathBuf,
     answer_timeout: Duration,
     gauge: Mutex<Gauge>,
-    /// Where the thread hears of a look, and whom to answer.
+    /// Sends requests for measurements to the thread, each with the sender for its answer.
     looks: mpsc::Sender<oneshot::Sender<Found>>,
-    /// The look whose answer has not come yet.
+    /// The measurement that has not been answered yet.
     under_way: tokio::sync::Mutex<Option<oneshot::Receiver<Found>>>,
 }
 
@@ -64,13 +64,13 @@ impl PoolWatch {
     /// A watch of the pool in `directory`, and its thread.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// The error of starting the thread.
     pub(crate) fn new(directory: &Path) -> Result<PoolWatch, Error> {
         let watched = directory.to_owned();
         PoolWatch::with_look(directory, move || Found::of(&watched))
     }
 
-    /// The same, with `look` in place of a look at the file system.
+    /// The same, with `look` in place of a measurement of the file system.
     fn with_look(
         directory: &Path,
         look: impl Fn() -> Found + Send + UnwindSafe + RefUnwindSafe + 'static,
@@ -80,7 +80,7 @@ impl PoolWatch {
         thread
             .spawn(move || {
                 for answer in asked {
-                    // A look that panics has no answer; the next one is a look again.
+                    // A measurement that panics has no answer; the next one is carried out normally.
                     if let Ok(found) = std::panic::catch_unwind(&look) {
                         // The send fails only if the receiver has timed out, or the daemon has ended.
                         let _late = answer.send(found);
@@ -97,12 +97,12 @@ impl PoolWatch {
         })
     }
 
-    /// The answer of the file system, of an earlier look if that has not returned yet.
+    /// The file system's answer; if an earlier measurement has not returned yet, its answer.
     async fn answer(&self) -> Option<Found> {
         let mut under_way = self.under_way.lock().await;
         let answer = under_way.get_or_insert_with(|| {
             let (sender, answer) = oneshot::channel();
-            // The thread ends after us only.
+            // The thread ends only after this side.
             let _sent = self.looks.send(sender);
             answer
         });
@@ -111,7 +111,7 @@ impl PoolWatch {
         found.ok()
     }
 
-    /// Looks at the pool `name`; logs the levels that it has reached or left.
+    /// Measures the pool `name`; logs levels that have begun or ended.
     pub(crate) async fn look(&self, name: &impl std::fmt::Display) -> Sight {
         let Ok(Some(found)) = timeout(self.answer_timeout, self.answer()).await else {
             return Sight::default();
@@ -133,7 +133,7 @@ impl PoolWatch {
 
     fn measure(&self, name: &impl std::fmt::Display, room: &Room) -> PoolSpace {
         let (space, change) = {
-            // A panic while it was held has left the old level or the new one.
+            // A panic under the lock has left the old or the new level.
             let mut gauge = self.gauge.lock().unwrap_or_else(PoisonError::into_inner);
             gauge.look(room)
         };
@@ -155,7 +155,7 @@ impl PoolWatch {
     }
 }
 
-/// What is wrong with a pool that fills up, or does not answer.
+/// The problem of a pool that fills up or does not answer.
 pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
     let at = pool.directory.display();
     if let Some(why) = &pool.unserved {
@@ -168,7 +168,7 @@ pub(crate) fn problem(pool: &PoolStatus) -> Option<ProblemView> {
     let what = match &pool.space {
         Some(space) if space.level == SpaceLevel::Ok => return None,
         Some(space) => format!("{at}: {}; {WHAT_TO_DO}", Described(space)),
-        // No file system of ours.
+        // The pool is not in a file system.
         None if pool.kind != FILE => return None,
         None => format!(
             "{at}: its file system did not report its free space within {} s",

@@ -1,10 +1,9 @@
-//! Pools that are shown, and that come and go while the node runs.
+//! Lists pools, and adds and removes them while the node runs.
 //!
 //! Invariants
-//! - A pool is added in this order: its directory, its processes, the configuration. One that cannot be served is not added.
-//! - A pool is taken over only while it is not served because somebody else has it, and only by one opening of it.
-//! - A pool is removed while it is served and holds nothing, or, if that is asked for, while it is not served: first the
-//!   configuration, then its processes.
+//! - A pool is added in this order: its directory, its processes, the configuration. A pool that cannot be served is not added.
+//! - A pool is taken over only while it is not served because another node has it, and only by one opening of it.
+//! - A pool is removed while it is served and empty, or, if requested, while it is not served: first the configuration, then its processes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,15 +25,15 @@ use super::pool_paths::PoolPaths;
 use super::service;
 use crate::rados_program::make_pool;
 
-/// How long a new pool may take until it is served. One that was in use elsewhere is waited for by its process.
+/// How long a new pool may take until it is served. Its process waits for a pool that was in use elsewhere.
 const ADD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Which pool may be taken out of the node.
+/// Which pools may be removed from the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RemovablePool {
-    /// One that is served and holds nothing.
+    /// A pool that is served and empty.
     Empty,
-    /// One that is not served, whatever it holds. Its attachments are kept, and nobody serves them.
+    /// A pool that is not served, whatever it contains. Its attachments are kept but not served.
     Unserved,
 }
 
@@ -42,7 +41,7 @@ impl Node {
     /// The pools, served or not.
     ///
     /// # Errors
-    /// If there is only one, and it does not report its content.
+    /// If there is only one pool, and it does not report its content.
     pub(crate) async fn pool_list(&self) -> Result<Vec<PoolView>, Error> {
         let pools = self.pools();
         if let [only] = pools.as_slice() {
@@ -51,7 +50,7 @@ impl Node {
         Ok(futures_util::future::join_all(pools.iter().map(|pool| pool.line_of_pool())).await)
     }
 
-    /// Lets one pool come or go at a time, and none while the node stops.
+    /// Permits one change of pools at a time, and none while the node stops.
     async fn change_pools(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Error> {
         let turn = self.pool_changes.lock().await;
         match *self.stopping.borrow() {
@@ -84,7 +83,7 @@ impl Node {
         let pool = Arc::new(Pool::new(&self.context, &name, &config, paths, claim)?);
         service::start(&pool);
         let added = tokio::select! {
-            // First: what is entered is among the pools before a stop looks at them.
+            // Polled first: a pool that was added is in the list before a stop reads the list.
             biased;
             _ = stops.wait_for(|stops| *stops) => Err(stopping()),
             added = self.enter_served(&pool) => added,
@@ -99,7 +98,7 @@ impl Node {
         pool.info_of_pool().await
     }
 
-    /// Makes a directory a pool, if it is none yet.
+    /// Makes a directory a pool, unless it is one already.
     async fn make_file_pool(
         &self,
         stops: &mut watch::Receiver<bool>,
@@ -118,7 +117,7 @@ impl Node {
             direct: true,
         };
         let config = in_files(directory.clone());
-        // Whether it is legal is found out before anything is made: as it is written, and where that leads.
+        // Checks the new configuration before anything is created: the path as written, and its target.
         self.changed_config(|text| with_pool(text, name, &config))?;
         PoolPaths::new(&self.context.layout, name, &self.first)?;
         let asked = directory.clone();
@@ -130,7 +129,7 @@ impl Node {
         Ok(config)
     }
 
-    /// Makes a RADOS pool one of ours, if it is none yet.
+    /// Makes a RADOS pool a pool of the node, unless it is one already.
     async fn make_rados_pool(
         &self,
         stops: &mut watch::Receiver<bool>,
@@ -153,7 +152,7 @@ impl Node {
     /// Takes the pool `name` over from another node, and answers when it is served.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] if another node's claim is not why it is not served; why it cannot be taken.
+    /// [`ErrorCode::Invalid`] unless the pool is not served because another node has it; otherwise the error of taking it over.
     pub(crate) async fn take_over_pool(&self, name: &Name) -> Result<PoolView, Error> {
         let _one_at_a_time = self.change_pools().await?;
         let pool = self.pool(name)?;
@@ -164,26 +163,26 @@ impl Node {
         let mut stops = self.stopping.subscribe();
         tokio::select! {
             _ = stops.wait_for(|stops| *stops) => return Err(stopping()),
-            // An opening that was under way may still be refused.
+            // An opening that had begun before may still be refused.
             taken = served(&pool, || process.takes_over()) => taken?,
         }
         tracing::info!("pool `{name}` was taken over, as was asked for");
         pool.info_of_pool().await
     }
 
-    /// Notes a pool in the configuration, once it is served.
+    /// Adds a pool to the configuration, once it is served.
     async fn enter_served(&self, pool: &Pool) -> Result<(), Error> {
         served(pool, || false).await?;
         self.check_names(pool).await?;
-        // From here on nothing is waited for: it is in the file, or it is not added.
+        // From here on, nothing is awaited: the pool is in the file, or it is not added.
         let text = self.changed_config(|text| with_pool(text, &pool.name, &pool.config))?;
         self.write_config(&text)
     }
 
-    /// Refuses a pool that has a name which another one has.
+    /// Refuses a pool that contains a name that another pool contains.
     async fn check_names(&self, new: &Pool) -> Result<(), Error> {
         let mut after = None;
-        // One that does not answer is asked once.
+        // A pool that does not answer is asked only once.
         let mut others = self.pools();
         loop {
             let page = new.list(String::new(), after, PAGE_MAX, None).await?;
@@ -214,7 +213,7 @@ impl Node {
         }
     }
 
-    /// Takes the pool `name` out of the node, if it is `which`. Its directory stays.
+    /// Removes the pool `name` from the node, if it is `which`. Its directory stays.
     pub(crate) async fn remove_pool(&self, name: &Name, which: RemovablePool) -> Result<(), Error> {
         let _one_at_a_time = self.change_pools().await?;
         let pool = self.pool(name)?;
@@ -243,7 +242,7 @@ impl Node {
             }
             (RemovablePool::Unserved, Some(_)) => None,
             (RemovablePool::Empty, None) => {
-                // Nobody makes anything in it meanwhile.
+                // Nothing can be created in it meanwhile.
                 let nothing_new = pool.lock_changes().await?;
                 let entries = pool.entries().await?;
                 if entries > 0 {
@@ -276,7 +275,7 @@ impl Node {
         Ok(())
     }
 
-    /// What `change` makes of the configuration file.
+    /// The configuration file after `change`.
     fn changed_config(
         &self,
         change: impl FnOnce(&str) -> Result<String, Error>,
@@ -287,7 +286,7 @@ impl Node {
     }
 
     fn write_config(&self, text: &str) -> Result<(), Error> {
-        // A link leads to a file that others edit: that one is replaced.
+        // If it is a link, it leads to a file that others edit: that file is replaced.
         let path: PathBuf = self.context.layout.config().to_owned();
         let path = std::fs::canonicalize(&path).unwrap_or(path);
         Config::parse(text)?;
@@ -299,7 +298,7 @@ fn stopping() -> Error {
     Error::new(ErrorCode::Unavailable, "the node is stopping")
 }
 
-/// Where `path` leads, as far as it exists.
+/// The target of `path`, as far as it exists.
 fn real_path(path: &Path) -> PathBuf {
     let mut led_to = path.ancestors().filter_map(|above| {
         let rest = path.strip_prefix(above).ok()?;
@@ -309,8 +308,8 @@ fn real_path(path: &Path) -> PathBuf {
     led_to.next().unwrap_or_else(|| path.to_owned())
 }
 
-/// What `call` gives, on a thread of its own: the file system of `directory` may not answer, which must not keep the daemon, nor
-/// its end.
+/// The result of `call`, which runs on its own thread: the file system of `directory` may not answer, and that must delay neither the
+/// daemon nor its end.
 async fn on_a_thread<T: Send + 'static>(
     stops: &mut watch::Receiver<bool>,
     directory: &Path,
@@ -358,10 +357,10 @@ fn check_taken(name: &Name, state: &PoolState) -> Result<(), Error> {
     }
 }
 
-/// Waits until `pool` is served; a failure counts if it is not that of an opening before the one that is meant.
+/// Waits until `pool` is served. A failure counts unless it belongs to an earlier opening (`is_early`).
 ///
 /// # Errors
-/// Why it is not.
+/// The reason why it is not served.
 async fn served(pool: &Pool, is_early: impl Fn() -> bool) -> Result<(), Error> {
     let mut changes = pool.context.pools_changed.subscribe();
     let deadline = tokio::time::Instant::now() + ADD_TIMEOUT;

@@ -1,4 +1,4 @@
-//! A volume of a pool begins again as one of its snapshots.
+//! Rollback: the content of a volume becomes that of one of its snapshots.
 
 use archipelago_api::types::{RollbackVolume, VolumeView};
 use archipelago_protocol::catalogue::{CatalogueRequest, Kind};
@@ -9,7 +9,7 @@ use super::pool::Pool;
 use crate::fresh::fresh_lineage;
 
 impl Pool {
-    /// The detached volume `name` as the snapshot was; its name, labels and policy stay.
+    /// Rolls the detached volume `name` back to the snapshot; its name, labels and policy stay.
     pub(crate) async fn rollback(
         &self,
         name: &Name,

@@ -1,5 +1,5 @@
-//! Serving: sends the attachments in the file of attachments to the endpoint, each when it is made, and all of them whenever the endpoint's
-//! process has started.
+//! Serving: sends the recorded attachments to the endpoint, each when it is created, and all of them whenever the endpoint's process has
+//! started.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,15 +16,15 @@ use super::pool::Pool;
 
 /// Bytes of the serial number that a guest sees.
 const SERIAL_LEN: usize = 20;
-/// A fresh endpoint is sent so many attachments at once: a connection and a thread for each.
+/// Attachments that are sent to a new endpoint at once: each needs a connection and a thread.
 const SERVED_AT_ONCE: usize = 16;
 /// First pause before an attachment that could not be served is sent again.
 const SERVE_RETRY_MIN: Duration = Duration::from_secs(1);
-/// Longest pause: a volume shall come back soon after a descriptor or some space was freed.
+/// Longest pause: a volume should be served soon after a descriptor or some space became free.
 const SERVE_RETRY_MAX: Duration = Duration::from_secs(10);
 
 impl Pool {
-    /// Has the endpoint serve `attachment`. Attachments that this host itself uses are served by [`Pool::serve_noted`].
+    /// Makes the endpoint serve `attachment`. [`Pool::serve_noted`] serves the attachments that this host itself uses.
     pub(super) async fn serve(&self, entry: &Entry, attachment: &Attachment) -> Result<(), Error> {
         if is_local(&attachment.endpoint) {
             return Ok(());
@@ -54,8 +54,8 @@ impl Pool {
         self.tell(Role::Endpoint, &request).await
     }
 
-    /// Sends the attached volumes to each incarnation of the endpoint. A new incarnation ends the round for the one before, so
-    /// there is one round at a time, however many incarnations there were.
+    /// Sends the attached volumes to each incarnation of the endpoint. A new incarnation ends the round of the previous one, so only one
+    /// round runs at a time.
     pub(crate) async fn serve_incarnations(
         self: Arc<Self>,
         mut incarnations: watch::Receiver<u64>,
@@ -63,7 +63,7 @@ impl Pool {
         let mut begun = incarnations.changed().await;
         while begun.is_ok() {
             begun = tokio::select! {
-                // First: a round for a dead incarnation waits for answers that never come.
+                // Polled first: a round for a dead incarnation waits for answers that will never arrive.
                 biased;
                 begun = incarnations.changed() => begun,
                 () = self.serve_until_done() => incarnations.changed().await,
@@ -71,7 +71,7 @@ impl Pool {
         }
     }
 
-    /// Tells the endpoint what is attached, and again what it could not serve.
+    /// Sends the attachments to the endpoint, and repeats those that it could not serve.
     async fn serve_until_done(&self) {
         let mut wait = SERVE_RETRY_MIN;
         let mut failed = self.serve_all(None).await;
@@ -85,8 +85,8 @@ impl Pool {
         }
     }
 
-    /// Tells the endpoint what is attached, or those of `only`. What cannot be served is logged and stays noted; returned is
-    /// what may be served later.
+    /// Sends the attachments, or those in `only`, to the endpoint. If one cannot be served, this is logged and it stays recorded. Returns
+    /// those that may succeed later.
     pub(crate) async fn serve_all(&self, only: Option<Vec<AttachmentId>>) -> Vec<AttachmentId> {
         let wanted = |attachment: &&Attachment| {
             !is_local(&attachment.endpoint)
@@ -109,7 +109,7 @@ impl Pool {
             }
         };
         let all = attachments.len();
-        // Guests wait meanwhile.
+        // In parallel, since guests wait.
         let failed: Vec<(AttachmentId, ErrorCode)> = stream::iter(attachments)
             .map(|attachment| async move {
                 let failed = self.serve_again(&attachment).await.err();

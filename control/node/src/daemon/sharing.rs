@@ -1,37 +1,37 @@
-//! Which attachments of one volume there may be beside each other, and which of them a request means.
+//! Which attachments of one volume may exist together, and which of them a request selects.
 //!
-//! | attached | asked for | |
+//! | attached | requested | |
 //! |---|---|---|
-//! | anything | what is there already | the same again |
-//! | nothing | anything that the volume allows | made |
-//! | read-only, once or more often | read-only: another kind, or `another` | made |
+//! | anything | what exists already | that attachment |
+//! | nothing | anything that the volume allows | created |
+//! | read-only, once or more often | read-only: another kind, or `another` | created |
 //! | read-only | read-only: this kind with other queues | refused: the same again, or another one? |
 //! | read-only | read-write | refused: a writer is alone |
 //! | read-write | anything else | refused: a writer is alone |
 //!
-//! Snapshots and images never change, so readers of them need not know of each other. A volume that is attached read-only only does not
-//! change either. Why no reader beside a writer: `docs/decisions/0014-no-reader-beside-a-writer.md`.
+//! Snapshots and images never change, so their readers need not know of each other. A volume that is only attached read-only does not
+//! change either. Why a reader and a writer exclude each other: `docs/decisions/0014-no-reader-beside-a-writer.md`.
 
 use archipelago_api::types::{AttachVolume, Attachment, DetachVolume, EndpointKind};
 use archipelago_protocol::catalogue::{Entry, Kind};
 use archipelago_protocol::{EndpointSpec, Error, ErrorCode, Name};
 
-/// What comes of a request to attach.
+/// The result of a request to attach.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// This one is what is asked for.
+    /// This attachment is what was requested.
     Present(Attachment),
-    /// One more is made.
+    /// A further attachment must be created.
     Further {
         /// It refuses writes.
         read_only: bool,
     },
 }
 
-/// What comes of `request` for `entry`, of which `present` are attached; `command` is for hints.
+/// The result of `request` for `entry`, which has the attachments `present`; `command` is used in hints.
 ///
 /// # Errors
-/// [`ErrorCode::InUse`] if it cannot be beside those, [`ErrorCode::Invalid`] for a writer of what is frozen.
+/// [`ErrorCode::InUse`] if it cannot exist together with those, [`ErrorCode::Invalid`] for a writer of a snapshot or image.
 pub(crate) fn share(
     entry: &Entry,
     present: &[Attachment],

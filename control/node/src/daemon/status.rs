@@ -1,4 +1,4 @@
-//! What the node is and what went through it.
+//! The status and statistics of the node.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,24 +24,24 @@ use super::pool_watch::{Sight, problem};
 use super::process::{AskError, Process};
 use crate::descriptors::descriptors_of;
 
-/// A process that ended no longer ago than this does not answer because of that: twice the longest wait between two starts.
+/// If a process ended within this time, that is why it does not answer: twice the longest wait between two starts.
 const RECENT: Duration = Duration::from_secs(10);
 /// A process that does not report its status within this time is shown as not serving.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is in a pool.
+/// The content of a pool.
 #[derive(Debug, Clone, Copy)]
 struct PoolContent {
     /// Volumes, snapshots and images.
     entries: u64,
     free: u64,
-    /// 0: nobody knows.
+    /// 0: not known.
     total: u64,
     provisioned: u64,
 }
 
 impl PoolContent {
-    /// The room, if that is known.
+    /// The room, if it is known.
     fn room(self) -> Option<Room> {
         (self.total > 0).then(|| Room {
             free: self.free,
@@ -62,13 +62,13 @@ struct PoolReport {
     served: ServedAttachments,
 }
 
-/// The attachments that the process with the endpoint reports.
+/// The attachments that the process with the endpoint serves.
 enum ServedAttachments {
-    /// It serves these, and no others.
+    /// It serves exactly these.
     Known(Vec<ServedAttachment>),
-    /// It does not run.
+    /// The process does not run.
     Nothing,
-    /// It does not answer, or has something else to do.
+    /// It does not answer, or is busy.
     Unknown,
 }
 
@@ -91,9 +91,9 @@ impl ServedAttachments {
 }
 
 impl Node {
-    /// The processes, their peers and channels, and what is attached.
+    /// The processes, their peers and channels, and the attachments.
     pub(crate) async fn status(&self) -> NodeStatus {
-        // Beside each other: one that does not answer costs what it waits, not all of them.
+        // In parallel, so that processes that do not answer cost one timeout, not one each.
         let pools = self.pools();
         let reports = futures_util::future::join_all(pools.iter().map(|pool| pool.report())).await;
         let attachments: Vec<Attachment> = self.context.attachments().all().cloned().collect();
@@ -127,7 +127,7 @@ impl Node {
             report.add_to(&mut status, &attachments);
         }
         let view = |attachment: Attachment| AttachmentView {
-            // Those of a pool that the node does not have are not served.
+            // Attachments of a pool that the node does not have are not served.
             state: states
                 .get(&attachment.id)
                 .copied()
@@ -140,12 +140,12 @@ impl Node {
 }
 
 impl PoolReport {
-    /// Whether `attachment` is one of the pool.
+    /// Whether `attachment` belongs to this pool.
     fn has(&self, attachment: &Attachment) -> bool {
         attachment.pool.as_ref() == Some(&self.status.name)
     }
 
-    /// Adds what there is to `status`, with the names of what is attached.
+    /// Adds the report to `status`, with the names of attached volumes.
     fn add_to(mut self, status: &mut NodeStatus, attachments: &[Attachment]) {
         let pool = self.status.name.clone();
         let here = || {
@@ -189,7 +189,7 @@ impl PoolReport {
     }
 }
 
-/// Whose the figures of `attachment` are, for people: its volume's; of several of one kind, with its number.
+/// The name for the statistics of `attachment`: its volume's, with its number if the volume has several of one kind.
 fn figures_name<'a>(
     attachment: &Attachment,
     attachments: impl Iterator<Item = &'a Attachment>,
@@ -205,7 +205,7 @@ fn figures_name<'a>(
 }
 
 impl Pool {
-    /// The pool as it is now; but for what its process knows: access, reserve and owner.
+    /// The present state of the pool, without what only its process knows: access, reserve and owner.
     async fn look(&self) -> PoolStatus {
         let Sight { space, holder } = match &self.watch {
             Some(watch) => watch.look(&self.name).await,
@@ -228,7 +228,7 @@ impl Pool {
         }
     }
 
-    /// How many volumes, snapshots and images there are.
+    /// Number of volumes, snapshots and images.
     pub(crate) async fn entries(&self) -> Result<u64, Error> {
         Ok(self.content().await?.entries)
     }
@@ -282,7 +282,7 @@ impl Pool {
         report
     }
 
-    /// The present status of the pool, with the report of the process that serves it, if it answers.
+    /// The present status of the pool, with the report of the process that serves it, if the process answers.
     async fn pool_status(&self) -> PoolStatus {
         let blocker = self.process(Role::Blocker);
         let asked = blocker.ask(&ControlRequest::Status, ANSWER_TIMEOUT);
@@ -293,10 +293,10 @@ impl Pool {
         pool
     }
 
-    /// The pool and its content; of a pool that is not served, only the pool.
+    /// The pool and its content; if it is not served, without the content.
     ///
     /// # Errors
-    /// If the pool is served and does not report its content.
+    /// If the pool is served but does not report its content.
     pub(crate) async fn info_of_pool(&self) -> Result<PoolView, Error> {
         let content = match self.unserved_reason() {
             None => Some(self.content().await?),
@@ -309,7 +309,7 @@ impl Pool {
         })
     }
 
-    /// The same beside other pools, which are not waited for.
+    /// The same for a list of pools: does not wait for this pool.
     pub(crate) async fn line_of_pool(&self) -> PoolView {
         let content = match self.unserved_reason() {
             None => tokio::time::timeout(ANSWER_TIMEOUT, self.content())
@@ -322,7 +322,7 @@ impl Pool {
 }
 
 fn view_of_pool(mut status: PoolStatus, content: Option<PoolContent>) -> PoolView {
-    // Without a file system the backend reports the space, if it knows it.
+    // Without a file system, the backend reports the space, if it knows it.
     if status.space.is_none()
         && let Some(room) = content.and_then(|content| content.room())
     {
@@ -338,7 +338,7 @@ fn view_of_pool(mut status: PoolStatus, content: Option<PoolContent>) -> PoolVie
     }
 }
 
-/// A process for the answer to users, and the parts of its report that concern others.
+/// A process as it is shown to users, and the parts of its report that belong elsewhere.
 async fn view(pool: &Name, process: &Process) -> (ProcessView, ProcessStatus) {
     let answer = process.ask(&ControlRequest::Status, ANSWER_TIMEOUT).await;
     let title = process.title();

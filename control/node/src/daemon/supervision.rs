@@ -1,4 +1,4 @@
-//! Handle of the supervisors of a pool's processes: sets the desired state and waits for their end.
+//! Controls the supervisors of a pool's processes: sets the wanted state and waits for their end.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,18 +8,18 @@ use tokio::task::JoinHandle;
 use super::process::Process;
 use super::supervisor::{Event, Wish, supervise_always};
 
-/// The supervisors of a pool's processes: how to tell them what is wished, and how to wait for their end.
+/// The supervisors of a pool's processes: sends them the wanted state, and waits for their end.
 #[derive(Debug)]
 pub(crate) struct Supervision {
     wishes: Vec<watch::Sender<Wish>>,
-    /// One for each process, once they were started.
+    /// One for each process, once they have been started.
     supervisors: Mutex<Vec<JoinHandle<()>>>,
     /// The service of the pool.
     service: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Supervision {
-    /// Of `processes` processes, which do not run yet.
+    /// For `processes` processes, which do not run yet.
     pub(crate) fn new(processes: usize) -> Supervision {
         Supervision {
             wishes: (0..processes)
@@ -30,7 +30,7 @@ impl Supervision {
         }
     }
 
-    /// Starts a supervisor for each of `processes`, which tells `events` what becomes of it.
+    /// Starts a supervisor for each of `processes`, which sends starts and deaths to `events`.
     pub(crate) fn start(&self, processes: &[Arc<Process>], events: &mpsc::UnboundedSender<Event>) {
         let supervisors = processes.iter().zip(&self.wishes).map(|(process, wish)| {
             tokio::spawn(supervise_always(
@@ -39,7 +39,7 @@ impl Supervision {
                 events.clone(),
             ))
         });
-        // A panic while it was held has left a whole list.
+        // A panic under the lock has left the list complete.
         let mut kept = self
             .supervisors
             .lock()
@@ -52,9 +52,9 @@ impl Supervision {
         self.wishes[index].send_replace(wish);
     }
 
-    /// The supervisors, to be waited for.
+    /// The supervisors, so that the caller can wait for them.
     pub(crate) fn take_supervisors(&self) -> Vec<JoinHandle<()>> {
-        // A panic while it was held has left a whole list.
+        // A panic under the lock has left the list complete.
         let mut supervisors = self
             .supervisors
             .lock()
@@ -62,7 +62,7 @@ impl Supervision {
         std::mem::take(&mut *supervisors)
     }
 
-    /// Keeps the task that serves the pool, in place of the former one, which is ended.
+    /// Stores the task that serves the pool, and ends the previous one.
     pub(crate) fn set_service(&self, service: Option<JoinHandle<()>>) {
         // As above.
         let mut kept = self.service.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,11 +1,11 @@
-//! Keeps a process alive: starts it again at once when it dies, more slowly when it dies repeatedly.
+//! Keeps a process running: starts it again at once when it dies, and more slowly when it dies repeatedly.
 //!
 //! | after | waits before the next start |
 //! |---|---|
 //! | an uptime of at least [`STABLE`] | nothing |
 //! | a shorter one | nothing the first time, then 50 ms, doubled up to [`BACKOFF_MAX`] |
 //!
-//! Tries never end, and neither does a supervisor: one that panics is logged and begins anew ([`keep_running`]).
+//! The supervisor never stops trying. If it panics, that is logged and it starts again ([`keep_running`]).
 
 use std::io;
 use std::process::ExitStatus;
@@ -27,9 +27,9 @@ const STABLE: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// Wait before a task of the daemon that panicked runs again: a panic that repeats itself shall not keep the CPU busy.
+/// Wait before a task of the daemon that panicked runs again: a repeated panic must not use up the CPU.
 const PANIC_WAIT: Duration = Duration::from_secs(1);
-/// Wait before something of the daemon that failed, such as its API, is tried again.
+/// Wait before a failed part of the daemon, such as its API, is started again.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// The wanted state of a process.
@@ -37,38 +37,38 @@ const RETRY_WAIT: Duration = Duration::from_secs(1);
 pub(crate) enum Wish {
     /// Keep it running.
     Live,
-    /// It was asked to stop: its end is expected.
+    /// It was asked to stop, so its end is expected.
     Stop,
-    /// It did not stop in time, or is not worth waiting for.
+    /// It did not stop in time, or need not be waited for.
     Kill,
 }
 
-/// Something that happened to a process.
+/// An event of a process.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// An incarnation started.
+    /// An incarnation has started.
     Started(Arc<Process>),
-    /// An incarnation ended unexpectedly.
+    /// An incarnation has ended unexpectedly.
     Died(Arc<Process>, End),
 }
 
 /// How an incarnation ended.
 #[derive(Debug, Default)]
 pub(crate) struct End {
-    /// `None`: it could not begin.
+    /// `None`: it could not be started.
     pub(crate) status: Option<ExitStatus>,
-    /// The error that it reported before it ended, if it did.
+    /// The error that the process reported before it ended, if it reported one.
     pub(crate) last_words: Option<Error>,
 }
 
 impl End {
-    /// Whether the node has lost its pool to another host: nobody may go on.
+    /// Whether the node has lost its pool to another host, so that nothing may continue.
     pub(crate) fn is_final(&self) -> bool {
         let code = self.last_words.as_ref().map(|error| error.code);
         code == Some(ErrorCode::Stale)
     }
 
-    /// Why the `title` process ended.
+    /// The error that the `title` process ended.
     pub(crate) fn error(&self, title: &str) -> Error {
         let unsaid = |message| Error::new(ErrorCode::Unavailable, message);
         match (&self.last_words, self.status) {
@@ -79,7 +79,7 @@ impl End {
     }
 }
 
-/// How long to wait before the next start.
+/// Wait before the next start.
 #[derive(Debug, Default)]
 struct Backoff {
     deaths: u32,
@@ -100,8 +100,8 @@ impl Backoff {
     }
 }
 
-/// Runs the future that `make` returns until it ends, and again after each panic: a task of the daemon that has ended would be noticed only
-/// when it is needed. `report` is called for each panic.
+/// Runs the future that `make` returns until it ends, and again after each panic: otherwise, a missing task would be noticed only when it
+/// is needed. Calls `report` for each panic.
 pub(crate) async fn keep_running<F>(
     what: &str,
     mut make: impl FnMut() -> F,
@@ -124,14 +124,14 @@ pub(crate) async fn keep_running<F>(
                 tracing::error!("{message}");
                 report(message);
             }
-            // Nobody else can end it: the daemon is ending.
+            // Only the runtime cancels it, when the daemon ends.
             Err(_cancelled) => return,
         }
         tokio::time::sleep(PANIC_WAIT).await;
     }
 }
 
-/// Does `attempt` until it succeeds, with a pause after each failure, which is logged as one of `what`.
+/// Repeats `attempt` until it succeeds, with a pause after each failure, which is logged as a failure of `what`.
 pub(crate) async fn keep_trying<F>(what: &str, mut attempt: impl FnMut() -> F)
 where
     F: Future<Output = io::Result<()>>,
@@ -143,7 +143,7 @@ where
     }
 }
 
-/// A task that ends when its owner drops it.
+/// A task that is aborted when its owner is dropped.
 pub(crate) struct AbortOnDrop(pub(crate) JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
@@ -152,7 +152,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Runs `process` until `wish` ends it, also after a panic of the supervisor itself.
+/// Supervises `process` until `wish` ends it, also after a panic of the supervisor itself.
 pub(crate) async fn supervise_always(
     process: Arc<Process>,
     wish: watch::Receiver<Wish>,
@@ -161,7 +161,7 @@ pub(crate) async fn supervise_always(
     let what = format!("the supervisor of the {} process", process.title());
     let make = || supervise(Arc::clone(&process), wish.clone(), events.clone());
     keep_running(&what, make, |why| {
-        // Its child was killed with it.
+        // The panic killed its child.
         process.set_run_state(RunState::NotRunning);
         process.set_last_end(Error::new(ErrorCode::Internal, why));
         process.count_restart();
@@ -169,7 +169,7 @@ pub(crate) async fn supervise_always(
     .await;
 }
 
-/// Runs `process` until `wish` ends it.
+/// Supervises `process` until `wish` ends it.
 async fn supervise(
     process: Arc<Process>,
     mut wish: watch::Receiver<Wish>,
@@ -191,7 +191,7 @@ async fn supervise(
         if end.is_final() {
             process.set_last_end(end.error(process.title()));
             let _ended = events.send(Event::Died(Arc::clone(&process), end));
-            // The daemon ends, and starts no other incarnation.
+            // The daemon ends, and does not start another incarnation.
             while *wish.borrow() == Wish::Live && wish.changed().await.is_ok() {}
             break;
         }
@@ -210,7 +210,7 @@ async fn supervise(
             None => tracing::error!("{error}, next try in {wait:?}"),
         }
         process.set_last_end(error);
-        // Nobody listens any more when the daemon is ending.
+        // When the daemon ends, there is no receiver any more.
         let _ended = events.send(Event::Died(Arc::clone(&process), end));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -220,7 +220,7 @@ async fn supervise(
     process.set_run_state(RunState::Ended);
 }
 
-/// Runs one incarnation of `process` to its end.
+/// Runs one incarnation of `process` until it ends.
 async fn live(
     process: &Arc<Process>,
     wish: &mut watch::Receiver<Wish>,
@@ -256,7 +256,7 @@ async fn live(
     }
 }
 
-/// Reads the last words of a process that has ended. No other process has its output open, so this does not wait.
+/// Reads the final error of a process that has ended. No other process has its output open, so this does not block.
 async fn end(status: Option<ExitStatus>, child: &mut Child) -> End {
     let mut text = Vec::new();
     if let Some(stdout) = child.stdout.take()

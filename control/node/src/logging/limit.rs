@@ -1,9 +1,9 @@
-//! How often an event may be written, so that a cause that stays, or a guest that repeats one, fills no disk.
+//! Limits how often an event is written, so that a permanent fault, or a guest that repeats one, does not fill a disk.
 //!
 //! | events | are written |
 //! |---|---|
-//! | equal ones | the first at once, then one line each [`QUIET`] with the count of those between |
-//! | different ones of one place in the code | [`BURST`] at once, then one each [`REFILL`]; what is kept back is counted in the next |
+//! | equal ones | the first at once, then one line per [`QUIET`] with the number of events between |
+//! | different ones from one place in the code | [`BURST`] at once, then one per [`REFILL`]; the next line contains the number of suppressed ones |
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,26 +12,26 @@ use std::time::Duration;
 use tracing::Level;
 use tracing::callsite::Identifier;
 
-/// Time between two lines of equal events: a cause that stays writes 8,640 lines, some 1.5 MB, a day.
+/// Time between two lines of equal events: a permanent fault writes 8,640 lines a day, some 1.5 MB.
 const QUIET: Duration = Duration::from_secs(10);
-/// Different texts that are remembered: those of some places in the code for each of some dozens of volumes. 128 KiB with
-/// texts of [`TEXT_LEN_MAX`].
+/// Number of different texts that are stored: those of some places in the code for each of some dozens of volumes. 128 KiB with texts of
+/// [`TEXT_LEN_MAX`].
 const TEXTS_MAX: usize = 256;
-/// Bytes kept of a text for the line with its count.
+/// Bytes of a text that are stored for the line with its count.
 const TEXT_LEN_MAX: usize = 512;
-/// Lines of one place in the code at once: one for each of as many attached volumes.
+/// Lines from one place in the code at once: one for each of as many attached volumes.
 const BURST: u32 = 1000;
-/// Time until one more line is allowed.
+/// Time until another line is allowed.
 const REFILL: Duration = Duration::from_secs(1);
 
-/// What is known of recent events.
+/// The recent events.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     texts: Vec<Text>,
     places: HashMap<Identifier, Place>,
 }
 
-/// A count that is due.
+/// A count that must be written.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Repeated {
     pub(super) level: Level,
@@ -56,7 +56,7 @@ struct Place {
 }
 
 impl Limits {
-    /// Whether an event of `place` is written `now`; with how many were kept back since the last one.
+    /// Whether an event of `place` may be written at `now`. If so, returns how many were suppressed since the last one.
     pub(super) fn admit(
         &mut self,
         now: Duration,
@@ -95,13 +95,13 @@ impl Limits {
         if self.texts.len() < TEXTS_MAX {
             self.texts.push(fresh);
         } else if let Some(oldest) = self.texts.iter_mut().min_by_key(|known| known.written) {
-            // Its count is lost with it: a line of it more or less.
+            // Its count is lost: that is one line more or less.
             *oldest = fresh;
         }
         Some(kept_back)
     }
 
-    /// The counts of events that were repeated and have not come again for [`QUIET`] since they were written.
+    /// The counts of events that were repeated, but not within the last [`QUIET`].
     pub(super) fn due(&mut self, now: Duration) -> Vec<Repeated> {
         let due =
             |known: &&mut Text| known.repeated > 0 && now.saturating_sub(known.written) >= QUIET;

@@ -1,11 +1,11 @@
-//! Logs: one line an event on stderr; under systemd with the level in front, as journald reads it (`sd-daemon(3)`).
+//! Logs: one line per event on stderr; under systemd the level comes first, in the format of journald (`sd-daemon(3)`).
 //!
 //! Invariants
 //! - A log only informs: no event panics, ends a process or blocks its thread for longer than `output` allows. A line that cannot be
 //!   written is dropped and counted, and the count is written once writing works again.
-//! - Equal events are written at once and then counted (`limit`), so nobody can fill a disk by repeating a fault.
-//! - The file of a daemon in the background has a bound ([`rotation`]).
-//! - A thread that panics inside of this module does not wait for itself: locks are tried, never waited for.
+//! - Equal events are written at once and then counted (`limit`), so a repeated fault cannot fill a disk.
+//! - The log file of a daemon in the background has a length limit ([`rotation`]).
+//! - A thread that panics inside this module does not wait for itself: locks are only tried.
 
 mod limit;
 mod output;
@@ -27,13 +27,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 use limit::{Limits, Repeated};
 use output::Output;
 
-/// Environment variable with a filter, as `tracing-subscriber` reads it: `info`, `archipelago_node=debug`.
+/// Environment variable with a filter in the format of `tracing-subscriber`: `info`, `archipelago_node=debug`.
 pub(crate) const FILTER_VARIABLE: &str = "ARCHIPELAGO_LOG";
 
 /// This process's log.
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Sends events of this process to stderr; `who` stands in each line. A second call changes nothing.
+/// Sends events of this process to stderr; each line contains `who`. A second call changes nothing.
 pub(crate) fn start(who: &'static str) {
     let journal = std::env::var_os("JOURNAL_STREAM").is_some() && !std::io::stderr().is_terminal();
     let log = LOG.get_or_init(|| Log {
@@ -54,8 +54,7 @@ pub(crate) fn start(who: &'static str) {
     drop(started);
 }
 
-/// Writes the counts that are due: of lines that could not be written, and of events that were repeated. Called periodically; events do it
-/// too.
+/// Writes the counts that are due: of lines that could not be written, and of repeated events. Called periodically, and by each event.
 pub(crate) fn catch_up() {
     let Some(log) = LOG.get() else { return };
     let now = SystemClock.now();
@@ -78,7 +77,7 @@ struct Log {
 }
 
 impl Log {
-    /// `None`: another thread has them, or this one while it panics.
+    /// `None`: another thread holds the lock, or this one does while it panics.
     fn limits(&self) -> Option<std::sync::MutexGuard<'_, Limits>> {
         match self.limits.try_lock() {
             Ok(limits) => Some(limits),
@@ -100,7 +99,7 @@ impl Log {
     }
 }
 
-/// What stands in front of each line.
+/// The beginning of each line.
 #[derive(Debug)]
 struct Head {
     who: &'static str,
@@ -111,14 +110,14 @@ struct Head {
 impl Head {
     fn line(&self, level: Level, text: &str) -> String {
         let mut line = String::with_capacity(text.len() + 64);
-        // A `String` takes everything; a clock that cannot be read leaves its place empty.
+        // Writing to a `String` cannot fail; if the clock cannot be read, its field stays empty.
         let _written = if self.journal {
             write!(line, "<{}>{}: ", priority(level), self.who)
         } else {
             let _timed = SystemTime.format_time(&mut Writer::new(&mut line));
             write!(line, " {level:5} {}[{}]: ", self.who, self.pid)
         };
-        // One event is one line, whatever is in it.
+        // One event is one line, whatever the text contains.
         line.extend(text.chars().map(|c| if c == '\n' { ' ' } else { c }));
         line.push('\n');
         line
@@ -135,14 +134,14 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// Makes lines of events.
+/// Formats events as lines.
 #[derive(Debug)]
 struct Lines(&'static Log);
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut text = String::new();
-        // A field that cannot be formatted ends the text there.
+        // If a field cannot be formatted, the text ends there.
         let _whole = DefaultFields::new().format_fields(Writer::new(&mut text), event);
         let metadata = event.metadata();
         let repeated = match self.0.limits() {

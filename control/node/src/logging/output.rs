@@ -1,9 +1,9 @@
-//! Writes lines to a descriptor that may be full, closed, or read by nobody.
+//! Writes lines to a descriptor that may be full or closed, or that may not be read.
 //!
 //! | the descriptor | what happens to a line |
 //! |---|---|
 //! | a full file, a pipe whose reader has closed it | dropped and counted |
-//! | a pipe, socket or terminal that is not read | the first one waits [`READER_TIMEOUT_MS`], the following ones not at all, until it is read |
+//! | a pipe, socket or terminal that is not read | the first line waits for [`READER_TIMEOUT_MS`]; later ones do not wait until it is read again |
 //!
 //! A line is one `write` of at most [`LINE_LEN_MAX`] bytes, so those of several processes do not mix.
 
@@ -13,33 +13,33 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Bytes of a line: a pipe takes so many as a whole (`PIPE_BUF`), and has room for them when it is writable.
+/// Bytes of a line: a pipe accepts so many in one piece (`PIPE_BUF`), and has room for them when it is writable.
 const LINE_LEN_MAX: usize = 4096;
-/// How long, in milliseconds, a reader that reads slowly is waited for: a log is worth less than what its writer does.
+/// Longest wait for a slow reader, in milliseconds: the writer's work is more important than the log.
 const READER_TIMEOUT_MS: u8 = 20;
-/// How often a call that a signal interrupted is made again.
+/// How often a call is repeated after an interruption by a signal.
 const INTERRUPTIONS_MAX: u32 = 8;
 
-/// The state of the descriptor. All of it is counters and hints: Relaxed, nothing else is ordered by them.
+/// The state of the descriptor: counters and hints. All accesses are Relaxed, since nothing else is ordered by them.
 #[derive(Debug, Default)]
 pub(super) struct Output {
     /// Lines dropped since the last one that was written.
     dropped: AtomicU64,
-    /// `errno` of the last one.
+    /// `errno` of the last dropped line.
     why: std::sync::atomic::AtomicI32,
-    /// The last line was written in part.
+    /// Only a part of the last line was written.
     torn: AtomicBool,
 }
 
 impl Output {
-    /// Writes `line`, which ends with a newline, or counts it as dropped. Lines of our own get their head from `head`.
+    /// Writes `line`, which ends with a newline, or counts it as dropped. `head` returns the beginning of lines of this module itself.
     pub(super) fn write(&self, to: impl AsFd, line: &str, head: impl Fn(&str) -> String) {
         if !self.catch_up(&to, head) || !self.send(&to, line) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Writes how many lines were dropped, if any; whether writing works as far as one can tell.
+    /// Writes how many lines were dropped, if any. Returns whether writing works, as far as known.
     pub(super) fn catch_up(&self, to: impl AsFd, head: impl Fn(&str) -> String) -> bool {
         let dropped = self.dropped.load(Ordering::Relaxed);
         if dropped == 0 {
@@ -77,7 +77,7 @@ impl Output {
             cut = [&bytes[..LINE_LEN_MAX - 1], b"\n"].concat();
             bytes = &cut;
         }
-        // What has failed already is not waited for again.
+        // After a failure, lines do not wait any more.
         let failing = self.dropped.load(Ordering::Relaxed) > 0;
         let mut written = 0;
         for _again in 0..INTERRUPTIONS_MAX {
@@ -108,7 +108,7 @@ fn await_writable(to: impl AsFd, timeout_ms: u8) -> Result<(), Errno> {
     let mut descriptors = [PollFd::new(to.as_fd(), PollFlags::POLLOUT)];
     match poll(&mut descriptors, PollTimeout::from(timeout_ms)) {
         Ok(0) => Err(Errno::EAGAIN),
-        // After an interrupted wait the following write may find no room, and fails then.
+        // After an interrupted wait, the write may find no room and fail.
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno),
     }

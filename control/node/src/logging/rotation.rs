@@ -1,8 +1,8 @@
 //! The log file of a daemon in the background: at most [`LOG_LEN_MAX`] bytes and one predecessor, `.1`.
 //!
-//! The daemon and its data processes have one descriptor of the file, opened for appending, and data processes could not
-//! open another: so the file is copied and cut, not renamed. A line written between the copy's end and the cut, a few
-//! microseconds, is lost. The daemon alone does it, once a second.
+//! The daemon and its data processes share one descriptor of the file, opened for appending, and data processes could not open another
+//! file. So the file is copied and truncated, not renamed. A line that is written between the end of the copy and the truncation, within a
+//! few microseconds, is lost. Only the daemon does this, once per second.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,10 +12,10 @@ use std::path::Path;
 
 use archipelago_api::layout::{LOG_LEN_MAX, former_log};
 
-/// Cuts the log at `path`, if it is this process's stderr and longer than [`LOG_LEN_MAX`]; whether it was.
+/// Truncates the log at `path`, if it is this process's stderr and longer than [`LOG_LEN_MAX`]. Returns whether it was truncated.
 ///
 /// # Errors
-/// Why the predecessor could not be kept; the log was cut all the same.
+/// The error of keeping the predecessor; the log was truncated nevertheless.
 pub(crate) fn rotate(path: &Path) -> io::Result<bool> {
     cut(path, std::io::stderr(), LOG_LEN_MAX)
 }
@@ -24,12 +24,12 @@ fn cut(path: &Path, log: impl AsFd, len_max: u64) -> io::Result<bool> {
     let Ok(open) = nix::sys::stat::fstat(&log) else {
         return Ok(false);
     };
-    // Somebody else's file, or one that somebody has moved away, is left alone.
+    // A file of another program, or one that was moved away, is not changed.
     let same = std::fs::metadata(path)
         .is_ok_and(|named| (named.dev(), named.ino()) == (open.st_dev, open.st_ino));
     let long = u64::try_from(open.st_size).is_ok_and(|len| len > len_max);
     if long && open.st_nlink == 0 {
-        // Removed under us: nobody can read it, and it takes space all the same.
+        // The file was removed: it cannot be read any more, but still takes space.
         nix::unistd::ftruncate(&log, 0)?;
     }
     if !same || !long {
@@ -37,14 +37,14 @@ fn cut(path: &Path, log: impl AsFd, len_max: u64) -> io::Result<bool> {
     }
     let kept = keep(path, 2 * len_max);
     if kept.is_err() {
-        // Half of it, on a file system that is full.
+        // An incomplete copy, if the file system is full.
         let _removed = std::fs::remove_file(former_log(path));
     }
     nix::unistd::ftruncate(&log, 0)?;
     kept.map(|()| true)
 }
 
-/// Keeps the end of the log, `len_max` bytes at most.
+/// Keeps the end of the log, at most `len_max` bytes.
 fn keep(path: &Path, len_max: u64) -> io::Result<()> {
     let predecessor = former_log(path);
     match std::fs::remove_file(&predecessor) {

@@ -1,4 +1,4 @@
-//! Calls on devices, which block: each on a thread of its own, and abandoned after a timeout.
+//! Calls on devices, which may block: each runs on its own thread, and is abandoned after a timeout.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use archipelago_protocol::{Error, ErrorCode};
 
-/// Marks a call as abandoned when its wait ends, also when the waiting task is dropped.
+/// Marks a call as abandoned when the wait for it ends, also when the waiting task is dropped.
 struct AbandonOnDrop(Arc<AtomicBool>);
 
 impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
-        // Relaxed: a hint, which publishes no other data.
+        // Relaxed: the flag is a hint and publishes no other data.
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Runs a call that blocks. It is abandoned after `timeout`, or when the returned future is dropped; its argument returns `false` then.
+/// Runs a call that may block. It is abandoned after `timeout`, or when the returned future is dropped; then its argument returns `false`.
 pub(crate) async fn blocking<T: Send + 'static>(
     timeout: Duration,
     call: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Error> + Send + 'static,
@@ -39,10 +39,10 @@ pub(crate) fn late(timeout: Duration) -> Error {
     Error::new(ErrorCode::Unavailable, message)
 }
 
-/// On a thread for calls that block.
+/// Pauses, on a thread for calls that may block.
 pub(crate) fn pause(time: Duration) {
     let time = nix::poll::PollTimeout::try_from(time).unwrap_or(nix::poll::PollTimeout::ZERO);
-    // Waiting for nothing: a signal that ends it early does no harm.
+    // Only a pause: a signal that ends it early does no harm.
     let _interrupted = nix::poll::poll(&mut [], time);
 }
 

@@ -1,4 +1,4 @@
-//! A device that nobody else uses: what is to be true before it is stopped.
+//! Checks that nobody else uses a device, before it is stopped.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,10 +10,10 @@ use nix::fcntl::OFlag;
 
 use super::users;
 
-/// The block device at `path`, which nobody else has open.
+/// Opens the block device at `path`, which nobody else may have open.
 ///
 /// # Errors
-/// [`ErrorCode::InUse`] if somebody has, or it is mounted or part of another device; [`ErrorCode::Io`] otherwise.
+/// [`ErrorCode::InUse`] if it is open, mounted, or part of another device; [`ErrorCode::Io`] otherwise.
 pub(crate) fn claim(path: &Path) -> Result<File, Error> {
     let claimed = open_alone(path)?;
     match users::of(path) {
@@ -26,7 +26,7 @@ pub(crate) fn claim(path: &Path) -> Result<File, Error> {
     }
 }
 
-/// As nobody else may have it: mounted, or part of another device.
+/// Opens the device exclusively: this fails if it is mounted or part of another device.
 fn open_alone(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     let options = options.read(true).custom_flags(OFlag::O_EXCL.bits());
@@ -43,7 +43,7 @@ fn open_alone(path: &Path) -> Result<File, Error> {
     })
 }
 
-/// Writes back what the host's page cache holds of `device`, which is at `path`.
+/// Writes back the dirty pages of `device`, which is at `path`, from the host's page cache.
 ///
 /// # Errors
 /// [`ErrorCode::Io`] with the kernel's error.

@@ -1,10 +1,10 @@
-//! What block devices of this host share, whose requests a data process answers, whatever driver of the kernel they are of.
+//! The common part of the block devices of this host whose requests a data process answers, for every driver of the kernel.
 //!
 //! | module | subject |
 //! |---|---|
-//! | `calls` | calls that block |
-//! | `claim` | a device that nobody else uses |
-//! | `users` | who has a device open |
+//! | `calls` | calls that may block |
+//! | `claim` | checks that nobody else uses a device |
+//! | `users` | which process has a device open |
 
 pub(super) mod calls;
 pub(super) mod claim;

@@ -1,10 +1,10 @@
-//! Who has a block device open.
+//! Which process or loop device has a block device open.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// A process, other than this one, or a loop device that has the block device at `path` open; `None` also where /proc does not show it.
+/// A process other than this one, or a loop device, that has the block device at `path` open; `None` also if /proc does not show it.
 pub(super) fn of(path: &Path) -> Option<String> {
     let device = fs::metadata(path).ok()?.rdev();
     if let Some(loop_device) = loop_device_on(path) {
@@ -28,7 +28,7 @@ pub(super) fn of(path: &Path) -> Option<String> {
     None
 }
 
-/// The loop device on `path`: the kernel has it open then, and no process.
+/// The loop device on `path`: then the kernel has the device open, not a process.
 fn loop_device_on(path: &Path) -> Option<String> {
     let blocks = fs::read_dir("/sys/block").ok()?.flatten();
     blocks.map(|entry| entry.path()).find_map(|block| {
@@ -41,7 +41,7 @@ fn loop_device_on(path: &Path) -> Option<String> {
 fn has_open(descriptors: &Path, device: u64) -> bool {
     let open = fs::read_dir(descriptors).into_iter().flatten().flatten();
     open.map(|entry| entry.path()).any(|path| {
-        // Only what is a device is looked at: a file system that does not answer must not be asked.
+        // Only devices are examined, because a file system may not answer.
         fs::read_link(&path).is_ok_and(|target| target.starts_with("/dev"))
             && fs::metadata(&path)
                 .is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == device)

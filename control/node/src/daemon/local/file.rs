@@ -1,4 +1,4 @@
-//! A volume as a file of this host: a mount of its own with the one file in it, served by `archipelago-fuse`.
+//! A volume as a file of this host: a mount that contains only this file, served by `archipelago-fuse`.
 
 use std::fs;
 use std::io;
@@ -20,12 +20,12 @@ use super::tool::run;
 
 /// How long a mount may take.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a process that is killed may take to end.
+/// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the process writes to its standard output when its mount is there.
+/// The line that the process writes to its standard output once its file is mounted.
 const READY: &[u8] = b"ready\n";
 
-/// A file, and the mount in which it is.
+/// A file, and the mount that contains it.
 #[derive(Debug)]
 pub(super) struct VolumeFile<'a> {
     file: &'a Path,
@@ -33,34 +33,34 @@ pub(super) struct VolumeFile<'a> {
     looks: &'a Looks,
 }
 
-/// How the process is that serves a file.
+/// The state of the process that serves a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProcessState {
-    /// There is none, and no mount.
+    /// There is neither a process nor a mount.
     None,
     /// It answers a request for the file's attributes.
     Answers,
-    /// It has ended, and its mount remains.
+    /// It has ended, but its mount remains.
     Dead,
-    /// It does not answer: the node is slow, or the process is stopped. Programs may still use the file later.
+    /// It does not answer: the node is slow, or the process is stopped. Programs may be able to use the file later.
     Silent,
 }
 
-/// A process that has not reported its mount yet. It is ended when its starter stops waiting, so that it does not mount later.
+/// A process that has not reported its mount yet. It is killed when its starter stops waiting, so that it does not mount later.
 struct Starting(Option<Child>);
 
 impl Starting {
-    /// Its mount is there. It outlives the daemon, and the next one finds its mount.
+    /// The file is mounted. The process outlives the daemon, and the next daemon finds its mount.
     fn succeed(mut self) {
         if let Some(mut child) = self.0.take() {
-            // Reaped when it ends.
+            // Reaps the process when it ends.
             tokio::spawn(async move {
                 let _ended = child.wait().await;
             });
         }
     }
 
-    /// It will not mount from now on.
+    /// Kills the process, so that it cannot mount any more.
     async fn fail(mut self) {
         if let Some(mut child) = self.0.take() {
             let _ended = tokio::time::timeout(KILL_TIMEOUT, child.kill()).await;
@@ -81,7 +81,7 @@ fn stat(file: &Path) -> io::Result<()> {
 }
 
 impl<'a> VolumeFile<'a> {
-    /// The file at `file`, which is alone in its directory.
+    /// The file at `file`, the only one in its directory.
     pub(super) fn new(file: &'a Path, looks: &'a Looks) -> VolumeFile<'a> {
         VolumeFile {
             file,
@@ -90,13 +90,13 @@ impl<'a> VolumeFile<'a> {
         }
     }
 
-    /// Whether its mount is in the kernel's table; its process may be dead.
+    /// Whether the mount is in the kernel's table; its process may be dead.
     fn is_mounted(&self) -> bool {
         is_mounted(&self.directory)
     }
 
-    /// How its process is. A stat of the file goes through the node, which may be slow: only the kernel's word that nobody serves the
-    /// mount is the end of one.
+    /// The state of its process. A stat of the file passes through the node, which may be slow: the process counts as dead only if the
+    /// kernel reports that the mount is not served.
     pub(super) async fn process_state(&self) -> ProcessState {
         if !self.is_mounted() {
             return ProcessState::None;
@@ -108,7 +108,7 @@ impl<'a> VolumeFile<'a> {
         }
     }
 
-    /// That its process is [`ProcessState::Silent`].
+    /// The error of [`ProcessState::Silent`].
     pub(super) fn silence(&self, layout: &Layout) -> Error {
         let message = format!("what serves {} does not answer", self.file.display());
         Error::new(ErrorCode::Unavailable, message).with_hint(format!(
@@ -131,7 +131,7 @@ impl<'a> VolumeFile<'a> {
             ProcessState::None => {}
             ProcessState::Answers => return Ok(()),
             ProcessState::Silent => return Err(self.silence(layout)),
-            // The mount serves nobody any more; open files stay with the programs that have them.
+            // The mount is not served any more; programs keep their open files.
             ProcessState::Dead => self.unmount_all(MntFlags::MNT_DETACH).await?,
         }
         let mut directory = fs::DirBuilder::new();
@@ -142,7 +142,7 @@ impl<'a> VolumeFile<'a> {
             .map_err(|error| path_error(&self.directory, &error))?;
         let started = self.start(layout, name, read_only).await;
         if started.is_err() {
-            // One that was killed may have mounted before.
+            // A killed process may have mounted before.
             self.unmount_all(MntFlags::MNT_DETACH).await?;
             self.remove_directory();
         }
@@ -200,14 +200,14 @@ impl<'a> VolumeFile<'a> {
         }))
     }
 
-    /// Takes it away. A process that has died is no obstacle.
+    /// Removes the mount and the process. It does not matter if the process has died.
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] if a program has it open.
     pub(super) async fn end(&self) -> Result<(), Error> {
         let flags = match self.process_state().await {
             ProcessState::Dead => MntFlags::MNT_DETACH,
-            // Whether a program has it open, the kernel knows.
+            // The kernel knows whether a program has the file open.
             ProcessState::None | ProcessState::Answers | ProcessState::Silent => MntFlags::empty(),
         };
         self.unmount_all(flags).await?;
@@ -215,7 +215,7 @@ impl<'a> VolumeFile<'a> {
         Ok(())
     }
 
-    /// Unmounts all that is mounted there, one over another.
+    /// Unmounts everything that is mounted there, also several mounts on top of each other.
     async fn unmount_all(&self, flags: MntFlags) -> Result<(), Error> {
         while self.is_mounted() {
             self.unmount(flags).await?;
@@ -231,7 +231,7 @@ impl<'a> VolumeFile<'a> {
         match umount2(&self.directory, flags | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => Ok(()),
             Err(Errno::EBUSY) => Err(self.in_use()),
-            // The kernel lets root do that; everybody else has a program that may.
+            // The kernel permits it only to root; other users need a helper program.
             Err(Errno::EPERM) => {
                 let is_lazy = flags.contains(MntFlags::MNT_DETACH);
                 let options: &[&str] = if is_lazy { &["-u", "-z"] } else { &["-u"] };
@@ -255,7 +255,7 @@ impl<'a> VolumeFile<'a> {
     }
 
     fn remove_directory(&self) {
-        // One that is not there, or not empty, is the next one's.
+        // If it does not exist or is not empty, the next start handles it.
         let _left = fs::remove_dir(&self.directory);
     }
 }

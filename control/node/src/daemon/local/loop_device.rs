@@ -1,6 +1,6 @@
-//! A file as a block device: the kernel's loop driver, with direct I/O, so that nothing is cached twice. It needs root and `losetup`.
+//! A file as a block device: the kernel's loop driver with direct I/O, so that data is not cached twice. It needs root and `losetup`.
 //!
-//! The attachment's path is a link to `/dev/loopN`: N is the kernel's choice, and may be another one after a restart.
+//! The attachment's path is a link to `/dev/loopN`: the kernel chooses N, which may change at a restart.
 
 use std::fs;
 use std::io;
@@ -16,11 +16,11 @@ use nix::fcntl::OFlag;
 use super::super::looks::Looks;
 use super::tool::run;
 
-/// How long a device that nobody should have open may take to go: udev looks at each new one.
+/// How long a device may take to disappear although no program should have it open: udev opens each new device.
 const GONE_TIMEOUT: Duration = Duration::from_secs(4);
 const GONE_STEP: Duration = Duration::from_millis(20);
 
-/// A loop device, by its link and its file.
+/// A loop device, identified by its link and its file.
 #[derive(Debug)]
 pub(super) struct LoopDevice<'a> {
     link: &'a Path,
@@ -35,11 +35,11 @@ fn attribute(node: &Path, name: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
 }
 
-/// Bytes of `node`, a `/dev/loopN`; `None`: there is none.
+/// Bytes of `node`, a `/dev/loopN`; `None` if it does not exist.
 fn size_of(node: &Path) -> Option<u64> {
     let path = Path::new("/sys/block").join(node.file_name()?).join("size");
     let sectors: u64 = fs::read_to_string(path).ok()?.trim_end().parse().ok()?;
-    // Whatever the device's blocks are, sysfs counts in these.
+    // sysfs counts in sectors, whatever the block size of the device.
     sectors.checked_mul(SECTOR_SIZE)
 }
 
@@ -54,20 +54,20 @@ impl<'a> LoopDevice<'a> {
         LoopDevice { link, file, looks }
     }
 
-    /// Whether a file system or another driver has `node` for itself.
+    /// Whether a file system or another driver has exclusive use of `node`.
     pub(super) async fn is_claimed(&self, node: &Path) -> bool {
         let opened = self.looks.ask(node, open_alone).await;
         opened == Some(Err(io::ErrorKind::ResourceBusy))
     }
 
-    /// The device, if it is there and of this file.
+    /// The device, if it exists and has this file.
     pub(super) fn node(&self) -> Option<PathBuf> {
         let node = fs::read_link(self.link).ok()?;
         let backing = attribute(&node, "backing_file")?;
         (Path::new(&backing) == self.file).then_some(node)
     }
 
-    /// The device that the link leads to, if its backing file is ours. The mount of that file may be removed: then the kernel shows the
+    /// The device that the link points to, if its backing file is ours. If the mount of that file was removed, the kernel shows only the
     /// rest of its path.
     fn node_of_link(&self) -> Option<PathBuf> {
         let node = fs::read_link(self.link).ok()?;
@@ -77,7 +77,7 @@ impl<'a> LoopDevice<'a> {
         (Path::new(backing) == self.file || backing.trim_start_matches('/') == name).then_some(node)
     }
 
-    /// A device of this file: also one to which the link does not lead, of a daemon that ended before it made that.
+    /// A device of this file, also without a link: an earlier daemon may have ended before it made the link.
     fn any_node(&self) -> Option<PathBuf> {
         let of_file = |entry: fs::DirEntry| {
             let node = Path::new("/dev").join(entry.file_name());
@@ -90,7 +90,7 @@ impl<'a> LoopDevice<'a> {
         })
     }
 
-    /// Makes the device.
+    /// Creates the device.
     ///
     /// # Errors
     /// [`ErrorCode::Unsupported`] without `losetup` or direct I/O; otherwise the kernel's error.
@@ -125,8 +125,8 @@ impl<'a> LoopDevice<'a> {
         std::os::unix::fs::symlink(node, self.link).map_err(|error| path_error(self.link, &error))
     }
 
-    /// Makes the device take the present size of its file, which is at least `size` bytes. A device that is made later has that size
-    /// anyhow.
+    /// Makes the device use the present size of its file, which is at least `size` bytes. A device that is created later gets that size by
+    /// itself.
     ///
     /// # Errors
     /// [`ErrorCode::Io`] if the device has another size afterwards, [`ErrorCode::Unavailable`] if the process that serves the file does not
@@ -138,8 +138,8 @@ impl<'a> LoopDevice<'a> {
         if size_of(&node) >= Some(size) {
             return Ok(());
         }
-        // First the file: the driver takes what the kernel knows of its size, which may be older than the resize. A stat that does not
-        // return is a program's, which can be ended.
+        // First the file: the driver uses the size that the kernel knows, which may be older than the resize. An external program calls
+        // stat, since it can be killed if the call does not return.
         let file = self.file.to_string_lossy();
         let shown = run("stat", &["--cached=never", "--format=%s", &file]).await?;
         if !shown.parse().is_ok_and(|shown: u64| shown >= size) {
@@ -152,15 +152,16 @@ impl<'a> LoopDevice<'a> {
                 let message = format!("{} has {now} bytes, not {size}", node.display());
                 Err(Error::new(ErrorCode::Io, message))
             }
-            // As it shall be, or taken away meanwhile.
+            // The size is right, or the device was removed meanwhile.
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Takes it away, with its link. One that is not there is no error.
+    /// Removes the device and its link. It does not matter if it does not exist.
     ///
     /// # Errors
-    /// [`ErrorCode::InUse`] if it is mounted, which changes nothing; or if a program has it open: it goes when that program closes it.
+    /// [`ErrorCode::InUse`] if the device is mounted, which changes nothing; or if a program has it open, in which case the kernel removes
+    /// it when the program closes it.
     pub(super) async fn end(&self) -> Result<(), Error> {
         while let Some(node) = self.any_node() {
             let at = node.display();
@@ -170,7 +171,7 @@ impl<'a> LoopDevice<'a> {
                     .with_hint(format!("unmount it: `lsblk {at}` shows who has it")));
             }
             run("losetup", &["--detach", &node.to_string_lossy()]).await?;
-            // The kernel takes away what is open when it is closed.
+            // The kernel removes an open device when it is closed.
             let deadline = tokio::time::Instant::now() + GONE_TIMEOUT;
             while self.any_node().as_ref() == Some(&node) {
                 if tokio::time::Instant::now() >= deadline {

@@ -1,4 +1,4 @@
-//! By which means `--block` makes a block device: the first of [`MEANS`] that this host has.
+//! The method by which `--block` creates a block device: the first one of [`MEANS`] that this host supports.
 
 use std::path::Path;
 
@@ -7,22 +7,22 @@ use archipelago_protocol::{AttachmentId, EndpointSpec, Error, ErrorCode, Name};
 use super::super::pool::Pool;
 use super::super::{nbd, ublk};
 
-/// A way to a block device.
+/// A method to create a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Means {
-    /// The kernel's ublk driver: its requests go to the pool's endpoint, and outlive it.
+    /// The kernel's ublk driver: requests go to the pool's endpoint, and are not lost when it dies.
     Ublk,
-    /// The kernel's NBD client, connected to the pool's endpoint: its requests outlive that.
+    /// The kernel's NBD client, connected to the pool's endpoint: requests are not lost when the endpoint dies.
     Nbd,
     /// The volume as a file, and the kernel's loop driver over it.
     Loop,
 }
 
-/// In the order in which they are tried, best first.
+/// In the order in which they are tried, the best first.
 const MEANS: [Means; 3] = [Means::Ublk, Means::Nbd, Means::Loop];
 
 impl Means {
-    /// Why this host does not have it.
+    /// Why this host does not support the method.
     async fn hindrance(self) -> Option<String> {
         let why = match self {
             Means::Ublk => return ublk::check().await.err().map(|error| error.message),
@@ -41,10 +41,10 @@ impl Means {
 }
 
 impl Pool {
-    /// The block device that `name` is to be, as attachment `id`.
+    /// The block device for `name`, as attachment `id`.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] if this host has none of the means.
+    /// [`ErrorCode::Unsupported`] if this host supports none of the methods.
     pub(crate) async fn block_device(
         &self,
         id: AttachmentId,

@@ -1,17 +1,17 @@
-//! Attachments that this host itself uses: a volume as a file, and as a block device.
+//! Attachments that this host itself uses: a volume as a file, or as a block device.
 //!
-//! They are not endpoints of a data process: a file is served by a process of its own (`archipelago-fuse`), which opens the volume over a
-//! segment channel like any other program, and the block device is the kernel's.
+//! They are not endpoints of a data process. A file is served by its own process (`archipelago-fuse`), which opens the volume over a
+//! segment channel as any other program does; the block device belongs to the kernel.
 //!
 //! Invariants
-//! - Made from below: file, then device. Ended from above, so that the device's dirty pages still reach the file.
-//! - Made and ended outside [`Pool::lock_changes`]: the kernel opens the file meanwhile, and that open is a change of the pool. A holder of
-//!   [`Pool::local`] may take that lock, never the other way round.
-//! - Each file and device has a record: an attachment is looked up under [`Pool::local`] before it is made, and its record is deleted under
-//!   that lock after it has ended.
-//! - Files and devices outlive the data processes and the daemon: the next daemon finds them and goes on serving them.
-//! - An attachment of which a part is missing is ended and made anew: after a start of the node, after the death of a process, and by a
-//!   repeated attach. A detach ends the parts that exist.
+//! - Created from the bottom: first the file, then the device. Ended from the top, so that the device's dirty pages still reach the file.
+//! - Created and ended without [`Pool::lock_changes`]: the kernel opens the file meanwhile, and that open is a change of the pool. A holder
+//!   of [`Pool::local`] may take that lock, but not the other way round.
+//! - Each file and device has a record. An attachment is looked up under [`Pool::local`] before it is created, and its record is deleted
+//!   under that lock after it has ended.
+//! - Files and devices outlive the data processes and the daemon: the next daemon finds them and continues to serve them.
+//! - If a part of an attachment is missing, the attachment is ended and created again: at the start of the node, after the death of a
+//!   process, and by a repeated attach. A detach ends the parts that exist.
 
 mod file;
 mod loop_device;
@@ -31,7 +31,7 @@ use super::context::NodeContext;
 use super::looks::Looks;
 use super::pool::Pool;
 
-/// Whether `endpoint` is one of this host itself.
+/// Whether `endpoint` belongs to this host itself.
 pub(crate) fn is_local(endpoint: &EndpointSpec) -> bool {
     matches!(
         endpoint,
@@ -39,12 +39,12 @@ pub(crate) fn is_local(endpoint: &EndpointSpec) -> bool {
     )
 }
 
-/// The volume `name` as the file of attachment `id` in `attached`, alone in a mount of its own.
+/// The file of the volume `name` for attachment `id` in `attached`, the only file of its mount.
 fn file_of(attached: &Path, id: AttachmentId, name: &Name) -> PathBuf {
     attached.join(id.to_string()).join(name.as_str())
 }
 
-/// How `attachment` is now.
+/// The present state of `attachment`.
 pub(crate) async fn state(attachment: &Attachment, looks: &Looks) -> AttachmentState {
     let (file, device) = match &attachment.endpoint {
         EndpointSpec::Fuse { file } => (file, None),
@@ -68,16 +68,16 @@ pub(crate) async fn state(attachment: &Attachment, looks: &Looks) -> AttachmentS
 }
 
 impl Pool {
-    /// The place of a volume as a file of this host, attachment `id`.
+    /// The path of a volume as a file of this host, for attachment `id`.
     ///
     /// # Errors
-    /// If its directory cannot be made.
+    /// If its directory cannot be created.
     pub(crate) fn local_file(&self, id: AttachmentId, name: &Name) -> Result<EndpointSpec, Error> {
         let file = file_of(&self.attached_directory()?, id, name);
         Ok(EndpointSpec::Fuse { file })
     }
 
-    /// The place of a volume as a loop device, attachment `id`.
+    /// The path of a volume as a loop device, for attachment `id`.
     fn local_device(&self, id: AttachmentId, name: &Name) -> Result<EndpointSpec, Error> {
         let attached = self.attached_directory()?;
         Ok(EndpointSpec::Loop {
@@ -86,14 +86,14 @@ impl Pool {
         })
     }
 
-    /// The directory of what this host uses, as the kernel shows it: without links.
+    /// The directory of this host's attachments, as the kernel shows it: without links.
     fn attached_directory(&self) -> Result<PathBuf, Error> {
         let attached = self.context.layout.attached();
         make_directory(&attached)?;
         std::fs::canonicalize(&attached).map_err(|error| path_error(&attached, &error))
     }
 
-    /// Makes what a request has noted, or what is missing of it; one that fails and `is_new` is forgotten.
+    /// Creates the missing parts of a recorded attachment. If that fails and the attachment `is_new`, removes its record.
     pub(crate) async fn serve_noted(
         &self,
         attachment: &Attachment,
@@ -111,17 +111,17 @@ impl Pool {
         made
     }
 
-    /// Makes the file and the device of `attachment`, or the missing part of them.
+    /// Creates the file and the device of `attachment`, as far as they are missing.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`] if its record was deleted, or its name is another volume's.
+    /// [`ErrorCode::NotFound`] if the record was deleted, or if the name belongs to another volume by now.
     async fn serve_local(&self, attachment: &Attachment) -> Result<(), Error> {
         let name = &attachment.name;
         if !self.attachments().has(attachment.id) {
             let message = format!("`{name}` was detached by another request");
             return Err(Error::new(ErrorCode::NotFound, message));
         }
-        // Its process opens what has the name.
+        // The process opens the volume by its name.
         if self.lookup(name).await?.lineage != attachment.lineage {
             let message = "its name now belongs to another volume";
             return Err(Error::new(ErrorCode::NotFound, message));
@@ -136,11 +136,11 @@ impl Pool {
             EndpointSpec::Loop { file, device } => {
                 let device = LoopDevice::new(device, file, looks);
                 let file = VolumeFile::new(file, looks);
-                // Of whichever daemon: its file outlives the processes of the node, and so does the device.
+                // Of any daemon: the file outlives the processes of the node, and so does the device.
                 if device.node().is_some() {
                     match file.process_state().await {
                         ProcessState::Answers => return Ok(()),
-                        // Nothing is taken from under programs whose calls wait.
+                        // Programs with waiting calls must not lose their file.
                         ProcessState::Silent => return Err(file.silence(layout)),
                         ProcessState::None | ProcessState::Dead => {}
                     }
@@ -153,10 +153,10 @@ impl Pool {
         }
     }
 
-    /// Has block devices of the volume `lineage` take the `size` that its files show by now, outside [`Pool::lock_changes`].
+    /// Makes block devices of the volume `lineage` use the `size` that its files have by now, without [`Pool::lock_changes`].
     ///
     /// # Errors
-    /// What went wrong with the last that has not: the volume has grown.
+    /// The error of the last device for which it failed; the volume has grown nevertheless.
     pub(crate) async fn grow_local(
         &self,
         name: &Name,
@@ -189,14 +189,14 @@ impl Pool {
         grown
     }
 
-    /// Whether anything of the pool is used by this host itself.
+    /// Whether this host itself uses a volume of the pool.
     pub(crate) fn has_local(&self) -> bool {
         let attachments = self.attachments();
         let mut of_pool = attachments.of_pool(&self.name);
         of_pool.any(|one| is_local(&one.endpoint))
     }
 
-    /// Ends what there is of `attachment`, under [`Pool::local`].
+    /// Ends the existing parts of `attachment`, under [`Pool::local`].
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] if a program uses it.
@@ -212,7 +212,7 @@ impl Pool {
         }
     }
 
-    /// Ends what there is of an attachment of this host itself, and forgets it.
+    /// Ends the existing parts of an attachment of this host, and removes its record.
     ///
     /// # Errors
     /// [`ErrorCode::InUse`] if a program uses it.
@@ -229,7 +229,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Makes what is missing of what this host itself uses, or of those of `only`, but for `failed`. Returned is what may be served later.
+    /// Creates the missing parts of this host's attachments, or of those in `only`, except `failed`. Returns those that may succeed later.
     pub(crate) async fn serve_all_local(
         &self,
         only: Option<Vec<AttachmentId>>,
@@ -257,7 +257,7 @@ impl Pool {
                 continue;
             }
             let name = &attachment.name;
-            // The mount may stay for long: this is logged as an error once.
+            // The mount may stay for long, so the error is logged only once as an error.
             match only {
                 None => tracing::error!("`{name}` is attached but cannot be served: {error}"),
                 Some(_) => tracing::debug!("`{name}` still cannot be served: {error}"),
@@ -269,7 +269,8 @@ impl Pool {
         left
     }
 
-    /// Ends what this host uses of the pool, before its processes stop. What is in use stays, and waits for the next start of the node.
+    /// Ends this host's attachments to the pool, before its processes stop. Attachments in use stay, and wait for the next start of the
+    /// node.
     pub(crate) async fn end_all_local(&self) -> Vec<String> {
         let local: Vec<Attachment> = {
             let attachments = self.attachments();

@@ -5,7 +5,7 @@ use std::path::Path;
 /// The table.
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// Whether something is mounted at `directory`, a path of ours without links.
+/// Whether something is mounted at `directory`, a path without links.
 pub(super) fn is_mounted(directory: &Path) -> bool {
     // If the table cannot be read, the next call on the mount reports the error.
     let table = std::fs::read_to_string(MOUNTS).unwrap_or_default();

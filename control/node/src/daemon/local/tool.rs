@@ -1,4 +1,4 @@
-//! Programs that the daemon runs to their end.
+//! Programs that the daemon runs and waits for.
 
 use std::ffi::OsStr;
 use std::process::{Output, Stdio};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use archipelago_protocol::{Error, ErrorCode};
 use tokio::process::Command;
 
-/// How long one may take: a block device writes what it still has.
+/// Longest run time: a block device may have to write its dirty pages.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs `program` until it ends; returns its standard output.

@@ -1,4 +1,4 @@
-//! A connection to an endpoint's socket whose transmission begins with the next byte: what the kernel's client takes.
+//! A connection to an endpoint's socket after the handshake: the next byte belongs to the transmission. The kernel's client takes it over.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use archipelago_nbd_protocol::client::{CHOSEN_LEN, Chosen, GREETING_LEN, choose_default, chosen};
 use archipelago_protocol::{Error, ErrorCode};
 
-/// How long the endpoint may take for each step of the handshake.
+/// Timeout of each step of the handshake.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The connection, and what is served there.
+/// The connection, and the properties of the export.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stream: UnixStream,
@@ -19,10 +19,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// To the endpoint at `socket`.
+    /// Connects to the endpoint at `socket`.
     ///
     /// # Errors
-    /// [`ErrorCode::Unavailable`] if it does not answer, or with something else.
+    /// [`ErrorCode::Unavailable`] if the endpoint does not answer, or answers incorrectly.
     pub(super) fn open(socket: &Path) -> Result<Connection, Error> {
         let failed = |why: &dyn std::fmt::Display| {
             let message = format!("connecting a block device to {}: {why}", socket.display());
@@ -46,7 +46,7 @@ fn agree(stream: &mut UnixStream) -> std::io::Result<Option<Chosen>> {
     stream.write_all(&choice)?;
     let mut answer = [0; CHOSEN_LEN];
     stream.read_exact(&mut answer)?;
-    // The kernel would take a timeout for the end of the connection.
+    // The kernel would treat a timeout as the end of the connection.
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
     Ok(chosen(&answer))

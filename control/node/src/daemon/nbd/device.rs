@@ -1,4 +1,4 @@
-//! Devices: numbers, which node and volume each is of, and what is asked of one.
+//! NBD devices: their numbers, the node and volume of each, and the operations on them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,14 +15,14 @@ use super::connection::Connection;
 use super::kernel::Kernel;
 use crate::daemon::block::calls::blocking;
 
-/// How long a question to the kernel may take.
+/// Timeout of a call to the kernel.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where the kernel lists devices.
+/// The directory in which the kernel lists devices.
 const BLOCKS: &str = "/sys/block";
-/// Milliseconds after which the kernel looks whether a request that is not answered was sent over a connection that has ended: how long,
-/// at most, a request in flight takes longer than its connection takes to come back. A request on a connection that stands just goes on.
+/// Milliseconds after which the kernel checks whether an unanswered request was sent over a connection that has ended. So a request in
+/// flight is delayed at most so much longer than the reconnection takes. If its connection has not ended, the request continues.
 const LOOK_MS: &str = "1000";
-/// Users of a user namespace that has all of them: the host's own.
+/// The user map of a user namespace with all users: that of the host.
 const ALL_USERS: [&str; 3] = ["0", "0", "4294967295"];
 
 /// The attribute `name` of the device `number` in sysfs.
@@ -31,12 +31,12 @@ fn attribute(number: u32, name: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
 }
 
-/// Where the device `number` is.
+/// Path of the device `number`.
 pub(super) fn path_of(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/nbd{number}"))
 }
 
-/// Devices that there are, in use or not.
+/// Numbers of the existing devices, in use or not.
 pub(super) fn numbers() -> Vec<u32> {
     let names = fs::read_dir(BLOCKS).into_iter().flatten().flatten();
     let number = |name: String| name.strip_prefix("nbd")?.parse().ok();
@@ -48,13 +48,13 @@ pub(super) fn numbers() -> Vec<u32> {
 /// A number that no attachment and no connected device has.
 pub(crate) fn free_number(attached: impl Iterator<Item = u32>) -> u32 {
     let attached: Vec<u32> = attached.collect();
-    // More than there are devices and attachments: one of so many is free.
+    // There are more numbers than devices and attachments, so one is free.
     (0..u32::MAX)
         .find(|number| !attached.contains(number) && attribute(*number, "pid").is_none())
         .unwrap_or(u32::MAX)
 }
 
-/// The endpoint of the device `number`, whose connection is to `socket`.
+/// The endpoint of the device `number`, whose connection leads to `socket`.
 pub(crate) fn endpoint(number: u32, socket: PathBuf) -> EndpointSpec {
     EndpointSpec::NbdDevice {
         device: number,
@@ -63,10 +63,10 @@ pub(crate) fn endpoint(number: u32, socket: PathBuf) -> EndpointSpec {
     }
 }
 
-/// Whether this node can have devices at all.
+/// Whether this node can have NBD devices.
 ///
 /// # Errors
-/// [`ErrorCode::Unsupported`] with why not.
+/// [`ErrorCode::Unsupported`] with the reason.
 pub(crate) async fn check() -> Result<(), Error> {
     let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let is_hosts = users.split_whitespace().eq(ALL_USERS);
@@ -78,14 +78,14 @@ pub(crate) async fn check() -> Result<(), Error> {
     blocking(CALL_TIMEOUT, |_goes_on| Kernel::open().map(drop)).await
 }
 
-/// How a device is.
+/// The state of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeviceState {
-    /// Connected to nothing, or not there.
+    /// It does not exist, or is not connected.
     Free,
-    /// It is this node's and of this volume; its connection may have ended.
+    /// It belongs to this node and this volume; its connection may have ended.
     Ours,
-    /// It is somebody else's.
+    /// It belongs to another node or program.
     Foreign,
 }
 
@@ -98,15 +98,15 @@ fn state_of(backend: Option<&str>, is_connected: bool, identifier: &str) -> Devi
     }
 }
 
-/// A device that this node has made, or is about to make.
+/// A device that this node has created, or will create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OwnDevice {
     number: u32,
-    /// What the kernel keeps as its backend.
+    /// The kernel stores it as the backend identifier.
     identifier: String,
 }
 
-/// What the identifiers of the node at `layout` begin with: also one in another container, with the same path, has another one.
+/// The prefix of the identifiers of the node at `layout`: it differs from that of a node in another container with the same path.
 pub(super) fn prefix(layout: &Layout) -> String {
     let state = fs::metadata(layout.state());
     let (device, inode) = state.map_or((0, 0), |found| (found.dev(), found.ino()));
@@ -114,7 +114,7 @@ pub(super) fn prefix(layout: &Layout) -> String {
     format!("archipelago:{device:x}:{inode:x}:{run}:")
 }
 
-/// Whether the device `number` is of a node whose identifiers begin with `prefix`.
+/// Whether the device `number` belongs to a node whose identifiers begin with `prefix`.
 pub(super) fn is_of_node(number: u32, prefix: &str) -> bool {
     attribute(number, "backend").is_some_and(|backend| backend.starts_with(prefix))
 }
@@ -128,12 +128,12 @@ impl OwnDevice {
         }
     }
 
-    /// Where it is.
+    /// Its path.
     pub(super) fn path(&self) -> PathBuf {
         path_of(self.number)
     }
 
-    /// How it is.
+    /// Its state.
     pub(super) fn state(&self) -> DeviceState {
         let backend = attribute(self.number, "backend");
         let is_connected = attribute(self.number, "pid").is_some();
@@ -150,10 +150,11 @@ impl OwnDevice {
         Error::new(code, format!("{what} {}: {errno}", path.display()))
     }
 
-    /// Makes it, with a connection to `socket`.
+    /// Creates the device, with a connection to `socket`.
     ///
     /// # Errors
-    /// [`ErrorCode::Exists`] if somebody else was faster, [`ErrorCode::Unsupported`] if the kernel or the host cannot have it.
+    /// [`ErrorCode::Exists`] if another program has taken the number, [`ErrorCode::Unsupported`] if the kernel or the host does not support
+    /// it.
     pub(super) fn connect(&self, socket: &Path) -> Result<(), Error> {
         let connection = Connection::open(socket)?;
         let mut kernel = Kernel::open()?;
@@ -169,7 +170,7 @@ impl OwnDevice {
         prepared
     }
 
-    /// What is set beside the connection, and what has to be there.
+    /// Sets what is needed besides the connection, and checks the requirements.
     fn prepare(&self) -> Result<(), Error> {
         let unusable = |message: String| Err(Error::new(ErrorCode::Unsupported, message));
         if self.state() != DeviceState::Ours {
@@ -189,7 +190,7 @@ impl OwnDevice {
             .map_err(|error| Error::new(ErrorCode::Unsupported, format!("{timeout}: {error}")))
     }
 
-    /// If the device has lost its connection, gives it a new one to `socket`, and the size that is served there.
+    /// If the device has lost its connection, gives it a new one to `socket`, and the size of the export.
     ///
     /// # Errors
     /// The error of the endpoint or the kernel.
@@ -203,7 +204,7 @@ impl OwnDevice {
 
     fn resize_to(&self, kernel: &mut Kernel, size: u64) -> Result<(), Error> {
         let sectors = attribute(self.number, "size").and_then(|sectors| sectors.parse().ok());
-        // Whatever the device's blocks are, sysfs counts in these.
+        // sysfs counts in sectors, whatever the block size of the device.
         if sectors.and_then(|sectors: u64| sectors.checked_mul(SECTOR_SIZE)) == Some(size) {
             return Ok(());
         }
@@ -211,14 +212,14 @@ impl OwnDevice {
         resized.map_err(|errno| self.failed("resizing", errno))
     }
 
-    /// Sets the size of the device, if it exists, to that of its volume, which its endpoint serves already.
+    /// Sets the size of the device, if it exists, to that of its volume. The endpoint has the new size already.
     ///
     /// # Errors
     /// The kernel's error; the volume has its new size nevertheless.
     pub(crate) async fn resize(self, size: u64) -> Result<(), Error> {
         blocking(CALL_TIMEOUT, move |_goes_on| match self.state() {
             DeviceState::Ours => self.resize_to(&mut Kernel::open()?, size),
-            // It is made anew, with the size that the volume has then.
+            // It will be created with the size that the volume has then.
             DeviceState::Free | DeviceState::Foreign => Ok(()),
         })
         .await
@@ -236,7 +237,7 @@ impl OwnDevice {
         disconnected.map_err(|errno| self.failed("disconnecting", errno))
     }
 
-    /// That it is somebody else's.
+    /// The error that it belongs to another node or program.
     pub(super) fn foreign(&self) -> Error {
         let message = format!("{} belongs to somebody else", self.path().display());
         Error::new(ErrorCode::Exists, message)

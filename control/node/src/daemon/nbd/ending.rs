@@ -1,4 +1,4 @@
-//! The end of a device: disconnected once nobody uses it; and what was left over.
+//! The end of a device: it is disconnected once it is not in use. Also removes left-over devices.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use super::kernel::Kernel;
 use crate::daemon::block::calls::blocking;
 use crate::daemon::block::claim::{claim, write_back};
 
-/// How long a device may take to be written back and disconnected.
+/// Longest time in which a device may be written back and disconnected.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// The same for left-over devices: a device without a connection blocks every process that opens it.
+/// The same for left-over devices: opening a device without a connection blocks every process.
 const LEFT_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Disconnects the devices of the node at `layout` that `attached` does not list, unless they are in use.
@@ -47,8 +47,8 @@ fn remove_unused(number: u32) -> Result<(), Error> {
 }
 
 impl OwnDevice {
-    /// Disconnects it, so that its endpoint can be detached: refused while anybody uses it. Unless the node has its pool no more
-    /// (`is_orphan`), what waits for a server is waited for.
+    /// Disconnects the device, so that its endpoint can be detached; refused while it is in use. Waits for requests that wait for a server,
+    /// unless the node does not have the pool any more (`is_orphan`).
     pub(crate) async fn stop(self, is_orphan: bool) -> Result<(), Error> {
         blocking(STOP_TIMEOUT, move |goes_on| {
             if self.state() != DeviceState::Ours {
@@ -67,7 +67,7 @@ impl OwnDevice {
         .await
     }
 
-    /// Disconnects it, even if it is in use.
+    /// Disconnects the device, even if it is in use.
     pub(crate) async fn abandon(self) -> Result<(), Error> {
         blocking(STOP_TIMEOUT, move |_goes_on| self.disconnect()).await
     }

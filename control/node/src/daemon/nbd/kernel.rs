@@ -1,4 +1,4 @@
-//! Commands on NBD devices, by the kernel's generic netlink family `nbd`. Calls block; they need `CAP_SYS_ADMIN` of the host itself.
+//! Commands on NBD devices, through the kernel's generic netlink family `nbd`. Calls block, and need `CAP_SYS_ADMIN` of the host itself.
 //!
 //! Source: `include/uapi/linux/nbd-netlink.h` of Linux.
 
@@ -15,7 +15,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::connection::Connection;
 use super::netlink::{Answer, Attributes, answers, request, u16_of};
 
-/// The family that knows the numbers of families; its command; attributes of that.
+/// The control family, which returns the numbers of families; its command; attributes of that command.
 const CONTROL_FAMILY: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
@@ -34,7 +34,7 @@ const CLIENT_FLAGS: u16 = 6;
 const SOCKETS: u16 = 7;
 const DEAD_CONNECTION_TIMEOUT: u16 = 8;
 const BACKEND_IDENTIFIER: u16 = 10;
-/// In [`SOCKETS`]: an item, and the descriptor in that.
+/// In [`SOCKETS`]: an item, and the descriptor in it.
 const SOCKET_ITEM: u16 = 1;
 const SOCKET_FD: u16 = 1;
 /// In [`CLIENT_FLAGS`]: a disconnected device is removed.
@@ -42,16 +42,16 @@ const DESTROY_ON_DISCONNECT: u64 = 1;
 
 /// Bytes of a logical block.
 const BLOCK_SIZE: u64 = 512;
-/// Seconds that a request waits for a connection before it fails, and all that follow: what files wait for the node.
+/// Seconds that a request waits for a connection. Then it fails, and so do all later ones; files wait for the node as long.
 const DEAD_SECONDS: u64 = 300;
-/// Longest wait for an answer of the kernel: a command has ended when it answers.
+/// Longest wait for the kernel's answer: a command has ended when the kernel answers.
 const ANSWER_SECONDS: i64 = 10;
 /// Longest answer: a family with all of its commands.
 const ANSWER_MAX: usize = 16 << 10;
-/// Answers to one request at most: content and its end, behind those of one that nobody waited for.
+/// Most answers to one request: content and its end, after the answers of an earlier request that was not awaited.
 const ANSWERS_MAX: usize = 16;
 
-/// The way to the kernel's NBD client.
+/// A netlink socket to the kernel's NBD client.
 #[derive(Debug)]
 pub(super) struct Kernel {
     socket: OwnedFd,
@@ -63,7 +63,7 @@ impl Kernel {
     /// Finds the driver.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] if there is none; otherwise [`ErrorCode::Io`] with the kernel's error.
+    /// [`ErrorCode::Unsupported`] if the driver is not loaded; otherwise [`ErrorCode::Io`] with the kernel's error.
     pub(super) fn open() -> Result<Kernel, Error> {
         let failed = |errno: Errno| Error::new(ErrorCode::Io, format!("netlink: {errno}"));
         let socket = socket(
@@ -92,7 +92,7 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Sends a command, and waits for its end: the number of a family, if the answer has one.
+    /// Sends a command, and waits for its end. Returns the number of a family, if the answer contains one.
     fn ask(&mut self, command: u8, attributes: &Attributes) -> Result<Option<u16>, Errno> {
         self.sequence += 1;
         let message = request(self.family, command, self.sequence, attributes);
@@ -113,11 +113,11 @@ impl Kernel {
         Err(Errno::EPROTO)
     }
 
-    /// Makes `/dev/nbd` and `number` a device of `connection`, which is the backend `identifier`; a device that `is_new` goes when it is
-    /// disconnected.
+    /// Connects the device `/dev/nbdN` with N = `number` to `connection`, with the backend identifier `identifier`. If the device `is_new`,
+    /// the kernel removes it when it is disconnected.
     ///
     /// # Errors
-    /// [`Errno::EBUSY`] if somebody has it.
+    /// [`Errno::EBUSY`] if the device is in use.
     pub(super) fn connect(
         &mut self,
         number: u32,
@@ -129,7 +129,7 @@ impl Kernel {
         self.ask(CONNECT, &attributes).map(drop)
     }
 
-    /// Gives the device `number`, if its connection has ended, another one. One whose connection has not ended stays as it is, without an
+    /// Gives the device `number` another connection, if its connection has ended. If it has not ended, this changes nothing and returns no
     /// error.
     pub(super) fn reconnect(
         &mut self,
@@ -144,7 +144,7 @@ impl Kernel {
         self.ask(RECONFIGURE, &attributes).map(drop)
     }
 
-    /// Gives the device `number` another size.
+    /// Sets the size of the device `number`.
     pub(super) fn resize(&mut self, number: u32, identifier: &str, size: u64) -> Result<(), Errno> {
         let attributes = Attributes::default()
             .u32(INDEX, number)
@@ -153,21 +153,21 @@ impl Kernel {
         self.ask(RECONFIGURE, &attributes).map(drop)
     }
 
-    /// Ends the device `number`: what waits in it fails.
+    /// Disconnects the device `number`: its waiting requests fail.
     pub(super) fn disconnect(&mut self, number: u32) -> Result<(), Errno> {
         let attributes = Attributes::default().u32(INDEX, number);
         self.ask(DISCONNECT, &attributes).map(drop)
     }
 }
 
-/// What a device is made with.
+/// The attributes with which a device is created.
 fn device(number: u32, identifier: &str, connection: &Connection, is_new: bool) -> Attributes {
     let flags = if is_new { DESTROY_ON_DISCONNECT } else { 0 };
     Attributes::default()
         .u32(INDEX, number)
         .u64(SIZE_BYTES, connection.export.size)
         .u64(BLOCK_SIZE_BYTES, BLOCK_SIZE)
-        // None: see the invariants of this module's parent.
+        // No timeout: see the invariants of the parent module.
         .u64(TIMEOUT, 0)
         .u64(DEAD_CONNECTION_TIMEOUT, DEAD_SECONDS)
         .u64(SERVER_FLAGS, connection.export.flags.into())

@@ -1,20 +1,20 @@
-//! Block devices of this host by its kernel's NBD client, connected to an export of the pool's endpoint: what only a privileged process
-//! may do with them.
+//! Block devices of this host through the kernel's NBD client, connected to an export of the pool's endpoint: the operations that need
+//! privileges.
 //!
 //! Invariants
-//! - A device has one connection and no timeout of requests: a request that the storage makes wait is never sent twice, so an answer that
-//!   came late cannot put older data over newer. What was in flight when its connection ended is sent again once there is another one.
-//! - What tells a device of this node from others' is its backend identifier, which the kernel keeps: another server's device, whatever
-//!   its number, is never touched.
-//! - A device is disconnected once nobody but this node has it open, and what the host's page cache holds of it is written.
+//! - A device has one connection and no timeout of requests. A request that waits for storage is never sent twice, so a late answer cannot
+//!   overwrite newer data with older data. When the connection ends, requests in flight are sent again on the next connection.
+//! - The backend identifier, which the kernel stores, shows whether a device belongs to this node. Other devices are never changed,
+//!   whatever their number.
+//! - A device is disconnected only when no other process has it open and its dirty pages in the host's page cache have been written.
 //!
-//! Source: `drivers/block/nbd.c` and `include/uapi/linux/nbd-netlink.h` of Linux, for what the kernel does.
+//! Source: `drivers/block/nbd.c` and `include/uapi/linux/nbd-netlink.h` of Linux, for the kernel's behaviour.
 //!
 //! | module | subject |
 //! |---|---|
-//! | `device` | which device is whose, and what is asked of it |
-//! | `serving` | a device gets a connection to its endpoint |
-//! | `ending` | a device is disconnected; the left-overs of the node |
+//! | `device` | which device belongs to which node and volume, and the operations on it |
+//! | `serving` | connects a device to its endpoint |
+//! | `ending` | disconnects a device; removes left-overs of the node |
 //! | `connection` | the handshake with the endpoint |
 //! | `kernel` | commands on devices |
 //! | `netlink` | those commands as bytes |

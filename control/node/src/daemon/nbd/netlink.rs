@@ -1,4 +1,4 @@
-//! Generic netlink, as far as commands on NBD devices need it: messages and attributes as bytes. Pure functions, tested without a kernel.
+//! Generic netlink, as far as commands on NBD devices need it: encodes messages and attributes. Pure functions, tested without a kernel.
 //!
 //! A message: `u32` length, `u16` type, `u16` flags, `u32` sequence number, `u32` port; then `u8` command, `u8` version, `u16` nothing;
 //! then attributes: `u16` length, `u16` type, the value, padded to four bytes. All in the byte order of the host.
@@ -9,14 +9,14 @@ const HEADER_LEN: usize = 16;
 const COMMAND_LEN: usize = 4;
 /// Bytes of an attribute's header.
 const ATTRIBUTE_LEN: usize = 4;
-/// What attributes are padded to.
+/// Attributes are padded to a multiple of this.
 const ALIGN: usize = 4;
 /// Flags: a request; answer it in any case.
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 /// Type of the message that reports the result of a request.
 const ERROR: u16 = 2;
-/// Flags in an attribute's type: it holds attributes, it is in the byte order of the network.
+/// Flags in an attribute's type: it contains attributes; it is in network byte order.
 const NESTED: u16 = 1 << 15;
 const TYPE_MASK: u16 = 0x3fff;
 
@@ -39,30 +39,30 @@ impl Attributes {
         self
     }
 
-    /// With the number `value`.
+    /// Adds the number `value`.
     pub(super) fn u32(self, kind: u16, value: u32) -> Attributes {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// With the number `value`.
+    /// Adds the number `value`.
     pub(super) fn u64(self, kind: u16, value: u64) -> Attributes {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
-    /// With `text`, which ends with a zero there.
+    /// Adds `text`, terminated by a zero.
     pub(super) fn text(self, kind: u16, text: &str) -> Attributes {
         let mut value = text.as_bytes().to_vec();
         value.push(0);
         self.bytes(kind, &value)
     }
 
-    /// With `attributes` in one.
+    /// Adds `attributes` as one nested attribute.
     pub(super) fn nested(self, kind: u16, attributes: &Attributes) -> Attributes {
         self.bytes(kind | NESTED, &attributes.0)
     }
 }
 
-/// A request to the family `family`, to be answered with its `sequence`.
+/// A request to the family `family`; the answer contains `sequence`.
 #[expect(
     clippy::host_endian_bytes,
     reason = "netlink is in the byte order of the host"
@@ -76,9 +76,9 @@ pub(super) fn request(family: u16, command: u8, sequence: u32, attributes: &Attr
     bytes.extend(family.to_ne_bytes());
     bytes.extend((REQUEST | ACK).to_ne_bytes());
     bytes.extend(sequence.to_ne_bytes());
-    // The port: the kernel's own number for the socket.
+    // The port: the kernel inserts the number of the socket.
     bytes.extend(0_u32.to_ne_bytes());
-    // The version, then nothing.
+    // The version, then zeros.
     bytes.extend([command, 1, 0, 0]);
     bytes.extend(&attributes.0);
     bytes
@@ -87,9 +87,9 @@ pub(super) fn request(family: u16, command: u8, sequence: u32, attributes: &Attr
 /// The kernel's reply to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer<'a> {
-    /// The request is done, or has failed with this errno.
+    /// The request has succeeded, or has failed with this errno.
     Ended(Result<(), i32>),
-    /// Attributes, before that.
+    /// Attributes, before the end.
     Content(&'a [u8]),
 }
 
@@ -111,7 +111,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*value))
 }
 
-/// The answers to the request `sequence` in what was received; what is cut short ends them.
+/// The answers to the request `sequence` in the received bytes; a truncated answer ends the list.
 pub(super) fn answers(mut bytes: &[u8], sequence: u32) -> Vec<Answer<'_>> {
     let mut answers = Vec::new();
     while let Some(len) = u32_at(bytes, 0)
@@ -134,7 +134,7 @@ pub(super) fn answers(mut bytes: &[u8], sequence: u32) -> Vec<Answer<'_>> {
                 let content = body.get(COMMAND_LEN..).unwrap_or_default();
                 answers.push(Answer::Content(content));
             }
-            // An answer to an earlier request, which nobody has waited for.
+            // An answer to an earlier request that was not awaited.
             _ => {}
         }
     }

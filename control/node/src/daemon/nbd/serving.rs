@@ -1,4 +1,4 @@
-//! Serving a device: its endpoint is made, then the kernel gets a connection to it, the first one or the next one.
+//! Serving a device: creates its endpoint, then gives the kernel a connection to it, the first or the next one.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use crate::daemon::block::calls::{blocking, late};
 use crate::daemon::pool::Pool;
 use crate::daemon::pool_requests::unexpected_reply;
 
-/// How long the remains of a dead server may take to go: the kernel takes another connection once it has seen the end of the last one.
+/// Longest wait until the connection of a dead server has ended: only then does the kernel take another connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Between two looks at that: the endpoint sees within that time that the kernel did not take a connection.
+/// Interval of these checks. Within it, the endpoint notices that the kernel did not take a connection.
 const LOOK: Duration = Duration::from_millis(50);
-/// So many looks in a row have to see that the device is connected.
+/// The device must be seen connected so many times in a row.
 const LOOKS: u32 = 2;
 
 impl Pool {
-    /// The device `number` of the volume `lineage`, by the kernel's NBD client.
+    /// The device `number` of the volume `lineage`, of the kernel's NBD client.
     pub(crate) fn own_nbd_device(&self, lineage: Lineage, number: u32) -> OwnDevice {
         OwnDevice::new(&self.context.layout, lineage, number)
     }
 
-    /// Has the endpoint serve `volume` at `socket`, and the device `number` be connected to it.
+    /// Makes the endpoint serve `volume` at `socket`, and connects the device `number` to it.
     pub(crate) async fn serve_nbd_device(
         &self,
         attachment: AttachmentId,
@@ -59,8 +59,8 @@ impl Pool {
             DeviceState::Free => return connect(OwnDevice::connect).await,
             DeviceState::Ours => {}
         }
-        // The kernel does not report whether it has taken a connection, but the endpoint does: it has a client then, and none otherwise,
-        // since no other process has the socket.
+        // The kernel does not report whether it has taken a connection, but the endpoint does: it has a client if the kernel took it, and
+        // none otherwise, since no other process has the socket.
         let mut seen = 0;
         while seen < LOOKS {
             match self.is_connected(attachment).await? {

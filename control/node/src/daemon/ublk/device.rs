@@ -1,4 +1,4 @@
-//! Devices: numbers, which node and volume each is of, and what is asked of one.
+//! ublk devices: their numbers, the node and volume of each, and the operations on them.
 
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use archipelago_ublk::{Control, Device, DeviceMark};
 
 use crate::daemon::block::calls::blocking;
 
-/// How long a question to the kernel may take.
+/// Timeout of a call to the kernel.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A number that no device and no attachment has.
 pub(crate) fn free_number(attached: impl Iterator<Item = u32>) -> u32 {
     let mut taken = Control::numbers();
     taken.extend(attached);
-    // One of so many is free.
+    // There are more numbers than devices and attachments, so one is free.
     let count = u32::try_from(taken.len()).unwrap_or(u32::MAX - 1);
     (0..=count)
         .find(|number| !taken.contains(number))
@@ -32,15 +32,15 @@ pub(crate) fn endpoint(number: u32) -> EndpointSpec {
     }
 }
 
-/// Whether this node can have devices at all.
+/// Whether this node can have ublk devices.
 ///
 /// # Errors
-/// Why not, with what to use in their place.
+/// The reason, and what to use instead.
 pub(crate) async fn check() -> Result<(), Error> {
     blocking(CALL_TIMEOUT, |_goes_on| Control::open().map(drop)).await
 }
 
-/// The control device; `None`: the kernel has no devices any more, so there is nothing to stop.
+/// The control device; `None`: the kernel does not support such devices any more, so there is nothing to stop.
 pub(super) fn opened() -> Result<Option<Control>, Error> {
     match Control::open() {
         Ok(control) => Ok(Some(control)),
@@ -49,7 +49,7 @@ pub(super) fn opened() -> Result<Option<Control>, Error> {
     }
 }
 
-/// A device that this node has made, or is about to make.
+/// A device that this node has created, or will create.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OwnDevice {
     number: u32,
@@ -65,10 +65,10 @@ impl OwnDevice {
         }
     }
 
-    /// Refuses to resize what it shows, where the kernel could not show it.
+    /// Refuses a resize that the kernel could not show.
     ///
     /// # Errors
-    /// [`ErrorCode::Unsupported`] with what to do.
+    /// [`ErrorCode::Unsupported`] with the remedy.
     pub(crate) async fn check_resizes(self) -> Result<(), Error> {
         blocking(CALL_TIMEOUT, move |_goes_on| {
             if Control::open()?.resizes() {
@@ -89,18 +89,18 @@ impl OwnDevice {
         self.number
     }
 
-    /// What tells it from the devices of others.
+    /// The mark by which the node recognizes the device.
     pub(super) fn mark(self) -> DeviceMark {
         self.mark
     }
 
-    /// How it is; `None`: there is none, or the number is another server's by now.
+    /// Its state; `None` if it does not exist, or if another server uses the number by now.
     pub(super) fn look(self, control: &Control) -> Result<Option<DeviceState>, Error> {
         let found = control.device(self.number).look()?;
         Ok(found.and_then(|(state, mark)| (mark == self.mark).then_some(state)))
     }
 
-    /// Gives it, if it is there, the size of its volume.
+    /// Sets the size of the device, if it exists, to that of its volume.
     pub(crate) async fn resize(self, size: u64) -> Result<(), Error> {
         blocking(CALL_TIMEOUT, move |_goes_on| {
             let control = Control::open()?;
@@ -108,7 +108,7 @@ impl OwnDevice {
                 Some(DeviceState::Served(_) | DeviceState::Waits) => {
                     control.device(self.number).resize(size)
                 }
-                // It is made anew, with the size that the volume has then.
+                // It will be created with the size that the volume has then.
                 Some(DeviceState::Dead) | None => Ok(()),
             }
         })
@@ -116,7 +116,7 @@ impl OwnDevice {
     }
 }
 
-/// What tells the node at `layout` from others of this kernel: also one in another container, with the same path.
+/// Identifies the node at `layout` among all nodes on this kernel, also those in other containers with the same path.
 pub(super) fn identity(layout: &Layout) -> Vec<u8> {
     let mut identity = layout.run().as_os_str().as_encoded_bytes().to_vec();
     if let Ok(found) = std::fs::metadata(layout.state()) {

@@ -1,4 +1,4 @@
-//! The end of a device: stopped once nobody uses it, removed once no process serves it; and what was left over.
+//! The end of a device: it is stopped once it is not in use, and removed once it is not served. Also removes left-over devices.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::daemon::block::calls::blocking;
 use crate::daemon::block::claim::{claim, write_back};
 use crate::daemon::pool::Pool;
 
-/// How long a device may take to be written back and stopped.
+/// Longest time in which a device may be written back and stopped.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long its server may take to close a device that is removed.
+/// Longest time in which its server may close a device that is removed.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Removes the devices of the node at `layout` that `attached` does not name. Without ublk there are none.
+/// Removes the devices of the node at `layout` that are not in `attached`. Without ublk there are none.
 pub(crate) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
     let numbers: Vec<u32> = Control::numbers()
         .into_iter()
@@ -42,7 +42,7 @@ pub(crate) async fn remove_left_over(layout: &Layout, attached: Vec<u32>) {
     }
 }
 
-/// Removes the device `number`, if it is of the node that `ours` is of and nobody uses it.
+/// Removes the device `number`, if it belongs to the same node as `ours` and is not in use.
 fn remove_unused(
     control: &Control,
     number: u32,
@@ -60,14 +60,14 @@ fn remove_unused(
     };
     tracing::warn!("/dev/ublkb{number} is a left-over of this node and is removed");
     device.stop()?;
-    // The kernel removes nothing that somebody has open.
+    // The kernel does not remove a device that is open.
     drop(claimed);
     device.remove(goes_on)
 }
 
 impl OwnDevice {
-    /// Stops it, so that its endpoint can be detached: refused while anybody uses it. Unless the node has its pool no more
-    /// (`is_orphan`), what waits for a server is waited for.
+    /// Stops the device, so that its endpoint can be detached; refused while it is in use. Waits for requests that wait for a server,
+    /// unless the node does not have the pool any more (`is_orphan`).
     pub(crate) async fn stop(self, is_orphan: bool) -> Result<(), Error> {
         blocking(STOP_TIMEOUT, move |goes_on| {
             let Some(control) = opened()? else {
@@ -88,7 +88,7 @@ impl OwnDevice {
             };
             let path = Device::path(number);
             let claimed = claim(&path)?;
-            // A stopped device takes nothing more from the page cache.
+            // A stopped device cannot be written back.
             if is_served {
                 write_back(&claimed, &path)?;
             }
@@ -100,7 +100,7 @@ impl OwnDevice {
         .await
     }
 
-    /// Removes it, which is stopped and which no process serves any more.
+    /// Removes the device, which has been stopped and is not served any more.
     pub(crate) async fn remove(self) {
         let removed = blocking(REMOVE_TIMEOUT, move |goes_on| match opened()? {
             Some(control) if self.look(&control)?.is_some() => {
@@ -115,7 +115,7 @@ impl OwnDevice {
 }
 
 impl Pool {
-    /// Takes back `own`, which could not be served.
+    /// Removes `own`, which could not be served.
     pub(crate) async fn abandon_device(&self, attachment: AttachmentId, own: OwnDevice) {
         let stopped = blocking(STOP_TIMEOUT, move |_goes_on| match opened()? {
             Some(control) if own.look(&control)?.is_some() => control.device(own.number()).stop(),

@@ -1,18 +1,17 @@
-//! Block devices of this host that volumes are served at: what only a privileged process may do with them. What a device asks for is
-//! served by the pool's endpoint, which is handed the device's queue.
+//! Block devices of this host at which volumes are served: the operations that need privileges. The pool's endpoint serves the requests; it
+//! receives the device's queue.
 //!
 //! Invariants
-//! - A device of this node that no attachment names is a left-over of an attach that was cut short, and removed at the start.
-//! - Another server's device, whatever its number, is never touched.
-//! - A device is never stopped while anybody but this node has it open, and not before what the host's page cache holds of it has
-//!   been written.
-//! - A device whose server died keeps its requests until the next server: nothing here answers them in its place.
+//! - A device of this node without an attachment was left by an interrupted attach, and is removed at the start.
+//! - Devices of other servers are never changed, whatever their number.
+//! - A device is stopped only when no other process has it open and its dirty pages in the host's page cache have been written.
+//! - A device whose server died keeps its requests until the next server: this module never answers them itself.
 //!
 //! | module | subject |
 //! |---|---|
-//! | `device` | which device is whose, and what is asked of it |
-//! | `serving` | a device and its endpoint: made, or recovered from a dead server |
-//! | `ending` | a device is stopped, taken back, removed; the left-overs of the node |
+//! | `device` | which device belongs to which node and volume, and the operations on it |
+//! | `serving` | creates a device, or recovers it from a dead server, for its endpoint |
+//! | `ending` | stops and removes devices; removes left-overs of the node |
 
 mod device;
 mod ending;

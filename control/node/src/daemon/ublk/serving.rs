@@ -1,4 +1,4 @@
-//! Serving a device: it is made, or recovered from a dead server, and its endpoint gets its queue.
+//! Serving a device: it is created, or recovered from a dead server, and its endpoint receives its queue.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,24 +14,24 @@ use crate::daemon::pool::Pool;
 use crate::daemon::pool_requests::unexpected_reply;
 use crate::daemon::process::{AskError, RunState};
 
-/// How long the remains of a dead server may take to go: its last calls on the storage have to return.
+/// Longest wait until a dead server has ended completely: its last calls on the storage must return.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks at that.
+/// Interval of these checks.
 const RECOVERY_LOOK: Duration = Duration::from_millis(5);
-/// How long the data process may take to ask for a device's first requests, and to answer an attach.
+/// Longest time in which the data process may fetch a device's first requests, and answer an attach.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the endpoint needs to serve a device, and what follows when it does.
+/// What the endpoint needs in order to serve a device, and the next step.
 enum Prepared {
-    /// It is served already.
+    /// Nothing: it is served already.
     Served,
-    /// By this queue; then the device is started.
+    /// This queue; then the device is started.
     Start(OwnedFd),
-    /// By this queue; then the device gets its requests again.
+    /// This queue; then the device gets its waiting requests again.
     Recover(OwnedFd),
 }
 
-/// Makes `own`, which is of `volume`, ready for the endpoint, in whatever state it is.
+/// Prepares `own`, a device of `volume` in any state, for the endpoint.
 fn prepare(
     own: OwnDevice,
     volume: &ServedVolume,
@@ -53,13 +53,13 @@ fn prepare(
             Some(DeviceState::Served(by)) if by == opener() => return Ok(Prepared::Served),
             Some(DeviceState::Waits) if device.begin_recovery()? => match device.open_queue() {
                 Ok(queue) => return Ok(Prepared::Recover(queue)),
-                // By an endpoint that does not serve it yet, or by one that ends.
+                // An endpoint that does not serve it yet, or one that is ending, has it open.
                 Err(error) if error.code == ErrorCode::InUse => {}
                 Err(error) => return Err(error),
             },
-            // The kernel has not noticed yet that its server is dead, or not closed all that it had open.
+            // The kernel has not noticed yet that the server is dead, or has not closed all its files.
             Some(DeviceState::Served(_) | DeviceState::Waits) => {}
-            // Not started, or stopped: it has no requests, and a queue that another process may have had.
+            // It was not started, or it was stopped: it has no requests, and another process may have used its queue.
             Some(DeviceState::Dead) => device.remove(goes_on)?,
             None => {
                 control.make(number, volume, mark)?;
@@ -75,8 +75,8 @@ fn prepare(
     }
 }
 
-/// The process id that is given to the kernel as that of a device's server. From Linux 6.17 on (6.16.1) the kernel accepts only the process
-/// that has opened the queue, which is this one.
+/// The process id that is passed to the kernel as that of the device's server. From Linux 6.17 on (and 6.16.1), the kernel accepts only the
+/// process that has opened the queue, which is this one.
 fn opener() -> u32 {
     std::process::id()
 }
@@ -87,7 +87,7 @@ impl Pool {
         OwnDevice::new(&self.context.layout, lineage, number)
     }
 
-    /// Has the endpoint serve the device `number`, which is made, or recovered from a dead server, as needed.
+    /// Makes the endpoint serve the device `number`, which is created, or recovered from a dead server, as needed.
     pub(crate) async fn serve_device(
         &self,
         attachment: AttachmentId,
@@ -108,7 +108,7 @@ impl Pool {
             Prepared::Start(queue) => {
                 let started = self.hand_over(number, &request, queue, false).await;
                 if started.is_err() {
-                    // The device has had no user. The next attempt makes another one.
+                    // The device has not been used. The next attempt creates another one.
                     self.abandon_device(attachment, own).await;
                 }
                 started
@@ -116,7 +116,7 @@ impl Pool {
         }
     }
 
-    /// Makes `own` ready for `request`, which its endpoint has got already when it serves it.
+    /// Prepares `own` for `request`. If its endpoint serves it already, the endpoint has received `request`.
     async fn prepare_device(
         &self,
         own: OwnDevice,
@@ -133,7 +133,7 @@ impl Pool {
                 queue => return Ok(queue),
             }
             match self.tell(Role::Endpoint, request).await {
-                // It does not have the queue: another has, whose death the kernel has not noticed yet.
+                // The endpoint does not have the queue: another process has it, whose death the kernel has not noticed yet.
                 Err(error) if error.code == ErrorCode::Unavailable => {
                     tokio::time::sleep(RECOVERY_LOOK).await;
                 }
@@ -142,7 +142,7 @@ impl Pool {
         }
     }
 
-    /// Gives the endpoint the `queue` of the device `number`, and has the device send its requests there.
+    /// Passes the `queue` of the device `number` to the endpoint, and makes the device send its requests there.
     async fn hand_over(
         &self,
         number: u32,
@@ -152,10 +152,10 @@ impl Pool {
     ) -> Result<(), Error> {
         let process = self.process(Role::Endpoint);
         let server = process.pid();
-        // Not repeated: the queue goes with it, once.
+        // Not repeated: the request passes the queue, which can be passed only once.
         match process.ask_with(request, queue, SERVE_TIMEOUT).await {
             Ok(ControlReply::Done) => {}
-            // It may come to it yet, and has the queue then.
+            // The endpoint may still receive the request, and the queue with it.
             Err(AskError::Failed(error)) if recovers => {
                 tracing::debug!("serving /dev/ublkb{number}: {error}");
             }
@@ -172,7 +172,8 @@ impl Pool {
             let control = Control::open()?;
             let device = control.device(number);
             match recovers {
-                // While this server runs, only this call can get the requests served, so it goes on after its caller has stopped waiting.
+                // While this server runs, only this call can make the requests served, so it continues after its caller has stopped
+                // waiting.
                 true => device.end_recovery(opener(), serves),
                 false => device.start(opener(), || goes_on() && serves()),
             }
