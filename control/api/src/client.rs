@@ -1,6 +1,6 @@
-//! A blocking client of the node's API: one connection a request.
+//! A blocking client of the node's API: one connection per request.
 //!
-//! It speaks just the HTTP/1.1 that the daemon answers with: `Connection: close`, a body of known length.
+//! It supports only the part of HTTP/1.1 that the daemon uses in answers: `Connection: close`, and a body of known length.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,7 +15,7 @@ use crate::types::{Bulk, Failure, OpenVolume};
 
 /// Longest answer: a page of 1000 entries has less than 1 KiB each.
 const ANSWER_LEN_MAX: u64 = 16 << 20;
-/// An answer takes this long at most: a clean stop drains three processes within 60 s each.
+/// Longest wait for an answer: a clean stop drains three processes within 60 s each.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(200);
 
 /// Method of a request.
@@ -48,7 +48,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the node at `layout`; nothing is connected yet.
+    /// A client of the node at `layout`; it does not connect yet.
     #[must_use]
     pub fn new(layout: Layout) -> Client {
         Client {
@@ -57,19 +57,19 @@ impl Client {
         }
     }
 
-    /// Uses `explain` to report why no process serves the socket, in place of the plain failure.
+    /// Uses `explain` to report why no process serves the socket, instead of the plain error.
     #[must_use]
     pub fn explaining(self, explain: Explain) -> Client {
         Client { explain, ..self }
     }
 
-    /// Asks `path` with the body `request`.
+    /// Sends a request to `path`, with the body `request`.
     ///
     /// # Errors
-    /// What the daemon answers; [`ErrorCode::Unavailable`] if there is none.
+    /// The daemon's error; [`ErrorCode::Unavailable`] if there is no daemon.
     ///
     /// # Panics
-    /// If `request` cannot be JSON: our own mistake.
+    /// If `request` cannot be encoded as JSON, which is an error of this program.
     pub fn call<Q: Serialize, A: DeserializeOwned>(
         &self,
         method: Method,
@@ -92,20 +92,20 @@ impl Client {
         }
     }
 
-    /// Asks `path` without a body.
+    /// Sends a request to `path`, without a body.
     ///
     /// # Errors
-    /// As [`Client::call`].
+    /// As for [`Client::call`].
     pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Error> {
         self.call(Method::Get, path, &())
     }
 
-    /// Opens `name` for this process, for reading only or for writing too. Connect to the answer's socket within 30 s, with the
-    /// client of the crate `archipelago-segment`.
+    /// Opens `name` for this process, for reading or also for writing. Connect to the socket in the answer within 30 s, with the client of
+    /// the crate `archipelago-segment`.
     ///
     /// # Errors
-    /// As [`Client::call`]: [`ErrorCode::InUse`] if somebody else has it open, [`ErrorCode::ReadOnly`] if it is frozen and shall be
-    /// written.
+    /// As for [`Client::call`]: [`ErrorCode::InUse`] if another process has it open, [`ErrorCode::ReadOnly`] if a snapshot or image is to
+    /// be written.
     pub fn open(&self, name: &Name, access: Access) -> Result<Bulk, Error> {
         let request = OpenVolume {
             read_only: access == Access::Read,
@@ -114,10 +114,10 @@ impl Client {
         self.open_as(name, &request)
     }
 
-    /// As [`Client::open`], with the options of `request`.
+    /// As [`Client::open`], with the options in `request`.
     ///
     /// # Errors
-    /// As [`Client::open`]; [`ErrorCode::Stale`] if the reservation no longer exists, so that others may have opened the volume.
+    /// As for [`Client::open`]; [`ErrorCode::Stale`] if the reservation no longer exists, so that others may have opened the volume.
     pub fn open_as(&self, name: &Name, request: &OpenVolume) -> Result<Bulk, Error> {
         let path = format!("/v1/volumes/{}/open", path_segment(name.as_str()));
         self.call(Method::Post, &path, request)
@@ -145,7 +145,7 @@ impl Client {
         stream
             .set_read_timeout(Some(ANSWER_TIMEOUT))
             .map_err(lost)?;
-        // In one piece: a server that answers before it has read everything would reset the connection.
+        // In one piece: if a server answers before it has read everything, it resets the connection.
         stream
             .write_all(&[head.as_bytes(), body].concat())
             .map_err(lost)?;
@@ -179,7 +179,7 @@ impl Client {
     }
 }
 
-/// A name as a segment of a path.
+/// A name, encoded as a segment of a path.
 #[must_use]
 pub fn path_segment(name: &str) -> String {
     let mut text = String::with_capacity(name.len());

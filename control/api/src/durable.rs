@@ -1,6 +1,6 @@
-//! Small files that appear or change whole: after a crash there is the old content or the new one, never a part.
+//! Small files that are created or changed atomically: after a crash, the content is the old or the new one, never a part.
 //!
-//! What is not finished lies beside the file as [`unfinished`] names it.
+//! Unfinished content is in a file beside the target, whose name is that of [`unfinished`].
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -8,49 +8,50 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-/// Mode of a new file: its owner's alone.
+/// Mode of a new file: access only for its owner.
 const MODE: u32 = 0o600;
 
-/// Creates `path` with all of `content`, durably when this returns, or not at all. Any number of writers at a time: one of them creates it.
+/// Creates `path` with all of `content`, durable when this returns, or does nothing. There may be several writers: one of them creates the
+/// file.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`]; what the file system reports.
+/// [`io::ErrorKind::AlreadyExists`]; the error of the file system.
 pub fn create(path: &Path, content: &[u8]) -> io::Result<()> {
     let fresh = beside(path, &format!("{}.new", std::process::id()));
-    // Commit point. Unlike a rename, a link never replaces what another writer has created meanwhile.
+    // Commit point. Unlike a rename, a link never replaces a file that another writer has created meanwhile.
     let created = write(&fresh, content, |_new| Ok(())).and_then(|()| fs::hard_link(&fresh, path));
     let removed = fs::remove_file(&fresh);
     created.and(removed)?;
     sync_directory_of(path)
 }
 
-/// Replaces the content of `path` by `content`, durably when this returns. One writer at a time. The file keeps its owner and mode;
-/// a new one is its owner's alone.
+/// Replaces the content of `path` by `content`, durable when this returns. There must be only one writer. The file keeps its owner and
+/// mode; a new file is accessible only to its owner.
 ///
 /// # Errors
-/// What the file system reports; the old content is there then, unless it was the last step that failed, which makes the new one durable.
+/// The error of the file system; the content is then the old one, unless only the last step failed, which makes the new content durable.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_with(path, content, |file| {
         let Ok(found) = fs::metadata(path) else {
             return Ok(());
         };
-        // As far as this process may: one that is not root owns its files anyway.
+        // As far as this process may do this: if it is not root, the files are its own.
         let _not_ours = fchown(file, Some(found.uid()), Some(found.gid()));
         file.set_permissions(found.permissions())
     })
 }
 
-/// The same, with `mode` for the file, whatever it had and whatever the umask.
+/// The same, with `mode` for the file, whatever the old mode and the umask.
 ///
 /// # Errors
-/// As [`replace`].
+/// As for [`replace`].
 pub fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     replace_with(path, content, |file| {
         file.set_permissions(Permissions::from_mode(mode))
     })
 }
 
-/// Where the new content of `path` lies until it is whole. What a crash has left there the next writer takes.
+/// The file of new content for `path` until it is complete. If a crash leaves such a file, the next writer overwrites it.
 #[must_use]
 pub fn unfinished(path: &Path) -> PathBuf {
     beside(path, "new")
@@ -63,12 +64,12 @@ fn replace_with(
 ) -> io::Result<()> {
     let fresh = unfinished(path);
     write(&fresh, content, prepare)?;
-    // Commit point: before the rename a crash leaves the old content, after it the new one.
+    // Commit point: before the rename, a crash leaves the old content; after it, the new one.
     fs::rename(&fresh, path)?;
     sync_directory_of(path)
 }
 
-/// Makes the file `fresh` durable; `prepare` gets it while it is empty.
+/// Makes the file `fresh` durable; `prepare` is called with it while it is empty.
 fn write(
     fresh: &Path,
     content: &[u8],

@@ -1,4 +1,4 @@
-//! Where a node keeps its things.
+//! The paths of a node's files.
 //!
 //! | what | with a root directory | without |
 //! |---|---|---|
@@ -7,10 +7,10 @@
 //! | sockets of volumes | `DIR/run/volume` | `/run/archipelago/volume` |
 //! | volumes as files and block devices | `DIR/run/attached` | `/run/archipelago/attached` |
 //! | sockets and grants of a further pool | `DIR/run/pools/NAME` | `/run/archipelago/pools/NAME` |
-//! | what outlives a reboot | `DIR/state` | `/var/lib/archipelago` |
+//! | files that outlive a reboot | `DIR/state` | `/var/lib/archipelago` |
 //! | the pool `default`, unless configured elsewhere | `DIR/pool` | `/var/lib/archipelago/pool` |
 //!
-//! Socket names are derived from lineages, not from names: they survive a rename and fit a socket address.
+//! Socket names are derived from lineages, not from names: so they do not change at a rename, and fit into a socket address.
 
 use std::fs::DirBuilder;
 use std::io::{self, ErrorKind};
@@ -19,20 +19,20 @@ use std::path::{Path, PathBuf};
 
 use archipelago_protocol::{AttachmentId, Error, ErrorCode, Lineage};
 
-/// Environment variable that names the root directory.
+/// Environment variable with the root directory.
 pub const ROOT_VARIABLE: &str = "ARCHIPELAGO_ROOT";
 /// Extension of the socket of a volume that is opened over a segment channel.
 pub const BULK_SOCKET: &str = "bulk";
-/// Longest path of a UNIX socket: `sun_path` less its final zero.
+/// Longest path of a UNIX socket: `sun_path` without its final zero.
 pub const SOCKET_PATH_MAX: usize = 107;
-/// Longest path of the run directory: what is left of a socket's path for `/volume/`, 32 digits and `.sock`.
+/// Longest path of the run directory: a socket's path without `/volume/`, 32 digits and `.sock`.
 pub const RUN_PATH_MAX: usize = SOCKET_PATH_MAX - ("/volume/".len() + 32 + ".sock".len());
 
-/// Bytes after which a log is cut. The run directory is memory: with what came before 16 MiB, some 100,000 lines, and what is
-/// written within the second between two looks, which the daemon bounds.
+/// Bytes after which a log is truncated. The run directory is in memory: 16 MiB with the predecessor, some 100,000 lines, and the lines of
+/// the second between two checks, which the daemon limits.
 pub const LOG_LEN_MAX: u64 = 8 << 20;
 
-/// Why something at `path`, one of a node's, could not be made, read or written.
+/// The error of creating, reading or writing `path`, one of a node's files.
 #[must_use]
 pub fn path_error(path: &Path, error: &io::Error) -> Error {
     let at = path.display();
@@ -101,8 +101,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Makes the directories of state and sockets, for their owner only; those that are there stay as they are. `/run` is
-    /// empty after a reboot, so this is done at every start.
+    /// Creates the directories of state and sockets, accessible only to their owner; existing ones are not changed. `/run` is empty after a
+    /// reboot, so this is done at every start.
     ///
     /// # Errors
     /// As [`path_error`].
@@ -113,7 +113,7 @@ impl Layout {
         Ok(())
     }
 
-    /// The root directory that was given.
+    /// The root directory, if one was given.
     #[must_use]
     pub fn root(&self) -> Option<&Path> {
         self.root.as_deref()
@@ -131,7 +131,7 @@ impl Layout {
         &self.run
     }
 
-    /// Directory of what outlives a reboot.
+    /// Directory of files that outlive a reboot.
     #[must_use]
     pub fn state(&self) -> &Path {
         &self.state
@@ -146,7 +146,7 @@ impl Layout {
         }
     }
 
-    /// Locked by the daemon as long as it lives; holds its process id.
+    /// Lock file: locked by the daemon as long as it runs; contains its process id.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
         self.run.join("lock")
@@ -164,31 +164,31 @@ impl Layout {
         self.run.join("archipelagod.log")
     }
 
-    /// Log of mounts in the background: what failed of what programs asked there.
+    /// Log of mounts in the background: it contains failed requests of programs.
     #[must_use]
     pub fn mount_log(&self) -> PathBuf {
         self.run.join("mount.log")
     }
 
-    /// What came before in that log, once it was longer than [`LOG_LEN_MAX`].
+    /// The predecessor of the log, which is made when the log is longer than [`LOG_LEN_MAX`].
     #[must_use]
     pub fn former_log(&self) -> PathBuf {
         former_log(&self.log())
     }
 
-    /// What is attached.
+    /// File of the attachments.
     #[must_use]
     pub fn attachments(&self) -> PathBuf {
         self.state.join("attachments.json")
     }
 
-    /// Presence journals of the open volumes.
+    /// Directory of the presence journals of open volumes.
     #[must_use]
     pub fn journals(&self) -> PathBuf {
         self.run.join("journal")
     }
 
-    /// Directory of the sockets of volumes: all that an endpoint with a user of its own can write to.
+    /// Directory of the sockets of volumes: the only one to which an endpoint with its own user can write.
     #[must_use]
     pub fn volumes(&self) -> PathBuf {
         self.run.join("volume")
@@ -206,19 +206,19 @@ impl Layout {
         self.volumes().join(format!("{lineage}.nbd"))
     }
 
-    /// The vhost-user socket of an attachment beside the first one of its volume: no longer than that.
+    /// The vhost-user socket of a further attachment of a volume; its path is not longer than that of the first one.
     #[must_use]
     pub fn further_volume_socket(&self, id: AttachmentId) -> PathBuf {
         self.volumes().join(format!("attachment-{id}.sock"))
     }
 
-    /// The NBD socket of an attachment beside the first one of its volume.
+    /// The NBD socket of a further attachment of a volume.
     #[must_use]
     pub fn further_nbd_socket(&self, id: AttachmentId) -> PathBuf {
         self.volumes().join(format!("attachment-{id}.nbd"))
     }
 
-    /// Directory of what this host itself uses: volumes as files and block devices.
+    /// Directory of this host's own attachments: volumes as files and block devices.
     #[must_use]
     pub fn attached(&self) -> PathBuf {
         self.run.join("attached")
@@ -230,7 +230,7 @@ impl Layout {
         self.volumes().join(format!("{lineage}.{BULK_SOCKET}"))
     }
 
-    /// The option that makes the command find this layout, for hints.
+    /// The option with which the command finds this layout, for hints.
     #[must_use]
     pub fn command(&self) -> String {
         match &self.root {
@@ -243,7 +243,7 @@ impl Layout {
     }
 }
 
-/// The part of the log at `path` that came before.
+/// The predecessor of the log at `path`.
 #[must_use]
 pub fn former_log(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -251,7 +251,7 @@ pub fn former_log(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// `text` as one word of a shell's command line.
+/// `text`, quoted as one word of a shell's command line.
 fn for_shell(text: &str) -> String {
     let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&byte);
     if !text.is_empty() && text.bytes().all(harmless) {
@@ -261,7 +261,7 @@ fn for_shell(text: &str) -> String {
     }
 }
 
-/// Makes a directory and those above it, for their owner only.
+/// Creates a directory and its parents, accessible only to their owner.
 ///
 /// # Errors
 /// As [`path_error`].

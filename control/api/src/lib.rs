@@ -1,12 +1,11 @@
-//! What the `archipelago` command and the node daemon share: the types of the API, and the paths of sockets and files.
+//! The common part of the `archipelago` command and the node daemon: the types of the API, and the paths of sockets and files.
 //!
-//! * [`types`], [`pools`]: bodies of requests and answers of the HTTP API; [`client`]: how to ask it.
+//! * [`types`], [`pools`]: bodies of requests and answers of the HTTP API; [`client`]: sends requests.
 //! * `openapi`, a feature of the crate: the description of the API for machines, made from these types.
-//! * [`layout`]: where a node keeps its things; [`config`]: its configuration; [`durable`]: how
-//!   its small files are written.
+//! * [`layout`]: the paths of a node's files; [`config`]: its configuration; [`durable`]: writes its small files.
 //!
-//! One design decision: this crate is data and one blocking client. A client of a node needs no more, so the command and other programs
-//! link nothing of the data path: no io_uring, no mapper, no server.
+//! One design decision: this crate consists of data types and one blocking client. A client of a node needs no more, so the command and
+//! other programs link nothing of the data path: no io_uring, no mapper, no server.
 //!
 //! ```no_run
 //! use archipelago_api::client::Client;

@@ -1,6 +1,6 @@
 //! The description of the HTTP API for machines, OpenAPI 3.1: the operations of this table, with the schemas of the types.
 //!
-//! A new route needs a line in [`operations`]; a test of the daemon compares the two. The meaning of a field is documented once, at the
+//! A new route needs a line in [`operations`]; a test of the daemon compares the two. The meaning of a field is documented only at the
 //! field. A running daemon returns the description for `GET /v1/openapi.json`.
 
 use std::collections::BTreeMap;
@@ -17,11 +17,11 @@ use crate::types::{
     SetVolume, SnapshotVolume, Stopped, VolumePage, VolumeView,
 };
 
-/// What each status of a failure means.
+/// The meaning of each status of a failure.
 const FAILURE: &str = "400 invalid, 403 read-only or denied, 404 not-found, 409 exists, in-use or stale, 501 unsupported, 503 \
                        unavailable, 507 no-space, 500 otherwise";
 
-/// A type of the API: its name, and how its schema is had, with the schemas of the types in it.
+/// A type of the API: its name, and how to get its schema with the schemas of the types in it.
 #[derive(Debug, Clone, Copy)]
 struct Body {
     name: fn() -> std::borrow::Cow<'static, str>,
@@ -37,7 +37,7 @@ fn body<T: ToSchema + PartialSchema>() -> Body {
     }
 }
 
-/// Something that the API does.
+/// An operation of the API.
 #[derive(Debug, Clone, Copy)]
 pub struct Operation {
     /// Path with its parameters in braces.
@@ -48,7 +48,7 @@ pub struct Operation {
     id: &'static str,
     summary: &'static str,
     request: Option<Body>,
-    /// Status and body of the answer when it was done.
+    /// Status and body of the answer after success.
     answer: (&'static str, Option<Body>),
 }
 
@@ -63,7 +63,7 @@ fn get(path: &'static str, id: &'static str, answer: Body, summary: &'static str
     }
 }
 
-/// Asked for without a body.
+/// An operation with the method POST, without a body.
 fn post(path: &'static str, id: &'static str, answer: Body, summary: &'static str) -> Operation {
     Operation {
         method: "post",
@@ -95,7 +95,7 @@ impl Operation {
     }
 }
 
-/// Everything that the API does.
+/// All operations of the API.
 #[must_use]
 pub fn operations() -> Vec<Operation> {
     let volume = body::<VolumeView>;
@@ -133,7 +133,7 @@ pub fn operations() -> Vec<Operation> {
     ]
 }
 
-/// The description, as it is served.
+/// The description that the daemon serves.
 ///
 /// # Panics
 /// Never: schemas have string keys.

@@ -435,7 +435,7 @@ mod tests {
         assert_eq!(count(&mut files), 8);
         write(&mut files, object, 0);
         assert!(matches!(files.unsynced(object), Unsynced::Many));
-        // A loss is reported once, whoever's sync has failed.
+        // A loss is reported once, whichever sync has failed.
         files.mark_unsynced_lost();
         assert!(matches!(files.unsynced(object), Unsynced::Lost));
         assert!(matches!(files.unsynced(object), Unsynced::Many));

@@ -1,13 +1,13 @@
-//! A user or a group of the system, as the configuration names it.
+//! A user or a group of the system, as it is written in the configuration.
 
 use std::fmt;
 
 /// A user or a group, by name or by number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Account {
-    /// As the system's tables have it.
+    /// A name from the system's tables.
     Name(String),
-    /// Need not be in them.
+    /// A number, which need not be in these tables.
     Id(u32),
 }
 

@@ -1,16 +1,16 @@
 //! Adds and removes pools in the text of a configuration while the node runs, and keeps comments and formatting.
 //!
-//! Invariant: except for the one pool, the changed text has the meaning of the old one. A text for which that cannot be checked is not
+//! Invariant: except for the one pool, the changed text has the same meaning as before. If this cannot be checked for a text, it is not
 //! changed.
 
 use archipelago_protocol::{Error, ErrorCode, Name};
 
 use super::{Config, PoolConfig};
 
-/// The text of a configuration with one more pool, at its end.
+/// The text of a configuration with another pool at its end.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if a pool has the name; [`ErrorCode::Invalid`] if the configuration with the pool is not legal.
+/// [`ErrorCode::Exists`] if a pool has this name; [`ErrorCode::Invalid`] if the configuration with the pool is not valid.
 pub fn with_pool(text: &str, name: &Name, pool: &PoolConfig) -> Result<String, Error> {
     let mut expected = Config::parse(text)?;
     if expected.pools.contains_key(name) {
@@ -25,7 +25,7 @@ pub fn with_pool(text: &str, name: &Name, pool: &PoolConfig) -> Result<String, E
     checked(changed, &expected)
 }
 
-/// The lines of a pool's section, but for its header.
+/// The lines of a pool's section, without the header.
 fn render(pool: &PoolConfig) -> Result<String, Error> {
     let (directory, direct) = match pool {
         PoolConfig::File { directory, direct } => (directory, direct),
@@ -42,10 +42,10 @@ fn render(pool: &PoolConfig) -> Result<String, Error> {
     Ok(format!("kind = \"file\"\ndirectory = {path}\n{direct}"))
 }
 
-/// The text of a configuration without the section of a pool. Comments below its last key stay.
+/// The text of a configuration without the section of a pool. Comments after its last key stay.
 ///
 /// # Errors
-/// [`ErrorCode::NotFound`] if there is no such pool; [`ErrorCode::Invalid`] if it is the only one, or not written as a section.
+/// [`ErrorCode::NotFound`] if the pool does not exist; [`ErrorCode::Invalid`] if it is the only one, or not written as a section.
 pub fn without_pool(text: &str, name: &Name) -> Result<String, Error> {
     let mut expected = Config::parse(text)?;
     if expected.pools.remove(name).is_none() {

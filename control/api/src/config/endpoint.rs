@@ -1,6 +1,6 @@
-//! The section `[endpoint]`: whom the endpoint's process runs as, and what that user may do.
+//! The section `[endpoint]`: the user of the endpoint's process, and the rights of that user.
 //!
-//! What stands in the file is checked here for its form; whether the system knows the accounts is for the daemon to ask.
+//! This module checks only the form of the section; the daemon checks that the accounts exist.
 
 use archipelago_protocol::Error;
 
@@ -12,7 +12,7 @@ use super::section::Section;
 pub struct Endpoint {
     /// The user.
     pub user: Account,
-    /// Whose members may connect to the sockets of volumes; without it only the user and root may.
+    /// A group whose members may connect to the sockets of volumes; if it is missing, only the user and root may.
     pub group: Option<Account>,
 }
 

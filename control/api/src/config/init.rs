@@ -1,6 +1,6 @@
 //! `archipelago init`: creates the configuration of a new node, its directories and its first pool.
 //!
-//! Invariant: a configuration that exists is never overwritten. It appears last, whole and durable, so `init` can be repeated after a
+//! Invariant: an existing configuration is never overwritten. It is created last, complete and durable, so `init` can be repeated after a
 //! failure or a crash.
 
 use std::io::ErrorKind;
@@ -28,8 +28,8 @@ pub struct InitOptions {
 /// as a pool, and does nothing if the directory is already a pool.
 ///
 /// # Errors
-/// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Invalid`] if the pool directory is not UTF-8;
-/// [`ErrorCode::Io`] and [`ErrorCode::NoSpace`] naming the path; what `make_pool` returns.
+/// [`ErrorCode::Exists`] if there is a configuration; [`ErrorCode::Invalid`] if the pool directory is not UTF-8; [`ErrorCode::Io`] and
+/// [`ErrorCode::NoSpace`] with the path; the error of `make_pool`.
 pub fn init(
     layout: &Layout,
     options: &InitOptions,

@@ -1,6 +1,6 @@
-//! The configuration file: parsed into checked types at the edge; nothing deeper sees strings.
+//! The configuration file: it is parsed into checked types here, so other modules handle no strings.
 //!
-//! Unknown keys, wrong types and values out of range are refused with the key, the value and the legal range.
+//! Unknown keys, wrong types and values out of range are refused; the error contains the key, the value and the valid range.
 
 mod account;
 mod edit;
@@ -26,25 +26,25 @@ pub use init::{InitOptions, init};
 pub use rados::{DEFAULT_CLIENT, RadosPool};
 use section::Section;
 
-/// Name of the pool of a fresh node.
+/// Name of the pool of a new node.
 pub const DEFAULT_POOL: &str = "default";
-/// Legal `data.threads`: a thread has an arena for each of its channels, and a copy of the catalogue.
+/// Valid `data.threads`: a thread has an arena for each of its channels, and a copy of the catalogue.
 pub const THREADS: RangeInclusive<u32> = 1..=16;
-/// Legal numbers in `data.cpus`: what a CPU set of the C library holds.
+/// Valid numbers in `data.cpus`: those of a CPU set of the C library.
 pub const CPU: RangeInclusive<u32> = 0..=1023;
-/// Legal `data.poll_us`. More than a millisecond of spinning only burns a core.
+/// Valid `data.poll_us`. Spinning for more than a millisecond only wastes CPU time.
 pub const POLL_US: RangeInclusive<u32> = 0..=1000;
-/// Legal `data.submission_chunk`.
+/// Valid `data.submission_chunk`.
 pub const SUBMISSION_CHUNK: RangeInclusive<u32> = 1..=64;
-/// Legal `data.channel_requests`, powers of two: the tag of a request holds a slot of 16 bits.
+/// Valid `data.channel_requests`, powers of two: the tag of a request has 16 bits for the slot.
 pub const CHANNEL_REQUESTS: RangeInclusive<u32> = 16..=4096;
-/// Legal `data.channel_memory_mib`.
+/// Valid `data.channel_memory_mib`.
 pub const CHANNEL_MEMORY_MIB: RangeInclusive<u32> = 1..=1024;
-/// Most pools of a node: each has its data processes, and a connection to each when the node is asked for something.
+/// Most pools of a node: each has its data processes, and each request to the node may need a connection to each pool.
 pub const POOLS_MAX: usize = 64;
 /// Largest configuration file that is read, in bytes.
 const FILE_LEN_MAX: u64 = 1 << 20;
-/// What to do about a bad configuration.
+/// What to do about an invalid configuration.
 pub const CORRECT_IT: &str =
     "correct it, or move it away and let `archipelago init` write a fresh one";
 
@@ -146,7 +146,7 @@ impl Config {
     /// Reads and checks the file at `path`.
     ///
     /// # Errors
-    /// [`ErrorCode::NotFound`] if there is none, [`ErrorCode::Invalid`] naming key, value and legal range.
+    /// [`ErrorCode::NotFound`] if there is none, [`ErrorCode::Invalid`] with key, value and valid range.
     pub fn read(path: &Path) -> Result<Config, Error> {
         let at = path.display();
         let long = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > FILE_LEN_MAX);
@@ -181,7 +181,7 @@ impl Config {
     /// Checks the text of a configuration.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] naming key, value and legal range.
+    /// [`ErrorCode::Invalid`] with key, value and valid range.
     pub fn parse(text: &str) -> Result<Config, Error> {
         let table: toml::Table = text
             .parse()
@@ -250,7 +250,7 @@ impl Config {
         })
     }
 
-    /// The pool that is meant where none is named: the only one, or the one named [`DEFAULT_POOL`].
+    /// The pool that is used if none is named: the only one, or the one named [`DEFAULT_POOL`].
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if there are several pools and none has that name.
@@ -259,7 +259,7 @@ impl Config {
     }
 }
 
-/// The pool of `pools` that is meant where none is named: the only one, or the one named [`DEFAULT_POOL`].
+/// The pool of `pools` that is used if none is named: the only one, or the one named [`DEFAULT_POOL`].
 ///
 /// # Errors
 /// [`ErrorCode::Invalid`] if there are several pools and none has that name.
@@ -282,7 +282,7 @@ pub fn default_pool<'a>(pools: impl Iterator<Item = &'a Name> + Clone) -> Result
 }
 
 impl PoolConfig {
-    /// The directory of the pool, if it is one of files.
+    /// The directory of the pool, if it consists of files.
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
         match self {
@@ -291,7 +291,7 @@ impl PoolConfig {
         }
     }
 
-    /// Where it is, for people: the directory, or `rados:POOL/NAMESPACE`.
+    /// Its location for people: the directory, or `rados:POOL/NAMESPACE`.
     #[must_use]
     pub fn place(&self) -> PathBuf {
         match self {
@@ -300,7 +300,7 @@ impl PoolConfig {
         }
     }
 
-    /// Its kind, as the configuration has it.
+    /// Its kind, as written in the configuration.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -309,7 +309,7 @@ impl PoolConfig {
         }
     }
 
-    /// Whether this pool lies in `other`.
+    /// Whether this pool is inside `other`.
     fn is_inside(&self, other: &PoolConfig) -> bool {
         match (self, other) {
             (PoolConfig::Rados(one), PoolConfig::Rados(other)) => one.overlaps(other),
@@ -392,7 +392,7 @@ fn pool(mut section: Section) -> Result<PoolConfig, Error> {
     })
 }
 
-/// Refuses a node without a pool, or with more than it can serve, and pools that lie in one another.
+/// Refuses a node without pools, or with more than it can serve, and pools inside one another.
 fn check_pools(pools: &BTreeMap<Name, PoolConfig>) -> Result<(), Error> {
     if pools.is_empty() || pools.len() > POOLS_MAX {
         return Err(Error::new(

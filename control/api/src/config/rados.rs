@@ -1,4 +1,4 @@
-//! A pool on RADOS, as the configuration names it.
+//! A pool on RADOS, as it is written in the configuration.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::section::Section;
 
-/// The client as whom a cluster is used where none is named.
+/// The client of the cluster if none is named.
 pub const DEFAULT_CLIENT: &str = "admin";
 /// The keys of its section.
 const KEYS: [&str; 8] = [
@@ -55,7 +55,7 @@ fn default_client() -> String {
 }
 
 impl RadosPool {
-    /// Where it is, for people: `rados:POOL/NAMESPACE`.
+    /// Its location for people: `rados:POOL/NAMESPACE`.
     #[must_use]
     pub fn place(&self) -> String {
         match self.namespace.as_str() {
@@ -64,7 +64,7 @@ impl RadosPool {
         }
     }
 
-    /// Whether both are the same objects of one cluster, as far as that can be seen.
+    /// Whether both consist of the same objects of one cluster, as far as can be determined.
     pub(super) fn overlaps(&self, other: &RadosPool) -> bool {
         let alike = |one: &str, other: &str| one.is_empty() || other.is_empty() || one == other;
         let data = |it: &RadosPool| it.data_pool.clone().unwrap_or_else(|| it.pool.clone());
@@ -92,10 +92,10 @@ impl RadosPool {
         Ok(rados)
     }
 
-    /// Refuses what can be no pool.
+    /// Refuses values that cannot be a pool.
     ///
     /// # Errors
-    /// [`ErrorCode::Invalid`] naming key and value.
+    /// [`ErrorCode::Invalid`] with key and value.
     pub fn check(&self) -> Result<(), Error> {
         let invalid = |key: &str, value: &str, expected: &str| {
             let message = format!(
@@ -126,7 +126,7 @@ impl RadosPool {
         Ok(())
     }
 
-    /// The section's lines, but for its header.
+    /// The lines of the section, without the header.
     ///
     /// # Errors
     /// [`ErrorCode::Invalid`] if a path is not UTF-8.

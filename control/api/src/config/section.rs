@@ -1,4 +1,4 @@
-//! A table of the configuration file. Parsing removes each known key; a key that remains is unknown and refused.
+//! A table of the configuration file. Parsing removes each known key; a remaining key is unknown and refused.
 
 use std::ops::RangeInclusive;
 
@@ -27,7 +27,7 @@ impl Section {
         }
     }
 
-    /// The error for an illegal `value` of `key`; `expected` is what is legal.
+    /// The error for an invalid `value` of `key`; `expected` describes the valid ones.
     pub(super) fn invalid_value(&self, key: &str, value: &str, expected: &str) -> Error {
         Error::new(
             ErrorCode::Invalid,
@@ -112,7 +112,7 @@ impl Section {
             None => Ok(None),
             Some(Value::String(name)) if !name.is_empty() => Ok(Some(Account::Name(name))),
             Some(value) => match value.as_integer().map(u32::try_from) {
-                // `u32::MAX` is `(uid_t) -1`, which setresuid(2) takes for "leave unchanged".
+                // `u32::MAX` is `(uid_t) -1`, which means "leave unchanged" for setresuid(2).
                 Some(Ok(id)) if id != 0 && id != u32::MAX => Ok(Some(Account::Id(id))),
                 _ => Err(self.invalid_value(key, &value.to_string(), expected)),
             },
@@ -139,7 +139,7 @@ impl Section {
         Ok(sections)
     }
 
-    /// Refuses the first key that was not read. `known`: all legal keys, for the message. To be called when all were read.
+    /// Refuses the first key that was not read. `known`: all valid keys, for the message. Call it after all keys have been read.
     pub(super) fn finish(self, known: &[&str]) -> Result<(), Error> {
         match self.table.iter().next() {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! What readers of sources return.
+//! The result type of readers of sources.
 
 /// A piece that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
