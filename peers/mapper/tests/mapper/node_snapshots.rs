@@ -95,7 +95,7 @@ fn a_volume_whose_snapshot_is_being_made_does_not_end_cleanly() {
         rig.sync();
         (token, lineage, handle)
     });
-    // The freeze is logged, and the catalogue does not know of the snapshot, when the client dies.
+    // The freeze is logged, and the catalogue does not know of the snapshot, when the session is to end.
     nodes.rigs[0].stalled = true;
     nodes.on(0, |rig| {
         rig.send(MapRequest {
@@ -105,9 +105,7 @@ fn a_volume_whose_snapshot_is_being_made_does_not_end_cleanly() {
         rig.serve_until(ObjectOp::Append);
         rig.step(ObjectOp::Append, None);
         rig.serve_until(ObjectOp::Append);
-        rig.replace_client();
-        // The volume is to be read as it is, and so has to be closed.
-        rig.send(MapRequest::open(own, false));
+        rig.send(MapRequest::new(MapOp::Close, handle));
         rig.serve_all_but(ObjectOp::Append);
     });
     let opened = nodes.on(1, |rig| rig.ask(MapRequest::open(own, true)).result);

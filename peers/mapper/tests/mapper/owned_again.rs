@@ -57,6 +57,9 @@ fn a_snapshot_with_a_clone_is_not_written_over() {
     let (mut rig, own, handle) = three();
     let clone = rig.clone_of("c", "clone", None);
     rig.remove("c");
+    // Each session looks for what it may own again.
+    rig.close(handle);
+    let handle = rig.open(own, true);
     assert!(rig.write(own, handle, 2, 9));
     let reader = rig.open(clone, false);
     assert_eq!(rig.read_all(reader, READ), C);
@@ -126,6 +129,7 @@ fn a_snapshot_whose_session_ended_before_it_was_made_is_not_written_over() {
     rig.serve_until(ObjectOp::Append);
     rig.replace_client();
     let open = rig.send(MapRequest::open(own, true));
+    rig.serve_all_but(ObjectOp::Append);
     rig.stalled = false;
     rig.run();
     let _ended = rig.reply(commit);
