@@ -119,7 +119,10 @@ pub struct Medium {
     dir: TempDir,
 }
 
-struct Mounted(PathBuf);
+struct Mounted {
+    image: PathBuf,
+    root: PathBuf,
+}
 
 impl Mounted {
     fn unmount(self) -> Result<()> {
@@ -128,20 +131,41 @@ impl Mounted {
         result
     }
 
-    /// Busy is what a file system is for a moment after another thread has started a program: until that has let go of
-    /// the files that were open here.
+    /// Unmounts, and waits until the kernel has written the file system out. It is busy while a program that another thread has just started
+    /// still has the files that were open here. And a process that has copied the mount into a namespace of its own keeps the file system
+    /// alive, and its log unfinished, although it is not mounted here any more: the loop device is released last.
     #[expect(clippy::disallowed_methods, reason = "waits for another process")]
     fn try_unmount(&self) -> Result<()> {
         let deadline = Deadline::after(COMMAND);
+        let pause = || std::thread::sleep(Duration::from_millis(1));
         loop {
-            match umount(&self.0) {
-                Err(Errno::EBUSY) if deadline.left().is_some() => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                result => return result.context("umount"),
+            match umount(&self.root) {
+                Err(Errno::EBUSY) if deadline.left().is_some() => pause(),
+                result => break result.context("umount")?,
             }
         }
+        while has_loop_device(&self.image)? {
+            ensure!(
+                deadline.left().is_some(),
+                "{} is unmounted, and a loop device still has it",
+                self.image.display()
+            );
+            pause();
+        }
+        Ok(())
     }
+}
+
+/// Whether a loop device has `image` open.
+fn has_loop_device(image: &Path) -> Result<bool> {
+    for device in std::fs::read_dir("/sys/block")? {
+        // Devices come and go; one without a file has no such attribute.
+        let file = std::fs::read_to_string(device?.path().join("loop/backing_file"));
+        if file.is_ok_and(|file| Path::new(file.trim_end_matches('\n')) == image) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl Drop for Mounted {
@@ -220,7 +244,10 @@ impl Medium {
             self.kind.name(),
             said(&output)
         );
-        Ok(Mounted(root))
+        Ok(Mounted {
+            image: self.image(),
+            root,
+        })
     }
 
     /// Mounts the image, validates its files, unmounts and checks it.
@@ -229,7 +256,7 @@ impl Medium {
     /// What is wrong with it.
     pub fn validate(&self, promise: &Promise) -> Result<()> {
         let mounted = self.mount()?;
-        validate(&mounted.0, promise)?;
+        validate(&mounted.root, promise)?;
         mounted.unmount()?;
         self.kind.check(&self.image())
     }
