@@ -58,7 +58,6 @@ lanes() {
     trap - EXIT
 }
 
-lane_pids=()
 end_lanes() {
     local pid
     for pid in "${lane_pids[@]}"; do kill -- "-$pid" 2> /dev/null; done
