@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use archipelago_protocol::diff::{DiffPage, RANGES_MAX};
 use archipelago_protocol::usage::Usage;
 use serde_json::{Value, json};
 use utoipa::openapi::{RefOr, Schema};
@@ -116,6 +117,7 @@ pub fn operations() -> Vec<Operation> {
         post("/v1/volumes", "volumeCreate", volume(), "A new, empty volume").of::<CreateVolume>().made(),
         get("/v1/volumes/{name}", "volumeInfo", volume(), "One volume, snapshot or image"),
         get("/v1/volumes/{name}/usage", "volumeUsage", body::<Usage>(), "What it takes of its pool; a walk over its map and those of its snapshots. 409 in-use: its last session has not ended"),
+        get("/v1/volumes/{name}/diff", "volumeDiff", body::<DiffPage>(), "A page of the ranges in which it differs from a snapshot or an image; a walk over what differs"),
         delete("/v1/volumes/{name}", "volumeRemove", "Forgets the name; what clones still need stays"),
         post("/v1/volumes/{name}/snapshot", "volumeSnapshot", volume(), "A snapshot, of a volume that may be running").of::<SnapshotVolume>().made(),
         post("/v1/volumes/{name}/clone", "volumeClone", volume(), "A writable volume that begins as the snapshot or image in the path").of::<CloneVolume>().made(),
@@ -167,6 +169,7 @@ pub fn document() -> Value {
         }
         match operation.id {
             "volumeList" => described["parameters"] = listing(),
+            "volumeDiff" => described["parameters"] = differences(),
             "poolRemove" => described["parameters"] = removal(),
             "imageAbort" | "imagePublish" => described["parameters"] = import(),
             _ => {}
@@ -203,6 +206,15 @@ fn listing() -> Value {
         { "name": "after", "in": "query", "schema": { "$ref": "#/components/schemas/Name" }, "description": "only names after this one" },
         { "name": "label", "in": "query", "schema": { "type": "string" }, "description": "only what has this label: its key, or KEY=VALUE" },
         { "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 1000 } },
+    ])
+}
+
+/// Parameters of a comparison.
+fn differences() -> Value {
+    json!([
+        { "name": "from", "in": "query", "schema": { "$ref": "#/components/schemas/Name" }, "description": "a snapshot or an image; left out: zeros, so that everything counts that has data" },
+        { "name": "start", "in": "query", "schema": { "type": "integer", "minimum": 0, "default": 0 }, "description": "only from this byte on: `next` of the page before" },
+        { "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": RANGES_MAX, "default": RANGES_MAX } },
     ])
 }
 

@@ -360,6 +360,14 @@ pub enum Volume {
         /// Its name
         name: Name,
     },
+    /// List the ranges in which a volume, snapshot or image differs from a snapshot or image; without --from, all that have data
+    Diff {
+        /// Its name
+        name: Name,
+        /// The snapshot or image to compare with
+        #[arg(long, value_name = "SNAP")]
+        from: Option<Name>,
+    },
     /// Resize a volume; a running guest is notified
     Resize {
         /// The volume

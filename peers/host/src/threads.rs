@@ -105,6 +105,7 @@ fn subject(request: &CatalogueRequest) -> Option<&Name> {
         | CatalogueRequest::Rename { .. }
         | CatalogueRequest::Fence { .. }
         | CatalogueRequest::Usage { .. }
+        | CatalogueRequest::Diff { .. }
         | CatalogueRequest::PoolInfo
         | CatalogueRequest::Check { .. } => None,
     }
@@ -153,7 +154,9 @@ impl DataThreads {
 
     /// Has the catalogue asked by the mapper of the thread that has the volume which `request` is about.
     pub(crate) fn catalogue(&self, request: CatalogueRequest, answer: Answer) {
-        if let (2.., CatalogueRequest::Usage { name }) = (self.queues.len(), &request) {
+        if let (2.., CatalogueRequest::Usage { name } | CatalogueRequest::Diff { name, .. }) =
+            (self.queues.len(), &request)
+        {
             let volume = self.volume_of(name);
             return self.question(volume, ControlRequest::Catalogue(request), answer);
         }

@@ -24,8 +24,8 @@ pub(crate) struct Parts {
     pub(crate) catalogue: Catalogue,
     pub(crate) volumes: Volumes,
     pub(crate) sessions: Sessions,
-    /// Held while maps are walked to count what they take: guests share the thread with one walk at most.
-    pub(crate) counting: Lock,
+    /// Held while maps are compared for somebody who asks: guests share the thread with one walk at most.
+    pub(crate) walking: Lock,
     /// The node is about to stop.
     stopping: Cell<bool>,
 }
@@ -37,7 +37,7 @@ impl Parts {
             catalogue: Catalogue::new(&pool),
             volumes: Volumes::new(&pool.scheduler),
             sessions: Sessions::default(),
-            counting: Lock::new(&pool.scheduler),
+            walking: Lock::new(&pool.scheduler),
             stopping: Cell::new(false),
             pool,
         }

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::check::Report;
+use crate::diff::DiffPage;
 use crate::error::Error;
 use crate::ids::{Lineage, Name, ObjectSize};
 use crate::labels::{LabelChanges, LabelFilter, Labels};
@@ -211,6 +212,17 @@ pub enum CatalogueRequest {
         /// Its name.
         name: Name,
     },
+    /// Where something differs from a snapshot or an image. Its maps are compared, so the answer takes a time that grows with what differs.
+    Diff {
+        /// Its name.
+        name: Name,
+        /// The snapshot or image; left out: zeros, so that everything counts that has data.
+        from: Option<Name>,
+        /// The byte from which on.
+        start: u64,
+        /// Most ranges, at most [`crate::diff::RANGES_MAX`].
+        limit: usize,
+    },
     /// Figures of the pool.
     PoolInfo,
     /// Looks for damage, missing and leaked objects; also in a pool whose catalogue cannot be used. Nothing is changed
@@ -249,6 +261,8 @@ pub enum CatalogueReply {
     },
     /// What something takes of the pool.
     Usage(Usage),
+    /// A page of ranges that differ.
+    Diff(DiffPage),
     /// What a check found.
     Report(Report),
     /// It failed.

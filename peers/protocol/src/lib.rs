@@ -36,6 +36,7 @@ pub mod check;
 pub mod client_handles;
 pub mod control;
 mod date;
+pub mod diff;
 pub mod endpoint;
 pub mod error;
 pub mod grants;

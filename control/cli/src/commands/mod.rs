@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod diff;
 mod doctor;
 mod ganeti;
 mod image;

@@ -13,6 +13,7 @@ use archipelago_protocol::{
 };
 use serde::Serialize;
 
+use super::diff;
 use crate::options::Volume;
 use crate::output::{Output, Table, date, facts, kind_name, tree};
 use crate::size::human;
@@ -132,6 +133,9 @@ pub(super) fn run(command: Volume, client: &Client, output: Output) -> Result<()
             let view: VolumeView = client.get(&path(&name, ""))?;
             let usage: Result<Usage, Error> = client.get(&path(&name, "/usage"));
             output.print(&VolumeInfo::new(view, usage), info)
+        }
+        Volume::Diff { name, from } => {
+            diff::run(&path(&name, "/diff"), from.as_ref(), client, output)
         }
         Volume::Resize { name, size, force } => made(
             client.call(

@@ -8,6 +8,7 @@ use archipelago_api::openapi::document;
 use archipelago_api::pools::PoolList;
 use archipelago_api::types::{Done, Failure, Stopped};
 use archipelago_protocol::catalogue::PAGE_MAX;
+use archipelago_protocol::diff::RANGES_MAX;
 use archipelago_protocol::{Error, ErrorCode, LabelFilter, Lineage, Name};
 use axum::Router;
 use axum::body::Bytes;
@@ -45,6 +46,7 @@ fn routes() -> Routes {
         ("/v1/volumes", "post", post(create)),
         ("/v1/volumes/{name}", "get", get(info)),
         ("/v1/volumes/{name}/usage", "get", get(usage)),
+        ("/v1/volumes/{name}/diff", "get", get(diff)),
         ("/v1/volumes/{name}", "delete", delete(remove)),
         ("/v1/volumes/{name}/snapshot", "post", post(snapshot)),
         ("/v1/volumes/{name}/clone", "post", post(clone)),
@@ -182,6 +184,15 @@ struct RemovePoolQuery {
     unserved: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiffQuery {
+    from: Option<Name>,
+    #[serde(default)]
+    start: u64,
+    limit: Option<usize>,
+}
+
 /// Which import of a name is meant: another import may have the name by now.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -296,6 +307,21 @@ async fn info(State(node): Shared, Segment(text): Segment) -> Answer {
 async fn usage(State(node): Shared, Segment(text): Segment) -> Answer {
     let name = name(&text)?;
     ok(node.pool_of(&name).await?.usage(&name).await?)
+}
+
+async fn diff(
+    State(node): Shared,
+    Segment(text): Segment,
+    query: Result<Query<DiffQuery>, QueryRejection>,
+) -> Answer {
+    let name = name(&text)?;
+    let DiffQuery { from, start, limit } = valid(query)?;
+    let limit = limit.unwrap_or(RANGES_MAX);
+    ok(node
+        .pool_of(&name)
+        .await?
+        .diff(&name, from, start, limit)
+        .await?)
 }
 
 async fn remove(State(node): Shared, Segment(text): Segment) -> Answer {

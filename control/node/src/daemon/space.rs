@@ -9,6 +9,7 @@ use std::time::Duration;
 use archipelago_api::pools::PoolStored;
 use archipelago_blocker_file::{Stored, stored};
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest};
+use archipelago_protocol::diff::DiffPage;
 use archipelago_protocol::usage::Usage;
 use archipelago_protocol::{Error, ErrorCode, Name};
 use tokio::time::Instant;
@@ -28,17 +29,53 @@ impl Pool {
         // A missing name gets its hint.
         self.lookup(name).await?;
         let request = CatalogueRequest::Usage { name: name.clone() };
+        match self.compare(name, request).await? {
+            CatalogueReply::Usage(usage) => Ok(usage),
+            other => Err(unexpected_reply(&other)),
+        }
+    }
+
+    /// A page of the ranges in which a volume, snapshot or image differs from a snapshot or image.
+    ///
+    /// # Errors
+    /// As [`Pool::usage`]; [`ErrorCode::Invalid`] if `from` is nothing that can be compared with.
+    pub(crate) async fn diff(
+        &self,
+        name: &Name,
+        from: Option<Name>,
+        start: u64,
+        limit: usize,
+    ) -> Result<DiffPage, Error> {
+        for name in [Some(name), from.as_ref()].into_iter().flatten() {
+            self.lookup(name).await?;
+        }
+        let request = CatalogueRequest::Diff {
+            name: name.clone(),
+            from,
+            start,
+            limit,
+        };
+        match self.compare(name, request).await? {
+            CatalogueReply::Diff(page) => Ok(page),
+            other => Err(unexpected_reply(&other)),
+        }
+    }
+
+    /// Has maps compared, that of `name` with others.
+    async fn compare(
+        &self,
+        name: &Name,
+        request: CatalogueRequest,
+    ) -> Result<CatalogueReply, Error> {
         match self.walk(request).await {
-            Ok(CatalogueReply::Usage(usage)) => Ok(usage),
-            Ok(other) => Err(unexpected_reply(&other)),
             Err(error) if error.code == ErrorCode::InUse => {
                 let message = format!(
-                    "`{name}` is not counted: the last session of its volume has not ended"
+                    "the map of `{name}` is not known: the last session of its volume has not ended"
                 );
                 Err(Error::new(ErrorCode::InUse, message)
-                    .with_hint("it is counted when the volume is open again, or was closed"))
+                    .with_hint("it is known when the volume is open again, or was closed"))
             }
-            Err(error) => Err(error),
+            reply => reply,
         }
     }
 

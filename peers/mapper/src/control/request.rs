@@ -5,6 +5,7 @@ use std::rc::Rc;
 use archipelago_protocol::catalogue::{CatalogueReply, CatalogueRequest, Kind};
 use archipelago_protocol::{Epoch, ErrorCode, LabelChanges, Name, OnFull};
 
+use super::diff::diff;
 use super::named::{
     check_free, check_fresh, check_size, clone_of, entry, find, in_use, not_found, same_volume,
     volume_named,
@@ -159,6 +160,15 @@ async fn serve(parts: &Rc<Parts>, request: CatalogueRequest) -> Outcome<Catalogu
         CatalogueRequest::Usage { name } => {
             let item = find(&parts.catalogue.names(), &name)?;
             usage(parts, &item).await.map(CatalogueReply::Usage)
+        }
+        CatalogueRequest::Diff {
+            name,
+            from,
+            start,
+            limit,
+        } => {
+            let page = diff(parts, &name, from.as_ref(), start, limit).await?;
+            Ok(CatalogueReply::Diff(page))
         }
         CatalogueRequest::PoolInfo => {
             let [free, total] = parts.pool.disk.stat_pool().await?;

@@ -4,28 +4,21 @@
 //! ([`reclaim`](super::reclaim) says why), so a map has alone what the next newer one has not, and what is younger than the next older
 //! snapshot.
 //!
-//! Invariants
-//! - Nothing is written, and nothing is recovered.
-//! - A page at a time, and a bounded number of entries in one turn of the thread. One walk at a time: who asks meanwhile waits.
-//! - A walk holds the roots and nodes of maps while it waits for pages, and needs every page below them. Nothing deletes a page of
-//!   a map whose lineage is there ([`Disk::delete`](crate::disk::Disk::delete)). A lineage that is removed meanwhile takes its pages with
-//!   it: then the walk ends with [`ErrorCode::NotFound`].
-//! - A writer whose map is walked copies each node that it changes, as it does after a snapshot.
+//! Invariant: nothing is written, and nothing is recovered.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use archipelago_protocol::catalogue::Kind;
 use archipelago_protocol::usage::{SnapshotUsage, Usage};
 use archipelago_protocol::{BLOCK_SIZE, Epoch, ErrorCode, Lineage};
 
+use super::walk::{unless_removed, walk};
 use crate::catalogue::{Item, Names};
 use crate::failure::{Failure, Outcome};
 use crate::parts::Parts;
 use crate::session::current_tree;
-use crate::tree::{Comparison, PlaceNodes, Root, SLOTS, Tree};
-
-/// Segments that one turn looks at, and then to the end of an object: some 100 us of work.
-const SEGMENTS_PER_TURN: usize = 4096;
+use crate::tree::{Root, Tree};
 
 /// The maps that may share blocks of one lineage.
 #[derive(Debug)]
@@ -96,20 +89,9 @@ struct Alone {
 /// # Errors
 /// [`ErrorCode::InUse`]: the last session of its volume has not ended. [`ErrorCode::NotFound`]: it was removed meanwhile.
 pub(super) async fn usage(parts: &Rc<Parts>, item: &Item) -> Outcome<Usage> {
-    let _one_at_a_time = parts.counting.acquire().await;
+    let _one_at_a_time = parts.walking.acquire().await;
     let counted = count_row(parts, item).await;
-    let names = parts.catalogue.names();
-    let there = names
-        .get(item.lineage)
-        .is_some_and(|now| now.name.is_some());
-    match counted {
-        // Its pages went with it.
-        Err(_) if !there => {
-            let why = format!("{} was removed", item.lineage);
-            Err(Failure::new(ErrorCode::NotFound, why))
-        }
-        counted => counted,
-    }
+    unless_removed(parts, item, counted)
 }
 
 async fn count_row(parts: &Rc<Parts>, item: &Item) -> Outcome<Usage> {
@@ -182,53 +164,21 @@ async fn count_row(parts: &Rc<Parts>, item: &Item) -> Outcome<Usage> {
 
 /// Counts where `map` and `base` differ.
 async fn compare(parts: &Rc<Parts>, map: &Tree, base: &Tree, alone: Alone) -> Outcome<Count> {
-    let size = map.object_size();
     let mut count = Count::default();
-    let mut walk = Comparison::new(map, base);
-    let mut left = SEGMENTS_PER_TURN;
-    while let Some(place) = walk.next_place() {
-        parts.check_running()?;
-        let mut nodes: PlaceNodes = place.nodes();
-        for (node, missing) in nodes.iter_mut().zip(place.missing()) {
-            if let Some(missing) = missing {
-                *node = Some(parts.pool.read_page(missing, size).await?);
-                left = SEGMENTS_PER_TURN;
-            }
+    walk(parts, map, base, 0, |segment| {
+        let blocks = segment.range.end - segment.range.start;
+        count.mapped += if segment.layer.is_some() { blocks } else { 0 };
+        count.base_mapped += if segment.base.is_some() { blocks } else { 0 };
+        let own = segment.layer.filter(|layer| layer.lineage == alone.lineage);
+        if let Some(layer) = own
+            && segment.layer != segment.base
+        {
+            count.own += blocks;
+            let is_alone = alone.since.is_none_or(|since| layer.epoch > since);
+            count.alone += if is_alone { blocks } else { 0 };
         }
-        if !place.is_leaf() {
-            give_way(parts, &mut left, SLOTS).await?;
-            walk.descend(&place, &nodes);
-            continue;
-        }
-        for slot in 0..SLOTS {
-            let mut seen = 0;
-            place.segments(&nodes, slot, size.blocks(), |segment| {
-                seen += 1;
-                let blocks = segment.range.end - segment.range.start;
-                count.mapped += if segment.layer.is_some() { blocks } else { 0 };
-                count.base_mapped += if segment.base.is_some() { blocks } else { 0 };
-                let own = segment.layer.filter(|layer| layer.lineage == alone.lineage);
-                if let Some(layer) = own
-                    && segment.layer != segment.base
-                {
-                    count.own += blocks;
-                    let is_alone = alone.since.is_none_or(|since| layer.epoch > since);
-                    count.alone += if is_alone { blocks } else { 0 };
-                }
-            });
-            give_way(parts, &mut left, seen).await?;
-        }
-    }
+        ControlFlow::Continue(())
+    })
+    .await?;
     Ok(count)
-}
-
-/// Has guests served in between, if `seen` segments more are the last of this turn.
-async fn give_way(parts: &Rc<Parts>, left: &mut usize, seen: usize) -> Outcome<()> {
-    *left = left.saturating_sub(seen);
-    if *left == 0 {
-        *left = SEGMENTS_PER_TURN;
-        parts.pool.disk.give_way().await;
-        parts.check_running()?;
-    }
-    Ok(())
 }

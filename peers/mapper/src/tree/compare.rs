@@ -91,6 +91,11 @@ impl Place {
         self.level == 0
     }
 
+    /// The object in `slot` of a leaf.
+    pub(crate) fn object(&self, slot: usize) -> u64 {
+        self.first + slot as u64
+    }
+
     /// The nodes that are in memory.
     pub(crate) fn nodes(&self) -> PlaceNodes {
         self.subtrees.each_ref().map(|subtree| match subtree {
@@ -116,7 +121,7 @@ impl Place {
         mut see: impl FnMut(Segment),
     ) {
         let [leaf, base] = nodes.each_ref().map(|node| node.as_deref().and_then(leaf));
-        let first = (self.first + slot as u64) * blocks;
+        let first = self.object(slot) * blocks;
         let mut at = 0;
         while at < blocks {
             let look = |leaf: Option<&Leaf>| {
@@ -149,6 +154,8 @@ fn leaf(node: &Node) -> Option<&Leaf> {
 #[derive(Debug)]
 pub(crate) struct Comparison {
     todo: Vec<Place>,
+    /// The first object that is looked at.
+    start: u64,
 }
 
 impl Comparison {
@@ -162,7 +169,15 @@ impl Comparison {
             first: 0,
             subtrees,
         };
-        Comparison { todo: vec![whole] }
+        Comparison {
+            todo: vec![whole],
+            start: 0,
+        }
+    }
+
+    /// The same without objects before `start`.
+    pub(crate) fn from(self, start: u64) -> Self {
+        Comparison { start, ..self }
     }
 
     /// The next place in which the maps may differ; its nodes go to [`Comparison::descend`], or to [`Place::segments`].
@@ -186,6 +201,9 @@ impl Comparison {
         let span = LEAF_OBJECTS * FAN_OUT.pow(u32::from(level));
         // The leftmost first.
         for number in (0..FAN_OUT).rev() {
+            if place.first + (number + 1) * span <= self.start {
+                return;
+            }
             let below = |side: usize| {
                 let subtree = place.subtrees[side].as_ref()?;
                 if subtree.level() < place.level {

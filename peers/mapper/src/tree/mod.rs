@@ -30,7 +30,7 @@ use leaf::LeafPlace;
 use place::{index, small};
 
 pub(crate) use cache::Cache;
-pub(crate) use compare::{Comparison, PlaceNodes, SLOTS};
+pub(crate) use compare::{Comparison, PlaceNodes, SLOTS, Segment};
 pub(crate) use leaf::Leaf;
 pub(crate) use node::{Body, Child, Node};
 #[cfg(feature = "fuzzing")]

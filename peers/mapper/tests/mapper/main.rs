@@ -5,6 +5,7 @@
 mod catalogue;
 mod catalogue_checkpoints;
 mod damage;
+mod diff;
 mod failures;
 mod full;
 mod journal;
