@@ -5,12 +5,13 @@ mod harness;
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
     use serde_json::Value;
 
-    use crate::harness::clients::{has_clients, qemu_io};
+    use crate::harness::clients::{has_clients, holder, qemu_io};
     use crate::harness::content::{file, noise};
     use crate::harness::{Node, PLACEMENTS, wait};
 
@@ -204,21 +205,24 @@ mod tests {
         let node = Node::start("fused");
         node.done(&["volume", "create", "v", "--size", "1G"]);
         let v = export(&node, "v");
-        qemu_io(&[], &["write -P 1 0 1M", "flush"], &v);
-        let mut holder = crate::harness::clients::holder(&v);
-        wait("the client", || {
-            usage_of_open(&node).is_some_and(|mapped| mapped == MIB)
+        // A client that has written has the volume open.
+        let mut holder = holder(&v);
+        let mut stdin = holder.stdin.take().unwrap();
+        stdin.write_all(b"write -P 1 0 1M\nflush\n").unwrap();
+        wait("the write of the client", || {
+            usage_of_open(&node) == Some(MIB)
         });
         node.kill_endpoint();
         // The client ends with its connection, and nobody opens the volume again.
-        drop(holder.stdin.take());
+        drop(stdin);
         holder.wait().unwrap();
+        // The data process that was killed has to be replaced first.
+        wait("the reason why there are no figures", || {
+            let info = node.json(&["volume", "info", "v"]);
+            let why = info["usage_unknown"].as_str().unwrap_or_default();
+            why.contains("the last session of its volume has not ended")
+        });
         let info = node.json(&["volume", "info", "v"]);
-        let why = info["usage_unknown"].as_str().unwrap_or_default();
-        assert!(
-            why.contains("the last session of its volume has not ended"),
-            "{info}"
-        );
         assert!(info.get("usage").is_none(), "{info}");
         let text = node.done(&["volume", "info", "v"]);
         assert!(text.contains("mapped       not known: "), "{text}");
